@@ -1,0 +1,1 @@
+"""Benchmark of both ways a classifier fails."""

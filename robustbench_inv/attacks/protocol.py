@@ -1,0 +1,107 @@
+"""What an attack is: a frozen dataclass that proposes images and never judges them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.models.protocol import Output
+from robustbench_inv.randomness import Noise
+from robustbench_inv.threat.threat_model import ThreatModel
+
+__all__ = ["Attack", "Batch", "Kind", "Loss", "Queries"]
+
+Kind = Literal["budget", "minimal", "invariance"]
+"""``budget``: searches inside a fixed budget. ``minimal``: seeks the nearest success, run once for all
+budgets. ``invariance``: changes the content and keeps the decision, run once for all budgets."""
+
+Loss = Callable[[Output, Tensor], Tensor]
+"""(output of m samples, their labels (m,)) → (m,) values that the attacker wants to *increase*."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The samples that an attack works on.
+
+    Args:
+        images: (n, …) clean inputs inside the model's bounds.
+        labels: (n,) int64 true classes.
+        ids: (n,) int64 sample ids.
+        start: (n, …) images to start from (the previous eps of a sweep), or None.
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+    start: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: Tensor) -> "Batch":
+        """Return a subset of the batch, given positions (m,) or a mask (n,)."""
+        start = None if self.start is None else self.start[rows]
+        return Batch(self.images[rows], self.labels[rows], self.ids[rows], start)
+
+
+@runtime_checkable
+class Queries(Protocol):
+    """The model as an attack sees it: every call is counted on the samples it is made for.
+
+    ``rows`` are the positions (m,) in the batch of the m images given; None means images for the whole
+    batch in its order. Attacks that drop decided samples from their working set must pass them.
+    """
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def bounds(self) -> tuple[float, float]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def model(self) -> object:
+        """The classifier itself, for what only its capabilities give (``Invertible``, a code's parts)."""
+        ...
+
+    def __call__(self, images: Tensor, rows: Tensor | None = None) -> Output:
+        """Return the output without a graph; one forward pass for each sample."""
+        ...
+
+    def gradient(
+        self, images: Tensor, loss: Loss, rows: Tensor | None = None
+    ) -> tuple[Output, Tensor]:
+        """Return the output and the gradient (m, …) of each sample's loss; one pass each way."""
+        ...
+
+    def differentiable(self, images: Tensor, rows: Tensor | None = None) -> Output:
+        """Return the output with its graph; a backward pass through it is counted when it is made."""
+        ...
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """An attack algorithm: its fields are its parameters, its card's parameters and its test id.
+
+    ``norms`` are the budgets it can be asked for; ``kind`` tells the engine how to call it.
+    """
+
+    kind: ClassVar[Kind]
+
+    @property
+    def norms(self) -> frozenset[str]: ...
+
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
+        """Return a proposal for each sample, (n, …), the clean image where there is none.
+
+        Args:
+            model: answers queries about the batch's samples.
+            batch: n samples.
+            threat: the budget to stay in, the goal to reach, the access allowed.
+            noise: the samples' random numbers, to be drawn by (restart, step).
+        """
+        ...

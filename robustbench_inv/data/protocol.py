@@ -1,0 +1,60 @@
+"""What a data set must offer."""
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+__all__ = ["Dataset", "JudgesLabels"]
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """A fixed, ordered set of labelled inputs; a sample's id is its position."""
+
+    @property
+    def name(self) -> str:
+        """Full reference, parameters included: ``mnist``, ``spheres:d=500,n=10,r1=1,r2=1.3``."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the bytes of all images and labels, 64 hexadecimal digits."""
+        ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        ...
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Least and largest value an input element can take."""
+        ...
+
+    @property
+    def labels(self) -> Tensor:
+        """(N,) int64, all labels."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def batch(self, ids: Tensor | list[int]) -> tuple[Tensor, Tensor]:
+        """Return images (n, *shape), floating point inside the bounds, and labels (n,) int64."""
+        ...
+
+
+@runtime_checkable
+class JudgesLabels(Protocol):
+    """A data set that knows the true class of any input, not only of its own."""
+
+    @property
+    def oracle_source(self) -> str:
+        """``exact``, ``human`` or the name of a proxy."""
+        ...
+
+    def judge(self, images: Tensor) -> Tensor:
+        """Return the true classes (n,) int64, −1 where the input has none."""
+        ...

@@ -1,0 +1,64 @@
+"""What a model must offer, and what it may offer besides."""
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.tensors import Output
+
+__all__ = ["Classifier", "Invertible", "Output", "SplitsCode", "Stochastic"]
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """A classifier of inputs inside ``bounds``; normalisation, if any, happens inside.
+
+    ``bounds`` are the least and largest value of an input element, ``dtype`` what it computes in.
+    """
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def bounds(self) -> tuple[float, float]: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def __call__(self, images: Tensor) -> Output:
+        """Return the output for (n, …) images."""
+        ...
+
+
+@runtime_checkable
+class Stochastic(Protocol):
+    """A classifier whose answer depends on a latent draw, which is an argument."""
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]: ...
+
+    def respond(self, images: Tensor, latent: Tensor) -> Output:
+        """Return the output for (n, …) images under (k, n, *latent_shape) standard normal draws.
+
+        The logits are those of the mean of the k softmax outputs: their logarithm, (n, classes).
+        """
+        ...
+
+
+@runtime_checkable
+class Invertible(Protocol):
+    """A model that is a bijection between inputs and codes."""
+
+    def encode(self, images: Tensor) -> Tensor: ...
+
+    def decode(self, code: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class SplitsCode(Protocol):
+    """An invertible model that divides its code into semantic and nuisance parts."""
+
+    def split(self, code: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def join(self, semantic: Tensor, nuisance: Tensor) -> Tensor: ...

@@ -1,0 +1,104 @@
+"""One record: what happened to one sample in one cell (schema v1)."""
+
+import json
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from robustbench_inv.errors import BadResults
+
+__all__ = ["SCHEMA_VERSION", "Answer", "Distances", "Record", "Status"]
+
+SCHEMA_VERSION = 1
+
+Status = Literal["ok", "already_wrong", "no_start", "numerics", "crash", "budget"]
+"""``ok``: the attack ran. ``already_wrong``: broken at eps 0. The others say why the attack has no valid
+proposal for the sample, which then counts as robust: no starting point, a non-finite value, an exception,
+or a proposal outside the budget or the model's bounds."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's answer: ``decision`` is the argmax class even when the input is rejected."""
+
+    decision: int
+    score: float | None
+    accepted: bool | None
+
+
+@dataclass(frozen=True)
+class Distances:
+    """How far the shown input is from the clean one, in input units (l0: number of elements)."""
+
+    l0: int
+    l1: float
+    l2: float
+    linf: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """What happened to one sample.
+
+    Args:
+        sample: sample id.
+        label: true class of the clean input.
+        before: the model's answer to the clean input.
+        after: the model's answer to the proposed input.
+        oracle: true class of the proposed input; None where unknown.
+        oracle_source: ``exact``, ``human``, a proxy's name, or None.
+        distance: of the proposed input from the clean one.
+        broken_at: the smallest eps of the sweep at which the sample fell (0.0 if it was wrong to begin with;
+            without a budget, the distance at which it fell), None if it held.
+        within_budget: is the proposed input inside the (largest) budget and the model's bounds?
+        goal_reached: did the attack reach its goal with an allowed input, also when replayed?
+        forward_passes: inputs of this sample that the model was asked about in the search.
+        backward_passes: gradients taken for this sample in the search.
+        zero_gradient: was every gradient taken for it zero or not finite?
+        replayed: did a second evaluation in another batch give the same decision?
+        status: see Status.
+    """
+
+    sample: int
+    label: int
+    before: Answer
+    after: Answer
+    oracle: int | None
+    oracle_source: str | None
+    distance: Distances
+    broken_at: float | None
+    within_budget: bool
+    goal_reached: bool
+    forward_passes: int
+    backward_passes: int
+    zero_gradient: bool
+    replayed: bool
+    status: Status
+
+    def to_line(self) -> str:
+        """Return the record as one line of JSON, newline included, keys in schema order."""
+        value = {**vars(self), "before": vars(self.before), "after": vars(self.after)}
+        value["distance"] = vars(self.distance)
+        return json.dumps(value, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_line(cls, line: str) -> "Record":
+        """Read one line.
+
+        Raises:
+            BadResults: if it is not a record of this schema.
+        """
+        try:
+            value = json.loads(line)
+            nested = {
+                "before": Answer(**value["before"]),
+                "after": Answer(**value["after"]),
+                "distance": Distances(**value["distance"]),
+            }
+            record = cls(**{**value, **nested})
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadResults("unreadable record", got=line[:80], remedy=str(error)) from error
+        if record.status not in get_args(Status):
+            raise BadResults(
+                "unknown record status", got=record.status, expected=str(get_args(Status))
+            )
+        return record

@@ -1,0 +1,85 @@
+"""Small per-sample tensor functions that every layer shares, and the output of a classifier."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["NORMS", "Output", "broadcast", "flatten", "margin", "norm", "where_rows"]
+
+NORMS = ("l0", "l1", "l2", "linf")
+
+
+@dataclass(frozen=True)
+class Output:
+    """The answer of a classifier to a batch.
+
+    Args:
+        logits: (n, classes) unnormalised class scores.
+        score: (n,) higher means more in-distribution, or None.
+        accepted: (n,) booleans, or None for a model that never rejects.
+    """
+
+    logits: Tensor
+    score: Tensor | None = None
+    accepted: Tensor | None = None
+
+    @property
+    def decision(self) -> Tensor:
+        """(n,) int64: the class of the largest logit, even when the input is rejected."""
+        return self.logits.argmax(1)
+
+    def __getitem__(self, rows: Tensor) -> "Output":
+        """Return the output of a subset of the batch."""
+        return Output(
+            self.logits[rows],
+            None if self.score is None else self.score[rows],
+            None if self.accepted is None else self.accepted[rows],
+        )
+
+    def detach(self) -> "Output":
+        """Return the same output without its graph."""
+        score = None if self.score is None else self.score.detach()
+        return Output(self.logits.detach(), score, self.accepted)
+
+
+def flatten(images: Tensor) -> Tensor:
+    """Return (n, d) from (n, …)."""
+    return images.reshape(images.shape[0], -1)
+
+
+def broadcast(values: Tensor, images: Tensor) -> Tensor:
+    """Return per-sample values (n,) shaped (n, 1, …) so that they multiply images (n, …)."""
+    return values.reshape(-1, *[1] * (images.ndim - 1))
+
+
+def norm(perturbation: Tensor, name: str) -> Tensor:
+    """Return the norm of each sample's perturbation over all its elements.
+
+    Args:
+        perturbation: (n, …).
+        name: one of ``l0`` (number of non-zero elements), ``l1``, ``l2``, ``linf``.
+
+    Returns:
+        (n,), in the dtype of the perturbation.
+    """
+    flat = flatten(perturbation)
+    if name == "l0":
+        return (flat != 0).sum(1).to(flat.dtype)
+    order = {"l1": 1.0, "l2": 2.0, "linf": float("inf")}[name]
+    return torch.linalg.vector_norm(flat, ord=order, dim=1)
+
+
+def where_rows(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Return (n, …) with the rows of ``new`` where the mask (n,) holds, else those of ``old``."""
+    return torch.where(broadcast(mask, old), new, old)
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return max_{j≠y} z_j − z_y for each sample, (n,): positive when misclassified.
+
+    The true class is masked with −inf, so that all-negative and huge logits are right (check C9).
+    """
+    true = logits.gather(1, labels[:, None])
+    others = logits.scatter(1, labels[:, None], float("-inf"))
+    return others.max(1).values - true[:, 0]

@@ -1,0 +1,117 @@
+"""Budgets: which inputs an attack may show instead of the clean one."""
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.errors import BadParameter
+from robustbench_inv.tensors import NORMS, broadcast, flatten, norm
+
+__all__ = ["Budget", "LpBall", "OnSphere", "Unbounded"]
+
+TOLERANCE = 1e-6
+"""What rounding may add to a distance before a point counts as outside (absolute, in input units)."""
+
+
+@runtime_checkable
+class Budget(Protocol):
+    """A set of allowed inputs around each clean one; ``norm`` is the one its distances are in."""
+
+    @property
+    def norm(self) -> str: ...
+
+    def distance(self, clean: Tensor, adversarial: Tensor) -> Tensor:
+        """Return (n,) distances of (n, …) adversarial from (n, …) clean inputs."""
+        ...
+
+    def contains(self, clean: Tensor, adversarial: Tensor) -> Tensor:
+        """Return (n,) booleans: is the input allowed, up to rounding?"""
+        ...
+
+    def project(self, clean: Tensor, adversarial: Tensor) -> Tensor:
+        """Return the nearest allowed input of each sample, (n, …)."""
+        ...
+
+
+@dataclass(frozen=True)
+class LpBall:
+    """All inputs within ``eps`` of the clean one in the l0, l1, l2 or linf norm, in input units."""
+
+    norm: str
+    eps: float
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise BadParameter("unknown norm", got=self.norm, expected="one of " + ", ".join(NORMS))
+        if not 0 <= self.eps < float("inf"):
+            raise BadParameter("unusable eps", got=self.eps, expected="a finite number >= 0")
+
+    def distance(self, clean: Tensor, adversarial: Tensor) -> Tensor:
+        return norm(adversarial - clean, self.norm)
+
+    def contains(self, clean: Tensor, adversarial: Tensor) -> Tensor:
+        slack = TOLERANCE * max(1.0, self.eps)
+        return self.distance(clean, adversarial) <= self.eps + slack
+
+    def project(self, clean: Tensor, adversarial: Tensor) -> Tensor:
+        delta = adversarial - clean
+        if self.norm == "linf":
+            return clean + delta.clamp(-self.eps, self.eps)
+        if self.norm == "l2":
+            length = norm(delta, "l2").clamp_min(torch.finfo(delta.dtype).tiny)
+            return clean + delta * broadcast((self.eps / length).clamp_max(1), delta)
+        if self.norm == "l1":
+            return clean + _project_l1(flatten(delta), self.eps).reshape(delta.shape)
+        return clean + _keep_largest(flatten(delta), int(self.eps)).reshape(delta.shape)
+
+
+@dataclass(frozen=True)
+class Unbounded:
+    """Every input is allowed; distances are still measured, in ``norm``."""
+
+    norm: str = "l2"
+
+    def distance(self, clean: Tensor, adversarial: Tensor) -> Tensor:
+        return norm(adversarial - clean, self.norm)
+
+    def contains(self, clean: Tensor, adversarial: Tensor) -> Tensor:
+        return torch.ones(len(clean), dtype=torch.bool, device=clean.device)
+
+    def project(self, clean: Tensor, adversarial: Tensor) -> Tensor:
+        return adversarial
+
+
+@dataclass(frozen=True)
+class OnSphere:
+    """All inputs whose l2 norm is ``radius`` (up to a relative 1e-9 in float64)."""
+
+    radius: float
+    norm: str = "l2"
+
+    def distance(self, clean: Tensor, adversarial: Tensor) -> Tensor:
+        return norm(adversarial - clean, self.norm)
+
+    def contains(self, clean: Tensor, adversarial: Tensor) -> Tensor:
+        slack = 1e-9 if adversarial.dtype == torch.float64 else 1e-5
+        return (norm(adversarial, "l2") - self.radius).abs() <= slack * self.radius
+
+    def project(self, clean: Tensor, adversarial: Tensor) -> Tensor:
+        return adversarial * broadcast(self.radius / norm(adversarial, "l2"), adversarial)
+
+
+def _project_l1(delta: Tensor, eps: float) -> Tensor:
+    """Project (n, d) on the l1 ball by the sorted threshold of Duchi et al., ICML 2008, figure 1."""
+    sizes = delta.abs().sort(dim=1, descending=True).values
+    excess = sizes.cumsum(1) - eps
+    counts = torch.arange(1, delta.shape[1] + 1, device=delta.device, dtype=delta.dtype)
+    last = (sizes * counts > excess).sum(1, keepdim=True).clamp_min(1)
+    threshold = excess.gather(1, last - 1) / last
+    shrunk = delta.sign() * (delta.abs() - threshold).clamp_min(0)
+    return torch.where((sizes.sum(1) > eps)[:, None], shrunk, delta)
+
+
+def _keep_largest(delta: Tensor, count: int) -> Tensor:
+    kept = delta.abs().topk(min(count, delta.shape[1]), dim=1).indices
+    return torch.zeros_like(delta).scatter(1, kept, delta.gather(1, kept))
