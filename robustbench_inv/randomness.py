@@ -49,6 +49,8 @@ class Noise:
         ids: (n,) int64 sample ids, in the order of the batch.
         stream: separates uses that must not share draws ("attack", "verdict", …).
 
+    The ``step`` of a draw is one number, or (n,) numbers, one for each sample.
+
     Example:
         >>> both = Noise(0, torch.tensor([3, 8])).uniform((2,))
         >>> alone = Noise(0, torch.tensor([8])).uniform((2,))
@@ -73,7 +75,7 @@ class Noise:
         shape: tuple[int, ...],
         *,
         restart: int = 0,
-        step: int = 0,
+        step: int | Tensor = 0,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Return (n, *shape) numbers uniform on (0, 1)."""
@@ -86,7 +88,7 @@ class Noise:
         shape: tuple[int, ...],
         *,
         restart: int = 0,
-        step: int = 0,
+        step: int | Tensor = 0,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
         """Return (n, *shape) standard normal numbers (Box-Muller)."""
@@ -98,19 +100,19 @@ class Noise:
         return both[:, :count].to(dtype).reshape(-1, *shape)
 
     def integers(
-        self, high: int, shape: tuple[int, ...] = (), *, restart: int = 0, step: int = 0
+        self, high: int, shape: tuple[int, ...] = (), *, restart: int = 0, step: int | Tensor = 0
     ) -> Tensor:
         """Return (n, *shape) int64 uniform on 0 … high − 1 (bias below high / 2**32)."""
         count = _count(shape)
         words = self._words(count, restart, step)[:, :count]
         return ((words * high) >> 32).reshape(-1, *shape)
 
-    def _words(self, count: int, restart: int, step: int) -> Tensor:
+    def _words(self, count: int, restart: int, step: int | Tensor) -> Tensor:
         device = self.ids.device
         blocks = torch.arange((count + 3) // 4, device=device)
         counter = torch.empty((len(self.ids), len(blocks), 4), dtype=torch.int64, device=device)
         counter[..., 0] = blocks
-        counter[..., 1] = step & _MASK
+        counter[..., 1] = torch.as_tensor(step, device=device).reshape(-1, 1) & _MASK
         counter[..., 2] = restart & _MASK
         counter[..., 3] = self.ids[:, None] & _MASK
         return philox(counter, self._key()).flatten(1)

@@ -1,5 +1,6 @@
 """Small per-sample tensor functions that every layer shares, and the output of a classifier."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -44,8 +45,8 @@ class Output:
 
 
 def flatten(images: Tensor) -> Tensor:
-    """Return (n, d) from (n, …)."""
-    return images.reshape(images.shape[0], -1)
+    """Return (n, d) from (n, …); n may be 0."""
+    return images.reshape(images.shape[0], math.prod(images.shape[1:]))
 
 
 def broadcast(values: Tensor, images: Tensor) -> Tensor:
@@ -67,7 +68,8 @@ def norm(perturbation: Tensor, name: str) -> Tensor:
     if name == "l0":
         return (flat != 0).sum(1).to(flat.dtype)
     order = {"l1": 1.0, "l2": 2.0, "linf": float("inf")}[name]
-    return torch.linalg.vector_norm(flat, ord=order, dim=1)
+    result: Tensor = torch.linalg.vector_norm(flat, ord=order, dim=1)
+    return result
 
 
 def where_rows(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from robustbench_inv.models.protocol import Output
 from robustbench_inv.randomness import Noise
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["Attack", "Batch", "Kind", "Loss", "Queries"]
+__all__ = ["Attack", "Batch", "Kind", "Loss", "Queries", "Reason"]
 
 Kind = Literal["budget", "minimal", "invariance"]
 """``budget``: searches inside a fixed budget. ``minimal``: seeks the nearest success, run once for all
@@ -19,6 +19,9 @@ budgets. ``invariance``: changes the content and keeps the decision, run once fo
 
 Loss = Callable[[Output, Tensor], Tensor]
 """(output of m samples, their labels (m,)) → (m,) values that the attacker wants to *increase*."""
+
+Reason = Literal["no_start", "numerics"]
+"""Why an attack has no proposal for a sample: no starting point, or values that are not finite."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,10 @@ class Queries(Protocol):
         """Return the output with its graph; a backward pass through it is counted when it is made."""
         ...
 
+    def mark(self, rows: Tensor, status: Reason) -> None:
+        """Say why there is no proposal for some samples, given their positions (m,) in the batch."""
+        ...
+
 
 @runtime_checkable
 class Attack(Protocol):
@@ -90,7 +97,8 @@ class Attack(Protocol):
     ``norms`` are the budgets it can be asked for; ``kind`` tells the engine how to call it.
     """
 
-    kind: ClassVar[Kind]
+    @property
+    def kind(self) -> Kind: ...
 
     @property
     def norms(self) -> frozenset[str]: ...

@@ -33,7 +33,17 @@ class Classifier(Protocol):
 
 @runtime_checkable
 class Stochastic(Protocol):
-    """A classifier whose answer depends on a latent draw, which is an argument."""
+    """A classifier whose answer depends on latent draws, which are an argument.
+
+    ``draws`` is how many are averaged for one answer; with ``fixed_noise`` a sample has the same draws in
+    every answer, which the attacker knows; otherwise each answer has fresh ones (check C13).
+    """
+
+    @property
+    def draws(self) -> int: ...
+
+    @property
+    def fixed_noise(self) -> bool: ...
 
     @property
     def latent_shape(self) -> tuple[int, ...]: ...

@@ -11,8 +11,8 @@ from robustbench_inv.tensors import NORMS, broadcast, flatten, norm
 
 __all__ = ["Budget", "LpBall", "OnSphere", "Unbounded"]
 
-TOLERANCE = 1e-6
-"""What rounding may add to a distance before a point counts as outside (absolute, in input units)."""
+TOLERANCE = {torch.float64: 1e-9}
+"""What rounding may add to a distance, by dtype (relative to eps, at least to 1)."""
 
 
 @runtime_checkable
@@ -52,7 +52,7 @@ class LpBall:
         return norm(adversarial - clean, self.norm)
 
     def contains(self, clean: Tensor, adversarial: Tensor) -> Tensor:
-        slack = TOLERANCE * max(1.0, self.eps)
+        slack = TOLERANCE.get(adversarial.dtype, 1e-6) * max(1.0, self.eps)
         return self.distance(clean, adversarial) <= self.eps + slack
 
     def project(self, clean: Tensor, adversarial: Tensor) -> Tensor:

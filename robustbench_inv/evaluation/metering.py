@@ -1,0 +1,191 @@
+"""The model as an attack sees it: passes counted, draws averaged, the best iterate kept."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.attacks.protocol import Batch, Loss
+from robustbench_inv.models.protocol import Classifier, Stochastic
+from robustbench_inv.randomness import Noise
+from robustbench_inv.results.record import Status
+from robustbench_inv.tensors import Output, flatten, where_rows
+from robustbench_inv.threat.threat_model import ThreatModel
+
+__all__ = ["Meter", "answer", "inside_box", "judge"]
+
+
+def answer(classifier: Classifier, images: Tensor, noise: Noise, step: int | Tensor = 0) -> Output:
+    """Return a classifier's output; a stochastic one answers under its samples' draws.
+
+    Args:
+        classifier: any classifier.
+        images: (n, …) inputs.
+        noise: the n samples' random numbers.
+        step: which of each sample's draws, one number or (n,); without effect when its noise is fixed.
+    """
+    if not isinstance(classifier, Stochastic):
+        return classifier(images)
+    if classifier.fixed_noise:
+        noise, step = noise.named("fixed"), 0
+    shape = (classifier.draws, *classifier.latent_shape)
+    latent = noise.normal(shape, step=step, dtype=images.dtype).transpose(0, 1)
+    return classifier.respond(images, latent)
+
+
+@torch.no_grad()
+def judge(classifier: Classifier, images: Tensor, noise: Noise, replay: int = 0) -> Output:
+    """Return the output that counts: draws that no search has seen, unless the noise is fixed.
+
+    Args:
+        classifier: the original model.
+        images: (n, …) inputs.
+        noise: the n samples' random numbers.
+        replay: another number gives another set of draws.
+    """
+    return answer(classifier, images, noise.named("verdict"), replay)
+
+
+def inside_box(images: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Return (n,): is every element finite and inside the bounds?"""
+    flat = flatten(images)
+    return ((flat >= bounds[0]) & (flat <= bounds[1])).all(1)
+
+
+@dataclass
+class Meter:
+    """Answers an attack's queries about one batch (implements ``attacks.protocol.Queries``).
+
+    Args:
+        classifier: the model that the attack searches on.
+        batch: the n samples.
+        threat: what counts as a success while searching.
+        noise: the samples' random numbers.
+        keep_best: keep the nearest success that any query showed (not for invariance goals, whose
+            output condition the clean image already meets).
+    """
+
+    classifier: Classifier
+    batch: Batch
+    threat: ThreatModel
+    noise: Noise
+    keep_best: bool = True
+    found: Tensor = field(init=False)
+    best: Tensor = field(init=False)
+    marks: dict[int, Status] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n, device = len(self.batch), self.batch.images.device
+        self.found = torch.zeros(n, dtype=torch.bool, device=device)
+        self.best = self.batch.images.clone()
+        self._distance = torch.full((n,), float("inf"), device=device, dtype=self.dtype)
+        self._forward = torch.zeros(n, dtype=torch.float64, device=device)
+        self._backward = torch.zeros(n, dtype=torch.float64, device=device)
+        self._useful = torch.zeros(n, dtype=torch.bool, device=device)
+
+    @property
+    def num_classes(self) -> int:
+        return self.classifier.num_classes
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return self.classifier.bounds
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.classifier.dtype
+
+    @property
+    def model(self) -> Classifier:
+        return self.classifier
+
+    @property
+    def forward_passes(self) -> Tensor:
+        """(n,) int64: inputs that the model was asked about, for each sample."""
+        return self._forward.ceil().long()
+
+    @property
+    def backward_passes(self) -> Tensor:
+        """(n,) int64: gradients taken, for each sample."""
+        return self._backward.ceil().long()
+
+    @property
+    def zero_gradient(self) -> Tensor:
+        """(n,): gradients were taken, and every one was zero or not finite."""
+        return (self._backward > 0) & ~self._useful
+
+    def mark(self, rows: Tensor, status: Status) -> None:
+        """Say why there is no proposal for some samples (positions in the batch)."""
+        self.marks.update(dict.fromkeys(rows.tolist(), status))
+
+    def __call__(self, images: Tensor, rows: Tensor | None = None) -> Output:
+        with torch.no_grad():
+            return self._ask(images, rows)
+
+    def gradient(
+        self, images: Tensor, loss: Loss, rows: Tensor | None = None
+    ) -> tuple[Output, Tensor]:
+        labels = self.batch.labels if rows is None else self.batch.labels[rows]
+        with torch.enable_grad():
+            images = images.detach().requires_grad_(True)
+            output = self._ask(images, rows)
+            value = loss(output, labels).sum()
+            (slope,) = torch.autograd.grad(value, images, allow_unused=True, materialize_grads=True)
+        self._count_backward(slope, rows)
+        return output.detach(), slope
+
+    def differentiable(self, images: Tensor, rows: Tensor | None = None) -> Output:
+        output = self._ask(images, rows)
+        if images.requires_grad:
+            images.register_hook(  # type: ignore[no-untyped-call]
+                lambda slope: self._count_backward(slope, rows)
+            )
+        return output
+
+    def _ask(self, images: Tensor, rows: Tensor | None) -> Output:
+        whole = rows is None and len(images) == len(self.batch)
+        if whole:
+            rows = torch.arange(len(self.batch), device=images.device)
+        if rows is None:
+            self._forward += len(images) / len(self.batch)
+            return answer(self.classifier, images, self._anonymous(images))
+        output = answer(
+            self.classifier,
+            images,
+            self.noise.named("search").rows(rows),
+            self._forward[rows].long(),
+        )
+        self._forward[rows] += 1
+        if self.keep_best:
+            self._keep(images.detach(), output.detach(), rows)
+        return output
+
+    def _anonymous(self, images: Tensor) -> Noise:
+        """Draws for images of which the attack does not say whose they are."""
+        ids = torch.arange(len(images), device=images.device)
+        return Noise(self.noise.seed, ids, f"{self.noise.stream}/anonymous")
+
+    @torch.no_grad()
+    def _keep(self, images: Tensor, output: Output, rows: Tensor) -> None:
+        hit = self.threat.goal.margin(output, self.batch.labels[rows]) > 0
+        if not hit.any():
+            return
+        images, rows = images[hit], rows[hit]
+        clean = self.batch.images[rows]
+        allowed = inside_box(images, self.bounds) & self.threat.budget.contains(clean, images)
+        distance = self.threat.budget.distance(clean, images)
+        nearer = allowed & (distance < self._distance[rows])
+        self.best[rows] = where_rows(nearer, images, self.best[rows])
+        self._distance[rows] = torch.where(nearer, distance, self._distance[rows])
+        self.found[rows] |= nearer
+
+    def _count_backward(self, slope: Tensor, rows: Tensor | None) -> None:
+        size = (flatten(slope.detach()).abs()).amax(1)
+        useful = size.isfinite() & (size > 0)
+        if rows is None and len(slope) != len(self.batch):
+            self._backward += len(slope) / len(self.batch)
+            self._useful |= useful.any()
+            return
+        chosen = slice(None) if rows is None else rows
+        self._backward[chosen] += 1
+        self._useful[chosen] |= useful

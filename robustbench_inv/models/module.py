@@ -1,0 +1,95 @@
+"""Wraps a plain ``nn.Module`` that returns logits as a classifier with declared bounds."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_inv.errors import BadModel
+from robustbench_inv.models.protocol import Classifier
+from robustbench_inv.tensors import Output
+
+__all__ = ["ModuleClassifier", "wrap_module"]
+
+
+class ModuleClassifier(nn.Module):
+    """A module that maps (n, …) inputs to (n, classes) logits, or to an ``Output``.
+
+    Args:
+        module: the network, normalisation included.
+        bounds: least and largest value of an input element.
+        num_classes: number of logits.
+    """
+
+    def __init__(self, module: nn.Module, bounds: tuple[float, float], num_classes: int) -> None:
+        super().__init__()
+        self.module, self.bounds, self.num_classes = module, bounds, num_classes
+        self.eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in: the type of its first floating-point weight."""
+        weights = (*self.module.parameters(), *self.module.buffers())
+        return next((w.dtype for w in weights if w.is_floating_point()), torch.float32)
+
+    def forward(self, images: Tensor) -> Output:
+        answer = self.module(images)
+        output = answer if isinstance(answer, Output) else Output(answer)
+        expected = (len(images), self.num_classes)
+        if not isinstance(output.logits, Tensor) or tuple(output.logits.shape) != expected:
+            got = getattr(output.logits, "shape", type(output.logits).__name__)
+            raise BadModel(
+                "the model's output is not a batch of logits",
+                got=tuple(got) if isinstance(got, torch.Size) else got,
+                expected=f"a tensor of shape {expected}",
+                remedy="return the logits alone, or an Output",
+            )
+        return output
+
+
+def wrap_module(module: object, name: str) -> Classifier:
+    """Return a user's model as a classifier.
+
+    Args:
+        module: a ``Classifier``, or an ``nn.Module`` with an attribute ``bounds``; ``num_classes`` is its
+            attribute, or read off its last linear layer.
+        name: what the user calls it, for messages.
+
+    Raises:
+        BadModel: if it is no module, or bounds or number of classes are not to be found.
+    """
+    if not isinstance(module, nn.Module):
+        if isinstance(module, Classifier):
+            return module
+        raise BadModel(
+            f"{name} is not a model", got=type(module).__name__, expected="a torch.nn.Module"
+        )
+    bounds = _declared_bounds(module, name)
+    classes = getattr(module, "num_classes", None) or _last_width(module.modules())
+    if not isinstance(classes, int) or classes < 2:
+        raise BadModel(
+            f"{name} does not say how many classes it has",
+            got=classes,
+            expected="an attribute num_classes >= 2",
+            remedy="set model.num_classes = 10",
+        )
+    return ModuleClassifier(module, bounds, classes)
+
+
+def _declared_bounds(module: nn.Module, name: str) -> tuple[float, float]:
+    bounds = getattr(module, "bounds", None)
+    remedy = "set model.bounds = (0.0, 1.0) and normalise inside the model"
+    try:
+        low, high = bounds  # type: ignore[misc]
+        low, high = float(low), float(high)
+    except (TypeError, ValueError):
+        low, high = 0.0, 0.0
+    if not low < high:
+        problem = f"{name} declares no usable bounds"
+        raise BadModel(problem, got=bounds, expected="a pair (low, high)", remedy=remedy)
+    return low, high
+
+
+def _last_width(modules: Iterable[nn.Module]) -> int | None:
+    widths = [m.out_features for m in modules if isinstance(m, nn.Linear)]
+    return widths[-1] if widths else None

@@ -1,0 +1,86 @@
+"""Turns a trained network into a folder of the catalogue: card, recipe, weights, golden logits."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from robustbench_inv.identity import digest_file
+from robustbench_inv.training.recipe import Recipe
+
+__all__ = ["export_model", "round_weights", "toml_text"]
+
+
+def export_model(
+    recipe: Recipe,
+    source: Path,
+    model: nn.Module,
+    golden_images: Tensor,
+    measured: Mapping[str, object],
+    folder: Path,
+) -> Path:
+    """Write ``weights``, ``golden``, ``recipe.toml`` and ``card.toml`` of a trained network.
+
+    The golden logits are those of the weights as stored: round them before (``round_weights``).
+
+    Args:
+        recipe: what the network was trained by.
+        source: the recipe's file.
+        model: the trained network, its weights rounded as they will be stored.
+        golden_images: (n, …) inputs.
+        measured: what the card's ``[training]`` table says besides the recipe.
+        folder: where to write.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = folder / "weights.safetensors"
+    weights.write_bytes(save(_stored(model, recipe.storage)))
+    with torch.no_grad():
+        golden = {"images": golden_images, "logits": model(golden_images)}
+    (folder / "golden.safetensors").write_bytes(save(golden))
+    if source.resolve() != (folder / "recipe.toml").resolve():
+        shutil.copyfile(source, folder / "recipe.toml")
+    card = {
+        **recipe.card,
+        "implementation": recipe.model,
+        "num_classes": int(golden["logits"].shape[1]),
+        "shape": list(golden_images.shape[1:]),
+        "bounds": [0.0, 1.0],
+        "weights_sha256": digest_file(weights),
+    }
+    tables = {"parameters": recipe.model_parameters, "training": measured}
+    (folder / "card.toml").write_text(toml_text(card, tables), encoding="utf-8")
+    return folder
+
+
+def round_weights(model: nn.Module, storage: str) -> nn.Module:
+    """Round a network's weights, in place, to what ``storage`` (float16 or float32) can hold."""
+    model.load_state_dict(_stored(model, storage))
+    return model
+
+
+def toml_text(flat: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return TOML of plain values (strings, numbers, booleans, lists of them) and one level of tables.
+
+    Example:
+        >>> print(toml_text({"a": [1, 2]}, {"t": {"b": "c"}}), end="")
+        a = [1, 2]
+        <BLANKLINE>
+        [t]
+        b = "c"
+    """
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in flat.items()]
+    for name, table in tables.items():
+        if table:
+            lines += ["", f"[{name}]", *toml_text(table, {}).splitlines()]
+    return "\n".join(lines) + "\n"
+
+
+def _stored(model: nn.Module, storage: str) -> dict[str, Tensor]:
+    dtype = {"float16": torch.float16, "float32": torch.float32}[storage]
+    state = model.state_dict()
+    return {k: v.cpu().to(dtype) if v.is_floating_point() else v.cpu() for k, v in state.items()}

@@ -1,0 +1,129 @@
+"""The training loop: Adam with a cosine, a checkpoint every epoch, the same weights after a resume."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_inv.randomness import Noise
+from robustbench_inv.training.checkpoint import Position, load_checkpoint, save_checkpoint
+from robustbench_inv.training.objectives import Objective
+from robustbench_inv.training.recipe import Recipe
+
+__all__ = ["Epoch", "TrainingData", "train"]
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The training samples: ids (N,), images (N, …) inside the model's bounds, labels (N,)."""
+
+    ids: Tensor
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch reports, and a line of ``metrics.jsonl``."""
+
+    epoch: int
+    loss: float
+    accuracy: float
+    learning_rate: float
+    seconds: float
+
+
+@dataclass
+class _State:
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    objective: Objective
+    device: torch.device
+
+
+def train(
+    recipe: Recipe,
+    model: nn.Module,
+    objective: Objective,
+    data: TrainingData,
+    folder: Path,
+    *,
+    report: Callable[[Epoch], None] | None = None,
+) -> nn.Module:
+    """Train a network, from the folder's checkpoint if it has one.
+
+    A resumed training gives the same weights as an uninterrupted one (same machine, CPU): order and
+    noise depend on seed and epoch alone.
+
+    Args:
+        recipe: what to do.
+        model: the network, freshly initialised from the recipe's seed, on its device.
+        objective: what to minimise.
+        data: the training samples.
+        folder: gets ``checkpoint.safetensors`` and ``metrics.jsonl``.
+        report: called after each epoch.
+
+    Returns:
+        The network after the last epoch, in evaluation mode.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "checkpoint.safetensors"
+    optimiser = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
+    state = _State(model, optimiser, objective, next(model.parameters()).device)
+    done = load_checkpoint(path, model, optimiser, recipe.digest) if path.exists() else 0
+    _trim_metrics(folder / "metrics.jsonl", done)
+    for epoch in range(done, recipe.epochs):
+        result = _run_epoch(state, recipe, data, epoch)
+        save_checkpoint(path, model, optimiser, Position(recipe.digest, epoch + 1))
+        with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(vars(result)) + "\n")
+        if report is not None:
+            report(result)
+    return model.eval()
+
+
+def _run_epoch(state: _State, recipe: Recipe, data: TrainingData, epoch: int) -> Epoch:
+    start, losses, correct = time.perf_counter(), 0.0, 0
+    state.model.train()
+    batches = _order(recipe, len(data.ids), epoch)
+    for step, rows in enumerate(batches):
+        _set_rate(
+            state.optimiser, recipe, (epoch * len(batches) + step) / (recipe.epochs * len(batches))
+        )
+        images = data.images[rows].to(state.device)
+        labels = data.labels[rows].to(state.device)
+        noise = Noise(recipe.seed, data.ids[rows].to(state.device), f"train/{epoch}")
+        loss, logits = state.objective(state.model, images, labels, noise)
+        state.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        state.optimiser.step()
+        losses += loss.item()
+        correct += int((logits.detach().argmax(1) == labels).sum())
+    seen = len(batches) * recipe.batch_size
+    rate = state.optimiser.param_groups[0]["lr"]
+    return Epoch(
+        epoch + 1, losses / len(batches), correct / seen, rate, time.perf_counter() - start
+    )
+
+
+def _order(recipe: Recipe, size: int, epoch: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
+    whole = size // recipe.batch_size * recipe.batch_size
+    return list(torch.randperm(size, generator=generator)[:whole].reshape(-1, recipe.batch_size))
+
+
+def _set_rate(optimiser: torch.optim.Optimizer, recipe: Recipe, progress: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = recipe.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _trim_metrics(path: Path, epochs: int) -> None:
+    """Drop the lines of epochs that the checkpoint does not hold (killed between the two writes)."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:epochs]
+        path.write_text("".join(lines), encoding="utf-8")

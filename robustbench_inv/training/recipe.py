@@ -1,0 +1,119 @@
+"""A recipe: everything that determines a trained model, read from ``recipe.toml``."""
+
+import tomllib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from robustbench_inv.errors import BadCatalogue
+from robustbench_inv.identity import digest_value
+
+__all__ = ["Recipe", "read_recipe"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a model is trained.
+
+    Args:
+        name: the folder's name, which is the model's.
+        model: ``module:factory`` of the network.
+        objective: ``module:Class`` of the objective.
+        dataset: reference of the training data.
+        first: id of the first training image.
+        last: id after the last one.
+        epochs: passes over the data.
+        batch_size: samples in a batch; an incomplete last batch is left out.
+        learning_rate: of Adam at the start; it falls to 0 by half a cosine over all steps.
+        seed: of initialisation, order and noise.
+        storage: dtype of the weights on disk: float16 or float32.
+        held_out: data sets whose accuracy is measured once, at the end.
+        model_parameters: keyword arguments of the factory.
+        objective_parameters: fields of the objective.
+        card: what the model's card says besides.
+    """
+
+    name: str
+    model: str
+    objective: str
+    dataset: str
+    first: int
+    last: int
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    storage: str = "float16"
+    held_out: tuple[str, ...] = ()
+    model_parameters: dict[str, Any] = field(default_factory=dict)
+    objective_parameters: dict[str, Any] = field(default_factory=dict)
+    card: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Digest of all that determines the weights."""
+        kept = {k: v for k, v in vars(self).items() if k not in ("card", "held_out", "storage")}
+        return digest_value(kept)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path: a ``recipe.toml``.
+
+    Raises:
+        BadCatalogue: if it is not TOML, or a key is missing, unknown or of the wrong type.
+    """
+    try:
+        value = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        problem = f"cannot read the recipe {path}"
+        raise BadCatalogue(problem, expected="a TOML file", remedy=str(error)) from error
+    known = {f.name: f for f in fields(Recipe) if f.name != "name"}
+    if unknown := sorted(value.keys() - known.keys()):
+        _complain(path, f"unknown key {unknown[0]}", ", ".join(known))
+    needed = [name for name in known if name in _TYPES and name not in _OPTIONAL]
+    if missing := [name for name in needed if name not in value]:
+        _complain(path, f"missing key {missing[0]}", ", ".join(needed))
+    for name, entry in value.items():
+        if not isinstance(entry, _TYPES[name]) or isinstance(entry, bool):
+            _complain(path, f"{name} = {entry!r}", str(_TYPES[name]))
+    value["held_out"] = tuple(value.get("held_out", ()))
+    return _checked(Recipe(name=path.resolve().parent.name, **value), path)
+
+
+_TYPES: dict[str, Any] = {
+    "model": str,
+    "objective": str,
+    "dataset": str,
+    "first": int,
+    "last": int,
+    "epochs": int,
+    "batch_size": int,
+    "learning_rate": float,
+    "seed": int,
+    "storage": str,
+    "held_out": list,
+    "model_parameters": dict,
+    "objective_parameters": dict,
+    "card": dict,
+}
+_OPTIONAL = ("storage", "held_out", "model_parameters", "objective_parameters", "card")
+
+
+def _checked(recipe: Recipe, path: Path) -> Recipe:
+    if recipe.epochs < 1 or recipe.learning_rate <= 0:
+        _complain(path, "epochs or learning_rate", "positive numbers")
+    if (
+        not 0 <= recipe.first < recipe.last
+        or not 0 < recipe.batch_size <= recipe.last - recipe.first
+    ):
+        _complain(path, "first, last or batch_size", "0 <= first < last, a batch inside that range")
+    if recipe.storage not in ("float16", "float32"):
+        _complain(path, f"storage = {recipe.storage!r}", "float16 or float32")
+    return recipe
+
+
+def _complain(path: Path, problem: str, expected: str) -> None:
+    raise BadCatalogue(f"{path}: {problem}", expected=expected)

@@ -1,0 +1,110 @@
+"""Trains the model of a recipe, from the data set's name to a folder of the catalogue."""
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from pkgutil import resolve_name
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_inv.catalogue.load import load_dataset
+from robustbench_inv.data.protocol import Dataset
+from robustbench_inv.errors import BadCatalogue, BadParameter
+from robustbench_inv.training.export import export_model, round_weights
+from robustbench_inv.training.loop import Epoch, TrainingData, train
+from robustbench_inv.training.recipe import Recipe, read_recipe
+
+__all__ = ["GOLDEN", "clean_accuracy", "train_recipe"]
+
+GOLDEN = 16
+"""Number of held-out inputs whose logits are stored with the weights."""
+
+
+def train_recipe(
+    path: Path,
+    out: Path,
+    *,
+    device: str = "cpu",
+    data_root: Path | None = None,
+    report: Callable[[Epoch], None] | None = None,
+) -> Path:
+    """Train a recipe, or go on with it, and return the finished model's folder.
+
+    Args:
+        path: a ``recipe.toml``.
+        out: gets the checkpoint and the metrics; in the end ``models/NAME``, so that it is a catalogue.
+        device: ``cpu``, ``cuda`` …, or ``auto`` for an accelerator where there is one.
+        data_root: where the data lie, if not fetched.
+        report: called after each epoch.
+
+    Raises:
+        BadCatalogue: for a recipe that cannot be read or names no network, objective or held-out data.
+        BadParameter: for a device that is not there, or ids that the data set does not have.
+        BadData, BadResults: for damaged data or a checkpoint of another recipe.
+    """
+    recipe = read_recipe(path)
+    place = _device(device)
+    torch.manual_seed(recipe.seed)
+    model: nn.Module = _build(recipe.model, recipe.model_parameters).to(place)
+    objective = _build(recipe.objective, recipe.objective_parameters)
+    data = _training_data(recipe, load_dataset(recipe.dataset, data_root=data_root))
+    model = train(recipe, model, objective, data, out, report=report).cpu()
+    held_out = {name: load_dataset(name, data_root=data_root) for name in recipe.held_out}
+    return _export(recipe, path, model, held_out, out / "models" / recipe.name)
+
+
+def clean_accuracy(model: nn.Module, dataset: Dataset, batch_size: int = 500) -> float:
+    """Return the share of a data set that a network in evaluation mode gets right."""
+    correct = 0
+    with torch.no_grad():
+        for ids in torch.arange(len(dataset)).split(batch_size):  # type: ignore[no-untyped-call]
+            images, labels = dataset.batch(ids)
+            correct += int((model(images).argmax(1) == labels).sum())
+    return correct / len(dataset)
+
+
+def _export(
+    recipe: Recipe, source: Path, model: nn.Module, held_out: dict[str, Dataset], folder: Path
+) -> Path:
+    if not held_out:
+        raise BadCatalogue(f"{source}: held_out is empty", expected="a data set for golden logits")
+    first = next(iter(held_out.values()))
+    images, _ = first.batch(torch.arange(0, len(first), len(first) // GOLDEN)[:GOLDEN])
+    measured: dict[str, object] = {
+        "recipe": recipe.digest,
+        "seed": recipe.seed,
+        "epochs": recipe.epochs,
+        "torch": torch.__version__,
+        "machine": platform.machine(),
+    }
+    round_weights(model, recipe.storage)
+    measured |= {f"accuracy_{name}": clean_accuracy(model, data) for name, data in held_out.items()}
+    return export_model(recipe, source, model, images, measured, folder)
+
+
+def _training_data(recipe: Recipe, dataset: Dataset) -> TrainingData:
+    if recipe.last > len(dataset):
+        problem = f"{dataset.name} has no image {recipe.last - 1}"
+        raise BadParameter(problem, got=recipe.last, expected=f"last <= {len(dataset)}")
+    ids: Tensor = torch.arange(recipe.first, recipe.last)
+    return TrainingData(ids, *dataset.batch(ids))
+
+
+def _build(reference: str, parameters: dict[str, object]) -> nn.Module:
+    try:
+        built: nn.Module = resolve_name(reference)(**parameters)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise BadCatalogue("cannot build", got=reference, remedy=str(error)) from error
+    return built
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise BadParameter(
+            "unusable device", got=name, remedy=str(error).splitlines()[0]
+        ) from error

@@ -1,0 +1,143 @@
+"""A resumed training gives the weights of an uninterrupted one; a foreign or damaged checkpoint is refused."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from robustbench_inv.errors import BadCatalogue, BadResults
+from robustbench_inv.training.loop import TrainingData, train
+from robustbench_inv.training.objectives import CrossEntropy, InformationBottleneck
+from robustbench_inv.training.recipe import Recipe, read_recipe
+
+RECIPE = Recipe("toy", "m:f", "m:O", "toy", 0, 60, 4, 16, 1e-2, 3)
+
+
+def network():
+    torch.manual_seed(RECIPE.seed)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(16, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3)
+    )
+
+
+def data():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    images = torch.rand(60, 1, 4, 4, generator=generator) * 0.3 + labels[:, None, None, None] / 3
+    return TrainingData(torch.arange(100, 160), images, labels)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [1, 3])
+def test_resumed_weights_equal_uninterrupted_ones(tmp_path, after):
+    whole = train(RECIPE, network(), CrossEntropy(), data(), tmp_path / "whole")
+
+    def stop(epoch):
+        if epoch.epoch == after:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(RECIPE, network(), CrossEntropy(), data(), tmp_path / "parts", report=stop)
+    parts = train(RECIPE, network(), CrossEntropy(), data(), tmp_path / "parts")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, parts.state_dict()[name]), name
+    lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_training_learns(tmp_path):
+    epochs = []
+    train(
+        replace(RECIPE, epochs=30),
+        network(),
+        CrossEntropy(),
+        data(),
+        tmp_path,
+        report=epochs.append,
+    )
+    assert epochs[-1].accuracy > 0.9
+    assert epochs[-1].loss < epochs[0].loss
+    assert 0 < epochs[-1].learning_rate < 1e-3
+
+
+def test_a_finished_training_is_not_run_again(tmp_path):
+    train(RECIPE, network(), CrossEntropy(), data(), tmp_path)
+    train(RECIPE, network(), CrossEntropy(), data(), tmp_path, report=pytest.fail)
+
+
+def test_another_recipes_checkpoint_is_refused(tmp_path):
+    train(RECIPE, network(), CrossEntropy(), data(), tmp_path)
+    with pytest.raises(BadResults, match="another recipe"):
+        train(replace(RECIPE, seed=4), network(), CrossEntropy(), data(), tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"\x08\0\0\0\0\0\0\0{}      "])
+def test_a_damaged_checkpoint_is_one_line(tmp_path, content):
+    (tmp_path / "checkpoint.safetensors").write_bytes(content)
+    with pytest.raises(BadResults, match="damaged checkpoint") as caught:
+        train(RECIPE, network(), CrossEntropy(), data(), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_prose_does_not_change_a_recipes_digest():
+    assert replace(RECIPE, card={"summary": "x"}).digest == RECIPE.digest
+    assert replace(RECIPE, epochs=5).digest != RECIPE.digest
+
+
+GOOD = """model = "m:f"
+objective = "m:O"
+dataset = "d"
+first = 0
+last = 10
+epochs = 1
+batch_size = 5
+learning_rate = 1e-3
+seed = 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("seed = 0", "", "missing key seed"),
+        ("seed = 0", "seed = 0\nepoch = 3", "unknown key epoch"),
+        ("epochs = 1", "epochs = 0", "positive"),
+        ("epochs = 1", "epochs = true", "epochs = True"),
+        ("batch_size = 5", "batch_size = 50", "inside that range"),
+        ("seed = 0", "seed = ", "cannot read"),
+        ("seed = 0", 'seed = 0\nstorage = "float8"', "float16 or float32"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line(tmp_path, old, new, told):
+    path = tmp_path / "recipe.toml"
+    path.write_text(GOOD.replace(old, new))
+    with pytest.raises(BadCatalogue, match=told) as caught:
+        read_recipe(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_right_recipe_is_read(tmp_path):
+    path = tmp_path / "toy" / "recipe.toml"
+    path.parent.mkdir()
+    path.write_text(GOOD)
+    recipe = read_recipe(path)
+    assert (recipe.name, recipe.learning_rate, recipe.held_out) == ("toy", 1e-3, ())
+
+
+def test_the_bottleneck_objective_draws_by_sample_and_epoch_alone():
+    from robustbench_inv.models.vib import BottleneckCNN
+    from robustbench_inv.randomness import Noise
+
+    model, images = BottleneckCNN().eval(), torch.rand(2, 1, 28, 28)
+    objective, labels = InformationBottleneck(), torch.tensor([0, 1])
+    first = [
+        objective(model, images, labels, Noise(0, torch.arange(2), "train/0"))[0] for _ in "ab"
+    ]
+    later = objective(model, images, labels, Noise(0, torch.arange(2), "train/1"))[0]
+    assert torch.equal(*first)
+    assert not torch.equal(first[0], later)

@@ -1,0 +1,54 @@
+"""Objectives against closed forms."""
+
+from math import exp, log
+
+import torch
+from torch import nn
+
+from robustbench_inv.models.vib import BottleneckCNN
+from robustbench_inv.randomness import Noise
+from robustbench_inv.training.objectives import CrossEntropy, DonskerVaradhan, InformationBottleneck
+
+VALUES = torch.tensor([[1.0, -2.0], [0.5, 0.25], [3.0, 1.0]])
+LABELS = torch.tensor([0, 1, 0])
+NOISE = Noise(0, torch.arange(3))
+
+
+def test_donsker_varadhan_is_equation_4():
+    joint = (1.0 + 0.25 + 3.0) / 3
+    marginal = log(sum(exp(v) for row in VALUES.tolist() for v in row) / 6)
+    loss, logits = DonskerVaradhan()(nn.Identity(), VALUES, LABELS, NOISE)
+    assert abs(loss.item() - (marginal - joint)) < 1e-6
+    assert torch.equal(logits, VALUES)
+
+
+def test_donsker_varadhan_ignores_a_constant():
+    shifted, _ = DonskerVaradhan()(nn.Identity(), VALUES + 7, LABELS, NOISE)
+    plain, _ = DonskerVaradhan()(nn.Identity(), VALUES, LABELS, NOISE)
+    torch.testing.assert_close(shifted, plain)
+
+
+def test_donsker_varadhan_is_tight_at_the_true_log_ratio():
+    """With deterministic, balanced labels the bound of I(x; y) = log C is reached as T grows."""
+    certain = 50 * torch.eye(4)
+    loss, _ = DonskerVaradhan()(nn.Identity(), certain, torch.arange(4), NOISE)
+    assert abs(loss.item() + log(4)) < 1e-5
+
+
+def test_cross_entropy_matches_its_definition():
+    loss, _ = CrossEntropy()(nn.Identity(), VALUES, LABELS, NOISE)
+    expected = -VALUES.log_softmax(1)[torch.arange(3), LABELS].mean()
+    torch.testing.assert_close(loss, expected)
+
+
+def test_rate_is_the_kl_divergence_to_the_standard_normal():
+    torch.manual_seed(0)
+    model, images = BottleneckCNN().eval(), torch.rand(3, 1, 28, 28)
+    mean, deviation = model.encode(images)
+    normal = torch.distributions.Normal
+    rate = (
+        torch.distributions.kl_divergence(normal(mean, deviation), normal(0.0, 1.0)).sum(1).mean()
+    )
+    without, _ = InformationBottleneck(beta=0.0)(model, images, LABELS, NOISE)
+    with_rate, _ = InformationBottleneck(beta=0.5)(model, images, LABELS, NOISE)
+    torch.testing.assert_close(with_rate - without, 0.5 * rate, rtol=1e-4, atol=1e-3)
