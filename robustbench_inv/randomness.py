@@ -81,7 +81,9 @@ class Noise:
         """Return (n, *shape) numbers uniform on (0, 1)."""
         count = _count(shape)
         words = self._words(count, restart, step)[:, :count]
-        return ((words.double() + 0.5) / 2**32).to(dtype).reshape(-1, *shape)
+        limits = torch.finfo(dtype)  # rounding to float32 must not reach 1
+        numbers = ((words.double() + 0.5) / 2**32).to(dtype)
+        return numbers.clamp(limits.tiny, 1 - limits.eps / 2).reshape(-1, *shape)
 
     def normal(
         self,

@@ -103,11 +103,14 @@ class OnSphere:
 
 def _project_l1(delta: Tensor, eps: float) -> Tensor:
     """Project (n, d) on the l1 ball by the sorted threshold of Duchi et al., ICML 2008, figure 1."""
-    sizes = delta.abs().sort(dim=1, descending=True).values
-    excess = sizes.cumsum(1) - eps
-    counts = torch.arange(1, delta.shape[1] + 1, device=delta.device, dtype=delta.dtype)
+    sizes = delta.abs().double().sort(dim=1, descending=True).values
+    # Adding the clean input rounds each element: without aiming further inside by what d roundings sum up to,
+    # 5 % of projected images of 784 elements were outside an eps of 1 in float32.
+    aim = max(eps - delta.shape[1] ** 0.5 * torch.finfo(delta.dtype).eps, 0.0)
+    excess = sizes.cumsum(1) - aim
+    counts = torch.arange(1, delta.shape[1] + 1, device=delta.device, dtype=sizes.dtype)
     last = (sizes * counts > excess).sum(1, keepdim=True).clamp_min(1)
-    threshold = excess.gather(1, last - 1) / last
+    threshold = (excess.gather(1, last - 1) / last).to(delta.dtype)
     shrunk = delta.sign() * (delta.abs() - threshold).clamp_min(0)
     return torch.where((sizes.sum(1) > eps)[:, None], shrunk, delta)
 

@@ -1,0 +1,199 @@
+"""A data set made of arrays: MNIST and its kin, and what a user brings."""
+
+import hashlib
+from collections.abc import Iterable
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from robustbench_inv.data.ids import Ids, checked_ids
+from robustbench_inv.errors import BadData
+from robustbench_inv.identity import canonical_json
+
+__all__ = ["Array", "ArrayDataset", "digest_samples"]
+
+Array = Tensor | NDArray[np.generic]
+
+_IMAGE_DTYPES = (torch.uint8, torch.float32, torch.float64)
+_LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+class ArrayDataset:
+    """Labelled inputs held in memory, checked once.
+
+    Args:
+        images: (N, …) uint8, float32 or float64, N ≥ 1. Bytes stay bytes in memory and are converted batch by
+            batch, 0 to the lower bound and 255 to the upper one, in float32.
+        labels: (N,) whole numbers, each at least 0 and less than ``num_classes``.
+        name: how reports call the data set.
+        bounds: least and largest value an input element can take.
+        num_classes: None for one more than the largest label.
+
+    Raises:
+        BadData: if shape, type or range is another; an element outside the bounds fails check C17.
+
+    Example:
+        >>> data = ArrayDataset(torch.tensor([[[0, 255]]], dtype=torch.uint8), [1], "two-pixels")
+        >>> data.batch([0])
+        (tensor([[[0., 1.]]]), tensor([1]))
+    """
+
+    def __init__(
+        self,
+        images: Array,
+        labels: Array | list[int],
+        name: str,
+        bounds: tuple[float, float] = (0.0, 1.0),
+        *,
+        num_classes: int | None = None,
+    ) -> None:
+        self.name = name
+        self.bounds = _checked_bounds(bounds, name)
+        self._images = _checked_images(images, self.bounds, name)
+        self.labels = _checked_labels(labels, len(self._images), name)
+        self.num_classes = _checked_classes(self.labels, num_classes, name)
+
+    def __repr__(self) -> str:
+        return f"ArrayDataset({self.name!r}, {len(self)} x {self.shape})"
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self._images.shape[1:])
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over all samples, 64 hexadecimal digits."""
+        return digest_samples([self._images], self.labels, self.bounds)
+
+    def batch(self, ids: Ids) -> tuple[Tensor, Tensor]:
+        """Return images (n, *shape), floating point inside the bounds, and labels (n,) int64.
+
+        Raises:
+            BadParameter: if an id is out of range.
+        """
+        rows = checked_ids(ids, len(self))
+        return _scaled(self._images[rows], self.bounds), self.labels[rows]
+
+
+def digest_samples(blocks: Iterable[Tensor], labels: Tensor, bounds: tuple[float, float]) -> str:
+    """Return the SHA-256 of a data set: the bytes of all images, of all labels, and a description of them.
+
+    Elements are little-endian, labels 64 bits wide; the description is the canonical JSON of the images' type
+    and shape and of the bounds, which give bytes their meaning.
+
+    Args:
+        blocks: images (n, …) of consecutive samples; how they are cut makes no difference.
+        labels: (N,) of all samples.
+        bounds: of the data set.
+    """
+    digest = hashlib.sha256()
+    description: dict[str, object] = {"bounds": bounds}
+    for images in blocks:
+        shape = [len(labels), *images.shape[1:]]
+        description |= {"dtype": str(images.dtype).removeprefix("torch."), "shape": shape}
+        digest.update(_little_endian(images))
+    digest.update(_little_endian(labels.long()))
+    digest.update(canonical_json(description).encode())
+    return digest.hexdigest()
+
+
+def _little_endian(tensor: Tensor) -> memoryview:
+    array = tensor.contiguous().numpy()
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).data.cast("B")
+
+
+def _checked_bounds(bounds: tuple[float, float], name: str) -> tuple[float, float]:
+    try:
+        low, high = (float(bound) for bound in bounds)
+    except (TypeError, ValueError) as error:
+        raise BadData(f"{name}: unusable bounds", got=bounds, expected="two numbers") from error
+    if not (np.isfinite([low, high]).all() and low < high):
+        raise BadData(f"{name}: unusable bounds", got=bounds, expected="finite, low < high")
+    return low, high
+
+
+def _checked_images(given: Array, bounds: tuple[float, float], name: str) -> Tensor:
+    images = _as_tensor(given, f"{name}: images")
+    if images.ndim < 2 or images.numel() == 0:
+        raise BadData(
+            f"{name}: images of the wrong shape",
+            got=tuple(images.shape),
+            expected="(N, …) with at least one image and one element each",
+        )
+    if images.dtype not in _IMAGE_DTYPES:
+        raise BadData(
+            f"{name}: images of the wrong type",
+            got=str(images.dtype),
+            expected="uint8, float32 or float64",
+            remedy="convert them",
+        )
+    if images.is_floating_point():
+        _check_range(images, bounds, name)
+    return images
+
+
+def _check_range(images: Tensor, bounds: tuple[float, float], name: str) -> None:
+    low, high = images.amin().item(), images.amax().item()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        bad = (~images.flatten(1).isfinite().all(1)).nonzero()[0].item()
+        raise BadData(f"{name}: image {bad} has an element that is not finite")
+    if low < bounds[0] or high > bounds[1]:
+        raise BadData(
+            f"{name}: images outside the declared bounds",
+            got=f"[{low:g}, {high:g}]",
+            expected=f"[{bounds[0]:g}, {bounds[1]:g}]",
+            remedy="rescale the images or declare other bounds",
+        )
+
+
+def _checked_labels(given: Array | list[int], count: int, name: str) -> Tensor:
+    labels = _as_tensor(given, f"{name}: labels")
+    if tuple(labels.shape) != (count,):
+        raise BadData(
+            f"{name}: labels of the wrong shape", got=tuple(labels.shape), expected=f"({count},)"
+        )
+    if labels.dtype not in _LABEL_DTYPES:
+        raise BadData(
+            f"{name}: labels of the wrong type", got=str(labels.dtype), expected="whole numbers"
+        )
+    return labels.long()
+
+
+def _checked_classes(labels: Tensor, num_classes: int | None, name: str) -> int:
+    least, largest = labels.min().item(), labels.max().item()
+    classes = int(largest) + 1 if num_classes is None else num_classes
+    if least < 0 or largest >= classes:
+        raise BadData(
+            f"{name}: label out of range",
+            got=least if least < 0 else largest,
+            expected=f"0 to {classes - 1}",
+        )
+    return classes
+
+
+def _as_tensor(given: Array | list[int], what: str) -> Tensor:
+    try:
+        # Memory that may not be written to is copied: PyTorch would warn of it.
+        array = given if isinstance(given, Tensor) else np.require(given, requirements=["C", "W"])
+        return torch.as_tensor(array).detach().cpu().contiguous()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadData(
+            f"{what} cannot be read", got=type(given).__name__, expected="a tensor or numeric array"
+        ) from error
+
+
+def _scaled(images: Tensor, bounds: tuple[float, float]) -> Tensor:
+    if images.dtype != torch.uint8:
+        return images
+    low, high = bounds
+    unit = images.to(torch.float32).div_(255)
+    if bounds == (0.0, 1.0):
+        return unit
+    return unit.mul_(high - low).add_(low).clamp_(low, high)

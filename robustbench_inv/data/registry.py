@@ -1,0 +1,165 @@
+"""The data sets that can be opened by name; importing this imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from robustbench_inv.errors import BadParameter, UnknownName
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from robustbench_inv.data.protocol import Dataset
+
+__all__ = ["DATASETS", "DatasetEntry", "entry", "open_dataset"]
+
+Parameters = dict[str, int | float | str]
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """What is known of a data set before it is opened.
+
+    Args:
+        name: how it is asked for.
+        summary: one line.
+        num_classes: number of classes.
+        shape: of one input, with the parameters' defaults.
+        opener: parameters and data root → data set.
+        parameters: name → default, whose type is the parameter's.
+        has_files: False for a data set that is generated.
+    """
+
+    name: str
+    summary: str
+    num_classes: int
+    shape: tuple[int, ...]
+    opener: Callable[[Parameters, Path | None], Dataset] = field(repr=False)
+    parameters: Mapping[str, int | float | str] = field(default_factory=dict)
+    has_files: bool = True
+
+
+def entry(name: str) -> DatasetEntry:
+    """Return what is known of a data set.
+
+    Raises:
+        UnknownName: if there is none of this name; the remedy names the nearest.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    near = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.5)
+    remedy = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(DATASETS)}"
+    raise UnknownName("no such data set", got=name, remedy=remedy)
+
+
+def open_dataset(
+    name: str, parameters: Mapping[str, object] | None = None, root: Path | None = None
+) -> Dataset:
+    """Open a data set by name.
+
+    Args:
+        name: one of ``DATASETS``.
+        parameters: those that differ from the defaults.
+        root: data root, a folder with a folder for each data set; None for ``INVBENCH_DATA`` and the cache.
+
+    Raises:
+        UnknownName: for an unknown data set.
+        BadParameter: for an unknown parameter, or a value of the wrong type or range.
+        BadData: if its files are damaged, or are missing and cannot be fetched.
+    """
+    found = entry(name)
+    return found.opener(_filled(found, parameters or {}), root)
+
+
+def _filled(found: DatasetEntry, given: Mapping[str, object]) -> Parameters:
+    for key in given:
+        if key not in found.parameters:
+            known = ", ".join(found.parameters) or "none"
+            raise BadParameter(
+                f"unknown parameter of {found.name}", got=key, expected=f"one of: {known}"
+            )
+    return {
+        key: _typed(found, key, given.get(key, value)) for key, value in found.parameters.items()
+    }
+
+
+def _typed(found: DatasetEntry, key: str, value: object) -> int | float | str:
+    kind = type(found.parameters[key])
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if math.isfinite(value):
+            return float(value)
+    elif type(value) is kind:
+        return value
+    raise BadParameter(
+        f"unusable {key} of {found.name}",
+        got=value,
+        expected={int: "a whole number", float: "a finite number", str: "a word"}[kind],
+    )
+
+
+def _open_mnist5k(_parameters: Parameters, _root: Path | None) -> Dataset:
+    from robustbench_inv.data.images import open_mnist5k
+
+    return open_mnist5k()
+
+
+def _open_mnist(parameters: Parameters, root: Path | None) -> Dataset:
+    from robustbench_inv.data.images import open_images
+
+    return open_images("mnist", str(parameters["split"]), root)
+
+
+def _open_fashion_mnist(parameters: Parameters, root: Path | None) -> Dataset:
+    from robustbench_inv.data.images import open_images
+
+    return open_images("fashion-mnist", str(parameters["split"]), root)
+
+
+def _open_spheres(parameters: Parameters, _root: Path | None) -> Dataset:
+    from robustbench_inv.data.spheres import Spheres
+
+    return Spheres(**parameters)  # type: ignore[arg-type]
+
+
+DATASETS: Mapping[str, DatasetEntry] = {
+    known.name: known
+    for known in (
+        DatasetEntry(
+            "mnist5k",
+            "5,000 MNIST training digits, 500 of each class, shipped with the program",
+            10,
+            (1, 28, 28),
+            _open_mnist5k,
+        ),
+        DatasetEntry(
+            "mnist",
+            "handwritten digits: 10,000 test or 60,000 training images",
+            10,
+            (1, 28, 28),
+            _open_mnist,
+            {"split": "test"},
+        ),
+        DatasetEntry(
+            "fashion-mnist",
+            "articles of clothing: 10,000 test or 60,000 training images",
+            10,
+            (1, 28, 28),
+            _open_fashion_mnist,
+            {"split": "test"},
+        ),
+        DatasetEntry(
+            "spheres",
+            "two concentric spheres in d dimensions, generated, with an exact oracle",
+            2,
+            (500,),
+            _open_spheres,
+            {"d": 500, "n": 10, "r1": 1.0, "r2": 1.3, "seed": 0, "size": 1000},
+            has_files=False,
+        ),
+    )
+}
+"""Name → entry, in the order in which they are listed."""

@@ -1,0 +1,68 @@
+"""Choosing samples: a fixed class-balanced draw, the same for every model and attack."""
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.errors import BadParameter
+from robustbench_inv.randomness import Noise
+
+__all__ = ["select_samples"]
+
+
+def select_samples(labels: Tensor, spec: int | str | None = None) -> tuple[int, ...]:
+    """Return the ids of the samples to evaluate.
+
+    The draw of N is contained in that of any larger N, and its class counts differ by at most one; where a
+    class has too few samples, the others fill up.
+
+    Args:
+        labels: (size,) int64, of the whole data set.
+        spec: N or ``"N"`` for the balanced draw, ``"first:N"`` for the first N samples, None for all.
+
+    Returns:
+        Ascending ids.
+
+    Raises:
+        BadParameter: if the specification cannot be read, or N is not in 1 … size.
+
+    Example:
+        >>> labels = torch.tensor([0, 0, 0, 0, 1, 1])
+        >>> [sum(int(labels[i]) == k for i in select_samples(labels, 4)) for k in (0, 1)]
+        [2, 2]
+        >>> select_samples(labels, "first:3")
+        (0, 1, 2)
+    """
+    if spec is None:
+        return tuple(range(len(labels)))
+    first, count = _parse(spec)
+    if not 1 <= count <= len(labels):
+        raise BadParameter(
+            "unusable number of samples",
+            got=spec,
+            expected=f"1 to {len(labels)}, the size of the data set",
+        )
+    if first:
+        return tuple(range(count))
+    return tuple(sorted(_balanced_order(labels)[:count].tolist()))
+
+
+def _parse(spec: int | str) -> tuple[bool, int]:
+    """Return whether the first samples are asked for, and how many."""
+    text = spec.strip() if isinstance(spec, str) else spec
+    first = isinstance(text, str) and text.startswith("first:")
+    number = text.removeprefix("first:") if isinstance(text, str) else text
+    if isinstance(number, str) and number.isdecimal():
+        number = int(number)
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise BadParameter("unreadable number of samples", got=spec, expected="N or first:N")
+    return first, number
+
+
+def _balanced_order(labels: Tensor) -> Tensor:
+    """Return all ids in the order in which they are drawn: one of each class, then another of each, …."""
+    shuffled = Noise(0, torch.arange(len(labels)), "samples").integers(2**31).argsort(stable=True)
+    rank = torch.empty_like(shuffled)
+    for label in torch.unique(labels):
+        members = shuffled[labels[shuffled] == label]
+        rank[members] = torch.arange(len(members))
+    return shuffled[rank[shuffled].argsort(stable=True)]

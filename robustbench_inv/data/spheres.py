@@ -1,0 +1,149 @@
+"""Adversarial spheres: two concentric spheres as classes, generated, with an exact oracle."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.data.arrays import digest_samples
+from robustbench_inv.data.ids import Ids, checked_ids
+from robustbench_inv.errors import BadParameter
+from robustbench_inv.randomness import Noise
+from robustbench_inv.tensors import broadcast, norm
+
+__all__ = ["Spheres"]
+
+_BLOCK = 1000
+"""Points generated at a time: 500 dimensions of 1,000 points keep the generator below 100 MB."""
+
+
+@dataclass(frozen=True)
+class Spheres:
+    """Points uniform on two spheres, even ids on the inner one (class 0), odd ids on the outer (class 1).
+
+    A point depends on the seed, its id and the dimension, not on the size of the data set. Points are made in
+    float64 and scaled to their radius.
+
+    Args:
+        d: dimension.
+        n: how many of the last coordinates the mis-aligned classifier does not see, less than ``d``.
+        r1: radius of the inner sphere.
+        r2: radius of the outer sphere, at least 0.1 % larger.
+        seed: of the points.
+        size: number of points.
+
+    Raises:
+        BadParameter: if a parameter is out of range.
+
+    References:
+        Gilmer et al., Adversarial spheres, 2018; Behrmann, thesis, examples 6.5 and 6.6.
+    """
+
+    d: int = 500
+    n: int = 10
+    r1: float = 1.0
+    r2: float = 1.3
+    seed: int = 0
+    size: int = 1000
+
+    num_classes = 2
+    oracle_source = "exact"
+
+    def __post_init__(self) -> None:
+        _check("d", self.d, self.d >= 2, "at least 2")
+        _check("n", self.n, 0 <= self.n < self.d, f"0 to {self.d - 1}, less than d")
+        _check("r1", self.r1, 0 < self.r1 < math.inf, "a positive finite radius")
+        _check("r2", self.r2, 1.001 * self.r1 <= self.r2 < math.inf, "at least 1.001 * r1, finite")
+        _check("seed", self.seed, self.seed >= 0, "at least 0")
+        _check("size", self.size, 1 <= self.size < 2**32, "1 to 2**32 - 1")
+
+    @property
+    def name(self) -> str:
+        """Reference with the geometry, and with seed and size where they are not the usual ones."""
+        text = f"spheres:d={self.d},n={self.n},r1={_short(self.r1)},r2={_short(self.r2)}"
+        text += f",seed={self.seed}" if self.seed != Spheres.seed else ""
+        return text + (f",size={self.size}" if self.size != Spheres.size else "")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(d,)."""
+        return (self.d,)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """No coordinate of either sphere is outside ±r2."""
+        return (-self.r2, self.r2)
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """(size,) int64: 0, 1, 0, 1, …."""
+        return torch.arange(self.size) % 2
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over all points, 64 hexadecimal digits."""
+        return digest_samples(
+            (points for points, _ in self._points(torch.arange(self.size), "spheres")),
+            self.labels,
+            self.bounds,
+        )
+
+    def __len__(self) -> int:
+        return self.size
+
+    def batch(self, ids: Ids) -> tuple[Tensor, Tensor]:
+        """Return points (n, d) float64 and labels (n,) int64.
+
+        Raises:
+            BadParameter: if an id is out of range.
+        """
+        return self._all(checked_ids(ids, self.size), "spheres")
+
+    def training(self, count: int) -> tuple[Tensor, Tensor]:
+        """Return points (count, d) and labels (count,) of the same spheres that are not in the data set.
+
+        Raises:
+            BadParameter: if ``count`` does not give both classes a point.
+        """
+        _check("number of training points", count, 2 <= count < 2**32, "at least 2")
+        return self._all(torch.arange(count), "spheres-training")
+
+    def judge(self, images: Tensor) -> Tensor:
+        """Return the class of the sphere that each point lies on, −1 for one that lies on neither.
+
+        Args:
+            images: (n, d); in float64 a radius may be off by a relative 1e-9, else by 1e-5.
+
+        Returns:
+            (n,) int64.
+        """
+        length = norm(images, "l2")
+        tolerance = 1e-9 if images.dtype == torch.float64 else 1e-5
+        classes = torch.full((len(images),), -1, dtype=torch.int64, device=images.device)
+        for label, radius in enumerate((self.r1, self.r2)):
+            classes[(length - radius).abs() <= tolerance * radius] = label
+        return classes
+
+    def _all(self, ids: Tensor, stream: str) -> tuple[Tensor, Tensor]:
+        points, labels = zip(*self._points(ids, stream), strict=True)
+        return torch.cat(points), torch.cat(labels)
+
+    def _points(self, ids: Tensor, stream: str) -> Iterator[tuple[Tensor, Tensor]]:
+        radii = torch.tensor([self.r1, self.r2], dtype=torch.float64)
+        for block in torch.split(ids, _BLOCK):
+            labels = block % 2
+            directions = Noise(self.seed, block, stream).normal((self.d,), dtype=torch.float64)
+            scale = radii[labels] / norm(directions, "l2")
+            yield directions * broadcast(scale, directions), labels
+
+
+def _check(name: str, value: float, holds: bool, expected: str) -> None:
+    if not holds:
+        raise BadParameter(f"unusable {name} of spheres", got=value, expected=expected)
+
+
+def _short(value: float) -> str:
+    return repr(float(value)).removesuffix(".0")

@@ -1,0 +1,101 @@
+"""The digits in the package, and MNIST and Fashion-MNIST where their files are at hand."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustbench_inv.data.images import open_images
+from robustbench_inv.data.protocol import Dataset, JudgesLabels
+from robustbench_inv.data.registry import open_dataset
+from robustbench_inv.data.sources import locate, places, source
+from robustbench_inv.errors import BadParameter
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return open_dataset("mnist5k")
+
+
+@pytest.fixture(scope="module")
+def real_mnist():
+    if not os.environ.get("INVBENCH_DATA"):
+        pytest.skip("INVBENCH_DATA is not set: no original MNIST files to compare with")
+    root = Path(os.environ["INVBENCH_DATA"])
+    if not (root / "mnist").is_dir():
+        pytest.skip(f"no folder mnist in {root}")
+    return root
+
+
+def test_digits_are_as_announced(digits):
+    assert isinstance(digits, Dataset)
+    assert not isinstance(digits, JudgesLabels)
+    assert (len(digits), digits.shape, digits.bounds) == (5000, (1, 28, 28), (0.0, 1.0))
+    assert digits.labels.tolist() == [label for label in range(10) for _ in range(500)]
+    images, labels = digits.batch(torch.arange(0, 5000, 10))
+    assert images.dtype == torch.float32
+    assert labels.dtype == torch.int64
+    assert (images.min(), images.max()) == (0, 1)
+    assert 0.12 < images.mean() < 0.14
+
+
+def test_digest_is_frozen(digits):
+    expected = "1d86c343cb175bb4e098ab87b99804ea90f601a05f42d16a767595f19d8a086c"
+    assert digits.digest == expected
+
+
+def test_digits_load_in_milliseconds():
+    def seconds():
+        start = time.perf_counter()
+        open_dataset("mnist5k")
+        return time.perf_counter() - start
+
+    assert min(seconds() for _ in range(5)) < 0.1
+
+
+def test_digits_are_the_first_500_of_each_class_of_mnist_training(digits, real_mnist):
+    train = open_images("mnist", "train", real_mnist)
+    ids = torch.cat([(train.labels == label).nonzero()[:500, 0] for label in range(10)])
+    assert ids.max() == 5847
+    for block in torch.arange(5000).split(1000):
+        ours, theirs = digits.batch(block), train.batch(ids[block])
+        assert torch.equal(ours[0], theirs[0])
+        assert torch.equal(ours[1], theirs[1])
+
+
+def test_real_mnist(real_mnist):
+    data = open_dataset("mnist", root=real_mnist)
+    assert (len(data), data.name, data.num_classes) == (10_000, "mnist", 10)
+    assert data.labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    train = open_dataset("mnist", {"split": "train"}, real_mnist)
+    assert (len(train), train.name) == (60_000, "mnist:split=train")
+    assert train.digest != data.digest
+
+
+def test_fashion_mnist_from_the_systems_folder():
+    origin = source("fashion-mnist")
+    if not any(locate(origin, file, None) for file in origin.sha256):
+        pytest.skip("Fashion-MNIST is not on this machine")
+    data = open_dataset("fashion-mnist")
+    assert len(data) == 10_000
+    assert data.labels.bincount().tolist() == [1000] * 10
+
+
+def test_order_of_places(monkeypatch):
+    monkeypatch.setenv("INVBENCH_DATA", "named")
+    found = [str(place) for place in places(source("fashion-mnist"), Path("given"))]
+    assert found[:5] == [
+        "given/fashion-mnist",
+        "given/FashionMNIST/raw",
+        "named/fashion-mnist",
+        "named/FashionMNIST/raw",
+        "/usr/share/datasets/fashion-mnist",
+    ]
+    assert "robustbench-inv" in found[5]
+
+
+def test_unknown_split():
+    with pytest.raises(BadParameter, match=r"got 'valid', expected one of test, train"):
+        open_images("mnist", "valid")

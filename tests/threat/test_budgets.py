@@ -1,0 +1,133 @@
+"""Budgets: a projection is allowed, nearest, and leaves alone what is allowed already."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robustbench_inv.errors import BadParameter
+from robustbench_inv.tensors import norm
+from robustbench_inv.threat.budgets import Budget, LpBall, OnSphere, Unbounded
+
+DUAL = {"l1": "linf", "l2": "l2", "linf": "l1"}
+CLEAN = torch.tensor([[0.3, -1.0, 0.0, 2.0, 0.7]], dtype=torch.float64)
+
+values = st.lists(st.floats(-5, 5), min_size=5, max_size=5)
+radii = st.floats(0, 12)
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(DUAL)), values, radii)
+def test_projection_is_inside_and_nearest(name, delta, eps):
+    delta = torch.tensor([delta], dtype=torch.float64)
+    moved = LpBall(name, eps).project(CLEAN, CLEAN + delta) - CLEAN
+    assert norm(moved, name).item() <= eps + 1e-12
+    # p is nearest to v in a convex set if and only if ⟨v − p, z − p⟩ ≤ 0 for all its z;
+    # over a ball the largest ⟨v − p, z⟩ is eps times the dual norm of v − p.
+    rest = delta - moved
+    assert eps * norm(rest, DUAL[name]).item() - (rest * moved).sum().item() <= 1e-9
+
+
+@settings(deadline=None)
+@given(st.sampled_from(sorted(DUAL)), values, st.floats(0.1, 12))
+def test_projection_leaves_the_inside_alone(name, delta, eps):
+    delta = torch.tensor([delta], dtype=torch.float64)
+    inside = CLEAN + delta * (0.99 * eps / norm(delta, name).clamp_min(eps))
+    assert torch.allclose(LpBall(name, eps).project(CLEAN, inside), inside, rtol=0, atol=1e-15)
+
+
+@settings(deadline=None)
+@given(values, st.integers(0, 6))
+def test_l0_projection_is_the_best_of_all_choices(delta, count):
+    delta = torch.tensor(delta, dtype=torch.float64)
+    moved = LpBall("l0", count).project(CLEAN, CLEAN + delta) - CLEAN
+    # Subtracting the clean image again leaves rounding of 1e-16, which is a change of a pixel all the same.
+    assert (moved.abs() > 1e-12).sum() <= count
+    choices = itertools.combinations(range(5), min(count, 5))
+    best = min(sum(delta[i].item() ** 2 for i in set(range(5)) - set(kept)) for kept in choices)
+    assert (delta - moved).pow(2).sum().item() == pytest.approx(best, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["l0", "l1", "l2", "linf"])
+def test_each_sample_is_projected_by_itself(name):
+    generator = torch.Generator().manual_seed(0)
+    clean, moved = (torch.rand(6, 1, 4, 4, generator=generator) for _ in range(2))
+    ball = LpBall(name, 1.0)
+    together = ball.project(clean, moved)
+    alone = [ball.project(clean[i : i + 1], moved[i : i + 1]) for i in range(6)]
+    assert torch.allclose(torch.cat(alone), together, atol=1e-7)
+    assert ball.contains(clean, together).all()
+    assert ball.project(clean[:0], moved[:0]).shape == (0, 1, 4, 4)
+
+
+@pytest.mark.parametrize("name", ["l0", "l1", "l2", "linf"])
+@pytest.mark.parametrize("eps", [0.1, 1.0, 2.0, 20.0])
+def test_projections_of_whole_images_are_allowed_in_float32(name, eps):
+    generator = torch.Generator().manual_seed(0)
+    clean, moved = (torch.rand(64, 3, 32, 32, generator=generator) for _ in range(2))
+    ball = LpBall(name, eps)
+    projected = ball.project(clean, moved)
+    assert ball.contains(clean, projected).all()
+    if name != "l0" and ball.distance(clean, moved).min() > eps:
+        assert ball.distance(clean, projected).min() > eps * (1 - 1e-4)
+
+
+@pytest.mark.parametrize("name", ["l0", "l1", "l2", "linf"])
+def test_no_budget_no_change(name):
+    moved = LpBall(name, 0).project(CLEAN, CLEAN + 1)
+    assert torch.equal(moved, CLEAN)
+    assert torch.equal(LpBall(name, 3).project(CLEAN, CLEAN), CLEAN)
+
+
+@pytest.mark.parametrize(("name", "radius"), [("l1", 2.0), ("l2", 2.0), ("linf", 2.0), ("l0", 1)])
+def test_contains_up_to_rounding(name, radius):
+    clean = torch.zeros(4, 3, dtype=torch.float64)
+    shown = torch.zeros(4, 3, dtype=torch.float64)
+    shown[:, 1] = torch.tensor([1.0, 2.0, 2 + 1e-10, 2.1])
+    if name == "l0":
+        shown[3, 0] = 1e-9
+    ball = LpBall(name, radius)
+    assert ball.contains(clean, shown).tolist() == [True, True, True, False]
+    assert ball.contains(clean.float(), shown.float()).tolist() == [True, True, True, False]
+
+
+def test_contains_is_no_looser_than_rounding():
+    clean = torch.zeros(1, 3, dtype=torch.float64)
+    assert not LpBall("linf", 0.3).contains(clean, clean + 0.3 + 1e-7).item()
+    assert not LpBall("linf", 0.3).contains(clean.float(), clean.float() + 0.3 + 1e-4).item()
+
+
+def test_on_sphere():
+    sphere = OnSphere(1.3)
+    points = torch.randn(5, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    projected = sphere.project(points, points)
+    assert sphere.contains(points, projected).all()
+    assert not sphere.contains(points, projected * (1 + 1e-6)).any()
+    # The nearest point of a sphere is on the same ray, at a distance of the difference of the norms.
+    expected = (norm(points, "l2") - 1.3).abs()
+    assert torch.allclose(sphere.distance(points, projected), expected, rtol=1e-12)
+    assert sphere.contains(points.float(), projected.float()).all()
+
+
+def test_unbounded():
+    anywhere = Unbounded("linf")
+    far = CLEAN + torch.tensor([[1e6, 0, 0, -2e6, 0]])
+    assert anywhere.contains(CLEAN, far).tolist() == [True]
+    assert anywhere.distance(CLEAN, far).tolist() == [2e6]
+    assert torch.equal(anywhere.project(CLEAN, far), far)
+
+
+def test_all_are_budgets():
+    for budget in (LpBall("l2", 1), Unbounded(), OnSphere(1)):
+        assert isinstance(budget, Budget)
+        assert budget == type(budget)(**vars(budget))
+
+
+@pytest.mark.parametrize(
+    ("name", "eps"), [("l3", 1), ("", 1), ("l2", -0.1), ("l2", float("inf")), ("l2", float("nan"))]
+)
+def test_wrong_balls_are_refused(name, eps):
+    with pytest.raises(BadParameter, match=r"expected"):
+        LpBall(name, eps)

@@ -1,0 +1,157 @@
+"""Goals: their truth tables, and margins that are positive only where the output is what is asked for."""
+
+import itertools
+
+import pytest
+import torch
+
+from robustbench_inv.tensors import Output
+from robustbench_inv.threat.goals import (
+    Evidence,
+    Goal,
+    KeepDecision,
+    KeepLogits,
+    Misclassify,
+    MisclassifyAccepted,
+    Target,
+)
+
+UNKNOWN = -1
+
+
+def deciding(decision, accepted=None):
+    logits = torch.zeros(1, 3)
+    logits[0, decision] = 1.0
+    return Output(logits, None, None if accepted is None else torch.tensor([accepted]))
+
+
+def evidence(*, label=0, before=0, after=0, accepted=None, oracle=None):
+    image = torch.zeros(1, 2)
+    return Evidence(
+        clean=image,
+        adversarial=image + 1,
+        labels=torch.tensor([label]),
+        before=deciding(before),
+        after=deciding(after, accepted),
+        oracle=None if oracle is None else torch.tensor([oracle]),
+    )
+
+
+@pytest.mark.parametrize(("label", "after"), list(itertools.product(range(3), repeat=2)))
+def test_misclassify(label, after):
+    assert Misclassify().reached(evidence(label=label, after=after)).item() == (label != after)
+
+
+@pytest.mark.parametrize(
+    ("after", "oracle", "expected"),
+    [
+        (1, 0, True),
+        (1, 1, False),
+        (1, UNKNOWN, False),
+        (1, None, True),
+        (0, 0, False),
+        (0, 1, False),
+        (0, None, False),
+    ],
+)
+def test_misclassify_while_the_class_stays(after, oracle, expected):
+    goal = Misclassify(same_class=True)
+    assert goal.reached(evidence(after=after, oracle=oracle)).item() is expected
+    assert Misclassify().reached(evidence(after=after, oracle=oracle)).item() is (after != 0)
+
+
+@pytest.mark.parametrize(
+    ("label", "after", "expected"), [(0, 1, True), (0, 2, False), (0, 0, False), (1, 1, False)]
+)
+def test_target(label, after, expected):
+    assert Target(1).reached(evidence(label=label, after=after)).item() is expected
+
+
+@pytest.mark.parametrize(
+    ("after", "accepted", "expected"),
+    [
+        (1, True, True),
+        (1, False, False),
+        (1, None, True),
+        (0, True, False),
+        (0, False, False),
+        (0, None, False),
+    ],
+)
+def test_misclassify_accepted(after, accepted, expected):
+    found = MisclassifyAccepted().reached(evidence(after=after, accepted=accepted))
+    assert found.item() is expected
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "oracle", "expected"),
+    [
+        (0, 0, 1, True),
+        (0, 0, 0, False),
+        (0, 0, UNKNOWN, False),
+        (0, 0, None, False),
+        (0, 1, 1, False),
+        (0, 1, 0, False),
+        (2, 2, 1, True),  # the decision stays what it was, right or wrong
+    ],
+)
+def test_keep_decision(before, after, oracle, expected):
+    found = KeepDecision().reached(evidence(before=before, after=after, oracle=oracle))
+    assert found.item() is expected
+
+
+@pytest.mark.parametrize("oracle", [1, 0, UNKNOWN, None])
+@pytest.mark.parametrize(
+    ("moved", "close"), [(0.0, True), (0.009, True), (0.011, False), (-0.02, False)]
+)
+def test_keep_logits(oracle, moved, close):
+    given = evidence(oracle=oracle)
+    given.after.logits[0, 2] += moved
+    assert KeepLogits(tolerance=0.01).reached(given).item() is (close and oracle == 1)
+
+
+def test_each_sample_is_judged_by_itself():
+    given = Evidence(
+        clean=torch.zeros(4, 2),
+        adversarial=torch.ones(4, 2),
+        labels=torch.tensor([0, 0, 1, 2]),
+        before=Output(torch.eye(3)[[0, 0, 1, 2]]),
+        after=Output(torch.eye(3)[[0, 1, 1, 0]]),
+        oracle=torch.tensor([1, 0, 1, 0]),
+    )
+    assert Misclassify().reached(given).tolist() == [False, True, False, True]
+    assert Misclassify(same_class=True).reached(given).tolist() == [False, True, False, False]
+    assert Target(0).reached(given).tolist() == [False, False, False, True]
+    assert KeepDecision().reached(given).tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize("goal", [Misclassify(), MisclassifyAccepted(), Target(1)])
+def test_a_positive_margin_means_success(goal):
+    generator = torch.Generator().manual_seed(0)
+    logits, images = torch.randn(400, 3, generator=generator), torch.zeros(400, 2)
+    labels = torch.arange(400) % 3
+    output = Output(logits, None, torch.arange(400) % 2 == 0)
+    ours = labels != 1 if isinstance(goal, Target) else labels >= 0
+    reached = goal.reached(Evidence(images, images, labels, output, output))
+    assert torch.equal((goal.margin(output, labels) > 0)[ours], reached[ours])
+    assert 0 < reached.sum() < 400
+
+
+@pytest.mark.parametrize("goal", [KeepDecision(), KeepLogits()])
+def test_margin_of_an_invariance_goal_falls_when_the_class_is_lost(goal):
+    labels = torch.tensor([0, 0])
+    output = Output(torch.tensor([[3.0, 1.0, 0.0], [1.0, 3.0, 0.0]]))
+    assert goal.margin(output, labels).tolist() == [2.0, -2.0]
+
+
+def test_margin_without_rejection_is_the_plain_one():
+    output, labels = Output(torch.tensor([[1.0, 3.0]])), torch.tensor([0])
+    assert MisclassifyAccepted().margin(output, labels).item() == 2.0
+    rejected = Output(output.logits, None, torch.tensor([False]))
+    assert MisclassifyAccepted().margin(rejected, labels).item() <= 0
+
+
+def test_all_are_goals_with_names_of_their_own():
+    goals = [Misclassify(), Target(1), MisclassifyAccepted(), KeepDecision(), KeepLogits()]
+    assert all(isinstance(goal, Goal) for goal in goals)
+    assert len({goal.name for goal in goals}) == len(goals)
