@@ -129,8 +129,7 @@ class Meter:
         with torch.enable_grad():
             images = images.detach().requires_grad_(True)
             output = self._ask(images, rows)
-            value = loss(output, labels).sum()
-            (slope,) = torch.autograd.grad(value, images, allow_unused=True, materialize_grads=True)
+            slope = _slope(loss(output, labels).sum(), images)
         self._count_backward(slope, rows)
         return output.detach(), slope
 
@@ -189,3 +188,11 @@ class Meter:
         chosen = slice(None) if rows is None else rows
         self._backward[chosen] += 1
         self._useful[chosen] |= useful
+
+
+def _slope(value: Tensor, images: Tensor) -> Tensor:
+    """Return the gradient, zero where the graph does not lead back to the images (check C6)."""
+    if not value.requires_grad:
+        return torch.zeros_like(images)
+    (slope,) = torch.autograd.grad(value, images, allow_unused=True, materialize_grads=True)
+    return slope

@@ -24,7 +24,7 @@ class HypothesisLinear(nn.Module):
         joint = nn.Linear(width + hypotheses, out)
         self.weight = nn.Parameter(joint.weight.detach()[:, :width].clone())
         self.bias = nn.Parameter(joint.bias.detach().clone())
-        self.label = nn.Parameter(joint.weight.detach()[:, width:].T.clone())
+        self.label = nn.Parameter(joint.weight.detach()[:, width:].T.contiguous())
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Map (n, d) to (n, C, m)."""

@@ -82,5 +82,5 @@ def toml_text(flat: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) 
 
 def _stored(model: nn.Module, storage: str) -> dict[str, Tensor]:
     dtype = {"float16": torch.float16, "float32": torch.float32}[storage]
-    state = model.state_dict()
-    return {k: v.cpu().to(dtype) if v.is_floating_point() else v.cpu() for k, v in state.items()}
+    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}

@@ -32,6 +32,7 @@ class Epoch:
     """What one epoch reports, and a line of ``metrics.jsonl``."""
 
     epoch: int
+    epochs: int
     loss: float
     accuracy: float
     learning_rate: float
@@ -106,9 +107,9 @@ def _run_epoch(state: _State, recipe: Recipe, data: TrainingData, epoch: int) ->
         correct += int((logits.detach().argmax(1) == labels).sum())
     seen = len(batches) * recipe.batch_size
     rate = state.optimiser.param_groups[0]["lr"]
-    return Epoch(
-        epoch + 1, losses / len(batches), correct / seen, rate, time.perf_counter() - start
-    )
+    seconds = time.perf_counter() - start
+    mean, accuracy = losses / len(batches), correct / seen
+    return Epoch(epoch + 1, recipe.epochs, mean, accuracy, rate, seconds)
 
 
 def _order(recipe: Recipe, size: int, epoch: int) -> list[Tensor]:

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_inv.catalogue.load import load_dataset
+from robustbench_inv.catalogue.locate import find
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadCatalogue, BadParameter
 from robustbench_inv.training.export import export_model, round_weights
 from robustbench_inv.training.loop import Epoch, TrainingData, train
 from robustbench_inv.training.recipe import Recipe, read_recipe
 
-__all__ = ["GOLDEN", "clean_accuracy", "train_recipe"]
+__all__ = ["GOLDEN", "clean_accuracy", "find_recipe", "train_recipe"]
 
 GOLDEN = 16
 """Number of held-out inputs whose logits are stored with the weights."""
@@ -52,6 +53,21 @@ def train_recipe(
     model = train(recipe, model, objective, data, out, report=report).cpu()
     held_out = {name: load_dataset(name, data_root=data_root) for name in recipe.held_out}
     return _export(recipe, path, model, held_out, out / "models" / recipe.name)
+
+
+def find_recipe(source: str) -> Path:
+    """Return the recipe of a model of the catalogue, or the file that is named.
+
+    Raises:
+        UnknownName: if there is neither.
+        BadCatalogue: if the model has no recipe, because it needs no training.
+    """
+    if source.endswith(".toml") or Path(source).is_file():
+        return Path(source)
+    path = find("models", source).parent / "recipe.toml"
+    if not path.is_file():
+        raise BadCatalogue(f"{source} has no recipe", expected="a model that is trained")
+    return path
 
 
 def clean_accuracy(model: nn.Module, dataset: Dataset, batch_size: int = 500) -> float:

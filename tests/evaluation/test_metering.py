@@ -96,15 +96,13 @@ def test_zero_gradient_means_every_gradient_was_useless():
     assert m.zero_gradient.tolist() == [False, False, True, True]
 
 
-def test_a_loss_without_graph_gives_zeros_not_an_exception():
+@pytest.mark.parametrize("leaf", [False, True])
+def test_a_loss_without_graph_gives_zeros_not_an_exception(leaf):
     m = meter()
-    _, slope = m.gradient(m.batch.images, lambda output, _: images_sum(output))
+    cut = lambda output, _: output.logits.detach().sum(1).requires_grad_(leaf)  # noqa: E731
+    _, slope = m.gradient(m.batch.images, cut)
     assert slope.abs().max() == 0
     assert m.zero_gradient.all()
-
-
-def images_sum(output):
-    return output.logits.detach().sum(1).requires_grad_(True)
 
 
 def test_the_nearest_allowed_success_is_kept():

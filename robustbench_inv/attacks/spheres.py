@@ -1,0 +1,102 @@
+"""Analytic perturbation attack on adversarial spheres: the class stays, the decision changes."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.attacks.protocol import Batch, Kind, Queries
+from robustbench_inv.errors import CapabilityMismatch
+from robustbench_inv.randomness import Noise
+from robustbench_inv.tensors import NORMS, flatten, norm
+from robustbench_inv.threat.threat_model import ThreatModel
+
+__all__ = [
+    "ReadsNormOfUsedDimensions",
+    "SpheresPerturbation",
+    "on_sphere",
+    "spheres_model",
+    "split_used",
+]
+
+BELOW = 1e-12
+"""How far below the classifier's bias, relatively, the decision is certain to be the inner sphere's."""
+
+
+@runtime_checkable
+class ReadsNormOfUsedDimensions(Protocol):
+    """A classifier that compares the l2 norm of all but the last coordinates with a bias.
+
+    ``unused_dimensions`` is how many it does not see, ``radii`` are those of the inner and outer sphere.
+    """
+
+    @property
+    def unused_dimensions(self) -> int: ...
+
+    @property
+    def bias(self) -> float: ...
+
+    @property
+    def radii(self) -> tuple[float, float]: ...
+
+
+@dataclass(frozen=True)
+class SpheresPerturbation:
+    """Moves points of the outer sphere along it until their used coordinates are shorter than the bias.
+
+    With u and v the norms of the used and the unused coordinates, b the bias and R2 the outer radius, the
+    used ones are scaled to b and the unused ones to √(R2² − b²), at a distance of
+    √((u − b)² + (√(R2² − b²) − v)²). Points on which this is not possible stay as they are: those of the inner
+    sphere, those with v = 0, and all if no dimension is unused.
+
+    References:
+        Behrmann, thesis, section 6.2.1, analytic perturbation-based attack.
+    """
+
+    kind: ClassVar[Kind] = "minimal"
+    norms: ClassVar[frozenset[str]] = frozenset(NORMS)
+
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
+        classifier = spheres_model(model.model)
+        outer, points = classifier.radii[1], flatten(batch.images)
+        used, unused, u, v = split_used(points, classifier.unused_dimensions)
+        shorter = classifier.bias * (1 - _clearance(points.dtype))
+        longer = max(outer**2 - shorter**2, 0.0) ** 0.5
+        moved = torch.cat([used * (shorter / u), unused * (longer / v)], 1)
+        possible = on_sphere(points, outer) & (v[:, 0] > 0) & (u[:, 0] >= classifier.bias)
+        return torch.where(possible[:, None], moved, points).reshape(batch.images.shape)
+
+
+def spheres_model(model: object) -> ReadsNormOfUsedDimensions:
+    """Return the model if it can be attacked analytically.
+
+    Raises:
+        CapabilityMismatch: if it does not say which dimensions it reads.
+    """
+    if not isinstance(model, ReadsNormOfUsedDimensions):
+        raise CapabilityMismatch(
+            "an analytic attack on spheres needs a classifier that reads the norm of some dimensions",
+            got=type(model).__name__,
+            expected="unused_dimensions, bias and radii",
+            remedy="use spheres-misaligned or spheres-max-margin",
+        )
+    return model
+
+
+def split_used(points: Tensor, unused_dimensions: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the used (n, d − k) and unused (n, k) coordinates and their norms u and v, both (n, 1)."""
+    border = points.shape[1] - unused_dimensions
+    used, unused = points[:, :border], points[:, border:]
+    return used, unused, norm(used, "l2")[:, None], norm(unused, "l2")[:, None]
+
+
+def on_sphere(points: Tensor, radius: float) -> Tensor:
+    """Return (n,): does the point lie on the sphere, up to rounding?"""
+    slack = 1e3 * torch.finfo(points.dtype).eps
+    return (norm(points, "l2") - radius).abs() <= slack * radius
+
+
+def _clearance(dtype: torch.dtype) -> float:
+    """Float32 cannot tell the norm of many coordinates from the bias to within BELOW."""
+    return max(BELOW, 100 * torch.finfo(dtype).eps if dtype != torch.float64 else 0.0)

@@ -1,0 +1,193 @@
+"""Checks that hold finished cells against one another: C1, C3, C5, the eps of C17, the plan of C7."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import permutations, product
+from math import sqrt
+
+from robustbench_inv.checks.cells import CellView, common_samples, grouped, listed
+from robustbench_inv.checks.verdict import CHECKS, Verdict, grade
+
+__all__ = [
+    "check_eps_scale",
+    "check_gradient_free",
+    "check_monotone",
+    "check_single_step",
+    "escalate_saturation",
+]
+
+Group = Sequence[CellView]
+
+
+def check_monotone(views: Sequence[CellView]) -> list[Verdict]:
+    """C1: does a sample hold in one cell at an eps although a smaller one broke it in another?
+
+    A sweep shares its successes upward, so nothing can be seen inside one cell; only cells of the same
+    attack and seed with different eps are compared. Without such cells there is no verdict from records:
+    the probe of each model measures C1 with independent runs.
+    """
+    verdicts = []
+    for setting, group in grouped(v for v in views if v.epsilons).items():
+        pairs = [p for p in permutations(group, 2) if _same_attack(*p) and p[0] is not p[1]]
+        if pairs:
+            verdicts.append(_monotone(setting[0], pairs))
+    return verdicts
+
+
+def check_single_step(views: Sequence[CellView]) -> list[Verdict]:
+    """C3: does one gradient step break a sample, at the same norm and eps, that iterations do not?
+
+    Strictly, every such sample speaks against the iterative attack. A sample on the boundary may fall
+    to one of two nearly equal images by rounding, or because iterations from a random start end in
+    another corner, so up to 1 % of samples give WARN with their ids and more give FAIL.
+    """
+    return [_single_step(setting, group) for setting, group in grouped(views).items()]
+
+
+def check_gradient_free(views: Sequence[CellView]) -> list[Verdict]:
+    """C5: do noise and query attacks break samples that no gradient attack breaks at the same eps?
+
+    The limit is that of AutoAttack's flag for Square Attack: 0.2 points of worst-case accuracy.
+
+    References:
+        Croce and Hein, Reliable evaluation of adversarial robustness, ICML 2020; Carlini et al.,
+        On evaluating adversarial robustness, arXiv 1902.06705, section 4.3.
+    """
+    return [_gradient_free(setting, group) for setting, group in grouped(views).items()]
+
+
+def check_eps_scale(views: Sequence[CellView]) -> list[Verdict]:
+    """C17 for the plan: is eps, in the model's input units, smaller than the box is wide?"""
+    models: dict[str, list[CellView]] = {}
+    for view in views:
+        models.setdefault(view.model, []).append(view)
+    return [_eps_scale(model, group) for model, group in models.items()]
+
+
+def escalate_saturation(probes: Sequence[Verdict], views: Sequence[CellView]) -> list[Verdict]:
+    """C7 for the plan: turn the probe's WARN into FAIL if every gradient attack uses cross-entropy alone.
+
+    Args:
+        probes: verdicts of the models' probes.
+        views: the finished cells.
+
+    Returns:
+        the same verdicts, in the same order.
+    """
+    return [_escalated(verdict, views) for verdict in probes]
+
+
+def _same_attack(one: CellView, other: CellView) -> bool:
+    seeds = (one.source.cell["seed"], other.source.cell["seed"])
+    same = one.attack == other.attack and one.parameters == other.parameters
+    return same and seeds[0] == seeds[1]
+
+
+def _monotone(model: str, pairs: Sequence[tuple[CellView, CellView]]) -> Verdict:
+    violations = trials = 0
+    for smaller, larger in pairs:
+        samples = common_samples([smaller, larger])
+        for eps in larger.epsilons:
+            if smaller.epsilons[0] <= eps:
+                reached = max(own for own in smaller.epsilons if own <= eps)
+                violations += len(smaller.broken(reached) & larger.held(eps) & samples)
+                trials += len(samples)
+    share = violations / trials if trials else 0.0
+    evidence = (
+        f"{violations} of {trials} (sample, eps) pairs hold in one cell although a smaller or equal eps "
+        f"broke them in another cell of the same attack ({share:.2%})."
+    )
+    return CHECKS["C1"].says(model, grade(share, warn=0.005), share, evidence)
+
+
+def _single_step(setting: tuple[str, str, str, str], group: Group) -> Verdict:
+    single = [v for v in group if v.single_step]
+    iterative = [v for v in group if v.iterative]
+    worst: tuple[float, str] | None = None
+    for one, many in product(single, iterative):
+        samples = common_samples([one, many])
+        for eps in (e for e in one.epsilons if samples and many.answers(e)):
+            extra = one.broken(eps) & many.held(eps)
+            found = (len(extra) / len(samples), _single_evidence(one, many, eps, extra))
+            worst = max(worst or found, found)
+    if worst is None:
+        reason = f"No one-step and iterative attack at the same eps ({setting[2]}, {setting[1]})."
+        return CHECKS["C3"].says(setting[0], "NA", None, reason)
+    return CHECKS["C3"].says(setting[0], grade(worst[0], warn=0, fail=0.01), worst[0], worst[1])
+
+
+def _single_evidence(one: CellView, many: CellView, eps: float, extra: set[int]) -> str:
+    names = f"{one.attack} at {one.norm} eps {eps:g}", f"{many.attack} does not"
+    samples = common_samples([one, many])
+    if not extra:
+        fallen = len(one.broken(eps) & samples)
+        return (
+            f"{many.attack} breaks all {fallen} of {len(samples)} samples that {names[0]} breaks."
+        )
+    count = f"{len(extra)} of {len(samples)} samples fall to {names[0]}"
+    return f"{count}, which {names[1]} break: {listed(extra)}."
+
+
+def _gradient_free(setting: tuple[str, str, str, str], group: Group) -> Verdict:
+    white = [v for v in group if v.uses_gradients]
+    black = [v for v in group if v.free_of_gradients]
+    worst: tuple[float, str] | None = None
+    for eps in sorted({eps for view in (*white, *black) for eps in view.epsilons}):
+        here = [v for v in white if v.answers(eps)], [v for v in black if v.answers(eps)]
+        samples = common_samples([*here[0], *here[1]])
+        if all(here) and samples:
+            found = _gap(here[0], here[1], eps, samples)
+            worst = max(worst or found, found)
+    if worst is None:
+        reason = (
+            f"No gradient attack beside noise or queries at one eps ({setting[2]}, {setting[1]})."
+        )
+        return CHECKS["C5"].says(setting[0], "NA", None, reason)
+    verdict = grade(worst[0], warn=0.002, fail=0.002)
+    return CHECKS["C5"].says(setting[0], verdict, worst[0], worst[1])
+
+
+def _gap(white: Group, black: Group, eps: float, samples: set[int]) -> tuple[float, str]:
+    fallen = set().union(*(v.broken(eps) for v in white)) & samples
+    extra = set().union(*(v.broken(eps) for v in black)) & samples - fallen
+    n, names = len(samples), " and ".join(sorted({v.attack for v in black}))
+    accuracy = f"{1 - len(fallen) / n:.1%} to {1 - len(fallen | extra) / n:.1%}"
+    which = f" (samples {listed(extra)})" if extra else ""
+    evidence = (
+        f"At {white[0].norm} eps {eps:g} {names} lowered the worst-case accuracy of gradient attacks "
+        f"from {accuracy} on {n} samples{which}."
+    )
+    return len(extra) / n, evidence
+
+
+def _eps_scale(model: str, group: Group) -> Verdict:
+    check = CHECKS["C17"]
+    swept = [v for v in group if v.epsilons]
+    if not swept:
+        return check.says(model, "NA", None, "No cell of the plan has a bounded eps.")
+    worst = max(swept, key=lambda v: v.epsilons[-1] / _diameter(v))
+    share, width = worst.epsilons[-1] / _diameter(worst), _diameter(worst)
+    lost = [v for v in swept if v.epsilons[0] > _diameter(v)]
+    verdict = "FAIL" if lost else grade(share, warn=1)
+    evidence = (
+        f"The largest {worst.norm} eps is {worst.epsilons[-1]:g} in a box of {worst.norm} diameter "
+        f"{width:g}; {len(lost)} of {len(swept)} cells have every eps beyond their box."
+    )
+    return check.says(model, verdict, share, evidence)
+
+
+def _diameter(view: CellView) -> float:
+    """The largest distance inside the data's box."""
+    (low, high), d = view.bounds, view.dimension
+    return {"linf": 1.0, "l2": sqrt(d), "l1": float(d)}.get(view.norm, 0.0) * (high - low) or d
+
+
+def _escalated(verdict: Verdict, views: Sequence[CellView]) -> Verdict:
+    if (verdict.id, verdict.verdict) != ("C7", "WARN"):
+        return verdict
+    gradient = [v for v in views if v.model == verdict.subject and v.uses_gradients]
+    if not gradient or not all(v.climbs_cross_entropy for v in gradient):
+        return verdict
+    names = ", ".join(sorted({v.attack for v in gradient}))
+    evidence = f"{verdict.evidence} Every gradient attack of the plan uses cross-entropy ({names})."
+    return replace(verdict, verdict="FAIL", evidence=evidence)

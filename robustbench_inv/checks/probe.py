@@ -1,0 +1,82 @@
+"""What a probe works on: one model and a few samples of the data it is evaluated on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.attacks.protocol import Batch
+from robustbench_inv.data.protocol import Dataset
+from robustbench_inv.evaluation.metering import answer
+from robustbench_inv.models.protocol import Classifier
+from robustbench_inv.randomness import Noise
+from robustbench_inv.tensors import Output
+
+__all__ = ["Probe", "spread"]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A model and the samples that it is probed on.
+
+    Args:
+        model: its name, the subject of the verdicts.
+        classifier: the model, with the samples' device and dtype.
+        batch: n samples.
+        data_bounds: least and largest value that an element of the data set can take.
+        seed: of the random numbers.
+    """
+
+    model: str
+    classifier: Classifier
+    batch: Batch
+    data_bounds: tuple[float, float]
+    seed: int = 0
+
+    @classmethod
+    def of(
+        cls, name: str, classifier: Classifier, dataset: Dataset, ids: Sequence[int], seed: int = 0
+    ) -> "Probe":
+        """Return the probe of a model on some samples of a data set, in the model's dtype."""
+        images, labels = dataset.batch(list(ids))
+        batch = Batch(images.to(classifier.dtype), labels, torch.tensor(list(ids)))
+        return cls(name, classifier, batch, dataset.bounds, seed)
+
+    @property
+    def noise(self) -> Noise:
+        """The samples' random numbers, apart from those of the evaluation."""
+        return Noise(self.seed, self.batch.ids, "probe")
+
+    @property
+    def width(self) -> float:
+        """Width of the model's box; where it has no ends, the range of the data."""
+        low, high = self.classifier.bounds
+        if isfinite(high - low):
+            return float(high - low)
+        return float(self.batch.images.max() - self.batch.images.min())
+
+    def on(self, device: str | torch.device) -> "Probe":
+        """Return the same probe with its samples on the model's device."""
+        batch = self.batch
+        moved = Batch(batch.images.to(device), batch.labels.to(device), batch.ids.to(device))
+        return replace(self, batch=moved)
+
+    def ask(self, rows: Tensor | None = None, step: int = 0) -> Output:
+        """Return the model's output for some rows of the batch, or for all, without a graph."""
+        batch = self.batch if rows is None else self.batch[rows]
+        noise = self.noise if rows is None else self.noise.rows(rows)
+        with torch.no_grad():
+            return answer(self.classifier, batch.images, noise, step)
+
+
+def spread(samples: Sequence[int], count: int) -> list[int]:
+    """Return at most ``count`` of the samples, evenly spaced (a data set may be sorted by class).
+
+    Example:
+        >>> spread(range(10), 4)
+        [0, 2, 5, 7]
+    """
+    n = len(samples)
+    return list(samples) if n <= count else [samples[i * n // count] for i in range(count)]

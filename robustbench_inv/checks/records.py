@@ -1,0 +1,226 @@
+"""Checks of one finished cell by its records, notes and kept images: C14, C15, C22, C23, C30."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from robustbench_inv.checks.cells import CellView, listed
+from robustbench_inv.checks.verdict import CHECKS, Grade, Verdict, grade
+from robustbench_inv.results.record import Record
+from robustbench_inv.results.summary import summarise
+
+__all__ = [
+    "check_completeness",
+    "check_consistency",
+    "check_crashes",
+    "check_lost_successes",
+    "check_shown_inputs",
+]
+
+REPLAY_LIMIT = 0.001
+"""C14: share of samples above which a cell fails."""
+
+ROUNDING = 1e-4
+"""Relative difference between a distance recorded in the model's dtype and one computed in float64."""
+
+BOX_SLACK = 1e-6
+"""What rounding the bounds to the model's dtype may add to them."""
+
+
+def check_shown_inputs(view: CellView) -> Verdict:
+    """C14: does every shown input replay, and stay inside its budget and the data's box?
+
+    Where images were kept, their box and distances are computed anew, in numpy and float64. A minimum-norm
+    attack may end beyond the largest eps of a sweep, which is no violation. A stochastic model is judged and
+    replayed under the same draws, which the search has not seen.
+    """
+    moved = [r.sample for r in view.records if not r.replayed]
+    outside = [r.sample for r in view.records if _outside(r, view)]
+    different = _different_images(view)
+    wrong, n = {*moved, *outside, *different}, max(len(view.records), 1)
+    kept = "no images kept" if view.source.adversarial() is None else "kept images recomputed"
+    evidence = (
+        f"Of {len(view.records)} samples {len(moved)} did not replay, {len(outside)} left budget or "
+        f"bounds, {len(different)} differ from their record ({kept}){_ids(wrong)}."
+    )
+    share = len(wrong) / n
+    verdict = grade(share, warn=0, fail=REPLAY_LIMIT)
+    return CHECKS["C14"].says(view.subject, verdict, share, evidence)
+
+
+def check_lost_successes(view: CellView) -> Verdict:
+    """C15: did the attack return a failure although one of its queries was a success?
+
+    The engine keeps that success, so that the number is right; the attack is not.
+
+    References:
+        Pintor et al., Indicators of attack failure, NeurIPS 2022: silent success.
+    """
+    notes = [event for event in view.events if event.get("kind") == "silent_success"]
+    lost = {sample for event in notes for sample in event.get("samples", ())}
+    broken = sum(r.goal_reached and r.status != "already_wrong" for r in view.records)
+    evidence = (
+        f"{len(lost)} of {broken} successes were met in the search and not returned{_ids(lost)}."
+    )
+    return CHECKS["C15"].says(view.subject, grade(len(lost), warn=0), len(lost), evidence)
+
+
+def check_consistency(view: CellView) -> Verdict:
+    """C22: do the records contradict themselves, or the rates derived from them?"""
+    problems = [p for r in view.records for p in _contradictions(r, view)] + _rates(view)
+    n, wrong = len(view.records), sum(r.status == "already_wrong" for r in view.records)
+    broken = sum(r.goal_reached and r.status != "already_wrong" for r in view.records)
+    rejected = sum(r.before.accepted is False for r in view.records)
+    evidence = (
+        f"{n} samples, {n - wrong} attacked, {broken} broken, {wrong} wrong to begin with, {rejected} "
+        f"rejected to begin with; {len(problems)} contradictions"
+    )
+    first = f", the first: {problems[0]}." if problems else "."
+    verdict: Grade = "FAIL" if problems else "PASS"
+    return CHECKS["C22"].says(view.subject, verdict, len(problems), evidence + first)
+
+
+def check_completeness(view: CellView, requested: Iterable[int]) -> Verdict:
+    """C23: is there one record of each requested sample, and none besides?
+
+    Args:
+        view: the cell; it may hold samples of earlier, larger requests.
+        requested: the samples asked for now.
+    """
+    counts = Counter(r.sample for r in view.records)
+    asked = set(requested)
+    missing = asked - counts.keys()
+    doubled = {sample for sample, count in counts.items() if count > 1}
+    foreign = counts.keys() - asked - set(view.source.samples)
+    bad = len(missing) + len(doubled) + len(foreign)
+    evidence = (
+        f"{len(asked)} samples requested, {len(counts)} recorded: {len(missing)} missing, "
+        f"{len(doubled)} doubled, {len(foreign)} not asked for{_ids(missing | doubled | foreign)}."
+    )
+    return CHECKS["C23"].says(view.subject, "FAIL" if bad else "PASS", bad, evidence)
+
+
+def check_crashes(view: CellView) -> Verdict:
+    """C30: on how many samples did the attack raise, and what?
+
+    Samples without a start, with a value that is not finite or with a proposal outside the budget are
+    counted in the evidence; like crashes they count as robust.
+    """
+    n = max(len(view.records), 1)
+    counts = Counter(r.status for r in view.records)
+    others = ", ".join(f"{counts[s]} {s}" for s in ("no_start", "numerics", "budget"))
+    share = counts["crash"] / n
+    reasons = Counter(_reason(event) for event in view.events if event.get("kind") == "crash")
+    why = "".join(f"; {reason}" for reason, _ in reasons.most_common(3))
+    evidence = (
+        f"{counts['crash']} of {len(view.records)} samples crashed ({share:.1%}){why}; {others}."
+    )
+    return CHECKS["C30"].says(view.subject, grade(share, warn=0, fail=0.01), share, evidence)
+
+
+def _outside(record: Record, view: CellView) -> bool:
+    """Is what is shown not allowed, or said to have fallen at an eps that does not hold it?"""
+    if record.status == "already_wrong":
+        return False
+    left = view.kind == "budget" and not record.within_budget
+    return left or record.status == "budget" or _beyond(record, view)
+
+
+def _beyond(record: Record, view: CellView) -> bool:
+    """Is the shown success farther away than the eps at which it is said to have fallen?"""
+    if record.broken_at is None:
+        return False
+    distance: float = getattr(record.distance, view.norm)
+    return distance > record.broken_at + ROUNDING * max(1.0, record.broken_at)
+
+
+def _different_images(view: CellView) -> set[int]:
+    kept = view.source.adversarial()
+    if kept is None:
+        return set()
+    records = {r.sample: r for r in view.records}
+    rows = zip(kept["samples"].tolist(), kept["clean"], kept["adversarial"], strict=True)
+    return {s for s, x, y in rows if s not in records or _differs(records[s], x, y, view.bounds)}
+
+
+def _differs(
+    record: Record, clean: np.ndarray, shown: np.ndarray, bounds: tuple[float, float]
+) -> bool:
+    """Does an image leave the box or lie at another distance than its record says?"""
+    image = shown.astype(np.float64)
+    inside = (image >= bounds[0] - BOX_SLACK) & (image <= bounds[1] + BOX_SLACK)
+    if image.shape != clean.shape or not inside.all():
+        return True
+    delta = np.abs(image - clean.astype(np.float64)).ravel()
+    l0, l1, l2 = np.count_nonzero(delta), delta.sum(), np.sqrt((delta**2).sum())
+    said = record.distance
+    pairs = ((l1, said.l1), (l2, said.l2), (delta.max(initial=0.0), said.linf))
+    far = any(abs(a - b) > ROUNDING * max(1.0, abs(b)) for a, b in pairs)
+    return bool(l0 != said.l0 or far)
+
+
+def _contradictions(record: Record, view: CellView) -> list[str]:
+    broken, wrong = record.broken_at is not None, record.status == "already_wrong"
+    unchanged = record.distance.l0 == 0
+    findings = {
+        "goal_reached and broken_at disagree": record.goal_reached != broken,
+        "already_wrong, yet not broken at eps 0": wrong and record.broken_at != 0,
+        "changed and broken at eps 0": record.broken_at == 0 and not wrong and not unchanged,
+        "status and the clean decision disagree": _wrong_before(record, view.goal) != wrong,
+        "a success with another status than ok": broken
+        and record.status not in ("ok", "already_wrong"),
+        "a success that is not allowed": broken and not wrong and not record.within_budget,
+        "broken at an eps that is not in the sweep": broken
+        and not wrong
+        and not _swept(record, view),
+        "a distance that is not finite": not np.isfinite(
+            list(vars(record.distance).values())
+        ).all(),
+    }
+    return [f"sample {record.sample}: {what}" for what, found in findings.items() if found]
+
+
+def _wrong_before(record: Record, goal: str) -> bool:
+    """Did the model fail on the clean input? A rejected error is none where the goal asks for acceptance."""
+    wrong = record.before.decision != record.label
+    accepted = record.before.accepted is not False
+    return wrong and accepted if goal == "misclassify-accepted" else wrong
+
+
+def _swept(record: Record, view: CellView) -> bool:
+    broken_at = record.broken_at or 0.0
+    if not view.epsilons or broken_at == 0:
+        return True
+    return any(abs(broken_at - eps) <= 1e-9 * max(1.0, eps) for eps in view.epsilons)
+
+
+def _rates(view: CellView) -> list[str]:
+    """Recompute the accuracies from sets of samples and compare with the summary's."""
+    samples = {r.sample: r for r in view.records}
+    n, correct = len(samples), sum(r.before.decision == r.label for r in samples.values())
+    summary = summarise(view.records, view.epsilons, view.norm)
+    clean = (summary.clean_accuracy.successes, summary.clean_accuracy.trials)
+    held = [len(view.held(eps)) for eps in view.epsilons or (float("inf"),)]
+    robust = [rate.successes for rate in summary.robust_accuracy]
+    trials = {rate.trials for rate in summary.robust_accuracy}
+    problems = []
+    if clean != (correct, n) or robust != held or trials != {n}:
+        problems.append(f"rates {clean}, {robust} of {trials}, recomputed ({correct}, {n}), {held}")
+    if sum(summary.statuses.values()) != n:
+        problems.append(f"statuses add up to {sum(summary.statuses.values())}, not {n}")
+    if robust != sorted(robust, reverse=True):
+        problems.append(f"robust accuracy rises along the sweep: {robust}")
+    return problems
+
+
+def _reason(event: Mapping[str, Any]) -> str:
+    return str(
+        event.get("reason") or event.get("error") or event.get("message") or "no reason noted"
+    )
+
+
+def _ids(samples: Iterable[int]) -> str:
+    text = listed(samples)
+    return f": samples {text}" if text else ""

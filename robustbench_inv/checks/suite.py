@@ -1,0 +1,131 @@
+"""The validity checks of a run: probes of its models, and checks of its finished cells."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from robustbench_inv.checks.cells import CellView, FinishedCell
+from robustbench_inv.checks.comparisons import (
+    check_eps_scale,
+    check_gradient_free,
+    check_monotone,
+    check_single_step,
+    escalate_saturation,
+)
+from robustbench_inv.checks.records import (
+    check_completeness,
+    check_consistency,
+    check_crashes,
+    check_lost_successes,
+    check_shown_inputs,
+)
+from robustbench_inv.checks.verdict import CHECKS, Verdict
+
+if TYPE_CHECKING:  # torch is imported by what runs a model, not by what reads records
+    from robustbench_inv.checks.probes import ProbedModel
+    from robustbench_inv.data.protocol import Dataset
+
+__all__ = ["Requested", "check_records", "concerning", "probe_model"]
+
+Requested = Sequence[int] | Mapping[str, Sequence[int]] | None
+"""The samples asked for: the same of every cell, or by a cell's digest; None: what each cell says itself."""
+
+
+def probe_model(
+    model: "ProbedModel",
+    dataset: "Dataset",
+    samples: Sequence[int],
+    seed: int = 0,
+    device: str = "cpu",
+) -> list[Verdict]:
+    """Run the probes C1, C2, C6, C7, C10, C11 and C17 on a model.
+
+    Args:
+        model: the loaded model.
+        dataset: the data it is evaluated on.
+        samples: ids of the evaluation; at most 100 of them are probed and 64 attacked.
+        seed: of the attacks' random numbers.
+        device: where the model is.
+
+    Returns:
+        one verdict for each check; a probe that raises gives NA and the reason.
+    """
+    from robustbench_inv.checks.probe import Probe, spread
+    from robustbench_inv.checks.probes import PROBES
+
+    def run(check: Callable[[Probe], Verdict], count: int) -> list[Verdict]:
+        ids = spread(samples, count)
+        return [check(Probe.of(model.name, model.classifier, dataset, ids, seed).on(device))]
+
+    guarded = (_guarded(id_, model.name, partial(run, check, n)) for id_, n, check in PROBES)
+    return [verdict for verdicts in guarded for verdict in verdicts]
+
+
+def check_records(
+    cells: Sequence[FinishedCell],
+    samples: Requested = None,
+    probes: Sequence[Verdict] = (),
+) -> list[Verdict]:
+    """Check the finished cells of a run, each by itself and against one another; imports no torch.
+
+    Args:
+        cells: the cells.
+        samples: the samples asked for.
+        probes: verdicts of ``probe_model``, which come first in what is returned; C7 is decided here, as it
+            depends on which losses the plan uses.
+
+    Returns:
+        the probes' verdicts, those of each cell (C14, C15, C22, C23, C30), and those that compare cells
+        (C1, C3, C5, C17), which have the models as subjects.
+    """
+    views = [CellView.read(cell) for cell in cells]
+    decided = escalate_saturation(probes, views)
+    alone = [v for view in views for v in _check_cell(view, _requested(view, samples))]
+    comparisons = (
+        ("C1", check_monotone),
+        ("C3", check_single_step),
+        ("C5", check_gradient_free),
+        ("C17", check_eps_scale),
+    )
+    models = ", ".join(sorted({view.model for view in views}))
+    compared = [v for id_, f in comparisons for v in _guarded(id_, models, partial(f, views))]
+    return [*decided, *alone, *compared]
+
+
+def concerning(verdicts: Iterable[Verdict], cell: FinishedCell) -> list[Verdict]:
+    """Return the verdicts that concern a cell: its own, its model's, and the run's."""
+    view = CellView(cell, (), ())
+    subjects = {"cell": view.subject, "model": view.model}
+    return [v for v in verdicts if subjects.get(v.scope, v.subject) == v.subject]
+
+
+def _check_cell(view: CellView, requested: Sequence[int]) -> list[Verdict]:
+    checks: tuple[tuple[str, Callable[[CellView], Verdict]], ...] = (
+        ("C14", check_shown_inputs),
+        ("C15", check_lost_successes),
+        ("C22", check_consistency),
+        ("C23", partial(check_completeness, requested=requested)),
+        ("C30", check_crashes),
+    )
+
+    def run(check: Callable[[CellView], Verdict]) -> list[Verdict]:
+        return [check(view)]
+
+    return [v for id_, c in checks for v in _guarded(id_, view.subject, partial(run, c))]
+
+
+def _requested(view: CellView, samples: Requested) -> Sequence[int]:
+    if samples is None:
+        return view.source.samples
+    if isinstance(samples, Mapping):
+        return samples.get(view.source.digest, view.source.samples)
+    return samples
+
+
+def _guarded(id_: str, subject: str, run: Callable[[], list[Verdict]]) -> list[Verdict]:
+    """Run a check; what it raises is a verdict too, as a check must never end an evaluation."""
+    try:
+        return run()
+    except Exception as error:
+        reason = f"The check could not be made: {type(error).__name__}: {error}"
+        return [CHECKS[id_].says(subject, "NA", None, " ".join(reason.split()))]

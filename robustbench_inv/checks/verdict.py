@@ -1,0 +1,169 @@
+"""Verdicts: what a validity check found, with its figures, and the list of checks there are."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Literal
+
+__all__ = ["CHECKS", "Check", "Grade", "Scope", "Verdict", "grade"]
+
+Grade = Literal["PASS", "WARN", "FAIL", "NA"]
+"""``NA``: the check had nothing to look at, and its evidence says why."""
+
+Scope = Literal["model", "cell", "run"]
+"""What a verdict is about: one model, one cell (attack × model × threat × data set), or the whole run."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What one check says about one subject.
+
+    Args:
+        id: stable id of the check, C1 … C38.
+        title: what ought to hold.
+        scope: what kind of thing ``subject`` names.
+        subject: the model's name, or a cell's subject (``CellView.subject``).
+        verdict: PASS, WARN, FAIL or NA.
+        value: the number that was judged; None where there is none.
+        limit: the rule, in words.
+        evidence: one sentence with the figures.
+    """
+
+    id: str
+    title: str
+    scope: Scope
+    subject: str
+    verdict: Grade
+    value: float | None
+    limit: str
+    evidence: str
+
+    def to_json(self) -> dict[str, object]:
+        """Return the mapping that checks.json holds; a value that is not finite becomes null."""
+        value = self.value if self.value is not None and isfinite(self.value) else None
+        return {**asdict(self), "value": value}
+
+
+@dataclass(frozen=True)
+class Check:
+    """A rule that makes a robustness number trustworthy; it turns findings into verdicts.
+
+    Example:
+        >>> CHECKS["C23"].says("some cell", "FAIL", 1, "1 of 10 samples is missing.").verdict
+        'FAIL'
+    """
+
+    id: str
+    title: str
+    scope: Scope
+    limit: str
+
+    def says(self, subject: str, verdict: Grade, value: float | None, evidence: str) -> Verdict:
+        """Return this check's verdict on a subject."""
+        return Verdict(
+            self.id, self.title, self.scope, subject, verdict, value, self.limit, evidence
+        )
+
+
+def grade(value: float, *, warn: float, fail: float = float("inf")) -> Grade:
+    """Return FAIL above ``fail``, WARN above ``warn``, else PASS (a value that is not a number fails)."""
+    if value != value or value > fail:
+        return "FAIL"
+    return "WARN" if value > warn else "PASS"
+
+
+CHECKS: Mapping[str, Check] = {
+    check.id: check
+    for check in (
+        Check(
+            "C1",
+            "accuracy does not rise with eps",
+            "model",
+            "WARN above 0.5 % of (sample, eps) pairs that hold although a smaller eps broke them",
+        ),
+        Check(
+            "C2",
+            "an unbounded attack reaches chance",
+            "model",
+            "FAIL if the 95 % interval of the accuracy left lies above 1 / classes",
+        ),
+        Check(
+            "C3",
+            "iterative attacks break what one step breaks",
+            "model",
+            "WARN if one step breaks any sample that iterations do not; FAIL above 1 % of samples",
+        ),
+        Check(
+            "C5",
+            "gradient attacks break what noise and queries break",
+            "model",
+            "FAIL if attacks without gradients lower the worst-case accuracy by more than 0.2 points",
+        ),
+        Check(
+            "C6",
+            "gradients exist, for each loss",
+            "model",
+            "WARN above 1 % of samples without a usable gradient for some loss; FAIL above 10 % for "
+            "every loss",
+        ),
+        Check(
+            "C7",
+            "margins do not saturate cross-entropy",
+            "model",
+            "WARN above a median margin of 15 nats; FAIL if besides all gradient attacks use "
+            "cross-entropy only",
+        ),
+        Check(
+            "C10",
+            "the model returns logits, not probabilities",
+            "model",
+            "WARN if outputs are >= 0 and have the same sum for every input",
+        ),
+        Check(
+            "C11",
+            "an answer depends on its input alone",
+            "model",
+            "FAIL above 1e-4 (of the largest logit, at least 1) between repeats, batch sizes or orders; "
+            "WARN if stochastic by declaration",
+        ),
+        Check(
+            "C14",
+            "every shown input is checked again",
+            "cell",
+            "FAIL above 0.1 % of samples that do not replay, leave budget or bounds, or differ from "
+            "their record",
+        ),
+        Check(
+            "C15",
+            "no success is lost on the way",
+            "cell",
+            "WARN if the attack returned a failure after it had met a success",
+        ),
+        Check(
+            "C17",
+            "bounds, data and eps share one scale",
+            "model",
+            "FAIL if data leave the model's bounds, the boxes differ, or every eps exceeds the box; "
+            "WARN if some eps does",
+        ),
+        Check(
+            "C22",
+            "denominators are explicit and add up",
+            "cell",
+            "FAIL if any record contradicts itself or a rate cannot be recomputed",
+        ),
+        Check(
+            "C23",
+            "every requested sample has one record",
+            "cell",
+            "FAIL if a sample is missing, doubled or was not asked for",
+        ),
+        Check(
+            "C30",
+            "crashes stay visible",
+            "cell",
+            "WARN if the attack crashed on any sample; FAIL above 1 % of samples",
+        ),
+    )
+}
+"""Every check by id."""

@@ -1,0 +1,111 @@
+"""Finished cells in memory, for tests of what reads records; imports no torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from robustbench_inv.results.record import Answer, Distances, Record
+
+__all__ = ["ToyCell", "toy_cell", "toy_record"]
+
+
+@dataclass(frozen=True)
+class ToyCell:
+    """A cell that is not on disk (see ``results.store.CellFolder``).
+
+    Args:
+        cell: the content of cell.json.
+        lines: its records.
+        notes: its events.
+        images: the kept images, None if none were kept.
+        requested: the samples asked for; None for those that have records.
+    """
+
+    cell: Mapping[str, Any]
+    lines: tuple[Record, ...]
+    notes: tuple[Mapping[str, Any], ...] = ()
+    images: Mapping[str, np.ndarray] | None = None
+    requested: tuple[int, ...] | None = None
+    digest: str = field(default="0" * 32)
+
+    @property
+    def samples(self) -> Sequence[int]:
+        return [r.sample for r in self.lines] if self.requested is None else self.requested
+
+    def records(self) -> Sequence[Record]:
+        return self.lines
+
+    def events(self) -> Sequence[Mapping[str, Any]]:
+        return self.notes
+
+    def adversarial(self) -> Mapping[str, np.ndarray] | None:
+        return self.images
+
+
+def toy_record(sample: int, broken_at: float | None = None, /, **changes: object) -> Record:
+    """Return the record of a sample of class 3 under a linf attack, consistent unless changes say otherwise.
+
+    Args:
+        sample: sample id.
+        broken_at: eps at which it fell, on all of 4 elements; 0 if it was wrong to begin with.
+        changes: fields to replace.
+    """
+    wrong = broken_at == 0
+    shift = broken_at or 0.0
+    record = Record(
+        sample=sample,
+        label=3,
+        before=Answer(5 if wrong else 3, None, None),
+        after=Answer(3 if broken_at is None else 5, None, None),
+        oracle=None,
+        oracle_source=None,
+        distance=Distances(4 if shift else 0, 4 * shift, 2 * shift, shift),
+        broken_at=broken_at,
+        within_budget=True,
+        goal_reached=broken_at is not None,
+        forward_passes=0 if wrong else 5,
+        backward_passes=0 if wrong else 4,
+        zero_gradient=False,
+        replayed=True,
+        status="already_wrong" if wrong else "ok",
+    )
+    return replace(record, **changes)  # type: ignore[arg-type]
+
+
+def toy_cell(
+    attack: str,
+    broken: Sequence[float | None],
+    /,
+    *,
+    epsilons: Sequence[float] = (0.1, 0.2),
+    gradients: bool = True,
+    parameters: Mapping[str, object] | None = None,
+    **parts: Mapping[str, object],
+) -> ToyCell:
+    """Return the cell of an attack on a toy model with four inputs in [0, 1].
+
+    Args:
+        attack: its name, by which it is also implemented.
+        broken: for the samples 0, 1, …, the eps at which they fell.
+        epsilons: the sweep.
+        gradients: did the attack take gradients?
+        parameters: of the attack.
+        parts: values to replace in the parts of cell.json (model, attack, threat, dataset).
+    """
+    passes = {} if gradients else {"backward_passes": 0}
+    about: dict[str, dict[str, object]] = {
+        "model": {"name": "toy"},
+        "attack": {
+            "name": attack,
+            "implementation": f"toys:{attack.upper()}",
+            "kind": "budget",
+            "parameters": dict(parameters or {}),
+        },
+        "threat": {"norm": "linf", "epsilons": list(epsilons), "goal": "misclassify"},
+        "dataset": {"name": "four", "bounds": [0.0, 1.0], "shape": [4]},
+    }
+    cell = {name: {**part, **parts.get(name, {})} for name, part in about.items()}
+    lines = tuple(toy_record(sample, eps, **passes) for sample, eps in enumerate(broken))
+    return ToyCell({**cell, "seed": 0}, lines)

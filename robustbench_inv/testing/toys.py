@@ -1,0 +1,240 @@
+"""Toy models and attacks that each make a validity check fire, and honest ones that leave all silent."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_inv.attacks.protocol import Batch, Kind, Queries
+from robustbench_inv.randomness import Noise
+from robustbench_inv.tensors import NORMS, Output, flatten, margin
+from robustbench_inv.threat.budgets import LpBall
+from robustbench_inv.threat.threat_model import ThreatModel
+
+__all__ = [
+    "Cheating",
+    "Crashing",
+    "Drawing",
+    "Forgetful",
+    "Toy",
+    "adding_noise",
+    "batch_dependent",
+    "confident",
+    "declaring",
+    "detached",
+    "in_train_mode",
+    "least_squares",
+    "narrow_band",
+    "probabilities",
+    "quantised",
+]
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A classifier made of a module that returns logits.
+
+    Args:
+        module: maps (n, …) inputs to (n, num_classes) logits.
+        num_classes: number of logits.
+        bounds: least and largest value of an input element.
+        dtype: what it computes in.
+    """
+
+    module: nn.Module
+    num_classes: int
+    bounds: tuple[float, float] = (0.0, 1.0)
+    dtype: torch.dtype = torch.float32
+
+    def __call__(self, images: Tensor) -> Output:
+        return Output(self.module(images))
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A classifier that is stochastic by declaration: it adds normal numbers to its logits.
+
+    Args:
+        toy: answers without noise.
+        scale: standard deviation of the noise.
+        draws: how many answers are averaged.
+        fixed_noise: the same draws for a sample in every answer.
+    """
+
+    toy: Toy
+    scale: float = 1.0
+    draws: int = 4
+    fixed_noise: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        return self.toy.num_classes
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return self.toy.bounds
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.toy.dtype
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return (self.num_classes,)
+
+    def __call__(self, images: Tensor) -> Output:
+        return self.toy(images)
+
+    def respond(self, images: Tensor, latent: Tensor) -> Output:
+        logits = self.toy(images).logits + self.scale * latent
+        return Output(logits.softmax(-1).mean(0).log())
+
+
+def least_squares(
+    images: Tensor, labels: Tensor, *, hidden: int = 256, ridge: float = 1.0, scale: float = 10.0
+) -> Toy:
+    """Return an honest classifier without training: random ReLU features and a ridge regression.
+
+    Args:
+        images: (n, …) in [0, 1].
+        labels: (n,) int64.
+        hidden: number of random features.
+        ridge: weight of the penalty.
+        scale: logits of the right and the wrong classes differ by about this much.
+    """
+    d, classes = images[0].numel(), int(labels.max()) + 1
+    first = nn.Linear(d, hidden)
+    noise = Noise(0, torch.arange(hidden), "toy")
+    with torch.no_grad():
+        first.weight.copy_(noise.normal((d,)) / d**0.5)
+        first.bias.zero_()
+        features = first(flatten(images).float()).relu()
+    features = torch.cat([features, torch.ones(len(features), 1)], 1).double()
+    targets = scale * (nn.functional.one_hot(labels, classes).double() - 1 / classes)
+    penalty = ridge * torch.eye(hidden + 1, dtype=torch.float64)
+    weights = torch.linalg.solve(features.T @ features + penalty, features.T @ targets).float()
+    last = nn.Linear(hidden, classes)
+    with torch.no_grad():
+        last.weight.copy_(weights[:-1].T)
+        last.bias.copy_(weights[-1])
+    network = nn.Sequential(nn.Flatten(), first, nn.ReLU(), last)
+    return Toy(network.eval().requires_grad_(False), classes)
+
+
+def detached(toy: Toy) -> Toy:
+    """Cut the graph between input and output: no gradient at all (C6)."""
+    return _after(toy, Tensor.detach)
+
+
+def quantised(toy: Toy, levels: int = 16) -> Toy:
+    """Round the input to a few levels: every gradient is zero, noise still works (C2, C5, C6)."""
+    return _before(toy, lambda images: (images * (levels - 1)).round() / (levels - 1))
+
+
+def probabilities(toy: Toy, factor: float = 1.0) -> Toy:
+    """Return a multiple of the softmax instead of logits (C10)."""
+    return _after(toy, lambda logits: factor * logits.softmax(1))
+
+
+def confident(toy: Toy, factor: float = 1000.0) -> Toy:
+    """Multiply the logits: the same decisions, but cross-entropy has no gradient (C6, C7)."""
+    return _after(toy, lambda logits: factor * logits)
+
+
+def adding_noise(toy: Toy, scale: float = 0.1) -> Toy:
+    """Add noise from the global generator to the input (C11)."""
+    return _before(toy, lambda images: images + scale * torch.randn_like(images))
+
+
+def batch_dependent(toy: Toy) -> Toy:
+    """Subtract the mean of the batch from the logits: an answer depends on its neighbours (C11)."""
+    return _after(toy, lambda logits: logits - logits.mean(0))
+
+
+def in_train_mode(toy: Toy) -> Toy:
+    """Normalise the logits by a batch norm that was left in train mode (C11)."""
+    norm = nn.BatchNorm1d(toy.num_classes, affine=False)
+    return replace(toy, module=nn.Sequential(toy.module, norm))
+
+
+def declaring(toy: Toy, bounds: tuple[float, float]) -> Toy:
+    """Declare other bounds than those of the data (C17)."""
+    return replace(toy, bounds=bounds)
+
+
+def narrow_band() -> Toy:
+    """Be wrong about grey images only where their mean is near 0.5 + 0.75 / 64 (C1).
+
+    The gradient always points to brighter images. Steps of 1/256 meet the band, larger ones leap over it, so
+    that an attack with a small eps succeeds and the same attack with a larger one fails.
+    """
+
+    def logits(images: Tensor) -> Tensor:
+        shift = 64 * (flatten(images).mean(1) - 0.5)
+        wrong = (shift > 0.68) & (shift < 0.82)
+        right = torch.where(wrong, -1.0, 1.0) - 0.01 * (shift - shift.detach())
+        return torch.stack([right, -right], 1)
+
+    return Toy(_Apply(logits), 2)
+
+
+@dataclass(frozen=True)
+class Crashing:
+    """An attack that raises as soon as it is run (C30)."""
+
+    kind: ClassVar[Kind] = "budget"
+    norms: ClassVar[frozenset[str]] = frozenset(NORMS)
+
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
+        raise RuntimeError("this attack always crashes")
+
+
+@dataclass(frozen=True)
+class Forgetful:
+    """An attack that tries one gradient step, asks the model about it, and returns the clean image (C15)."""
+
+    kind: ClassVar[Kind] = "budget"
+    norms: ClassVar[frozenset[str]] = frozenset({"linf"})
+
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
+        model(_step(model, batch, threat, length=1.0))
+        return batch.images
+
+
+@dataclass(frozen=True)
+class Cheating:
+    """An attack that goes three times as far as it may (C14)."""
+
+    kind: ClassVar[Kind] = "budget"
+    norms: ClassVar[frozenset[str]] = frozenset({"linf"})
+
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
+        return _step(model, batch, threat, length=3.0)
+
+
+class _Apply(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.function(images)
+
+
+def _before(toy: Toy, function: Callable[[Tensor], Tensor]) -> Toy:
+    return replace(toy, module=nn.Sequential(_Apply(function), toy.module).eval())
+
+
+def _after(toy: Toy, function: Callable[[Tensor], Tensor]) -> Toy:
+    return replace(toy, module=nn.Sequential(toy.module, _Apply(function)).eval())
+
+
+def _step(model: Queries, batch: Batch, threat: ThreatModel, length: float) -> Tensor:
+    assert isinstance(threat.budget, LpBall)
+    _, slope = model.gradient(batch.images, lambda output, labels: margin(output.logits, labels))
+    return (batch.images + length * threat.budget.eps * slope.sign()).clamp(*model.bounds)

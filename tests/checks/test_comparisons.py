@@ -1,0 +1,175 @@
+"""Each check that compares cells fires where one attack shows up another."""
+
+from dataclasses import replace
+
+import pytest
+
+from robustbench_inv.checks.cells import CellView
+from robustbench_inv.checks.comparisons import (
+    check_eps_scale,
+    check_gradient_free,
+    check_monotone,
+    check_single_step,
+    escalate_saturation,
+)
+from robustbench_inv.checks.verdict import CHECKS
+from robustbench_inv.testing.toy_cells import toy_cell as cell
+
+STRONG = [0.1] * 150 + [0.2] * 40 + [None] * 10
+WEAK = [0.1] * 100 + [0.2] * 40 + [None] * 60
+
+
+def views(*cells):
+    return [CellView.read(cell) for cell in cells]
+
+
+def noise(broken, **options):
+    return cell("noise", broken, gradients=False, **options)
+
+
+def lpf(norm, *epsilons):
+    return {"norm": norm, "epsilons": list(epsilons), "goal": "misclassify"}
+
+
+def test_c1_compares_cells_of_the_same_attack():
+    small = cell("pgd", STRONG, epsilons=(0.1, 0.2))
+    large = cell("pgd", [0.3] * 190 + [None] * 10, epsilons=(0.3,))
+    (verdict,) = check_monotone(views(small, large))
+    assert (verdict.verdict, verdict.value) == ("PASS", 0.0)
+    lost = cell("pgd", [None] * 20 + [0.3] * 170 + [None] * 10, epsilons=(0.3,))
+    (verdict,) = check_monotone(views(small, lost))
+    assert (verdict.verdict, verdict.value) == ("WARN", pytest.approx(0.1))
+
+
+def test_c1_says_nothing_of_cells_that_are_not_comparable():
+    small = cell("pgd", STRONG)
+    others = [
+        cell("fgsm", WEAK, epsilons=(0.3,)),
+        replace(cell("pgd", WEAK), cell={**small.cell, "seed": 1}),
+    ]
+    for other in others:
+        assert check_monotone(views(small, other)) == []
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"), [(0, "PASS"), (1, "WARN"), (2, "WARN"), (3, "FAIL")]
+)
+def test_c3_fires_when_one_step_breaks_what_iterations_do_not(extra, expected):
+    fgsm = cell("fgsm", [0.1] * 100 + [None] * (100 - extra) + [0.2] * extra)
+    (verdict,) = check_single_step(views(fgsm, cell("pgd", STRONG)))
+    assert (verdict.verdict, verdict.value) == (expected, extra / 200)
+    assert ("199" in verdict.evidence) == (extra > 0)
+
+
+def test_c3_takes_pgd_of_one_step_for_a_single_step():
+    once = cell("pgd", WEAK, parameters={"steps": 1})
+    assert (
+        check_single_step(views(once, cell("pgd", STRONG, parameters={"steps": 40})))[0].verdict
+        == "PASS"
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        cell("pgd", WEAK, epsilons=(0.3,)),
+        cell("pgd", WEAK, threat=lpf("l2", 0.1, 0.2)),
+        cell("pgd", WEAK, model={"name": "another"}),
+        noise(WEAK),
+    ],
+)
+def test_c3_needs_the_same_model_norm_and_eps(other):
+    assert {v.verdict for v in check_single_step(views(cell("fgsm", STRONG), other))} == {"NA"}
+
+
+def test_c3_knows_the_libraries_names():
+    adapter = {"implementation": "robustbench_inv.attacks.foolbox_adapter:FoolboxAttack"}
+    fast, slow = (
+        cell(
+            name,
+            broken,
+            attack={**adapter, "parameters": {"attack": name, "parameters": [["steps", n]]}},
+        )
+        for name, broken, n in (("LinfFastGradientAttack", WEAK, None), ("LinfPGD", STRONG, 40))
+    )
+    fast_view, slow_view = views(fast, slow)
+    assert (fast_view.single_step, fast_view.iterative) == (True, False)
+    assert (slow_view.single_step, slow_view.iterative) == (False, True)
+    assert slow_view.parameters["steps"] == 40
+    assert CellView.read(cell("MIFGSM", WEAK)).iterative
+
+
+@pytest.mark.parametrize(("extra", "expected"), [(0, "PASS"), (1, "FAIL")])
+def test_c5_fires_when_noise_breaks_what_no_gradient_attack_breaks(extra, expected):
+    broken = [0.2] * 20 + [None] * (180 - extra) + [0.1] * extra
+    (verdict,) = check_gradient_free(views(noise(broken), cell("fgsm", WEAK), cell("pgd", STRONG)))
+    assert (verdict.verdict, verdict.value) == (expected, extra / 200)
+
+
+def test_c5_forgives_two_tenths_of_a_point():
+    pgd, lucky = cell("pgd", [None] * 1000), noise([0.2] * 2 + [None] * 998)
+    assert check_gradient_free(views(pgd, lucky))[0].verdict == "PASS"
+    lucky = noise([0.2] * 3 + [None] * 997)
+    assert check_gradient_free(views(pgd, lucky))[0].verdict == "FAIL"
+
+
+def test_c5_reads_a_minimal_attack_at_every_eps():
+    boundary = noise([0.05] + [0.7] * 199, epsilons=(), attack={"kind": "minimal"})
+    (verdict,) = check_gradient_free(views(cell("pgd", [None] + [0.1] * 199), boundary))
+    assert (verdict.verdict, verdict.value) == ("FAIL", 1 / 200)
+
+
+def test_c5_takes_analytic_attacks_for_neither():
+    closed_form = noise([0.1] * 200)
+    closed_form = replace(
+        closed_form, lines=tuple(replace(r, forward_passes=0) for r in closed_form.lines)
+    )
+    assert check_gradient_free(views(cell("pgd", WEAK), closed_form))[0].verdict == "NA"
+
+
+def test_goals_that_keep_the_decision_are_not_compared():
+    goal = {**lpf("linf", 0.1, 0.2), "goal": "keep-decision"}
+    both = views(cell("fgsm", STRONG, threat=goal), cell("pgd", WEAK, threat=goal))
+    assert check_single_step(both) == check_gradient_free(both) == check_monotone(both) == []
+
+
+@pytest.mark.parametrize(
+    ("norm", "epsilons", "expected"),
+    [
+        ("linf", (0.1, 1.0), "PASS"),
+        ("linf", (0.1, 8.0), "WARN"),
+        ("linf", (2.0, 8.0), "FAIL"),
+        ("l2", (2.0,), "PASS"),
+        ("l2", (2.1,), "FAIL"),
+        ("l1", (4.0,), "PASS"),
+        ("l0", (4.0,), "PASS"),
+        ("l0", (5.0,), "FAIL"),
+    ],
+)
+def test_c17_holds_eps_against_the_box(norm, epsilons, expected):
+    (verdict,) = check_eps_scale(views(cell("pgd", WEAK, threat=lpf(norm, *epsilons))))
+    assert verdict.verdict == expected
+
+
+def test_c17_has_nothing_to_say_without_eps():
+    (verdict,) = check_eps_scale(views(cell("cw", WEAK, epsilons=())))
+    assert verdict.verdict == "NA"
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ([cell("pgd", WEAK, parameters={"loss": "ce"}), cell("fgsm", WEAK)], "FAIL"),
+        ([cell("pgd", WEAK, parameters={"loss": "margin"}), cell("fgsm", WEAK)], "WARN"),
+        ([cell("pgd", WEAK, parameters={"loss": "ce+dlr"})], "WARN"),
+        ([cell("cw", WEAK), cell("fgsm", WEAK)], "WARN"),
+        ([noise(WEAK)], "WARN"),
+        ([cell("pgd", WEAK, parameters={"loss": "ce"}, model={"name": "another"})], "WARN"),
+    ],
+)
+def test_c7_fails_on_a_plan_of_cross_entropy_alone(cells, expected):
+    saturated = CHECKS["C7"].says("toy", "WARN", 40.0, "Margins are large.")
+    fine = CHECKS["C7"].says("toy", "PASS", 4.0, "Margins are small.")
+    other = CHECKS["C6"].says("toy", "WARN", 0.5, "Gradients are zero.")
+    found = escalate_saturation([saturated, fine, other], views(*cells))
+    assert [v.verdict for v in found] == [expected, "PASS", "WARN"]

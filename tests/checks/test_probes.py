@@ -1,0 +1,189 @@
+"""Each probe fires on the toy that it is for and is silent on an honest model."""
+
+import random
+
+import pytest
+import torch
+
+from robustbench_inv.checks.attack_power import check_monotone_attack, check_unbounded
+from robustbench_inv.checks.data import check_bounds
+from robustbench_inv.checks.gradients import check_gradients, check_saturation
+from robustbench_inv.checks.outputs import check_determinism, check_logits
+from robustbench_inv.checks.probe import Probe
+from robustbench_inv.checks.probes import PROBES
+from robustbench_inv.data.registry import open_dataset
+from robustbench_inv.models.module import wrap_module
+from robustbench_inv.models.spheres import max_margin, misaligned
+from robustbench_inv.testing.toys import (
+    Drawing,
+    adding_noise,
+    batch_dependent,
+    confident,
+    declaring,
+    detached,
+    in_train_mode,
+    narrow_band,
+    probabilities,
+    quantised,
+)
+
+
+@pytest.mark.parametrize(("id_", "check"), [(id_, check) for id_, _, check in PROBES])
+def test_every_probe_is_silent_on_an_honest_model(honest, probe, id_, check):
+    verdict = check(probe(honest))
+    assert (verdict.id, verdict.verdict, verdict.subject) == (id_, "PASS", "toy"), verdict.evidence
+    assert any(digit.isdigit() for digit in verdict.evidence)
+
+
+def test_the_honest_model_is_worth_attacking(honest, probe):
+    subject = probe(honest)
+    assert (subject.ask().decision == subject.batch.labels).double().mean() > 0.8
+
+
+def test_c1_fires_where_larger_steps_leap_over_the_error(grey_probe):
+    verdict = check_monotone_attack(grey_probe(narrow_band()))
+    assert verdict.verdict == "WARN"
+    assert verdict.value > 0.5
+
+
+@pytest.mark.parametrize("make", [max_margin, misaligned])
+def test_probes_are_silent_on_the_classifiers_of_the_spheres(make):
+    spheres = open_dataset("spheres", {"d": 100, "n": 2, "size": 100})
+    subject = Probe.of("toy", make(spheres), spheres, range(40))
+    verdicts = [check(subject) for _, _, check in PROBES]
+    assert {v.verdict for v in verdicts} == {"PASS"}, verdicts
+
+
+def test_c2_fires_on_a_quantiser_whose_gradients_are_zero(honest, probe):
+    verdict = check_unbounded(probe(quantised(honest)))
+    assert verdict.verdict == "FAIL"
+    assert verdict.value > 0.7
+
+
+def test_c6_fires_when_no_loss_has_a_gradient(honest, probe):
+    for toy in (quantised(honest), detached(honest)):
+        verdict = check_gradients(probe(toy))
+        assert (verdict.verdict, verdict.value) == ("FAIL", 1.0)
+    assert "not connected" in check_gradients(probe(detached(honest))).evidence
+
+
+def test_c6_warns_when_one_loss_of_several_has_no_gradient(honest, probe):
+    verdict = check_gradients(probe(confident(honest)))
+    assert verdict.verdict == "WARN"
+    assert "margin 0.0%" in verdict.evidence
+    assert "ce 0.0%" not in verdict.evidence.replace("scaled-ce 0.0%", "")
+
+
+def test_c6_counts_gradients_that_are_not_numbers(honest, probe):
+    def broken_slope(images: torch.Tensor) -> torch.Tensor:
+        return images + 0 * (images - images).abs().sqrt()
+
+    module = torch.nn.Sequential(_Function(broken_slope), honest.module)
+    module.bounds, module.num_classes = (0.0, 1.0), 10
+    subject = probe(wrap_module(module, "toy"))
+    assert subject.ask().logits.isfinite().all()
+    assert check_gradients(subject).verdict == "FAIL"
+
+
+def test_c6_and_c7_have_nothing_to_say_of_a_model_that_is_always_wrong(grey_probe):
+    always_one = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
+    with torch.no_grad():
+        always_one[1].weight.zero_()
+        always_one[1].bias.copy_(torch.tensor([0.0, 1.0]))
+    always_one.bounds = (0.0, 1.0)
+    subject = grey_probe(wrap_module(always_one, "toy"))
+    assert {check_gradients(subject).verdict, check_saturation(subject).verdict} == {"NA"}
+
+
+def test_c7_fires_on_margins_that_saturate_cross_entropy(honest, probe):
+    verdict = check_saturation(probe(confident(honest, 1e6)))
+    assert verdict.verdict == "WARN"
+    assert verdict.value > 1000
+    assert "at every logit for 100.0%" in verdict.evidence
+
+
+def test_c7_value_is_the_median_margin(honest, probe):
+    once, thrice = check_saturation(probe(honest)), check_saturation(probe(confident(honest, 3.0)))
+    assert thrice.value == pytest.approx(3 * once.value, rel=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1.0, 100.0])
+def test_c10_fires_on_probabilities_and_their_multiples(honest, probe, factor):
+    assert check_logits(probe(probabilities(honest, factor))).verdict == "WARN"
+
+
+def test_c10_is_silent_on_logits_with_a_constant_sum(probe, honest):
+    subject = probe(honest)
+    sums = subject.ask().logits.sum(1)
+    assert (sums - sums[0]).abs().max() < 1e-3
+    assert check_logits(subject).verdict == "PASS"
+
+
+def test_c11_fires_on_hidden_random_numbers(honest, probe):
+    verdict = check_determinism(probe(adding_noise(honest)))
+    assert verdict.verdict == "FAIL"
+    assert "5 repeats disagree" in verdict.evidence
+    assert "global generator" in verdict.evidence
+
+
+def test_c11_fires_on_random_numbers_that_change_nothing(honest, probe):
+    def idle(images: torch.Tensor) -> torch.Tensor:
+        random.random()
+        return images
+
+    toy = torch.nn.Sequential(_Function(idle), honest.module)
+    toy.bounds, toy.num_classes = (0.0, 1.0), 10
+    verdict = check_determinism(probe(wrap_module(toy, "toy")))
+    assert verdict.verdict == "FAIL"
+    assert verdict.value < 1e-4
+
+
+@pytest.mark.parametrize("spoil", [batch_dependent, in_train_mode])
+def test_c11_fires_on_answers_that_depend_on_the_batch(honest, probe, spoil):
+    verdict = check_determinism(probe(spoil(honest)))
+    assert verdict.verdict == "FAIL"
+    assert "batches of 1 disagree" in verdict.evidence
+
+
+def test_c11_sees_train_mode_even_where_it_changes_nothing(honest, probe):
+    toy = torch.nn.Sequential(honest.module, torch.nn.Identity())
+    toy.bounds, toy.num_classes = (0.0, 1.0), 10
+    model = wrap_module(toy, "toy")
+    toy[1].train()
+    verdict = check_determinism(probe(model))
+    assert (verdict.verdict, "train mode" in verdict.evidence) == ("FAIL", True)
+
+
+def test_c11_sends_declared_draws_down_the_eot_path(honest, probe):
+    fresh = check_determinism(probe(Drawing(honest)))
+    assert (fresh.verdict, "EOT" in fresh.evidence) == ("WARN", True)
+    assert check_determinism(probe(Drawing(honest, fixed_noise=True))).verdict == "PASS"
+
+
+def test_c11_does_not_excuse_a_declared_model_that_depends_on_its_batch(honest, probe):
+    assert check_determinism(probe(Drawing(batch_dependent(honest)))).verdict == "FAIL"
+
+
+@pytest.mark.parametrize(
+    ("bounds", "fault"),
+    [
+        ((-1.0, 1.0), "boxes differ"),
+        ((0.0, 255.0), "boxes differ"),
+        ((0.0, 0.5), "data leave"),
+        ((1.0, 0.0), "no interval"),
+        ((0.0, float("nan")), "no interval"),
+    ],
+)
+def test_c17_fires_on_wrong_bounds(honest, probe, bounds, fault):
+    verdict = check_bounds(probe(declaring(honest, bounds)))
+    assert verdict.verdict == "FAIL"
+    assert fault in verdict.evidence
+
+
+class _Function(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, images):
+        return self.function(images)

@@ -1,0 +1,179 @@
+"""Each check of a single cell fires on the records that it is for and is silent on consistent ones."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robustbench_inv.checks.cells import CellView
+from robustbench_inv.checks.records import (
+    check_completeness,
+    check_consistency,
+    check_crashes,
+    check_lost_successes,
+    check_shown_inputs,
+)
+from robustbench_inv.results.record import Answer, Distances
+from robustbench_inv.testing.toy_cells import toy_cell, toy_record
+
+BROKEN = (0.0, 0.1, 0.2, None, 0.1, None)
+HONEST = toy_cell("pgd", BROKEN)
+
+
+def view(cell=HONEST, **changes):
+    return CellView.read(replace(cell, **changes))
+
+
+def with_record(record, cell=HONEST):
+    """Replace the record of the same sample."""
+    return view(cell, lines=tuple(record if r.sample == record.sample else r for r in cell.lines))
+
+
+def images(shift=0.0, sample=1):
+    """Return kept images that agree with HONEST's records, that of one sample shifted."""
+    clean = np.full((6, 4), 0.5, np.float32)
+    shown = clean + np.array([[eps or 0.0] for eps in BROKEN], np.float32)
+    shown[sample] += np.float32(shift)
+    return {"samples": np.arange(6), "clean": clean, "adversarial": shown}
+
+
+def test_all_are_silent_on_an_honest_cell():
+    cell = view(images=images())
+    verdicts = [
+        check_shown_inputs(cell),
+        check_lost_successes(cell),
+        check_consistency(cell),
+        check_completeness(cell, range(6)),
+        check_crashes(cell),
+    ]
+    assert [v.id for v in verdicts] == ["C14", "C15", "C22", "C23", "C30"]
+    assert {v.verdict for v in verdicts} == {"PASS"}, [v.evidence for v in verdicts]
+    assert {v.subject for v in verdicts} == {"pgd on toy, linf=0.1,0.2, four, seed 0"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"replayed": False},
+        {"within_budget": False},
+        {"status": "budget"},
+        {"distance": Distances(4, 1.2, 0.6, 0.3)},
+    ],
+)
+def test_c14_fires_on_inputs_that_may_not_be_shown(change):
+    verdict = check_shown_inputs(with_record(toy_record(2, 0.2, **change)))
+    assert (verdict.verdict, verdict.value) == ("FAIL", pytest.approx(1 / 6))
+    assert "samples 2" in verdict.evidence
+
+
+def test_c14_lets_one_sample_in_a_thousand_pass_with_a_warning():
+    many = toy_cell("pgd", [0.1] * 1000)
+    assert (
+        check_shown_inputs(with_record(toy_record(7, 0.1, replayed=False), many)).verdict == "WARN"
+    )
+
+
+def test_c14_allows_a_minimal_attack_to_end_beyond_the_sweep():
+    far = toy_record(3, within_budget=False, distance=Distances(4, 2.0, 1.0, 0.5))
+    minimal = toy_cell("cw", BROKEN, attack={"kind": "minimal"})
+    assert check_shown_inputs(with_record(far, minimal)).verdict == "PASS"
+    assert check_shown_inputs(with_record(far)).verdict == "FAIL"
+
+
+@pytest.mark.parametrize("shift", [0.01, -0.7, np.nan])
+def test_c14_recomputes_kept_images(shift):
+    verdict = check_shown_inputs(view(images=images(shift)))
+    assert verdict.verdict == "FAIL"
+    assert "1 differ from their record (kept images recomputed): samples 1." in verdict.evidence
+
+
+def test_c14_sees_an_image_outside_the_box_at_the_right_distance():
+    outside = images()
+    outside["clean"][:] = outside["adversarial"][:] = 1.0
+    outside["adversarial"] += np.array([[eps or 0.0] for eps in BROKEN], np.float32)
+    assert "3 differ" in check_shown_inputs(view(images=outside)).evidence
+
+
+def test_c15_counts_each_sample_once():
+    note = {"kind": "silent_success", "block": 0, "samples": [1, 4], "count": 2}
+    verdict = check_lost_successes(view(notes=(note, note, {"kind": "time", "seconds": 1.0})))
+    assert (verdict.verdict, verdict.value) == ("WARN", 2)
+    assert "2 of 3 successes" in verdict.evidence
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"goal_reached": False},
+        {"broken_at": None},
+        {"broken_at": 0.0},
+        {"broken_at": 0.15},
+        {"status": "already_wrong"},
+        {"status": "crash"},
+        {"within_budget": False},
+        {"before": Answer(5, None, None)},
+        {"distance": Distances(4, float("nan"), 0.2, 0.1)},
+    ],
+)
+def test_c22_fires_on_records_that_contradict_themselves(change):
+    verdict = check_consistency(with_record(toy_record(1, 0.1, **change)))
+    assert verdict.verdict == "FAIL"
+    assert "sample 1: " in verdict.evidence
+
+
+def test_c22_knows_that_a_rejected_error_is_no_failure():
+    rejected = toy_record(3, before=Answer(5, -1.0, accepted=False))
+    goal = {"norm": "linf", "epsilons": [0.1, 0.2], "goal": "misclassify-accepted"}
+    assert (
+        check_consistency(with_record(rejected, toy_cell("pgd", BROKEN, threat=goal))).verdict
+        == "PASS"
+    )
+    assert check_consistency(with_record(rejected)).verdict == "FAIL"
+
+
+def test_c22_sees_rates_that_cannot_be_recomputed():
+    verdict = check_consistency(view(lines=(*HONEST.lines, HONEST.lines[0])))
+    assert (verdict.verdict, "recomputed" in verdict.evidence) == ("FAIL", True)
+
+
+@given(st.lists(st.sampled_from([0.0, 0.1, 0.2, None]), max_size=30))
+def test_c22_and_c14_are_silent_on_any_consistent_cell(broken):
+    cell = view(toy_cell("pgd", broken))
+    assert check_consistency(cell).verdict == "PASS"
+    assert check_shown_inputs(cell).verdict == "PASS"
+
+
+@pytest.mark.parametrize(
+    ("requested", "lines", "fault"),
+    [
+        (range(7), HONEST.lines, "1 missing"),
+        (range(6), (*HONEST.lines, HONEST.lines[5]), "1 doubled"),
+        (range(6), (*HONEST.lines, toy_record(99)), "1 not asked for: samples 99"),
+    ],
+)
+def test_c23_fires_on_wrong_sets_of_samples(requested, lines, fault):
+    cell = view(lines=lines, requested=tuple(range(6)))
+    verdict = check_completeness(cell, requested)
+    assert (verdict.verdict, verdict.value) == ("FAIL", 1)
+    assert fault in verdict.evidence
+
+
+def test_c23_allows_samples_of_an_earlier_request():
+    assert check_completeness(view(), [0, 1, 2]).verdict == "PASS"
+
+
+@pytest.mark.parametrize(("crashed", "expected"), [(0, "PASS"), (1, "WARN"), (3, "FAIL")])
+def test_c30_shows_crashes_and_their_reasons(crashed, expected):
+    cell = toy_cell("pgd", [None] * 200)
+    lines = [replace(r, status="crash") if r.sample < crashed else r for r in cell.lines]
+    note = {"kind": "crash", "reason": "RuntimeError: no memory of it", "samples": [0]}
+    verdict = check_crashes(view(cell, lines=tuple(lines), notes=(note,) * bool(crashed)))
+    assert verdict.verdict == expected
+    assert ("no memory of it" in verdict.evidence) == bool(crashed)
+
+
+def test_c30_mentions_other_reasons_without_judging_them():
+    verdict = check_crashes(with_record(toy_record(3, status="no_start")))
+    assert (verdict.verdict, "1 no_start" in verdict.evidence) == ("PASS", True)

@@ -1,0 +1,122 @@
+"""The suite returns a verdict for every check, whatever happens inside."""
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+
+import pytest
+
+from robustbench_inv.checks.suite import check_records, concerning, probe_model
+from robustbench_inv.checks.verdict import CHECKS, Verdict, grade
+from robustbench_inv.models.protocol import Classifier
+from robustbench_inv.testing.toy_cells import toy_cell
+from robustbench_inv.testing.toys import Toy, detached
+
+PROBED = {"C1", "C2", "C6", "C7", "C10", "C11", "C17"}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    name: str
+    classifier: Classifier
+
+
+def test_probe_model_gives_one_verdict_for_each_probe(honest, digits, held_out):
+    verdicts = probe_model(Loaded("toy", honest), digits, held_out, 0)
+    assert {v.id: v.verdict for v in verdicts} == dict.fromkeys(sorted(PROBED), "PASS")
+    assert len(verdicts) == len(PROBED)
+
+
+def test_probe_model_is_deterministic(honest, digits, held_out):
+    first, second = (probe_model(Loaded("toy", honest), digits, held_out[:20], 3) for _ in range(2))
+    assert first == second
+
+
+def test_a_model_without_gradients_fails_c2_and_c6(honest, digits, held_out):
+    verdicts = {v.id: v for v in probe_model(Loaded("toy", detached(honest)), digits, held_out, 0)}
+    assert (verdicts["C2"].verdict, verdicts["C6"].verdict) == ("FAIL", "FAIL")
+
+
+def test_a_probe_that_raises_is_a_verdict(honest, digits, held_out):
+    def refuse(images):
+        if images.requires_grad:
+            raise RuntimeError("no gradients here")
+        return honest(images).logits
+
+    model = Toy(refuse, num_classes=10)
+    verdicts = {v.id: v for v in probe_model(Loaded("toy", model), digits, held_out, 0)}
+    assert verdicts["C2"].verdict == "NA"
+    assert "no gradients here" in verdicts["C2"].evidence
+
+
+def test_check_records_covers_every_other_check():
+    cells = [toy_cell(name, [0.1, None]) for name in ("fgsm", "pgd")]
+    cells += [
+        toy_cell("noise", [None, None], gradients=False),
+        toy_cell("pgd", [0.3, None], epsilons=(0.3,)),
+    ]
+    found = check_records(cells)
+    assert {v.id for v in found} | PROBED == set(CHECKS)
+    assert {v.verdict for v in found} == {"PASS"}, [v for v in found if v.verdict != "PASS"]
+
+
+def test_check_records_takes_the_request_in_three_forms():
+    cell = toy_cell("pgd", [0.1, None])
+    for samples, expected in ((None, "PASS"), ([0, 1, 2], "FAIL"), ({cell.digest: [0, 5]}, "FAIL")):
+        (verdict,) = [v for v in check_records([cell], samples) if v.id == "C23"]
+        assert verdict.verdict == expected
+
+
+def test_check_records_decides_c7():
+    probe = CHECKS["C7"].says("toy", "WARN", 40.0, "Margins are large.")
+    found = check_records([toy_cell("fgsm", [0.1])], None, [probe])
+    assert [v.verdict for v in found if v.id == "C7"] == ["FAIL"]
+
+
+def test_a_cell_that_cannot_be_judged_is_a_verdict():
+    cell = toy_cell("pgd", [0.1])
+    broken = replace(cell, cell={**cell.cell, "dataset": {"name": "four"}}, images={})
+    verdicts = {v.id: v.verdict for v in check_records([broken])}
+    assert (verdicts["C14"], verdicts["C17"], verdicts["C23"]) == ("NA", "NA", "PASS")
+
+
+def test_concerning_picks_the_verdicts_of_a_cell_and_its_model():
+    mine, other = toy_cell("pgd", [0.1]), toy_cell("fgsm", [0.1], model={"name": "another"})
+    found = concerning(check_records([mine, other]), mine)
+    assert {v.subject for v in found} == {"toy", "pgd on toy, linf=0.1,0.2, four, seed 0"}
+    assert {"C3", "C14"} <= {v.id for v in found}
+
+
+def test_verdicts_are_json_with_the_documented_keys():
+    verdict = CHECKS["C2"].says("toy", "FAIL", float("nan"), "No number.")
+    value = json.loads(json.dumps(verdict.to_json(), allow_nan=False))
+    assert list(value) == [
+        "id",
+        "title",
+        "scope",
+        "subject",
+        "verdict",
+        "value",
+        "limit",
+        "evidence",
+    ]
+    assert value["value"] is None
+    assert isinstance(verdict, Verdict)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.0, "PASS"), (0.1, "PASS"), (0.2, "WARN"), (2.0, "FAIL"), (float("nan"), "FAIL")],
+)
+def test_grade(value, expected):
+    assert grade(value, warn=0.1, fail=1.0) == expected
+
+
+def test_record_checks_import_no_torch():
+    code = (
+        "import sys; from robustbench_inv.checks.suite import check_records;"
+        "from robustbench_inv.testing.toy_cells import toy_cell;"
+        "assert check_records([toy_cell('pgd', [0.1, None])]); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,49 @@
+"""The checks see, through the engine and the results on disk, what toy attacks and a toy model do."""
+
+import pytest
+
+from robustbench_inv.attacks.fgsm import FGSM
+from robustbench_inv.attacks.noise import UniformNoise
+from robustbench_inv.attacks.pgd import PGD
+from robustbench_inv.evaluation.run import evaluate
+from robustbench_inv.results.store import RunFolder
+from robustbench_inv.testing.toys import Cheating, Crashing, Forgetful, quantised
+
+
+@pytest.fixture
+def grades(digits, tmp_path):
+    """Evaluate attacks on a model and return {(check, subject's first word): grade}."""
+
+    def run(model, attacks):
+        found = evaluate(
+            model=model,
+            attack=attacks,
+            threat="linf=0.02,0.3",
+            dataset=digits,
+            samples=60,
+            out=tmp_path,
+            keep_images=True,
+        )
+        checks = RunFolder(found.path).checks()
+        return {(v["id"], v["subject"].split()[0]): v["verdict"] for v in checks}
+
+    return run
+
+
+def test_honest_attacks_on_an_honest_model_leave_every_check_silent(honest, grades):
+    found = grades(honest, [PGD(), FGSM(), UniformNoise()])
+    assert {grade for grade in found.values() if grade != "PASS"} == set(), found
+    assert {("C3", "toy"), ("C5", "toy"), ("C14", "pgd"), ("C2", "toy")} <= found.keys()
+
+
+def test_noise_shows_up_gradient_attacks_on_a_quantiser(honest, grades):
+    found = grades(quantised(honest), [PGD(random_start=False), UniformNoise()])
+    assert (found["C5", "toy"], found["C2", "toy"], found["C6", "toy"]) == ("FAIL",) * 3
+
+
+def test_toy_attacks_are_found_out(honest, grades):
+    found = grades(honest, [Crashing(), Forgetful(), Cheating()])
+    assert (found["C30", "crashing"], found["C30", "forgetful"]) == ("FAIL", "PASS")
+    assert (found["C15", "forgetful"], found["C15", "cheating"]) == ("WARN", "PASS")
+    assert (found["C14", "cheating"], found["C14", "forgetful"]) == ("FAIL", "PASS")
+    assert {found["C22", attack] for attack in ("crashing", "forgetful", "cheating")} == {"PASS"}
