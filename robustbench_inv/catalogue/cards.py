@@ -1,0 +1,255 @@
+"""Cards: what the catalogue says of an attack, model, suite, threat or data set, checked as it is read."""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from robustbench_inv.catalogue.fields import Mismatch, check_fields
+from robustbench_inv.catalogue.references import suggest
+from robustbench_inv.errors import BadCatalogue
+
+__all__ = [
+    "GOALS",
+    "AttackCard",
+    "Card",
+    "DatasetCard",
+    "ModelCard",
+    "SuiteCard",
+    "SuiteRun",
+    "ThreatCard",
+    "read_attack",
+    "read_model",
+    "read_suite",
+    "read_threat",
+    "to_json",
+]
+
+Norm = Literal["l0", "l1", "l2", "linf"]
+
+GOALS = (
+    "misclassify",
+    "misclassify-same-class",
+    "misclassify-accepted",
+    "target",
+    "keep-decision",
+    "keep-logits",
+)
+"""What a card's ``goal`` can be; ``target:label=3`` and ``keep-logits:tolerance=0.01`` take a parameter."""
+
+
+@dataclass(frozen=True)
+class AttackCard:
+    """An attack with its parameters: ``attacks/presets/NAME.toml``.
+
+    Args:
+        name: the file's stem.
+        folder: where the file lies; a relative ``file.py:Class`` is looked for there.
+        summary: one sentence.
+        implementation: ``module:Class``, ``file.py:Class``, ``foolbox:NAME`` or ``torchattacks:NAME``.
+        kind: how the engine calls it (see ``attacks.protocol.Kind``).
+        norms: the budgets it can be asked for.
+        goal: what it wants, one of GOALS; by default to misclassify, or to keep the decision if it is an
+            invariance attack.
+        cost: of one sample: a few queries, gradient steps, a long search, or many queries.
+        paper: where it was published.
+        parameters: fields of the implementation that differ from their defaults.
+    """
+
+    name: str
+    folder: str
+    summary: str
+    implementation: str
+    kind: Literal["budget", "minimal", "invariance"]
+    norms: tuple[Norm, ...]
+    goal: str = ""
+    cost: Literal["probe", "gradient", "search", "query"] = "gradient"
+    paper: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """A published model: ``models/NAME/card.toml``.
+
+    Args:
+        name: the folder's name.
+        folder: where weights and golden logits lie.
+        summary: one sentence.
+        dataset: what it classifies; a data set name, with parameters if it needs them.
+        implementation: ``module:factory``.
+        num_classes: number of logits.
+        bounds: least and largest value of an input element.
+        shape: of one input; empty if it follows from the data set.
+        parameters: arguments of the factory.
+        paper: where it was published.
+        weights_sha256: of weights.safetensors; None for a model that needs no training.
+        training: recipe, seed, epochs, clean accuracies; for the reader.
+        stochastic: does its answer depend on a latent draw?
+        capabilities: protocols it fills besides Classifier, for the reader.
+        fits_dataset: is it built for the data set it is given (spheres)?
+    """
+
+    name: str
+    folder: str
+    summary: str
+    dataset: str
+    implementation: str
+    num_classes: int
+    bounds: tuple[float, float]
+    shape: tuple[int, ...] = ()
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    paper: str = ""
+    weights_sha256: str | None = None
+    training: Mapping[str, Any] = field(default_factory=dict)
+    stochastic: bool = False
+    capabilities: tuple[str, ...] = ()
+    fits_dataset: bool = False
+
+
+@dataclass(frozen=True)
+class SuiteRun:
+    """One attack of a suite, its threat, and how many samples it gets (None: as many as asked for)."""
+
+    attack: str
+    threat: str
+    samples: int | str | None = None
+
+
+@dataclass(frozen=True)
+class SuiteCard:
+    """A named list of attacks and threats: ``attacks/suites/NAME.toml``."""
+
+    name: str
+    folder: str
+    summary: str
+    runs: tuple[SuiteRun, ...]
+    paper: str = ""
+
+
+@dataclass(frozen=True)
+class ThreatCard:
+    """A named budget: ``attacks/threats/NAME.toml``.
+
+    Args:
+        name: the file's stem.
+        folder: where the file lies.
+        summary: one sentence.
+        norm: what distances are measured in.
+        epsilons: an ascending sweep; empty for no budget.
+        goal: what the attacker wants; empty leaves it to the attack.
+        access: what the attacker sees of the model.
+        paper: where this budget is customary.
+    """
+
+    name: str
+    folder: str
+    summary: str
+    norm: Norm
+    epsilons: tuple[float, ...] = ()
+    goal: str = ""
+    access: Literal["white-box", "score", "decision", "transfer"] = "white-box"
+    paper: str = ""
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """A data set that can be opened by name; ``parameters`` are its defaults."""
+
+    name: str
+    summary: str
+    num_classes: int
+    shape: tuple[int, ...]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+Card = AttackCard | ModelCard | SuiteCard | ThreatCard | DatasetCard
+FileCard = TypeVar("FileCard", AttackCard, ModelCard, SuiteCard, ThreatCard)
+
+
+def read_attack(path: Path) -> AttackCard:
+    """Read a preset.
+
+    Raises:
+        BadCatalogue: for a file that is no TOML, or a key or value that does not fit.
+    """
+    card = _read(AttackCard, path, path.stem)
+    if card.goal:
+        _check_goal(card.goal, path)
+    if ":" not in card.implementation:
+        raise BadCatalogue(
+            f"{path}: implementation does not fit",
+            got=card.implementation,
+            expected="module:Class, file.py:Class, foolbox:NAME or torchattacks:NAME",
+        )
+    return card
+
+
+def read_model(path: Path) -> ModelCard:
+    """Read the card of a model, named after its folder; raises as read_attack does."""
+    card = _read(ModelCard, path, path.parent.name)
+    low, high = card.bounds
+    if not low < high:
+        raise BadCatalogue(f"{path}: bounds do not fit", got=card.bounds, expected="low < high")
+    return card
+
+
+def read_suite(path: Path) -> SuiteCard:
+    """Read a suite; raises as read_attack does."""
+    values = _load(path)
+    runs = values.get("runs")
+    if not isinstance(runs, list) or not runs:
+        raise BadCatalogue(
+            f"{path}: a suite needs runs", expected="[[runs]] with attack and threat"
+        )
+    values["runs"] = [SuiteRun(**_check(SuiteRun, run, path)) for run in runs]
+    return SuiteCard(**_check(SuiteCard, {**values, **_place(path, path.stem)}, path))
+
+
+def read_threat(path: Path) -> ThreatCard:
+    """Read a threat; raises as read_attack does."""
+    card = _read(ThreatCard, path, path.stem)
+    if card.goal:
+        _check_goal(card.goal, path)
+    return card
+
+
+def to_json(card: Card) -> dict[str, Any]:
+    """Return a card as plain values, without the place of its file."""
+    return {key: value for key, value in asdict(card).items() if key != "folder"}
+
+
+def _read(kind: type[FileCard], path: Path, name: str) -> FileCard:
+    return kind(**_check(kind, {**_load(path), **_place(path, name)}, path))
+
+
+def _place(path: Path, name: str) -> dict[str, str]:
+    return {"name": name, "folder": str(path.parent)}
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            values = tomllib.load(file)
+    except (OSError, ValueError) as error:
+        raise BadCatalogue(f"{path}: cannot be read: {error}") from error
+    for key in ("name", "folder"):
+        if key in values:
+            raise BadCatalogue(f"{path}: unknown key {key}", remedy="the file's place says it")
+    return values
+
+
+def _check(kind: type[Any], values: object, path: Path) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise BadCatalogue(f"{path}: not a table", got=values)
+    try:
+        return check_fields(kind, values)
+    except Mismatch as mismatch:
+        raise BadCatalogue(f"{path}: {mismatch.problem}", **mismatch.details()) from None
+
+
+def _check_goal(goal: str, path: Path) -> None:
+    name = goal.partition(":")[0]
+    if name not in GOALS:
+        raise BadCatalogue(f"{path}: unknown goal", got=goal, remedy=suggest(name, GOALS))

@@ -1,0 +1,129 @@
+"""Values from outside, checked against the annotations of the dataclass that they are to fill."""
+
+import dataclasses
+import math
+import types
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from robustbench_inv.catalogue.references import nearest
+
+__all__ = ["Mismatch", "check_fields"]
+
+SCALARS = {
+    str: "a string",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+}
+"""How the types of a card or parameter are called in an error."""
+
+
+class Mismatch(Exception):
+    """A key or value that does not fit; the caller says where it stood.
+
+    Args:
+        problem: what is wrong.
+        got: the value found; None when it is the key that is wrong.
+        expected: what would fit.
+        remedy: the nearest valid key.
+    """
+
+    def __init__(
+        self, problem: str, *, got: object = None, expected: str = "", remedy: str = ""
+    ) -> None:
+        super().__init__(problem)
+        self.problem, self.got, self.expected, self.remedy = problem, got, expected, remedy
+
+    def details(self) -> dict[str, Any]:
+        """Return what an error of the program takes besides its problem."""
+        return {"got": self.got, "expected": self.expected, "remedy": self.remedy}
+
+
+def check_fields(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values as the dataclass wants them: lists as tuples, whole numbers as floats.
+
+    Args:
+        kind: a dataclass whose annotations say what is allowed.
+        values: what was found, by field name.
+
+    Raises:
+        Mismatch: for an unknown or missing key, or a value of the wrong type.
+    """
+    fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
+    for key in values:
+        if key not in fields:
+            raise Mismatch(f"unknown key {key}", expected=_all(fields), remedy=nearest(key, fields))
+    for name, f in fields.items():
+        if name not in values and _required(f):
+            raise Mismatch(f"key {name} is missing")
+    hints = get_type_hints(kind)
+    return {key: _convert(key, value, hints[key]) for key, value in values.items()}
+
+
+def _all(names: Iterable[str]) -> str:
+    return "one of " + ", ".join(names) if names else "none at all"
+
+
+def _required(f: "dataclasses.Field[Any]") -> bool:
+    return f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+
+
+def _convert(key: str, value: object, hint: object) -> object:
+    origin = get_origin(hint)
+    if isinstance(hint, type) and hint in SCALARS:
+        return _scalar(key, value, hint)
+    if origin is Literal:
+        return _choice(key, value, get_args(hint))
+    if origin is tuple:
+        return _tuple(key, value, get_args(hint))
+    if origin in (Union, types.UnionType):
+        return _union(key, value, get_args(hint))
+    if isinstance(origin, type) and issubclass(origin, Mapping) and not isinstance(value, Mapping):
+        raise Mismatch(f"{key} does not fit", got=value, expected="a table")
+    return value
+
+
+def _scalar(key: str, value: object, kind: type) -> object:
+    if kind is not float and type(value) is kind:
+        return value
+    if (
+        kind is float
+        and isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and math.isfinite(value)
+    ):
+        return float(value)
+    raise Mismatch(f"{key} does not fit", got=value, expected=SCALARS[kind])
+
+
+def _choice(key: str, value: object, choices: tuple[object, ...]) -> object:
+    if value in choices and type(value) in {type(choice) for choice in choices}:
+        return value
+    known = [str(choice) for choice in choices]
+    remedy = nearest(str(value), known)
+    raise Mismatch(f"{key} does not fit", got=value, expected=_all(known), remedy=remedy)
+
+
+def _tuple(key: str, value: object, hints: tuple[object, ...]) -> tuple[object, ...]:
+    if not isinstance(value, list | tuple):
+        raise Mismatch(f"{key} does not fit", got=value, expected="a list")
+    if len(hints) == 2 and hints[1] is Ellipsis:
+        hints = (hints[0],) * len(value)
+    if len(hints) != len(value):
+        raise Mismatch(f"{key} does not fit", got=value, expected=f"a list of {len(hints)}")
+    return tuple(_convert(key, each, hint) for each, hint in zip(value, hints, strict=True))
+
+
+def _union(key: str, value: object, hints: tuple[object, ...]) -> object:
+    if type(None) in hints and value in (None, "none"):
+        return None
+    mismatches = []
+    for hint in hints:
+        if hint is not type(None):
+            try:
+                return _convert(key, value, hint)
+            except Mismatch as mismatch:
+                mismatches.append(mismatch)
+    expected = " or ".join(m.expected for m in mismatches)
+    raise Mismatch(f"{key} does not fit", got=value, expected=expected)

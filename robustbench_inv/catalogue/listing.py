@@ -1,0 +1,101 @@
+"""What there is: every entry of a kind, and one line for each that cannot be read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from robustbench_inv.catalogue.cards import (
+    Card,
+    DatasetCard,
+    read_attack,
+    read_model,
+    read_suite,
+    read_threat,
+    to_json,
+)
+from robustbench_inv.catalogue.loaded_attack import LIBRARIES, load_attack
+from robustbench_inv.catalogue.locate import entries
+from robustbench_inv.catalogue.plugins import find_plugins
+from robustbench_inv.catalogue.references import import_object, parse_reference, suggest
+from robustbench_inv.errors import BadCatalogue, MissingExtra, UnknownName
+
+__all__ = ["KINDS", "Kind", "Listing", "library_attacks", "list_entries", "show_entry"]
+
+Kind = Literal["models", "attacks", "datasets", "suites", "threats"]
+KINDS: tuple[Kind, ...] = ("models", "attacks", "datasets", "suites", "threats")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The entries of one kind as plain values, and what could not be read, one line each."""
+
+    entries: tuple[dict[str, Any], ...]
+    problems: tuple[str, ...]
+
+
+def list_entries(kind: Kind) -> Listing:
+    """Return every entry of a kind; a broken one is reported and does not hide the others."""
+    if kind == "datasets":
+        return Listing(tuple(map(to_json, _datasets())), ())
+    found, problems = [], list(find_plugins().problems)
+    for path in entries(kind).values():
+        try:
+            found.append(to_json(_READERS[kind](path)))
+        except BadCatalogue as error:
+            problems.append(str(error))
+    return Listing(tuple(found), tuple(problems))
+
+
+def library_attacks() -> Listing:
+    """Return every attack of Foolbox and torchattacks, by the name it is asked for; imports them."""
+    found, problems = [], []
+    for library, implementation in LIBRARIES.items():
+        try:
+            adapter: Any = import_object(implementation)
+            names = [f"{library}:{name}" for name in adapter.names()]
+        except MissingExtra as error:
+            names = []
+            problems.append(str(error))
+        found += [{"name": name, "summary": f"as {library} implements it"} for name in names]
+    return Listing(tuple(found), tuple(problems))
+
+
+def show_entry(name: str, kind: Kind | None = None) -> tuple[Kind, dict[str, Any]]:
+    """Return the kind and the card of whatever has this name, an attack's with all its parameters.
+
+    Args:
+        name: of an entry; an attack's may have parameters, or name any code that is an attack.
+        kind: where to look; None for all kinds, in the order of KINDS.
+
+    Raises:
+        UnknownName: if nothing has it; the remedy names what is near.
+    """
+    plain = parse_reference(name).name
+    for each in (kind,) if kind else KINDS:
+        if each == "attacks" and (":" in plain or plain in entries(each)):
+            return each, load_attack(name).card
+        for card in list_entries(each).entries:
+            if card["name"] == plain:
+                return each, card
+    known = {card["name"] for each in KINDS for card in list_entries(each).entries}
+    raise UnknownName(f"nothing is called {name}", remedy=suggest(plain, known))
+
+
+_READERS: dict[Kind, Callable[[Path], Card]] = {
+    "models": read_model,
+    "attacks": read_attack,
+    "suites": read_suite,
+    "threats": read_threat,
+}
+
+
+def _datasets() -> list[DatasetCard]:
+    from robustbench_inv.data.registry import DATASETS
+
+    return [
+        DatasetCard(
+            known.name, known.summary, known.num_classes, known.shape, dict(known.parameters)
+        )
+        for known in DATASETS.values()
+    ]

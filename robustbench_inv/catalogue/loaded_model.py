@@ -1,0 +1,198 @@
+"""Models by name: a published one with its weights, or a user's own network."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+from robustbench_inv.catalogue.cards import ModelCard, read_model, to_json
+from robustbench_inv.catalogue.factories import call_factory
+from robustbench_inv.catalogue.fingerprint import describe, plain
+from robustbench_inv.catalogue.loaded_dataset import load_dataset
+from robustbench_inv.catalogue.locate import entries, find
+from robustbench_inv.catalogue.references import (
+    Reference,
+    Scalar,
+    import_object,
+    parse_reference,
+    source_file,
+)
+from robustbench_inv.errors import BadModel, BadParameter
+from robustbench_inv.identity import digest_file, digest_value
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from robustbench_inv.data.protocol import Dataset
+    from robustbench_inv.models.protocol import Classifier
+    from robustbench_inv.tensors import Output
+
+__all__ = ["LoadedModel", "load_model"]
+
+IDENTITY = (
+    "implementation",
+    "parameters",
+    "weights_sha256",
+    "num_classes",
+    "bounds",
+    "shape",
+    "fits_dataset",
+)
+"""What of a card a model's answers depend on; the rest is for the reader. New keys of cards stay out of it."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that is ready to answer: called on images it gives the classifier's ``Output``.
+
+    Args:
+        name: as the user wrote it, parameters included.
+        digest: SHA-256 of everything that its answers depend on: card, parameters, weights and, for a model
+            that is fitted to a data set, the data.
+        card: what the catalogue says of it, with all parameters; plain values.
+        classifier: the model.
+        weights_digest: SHA-256 of its weights, None for a model without.
+    """
+
+    name: str
+    digest: str
+    card: dict[str, Any]
+    classifier: "Classifier"
+    weights_digest: str | None
+
+    def __call__(self, images: "Tensor") -> "Output":
+        """Return the classifier's output for (n, …) images inside its bounds."""
+        return self.classifier(images)
+
+
+def load_model(
+    source: "str | nn.Module | Classifier",
+    *,
+    dataset: "str | Dataset | None" = None,
+    device: str = "cpu",
+    **parameters: Scalar,
+) -> LoadedModel:
+    """Return a model that is ready to answer.
+
+    Args:
+        source: a catalogue name, ``module:factory`` or ``file.py:factory``, each with ``:key=value,…`` if
+            need be; or a model: an ``nn.Module`` that declares ``bounds``, or a ``Classifier``.
+        dataset: what a model is built for if its card says ``fits_dataset``; None for the card's own.
+        device: where it computes, as torch names it.
+        parameters: override those of the card or of the reference; ``dtype`` fits every network.
+
+    Raises:
+        UnknownName: if nothing is called so.
+        BadParameter: for a parameter that the model does not have, or a device that is not there.
+        BadModel: if its weights are damaged, or it declares no bounds.
+    """
+    if not isinstance(source, str):
+        return _on_device(_from_object(source, parameters), device)
+    reference = parse_reference(source)
+    reference = Reference(reference.name, {**reference.parameters, **parameters})
+    if ":" in reference.name and reference.name not in entries("models"):
+        return _on_device(_from_code(reference), device)
+    card = read_model(find("models", reference.name))
+    return _on_device(_from_card(card, reference, dataset), device)
+
+
+def _from_card(
+    card: ModelCard, reference: Reference, dataset: "str | Dataset | None"
+) -> LoadedModel:
+    from robustbench_inv.models.loading import build_model
+
+    data = load_dataset(dataset or card.dataset) if card.fits_dataset else None
+    classifier = build_model(card, Path(card.folder), reference.parameters, data)
+    about = {**to_json(card), "name": str(reference)}
+    about["parameters"] = {**card.parameters, **reference.parameters}
+    identity = {key: about[key] for key in IDENTITY}
+    identity["data"] = data.digest if data else None
+    digest = digest_value(plain(identity))
+    return LoadedModel(str(reference), digest, plain(about), classifier, card.weights_sha256)
+
+
+def _from_code(reference: Reference) -> LoadedModel:
+    parameters = dict(reference.parameters)
+    dtype = parameters.pop("dtype", None)
+    found = import_object(reference.name)
+    if _is_model(found):
+        if parameters:
+            problem = f"{reference.name} is a model, not a factory"
+            raise BadParameter(problem, got=parameters, expected="no parameters")
+        built = found
+    elif callable(found):
+        built = call_factory(found, parameters, reference.name)
+    else:
+        raise BadModel(f"{reference.name} is no model", got=type(found).__name__)
+    path = source_file(reference.name)
+    identity = {
+        "implementation": f"{path.name}:{reference.name.rpartition(':')[2]}"
+        if path
+        else reference.name,
+        "source": digest_file(path) if path else None,
+        "parameters": dict(reference.parameters),
+    }
+    return _wrapped(_cast(built, dtype), str(reference), identity)
+
+
+def _from_object(model: "nn.Module | Classifier", parameters: Mapping[str, Any]) -> LoadedModel:
+    if parameters.keys() - {"dtype"}:
+        raise BadParameter("a model takes no parameters", got=dict(parameters), expected="dtype")
+    kind = type(model)
+    identity = {"implementation": f"{kind.__module__}:{kind.__qualname__}", "parameters": {}}
+    return _wrapped(_cast(model, parameters.get("dtype")), kind.__name__.lower(), identity)
+
+
+def _wrapped(model: object, name: str, identity: dict[str, Any]) -> LoadedModel:
+    from robustbench_inv.models.loading import wrap_module
+
+    content = describe(model)
+    classifier = model if _is_complete(model) else wrap_module(model, name)
+    weights = content.get("weights")
+    about = {"name": name, "summary": "", "paper": "", **identity}
+    about |= {"num_classes": classifier.num_classes, "bounds": list(classifier.bounds)}
+    digest = digest_value({**identity, "content": content})
+    return LoadedModel(name, digest, about, classifier, digest_value(weights) if weights else None)
+
+
+def _is_model(found: object) -> bool:
+    from torch import nn
+
+    from robustbench_inv.models.protocol import Classifier
+
+    return isinstance(found, nn.Module) or (
+        isinstance(found, Classifier) and not isinstance(found, type)
+    )
+
+
+def _is_complete(model: object) -> "TypeGuard[Classifier]":
+    # a wrapper would hide what a stochastic or invertible model can do besides
+    from torch import nn
+
+    from robustbench_inv.models.protocol import Classifier, Invertible, Stochastic
+
+    special = isinstance(model, Stochastic | Invertible) or not isinstance(model, nn.Module)
+    return special and isinstance(model, Classifier)
+
+
+def _cast(model: object, dtype: object) -> object:
+    import torch
+
+    kinds = {"float32": torch.float32, "float64": torch.float64}
+    if dtype is None:
+        return model
+    if dtype not in kinds or not isinstance(model, torch.nn.Module):
+        raise BadParameter("unusable dtype", got=dtype, expected="float32 or float64, of a network")
+    return model.to(kinds[str(dtype)])
+
+
+def _on_device(loaded: LoadedModel, device: str) -> LoadedModel:
+    from torch import nn
+
+    if device == "cpu" or not isinstance(loaded.classifier, nn.Module):
+        return loaded
+    try:
+        moved: Any = loaded.classifier.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadParameter("unusable device", got=device, remedy=str(error)) from error
+    return replace(loaded, classifier=moved)

@@ -1,0 +1,187 @@
+"""References: how a user names a thing and its parameters in one word, ``pgd:steps=20,loss=ce``."""
+
+import difflib
+import importlib
+import importlib.util
+import math
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+from robustbench_inv.errors import BadCatalogue, BadParameter, InvbenchError, UnknownName
+from robustbench_inv.identity import digest_file
+
+__all__ = [
+    "Reference",
+    "Scalar",
+    "import_object",
+    "nearest",
+    "parse_reference",
+    "source_file",
+    "suggest",
+]
+
+Scalar = int | float | bool | str
+"""What a parameter on the command line can be."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A name and the parameters that were given with it.
+
+    Example:
+        >>> str(Reference("pgd", {"steps": 20, "warm_start": False}))
+        'pgd:steps=20,warm_start=false'
+    """
+
+    name: str
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if not self.parameters:
+            return self.name
+        pairs = (f"{key}={_write(value)}" for key, value in self.parameters.items())
+        return f"{self.name}:{','.join(pairs)}"
+
+
+def parse_reference(text: str) -> Reference:
+    """Read ``NAME[:key=value,…]``; the last ``:``-segment is parameters if and only if it contains ``=``.
+
+    Args:
+        text: what the user wrote.
+
+    Returns:
+        Name and parameters; a value is an int, a finite float, a bool (``true``, ``false``) or else a string.
+
+    Raises:
+        BadParameter: for an empty name, a parameter without ``=``, or one given twice.
+
+    Example:
+        >>> parse_reference("foolbox:LinfPGD:steps=20,rel_stepsize=0.1")
+        Reference(name='foolbox:LinfPGD', parameters={'steps': 20, 'rel_stepsize': 0.1})
+        >>> parse_reference("defences.py:build").name
+        'defences.py:build'
+    """
+    name, _, tail = text.strip().rpartition(":")
+    if "=" not in tail:
+        name, tail = text.strip(), ""
+    if not name:
+        raise BadParameter("no name", got=text, expected="NAME or NAME:key=value,key=value")
+    return Reference(name, _read_parameters(tail, text))
+
+
+def import_object(reference: str, folder: Path | None = None) -> object:
+    """Import what ``module:Name`` or ``file.py:Name`` refers to.
+
+    Args:
+        reference: module or file, a colon, and a name in it.
+        folder: what a relative file is relative to; None for the current directory.
+
+    Raises:
+        BadCatalogue: if there is no such module or file, or importing it fails.
+        UnknownName: if it has no such name.
+    """
+    place, _, name = reference.rpartition(":")
+    if not place or not name:
+        raise BadCatalogue("not a reference to code", got=reference, expected="module:Name")
+    module = _import_file(source_file(reference, folder)) if _is_file(place) else _import(place)
+    try:
+        found: object = getattr(module, name)
+    except AttributeError:
+        public = [known for known in vars(module) if not known.startswith("_")]
+        raise UnknownName(
+            f"{place} has no {name!r}", remedy=suggest(name, public) or "check the spelling"
+        ) from None
+    return found
+
+
+def source_file(reference: str, folder: Path | None = None) -> Path | None:
+    """Return the file that ``file.py:Name`` names, absolute; None for ``module:Name``."""
+    place = reference.rpartition(":")[0]
+    return ((folder or Path.cwd()) / place).resolve() if _is_file(place) else None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ``did you mean …?`` with the known names that are near, empty if none is.
+
+    Example:
+        >>> nearest("pdg", ["fgsm", "pgd"])
+        'did you mean pgd?'
+    """
+    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(near)}?" if near else ""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return what ``nearest`` does, or else the list of all known names; empty if there are none."""
+    names = sorted(known)
+    return nearest(name, names) or (f"known: {', '.join(names)}" if names else "")
+
+
+def _read_parameters(tail: str, text: str) -> dict[str, Scalar]:
+    parameters: dict[str, Scalar] = {}
+    for pair in tail.split(",") if tail else ():
+        key, equals, value = (part.strip() for part in pair.partition("="))
+        if not (key and equals and value):
+            raise BadParameter(f"unreadable parameter in {text}", got=pair, expected="key=value")
+        if key in parameters:
+            raise BadParameter(f"parameter {key} is given twice", got=text)
+        parameters[key] = _read(value)
+    return parameters
+
+
+def _read(value: str) -> Scalar:
+    if value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    try:
+        return int(value)
+    except ValueError:
+        pass
+    try:
+        number = float(value)
+    except ValueError:
+        return value
+    return number if math.isfinite(number) else value
+
+
+def _write(value: Scalar) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _is_file(place: str) -> bool:
+    return place.endswith(".py")
+
+
+def _import(place: str) -> ModuleType:
+    try:
+        return importlib.import_module(place)
+    except InvbenchError:
+        raise
+    except Exception as error:
+        raise BadCatalogue(
+            f"cannot import {place}: {type(error).__name__}: {error}",
+            remedy="install it, or name a file as file.py:NAME",
+        ) from error
+
+
+def _import_file(path: Path | None) -> ModuleType:
+    if path is None or not path.is_file():
+        raise BadCatalogue("no such file", got=str(path))
+    # named after its content: a class of the file then has the same full name wherever the file lies
+    name = f"_invbench_{path.stem}_{digest_file(path)[:12]}"
+    known = sys.modules.get(name)
+    if known is not None and known.__file__ == str(path):
+        return known
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise BadCatalogue("not a Python file", got=str(path))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up while the file runs
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise BadCatalogue(f"{path.name} raised {type(error).__name__}: {error}") from error
+    return module

@@ -1,0 +1,128 @@
+"""Threats and goals from text: ``linf=0.1,0.2``, ``none``, or a name in the catalogue."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from robustbench_inv.catalogue.cards import GOALS, read_threat
+from robustbench_inv.catalogue.fields import Mismatch, check_fields
+from robustbench_inv.catalogue.locate import find
+from robustbench_inv.catalogue.references import Reference, parse_reference, suggest
+from robustbench_inv.errors import BadParameter, UnknownName
+
+if TYPE_CHECKING:
+    from robustbench_inv.threat.goals import Goal
+    from robustbench_inv.threat.threat_model import ThreatModel
+
+__all__ = ["load_goal", "load_threat"]
+
+
+def load_threat(text: "str | ThreatModel", goal: "Goal | None" = None) -> "ThreatModel":
+    """Return the threat that a text names.
+
+    Args:
+        text: ``NORM=EPS[,EPS…]`` with NORM one of l0, l1, l2, linf and EPS ascending, in input units
+            (``8/255`` may be written); ``none``, or ``none:norm=linf`` to say what distances are measured in
+            (else l2); a name in the catalogue; or a threat, which is returned as it is.
+        goal: what the attacker wants where the text does not say; None to misclassify.
+
+    Raises:
+        BadParameter: for an unknown norm, or eps that are not ascending numbers >= 0.
+        UnknownName: for a name that is not in the catalogue.
+    """
+    from robustbench_inv.threat.goals import Misclassify
+    from robustbench_inv.threat.threat_model import ThreatModel
+
+    if isinstance(text, ThreatModel):
+        return text
+    goal = goal or Misclassify()
+    reference = parse_reference(text) if text.split(":")[0].strip() == "none" else None
+    if reference is not None:
+        return _unbounded(reference, goal)
+    norm, equals, epsilons = text.partition("=")
+    if equals:
+        return _ball(norm.strip(), [_number(eps, text) for eps in epsilons.split(",")], goal)
+    return _from_card(text, goal)
+
+
+def load_goal(text: str) -> "Goal":
+    """Return the goal that a text names: one of GOALS, ``target:label=3``, ``keep-logits:tolerance=0.01``.
+
+    Raises:
+        UnknownName: for another name.
+        BadParameter: for a parameter that the goal does not have.
+    """
+    from robustbench_inv.threat import goals
+
+    reference = parse_reference(text)
+    kinds: dict[str, type[Any]] = {
+        "misclassify": goals.Misclassify,
+        "misclassify-same-class": goals.Misclassify,
+        "misclassify-accepted": goals.MisclassifyAccepted,
+        "target": goals.Target,
+        "keep-decision": goals.KeepDecision,
+        "keep-logits": goals.KeepLogits,
+    }
+    if reference.name not in kinds:
+        raise UnknownName("unknown goal", got=text, remedy=suggest(reference.name, GOALS))
+    fixed = {"same_class": True} if reference.name == "misclassify-same-class" else {}
+    values = _checked(kinds[reference.name], reference.parameters, text)
+    goal: Goal = kinds[reference.name](**{**values, **fixed, "name": reference.name})
+    return goal
+
+
+def _checked(kind: type[Any], values: Mapping[str, Any], text: str) -> dict[str, Any]:
+    try:
+        return check_fields(kind, values)
+    except Mismatch as mismatch:
+        raise BadParameter(f"goal {text}: {mismatch.problem}", **mismatch.details()) from None
+
+
+def _unbounded(reference: Reference, goal: "Goal") -> "ThreatModel":
+    from robustbench_inv.threat.budgets import Unbounded
+    from robustbench_inv.threat.threat_model import ThreatModel
+
+    norm = reference.parameters.get("norm", "l2")
+    if reference.parameters.keys() - {"norm"}:
+        raise BadParameter("unknown parameter of a threat", got=str(reference), expected="norm")
+    return ThreatModel(Unbounded(_norm(norm)), goal)
+
+
+def _ball(norm: str, epsilons: list[float], goal: "Goal") -> "ThreatModel":
+    from robustbench_inv.threat.budgets import LpBall
+    from robustbench_inv.threat.threat_model import ThreatModel
+
+    sweep = tuple(epsilons) if len(epsilons) > 1 else ()
+    if sorted(set(epsilons)) != epsilons:
+        raise BadParameter("unusable sweep", got=epsilons, expected="ascending, distinct eps")
+    return ThreatModel(LpBall(_norm(norm), epsilons[-1]), goal, sweep=sweep)
+
+
+def _norm(norm: object) -> str:
+    from robustbench_inv.tensors import NORMS
+
+    if norm not in NORMS:
+        raise BadParameter("unknown norm", got=norm, expected="one of " + ", ".join(NORMS))
+    return str(norm)
+
+
+def _number(text: str, whole: str) -> float:
+    top, slash, bottom = text.partition("/")
+    try:
+        value = float(top) / float(bottom) if slash else float(top)
+    except (ValueError, ZeroDivisionError):
+        value = float("nan")
+    if not 0 <= value < float("inf"):
+        raise BadParameter(f"unusable eps in {whole}", got=text, expected="a finite number >= 0")
+    return value
+
+
+def _from_card(name: str, goal: "Goal") -> "ThreatModel":
+    from dataclasses import replace
+
+    card = read_threat(find("threats", name))
+    goal = load_goal(card.goal) if card.goal else goal
+    if card.epsilons:
+        threat = _ball(card.norm, list(card.epsilons), goal)
+    else:
+        threat = _unbounded(Reference("none", {"norm": card.norm}), goal)
+    return replace(threat, access=card.access)

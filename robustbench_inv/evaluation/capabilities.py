@@ -1,0 +1,151 @@
+"""Do model, attack, threat and data set of a cell fit together? Asked before anything runs."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import torch
+
+from robustbench_inv.data.protocol import JudgesLabels
+from robustbench_inv.errors import BadModel, CapabilityMismatch
+from robustbench_inv.evaluation.describe import epsilons
+from robustbench_inv.evaluation.metering import inside_box
+from robustbench_inv.evaluation.prepare import device_of
+from robustbench_inv.threat.goals import KeepDecision, KeepLogits, Misclassify, Target
+from robustbench_inv.threat.threat_model import ThreatModel
+
+if TYPE_CHECKING:
+    from robustbench_inv.evaluation.plan import Job
+
+__all__ = ["Demanding", "demand_fit", "doubts"]
+
+
+@runtime_checkable
+class Demanding(Protocol):
+    """An attack that knows what it cannot be used with (beyond its kind and norms)."""
+
+    def demand(self, model: object, threat: ThreatModel) -> None:
+        """Raise CapabilityMismatch if it cannot attack this classifier under this threat."""
+        ...
+
+
+def demand_fit(job: "Job") -> None:
+    """Raise if a cell cannot be evaluated.
+
+    Raises:
+        CapabilityMismatch: naming the two sides that do not fit, on one line.
+    """
+    _demand_budget(job)
+    _demand_goal(job)
+    _demand_classes(job)
+    _demand_bounds(job)
+    _demand_answer(job)
+    if isinstance(job.attack.attack, Demanding):
+        job.attack.attack.demand(job.model.classifier, job.threat)
+
+
+def doubts(job: "Job") -> Iterator[str]:
+    """Yield what is allowed and yet looks like a mistake, one line each."""
+    low, high = job.dataset.bounds
+    largest = max(epsilons(job.threat), default=0.0)
+    if job.threat.norm == "linf" and largest > high - low:
+        yield (
+            f"eps {largest:g} is larger than the whole range [{low:g}, {high:g}] of {job.dataset.name}: "
+            f"eps is in input units; for 8 of 255 grey levels write linf=8/255"
+        )
+
+
+def _demand_budget(job: "Job") -> None:
+    attack, threat = job.attack, job.threat
+    if attack.attack.kind == "budget" and not threat.bounded:
+        raise CapabilityMismatch(
+            f"{attack.name} searches inside a budget",
+            got="threat none",
+            expected="a budget such as linf=0.1 or l2=1.5",
+        )
+    if threat.norm not in attack.attack.norms:
+        raise CapabilityMismatch(
+            f"{attack.name} does not work in this norm",
+            got=threat.norm,
+            expected="one of " + ", ".join(sorted(attack.attack.norms)),
+        )
+
+
+def _demand_goal(job: "Job") -> None:
+    goal, data = job.threat.goal, job.dataset
+    judged = isinstance(goal, KeepDecision | KeepLogits) or (
+        isinstance(goal, Misclassify) and goal.same_class
+    )
+    if judged and not isinstance(data, JudgesLabels):
+        raise CapabilityMismatch(
+            f"the goal {goal.name} of {job.attack.name} asks for the true class of a changed input",
+            got=f"{data.name}, which knows the classes of its own inputs only",
+            expected="a data set that judges any input, such as spheres",
+        )
+    if job.attack.attack.kind == "invariance" and not judged:
+        raise CapabilityMismatch(
+            f"{job.attack.name} changes the content and keeps the decision",
+            got=f"the goal {goal.name}",
+            expected="keep-decision or keep-logits",
+        )
+    if isinstance(goal, Target):
+        _demand_target(job, goal)
+
+
+def _demand_target(job: "Job", goal: Target) -> None:
+    if not 0 <= goal.label < job.dataset.num_classes:
+        raise CapabilityMismatch(
+            f"{job.dataset.name} has no such class to aim at",
+            got=goal.label,
+            expected=f"0 to {job.dataset.num_classes - 1}",
+        )
+    same = int((job.dataset.labels[list(job.samples)] == goal.label).sum())
+    if same:
+        raise CapabilityMismatch(
+            f"the target {goal.label} is the true class of {same} of {len(job.samples)} samples",
+            remedy="choose samples of other classes, or another target",
+        )
+
+
+def _demand_classes(job: "Job") -> None:
+    model, data = job.model, job.dataset
+    if model.classifier.num_classes != data.num_classes:
+        raise CapabilityMismatch(
+            f"{model.name} and {data.name} differ in the number of classes",
+            got=model.classifier.num_classes,
+            expected=str(data.num_classes),
+        )
+
+
+def _demand_bounds(job: "Job") -> None:
+    """Hold data, model and search to one box (checks C17 and C18)."""
+    model, data = job.model, job.dataset
+    if tuple(model.classifier.bounds) != tuple(data.bounds):
+        raise CapabilityMismatch(
+            f"{model.name} and {data.name} differ in the range of their inputs",
+            got=tuple(model.classifier.bounds),
+            expected=str(tuple(data.bounds)),
+            remedy="declare the bounds of the data and rescale inside the model",
+        )
+
+
+def _demand_answer(job: "Job") -> None:
+    """Ask the model about one sample: shape, bounds and output must fit."""
+    model, data = job.model, job.dataset
+    images, _ = data.batch(list(job.samples[:1]))
+    if not inside_box(images, data.bounds).all():
+        raise CapabilityMismatch(
+            f"{data.name} leaves its own bounds (check C17)",
+            got=f"[{images.min():g}, {images.max():g}]",
+            expected=str(tuple(data.bounds)),
+        )
+    try:
+        with torch.no_grad():
+            model.classifier(images.to(device_of(model.classifier), model.classifier.dtype))
+    except BadModel:
+        raise
+    except Exception as error:
+        raise CapabilityMismatch(
+            f"{model.name} cannot take an input of {data.name}",
+            got=f"shape {tuple(data.shape)}",
+            remedy=f"{type(error).__name__}: {error}".splitlines()[0][:200],
+        ) from error

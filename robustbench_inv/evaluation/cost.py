@@ -1,0 +1,123 @@
+"""What an evaluation will cost: passes of each attack times the measured time of a pass of each model."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.attacks.protocol import Batch
+from robustbench_inv.evaluation.metering import Meter
+from robustbench_inv.evaluation.prepare import device_of
+from robustbench_inv.randomness import Noise
+from robustbench_inv.tensors import margin
+
+if TYPE_CHECKING:
+    from robustbench_inv.evaluation.plan import Job
+
+__all__ = ["Estimate", "estimate_jobs", "passes"]
+
+PROBE = 32
+"""Samples that a model is timed on; a small batch is slower per sample, so that the bound is a bound."""
+
+QUICK = 0.2
+"""Seconds of timing for each model."""
+
+USUAL_STEPS: Mapping[str, int] = {"probe": 10, "gradient": 100, "search": 1000, "query": 5000}
+"""Steps assumed of an attack that does not say, by the cost class of its card."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one cell will cost.
+
+    Args:
+        title: the cell's title.
+        samples: how many.
+        passes: forward and backward passes of one sample if it never falls.
+        low: seconds if every sample falls at the first query.
+        high: seconds if no sample falls.
+        guessed: does the attack not say how many steps it takes?
+    """
+
+    title: str
+    samples: int
+    passes: int
+    low: float
+    high: float
+    guessed: bool
+
+    def to_json(self) -> dict[str, object]:
+        """Return the mapping that ``--dry-run --json`` prints."""
+        return dict(vars(self))
+
+
+def estimate_jobs(jobs: "Iterable[Job]") -> list[Estimate]:
+    """Estimate each cell; a model is timed once."""
+    times: dict[str, float] = {}
+    found = []
+    for job in jobs:
+        key = f"{job.model.digest}/{job.dataset.digest}"
+        if key not in times:
+            times[key] = _seconds_per_pass(job)
+        found.append(_estimate(job, times[key]))
+    return found
+
+
+def passes(parameters: Mapping[str, Any], cost: str) -> tuple[int, bool]:
+    """Return the passes of one sample under one eps, and whether they are a guess.
+
+    Args:
+        parameters: of the attack; ``steps``, ``restarts`` and ``draws`` are understood.
+        cost: cost class of its card.
+
+    Example:
+        >>> passes({"steps": 40, "restarts": 2}, "gradient")
+        (82, False)
+    """
+    if "draws" in parameters:
+        return int(parameters["draws"]), False
+    restarts = int(parameters.get("restarts") or 1)
+    if parameters.get("steps"):
+        return restarts * (int(parameters["steps"]) + 1), False
+    return restarts * USUAL_STEPS.get(cost, USUAL_STEPS["gradient"]), True
+
+
+def _estimate(job: "Job", seconds: float) -> Estimate:
+    parameters = job.attack.card.get("parameters") or {}
+    inner = parameters.get("parameters") or ()
+    known = {**parameters, **(inner if isinstance(inner, Mapping) else dict(inner))}
+    once, guessed = passes(known, str(job.attack.card.get("cost", "")))
+    stages = max(len(job.epsilons), 1) if job.attack.attack.kind == "budget" else 1
+    n = len(job.samples)
+    return Estimate(job.title, n, once * stages, n * seconds, n * seconds * once * stages, guessed)
+
+
+def _seconds_per_pass(job: "Job") -> float:
+    """Return the time of one pass there and back for one sample."""
+    classifier, ids = job.model.classifier, list(job.samples[:PROBE])
+    device = device_of(classifier)
+    images, labels = job.dataset.batch(ids)
+    batch = Batch(
+        images.to(device, classifier.dtype), labels.to(device), torch.tensor(ids, device=device)
+    )
+    meter = Meter(classifier, batch, job.threat, Noise(0, batch.ids), keep_best=False)
+    return _fastest(lambda: meter.gradient(batch.images, _loss)) / len(ids)
+
+
+def _fastest(call: Callable[[], object]) -> float:
+    call()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < QUICK:
+        began = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - began)
+        if sum(times) > 3 * QUICK:
+            break
+    return min(times)
+
+
+def _loss(output: Any, labels: Tensor) -> Tensor:  # noqa: ANN401
+    return margin(output.logits, labels)

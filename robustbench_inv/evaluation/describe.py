@@ -1,0 +1,145 @@
+"""What is written down of a cell before it runs: everything its records depend on, and what made them."""
+
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustbench_inv.identity import IDENTITY_VERSION, digest_value
+from robustbench_inv.threat.budgets import LpBall, OnSphere
+from robustbench_inv.threat.threat_model import ThreatModel
+
+if TYPE_CHECKING:
+    from robustbench_inv.evaluation.plan import Job
+
+__all__ = [
+    "describe_cell",
+    "describe_threat",
+    "digest_threat",
+    "epsilons",
+    "git_state",
+    "threat_text",
+    "versions",
+]
+
+PACKAGES = ("robustbench-inv", "torch", "numpy", "foolbox", "torchattacks", "safetensors")
+
+
+def epsilons(threat: ThreatModel) -> tuple[float, ...]:
+    """Return the ascending eps of a threat; none without a ball."""
+    if threat.sweep:
+        return threat.sweep
+    return (threat.budget.eps,) if isinstance(threat.budget, LpBall) else ()
+
+
+def threat_text(threat: ThreatModel) -> str:
+    """Return a threat's budget as ``--threat`` takes it.
+
+    Example:
+        >>> threat_text(ThreatModel(LpBall("linf", 0.2), sweep=(0.1, 0.2)))
+        'linf=0.1,0.2'
+    """
+    if isinstance(threat.budget, OnSphere):
+        return f"sphere={threat.budget.radius:g}"
+    if eps := epsilons(threat):
+        return f"{threat.norm}={','.join(f'{e:.10g}' for e in eps)}"
+    return "none" if threat.norm == "l2" else f"none:norm={threat.norm}"
+
+
+def describe_threat(threat: ThreatModel) -> dict[str, Any]:
+    """Return a threat as plain values."""
+    goal = _fields(threat.goal)
+    return {
+        "text": threat_text(threat),
+        "norm": threat.norm,
+        "epsilons": list(epsilons(threat)),
+        "goal": threat.goal.name,
+        "access": threat.access,
+        "budget": {"type": type(threat.budget).__name__, **_fields(threat.budget)},
+        "goal_parameters": {key: value for key, value in goal.items() if key != "name"},
+    }
+
+
+def digest_threat(threat: ThreatModel) -> str:
+    """Return the SHA-256 of a threat: budget, sweep, goal and access."""
+    about = describe_threat(threat)
+    return digest_value({key: value for key, value in about.items() if key != "text"})
+
+
+def describe_cell(job: "Job", device: str) -> dict[str, Any]:
+    """Return the content of cell.json but for version, batch size and segments."""
+    model, attack, data = job.model, job.attack, job.dataset
+    return {
+        "spec": {"identity_version": IDENTITY_VERSION, **vars(job.spec)},
+        "model": {"name": model.name, "digest": model.digest, "card": model.card},
+        "attack": {
+            "name": attack.name,
+            "digest": attack.digest,
+            "kind": attack.attack.kind,
+            "implementation": attack.card.get("implementation", ""),
+            "parameters": attack.card.get("parameters", {}),
+            "goal": attack.goal.name,
+            "card": attack.card,
+        },
+        "threat": describe_threat(job.threat),
+        "dataset": {
+            "name": data.name,
+            "digest": data.digest,
+            "size": len(data),
+            "num_classes": data.num_classes,
+            "bounds": list(data.bounds),
+            "shape": list(data.shape),
+        },
+        "seed": job.seed,
+        "device": device,
+        "dtype": str(model.classifier.dtype).removeprefix("torch."),
+        "versions": versions(),
+        "git": git_state(),
+        "weights_digest": model.weights_digest,
+    }
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of Python, the platform and the packages that results depend on."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def git_state() -> dict[str, Any] | None:
+    """Return commit and cleanliness of the checkout that this code runs from, None outside of one."""
+    here = Path(__file__)
+    if not _git("ls-files", here.name, folder=here.parent):
+        return None
+    commit = _git("rev-parse", "HEAD", folder=here.parent)
+    if not commit:
+        return None
+    return {"commit": commit, "dirty": bool(_git("status", "--porcelain", folder=here.parent))}
+
+
+def _git(*arguments: str, folder: Path) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _fields(value: Any) -> Mapping[str, Any]:  # noqa: ANN401 - any frozen dataclass
+    return asdict(value)

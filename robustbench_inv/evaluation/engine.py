@@ -1,0 +1,190 @@
+"""Runs a cell: the blocks that have no records yet, one after the other, each written as soon as it is done."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustbench_inv.attacks.protocol import Batch
+from robustbench_inv.errors import AttackFailed, BadParameter
+from robustbench_inv.evaluation.block import Evaluated, Setting, evaluate_block, out_of_memory
+from robustbench_inv.evaluation.describe import describe_cell
+from robustbench_inv.evaluation.isolation import seeded
+from robustbench_inv.evaluation.plan import Job
+from robustbench_inv.evaluation.prepare import prepare
+from robustbench_inv.evaluation.verdict import Court
+from robustbench_inv.models.protocol import Classifier
+from robustbench_inv.results.store import CELL
+from robustbench_inv.results.writing import CellWriter, Request
+
+__all__ = ["BATCH_SIZE", "Existing", "Progress", "Settings", "ignore", "run_cell"]
+
+BATCH_SIZE = 250
+"""Samples of a block where the user names no number.
+
+PGD-40 at six eps on 1,000 digits and the baseline CNN takes, on one core, 8.4 s at 64, 7.2 s at 125, 6.9 s at
+250, 7.0 s at 500 and 7.0 s at 1,000: nothing is gained above, and a block is what a crash can lose.
+"""
+
+PROBE = 16
+"""Samples on which the prepared copy must agree: the first of the data set, whatever is evaluated."""
+
+Existing = Literal["resume", "skip", "redo"]
+"""What to do with a cell that is there: add what is missing, leave it alone, or forget it and start anew."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run, none of which changes what a cell is.
+
+    Args:
+        batch_size: samples of a block; None for BATCH_SIZE. A cell keeps the one it began with.
+        device: where the model computes, as torch names it.
+        keep_images: store what is shown of each sample.
+        existing: what to do with cells that are there.
+    """
+
+    batch_size: int | None = None
+    device: str = "cpu"
+    keep_images: bool = False
+    existing: Existing = "resume"
+
+    def __post_init__(self) -> None:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise BadParameter("unusable batch size", got=self.batch_size, expected=">= 1")
+        if self.existing not in get_args(Existing):
+            expected = "one of " + ", ".join(get_args(Existing))
+            raise BadParameter("unknown way with what exists", got=self.existing, expected=expected)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a cell has come.
+
+    Args:
+        title: the cell's title.
+        done: records written.
+        total: samples asked for.
+        cell: which of the evaluation's cells this is, from 1.
+        cells: how many there are.
+    """
+
+    title: str
+    done: int
+    total: int
+    cell: int = 1
+    cells: int = 1
+
+
+Report = Callable[[Progress], None]
+
+
+def ignore(progress: Progress) -> None:
+    """Take no notice."""
+
+
+def run_cell(job: Job, folder: Path, settings: Settings, report: Report = ignore) -> list[str]:
+    """Bring a cell to its end, from wherever it is.
+
+    Args:
+        job: the cell and its samples.
+        folder: the cell's folder.
+        settings: how to run.
+        report: called when the cell is opened and after each block.
+
+    Returns:
+        What the user should know, one line each.
+
+    Raises:
+        BadResults: if the folder cannot be written, or belongs to another process or cell.
+        BadModel: if the model's answers to clean inputs are no numbers.
+    """
+    if settings.existing == "skip" and (folder / CELL).exists():
+        return [f"{job.title}: left as it is"]
+    redo = settings.existing == "redo"
+    size = settings.batch_size or BATCH_SIZE
+    request = Request(describe_cell(job, settings.device), job.samples, size, redo)
+    with CellWriter(folder, request) as writer:
+        notes = _notes(job, writer, settings)
+        report(Progress(job.title, writer.done, writer.total))
+        if writer.next_block():
+            _run_blocks(job, writer, settings, report)
+        writer.finish()
+    return notes
+
+
+def _notes(job: Job, writer: CellWriter, settings: Settings) -> list[str]:
+    notes = []
+    if settings.batch_size not in (None, writer.batch_size):
+        notes.append(f"{job.title}: goes on with the batch size it began with, {writer.batch_size}")
+    if settings.keep_images and writer.done and not writer.has_images:
+        notes.append(f"{job.title}: no images of the {writer.done} samples that were done before")
+    return notes
+
+
+def _run_blocks(job: Job, writer: CellWriter, settings: Settings, report: Report) -> None:
+    device = torch.device(settings.device)
+    searched = _searched(job, device)
+    while pending := writer.next_block():
+        number, ids = pending
+        began = time.perf_counter()
+        setting = _setting(job, searched, partial(writer.note, block=number))
+        try:
+            with seeded(job.seed, ids[0], device):
+                done = evaluate_block(setting, _load(job, ids, device))
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            _shrink(writer, len(ids), error)
+            continue
+        writer.note("time", block=number, seconds=round(time.perf_counter() - began, 4), n=len(ids))
+        writer.append(done.records, _images(done) if settings.keep_images else None)
+        report(Progress(job.title, writer.done, writer.total))
+
+
+def _setting(job: Job, searched: Classifier, note: Callable[..., None]) -> Setting:
+    court = Court(job.model.classifier, job.dataset, job.seed)
+    return Setting(job.attack.attack, job.threat, searched, court, note)
+
+
+def _searched(job: Job, device: torch.device) -> Classifier:
+    """Return the copy to search on: folded for attacks inside a budget, which seldom end on the boundary."""
+    probe = _load(job, tuple(range(min(PROBE, len(job.dataset)))), device).images
+    return prepare(job.model.classifier, probe, fold=job.attack.attack.kind == "budget")
+
+
+def _load(job: Job, ids: tuple[int, ...], device: torch.device) -> Batch:
+    images, labels = job.dataset.batch(list(ids))
+    return Batch(
+        images=images.to(device, job.model.classifier.dtype),
+        labels=labels.to(device),
+        ids=torch.tensor(ids, device=device),
+    )
+
+
+def _shrink(writer: CellWriter, size: int, error: BaseException) -> None:
+    """Go on with half the batch size.
+
+    Raises:
+        AttackFailed: if a single sample needs more memory than there is.
+    """
+    if size == 1:
+        raise AttackFailed("not enough memory for a single sample") from error
+    writer.lower_batch_size(size // 2)
+    writer.note("batch_size", batch_size=writer.batch_size, reason=str(error).splitlines()[0])
+
+
+def _images(done: Evaluated) -> dict[str, np.ndarray]:
+    return {"clean": _array(done.clean), "adversarial": _array(done.shown)}
+
+
+def _array(images: Tensor) -> np.ndarray:
+    kept = images if images.dtype in (torch.float32, torch.float64) else images.float()
+    array: np.ndarray = kept.cpu().contiguous().numpy()
+    return array

@@ -1,0 +1,154 @@
+"""The plan of an evaluation: which cells, known and checked before anything runs."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from robustbench_inv.catalogue.load import LoadedAttack, LoadedModel
+from robustbench_inv.data.protocol import Dataset
+from robustbench_inv.evaluation.capabilities import demand_fit, doubts
+from robustbench_inv.evaluation.cell import CellSpec
+from robustbench_inv.evaluation.describe import digest_threat, epsilons, threat_text, versions
+from robustbench_inv.identity import digest_value
+from robustbench_inv.threat.threat_model import ThreatModel
+
+if TYPE_CHECKING:
+    from robustbench_inv.evaluation.cost import Estimate
+    from robustbench_inv.evaluation.sources import Origin
+
+__all__ = ["Job", "Plan", "plan_jobs"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell and the samples that are asked of it.
+
+    Args:
+        model: the model.
+        attack: the attack.
+        threat: budget or sweep, goal, access.
+        dataset: the data.
+        seed: of all random numbers.
+        samples: ascending sample ids.
+        origin: the names it was made from, by which another process makes it again; None to pickle it.
+    """
+
+    model: LoadedModel
+    attack: LoadedAttack
+    threat: ThreatModel
+    dataset: Dataset
+    seed: int
+    samples: tuple[int, ...]
+    origin: "Origin | None" = field(default=None, compare=False, repr=False)
+
+    @cached_property
+    def spec(self) -> CellSpec:
+        """What determines the records."""
+        return CellSpec(
+            model=self.model.digest,
+            attack=self.attack.digest,
+            threat=digest_threat(self.threat),
+            dataset=self.dataset.digest,
+            seed=self.seed,
+        )
+
+    @property
+    def epsilons(self) -> tuple[float, ...]:
+        """The sweep, ascending; empty without a budget."""
+        return epsilons(self.threat)
+
+    @property
+    def title(self) -> str:
+        """How messages, and the verdicts of checks, call the cell."""
+        threat = threat_text(self.threat)
+        return (
+            f"{self.attack.name} on {self.model.name}, {threat}, {self.dataset.name}, "
+            f"seed {self.seed}"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Cross a process boundary as names, where there are names."""
+        rest = (self.threat, self.seed, self.samples)
+        if self.origin is None:
+            return Job, (self.model, self.attack, self.threat, self.dataset, *rest[1:])
+        from robustbench_inv.evaluation.sources import rebuild
+
+        return rebuild, (self.origin, self.spec.digest, rest)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the cell's entry in plan.json."""
+        return {
+            "digest": self.spec.digest,
+            "model": self.model.name,
+            "attack": self.attack.name,
+            "threat": threat_text(self.threat),
+            "dataset": self.dataset.name,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of one evaluation, none twice.
+
+    Args:
+        name: of its folder, the same for the same cells.
+        jobs: the cells, in the order in which they run.
+        warnings: what is allowed and yet looks like a mistake, one line each.
+        command: what the user typed, for the record.
+    """
+
+    name: str
+    jobs: tuple[Job, ...]
+    warnings: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """Return the content of plan.json but for its version."""
+        return {
+            "name": self.name,
+            "created_by": versions(),
+            "command": list(self.command),
+            "samples": sorted({sample for job in self.jobs for sample in job.samples}),
+            "cells": [job.to_json() for job in self.jobs],
+        }
+
+    def estimate(self) -> "list[Estimate]":
+        """Return what each cell will cost, measured on one small batch of each model."""
+        from robustbench_inv.evaluation.cost import estimate_jobs
+
+        return estimate_jobs(self.jobs)
+
+
+def plan_jobs(
+    jobs: Iterable[Job], *, label: str | None = None, command: Iterable[str] = ()
+) -> Plan:
+    """Return the plan of some jobs, checked.
+
+    Args:
+        jobs: the cells; of two with the same digest, the first stays.
+        label: first part of the plan's name; None for the first model's.
+        command: what the user typed.
+
+    Raises:
+        CapabilityMismatch: if model, attack, threat and data set of a cell do not fit together.
+    """
+    chosen = tuple({job.spec.digest: job for job in jobs}.values())
+    for job in chosen:
+        demand_fit(job)
+    warnings = dict.fromkeys(line for job in chosen for line in doubts(job))
+    return Plan(_name(chosen, label), chosen, tuple(warnings), tuple(command))
+
+
+def _name(jobs: tuple[Job, ...], label: str | None) -> str:
+    """Return ``<model or suite>-<data set>-<8 hex>``; the samples are left out, so that more can be added."""
+    digest = digest_value({"cells": sorted(job.spec.digest for job in jobs)})[:8]
+    parts = (label or jobs[0].model.name, jobs[0].dataset.name) if jobs else ("empty",)
+    return "-".join([*(_file_name(part) for part in parts), digest])
+
+
+def _file_name(text: str) -> str:
+    short = text.partition("=")[0].rpartition("/")[2].replace(".py", "")
+    kept = "".join(c if c.isalnum() or c in "-_" else "-" for c in short)
+    return kept.strip("-")[:40] or "run"

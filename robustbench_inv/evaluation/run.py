@@ -1,0 +1,267 @@
+"""Evaluate: the one entry point, for the command line and from Python."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustbench_inv.checks.suite import check_records, concerning, probe_model
+from robustbench_inv.checks.verdict import Verdict
+from robustbench_inv.evaluation.engine import Existing, Report, Settings, ignore
+from robustbench_inv.evaluation.plan import Job, Plan, plan_jobs
+from robustbench_inv.evaluation.schedule import Outcome, Workers, run_jobs
+from robustbench_inv.evaluation.sources import Question, build_jobs, listed
+from robustbench_inv.results.planning import add_checks, add_plan
+from robustbench_inv.results.record import Record
+from robustbench_inv.results.store import CELL, CellFolder, RunFolder
+from robustbench_inv.results.summary import CellSummary, summarise
+from robustbench_inv.threat.threat_model import ThreatModel
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Failure", "Run", "evaluate", "make_plan", "run_plan"]
+
+RUNS = Path("runs")
+"""Where results go if no folder is named, relative to the current directory."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell that has not come to its end, or whose attack crashed on some samples.
+
+    Args:
+        cell: the cell's title.
+        reason: one line.
+    """
+
+    cell: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.cell}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The results of an evaluation, restricted to the samples that it asked for.
+
+    Args:
+        path: the folder they are in.
+        plan: what was asked for.
+        failures: cells that failed; the command line exits with 1 if there are any.
+        notes: what else the user should know.
+    """
+
+    path: Path
+    plan: Plan
+    failures: tuple[Failure, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def cells(self) -> list[tuple[Job, CellFolder]]:
+        """The cells that have results, in the order of the plan."""
+        folders = [(job, CellFolder(self.path / job.spec.digest)) for job in self.plan.jobs]
+        return [(job, folder) for job, folder in folders if (folder.path / CELL).exists()]
+
+    def records(self) -> list[Record]:
+        """Return the records of all cells, cell by cell, in ascending order of sample id."""
+        return [record for job, folder in self.cells for record in _records(job, folder)]
+
+    def summary(self) -> list[CellSummary]:
+        """Return what the records of each cell add up to."""
+        return [
+            summarise(_records(job, folder), job.epsilons, job.threat.norm)
+            for job, folder in self.cells
+        ]
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row for each record; nested fields are joined by a dot (``after.decision``)."""
+        import pandas as pd
+
+        rows = [
+            {**job.to_json(), **json.loads(record.to_line())}
+            for job, folder in self.cells
+            for record in _records(job, folder)
+        ]
+        return pd.json_normalize(rows)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return one object for each cell, as ``evaluate --json`` prints them."""
+        verdicts = [Verdict(**value) for value in RunFolder(self.path).checks()]
+        return [
+            _cell_json(job, folder, summary, verdicts)
+            for (job, folder), summary in zip(self.cells, self.summary(), strict=True)
+        ]
+
+
+def evaluate(  # noqa: PLR0913 - the command line's options, each of which a user may leave out
+    *,
+    model: object,
+    attack: object = None,
+    suite: str | None = None,
+    threat: str | ThreatModel | None = None,
+    dataset: object = None,
+    samples: int | str | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    existing: Existing = "resume",
+    batch_size: int | None = None,
+    device: str = "cpu",
+    workers: Workers = 1,
+    keep_images: bool = False,
+    data_root: str | Path | None = None,
+    progress: Report = ignore,
+    checks: bool = True,
+    command: Sequence[str] = (),
+) -> Run:
+    """Attack models, write a record for each sample, and return the results.
+
+    Args:
+        model: a name, an ``nn.Module`` that declares bounds, a ``Classifier``, or a list of these.
+        attack: a name, an attack, or a list of these; may be left out if there is a suite.
+        suite: name of a list of attacks and threats.
+        threat: ``NORM=EPS[,EPS…]``, ``none``, a name, or a threat; None for what attack and data suggest.
+        dataset: a name or a data set; None for the one that each model's card names.
+        samples: N for the fixed balanced draw, ``first:N``, None for all.
+        seed: of all random numbers.
+        out: folder of the results; None for ``runs/<plan>``.
+        existing: ``resume`` adds what is missing, ``skip`` leaves started cells alone, ``redo`` starts anew.
+        batch_size: samples of a block.
+        device: where models compute, as torch names it.
+        workers: number of local processes, or ``ray``.
+        keep_images: store what is shown of each sample.
+        data_root: folder of data files.
+        progress: called with a ``Progress`` as the evaluation goes on.
+        checks: run the validity checks and write checks.json.
+        command: what the user typed, for plan.json.
+
+    Raises:
+        UsageError: for what cannot be done, before anything runs.
+
+    Example:
+        >>> run = evaluate(model="mnist-cnn", attack="pgd", threat="linf=0.1", samples=100)  # doctest: +SKIP
+        >>> run.summary()[0].robust_accuracy[0].value  # doctest: +SKIP
+        0.04
+    """
+    settings = Settings(batch_size, device, keep_images, existing)
+    plan = make_plan(
+        Question(
+            models=listed(model),
+            attacks=[] if attack is None else listed(attack),
+            suite=suite,
+            threat=threat,
+            dataset=dataset,
+            samples=samples,
+            seed=seed,
+            device=device,
+            data_root=None if data_root is None else str(data_root),
+        ),
+        command,
+    )
+    run = run_plan(plan, out, settings, progress, workers)
+    if checks:
+        _check(run, device)
+    return run
+
+
+def make_plan(question: Question, command: Sequence[str] = ()) -> Plan:
+    """Return the plan of a question, checked; nothing is written.
+
+    Raises:
+        UsageError: for an unknown name, or things that do not fit together.
+    """
+    return plan_jobs(build_jobs(question), label=question.suite, command=command)
+
+
+def run_plan(
+    plan: Plan,
+    out: str | Path | None = None,
+    settings: Settings | None = None,
+    progress: Report = ignore,
+    workers: Workers = 1,
+) -> Run:
+    """Run a plan's cells, without the validity checks.
+
+    Args:
+        plan: what to run.
+        out: folder of the results; None for ``runs/<plan>``.
+        settings: how to run.
+        progress: called as the evaluation goes on.
+        workers: number of local processes, or ``ray``.
+
+    Raises:
+        BadResults: if the results cannot be written.
+    """
+    path = Path(out) if out else RUNS / plan.name
+    add_plan(path, plan.to_json())
+    outcomes = run_jobs(plan.jobs, path, settings or Settings(), progress, workers)
+    failures = [
+        Failure(outcome.title, reason)
+        for outcome in outcomes
+        for reason in _reasons(outcome, CellFolder(path / outcome.digest))
+    ]
+    notes = [note for outcome in outcomes for note in outcome.notes]
+    return Run(path, plan, tuple(failures), (*plan.warnings, *notes))
+
+
+def _reasons(outcome: Outcome, folder: CellFolder) -> Iterator[str]:
+    if outcome.failure is not None:
+        yield outcome.failure
+    crashes = [event for event in folder.events() if event.get("kind") == "crash"]
+    if crashes:
+        samples = {sample for event in crashes for sample in event.get("samples", ())}
+        count = f"{len(samples)} sample{'' if len(samples) == 1 else 's'}"
+        yield f"the attack crashed on {count}: {crashes[-1].get('reason')}"
+
+
+def _check(run: Run, device: str) -> None:
+    """Probe the models, check the records of all cells in the folder, and write the verdicts."""
+    folder = RunFolder(run.path)
+    probes = [verdict for job in _models(run.plan) for verdict in _probe(job, device)]
+    asked = {job.spec.digest: job.samples for job in run.plan.jobs}
+    verdicts = check_records(folder.cells(), asked, probes)
+    add_checks(folder, [verdict.to_json() for verdict in verdicts])
+
+
+def _models(plan: Plan) -> list[Job]:
+    """Return one job for each pair of model and data set, the one with the most samples."""
+    ascending = sorted(plan.jobs, key=lambda job: len(job.samples))
+    return list({(job.model.digest, job.dataset.digest): job for job in ascending}.values())
+
+
+def _probe(job: Job, device: str) -> list[Verdict]:
+    return probe_model(job.model, job.dataset, job.samples, job.seed, device)
+
+
+def _records(job: Job, folder: CellFolder) -> list[Record]:
+    asked = set(job.samples)
+    found = [record for record in folder.records() if record.sample in asked]
+    return sorted(found, key=lambda record: record.sample)
+
+
+def _cell_json(
+    job: Job, folder: CellFolder, summary: CellSummary, verdicts: Sequence[Verdict]
+) -> dict[str, Any]:
+    about: Mapping[str, Any] = job.to_json()
+    return {
+        "model": about["model"],
+        "attack": about["attack"],
+        "threat": about["threat"],
+        "dataset": about["dataset"],
+        "seed": job.seed,
+        "samples": summary.clean_accuracy.trials,
+        "epsilons": list(summary.epsilons),
+        "clean_accuracy": summary.clean_accuracy.to_json(),
+        "robust_accuracy": [rate.to_json() for rate in summary.robust_accuracy],
+        "acceptance": summary.acceptance and summary.acceptance.to_json(),
+        "detection": summary.detection and summary.detection.to_json(),
+        "median_distance": summary.median_distance,
+        "forward_passes": summary.forward_passes,
+        "backward_passes": summary.backward_passes,
+        "statuses": summary.statuses,
+        "checks": [verdict.to_json() for verdict in concerning(verdicts, folder)],
+        "path": str(folder.path),
+    }

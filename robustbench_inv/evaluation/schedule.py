@@ -1,0 +1,191 @@
+"""Schedulers: the same cells, one after the other, in several processes, or on a Ray cluster."""
+
+import importlib
+import logging
+import multiprocessing
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robustbench_inv.errors import BadParameter, BadResults, MissingExtra, UsageError
+from robustbench_inv.evaluation.engine import Progress, Report, Settings, ignore, run_cell
+from robustbench_inv.evaluation.plan import Job
+
+__all__ = ["Outcome", "Workers", "run_jobs"]
+
+Workers = int | str
+"""1: this process. N: so many local processes. ``ray`` or ``ray:ADDRESS``: a Ray cluster."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended.
+
+    Args:
+        digest: of the cell.
+        title: its title.
+        notes: what the user should know.
+        failure: why it has not ended, one line; None if it has.
+    """
+
+    digest: str
+    title: str
+    notes: tuple[str, ...] = ()
+    failure: str | None = None
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    root: Path,
+    settings: Settings,
+    report: Report = ignore,
+    workers: Workers = 1,
+) -> list[Outcome]:
+    """Run cells and return how each ended, in their order.
+
+    Args:
+        jobs: the cells.
+        root: the run's folder, on a file system that all workers share.
+        settings: how to run.
+        report: called as the cells progress; from other processes when a cell has ended.
+        workers: where to run.
+
+    Raises:
+        BadResults: if results cannot be written: no other cell is tried then.
+        MissingExtra: if Ray is asked for and not installed.
+        UsageError: if a job cannot be sent to another process.
+    """
+    run = _scheduler(workers)
+    found = {
+        outcome.digest: outcome for outcome in run(jobs, root, settings, _numbered(jobs, report))
+    }
+    return [found[job.spec.digest] for job in jobs]
+
+
+def _scheduler(workers: Workers) -> Callable[..., Iterator[Outcome]]:
+    if isinstance(workers, str) and workers.split(":")[0] == "ray":
+        return partial(_on_ray, address=workers.partition(":")[2] or None)
+    if not isinstance(workers, int) or workers < 1:
+        raise BadParameter("unusable number of workers", got=workers, expected=">= 1, or ray")
+    return _in_process if workers == 1 else partial(_in_processes, workers=workers)
+
+
+def _in_process(
+    jobs: Sequence[Job], root: Path, settings: Settings, report: Report
+) -> Iterator[Outcome]:
+    for job in jobs:
+        yield _attempt(job, root, settings, report)
+
+
+def _in_processes(
+    jobs: Sequence[Job], root: Path, settings: Settings, report: Report, workers: int
+) -> Iterator[Outcome]:
+    """Run each cell in one of several fresh processes that share this machine's threads."""
+    parcels = [_parcel(job) for job in jobs]
+    pool = ProcessPoolExecutor(
+        min(workers, len(jobs)) or 1,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(max(1, torch.get_num_threads() // workers),),
+    )
+    try:
+        futures = {
+            pool.submit(_unpack_and_attempt, parcel, root, settings): job
+            for job, parcel in zip(jobs, parcels, strict=True)
+        }
+        for future in as_completed(futures):
+            job = futures[future]
+            try:
+                outcome = future.result()
+            except BrokenProcessPool:
+                outcome = _failed(job, "a worker process was killed, perhaps for lack of memory")
+            report(Progress(job.title, len(job.samples), len(job.samples)))
+            yield outcome
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _on_ray(
+    jobs: Sequence[Job],
+    root: Path,
+    settings: Settings,
+    report: Report,
+    address: str | None,
+) -> Iterator[Outcome]:
+    ray = _import_ray()
+    parcels = [_parcel(job) for job in jobs]
+    if not ray.is_initialized():
+        ray.init(address=address, log_to_driver=False)
+    remote = ray.remote(_unpack_and_attempt)
+    tasks = {
+        remote.remote(parcel, root.resolve(), settings): job
+        for job, parcel in zip(jobs, parcels, strict=True)
+    }
+    waiting = list(tasks)
+    while waiting:
+        done, waiting = ray.wait(waiting)
+        job = tasks[done[0]]
+        outcome: Outcome = ray.get(done[0])
+        report(Progress(job.title, len(job.samples), len(job.samples)))
+        yield outcome
+
+
+def _import_ray() -> Any:  # noqa: ANN401 - a module that is not always there
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise MissingExtra(
+            "Ray is not installed", remedy="pip install 'robustbench-inv[ray]'"
+        ) from error
+
+
+def _parcel(job: Job) -> bytes:
+    """Return a job as bytes: names for what has a name, the object itself for what has none."""
+    try:
+        return pickle.dumps(job)
+    except Exception as error:
+        raise UsageError(
+            f"{job.title} cannot be sent to another process: {error}",
+            remedy="name model and attack as file.py:factory, or run in one process",
+        ) from error
+
+
+def _unpack_and_attempt(parcel: bytes, root: Path, settings: Settings) -> Outcome:
+    job: Job = pickle.loads(parcel)  # made by _parcel, in the process that started this one
+    return _attempt(job, root, settings, ignore)
+
+
+def _attempt(job: Job, root: Path, settings: Settings, report: Report) -> Outcome:
+    """Run a cell; what goes wrong with it does not keep the others from running."""
+    try:
+        notes = run_cell(job, root / job.spec.digest, settings, report)
+    except BadResults:
+        raise
+    except Exception as error:
+        _log.debug("%s failed", job.title, exc_info=True)
+        name = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
+        return _failed(job, f"{name}{error}")
+    return Outcome(job.spec.digest, job.title, tuple(notes))
+
+
+def _failed(job: Job, reason: str) -> Outcome:
+    return Outcome(job.spec.digest, job.title, (), " ".join(reason.split()))
+
+
+def _numbered(jobs: Sequence[Job], report: Report) -> Report:
+    """Tell of each cell which of how many it is."""
+    numbers = {job.title: number for number, job in enumerate(jobs, 1)}
+
+    def numbered(progress: Progress) -> None:
+        report(replace(progress, cell=numbers[progress.title], cells=len(jobs)))
+
+    return numbered

@@ -1,0 +1,215 @@
+"""From what a user names to jobs: models × (attack, threat), with the defaults for what is left out."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from robustbench_inv.attacks.protocol import Attack
+from robustbench_inv.catalogue.cards import SuiteRun, read_suite
+from robustbench_inv.catalogue.load import (
+    LoadedAttack,
+    LoadedModel,
+    load_attack,
+    load_dataset,
+    load_model,
+    load_threat,
+)
+from robustbench_inv.catalogue.locate import entries, find
+from robustbench_inv.data.protocol import Dataset
+from robustbench_inv.data.sampling import select_samples
+from robustbench_inv.errors import BadResults, CapabilityMismatch, UsageError
+from robustbench_inv.evaluation.plan import Job
+from robustbench_inv.threat.threat_model import ThreatModel
+
+__all__ = ["Origin", "Question", "build_jobs", "listed", "rebuild"]
+
+SMALL = {"mnist": "mnist5k"}
+"""Data set that is evaluated on instead of the one of a model's card, because it needs no download."""
+
+USUAL = {"mnist-linf": "linf=0.3"}
+"""Budgets that are customary, where the catalogue has no threat of this name."""
+
+PREFERRED_NORMS = ("linf", "l2", "l1", "l0")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The names or objects that a job was made from, by which another process makes it again."""
+
+    model: Any
+    attack: Any
+    dataset: Any
+    device: str = "cpu"
+    data_root: str | None = None
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a user asks for; a name stands for the thing it names, None for the default.
+
+    Args:
+        models: names or objects.
+        attacks: names or objects.
+        suite: name of a list of attacks and threats, taken besides ``attacks``.
+        threat: budget or sweep; None for the suite's, or the usual one of attack and data set.
+        dataset: name or object; None for the one of each model's card.
+        samples: N, ``first:N``, or None for all.
+        seed: of all random numbers.
+        device: where the models compute.
+        data_root: where data files are.
+    """
+
+    models: Sequence[Any]
+    attacks: Sequence[Any] = ()
+    suite: str | None = None
+    threat: str | ThreatModel | None = None
+    dataset: Any = None
+    samples: int | str | None = None
+    seed: int = 0
+    device: str = "cpu"
+    data_root: str | None = None
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One attack of the question, and what a suite says of it."""
+
+    attack: LoadedAttack
+    source: Any
+    threat: str | ThreatModel | None
+    samples: int | str | None = None
+
+
+def listed(value: Any) -> list[Any]:  # noqa: ANN401 - names or objects of any kind
+    """Return one thing or several as a list."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def build_jobs(question: Question) -> Iterator[Job]:
+    """Yield the jobs of a question, model by model.
+
+    Raises:
+        UsageError: for a name that is unknown, or a default that there is none of.
+    """
+    if not question.models:
+        raise UsageError("no model to evaluate", remedy="name one: invbench list models")
+    runs = list(_runs(question))
+    for source in question.models:
+        model, dataset, origin = _model(source, question)
+        for run in runs:
+            threat = _threat(run, dataset)
+            ids = _samples(dataset, question.samples, run.samples)
+            named = replace(origin, attack=run.source)
+            yield Job(model, run.attack, threat, dataset, question.seed, ids, named)
+
+
+def rebuild(origin: Origin, digest: str, rest: tuple[ThreatModel, int, tuple[int, ...]]) -> Job:
+    """Make a job again from its origin.
+
+    Args:
+        origin: what it was made from.
+        digest: of its cell, as it was.
+        rest: threat, seed and samples.
+
+    Raises:
+        BadResults: if the names stand for other things than they did.
+    """
+    threat, seed, samples = rest
+    dataset = _open(origin.dataset, origin.data_root)
+    model = _load_model(origin.model, dataset, origin.device)
+    job = Job(model, _load_attack(origin.attack), threat, dataset, seed, samples, origin)
+    if job.spec.digest != digest:
+        raise BadResults(
+            f"{job.title} is another cell in another process",
+            got=job.spec.digest,
+            expected=digest,
+            remedy="run it in one process",
+        )
+    return job
+
+
+def _runs(question: Question) -> Iterator[_Run]:
+    if not question.attacks and question.suite is None:
+        raise UsageError("nothing to attack with", remedy="name an attack or a suite")
+    for source in question.attacks:
+        yield _Run(_load_attack(source), source, question.threat)
+    for run in _suite(question.suite):
+        threat = question.threat if question.threat is not None else run.threat
+        yield _Run(_load_attack(run.attack), run.attack, threat, run.samples)
+
+
+def _suite(name: str | None) -> Iterable[SuiteRun]:
+    return read_suite(find("suites", name)).runs if name else ()
+
+
+def _model(source: Any, question: Question) -> tuple[LoadedModel, Dataset, Origin]:  # noqa: ANN401
+    """Load a model and the data set that it is evaluated on."""
+    root, device = question.data_root, question.device
+    given = question.dataset
+    if given is not None:
+        dataset = _open(given, root)
+        model = _load_model(source, dataset, device)
+        return model, dataset, Origin(source, None, given, device, root)
+    model = _load_model(source, None, device)
+    card = str(model.card.get("dataset") or "")
+    if not card:
+        raise UsageError(
+            f"{model.name} does not say which data it classifies", remedy="name a data set"
+        )
+    named = SMALL.get(card, card)
+    return model, _open(named, root), Origin(source, None, named, device, root)
+
+
+def _load_model(source: Any, dataset: Dataset | None, device: str) -> LoadedModel:  # noqa: ANN401
+    if isinstance(source, LoadedModel):
+        return source
+    return load_model(source, dataset=dataset, device=device)
+
+
+def _load_attack(source: str | Attack | LoadedAttack) -> LoadedAttack:
+    return source if isinstance(source, LoadedAttack) else load_attack(source)
+
+
+def _open(source: Any, root: str | None) -> Dataset:  # noqa: ANN401
+    return _open_named(source, root) if isinstance(source, str) else load_dataset(source)
+
+
+@lru_cache(maxsize=4)
+def _open_named(name: str, root: str | None) -> Dataset:
+    return load_dataset(name, data_root=Path(root) if root else None)
+
+
+def _threat(run: _Run, dataset: Dataset) -> ThreatModel:
+    given = run.threat
+    if isinstance(given, ThreatModel):
+        return given
+    return load_threat(given or _usual_threat(run.attack, dataset), run.attack.goal)
+
+
+def _usual_threat(attack: LoadedAttack, dataset: Dataset) -> str:
+    """Return ``none`` for an attack that seeks the nearest success, else the data set's usual budget."""
+    norms = [name for name in PREFERRED_NORMS if name in attack.attack.norms]
+    if attack.attack.kind != "budget":
+        return "none" if "l2" in norms else f"none:norm={norms[0]}"
+    name = dataset.name.partition(":")[0]
+    family = name.partition("-")[0]
+    for norm in norms:
+        for usual in (f"{name}-{norm}", f"{name.removesuffix('5k')}-{norm}", f"{family}-{norm}"):
+            if usual in entries("threats"):
+                return usual
+            if usual in USUAL:
+                return USUAL[usual]
+    raise CapabilityMismatch(
+        f"there is no usual budget for {attack.name} on {dataset.name}",
+        remedy="name a threat, such as linf=0.1",
+    )
+
+
+def _samples(dataset: Dataset, asked: int | str | None, suite: int | str | None) -> tuple[int, ...]:
+    """Return the ids of the samples: as many as asked for, and not more than the suite gives the attack."""
+    ids = select_samples(dataset.labels, asked)
+    if suite is None or (isinstance(suite, int) and suite >= len(ids)):
+        return ids
+    return min(ids, select_samples(dataset.labels, suite), key=len)

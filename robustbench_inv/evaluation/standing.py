@@ -1,0 +1,159 @@
+"""Where the samples of a block stand while they are attacked, and the records they end as."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.attacks.protocol import Batch
+from robustbench_inv.evaluation.metering import Meter
+from robustbench_inv.evaluation.verdict import Judgement
+from robustbench_inv.results.record import Answer, Distances, Record, Status
+from robustbench_inv.tensors import NORMS, Output, norm, where_rows
+from robustbench_inv.threat.budgets import LpBall
+from robustbench_inv.threat.goals import UNKNOWN
+
+__all__ = ["Standing"]
+
+
+@dataclass
+class Standing:
+    """The n samples of a block: what is shown of each at present, and what is known of it.
+
+    Args:
+        batch: the samples.
+        before: the output for the clean inputs.
+        wrong: (n,) those that need no attack.
+        oracle: (n,) true classes of the clean inputs as the oracle sees them, −1 where unknown.
+    """
+
+    batch: Batch
+    before: Output
+    wrong: Tensor
+    oracle: Tensor
+    images: Tensor = field(init=False)
+    after: Output = field(init=False)
+    broken_at: Tensor = field(init=False)
+    allowed: Tensor = field(init=False)
+    replayed: Tensor = field(init=False)
+    status: list[Status] = field(init=False)
+
+    def __post_init__(self) -> None:
+        n, device = len(self.batch), self.batch.images.device
+        self.images = self.batch.images.clone()
+        self.after = _clone(self.before)
+        self.broken_at = torch.full((n,), torch.nan, dtype=torch.float64, device=device)
+        self.broken_at[self.wrong] = 0.0
+        self.allowed = torch.ones(n, dtype=torch.bool, device=device)
+        self.replayed = torch.ones(n, dtype=torch.bool, device=device)
+        self.status = ["already_wrong" if wrong else "ok" for wrong in self.wrong.tolist()]
+        self._forward = torch.zeros(n, dtype=torch.int64, device=device)
+        self._backward = torch.zeros(n, dtype=torch.int64, device=device)
+        self._useful = torch.zeros(n, dtype=torch.bool, device=device)
+
+    @property
+    def undecided(self) -> Tensor:
+        """(m,) positions of the samples that still stand."""
+        return self.broken_at.isnan().nonzero()[:, 0]
+
+    @property
+    def broken(self) -> Tensor:
+        """(m,) positions of the samples that an attack broke."""
+        return (~self.broken_at.isnan() & ~self.wrong).nonzero()[:, 0]
+
+    @property
+    def allowed_images(self) -> Tensor:
+        """(n, …) what is shown, and the clean input where that is not allowed."""
+        return where_rows(self.allowed, self.images, self.batch.images)
+
+    def charge(self, rows: Tensor, meter: Meter) -> None:
+        """Add the passes that a search took for the samples at (m,) positions."""
+        self._forward[rows] += meter.forward_passes
+        self._backward[rows] += meter.backward_passes
+        self._useful[rows] |= (meter.backward_passes > 0) & ~meter.zero_gradient
+
+    def show(self, rows: Tensor, judged: Judgement) -> None:
+        """Show other inputs for the samples at (m,) positions."""
+        self.images[rows] = judged.images
+        self.oracle[rows] = judged.oracle
+        self.allowed[rows] = judged.allowed
+        for old, new in (
+            (self.after.logits, judged.after.logits),
+            (self.after.score, judged.after.score),
+            (self.after.accepted, judged.after.accepted),
+        ):
+            if old is not None and new is not None:
+                old[rows] = new
+
+    def fall(self, rows: Tensor, ladder: tuple[float, ...], name: str) -> None:
+        """Let the samples at (m,) positions fall at the smallest eps that holds what is shown of them.
+
+        Args:
+            rows: positions.
+            ladder: ascending eps, the last of which holds them all; empty to fall at their distance.
+            name: the norm.
+        """
+        clean, images = self.batch.images[rows], self.images[rows]
+        fallen = norm(images.double() - clean.double(), name)
+        for eps in reversed(ladder):
+            fallen[LpBall(name, eps).contains(clean, images)] = eps
+        self.broken_at[rows] = fallen
+        for row in rows.tolist():
+            self.status[row] = "ok"
+
+    def withdraw(self, rows: Tensor) -> None:
+        """Take the successes at (m,) positions back: they did not replay."""
+        self.broken_at[rows] = torch.nan
+
+    def records(self, oracle_source: str | None) -> list[Record]:
+        """Return one record for each sample, in the order of the batch."""
+        before, after = _answers(self.before), _answers(self.after)
+        distances, fallen = self._distances(), self.broken_at.tolist()
+        zero = ((self._backward > 0) & ~self._useful).tolist()
+        return [
+            Record(
+                sample=sample,
+                label=label,
+                before=before[row],
+                after=after[row],
+                oracle=None if oracle == UNKNOWN else oracle,
+                oracle_source=oracle_source,
+                distance=distances[row],
+                broken_at=fallen[row] if fallen[row] == fallen[row] else None,
+                within_budget=bool(self.allowed[row]),
+                goal_reached=fallen[row] == fallen[row],
+                forward_passes=int(self._forward[row]),
+                backward_passes=int(self._backward[row]),
+                zero_gradient=zero[row],
+                replayed=bool(self.replayed[row]),
+                status=self.status[row],
+            )
+            for row, (sample, label, oracle) in enumerate(
+                zip(
+                    self.batch.ids.tolist(),
+                    self.batch.labels.tolist(),
+                    self.oracle.tolist(),
+                    strict=True,
+                )
+            )
+        ]
+
+    def _distances(self) -> list[Distances]:
+        delta = self.images.double() - self.batch.images.double()
+        columns = {name: norm(delta, name).tolist() for name in NORMS}
+        rows = zip(*columns.values(), strict=True)
+        return [Distances(int(l0), l1, l2, linf) for l0, l1, l2, linf in rows]
+
+
+def _answers(output: Output) -> list[Answer]:
+    decisions = output.decision.tolist()
+    blank = [None] * len(decisions)
+    scores = blank if output.score is None else output.score.double().tolist()
+    accepted = blank if output.accepted is None else output.accepted.bool().tolist()
+    return [Answer(*row) for row in zip(decisions, scores, accepted, strict=True)]
+
+
+def _clone(output: Output) -> Output:
+    score = None if output.score is None else output.score.clone()
+    accepted = None if output.accepted is None else output.accepted.clone()
+    return Output(output.logits.clone(), score, accepted)

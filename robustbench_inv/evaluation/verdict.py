@@ -1,0 +1,157 @@
+"""The engine judges: is a proposal an input that may be shown, and does it reach the goal?"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.attacks.protocol import Batch
+from robustbench_inv.data.protocol import Dataset, JudgesLabels
+from robustbench_inv.errors import AttackFailed
+from robustbench_inv.evaluation.metering import inside_box, judge
+from robustbench_inv.models.protocol import Classifier
+from robustbench_inv.randomness import Noise
+from robustbench_inv.tensors import Output, flatten, where_rows
+from robustbench_inv.threat.goals import UNKNOWN, Evidence, MisclassifyAccepted
+from robustbench_inv.threat.threat_model import ThreatModel
+
+__all__ = ["Court", "Judgement", "already_wrong", "checked_shape", "is_number"]
+
+ROUNDING = 1e-6
+"""How far a proposal may leave the box and still be put back: rounding of a normalisation undone."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is made of n proposals.
+
+    Args:
+        images: (n, …) what is shown: the proposal, or the clean input where it is not finite.
+        after: the original model's output for them.
+        oracle: (n,) their true classes, −1 where unknown.
+        usable: (n,) are proposal and output finite?
+        boxed: (n,) usable, and inside the box.
+        allowed: (n,) boxed, and inside the budget.
+        reached: (n,) allowed, and the goal is reached.
+    """
+
+    images: Tensor
+    after: Output
+    oracle: Tensor
+    usable: Tensor
+    boxed: Tensor
+    allowed: Tensor
+    reached: Tensor
+
+    def __getitem__(self, rows: Tensor) -> "Judgement":
+        """Return what is made of some of the proposals, given positions (m,) or a mask (n,)."""
+        return Judgement(**{name: value[rows] for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Court:
+    """Takes verdicts on the original model, whatever an attack searched on.
+
+    Args:
+        classifier: the original model.
+        dataset: asked for the true class of a proposal where it can tell.
+        seed: of the draws of a stochastic model.
+    """
+
+    classifier: Classifier
+    dataset: Dataset
+    seed: int
+
+    def noise(self, ids: Tensor) -> Noise:
+        """Return the random numbers of some samples."""
+        return Noise(self.seed, ids)
+
+    def answer(self, images: Tensor, ids: Tensor) -> Output:
+        """Return the output that counts for (n, …) images of the samples (n,)."""
+        return judge(self.classifier, images, self.noise(ids))
+
+    def replay(self, images: Tensor, ids: Tensor) -> Output:
+        """Return the output of the same images in another batch: reversed, with one image more."""
+        reverse = torch.arange(len(images) - 1, -1, -1, device=images.device)
+        order = torch.cat([reverse, reverse[:1]])
+        return self.answer(images[order], ids[order])[reverse]
+
+    def judge(
+        self, batch: Batch, before: Output, proposals: Tensor, threat: ThreatModel
+    ) -> Judgement:
+        """Judge n proposals.
+
+        Args:
+            batch: the n samples.
+            before: the output for their clean inputs.
+            proposals: (n, …).
+            threat: budget and goal.
+        """
+        finite = flatten(proposals).isfinite().all(1)
+        bounds = self.classifier.bounds
+        images = _into_box(where_rows(finite, proposals, batch.images), bounds)
+        after = self.answer(images, batch.ids)
+        usable = finite & is_number(after)
+        images, after = where_rows(usable, images, batch.images), _choose(usable, after, before)
+        boxed = usable & inside_box(images, bounds)
+        allowed = boxed & threat.budget.contains(batch.images, images)
+        oracle = self.true_classes(images)
+        evidence = Evidence(batch.images, images, batch.labels, before, after, oracle)
+        reached = allowed & threat.goal.reached(evidence)
+        return Judgement(images, after, oracle, usable, boxed, allowed, reached)
+
+    def true_classes(self, images: Tensor) -> Tensor:
+        """Return the oracle's classes (n,) of (n, …) images, −1 where it has none or there is no oracle."""
+        if isinstance(self.dataset, JudgesLabels):
+            return self.dataset.judge(images)
+        return torch.full((len(images),), UNKNOWN, device=images.device)
+
+
+def already_wrong(threat: ThreatModel, before: Output, labels: Tensor) -> Tensor:
+    """Return (n,): does the model fail before any attack?
+
+    A wrong answer that the model rejects is no failure for the goal that asks for acceptance.
+    """
+    wrong = before.decision != labels
+    if isinstance(threat.goal, MisclassifyAccepted) and before.accepted is not None:
+        return wrong & before.accepted
+    return wrong
+
+
+def checked_shape(proposals: object, batch: Batch) -> Tensor:
+    """Return an attack's proposals, detached and in the dtype of the batch.
+
+    Raises:
+        AttackFailed: if they are not a batch of images.
+    """
+    expected = tuple(batch.images.shape)
+    if not isinstance(proposals, Tensor) or tuple(proposals.shape) != expected:
+        got = tuple(proposals.shape) if isinstance(proposals, Tensor) else type(proposals).__name__
+        raise AttackFailed(
+            "the attack returned no batch of images", got=got, expected=str(expected)
+        )
+    return proposals.detach().to(batch.images)
+
+
+def is_number(output: Output) -> Tensor:
+    """Return (n,): is the answer one that can be judged and written down?"""
+    numbers = ~output.logits.isnan().any(1)
+    return numbers if output.score is None else numbers & output.score.isfinite()
+
+
+def _choose(mask: Tensor, new: Output, old: Output) -> Output:
+    """Return the new output where the mask (n,) holds, the old one elsewhere."""
+    return Output(
+        where_rows(mask, new.logits, old.logits),
+        None if new.score is None or old.score is None else torch.where(mask, new.score, old.score),
+        None
+        if new.accepted is None or old.accepted is None
+        else torch.where(mask, new.accepted, old.accepted),
+    )
+
+
+def _into_box(images: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Put back inside what rounding took out; a proposal further outside stays as it is."""
+    clamped = images.clamp(*bounds)
+    near = flatten((clamped - images).abs()).amax(1) <= ROUNDING
+    return where_rows(near, clamped, images)

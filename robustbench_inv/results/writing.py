@@ -1,0 +1,246 @@
+"""Writing a cell: block by block, so that a kill at any moment loses at most the block in progress."""
+
+import fcntl
+import json
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from robustbench_inv.errors import BadResults
+from robustbench_inv.results.files import (
+    FORMAT_VERSION,
+    explain_failures,
+    read_versioned,
+    write_all,
+    write_json,
+)
+from robustbench_inv.results.images import ImageShards
+from robustbench_inv.results.layout import Segment, blocks, extend, order, whole
+from robustbench_inv.results.record import Record
+from robustbench_inv.results.store import CELL, EVENTS, RECORDS, complete_lines
+
+__all__ = ["CellWriter", "Request"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an evaluation asks of a cell.
+
+    Args:
+        description: the content of cell.json but for version, batch size and segments.
+        samples: sample ids, in any order.
+        batch_size: of the blocks, where the cell does not have one yet.
+        redo: forget what is there.
+    """
+
+    description: Mapping[str, Any]
+    samples: tuple[int, ...]
+    batch_size: int
+    redo: bool = False
+
+
+class CellWriter:
+    """The only writer of a cell: holds its lock, knows which blocks are missing, appends them.
+
+    Records become visible a block at a time, in one write. What a crash leaves of a block is dropped when
+    the cell is opened again, and the block is evaluated again as a whole.
+
+    Args:
+        path: the cell's folder, made if it is not there.
+        request: what is asked of it.
+
+    Raises:
+        BadResults: if another process writes the cell, it cannot be written, is damaged or is another's.
+    """
+
+    def __init__(self, path: Path, request: Request) -> None:
+        self.path = path
+        self._images = ImageShards(path)
+        with explain_failures(path):
+            path.mkdir(parents=True, exist_ok=True)
+            self._records = os.open(path / RECORDS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            self._lock()
+            self._prepare(request)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the lock back."""
+        os.close(self._records)
+
+    @property
+    def batch_size(self) -> int:
+        """The batch size in use, which may be that of an earlier run."""
+        return int(self._cell["batch_size"])
+
+    @property
+    def done(self) -> int:
+        """Number of records."""
+        return self._done
+
+    @property
+    def has_images(self) -> bool:
+        """Are images of earlier blocks kept?"""
+        return self._images.any
+
+    @property
+    def total(self) -> int:
+        """Number of samples asked for by this and earlier runs."""
+        return len(order(self._segments))
+
+    def next_block(self) -> tuple[int, tuple[int, ...]] | None:
+        """Return number and sample ids of the first block without records, None when all have theirs."""
+        return self._blocks.get(self._done)
+
+    def append(
+        self, records: Sequence[Record], images: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        """Write the records of the next block.
+
+        Args:
+            records: one for each sample of the block, in its order.
+            images: ``clean`` and ``adversarial`` (n, …) to keep besides, or None.
+
+        Raises:
+            BadResults: if it cannot be written; the records before it stay.
+        """
+        number, samples = self._blocks[self._done]
+        assert samples == tuple(record.sample for record in records), "not the next block"
+        if images is not None:
+            self._images.add(number, samples, images)
+        self._write("".join(record.to_line() for record in records).encode())
+        self._done += len(records)
+
+    def note(self, kind: str, **values: object) -> None:
+        """Append a note to events.jsonl; it names the block it is about in ``block``."""
+        line = json.dumps({"kind": kind, **values}) + "\n"
+        with explain_failures(self.path / EVENTS), (self.path / EVENTS).open("ab", 0) as file:
+            file.write(line.encode())
+
+    def lower_batch_size(self, batch_size: int) -> None:
+        """Evaluate the samples without records in smaller blocks from now on."""
+        todo = order(self._segments)[self._done :]
+        kept = extend(self._segments, self._done, (), batch_size)
+        rest = (Segment(batch_size, tuple(todo)),) if todo else ()
+        self._describe({**self._cell, "batch_size": batch_size}, (*kept, *rest))
+
+    def finish(self) -> None:
+        """Put the kept images into one file; call it when there is no next block."""
+        self._images.consolidate(order(self._segments)[: self._done])
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._records, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise BadResults(
+                f"another process is writing {self.path}",
+                remedy="wait for it, or evaluate into another folder",
+            ) from error
+
+    def _prepare(self, request: Request) -> None:
+        if request.redo:
+            self._forget()
+        known = {} if request.redo else self._known(request)
+        segments = tuple(map(Segment.from_json, known.get("segments", ())))
+        self._done = self._keep_whole_blocks(segments)
+        size = int(known.get("batch_size", request.batch_size))
+        extended = extend(segments, self._done, request.samples, size)
+        if known and extended == segments:
+            self._use(known, segments)
+        else:
+            self._describe({**(known or request.description), "batch_size": size}, extended)
+
+    def _known(self, request: Request) -> dict[str, Any]:
+        """Return cell.json as it is, empty for a new cell."""
+        path, spec = self.path / CELL, request.description["spec"]
+        if not path.exists() and not os.fstat(self._records).st_size:
+            return {}
+        known = read_versioned(path)
+        if known.get("spec") != spec:
+            raise BadResults(f"{path} is another cell's", got=known.get("spec"), expected=str(spec))
+        return known
+
+    def _forget(self) -> None:
+        with explain_failures(self.path):
+            os.ftruncate(self._records, 0)
+            (self.path / EVENTS).unlink(missing_ok=True)
+            self._images.forget()
+
+    def _keep_whole_blocks(self, segments: Sequence[Segment]) -> int:
+        """Drop a torn line and the records of an incomplete block; return how many records stay."""
+        lines = complete_lines(self.path / RECORDS)
+        samples = self._readable(lines)
+        if samples != order(segments)[: len(samples)]:
+            raise BadResults(
+                f"{self.path / RECORDS} does not fit {CELL}",
+                remedy="restore it, or evaluate this cell again with --existing redo",
+            )
+        kept = whole(segments, len(samples))
+        with explain_failures(self.path):
+            os.ftruncate(self._records, sum(map(len, lines[:kept])))
+            self._end_last_note()
+        return kept
+
+    def _readable(self, lines: Sequence[bytes]) -> list[int]:
+        """Return the sample ids of the leading lines; only the last ones may be torn."""
+        samples = [_sample(line) for line in lines]
+        good = samples.index(None) if None in samples else len(samples)
+        if any(sample is not None for sample in samples[good:]):
+            raise BadResults(
+                f"line {good + 1} of {self.path / RECORDS} is damaged",
+                remedy="restore it, or evaluate this cell again with --existing redo",
+            )
+        return [sample for sample in samples[:good] if sample is not None]
+
+    def _end_last_note(self) -> None:
+        path = self.path / EVENTS
+        if path.exists():
+            os.truncate(path, sum(map(len, complete_lines(path))))
+
+    def _describe(self, cell: Mapping[str, Any], segments: tuple[Segment, ...]) -> None:
+        listed = [segment.to_json() for segment in segments]
+        self._use({"version": FORMAT_VERSION, **cell, "segments": listed}, segments)
+        write_json(self.path / CELL, self._cell)
+
+    def _use(self, cell: dict[str, Any], segments: tuple[Segment, ...]) -> None:
+        listed = blocks(segments)
+        starts = accumulate(map(len, listed), initial=0)
+        self._cell, self._segments = cell, segments
+        self._blocks = dict(zip(starts, enumerate(listed), strict=False))
+
+    def _write(self, data: bytes) -> None:
+        size = os.fstat(self._records).st_size
+        with explain_failures(self.path / RECORDS):
+            try:
+                write_all(self._records, data)
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(self._records, size)
+                raise
+
+
+def _sample(line: bytes) -> int | None:
+    try:
+        return Record.from_line(line.decode()).sample
+    except (BadResults, UnicodeDecodeError):
+        return None

@@ -1,0 +1,234 @@
+"""The engine: who falls at which eps, and what goes wrong stays visible."""
+
+import pytest
+import torch
+from torch import nn
+
+from robustbench_inv.errors import BadData, BadModel
+from robustbench_inv.evaluation.engine import Settings, run_cell
+from robustbench_inv.results.store import CellFolder
+from robustbench_inv.results.summary import summarise
+
+
+def run(job, folder, **settings):
+    run_cell(job, folder, Settings(**settings))
+    cell = CellFolder(folder)
+    return cell.records(), cell.events()
+
+
+def expected_eps(distance, sweep):
+    return next((eps for eps in sweep if eps > distance), None)
+
+
+@pytest.mark.parametrize("attack", ["Straight", "Nearest"])
+def test_a_sample_falls_at_the_smallest_eps_above_its_distance(toys, tmp_path, attack):
+    sweep = (0.01, 0.02, 0.04, 0.08)
+    job = toys.make_job(getattr(toys, attack)(), toys.linf(*sweep))
+    records, _ = run(job, tmp_path / "c", batch_size=16)
+    distances = toys.TwoSides().distances(job.dataset.batch(list(job.samples))[0])
+    truth = [expected_eps(d, sweep) for d in distances.tolist()]
+    assert {None, *sweep} == set(truth[5:])  # the sample covers every outcome
+    assert [r.broken_at for r in records[5:]] == truth[5:]
+    assert all(r.goal_reached == (r.broken_at is not None) for r in records)
+
+
+def test_a_sweep_gives_the_verdicts_of_its_eps_alone(toys, tmp_path):
+    sweep = (0.01, 0.02, 0.04, 0.08)
+    swept, _ = run(toys.make_job(toys.Straight(), toys.linf(*sweep)), tmp_path / "sweep")
+    for eps in sweep:
+        alone, _ = run(toys.make_job(toys.Straight(), toys.linf(eps)), tmp_path / str(eps))
+        together = [r.broken_at is not None and r.broken_at <= eps for r in swept]
+        assert together == [r.broken_at is not None for r in alone]
+
+
+def test_fallen_samples_are_asked_no_more(toys, tmp_path):
+    sweep = (0.01, 0.02, 0.04, 0.08)
+    records, _ = run(toys.make_job(toys.Straight(), toys.linf(*sweep)), tmp_path / "c")
+    for record in records[5:]:
+        stages = sweep.index(record.broken_at) + 1 if record.broken_at else len(sweep)
+        assert (record.forward_passes, record.backward_passes) == (stages, stages)
+
+
+def test_samples_that_are_wrong_need_no_attack(toys, tmp_path):
+    records, _ = run(toys.make_job(toys.Straight()), tmp_path / "c")
+    for record in records[:5]:
+        assert (record.status, record.broken_at, record.goal_reached) == (
+            "already_wrong",
+            0.0,
+            True,
+        )
+        assert record.after == record.before
+        assert (record.distance.linf, record.forward_passes, record.backward_passes) == (0, 0, 0)
+    assert all(r.status != "already_wrong" for r in records[5:])
+
+
+def test_denominators(toys, tmp_path):
+    job = toys.make_job(toys.Straight(), toys.linf(0.01, 0.04))
+    records, _ = run(job, tmp_path / "c", batch_size=7)
+    summary = summarise(records, job.epsilons, "linf")
+    assert [r.sample for r in records] == list(range(60))
+    assert (summary.clean_accuracy.successes, summary.clean_accuracy.trials) == (55, 60)
+    distances = toys.TwoSides().distances(job.dataset.batch(list(range(5, 60)))[0])
+    assert [r.successes for r in summary.robust_accuracy] == [
+        int((distances >= eps).sum()) for eps in (0.01, 0.04)
+    ]
+
+
+def test_without_a_budget_a_sample_falls_at_its_distance(toys, tmp_path):
+    job = toys.make_job(toys.Nearest(), toys.none)
+    records, _ = run(job, tmp_path / "c")
+    distances = toys.TwoSides().distances(job.dataset.batch(list(job.samples))[0])
+    for record, distance in zip(records[5:], distances[5:].tolist(), strict=True):
+        assert record.broken_at == pytest.approx(distance, rel=1e-6)
+        assert record.broken_at == pytest.approx(record.distance.linf, rel=1e-12)
+
+
+def test_a_minimal_attack_beyond_the_largest_eps_is_no_violation(toys, tmp_path):
+    records, _ = run(toys.make_job(toys.Nearest(), toys.linf(0.01, 0.02)), tmp_path / "c")
+    held = [r for r in records if r.broken_at is None]
+    assert held
+    assert {(r.status, r.within_budget) for r in held} == {("ok", False)}
+
+
+def test_a_success_that_the_attack_did_not_return_counts(toys, tmp_path):
+    records, events = run(toys.make_job(toys.Forgets()), tmp_path / "forgets")
+    returned, _ = run(toys.make_job(toys.Straight()), tmp_path / "returns")
+    assert [r.broken_at for r in records] == [r.broken_at for r in returned]
+    lost = [s for e in events if e["kind"] == "silent_success" for s in e["samples"]]
+    assert sorted(lost) == [r.sample for r in records[5:] if r.goal_reached]
+
+
+def test_a_crash_stays_visible_and_the_other_blocks_run(toys, tmp_path):
+    records, events = run(toys.make_job(toys.Breaks(sample=25)), tmp_path / "c", batch_size=20)
+    crashed = [r for r in records if r.status == "crash"]
+    assert [r.sample for r in crashed] == list(range(20, 40))
+    assert not any(r.goal_reached for r in crashed)
+    assert all(r.after == r.before for r in crashed)
+    assert any(r.goal_reached for r in records[40:])
+    (event,) = [e for e in events if e["kind"] == "crash"]
+    assert event["reason"] == "ZeroDivisionError: no luck"
+    assert event["samples"] == list(range(20, 40))
+    assert event["block"] == 1
+
+
+def test_what_was_found_before_a_crash_counts(toys, tmp_path):
+    job = toys.make_job(toys.Breaks(sample=25, after_query=True), toys.linf(0.1))
+    records, _ = run(job, tmp_path / "c", batch_size=20)
+    distances = toys.TwoSides().distances(job.dataset.batch(list(job.samples))[0])
+    for record in records[20:40]:
+        fell = distances[record.sample] < 0.1
+        assert (record.status, record.goal_reached) == (("ok", True) if fell else ("crash", False))
+
+
+@pytest.mark.parametrize(
+    ("what", "status"),
+    [("nan", "numerics"), ("outside", "budget"), ("far", "budget"), ("none", "no_start")],
+)
+def test_proposals_that_may_not_be_shown(toys, tmp_path, what, status):
+    records, _ = run(toys.make_job(toys.Returns(what), toys.linf(0.02)), tmp_path / "c")
+    assert {r.status for r in records[5:]} == {status}
+    assert not any(r.goal_reached for r in records[5:])
+    assert {r.within_budget for r in records[5:]} == {what == "none"}
+
+
+def test_a_proposal_of_the_wrong_shape_is_a_crash(toys, tmp_path):
+    records, events = run(toys.make_job(toys.Returns("shape"), toys.linf(0.02)), tmp_path / "c")
+    assert {r.status for r in records[5:]} == {"crash"}
+    assert "AttackFailed" in next(e["reason"] for e in events if e["kind"] == "crash")
+
+
+def test_rounding_outside_the_box_is_put_back(toys, tmp_path):
+    run(toys.make_job(toys.Returns("hair"), toys.linf(0.7)), tmp_path / "c", keep_images=True)
+    kept = CellFolder(tmp_path / "c").adversarial()
+    assert kept["adversarial"][5:].max() == 1.0
+    assert {r.status for r in CellFolder(tmp_path / "c").records()[5:]} == {"ok"}
+
+
+def test_batch_size_changes_neither_draws_nor_outcomes(toys, tmp_path):
+    job = toys.make_job(toys.Draws(), toys.linf(0.05, 0.1))
+    found = [run(job, tmp_path / str(n), batch_size=n, keep_images=True)[0] for n in (1, 7, 256)]
+    images = [CellFolder(tmp_path / str(n)).adversarial()["adversarial"] for n in (1, 7, 256)]
+    assert sum(r.broken_at == 0.05 for r in found[0]) > 5
+    assert found[0] == found[1] == found[2]
+    assert (images[0] == images[1]).all()
+    assert (images[0] == images[2]).all()
+
+
+def test_a_model_that_depends_on_its_batch_breaks_nothing(toys, tmp_path):
+    class Moody(nn.Module):
+        bounds, num_classes = (0.0, 1.0), 2
+
+        def __init__(self):
+            super().__init__()
+            self.inner = toys.TwoSides()
+
+        def forward(self, images):
+            right = self.inner(images)
+            return right if len(images) % 2 else -right  # the replay has one image more
+
+    job = toys.make_job(toys.Straight(), toys.linf(0.3), module=Moody(), samples=range(5, 60))
+    records, events = run(job, tmp_path / "c", batch_size=55)
+    assert {r.replayed for r in records} == {False}
+    assert not any(r.goal_reached for r in records)
+    assert sum(e["count"] for e in events if e["kind"] == "not_replayed") > 0
+
+
+def test_models_with_random_numbers_of_their_own_are_repeatable(toys, tmp_path):
+    class Noisy(nn.Module):
+        bounds, num_classes = (0.0, 1.0), 2
+
+        def __init__(self):
+            super().__init__()
+            self.inner = toys.TwoSides()
+
+        def forward(self, images):
+            return self.inner(images) + 0.1 * torch.randn(len(images), 2, dtype=images.dtype)
+
+    job = toys.make_job(toys.Straight(), toys.linf(0.02), module=Noisy())
+    state = torch.get_rng_state()
+    first, _ = run(job, tmp_path / "a", batch_size=20)
+    torch.rand(5)
+    second, _ = run(job, tmp_path / "b", batch_size=20)
+    assert first == second
+    torch.set_rng_state(state)
+
+
+def test_a_model_whose_answer_is_not_a_number_is_named(toys, tmp_path):
+    class Broken(nn.Module):
+        bounds, num_classes = (0.0, 1.0), 2
+
+        def forward(self, images):
+            return torch.full((len(images), 2), torch.nan, dtype=images.dtype)
+
+    with pytest.raises(BadModel, match="not a number"):
+        run(toys.make_job(toys.Straight(), module=Broken()), tmp_path / "c")
+
+
+def test_data_outside_the_bounds_are_named(toys, tmp_path):
+    module = toys.TwoSides()
+    module.bounds = (0.45, 0.55)
+    with pytest.raises(BadData, match="C17"):
+        run(toys.make_job(toys.Straight(), module=module), tmp_path / "c")
+
+
+def test_too_little_memory_halves_the_batch(toys, tmp_path, monkeypatch):
+    from robustbench_inv.evaluation import engine
+
+    whole = engine.evaluate_block
+
+    def limited(setting, batch):
+        if len(batch) > 8:
+            raise torch.OutOfMemoryError("out of memory")
+        return whole(setting, batch)
+
+    monkeypatch.setattr(engine, "evaluate_block", limited)
+    records, events = run(toys.make_job(toys.Straight()), tmp_path / "c", batch_size=32)
+    assert [r.sample for r in records] == list(range(60))
+    assert [e["batch_size"] for e in events if e["kind"] == "batch_size"] == [16, 8]
+    assert CellFolder(tmp_path / "c").cell["batch_size"] == 8
+
+
+def test_samples_that_an_attack_gives_up_on_are_noted(toys, tmp_path):
+    records, events = run(toys.make_job(toys.Returns("mark"), toys.linf(0.02)), tmp_path / "c")
+    assert {r.status for r in records[5:]} == {"crash"}
+    assert [e["samples"] for e in events if e["kind"] == "crash"] == [list(range(5, 60))]

@@ -1,0 +1,165 @@
+"""Plans: digests that must not change, names, and mismatches that are found before anything runs."""
+
+import pytest
+import torch
+from torch import nn
+
+from robustbench_inv.data.arrays import ArrayDataset
+from robustbench_inv.errors import CapabilityMismatch
+from robustbench_inv.evaluation.cell import CellSpec
+from robustbench_inv.evaluation.cost import passes
+from robustbench_inv.evaluation.describe import describe_threat, digest_threat, threat_text
+from robustbench_inv.evaluation.plan import plan_jobs
+from robustbench_inv.identity import IDENTITY_VERSION
+from robustbench_inv.threat.budgets import LpBall, OnSphere, Unbounded
+from robustbench_inv.threat.goals import KeepDecision, Misclassify, MisclassifyAccepted, Target
+from robustbench_inv.threat.threat_model import ThreatModel
+
+
+def refuse(job, words):
+    with pytest.raises(CapabilityMismatch, match=words) as error:
+        plan_jobs([job])
+    assert "\n" not in str(error.value)
+
+
+def test_frozen_digests():
+    """Folders are named by these: whoever changes one raises IDENTITY_VERSION and adds a line here."""
+    spec = CellSpec("0" * 64, "1" * 64, "2" * 64, "3" * 64, 7)
+    sweep = ThreatModel(LpBall("linf", 0.3), sweep=(0.1, 0.3))
+    frozen = {
+        1: (
+            "255d9ca5f46ae4eb552a7e1731709a13",
+            "d827929e23f0d8e3af545509b21cefc156caa067eaf877977e937369d1dc7e86",
+        )
+    }
+    assert (spec.digest, digest_threat(sweep)) == frozen[IDENTITY_VERSION]
+
+
+def test_everything_in_a_threat_is_in_its_digest():
+    ball = ThreatModel(LpBall("linf", 0.3))
+    threats = [
+        ball,
+        ThreatModel(LpBall("l2", 0.3)),
+        ThreatModel(LpBall("linf", 0.2)),
+        ThreatModel(LpBall("linf", 0.3), sweep=(0.2, 0.3)),
+        ThreatModel(LpBall("linf", 0.3), access="score"),
+        ball.wanting(MisclassifyAccepted()),
+        ball.wanting(Misclassify(same_class=True)),
+        ball.wanting(Target(3)),
+        ball.wanting(Target(4)),
+        ThreatModel(Unbounded("linf")),
+        ThreatModel(Unbounded("l2")),
+        ThreatModel(OnSphere(1.0)),
+        ThreatModel(OnSphere(1.3)),
+    ]
+    assert len({digest_threat(threat) for threat in threats}) == len(threats)
+
+
+@pytest.mark.parametrize("text", ["linf=0.1,0.2", "l2=1.5", "none", "none:norm=linf", "l0=12"])
+def test_a_threat_is_written_as_it_is_read(text):
+    from robustbench_inv.catalogue.load import load_threat
+
+    threat = load_threat(text)
+    assert threat_text(threat) == text
+    assert load_threat(describe_threat(threat)["text"]) == threat
+
+
+def test_the_same_cells_have_the_same_name(toys):
+    few = plan_jobs([toys.make_job(toys.Straight(), samples=[1, 2])])
+    more = plan_jobs([toys.make_job(toys.Straight(), samples=range(9))], command=["x"])
+    other = plan_jobs([toys.make_job(toys.Draws(), samples=[1, 2])])
+    assert few.name == more.name != other.name
+    assert few.name.startswith("twosides-points-")
+
+
+def test_no_cell_twice(toys):
+    job = toys.make_job(toys.Straight())
+    assert plan_jobs([job, job]).jobs == (job,)
+
+
+def test_a_budget_is_demanded(toys):
+    refuse(toys.make_job(toys.Straight(), toys.none), "budget")
+
+
+def test_a_norm_that_the_attack_does_not_have(toys):
+    refuse(toys.make_job(toys.Straight(), ThreatModel(LpBall("l1", 2.0))), "norm, got 'l1'")
+
+
+def test_a_goal_that_needs_an_oracle(toys):
+    refuse(toys.make_job(toys.Straight(), toys.linf(0.1).wanting(KeepDecision())), "true class")
+
+
+def test_a_target_that_is_the_true_class(toys):
+    refuse(toys.make_job(toys.Straight(), toys.linf(0.1).wanting(Target(1))), "true class of")
+
+
+def test_a_target_that_is_no_class(toys):
+    refuse(toys.make_job(toys.Straight(), toys.linf(0.1).wanting(Target(2))), "no such class")
+
+
+def test_other_classes(toys):
+    images, labels = toys.points().batch(list(range(60)))
+    data = ArrayDataset(images, labels, "three", num_classes=3)
+    refuse(toys.make_job(toys.Straight(), data=data), "number of classes")
+
+
+def test_another_range(toys):
+    images, labels = toys.points().batch(list(range(60)))
+    data = ArrayDataset(255 * images, labels, "grey levels", bounds=(0.0, 255.0))
+    refuse(toys.make_job(toys.Straight(), data=data), "range of their inputs")
+
+
+def test_another_shape(toys):
+    images, labels = torch.rand(60, 9), toys.points().labels
+    refuse(
+        toys.make_job(toys.Straight(), data=ArrayDataset(images, labels, "wide")), r"shape \(9,\)"
+    )
+
+
+def test_eps_in_grey_levels_is_doubted(toys):
+    job = toys.make_job(toys.Straight(), toys.linf(8.0))
+    (warning,) = plan_jobs([job]).warnings
+    assert "8/255" in warning
+    assert plan_jobs([toys.make_job(toys.Straight(), toys.linf(1.0))]).warnings == ()
+
+
+def test_passes():
+    assert passes({"steps": 40, "restarts": 3}, "gradient") == (123, False)
+    assert passes({"draws": 10}, "probe") == (10, False)
+    assert passes({}, "query") == (5000, True)
+
+
+def test_estimate_is_an_upper_bound_of_the_passes(toys, tmp_path):
+    from robustbench_inv.evaluation.engine import Settings, run_cell
+    from robustbench_inv.results.store import CellFolder
+
+    class Slow(nn.Module):
+        bounds, num_classes = (0.0, 1.0), 2
+
+        def __init__(self):
+            super().__init__()
+            self.inner = toys.TwoSides(torch.float32)
+            self.many = nn.Linear(8, 20_000)
+
+        def forward(self, images):
+            return self.inner(images) + 1e-9 * self.many(images).sum(1, keepdim=True)
+
+    from robustbench_inv.attacks.pgd import PGD
+
+    job = toys.make_job(PGD(steps=5), toys.linf(0.001, 0.002), module=Slow())
+    (estimate,) = plan_jobs([job]).estimate()
+    assert (estimate.samples, estimate.passes, estimate.guessed) == (60, 12, False)
+    assert 0 < estimate.low < estimate.high
+    run_cell(job, tmp_path / "c", Settings())
+    assert max(r.forward_passes for r in CellFolder(tmp_path / "c").records()) <= 12
+
+
+def test_an_attack_may_have_demands_of_its_own(toys):
+    from dataclasses import dataclass
+
+    @dataclass(frozen=True)
+    class Picky(toys.Straight):
+        def demand(self, model, threat):
+            raise CapabilityMismatch("picky attacks nothing", got=type(model).__name__)
+
+    refuse(toys.make_job(Picky()), "picky attacks nothing, got 'ModuleClassifier'")

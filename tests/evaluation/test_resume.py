@@ -1,0 +1,119 @@
+"""After kill -9 at any moment and a resume, the records are those of an uninterrupted run, to the byte."""
+
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from robustbench_inv.errors import BadResults
+from robustbench_inv.evaluation.engine import Settings, run_cell
+from robustbench_inv.results.store import CellFolder
+
+COMPARED = ("records.jsonl", "adversarial.safetensors", "cell.json")
+
+
+def contents(folder):
+    return {name: (folder / name).read_bytes() for name in COMPARED}
+
+
+def test_killed_at_random_moments(tmp_path):
+    draw = random.Random(7)
+    delays = [f"{draw.uniform(0.05, 0.45):.3f}" for _ in range(8)]
+    program = Path(__file__).with_name("killed_run.py")
+    done = subprocess.run(
+        [sys.executable, str(program), str(tmp_path / "whole"), str(tmp_path / "killed"), *delays],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 3  # the machine may be fast, not so fast that nothing was killed
+    (whole,) = (tmp_path / "whole").glob("*/cell.json")
+    (killed,) = (tmp_path / "killed").glob("*/cell.json")
+    assert contents(whole.parent) == contents(killed.parent)
+    assert not (killed.parent / "images").exists()
+    assert [r.sample for r in CellFolder(killed.parent).records()] == list(range(60))
+
+
+@pytest.fixture(scope="module")
+def finished(toys, tmp_path_factory):
+    job = toys.make_job(toys.Draws(), toys.linf(0.05, 0.1))
+    folder = tmp_path_factory.mktemp("finished") / "cell"
+    run_cell(job, folder, Settings(batch_size=8, keep_images=True))
+    return job, folder
+
+
+@settings(
+    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    cut=st.floats(0, 1), garbage=st.sampled_from([b"", b'{"sample": 3', b"\x00\x00\x00", b"x\n"])
+)
+def test_torn_at_any_byte(finished, tmp_path, cut, garbage):
+    job, whole = finished
+    torn = tmp_path / "torn"
+    shutil.rmtree(torn, ignore_errors=True)
+    shutil.copytree(whole, torn)
+    (torn / "adversarial.safetensors").unlink()  # images would be shards at this moment
+    lines = (whole / "records.jsonl").read_bytes()
+    (torn / "records.jsonl").write_bytes(lines[: int(cut * len(lines))] + garbage)
+    run_cell(job, torn, Settings())
+    assert (torn / "records.jsonl").read_bytes() == lines
+
+
+def test_another_batch_size_is_ignored_on_resume(finished, tmp_path):
+    job, whole = finished
+    torn = tmp_path / "torn"
+    shutil.copytree(whole, torn)
+    lines = (whole / "records.jsonl").read_bytes()
+    (torn / "records.jsonl").write_bytes(lines[:5000])
+    notes = run_cell(job, torn, Settings(batch_size=5))
+    assert (torn / "records.jsonl").read_bytes() == lines
+    assert any("batch size it began with, 8" in note for note in notes)
+
+
+def test_more_samples_keep_the_ones_that_are_done(toys, tmp_path):
+    folder = tmp_path / "cell"
+    few = toys.make_job(toys.Draws(), samples=range(0, 60, 3))
+    more = toys.make_job(toys.Draws(), samples=range(0, 60, 2))
+    run_cell(few, folder, Settings(batch_size=8, keep_images=True))
+    first = (folder / "records.jsonl").read_bytes()
+    run_cell(more, folder, Settings(keep_images=True))
+    assert (folder / "records.jsonl").read_bytes().startswith(first)
+    cell = CellFolder(folder)
+    asked = sorted({*few.samples, *more.samples})
+    assert sorted(r.sample for r in cell.records()) == asked == list(cell.samples)
+    assert cell.adversarial()["samples"].tolist() == asked
+    run_cell(more, tmp_path / "alone", Settings(batch_size=8))
+    alone = {r.sample: r for r in CellFolder(tmp_path / "alone").records()}
+    found = {r.sample: r for r in cell.records()}
+    assert all(found[sample] == record for sample, record in alone.items())
+
+
+def test_redo_forgets_and_skip_leaves_alone(toys, tmp_path):
+    folder = tmp_path / "cell"
+    job = toys.make_job(toys.Breaks(sample=10))
+    run_cell(job, folder, Settings(batch_size=8, keep_images=True))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    notes = run_cell(job, folder, Settings(existing="skip"))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert "left as it is" in notes[0]
+    run_cell(job, folder, Settings(batch_size=20, existing="redo"))
+    cell = CellFolder(folder)
+    assert cell.cell["batch_size"] == 20
+    assert cell.adversarial() is None
+    assert [e["block"] for e in cell.events() if e["kind"] == "crash"] == [0]
+
+
+def test_another_cell_in_the_folder_is_refused(toys, tmp_path):
+    run_cell(toys.make_job(toys.Straight()), tmp_path / "c", Settings())
+    before = (tmp_path / "c" / "records.jsonl").read_bytes()
+    with pytest.raises(BadResults, match="another cell"):
+        run_cell(toys.make_job(toys.Draws()), tmp_path / "c", Settings())
+    assert (tmp_path / "c" / "records.jsonl").read_bytes() == before

@@ -1,0 +1,205 @@
+"""Evaluate from names and objects: files by their schemas, the same in one process and in two."""
+
+import json
+import sys
+from importlib.resources import files
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+import robustbench_inv as rbi
+from robustbench_inv.errors import BadParameter, CapabilityMismatch, MissingExtra, UsageError
+from robustbench_inv.evaluation.engine import Settings
+from robustbench_inv.evaluation.run import evaluate, make_plan, run_plan
+from robustbench_inv.evaluation.schedule import run_jobs
+from robustbench_inv.evaluation.sources import Question
+from robustbench_inv.results.store import RunFolder
+
+SPHERES = "spheres:d=100,n=1,r1=1,r2=1.3,size=40"
+PGD = "robustbench_inv.attacks.pgd:PGD:steps=5"
+NAMED = {
+    "model": ["spheres-max-margin", "spheres-misaligned"],
+    "dataset": SPHERES,
+    "attack": PGD,
+    "threat": "l2=0.1,0.2",
+}
+
+
+def validate(kind, value):
+    schema = json.loads((files("robustbench_inv.results") / f"schema/{kind}-v1.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(value, schema)
+
+
+def records(run):
+    return {c.digest: (c.path / "records.jsonl").read_bytes() for c in RunFolder(run.path).cells()}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return evaluate(**NAMED, out=tmp_path_factory.mktemp("run") / "r", checks=False, batch_size=16)
+
+
+def test_files_are_what_their_schemas_say(run):
+    folder = RunFolder(run.path)
+    validate("plan", folder.plan)
+    assert len(folder.cells()) == 2
+    for cell in folder.cells():
+        validate("cell", cell.cell)
+        for line in (cell.path / "records.jsonl").read_text().splitlines():
+            validate("record", json.loads(line))
+
+
+def test_a_schema_refuses_what_is_wrong(run):
+    line = (RunFolder(run.path).cells()[0].path / "records.jsonl").read_text().splitlines()[0]
+    good = json.loads(line)
+    for wrong in ({"status": "fine"}, {"sample": -1}, {"distance": {}}, {"extra": 1}):
+        with pytest.raises(jsonschema.ValidationError):
+            validate("record", good | wrong)
+
+
+def test_the_results_from_python(run):
+    first, second = run.to_json()
+    assert (first["model"], first["attack"]) == ("spheres-max-margin", PGD)
+    assert [r["trials"] for r in first["robust_accuracy"]] == [40, 40]
+    assert set(first["clean_accuracy"]) == {"successes", "trials", "low", "high"}
+    assert first["detection"] is None
+    assert Path(second["path"]).is_dir()
+    assert len(run.records()) == 80
+    frame = run.to_frame()
+    assert list(frame["after.decision"]) == [r.after.decision for r in run.records()]
+    assert set(frame["model"]) == {"spheres-max-margin", "spheres-misaligned"}
+    # the centre of the gap is 0.15 from either sphere: within 0.2, not within 0.1
+    assert [r.value for r in run.summary()[0].robust_accuracy] == [1.0, 0.0]
+
+
+def test_two_processes_give_the_same_records(run, tmp_path):
+    both = evaluate(**NAMED, out=tmp_path / "r", checks=False, batch_size=16, workers=2)
+    assert both.failures == ()
+    assert records(both) == records(run)
+
+
+def test_ray_gives_the_same_records(run, tmp_path):
+    pytest.importorskip("ray", reason="the extra [ray] is not installed")
+    far = evaluate(**NAMED, out=tmp_path / "r", checks=False, batch_size=16, workers="ray")
+    assert records(far) == records(run)
+
+
+def test_ray_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtra, match=r"robustbench-inv\[ray\]"):
+        evaluate(**NAMED, out=tmp_path / "r", checks=False, workers="ray")
+
+
+def test_names_and_objects_are_the_same_cell(run, tmp_path):
+    again = evaluate(
+        model=rbi.load_model("spheres-max-margin", dataset=rbi.load_dataset(SPHERES)),
+        attack=rbi.load_attack("robustbench_inv.attacks.pgd:PGD", steps=5),
+        threat=rbi.load_threat("l2=0.1,0.2"),
+        dataset=rbi.load_dataset(SPHERES),
+        out=tmp_path / "r",
+        checks=False,
+    )
+    assert records(again).keys() < records(run).keys()
+
+
+def test_fewer_samples_of_a_larger_run(run):
+    few = evaluate(**NAMED, samples=10, out=run.path, checks=False)
+    assert len(few.records()) == 20
+    assert [c["clean_accuracy"]["trials"] for c in few.to_json()] == [10, 10]
+    assert len(evaluate(**NAMED, out=run.path, checks=False).records()) == 80
+
+
+def test_a_crash_is_a_failure_and_the_others_run(toys, tmp_path):
+    run = evaluate(
+        model=toys.TwoSides(),
+        attack=[toys.Breaks(sample=7), toys.Straight()],
+        threat="linf=0.05",
+        dataset=toys.points(),
+        out=tmp_path / "r",
+        batch_size=20,
+    )
+    (failure,) = run.failures
+    assert "crashed on 15 samples: ZeroDivisionError" in str(failure)
+    assert [c["statuses"].get("crash", 0) for c in run.to_json()] == [15, 0]
+    verdicts = {v["id"]: v["verdict"] for v in run.to_json()[0]["checks"]}
+    assert verdicts["C30"] == "FAIL"
+    assert {v["id"]: v["verdict"] for v in run.to_json()[1]["checks"]}["C30"] == "PASS"
+    # it stays visible when nothing is left to do
+    assert run_plan(run.plan, run.path).failures == run.failures
+
+
+def test_a_cell_that_fails_does_not_stop_the_others(toys, tmp_path, monkeypatch):
+    from robustbench_inv.evaluation import schedule
+
+    jobs = [toys.make_job(toys.Straight()), toys.make_job(toys.Draws())]
+    real = schedule.run_cell
+
+    def failing(job, *rest):
+        if job is jobs[0]:
+            raise RuntimeError("no\nluck")
+        return real(job, *rest)
+
+    monkeypatch.setattr(schedule, "run_cell", failing)
+    seen = []
+    first, second = run_jobs(jobs, tmp_path, Settings(), seen.append)
+    assert first.failure == "RuntimeError: no luck"
+    assert second.failure is None
+    assert {(p.cell, p.cells) for p in seen} == {(2, 2)}
+
+
+def test_what_cannot_be_sent_to_a_process_is_named(toys, tmp_path):
+    class Local(toys.TwoSides):
+        pass
+
+    job = toys.make_job(toys.Straight(), module=Local())
+    with pytest.raises(UsageError, match=r"file\.py:factory"):
+        run_jobs(
+            [job, job],
+            tmp_path,
+            __import__("robustbench_inv").evaluation.engine.Settings(),
+            workers=2,
+        )
+
+
+@pytest.mark.parametrize("workers", [0, -1, "many"])
+def test_unusable_workers(workers, tmp_path):
+    with pytest.raises(BadParameter, match="workers"):
+        evaluate(**NAMED, out=tmp_path / "r", workers=workers)
+
+
+def test_defaults():
+    plan = make_plan(Question(models=["spheres-max-margin"], attacks=[PGD], threat="l2=0.1"))
+    assert plan.jobs[0].dataset.name.startswith("spheres")
+    with pytest.raises(UsageError, match="nothing to attack with"):
+        make_plan(Question(models=["spheres-max-margin"]))
+
+
+def test_the_usual_budget_of_digits():
+    plan = make_plan(Question(models=["mnist-cnn"], attacks=[PGD], samples=10))
+    (job,) = plan.jobs
+    assert job.dataset.name == "mnist5k"
+    assert (job.threat.norm, job.epsilons[-1]) == ("linf", 0.3)
+    assert len(job.samples) == 10
+
+
+def test_an_object_needs_a_data_set_and_other_data_a_budget(toys):
+    question = Question(models=[toys.TwoSides()], attacks=[toys.Straight()], dataset=toys.points())
+    with pytest.raises(CapabilityMismatch, match="usual budget"):
+        make_plan(question)
+    with pytest.raises(UsageError, match="name a data set"):
+        make_plan(Question(models=[toys.TwoSides()], attacks=[toys.Straight()]))
+
+
+def test_an_old_run_loads_for_ever():
+    folder = RunFolder(Path(__file__).parent.parent / "data" / "run-v1")
+    validate("plan", folder.plan)
+    cells = folder.cells()
+    assert [len(cell.records()) for cell in cells] == [12, 12]
+    assert all(cell.finished for cell in cells)
+    assert [r.broken_at for r in cells[0].records()][:6] == [0.0, 0.02, 0.05, 0.02, None, 0.02]
+    assert cells[0].adversarial()["adversarial"].shape == (12, 8)
+    assert {v["id"] for v in folder.checks()} >= {"C14", "C30"}
+    for cell in cells:
+        validate("cell", cell.cell)

@@ -1,0 +1,253 @@
+"""Cells and runs on disk: what a crash, another process, a full disk or a stranger's file leaves intact."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robustbench_inv.errors import BadResults
+from robustbench_inv.results.layout import blocks, extend, order, whole
+from robustbench_inv.results.planning import add_checks, add_plan
+from robustbench_inv.results.store import CellFolder, RunFolder
+from robustbench_inv.results.writing import CellWriter
+
+PLAN = {
+    "name": "p",
+    "created_by": {},
+    "command": [],
+    "samples": [1, 2],
+    "cells": [{"digest": "a", "model": "m"}],
+}
+
+
+def one_line(error):
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_records_come_back(make, tmp_path):
+    with CellWriter(tmp_path / "c", make.request([5, 3, 9, 1, 7])) as writer:
+        make.fill(writer)
+    cell = CellFolder(tmp_path / "c")
+    assert cell.records() == [make.record(s) for s in (1, 3, 5, 7, 9)]
+    assert cell.finished
+    assert cell.samples == (1, 3, 5, 7, 9)
+    assert cell.cell["version"] == 1
+
+
+def test_an_unfinished_cell_goes_on_with_the_next_block(make, tmp_path):
+    with CellWriter(tmp_path / "c", make.request(range(10))) as writer:
+        make.fill(writer, blocks=1)
+    assert not CellFolder(tmp_path / "c").finished
+    with CellWriter(tmp_path / "c", make.request(range(10), batch_size=3)) as writer:
+        assert writer.batch_size == 4
+        assert writer.next_block() == (1, (4, 5, 6, 7))
+        make.fill(writer)
+    assert [r.sample for r in CellFolder(tmp_path / "c").records()] == list(range(10))
+
+
+@given(
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
+    asked=st.lists(st.sets(st.integers(0, 30)), min_size=1, max_size=4),
+    cuts=st.lists(st.integers(0, 40), min_size=4, max_size=4),
+)
+def test_any_history_of_requests_ends_with_each_sample_once(sizes, asked, cuts):
+    segments, done = (), 0
+    for number, samples in enumerate(asked):
+        size = sizes[number % len(sizes)]
+        before = order(segments)[:done]
+        segments = extend(segments, done, samples, size)
+        assert order(segments)[:done] == before  # what has records keeps its place
+        assert set(order(segments)) == {*before, *samples}
+        assert len(set(order(segments))) == len(order(segments))
+        assert [s for block in blocks(segments) for s in block] == order(segments)
+        done = max(done, whole(segments, cuts[number]))
+        assert done in {
+            sum(map(len, blocks(segments)[:k])) for k in range(len(order(segments)) + 1)
+        }
+        assert extend(segments, done, samples, 99) == segments  # a resume changes nothing
+
+
+def test_a_damaged_line_is_named_and_nothing_is_lost(make, tmp_path):
+    with CellWriter(tmp_path / "c", make.request(range(8))) as writer:
+        make.fill(writer)
+    path = tmp_path / "c" / "records.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], b"oops\n", *lines[3:]]))
+    damaged = path.read_bytes()
+    with pytest.raises(BadResults, match="line 3") as error:
+        CellFolder(tmp_path / "c").records()
+    one_line(error)
+    with pytest.raises(BadResults, match="line 3"):
+        CellWriter(tmp_path / "c", make.request(range(8)))
+    assert path.read_bytes() == damaged
+
+
+def test_records_of_other_samples_are_refused(make, tmp_path):
+    with CellWriter(tmp_path / "c", make.request(range(8))) as writer:
+        make.fill(writer)
+    path = tmp_path / "c" / "records.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(reversed(lines)))
+    with pytest.raises(BadResults, match="does not fit"):
+        CellWriter(tmp_path / "c", make.request(range(8)))
+
+
+def test_two_writers_of_one_cell(make, tmp_path):
+    with CellWriter(tmp_path / "c", make.request(range(8))):
+        with pytest.raises(BadResults, match="another process") as error:
+            CellWriter(tmp_path / "c", make.request(range(8)))
+        one_line(error)
+    with CellWriter(tmp_path / "c", make.request(range(8))) as writer:
+        make.fill(writer)
+    assert CellFolder(tmp_path / "c").finished
+
+
+def test_a_full_disk(make, tmp_path, monkeypatch):
+    writer = CellWriter(tmp_path / "c", make.request(range(8)))
+    make.fill(writer, blocks=1)
+    before = (tmp_path / "c" / "records.jsonl").read_bytes()
+    real, calls = os.write, []
+
+    def full(descriptor, data):
+        calls.append(1)
+        if len(calls) == 1:
+            return real(descriptor, data[:100])
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(BadResults, match="No space left on device") as error:
+            make.fill(writer)
+    one_line(error)
+    assert (tmp_path / "c" / "records.jsonl").read_bytes() == before
+    make.fill(writer)  # room was made
+    writer.close()
+    assert CellFolder(tmp_path / "c").finished
+
+
+def test_a_file_in_the_way(make, tmp_path):
+    (tmp_path / "f").write_text("x")
+    with pytest.raises(BadResults, match="cannot write") as error:
+        CellWriter(tmp_path / "f" / "c", make.request([1]))
+    one_line(error)
+    with pytest.raises(BadResults, match="cannot write"):
+        add_plan(tmp_path / "f", PLAN)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder(make, tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(BadResults, match="Permission denied"):
+            CellWriter(tmp_path / "c", make.request([1]))
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "cell.json"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot read"),
+        ("[1]", "not a results file"),
+        ('{"version": 2}', "newer program"),
+        ('{"version": "1"}', "not a results file"),
+    ],
+)
+def test_damaged_or_later_files(make, tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(BadResults, match=message) as error:
+        _ = RunFolder(tmp_path).plan if name == "plan.json" else CellFolder(tmp_path).cell
+    one_line(error)
+    if name == "cell.json":
+        with pytest.raises(BadResults):
+            CellWriter(tmp_path, make.request([1]))
+    assert (tmp_path / name).read_text() == text
+
+
+def test_a_folder_of_other_things(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(BadResults, match=r"thesis\.tex"):
+        add_plan(tmp_path, PLAN)
+    with pytest.raises(BadResults, match="not a results folder"):
+        _ = RunFolder(tmp_path).plan
+    assert [f.name for f in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_later_plan_adds_its_cells(tmp_path):
+    add_plan(tmp_path, PLAN)
+    more = {**PLAN, "name": "q", "samples": [2, 3], "cells": [{"digest": "b", "model": "n"}]}
+    plan = add_plan(tmp_path, more).plan
+    assert [cell["digest"] for cell in plan["cells"]] == ["a", "b"]
+    assert (plan["name"], plan["samples"]) == ("p", [1, 2, 3])
+    assert add_plan(tmp_path, more).plan == plan
+
+
+def test_verdicts_on_other_models_stay(tmp_path):
+    run = add_plan(tmp_path, PLAN)
+    assert run.checks() == []
+
+    def verdict(subject, scope="model"):
+        return {"id": "C6", "subject": subject, "scope": scope, "verdict": "PASS"}
+
+    add_checks(run, [verdict("m"), verdict("old cell", "cell")])
+    add_checks(run, [verdict("n"), verdict("m") | {"verdict": "FAIL"}])
+    assert {(v["subject"], v["verdict"]) for v in run.checks()} == {("n", "PASS"), ("m", "FAIL")}
+
+
+def test_images_are_kept_whatever_happens(make, tmp_path):
+    def path(name):
+        return tmp_path / name / "adversarial.safetensors"
+
+    with CellWriter(tmp_path / "whole", make.request(range(10))) as writer:
+        make.fill(writer, keep=True)
+    with CellWriter(tmp_path / "cut", make.request(range(10))) as writer:
+        make.fill(writer, blocks=2, keep=True)
+        # killed after the shard of the third block, before its records
+        writer._images.add(2, (8, 9), make.images([8, 9]))
+        assert CellFolder(tmp_path / "cut").adversarial() is None
+    with CellWriter(tmp_path / "cut", make.request(range(10))) as writer:
+        make.fill(writer, keep=True)
+    assert path("cut").read_bytes() == path("whole").read_bytes()
+    kept = CellFolder(tmp_path / "cut").adversarial()
+    assert kept["samples"].tolist() == list(range(10))
+    assert (kept["adversarial"] - kept["clean"] == 0.5).all()
+
+
+def test_images_of_samples_without_records_are_dropped(make, tmp_path):
+    with CellWriter(tmp_path / "c", make.request(range(10))) as writer:
+        make.fill(writer, blocks=1, keep=True)
+        writer._images.add(1, (4, 5, 6, 7), make.images([4, 5, 6, 7]))
+    with CellWriter(tmp_path / "c", make.request(range(4))) as writer:
+        make.fill(writer, keep=True)
+    assert CellFolder(tmp_path / "c").adversarial()["samples"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_torn_note_is_passed_over(make, tmp_path):
+    with CellWriter(tmp_path / "c", make.request(range(4))) as writer:
+        writer.note("crash", block=0)
+    with (tmp_path / "c" / "events.jsonl").open("ab") as file:
+        file.write(b'{"kind": "ti')
+    assert CellFolder(tmp_path / "c").events() == [{"kind": "crash", "block": 0}]
+    with CellWriter(tmp_path / "c", make.request(range(4))) as writer:
+        writer.note("time", block=0)
+    assert [e["kind"] for e in CellFolder(tmp_path / "c").events()] == ["crash", "time"]
+
+
+def test_reading_imports_no_torch():
+    code = (
+        "import sys, robustbench_inv.results.store, robustbench_inv.results.writing; "
+        "import robustbench_inv.results.planning; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_file_of_numbers_is_one_line_an_entry(make, tmp_path):
+    with CellWriter(tmp_path / "c", make.request(range(1000))):
+        text = (tmp_path / "c" / "cell.json").read_text()
+    assert len(text.splitlines()) == 2 + len(json.loads(text))
