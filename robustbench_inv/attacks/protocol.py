@@ -20,8 +20,9 @@ budgets. ``invariance``: changes the content and keeps the decision, run once fo
 Loss = Callable[[Output, Tensor], Tensor]
 """(output of m samples, their labels (m,)) → (m,) values that the attacker wants to *increase*."""
 
-Reason = Literal["no_start", "numerics"]
-"""Why an attack has no proposal for a sample: no starting point, or values that are not finite."""
+Reason = Literal["no_start", "numerics", "crash"]
+"""Why an attack has no proposal for a sample: no starting point, values that are not finite, or an
+exception raised for this sample while the others went well."""
 
 
 @dataclass(frozen=True)

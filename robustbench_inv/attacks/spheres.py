@@ -47,8 +47,8 @@ class SpheresPerturbation:
 
     With u and v the norms of the used and the unused coordinates, b the bias and R2 the outer radius, the
     used ones are scaled to b and the unused ones to √(R2² − b²), at a distance of
-    √((u − b)² + (√(R2² − b²) − v)²). Points on which this is not possible stay as they are: those of the inner
-    sphere, those with v = 0, and all if no dimension is unused.
+    √((u − b)² + (√(R2² − b²) − v)²). Points on which this is not possible stay as they are and are
+    marked: those of the inner sphere, those with v = 0, and all if no dimension is unused.
 
     References:
         Behrmann, thesis, section 6.2.1, analytic perturbation-based attack.
@@ -65,6 +65,7 @@ class SpheresPerturbation:
         longer = max(outer**2 - shorter**2, 0.0) ** 0.5
         moved = torch.cat([used * (shorter / u), unused * (longer / v)], 1)
         possible = on_sphere(points, outer) & (v[:, 0] > 0) & (u[:, 0] >= classifier.bias)
+        model.mark((~possible).nonzero()[:, 0], "no_start")
         return torch.where(possible[:, None], moved, points).reshape(batch.images.shape)
 
 

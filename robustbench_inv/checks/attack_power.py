@@ -29,7 +29,7 @@ def check_unbounded(probe: Probe) -> Verdict:
         Carlini et al., On evaluating adversarial robustness, arXiv 1902.06705, section 4.2; Pintor et al.,
         Indicators of attack failure, NeurIPS 2022: unconstrained attack failure.
     """
-    attack = PGD(steps=100, rel_step=0.02, loss="margin", random_start=False)
+    attack = PGD(steps=100, rel_step=0.02, decay=False, loss="margin", random_start=False)
     broken = _broken(probe, attack, probe.width, probe.noise)
     left, chance = Rate(int((~broken).sum()), len(broken)), 1 / probe.classifier.num_classes
     evidence = (
@@ -49,7 +49,7 @@ def check_monotone_attack(probe: Probe) -> Verdict:
     successes upward, so that its own accuracies never rise. The probe doubles eps until two runs in a row
     have broken everything: beyond, steps that are coarse for the model say nothing about its robustness.
     """
-    attack = PGD(steps=10, rel_step=0.25, loss="margin")
+    attack = PGD(steps=10, rel_step=0.25, decay=False, loss="margin")
     runs: list[Tensor] = []
     for index, fraction in enumerate(FRACTIONS):
         if len(runs) > 1 and all(run.all() for run in runs[-2:]):

@@ -28,7 +28,7 @@ def test_the_zoo_has_the_models_of_the_first_release():
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=named)
 def test_card_gives_a_classifier(folder):
-    dataset = rbi.load_dataset("spheres:d=20,n=2,size=4") if "spheres" in folder.name else None
+    dataset = rbi.load_dataset("spheres:d=200,n=3,size=4") if "spheres" in folder.name else None
     loaded = rbi.load_model(folder.name, dataset=dataset)
     assert isinstance(loaded.classifier, Classifier)
     assert len(loaded.digest) == 64

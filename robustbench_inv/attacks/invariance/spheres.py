@@ -21,7 +21,7 @@ class SpheresInvariance:
 
     With u and v the norms of the used and the unused coordinates and R2 the outer radius, the unused ones are
     scaled to √(R2² − u²), at a distance of √(R2² − u²) − v. Points on which this is not possible stay as they
-    are: those of the outer sphere, those with v = 0, and all if no dimension is unused.
+    are and are marked: those of the outer sphere, those with v = 0, and all if no dimension is unused.
 
     References:
         Behrmann, thesis, section 6.2.1, analytic invariance-based attack.
@@ -36,4 +36,5 @@ class SpheresInvariance:
         used, unused, u, v = split_used(points, classifier.unused_dimensions)
         moved = torch.cat([used, unused * ((outer**2 - u**2).clamp_min(0).sqrt() / v)], 1)
         possible = on_sphere(points, inner) & (v[:, 0] > 0)
+        model.mark((~possible).nonzero()[:, 0], "no_start")
         return torch.where(possible[:, None], moved, points).reshape(batch.images.shape)

@@ -1,0 +1,153 @@
+"""Report definitions: which records make which table and figure, read from ``reports/definitions/*.toml``."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+from robustbench_inv.catalogue.fields import Mismatch, check_fields
+from robustbench_inv.catalogue.locate import entries
+from robustbench_inv.catalogue.references import suggest
+from robustbench_inv.errors import BadCatalogue, UnknownName
+
+__all__ = [
+    "Definition",
+    "FigureKind",
+    "Section",
+    "Selection",
+    "TableKind",
+    "load_definition",
+    "read_definition",
+]
+
+DEFINITION_VERSION = 1
+
+TableKind = Literal["worst", "accuracy", "distances", "rejection", "comparison", "cells"]
+"""``worst``: the strongest attack on each sample. ``accuracy``: every attack along its sweep. ``distances``:
+minimum-norm attacks. ``rejection``: models that may refuse to answer. ``comparison``: paired differences of
+models. ``cells``: cost and status of every cell."""
+
+FigureKind = Literal["curves", "classes", "distances", "images"]
+"""``curves``: accuracy against eps. ``classes``: accuracy against distance, split by class. ``distances``:
+how many samples fall within a distance. ``images``: the inputs that were shown."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which cells are looked at: shell-style patterns, of which one must fit; none admits everything.
+
+    Example:
+        >>> Selection(models=("mnist-*",)).admits(model="mnist-cnn", norm="linf")
+        True
+    """
+
+    models: tuple[str, ...] = ()
+    attacks: tuple[str, ...] = ()
+    datasets: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
+    goals: tuple[str, ...] = ()
+
+    def admits(self, **names: str) -> bool:
+        """Say whether names, given as ``model="mnist-cnn"`` and so on, fit the patterns."""
+        return all(_fits(name, getattr(self, key + "s")) for key, name in names.items())
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a report: a title, a sentence, and what it shows of the selected cells."""
+
+    title: str
+    text: str = ""
+    tables: tuple[TableKind, ...] = ()
+    figures: tuple[FigureKind, ...] = ()
+    folded: bool = False
+    select: Selection = field(default_factory=Selection)
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A report: what is selected, in which order it is shown, and with which interval of a share.
+
+    Args:
+        name: the file's stem.
+        title: of the report.
+        sections: in the order of the report.
+        text: what the report is for, a sentence or two.
+        interval: of every share.
+        images: columns of an image grid.
+        select: what every section selects from.
+    """
+
+    name: str
+    title: str
+    sections: tuple[Section, ...]
+    text: str = ""
+    interval: Literal["wilson", "clopper-pearson"] = "wilson"
+    images: int = 8
+    select: Selection = field(default_factory=Selection)
+
+
+def load_definition(name: str | None = None) -> Definition:
+    """Return a definition by the name it has in the catalogue, or by its path; ``default`` without one.
+
+    Raises:
+        UnknownName: if the catalogue has none of that name.
+        BadCatalogue: if the file cannot be read or says something that has no meaning.
+    """
+    name = name or "default"
+    if name.endswith(".toml"):
+        return read_definition(Path(name))
+    known = entries("reports")
+    if name not in known:
+        raise UnknownName("unknown report definition", got=name, remedy=suggest(name, known))
+    return read_definition(known[name])
+
+
+def read_definition(path: Path) -> Definition:
+    """Read and check one file.
+
+    Raises:
+        BadCatalogue: if it cannot be read or says something that has no meaning.
+    """
+    try:
+        return _definition(path.stem, tomllib.loads(path.read_text(encoding="utf-8")))
+    except Mismatch as error:
+        raise BadCatalogue(f"{path.name}: {error}", **error.details()) from error
+    except (OSError, ValueError) as error:
+        raise BadCatalogue(f"unreadable report definition {path}", remedy=str(error)) from error
+
+
+def _definition(name: str, value: dict[str, Any]) -> Definition:
+    version = value.pop("version", None)
+    if version != DEFINITION_VERSION:
+        raise Mismatch(
+            "version does not fit", got=version or "none", expected=str(DEFINITION_VERSION)
+        )
+    sections = tuple(_section(_table(each)) for each in value.pop("sections", ()))
+    checked = check_fields(Definition, {"name": name, "sections": sections, **value})
+    if not sections or checked.get("images", 1) < 1:
+        raise Mismatch("a report needs a section and at least 1 column of images")
+    return Definition(**{**checked, "select": _selection(checked)})
+
+
+def _section(value: Mapping[str, Any]) -> Section:
+    checked = check_fields(Section, value)
+    return Section(**{**checked, "select": _selection(checked)})
+
+
+def _selection(value: Mapping[str, Any]) -> Selection:
+    return Selection(**check_fields(Selection, _table(value.get("select", {}))))
+
+
+def _table(value: object) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise Mismatch(
+            "sections and select are tables", got=value, expected="[[sections]], [select]"
+        )
+    return value
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)

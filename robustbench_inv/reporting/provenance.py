@@ -1,0 +1,160 @@
+"""Where the numbers come from: what went wrong, verdicts of the checks, versions, digests, seeds, commands."""
+
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from robustbench_inv.reporting.cells import CellResult, RunResult
+from robustbench_inv.reporting.exports import number
+from robustbench_inv.reporting.facts import FAILURES
+
+__all__ = ["GRADES", "Facts", "Failure", "collect_facts", "collect_verdicts", "list_failures"]
+
+GRADES = ("FAIL", "WARN", "NA", "PASS")
+"""Verdicts in the order in which a reader should see them."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Samples of one cell for which an attack has no valid proposal."""
+
+    cell: CellResult
+    status: str
+    count: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A titled list of names and values."""
+
+    title: str
+    rows: tuple[tuple[str, str], ...]
+
+
+def list_failures(cells: Iterable[CellResult]) -> list[Failure]:
+    """Return what went wrong in each cell, with the first reason that was noted."""
+    return [
+        Failure(
+            cell, status.replace("_", " "), cell.summary.statuses[status], _reason(cell, status)
+        )
+        for cell in cells
+        for status in FAILURES
+        if cell.summary.statuses.get(status)
+    ]
+
+
+def collect_verdicts(runs: Sequence[RunResult]) -> dict[str, list[dict[str, Any]]]:
+    """Return the verdicts by grade, the worst first, each once, those of the selected cells only."""
+    cells = [cell for run in runs for cell in run.cells]
+    seen = {
+        json.dumps(dict(verdict), sort_keys=True): {
+            **verdict,
+            "shown": _shown(verdict.get("value")),
+        }
+        for run in runs
+        for verdict in run.checks
+        if _concerns(verdict, cells)
+    }
+    ordered = sorted(seen.values(), key=lambda v: (_number_of(v["id"]), v["subject"]))
+    return {grade: [v for v in ordered if v["verdict"] == grade] for grade in GRADES}
+
+
+def collect_facts(runs: Sequence[RunResult]) -> list[Facts]:
+    """Return all that somebody needs to repeat the runs: commands, models, attacks, data, machine."""
+    cells = [cell for run in runs for cell in run.cells]
+    return [
+        Facts("Runs", _once((run.name, _command(run)) for run in runs)),
+        Facts("Models", _once((cell.model, _model(cell)) for cell in cells)),
+        Facts("Attacks", _once((cell.attack, _attack(cell)) for cell in cells)),
+        Facts("Data", _once((cell.panel.dataset, _data(cell)) for cell in cells)),
+        Facts("Made with", _made_with(cells)),
+        Facts("Cells", _once((_name(cell), cell.folder.digest) for cell in cells)),
+    ]
+
+
+def _reason(cell: CellResult, status: str) -> str:
+    notes = (event for event in cell.folder.events() if event.get("kind") == status)
+    first = next(notes, {})
+    return str(first.get("error") or first.get("message") or first.get("reason") or "")
+
+
+def _concerns(verdict: Mapping[str, Any], cells: Sequence[CellResult]) -> bool:
+    """Say whether a verdict is about a run as a whole, or about a model that the report selects."""
+    names = {str(cell.info["model"]["name"]) for cell in cells}
+    subject = str(verdict["subject"])
+    if verdict["scope"] == "run":
+        return True
+    if verdict["scope"] == "model":
+        return subject in names
+    return any(f" on {name}," in f"{subject}," for name in names)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, float | int) and not isinstance(value, bool):
+        return number(float(value))
+    return "—" if value is None else str(value)
+
+
+def _number_of(check: str) -> tuple[int, str]:
+    digits = "".join(sign for sign in check if sign.isdigit())
+    return int(digits or 0), check
+
+
+def _once(rows: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    return tuple(dict.fromkeys(rows))
+
+
+def _command(run: RunResult) -> str:
+    command = [str(word) for word in run.plan.get("command", ())]
+    return shlex.join(command) if command else "called from Python"
+
+
+def _model(cell: CellResult) -> str:
+    weights = cell.info.get("weights_digest")
+    told = f", weights {weights}" if weights else ", no weights"
+    return f"digest {cell.info['model']['digest']}{told}"
+
+
+def _attack(cell: CellResult) -> str:
+    attack = cell.info["attack"]
+    parameters = ", ".join(f"{k}={v}" for k, v in attack.get("parameters", {}).items())
+    told = f" ({parameters})" if parameters else ""
+    return f"{attack.get('implementation', '')}{told}, digest {attack['digest']}"
+
+
+def _data(cell: CellResult) -> str:
+    data = cell.info["dataset"]
+    low, high = data["bounds"]
+    return (
+        f"{data['size']:,} samples of shape {tuple(data['shape'])} in [{low:g}, {high:g}], "
+        f"{data['num_classes']} classes, digest {data['digest']}"
+    )
+
+
+def _made_with(cells: Sequence[CellResult]) -> tuple[tuple[str, str], ...]:
+    rows: list[tuple[str, str]] = []
+    for info in (cell.info for cell in cells):
+        rows += [(name, str(version)) for name, version in info.get("versions", {}).items()]
+        rows += [
+            (key, str(info[key]))
+            for key in ("device", "dtype", "seed", "batch_size")
+            if key in info
+        ]
+        rows.append(("git", _git(info.get("git"))))
+    merged: dict[str, list[str]] = {}
+    for name, value in dict.fromkeys(rows):
+        merged.setdefault(name.replace("_", " "), []).append(value)
+    return tuple((name, ", ".join(values)) for name, values in merged.items())
+
+
+def _git(state: Mapping[str, Any] | None) -> str:
+    if not state:
+        return "not run from a checkout"
+    return str(state.get("commit")) + (" with uncommitted changes" if state.get("dirty") else "")
+
+
+def _name(cell: CellResult) -> str:
+    return f"{cell.attack} on {cell.model}, {cell.threat}, {cell.panel.dataset}"

@@ -1,0 +1,215 @@
+"""How sure we may be: intervals of shares and medians, and paired comparisons on the same samples."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf, sqrt
+
+import numpy as np
+from scipy.special import bdtr, betaincinv, ndtri
+
+from robustbench_inv.errors import BadParameter
+from robustbench_inv.results.summary import Rate
+
+__all__ = [
+    "INTERVALS",
+    "Interval",
+    "Median",
+    "Pairs",
+    "clopper_pearson",
+    "mcnemar",
+    "median_of",
+    "tango",
+    "wilson",
+]
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A two-sided 95 % confidence interval, ends included."""
+
+    low: float
+    high: float
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+def wilson(rate: Rate) -> Interval:
+    """Return the score interval of a share, the one that ``Rate`` itself carries."""
+    return Interval(rate.low, rate.high)
+
+
+def clopper_pearson(rate: Rate) -> Interval:
+    """Return the exact interval of a share: it covers in at least 95 % of repetitions, whatever the share.
+
+    Args:
+        rate: k successes of n trials; without trials the interval is [0, 1].
+
+    References:
+        Clopper and Pearson, The use of confidence or fiducial limits, Biometrika 1934; as beta
+        quantiles in Brown, Cai and DasGupta, Statistical Science 2001, section 4.2.1.
+
+    Example:
+        >>> interval = clopper_pearson(Rate(0, 10))
+        >>> interval.low, round(interval.high, 4)
+        (0.0, 0.3085)
+    """
+    k, n, tail = rate.successes, rate.trials, (1 - CONFIDENCE) / 2
+    low = float(betaincinv(k, n - k + 1, tail)) if k else 0.0
+    high = float(betaincinv(k + 1, n - k, 1 - tail)) if k < n else 1.0
+    return Interval(low, high)
+
+
+INTERVALS: dict[str, Callable[[Rate], Interval]] = {
+    "wilson": wilson,
+    "clopper-pearson": clopper_pearson,
+}
+"""The intervals of a share that a report definition can ask for."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Two outcomes of each sample: how many are true in both, in one only, in neither.
+
+    Args:
+        both: true in the first and in the second.
+        first: true in the first only.
+        second: true in the second only.
+        neither: true in none.
+    """
+
+    both: int
+    first: int
+    second: int
+    neither: int
+
+    @classmethod
+    def of(cls, first: Sequence[bool], second: Sequence[bool]) -> "Pairs":
+        """Count two outcomes, given in the same order of samples.
+
+        Raises:
+            BadParameter: if they are not equally many.
+        """
+        if len(first) != len(second):
+            raise BadParameter(
+                "outcomes are not paired", got=len(second), expected=f"{len(first)} samples"
+            )
+        seen = list(zip(map(bool, first), map(bool, second), strict=True))
+        outcomes = ((True, True), (True, False), (False, True), (False, False))
+        return cls(*(seen.count(outcome) for outcome in outcomes))
+
+    @property
+    def total(self) -> int:
+        """Number of samples."""
+        return self.both + self.first + self.second + self.neither
+
+    @property
+    def difference(self) -> float:
+        """First share minus second share; nan without samples."""
+        return (self.first - self.second) / self.total if self.total else float("nan")
+
+
+def mcnemar(pairs: Pairs) -> float:
+    """Return the exact two-sided p value that both shares are equal.
+
+    Only the discordant samples count; under equality each is a fair coin.
+
+    References:
+        McNemar, Psychometrika 1947; exact form in Fagerland, Lydersen and Laake, BMC Medical Research
+        Methodology 2013, equation 2.
+
+    Example:
+        >>> mcnemar(Pairs(both=80, first=5, second=0, neither=15))
+        0.0625
+    """
+    n, k = pairs.first + pairs.second, min(pairs.first, pairs.second)
+    return min(1.0, 2 * float(bdtr(k, n, 0.5))) if n else 1.0
+
+
+def tango(pairs: Pairs) -> Interval:
+    """Return the score interval of the difference of two paired shares.
+
+    It holds the differences Δ that a score test with the share of discordant samples fitted under Δ
+    does not reject; it excludes 0 exactly when McNemar's asymptotic test rejects equality.
+
+    Args:
+        pairs: the paired outcomes; without samples the interval is [−1, 1].
+
+    References:
+        Tango, Equivalence test and confidence interval for the difference in proportions for the
+        paired-sample design, Statistics in Medicine 1998, equations 18 and 26.
+
+    Example:
+        >>> interval = tango(Pairs(both=1, first=1, second=7, neither=12))
+        >>> round(interval.low, 3), round(interval.high, 3)
+        (-0.517, -0.026)
+    """
+    if pairs.total == 0:
+        return Interval(-1.0, 1.0)
+    z = float(ndtri((1 + CONFIDENCE) / 2))
+    difference = pairs.difference
+    low = _bisect(lambda Δ: _score(pairs, Δ) - z, -1.0, difference)
+    high = _bisect(lambda Δ: _score(pairs, Δ) + z, difference, 1.0)
+    return Interval(low, high)
+
+
+@dataclass(frozen=True)
+class Median:
+    """A median with its 95 % interval; None where there are too few values for one."""
+
+    value: float
+    interval: Interval | None
+
+
+def median_of(values: Sequence[float]) -> Median | None:
+    """Return the median with its order-statistic interval, which assumes no distribution.
+
+    Args:
+        values: any numbers; inf stands for a sample that never fell.
+
+    Returns:
+        The median, or None without values. Fewer than 6 values give no interval.
+
+    References:
+        David and Nagaraja, Order Statistics, 3rd edition 2003, section 7.1.
+
+    Example:
+        >>> median_of(range(1, 11))
+        Median(value=5.5, interval=Interval(low=2, high=9))
+    """
+    x, n = sorted(values), len(values)
+    if not x:
+        return None
+    middle = x[n // 2] if n % 2 or x[n // 2] == inf else (x[n // 2 - 1] + x[n // 2]) / 2
+    r = _rank(n)
+    return Median(middle, Interval(x[r - 1], x[n - r]) if r else None)
+
+
+def _score(pairs: Pairs, Δ: float) -> float:
+    """Tango's equation 18: the standardised distance of the difference from Δ."""
+    n, b, c = pairs.total, pairs.first, pairs.second
+    A, B, C = 2 * n, -b - c + (2 * n - b + c) * Δ, -c * Δ * (1 - Δ)
+    q = (sqrt(max(B * B - 4 * A * C, 0.0)) - B) / (2 * A)
+    variance = n * (2 * q + Δ * (1 - Δ))
+    distance = b - c - n * Δ
+    if variance <= 0:
+        return 0.0 if distance == 0 else inf if distance > 0 else -inf
+    return distance / sqrt(variance)
+
+
+def _bisect(decreasing: Callable[[float], float], low: float, high: float) -> float:
+    """Return where a decreasing function changes sign; 60 halvings leave 2 in 10¹⁸ of the range."""
+    if decreasing(low) <= 0:
+        return low
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if decreasing(middle) > 0 else (low, middle)
+    return high
+
+
+def _rank(n: int) -> int:
+    """The largest r with P(Binomial(n, ½) < r) ≤ 2.5 %; 0 when there is none."""
+    below = bdtr(np.arange(n // 2 + 1), n, 0.5)
+    return int(np.searchsorted(below, (1 - CONFIDENCE) / 2, side="right"))

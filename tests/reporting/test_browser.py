@@ -1,0 +1,80 @@
+"""The report in a real browser: no errors, no requests, tables and pictures that are really there."""
+
+import shutil
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--no-first-run", "--disable-dev-shm-usage",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="the package playwright is not installed"
+    )
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_the_report_opens_cleanly(browser, report, width, scheme):
+    context = browser.new_context(
+        offline=True, viewport={"width": width, "height": 900}, color_scheme=scheme
+    )
+    page, troubles, requests = context.new_page(), [], []
+    page.on("console", lambda message: troubles.append(message.text))
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.on("request", lambda request: requests.append(request.url))
+    page.goto(report.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    assert troubles == []
+    assert [url for url in requests if not url.startswith("data:")] == [report.as_uri()]
+    _assert_all_visible(page, "table.data", at_least=10)
+    _assert_all_visible(page, "figure svg", at_least=5)
+    _assert_all_visible(page, "figure svg image", at_least=20)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    context.close()
+
+
+def test_pictures_are_described_and_tables_have_captions(browser, report):
+    page = browser.new_page()
+    page.goto(report.as_uri())
+    labels = page.eval_on_selector_all("figure [role=img]", "all => all.map(e => e.ariaLabel)")
+    assert labels
+    assert all(len(label) > 20 for label in labels)
+    captions = page.eval_on_selector_all(
+        "table", "all => all.map(e => e.caption && e.caption.textContent)"
+    )
+    assert all(captions)
+    page.close()
+
+
+def test_a_heading_sorts_its_table(browser, report):
+    page = browser.new_page()
+    page.goto(report.as_uri())
+    table = page.locator("table.sortable").first
+    column = "all => all.map(row => parseFloat(row.cells[4].textContent))"
+    heading = table.locator("thead th").nth(4)
+    for direction in ("ascending", "descending"):
+        heading.get_by_role("button").click()
+        values = table.locator("tbody tr").evaluate_all(column)
+        assert values == sorted(values, reverse=direction == "descending")
+        assert heading.get_attribute("aria-sort") == direction
+    page.close()
+
+
+def _assert_all_visible(page, selector, at_least):
+    sizes = page.eval_on_selector_all(
+        selector,
+        "all => all.map(e => { const r = e.getBoundingClientRect(); return [r.width, r.height] })",
+    )
+    assert len(sizes) >= at_least
+    assert all(width > 5 and height > 5 for width, height in sizes)

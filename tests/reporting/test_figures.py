@@ -1,0 +1,144 @@
+"""Curves against counts, and figures that are well-formed, self-contained and the same each time."""
+
+import re
+import xml.etree.ElementTree as ElementTree
+from math import inf
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robustbench_inv.reporting.canvas import INK, inline_svg
+from robustbench_inv.reporting.cells import read_runs
+from robustbench_inv.reporting.curves import cell_curve, fallen_curve, held_curve
+from robustbench_inv.reporting.figures import FIGURES, Plot, draw_figures
+from robustbench_inv.reporting.statistics import wilson
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def plot_of(run, columns=2):
+    return Plot(tuple(c for result in read_runs([run]) for c in result.cells), wilson, columns)
+
+
+def texts(svg):
+    return [
+        "".join(element.itertext()) for element in ElementTree.fromstring(svg).iter(f"{SVG}text")
+    ]
+
+
+@given(st.lists(st.floats(0, 5) | st.just(inf), min_size=1, max_size=50))
+def test_held_and_fallen_are_complements_at_each_distance(distances):
+    held, fallen = held_curve(np.array(distances), wilson), fallen_curve(distances, wilson)
+    assert held.x == fallen.x
+    assert np.add(held.y, fallen.y) == pytest.approx(100)
+    for x, y, low, high in zip(held.x, held.y, held.low, held.high, strict=True):
+        assert y == pytest.approx(100 * sum(d > x for d in distances) / len(distances))
+        assert low <= y + 1e-9
+        assert y <= high + 1e-9
+
+
+def test_a_sweep_starts_at_clean_accuracy(writer, record):
+    records = [record(0, status="already_wrong"), record(1, broken_at=0.1), record(2), record(3)]
+    plot = plot_of(writer.cell(records, epsilons=[0.1, 0.2]).finish())
+    curve = cell_curve(plot.cells[0], wilson)
+    assert (curve.x, curve.y, curve.stepped) == ((0.0, 0.1, 0.2), (75.0, 50.0, 50.0), False)
+
+
+def test_a_long_curve_is_thinned_but_keeps_its_ends():
+    curve = held_curve(np.arange(1.0, 5001.0), wilson)
+    assert len(curve.x) <= 240
+    assert (curve.x[0], curve.x[-1], curve.y[-1]) == (0.0, 5000.0, 0.0)
+
+
+@pytest.mark.parametrize("kind", FIGURES)
+def test_figures_are_the_same_each_time_and_leave_settings_alone(full_run, kind):
+    before = dict(mpl.rcParams)
+    first, second = (draw_figures(kind, plot_of(full_run)) for _ in range(2))
+    assert first
+    assert [picture.svg for picture in first] == [picture.svg for picture in second]
+    assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize("kind", FIGURES)
+def test_figures_are_well_formed_and_need_nothing_else(full_run, kind):
+    for picture in draw_figures(kind, plot_of(full_run)):
+        root = ElementTree.fromstring(picture.svg)
+        assert root.tag == f"{SVG}svg"
+        links = [v for e in root.iter() for k, v in e.attrib.items() if k.endswith("href")]
+        assert all(link.startswith(("#", "data:image/png;base64,")) for link in links)
+        assert "<dc:date>" not in picture.svg
+        assert picture.alt
+        assert picture.caption
+
+
+def test_names_are_drawn_as_text_and_never_as_mathematics(writer, sweep_records):
+    records = sweep_records(10, [5], [0.1])
+    run = writer.cell(records, model="$x$_model").cell(records, model="other").finish()
+    (picture,) = draw_figures("curves", plot_of(run))
+    assert {"$x$_model", "other", "Worst of all attacks", "pgd"} <= set(texts(picture.svg))
+
+
+def test_a_model_has_one_colour_everywhere(full_run):
+    plot = plot_of(full_run)
+    some = plot.only(tuple(c for c in plot.cells if c.model != "mnist-cnn"))
+    assert some.colour("mnist-vib") == plot.colour("mnist-vib") != plot.colour("mnist-cnn")
+
+
+def test_spheres_show_both_attacks_split_by_class(full_run):
+    (picture,) = draw_figures("classes", plot_of(full_run))
+    said = set(texts(picture.svg))
+    assert {"inner sphere", "outer sphere", "spheres-perturbation", "spheres-invariance"} <= said
+    assert (
+        "spheres-perturbation on spheres-misaligned breaks 0.0 % of the inner sphere" in picture.alt
+    )
+    assert "100.0 % of the outer sphere" in picture.alt
+
+
+def test_images_show_clean_adversarial_and_difference_of_every_model(full_run):
+    pictures = {
+        p.title.split(":")[0]: p for p in draw_figures("images", plot_of(full_run, columns=4))
+    }
+    assert set(pictures) == {"noise", "fgsm", "pgd"}
+    root = ElementTree.fromstring(pictures["pgd"].svg)
+    assert len(list(root.iter(f"{SVG}image"))) == 4 * (1 + 2 * 2)
+    assert {"0 → 1", "clean", "mnist-cnn", "mnist-vib"} <= set(texts(pictures["pgd"].svg))
+
+
+def test_images_prefer_what_the_attack_broke_one_of_each_class(writer, record):
+    records = [
+        record(0, label=0, status="already_wrong"), record(1, label=0, broken_at=0.1),
+        record(2, label=0, broken_at=0.1), record(3, label=5, oracle=2),
+    ]  # fmt: skip
+    clean = np.zeros((4, 1, 8, 8), np.float32)
+    images = {"samples": np.arange(4), "clean": clean, "adversarial": clean + 0.1}
+    (picture,) = draw_figures("images", plot_of(writer.cell(records, images=images).finish()))
+    assert {"0 → 1", "0.1", "5 → 5 (is 2)", "0.1 held"} <= set(texts(picture.svg))
+    assert "wrong before" not in texts(picture.svg)
+
+
+def test_inputs_that_are_no_images_are_passed_over(writer, record):
+    images = {
+        "samples": np.arange(1),
+        "clean": np.zeros((1, 500)),
+        "adversarial": np.zeros((1, 500)),
+    }
+    run = writer.cell([record(0)], shape=[500], images=images).finish()
+    assert draw_figures("images", plot_of(run)) == []
+
+
+def test_inline_figures_share_no_ids_and_take_the_colours_of_the_page(full_run):
+    pictures = draw_figures("curves", plot_of(full_run)) + draw_figures(
+        "distances", plot_of(full_run)
+    )
+    bodies = [inline_svg(p.svg, f"{p.name}-") for p in pictures]
+    ids = [name for body in bodies for name in re.findall(r'\bid="([^"]+)"', body)]
+    used = {name for body in bodies for name in re.findall(r'(?:href="#|url\(#)([^")]+)', body)}
+    assert len(ids) == len(set(ids))
+    assert used <= set(ids)
+    for body in bodies:
+        ElementTree.fromstring(body)
+        assert INK not in body
+        assert "<metadata>" not in body
