@@ -45,13 +45,15 @@ def train_recipe(
         BadData, BadResults: for damaged data or a checkpoint of another recipe.
     """
     recipe = read_recipe(path)
+    if not recipe.held_out:
+        raise BadCatalogue(f"{path}: held_out is empty", expected="a data set for golden logits")
+    held_out = {name: load_dataset(name, data_root=data_root) for name in recipe.held_out}
     place = _device(device)
     torch.manual_seed(recipe.seed)
     model: nn.Module = _build(recipe.model, recipe.model_parameters).to(place)
     objective = _build(recipe.objective, recipe.objective_parameters)
     data = _training_data(recipe, load_dataset(recipe.dataset, data_root=data_root))
     model = train(recipe, model, objective, data, out, report=report).cpu()
-    held_out = {name: load_dataset(name, data_root=data_root) for name in recipe.held_out}
     return _export(recipe, path, model, held_out, out / "models" / recipe.name)
 
 
@@ -83,8 +85,6 @@ def clean_accuracy(model: nn.Module, dataset: Dataset, batch_size: int = 500) ->
 def _export(
     recipe: Recipe, source: Path, model: nn.Module, held_out: dict[str, Dataset], folder: Path
 ) -> Path:
-    if not held_out:
-        raise BadCatalogue(f"{source}: held_out is empty", expected="a data set for golden logits")
     first = next(iter(held_out.values()))
     images, _ = first.batch(torch.arange(0, len(first), len(first) // GOLDEN)[:GOLDEN])
     measured: dict[str, object] = {

@@ -1,0 +1,116 @@
+"""``invbench train`` from recipe to a catalogue whose model can be evaluated, and what goes wrong on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from robustbench_inv.catalogue.loaded_model import load_model
+from robustbench_inv.errors import BadCatalogue, BadParameter, UnknownName
+from robustbench_inv.training.run import find_recipe, train_recipe
+
+RECIPE = """model = "robustbench_inv.models.cnn:GuessFirstCNN"
+objective = "robustbench_inv.training.objectives:CrossEntropy"
+dataset = "mnist5k"
+first = 0
+last = 400
+epochs = 3
+batch_size = 100
+learning_rate = 1e-3
+seed = 0
+held_out = ["mnist5k"]
+
+[card]
+summary = "a test"
+dataset = "mnist"
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "mnist-tiny" / "recipe.toml"
+    path.parent.mkdir()
+    path.write_text(RECIPE)
+    return path
+
+
+def command(recipe, out):
+    return [
+        sys.executable,
+        "-m",
+        "robustbench_inv.cli.main",
+        "train",
+        str(recipe),
+        "--out",
+        str(out),
+    ]
+
+
+def test_the_finished_folder_is_a_catalogue(recipe, tmp_path, monkeypatch):
+    folder = train_recipe(recipe, tmp_path / "out")
+    monkeypatch.setenv("INVBENCH_CATALOGUE", str(tmp_path / "out"))
+    model = load_model("mnist-tiny")
+    golden = load_file(folder / "golden.safetensors")
+    with torch.no_grad():
+        torch.testing.assert_close(model(golden["images"]).logits, golden["logits"])
+    assert model.card["training"]["epochs"] == 3
+    assert 0 < model.card["training"]["accuracy_mnist5k"] <= 1
+
+
+def test_killed_and_resumed_gives_the_same_files(recipe, tmp_path):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    done = subprocess.run(
+        command(recipe, whole), env=environment, capture_output=True, text=True, check=True
+    )
+    assert "epoch 3/3" in done.stderr
+    assert "ends in 0:00" in done.stderr
+    started = subprocess.Popen(command(recipe, parts), env=environment, stderr=subprocess.DEVNULL)
+    metrics = parts / "metrics.jsonl"
+    while started.poll() is None and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.01)
+    started.send_signal(signal.SIGKILL)
+    started.wait()
+    subprocess.run(command(recipe, parts), env=environment, capture_output=True, check=True)
+    for name in ("weights.safetensors", "golden.safetensors", "card.toml"):
+        place = f"models/mnist-tiny/{name}"
+        assert (whole / place).read_bytes() == (parts / place).read_bytes(), name
+    assert [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()] == [1, 2, 3]
+
+
+def test_recipes_are_found_by_name():
+    assert find_recipe("mnist-cnn").name == "recipe.toml"
+    with pytest.raises(BadCatalogue, match="no recipe"):
+        find_recipe("spheres-max-margin")
+    with pytest.raises(UnknownName, match="mnist-cnn"):
+        find_recipe("mnist-cnm")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        ("last = 400", "last = 5001", BadParameter),
+        ("GuessFirstCNN", "GuessLastCNN", BadCatalogue),
+        ('held_out = ["mnist5k"]', "", BadCatalogue),
+        ("[card]", "[model_parameters]\nwidth = 3\n[card]", BadCatalogue),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_is_one_line_before_training(
+    recipe, tmp_path, old, new, error
+):
+    recipe.write_text(RECIPE.replace(old, new))
+    with pytest.raises(error) as caught:
+        train_recipe(recipe, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out" / "checkpoint.safetensors").exists()
+
+
+def test_an_unknown_device_is_one_line(recipe, tmp_path):
+    with pytest.raises(BadParameter, match="unusable device"):
+        train_recipe(recipe, tmp_path / "out", device="abacus")
