@@ -44,7 +44,7 @@ def command(recipe, out):
     return [
         sys.executable,
         "-m",
-        "robustbench_inv.cli.main",
+        "robustbench_inv",
         "train",
         str(recipe),
         "--out",
