@@ -1,1 +1,76 @@
-"""Benchmark of both ways a classifier fails."""
+"""Measures both ways a classifier fails: too sensitive to perturbations, too invariant to content.
+
+Importing this package imports neither torch nor numpy; each name below is fetched when it is first used.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from robustbench_inv.catalogue.load import (
+        LoadedAttack,
+        LoadedModel,
+        load_attack,
+        load_dataset,
+        load_model,
+        load_threat,
+    )
+    from robustbench_inv.data.protocol import Dataset
+    from robustbench_inv.evaluation.run import Run, evaluate
+    from robustbench_inv.models.protocol import Classifier, Output
+    from robustbench_inv.reporting.html import write_report
+    from robustbench_inv.results.record import Record
+    from robustbench_inv.results.summary import Rate
+    from robustbench_inv.threat.threat_model import ThreatModel
+
+__all__ = [
+    "Classifier",
+    "Dataset",
+    "LoadedAttack",
+    "LoadedModel",
+    "Output",
+    "Rate",
+    "Record",
+    "Run",
+    "ThreatModel",
+    "__version__",
+    "evaluate",
+    "load_attack",
+    "load_dataset",
+    "load_model",
+    "load_threat",
+    "write_report",
+]
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    "Classifier": "models.protocol",
+    "Dataset": "data.protocol",
+    "LoadedAttack": "catalogue.load",
+    "LoadedModel": "catalogue.load",
+    "Output": "models.protocol",
+    "Rate": "results.summary",
+    "Record": "results.record",
+    "Run": "evaluation.run",
+    "ThreatModel": "threat.threat_model",
+    "evaluate": "evaluation.run",
+    "load_attack": "catalogue.load",
+    "load_dataset": "catalogue.load",
+    "load_model": "catalogue.load",
+    "load_threat": "catalogue.load",
+    "write_report": "reporting.html",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    found: object = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -9,7 +9,7 @@ from robustbench_inv.attacks.protocol import Batch, Loss
 from robustbench_inv.models.protocol import Classifier, Stochastic
 from robustbench_inv.randomness import Noise
 from robustbench_inv.results.record import Status
-from robustbench_inv.tensors import Output, flatten, where_rows
+from robustbench_inv.tensors import Output, flatten
 from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = ["Meter", "answer", "inside_box", "judge"]
@@ -154,7 +154,7 @@ class Meter:
             self.noise.named("search").rows(rows),
             self._forward[rows].long(),
         )
-        self._forward[rows] += 1
+        self._forward.index_add_(0, rows, torch.ones_like(rows, dtype=torch.float64))
         if self.keep_best:
             self._keep(images.detach(), output.detach(), rows)
         return output
@@ -174,9 +174,14 @@ class Meter:
         allowed = inside_box(images, self.bounds) & self.threat.budget.contains(clean, images)
         distance = self.threat.budget.distance(clean, images)
         nearer = allowed & (distance < self._distance[rows])
-        self.best[rows] = where_rows(nearer, images, self.best[rows])
-        self._distance[rows] = torch.where(nearer, distance, self._distance[rows])
-        self.found[rows] |= nearer
+        images, rows = images[nearer].to(self.best), rows[nearer]
+        distance = distance[nearer].to(self._distance)
+        # an attack may ask about several images of one sample at once
+        least = self._distance.scatter_reduce(0, rows, distance, "amin")
+        first = distance == least[rows]
+        self.best[rows[first]] = images[first]
+        self._distance[rows[first]] = distance[first]
+        self.found[rows[first]] = True
 
     def _count_backward(self, slope: Tensor, rows: Tensor | None) -> None:
         size = (flatten(slope.detach()).abs()).amax(1)
@@ -185,9 +190,9 @@ class Meter:
             self._backward += len(slope) / len(self.batch)
             self._useful |= useful.any()
             return
-        chosen = slice(None) if rows is None else rows
-        self._backward[chosen] += 1
-        self._useful[chosen] |= useful
+        chosen = torch.arange(len(slope), device=slope.device) if rows is None else rows
+        self._backward.index_add_(0, chosen, torch.ones_like(chosen, dtype=torch.float64))
+        self._useful[chosen[useful]] = True
 
 
 def _slope(value: Tensor, images: Tensor) -> Tensor:

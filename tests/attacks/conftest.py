@@ -92,9 +92,9 @@ def whole(attack):
     return run(attack)
 
 
-def in_parts(attack, size, on=None, threat=None):
-    """Return the images shown in batches of a size."""
-    count = len((on or problem())[2])
+def in_parts(attack, size, on=None, threat=None, count=None):
+    """Return the images shown in batches of a size, of the first samples or all."""
+    count = count or len((on or problem())[2])
     parts = torch.split(torch.arange(count), size)
     return torch.cat([run(attack, on, threat, rows).images for rows in parts])
 
@@ -102,4 +102,6 @@ def in_parts(attack, size, on=None, threat=None):
 @pytest.fixture(scope="session")
 def lab():
     """The functions of this file."""
-    return SimpleNamespace(problem=problem, threat_for=threat_for, run=run, whole=whole, in_parts=in_parts)
+    return SimpleNamespace(
+        problem=problem, threat_for=threat_for, run=run, whole=whole, in_parts=in_parts
+    )

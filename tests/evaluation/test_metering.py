@@ -50,6 +50,19 @@ def test_it_answers_queries():
     assert isinstance(meter(), Queries)
 
 
+def test_several_images_of_one_sample_are_each_counted_and_the_nearest_success_is_kept():
+    m = meter()
+    images = m.batch.images[[2, 2, 2]].clone()
+    images[:, 0, 0, 0] = torch.tensor([0.9, 0.6, 0.7])
+    rows = torch.tensor([2, 2, 2])
+    m(images, rows)
+    m.gradient(images, loss, rows)
+    assert m.forward_passes.tolist() == [0, 0, 6, 0]
+    assert m.backward_passes.tolist() == [0, 0, 3, 0]
+    assert m.found.tolist() == [False, False, True, False]
+    assert m.best[2, 0, 0, 0] == pytest.approx(0.6)
+
+
 def test_passes_are_counted_on_the_rows_they_are_made_for():
     m = meter()
     m(m.batch.images)

@@ -1,0 +1,1 @@
+"""An example of a plugin: the attack ``contrast`` and its preset."""

@@ -1,0 +1,58 @@
+"""``invbench data``: fetches and verifies the files of data sets."""
+
+from typing import Annotated
+
+import typer
+
+from robustbench_inv.cli.options import DataRoot, Json
+from robustbench_inv.cli.output import print_json
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="data",
+    help="Fetch and verify the files of data sets.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Names = Annotated[list[str] | None, typer.Argument(help="Data sets.", show_default="all of them")]
+
+
+@app.command()
+def fetch(names: Names = None, data_root: DataRoot = None, json: Json = False) -> None:
+    """Fetch what is not there yet; a file is kept only if its checksum is right."""
+    from robustbench_inv.data.fetch import fetch_dataset
+
+    found = {name: [str(path) for path in fetch_dataset(name, data_root)] for name in _names(names)}
+    if json:
+        return print_json([{"name": name, "files": files} for name, files in found.items()])
+    for name, files in found.items():
+        for line in files or ["nothing to fetch"]:
+            typer.echo(f"{name}: {line}")
+    return None
+
+
+@app.command()
+def verify(names: Names = None, data_root: DataRoot = None, json: Json = False) -> None:
+    """Compare every file with its checksum; exit code 1 if one is missing or damaged."""
+    from robustbench_inv.data.fetch import verify_dataset
+
+    checks = [(name, check) for name in _names(names) for check in verify_dataset(name, data_root)]
+    if json:
+        print_json(
+            [
+                {"name": name, "file": str(check.file), "ok": check.ok, "message": check.message}
+                for name, check in checks
+            ]
+        )
+    else:
+        for name, check in checks:
+            typer.echo(f"{name}: {check.file}: {'ok' if check.ok else check.message}")
+    raise typer.Exit(0 if all(check.ok for _, check in checks) else 1)
+
+
+def _names(names: list[str] | None) -> list[str]:
+    from robustbench_inv.data.registry import DATASETS
+
+    return names or [name for name, known in DATASETS.items() if known.has_files]

@@ -1,0 +1,120 @@
+"""The command ``invbench``: its commands, and how every error becomes one line and an exit code."""
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robustbench_inv.catalogue.locate import CATALOGUE_VARIABLE
+from robustbench_inv.cli import data
+from robustbench_inv.cli.evaluate import evaluate
+from robustbench_inv.cli.list import list_catalogue
+from robustbench_inv.cli.options import option
+from robustbench_inv.cli.report import report
+from robustbench_inv.cli.show import show
+from robustbench_inv.cli.train import train
+from robustbench_inv.errors import InvbenchError
+
+__all__ = ["app", "main"]
+
+TRACEBACK = "INVBENCH_TRACEBACK"
+"""Environment variable: if set, an error shows where it came from."""
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells have it."""
+
+MANY = ("--model", "--attack", "--from")
+"""Options that take one value or several."""
+
+app = typer.Typer(
+    name="invbench",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # importing rich would take a third of the time that --help may take
+    pretty_exceptions_enable=False,
+    epilog="In the environment, INVBENCH_EVALUATE_SEED=3 is evaluate --seed 3, and so on.",
+    context_settings={"auto_envvar_prefix": "INVBENCH", "help_option_names": ["-h", "--help"]},
+)
+app.command("list")(list_catalogue)
+app.command()(show)
+app.command()(evaluate)
+app.command()(report)
+app.command()(train)
+app.add_typer(data.app)
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code: 0 done, 1 something failed, 2 usage."""
+    try:
+        app(spread(sys.argv[1:]), prog_name="invbench")
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:
+            _leave("interrupted; the same command goes on where it stopped", INTERRUPTED)
+        raise
+    except KeyboardInterrupt:
+        _leave("interrupted; the same command goes on where it stopped", INTERRUPTED)
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        _leave(_explain(error), error.exit_code if isinstance(error, InvbenchError) else 1)
+
+
+def spread(arguments: list[str]) -> list[str]:
+    """Return the arguments with the option repeated before each value of those that take many.
+
+    Example:
+        >>> spread(["evaluate", "--model", "a", "b", "--seed", "3"])
+        ['evaluate', '--model', 'a', '--model', 'b', '--seed', '3']
+    """
+    repeated, option, values = [], "", 0
+    for argument in arguments:
+        if argument.startswith("-") and argument != "-":
+            option, values = argument if argument in MANY else "", 0
+        elif option:
+            repeated += [option] if values else []
+            values += 1
+        repeated.append(argument)
+    return repeated
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from robustbench_inv import __version__
+
+        typer.echo(f"invbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    catalogue: Annotated[
+        list[Path] | None,
+        option(help="A further catalogue folder; may be given several times."),
+    ] = None,
+    version: Annotated[  # noqa: ARG001 - its callback answers
+        bool,
+        option("--version", help="Print the version.", is_eager=True, callback=_print_version),
+    ] = False,
+) -> None:
+    """Measure both ways a classifier fails: too sensitive to perturbations, too invariant to content."""
+    if catalogue:
+        # by the environment, so that worker processes find the same catalogue
+        os.environ[CATALOGUE_VARIABLE] = os.pathsep.join(str(each.resolve()) for each in catalogue)
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, InvbenchError):
+        return f"error: {error}"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f" at {error.filename}" if error.filename else ""
+        return f"error: the disk is full{where}; make room, and the same command goes on"
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"error: unexpected {text}; set {TRACEBACK}=1 to see where"
+
+
+def _leave(line: str, code: int) -> None:
+    sys.stderr.write(line + "\n")
+    raise SystemExit(code) from None

@@ -1,0 +1,60 @@
+"""``invbench train``: trains the model of a recipe, or goes on with it."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from robustbench_inv.cli.options import DataRoot, Device, Json
+from robustbench_inv.cli.output import print_json, say
+
+if TYPE_CHECKING:
+    from robustbench_inv.training.loop import Epoch
+
+__all__ = ["train"]
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A model of the catalogue, or a recipe.toml.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the training.", show_default="checkpoints/NAME"),
+    ] = None,
+    device: Device = "cpu",
+    data_root: DataRoot = None,
+    json: Json = False,
+) -> None:
+    """Train a recipe; a checkpoint every epoch, and the same command goes on where it stopped.
+
+    In the end OUT is a catalogue with the model: weights, card, recipe and golden logits.
+    """
+    from robustbench_inv.training.run import find_recipe, train_recipe
+
+    path = find_recipe(recipe)
+    folder = out or Path("checkpoints") / path.resolve().parent.name
+    say(f"training {path.resolve().parent.name} in {folder}")
+    model = train_recipe(path, folder, device=device, data_root=data_root, report=_progress())
+    if json:
+        return print_json({"model": str(model), "catalogue": str(folder)})
+    typer.echo(model)
+    return None
+
+
+def _progress() -> "Callable[[Epoch], None]":
+    """Return what prints one line for each epoch, with the time that is left."""
+    start, first = time.perf_counter(), 0
+
+    def report(epoch: "Epoch") -> None:
+        nonlocal first
+        first = first or epoch.epoch
+        done = epoch.epoch - first + 1
+        left = (time.perf_counter() - start) / done * (epoch.epochs - epoch.epoch)
+        say(
+            f"epoch {epoch.epoch}/{epoch.epochs}  loss {epoch.loss:.4f}  "
+            f"accuracy {epoch.accuracy:.4f}  {epoch.seconds:.1f} s  "
+            f"ends in {int(left) // 60}:{int(left) % 60:02d}"
+        )
+
+    return report

@@ -1,0 +1,84 @@
+"""Foreign code draws each sample's own numbers and leaves the global generators alone."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from robustbench_inv.attacks.foreign_randomness import foreign_randomness, foreign_seed
+from robustbench_inv.randomness import Noise
+
+SHAPE = (2, 3)
+
+DRAWS = {
+    "rand": lambda x: torch.rand(x.shape),
+    "rand with sizes": lambda x: torch.rand(len(x), 2, 3, dtype=torch.float64),
+    "randn": lambda x: torch.randn(tuple(x.shape), device="cpu"),
+    "rand_like": torch.rand_like,
+    "randn_like": torch.randn_like,
+    "uniform_": lambda x: torch.empty_like(x).uniform_(-2, 3),
+    "normal_": lambda x: torch.empty_like(x).normal_(mean=1.0, std=0.1),
+    "after a shared draw": lambda x: (torch.rand(1), torch.rand_like(x))[1],
+}
+"""Ways in which the libraries draw."""
+
+
+def drawn(draw, ids, times=1):
+    images = torch.zeros(len(ids), *SHAPE)
+    with foreign_randomness(Noise(0, torch.tensor(ids))):
+        return [draw(images) for _ in range(times)][-1]
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_a_sample_draws_the_same_in_every_batch(name):
+    whole = drawn(DRAWS[name], [3, 5, 9, 11])
+    assert torch.equal(whole[2:3], drawn(DRAWS[name], [9]))
+    assert torch.equal(whole[1:], drawn(DRAWS[name], [5, 9, 11]))
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_samples_and_calls_differ(name):
+    first, second = drawn(DRAWS[name], [3, 5]), drawn(DRAWS[name], [3, 5], times=2)
+    assert (first[0] != first[1]).all()
+    assert (first != second).all()
+
+
+def test_in_place_draws_keep_their_distribution():
+    ids = list(range(2000))
+    uniform, normal = drawn(DRAWS["uniform_"], ids), drawn(DRAWS["normal_"], ids)
+    assert uniform.min() > -2
+    assert uniform.max() < 3
+    assert uniform.mean() == pytest.approx(0.5, abs=0.05)
+    assert normal.mean() == pytest.approx(1, abs=0.005)
+    assert normal.std() == pytest.approx(0.1, rel=0.05)
+
+
+def test_draws_that_belong_to_no_sample_are_the_same_for_every_batch():
+    def draw(_):
+        return torch.rand(4), torch.randn(6, 1), np.random.rand(), random.random()  # noqa: NPY002
+
+    for one, other in zip(drawn(draw, [1]), drawn(draw, [2, 3, 4, 5, 6, 7]), strict=True):
+        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+
+
+def test_a_sample_attacked_alone_has_a_seed_of_its_own():
+    seeds = {foreign_seed(Noise(0, torch.tensor([i])), alone=True) for i in range(50)}
+    assert len(seeds) == 50
+    assert len({foreign_seed(Noise(0, torch.tensor([i]))) for i in range(50)}) == 1
+    assert foreign_seed(Noise(0, torch.tensor([1]))) != foreign_seed(Noise(1, torch.tensor([1])))
+
+
+def draw_and_fail():
+    with foreign_randomness(Noise(0, torch.arange(3))):
+        _ = torch.rand(3, 2), torch.rand(5), np.random.rand(), random.random()  # noqa: NPY002
+        raise ZeroDivisionError
+
+
+def test_the_global_generators_are_left_as_they_were_even_by_an_error():
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]  # noqa: NPY002
+    with pytest.raises(ZeroDivisionError):
+        draw_and_fail()
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+    assert (before[2] == np.random.get_state()[1]).all()  # noqa: NPY002

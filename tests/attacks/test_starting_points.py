@@ -1,0 +1,73 @@
+"""Starting points are found for each sample by itself, wherever inputs of another class are not rare."""
+
+import pytest
+import torch
+
+from robustbench_inv.attacks.protocol import Batch
+from robustbench_inv.attacks.starting_points import find_starts
+from robustbench_inv.evaluation.metering import Meter
+from robustbench_inv.randomness import Noise
+from robustbench_inv.tensors import Output
+from robustbench_inv.threat.budgets import Unbounded
+from robustbench_inv.threat.goals import Misclassify, Target
+from robustbench_inv.threat.threat_model import ThreatModel
+
+
+class Feature:
+    """Class 1 where a function of the image is above a threshold."""
+
+    num_classes, bounds, dtype = 2, (0.0, 1.0), torch.float64
+
+    def __init__(self, feature, threshold):
+        self.feature, self.threshold = feature, threshold
+
+    def __call__(self, images):
+        beyond = self.feature(images.flatten(1)) - self.threshold
+        return Output(torch.stack([-beyond, beyond], 1))
+
+
+def starts(model, images, goal, ids=None):
+    ids = torch.arange(len(images)) if ids is None else ids
+    labels = model(images).decision
+    batch, noise = Batch(images, labels, ids), Noise(0, ids)
+    meter = Meter(model, batch, ThreatModel(Unbounded()), noise)
+    return find_starts(meter, batch, goal, noise)
+
+
+BRIGHT = Feature(lambda flat: flat.mean(1), 0.8)
+"""What noise never is; a single level is."""
+
+ROUGH = Feature(lambda flat: flat.std(1), 0.4)
+"""What neither noise nor a single level is; salt and pepper is."""
+
+
+@pytest.mark.parametrize("model", [BRIGHT, ROUGH])
+def test_classes_that_noise_never_has_are_found(model):
+    images = torch.full((3, 1, 6, 6), 0.4, dtype=torch.float64)
+    found_images, found = starts(model, images, Misclassify())
+    assert found.all()
+    assert (model(found_images).decision == 1).all()
+    assert found_images.min() >= 0
+    assert found_images.max() <= 1
+
+
+def test_they_are_moved_next_to_the_boundary():
+    images = torch.full((1, 1, 6, 6), 0.4, dtype=torch.float64)
+    found_images, _ = starts(BRIGHT, images, Misclassify())
+    assert 0.8 < found_images.mean() < 0.801
+
+
+def test_a_sample_starts_at_the_same_point_in_every_batch():
+    images = torch.linspace(0.2, 0.5, 5, dtype=torch.float64).reshape(5, 1, 1, 1).expand(5, 1, 6, 6)
+    whole, _ = starts(ROUGH, images, Misclassify())
+    for i in range(5):
+        alone, _ = starts(ROUGH, images[i : i + 1], Misclassify(), torch.tensor([i]))
+        assert torch.equal(alone[0], whole[i])
+
+
+def test_without_one_the_clean_image_stays():
+    images = torch.full((2, 1, 6, 6), 0.4, dtype=torch.float64)
+    never = Feature(lambda flat: flat.mean(1), 2.0)
+    found_images, found = starts(never, images, Target(1))
+    assert not found.any()
+    assert torch.equal(found_images, images)

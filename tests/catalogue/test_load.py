@@ -1,0 +1,190 @@
+"""Loading by name: attacks of every origin, models, threats and goals, and what is said of a mistake."""
+
+import pytest
+import torch
+from torch import nn
+
+from robustbench_inv.catalogue.load import load_attack, load_goal, load_model, load_threat
+from robustbench_inv.errors import (
+    BadCatalogue,
+    BadModel,
+    BadParameter,
+    InvbenchError,
+    UnknownName,
+)
+from robustbench_inv.threat.budgets import LpBall, Unbounded
+from robustbench_inv.threat.goals import KeepDecision, Misclassify, MisclassifyAccepted, Target
+
+OWN_ATTACK = '''
+"""Shows the clean image."""
+from dataclasses import dataclass
+from typing import ClassVar
+@dataclass(frozen=True)
+class Still:
+    size: float = 0.5
+    kind: ClassVar[str] = "invariance"
+    norms: ClassVar[frozenset] = frozenset({"l2"})
+    def run(self, model, batch, threat, noise):
+        return batch.images
+@dataclass
+class Melting(Still.__mro__[1]):
+    size: float = 0.5
+class NoAttack:
+    pass
+instance = Still(0.25)
+'''
+
+
+@pytest.fixture
+def own_attack(tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(OWN_ATTACK)
+    return file
+
+
+def test_parameters_override_those_of_the_preset():
+    loaded = load_attack("pgd:steps=7,loss=ce", restarts=2)
+    assert (loaded.attack.steps, loaded.attack.loss, loaded.attack.restarts) == (7, "ce", 2)
+    assert loaded.name == "pgd:steps=7,loss=ce,restarts=2"
+    assert loaded.card["parameters"]["steps"] == 7
+    assert isinstance(loaded.goal, Misclassify)
+
+
+def test_whole_numbers_stand_for_floats():
+    attack = load_attack("pgd:rel_step=1").attack
+    assert attack.rel_step == 1.0
+    assert isinstance(attack.rel_step, float)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("pgd:stps=20", "unknown parameter stps, expected one of steps, .*did you mean steps"),
+        ("pgd:steps=many", "steps does not fit, got 'many', expected a whole number"),
+        ("pgd:steps=2.5", "steps does not fit"),
+        ("pgd:random_start=1", "random_start does not fit, got 1, expected true or false"),
+        ("pgd:steps=0", "unusable steps"),
+    ],
+)
+def test_a_wrong_parameter_is_named_with_those_that_exist(source, says):
+    with pytest.raises(BadParameter, match=says):
+        load_attack(source)
+
+
+def test_loads_a_users_attack_from_a_file(own_attack):
+    loaded = load_attack(f"{own_attack}:Still:size=1")
+    assert loaded.attack.size == 1.0
+    assert loaded.goal == KeepDecision()
+    assert load_attack(f"{own_attack}:instance").attack.size == 0.25
+    assert load_attack(loaded.attack, size=0.5).attack.size == 0.5
+
+
+@pytest.mark.parametrize("name", ["Melting", "NoAttack"])
+def test_what_is_no_frozen_attack_is_refused(own_attack, name):
+    with pytest.raises(BadCatalogue, match="frozen dataclass"):
+        load_attack(f"{own_attack}:{name}")
+
+
+def test_a_preset_finds_a_file_beside_it(own_attack, monkeypatch):
+    presets = own_attack.parent / "attacks" / "presets"
+    presets.mkdir(parents=True)
+    own_attack.rename(presets / "own.py")
+    (presets / "still.toml").write_text(
+        'summary = "s"\nimplementation = "own.py:Still"\nkind = "invariance"\nnorms = ["l2"]\n'
+    )
+    monkeypatch.setenv("INVBENCH_CATALOGUE", str(own_attack.parent))
+    assert load_attack("still:size=2").attack.size == 2.0
+
+
+@pytest.mark.parametrize(
+    ("text", "budget", "sweep"),
+    [
+        ("linf=0.1", LpBall("linf", 0.1), ()),
+        ("linf=0.05,0.1,0.2", LpBall("linf", 0.2), (0.05, 0.1, 0.2)),
+        ("linf=0,8/256", LpBall("linf", 0.03125), (0.0, 0.03125)),
+        ("l2=2.0", LpBall("l2", 2.0), ()),
+        ("none", Unbounded("l2"), ()),
+        ("none:norm=linf", Unbounded("linf"), ()),
+    ],
+)
+def test_reads_threats(text, budget, sweep):
+    threat = load_threat(text)
+    assert (threat.budget, threat.sweep, threat.goal) == (budget, sweep, Misclassify())
+    assert load_threat(threat) is threat
+
+
+def test_a_threat_takes_the_goal_of_its_attack_unless_it_has_its_own(tmp_path, monkeypatch):
+    (tmp_path / "attacks" / "threats").mkdir(parents=True)
+    (tmp_path / "attacks" / "threats" / "mine.toml").write_text(
+        'summary = "s"\nnorm = "linf"\nepsilons = [0.1]\ngoal = "misclassify-accepted"\naccess = "score"\n'
+    )
+    monkeypatch.setenv("INVBENCH_CATALOGUE", str(tmp_path))
+    assert load_threat("none", KeepDecision()).goal == KeepDecision()
+    mine = load_threat("mine", KeepDecision())
+    assert (mine.goal, mine.access) == (MisclassifyAccepted(), "score")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("linf=0.2,0.1", "ascending"),
+        ("linf=0.1,0.1", "ascending"),
+        ("linf=-0.1", "got '-0.1', expected a finite number >= 0"),
+        ("linf=inf", "got 'inf'"),
+        ("linf=8/0", "got '8/0'"),
+        ("linf=", "got ''"),
+        ("l3=0.1", "unknown norm, got 'l3', expected one of l0, l1, l2, linf"),
+        ("none:norm=l3", "unknown norm"),
+        ("none:eps=1", "unknown parameter"),
+        ("mnist-lnf", "did you mean mnist-linf"),
+    ],
+)
+def test_a_wrong_threat_is_explained(text, says):
+    with pytest.raises(InvbenchError, match=says) as caught:
+        load_threat(text)
+    assert caught.value.exit_code == 2
+
+
+def test_reads_goals():
+    assert load_goal("misclassify-same-class").same_class
+    assert load_goal("target:label=3") == Target(3)
+    assert load_goal("keep-logits:tolerance=0.5").tolerance == 0.5
+    with pytest.raises(UnknownName, match="did you mean misclassify"):
+        load_goal("misclasify")
+    with pytest.raises(BadParameter, match="label is missing"):
+        load_goal("target")
+
+
+def test_wraps_a_users_network():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    network.bounds = (0, 1)
+    loaded = load_model(network, dtype="float64")
+    assert loaded.classifier.dtype == torch.float64
+    assert loaded.classifier(torch.zeros(3, 4, dtype=torch.float64)).logits.shape == (3, 2)
+    assert (loaded.classifier.num_classes, loaded.classifier.bounds) == (2, (0.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("code", "source", "error", "says"),
+    [
+        ("def build(): return nn.Linear(2, 2)", "build", BadModel, "declares no usable bounds"),
+        ("def build(): return 3", "build", BadModel, "not a model"),
+        ("def build(): raise OSError('gone')", "build", BadParameter, "raised OSError: gone"),
+        ("def build(width): return 3", "build", BadParameter, "width is missing.*:width=VALUE"),
+        ("def build(width=1): return 3", "build:widht=3", BadParameter, "did you mean width"),
+        ("build = 3", "build", BadModel, "no model"),
+        ("def build(): pass", "bild", UnknownName, "did you mean build"),
+    ],
+)
+def test_what_is_wrong_with_a_users_model_is_said_in_one_line(tmp_path, code, source, error, says):
+    (tmp_path / "mine.py").write_text("from torch import nn\n" + code + "\n")
+    with pytest.raises(error, match=says) as caught:
+        load_model(f"{tmp_path / 'mine.py'}:{source}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_device_that_is_not_there_is_explained():
+    network = nn.Linear(2, 2)
+    network.bounds = (0, 1)
+    with pytest.raises(BadParameter, match="unusable device"):
+        load_model(network, device="mps:7")

@@ -1,0 +1,134 @@
+"""Where the catalogue is found, and what a broken plugin does to the rest."""
+
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+
+from robustbench_inv.catalogue import plugins
+from robustbench_inv.catalogue.listing import list_entries, show_entry
+from robustbench_inv.catalogue.locate import catalogue_roots, entries, find, shipped_root
+from robustbench_inv.errors import BadCatalogue, UnknownName
+
+PRESET = """
+summary = "mine"
+implementation = "robustbench_inv.attacks.pgd:PGD"
+kind = "budget"
+norms = ["linf"]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _fresh_plugins():
+    plugins.find_plugins.cache_clear()
+    yield
+    plugins.find_plugins.cache_clear()
+
+
+def make_catalogue(folder, **presets):
+    (folder / "attacks" / "presets").mkdir(parents=True)
+    for name, text in presets.items():
+        (folder / "attacks" / "presets" / f"{name}.toml").write_text(text)
+    return folder
+
+
+def install(monkeypatch, **values):
+    points = [EntryPoint(name, value, plugins.GROUP) for name, value in values.items()]
+    monkeypatch.setattr(plugins, "entry_points", lambda **_: points)
+
+
+def names(kind):
+    return {entry["name"] for entry in list_entries(kind).entries}
+
+
+def test_the_shipped_catalogue_is_found_wherever_one_stands(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert catalogue_roots()[0] == shipped_root()
+    assert {"pgd", "fgsm", "noise"} <= entries("attacks").keys()
+
+
+def test_named_folders_are_added_and_cannot_take_a_shipped_name(monkeypatch, tmp_path):
+    folder = make_catalogue(tmp_path, mine=PRESET, pgd=PRESET)
+    monkeypatch.setenv("INVBENCH_CATALOGUE", str(folder))
+    assert catalogue_roots()[1] == folder.resolve()
+    assert "mine" in names("attacks")
+    assert find("attacks", "pgd").is_relative_to(shipped_root())
+
+
+def test_a_folder_that_is_not_there_is_an_error(monkeypatch, tmp_path):
+    monkeypatch.setenv("INVBENCH_CATALOGUE", str(tmp_path / "nowhere"))
+    with pytest.raises(BadCatalogue, match="no such catalogue folder"):
+        entries("attacks")
+
+
+def test_a_plugin_is_a_package_folder_or_a_function(monkeypatch, tmp_path):
+    package = make_catalogue(tmp_path / "invbench_test_plugin", mine=PRESET)
+    (package / "__init__.py").write_text("raise RuntimeError('a listing must not import me')\n")
+    other = make_catalogue(tmp_path / "other", yours=PRESET)
+    (tmp_path / "invbench_test_code.py").write_text(f"def where():\n    return {str(other)!r}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    install(monkeypatch, one="invbench_test_plugin", two="invbench_test_code:where")
+    assert {"mine", "yours"} <= names("attacks")
+    assert "invbench_test_plugin" not in sys.modules
+
+
+def test_a_broken_plugin_is_one_line_and_hides_nothing(monkeypatch, tmp_path):
+    good = make_catalogue(tmp_path / "invbench_test_good", mine=PRESET)
+    (tmp_path / "invbench_test_bad.py").write_text("raise RuntimeError('boom')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    install(monkeypatch, bad="invbench_test_bad:where", gone="invbench_test_gone", good=good.name)
+    listing = list_entries("attacks")
+    assert {"mine", "pgd"} <= {entry["name"] for entry in listing.entries}
+    assert [line for line in listing.problems if "plugin bad" in line and "boom" in line]
+    assert [line for line in listing.problems if "plugin gone" in line]
+    assert all("\n" not in line for line in listing.problems)
+    with pytest.raises(UnknownName, match="plugin bad is broken"):
+        find("attacks", "from-the-bad-one")
+
+
+def test_a_broken_card_is_one_line_and_hides_nothing(monkeypatch, tmp_path):
+    make_catalogue(tmp_path, broken="summary = 3", mine=PRESET)
+    monkeypatch.setenv("INVBENCH_CATALOGUE", str(tmp_path))
+    listing = list_entries("attacks")
+    assert {"mine", "pgd"} <= {entry["name"] for entry in listing.entries}
+    assert len(listing.problems) == 1
+    assert "broken.toml" in listing.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "says"),
+    [
+        ("models", "mnist-cn", "no model is called mnist-cn; did you mean mnist-cnn"),
+        ("attacks", "pdg", "did you mean pgd"),
+        ("models", "pgd", "pgd is among the attacks"),
+        ("attacks", "zzz", "known: .*fgsm"),
+    ],
+)
+def test_an_unknown_name_is_answered_with_what_is_near(kind, name, says):
+    with pytest.raises(UnknownName, match=says):
+        find(kind, name)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("mnist-cnn", "models"),
+        ("pgd:steps=3", "attacks"),
+        ("quick", "suites"),
+        ("mnist-linf", "threats"),
+        ("spheres", "datasets"),
+        ("mnist5k", "datasets"),
+    ],
+)
+def test_shows_whatever_has_the_name(name, kind):
+    found, card = show_entry(name)
+    assert found == kind
+    assert card["name"] == name
+
+
+def test_shows_an_attack_with_all_its_parameters():
+    _, card = show_entry("pgd:steps=3")
+    assert card["parameters"]["steps"] == 3
+    assert "restarts" in card["parameters"]
+    with pytest.raises(UnknownName, match="did you mean"):
+        show_entry("mnist5")

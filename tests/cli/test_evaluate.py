@@ -1,0 +1,83 @@
+"""``invbench evaluate`` and ``report`` from end to end, on a small network of the user's own."""
+
+import json
+
+import pytest
+
+NETWORK = """
+import torch
+from torch import nn
+
+def build(width: int = 8):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, width), nn.ReLU(), nn.Linear(width, 10))
+    model.bounds = (0.0, 1.0)
+    return model
+
+class Raises(nn.Module):
+    bounds, num_classes = (0.0, 1.0), 10
+    def forward(self, images):
+        if len(images) > 1:
+            raise RuntimeError("boom")
+        return images.flatten(1)[:, :10]
+"""
+
+
+@pytest.fixture
+def asked(tmp_path):
+    (tmp_path / "net.py").write_text(NETWORK)
+    return (
+        "evaluate",
+        *("--model", "net.py:build:width=6", "--dataset", "mnist5k"),
+        *("--attack", "pgd:steps=2", "fgsm", "--threat", "linf=0.1,0.2"),
+        *("--samples", 20, "--out", "run"),
+    )
+
+
+def test_prints_an_object_for_each_cell(invbench, asked):
+    done = invbench(*asked, "--json")
+    cells = json.loads(done.out)
+    assert done.code == 0, done.err
+    assert [cell["attack"] for cell in cells] == ["pgd:steps=2", "fgsm"]
+    for cell in cells:
+        assert (cell["samples"], cell["dataset"], cell["acceptance"]) == (20, "mnist5k", None)
+        assert len(cell["robust_accuracy"]) == 2
+        assert set(cell["clean_accuracy"]) == {"successes", "trials", "low", "high"}
+        assert cell["checks"]
+    assert done.err.count("done after") == 2
+
+
+def test_goes_on_where_it_stopped_and_prints_a_table(invbench, asked, tmp_path):
+    first = json.loads(invbench(*asked, "--no-checks", "--json").out)
+    files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("records.jsonl")}
+    again = invbench(*asked, "--no-checks")
+    assert {path: path.read_bytes() for path in files} == files
+    assert len(files) == 2
+    assert "net.py:build:width=6" in again.out
+    held = first[1]["robust_accuracy"][0]
+    assert f"{100 * held['successes'] / held['trials']:.1f} [" in again.out
+    command = json.loads((tmp_path / "run" / "plan.json").read_text())["command"]
+    assert command[:2] == ["invbench", "evaluate"]
+
+
+def test_a_dry_run_writes_nothing(invbench, asked, tmp_path):
+    plain = invbench(*asked, "--dry-run")
+    cells = json.loads(invbench(*asked, "--dry-run", "--json").out)
+    assert "nothing was run" in plain.out
+    assert [cell["samples"] for cell in cells] == [20, 20]
+    assert all(cell["low"] <= cell["high"] for cell in cells)
+    assert not (tmp_path / "run").exists()
+
+
+def test_writes_a_report(invbench, asked, tmp_path):
+    invbench(*asked, "--no-checks", "--keep-images")
+    done = invbench("report", "--from", "run", "--out", "mine.html", "--json")
+    assert json.loads(done.out) == {"report": "mine.html"}
+    assert "fgsm" in (tmp_path / "mine.html").read_text()
+
+
+def test_a_cell_that_fails_is_listed_and_the_exit_code_is_1(invbench, asked):
+    done = invbench("evaluate", "--model", "net.py:Raises", *asked[3:], "--no-checks", "--json")
+    assert done.code == 1
+    assert "failed: " in done.err
+    assert "boom" in done.err

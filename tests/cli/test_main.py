@@ -1,0 +1,154 @@
+"""The command line: what it prints where, its exit codes, and that every error is one line."""
+
+import errno
+import json
+
+import pytest
+
+from robustbench_inv import __version__
+from robustbench_inv.catalogue import listing
+from robustbench_inv.cli import output
+from robustbench_inv.cli.main import spread
+
+
+@pytest.mark.parametrize("kind", ["models", "attacks", "suites", "threats", "datasets"])
+def test_list_prints_an_array_of_named_objects(invbench, kind):
+    done = invbench("list", kind, "--json")
+    entries = json.loads(done.out)
+    assert done.code == 0
+    assert entries
+    assert all(entry["name"] and entry["summary"] for entry in entries)
+    plain = invbench("list", kind)
+    assert [line.split()[0] for line in plain.out.splitlines()] == [e["name"] for e in entries]
+
+
+def test_list_names_a_broken_card_on_standard_error_and_goes_on(invbench, tmp_path):
+    (tmp_path / "attacks" / "presets").mkdir(parents=True)
+    (tmp_path / "attacks" / "presets" / "broken.toml").write_text("summary = 3")
+    done = invbench("--catalogue", tmp_path, "list", "attacks", "--json")
+    assert done.code == 0
+    assert json.loads(done.out)
+    assert "broken.toml" in done.err
+
+
+@pytest.fixture(autouse=True)
+def _keep_environment(monkeypatch):
+    monkeypatch.setenv("INVBENCH_CATALOGUE", "")  # so that --catalogue is undone after the test
+
+
+def test_list_all_names_the_attacks_of_both_libraries(invbench):
+    names = {
+        entry["name"] for entry in json.loads(invbench("list", "attacks", "--all", "--json").out)
+    }
+    assert {"foolbox:LinfPGD", "torchattacks:PGD", "pgd"} <= names
+
+
+def test_show_prints_the_card(invbench):
+    shown = json.loads(invbench("show", "pgd:steps=3", "--json").out)
+    assert (shown["name"], shown["parameters"]["steps"]) == ("pgd:steps=3", 3)
+    assert "summary: " in invbench("show", "mnist-cnn").out
+    assert "spheres-invariance" in invbench("show", "spheres", "--kind", "suites").out
+    assert "Madry" in invbench("show", "pgd", "--cite").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("show", "mnist-cn"), "did you mean mnist-cnn"),
+        (("show", "none-at-all", "--cite"), "nothing is called"),
+        (("--catalogue", "nowhere", "list", "models"), "no such catalogue folder"),
+        (("evaluate", "--model", "mnist-cn", "--attack", "pgd"), "did you mean mnist-cnn"),
+        (("evaluate", "--model", "mnist-cnn", "--attack", "pgd:stps=3"), "did you mean steps"),
+        (("evaluate", "--model", "mnist-cnn"), "name an attack or a suite"),
+        (("evaluate", "--model", "m.py:f", "--attack", "pgd"), "no such file"),
+        (("report",), "add --from RUNS"),
+        (("report", "--from", "nowhere"), "nowhere"),
+        (("data", "fetch", "mnits"), "did you mean mnist"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(invbench, arguments, says):
+    done = invbench(*arguments)
+    assert done.code == 2
+    assert done.err.startswith("error: ")
+    assert says in done.err
+    assert done.err.count("\n") == 1
+    assert done.out == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [("lst",), ("list", "modls"), ("evaluate",), ("evaluate", "--modl", "x")]
+)
+def test_wrong_usage_is_exit_code_2(invbench, arguments):
+    done = invbench(*arguments)
+    assert done.code == 2
+    assert "Error: " in done.err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "says"),
+    [
+        (
+            RuntimeError("boom\nbang"),
+            1,
+            "unexpected RuntimeError: boom bang; set INVBENCH_TRACEBACK=1",
+        ),
+        (OSError(errno.ENOSPC, "No space left", "runs/x"), 1, "the disk is full at runs/x"),
+        (KeyboardInterrupt(), 130, "the same command goes on where it stopped"),
+    ],
+)
+def test_whatever_happens_is_one_line(invbench, monkeypatch, error, code, says):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(listing, "list_entries", fail)
+    done = invbench("list", "models")
+    assert done.code == code
+    assert says in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_the_traceback_can_be_seen(monkeypatch, invbench):
+    def fail(*_):
+        raise RuntimeError("boom")
+
+    monkeypatch.setattr(listing, "list_entries", fail)
+    monkeypatch.setenv("INVBENCH_TRACEBACK", "1")
+    with pytest.raises(RuntimeError, match="boom"):
+        invbench("list", "models")
+
+
+def test_version_and_help(invbench):
+    assert invbench("--version").out == f"invbench {__version__}\n"
+    assert "evaluate" in invbench("--help").out
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["evaluate", "--model", "a", "b"], ["evaluate", "--model", "a", "--model", "b"]),
+        (["--model", "a", "--attack", "b", "c", "--json"], None),
+        (["report", "paper", "--from", "x", "y", "--out", "z"], None),
+        (["--seed", "1", "2"], ["--seed", "1", "2"]),
+        (["--model=a", "b"], ["--model=a", "b"]),
+    ],
+)
+def test_options_that_take_several_values(given, expected):
+    assert spread(given) == (expected or spread(spread(given)))
+    assert [a for a in spread(given) if not a.startswith("--")] == [
+        a for a in given if not a.startswith("--")
+    ]
+
+
+def test_cards_are_printed_without_what_is_empty(capsys):
+    output.print_card("suites", {"name": "q", "paper": "", "runs": [{"attack": "a", "ok": True}]})
+    assert capsys.readouterr().out == "kind of entry: suite\nname: q\nruns: \n  attack=a, ok=true\n"
+
+
+def test_data_verify_says_what_is_wrong(invbench, tmp_path):
+    assert invbench("data", "verify", "mnist5k").code == 0
+    folder = tmp_path / "root"
+    (folder / "mnist").mkdir(parents=True)
+    (folder / "mnist" / "t10k-labels-idx1-ubyte").write_bytes(b"not labels")
+    done = invbench("data", "verify", "mnist", "--data-root", folder, "--json")
+    assert done.code == 1
+    assert not all(file["ok"] for file in json.loads(done.out))

@@ -1,0 +1,132 @@
+"""Who may import whom: the direction of dependencies, read off the source, and what imports no torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "robustbench_inv"
+GROUND = ("errors", "identity")
+NUMBERS = (*GROUND, "randomness", "tensors")
+PROTOCOLS = ("attacks.protocol", "models.protocol", "data.protocol")
+
+MAY_IMPORT = {
+    "errors": (),
+    "identity": ("errors",),
+    "randomness": GROUND,
+    "tensors": (*GROUND, "randomness"),
+    "threat": NUMBERS,
+    "models": (*NUMBERS, "threat"),
+    "attacks": (*NUMBERS, "threat", "models.protocol", "data.protocol"),
+    "data": NUMBERS,
+    "results": GROUND,
+    "catalogue": (*GROUND, "results"),
+    "evaluation": (
+        *NUMBERS,
+        *PROTOCOLS,
+        "threat",
+        "data.sampling",
+        "results",
+        "catalogue",
+        "checks",
+    ),
+    "checks": (*NUMBERS, *PROTOCOLS, "threat", "attacks", "evaluation", "results"),
+    "reporting": (*GROUND, "results", "catalogue"),
+    "training": (*NUMBERS, "threat", "models", "data", "attacks", "catalogue"),
+    "testing": None,
+    "cli": None,
+    "__main__": ("cli",),
+}
+"""For each part the parts it may import, itself aside; None for all but the command line. An arrow is the only
+way: attacks import no concrete model, models no attack, results and reporting nothing that computes."""
+
+ON_DEMAND = {"catalogue", "cli"}
+"""These name objects as strings and import them in functions, when they are asked for."""
+
+WITHOUT_TORCH = ("results", "reporting", "catalogue", "cli")
+
+
+def modules():
+    return sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+
+
+def part_of(name):
+    return name.split(".")[0]
+
+
+def imports(path, *, functions):
+    """Return the package's modules that a file imports, those for type checkers aside."""
+    found, queue = set(), [ast.parse((PACKAGE / path).read_text())]
+    while queue:
+        node = queue.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            queue += node.orelse
+            continue
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not functions:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        queue += ast.iter_child_nodes(node)
+    return {name.removeprefix("robustbench_inv.") for name in found if "robustbench_inv." in name}
+
+
+def allowed(part, name):
+    targets = MAY_IMPORT[part]
+    if targets is None:
+        return part_of(name) != "cli" or part == "cli"
+    return any(name == target or name.startswith(f"{target}.") for target in (part, *targets))
+
+
+def is_module(name):
+    path = PACKAGE.joinpath(*name.split("."))
+    return path.with_suffix(".py").exists()
+
+
+@pytest.mark.parametrize("path", modules(), ids=str)
+def test_dependencies_point_one_way(path):
+    part = path.parts[0].removesuffix(".py")
+    if part == "__init__":
+        return
+    assert part in MAY_IMPORT, f"{part} has no place in the direction of dependencies"
+    names = imports(path, functions=part not in ON_DEMAND)
+    wrong = [name for name in sorted(names) if is_module(name) and not allowed(part, name)]
+    assert not wrong
+
+
+def test_a_wrong_import_would_be_found():
+    assert not allowed("attacks", "models.cnn")
+    assert not allowed("models", "attacks.protocol")
+    assert not allowed("reporting", "evaluation.run")
+    assert not allowed("testing", "cli.main")
+    assert allowed("attacks", "models.protocol")
+    assert "torch" not in imports(Path("cli/main.py"), functions=True)
+    assert "evaluation.run" in imports(Path("cli/evaluate.py"), functions=True)
+    assert "evaluation.run" not in imports(Path("cli/evaluate.py"), functions=False)
+
+
+def test_what_only_reads_and_writes_imports_no_torch():
+    names = [".".join(p.with_suffix("").parts) for p in modules() if p.parts[0] in WITHOUT_TORCH]
+    code = "import sys, importlib\n"
+    code += "import robustbench_inv\nassert 'numpy' not in sys.modules\n"
+    code += "".join(
+        f"importlib.import_module('robustbench_inv.{name.removesuffix('.__init__')}')\n"
+        f"assert 'torch' not in sys.modules, {name!r}\n"
+        for name in names
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_public_names_are_there():
+    import robustbench_inv
+
+    assert set(robustbench_inv.__all__) == {*robustbench_inv._PLACES, "__version__"}
+    for name in robustbench_inv.__all__:
+        assert getattr(robustbench_inv, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'load_modle'"):
+        robustbench_inv.load_modle  # noqa: B018 - the access is the test

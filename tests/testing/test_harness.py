@@ -1,0 +1,193 @@
+"""The harness for plugin authors lets good attacks and models pass, and catches each fault it looks for."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+import torch
+
+from robustbench_inv.attacks.fgsm import FGSM
+from robustbench_inv.attacks.noise import UniformNoise
+from robustbench_inv.attacks.pgd import PGD
+from robustbench_inv.tensors import Output, norm
+from robustbench_inv.testing.harness import check_attack, check_model
+from robustbench_inv.testing.linear import LinearClassifier, linear_problem
+
+
+def straight(model, batch, overshoot):
+    """Step to the nearest decision boundary of the linear model, in l2."""
+    classifier = model.model
+    logits = classifier(batch.images).logits
+    slopes = classifier.weights - classifier.weights[batch.labels][:, None]
+    gaps = logits.gather(1, batch.labels[:, None]) - logits
+    ratio = (gaps / slopes.norm(dim=2)).scatter(1, batch.labels[:, None], float("inf"))
+    nearest, rows = ratio.argmin(1), torch.arange(len(batch))
+    slope = slopes[rows, nearest]
+    step = overshoot * (gaps[rows, nearest] / slope.square().sum(1))[:, None] * slope
+    shown = batch.images + step.reshape(batch.images.shape)
+    model(shown)
+    return shown
+
+
+@dataclass(frozen=True)
+class Straight:
+    """The nearest adversarial input, with a fault that a test can switch on."""
+
+    overshoot: float = 1.01
+    fault: str = ""
+
+    kind: ClassVar = "minimal"
+    norms: ClassVar = frozenset({"l2"})
+
+    def run(self, model, batch, threat, noise):
+        shown = straight(model, batch, self.overshoot)
+        if self.fault == "nan":
+            return shown / 0 * 0
+        if self.fault == "box":
+            return shown + 1
+        if self.fault == "shape":
+            return shown.flatten(1)
+        if self.fault == "dtype":
+            return shown.float()
+        if self.fault == "global":
+            return shown + 1e-9 * torch.rand(1)
+        if self.fault == "batch":
+            return shown + 1e-3 * len(batch)
+        if self.fault == "in place":
+            batch.images.add_(1e-3)
+        return shown
+
+
+@dataclass(frozen=True)
+class Reckless:
+    """Claims to stay in a budget."""
+
+    kind: ClassVar = "budget"
+    norms: ClassVar = frozenset({"linf"})
+
+    def run(self, model, batch, threat, noise):
+        return batch.images + 1.1 * threat.budget.eps
+
+
+@pytest.mark.parametrize(
+    "attack", [FGSM(), PGD(steps=10), PGD(steps=10, loss="ce+margin", restarts=2)], ids=repr
+)
+def test_native_attacks_pass(attack):
+    check_attack(attack, breaks=1.0)
+
+
+def test_noise_keeps_the_rules_without_power():
+    check_attack(UniformNoise(draws=2))
+    with pytest.raises(AssertionError, match="breaks"):
+        check_attack(UniformNoise(draws=2), breaks=1.0)
+
+
+def test_nearest_input_passes():
+    check_attack(Straight())
+
+
+@pytest.mark.parametrize(
+    ("fault", "complaint"),
+    [
+        ("nan", "finite"),
+        ("box", "bounds"),
+        ("shape", "shape"),
+        ("dtype", "float32"),
+        ("global", "global generator"),
+        ("batch", "one by one"),
+        ("in place", "changes its inputs"),
+    ],
+)
+def test_each_fault_is_named(fault, complaint):
+    with pytest.raises(AssertionError, match=complaint):
+        check_attack(Straight(fault=fault))
+
+
+def test_dependence_on_the_batch_can_be_tolerated():
+    check_attack(Straight(fault="batch"), in_any_batch=False)
+
+
+def test_long_way_round_is_named():
+    check_attack(Straight(overshoot=1.2))
+    with pytest.raises(AssertionError, match="as far away as necessary"):
+        check_attack(Straight(overshoot=1.3))
+
+
+def test_leaving_the_budget_is_named():
+    with pytest.raises(AssertionError, match="leaves its budget"):
+        check_attack(Reckless())
+
+
+def test_what_is_no_attack_is_named():
+    with pytest.raises(AssertionError, match="kind, norms and run"):
+        check_attack(object())
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "linf"])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_linear_distances_are_those_of_the_nearest_input(classes, name):
+    model, images, labels = linear_problem(6, classes)
+    distance = model.distance(images, labels, name)
+    gradients = model.weights - model.weights[labels][:, None]
+    best = {"l2": gradients / gradients.norm(dim=2, keepdim=True), "linf": gradients.sign()}
+    peak = gradients.abs().amax(2, keepdim=True)
+    best["l1"] = torch.where(gradients.abs() == peak, gradients.sign(), 0)
+    for factor, any_falls in ((0.999, False), (1.001, True)):
+        steps = factor * distance[:, None, None] * best[name].nan_to_num(0)
+        shown = images[:, None] + steps.reshape(6, classes, *images.shape[1:])
+        assert torch.allclose(norm(steps[0], name).max(), factor * distance[0])
+        decisions = torch.stack([model(shown[:, k]).decision for k in range(classes)], 1)
+        assert ((decisions != labels[:, None]).any(1) == any_falls).all()
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (-2.0, 6.0)])
+def test_linear_inputs_are_far_from_the_bounds(bounds):
+    model, images, labels = linear_problem(20, 4, bounds=bounds)
+    room = min(float((images - bounds[0]).min()), float((bounds[1] - images).min()))
+    assert room > float(model.distance(images, labels, "l1").max())
+    assert model.distance(images, (labels + 1) % 4, "l2").eq(0).all()
+
+
+def test_check_model_passes_a_linear_one():
+    model, images, _ = linear_problem(dtype=torch.float32)
+    check_model(model, images)
+
+
+@dataclass(frozen=True)
+class Faulty(LinearClassifier):
+    """A linear classifier with a fault."""
+
+    fault: str = ""
+
+    def __call__(self, images):
+        logits = super().__call__(images).logits
+        faults = {
+            "nan": lambda: logits / 0,
+            "shape": lambda: logits[:, :1],
+            "batch": lambda: logits - logits.mean(0),
+            "order": lambda: logits + torch.arange(len(logits))[:, None],
+            "detached": lambda: logits.detach() + 0 * images.sum(),
+        }
+        return Output(faults[self.fault]())
+
+
+@pytest.mark.parametrize(
+    ("fault", "complaint"),
+    [
+        ("nan", "finite"),
+        ("shape", "logits are"),
+        ("batch", "alone"),
+        ("order", "reverse order"),
+        ("detached", "gradient is zero"),
+    ],
+)
+def test_each_fault_of_a_model_is_named(fault, complaint):
+    model, images, _ = linear_problem()
+    with pytest.raises(AssertionError, match=complaint):
+        check_model(Faulty(model.weights, model.biases, fault=fault), images)
+
+
+def test_inputs_outside_the_bounds_are_named():
+    model, images, _ = linear_problem()
+    with pytest.raises(AssertionError, match="outside its bounds"):
+        check_model(model, images + 1)
