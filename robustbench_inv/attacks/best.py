@@ -19,10 +19,13 @@ class Best:
     Args:
         batch: the n samples; their clean images are the first to return.
         goal: its margin says how near an output is, and that it is reached where positive.
+        final: is a success final? Not if another draw of the model can take it back; then every sample
+            stands to the end, and the image of the largest margin is the one to return.
     """
 
     batch: Batch
     goal: Goal
+    final: bool = True
     images: Tensor = field(init=False)
     margins: Tensor = field(init=False)
 
@@ -32,8 +35,8 @@ class Best:
 
     @property
     def standing(self) -> Tensor:
-        """(m,) int64: positions of the samples without a success."""
-        return (self.margins <= 0).nonzero()[:, 0]
+        """(m,) int64: positions of the samples without a final success."""
+        return (~self._decided(self.margins)).nonzero()[:, 0]
 
     def offer(self, images: Tensor, output: Output, rows: Tensor) -> Tensor:
         """Take the images that come nearer the goal.
@@ -50,4 +53,7 @@ class Best:
         better = margins > self.margins[rows]
         self.images[rows[better]] = images[better]
         self.margins[rows[better]] = margins[better]
-        return ~(margins > 0)
+        return ~self._decided(margins)
+
+    def _decided(self, margins: Tensor) -> Tensor:
+        return (margins > 0) & self.final

@@ -68,6 +68,15 @@ class Queries(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     @property
+    def repeatable(self) -> bool:
+        """Does the model give the same answer to the same question twice?
+
+        If not, one answer is no success yet: another draw may take it back. A search then goes on to the
+        end of its steps and returns what is furthest past the decision boundary.
+        """
+        ...
+
+    @property
     def model(self) -> object:
         """The classifier itself, for what only its capabilities give (``Invertible``, a code's parts)."""
         ...

@@ -9,6 +9,7 @@ from torch import Tensor
 from robustbench_inv.attacks.protocol import Attack, Batch
 from robustbench_inv.data.protocol import JudgesLabels
 from robustbench_inv.errors import BadData, BadModel, UsageError
+from robustbench_inv.evaluation.beyond import move_beyond
 from robustbench_inv.evaluation.describe import epsilons
 from robustbench_inv.evaluation.metering import Meter, inside_box
 from robustbench_inv.evaluation.standing import Standing
@@ -117,7 +118,8 @@ def _attack(
     batch = standing.batch[rows]
     if warm:
         batch = replace(batch, start=standing.allowed_images[rows])
-    noise = setting.court.noise(batch.ids)
+    # draws of its own for each eps: an image that only looked broken must not look so again
+    noise = setting.court.noise(batch.ids).named(f"attack/{stage.budget}")
     keeps_best = setting.attack.kind != "invariance"
     meter = Meter(setting.searched, batch, stage, noise, keep_best=keeps_best)
     proposals, crashed = _propose(setting, meter, batch, stage)
@@ -142,8 +144,9 @@ def _propose(
         UsageError: if the attack says that it cannot be used so.
     """
     try:
-        proposals = setting.attack.run(meter, batch, stage, meter.noise)
-        return checked_shape(proposals, batch), False
+        proposals = checked_shape(setting.attack.run(meter, batch, stage, meter.noise), batch)
+        final = meter.repeatable or setting.attack.kind != "minimal"
+        return (proposals if final else move_beyond(meter, proposals)), False
     except UsageError:
         raise
     except Exception as error:

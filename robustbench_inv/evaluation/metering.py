@@ -96,6 +96,11 @@ class Meter:
         return self.classifier.dtype
 
     @property
+    def repeatable(self) -> bool:
+        """False for a stochastic model with fresh noise."""
+        return not isinstance(self.classifier, Stochastic) or self.classifier.fixed_noise
+
+    @property
     def model(self) -> Classifier:
         return self.classifier
 
@@ -151,7 +156,7 @@ class Meter:
         output = answer(
             self.classifier,
             images,
-            self.noise.named("search").rows(rows),
+            self.noise.named(f"{self.noise.stream}/search").rows(rows),
             self._forward[rows].long(),
         )
         self._forward.index_add_(0, rows, torch.ones_like(rows, dtype=torch.float64))
