@@ -1,6 +1,6 @@
 """Times our PGD against Foolbox's and torchattacks' on the same model, samples, eps and steps.
 
-All three run in one process, alternating; the figures are medians. ``python benchmarks/run.py --write``
+All three run in one process, alternating; the figures are medians. ``make bench``
 puts them into docs/benchmarks.md.
 """
 
