@@ -65,7 +65,6 @@ class SpheresPerturbation:
         longer = max(outer**2 - shorter**2, 0.0) ** 0.5
         moved = torch.cat([used * (shorter / u), unused * (longer / v)], 1)
         possible = on_sphere(points, outer) & (v[:, 0] > 0) & (u[:, 0] >= classifier.bias)
-        model.mark((~possible).nonzero()[:, 0], "no_start")
         return torch.where(possible[:, None], moved, points).reshape(batch.images.shape)
 
 

@@ -109,7 +109,7 @@ class Plan:
         return {
             "name": self.name,
             "created_by": versions(),
-            "command": list(self.command),
+            "commands": [list(self.command)] if self.command else [],
             "samples": sorted({sample for job in self.jobs for sample in job.samples}),
             "cells": [job.to_json() for job in self.jobs],
         }

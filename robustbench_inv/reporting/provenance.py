@@ -66,7 +66,7 @@ def collect_facts(runs: Sequence[RunResult]) -> list[Facts]:
     """Return all that somebody needs to repeat the runs: commands, models, attacks, data, machine."""
     cells = [cell for run in runs for cell in run.cells]
     return [
-        Facts("Runs", _once((run.name, _command(run)) for run in runs)),
+        Facts("Runs", _once((run.name, line) for run in runs for line in _commands(run))),
         Facts("Models", _once((cell.model, _model(cell)) for cell in cells)),
         Facts("Attacks", _once((cell.attack, _attack(cell)) for cell in cells)),
         Facts("Data", _once((cell.panel.dataset, _data(cell)) for cell in cells)),
@@ -107,9 +107,9 @@ def _once(rows: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     return tuple(dict.fromkeys(rows))
 
 
-def _command(run: RunResult) -> str:
-    command = [str(word) for word in run.plan.get("command", ())]
-    return shlex.join(command) if command else "called from Python"
+def _commands(run: RunResult) -> list[str]:
+    lines = [shlex.join(map(str, command)) for command in run.plan.get("commands", ())]
+    return lines or ["called from Python"]
 
 
 def _model(cell: CellResult) -> str:

@@ -62,8 +62,14 @@ def _merge(run: RunFolder, plan: Mapping[str, Any]) -> dict[str, Any]:
         return dict(plan)
     old = run.plan
     cells = {cell["digest"]: cell for cell in (*old["cells"], *plan["cells"])}
-    samples = sorted({*old["samples"], *plan["samples"]})
-    return {**plan, "name": old["name"], "samples": samples, "cells": list(cells.values())}
+    new = [command for command in plan["commands"] if command not in old["commands"]]
+    return {
+        **plan,
+        "name": old["name"],
+        "commands": [*old["commands"], *new],
+        "samples": sorted({*old["samples"], *plan["samples"]}),
+        "cells": list(cells.values()),
+    }
 
 
 @contextmanager

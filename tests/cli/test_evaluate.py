@@ -56,7 +56,7 @@ def test_goes_on_where_it_stopped_and_prints_a_table(invbench, asked, tmp_path):
     assert "net.py:build:width=6" in again.out
     held = first[1]["robust_accuracy"][0]
     assert f"{100 * held['successes'] / held['trials']:.1f} [" in again.out
-    command = json.loads((tmp_path / "run" / "plan.json").read_text())["command"]
+    command = json.loads((tmp_path / "run" / "plan.json").read_text())["commands"][0]
     assert command[:2] == ["invbench", "evaluate"]
 
 

@@ -82,7 +82,7 @@ class RunWriter:
         samples = sorted({s for cell in self.cells for s in cell.pop("ids")})
         plan = {
             "version": 1, "name": self.path.name, "created_by": VERSIONS, "samples": samples,
-            "command": ["invbench", "evaluate", "--model", "mnist-cnn"], "cells": self.cells,
+            "commands": [["invbench", "evaluate", "--model", "mnist-cnn"]], "cells": self.cells,
         }  # fmt: skip
         (self.path / "plan.json").write_text(json.dumps(plan))
         (self.path / "checks.json").write_text(json.dumps(self.checks))

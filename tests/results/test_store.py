@@ -18,7 +18,7 @@ from robustbench_inv.results.writing import CellWriter
 PLAN = {
     "name": "p",
     "created_by": {},
-    "command": [],
+    "commands": [],
     "samples": [1, 2],
     "cells": [{"digest": "a", "model": "m"}],
 }
@@ -182,7 +182,9 @@ def test_a_folder_of_other_things(tmp_path):
 def test_a_later_plan_adds_its_cells(tmp_path):
     add_plan(tmp_path, PLAN)
     more = {**PLAN, "name": "q", "samples": [2, 3], "cells": [{"digest": "b", "model": "n"}]}
+    more["commands"] = [["invbench", "evaluate"]]
     plan = add_plan(tmp_path, more).plan
+    assert plan["commands"] == [["invbench", "evaluate"]]
     assert [cell["digest"] for cell in plan["cells"]] == ["a", "b"]
     assert (plan["name"], plan["samples"]) == ("p", [1, 2, 3])
     assert add_plan(tmp_path, more).plan == plan

@@ -36,5 +36,4 @@ class SpheresInvariance:
         used, unused, u, v = split_used(points, classifier.unused_dimensions)
         moved = torch.cat([used, unused * ((outer**2 - u**2).clamp_min(0).sqrt() / v)], 1)
         possible = on_sphere(points, inner) & (v[:, 0] > 0)
-        model.mark((~possible).nonzero()[:, 0], "no_start")
         return torch.where(possible[:, None], moved, points).reshape(batch.images.shape)
