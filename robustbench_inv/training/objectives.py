@@ -1,17 +1,26 @@
 """What a training minimises: one class for each objective, its fields its coefficients."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import log
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, softplus
 
+from robustbench_inv.errors import BadParameter
 from robustbench_inv.models.vib import BottleneckCNN
 from robustbench_inv.randomness import Noise
 
-__all__ = ["CrossEntropy", "DonskerVaradhan", "InformationBottleneck", "Objective"]
+__all__ = [
+    "CONJUGATES",
+    "ConvexConjugate",
+    "CrossEntropy",
+    "DonskerVaradhan",
+    "InformationBottleneck",
+    "Objective",
+]
 
 
 class Objective(Protocol):
@@ -57,6 +66,45 @@ class DonskerVaradhan:
         joint = values.gather(1, labels[:, None]).mean()
         marginal = values.flatten().logsumexp(0) - log(values.numel())
         return marginal - joint, values
+
+
+CONJUGATES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    # name: (g, f* ∘ g), g mapping the network's output T into the domain of the conjugate f*
+    "js": (lambda t: log(2) - softplus(-t), lambda t: softplus(t) - log(2)),
+    "kl": (lambda t: t, lambda t: torch.exp(t - 1)),
+    "reverse-kl": (lambda t: -torch.exp(-t), lambda t: t - 1),
+    "pearson": (lambda t: t, lambda t: t**2 / 4 + t),
+}
+"""f-divergences by name (Nowozin, Cseke and Tomioka, f-GAN, NeurIPS 2016, tables 2 and 6)."""
+
+
+@dataclass(frozen=True)
+class ConvexConjugate:
+    """−(E_J[g(T)] − E_M[f*(g(T))]), M being all samples of the batch with all labels (C-JS with ``js``).
+
+    For ``js`` it is, up to 2 log 2, −(E_J[log σ(T)] + E_M[log(1 − σ(T))]).
+
+    Args:
+        divergence: a name of CONJUGATES.
+
+    References:
+        Zhu, An and Niu, Guess First, arXiv 2001.03311, equations 1 and 2.
+    """
+
+    divergence: str = "js"
+
+    def __post_init__(self) -> None:
+        if self.divergence not in CONJUGATES:
+            expected = "one of " + ", ".join(CONJUGATES)
+            raise BadParameter("unknown divergence", got=self.divergence, expected=expected)
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise
+    ) -> tuple[Tensor, Tensor]:
+        values = model(images)
+        inside, conjugate = CONJUGATES[self.divergence]
+        joint = inside(values.gather(1, labels[:, None])).mean()
+        return conjugate(values).mean() - joint, values
 
 
 @dataclass(frozen=True)

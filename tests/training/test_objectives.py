@@ -2,12 +2,20 @@
 
 from math import exp, log
 
+import pytest
 import torch
 from torch import nn
 
+from robustbench_inv.errors import BadParameter
 from robustbench_inv.models.vib import BottleneckCNN
 from robustbench_inv.randomness import Noise
-from robustbench_inv.training.objectives import CrossEntropy, DonskerVaradhan, InformationBottleneck
+from robustbench_inv.training.objectives import (
+    CONJUGATES,
+    ConvexConjugate,
+    CrossEntropy,
+    DonskerVaradhan,
+    InformationBottleneck,
+)
 
 VALUES = torch.tensor([[1.0, -2.0], [0.5, 0.25], [3.0, 1.0]])
 LABELS = torch.tensor([0, 1, 0])
@@ -52,3 +60,33 @@ def test_rate_is_the_kl_divergence_to_the_standard_normal():
     without, _ = InformationBottleneck(beta=0.0)(model, images, LABELS, NOISE)
     with_rate, _ = InformationBottleneck(beta=0.5)(model, images, LABELS, NOISE)
     torch.testing.assert_close(with_rate - without, 0.5 * rate, rtol=1e-4, atol=1e-3)
+
+
+def test_jensen_shannon_is_equation_2():
+    joint = sum(-log(1 + exp(-v)) for v in (1.0, 0.25, 3.0)) / 3
+    marginal = sum(-log(1 + exp(v)) for row in VALUES.tolist() for v in row) / 6
+    loss, _ = ConvexConjugate("js")(nn.Identity(), VALUES, LABELS, NOISE)
+    assert abs(loss.item() + joint + marginal + 2 * log(2)) < 1e-6
+
+
+F = {
+    "js": lambda u: u * log(u) - (u + 1) * log((u + 1) / 2),
+    "kl": lambda u: u * log(u),
+    "reverse-kl": lambda u: -log(u),
+    "pearson": lambda u: (u - 1) ** 2,
+}
+
+
+@pytest.mark.parametrize("name", CONJUGATES)
+@pytest.mark.parametrize("ratio", [0.2, 1.0, 3.5])
+def test_the_bound_is_tight_at_the_true_ratio_and_nowhere_above(name, ratio):
+    """sup_T of g(T) ratio − f*(g(T)) is f(ratio), by the definition of the conjugate."""
+    inside, conjugate = CONJUGATES[name]
+    values = torch.linspace(-8, 8, 200_001, dtype=torch.float64)
+    bound = ratio * inside(values) - conjugate(values)
+    assert abs(bound.max().item() - F[name](ratio)) < 1e-6
+
+
+def test_an_unknown_divergence_is_one_line():
+    with pytest.raises(BadParameter, match="js, kl"):
+        ConvexConjugate("jensen")
