@@ -136,8 +136,17 @@ def _runs(question: Question) -> Iterator[_Run]:
     for source in question.attacks:
         yield _Run(_load_attack(source), source, question.threat)
     for run in _suite(question.suite):
-        threat = question.threat if question.threat is not None else run.threat
-        yield _Run(_load_attack(run.attack), run.attack, threat, run.samples)
+        attack = _load_attack(run.attack)
+        threat = question.threat if _fits(question.threat, attack) else run.threat
+        yield _Run(attack, run.attack, threat, run.samples)
+
+
+def _fits(threat: str | ThreatModel | None, attack: LoadedAttack) -> bool:
+    """Can the attack of a suite be asked for the threat that the user wants, or does it keep its own?"""
+    if threat is None:
+        return False
+    wanted = _load_threat(threat, attack)
+    return wanted.norm in attack.attack.norms and (wanted.bounded or attack.attack.kind != "budget")
 
 
 def _suite(name: str | None) -> Iterable[SuiteRun]:
@@ -182,17 +191,22 @@ def _open_named(name: str, root: str | None) -> Dataset:
 
 
 def _threat(run: _Run, dataset: Dataset) -> ThreatModel:
-    given = run.threat
-    if isinstance(given, ThreatModel):
-        return given
-    return load_threat(given or _usual_threat(run.attack, dataset), run.attack.goal)
+    return _load_threat(run.threat or _usual_threat(run.attack, dataset), run.attack)
+
+
+def _load_threat(threat: str | ThreatModel, attack: LoadedAttack) -> ThreatModel:
+    """Load a threat; distances of ``none`` are measured in a norm of the attack."""
+    norms = [name for name in PREFERRED_NORMS if name in attack.attack.norms]
+    if threat == "none" and norms and "l2" not in norms:
+        threat = f"none:norm={norms[0]}"
+    return threat if isinstance(threat, ThreatModel) else load_threat(threat, attack.goal)
 
 
 def _usual_threat(attack: LoadedAttack, dataset: Dataset) -> str:
     """Return ``none`` for an attack that seeks the nearest success, else the data set's usual budget."""
     norms = [name for name in PREFERRED_NORMS if name in attack.attack.norms]
     if attack.attack.kind != "budget":
-        return "none" if "l2" in norms else f"none:norm={norms[0]}"
+        return "none"
     name = dataset.name.partition(":")[0]
     family = name.partition("-")[0]
     for norm in norms:

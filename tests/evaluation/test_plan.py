@@ -163,3 +163,28 @@ def test_an_attack_may_have_demands_of_its_own(toys):
             raise CapabilityMismatch("picky attacks nothing", got=type(model).__name__)
 
     refuse(toys.make_job(Picky()), "picky attacks nothing, got 'ModuleClassifier'")
+
+
+def planned(**asked):
+    from robustbench_inv.evaluation.sources import Question, build_jobs
+
+    question = {"models": ["mnist-cnn"], "attacks": [], "dataset": "mnist5k", "samples": 10}
+    return {job.attack.name: job.threat for job in build_jobs(Question(**{**question, **asked}))}
+
+
+def test_distances_of_an_unbounded_threat_are_in_a_norm_of_the_attack():
+    attacks = ["deepfool", "deepfool-linf", "foolbox:L0FMNAttack"]
+    norms = {name: threat.norm for name, threat in planned(attacks=attacks, threat="none").items()}
+    assert norms == {"deepfool": "l2", "deepfool-linf": "linf", "foolbox:L0FMNAttack": "l0"}
+
+
+def test_a_threat_goes_to_those_attacks_of_a_suite_that_know_its_norm():
+    threats = planned(suite="quick", threat="linf=0.1")
+    assert {name: threat.norm for name, threat in threats.items() if threat.bounded} == {
+        "noise": "linf",
+        "fgsm": "linf",
+        "pgd": "linf",
+    }
+    assert threats["pgd"].budget == LpBall("linf", 0.1)
+    assert threats["ddn"] == ThreatModel(Unbounded("l2"))
+    assert planned(suite="quick", threat="none")["pgd"].bounded
