@@ -48,6 +48,9 @@ app.add_typer(data.app)
 
 def main() -> None:
     """Run the command line and leave with its exit code: 0 done, 1 something failed, 2 usage."""
+    # Torch's threads spin while they wait for each other. With one other process on two cores, 250 digits under
+    # PGD took 13 to 21 s so, and 4 s with threads that sleep; it must be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(spread(sys.argv[1:]), prog_name="invbench")
     except SystemExit as leaving:
