@@ -36,15 +36,21 @@ class LabelHypothesisNet(nn.Module):
 
     Maps (n, 1, 28, 28) in [0, 1] to (n, 10): T(x, y) for every hypothesis y, used as logits.
 
+    Args:
+        num_classes: C, number of hypotheses.
+        sigmoid: return σ(T), as C-JS was attacked when it was published. The decisions are the same, but
+            gradients vanish where σ saturates, and a softmax over numbers in [0, 1] is nearly flat: what then
+            looks like robustness is shown beside the attack on T.
+
     References:
         Zhu, An and Niu, Guess First, arXiv 2001.03311, Appendix F.
     """
 
     bounds = (0.0, 1.0)
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(self, num_classes: int = 10, sigmoid: bool = False) -> None:
         super().__init__()
-        self.num_classes = num_classes
+        self.num_classes, self.sigmoid = num_classes, sigmoid
         self.features = convolutions()
         self.guess = HypothesisLinear(FEATURES, num_classes, 512)
         self.second = nn.Sequential(nn.ReLU(), nn.Linear(512, 256), nn.ReLU())
@@ -52,7 +58,7 @@ class LabelHypothesisNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         value: Tensor = self.judge(self.hidden(images))[..., 0]
-        return value
+        return value.sigmoid() if self.sigmoid else value
 
     def hidden(self, images: Tensor) -> Tensor:
         """Return the second fully connected layer's output under every hypothesis, (n, C, 256)."""

@@ -50,6 +50,13 @@ def test_hypothesis_net_equals_ten_passes_of_the_naive_form():
     torch.testing.assert_close(net(IMAGES), torch.stack(naive, 1), rtol=1e-5, atol=1e-5)
 
 
+def test_sigmoid_scores_are_those_of_t():
+    plain = LabelHypothesisNet().eval()
+    published = LabelHypothesisNet(sigmoid=True).eval()
+    published.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(published(IMAGES), plain(IMAGES).sigmoid())
+
+
 def test_vib_answers_with_the_mean_softmax_over_draws():
     net = BottleneckCNN().eval()
     model = StochasticClassifier(net, draws=4, fixed_noise=False)
