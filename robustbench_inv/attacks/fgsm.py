@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from robustbench_inv.attacks.ball import NORMS, Ball, steepest
-from robustbench_inv.attacks.losses import losses_for
+from robustbench_inv.attacks.losses import check_losses, losses_for
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
 from robustbench_inv.randomness import Noise
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -30,8 +30,11 @@ class FGSM:
     kind: ClassVar[Kind] = "budget"
     norms: ClassVar[frozenset[str]] = NORMS
 
+    def __post_init__(self) -> None:
+        check_losses(self.loss, most=1)
+
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
         ball = Ball.of(threat, batch.images, model.bounds)
-        loss, *_ = losses_for(self.loss, threat.goal)
+        (loss,) = losses_for(self.loss, threat.goal)
         _, gradient = model.gradient(batch.images, loss)
         return ball.project(batch.images + ball.eps * steepest(gradient, ball.norm))

@@ -13,6 +13,7 @@ from robustbench_inv.threat.goals import Goal, KeepDecision, KeepLogits, Target
 
 __all__ = [
     "LOSSES",
+    "check_losses",
     "cross_entropy",
     "difference_of_logits_ratio",
     "logit_margin",
@@ -24,6 +25,21 @@ __all__ = [
 SHARPNESS = 4.0
 """Margin, in nats, to which ``scaled-ce`` scales logits. Robust accuracy in % after 40 PGD steps (see pgd.py) for
 0.5, 1, 2, 4: std linf 0.08 41.8 40.6 39.6 39.8; adv linf 0.15 83.3 83.3 83.5 83.7; adv l2 1.8 55.0 53.7 52.4 51.8."""
+
+
+def check_losses(names: str, most: int | None = None) -> None:
+    """Raise unless a text names losses, before anything runs.
+
+    Args:
+        names: names from ``LOSSES``, joined by ``+``.
+        most: how many there may be; None for any number.
+
+    Raises:
+        BadParameter: for an unknown name, or for too many.
+    """
+    known = [_known(name) for name in names.split("+")]
+    if most is not None and len(known) > most:
+        raise BadParameter("too many losses", got=names, expected=f"at most {most}")
 
 
 def losses_for(names: str, goal: Goal) -> tuple[Loss, ...]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robustbench_inv.attacks.ball import NORMS, Ball, steepest
 from robustbench_inv.attacks.best import Best
-from robustbench_inv.attacks.losses import losses_for
+from robustbench_inv.attacks.losses import check_losses, losses_for
 from robustbench_inv.attacks.protocol import Batch, Kind, Loss, Queries
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.randomness import Noise
@@ -70,6 +70,7 @@ class PGD:
     norms: ClassVar[frozenset[str]] = NORMS
 
     def __post_init__(self) -> None:
+        check_losses(self.loss)
         for name in ("steps", "restarts", "rel_step"):
             if not getattr(self, name) > 0:
                 raise BadParameter(f"unusable {name}", got=getattr(self, name), expected="> 0")

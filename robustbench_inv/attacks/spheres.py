@@ -47,8 +47,8 @@ class SpheresPerturbation:
 
     With u and v the norms of the used and the unused coordinates, b the bias and R2 the outer radius, the
     used ones are scaled to b and the unused ones to √(R2² − b²), at a distance of
-    √((u − b)² + (√(R2² − b²) − v)²). Points on which this is not possible stay as they are and are
-    marked: those of the inner sphere, those with v = 0, and all if no dimension is unused.
+    √((u − b)² + (√(R2² − b²) − v)²). Points on which this is not possible stay as they are: those
+    of the inner sphere, those with v = 0 or u < b, and all if no dimension is unused.
 
     References:
         Behrmann, thesis, section 6.2.1, analytic perturbation-based attack.

@@ -13,6 +13,10 @@ GROUP = "robustbench_inv.catalogues"
 path of one, or of a function that returns it."""
 
 
+PARTS = ("attacks", "models", "reports")
+"""The folders of a catalogue, of which a plugin brings one at least."""
+
+
 @dataclass(frozen=True)
 class Plugins:
     """The catalogues that plugins brought, and one line for each plugin that could not be read."""
@@ -37,6 +41,8 @@ def _folder(point: EntryPoint) -> Path:
     folder = _returned(point) if point.attr else _package_folder(point.module)
     if not folder.is_dir():
         raise NotADirectoryError(f"its catalogue {folder} is not a folder")
+    if not any((folder / part).is_dir() for part in PARTS):
+        raise FileNotFoundError(f"{folder} has none of {', '.join(PARTS)}; are they in the wheel?")
     return folder
 
 

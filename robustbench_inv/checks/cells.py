@@ -14,7 +14,7 @@ from robustbench_inv.results.record import Record
 __all__ = ["CellView", "FinishedCell", "common_samples", "grouped", "listed"]
 
 _SINGLE_STEP = re.compile(r"f?fgsm|fgm|(l1|l2|linf)fastgradientattack")
-_CROSS_ENTROPY = re.compile(r".*(pgd|fgsm|fgm|bim|fastgradient|basiciterative).*")
+_CROSS_ENTROPY = re.compile(r"(?!apgdt).*(pgd|fgsm|fgm|bim|fastgradient|basiciterative).*")
 _KEEPS_DECISION = ("keep-decision", "keep-logits")
 
 
@@ -88,7 +88,9 @@ class CellView:
     def setting(self) -> tuple[str, str, str, str]:
         """Cells of the same (model, data set, norm, goal) compete with one another."""
         model, dataset = self._part("model"), self._part("dataset")
-        return (str(model["name"]), str(dataset["name"]), self.norm, self.goal)
+        about = self._part("threat").get("goal_parameters") or {}
+        aim = " ".join([self.goal, *(f"{key}={value}" for key, value in sorted(about.items()))])
+        return (str(model["name"]), str(dataset["name"]), self.norm, aim)
 
     @property
     def norm(self) -> str:

@@ -94,7 +94,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
 
 
 def _number(text: str) -> int | str:
-    return int(text) if text.removeprefix("-").isdigit() else text
+    return int(text) if text.removeprefix("-").isdecimal() else text
 
 
 def _print_plan(question: dict[str, Any], json: bool) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.exceptions import TyperException
 
 from robustbench_inv.catalogue.locate import CATALOGUE_VARIABLE
 from robustbench_inv.cli import data
@@ -52,11 +53,9 @@ def main() -> None:
     # PGD took 13 to 21 s so, and 4 s with threads that sleep; it must be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app(spread(sys.argv[1:]), prog_name="invbench")
-    except SystemExit as leaving:
-        if leaving.code == INTERRUPTED:
-            _leave("interrupted; the same command goes on where it stopped", INTERRUPTED)
-        raise
+        _run(spread(sys.argv[1:]))
+    except TyperException as error:
+        _leave(_explain_usage(error.format_message()), error.exit_code)
     except KeyboardInterrupt:
         _leave("interrupted; the same command goes on where it stopped", INTERRUPTED)
     except Exception as error:
@@ -81,6 +80,14 @@ def spread(arguments: list[str]) -> list[str]:
             values += 1
         repeated.append(argument)
     return repeated
+
+
+def _run(arguments: list[str]) -> None:
+    # standalone, typer would print a usage error its own way, on several lines
+    code = app(arguments, prog_name="invbench", standalone_mode=False)
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    raise SystemExit(code or 0)
 
 
 def _print_version(wanted: bool) -> None:
@@ -116,6 +123,14 @@ def _explain(error: Exception) -> str:
         return f"error: the disk is full{where}; make room, and the same command goes on"
     text = " ".join(f"{type(error).__name__}: {error}".split())
     return f"error: unexpected {text}; set {TRACEBACK}=1 to see where"
+
+
+def _explain_usage(message: str) -> str:
+    """Return what is wrong with the arguments as one line; the help of a command without any stays as it is."""
+    if message.startswith("Usage:"):
+        return message
+    line = " ".join(message.replace("Value error, ", "").split()).rstrip(".")
+    return f"error: {line[0].lower()}{line[1:]}; --help says what there is"
 
 
 def _leave(line: str, code: int) -> None:

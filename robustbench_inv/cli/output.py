@@ -7,6 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 __all__ = ["complain", "print_card", "print_json", "print_names", "say"]
 
 
+_EMPTY: tuple[object, ...] = ("", None, [], (), {})
+"""What a card does not show."""
+
+
 def print_json(value: object) -> None:
     """Print a value as JSON on standard output."""
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
@@ -23,7 +27,7 @@ def print_card(kind: str, card: Mapping[str, object]) -> None:
     """Print a card as ``key: value`` lines; what is empty is left out."""
     sys.stdout.write(f"kind of entry: {kind.removesuffix('s')}\n")
     for key, value in card.items():
-        if value not in ("", None, [], (), {}):
+        if value not in _EMPTY:
             sys.stdout.write(f"{key}: {_show(value)}\n")
 
 
@@ -41,7 +45,9 @@ def complain(problems: Iterable[str]) -> None:
 
 def _show(value: object) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{key}={_show(each)}" for key, each in value.items() if each != [])
+        return ", ".join(
+            f"{key}={_show(each)}" for key, each in value.items() if each not in _EMPTY
+        )
     if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
         return "".join(f"\n  {_show(each)}" for each in value)
     if isinstance(value, list | tuple):

@@ -74,7 +74,7 @@ def evaluate_block(setting: Setting, batch: Batch) -> Evaluated:
         rows = standing.undecided
         if not len(rows) or not _attack(setting, standing, rows, stage, warm=number > 0):
             break
-    _replay(setting, standing)
+    _replay(setting, standing, standing.unbroken)
     data = setting.court.dataset
     source = data.oracle_source if isinstance(data, JudgesLabels) else None
     return Evaluated(standing.records(source), batch.images, standing.images)
@@ -115,14 +115,14 @@ def _attack(
     setting: Setting, standing: Standing, rows: Tensor, stage: ThreatModel, *, warm: bool
 ) -> bool:
     """Attack the samples at (m,) positions and settle what became of them; False if the attack crashed."""
-    batch = standing.batch[rows]
+    batch, given = standing.batch[rows], standing.batch[rows]  # an attack may write into its own
     if warm:
-        batch = replace(batch, start=standing.allowed_images[rows])
+        given = replace(given, start=standing.allowed_images[rows])
     # draws of its own for each eps: an image that only looked broken must not look so again
     noise = setting.court.noise(batch.ids).named(f"attack/{stage.budget}")
     keeps_best = setting.attack.kind != "invariance"
     meter = Meter(setting.searched, batch, stage, noise, keep_best=keeps_best)
-    proposals, crashed = _propose(setting, meter, batch, stage)
+    proposals, crashed = _propose(setting, meter, given, stage)
     standing.charge(rows, meter)
     before = standing.before[rows]
     judged = setting.court.judge(batch, before, proposals, stage)
@@ -132,6 +132,8 @@ def _attack(
     _note_single_crashes(setting, meter)
     standing.fall(rows[judged.reached], _ladder(setting, stage), stage.norm)
     _rescue(setting, standing, rows, meter, judged)
+    # at once, so that a sample whose success is taken back is attacked again at the next eps
+    _replay(setting, standing, rows[~standing.broken_at[rows].isnan()])
     return not crashed
 
 
@@ -140,11 +142,18 @@ def _propose(
 ) -> tuple[Tensor, bool]:
     """Return the attack's proposals and whether it crashed; the clean inputs if it did.
 
+    Args:
+        setting: the attack.
+        meter: answers it.
+        batch: the attack's own copy of the meter's batch, with the images to start from.
+        stage: the threat.
+
     Raises:
         UsageError: if the attack says that it cannot be used so.
     """
     try:
-        proposals = checked_shape(setting.attack.run(meter, batch, stage, meter.noise), batch)
+        found = setting.attack.run(meter, batch, stage, meter.noise)
+        proposals = checked_shape(found, meter.batch)
         final = meter.repeatable or setting.attack.kind != "minimal"
         return (proposals if final else move_beyond(meter, proposals)), False
     except UsageError:
@@ -153,8 +162,8 @@ def _propose(
         if out_of_memory(error):
             raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        setting.note("crash", reason=reason, samples=batch.ids.tolist())
-        return batch.images, True
+        setting.note("crash", reason=reason, samples=meter.batch.ids.tolist())
+        return meter.batch.images, True
 
 
 def _excuses(
@@ -201,20 +210,24 @@ def _ladder(setting: Setting, stage: ThreatModel) -> tuple[float, ...]:
     return epsilons(stage) if setting.attack.kind == "budget" else epsilons(setting.threat)
 
 
-def _replay(setting: Setting, standing: Standing) -> None:
-    """Ask the model again in another batch; a success that does not replay is taken back (check C14)."""
-    batch = standing.batch
-    again = setting.court.replay(standing.images, batch.ids)
-    same = again.decision == standing.after.decision
-    if again.accepted is not None and standing.after.accepted is not None:
-        same &= again.accepted == standing.after.accepted
-    evidence = Evidence(
-        batch.images, standing.images, batch.labels, standing.before, again, standing.oracle
-    )
-    broken = standing.broken
-    same[broken] &= setting.threat.goal.reached(evidence)[broken]
-    standing.replayed = same
-    lost = broken[~same[broken]]
+def _replay(setting: Setting, standing: Standing, rows: Tensor) -> None:
+    """Ask again about the samples at (m,) positions, in another batch.
+
+    A success that does not replay is taken back (check C14).
+    """
+    if not len(rows):
+        return
+    batch, before, after = standing.batch[rows], standing.before[rows], standing.after[rows]
+    images, broken = standing.images[rows], standing.is_broken[rows]
+    again = setting.court.replay(images, batch.ids)
+    same = again.decision == after.decision
+    if again.accepted is not None and after.accepted is not None:
+        same &= again.accepted == after.accepted
+    evidence = Evidence(batch.images, images, batch.labels, before, again, standing.oracle[rows])
+    same &= ~broken | setting.threat.goal.reached(evidence)
+    standing.replayed[rows] &= same
+    lost = rows[broken & ~same]
     if len(lost):
         standing.withdraw(lost)
-        setting.note("not_replayed", samples=batch.ids[lost].tolist(), count=len(lost))
+        samples = standing.batch.ids[lost].tolist()
+        setting.note("not_replayed", samples=samples, count=len(samples))

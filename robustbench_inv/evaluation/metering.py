@@ -18,6 +18,8 @@ __all__ = ["Meter", "answer", "inside_box", "judge"]
 def answer(classifier: Classifier, images: Tensor, noise: Noise, step: int | Tensor = 0) -> Output:
     """Return a classifier's output; a stochastic one answers under its samples' draws.
 
+    The model gets a copy of the images: one that normalises in place would else move the clean inputs.
+
     Args:
         classifier: any classifier.
         images: (n, …) inputs.
@@ -25,12 +27,12 @@ def answer(classifier: Classifier, images: Tensor, noise: Noise, step: int | Ten
         step: which of each sample's draws, one number or (n,); without effect when its noise is fixed.
     """
     if not isinstance(classifier, Stochastic):
-        return classifier(images)
+        return classifier(images.clone())
     if classifier.fixed_noise:
         noise, step = noise.named("fixed"), 0
     shape = (classifier.draws, *classifier.latent_shape)
     latent = noise.normal(shape, step=step, dtype=images.dtype).transpose(0, 1)
-    return classifier.respond(images, latent)
+    return classifier.respond(images.clone(), latent)
 
 
 @torch.no_grad()

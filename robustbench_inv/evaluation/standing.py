@@ -57,9 +57,14 @@ class Standing:
         return self.broken_at.isnan().nonzero()[:, 0]
 
     @property
-    def broken(self) -> Tensor:
-        """(m,) positions of the samples that an attack broke."""
-        return (~self.broken_at.isnan() & ~self.wrong).nonzero()[:, 0]
+    def is_broken(self) -> Tensor:
+        """(n,): did an attack break the sample?"""
+        return ~self.broken_at.isnan() & ~self.wrong
+
+    @property
+    def unbroken(self) -> Tensor:
+        """(m,) positions of the samples that no attack broke."""
+        return (~self.is_broken).nonzero()[:, 0]
 
     @property
     def allowed_images(self) -> Tensor:
@@ -77,6 +82,7 @@ class Standing:
         self.images[rows] = judged.images
         self.oracle[rows] = judged.oracle
         self.allowed[rows] = judged.allowed
+        self.replayed[rows] = True  # so far
         for old, new in (
             (self.after.logits, judged.after.logits),
             (self.after.score, judged.after.score),

@@ -18,7 +18,8 @@ from robustbench_inv.threat.threat_model import ThreatModel
 __all__ = ["Court", "Judgement", "already_wrong", "checked_shape", "is_number"]
 
 ROUNDING = 1e-6
-"""How far a proposal may leave the box and still be put back: rounding of a normalisation undone."""
+"""How far a proposal may leave the box and still be put back: rounding of a normalisation undone
+(relative to the larger bound, at least to 1)."""
 
 
 @dataclass(frozen=True)
@@ -153,5 +154,5 @@ def _choose(mask: Tensor, new: Output, old: Output) -> Output:
 def _into_box(images: Tensor, bounds: tuple[float, float]) -> Tensor:
     """Put back inside what rounding took out; a proposal further outside stays as it is."""
     clamped = images.clamp(*bounds)
-    near = flatten((clamped - images).abs()).amax(1) <= ROUNDING
+    near = flatten((clamped - images).abs()).amax(1) <= ROUNDING * max(1, *map(abs, bounds))
     return where_rows(near, clamped, images)

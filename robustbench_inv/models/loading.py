@@ -67,7 +67,11 @@ def build_model(
     if card.weights_sha256 is not None:
         load_weights(module, folder / "weights.safetensors", card.weights_sha256)
     if isinstance(module, BottleneckCNN):
-        return _stochastic(_cast(module, dtype), noise or "fresh", draws or DRAWS)
+        return _stochastic(
+            _cast(module, dtype),
+            "fresh" if noise is None else noise,
+            DRAWS if draws is None else draws,
+        )
     if noise is not None or draws is not None:
         raise BadParameter(
             f"{card.name} is not stochastic", got="noise or draws", remedy="leave it out"
@@ -111,6 +115,6 @@ def _stochastic(module: object, noise: object, draws: object) -> Classifier:
         return ModuleClassifier(module, module.bounds, module.num_classes)
     if noise not in ("fresh", "fixed"):
         raise BadParameter("unusable noise", got=noise, expected="fresh, fixed or mean")
-    if not isinstance(draws, int) or draws < 1:
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
         raise BadParameter("unusable draws", got=draws, expected="a positive integer")
     return StochasticClassifier(module, draws, fixed_noise=noise == "fixed")

@@ -1,12 +1,13 @@
 """Wraps a plain ``nn.Module`` that returns logits as a classifier with declared bounds."""
 
 from collections.abc import Iterable
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_inv.errors import BadModel
-from robustbench_inv.models.protocol import Classifier
+from robustbench_inv.models.protocol import Classifier, Invertible, Stochastic
 from robustbench_inv.tensors import Output
 
 __all__ = ["ModuleClassifier", "wrap_module"]
@@ -51,16 +52,19 @@ def wrap_module(module: object, name: str) -> Classifier:
     """Return a user's model as a classifier.
 
     Args:
-        module: a ``Classifier``, or an ``nn.Module`` with an attribute ``bounds``; ``num_classes`` is its
-            attribute, or read off its last linear layer.
+        module: a ``Classifier`` that is no network, or is stochastic or invertible besides; or an
+            ``nn.Module`` with an attribute ``bounds``, whose ``num_classes`` is an attribute or read off
+            its last linear layer.
         name: what the user calls it, for messages.
 
     Raises:
         BadModel: if it is no module, or bounds or number of classes are not to be found.
     """
+    if _is_complete(module):
+        if isinstance(module, nn.Module):
+            module.eval()
+        return module
     if not isinstance(module, nn.Module):
-        if isinstance(module, Classifier):
-            return module
         raise BadModel(
             f"{name} is not a model", got=type(module).__name__, expected="a torch.nn.Module"
         )
@@ -74,6 +78,12 @@ def wrap_module(module: object, name: str) -> Classifier:
             remedy="set model.num_classes = 10",
         )
     return ModuleClassifier(module, bounds, classes)
+
+
+def _is_complete(module: object) -> TypeGuard[Classifier]:
+    """Is it a classifier as it stands, of which a wrapper would hide what it can do besides?"""
+    special = isinstance(module, Stochastic | Invertible) or not isinstance(module, nn.Module)
+    return special and isinstance(module, Classifier)
 
 
 def _declared_bounds(module: nn.Module, name: str) -> tuple[float, float]:

@@ -24,6 +24,7 @@ __all__ = [
     "inline_svg",
     "label_axes",
     "render",
+    "shorten",
     "styled",
 ]
 
@@ -130,6 +131,18 @@ def label_axes(axes: Axes, title: str, x: str = "", y: str = "") -> None:
     axes.set_ylabel(y)
     axes.set_ylim(-2, 102)
     axes.set_yticks([0, 25, 50, 75, 100])
+
+
+def shorten(name: str, most: int = 30) -> str:
+    """Return a name as it fits above or beside axes: its middle gives way, for parameters stand at its end.
+
+    Example:
+        >>> shorten("mnist-cnn"), shorten("thesis/experiments/model.py:build", 20)
+        ('mnist-cnn', 'thesis/e…el.py:build')
+    """
+    if len(name) <= most:
+        return name
+    return f"{name[: most * 2 // 5]}…{name[most * 2 // 5 + 1 - most :]}"
 
 
 def _on_screen(found: re.Match[str]) -> str:

@@ -20,6 +20,7 @@ from robustbench_inv.reporting.canvas import (
     Picture,
     label_axes,
     render,
+    shorten,
     styled,
 )
 from robustbench_inv.reporting.cells import CellResult, Panel, norm_sign, panels, worst_of_all
@@ -129,13 +130,14 @@ def _draw_worst(axes: Axes, models: dict[str, list[CellResult]], plot: Plot) -> 
             axes,
             worst_curve(same, plot.interval),
             plot.colour(model),
-            {"label": model, "marker": "o"},
+            {"label": shorten(model), "marker": "o"},
         )
-    axes.legend(handlelength=1.4)
+    if len(models) <= len(COLOURS):  # more would share colours, and cover the curves
+        axes.legend(handlelength=1.4)
 
 
 def _draw_attacks(axes: Axes, model: str, cells: Sequence[CellResult], plot: Plot) -> None:
-    label_axes(axes, model)
+    label_axes(axes, shorten(model))
     for cell in cells:
         curve = cell_curve(cell, plot.interval)
         _draw(axes, curve, plot.colour(model), plot.style(cell.attack))
@@ -182,7 +184,7 @@ def _classes(plot: Plot) -> Iterable[Picture]:
 
 def _draw_classes(axes: Axes, cell: CellResult, plot: Plot) -> None:
     distance = f"{norm_sign(cell.panel.norm)} distance"
-    label_axes(axes, f"{cell.attack}\n{cell.model}", distance)
+    label_axes(axes, f"{shorten(cell.attack)}\n{shorten(cell.model)}", distance)
     for colour, (label, broken_at) in zip(CLASS_COLOURS, _by_class(cell).items(), strict=False):
         curve = held_curve(broken_at, plot.interval)
         _draw(axes, curve, colour, {"label": _class_name(cell.panel, label)})
@@ -197,7 +199,10 @@ def _distances(plot: Plot) -> Iterable[Picture]:
         plot = plot.ranking(group)
         for cell in group:
             d, colour = distances_of(cell), plot.colour(cell.model)
-            style = {**plot.style(cell.attack), "label": f"{cell.model}, {cell.attack}"}
+            style = {
+                **plot.style(cell.attack),
+                "label": f"{shorten(cell.model)}, {shorten(cell.attack)}",
+            }
             _draw(axes, fallen_curve(d, plot.interval), colour, style)
             middle = median_of(d)
             if middle and middle.value < inf:
@@ -241,7 +246,9 @@ def _grid(
 def _attack_legend(figure: Figure, cells: Sequence[CellResult], plot: Plot) -> None:
     names = list(dict.fromkeys(cell.attack for cell in cells))
     lines = [Line2D([], [], color=MUTED, **plot.style(name)) for name in names]
-    figure.legend(lines, names, loc="outside lower center", ncols=4, handlelength=2.6)
+    figure.legend(
+        lines, [*map(shorten, names)], loc="outside lower center", ncols=4, handlelength=2.6
+    )
 
 
 def _limit(cells: Iterable[CellResult]) -> float:

@@ -47,7 +47,8 @@ class Headline:
 def write_headlines(cells: Sequence[CellResult], interval: IntervalOf) -> list[Headline]:
     """Return one headline for each panel.
 
-    Sweeps are told at the smallest eps at which some model falls below half, without choice by hand.
+    Sweeps are told at the smallest eps at which some model falls below half, without choice by hand;
+    a model that is wrong on half of the clean inputs has no say in it.
     """
     return [
         _headline(panel, worst_of_all(group), interval) for panel, group in panels(cells).items()
@@ -64,7 +65,7 @@ def _headline(panel: Panel, found: Sequence[Worst], interval: IntervalOf) -> Hea
 
 
 def _telling_eps(found: Sequence[Worst]) -> float:
-    below = [worst.eps for worst in found if worst.rate.value < 0.5]
+    below = [worst.eps for worst in found if worst.rate.value < 0.5 <= worst.clean.value]
     return min(below) if below else max(worst.eps for worst in found)
 
 

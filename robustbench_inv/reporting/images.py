@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from robustbench_inv.reporting.canvas import COLOURS, INK, MUTED, Picture, render
+from robustbench_inv.reporting.canvas import COLOURS, INK, MUTED, Picture, render, shorten
 from robustbench_inv.reporting.cells import CellResult, Panel, norm_sign
 from robustbench_inv.reporting.exports import number
 from robustbench_inv.reporting.tables import slug
@@ -21,6 +22,9 @@ __all__ = ["draw_images"]
 Image = NDArray[Any]
 SIDE, MARGIN, LABEL = 0.82, 1.25, 0.32
 """Inches: an image, the names on the left, the words beneath an image."""
+
+WORDS = 14
+"""Letters of a name that fit into the margin; longer names take several lines."""
 
 FELL, HELD = COLOURS[1], MUTED
 
@@ -48,11 +52,11 @@ def draw_images(cells: Sequence[CellResult], columns: int) -> Iterator[Picture]:
         if kept and kept.shown:
             key = (cell.attack, cell.panel, cell.threat, frozenset(kept.shown))
             groups.setdefault(key, []).append(kept)
-    for (attack, panel, threat, _), group in groups.items():
+    for (attack, panel, _, _), group in groups.items():
         ids = _choose(group, columns)
         models = ", ".join(kept.cell.model for kept in group)
         yield Picture(
-            slug(f"images-{panel.dataset}-{attack}-{threat}-{min(ids)}"),
+            slug(f"images-{panel.dataset}-{panel.norm}-{panel.goal}-{attack}"),
             f"{attack}: {panel.title}",
             "Clean inputs, then for each model what the attack shows and the difference "
             f"(red: more, blue: less). Beneath: label → decision, {norm_sign(panel.norm)} distance.",
@@ -130,7 +134,7 @@ def _draw_model(
         mean = change.mean(0) if change.shape[0] == 3 else change[0]
         difference.imshow(mean, cmap="RdBu_r", vmin=-largest, vmax=largest, interpolation="none")
         _bare(difference)
-    _name(axes[0, 0], kept.cell.model, INK)
+    _name(axes[0, 0], fill(shorten(kept.cell.model), WORDS), INK)
     _name(axes[1, 0], f"difference\n±{number(largest)}", MUTED)
 
 

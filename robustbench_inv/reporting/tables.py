@@ -45,6 +45,10 @@ from robustbench_inv.results.summary import Rate
 __all__ = ["TABLES", "build_tables", "slug"]
 
 
+LONGEST = 80
+"""Characters of a file name; file systems end at 255 bytes, and readers long before."""
+
+
 def build_tables(
     kind: TableKind, cells: Sequence[CellResult], interval: IntervalOf = wilson
 ) -> list[Table]:
@@ -59,13 +63,13 @@ def build_tables(
 
 
 def slug(text: str) -> str:
-    """Return a text as part of a file name.
+    """Return a text as part of a file name, cut where a name would become unwieldy.
 
     Example:
         >>> slug("spheres:d=500,n=10")
         'spheres-d-500-n-10'
     """
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")[:LONGEST].rstrip("-.")
 
 
 def _worst(cells: Sequence[CellResult], interval: IntervalOf) -> Iterable[Table]:
@@ -210,7 +214,7 @@ def _rejection(cells: Sequence[CellResult], interval: IntervalOf) -> Iterable[Ta
     caption = (
         "Shares in % [95 % interval]. Rejected clean: inputs refused before any attack. Right: answered "
         "and correct, a rejection counts as failure. Right of answered: correct among the answered. "
-        "Fooled: wrong and not rejected. Detected: rejected among the wrong decisions."
+        "Fooled: wrong and not rejected. Detected: rejected among the wrong decisions on attacked inputs (those fooled before any attack are not attacked)."
     )
     for panel, group in panels(c for c in cells if c.summary.acceptance is not None).items():
         shares = [(cell, _rejection_rates(cell)) for cell in group]

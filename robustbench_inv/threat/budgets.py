@@ -12,7 +12,7 @@ from robustbench_inv.tensors import NORMS, broadcast, flatten, norm
 __all__ = ["Budget", "LpBall", "OnSphere", "Unbounded"]
 
 TOLERANCE = {torch.float64: 1e-9}
-"""What rounding may add to a distance, by dtype (relative to eps, at least to 1)."""
+"""What rounding may add to a distance, by dtype (relative to eps and to the clean input, at least to 1)."""
 
 
 @runtime_checkable
@@ -52,7 +52,9 @@ class LpBall:
         return norm(adversarial - clean, self.norm)
 
     def contains(self, clean: Tensor, adversarial: Tensor) -> Tensor:
-        slack = TOLERANCE.get(adversarial.dtype, 1e-6) * max(1.0, self.eps)
+        slack = TOLERANCE.get(adversarial.dtype, 1e-6) * _size(clean).clamp_min(self.eps)
+        if self.norm == "l0":  # a count has no rounding
+            slack = torch.zeros_like(slack)
         return self.distance(clean, adversarial) <= self.eps + slack
 
     def project(self, clean: Tensor, adversarial: Tensor) -> Tensor:
@@ -63,7 +65,8 @@ class LpBall:
             length = norm(delta, "l2").clamp_min(torch.finfo(delta.dtype).tiny)
             return clean + delta * broadcast((self.eps / length).clamp_max(1), delta)
         if self.norm == "l1":
-            return clean + _project_l1(flatten(delta), self.eps).reshape(delta.shape)
+            shorter = _project_l1(flatten(delta), self.eps, _size(clean))
+            return clean + shorter.reshape(delta.shape)
         return clean + _keep_largest(flatten(delta), int(self.eps)).reshape(delta.shape)
 
 
@@ -101,12 +104,21 @@ class OnSphere:
         return adversarial * broadcast(self.radius / norm(adversarial, "l2"), adversarial)
 
 
-def _project_l1(delta: Tensor, eps: float) -> Tensor:
+def _size(clean: Tensor) -> Tensor:
+    """Return the largest absolute element of each input, (n,), at least 1: what its rounding is relative to.
+
+    An input of 200 grey levels plus 1 is rounded by 8e-6 in float32, eight times as much as an input of 1 can be off.
+    """
+    return norm(clean, "linf").clamp_min(1)
+
+
+def _project_l1(delta: Tensor, eps: float, size: Tensor) -> Tensor:
     """Project (n, d) on the l1 ball by the sorted threshold of Duchi et al., ICML 2008, figure 1."""
     sizes = delta.abs().double().sort(dim=1, descending=True).values
     # Adding the clean input rounds each element: without aiming further inside by what d roundings sum up to,
     # 5 % of projected images of 784 elements were outside an eps of 1 in float32.
-    aim = max(eps - delta.shape[1] ** 0.5 * torch.finfo(delta.dtype).eps, 0.0)
+    rounding = delta.shape[1] ** 0.5 * torch.finfo(delta.dtype).eps * size[:, None].double()
+    aim = (eps - rounding).clamp_min(0)
     excess = sizes.cumsum(1) - aim
     counts = torch.arange(1, delta.shape[1] + 1, device=delta.device, dtype=sizes.dtype)
     last = (sizes * counts > excess).sum(1, keepdim=True).clamp_min(1)

@@ -254,3 +254,12 @@ def test_unknown_loss_is_refused():
     model, images, labels = linear_problem(2)
     with pytest.raises(BadParameter, match="unknown loss"):
         run(PGD(loss="hinge"), model, images, labels, ThreatModel(LpBall("l2", 1.0), Misclassify()))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda: PGD(loss="ce+foo"), lambda: FGSM(loss="foo"), lambda: FGSM(loss="ce+margin")],
+)
+def test_a_loss_that_does_not_fit_is_named_before_anything_runs(build):
+    with pytest.raises(BadParameter, match="loss"):
+        build()

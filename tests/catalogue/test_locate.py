@@ -132,3 +132,13 @@ def test_shows_an_attack_with_all_its_parameters():
     assert "restarts" in card["parameters"]
     with pytest.raises(UnknownName, match="did you mean"):
         show_entry("mnist5")
+
+
+def test_a_plugin_that_was_built_without_its_cards_is_named(monkeypatch, tmp_path):
+    (tmp_path / "invbench_test_empty").mkdir()
+    (tmp_path / "invbench_test_empty" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    install(monkeypatch, empty="invbench_test_empty")
+    (problem,) = list_entries("attacks").problems
+    assert "plugin empty is broken" in problem
+    assert "in the wheel" in problem

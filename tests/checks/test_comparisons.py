@@ -173,3 +173,19 @@ def test_c7_fails_on_a_plan_of_cross_entropy_alone(cells, expected):
     other = CHECKS["C6"].says("toy", "WARN", 0.5, "Gradients are zero.")
     found = escalate_saturation([saturated, fine, other], views(*cells))
     assert [v.verdict for v in found] == [expected, "PASS", "WARN"]
+
+
+def test_attacks_that_aim_at_different_classes_are_not_compared():
+    def threat(label):
+        return {"goal": "target", "goal_parameters": {"label": label}}
+
+    one, many = cell("fgsm", STRONG, threat=threat(3)), cell("pgd", WEAK, threat=threat(5))
+    assert {v.verdict for v in check_single_step(views(one, many))} == {"NA"}
+    same = cell("pgd", WEAK, threat=threat(3))
+    assert [v.verdict for v in check_single_step(views(one, same))] == ["FAIL"]
+
+
+@pytest.mark.parametrize(("attack", "expected"), [("APGD", True), ("APGDT", False)])
+def test_targeted_apgd_does_not_climb_cross_entropy(attack, expected):
+    (view,) = views(cell("x", WEAK, parameters={"attack": attack}))
+    assert view.climbs_cross_entropy == expected

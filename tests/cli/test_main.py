@@ -76,12 +76,32 @@ def test_a_mistake_is_one_line_and_exit_code_2(invbench, arguments, says):
 
 
 @pytest.mark.parametrize(
-    "arguments", [("lst",), ("list", "modls"), ("evaluate",), ("evaluate", "--modl", "x")]
+    ("arguments", "says"),
+    [
+        (("lst",), "no such command 'lst'"),
+        (("list",), "missing argument"),
+        (("list", "modls"), "'kind': 'modls' is not one of 'models'"),
+        (("evaluate",), "missing option '--model'"),
+        (("evaluate", "--modl", "x"), "no such option: --modl"),
+        (("evaluate", "--model", "mnist-cnn", "--seed", "x"), "'--seed'"),
+        (("evaluate", "--model", "mnist-cnn", "--attack", "pgd", "--samples", "²"), "first:N"),
+    ],
 )
-def test_wrong_usage_is_exit_code_2(invbench, arguments):
+def test_wrong_usage_is_one_line_and_exit_code_2(invbench, arguments, says):
     done = invbench(*arguments)
     assert done.code == 2
-    assert "Error: " in done.err
+    assert done.err.startswith("error: ")
+    assert says in done.err
+    assert done.err.count("\n") == 1
+    assert done.out == ""
+
+
+@pytest.mark.parametrize("arguments", [(), ("data",)])
+def test_without_arguments_the_help_is_shown(invbench, arguments):
+    done = invbench(*arguments)
+    assert done.code == 2
+    assert done.err.startswith("Usage: invbench")
+    assert "Commands:" in done.err
 
 
 @pytest.mark.parametrize(
@@ -140,7 +160,9 @@ def test_options_that_take_several_values(given, expected):
 
 
 def test_cards_are_printed_without_what_is_empty(capsys):
-    output.print_card("suites", {"name": "q", "paper": "", "runs": [{"attack": "a", "ok": True}]})
+    output.print_card(
+        "suites", {"name": "q", "paper": "", "runs": [{"attack": "a", "ok": True, "n": None}]}
+    )
     assert capsys.readouterr().out == "kind of entry: suite\nname: q\nruns: \n  attack=a, ok=true\n"
 
 

@@ -1,9 +1,13 @@
 """The engine: who falls at which eps, and what goes wrong stays visible."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
 
+from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import BadData, BadModel
 from robustbench_inv.evaluation.engine import Settings, run_cell
 from robustbench_inv.results.store import CellFolder
@@ -171,6 +175,88 @@ def test_a_model_that_depends_on_its_batch_breaks_nothing(toys, tmp_path):
     assert {r.replayed for r in records} == {False}
     assert not any(r.goal_reached for r in records)
     assert sum(e["count"] for e in events if e["kind"] == "not_replayed") > 0
+
+
+def test_a_success_that_does_not_replay_is_sought_again_at_the_next_eps(toys, tmp_path):
+    class Borderline(nn.Module):
+        """Near its boundary, it answers differently in a batch of even size."""
+
+        bounds, num_classes = (0.0, 1.0), 2
+
+        def __init__(self):
+            super().__init__()
+            self.inner = toys.TwoSides()
+
+        def forward(self, images):
+            right = self.inner(images)
+            unsure = (right[:, :1].abs() < 0.05) & (len(images) % 2 == 0)
+            return torch.where(unsure, -right, right)
+
+    sweep = toys.linf(0.01, 0.02, 0.04, 0.2)
+    job = toys.make_job(toys.Straight(), sweep, module=Borderline(), samples=range(5, 60))
+    records, events = run(job, tmp_path / "c")
+    taken_back = {s for e in events if e["kind"] == "not_replayed" for s in e["samples"]}
+    assert len(taken_back) > 5
+    assert all(r.goal_reached and r.replayed and r.broken_at for r in records)
+
+
+def test_a_model_that_writes_into_its_input_gives_the_same_records(toys, tmp_path):
+    class Shifted(nn.Module):
+        bounds, num_classes = (-1.0, 1.0), 2
+
+        def __init__(self, *, in_place):
+            super().__init__()
+            self.inner, self.in_place = toys.TwoSides(), in_place
+
+        def forward(self, images):
+            shifted = images.add_(1).div_(2) if self.in_place else (images + 1) / 2
+            return self.inner(shifted)
+
+    images, labels = toys.points().batch(list(range(60)))
+    data = ArrayDataset(2 * images - 1, labels, "shifted", bounds=(-1.0, 1.0))
+    found = []
+    for in_place in (False, True):
+        job = toys.make_job(toys.Straight(), data=data, module=Shifted(in_place=in_place))
+        found.append(run(job, tmp_path / str(in_place), batch_size=16)[0])
+    assert sum(r.broken_at == 0.1 for r in found[0]) > 5
+    assert found[0] == found[1]
+
+
+def test_an_attack_that_writes_into_the_clean_inputs_is_judged_by_the_true_ones(toys, tmp_path):
+    @dataclass(frozen=True)
+    class Overwrites(toys.Straight):
+        kind: ClassVar = "budget"
+
+        def run(self, model, batch, threat, noise):
+            batch.images.copy_(self.step(model, batch, 0.3))
+            return batch.images
+
+    records, _ = run(toys.make_job(Overwrites(), toys.linf(0.02, 0.05)), tmp_path / "c")
+    assert {r.status for r in records[5:]} == {"budget"}
+    assert not any(r.goal_reached or r.within_budget for r in records[5:])
+
+
+def test_grey_levels_fall_as_the_same_inputs_in_0_to_1(toys, tmp_path):
+    class Grey(nn.Module):
+        bounds, num_classes = (0.0, 255.0), 2
+
+        def __init__(self):
+            super().__init__()
+            self.inner = toys.TwoSides(torch.float32)
+
+        def forward(self, images):
+            return self.inner(images / 255)
+
+    images, labels = toys.points().batch(list(range(60)))
+    data = ArrayDataset((255 * images).float(), labels, "grey", bounds=(0.0, 255.0))
+    sweep = (2.55, 5.1, 10.2)
+    job = toys.make_job(toys.Straight(), toys.linf(*sweep), data=data, module=Grey())
+    records, _ = run(job, tmp_path / "c")
+    distances = 255 * toys.TwoSides().distances(images)
+    truth = [expected_eps(distance, sweep) for distance in distances.tolist()]
+    assert {None, *sweep} == set(truth[5:])
+    assert [r.broken_at for r in records[5:]] == truth[5:]
+    assert {r.status for r in records[5:]} == {"ok"}
 
 
 def test_models_with_random_numbers_of_their_own_are_repeatable(toys, tmp_path):

@@ -1,5 +1,7 @@
 """Networks of the zoo against what their papers say, and against naive forms of themselves."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from robustbench_inv.errors import BadModel, BadParameter
 from robustbench_inv.models.cnn import GuessFirstCNN
 from robustbench_inv.models.label_hypothesis import HypothesisLinear, LabelHypothesisNet
+from robustbench_inv.models.loading import build_model
 from robustbench_inv.models.module import ModuleClassifier, wrap_module
 from robustbench_inv.models.protocol import Classifier, Stochastic
 from robustbench_inv.models.vib import BottleneckCNN, StochasticClassifier
@@ -124,20 +127,32 @@ def test_dtype_follows_the_weights():
     assert ModuleClassifier(nn.Flatten(), (0, 1), 3).dtype == torch.float32
 
 
+def test_a_stochastic_network_is_not_hidden_in_a_wrapper():
+    model = StochasticClassifier(BottleneckCNN(), 3, fixed_noise=True).train()
+    assert wrap_module(model, "mine") is model
+    assert not model.training
+
+
+@pytest.mark.parametrize(("key", "value"), [("draws", 0), ("draws", True), ("noise", "")])
+def test_a_value_that_counts_as_false_is_not_taken_for_the_default(key, value):
+    with pytest.raises(BadParameter, match=f"unusable {key}"):
+        build_model(_card("robustbench_inv.models.vib:BottleneckCNN"), None, {key: value})
+
+
 def test_parameter_errors_are_one_line():
-    from types import SimpleNamespace
-
-    from robustbench_inv.models.loading import build_model
-
-    card = SimpleNamespace(
-        name="toy",
-        implementation="robustbench_inv.models.cnn:GuessFirstCNN",
-        parameters={},
-        weights_sha256=None,
-        fits_dataset=False,
-    )
+    card = _card("robustbench_inv.models.cnn:GuessFirstCNN")
     assert build_model(card, None, {"dtype": "float64"}).dtype == torch.float64
     for wrong in ({"dtype": "float8"}, {"noise": "fixed"}, {"width": 3}):
         with pytest.raises(BadParameter) as caught:
             build_model(card, None, wrong)
         assert "\n" not in str(caught.value)
+
+
+def _card(implementation):
+    return SimpleNamespace(
+        name="toy",
+        implementation=implementation,
+        parameters={},
+        weights_sha256=None,
+        fits_dataset=False,
+    )

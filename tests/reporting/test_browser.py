@@ -4,6 +4,8 @@ import shutil
 
 import pytest
 
+from robustbench_inv.reporting.html import write_report
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
@@ -42,6 +44,15 @@ def test_the_report_opens_cleanly(browser, report, width, scheme):
     _assert_all_visible(page, "figure svg image", at_least=20)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     context.close()
+
+
+def test_a_name_without_end_does_not_widen_the_page(browser, writer, record, tmp_path):
+    run = writer.cell([record(0)], model="verylong_" * 30, attack="verylong_" * 30).finish()
+    page = browser.new_page(viewport={"width": 390, "height": 900})
+    page.goto(write_report([run], tmp_path / "r.html").as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.close()
 
 
 def test_pictures_are_described_and_tables_have_captions(browser, report):

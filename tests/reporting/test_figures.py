@@ -81,6 +81,22 @@ def test_names_are_drawn_as_text_and_never_as_mathematics(writer, sweep_records)
     assert {"$x$_model", "other", "Worst of all attacks", "pgd"} <= set(texts(picture.svg))
 
 
+def test_long_names_are_shortened(writer, sweep_records):
+    long = "thesis/experiments/" * 12 + "model.py:build:width=32"
+    for model in (long, "other"):
+        writer.cell(sweep_records(10, [5], [0.1]), model=model)
+    (picture,) = draw_figures("curves", plot_of(writer.finish()))
+    assert long not in texts(picture.svg)
+    assert texts(picture.svg).count("thesis/exper…py:build:width=32") == 2
+
+
+def test_more_models_than_colours_have_no_legend(writer, sweep_records):
+    for i in range(9):
+        writer.cell(sweep_records(10, [5], [0.1]), model=f"m{i}")
+    (picture,) = draw_figures("curves", plot_of(writer.finish()))
+    assert texts(picture.svg).count("m0") == 1
+
+
 def test_a_model_has_one_colour_everywhere(full_run):
     plot = plot_of(full_run)
     some = plot.only(tuple(c for c in plot.cells if c.model != "mnist-cnn"))
@@ -102,6 +118,7 @@ def test_images_show_clean_adversarial_and_difference_of_every_model(full_run):
         p.title.split(":")[0]: p for p in draw_figures("images", plot_of(full_run, columns=4))
     }
     assert set(pictures) == {"noise", "fgsm", "pgd"}
+    assert pictures["pgd"].name == "images-mnist5k-linf-misclassify-pgd"
     root = ElementTree.fromstring(pictures["pgd"].svg)
     assert len(list(root.iter(f"{SVG}image"))) == 4 * (1 + 2 * 2)
     assert {"0 → 1", "clean", "mnist-cnn", "mnist-vib"} <= set(texts(pictures["pgd"].svg))

@@ -99,6 +99,23 @@ def test_contains_is_no_looser_than_rounding():
     assert not LpBall("linf", 0.3).contains(clean.float(), clean.float() + 0.3 + 1e-4).item()
 
 
+@pytest.mark.parametrize(("name", "eps"), [("linf", 1.0), ("linf", 5.1), ("l2", 1.0), ("l1", 20.0)])
+def test_rounding_is_relative_to_the_size_of_the_inputs(name, eps):
+    """Grey levels up to 255 are rounded by more than inputs up to 1; what is beyond that is still outside."""
+    generator = torch.Generator().manual_seed(0)
+    clean = 100 + 155 * torch.rand((200, 784), generator=generator)
+    moved = clean + 9 * torch.randn((200, 784), generator=generator)
+    ball = LpBall(name, eps)
+    projected = ball.project(clean, moved)
+    assert ball.contains(clean, projected).all()
+    assert not ball.contains(clean, clean + 1.001 * (projected - clean)).any()
+
+
+def test_a_count_has_no_rounding():
+    clean = torch.full((1, 3), 2e6)
+    assert not LpBall("l0", 1).contains(clean, clean + torch.tensor([1.0, 1, 0])).item()
+
+
 def test_on_sphere():
     sphere = OnSphere(1.3)
     points = torch.randn(5, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

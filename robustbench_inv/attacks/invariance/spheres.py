@@ -21,7 +21,7 @@ class SpheresInvariance:
 
     With u and v the norms of the used and the unused coordinates and R2 the outer radius, the unused ones are
     scaled to √(R2² − u²), at a distance of √(R2² − u²) − v. Points on which this is not possible stay as they
-    are and are marked: those of the outer sphere, those with v = 0, and all if no dimension is unused.
+    are: those of the outer sphere, those with v = 0, and all if no dimension is unused.
 
     References:
         Behrmann, thesis, section 6.2.1, analytic invariance-based attack.
