@@ -11,7 +11,7 @@ from robustbench_inv.checks.suite import check_records, concerning, probe_model
 from robustbench_inv.checks.verdict import Verdict
 from robustbench_inv.evaluation.engine import Existing, Report, Settings, ignore
 from robustbench_inv.evaluation.plan import Job, Plan, plan_jobs
-from robustbench_inv.evaluation.schedule import Outcome, Workers, run_jobs
+from robustbench_inv.evaluation.schedule import Outcome, Workers, check_workers, run_jobs
 from robustbench_inv.evaluation.sources import Question, build_jobs, listed
 from robustbench_inv.results.planning import add_checks, add_plan
 from robustbench_inv.results.record import Record
@@ -195,6 +195,7 @@ def run_plan(
     Raises:
         BadResults: if the results cannot be written.
     """
+    check_workers(workers)
     path = Path(out) if out else RUNS / plan.name
     add_plan(path, plan.to_json())
     outcomes = run_jobs(plan.jobs, path, settings or Settings(), progress, workers)

@@ -18,7 +18,7 @@ from robustbench_inv.errors import BadParameter, BadResults, MissingExtra, Usage
 from robustbench_inv.evaluation.engine import Progress, Report, Settings, ignore, run_cell
 from robustbench_inv.evaluation.plan import Job
 
-__all__ = ["Outcome", "Workers", "run_jobs"]
+__all__ = ["Outcome", "Workers", "check_workers", "run_jobs"]
 
 Workers = int | str
 """1: this process. N: so many local processes. ``ray`` or ``ray:ADDRESS``: a Ray cluster."""
@@ -69,6 +69,11 @@ def run_jobs(
         outcome.digest: outcome for outcome in run(jobs, root, settings, _numbered(jobs, report))
     }
     return [found[job.spec.digest] for job in jobs]
+
+
+def check_workers(workers: Workers) -> None:
+    """Raise BadParameter unless this says where to run."""
+    _scheduler(workers)
 
 
 def _scheduler(workers: Workers) -> Callable[..., Iterator[Outcome]]:

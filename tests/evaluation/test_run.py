@@ -92,6 +92,13 @@ def test_ray_that_is_not_installed_is_named(tmp_path, monkeypatch):
         evaluate(**NAMED, out=tmp_path / "r", checks=False, workers="ray")
 
 
+@pytest.mark.parametrize("workers", [0, -1, "far"])
+def test_workers_that_cannot_be_leave_nothing_behind(tmp_path, workers):
+    with pytest.raises(BadParameter, match="number of workers"):
+        evaluate(**NAMED, out=tmp_path / "r", checks=False, workers=workers)
+    assert not (tmp_path / "r").exists()
+
+
 def test_names_and_objects_are_the_same_cell(run, tmp_path):
     again = evaluate(
         model=rbi.load_model("spheres-max-margin", dataset=rbi.load_dataset(SPHERES)),
