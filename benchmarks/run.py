@@ -21,7 +21,7 @@ from robustbench_inv.attacks.protocol import Batch
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.evaluation.metering import Meter, judge
 from robustbench_inv.evaluation.prepare import prepare
-from robustbench_inv.models.loading import wrap_module
+from robustbench_inv.models.module import wrap_module
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import Output
 from robustbench_inv.threat.budgets import LpBall

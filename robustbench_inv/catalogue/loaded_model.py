@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 from robustbench_inv.catalogue.cards import ModelCard, read_model, to_json
 from robustbench_inv.catalogue.factories import call_factory
@@ -112,6 +112,8 @@ def _from_card(
 
 
 def _from_code(reference: Reference) -> LoadedModel:
+    from robustbench_inv.models.module import cast_module
+
     parameters = dict(reference.parameters)
     dtype = parameters.pop("dtype", None)
     found = import_object(reference.name)
@@ -132,22 +134,25 @@ def _from_code(reference: Reference) -> LoadedModel:
         "source": digest_file(path) if path else None,
         "parameters": dict(reference.parameters),
     }
-    return _wrapped(_cast(built, dtype), str(reference), identity)
+    return _wrapped(cast_module(built, dtype), str(reference), identity)
 
 
 def _from_object(model: "nn.Module | Classifier", parameters: Mapping[str, Any]) -> LoadedModel:
+    from robustbench_inv.models.module import cast_module
+
     if parameters.keys() - {"dtype"}:
         raise BadParameter("a model takes no parameters", got=dict(parameters), expected="dtype")
     kind = type(model)
     identity = {"implementation": f"{kind.__module__}:{kind.__qualname__}", "parameters": {}}
-    return _wrapped(_cast(model, parameters.get("dtype")), kind.__name__.lower(), identity)
+    cast = cast_module(model, parameters.get("dtype"))
+    return _wrapped(cast, kind.__name__.lower(), identity)
 
 
 def _wrapped(model: object, name: str, identity: dict[str, Any]) -> LoadedModel:
-    from robustbench_inv.models.loading import wrap_module
+    from robustbench_inv.models.module import wrap_module
 
     content = describe(model)
-    classifier = model if _is_complete(model) else wrap_module(model, name)
+    classifier = wrap_module(model, name)
     weights = content.get("weights")
     about = {"name": name, "summary": "", "paper": "", **identity}
     about |= {"num_classes": classifier.num_classes, "bounds": list(classifier.bounds)}
@@ -163,27 +168,6 @@ def _is_model(found: object) -> bool:
     return isinstance(found, nn.Module) or (
         isinstance(found, Classifier) and not isinstance(found, type)
     )
-
-
-def _is_complete(model: object) -> "TypeGuard[Classifier]":
-    # a wrapper would hide what a stochastic or invertible model can do besides
-    from torch import nn
-
-    from robustbench_inv.models.protocol import Classifier, Invertible, Stochastic
-
-    special = isinstance(model, Stochastic | Invertible) or not isinstance(model, nn.Module)
-    return special and isinstance(model, Classifier)
-
-
-def _cast(model: object, dtype: object) -> object:
-    import torch
-
-    kinds = {"float32": torch.float32, "float64": torch.float64}
-    if dtype is None:
-        return model
-    if dtype not in kinds or not isinstance(model, torch.nn.Module):
-        raise BadParameter("unusable dtype", got=dtype, expected="float32 or float64, of a network")
-    return model.to(kinds[str(dtype)])
 
 
 def _on_device(loaded: LoadedModel, device: str) -> LoadedModel:

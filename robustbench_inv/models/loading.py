@@ -5,18 +5,17 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Protocol
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from robustbench_inv.errors import BadModel, BadParameter
 from robustbench_inv.identity import digest_file
-from robustbench_inv.models.module import ModuleClassifier, wrap_module
+from robustbench_inv.models.module import ModuleClassifier, cast_module, wrap_module
 from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.models.vib import BottleneckCNN, StochasticClassifier
 
-__all__ = ["build_model", "load_weights", "wrap_module"]
+__all__ = ["build_model", "load_weights"]
 
 DRAWS = 12
 """Codes averaged for one answer of a bottleneck network, as Alemi et al. do."""
@@ -68,7 +67,7 @@ def build_model(
         load_weights(module, folder / "weights.safetensors", card.weights_sha256)
     if isinstance(module, BottleneckCNN):
         return _stochastic(
-            _cast(module, dtype),
+            cast_module(module, dtype),
             "fresh" if noise is None else noise,
             DRAWS if draws is None else draws,
         )
@@ -76,7 +75,7 @@ def build_model(
         raise BadParameter(
             f"{card.name} is not stochastic", got="noise or draws", remedy="leave it out"
         )
-    return wrap_module(_cast(module, dtype), card.name)
+    return wrap_module(cast_module(module, dtype), card.name)
 
 
 def load_weights(module: nn.Module, path: Path, sha256: str) -> None:
@@ -98,15 +97,6 @@ def load_weights(module: nn.Module, path: Path, sha256: str) -> None:
         module.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
         raise BadModel(f"{path} does not fit the network", remedy=str(error)) from error
-
-
-def _cast(module: object, dtype: object) -> object:
-    kinds = {"float32": torch.float32, "float64": torch.float64}
-    if dtype is None:
-        return module
-    if not isinstance(module, nn.Module) or not isinstance(dtype, str) or dtype not in kinds:
-        raise BadParameter("unusable dtype", got=dtype, expected="float32 or float64, of a network")
-    return module.to(kinds[dtype])
 
 
 def _stochastic(module: object, noise: object, draws: object) -> Classifier:

@@ -6,11 +6,11 @@ from typing import TypeGuard
 import torch
 from torch import Tensor, nn
 
-from robustbench_inv.errors import BadModel
+from robustbench_inv.errors import BadModel, BadParameter
 from robustbench_inv.models.protocol import Classifier, Invertible, Stochastic
 from robustbench_inv.tensors import Output
 
-__all__ = ["ModuleClassifier", "wrap_module"]
+__all__ = ["ModuleClassifier", "cast_module", "wrap_module"]
 
 
 class ModuleClassifier(nn.Module):
@@ -46,6 +46,24 @@ class ModuleClassifier(nn.Module):
                 remedy="return the logits alone, or an Output",
             )
         return output
+
+
+def cast_module(module: object, dtype: object) -> object:
+    """Return a network that computes in another type; anything as it is for None.
+
+    Args:
+        module: a network.
+        dtype: ``float32``, ``float64`` or None.
+
+    Raises:
+        BadParameter: for another type, or something that is no network.
+    """
+    kinds = {"float32": torch.float32, "float64": torch.float64}
+    if dtype is None:
+        return module
+    if not isinstance(module, nn.Module) or not isinstance(dtype, str) or dtype not in kinds:
+        raise BadParameter("unusable dtype", got=dtype, expected="float32 or float64, of a network")
+    return module.to(kinds[dtype])
 
 
 def wrap_module(module: object, name: str) -> Classifier:
