@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_inv.randomness import Noise
+from robustbench_inv.tensors import where_rows
 from robustbench_inv.training.checkpoint import Position, load_checkpoint, save_checkpoint
 from robustbench_inv.training.objectives import Objective
 from robustbench_inv.training.recipe import Recipe
 
-__all__ = ["Epoch", "TrainingData", "train"]
+__all__ = ["Epoch", "TrainingData", "mirror_half", "train"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,12 @@ def train(
     return model.eval()
 
 
+def mirror_half(images: Tensor, noise: Noise) -> Tensor:
+    """Mirror images (n, c, h, w) left to right where the sample's coin falls on heads."""
+    heads = noise.named(f"{noise.stream}/flip").integers(2) == 1
+    return where_rows(heads, images.flip(-1), images)
+
+
 def _run_epoch(state: _State, recipe: Recipe, data: TrainingData, epoch: int) -> Epoch:
     start, losses, correct = time.perf_counter(), 0.0, 0
     state.model.train()
@@ -99,7 +106,10 @@ def _run_epoch(state: _State, recipe: Recipe, data: TrainingData, epoch: int) ->
         images = data.images[rows].to(state.device)
         labels = data.labels[rows].to(state.device)
         noise = Noise(recipe.seed, data.ids[rows].to(state.device), f"train/{epoch}")
-        loss, logits = state.objective(state.model, images, labels, noise)
+        if recipe.flip:
+            images = mirror_half(images, noise)
+        with torch.autocast(state.device.type, torch.bfloat16, recipe.precision == "bfloat16"):
+            loss, logits = state.objective(state.model, images, labels, noise)
         state.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         state.optimiser.step()

@@ -1,5 +1,6 @@
 """What a training minimises: one class for each objective, its fields its coefficients."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import log
@@ -18,8 +19,10 @@ __all__ = [
     "ConvexConjugate",
     "CrossEntropy",
     "DonskerVaradhan",
+    "EnergyBased",
     "InformationBottleneck",
     "Objective",
+    "OfScores",
 ]
 
 
@@ -40,32 +43,55 @@ class Objective(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class CrossEntropy:
-    """−log softmax(z)_y, the mean over the batch."""
+class OfScores(ABC):
+    """An objective that looks at the network's outputs (n, C) alone, so that others can build on it."""
+
+    @abstractmethod
+    def of_scores(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss, a scalar, of scores (n, C) and classes (n,)."""
 
     def __call__(
         self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise
     ) -> tuple[Tensor, Tensor]:
-        logits = model(images)
-        return cross_entropy(logits, labels), logits
+        scores = model(images).float()  # a loss is a difference of near numbers: bfloat16 loses it
+        return self.of_scores(scores, labels), scores
 
 
 @dataclass(frozen=True)
-class DonskerVaradhan:
+class CrossEntropy(OfScores):
+    """−log softmax(z)_y, the mean over the batch."""
+
+    def of_scores(self, scores: Tensor, labels: Tensor) -> Tensor:
+        return cross_entropy(scores, labels)
+
+
+@dataclass(frozen=True)
+class EnergyBased(OfScores):
+    """−(E_J[T] − E_{p(x)} log E_{p(y)} exp T), every label with the same probability.
+
+    Up to log C it is the cross-entropy of the logits T.
+
+    References:
+        Zhu, An and Niu, Guess First, arXiv 2001.03311, equations 5 and 6.
+    """
+
+    def of_scores(self, scores: Tensor, labels: Tensor) -> Tensor:
+        joint = scores.gather(1, labels[:, None]).mean()
+        return (scores.logsumexp(1) - log(scores.shape[1])).mean() - joint
+
+
+@dataclass(frozen=True)
+class DonskerVaradhan(OfScores):
     """−(E_J[T] − log E_M[exp T]), M being all samples of the batch with all labels (C-DV).
 
     References:
         Zhu, An and Niu, Guess First, arXiv 2001.03311, equation 4.
     """
 
-    def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise
-    ) -> tuple[Tensor, Tensor]:
-        values = model(images)
-        joint = values.gather(1, labels[:, None]).mean()
-        marginal = values.flatten().logsumexp(0) - log(values.numel())
-        return marginal - joint, values
+    def of_scores(self, scores: Tensor, labels: Tensor) -> Tensor:
+        joint = scores.gather(1, labels[:, None]).mean()
+        marginal = scores.flatten().logsumexp(0) - log(scores.numel())
+        return marginal - joint
 
 
 CONJUGATES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
@@ -79,7 +105,7 @@ CONJUGATES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tenso
 
 
 @dataclass(frozen=True)
-class ConvexConjugate:
+class ConvexConjugate(OfScores):
     """−(E_J[g(T)] − E_M[f*(g(T))]), M being all samples of the batch with all labels (C-JS with ``js``).
 
     For ``js`` it is, up to 2 log 2, −(E_J[log σ(T)] + E_M[log(1 − σ(T))]).
@@ -98,13 +124,10 @@ class ConvexConjugate:
             expected = "one of " + ", ".join(CONJUGATES)
             raise BadParameter("unknown divergence", got=self.divergence, expected=expected)
 
-    def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise
-    ) -> tuple[Tensor, Tensor]:
-        values = model(images)
+    def of_scores(self, scores: Tensor, labels: Tensor) -> Tensor:
         inside, conjugate = CONJUGATES[self.divergence]
-        joint = inside(values.gather(1, labels[:, None])).mean()
-        return conjugate(values).mean() - joint, values
+        joint = inside(scores.gather(1, labels[:, None])).mean()
+        return conjugate(scores).mean() - joint
 
 
 @dataclass(frozen=True)
@@ -126,6 +149,6 @@ class InformationBottleneck:
         assert isinstance(model, BottleneckCNN)
         mean, deviation = model.encode(images)
         latent = noise.normal((model.code,), dtype=mean.dtype)
-        logits = model.decoder(mean + deviation * latent)
+        logits = model.decoder(mean + deviation * latent).float()
         rate = (mean**2 + deviation**2 - 1) / 2 - torch.log(deviation)
         return cross_entropy(logits, labels) + self.beta * rate.sum(1).mean(), logits

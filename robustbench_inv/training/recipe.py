@@ -1,7 +1,7 @@
 """A recipe: everything that determines a trained model, read from ``recipe.toml``."""
 
 import tomllib
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class Recipe:
         learning_rate: of Adam at the start; it falls to 0 by half a cosine over all steps.
         seed: of initialisation, order and noise.
         storage: dtype of the weights on disk: float16 or float32.
+        precision: dtype of the products in training: float32 or bfloat16; weights are kept in float32.
+        flip: mirror every other image left to right, another half in each epoch.
         held_out: data sets whose accuracy is measured once, at the end.
         model_parameters: keyword arguments of the factory.
         objective_parameters: fields of the objective.
@@ -44,6 +46,8 @@ class Recipe:
     learning_rate: float
     seed: int
     storage: str = "float16"
+    precision: str = "float32"
+    flip: bool = False
     held_out: tuple[str, ...] = ()
     model_parameters: dict[str, Any] = field(default_factory=dict)
     objective_parameters: dict[str, Any] = field(default_factory=dict)
@@ -53,6 +57,9 @@ class Recipe:
     def digest(self) -> str:
         """Digest of all that determines the weights."""
         kept = {k: v for k, v in vars(self).items() if k not in ("card", "held_out", "storage")}
+        for name, default in (("precision", "float32"), ("flip", False)):
+            if kept[name] == default:  # as if it had never been invented
+                del kept[name]
         return digest_value(kept)
 
 
@@ -77,7 +84,7 @@ def read_recipe(path: Path) -> Recipe:
     if missing := [name for name in needed if name not in value]:
         _complain(path, f"missing key {missing[0]}", ", ".join(needed))
     for name, entry in value.items():
-        if not isinstance(entry, _TYPES[name]) or isinstance(entry, bool):
+        if type(entry) is not _TYPES[name]:
             _complain(path, f"{name} = {entry!r}", str(_TYPES[name]))
     value["held_out"] = tuple(value.get("held_out", ()))
     return _checked(Recipe(name=path.resolve().parent.name, **value), path)
@@ -94,12 +101,16 @@ _TYPES: dict[str, Any] = {
     "learning_rate": float,
     "seed": int,
     "storage": str,
+    "precision": str,
+    "flip": bool,
     "held_out": list,
     "model_parameters": dict,
     "objective_parameters": dict,
     "card": dict,
 }
-_OPTIONAL = ("storage", "held_out", "model_parameters", "objective_parameters", "card")
+_OPTIONAL = tuple(
+    f.name for f in fields(Recipe) if f.default is not MISSING or f.default_factory is not MISSING
+)
 
 
 def _checked(recipe: Recipe, path: Path) -> Recipe:
@@ -110,8 +121,12 @@ def _checked(recipe: Recipe, path: Path) -> Recipe:
         or not 0 < recipe.batch_size <= recipe.last - recipe.first
     ):
         _complain(path, "first, last or batch_size", "0 <= first < last, a batch inside that range")
-    if recipe.storage not in ("float16", "float32"):
-        _complain(path, f"storage = {recipe.storage!r}", "float16 or float32")
+    for name, known in (
+        ("storage", ("float16", "float32")),
+        ("precision", ("float32", "bfloat16")),
+    ):
+        if (value := getattr(recipe, name)) not in known:
+            _complain(path, f"{name} = {value!r}", " or ".join(known))
     return recipe
 
 

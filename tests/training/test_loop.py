@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from robustbench_inv.errors import BadCatalogue, BadResults
-from robustbench_inv.training.loop import TrainingData, train
+from robustbench_inv.randomness import Noise
+from robustbench_inv.training.loop import TrainingData, mirror_half, train
 from robustbench_inv.training.objectives import CrossEntropy, InformationBottleneck
 from robustbench_inv.training.recipe import Recipe, read_recipe
 
@@ -50,6 +51,38 @@ def test_resumed_weights_equal_uninterrupted_ones(tmp_path, after):
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
 
 
+def test_mirroring_and_precision_survive_a_resume(tmp_path):
+    recipe = replace(RECIPE, flip=True, precision="bfloat16")
+    whole = train(recipe, network(), CrossEntropy(), data(), tmp_path / "whole").state_dict()
+
+    def stop(epoch):
+        if epoch.epoch == 2:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(recipe, network(), CrossEntropy(), data(), tmp_path / "parts", report=stop)
+    parts = train(recipe, network(), CrossEntropy(), data(), tmp_path / "parts").state_dict()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert all(value.dtype != torch.bfloat16 for value in whole.values())
+    for other in (replace(recipe, flip=False), replace(recipe, precision="float32")):
+        plain = train(
+            other, network(), CrossEntropy(), data(), tmp_path / other.digest
+        ).state_dict()
+        assert not torch.equal(whole["1.weight"], plain["1.weight"])
+
+
+def test_mirroring_takes_another_half_in_each_epoch():
+    images, ids = torch.arange(200.0).reshape(50, 1, 1, 4), torch.arange(50)
+    halves = []
+    for epoch in (0, 1):
+        mirrored = mirror_half(images, Noise(3, ids, f"train/{epoch}"))
+        turned = (mirrored == images.flip(-1)).flatten(1).all(1)
+        assert torch.equal(mirrored[~turned], images[~turned])
+        halves.append(turned)
+    assert 15 < halves[0].sum() < 35
+    assert not torch.equal(*halves)
+
+
 def test_training_learns(tmp_path):
     epochs = []
     train(
@@ -87,6 +120,8 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path, content):
 def test_prose_does_not_change_a_recipes_digest():
     assert replace(RECIPE, card={"summary": "x"}).digest == RECIPE.digest
     assert replace(RECIPE, epochs=5).digest != RECIPE.digest
+    assert replace(RECIPE, flip=True).digest != RECIPE.digest
+    assert replace(RECIPE, precision="bfloat16").digest != RECIPE.digest
 
 
 GOOD = """model = "m:f"
@@ -111,6 +146,8 @@ seed = 0
         ("batch_size = 5", "batch_size = 50", "inside that range"),
         ("seed = 0", "seed = ", "cannot read"),
         ("seed = 0", 'seed = 0\nstorage = "float8"', "float16 or float32"),
+        ("seed = 0", 'seed = 0\nprecision = "float8"', "float32 or bfloat16"),
+        ("seed = 0", "seed = 0\nflip = 1", "flip = 1"),
     ],
 )
 def test_a_wrong_recipe_is_one_line(tmp_path, old, new, told):

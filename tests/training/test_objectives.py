@@ -14,6 +14,7 @@ from robustbench_inv.training.objectives import (
     ConvexConjugate,
     CrossEntropy,
     DonskerVaradhan,
+    EnergyBased,
     InformationBottleneck,
 )
 
@@ -41,6 +42,25 @@ def test_donsker_varadhan_is_tight_at_the_true_log_ratio():
     certain = 50 * torch.eye(4)
     loss, _ = DonskerVaradhan()(nn.Identity(), certain, torch.arange(4), NOISE)
     assert abs(loss.item() + log(4)) < 1e-5
+
+
+def test_energy_based_with_all_labels_is_cross_entropy_and_so_are_its_gradients():
+    """Equation 6: the losses differ by the constant log C."""
+    scores = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 4, 2, 2, 1, 3, 0])
+    energy, likelihood = (
+        EnergyBased().of_scores(scores, labels),
+        CrossEntropy().of_scores(scores, labels),
+    )
+    assert abs((likelihood - energy).item() - log(5)) < 1e-12
+    slopes = [torch.autograd.grad(loss, scores)[0] for loss in (energy, likelihood)]
+    torch.testing.assert_close(*slopes, rtol=1e-12, atol=1e-12)
+
+
+def test_energy_based_never_exceeds_donsker_varadhan_in_tightness():
+    """log mean exp over all pairs is at least the mean over x of log mean exp over y (Jensen)."""
+    scores, labels = torch.randn(20, 5), torch.arange(20) % 5
+    assert EnergyBased().of_scores(scores, labels) <= DonskerVaradhan().of_scores(scores, labels)
 
 
 def test_cross_entropy_matches_its_definition():

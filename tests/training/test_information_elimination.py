@@ -1,0 +1,104 @@
+"""MMD against closed forms and naive sums, and where its gradient goes."""
+
+from math import exp, sqrt
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robustbench_inv.errors import BadParameter
+from robustbench_inv.models.label_hypothesis import LabelHypothesisNet
+from robustbench_inv.randomness import Noise
+from robustbench_inv.training.information_elimination import (
+    BOUNDS,
+    InformationElimination,
+    hypothesis_mmd2,
+    mmd2,
+)
+
+NOISE = Noise(0, torch.arange(12))
+
+
+def test_two_points_have_the_closed_form():
+    """One point each, 3 apart: 1 + 1 − 2 exp(−9 / 2σ²)."""
+    found = mmd2(torch.tensor([[0.0]]), torch.tensor([[3.0]]), 2.0)
+    assert found.item() == pytest.approx(2 - 2 * exp(-9 / 8), abs=1e-6)
+
+
+def test_two_normal_distributions_approach_the_closed_form():
+    """E k = σ / √(σ² + 2 s²) exp(−δ² / 2(σ² + 2 s²)) for normals of deviation s whose means are δ apart."""
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(3000, 1, generator=generator) + shift for shift in (0.0, 1.5))
+    spread = sqrt(2.0**2 + 2)
+    exact = 2 * 2.0 / spread * (1 - exp(-(1.5**2) / (2 * spread**2)))
+    assert mmd2(first, second, 2.0).item() == pytest.approx(exact, rel=0.05)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 1000), st.floats(0.3, 5.0))
+def test_agrees_with_the_sums_of_equation_7(m, n, seed, width):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(m, 3, generator=generator)
+    y = torch.randn(n, 3, generator=generator)
+
+    def mean(a, b):
+        return sum(exp(-((p - q) ** 2).sum().item() / (2 * width**2)) for p in a for q in b) / (
+            len(a) * len(b)
+        )
+
+    expected = mean(x, x) + mean(y, y) - 2 * mean(x, y)
+    assert mmd2(x, y, width).item() == pytest.approx(expected, abs=2e-5)
+
+
+def test_equal_samples_have_none_and_order_does_not_matter():
+    x, y = torch.randn(5, 4), torch.randn(7, 4)
+    assert mmd2(x, x.flip(0), 1.0).item() == pytest.approx(0, abs=1e-6)
+    torch.testing.assert_close(mmd2(x, y, 1.0), mmd2(y, x, 1.0))
+
+
+def test_each_hypothesis_compares_its_class_with_the_rest():
+    hidden, labels = torch.randn(9, 3, 4), torch.tensor([0, 1, 0, 1, 1, 0, 0, 1, 1])
+    found = hypothesis_mmd2(hidden, labels, 1.3)
+    for k in (0, 1):
+        expected = mmd2(hidden[labels == k, k], hidden[labels != k, k], 1.3)
+        torch.testing.assert_close(found[k], expected)
+    assert found[2] == 0  # a class that the batch lacks
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_the_regulariser_reaches_the_two_fully_connected_layers_alone(bound):
+    torch.manual_seed(0)
+    model = LabelHypothesisNet().train()
+    images, labels = torch.rand(12, 1, 28, 28), torch.arange(12) % 10
+    slopes = []
+    for coefficient in (0.0, 3.0):
+        model.zero_grad()
+        loss, scores = InformationElimination(bound, coefficient, 2.0)(model, images, labels, NOISE)
+        loss.backward()
+        assert scores.shape == (12, 10)
+        slopes.append({name: weight.grad.clone() for name, weight in model.named_parameters()})
+    reached = {
+        name.split(".")[0]
+        for name in slopes[0]
+        if not torch.equal(slopes[0][name], slopes[1][name])
+    }
+    assert reached == {"guess", "second"}
+
+
+def test_without_the_regulariser_the_bound_is_left():
+    torch.manual_seed(0)
+    model = LabelHypothesisNet().eval()
+    images, labels = torch.rand(12, 1, 28, 28), torch.arange(12) % 10
+    plain, _ = BOUNDS["js"](model, images, labels, NOISE)
+    wrapped, _ = InformationElimination("js", 0.0, 1.0)(model, images, labels, NOISE)
+    torch.testing.assert_close(wrapped, plain)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [("hellinger", 1.0, 1.0), ("js", -1.0, 1.0), ("js", 1.0, 0.0), ("js", float("nan"), 1.0)],
+)
+def test_unusable_parameters_are_named(wrong):
+    with pytest.raises(BadParameter):
+        InformationElimination(*wrong)
