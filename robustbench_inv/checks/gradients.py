@@ -1,4 +1,4 @@
-"""Probes of a model's gradients: C6 (they exist, for each loss) and C7 (cross-entropy is not saturated)."""
+"""Probes of a model's gradients: C6 (they exist, for each loss) and C7 (the output is not saturated)."""
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ __all__ = ["check_gradients", "check_saturation"]
 
 SATURATED = 15.0
 """Median margin, in nats, above which cross-entropy is no loss to rely on in float32."""
+
+FLAT = 0.01
+"""Share of a gradient that must get through a sigmoid, of 0.25 at most, at the true class and at the runner-up."""
 
 NONE_RIGHT = "No probed sample is classified right."
 
@@ -53,12 +56,17 @@ def check_saturation(probe: Probe) -> Verdict:
     The softmax gradient of the true logit, p_y − 1, is exactly 0 in float32 from about 17 nats on, and
     every component from about 104. Attacks on margin, DLR or scaled cross-entropy do not mind, so that the
     probe alone gives WARN; ``escalate_saturation`` makes it FAIL when a plan has none of them.
+
+    Outputs in [0, 1] hide their margins: a sigmoid (or softmax) has squashed them, and passes s (1 − s) of a
+    gradient on. There no loss helps, and what the attack needs is the output before it.
     """
     logits, labels = probe.ask().logits, probe.batch.labels
     margins = -margin(logits, labels)
     right = margins > 0
     if not right.any():
         return CHECKS["C7"].says(probe.model, "NA", None, NONE_RIGHT)
+    if logits.min() >= 0 and logits.max() <= 1:
+        return _judge_squashed(probe.model, logits[right], labels[right])
     low, median, high = (float(margins[right].double().quantile(q)) for q in (0.05, 0.5, 0.95))
     true, every = _vanished(logits[right].float(), labels[right])
     evidence = (
@@ -67,6 +75,21 @@ def check_saturation(probe: Probe) -> Verdict:
         f"of them, at every logit for {every:.1%}."
     )
     return CHECKS["C7"].says(probe.model, grade(median, warn=SATURATED), median, evidence)
+
+
+def _judge_squashed(model: str, scores: Tensor, labels: Tensor) -> Verdict:
+    """C7 for scores (n, C) in [0, 1] of n correct samples."""
+    true = scores.gather(1, labels[:, None])
+    other = scores.scatter(1, labels[:, None], -1.0).amax(1, keepdim=True)
+    pair = torch.cat([true, other], 1).double()
+    passed = (pair * (1 - pair)).amin(1)  # an attack must lower the one and raise the other
+    flat, median = float((passed < FLAT).double().mean()), float(passed.median())
+    evidence = (
+        f"All outputs lie in [0, 1], as a sigmoid or softmax leaves them. It passes on s(1 − s) of a gradient: at the "
+        f"flatter of true class and runner-up, {median:.1g} in the median of {len(scores)} correct samples (0.25 "
+        f"where it is steepest), less than {FLAT:g} for {flat:.1%} of them. Attack what is before it."
+    )
+    return CHECKS["C7"].says(model, grade(flat, warn=0.1, fail=0.5), flat, evidence)
 
 
 def _useless(values: Tensor, images: Tensor) -> Tensor:

@@ -95,9 +95,10 @@ CHECKS: Mapping[str, Check] = {
         ),
         Check(
             "C5",
-            "gradient attacks break what noise and queries break",
+            "gradient attacks break what noise, queries and transfer break",
             "model",
-            "FAIL if attacks without gradients lower the worst-case accuracy by more than 0.2 points",
+            "FAIL if attacks without the model's gradients lower the worst-case accuracy by more than 0.2 "
+            "points",
         ),
         Check(
             "C6",
@@ -111,7 +112,8 @@ CHECKS: Mapping[str, Check] = {
             "margins do not saturate cross-entropy",
             "model",
             "WARN above a median margin of 15 nats; FAIL if besides all gradient attacks use "
-            "cross-entropy only",
+            "cross-entropy only. Outputs in [0, 1]: less than 1 % of a gradient gets through for 10 % "
+            "(WARN) or half (FAIL) of the samples",
         ),
         Check(
             "C10",

@@ -29,6 +29,7 @@ __all__ = [
     "narrow_band",
     "probabilities",
     "quantised",
+    "squashed",
 ]
 
 
@@ -136,6 +137,11 @@ def quantised(toy: Toy, levels: int = 16) -> Toy:
 def probabilities(toy: Toy, factor: float = 1.0) -> Toy:
     """Return a multiple of the softmax instead of logits (C10)."""
     return _after(toy, lambda logits: factor * logits.softmax(1))
+
+
+def squashed(toy: Toy, factor: float = 1.0) -> Toy:
+    """Return the sigmoid of each logit, multiplied before: flat where they are large (C7)."""
+    return _after(toy, lambda logits: (factor * logits).sigmoid())
 
 
 def confident(toy: Toy, factor: float = 1000.0) -> Toy:

@@ -25,6 +25,7 @@ from robustbench_inv.testing.toys import (
     narrow_band,
     probabilities,
     quantised,
+    squashed,
 )
 
 
@@ -105,6 +106,13 @@ def test_c7_fires_on_margins_that_saturate_cross_entropy(honest, probe):
 def test_c7_value_is_the_median_margin(honest, probe):
     once, thrice = check_saturation(probe(honest)), check_saturation(probe(confident(honest, 3.0)))
     assert thrice.value == pytest.approx(3 * once.value, rel=1e-5)
+
+
+def test_c7_fires_on_a_sigmoid_that_is_saturated_and_not_on_a_steep_one(honest, probe):
+    flat = check_saturation(probe(squashed(honest, 1e4)))
+    assert (flat.verdict, flat.value) == ("FAIL", 1.0)
+    assert "Attack what is before it" in flat.evidence
+    assert check_saturation(probe(squashed(honest, 1e-3))).verdict == "PASS"
 
 
 @pytest.mark.parametrize("factor", [1.0, 100.0])
