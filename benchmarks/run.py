@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from hypothesis_forward import hypothesis_section
 from torch import Tensor, nn
 
 import robustbench_inv as rbi
@@ -170,7 +171,7 @@ def main() -> None:
     for eps in arguments.eps:
         problem = Problem(network, images, labels, ids, eps, arguments.batch_size)
         rows += measure(problem, arguments.repeats)
-    text = _page(rows, arguments)
+    text = "\n".join([_page(rows, arguments), hypothesis_section()])
     print(text)
     if arguments.write:
         PAGE.write_text(text, encoding="utf-8")

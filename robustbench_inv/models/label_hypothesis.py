@@ -1,11 +1,19 @@
 """Label-hypothesis networks: one scalar T(x, y) for each hypothesis y, all hypotheses in one pass."""
 
+from math import ceil
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from robustbench_inv.models.cnn import FEATURES, convolutions
 
-__all__ = ["HypothesisLinear", "LabelHypothesisNet"]
+__all__ = ["BLOCK", "HypothesisLinear", "LabelHypothesisNet"]
+
+BLOCK = 125
+"""At most so many images are answered at once outside of training. All hypotheses of 250 take buffers so large that the
+system hands out fresh pages for every pass, which costs as much as the arithmetic; with 50 the products
+lose more than is gained (docs/benchmarks.md)."""
 
 
 class HypothesisLinear(nn.Module):
@@ -28,7 +36,22 @@ class HypothesisLinear(nn.Module):
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Map (n, d) to (n, C, m)."""
-        return torch.nn.functional.linear(vectors, self.weight, self.bias)[:, None] + self.label
+        return self.shared(vectors)[:, None] + self.label
+
+    def shared(self, vectors: Tensor) -> Tensor:
+        """Return what all hypotheses have in common, W_x x + b, (n, m)."""
+        return linear(vectors, self.weight, self.bias)
+
+    def awake(self, shared: Tensor) -> Tensor:
+        """Return the units that are positive for some row under some hypothesis, their indices in order.
+
+        A ReLU makes exact zeros of all others, and of their gradients. A NaN counts as awake.
+
+        Args:
+            shared: (n, m) what ``shared`` returned.
+        """
+        asleep = shared <= -self.label.amax(0)
+        return (~asleep).any(0).nonzero()[:, 0]
 
 
 class LabelHypothesisNet(nn.Module):
@@ -53,14 +76,30 @@ class LabelHypothesisNet(nn.Module):
         self.num_classes, self.sigmoid = num_classes, sigmoid
         self.features = convolutions()
         self.guess = HypothesisLinear(FEATURES, num_classes, 512)
-        self.second = nn.Sequential(nn.ReLU(), nn.Linear(512, 256), nn.ReLU())
-        self.judge = nn.Sequential(nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 1))
+        self.second = nn.Sequential(nn.ReLU(True), nn.Linear(512, 256), nn.ReLU(True))
+        self.judge = nn.Sequential(nn.Linear(256, 128), nn.ReLU(True), nn.Linear(128, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        value: Tensor = self.judge(self.hidden(images))[..., 0]
+        blocks = 1 if self.training else max(1, ceil(len(images) / BLOCK))
+        value = torch.cat(
+            [self.judge(self.hidden(block))[..., 0] for block in images.chunk(blocks)]
+        )
         return value.sigmoid() if self.sigmoid else value
 
     def hidden(self, images: Tensor) -> Tensor:
         """Return the second fully connected layer's output under every hypothesis, (n, C, 256)."""
-        hidden: Tensor = self.second(self.guess(self.features(images)))
-        return hidden
+        return self.hidden_of(self.features(images))
+
+    def hidden_of(self, features: Tensor) -> Tensor:
+        """Return what ``hidden`` does, from the convolutions' output (n, 1600).
+
+        It equals ``second(guess(features))``; units that sleep do not enter the product, and of trained
+        networks a third to three quarters of them sleep through a whole batch.
+        """
+        shared = self.guess.shared(features)
+        awake = self.guess.awake(shared)
+        labels = self.guess.label.index_select(1, awake)
+        first = (shared.index_select(1, awake)[:, None] + labels).relu_()
+        product = self.second[1]
+        assert isinstance(product, nn.Linear)
+        return linear(first, product.weight.index_select(1, awake), product.bias).relu_()

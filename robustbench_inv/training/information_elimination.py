@@ -60,10 +60,10 @@ class InformationElimination:
     ) -> tuple[Tensor, Tensor]:
         assert isinstance(model, LabelHypothesisNet)
         features = model.features(images)
-        scores = model.judge(model.second(model.guess(features)))[..., 0].float()
+        scores = model.judge(model.hidden_of(features))[..., 0].float()
         loss = BOUNDS[self.bound].of_scores(scores, labels)
         if self.coefficient > 0:
-            hidden = model.second(model.guess(features.detach()))
+            hidden = model.hidden_of(features.detach())
             loss = loss + self.coefficient * hypothesis_mmd2(hidden, labels, self.width).sum()
         return loss, scores
 

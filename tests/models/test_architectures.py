@@ -43,16 +43,6 @@ def test_hypothesis_layer_equals_concatenated_one_hots():
         torch.testing.assert_close(layer(vectors)[:, k], naive, rtol=1e-12, atol=1e-12)
 
 
-def test_hypothesis_net_equals_ten_passes_of_the_naive_form():
-    net = LabelHypothesisNet().eval()
-    features = net.features(IMAGES)
-    naive = []
-    for k in range(10):
-        first = features @ net.guess.weight.T + net.guess.bias + net.guess.label[k]
-        naive.append(net.judge(net.second(first))[:, 0])
-    torch.testing.assert_close(net(IMAGES), torch.stack(naive, 1), rtol=1e-5, atol=1e-5)
-
-
 def test_sigmoid_scores_are_those_of_t():
     plain = LabelHypothesisNet().eval()
     published = LabelHypothesisNet(sigmoid=True).eval()

@@ -1,0 +1,186 @@
+"""Times a label-hypothesis net, all hypotheses in one pass, against the CNN and against its naive forms.
+
+All run in one process, alternating; the figures are medians. Forward passes are those of a verdict: the
+network as it is, in inference mode. Forward and backward passes are those of a search: on the prepared copy,
+to the gradient of the input.
+"""
+
+import ctypes
+import time
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear
+
+import robustbench_inv as rbi
+from robustbench_inv.data.sampling import select_samples
+from robustbench_inv.evaluation.prepare import prepare
+from robustbench_inv.models.label_hypothesis import BLOCK, LabelHypothesisNet
+
+__all__ = ["hypothesis_section"]
+
+BATCH = 250
+THREADS = (1, 2)
+KEEP_FREED_MEMORY = ((-1, 1 << 30), (-3, 32 << 20))
+"""glibc's mallopt: M_TRIM_THRESHOLD and M_MMAP_THRESHOLD so high that freed buffers stay with the process."""
+
+Form = Callable[[nn.Module, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A network, as it is and prepared for a search, and the way in which it is asked."""
+
+    name: str
+    plain: nn.Module
+    searched: nn.Module
+    form: Form
+
+
+def hypothesis_section(repeats: int = 9) -> str:
+    """Return the benchmark's text for the page."""
+    images, labels = _digits()
+    contestants = list(_contestants(images))
+    parts = [_opening(repeats), _table(contestants, images, labels, repeats)]
+    if _keep_freed_memory():
+        parts += [_KEPT, _table(contestants, images, labels, repeats)]
+    return "\n".join(parts)
+
+
+def in_blocks(network: nn.Module, images: Tensor) -> Tensor:
+    """Return a network's answers, asked in the blocks that the hypothesis net takes."""
+    return torch.cat([network(block) for block in torch.split(images, BLOCK)])
+
+
+def head_per_hypothesis(network: nn.Module, images: Tensor) -> Tensor:
+    """Return T(x, k), the convolutions asked once and all that follows once for each k."""
+    features = network.features(images)
+    return torch.cat([_concatenated(network, features, k) for k in range(10)], 1)
+
+
+def network_per_hypothesis(network: nn.Module, images: Tensor) -> Tensor:
+    """Return T(x, k), the whole network asked once for each k."""
+    answers = [_concatenated(network, network.features(images), k) for k in range(10)]
+    return torch.cat(answers, 1)
+
+
+def _concatenated(network: nn.Module, features: Tensor, k: int) -> Tensor:
+    guess = network.guess
+    code = torch.zeros(len(features), len(guess.label), dtype=features.dtype)
+    code[:, k] = 1
+    joint = torch.cat([guess.weight, guess.label.T], 1)
+    first = linear(torch.cat([features, code], 1), joint, guess.bias)
+    return network.judge(network.second(first))
+
+
+def _digits() -> tuple[Tensor, Tensor]:
+    data = rbi.load_dataset("mnist5k")
+    return data.batch(torch.tensor(select_samples(data.labels, BATCH)))
+
+
+def _contestants(images: Tensor) -> Iterator[Contestant]:
+    def plain(network: nn.Module, shown: Tensor) -> Tensor:
+        return network(shown)
+
+    forms: list[tuple[str, str, Form]] = [
+        ("CNN", "mnist-cnn", plain),
+        (f"CNN in blocks of {BLOCK}", "mnist-cnn", in_blocks),
+        ("C-DV", "mnist-c-dv", plain),
+        ("C-JS", "mnist-c-js", plain),
+        ("C-DV, naive: head for each hypothesis", "mnist-c-dv", head_per_hypothesis),
+        ("C-DV, naive: network for each hypothesis", "mnist-c-dv", network_per_hypothesis),
+    ]
+    for name, model, form in forms:
+        classifier = rbi.load_model(model).classifier
+        searched = prepare(classifier, images[:16], fold=True).module
+        frozen = deepcopy(classifier.module).requires_grad_(False)
+        contestant = Contestant(name, frozen, searched, form)
+        if isinstance(frozen, LabelHypothesisNet):
+            _check(contestant, images)
+        yield contestant
+
+
+@torch.inference_mode()
+def _check(contestant: Contestant, images: Tensor) -> None:
+    answers = contestant.form(contestant.plain, images)
+    torch.testing.assert_close(answers, contestant.plain(images), rtol=1e-5, atol=1e-5)
+
+
+def _table(contestants: list[Contestant], images: Tensor, labels: Tensor, repeats: int) -> str:
+    columns = [
+        _column(contestants, task, threads, repeats)
+        for task in (_forward(images), _forward_and_backward(images, labels))
+        for threads in THREADS
+    ]
+    rows = [
+        " | ".join([f"| {each.name}", *(column[i] for column in columns)]) + " |"
+        for i, each in enumerate(contestants)
+    ]
+    titles = [f"{task}, {t} thread{'s' * (t > 1)}" for task in _TASKS for t in THREADS]
+    return "\n".join(["| form | " + " | ".join(titles) + " |", "|---" * 5 + "|", *rows, ""])
+
+
+_TASKS = ("forward", "forward + backward")
+
+
+def _forward(images: Tensor) -> Callable[[Contestant], None]:
+    @torch.inference_mode()
+    def run(contestant: Contestant) -> None:
+        contestant.form(contestant.plain, images)
+
+    return run
+
+
+def _forward_and_backward(images: Tensor, labels: Tensor) -> Callable[[Contestant], None]:
+    def run(contestant: Contestant) -> None:
+        shown = images.clone().requires_grad_()
+        loss = cross_entropy(contestant.form(contestant.searched, shown), labels)
+        torch.autograd.grad(loss, shown)
+
+    return run
+
+
+def _column(
+    contestants: list[Contestant], task: Callable[[Contestant], None], threads: int, repeats: int
+) -> list[str]:
+    """Return each contestant's median time in ms, and in multiples of the first one's."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    seconds: list[list[float]] = [[] for _ in contestants]
+    for _ in range(repeats):
+        for contestant, times in zip(contestants, seconds, strict=True):
+            start = time.perf_counter()
+            task(contestant)
+            times.append(time.perf_counter() - start)
+    torch.set_num_threads(before)
+    medians = [median(times) for times in seconds]
+    return [f"{1e3 * found:.1f} ms, {found / medians[0]:.2f}" for found in medians]
+
+
+def _keep_freed_memory() -> bool:
+    """Tell the C library not to hand freed buffers back; False where it cannot be told."""
+    try:
+        library = ctypes.CDLL(None)
+        return all(library.mallopt(option, value) == 1 for option, value in KEEP_FREED_MEMORY)
+    except (AttributeError, OSError):
+        return False
+
+
+def _opening(repeats: int) -> str:
+    return f"""
+## All hypotheses at the cost of one network
+
+{BATCH} digits of `mnist5k`; one process, contestants in turn, medians of {repeats} runs, and multiples of the
+CNN's time. Forward: the network as it is, in inference mode. Forward + backward: the prepared copy that attacks
+search on, to the gradient of the input. Products: 1.9 million for one image in the CNN, 3.4 in a hypothesis
+net, whose second and third layer answer for ten hypotheses, 10.8 and 18.9 in the naive forms; units of the first layer that sleep are spared.
+"""
+
+
+_KEPT = """
+The same with freed memory kept by the process (`mallopt`), so that no pass waits for fresh pages:
+"""

@@ -1,0 +1,117 @@
+"""All hypotheses in one pass: the same answers and slopes as the naive form, units asleep or not."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+
+from robustbench_inv.catalogue.load import load_dataset, load_model
+from robustbench_inv.evaluation.prepare import prepare
+from robustbench_inv.models.label_hypothesis import BLOCK, HypothesisLinear, LabelHypothesisNet
+
+SHIPPED = ("mnist-c-dv", "mnist-c-js")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_dataset("mnist5k").batch(torch.arange(0, 5000, 5000 // (BLOCK + 10)))[0]
+
+
+def shipped(name):
+    return load_model(name).classifier.module.requires_grad_(False)
+
+
+def naive(net, images):
+    """The label's one-hot behind the convolutions' output, and all that follows once for each label."""
+    features, answers = net.features(images), []
+    joint = torch.cat([net.guess.weight, net.guess.label.T], 1)
+    for code in torch.eye(net.num_classes, dtype=images.dtype):
+        both = torch.cat([features, code.expand(len(images), -1)], 1)
+        first = torch.nn.functional.linear(both, joint, net.guess.bias)
+        answers.append(net.judge(net.second(first))[:, 0])
+    return torch.stack(answers, 1)
+
+
+def slopes(form, images):
+    shown = images.clone().requires_grad_()
+    values = form(shown)
+    weights = torch.linspace(-1, 2, values.numel(), dtype=values.dtype).view_as(values)
+    return torch.autograd.grad((values * weights).sum(), shown)[0]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_trained_net_equals_the_naive_form(name, digits):
+    net = shipped(name)
+    assert 0 < len(net.guess.awake(net.guess.shared(net.features(digits)))) < 450
+    torch.testing.assert_close(net(digits), naive(net, digits), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_so_do_its_slopes(name, digits):
+    net, images = shipped(name).double(), digits[:8].double()
+    found, expected = (slopes(form, images) for form in (net, lambda x: naive(net, x)))
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_slopes_of_weights_are_those_of_the_layers_one_by_one():
+    torch.manual_seed(0)
+    net = LabelHypothesisNet().double().train()
+    net.guess.bias.data[::3] = -100  # a third of the units sleeps
+    images = torch.rand(4, 1, 28, 28, dtype=torch.float64)
+    twin = deepcopy(net)
+    net(images).square().sum().backward()
+    twin.judge(twin.second(twin.guess(twin.features(images)))).square().sum().backward()
+    for found, expected in zip(net.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, rtol=1e-9, atol=1e-9)
+    assert (net.guess.weight.grad[::3] == 0).all()
+
+
+def test_awake_is_who_is_positive_somewhere():
+    layer = HypothesisLinear(3, 2, 4)
+    layer.label.data = torch.tensor([[0.0, 1.0, -1.0, 0.0], [0.0, 0.0, -2.0, 3.0]])
+    shared = torch.tensor([[-1.0, -0.5, 1.0, -4.0], [0.0, -2.0, 0.5, -3.0]])
+    assert layer.awake(shared).tolist() == [1]
+    positive = shared[:, None] + layer.label > 0
+    assert positive.any(0).any(0).nonzero()[:, 0].tolist() == [1]
+
+
+def test_a_net_whose_units_all_sleep_still_answers():
+    net = LabelHypothesisNet().eval()
+    net.guess.bias.data.fill_(-100)
+    images = torch.rand(3, 1, 28, 28)
+    torch.testing.assert_close(net(images), naive(net, images))
+    assert (slopes(net, images) == 0).all()
+
+
+def test_a_nan_stays_visible_and_touches_no_other_sample(digits):
+    net, images = shipped("mnist-c-dv"), digits[:4].clone()
+    before = net(images)
+    images[1, 0, 14, 14] = float("nan")
+    after = net(images)
+    assert after[1].isnan().all()
+    torch.testing.assert_close(after[[0, 2, 3]], before[[0, 2, 3]], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [0, 1, BLOCK, BLOCK + 1])
+def test_blocks_change_nothing(count, digits):
+    net, images = shipped("mnist-c-dv"), digits[:count]
+    assert net(images).shape == (count, 10)
+    whole = net.judge(net.second(net.guess(net.features(images))))[..., 0]
+    torch.testing.assert_close(net(images), whole, rtol=1e-5, atol=1e-5)
+
+
+def test_hidden_is_the_second_layer_under_every_hypothesis(digits):
+    net = shipped("mnist-c-dv")
+    expected = net.second(net.guess(net.features(digits[:5])))
+    assert expected.shape == (5, 10, 256)
+    torch.testing.assert_close(net.hidden(digits[:5]), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(net.hidden_of(net.features(digits[:5])), net.hidden(digits[:5]))
+
+
+def test_the_prepared_copy_agrees(digits):
+    classifier = load_model("mnist-c-dv").classifier
+    copy = prepare(classifier, digits[:4], fold=True)
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in copy.modules())
+    expected = classifier(digits[:20]).logits
+    torch.testing.assert_close(copy(digits[:20]).logits, expected, rtol=1e-4, atol=1e-4)
