@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["NORMS", "Output", "broadcast", "flatten", "margin", "norm", "where_rows"]
+__all__ = ["NORMS", "Output", "broadcast", "flatten", "margin", "norm", "slopes_of", "where_rows"]
 
 NORMS = ("l0", "l1", "l2", "linf")
 
@@ -85,3 +85,19 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     true = logits.gather(1, labels[:, None])
     others = logits.scatter(1, labels[:, None], float("-inf"))
     return others.max(1).values - true[:, 0]
+
+
+def slopes_of(values: Tensor, images: Tensor, *, again: bool = False) -> Tensor:
+    """Return the gradient of each sample's value, (n, …), zero where no graph leads back to the images (check C6).
+
+    Args:
+        values: (n,), each of its own image alone.
+        images: (n, …) that require a gradient.
+        again: keep the graph for another call.
+    """
+    if not values.requires_grad:
+        return torch.zeros_like(images)
+    (slopes,) = torch.autograd.grad(
+        values.sum(), images, retain_graph=again, allow_unused=True, materialize_grads=True
+    )
+    return slopes

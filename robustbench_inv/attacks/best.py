@@ -19,8 +19,8 @@ class Best:
     Args:
         batch: the n samples; their clean images are the first to return.
         goal: its margin says how near an output is, and that it is reached where positive.
-        final: is a success final? Not if another draw of the model can take it back; then every sample
-            stands to the end, and the image of the largest margin is the one to return.
+        final: is a success final (``Queries.conclusive``)? If not, every sample stands to the end, and the
+            image of the largest margin is the one to return.
     """
 
     batch: Batch

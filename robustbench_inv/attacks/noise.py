@@ -34,7 +34,7 @@ class UniformNoise:
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
         ball = Ball.of(threat, batch.images, model.bounds)
-        best = Best(batch, threat.goal, model.repeatable)
+        best = Best(batch, threat.goal, model.conclusive)
         for draw in range(self.draws):
             rows = best.standing
             if not len(rows):

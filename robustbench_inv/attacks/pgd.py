@@ -78,7 +78,7 @@ class PGD:
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
         ball = Ball.of(threat, batch.images, model.bounds)
         losses = losses_for(self.loss, threat.goal)
-        best = Best(batch, threat.goal, model.repeatable)
+        best = Best(batch, threat.goal, model.conclusive)
         for restart in range(self.restarts):
             rows = best.standing
             if not len(rows):

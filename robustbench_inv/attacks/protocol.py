@@ -68,11 +68,12 @@ class Queries(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     @property
-    def repeatable(self) -> bool:
-        """Does the model give the same answer to the same question twice?
+    def conclusive(self) -> bool:
+        """Is an answer that shows a success final?
 
-        If not, one answer is no success yet: another draw may take it back. A search then goes on to the
-        end of its steps and returns what is furthest past the decision boundary.
+        Not if another draw of a stochastic model may take it back, nor if a substitute gives the answers and
+        another model the verdict. A search then goes on to the end of its steps and returns what is furthest
+        past the decision boundary.
         """
         ...
 

@@ -4,11 +4,14 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from robustbench_inv.catalogue.fields import Mismatch, check_fields
 from robustbench_inv.catalogue.references import suggest
 from robustbench_inv.errors import BadCatalogue
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 __all__ = [
     "GOALS",
@@ -23,6 +26,7 @@ __all__ = [
     "read_model",
     "read_suite",
     "read_threat",
+    "read_toml",
     "to_json",
 ]
 
@@ -140,6 +144,8 @@ class ThreatCard:
         epsilons: an ascending sweep; empty for no budget.
         goal: what the attacker wants; empty leaves it to the attack.
         access: what the attacker sees of the model.
+        substitute: a model to search on (access transfer) or to take gradients of (access score); empty for
+            none, or for one that is named with the threat (``NAME:substitute=MODEL``).
         paper: where this budget is customary.
     """
 
@@ -150,6 +156,7 @@ class ThreatCard:
     epsilons: tuple[float, ...] = ()
     goal: str = ""
     access: Literal["white-box", "score", "decision", "transfer"] = "white-box"
+    substitute: str = ""
     paper: str = ""
 
 
@@ -197,7 +204,7 @@ def read_model(path: Path) -> ModelCard:
 
 def read_suite(path: Path) -> SuiteCard:
     """Read a suite; raises as read_attack does."""
-    values = _load(path)
+    values = read_toml(path)
     runs = values.get("runs")
     if not isinstance(runs, list) or not runs:
         raise BadCatalogue(
@@ -215,20 +222,12 @@ def read_threat(path: Path) -> ThreatCard:
     return card
 
 
-def to_json(card: Card) -> dict[str, Any]:
-    """Return a card as plain values, without the place of its file."""
-    return {key: value for key, value in asdict(card).items() if key != "folder"}
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read any file of the catalogue.
 
-
-def _read(kind: type[FileCard], path: Path, name: str) -> FileCard:
-    return kind(**_check(kind, {**_load(path), **_place(path, name)}, path))
-
-
-def _place(path: Path, name: str) -> dict[str, str]:
-    return {"name": name, "folder": str(path.parent)}
-
-
-def _load(path: Path) -> dict[str, Any]:
+    Raises:
+        BadCatalogue: if it is no TOML, or says what its place says already.
+    """
     try:
         with path.open("rb") as file:
             values = tomllib.load(file)
@@ -238,6 +237,19 @@ def _load(path: Path) -> dict[str, Any]:
         if key in values:
             raise BadCatalogue(f"{path}: unknown key {key}", remedy="the file's place says it")
     return values
+
+
+def to_json(card: "DataclassInstance") -> dict[str, Any]:
+    """Return a card as plain values, without the place of its file."""
+    return {key: value for key, value in asdict(card).items() if key != "folder"}
+
+
+def _read(kind: type[FileCard], path: Path, name: str) -> FileCard:
+    return kind(**_check(kind, {**read_toml(path), **_place(path, name)}, path))
+
+
+def _place(path: Path, name: str) -> dict[str, str]:
+    return {"name": name, "folder": str(path.parent)}
 
 
 def _check(kind: type[Any], values: object, path: Path) -> dict[str, Any]:

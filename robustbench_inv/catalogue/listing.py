@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from robustbench_inv.catalogue.cards import (
     Card,
@@ -18,12 +18,14 @@ from robustbench_inv.catalogue.loaded_attack import LIBRARIES, load_attack
 from robustbench_inv.catalogue.locate import entries
 from robustbench_inv.catalogue.plugins import find_plugins
 from robustbench_inv.catalogue.references import import_object, parse_reference, suggest
+from robustbench_inv.catalogue.reproduction import Reproduction
+from robustbench_inv.catalogue.reproduction_file import read_reproduction
 from robustbench_inv.errors import BadCatalogue, MissingExtra, UnknownName
 
 __all__ = ["KINDS", "Kind", "Listing", "library_attacks", "list_entries", "show_entry"]
 
-Kind = Literal["models", "attacks", "datasets", "suites", "threats"]
-KINDS: tuple[Kind, ...] = ("models", "attacks", "datasets", "suites", "threats")
+Kind = Literal["models", "attacks", "datasets", "suites", "threats", "reproductions"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,12 @@ def show_entry(name: str, kind: Kind | None = None) -> tuple[Kind, dict[str, Any
     raise UnknownName(f"nothing is called {name}", remedy=suggest(plain, known))
 
 
-_READERS: dict[Kind, Callable[[Path], Card]] = {
+_READERS: dict[Kind, Callable[[Path], Card | Reproduction]] = {
     "models": read_model,
     "attacks": read_attack,
     "suites": read_suite,
     "threats": read_threat,
+    "reproductions": read_reproduction,
 }
 
 

@@ -15,7 +15,7 @@ __all__ = ["CATALOGUE_VARIABLE", "Kind", "catalogue_roots", "entries", "find", "
 CATALOGUE_VARIABLE = "INVBENCH_CATALOGUE"
 """Environment variable with further catalogue folders, separated as in PATH."""
 
-Kind = Literal["models", "attacks", "suites", "threats", "reports"]
+Kind = Literal["models", "attacks", "suites", "threats", "reports", "reproductions"]
 
 _PLACES: dict[Kind, str] = {
     "models": "models/*/card.toml",
@@ -23,7 +23,10 @@ _PLACES: dict[Kind, str] = {
     "suites": "attacks/suites/*.toml",
     "threats": "attacks/threats/*.toml",
     "reports": "reports/definitions/*.toml",
+    "reproductions": "reports/definitions/*/*-*.toml",
 }
+"""Where the file of an entry is. A reproduction is called PAPER/ITEM, and every ITEM has a hyphen, as in table-1;
+what the items of a paper share, protocol.toml beside them, has none."""
 
 
 def catalogue_roots() -> tuple[Path, ...]:
@@ -82,6 +85,8 @@ def _named_roots() -> Iterator[Path]:
 
 
 def _name(kind: Kind, path: Path) -> str:
+    if kind == "reproductions":
+        return f"{path.parent.name}/{path.stem}"
     return path.parent.name if kind == "models" else path.stem
 
 

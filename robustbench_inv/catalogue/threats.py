@@ -1,6 +1,8 @@
-"""Threats and goals from text: ``linf=0.1,0.2``, ``none``, or a name in the catalogue."""
+"""Threats and goals from text: ``linf=0.1,0.2``, ``none``, or a name in the catalogue, each with a substitute."""
 
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from robustbench_inv.catalogue.cards import GOALS, read_threat
@@ -16,32 +18,42 @@ if TYPE_CHECKING:
 __all__ = ["load_goal", "load_threat"]
 
 
-def load_threat(text: "str | ThreatModel", goal: "Goal | None" = None) -> "ThreatModel":
+def load_threat(
+    text: "str | ThreatModel", goal: "Goal | None" = None, norm: str = "l2"
+) -> "ThreatModel":
     """Return the threat that a text names.
 
     Args:
         text: ``NORM=EPS[,EPS…]`` with NORM one of l0, l1, l2, linf and EPS ascending, in input units
-            (``8/255`` may be written); ``none``, or ``none:norm=linf`` to say what distances are measured in
-            (else l2); a name in the catalogue; or a threat, which is returned as it is.
+            (``8/255`` may be written); ``none``, or ``none:norm=linf`` to say what distances are measured in;
+            or a name in the catalogue. Each may be followed by ``:substitute=MODEL`` (transfer: that model
+            answers while an attack searches) or ``:guide=MODEL`` (score: its gradients lead), where all that
+            follows names the model. A threat is returned as it is.
         goal: what the attacker wants where the text does not say; None to misclassify.
+        norm: what distances of ``none`` are measured in where the text does not say.
 
     Raises:
-        BadParameter: for an unknown norm, or eps that are not ascending numbers >= 0.
+        BadParameter: for an unknown norm, eps that are not ascending numbers >= 0, or no model's name.
         UnknownName: for a name that is not in the catalogue.
+
+    Example:
+        >>> load_threat("linf=0.1:substitute=mine.py:build:width=3").substitute
+        'mine.py:build:width=3'
     """
     from robustbench_inv.threat.goals import Misclassify
     from robustbench_inv.threat.threat_model import ThreatModel
 
     if isinstance(text, ThreatModel):
         return text
+    budget, known = _split(text)
     goal = goal or Misclassify()
-    reference = parse_reference(text) if text.split(":")[0].strip() == "none" else None
-    if reference is not None:
-        return _unbounded(reference, goal)
-    norm, equals, epsilons = text.partition("=")
+    if budget.partition(":")[0] == "none":
+        return replace(_unbounded(parse_reference(budget), goal, norm), **known)
+    named, equals, epsilons = budget.partition("=")
     if equals:
-        return _ball(norm.strip(), [_number(eps, text) for eps in epsilons.split(",")], goal)
-    return _from_card(text, goal)
+        numbers = [_number(eps, text) for eps in epsilons.split(",")]
+        return replace(_ball(named.strip(), numbers, goal), **known)
+    return _from_card(budget, goal, known)
 
 
 def load_goal(text: str) -> "Goal":
@@ -77,11 +89,25 @@ def _checked(kind: type[Any], values: Mapping[str, Any], text: str) -> dict[str,
         raise BadParameter(f"goal {text}: {mismatch.problem}", **mismatch.details()) from None
 
 
-def _unbounded(reference: Reference, goal: "Goal") -> "ThreatModel":
+def _split(text: str) -> tuple[str, dict[str, Any]]:
+    """Return a threat's text without its substitute, and what the substitute says of access."""
+    from robustbench_inv.threat.threat_model import GUIDE, SUBSTITUTE
+
+    found = re.search(rf":\s*({SUBSTITUTE}|{GUIDE})\s*=", text)
+    if found is None:
+        return text.strip(), {}
+    model = text[found.end() :].strip()
+    if not model:
+        raise BadParameter(f"{text} names no model", expected=f"{found[1]}=MODEL")
+    access = "transfer" if found[1] == SUBSTITUTE else "score"
+    return text[: found.start()].strip(), {"access": access, "substitute": model}
+
+
+def _unbounded(reference: Reference, goal: "Goal", usual: str) -> "ThreatModel":
     from robustbench_inv.threat.budgets import Unbounded
     from robustbench_inv.threat.threat_model import ThreatModel
 
-    norm = reference.parameters.get("norm", "l2")
+    norm = reference.parameters.get("norm", usual)
     if reference.parameters.keys() - {"norm"}:
         raise BadParameter("unknown parameter of a threat", got=str(reference), expected="norm")
     return ThreatModel(Unbounded(_norm(norm)), goal)
@@ -116,13 +142,12 @@ def _number(text: str, whole: str) -> float:
     return value
 
 
-def _from_card(name: str, goal: "Goal") -> "ThreatModel":
-    from dataclasses import replace
-
+def _from_card(name: str, goal: "Goal", known: Mapping[str, Any]) -> "ThreatModel":
     card = read_threat(find("threats", name))
     goal = load_goal(card.goal) if card.goal else goal
     if card.epsilons:
         threat = _ball(card.norm, list(card.epsilons), goal)
     else:
-        threat = _unbounded(Reference("none", {"norm": card.norm}), goal)
-    return replace(threat, access=card.access)
+        threat = _unbounded(Reference("none", {"norm": card.norm}), goal, card.norm)
+    said = {"access": card.access, "substitute": card.substitute or None}
+    return replace(threat, **{**said, **known})

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from robustbench_inv.results.naming import attack_name, substitute_name
 from robustbench_inv.results.record import Record
 
 __all__ = ["CellView", "FinishedCell", "common_samples", "grouped", "listed"]
@@ -73,8 +74,8 @@ class CellView:
 
     @property
     def attack(self) -> str:
-        """The attack's name."""
-        return str(self._part("attack")["name"])
+        """The attack's name, and the substitute's if there is one."""
+        return attack_name(self.source.cell)
 
     @property
     def subject(self) -> str:
@@ -82,7 +83,8 @@ class CellView:
         threat, dataset = self._part("threat"), self._part("dataset")
         text = threat.get("text") or f"{self.norm}={','.join(map(str, self.epsilons))}"
         seed = self.source.cell["seed"]
-        return f"{self.attack} on {self.model}, {text}, {dataset['name']}, seed {seed}"
+        name = self._part("attack")["name"]
+        return f"{name} on {self.model}, {text}, {dataset['name']}, seed {seed}"
 
     @property
     def setting(self) -> tuple[str, str, str, str]:
@@ -141,25 +143,39 @@ class CellView:
         """Number of elements of one input."""
         return int(np.prod(self._part("dataset")["shape"]))
 
+    @property
+    def access(self) -> str:
+        """What the attacker sees of the model."""
+        return str(self._part("threat").get("access", "white-box"))
+
+    @property
+    def foreign_gradients(self) -> bool:
+        """Were the gradients, if any, a substitute's? Then they say nothing about the model."""
+        return substitute_name(self.source.cell) is not None
+
     @cached_property
     def uses_gradients(self) -> bool:
-        """Did the attack take gradients of any sample?"""
-        return any(r.backward_passes > 0 for r in self.records)
+        """Did the attack take gradients of the model on any sample?"""
+        return not self.foreign_gradients and any(r.backward_passes > 0 for r in self.records)
 
     @cached_property
     def free_of_gradients(self) -> bool:
-        """Is it noise, or an attack that learns from answers alone?
+        """Is it noise, an attack that learns from answers alone, or one on a substitute?
 
         Analytic attacks, which neither ask nor take gradients, are neither.
         """
-        restricted = self._part("threat").get("access") in ("score", "decision")
+        restricted = self.foreign_gradients or self.access in ("score", "decision")
         asks = any(r.forward_passes > 0 for r in self.records)
         return not self.uses_gradients and (restricted or asks)
 
     @property
     def single_step(self) -> bool:
-        """Does the attack take one gradient step?"""
-        return bool(self.parameters.get("steps") == 1 or _SINGLE_STEP.fullmatch(self.algorithm))
+        """Does the attack take one step along the model's gradient?
+
+        One along a substitute's is no measure of more of them: it often transfers better.
+        """
+        one = self.parameters.get("steps") == 1 or _SINGLE_STEP.fullmatch(self.algorithm)
+        return bool(one) and not self.foreign_gradients
 
     @property
     def iterative(self) -> bool:

@@ -45,9 +45,9 @@ def check_single_step(views: Sequence[CellView]) -> list[Verdict]:
 
 
 def check_gradient_free(views: Sequence[CellView]) -> list[Verdict]:
-    """C5: do noise and query attacks break samples that no gradient attack breaks at the same eps?
+    """C5: do noise, queries and substitutes break samples that no gradient attack breaks at the same eps?
 
-    The limit is that of AutoAttack's flag for Square Attack: 0.2 points of worst-case accuracy.
+    An attacker who has the model has its substitutes as well. The limit is that of AutoAttack's flag for Square Attack: 0.2 points of worst-case accuracy.
 
     References:
         Croce and Hein, Reliable evaluation of adversarial robustness, ICML 2020; Carlini et al.,
@@ -139,9 +139,7 @@ def _gradient_free(setting: tuple[str, str, str, str], group: Group) -> Verdict:
             found = _gap(here[0], here[1], eps, samples)
             worst = max(worst or found, found)
     if worst is None:
-        reason = (
-            f"No gradient attack beside noise or queries at one eps ({setting[2]}, {setting[1]})."
-        )
+        reason = f"No gradient attack beside noise, queries or transfer at one eps ({setting[2]}, {setting[1]})."
         return CHECKS["C5"].says(setting[0], "NA", None, reason)
     verdict = grade(worst[0], warn=0.002, fail=0.002)
     return CHECKS["C5"].says(setting[0], verdict, worst[0], worst[1])

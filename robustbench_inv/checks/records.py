@@ -53,11 +53,15 @@ def check_shown_inputs(view: CellView) -> Verdict:
 def check_lost_successes(view: CellView) -> Verdict:
     """C15: did the attack return a failure although one of its queries was a success?
 
-    The engine keeps that success, so that the number is right; the attack is not.
+    The engine keeps that success, so that the number is right; the attack is not. On a substitute there is
+    none to keep: its answers are no successes.
 
     References:
         Pintor et al., Indicators of attack failure, NeurIPS 2022: silent success.
     """
+    if view.access == "transfer":
+        reason = "The search saw the answers of a substitute, none of which is a success."
+        return CHECKS["C15"].says(view.subject, "NA", None, reason)
     notes = [event for event in view.events if event.get("kind") == "silent_success"]
     lost = {sample for event in notes for sample in event.get("samples", ())}
     broken = sum(r.goal_reached and r.status != "already_wrong" for r in view.records)

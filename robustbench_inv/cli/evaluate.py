@@ -6,7 +6,21 @@ from typing import Annotated, Any
 
 import typer
 
-from robustbench_inv.cli.options import DataRoot, Device, Existing, ExistingOption, Json, option
+from robustbench_inv.cli.options import (
+    BatchSize,
+    Checks,
+    DataRoot,
+    Device,
+    DryRun,
+    Existing,
+    ExistingOption,
+    Json,
+    Samples,
+    Seed,
+    Workers,
+    number_of,
+    option,
+)
 from robustbench_inv.cli.output import complain, print_json, say
 
 __all__ = ["evaluate"]
@@ -25,11 +39,10 @@ Attacks = Annotated[
 ]
 Threat = Annotated[
     str | None,
-    option(help="NORM=EPS[,EPS…], none, or a name.", show_default="the suite's, or the usual one"),
-]
-Samples = Annotated[
-    str | None,
-    option(metavar="N|first:N", help="A fixed balanced draw, or the first.", show_default="all"),
+    option(
+        help="NORM=EPS[,EPS…], none, or a name; with :substitute=MODEL, transfer from that model.",
+        show_default="the suite's, or the usual one",
+    ),
 ]
 
 
@@ -42,22 +55,20 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
         str | None, option(help="What to attack on.", show_default="each model's own")
     ] = None,
     samples: Samples = None,
-    seed: Annotated[int, option(help="Of all random numbers.")] = 0,
+    seed: Seed = 0,
     out: Annotated[
         Path | None, option(help="Folder of the results.", show_default="runs/PLAN")
     ] = None,
     existing: ExistingOption = Existing.resume,
-    dry_run: Annotated[
-        bool, option("--dry-run", help="Print the cells and what they will cost.")
-    ] = False,
+    dry_run: DryRun = False,
     keep_images: Annotated[
         bool, option("--keep-images", help="Store the images that are shown.")
     ] = False,
-    batch_size: Annotated[int | None, option(min=1, help="Samples of a block.")] = None,
+    batch_size: BatchSize = None,
     device: Device = "cpu",
-    workers: Annotated[str, option(help="Number of processes, or ray.")] = "1",
+    workers: Workers = "1",
     data_root: DataRoot = None,
-    checks: Annotated[bool, option(help="Run the validity checks.")] = True,
+    checks: Checks = True,
     json: Json = False,
 ) -> None:
     """Attack models and write a record for each sample; what is there already is not done again.
@@ -69,7 +80,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     from robustbench_inv.evaluation import run as evaluation
 
     asked: dict[str, Any] = {"suite": suite, "threat": threat, "dataset": dataset, "seed": seed}
-    asked |= {"samples": samples and _number(samples), "device": device, "data_root": data_root}
+    asked |= {"samples": samples and number_of(samples), "device": device, "data_root": data_root}
     if dry_run:
         return _print_plan({"models": model, "attacks": attack or [], **asked}, json)
     with reporting() as progress:
@@ -80,7 +91,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
             out=out,
             existing=existing.value,
             batch_size=batch_size,
-            workers=_number(workers),
+            workers=number_of(workers),
             keep_images=keep_images,
             progress=progress,
             checks=checks,
@@ -93,20 +104,12 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     raise typer.Exit(1 if run.failures else 0)
 
 
-def _number(text: str) -> int | str:
-    return int(text) if text.removeprefix("-").isdecimal() else text
-
-
 def _print_plan(question: dict[str, Any], json: bool) -> None:
-    from robustbench_inv.cli.summary import print_estimates
+    from robustbench_inv.cli.summary import print_plan
     from robustbench_inv.evaluation.run import make_plan
     from robustbench_inv.evaluation.sources import Question
 
     root = question["data_root"]
     plan = make_plan(Question(**{**question, "data_root": str(root) if root else None}))
     complain(plan.warnings)
-    estimates = plan.estimate()
-    if not json:
-        return print_estimates(plan, estimates)
-    pairs = zip(plan.jobs, estimates, strict=True)
-    return print_json([{**job.to_json(), **estimate.to_json()} for job, estimate in pairs])
+    print_plan(plan, json)

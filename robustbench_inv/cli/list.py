@@ -17,7 +17,7 @@ def list_catalogue(
     ] = False,
     json: Json = False,
 ) -> None:
-    """List models, attacks, suites, threats or data sets."""
+    """List models, attacks, suites, threats, data sets or reproductions."""
     from robustbench_inv.catalogue.listing import library_attacks, list_entries
 
     listing = list_entries(kind.value)

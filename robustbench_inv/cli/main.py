@@ -14,7 +14,9 @@ from robustbench_inv.cli import data
 from robustbench_inv.cli.evaluate import evaluate
 from robustbench_inv.cli.list import list_catalogue
 from robustbench_inv.cli.options import option
+from robustbench_inv.cli.process import settle_process
 from robustbench_inv.cli.report import report
+from robustbench_inv.cli.reproduce import reproduce
 from robustbench_inv.cli.show import show
 from robustbench_inv.cli.train import train
 from robustbench_inv.errors import InvbenchError
@@ -43,15 +45,14 @@ app.command("list")(list_catalogue)
 app.command()(show)
 app.command()(evaluate)
 app.command()(report)
+app.command()(reproduce)
 app.command()(train)
 app.add_typer(data.app)
 
 
 def main() -> None:
     """Run the command line and leave with its exit code: 0 done, 1 something failed, 2 usage."""
-    # Torch's threads spin while they wait for each other. With one other process on two cores, 250 digits under
-    # PGD took 13 to 21 s so, and 4 s with threads that sleep; it must be set before torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    settle_process()
     try:
         _run(spread(sys.argv[1:]))
     except TyperException as error:

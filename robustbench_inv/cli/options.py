@@ -7,7 +7,22 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["DataRoot", "Device", "Existing", "ExistingOption", "Json", "What", "option"]
+__all__ = [
+    "BatchSize",
+    "Checks",
+    "DataRoot",
+    "Device",
+    "DryRun",
+    "Existing",
+    "ExistingOption",
+    "Json",
+    "Samples",
+    "Seed",
+    "What",
+    "Workers",
+    "number_of",
+    "option",
+]
 
 
 option = partial(typer.Option, show_envvar=False)
@@ -22,6 +37,7 @@ class What(StrEnum):
     datasets = "datasets"
     suites = "suites"
     threats = "threats"
+    reproductions = "reproductions"
 
 
 class Existing(StrEnum):
@@ -49,3 +65,23 @@ ExistingOption = Annotated[
     Existing,
     option(help="What to do with cells that have records: go on, leave them, or start again."),
 ]
+
+Samples = Annotated[
+    str | None,
+    option(metavar="N|first:N", help="A fixed balanced draw, or the first.", show_default="all"),
+]
+
+Seed = Annotated[int, option(help="Of all random numbers.")]
+
+DryRun = Annotated[bool, option("--dry-run", help="Print the cells and what they will cost.")]
+
+BatchSize = Annotated[int | None, option(min=1, help="Samples of a block.")]
+
+Workers = Annotated[str, option(help="Number of processes, or ray.")]
+
+Checks = Annotated[bool, option(help="Run the validity checks.")]
+
+
+def number_of(text: str) -> int | str:
+    """Return the number that a text is, or the text where it is none (``first:100``, ``ray``)."""
+    return int(text) if text.removeprefix("-").isdecimal() else text

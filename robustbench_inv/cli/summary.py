@@ -2,19 +2,24 @@
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from robustbench_inv.cli.output import print_json
+from robustbench_inv.results.naming import with_substitute
+
 if TYPE_CHECKING:
     from robustbench_inv.evaluation.cost import Estimate
     from robustbench_inv.evaluation.plan import Plan
     from robustbench_inv.evaluation.run import Run
+    from robustbench_inv.reporting.reproduction.claims import Finding
+    from robustbench_inv.reporting.reproduction.report import Reproduced
 
-__all__ = ["print_estimates", "print_run"]
+__all__ = ["print_plan", "print_reproduction", "print_run"]
 
 WIDTH = 200
 """Columns that a table may take where there is no terminal."""
@@ -26,17 +31,34 @@ def print_run(run: "Run") -> None:
     console = _console()
     console.print(_results(cells))
     for verdict in _doubtful(cells):
-        console.print(
-            f"{verdict['verdict']} {verdict['id']} {verdict['subject']}: {verdict['evidence']}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
+        console.print(_verdict(verdict), highlight=False, markup=False, soft_wrap=True)
     console.print(f"records: {run.path}", highlight=False, markup=False, soft_wrap=True)
 
 
-def print_estimates(plan: "Plan", estimates: "Sequence[Estimate]") -> None:
-    """Print one row for each planned cell and the time that all will take at most."""
+def print_plan(plan: "Plan", json: bool) -> None:
+    """Print one row for each planned cell and the time that all will take at most, or an object for each."""
+    estimates = plan.estimate()
+    if json:
+        pairs = zip(plan.jobs, estimates, strict=True)
+        return print_json([{**job.to_json(), **estimate.to_json()} for job, estimate in pairs])
+    return _print_estimates(plan, estimates)
+
+
+def print_reproduction(found: "Reproduced") -> None:
+    """Print the paper's table with ours, what became of its claims, what is unexplained, and every doubtful check."""
+    console = _console()
+    if found.entries:
+        console.print(_bands(found))
+    lines = [
+        *(_finding(finding) for finding in found.findings),
+        *(f"not explained yet: {e.row.label}, {e.column.name}" for e in found.unexplained),
+        *map(_verdict, found.doubtful),
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_estimates(plan: "Plan", estimates: "Sequence[Estimate]") -> None:
     table = _table("model", "attack", "threat", "data set", title=plan.name)
     for heading in ("samples", "passes", "seconds"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -78,8 +100,8 @@ def _row(cell: dict[str, Any]) -> tuple[str, ...]:
     passes = cell["forward_passes"] + cell["backward_passes"]
     return (
         cell["model"],
-        cell["attack"],
-        _norm(cell["threat"]),
+        with_substitute(cell["attack"], cell["access"], cell["substitute"]),
+        cell["norm"],
         str(cell["samples"]),
         _rate(cell["clean_accuracy"]),
         "\n".join(f"{eps:g}" for eps in cell["epsilons"]),
@@ -90,9 +112,27 @@ def _row(cell: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _norm(threat: str) -> str:
-    """Return the norm of a threat; ``none`` measures in l2 unless it says otherwise."""
-    return "l2" if threat == "none" else threat.removeprefix("none:norm=").partition("=")[0]
+def _bands(found: "Reproduced") -> Table:
+    """Lay the paper's table out: below each published number ours, the difference, and the adaptive one."""
+    table = _table("attack", "accuracy", title=f"{found.item.title}; per cent")
+    for column in found.item.columns:
+        table.add_column(column.name, justify="right", no_wrap=True)
+    for band in found.bands:
+        for i, (name, shown) in enumerate(band.lines):
+            last = i == len(band.lines) - 1
+            label = "" if i else band.row.label
+            table.add_row(label, name, *(cell.text for cell in shown), end_section=last)
+    return table
+
+
+def _finding(finding: "Finding") -> str:
+    paper, published, adaptive = map(finding.judgement, finding.contrasts)
+    said = f"in the paper {paper}, as published {published}, adaptive {adaptive}"
+    return f"{finding.claim.text} ({said})"
+
+
+def _verdict(verdict: Mapping[str, Any]) -> str:
+    return f"{verdict['verdict']} {verdict['id']} {verdict['subject']}: {verdict['evidence']}"
 
 
 def _rate(rate: dict[str, float]) -> str:

@@ -1,34 +1,32 @@
 """Evaluates one block of samples: clean answers, attack, verdicts, replay, records."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.protocol import Attack, Batch
+from robustbench_inv.attacks.protocol import Batch, Kind
 from robustbench_inv.data.protocol import JudgesLabels
-from robustbench_inv.errors import BadData, BadModel, UsageError
-from robustbench_inv.evaluation.beyond import move_beyond
+from robustbench_inv.errors import BadData, BadModel
 from robustbench_inv.evaluation.describe import epsilons
-from robustbench_inv.evaluation.metering import Meter, inside_box
+from robustbench_inv.evaluation.metering import inside_box
+from robustbench_inv.evaluation.search import Found, Search
 from robustbench_inv.evaluation.standing import Standing
-from robustbench_inv.evaluation.verdict import (
-    Court,
-    Judgement,
-    already_wrong,
-    checked_shape,
-    is_number,
-)
-from robustbench_inv.models.protocol import Classifier
+from robustbench_inv.evaluation.transfer import lengthen
+from robustbench_inv.evaluation.verdict import Court, Judgement, already_wrong, is_number
 from robustbench_inv.results.record import Record, Status
+from robustbench_inv.tensors import where_rows
+from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.goals import Evidence
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["Evaluated", "Note", "Setting", "evaluate_block", "out_of_memory"]
+__all__ = ["Evaluated", "Note", "Setting", "evaluate_block"]
 
 Note = Callable[..., None]
 """Called with a kind and values for what is worth an entry in events.jsonl."""
+
+Step = tuple[ThreatModel, Tensor, Found]
+"""A stage, the (m,) positions of the samples that stand, and what was found for these."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +34,16 @@ class Setting:
     """What all blocks of a cell share.
 
     Args:
-        attack: the attack.
+        kind: of the attack.
         threat: the threat with its whole sweep.
-        searched: the model that the attack searches on.
+        search: searches on a copy of the model, or on a substitute.
         court: judges on the original.
         note: takes notes.
     """
 
-    attack: Attack
+    kind: Kind
     threat: ThreatModel
-    searched: Classifier
+    search: Search
     court: Court
     note: Note
 
@@ -63,29 +61,23 @@ def evaluate_block(setting: Setting, batch: Batch) -> Evaluated:
     """Evaluate the samples of one block.
 
     A sample that the model gets wrong needs no attack. The others are attacked at each eps in ascending
-    order, from what is shown of them so far, until they fall.
+    order, from what is shown of them so far, until they fall. Under a transfer threat the search is the same
+    for every model: it goes on with all samples, from what it last proposed, and only their verdicts stop.
 
     Raises:
         BadData: if a clean input is outside the model's bounds.
         BadModel: if the model's answer to a clean input is not a number.
     """
     standing = _begin(setting, batch)
-    for number, stage in enumerate(_stages(setting)):
-        rows = standing.undecided
-        if not len(rows) or not _attack(setting, standing, rows, stage, warm=number > 0):
+    follow = _on_a_substitute if setting.threat.transfers else _on_the_model
+    for stage, rows, found in follow(setting, standing):
+        _settle(setting, standing, rows, stage, found)
+        if found.crash is not None:
             break
     _replay(setting, standing, standing.unbroken)
     data = setting.court.dataset
     source = data.oracle_source if isinstance(data, JudgesLabels) else None
     return Evaluated(standing.records(source), batch.images, standing.images)
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Is this the error of a device, or of the CPU's allocator, that has no memory left?"""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text and "memory" in text
-    )
 
 
 def _begin(setting: Setting, batch: Batch) -> Standing:
@@ -104,110 +96,119 @@ def _begin(setting: Setting, batch: Batch) -> Standing:
 
 
 def _stages(setting: Setting) -> Iterator[ThreatModel]:
-    """Yield the threats to search under: each eps for a budget attack, the largest alone for the others."""
-    sweep = epsilons(setting.threat) if setting.attack.kind == "budget" else ()
+    """Yield the threats to be judged under: each eps, or the whole threat for an attack that is run once.
+
+    An attack that seeks the nearest success is run once, and its success falls where it is. On a substitute
+    its direction counts, which is tried at the length of each eps.
+    """
+    each = setting.kind == "budget" or setting.threat.transfers
+    sweep = epsilons(setting.threat) if each else ()
     yield from (setting.threat.at(eps) for eps in sweep)
     if not sweep:
         yield setting.threat
 
 
-def _attack(
-    setting: Setting, standing: Standing, rows: Tensor, stage: ThreatModel, *, warm: bool
-) -> bool:
-    """Attack the samples at (m,) positions and settle what became of them; False if the attack crashed."""
-    batch, given = standing.batch[rows], standing.batch[rows]  # an attack may write into its own
-    if warm:
-        given = replace(given, start=standing.allowed_images[rows])
-    # draws of its own for each eps: an image that only looked broken must not look so again
-    noise = setting.court.noise(batch.ids).named(f"attack/{stage.budget}")
-    keeps_best = setting.attack.kind != "invariance"
-    meter = Meter(setting.searched, batch, stage, noise, keep_best=keeps_best)
-    proposals, crashed = _propose(setting, meter, given, stage)
-    standing.charge(rows, meter)
-    before = standing.before[rows]
-    judged = setting.court.judge(batch, before, proposals, stage)
+def _on_the_model(setting: Setting, standing: Standing) -> Iterator[Step]:
+    """Search at each stage with the samples that still stand."""
+    for number, stage in enumerate(_stages(setting)):
+        rows = standing.undecided
+        if not len(rows):
+            return
+        start = standing.allowed_images[rows] if number else None
+        yield stage, rows, setting.search(standing.batch[rows], start, stage)
+
+
+def _on_a_substitute(setting: Setting, standing: Standing) -> Iterator[Step]:
+    """Search with all samples, whatever the model says of them, as long as one of them stands."""
+    search = _each_anew if setting.kind == "budget" else _one_for_all
+    found = search(setting, standing.batch)
+    for stage in _stages(setting):
+        rows = standing.undecided
+        if not len(rows):
+            return
+        yield stage, rows, next(found)[rows]
+
+
+def _each_anew(setting: Setting, batch: Batch) -> Iterator[Found]:
+    """Yield what a search finds at each stage, begun from what it proposed at the one before."""
+    start, bounds = None, setting.court.classifier.bounds
+    for stage in _stages(setting):
+        found = setting.search(batch, start, stage)
+        yield found
+        images = found.proposals
+        allowed = inside_box(images, bounds) & stage.budget.contains(batch.images, images)
+        start = where_rows(allowed, images, batch.images)
+
+
+def _one_for_all(setting: Setting, batch: Batch) -> Iterator[Found]:
+    """Yield what one search without eps finds, at the length of each stage."""
+    found, bounds = setting.search(batch, None, setting.threat), setting.court.classifier.bounds
+    for number, stage in enumerate(_stages(setting)):
+        images = found.proposals
+        if isinstance(stage.budget, LpBall):
+            images = lengthen(batch.images, images - batch.images, stage.budget, bounds)
+        yield found.proposing(images, again=number > 0)
+
+
+def _settle(
+    setting: Setting, standing: Standing, rows: Tensor, stage: ThreatModel, found: Found
+) -> None:
+    """Judge what was found for the samples at (m,) positions, and let those that it breaks fall."""
+    batch = standing.batch[rows]
+    standing.charge(rows, found)
+    judged = setting.court.judge(batch, standing.before[rows], found.proposals, stage)
     standing.show(rows, judged)
-    for row, status in _excuses(setting, meter, judged, crashed=crashed).items():
+    for row, status in _excuses(setting.kind, found, judged).items():
         standing.status[int(rows[row])] = status
-    _note_single_crashes(setting, meter)
-    standing.fall(rows[judged.reached], _ladder(setting, stage), stage.norm)
-    _rescue(setting, standing, rows, meter, judged)
+    _note_crashes(setting, batch, found)
+    standing.fall(rows[judged.reached], epsilons(stage), stage.norm)
+    _rescue(setting, standing, rows, stage, found, judged)
     # at once, so that a sample whose success is taken back is attacked again at the next eps
     _replay(setting, standing, rows[~standing.broken_at[rows].isnan()])
-    return not crashed
 
 
-def _propose(
-    setting: Setting, meter: Meter, batch: Batch, stage: ThreatModel
-) -> tuple[Tensor, bool]:
-    """Return the attack's proposals and whether it crashed; the clean inputs if it did.
-
-    Args:
-        setting: the attack.
-        meter: answers it.
-        batch: the attack's own copy of the meter's batch, with the images to start from.
-        stage: the threat.
-
-    Raises:
-        UsageError: if the attack says that it cannot be used so.
-    """
-    try:
-        found = setting.attack.run(meter, batch, stage, meter.noise)
-        proposals = checked_shape(found, meter.batch)
-        final = meter.repeatable or setting.attack.kind != "minimal"
-        return (proposals if final else move_beyond(meter, proposals)), False
-    except UsageError:
-        raise
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        setting.note("crash", reason=reason, samples=meter.batch.ids.tolist())
-        return meter.batch.images, True
-
-
-def _excuses(
-    setting: Setting, meter: Meter, judged: Judgement, *, crashed: bool
-) -> dict[int, Status]:
+def _excuses(kind: Kind, found: Found, judged: Judgement) -> dict[int, Status]:
     """Return why there is no valid proposal, by position in the attacked batch."""
     n = len(judged.images)
-    if crashed:
+    if found.crash is not None:
         return dict.fromkeys(range(n), "crash")
-    outside = ~(judged.allowed if setting.attack.kind == "budget" else judged.boxed)
-    found: dict[int, Status] = dict.fromkeys(range(n), "ok")
-    found |= dict.fromkeys(outside.nonzero()[:, 0].tolist(), "budget")
-    found |= dict.fromkeys((~judged.usable).nonzero()[:, 0].tolist(), "numerics")
-    return found | meter.marks
+    outside = ~(judged.allowed if kind == "budget" else judged.boxed)
+    excuses: dict[int, Status] = dict.fromkeys(range(n), "ok")
+    excuses |= dict.fromkeys(outside.nonzero()[:, 0].tolist(), "budget")
+    excuses |= dict.fromkeys((~judged.usable).nonzero()[:, 0].tolist(), "numerics")
+    return excuses | found.marks
 
 
-def _note_single_crashes(setting: Setting, meter: Meter) -> None:
-    """Note the samples for which an attack raised while it went on with the others."""
-    rows = [row for row, status in meter.marks.items() if status == "crash"]
-    if rows:
-        samples = meter.batch.ids[rows].tolist()
+def _note_crashes(setting: Setting, batch: Batch, found: Found) -> None:
+    """Note that an attack raised, or that it raised for single samples while it went on with the others."""
+    single = [row for row, status in found.marks.items() if status == "crash"]
+    if found.crash is not None:
+        setting.note("crash", reason=found.crash, samples=batch.ids.tolist())
+    if single:
+        samples = batch.ids[single].tolist()
         setting.note("crash", reason="the attack raised for single samples", samples=samples)
 
 
 def _rescue(
-    setting: Setting, standing: Standing, rows: Tensor, meter: Meter, judged: Judgement
+    setting: Setting,
+    standing: Standing,
+    rows: Tensor,
+    stage: ThreatModel,
+    found: Found,
+    judged: Judgement,
 ) -> None:
     """Use a success that a query showed and the attack did not return (check C15)."""
-    lost = (meter.found & ~judged.reached).nonzero()[:, 0]
+    lost = (found.met & ~judged.reached).nonzero()[:, 0]
     if not len(lost):
         return
-    batch = meter.batch[lost]
-    found = setting.court.judge(batch, standing.before[rows[lost]], meter.best[lost], meter.threat)
-    kept = rows[lost[found.reached]]
+    batch, before = standing.batch[rows[lost]], standing.before[rows[lost]]
+    again = setting.court.judge(batch, before, found.nearest[lost], stage)
+    kept = rows[lost[again.reached]]
     if len(kept):
-        standing.show(kept, found[found.reached])
-        standing.fall(kept, _ladder(setting, meter.threat), meter.threat.norm)
+        standing.show(kept, again[again.reached])
+        standing.fall(kept, epsilons(stage), stage.norm)
         samples = standing.batch.ids[kept].tolist()
         setting.note("silent_success", samples=samples, count=len(samples))
-
-
-def _ladder(setting: Setting, stage: ThreatModel) -> tuple[float, ...]:
-    """Return the eps at which a success under a stage can have fallen."""
-    return epsilons(stage) if setting.attack.kind == "budget" else epsilons(setting.threat)
 
 
 def _replay(setting: Setting, standing: Standing, rows: Tensor) -> None:

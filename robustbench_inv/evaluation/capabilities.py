@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 
-from robustbench_inv.data.protocol import JudgesLabels
+from robustbench_inv.catalogue.load import LoadedModel
+from robustbench_inv.data.protocol import Dataset, JudgesLabels
 from robustbench_inv.errors import BadModel, CapabilityMismatch
 from robustbench_inv.evaluation.describe import epsilons
 from robustbench_inv.evaluation.metering import inside_box
@@ -36,11 +37,14 @@ def demand_fit(job: "Job") -> None:
     """
     _demand_budget(job)
     _demand_goal(job)
-    _demand_classes(job)
-    _demand_bounds(job)
-    _demand_answer(job)
+    for model in (job.model, job.substitute):
+        if model is not None:
+            _demand_classes(model, job.dataset)
+            _demand_bounds(model, job.dataset)
+            _demand_answer(model, job)
+    _demand_substitute(job)
     if isinstance(job.attack.attack, Demanding):
-        job.attack.attack.demand(job.model.classifier, job.threat)
+        job.attack.attack.demand(job.searched.classifier, job.threat)
 
 
 def doubts(job: "Job") -> Iterator[str]:
@@ -106,8 +110,7 @@ def _demand_target(job: "Job", goal: Target) -> None:
         )
 
 
-def _demand_classes(job: "Job") -> None:
-    model, data = job.model, job.dataset
+def _demand_classes(model: LoadedModel, data: Dataset) -> None:
     if model.classifier.num_classes != data.num_classes:
         raise CapabilityMismatch(
             f"{model.name} and {data.name} differ in the number of classes",
@@ -116,9 +119,8 @@ def _demand_classes(job: "Job") -> None:
         )
 
 
-def _demand_bounds(job: "Job") -> None:
+def _demand_bounds(model: LoadedModel, data: Dataset) -> None:
     """Hold data, model and search to one box (checks C17 and C18)."""
-    model, data = job.model, job.dataset
     if tuple(model.classifier.bounds) != tuple(data.bounds):
         raise CapabilityMismatch(
             f"{model.name} and {data.name} differ in the range of their inputs",
@@ -128,9 +130,9 @@ def _demand_bounds(job: "Job") -> None:
         )
 
 
-def _demand_answer(job: "Job") -> None:
-    """Ask the model about one sample: shape, bounds and output must fit."""
-    model, data = job.model, job.dataset
+def _demand_answer(model: LoadedModel, job: "Job") -> None:
+    """Ask a model about one sample: shape, bounds and output must fit."""
+    data = job.dataset
     images, _ = data.batch(list(job.samples[:1]))
     if not inside_box(images, data.bounds).all():
         raise CapabilityMismatch(
@@ -149,3 +151,38 @@ def _demand_answer(job: "Job") -> None:
             got=f"shape {tuple(data.shape)}",
             remedy=f"{type(error).__name__}: {error}".splitlines()[0][:200],
         ) from error
+
+
+def _demand_substitute(job: "Job") -> None:
+    """Hold a substitute against the model that it stands for."""
+    model, substitute, threat = job.model, job.substitute, job.threat
+    if (substitute is None) != (threat.substitute is None):
+        raise CapabilityMismatch(
+            "the threat and the job name different substitutes",
+            got=substitute and substitute.name,
+            expected=str(threat.substitute),
+        )
+    if substitute is None:
+        return
+    if substitute.digest == model.digest:
+        raise CapabilityMismatch(
+            f"{substitute.name} is no substitute for itself",
+            remedy="leave it out of the threat: that is a white-box attack",
+        )
+    if substitute.classifier.dtype != model.classifier.dtype:
+        raise CapabilityMismatch(
+            f"{substitute.name} computes in another dtype than {model.name}",
+            got=_dtype(substitute),
+            expected=_dtype(model),
+            remedy=f"give it the parameter dtype={_dtype(model)}",
+        )
+    if job.attack.attack.kind == "invariance" or isinstance(threat.goal, KeepDecision | KeepLogits):
+        raise CapabilityMismatch(
+            f"{job.attack.name} keeps the decision of the model, which needs the model itself",
+            got=f"the substitute {substitute.name}",
+            expected="a threat without substitute",
+        )
+
+
+def _dtype(model: LoadedModel) -> str:
+    return str(model.classifier.dtype).removeprefix("torch.")

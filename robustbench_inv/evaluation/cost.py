@@ -11,6 +11,7 @@ from torch import Tensor
 from robustbench_inv.attacks.protocol import Batch
 from robustbench_inv.evaluation.metering import Meter
 from robustbench_inv.evaluation.prepare import device_of
+from robustbench_inv.evaluation.sharing import shared_by
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import margin
 
@@ -37,7 +38,7 @@ class Estimate:
         title: the cell's title.
         samples: how many.
         passes: forward and backward passes of one sample if it never falls.
-        low: seconds if every sample falls at the first query.
+        low: seconds if every sample falls at the first query (on a substitute, at the first eps).
         high: seconds if no sample falls.
         guessed: does the attack not say how many steps it takes?
     """
@@ -55,14 +56,17 @@ class Estimate:
 
 
 def estimate_jobs(jobs: "Iterable[Job]") -> list[Estimate]:
-    """Estimate each cell; a model is timed once."""
+    """Estimate each cell; a model is timed once, and a search that cells share counts for the first."""
     times: dict[str, float] = {}
+    searches: set[object] = set()
     found = []
     for job in jobs:
-        key = f"{job.model.digest}/{job.dataset.digest}"
+        key = f"{job.searched.digest}/{job.guide and job.guide.digest}/{job.dataset.digest}"
         if key not in times:
             times[key] = _seconds_per_pass(job)
-        found.append(_estimate(job, times[key]))
+        shared = job.threat.transfers and shared_by(job) in searches
+        searches.add(shared_by(job))
+        found.append(_estimate(job, times[key], shared=shared))
     return found
 
 
@@ -85,25 +89,28 @@ def passes(parameters: Mapping[str, Any], cost: str) -> tuple[int, bool]:
     return restarts * USUAL_STEPS.get(cost, USUAL_STEPS["gradient"]), True
 
 
-def _estimate(job: "Job", seconds: float) -> Estimate:
+def _estimate(job: "Job", seconds: float, *, shared: bool) -> Estimate:
     parameters = job.attack.card.get("parameters") or {}
     inner = parameters.get("parameters") or ()
     known = {**parameters, **(inner if isinstance(inner, Mapping) else dict(inner))}
     once, guessed = passes(known, str(job.attack.card.get("cost", "")))
     stages = max(len(job.epsilons), 1) if job.attack.attack.kind == "budget" else 1
     n = len(job.samples)
-    return Estimate(job.title, n, once * stages, n * seconds, n * seconds * once * stages, guessed)
+    taken = 1 if shared else once
+    low = n * seconds * (taken if job.threat.transfers else 1)
+    return Estimate(job.title, n, once * stages, low, n * seconds * taken * stages, guessed)
 
 
 def _seconds_per_pass(job: "Job") -> float:
-    """Return the time of one pass there and back for one sample."""
-    classifier, ids = job.model.classifier, list(job.samples[:PROBE])
+    """Return the time of one pass there and back for one sample, on the model that is searched on."""
+    classifier, ids = job.searched.classifier, list(job.samples[:PROBE])
     device = device_of(classifier)
     images, labels = job.dataset.batch(ids)
     batch = Batch(
         images.to(device, classifier.dtype), labels.to(device), torch.tensor(ids, device=device)
     )
-    meter = Meter(classifier, batch, job.threat, Noise(0, batch.ids), keep_best=False)
+    noise, guide = Noise(0, batch.ids), job.guide.classifier if job.guide else None
+    meter = Meter(classifier, batch, job.threat, noise, keep_best=False, guide=guide)
     return _fastest(lambda: meter.gradient(batch.images, _loss)) / len(ids)
 
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from robustbench_inv.identity import IDENTITY_VERSION, digest_value
 from robustbench_inv.threat.budgets import LpBall, OnSphere
-from robustbench_inv.threat.threat_model import ThreatModel
+from robustbench_inv.threat.threat_model import GUIDE, SUBSTITUTE, ThreatModel
 
 if TYPE_CHECKING:
+    from robustbench_inv.catalogue.load import LoadedModel
     from robustbench_inv.evaluation.plan import Job
 
 __all__ = [
@@ -37,12 +38,19 @@ def epsilons(threat: ThreatModel) -> tuple[float, ...]:
 
 
 def threat_text(threat: ThreatModel) -> str:
-    """Return a threat's budget as ``--threat`` takes it.
+    """Return a threat's budget and substitute as ``--threat`` takes them.
 
     Example:
         >>> threat_text(ThreatModel(LpBall("linf", 0.2), sweep=(0.1, 0.2)))
         'linf=0.1,0.2'
     """
+    if threat.substitute is None:
+        return _budget_text(threat)
+    word = SUBSTITUTE if threat.transfers else GUIDE
+    return f"{_budget_text(threat)}:{word}={threat.substitute}"
+
+
+def _budget_text(threat: ThreatModel) -> str:
     if isinstance(threat.budget, OnSphere):
         return f"sphere={threat.budget.radius:g}"
     if eps := epsilons(threat):
@@ -50,8 +58,8 @@ def threat_text(threat: ThreatModel) -> str:
     return "none" if threat.norm == "l2" else f"none:norm={threat.norm}"
 
 
-def describe_threat(threat: ThreatModel) -> dict[str, Any]:
-    """Return a threat as plain values."""
+def describe_threat(threat: ThreatModel, substitute: "LoadedModel | None" = None) -> dict[str, Any]:
+    """Return a threat, and the model that its substitute names, as plain values."""
     goal = _fields(threat.goal)
     return {
         "text": threat_text(threat),
@@ -59,15 +67,17 @@ def describe_threat(threat: ThreatModel) -> dict[str, Any]:
         "epsilons": list(epsilons(threat)),
         "goal": threat.goal.name,
         "access": threat.access,
+        "substitute": substitute and {"name": substitute.name, "digest": substitute.digest},
         "budget": {"type": type(threat.budget).__name__, **_fields(threat.budget)},
         "goal_parameters": {key: value for key, value in goal.items() if key != "name"},
     }
 
 
-def digest_threat(threat: ThreatModel) -> str:
-    """Return the SHA-256 of a threat: budget, sweep, goal and access."""
+def digest_threat(threat: ThreatModel, substitute: "LoadedModel | None" = None) -> str:
+    """Return the SHA-256 of a threat: budget, sweep, goal, access, and what the substitute is, if any."""
     about = describe_threat(threat)
-    return digest_value({key: value for key, value in about.items() if key != "text"})
+    kept = {key: value for key, value in about.items() if key not in ("text", "substitute")}
+    return digest_value({**kept, "substitute": substitute.digest} if substitute else kept)
 
 
 def describe_cell(job: "Job", device: str) -> dict[str, Any]:
@@ -85,7 +95,7 @@ def describe_cell(job: "Job", device: str) -> dict[str, Any]:
             "goal": attack.goal.name,
             "card": attack.card,
         },
-        "threat": describe_threat(job.threat),
+        "threat": describe_threat(job.threat, job.substitute),
         "dataset": {
             "name": data.name,
             "digest": data.digest,

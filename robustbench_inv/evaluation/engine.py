@@ -13,13 +13,14 @@ from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Batch
 from robustbench_inv.errors import AttackFailed, BadParameter
-from robustbench_inv.evaluation.block import Evaluated, Setting, evaluate_block, out_of_memory
+from robustbench_inv.evaluation.block import Evaluated, Setting, evaluate_block
 from robustbench_inv.evaluation.describe import describe_cell
 from robustbench_inv.evaluation.isolation import seeded
 from robustbench_inv.evaluation.plan import Job
 from robustbench_inv.evaluation.prepare import prepare
+from robustbench_inv.evaluation.search import Search, Searcher, out_of_memory
+from robustbench_inv.evaluation.sharing import Memory
 from robustbench_inv.evaluation.verdict import Court
-from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.results.store import CELL
 from robustbench_inv.results.writing import CellWriter, Request
 
@@ -89,7 +90,13 @@ def ignore(progress: Progress) -> None:
     """Take no notice."""
 
 
-def run_cell(job: Job, folder: Path, settings: Settings, report: Report = ignore) -> list[str]:
+def run_cell(
+    job: Job,
+    folder: Path,
+    settings: Settings,
+    report: Report = ignore,
+    memory: Memory | None = None,
+) -> list[str]:
     """Bring a cell to its end, from wherever it is.
 
     Args:
@@ -97,6 +104,7 @@ def run_cell(job: Job, folder: Path, settings: Settings, report: Report = ignore
         folder: the cell's folder.
         settings: how to run.
         report: called when the cell is opened and after each block.
+        memory: what other cells that search on the same substitute have found.
 
     Returns:
         What the user should know, one line each.
@@ -114,7 +122,8 @@ def run_cell(job: Job, folder: Path, settings: Settings, report: Report = ignore
         notes = _notes(job, writer, settings)
         report(Progress(job.title, writer.done, writer.total))
         if writer.next_block():
-            _run_blocks(job, writer, settings, report)
+            search = _search(job, torch.device(settings.device), memory)
+            _run_blocks(job, writer, settings, report, search)
         writer.finish()
     return notes
 
@@ -128,13 +137,14 @@ def _notes(job: Job, writer: CellWriter, settings: Settings) -> list[str]:
     return notes
 
 
-def _run_blocks(job: Job, writer: CellWriter, settings: Settings, report: Report) -> None:
+def _run_blocks(
+    job: Job, writer: CellWriter, settings: Settings, report: Report, search: Search
+) -> None:
     device = torch.device(settings.device)
-    searched = _searched(job, device)
     while pending := writer.next_block():
         number, ids = pending
         began = time.perf_counter()
-        setting = _setting(job, searched, partial(writer.note, block=number))
+        setting = _setting(job, search, partial(writer.note, block=number))
         try:
             with seeded(job.seed, ids[0], device):
                 done = evaluate_block(setting, _load(job, ids, device))
@@ -148,15 +158,18 @@ def _run_blocks(job: Job, writer: CellWriter, settings: Settings, report: Report
         report(Progress(job.title, writer.done, writer.total))
 
 
-def _setting(job: Job, searched: Classifier, note: Callable[..., None]) -> Setting:
+def _setting(job: Job, search: Search, note: Callable[..., None]) -> Setting:
     court = Court(job.model.classifier, job.dataset, job.seed)
-    return Setting(job.attack.attack, job.threat, searched, court, note)
+    return Setting(job.attack.attack.kind, job.threat, search, court, note)
 
 
-def _searched(job: Job, device: torch.device) -> Classifier:
-    """Return the copy to search on: folded for attacks inside a budget, which seldom end on the boundary."""
+def _search(job: Job, device: torch.device, memory: Memory | None) -> Search:
+    """Return a search on copies: folded for attacks inside a budget, which seldom end on the boundary."""
     probe = _load(job, tuple(range(min(PROBE, len(job.dataset)))), device).images
-    return prepare(job.model.classifier, probe, fold=job.attack.attack.kind == "budget")
+    copy = partial(prepare, probe=probe, fold=job.attack.attack.kind == "budget")
+    guide = copy(job.guide.classifier) if job.guide else None
+    search = Searcher(job.attack.attack, copy(job.searched.classifier), guide, job.seed)
+    return (memory or Memory(limit=0)).sharing(job, search) if job.threat.transfers else search
 
 
 def _load(job: Job, ids: tuple[int, ...], device: torch.device) -> Batch:

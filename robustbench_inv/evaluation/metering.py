@@ -59,12 +59,13 @@ class Meter:
     """Answers an attack's queries about one batch (implements ``attacks.protocol.Queries``).
 
     Args:
-        classifier: the model that the attack searches on.
+        classifier: the model that answers; under a transfer threat the substitute.
         batch: the n samples.
         threat: what counts as a success while searching.
         noise: the samples' random numbers.
         keep_best: keep the nearest success that any query showed (not for invariance goals, whose
-            output condition the clean image already meets).
+            output condition the clean image already meets, nor for successes on a substitute).
+        guide: another model, whose gradients are given for those of the one that answers.
     """
 
     classifier: Classifier
@@ -72,6 +73,7 @@ class Meter:
     threat: ThreatModel
     noise: Noise
     keep_best: bool = True
+    guide: Classifier | None = None
     found: Tensor = field(init=False)
     best: Tensor = field(init=False)
     marks: dict[int, Status] = field(init=False, default_factory=dict)
@@ -98,9 +100,10 @@ class Meter:
         return self.classifier.dtype
 
     @property
-    def repeatable(self) -> bool:
-        """False for a stochastic model with fresh noise."""
-        return not isinstance(self.classifier, Stochastic) or self.classifier.fixed_noise
+    def conclusive(self) -> bool:
+        """False for a stochastic model with fresh noise, and for a substitute."""
+        fresh = isinstance(self.classifier, Stochastic) and not self.classifier.fixed_noise
+        return not (fresh or self.threat.transfers)
 
     @property
     def model(self) -> Classifier:
@@ -154,17 +157,21 @@ class Meter:
             rows = torch.arange(len(self.batch), device=images.device)
         if rows is None:
             self._forward += len(images) / len(self.batch)
-            return answer(self.classifier, images, self._anonymous(images))
-        output = answer(
-            self.classifier,
-            images,
-            self.noise.named(f"{self.noise.stream}/search").rows(rows),
-            self._forward[rows].long(),
-        )
+            return self._answer(images, self._anonymous(images), 0)
+        noise = self.noise.named(f"{self.noise.stream}/search").rows(rows)
+        output = self._answer(images, noise, self._forward[rows].long())
         self._forward.index_add_(0, rows, torch.ones_like(rows, dtype=torch.float64))
         if self.keep_best:
             self._keep(images.detach(), output.detach(), rows)
         return output
+
+    def _answer(self, images: Tensor, noise: Noise, step: int | Tensor) -> Output:
+        """Return the model's output; where a gradient is wanted and there is a guide, with the guide's graph."""
+        if self.guide is None or not (images.requires_grad and torch.is_grad_enabled()):
+            return answer(self.classifier, images, noise, step)
+        with torch.no_grad():
+            said = answer(self.classifier, images, noise, step)
+        return _led(said, answer(self.guide, images, noise.named(f"{noise.stream}/guide"), step))
 
     def _anonymous(self, images: Tensor) -> Noise:
         """Draws for images of which the attack does not say whose they are."""
@@ -200,6 +207,14 @@ class Meter:
         chosen = torch.arange(len(slope), device=slope.device) if rows is None else rows
         self._backward.index_add_(0, chosen, torch.ones_like(chosen, dtype=torch.float64))
         self._useful[chosen[useful]] = True
+
+
+def _led(said: Output, guide: Output) -> Output:
+    """Return what the model said, to the last bit, with the derivatives of what its guide says."""
+    led = said.logits + (guide.logits - guide.logits.detach())
+    if said.score is None or guide.score is None:
+        return Output(led, said.score, said.accepted)
+    return Output(led, said.score + (guide.score - guide.score.detach()), said.accepted)
 
 
 def _slope(value: Tensor, images: Tensor) -> Tensor:

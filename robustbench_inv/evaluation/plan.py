@@ -32,6 +32,7 @@ class Job:
         seed: of all random numbers.
         samples: ascending sample ids.
         origin: the names it was made from, by which another process makes it again; None to pickle it.
+        substitute: the model that the threat names, None if it names none.
     """
 
     model: LoadedModel
@@ -41,6 +42,7 @@ class Job:
     seed: int
     samples: tuple[int, ...]
     origin: "Origin | None" = field(default=None, compare=False, repr=False)
+    substitute: LoadedModel | None = None
 
     @cached_property
     def spec(self) -> CellSpec:
@@ -48,10 +50,20 @@ class Job:
         return CellSpec(
             model=self.model.digest,
             attack=self.attack.digest,
-            threat=digest_threat(self.threat),
+            threat=digest_threat(self.threat, self.substitute),
             dataset=self.dataset.digest,
             seed=self.seed,
         )
+
+    @property
+    def searched(self) -> LoadedModel:
+        """The model that answers while the attack searches."""
+        return self.substitute if self.substitute and self.threat.transfers else self.model
+
+    @property
+    def guide(self) -> LoadedModel | None:
+        """The model that gives the gradients in place of the one that answers, if any."""
+        return None if self.threat.transfers else self.substitute
 
     @property
     def epsilons(self) -> tuple[float, ...]:
@@ -71,7 +83,8 @@ class Job:
         """Cross a process boundary as names, where there are names."""
         rest = (self.threat, self.seed, self.samples)
         if self.origin is None:
-            return Job, (self.model, self.attack, self.threat, self.dataset, *rest[1:])
+            found = (self.model, self.attack, self.threat, self.dataset)
+            return Job, (*found, *rest[1:], None, self.substitute)
         from robustbench_inv.evaluation.sources import rebuild
 
         return rebuild, (self.origin, self.spec.digest, rest)

@@ -22,7 +22,7 @@ from robustbench_inv.threat.threat_model import ThreatModel
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Failure", "Run", "evaluate", "make_plan", "run_plan"]
+__all__ = ["Failure", "Run", "check_run", "evaluate", "make_plan", "run_plan"]
 
 RUNS = Path("runs")
 """Where results go if no folder is named, relative to the current directory."""
@@ -163,7 +163,7 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
     )
     run = run_plan(plan, out, settings, progress, workers)
     if checks:
-        _check(run, device)
+        check_run(run, device)
     return run
 
 
@@ -208,6 +208,20 @@ def run_plan(
     return Run(path, plan, tuple(failures), (*plan.warnings, *notes))
 
 
+def check_run(run: Run, device: str) -> None:
+    """Probe the models, check the records of all cells in the folder, and write the verdicts.
+
+    Args:
+        run: what was run.
+        device: where the models compute.
+    """
+    folder = RunFolder(run.path)
+    probes = [verdict for job in _models(run.plan) for verdict in _probe(job, device)]
+    asked = {job.spec.digest: job.samples for job in run.plan.jobs}
+    verdicts = check_records(folder.cells(), asked, probes)
+    add_checks(folder, [verdict.to_json() for verdict in verdicts])
+
+
 def _reasons(outcome: Outcome, folder: CellFolder) -> Iterator[str]:
     if outcome.failure is not None:
         yield outcome.failure
@@ -216,15 +230,6 @@ def _reasons(outcome: Outcome, folder: CellFolder) -> Iterator[str]:
         samples = {sample for event in crashes for sample in event.get("samples", ())}
         count = f"{len(samples)} sample{'' if len(samples) == 1 else 's'}"
         yield f"the attack crashed on {count}: {crashes[-1].get('reason')}"
-
-
-def _check(run: Run, device: str) -> None:
-    """Probe the models, check the records of all cells in the folder, and write the verdicts."""
-    folder = RunFolder(run.path)
-    probes = [verdict for job in _models(run.plan) for verdict in _probe(job, device)]
-    asked = {job.spec.digest: job.samples for job in run.plan.jobs}
-    verdicts = check_records(folder.cells(), asked, probes)
-    add_checks(folder, [verdict.to_json() for verdict in verdicts])
 
 
 def _models(plan: Plan) -> list[Job]:
@@ -251,6 +256,9 @@ def _cell_json(
         "model": about["model"],
         "attack": about["attack"],
         "threat": about["threat"],
+        "norm": job.threat.norm,
+        "access": job.threat.access,
+        "substitute": job.substitute and job.substitute.name,
         "dataset": about["dataset"],
         "seed": job.seed,
         "samples": summary.clean_accuracy.trials,

@@ -17,6 +17,7 @@ import torch
 from robustbench_inv.errors import BadParameter, BadResults, MissingExtra, UsageError
 from robustbench_inv.evaluation.engine import Progress, Report, Settings, ignore, run_cell
 from robustbench_inv.evaluation.plan import Job
+from robustbench_inv.evaluation.sharing import LIMIT, Memory, sharing_groups
 
 __all__ = ["Outcome", "Workers", "check_workers", "run_jobs"]
 
@@ -87,34 +88,35 @@ def _scheduler(workers: Workers) -> Callable[..., Iterator[Outcome]]:
 def _in_process(
     jobs: Sequence[Job], root: Path, settings: Settings, report: Report
 ) -> Iterator[Outcome]:
-    for job in jobs:
-        yield _attempt(job, root, settings, report)
+    for group in sharing_groups(jobs):
+        yield from _attempt_all(group, root, settings, report)
 
 
 def _in_processes(
     jobs: Sequence[Job], root: Path, settings: Settings, report: Report, workers: int
 ) -> Iterator[Outcome]:
-    """Run each cell in one of several fresh processes that share this machine's threads."""
-    parcels = [_parcel(job) for job in jobs]
+    """Run each group of cells in one of several fresh processes that share this machine's threads."""
+    groups = sharing_groups(jobs)
+    parcels = [_parcel(group) for group in groups]
     pool = ProcessPoolExecutor(
-        min(workers, len(jobs)) or 1,
+        min(workers, len(groups)) or 1,
         mp_context=multiprocessing.get_context("spawn"),
         initializer=torch.set_num_threads,
         initargs=(max(1, torch.get_num_threads() // workers),),
     )
     try:
         futures = {
-            pool.submit(_unpack_and_attempt, parcel, root, settings): job
-            for job, parcel in zip(jobs, parcels, strict=True)
+            pool.submit(_unpack_and_attempt, parcel, root, settings): group
+            for group, parcel in zip(groups, parcels, strict=True)
         }
         for future in as_completed(futures):
-            job = futures[future]
             try:
-                outcome = future.result()
+                outcomes = future.result()
             except BrokenProcessPool:
-                outcome = _failed(job, "a worker process was killed, perhaps for lack of memory")
-            report(Progress(job.title, len(job.samples), len(job.samples)))
-            yield outcome
+                reason = "a worker process was killed, perhaps for lack of memory"
+                outcomes = [_failed(job, reason) for job in futures[future]]
+            _report_all(futures[future], report)
+            yield from outcomes
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -126,22 +128,21 @@ def _on_ray(
     report: Report,
     address: str | None,
 ) -> Iterator[Outcome]:
-    ray = _import_ray()
-    parcels = [_parcel(job) for job in jobs]
+    ray, groups = _import_ray(), sharing_groups(jobs)
+    parcels = [_parcel(group) for group in groups]
     if not ray.is_initialized():
         ray.init(address=address, log_to_driver=False)
     remote = ray.remote(_unpack_and_attempt)
     tasks = {
-        remote.remote(parcel, root.resolve(), settings): job
-        for job, parcel in zip(jobs, parcels, strict=True)
+        remote.remote(parcel, root.resolve(), settings): group
+        for group, parcel in zip(groups, parcels, strict=True)
     }
     waiting = list(tasks)
     while waiting:
         done, waiting = ray.wait(waiting)
-        job = tasks[done[0]]
-        outcome: Outcome = ray.get(done[0])
-        report(Progress(job.title, len(job.samples), len(job.samples)))
-        yield outcome
+        outcomes: list[Outcome] = ray.get(done[0])
+        _report_all(tasks[done[0]], report)
+        yield from outcomes
 
 
 def _import_ray() -> Any:  # noqa: ANN401 - a module that is not always there
@@ -153,26 +154,40 @@ def _import_ray() -> Any:  # noqa: ANN401 - a module that is not always there
         ) from error
 
 
-def _parcel(job: Job) -> bytes:
-    """Return a job as bytes: names for what has a name, the object itself for what has none."""
+def _report_all(group: Sequence[Job], report: Report) -> None:
+    for job in group:
+        report(Progress(job.title, len(job.samples), len(job.samples)))
+
+
+def _parcel(group: Sequence[Job]) -> bytes:
+    """Return jobs as bytes: names for what has a name, the object itself for what has none."""
     try:
-        return pickle.dumps(job)
+        return pickle.dumps(group)
     except Exception as error:
         raise UsageError(
-            f"{job.title} cannot be sent to another process: {error}",
+            f"{group[0].title} cannot be sent to another process: {error}",
             remedy="name model and attack as file.py:factory, or run in one process",
         ) from error
 
 
-def _unpack_and_attempt(parcel: bytes, root: Path, settings: Settings) -> Outcome:
-    job: Job = pickle.loads(parcel)  # made by _parcel, in the process that started this one
-    return _attempt(job, root, settings, ignore)
+def _unpack_and_attempt(parcel: bytes, root: Path, settings: Settings) -> list[Outcome]:
+    group: list[Job] = pickle.loads(parcel)  # made by _parcel, in the process that started this one
+    return list(_attempt_all(group, root, settings, ignore))
 
 
-def _attempt(job: Job, root: Path, settings: Settings, report: Report) -> Outcome:
+def _attempt_all(
+    group: Sequence[Job], root: Path, settings: Settings, report: Report
+) -> Iterator[Outcome]:
+    """Run cells that share their searches."""
+    memory = Memory(LIMIT if len(group) > 1 else 0)
+    for job in group:
+        yield _attempt(job, root, settings, report, memory)
+
+
+def _attempt(job: Job, root: Path, settings: Settings, report: Report, memory: Memory) -> Outcome:
     """Run a cell; what goes wrong with it does not keep the others from running."""
     try:
-        notes = run_cell(job, root / job.spec.digest, settings, report)
+        notes = run_cell(job, root / job.spec.digest, settings, report, memory)
     except BadResults:
         raise
     except Exception as error:

@@ -1,7 +1,7 @@
 """From what a user names to jobs: models × (attack, threat), with the defaults for what is left out."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ class Question:
         models: names or objects.
         attacks: names or objects.
         suite: name of a list of attacks and threats, taken besides ``attacks``.
+        runs: attacks with their threats, as a suite has them, taken besides these.
         threat: budget or sweep; None for the suite's, or the usual one of attack and data set.
         dataset: name or object; None for the one of each model's card.
         samples: N, ``first:N``, or None for all.
@@ -64,6 +65,7 @@ class Question:
     models: Sequence[Any]
     attacks: Sequence[Any] = ()
     suite: str | None = None
+    runs: Sequence[SuiteRun] = ()
     threat: str | ThreatModel | None = None
     dataset: Any = None
     samples: int | str | None = None
@@ -82,6 +84,22 @@ class _Run:
     samples: int | str | None = None
 
 
+@dataclass(frozen=True)
+class _Substitutes:
+    """The models that threats name, each loaded once for a data set."""
+
+    device: str
+    loaded: dict[tuple[str, str], LoadedModel] = field(default_factory=dict)
+
+    def of(self, threat: ThreatModel, dataset: Dataset) -> LoadedModel | None:
+        if threat.substitute is None:
+            return None
+        key = (threat.substitute, dataset.digest)
+        if key not in self.loaded:
+            self.loaded[key] = _load_model(threat.substitute, dataset, self.device)
+        return self.loaded[key]
+
+
 def listed(value: Any) -> list[Any]:  # noqa: ANN401 - names or objects of any kind
     """Return one thing or several as a list."""
     return list(value) if isinstance(value, list | tuple) else [value]
@@ -95,14 +113,15 @@ def build_jobs(question: Question) -> Iterator[Job]:
     """
     if not question.models:
         raise UsageError("no model to evaluate", remedy="name one: invbench list models")
-    runs = list(_runs(question))
+    runs, known = list(_runs(question)), _Substitutes(question.device)
     for source in question.models:
         model, dataset, origin = _model(source, question)
         for run in runs:
             threat = _threat(run, dataset)
             ids = _samples(dataset, question.samples, run.samples)
             named = replace(origin, attack=run.source)
-            yield Job(model, run.attack, threat, dataset, question.seed, ids, named)
+            substitute = known.of(threat, dataset)
+            yield Job(model, run.attack, threat, dataset, question.seed, ids, named, substitute)
 
 
 def rebuild(origin: Origin, digest: str, rest: tuple[ThreatModel, int, tuple[int, ...]]) -> Job:
@@ -119,7 +138,11 @@ def rebuild(origin: Origin, digest: str, rest: tuple[ThreatModel, int, tuple[int
     threat, seed, samples = rest
     dataset = _open(origin.dataset, origin.data_root)
     model = _load_model(origin.model, dataset, origin.device)
-    job = Job(model, _load_attack(origin.attack), threat, dataset, seed, samples, origin)
+    attack, substitute = (
+        _load_attack(origin.attack),
+        _Substitutes(origin.device).of(threat, dataset),
+    )
+    job = Job(model, attack, threat, dataset, seed, samples, origin, substitute)
     if job.spec.digest != digest:
         raise BadResults(
             f"{job.title} is another cell in another process",
@@ -131,11 +154,11 @@ def rebuild(origin: Origin, digest: str, rest: tuple[ThreatModel, int, tuple[int
 
 
 def _runs(question: Question) -> Iterator[_Run]:
-    if not question.attacks and question.suite is None:
+    if not question.attacks and question.suite is None and not question.runs:
         raise UsageError("nothing to attack with", remedy="name an attack or a suite")
     for source in question.attacks:
         yield _Run(_load_attack(source), source, question.threat)
-    for run in _suite(question.suite):
+    for run in (*_suite(question.suite), *question.runs):
         attack = _load_attack(run.attack)
         threat = question.threat if _fits(question.threat, attack) else run.threat
         yield _Run(attack, run.attack, threat, run.samples)
@@ -197,9 +220,8 @@ def _threat(run: _Run, dataset: Dataset) -> ThreatModel:
 def _load_threat(threat: str | ThreatModel, attack: LoadedAttack) -> ThreatModel:
     """Load a threat; distances of ``none`` are measured in a norm of the attack."""
     norms = [name for name in PREFERRED_NORMS if name in attack.attack.norms]
-    if threat == "none" and norms and "l2" not in norms:
-        threat = f"none:norm={norms[0]}"
-    return threat if isinstance(threat, ThreatModel) else load_threat(threat, attack.goal)
+    norm = norms[0] if norms and "l2" not in norms else "l2"
+    return load_threat(threat, attack.goal, norm)
 
 
 def _usual_threat(attack: LoadedAttack, dataset: Dataset) -> str:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Batch
-from robustbench_inv.evaluation.metering import Meter
+from robustbench_inv.evaluation.search import Found
 from robustbench_inv.evaluation.verdict import Judgement
 from robustbench_inv.results.record import Answer, Distances, Record, Status
 from robustbench_inv.tensors import NORMS, Output, norm, where_rows
@@ -71,11 +71,11 @@ class Standing:
         """(n, …) what is shown, and the clean input where that is not allowed."""
         return where_rows(self.allowed, self.images, self.batch.images)
 
-    def charge(self, rows: Tensor, meter: Meter) -> None:
+    def charge(self, rows: Tensor, found: Found) -> None:
         """Add the passes that a search took for the samples at (m,) positions."""
-        self._forward[rows] += meter.forward_passes
-        self._backward[rows] += meter.backward_passes
-        self._useful[rows] |= (meter.backward_passes > 0) & ~meter.zero_gradient
+        self._forward[rows] += found.forward_passes
+        self._backward[rows] += found.backward_passes
+        self._useful[rows] |= (found.backward_passes > 0) & ~found.zero_gradient
 
     def show(self, rows: Tensor, judged: Judgement) -> None:
         """Show other inputs for the samples at (m,) positions."""

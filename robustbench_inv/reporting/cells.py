@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from robustbench_inv.errors import BadResults
 from robustbench_inv.reporting.definitions import Selection
+from robustbench_inv.results.naming import attack_name, substitute_name
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.store import PLAN, CellFolder, RunFolder
 from robustbench_inv.results.summary import CellSummary, Rate, summarise
@@ -66,7 +67,7 @@ class CellResult:
 
     Args:
         model: its name, made distinct where two digests share it.
-        attack: its name, likewise.
+        attack: its name, likewise, and the substitute's (``fgsm via mnist-lenet5``).
         panel: data set, norm and goal.
         epsilons: the sweep, ascending; empty without a budget.
         records: by ascending sample id.
@@ -93,6 +94,16 @@ class CellResult:
     def threat(self) -> str:
         """The threat as the user wrote it."""
         return str(self.info["threat"].get("text", self.panel.norm))
+
+    @property
+    def access(self) -> str:
+        """What the attacker sees of the model: ``white-box``, ``score``, ``decision`` or ``transfer``."""
+        return str(self.info["threat"].get("access", "white-box"))
+
+    @property
+    def substitute(self) -> str | None:
+        """Name of the model that answered (transfer) or led (score) the search, None if there is none."""
+        return substitute_name(self.info)
 
     @property
     def finished(self) -> bool:
@@ -305,7 +316,7 @@ def _read_cell(folder: CellFolder) -> CellResult:
     try:
         return CellResult(
             model=info["model"]["name"],
-            attack=info["attack"]["name"],
+            attack=attack_name(info),
             panel=Panel(info["dataset"]["name"], threat["norm"], threat["goal"]),
             epsilons=tuple(map(float, threat["epsilons"])),
             records=tuple(sorted(folder.records(), key=lambda r: r.sample)),
@@ -337,15 +348,21 @@ def _distinct(results: Sequence[RunResult]) -> tuple[RunResult, ...]:
     cells = [cell for result in results for cell in result.cells]
     models = _digests((c.model, c.info["model"]["digest"]) for c in cells)
     attacks = _digests((c.attack, c.info["attack"]["digest"]) for c in cells)
+    helpers = _digests((c.attack, _substitute_digest(c)) for c in cells)
     several = len({c.info["seed"] for c in cells}) > 1
 
     def rename(cell: CellResult) -> CellResult:
         model = cell.model + _mark(models[cell.model], cell.info["model"]["digest"])
         attack = cell.attack + _mark(attacks[cell.attack], cell.info["attack"]["digest"])
+        attack += _mark(helpers[cell.attack], _substitute_digest(cell))
         seed = f" seed {cell.info['seed']}" if several else ""
         return replace(cell, model=model, attack=attack + seed)
 
     return tuple(replace(r, cells=tuple(map(rename, r.cells))) for r in results)
+
+
+def _substitute_digest(cell: CellResult) -> str:
+    return str((cell.info["threat"].get("substitute") or {}).get("digest", ""))
 
 
 def _digests(named: Iterable[tuple[str, str]]) -> dict[str, set[str]]:

@@ -11,7 +11,7 @@ from robustbench_inv.reporting.cells import CellResult, Worst
 from robustbench_inv.reporting.facts import IntervalOf
 from robustbench_inv.results.summary import Rate
 
-__all__ = ["Curve", "cell_curve", "fallen_curve", "held_curve", "worst_curve"]
+__all__ = ["Curve", "cell_curve", "fallen_curve", "held_curve", "rates_curve", "worst_curve"]
 
 POINTS = 240
 """More steps than this in one curve cannot be told apart on paper."""
@@ -41,7 +41,7 @@ def cell_curve(cell: CellResult, interval: IntervalOf) -> Curve:
     if cell.kind != "budget":
         return held_curve(cell.fell_at, interval)
     rates = [Rate(int(cell.held(eps).sum()), len(cell.records)) for eps in cell.epsilons]
-    return _curve((0.0, *cell.epsilons), [cell.summary.clean_accuracy, *rates], interval, False)
+    return rates_curve((0.0, *cell.epsilons), [cell.summary.clean_accuracy, *rates], interval)
 
 
 def worst_curve(found: Sequence[Worst], interval: IntervalOf) -> Curve:
@@ -49,7 +49,7 @@ def worst_curve(found: Sequence[Worst], interval: IntervalOf) -> Curve:
     if found[0].eps == inf:
         return held_curve(found[0].broken_at, interval)
     levels = (0.0, *(worst.eps for worst in found))
-    return _curve(levels, [found[0].clean, *(worst.rate for worst in found)], interval, False)
+    return rates_curve(levels, [found[0].clean, *(worst.rate for worst in found)], interval)
 
 
 def held_curve(broken_at: NDArray[np.float64], interval: IntervalOf) -> Curve:
@@ -61,7 +61,7 @@ def held_curve(broken_at: NDArray[np.float64], interval: IntervalOf) -> Curve:
     """
     x = _steps(broken_at)
     rates = [Rate(int((broken_at > at).sum()), len(broken_at)) for at in x]
-    return _curve(x, rates, interval, True)
+    return rates_curve(x, rates, interval, True)
 
 
 def fallen_curve(distances: Sequence[float], interval: IntervalOf) -> Curve:
@@ -69,7 +69,17 @@ def fallen_curve(distances: Sequence[float], interval: IntervalOf) -> Curve:
     values = np.array(distances)
     x = _steps(values)
     rates = [Rate(int((values <= at).sum()), len(values)) for at in x]
-    return _curve(x, rates, interval, True)
+    return rates_curve(x, rates, interval, True)
+
+
+def rates_curve(
+    x: tuple[float, ...], rates: Sequence[Rate], interval: IntervalOf, stepped: bool = False
+) -> Curve:
+    """Return shares over x, known at these alone unless ``stepped``."""
+    bounds = [interval(rate) for rate in rates]
+    y = tuple(100 * rate.value for rate in rates)
+    low, high = tuple(100 * b.low for b in bounds), tuple(100 * b.high for b in bounds)
+    return Curve(x, y, low, high, stepped)
 
 
 def _steps(values: NDArray[np.float64]) -> tuple[float, ...]:
@@ -77,12 +87,3 @@ def _steps(values: NDArray[np.float64]) -> tuple[float, ...]:
     x = [0.0, *sorted({float(v) for v in values if isfinite(v) and v > 0})]
     keep = np.unique(np.linspace(0, len(x) - 1, min(len(x), POINTS)).round().astype(int))
     return tuple(x[i] for i in keep)
-
-
-def _curve(
-    x: tuple[float, ...], rates: Sequence[Rate], interval: IntervalOf, stepped: bool
-) -> Curve:
-    bounds = [interval(rate) for rate in rates]
-    y = tuple(100 * rate.value for rate in rates)
-    low, high = tuple(100 * b.low for b in bounds), tuple(100 * b.high for b in bounds)
-    return Curve(x, y, low, high, stepped)

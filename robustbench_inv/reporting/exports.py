@@ -22,8 +22,8 @@ __all__ = [
     "to_markdown",
 ]
 
-Tone = Literal["", "name", "note", "warn", "fail"]
-"""How a cell is to be seen: plain, as a row's name, as running text, as a warning, as a failure."""
+Tone = Literal["", "name", "note", "pass", "warn", "fail"]
+"""How a cell is to be seen: plain, as a row's name, as running text, as good news, a warning, a failure."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from robustbench_inv.reporting.images import draw_images
 from robustbench_inv.reporting.statistics import median_of, wilson
 from robustbench_inv.reporting.tables import slug
 
-__all__ = ["FIGURES", "Plot", "draw_figures"]
+__all__ = ["FIGURES", "Plot", "draw_curve", "draw_figures", "grid"]
 
 WIDTH, HEIGHT = 2.75, 2.35
 """Inches of one panel."""
@@ -93,6 +93,32 @@ def draw_figures(kind: FigureKind, plot: Plot) -> list[Picture]:
         return list(FIGURES[kind](plot))
 
 
+def draw_curve(axes: Axes, curve: Curve, colour: str, style: Mapping[str, Any]) -> None:
+    """Draw a line on its band, up to the axes' end; a stepped one is known everywhere and needs no markers."""
+    band: dict[str, Any] = {"color": colour, "alpha": 0.14, "linewidth": 0}
+    if not curve.stepped:
+        axes.plot(curve.x, curve.y, color=colour, **style)
+        axes.fill_between(curve.x, curve.low, curve.high, **band)
+        return
+    x = np.array([*curve.x, max(axes.get_xlim()[1], curve.x[-1])])
+    y, low, high = (np.array([*v, v[-1]]) for v in (curve.y, curve.low, curve.high))
+    axes.step(x, y, where="post", color=colour, **{**style, "marker": None})
+    axes.fill_between(x, low, high, step="post", **band)
+
+
+def grid(
+    count: int, columns: int, width: float = WIDTH, height: float = HEIGHT
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure with so many axes in rows of ``columns``; width and height of each in inches."""
+    columns = min(count, columns)
+    rows = ceil(count / columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for unused in axes[count:]:
+        unused.remove()
+    return figure, axes[:count]
+
+
 def _curves(plot: Plot) -> Iterable[Picture]:
     for panel, group in panels(plot.cells).items():
         if not any(cell.epsilons for cell in group):
@@ -100,7 +126,7 @@ def _curves(plot: Plot) -> Iterable[Picture]:
         plot = plot.ranking(group)
         models = {m: list(cells) for m, cells in groupby(group, key=lambda c: c.model)}
         first = 1 if len(models) > 1 else 0
-        figure, axes = _grid(len(models) + first, 4)
+        figure, axes = grid(len(models) + first, 4)
         for ax in axes:
             ax.set_xlim(0, _limit(group))
         if first:
@@ -126,7 +152,7 @@ def _draw_worst(axes: Axes, models: dict[str, list[CellResult]], plot: Plot) -> 
     for model, cells in models.items():
         found = worst_of_all(cells)
         same = [worst for worst in found if worst.ids == found[0].ids]
-        _draw(
+        draw_curve(
             axes,
             worst_curve(same, plot.interval),
             plot.colour(model),
@@ -140,20 +166,7 @@ def _draw_attacks(axes: Axes, model: str, cells: Sequence[CellResult], plot: Plo
     label_axes(axes, shorten(model))
     for cell in cells:
         curve = cell_curve(cell, plot.interval)
-        _draw(axes, curve, plot.colour(model), plot.style(cell.attack))
-
-
-def _draw(axes: Axes, curve: Curve, colour: str, style: Mapping[str, Any]) -> None:
-    """Draw a line on its band, up to the axes' end; a stepped one is known everywhere and needs no markers."""
-    band: dict[str, Any] = {"color": colour, "alpha": 0.14, "linewidth": 0}
-    if not curve.stepped:
-        axes.plot(curve.x, curve.y, color=colour, **style)
-        axes.fill_between(curve.x, curve.low, curve.high, **band)
-        return
-    x = np.array([*curve.x, max(axes.get_xlim()[1], curve.x[-1])])
-    y, low, high = (np.array([*v, v[-1]]) for v in (curve.y, curve.low, curve.high))
-    axes.step(x, y, where="post", color=colour, **{**style, "marker": None})
-    axes.fill_between(x, low, high, step="post", **band)
+        draw_curve(axes, curve, plot.colour(model), plot.style(cell.attack))
 
 
 def _classes(plot: Plot) -> Iterable[Picture]:
@@ -165,7 +178,7 @@ def _classes(plot: Plot) -> Iterable[Picture]:
         )
         if not cells:
             continue
-        figure, axes = _grid(len(cells), len({c.attack for c in cells}))
+        figure, axes = grid(len(cells), len({c.attack for c in cells}))
         for ax, cell in zip(axes, cells, strict=True):
             ax.set_xlim(0, _limit(cells))
             _draw_classes(ax, cell, plot)
@@ -187,13 +200,13 @@ def _draw_classes(axes: Axes, cell: CellResult, plot: Plot) -> None:
     label_axes(axes, f"{shorten(cell.attack)}\n{shorten(cell.model)}", distance)
     for colour, (label, broken_at) in zip(CLASS_COLOURS, _by_class(cell).items(), strict=False):
         curve = held_curve(broken_at, plot.interval)
-        _draw(axes, curve, colour, {"label": _class_name(cell.panel, label)})
+        draw_curve(axes, curve, colour, {"label": _class_name(cell.panel, label)})
 
 
 def _distances(plot: Plot) -> Iterable[Picture]:
     chosen = [c for c in plot.cells if c.kind == "minimal" and any(np.isfinite(distances_of(c)))]
     for panel, group in panels(chosen).items():
-        figure, (axes, *_) = _grid(1, 1, width=4.6, height=2.9)
+        figure, (axes, *_) = grid(1, 1, width=4.6, height=2.9)
         label_axes(axes, "", f"{norm_sign(panel.norm)} distance", "fell within, % of attacked")
         axes.set_xlim(0, _limit(group))
         plot = plot.ranking(group)
@@ -203,7 +216,7 @@ def _distances(plot: Plot) -> Iterable[Picture]:
                 **plot.style(cell.attack),
                 "label": f"{shorten(cell.model)}, {shorten(cell.attack)}",
             }
-            _draw(axes, fallen_curve(d, plot.interval), colour, style)
+            draw_curve(axes, fallen_curve(d, plot.interval), colour, style)
             middle = median_of(d)
             if middle and middle.value < inf:
                 axes.plot([middle.value], [50], "o", color=colour, markersize=6)
@@ -229,18 +242,6 @@ FIGURES: dict[FigureKind, Callable[[Plot], Iterable[Picture]]] = {
     "images": _images,
 }
 """How each kind of figure is drawn."""
-
-
-def _grid(
-    count: int, columns: int, width: float = WIDTH, height: float = HEIGHT
-) -> tuple[Figure, list[Axes]]:
-    columns = min(count, columns)
-    rows = ceil(count / columns)
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
-    for unused in axes[count:]:
-        unused.remove()
-    return figure, axes[:count]
 
 
 def _attack_legend(figure: Figure, cells: Sequence[CellResult], plot: Plot) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -11,11 +11,11 @@ from markupsafe import Markup
 from robustbench_inv.reporting.canvas import Picture, inline_svg
 from robustbench_inv.reporting.cells import read_runs
 from robustbench_inv.reporting.definitions import load_definition
-from robustbench_inv.reporting.exports import to_csv, to_latex, to_markdown
-from robustbench_inv.reporting.page import Page, build_page
+from robustbench_inv.reporting.exports import Table, to_csv, to_latex, to_markdown
+from robustbench_inv.reporting.page import build_page
 from robustbench_inv.results.files import explain_failures, write_atomically
 
-__all__ = ["render_page", "write_report"]
+__all__ = ["export_files", "files_of", "render_page", "write_page", "write_report"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -38,21 +38,22 @@ def write_report(runs: Sequence[Path], out: Path, definition: str | None = None)
     chosen = load_definition(definition)
     page = build_page(chosen, read_runs(runs, chosen.select))
     path = out if out.suffix in {".html", ".htm"} else out / "report.html"
-    files = path.with_name(f"{path.stem}_files")
-    html = render_page(page, files.name)
-    with explain_failures(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace_folder(files, dict(_exports(page)))
-    write_atomically(path, html.encode())
+    html = render_page("report.html", page=page, files=files_of(path).name)
+    write_page(path, html, export_files(page.tables, page.pictures))
     return path
 
 
-def render_page(page: Page, files: str) -> str:
-    """Return the report as HTML.
+def files_of(path: Path) -> Path:
+    """Return the folder of what stands beside an HTML file."""
+    return path.with_name(f"{path.stem}_files")
+
+
+def render_page(template: str, **content: object) -> str:
+    """Return a template filled with what it shows.
 
     Args:
-        page: what it says.
-        files: name of the folder that holds its tables and figures.
+        template: its name.
+        content: by name; ``page`` and ``files``, the name of the folder that holds tables and figures.
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -62,7 +63,31 @@ def render_page(page: Page, files: str) -> str:
         lstrip_blocks=True,
     )
     environment.filters["svg"] = _svg
-    return environment.get_template("report.html").render(page=page, files=files)
+    return environment.get_template(template).render(**content)
+
+
+def export_files(tables: Iterable[Table], pictures: Iterable[Picture]) -> dict[str, bytes]:
+    """Return tables and figures as files, by their names below the folder."""
+    files = {}
+    for table in tables:
+        files[f"tables/{table.name}.csv"] = to_csv(table)
+        files[f"tables/{table.name}.md"] = to_markdown(table)
+        files[f"tables/{table.name}.tex"] = to_latex(table)
+    for picture in pictures:
+        files[f"figures/{picture.name}.svg"] = picture.svg
+    return {name: text.encode() for name, text in files.items()}
+
+
+def write_page(path: Path, html: str, files: Mapping[str, bytes]) -> None:
+    """Write an HTML file and what stands beside it; nothing of an older one stays.
+
+    Raises:
+        BadResults: if they cannot be written.
+    """
+    with explain_failures(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace_folder(files_of(path), files)
+    write_atomically(path, html.encode())
 
 
 def _svg(picture: Picture) -> Markup:
@@ -70,25 +95,16 @@ def _svg(picture: Picture) -> Markup:
     return Markup(inline_svg(picture.svg, f"{picture.name}-"))
 
 
-def _exports(page: Page) -> Iterator[tuple[str, str]]:
-    for table in page.tables:
-        yield f"tables/{table.name}.csv", to_csv(table)
-        yield f"tables/{table.name}.md", to_markdown(table)
-        yield f"tables/{table.name}.tex", to_latex(table)
-    for picture in page.pictures:
-        yield f"figures/{picture.name}.svg", picture.svg
-
-
-def _replace_folder(folder: Path, files: dict[str, str]) -> None:
+def _replace_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Put a folder in place of the old one, so that no file of an older report stays behind."""
     fresh, old = (
         folder.with_name(f".{folder.name}.{os.getpid()}.{kind}") for kind in ("new", "old")
     )
     try:
         fresh.mkdir()
-        for name, text in files.items():
+        for name, data in files.items():
             (fresh / name).parent.mkdir(parents=True, exist_ok=True)
-            (fresh / name).write_text(text, encoding="utf-8")
+            (fresh / name).write_bytes(data)
         if folder.exists():
             folder.rename(old)
         fresh.rename(folder)

@@ -122,7 +122,9 @@ def _attack(cell: CellResult) -> str:
     attack = cell.info["attack"]
     parameters = ", ".join(f"{k}={v}" for k, v in attack.get("parameters", {}).items())
     told = f" ({parameters})" if parameters else ""
-    return f"{attack.get('implementation', '')}{told}, digest {attack['digest']}"
+    helper = cell.info["threat"].get("substitute")
+    helped = f", on {helper['name']} of digest {helper['digest']}" if helper else ""
+    return f"{attack.get('implementation', '')}{told}, digest {attack['digest']}{helped}"
 
 
 def _data(cell: CellResult) -> str:

@@ -51,7 +51,8 @@ class Record:
             without a budget, the distance at which it fell), None if it held.
         within_budget: is the proposed input inside the (largest) budget and the model's bounds?
         goal_reached: did the attack reach its goal with an allowed input, also when replayed?
-        forward_passes: inputs of this sample that the model was asked about in the search.
+        forward_passes: inputs of this sample that the model, or a substitute for it, was asked about in the
+            search.
         backward_passes: gradients taken for this sample in the search.
         zero_gradient: was every gradient taken for it zero or not finite?
         replayed: did a second evaluation in another batch give the same decision?

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.tensors import NORMS, broadcast, flatten, norm
+from robustbench_inv.tensors import NORMS, broadcast, flatten, norm, where_rows
 
-__all__ = ["Budget", "LpBall", "OnSphere", "Unbounded"]
+__all__ = ["Budget", "LpBall", "OnSphere", "Unbounded", "shorten"]
 
 TOLERANCE = {torch.float64: 1e-9}
 """What rounding may add to a distance, by dtype (relative to eps and to the clean input, at least to 1)."""
@@ -59,15 +59,14 @@ class LpBall:
 
     def project(self, clean: Tensor, adversarial: Tensor) -> Tensor:
         delta = adversarial - clean
-        if self.norm == "linf":
-            return clean + delta.clamp(-self.eps, self.eps)
-        if self.norm == "l2":
-            length = norm(delta, "l2").clamp_min(torch.finfo(delta.dtype).tiny)
-            return clean + delta * broadcast((self.eps / length).clamp_max(1), delta)
-        if self.norm == "l1":
-            shorter = _project_l1(flatten(delta), self.eps, _size(clean))
-            return clean + shorter.reshape(delta.shape)
-        return clean + _keep_largest(flatten(delta), int(self.eps)).reshape(delta.shape)
+        radii = torch.full_like(flatten(delta)[:, 0], self.eps)
+        if self.norm != "l1":
+            return clean + shorten(delta, radii, self.norm)
+        # Adding the clean input rounds each element: without aiming further inside by what d roundings sum up to,
+        # 5 % of projected images of 784 elements were outside an eps of 1 in float32.
+        rounding = flatten(delta).shape[1] ** 0.5 * torch.finfo(delta.dtype).eps * _size(clean)
+        shorter = shorten(delta, (radii - rounding).clamp_min(0), "l1")
+        return clean + where_rows(norm(delta.double(), "l1") > self.eps, shorter, delta)
 
 
 @dataclass(frozen=True)
@@ -104,6 +103,29 @@ class OnSphere:
         return adversarial * broadcast(self.radius / norm(adversarial, "l2"), adversarial)
 
 
+def shorten(delta: Tensor, radii: Tensor, name: str) -> Tensor:
+    """Return perturbations projected onto balls around 0, each of its own radius, (n, …).
+
+    Args:
+        delta: (n, …) perturbations; those inside their balls are left as they are.
+        radii: (n,) >= 0; in l0 the number of elements that may differ from 0, rounded down.
+        name: of the norm.
+
+    Example:
+        >>> shorten(torch.tensor([[3.0, 4.0], [3.0, 4.0]]), torch.tensor([1.0, 9.0]), "l2")
+        tensor([[0.6000, 0.8000],
+                [3.0000, 4.0000]])
+    """
+    if name == "linf":
+        most = broadcast(radii, delta)
+        return delta.clamp(-most, most)
+    if name == "l2":
+        length = norm(delta, "l2").clamp_min(torch.finfo(delta.dtype).tiny)
+        return delta * broadcast((radii / length).clamp_max(1), delta)
+    shorter = _shorten_l1 if name == "l1" else _keep_largest
+    return shorter(flatten(delta), radii.floor() if name == "l0" else radii).reshape(delta.shape)
+
+
 def _size(clean: Tensor) -> Tensor:
     """Return the largest absolute element of each input, (n,), at least 1: what its rounding is relative to.
 
@@ -112,21 +134,19 @@ def _size(clean: Tensor) -> Tensor:
     return norm(clean, "linf").clamp_min(1)
 
 
-def _project_l1(delta: Tensor, eps: float, size: Tensor) -> Tensor:
-    """Project (n, d) on the l1 ball by the sorted threshold of Duchi et al., ICML 2008, figure 1."""
+def _shorten_l1(delta: Tensor, radii: Tensor) -> Tensor:
+    """Project (n, d) by the sorted threshold of Duchi et al., ICML 2008, figure 1."""
     sizes = delta.abs().double().sort(dim=1, descending=True).values
-    # Adding the clean input rounds each element: without aiming further inside by what d roundings sum up to,
-    # 5 % of projected images of 784 elements were outside an eps of 1 in float32.
-    rounding = delta.shape[1] ** 0.5 * torch.finfo(delta.dtype).eps * size[:, None].double()
-    aim = (eps - rounding).clamp_min(0)
-    excess = sizes.cumsum(1) - aim
+    excess = sizes.cumsum(1) - radii[:, None]
     counts = torch.arange(1, delta.shape[1] + 1, device=delta.device, dtype=sizes.dtype)
     last = (sizes * counts > excess).sum(1, keepdim=True).clamp_min(1)
-    threshold = (excess.gather(1, last - 1) / last).to(delta.dtype)
-    shrunk = delta.sign() * (delta.abs() - threshold).clamp_min(0)
-    return torch.where((sizes.sum(1) > eps)[:, None], shrunk, delta)
+    threshold = (excess.gather(1, last - 1) / last).clamp_min(0).to(delta.dtype)
+    return delta.sign() * (delta.abs() - threshold).clamp_min(0)
 
 
-def _keep_largest(delta: Tensor, count: int) -> Tensor:
-    kept = delta.abs().topk(min(count, delta.shape[1]), dim=1).indices
-    return torch.zeros_like(delta).scatter(1, kept, delta.gather(1, kept))
+def _keep_largest(delta: Tensor, counts: Tensor) -> Tensor:
+    """Keep the (n,) largest elements of each row of (n, d)."""
+    most = min(int(counts.max()) if len(counts) else 0, delta.shape[1])
+    kept = delta.abs().topk(most, dim=1).indices
+    within = torch.arange(most, device=delta.device) < counts[:, None]
+    return torch.zeros_like(delta).scatter(1, kept, delta.gather(1, kept) * within)

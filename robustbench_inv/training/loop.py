@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import where_rows
@@ -16,7 +17,7 @@ from robustbench_inv.training.checkpoint import Position, load_checkpoint, save_
 from robustbench_inv.training.objectives import Objective
 from robustbench_inv.training.recipe import Recipe
 
-__all__ = ["Epoch", "TrainingData", "mirror_half", "train"]
+__all__ = ["Epoch", "TrainingData", "mirror_half", "shift_each", "train"]
 
 
 @dataclass(frozen=True)
@@ -95,21 +96,30 @@ def mirror_half(images: Tensor, noise: Noise) -> Tensor:
     return where_rows(heads, images.flip(-1), images)
 
 
+def shift_each(images: Tensor, noise: Noise, most: int) -> Tensor:
+    """Move images (n, c, h, w), each by its own -most … most pixels down and to the right; zeros come in."""
+    n, channels, height, width = images.shape
+    down, right = noise.named(f"{noise.stream}/shift").integers(2 * most + 1, (2,)).T
+    rows = (torch.arange(height, device=images.device) + down[:, None])[:, None, :, None]
+    columns = (torch.arange(width, device=images.device) + right[:, None])[:, None, None]
+    which = torch.arange(n, device=images.device)[:, None, None, None]
+    channel = torch.arange(channels, device=images.device)[:, None, None]
+    return pad(images, [most] * 4)[which, channel, rows, columns]
+
+
 def _run_epoch(state: _State, recipe: Recipe, data: TrainingData, epoch: int) -> Epoch:
     start, losses, correct = time.perf_counter(), 0.0, 0
     state.model.train()
     batches = _order(recipe, len(data.ids), epoch)
     for step, rows in enumerate(batches):
-        _set_rate(
-            state.optimiser, recipe, (epoch * len(batches) + step) / (recipe.epochs * len(batches))
-        )
+        progress = (epoch * len(batches) + step) / (recipe.epochs * len(batches))
+        _set_rate(state.optimiser, recipe, progress)
         images = data.images[rows].to(state.device)
         labels = data.labels[rows].to(state.device)
         noise = Noise(recipe.seed, data.ids[rows].to(state.device), f"train/{epoch}")
-        if recipe.flip:
-            images = mirror_half(images, noise)
+        images = _augmented(images, noise, recipe)
         with torch.autocast(state.device.type, torch.bfloat16, recipe.precision == "bfloat16"):
-            loss, logits = state.objective(state.model, images, labels, noise)
+            loss, logits = state.objective(state.model, images, labels, noise, progress)
         state.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         state.optimiser.step()
@@ -120,6 +130,12 @@ def _run_epoch(state: _State, recipe: Recipe, data: TrainingData, epoch: int) ->
     seconds = time.perf_counter() - start
     mean, accuracy = losses / len(batches), correct / seen
     return Epoch(epoch + 1, recipe.epochs, mean, accuracy, rate, seconds)
+
+
+def _augmented(images: Tensor, noise: Noise, recipe: Recipe) -> Tensor:
+    if recipe.flip:
+        images = mirror_half(images, noise)
+    return shift_each(images, noise, recipe.shift) if recipe.shift else images
 
 
 def _order(recipe: Recipe, size: int, epoch: int) -> list[Tensor]:

@@ -30,7 +30,7 @@ class Objective(Protocol):
     """A loss of one training batch."""
 
     def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise
+        self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise, progress: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         """Return the loss, a scalar, and the logits (n, C) that the training accuracy is read from.
 
@@ -39,6 +39,7 @@ class Objective(Protocol):
             images: (n, …) inputs.
             labels: (n,) classes.
             noise: the samples' random numbers of this epoch.
+            progress: share of the training that is done, 0 to 1, for what is to set in slowly.
         """
         ...
 
@@ -51,7 +52,7 @@ class OfScores(ABC):
         """Return the loss, a scalar, of scores (n, C) and classes (n,)."""
 
     def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise
+        self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise, progress: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         scores = model(images).float()  # a loss is a difference of near numbers: bfloat16 loses it
         return self.of_scores(scores, labels), scores
@@ -144,7 +145,7 @@ class InformationBottleneck:
     beta: float = 1e-3
 
     def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise
+        self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise, progress: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         assert isinstance(model, BottleneckCNN)
         mean, deviation = model.encode(images)

@@ -29,6 +29,7 @@ class Recipe:
         storage: dtype of the weights on disk: float16 or float32.
         precision: dtype of the products in training: float32 or bfloat16; weights are kept in float32.
         flip: mirror every other image left to right, another half in each epoch.
+        shift: move each image by up to so many pixels either way, anew in each epoch; zeros come in.
         held_out: data sets whose accuracy is measured once, at the end.
         model_parameters: keyword arguments of the factory.
         objective_parameters: fields of the objective.
@@ -48,6 +49,7 @@ class Recipe:
     storage: str = "float16"
     precision: str = "float32"
     flip: bool = False
+    shift: int = 0
     held_out: tuple[str, ...] = ()
     model_parameters: dict[str, Any] = field(default_factory=dict)
     objective_parameters: dict[str, Any] = field(default_factory=dict)
@@ -57,7 +59,7 @@ class Recipe:
     def digest(self) -> str:
         """Digest of all that determines the weights."""
         kept = {k: v for k, v in vars(self).items() if k not in ("card", "held_out", "storage")}
-        for name, default in (("precision", "float32"), ("flip", False)):
+        for name, default in (("precision", "float32"), ("flip", False), ("shift", 0)):
             if kept[name] == default:  # as if it had never been invented
                 del kept[name]
         return digest_value(kept)
@@ -103,6 +105,7 @@ _TYPES: dict[str, Any] = {
     "storage": str,
     "precision": str,
     "flip": bool,
+    "shift": int,
     "held_out": list,
     "model_parameters": dict,
     "objective_parameters": dict,
@@ -114,8 +117,8 @@ _OPTIONAL = tuple(
 
 
 def _checked(recipe: Recipe, path: Path) -> Recipe:
-    if recipe.epochs < 1 or recipe.learning_rate <= 0:
-        _complain(path, "epochs or learning_rate", "positive numbers")
+    if recipe.epochs < 1 or recipe.learning_rate <= 0 or recipe.shift < 0:
+        _complain(path, "epochs, learning_rate or shift", "positive numbers")
     if (
         not 0 <= recipe.first < recipe.last
         or not 0 < recipe.batch_size <= recipe.last - recipe.first

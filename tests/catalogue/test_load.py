@@ -113,6 +113,35 @@ def test_reads_threats(text, budget, sweep):
     assert load_threat(threat) is threat
 
 
+@pytest.mark.parametrize(
+    ("text", "access", "substitute"),
+    [
+        ("linf=0.1:substitute=mnist-lenet5", "transfer", "mnist-lenet5"),
+        ("linf=0.1,0.2 : guide=x", "score", "x"),
+        ("mnist-linf:substitute=mine.py:build:width=3", "transfer", "mine.py:build:width=3"),
+        ("none:norm=linf:substitute=a:guide=b", "transfer", "a:guide=b"),
+        ("none:guide=a:substitute=1", "score", "a:substitute=1"),
+    ],
+)
+def test_reads_substitutes(text, access, substitute):
+    threat = load_threat(text)
+    assert (threat.access, threat.substitute) == (access, substitute)
+
+
+def test_a_card_may_name_a_substitute_and_a_text_another(tmp_path, monkeypatch):
+    (tmp_path / "attacks" / "threats").mkdir(parents=True)
+    card = 'summary = "s"\nnorm = "linf"\nepsilons = [0.1]\naccess = "transfer"\n'
+    (tmp_path / "attacks" / "threats" / "mine.toml").write_text(card + 'substitute = "a"\n')
+    (tmp_path / "attacks" / "threats" / "open.toml").write_text(card)
+    monkeypatch.setenv("INVBENCH_CATALOGUE", str(tmp_path))
+    assert load_threat("mine").substitute == "a"
+    assert load_threat("mine:substitute=b").substitute == "b"
+    assert load_threat("mine:guide=b").access == "score"
+    assert load_threat("open:substitute=b").transfers
+    with pytest.raises(BadParameter, match="needs a substitute"):
+        load_threat("open")
+
+
 def test_a_threat_takes_the_goal_of_its_attack_unless_it_has_its_own(tmp_path, monkeypatch):
     (tmp_path / "attacks" / "threats").mkdir(parents=True)
     (tmp_path / "attacks" / "threats" / "mine.toml").write_text(
@@ -137,6 +166,8 @@ def test_a_threat_takes_the_goal_of_its_attack_unless_it_has_its_own(tmp_path, m
         ("none:norm=l3", "unknown norm"),
         ("none:eps=1", "unknown parameter"),
         ("mnist-lnf", "did you mean mnist-linf"),
+        ("mnist-lnf:guide=a", "did you mean mnist-linf"),
+        ("linf=0.1:substitute=", "names no model, expected substitute=MODEL"),
     ],
 )
 def test_a_wrong_threat_is_explained(text, says):

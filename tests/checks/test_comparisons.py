@@ -127,6 +127,47 @@ def test_c5_takes_analytic_attacks_for_neither():
     assert check_gradient_free(views(cell("pgd", WEAK), closed_form))[0].verdict == "NA"
 
 
+def via(access="transfer", **threat):
+    helper = {"name": "lenet", "digest": "e" * 64}
+    return {**lpf("linf", 0.1, 0.2), "access": access, "substitute": helper, **threat}
+
+
+@pytest.mark.parametrize("access", ["transfer", "score"])
+@pytest.mark.parametrize(("extra", "expected"), [(0, "PASS"), (1, "FAIL")])
+def test_c5_fires_when_a_substitute_breaks_what_no_gradient_of_the_model_does(
+    access, extra, expected
+):
+    broken = [0.2] * 20 + [None] * (180 - extra) + [0.1] * extra
+    helped = cell("fgsm", broken, threat=via(access))
+    (verdict,) = check_gradient_free(views(helped, cell("pgd", STRONG)))
+    assert (verdict.verdict, verdict.value) == (expected, extra / 200)
+    assert f"fgsm {'via' if access == 'transfer' else 'guided by'} lenet" in verdict.evidence
+
+
+def test_c5_needs_gradients_of_the_model():
+    """All the gradients are a substitute's: nothing is known of the model's."""
+    both = views(noise(WEAK), cell("pgd", WEAK, threat=via()))
+    assert [v.verdict for v in check_gradient_free(both)] == ["NA"]
+
+
+def test_gradients_of_a_substitute_say_nothing_of_the_model():
+    """One step may transfer better than many (C3), and cross-entropy saturates elsewhere (C7)."""
+    one, many = cell("fgsm", STRONG, threat=via()), cell("pgd", WEAK, threat=via())
+    assert [v.verdict for v in check_single_step(views(one, many))] == ["NA"]
+    assert [v.verdict for v in check_single_step(views(one, cell("pgd", WEAK)))] == ["NA"]
+    saturated = CHECKS["C7"].says("toy", "WARN", 40.0, "Margins are large.")
+    assert escalate_saturation([saturated], views(one))[0].verdict == "WARN"
+    own = views(cell("pgd", WEAK, parameters={"loss": "margin"}), one)
+    assert escalate_saturation([saturated], own)[0].verdict == "WARN"
+    ce = views(cell("fgsm", WEAK), cell("pgd", WEAK, parameters={"loss": "margin"}, threat=via()))
+    assert escalate_saturation([saturated], ce)[0].verdict == "FAIL"
+
+
+def test_c1_does_not_take_an_attack_on_a_substitute_for_the_same_attack():
+    large = cell("pgd", WEAK, epsilons=(0.3,), threat=via(epsilons=[0.3]))
+    assert check_monotone(views(cell("pgd", STRONG), large)) == []
+
+
 def test_goals_that_keep_the_decision_are_not_compared():
     goal = {**lpf("linf", 0.1, 0.2), "goal": "keep-decision"}
     both = views(cell("fgsm", STRONG, threat=goal), cell("pgd", WEAK, threat=goal))

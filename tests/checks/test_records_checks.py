@@ -96,6 +96,13 @@ def test_c14_sees_an_image_outside_the_box_at_the_right_distance():
     assert "3 differ" in check_shown_inputs(view(images=outside)).evidence
 
 
+def test_c15_has_nothing_to_say_of_a_search_on_a_substitute():
+    helper = {"access": "transfer", "substitute": {"name": "lenet", "digest": "e" * 64}}
+    verdict = check_lost_successes(view(toy_cell("pgd", BROKEN, threat=helper)))
+    assert (verdict.verdict, verdict.value) == ("NA", None)
+    assert verdict.subject.startswith("pgd on toy")
+
+
 def test_c15_counts_each_sample_once():
     note = {"kind": "silent_success", "block": 0, "samples": [1, 4], "count": 2}
     verdict = check_lost_successes(view(notes=(note, note, {"kind": "time", "seconds": 1.0})))

@@ -28,9 +28,10 @@ def command(*arguments):
         ("--help",),
         ("--version",),
         ("evaluate", "--help"),
+        ("reproduce",),
         *(
             ("list", kind, "--json")
-            for kind in ("models", "attacks", "suites", "threats", "datasets")
+            for kind in ("models", "attacks", "suites", "threats", "datasets", "reproductions")
         ),
     ],
     ids=" ".join,

@@ -151,14 +151,23 @@ def linf(*epsilons):
     return ThreatModel(LpBall("linf", epsilons[-1]), sweep=epsilons if len(epsilons) > 1 else ())
 
 
-def make_job(attack, threat=None, *, samples=None, dtype=torch.float64, data=None, module=None):
+def make_job(
+    attack,
+    threat=None,
+    *,
+    samples=None,
+    dtype=torch.float64,
+    data=None,
+    module=None,
+    substitute=None,
+):
     """Return a job on TwoSides and its points."""
     data = data or points()
-    model = load_model(module or TwoSides(dtype))
+    model, other = load_model(module or TwoSides(dtype)), substitute and load_model(substitute)
     loaded = load_attack(attack)
     threat = threat or linf(0.02, 0.05, 0.1)
     ids = tuple(range(len(data))) if samples is None else tuple(samples)
-    return Job(model, loaded, threat, data, 0, ids)
+    return Job(model, loaded, threat, data, 0, ids, substitute=other)
 
 
 @pytest.fixture(scope="session")

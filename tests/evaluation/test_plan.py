@@ -55,7 +55,20 @@ def test_everything_in_a_threat_is_in_its_digest():
     assert len({digest_threat(threat) for threat in threats}) == len(threats)
 
 
-@pytest.mark.parametrize("text", ["linf=0.1,0.2", "l2=1.5", "none", "none:norm=linf", "l0=12"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "linf=0.1,0.2",
+        "l2=1.5",
+        "none",
+        "none:norm=linf",
+        "l0=12",
+        "linf=0.15,0.3:substitute=mnist-lenet5",
+        "linf=0.15:guide=mnist-lenet5:dtype=float64",
+        "none:substitute=mine.py:build:width=3,guide=1",
+        "none:norm=linf:guide=a:substitute=b",
+    ],
+)
 def test_a_threat_is_written_as_it_is_read(text):
     from robustbench_inv.catalogue.load import load_threat
 
@@ -176,6 +189,8 @@ def test_distances_of_an_unbounded_threat_are_in_a_norm_of_the_attack():
     attacks = ["deepfool", "deepfool-linf", "foolbox:L0FMNAttack"]
     norms = {name: threat.norm for name, threat in planned(attacks=attacks, threat="none").items()}
     assert norms == {"deepfool": "l2", "deepfool-linf": "linf", "foolbox:L0FMNAttack": "l0"}
+    (threat,) = planned(attacks=["deepfool-linf"], threat="none:substitute=mnist-lenet5").values()
+    assert (threat.norm, threat.substitute) == ("linf", "mnist-lenet5")
 
 
 def test_a_threat_goes_to_those_attacks_of_a_suite_that_know_its_norm():

@@ -51,7 +51,8 @@ class RunWriter:
             "model": "mnist-cnn", "attack": "pgd", "kind": "budget", "norm": "linf", "epsilons": [0.1],
             "goal": "misclassify", "dataset": "mnist5k", "shape": [1, 8, 8], "bounds": [0.0, 1.0],
             "classes": 10, "seed": 0, "planned": [r.sample for r in records], "events": (),
-            "images": None, "version": 0, "started": True, **about,
+            "images": None, "version": 0, "started": True, "access": "white-box",
+            "substitute": None, **about,
         }  # fmt: skip
         digest = digest_value(
             {k: str(v) for k, v in about.items() if k not in {"images", "planned"}}
@@ -96,7 +97,8 @@ class RunWriter:
         }  # fmt: skip
 
     def _info(self, about):
-        goal = {"goal": about["goal"], "access": "white-box"}
+        helped = {"access": about["access"], "substitute": about["substitute"]}
+        goal = {"goal": about["goal"], **helped}
         attack = {"kind": about["kind"], "implementation": "robustbench_inv.attacks.pgd:PGD"}
         return {
             "version": 1,

@@ -148,3 +148,27 @@ def test_held_counts_what_the_records_say(full_run):
     for cell, eps in product(cells_of(full_run), (0.1, 0.2, 0.3, inf)):
         expected = [r.broken_at is None or r.broken_at > eps for r in cell.records]
         np.testing.assert_array_equal(cell.held(eps), expected)
+
+
+def test_an_attack_on_a_substitute_is_told_apart(writer, record):
+    """The same attack on the model, through a substitute, led by it, and through another of its name."""
+    lenet = {"name": "lenet5", "digest": "1" * 64}
+    other = {"name": "lenet5", "digest": "2" * 64}
+    eps, held = [0.1], [record(0), record(1, broken_at=0.1)]
+    run = (
+        writer.cell(held, epsilons=eps)
+        .cell(held, epsilons=eps, access="transfer", substitute=lenet)
+        .cell(held, epsilons=eps, access="score", substitute=lenet)
+        .cell([record(0, broken_at=0.1), record(1)], attack="fgsm", access="transfer", substitute=lenet)
+        .cell(held, attack="fgsm", access="transfer", substitute=other)
+        .finish()
+    )  # fmt: skip
+    cells = cells_of(run)
+    names = ["pgd", "pgd via lenet5", "pgd guided by lenet5"]
+    assert [c.attack for c in cells] == [*names, "fgsm via lenet5 #1111", "fgsm via lenet5 #2222"]
+    assert [c.substitute for c in cells] == [None, *["lenet5"] * 4]
+    assert [c.access for c in cells][:3] == ["white-box", "transfer", "score"]
+    ((worst,),) = (worst_of_all(group) for group in panels(cells).values())
+    assert worst.held.tolist() == [False, False]
+    assert [c.attack for c in cells_of(run, attacks=("pgd",))] == ["pgd"]
+    assert len(cells_of(run, attacks=("* via *",))) == 3

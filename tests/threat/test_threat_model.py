@@ -31,6 +31,22 @@ def test_bounded(budget, bounded):
     assert ThreatModel(budget).bounded is bounded
 
 
+def test_a_transfer_attack_needs_a_substitute():
+    with pytest.raises(BadParameter, match=r"write linf=0\.1:substitute=MODEL") as error:
+        ThreatModel(LpBall("linf", 0.3), access="transfer")
+    assert "\n" not in str(error.value)
+    sweep = ThreatModel(LpBall("linf", 0.3), access="transfer", sweep=(0.1, 0.3), substitute="m")
+    assert sweep.at(0.1).transfers
+    assert sweep.at(0.1).substitute == "m"
+
+
+@pytest.mark.parametrize("access", ["white-box", "decision"])
+def test_a_substitute_is_of_use_for_two_kinds_of_access(access):
+    assert not ThreatModel(LpBall("linf", 0.3), access="score", substitute="m").transfers
+    with pytest.raises(BadParameter, match=f"got 'access {access}', expected transfer or score"):
+        ThreatModel(LpBall("linf", 0.3), access=access, substitute="m")
+
+
 @pytest.mark.parametrize("sweep", [(0.2, 0.1), (0.1, 0.1), (0.3, 0.1, 0.2)])
 def test_a_sweep_ascends(sweep):
     with pytest.raises(BadParameter, match="ascending, distinct"):

@@ -86,6 +86,30 @@ def test_the_regulariser_reaches_the_two_fully_connected_layers_alone(bound):
     assert reached == {"guess", "second"}
 
 
+def test_the_median_width_does_not_care_for_the_layers_scale():
+    hidden, labels = torch.randn(40, 3, 8), torch.arange(40) % 3
+    found = hypothesis_mmd2(hidden, labels, None)
+    torch.testing.assert_close(
+        hypothesis_mmd2(100 * hidden, labels, None), found, rtol=1e-4, atol=1e-5
+    )
+    fixed = hypothesis_mmd2(0.01 * hidden, labels, 1.0)
+    assert (fixed < 0.01 * found).all()
+
+
+def test_the_median_width_is_the_median_distance():
+    """Of 0, 3 and 7, every fifth of the batch, the nine distances have the median 3."""
+    hidden = torch.zeros(15, 2, 1)
+    hidden[::5] = torch.tensor([0.0, 3.0, 7.0])[:, None, None]
+    labels = torch.tensor([0, 1] * 7 + [0])
+    torch.testing.assert_close(
+        hypothesis_mmd2(hidden, labels, None), hypothesis_mmd2(hidden, labels, 3.0)
+    )
+
+
+def test_a_layer_without_any_distances_is_no_division_by_zero():
+    assert hypothesis_mmd2(torch.ones(6, 2, 3), torch.arange(6) % 2, None).tolist() == [0, 0]
+
+
 def test_without_the_regulariser_the_bound_is_left():
     torch.manual_seed(0)
     model = LabelHypothesisNet().eval()

@@ -9,7 +9,7 @@ from torch import nn
 
 from robustbench_inv.errors import BadCatalogue, BadResults
 from robustbench_inv.randomness import Noise
-from robustbench_inv.training.loop import TrainingData, mirror_half, train
+from robustbench_inv.training.loop import TrainingData, mirror_half, shift_each, train
 from robustbench_inv.training.objectives import CrossEntropy, InformationBottleneck
 from robustbench_inv.training.recipe import Recipe, read_recipe
 
@@ -52,7 +52,7 @@ def test_resumed_weights_equal_uninterrupted_ones(tmp_path, after):
 
 
 def test_mirroring_and_precision_survive_a_resume(tmp_path):
-    recipe = replace(RECIPE, flip=True, precision="bfloat16")
+    recipe = replace(RECIPE, flip=True, shift=1, precision="bfloat16")
     whole = train(recipe, network(), CrossEntropy(), data(), tmp_path / "whole").state_dict()
 
     def stop(epoch):
@@ -64,7 +64,11 @@ def test_mirroring_and_precision_survive_a_resume(tmp_path):
     parts = train(recipe, network(), CrossEntropy(), data(), tmp_path / "parts").state_dict()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert all(value.dtype != torch.bfloat16 for value in whole.values())
-    for other in (replace(recipe, flip=False), replace(recipe, precision="float32")):
+    for other in (
+        replace(recipe, flip=False),
+        replace(recipe, shift=0),
+        replace(recipe, precision="float32"),
+    ):
         plain = train(
             other, network(), CrossEntropy(), data(), tmp_path / other.digest
         ).state_dict()
@@ -81,6 +85,22 @@ def test_mirroring_takes_another_half_in_each_epoch():
         halves.append(turned)
     assert 15 < halves[0].sum() < 35
     assert not torch.equal(*halves)
+
+
+def test_shifts_move_each_image_by_its_own_whole_pixels():
+    images = torch.rand(40, 2, 6, 5)
+    moved = shift_each(images, Noise(1, torch.arange(40), "train/0"), 1)
+    wide, ways = torch.nn.functional.pad(images, [1] * 4), []
+    for before, after in zip(wide, moved, strict=True):
+        fits = [
+            (down, right)
+            for down in range(3)
+            for right in range(3)
+            if torch.equal(before[:, down : down + 6, right : right + 5], after)
+        ]
+        assert len(fits) == 1
+        ways += fits
+    assert len(set(ways)) == 9
 
 
 def test_training_learns(tmp_path):
@@ -121,6 +141,7 @@ def test_prose_does_not_change_a_recipes_digest():
     assert replace(RECIPE, card={"summary": "x"}).digest == RECIPE.digest
     assert replace(RECIPE, epochs=5).digest != RECIPE.digest
     assert replace(RECIPE, flip=True).digest != RECIPE.digest
+    assert replace(RECIPE, shift=1).digest != RECIPE.digest
     assert replace(RECIPE, precision="bfloat16").digest != RECIPE.digest
 
 

@@ -1,0 +1,267 @@
+"""A reproduction: what a paper published, what has to be run for it, and what it claims of its numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from string import Formatter
+from typing import Literal
+
+from robustbench_inv.catalogue.layers import LayerPair
+from robustbench_inv.catalogue.references import parse_reference, suggest
+from robustbench_inv.errors import UnknownName, UsageError
+
+__all__ = [
+    "Address",
+    "Claim",
+    "Column",
+    "Panel",
+    "Remark",
+    "Reproduction",
+    "Row",
+    "Side",
+    "Trial",
+]
+
+Side = Literal["published", "adaptive"]
+"""``published``: the model as the paper attacked it. ``adaptive``: the same network without what hides its
+gradients."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One model of the paper's table.
+
+    Args:
+        name: as the paper calls it.
+        published: the model as it was attacked; ``{data}`` stands for the data set.
+        adaptive: the same network as the strongest attack wants it; empty if that is the same.
+    """
+
+    name: str
+    published: str
+    adaptive: str = ""
+
+    def model(self, side: Side, data: str) -> str:
+        """Return the name of the model, written as the records write it."""
+        pattern = self.adaptive if side == "adaptive" and self.adaptive else self.published
+        return str(parse_reference(pattern.format(data=data)))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One attack under one threat, run on every column.
+
+    Args:
+        name: for rows and panels, and for the reader.
+        attack: as ``--attack`` takes it.
+        threat: as ``--threat`` takes it; ``{data}`` stands for the data set, and the name of a sweep in
+            braces for its eps.
+        group: what it competes with; the worst of groups is the adaptive number.
+        on: which of a column's models it attacks.
+        samples: at most so many; None for all.
+    """
+
+    name: str
+    attack: str
+    threat: str
+    group: str
+    on: Side = "published"
+    samples: int | str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the paper's table.
+
+    Args:
+        name: as the paper calls it.
+        eps: the budget; 0 for clean inputs.
+        trial: the attack as published.
+        worst_of: the groups whose trials make the adaptive number; none for a row that has none.
+    """
+
+    name: str
+    eps: float
+    trial: str
+    worst_of: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """How numbers, claims and remarks refer to it.
+
+        Example:
+            >>> Row("FGSM b", 0.15, "FGSM b").label, Row("Clean", 0, "FGSM b").label
+            ('FGSM b 0.15', 'Clean')
+        """
+        return f"{self.name} {self.eps:g}" if self.eps else self.name
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot of accuracy against eps: the attack as published, and the worst of groups."""
+
+    title: str
+    trial: str
+    worst_of: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Something that the paper says its numbers show: left is more than ``by`` points above right.
+
+    Args:
+        text: one sentence.
+        left: columns.
+        right: one column, or as many as left, compared in order; none to compare with the published numbers.
+        rows: patterns of row labels.
+        by: points; negative for "not worse than".
+        needs: ``every`` comparison must hold, or ``most`` of them: more than half.
+    """
+
+    text: str
+    left: tuple[str, ...]
+    rows: tuple[str, ...]
+    right: tuple[str, ...] = ()
+    by: float = 0.0
+    needs: Literal["every", "most"] = "every"
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        """The pairs of columns; the second is empty where the published number is meant."""
+        right = self.right or ("",)
+        return tuple(zip(self.left, right * (len(self.left) // len(right)), strict=True))
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Why numbers differ from the published ones; ``rows`` and ``columns`` are patterns."""
+
+    rows: str
+    columns: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Address:
+    """What names a cell's records: model, attack and threat, as cell.json writes them."""
+
+    model: str
+    attack: str
+    threat: str
+
+    def __str__(self) -> str:
+        return f"{self.model} | {self.attack} | {self.threat}"
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """One table or figure of a paper: ``reports/definitions/PAPER/ITEM.toml``.
+
+    Args:
+        name: ``PAPER/ITEM``.
+        folder: where the file lies.
+        title: of the report.
+        summary: one sentence, for listings.
+        paper: where it was published.
+        datasets: of the columns; a table has one.
+        columns: the models.
+        trials: what is run.
+        sweeps: ascending eps by name, for the threats of trials.
+        rows: of the table.
+        published: per cent for each column, by the label of a row.
+        panels: of the figure.
+        layers: pairs of models whose hidden layers a figure compares, in place of trials.
+        claims: what the paper says that its numbers show.
+        remarks: why numbers differ.
+        text: how it was done, a few sentences.
+        samples: of every trial, at most; None for all.
+    """
+
+    name: str
+    folder: str
+    title: str
+    summary: str
+    paper: str
+    datasets: tuple[str, ...]
+    columns: tuple[Column, ...]
+    trials: tuple[Trial, ...]
+    sweeps: Mapping[str, tuple[float, ...]]
+    rows: tuple[Row, ...] = ()
+    published: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    panels: tuple[Panel, ...] = ()
+    layers: tuple[LayerPair, ...] = ()
+    claims: tuple[Claim, ...] = ()
+    remarks: tuple[Remark, ...] = ()
+    text: str = ""
+    samples: int | str | None = None
+
+    @property
+    def lines(self) -> tuple[Row | Panel, ...]:
+        """The rows and the panels."""
+        return (*self.rows, *self.panels)
+
+    def only(self, pattern: str) -> "Reproduction":
+        """Return what is left if only the rows and panels are wanted whose label fits a pattern.
+
+        Raises:
+            UnknownName: if none fits.
+        """
+        rows = tuple(row for row in self.rows if fnmatchcase(row.label, pattern))
+        panels = tuple(panel for panel in self.panels if fnmatchcase(panel.title, pattern))
+        if not rows and not panels:
+            known = [row.label for row in self.rows] + [panel.title for panel in self.panels]
+            raise UnknownName("no row fits", got=pattern, remedy=suggest(pattern, known))
+        left = replace(self, rows=rows, panels=panels)
+        wanted = {trial for line in left.lines for trial in self.competitors(line)}
+        return replace(left, trials=tuple(trial for trial in self.trials if trial in wanted))
+
+    def places(self, dataset: str | None = None) -> dict[str, str]:
+        """Return which data set each of the item's own is evaluated on.
+
+        Args:
+            dataset: another one that stands in for it, as mnist5k does for mnist; None for themselves.
+
+        Raises:
+            UsageError: if it stands for none: the models of one data set cannot answer for another.
+        """
+        if dataset is None:
+            return {name: name for name in self.datasets}
+        places = {name: dataset for name in self.datasets if dataset.startswith(name)}
+        if not places:
+            expected = " or ".join(f"{name}…" for name in self.datasets)
+            raise UsageError(f"{self.name} needs other data", got=dataset, expected=expected)
+        return places
+
+    def competitors(self, line: Row | Panel) -> tuple[Trial, ...]:
+        """Return the trials whose worst case is the adaptive number, the one as published first."""
+        first = self.trial(line.trial)
+        others = (trial for trial in self.trials if trial.group in line.worst_of)
+        return (first, *(trial for trial in others if trial != first))
+
+    def trial(self, name: str) -> Trial:
+        """Return the trial of a name."""
+        return next(trial for trial in self.trials if trial.name == name)
+
+    def address(self, trial: Trial, column: Column, data: str) -> Address:
+        """Return where the records of a trial on a column's model are."""
+        attack = str(parse_reference(trial.attack))
+        return Address(column.model(trial.on, data), attack, self.threat(trial, data))
+
+    def sweep(self, trial: Trial) -> tuple[float, ...]:
+        """Return the eps at which a trial says who falls; none for one that is told at every distance."""
+        named = [name or "" for _, name, _, _ in Formatter().parse(trial.threat)]
+        return next((self.sweeps[name] for name in named if name in self.sweeps), ())
+
+    def threat(self, trial: Trial, data: str) -> str:
+        """Return the threat of a trial, with eps and data set filled in."""
+        sweeps = {name: ",".join(f"{e:.10g}" for e in eps) for name, eps in self.sweeps.items()}
+        return trial.threat.format(data=data, **sweeps)
+
+    def remark(self, row: Row, column: Column) -> str:
+        """Return what is remarked on one number; empty if nothing is."""
+        fitting = [
+            remark.text
+            for remark in self.remarks
+            if fnmatchcase(row.label, remark.rows) and fnmatchcase(column.name, remark.columns)
+        ]
+        return " ".join(fitting)

@@ -1,0 +1,173 @@
+"""Reads reproductions from ``reports/definitions/PAPER/ITEM.toml``, and holds their parts against one another."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from robustbench_inv.catalogue.cards import read_toml
+from robustbench_inv.catalogue.fields import Mismatch, check_fields
+from robustbench_inv.catalogue.layers import LayerPair
+from robustbench_inv.catalogue.locate import find
+from robustbench_inv.catalogue.references import suggest
+from robustbench_inv.catalogue.reproduction import (
+    Claim,
+    Column,
+    Panel,
+    Remark,
+    Reproduction,
+    Row,
+    Trial,
+)
+from robustbench_inv.errors import BadCatalogue
+
+__all__ = ["load_reproduction", "read_reproduction"]
+
+REPRODUCTION_VERSION = 1
+
+
+def load_reproduction(name: str) -> Reproduction:
+    """Return a reproduction by its name ``PAPER/ITEM``, or by its file.
+
+    Raises:
+        UnknownName: if the catalogue has none of that name.
+        BadCatalogue: if the file cannot be read or says something that has no meaning.
+    """
+    return read_reproduction(Path(name) if name.endswith(".toml") else find("reproductions", name))
+
+
+def read_reproduction(path: Path) -> Reproduction:
+    """Read and check one file; what it does not say, the file that it names as ``protocol`` does.
+
+    Raises:
+        BadCatalogue: if it cannot be read or says something that has no meaning.
+    """
+    values = read_toml(path)
+    protocol = values.pop("protocol", None)
+    if isinstance(protocol, str):
+        values = _merged(read_toml(path.parent / protocol), values)
+    try:
+        return _reproduction(path, values)
+    except Mismatch as mismatch:
+        raise BadCatalogue(f"{path}: {mismatch.problem}", **mismatch.details()) from mismatch
+
+
+def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what both files say; the item's own word counts, sweep by sweep."""
+    sweeps = {**shared.get("sweeps", {}), **own.get("sweeps", {})}
+    return {**shared, **own, "sweeps": sweeps}
+
+
+_PARTS: dict[str, type[Any]] = {
+    "columns": Column,
+    "trials": Trial,
+    "rows": Row,
+    "panels": Panel,
+    "layers": LayerPair,
+    "claims": Claim,
+    "remarks": Remark,
+}
+"""The lists of tables in a file, and what each table is."""
+
+
+def _reproduction(path: Path, values: dict[str, Any]) -> Reproduction:
+    if (version := values.pop("version", None)) != REPRODUCTION_VERSION:
+        expected = str(REPRODUCTION_VERSION)
+        raise Mismatch("version does not fit", got=version or "none", expected=expected)
+    parts = {key: _part(key, values.get(key, ())) for key in _PARTS}
+    numbers = {
+        key: {name: _numbers(name, each) for name, each in _table(key, values).items()}
+        for key in ("sweeps", "published")
+    }
+    place = {"name": f"{path.parent.name}/{path.stem}", "folder": str(path.parent)}
+    item = Reproduction(**check_fields(Reproduction, {**values, **parts, **numbers, **place}))
+    _check(item)
+    rows = tuple(row for row in item.rows if row.label in item.published)
+    return replace(item, rows=rows)
+
+
+def _part(key: str, value: object) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(v, Mapping) for v in value):
+        raise Mismatch(f"{key} does not fit", got=value, expected="a list of tables")
+    return tuple(_PARTS[key](**check_fields(_PARTS[key], each)) for each in value)
+
+
+def _table(key: str, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    value = values.get(key, {})
+    if not isinstance(value, Mapping):
+        raise Mismatch(f"{key} does not fit", got=value, expected="a table")
+    return value
+
+
+def _numbers(name: str, value: object) -> tuple[float, ...]:
+    fits = isinstance(value, list) and all(type(v) in (int, float) for v in value)
+    if not fits:
+        raise Mismatch(f"{name} does not fit", got=value, expected="a list of numbers")
+    return tuple(map(float, value))  # type: ignore[call-overload]
+
+
+def _check(item: Reproduction) -> None:
+    """Hold the parts of an item against one another."""
+    runs = item.columns and item.trials and (item.published or item.panels)
+    if bool(runs) == bool(item.layers):
+        raise Mismatch("a reproduction needs trials with published numbers or panels, or layers")
+    if item.published and len(item.datasets) != 1:
+        raise Mismatch("a table has one data set", got=list(item.datasets))
+    columns = _distinct("column", [column.name for column in item.columns])
+    labels = _distinct("row", [row.label for row in item.rows])
+    _distinct("trial", [trial.name for trial in item.trials])
+    for label, values in item.published.items():
+        _known("row", label, labels)
+        if len(values) != len(columns):
+            raise Mismatch(f"{label} needs a number for each column", got=list(values))
+    for trial in item.trials:
+        _check_patterns(item, trial)
+    for line in item.lines:
+        _check_worst(item, line)
+    for claim in item.claims:
+        _check_claim(claim, columns, labels)
+
+
+def _distinct(kind: str, names: Sequence[str]) -> Sequence[str]:
+    for name in names:
+        if names.count(name) > 1:
+            raise Mismatch(f"two {kind}s have one name", got=name)
+    return names
+
+
+def _known(kind: str, name: str, known: Iterable[str]) -> None:
+    if name not in (names := list(known)):
+        raise Mismatch(f"unknown {kind}", got=name, remedy=suggest(name, names))
+
+
+def _check_patterns(item: Reproduction, trial: Trial) -> None:
+    try:
+        for column in item.columns:
+            item.address(trial, column, "data")
+    except (KeyError, IndexError, ValueError) as error:
+        known = ", ".join(f"{{{name}}}" for name in ("data", *item.sweeps))
+        raise Mismatch("braces do not fit", got=trial.threat, expected=known) from error
+
+
+def _check_worst(item: Reproduction, line: Row | Panel) -> None:
+    """The worst case must hold the attack as published, or it would not be the worst."""
+    _known("trial", line.trial, [trial.name for trial in item.trials])
+    for group in line.worst_of:
+        _known("group", group, {trial.group for trial in item.trials})
+    own = item.trial(line.trial)
+    if line.worst_of and own.group not in line.worst_of:
+        raise Mismatch("worst_of leaves the published attack out", expected=own.group)
+    sweep = item.sweep(own)
+    if isinstance(line, Row) and line.eps and sweep and line.eps not in sweep:
+        raise Mismatch(f"{line.label} is not in the sweep of its trial", expected=str(sweep))
+
+
+def _check_claim(claim: Claim, columns: Sequence[str], labels: Sequence[str]) -> None:
+    for name in (*claim.left, *claim.right):
+        _known("column", name, columns)
+    if len(claim.right) not in (0, 1, len(claim.left)):
+        raise Mismatch("left and right are not paired", got=list(claim.right))
+    for pattern in claim.rows:
+        if not any(fnmatchcase(label, pattern) for label in labels):
+            raise Mismatch("no row fits", got=pattern, remedy=suggest(pattern, labels))

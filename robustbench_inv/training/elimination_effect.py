@@ -1,0 +1,228 @@
+"""What information elimination did to the layer it regularises: MMD² terms and a plane, before and after."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.catalogue.load import load_dataset, load_model
+from robustbench_inv.catalogue.references import parse_reference
+from robustbench_inv.data.sampling import select_samples
+from robustbench_inv.errors import BadModel, UnknownName
+from robustbench_inv.models.label_hypothesis import LabelHypothesisNet
+from robustbench_inv.training.information_elimination import hypothesis_mmd2
+from robustbench_inv.training.recipe import read_recipe
+from robustbench_inv.training.run import find_recipe
+
+__all__ = [
+    "Samples",
+    "View",
+    "chance_mmd2",
+    "draw_samples",
+    "measure_effect",
+    "median_distance",
+    "project",
+    "view_layer",
+]
+
+SMALLEST_WIDTH = 1e-12
+"""Width for outputs that are all the same, whose MMD² is 0 with any."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Held-out samples.
+
+    Args:
+        dataset: its name.
+        images: (n, 1, 28, 28).
+        labels: (n,) classes.
+    """
+
+    dataset: str
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """The second fully connected layer of one network, seen under each of C hypotheses on n samples.
+
+    Args:
+        model: its name.
+        digest: of everything that its answers depend on.
+        accuracy: on the samples.
+        widths: kernel widths σ by name: ``median`` is the layer's own, the median distance of its outputs;
+            ``training`` the one that the regulariser had.
+        mmd2: for each width the MMD² between right and wrong guesses, (C,).
+        chance: the same, if right and wrong were drawn by lot, (C,).
+        plane: (C, n, 2) outputs on their two principal axes.
+        explained: (C, 2) share of the outputs' variance along these.
+    """
+
+    model: str
+    digest: str
+    accuracy: float
+    widths: Mapping[str, float]
+    mmd2: Mapping[str, Tensor]
+    chance: Mapping[str, Tensor]
+    plane: Tensor
+    explained: Tensor
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain values, rounded to what a picture shows."""
+        return {key: _plain(value) for key, value in vars(self).items()}
+
+
+def measure_effect(
+    pairs: Mapping[str, tuple[str, str]], samples: Samples, *, device: str = "cpu"
+) -> dict[str, object]:
+    """Return the views of pairs of models, plain values to be written as JSON.
+
+    Args:
+        pairs: names of a model before regularisation and one after, by the pair's name.
+        samples: held-out samples, the same for all.
+        device: where to compute, as torch names it.
+
+    Raises:
+        UnknownName: for a model that the catalogue does not have.
+        BadModel: for one that is no label-hypothesis net.
+    """
+    found = {}
+    for name, (before, after) in pairs.items():
+        width = _training_width(after)
+        both = [view_layer(model, samples, width, device=device) for model in (before, after)]
+        found[name] = dict(zip(("before", "after"), (v.to_json() for v in both), strict=True))
+    return {
+        "version": 1,
+        "dataset": samples.dataset,
+        "labels": samples.labels.tolist(),
+        "pairs": found,
+    }
+
+
+def draw_samples(dataset: str, count: int | str | None, data_root: Path | None = None) -> Samples:
+    """Return a data set's balanced draw.
+
+    Args:
+        dataset: its name.
+        count: as ``--samples`` takes it.
+        data_root: where the data lie, if not fetched.
+    """
+    data = load_dataset(dataset, data_root=data_root)
+    ids = torch.tensor(select_samples(data.labels, count))
+    return Samples(dataset, *data.batch(ids))
+
+
+@torch.no_grad()
+def view_layer(
+    model: str, samples: Samples, training_width: float | None = None, *, device: str = "cpu"
+) -> View:
+    """Return how a network's second fully connected layer tells right guesses from wrong ones.
+
+    Args:
+        model: name of a label-hypothesis net.
+        samples: held-out samples, several of each class.
+        training_width: the kernel width of its regulariser; None to use the layer's own alone.
+        device: where to compute, as torch names it.
+
+    Raises:
+        UnknownName: for a model that the catalogue does not have.
+        BadModel: if it is no label-hypothesis net.
+    """
+    loaded = load_model(model, device=device)
+    network = getattr(loaded.classifier, "module", None)
+    if not isinstance(network, LabelHypothesisNet):
+        raise BadModel(
+            f"{model} makes no guesses", got=type(network).__name__, expected="LabelHypothesisNet"
+        )
+    images, labels = samples.images.to(device), samples.labels.to(device)
+    hidden = network.hidden(images)
+    decisions = network.judge(hidden)[..., 0].argmax(1)
+    widths = {"median": median_distance(hidden)}
+    if training_width is not None:
+        widths["training"] = training_width
+    plane, explained = project(hidden, labels)
+    return View(
+        model=loaded.name,
+        digest=loaded.digest,
+        accuracy=(decisions == labels).double().mean().item(),
+        widths=widths,
+        mmd2={name: hypothesis_mmd2(hidden, labels, w) for name, w in widths.items()},
+        chance={name: chance_mmd2(hidden, labels, w) for name, w in widths.items()},
+        plane=plane,
+        explained=explained,
+    )
+
+
+def median_distance(hidden: Tensor) -> float:
+    """Return the median of ‖h(x, k) − h(x', k)‖ over all pairs of samples and all k.
+
+    Args:
+        hidden: (n, C, d) a layer's outputs under every hypothesis, n >= 2.
+
+    References:
+        Gretton et al., A kernel two-sample test, JMLR 13, 2012, section 8, for the heuristic.
+    """
+    distances = torch.cat([torch.pdist(outputs) for outputs in hidden.unbind(1)])
+    return max(distances.median().item(), SMALLEST_WIDTH)
+
+
+def chance_mmd2(hidden: Tensor, labels: Tensor, width: float) -> Tensor:
+    """Return the mean of ``hypothesis_mmd2`` over all permutations of the labels, (C,).
+
+    It is what remains between samples of one distribution. With m right and r wrong guesses the weights of
+    wᵀ K w have mean square (1/m + 1/r) / n and sum 0, so that it is (1/m + 1/r)(1 − mean of k over unequal pairs).
+
+    Args:
+        hidden: (n, C, d) a layer's outputs under every hypothesis.
+        labels: (n,) classes.
+        width: σ of the Gaussian kernel.
+    """
+    right = torch.bincount(labels, minlength=hidden.shape[1])
+    scale = (1 / right + 1 / (len(labels) - right)).where((right > 0) & (right < len(labels)), 0)
+    likeness = [
+        torch.exp(-(torch.pdist(outputs) ** 2) / (2 * width**2)).mean()
+        for outputs in hidden.unbind(1)
+    ]
+    return scale * (1 - torch.stack(likeness))
+
+
+def project(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return outputs on their two principal axes under each hypothesis, (C, n, 2), and the axes' shares, (C, 2).
+
+    Axes have a sign by convention: the right guesses' mean is not negative.
+
+    Args:
+        hidden: (n, C, d) a layer's outputs under every hypothesis, d >= 2.
+        labels: (n,) classes.
+    """
+    centred = (hidden - hidden.mean(0)).transpose(0, 1).double()
+    variances, axes = torch.linalg.eigh(centred.transpose(1, 2) @ centred)
+    plane = centred @ axes[..., -2:].flip(-1)
+    right = torch.nn.functional.one_hot(labels, hidden.shape[1]).T.to(plane)
+    towards = torch.einsum("kn,knd->kd", right, plane)
+    explained = variances[:, -2:].flip(-1).clamp_min(0) / variances.sum(1, keepdim=True)
+    return plane * torch.where(towards < 0, -1, 1)[:, None], explained.nan_to_num()
+
+
+def _training_width(model: str) -> float | None:
+    """Return the kernel width in a model's recipe; None for one that was not regularised, or not by us."""
+    try:
+        recipe = read_recipe(find_recipe(parse_reference(model).name))
+    except UnknownName:
+        return None
+    width = recipe.objective_parameters.get("width")
+    return None if width is None else float(width)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Tensor):
+        return _plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_plain(each) for each in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value

@@ -1,0 +1,192 @@
+"""Reproductions as data: the shipped ones name things that exist, and each kind of mistake is explained."""
+
+import pytest
+
+from robustbench_inv.catalogue.load import load_attack, load_threat
+from robustbench_inv.catalogue.locate import entries, shipped_root
+from robustbench_inv.catalogue.references import parse_reference
+from robustbench_inv.catalogue.reproduction import Column, Row
+from robustbench_inv.catalogue.reproduction_file import load_reproduction, read_reproduction
+from robustbench_inv.errors import BadCatalogue, UnknownName, UsageError
+from robustbench_inv.evaluation.describe import epsilons, threat_text
+
+SHIPPED = sorted(entries("reproductions"))
+
+GOOD = """
+version = 1
+title = "T"
+summary = "s"
+paper = "p"
+datasets = ["mnist"]
+columns = [{ name = "A", published = "{data}-a" }, { name = "B", published = "{data}-b:x=1", adaptive = "{data}-b" }]
+trials = [
+  { name = "fgsm", group = "linf", attack = "foolbox:FGSM", threat = "linf={sweep}" },
+  { name = "pgd", group = "linf", on = "adaptive", attack = "pgd", threat = "linf={sweep}" },
+]
+rows = [{ name = "Clean", eps = 0, trial = "fgsm" }, { name = "F", eps = 0.2, trial = "fgsm", worst_of = ["linf"] }]
+published = { "Clean" = [99, 98.5], "F 0.2" = [1, 2] }
+sweeps = { sweep = [0.1, 0.2] }
+claims = [{ text = "c", rows = ["F*"], left = ["B"], right = ["A"] }]
+"""
+
+
+def read(tmp_path, text, **others):
+    folder = tmp_path / "paper"
+    folder.mkdir(exist_ok=True)
+    for name, other in others.items():
+        (folder / f"{name}.toml").write_text(other)
+    (folder / "table-1.toml").write_text(text)
+    return read_reproduction(folder / "table-1.toml")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_model_is_in_the_catalogue(name):
+    item, known = load_reproduction(name), entries("models")
+    named = {column.model("published", data) for column in item.columns for data in item.datasets}
+    named |= {column.model("adaptive", data) for column in item.columns for data in item.datasets}
+    absent = sorted(model for model in named if parse_reference(model).name not in known)
+    if absent:
+        pytest.skip(f"not trained yet: {', '.join(absent)}")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_trial_can_be_run_and_tells_who_falls_at_its_rows(name):
+    item = load_reproduction(name)
+    for trial in item.trials:
+        loaded = load_attack(trial.attack)
+        assert loaded.name == str(parse_reference(trial.attack))
+        for data in item.datasets:
+            threat = load_threat(item.threat(trial, data), loaded.goal)
+            assert threat.norm in loaded.attack.norms
+            assert threat_text(threat) == item.threat(trial, data), "records are found by this text"
+            assert epsilons(threat) == item.sweep(trial)
+    for row in item.rows:
+        told = {row.eps in item.sweep(trial) for trial in item.competitors(row)}
+        assert told == {True} or not row.eps
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_no_two_shipped_trials_are_the_same(name):
+    item = load_reproduction(name)
+    seen = [(load_attack(t.attack).digest, item.threat(t, "data"), t.on) for t in item.trials]
+    assert len(seen) == len(set(seen))
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "numbers"),
+    [
+        ("guess-first/table-1", "Clean", (98.8, 98.9, 99.0, 98.9, 99.0, 99.0)),
+        ("guess-first/table-1", "FGSM b 0.15", (65.6, 84.7, 88.0, 91.1, 89.8, 83.6)),
+        ("guess-first/table-1", "PGD w 0.3", (0.0, 4.8, 29.7, 7.4, 50.0, 1.0)),
+        ("guess-first/table-2", "PGD b 0.3", (4.8, 15.3, 11.8, 15.9, 14.5, 6.6)),
+        ("guess-first/table-2", "C&W w 2", (0.0, 8.4, 2.9, 11.7, 3.5, 0.0)),
+    ],
+)
+def test_published_numbers_are_those_of_the_paper(name, row, numbers):
+    item = load_reproduction(name)
+    assert (len(item.rows), len(item.columns), len(item.claims)) == (11, 6, 8)
+    assert item.published.keys() == {each.label for each in item.rows}
+    assert item.published[row] == numbers
+
+
+def test_the_figure_has_both_data_sets_and_no_rows():
+    item = load_reproduction("guess-first/figure-3")
+    assert item.datasets == ("mnist", "fashion-mnist")
+    assert (len(item.panels), item.rows, item.samples) == (6, (), 1000)
+    swept = {eps for panel in item.panels for eps in item.sweep(item.trial(panel.trial))}
+    assert {0.15, 0.3, 2.0} <= swept
+
+
+def test_what_items_share_is_no_item():
+    assert (shipped_root() / "reports/definitions/guess-first/protocol.toml").exists()
+    assert "guess-first/protocol" not in SHIPPED
+    assert "guess-first/table-1" not in entries("reports")
+
+
+def test_names_are_written_as_records_write_them(tmp_path):
+    item = read(tmp_path, GOOD)
+    first, second = item.trials
+    b = item.columns[1]
+    assert str(item.address(first, b, "mnist")) == "mnist-b:x=1 | foolbox:FGSM | linf=0.1,0.2"
+    assert item.address(second, b, "mnist").model == "mnist-b"
+    assert Column("A", "m:eps=1e-2").model("adaptive", "x") == "m:eps=0.01"
+
+
+def test_the_item_has_the_last_word_over_its_protocol(tmp_path):
+    own = 'version = 1\nprotocol = "protocol.toml"\ntitle = "mine"\n[sweeps]\nsweep = [0.2, 0.4]\n'
+    item = read(tmp_path, own, protocol=GOOD.replace("{ sweep", "{ other = [1], sweep"))
+    assert (item.title, item.summary) == ("mine", "s")
+    assert item.sweeps == {"other": (1.0,), "sweep": (0.2, 0.4)}
+
+
+def test_rows_without_published_numbers_are_left_out(tmp_path):
+    item = read(tmp_path, GOOD.replace('"Clean" = [99, 98.5], ', ""))
+    assert [row.label for row in item.rows] == ["F 0.2"]
+
+
+def test_only_keeps_the_trials_that_its_rows_need(tmp_path):
+    item = read(tmp_path, GOOD)
+    clean = item.only("Clean")
+    assert ([r.label for r in clean.rows], [t.name for t in clean.trials]) == (["Clean"], ["fgsm"])
+    assert item.only("F*").trials == item.trials
+    with pytest.raises(UnknownName, match=r"no row fits.*did you mean Clean"):
+        item.only("Claen")
+
+
+def test_the_worst_case_begins_with_the_published_attack(tmp_path):
+    item = read(tmp_path, GOOD)
+    assert [t.name for t in item.competitors(item.rows[1])] == ["fgsm", "pgd"]
+    assert [t.name for t in item.competitors(Row("x", 0.2, "pgd", ("linf",)))] == ["pgd", "fgsm"]
+
+
+def test_a_data_set_stands_in_for_the_one_whose_name_it_begins_with():
+    item = load_reproduction("guess-first/figure-3")
+    assert item.places() == {"mnist": "mnist", "fashion-mnist": "fashion-mnist"}
+    assert item.places("mnist5k") == {"mnist": "mnist5k"}
+    with pytest.raises(UsageError, match=r"needs other data.*fashion-mnist…"):
+        load_reproduction("guess-first/table-2").places("mnist5k")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ("version = 1", "version = 2", "version does not fit"),
+        ('summary = "s"', "", "summary is missing"),
+        ('title = "T"', 'tilte = "T"', "did you mean title"),
+        ('name = "A", published', 'name = "B", published', "two columns have one name"),
+        ('name = "pgd"', 'name = "fgsm"', "two trials have one name"),
+        ("columns = [", "columns = [3, ", "columns does not fit"),
+        ('"F 0.2" = [1, 2]', '"F 0.2" = [1]', "a number for each column"),
+        ('"F 0.2" = [1, 2]', '"F 0.3" = [1, 2]', "unknown row, got 'F 0.3'"),
+        ('"F 0.2" = [1, 2]', '"F 0.2" = ["x", 2]', "expected a list of numbers"),
+        ('published = { "Clean" = [99, 98.5], "F 0.2" = [1, 2] }', "", "numbers or panels"),
+        ('["mnist"]', '["mnist", "cifar10"]', "a table has one data set"),
+        ('eps = 0.2, trial = "fgsm"', 'eps = 0.2, trial = "fgms"', "did you mean fgsm"),
+        ("sweep = [0.1, 0.2]", "sweep = [0.1, 0.3]", "not in the sweep of its trial"),
+        ('worst_of = ["linf"]', 'worst_of = ["l2"]', "unknown group"),
+        ("linf={sweep}", "linf={swep}", "braces do not fit"),
+        ('left = ["B"]', 'left = ["C"]', "unknown column"),
+        ('rows = ["F*"]', 'rows = ["G*"]', "no row fits"),
+        ("sweeps = {", "sweeps = 3 # {", "sweeps does not fit"),
+    ],
+)
+def test_a_mistake_is_explained_in_one_line(tmp_path, old, new, told):
+    assert old in GOOD
+    with pytest.raises(BadCatalogue, match=told) as caught:
+        read(tmp_path, GOOD.replace(old, new))
+    assert "table-1" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_worst_case_holds_the_published_attack(tmp_path):
+    text = GOOD.replace('group = "linf", on', 'group = "other", on').replace(
+        'worst_of = ["linf"]', 'worst_of = ["other"]'
+    )
+    with pytest.raises(BadCatalogue, match="leaves the published attack out"):
+        read(tmp_path, text)
+
+
+def test_left_and_right_are_paired(tmp_path):
+    text = GOOD.replace('left = ["B"], right = ["A"]', 'left = ["B"], right = ["A", "B"]')
+    with pytest.raises(BadCatalogue, match="not paired"):
+        read(tmp_path, text)

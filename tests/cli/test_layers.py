@@ -1,0 +1,50 @@
+"""``invbench reproduce`` of a figure that measures hidden layers."""
+
+import json
+
+import pytest
+
+DEFINITION = """
+version = 1
+title = "layers"
+summary = "layers"
+paper = "a paper"
+datasets = ["mnist", "fashion-mnist"]
+samples = 100
+layers = [{ name = "C", before = "{data}-c-dv", after = "{data}-c-js" }]
+"""
+
+
+@pytest.fixture
+def item(tmp_path):
+    path = tmp_path / "figure-9.toml"
+    path.write_text(DEFINITION)
+    return path
+
+
+def test_measures_writes_and_draws_again_from_what_it_wrote(invbench, item, tmp_path):
+    asked = ("reproduce", item, "--dataset", "mnist5k", "--samples", 30, "--out", "run")
+    done = invbench(*asked, "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert [network["model"] for network in found["networks"]] == ["mnist-c-dv", "mnist-c-js"]
+    assert all(n["mmd2"] > n["chance"] > 0 and n["sigma"] > 0 for n in found["networks"])
+    assert (tmp_path / "run" / "layers-mnist.json.gz").is_file()
+    assert (tmp_path / found["report"]).read_text().count("<svg") == 3
+    again = invbench("reproduce", item, "--from", "run", "--report", "again.html")
+    assert again.code == 0, again.err
+    assert again.out.endswith("again.html\n")
+    assert "| mnist-c-js | yes |" in again.out
+
+
+def test_a_dry_run_measures_nothing(invbench, item, tmp_path):
+    done = invbench("reproduce", item, "--dry-run", "--json")
+    assert [pair["before"] for pair in json.loads(done.out)] == ["mnist-c-dv", "fashion-mnist-c-dv"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_mistake_is_one_line(invbench, item):
+    done = invbench("reproduce", item, "--dataset", "spheres")
+    assert done.code == 2
+    assert len(done.err.strip().splitlines()) == 1
+    assert invbench("reproduce", item, "--from", ".").code == 2

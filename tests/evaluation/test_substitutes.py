@@ -1,0 +1,118 @@
+"""The substitute of a threat: what it must be, what it is called, and how it gets from a text to the results."""
+
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+
+import robustbench_inv as rbi
+from robustbench_inv.catalogue.load import load_attack, load_model
+from robustbench_inv.errors import CapabilityMismatch
+from robustbench_inv.evaluation.describe import describe_threat, digest_threat
+from robustbench_inv.evaluation.plan import Job, plan_jobs
+from robustbench_inv.results.store import CellFolder
+from robustbench_inv.testing.linear import LinearClassifier
+from robustbench_inv.threat.budgets import LpBall
+from robustbench_inv.threat.goals import KeepDecision
+from robustbench_inv.threat.threat_model import ThreatModel
+
+THREAT = ThreatModel(LpBall("linf", 0.1), access="transfer", substitute="other")
+
+
+def linear(classes=2, dimension=8, dtype=torch.float64, bounds=(0.0, 1.0)):
+    weights = torch.linspace(-1, 1, classes * dimension, dtype=dtype).reshape(classes, dimension)
+    return LinearClassifier(weights, torch.zeros(classes, dtype=dtype), bounds)
+
+
+def refuse(job, words):
+    with pytest.raises(CapabilityMismatch, match=words) as error:
+        plan_jobs([job])
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_is_no_substitute_for_itself(toys):
+    job = toys.make_job(toys.Straight(), THREAT, substitute=toys.TwoSides())
+    refuse(job, "no substitute for itself; .* white-box")
+
+
+@pytest.mark.parametrize("threat", [THREAT, ThreatModel(LpBall("linf", 0.1))])
+def test_threat_and_job_agree(toys, threat):
+    other = None if threat is THREAT else linear()
+    refuse(toys.make_job(toys.Straight(), threat, substitute=other), "name different substitutes")
+
+
+@pytest.mark.parametrize("access", ["transfer", "score"])
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (linear(classes=3), "number of classes"),
+        (linear(bounds=(0.0, 255.0)), "range of their inputs"),
+        (linear(dimension=5), "cannot take an input"),
+        (linear(dtype=torch.float32), "another dtype .*; give it the parameter dtype=float64"),
+    ],
+)
+def test_a_substitute_fits_data_and_model(toys, access, other, says):
+    refuse(toys.make_job(toys.Straight(), replace(THREAT, access=access), substitute=other), says)
+
+
+def test_keeping_the_decision_needs_the_model_itself():
+    spheres = rbi.load_dataset("spheres:d=500,n=10,size=8")
+    names = ("spheres-misaligned", "spheres-max-margin")
+    model, other = (load_model(name, dataset=spheres) for name in names)
+    attack, threat = load_attack("spheres-invariance"), THREAT.wanting(KeepDecision())
+    threat = replace(threat, budget=LpBall("l2", 1.0))
+    refuse(Job(model, attack, threat, spheres, 0, (0, 1), None, other), "needs the model itself")
+
+
+def test_a_substitute_is_part_of_what_a_cell_is(toys):
+    plain, led = ThreatModel(LpBall("linf", 0.1)), replace(THREAT, access="score")
+    one, two = load_model(toys.TwoSides()), load_model(linear())
+    digests = [digest_threat(threat, model) for threat in (THREAT, led) for model in (one, two)]
+    assert len({*digests, digest_threat(plain)}) == 5
+    renamed = replace(one, name="another name")
+    assert digest_threat(replace(THREAT, substitute="x"), renamed) == digests[0]
+    about = describe_threat(THREAT, two)
+    assert about["substitute"] == {"name": two.name, "digest": two.digest}
+    assert about["text"] == "linf=0.1:substitute=other"
+    assert describe_threat(plain)["substitute"] is None
+
+
+FILE = """
+import torch
+from torch import nn
+
+def build(seed: int = 0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    model.bounds = (0.0, 1.0)
+    return model
+"""
+
+
+def test_names_go_from_the_threat_to_the_results(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(FILE)
+    threat = f"linf=0.1:substitute={file}:build:seed=2"
+    asked = {"attack": "fgsm", "threat": threat, "dataset": "mnist5k", "samples": 10}
+    models = [f"{file}:build", f"{file}:build:seed=1"]
+    run = rbi.evaluate(model=models, **asked, out=tmp_path / "r", checks=False)
+    first, second = run.plan.jobs
+    assert first.substitute is second.substitute  # loaded once
+    told = run.to_json()[0]
+    assert (told["threat"], told["access"]) == (threat, "transfer")
+    assert told["substitute"] == f"{file}:build:seed=2"
+    again = pickle.loads(pickle.dumps(first))
+    assert (again.spec, again.substitute.name) == (first.spec, told["substitute"])
+    cell = CellFolder(tmp_path / "r" / first.spec.digest).cell
+    assert cell["threat"]["substitute"]["digest"] == first.substitute.digest
+    low, high = ([e.low, e.high] for e in run.plan.estimate())
+    assert low[0] > 0
+    assert high[1] < low[1]  # the second model's search is there already
+
+
+def test_a_job_without_names_crosses_processes_with_its_substitute(toys):
+    job = toys.make_job(toys.Straight(), THREAT, substitute=linear())
+    again = pickle.loads(pickle.dumps(job))
+    assert again.spec == job.spec
+    assert again.substitute.digest == job.substitute.digest

@@ -1,0 +1,74 @@
+"""A small item of a paper, and records of its cells with known answers."""
+
+import pytest
+
+from robustbench_inv.catalogue.reproduction_file import read_reproduction
+
+ITEM = """
+version = 1
+title = "A paper, Table 1"
+summary = "two models"
+paper = "Somebody, 2020"
+datasets = ["mnist"]
+columns = [
+  { name = "CNN", published = "{data}-cnn" },
+  { name = "JS", published = "{data}-js:sigmoid=true", adaptive = "{data}-js" },
+]
+trials = [
+  { name = "F", group = "linf", attack = "fgsm", threat = "linf={sweep}" },
+  { name = "P", group = "linf", on = "adaptive", attack = "pgd", threat = "linf={sweep}" },
+]
+rows = [
+  { name = "Clean", eps = 0, trial = "F" },
+  { name = "F", eps = 0.1, trial = "F", worst_of = ["linf"] },
+  { name = "F", eps = 0.2, trial = "F", worst_of = ["linf"] },
+]
+panels = [{ title = "F, white box", trial = "F", worst_of = ["linf"] }]
+published = { "Clean" = [99, 98], "F 0.1" = [40, 80], "F 0.2" = [5, 70] }
+sweeps = { sweep = [0.1, 0.2] }
+claims = [
+  { text = "JS beats CNN.", rows = ["F *"], left = ["JS"], right = ["CNN"] },
+  { text = "Clean is as published.", rows = ["Clean"], left = ["CNN", "JS"], by = -5 },
+]
+remarks = [{ rows = "F 0.2", columns = "J*", text = "Fewer epochs." }]
+"""
+
+EPS = [0.1, 0.2]
+
+
+@pytest.fixture(scope="session")
+def item(tmp_path_factory):
+    """The item."""
+    folder = tmp_path_factory.mktemp("items") / "paper"
+    folder.mkdir()
+    (folder / "table-1.toml").write_text(ITEM)
+    return read_reproduction(folder / "table-1.toml")
+
+
+@pytest.fixture
+def write_run(run_writer, sweep_records, tmp_path):
+    """Return a function that writes a run: 40 samples, so many fallen at each eps for each model and attack."""
+
+    def write(fallen, name="run-0123abcd", dataset="mnist", **about):
+        run = run_writer(tmp_path / name)
+        for (model, attack), fall in fallen.items():
+            records = sweep_records(40, fall, EPS)
+            run.cell(records, model=model, attack=attack, epsilons=EPS, dataset=dataset, **about)
+        return run
+
+    return write
+
+
+@pytest.fixture
+def run(write_run):
+    """All cells of the item: JS looks robust on its sigmoid, and is not."""
+    fallen = {
+        ("mnist-cnn", "fgsm"): (20, 36),
+        ("mnist-cnn", "pgd"): (30, 40),
+        ("mnist-js:sigmoid=true", "fgsm"): (4, 8),
+        ("mnist-js", "pgd"): (32, 40),
+    }
+    run = write_run(fallen)
+    return (
+        run.verdict("FAIL", "mnist-js:sigmoid=true", id="C7").verdict("PASS", "mnist-cnn").finish()
+    )
