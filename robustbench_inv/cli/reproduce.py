@@ -111,14 +111,13 @@ def _plan(item: "Reproduction", question: dict[str, Any]) -> "Plan":
 
     root, samples = question["data_root"], question["samples"]
     question |= {"data_root": root and str(root), "samples": samples and number_of(samples)}
-    plan = plan_reproduction(item, Question((), **question), ["invbench", *sys.argv[1:]])
-    complain(plan.warnings)
-    return plan
+    return plan_reproduction(item, Question((), **question), ["invbench", *sys.argv[1:]])
 
 
 def _print_plan(plan: "Plan", json: bool) -> None:
     from robustbench_inv.cli.summary import print_plan
 
+    complain(plan.warnings)
     print_plan(plan, json)
 
 
@@ -134,6 +133,7 @@ def _run(
         run = run_plan(plan, folder, chosen, progress, workers)
     if checks:
         check_run(run, chosen.device)
+    complain(run.notes)
     return run
 
 
