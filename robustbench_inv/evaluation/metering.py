@@ -9,7 +9,7 @@ from robustbench_inv.attacks.protocol import Batch, Loss
 from robustbench_inv.models.protocol import Classifier, Stochastic
 from robustbench_inv.randomness import Noise
 from robustbench_inv.results.record import Status
-from robustbench_inv.tensors import Output, flatten
+from robustbench_inv.tensors import Output, flatten, slopes_of
 from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = ["Meter", "answer", "inside_box", "judge"]
@@ -139,13 +139,15 @@ class Meter:
         with torch.enable_grad():
             images = images.detach().requires_grad_(True)
             output = self._ask(images, rows)
-            slope = _slope(loss(output, labels).sum(), images)
+            slope = slopes_of(loss(output, labels), images)
         self._count_backward(slope, rows)
         return output.detach(), slope
 
     def differentiable(self, images: Tensor, rows: Tensor | None = None) -> Output:
         output = self._ask(images, rows)
-        if images.requires_grad:
+        if images.requires_grad and not output.logits.requires_grad:
+            self._count_backward(torch.zeros_like(images), rows)  # no graph: a gradient of zero
+        elif images.requires_grad:
             images.register_hook(  # type: ignore[no-untyped-call]
                 lambda slope: self._count_backward(slope, rows)
             )
@@ -215,11 +217,3 @@ def _led(said: Output, guide: Output) -> Output:
     if said.score is None or guide.score is None:
         return Output(led, said.score, said.accepted)
     return Output(led, said.score + (guide.score - guide.score.detach()), said.accepted)
-
-
-def _slope(value: Tensor, images: Tensor) -> Tensor:
-    """Return the gradient, zero where the graph does not lead back to the images (check C6)."""
-    if not value.requires_grad:
-        return torch.zeros_like(images)
-    (slope,) = torch.autograd.grad(value, images, allow_unused=True, materialize_grads=True)
-    return slope

@@ -87,6 +87,9 @@ def _terms(effect: Effect) -> Picture:
         for axes, name in zip(row, names, strict=True):
             _draw_terms(axes, title, pair, name)
         row[0].set_ylabel("MMD²")
+    grid[0, 0].set_ylim(
+        bottom=0
+    )  # at the end: a limit stops the shared axis from growing with its data
     for axes in grid[-1]:
         axes.set_xlabel("hypothesis k")
     figure.legend(handles=_term_legend(), loc="outside lower center", ncols=3)
@@ -113,7 +116,6 @@ def _draw_terms(axes: Axes, title: str, pair: tuple[LayerView, LayerView], name:
     widths = " → ".join(dict.fromkeys(number(view.widths[name]) for view in pair))
     axes.set_title(f"{title}: σ {widths} ({name})")
     axes.set_xticks(hypotheses)
-    axes.set_ylim(bottom=0)
     return None
 
 
