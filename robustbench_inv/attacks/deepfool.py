@@ -39,7 +39,7 @@ class DeepFool:
 
     References:
         Moosavi-Dezfooli, Fawzi and Frossard, DeepFool: a simple and accurate method to fool deep neural
-        networks, CVPR 2016, algorithm 2 and section 3.3.
+        networks, CVPR 2016, algorithm 2, and what it becomes in other norms.
     """
 
     norm: str = "l2"

@@ -45,12 +45,12 @@ class Linearised:
 
         Classes that were not looked at close as fast as the others do on average.
         """
-        rates = self.gaps / self.distances
-        rates = rates.where((rates > 0) & rates.isfinite(), torch.nan)
-        usual = rates.nanmean(1, keepdim=True).nan_to_num(1.0)
         if not self.rivals.shape[1]:
             return torch.ones_like(self.output.logits)
-        rates = rates.where(~rates.isnan(), usual)
+        rates = self.gaps / self.distances
+        known = (rates > 0) & rates.isfinite()
+        usual = rates.where(known, torch.nan).nanmean(1, keepdim=True).nan_to_num(1.0)
+        rates = rates.where(known, usual)
         return usual.expand_as(self.output.logits).scatter(1, self.rivals, rates)
 
 
@@ -90,7 +90,8 @@ def linearise(
         rivals: (m, k) classes, or how many of those with the largest logits.
 
     References:
-        Moosavi-Dezfooli, Fawzi and Frossard, DeepFool, CVPR 2016, equations 8 and 11.
+        Moosavi-Dezfooli, Fawzi and Frossard, DeepFool, CVPR 2016, algorithm 2, and what it
+        becomes in other norms.
     """
     with torch.enable_grad():
         images = images.detach().requires_grad_(True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.tensors import norm
-from robustbench_inv.threat.budgets import Budget, LpBall, OnSphere, Unbounded
+from robustbench_inv.threat.budgets import Budget, LpBall, OnSphere, Unbounded, shorten
 
 DUAL = {"l1": "linf", "l2": "l2", "linf": "l1"}
 CLEAN = torch.tensor([[0.3, -1.0, 0.0, 2.0, 0.7]], dtype=torch.float64)
@@ -72,6 +72,16 @@ def test_projections_of_whole_images_are_allowed_in_float32(name, eps):
     assert ball.contains(clean, projected).all()
     if name != "l0" and ball.distance(clean, moved).min() > eps:
         assert ball.distance(clean, projected).min() > eps * (1 - 1e-4)
+
+
+@pytest.mark.parametrize("name", ["l0", "l1", "l2", "linf"])
+def test_each_sample_has_a_radius_of_its_own(name):
+    delta = torch.rand(5, 1, 3, 4, generator=torch.Generator().manual_seed(0)).double() - 0.5
+    radii = torch.tensor([0.0, 1.0, 0.5, 2.7, 100.0], dtype=torch.float64)
+    clean = torch.zeros_like(delta[:1])
+    alone = [LpBall(name, r).project(clean, delta[i : i + 1]) for i, r in enumerate(radii.tolist())]
+    assert torch.allclose(shorten(delta, radii, name), torch.cat(alone), atol=1e-12)
+    assert torch.equal(shorten(delta, radii, name)[-1], delta[-1])
 
 
 @pytest.mark.parametrize("name", ["l0", "l1", "l2", "linf"])
