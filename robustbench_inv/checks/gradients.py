@@ -7,7 +7,7 @@ from robustbench_inv.attacks.losses import LOSSES
 from robustbench_inv.checks.probe import Probe
 from robustbench_inv.checks.verdict import CHECKS, Verdict, grade
 from robustbench_inv.evaluation.metering import answer
-from robustbench_inv.tensors import flatten, margin
+from robustbench_inv.tensors import flatten, margin, slopes_of
 
 __all__ = ["check_gradients", "check_saturation"]
 
@@ -94,13 +94,7 @@ def _judge_squashed(model: str, scores: Tensor, labels: Tensor) -> Verdict:
 
 def _useless(values: Tensor, images: Tensor) -> Tensor:
     """Return (n,): does the loss (n,) of a sample give it no gradient to follow?"""
-    nothing = torch.ones(len(images), dtype=torch.bool, device=images.device)
-    if not values.requires_grad:
-        return nothing
-    (slope,) = torch.autograd.grad(values.sum(), images, retain_graph=True, allow_unused=True)
-    if slope is None:
-        return nothing
-    size = flatten(slope).abs().amax(1)
+    size = flatten(slopes_of(values, images, again=True)).abs().amax(1)
     return ~(size.isfinite() & (size > 0))
 
 

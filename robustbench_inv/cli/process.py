@@ -11,8 +11,8 @@ KEPT = {
     "MALLOC_MMAP_THRESHOLD_": (-3, 32 << 20),
 }
 """The GNU allocator hands every larger buffer back to the system, and the next pass faults its pages in again. With
-these, a forward pass of 250 digits through the Guess First CNN takes 13 ms instead of 25 on one core, with
-backward pass 40 instead of 46. What is kept is no more than what was in use before."""
+these, a forward pass of 250 digits through the Guess First CNN takes 15 ms instead of 22 on one core, with
+backward pass 39 instead of 41 (docs/benchmarks.md). What is kept is no more than what was in use before."""
 
 
 def settle_process() -> None:

@@ -59,8 +59,8 @@ class Recipe:
     def digest(self) -> str:
         """Digest of all that determines the weights."""
         kept = {k: v for k, v in vars(self).items() if k not in ("card", "held_out", "storage")}
-        for name, default in (("precision", "float32"), ("flip", False), ("shift", 0)):
-            if kept[name] == default:  # as if it had never been invented
+        for name in ("precision", "flip", "shift"):
+            if kept[name] == getattr(Recipe, name):  # as if it had never been invented
                 del kept[name]
         return digest_value(kept)
 
