@@ -1,16 +1,22 @@
 """Wraps a plain ``nn.Module`` that returns logits as a classifier with declared bounds."""
 
 from collections.abc import Iterable
-from typing import TypeGuard
+from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_inv.errors import BadModel, BadParameter
-from robustbench_inv.models.protocol import Classifier, Invertible, Stochastic
+from robustbench_inv.models.protocol import Classifier, Invertible, SplitsCode, Stochastic
 from robustbench_inv.tensors import Output
 
-__all__ = ["ModuleClassifier", "cast_module", "wrap_module"]
+__all__ = [
+    "CodeClassifier",
+    "InvertibleClassifier",
+    "ModuleClassifier",
+    "cast_module",
+    "wrap_module",
+]
 
 
 class ModuleClassifier(nn.Module):
@@ -46,6 +52,26 @@ class ModuleClassifier(nn.Module):
                 remedy="return the logits alone, or an Output",
             )
         return output
+
+
+class InvertibleClassifier(ModuleClassifier):
+    """A network of logits that is a bijection between inputs and codes as well (``Invertible``)."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        return cast("Invertible", self.module).encode(images)
+
+    def decode(self, code: Tensor) -> Tensor:
+        return cast("Invertible", self.module).decode(code)
+
+
+class CodeClassifier(InvertibleClassifier):
+    """An invertible network that divides its code into semantic and nuisance parts (``SplitsCode``)."""
+
+    def split(self, code: Tensor) -> tuple[Tensor, Tensor]:
+        return cast("SplitsCode", self.module).split(code)
+
+    def join(self, semantic: Tensor, nuisance: Tensor) -> Tensor:
+        return cast("SplitsCode", self.module).join(semantic, nuisance)
 
 
 def cast_module(module: object, dtype: object) -> object:
@@ -95,7 +121,14 @@ def wrap_module(module: object, name: str) -> Classifier:
             expected="an attribute num_classes >= 2",
             remedy="set model.num_classes = 10",
         )
-    return ModuleClassifier(module, bounds, classes)
+    return _wrapper(module)(module, bounds, classes)
+
+
+def _wrapper(module: nn.Module) -> type[ModuleClassifier]:
+    """Return the classifier that hides nothing of what a network can do."""
+    if not isinstance(module, Invertible):
+        return ModuleClassifier
+    return CodeClassifier if isinstance(module, SplitsCode) else InvertibleClassifier
 
 
 def _is_complete(module: object) -> TypeGuard[Classifier]:

@@ -1,4 +1,4 @@
-"""Checkpoints of a training: network, optimiser and position in one safetensors file, no pickle."""
+"""Checkpoints of a training: network, optimisers and position in one safetensors file, no pickle."""
 
 import json
 from dataclasses import dataclass
@@ -10,8 +10,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robustbench_inv.errors import BadResults
+from robustbench_inv.training.objectives import Adapts
 
-__all__ = ["Position", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "Position",
+    "load_checkpoint",
+    "optimiser_state",
+    "restore_optimiser",
+    "save_checkpoint",
+]
 
 
 @dataclass(frozen=True)
@@ -23,23 +30,30 @@ class Position:
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, position: Position
+    path: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    position: Position,
+    objective: Adapts | None = None,
 ) -> None:
     """Write a checkpoint; a reader sees the old one or the new one, never a part."""
     tensors = {f"model/{k}": v.contiguous() for k, v in model.state_dict().items()}
-    for index, entry in optimiser.state_dict()["state"].items():
-        tensors |= {
-            f"optimiser/{index}/{k}": torch.as_tensor(v).contiguous() for k, v in entry.items()
-        }
+    tensors |= {f"optimiser/{k}": v for k, v in optimiser_state(optimiser).items()}
+    if objective:
+        tensors |= {f"objective/{k}": v.contiguous() for k, v in objective.state().items()}
     part = path.with_suffix(".part")
     save_file(tensors, part, metadata={"position": json.dumps(vars(position))})
     part.replace(path)
 
 
 def load_checkpoint(
-    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, recipe: str
+    path: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    recipe: str,
+    objective: Adapts | None = None,
 ) -> int:
-    """Restore network and optimiser, and return the number of finished epochs.
+    """Restore network, optimiser and objective, and return the number of finished epochs.
 
     Raises:
         BadResults: if the file is damaged, or was written by another recipe.
@@ -56,10 +70,27 @@ def load_checkpoint(
         problem = "the checkpoint belongs to another recipe"
         raise BadResults(problem, got=position.recipe[:12], expected=expected, remedy=remedy)
     model.load_state_dict(_under("model/", tensors))
-    state = optimiser.state_dict()
-    state["state"] = _by_parameter(_under("optimiser/", tensors))
-    optimiser.load_state_dict(state)
+    restore_optimiser(optimiser, _under("optimiser/", tensors))
+    if objective:
+        objective.load(_under("objective/", tensors))
     return position.epoch
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return what an optimiser remembers of each parameter, named ``index/quantity``."""
+    entries = optimiser.state_dict()["state"].items()
+    return {
+        f"{i}/{k}": torch.as_tensor(v).contiguous()
+        for i, entry in entries
+        for k, v in entry.items()
+    }
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Give an optimiser back what ``optimiser_state`` returned."""
+    state = optimiser.state_dict()
+    state["state"] = _by_parameter(tensors)
+    optimiser.load_state_dict(state)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -78,8 +78,8 @@ class View:
 
 def measure_effect(
     pairs: Mapping[str, tuple[str, str]], samples: Samples, *, device: str = "cpu"
-) -> dict[str, object]:
-    """Return the views of pairs of models, plain values to be written as JSON.
+) -> dict[str, tuple[View, View]]:
+    """Return the views before and after, by the pair's name.
 
     Args:
         pairs: names of a model before regularisation and one after, by the pair's name.
@@ -93,14 +93,9 @@ def measure_effect(
     found = {}
     for name, (before, after) in pairs.items():
         width = _training_width(after)
-        both = [view_layer(model, samples, width, device=device) for model in (before, after)]
-        found[name] = dict(zip(("before", "after"), (v.to_json() for v in both), strict=True))
-    return {
-        "version": 1,
-        "dataset": samples.dataset,
-        "labels": samples.labels.tolist(),
-        "pairs": found,
-    }
+        first = view_layer(before, samples, width, device=device)
+        found[name] = first, view_layer(after, samples, width, device=device)
+    return found
 
 
 def draw_samples(dataset: str, count: int | str | None, data_root: Path | None = None) -> Samples:

@@ -1,16 +1,18 @@
 """Turns a trained network into a folder of the catalogue: card, recipe, weights, golden logits."""
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from robustbench_inv.identity import digest_file
+from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.training.recipe import Recipe
 
 __all__ = ["export_model", "round_weights", "toml_text"]
@@ -40,7 +42,7 @@ def export_model(
     weights = folder / "weights.safetensors"
     weights.write_bytes(save(_stored(model, recipe.storage)))
     with torch.no_grad():
-        golden = {"images": golden_images, "logits": model(golden_images)}
+        golden = {"images": golden_images, "logits": model(golden_images).contiguous()}
     (folder / "golden.safetensors").write_bytes(save(golden))
     if source.resolve() != (folder / "recipe.toml").resolve():
         shutil.copyfile(source, folder / "recipe.toml")
@@ -49,7 +51,7 @@ def export_model(
         "implementation": recipe.model,
         "num_classes": int(golden["logits"].shape[1]),
         "shape": list(golden_images.shape[1:]),
-        "bounds": [0.0, 1.0],
+        "bounds": list(cast("Classifier", model).bounds),
         "weights_sha256": digest_file(weights),
     }
     tables = {"parameters": recipe.model_parameters, "training": measured}
@@ -73,11 +75,18 @@ def toml_text(flat: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) 
         [t]
         b = "c"
     """
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in flat.items()]
+    lines = [
+        f"{_key(key)} = {json.dumps(value, ensure_ascii=False)}" for key, value in flat.items()
+    ]
     for name, table in tables.items():
         if table:
             lines += ["", f"[{name}]", *toml_text(table, {}).splitlines()]
     return "\n".join(lines) + "\n"
+
+
+def _key(name: str) -> str:
+    """Quote a key that is not bare, such as the name of a data set with parameters."""
+    return name if re.fullmatch(r"[\w-]+", name, re.ASCII) else json.dumps(name)
 
 
 def _stored(model: nn.Module, storage: str) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The training loop: Adam with a cosine, a checkpoint every epoch, the same weights after a resume."""
+"""The training loop: a cosine, a checkpoint every epoch, the same weights after a resume."""
 
 import json
 import math
@@ -14,19 +14,12 @@ from torch.nn.functional import pad
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import where_rows
 from robustbench_inv.training.checkpoint import Position, load_checkpoint, save_checkpoint
-from robustbench_inv.training.objectives import Objective
+from robustbench_inv.training.objectives import Adapts, Learns, Objective, TrainingData
 from robustbench_inv.training.recipe import Recipe
 
-__all__ = ["Epoch", "TrainingData", "mirror_half", "shift_each", "train"]
+__all__ = ["Epoch", "TrainingData", "dequantise", "mirror_half", "shift_each", "train"]
 
-
-@dataclass(frozen=True)
-class TrainingData:
-    """The training samples: ids (N,), images (N, …) inside the model's bounds, labels (N,)."""
-
-    ids: Tensor
-    images: Tensor
-    labels: Tensor
+_OPTIMISERS = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
 
 
 @dataclass(frozen=True)
@@ -76,13 +69,22 @@ def train(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "checkpoint.safetensors"
-    optimiser = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
+    adapts = objective if isinstance(objective, Adapts) else None
+    if adapts:
+        adapts.begin(model, data, fresh=not path.exists())
+    learned = [
+        *model.parameters(),
+        *(objective.parameters() if isinstance(objective, Learns) else ()),
+    ]
+    optimiser = _OPTIMISERS[recipe.optimiser](
+        learned, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
+    )
     state = _State(model, optimiser, objective, next(model.parameters()).device)
-    done = load_checkpoint(path, model, optimiser, recipe.digest) if path.exists() else 0
+    done = load_checkpoint(path, model, optimiser, recipe.digest, adapts) if path.exists() else 0
     _trim_metrics(folder / "metrics.jsonl", done)
     for epoch in range(done, recipe.epochs):
         result = _run_epoch(state, recipe, data, epoch)
-        save_checkpoint(path, model, optimiser, Position(recipe.digest, epoch + 1))
+        save_checkpoint(path, model, optimiser, Position(recipe.digest, epoch + 1), adapts)
         with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(vars(result)) + "\n")
         if report is not None:
@@ -105,6 +107,14 @@ def shift_each(images: Tensor, noise: Noise, most: int) -> Tensor:
     which = torch.arange(n, device=images.device)[:, None, None, None]
     channel = torch.arange(channels, device=images.device)[:, None, None]
     return pad(images, [most] * 4)[which, channel, rows, columns]
+
+
+def dequantise(images: Tensor, noise: Noise, levels: int) -> Tensor:
+    """Add noise (u − ½)/(levels − 1) to images (n, …) of grey levels 0, 1/(levels − 1), … 1; u uniform on (0, 1)."""
+    drawn = noise.named(f"{noise.stream}/level").uniform(
+        tuple(images.shape[1:]), dtype=images.dtype
+    )
+    return images + (drawn - 0.5) / (levels - 1)
 
 
 def _run_epoch(state: _State, recipe: Recipe, data: TrainingData, epoch: int) -> Epoch:
@@ -135,7 +145,9 @@ def _run_epoch(state: _State, recipe: Recipe, data: TrainingData, epoch: int) ->
 def _augmented(images: Tensor, noise: Noise, recipe: Recipe) -> Tensor:
     if recipe.flip:
         images = mirror_half(images, noise)
-    return shift_each(images, noise, recipe.shift) if recipe.shift else images
+    if recipe.shift:
+        images = shift_each(images, noise, recipe.shift)
+    return dequantise(images, noise, recipe.levels) if recipe.levels else images
 
 
 def _order(recipe: Recipe, size: int, epoch: int) -> list[Tensor]:

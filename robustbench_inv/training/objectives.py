@@ -1,10 +1,10 @@
 """What a training minimises: one class for each objective, its fields its coefficients."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import log
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,16 @@ from robustbench_inv.randomness import Noise
 
 __all__ = [
     "CONJUGATES",
+    "Adapts",
     "ConvexConjugate",
     "CrossEntropy",
     "DonskerVaradhan",
     "EnergyBased",
     "InformationBottleneck",
+    "Learns",
     "Objective",
     "OfScores",
+    "TrainingData",
 ]
 
 
@@ -42,6 +45,45 @@ class Objective(Protocol):
             progress: share of the training that is done, 0 to 1, for what is to set in slowly.
         """
         ...
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The training samples: ids (N,), images (N, …) inside the model's bounds, labels (N,)."""
+
+    ids: Tensor
+    images: Tensor
+    labels: Tensor
+
+
+@runtime_checkable
+class Adapts(Protocol):
+    """An objective that prepares the network, or learns something of its own while it is minimised."""
+
+    def begin(self, model: nn.Module, data: TrainingData, *, fresh: bool) -> None:
+        """Prepare network and objective before the optimiser is made.
+
+        Args:
+            model: the network, as initialised.
+            data: the training samples.
+            fresh: False if a checkpoint will be loaded afterwards.
+        """
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what a checkpoint must hold besides the network, by name."""
+        ...
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take back what ``state`` returned."""
+        ...
+
+
+@runtime_checkable
+class Learns(Protocol):
+    """An objective with weights of its own that are minimised along with the network's, by the same optimiser."""
+
+    def parameters(self) -> Iterable[nn.Parameter]: ...
 
 
 class OfScores(ABC):

@@ -24,12 +24,17 @@ class Recipe:
         last: id after the last one.
         epochs: passes over the data.
         batch_size: samples in a batch; an incomplete last batch is left out.
-        learning_rate: of Adam at the start; it falls to 0 by half a cosine over all steps.
+        learning_rate: at the start; it falls to 0 by half a cosine over all steps.
         seed: of initialisation, order and noise.
         storage: dtype of the weights on disk: float16 or float32.
         precision: dtype of the products in training: float32 or bfloat16; weights are kept in float32.
         flip: mirror every other image left to right, another half in each epoch.
         shift: move each image by up to so many pixels either way, anew in each epoch; zeros come in.
+        levels: dequantise values that are one of so many grey levels from 0 to 1: add uniform noise as wide as
+            the distance of two levels, anew in each epoch. 0 leaves the values as they are.
+        optimiser: adam or adamax.
+        weight_decay: of all parameters, as an l2 term in the gradient.
+        start: a model of the catalogue to start from; parameters that it does not have stay as initialised.
         held_out: data sets whose accuracy is measured once, at the end.
         model_parameters: keyword arguments of the factory.
         objective_parameters: fields of the objective.
@@ -50,6 +55,10 @@ class Recipe:
     precision: str = "float32"
     flip: bool = False
     shift: int = 0
+    levels: int = 0
+    optimiser: str = "adam"
+    weight_decay: float = 0.0
+    start: str = ""
     held_out: tuple[str, ...] = ()
     model_parameters: dict[str, Any] = field(default_factory=dict)
     objective_parameters: dict[str, Any] = field(default_factory=dict)
@@ -59,7 +68,7 @@ class Recipe:
     def digest(self) -> str:
         """Digest of all that determines the weights."""
         kept = {k: v for k, v in vars(self).items() if k not in ("card", "held_out", "storage")}
-        for name in ("precision", "flip", "shift"):
+        for name in _LATER:
             if kept[name] == getattr(Recipe, name):  # as if it had never been invented
                 del kept[name]
         return digest_value(kept)
@@ -106,11 +115,18 @@ _TYPES: dict[str, Any] = {
     "precision": str,
     "flip": bool,
     "shift": int,
+    "levels": int,
+    "optimiser": str,
+    "weight_decay": float,
+    "start": str,
     "held_out": list,
     "model_parameters": dict,
     "objective_parameters": dict,
     "card": dict,
 }
+_LATER = ("precision", "flip", "shift", "levels", "optimiser", "weight_decay", "start")
+"""Keys that a digest leaves out while they have their defaults, because recipes existed before them."""
+
 _OPTIONAL = tuple(
     f.name for f in fields(Recipe) if f.default is not MISSING or f.default_factory is not MISSING
 )
@@ -119,6 +135,8 @@ _OPTIONAL = tuple(
 def _checked(recipe: Recipe, path: Path) -> Recipe:
     if recipe.epochs < 1 or recipe.learning_rate <= 0 or recipe.shift < 0:
         _complain(path, "epochs, learning_rate or shift", "positive numbers")
+    if recipe.weight_decay < 0 or recipe.levels < 0 or recipe.levels == 1:
+        _complain(path, "weight_decay or levels", "weight_decay >= 0, levels 0 or >= 2")
     if (
         not 0 <= recipe.first < recipe.last
         or not 0 < recipe.batch_size <= recipe.last - recipe.first
@@ -127,6 +145,7 @@ def _checked(recipe: Recipe, path: Path) -> Recipe:
     for name, known in (
         ("storage", ("float16", "float32")),
         ("precision", ("float32", "bfloat16")),
+        ("optimiser", ("adam", "adamax")),
     ):
         if (value := getattr(recipe, name)) not in known:
             _complain(path, f"{name} = {value!r}", " or ".join(known))

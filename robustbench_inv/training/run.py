@@ -6,6 +6,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robustbench_inv.catalogue.load import load_dataset
@@ -51,6 +52,8 @@ def train_recipe(
     place = _device(device)
     torch.manual_seed(recipe.seed)
     model: nn.Module = _build(recipe.model, recipe.model_parameters).to(place)
+    if recipe.start:
+        _start_from(model, recipe.start)
     objective = _build(recipe.objective, recipe.objective_parameters)
     data = _training_data(recipe, load_dataset(recipe.dataset, data_root=data_root))
     model = train(recipe, model, objective, data, out, report=report).cpu()
@@ -78,7 +81,7 @@ def clean_accuracy(model: nn.Module, dataset: Dataset, batch_size: int = 500) ->
     with torch.no_grad():
         for ids in torch.arange(len(dataset)).split(batch_size):  # type: ignore[no-untyped-call]
             images, labels = dataset.batch(ids)
-            correct += int((model(images).argmax(1) == labels).sum())
+            correct += int((model(images.float()).argmax(1) == labels).sum())
     return correct / len(dataset)
 
 
@@ -96,7 +99,21 @@ def _export(
     }
     round_weights(model, recipe.storage)
     measured |= {f"accuracy_{name}": clean_accuracy(model, data) for name, data in held_out.items()}
-    return export_model(recipe, source, model, images, measured, folder)
+    return export_model(recipe, source, model, images.float(), measured, folder)
+
+
+def _start_from(model: nn.Module, name: str) -> None:
+    """Give a network the weights of a model of the catalogue where the names agree.
+
+    Raises:
+        BadCatalogue: if that model has weights that the network has no place for.
+    """
+    weights = load_file(find("models", name).parent / "weights.safetensors")
+    ours = model.state_dict()
+    if strange := [k for k, v in weights.items() if k not in ours or ours[k].shape != v.shape]:
+        remedy = f"no place for {strange[0]}"
+        raise BadCatalogue("cannot start from this model", got=name, remedy=remedy)
+    model.load_state_dict(ours | weights)
 
 
 def _training_data(recipe: Recipe, dataset: Dataset) -> TrainingData:
@@ -104,7 +121,8 @@ def _training_data(recipe: Recipe, dataset: Dataset) -> TrainingData:
         problem = f"{dataset.name} has no image {recipe.last - 1}"
         raise BadParameter(problem, got=recipe.last, expected=f"last <= {len(dataset)}")
     ids: Tensor = torch.arange(recipe.first, recipe.last)
-    return TrainingData(ids, *dataset.batch(ids))
+    images, labels = dataset.batch(ids)
+    return TrainingData(ids, images.float(), labels)
 
 
 def _build(reference: str, parameters: dict[str, object]) -> nn.Module:

@@ -107,9 +107,9 @@ def test_a_view_is_of_the_second_layer(samples):
 
 def test_plain_values_are_rounded(samples):
     name = f"{__file__}:build_net"
-    found = measure_effect({"twice": (name, name)}, samples)
-    assert found["labels"] == samples.labels.tolist()
-    before, after = found["pairs"]["twice"]["before"], found["pairs"]["twice"]["after"]
+    before, after = (
+        view.to_json() for view in measure_effect({"twice": (name, name)}, samples)["twice"]
+    )
     assert before == after
     assert list(before["widths"]) == ["median"]  # a user's network has no recipe
     assert all(value == float(f"{value:.4g}") for value in before["mmd2"]["median"])

@@ -1,0 +1,225 @@
+"""Fully invertible RevNets: classifiers whose logits are the first part of an invertible code."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_inv.errors import BadParameter
+from robustbench_inv.models.layers.actnorm import ActNorm
+from robustbench_inv.models.layers.bijection import Bijection, Chain
+from robustbench_inv.models.layers.conditioner import bottleneck
+from robustbench_inv.models.layers.conditioner import convolutional as conditioner
+from robustbench_inv.models.layers.coupling import Additive, Coupling, transform_named
+from robustbench_inv.models.layers.dct import CosineTransform
+from robustbench_inv.models.layers.factor_out import FactorOut
+from robustbench_inv.models.layers.mixing import Mixing
+from robustbench_inv.models.layers.read_out import Flatten, centre_first, low_pass_first
+from robustbench_inv.models.layers.squeeze import Squeeze
+
+__all__ = ["IMAGENET", "Architecture", "FiRevNet", "convolutional", "fully_connected"]
+
+Shape = tuple[int, int, int]
+
+IMAGENET: Mapping[str, Any] = {
+    "stages": 4,
+    "blocks": 4,
+    "width": (24, 48, 96, 384),
+    "coupling": ("additive", "additive", "additive", "affine"),
+    "input_squeezes": 2,
+    "factor_out": False,
+}
+"""The paper's architecture for (3, 224, 224) and 1,000 classes, 48 convolutions deep: appendix B.3, which leaves
+the widths open (ours are a quarter of the passive half in the last two stages) and is silent on the 1×1 convolutions."""
+
+
+class FiRevNet(nn.Module):
+    """z = F(x) with F a bijection onto flat codes (n, d); z_1..C are the logits, the rest are nuisances.
+
+    Args:
+        flow: F, from (n, *shape) to (n, d).
+        shape: of one input.
+        num_classes: C.
+        bounds: least and largest value of an input element.
+        recoding: a bijection of codes that leaves the logits alone, the last part of F; None for none.
+
+    References:
+        Jacobsen et al., Excessive invariance causes adversarial vulnerability, ICLR 2019, section 2.2.
+    """
+
+    def __init__(
+        self,
+        flow: Bijection,
+        shape: Sequence[int],
+        num_classes: int,
+        bounds: tuple[float, float] = (0.0, 1.0),
+        recoding: Bijection | None = None,
+    ) -> None:
+        super().__init__()
+        _check("num_classes", num_classes, 2 <= num_classes < prod(shape), "2 to d - 1")
+        self.flow, self.shape, self.num_classes = flow, tuple(shape), num_classes
+        self.recoding = recoding
+        self.bounds = (float(bounds[0]), float(bounds[1]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (n, C) of (n, *shape) images."""
+        return self.flow(images)[0][:, : self.num_classes]
+
+    def transform(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return codes (n, d) and log |det ∂F/∂x| (n,), for likelihoods."""
+        code, log_det = self.flow(images)
+        if self.recoding is None:
+            return code, log_det
+        code, more = self.recoding(code)
+        return code, log_det + more
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return codes (n, d)."""
+        return self.transform(images)[0]
+
+    def decode(self, code: Tensor) -> Tensor:
+        """Return the inputs (n, *shape) of codes (n, d), which may lie outside the bounds."""
+        return self.flow.inverse(code if self.recoding is None else self.recoding.inverse(code))
+
+    def split(self, code: Tensor) -> tuple[Tensor, Tensor]:
+        """Return z_s (n, C), the logits, and z_n (n, d − C)."""
+        return code[:, : self.num_classes], code[:, self.num_classes :]
+
+    def join(self, semantic: Tensor, nuisance: Tensor) -> Tensor:
+        """Return the code (n, d) of both parts."""
+        return torch.cat([semantic, nuisance], 1)
+
+
+def fully_connected(
+    d: int = 100,
+    num_classes: int = 2,
+    blocks: int = 4,
+    width: int = 100,
+    bounds: tuple[float, float] = (-10.0, 10.0),
+) -> FiRevNet:
+    """Return a fiRevNet of vectors: blocks of one additive coupling, a ReLU bottleneck; the halves take turns.
+
+    The last block moves the half that the logits are in. That a block is one coupling follows from the paper's
+    fiRevNet48 for ImageNet: four stages of four blocks of three layers.
+
+    Args:
+        d: dimension.
+        num_classes: C.
+        blocks: how many.
+        width: of the bottlenecks.
+        bounds: least and largest value of an input element.
+
+    References:
+        Jacobsen et al., Excessive invariance, ICLR 2019, appendix B.1, which leaves the width open.
+    """
+    _check("d", d, d >= 2, "at least 2")
+    _check("blocks", blocks, blocks >= 1, "at least 1")
+    first, second = d // 2, d - d // 2
+    steps = []
+    for block in range(blocks):
+        swap = (blocks - block) % 2 == 1
+        passive, active = (second, first) if swap else (first, second)
+        network = bottleneck(passive, active, width, zeroed=False)
+        steps.append(Coupling(network, Additive(), swap=swap))
+    return FiRevNet(Chain(*steps), (d,), num_classes, bounds)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How a convolutional fiRevNet is built; the defaults are the paper's for MNIST.
+
+    Args:
+        stages: how many; each works on maps of half the height and width of the one before.
+        blocks: steps of a stage: actnorm, invertible 1×1 convolution, coupling.
+        width: filters inside the couplings' networks, one number or one for each stage.
+        coupling: ``additive`` or ``affine``, or one for each stage.
+        input_squeezes: squeezes before the first stage.
+        factor_out: whether half of the channels is finished after each stage but the last.
+        norm: batch norm in the couplings' networks.
+        read_out: ``dct`` takes the logits from the low frequencies of the last maps (from C channels on:
+            from their means), ``first`` from the positions in the middle.
+    """
+
+    stages: int = 3
+    blocks: int = 16
+    width: int | Sequence[int] = 128
+    coupling: str | Sequence[str] = "additive"
+    input_squeezes: int = 1
+    factor_out: bool = True
+    norm: bool = True
+    read_out: str = "dct"
+
+    def __post_init__(self) -> None:
+        _check("stages", self.stages, self.stages >= 1, "at least 1")
+        _check("blocks", self.blocks, self.blocks >= 1, "at least 1")
+        _check("input_squeezes", self.input_squeezes, self.input_squeezes >= 0, "at least 0")
+        _check("read_out", self.read_out, self.read_out in ("dct", "first"), "dct or first")
+        for value in (self.width, self.coupling):
+            fits = isinstance(value, int | str) or len(value) == self.stages
+            _check("width or coupling", value, fits, f"one, or {self.stages}: one for each stage")
+
+
+def convolutional(
+    shape: Sequence[int] = (1, 28, 28),
+    num_classes: int = 10,
+    **architecture: Any,  # noqa: ANN401 - the fields of Architecture, which declares their types
+) -> FiRevNet:
+    """Return a convolutional fiRevNet of images in [0, 1].
+
+    Args:
+        shape: (c, h, w), h and w divisible by two as often as the architecture squeezes.
+        num_classes: C.
+        architecture: fields of ``Architecture``.
+
+    References:
+        Jacobsen et al., Excessive invariance, ICLR 2019, appendices B.2 (MNIST) and B.3 (ImageNet).
+    """
+    plan = Architecture(**architecture)
+    squeezes = plan.input_squeezes + plan.stages - 1
+    fits = len(shape) == 3 and all(side % 2**squeezes == 0 for side in shape[1:])
+    _check("shape", tuple(shape), fits, f"(c, h, w) with h and w divisible by {2**squeezes}")
+    c, h, w = shape
+    start = [Squeeze() for _ in range(plan.input_squeezes)]
+    factor = 2**plan.input_squeezes
+    inside = (c * factor**2, h // factor, w // factor)
+    _check("shape", tuple(shape), inside[0] >= 2, "two channels or more, or a squeeze of the input")
+    return FiRevNet(Chain(*start, _from_stage(plan, 0, inside)), shape, num_classes)
+
+
+def _from_stage(plan: Architecture, stage: int, shape: Shape) -> Bijection:
+    """Return the network from a stage on: (n, *shape) to flat codes."""
+    steps = _stage(plan, stage, shape[0])
+    if stage == plan.stages - 1:
+        return Chain(*steps, *_read_out(plan.read_out, shape))
+    c, h, w = shape
+    kept = c - c // 2 if plan.factor_out else c
+    rest = Chain(Squeeze(), _from_stage(plan, stage + 1, (4 * kept, h // 2, w // 2)))
+    return Chain(*steps, FactorOut(rest, shape) if plan.factor_out else rest)
+
+
+def _stage(plan: Architecture, stage: int, channels: int) -> list[Bijection]:
+    width = plan.width if isinstance(plan.width, int) else plan.width[stage]
+    name = plan.coupling if isinstance(plan.coupling, str) else plan.coupling[stage]
+    transform = transform_named(name)
+    passive = channels // 2
+    outputs = (channels - passive) * transform.parameters
+    steps: list[Bijection] = []
+    for _ in range(plan.blocks):
+        network = conditioner(passive, outputs, width, norm=plan.norm)
+        steps += [ActNorm(channels), Mixing(channels), Coupling(network, transform)]
+    return steps
+
+
+def _read_out(name: str, shape: Shape) -> list[Bijection]:
+    _, h, w = shape
+    if name == "dct":
+        return [CosineTransform(h, w), Flatten(shape, low_pass_first(h, w))]
+    return [Flatten(shape, centre_first(h, w))]
+
+
+def _check(name: str, value: object, holds: bool, expected: str) -> None:
+    if not holds:
+        raise BadParameter(f"unusable {name} of a fiRevNet", got=value, expected=expected)

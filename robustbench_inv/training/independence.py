@@ -1,0 +1,250 @@
+"""Independence cross-entropy: what a classifier does not look at shall say nothing of the class."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from math import log, pi
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, log_softmax
+
+from robustbench_inv.errors import BadModel, BadParameter
+from robustbench_inv.models.firevnet import FiRevNet
+from robustbench_inv.models.layers.bijection import Bijection
+from robustbench_inv.models.layers.given_decision import GivenDecision
+from robustbench_inv.randomness import Noise
+from robustbench_inv.training.checkpoint import optimiser_state, restore_optimiser
+from robustbench_inv.training.loop import dequantise
+from robustbench_inv.training.nuisance import Standardise, perceptron
+from robustbench_inv.training.objectives import TrainingData
+
+__all__ = ["IndependenceCrossEntropy"]
+
+FOLLOW = 0.02
+"""Share of the newest batch in the mean and the deviation by which the adversaries' input is standardised."""
+
+
+@dataclass
+class IndependenceCrossEntropy:
+    """L_sCE(θ) + a L_nCE(θ, θ_nc) + b L_MLEn(θ), minimised over θ and maximised over the nuisance classifiers θ_nc.
+
+    L_sCE is the cross-entropy of the logits z_s; L_MLEn, in nats for each dimension, the negative
+    log-likelihood of the nuisances z_n under a learned Gaussian p_k = N(β_k, γ_k), volume included. L_nCE is, in
+    the form ``published``, E[log D(z_n)_y] with the true labels, whose gradient vanishes when the
+    nuisance classifier D is sure; in the form ``uniform`` it is the cross-entropy of the uniform distribution
+    under D, which has the same optimum and keeps its gradient. Several nuisance classifiers, whose inputs are
+    standardised so that nothing hides in small variables, take ``inner_steps`` steps a batch on the batches seen last.
+
+    If the network recodes its nuisances given its decision (``GivenDecision``), the objective falls apart:
+    cross-entropy does not reach the recoding, and the other two terms do not reach the logits. With
+    ``recoding_only`` the rest of the network stays as it is, what comes before the recoding is computed once, for
+    ``draws`` dequantisations of every sample, and cross-entropy, a constant then, is left out of the loss.
+
+    Args:
+        nuisance: a.
+        likelihood: b.
+        form: ``published`` or ``uniform``.
+        inner_steps: of each nuisance classifier, for one of the network.
+        adversaries: how many nuisance classifiers.
+        hidden: width of their three layers.
+        learning_rate: of Adam for the nuisance classifiers.
+        onset: share of the training at first in which only the nuisance classifiers learn.
+        ramp: share of the training over which a and b rise from 0 after that.
+        recoding_only: train the recoding alone.
+        draws: dequantisations of every sample that a recoding is trained on.
+        levels: grey levels of the training images, which a recoding is trained on dequantised; 0 for none.
+        seed: of the nuisance classifiers' initialisation and of that dequantisation.
+
+    References:
+        Jacobsen et al., Excessive invariance causes adversarial vulnerability, ICLR 2019, definition 7 and
+        appendix B.2; Behrmann, thesis, definition 6.14 and equation 6.13.
+    """
+
+    nuisance: float = 1.0
+    likelihood: float = 0.1
+    form: str = "uniform"
+    inner_steps: int = 2
+    adversaries: int = 2
+    hidden: int = 512
+    learning_rate: float = 1e-3
+    onset: float = 0.0
+    ramp: float = 0.0
+    recoding_only: bool = False
+    draws: int = 8
+    levels: int = 256
+    seed: int = 0
+    _learners: "_Learners | None" = field(default=None, init=False, repr=False)
+    _data: TrainingData | None = field(default=None, init=False, repr=False)
+    _bank: "_Bank | None" = field(default=None, init=False, repr=False)
+    _recent: deque[tuple[Tensor, Tensor]] = field(default_factory=deque, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.form not in ("published", "uniform"):
+            raise BadParameter("unknown form", got=self.form, expected="published or uniform")
+        if self.inner_steps < 1 or self.adversaries < 1:
+            got = (self.inner_steps, self.adversaries)
+            raise BadParameter("unusable inner_steps or adversaries", got=got, expected=">= 1")
+
+    def begin(self, model: nn.Module, data: TrainingData, *, fresh: bool) -> None:
+        """Make the nuisance classifiers, and hold fixed what is not trained.
+
+        Raises:
+            BadModel: if the network's code has no two parts.
+        """
+        if not isinstance(model, FiRevNet):
+            raise BadModel(
+                "independence cross-entropy needs nuisances",
+                got=type(model).__name__,
+                expected="a fiRevNet",
+            )
+        if self.recoding_only:
+            model.requires_grad_(False)
+            _recoding_of(model).requires_grad_(True)
+        self._data, self._bank = data, None
+        nuisances = data.images[0].numel() - model.num_classes
+        self._learners = _Learners(self, nuisances, model.num_classes).to(data.images.device)
+
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise, progress: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        assert isinstance(model, FiRevNet)
+        learners = self._learners
+        assert learners is not None, "begin() comes first"
+        logits, nuisance, log_det = self._coded(model, images, noise)
+        learners.standardise.follow(nuisance.detach(), FOLLOW)
+        self._recent.append((nuisance.detach(), labels))
+        while len(self._recent) > self.inner_steps:
+            self._recent.popleft()
+        for seen, theirs in self._recent if self.nuisance else ():
+            learners.improve(seen, theirs)
+        strength = float(progress >= self.onset)
+        if self.ramp:
+            strength *= min(1.0, (progress - self.onset) / self.ramp)
+        told = torch.stack([self._told(d(nuisance), labels) for d in learners.classifiers()]).mean()
+        unlikely = learners.surprise(nuisance, log_det)
+        loss = strength * (self.nuisance * told + self.likelihood * unlikely)
+        return loss if self.recoding_only else loss + cross_entropy(logits, labels), logits
+
+    def state(self) -> dict[str, Tensor]:
+        """Return nuisance classifiers, prior and their optimiser, by name."""
+        assert self._learners is not None
+        tensors = {f"learners/{k}": v for k, v in self._learners.state_dict().items()}
+        optimiser = optimiser_state(self._learners.optimiser)
+        recent = {
+            f"recent/{i}/{j}": v for i, pair in enumerate(self._recent) for j, v in enumerate(pair)
+        }
+        return tensors | {f"optimiser/{k}": v for k, v in optimiser.items()} | recent
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take back what ``state`` returned."""
+        assert self._learners is not None
+        parts: dict[str, dict[str, Tensor]] = {"learners": {}, "optimiser": {}, "recent": {}}
+        for name, value in state.items():
+            part, rest = name.split("/", 1)
+            parts[part][rest] = value
+        self._learners.load_state_dict(parts["learners"])
+        restore_optimiser(self._learners.optimiser, parts["optimiser"])
+        recent = parts["recent"]
+        self._recent = deque((recent[f"{i}/0"], recent[f"{i}/1"]) for i in range(len(recent) // 2))
+
+    def _coded(
+        self, model: FiRevNet, images: Tensor, noise: Noise
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return logits (n, C), nuisances (n, d − C) and log-determinants (n,), up to a constant of the sample."""
+        if not self.recoding_only:
+            code, log_det = model.transform(images)
+            return *model.split(code.float()), log_det
+        if self._bank is None:
+            assert self._data is not None
+            self._bank = _Bank(model.eval(), self._data, self)
+        return self._bank(noise)
+
+    def _told(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return L_nCE of a nuisance classifier's logits, at most 0 or at least 0 where it says nothing."""
+        logits = logits.float()
+        if self.form == "published":
+            return -cross_entropy(logits, labels)
+        return -log_softmax(logits, 1).mean() - log(logits.shape[1])
+
+
+class _Learners(nn.Module):
+    """What the objective learns for itself: nuisance classifiers and the prior of the nuisances."""
+
+    def __init__(self, plan: IndependenceCrossEntropy, nuisances: int, classes: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(plan.seed)
+            widths = (plan.hidden,) * 3
+            self.networks = nn.ModuleList(
+                perceptron(nuisances, widths, classes) for _ in range(plan.adversaries)
+            )
+        self.standardise = Standardise(nuisances)
+        self.optimiser = torch.optim.Adam(
+            self.networks.parameters(), plan.learning_rate, (0.5, 0.99)
+        )
+
+    def classifiers(self) -> list[nn.Sequential]:
+        return [nn.Sequential(self.standardise, network) for network in self.networks]
+
+    def improve(self, nuisance: Tensor, labels: Tensor) -> None:
+        """Take a step of every nuisance classifier."""
+        losses = [cross_entropy(d(nuisance).float(), labels) for d in self.classifiers()]
+        self.optimiser.zero_grad(set_to_none=True)
+        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+
+    def surprise(self, nuisance: Tensor, log_det: Tensor) -> Tensor:
+        """Return the negative log-likelihood in nats for each dimension, under the prior of greatest likelihood.
+
+        That is the Gaussian with the nuisances' own mean and deviation, which the adversaries' input is
+        standardised by.
+        """
+        mean, deviation = self.standardise.mean, self.standardise.deviation
+        density = ((nuisance - mean) / deviation) ** 2 / 2 + deviation.log() + log(2 * pi) / 2
+        return (density.sum(1) - log_det.float()).mean() / nuisance.shape[1]
+
+
+class _Bank:
+    """What comes to a network's recoding, for some dequantisations of every training sample."""
+
+    def __init__(self, model: FiRevNet, data: TrainingData, plan: IndependenceCrossEntropy) -> None:
+        self.recoding, self.ids, self.draws = _recoding_of(model), data.ids, plan.draws
+        # half precision, a tenth of the noise that dequantisation adds, is for keeping, not for computing
+        with torch.autocast(data.images.device.type, enabled=False):
+            codes = (_coded(model.flow, data, plan, f"bank/{k}") for k in range(self.draws))
+            parts = [self.recoding.parts(code) for code in codes]
+            self.nuisances = torch.stack([nuisances.half() for nuisances, _ in parts])
+            self.decisions = torch.stack([decisions for _, decisions in parts])
+
+    def __call__(self, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
+        """Return decisions (n, C) as one-hot logits, nuisances (n, d − C) and log-determinants (n,)."""
+        draw = noise.named(f"{noise.stream}/draw").integers(self.draws)
+        rows = torch.searchsorted(self.ids, noise.ids)
+        decisions = self.decisions[draw, rows]
+        nuisances, log_det = self.recoding.rest(self.nuisances[draw, rows].float(), decisions)
+        return decisions, nuisances, log_det
+
+
+@torch.no_grad()
+def _coded(
+    flow: Bijection, data: TrainingData, plan: IndependenceCrossEntropy, stream: str
+) -> Tensor:
+    """Return what a bijection makes of all samples, dequantised by the draws of a stream."""
+    codes = []
+    for rows in torch.arange(len(data.ids)).split(1000):  # type: ignore[no-untyped-call]
+        images = data.images[rows]
+        if plan.levels:
+            images = dequantise(images, Noise(plan.seed, data.ids[rows], stream), plan.levels)
+        codes.append(flow(images)[0])
+    return torch.cat(codes)
+
+
+def _recoding_of(model: FiRevNet) -> GivenDecision:
+    """Return a network's recoding.
+
+    Raises:
+        BadModel: if it has none.
+    """
+    if isinstance(model.recoding, GivenDecision):
+        return model.recoding
+    raise BadModel("there is no recoding to be trained alone", expected="a network that recodes")

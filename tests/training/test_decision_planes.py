@@ -1,0 +1,160 @@
+"""Planes through the spheres, measured on a network whose answer is known everywhere."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustbench_inv.data.spheres import Spheres
+from robustbench_inv.errors import BadModel
+from robustbench_inv.models.firevnet import fully_connected
+from robustbench_inv.models.module import ModuleClassifier, wrap_module
+from robustbench_inv.training.decision_planes import (
+    metamers_of,
+    moved_outwards,
+    plane_through,
+    planes_of,
+)
+
+SPHERES = Spheres(d=6, n=1, r1=1.0, r2=10.0, size=8)
+HALF = 5.5
+
+
+class FirstTwo(nn.Module):
+    """The code is the point itself: outer if the second coordinate is beyond the first."""
+
+    bounds, num_classes = (-10.0, 10.0), 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :2]
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z
+
+    def split(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return z[:, :2], z[:, 2:]
+
+    def join(self, semantic: Tensor, nuisance: Tensor) -> Tensor:
+        return torch.cat([semantic, nuisance], 1)
+
+
+def by_norm(x: Tensor) -> Tensor:
+    beyond = x.norm(dim=1) - HALF
+    return torch.stack([-beyond, beyond], 1)
+
+
+def axis(i: int, length: float) -> Tensor:
+    return length * torch.eye(6)[i]
+
+
+def test_the_spheres_are_circles_and_their_classifier_is_right_on_both():
+    marked = {"a": axis(0, 1.0), "b": axis(1, 10.0) + axis(0, 2.0)}
+    plane = plane_through(marked, {"norm": by_norm}, SPHERES, (12.0, 25))
+    assert plane["right"] == {"norm": [1.0, 1.0]}
+    assert plane["extent"] == 12.0
+    (ax, ay), (bx, by) = plane["points"]["a"], plane["points"]["b"]
+    assert (ax, ay) == pytest.approx((1, 0))
+    assert (bx, by) == pytest.approx((2, 10))
+    grid = plane["decisions"]["norm"]
+    for row, y in zip(grid, torch.linspace(-12, 12, 25).tolist(), strict=True):
+        for digit, x in zip(row, torch.linspace(-12, 12, 25).tolist(), strict=True):
+            assert int(digit) == (math.hypot(x, y) > HALF), (x, y)
+
+
+def test_rows_run_from_the_lowest_y_and_x_runs_inside_them():
+    def right_or_upper(x: Tensor) -> Tensor:
+        return torch.stack([torch.zeros(len(x)), x[:, 0] + 3 * x[:, 1]], 1)
+
+    marked = {"a": axis(0, 1.0), "b": axis(1, 1.0)}
+    grid = plane_through(marked, {"f": right_or_upper}, SPHERES, (12.0, 2))["decisions"]["f"]
+    assert grid == ["00", "11"]
+    flipped = plane_through(
+        dict(reversed(marked.items())), {"f": right_or_upper}, SPHERES, (12.0, 2)
+    )
+    assert flipped["decisions"]["f"] == ["01", "01"]
+
+
+def test_a_classifier_of_one_direction_is_wrong_on_half_of_each_circle():
+    def upper(x: Tensor) -> Tensor:
+        return torch.stack([-x[:, 1], x[:, 1]], 1)
+
+    marked = {"a": axis(0, 1.0), "b": axis(1, 1.0)}
+    inner, outer = plane_through(marked, {"f": upper}, SPHERES, (12.0, 3))["right"]["f"]
+    assert inner == pytest.approx(0.5, abs=1e-3)
+    assert outer == pytest.approx(0.5, abs=1e-3)
+
+
+def test_planes_of_a_network_ask_its_logits_and_its_nuisances():
+    model = wrap_module(FirstTwo(), "first two")
+    asked = []
+
+    def nuisance(z: Tensor) -> Tensor:
+        asked.append(z.shape[1])
+        return by_norm(z)
+
+    data, metamer = planes_of(model, nuisance, SPHERES, resolution=5)
+    assert (data["name"], metamer["name"]) == ("data", "metamer")
+    assert list(data["points"]) == ["x₁", "x₂"]
+    assert list(metamer["points"]) == ["x", "x_met"]
+    assert set(data["decisions"]) == {"logits", "nuisances"}
+    assert set(asked) == {4}
+    x, y = SPHERES.batch([0, 1])[0].float()
+    expected = torch.cat([x[:2], y[2:]]).norm().item()
+    assert math.hypot(*metamer["points"]["x_met"]) == pytest.approx(expected, rel=1e-5)
+
+
+class Sheared(FirstTwo):
+    """The first element loses ten times the third on the way: metamers lie far out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.encode(x)[:, :2]
+
+    def encode(self, x: Tensor) -> Tensor:
+        return torch.cat([x[:, :1] - 10 * x[:, 2:3], x[:, 1:]], 1)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return torch.cat([z[:, :1] + 10 * z[:, 2:3], z[:, 1:]], 1)
+
+
+def test_a_metamer_far_out_is_looked_at_from_afar_as_well():
+    model = wrap_module(Sheared(), "sheared")
+    _, metamer, afar = planes_of(model, by_norm, SPHERES, resolution=3)
+    distance = math.hypot(*metamer["points"]["x_met"])
+    assert distance > 12
+    assert (metamer["extent"], afar["extent"]) == (12.0, pytest.approx(1.1 * distance))
+    assert afar["points"] == metamer["points"]
+    assert afar["right"] == metamer["right"]
+
+
+def test_metamers_have_the_logits_of_their_sources():
+    torch.manual_seed(0)
+    network = fully_connected(6, 2, width=8)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    model = wrap_module(network.double(), "network")
+    points, labels = SPHERES.batch(range(8))
+    sources, donors = points[labels == 0], points[labels == 1]
+    with torch.no_grad():
+        metamers = metamers_of(model, sources, donors)
+        torch.testing.assert_close(model(metamers).logits, model(sources).logits)
+        nuisance = model.split(model.encode(metamers))[1]
+        torch.testing.assert_close(nuisance, model.split(model.encode(donors))[1])
+
+
+def test_points_moved_outwards_lie_on_the_outer_sphere_towards_the_metamers():
+    model = wrap_module(FirstTwo(), "first two")
+    moved = moved_outwards(model, SPHERES, 3)
+    assert SPHERES.judge(moved).tolist() == [1, 1, 1]
+    points, labels = SPHERES.batch(range(8))
+    metamers = metamers_of(model, points[labels == 0][:3].float(), points[labels == 1][:3].float())
+    torch.testing.assert_close(moved, 10 * metamers / metamers.norm(dim=1, keepdim=True))
+
+
+def test_a_model_without_a_code_is_refused():
+    plain = ModuleClassifier(nn.Linear(6, 2), (-10.0, 10.0), 2)
+    with pytest.raises(BadModel, match="invertible code"):
+        planes_of(plain, by_norm, SPHERES)

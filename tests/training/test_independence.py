@@ -1,0 +1,187 @@
+"""Independence cross-entropy, and the classifier that judges it: what is told by the nuisances is found, and removed."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from robustbench_inv.errors import BadModel, BadParameter
+from robustbench_inv.models.firevnet import FiRevNet
+from robustbench_inv.models.layers.bijection import Chain
+from robustbench_inv.models.layers.coupling import Additive, Coupling
+from robustbench_inv.models.layers.given_decision import GivenDecision
+from robustbench_inv.models.recoded_firevnet import recoded
+from robustbench_inv.randomness import Noise
+from robustbench_inv.training.independence import IndependenceCrossEntropy
+from robustbench_inv.training.loop import dequantise, train
+from robustbench_inv.training.nuisance import Probing, Standardise, nuisance_of, probe_nuisance
+from robustbench_inv.training.objectives import TrainingData
+from robustbench_inv.training.recipe import Recipe
+
+
+class Plain:
+    """The code is the input: element 0 and 1 are the logits, the rest the nuisances."""
+
+    def encode(self, images):
+        return images
+
+    def decode(self, code):
+        return code
+
+    def split(self, code):
+        return code[:, :2], code[:, 2:]
+
+    def join(self, semantic, nuisance):
+        return torch.cat([semantic, nuisance], 1)
+
+
+def vectors(count, tell, seed=0):
+    """Two classes; nuisance 3 of 6 tells the class, at a small scale, if ``tell``."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(2, (count,), generator=generator)
+    points = torch.randn(count, 8, generator=generator)
+    points[:, 5] *= 1e-4
+    if tell:
+        points[:, 5] += 1e-3 * labels
+    return TrainingData(torch.arange(count) + 10_000 * seed, points, labels)
+
+
+PROBING = Probing(
+    hidden=(16,), epochs=6, batch_size=50, learning_rate=1e-2, levels=0, precision=torch.float32
+)
+
+
+@pytest.mark.parametrize(("tell", "low", "high"), [(True, 0, 2), (False, 35, 65)])
+def test_a_probe_reads_what_is_told_at_any_scale_and_nothing_else(tell, low, high):
+    found = probe_nuisance(Plain(), vectors(1000, tell), vectors(100, tell, seed=1), PROBING)
+    assert found.trials == 100
+    assert low <= found.errors <= high
+    assert found.train_trials == 1000
+
+
+def test_a_probe_is_the_same_for_the_same_seed():
+    first, second = (
+        probe_nuisance(Plain(), vectors(200, tell=True), vectors(50, tell=True, seed=1), PROBING)
+        for _ in range(2)
+    )
+    for a, b in zip(
+        first.classifier.state_dict().values(), second.classifier.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+def test_a_model_without_nuisances_is_refused():
+    with pytest.raises(BadModel, match="no nuisances"):
+        nuisance_of(nn.Linear(2, 2), torch.zeros(1, 2))
+
+
+def test_standardising_follows_what_changes():
+    layer, drawn = Standardise(2), torch.randn(500, 2) * torch.tensor([3.0, 1e-3]) + 7
+    for _ in range(50):
+        layer.follow(drawn, 0.3)
+    assert (layer(drawn).std(0) - 1).abs().max() < 1e-3
+
+
+def test_dequantised_levels_stay_in_their_cells():
+    noise = Noise(0, torch.arange(4), "train/0")
+    images = torch.arange(4).float()[:, None, None, None].expand(4, 1, 5, 5) / 3
+    moved = (dequantise(images, noise, 4) - images) * 3
+    assert moved.abs().max() < 0.5
+    assert moved.std() == pytest.approx(1 / math.sqrt(12), abs=0.05)
+    assert torch.equal(dequantise(images, noise, 4), dequantise(images, noise, 4))
+
+
+def told_twice(count=320):
+    """Three elements: the class as ±1, noise, and the class again in noise."""
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.arange(count) % 2
+    points = torch.randn(count, 3, generator=generator) * 0.3
+    points[:, 0] = 2.0 * labels - 1
+    points[:, 2] += points[:, 0]
+    return TrainingData(torch.arange(count), points, labels)
+
+
+def objective(**parameters):
+    chosen = {"hidden": 16, "levels": 0, "inner_steps": 2, "adversaries": 1, "learning_rate": 1e-2}
+    return IndependenceCrossEntropy(**{**chosen, **parameters})
+
+
+def recipe(epochs):
+    return Recipe("toy", "m:f", "m:O", "toy", 0, 320, epochs, 32, 3e-2, 0)
+
+
+def network():
+    """The first element, times a weight each, is added to the second, which is a logit, and to the third."""
+    weights = nn.Linear(1, 2, bias=False)
+    nn.init.zeros_(weights.weight)
+    return FiRevNet(Chain(Coupling(weights, Additive())), (3,), 2)
+
+
+@pytest.mark.parametrize("form", ["uniform", "published"])
+def test_training_on_it_takes_the_class_out_of_the_nuisances(tmp_path, form):
+    data, model = told_twice(), {}
+    for weight in (0.0, 1.0):
+        goal = objective(nuisance=weight, likelihood=0.0, form=form)
+        model[weight] = train(recipe(15), network(), goal, data, tmp_path / f"{weight}")
+        assert (model[weight](data.images).argmax(1) == data.labels).all()
+    errors = {w: probe_nuisance(m, data, data, PROBING).errors / 320 for w, m in model.items()}
+    assert errors[0.0] <= 0.02
+    assert errors[1.0] >= 0.3
+    weight = model[1.0].flow.steps[0].network.weight[1].item()
+    assert weight == pytest.approx(-1, abs=0.2)  # what takes the class out of the third element
+
+
+def test_a_resume_takes_up_the_nuisance_classifiers(tmp_path):
+    data = told_twice()
+    whole = train(recipe(3), network(), objective(), data, tmp_path / "whole").state_dict()
+
+    def stop(epoch):
+        if epoch.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(3), network(), objective(), data, tmp_path / "parts", report=stop)
+    parts = train(recipe(3), network(), objective(), data, tmp_path / "parts").state_dict()
+    for name, value in whole.items():
+        assert torch.equal(value, parts[name]), name
+
+
+def test_the_recoding_alone_is_trained_and_the_logits_stay(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(90) % 3
+    images = torch.rand(90, 1, 12, 12, generator=generator)
+    data = TrainingData(torch.arange(90), images, labels)
+    torch.manual_seed(0)
+    model = recoded((1, 12, 12), 3, widths=(4, 4, 4, 4, 4), hidden=8).eval()
+    before = model(images).detach()
+    steps = Recipe("toy", "m:f", "m:O", "toy", 0, 90, 1, 30, 1e-2, 0)
+    trained = train(steps, model, objective(recoding_only=True), data, tmp_path)
+    torch.testing.assert_close(trained(images), before)
+    recoding = next(layer for layer in trained.modules() if isinstance(layer, GivenDecision))
+    assert all(p.abs().sum() > 0 for p in recoding.parameters())
+    assert (trained.decode(trained.encode(images)) - images).abs().max() < 1e-4
+
+
+def test_the_loss_is_what_its_parts_say():
+    model = network().eval()
+    data = told_twice(32)
+    goal = objective(nuisance=2.0, likelihood=0.5, adversaries=2)
+    goal.begin(model, data, fresh=True)
+    noise = Noise(0, data.ids, "train/0")
+    loss, logits = goal(model, data.images, data.labels, noise, 1.0)
+    assert torch.equal(logits, model(data.images))
+    goal_without = objective(nuisance=0.0, likelihood=0.0)
+    goal_without.begin(model, data, fresh=True)
+    plain, _ = goal_without(model, data.images, data.labels, noise, 1.0)
+    assert plain.item() == pytest.approx(nn.functional.cross_entropy(logits, data.labels).item())
+    assert loss.item() != plain.item()
+
+
+def test_bad_parameters_and_models_are_refused():
+    with pytest.raises(BadParameter, match="unknown form"):
+        objective(form="saturating")
+    with pytest.raises(BadParameter, match="inner_steps"):
+        objective(inner_steps=0)
+    with pytest.raises(BadModel, match="needs nuisances"):
+        objective().begin(nn.Linear(2, 2), told_twice(), fresh=True)
