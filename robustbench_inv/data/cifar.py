@@ -1,0 +1,100 @@
+"""CIFAR-10 from its binary files, whatever the order of its images."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from robustbench_inv.data.arrays import ArrayDataset
+from robustbench_inv.data.sources import Source, places
+from robustbench_inv.errors import BadData, BadParameter
+
+__all__ = ["SPLITS", "open_cifar10", "records_digest"]
+
+SPLITS = {
+    "test": (
+        ("test_batch.bin",),
+        "ab21d127e2bbf4b95f1588dcadf3c8502b8fedb328dd5315bc7fa51b5ab965c0",
+    ),
+    "train": (
+        tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+        "d17523651dcffdf1be45e6671e5077f61b15cbf5376a64e556c870e6fb6066d3",
+    ),
+}
+"""Split → its files, and ``records_digest`` of what they hold together."""
+
+FOLDER = "cifar-10-batches-bin"
+RECORD = 1 + 3 * 32 * 32
+
+
+def open_cifar10(split: str = "test", root: Path | None = None) -> ArrayDataset:
+    """Return ``cifar10``: 32×32 colour images of ten classes.
+
+    The binary version of the data set is a folder of files with records of one label and 3,072 bytes, first all of
+    red, then green, then blue. It is not fetched: unpack its archive.
+
+    Args:
+        split: ``test`` (10,000 images) or ``train`` (50,000).
+        root: folder that holds ``cifar-10-batches-bin/``, itself or in a folder ``cifar10/``; None for ``INVBENCH_DATA``
+            and the user's cache alone.
+
+    Raises:
+        BadParameter: for an unknown split.
+        BadData: if the files are missing, or hold anything but the images and labels of that split.
+
+    References:
+        Krizhevsky, Learning multiple layers of features from tiny images, 2009.
+    """
+    if split not in SPLITS:
+        expected = "one of " + ", ".join(SPLITS)
+        raise BadParameter("unknown split of cifar10", got=split, expected=expected)
+    files, digest = SPLITS[split]
+    folder = _folder(files, root)
+    records = np.concatenate([_records(folder / file) for file in files])
+    if (found := records_digest(records)) != digest:
+        raise BadData(
+            f"{folder} does not hold the {split} images of CIFAR-10",
+            got=f"digest {found[:16]}… of its {len(records)} records",
+            expected=f"{digest[:16]}…",
+            remedy="unpack the archive of the binary version again",
+        )
+    name = "cifar10" if split == "test" else f"cifar10:split={split}"
+    images = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32))
+    return ArrayDataset(images, records[:, 0].copy(), name, num_classes=10)
+
+
+def records_digest(records: NDArray[np.uint8]) -> str:
+    """Return the sum of the SHA-256 of all records modulo 2^256, 64 hexadecimal digits.
+
+    It does not depend on their order: a copy of the data set whose images were shuffled is the same data set,
+    while its samples have other ids (and a ``Dataset.digest`` of its own).
+
+    Args:
+        records: (n, 3073) bytes.
+    """
+    digests = (hashlib.sha256(record).digest() for record in records)
+    return f"{sum(int.from_bytes(digest) for digest in digests) % (1 << 256):064x}"
+
+
+def _folder(files: tuple[str, ...], root: Path | None) -> Path:
+    """Return the first folder that has all files."""
+    origin = Source("cifar10", {}, (FOLDER, f"cifar10/{FOLDER}"))
+    searched = list(places(origin, root))
+    for folder in searched:
+        if all((folder / file).is_file() for file in files):
+            return folder
+    raise BadData(
+        "cannot find the files of cifar10",
+        got=f"no {files[0]} in {', '.join(map(str, searched))}",
+        remedy=f"unpack cifar-10-binary.tar.gz so that DIR/{FOLDER} exists and give --data-root DIR",
+    )
+
+
+def _records(path: Path) -> NDArray[np.uint8]:
+    content = np.fromfile(path, np.uint8)
+    if content.size % RECORD:
+        expected = f"a multiple of {RECORD}"
+        raise BadData(f"{path} is damaged", got=f"{content.size} bytes", expected=expected)
+    return content.reshape(-1, RECORD)

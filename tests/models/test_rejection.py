@@ -1,0 +1,265 @@
+"""Rejection around any classifier: quantiles, thresholds by class, and a clearance that attacks can climb."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import robustbench_inv as rbi
+from robustbench_inv.catalogue.load import load_model
+from robustbench_inv.catalogue.rejecting import Rejection, fitted_digest, take_rejection
+from robustbench_inv.data.arrays import ArrayDataset
+from robustbench_inv.errors import BadModel, BadParameter
+from robustbench_inv.measurements.calibration import TrainingInputs, calibrate
+from robustbench_inv.models.protocol import Stochastic
+from robustbench_inv.models.rejection import (
+    GRID,
+    SCORES,
+    Quantiles,
+    class_scores,
+    fit_quantiles,
+    reject,
+)
+from robustbench_inv.results.rejection import above_threshold, thresholds_of
+from robustbench_inv.tensors import Output
+from robustbench_inv.testing.toys import Drawing, Toy
+
+LOGITS = torch.tensor([[3.0, 1.0, 0.0], [0.5, 2.0, 1.0], [-5.0, -6.0, -4.0]], dtype=torch.float64)
+
+
+class Identity(nn.Module):
+    """Its inputs are its logits."""
+
+    bounds, num_classes = (-100.0, 100.0), 3
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, images):
+        return images * self.scale
+
+
+def toy():
+    return Toy(Identity(), 3, (-100.0, 100.0), torch.float64)
+
+
+def training(count=3000):
+    """Logits and labels of three classes; a tenth is wrong, by far."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % 3
+    logits = torch.randn(count, 3, generator=generator, dtype=torch.float64)
+    logits[torch.arange(count), labels] += 8
+    logits[::10, :] = -50.0
+    logits[torch.arange(0, count, 10), (labels[::10] + 1) % 3] = 50.0
+    return logits, labels
+
+
+def fitted(**facts):
+    logits, labels = training()
+    return fit_quantiles(Output(logits), labels, facts, classes=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("likelihood", LOGITS.amax(1)),
+        ("max-softmax", LOGITS.softmax(1).amax(1).logit()),
+        ("margin", torch.tensor([2.0, 1.0, 1.0], dtype=torch.float64)),
+        ("energy", LOGITS.logsumexp(1)),
+    ],
+)
+def test_the_score_is_that_of_the_decision(name, expected):
+    output = reject(toy(), name, torch.zeros(3))(LOGITS)
+    torch.testing.assert_close(output.score, expected)
+
+
+def test_a_softmax_of_one_is_still_compared():
+    sure = torch.tensor([[60.0, 0.0, 0.0], [70.0, 0.0, 0.0]])
+    scores = class_scores("max-softmax", Output(sure))[:, 0]
+    assert (sure.softmax(1)[:, 0] == 1).all()
+    assert scores[1] - scores[0] == pytest.approx(10, abs=1e-4)
+
+
+def test_acceptance_is_by_the_threshold_of_the_decided_class():
+    output = reject(toy(), "likelihood", torch.tensor([3.0, 2.5, -4.5]))(LOGITS)
+    assert output.accepted.tolist() == [True, False, True]
+    decided = output.clearance.gather(1, output.decision[:, None])[:, 0]
+    assert decided.tolist() == [0.0, -0.5, 0.5]
+
+
+@pytest.mark.parametrize("name", [name for name in SCORES if name != "own"])
+def test_every_clearance_has_a_gradient(name):
+    images = LOGITS.clone().requires_grad_(True)
+    output = reject(toy(), name, torch.zeros(3))(images)
+    (slope,) = torch.autograd.grad(output.clearance[:, 1].sum(), images)
+    assert slope.isfinite().all()
+    assert (slope.abs().sum(1) > 0).all()
+
+
+def test_a_model_may_have_a_score_of_its_own():
+    class Scored(Identity):
+        def forward(self, images):
+            return Output(images, score=images.sum(1))
+
+    class Whole(Toy):
+        def __call__(self, images):
+            return self.module(images)
+
+    model = reject(Whole(Scored(), 3, (-100.0, 100.0), torch.float64), "own", torch.full((3,), 3.6))
+    assert model(LOGITS).accepted.tolist() == [True, False, False]
+    with pytest.raises(BadParameter, match="no score of its own"):
+        reject(toy(), "own", torch.zeros(3))(LOGITS)
+
+
+@pytest.mark.parametrize("name", ["likelihood", "max-softmax", "margin", "energy"])
+def test_each_class_rejects_its_percentage_of_what_is_right(name):
+    logits, labels = training()
+    quantiles = fitted()
+    for percentile in (0, 1, 2, 7.25, 20):
+        output = reject(toy(), name, quantiles.thresholds(name, percentile))(logits)
+        for label in range(3):
+            right = (labels == label) & (output.decision == labels)
+            share = float((~output.accepted[right]).double().mean())
+            assert share == pytest.approx(percentile / 100, abs=2 / int(right.sum()))
+
+
+def test_what_is_wrong_takes_no_part():
+    logits, labels = training()
+    wrong = logits.argmax(1) != labels
+    changed = torch.where(wrong[:, None], logits - 1e3, logits)
+    again = fit_quantiles(Output(changed), labels, {}, classes=3)
+    assert torch.equal(again.values["energy"], fitted().values["energy"])
+
+
+def test_a_class_that_is_never_right_cannot_be_fitted():
+    logits, labels = training()
+    logits[:, 2] = -1e3
+    with pytest.raises(BadModel, match="too few training inputs of class 2"):
+        fit_quantiles(Output(logits), labels, {}, classes=3)
+
+
+def test_quantiles_come_back(tmp_path):
+    before = fitted(model="abc", first="0")
+    before.save(tmp_path / "t.safetensors")
+    after = Quantiles.load(tmp_path / "t.safetensors")
+    assert after.facts == before.facts
+    assert after.facts["correct"] == "2700 of 3000"
+    assert torch.equal(after.thresholds("margin", 1.3), before.thresholds("margin", 1.3))
+
+
+def test_other_files_are_refused(tmp_path):
+    with pytest.raises(BadModel, match="no thresholds to reject by"):
+        Quantiles.load(tmp_path / "none")
+    (tmp_path / "text").write_text("no tensors")
+    with pytest.raises(BadModel, match="holds no thresholds"):
+        Quantiles.load(tmp_path / "text")
+    save_file({"margin": torch.zeros(3, 2)}, tmp_path / "short", metadata={"facts": "{}"})
+    with pytest.raises(BadModel, match="41 percentiles"):
+        Quantiles.load(tmp_path / "short")
+
+
+@pytest.mark.parametrize(("score", "percentile"), [("margin", -1), ("margin", 20.5), ("own", 1)])
+def test_other_thresholds_are_refused(score, percentile):
+    with pytest.raises(BadParameter):
+        fitted().thresholds(score, percentile)
+
+
+def test_a_stochastic_model_stays_one():
+    model = reject(Drawing(toy(), fixed_noise=True), "margin", torch.full((3,), 1.5))
+    assert isinstance(model, Stochastic)
+    assert model.latent_shape == (3,)
+    answer = model.respond(LOGITS, torch.zeros(4, 3, 3, dtype=torch.float64))
+    assert answer.accepted.tolist() == [True, False, False]
+
+
+def test_parameters_are_told_apart():
+    assert take_rejection({"width": 3}) == (None, {"width": 3})
+    assert take_rejection({"percentile": 2}) == (Rejection(percentile=2.0), {})
+    wanted, rest = take_rejection({"reject": "energy", "percentile": 0.5, "dtype": "float64"})
+    assert wanted == Rejection("energy", 0.5)
+    assert rest == {"dtype": "float64"}
+    with pytest.raises(BadParameter, match="unusable percentile"):
+        take_rejection({"percentile": "many"})
+
+
+@pytest.fixture
+def thresholds(tmp_path):
+    """Return thresholds of a user's model that were fitted by the program."""
+    logits, labels = training()
+    data = ArrayDataset(((logits + 100) / 200).float(), labels, "logits", num_classes=3)
+    model = Small()
+    found = calibrate(load_model(model), TrainingInputs(data, 0, len(data)))
+    found.save(tmp_path / "t.safetensors")
+    return model, data, str(tmp_path / "t.safetensors")
+
+
+class Small(nn.Module):
+    """Logits are inputs, put back from 0 to 1."""
+
+    bounds, num_classes = (0.0, 1.0), 3
+
+    def __init__(self, offset=100.0):
+        super().__init__()
+        self.offset = nn.Parameter(torch.tensor(offset))
+
+    def forward(self, images):
+        return 200 * images - self.offset
+
+
+def test_any_model_can_be_wrapped(thresholds):
+    model, data, path = thresholds
+    plain = load_model(model)
+    some, more = (
+        load_model(model, reject="margin", percentile=p, thresholds=path) for p in (1, 20)
+    )
+    images, _ = data.batch(list(range(300)))
+    assert plain(images).accepted is None
+    assert (~some(images).accepted).sum() < (~more(images).accepted).sum()
+    assert len({plain.digest, some.digest, more.digest}) == 3
+    about = some.card["rejection"]
+    assert about["fitted"]["dataset_digest"] == data.digest
+    assert about["fitted"]["model"] == fitted_digest(plain)
+    again = load_model(model, reject="margin", percentile=1, thresholds=path)
+    assert again.digest == some.digest
+
+
+def test_thresholds_belong_to_their_model(thresholds):
+    *_, path = thresholds
+    with pytest.raises(BadModel, match="fitted to another model") as caught:
+        load_model(Small(99.0), percentile=1, thresholds=path)
+    assert "invbench calibrate" in str(caught.value)
+    with pytest.raises(BadModel, match="has no thresholds"):
+        load_model(Small(), percentile=1)
+
+
+def test_the_shipped_thresholds_are_those_of_the_shipped_weights():
+    model = load_model("mnist-cnn:reject=max-softmax,percentile=2")
+    assert model.name == "mnist-cnn:reject=max-softmax,percentile=2"
+    assert model.card["rejection"]["fitted"]["dataset"] == "mnist:split=train"
+    assert model.card["rejection"]["fitted"]["first"] == "6000"
+    assert len(GRID) == 41
+
+
+def test_a_cell_says_what_it_was_rejected_by(thresholds, tmp_path):
+    model, data, path = thresholds
+    loaded = load_model(model, reject="margin", percentile=1, thresholds=path)
+    run = rbi.evaluate(
+        model=loaded,
+        attack="noise",
+        threat="linf=0.001",
+        dataset=data,
+        samples="first:6",
+        out=tmp_path / "run",
+    )
+    about = json.loads(next((tmp_path / "run").rglob("cell.json")).read_text())["model"]
+    assert thresholds_of(about)["values"] == loaded.card["rejection"]["values"]
+    first = run.records()[0].before
+    expected = first.score - thresholds_of(about)["values"][first.decision]
+    assert above_threshold(first, about) == pytest.approx(expected)
+    checks = json.loads(next((tmp_path / "run").rglob("checks.json")).read_text())
+    (frozen,) = [check for check in checks if check["id"] == "C24"]
+    assert frozen["verdict"] == "FAIL"  # what was attacked was fitted on
+    assert "6 of the attacked samples" in frozen["evidence"]
