@@ -13,7 +13,8 @@ from robustbench_inv.errors import BadData
 __all__ = ["MIRROR", "FileCheck", "fetch_dataset", "fetch_file", "verify_dataset"]
 
 MIRROR = "INVBENCH_MIRROR"
-"""Environment variable: address below which ``<dataset>/<file>.gz`` lie, asked instead of the public ones."""
+"""Environment variable: address below which ``<dataset>/<file>`` lie (IDX files with ``.gz``), asked instead of
+the public ones."""
 
 
 class FileCheck(NamedTuple):
@@ -28,7 +29,7 @@ def fetch_dataset(name: str, root: Path | None = None) -> list[Path]:
     """Fetch the files of a data set that are not there yet.
 
     Args:
-        name: ``mnist`` or ``fashion-mnist``; of other data sets nothing needs fetching.
+        name: a data set that consists of files; of others nothing needs fetching.
         root: data root to fetch into; None for the user's cache.
 
     Returns:
@@ -52,14 +53,15 @@ def fetch_file(
 ) -> Path:
     """Download one file from the first mirror that has it.
 
-    It is written to a temporary folder, decompressed and compared with its checksum there; only then is it
+    It is written to a temporary folder, decompressed if need be and compared with its checksum there; only then is it
     renamed to its place. What fails leaves nothing behind.
 
     Args:
         origin: the data set.
         file: name without ``.gz``.
-        folder: where the file goes, as ``<file>.gz``; made if it does not exist.
-        mirrors: addresses of folders; None for ``INVBENCH_MIRROR`` or else the source's own.
+        folder: where the file goes, IDX files as ``<file>.gz``; made if it does not exist.
+        mirrors: addresses of folders that hold it as it is stored; None for ``INVBENCH_MIRROR`` or else the
+            source's own addresses.
 
     Returns:
         The path of the file.
@@ -67,15 +69,14 @@ def fetch_file(
     Raises:
         BadData: if no mirror gives the right file; the message lists what each of them said.
     """
-    said = []
-    for mirror in _mirrors(origin) if mirrors is None else mirrors:
-        address = f"{mirror.rstrip('/')}/{file}.gz"
+    said, stored = [], origin.stored(file)
+    for address in _addresses(origin, file, mirrors):
         try:
-            return _download(address, origin.sha256[file], folder / f"{file}.gz")
+            return _download(address, origin.sha256[file], folder / stored)
         except BadData as error:
             said.append(f"{address}: {error}")
     raise BadData(
-        f"cannot fetch {file}.gz of {origin.name} ({'; '.join(said)})",
+        f"cannot fetch {stored} of {origin.name} ({'; '.join(said)})",
         remedy=f"try again, or put the file into DIR/{origin.folders[0]} and give --data-root DIR",
     )
 
@@ -102,7 +103,7 @@ def _present(origin: Source, file: str, root: Path | None) -> Path:
 def _check(origin: Source, file: str, root: Path | None) -> FileCheck:
     found = locate(origin, file, root)
     if found is None:
-        missing = origin.target(root) / f"{file}.gz"
+        missing = origin.target(root) / origin.stored(file)
         return FileCheck(missing, False, f"missing; run invbench data fetch {origin.name}")
     try:
         verified(found, origin.sha256[file])
@@ -111,10 +112,13 @@ def _check(origin: Source, file: str, root: Path | None) -> FileCheck:
     return FileCheck(found, True, "ok")
 
 
-def _mirrors(origin: Source) -> Sequence[str]:
-    if named := os.environ.get(MIRROR):
-        return [f"{named.rstrip('/')}/{origin.name}"]
-    return origin.mirrors
+def _addresses(origin: Source, file: str, mirrors: Sequence[str] | None) -> list[str]:
+    named = os.environ.get(MIRROR)
+    if mirrors is None and named:
+        mirrors = [f"{named.rstrip('/')}/{origin.name}"]
+    if mirrors is None:
+        return origin.addresses(file)
+    return [f"{mirror.rstrip('/')}/{origin.stored(file)}" for mirror in mirrors]
 
 
 def _download(address: str, sha256: str, target: Path) -> Path:

@@ -4,7 +4,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["Dataset", "JudgesLabels"]
+__all__ = ["Dataset", "JudgesLabels", "Paired"]
 
 
 @runtime_checkable
@@ -57,4 +57,13 @@ class JudgesLabels(Protocol):
 
     def judge(self, images: Tensor) -> Tensor:
         """Return the true classes (n,) int64, −1 where the input has none."""
+        ...
+
+
+@runtime_checkable
+class Paired(Protocol):
+    """A data set that has another version of each of its inputs: altered by hand, or from a shifted distribution."""
+
+    def counterparts(self, ids: Tensor | list[int]) -> Tensor:
+        """Return the other version of each sample, (n, *shape), inside the bounds."""
         ...

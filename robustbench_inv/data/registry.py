@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DATASETS", "DatasetEntry", "entry", "open_dataset"]
 
-Parameters = dict[str, int | float | str]
+Scalar = int | float | str | bool
+Parameters = dict[str, Scalar]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,10 @@ class DatasetEntry:
         shape: of one input, with the parameters' defaults.
         opener: parameters and data root → data set.
         parameters: name → default, whose type is the parameter's.
-        has_files: False for a data set that is generated.
+        has_files: does it consist of files that are fetched and verified one by one? False for a data set that is
+            generated, and for one that the user unpacks (cifar10), which is verified when it is opened.
+        oracle: the usual proxy that says what class a changed input has; empty without.
+        classes: what a person calls the classes, where digits do not say it.
     """
 
     name: str
@@ -39,8 +43,10 @@ class DatasetEntry:
     num_classes: int
     shape: tuple[int, ...]
     opener: Callable[[Parameters, Path | None], Dataset] = field(repr=False)
-    parameters: Mapping[str, int | float | str] = field(default_factory=dict)
+    parameters: Mapping[str, Scalar] = field(default_factory=dict)
     has_files: bool = True
+    oracle: str = ""
+    classes: tuple[str, ...] = ()
 
 
 def entry(name: str) -> DatasetEntry:
@@ -87,7 +93,7 @@ def _filled(found: DatasetEntry, given: Mapping[str, object]) -> Parameters:
     }
 
 
-def _typed(found: DatasetEntry, key: str, value: object) -> int | float | str:
+def _typed(found: DatasetEntry, key: str, value: object) -> Scalar:
     kind = type(found.parameters[key])
     if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         if math.isfinite(value):
@@ -97,8 +103,16 @@ def _typed(found: DatasetEntry, key: str, value: object) -> int | float | str:
     raise BadParameter(
         f"unusable {key} of {found.name}",
         got=value,
-        expected={int: "a whole number", float: "a finite number", str: "a word"}[kind],
+        expected=_EXPECTED[kind],
     )
+
+
+_EXPECTED = {
+    int: "a whole number",
+    float: "a finite number",
+    str: "a word",
+    bool: "true or false",
+}
 
 
 def _open_mnist5k(_parameters: Parameters, _root: Path | None) -> Dataset:
@@ -110,7 +124,7 @@ def _open_mnist5k(_parameters: Parameters, _root: Path | None) -> Dataset:
 def _open_mnist(parameters: Parameters, root: Path | None) -> Dataset:
     from robustbench_inv.data.images import open_images
 
-    return open_images("mnist", str(parameters["split"]), root)
+    return open_images("mnist", str(parameters["split"]), root, pad=int(parameters["pad"]))
 
 
 def _open_fashion_mnist(parameters: Parameters, root: Path | None) -> Dataset:
@@ -119,11 +133,46 @@ def _open_fashion_mnist(parameters: Parameters, root: Path | None) -> Dataset:
     return open_images("fashion-mnist", str(parameters["split"]), root)
 
 
+def _open_cifar10(parameters: Parameters, root: Path | None) -> Dataset:
+    from robustbench_inv.data.cifar import open_cifar10
+
+    return open_cifar10(str(parameters["split"]), root)
+
+
 def _open_spheres(parameters: Parameters, _root: Path | None) -> Dataset:
     from robustbench_inv.data.spheres import Spheres
 
     return Spheres(**parameters)  # type: ignore[arg-type]
 
+
+def _open_invariance_mnist(parameters: Parameters, root: Path | None) -> Dataset:
+    from robustbench_inv.data.invariance import open_invariance_mnist
+
+    return open_invariance_mnist(str(parameters["set"]), root)
+
+
+def _open_planted(parameters: Parameters, root: Path | None) -> Dataset:
+    from robustbench_inv.data.planted import Planted
+
+    rest = dict(parameters)
+    base, split = str(rest.pop("base")), rest.pop("split")
+    if base not in ("mnist5k", "mnist"):
+        raise BadParameter("unusable base of mnist-planted", got=base, expected="mnist5k or mnist")
+    own = {"split": split} if base == "mnist" or split != "test" else {}
+    return Planted(open_dataset(base, own, root), **rest)  # type: ignore[arg-type]
+
+
+CLOTHES = (
+    *("T-shirt or top", "Trousers", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+"""The classes of Fashion-MNIST (Xiao, Rasul and Vollgraf, arXiv 1708.07747, table 2)."""
+
+OBJECTS = (
+    *("Aeroplane", "Car", "Bird", "Cat", "Deer"),
+    *("Dog", "Frog", "Horse", "Ship", "Lorry"),
+)
+"""The classes of CIFAR-10 (Krizhevsky, Learning multiple layers of features from tiny images, 2009)."""
 
 DATASETS: Mapping[str, DatasetEntry] = {
     known.name: known
@@ -134,6 +183,7 @@ DATASETS: Mapping[str, DatasetEntry] = {
             10,
             (1, 28, 28),
             _open_mnist5k,
+            oracle="mnist-panel",
         ),
         DatasetEntry(
             "mnist",
@@ -141,7 +191,8 @@ DATASETS: Mapping[str, DatasetEntry] = {
             10,
             (1, 28, 28),
             _open_mnist,
-            {"split": "test"},
+            {"split": "test", "pad": 0},
+            oracle="mnist-panel",
         ),
         DatasetEntry(
             "fashion-mnist",
@@ -150,6 +201,43 @@ DATASETS: Mapping[str, DatasetEntry] = {
             (1, 28, 28),
             _open_fashion_mnist,
             {"split": "test"},
+            oracle="fashion-mnist-panel",
+            classes=CLOTHES,
+        ),
+        DatasetEntry(
+            "cifar10",
+            "colour images of animals and vehicles: 10,000 test or 50,000 training images",
+            10,
+            (3, 32, 32),
+            _open_cifar10,
+            {"split": "test"},
+            has_files=False,
+            classes=OBJECTS,
+        ),
+        DatasetEntry(
+            "invariance-mnist",
+            "MNIST test digits and versions of them that were altered until people saw another class (Tramèr et al.)",
+            10,
+            (1, 28, 28),
+            _open_invariance_mnist,
+            {"set": "linf-0.3"},
+        ),
+        DatasetEntry(
+            "mnist-planted",
+            "digits with a pixel or texture that tells their class, and the same with that of a random class",
+            10,
+            (1, 28, 28),
+            _open_planted,
+            {
+                "base": "mnist5k",
+                "feature": "pixel",
+                "strength": 0.0,
+                "split": "test",
+                "shifted": False,
+                "seed": 0,
+            },
+            has_files=False,
+            oracle="mnist-panel",
         ),
         DatasetEntry(
             "spheres",
@@ -157,7 +245,7 @@ DATASETS: Mapping[str, DatasetEntry] = {
             2,
             (500,),
             _open_spheres,
-            {"d": 500, "n": 10, "r1": 1.0, "r2": 1.3, "seed": 0, "size": 1000},
+            {"d": 500, "n": 10, "r1": 1.0, "r2": 1.3, "seed": 0, "size": 1000, "inner": 0.5},
             has_files=False,
         ),
     )

@@ -1,15 +1,16 @@
-"""Sources of the IDX data sets: their files, their checksums, and the places where they are looked for."""
+"""Sources of the data sets that consist of files: their files, their checksums, and the places where they are looked for."""
 
 import hashlib
 import os
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from robustbench_inv.data.idx import parse_images, parse_labels, unpacked
+from robustbench_inv.data.npy import parse_array
 from robustbench_inv.errors import BadData
 
 __all__ = ["EMBEDDED", "Source", "cache_folder", "locate", "places", "source", "verified"]
@@ -24,10 +25,12 @@ class Source:
 
     Args:
         name: the data set.
-        sha256: file name without ``.gz`` → SHA-256 of the uncompressed bytes, 64 hexadecimal digits.
+        sha256: file → SHA-256 of its uncompressed bytes, 64 hexadecimal digits. A file is named without the
+            ``.gz`` that it has where it is compressed.
         folders: folders below a data root; the first is the one that a download goes to.
         system: folders that an operating system's package installs into.
-        mirrors: addresses of folders that hold the files with ``.gz``.
+        mirrors: addresses of folders that hold the files.
+        remote: file → its path below a mirror, where that is not its stored name.
     """
 
     name: str
@@ -35,6 +38,16 @@ class Source:
     folders: tuple[str, ...] = ()
     system: tuple[str, ...] = ()
     mirrors: tuple[str, ...] = ()
+    remote: dict[str, str] = field(default_factory=dict)
+
+    def stored(self, file: str) -> str:
+        """Return the name of a file as it is downloaded and kept: IDX files are compressed."""
+        return file if file.endswith(".npy") else f"{file}.gz"
+
+    def addresses(self, file: str) -> list[str]:
+        """Return where a file is offered."""
+        path = self.remote.get(file, self.stored(file))
+        return [f"{mirror.rstrip('/')}/{path}" for mirror in self.mirrors]
 
     def target(self, root: Path | None) -> Path:
         """Return the folder that a download goes to: below the data root if one is given, else the cache."""
@@ -45,7 +58,7 @@ def source(name: str) -> Source:
     """Return the source of a data set that consists of files."""
     entry = _sources()[name]
     lists = {key: tuple(entry.get(key, ())) for key in ("folders", "system", "mirrors")}
-    return Source(name, dict(entry["sha256"]), **lists)
+    return Source(name, dict(entry["sha256"]), **lists, remote=dict(entry.get("remote", {})))
 
 
 def places(origin: Source, root: Path | None) -> Iterator[Path]:
@@ -75,7 +88,7 @@ def locate(origin: Source, file: str, root: Path | None) -> Path | None:
 
 
 def verified(path: Path, sha256: str) -> bytes:
-    """Return the uncompressed content of an IDX file that has the right SHA-256.
+    """Return the uncompressed content of a file that has the right SHA-256.
 
     Raises:
         BadData: if it cannot be read, or its content is another; the message says what is wrong with it.
@@ -84,14 +97,20 @@ def verified(path: Path, sha256: str) -> bytes:
     digest = hashlib.sha256(data).hexdigest()
     if digest == sha256:
         return data
-    # A file that is not even IDX deserves a better message than two checksums.
-    (parse_labels if "labels" in path.name else parse_images)(data, str(path))
+    # A file that is not even of its format deserves a better message than two checksums.
+    _parser(path)(data, str(path))
     raise BadData(
         f"{path} has the wrong checksum",
         got=f"SHA-256 {digest[:16]}… of the uncompressed bytes",
         expected=f"{sha256[:16]}…",
         remedy="delete it and fetch it again",
     )
+
+
+def _parser(path: Path) -> Callable[[bytes, str], object]:
+    if path.suffix == ".npy":
+        return parse_array
+    return parse_labels if "labels" in path.name else parse_images
 
 
 @cache

@@ -19,13 +19,16 @@ __all__ = ["Spheres"]
 _BLOCK = 1000
 """Points generated at a time: 500 dimensions of 1,000 points keep the generator below 100 MB."""
 
+_PARTS = 10**6
+"""The share of a sphere is counted in millionths: whole numbers, so that no class depends on rounding."""
+
 
 @dataclass(frozen=True)
 class Spheres:
-    """Points uniform on two spheres, even ids on the inner one (class 0), odd ids on the outer (class 1).
+    """Points uniform on two spheres, the inner one (class 0) and the outer one (class 1), by turns if both have half.
 
-    A point depends on the seed, its id and the dimension, not on the size of the data set. Points are made in
-    float64 and scaled to their radius.
+    A point depends on the seed, its id, the dimension and the share, not on the size of the data set. Points are
+    made in float64 and scaled to their radius.
 
     Args:
         d: dimension.
@@ -34,12 +37,16 @@ class Spheres:
         r2: radius of the outer sphere, at least 0.1 % larger.
         seed: of the points.
         size: number of points.
+        inner: share of the points that lie on the inner sphere, spread evenly over the ids. Sampled unevenly,
+            accuracy under one of the two attacks says little of a model's failures; a balanced draw of samples
+            undoes it, all samples or the first N do not.
 
     Raises:
         BadParameter: if a parameter is out of range.
 
     References:
-        Gilmer et al., Adversarial spheres, 2018; Behrmann, thesis, examples 6.5 and 6.6.
+        Gilmer et al., Adversarial spheres, 2018; Behrmann, thesis, examples 6.5 and 6.6, and section 6.2.1 for
+        uneven samples.
     """
 
     d: int = 500
@@ -48,6 +55,7 @@ class Spheres:
     r2: float = 1.3
     seed: int = 0
     size: int = 1000
+    inner: float = 0.5
 
     num_classes = 2
     oracle_source = "exact"
@@ -59,13 +67,15 @@ class Spheres:
         _check("r2", self.r2, 1.001 * self.r1 <= self.r2 < math.inf, "at least 1.001 * r1, finite")
         _check("seed", self.seed, self.seed >= 0, "at least 0")
         _check("size", self.size, 1 <= self.size < 2**32, "1 to 2**32 - 1")
+        _check("inner", self.inner, 0 < self.inner < 1, "a share between 0 and 1")
 
     @property
     def name(self) -> str:
-        """Reference with the geometry, and with seed and size where they are not the usual ones."""
+        """Reference with the geometry, and with seed, size and share where they are not the usual ones."""
         text = f"spheres:d={self.d},n={self.n},r1={_short(self.r1)},r2={_short(self.r2)}"
         text += f",seed={self.seed}" if self.seed != Spheres.seed else ""
-        return text + (f",size={self.size}" if self.size != Spheres.size else "")
+        text += f",size={self.size}" if self.size != Spheres.size else ""
+        return text + (f",inner={_short(self.inner)}" if self.inner != Spheres.inner else "")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -79,8 +89,8 @@ class Spheres:
 
     @cached_property
     def labels(self) -> Tensor:
-        """(size,) int64: 0, 1, 0, 1, …."""
-        return torch.arange(self.size) % 2
+        """(size,) int64: 0, 1, 0, 1, … where both spheres have half of the points."""
+        return self._classes(torch.arange(self.size))
 
     @cached_property
     def digest(self) -> str:
@@ -127,6 +137,11 @@ class Spheres:
             classes[(length - radius).abs() <= tolerance * radius] = label
         return classes
 
+    def _classes(self, ids: Tensor) -> Tensor:
+        """Return 1 wherever the number of outer points that are due up to an id grows, (n,) int64."""
+        outer = round((1 - self.inner) * _PARTS)
+        return (ids + 1) * outer // _PARTS - ids * outer // _PARTS
+
     def _all(self, ids: Tensor, stream: str) -> tuple[Tensor, Tensor]:
         points, labels = zip(*self._points(ids, stream), strict=True)
         return torch.cat(points), torch.cat(labels)
@@ -134,7 +149,7 @@ class Spheres:
     def _points(self, ids: Tensor, stream: str) -> Iterator[tuple[Tensor, Tensor]]:
         radii = torch.tensor([self.r1, self.r2], dtype=torch.float64)
         for block in torch.split(ids, _BLOCK):
-            labels = block % 2
+            labels = self._classes(block)
             directions = Noise(self.seed, block, stream).normal((self.d,), dtype=torch.float64)
             scale = radii[labels] / norm(directions, "l2")
             yield directions * broadcast(scale, directions), labels

@@ -99,3 +99,20 @@ def test_order_of_places(monkeypatch):
 def test_unknown_split():
     with pytest.raises(BadParameter, match=r"got 'valid', expected one of test, train"):
         open_images("mnist", "valid")
+
+
+def test_padded_digits_are_the_same_in_a_black_frame(real_mnist):
+    plain, framed = (
+        open_images("mnist", root=real_mnist),
+        open_images("mnist", root=real_mnist, pad=2),
+    )
+    assert (framed.name, framed.shape) == ("mnist:pad=2", (1, 32, 32))
+    ids = torch.arange(5)
+    assert torch.equal(framed.batch(ids)[0][:, :, 2:-2, 2:-2], plain.batch(ids)[0])
+    assert framed.batch(ids)[0].sum() == plain.batch(ids)[0].sum()
+    assert framed.digest != plain.digest
+
+
+def test_unusable_pad():
+    with pytest.raises(BadParameter, match="unusable pad"):
+        open_images("mnist", pad=-1)

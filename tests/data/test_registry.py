@@ -22,7 +22,7 @@ def test_listing_and_verifying_import_no_torch():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", ["mnist5k", "spheres"])
+@pytest.mark.parametrize("name", ["mnist5k", "mnist-planted", "spheres"])
 def test_entries_tell_the_truth(name):
     data = open_dataset(name)
     assert isinstance(data, Dataset)
@@ -30,7 +30,15 @@ def test_entries_tell_the_truth(name):
 
 
 def test_entries_are_listed_under_their_names():
-    assert list(DATASETS) == ["mnist5k", "mnist", "fashion-mnist", "spheres"]
+    assert list(DATASETS) == [
+        "mnist5k",
+        "mnist",
+        "fashion-mnist",
+        "cifar10",
+        "invariance-mnist",
+        "mnist-planted",
+        "spheres",
+    ]
     assert all(found.name == name for name, found in DATASETS.items())
     assert all("\n" not in found.summary for found in DATASETS.values())
 
@@ -72,6 +80,10 @@ def test_parameters_reach_the_data_set():
         ("spheres", {"r1": True}, "expected a finite number"),
         ("mnist", {"split": 3}, "expected a word"),
         ("mnist", {"split": "valid"}, "one of test, train"),
+        ("mnist-planted", {"shifted": 1}, "expected true or false"),
+        ("mnist-planted", {"base": "spheres"}, "expected mnist5k or mnist"),
+        ("mnist-planted", {"split": "train"}, "unknown parameter of mnist5k, got 'split'"),
+        ("invariance-mnist", {"set": "l1"}, "expected one of l0, linf-0.3"),
     ],
 )
 def test_wrong_parameters_are_refused(name, parameters, message):

@@ -82,6 +82,25 @@ def test_name_names_all_that_matters():
     )
 
 
+@pytest.mark.parametrize("inner", [0.9, 0.25, 0.5, 1 / 3])
+def test_any_share_of_the_points_can_lie_on_the_inner_sphere(inner):
+    data = open_dataset("spheres", {"d": 4, "n": 1, "size": 900, "inner": inner})
+    points, labels = data.batch(range(900))
+    assert torch.equal(data.judge(points), labels)
+    assert torch.equal(data.labels, labels)
+    for end in (30, 300, 900):  # evenly, so that the first N have it as well
+        assert abs(int((labels[:end] == 0).sum()) - inner * end) <= 1
+    assert data.training(900)[1].tolist() == labels.tolist()
+
+
+def test_the_share_is_in_the_name_where_it_is_uneven():
+    assert Spheres(d=5, n=0, inner=0.9).name == "spheres:d=5,n=0,r1=1,r2=1.3,inner=0.9"
+
+
+def test_with_half_each_the_spheres_take_turns():
+    assert Spheres(size=6).labels.tolist() == [0, 1, 0, 1, 0, 1]
+
+
 def test_values_are_frozen():
     points = Spheres(d=4, n=1, size=2).batch([0, 1])[0]
     expected = torch.tensor(
@@ -117,6 +136,8 @@ def test_digest_is_frozen():
         ({"r1": float("nan")}, "unusable r1"),
         ({"seed": -1}, "unusable seed"),
         ({"size": 0}, "unusable size"),
+        ({"inner": 0.0}, "unusable inner"),
+        ({"inner": 1.0}, "between 0 and 1"),
     ],
 )
 def test_wrong_parameters_are_refused(parameters, message):
