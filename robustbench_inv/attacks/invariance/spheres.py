@@ -8,6 +8,7 @@ from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
 from robustbench_inv.attacks.spheres import on_sphere, spheres_model, split_used
+from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import NORMS, flatten
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -29,6 +30,10 @@ class SpheresInvariance:
 
     kind: ClassVar[Kind] = "invariance"
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
+
+    def demand(self, model: object, threat: ThreatModel, data: Dataset) -> None:
+        """Refuse a model of which the closed form is not known."""
+        spheres_model(model)
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
         classifier = spheres_model(model.model)

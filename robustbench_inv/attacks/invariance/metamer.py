@@ -1,0 +1,142 @@
+"""Metameric sampling: the logits of an input joined with the nuisances of another one, and decoded."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.attacks.invariance.donors import check_rule, choose_donors, pool_of
+from robustbench_inv.attacks.protocol import Batch, Kind, Queries
+from robustbench_inv.data.protocol import Dataset
+from robustbench_inv.errors import BadParameter, CapabilityMismatch
+from robustbench_inv.models.protocol import Invertible, SplitsCode
+from robustbench_inv.randomness import Noise
+from robustbench_inv.tensors import NORMS, flatten, norm, where_rows
+from robustbench_inv.threat.threat_model import ThreatModel
+
+__all__ = ["FINISHES", "STAGES", "Metamer"]
+
+STAGES = ("raw", "clip", "round")
+"""What becomes of a metamer: as decoded, clipped to the model's bounds, and rounded to 256 grey levels."""
+
+FINISHES = STAGES[1:]
+"""The stages that can be shown: a raw metamer may lie outside the bounds, where no input can be."""
+
+
+@runtime_checkable
+class _Bijective(Invertible, SplitsCode, Protocol):
+    """A model whose code has a semantic and a nuisance part."""
+
+
+@dataclass(frozen=True)
+class Metamer:
+    """x_met = F⁻¹(z_s of x, (1 − mix) z_n of x + mix z_n of a donor), clipped and rounded; no optimisation.
+
+    For an exact inverse the raw metamer has the logits of x. It may lie outside the bounds, and clipping may cost it
+    its logits; ``projections`` then clip it and put the logits of x back in turn, which leads to where the box and
+    the inputs with these logits meet, if they do. How many decisions and logits survive each of the
+    stages is measured for each sample (``raw_decision``, ``raw_logits``, ``clip_…``, ``round_…``: is it the
+    decision on x?, |difference of the logits|_∞), and so is how exact the inverse is (check C32):
+    ``reconstruction`` is |F⁻¹(F(x)) − x|_∞, ``reencoding`` is |semantic part of F(raw) − z_s|_∞. ``donor`` and
+    ``donor_label`` say whose nuisances they are. Encoding and decoding are not counted as passes, the three
+    questions to the model are.
+
+    Args:
+        donor: ``other-class`` (random among the other classes), ``random`` (any other sample) or ``nearest`` (in
+            pixels, of another class).
+        mix: how much of the donor's nuisances, above 0, at most 1.
+        projections: how often the metamer is clipped and decoded with the logits of x again, >= 0; the paper's is 0.
+        finish: the stage that is shown and judged: ``round`` (an image with 256 grey levels) or ``clip``.
+
+    References:
+        Jacobsen et al., Excessive invariance causes adversarial vulnerability, ICLR 2019, section 2.2 and figure 6;
+        Behrmann, thesis, definition 6.8.
+    """
+
+    donor: str = "other-class"
+    mix: float = 1.0
+    projections: int = 0
+    finish: str = "round"
+
+    kind: ClassVar[Kind] = "invariance"
+    norms: ClassVar[frozenset[str]] = frozenset(NORMS)
+
+    def __post_init__(self) -> None:
+        check_rule(self.donor)
+        if not 0 < self.mix <= 1:
+            raise BadParameter("unusable mix", got=self.mix, expected="above 0, at most 1")
+        if self.projections < 0:
+            raise BadParameter("unusable projections", got=self.projections, expected=">= 0")
+        if self.finish not in FINISHES:
+            raise BadParameter(
+                "unusable finish", got=self.finish, expected="one of " + ", ".join(FINISHES)
+            )
+
+    def demand(self, model: object, threat: ThreatModel, data: Dataset) -> None:
+        """Refuse a model that is no bijection with a semantic part."""
+        _bijective(model)
+
+    @torch.no_grad()
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
+        network, pool = _bijective(model.model), pool_of(batch)
+        donors, found = choose_donors(batch, self.donor, noise)
+        model.mark((~found).nonzero()[:, 0], "no_start")
+        model.measure("donor", pool.ids[donors].where(found, -1))
+        model.measure("donor_label", pool.labels[donors].where(found, -1))
+        raw = self._sample(model, network, batch.images, pool.images[donors])
+        stages = dict(_finished(raw, model.bounds))
+        _measure_stages(model, batch.images, stages)
+        return where_rows(found, stages[self.finish], batch.images)
+
+    def _sample(
+        self, model: Queries, network: _Bijective, images: Tensor, donors: Tensor
+    ) -> Tensor:
+        """Return raw metamers, and measure how exact the inverse is."""
+        code = network.encode(images)
+        semantic, nuisance = network.split(code)
+        foreign = network.split(network.encode(donors))[1]
+        raw = network.decode(network.join(semantic, torch.lerp(nuisance, foreign, self.mix)))
+        for _ in range(self.projections):
+            inside = network.split(network.encode(raw.clamp(*model.bounds)))[1]
+            raw = network.decode(network.join(semantic, inside))
+        again = network.split(network.encode(raw))[0]
+        model.measure("reconstruction", norm(network.decode(code) - images, "linf"))
+        model.measure("reencoding", norm(again - semantic, "linf"))
+        return raw
+
+
+def _finished(raw: Tensor, bounds: tuple[float, float]) -> Iterator[tuple[str, Tensor]]:
+    low, high = bounds
+    clipped = raw.clamp(low, high)
+    yield "raw", raw
+    yield "clip", clipped
+    levels = ((clipped - low) * (255 / (high - low))).round()
+    yield "round", (levels * ((high - low) / 255) + low).clamp(low, high)
+
+
+def _measure_stages(model: Queries, images: Tensor, stages: dict[str, Tensor]) -> None:
+    clean = model(images)
+    for stage, shown in stages.items():
+        answer = model(shown)
+        moved = (answer.logits - clean.logits).abs().amax(1)
+        usable = moved.isfinite() & flatten(shown).isfinite().all(1)
+        kept = usable & (answer.decision == clean.decision)
+        model.measure(f"{stage}_decision", kept.long())
+        model.measure(f"{stage}_logits", moved)
+
+
+def _bijective(model: object) -> _Bijective:
+    """Return a model of which it is known that it is a bijection with a semantic part.
+
+    Raises:
+        CapabilityMismatch: if it is not.
+    """
+    if not isinstance(model, _Bijective):
+        raise CapabilityMismatch(
+            "metamers need an invertible model whose code has a semantic part",
+            got=type(model).__name__,
+            expected="a model with encode, decode, split and join, such as a fiRevNet",
+        )
+    return model

@@ -1,0 +1,336 @@
+"""Oracles: who says what class an input has when its content may have changed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.catalogue.cards import OracleCard, read_oracle
+from robustbench_inv.catalogue.load import LoadedModel
+from robustbench_inv.catalogue.locate import find
+from robustbench_inv.catalogue.references import parse_reference
+from robustbench_inv.data.protocol import Dataset, JudgesLabels
+from robustbench_inv.errors import BadCatalogue, CapabilityMismatch
+from robustbench_inv.evaluation.metering import judge
+from robustbench_inv.evaluation.prepare import device_of
+from robustbench_inv.identity import digest_value
+from robustbench_inv.randomness import Noise
+from robustbench_inv.results.human_labels import HumanLabels, read_labels
+from robustbench_inv.results.oracle import OracleError
+from robustbench_inv.results.seen import is_image, look, seen_digest
+from robustbench_inv.threat.goals import UNKNOWN, Goal, KeepDecision, KeepLogits, Misclassify
+
+__all__ = [
+    "Attacked",
+    "HumanOracle",
+    "Oracle",
+    "OwnOracle",
+    "Panel",
+    "load_oracle",
+    "names_file",
+    "needs_oracle",
+    "own_oracle",
+]
+
+FEWEST = 2
+"""Members that a panel needs: a single network is no panel."""
+
+BLOCK = 250
+"""Clean inputs that a panel is asked about at a time."""
+
+
+@runtime_checkable
+class Oracle(Protocol):
+    """Says what class an input has.
+
+    ``source`` is how records name it: ``exact``, ``human``, or a proxy's name. ``digest`` is of all that its
+    answers depend on. ``notes`` tell the user what is not obvious, one line each.
+    """
+
+    @property
+    def source(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def notes(self) -> tuple[str, ...]: ...
+
+    def judge(self, images: Tensor, ids: Tensor) -> Tensor:
+        """Return the classes (n,) int64 of (n, …) versions of the samples ``ids`` (n,), −1 where it has none."""
+        ...
+
+    def error(self, ids: Sequence[int]) -> OracleError | None:
+        """Return how often it errs itself, as far as that can be measured with these samples; None if not."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return what cell.json says of it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What an oracle must know of the model that is attacked: that model has no say.
+
+    Args:
+        name: as the user wrote it.
+        digest: of the model.
+        weights: digest of its weights, None for a model without.
+        implementation: of its network.
+    """
+
+    name: str
+    digest: str
+    weights: str | None
+    implementation: str
+
+    @classmethod
+    def of(cls, model: LoadedModel) -> "Attacked":
+        """Return what is known of a loaded model."""
+        implementation = str(model.card.get("implementation", ""))
+        return cls(model.name, model.digest, model.weights_digest, implementation)
+
+    def bars(self, member: LoadedModel) -> str:
+        """Return why a model must not judge this one; empty if it may."""
+        same_weights = self.weights is not None and self.weights == member.weights_digest
+        if self.digest == member.digest or same_weights:
+            return "it is what is attacked"
+        if self.implementation == member.card.get("implementation"):
+            return f"{self.name} has the same architecture"
+        return ""
+
+
+@dataclass(frozen=True)
+class OwnOracle:
+    """A data set that knows the class of any input."""
+
+    dataset: JudgesLabels
+
+    notes = ()
+
+    @property
+    def source(self) -> str:
+        return self.dataset.oracle_source
+
+    @property
+    def digest(self) -> str:
+        return digest_value(self.describe())
+
+    def judge(self, images: Tensor, ids: Tensor) -> Tensor:
+        return self.dataset.judge(images)
+
+    def error(self, ids: Sequence[int]) -> OracleError | None:
+        return None
+
+    def describe(self) -> dict[str, Any]:
+        return {"source": self.source}
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Classifiers that vote: a proxy for a person, and called so.
+
+    About a sample whose clean input it does not give the label, a panel has no say: what it makes of the
+    changed input would be as wrong.
+
+    Args:
+        name: in the catalogue, with parameters.
+        rule: ``majority``: more than half of the members; ``unanimous``: all of them.
+        members: at least two, none of them the attacked model or of its architecture.
+        dataset: holds the clean inputs and their labels.
+        notes: who was left out, and why.
+    """
+
+    name: str
+    rule: str
+    members: tuple[LoadedModel, ...]
+    dataset: Dataset
+    notes: tuple[str, ...] = ()
+    _clean: dict[int, int] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def source(self) -> str:
+        return f"panel {self.name}"
+
+    @property
+    def digest(self) -> str:
+        digests = sorted(member.digest for member in self.members)
+        return digest_value({"kind": "panel", "rule": self.rule, "members": digests})
+
+    def judge(self, images: Tensor, ids: Tensor) -> Tensor:
+        clean = self._judged_clean(ids.tolist()).to(images.device)
+        trusted = clean == self.dataset.labels[ids.cpu()].to(images.device)
+        return torch.where(trusted, self.vote(images, ids), UNKNOWN)
+
+    def vote(self, images: Tensor, ids: Tensor) -> Tensor:
+        """Return the classes (n,) of (n, …) images by the rule alone; a member that rejects does not vote."""
+        place, n = device_of(self.members[0].classifier), len(self.members)
+        noise = Noise(0, ids.to(place), "oracle")
+        ballots = torch.zeros(len(images), self.dataset.num_classes, device=place)
+        for member in self.members:
+            output = judge(member.classifier, images.to(place, member.classifier.dtype), noise)
+            valid = torch.ones(len(images)) if output.accepted is None else output.accepted
+            ballots.scatter_add_(1, output.decision[:, None], valid[:, None].to(ballots))
+        most, classes = ballots.max(1)
+        needed = n if self.rule == "unanimous" else n // 2 + 1
+        return torch.where(most >= needed, classes, UNKNOWN).to(images.device)
+
+    def error(self, ids: Sequence[int]) -> OracleError | None:
+        found, labels = self._judged_clean(ids), self.dataset.labels[list(ids)]
+        unknown = int((found == UNKNOWN).sum())
+        wrong = int((found != labels).sum()) - unknown
+        return OracleError(self.source, "clean inputs", len(found), wrong, unknown)
+
+    def describe(self) -> dict[str, Any]:
+        members = [{"name": each.name, "digest": each.digest} for each in self.members]
+        return {
+            "source": self.source,
+            "rule": self.rule,
+            "members": members,
+            "left_out": list(self.notes),
+        }
+
+    def _judged_clean(self, ids: Sequence[int]) -> Tensor:
+        """Return what the panel makes of clean inputs (n,), on the CPU; each is looked at once."""
+        new = [sample for sample in dict.fromkeys(ids) if sample not in self._clean]
+        for first in range(0, len(new), BLOCK):
+            block = torch.tensor(new[first : first + BLOCK])
+            images = self.dataset.batch(block)[0]
+            self._clean.update(zip(block.tolist(), self.vote(images, block).tolist(), strict=True))
+        return torch.tensor([self._clean[sample] for sample in ids], dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class HumanOracle:
+    """What people said of the images that they saw.
+
+    Args:
+        labels: their judgements.
+        bounds: of the data set.
+        cell: digest of the cell whose samples they saw, for labels that name no image; empty without.
+    """
+
+    labels: HumanLabels
+    bounds: tuple[float, float]
+    cell: str = ""
+
+    source = "human"
+
+    @property
+    def digest(self) -> str:
+        return self.labels.digest
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        disputed, open_ = self.labels.disputed()
+        if not disputed:
+            return ()
+        count = f"{disputed} image{'' if disputed == 1 else 's'}"
+        return (
+            f"{self.labels.name}: {count} judged differently, {open_} of these without a majority",
+        )
+
+    def judge(self, images: Tensor, ids: Tensor) -> Tensor:
+        seen = look(images.detach().cpu().double().numpy(), self.bounds)
+        found = [
+            self._of(seen_digest(image), sample)
+            for image, sample in zip(seen, ids.tolist(), strict=True)
+        ]
+        return torch.tensor(found, dtype=torch.int64, device=images.device)
+
+    def error(self, ids: Sequence[int]) -> OracleError | None:
+        return self.labels.error()
+
+    def describe(self) -> dict[str, Any]:
+        raters = [rater for rater in self.labels.raters if rater]
+        return {"source": self.source, "file": self.labels.name, "raters": raters}
+
+    def _of(self, image: str, sample: int) -> int:
+        label = self.labels.of_image(image)
+        if label is None and self.cell:
+            label = self.labels.of_sample(self.cell, sample)
+        return UNKNOWN if label is None else label
+
+
+def needs_oracle(goal: Goal) -> bool:
+    """Does a goal ask for the class of a changed input?"""
+    keeps = isinstance(goal, KeepDecision | KeepLogits)
+    return keeps or (isinstance(goal, Misclassify) and goal.same_class)
+
+
+def own_oracle(dataset: Dataset) -> Oracle | None:
+    """Return the oracle that a data set is itself, if it is one."""
+    return OwnOracle(dataset) if isinstance(dataset, JudgesLabels) else None
+
+
+def names_file(text: str) -> bool:
+    """Is the oracle that a threat names a file of human labels?"""
+    return text.lower().endswith(".csv")
+
+
+def load_oracle(
+    text: str,
+    dataset: Dataset,
+    attacked: Sequence[Attacked],
+    load: Callable[[str], LoadedModel],
+) -> Oracle:
+    """Return the oracle that a threat names.
+
+    Args:
+        text: ``FILE.csv``, or the name of a panel, with ``:rule=unanimous`` if need be.
+        dataset: the data that is evaluated.
+        attacked: the models that the search asks, and that therefore have no say.
+        load: opens a member by its name.
+
+    Raises:
+        UnknownName: for a name that is not in the catalogue.
+        BadData: for a CSV that cannot be read, or labels that are no classes.
+        CapabilityMismatch: if fewer than two members are left, or people cannot have seen such inputs.
+    """
+    if names_file(text):
+        return _human(text, dataset)
+    reference = parse_reference(text)
+    card = read_oracle(find("oracles", reference.name), reference.parameters)
+    members, barred = _seated(card, attacked, load)
+    notes = tuple(f"{name} is left out of {reference}: {why}" for name, why in barred.items())
+    if len(members) < FEWEST:
+        raise CapabilityMismatch(
+            f"too few members of {reference} may judge",
+            got="; ".join(notes) or ", ".join(card.members),
+            expected=f"at least {FEWEST} that are not attacked",
+            remedy="name another panel, or a CSV of human labels",
+        )
+    return Panel(str(reference), card.rule, members, dataset, notes)
+
+
+def _seated(
+    card: OracleCard, attacked: Sequence[Attacked], load: Callable[[str], LoadedModel]
+) -> tuple[tuple[LoadedModel, ...], Mapping[str, str]]:
+    """Return the members that may judge, and why the others may not."""
+    members = [load(name) for name in card.members]
+    digests = {member.weights_digest or member.digest for member in members}
+    if len(digests) < len(members):
+        raise BadCatalogue(f"{card.name} names a member twice", got=", ".join(card.members))
+    reasons = {each.name: [model.bars(each) for model in attacked] for each in members}
+    barred = {name: next(filter(None, why)) for name, why in reasons.items() if any(why)}
+    return tuple(each for each in members if each.name not in barred), barred
+
+
+def _human(text: str, dataset: Dataset) -> HumanOracle:
+    if not is_image(tuple(dataset.shape)):
+        raise CapabilityMismatch(
+            "people judge images", got=f"inputs of shape {tuple(dataset.shape)} of {dataset.name}"
+        )
+    labels = read_labels(Path(text))
+    labels.check_classes(dataset.num_classes)
+    if not labels.by_image:
+        raise CapabilityMismatch(
+            f"{labels.name} does not name the images that were seen",
+            expected="a column image, as the labelling page writes it",
+            remedy="bring it into the records of the run that it is about: invbench judge",
+        )
+    return HumanOracle(labels, dataset.bounds)

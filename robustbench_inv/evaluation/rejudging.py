@@ -1,0 +1,239 @@
+"""Brings another oracle's word into the records of a run: from the images that were kept, without asking the model."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from robustbench_inv.catalogue.load import load_dataset, load_goal, load_model, load_threat
+from robustbench_inv.catalogue.references import Reference
+from robustbench_inv.checks.suite import check_records
+from robustbench_inv.errors import BadResults
+from robustbench_inv.evaluation.cell import CellSpec
+from robustbench_inv.evaluation.describe import describe_oracle, digest_described, threat_text
+from robustbench_inv.evaluation.oracles import (
+    Attacked,
+    HumanOracle,
+    Oracle,
+    load_oracle,
+    names_file,
+    needs_oracle,
+)
+from robustbench_inv.evaluation.standing import fallen_at
+from robustbench_inv.results.human_labels import read_labels
+from robustbench_inv.results.record import Answer, Record
+from robustbench_inv.results.rewriting import Rewritten, write_run
+from robustbench_inv.results.seen import is_image, look, seen_digest
+from robustbench_inv.results.store import CellFolder, RunFolder
+from robustbench_inv.tensors import Output
+from robustbench_inv.threat.goals import UNKNOWN, Evidence, Goal
+
+__all__ = ["Rejudged", "Where", "rejudge"]
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where the members of a panel compute, and where data files are."""
+
+    device: str = "cpu"
+    data_root: Path | None = None
+
+
+@dataclass(frozen=True)
+class Rejudged:
+    """A run with another oracle.
+
+    Args:
+        run: its folder.
+        notes: what the user should know, one line each.
+    """
+
+    run: RunFolder
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What a cell shows: n samples in ascending order of their ids."""
+
+    cell: CellFolder
+    records: tuple[Record, ...]
+    ids: Tensor
+    clean: Tensor
+    images: Tensor
+
+    @property
+    def info(self) -> dict[str, Any]:
+        return self.cell.cell
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        low, high = self.info["dataset"]["bounds"]
+        return float(low), float(high)
+
+    @property
+    def changed(self) -> list[int]:
+        """Positions of the samples that are shown in another form."""
+        return [row for row, record in enumerate(self.records) if record.distance.l0]
+
+    def digests(self) -> dict[int, str]:
+        """Return what names the image that was seen of each sample; empty for what a person cannot see."""
+        if not is_image(tuple(self.images.shape[1:])):
+            return {}
+        seen = map(seen_digest, look(self.images.numpy(), self.bounds))
+        return dict(zip(self.ids.tolist(), seen, strict=True))
+
+
+def rejudge(
+    run: Path, oracle: str, out: Path, where: Where | None = None, command: Sequence[str] = ()
+) -> Rejudged:
+    """Write a run anew, its classes of changed inputs as another oracle names them.
+
+    Model and attack stay as they are: decisions, distances and images are those of the run, which is left as it
+    is. A cell gets the identity that an evaluation with this oracle would have given it.
+
+    Args:
+        run: a run folder whose cells have images (``--keep-images``).
+        oracle: ``FILE.csv`` of human labels, or the name of a panel.
+        out: the new run folder; there must be nothing yet.
+        where: of a panel's members.
+        command: what the user typed, for plan.json.
+
+    Raises:
+        BadData: for labels that cannot be read, or are not about what the run shows.
+        BadResults: if there is nothing to judge, or the folder is there already or cannot be written.
+        CapabilityMismatch: if too few members of a panel may judge.
+    """
+    old = RunFolder(run)
+    found = [_open(cell) for cell in old.cells()]
+    shown = [each for each in found if isinstance(each, _Shown)]
+    notes = [each for each in found if isinstance(each, str)]
+    if not shown:
+        reason = notes[0] if notes else "there are no records"
+        raise BadResults(f"nothing in {run} can be judged: {reason}")
+    judged = []
+    for each, judge in zip(shown, _oracles(oracle, shown, where or Where(), notes), strict=True):
+        judged.append(_rejudged(each, oracle, judge))
+        notes += [*judge.notes, *_open_questions(each, judged[-1])]
+    written = write_run(old, judged, out, check_records, command)
+    return Rejudged(written, tuple(dict.fromkeys(notes)))
+
+
+def _open(cell: CellFolder) -> "_Shown | str":
+    """Return what a cell shows, or one line that says why it cannot be judged."""
+    info, kept = cell.cell, cell.adversarial()
+    title = f"{info['attack']['name']} on {info['model']['name']}"
+    if kept is None:
+        return f"{title} has no images; evaluate with --keep-images"
+    if info["threat"]["goal"] == "keep-logits":
+        return (
+            f"{title} is to keep the logits, which records do not hold; evaluate it with the oracle"
+        )
+    records = {record.sample: record for record in cell.records()}
+    rows = [row for row, sample in enumerate(kept["samples"].tolist()) if sample in records]
+    if len(rows) < len(records):
+        return f"{title} has images of {len(rows)} of {len(records)} samples only"
+    ids = torch.from_numpy(kept["samples"])[rows]
+    clean, images = (torch.from_numpy(kept[name])[rows] for name in ("clean", "adversarial"))
+    return _Shown(cell, tuple(records[sample] for sample in ids.tolist()), ids, clean, images)
+
+
+def _oracles(
+    text: str, shown: Sequence[_Shown], where: Where, notes: list[str]
+) -> Iterator[Oracle]:
+    """Yield the oracle of each cell: people's labels are read once, a panel is seated for each model."""
+    if not names_file(text):
+        yield from (_panel(text, each.info, where) for each in shown)
+        return
+    labels = read_labels(Path(text))
+    labels.check_classes(min(int(each.info["dataset"]["num_classes"]) for each in shown))
+    elsewhere = labels.check_places({each.cell.digest: each.digests() for each in shown})
+    if elsewhere:
+        notes.append(f"{labels.name}: {elsewhere} of {len(labels.asked)} rows are about other runs")
+    yield from (HumanOracle(labels, each.bounds, each.cell.digest) for each in shown)
+
+
+def _panel(text: str, info: Mapping[str, Any], where: Where) -> Oracle:
+    dataset = load_dataset(info["dataset"]["name"], data_root=where.data_root)
+    if dataset.digest != info["dataset"]["digest"]:
+        raise BadResults(
+            f"{dataset.name} is not the data set of the run",
+            got=dataset.digest[:12],
+            expected=info["dataset"]["digest"][:12],
+        )
+    model, substitute = info["model"], info["threat"].get("substitute")
+    implementation = str(model["card"].get("implementation", ""))
+    attacked = [Attacked(model["name"], model["digest"], info["weights_digest"], implementation)]
+    if substitute:
+        attacked.append(Attacked(substitute["name"], substitute["digest"], None, ""))
+    load = partial(load_model, dataset=dataset, device=where.device)
+    return load_oracle(text, dataset, attacked, load)
+
+
+def _rejudged(shown: _Shown, text: str, oracle: Oracle) -> Rewritten:
+    info, old = shown.info, shown.info["threat"]
+    written = threat_text(replace(load_threat(old["text"]), oracle=text))
+    threat = {**old, "text": written, "oracle": describe_oracle(text, oracle)}
+    spec = {key: value for key, value in info["spec"].items() if key != "identity_version"}
+    spec["threat"] = digest_described(threat)
+    about = {
+        **info,
+        "spec": {**info["spec"], **spec},
+        "threat": threat,
+        "judged_from": shown.cell.digest,
+    }
+    records = {r.sample: r for r in _records(shown, oracle)}
+    ordered = [records[r.sample] for r in shown.cell.records()]
+    ids = shown.ids.tolist()
+    return Rewritten(shown.cell, CellSpec(**spec).digest, about, ordered, oracle.error(ids))
+
+
+def _records(shown: _Shown, oracle: Oracle) -> Iterator[Record]:
+    """Yield the records, ascending, with the oracle's classes and what these make of the goal."""
+    classes, goal = oracle.judge(shown.images, shown.ids), _goal(shown.info["threat"])
+    reached = goal.reached(_evidence(shown, classes))
+    threat = shown.info["threat"]
+    fallen = fallen_at(shown.clean, shown.images, threat["epsilons"], threat["norm"])
+    for row, record in enumerate(shown.records):
+        said = None if classes[row] == UNKNOWN else int(classes[row])
+        told = replace(record, oracle=said, oracle_source=oracle.source)
+        if not needs_oracle(goal) or record.status == "already_wrong":
+            yield told
+        elif reached[row] and record.within_budget and record.replayed:
+            yield replace(told, broken_at=float(fallen[row]), goal_reached=True, status="ok")
+        else:
+            yield replace(told, broken_at=None, goal_reached=False)
+
+
+def _goal(threat: Mapping[str, Any]) -> Goal:
+    return load_goal(str(Reference(threat["goal"], threat.get("goal_parameters") or {})))
+
+
+def _evidence(shown: _Shown, classes: Tensor) -> Evidence:
+    """Return what a goal looks at; records hold decisions, so that each output is one vote for a class."""
+    number = int(shown.info["dataset"]["num_classes"])
+    labels = torch.tensor([record.label for record in shown.records])
+    before = _output([record.before for record in shown.records], number)
+    after = _output([record.after for record in shown.records], number)
+    return Evidence(shown.clean, shown.images, labels, before, after, classes)
+
+
+def _output(answers: Sequence[Answer], classes: int) -> Output:
+    decisions = torch.tensor([answer.decision for answer in answers])
+    return Output(one_hot(decisions, classes).float())
+
+
+def _open_questions(shown: _Shown, judged: Rewritten) -> list[str]:
+    """Say of how many changed images the oracle names no class."""
+    records = {record.sample: record for record in judged.records}
+    unknown = sum(records[int(shown.ids[row])].oracle is None for row in shown.changed)
+    if not unknown:
+        return []
+    name = shown.info["attack"]["name"]
+    title = f"{name} on {shown.info['model']['name']}"
+    return [f"{title}: {unknown} of {len(shown.changed)} changed images have no class: unknown"]

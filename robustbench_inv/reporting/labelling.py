@@ -1,0 +1,197 @@
+"""The labelling page: what runs have shown, shuffled, for people to say which class they see."""
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from robustbench_inv.errors import BadParameter, BadResults
+from robustbench_inv.identity import digest_value
+from robustbench_inv.reporting.html import render_page
+from robustbench_inv.reporting.png import png_uri
+from robustbench_inv.results.files import explain_failures, write_atomically
+from robustbench_inv.results.human_labels import COLUMNS, UNCLEAR
+from robustbench_inv.results.seen import Seen, is_image, look, seen_digest
+from robustbench_inv.results.store import CellFolder, RunFolder
+
+__all__ = ["Choice", "Trial", "choose_trials", "write_label_page"]
+
+KEYS = 10
+"""Classes that a keyboard has digits for."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is to be labelled.
+
+    Args:
+        cells: patterns, one of which a cell's attack, model, ``ATTACK on MODEL`` or digest must fit (of a digest,
+            the start will do); none admits every cell.
+        images: how many changed images, drawn at random; None for all.
+        catch: how many clean images of known class are mixed in.
+        seed: of the draw and the order.
+    """
+
+    cells: tuple[str, ...] = ()
+    images: int | None = None
+    catch: int = 20
+    seed: int = 0
+
+    def admits(self, cell: CellFolder) -> bool:
+        """Say whether a cell is one of those that are meant."""
+        model, attack = cell.cell["model"]["name"], cell.cell["attack"]["name"]
+        names = (model, attack, f"{attack} on {model}", cell.digest)
+        fits = (fnmatchcase(n, p) or cell.digest.startswith(p) for p in self.cells for n in names)
+        return not self.cells or any(fits)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One image that a person is asked about.
+
+    Args:
+        image: digest of what is seen.
+        cell: digest of the first cell that shows it.
+        sample: sample id there.
+        known: class of a clean image, a catch trial; None for a changed one.
+        png: the image as a data URI.
+    """
+
+    image: str
+    cell: str
+    sample: int
+    known: int | None
+    png: str = field(repr=False)
+
+
+def choose_trials(runs: Sequence[Path], choice: Choice) -> tuple[list[Trial], int]:
+    """Return the images to be labelled in the order in which they are asked, and the number of classes.
+
+    Every image that differs from its clean one to the eye is asked about once, whichever cells show it.
+
+    Args:
+        runs: run folders whose cells have images.
+        choice: which of them.
+
+    Raises:
+        BadResults: if no image was kept, none was changed, or the cells do not have the same classes.
+    """
+    cells = [cell for run in runs for cell in RunFolder(run).cells() if choice.admits(cell)]
+    kept = [cell for cell in cells if cell.adversarial() is not None and _shows_images(cell)]
+    if not kept:
+        raise BadResults(
+            "there are no images to label",
+            got="none were kept" if cells else f"no cell like {', '.join(choice.cells)}",
+            expected="cells of images that were evaluated with --keep-images",
+        )
+    classes = _classes(kept)
+    clean, changed = _seen(kept)
+    return _shuffled(clean, changed, choice), classes
+
+
+def write_label_page(
+    out: Path, trials: Sequence[Trial], classes: Sequence[str], title: str
+) -> None:
+    """Write the page: one file that needs nothing else and sends nothing anywhere.
+
+    Args:
+        out: the HTML file.
+        trials: in the order in which they are asked.
+        classes: their names, by number.
+        title: what is labelled.
+
+    Raises:
+        BadResults: if it cannot be written.
+    """
+    page = {
+        "id": digest_value({"trials": [[t.image, t.known] for t in trials]})[:12],
+        "columns": COLUMNS,
+        "unclear": UNCLEAR,
+        "classes": list(classes),
+        "trials": [asdict(trial) for trial in trials],
+    }
+    html = render_page("label.html", title=title, page=page, classes=list(classes))
+    with explain_failures(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, html.encode())
+
+
+def _shows_images(cell: CellFolder) -> bool:
+    return is_image(tuple(cell.cell["dataset"]["shape"]))
+
+
+def _classes(cells: Sequence[CellFolder]) -> int:
+    numbers = {int(cell.cell["dataset"]["num_classes"]) for cell in cells}
+    if len(numbers) > 1:
+        raise BadResults("the cells differ in the number of classes", got=sorted(numbers))
+    (number,) = numbers
+    if number > KEYS:
+        raise BadResults("too many classes for a keyboard", got=number, expected=f"at most {KEYS}")
+    return number
+
+
+@dataclass(frozen=True)
+class _Image:
+    cell: str
+    sample: int
+    label: int
+    pixels: Seen = field(repr=False)
+
+    def trial(self, image: str, known: int | None) -> Trial:
+        return Trial(image, self.cell, self.sample, known, png_uri(self.pixels))
+
+
+def _seen(cells: Iterable[CellFolder]) -> tuple[dict[str, _Image], dict[str, _Image]]:
+    """Return the clean images and the changed ones by digest, each once."""
+    clean: dict[str, _Image] = {}
+    changed: dict[str, _Image] = {}
+    for cell in cells:
+        for before, after in _pairs(cell):
+            digests = seen_digest(before.pixels), seen_digest(after.pixels)
+            clean.setdefault(digests[0], before)
+            if digests[0] != digests[1]:
+                changed.setdefault(digests[1], after)
+    return clean, changed
+
+
+def _pairs(cell: CellFolder) -> Iterator[tuple[_Image, _Image]]:
+    kept, info = cell.adversarial(), cell.cell["dataset"]
+    assert kept is not None
+    low, high = info["bounds"]
+    labels = {record.sample: record.label for record in cell.records()}
+    before, after = (look(kept[name], (low, high)) for name in ("clean", "adversarial"))
+    for row, sample in enumerate(np.asarray(kept["samples"]).tolist()):
+        if sample in labels:
+            image = partial(_Image, cell.digest, sample, labels[sample])
+            yield image(before[row]), image(after[row])
+
+
+def _shuffled(clean: dict[str, _Image], changed: dict[str, _Image], choice: Choice) -> list[Trial]:
+    if not changed:
+        raise BadResults("there are no changed images to label", got=f"{len(clean)} clean ones")
+    if choice.catch < 0 or (choice.images is not None and choice.images < 1):
+        raise BadParameter("unusable number of images", got=(choice.images, choice.catch))
+    draw = random.Random(choice.seed)
+    asked = sorted(changed)
+    asked = draw.sample(asked, min(choice.images or len(asked), len(asked)))
+    trials = [changed[image].trial(image, None) for image in asked]
+    catch = _catch({k: v for k, v in clean.items() if k not in changed}, choice.catch, draw)
+    trials += [clean[image].trial(image, clean[image].label) for image in catch]
+    draw.shuffle(trials)
+    return trials
+
+
+def _catch(clean: dict[str, _Image], count: int, draw: random.Random) -> list[str]:
+    """Return the digests of some clean images, of every class as many as of any other."""
+    order = draw.sample(sorted(clean), len(clean))
+    rank: dict[int, int] = {}
+    ranks: list[tuple[int, int, str]] = []
+    for image in order:
+        label = clean[image].label
+        rank[label] = rank.get(label, 0) + 1
+        ranks.append((rank[label], len(ranks), image))
+    return [image for _, _, image in sorted(ranks)[:count]]
