@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustbench_inv.cli.layers import show_layers
 from robustbench_inv.cli.list import list_catalogue
+from robustbench_inv.cli.measurements import show_measured
 from robustbench_inv.cli.options import (
     BatchSize,
     Checks,
@@ -75,11 +75,11 @@ def reproduce(  # noqa: PLR0913, PLR0917 - one parameter is one option
     if name is None:
         return list_catalogue(What.reproductions, json=json)
     item, asked = _item(name, only), {"dataset": dataset, "samples": samples, "seed": seed}
-    page = report or (out or (runs or [_folder(item)])[0]) / f"{Path(name).stem}.html"
-    if item.layers:
+    page = report or (out or (runs or [_folder(item)])[0]) / f"{item.name.rpartition('/')[2]}.html"
+    if item.measurement:
         more = {"device": device, "data_root": data_root, "dry_run": dry_run}
         folder = out or _folder(item)
-        return show_layers(item, page, runs or (), folder, {**asked, **more}, json=json)
+        return show_measured(item, page, runs or (), folder, {**asked, **more}, json=json)
     if runs:
         return _tell(item, runs, page, json, dataset=dataset)
     plan = _plan(item, {**asked, "device": device, "data_root": data_root})

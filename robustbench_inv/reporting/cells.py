@@ -24,11 +24,15 @@ __all__ = ["CellResult", "Panel", "RunResult", "Worst", "panels", "read_runs", "
 
 @dataclass(frozen=True)
 class Panel:
-    """What makes cells comparable: the data set, the norm of distances, the attacker's goal."""
+    """What makes cells comparable: the data set, the norm of distances, the attacker's goal.
+
+    Where the goal asks for the class of a changed input, so does it matter whom the threat names to say it.
+    """
 
     dataset: str
     norm: str
     goal: str
+    oracle: str = ""
 
     @property
     def keeps(self) -> bool:
@@ -36,19 +40,25 @@ class Panel:
         return self.goal.startswith("keep")
 
     @property
-    def rank(self) -> tuple[str, bool, int, str, str]:
+    def rank(self) -> tuple[str, bool, int, str, str, str]:
         """Where it stands in a report: sensitivity before invariance, linf before l2 before the others."""
         norms = ("linf", "l2", "l1", "l0")
         order = norms.index(self.norm) if self.norm in norms else len(norms)
-        return self.dataset, self.keeps, order, self.norm, self.goal
+        return self.dataset, self.keeps, order, self.norm, self.goal, self.oracle
 
     @property
     def title(self) -> str:
         """How a reader is told."""
         wanted = "invariance" if self.keeps else "sensitivity"
-        usual = {"misclassify": "", "misclassify-same-class": " (same class)", "keep-decision": ""}
+        usual = {
+            "accept": " (no class)",
+            "misclassify": "",
+            "misclassify-same-class": " (same class)",
+            "keep-decision": "",
+        }
         plain = usual.get(self.goal, f" ({self.goal})")
-        return f"{self.data} · {norm_sign(self.norm)} · {wanted}{plain}"
+        judged = f" · oracle: {self.oracle}" if self.oracle else ""
+        return f"{self.data} · {norm_sign(self.norm)} · {wanted}{plain}{judged}"
 
     @property
     def data(self) -> str:
@@ -317,7 +327,7 @@ def _read_cell(folder: CellFolder) -> CellResult:
         return CellResult(
             model=info["model"]["name"],
             attack=attack_name(info),
-            panel=Panel(info["dataset"]["name"], threat["norm"], threat["goal"]),
+            panel=_panel(info["dataset"]["name"], threat),
             epsilons=tuple(map(float, threat["epsilons"])),
             records=tuple(sorted(folder.records(), key=lambda r: r.sample)),
             planned=len(folder.samples),
@@ -326,6 +336,12 @@ def _read_cell(folder: CellFolder) -> CellResult:
         )
     except (KeyError, TypeError) as error:
         raise BadResults(f"{folder.path} has an unusable cell.json", remedy=repr(error)) from error
+
+
+def _panel(dataset: str, threat: Mapping[str, Any]) -> Panel:
+    judged = threat["goal"].startswith("keep") or threat["goal"].endswith("same-class")
+    oracle = (threat.get("oracle") or {}).get("source", "") if judged else ""
+    return Panel(dataset, threat["norm"], threat["goal"], oracle)
 
 
 def _unfinished(cell: CellResult) -> tuple[str, int, int]:

@@ -24,10 +24,22 @@ __all__ = [
 
 DEFINITION_VERSION = 1
 
-TableKind = Literal["worst", "accuracy", "distances", "rejection", "comparison", "cells"]
+TableKind = Literal[
+    "worst",
+    "accuracy",
+    "distances",
+    "invariance",
+    "agreement",
+    "metamers",
+    "rejection",
+    "comparison",
+    "cells",
+]
 """``worst``: the strongest attack on each sample. ``accuracy``: every attack along its sweep. ``distances``:
-minimum-norm attacks. ``rejection``: models that may refuse to answer. ``comparison``: paired differences of
-models. ``cells``: cost and status of every cell."""
+minimum-norm attacks. ``invariance``: decisions that stayed, classes that changed, and the oracle's own error.
+``agreement``: inputs that the data set gives, with whom the models agree. ``metamers``: what survives clipping and
+rounding. ``rejection``: models that may refuse to answer. ``comparison``: paired differences of models. ``cells``:
+cost and status of every cell."""
 
 FigureKind = Literal["curves", "classes", "distances", "images"]
 """``curves``: accuracy against eps. ``classes``: accuracy against distance, split by class. ``distances``:

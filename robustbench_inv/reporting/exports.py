@@ -1,5 +1,6 @@
 """One table, four ways to write it down: tidy CSV, Markdown, LaTeX, and the rows that HTML shows."""
 
+import re
 from dataclasses import dataclass
 from math import isfinite, isinf, isnan
 from typing import Literal
@@ -17,10 +18,14 @@ __all__ = [
     "number",
     "show_median",
     "show_rate",
+    "slug",
     "to_csv",
     "to_latex",
     "to_markdown",
 ]
+
+LONGEST = 80
+"""Characters of a file name; file systems end at 255 bytes, and readers long before."""
 
 Tone = Literal["", "name", "note", "pass", "warn", "fail"]
 """How a cell is to be seen: plain, as a row's name, as running text, as good news, a warning, a failure."""
@@ -110,6 +115,16 @@ def number(value: float) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}"
+
+
+def slug(text: str) -> str:
+    """Return a text as part of a file name, cut where a name would become unwieldy.
+
+    Example:
+        >>> slug("spheres:d=500,n=10")
+        'spheres-d-500-n-10'
+    """
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")[:LONGEST].rstrip("-.")
 
 
 def to_csv(table: Table) -> str:

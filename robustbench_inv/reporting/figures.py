@@ -32,11 +32,10 @@ from robustbench_inv.reporting.curves import (
     worst_curve,
 )
 from robustbench_inv.reporting.definitions import FigureKind
-from robustbench_inv.reporting.exports import number
+from robustbench_inv.reporting.exports import number, slug
 from robustbench_inv.reporting.facts import IntervalOf, distances_of
 from robustbench_inv.reporting.images import draw_images
 from robustbench_inv.reporting.statistics import median_of, wilson
-from robustbench_inv.reporting.tables import slug
 
 __all__ = ["FIGURES", "Plot", "draw_curve", "draw_figures", "grid"]
 

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from robustbench_inv.reporting.canvas import COLOURS, INK, MUTED, Picture, render, shorten
 from robustbench_inv.reporting.cells import CellResult, Panel, norm_sign
-from robustbench_inv.reporting.exports import number
-from robustbench_inv.reporting.tables import slug
+from robustbench_inv.reporting.exports import number, slug
 from robustbench_inv.results.record import Record
 
 __all__ = ["draw_images"]

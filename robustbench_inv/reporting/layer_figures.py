@@ -10,9 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from robustbench_inv.reporting.canvas import COLOURS, MUTED, Picture, render, styled
-from robustbench_inv.reporting.exports import Shown, Table, number
+from robustbench_inv.reporting.exports import Shown, Table, number, slug
 from robustbench_inv.reporting.layer_views import Effect, LayerView
-from robustbench_inv.reporting.tables import slug
 
 __all__ = ["draw_effect", "tabulate_effect"]
 

@@ -1,18 +1,13 @@
 """Views of a hidden layer before and after it was regularised: as files hold them, and as figures want them."""
 
-import gzip
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from robustbench_inv.errors import BadResults
-
-__all__ = ["Effect", "LayerView", "Numbers", "read_effect", "to_gzip"]
+__all__ = ["Effect", "LayerView", "Numbers"]
 
 Numbers = NDArray[np.float64]
 
@@ -56,30 +51,14 @@ class Effect:
     labels: NDArray[np.int64]
     pairs: dict[str, tuple[LayerView, LayerView]]
 
-
-def to_gzip(effect: Mapping[str, object]) -> bytes:
-    """Return plain values as ``.json.gz``: the same bytes for the same values."""
-    text = json.dumps(effect, ensure_ascii=False, separators=(",", ":"))
-    return gzip.compress(text.encode(), mtime=0)
-
-
-def read_effect(path: Path) -> Effect:
-    """Read what ``to_gzip`` wrote.
-
-    Raises:
-        BadResults: if the file is missing, damaged, or something else.
-    """
-    try:
-        found = json.loads(gzip.decompress(path.read_bytes()))
-        if found["version"] != 1:
-            raise BadResults(f"{path} has another version", got=found["version"], expected="1")
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "Effect":
+        """Read what ``training.elimination_effect`` measured, plain values."""
         pairs = {
             name: (_view(pair["before"]), _view(pair["after"]))
             for name, pair in found["pairs"].items()
         }
-        return Effect(found["dataset"], np.array(found["labels"]), pairs)
-    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise BadResults(f"cannot read the layers in {path}", remedy=str(error)) from error
+        return cls(found["dataset"], np.array(found["labels"]), pairs)
 
 
 def _view(found: Mapping[str, Any]) -> LayerView:

@@ -69,6 +69,7 @@ def collect_facts(runs: Sequence[RunResult]) -> list[Facts]:
         Facts("Runs", _once((run.name, line) for run in runs for line in _commands(run))),
         Facts("Models", _once((cell.model, _model(cell)) for cell in cells)),
         Facts("Attacks", _once((cell.attack, _attack(cell)) for cell in cells)),
+        *_oracles(cells),
         Facts("Data", _once((cell.panel.dataset, _data(cell)) for cell in cells)),
         Facts("Made with", _made_with(cells)),
         Facts("Cells", _once((_name(cell), cell.folder.digest) for cell in cells)),
@@ -125,6 +126,32 @@ def _attack(cell: CellResult) -> str:
     helper = cell.info["threat"].get("substitute")
     helped = f", on {helper['name']} of digest {helper['digest']}" if helper else ""
     return f"{attack.get('implementation', '')}{told}, digest {attack['digest']}{helped}"
+
+
+def _oracles(cells: Sequence[CellResult]) -> list[Facts]:
+    rows = _once(row for cell in cells for row in _oracle(cell))
+    return [Facts("Oracles", rows)] if rows else []
+
+
+def _oracle(cell: CellResult) -> list[tuple[str, str]]:
+    """Say who judged, where a threat names an oracle."""
+    oracle, error = cell.info["threat"].get("oracle"), cell.folder.oracle_error()
+    if not oracle:
+        return []
+    members = ", ".join(each["name"] for each in oracle.get("members", ()))
+    told = [
+        f"{oracle['rule']} of {members}" if members else str(oracle.get("file", "")),
+        *oracle.get("left_out", ()),
+        *(
+            [
+                f"wrong on {error.wrong}, without an answer on {error.unknown} of {error.trials} {error.measured_on}"
+            ]
+            if error
+            else []
+        ),
+        f"digest {oracle['digest']}",
+    ]
+    return [(oracle["source"], "; ".join(told))]
 
 
 def _data(cell: CellResult) -> str:

@@ -11,6 +11,7 @@ from robustbench_inv.errors import BadParameter
 from robustbench_inv.results.summary import Rate
 
 __all__ = [
+    "CONFIDENCE",
     "INTERVALS",
     "Interval",
     "Median",

@@ -1,6 +1,5 @@
-"""The tables of a report, built from cells: worst of all attacks, each attack, distances, rejection, cost."""
+"""The tables of a report, built from cells: worst of all, each attack, distances, rejection, models compared, cost."""
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from math import inf, isinf, nan
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from robustbench_inv.reporting.agreement import agreement_tables
 from robustbench_inv.reporting.cells import (
     CellResult,
     Panel,
@@ -25,6 +25,7 @@ from robustbench_inv.reporting.exports import (
     number,
     show_median,
     show_rate,
+    slug,
 )
 from robustbench_inv.reporting.facts import (
     FAILURES,
@@ -38,15 +39,13 @@ from robustbench_inv.reporting.facts import (
     rate_facts,
     summary_frame,
 )
+from robustbench_inv.reporting.invariance import invariance_tables
+from robustbench_inv.reporting.metamers import metamer_tables
+from robustbench_inv.reporting.rejection import rejection_tables
 from robustbench_inv.reporting.statistics import Pairs, mcnemar, median_of, tango, wilson
-from robustbench_inv.results.record import Record
 from robustbench_inv.results.summary import Rate
 
-__all__ = ["TABLES", "build_tables", "slug"]
-
-
-LONGEST = 80
-"""Characters of a file name; file systems end at 255 bytes, and readers long before."""
+__all__ = ["TABLES", "build_tables"]
 
 
 def build_tables(
@@ -60,16 +59,6 @@ def build_tables(
         interval: of every share.
     """
     return [table for table in TABLES[kind](cells, interval) if table.rows]
-
-
-def slug(text: str) -> str:
-    """Return a text as part of a file name, cut where a name would become unwieldy.
-
-    Example:
-        >>> slug("spheres:d=500,n=10")
-        'spheres-d-500-n-10'
-    """
-    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-")[:LONGEST].rstrip("-.")
 
 
 def _worst(cells: Sequence[CellResult], interval: IntervalOf) -> Iterable[Table]:
@@ -160,7 +149,7 @@ def _at(cell: CellResult, eps: float, interval: IntervalOf) -> Shown:
 
 
 def _distances(cells: Sequence[CellResult], interval: IntervalOf) -> Iterable[Table]:
-    for panel, group in panels(c for c in cells if c.kind == "minimal" or not c.epsilons).items():
+    for panel, group in panels(filter(_seeks_nearest, cells)).items():
         caption = (
             f"{norm_sign(panel.norm)} distance of the nearest success that each attack found, over the "
             "samples that were right before it; a sample that never fell counts as ∞. The interval of "
@@ -178,6 +167,11 @@ def _distances(cells: Sequence[CellResult], interval: IntervalOf) -> Iterable[Ta
         rows = [_distance_row(cell, interval) for cell in group]
         frame = pd.DataFrame([_distance_fact(cell, interval) for cell in group])
         yield _table("distances", panel, "Distance to failure", caption, (frame, columns, rows))
+
+
+def _seeks_nearest(cell: CellResult) -> bool:
+    """Is a distance what the attack is about? What is given lies where it lies."""
+    return cell.kind == "minimal" or not (cell.epsilons or cell.kind == "given")
 
 
 def _distance_row(cell: CellResult, interval: IntervalOf) -> tuple[Shown, ...]:
@@ -208,52 +202,6 @@ def _distance_fact(cell: CellResult, interval: IntervalOf) -> dict[str, Any]:
         "median_high": bounds.high if bounds else nan,
         "quartile_3": quantile(d, 0.75),
     }
-
-
-def _rejection(cells: Sequence[CellResult], interval: IntervalOf) -> Iterable[Table]:
-    caption = (
-        "Shares in % [95 % interval]. Rejected clean: inputs refused before any attack. Right: answered "
-        "and correct, a rejection counts as failure. Right of answered: correct among the answered. "
-        "Fooled: wrong and not rejected. Detected: rejected among the wrong decisions on attacked inputs (those fooled before any attack are not attacked)."
-    )
-    for panel, group in panels(c for c in cells if c.summary.acceptance is not None).items():
-        shares = [(cell, _rejection_rates(cell)) for cell in group]
-        rows = [
-            (
-                Shown(cell.model, tone="name"),
-                Shown(cell.attack, tone="name"),
-                Shown(f"{len(cell.records):,}"),
-                *(show_rate(rate, interval(rate)) for rate in rates.values()),
-            )
-            for cell, rates in shares
-        ]
-        facts = [{**identity_facts(cell), **rate_facts(rates, interval)} for cell, rates in shares]
-        columns = ("Model", "Attack", "Samples", *_REJECTION)
-        yield _table(
-            "rejection", panel, "With rejection", caption, (pd.DataFrame(facts), columns, rows)
-        )
-
-
-_REJECTION = ("Rejected clean", "Right", "Right of answered", "Fooled", "Detected")
-
-
-def _rejection_rates(cell: CellResult) -> dict[str, Rate]:
-    n = len(cell.records)
-    answered = [r for r in cell.records if r.after.accepted is not False]
-    right = sum(_right(r) for r in answered)
-    clean = cell.summary.acceptance or Rate(0, 0)
-    return {
-        "rejected_clean": Rate(clean.trials - clean.successes, clean.trials),
-        "right": Rate(right, n),
-        "right_of_answered": Rate(right, len(answered)),
-        "fooled": Rate(len(answered) - right, n),
-        "detected": cell.summary.detection or Rate(0, 0),
-    }
-
-
-def _right(record: Record) -> bool:
-    truth = record.label if record.oracle is None or record.oracle < 0 else record.oracle
-    return record.after.decision == truth
 
 
 def _comparison(cells: Sequence[CellResult], interval: IntervalOf) -> Iterable[Table]:
@@ -346,7 +294,10 @@ TABLES: dict[TableKind, Callable[[Sequence[CellResult], IntervalOf], Iterable[Ta
     "worst": _worst,
     "accuracy": _accuracy,
     "distances": _distances,
-    "rejection": _rejection,
+    "invariance": invariance_tables,
+    "agreement": agreement_tables,
+    "metamers": metamer_tables,
+    "rejection": rejection_tables,
     "comparison": _comparison,
     "cells": _cells,
 }

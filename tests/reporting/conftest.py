@@ -1,6 +1,7 @@
 """Run folders made by hand, with known answers, for the tests of reports."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,11 @@ from safetensors.numpy import save_file
 from robustbench_inv.identity import digest_value
 from robustbench_inv.results.record import Answer, Distances, Record
 
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--no-first-run", "--disable-dev-shm-usage",
+]  # fmt: skip
 VERSIONS = {"python": "3.11.2", "torch": "2.13.0", "robustbench-inv": "0.1.0"}
 
 
@@ -215,3 +221,17 @@ def report(full_run, tmp_path_factory):
     from robustbench_inv.reporting.html import write_report
 
     return write_report([full_run], tmp_path_factory.mktemp("reports") / "new" / "report.html")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A real browser."""
+    sync_api = pytest.importorskip(
+        "playwright.sync_api", reason="the package playwright is not installed"
+    )
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()

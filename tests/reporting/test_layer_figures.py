@@ -6,13 +6,14 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from robustbench_inv.catalogue.layers import LayerPair
+from robustbench_inv.catalogue.measurement import Measurement
 from robustbench_inv.catalogue.reproduction_file import load_reproduction, read_reproduction
 from robustbench_inv.errors import BadCatalogue, BadResults
 from robustbench_inv.reporting.exports import to_markdown
 from robustbench_inv.reporting.layer_figures import draw_effect, tabulate_effect
-from robustbench_inv.reporting.layer_report import find_effects, report_layers
-from robustbench_inv.reporting.layer_views import read_effect, to_gzip
+from robustbench_inv.reporting.layer_views import Effect
+from robustbench_inv.reporting.measurements.report import find_measured, report_measured
+from robustbench_inv.results.measurement import Measured, to_gzip
 
 SAMPLES, CLASSES = 24, 3
 
@@ -39,59 +40,46 @@ def effect():
         "C-JS": {"before": view("m-js", "median"), "after": view("m-js-ie", "median")},
     }
     labels = [i % CLASSES for i in range(SAMPLES)]
-    return {"version": 1, "dataset": "mnist", "labels": labels, "pairs": pairs}
+    return {"dataset": "mnist", "labels": labels, "pairs": pairs}
+
+
+def measured(layers):
+    return Measured("mnist", SAMPLES, {"m-dv": "d" * 64}, layers=layers)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "layers-mnist.json.gz").write_bytes(to_gzip(effect()))
+    (tmp_path / "measured-mnist.json.gz").write_bytes(to_gzip(measured(effect())))
     return tmp_path
 
 
-def test_what_is_written_is_read(folder):
-    (path,) = find_effects([folder])
-    found = read_effect(path)
+def test_plain_values_are_read():
+    found = Effect.from_json(effect())
     before, after = found.pairs["C-DV"]
     assert (found.dataset, found.labels.tolist()) == ("mnist", effect()["labels"])
     assert (before.model, after.model, after.widths["training"]) == ("m-dv", "m-dv-ie", 2.0)
     assert before.plane.shape == (CLASSES, SAMPLES, 2)
     np.testing.assert_array_equal(before.plane, effect()["pairs"]["C-DV"]["before"]["plane"])
-    assert to_gzip(effect()) == path.read_bytes()
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"not gzip",
-        to_gzip({"version": 1}),
-        to_gzip({**effect(), "version": 2}),
-        to_gzip({**effect(), "pairs": 3}),
-        to_gzip(effect())[:100],
-    ],
-    ids=["no gzip", "keys missing", "another version", "no pairs", "torn"],
-)
-def test_damaged_files_are_one_line(tmp_path, data):
-    (tmp_path / "layers-x.json.gz").write_bytes(data)
+@pytest.mark.parametrize("layers", [{}, {**effect(), "pairs": 3}], ids=["no keys", "no pairs"])
+def test_damaged_layers_are_one_line(tmp_path, layers):
+    (tmp_path / "measured-x.json.gz").write_bytes(to_gzip(measured(layers)))
     with pytest.raises(BadResults) as caught:
-        read_effect(tmp_path / "layers-x.json.gz")
+        report_measured(load_reproduction("guess-first/figure-2"), find_measured([tmp_path]))
     assert "\n" not in str(caught.value)
 
 
-def test_no_file_is_named(tmp_path):
-    with pytest.raises(BadResults, match="no measured layers"):
-        find_effects([tmp_path])
-
-
-def test_the_table_sums_over_hypotheses(folder):
-    table = tabulate_effect(read_effect(folder / "layers-mnist.json.gz"))
+def test_the_table_sums_over_hypotheses():
+    table = tabulate_effect(Effect.from_json(effect()))
     assert table.frame["model"].tolist() == ["m-dv"] * 2 + ["m-dv-ie"] * 2 + ["m-js", "m-js-ie"]
     assert table.frame["mmd2"].tolist() == pytest.approx([1.5, 1.5, 0.75, 0.75, 1.5, 1.5])
     assert table.frame["chance"].tolist() == pytest.approx((table.frame["mmd2"] / 10).tolist())
     assert "| m-dv-ie | yes | 75.0 | 2 [training] | 0.75 [0.075] |" in to_markdown(table)
 
 
-def test_the_figures_show_every_network_and_hypothesis(folder):
-    pictures = draw_effect(read_effect(folder / "layers-mnist.json.gz"))
+def test_the_figures_show_every_network_and_hypothesis():
+    pictures = draw_effect(Effect.from_json(effect()))
     texts = [_texts(picture.svg) for picture in pictures]
     assert [picture.name for picture in pictures] == ["terms-mnist", "plane-mnist", "planes-mnist"]
     assert {"C-DV: σ 2 (median)", "C-DV: σ 2 (training)", "C-JS: σ 2 (median)"} <= texts[0]
@@ -101,9 +89,9 @@ def test_the_figures_show_every_network_and_hypothesis(folder):
     assert "1.5 before, 0.75 after" in pictures[0].alt
 
 
-def test_terms_stand_where_their_values_are(folder):
+def test_terms_stand_where_their_values_are():
     """Heights in the drawing: of the lines at 0.0 and 0.4, and of a mark for every term."""
-    svg = draw_effect(read_effect(folder / "layers-mnist.json.gz"))[0].svg
+    svg = draw_effect(Effect.from_json(effect()))[0].svg
     line = r'"ytick_\d+">.*?<path d="M [\d.]+ ([\d.]+).*?>([\d.]+)</text>'
     heights = {text: float(y) for y, text in reversed(re.findall(line, svg, re.DOTALL))}
     marks = {float(y) for y in re.findall(r'<use[^>]* y="([\d.]+)"', svg)}
@@ -115,7 +103,7 @@ def test_terms_stand_where_their_values_are(folder):
 
 def test_the_page_holds_everything(folder):
     item = load_reproduction("guess-first/figure-2")
-    found = report_layers(item, find_effects([folder]))
+    found = report_measured(item, find_measured([folder]))
     page = folder / "figure-2.html"
     found.write(page)
     html = page.read_text()
@@ -123,28 +111,27 @@ def test_the_page_holds_everything(folder):
     assert item.title in html
     assert not re.findall(r'(?:src|href)="http', html)
     assert (folder / "figure-2_files" / "tables" / "mmd-mnist.csv").is_file()
-    again = report_layers(item, find_effects([folder / "figure-2_files"]))
+    again = report_measured(item, find_measured([folder / "figure-2_files"]))
     assert again.to_json() == found.to_json()
-    assert len(found.to_json()["networks"]) == 6
+    assert len(found.to_json()["data"][0]["networks"]) == 6
 
 
 def test_the_shipped_figure_compares_what_the_paper_regularises():
     item = load_reproduction("guess-first/figure-2")
-    assert [pair.models("mnist")[1] for pair in item.layers] == ["mnist-c-dv-ie", "mnist-c-js-ie"]
-    assert LayerPair("x", "{data}-a", "b").models("d") == ("d-a", "b")
+    pairs = item.measurement.filled("mnist")["pairs"]
+    assert [after for _, after in pairs.values()] == ["mnist-c-dv-ie", "mnist-c-js-ie"]
     assert not item.trials
+    assert item.samples == 1000
 
 
-def test_a_definition_has_trials_or_layers(tmp_path):
-    shipped = load_reproduction("guess-first/figure-2")
+def test_a_definition_has_trials_or_a_measurement(tmp_path):
     path = tmp_path / "figure-9.toml"
     text = 'version = 1\ntitle = "t"\nsummary = "s"\npaper = "p"\ndatasets = ["mnist"]\n'
     path.write_text(text)
-    with pytest.raises(BadCatalogue, match="or layers"):
+    with pytest.raises(BadCatalogue, match="or a measurement"):
         read_reproduction(path)
-    path.write_text(text + 'layers = [{ name = "C", before = "a", after = "b" }]\n')
-    assert read_reproduction(path).layers == (LayerPair("C", "a", "b"),)
-    assert shipped.samples == 1000
+    path.write_text(text + '[measurement]\nby = "m:f"\n')
+    assert read_reproduction(path).measurement == Measurement("m:f")
 
 
 def _texts(svg):

@@ -154,7 +154,8 @@ def test_rejection_is_scored_from_both_sides(writer, record):
         answered(record(4, broken_at=0.1), False),  # wrong, and refused
     ]  # fmt: skip
     records[0] = replace(records[0], before=replace(records[0].before, accepted=False))
-    (table,) = build_tables("rejection", cells_of(writer.cell(records).finish()))
+    table, score = build_tables("rejection", cells_of(writer.cell(records).finish()))
+    assert score.name.startswith("detection")
     rates = table.frame.iloc[0]
     assert rates.rejected_clean == pytest.approx(1 / 5)
     assert rates.right == pytest.approx(1 / 5)
@@ -168,10 +169,12 @@ def test_a_model_that_refuses_everything_looks_bad(writer, record):
         replace(r, before=replace(r.before, accepted=False), after=replace(r.after, accepted=False))
         for r in (record(i, broken_at=0.1) for i in range(10))
     ]
-    (table,) = build_tables("rejection", cells_of(writer.cell(records).finish()))
-    assert shown(table, 0, "Detected").startswith("100.0")
+    table, score = build_tables("rejection", cells_of(writer.cell(records).finish()))
+    assert score.name.startswith("detection")
+    assert shown(table, 0, "Detected of wrong").startswith("100.0")
     assert shown(table, 0, "Right").startswith("0.0")
     assert shown(table, 0, "Rejected clean").startswith("100.0")
+    assert shown(table, 0, "Right clean").startswith("0.0")
     assert shown(table, 0, "Right of answered") == "—"
 
 

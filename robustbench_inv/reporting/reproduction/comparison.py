@@ -58,7 +58,10 @@ class Evidence:
         known = [name for name in dict.fromkeys(names) if name in self.outcomes]
         if not known or data not in self.places:
             return pd.Series(dtype=bool)
-        here = self.outcomes.index.get_level_values("dataset") == self.places[data]
+        index = self.outcomes.index
+        here = index.get_level_values("dataset") == self.places[data]
+        if isinstance(line, Panel) and line.label is not None:
+            here &= index.get_level_values("label") == line.label
         return self.outcomes.loc[here, known].dropna().gt(eps).all(axis=1)
 
     def number(self, row: Row, column: Column) -> float:
@@ -99,6 +102,11 @@ class Entry:
     ours: Rate
     adaptive: Rate | None
     remark: str
+
+    @property
+    def place(self) -> str:
+        """Where it stands in the table."""
+        return f"{self.row.label}, {self.column.name}"
 
     @property
     def difference(self) -> float:
@@ -158,7 +166,8 @@ def find_places(
     places: dict[str, str] = {}
     known = set(map(str, outcomes.index.get_level_values("dataset")))
     for data in item.datasets:
-        found = sorted(name for name in known if name.startswith(data))
+        others = known.difference(item.datasets) | {data}
+        found = sorted(name for name in known & others if name.startswith(data))
         if len(found) > 1:
             raise BadResults(
                 "records on several data sets", got=found, remedy="name one: --dataset"

@@ -1,6 +1,6 @@
 """The figure of a reproduction: accuracy against eps for every model, as published and adaptive."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -13,7 +13,7 @@ from robustbench_inv.catalogue.reproduction import Column, Panel, Side
 from robustbench_inv.reporting.canvas import MUTED, Picture, label_axes, render, styled
 from robustbench_inv.reporting.cells import norm_sign
 from robustbench_inv.reporting.curves import rates_curve
-from robustbench_inv.reporting.exports import EMPTY, Shown, Table, number
+from robustbench_inv.reporting.exports import EMPTY, Shown, Table, number, slug
 from robustbench_inv.reporting.facts import rate_facts
 from robustbench_inv.reporting.figures import draw_curve, grid
 from robustbench_inv.reporting.reproduction.comparison import Evidence, rate_of
@@ -26,6 +26,11 @@ ABREAST, WIDTH, HEIGHT = 3, 3.6, 2.6
 """Panels side by side, and inches of each: together as wide as the page."""
 
 SIDES: dict[Side, str] = {"published": "as published", "adaptive": "adaptive"}
+
+BOTH = (
+    " Solid: the attack as published. Dashed: the strongest, for each sample, of everything that was run on the "
+    "same network."
+)
 
 STYLES: dict[Side, dict[str, Any]] = {
     "published": {"linestyle": "-", "marker": "o", "markersize": 2.6},
@@ -142,12 +147,13 @@ def _picture(
         for line in (line for line in lines if line.panel == panel):
             curve = rates_curve(tuple(line.rates), list(line.rates.values()), wilson)
             draw_curve(ax, curve, colours[line.column.name], STYLES[line.side])
-    _legend(figure, colours)
+    sides = {line.side for line in lines}
+    _legend(figure, colours, sides)
     return Picture(
-        f"panels-{place}",
+        slug(f"panels-{place}"),
         f"Accuracy against ε: {place}",
-        "Accuracy that is left as the budget grows, with its 95 % interval. Solid: the attack as published. "
-        "Dashed: the strongest, for each sample, of everything that was run on the same network.",
+        "Accuracy that is left as the budget grows, with its 95 % interval."
+        + (BOTH if len(sides) > 1 else ""),
         " ".join(_described(lines)),
         render(figure),
     )
@@ -157,11 +163,12 @@ def _norm(threat: str) -> str:
     return norm_sign(threat.partition("=")[0])
 
 
-def _legend(figure: Figure, colours: Mapping[str, str]) -> None:
+def _legend(figure: Figure, colours: Mapping[str, str], sides: Collection[Side]) -> None:
     models = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
     kinds = [
         Line2D([], [], color=MUTED, label=label, **{**STYLES[side], "marker": None})
         for side, label in SIDES.items()
+        if len(sides) > 1
     ]
     figure.legend(handles=[*models, *kinds], loc="outside lower center", ncols=8, handlelength=2.2)
 

@@ -161,7 +161,7 @@ class Reproduced:
             "rows": [entry.to_json() for entry in self.entries],
             "curves": curves_frame(self.evidence, self.lines).to_dict("records"),
             "claims": [finding.to_json() for finding in self.findings],
-            "unexplained": [f"{e.row.label}, {e.column.name}" for e in self.unexplained],
+            "unexplained": [entry.place for entry in self.unexplained],
             "missing": [str(address) for address in self.evidence.missing],
             "checks": [
                 {k: v for k, v in verdict.items() if k != "shown"} for verdict in self.doubtful

@@ -38,6 +38,16 @@ class Band:
     row: Row
     lines: tuple[tuple[str, tuple[Shown, ...]], ...]
 
+    @property
+    def name(self) -> str:
+        """What stands before the lines."""
+        return self.row.name
+
+    @property
+    def note(self) -> str:
+        """What stands beneath the name."""
+        return f"ε = {self.row.eps:g}" if self.row.eps else ""
+
 
 def bands(entries: Sequence[Entry]) -> list[Band]:
     """Return the rows as a reader sees them."""

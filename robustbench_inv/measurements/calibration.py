@@ -1,0 +1,84 @@
+"""Fits the thresholds of a model that rejects, on training inputs and before anything attacks it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.catalogue.load import LoadedModel
+from robustbench_inv.catalogue.rejecting import fitted_digest
+from robustbench_inv.data.protocol import Dataset
+from robustbench_inv.errors import BadParameter
+from robustbench_inv.evaluation.loading import Loader
+from robustbench_inv.evaluation.metering import judge
+from robustbench_inv.evaluation.prepare import device_of
+from robustbench_inv.models.rejection import Quantiles, fit_quantiles
+from robustbench_inv.randomness import Noise
+from robustbench_inv.tensors import Output
+
+__all__ = ["TrainingInputs", "calibrate"]
+
+BATCH = 500
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """What a model was trained on.
+
+    Args:
+        dataset: holds them.
+        first: id of the first.
+        last: id after the last.
+    """
+
+    dataset: Dataset
+    first: int
+    last: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first < self.last <= len(self.dataset):
+            raise BadParameter(
+                "unusable range of training inputs",
+                got=f"{self.first} to {self.last}",
+                expected=f"inside 0 to {len(self.dataset)}",
+            )
+
+
+def calibrate(model: LoadedModel, inputs: TrainingInputs) -> Quantiles:
+    """Return the quantiles of a model's scores over the training inputs that it gets right.
+
+    A stochastic model answers as it does when it is judged, under one draw of its noise for each input.
+
+    Args:
+        model: as it is, without rejection.
+        inputs: what it was trained on.
+
+    Raises:
+        BadModel: if it gets too few of a class right.
+    """
+    dataset, ids = inputs.dataset, range(inputs.first, inputs.last)
+    output, labels = _answers(model, dataset, ids)
+    facts = {
+        "model": fitted_digest(model),
+        "name": model.name,
+        "dataset": dataset.name,
+        "dataset_digest": dataset.digest,
+        "first": str(inputs.first),
+        "last": str(inputs.last),
+    }
+    return fit_quantiles(output, labels, facts, classes=dataset.num_classes)
+
+
+def _answers(model: LoadedModel, dataset: Dataset, ids: Sequence[int]) -> tuple[Output, Tensor]:
+    """Return the answer to all inputs, in float64 on the CPU, and their classes."""
+    classifier = model.classifier
+    loader = Loader(dataset, device_of(classifier), classifier.dtype)
+    outputs, labels = [], []
+    for start in range(0, len(ids), BATCH):
+        batch = loader.batch(ids[start : start + BATCH])
+        outputs.append(judge(classifier, batch.images, Noise(0, batch.ids)))
+        labels.append(batch.labels.cpu())
+    scores = [output.score.double().cpu() for output in outputs if output.score is not None]
+    logits = torch.cat([output.logits.double().cpu() for output in outputs])
+    return Output(logits, torch.cat(scores) if scores else None), torch.cat(labels)

@@ -1,0 +1,166 @@
+"""How well a score tells inputs that ought to be rejected from clean ones, with intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, log, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+from scipy.stats import rankdata
+
+from robustbench_inv.reporting.statistics import CONFIDENCE, Interval
+from robustbench_inv.results.summary import Rate
+
+__all__ = ["Area", "RiskCoverage", "aupr", "auroc", "detection_at", "fpr_at", "risk_coverage"]
+
+Z = float(ndtri((1 + CONFIDENCE) / 2))
+
+
+@dataclass(frozen=True)
+class Area:
+    """An area under a curve, 0 to 1, with its 95 % interval."""
+
+    value: float
+    interval: Interval
+
+
+def auroc(clean: Sequence[float], shown: Sequence[float]) -> Area | None:
+    """Return the probability that a clean input scores higher than one that ought to be rejected, ties counted half.
+
+    Args:
+        clean: scores of clean inputs; higher means more in-distribution.
+        shown: scores of those that ought to be rejected.
+
+    Returns:
+        None unless there are two of each.
+
+    References:
+        DeLong, DeLong and Clarke-Pearson, Biometrics 1988, for the variance; Sun and Xu, IEEE Signal Processing
+        Letters 2014, for its computation from ranks. The interval is that of the logit, which stays inside 0 to 1;
+        where all pairs are in order, it is as wide as that of a share of none.
+
+    Example:
+        >>> auroc([3.0, 4.0, 5.0], [1.0, 2.0, 4.0]).value
+        0.8333333333333334
+    """
+    x, y = np.asarray(clean, float), np.asarray(shown, float)
+    m, n = len(x), len(y)
+    if min(m, n) < 2:
+        return None
+    ranks = rankdata(np.concatenate([x, y]))
+    placed_x = (ranks[:m] - rankdata(x)) / n
+    placed_y = 1 - (ranks[m:] - rankdata(y)) / m
+    value = float(placed_x.mean())
+    deviation = sqrt(placed_x.var(ddof=1) / m + placed_y.var(ddof=1) / n)
+    return Area(value, _on_logit(value, deviation, min(m, n)))
+
+
+def aupr(clean: Sequence[float], shown: Sequence[float]) -> Area | None:
+    """Return the average precision of rejecting the lowest scores first, ties taken together.
+
+    Args:
+        clean: scores of clean inputs.
+        shown: scores of those that ought to be rejected: the positives, whose share is the value of guessing.
+
+    Returns:
+        None unless there are two of each.
+
+    References:
+        Boyd, Eng and Page, Area under the precision-recall curve, ECML 2013, section 3.3, for the interval: that
+        of a share of as many trials as there are positives, on the logit.
+
+    Example:
+        >>> aupr([3.0, 4.0], [1.0, 2.0]).value
+        1.0
+    """
+    x, y = np.asarray(clean, float), np.asarray(shown, float)
+    if min(len(x), len(y)) < 2:
+        return None
+    limits = np.unique(y)
+    found = np.searchsorted(np.sort(y), limits, side="right")
+    wrongly = np.searchsorted(np.sort(x), limits, side="right")
+    gained = np.diff(found, prepend=0) / len(y)
+    value = float((gained * found / (found + wrongly)).sum())
+    deviation = sqrt(value * (1 - value) / len(y))
+    return Area(value, _on_logit(value, deviation, len(y)))
+
+
+def detection_at(clean: Sequence[float], shown: Sequence[float], false: float) -> Rate:
+    """Return the share that is rejected at the threshold that rejects at most this share of clean inputs.
+
+    Args:
+        clean: scores of clean inputs.
+        shown: scores of those that ought to be rejected.
+        false: borne share of clean inputs, 0 to below 1.
+
+    Example:
+        >>> detection_at([1.0, 2.0, 3.0, 4.0], [0.0, 1.5, 2.5], 0.25)
+        Rate(successes=2, trials=3)
+    """
+    if not len(clean):
+        return Rate(0, 0)
+    threshold = sorted(clean)[int(false * len(clean))]
+    return Rate(sum(score < threshold for score in shown), len(shown))
+
+
+def fpr_at(clean: Sequence[float], shown: Sequence[float], kept: float = 0.95) -> Rate:
+    """Return the share of what ought to be rejected that is accepted while this share of clean inputs is (FPR@95).
+
+    Args:
+        clean: scores of clean inputs.
+        shown: scores of those that ought to be rejected.
+        kept: share of clean inputs that must be accepted.
+    """
+    caught = detection_at(clean, shown, round(1 - kept, 12))
+    return Rate(caught.trials - caught.successes, caught.trials)
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """The share of wrong answers among those given, for every number of answers given, surest first.
+
+    Args:
+        coverage: (n,) ascending shares of inputs that are answered.
+        risk: (n,) share of wrong answers among them.
+    """
+
+    coverage: NDArray[np.float64]
+    risk: NDArray[np.float64]
+
+    @property
+    def area(self) -> float:
+        """Mean risk over all coverages (AURC); nan without inputs."""
+        return float(self.risk.mean()) if len(self.risk) else float("nan")
+
+    def at(self, coverage: float) -> Rate:
+        """Return the risk where this share of inputs is answered, as wrong of answered."""
+        k = max(1, round(coverage * len(self.risk)))
+        return Rate(round(float(self.risk[k - 1]) * k), k)
+
+
+def risk_coverage(scores: Sequence[float], right: Sequence[bool]) -> RiskCoverage:
+    """Return the risk-coverage curve of a score; inputs of equal scores are answered together, at their mean risk.
+
+    References:
+        Geifman and El-Yaniv, Selective classification for deep neural networks, NeurIPS 2017, section 2.
+
+    Example:
+        >>> risk_coverage([0.9, 0.8, 0.1], [True, True, False]).risk.round(2).tolist()
+        [0.0, 0.0, 0.33]
+    """
+    score, wrong = np.asarray(scores, float), 1.0 - np.asarray(right, float)
+    values, group = np.unique(-score, return_inverse=True)
+    means = np.bincount(group, wrong) / np.bincount(group) if len(values) else wrong
+    ordered = means[np.sort(group)] if len(values) else wrong
+    answered = np.arange(1, len(ordered) + 1)
+    return RiskCoverage(answered / max(len(ordered), 1), ordered.cumsum() / answered)
+
+
+def _on_logit(value: float, deviation: float, count: int) -> Interval:
+    """Return an interval that is symmetric on the logit; at 0 and 1 that of a share of none of ``count``."""
+    if deviation == 0 or not 0 < value < 1:
+        end = 1 - (1 - CONFIDENCE) ** (1 / count)
+        return Interval(max(0.0, value - end), min(1.0, value + end))
+    centre, half = log(value / (1 - value)), Z * deviation / (value * (1 - value))
+    return Interval(*(1 / (1 + exp(-min(700.0, max(-700.0, centre + s * half)))) for s in (-1, 1)))

@@ -1,0 +1,201 @@
+"""Published numbers beside measured ones: the table, what was expected, the grids, and the page."""
+
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from robustbench_inv.catalogue.reproduction_file import read_reproduction
+from robustbench_inv.errors import BadCatalogue, BadResults
+from robustbench_inv.reporting.exports import to_markdown
+from robustbench_inv.reporting.image_grid import draw_grid
+from robustbench_inv.reporting.measurements.report import find_measured, report_measured
+from robustbench_inv.results.measurement import Grid, Measured, Number, to_gzip
+
+N = 1000
+
+DEFINITION = """
+version = 1
+title = "T"
+summary = "s"
+paper = "p"
+datasets = ["mnist"]
+columns = [{ name = "CE", published = "{data}-ce" }, { name = "iCE", published = "{data}-ice" }, { name = "other" }]
+published = { "error" = [0.4, 30, 1.7], "never measured" = [1, 2, nan] }
+[measurement]
+by = "m:f"
+[[expectations]]
+text = "par"
+rows = ["error"]
+columns = ["iCE"]
+minus = "CE"
+at_least = -1
+at_most = 1
+[[expectations]]
+text = "small"
+rows = ["error"]
+columns = ["CE"]
+at_most = 1
+[[expectations]]
+text = "between"
+rows = ["error"]
+columns = ["iCE"]
+at_least = 20.2
+[[expectations]]
+text = "exact"
+rows = ["distance"]
+columns = ["CE"]
+at_most = 0.001
+[[expectations]]
+text = "of nothing"
+rows = ["absent"]
+columns = ["CE"]
+at_most = 1
+[[remarks]]
+rows = "err*"
+columns = "iCE"
+text = "because"
+"""
+
+
+def share(row, column, count, *, known=True):
+    held = np.zeros(N, dtype=bool)
+    held[:count] = True
+    number = Number.of(row, column, held)
+    return number if known else Number(row, column, number.value, N)
+
+
+def grid(**others):
+    images = np.zeros((2, 3, 1, 4, 4), dtype=np.uint8)
+    about = {"rows": ("up", "down"), "groups": (("left", 1), ("right", 2)), "images": images}
+    return Grid(**{"name": "g", "title": "grid", "caption": "c", **about, **others})
+
+
+@pytest.fixture
+def item(tmp_path):
+    path = tmp_path / "table-9.toml"
+    path.write_text(DEFINITION)
+    return read_reproduction(path)
+
+
+def report(item, folder, numbers, grids=()):
+    folder.joinpath("measured-mnist.json.gz").write_bytes(
+        to_gzip(Measured("mnist", N, {"mnist-ce": "d" * 64}, tuple(numbers), tuple(grids)))
+    )
+    return report_measured(item, find_measured([folder]))
+
+
+def usual(known=True):
+    return [
+        share("error", "CE", 5, known=known),
+        share("error", "iCE", 220, known=known),
+        Number("distance", "CE", 1e-5),
+    ]
+
+
+def test_published_numbers_stand_above_ours_and_differences_below(item, tmp_path):
+    (part,) = report(item, tmp_path, usual()).parts
+    text = to_markdown(part.numbers)
+    assert "| error | paper | 0.40 | 30.00 | 1.70 |" in text
+    assert "|  | ours | 0.50 [0.21–1.17] | 22.00 [19.54–24.67] | — |" in text
+    assert "|  | difference | +0.10 | −8.00 | — |" in text
+    assert "| never measured | paper | 1.00 | 2.00 | — |\n|  | ours | — | — | — |\n|" in text
+    assert "| distance | ours | 1e-05 | — | — |" in text
+    assert list(part.remarked) == ["because"]
+    assert "| small | holds | undecided | 0.5 (0.214 to 1.17) for CE, error |" in to_markdown(
+        part.expectations
+    )
+
+
+def test_what_is_remarked_and_was_not_measured_says_so(item, tmp_path):
+    (part,) = report(item, tmp_path, [share("error", "CE", 5)]).parts
+    text = to_markdown(part.numbers)
+    assert "|  | ours | 0.50 [0.21–1.17] | not reproduced | — |" in text
+    assert [entry.column for entry in part.remarked["because"]] == ["iCE"]
+
+
+def test_a_far_number_without_a_remark_is_not_explained(item, tmp_path):
+    numbers = [share("error", "CE", 300), share("error", "iCE", 850)]
+    (part,) = report(item, tmp_path, numbers).parts
+    assert [[entry.column for entry in entries] for entries in part.remarked.values()] == [
+        ["iCE"],
+        ["CE"],
+    ]
+    assert list(part.remarked) == ["because", ""]
+
+
+def test_expectations_are_judged_on_the_papers_numbers_and_on_ours(item, tmp_path):
+    (part,) = report(item, tmp_path, usual()).parts
+    judged = {f.expected.text: (f.judgement("paper"), f.judgement("ours")) for f in part.findings}
+    assert judged == {
+        "par": ("does not hold", "does not hold"),
+        "small": ("holds", "undecided"),  # the interval reaches to 1.16
+        "between": ("holds", "undecided"),  # 19.5 to 24.7
+        "exact": ("not measured", "holds"),
+    }
+
+
+def test_differences_on_known_trials_are_paired(item, tmp_path):
+    same = [share("error", "CE", 300), share("error", "iCE", 301)]
+    apart = [share("error", "CE", 300, known=False), share("error", "iCE", 301, known=False)]
+    for numbers, expected in ((same, "holds"), (apart, "undecided")):
+        (part,) = report(item, tmp_path, numbers).parts
+        assert part.findings[0].judgement("ours") == expected
+    low, high = part.findings[0].to_json()["numbers"][-1]["interval"]
+    half = 1.96 * (2 * 0.3 * 0.7 / N) ** 0.5 * 100
+    assert (low, high) == pytest.approx((0.1 - half, 0.1 + half), abs=0.05)
+
+
+def test_the_page_holds_everything_and_is_drawn_again_from_beside_it(item, tmp_path):
+    found = report(item, tmp_path, usual(), [grid()])
+    page = tmp_path / "out" / "table-9.html"
+    found.write(page)
+    html = page.read_text()
+    assert html.count("<svg") == 1
+    assert "d" * 64 in html
+    assert not re.findall(r'(?:src|href)="http', html)
+    again = report_measured(item, find_measured([tmp_path / "out"]))
+    assert again.to_json() == found.to_json()
+    assert found.to_json()["data"][0]["numbers"][0]["difference"] == pytest.approx(0.001)
+
+
+def test_a_grid_names_rows_groups_and_columns():
+    picture = draw_grid(grid(heads=("7", "8", "9"), words=((), ("a", "b", "c"))), "mnist")
+    tree = ElementTree.fromstring(picture.svg)
+    texts = {"".join(t.itertext()) for t in tree.iter("{http://www.w3.org/2000/svg}text")}
+    assert texts == {"up", "down", "left", "right", "7", "8", "9", "a", "b", "c"}
+    assert picture.name == "mnist-g"
+    assert picture.svg.count("<image") == 6
+
+
+def test_columns_of_a_grid_stand_above_each_other_and_groups_apart():
+    picture = draw_grid(grid())
+    root = ElementTree.fromstring(picture.svg)
+    images = root.iter("{http://www.w3.org/2000/svg}image")
+    lefts = [float(re.findall(r"[-\d.]+", image.get("transform"))[-2]) for image in images]
+    first, second, third = lefts[:3]
+    assert lefts[3:] == lefts[:3]
+    assert second - first > third - second > 0
+
+
+def test_no_file_is_named(tmp_path):
+    with pytest.raises(BadResults, match="nothing was measured"):
+        find_measured([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('columns = ["CE"]\nat_most = 1\n', 'columns = ["CEE"]\nat_most = 1\n', "unknown column"),
+        ("at_most = 0.001", "", "needs a limit"),
+        ("[0.4, 30, 1.7]", "[0.4, 30]", "number for each column"),
+        ('by = "m:f"', 'from = "m:f"', "unknown key from"),
+    ],
+)
+def test_mistakes_in_a_definition_are_explained(tmp_path, old, new, said):
+    assert old in DEFINITION
+    path = tmp_path / "table-9.toml"
+    path.write_text(DEFINITION.replace(old, new, 1))
+    with pytest.raises(BadCatalogue, match=said):
+        read_reproduction(path)

@@ -1,0 +1,114 @@
+"""Tables of given inputs and of metamers against shares counted by hand."""
+
+import pytest
+
+from robustbench_inv.reporting.cells import read_runs
+from robustbench_inv.reporting.exports import EMPTY
+from robustbench_inv.reporting.tables import build_tables
+from robustbench_inv.results.record import Answer
+
+
+def cells_of(run):
+    return [cell for result in read_runs([run]) for cell in result.cells]
+
+
+def seen(make, decisions, oracles, label=3, **changes):
+    """Return records of samples 0, 1, … with a decision after and the oracle's class each."""
+    return [
+        make(
+            sample,
+            label=label,
+            after=Answer(decision, None, None),
+            oracle=oracle,
+            oracle_source=None if oracle is None else "human",
+            **changes,
+        )
+        for sample, (decision, oracle) in enumerate(zip(decisions, oracles, strict=True))
+    ]
+
+
+def shown(table, row, column):
+    return table.rows[row][table.columns.index(column)]
+
+
+GIVEN = {"attack": "counterpart", "kind": "given", "epsilons": [], "norm": "l2"}
+
+
+@pytest.fixture
+def altered(writer, record):
+    """Two models on set a, the first on set b as well; a sample that was wrong before counts like the others."""
+    run, keep = writer, {**GIVEN, "goal": "keep-decision"}
+    records = seen(record, [3, 3, 7, 1], [3, 7, 7, 3])
+    wrong = record(
+        4,
+        label=3,
+        status="already_wrong",
+        after=Answer(7, None, None),
+        oracle=7,
+        oracle_source="human",
+    )
+    run.cell([*records, wrong], model="one", dataset="set-x:set=a", **keep)
+    run.cell(seen(record, [3, 3, 3, 3], [3, 7, 7, 3]), model="two", dataset="set-x:set=a", **keep)
+    run.cell(seen(record, [3, 3], [7, None]), model="one", dataset="set-x:set=b", **keep)
+    return run.finish()
+
+
+def test_agreement_with_people_and_with_labels(altered):
+    (table,) = build_tables("agreement", cells_of(altered))
+    assert table.columns == ("Model", "a: human", "a: label", "b: human", "b: label")
+    assert [row[0].text for row in table.rows] == ["one", "two"]
+    assert shown(table, 0, "a: human").share == 3 / 5
+    assert shown(table, 0, "a: label").share == 2 / 5
+    assert shown(table, 1, "a: human").share == 2 / 4
+    assert shown(table, 1, "a: label").share == 1
+    assert shown(table, 0, "b: human").share == 0  # of the one that people could name
+    assert shown(table, 0, "b: label").share == 1
+    assert shown(table, 1, "b: human") == shown(table, 1, "b: label") == EMPTY
+    assert "3 of 5 (a), 1 of 2 (b)" in table.caption
+    frame = table.frame.set_index(["model", "dataset"])
+    assert frame.agrees_where_changed["one", "set-x:set=a"] == 2 / 3
+    assert frame.agrees_where_changed["two", "set-x:set=a"] == 0
+    assert frame.agrees_with_oracle_low["two", "set-x:set=a"] == pytest.approx(0.15, abs=0.005)
+
+
+def test_accuracy_before_and_after_a_shift(writer, record):
+    records = seen(record, [3, 3, 7, 7], [None] * 4)
+    wrong = record(4, label=3, status="already_wrong", after=Answer(3, None, None))
+    about = {**GIVEN, "attack": "shift", "goal": "misclassify", "dataset": "planted"}
+    run = writer.cell([*records, wrong], **about).finish()
+    (table,) = build_tables("agreement", cells_of(run))
+    assert table.columns == ("Model", "planted: before", "planted: after")
+    assert shown(table, 0, "planted: before").share == 4 / 5
+    assert shown(table, 0, "planted: after").share == 3 / 5
+
+
+def test_attacks_that_search_are_passed_over(writer, record):
+    run = writer.cell(seen(record, [3], [7]), kind="invariance").finish()
+    assert build_tables("agreement", cells_of(run)) == []
+    assert build_tables("metamers", cells_of(run)) == []
+
+
+def test_what_survives_of_metamers(writer, record):
+    records = seen(record, [3, 3, 3, 5], [7, 8, 3, None])
+    wrong = record(4, label=3, status="already_wrong")
+    values = {
+        "donor_label": [7, 7, 7, 7],
+        "reencoding": [1e-6, 2e-5, 1e-6, 1e-6],
+        "raw_decision": [1, 1, 1, 1],
+        "clip_decision": [1, 1, 1, 0],
+        "round_decision": [1, 1, 0, 0],
+        "raw_logits": [1e-6, 1e-5, 1e-6, None],
+        "clip_logits": [1e-6, 0.5, 0.2, 1.0],
+        "round_logits": [0.1, 0.5, 0.2, 1.0],
+    }
+    note = {"kind": "measured", "samples": [0, 1, 2, 3], "values": values}
+    about = {"attack": "metamer", "kind": "invariance", "epsilons": [], "goal": "keep-decision"}
+    run = writer.cell([*records, wrong], events=[note], **about).finish()
+    (table,) = build_tables("metamers", cells_of(run))
+    assert shown(table, 0, "Metamers").text == "4"
+    assert shown(table, 0, "Error").text == "2e-05"
+    shares = {c: cell.share for c, cell in zip(table.columns, table.rows[0], strict=True)}
+    assert [shares[f"Decision {w}"] for w in ("decoded", "clipped", "rounded")] == [1, 0.75, 0.5]
+    assert [shares[f"Logits {w}"] for w in ("decoded", "clipped", "rounded")] == [0.75, 0.25, 0]
+    assert (shares["Donor's class"], shares["Source's class"]) == (0.25, 0.25)
+    assert table.frame.donors_class.tolist() == [0.25]
