@@ -6,7 +6,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["NORMS", "Output", "broadcast", "flatten", "margin", "norm", "slopes_of", "where_rows"]
+__all__ = [
+    "NORMS",
+    "Output",
+    "acceptance",
+    "accepted_margin",
+    "broadcast",
+    "flatten",
+    "leads",
+    "margin",
+    "norm",
+    "slopes_of",
+    "where_rows",
+]
 
 NORMS = ("l0", "l1", "l2", "linf")
 
@@ -19,11 +31,14 @@ class Output:
         logits: (n, classes) unnormalised class scores.
         score: (n,) higher means more in-distribution, or None.
         accepted: (n,) booleans, or None for a model that never rejects.
+        clearance: (n, classes) how far the score of each class, if it were the decision, lies above its
+            threshold: what an adaptive attack climbs. None where the model does not say, or never rejects.
     """
 
     logits: Tensor
     score: Tensor | None = None
     accepted: Tensor | None = None
+    clearance: Tensor | None = None
 
     @property
     def decision(self) -> Tensor:
@@ -36,12 +51,14 @@ class Output:
             self.logits[rows],
             None if self.score is None else self.score[rows],
             None if self.accepted is None else self.accepted[rows],
+            None if self.clearance is None else self.clearance[rows],
         )
 
     def detach(self) -> "Output":
         """Return the same output without its graph."""
         score = None if self.score is None else self.score.detach()
-        return Output(self.logits.detach(), score, self.accepted)
+        clearance = None if self.clearance is None else self.clearance.detach()
+        return Output(self.logits.detach(), score, self.accepted, clearance)
 
 
 def flatten(images: Tensor) -> Tensor:
@@ -85,6 +102,45 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     true = logits.gather(1, labels[:, None])
     others = logits.scatter(1, labels[:, None], float("-inf"))
     return others.max(1).values - true[:, 0]
+
+
+def leads(logits: Tensor) -> Tensor:
+    """Return by how much each class is ahead of the best other one, (n, classes): positive for the decision alone.
+
+    Example:
+        >>> leads(torch.tensor([[1.0, 4.0, 2.0]])).tolist()
+        [[-3.0, 2.0, -2.0]]
+    """
+    best = logits.topk(2).values
+    first, second = best[:, :1], best[:, 1:]
+    return (logits - first).scatter(1, logits.argmax(1, keepdim=True), first - second)
+
+
+def accepted_margin(output: Output, labels: Tensor) -> Tensor:
+    """Return the best of the other classes j by min(lead of j, clearance of j), (n,).
+
+    It is positive exactly when the decision is wrong and accepted: only the decision has a positive lead.
+    A model that rejects without saying how far it is from its threshold has a margin of 0 at most where it rejects.
+    """
+    if output.clearance is None:
+        wrong = margin(output.logits, labels)
+        return (
+            wrong if output.accepted is None else wrong.clamp_max(0).where(~output.accepted, wrong)
+        )
+    worth = torch.minimum(leads(output.logits), output.clearance)
+    return worth.scatter(1, labels[:, None], float("-inf")).max(1).values
+
+
+def acceptance(output: Output) -> Tensor:
+    """Return the best of all classes j by min(lead of j, clearance of j), (n,): positive exactly when accepted.
+
+    Of a model that does not say how far it is from its threshold it is the lead of the decision, negative where rejected.
+    """
+    lead = leads(output.logits)
+    if output.clearance is not None:
+        return torch.minimum(lead, output.clearance).max(1).values
+    ahead = lead.max(1).values
+    return ahead if output.accepted is None else (-ahead).where(~output.accepted, ahead)
 
 
 def slopes_of(values: Tensor, images: Tensor, *, again: bool = False) -> Tensor:

@@ -66,7 +66,9 @@ def by_distance(loss: Loss, rates: Tensor) -> Loss:
 
     def of_distances(output: Output, labels: Tensor) -> Tensor:
         true = output.logits.gather(1, labels[:, None])
-        return loss(Output((output.logits - true) / rates), labels)
+        clearance = None if output.clearance is None else output.clearance / rates
+        scaled = Output((output.logits - true) / rates, None, output.accepted, clearance)
+        return loss(scaled, labels)
 
     return of_distances
 

@@ -1,8 +1,9 @@
 """What an attack is: a frozen dataclass that proposes images and never judges them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,11 +12,13 @@ from robustbench_inv.models.protocol import Output
 from robustbench_inv.randomness import Noise
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["Attack", "Batch", "Kind", "Loss", "Queries", "Reason"]
+__all__ = ["Attack", "Batch", "Kind", "Loss", "Pool", "Queries", "Reason"]
 
-Kind = Literal["budget", "minimal", "invariance"]
+Kind = Literal["budget", "minimal", "invariance", "given"]
 """``budget``: searches inside a fixed budget. ``minimal``: seeks the nearest success, run once for all
-budgets. ``invariance``: changes the content and keeps the decision, run once for all budgets."""
+budgets. ``invariance``: changes the content and keeps the decision, run once for all budgets. ``given``: shows
+what is no search's result near the input, another version that the data set gives or noise, for any goal; the only kind that is run on samples that the model
+gets wrong as well, so that its records tell the answer to every input that is given."""
 
 Loss = Callable[[Output, Tensor], Tensor]
 """(output of m samples, their labels (m,)) → (m,) values that the attacker wants to *increase*."""
@@ -23,6 +26,36 @@ Loss = Callable[[Output, Tensor], Tensor]
 Reason = Literal["no_start", "numerics", "crash"]
 """Why an attack has no proposal for a sample: no starting point, values that are not finite, or an
 exception raised for this sample while the others went well."""
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Other inputs of the data set that is evaluated: donors, and neighbours of other classes.
+
+    It is the same for every batch, batch size and resume, and may hold samples of the batch itself: what seeks
+    another sample must leave out its own id.
+
+    Args:
+        ids: (m,) int64 sample ids, ascending.
+        load: returns images (m, …) and labels (m,) of ids; called when one of them is asked for.
+    """
+
+    ids: Tensor
+    load: Callable[[Tensor], tuple[Tensor, Tensor]]
+
+    @property
+    def images(self) -> Tensor:
+        """(m, …) clean inputs, inside the model's bounds."""
+        return self._loaded[0]
+
+    @property
+    def labels(self) -> Tensor:
+        """(m,) int64 true classes."""
+        return self._loaded[1]
+
+    @cached_property
+    def _loaded(self) -> tuple[Tensor, Tensor]:
+        return self.load(self.ids)
 
 
 @dataclass(frozen=True)
@@ -34,20 +67,26 @@ class Batch:
         labels: (n,) int64 true classes.
         ids: (n,) int64 sample ids.
         start: (n, …) images to start from (the previous eps of a sweep), or None.
+        pool: other inputs of the data set, or None where an attack is run without one.
+        counterparts: (n, …) what the data set gives instead of each input (``data.protocol.Paired``), or None.
     """
 
     images: Tensor
     labels: Tensor
     ids: Tensor
     start: Tensor | None = None
+    pool: Pool | None = None
+    counterparts: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, rows: Tensor) -> "Batch":
-        """Return a subset of the batch, given positions (m,) or a mask (n,)."""
-        start = None if self.start is None else self.start[rows]
-        return Batch(self.images[rows], self.labels[rows], self.ids[rows], start)
+        """Return a subset of the batch, given positions (m,) or a mask (n,); the pool stays whole."""
+        own: dict[str, Any] = {
+            name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **own)
 
 
 @runtime_checkable
@@ -98,6 +137,13 @@ class Queries(Protocol):
 
     def mark(self, rows: Tensor, status: Reason) -> None:
         """Say why there is no proposal for some samples, given their positions (m,) in the batch."""
+        ...
+
+    def measure(self, name: str, values: Tensor) -> None:
+        """Keep a number of each sample (n,) beside its record: which donor it had, how exact an inverse was.
+
+        Numbers, and truth values as 0 and 1, go to the cell's notes under their name.
+        """
         ...
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
+from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import CapabilityMismatch
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import NORMS, flatten, norm
@@ -56,6 +57,10 @@ class SpheresPerturbation:
 
     kind: ClassVar[Kind] = "minimal"
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
+
+    def demand(self, model: object, threat: ThreatModel, data: Dataset) -> None:
+        """Refuse a model of which the closed form is not known."""
+        spheres_model(model)
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
         classifier = spheres_model(model.model)

@@ -14,6 +14,10 @@ DRAWS = 200
 """How many inputs are tried for each sample. Foolbox tries 1000 uniform ones, and fails for the class that
 the model sees in noise; of other kinds of input a few are enough."""
 
+OTHERS = 5
+"""Every so many draws another input of the data set is tried, if there is a pool of them: what a model that rejects
+noise accepts, and what a certain class looks like."""
+
 HALVINGS = 10
 """Steps of the search along the line from the clean input, as fine as foolbox's 1000 steps."""
 
@@ -35,7 +39,10 @@ def find_starts(model: Queries, batch: Batch, goal: Goal, noise: Noise) -> tuple
         rows = (~found).nonzero()[:, 0]
         if not len(rows):
             break
-        images = _candidate(batch.images[rows], model.bounds, noise.rows(rows), draw)
+        if batch.pool is not None and draw % OTHERS == OTHERS - 1:
+            images = _other_inputs(batch[rows], noise.rows(rows), draw)
+        else:
+            images = _candidate(batch.images[rows], model.bounds, noise.rows(rows), draw)
         hit = goal.margin(model(images, rows), batch.labels[rows]) > 0
         starts[rows[hit]] = images[hit]
         found[rows[hit]] = True
@@ -58,6 +65,16 @@ def _candidate(clean: Tensor, bounds: tuple[float, float], noise: Noise, draw: i
     changed = uniform < (draw + 1) / DRAWS
     salted = torch.where(noise.named("salt").uniform(shape, step=draw) < 0.5, low, high).to(dtype)
     return torch.where(changed, salted, clean)
+
+
+def _other_inputs(batch: Batch, noise: Noise, draw: int) -> Tensor:
+    """Return another input of the pool for each sample, (m, …); its own is replaced by the next."""
+    assert batch.pool is not None
+    size = len(batch.pool.ids)
+    places = noise.named("others").integers(size, step=draw)
+    own = batch.pool.ids.to(places.device)[places] == batch.ids
+    places = (places + own.long()) % size
+    return batch.pool.images[places.to(batch.pool.ids.device)].to(batch.images)
 
 
 def _approach(model: Queries, batch: Batch, goal: Goal, starts: Tensor, rows: Tensor) -> None:

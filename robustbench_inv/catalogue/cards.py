@@ -1,4 +1,4 @@
-"""Cards: what the catalogue says of an attack, model, suite, threat or data set, checked as it is read."""
+"""Cards: what the catalogue says of an attack, model, suite, threat, oracle or data set, checked as it is read."""
 
 import tomllib
 from collections.abc import Mapping
@@ -19,11 +19,13 @@ __all__ = [
     "Card",
     "DatasetCard",
     "ModelCard",
+    "OracleCard",
     "SuiteCard",
     "SuiteRun",
     "ThreatCard",
     "read_attack",
     "read_model",
+    "read_oracle",
     "read_suite",
     "read_threat",
     "read_toml",
@@ -36,6 +38,7 @@ GOALS = (
     "misclassify",
     "misclassify-same-class",
     "misclassify-accepted",
+    "accept",
     "target",
     "keep-decision",
     "keep-logits",
@@ -65,7 +68,7 @@ class AttackCard:
     folder: str
     summary: str
     implementation: str
-    kind: Literal["budget", "minimal", "invariance"]
+    kind: Literal["budget", "minimal", "invariance", "given"]
     norms: tuple[Norm, ...]
     goal: str = ""
     cost: Literal["probe", "gradient", "search", "query"] = "gradient"
@@ -114,11 +117,19 @@ class ModelCard:
 
 @dataclass(frozen=True)
 class SuiteRun:
-    """One attack of a suite, its threat, and how many samples it gets (None: as many as asked for)."""
+    """One attack of a suite and its threat.
+
+    Args:
+        attack: its name.
+        threat: its name, or the threat itself.
+        samples: how many it gets; None for as many as asked for.
+        optional: leave it out, and say so, where it does not fit model or data.
+    """
 
     attack: str
     threat: str
     samples: int | str | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,6 +157,7 @@ class ThreatCard:
         access: what the attacker sees of the model.
         substitute: a model to search on (access transfer) or to take gradients of (access score); empty for
             none, or for one that is named with the threat (``NAME:substitute=MODEL``).
+        oracle: who says what class a changed input has; empty leaves it to the data set.
         paper: where this budget is customary.
     """
 
@@ -157,6 +169,29 @@ class ThreatCard:
     goal: str = ""
     access: Literal["white-box", "score", "decision", "transfer"] = "white-box"
     substitute: str = ""
+    oracle: str = ""
+    paper: str = ""
+
+
+@dataclass(frozen=True)
+class OracleCard:
+    """A panel of models that says what class an input has: ``attacks/oracles/NAME.toml``.
+
+    Args:
+        name: the file's stem.
+        folder: where the file lies.
+        summary: one sentence.
+        members: models, trained apart from one another and of different architectures.
+        rule: ``majority``: the class that more than half of the members give; ``unanimous``: the one that all
+            give. Where there is none, the panel does not know.
+        paper: where such a panel was used.
+    """
+
+    name: str
+    folder: str
+    summary: str
+    members: tuple[str, ...]
+    rule: Literal["majority", "unanimous"] = "majority"
     paper: str = ""
 
 
@@ -171,8 +206,8 @@ class DatasetCard:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
-Card = AttackCard | ModelCard | SuiteCard | ThreatCard | DatasetCard
-FileCard = TypeVar("FileCard", AttackCard, ModelCard, SuiteCard, ThreatCard)
+Card = AttackCard | ModelCard | SuiteCard | ThreatCard | OracleCard | DatasetCard
+FileCard = TypeVar("FileCard", AttackCard, ModelCard, SuiteCard, ThreatCard, OracleCard)
 
 
 def read_attack(path: Path) -> AttackCard:
@@ -220,6 +255,17 @@ def read_threat(path: Path) -> ThreatCard:
     if card.goal:
         _check_goal(card.goal, path)
     return card
+
+
+def read_oracle(path: Path, parameters: Mapping[str, object] | None = None) -> OracleCard:
+    """Read a panel; raises as read_attack does.
+
+    Args:
+        path: of the file.
+        parameters: what replaces its own values, as in ``mnist-panel:rule=unanimous``.
+    """
+    values = {**read_toml(path), **(parameters or {})}
+    return OracleCard(**_check(OracleCard, {**values, **_place(path, path.stem)}, path))
 
 
 def read_toml(path: Path) -> dict[str, Any]:

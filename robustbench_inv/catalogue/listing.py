@@ -10,6 +10,7 @@ from robustbench_inv.catalogue.cards import (
     DatasetCard,
     read_attack,
     read_model,
+    read_oracle,
     read_suite,
     read_threat,
     to_json,
@@ -24,7 +25,7 @@ from robustbench_inv.errors import BadCatalogue, MissingExtra, UnknownName
 
 __all__ = ["KINDS", "Kind", "Listing", "library_attacks", "list_entries", "show_entry"]
 
-Kind = Literal["models", "attacks", "datasets", "suites", "threats", "reproductions"]
+Kind = Literal["models", "attacks", "datasets", "suites", "threats", "oracles", "reproductions"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
@@ -89,6 +90,7 @@ _READERS: dict[Kind, Callable[[Path], Card | Reproduction]] = {
     "attacks": read_attack,
     "suites": read_suite,
     "threats": read_threat,
+    "oracles": read_oracle,
     "reproductions": read_reproduction,
 }
 

@@ -8,7 +8,7 @@ from robustbench_inv.catalogue.references import parse_reference
 if TYPE_CHECKING:
     from robustbench_inv.data.protocol import Dataset
 
-__all__ = ["load_dataset"]
+__all__ = ["load_dataset", "usual_oracle"]
 
 
 def load_dataset(source: "str | Dataset", *, data_root: "str | Path | None" = None) -> "Dataset":
@@ -31,3 +31,15 @@ def load_dataset(source: "str | Dataset", *, data_root: "str | Path | None" = No
     reference = parse_reference(source)
     root = Path(data_root).expanduser() if data_root else None
     return open_dataset(reference.name, reference.parameters, root)
+
+
+def usual_oracle(name: str) -> str:
+    """Return the proxy that says what class a changed input of a data set has, empty if there is none.
+
+    Args:
+        name: of the data set, with or without parameters.
+    """
+    from robustbench_inv.data.registry import DATASETS
+
+    known = DATASETS.get(name.partition(":")[0])
+    return known.oracle if known else ""

@@ -17,6 +17,7 @@ from robustbench_inv.catalogue.references import (
     parse_reference,
     source_file,
 )
+from robustbench_inv.catalogue.rejecting import Rejection, rejecting, take_rejection
 from robustbench_inv.errors import BadModel, BadParameter
 from robustbench_inv.identity import digest_file, digest_value
 
@@ -79,7 +80,8 @@ def load_model(
             need be; or a model: an ``nn.Module`` that declares ``bounds``, or a ``Classifier``.
         dataset: what a model is built for if its card says ``fits_dataset``; None for the card's own.
         device: where it computes, as torch names it.
-        parameters: override those of the card or of the reference; ``dtype`` fits every network.
+        parameters: override those of the card or of the reference; ``dtype`` fits every network, and
+            ``reject``, ``percentile`` and ``thresholds`` every model (see ``rejecting.Rejection``).
 
     Raises:
         UnknownName: if nothing is called so.
@@ -87,13 +89,30 @@ def load_model(
         BadModel: if its weights are damaged, or it declares no bounds.
     """
     if not isinstance(source, str):
-        return _on_device(_from_object(source, parameters), device)
+        wanted, rest = take_rejection(parameters)
+        return _finished(_from_object(source, rest), wanted, None, device)
     reference = parse_reference(source)
     reference = Reference(reference.name, {**reference.parameters, **parameters})
+    wanted, rest = take_rejection(reference.parameters)
+    plain_reference = Reference(reference.name, rest)
     if ":" in reference.name and reference.name not in entries("models"):
-        return _on_device(_from_code(reference), device)
-    card = read_model(find("models", reference.name))
-    return _on_device(_from_card(card, reference, dataset), device)
+        loaded, folder = _from_code(plain_reference), None
+    else:
+        card = read_model(find("models", reference.name))
+        loaded, folder = _from_card(card, plain_reference, dataset), Path(card.folder)
+    finished = _finished(loaded, wanted, folder, device)
+    return _named(finished, str(reference)) if wanted else finished
+
+
+def _finished(
+    loaded: LoadedModel, wanted: Rejection | None, folder: Path | None, device: str
+) -> LoadedModel:
+    """Return a model that rejects, if that is wanted, where it is to compute."""
+    return _on_device(rejecting(loaded, wanted, folder) if wanted else loaded, device)
+
+
+def _named(loaded: LoadedModel, name: str) -> LoadedModel:
+    return replace(loaded, name=name, card={**loaded.card, "name": name})
 
 
 def _from_card(

@@ -15,13 +15,14 @@ __all__ = ["CATALOGUE_VARIABLE", "Kind", "catalogue_roots", "entries", "find", "
 CATALOGUE_VARIABLE = "INVBENCH_CATALOGUE"
 """Environment variable with further catalogue folders, separated as in PATH."""
 
-Kind = Literal["models", "attacks", "suites", "threats", "reports", "reproductions"]
+Kind = Literal["models", "attacks", "suites", "threats", "oracles", "reports", "reproductions"]
 
 _PLACES: dict[Kind, str] = {
     "models": "models/*/card.toml",
     "attacks": "attacks/presets/*.toml",
     "suites": "attacks/suites/*.toml",
     "threats": "attacks/threats/*.toml",
+    "oracles": "attacks/oracles/*.toml",
     "reports": "reports/definitions/*.toml",
     "reproductions": "reports/definitions/*/*-*.toml",
 }

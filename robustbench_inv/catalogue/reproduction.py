@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from string import Formatter
 from typing import Literal
 
-from robustbench_inv.catalogue.layers import LayerPair
+from robustbench_inv.catalogue.measurement import Expectation, Measurement
 from robustbench_inv.catalogue.references import parse_reference, suggest
 from robustbench_inv.errors import UnknownName, UsageError
 
@@ -33,12 +33,13 @@ class Column:
 
     Args:
         name: as the paper calls it.
-        published: the model as it was attacked; ``{data}`` stands for the data set.
+        published: the model as it was attacked; ``{data}`` stands for the data set. Empty, where nothing is run,
+            for a column of published numbers alone.
         adaptive: the same network as the strongest attack wants it; empty if that is the same.
     """
 
     name: str
-    published: str
+    published: str = ""
     adaptive: str = ""
 
     def model(self, side: Side, data: str) -> str:
@@ -98,11 +99,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot of accuracy against eps: the attack as published, and the worst of groups."""
+    """One plot of accuracy against eps: the attack as published, and the worst of groups.
+
+    Args:
+        title: above the plot.
+        trial: the attack as published.
+        worst_of: the groups whose trials make the adaptive number.
+        label: the class whose samples are counted; None for all.
+    """
 
     title: str
     trial: str
     worst_of: tuple[str, ...] = ()
+    label: int | None = None
 
 
 @dataclass(frozen=True)
@@ -170,7 +179,8 @@ class Reproduction:
         rows: of the table.
         published: per cent for each column, by the label of a row.
         panels: of the figure.
-        layers: pairs of models whose hidden layers a figure compares, in place of trials.
+        measurement: what is measured in place of trials; rows are then what it tells.
+        expectations: of measured numbers.
         claims: what the paper says that its numbers show.
         remarks: why numbers differ.
         text: how it was done, a few sentences.
@@ -183,13 +193,14 @@ class Reproduction:
     summary: str
     paper: str
     datasets: tuple[str, ...]
-    columns: tuple[Column, ...]
-    trials: tuple[Trial, ...]
-    sweeps: Mapping[str, tuple[float, ...]]
+    columns: tuple[Column, ...] = ()
+    trials: tuple[Trial, ...] = ()
+    sweeps: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     rows: tuple[Row, ...] = ()
     published: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     panels: tuple[Panel, ...] = ()
-    layers: tuple[LayerPair, ...] = ()
+    measurement: Measurement | None = None
+    expectations: tuple[Expectation, ...] = ()
     claims: tuple[Claim, ...] = ()
     remarks: tuple[Remark, ...] = ()
     text: str = ""

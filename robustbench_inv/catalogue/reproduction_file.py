@@ -8,8 +8,8 @@ from typing import Any
 
 from robustbench_inv.catalogue.cards import read_toml
 from robustbench_inv.catalogue.fields import Mismatch, check_fields
-from robustbench_inv.catalogue.layers import LayerPair
 from robustbench_inv.catalogue.locate import find
+from robustbench_inv.catalogue.measurement import Expectation, Measurement
 from robustbench_inv.catalogue.references import suggest
 from robustbench_inv.catalogue.reproduction import (
     Claim,
@@ -64,7 +64,7 @@ _PARTS: dict[str, type[Any]] = {
     "trials": Trial,
     "rows": Row,
     "panels": Panel,
-    "layers": LayerPair,
+    "expectations": Expectation,
     "claims": Claim,
     "remarks": Remark,
 }
@@ -81,6 +81,9 @@ def _reproduction(path: Path, values: dict[str, Any]) -> Reproduction:
         for key in ("sweeps", "published")
     }
     place = {"name": f"{path.parent.name}/{path.stem}", "folder": str(path.parent)}
+    measured = values.get("measurement")
+    if isinstance(measured, Mapping):
+        values = {**values, "measurement": Measurement(**check_fields(Measurement, measured))}
     item = Reproduction(**check_fields(Reproduction, {**values, **parts, **numbers, **place}))
     _check(item)
     rows = tuple(row for row in item.rows if row.label in item.published)
@@ -110,23 +113,42 @@ def _numbers(name: str, value: object) -> tuple[float, ...]:
 def _check(item: Reproduction) -> None:
     """Hold the parts of an item against one another."""
     runs = item.columns and item.trials and (item.published or item.panels)
-    if bool(runs) == bool(item.layers):
-        raise Mismatch("a reproduction needs trials with published numbers or panels, or layers")
+    if bool(runs) == bool(item.measurement):
+        expected = "trials with published numbers or panels, or a measurement"
+        raise Mismatch("there is nothing to reproduce, or two things", expected=expected)
     if item.published and len(item.datasets) != 1:
         raise Mismatch("a table has one data set", got=list(item.datasets))
     columns = _distinct("column", [column.name for column in item.columns])
-    labels = _distinct("row", [row.label for row in item.rows])
-    _distinct("trial", [trial.name for trial in item.trials])
     for label, values in item.published.items():
-        _known("row", label, labels)
         if len(values) != len(columns):
             raise Mismatch(f"{label} needs a number for each column", got=list(values))
+    for expectation in item.expectations:
+        _check_expectation(expectation, columns)
+    if item.measurement is None:
+        _check_trials(item, columns)
+
+
+def _check_trials(item: Reproduction, columns: Sequence[str]) -> None:
+    labels = _distinct("row", [row.label for row in item.rows])
+    _distinct("trial", [trial.name for trial in item.trials])
+    for label in item.published:
+        _known("row", label, labels)
+    for column in item.columns:
+        if not column.published:
+            raise Mismatch(f"column {column.name} has no model")
     for trial in item.trials:
         _check_patterns(item, trial)
     for line in item.lines:
         _check_worst(item, line)
     for claim in item.claims:
         _check_claim(claim, columns, labels)
+
+
+def _check_expectation(expectation: Expectation, columns: Sequence[str]) -> None:
+    for name in (*expectation.columns, *filter(None, [expectation.minus])):
+        _known("column", name, columns)
+    if expectation.at_least is None and expectation.at_most is None:
+        raise Mismatch("an expectation needs a limit", expected="at_least or at_most")
 
 
 def _distinct(kind: str, names: Sequence[str]) -> Sequence[str]:

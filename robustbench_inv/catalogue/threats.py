@@ -1,4 +1,4 @@
-"""Threats and goals from text: ``linf=0.1,0.2``, ``none``, or a name in the catalogue, each with a substitute."""
+"""Threats and goals from text: ``linf=0.1,0.2``, ``none``, or a name in the catalogue, each with an oracle and a substitute."""
 
 import re
 from collections.abc import Mapping
@@ -26,19 +26,23 @@ def load_threat(
     Args:
         text: ``NORM=EPS[,EPS…]`` with NORM one of l0, l1, l2, linf and EPS ascending, in input units
             (``8/255`` may be written); ``none``, or ``none:norm=linf`` to say what distances are measured in;
-            or a name in the catalogue. Each may be followed by ``:substitute=MODEL`` (transfer: that model
-            answers while an attack searches) or ``:guide=MODEL`` (score: its gradients lead), where all that
-            follows names the model. A threat is returned as it is.
+            or a name in the catalogue. Each may be followed by ``:goal=GOAL`` (see ``load_goal``), then by
+            ``:oracle=NAME`` (a panel, or a CSV of human labels, that says what class a changed input has), and then by ``:substitute=MODEL`` (transfer:
+            that model answers while an attack searches) or ``:guide=MODEL`` (score: its gradients lead),
+            where all that follows names the model. A threat is returned as it is.
         goal: what the attacker wants where the text does not say; None to misclassify.
         norm: what distances of ``none`` are measured in where the text does not say.
 
     Raises:
-        BadParameter: for an unknown norm, eps that are not ascending numbers >= 0, or no model's name.
+        BadParameter: for an unknown norm, eps that are not ascending numbers >= 0, or no name of a model
+            or oracle.
         UnknownName: for a name that is not in the catalogue.
 
     Example:
         >>> load_threat("linf=0.1:substitute=mine.py:build:width=3").substitute
         'mine.py:build:width=3'
+        >>> load_threat("none:oracle=mnist-panel:rule=unanimous").oracle
+        'mnist-panel:rule=unanimous'
     """
     from robustbench_inv.threat.goals import Misclassify
     from robustbench_inv.threat.threat_model import ThreatModel
@@ -70,6 +74,7 @@ def load_goal(text: str) -> "Goal":
         "misclassify": goals.Misclassify,
         "misclassify-same-class": goals.Misclassify,
         "misclassify-accepted": goals.MisclassifyAccepted,
+        "accept": goals.Accept,
         "target": goals.Target,
         "keep-decision": goals.KeepDecision,
         "keep-logits": goals.KeepLogits,
@@ -90,17 +95,37 @@ def _checked(kind: type[Any], values: Mapping[str, Any], text: str) -> dict[str,
 
 
 def _split(text: str) -> tuple[str, dict[str, Any]]:
-    """Return a threat's text without its substitute, and what the substitute says of access."""
-    from robustbench_inv.threat.threat_model import GUIDE, SUBSTITUTE
+    """Return a threat's text without goal, oracle and substitute, and what these say of it."""
+    from robustbench_inv.threat.threat_model import GOAL, GUIDE, ORACLE, SUBSTITUTE
 
-    found = re.search(rf":\s*({SUBSTITUTE}|{GUIDE})\s*=", text)
+    budget, word, rest = _cut(text, GOAL, ORACLE, SUBSTITUTE, GUIDE)
+    known: dict[str, Any] = {}
+    if word == GOAL:
+        goal, word, rest = _cut(rest, ORACLE, SUBSTITUTE, GUIDE)
+        known["goal"] = load_goal(_named(goal, GOAL, text))
+    if word == ORACLE:
+        oracle, word, rest = _cut(rest, SUBSTITUTE, GUIDE)
+        known["oracle"] = _named(oracle, ORACLE, text)
+    if word:
+        access = "transfer" if word == SUBSTITUTE else "score"
+        known |= {"access": access, "substitute": _named(rest, word, text)}
+    return budget, known
+
+
+def _cut(text: str, *words: str) -> tuple[str, str, str]:
+    """Return what stands before the first ``:word=``, the word, and what stands behind it."""
+    found = re.search(rf":\s*({'|'.join(words)})\s*=", text)
     if found is None:
-        return text.strip(), {}
-    model = text[found.end() :].strip()
-    if not model:
-        raise BadParameter(f"{text} names no model", expected=f"{found[1]}=MODEL")
-    access = "transfer" if found[1] == SUBSTITUTE else "score"
-    return text[: found.start()].strip(), {"access": access, "substitute": model}
+        return text.strip(), "", ""
+    return text[: found.start()].strip(), found[1], text[found.end() :].strip()
+
+
+def _named(name: str, word: str, text: str) -> str:
+    if not name:
+        kinds = {"oracle": ("oracle", "NAME"), "goal": ("goal", "GOAL")}
+        kind, expected = kinds.get(word, ("model", "MODEL"))
+        raise BadParameter(f"{text} names no {kind}", expected=f"{word}={expected}")
+    return name
 
 
 def _unbounded(reference: Reference, goal: "Goal", usual: str) -> "ThreatModel":
@@ -149,5 +174,9 @@ def _from_card(name: str, goal: "Goal", known: Mapping[str, Any]) -> "ThreatMode
         threat = _ball(card.norm, list(card.epsilons), goal)
     else:
         threat = _unbounded(Reference("none", {"norm": card.norm}), goal, card.norm)
-    said = {"access": card.access, "substitute": card.substitute or None}
+    said = {
+        "access": card.access,
+        "substitute": card.substitute or None,
+        "oracle": card.oracle or None,
+    }
     return replace(threat, **{**said, **known})

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from robustbench_inv.results.naming import attack_name, substitute_name
+from robustbench_inv.results.oracle import OracleError
 from robustbench_inv.results.record import Record
 
 __all__ = ["CellView", "FinishedCell", "common_samples", "grouped", "listed"]
@@ -45,6 +46,10 @@ class FinishedCell(Protocol):
 
     def adversarial(self) -> Mapping[str, np.ndarray] | None:
         """Return the kept images (``samples``, ``clean``, ``adversarial``), None if none were kept."""
+        ...
+
+    def oracle_error(self) -> OracleError | None:
+        """Return how often the cell's oracle errs itself, None if that was not measured."""
         ...
 
 

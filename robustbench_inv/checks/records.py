@@ -188,6 +188,8 @@ def _contradictions(record: Record, view: CellView) -> list[str]:
 
 def _wrong_before(record: Record, goal: str) -> bool:
     """Did the model fail on the clean input? A rejected error is none where the goal asks for acceptance."""
+    if goal == "accept":
+        return False
     wrong = record.before.decision != record.label
     accepted = record.before.accepted is not False
     return wrong and accepted if goal == "misclassify-accepted" else wrong

@@ -12,12 +12,23 @@ from robustbench_inv.checks.comparisons import (
     check_single_step,
     escalate_saturation,
 )
+from robustbench_inv.checks.inverse import check_inverse, inverts
+from robustbench_inv.checks.oracles import check_agreement, check_oracle
 from robustbench_inv.checks.records import (
     check_completeness,
     check_consistency,
     check_crashes,
     check_lost_successes,
     check_shown_inputs,
+)
+from robustbench_inv.checks.rejection import (
+    check_adaptive,
+    check_both_rates,
+    check_false_rejection,
+    check_frozen,
+    check_noise,
+    check_small_steps,
+    rejecting,
 )
 from robustbench_inv.checks.verdict import CHECKS, Verdict
 
@@ -75,8 +86,9 @@ def check_records(
             depends on which losses the plan uses.
 
     Returns:
-        the probes' verdicts, those of each cell (C14, C15, C22, C23, C30), and those that compare cells
-        (C1, C3, C5, C17), which have the models as subjects.
+        the probes' verdicts, those of each cell (C14, C15, C22, C23, C30, C27 and C28 where the model rejects, C32
+        where an inverse was used, C34 and C35 where the decision is to be kept), and those that compare cells (C1,
+        C3, C5, C17, and C24, C25, C26 and C29 of models that reject), which have the models as subjects.
     """
     views = [CellView.read(cell) for cell in cells]
     decided = escalate_saturation(probes, views)
@@ -86,6 +98,10 @@ def check_records(
         ("C3", check_single_step),
         ("C5", check_gradient_free),
         ("C17", check_eps_scale),
+        ("C24", check_frozen),
+        ("C25", check_false_rejection),
+        ("C26", check_adaptive),
+        ("C29", check_noise),
     )
     models = ", ".join(sorted({view.model for view in views}))
     compared = [v for id_, f in comparisons for v in _guarded(id_, models, partial(f, views))]
@@ -106,12 +122,24 @@ def _check_cell(view: CellView, requested: Sequence[int]) -> list[Verdict]:
         ("C22", check_consistency),
         ("C23", partial(check_completeness, requested=requested)),
         ("C30", check_crashes),
+        *((("C32", check_inverse),) if inverts(view) else ()),
+        *(
+            (("C27", check_both_rates), ("C28", check_small_steps))
+            if _judged_by_class(view)
+            else ()
+        ),
+        *((("C34", check_oracle), ("C35", check_agreement)) if not view.seeks_errors else ()),
     )
 
     def run(check: Callable[[CellView], Verdict]) -> list[Verdict]:
         return [check(view)]
 
     return [v for id_, c in checks for v in _guarded(id_, view.subject, partial(run, c))]
+
+
+def _judged_by_class(view: CellView) -> bool:
+    """Does the model reject, and is what is shown to it of a class? Noise is of none."""
+    return rejecting(view) and view.goal != "accept"
 
 
 def _requested(view: CellView, samples: Requested) -> Sequence[int]:

@@ -161,10 +161,67 @@ CHECKS: Mapping[str, Check] = {
             "FAIL if a sample is missing, doubled or was not asked for",
         ),
         Check(
+            "C24",
+            "thresholds were frozen before the attacks, and fitted on other inputs",
+            "model",
+            "FAIL if cells of one model have different thresholds, or an attacked sample took part in fitting them",
+        ),
+        Check(
+            "C25",
+            "false rejection of clean inputs is small, and known at 1, 2 and 5 %",
+            "model",
+            "WARN above 10 % of clean inputs, FAIL above 50 % (lower end of the 95 % interval), or without scores",
+        ),
+        Check(
+            "C26",
+            "who attacks the rejection as well is not detected more often",
+            "model",
+            "FAIL if the adaptive attack fools less than the same attack without knowledge of the rejection; WARN "
+            "if there is none",
+        ),
+        Check(
+            "C27",
+            "detection is told of all attacked inputs and of the wrong ones",
+            "cell",
+            "WARN if fewer than 10 % of attacked inputs are wrong: the share of these that is rejected says little",
+        ),
+        Check(
+            "C28",
+            "rejection of small perturbations is known",
+            "cell",
+            "information: inputs that were right and are rejected within half of the largest eps",
+        ),
+        Check(
+            "C29",
+            "noise is rejected",
+            "model",
+            "WARN above 5 % of noise or distal inputs accepted",
+        ),
+        Check(
             "C30",
             "crashes stay visible",
             "cell",
             "WARN if the attack crashed on any sample; FAIL above 1 % of samples",
+        ),
+        Check(
+            "C34",
+            "whoever says that a class has changed is named, is not the model, and errs seldom",
+            "cell",
+            "FAIL if a success names no oracle or the model judges itself; WARN if the oracle's own error is "
+            "unknown or above 10 %",
+        ),
+        Check(
+            "C35",
+            "agreement with the oracle stands beside agreement with the old label",
+            "cell",
+            "WARN if the oracle names no class for more than half of the attacked samples; FAIL if for none",
+        ),
+        Check(
+            "C32",
+            "metamers re-encode to the logits they were given",
+            "cell",
+            "WARN if for any sample the inverse, or a re-encoded metamer's logits, are off by more than 1e-3; "
+            "FAIL above 0.1 % of samples",
         ),
     )
 }

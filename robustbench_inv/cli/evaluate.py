@@ -40,7 +40,8 @@ Attacks = Annotated[
 Threat = Annotated[
     str | None,
     option(
-        help="NORM=EPS[,EPS…], none, or a name; with :substitute=MODEL, transfer from that model.",
+        help="NORM=EPS[,EPS…], none, or a name; with :oracle=NAME, who says what class a changed input has; "
+        "with :substitute=MODEL, transfer from that model.",
         show_default="the suite's, or the usual one",
     ),
 ]

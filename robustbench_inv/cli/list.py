@@ -17,7 +17,7 @@ def list_catalogue(
     ] = False,
     json: Json = False,
 ) -> None:
-    """List models, attacks, suites, threats, data sets or reproductions."""
+    """List models, attacks, suites, threats, oracles, data sets or reproductions."""
     from robustbench_inv.catalogue.listing import library_attacks, list_entries
 
     listing = list_entries(kind.value)

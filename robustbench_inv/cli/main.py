@@ -11,7 +11,10 @@ from typer.exceptions import TyperException
 
 from robustbench_inv.catalogue.locate import CATALOGUE_VARIABLE
 from robustbench_inv.cli import data
+from robustbench_inv.cli.calibrate import calibrate
 from robustbench_inv.cli.evaluate import evaluate
+from robustbench_inv.cli.judge import judge
+from robustbench_inv.cli.label import label
 from robustbench_inv.cli.list import list_catalogue
 from robustbench_inv.cli.options import option
 from robustbench_inv.cli.process import settle_process
@@ -29,7 +32,7 @@ TRACEBACK = "INVBENCH_TRACEBACK"
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
 
-MANY = ("--model", "--attack", "--from")
+MANY = ("--model", "--attack", "--from", "--cells")
 """Options that take one value or several."""
 
 app = typer.Typer(
@@ -45,8 +48,11 @@ app.command("list")(list_catalogue)
 app.command()(show)
 app.command()(evaluate)
 app.command()(report)
+app.command()(label)
+app.command()(judge)
 app.command()(reproduce)
 app.command()(train)
+app.command()(calibrate)
 app.add_typer(data.app)
 
 

@@ -37,6 +37,7 @@ class What(StrEnum):
     datasets = "datasets"
     suites = "suites"
     threats = "threats"
+    oracles = "oracles"
     reproductions = "reproductions"
 
 

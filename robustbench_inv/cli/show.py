@@ -11,12 +11,14 @@ __all__ = ["show"]
 
 
 def show(
-    name: Annotated[str, typer.Argument(help="A model, attack, data set, suite or threat.")],
+    name: Annotated[
+        str, typer.Argument(help="A model, attack, data set, suite, threat or oracle.")
+    ],
     kind: Annotated[What | None, option(help="Which, if several have the name.")] = None,
     cite: Annotated[bool, option("--cite", help="Print the paper alone.")] = False,
     json: Json = False,
 ) -> None:
-    """Show what is known of one model, attack, data set, suite or threat."""
+    """Show what is known of one model, attack, data set, suite, threat or oracle."""
     from robustbench_inv.catalogue.listing import show_entry
     from robustbench_inv.errors import UsageError
 

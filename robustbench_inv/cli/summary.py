@@ -13,26 +13,45 @@ from robustbench_inv.cli.output import print_json
 from robustbench_inv.results.naming import with_substitute
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from robustbench_inv.evaluation.cost import Estimate
     from robustbench_inv.evaluation.plan import Plan
     from robustbench_inv.evaluation.run import Run
     from robustbench_inv.reporting.reproduction.claims import Finding
     from robustbench_inv.reporting.reproduction.report import Reproduced
 
-__all__ = ["print_plan", "print_reproduction", "print_run"]
+__all__ = ["print_invariance", "print_plan", "print_reproduction", "print_run"]
 
 WIDTH = 200
 """Columns that a table may take where there is no terminal."""
 
 
 def print_run(run: "Run") -> None:
-    """Print one row for each cell, then every check that is not content, then where the records are."""
+    """Print one row for each cell, then every check that is not content, then where the records are.
+
+    Of invariance cells it is told besides what stayed, what changed, and who says so.
+    """
     cells = run.to_json()
     console = _console()
     console.print(_results(cells))
+    if kept := [cell for cell in cells if cell["invariance"]]:
+        console.print(_invariance(kept))
     for verdict in _doubtful(cells):
         console.print(_verdict(verdict), highlight=False, markup=False, soft_wrap=True)
     console.print(f"records: {run.path}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_invariance(cells: "Sequence[Mapping[str, Any]]", folder: "Path") -> None:
+    """Print what became of decisions and classes in each cell, then where the records are.
+
+    Args:
+        cells: each with ``model``, ``attack`` and ``invariance``, as ``--json`` prints them.
+        folder: of the run.
+    """
+    console = _console()
+    console.print(_invariance(cells))
+    console.print(f"records: {folder}", highlight=False, markup=False, soft_wrap=True)
 
 
 def print_plan(plan: "Plan", json: bool) -> None:
@@ -51,7 +70,7 @@ def print_reproduction(found: "Reproduced") -> None:
         console.print(_bands(found))
     lines = [
         *(_finding(finding) for finding in found.findings),
-        *(f"not explained yet: {e.row.label}, {e.column.name}" for e in found.unexplained),
+        *(f"not explained yet: {entry.place}" for entry in found.unexplained),
         *map(_verdict, found.doubtful),
     ]
     for line in lines:
@@ -85,6 +104,22 @@ def _results(cells: Sequence[dict[str, Any]]) -> Table:
     table.add_column("checks", no_wrap=True)
     for cell in cells:
         table.add_row(*_row(cell))
+    return table
+
+
+def _invariance(cells: Sequence[Mapping[str, Any]]) -> Table:
+    title = "decision kept, class changed: per cent of the attacked, with 95 % intervals"
+    table = _table("model", "attack", title=title)
+    headings = {"kept": "stays", "changed": "changed", "failed": "both", "unknown": "unknown"}
+    for heading in headings.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("oracle", overflow="fold")
+    table.add_column("its error", justify="right", no_wrap=True)
+    for cell in cells:
+        found = cell["invariance"]
+        error = _rate(found["oracle_wrong"]) if found["oracle_wrong"] else ""
+        shares = [_rate(found[name]) for name in headings]
+        table.add_row(cell["model"], cell["attack"], *shares, found["oracle"], error)
     return table
 
 

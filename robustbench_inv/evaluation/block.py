@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import isfinite
 
 from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Batch, Kind
-from robustbench_inv.data.protocol import JudgesLabels
 from robustbench_inv.errors import BadData, BadModel
 from robustbench_inv.evaluation.describe import epsilons
 from robustbench_inv.evaluation.metering import inside_box
@@ -14,6 +14,7 @@ from robustbench_inv.evaluation.search import Found, Search
 from robustbench_inv.evaluation.standing import Standing
 from robustbench_inv.evaluation.transfer import lengthen
 from robustbench_inv.evaluation.verdict import Court, Judgement, already_wrong, is_number
+from robustbench_inv.results.measured import MEASURED
 from robustbench_inv.results.record import Record, Status
 from robustbench_inv.tensors import where_rows
 from robustbench_inv.threat.budgets import LpBall
@@ -60,9 +61,10 @@ class Evaluated:
 def evaluate_block(setting: Setting, batch: Batch) -> Evaluated:
     """Evaluate the samples of one block.
 
-    A sample that the model gets wrong needs no attack. The others are attacked at each eps in ascending
-    order, from what is shown of them so far, until they fall. Under a transfer threat the search is the same
-    for every model: it goes on with all samples, from what it last proposed, and only their verdicts stop.
+    A sample that the model gets wrong needs no attack, but is shown what is given instead of it. The others are
+    attacked at each eps in ascending order, from what is shown of them so far, until they fall. Under a transfer
+    threat the search is the same for every model: it goes on with all samples, from what it last proposed, and
+    only their verdicts stop.
 
     Raises:
         BadData: if a clean input is outside the model's bounds.
@@ -75,8 +77,7 @@ def evaluate_block(setting: Setting, batch: Batch) -> Evaluated:
         if found.crash is not None:
             break
     _replay(setting, standing, standing.unbroken)
-    data = setting.court.dataset
-    source = data.oracle_source if isinstance(data, JudgesLabels) else None
+    source = setting.court.oracle.source if setting.court.oracle else None
     return Evaluated(standing.records(source), batch.images, standing.images)
 
 
@@ -92,7 +93,7 @@ def _begin(setting: Setting, batch: Batch) -> Standing:
     if not is_number(before).all():
         raise BadModel("the model's answer to a clean input is not a number")
     wrong = already_wrong(setting.threat, before, batch.labels)
-    return Standing(batch, before, wrong, court.true_classes(batch.images))
+    return Standing(batch, before, wrong, court.true_classes(batch.images, batch.ids))
 
 
 def _stages(setting: Setting) -> Iterator[ThreatModel]:
@@ -111,7 +112,7 @@ def _stages(setting: Setting) -> Iterator[ThreatModel]:
 def _on_the_model(setting: Setting, standing: Standing) -> Iterator[Step]:
     """Search at each stage with the samples that still stand."""
     for number, stage in enumerate(_stages(setting)):
-        rows = standing.undecided
+        rows = standing.all if setting.kind == "given" else standing.undecided
         if not len(rows):
             return
         start = standing.allowed_images[rows] if number else None
@@ -158,9 +159,10 @@ def _settle(
     standing.charge(rows, found)
     judged = setting.court.judge(batch, standing.before[rows], found.proposals, stage)
     standing.show(rows, judged)
-    for row, status in _excuses(setting.kind, found, judged).items():
-        standing.status[int(rows[row])] = status
+    excuses = _excuses(setting.kind, found, judged)
+    standing.excuse({int(rows[row]): status for row, status in excuses.items()})
     _note_crashes(setting, batch, found)
+    _note_measured(setting, batch, found)
     standing.fall(rows[judged.reached], epsilons(stage), stage.norm)
     _rescue(setting, standing, rows, stage, found, judged)
     # at once, so that a sample whose success is taken back is attacked again at the next eps
@@ -187,6 +189,19 @@ def _note_crashes(setting: Setting, batch: Batch, found: Found) -> None:
     if single:
         samples = batch.ids[single].tolist()
         setting.note("crash", reason="the attack raised for single samples", samples=samples)
+
+
+def _note_measured(setting: Setting, batch: Batch, found: Found) -> None:
+    """Note the numbers that an attack keeps of each sample; those that are not finite as null."""
+    if found.measured:
+        columns = {name: _plain(values) for name, values in found.measured.items()}
+        setting.note(MEASURED, samples=batch.ids.tolist(), values=columns)
+
+
+def _plain(values: Tensor) -> list[float | None]:
+    if not values.is_floating_point():
+        return list(values.tolist())
+    return [float(f"{value:.6g}") if isfinite(value) else None for value in values.tolist()]
 
 
 def _rescue(

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import torch
 
 from robustbench_inv.catalogue.load import LoadedModel
-from robustbench_inv.data.protocol import Dataset, JudgesLabels
+from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadModel, CapabilityMismatch
 from robustbench_inv.evaluation.describe import epsilons
 from robustbench_inv.evaluation.metering import inside_box
+from robustbench_inv.evaluation.oracles import Panel, needs_oracle
 from robustbench_inv.evaluation.prepare import device_of
-from robustbench_inv.threat.goals import KeepDecision, KeepLogits, Misclassify, Target
+from robustbench_inv.threat.goals import KeepDecision, KeepLogits, Target
 from robustbench_inv.threat.threat_model import ThreatModel
 
 if TYPE_CHECKING:
@@ -24,8 +25,8 @@ __all__ = ["Demanding", "demand_fit", "doubts"]
 class Demanding(Protocol):
     """An attack that knows what it cannot be used with (beyond its kind and norms)."""
 
-    def demand(self, model: object, threat: ThreatModel) -> None:
-        """Raise CapabilityMismatch if it cannot attack this classifier under this threat."""
+    def demand(self, model: object, threat: ThreatModel, data: Dataset) -> None:
+        """Raise CapabilityMismatch if it cannot attack this classifier on this data under this threat."""
         ...
 
 
@@ -43,12 +44,14 @@ def demand_fit(job: "Job") -> None:
             _demand_bounds(model, job.dataset)
             _demand_answer(model, job)
     _demand_substitute(job)
+    _demand_oracle(job)
     if isinstance(job.attack.attack, Demanding):
-        job.attack.attack.demand(job.searched.classifier, job.threat)
+        _demand_own(job.attack.attack, job)
 
 
 def doubts(job: "Job") -> Iterator[str]:
     """Yield what is allowed and yet looks like a mistake, one line each."""
+    yield from job.oracle.notes if job.oracle else ()
     low, high = job.dataset.bounds
     largest = max(epsilons(job.threat), default=0.0)
     if job.threat.norm == "linf" and largest > high - low:
@@ -56,6 +59,17 @@ def doubts(job: "Job") -> Iterator[str]:
             f"eps {largest:g} is larger than the whole range [{low:g}, {high:g}] of {job.dataset.name}: "
             f"eps is in input units; for 8 of 255 grey levels write linf=8/255"
         )
+
+
+def _demand_own(attack: Demanding, job: "Job") -> None:
+    """Ask the attack, which knows neither its own name nor the model's."""
+    try:
+        attack.demand(job.searched.classifier, job.threat, job.dataset)
+    except CapabilityMismatch as error:
+        problem = f"{job.attack.name} on {job.searched.name}: {error.problem}"
+        raise CapabilityMismatch(
+            problem, got=error.got, expected=error.expected, remedy=error.remedy
+        ) from None
 
 
 def _demand_budget(job: "Job") -> None:
@@ -76,14 +90,13 @@ def _demand_budget(job: "Job") -> None:
 
 def _demand_goal(job: "Job") -> None:
     goal, data = job.threat.goal, job.dataset
-    judged = isinstance(goal, KeepDecision | KeepLogits) or (
-        isinstance(goal, Misclassify) and goal.same_class
-    )
-    if judged and not isinstance(data, JudgesLabels):
+    judged = needs_oracle(goal)
+    if judged and job.judge is None:
         raise CapabilityMismatch(
             f"the goal {goal.name} of {job.attack.name} asks for the true class of a changed input",
             got=f"{data.name}, which knows the classes of its own inputs only",
-            expected="a data set that judges any input, such as spheres",
+            expected="an oracle, or a data set that judges any input, such as spheres",
+            remedy="name one in the threat: none:oracle=mnist-panel, or none:oracle=labels.csv",
         )
     if job.attack.attack.kind == "invariance" and not judged:
         raise CapabilityMismatch(
@@ -176,12 +189,28 @@ def _demand_substitute(job: "Job") -> None:
             expected=_dtype(model),
             remedy=f"give it the parameter dtype={_dtype(model)}",
         )
-    if job.attack.attack.kind == "invariance" or isinstance(threat.goal, KeepDecision | KeepLogits):
+    searches = job.attack.attack.kind in ("budget", "minimal")
+    if not searches or isinstance(threat.goal, KeepDecision | KeepLogits):
         raise CapabilityMismatch(
-            f"{job.attack.name} keeps the decision of the model, which needs the model itself",
+            f"{job.attack.name} does not search for another decision and needs the model itself",
             got=f"the substitute {substitute.name}",
             expected="a threat without substitute",
         )
+
+
+def _demand_oracle(job: "Job") -> None:
+    """Hold the threat's oracle, and the members of a panel, against the job."""
+    if (job.oracle is None) != (job.threat.oracle is None):
+        raise CapabilityMismatch(
+            "the threat and the job name different oracles",
+            got=job.oracle and job.oracle.source,
+            expected=str(job.threat.oracle),
+        )
+    if isinstance(job.oracle, Panel):
+        for member in job.oracle.members:
+            _demand_classes(member, job.dataset)
+            _demand_bounds(member, job.dataset)
+            _demand_answer(member, job)
 
 
 def _dtype(model: LoadedModel) -> str:

@@ -5,10 +5,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.protocol import Batch
+from robustbench_inv.evaluation.loading import Loader
 from robustbench_inv.evaluation.metering import Meter
 from robustbench_inv.evaluation.prepare import device_of
 from robustbench_inv.evaluation.sharing import shared_by
@@ -105,10 +104,7 @@ def _seconds_per_pass(job: "Job") -> float:
     """Return the time of one pass there and back for one sample, on the model that is searched on."""
     classifier, ids = job.searched.classifier, list(job.samples[:PROBE])
     device = device_of(classifier)
-    images, labels = job.dataset.batch(ids)
-    batch = Batch(
-        images.to(device, classifier.dtype), labels.to(device), torch.tensor(ids, device=device)
-    )
+    batch = Loader(job.dataset, device, classifier.dtype).batch(ids)
     noise, guide = Noise(0, batch.ids), job.guide.classifier if job.guide else None
     meter = Meter(classifier, batch, job.threat, noise, keep_best=False, guide=guide)
     return _fastest(lambda: meter.gradient(batch.images, _loss)) / len(ids)

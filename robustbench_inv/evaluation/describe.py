@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from robustbench_inv.identity import IDENTITY_VERSION, digest_value
 from robustbench_inv.threat.budgets import LpBall, OnSphere
-from robustbench_inv.threat.threat_model import GUIDE, SUBSTITUTE, ThreatModel
+from robustbench_inv.threat.goals import MisclassifyAccepted, Target
+from robustbench_inv.threat.threat_model import GOAL, GUIDE, ORACLE, SUBSTITUTE, ThreatModel
 
 if TYPE_CHECKING:
     from robustbench_inv.catalogue.load import LoadedModel
+    from robustbench_inv.evaluation.oracles import Oracle
     from robustbench_inv.evaluation.plan import Job
 
 __all__ = [
     "describe_cell",
+    "describe_oracle",
     "describe_threat",
+    "digest_described",
     "digest_threat",
     "epsilons",
     "git_state",
@@ -38,16 +42,23 @@ def epsilons(threat: ThreatModel) -> tuple[float, ...]:
 
 
 def threat_text(threat: ThreatModel) -> str:
-    """Return a threat's budget and substitute as ``--threat`` takes them.
+    """Return a threat's budget, goal, oracle and substitute as ``--threat`` takes them.
+
+    The goals that attacks have by themselves, to misclassify or to keep the decision, go without saying.
 
     Example:
         >>> threat_text(ThreatModel(LpBall("linf", 0.2), sweep=(0.1, 0.2)))
         'linf=0.1,0.2'
+        >>> threat_text(ThreatModel(LpBall("linf", 0.2), MisclassifyAccepted()))
+        'linf=0.2:goal=misclassify-accepted'
     """
-    if threat.substitute is None:
-        return _budget_text(threat)
-    word = SUBSTITUTE if threat.transfers else GUIDE
-    return f"{_budget_text(threat)}:{word}={threat.substitute}"
+    helper = SUBSTITUTE if threat.transfers else GUIDE
+    goal = threat.goal.name if isinstance(threat.goal, MisclassifyAccepted) else None
+    if isinstance(threat.goal, Target):
+        goal = f"{threat.goal.name}:label={threat.goal.label}"
+    named = {GOAL: goal, ORACLE: threat.oracle, helper: threat.substitute}
+    more = (f":{word}={name}" for word, name in named.items() if name is not None)
+    return "".join([_budget_text(threat), *more])
 
 
 def _budget_text(threat: ThreatModel) -> str:
@@ -58,8 +69,12 @@ def _budget_text(threat: ThreatModel) -> str:
     return "none" if threat.norm == "l2" else f"none:norm={threat.norm}"
 
 
-def describe_threat(threat: ThreatModel, substitute: "LoadedModel | None" = None) -> dict[str, Any]:
-    """Return a threat, and the model that its substitute names, as plain values."""
+def describe_threat(
+    threat: ThreatModel,
+    substitute: "LoadedModel | None" = None,
+    oracle: "Oracle | None" = None,
+) -> dict[str, Any]:
+    """Return a threat, and what its substitute and its oracle name, as plain values."""
     goal = _fields(threat.goal)
     return {
         "text": threat_text(threat),
@@ -68,16 +83,31 @@ def describe_threat(threat: ThreatModel, substitute: "LoadedModel | None" = None
         "goal": threat.goal.name,
         "access": threat.access,
         "substitute": substitute and {"name": substitute.name, "digest": substitute.digest},
+        "oracle": oracle and describe_oracle(str(threat.oracle), oracle),
         "budget": {"type": type(threat.budget).__name__, **_fields(threat.budget)},
         "goal_parameters": {key: value for key, value in goal.items() if key != "name"},
     }
 
 
-def digest_threat(threat: ThreatModel, substitute: "LoadedModel | None" = None) -> str:
-    """Return the SHA-256 of a threat: budget, sweep, goal, access, and what the substitute is, if any."""
-    about = describe_threat(threat)
-    kept = {key: value for key, value in about.items() if key not in ("text", "substitute")}
-    return digest_value({**kept, "substitute": substitute.digest} if substitute else kept)
+def describe_oracle(name: str, oracle: "Oracle") -> dict[str, Any]:
+    """Return an oracle that a threat names as plain values."""
+    return {"name": name, "digest": oracle.digest, **oracle.describe()}
+
+
+def digest_threat(
+    threat: ThreatModel,
+    substitute: "LoadedModel | None" = None,
+    oracle: "Oracle | None" = None,
+) -> str:
+    """Return the SHA-256 of a threat: budget, sweep, goal, access, and what substitute and oracle are, if any."""
+    return digest_described(describe_threat(threat, substitute, oracle))
+
+
+def digest_described(about: Mapping[str, Any]) -> str:
+    """Return the digest of a threat that has been described, as in cell.json."""
+    named = ("substitute", "oracle")
+    kept = {key: value for key, value in about.items() if key not in ("text", *named)}
+    return digest_value({**kept, **{key: about[key]["digest"] for key in named if about.get(key)}})
 
 
 def describe_cell(job: "Job", device: str) -> dict[str, Any]:
@@ -95,7 +125,7 @@ def describe_cell(job: "Job", device: str) -> dict[str, Any]:
             "goal": attack.goal.name,
             "card": attack.card,
         },
-        "threat": describe_threat(job.threat, job.substitute),
+        "threat": describe_threat(job.threat, job.substitute, job.oracle),
         "dataset": {
             "name": data.name,
             "digest": data.digest,

@@ -11,17 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.protocol import Batch
 from robustbench_inv.errors import AttackFailed, BadParameter
 from robustbench_inv.evaluation.block import Evaluated, Setting, evaluate_block
 from robustbench_inv.evaluation.describe import describe_cell
 from robustbench_inv.evaluation.isolation import seeded
+from robustbench_inv.evaluation.loading import Loader
 from robustbench_inv.evaluation.plan import Job
 from robustbench_inv.evaluation.prepare import prepare
 from robustbench_inv.evaluation.search import Search, Searcher, out_of_memory
 from robustbench_inv.evaluation.sharing import Memory
 from robustbench_inv.evaluation.verdict import Court
-from robustbench_inv.results.store import CELL
+from robustbench_inv.results.oracle import write_error
+from robustbench_inv.results.store import CELL, CellFolder
 from robustbench_inv.results.writing import CellWriter, Request
 
 __all__ = ["BATCH_SIZE", "Existing", "Progress", "Settings", "ignore", "run_cell"]
@@ -125,6 +126,7 @@ def run_cell(
             search = _search(job, torch.device(settings.device), memory)
             _run_blocks(job, writer, settings, report, search)
         writer.finish()
+        _measure_oracle(job, folder)
     return notes
 
 
@@ -141,13 +143,14 @@ def _run_blocks(
     job: Job, writer: CellWriter, settings: Settings, report: Report, search: Search
 ) -> None:
     device = torch.device(settings.device)
+    loader = _loader(job, device)
     while pending := writer.next_block():
         number, ids = pending
         began = time.perf_counter()
         setting = _setting(job, search, partial(writer.note, block=number))
         try:
             with seeded(job.seed, ids[0], device):
-                done = evaluate_block(setting, _load(job, ids, device))
+                done = evaluate_block(setting, loader.batch(ids))
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
@@ -158,27 +161,32 @@ def _run_blocks(
         report(Progress(job.title, writer.done, writer.total))
 
 
+def _measure_oracle(job: Job, folder: Path) -> None:
+    """Write down how often the oracle errs itself on the samples of the cell, unless that is known."""
+    cell = CellFolder(folder)
+    known = cell.oracle_error()
+    if job.judge is None or (known and known.trials == len(cell.samples)):
+        return
+    if error := job.judge.error(cell.samples):
+        write_error(folder, error)
+
+
 def _setting(job: Job, search: Search, note: Callable[..., None]) -> Setting:
-    court = Court(job.model.classifier, job.dataset, job.seed)
+    court = Court(job.model.classifier, job.dataset, job.seed, job.judge)
     return Setting(job.attack.attack.kind, job.threat, search, court, note)
 
 
 def _search(job: Job, device: torch.device, memory: Memory | None) -> Search:
     """Return a search on copies: folded for attacks inside a budget, which seldom end on the boundary."""
-    probe = _load(job, tuple(range(min(PROBE, len(job.dataset)))), device).images
+    probe = _loader(job, device).batch(range(min(PROBE, len(job.dataset)))).images
     copy = partial(prepare, probe=probe, fold=job.attack.attack.kind == "budget")
     guide = copy(job.guide.classifier) if job.guide else None
     search = Searcher(job.attack.attack, copy(job.searched.classifier), guide, job.seed)
     return (memory or Memory(limit=0)).sharing(job, search) if job.threat.transfers else search
 
 
-def _load(job: Job, ids: tuple[int, ...], device: torch.device) -> Batch:
-    images, labels = job.dataset.batch(list(ids))
-    return Batch(
-        images=images.to(device, job.model.classifier.dtype),
-        labels=labels.to(device),
-        ids=torch.tensor(ids, device=device),
-    )
+def _loader(job: Job, device: torch.device) -> Loader:
+    return Loader(job.dataset, device, job.model.classifier.dtype)
 
 
 def _shrink(writer: CellWriter, size: int, error: BaseException) -> None:

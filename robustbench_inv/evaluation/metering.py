@@ -77,6 +77,7 @@ class Meter:
     found: Tensor = field(init=False)
     best: Tensor = field(init=False)
     marks: dict[int, Status] = field(init=False, default_factory=dict)
+    measured: dict[str, Tensor] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         n, device = len(self.batch), self.batch.images.device
@@ -127,6 +128,10 @@ class Meter:
     def mark(self, rows: Tensor, status: Status) -> None:
         """Say why there is no proposal for some samples (positions in the batch)."""
         self.marks.update(dict.fromkeys(rows.tolist(), status))
+
+    def measure(self, name: str, values: Tensor) -> None:
+        """Keep a number of each sample (n,) for the cell's notes."""
+        self.measured[name] = values.detach()
 
     def __call__(self, images: Tensor, rows: Tensor | None = None) -> Output:
         with torch.no_grad():
@@ -216,4 +221,8 @@ def _led(said: Output, guide: Output) -> Output:
     led = said.logits + (guide.logits - guide.logits.detach())
     if said.score is None or guide.score is None:
         return Output(led, said.score, said.accepted)
-    return Output(led, said.score + (guide.score - guide.score.detach()), said.accepted)
+    clearance = said.clearance
+    if clearance is not None and guide.clearance is not None:
+        clearance = clearance + (guide.clearance - guide.clearance.detach())
+    score = said.score + (guide.score - guide.score.detach())
+    return Output(led, score, said.accepted, clearance)

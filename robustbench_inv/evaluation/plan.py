@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from robustbench_inv.catalogue.load import LoadedAttack, LoadedModel
 from robustbench_inv.data.protocol import Dataset
+from robustbench_inv.errors import CapabilityMismatch
 from robustbench_inv.evaluation.capabilities import demand_fit, doubts
 from robustbench_inv.evaluation.cell import CellSpec
 from robustbench_inv.evaluation.describe import digest_threat, epsilons, threat_text, versions
+from robustbench_inv.evaluation.oracles import Oracle, own_oracle
 from robustbench_inv.identity import digest_value
 from robustbench_inv.threat.threat_model import ThreatModel
 
@@ -33,6 +35,8 @@ class Job:
         samples: ascending sample ids.
         origin: the names it was made from, by which another process makes it again; None to pickle it.
         substitute: the model that the threat names, None if it names none.
+        oracle: the one that the threat names, None if it names none.
+        optional: leave the cell out of a plan, and say so, if its parts do not fit together.
     """
 
     model: LoadedModel
@@ -43,6 +47,8 @@ class Job:
     samples: tuple[int, ...]
     origin: "Origin | None" = field(default=None, compare=False, repr=False)
     substitute: LoadedModel | None = None
+    oracle: Oracle | None = None
+    optional: bool = field(default=False, compare=False)
 
     @cached_property
     def spec(self) -> CellSpec:
@@ -50,7 +56,7 @@ class Job:
         return CellSpec(
             model=self.model.digest,
             attack=self.attack.digest,
-            threat=digest_threat(self.threat, self.substitute),
+            threat=digest_threat(self.threat, self.substitute, self.oracle),
             dataset=self.dataset.digest,
             seed=self.seed,
         )
@@ -64,6 +70,11 @@ class Job:
     def guide(self) -> LoadedModel | None:
         """The model that gives the gradients in place of the one that answers, if any."""
         return None if self.threat.transfers else self.substitute
+
+    @property
+    def judge(self) -> Oracle | None:
+        """Who says what class a changed input has: whom the threat names, else the data set, if it can tell."""
+        return self.oracle or own_oracle(self.dataset)
 
     @property
     def epsilons(self) -> tuple[float, ...]:
@@ -84,7 +95,7 @@ class Job:
         rest = (self.threat, self.seed, self.samples)
         if self.origin is None:
             found = (self.model, self.attack, self.threat, self.dataset)
-            return Job, (*found, *rest[1:], None, self.substitute)
+            return Job, (*found, *rest[1:], None, self.substitute, self.oracle)
         from robustbench_inv.evaluation.sources import rebuild
 
         return rebuild, (self.origin, self.spec.digest, rest)
@@ -147,11 +158,30 @@ def plan_jobs(
     Raises:
         CapabilityMismatch: if model, attack, threat and data set of a cell do not fit together.
     """
-    chosen = tuple({job.spec.digest: job for job in jobs}.values())
-    for job in chosen:
-        demand_fit(job)
-    warnings = dict.fromkeys(line for job in chosen for line in doubts(job))
+    chosen, left_out = _fitting({job.spec.digest: job for job in jobs}.values())
+    warnings = dict.fromkeys([*left_out, *(line for job in chosen for line in doubts(job))])
     return Plan(_name(chosen, label), chosen, tuple(warnings), tuple(command))
+
+
+def _fitting(jobs: Iterable[Job]) -> tuple[tuple[Job, ...], list[str]]:
+    """Return the jobs whose parts fit together, and a line about each optional one that is left out.
+
+    Raises:
+        CapabilityMismatch: if a job that is not optional does not fit, or none is left.
+    """
+    fitting, errors = [], []
+    for job in jobs:
+        try:
+            demand_fit(job)
+        except CapabilityMismatch as error:
+            if not job.optional:
+                raise
+            errors.append(error)
+        else:
+            fitting.append(job)
+    if errors and not fitting:
+        raise errors[0]
+    return tuple(fitting), [f"left out: {error}" for error in errors]
 
 
 def _name(jobs: tuple[Job, ...], label: str | None) -> str:

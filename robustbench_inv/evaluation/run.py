@@ -13,6 +13,7 @@ from robustbench_inv.evaluation.engine import Existing, Report, Settings, ignore
 from robustbench_inv.evaluation.plan import Job, Plan, plan_jobs
 from robustbench_inv.evaluation.schedule import Outcome, Workers, check_workers, run_jobs
 from robustbench_inv.evaluation.sources import Question, build_jobs, listed
+from robustbench_inv.results.invariance import describe_invariance, keeps_decision
 from robustbench_inv.results.planning import add_checks, add_plan
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.store import CELL, CellFolder, RunFolder
@@ -248,6 +249,13 @@ def _records(job: Job, folder: CellFolder) -> list[Record]:
     return sorted(found, key=lambda record: record.sample)
 
 
+def _invariance_json(job: Job, folder: CellFolder) -> dict[str, Any] | None:
+    """Return what an invariance cell says, None for another: its shares, who judged, and how often that errs."""
+    if not keeps_decision(folder.cell):
+        return None
+    return describe_invariance(_records(job, folder), folder.oracle_error())
+
+
 def _cell_json(
     job: Job, folder: CellFolder, summary: CellSummary, verdicts: Sequence[Verdict]
 ) -> dict[str, Any]:
@@ -271,6 +279,7 @@ def _cell_json(
         "forward_passes": summary.forward_passes,
         "backward_passes": summary.backward_passes,
         "statuses": summary.statuses,
+        "invariance": _invariance_json(job, folder),
         "checks": [verdict.to_json() for verdict in concerning(verdicts, folder)],
         "path": str(folder.path),
     }

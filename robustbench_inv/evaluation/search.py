@@ -1,7 +1,7 @@
 """One search of an attack on a batch: what it proposes, and what it took to find it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class Found:
         zero_gradient: (n,) were gradients taken, of which every one was zero or not finite?
         marks: why there is no proposal, by position.
         crash: what the attack raised, one line; None if it did not.
+        measured: numbers of each sample, (n,), by name.
     """
 
     proposals: Tensor
@@ -43,6 +44,7 @@ class Found:
     zero_gradient: Tensor
     marks: dict[int, Status]
     crash: str | None = None
+    measured: dict[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, rows: Tensor) -> "Found":
         """Return what the search came to for the samples at (m,) positions."""
@@ -51,7 +53,8 @@ class Found:
         }
         places = enumerate(rows.tolist())
         marks = {new: self.marks[old] for new, old in places if old in self.marks}
-        return Found(**tensors, marks=marks, crash=self.crash)
+        measured = {name: values[rows] for name, values in self.measured.items()}
+        return Found(**tensors, marks=marks, crash=self.crash, measured=measured)
 
     def proposing(self, proposals: Tensor, *, again: bool) -> "Found":
         """Return the same with other proposals; ``again`` if the search has been charged for already."""
@@ -109,6 +112,7 @@ class Searcher:
             zero_gradient=meter.zero_gradient,
             marks=meter.marks,
             crash=crash,
+            measured=meter.measured,
         )
 
     def _propose(self, meter: Meter, own: Batch) -> tuple[Tensor, str | None]:

@@ -1,10 +1,13 @@
 """From what a user names to jobs: models × (attack, threat), with the defaults for what is left out."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from robustbench_inv.attacks.protocol import Attack
 from robustbench_inv.catalogue.cards import SuiteRun, read_suite
@@ -16,11 +19,21 @@ from robustbench_inv.catalogue.load import (
     load_model,
     load_threat,
 )
+from robustbench_inv.catalogue.loaded_dataset import usual_oracle
 from robustbench_inv.catalogue.locate import entries, find
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.errors import BadResults, CapabilityMismatch, UsageError
+from robustbench_inv.evaluation.oracles import (
+    Attacked,
+    Oracle,
+    load_oracle,
+    needs_oracle,
+    own_oracle,
+)
 from robustbench_inv.evaluation.plan import Job
+from robustbench_inv.evaluation.prepare import device_of
+from robustbench_inv.threat.goals import Misclassify, MisclassifyAccepted
 from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = ["Origin", "Question", "build_jobs", "listed", "rebuild"]
@@ -82,22 +95,36 @@ class _Run:
     source: Any
     threat: str | ThreatModel | None
     samples: int | str | None = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)
-class _Substitutes:
-    """The models that threats name, each loaded once for a data set."""
+class _Named:
+    """The models and oracles that threats name, each loaded once for a data set."""
 
     device: str
-    loaded: dict[tuple[str, str], LoadedModel] = field(default_factory=dict)
+    models: dict[tuple[str, str], LoadedModel] = field(default_factory=dict)
+    oracles: dict[tuple[str, ...], Oracle] = field(default_factory=dict)
 
-    def of(self, threat: ThreatModel, dataset: Dataset) -> LoadedModel | None:
-        if threat.substitute is None:
+    def substitute(self, threat: ThreatModel, dataset: Dataset) -> LoadedModel | None:
+        return self._model(threat.substitute, dataset) if threat.substitute else None
+
+    def oracle(self, threat: ThreatModel, dataset: Dataset, model: LoadedModel) -> Oracle | None:
+        if threat.oracle is None:
             return None
-        key = (threat.substitute, dataset.digest)
-        if key not in self.loaded:
-            self.loaded[key] = _load_model(threat.substitute, dataset, self.device)
-        return self.loaded[key]
+        substitute = self.substitute(threat, dataset)
+        attacked = [Attacked.of(each) for each in (model, substitute) if each]
+        key = (threat.oracle, dataset.digest, *(each.digest for each in attacked))
+        if key not in self.oracles:
+            load = partial(self._model, dataset=dataset)
+            self.oracles[key] = load_oracle(threat.oracle, dataset, attacked, load)
+        return self.oracles[key]
+
+    def _model(self, name: str, dataset: Dataset) -> LoadedModel:
+        key = (name, dataset.digest)
+        if key not in self.models:
+            self.models[key] = _load_model(name, dataset, self.device)
+        return self.models[key]
 
 
 def listed(value: Any) -> list[Any]:  # noqa: ANN401 - names or objects of any kind
@@ -113,15 +140,16 @@ def build_jobs(question: Question) -> Iterator[Job]:
     """
     if not question.models:
         raise UsageError("no model to evaluate", remedy="name one: invbench list models")
-    runs, known = list(_runs(question)), _Substitutes(question.device)
+    runs, known = list(_runs(question)), _Named(question.device)
     for source in question.models:
         model, dataset, origin = _model(source, question)
         for run in runs:
-            threat = _threat(run, dataset)
+            threat = _threat(_facing(run, model, dataset), dataset)
             ids = _samples(dataset, question.samples, run.samples)
             named = replace(origin, attack=run.source)
-            substitute = known.of(threat, dataset)
-            yield Job(model, run.attack, threat, dataset, question.seed, ids, named, substitute)
+            helpers = known.substitute(threat, dataset), known.oracle(threat, dataset, model)
+            job = Job(model, run.attack, threat, dataset, question.seed, ids, named, *helpers)
+            yield replace(job, optional=run.optional)
 
 
 def rebuild(origin: Origin, digest: str, rest: tuple[ThreatModel, int, tuple[int, ...]]) -> Job:
@@ -138,11 +166,9 @@ def rebuild(origin: Origin, digest: str, rest: tuple[ThreatModel, int, tuple[int
     threat, seed, samples = rest
     dataset = _open(origin.dataset, origin.data_root)
     model = _load_model(origin.model, dataset, origin.device)
-    attack, substitute = (
-        _load_attack(origin.attack),
-        _Substitutes(origin.device).of(threat, dataset),
-    )
-    job = Job(model, attack, threat, dataset, seed, samples, origin, substitute)
+    attack, known = _load_attack(origin.attack), _Named(origin.device)
+    helpers = known.substitute(threat, dataset), known.oracle(threat, dataset, model)
+    job = Job(model, attack, threat, dataset, seed, samples, origin, *helpers)
     if job.spec.digest != digest:
         raise BadResults(
             f"{job.title} is another cell in another process",
@@ -161,7 +187,7 @@ def _runs(question: Question) -> Iterator[_Run]:
     for run in (*_suite(question.suite), *question.runs):
         attack = _load_attack(run.attack)
         threat = question.threat if _fits(question.threat, attack) else run.threat
-        yield _Run(attack, run.attack, threat, run.samples)
+        yield _Run(attack, run.attack, threat, run.samples, run.optional)
 
 
 def _fits(threat: str | ThreatModel | None, attack: LoadedAttack) -> bool:
@@ -213,8 +239,30 @@ def _open_named(name: str, root: str | None) -> Dataset:
     return load_dataset(name, data_root=Path(root) if root else None)
 
 
+def _facing(run: _Run, model: LoadedModel, dataset: Dataset) -> _Run:
+    """Return a run whose attack knows that the model may reject: a wrong answer must be accepted to be a success.
+
+    A threat that names its goal keeps it: ``linf=0.1:goal=misclassify`` is an attack that is oblivious of rejection.
+    """
+    if run.attack.goal != Misclassify() or not _rejects(model, dataset):
+        return run
+    return replace(run, attack=replace(run.attack, goal=MisclassifyAccepted()))
+
+
+def _rejects(model: LoadedModel, dataset: Dataset) -> bool:
+    """Ask a model about one input; what it cannot take is said when the plan is checked."""
+    images, _ = dataset.batch([0])
+    with torch.no_grad(), suppress(Exception):
+        place = device_of(model.classifier), model.classifier.dtype
+        return model.classifier(images.to(*place)).accepted is not None
+    return False
+
+
 def _threat(run: _Run, dataset: Dataset) -> ThreatModel:
-    return _load_threat(run.threat or _usual_threat(run.attack, dataset), run.attack)
+    threat = _load_threat(run.threat or _usual_threat(run.attack, dataset), run.attack)
+    answered = threat.oracle or own_oracle(dataset) or not needs_oracle(threat.goal)
+    usual = None if answered else usual_oracle(dataset.name)
+    return replace(threat, oracle=usual) if usual else threat
 
 
 def _load_threat(threat: str | ThreatModel, attack: LoadedAttack) -> ThreatModel:

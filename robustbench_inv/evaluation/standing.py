@@ -1,5 +1,6 @@
 """Where the samples of a block stand while they are attacked, and the records they end as."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +14,7 @@ from robustbench_inv.tensors import NORMS, Output, norm, where_rows
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.goals import UNKNOWN
 
-__all__ = ["Standing"]
+__all__ = ["Standing", "fallen_at"]
 
 
 @dataclass
@@ -50,6 +51,11 @@ class Standing:
         self._forward = torch.zeros(n, dtype=torch.int64, device=device)
         self._backward = torch.zeros(n, dtype=torch.int64, device=device)
         self._useful = torch.zeros(n, dtype=torch.bool, device=device)
+
+    @property
+    def all(self) -> Tensor:
+        """(n,) positions of the samples."""
+        return torch.arange(len(self.batch), device=self.batch.images.device)
 
     @property
     def undecided(self) -> Tensor:
@@ -91,21 +97,25 @@ class Standing:
             if old is not None and new is not None:
                 old[rows] = new
 
+    def excuse(self, excuses: dict[int, Status]) -> None:
+        """Say why there is no valid proposal, or that there is, by position; what was wrong before stays so."""
+        for row, status in excuses.items():
+            if not self.wrong[row]:
+                self.status[row] = status
+
     def fall(self, rows: Tensor, ladder: tuple[float, ...], name: str) -> None:
         """Let the samples at (m,) positions fall at the smallest eps that holds what is shown of them.
+
+        Those that were wrong to begin with have fallen.
 
         Args:
             rows: positions.
             ladder: ascending eps, the last of which holds them all; empty to fall at their distance.
             name: the norm.
         """
-        clean, images = self.batch.images[rows], self.images[rows]
-        fallen = norm(images.double() - clean.double(), name)
-        for eps in reversed(ladder):
-            fallen[LpBall(name, eps).contains(clean, images)] = eps
-        self.broken_at[rows] = fallen
-        for row in rows.tolist():
-            self.status[row] = "ok"
+        rows = rows[~self.wrong[rows]]
+        self.broken_at[rows] = fallen_at(self.batch.images[rows], self.images[rows], ladder, name)
+        self.excuse(dict.fromkeys(rows.tolist(), "ok"))
 
     def withdraw(self, rows: Tensor) -> None:
         """Take the successes at (m,) positions back: they did not replay."""
@@ -149,6 +159,21 @@ class Standing:
         columns = {name: norm(delta, name).tolist() for name in NORMS}
         rows = zip(*columns.values(), strict=True)
         return [Distances(int(l0), l1, l2, linf) for l0, l1, l2, linf in rows]
+
+
+def fallen_at(clean: Tensor, images: Tensor, ladder: Sequence[float], name: str) -> Tensor:
+    """Return the smallest eps of an ascending ladder that holds each image (m,), its distance where none does.
+
+    Args:
+        clean: (m, …).
+        images: (m, …).
+        ladder: may be empty.
+        name: the norm.
+    """
+    fallen = norm(images.double() - clean.double(), name)
+    for eps in reversed(ladder):
+        fallen[LpBall(name, eps).contains(clean, images)] = eps
+    return fallen
 
 
 def _answers(output: Output) -> list[Answer]:

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Batch
-from robustbench_inv.data.protocol import Dataset, JudgesLabels
+from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import AttackFailed
 from robustbench_inv.evaluation.metering import inside_box, judge
+from robustbench_inv.evaluation.oracles import Oracle
 from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import Output, flatten, where_rows
-from robustbench_inv.threat.goals import UNKNOWN, Evidence, MisclassifyAccepted
+from robustbench_inv.threat.goals import UNKNOWN, Accept, Evidence, MisclassifyAccepted
 from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = ["Court", "Judgement", "already_wrong", "checked_shape", "is_number"]
@@ -55,13 +56,15 @@ class Court:
 
     Args:
         classifier: the original model.
-        dataset: asked for the true class of a proposal where it can tell.
+        dataset: the data that is evaluated.
         seed: of the draws of a stochastic model.
+        oracle: says what class a proposal has; None where nobody can tell.
     """
 
     classifier: Classifier
     dataset: Dataset
     seed: int
+    oracle: Oracle | None = None
 
     def noise(self, ids: Tensor) -> Noise:
         """Return the random numbers of some samples."""
@@ -96,23 +99,26 @@ class Court:
         images, after = where_rows(usable, images, batch.images), _choose(usable, after, before)
         boxed = usable & inside_box(images, bounds)
         allowed = boxed & threat.budget.contains(batch.images, images)
-        oracle = self.true_classes(images)
+        oracle = self.true_classes(images, batch.ids)
         evidence = Evidence(batch.images, images, batch.labels, before, after, oracle)
         reached = allowed & threat.goal.reached(evidence)
         return Judgement(images, after, oracle, usable, boxed, allowed, reached)
 
-    def true_classes(self, images: Tensor) -> Tensor:
-        """Return the oracle's classes (n,) of (n, …) images, −1 where it has none or there is no oracle."""
-        if isinstance(self.dataset, JudgesLabels):
-            return self.dataset.judge(images)
+    def true_classes(self, images: Tensor, ids: Tensor) -> Tensor:
+        """Return the oracle's classes (n,) of (n, …) versions of the samples ``ids`` (n,), −1 where it has none."""
+        if self.oracle is not None:
+            return self.oracle.judge(images, ids)
         return torch.full((len(images),), UNKNOWN, device=images.device)
 
 
 def already_wrong(threat: ThreatModel, before: Output, labels: Tensor) -> Tensor:
     """Return (n,): does the model fail before any attack?
 
-    A wrong answer that the model rejects is no failure for the goal that asks for acceptance.
+    A wrong answer that the model rejects is no failure for the goal that asks for acceptance; to accept a
+    clean input is none either.
     """
+    if isinstance(threat.goal, Accept):
+        return torch.zeros_like(labels, dtype=torch.bool)
     wrong = before.decision != labels
     if isinstance(threat.goal, MisclassifyAccepted) and before.accepted is not None:
         return wrong & before.accepted

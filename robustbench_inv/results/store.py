@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from robustbench_inv.errors import BadResults
 from robustbench_inv.results.files import read_json, read_versioned
 from robustbench_inv.results.layout import Segment, order
+from robustbench_inv.results.oracle import OracleError, read_error
 from robustbench_inv.results.record import Record
 
 __all__ = ["ADVERSARIAL", "CELL", "CHECKS", "EVENTS", "PLAN", "RECORDS", "CellFolder", "RunFolder"]
@@ -101,6 +102,14 @@ class CellFolder:
             return load_file(path)
         except (OSError, SafetensorError) as error:
             raise BadResults(f"cannot read {path}: {error}") from error
+
+    def oracle_error(self) -> OracleError | None:
+        """Return how often the cell's oracle errs itself; None if it was not measured, as of an exact one.
+
+        Raises:
+            BadResults: if the file is damaged.
+        """
+        return read_error(self.path)
 
     def _record(self, number: int, line: bytes) -> Record:
         try:

@@ -23,6 +23,7 @@ from robustbench_inv.results.files import (
 )
 from robustbench_inv.results.images import ImageShards
 from robustbench_inv.results.layout import Segment, blocks, extend, order, whole
+from robustbench_inv.results.oracle import ORACLE
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.store import CELL, EVENTS, RECORDS, complete_lines
 
@@ -183,7 +184,8 @@ class CellWriter:
     def _forget(self) -> None:
         with explain_failures(self.path):
             os.ftruncate(self._records, 0)
-            (self.path / EVENTS).unlink(missing_ok=True)
+            for name in (EVENTS, ORACLE):
+                (self.path / name).unlink(missing_ok=True)
             self._images.forget()
 
     def _keep_whole_blocks(self, segments: Sequence[Segment]) -> int:

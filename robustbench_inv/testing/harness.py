@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.protocol import Attack, Batch
+from robustbench_inv.attacks.protocol import Attack, Batch, Pool
 from robustbench_inv.evaluation.metering import Meter, inside_box, judge
 from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.randomness import Noise
@@ -119,7 +119,9 @@ class _Trial:
     def _run(self, model: LinearClassifier, clean: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the attack shows, and the distance of the nearest success on its way or inf."""
         parts = torch.split(torch.arange(len(labels)), self.size)
-        found = [self._run_batch(model, Batch(clean[rows], labels[rows], rows)) for rows in parts]
+        pool = Pool(torch.arange(len(labels)), lambda ids: (clean[ids], labels[ids]))
+        batches = [Batch(clean[rows], labels[rows], rows, pool=pool) for rows in parts]
+        found = [self._run_batch(model, batch) for batch in batches]
         return torch.cat([images for images, _ in found]), torch.cat([far for _, far in found])
 
     def _run_batch(self, model: LinearClassifier, batch: Batch) -> tuple[Tensor, Tensor]:

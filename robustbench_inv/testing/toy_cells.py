@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from robustbench_inv.results.oracle import OracleError
 from robustbench_inv.results.record import Answer, Distances, Record
 
 __all__ = ["ToyCell", "toy_cell", "toy_record"]
@@ -21,6 +22,7 @@ class ToyCell:
         notes: its events.
         images: the kept images, None if none were kept.
         requested: the samples asked for; None for those that have records.
+        error: of the oracle, None if it was not measured.
     """
 
     cell: Mapping[str, Any]
@@ -28,6 +30,7 @@ class ToyCell:
     notes: tuple[Mapping[str, Any], ...] = ()
     images: Mapping[str, np.ndarray] | None = None
     requested: tuple[int, ...] | None = None
+    error: OracleError | None = None
     digest: str = field(default="0" * 32)
 
     @property
@@ -42,6 +45,9 @@ class ToyCell:
 
     def adversarial(self) -> Mapping[str, np.ndarray] | None:
         return self.images
+
+    def oracle_error(self) -> OracleError | None:
+        return self.error
 
 
 def toy_record(sample: int, broken_at: float | None = None, /, **changes: object) -> Record:

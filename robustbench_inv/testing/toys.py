@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
+from robustbench_inv.models.rejection import Rejecting, reject
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import NORMS, Output, flatten, margin
 from robustbench_inv.threat.budgets import LpBall
@@ -29,6 +30,7 @@ __all__ = [
     "narrow_band",
     "probabilities",
     "quantised",
+    "refusing",
     "squashed",
 ]
 
@@ -168,6 +170,11 @@ def in_train_mode(toy: Toy) -> Toy:
 def declaring(toy: Toy, bounds: tuple[float, float]) -> Toy:
     """Declare other bounds than those of the data (C17)."""
     return replace(toy, bounds=bounds)
+
+
+def refusing(toy: Toy) -> Rejecting:
+    """Reject everything: never fooled, every attack detected, and of no use (C25)."""
+    return reject(toy, "margin", torch.full((toy.num_classes,), torch.inf))
 
 
 def narrow_band() -> Toy:

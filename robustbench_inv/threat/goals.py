@@ -6,9 +6,10 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from robustbench_inv.tensors import Output, margin
+from robustbench_inv.tensors import Output, acceptance, accepted_margin, margin
 
 __all__ = [
+    "Accept",
     "Evidence",
     "Goal",
     "KeepDecision",
@@ -97,14 +98,25 @@ class MisclassifyAccepted:
     name: str = "misclassify-accepted"
 
     def margin(self, output: Output, labels: Tensor) -> Tensor:
-        wrong = margin(output.logits, labels)
-        if output.accepted is None:
-            return wrong
-        return torch.where(output.accepted, wrong, wrong.clamp_max(0))
+        return accepted_margin(output, labels)
 
     def reached(self, evidence: Evidence) -> Tensor:
         wrong = evidence.after.decision != evidence.labels
         return wrong if evidence.after.accepted is None else wrong & evidence.after.accepted
+
+
+@dataclass(frozen=True)
+class Accept:
+    """The model accepts the input, whatever it takes it for: what noise and other data must not reach."""
+
+    name: str = "accept"
+
+    def margin(self, output: Output, labels: Tensor) -> Tensor:
+        return acceptance(output)
+
+    def reached(self, evidence: Evidence) -> Tensor:
+        accepted = evidence.after.accepted
+        return torch.ones_like(evidence.labels, dtype=torch.bool) if accepted is None else accepted
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,18 @@ from robustbench_inv.errors import BadParameter
 from robustbench_inv.threat.budgets import Budget, LpBall, Unbounded
 from robustbench_inv.threat.goals import Goal, Misclassify
 
-__all__ = ["GUIDE", "SUBSTITUTE", "Access", "ThreatModel"]
+__all__ = ["GOAL", "GUIDE", "ORACLE", "SUBSTITUTE", "Access", "ThreatModel"]
 
 Access = Literal["white-box", "score", "decision", "transfer"]
 
 SUBSTITUTE, GUIDE = "substitute", "guide"
 """How a threat's text names a substitute: one that answers itself (transfer), or one whose gradients lead (score)."""
 
+GOAL = "goal"
+"""How a threat's text says what the attacker wants, where that is not what the attack wants by itself."""
+
+ORACLE = "oracle"
+"""How a threat's text names who says what class a changed input has."""
 
 GRAMMAR = (
     f"linf=0.1:{SUBSTITUTE}=MODEL, or linf=0.1:{GUIDE}=MODEL to lead a search by its gradients"
@@ -33,6 +38,8 @@ class ThreatModel:
         substitute: reference of another model that the attacker has in full. With the access ``transfer`` it
             answers everything while an attack searches, and the model itself only judges; with ``score`` the
             model answers and the substitute's gradients lead.
+        oracle: who says what class a changed input has: a panel of the catalogue, or a CSV of human labels;
+            None for the data set itself where it can tell.
     """
 
     budget: Budget
@@ -40,6 +47,7 @@ class ThreatModel:
     access: Access = "white-box"
     sweep: tuple[float, ...] = ()
     substitute: str | None = None
+    oracle: str | None = None
 
     def __post_init__(self) -> None:
         if list(self.sweep) != sorted(set(self.sweep)):

@@ -81,7 +81,7 @@ def test_values_and_gradients_are_finite(name, row, goal):
 
 
 @pytest.mark.parametrize("goal", [Misclassify(), Target(2)])
-@pytest.mark.parametrize("name", ["ce", "dlr", "margin"])
+@pytest.mark.parametrize("name", ["ce", "dlr", "log-odds", "margin"])
 def test_gradient_equals_finite_differences(name, goal):
     row, step = ROWS["ordinary"], 1e-6
     for j, slope in enumerate(gradient(name, row, 0, goal).tolist()):
@@ -103,7 +103,7 @@ def test_sure_predictions_keep_the_gradient_of_the_true_logit():
     assert naive.grad[0, 0] == 0
     assert gradient("ce", [60.0, 0.0], 0, dtype=torch.float32)[0] < 0
     assert gradient("ce", [200.0, 0.0], 0, dtype=torch.float32)[0] == 0
-    for name in ("margin", "dlr", "scaled-ce"):
+    for name in ("log-odds", "margin", "dlr", "scaled-ce"):
         assert gradient(name, [200.0, 0.0], 0, dtype=torch.float32)[0] < -1e-6
 
 
@@ -137,7 +137,7 @@ def test_names_are_taken_in_turn():
 
 
 def test_unknown_loss_names_the_known_ones():
-    with pytest.raises(BadParameter, match="ce, dlr, margin, scaled-ce"):
+    with pytest.raises(BadParameter, match="ce, dlr, log-odds, margin, scaled-ce"):
         losses_for("hinge", Misclassify())
 
 

@@ -97,6 +97,29 @@ def test_no_point_on_the_outer_sphere_is_misclassified_nearer(tmp_path):
         assert nearest < records[i].distance.l2 * 1.2  # dense enough to mean something
 
 
+def test_example_6_is_right_on_all_points_and_at_chance_once_the_inner_ones_have_moved_outwards(
+    tmp_path,
+):
+    records = run(tmp_path, "spheres-invariance", "spheres:d=100,n=1,size=60").values()
+    assert all(record.before.decision == record.label for record in records)
+    assert all(record.oracle == 1 for record in records)
+    right = [record.after.decision == record.oracle for record in records]
+    assert sum(right) == len(right) / 2
+
+
+def test_on_uneven_samples_one_attack_alone_misleads(tmp_path):
+    """Of the perturbations alone one would say that a model holds which invariance attacks break throughout."""
+    spheres = "spheres:d=100,n=10,size=40,inner=0.9"
+    held = {
+        attack: [not r.goal_reached for r in run(tmp_path / attack, attack, spheres).values()]
+        for attack in ("spheres-perturbation", "spheres-invariance")
+    }
+    assert {attack: sum(each) for attack, each in held.items()} == {
+        "spheres-perturbation": 36,
+        "spheres-invariance": 4,
+    }
+
+
 def test_another_model_is_refused_before_anything_runs(tmp_path):
     from robustbench_inv.errors import UsageError
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from robustbench_inv.attacks.protocol import Batch
+from robustbench_inv.attacks.protocol import Batch, Pool
 from robustbench_inv.attacks.starting_points import find_starts
 from robustbench_inv.evaluation.metering import Meter
 from robustbench_inv.randomness import Noise
@@ -26,10 +26,10 @@ class Feature:
         return Output(torch.stack([-beyond, beyond], 1))
 
 
-def starts(model, images, goal, ids=None):
+def starts(model, images, goal, ids=None, pool=None):
     ids = torch.arange(len(images)) if ids is None else ids
     labels = model(images).decision
-    batch, noise = Batch(images, labels, ids), Noise(0, ids)
+    batch, noise = Batch(images, labels, ids, pool=pool), Noise(0, ids)
     meter = Meter(model, batch, ThreatModel(Unbounded()), noise)
     return find_starts(meter, batch, goal, noise)
 
@@ -71,3 +71,17 @@ def test_without_one_the_clean_image_stays():
     found_images, found = starts(never, images, Target(1))
     assert not found.any()
     assert torch.equal(found_images, images)
+
+
+def test_another_input_of_the_data_set_is_tried():
+    """A checkerboard is what no draw ever is."""
+    board = (torch.arange(36).reshape(1, 1, 6, 6) // 6 + torch.arange(36).reshape(1, 1, 6, 6)) % 2
+    board = board.double()
+    likeness = Feature(lambda flat: 1 - (flat - board.flatten()).abs().mean(1), 0.9)
+    images = torch.full((2, 1, 6, 6), 0.4, dtype=torch.float64)
+    assert not starts(likeness, images, Misclassify())[1].any()
+    inputs = torch.cat([images, board])
+    pool = Pool(torch.arange(3), lambda ids: (inputs[ids], torch.zeros(3)))
+    found_images, found = starts(likeness, images, Misclassify(), pool=pool)
+    assert found.all()
+    assert (likeness(found_images).decision == 1).all()

@@ -13,6 +13,7 @@ from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.testing.toy_cells import toy_cell
 from robustbench_inv.testing.toys import Toy, detached
 
+REJECTING = {"C24", "C25", "C26", "C27", "C28", "C29"}
 PROBED = {"C1", "C2", "C6", "C7", "C10", "C11", "C17"}
 
 
@@ -55,9 +56,12 @@ def test_check_records_covers_every_other_check():
     cells += [
         toy_cell("noise", [None, None], gradients=False),
         toy_cell("pgd", [0.3, None], epsilons=(0.3,)),
+        toy_cell("given", [None, None], threat={"goal": "keep-decision"}),
     ]
+    cells[-1] = replace(cells[-1], lines=tuple(replace(r, oracle=3) for r in cells[-1].lines))
     found = check_records(cells)
-    assert {v.id for v in found} | PROBED == set(CHECKS)
+    # but for those of cells that invert a model, and of models that reject
+    assert {v.id for v in found} | PROBED == set(CHECKS) - {"C32", *REJECTING}
     assert {v.verdict for v in found} == {"PASS"}, [v for v in found if v.verdict != "PASS"]
 
 

@@ -11,7 +11,9 @@ summary = "layers"
 paper = "a paper"
 datasets = ["mnist", "fashion-mnist"]
 samples = 100
-layers = [{ name = "C", before = "{data}-c-dv", after = "{data}-c-js" }]
+[measurement]
+by = "robustbench_inv.measurements.layers:measure_layers"
+parameters.pairs = { C = ["{data}-c-dv", "{data}-c-js"] }
 """
 
 
@@ -27,9 +29,10 @@ def test_measures_writes_and_draws_again_from_what_it_wrote(invbench, item, tmp_
     done = invbench(*asked, "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
-    assert [network["model"] for network in found["networks"]] == ["mnist-c-dv", "mnist-c-js"]
-    assert all(n["mmd2"] > n["chance"] > 0 and n["sigma"] > 0 for n in found["networks"])
-    assert (tmp_path / "run" / "layers-mnist.json.gz").is_file()
+    (part,) = found["data"]
+    assert [network["model"] for network in part["networks"]] == ["mnist-c-dv", "mnist-c-js"]
+    assert all(n["mmd2"] > n["chance"] > 0 and n["sigma"] > 0 for n in part["networks"])
+    assert (tmp_path / "run" / "measured-mnist.json.gz").is_file()
     assert (tmp_path / found["report"]).read_text().count("<svg") == 3
     again = invbench("reproduce", item, "--from", "run", "--report", "again.html")
     assert again.code == 0, again.err
@@ -39,7 +42,8 @@ def test_measures_writes_and_draws_again_from_what_it_wrote(invbench, item, tmp_
 
 def test_a_dry_run_measures_nothing(invbench, item, tmp_path):
     done = invbench("reproduce", item, "--dry-run", "--json")
-    assert [pair["before"] for pair in json.loads(done.out)] == ["mnist-c-dv", "fashion-mnist-c-dv"]
+    pairs = [plan["parameters"]["pairs"]["C"] for plan in json.loads(done.out)]
+    assert [before for before, _ in pairs] == ["mnist-c-dv", "fashion-mnist-c-dv"]
     assert not (tmp_path / "runs").exists()
 
 

@@ -31,7 +31,15 @@ def command(*arguments):
         ("reproduce",),
         *(
             ("list", kind, "--json")
-            for kind in ("models", "attacks", "suites", "threats", "datasets", "reproductions")
+            for kind in (
+                "models",
+                "attacks",
+                "suites",
+                "threats",
+                "oracles",
+                "datasets",
+                "reproductions",
+            )
         ),
     ],
     ids=" ".join,

@@ -172,7 +172,7 @@ def test_an_attack_may_have_demands_of_its_own(toys):
 
     @dataclass(frozen=True)
     class Picky(toys.Straight):
-        def demand(self, model, threat):
+        def demand(self, model, threat, data):
             raise CapabilityMismatch("picky attacks nothing", got=type(model).__name__)
 
     refuse(toys.make_job(Picky()), "picky attacks nothing, got 'ModuleClassifier'")

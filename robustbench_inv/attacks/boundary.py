@@ -1,0 +1,143 @@
+"""The Boundary attack: a random walk along the decision boundary that sees nothing but decisions."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.attacks.protocol import Batch, Kind, Queries
+from robustbench_inv.attacks.starting_points import find_starts
+from robustbench_inv.errors import BadParameter
+from robustbench_inv.randomness import Noise
+from robustbench_inv.tensors import broadcast, flatten, norm
+from robustbench_inv.threat.threat_model import ThreatModel
+
+__all__ = ["Boundary"]
+
+SIDEWAYS, INWARD = 0.35, 0.2
+"""Shares of successes that the step sizes are adapted to: of steps along the sphere, and of those inward besides.
+
+The paper asks for about 0.5 and 0.25. But where the boundary is flat less than half of any steps along a sphere succeed,
+so that they would shorten for ever. Median and mean l2 of 10 digits on mnist-cnn after 1,500 steps: 1.81 2.11 with
+(0.5, 0.25), 1.69 1.85 with (0.35, 0.2), 1.82 1.88 with (0.25, 0.12), 1.95 2.02 with (0.25, 0.2)."""
+
+LEAST, MOST = 1e-7, 0.5
+"""Range of both step sizes, relative to the distance: a sample whose inward steps are below it has converged."""
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """From an input that reaches the goal, small steps in random directions, each a little nearer.
+
+    A step goes sideways, along the sphere around the clean input, and then inward; it is taken if the goal is still
+    reached. Both lengths are adapted to each sample by itself, after each answer: longer after a success and
+    shorter after a failure, so that they balance at a share of successes. (The paper counts over windows of steps.)
+
+    Args:
+        steps: steps at most, >= 1.
+        sideways: first length of the steps along the sphere, relative to the distance, 0 to 1.
+        inward: first length of the steps inward, likewise.
+        every: in every so many steps the step sideways is asked about by itself, >= 1.
+        gain: logarithm by which a length grows after a success, > 0.
+
+    References:
+        Brendel, Rauber and Bethge, Decision-based adversarial attacks, ICLR 2018, algorithm 1 and section 2.
+    """
+
+    steps: int = 5000
+    sideways: float = 0.1
+    inward: float = 0.1
+    every: int = 5
+    gain: float = 0.1
+
+    kind: ClassVar[Kind] = "minimal"
+    norms: ClassVar[frozenset[str]] = frozenset({"l2"})
+
+    def __post_init__(self) -> None:
+        for name, most in (("sideways", 1.0), ("inward", 1.0), ("gain", math.inf)):
+            value = getattr(self, name)
+            if not 0 < value < most:
+                raise BadParameter(f"unusable {name}", got=value, expected=f"> 0 and < {most:g}")
+        for name in ("steps", "every"):
+            if not getattr(self, name) >= 1:
+                raise BadParameter(f"unusable {name}", got=getattr(self, name), expected=">= 1")
+
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
+        starts, found = find_starts(model, batch, threat.goal, noise)
+        model.mark((~found).nonzero()[:, 0], "no_start")
+        walk = _Walk(model, batch, threat, starts, found)
+        lengths = torch.tensor([self.sideways, self.inward]).to(walk.distances)
+        lengths = lengths.expand(len(batch), 2).clone()
+        rows = found.nonzero()[:, 0]
+        for step in range(self.steps):
+            rows = rows[(lengths[rows, 1] > LEAST) & (walk.distances[rows] > 0)]
+            if not len(rows):
+                break
+            directions = noise.rows(rows).normal(
+                tuple(batch.images.shape[1:]), step=step, dtype=batch.images.dtype
+            )
+            around = walk.sideways(rows, directions, lengths[rows, 0])
+            if step % self.every == 0:
+                hit = walk.reached(around, rows)
+                lengths[rows, 0] *= self._factor(hit, SIDEWAYS, self.every)
+            hit = walk.advance(around, rows, lengths[rows, 1])
+            lengths[rows, 1] *= self._factor(hit, INWARD, 1)
+            lengths.clamp_max_(MOST)
+        return walk.images
+
+    def _factor(self, hit: Tensor, share: float, weight: int) -> Tensor:
+        """Return by what a length is multiplied: at this share of successes its logarithm keeps its mean."""
+        gain = self.gain * math.sqrt(weight)
+        return torch.where(hit, gain, -gain * share / (1 - share)).exp()
+
+
+class _Walk:
+    """Where the walks of n samples are.
+
+    Args:
+        model: answers.
+        batch: the samples.
+        threat: its goal says what a success is.
+        starts: (n, …) successes.
+        found: (n,) is there one?
+    """
+
+    def __init__(
+        self, model: Queries, batch: Batch, threat: ThreatModel, starts: Tensor, found: Tensor
+    ) -> None:
+        self.model, self.batch, self.goal = model, batch, threat.goal
+        self.images = starts.clone()
+        self.distances = norm(starts - batch.images, "l2").where(found, torch.inf)
+
+    def reached(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Return whether images (m, …) reach the goal, (m,)."""
+        return self.goal.margin(self.model(images, rows), self.batch.labels[rows]) > 0
+
+    def sideways(self, rows: Tensor, directions: Tensor, lengths: Tensor) -> Tensor:
+        """Return images (m, …) on the same spheres, and inside the box.
+
+        Args:
+            rows: (m,) positions.
+            directions: (m, …) random.
+            lengths: (m,) of the steps, relative to the distance.
+        """
+        clean, distances = self.batch.images[rows], self.distances[rows]
+        outward = (self.images[rows] - clean) / broadcast(distances, clean)
+        along = (flatten(outward) * flatten(directions)).sum(1)
+        across = directions - broadcast(along, clean) * outward
+        across = across / broadcast(norm(across, "l2"), clean)
+        moved = outward + broadcast(lengths, clean) * across
+        scale = distances / (1 + lengths.square()).sqrt()
+        return (clean + broadcast(scale, clean) * moved).clamp(*self.model.bounds)
+
+    def advance(self, around: Tensor, rows: Tensor, lengths: Tensor) -> Tensor:
+        """Step inward from images (m, …) and take what reaches the goal nearer than before; return what did, (m,)."""
+        clean = self.batch.images[rows]
+        ahead = torch.lerp(around, clean, broadcast(lengths, clean).expand_as(clean))
+        distances = norm(ahead - clean, "l2")
+        hit = self.reached(ahead, rows) & (distances < self.distances[rows])
+        self.images[rows[hit]] = ahead[hit]
+        self.distances[rows[hit]] = distances[hit]
+        return hit

@@ -1,0 +1,189 @@
+"""LocalSearch: on a linear model the pixels of largest weight, and few queries for an undefended network."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from robustbench_inv.attacks.local_search import LocalSearch
+from robustbench_inv.catalogue.load import load_attack, load_dataset, load_model
+from robustbench_inv.data.sampling import select_samples
+from robustbench_inv.errors import BadParameter
+from robustbench_inv.randomness import Noise
+from robustbench_inv.tensors import Output
+from robustbench_inv.testing.harness import check_attack
+from robustbench_inv.testing.linear import LinearClassifier, linear_problem
+from robustbench_inv.threat.budgets import Unbounded
+from robustbench_inv.threat.goals import MisclassifyAccepted, Target
+from robustbench_inv.threat.threat_model import ThreatModel
+
+EVERYWHERE = LocalSearch(seeds=1.0, candidates=10**6, reach=100)
+THREAT = ThreatModel(Unbounded("l0"))
+
+
+def dark(classes=2, offset=100.0, shape=(1, 5, 5)):
+    """Return a linear model that decides for class 0 by far, and black images."""
+    size = torch.Size(shape).numel()
+    weights = Noise(3, torch.arange(classes), "weights").normal((size,), dtype=torch.float64)
+    biases = torch.zeros(classes, dtype=torch.float64)
+    biases[0] = offset
+    return LinearClassifier(weights, biases), torch.zeros(1, *shape, dtype=torch.float64)
+
+
+def probed(attack, model, images, lab):
+    """Return the images that a search asks about, in its order."""
+    asked = []
+
+    def noting(shown):
+        asked.append(shown.clone())
+        return model(shown)
+
+    ran = lab.run(attack, (Recording(model, noting), images, model(images).decision), THREAT)
+    return ran, torch.cat(asked)
+
+
+class Recording:
+    """A classifier that hands its questions on."""
+
+    dtype = torch.float64
+
+    def __init__(self, model, call):
+        self.call, self.num_classes, self.bounds = call, model.num_classes, model.bounds
+
+    def __call__(self, images):
+        return self.call(images)
+
+
+def test_it_keeps_to_the_rules():
+    check_attack(LocalSearch())
+
+
+def test_the_pixels_of_largest_weight_are_changed(lab):
+    """All pixels are black, so that each can rise by the same: the gain is the difference of weights."""
+    model, images = dark()
+    _, asked = probed(replace(EVERYWHERE, pixels=4, rounds=1), model, images, lab)
+    changed = asked[-1].flatten().nonzero()[:, 0]
+    gains = model.weights[1] - model.weights[0]
+    assert set(changed.tolist()) == set(gains.topk(4).indices.tolist())
+
+
+def test_each_round_changes_the_best_that_are_left(lab):
+    model, images = dark()
+    _, asked = probed(replace(EVERYWHERE, factor=1.5, pixels=2, rounds=2), model, images, lab)
+    # a round asks about each of 25 pixels, and about what it has written
+    first, second = asked[25].flatten(), asked[51].flatten()
+    gains = model.weights[1] - model.weights[0]
+    assert set(first.nonzero()[:, 0].tolist()) == set(gains.topk(2).indices.tolist())
+    # a written pixel is at 0.75; tried, it would be at 1 − 0.75 = 0.25: worse than before
+    assert set(second.nonzero()[:, 0].tolist()) == set(gains.topk(4).indices.tolist())
+
+
+def test_values_are_those_of_the_paper(lab):
+    """Centred in the box v = −½ becomes 1.5 v = −0.75, and beyond the end of the box 0.25; v = ¼ becomes ⅜."""
+    model, images = dark()
+    images = torch.full_like(images, 0.75)
+    images[..., 0] = 0.0
+    attack = replace(EVERYWHERE, pixels=25, rounds=1)
+    _, asked = probed(attack, model, images, lab)
+    written = asked[-1]
+    assert torch.allclose(written[..., 0], torch.tensor(0.75, dtype=torch.float64))
+    assert torch.allclose(written[..., 1:], torch.tensor(0.875, dtype=torch.float64))
+    tried = asked[:-1]
+    assert 0 <= tried.min() <= tried.max() <= 1
+
+
+@pytest.mark.parametrize("probe", [0.3, 1.0, 10.0])
+def test_no_question_leaves_the_box(probe, lab):
+    model, images, _ = linear_problem(4, bounds=(-1.0, 3.0))
+    _, asked = probed(replace(LocalSearch(), probe=probe, rounds=8), model, images, lab)
+    assert -1 <= asked.min() <= asked.max() <= 3
+
+
+def test_a_pixel_is_all_its_channels(lab):
+    model, images = dark(shape=(3, 4, 4))
+    _, asked = probed(replace(EVERYWHERE, pixels=2, rounds=1), model, images, lab)
+    changed = (asked[-1] != images[0]).reshape(3, 16)
+    assert (changed.sum(1) == 2).all()
+    assert (changed == changed[0]).all()
+
+
+def test_the_next_round_looks_around_what_was_changed(lab):
+    model, images = dark(shape=(1, 9, 9))
+    attack = replace(EVERYWHERE, reach=1, pixels=1, rounds=2)
+    _, asked = probed(attack, model, images, lab)
+    written = asked[81]
+    row, column = divmod(int(written.flatten().argmax()), 9)
+    for image in asked[82:-1]:
+        place = int((image != written).flatten().nonzero()[0, 0])
+        assert abs(place // 9 - row) <= 1
+        assert abs(place % 9 - column) <= 1
+
+
+def test_a_question_that_is_a_success_ends_the_search(lab):
+    model, images = dark(offset=0.1)
+    ran = lab.run(EVERYWHERE, (model, images, model(images).decision), THREAT)
+    assert int((ran.images != images).sum()) == 1
+    assert int(ran.meter.forward_passes) == 26
+    assert ran.broken.all()
+
+
+def test_a_probability_of_one_hides_nothing(lab):
+    """Margins of 1e4 nats: the published order, of softmax outputs, would be none."""
+    model, images = dark()
+    large = LinearClassifier(1e4 * model.weights, 1e4 * model.biases)
+    attack = replace(EVERYWHERE, pixels=4, rounds=1)
+    shown = [probed(attack, m, images, lab)[1][-1] for m in (model, large)]
+    assert torch.equal(*shown)
+
+
+def test_a_sample_does_not_depend_on_its_batch(lab):
+    on = lab.problem(8)
+    alone = lab.in_parts(LocalSearch(), 1, on, THREAT)
+    assert torch.equal(alone, lab.in_parts(LocalSearch(), 8, on, THREAT))
+
+
+def test_it_aims_at_a_class(lab):
+    model, images, labels = linear_problem(9, 3)
+    rows = labels != 2
+    goal = ThreatModel(Unbounded("l0"), Target(2))
+    ran = lab.run(LocalSearch(), (model, images[rows], labels[rows]), goal)
+    assert (model(ran.images).decision == 2).all()
+
+
+def test_without_success_the_clean_image_is_shown(lab):
+    model, images = dark(offset=1e6)
+    ran = lab.run(LocalSearch(rounds=3), (model, images, torch.tensor([0])), THREAT)
+    assert torch.equal(ran.images, images)
+
+
+def test_flat_inputs_are_a_row_of_pixels(lab):
+    model, images, labels = linear_problem(4, shape=(30,))
+    ran = lab.run(LocalSearch(), (model, images, labels), THREAT)
+    assert ran.broken.all()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"probe": 0.0}, {"factor": 2.5}, {"seeds": 0}, {"reach": -1}, {"rounds": 0}]
+)
+def test_settings_are_checked(wrong):
+    with pytest.raises(BadParameter, match=f"unusable {next(iter(wrong))}"):
+        LocalSearch(**wrong)
+
+
+def test_the_undefended_network_falls(lab):
+    """Of 10 digits at most 1 is left after 10 rounds; all fell when this was written."""
+    data, model = load_dataset("mnist5k"), load_model("mnist-cnn").classifier
+    images, labels = data.batch(list(select_samples(data.labels, 10)))
+    attack = load_attack("local-search", rounds=10).attack
+    ran = lab.run(attack, (model, images.float(), labels), THREAT)
+    assert (~ran.broken).sum() <= 1
+    assert (ran.images != images).flatten(1).sum(1).float().median() <= 30
+
+
+def test_a_rejected_answer_is_no_success(lab):
+    model, images = dark(offset=0.1)
+    never = Recording(model, lambda x: Output(model(x).logits, accepted=torch.zeros(len(x)).bool()))
+
+    threat = ThreatModel(Unbounded("l0"), MisclassifyAccepted())
+    ran = lab.run(LocalSearch(rounds=2), (never, images, torch.tensor([0])), threat)
+    assert torch.equal(ran.images, images)

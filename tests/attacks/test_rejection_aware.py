@@ -1,0 +1,196 @@
+"""Attacks on models that reject: success is wrong and accepted, and what is left to do is climbed."""
+
+import pytest
+import torch
+
+from robustbench_inv.attacks.cw import CarliniWagner
+from robustbench_inv.attacks.ddn import DDN
+from robustbench_inv.attacks.distal import Distal, NoiseInput
+from robustbench_inv.attacks.fmn import FMN
+from robustbench_inv.attacks.losses import LOSSES, losses_for
+from robustbench_inv.attacks.pgd import PGD
+from robustbench_inv.errors import BadParameter
+from robustbench_inv.models.rejection import reject
+from robustbench_inv.randomness import Noise
+from robustbench_inv.tensors import Output, accepted_margin, leads, margin
+from robustbench_inv.testing.linear import LinearClassifier, linear_problem
+from robustbench_inv.threat.budgets import LpBall, Unbounded
+from robustbench_inv.threat.goals import Accept, Misclassify, MisclassifyAccepted, Target
+from robustbench_inv.threat.threat_model import ThreatModel
+
+ADAPTIVE, OBLIVIOUS = MisclassifyAccepted(), Misclassify()
+
+
+def random_output(count=200, classes=4):
+    numbers = Noise(0, torch.arange(count)).normal((2 * classes,), dtype=torch.float64)
+    logits, clearance = numbers.split(classes, 1)
+    accepted = clearance.gather(1, logits.argmax(1, keepdim=True))[:, 0] >= 0
+    return Output(logits, None, accepted, clearance), torch.arange(count) % classes
+
+
+def test_the_margin_is_positive_exactly_when_wrong_and_accepted():
+    output, labels = random_output()
+    expected = (output.decision != labels) & output.accepted
+    assert 10 < expected.sum() < 150
+    assert torch.equal(accepted_margin(output, labels) > 0, expected)
+    assert torch.equal(ADAPTIVE.margin(output, labels) > 0, expected)
+    assert torch.equal(Accept().margin(output, labels) > 0, output.accepted)
+
+
+def test_leads_are_margins():
+    output, _ = random_output()
+    for label in range(4):
+        expected = -margin(output.logits, torch.full((200,), label))
+        torch.testing.assert_close(leads(output.logits)[:, label], expected)
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_what_is_wrong_and_rejected_climbs_to_acceptance(name):
+    """Class 1 is ahead and rejected: all that is left is its clearance."""
+    clearance = torch.tensor([[5.0, -2.0, -9.0]], requires_grad=True)
+    logits = torch.tensor([[1.0, 4.0, 0.0]], requires_grad=True)
+    output = Output(logits, None, torch.tensor([False]), clearance)
+    (loss,) = losses_for(name, ADAPTIVE)
+    slopes = torch.autograd.grad(
+        loss(output, torch.tensor([0])).sum(), (logits, clearance), allow_unused=True
+    )
+    assert slopes[1].tolist() == [[0.0, 1.0, 0.0]]
+    assert slopes[0] is None or not slopes[0].any()
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_what_is_right_climbs_as_without_rejection(name):
+    clearance = torch.tensor([[5.0, 2.0, -9.0]])
+    logits = torch.tensor([[4.0, 3.0, 0.0]], requires_grad=True)
+    labels = torch.tensor([0])
+    found = [
+        torch.autograd.grad(
+            losses_for(name, goal)[0](Output(logits, None, None, c), labels).sum(), logits
+        )[0]
+        for goal, c in ((ADAPTIVE, clearance), (OBLIVIOUS, None))
+    ]
+    torch.testing.assert_close(*found)
+
+
+def test_at_an_unknown_threshold_the_score_is_climbed():
+    score = torch.tensor([0.5], requires_grad=True)
+    output = Output(torch.tensor([[1.0, 4.0]]), score, torch.tensor([False]))
+    for loss in losses_for("margin+ce", ADAPTIVE):
+        (slope,) = torch.autograd.grad(loss(output, torch.tensor([0])).sum(), score)
+        assert slope.item() == 1
+    (slope,) = torch.autograd.grad(losses_for("margin", Accept())[0](output, None).sum(), score)
+    assert slope.item() == 1
+
+
+def cautious(threshold=0.3, classes=3):
+    """Return a linear model that rejects what is not ahead by a threshold, and inputs that it accepts."""
+    linear, images, _ = linear_problem(40, classes, shape=(1, 5, 5))
+    model = reject(linear, "margin", torch.full((classes,), threshold))
+    rows = model(images).accepted
+    assert rows.sum() >= 8
+    return model, images[rows][:8], model(images[rows][:8]).decision
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pgd_that_knows_of_the_rejection_is_not_detected_more_often(loss, norm, lab):
+    model, images, labels = cautious()
+    threat = ThreatModel(LpBall(norm, {"linf": 0.08, "l2": 0.4}[norm]))
+    fooled = []
+    for goal in (ADAPTIVE, OBLIVIOUS):
+        # short steps, so that who does not know of the rejection stops just past the boundary
+        attack = PGD(steps=60, rel_step=0.05, decay=False, loss=loss, random_start=False)
+        ran = lab.run(attack, (model, images, labels), threat.wanting(goal))
+        output = model(ran.images)
+        fooled.append(int(((output.decision != labels) & output.accepted).sum()))
+        assert goal == ADAPTIVE or ran.broken.all()
+    assert fooled[0] > fooled[1]
+    assert fooled[0] == len(labels)
+
+
+@pytest.mark.parametrize("attack", [CarliniWagner(), DDN(), FMN(steps=40)])
+def test_minimum_norm_attacks_end_where_they_are_accepted(attack, lab):
+    """Two classes: what is accepted lies a threshold beyond the boundary, at a distance that is known."""
+    model, images, labels = cautious(0.5, classes=2)
+    on, threat = (model, images, labels), ThreatModel(Unbounded("l2"), ADAPTIVE)
+    ran = lab.run(attack, on, threat)
+    output, linear = model(ran.images), model.base
+    assert ((output.decision != labels) & output.accepted).all()
+    ahead = leads(linear(images).logits).amax(1)
+    best = linear.distance(images, labels, "l2") * (ahead + 0.5) / ahead
+    ratio = threat.budget.distance(images, ran.images) / best
+    assert 1 - 1e-6 <= ratio.min() <= ratio.max() <= 1.1
+
+
+def likelihoods(target, shape=(1, 4, 4)):
+    """Return log-likelihoods of hundreds of nats, all negative, and binary images that are not of the target."""
+    linear, images, _ = linear_problem(12, 3, shape=shape)
+    weights = 400 * linear.weights
+    model = LinearClassifier(weights, -weights.clamp_min(0).sum(1).amax() * torch.ones(3) - 500)
+    images = (images > 0.5).double()
+    labels = model(images).decision
+    return model, images[labels != target], labels[labels != target]
+
+
+@pytest.mark.parametrize("confidence", [0.0, 500.0, 1000.0])
+def test_targeted_cw_keeps_its_confidence_on_negative_log_likelihoods(confidence, lab):
+    """Pixels are exactly 0 and 1, logits all negative (C9); the published protocol's κ are 0, 500 and 1,000."""
+    model, images, labels = likelihoods(2)
+    assert (model(images).logits < 0).all()
+    on, threat = (model, images, labels), ThreatModel(Unbounded("l2"), Target(2))
+    ran = lab.run(CarliniWagner(confidence=confidence), on, threat)
+    ahead = leads(model(ran.images).logits)[:, 2]
+    assert ran.images.isfinite().all()
+    assert 0 <= ran.images.min() <= ran.images.max() <= 1
+    assert (ahead > 0).all()
+    assert (ahead >= confidence).all()
+
+
+def test_more_confidence_costs_more_distance(lab):
+    model, images, labels = likelihoods(2)
+    on, threat = (model, images, labels), ThreatModel(Unbounded("l2"), Target(2))
+    far = [
+        threat.budget.distance(images, lab.run(CarliniWagner(confidence=k), on, threat).images)
+        for k in (0.0, 500.0, 1000.0)
+    ]
+    assert (far[0] < far[1]).all()
+    assert (far[1] < far[2]).all()
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "gaussian"])
+def test_noise_is_inside_the_box_and_each_sample_has_its_own(distribution, lab):
+    model, images, labels = linear_problem(4, bounds=(-2.0, 2.0))
+    threat = ThreatModel(Unbounded("l2"), Accept())
+    shown = lab.run(NoiseInput(distribution), (model, images, labels), threat).images
+    assert -2 <= shown.min() <= shown.max() <= 2
+    assert shown.std() == pytest.approx(
+        {"uniform": 4 / 12**0.5, "gaussian": 0.95}[distribution], rel=0.15
+    )
+    assert not torch.equal(shown[0], shown[1])
+    assert torch.equal(
+        shown, lab.in_parts(NoiseInput(distribution), 1, (model, images, labels), threat)
+    )
+
+
+def test_distal_inputs_are_accepted_where_noise_is_not(lab):
+    linear, images, labels = linear_problem(8, 3)
+    model = reject(linear, "margin", torch.full((3,), 8.0))
+    on, threat = (model, images, labels), ThreatModel(Unbounded("l2"), Accept())
+    noise, distal = (model(lab.run(a, on, threat).images) for a in (NoiseInput(), Distal()))
+    assert not noise.accepted.all()
+    assert distal.accepted.all()
+
+
+def test_what_is_never_accepted_stays_rejected(lab):
+    model, images, labels = cautious()
+    always = reject(model.base, "margin", torch.full((3,), torch.inf))
+    threat = ThreatModel(Unbounded("l2"), Accept())
+    shown = lab.run(Distal(steps=5), (always, images, labels), threat).images
+    assert not always(shown).accepted.any()
+
+
+def test_settings_are_checked():
+    with pytest.raises(BadParameter, match="unknown distribution"):
+        NoiseInput("pink")
+    with pytest.raises(BadParameter, match="unusable steps"):
+        Distal(steps=0)

@@ -1,0 +1,152 @@
+"""C24 to C29 fire on the cells that they are for and are silent on honest ones."""
+
+from dataclasses import replace
+
+import pytest
+
+from robustbench_inv.checks.suite import check_records
+from robustbench_inv.results.record import Answer
+from robustbench_inv.results.rejection import above_threshold, rejection_rates
+from robustbench_inv.results.summary import Rate
+from robustbench_inv.testing.toy_cells import toy_cell
+
+FITTED = {"dataset": "four:split=train", "dataset_digest": "7" * 64, "first": "0", "last": "9"}
+IDS = ("C24", "C25", "C26", "C27", "C28", "C29")
+
+
+def answer(decision, score, *, accepted=True):
+    return Answer(decision, score, accepted)
+
+
+def cell(goal="misclassify-accepted", *, after=None, before=None, digest="a" * 64, **parts):
+    """Ten samples of class 3, broken at 0.1: by default half are fooled and half are detected."""
+    rejection = {"score": "margin", "percentile": 1, "values": [1.0] * 10, "digest": digest}
+    model = {
+        "name": "toy",
+        "digest": "1" * 64,
+        "card": {"rejection": {**rejection, "fitted": FITTED}},
+    }
+    told = {"model": model, "dataset": {"digest": "8" * 64}, "attack": {}} | parts
+    threat = {"norm": "linf", "epsilons": [0.1, 0.2], "goal": goal}
+    toy = toy_cell("pgd", [0.1] * 10, threat=threat, **told)
+    usual = [answer(5, 9.0)] * 5 + [answer(5, 0.5, accepted=False)] * 5
+    clean = before or [answer(3, 2.0 + k) for k in range(10)]
+    lines = []
+    for record, was, now in zip(toy.lines, clean, after or usual, strict=True):
+        reached = now.decision != 3 and (now.accepted or goal == "misclassify")
+        broken = 0.1 if reached else None
+        lines.append(replace(record, before=was, after=now, broken_at=broken, goal_reached=reached))
+    return replace(toy, lines=tuple(lines))
+
+
+def oblivious(**changes):
+    return cell(
+        "misclassify", after=[answer(5, 9.0)] * 3 + [answer(5, 0.5, accepted=False)] * 7, **changes
+    )
+
+
+def verdicts(*cells):
+    return {v.id: v for v in check_records(cells) if v.id in IDS}
+
+
+def test_all_are_silent_on_honest_cells():
+    found = verdicts(cell(), oblivious())
+    assert {v.verdict for v in found.values()} <= {"PASS", "NA"}
+    assert set(found) == set(IDS) - {"C29"}
+    assert "5 of 10 (50.0%) not fooled by the attack that knows" in found["C26"].evidence
+    assert "7 of 10 (70.0%)" in found["C26"].evidence
+
+
+def test_a_model_that_never_rejects_has_no_such_verdicts():
+    assert not verdicts(toy_cell("pgd", [0.1, None]))
+
+
+def test_c24_other_thresholds_for_another_attack():
+    found = verdicts(cell(), oblivious(digest="b" * 64))["C24"]
+    assert (found.verdict, found.value) == ("FAIL", 2)
+
+
+def test_c24_thresholds_of_the_attacked_samples():
+    found = verdicts(cell(dataset={"digest": "7" * 64}))["C24"]
+    assert found.verdict == "FAIL"
+    assert "9 of the attacked samples among them: 0, 1," in found.evidence
+
+
+def test_c24_thresholds_that_are_part_of_the_model():
+    own = {"name": "toy", "digest": "1" * 64}
+    assert verdicts(cell(model=own))["C24"].verdict == "PASS"
+    other = {"name": "toy", "digest": "2" * 64}
+    assert verdicts(cell(model=own), oblivious(model=other))["C24"].verdict == "FAIL"
+
+
+def test_c25_tells_what_is_left_at_each_share():
+    after = [answer(3, 2.0 + k) for k in range(10)]
+    found = verdicts(cell(after=after))["C25"]
+    assert found.value == 0
+    assert "100.0% at 1%; 100.0% at 2%; 100.0% at 5%" in found.evidence
+
+
+def test_c25_rejecting_everything_fails():
+    """Nothing fools it and every attack is detected, and yet it is of no use."""
+    before = [answer(3, 0.1 * k, accepted=False) for k in range(10)]
+    after = [answer(5, 0.1 * k, accepted=False) for k in range(10)]
+    always = cell(before=before, after=after)
+    found = verdicts(always)["C25"]
+    assert (found.verdict, found.value) == ("FAIL", 1.0)
+    rates = rejection_rates(always.lines)
+    assert rates.right_clean == rates.right == Rate(0, 10)
+    assert rates.rejected_clean == rates.detected == Rate(10, 10)
+    assert rates.right_of_answered == Rate(0, 0)
+
+
+def test_c25_without_scores_fails():
+    before = [answer(3, None)] * 10
+    assert verdicts(cell(before=before))["C25"].verdict == "FAIL"
+
+
+def test_c26_an_adaptive_attack_that_is_weaker():
+    weak = [answer(5, 9.0)] * 2 + [answer(5, 0.5, accepted=False)] * 8
+    found = verdicts(cell(after=weak), oblivious())["C26"]
+    assert found.verdict == "FAIL"
+    assert found.value == pytest.approx(0.1)
+
+
+def test_c26_wants_an_adaptive_attack():
+    assert verdicts(oblivious())["C26"].verdict == "WARN"
+    assert verdicts(cell())["C26"].verdict == "NA"
+
+
+def test_c26_compares_like_with_like():
+    other = oblivious(attack={"name": "fgsm", "implementation": "toys:FGSM"})
+    assert verdicts(cell(), other)["C26"].verdict == "NA"
+
+
+def test_c27_of_a_weak_attack():
+    after = [answer(3, 5.0)] * 10
+    found = verdicts(cell(after=after))["C27"]
+    assert (found.verdict, found.value) == ("WARN", 0)
+    assert verdicts(cell())["C27"].value == 0.5
+
+
+def test_c28_rejections_nearby():
+    found = verdicts(cell())["C28"]
+    assert (found.verdict, found.value) == ("PASS", 0.5)
+    far = cell()
+    lines = tuple(replace(r, distance=replace(r.distance, linf=0.2)) for r in far.lines)
+    assert verdicts(replace(far, lines=lines))["C28"].verdict == "NA"
+
+
+@pytest.mark.parametrize(("accepted", "verdict"), [(0, "PASS"), (1, "WARN")])
+def test_c29_noise_that_is_accepted(accepted, verdict):
+    after = [answer(5, 9.0)] * accepted + [answer(5, 0.1, accepted=False)] * (10 - accepted)
+    attack = {"name": "uniform-noise", "implementation": "x:NoiseInput", "kind": "given"}
+    found = verdicts(cell("accept", after=after, attack=attack))
+    assert found["C29"].verdict == verdict
+    assert "C27" not in found
+
+
+def test_scores_are_counted_from_the_threshold_of_the_decision():
+    model = {"card": {"rejection": {"values": [1.0, 2.5]}}}
+    assert above_threshold(answer(1, 4.0), model) == 1.5
+    assert above_threshold(answer(1, 4.0), {}) == 4.0
+    assert above_threshold(answer(1, None), model) is None

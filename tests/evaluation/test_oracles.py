@@ -1,0 +1,352 @@
+"""Oracles: from a threat's text to the records, who may judge, what a panel knows, and how often it errs."""
+
+import json
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+
+import robustbench_inv as rbi
+from robustbench_inv.catalogue.load import load_model, load_threat
+from robustbench_inv.data.arrays import ArrayDataset
+from robustbench_inv.data.registry import open_dataset
+from robustbench_inv.errors import (
+    BadCatalogue,
+    BadData,
+    BadParameter,
+    CapabilityMismatch,
+    UnknownName,
+)
+from robustbench_inv.evaluation.describe import describe_threat, digest_threat, threat_text
+from robustbench_inv.evaluation.oracles import Attacked, Panel, load_oracle, own_oracle
+from robustbench_inv.evaluation.plan import plan_jobs
+from robustbench_inv.evaluation.run import evaluate, make_plan
+from robustbench_inv.evaluation.sources import Question
+from robustbench_inv.results.store import RunFolder
+from robustbench_inv.tensors import Output
+from robustbench_inv.testing.columns import Body, FirstRow, ShiftBody, columns
+from robustbench_inv.testing.linear import LinearClassifier
+from robustbench_inv.threat.budgets import LpBall
+from robustbench_inv.threat.goals import Misclassify
+from robustbench_inv.threat.threat_model import ThreatModel
+
+HERE = "robustbench_inv.testing.columns"
+CARD = 'summary = "three readers"\nmembers = {members}\nrule = "{rule}"\n'
+
+
+@pytest.fixture(autouse=True)
+def catalogue(tmp_path, monkeypatch):
+    """Return a function that adds a panel to the catalogue; ``three`` is there."""
+    folder = tmp_path / "catalogue" / "attacks" / "oracles"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("INVBENCH_CATALOGUE", str(tmp_path / "catalogue"))
+
+    def add(name, *members, rule="majority"):
+        listed = json.dumps([f"{HERE}:{member}" for member in members])
+        (folder / f"{name}.toml").write_text(CARD.format(members=listed, rule=rule))
+
+    add("three", "Body", "Peak", "Whole")
+    return add
+
+
+def panel(text="three", data=None, attacked=()):
+    return load_oracle(
+        text, data or columns(), [Attacked.of(each) for each in attacked], load_model
+    )
+
+
+def shifted(data, spared=0):
+    """Return all images as ShiftBody shows them, and their ids."""
+    ids = torch.arange(len(data))
+    images = data.batch(ids)[0]
+    moved = images.clone()
+    moved[spared:, :, 1:, :3] = moved[spared:, :, 1:, :3].roll(1, -1)
+    return moved, ids
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "none:oracle=mnist-panel",
+        "none:norm=linf:oracle=mnist-panel:rule=unanimous",
+        "linf=0.1,0.2:oracle=some/labels.csv",
+        "linf=0.1:oracle=three:substitute=mine.py:build:width=3",
+        "linf=0.1:substitute=mine.py:build:oracle=3",
+    ],
+)
+def test_a_threat_is_written_as_it_is_read(text):
+    threat = load_threat(text)
+    assert threat_text(threat) == text
+    assert load_threat(describe_threat(threat)["text"]) == threat
+
+
+def test_what_follows_a_substitute_names_it():
+    threat = load_threat("linf=0.1:oracle=three:substitute=a:oracle=3")
+    assert (threat.oracle, threat.substitute) == ("three", "a:oracle=3")
+    with pytest.raises(BadParameter, match="names no oracle, expected oracle=NAME"):
+        load_threat("none:oracle=")
+
+
+def test_a_threat_of_the_catalogue_may_name_an_oracle(tmp_path):
+    threats = tmp_path / "catalogue" / "attacks" / "threats"
+    threats.mkdir()
+    (threats / "judged.toml").write_text('summary = "s"\nnorm = "l2"\noracle = "three"\n')
+    assert load_threat("judged").oracle == "three"
+    assert load_threat("judged:oracle=other").oracle == "other"
+
+
+def test_an_oracle_is_part_of_what_a_cell_is_and_its_name_is_not():
+    plain = ThreatModel(LpBall("linf", 0.3), sweep=(0.1, 0.3))
+    frozen = "d827929e23f0d8e3af545509b21cefc156caa067eaf877977e937369d1dc7e86"
+    assert digest_threat(plain) == frozen  # the digest of every cell before there were oracles
+    found = [panel(), panel("three:rule=unanimous"), panel(attacked=[load_model(Body())])]
+    threats = [replace(plain, oracle="x"), replace(plain, oracle="y")]
+    digests = [digest_threat(threats[0], oracle=each) for each in found]
+    assert len({*digests, frozen}) == 4
+    assert digest_threat(threats[1], oracle=panel()) == digests[0]
+    about = describe_threat(threats[0], oracle=found[2])["oracle"]
+    assert about["left_out"] == [f"{HERE}:Body is left out of three: it is what is attacked"]
+    assert [each["name"] for each in about["members"]] == [f"{HERE}:Peak", f"{HERE}:Whole"]
+
+
+def fixed(*logits):
+    """Return a classifier of two classes that gives every image the same logits."""
+    bias = torch.tensor([float(each) for each in logits])
+    return LinearClassifier(torch.zeros(2, 4), bias, (0.0, 1.0))
+
+
+class Refusing(torch.nn.Module):
+    """Says class 1 and rejects."""
+
+    bounds, num_classes = (0.0, 1.0), 2
+
+    def forward(self, images):
+        logits = torch.tensor([[0.0, 1.0]]).expand(len(images), 2)
+        return Output(logits, None, torch.zeros(len(images), dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("members", "rule", "expected"),
+    [
+        ([fixed(0, 1), fixed(0, 2), fixed(1, 0)], "majority", 1),
+        ([fixed(0, 1), fixed(0, 2), fixed(1, 0)], "unanimous", -1),
+        ([fixed(0, 1), fixed(0, 2)], "unanimous", 1),
+        ([fixed(0, 1), fixed(1, 0)], "majority", -1),
+        ([fixed(0, 1), fixed(0, 2), fixed(1, 0), fixed(2, 0)], "majority", -1),
+        ([fixed(0, 1), Refusing()], "majority", -1),
+        ([fixed(0, 1), fixed(0, 2), Refusing()], "majority", 1),
+    ],
+)
+def test_the_rule_counts_all_members(members, rule, expected):
+    data = ArrayDataset(torch.rand(3, 4), [1, 1, 1], "ones", num_classes=2)
+    found = Panel("p", rule, tuple(map(load_model, members)), data)
+    ids = torch.arange(3)
+    assert found.vote(data.batch(ids)[0], ids).tolist() == [expected] * 3
+
+
+def test_a_panel_sees_the_class_change():
+    images, ids = shifted(columns(), spared=2)
+    assert panel().judge(images, ids).tolist() == [0, 1, *((i + 1) % 3 for i in range(2, 12))]
+
+
+def test_a_panel_has_no_say_where_it_errs_on_the_clean_input():
+    data = columns()
+    labels = data.labels.clone()
+    labels[4] = (labels[4] + 1) % 3
+    wrong = ArrayDataset(data.batch(range(12))[0], labels, "columns", num_classes=3)
+    images, ids = shifted(wrong)
+    said = panel(data=wrong).judge(images[3:6], ids[3:6]).tolist()
+    assert said == [1, -1, 0]
+
+
+def test_a_panels_own_error_is_counted_on_the_samples_that_are_asked_for():
+    data = columns()
+    images = data.batch(range(12))[0].clone()
+    images[5, 0, 1:3, 0] = 1.0  # the peak's reader alone is misled: two of three are right
+    images[7, 0, 0, 2] = images[7, 0, 1, 0] = 1.0
+    images[7, 0, :, 1] = 0.5
+    found = panel(data=ArrayDataset(images, (data.labels + 1) % 3, "turned", num_classes=3))
+    error = found.error(range(12))
+    assert (error.source, error.measured_on) == ("panel three", "clean inputs")
+    assert (error.trials, error.wrong + error.unknown) == (12, 12)
+    assert panel().error(range(4)).wrong_rate.successes == 0
+    assert panel().error(range(4)).trials == 4
+
+
+@pytest.mark.parametrize(
+    ("attacked", "why"),
+    [
+        (Body(), "it is what is attacked"),
+        (Body().double(), "body has the same architecture"),
+        (Body(scale=7.0), "body has the same architecture"),
+    ],
+)
+def test_who_is_attacked_does_not_judge(attacked, why):
+    found = panel(attacked=[load_model(attacked)])
+    assert [each.name for each in found.members] == [f"{HERE}:Peak", f"{HERE}:Whole"]
+    assert found.notes == (f"{HERE}:Body is left out of three: {why}",)
+    assert panel(attacked=[load_model(FirstRow())]).notes == ()
+
+
+def test_the_same_weights_under_another_name_are_the_same_model():
+    found = load_oracle(
+        "mnist-panel", open_dataset("mnist5k"), [Attacked.of(load_model("mnist-vib"))], load_model
+    )
+    assert found.notes == (
+        "mnist-vib:noise=mean is left out of mnist-panel: it is what is attacked",
+    )
+    assert len(found.members) == 3
+
+
+def test_a_panel_of_one_is_refused(catalogue):
+    catalogue("two", "Body", "Peak")
+    with pytest.raises(CapabilityMismatch, match="too few members of two may judge") as error:
+        panel("two", attacked=[load_model(Body())])
+    assert "\n" not in str(error.value)
+    catalogue("double", "Body", "Body:scale=2.0")
+    with pytest.raises(BadCatalogue, match="names a member twice"):
+        panel("double")
+    with pytest.raises(UnknownName, match="did you mean three"):
+        panel("thre")
+    with pytest.raises(BadCatalogue, match="rule does not fit"):
+        panel("three:rule=any")
+
+
+def run(tmp_path, model=None, threat="none:oracle=three", attack=None, **more):
+    asked = {"dataset": columns(), "checks": False, "keep_images": True, **more}
+    found = evaluate(
+        model=model or FirstRow(), attack=attack or ShiftBody(2), threat=threat, out=tmp_path / "r", **asked
+    )  # fmt: skip
+    (cell,) = RunFolder(found.path).cells()
+    return found, cell
+
+
+def test_from_the_threat_to_the_records(tmp_path):
+    found, cell = run(tmp_path)
+    records = found.records()
+    assert [r.goal_reached for r in records] == [False] * 2 + [True] * 10
+    assert [r.oracle for r in records] == [0, 1, *((i + 1) % 3 for i in range(2, 12))]
+    assert {r.oracle_source for r in records} == {"panel three"}
+    assert cell.cell["threat"]["oracle"]["digest"] == panel().digest
+    error = cell.oracle_error()
+    assert (error.trials, error.wrong, error.unknown) == (12, 0, 0)
+    (told,) = found.to_json()
+    shares = {name: told["invariance"][name]["successes"] for name in ("kept", "changed", "failed")}
+    assert shares == {"kept": 12, "changed": 10, "failed": 10}
+    assert told["invariance"]["oracle"] == "panel three"
+    assert told["invariance"]["oracle_wrong"]["trials"] == 12
+
+
+def test_the_error_grows_with_the_cell_and_is_not_measured_twice(tmp_path, monkeypatch):
+    _, cell = run(tmp_path, samples="first:4")
+    assert cell.oracle_error().trials == 4
+    _, cell = run(tmp_path)
+    assert cell.oracle_error().trials == 12
+    written = (cell.path / "oracle.json").stat().st_mtime_ns
+    monkeypatch.setattr(Panel, "error", lambda *_: pytest.fail("measured again"))
+    run(tmp_path)
+    assert (cell.path / "oracle.json").stat().st_mtime_ns == written
+
+
+def test_batches_make_no_difference(tmp_path):
+    lines = set()
+    for size in (1, 5, 12):
+        _, cell = run(tmp_path / str(size), batch_size=size)
+        lines.add((cell.path / "records.jsonl").read_bytes())
+    assert len(lines) == 1
+
+
+def test_same_class_needs_the_oracle_to_agree(tmp_path):
+    wanted = load_threat("none:oracle=three").wanting(Misclassify(same_class=True))
+    found, _ = run(tmp_path, model=Body(), threat=wanted, attack=Minimal())
+    assert not any(
+        r.goal_reached for r in found.records()
+    )  # the decision changes, and so does the class
+    assert {r.after.decision == r.oracle for r in found.records()} == {True}
+
+
+class Minimal(ShiftBody):
+    kind = "minimal"
+
+
+def test_a_threats_oracle_goes_before_the_data_sets_own():
+    spheres = rbi.load_dataset("spheres:d=50,n=5,size=8")
+    assert own_oracle(spheres).source == "exact"
+    assert own_oracle(columns()) is None
+    question = Question(
+        models=["spheres-misaligned"], attacks=["spheres-invariance"], dataset=spheres
+    )
+    (job,) = make_plan(question).jobs
+    assert (job.oracle, job.threat.oracle, job.judge.source) == (None, None, "exact")
+
+
+def test_the_usual_oracle_of_a_data_set_is_taken_where_the_goal_needs_one():
+    asked = {"models": ["mnist-cnn"], "dataset": "mnist5k", "samples": 4}
+    plan = make_plan(Question(attacks=[ShiftBody()], threat="none", **asked))
+    assert plan.jobs[0].threat.oracle == "mnist-panel"
+    assert plan.warnings == ("mnist-cnn is left out of mnist-panel: it is what is attacked",)
+    plan = make_plan(Question(attacks=["fgsm"], threat="linf=0.1", **asked))
+    assert plan.jobs[0].threat.oracle is None
+    again = pickle.loads(pickle.dumps(make_plan(Question(attacks=[ShiftBody()], **asked)).jobs[0]))
+    assert len(again.oracle.members) == 3
+
+
+def test_without_any_oracle_it_is_refused_before_anything_runs(tmp_path):
+    with pytest.raises(
+        CapabilityMismatch, match=r"asks for the true class .* none:oracle="
+    ) as error:
+        run(tmp_path, threat="none")
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "r").exists()
+
+
+def test_threat_and_job_agree(toys):
+    threat = replace(toys.linf(0.1), oracle="three")
+    with pytest.raises(CapabilityMismatch, match="name different oracles"):
+        plan_jobs([toys.make_job(toys.Straight(), threat)])
+
+
+def test_members_must_fit_the_data(tmp_path):
+    wide = ArrayDataset(255 * columns().batch(range(12))[0], columns().labels, "wide", (0.0, 255.0))
+    model = FirstRow()
+    model.bounds = (0.0, 255.0)
+    with pytest.raises(CapabilityMismatch, match="Body and wide differ in the range"):
+        run(tmp_path, model=model, dataset=wide)
+
+
+CSV = "image,cell,sample,human_label\n"
+
+
+def test_a_file_of_labels_is_an_oracle(tmp_path):
+    from robustbench_inv.results.seen import look, seen_digest
+
+    images, _ = shifted(columns())
+    seen = [seen_digest(image) for image in look(images.numpy(), (0.0, 1.0))]
+    labels = ["0", "unclear", "2"]
+    rows = [f"{image},,,{label}\n" for image, label in zip(seen, labels, strict=False)]
+    (tmp_path / "l.csv").write_text(CSV + "".join(rows))
+    found, cell = run(tmp_path, threat=f"none:oracle={tmp_path / 'l.csv'}", attack=ShiftBody())
+    assert [r.oracle for r in found.records()[:4]] == [0, None, 2, None]
+    assert [r.goal_reached for r in found.records()[:4]] == [False] * 4
+    assert {r.oracle_source for r in found.records()} == {"human"}
+    assert cell.oracle_error() is None  # there were no catch trials
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ("aa,,,3\n", "line 2 of l.csv: label out of range, got 3, expected 0 to 2"),
+        (",c,1,1\n", "does not name the images that were seen"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(tmp_path, rows, says):
+    (tmp_path / "l.csv").write_text(CSV + rows)
+    with pytest.raises((BadData, CapabilityMismatch), match=says):
+        panel(str(tmp_path / "l.csv"))
+
+
+def test_people_judge_images_alone(tmp_path):
+    flat = ArrayDataset(torch.rand(3, 4), [0, 1, 1], "flat")
+    with pytest.raises(CapabilityMismatch, match="people judge images"):
+        panel(str(tmp_path / "l.csv"), flat)

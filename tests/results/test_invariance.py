@@ -1,0 +1,47 @@
+"""The shares of an invariance cell, from records whose answer is known."""
+
+from dataclasses import replace
+
+from robustbench_inv.results.invariance import describe_invariance, keeps_decision, tell_invariance
+from robustbench_inv.results.oracle import OracleError
+from robustbench_inv.results.record import Answer, Distances
+
+
+def shown(make, sample, after, oracle, *, reached=False, status="ok", l0=5):
+    return replace(
+        make.record(sample, label=3, oracle=oracle, oracle_source="human", goal_reached=reached),
+        before=Answer(3, None, None), after=Answer(after, None, None), status=status,
+        distance=Distances(l0, 1.0, 1.0, 1.0),
+    )  # fmt: skip
+
+
+def test_shares(make):
+    records = [
+        shown(make, 0, 3, 5, reached=True),  # the failure
+        shown(make, 1, 5, 5),  # decision and class move together
+        shown(make, 2, 3, 3),  # nothing happened but pixels
+        shown(make, 3, 5, 3),  # too sensitive
+        shown(make, 4, 3, None),  # nobody knows
+        shown(make, 5, 3, 3, l0=0),  # not changed at all
+        shown(make, 6, 4, 5, reached=True, status="already_wrong"),
+    ]
+    found = tell_invariance(records)
+    counts = {name: (rate.successes, rate.trials) for name, rate in vars(found).items()}
+    assert counts == {
+        "kept": (4, 6),
+        "changed": (2, 6),
+        "failed": (1, 6),
+        "unknown": (1, 6),
+        "as_oracle": (2, 5),
+        "as_label": (2, 5),
+    }
+    error = OracleError("human", "catch trials", 20, 1, 2)
+    told = describe_invariance(records, error)
+    assert told["oracle"] == "human"
+    assert (told["oracle_wrong"]["successes"], told["oracle_unknown"]["successes"]) == (1, 2)
+    assert describe_invariance([], None)["oracle_wrong"] is None
+
+
+def test_which_cells_keep_decisions():
+    assert keeps_decision({"threat": {"goal": "keep-logits"}})
+    assert not keeps_decision({"threat": {"goal": "misclassify"}})

@@ -1,0 +1,62 @@
+"""What was measured survives the file as it was, and what is damaged is one line."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from robustbench_inv.errors import BadResults
+from robustbench_inv.results.measurement import (
+    Grid,
+    Measured,
+    Number,
+    read_measured_file,
+    to_gzip,
+)
+
+
+def measured():
+    images = np.arange(2 * 3 * 4 * 5, dtype=np.uint8).reshape(2, 3, 1, 4, 5)
+    grid = Grid("g", "t", "c", ("a", "b"), (("x", 1), ("y", 2)), images, ("1", "2", "3"), ((), ("4", "5", "6")))  # fmt: skip
+    numbers = (
+        Number.of("errors", "CE", np.array([True, False, False, True])),
+        Number("size", "CE", 12.5),
+    )
+    return Measured("mnist", 4, {"m": "d"}, numbers, (grid,), {"planes": [1]})
+
+
+def test_what_is_written_is_read(tmp_path):
+    path = tmp_path / "measured-mnist.json.gz"
+    path.write_bytes(to_gzip(measured()))
+    found = read_measured_file(path)
+    np.testing.assert_array_equal(found.grids[0].images, measured().grids[0].images)
+    assert to_gzip(found) == path.read_bytes() == to_gzip(measured())
+    assert found.numbers == measured().numbers
+    assert found.numbers[0].counted == (0, 3)
+    assert found.planes == {"planes": [1]}
+    assert found.layers is None
+
+
+def test_a_share_has_an_interval_and_an_amount_has_none():
+    share, amount = measured().numbers
+    assert (share.rate.successes, share.rate.trials) == (2, 4)
+    assert amount.rate is None
+
+
+DAMAGED = {
+    "no gzip": b"not gzip",
+    "torn": to_gzip(measured())[:60],
+    "no keys": gzip.compress(b'{"version": 1}'),
+    "another version": gzip.compress(json.dumps({**measured().to_json(), "version": 2}).encode()),
+    "no pixels": gzip.compress(json.dumps({**measured().to_json(), "grids": [{}]}).encode()),
+}
+
+
+@pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)
+def test_damaged_files_are_one_line(tmp_path, data):
+    path = tmp_path / "measured-x.json.gz"
+    path.write_bytes(data)
+    with pytest.raises(BadResults) as caught:
+        read_measured_file(path)
+    assert "\n" not in str(caught.value)
