@@ -6,10 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_inv.models.firevnet import FiRevNet
-from robustbench_inv.models.layers.autoregressive import Autoregressive
 from robustbench_inv.models.layers.bijection import Bijection, Chain
+from robustbench_inv.models.layers.by_class import GaussianiseByClass, WhitenByClass
+from robustbench_inv.models.layers.conditioner import bottleneck
+from robustbench_inv.models.layers.coupling import Affine, Coupling
 from robustbench_inv.models.layers.given_decision import GivenDecision
 from robustbench_inv.models.layers.logit_coupling import LogitCoupling
+from robustbench_inv.models.layers.mixing import Permutation
 
 __all__ = ["GreyLevels", "recoded"]
 
@@ -32,7 +35,8 @@ def recoded(
     shape: Sequence[int] = (1, 28, 28),
     num_classes: int = 10,
     widths: Sequence[int] = (16, 32, 32, 64, 64),
-    hidden: int = 512,
+    couplings: int = 6,
+    coupling_width: int = 512,
     recode: bool = True,
 ) -> FiRevNet:
     """Return a fiRevNet of one logit coupling, after which the nuisances are coded given the decision.
@@ -41,32 +45,30 @@ def recoded(
         shape: (c, h, w).
         num_classes: C.
         widths: channels of the classifier inside the logit coupling, five numbers.
-        hidden: units of each layer of the network that recodes.
+        couplings: affine couplings that follow the layers fitted in closed form.
+        coupling_width: of their networks.
         recode: False leaves the recoding out; cross-entropy never reaches it.
     """
     c, h, w = shape
     write = LogitCoupling(_classifier(c, num_classes, widths), (c, h, w), num_classes)
     recoding = None
     if recode:
-        flow = Autoregressive(_edges(write.border, len(write.others)), num_classes, hidden)
+        flow = _recoding(c * h * w - num_classes, num_classes, couplings, coupling_width)
         recoding = GivenDecision(flow, num_classes)
     return FiRevNet(Chain(GreyLevels(), write), shape, num_classes, recoding=recoding)
 
 
-LEVELS = (0, 1, 8, 26, 64, 128, 192, 230, 248, 254, 256)
-"""Edges of a pixel's pieces, in cells of a grey level: the background alone, and more of them towards black and white."""
-
-
-def _edges(border: int, pixels: int) -> Tensor:
-    """Return the edges (border + pixels, B + 1) of what a logit coupling leaves of an image.
-
-    Args:
-        border: coordinates of the corner pixels beside the logits, differences of dequantised background.
-        pixels: all others.
-    """
-    corner = torch.linspace(-3, 4, len(LEVELS)) / 256
-    grey = torch.tensor(LEVELS) / 256
-    return torch.cat([corner.expand(border, -1), grey.expand(pixels, -1)])
+def _recoding(features: int, classes: int, couplings: int, width: int) -> Chain:
+    steps: list[Bijection] = [
+        GaussianiseByClass(features, classes),
+        WhitenByClass(features, classes),
+    ]
+    passive, active = features // 2, features - features // 2
+    for number in range(couplings):
+        order = torch.randperm(features, generator=torch.Generator().manual_seed(number))
+        network = bottleneck(passive + classes, 2 * active, width)
+        steps += [Permutation(order), Coupling(network, Affine())]
+    return Chain(*steps)
 
 
 def _classifier(channels: int, classes: int, widths: Sequence[int]) -> nn.Sequential:

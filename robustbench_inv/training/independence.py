@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from robustbench_inv.errors import BadModel, BadParameter
 from robustbench_inv.models.firevnet import FiRevNet
-from robustbench_inv.models.layers.bijection import Bijection
+from robustbench_inv.models.layers.bijection import Bijection, Chain
+from robustbench_inv.models.layers.by_class import FittedByClass
 from robustbench_inv.models.layers.given_decision import GivenDecision
 from robustbench_inv.randomness import Noise
 from robustbench_inv.training.checkpoint import optimiser_state, restore_optimiser
@@ -37,8 +38,9 @@ class IndependenceCrossEntropy:
 
     If the network recodes its nuisances given its decision (``GivenDecision``), the objective falls apart:
     cross-entropy does not reach the recoding, and the other two terms do not reach the logits. With
-    ``recoding_only`` the rest of the network stays as it is, what comes before the recoding is computed once, for
-    ``draws`` dequantisations of every sample, and cross-entropy, a constant then, is left out of the loss.
+    ``recoding_only`` the rest of the network stays as it is, the first layers of the recoding that are fitted by
+    class are fitted before anything is trained, what comes to the others is computed once, for ``draws``
+    dequantisations of every sample, and cross-entropy, a constant then, is left out of the loss.
 
     Args:
         nuisance: a.
@@ -98,6 +100,8 @@ class IndependenceCrossEntropy:
                 expected="a fiRevNet",
             )
         if self.recoding_only:
+            if fresh:
+                _fit(model, data, self)
             model.requires_grad_(False)
             _recoding_of(model).requires_grad_(True)
         self._data, self._bank = data, None
@@ -205,15 +209,16 @@ class _Learners(nn.Module):
 
 
 class _Bank:
-    """What comes to a network's recoding, for some dequantisations of every training sample."""
+    """What comes to the layers of a recoding that learn, for some dequantisations of every training sample."""
 
     def __init__(self, model: FiRevNet, data: TrainingData, plan: IndependenceCrossEntropy) -> None:
         self.recoding, self.ids, self.draws = _recoding_of(model), data.ids, plan.draws
+        self.learning = _learning_part(self.recoding)
         # half precision, a tenth of the noise that dequantisation adds, is for keeping, not for computing
         with torch.autocast(data.images.device.type, enabled=False):
             codes = (_coded(model.flow, data, plan, f"bank/{k}") for k in range(self.draws))
-            parts = [self.recoding.parts(code) for code in codes]
-            self.nuisances = torch.stack([nuisances.half() for nuisances, _ in parts])
+            parts = [self._fitted(*self.recoding.parts(code)) for code in codes]
+            self.nuisances = torch.stack([nuisances for nuisances, _ in parts])
             self.decisions = torch.stack([decisions for _, decisions in parts])
 
     def __call__(self, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
@@ -221,8 +226,37 @@ class _Bank:
         draw = noise.named(f"{noise.stream}/draw").integers(self.draws)
         rows = torch.searchsorted(self.ids, noise.ids)
         decisions = self.decisions[draw, rows]
-        nuisances, log_det = self.recoding.rest(self.nuisances[draw, rows].float(), decisions)
+        nuisances, log_det = self.learning(self.nuisances[draw, rows].float(), decisions)
         return decisions, nuisances, log_det
+
+    @torch.no_grad()
+    def _fitted(self, nuisances: Tensor, decisions: Tensor) -> tuple[Tensor, Tensor]:
+        for layer in _fitted_part(self.recoding):
+            nuisances, _ = layer(nuisances, decisions)
+        return nuisances.half(), decisions
+
+
+def _fitted_part(recoding: GivenDecision) -> list[FittedByClass]:
+    """Return the layers of a recoding that are fitted by class, which come first."""
+    layers = list(recoding.rest) if isinstance(recoding.rest, Chain) else [recoding.rest]
+    return [layer for layer in layers if isinstance(layer, FittedByClass)]
+
+
+def _learning_part(recoding: GivenDecision) -> Bijection:
+    """Return what follows the layers that are fitted by class."""
+    if not isinstance(recoding.rest, Chain):
+        return recoding.rest
+    return Chain(*list(recoding.rest)[len(_fitted_part(recoding)) :])
+
+
+@torch.no_grad()
+def _fit(model: FiRevNet, data: TrainingData, plan: IndependenceCrossEntropy) -> None:
+    """Fit the layers of a network's recoding that are fitted by class, one after the other."""
+    recoding = _recoding_of(model)
+    nuisances, decisions = recoding.parts(_coded(model.eval().flow, data, plan, "fit"))
+    for layer in _fitted_part(recoding):
+        layer.fit(nuisances, decisions.argmax(1))
+        nuisances, _ = layer(nuisances, decisions)
 
 
 @torch.no_grad()

@@ -153,12 +153,13 @@ def test_the_recoding_alone_is_trained_and_the_logits_stay(tmp_path):
     images = torch.rand(90, 1, 12, 12, generator=generator)
     data = TrainingData(torch.arange(90), images, labels)
     torch.manual_seed(0)
-    model = recoded((1, 12, 12), 3, widths=(4, 4, 4, 4, 4), hidden=8).eval()
+    model = recoded((1, 12, 12), 3, widths=(4, 4, 4, 4, 4), couplings=1, coupling_width=8).eval()
     before = model(images).detach()
     steps = Recipe("toy", "m:f", "m:O", "toy", 0, 90, 1, 30, 1e-2, 0)
     trained = train(steps, model, objective(recoding_only=True), data, tmp_path)
     torch.testing.assert_close(trained(images), before)
     recoding = next(layer for layer in trained.modules() if isinstance(layer, GivenDecision))
+    assert all(bool(layer.fitted) for layer in list(recoding.rest)[:2])
     assert all(p.abs().sum() > 0 for p in recoding.parameters())
     assert (trained.decode(trained.encode(images)) - images).abs().max() < 1e-4
 

@@ -52,11 +52,6 @@ class LogitCoupling(Bijection):
         self.register_buffer("carriers", carriers.contiguous(), persistent=False)
         self.register_buffer("others", free.nonzero()[:, 0], persistent=False)
 
-    @property
-    def border(self) -> int:
-        """Coordinates of r that lie on pixels of V; the others, ``others``, are pixels unchanged."""
-        return self.carriers.numel() - len(self.carriers)
-
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         flat = x.flatten(1)
         reflected = self._reflect(flat[:, self.carriers])
@@ -76,10 +71,11 @@ class LogitCoupling(Bijection):
 
     def _image(self, first: Tensor, rest: Tensor) -> Tensor:
         """Return the image (n, c, h, w) with V x = first (n, C) and the other coordinates rest."""
-        others = rest[:, : self.border].reshape(len(rest), len(self.carriers), -1)
+        border = self.carriers.numel() - len(self.carriers)
+        others = rest[:, :border].reshape(len(rest), len(self.carriers), -1)
         flat = rest.new_empty(len(rest), rest.shape[1] + len(self.carriers))
         flat[:, self.carriers] = self._reflect(torch.cat([first[:, :, None], others], 2))
-        flat[:, self.others] = rest[:, self.border :]
+        flat[:, self.others] = rest[:, border:]
         return flat.reshape(-1, *self.shape)
 
     def _reflect(self, values: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Layers that write the logits and code the nuisances anew: exactly invertible, volumes counted, nothing seen too early."""
+"""Layers that write the logits and code the nuisances anew: exactly invertible, volumes counted, classes made alike."""
 
 import math
 
@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.models.layers.autoregressive import Autoregressive
+from robustbench_inv.models.layers.by_class import GaussianiseByClass, WhitenByClass
 from robustbench_inv.models.layers.given_decision import GivenDecision
 from robustbench_inv.models.layers.logit_coupling import LogitCoupling
 from robustbench_inv.models.recoded_firevnet import GreyLevels, recoded
@@ -16,87 +16,103 @@ from robustbench_inv.models.recoded_firevnet import GreyLevels, recoded
 CLASSES, FEATURES = 3, 12
 
 
-def edges():
-    return torch.tensor([0, 1 / 256, 0.25, 0.5, 0.9, 1.0]).expand(FEATURES, -1).contiguous()
+def samples(count=1500):
+    """Classes that differ in mean, in spread and in the share of an element's mass on one narrow cell."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % CLASSES
+    wide = torch.randn(count, FEATURES, generator=generator, dtype=torch.float64)
+    wide = (wide @ torch.randn(FEATURES, FEATURES, generator=generator, dtype=torch.float64)).exp()
+    dark = torch.rand(count, FEATURES, generator=generator, dtype=torch.float64)
+    hidden = dark < 0.2 * (labels[:, None] + 1)
+    return torch.where(hidden, dark / 256, wide * (labels[:, None] + 1)), labels
 
 
-def flow(spread=0.3):
-    torch.manual_seed(0)
-    layer = Autoregressive(edges(), CLASSES, hidden=20).double()
-    for parameter in layer.parameters():
-        parameter.data.add_(spread * torch.randn_like(parameter))
-    return layer
-
-
-def vectors(count=60):
-    generator = torch.Generator().manual_seed(1)
-    points = torch.rand(count, FEATURES, generator=generator, dtype=torch.float64)
-    points[:, ::3] /= 256  # background
-    points[0] += 1  # beyond the edges
-    points[1] -= 0.5
-    return points, one_hot(torch.arange(count) % CLASSES, CLASSES).double()
-
-
-def jacobian(function, point):
-    found = torch.autograd.functional.jacobian(lambda x: function(x[None])[0].flatten(), point)
-    return found.reshape(point.numel(), point.numel())
+def fitted(kind):
+    vectors, labels = samples()
+    layer = kind(FEATURES, CLASSES).double()
+    layer.fit(vectors, labels)
+    return layer, vectors, labels
 
 
 def jacobian_log_det(function, point):
-    return torch.linalg.slogdet(jacobian(function, point)).logabsdet.item()
+    jacobian = torch.autograd.functional.jacobian(lambda x: function(x[None])[0].flatten(), point)
+    return torch.linalg.slogdet(jacobian.reshape(point.numel(), point.numel())).logabsdet.item()
 
 
-def test_the_flow_is_invertible_counts_its_volume_and_looks_back_only():
-    layer, (points, given) = flow(), vectors()
-    codes, log_det = layer(points, given)
-    assert (layer.inverse(codes, given) - points).abs().max() < 1e-8
-    for row in range(4):
-        found = jacobian(lambda x, one=given[row : row + 1]: layer(x, one)[0], points[row])
-        assert log_det[row].item() == pytest.approx(
-            torch.linalg.slogdet(found).logabsdet.item(), abs=1e-8
+@pytest.mark.parametrize("kind", [GaussianiseByClass, WhitenByClass])
+def test_fitted_layers_are_invertible_and_count_their_volume(kind):
+    layer, vectors, labels = fitted(kind)
+    fresh, given = (
+        vectors * 1.3 - 0.2,
+        one_hot(labels, CLASSES).double(),
+    )  # beyond the knots as well
+    codes, log_det = layer(fresh, given)
+    torch.testing.assert_close(layer.inverse(codes, given), fresh, rtol=1e-9, atol=1e-9)
+    for row in range(CLASSES):
+        one = given[row : row + 1]
+        expected = jacobian_log_det(lambda x, one=one: layer(x, one)[0], fresh[row])
+        assert log_det[row].item() == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize("kind", [GaussianiseByClass, WhitenByClass])
+def test_a_layer_is_the_identity_until_it_is_fitted_and_stays_as_it_was_saved(kind):
+    layer, vectors, labels = fitted(kind)
+    given = one_hot(labels, CLASSES).double()
+    fresh = kind(FEATURES, CLASSES).double()
+    codes, log_det = fresh(vectors, given)
+    assert torch.equal(codes, vectors)
+    assert not log_det.any()
+    fresh.load_state_dict(layer.state_dict())
+    assert torch.equal(fresh(vectors, given)[0], layer(vectors, given)[0])
+
+
+def test_gaussianising_gives_every_element_of_every_class_the_same_distribution():
+    layer, vectors, labels = fitted(GaussianiseByClass)
+    codes, _ = layer(vectors, one_hot(labels, CLASSES).double())
+    quantiles = torch.tensor([0.125, 0.5, 0.875], dtype=torch.float64)  # knots
+    expected = torch.tensor([-1.1503, 0.0, 1.1503], dtype=torch.float64)
+    for label in range(CLASSES):
+        got = torch.quantile(codes[labels == label], quantiles, dim=0)
+        torch.testing.assert_close(got, expected[:, None].expand(3, FEATURES), atol=0.03, rtol=0)
+
+
+def test_whitening_gives_every_class_mean_zero_and_unit_covariance():
+    layer, vectors, labels = fitted(WhitenByClass)
+    codes, _ = layer(vectors, one_hot(labels, CLASSES).double())
+    for label in range(CLASSES):
+        ours = codes[labels == label]
+        torch.testing.assert_close(ours.mean(0), torch.zeros(FEATURES).double(), atol=1e-8, rtol=0)
+        torch.testing.assert_close(
+            torch.cov(ours.T), torch.eye(FEATURES).double(), atol=1e-6, rtol=0
         )
-        assert not found.triu(1).any()
-        assert found.tril(-1).any()
 
 
-def test_the_flow_depends_on_its_condition():
-    layer, (points, given) = flow(), vectors()
-    assert (layer(points, given)[0] != layer(points, given.roll(1, 1))[0]).any(1).all()
-    with pytest.raises(BadParameter, match="without its condition"):
-        layer(points)
-
-
-def test_the_flow_of_a_uniform_distribution_is_normal_from_the_start():
-    layer = Autoregressive(edges(), CLASSES, hidden=20).double()
-    points = torch.rand(
-        20_000, FEATURES, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
-    )
-    codes, log_det = layer(
-        points, one_hot(torch.zeros(20_000, dtype=torch.int64), CLASSES).double()
-    )
-    assert codes.mean(0).abs().max() < 0.03
-    assert (codes.std(0) - 1).abs().max() < 0.03
-    # a uniform density is 1: what the normal density gives away, the volume returns
-    normal = -(codes**2 / 2 + math.log(2 * math.pi) / 2).sum(1)
-    assert (normal + log_det).abs().max() < 0.01
-
-
-@pytest.mark.parametrize("bad", [torch.zeros(3, 4), torch.zeros(1, 4).cumsum(1), torch.ones(3, 1)])
-def test_unusable_edges_are_refused(bad):
-    with pytest.raises(BadParameter, match="unusable edges"):
-        Autoregressive(bad, 2, 4)
+def test_whitening_follows_weights_that_change():
+    layer, vectors, labels = fitted(WhitenByClass)
+    given = one_hot(labels, CLASSES).double()
+    before = layer(vectors, given)[1][0].item()
+    layer.weight.mul_(2)
+    codes, log_det = layer(vectors, given)
+    assert log_det[0].item() == pytest.approx(before + FEATURES * math.log(2))
+    torch.testing.assert_close(layer.inverse(codes, given), vectors, rtol=1e-9, atol=1e-9)
 
 
 def test_a_recoding_is_undone_by_the_decision_that_it_left_alone():
-    layer, (points, _) = flow(), vectors()
+    layer, vectors, labels = fitted(GaussianiseByClass)
     recoding = GivenDecision(layer, CLASSES).double()
-    logits = torch.randn(len(points), CLASSES, dtype=torch.float64)
-    code = torch.cat([logits, points], 1)
+    logits = torch.randn(len(labels), CLASSES, dtype=torch.float64)
+    code = torch.cat([logits, vectors], 1)
     out, _ = recoding(code)
+    expected, _ = layer(vectors, one_hot(logits.argmax(1), CLASSES).double())
     assert torch.equal(out[:, :CLASSES], logits)
-    expected, _ = layer(points, one_hot(logits.argmax(1), CLASSES).double())
     torch.testing.assert_close(out[:, CLASSES:], expected)
-    assert (recoding.inverse(out) - code).abs().max() < 1e-8
+    torch.testing.assert_close(recoding.inverse(out), code, rtol=1e-9, atol=1e-9)
+
+
+def test_a_layer_without_its_condition_says_so():
+    layer, vectors, _ = fitted(WhitenByClass)
+    with pytest.raises(BadParameter, match="without its condition"):
+        layer(vectors)
 
 
 def test_a_logit_moves_a_few_pixels_and_nothing_else():
@@ -131,7 +147,11 @@ def test_grey_levels_are_the_middles_of_their_cells():
 
 def test_the_network_is_invertible_and_counts_its_volume():
     torch.manual_seed(0)
-    model = recoded((1, 12, 12), 3, widths=(4, 4, 4, 4, 4), hidden=16).double().eval()
+    model = (
+        recoded((1, 12, 12), 3, widths=(4, 4, 4, 4, 4), couplings=2, coupling_width=8)
+        .double()
+        .eval()
+    )
     for parameter in model.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     images = torch.rand(4, 1, 12, 12, dtype=torch.float64)
