@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
+from robustbench_inv.attacks.ranges import check_below, check_least
 from robustbench_inv.attacks.starting_points import find_starts
-from robustbench_inv.errors import BadParameter
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import broadcast, flatten, norm
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -56,13 +56,8 @@ class Boundary:
     norms: ClassVar[frozenset[str]] = frozenset({"l2"})
 
     def __post_init__(self) -> None:
-        for name, most in (("sideways", 1.0), ("inward", 1.0), ("gain", math.inf)):
-            value = getattr(self, name)
-            if not 0 < value < most:
-                raise BadParameter(f"unusable {name}", got=value, expected=f"> 0 and < {most:g}")
-        for name in ("steps", "every"):
-            if not getattr(self, name) >= 1:
-                raise BadParameter(f"unusable {name}", got=getattr(self, name), expected=">= 1")
+        check_below(self, sideways=1.0, inward=1.0, gain=math.inf)
+        check_least(self, steps=1, every=1)
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
         starts, found = find_starts(model, batch, threat.goal, noise)

@@ -11,6 +11,7 @@ from robustbench_inv.attacks.ball import steepest
 from robustbench_inv.attacks.best import Best
 from robustbench_inv.attacks.losses import losses_for
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
+from robustbench_inv.attacks.ranges import check_positive
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import NORMS
@@ -66,9 +67,7 @@ class Distal:
 
     def __post_init__(self) -> None:
         _check_distribution(self.distribution)
-        for name in ("steps", "rel_step"):
-            if not getattr(self, name) > 0:
-                raise BadParameter(f"unusable {name}", got=getattr(self, name), expected="> 0")
+        check_positive(self, "steps", "rel_step")
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
         (loss,) = losses_for("margin", threat.goal)

@@ -12,6 +12,7 @@ from torch.nn.functional import max_pool2d
 from robustbench_inv.attacks.losses import check_losses, losses_for
 from robustbench_inv.attacks.nearest import Nearest
 from robustbench_inv.attacks.protocol import Batch, Kind, Loss, Queries
+from robustbench_inv.attacks.ranges import check_least
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import where_rows
@@ -64,10 +65,7 @@ class LocalSearch:
 
     def __post_init__(self) -> None:
         check_losses(self.loss, most=1)
-        for name, least in (("reach", 0), ("pixels", 1), ("rounds", 1), ("candidates", 1)):
-            if not getattr(self, name) >= least:
-                got = getattr(self, name)
-                raise BadParameter(f"unusable {name}", got=got, expected=f">= {least}")
+        check_least(self, reach=0, pixels=1, rounds=1, candidates=1)
         for name, most in (("probe", math.inf), ("factor", 2.0), ("seeds", 1.0)):
             value = getattr(self, name)
             if not 0 < value <= most:

@@ -9,7 +9,7 @@ from robustbench_inv.attacks.ball import NORMS, Ball, steepest
 from robustbench_inv.attacks.best import Best
 from robustbench_inv.attacks.losses import check_losses, losses_for
 from robustbench_inv.attacks.protocol import Batch, Kind, Loss, Queries
-from robustbench_inv.errors import BadParameter
+from robustbench_inv.attacks.ranges import check_positive
 from robustbench_inv.randomness import Noise
 from robustbench_inv.threat.threat_model import ThreatModel
 
@@ -71,9 +71,7 @@ class PGD:
 
     def __post_init__(self) -> None:
         check_losses(self.loss)
-        for name in ("steps", "restarts", "rel_step"):
-            if not getattr(self, name) > 0:
-                raise BadParameter(f"unusable {name}", got=getattr(self, name), expected="> 0")
+        check_positive(self, "steps", "restarts", "rel_step")
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
         ball = Ball.of(threat, batch.images, model.bounds)

@@ -12,7 +12,7 @@ from robustbench_inv.attacks.linearised import by_distance, furthest, linearise
 from robustbench_inv.attacks.losses import check_losses, losses_for
 from robustbench_inv.attacks.nearest import Nearest
 from robustbench_inv.attacks.protocol import Batch, Queries
-from robustbench_inv.errors import BadParameter
+from robustbench_inv.attacks.ranges import check_below
 from robustbench_inv.tensors import broadcast, flatten, norm
 from robustbench_inv.threat.threat_model import ThreatModel
 
@@ -67,10 +67,7 @@ class RadiusSearch:
 
     def __post_init__(self) -> None:
         check_losses(self.loss, most=1)
-        for name, most in (("steps", math.inf), ("rel_step", math.inf), ("gamma", 1.0)):
-            value = getattr(self, name)
-            if not 0 < value < most:
-                raise BadParameter(f"unusable {name}", got=value, expected=f"> 0 and < {most:g}")
+        check_below(self, steps=math.inf, rel_step=math.inf, gamma=1.0)
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel) -> Tensor:
         """Return the nearest success of each sample, (n, …), the clean image where there is none."""

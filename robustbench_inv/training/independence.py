@@ -130,7 +130,7 @@ class IndependenceCrossEntropy:
         return loss if self.recoding_only else loss + cross_entropy(logits, labels), logits
 
     def state(self) -> dict[str, Tensor]:
-        """Return nuisance classifiers, prior and their optimiser, by name."""
+        """Return nuisance classifiers, their optimiser and the batches seen last, by name."""
         assert self._learners is not None
         tensors = {f"learners/{k}": v for k, v in self._learners.state_dict().items()}
         optimiser = optimiser_state(self._learners.optimiser)
@@ -164,7 +164,7 @@ class IndependenceCrossEntropy:
         return self._bank(noise)
 
     def _told(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return L_nCE of a nuisance classifier's logits, at most 0 or at least 0 where it says nothing."""
+        """Return L_nCE of a nuisance classifier's logits; the network wants them to say nothing."""
         logits = logits.float()
         if self.form == "published":
             return -cross_entropy(logits, labels)
@@ -172,7 +172,7 @@ class IndependenceCrossEntropy:
 
 
 class _Learners(nn.Module):
-    """What the objective learns for itself: nuisance classifiers and the prior of the nuisances."""
+    """What the objective learns for itself: nuisance classifiers, and the scale of the nuisances."""
 
     def __init__(self, plan: IndependenceCrossEntropy, nuisances: int, classes: int) -> None:
         super().__init__()

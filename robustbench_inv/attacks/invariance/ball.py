@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robustbench_inv.attacks.invariance.alignment import Alignment
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
-from robustbench_inv.errors import BadParameter
+from robustbench_inv.attacks.ranges import check_least
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import norm, where_rows
 from robustbench_inv.threat.budgets import LpBall, shorten
@@ -50,11 +50,7 @@ class InvarianceBall:
     norms: ClassVar[frozenset[str]] = frozenset({"l0", "l2", "linf"})
 
     def __post_init__(self) -> None:
-        for name, least in {"targets": 1, "halvings": 0}.items():
-            if getattr(self, name) < least:
-                raise BadParameter(
-                    f"unusable {name}", got=getattr(self, name), expected=f">= {least}"
-                )
+        check_least(self, targets=1, halvings=0)
         self._alignment  # noqa: B018 - refuses what it cannot use
 
     @torch.no_grad()

@@ -6,9 +6,9 @@ from typing import ClassVar
 from torch import Tensor
 
 from robustbench_inv.attacks.ball import Ball, steepest
-from robustbench_inv.attacks.invariance.donors import check_rule, choose_donors, pool_of
+from robustbench_inv.attacks.invariance.donors import check_rule, take_donors
 from robustbench_inv.attacks.protocol import Batch, Kind, Loss, Queries
-from robustbench_inv.errors import BadParameter
+from robustbench_inv.attacks.ranges import check_positive
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import NORMS, margin, where_rows
 from robustbench_inv.threat.budgets import LpBall
@@ -46,17 +46,12 @@ class Collision:
 
     def __post_init__(self) -> None:
         check_rule(self.donor)
-        for name in ("radius", "steps"):
-            if not getattr(self, name) > 0:
-                raise BadParameter(f"unusable {name}", got=getattr(self, name), expected="> 0")
+        check_positive(self, "radius", "steps")
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
-        pool, (low, high) = pool_of(batch), model.bounds
-        donors, found = choose_donors(batch, self.donor, noise)
-        model.mark((~found).nonzero()[:, 0], "no_start")
-        model.measure("donor", pool.ids[donors].where(found, -1))
-        model.measure("donor_label", pool.labels[donors].where(found, -1))
-        ball = Ball(pool.images[donors], LpBall("linf", self.radius * (high - low)), model.bounds)
+        donors, found = take_donors(model, batch, self.donor, noise)
+        low, high = model.bounds
+        ball = Ball(donors, LpBall("linf", self.radius * (high - low)), model.bounds)
         images = self._climb(model, ball, model(batch.images).decision, found.nonzero()[:, 0])
         return where_rows(found, images, batch.images)
 

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.protocol import Batch, Pool
+from robustbench_inv.attacks.protocol import Batch, Pool, Queries
 from robustbench_inv.errors import BadParameter, CapabilityMismatch
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import flatten
 
-__all__ = ["RULES", "check_rule", "choose_donors", "pool_of"]
+__all__ = ["RULES", "check_rule", "choose_donors", "pool_of", "take_donors"]
 
 RULES = ("other-class", "random", "nearest")
 """``other-class``: any sample of another class. ``random``: any other sample. ``nearest``: of another class, in
@@ -38,6 +38,25 @@ def choose_donors(batch: Batch, rule: str, noise: Noise) -> tuple[Tensor, Tensor
         allowed &= pool.labels != batch.labels[:, None]
     donors = _nearest(batch, pool, allowed) if rule == "nearest" else _drawn(allowed, noise)
     return donors, allowed.any(1)
+
+
+def take_donors(model: Queries, batch: Batch, rule: str, noise: Noise) -> tuple[Tensor, Tensor]:
+    """Return each sample's donor (n, …), and (n,): is there one?
+
+    Whose images they are is kept beside the records, and a sample without donor is marked.
+
+    Args:
+        model: takes the notes.
+        batch: n samples with their pool.
+        rule: one of ``RULES``.
+        noise: the samples' random numbers.
+    """
+    pool = pool_of(batch)
+    donors, found = choose_donors(batch, rule, noise)
+    model.mark((~found).nonzero()[:, 0], "no_start")
+    model.measure("donor", pool.ids[donors].where(found, -1))
+    model.measure("donor_label", pool.labels[donors].where(found, -1))
+    return pool.images[donors], found
 
 
 def pool_of(batch: Batch) -> Pool:

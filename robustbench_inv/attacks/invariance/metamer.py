@@ -7,8 +7,9 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.invariance.donors import check_rule, choose_donors, pool_of
+from robustbench_inv.attacks.invariance.donors import check_rule, take_donors
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
+from robustbench_inv.attacks.ranges import check_least
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadParameter, CapabilityMismatch
 from robustbench_inv.models.protocol import Invertible, SplitsCode
@@ -67,8 +68,7 @@ class Metamer:
         check_rule(self.donor)
         if not 0 < self.mix <= 1:
             raise BadParameter("unusable mix", got=self.mix, expected="above 0, at most 1")
-        if self.projections < 0:
-            raise BadParameter("unusable projections", got=self.projections, expected=">= 0")
+        check_least(self, projections=0)
         if self.finish not in FINISHES:
             raise BadParameter(
                 "unusable finish", got=self.finish, expected="one of " + ", ".join(FINISHES)
@@ -80,12 +80,9 @@ class Metamer:
 
     @torch.no_grad()
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
-        network, pool = _bijective(model.model), pool_of(batch)
-        donors, found = choose_donors(batch, self.donor, noise)
-        model.mark((~found).nonzero()[:, 0], "no_start")
-        model.measure("donor", pool.ids[donors].where(found, -1))
-        model.measure("donor_label", pool.labels[donors].where(found, -1))
-        raw = self._sample(model, network, batch.images, pool.images[donors])
+        network = _bijective(model.model)
+        donors, found = take_donors(model, batch, self.donor, noise)
+        raw = self._sample(model, network, batch.images, donors)
         stages = dict(_finished(raw, model.bounds))
         _measure_stages(model, batch.images, stages)
         return where_rows(found, stages[self.finish], batch.images)

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.models.layers.bijection import Bijection
+from robustbench_inv.models.layers.read_out import corner_first
 
-__all__ = ["LogitCoupling", "corner_pixels"]
+__all__ = ["LogitCoupling"]
 
 
 class LogitCoupling(Bijection):
@@ -46,7 +47,7 @@ class LogitCoupling(Bijection):
             raise BadParameter("unusable pixels of a logit coupling", got=pixels, expected=expected)
         self.network, self.shape, self.gain, self.pixels = network, tuple(shape), gain, pixels
         # class k has every C-th of the pixels, so that all classes have some in each corner
-        carriers = corner_pixels(shape[1], shape[2])[:taken].reshape(pixels, num_classes).T
+        carriers = corner_first(shape[1], shape[2])[:taken].reshape(pixels, num_classes).T
         free = torch.ones(size, dtype=torch.bool)
         free[carriers] = False
         self.register_buffer("carriers", carriers.contiguous(), persistent=False)
@@ -86,16 +87,3 @@ class LogitCoupling(Bijection):
         normal = (normal / normal.norm()).to(values)
         mirrored: Tensor = values - 2 * (values @ normal)[..., None] * normal
         return mirrored
-
-
-def corner_pixels(height: int, width: int) -> Tensor:
-    """Return all positions, as row · width + column, by their city-block distance to the nearest corner.
-
-    Example:
-        >>> corner_pixels(3, 3).tolist()
-        [0, 2, 6, 8, 1, 3, 5, 7, 4]
-    """
-    row = torch.arange(height).repeat_interleave(width)
-    column = torch.arange(width).repeat(height)
-    distance = torch.minimum(row, height - 1 - row) + torch.minimum(column, width - 1 - column)
-    return torch.argsort(distance, stable=True)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from robustbench_inv.models.layers.bijection import Bijection
 
-__all__ = ["Flatten", "centre_first", "low_pass_first"]
+__all__ = ["Flatten", "centre_first", "corner_first", "low_pass_first"]
 
 
 class Flatten(Bijection):
@@ -49,6 +49,18 @@ def centre_first(height: int, width: int) -> Tensor:
     """
     row, column = _grid(height, width)
     distance = (2 * row - height + 1) ** 2 + (2 * column - width + 1) ** 2
+    return torch.argsort(distance, stable=True)
+
+
+def corner_first(height: int, width: int) -> Tensor:
+    """Return the positions by their city-block distance to the nearest corner, (height · width,).
+
+    Example:
+        >>> corner_first(3, 3).tolist()
+        [0, 2, 6, 8, 1, 3, 5, 7, 4]
+    """
+    row, column = _grid(height, width)
+    distance = torch.minimum(row, height - 1 - row) + torch.minimum(column, width - 1 - column)
     return torch.argsort(distance, stable=True)
 
 

@@ -10,13 +10,10 @@ import pandas as pd
 
 from robustbench_inv.catalogue.reproduction import Reproduction
 from robustbench_inv.reporting.exports import EMPTY, Shown, Table, Tone, number, slug
+from robustbench_inv.reporting.reproduction.comparison import is_far
 from robustbench_inv.results.measurement import Measured, Number
 
 __all__ = ["Band", "Entry", "bands", "compare", "numbers_table"]
-
-FAR = 0.1
-"""A difference from the published share above which a remark is due."""
-
 
 SHARES = "Shares in % [95 % Wilson interval]; other numbers as they are."
 BESIDE = (
@@ -56,7 +53,7 @@ class Entry:
     @property
     def far(self) -> bool:
         """Do the shares differ by more than 10 points?"""
-        return abs(self.difference) > FAR
+        return is_far(self.difference)
 
     def to_json(self) -> dict[str, Any]:
         """Return the mapping that ``--json`` prints and the CSV holds; shares are fractions."""

@@ -17,13 +17,18 @@ from robustbench_inv.catalogue.reproduction import (
 from robustbench_inv.errors import BadResults
 from robustbench_inv.results.summary import Rate
 
-__all__ = ["Entry", "Evidence", "Held", "compare", "find_places", "rate_of"]
+__all__ = ["Entry", "Evidence", "Held", "compare", "find_places", "is_far", "rate_of"]
 
 Held: TypeAlias = "pd.Series[bool]"
 """Which samples held, by data set, sample id and label."""
 
 FAR = 0.1
 """A difference from the published share above which a remark is due."""
+
+
+def is_far(difference: float) -> bool:
+    """Is a remark due? Not where rounding alone lifts the difference above FAR, nor where there is none (nan)."""
+    return abs(difference) > FAR + 1e-9
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,7 @@ class Entry:
     @property
     def far(self) -> bool:
         """Do the numbers differ by more than 10 points?"""
-        return abs(self.difference) > FAR + 1e-9
+        return is_far(self.difference)
 
     @property
     def unexplained(self) -> bool:
