@@ -13,12 +13,9 @@ from robustbench_inv.errors import BadModel, BadParameter
 from robustbench_inv.identity import digest_file
 from robustbench_inv.models.module import ModuleClassifier, cast_module, wrap_module
 from robustbench_inv.models.protocol import Classifier
-from robustbench_inv.models.vib import BottleneckCNN, StochasticClassifier
+from robustbench_inv.models.stochastic import SampledNetwork, StochasticClassifier
 
 __all__ = ["build_model", "load_weights"]
-
-DRAWS = 12
-"""Codes averaged for one answer of a bottleneck network, as Alemi et al. do."""
 
 
 class Card(Protocol):
@@ -65,11 +62,11 @@ def build_model(
         raise BadParameter(f"cannot build {card.name}", got=chosen, remedy=str(error)) from error
     if card.weights_sha256 is not None:
         load_weights(module, folder / "weights.safetensors", card.weights_sha256)
-    if isinstance(module, BottleneckCNN):
+    if isinstance(module, SampledNetwork):
         return _stochastic(
             cast_module(module, dtype),
             "fresh" if noise is None else noise,
-            DRAWS if draws is None else draws,
+            module.averaged if draws is None else draws,
         )
     if noise is not None or draws is not None:
         raise BadParameter(
@@ -100,7 +97,7 @@ def load_weights(module: nn.Module, path: Path, sha256: str) -> None:
 
 
 def _stochastic(module: object, noise: object, draws: object) -> Classifier:
-    assert isinstance(module, BottleneckCNN)
+    assert isinstance(module, SampledNetwork)
     if noise == "mean":
         return ModuleClassifier(module, module.bounds, module.num_classes)
     if noise not in ("fresh", "fixed"):

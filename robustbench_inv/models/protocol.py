@@ -51,7 +51,8 @@ class Stochastic(Protocol):
     def respond(self, images: Tensor, latent: Tensor) -> Output:
         """Return the output for (n, …) images under (k, n, *latent_shape) standard normal draws.
 
-        The logits are those of the mean of the k softmax outputs: their logarithm, (n, classes).
+        The logits (n, classes) are the logarithm of a mean over the k draws: of softmax outputs, or of
+        likelihoods if the classifier is a generative one.
         """
         ...
 

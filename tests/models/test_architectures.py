@@ -12,7 +12,8 @@ from robustbench_inv.models.label_hypothesis import HypothesisLinear, LabelHypot
 from robustbench_inv.models.loading import build_model
 from robustbench_inv.models.module import ModuleClassifier, wrap_module
 from robustbench_inv.models.protocol import Classifier, Stochastic
-from robustbench_inv.models.vib import BottleneckCNN, StochasticClassifier
+from robustbench_inv.models.stochastic import StochasticClassifier
+from robustbench_inv.models.vib import BottleneckCNN
 from robustbench_inv.tensors import Output
 
 IMAGES = torch.rand(6, 1, 28, 28, generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,59 @@
+"""Networks that answer with a mean over latent draws, and the classifier made of one."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_inv.tensors import Output
+
+__all__ = ["SampledNetwork", "StochasticClassifier"]
+
+
+class SampledNetwork(nn.Module, ABC):
+    """A network that averages over draws of a latent variable; called on images alone, it draws nothing.
+
+    ``averaged`` is how many draws its paper averages.
+    """
+
+    averaged: ClassVar[int]
+    bounds: tuple[float, float] = (0.0, 1.0)
+    num_classes: int
+    latent_shape: tuple[int, ...]
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (n, C) at the mean of the latent variable."""
+
+    @abstractmethod
+    def mean_over(self, images: Tensor, latent: Tensor) -> Tensor:
+        """Return the logits (n, C) of (n, …) images under (k, n, *latent_shape) standard normal draws."""
+
+
+class StochasticClassifier(nn.Module):
+    """A network of draws as a classifier (``protocol.Stochastic``).
+
+    Args:
+        module: the network.
+        draws: how many are averaged for one answer.
+        fixed_noise: the same draws for a sample in every answer, known to the attacker.
+    """
+
+    def __init__(self, module: SampledNetwork, draws: int, fixed_noise: bool) -> None:
+        super().__init__()
+        self.module, self.draws, self.fixed_noise = module, draws, fixed_noise
+        self.bounds, self.num_classes = module.bounds, module.num_classes
+        self.latent_shape = module.latent_shape
+        self.eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return next(self.module.parameters()).dtype
+
+    def forward(self, images: Tensor) -> Output:
+        return Output(self.module(images))
+
+    def respond(self, images: Tensor, latent: Tensor) -> Output:
+        return Output(self.module.mean_over(images, latent))
