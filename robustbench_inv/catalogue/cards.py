@@ -40,6 +40,7 @@ GOALS = (
     "misclassify-accepted",
     "accept",
     "target",
+    "target-accepted",
     "keep-decision",
     "keep-logits",
 )
@@ -134,12 +135,22 @@ class SuiteRun:
 
 @dataclass(frozen=True)
 class SuiteCard:
-    """A named list of attacks and threats: ``attacks/suites/NAME.toml``."""
+    """A named list of attacks and threats: ``attacks/suites/NAME.toml``.
+
+    Args:
+        name: the file's stem.
+        folder: where the file lies.
+        summary: one sentence.
+        runs: the attacks and their threats.
+        probes: how the models are probed besides: as ``usual``, or ``deep``, which costs hundreds of passes more.
+        paper: where these attacks are customary.
+    """
 
     name: str
     folder: str
     summary: str
     runs: tuple[SuiteRun, ...]
+    probes: Literal["usual", "deep"] = "usual"
     paper: str = ""
 
 

@@ -12,10 +12,10 @@ from robustbench_inv.results.summary import Rate
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["check_monotone_attack", "check_unbounded"]
+__all__ = ["FRACTIONS", "broken_by", "check_monotone_attack", "check_unbounded"]
 
 FRACTIONS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
-"""C1: the linf eps of the sweep, relative to the width of the box."""
+"""The linf eps of sweeps, relative to the width of the box."""
 
 
 def check_unbounded(probe: Probe) -> Verdict:
@@ -30,7 +30,7 @@ def check_unbounded(probe: Probe) -> Verdict:
         Indicators of attack failure, NeurIPS 2022: unconstrained attack failure.
     """
     attack = PGD(steps=100, rel_step=0.02, decay=False, loss="margin", random_start=False)
-    broken = _broken(probe, attack, probe.width, probe.noise)
+    broken = broken_by(attack, probe, probe.width, probe.noise)
     left, chance = Rate(int((~broken).sum()), len(broken)), 1 / probe.classifier.num_classes
     evidence = (
         f"PGD of 100 steps with linf eps {probe.width:g}, the width of the box, left {left.value:.1%} of "
@@ -55,7 +55,7 @@ def check_monotone_attack(probe: Probe) -> Verdict:
         if len(runs) > 1 and all(run.all() for run in runs[-2:]):
             break
         runs.append(
-            _broken(probe, attack, fraction * probe.width, probe.noise.named(f"probe/{index}"))
+            broken_by(attack, probe, fraction * probe.width, probe.noise.named(f"probe/{index}"))
         )
     broken = torch.stack(runs, 1)
     missed = (broken.int().cummax(1).values.bool() & ~broken)[:, 1:]
@@ -70,7 +70,7 @@ def check_monotone_attack(probe: Probe) -> Verdict:
     return CHECKS["C1"].says(probe.model, grade(share, warn=0.005), share, evidence)
 
 
-def _broken(probe: Probe, attack: PGD, eps: float, noise: Noise) -> Tensor:
+def broken_by(attack: PGD, probe: Probe, eps: float, noise: Noise) -> Tensor:
     """Return (n,): is the decision on what the attack shows wrong, under draws it has not seen?"""
     threat = ThreatModel(LpBall("linf", eps))
     meter = Meter(probe.classifier, probe.batch, threat, noise)

@@ -95,7 +95,7 @@ class CellView:
     def setting(self) -> tuple[str, str, str, str]:
         """Cells of the same (model, data set, norm, goal) compete with one another."""
         model, dataset = self._part("model"), self._part("dataset")
-        about = self._part("threat").get("goal_parameters") or {}
+        about = self.goal_parameters
         aim = " ".join([self.goal, *(f"{key}={value}" for key, value in sorted(about.items()))])
         return (str(model["name"]), str(dataset["name"]), self.norm, aim)
 
@@ -114,6 +114,12 @@ class CellView:
         """Name of the goal."""
         goal = self._part("threat").get("goal", "misclassify")
         return str(goal["name"] if isinstance(goal, Mapping) else goal).split(":")[0]
+
+    @property
+    def goal_parameters(self) -> Mapping[str, Any]:
+        """What the goal leaves open: the class that is aimed at."""
+        found: Mapping[str, Any] = self._part("threat").get("goal_parameters") or {}
+        return found
 
     @property
     def seeks_errors(self) -> bool:

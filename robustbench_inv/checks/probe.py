@@ -63,6 +63,10 @@ class Probe:
         moved = Batch(batch.images.to(device), batch.labels.to(device), batch.ids.to(device))
         return replace(self, batch=moved)
 
+    def answered_by(self, classifier: Classifier) -> "Probe":
+        """Return the same probe of another classifier."""
+        return replace(self, classifier=classifier)
+
     def ask(self, rows: Tensor | None = None, step: int = 0) -> Output:
         """Return the model's output for some rows of the batch, or for all, without a graph."""
         batch = self.batch if rows is None else self.batch[rows]

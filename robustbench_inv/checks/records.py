@@ -172,7 +172,7 @@ def _contradictions(record: Record, view: CellView) -> list[str]:
         "goal_reached and broken_at disagree": record.goal_reached != broken,
         "already_wrong, yet not broken at eps 0": wrong and record.broken_at != 0,
         "changed and broken at eps 0": record.broken_at == 0 and not wrong and not unchanged,
-        "status and the clean decision disagree": _wrong_before(record, view.goal) != wrong,
+        "status and the clean decision disagree": _wrong_before(record, view) not in (None, wrong),
         "a success with another status than ok": broken
         and record.status not in ("ok", "already_wrong"),
         "a success that is not allowed": broken and not wrong and not record.within_budget,
@@ -186,13 +186,27 @@ def _contradictions(record: Record, view: CellView) -> list[str]:
     return [f"sample {record.sample}: {what}" for what, found in findings.items() if found]
 
 
-def _wrong_before(record: Record, goal: str) -> bool:
-    """Did the model fail on the clean input? A rejected error is none where the goal asks for acceptance."""
-    if goal == "accept":
+def _wrong_before(record: Record, view: CellView) -> bool | None:
+    """Did the model fail on the clean input? A rejected error is none where the goal asks for acceptance.
+
+    None where records do not tell: by how much a class led that is aimed at with confidence.
+    """
+    if view.goal == "accept":
         return False
-    wrong = record.before.decision != record.label
-    accepted = record.before.accepted is not False
-    return wrong and accepted if goal == "misclassify-accepted" else wrong
+    accepted = record.before.accepted is not False or not view.goal.endswith("-accepted")
+    if not view.goal.startswith("target"):
+        return record.before.decision != record.label and accepted
+    there = record.label != _target(record, view) == record.before.decision
+    return None if there and view.goal_parameters.get("confidence") else there and accepted
+
+
+def _target(record: Record, view: CellView) -> int:
+    """Return the class that the goal aims at for a sample."""
+    about = view.goal_parameters
+    if about.get("offset") is None:
+        return int(about["label"])
+    classes = view.source.cell["dataset"]["num_classes"]
+    return (record.label + int(about["offset"])) % int(classes)
 
 
 def _swept(record: Record, view: CellView) -> bool:

@@ -12,6 +12,7 @@ from robustbench_inv.checks.comparisons import (
     check_single_step,
     escalate_saturation,
 )
+from robustbench_inv.checks.effort import check_changed, check_reach
 from robustbench_inv.checks.inverse import check_inverse, inverts
 from robustbench_inv.checks.oracles import check_agreement, check_oracle
 from robustbench_inv.checks.records import (
@@ -48,8 +49,10 @@ def probe_model(
     samples: Sequence[int],
     seed: int = 0,
     device: str = "cpu",
+    *,
+    deep: bool = False,
 ) -> list[Verdict]:
-    """Run the probes C1, C2, C6, C7, C10, C11 and C17 on a model.
+    """Run the probes C1, C2, C6, C7, C10, C11, C12 and C17 on a model, the deep ones C4, C8, C13 and C31 if asked for.
 
     Args:
         model: the loaded model.
@@ -57,18 +60,20 @@ def probe_model(
         samples: ids of the evaluation; at most 100 of them are probed and 64 attacked.
         seed: of the attacks' random numbers.
         device: where the model is.
+        deep: run the costly probes as well.
 
     Returns:
         one verdict for each check; a probe that raises gives NA and the reason.
     """
     from robustbench_inv.checks.probe import Probe, spread
-    from robustbench_inv.checks.probes import PROBES
+    from robustbench_inv.checks.probes import DEEP_PROBES, PROBES
 
     def run(check: Callable[[Probe], Verdict], count: int) -> list[Verdict]:
         ids = spread(samples, count)
         return [check(Probe.of(model.name, model.classifier, dataset, ids, seed).on(device))]
 
-    guarded = (_guarded(id_, model.name, partial(run, check, n)) for id_, n, check in PROBES)
+    probes = (*PROBES, *DEEP_PROBES) if deep else PROBES
+    guarded = (_guarded(id_, model.name, partial(run, check, n)) for id_, n, check in probes)
     return [verdict for verdicts in guarded for verdict in verdicts]
 
 
@@ -86,8 +91,9 @@ def check_records(
             depends on which losses the plan uses.
 
     Returns:
-        the probes' verdicts, those of each cell (C14, C15, C22, C23, C30, C27 and C28 where the model rejects, C32
-        where an inverse was used, C34 and C35 where the decision is to be kept), and those that compare cells (C1,
+        the probes' verdicts, those of each cell (C14, C15, C22, C23, C30, C16 where errors are sought, C19 of iterative attacks, C27
+        and C28 where the model rejects, C32 where an inverse was used, C34 and C35 where the decision is to be
+        kept), and those that compare cells (C1,
         C3, C5, C17, and C24, C25, C26 and C29 of models that reject), which have the models as subjects.
     """
     views = [CellView.read(cell) for cell in cells]
@@ -119,6 +125,8 @@ def _check_cell(view: CellView, requested: Sequence[int]) -> list[Verdict]:
     checks: tuple[tuple[str, Callable[[CellView], Verdict]], ...] = (
         ("C14", check_shown_inputs),
         ("C15", check_lost_successes),
+        *((("C16", check_changed),) if view.seeks_errors else ()),
+        *((("C19", check_reach),) if view.iterative else ()),
         ("C22", check_consistency),
         ("C23", partial(check_completeness, requested=requested)),
         ("C30", check_crashes),

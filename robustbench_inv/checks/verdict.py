@@ -94,6 +94,12 @@ CHECKS: Mapping[str, Check] = {
             "WARN if one step breaks any sample that iterations do not; FAIL above 1 % of samples",
         ),
         Check(
+            "C4",
+            "more steps and restarts break nothing more",
+            "model",
+            "WARN if twice the steps and restarts lower the accuracy by more than half the width of its 95 % interval",
+        ),
+        Check(
             "C5",
             "gradient attacks break what noise, queries and transfer break",
             "model",
@@ -116,6 +122,13 @@ CHECKS: Mapping[str, Check] = {
             "(WARN) or half (FAIL) of the samples",
         ),
         Check(
+            "C8",
+            "neither a constant nor a factor in the logits changes the result",
+            "model",
+            "FAIL if PGD leaves another accuracy, by more than half the width of its 95 % interval, or if logits round "
+            "away more than 1 % of the median margin; WARN if cross-entropy does, or above 0.1 %",
+        ),
+        Check(
             "C10",
             "the model returns logits, not probabilities",
             "model",
@@ -127,6 +140,19 @@ CHECKS: Mapping[str, Check] = {
             "model",
             "FAIL above 1e-4 (of the largest logit, at least 1) between repeats, batch sizes or orders; "
             "WARN if stochastic by declaration",
+        ),
+        Check(
+            "C12",
+            "an answer is one pass through the network",
+            "model",
+            "WARN if the model takes gradients while it answers",
+        ),
+        Check(
+            "C13",
+            "known draws make a stochastic model no more robust",
+            "model",
+            "FAIL if PGD that knows the draws leaves more accuracy than PGD over fresh ones, by more than half the width "
+            "of the 95 % interval",
         ),
         Check(
             "C14",
@@ -142,11 +168,24 @@ CHECKS: Mapping[str, Check] = {
             "WARN if the attack returned a failure after it had met a success",
         ),
         Check(
+            "C16",
+            "what is shown differs from the clean input",
+            "cell",
+            "FAIL if an unchanged input counts as broken, or more than half of what holds inside a budget is shown "
+            "unchanged; WARN above 10 %",
+        ),
+        Check(
             "C17",
             "bounds, data and eps share one scale",
             "model",
             "FAIL if data leave the model's bounds, the boxes differ, or every eps exceeds the box; "
             "WARN if some eps does",
+        ),
+        Check(
+            "C19",
+            "the steps can cross the ball",
+            "cell",
+            "WARN if all steps together go less than 2 eps",
         ),
         Check(
             "C22",
@@ -202,6 +241,12 @@ CHECKS: Mapping[str, Check] = {
             "crashes stay visible",
             "cell",
             "WARN if the attack crashed on any sample; FAIL above 1 % of samples",
+        ),
+        Check(
+            "C31",
+            "gradients are those of the function that the model computes",
+            "model",
+            "WARN below a median cosine of 0.9 between the gradient and finite differences",
         ),
         Check(
             "C34",

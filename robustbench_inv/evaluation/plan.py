@@ -37,6 +37,7 @@ class Job:
         substitute: the model that the threat names, None if it names none.
         oracle: the one that the threat names, None if it names none.
         optional: leave the cell out of a plan, and say so, if its parts do not fit together.
+        left_out: samples that were asked for and are of the class that the goal aims at.
     """
 
     model: LoadedModel
@@ -49,6 +50,7 @@ class Job:
     substitute: LoadedModel | None = None
     oracle: Oracle | None = None
     optional: bool = field(default=False, compare=False)
+    left_out: int = field(default=0, compare=False)
 
     @cached_property
     def spec(self) -> CellSpec:
@@ -121,12 +123,14 @@ class Plan:
         jobs: the cells, in the order in which they run.
         warnings: what is allowed and yet looks like a mistake, one line each.
         command: what the user typed, for the record.
+        deep: run the costly probes of the models as well.
     """
 
     name: str
     jobs: tuple[Job, ...]
     warnings: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
+    deep: bool = False
 
     def to_json(self) -> dict[str, object]:
         """Return the content of plan.json but for its version."""
@@ -146,7 +150,11 @@ class Plan:
 
 
 def plan_jobs(
-    jobs: Iterable[Job], *, label: str | None = None, command: Iterable[str] = ()
+    jobs: Iterable[Job],
+    *,
+    label: str | None = None,
+    command: Iterable[str] = (),
+    deep: bool = False,
 ) -> Plan:
     """Return the plan of some jobs, checked.
 
@@ -154,13 +162,14 @@ def plan_jobs(
         jobs: the cells; of two with the same digest, the first stays.
         label: first part of the plan's name; None for the first model's.
         command: what the user typed.
+        deep: run the costly probes of the models as well.
 
     Raises:
         CapabilityMismatch: if model, attack, threat and data set of a cell do not fit together.
     """
     chosen, left_out = _fitting({job.spec.digest: job for job in jobs}.values())
     warnings = dict.fromkeys([*left_out, *(line for job in chosen for line in doubts(job))])
-    return Plan(_name(chosen, label), chosen, tuple(warnings), tuple(command))
+    return Plan(_name(chosen, label), chosen, tuple(warnings), tuple(command), deep)
 
 
 def _fitting(jobs: Iterable[Job]) -> tuple[tuple[Job, ...], list[str]]:

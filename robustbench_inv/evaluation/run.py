@@ -12,7 +12,7 @@ from robustbench_inv.checks.verdict import Verdict
 from robustbench_inv.evaluation.engine import Existing, Report, Settings, ignore
 from robustbench_inv.evaluation.plan import Job, Plan, plan_jobs
 from robustbench_inv.evaluation.schedule import Outcome, Workers, check_workers, run_jobs
-from robustbench_inv.evaluation.sources import Question, build_jobs, listed
+from robustbench_inv.evaluation.sources import Question, build_jobs, listed, load_suite
 from robustbench_inv.results.invariance import describe_invariance, keeps_decision
 from robustbench_inv.results.planning import add_checks, add_plan
 from robustbench_inv.results.record import Record
@@ -174,7 +174,8 @@ def make_plan(question: Question, command: Sequence[str] = ()) -> Plan:
     Raises:
         UsageError: for an unknown name, or things that do not fit together.
     """
-    return plan_jobs(build_jobs(question), label=question.suite, command=command)
+    deep = question.suite is not None and load_suite(question.suite).probes == "deep"
+    return plan_jobs(build_jobs(question), label=question.suite, command=command, deep=deep)
 
 
 def run_plan(
@@ -217,7 +218,9 @@ def check_run(run: Run, device: str) -> None:
         device: where the models compute.
     """
     folder = RunFolder(run.path)
-    probes = [verdict for job in _models(run.plan) for verdict in _probe(job, device)]
+    probes = [
+        verdict for job in _models(run.plan) for verdict in _probe(job, device, run.plan.deep)
+    ]
     asked = {job.spec.digest: job.samples for job in run.plan.jobs}
     verdicts = check_records(folder.cells(), asked, probes)
     add_checks(folder, [verdict.to_json() for verdict in verdicts])
@@ -239,8 +242,8 @@ def _models(plan: Plan) -> list[Job]:
     return list({(job.model.digest, job.dataset.digest): job for job in ascending}.values())
 
 
-def _probe(job: Job, device: str) -> list[Verdict]:
-    return probe_model(job.model, job.dataset, job.samples, job.seed, device)
+def _probe(job: Job, device: str, deep: bool) -> list[Verdict]:
+    return probe_model(job.model, job.dataset, job.samples, job.seed, device, deep=deep)
 
 
 def _records(job: Job, folder: CellFolder) -> list[Record]:

@@ -1,6 +1,6 @@
 """From what a user names to jobs: models × (attack, threat), with the defaults for what is left out."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from robustbench_inv.attacks.protocol import Attack
-from robustbench_inv.catalogue.cards import SuiteRun, read_suite
+from robustbench_inv.catalogue.cards import SuiteCard, SuiteRun, read_suite
 from robustbench_inv.catalogue.load import (
     LoadedAttack,
     LoadedModel,
@@ -31,9 +31,10 @@ from robustbench_inv.evaluation.oracles import (
     needs_oracle,
     own_oracle,
 )
+from robustbench_inv.evaluation.others import with_others
 from robustbench_inv.evaluation.plan import Job
 from robustbench_inv.evaluation.prepare import device_of
-from robustbench_inv.threat.goals import Misclassify, MisclassifyAccepted
+from robustbench_inv.threat.goals import Misclassify, MisclassifyAccepted, Target
 from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = ["Origin", "Question", "build_jobs", "listed", "rebuild"]
@@ -132,6 +133,11 @@ def listed(value: Any) -> list[Any]:  # noqa: ANN401 - names or objects of any k
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
+def load_suite(name: str) -> SuiteCard:
+    """Return a suite by name; raises as ``find`` and ``read_suite`` do."""
+    return read_suite(find("suites", name))
+
+
 def build_jobs(question: Question) -> Iterator[Job]:
     """Yield the jobs of a question, model by model.
 
@@ -148,8 +154,11 @@ def build_jobs(question: Question) -> Iterator[Job]:
             ids = _samples(dataset, question.samples, run.samples)
             named = replace(origin, attack=run.source)
             helpers = known.substitute(threat, dataset), known.oracle(threat, dataset, model)
-            job = Job(model, run.attack, threat, dataset, question.seed, ids, named, *helpers)
-            yield replace(job, optional=run.optional)
+            open_named, optional = partial(_open, root=question.data_root), run.optional
+            attack = with_others(run.source, run.attack, dataset, open_named, optional=optional)
+            kept = _without_targets(dataset, ids, threat)
+            job = Job(model, attack, threat, dataset, question.seed, kept, named, *helpers)
+            yield replace(job, optional=optional, left_out=len(ids) - len(kept))
 
 
 def rebuild(origin: Origin, digest: str, rest: tuple[ThreatModel, int, tuple[int, ...]]) -> Job:
@@ -167,6 +176,7 @@ def rebuild(origin: Origin, digest: str, rest: tuple[ThreatModel, int, tuple[int
     dataset = _open(origin.dataset, origin.data_root)
     model = _load_model(origin.model, dataset, origin.device)
     attack, known = _load_attack(origin.attack), _Named(origin.device)
+    attack = with_others(origin.attack, attack, dataset, partial(_open, root=origin.data_root))
     helpers = known.substitute(threat, dataset), known.oracle(threat, dataset, model)
     job = Job(model, attack, threat, dataset, seed, samples, origin, *helpers)
     if job.spec.digest != digest:
@@ -184,7 +194,8 @@ def _runs(question: Question) -> Iterator[_Run]:
         raise UsageError("nothing to attack with", remedy="name an attack or a suite")
     for source in question.attacks:
         yield _Run(_load_attack(source), source, question.threat)
-    for run in (*_suite(question.suite), *question.runs):
+    suite = load_suite(question.suite).runs if question.suite else ()
+    for run in (*suite, *question.runs):
         attack = _load_attack(run.attack)
         threat = question.threat if _fits(question.threat, attack) else run.threat
         yield _Run(attack, run.attack, threat, run.samples, run.optional)
@@ -196,10 +207,6 @@ def _fits(threat: str | ThreatModel | None, attack: LoadedAttack) -> bool:
         return False
     wanted = _load_threat(threat, attack)
     return wanted.norm in attack.attack.norms and (wanted.bounded or attack.attack.kind != "budget")
-
-
-def _suite(name: str | None) -> Iterable[SuiteRun]:
-    return read_suite(find("suites", name)).runs if name else ()
 
 
 def _model(source: Any, question: Question) -> tuple[LoadedModel, Dataset, Origin]:  # noqa: ANN401
@@ -297,3 +304,14 @@ def _samples(dataset: Dataset, asked: int | str | None, suite: int | str | None)
     if suite is None or (isinstance(suite, int) and suite >= len(ids)):
         return ids
     return min(ids, select_samples(dataset.labels, suite), key=len)
+
+
+def _without_targets(
+    dataset: Dataset, ids: tuple[int, ...], threat: ThreatModel
+) -> tuple[int, ...]:
+    """Return the samples but for those that are of the class aimed at already."""
+    if not isinstance(threat.goal, Target):
+        return ids
+    labels = dataset.labels[list(ids)]
+    other = threat.goal.classes(labels, dataset.num_classes) != labels
+    return tuple(sample for sample, kept in zip(ids, other.tolist(), strict=True) if kept)

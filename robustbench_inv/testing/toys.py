@@ -18,16 +18,23 @@ __all__ = [
     "Cheating",
     "Crashing",
     "Drawing",
+    "Flickering",
     "Forgetful",
+    "Idle",
     "Toy",
     "adding_noise",
     "batch_dependent",
     "confident",
+    "dead",
     "declaring",
     "detached",
     "in_train_mode",
     "least_squares",
+    "misleading",
     "narrow_band",
+    "offset",
+    "one_at_a_time",
+    "optimising",
     "probabilities",
     "quantised",
     "refusing",
@@ -95,6 +102,17 @@ class Drawing:
         return Output(logits.softmax(-1).mean(0).log())
 
 
+@dataclass(frozen=True)
+class Flickering(Drawing):
+    """A stochastic classifier that has a gradient under half of its draws only (C13)."""
+
+    draws: int = 1
+
+    def respond(self, images: Tensor, latent: Tensor) -> Output:
+        logits = self.toy(images).logits
+        return Output(torch.where(latent[0, :, :1] > 0, logits, logits.detach()))
+
+
 def least_squares(
     images: Tensor, labels: Tensor, *, hidden: int = 256, ridge: float = 1.0, scale: float = 10.0
 ) -> Toy:
@@ -151,6 +169,39 @@ def confident(toy: Toy, factor: float = 1000.0) -> Toy:
     return _after(toy, lambda logits: factor * logits)
 
 
+def offset(toy: Toy, constant: float = 1e6) -> Toy:
+    """Add a constant to the logits: the same decisions, but the margins are rounded (C8)."""
+    return _after(toy, lambda logits: logits + constant)
+
+
+def dead(toy: Toy) -> Toy:
+    """Put units before the output that are never active where the data are: no gradient at all (C6)."""
+    return _after(toy, lambda logits: logits.detach() + (logits - 1e9).relu())
+
+
+def misleading(toy: Toy) -> Toy:
+    """Give the gradient of the mirrored input's logits instead of one's own (C31)."""
+
+    def logits(images: Tensor) -> Tensor:
+        mirrored = toy(images.flip(-1, -2)).logits
+        return toy(images).logits.detach() + mirrored - mirrored.detach()
+
+    return replace(toy, module=_Apply(logits))
+
+
+def optimising(toy: Toy) -> Toy:
+    """Move the input along a gradient before answering (C12)."""
+
+    def logits(images: Tensor) -> Tensor:
+        with torch.enable_grad():
+            moved = images.detach().requires_grad_(True)
+            surest = toy(moved).logits.logsumexp(1).sum()
+            (slope,) = torch.autograd.grad(surest, moved)
+        return toy(images + 0.01 * slope.sign()).logits
+
+    return replace(toy, module=_Apply(logits))
+
+
 def adding_noise(toy: Toy, scale: float = 0.1) -> Toy:
     """Add noise from the global generator to the input (C11)."""
     return _before(toy, lambda images: images + scale * torch.randn_like(images))
@@ -193,6 +244,23 @@ def narrow_band() -> Toy:
     return Toy(_Apply(logits), 2)
 
 
+def one_at_a_time() -> Toy:
+    """Be wrong about grey images only when every pixel is bright, and show the gradient of one pixel at a time (C4).
+
+    The first pixel that is not bright yet is the only one with a gradient, so that an attack takes as many
+    steps as there are pixels left.
+    """
+
+    def logits(images: Tensor) -> Tensor:
+        short = 0.625 - flatten(images)
+        left = short > 0
+        first = short.gather(1, left.int().argmax(1, keepdim=True))[:, 0]
+        lead = torch.where(left.any(1), first - first.detach() + left.sum(1), -1.0)
+        return torch.stack([lead, -lead], 1)
+
+    return Toy(_Apply(logits), 2)
+
+
 @dataclass(frozen=True)
 class Crashing:
     """An attack that raises as soon as it is run (C30)."""
@@ -213,6 +281,18 @@ class Forgetful:
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
         model(_step(model, batch, threat, length=1.0))
+        return batch.images
+
+
+@dataclass(frozen=True)
+class Idle:
+    """An attack that takes a gradient and returns the clean image (C16)."""
+
+    kind: ClassVar[Kind] = "budget"
+    norms: ClassVar[frozenset[str]] = frozenset({"linf"})
+
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
+        _step(model, batch, threat, length=1.0)
         return batch.images
 
 

@@ -32,6 +32,12 @@ def probe(digits, held_out):
 
 
 @pytest.fixture
+def few(digits, held_out):
+    """Return the probe of a toy on some of these digits, for what takes hundreds of passes."""
+    return lambda toy: Probe.of("toy", toy, digits, held_out[::3])
+
+
+@pytest.fixture
 def grey_probe():
     """Return the probe of a toy on grey images of class 0."""
     images, labels = torch.full((40, 1, 8, 8), 0.5), torch.zeros(40, dtype=torch.int64)

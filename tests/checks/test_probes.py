@@ -6,23 +6,35 @@ import pytest
 import torch
 
 from robustbench_inv.checks.attack_power import check_monotone_attack, check_unbounded
+from robustbench_inv.checks.convergence import (
+    check_convergence,
+    check_held_draws,
+    check_logit_scale,
+)
 from robustbench_inv.checks.data import check_bounds
 from robustbench_inv.checks.gradients import check_gradients, check_saturation
 from robustbench_inv.checks.outputs import check_determinism, check_logits
 from robustbench_inv.checks.probe import Probe
-from robustbench_inv.checks.probes import PROBES
+from robustbench_inv.checks.probes import DEEP_PROBES, PROBES
+from robustbench_inv.checks.slopes import check_dynamic, check_slopes
 from robustbench_inv.data.registry import open_dataset
 from robustbench_inv.models.module import wrap_module
 from robustbench_inv.models.spheres import max_margin, misaligned
 from robustbench_inv.testing.toys import (
     Drawing,
+    Flickering,
     adding_noise,
     batch_dependent,
     confident,
+    dead,
     declaring,
     detached,
     in_train_mode,
+    misleading,
     narrow_band,
+    offset,
+    one_at_a_time,
+    optimising,
     probabilities,
     quantised,
     squashed,
@@ -34,6 +46,14 @@ def test_every_probe_is_silent_on_an_honest_model(honest, probe, id_, check):
     verdict = check(probe(honest))
     assert (verdict.id, verdict.verdict, verdict.subject) == (id_, "PASS", "toy"), verdict.evidence
     assert any(digit.isdigit() for digit in verdict.evidence)
+
+
+@pytest.mark.parametrize(
+    ("id_", "check"), [(id_, check) for id_, _, check in DEEP_PROBES if id_ != "C13"]
+)
+def test_every_deep_probe_is_silent_on_an_honest_model(honest, few, id_, check):
+    verdict = check(few(honest))
+    assert (verdict.id, verdict.verdict) == (id_, "PASS"), verdict.evidence
 
 
 def test_the_honest_model_is_worth_attacking(honest, probe):
@@ -61,8 +81,14 @@ def test_c2_fires_on_a_quantiser_whose_gradients_are_zero(honest, probe):
     assert verdict.value > 0.7
 
 
+def test_c4_fires_where_each_step_finds_one_pixel(grey_probe):
+    verdict = check_convergence(grey_probe(one_at_a_time()))
+    assert verdict.verdict == "WARN", verdict.evidence
+    assert verdict.value > 0.5
+
+
 def test_c6_fires_when_no_loss_has_a_gradient(honest, probe):
-    for toy in (quantised(honest), detached(honest)):
+    for toy in (quantised(honest), detached(honest), dead(honest)):
         verdict = check_gradients(probe(toy))
         assert (verdict.verdict, verdict.value) == ("FAIL", 1.0)
     assert "not connected" in check_gradients(probe(detached(honest))).evidence
@@ -113,6 +139,36 @@ def test_c7_fires_on_a_sigmoid_that_is_saturated_and_not_on_a_steep_one(honest, 
     assert (flat.verdict, flat.value) == ("FAIL", 1.0)
     assert "Attack what is before it" in flat.evidence
     assert check_saturation(probe(squashed(honest, 1e-3))).verdict == "PASS"
+
+
+def test_c8_fires_on_logits_that_an_offset_has_rounded(honest, few):
+    verdict = check_logit_scale(few(offset(honest)))
+    assert verdict.verdict == "FAIL", verdict.evidence
+
+
+def test_c8_warns_where_cross_entropy_depends_on_the_scale(honest, few):
+    verdict = check_logit_scale(few(confident(honest)))
+    assert verdict.verdict == "WARN", verdict.evidence
+    assert verdict.value == 0
+
+
+def test_c12_fires_on_a_model_that_optimises_before_it_answers(honest, probe):
+    verdict = check_dynamic(probe(optimising(honest)))
+    assert (verdict.verdict, verdict.value) == ("WARN", 1)
+
+
+def test_c13_compares_known_draws_with_fresh_ones(honest, few):
+    assert check_held_draws(few(honest)).verdict == "NA"
+    fair = check_held_draws(few(Drawing(honest)))
+    assert fair.verdict == "PASS", fair.evidence
+    shy = check_held_draws(few(Flickering(honest)))
+    assert shy.verdict == "FAIL", shy.evidence
+
+
+def test_c31_fires_on_a_gradient_of_another_function(honest, few):
+    verdict = check_slopes(few(misleading(honest)))
+    assert verdict.verdict == "WARN", verdict.evidence
+    assert check_slopes(few(quantised(honest))).verdict != "PASS"
 
 
 @pytest.mark.parametrize("factor", [1.0, 100.0])

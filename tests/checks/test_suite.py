@@ -14,7 +14,8 @@ from robustbench_inv.testing.toy_cells import toy_cell
 from robustbench_inv.testing.toys import Toy, detached
 
 REJECTING = {"C24", "C25", "C26", "C27", "C28", "C29"}
-PROBED = {"C1", "C2", "C6", "C7", "C10", "C11", "C17"}
+PROBED = {"C1", "C2", "C6", "C7", "C10", "C11", "C12", "C17"}
+DEEP = {"C4", "C8", "C13", "C31"}
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ def test_probe_model_gives_one_verdict_for_each_probe(honest, digits, held_out):
     verdicts = probe_model(Loaded("toy", honest), digits, held_out, 0)
     assert {v.id: v.verdict for v in verdicts} == dict.fromkeys(sorted(PROBED), "PASS")
     assert len(verdicts) == len(PROBED)
+
+
+def test_a_deep_probing_adds_to_the_usual_one(honest, digits, held_out):
+    verdicts = probe_model(Loaded("toy", honest), digits, held_out[::10], deep=True)
+    assert [v.id for v in verdicts if v.id in DEEP] == ["C4", "C8", "C13", "C31"]
+    assert {v.id for v in verdicts} == PROBED | DEEP
 
 
 def test_probe_model_is_deterministic(honest, digits, held_out):
@@ -61,8 +68,9 @@ def test_check_records_covers_every_other_check():
     cells[-1] = replace(cells[-1], lines=tuple(replace(r, oracle=3) for r in cells[-1].lines))
     found = check_records(cells)
     # but for those of cells that invert a model, and of models that reject
-    assert {v.id for v in found} | PROBED == set(CHECKS) - {"C32", *REJECTING}
-    assert {v.verdict for v in found} == {"PASS"}, [v for v in found if v.verdict != "PASS"]
+    assert {v.id for v in found} | PROBED | DEEP == set(CHECKS) - {"C32", *REJECTING}
+    fired = [v for v in found if v.verdict != "PASS" and v.id not in ("C16", "C19")]
+    assert not fired
 
 
 def test_check_records_takes_the_request_in_three_forms():
