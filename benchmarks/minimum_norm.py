@@ -24,7 +24,7 @@ from robustbench_inv.tensors import norm
 from robustbench_inv.threat.budgets import Unbounded
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["minimum_norm_section"]
+__all__ = ["Digits", "draw_digits", "minimum_norm_section", "nearness"]
 
 SAMPLES, REPEATS = 100, 3
 CARLINI_WAGNER = {"binary_search_steps": 5, "steps": 100, "stepsize": 0.1, "initial_const": 0.1}
@@ -48,7 +48,7 @@ def minimum_norm_section() -> str:
     """Return the benchmark's text for the page."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    digits = _digits()
+    digits = draw_digits(SAMPLES)
     rows = [row for name, contest in _contests().items() for row in _rows(digits, name, contest)]
     torch.set_num_threads(before)
     return "\n".join([_OPENING, *rows, ""])
@@ -102,9 +102,10 @@ def _contests() -> dict[str, dict[str, Contestant]]:
     return {name: {"ours": partial(ours, *name.split()), **them} for name, them in contests.items()}
 
 
-def _digits() -> Digits:
+def draw_digits(count: int) -> Digits:
+    """Return those of so many digits that the undefended network gets right."""
     classifier, data = rbi.load_model("mnist-cnn").classifier, rbi.load_dataset("mnist5k")
-    ids = torch.tensor(select_samples(data.labels, SAMPLES))
+    ids = torch.tensor(select_samples(data.labels, count))
     images, labels = data.batch(ids)
     with torch.no_grad():
         right = classifier(images).decision == labels
@@ -124,13 +125,14 @@ def _rows(digits: Digits, name: str, contest: dict[str, Contestant]) -> list[str
             seconds[each].append(time.process_time() - start)
     first = median(seconds["ours"])
     return [
-        f"| {attack} | {measured} | {each} | {_nearness(digits, images, measured)} | "
+        f"| {attack} | {measured} | {each} | {nearness(digits, images, measured)} | "
         f"{median(seconds[each]):.2f} s | {first / median(seconds[each]):.2f} |"
         for each, images in shown.items()
     ]
 
 
-def _nearness(digits: Digits, shown: Tensor, measured: str) -> str:
+def nearness(digits: Digits, shown: Tensor, measured: str) -> str:
+    """Return median and mean distance of what is shown, and how many of it are no success, as cells of a table."""
     with torch.no_grad():
         missed = digits.network(shown).argmax(1) == digits.labels
     moved = (shown - digits.images).detach()

@@ -16,6 +16,7 @@ from statistics import median
 import torch
 from hypothesis_forward import hypothesis_section
 from minimum_norm import minimum_norm_section
+from query_attacks import query_section
 from torch import Tensor, nn
 
 import robustbench_inv as rbi
@@ -172,7 +173,8 @@ def main() -> None:
     for eps in arguments.eps:
         problem = Problem(network, images, labels, ids, eps, arguments.batch_size)
         rows += measure(problem, arguments.repeats)
-    text = "\n".join([_page(rows, arguments), minimum_norm_section(), hypothesis_section()])
+    sections = minimum_norm_section(), query_section(), hypothesis_section()
+    text = "\n".join([_page(rows, arguments), *sections])
     print(text)
     if arguments.write:
         PAGE.write_text(text, encoding="utf-8")

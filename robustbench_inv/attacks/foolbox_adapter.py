@@ -210,7 +210,8 @@ def _criterion(task: Task, rows: Tensor, *, targeted_only: bool) -> Any:  # noqa
 
     labels = task.batch.labels[rows]
     if isinstance(task.threat.goal, Target):
-        return TargetedMisclassification(torch.full_like(labels, task.threat.goal.label))
+        classes = task.threat.goal.classes(labels, task.model.num_classes)
+        return TargetedMisclassification(classes)
     if not targeted_only:
         return Misclassification(labels)
     return TargetedMisclassification(task.runner_up(rows))

@@ -1,6 +1,5 @@
 """Losses that an attack climbs: one value for each sample, larger the nearer the goal."""
 
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -26,6 +25,7 @@ __all__ = [
     "difference_of_logits_ratio",
     "log_odds",
     "logit_margin",
+    "loss_toward",
     "losses_for",
     "scaled_cross_entropy",
     "targeted_logits_ratio",
@@ -75,6 +75,17 @@ def losses_for(names: str, goal: Goal) -> tuple[Loss, ...]:
             remedy="use an invariance attack for this goal",
         )
     return tuple(_lead(_known(name), goal) for name in names.split("+"))
+
+
+def loss_toward(name: str, targets: Tensor, goal: Goal) -> Loss:
+    """Return the loss that leads to a misclassification as a certain class of each sample.
+
+    Args:
+        name: one of ``LOSSES``.
+        targets: (n,) classes, of the n samples that the loss will be asked about.
+        goal: must the class be accepted besides?
+    """
+    return partial(_toward_classes, _known(name), targets, isinstance(goal, MisclassifyAccepted))
 
 
 def cross_entropy(output: Output, labels: Tensor) -> Tensor:
@@ -128,14 +139,19 @@ def scaled_cross_entropy(output: Output, labels: Tensor) -> Tensor:
     return cross_entropy(Output(output.logits / scale[:, None]), labels)
 
 
-def targeted_logits_ratio(output: Output, labels: Tensor, target: int) -> Tensor:
+def targeted_logits_ratio(output: Output, labels: Tensor, targets: Tensor) -> Tensor:
     """Return (z_t − z_y) / (z_(1) − (z_(3) + z_(4)) / 2), (n,); undivided for fewer than four classes.
+
+    Args:
+        output: of the model.
+        labels: (n,) true classes y.
+        targets: (n,) classes t to be reached.
 
     References:
         Croce and Hein, 2020, equation 7.
     """
     logits = output.logits
-    gap = logits[:, target] - logits.gather(1, labels[:, None])[:, 0]
+    gap = (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None]))[:, 0]
     if logits.shape[1] < 4:
         return gap
     top = logits.topk(4).values
@@ -165,9 +181,7 @@ def _lead(loss: Loss, goal: Goal) -> Loss:
         return partial(_unless_rejected, loss)
     if not isinstance(goal, Target):
         return loss
-    if loss is difference_of_logits_ratio:
-        return lambda output, labels: targeted_logits_ratio(output, labels, goal.label)
-    return _toward(loss, goal.label)
+    return goal.margin if loss is logit_margin else partial(_toward, loss, goal)
 
 
 def _unless_rejected(loss: Loss, output: Output, labels: Tensor) -> Tensor:
@@ -177,7 +191,7 @@ def _unless_rejected(loss: Loss, output: Output, labels: Tensor) -> Tensor:
     without effect on attacks that follow the direction of each sample's gradient.
     """
     if output.clearance is None:
-        return _or_score(loss, output, labels)
+        return _or_score(loss(output, labels), output, output.decision != labels)
     if loss is logit_margin:
         return accepted_margin(output, labels)
     lead = leads(output.logits)
@@ -193,16 +207,36 @@ def _acceptance(output: Output, _labels: Tensor) -> Tensor:
     return output.score if climbable and output.score is not None else acceptance(output)
 
 
-def _or_score(loss: Loss, output: Output, labels: Tensor) -> Tensor:
-    """Return the loss, or where a wrong decision is rejected at an unknown threshold, 0 with the score's gradient."""
+def _or_score(values: Tensor, output: Output, wanted: Tensor) -> Tensor:
+    """Return the loss, or where the wanted decision is rejected at an unknown threshold, 0 with the score's gradient."""
     if output.accepted is None or output.score is None:
-        return loss(output, labels)
-    refused = (output.decision != labels) & ~output.accepted
-    return torch.where(refused, output.score - output.score.detach(), loss(output, labels))
+        return values
+    refused = wanted & ~output.accepted
+    return torch.where(refused, output.score - output.score.detach(), values)
 
 
-def _toward(loss: Callable[[Output, Tensor], Tensor], target: int) -> Loss:
-    return lambda output, labels: -loss(output, torch.full_like(labels, target))
+def _toward(loss: Loss, goal: Target, output: Output, labels: Tensor) -> Tensor:
+    """Return minus the loss of each sample's target, or what is known of its acceptance where that is all that is left."""
+    targets = goal.classes(labels, output.logits.shape[1])
+    return _toward_classes(loss, targets, goal.accepted, output, labels)
+
+
+def _toward_classes(
+    loss: Loss, targets: Tensor, accepted: bool, output: Output, labels: Tensor
+) -> Tensor:
+    if loss is difference_of_logits_ratio:
+        value = targeted_logits_ratio(output, labels, targets)
+    else:
+        value = -loss(output, targets)
+    return _unless_refused(value, output, targets) if accepted else value
+
+
+def _unless_refused(value: Tensor, output: Output, targets: Tensor) -> Tensor:
+    if output.clearance is None:
+        return _or_score(value, output, output.decision == targets)
+    columns = targets[:, None]
+    clearance = output.clearance.gather(1, columns)[:, 0]
+    return torch.where(clearance < leads(output.logits).gather(1, columns)[:, 0], clearance, value)
 
 
 def _positive(values: Tensor) -> Tensor:

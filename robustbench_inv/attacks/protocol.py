@@ -8,11 +8,12 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.models.protocol import Output
 from robustbench_inv.randomness import Noise
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["Attack", "Batch", "Kind", "Loss", "Pool", "Queries", "Reason"]
+__all__ = ["Attack", "Batch", "Kind", "Loss", "Pool", "Queries", "Reason", "ShowsOthers"]
 
 Kind = Literal["budget", "minimal", "invariance", "given"]
 """``budget``: searches inside a fixed budget. ``minimal``: seeks the nearest success, run once for all
@@ -169,4 +170,18 @@ class Attack(Protocol):
             threat: the budget to stay in, the goal to reach, the access allowed.
             noise: the samples' random numbers, to be drawn by (restart, step).
         """
+        ...
+
+
+@runtime_checkable
+class ShowsOthers(Protocol):
+    """An attack that shows inputs of another data set than the one that is evaluated; it is opened beforehand."""
+
+    @property
+    def dataset(self) -> str:
+        """Name of the other data set; empty for the usual one."""
+        ...
+
+    def showing(self, others: Dataset) -> Attack:
+        """Return the attack with the other data set at hand."""
         ...

@@ -252,7 +252,7 @@ class TorchattacksAttack:
         if not can:
             raise cannot_aim(self._title)
         if isinstance(goal, Target):
-            return torch.full_like(rows, goal.label)
+            return goal.classes(task.batch.labels[rows], task.model.num_classes)
         return task.runner_up(rows)
 
 

@@ -22,10 +22,11 @@ from robustbench_inv.errors import BadCatalogue, BadParameter
 from robustbench_inv.identity import digest_file, digest_value
 
 if TYPE_CHECKING:
-    from robustbench_inv.attacks.protocol import Attack
+    from robustbench_inv.attacks.protocol import Attack, ShowsOthers
+    from robustbench_inv.data.protocol import Dataset
     from robustbench_inv.threat.goals import Goal
 
-__all__ = ["LIBRARIES", "LoadedAttack", "load_attack"]
+__all__ = ["LIBRARIES", "LoadedAttack", "load_attack", "showing"]
 
 LIBRARIES = {
     "foolbox": "robustbench_inv.attacks.foolbox_adapter:FoolboxAttack",
@@ -81,6 +82,17 @@ def load_attack(source: "str | Attack", **parameters: Scalar) -> LoadedAttack:
     )
     source_path = source_file(card.implementation, Path(card.folder))
     return _loaded(str(reference), attack, _goal(card.goal, attack), source_path, to_json(card))
+
+
+def showing(loaded: LoadedAttack, attack: "ShowsOthers", others: "Dataset") -> LoadedAttack:
+    """Return a loaded attack with the other data set at hand, whose bytes are part of what it is."""
+    about = {"name": others.name, "digest": others.digest}
+    return dataclasses.replace(
+        loaded,
+        digest=digest_value({"attack": loaded.digest, "others": others.digest}),
+        card={**loaded.card, "others": about},
+        attack=attack.showing(others),
+    )
 
 
 def _preset(name: str) -> AttackCard | None:

@@ -7,8 +7,9 @@ from robustbench_inv.catalogue.references import parse_reference
 
 if TYPE_CHECKING:
     from robustbench_inv.data.protocol import Dataset
+    from robustbench_inv.data.registry import DatasetEntry
 
-__all__ = ["load_dataset", "usual_oracle"]
+__all__ = ["load_dataset", "usual_oracle", "usual_others"]
 
 
 def load_dataset(source: "str | Dataset", *, data_root: "str | Path | None" = None) -> "Dataset":
@@ -39,7 +40,25 @@ def usual_oracle(name: str) -> str:
     Args:
         name: of the data set, with or without parameters.
     """
+    known = _known(name)
+    return known.oracle if known else ""
+
+
+def usual_others(name: str) -> str:
+    """Return the data set whose inputs are shown as out of another's distribution, empty if there is none.
+
+    Args:
+        name: of the data set, with or without parameters.
+
+    Example:
+        >>> usual_others("fashion-mnist:split=train"), usual_others("spheres")
+        ('mnist', '')
+    """
+    known = _known(name)
+    return known.others if known else ""
+
+
+def _known(name: str) -> "DatasetEntry | None":
     from robustbench_inv.data.registry import DATASETS
 
-    known = DATASETS.get(name.partition(":")[0])
-    return known.oracle if known else ""
+    return DATASETS.get(name.partition(":")[0])

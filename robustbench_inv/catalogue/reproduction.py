@@ -1,5 +1,6 @@
 """A reproduction: what a paper published, what has to be run for it, and what it claims of its numbers."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -19,12 +20,21 @@ __all__ = [
     "Reproduction",
     "Row",
     "Side",
+    "Told",
     "Trial",
 ]
 
 Side = Literal["published", "adaptive"]
 """``published``: the model as the paper attacked it. ``adaptive``: the same network without what hides its
 gradients."""
+
+Told = Literal["held", "reached", "detected", "fooled"]
+"""What a row tells, as a share. ``held``: of all samples, those that did not fall. Of those that were attacked:
+``reached``, the attack reached its goal; ``fooled``, and the model did not reject what was shown. ``detected``: of those
+that the attack as published reached its goal on, what was shown is rejected; adaptive, nothing that fools was found."""
+
+OBLIVIOUS = re.compile(r":goal=misclassify(?=:|$)")
+"""The goal that goes without saying where records name a threat."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,9 @@ class Trial:
         group: what it competes with; the worst of groups is the adaptive number.
         on: which of a column's models it attacks.
         samples: at most so many; None for all.
+        each: what ``{each}`` in the threat stands for in turn, as the classes that are aimed at: a cell for each,
+            taken together. None for a single cell.
+        columns: patterns of the columns that it attacks.
     """
 
     name: str
@@ -68,6 +81,12 @@ class Trial:
     group: str
     on: Side = "published"
     samples: int | str | None = None
+    each: tuple[int, ...] = ()
+    columns: tuple[str, ...] = ("*",)
+
+    def attacks(self, column: Column) -> bool:
+        """Is a column one that it attacks?"""
+        return any(fnmatchcase(column.name, pattern) for pattern in self.columns)
 
 
 @dataclass(frozen=True)
@@ -76,15 +95,17 @@ class Row:
 
     Args:
         name: as the paper calls it.
-        eps: the budget; 0 for clean inputs.
+        eps: the budget; 0 for clean inputs, and where something else is told than who held.
         trial: the attack as published.
         worst_of: the groups whose trials make the adaptive number; none for a row that has none.
+        tells: which share.
     """
 
     name: str
     eps: float
     trial: str
     worst_of: tuple[str, ...] = ()
+    tells: Told = "held"
 
     @property
     def label(self) -> str:
@@ -93,7 +114,11 @@ class Row:
         Example:
             >>> Row("FGSM b", 0.15, "FGSM b").label, Row("Clean", 0, "FGSM b").label
             ('FGSM b 0.15', 'Clean')
+            >>> Row("C&W", 0, "C&W", tells="detected").label
+            'C&W, detected'
         """
+        if self.tells != "held":
+            return f"{self.name}, {self.tells}"
         return f"{self.name} {self.eps:g}" if self.eps else self.name
 
 
@@ -253,20 +278,27 @@ class Reproduction:
         """Return the trial of a name."""
         return next(trial for trial in self.trials if trial.name == name)
 
-    def address(self, trial: Trial, column: Column, data: str) -> Address:
-        """Return where the records of a trial on a column's model are."""
-        attack = str(parse_reference(trial.attack))
-        return Address(column.model(trial.on, data), attack, self.threat(trial, data))
+    def attacked(self, trial: Trial) -> tuple[Column, ...]:
+        """Return the columns that a trial attacks."""
+        return tuple(column for column in self.columns if trial.attacks(column))
+
+    def addresses(self, trial: Trial, column: Column, data: str) -> tuple[Address, ...]:
+        """Return where the records of a trial on a column's model are, one address for each of its cells."""
+        model, attack = column.model(trial.on, data), str(parse_reference(trial.attack))
+        threats = (OBLIVIOUS.sub("", threat) for threat in self.threats(trial, data))
+        return tuple(Address(model, attack, threat) for threat in threats)
 
     def sweep(self, trial: Trial) -> tuple[float, ...]:
         """Return the eps at which a trial says who falls; none for one that is told at every distance."""
         named = [name or "" for _, name, _, _ in Formatter().parse(trial.threat)]
         return next((self.sweeps[name] for name in named if name in self.sweeps), ())
 
-    def threat(self, trial: Trial, data: str) -> str:
-        """Return the threat of a trial, with eps and data set filled in."""
+    def threats(self, trial: Trial, data: str) -> tuple[str, ...]:
+        """Return the threats of a trial's cells, with eps and data set filled in."""
         sweeps = {name: ",".join(f"{e:.10g}" for e in eps) for name, eps in self.sweeps.items()}
-        return trial.threat.format(data=data, **sweeps)
+        if not trial.each:
+            return (trial.threat.format(data=data, **sweeps),)
+        return tuple(trial.threat.format(data=data, each=each, **sweeps) for each in trial.each)
 
     def remark(self, row: Row, column: Column) -> str:
         """Return what is remarked on one number; empty if nothing is."""

@@ -165,11 +165,15 @@ def _known(kind: str, name: str, known: Iterable[str]) -> None:
 
 def _check_patterns(item: Reproduction, trial: Trial) -> None:
     try:
-        for column in item.columns:
-            item.address(trial, column, "data")
+        item.threats(trial, "data")
     except (KeyError, IndexError, ValueError) as error:
-        known = ", ".join(f"{{{name}}}" for name in ("data", *item.sweeps))
+        names = ("data", *(["each"] if trial.each else []), *item.sweeps)
+        known = ", ".join(f"{{{name}}}" for name in names)
         raise Mismatch("braces do not fit", got=trial.threat, expected=known) from error
+    if len(set(item.threats(trial, "data"))) != max(len(trial.each), 1):
+        raise Mismatch(f"the cells of {trial.name} are the same", expected="{each} in the threat")
+    if not item.attacked(trial):
+        raise Mismatch(f"{trial.name} attacks no column", got=list(trial.columns))
 
 
 def _check_worst(item: Reproduction, line: Row | Panel) -> None:
@@ -178,6 +182,11 @@ def _check_worst(item: Reproduction, line: Row | Panel) -> None:
     for group in line.worst_of:
         _known("group", group, {trial.group for trial in item.trials})
     own = item.trial(line.trial)
+    for trial in item.competitors(line):
+        if trial.each != own.each:
+            raise Mismatch(f"{trial.name} has other cells than {own.name}", got=list(trial.each))
+    if isinstance(line, Row) and line.eps and line.tells != "held":
+        raise Mismatch(f"{line.label} tells of no single eps", got=line.eps, expected="0")
     if line.worst_of and own.group not in line.worst_of:
         raise Mismatch("worst_of leaves the published attack out", expected=own.group)
     sweep = item.sweep(own)

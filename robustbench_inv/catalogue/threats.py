@@ -61,7 +61,10 @@ def load_threat(
 
 
 def load_goal(text: str) -> "Goal":
-    """Return the goal that a text names: one of GOALS, ``target:label=3``, ``keep-logits:tolerance=0.01``.
+    """Return the goal that a text names: one of GOALS, with parameters where it has any.
+
+    ``target:label=3`` is one class for all samples, ``target:offset=1`` the one above the true class of each, and
+    ``target-accepted`` the same with acceptance; ``keep-logits:tolerance=0.01``.
 
     Raises:
         UnknownName: for another name.
@@ -76,12 +79,16 @@ def load_goal(text: str) -> "Goal":
         "misclassify-accepted": goals.MisclassifyAccepted,
         "accept": goals.Accept,
         "target": goals.Target,
+        "target-accepted": goals.Target,
         "keep-decision": goals.KeepDecision,
         "keep-logits": goals.KeepLogits,
     }
     if reference.name not in kinds:
         raise UnknownName("unknown goal", got=text, remedy=suggest(reference.name, GOALS))
-    fixed = {"same_class": True} if reference.name == "misclassify-same-class" else {}
+    fixed = {
+        "misclassify-same-class": {"same_class": True},
+        "target-accepted": {"accepted": True},
+    }.get(reference.name, {})
     values = _checked(kinds[reference.name], reference.parameters, text)
     goal: Goal = kinds[reference.name](**{**values, **fixed, "name": reference.name})
     return goal

@@ -35,6 +35,7 @@ class DatasetEntry:
         has_files: does it consist of files that are fetched and verified one by one? False for a data set that is
             generated, and for one that the user unpacks (cifar10), which is verified when it is opened.
         oracle: the usual proxy that says what class a changed input has; empty without.
+        others: the usual data set of the same shape whose inputs are out of its distribution; empty without.
         classes: what a person calls the classes, where digits do not say it.
     """
 
@@ -46,6 +47,7 @@ class DatasetEntry:
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
     has_files: bool = True
     oracle: str = ""
+    others: str = ""
     classes: tuple[str, ...] = ()
 
 
@@ -184,6 +186,7 @@ DATASETS: Mapping[str, DatasetEntry] = {
             (1, 28, 28),
             _open_mnist5k,
             oracle="mnist-panel",
+            others="fashion-mnist",
         ),
         DatasetEntry(
             "mnist",
@@ -193,6 +196,7 @@ DATASETS: Mapping[str, DatasetEntry] = {
             _open_mnist,
             {"split": "test", "pad": 0},
             oracle="mnist-panel",
+            others="fashion-mnist",
         ),
         DatasetEntry(
             "fashion-mnist",
@@ -202,6 +206,7 @@ DATASETS: Mapping[str, DatasetEntry] = {
             _open_fashion_mnist,
             {"split": "test"},
             oracle="fashion-mnist-panel",
+            others="mnist",
             classes=CLOTHES,
         ),
         DatasetEntry(

@@ -52,6 +52,9 @@ def demand_fit(job: "Job") -> None:
 def doubts(job: "Job") -> Iterator[str]:
     """Yield what is allowed and yet looks like a mistake, one line each."""
     yield from job.oracle.notes if job.oracle else ()
+    if job.left_out:
+        n = len(job.samples) + job.left_out
+        yield f"{job.title}: {job.left_out} of {n} samples are of the class aimed at, and left out"
     low, high = job.dataset.bounds
     largest = max(epsilons(job.threat), default=0.0)
     if job.threat.norm == "linf" and largest > high - low:
@@ -109,16 +112,19 @@ def _demand_goal(job: "Job") -> None:
 
 
 def _demand_target(job: "Job", goal: Target) -> None:
-    if not 0 <= goal.label < job.dataset.num_classes:
+    least, text = (1, f"offset {goal.offset}") if goal.label is None else (0, f"{goal.label}")
+    asked = goal.offset if goal.label is None else goal.label
+    if asked is None or not least <= asked < job.dataset.num_classes:
         raise CapabilityMismatch(
             f"{job.dataset.name} has no such class to aim at",
-            got=goal.label,
-            expected=f"0 to {job.dataset.num_classes - 1}",
+            got=text,
+            expected=f"{least} to {job.dataset.num_classes - 1}",
         )
-    same = int((job.dataset.labels[list(job.samples)] == goal.label).sum())
-    if same:
+    labels = job.dataset.labels[list(job.samples)]
+    same = int((goal.classes(labels, job.dataset.num_classes) == labels).sum())
+    if same or not len(labels):
         raise CapabilityMismatch(
-            f"the target {goal.label} is the true class of {same} of {len(job.samples)} samples",
+            f"the target {text} is the true class of {same or job.left_out} of the samples",
             remedy="choose samples of other classes, or another target",
         )
 

@@ -51,14 +51,22 @@ def threat_text(threat: ThreatModel) -> str:
         'linf=0.1,0.2'
         >>> threat_text(ThreatModel(LpBall("linf", 0.2), MisclassifyAccepted()))
         'linf=0.2:goal=misclassify-accepted'
+        >>> threat_text(ThreatModel(Unbounded("l2"), Target(offset=3, confidence=500)))
+        'none:goal=target:offset=3,confidence=500'
     """
     helper = SUBSTITUTE if threat.transfers else GUIDE
     goal = threat.goal.name if isinstance(threat.goal, MisclassifyAccepted) else None
     if isinstance(threat.goal, Target):
-        goal = f"{threat.goal.name}:label={threat.goal.label}"
+        goal = f"{threat.goal.name}:{_target_text(threat.goal)}"
     named = {GOAL: goal, ORACLE: threat.oracle, helper: threat.substitute}
     more = (f":{word}={name}" for word, name in named.items() if name is not None)
     return "".join([_budget_text(threat), *more])
+
+
+def _target_text(goal: Target) -> str:
+    named = {"label": goal.label, "offset": goal.offset, "confidence": goal.confidence or None}
+    known = ((key, value) for key, value in named.items() if value is not None)
+    return ",".join(f"{key}={value:g}" for key, value in known)
 
 
 def _budget_text(threat: ThreatModel) -> str:

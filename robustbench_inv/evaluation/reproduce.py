@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from robustbench_inv.catalogue.cards import SuiteRun
-from robustbench_inv.catalogue.reproduction import Reproduction, Side, Trial
+from robustbench_inv.catalogue.reproduction import Reproduction
 from robustbench_inv.errors import BadCatalogue
 from robustbench_inv.evaluation.plan import Job, Plan, plan_jobs
 from robustbench_inv.evaluation.sources import Question, build_jobs
@@ -45,24 +45,25 @@ def _demand_distinct(jobs: Iterable[Job]) -> None:
 def _jobs(item: Reproduction, data: str, question: Question) -> Iterator[tuple[int, Job]]:
     """Yield the jobs of one data set, each with the position of its trial; every model is loaded once."""
     dataset = item.places(question.dataset)[data]
-    for model, sides in _models(item, data).items():
-        trials = [trial for trial in item.trials if trial.on in sides]
-        if not trials:
-            continue
-        runs = tuple(_run(item, trial, data) for trial in trials)
+    for model, trials in _models(item, data).items():
+        ranked = [(rank, run) for rank in sorted(trials) for run in _runs(item, rank, data)]
+        runs = tuple(run for _, run in ranked)
         jobs = build_jobs(replace(question, models=[model], runs=runs, dataset=dataset))
-        yield from ((item.trials.index(t), job) for t, job in zip(trials, jobs, strict=True))
+        yield from ((rank, job) for (rank, _), job in zip(ranked, jobs, strict=True))
 
 
-def _models(item: Reproduction, data: str) -> dict[str, set[Side]]:
-    """Return every model of the columns, and whether it is attacked as published, adaptively, or both."""
-    sides: dict[str, set[Side]] = {}
+def _models(item: Reproduction, data: str) -> dict[str, set[int]]:
+    """Return every model of the columns, and the positions of the trials that attack it."""
+    found: dict[str, set[int]] = {}
     for column in item.columns:
-        sides.setdefault(column.model("published", data), set()).add("published")
-        sides.setdefault(column.model("adaptive", data), set()).add("adaptive")
-    return sides
+        for rank, trial in enumerate(item.trials):
+            if trial.attacks(column):
+                found.setdefault(column.model(trial.on, data), set()).add(rank)
+    return found
 
 
-def _run(item: Reproduction, trial: Trial, data: str) -> SuiteRun:
+def _runs(item: Reproduction, rank: int, data: str) -> Iterator[SuiteRun]:
+    trial = item.trials[rank]
     samples = item.samples if trial.samples is None else trial.samples
-    return SuiteRun(trial.attack, item.threat(trial, data), samples)
+    for threat in item.threats(trial, data):
+        yield SuiteRun(trial.attack, threat, samples)

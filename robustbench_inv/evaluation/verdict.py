@@ -13,7 +13,13 @@ from robustbench_inv.evaluation.oracles import Oracle
 from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import Output, flatten, where_rows
-from robustbench_inv.threat.goals import UNKNOWN, Accept, Evidence, MisclassifyAccepted
+from robustbench_inv.threat.goals import (
+    UNKNOWN,
+    Accept,
+    Evidence,
+    MisclassifyAccepted,
+    Target,
+)
 from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = ["Court", "Judgement", "already_wrong", "checked_shape", "is_number"]
@@ -115,8 +121,10 @@ def already_wrong(threat: ThreatModel, before: Output, labels: Tensor) -> Tensor
     """Return (n,): does the model fail before any attack?
 
     A wrong answer that the model rejects is no failure for the goal that asks for acceptance; to accept a
-    clean input is none either.
+    clean input is none either, nor is a wrong class where another one is aimed at.
     """
+    if isinstance(threat.goal, Target):
+        return threat.goal.met(before, labels)
     if isinstance(threat.goal, Accept):
         return torch.zeros_like(labels, dtype=torch.bool)
     wrong = before.decision != labels

@@ -13,11 +13,12 @@ from robustbench_inv.errors import BadParameter
 from robustbench_inv.evaluation.loading import Loader
 from robustbench_inv.evaluation.metering import judge
 from robustbench_inv.evaluation.prepare import device_of
+from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.models.rejection import Quantiles, fit_quantiles
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import Output
 
-__all__ = ["TrainingInputs", "calibrate"]
+__all__ = ["TrainingInputs", "answers", "calibrate"]
 
 BATCH = 500
 
@@ -58,7 +59,7 @@ def calibrate(model: LoadedModel, inputs: TrainingInputs) -> Quantiles:
         BadModel: if it gets too few of a class right.
     """
     dataset, ids = inputs.dataset, range(inputs.first, inputs.last)
-    output, labels = _answers(model, dataset, ids)
+    output, labels = answers(model.classifier, dataset, ids)
     facts = {
         "model": fitted_digest(model),
         "name": model.name,
@@ -70,9 +71,17 @@ def calibrate(model: LoadedModel, inputs: TrainingInputs) -> Quantiles:
     return fit_quantiles(output, labels, facts, classes=dataset.num_classes)
 
 
-def _answers(model: LoadedModel, dataset: Dataset, ids: Sequence[int]) -> tuple[Output, Tensor]:
-    """Return the answer to all inputs, in float64 on the CPU, and their classes."""
-    classifier = model.classifier
+def answers(classifier: Classifier, dataset: Dataset, ids: Sequence[int]) -> tuple[Output, Tensor]:
+    """Return a model's answer to inputs as it is judged, in float64 on the CPU, and their classes.
+
+    Args:
+        classifier: one that does not reject.
+        dataset: holds the inputs.
+        ids: (n,) which of them.
+
+    Returns:
+        Logits (n, classes), and the score (n,) of a model that has one of its own; labels (n,).
+    """
     loader = Loader(dataset, device_of(classifier), classifier.dtype)
     outputs, labels = [], []
     for start in range(0, len(ids), BATCH):

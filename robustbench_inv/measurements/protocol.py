@@ -46,6 +46,10 @@ class Asked:
         """Return a data set; without a name the one that is asked about."""
         return load_dataset(name or self.dataset, data_root=self.data_root)
 
+    def place(self, name: str) -> str:
+        """Return the data set that is opened for a name: the one asked about, if it stands in for it."""
+        return self.dataset if self.dataset.startswith(name) else name
+
     def open_models(self) -> dict[str, LoadedModel]:
         """Return the models by their columns."""
         return {

@@ -23,12 +23,12 @@ def agreement_tables(cells: Sequence[CellResult], interval: IntervalOf) -> Itera
     """Yield a table for each family of data sets whose given inputs were shown: one row for each model.
 
     Args:
-        cells: of any kind; those of attacks that search are passed over.
+        cells: of any kind; those of attacks that search, or show what is of no class, are passed over.
         interval: of every share.
     """
     families: dict[tuple[str, str], list[CellResult]] = {}
     for cell in cells:
-        if cell.kind == "given":
+        if cell.kind == "given" and not cell.panel.no_class:
             families.setdefault((_family(cell), cell.panel.goal), []).append(cell)
     for (family, goal), group in families.items():
         altered = any(_judged(cell) for cell in group)

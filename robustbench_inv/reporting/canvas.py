@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import StringIO
+from math import ceil
 from typing import Any
 
 import matplotlib as mpl
@@ -21,6 +22,7 @@ __all__ = [
     "PAPER",
     "RULE",
     "Picture",
+    "grid",
     "inline_svg",
     "label_axes",
     "render",
@@ -36,6 +38,9 @@ DASHES = ("-", (0, (5, 1.6)), (0, (1.2, 1.4)), (0, (6, 1.6, 1.2, 1.6)), (0, (3, 
 
 INK, MUTED, RULE, PAPER = "#1b1f24", "#5b6470", "#d9dee4", "#ffffff"
 """Text, lesser text, lines and background; a page with its own theme replaces exactly these."""
+
+WIDTH, HEIGHT = 2.75, 2.35
+"""Inches of one panel."""
 
 _STYLE: Any = {
     "svg.hashsalt": "robustbench-inv",
@@ -122,6 +127,19 @@ def inline_svg(svg: str, prefix: str) -> str:
     for colour, name in named.items():
         body = body.replace(f": {colour}", f": {name}")
     return re.sub(r'(<svg [^>]*?)(width="[\d.]+)pt" height="[\d.]+pt"', _on_screen, body, count=1)
+
+
+def grid(
+    count: int, columns: int, width: float = WIDTH, height: float = HEIGHT
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure with so many axes in rows of ``columns``; width and height of each in inches."""
+    columns = min(count, columns)
+    rows = ceil(count / columns)
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
+    for unused in axes[count:]:
+        unused.remove()
+    return figure, axes[:count]
 
 
 def label_axes(axes: Axes, title: str, x: str = "", y: str = "") -> None:

@@ -40,18 +40,24 @@ class Panel:
         return self.goal.startswith("keep")
 
     @property
-    def rank(self) -> tuple[str, bool, int, str, str, str]:
+    def no_class(self) -> bool:
+        """Is what is shown of no class that the model knows, so that no answer to it is right?"""
+        return self.goal == "accept"
+
+    @property
+    def rank(self) -> tuple[str, bool, bool, int, str, str, str]:
         """Where it stands in a report: sensitivity before invariance, linf before l2 before the others."""
         norms = ("linf", "l2", "l1", "l0")
         order = norms.index(self.norm) if self.norm in norms else len(norms)
-        return self.dataset, self.keeps, order, self.norm, self.goal, self.oracle
+        return self.dataset, self.no_class, self.keeps, order, self.norm, self.goal, self.oracle
 
     @property
     def title(self) -> str:
         """How a reader is told."""
+        if self.no_class:
+            return f"{self.data} · inputs of no class"
         wanted = "invariance" if self.keeps else "sensitivity"
         usual = {
-            "accept": " (no class)",
             "misclassify": "",
             "misclassify-same-class": " (same class)",
             "keep-decision": "",

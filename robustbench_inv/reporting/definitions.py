@@ -41,9 +41,9 @@ minimum-norm attacks. ``invariance``: decisions that stayed, classes that change
 rounding. ``rejection``: models that may refuse to answer. ``comparison``: paired differences of models. ``cells``:
 cost and status of every cell."""
 
-FigureKind = Literal["curves", "classes", "distances", "images"]
+FigureKind = Literal["curves", "classes", "distances", "risk", "images"]
 """``curves``: accuracy against eps. ``classes``: accuracy against distance, split by class. ``distances``:
-how many samples fall within a distance. ``images``: the inputs that were shown."""
+how many samples fall within a distance. ``risk``: wrong among the answered, by coverage. ``images``: the inputs that were shown."""
 
 
 @dataclass(frozen=True)

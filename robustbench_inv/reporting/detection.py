@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, log, sqrt
+from math import exp, fsum, log, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,7 +68,7 @@ def aupr(clean: Sequence[float], shown: Sequence[float]) -> Area | None:
 
     References:
         Boyd, Eng and Page, Area under the precision-recall curve, ECML 2013, section 3.3, for the interval: that
-        of a share of as many trials as there are positives, on the logit.
+        of a share of as many trials as there are positives. Wilson's, for near 1 that on the logit spans everything.
 
     Example:
         >>> aupr([3.0, 4.0], [1.0, 2.0]).value
@@ -80,10 +80,9 @@ def aupr(clean: Sequence[float], shown: Sequence[float]) -> Area | None:
     limits = np.unique(y)
     found = np.searchsorted(np.sort(y), limits, side="right")
     wrongly = np.searchsorted(np.sort(x), limits, side="right")
-    gained = np.diff(found, prepend=0) / len(y)
-    value = float((gained * found / (found + wrongly)).sum())
-    deviation = sqrt(value * (1 - value) / len(y))
-    return Area(value, _on_logit(value, deviation, len(y)))
+    gained = np.diff(found, prepend=0)
+    value = min(1.0, fsum(gained * found / (found + wrongly)) / len(y))
+    return Area(value, _of_share(value, len(y)))
 
 
 def detection_at(clean: Sequence[float], shown: Sequence[float], false: float) -> Rate:
@@ -155,6 +154,13 @@ def risk_coverage(scores: Sequence[float], right: Sequence[bool]) -> RiskCoverag
     ordered = means[np.sort(group)] if len(values) else wrong
     answered = np.arange(1, len(ordered) + 1)
     return RiskCoverage(answered / max(len(ordered), 1), ordered.cumsum() / answered)
+
+
+def _of_share(value: float, trials: int) -> Interval:
+    """Return Wilson's interval of a share that need not be a whole number of the trials."""
+    centre = (value * trials + Z**2 / 2) / (trials + Z**2)
+    half = Z / (trials + Z**2) * sqrt(trials * value * (1 - value) + Z**2 / 4)
+    return Interval(min(value, max(0.0, centre - half)), max(value, min(1.0, centre + half)))
 
 
 def _on_logit(value: float, deviation: float, count: int) -> Interval:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from robustbench_inv.reporting.cells import CellResult, Panel
+from robustbench_inv.reporting.cells import CellResult, Panel, norm_sign
+from robustbench_inv.reporting.exports import number
 from robustbench_inv.reporting.statistics import Interval, wilson
 from robustbench_inv.results.summary import Rate
 
@@ -14,6 +15,7 @@ __all__ = [
     "FAILURES",
     "STATUSES",
     "IntervalOf",
+    "budget_of",
     "distances_of",
     "identity_facts",
     "oracle_of",
@@ -75,6 +77,15 @@ def rate_facts(rates: Mapping[str, Rate | None], interval: IntervalOf) -> dict[s
         value = rate.value if rate else nan
         facts.update({name: value, f"{name}_low": bounds.low, f"{name}_high": bounds.high})
     return facts
+
+
+def budget_of(cell: CellResult) -> str:
+    """Name a threat's budget in few words; a sweep by its ends."""
+    sign, eps = norm_sign(cell.panel.norm), cell.epsilons
+    if not eps:
+        return f"{sign}, any distance"
+    ends = f"{number(eps[0])} … {number(eps[-1])}" if len(eps) > 1 else number(eps[0])
+    return f"{sign} ≤ {ends}"
 
 
 def oracle_of(cell: CellResult) -> str | None:

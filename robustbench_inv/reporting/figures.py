@@ -1,9 +1,9 @@
-"""The figures of a report: accuracy against eps, both failures on spheres by class, distances, shown images."""
+"""The figures of a report: accuracy against eps, both failures on spheres by class, distances, risk, shown images."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from math import ceil, inf
+from math import inf
 from statistics import fmean
 from typing import Any
 
@@ -18,6 +18,7 @@ from robustbench_inv.reporting.canvas import (
     MARKERS,
     MUTED,
     Picture,
+    grid,
     label_axes,
     render,
     shorten,
@@ -35,12 +36,10 @@ from robustbench_inv.reporting.definitions import FigureKind
 from robustbench_inv.reporting.exports import number, slug
 from robustbench_inv.reporting.facts import IntervalOf, distances_of
 from robustbench_inv.reporting.images import draw_images
+from robustbench_inv.reporting.risk_figures import draw_risk
 from robustbench_inv.reporting.statistics import median_of, wilson
 
-__all__ = ["FIGURES", "Plot", "draw_curve", "draw_figures", "grid"]
-
-WIDTH, HEIGHT = 2.75, 2.35
-"""Inches of one panel."""
+__all__ = ["FIGURES", "Plot", "draw_curve", "draw_figures"]
 
 CLASS_COLOURS = (COLOURS[5], COLOURS[4], COLOURS[3], COLOURS[7])
 """Classes; curves split by class are drawn for data sets with no more of them."""
@@ -103,19 +102,6 @@ def draw_curve(axes: Axes, curve: Curve, colour: str, style: Mapping[str, Any]) 
     y, low, high = (np.array([*v, v[-1]]) for v in (curve.y, curve.low, curve.high))
     axes.step(x, y, where="post", color=colour, **{**style, "marker": None})
     axes.fill_between(x, low, high, step="post", **band)
-
-
-def grid(
-    count: int, columns: int, width: float = WIDTH, height: float = HEIGHT
-) -> tuple[Figure, list[Axes]]:
-    """Return a figure with so many axes in rows of ``columns``; width and height of each in inches."""
-    columns = min(count, columns)
-    rows = ceil(count / columns)
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel().tolist()
-    for unused in axes[count:]:
-        unused.remove()
-    return figure, axes[:count]
 
 
 def _curves(plot: Plot) -> Iterable[Picture]:
@@ -234,10 +220,15 @@ def _images(plot: Plot) -> Iterable[Picture]:
     return draw_images(plot.cells, plot.columns)
 
 
+def _risk(plot: Plot) -> Iterable[Picture]:
+    return draw_risk(plot.cells, plot.colour, plot.interval)
+
+
 FIGURES: dict[FigureKind, Callable[[Plot], Iterable[Picture]]] = {
     "curves": _curves,
     "classes": _classes,
     "distances": _distances,
+    "risk": _risk,
     "images": _images,
 }
 """How each kind of figure is drawn."""

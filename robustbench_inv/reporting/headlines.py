@@ -74,6 +74,8 @@ def _question(panel: Panel, chosen: Sequence[Worst]) -> str:
     samples = " to ".join(f"{n:,}" for n in sorted({len(worst.ids) for worst in chosen}))
     attacks = len({cell.attack for worst in chosen for cell in worst.cells})
     by = f"the worst of {attacks} attacks" if attacks > 1 else chosen[0].cells[0].attack
+    if panel.no_class:
+        return f"rejected, % of {samples} inputs of no class that it knows, by {by}"
     if panel.keeps:
         return f"decision kept though the class changed, % of {samples} samples, by {by}"
     if eps == inf and not _measurable(chosen):
@@ -87,7 +89,7 @@ def _standing(worst: Worst, measurable: bool, interval: IntervalOf) -> Standing:
     clean, left = show_rate(worst.clean, interval(worst.clean)), worst.rate
     if worst.eps == inf and measurable:
         return Standing(worst.model, clean, show_median(_median(worst)))
-    if worst.eps == inf:
+    if worst.eps == inf and not worst.panel.no_class:
         left = Rate(left.trials - left.successes, left.trials)
     return Standing(worst.model, clean, show_rate(left, interval(left)))
 
@@ -95,7 +97,10 @@ def _standing(worst: Worst, measurable: bool, interval: IntervalOf) -> Standing:
 def _measurable(chosen: Sequence[Worst]) -> bool:
     """Say whether half of every model's samples fell, so that medians can be compared."""
     medians = [_median(worst) for worst in chosen]
-    return not chosen[0].panel.keeps and all(m is not None and m.value < inf for m in medians)
+    panel = chosen[0].panel
+    return not (panel.keeps or panel.no_class) and all(
+        m is not None and m.value < inf for m in medians
+    )
 
 
 def _median(worst: Worst) -> Median | None:

@@ -31,6 +31,7 @@ from robustbench_inv.reporting.facts import (
     FAILURES,
     STATUSES,
     IntervalOf,
+    budget_of,
     distances_of,
     identity_facts,
     oracle_of,
@@ -62,7 +63,7 @@ def build_tables(
 
 
 def _worst(cells: Sequence[CellResult], interval: IntervalOf) -> Iterable[Table]:
-    for panel, group in panels(cells).items():
+    for panel, group in panels(filter(_of_a_class, cells)).items():
         found = [worst for worst in worst_of_all(group) if _combines(worst)]
         caption = (
             "Accuracy in % [95 % interval] that is left when the strongest attack on each single "
@@ -71,6 +72,11 @@ def _worst(cells: Sequence[CellResult], interval: IntervalOf) -> Iterable[Table]
         columns, rows = _worst_rows(found, interval)
         frame = pd.DataFrame([_worst_fact(worst, interval) for worst in found])
         yield _table("worst", panel, "Worst of all attacks", caption, (frame, columns, rows))
+
+
+def _of_a_class(cell: CellResult) -> bool:
+    """Can an answer to what is shown be right? Noise and inputs of other data stand in the tables of rejection."""
+    return not cell.panel.no_class
 
 
 def _combines(worst: Worst) -> bool:
@@ -205,7 +211,7 @@ def _distance_fact(cell: CellResult, interval: IntervalOf) -> dict[str, Any]:
 
 
 def _comparison(cells: Sequence[CellResult], interval: IntervalOf) -> Iterable[Table]:
-    for panel, group in panels(cells).items():
+    for panel, group in panels(filter(_of_a_class, cells)).items():
         by_place: dict[tuple[float, tuple[int, ...]], list[Worst]] = {}
         for worst in worst_of_all(group):
             by_place.setdefault((worst.eps, worst.ids), []).append(worst)
@@ -281,7 +287,7 @@ def _cell_row(cell: CellResult) -> tuple[Shown, ...]:
     return (
         Shown(cell.model, tone="name"),
         Shown(cell.attack, tone="name"),
-        Shown(f"{_budget(cell)} on {cell.panel.data}", tone="note"),
+        Shown(f"{budget_of(cell)} on {cell.panel.data}", tone="note"),
         done,
         Shown(number(cell.summary.forward_passes)),
         Shown(number(cell.summary.backward_passes)),
@@ -314,15 +320,6 @@ def _table(
     frame, columns, rows = content
     name = slug(f"{kind}-{panel.dataset}-{panel.norm}-{panel.goal}")
     return Table(name, f"{title}: {panel.title}", caption, frame, tuple(columns), tuple(rows))
-
-
-def _budget(cell: CellResult) -> str:
-    """Name a threat's budget in few words; a sweep by its ends."""
-    sign, eps = norm_sign(cell.panel.norm), cell.epsilons
-    if not eps:
-        return f"{sign}, any distance"
-    ends = f"{number(eps[0])} … {number(eps[-1])}" if len(eps) > 1 else number(eps[0])
-    return f"{sign} ≤ {ends}"
 
 
 def _level(eps: float) -> str:

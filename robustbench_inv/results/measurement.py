@@ -5,16 +5,18 @@ import gzip
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from robustbench_inv.errors import BadResults
+from robustbench_inv.results.histogram import Spread
 from robustbench_inv.results.seen import Seen
 from robustbench_inv.results.summary import Rate
 
-__all__ = ["Grid", "Measured", "Number", "read_measured_file", "to_gzip"]
+__all__ = ["Grid", "Line", "Measured", "Number", "Sheet", "read_measured_file", "to_gzip"]
 
 VERSION = 1
 
@@ -95,6 +97,63 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Line:
+    """Numbers of one row of a sheet.
+
+    Args:
+        name: of the row.
+        values: one for each heading; nan for none.
+        accepted: is the largest of them one that the model accepts as its answer? None where it is no answer.
+        wrong: is it a wrong answer?
+    """
+
+    name: str
+    values: tuple[float, ...]
+    accepted: bool | None = None
+    wrong: bool = False
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain values; nan, which JSON lacks, is null."""
+        return {**vars(self), "values": [None if isnan(v) else v for v in self.values]}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "Line":
+        """Read what ``to_json`` returned."""
+        values = tuple(nan if value is None else float(value) for value in found["values"])
+        return cls(str(found["name"]), values, found["accepted"], bool(found["wrong"]))
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Numbers to be read in rows, as logits are.
+
+    Args:
+        name: for file names.
+        title: a few words.
+        caption: what is to be seen.
+        heads: above the columns.
+        lines: the rows.
+    """
+
+    name: str
+    title: str
+    caption: str
+    heads: tuple[str, ...]
+    lines: tuple[Line, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain values."""
+        return {**vars(self), "lines": [line.to_json() for line in self.lines]}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "Sheet":
+        """Read what ``to_json`` returned."""
+        words = {key: str(found[key]) for key in ("name", "title", "caption")}
+        lines = tuple(map(Line.from_json, found["lines"]))
+        return cls(**words, heads=tuple(found["heads"]), lines=lines)
+
+
+@dataclass(frozen=True)
 class Measured:
     """All that was measured on one data set.
 
@@ -104,6 +163,8 @@ class Measured:
         models: digest of all that a model's answers depend on, by its name.
         numbers: of the table.
         grids: of images.
+        sheets: of logits.
+        spreads: of scores, in histograms.
         planes: decisions on planes, as ``reporting.decision_planes`` reads them; None without.
         layers: hidden layers before and after, as ``reporting.layer_views`` reads them; None without.
     """
@@ -113,6 +174,8 @@ class Measured:
     models: Mapping[str, str]
     numbers: tuple[Number, ...] = ()
     grids: tuple[Grid, ...] = ()
+    sheets: tuple[Sheet, ...] = ()
+    spreads: tuple[Spread, ...] = ()
     planes: Mapping[str, Any] | None = field(default=None, repr=False)
     layers: Mapping[str, Any] | None = field(default=None, repr=False)
 
@@ -120,7 +183,10 @@ class Measured:
         """Return plain values, version first."""
         numbers = [vars(number) for number in self.numbers]
         grids = [grid.to_json() for grid in self.grids]
-        return {"version": VERSION, **vars(self), "numbers": numbers, "grids": grids}
+        sheets = [sheet.to_json() for sheet in self.sheets]
+        spreads = [spread.to_json() for spread in self.spreads]
+        named = {"numbers": numbers, "grids": grids, "sheets": sheets, "spreads": spreads}
+        return {"version": VERSION, **vars(self), **named}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "Measured":
@@ -138,6 +204,8 @@ class Measured:
             models=dict(found["models"]),
             numbers=tuple(map(_number, found["numbers"])),
             grids=tuple(map(Grid.from_json, found["grids"])),
+            sheets=tuple(map(Sheet.from_json, found.get("sheets", ()))),
+            spreads=tuple(map(Spread.from_json, found.get("spreads", ()))),
             planes=found["planes"],
             layers=found["layers"],
         )

@@ -1,4 +1,4 @@
-"""How readers are told of a cell's attack: by its name and, where another model helped it, by that model's."""
+"""How readers are told of a cell's attack: by its name, the class that it aims at, and the model that helped it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,13 +17,14 @@ def substitute_name(cell: Mapping[str, Any]) -> str | None:
 
 
 def attack_name(cell: Mapping[str, Any]) -> str:
-    """Return the name of a cell's attack with its substitute's, if any.
+    """Return the name of a cell's attack with the class that it aims at and its substitute's, if any.
 
     Args:
         cell: the content of cell.json.
     """
     access = str(cell["threat"].get("access", "white-box"))
-    return with_substitute(str(cell["attack"]["name"]), access, substitute_name(cell))
+    name = str(cell["attack"]["name"]) + _aim(cell["threat"])
+    return with_substitute(name, access, substitute_name(cell))
 
 
 def with_substitute(attack: str, access: str, substitute: str | None) -> str:
@@ -38,3 +39,13 @@ def with_substitute(attack: str, access: str, substitute: str | None) -> str:
     if substitute is None:
         return attack
     return f"{attack} {'via' if access == 'transfer' else 'guided by'} {substitute}"
+
+
+def _aim(threat: Mapping[str, Any]) -> str:
+    """Return what stands behind an attack that aims at a class: for every class it is another attack."""
+    about = threat.get("goal_parameters") or {}
+    if not str(threat.get("goal", "")).startswith("target") or not about:
+        return ""
+    to = f"{about['label']}" if about.get("offset") is None else f"y+{about['offset']}"
+    by = about.get("confidence") or 0.0
+    return f" → {to} by {by:g}" if by else f" → {to}"

@@ -11,6 +11,7 @@ __all__ = [
     "RejectionRates",
     "above_threshold",
     "fooled",
+    "is_right",
     "rejection_rates",
     "rejects",
     "thresholds_of",
@@ -52,8 +53,8 @@ def rejection_rates(records: Sequence[Record]) -> RejectionRates:
     """
     n, attacked = len(records), [r for r in records if r.status != "already_wrong"]
     answered = [r for r in records if r.after.accepted is not False]
-    right = sum(_right(r) for r in answered)
-    wrong = [r for r in attacked if not _right(r)]
+    right = sum(is_right(r) for r in answered)
+    wrong = [r for r in attacked if not is_right(r)]
     clean = [r for r in records if r.before.accepted is not False]
     return RejectionRates(
         rejected_clean=Rate(n - len(clean), n),
@@ -66,9 +67,15 @@ def rejection_rates(records: Sequence[Record]) -> RejectionRates:
     )
 
 
+def is_right(record: Record) -> bool:
+    """Is what is shown decided for the class that the oracle sees in it, or its label where there is no oracle?"""
+    truth = record.label if record.oracle is None or record.oracle < 0 else record.oracle
+    return record.after.decision == truth
+
+
 def fooled(record: Record) -> bool:
     """Is what is shown answered wrongly, and accepted?"""
-    return record.after.accepted is not False and not _right(record)
+    return record.after.accepted is not False and not is_right(record)
 
 
 def above_threshold(answer: Answer, model: Mapping[str, Any]) -> float | None:
@@ -90,8 +97,3 @@ def thresholds_of(model: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what cell.json says of a model's thresholds; nothing where they are its own affair."""
     found: Mapping[str, Any] = (model.get("card") or {}).get("rejection") or {}
     return found
-
-
-def _right(record: Record) -> bool:
-    truth = record.label if record.oracle is None or record.oracle < 0 else record.oracle
-    return record.after.decision == truth

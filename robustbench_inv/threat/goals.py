@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from robustbench_inv.errors import BadParameter
 from robustbench_inv.tensors import Output, acceptance, accepted_margin, margin
 
 __all__ = [
@@ -79,16 +80,66 @@ class Misclassify:
 
 @dataclass(frozen=True)
 class Target:
-    """The decision is class ``label``, which is not the true one."""
+    """The decision is a certain class, which is not the true one.
 
-    label: int
+    Args:
+        label: the class, the same for all samples; None to count from the true class.
+        offset: by how much the class is above the true one, cyclically, >= 1: from 1 to C − 1 these are all others.
+        confidence: by how much the logit of the class must lead, >= 0.
+        accepted: must the model accept the input besides?
+    """
+
+    label: int | None = None
+    offset: int | None = None
+    confidence: float = 0.0
+    accepted: bool = False
     name: str = "target"
 
+    def __post_init__(self) -> None:
+        if (self.label is None) == (self.offset is None):
+            raise BadParameter(
+                "a target is one class, or one for each sample",
+                got=f"label {self.label}, offset {self.offset}",
+                expected="label=K or offset=J",
+            )
+        if self.offset is not None and self.offset < 1:
+            raise BadParameter("unusable offset", got=self.offset, expected=">= 1")
+        if not 0 <= self.confidence < float("inf"):
+            raise BadParameter("unusable confidence", got=self.confidence, expected=">= 0")
+
+    def classes(self, labels: Tensor, count: int) -> Tensor:
+        """Return the class that each sample is to reach, (n,).
+
+        Args:
+            labels: (n,) true classes.
+            count: C, how many classes there are.
+
+        Example:
+            >>> Target(offset=2).classes(torch.tensor([0, 9]), 10).tolist()
+            [2, 1]
+        """
+        if self.label is not None:
+            return torch.full_like(labels, self.label)
+        return (labels + (self.offset or 0)) % count
+
     def margin(self, output: Output, labels: Tensor) -> Tensor:
-        return -margin(output.logits, torch.full_like(labels, self.label))
+        targets = self.classes(labels, output.logits.shape[1])
+        lead = -margin(output.logits, targets) - self.confidence
+        if not self.accepted or output.accepted is None:
+            return lead
+        if output.clearance is None:
+            return lead.clamp_max(0).where(~output.accepted, lead)
+        return torch.minimum(lead, output.clearance.gather(1, targets[:, None])[:, 0])
 
     def reached(self, evidence: Evidence) -> Tensor:
-        return (evidence.after.decision == self.label) & (evidence.labels != self.label)
+        return self.met(evidence.after, evidence.labels)
+
+    def met(self, output: Output, labels: Tensor) -> Tensor:
+        """Return whether an answer is what is asked for, (n,)."""
+        targets = self.classes(labels, output.logits.shape[1])
+        lead = -margin(output.logits, targets)
+        there = (output.decision == targets) & (targets != labels) & (lead >= self.confidence)
+        return there & output.accepted if self.accepted and output.accepted is not None else there
 
 
 @dataclass(frozen=True)

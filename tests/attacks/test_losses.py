@@ -65,6 +65,41 @@ def test_targeted_closed_forms():
     assert value("dlr", row, 0, goal) == pytest.approx((1 - 2) / (2 - (0.5 - 1) / 2))
 
 
+def test_targets_counted_from_the_label_are_those_of_each_sample():
+    logits, labels = torch.tensor([ROWS["ordinary"]] * 4), torch.arange(4)
+    for name in NAMES:
+        (loss,) = losses_for(name, Target(offset=1))
+        alone = [
+            value(name, ROWS["ordinary"], k, Target((k + 1) % 4), torch.float32) for k in range(4)
+        ]
+        assert loss(Output(logits), labels).tolist() == alone
+
+
+def test_confidence_is_part_of_the_margin_and_of_no_other_loss():
+    goal, sure = Target(3), Target(3, confidence=2.0)
+    for name in NAMES:
+        less = value(name, ROWS["ordinary"], 0, goal) - value(name, ROWS["ordinary"], 0, sure)
+        assert less == (2.0 if name == "margin" else 0.0)
+
+
+@pytest.mark.parametrize(("clearance", "climbed"), [(-5.0, -5.0), (5.0, None)])
+def test_a_target_that_must_be_accepted_is_climbed_where_it_is_furthest(clearance, climbed):
+    row, goal = ROWS["ordinary"], Target(3, accepted=True)
+    output = Output(torch.tensor([row]), None, torch.tensor([False]), torch.full((1, 4), clearance))
+    for name in ("ce", "dlr", "log-odds", "scaled-ce"):
+        (loss,) = losses_for(name, goal)
+        expected = value(name, row, 0, Target(3), torch.float32) if climbed is None else climbed
+        assert loss(output, torch.tensor([0])).item() == expected
+
+
+def test_at_an_unknown_threshold_the_score_of_a_reached_target_is_climbed():
+    score = torch.tensor([4.0], requires_grad=True)
+    output = Output(torch.tensor([ROWS["ordinary"]]), score, torch.tensor([False]))
+    (reached,) = losses_for("ce", Target(0, accepted=True))
+    reached(output, torch.tensor([1])).sum().backward()
+    assert score.grad.item() == 1.0
+
+
 @pytest.mark.parametrize("name", ["dlr", "margin"])
 def test_two_classes_have_the_margin(name):
     assert value(name, [3.0, 1.0], 0) == -2.0

@@ -179,10 +179,12 @@ def test_a_wrong_threat_is_explained(text, says):
 def test_reads_goals():
     assert load_goal("misclassify-same-class").same_class
     assert load_goal("target:label=3") == Target(3)
+    nearest = load_goal("target-accepted:offset=2,confidence=500")
+    assert nearest == Target(offset=2, confidence=500.0, accepted=True, name="target-accepted")
     assert load_goal("keep-logits:tolerance=0.5").tolerance == 0.5
     with pytest.raises(UnknownName, match="did you mean misclassify"):
         load_goal("misclasify")
-    with pytest.raises(BadParameter, match="label is missing"):
+    with pytest.raises(BadParameter, match="label=K or offset=J"):
         load_goal("target")
 
 

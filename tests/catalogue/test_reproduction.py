@@ -59,10 +59,13 @@ def test_every_shipped_trial_can_be_run_and_tells_who_falls_at_its_rows(name):
         loaded = load_attack(trial.attack)
         assert loaded.name == str(parse_reference(trial.attack))
         for data in item.datasets:
-            threat = load_threat(item.threat(trial, data), loaded.goal)
-            assert threat.norm in loaded.attack.norms
-            assert threat_text(threat) == item.threat(trial, data), "records are found by this text"
-            assert epsilons(threat) == item.sweep(trial)
+            threats = [load_threat(text, loaded.goal) for text in item.threats(trial, data)]
+            assert {threat.norm for threat in threats} <= loaded.attack.norms
+            texts = [place.threat for place in item.addresses(trial, item.columns[0], data)]
+            assert [threat_text(threat) for threat in threats] == texts, (
+                "records are found by this text"
+            )
+            assert {epsilons(threat) for threat in threats} == {item.sweep(trial)}
     for row in item.rows:
         told = {row.eps in item.sweep(trial) for trial in item.competitors(row)}
         assert told == {True} or not row.eps
@@ -83,7 +86,8 @@ def test_no_two_shipped_trials_are_the_same(name):
     item, names = load_reproduction(name), {}
     for trial in item.trials:
         attack = load_attack(trial.attack)
-        names.setdefault((attack.digest, item.threat(trial, "data")), set()).add(attack.name)
+        for threat in item.threats(trial, "data"):
+            names.setdefault((attack.digest, threat), set()).add(attack.name)
     assert all(len(each) == 1 for each in names.values()), "records are found by one name only"
 
 
@@ -104,6 +108,48 @@ def test_published_numbers_are_those_of_the_paper(name, row, numbers):
     assert item.published[row] == numbers
 
 
+@pytest.mark.parametrize(
+    ("name", "row", "numbers"),
+    [
+        ("sdim/table-5", "DeepFool, detected", (98.0, 98.6)),
+        ("sdim/table-5", "Boundary, detected", (100, 100)),
+        ("sdim/table-5", "LocalSearch, detected", (99.9, 100)),
+        ("sdim/table-7", "κ = 0, detected", (100, 100)),
+        ("sdim/table-7", "κ = 500, detected", (99.78, 99.78)),
+        ("sdim/table-7", "κ = 1000, detected", (90.24, 95.98)),
+        ("sdim/table-7", "κ = 0, reached", (84.65, 84.65)),
+        ("sdim/table-7", "κ = 500, reached", (76.61, 76.61)),
+        ("sdim/table-7", "κ = 1000, reached", (45.56, 45.56)),
+    ],
+)
+def test_detection_and_success_are_those_of_the_paper(name, row, numbers):
+    item = load_reproduction(name)
+    assert item.published[row][:2] == numbers
+    assert item.published.keys() == {each.label for each in item.rows}
+
+
+def test_the_targeted_table_aims_at_each_of_the_nine_others():
+    item = load_reproduction("sdim/table-7")
+    first, _, counterpart = item.columns
+    for trial in item.trials:
+        texts = [place.threat for place in item.addresses(trial, first, "mnist")]
+        assert len(set(texts)) == 9
+        assert all(f"offset={j}" in text for j, text in enumerate(texts, 1))
+    assert [trial.name for trial in item.trials if trial.attacks(counterpart)] == ["C&W 0"]
+
+
+@pytest.mark.parametrize("name", ["sdim/table-4", "sdim/table-9"])
+def test_printed_logits_lead_where_the_paper_says(name):
+    """Each attack's example is decided otherwise than the original, and below its threshold."""
+    printed = load_reproduction(name).measurement.parameters["paper"]
+    threshold, original, *attacked = printed.values()
+    decided = [row.index(max(row)) for row in (original, *attacked)]
+    assert decided[0] == 0
+    assert 0 not in decided[1:]
+    assert all(max(row) < threshold[row.index(max(row))] for row in attacked)
+    assert original[0] >= threshold[0]
+
+
 def test_the_figure_has_both_data_sets_and_no_rows():
     item = load_reproduction("guess-first/figure-3")
     assert item.datasets == ("mnist", "fashion-mnist")
@@ -122,8 +168,9 @@ def test_names_are_written_as_records_write_them(tmp_path):
     item = read(tmp_path, GOOD)
     first, second = item.trials
     b = item.columns[1]
-    assert str(item.address(first, b, "mnist")) == "mnist-b:x=1 | foolbox:FGSM | linf=0.1,0.2"
-    assert item.address(second, b, "mnist").model == "mnist-b"
+    (place,) = item.addresses(first, b, "mnist")
+    assert str(place) == "mnist-b:x=1 | foolbox:FGSM | linf=0.1,0.2"
+    assert [place.model for place in item.addresses(second, b, "mnist")] == ["mnist-b"]
     assert Column("A", "m:eps=1e-2").model("adaptive", "x") == "m:eps=0.01"
 
 
@@ -183,6 +230,9 @@ def test_a_data_set_stands_in_for_the_one_whose_name_it_begins_with():
         ('left = ["B"]', 'left = ["C"]', "unknown column"),
         ('rows = ["F*"]', 'rows = ["G*"]', "no row fits"),
         ("sweeps = {", "sweeps = 3 # {", "sweeps does not fit"),
+        ('attack = "pgd"', 'attack = "pgd", each = [1, 2]', "the cells of pgd are the same"),
+        ('attack = "pgd"', 'attack = "pgd", columns = ["C"]', "pgd attacks no column"),
+        ("eps = 0.2, trial", 'eps = 0.2, tells = "fooled", trial', "unknown row"),
     ],
 )
 def test_a_mistake_is_explained_in_one_line(tmp_path, old, new, told):
@@ -199,6 +249,20 @@ def test_a_worst_case_holds_the_published_attack(tmp_path):
     )
     with pytest.raises(BadCatalogue, match="leaves the published attack out"):
         read(tmp_path, text)
+
+
+def test_competing_attacks_have_the_same_cells(tmp_path):
+    text = GOOD.replace("linf={sweep}", "linf={sweep}:goal=target:offset={each}", 1)
+    text = text.replace('group = "linf", attack', 'group = "linf", each = [1, 2], attack', 1)
+    with pytest.raises(BadCatalogue, match="pgd has other cells than fgsm"):
+        read(tmp_path, text)
+
+
+def test_a_goal_that_goes_without_saying_is_not_part_of_a_name(tmp_path):
+    item = read(tmp_path, GOOD.replace("linf={sweep}", "linf={sweep}:goal=misclassify", 1))
+    (place,) = item.addresses(item.trials[0], item.columns[0], "mnist")
+    assert place.threat == "linf=0.1,0.2"
+    assert item.threats(item.trials[0], "mnist") == ("linf=0.1,0.2:goal=misclassify",)
 
 
 def test_left_and_right_are_paired(tmp_path):

@@ -47,6 +47,9 @@ def test_everything_in_a_threat_is_in_its_digest():
         ball.wanting(Misclassify(same_class=True)),
         ball.wanting(Target(3)),
         ball.wanting(Target(4)),
+        ball.wanting(Target(offset=4)),
+        ball.wanting(Target(4, confidence=1.0)),
+        ball.wanting(Target(4, accepted=True)),
         ThreatModel(Unbounded("linf")),
         ThreatModel(Unbounded("l2")),
         ThreatModel(OnSphere(1.0)),
@@ -107,7 +110,8 @@ def test_a_target_that_is_the_true_class(toys):
 
 
 def test_a_target_that_is_no_class(toys):
-    refuse(toys.make_job(toys.Straight(), toys.linf(0.1).wanting(Target(2))), "no such class")
+    for goal in (Target(2), Target(offset=2)):
+        refuse(toys.make_job(toys.Straight(), toys.linf(0.1).wanting(goal)), "no such class")
 
 
 def test_other_classes(toys):

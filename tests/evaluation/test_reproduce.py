@@ -55,6 +55,17 @@ def test_samples_are_as_many_as_asked_and_not_more_than_a_trial_takes(plan):
     assert sizes(samples=4) == [4, 4, 4]
 
 
+def test_a_trial_of_several_cells_attacks_the_columns_it_names(tmp_path):
+    aimed = 'threat = "l2={ball}:goal=target:offset={each}", each = [1, 2], columns = ["A"] },\n]'
+    text = ITEM.replace('group = "g", on', 'group = "h", on')
+    text = text.replace('threat = "l2={ball}" },\n]', aimed)
+    (tmp_path / "figure-1.toml").write_text(text)
+    item = read_reproduction(tmp_path / "figure-1.toml")
+    jobs = plan_reproduction(item, Question((), dataset="mnist5k")).jobs
+    told = [(job.model.name, job.threat.goal.offset) for job in jobs[4:]]
+    assert told == [("mnist-cnn", 1), ("mnist-cnn", 2)]
+
+
 def test_threats_hold_the_sweep(plan):
     assert {job.epsilons for job in plan().jobs} == {(0.1, 0.2)}
 

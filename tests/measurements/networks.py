@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from robustbench_inv.models.sdim import SDIM
+
 COPIES = 30.0
 """How much larger logits are than pixels."""
 
@@ -45,3 +47,28 @@ class Watermark(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         columns = ((torch.arange(10) + 0.5) * 28 / 10).long()
         return x[:, 0, 1, columns]
+
+
+class Level(nn.Module):
+    """Two classes of grey levels: the score of each is how near its mean, 0.3 or 0.7, an image is."""
+
+    bounds, num_classes = (0.0, 1.0), 2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.means = nn.Parameter(torch.tensor([0.3, 0.7]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -(x.flatten(1).mean(1, keepdim=True) - self.means).abs()
+
+
+def level() -> Level:
+    """Return the network of grey levels."""
+    return Level().requires_grad_(False)
+
+
+def small_sdim() -> nn.Module:
+    """Return an SDIM that is not trained, for images of any size."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return SDIM().eval()

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from math import isnan, nan
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from robustbench_inv.errors import BadResults
 from robustbench_inv.results.measurement import (
     Grid,
+    Line,
     Measured,
     Number,
+    Sheet,
     read_measured_file,
     to_gzip,
 )
@@ -19,11 +22,13 @@ from robustbench_inv.results.measurement import (
 def measured():
     images = np.arange(2 * 3 * 4 * 5, dtype=np.uint8).reshape(2, 3, 1, 4, 5)
     grid = Grid("g", "t", "c", ("a", "b"), (("x", 1), ("y", 2)), images, ("1", "2", "3"), ((), ("4", "5", "6")))  # fmt: skip
+    lines = (Line("threshold", (1.5, nan)), Line("x", (-2.0, 3.0), accepted=False, wrong=True))
+    sheet = Sheet("s", "t", "c", ("0", "1"), lines)
     numbers = (
         Number.of("errors", "CE", np.array([True, False, False, True])),
         Number("size", "CE", 12.5),
     )
-    return Measured("mnist", 4, {"m": "d"}, numbers, (grid,), {"planes": [1]})
+    return Measured("mnist", 4, {"m": "d"}, numbers, (grid,), (sheet,), planes={"planes": [1]})
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -35,6 +40,8 @@ def test_what_is_written_is_read(tmp_path):
     assert found.numbers == measured().numbers
     assert found.numbers[0].counted == (0, 3)
     assert found.planes == {"planes": [1]}
+    assert found.sheets[0].lines[1] == measured().sheets[0].lines[1]
+    assert isnan(found.sheets[0].lines[0].values[1])
     assert found.layers is None
 
 

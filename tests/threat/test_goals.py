@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from robustbench_inv.errors import BadParameter
 from robustbench_inv.tensors import Output
 from robustbench_inv.threat.goals import (
     Evidence,
@@ -68,6 +69,52 @@ def test_target(label, after, expected):
 
 
 @pytest.mark.parametrize(
+    ("label", "after", "expected"), [(0, 1, True), (0, 2, False), (0, 0, False), (2, 0, True)]
+)
+def test_target_counted_from_the_label(label, after, expected):
+    assert Target(offset=1).reached(evidence(label=label, after=after)).item() is expected
+
+
+def test_offsets_reach_each_of_the_other_classes_once():
+    labels = torch.arange(5)
+    found = torch.stack([Target(offset=j).classes(labels, 5) for j in range(1, 5)], 1)
+    assert [sorted([*row, label]) for label, row in enumerate(found.tolist())] == [[*range(5)]] * 5
+
+
+def test_a_target_with_confidence_must_lead_by_it():
+    output, labels = Output(torch.tensor([[1.0, 4.0, 2.0]])), torch.tensor([0])
+    for confidence, margin in ((0.0, 2.0), (1.5, 0.5), (2.5, -0.5)):
+        goal = Target(1, confidence=confidence)
+        assert goal.margin(output, labels).item() == margin
+        assert goal.met(output, labels).item() is (margin > 0)
+
+
+def test_a_target_that_must_be_accepted():
+    logits, clearance = torch.tensor([[1.0, 4.0, 2.0]]), torch.tensor([[0.0, 0.5, 9.0]])
+    told = [
+        (Output(logits, None, torch.tensor([True]), clearance), 0.5, True),
+        (Output(logits, None, torch.tensor([False]), clearance - 1), -0.5, False),
+        (Output(logits, None, torch.tensor([False])), 0.0, False),
+        (Output(logits, None, torch.tensor([True])), 2.0, True),
+        (Output(logits), 2.0, True),
+    ]
+    goal, labels = Target(1, accepted=True), torch.tensor([0])
+    for output, margin, met in told:
+        assert goal.margin(output, labels).item() == margin
+        assert goal.met(output, labels).item() is met
+        assert Target(1).met(output, labels).item()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{}, {"label": 1, "offset": 1}, {"offset": 0}, {"label": 1, "confidence": -1.0}],
+)
+def test_a_target_is_one_class_or_one_for_each(wrong):
+    with pytest.raises(BadParameter):
+        Target(**wrong)
+
+
+@pytest.mark.parametrize(
     ("after", "accepted", "expected"),
     [
         (1, True, True),
@@ -125,13 +172,20 @@ def test_each_sample_is_judged_by_itself():
     assert KeepDecision().reached(given).tolist() == [True, False, False, False]
 
 
-@pytest.mark.parametrize("goal", [Misclassify(), MisclassifyAccepted(), Target(1)])
+@pytest.mark.parametrize(
+    "goal",
+    [
+        *(Misclassify(), MisclassifyAccepted(), Target(1), Target(offset=2)),
+        *(Target(offset=1, confidence=0.7), Target(1, accepted=True)),
+    ],
+)
 def test_a_positive_margin_means_success(goal):
     generator = torch.Generator().manual_seed(0)
     logits, images = torch.randn(400, 3, generator=generator), torch.zeros(400, 2)
     labels = torch.arange(400) % 3
     output = Output(logits, None, torch.arange(400) % 2 == 0)
-    ours = labels != 1 if isinstance(goal, Target) else labels >= 0
+    aims = goal.classes(labels, 3) if isinstance(goal, Target) else labels + 1
+    ours = aims != labels
     reached = goal.reached(Evidence(images, images, labels, output, output))
     assert torch.equal((goal.margin(output, labels) > 0)[ours], reached[ours])
     assert 0 < reached.sum() < 400

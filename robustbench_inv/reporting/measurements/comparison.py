@@ -17,7 +17,7 @@ __all__ = ["Band", "Entry", "bands", "compare", "numbers_table"]
 
 SHARES = "Shares in % [95 % Wilson interval]; other numbers as they are."
 BESIDE = (
-    " Paper: the published number. Difference: ours minus the paper's, in points. Rows without a published number are "
+    " Paper: the published number. Difference: ours minus the paper's, in points for shares. Rows without a published number are "
     "ours, beyond the paper."
 )
 
@@ -29,9 +29,10 @@ class Entry:
     Args:
         row: what was measured.
         column: of which model.
-        published: the paper's share; nan if it has none.
+        published: the paper's share, or amount; nan if it has none.
         ours: what was measured; None if it was not.
         remark: why they differ; empty if nothing was said.
+        amount: is the row about amounts rather than shares?
     """
 
     row: str
@@ -39,6 +40,7 @@ class Entry:
     published: float
     ours: Number | None
     remark: str
+    amount: bool = False
 
     @property
     def place(self) -> str:
@@ -52,8 +54,8 @@ class Entry:
 
     @property
     def far(self) -> bool:
-        """Do the shares differ by more than 10 points?"""
-        return is_far(self.difference)
+        """Do the shares differ by more than 10 points, or the amounts by more than a tenth of the published one?"""
+        return is_far(self.difference / (self.published if self.amount else 1))
 
     def to_json(self) -> dict[str, Any]:
         """Return the mapping that ``--json`` prints and the CSV holds; shares are fractions."""
@@ -90,8 +92,9 @@ def compare(item: Reproduction, measured: Measured) -> list[Entry]:
     """Return every number, row by row: first the published rows, then what was measured besides."""
     found = {(each.row, each.column): each for each in measured.numbers}
     rows = dict.fromkeys((*item.published, *(each.row for each in measured.numbers)))
+    amounts = {each.row for each in measured.numbers if not each.trials}
     return [
-        _entry(item, row, place, column.name, found.get((row, column.name)))
+        _entry(item, (row, place), column.name, found.get((row, column.name)), row in amounts)
         for row in rows
         for place, column in enumerate(item.columns)
     ]
@@ -125,28 +128,35 @@ def numbers_table(entries: Sequence[Entry], data: str) -> Table:
     return Table(slug(f"numbers-{data}"), title, caption, frame, heading, rows)
 
 
-def _entry(item: Reproduction, row: str, place: int, column: str, ours: Number | None) -> Entry:
-    published = item.published[row][place] / 100 if row in item.published else nan
+def _entry(
+    item: Reproduction, at: tuple[str, int], column: str, ours: Number | None, amount: bool
+) -> Entry:
+    row, place = at
+    published = item.published[row][place] if row in item.published else nan
+    published /= 1 if amount else 100
     remarks = [
         remark.text
         for remark in item.remarks
         if fnmatchcase(row, remark.rows) and fnmatchcase(column, remark.columns)
     ]
-    return Entry(row, column, published, ours, " ".join(remarks))
+    remark = " ".join(remarks) if ours or not isnan(published) else ""
+    return Entry(row, column, published, ours, remark, amount)
 
 
 def _lines(row: Sequence[Entry]) -> Iterator[tuple[str, tuple[Shown, ...]]]:
     if all(isnan(entry.published) for entry in row):
         yield "ours", tuple(_ours(entry) for entry in row)
         return
-    yield "paper", tuple(_percent(entry.published) for entry in row)
+    yield "paper", tuple(_published(entry) for entry in row)
     yield "ours", tuple(_ours(entry) for entry in row)
     if any(entry.ours for entry in row):
         yield "difference", tuple(_difference(entry) for entry in row)
 
 
-def _percent(share: float) -> Shown:
-    return EMPTY if isnan(share) else Shown(f"{100 * share:.2f}")
+def _published(entry: Entry) -> Shown:
+    if isnan(entry.published):
+        return EMPTY
+    return Shown(f"{(1 if entry.amount else 100) * entry.published:.2f}")
 
 
 def _ours(entry: Entry) -> Shown:
@@ -156,12 +166,12 @@ def _ours(entry: Entry) -> Shown:
     if rate is None:
         return Shown(number(entry.ours.value))
     low, high = (f"{100 * end:.2f}" for end in (rate.low, rate.high))
-    return Shown(f"{100 * rate.value:.2f}", f"{low}–{high}", rate.value)
+    return Shown(f"{100 * entry.ours.value:.2f}", f"{low}–{high}", entry.ours.value)
 
 
 def _difference(entry: Entry) -> Shown:
     if isnan(entry.difference):
         return EMPTY
     tone: Tone = "" if not entry.far else "warn" if entry.remark else "fail"
-    points = round(100 * entry.difference, 2) + 0.0  # no −0
+    points = round((1 if entry.amount else 100) * entry.difference, 2) + 0.0  # no −0
     return Shown(f"{points:+.2f}".replace("-", "−"), tone=tone)

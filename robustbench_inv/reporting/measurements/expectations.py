@@ -130,7 +130,8 @@ def _seen(expected: Expectation, entries: Sequence[Entry], basis: Basis) -> Iter
 
 
 def _published(entry: Entry, other: Entry | None) -> tuple[float, Interval] | None:
-    value = 100 * (entry.published - (other.published if other else 0))
+    scale = 1 if entry.amount else 100
+    value = scale * (entry.published - (other.published if other else 0))
     return None if isnan(value) else (value, Interval(value, value))
 
 

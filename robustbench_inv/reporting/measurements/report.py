@@ -27,7 +27,9 @@ from robustbench_inv.reporting.measurements.expectations import (
     expectations_table,
     judge_expectations,
 )
+from robustbench_inv.reporting.measurements.sheets import sheet_table
 from robustbench_inv.reporting.plane_figures import draw_planes
+from robustbench_inv.reporting.spread_figures import draw_spread
 from robustbench_inv.results.measurement import Measured, read_measured_file
 
 __all__ = ["MeasuredReport", "Part", "find_measured", "report_measured"]
@@ -86,6 +88,11 @@ class Part:
         return expectations_table(self.findings, slug(f"expectations-{self._suffix}"))
 
     @cached_property
+    def sheets(self) -> list[Table]:
+        """The tables of logits."""
+        return [sheet_table(sheet, self._suffix) for sheet in self.measured.sheets]
+
+    @cached_property
     def effect(self) -> Effect | None:
         """Hidden layers before and after, where they were measured."""
         layers = self.measured.layers
@@ -106,7 +113,7 @@ class Part:
         """Every table."""
         own = [self.expectations] if self.findings else []
         own += [self.numbers] if self.entries else []
-        return own + self.details
+        return own + self.sheets + self.details
 
     def to_json(self) -> dict[str, Any]:
         """Return the mapping that ``--json`` prints."""
@@ -125,6 +132,8 @@ class Part:
     def _draw(self) -> Iterator[Picture]:
         for grid in self.measured.grids:
             yield draw_grid(grid, self._suffix)
+        for spread in self.measured.spreads:
+            yield draw_spread(spread, self._suffix)
         if self.measured.planes is not None:
             yield draw_planes(Planes.from_json(self.measured.planes))
         if self.effect:

@@ -3,12 +3,13 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from math import isnan
 from typing import Any, Literal
 
 import pandas as pd
 
 from robustbench_inv.catalogue.reproduction import Claim, Column, Row
-from robustbench_inv.reporting.reproduction.comparison import Evidence, Held, rate_of
+from robustbench_inv.reporting.reproduction.evidence import Evidence, Held, rate_of
 from robustbench_inv.reporting.statistics import Interval, Pairs, tango
 
 __all__ = ["BASES", "Basis", "Contrast", "Finding", "Judgement", "judge"]
@@ -133,18 +134,19 @@ def _contrast(
     if basis == "paper":
         d = evidence.number(row, left) - published
         point = Interval(d, d)
-        return Contrast(row.label, left.name, right.name, d, point, 0) if right else None
+        told = right is not None and not isnan(d)
+        return Contrast(row.label, left.name, right.name, d, point, 0) if told and right else None
     (data,) = evidence.item.datasets
-    ours = evidence.held(basis, row, left, data, row.eps)
+    ours = evidence.share(basis, row, left, data)
     if right is None:
         return _against(published, ours, row, left)
-    return _paired(ours, evidence.held(basis, row, right, data, row.eps), row, (left, right))
+    return _paired(ours, evidence.share(basis, row, right, data), row, (left, right))
 
 
 def _against(published: float, ours: Held, row: Row, column: Column) -> Contrast | None:
     """Hold our share against a number that comes without samples: the interval is that of ours."""
     rate = rate_of(ours)
-    if not rate.trials:
+    if not rate.trials or isnan(published):
         return None
     interval = Interval(rate.low - published, rate.high - published)
     return Contrast(row.label, column.name, "", rate.value - published, interval, rate.trials)

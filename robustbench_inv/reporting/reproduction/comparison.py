@@ -1,26 +1,17 @@
 """Published numbers beside ours: as published, and adaptive, for every row and column of a paper's table."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from math import isnan
+from typing import Any
 
 import pandas as pd
 
-from robustbench_inv.catalogue.reproduction import (
-    Address,
-    Column,
-    Panel,
-    Reproduction,
-    Row,
-    Side,
-)
+from robustbench_inv.catalogue.reproduction import Column, Reproduction, Row
 from robustbench_inv.errors import BadResults
+from robustbench_inv.reporting.reproduction.evidence import Evidence, rate_of
 from robustbench_inv.results.summary import Rate
 
-__all__ = ["Entry", "Evidence", "Held", "compare", "find_places", "is_far", "rate_of"]
-
-Held: TypeAlias = "pd.Series[bool]"
-"""Which samples held, by data set, sample id and label."""
+__all__ = ["Entry", "compare", "find_places", "is_far"]
 
 FAR = 0.1
 """A difference from the published share above which a remark is due."""
@@ -32,61 +23,6 @@ def is_far(difference: float) -> bool:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """What was measured for an item.
-
-    Args:
-        item: what is reproduced.
-        outcomes: at which eps every sample fell, as ``outcomes_of`` returns them.
-        places: on which data set each of the item's own was evaluated.
-    """
-
-    item: Reproduction
-    outcomes: pd.DataFrame
-    places: Mapping[str, str]
-
-    def held(self, side: Side, line: Row | Panel, column: Column, data: str, eps: float) -> Held:
-        """Return which samples held, of those that everything counted here saw.
-
-        Args:
-            side: as published: against that attack; adaptive: against all that the line lists, if any.
-            line: which attack, or attacks.
-            column: which model.
-            data: which of the item's data sets.
-            eps: trials that do not tell who falls there are left out.
-        """
-        item = self.item
-        listed = item.competitors(line) if line.worst_of else ()
-        trials = [item.trial(line.trial)] if side == "published" else listed
-        telling = [t for t in trials if not eps or eps in (item.sweep(t) or (eps,))]
-        names = [str(item.address(trial, column, data)) for trial in telling]
-        known = [name for name in dict.fromkeys(names) if name in self.outcomes]
-        if not known or data not in self.places:
-            return pd.Series(dtype=bool)
-        index = self.outcomes.index
-        here = index.get_level_values("dataset") == self.places[data]
-        if isinstance(line, Panel) and line.label is not None:
-            here &= index.get_level_values("label") == line.label
-        return self.outcomes.loc[here, known].dropna().gt(eps).all(axis=1)
-
-    def number(self, row: Row, column: Column) -> float:
-        """Return the paper's share."""
-        return self.item.published[row.label][self.item.columns.index(column)] / 100
-
-    @property
-    def missing(self) -> list[Address]:
-        """The cells without records."""
-        item = self.item
-        wanted = [
-            item.address(trial, column, data)
-            for data in self.places
-            for trial in item.trials
-            for column in item.columns
-        ]
-        return [address for address in wanted if str(address) not in self.outcomes]
-
-
-@dataclass(frozen=True)
 class Entry:
     """One number of the paper's table and what we have for it.
 
@@ -94,9 +30,9 @@ class Entry:
         row: which attack, at which eps.
         column: which model.
         model: the model that was attacked as published.
-        published: the paper's share.
-        ours: the share that held as published; no trials if that was not run.
-        adaptive: the share that held against everything; None for a row that has no such number.
+        published: the paper's share; nan where it gives none.
+        ours: the share as published; no trials if that was not run.
+        adaptive: the share under everything that counts; None for a row that has no such number.
         remark: why the numbers differ; empty if nothing was said.
     """
 
@@ -115,7 +51,7 @@ class Entry:
 
     @property
     def difference(self) -> float:
-        """Ours minus published; nan if it was not run."""
+        """Ours minus published; nan if one of them is missing."""
         return self.ours.value - self.published
 
     @property
@@ -130,16 +66,17 @@ class Entry:
 
     def to_json(self) -> dict[str, Any]:
         """Return the mapping that ``--json`` prints; shares are fractions."""
-        known = bool(self.ours.trials)
+        known, compared = bool(self.ours.trials), not isnan(self.difference)
         return {
             "row": self.row.label,
             "attack": self.row.name,
             "eps": self.row.eps,
+            "tells": self.row.tells,
             "column": self.column.name,
             "model": self.model,
-            "published": self.published,
+            "published": None if isnan(self.published) else self.published,
             "ours": self.ours.to_json() if known else None,
-            "difference": self.difference if known else None,
+            "difference": self.difference if compared else None,
             "interval": [self.ours.low, self.ours.high] if known else None,
             "adaptive": self.adaptive.to_json() if self.adaptive else None,
             "remark": self.remark or None,
@@ -185,20 +122,15 @@ def find_places(
     return places
 
 
-def rate_of(held: Held) -> Rate:
-    """Return the share that held."""
-    return Rate(int(held.sum()), len(held))
-
-
 def _entry(evidence: Evidence, row: Row, column: Column) -> Entry:
     item, (data,) = evidence.item, evidence.item.datasets
-    worst = evidence.held("adaptive", row, column, data, row.eps)
+    worst = evidence.share("adaptive", row, column, data)
     return Entry(
         row=row,
         column=column,
-        model=item.address(item.trial(row.trial), column, data).model,
+        model=column.model(item.trial(row.trial).on, data),
         published=evidence.number(row, column),
-        ours=rate_of(evidence.held("published", row, column, data, row.eps)),
+        ours=rate_of(evidence.share("published", row, column, data)),
         adaptive=rate_of(worst) if len(worst) else None,
         remark=item.remark(row, column),
     )

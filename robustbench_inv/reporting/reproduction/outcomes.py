@@ -1,9 +1,9 @@
-"""Outcomes: at which eps every sample fell in every cell, in one small file from which all numbers follow."""
+"""Outcomes: what became of every sample in every cell, in one small file from which all numbers follow."""
 
 import gzip
 from collections.abc import Iterable
 from io import BytesIO
-from math import inf, isnan
+from math import inf, isnan, nan
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,14 @@ import pandas as pd
 from robustbench_inv.catalogue.reproduction import Address
 from robustbench_inv.errors import BadResults
 from robustbench_inv.reporting.cells import CellResult
+from robustbench_inv.results.rejection import rejects
 
-__all__ = ["outcomes_of", "read_outcomes", "to_gzip"]
+__all__ = ["NO_GRADIENT", "REJECTED", "outcomes_of", "read_outcomes", "to_gzip"]
 
 INDEX = ["dataset", "sample", "label"]
+
+REJECTED, NO_GRADIENT = " | rejected", " | no gradient"
+"""Behind an address: was what is shown rejected, was every gradient zero that was taken? 1, 0, or nan."""
 
 NOT_ASKED = "-"
 """In the file, a sample that a cell was not asked about; one that held is empty."""
@@ -29,7 +33,8 @@ def outcomes_of(cells: Iterable[tuple[Address, CellResult]]) -> pd.DataFrame:
 
     Returns:
         Rows by data set, sample id and label; the eps at which the sample fell, 0 if it was wrong before any
-        attack, inf where it held, nan where it was not asked about.
+        attack, inf where it held, nan where it was not asked about. Further columns for what else can be told
+        of a cell: see REJECTED and NO_GRADIENT.
 
     Raises:
         BadResults: if two cells have the same names: one number cannot come from both.
@@ -45,11 +50,11 @@ def outcomes_of(cells: Iterable[tuple[Address, CellResult]]) -> pd.DataFrame:
                 expected="one: the other may be of older weights, or have another seed",
                 remedy="name a folder that holds one of them",
             )
-    joined = {
-        name: pd.concat([_column(cell) for cell in place.values()])
+    joined = [
+        pd.concat([_columns(name, cell) for cell in place.values()])
         for name, place in columns.items()
-    }
-    return pd.DataFrame(joined).sort_index() if joined else _nothing()
+    ]
+    return pd.concat(joined, axis=1).sort_index() if joined else _nothing()
 
 
 def to_gzip(outcomes: pd.DataFrame) -> bytes:
@@ -73,9 +78,16 @@ def read_outcomes(path: Path) -> pd.DataFrame:
         raise BadResults(f"cannot read the outcomes in {path}", remedy=str(error)) from error
 
 
-def _column(cell: CellResult) -> "pd.Series[float]":
+def _columns(name: str, cell: CellResult) -> pd.DataFrame:
+    """Return what is told of a cell's samples: where they fell, and what else there is to tell."""
     rows = [(cell.panel.dataset, record.sample, record.label) for record in cell.records]
-    return pd.Series(cell.broken_at, index=pd.MultiIndex.from_tuples(rows, names=INDEX))
+    told = {name: cell.broken_at}
+    if rejects(cell.records):
+        told[name + REJECTED] = np.array([r.after.accepted is False for r in cell.records], float)
+    if any(r.backward_passes for r in cell.records):
+        blind = [float(r.zero_gradient) if r.backward_passes else nan for r in cell.records]
+        told[name + NO_GRADIENT] = np.array(blind)
+    return pd.DataFrame(told, index=pd.MultiIndex.from_tuples(rows, names=INDEX))
 
 
 def _nothing() -> pd.DataFrame:

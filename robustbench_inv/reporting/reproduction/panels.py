@@ -6,17 +6,18 @@ from itertools import groupby
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from robustbench_inv.catalogue.reproduction import Column, Panel, Side
-from robustbench_inv.reporting.canvas import MUTED, Picture, label_axes, render, styled
+from robustbench_inv.reporting.canvas import MUTED, Picture, grid, label_axes, render, styled
 from robustbench_inv.reporting.cells import norm_sign
 from robustbench_inv.reporting.curves import rates_curve
-from robustbench_inv.reporting.exports import EMPTY, Shown, Table, number, slug
+from robustbench_inv.reporting.exports import EMPTY, Shown, Table, number, show_rate, slug
 from robustbench_inv.reporting.facts import rate_facts
-from robustbench_inv.reporting.figures import draw_curve, grid
-from robustbench_inv.reporting.reproduction.comparison import Evidence, rate_of
+from robustbench_inv.reporting.figures import draw_curve
+from robustbench_inv.reporting.reproduction.evidence import Evidence, rate_of
 from robustbench_inv.reporting.statistics import wilson
 from robustbench_inv.results.summary import Rate
 
@@ -31,6 +32,14 @@ BOTH = (
     " Solid: the attack as published. Dashed: the strongest, for each sample, of everything that was run on the "
     "same network."
 )
+
+BLIND = (
+    " No gradient: the share of attacked samples of which every gradient was zero that the attack as published took, "
+    "so that what is left there is left by the loss, not by the network."
+)
+
+OFTEN = 0.01
+"""Share without a gradient from which on the figure tells it."""
 
 STYLES: dict[Side, dict[str, Any]] = {
     "published": {"linestyle": "-", "marker": "o", "markersize": 2.6},
@@ -48,6 +57,7 @@ class Line:
         column: of which model.
         side: as published or adaptive.
         rates: what is left at each eps, ascending from 0.
+        blind: for which share of the attacked samples every gradient was zero; no trials where none was taken.
     """
 
     data: str
@@ -55,6 +65,7 @@ class Line:
     column: Column
     side: Side
     rates: Mapping[float, Rate]
+    blind: Rate
 
 
 def trace_lines(evidence: Evidence) -> list[Line]:
@@ -67,7 +78,7 @@ def trace_lines(evidence: Evidence) -> list[Line]:
         for column in item.columns
         for side in SIDES
     ]
-    lines = [Line(*place, _rates(evidence, *place)) for place in places]
+    lines = [Line(*place, _rates(evidence, *place), _blind(evidence, *place)) for place in places]
     return [line for line in lines if all(rate.trials for rate in line.rates.values())]
 
 
@@ -99,6 +110,7 @@ def curves_frame(evidence: Evidence, lines: Sequence[Line]) -> pd.DataFrame:
             "eps": eps,
             "samples": rate.trials,
             **rate_facts({"accuracy": rate}, wilson),
+            "no_gradient": line.blind.value,
         }
         for line in lines
         for eps, rate in line.rates.items()
@@ -108,21 +120,29 @@ def curves_frame(evidence: Evidence, lines: Sequence[Line]) -> pd.DataFrame:
 def curves_table(evidence: Evidence, lines: Sequence[Line]) -> Table:
     """Return where each line falls below one half."""
     caption = (
-        "The smallest ε of the figure at which less than half is left; > where half holds throughout. "
-        "The CSV has every point of the figure."
+        "The smallest ε of the figure at which less than half is left; > where half holds throughout. No gradient: "
+        "attacked samples of which every gradient was zero that the attack took. The CSV has every point of the figure."
     )
     places = dict.fromkeys((line.data, line.panel, line.column) for line in lines)
-    halves = {(line.data, line.panel, line.column, line.side): _half(line) for line in lines}
+    known = {(line.data, line.panel, line.column, line.side): line for line in lines}
     rows = tuple(
         (
             Shown(evidence.places[data], tone="name"),
             Shown(panel.title, tone="name"),
             Shown(column.name, tone="name"),
-            *(halves.get((data, panel, column, side), EMPTY) for side in SIDES),
+            *(_half(known.get((data, panel, column, side))) for side in SIDES),
+            *(_no_gradient(known.get((data, panel, column, side))) for side in SIDES),
         )
         for data, panel, column in places
     )
-    heading = ("Data", "Panel", "Model", *(name.capitalize() for name in SIDES.values()))
+    told = [name.capitalize() for name in SIDES.values()]
+    heading = (
+        "Data",
+        "Panel",
+        "Model",
+        *told,
+        *(f"No gradient, {name}" for name in SIDES.values()),
+    )
     frame = curves_frame(evidence, lines)
     return Table("curves", "Where half has fallen", caption, frame, heading, rows)
 
@@ -134,6 +154,10 @@ def _rates(
     return {eps: rate_of(evidence.held(side, panel, column, data, eps)) for eps in levels}
 
 
+def _blind(evidence: Evidence, data: str, panel: Panel, column: Column, side: Side) -> Rate:
+    return rate_of(evidence.blind(side, panel, column, data))
+
+
 def _picture(
     evidence: Evidence, data: str, lines: Sequence[Line], colours: Mapping[str, str]
 ) -> Picture:
@@ -141,19 +165,21 @@ def _picture(
     figure, axes = grid(len(item.panels), ABREAST, WIDTH, HEIGHT)
     for i, (ax, panel) in enumerate(zip(axes, item.panels, strict=True)):
         trial = item.trial(panel.trial)
-        label_axes(ax, panel.title, f"ε in {_norm(item.threat(trial, data))}")
+        label_axes(ax, panel.title, f"ε in {_norm(item.threats(trial, data)[0])}")
         ax.set_xlim(0, max(item.sweep(trial)))
         ax.set_ylabel("accuracy in %" if i % ABREAST == 0 else "")
         for line in (line for line in lines if line.panel == panel):
             curve = rates_curve(tuple(line.rates), list(line.rates.values()), wilson)
             draw_curve(ax, curve, colours[line.column.name], STYLES[line.side])
+        _tell_blind(ax, [line for line in lines if line.panel == panel], colours)
     sides = {line.side for line in lines}
     _legend(figure, colours, sides)
     return Picture(
         slug(f"panels-{place}"),
         f"Accuracy against ε: {place}",
         "Accuracy that is left as the budget grows, with its 95 % interval."
-        + (BOTH if len(sides) > 1 else ""),
+        + (BOTH if len(sides) > 1 else "")
+        + (BLIND if any(map(_often_blind, lines)) else ""),
         " ".join(_described(lines)),
         render(figure),
     )
@@ -180,6 +206,24 @@ def _described(lines: Sequence[Line]) -> Iterator[str]:
         yield f"{line.panel.title}, {line.column.name}, {SIDES[line.side]}: {told}"
 
 
-def _half(line: Line) -> Shown:
+def _often_blind(line: Line) -> bool:
+    return line.side == "published" and line.blind.trials > 0 and line.blind.value >= OFTEN
+
+
+def _tell_blind(ax: Axes, lines: Sequence[Line], colours: Mapping[str, str]) -> None:
+    """Write above a panel for which models gradients were zero, and for how many samples."""
+    for row, line in enumerate(filter(_often_blind, lines)):
+        told = f"no gradient: {100 * line.blind.value:.0f} %"
+        place: dict[str, Any] = {"transform": ax.transAxes, "ha": "right", "fontsize": 7.5}
+        ax.text(1.0, 1.03 + 0.07 * row, told, color=colours[line.column.name], **place)
+
+
+def _no_gradient(line: Line | None) -> Shown:
+    return show_rate(line.blind, wilson(line.blind)) if line and line.blind.trials else EMPTY
+
+
+def _half(line: Line | None) -> Shown:
+    if line is None:
+        return EMPTY
     below = [eps for eps, rate in line.rates.items() if rate.value < 0.5]
     return Shown(number(min(below)) if below else f"> {number(max(line.rates))}")

@@ -16,12 +16,8 @@ from robustbench_inv.reporting.html import export_files, files_of, render_page, 
 from robustbench_inv.reporting.page import Page, build_page
 from robustbench_inv.reporting.provenance import collect_verdicts
 from robustbench_inv.reporting.reproduction.claims import Finding, judge
-from robustbench_inv.reporting.reproduction.comparison import (
-    Entry,
-    Evidence,
-    compare,
-    find_places,
-)
+from robustbench_inv.reporting.reproduction.comparison import Entry, compare, find_places
+from robustbench_inv.reporting.reproduction.evidence import Evidence
 from robustbench_inv.reporting.reproduction.outcomes import outcomes_of, to_gzip
 from robustbench_inv.reporting.reproduction.panels import (
     Line,
@@ -46,7 +42,7 @@ Asked = Mapping[str, Sequence[int]]
 OUTCOMES = "outcomes.csv.gz"
 
 DETAILS = (
-    Section("Each attack", tables=("accuracy",), folded=True),
+    Section("Each attack", tables=("accuracy", "distances", "rejection"), folded=True),
     Section("Cost and state of every cell", tables=("cells",), folded=True),
 )
 """What the report shows besides, of the cells themselves."""
@@ -213,10 +209,11 @@ def _page(item: Reproduction, results: Sequence[RunResult]) -> Page:
 def _restricted(result: RunResult, item: Reproduction, asked: Asked | None) -> RunResult:
     """Keep the cells of the item, of those that were asked for, and of these the samples asked for."""
     wanted = {
-        item.address(trial, column, data)
+        address
         for data in item.datasets
         for trial in item.trials
-        for column in item.columns
+        for column in item.attacked(trial)
+        for address in item.addresses(trial, column, data)
     }
     names = _addresses(result)
     cells = (cell for cell in result.cells if names[cell.folder.digest] in wanted)

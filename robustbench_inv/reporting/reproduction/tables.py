@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from math import isnan
 from typing import Any
 
 import pandas as pd
 
-from robustbench_inv.catalogue.reproduction import Row
+from robustbench_inv.catalogue.reproduction import Row, Told
 from robustbench_inv.reporting.exports import EMPTY, Shown, Table, Tone, show_rate
 from robustbench_inv.reporting.facts import rate_facts
 from robustbench_inv.reporting.reproduction.claims import BASES, Basis, Contrast, Finding, Judgement
@@ -16,6 +17,21 @@ from robustbench_inv.reporting.statistics import Interval, wilson
 from robustbench_inv.results.summary import Rate
 
 __all__ = ["Band", "bands", "claims_table", "comparison_table", "contrasts_table"]
+
+MEANINGS: dict[Told, str] = {
+    "held": "Accuracy: shown inputs that are decided correctly, of all.",
+    "reached": "Success: attacked inputs on which the attack reaches its goal.",
+    "detected": "Detected: of those on which the attack as published reaches its goal, what it shows is rejected; adaptive: "
+    "no attack that counts finds anything that is wrong and accepted.",
+    "fooled": "Fooled: attacked inputs on which the goal is reached by something that is accepted.",
+}
+
+NAMES: dict[Told, str] = {
+    "held": "accuracy",
+    "reached": "success",
+    "detected": "detected",
+    "fooled": "fooled",
+}
 
 HEADINGS: dict[Basis, str] = {
     "paper": "In the paper",
@@ -46,7 +62,8 @@ class Band:
     @property
     def note(self) -> str:
         """What stands beneath the name."""
-        return f"ε = {self.row.eps:g}" if self.row.eps else ""
+        budget = f"ε = {self.row.eps:g}" if self.row.eps else ""
+        return budget if self.row.tells == "held" else NAMES[self.row.tells]
 
 
 def bands(entries: Sequence[Entry]) -> list[Band]:
@@ -63,13 +80,14 @@ def comparison_table(entries: Sequence[Entry]) -> Table:
         for band in bands(entries)
         for first, name, shown in _numbered(band)
     ]
+    told = dict.fromkeys(entry.row.tells for entry in entries)
     caption = (
-        "Accuracy in % [95 % Wilson interval]. Paper: the published number. As published: the same attack on our "
-        "network. Difference: ours as published minus the paper's, in points. Adaptive: what is left when, for "
-        "each sample, the strongest of everything counts that was run on this network at this budget."
+        f"{' '.join(MEANINGS[each] for each in told)} In % [95 % Wilson interval]. Paper: the published number. As published: "
+        "the same attack on our network. Difference: ours as published minus the paper's, in points. Adaptive: what is "
+        "left when, for each sample, the strongest of everything counts that was run on this network at this budget."
     )
     frame = pd.DataFrame(_fact(entry) for entry in entries)
-    heading = ("Attack", "Accuracy", *columns)
+    heading = ("Attack", " / ".join(NAMES[each] for each in told).capitalize(), *columns)
     return Table("comparison", "Published and reproduced", caption, frame, heading, tuple(rows))
 
 
@@ -116,7 +134,7 @@ def contrasts_table(findings: Sequence[Finding]) -> Table:
 
 
 def _lines(group: Sequence[Entry]) -> Iterator[tuple[str, tuple[Shown, ...]]]:
-    yield "paper", tuple(Shown(f"{100 * entry.published:.1f}") for entry in group)
+    yield "paper", tuple(_published(entry) for entry in group)
     yield "ours, as published", tuple(_share(entry.ours) for entry in group)
     yield "difference", tuple(_difference(entry) for entry in group)
     if any(entry.adaptive for entry in group):
@@ -132,8 +150,12 @@ def _share(rate: Rate | None) -> Shown:
     return show_rate(rate, wilson(rate)) if rate else EMPTY
 
 
+def _published(entry: Entry) -> Shown:
+    return EMPTY if isnan(entry.published) else Shown(f"{100 * entry.published:.1f}")
+
+
 def _difference(entry: Entry) -> Shown:
-    if not entry.ours.trials:
+    if isnan(entry.difference):
         return EMPTY
     tone: Tone = "fail" if entry.unexplained else "warn" if entry.far else ""
     return Shown(f"{100 * entry.difference:+.1f}".replace("-", "−"), tone=tone)
@@ -144,6 +166,7 @@ def _fact(entry: Entry) -> dict[str, Any]:
         "row": entry.row.label,
         "attack": entry.row.name,
         "eps": entry.row.eps,
+        "tells": entry.row.tells,
         "column": entry.column.name,
         "model": entry.model,
         "published": entry.published,

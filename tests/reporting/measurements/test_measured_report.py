@@ -199,3 +199,20 @@ def test_mistakes_in_a_definition_are_explained(tmp_path, old, new, said):
     path.write_text(DEFINITION.replace(old, new, 1))
     with pytest.raises(BadCatalogue, match=said):
         read_reproduction(path)
+
+
+def test_amounts_are_compared_as_amounts(tmp_path):
+    path = tmp_path / "table-8.toml"
+    path.write_text(
+        DEFINITION.replace('"never measured" = [1, 2, nan]', '"millions" = [1.5, 2, 4]')
+    )
+    numbers = [*usual(), Number("millions", "CE", 1.25), Number("millions", "iCE", 2.0)]
+    part = report(read_reproduction(path), tmp_path, numbers).parts[0]
+    entry = next(e for e in part.entries if e.place == "millions, CE")
+    assert (entry.published, entry.difference) == (1.5, -0.25)
+    assert entry.far  # by a sixth
+    assert not next(e for e in part.entries if e.place == "millions, iCE").far
+    band = next(band for band in part.bands if band.name == "millions")
+    assert [[cell.text for cell in cells] for _, cells in band.lines] == [
+        ["1.50", "2.00", "4.00"], ["1.25", "2", "—"], ["−0.25", "+0.00", "—"],
+    ]  # fmt: skip

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustbench_inv.errors import BadResults
-from robustbench_inv.reporting.reproduction.comparison import Evidence, compare, find_places
+from robustbench_inv.reporting.reproduction.comparison import compare, find_places
+from robustbench_inv.reporting.reproduction.evidence import Evidence
 from robustbench_inv.reporting.reproduction.outcomes import read_outcomes, to_gzip
 from robustbench_inv.reporting.reproduction.report import reproduce
 from robustbench_inv.results.summary import Rate

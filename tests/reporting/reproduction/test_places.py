@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 
 from robustbench_inv.catalogue.reproduction_file import load_reproduction
-from robustbench_inv.reporting.reproduction.comparison import Evidence, find_places, rate_of
+from robustbench_inv.reporting.reproduction.comparison import find_places
+from robustbench_inv.reporting.reproduction.evidence import Evidence, rate_of
 
 ITEM = load_reproduction("thesis/figure-6.3")
 COLUMN = ITEM.columns[0]
@@ -14,7 +15,7 @@ COLUMN = ITEM.columns[0]
 def outcomes():
     """Two inner and three outer points of each data set; the attack breaks every outer one at 0.4."""
     rows = [(name, i, i % 2) for name in ITEM.datasets for i in (0, 1, 2, 3, 5)]
-    address = str(ITEM.address(ITEM.trial("perturbation"), COLUMN, ITEM.datasets[0]))
+    (address,) = map(str, ITEM.addresses(ITEM.trial("perturbation"), COLUMN, ITEM.datasets[0]))
     index = pd.MultiIndex.from_tuples(rows, names=["dataset", "sample", "label"])
     fell = [0.4 if label else float("inf") for _, _, label in rows]
     return pd.DataFrame({address: fell}, index=index)

@@ -92,8 +92,8 @@ def test_the_figure_shows_both_lines_of_every_model(item, run):
 def test_the_figure_as_a_table_tells_where_half_has_fallen(item, run):
     found = reproduce(item, [run])
     (cnn, js) = [[cell.text for cell in row] for row in found.curves.rows]
-    assert cnn == ["mnist", "F, white box", "CNN", "0.2", "0.1"]
-    assert js == ["mnist", "F, white box", "JS", "> 0.2", "0.1"]
+    assert cnn == ["mnist", "F, white box", "CNN", "0.2", "0.1", "0.0", "0.0"]
+    assert js == ["mnist", "F, white box", "JS", "> 0.2", "0.1", "0.0", "0.0"]
     frame = found.curves.frame
     assert list(frame.accuracy[:3]) == [1.0, 0.5, 0.1]
     assert len(frame) == 12

@@ -1,0 +1,76 @@
+"""Measures attacks that only ask questions against their nearest kin in Foolbox and torchattacks: time, questions, distance.
+
+All are run through the same interface, so that questions are counted alike and a failed start ends no other sample; in
+one process on one thread, times are of the processor.
+"""
+
+import time
+
+import torch
+from minimum_norm import Digits, draw_digits, nearness
+from torch import Tensor
+
+import robustbench_inv as rbi
+from robustbench_inv.attacks.protocol import Batch
+from robustbench_inv.evaluation.metering import Meter
+from robustbench_inv.evaluation.prepare import prepare
+from robustbench_inv.randomness import Noise
+from robustbench_inv.threat.budgets import Unbounded
+from robustbench_inv.threat.threat_model import ThreatModel
+
+__all__ = ["query_section"]
+
+SAMPLES, STEPS = 20, 1000
+
+CONTESTS = {
+    "l2": (f"boundary:steps={STEPS}", f"foolbox:BoundaryAttack:steps={STEPS}"),
+    "l0": (
+        "local-search",
+        "torchattacks:Pixle",
+        "torchattacks:OnePixel:pixels=15,steps=20",
+    ),
+}
+"""Boundary at equal steps; nobody else has LocalSearch: beside it stand torchattacks' searches for few pixels by
+questions alone, OnePixel with as many pixels as LocalSearch changes. Foolbox's PointwiseAttack takes minutes."""
+
+
+def query_section() -> str:
+    """Return the benchmark's text for the page."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    digits = draw_digits(SAMPLES)
+    rows = [_row(digits, attack, norm) for norm, names in CONTESTS.items() for attack in names]
+    torch.set_num_threads(before)
+    return "\n".join([_OPENING, *rows, ""])
+
+
+def _row(digits: Digits, attack: str, measured: str) -> str:
+    start = time.process_time()
+    shown, questions = _asked(digits, attack, measured)
+    seconds = time.process_time() - start
+    told = nearness(digits, shown, measured)
+    return f"| `{attack}` | {measured} | {told} | {questions:,.0f} | {seconds:.2f} s |"
+
+
+def _asked(digits: Digits, attack: str, measured: str) -> tuple[Tensor, float]:
+    """Return what an attack shows, and how often it asked about a sample, on average."""
+    searched = prepare(digits.classifier, digits.images[:8], fold=False)
+    batch, noise = Batch(digits.images, digits.labels, digits.ids), Noise(0, digits.ids)
+    threat = ThreatModel(Unbounded(measured))
+    meter = Meter(searched, batch, threat, noise)
+    shown = rbi.load_attack(attack).attack.run(meter, batch, threat, noise)
+    return shown, meter.forward_passes.double().mean().item()
+
+
+_OPENING = f"""
+## Attacks that only ask
+
+On `mnist-cnn` and {SAMPLES} digits of `mnist5k` in one batch; one process, one thread, processor time of one run. Boundary at equal
+steps. LocalSearch is in neither library: the rows below it are the nearest that they have.
+
+| attack | norm | median | mean | not broken | questions | time |
+|---|---|---|---|---|---|---|"""
+
+
+if __name__ == "__main__":
+    print(query_section())

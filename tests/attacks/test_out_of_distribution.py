@@ -1,0 +1,173 @@
+"""Inputs of another data set: each shown once, in a fixed order, and refused where they cannot be shown."""
+
+import pickle
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from robustbench_inv.attacks.out_of_distribution import OutOfDistribution, Strangers, shuffled
+from robustbench_inv.attacks.protocol import Batch, ShowsOthers
+from robustbench_inv.catalogue.load import load_attack
+from robustbench_inv.data.arrays import ArrayDataset
+from robustbench_inv.errors import BadData, CapabilityMismatch
+from robustbench_inv.evaluation import others as opening
+from robustbench_inv.evaluation import sources
+from robustbench_inv.evaluation.engine import Settings, run_cell
+from robustbench_inv.evaluation.others import with_others
+from robustbench_inv.evaluation.plan import plan_jobs
+from robustbench_inv.evaluation.sources import Question, build_jobs
+from robustbench_inv.models.module import wrap_module
+from robustbench_inv.models.rejection import reject
+from robustbench_inv.results.rejection import rejection_rates
+from robustbench_inv.results.store import CellFolder
+from robustbench_inv.threat.goals import Accept
+
+
+def greys(name, levels):
+    """Images of one grey level each; their class is whether that is above a half."""
+    values = torch.tensor(levels, dtype=torch.float32)
+    images = values.reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2).contiguous()
+    return ArrayDataset(images, (values > 0.5).long(), name, num_classes=2)
+
+
+class Extremes(nn.Module):
+    """The class is whether an image is bright; both logits are how far its grey is from the middle."""
+
+    bounds, num_classes = (0.0, 1.0), 2
+
+    def forward(self, x):
+        lead = x.flatten(1).mean(1) - 0.5
+        return torch.stack([-lead, lead], 1)
+
+
+OWN = [0.0, 0.1, 0.9, 1.0, 0.05, 0.95]
+OTHER = [0.42, 0.44, 0.46, 0.54, 0.02, 0.58]
+"""Of these, one scores above a threshold of 0.3: it looks like the model's own data."""
+
+
+def opens(monkeypatch, other):
+    """Let every name stand for one data set."""
+    monkeypatch.setattr(
+        sources, "_open", lambda source, *_, **__: other if isinstance(source, str) else source
+    )
+
+
+@pytest.fixture
+def data(monkeypatch):
+    """The model's own data, and others that open under the name ``middle``."""
+    own, other = greys("own", OWN), greys("middle", OTHER)
+    opens(monkeypatch, other)
+    return own, other
+
+
+@pytest.fixture
+def careful():
+    return reject(wrap_module(Extremes(), "extremes"), "likelihood", torch.tensor([0.3, 0.3]))
+
+
+def jobs(model, own, attack):
+    return list(build_jobs(Question([model], [attack], dataset=own)))
+
+
+def test_the_order_is_fixed_and_leaves_nothing_out():
+    assert sorted(shuffled(50).tolist()) == list(range(50))
+    assert torch.equal(shuffled(50), shuffled(50))
+    assert shuffled(50).tolist() != list(range(50))
+
+
+def test_what_a_sample_is_shown_depends_on_its_id_alone(data):
+    own, other = data
+    attack = Strangers(other)
+    ids = torch.arange(6)
+    batch = Batch(*own.batch(ids), ids)
+    whole = attack.run(None, batch, None, None)
+    rows = torch.tensor([4, 1])
+    assert torch.equal(attack.run(None, batch[rows], None, None), whole[rows])
+    assert sorted(whole[:, 0, 0, 0].tolist()) == sorted(other.batch(ids)[0][:, 0, 0, 0].tolist())
+
+
+def test_success_is_an_input_of_other_data_that_is_accepted(data, careful, tmp_path):
+    own, _ = data
+    (job,) = jobs(careful, own, "out-of-distribution:dataset=middle")
+    assert job.threat.goal == Accept()
+    plan_jobs([job])
+    run_cell(job, tmp_path / "c", Settings(batch_size=4))
+    records = CellFolder(tmp_path / "c").records()
+    assert {r.status for r in records} == {"ok"}
+    assert sum(r.goal_reached for r in records) == 1
+    rates = rejection_rates(records)
+    assert (rates.rejected.successes, rates.rejected.trials) == (5, 6)
+    assert rates.rejected_clean.successes == 0
+    assert [r.forward_passes for r in records] == [0] * 6
+
+
+def test_the_usual_data_set_is_the_one_that_is_named(data, careful, monkeypatch):
+    own, _ = data
+    monkeypatch.setattr(opening, "usual_others", lambda _: "middle")
+    (usual,), (named,) = (
+        jobs(careful, own, text)
+        for text in ("out-of-distribution", "out-of-distribution:dataset=middle")
+    )
+    assert usual.attack.name == named.attack.name == "out-of-distribution:dataset=middle"
+    assert usual.spec.digest == named.spec.digest
+    assert named.attack.card["others"]["name"] == "middle"
+
+
+def test_another_process_opens_the_same_data(data, careful):
+    (job,) = jobs(careful, data[0], "out-of-distribution:dataset=middle")
+    again = pickle.loads(pickle.dumps(job))
+    assert again.spec.digest == job.spec.digest
+    assert isinstance(again.attack.attack, Strangers)
+
+
+def test_the_bytes_of_the_other_data_are_part_of_the_cell(data, careful, monkeypatch):
+    own, _ = data
+    (before,) = jobs(careful, own, "out-of-distribution:dataset=middle")
+    changed = greys("middle", [*OTHER[:5], 0.57])
+    opens(monkeypatch, changed)
+    (after,) = jobs(careful, own, "out-of-distribution:dataset=middle")
+    assert before.spec.digest != after.spec.digest
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        (greys("middle", OTHER[:5]), "each is shown once, got 5, expected >= 6"),
+        (greys("copy", OWN), "not out of its distribution"),
+        (ArrayDataset(torch.zeros(6, 1, 3, 3), [0] * 6, "large"), "differ in the shape or range"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_before_anything_runs(
+    data, careful, monkeypatch, other, says
+):
+    own, _ = data
+    opens(monkeypatch, other)
+    with pytest.raises(CapabilityMismatch, match=says):
+        plan_jobs(jobs(careful, own, "out-of-distribution:dataset=middle"))
+
+
+def test_without_a_usual_data_set_it_is_refused(data, careful):
+    own, _ = data
+    with pytest.raises(CapabilityMismatch, match="no usual one for own"):
+        plan_jobs(jobs(careful, own, "out-of-distribution"))
+
+
+def test_files_that_are_not_here_stop_a_plan_unless_the_run_is_optional(data, careful):
+    own, _ = data
+
+    def missing(name):
+        raise BadData("no such file", got=name)
+
+    source = "out-of-distribution:dataset=middle"
+    loaded = load_attack(source)
+    assert isinstance(loaded.attack, ShowsOthers)
+    with pytest.raises(BadData):
+        with_others(source, loaded, own, missing)
+    left = with_others(source, loaded, own, missing, optional=True)
+    assert left.attack == OutOfDistribution("middle")
+    (job,) = jobs(careful, own, "uniform-noise")
+    plan = plan_jobs([job, replace(job, attack=left, optional=True)])
+    assert plan.jobs == (job,)
+    assert "left out: out-of-distribution:dataset=middle" in plan.warnings[0]
