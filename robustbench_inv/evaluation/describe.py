@@ -51,8 +51,8 @@ def threat_text(threat: ThreatModel) -> str:
         'linf=0.1,0.2'
         >>> threat_text(ThreatModel(LpBall("linf", 0.2), MisclassifyAccepted()))
         'linf=0.2:goal=misclassify-accepted'
-        >>> threat_text(ThreatModel(Unbounded("l2"), Target(offset=3, confidence=500)))
-        'none:goal=target:offset=3,confidence=500'
+        >>> threat_text(ThreatModel(LpBall("l2", 1.0), Target(offset=3, confidence=500)))
+        'l2=1:goal=target:offset=3,confidence=500'
     """
     helper = SUBSTITUTE if threat.transfers else GUIDE
     goal = threat.goal.name if isinstance(threat.goal, MisclassifyAccepted) else None

@@ -71,7 +71,7 @@ def glow(
         architecture: other fields of ``firevnet.Architecture``.
 
     References:
-        Kingma and Dhariwal, Glow, NeurIPS 2018, sections 3 and 5 and table 1.
+        Kingma and Dhariwal, Glow, NeurIPS 2018, section 3 and table 1.
     """
     chosen = {"coupling": "affine", "norm": False, "read_out": "first", **architecture}
     steps = convolutional(shape, num_classes, stages=stages, blocks=blocks, width=width, **chosen)

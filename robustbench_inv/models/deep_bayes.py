@@ -48,8 +48,8 @@ class GBZ(SampledNetwork):
         hidden: units of the hidden layers: one in q behind the convolutions, two each in p(x|z) and p(y|z).
 
     References:
-        Li, Bradshaw and Sharma, Are generative classifiers more robust to adversarial attacks?, ICML 2019,
-        sections 2 and 3; their code, where GBZ is p(z) p(x|z) p(y|z), for the variance (reconstruction by −‖x − μ‖²).
+        Li, Bradshaw and Sharma, Are generative classifiers more robust to adversarial attacks?, ICML 2019; their
+        code, deepgenerativeclassifier/DeepBayes, says that GBZ is p(z) p(x|z) p(y|z), and judges images by −‖x − μ‖².
         Burda, Grosse and Salakhutdinov, Importance weighted autoencoders, ICLR 2016, equation 8.
     """
 

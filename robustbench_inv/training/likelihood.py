@@ -24,7 +24,7 @@ class ClassLikelihood:
 
     References:
         Kingma and Dhariwal, Glow, NeurIPS 2018, section 2; Fetaya et al., Understanding the limitations of
-        conditional generative models, ICLR 2020, section 5, for the second term.
+        conditional generative models, ICLR 2020, on what likelihood alone leaves of classification.
     """
 
     classification: float = 0.0
@@ -48,8 +48,8 @@ class EvidenceBound:
         warm_up: share of the training over which β rises.
 
     References:
-        Li, Bradshaw and Sharma, Are generative classifiers more robust to adversarial attacks?, ICML 2019,
-        section 2; Sønderby et al., Ladder variational autoencoders, NIPS 2016, section 2.4, for the warm-up.
+        Li, Bradshaw and Sharma, Are generative classifiers more robust to adversarial attacks?, ICML 2019;
+        Sønderby et al., Ladder variational autoencoders, NIPS 2016, for the warm-up.
     """
 
     warm_up: float = 0.1
