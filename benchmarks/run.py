@@ -17,6 +17,7 @@ import torch
 from hypothesis_forward import hypothesis_section
 from minimum_norm import minimum_norm_section
 from query_attacks import query_section
+from standard import standard_section
 from torch import Tensor, nn
 
 import robustbench_inv as rbi
@@ -173,8 +174,8 @@ def main() -> None:
     for eps in arguments.eps:
         problem = Problem(network, images, labels, ids, eps, arguments.batch_size)
         rows += measure(problem, arguments.repeats)
-    sections = minimum_norm_section(), query_section(), hypothesis_section()
-    text = "\n".join([_page(rows, arguments), *sections])
+    sections = (standard_section, minimum_norm_section, query_section, hypothesis_section)
+    text = "\n".join([_page(rows, arguments), *(section() for section in sections)])
     print(text)
     if arguments.write:
         PAGE.write_text(text, encoding="utf-8")

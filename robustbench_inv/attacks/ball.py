@@ -158,8 +158,7 @@ def steepest(gradient: Tensor, name: str) -> Tensor:
 def _shorten_within(sizes: Tensor, room: Tensor, radii: Tensor) -> Tensor:
     """Return min(max(sizes − λ, 0), room), (n, d), with the least λ of each row at which it sums up to its radius (n,).
 
-    Newton's steps, inside a bracket that closes: they end exactly, the sum being made of straight pieces. Sorting the 2d
-    places where it bends takes SORT times as long.
+    Newton's steps inside a bracket that closes: they end exactly, as the sum is made of straight pieces.
 
     Args:
         sizes: (n, d) >= 0.

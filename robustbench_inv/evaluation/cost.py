@@ -73,19 +73,28 @@ def passes(parameters: Mapping[str, Any], cost: str) -> tuple[int, bool]:
     """Return the passes of one sample under one eps, and whether they are a guess.
 
     Args:
-        parameters: of the attack; ``steps``, ``restarts`` and ``draws`` are understood.
+        parameters: of the attack; ``steps``, ``restarts``, ``target_classes``, ``queries`` and ``long``, ``draws``, and
+            ``members`` with their own are understood.
         cost: cost class of its card.
 
     Example:
         >>> passes({"steps": 40, "restarts": 2}, "gradient")
         (82, False)
+        >>> passes({"members": [{"steps": 9}, {"queries": 100}]}, "search")
+        (110, False)
     """
+    if members := parameters.get("members"):
+        counts, guesses = zip(*(passes(member, cost) for member in members), strict=True)
+        return sum(counts), any(guesses)
     if "draws" in parameters:
         return int(parameters["draws"]), False
-    restarts = int(parameters.get("restarts") or 1)
+    queries = sum(int(parameters.get(name) or 0) for name in ("queries", "long"))
+    runs = int(parameters.get("restarts") or 1) * max(1, int(parameters.get("target_classes") or 0))
     if parameters.get("steps"):
-        return restarts * (int(parameters["steps"]) + 1), False
-    return restarts * USUAL_STEPS.get(cost, USUAL_STEPS["gradient"]), True
+        return queries + runs * (int(parameters["steps"]) + 1), False
+    if queries:
+        return queries, False
+    return runs * USUAL_STEPS.get(cost, USUAL_STEPS["gradient"]), True
 
 
 def _estimate(job: "Job", seconds: float, *, shared: bool) -> Estimate:

@@ -1,11 +1,13 @@
 """The geometry of a budget: projections stay inside ball and box, directions have length one, draws are uniform."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 
-from robustbench_inv.attacks.ball import Ball, steepest
+from robustbench_inv.attacks.ball import Ball, project_onto_l1_and_box, steepest
 from robustbench_inv.errors import CapabilityMismatch
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import norm
@@ -85,3 +87,41 @@ def test_useless_gradients_lead_nowhere(name):
 def test_other_budgets_are_refused(budget):
     with pytest.raises(CapabilityMismatch, match="fixed budget"):
         Ball.of(ThreatModel(budget), torch.zeros(1, 2), (0.0, 1.0))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(0, 8), st.floats(0, 20), st.booleans())
+def test_l1_projection_ends_inside_ball_and_box(eps, length, single):
+    some = ball("l1", eps, n=3, dtype=torch.float32 if single else torch.float64)
+    far = some.clean + length * (Noise(2, torch.arange(3)).normal((3, 4), dtype=some.clean.dtype))
+    assert inside(some, some.project(far))
+
+
+@pytest.mark.parametrize("dimension", [2, 5, 9])
+@pytest.mark.parametrize("eps", [0.0, 0.05, 0.6, 3.0])
+def test_l1_projection_is_the_nearest_point(dimension, eps):
+    """Held against a general solver, on the difference of two non-negative vectors."""
+    n = 6
+    clean = Noise(1, torch.arange(n)).uniform((dimension,), dtype=torch.float64)
+    clean[:, 0] = clean[:, 0].round()  # at a bound
+    far = clean + 1.5 * Noise(2, torch.arange(n)).normal((dimension,), dtype=torch.float64)
+    found = (project_onto_l1_and_box(clean, far, eps, (0.0, 1.0)) - clean).numpy()
+    for i in range(n):
+        wanted, room = (far - clean)[i].numpy(), clean[i].numpy()
+        solved = minimize(
+            lambda z, w=wanted: ((z[:dimension] - z[dimension:] - w) ** 2).sum(),
+            np.zeros(2 * dimension),
+            bounds=[*((0, 1 - x) for x in room), *((0, x) for x in room)],
+            constraints=[{"type": "ineq", "fun": lambda z: eps - z.sum()}],
+            options={"ftol": 1e-13, "maxiter": 300},
+        ).x
+        assert found[i] == pytest.approx(solved[:dimension] - solved[dimension:], abs=1e-5)
+
+
+def test_draws_in_l1_are_uniform_in_depth():
+    """The share of a ball's volume within r of its centre is r to the power of the dimension."""
+    some = Ball(torch.zeros(4000, 3, dtype=torch.float64), LpBall("l1", 2.0), (-9.0, 9.0))
+    drawn = norm(some.draw(Noise(0, torch.arange(4000)), 0), "l1") / 2
+    assert drawn.max() <= 1 + 1e-9
+    assert (drawn**3).mean().item() == pytest.approx(0.5, abs=0.02)
+    assert ((drawn**3) < 0.25).double().mean().item() == pytest.approx(0.25, abs=0.03)

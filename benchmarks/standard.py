@@ -1,0 +1,158 @@
+"""Holds the ensemble ``standard`` against torchattacks' AutoAttack: what each leaves standing, and how long it takes.
+
+Both run in one process on one thread, in turn, on the same correctly classified samples in one batch; times are processor
+time, which other programs on the machine do not change. Both are judged by the network itself, inside ball and box.
+"""
+
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+import robustbench_inv as rbi
+from robustbench_inv.attacks.protocol import Batch
+from robustbench_inv.data.sampling import select_samples
+from robustbench_inv.errors import InvbenchError
+from robustbench_inv.evaluation.metering import Meter, inside_box, judge
+from robustbench_inv.evaluation.prepare import prepare
+from robustbench_inv.models.protocol import Classifier
+from robustbench_inv.randomness import Noise
+from robustbench_inv.threat.budgets import LpBall
+from robustbench_inv.threat.threat_model import ThreatModel
+
+__all__ = ["standard_section"]
+
+SAMPLES, REPEATS, SLOW = 100, 3, 15.0
+"""A contestant that has taken more than ``SLOW`` seconds is not timed again."""
+
+CONTESTS = (
+    ("mnist-cnn", "mnist5k", "linf", 0.05),
+    ("mnist-cnn", "mnist5k", "linf", 0.1),
+    ("mnist-cnn", "mnist5k", "l2", 1.0),
+    ("mnist-c-dv", "mnist5k", "linf", 0.05),
+    ("mnist-c-js", "mnist5k", "linf", 0.05),
+    ("mnist-vib:noise=mean", "mnist5k", "linf", 0.05),
+    ("mnist-cnn-at", "mnist5k", "linf", 0.3),
+    ("fashion-mnist-cnn", "fashion-mnist", "linf", 0.02),
+)
+"""Model, data set, norm and eps at which something is left; a model or data set that is not there is left out."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What both are given: a model, samples that it gets right, and a budget."""
+
+    classifier: Classifier
+    batch: Batch
+    budget: LpBall
+
+    def left(self, shown: Tensor) -> set[int]:
+        """Return the samples that no allowed input breaks."""
+        batch = self.batch
+        allowed = self.budget.contains(batch.images, shown)
+        allowed &= inside_box(shown, self.classifier.bounds)
+        answer = judge(self.classifier, shown, Noise(0, batch.ids))
+        return set(batch.ids[~(allowed & (answer.decision != batch.labels))].tolist())
+
+
+class Logits(nn.Module):
+    """A classifier as the network that torchattacks expects."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (n, classes) of images (n, …)."""
+        return self.classifier(images).logits
+
+
+def standard_section() -> str:
+    """Return the benchmark's text for the page."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    rows = [_row(*contest) for contest in CONTESTS if _there(contest)]
+    torch.set_num_threads(before)
+    return "\n".join([_OPENING, *rows, ""])
+
+
+def ours(problem: Problem) -> Tensor:
+    """Return the proposals of the preset: search on the prepared copy, as the engine does."""
+    batch, noise = problem.batch, Noise(0, problem.batch.ids)
+    searched = prepare(problem.classifier, batch.images[:8], fold=True)
+    threat = ThreatModel(problem.budget)
+    meter = Meter(searched, batch, threat, noise)
+    return rbi.load_attack("standard").attack.run(meter, batch, threat, noise)
+
+
+def autoattack(problem: Problem) -> Tensor:
+    """Return the proposals of torchattacks' AutoAttack, version standard."""
+    import torchattacks as ta
+
+    name = {"linf": "Linf", "l2": "L2"}[problem.budget.norm]
+    eps, classes = problem.budget.eps, problem.classifier.num_classes
+    network = Logits(problem.classifier).eval()
+    attack = ta.AutoAttack(network, norm=name, eps=eps, n_classes=classes, seed=0)
+    shown: Tensor = attack(problem.batch.images, problem.batch.labels)
+    return shown
+
+
+def _there(contest: tuple[str, str, str, float]) -> bool:
+    model, dataset = contest[:2]
+    try:
+        rbi.load_dataset(dataset)
+        rbi.load_model(model)
+    except InvbenchError:
+        return False
+    return True
+
+
+def _row(model: str, dataset: str, norm: str, eps: float) -> str:
+    problem = _problem(model, dataset, LpBall(norm, eps))
+    times, left = zip(*(_measured(each, problem) for each in (ours, autoattack)), strict=True)
+    n = len(problem.batch)
+    shares = " | ".join(f"{len(each)}" for each in left)
+    return (
+        f"| {model} | {norm} {eps:g} | {n} | {shares} | {len(left[0] - left[1])} | "
+        f"{times[0]:.1f} s | {times[1]:.1f} s | {times[0] / times[1]:.2f} |"
+    )
+
+
+def _problem(model: str, dataset: str, budget: LpBall) -> Problem:
+    classifier, data = rbi.load_model(model).classifier, rbi.load_dataset(dataset)
+    ids = torch.tensor(select_samples(data.labels, SAMPLES))
+    images, labels = data.batch(ids)
+    right = judge(classifier, images, Noise(0, ids)).decision == labels
+    return Problem(classifier, Batch(images[right], labels[right], ids[right]), budget)
+
+
+def _measured(contestant: Callable[[Problem], Tensor], problem: Problem) -> tuple[float, set[int]]:
+    """Return the median time, and which samples are left."""
+    seconds: list[float] = []
+    left: set[int] = set()
+    while len(seconds) < REPEATS and sum(seconds) < SLOW:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            start = time.process_time()
+            shown = contestant(problem)
+        seconds.append(time.process_time() - start)
+        left = problem.left(shown.detach())
+    return median(seconds), left
+
+
+_OPENING = f"""
+## The ensemble against AutoAttack
+
+Preset `standard` against torchattacks' `AutoAttack`, version standard, on the correctly classified of {SAMPLES} samples in one batch;
+one process, one thread, in turn, processor time. *Ours alone*: samples that ours leaves and AutoAttack breaks.
+
+| model | budget | samples | left by ours | by AutoAttack | ours alone | ours | AutoAttack | ours / its time |
+|---|---|---|---|---|---|---|---|---|"""
+
+
+if __name__ == "__main__":
+    print(standard_section())

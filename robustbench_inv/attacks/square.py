@@ -1,0 +1,230 @@
+"""The Square attack: random squares, kept where they bring the margin nearer, by scores alone."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.attacks.ball import BALLS, Ball
+from robustbench_inv.attacks.best import Best
+from robustbench_inv.attacks.protocol import Batch, Kind, Queries
+from robustbench_inv.attacks.ranges import check_below, check_least
+from robustbench_inv.randomness import Noise
+from robustbench_inv.threat.threat_model import ThreatModel
+
+__all__ = ["Square", "share_of_pixels", "two_bumps", "window"]
+
+HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+"""Queries, of 10,000, after which the share of pixels that a square covers is halved."""
+
+AHEAD = 64
+"""Queries whose random numbers are drawn at once: each draw takes half a millisecond, as a small network's answer does."""
+
+GRID = 5
+"""Tiles along each side that the first perturbation in l1 and l2 is made of."""
+
+LEAST_SIDE = 3
+"""Pixels of the smallest square in l1 and l2, whose pattern needs a middle."""
+
+
+@dataclass(frozen=True)
+class Square:
+    """Square attack in linf, l2 or l1: a random search that needs the scores and no gradient.
+
+    An input of two dimensions or one is an image of one channel, or of one row.
+
+    Args:
+        queries: of each sample that does not fall, >= 1.
+        share: of the pixels that the first square covers, between 0 and 1.
+
+    References:
+        Andriushchenko, Croce, Flammarion and Hein, Square Attack: a query-efficient black-box adversarial attack via
+        random search, ECCV 2020, algorithms 1 to 3; for l1 Croce and Hein, Mind the box, ICML 2021, appendix C.
+    """
+
+    queries: int = 5000
+    share: float = 0.8
+
+    kind: ClassVar[Kind] = "budget"
+    norms: ClassVar[frozenset[str]] = BALLS
+
+    def __post_init__(self) -> None:
+        check_least(self, queries=1)
+        check_below(self, share=1.0)
+
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
+        shape = (1, 1, *batch.images.shape[1:])[-3:]
+        ball = Ball.of(threat, batch.images.reshape(-1, *shape), model.bounds, BALLS)
+        proposal = _Sign() if threat.norm == "linf" else _Bump(1 if threat.norm == "l1" else 2)
+        best = Best(batch, threat.goal, model.conclusive)
+        rows, drawn = best.standing, noise.uniform((1,))
+        for query in range(self.queries):
+            if query % AHEAD == 0:
+                numbers = proposal.numbers(shape[0])
+                drawn = noise.rows(rows).uniform((AHEAD, numbers), step=1 + query // AHEAD)
+            if query == 0:
+                shown = proposal.first(ball, noise)
+            else:
+                known = best.images[rows].reshape(-1, *shape)
+                size = window(share_of_pixels(self.share, query / self.queries), shape)
+                shown = proposal.next(ball, known, size, drawn[:, query % AHEAD])
+            shown = ball.project(shown).reshape(-1, *batch.images.shape[1:])
+            standing = best.offer(shown, model(shown, rows), rows)
+            if not standing.all():
+                rows, drawn, ball = rows[standing], drawn[standing], ball[standing]
+            if not len(rows):
+                break
+        return best.images
+
+
+@dataclass(frozen=True)
+class _Sign:
+    """Proposals in linf: every element at an end of its range, changed in one window at a time, channel by channel."""
+
+    def numbers(self, channels: int) -> int:
+        """Return how many random numbers a proposal takes."""
+        return 2 + channels
+
+    def first(self, ball: Ball, noise: Noise) -> Tensor:
+        """Return columns of one sign, (m, c, h, w)."""
+        c, _, w = ball.clean.shape[1:]
+        return ball.clean + ball.eps * _signs(noise.uniform((c, 1, w))).to(ball.clean)
+
+    def next(self, ball: Ball, known: Tensor, size: tuple[int, int], drawn: Tensor) -> Tensor:
+        """Return (m, c, h, w) the best known images, changed in a window."""
+        end = ball.clean + ball.eps * _signs(drawn[:, 2:, None, None]).to(known)
+        return torch.where(_inside(known, size, drawn), end, known)
+
+
+@dataclass(frozen=True)
+class _Bump:
+    """Proposals in l1 and l2: what one window's perturbation is long is given to another, in two bumps of unlike signs.
+
+    Args:
+        order: of the norm, 1 or 2.
+    """
+
+    order: int
+
+    def numbers(self, channels: int) -> int:
+        """Return how many random numbers a proposal takes."""
+        return 5 + channels
+
+    def first(self, ball: Ball, noise: Noise) -> Tensor:
+        """Return a grid of bumps, (m, c, h, w), eps away from the clean images."""
+        c, h, w = ball.clean.shape[1:]
+        tile = max(h // GRID, 1), max(w // GRID, 1)
+        down, across = h // tile[0], w // tile[1]
+        signs = _signs(noise.uniform((c, down, across))).to(ball.clean)
+        bumps = signs.repeat_interleave(tile[0], 2).repeat_interleave(tile[1], 3)
+        bumps = bumps * two_bumps(*tile).to(bumps).repeat(down, across)
+        grid = torch.zeros_like(ball.clean)
+        grid[:, :, : bumps.shape[2], : bumps.shape[3]] = bumps
+        return ball.clean + grid * (ball.eps / self._length(grid.flatten(1)))[..., None, None]
+
+    def next(self, ball: Ball, known: Tensor, size: tuple[int, int], drawn: Tensor) -> Tensor:
+        """Return (m, c, h, w) the best known images, with the length of two windows in the first of them."""
+        c, height, width = known.shape[1:]
+        sides = min(max(size[0], LEAST_SIDE), height), min(max(size[1], LEAST_SIDE), width)
+        delta = (known - ball.clean).flatten(2)
+        here = _places(known, sides, drawn)
+        there = _places(known, sides, drawn[:, 2:])
+        spare = (ball.eps**self.order - self._power(delta.flatten(1))).clamp_min(0) / c
+        old = delta.gather(2, here)
+        emptied = delta.scatter(2, here, 0.0).scatter(2, there, 0.0)
+        freed = self._power(delta) - self._power(emptied) + spare[..., None]
+        turned = (drawn[:, 4] < 0.5)[:, None, None]
+        bump = two_bumps(*sides).to(known).flatten()
+        bump = torch.where(turned, bump, two_bumps(*reversed(sides)).T.to(known).flatten())
+        new = _signs(drawn[:, 5:, None]).to(known) * bump / self._length(bump.expand_as(old))
+        new = new + old / self._length(old).clamp_min(torch.finfo(old.dtype).tiny)
+        length = self._length(new).clamp_min(torch.finfo(old.dtype).tiny)
+        new = new * freed.clamp_min(0)[..., None] ** (1 / self.order) / length
+        return ball.clean + emptied.scatter(2, here, new).reshape(known.shape)
+
+    def _power(self, values: Tensor) -> Tensor:
+        return (values.abs() ** self.order).sum(-1)
+
+    def _length(self, values: Tensor) -> Tensor:
+        return self._power(values)[..., None] ** (1 / self.order)
+
+
+def share_of_pixels(first: float, done: float) -> float:
+    """Return the share of the pixels that a square covers, halved nine times on the way.
+
+    Args:
+        first: share in the beginning.
+        done: share of the queries that are done, 0 to 1.
+
+    Example:
+        >>> share_of_pixels(0.8, 0.0), share_of_pixels(0.8, 0.01)
+        (0.8, 0.2)
+    """
+    return first / 2.0 ** sum(done * 10_000 > place for place in HALVED_AT)
+
+
+def window(share: float, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return height and width of a window that covers a share of an image (c, h, w): a square where one fits."""
+    _, h, w = shape
+    side = max(round(math.sqrt(share * h * w)), 1)
+    if side <= min(h, w):
+        return side, side
+    if h < w:
+        return h, min(max(round(share * w), 1), w)
+    return min(max(round(share * h), 1), h), w
+
+
+@lru_cache(maxsize=64)
+def two_bumps(height: int, width: int) -> Tensor:
+    """Return (height, width): a bump upward in the upper half and one downward in the lower, of length one in l2.
+
+    A bump is Σ 1/m² over m from 1 + the distance to its centre to the end.
+
+    References:
+        Andriushchenko et al., 2020, equation 2.
+    """
+    upper = height // 2 or height
+    bumps = torch.cat([_bump(upper, width), -_bump(height - upper, width)])
+    length: Tensor = torch.linalg.vector_norm(bumps)
+    return bumps / length
+
+
+def _bump(height: int, width: int) -> Tensor:
+    down = (torch.arange(height) - height // 2).abs()
+    across = (torch.arange(width) - width // 2).abs()
+    far = torch.maximum(down[:, None], across[None])
+    shares: Tensor = torch.arange(1, max(height, width) + 2, dtype=torch.float64) ** -2
+    return shares.flip(0).cumsum(0).flip(0)[far]
+
+
+def _signs(uniform: Tensor) -> Tensor:
+    return 2.0 * (uniform < 0.5) - 1
+
+
+def _corner(images: Tensor, size: tuple[int, int], drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (m,) uppermost row and leftmost column of a window that lies wholly inside."""
+    free = torch.tensor([images.shape[2] - size[0] + 1, images.shape[3] - size[1] + 1])
+    top, left = (drawn[:, :2] * free.to(drawn)).long().unbind(1)
+    return top, left
+
+
+def _inside(images: Tensor, size: tuple[int, int], drawn: Tensor) -> Tensor:
+    """Return (m, 1, h, w): is the pixel in a window?"""
+    corner = _corner(images, size, drawn)
+    lines = []
+    for start, side, whole in zip(corner, size, images.shape[2:], strict=True):
+        place = torch.arange(whole, device=images.device) - start[:, None]
+        lines.append((place >= 0) & (place < side))
+    return (lines[0][:, :, None] & lines[1][:, None])[:, None]
+
+
+def _places(images: Tensor, size: tuple[int, int], drawn: Tensor) -> Tensor:
+    """Return (m, c, pixels) the places of a window's pixels in each flattened channel."""
+    top, left = _corner(images, size, drawn)
+    down, across = (torch.arange(side, device=images.device) for side in size)
+    rows, columns = top[:, None] + down, left[:, None] + across
+    places = (rows[:, :, None] * images.shape[3] + columns[:, None]).flatten(1)
+    return places[:, None].expand(-1, images.shape[1], -1)

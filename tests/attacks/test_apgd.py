@@ -1,0 +1,211 @@
+"""Auto-PGD: the closed form of linear models, its checkpoints, targets, and logits of any scale."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+
+from robustbench_inv.attacks.apgd import APGD
+from robustbench_inv.attacks.ascent import Ascent, checkpoints
+from robustbench_inv.attacks.ball import Ball
+from robustbench_inv.attacks.protocol import Batch
+from robustbench_inv.errors import BadParameter, CapabilityMismatch
+from robustbench_inv.evaluation.metering import Meter
+from robustbench_inv.models.rejection import reject
+from robustbench_inv.randomness import Noise
+from robustbench_inv.tensors import Output, flatten
+from robustbench_inv.testing.harness import check_attack
+from robustbench_inv.testing.linear import linear_problem
+from robustbench_inv.testing.toys import Drawing
+from robustbench_inv.threat.budgets import LpBall, Unbounded
+from robustbench_inv.threat.goals import Misclassify, MisclassifyAccepted, Target
+from robustbench_inv.threat.threat_model import ThreatModel
+
+NORMS = ("l1", "l2", "linf")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A classifier made of a function from flattened inputs to logits."""
+
+    function: object
+    num_classes: int
+    bounds: tuple[float, float] = (0.0, 1.0)
+    dtype: torch.dtype = torch.float64
+
+    def __call__(self, images):
+        return Output(self.function(flatten(images)))
+
+
+def run(attack, model, images, labels, threat, start=None):
+    ids = torch.arange(len(labels))
+    batch, noise = Batch(images, labels, ids, start), Noise(0, ids)
+    meter = Meter(model, batch, threat, noise)
+    return attack.run(meter, batch, threat, noise), meter
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize(
+    ("attack", "classes"),
+    [
+        *((APGD(50, loss=loss), 2) for loss in ("ce", "scaled-ce", "dlr")),
+        *((APGD(50, loss="dlr", target_classes=9), count) for count in (3, 6)),
+        (APGD(50, loss="margin", target_classes=9), 1000),
+    ],
+    ids=repr,
+)
+def test_linear_model_falls_exactly_beyond_the_analytic_distance(attack, classes, name):
+    model, images, labels = linear_problem(2, classes)
+    nearest = float(model.distance(images[:1], labels[:1], name))
+    for factor in (0.999, 1.01):
+        threat = ThreatModel(LpBall(name, factor * nearest))
+        shown, _ = run(attack, model, images[:1], labels[:1], threat)
+        assert bool((model(shown).decision != labels[:1]).all()) == (factor > 1)
+
+
+@pytest.mark.parametrize(
+    "attack", [APGD(steps=30), APGD(steps=10, loss="dlr", target_classes=9)], ids=repr
+)
+def test_fulfils_the_contract(attack):
+    check_attack(attack, breaks=1.0)
+
+
+def test_checkpoints_are_the_papers():
+    assert checkpoints(100, "linf") == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert checkpoints(100, "l1")[:3] == [4, 8, 12]
+    assert checkpoints(1, "l2") == [1]
+
+
+def test_steps_are_halved_where_they_led_nowhere_and_begin_again_at_the_best():
+    clean = torch.full((4, 1, 2, 2), 0.5, dtype=torch.float64)
+    way = Ascent.begin(Ball(clean, LpBall("linf", 0.1), (0.0, 1.0)), clean)
+    way = replace(
+        way,
+        images=clean + 0.1,
+        top=clean - 0.1,
+        rises=torch.tensor([8.0, 7.0, 10.0, 10.0]),
+        last_top=torch.tensor([0.0, 0.0, 2.0, 2.0], dtype=torch.float64),
+        top_heights=torch.tensor([1.0, 1.0, 2.0, 2.0], dtype=torch.float64),
+        cut=torch.tensor([False, False, False, True]),
+    )
+    after = way.adapt(10)
+    # seven of ten uphill are too few; a best that has stood still since the last checkpoint counts unless steps were cut
+    assert after.cut.tolist() == [False, True, True, False]
+    assert after.lengths.tolist() == pytest.approx([0.2, 0.1, 0.1, 0.2])
+    assert (after.images[after.cut] == 0.4).all()
+    assert (after.images[~after.cut] == 0.6).all()
+
+
+def test_the_first_answer_is_no_rise():
+    clean = torch.full((1, 4), 0.5, dtype=torch.float64)
+    way = Ascent.begin(Ball(clean, LpBall("linf", 0.1), (0.0, 1.0)), clean)
+    for height, rises in ((-3.0, 0), (-2.0, 1), (-2.5, 1), (-1.0, 2)):
+        way = way.visit(clean, torch.tensor([height], dtype=torch.float64)).step(first=rises == 0)
+        assert way.rises.tolist() == [rises]
+    assert way.top_heights.tolist() == [-1.0]
+
+
+def test_in_l1_steps_become_sparser_and_then_shorter():
+    clean = torch.full((2, 10), 0.5, dtype=torch.float64)
+    way = Ascent.begin(Ball(clean, LpBall("l1", 1.0), (0.0, 1.0)), clean)
+    assert way.widths.tolist() == [2.0, 2.0]
+    top = clean.clone()
+    top[0, :6] += 0.1
+    top[1] += 0.1
+    after = replace(way, top=top).adapt(4)
+    assert after.widths.tolist() == pytest.approx([4.0, 10 / 1.5])
+    assert after.lengths.tolist() == pytest.approx([1.0, 1 / 1.5])
+
+
+@pytest.mark.parametrize("loss", ["scaled-ce", "dlr", "margin"])
+@pytest.mark.parametrize(("scale", "shift"), [(1e-3, 0.0), (1e3, -1e5), (1.0, 1e4)])
+def test_neither_shift_nor_scale_of_the_logits_matters(loss, scale, shift):
+    """Log-likelihoods are all negative, and far apart."""
+    linear, images, labels = linear_problem(6, 5)
+    threat = ThreatModel(LpBall("linf", 0.6 * float(linear.distance(images, labels, "linf").max())))
+    attack = APGD(steps=12, loss=loss, target_classes=2)
+    plain, _ = run(attack, linear, images, labels, threat)
+    other = Model(lambda x: scale * linear(x).logits + shift, 5)
+    moved, _ = run(attack, other, images, labels, threat)
+    torch.testing.assert_close(moved, plain, rtol=0, atol=1e-6)
+
+
+def test_targets_lead_where_the_runner_up_does_not():
+    """The runner-up's logit is constant; the class behind it can be reached."""
+
+    def function(points):
+        x = points[:, 0]
+        return torch.stack([0 * x, 0 * x - 0.1, 20 * (x - 0.6)], 1)
+
+    model, images = Model(function, 3), torch.full((2, 1), 0.5, dtype=torch.float64)
+    labels, threat = torch.zeros(2, dtype=torch.int64), ThreatModel(LpBall("linf", 0.2))
+    for classes, falls in ((0, False), (1, False), (2, True)):
+        attack = APGD(steps=10, loss="margin", target_classes=classes)
+        shown, _ = run(attack, model, images, labels, threat, images - 0.1)
+        assert bool((model(shown).decision == 2).all()) == falls
+
+
+def test_fallen_samples_leave_and_the_last_step_is_judged():
+    model, images, labels = linear_problem(8, 2)
+    distances = model.distance(images, labels, "linf")
+    threat = ThreatModel(LpBall("linf", float(distances.median()) * 1.001))
+    shown, meter = run(APGD(steps=20), model, images, labels, threat)
+    fell = model(shown).decision != labels
+    assert 0 < fell.sum() < 8
+    assert (meter.forward_passes[~fell] == 21).all()
+    assert (meter.backward_passes[~fell] == 20).all()
+    assert (meter.forward_passes[fell] < 21).all()
+
+
+def test_aims_at_a_class_and_begins_where_the_batch_says():
+    model, images, labels = linear_problem(9, 3)
+    rows = labels != 2
+    threat = ThreatModel(LpBall("l2", 0.4), Target(2))
+    for attack in (APGD(), APGD(loss="dlr", target_classes=9)):
+        shown, _ = run(attack, model, images[rows], labels[rows], threat)
+        assert (model(shown).decision == 2).all()
+    start = images + 0.001
+    shown, meter = run(
+        APGD(steps=1),
+        model,
+        images,
+        model(start).decision,
+        ThreatModel(LpBall("linf", 0.002)),
+        start,
+    )
+    assert (meter.forward_passes == 2).all()
+
+
+def test_knows_that_the_model_rejects():
+    """Accepted are only answers that are sure enough, which an attack must become as well."""
+    linear, images, labels = linear_problem(6, 3)
+    model = reject(linear, "margin", torch.full((3,), 0.2, dtype=torch.float64))
+    eps = 2.5 * float(linear.distance(images, labels, "linf").max())
+    threat = ThreatModel(LpBall("linf", eps), MisclassifyAccepted())
+    for attack in (APGD(loss="dlr"), APGD(loss="margin", target_classes=2)):
+        shown, _ = run(attack, model, images, labels, threat)
+        answer = model(shown)
+        assert ((answer.decision != labels) & answer.accepted).all()
+
+
+def test_a_stochastic_model_is_pushed_to_the_end():
+    linear, images, labels = linear_problem(4, 3)
+    model = Drawing(linear, scale=0.01)
+    threat = ThreatModel(LpBall("linf", 0.05))
+    shown, meter = run(APGD(steps=10), model, images, labels, threat)
+    assert (linear(shown).decision != labels).all()
+    assert (meter.forward_passes == 11).all()
+
+
+@pytest.mark.parametrize(
+    "bad", [{"steps": 0}, {"restarts": 0}, {"target_classes": -1}, {"loss": "hinge"}]
+)
+def test_unusable_parameters(bad):
+    with pytest.raises(BadParameter, match=next(iter(bad))):
+        APGD(**bad)
+
+
+def test_needs_a_budget():
+    model, images, labels = linear_problem(2)
+    with pytest.raises(CapabilityMismatch, match="fixed budget"):
+        run(APGD(), model, images, labels, ThreatModel(Unbounded(), Misclassify()))

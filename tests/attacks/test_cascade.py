@@ -1,0 +1,237 @@
+"""Several attacks as one: what a cascade breaks is what its members break, and each gets what is left."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import pytest
+import torch
+
+import robustbench_inv as rbi
+from robustbench_inv.attacks.apgd import APGD
+from robustbench_inv.attacks.cascade import BROKEN_BY, Cascade
+from robustbench_inv.attacks.fmn import FMN
+from robustbench_inv.attacks.invariance.collision import Collision
+from robustbench_inv.attacks.noise import UniformNoise
+from robustbench_inv.attacks.protocol import Batch, Kind
+from robustbench_inv.attacks.relay import Relay
+from robustbench_inv.attacks.scouted import Scouted
+from robustbench_inv.attacks.square import Square
+from robustbench_inv.attacks.standard import standard
+from robustbench_inv.catalogue.load import load_attack, load_dataset, load_model
+from robustbench_inv.data.sampling import select_samples
+from robustbench_inv.errors import BadParameter
+from robustbench_inv.evaluation.metering import Meter
+from robustbench_inv.randomness import Noise
+from robustbench_inv.results.measured import read_measured
+from robustbench_inv.tensors import Output, flatten
+from robustbench_inv.testing.harness import check_attack
+from robustbench_inv.testing.linear import linear_problem
+from robustbench_inv.testing.toys import Drawing
+from robustbench_inv.threat.budgets import LpBall
+from robustbench_inv.threat.threat_model import ThreatModel
+
+MEMBERS = (UniformNoise(draws=12), Square(30), APGD(steps=15))
+
+
+@dataclass(frozen=True)
+class Model:
+    """Two classes of a function with many local maxima; class 1 is rare."""
+
+    num_classes: int = 2
+    bounds: tuple[float, float] = (0.0, 1.0)
+    dtype: torch.dtype = torch.float64
+
+    def __call__(self, images):
+        points = flatten(images)
+        height = torch.cos(40 * points).sum(1) + 0.5 * torch.cos(3 * points).sum(1) - 3
+        return Output(torch.stack([torch.zeros_like(height), height], 1))
+
+
+@dataclass(frozen=True)
+class Stepped(Model):
+    """The same function in steps: no gradient anywhere."""
+
+    def __call__(self, images):
+        logits = super().__call__(images).logits.detach()
+        return Output((logits * 8).round() / 8)
+
+
+@dataclass(frozen=True)
+class Watched:
+    """An attack that finds nothing and tells which samples it was given."""
+
+    given: list[list[int]]
+    starts: list[bool]
+
+    kind: ClassVar[Kind] = "budget"
+    norms: ClassVar[frozenset[str]] = frozenset({"l2", "linf"})
+
+    def run(self, model, batch, threat, noise):
+        self.given.append(batch.ids.tolist())
+        self.starts.append(batch.start is not None)
+        return batch.images
+
+
+def problem(n=40, dtype=torch.float64):
+    images = 0.5 + 0.3 * Noise(5, torch.arange(n)).uniform((1, 2, 2), dtype=dtype)
+    return images, torch.zeros(n, dtype=torch.int64)
+
+
+def session(model, images, labels, eps=0.1, ids=None):
+    ids = torch.arange(len(labels)) if ids is None else ids
+    batch, noise = Batch(images, labels, ids), Noise(0, ids)
+    threat = ThreatModel(LpBall("linf", eps))
+    return Meter(model, batch, threat, noise), batch, threat, noise
+
+
+def wrong(model, images, labels):
+    return model(images).decision != labels
+
+
+def test_breaks_what_its_members_break_apart():
+    model, (images, labels) = Model(), problem()
+    given = session(model, images, labels)
+    shown = Cascade(MEMBERS).run(*given)
+    every, fell = torch.arange(len(labels)), []
+    for number, member in enumerate(MEMBERS, 1):
+        alone = Relay(*session(model, images, labels)).run(member, every, str(number))
+        fell.append(wrong(model, alone, labels))
+    apart = torch.stack(fell)
+    assert apart.any(1).all()
+    assert not apart.any(0).all()
+    assert torch.equal(wrong(model, shown, labels), apart.any(0))
+    first = torch.where(apart.any(0), apart.int().argmax(0) + 1, 0)
+    assert torch.equal(given[0].measured[BROKEN_BY], first)
+    assert first.unique().tolist() == [0, 1, 2, 3]
+
+
+def test_members_get_what_those_before_them_left():
+    model, (images, labels) = Model(), problem()
+    watched, after = Watched([], []), Watched([], [])
+    meter, batch, threat, noise = session(model, images, labels)
+    start = replace(batch, start=images)
+    shown = Cascade((watched, APGD(steps=5), after)).run(meter, start, threat, noise)
+    left = (~wrong(model, shown, labels)).nonzero()[:, 0].tolist()
+    assert watched.given == [list(range(40))]
+    assert after.given == [left]
+    assert 0 < len(left) < 40
+    assert (watched.starts, after.starts) == ([True], [False])
+
+
+def test_what_is_left_shows_the_image_that_came_nearest():
+    model, (images, labels) = Model(), problem(8)
+    given = session(model, images, labels, eps=0.01)
+    shown = Cascade((Square(5), APGD(steps=10), UniformNoise(draws=1))).run(*given)
+    goal = given[2].goal
+    for member, name in ((Square(5), "1"), (APGD(steps=10), "2"), (UniformNoise(draws=1), "3")):
+        alone = Relay(*session(model, images, labels, 0.01)).run(member, torch.arange(8), name)
+        assert (goal.margin(model(shown), labels) >= goal.margin(model(alone), labels)).all()
+
+
+def test_a_nearest_success_outside_the_budget_is_none():
+    model, images, labels = linear_problem(8)
+    eps = float(model.distance(images, labels, "linf").median())
+    meter, batch, threat, noise = session(model, images, labels, eps)
+    shown = Cascade((FMN(),)).run(meter, batch, threat, noise)
+    assert threat.budget.contains(images, shown).all()
+    fell = wrong(model, shown, labels)
+    assert 0 < fell.sum() < 8
+    assert torch.equal(shown[~fell], images[~fell])
+
+
+def test_outcome_does_not_depend_on_the_batch():
+    model, (images, labels) = Model(), problem(12)
+    together = Cascade(MEMBERS).run(*session(model, images, labels))
+    for rows in torch.arange(12).split(5):
+        apart = Cascade(MEMBERS).run(*session(model, images[rows], labels[rows], ids=rows))
+        torch.testing.assert_close(apart, together[rows], rtol=0, atol=1e-12)
+
+
+def test_believes_a_stochastic_model_only_after_several_answers():
+    linear, images, labels = linear_problem(6, 3)
+    model = Drawing(linear, scale=0.05)
+    after = Watched([], [])
+    shown = Cascade((APGD(steps=10), after)).run(*session(model, images, labels, 0.05))
+    assert wrong(linear, shown, labels).all()
+    assert after.given == []
+
+
+def test_on_a_substitute_all_members_run_to_the_end():
+    model, images, labels = linear_problem(6, 3)
+    meter, batch, threat, noise = session(model, images, labels, 0.05)
+    transfer = replace(threat, access="transfer", substitute="other")
+    meter = Meter(model, batch, transfer, noise, keep_best=False)
+    after = Watched([], [])
+    shown = Cascade((APGD(steps=10), after)).run(meter, batch, transfer, noise)
+    assert wrong(model, shown, labels).all()
+    assert after.given == [list(range(6))]
+
+
+def test_many_queries_are_spent_only_where_gradients_mislead():
+    attack = Scouted(queries=10, steps=10, long=300)
+    linear, images, labels = linear_problem(8)
+    eps = 0.8 * float(linear.distance(images, labels, "linf").min())
+    honest = session(linear, images, labels, eps)
+    attack.run(*honest)
+    assert (honest[0].forward_passes == 10 + 11 + 3).all()  # and the cascade's own questions
+    images, labels = problem(20)
+    masked = session(Stepped(), images, labels)
+    shown = attack.run(*masked)
+    left = ~wrong(Stepped(), shown, labels)
+    assert (masked[0].forward_passes[left] == 10 + 11 + 3 + 300 + 1).all()
+    blind = APGD(steps=10).run(*session(Stepped(), images, labels))
+    assert wrong(Stepped(), shown, labels).sum() > wrong(Stepped(), blind, labels).sum()
+
+
+def test_standard_fulfils_the_contract():
+    attack = standard()
+    assert attack == load_attack("standard").attack
+    assert attack.norms == {"l1", "l2", "linf"}
+    small = Cascade((APGD(steps=10), FMN(), APGD(5, target_classes=9), Scouted(20, 5, long=40)))
+    check_attack(small, breaks=1.0)
+
+
+def test_undefended_network_falls_in_seconds():
+    model, data = load_model("mnist-cnn").classifier, load_dataset("mnist5k")
+    ids = torch.tensor(select_samples(data.labels, 20))
+    images, labels = data.batch(ids)
+    shown = standard().run(*session(model, images, labels, 0.2, ids))
+    assert wrong(model, shown, labels).all()
+
+
+def test_a_cell_is_resumed_to_the_byte_and_tells_who_broke_what(tmp_path):
+    attack = Cascade((APGD(steps=5), Scouted(queries=20, steps=5, long=30)))
+
+    def evaluate():
+        return rbi.evaluate(
+            model="mnist-cnn",
+            attack=attack,
+            threat="linf=0.05,0.1",
+            samples=12,
+            batch_size=4,
+            out=tmp_path,
+            checks=False,
+        )
+
+    ((_, cell),) = evaluate().cells
+    records = cell.path / "records.jsonl"
+    whole = records.read_bytes()
+    by = read_measured(cell.events())[BROKEN_BY]
+    fell = {r.sample for r in cell.records() if r.goal_reached}
+    assert 0 < len(fell) < 12
+    assert {sample for sample, member in by.items() if member} == fell
+    records.write_bytes(b"".join(whole.splitlines(keepends=True)[:6]))
+    evaluate()
+    assert records.read_bytes() == whole
+
+
+@pytest.mark.parametrize("members", [(), (Collision(),)], ids=["none", "an invariance attack"])
+def test_unusable_members(members):
+    with pytest.raises(BadParameter, match="members"):
+        Cascade(members)
+
+
+@pytest.mark.parametrize("bad", [{"queries": 0}, {"long": 0}, {"reach": 1.0}, {"loss": "ce+dlr"}])
+def test_unusable_parameters_of_a_scouted_search(bad):
+    with pytest.raises(BadParameter, match=next(iter(bad))):
+        Scouted(**bad)

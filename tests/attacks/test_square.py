@@ -1,0 +1,121 @@
+"""The Square attack: inside ball and box whatever the shape, no gradient, and the schedule of its squares."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from robustbench_inv.attacks.protocol import Batch
+from robustbench_inv.attacks.square import Square, share_of_pixels, two_bumps, window
+from robustbench_inv.catalogue.load import load_dataset, load_model
+from robustbench_inv.data.sampling import select_samples
+from robustbench_inv.errors import BadParameter
+from robustbench_inv.evaluation.metering import Meter, inside_box
+from robustbench_inv.randomness import Noise
+from robustbench_inv.tensors import Output, flatten, norm
+from robustbench_inv.testing.harness import check_attack
+from robustbench_inv.threat.budgets import LpBall
+from robustbench_inv.threat.threat_model import ThreatModel
+
+NORMS = ("l1", "l2", "linf")
+EPS = {"l1": 4.0, "l2": 0.8, "linf": 0.1}
+
+
+@dataclass(frozen=True)
+class Sure:
+    """A classifier of class 0 whose margin is a weighted sum, far from any other decision."""
+
+    bounds: tuple[float, float] = (0.0, 1.0)
+    num_classes: int = 2
+    dtype: torch.dtype = torch.float32
+
+    def __call__(self, images):
+        flat = flatten(images)
+        value = flat @ torch.linspace(-1, 1, flat.shape[1], dtype=flat.dtype)
+        return Output(torch.stack([1000 + 0 * value, value], 1))
+
+
+def run(attack, model, images, labels, threat, ids=None):
+    ids = torch.arange(len(labels)) if ids is None else ids
+    batch, noise = Batch(images, labels, ids), Noise(0, ids)
+    meter = Meter(model, batch, threat, noise)
+    return attack.run(meter, batch, threat, noise), meter
+
+
+def pictures(shape, n=5):
+    images = Noise(3, torch.arange(n)).uniform(shape)
+    return images.where(images > 0.3, 0.0), torch.zeros(n, dtype=torch.int64)  # many at the bound
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.parametrize("shape", [(1, 12, 12), (3, 7, 9), (2, 2), (20,)], ids=str)
+def test_stays_in_ball_and_box_and_climbs(name, shape):
+    images, labels = pictures(shape)
+    threat = ThreatModel(LpBall(name, EPS[name]))
+    shown, meter = run(Square(60), Sure(), images, labels, threat)
+    assert inside_box(shown, (0.0, 1.0)).all()
+    assert threat.budget.contains(images, shown).all()
+    before, after = (Sure()(each).logits[:, 1] for each in (images, shown))
+    assert (after > before).all()
+    assert (meter.forward_passes == 60).all()
+    assert (meter.backward_passes == 0).all()
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_uses_the_whole_budget(name):
+    images, labels = pictures((1, 16, 16))
+    images = 0.3 + 0.4 * images  # no bound is near
+    shown, _ = run(Square(200), Sure(), images, labels, ThreatModel(LpBall(name, EPS[name])))
+    torch.testing.assert_close(
+        norm(shown - images, name), torch.full((5,), EPS[name]), rtol=1e-3, atol=0
+    )
+    if name == "linf":  # every element is at an end of its range
+        assert ((shown - images).abs() > 0.0999).all()
+
+
+def test_fulfils_the_contract():
+    check_attack(Square(12))
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_outcome_does_not_depend_on_the_batch(name):
+    images, labels = pictures((1, 8, 8), 6)
+    threat = ThreatModel(LpBall(name, EPS[name]))
+    together, _ = run(Square(66), Sure(), images, labels, threat)
+    for i in torch.arange(6).split(1):
+        alone, _ = run(Square(66), Sure(), images[i], labels[i], threat, i)
+        torch.testing.assert_close(alone, together[i], rtol=0, atol=1e-6)
+
+
+def test_squares_shrink_as_the_queries_go():
+    shares = [share_of_pixels(0.8, query / 10_000) for query in (0, 10, 11, 51, 201, 8001, 9999)]
+    assert shares == [0.8, 0.8, 0.4, 0.2, 0.1, 0.8 / 512, 0.8 / 512]
+    assert window(0.8, (1, 28, 28)) == (25, 25)
+    assert window(0.001, (3, 28, 28)) == (1, 1)
+    assert window(0.5, (1, 1, 20)) == (1, 10)
+    assert window(0.5, (1, 20, 4)) == (10, 4)
+
+
+def test_bumps_are_of_length_one_and_of_unlike_signs():
+    for height, width in ((5, 5), (3, 3), (1, 6), (4, 7)):
+        bumps = two_bumps(height, width)
+        assert bumps.norm().item() == pytest.approx(1)
+        assert (bumps[: height // 2 or 1] > 0).all()
+        assert (bumps[height // 2 or 1 :] < 0).all()
+    middle = two_bumps(6, 3)[:3]
+    assert middle[1, 1] == middle.max()
+
+
+def test_undefended_network_falls_in_seconds():
+    model, data = load_model("mnist-cnn").classifier, load_dataset("mnist5k")
+    ids = torch.tensor(select_samples(data.labels, 20))
+    images, labels = data.batch(ids)
+    threat = ThreatModel(LpBall("linf", 0.3))
+    shown, _ = run(Square(300), model, images, labels, threat, ids)
+    assert (model(shown).decision == labels).sum() <= 1
+
+
+@pytest.mark.parametrize("bad", [{"queries": 0}, {"share": 0.0}, {"share": 1.0}])
+def test_unusable_parameters(bad):
+    with pytest.raises(BadParameter, match=next(iter(bad))):
+        Square(**bad)
