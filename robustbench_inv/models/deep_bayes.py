@@ -6,6 +6,7 @@ from math import log, pi, prod
 import torch
 from torch import Tensor, nn
 
+from robustbench_inv.errors import BadParameter
 from robustbench_inv.models.cnn import FEATURES, convolutions
 from robustbench_inv.models.label_hypothesis import HypothesisLinear
 from robustbench_inv.models.stochastic import SampledNetwork
@@ -32,7 +33,7 @@ class Posterior:
 class GBZ(SampledNetwork):
     """p(x, y, z) = p(z) p(x|z) p(y|z): the logits are estimates of log p(x, y) in nats for every class y.
 
-    z ~ N(0, I); p(x|z) is a Gaussian with variance ½ around a decoded image, p(y|z) a softmax. With
+    z ~ N(0, I); p(x|z) is a Gaussian around a decoded image, p(y|z) a softmax. With
     z_1 … z_K drawn from a learned q(z|x, y),
 
         log p(x, y) ≈ log 1/K Σ_k p(z_k) p(x|z_k) p(y|z_k) / q(z_k|x, y),
@@ -45,6 +46,7 @@ class GBZ(SampledNetwork):
     Args:
         num_classes: C.
         dimensions: of z.
+        variance: of each pixel under p(x|z).
         hidden: units of the hidden layers: one in q behind the convolutions, two each in p(x|z) and p(y|z).
 
     References:
@@ -56,8 +58,17 @@ class GBZ(SampledNetwork):
     averaged = 10
     shape = (1, 28, 28)
 
-    def __init__(self, num_classes: int = 10, dimensions: int = 64, hidden: int = 256) -> None:
+    def __init__(
+        self,
+        num_classes: int = 10,
+        dimensions: int = 64,
+        hidden: int = 256,
+        variance: float = 0.5,
+    ) -> None:
         super().__init__()
+        if not variance > 0:
+            raise BadParameter("unusable variance", got=variance, expected="> 0")
+        self.variance = variance
         self.num_classes, self.latent_shape = num_classes, (dimensions,)
         self.features = convolutions()
         self.guess = HypothesisLinear(FEATURES, num_classes, hidden)
@@ -108,7 +119,7 @@ class GBZ(SampledNetwork):
         """Return log p(x|z), (n, L)."""
         decoded: Tensor = self.draw(code).to(images.dtype)
         squares = (flatten(images)[:, None] - decoded).square().sum(-1)
-        return -squares - prod(self.shape) * log(pi) / 2
+        return -squares / (2 * self.variance) - prod(self.shape) * log(2 * pi * self.variance) / 2
 
     def _of_label(self, code: Tensor, labels: Tensor | None) -> Tensor:
         """Return log p(y|z), (n, L)."""
