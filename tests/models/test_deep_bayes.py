@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.distributions import Categorical, Independent, Normal
 
+from robustbench_inv.errors import BadParameter
 from robustbench_inv.models.deep_bayes import GBZ
 from robustbench_inv.models.loading import build_model
 from robustbench_inv.models.protocol import Classifier, Stochastic
@@ -27,7 +28,7 @@ IMAGES = torch.rand(3, 1, 28, 28, generator=GENERATOR, dtype=torch.float64)
 
 def network(dimensions=2, classes=3):
     torch.manual_seed(0)
-    return GBZ(classes, dimensions, hidden=8).double().eval()
+    return GBZ(classes, dimensions, hidden=8, variance=0.3).double().eval()
 
 
 def draws(k, n, dimensions, seed=1):
@@ -37,7 +38,7 @@ def draws(k, n, dimensions, seed=1):
 
 def joint(net, image, code):
     """Return log p(x, y, z) of one image for every class, (K, C), of codes (K, dimensions)."""
-    pixels = Independent(Normal(net.draw(code), 0.5**0.5), 1)
+    pixels = Independent(Normal(net.draw(code), 0.3**0.5), 1)
     labels = Categorical(logits=net.judge(code)).logits
     prior = Independent(Normal(torch.zeros_like(code), 1.0), 1)
     return (pixels.log_prob(image.flatten()) + prior.log_prob(code))[:, None] + labels
@@ -136,3 +137,18 @@ def test_what_is_decoded_depends_on_z_from_the_start(part):
     layers = getattr(net, part)[0] if part == "draw" else net.judge
     assert isinstance(layers, nn.Sequential)
     assert layers(code).std(0).mean() > 0.5
+
+
+@torch.no_grad()
+def test_the_authors_variance_is_the_squared_distance_up_to_a_constant():
+    torch.manual_seed(0)
+    net, code = GBZ().double().eval(), draws(2, 1, 64)
+    images = IMAGES[:2]
+    of_image = net._of_image(images, code)[:, 0]
+    squares = (net.draw(code)[:, 0] - images.flatten(1)).square().sum(1)
+    torch.testing.assert_close(of_image[0] - of_image[1], squares[1] - squares[0])
+
+
+def test_an_unusable_variance_is_refused():
+    with pytest.raises(BadParameter, match="unusable variance"):
+        GBZ(variance=0.0)
