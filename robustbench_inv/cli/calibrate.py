@@ -8,6 +8,7 @@ import typer
 from robustbench_inv.cli.options import DataRoot, Device, Json, option
 from robustbench_inv.cli.output import print_json, say
 from robustbench_inv.errors import BadParameter
+from robustbench_inv.results.files import write_atomically
 
 if TYPE_CHECKING:
     from robustbench_inv.measurements.calibration import TrainingInputs
@@ -46,7 +47,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     fitted = fit(loaded, inputs)
     path = out or Path(f"{Path(model.partition(':')[0]).stem}.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
-    fitted.save(path)
+    write_atomically(path, fitted.to_bytes())
     if json:
         return print_json({"thresholds": str(path), **fitted.facts})
     typer.echo(path)

@@ -66,7 +66,7 @@ def build_model(
         return _stochastic(
             cast_module(module, dtype),
             "fresh" if noise is None else noise,
-            module.averaged if draws is None else draws,
+            draws,
         )
     if noise is not None or draws is not None:
         raise BadParameter(
@@ -98,10 +98,13 @@ def load_weights(module: nn.Module, path: Path, sha256: str) -> None:
 
 def _stochastic(module: object, noise: object, draws: object) -> Classifier:
     assert isinstance(module, SampledNetwork)
+    if noise == "mean" and draws is not None:
+        raise BadParameter("noise=mean draws nothing", got=f"draws={draws}", remedy="leave it out")
     if noise == "mean":
         return ModuleClassifier(module, module.bounds, module.num_classes)
     if noise not in ("fresh", "fixed"):
         raise BadParameter("unusable noise", got=noise, expected="fresh, fixed or mean")
+    draws = module.averaged if draws is None else draws
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
         raise BadParameter("unusable draws", got=draws, expected="a positive integer")
     return StochasticClassifier(module, draws, fixed_noise=noise == "fixed")

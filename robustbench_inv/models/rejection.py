@@ -8,7 +8,7 @@ from typing import cast
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from robustbench_inv.errors import BadModel, BadParameter
@@ -120,10 +120,10 @@ class Quantiles:
         low, high = self.values[score][:, below], self.values[score][:, below + 1]
         return torch.lerp(low, high, 2 * percentile - below)
 
-    def save(self, path: Path) -> None:
-        """Write them to a file."""
+    def to_bytes(self) -> bytes:
+        """Return the file that ``load`` reads."""
         values = {name: value.double().contiguous() for name, value in self.values.items()}
-        save_file(values, path, metadata={"facts": json.dumps(dict(self.facts), sort_keys=True)})
+        return save(values, metadata={"facts": json.dumps(dict(self.facts), sort_keys=True)})
 
     @classmethod
     def load(cls, path: Path) -> "Quantiles":

@@ -53,7 +53,7 @@ def rejecting(tmp_path, monkeypatch):
     """Loads the network with thresholds of its own where it is to reject."""
     path = tmp_path / "thresholds.safetensors"
     train = greys("train", TRAIN)
-    calibrate(load_model(MODEL), TrainingInputs(train, 0, len(train))).save(path)
+    path.write_bytes(calibrate(load_model(MODEL), TrainingInputs(train, 0, len(train))).to_bytes())
 
     def load(name, **parameters):
         wanted = {"thresholds": str(path)} if "reject" in name or "reject" in parameters else {}

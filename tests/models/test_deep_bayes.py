@@ -128,6 +128,8 @@ def test_its_mean_is_a_classifier_like_others():
     model = build_model(CARD, None, {"noise": "mean", "dtype": "float64"})
     assert not isinstance(model, Stochastic)
     torch.testing.assert_close(model(IMAGES).logits, model.module(IMAGES))
+    with pytest.raises(BadParameter, match="noise=mean draws nothing"):
+        build_model(CARD, None, {"noise": "mean", "draws": 3})
 
 
 @pytest.mark.parametrize("part", ["draw", "judge"])
