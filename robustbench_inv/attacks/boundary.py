@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robustbench_inv.attacks.decisions import Decisions
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
 from robustbench_inv.attacks.ranges import check_below, check_least
 from robustbench_inv.attacks.starting_points import find_starts
@@ -75,7 +76,7 @@ class Boundary:
             )
             around = walk.sideways(rows, directions, lengths[rows, 0])
             if step % self.every == 0:
-                hit = walk.reached(around, rows)
+                hit = walk.decisions.reached(around, rows)
                 lengths[rows, 0] *= self._factor(hit, SIDEWAYS, self.every)
             hit = walk.advance(around, rows, lengths[rows, 1])
             lengths[rows, 1] *= self._factor(hit, INWARD, 1)
@@ -102,13 +103,10 @@ class _Walk:
     def __init__(
         self, model: Queries, batch: Batch, threat: ThreatModel, starts: Tensor, found: Tensor
     ) -> None:
-        self.model, self.batch, self.goal = model, batch, threat.goal
+        self.decisions = Decisions(model, batch, threat.goal)
+        self.batch, self.bounds = batch, model.bounds
         self.images = starts.clone()
         self.distances = norm(starts - batch.images, "l2").where(found, torch.inf)
-
-    def reached(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Return whether images (m, …) reach the goal, (m,)."""
-        return self.goal.margin(self.model(images, rows), self.batch.labels[rows]) > 0
 
     def sideways(self, rows: Tensor, directions: Tensor, lengths: Tensor) -> Tensor:
         """Return images (m, …) on the same spheres, and inside the box.
@@ -125,14 +123,14 @@ class _Walk:
         across = across / broadcast(norm(across, "l2"), clean)
         moved = outward + broadcast(lengths, clean) * across
         scale = distances / (1 + lengths.square()).sqrt()
-        return (clean + broadcast(scale, clean) * moved).clamp(*self.model.bounds)
+        return (clean + broadcast(scale, clean) * moved).clamp(*self.bounds)
 
     def advance(self, around: Tensor, rows: Tensor, lengths: Tensor) -> Tensor:
         """Step inward from images (m, …) and take what reaches the goal nearer than before; return what did, (m,)."""
         clean = self.batch.images[rows]
         ahead = torch.lerp(around, clean, broadcast(lengths, clean).expand_as(clean))
         distances = norm(ahead - clean, "l2")
-        hit = self.reached(ahead, rows) & (distances < self.distances[rows])
+        hit = self.decisions.reached(ahead, rows) & (distances < self.distances[rows])
         self.images[rows[hit]] = ahead[hit]
         self.distances[rows[hit]] = distances[hit]
         return hit

@@ -9,12 +9,12 @@ __all__ = ["standard"]
 
 
 def standard() -> Cascade:
-    """Return the ensemble: APGD, FMN, APGD toward nine classes, and Square with gradients where they help."""
+    """Return the ensemble: APGD, FMN, APGD toward five classes, and Square with gradients where they help."""
     return Cascade(
         (
             APGD(),
             FMN(),
-            APGD(steps=25, loss="margin", target_classes=9),
+            APGD(steps=25, loss="margin", target_classes=5),
             Scouted(),
         )
     )

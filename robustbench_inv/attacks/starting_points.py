@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
+from robustbench_inv.attacks.decisions import Decisions
 from robustbench_inv.attacks.protocol import Batch, Queries
 from robustbench_inv.randomness import Noise
-from robustbench_inv.tensors import broadcast, where_rows
+from robustbench_inv.tensors import broadcast
 from robustbench_inv.threat.goals import Goal
 
 __all__ = ["find_starts"]
@@ -34,6 +35,7 @@ def find_starts(model: Queries, batch: Batch, goal: Goal, noise: Noise) -> tuple
     Returns:
         (n, …) starting points, the clean image where none was found, and (n,): was one found?
     """
+    decisions = Decisions(model, batch, goal)
     starts, found = batch.images.clone(), torch.zeros_like(batch.labels, dtype=torch.bool)
     for draw in range(DRAWS):
         rows = (~found).nonzero()[:, 0]
@@ -43,10 +45,11 @@ def find_starts(model: Queries, batch: Batch, goal: Goal, noise: Noise) -> tuple
             images = _other_inputs(batch[rows], noise.rows(rows), draw)
         else:
             images = _candidate(batch.images[rows], model.bounds, noise.rows(rows), draw)
-        hit = goal.margin(model(images, rows), batch.labels[rows]) > 0
+        hit = decisions.reached(images, rows)
         starts[rows[hit]] = images[hit]
         found[rows[hit]] = True
-    _approach(model, batch, goal, starts, found.nonzero()[:, 0])
+    rows = found.nonzero()[:, 0]
+    starts[rows] = decisions.approach(starts[rows], rows, HALVINGS)
     return starts, found
 
 
@@ -75,13 +78,3 @@ def _other_inputs(batch: Batch, noise: Noise, draw: int) -> Tensor:
     own = batch.pool.ids.to(places.device)[places] == batch.ids
     places = (places + own.long()) % size
     return batch.pool.images[places.to(batch.pool.ids.device)].to(batch.images)
-
-
-def _approach(model: Queries, batch: Batch, goal: Goal, starts: Tensor, rows: Tensor) -> None:
-    """Halve the way from the clean input to the start as long as the goal is reached, in place."""
-    near, far = batch.images[rows], starts[rows]
-    for _ in range(HALVINGS if len(rows) else 0):
-        middle = (near + far) / 2
-        hit = goal.margin(model(middle, rows), batch.labels[rows]) > 0
-        near, far = where_rows(hit, near, middle), where_rows(hit, middle, far)
-    starts[rows] = far

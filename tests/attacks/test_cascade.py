@@ -57,6 +57,18 @@ class Stepped(Model):
 
 
 @dataclass(frozen=True)
+class Basins(Model):
+    """Gradients lead to the same height in each of 16 basins, told apart by the first four elements; in a few it is enough."""
+
+    def __call__(self, images):
+        points = flatten(images)
+        bits = (points[:, :4] > 0.5).to(points) @ points.new_tensor([1.0, 2, 4, 8])
+        height = 0.96 + 0.06 * torch.sin(7 * bits + 1)  # above 1 in three of the basins
+        lead = height * (10 * (points[:, 4:] - 0.5)).clamp(-1, 1).mean(1) - 1
+        return Output(torch.stack([torch.zeros_like(lead), lead], 1))
+
+
+@dataclass(frozen=True)
 class Watched:
     """An attack that finds nothing and tells which samples it was given."""
 
@@ -183,6 +195,20 @@ def test_many_queries_are_spent_only_where_gradients_mislead():
     assert wrong(Stepped(), shown, labels).sum() > wrong(Stepped(), blind, labels).sum()
 
 
+def test_what_is_almost_there_is_attempted_again_as_long_as_attempts_differ():
+    images, labels = torch.full((30, 16), 0.5, dtype=torch.float64), torch.zeros(30).long()
+    once, again = (Scouted(2, 30, long=1, near=0.2, rounds=rounds) for rounds in (0, 3))
+    sessions = session(Basins(), images, labels), session(Basins(), images, labels)
+    first, all_ = (each.run(*given) for each, given in zip((once, again), sessions, strict=True))
+    fell = [wrong(Basins(), shown, labels) for shown in (first, all_)]
+    assert fell[1][fell[0]].all()
+    assert fell[1].sum() > fell[0].sum() + 5
+    spent = [given[0].forward_passes for given in sessions]
+    assert torch.equal(spent[0][fell[0]], spent[1][fell[0]])  # a success needs no other attempt
+    attempts = {(spent[1] - spent[0])[i].item() for i in (~fell[0]).nonzero()[:, 0]}
+    assert len(attempts) > 1  # some end sooner than others
+
+
 def test_standard_fulfils_the_contract():
     attack = standard()
     assert attack == load_attack("standard").attack
@@ -231,7 +257,17 @@ def test_unusable_members(members):
         Cascade(members)
 
 
-@pytest.mark.parametrize("bad", [{"queries": 0}, {"long": 0}, {"reach": 1.0}, {"loss": "ce+dlr"}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"queries": 0},
+        {"long": 0},
+        {"reach": 1.0},
+        {"near": 1.0},
+        {"rounds": -1},
+        {"loss": "ce+dlr"},
+    ],
+)
 def test_unusable_parameters_of_a_scouted_search(bad):
     with pytest.raises(BadParameter, match=next(iter(bad))):
         Scouted(**bad)

@@ -1,0 +1,182 @@
+"""HopSkipJump: estimated slopes lead along the boundary, for every sample by itself."""
+
+import pytest
+import torch
+
+from robustbench_inv.attacks import hopskipjump
+from robustbench_inv.attacks.decisions import Decisions
+from robustbench_inv.attacks.hopskipjump import HopSkipJump
+from robustbench_inv.attacks.protocol import Batch
+from robustbench_inv.catalogue.load import load_dataset, load_model
+from robustbench_inv.data.sampling import select_samples
+from robustbench_inv.errors import BadParameter
+from robustbench_inv.tensors import Output, norm
+from robustbench_inv.testing.harness import check_attack
+from robustbench_inv.testing.linear import linear_problem
+from robustbench_inv.threat.budgets import Unbounded
+from robustbench_inv.threat.goals import Misclassify, MisclassifyAccepted, Target
+from robustbench_inv.threat.threat_model import ThreatModel
+
+NORMS = ("l2", "linf")
+THREATS = {norm: ThreatModel(Unbounded(norm)) for norm in NORMS}
+
+
+class Changed:
+    """A linear classifier whose output is changed before anyone sees it; it remembers the largest batch."""
+
+    dtype, bounds = torch.float64, (0.0, 1.0)
+
+    def __init__(self, linear, change=lambda output, _: output):
+        self.linear, self.change, self.num_classes = linear, change, linear.num_classes
+        self.most = 0
+
+    def __call__(self, images):
+        self.most = max(self.most, len(images))
+        return self.change(self.linear(images), images)
+
+
+def test_it_keeps_to_the_rules_and_ends_within_a_quarter_of_the_optimum():
+    check_attack(HopSkipJump(steps=16))
+
+
+@pytest.mark.parametrize("measured", NORMS)
+def test_it_is_at_the_optimum_in_the_end(measured, lab):
+    """Of two classes: at a corner between three it may end on the further one's boundary."""
+    model, images, labels = linear_problem(8, 2, shape=(1, 4, 4))
+    ran = lab.run(HopSkipJump(), (model, images, labels), THREATS[measured])
+    ratio = norm(ran.images - images, measured) / model.distance(images, labels, measured)
+    assert 1 - 1e-9 <= ratio.min() <= ratio.max() <= 1.02
+
+
+@pytest.mark.parametrize("measured", NORMS)
+@pytest.mark.parametrize("memory", [0.0, 0.7])
+def test_a_sample_does_not_depend_on_its_batch(measured, memory, lab):
+    on, attack = lab.problem(8), HopSkipJump(steps=4, probes=20, memory=memory)
+    whole = lab.in_parts(attack, 8, on, THREATS[measured])
+    for size in (1, 3):
+        parts = lab.in_parts(attack, size, on, THREATS[measured])
+        assert (parts - whole).abs().max() <= 1e-9
+
+
+def test_what_is_asked_at_once_is_bounded(lab, monkeypatch):
+    linear, images, labels = linear_problem(6, 3, shape=(1, 4, 4))
+    most, asked = [], []
+    for elements in (2**20, 7 * 16):
+        monkeypatch.setattr(hopskipjump, "ELEMENTS", elements)
+        model = Changed(linear)
+        ran = lab.run(HopSkipJump(steps=1, probes=30), (model, images, labels), THREATS["l2"])
+        most.append(model.most)
+        asked.append(ran.meter.forward_passes)
+        assert ran.broken.all()
+    assert most == [6 * 30, 7]
+    assert (asked[0] - asked[1]).abs().max() < 20  # as many probes, and other steps
+
+
+def test_one_failed_start_ends_nothing(lab):
+    """Whatever is given as of class labels[1] stays of that class: those samples have no start."""
+    linear, images, labels = linear_problem(3, 2, shape=(1, 4, 4))
+
+    def stubborn(output, _):
+        return Output(output.logits + 1e6 * (labels[1] == torch.arange(2)))
+
+    ran = lab.run(
+        HopSkipJump(steps=3), (Changed(linear, stubborn), images, labels), THREATS["linf"]
+    )
+    lost = labels == labels[1]
+    assert lost.any()
+    assert not lost.all()
+    assert ran.meter.marks == {int(row): "no_start" for row in lost.nonzero()[:, 0]}
+    assert torch.equal(ran.images[lost], images[lost])
+    assert ran.broken[~lost].all()
+
+
+def test_only_decisions_are_seen(lab):
+    """Logits that are all alike but for their order."""
+    linear, images, labels = linear_problem(4, 3, shape=(1, 4, 4))
+    ranks = Changed(linear, lambda output, _: Output(output.logits.argsort(1).argsort(1).double()))
+    plain, ranked = (
+        lab.run(HopSkipJump(steps=3), (model, images, labels), THREATS["l2"])
+        for model in (linear, ranks)
+    )
+    assert torch.equal(plain.images, ranked.images)
+    assert not ranked.meter.backward_passes.any()
+
+
+@pytest.mark.parametrize("goal", [Misclassify(), Target(2), MisclassifyAccepted()])
+@pytest.mark.parametrize("measured", NORMS)
+def test_more_steps_end_nearer(goal, measured, lab):
+    model, images, labels = linear_problem(9, 3, shape=(1, 5, 5))
+    on = (model, images[labels != 2], labels[labels != 2])
+    threat = THREATS[measured].wanting(goal)
+    few, more = (lab.run(HopSkipJump(steps=n), on, threat) for n in (1, 10))
+    if isinstance(goal, Target):
+        assert (model(more.images).decision == 2).all()
+    assert more.broken.all()
+    nearer = norm(more.images - on[1], measured) < norm(few.images - on[1], measured)
+    assert nearer.double().mean() > 0.8
+
+
+def test_what_is_rejected_is_no_success(lab):
+    linear, images, labels = linear_problem(4, 2, shape=(1, 4, 4))
+
+    def cautious(output, _):
+        sure = (output.logits[:, 0] - output.logits[:, 1]).abs() > 0.3
+        return Output(output.logits, accepted=sure)
+
+    model = Changed(linear, cautious)
+    threat = THREATS["l2"].wanting(MisclassifyAccepted())
+    ran = lab.run(HopSkipJump(steps=5), (model, images, labels), threat)
+    assert model(ran.images).accepted.all()
+    assert ran.broken.all()
+
+
+def test_questions_are_as_many_as_the_paper_has(lab):
+    """50·(1 + √2 + √3) probes and those of 4 searches for the boundary, besides the start's and the steps'."""
+    model, images, labels = linear_problem(5, 3, shape=(1, 4, 4))
+    ran = lab.run(HopSkipJump(steps=3), (model, images, labels), THREATS["l2"])
+    probes, halvings = 50 + 70 + 86, 4 * 9
+    assert ran.meter.forward_passes.min() >= probes + halvings + 3
+    assert ran.meter.forward_passes.max() <= probes + halvings + 3 * 20 + 30
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0},
+        {"probes": 0},
+        {"most": 0},
+        {"width": 0},
+        {"width": 1},
+        {"memory": 1},
+        {"memory": -0.1},
+    ],
+)
+def test_settings_are_checked(wrong):
+    with pytest.raises(BadParameter, match=f"unusable {next(iter(wrong))}"):
+        HopSkipJump(**wrong)
+
+
+@pytest.mark.parametrize(("measured", "near"), [("l2", 2.5), ("linf", 0.2)])
+def test_the_undefended_network_falls(measured, near, lab):
+    """Of 5 digits, after 800 questions each; C&W's median is at 0.96 in l2, FMN's at 0.07 in linf."""
+    data, model = load_dataset("mnist5k"), load_model("mnist-cnn").classifier
+    images, labels = data.batch(list(select_samples(data.labels, 5)))
+    ran = lab.run(HopSkipJump(steps=6), (model, images, labels), THREATS[measured])
+    assert ran.broken.all()
+    assert norm(ran.images - images, measured).median() < near
+
+
+@pytest.mark.parametrize("measured", NORMS)
+def test_the_way_back_ends_at_the_boundary(measured):
+    """The boundary is at a mean of 0.8: on the line from 0.4 to 1, and at a clipping by 0.4."""
+    clean = torch.full((2, 1, 3, 3), 0.4, dtype=torch.float64)
+    batch = Batch(clean, torch.zeros(2, dtype=torch.int64), torch.arange(2))
+
+    def bright(images, _):
+        above = images.flatten(1).mean(1) - 0.8
+        return Output(torch.stack([-above, above], 1))
+
+    decisions = Decisions(bright, batch, Misclassify())
+    ends = decisions.approach(torch.ones_like(clean), torch.arange(2), 20, measured)
+    assert ((ends - 0.8) > 0).all()
+    assert ((ends - 0.8) < 1e-5).all()
