@@ -121,6 +121,14 @@ class CellView:
         found: Mapping[str, Any] = self._part("threat").get("goal_parameters") or {}
         return found
 
+    def aimed_at(self, record: Record) -> int:
+        """Return the class that a goal with a target aims at for a sample."""
+        about = self.goal_parameters
+        if about.get("offset") is None:
+            return int(about["label"])
+        classes = self.source.cell["dataset"]["num_classes"]
+        return (record.label + int(about["offset"])) % int(classes)
+
     @property
     def seeks_errors(self) -> bool:
         """Does the attacker want a wrong decision (and not the same decision on other content)?"""

@@ -7,6 +7,7 @@ from math import sqrt
 
 from robustbench_inv.checks.cells import CellView, common_samples, grouped, listed
 from robustbench_inv.checks.verdict import CHECKS, Verdict, grade
+from robustbench_inv.results.summary import Rate
 
 __all__ = [
     "check_eps_scale",
@@ -17,6 +18,9 @@ __all__ = [
 ]
 
 Group = Sequence[CellView]
+
+TOLERATED = 0.002
+"""C5: share of samples that may fall to other attacks alone."""
 
 
 def check_monotone(views: Sequence[CellView]) -> list[Verdict]:
@@ -48,6 +52,8 @@ def check_gradient_free(views: Sequence[CellView]) -> list[Verdict]:
     """C5: do noise, queries and substitutes break samples that no gradient attack breaks at the same eps?
 
     An attacker who has the model has its substitutes as well. The limit is that of AutoAttack's flag for Square Attack: 0.2 points of worst-case accuracy.
+    One sample of a hundred is more than that and may be chance, as many attacks at many eps come near the boundary: FAIL
+    asks for the lower end of the interval to lie above.
 
     References:
         Croce and Hein, Reliable evaluation of adversarial robustness, ICML 2020; Carlini et al.,
@@ -131,21 +137,22 @@ def _single_evidence(one: CellView, many: CellView, eps: float, extra: set[int])
 def _gradient_free(setting: tuple[str, str, str, str], group: Group) -> Verdict:
     white = [v for v in group if v.uses_gradients]
     black = [v for v in group if v.free_of_gradients]
-    worst: tuple[float, str] | None = None
+    worst: tuple[Rate, str] | None = None
     for eps in sorted({eps for view in (*white, *black) for eps in view.epsilons}):
         here = [v for v in white if v.answers(eps)], [v for v in black if v.answers(eps)]
         samples = common_samples([*here[0], *here[1]])
         if all(here) and samples:
             found = _gap(here[0], here[1], eps, samples)
-            worst = max(worst or found, found)
+            worst = max(worst or found, found, key=lambda gap: gap[0].value)
     if worst is None:
         reason = f"No gradient attack beside noise, queries or transfer at one eps ({setting[2]}, {setting[1]})."
         return CHECKS["C5"].says(setting[0], "NA", None, reason)
-    verdict = grade(worst[0], warn=0.002, fail=0.002)
-    return CHECKS["C5"].says(setting[0], verdict, worst[0], worst[1])
+    gap, evidence = worst
+    verdict = "FAIL" if gap.low > TOLERATED else grade(gap.value, warn=TOLERATED)
+    return CHECKS["C5"].says(setting[0], verdict, gap.value, evidence)
 
 
-def _gap(white: Group, black: Group, eps: float, samples: set[int]) -> tuple[float, str]:
+def _gap(white: Group, black: Group, eps: float, samples: set[int]) -> tuple[Rate, str]:
     fallen = set().union(*(v.broken(eps) for v in white)) & samples
     extra = set().union(*(v.broken(eps) for v in black)) & samples - fallen
     n, names = len(samples), " and ".join(sorted({v.attack for v in black}))
@@ -155,7 +162,7 @@ def _gap(white: Group, black: Group, eps: float, samples: set[int]) -> tuple[flo
         f"At {white[0].norm} eps {eps:g} {names} lowered the worst-case accuracy of gradient attacks "
         f"from {accuracy} on {n} samples{which}."
     )
-    return len(extra) / n, evidence
+    return Rate(len(extra), n), evidence
 
 
 def _eps_scale(model: str, group: Group) -> Verdict:

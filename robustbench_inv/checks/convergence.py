@@ -30,7 +30,7 @@ def check_convergence(probe: Probe) -> Verdict:
         Carlini et al., On evaluating adversarial robustness, arXiv 1902.06705, section 5.2; Pintor et al.,
         Indicators of attack failure, NeurIPS 2022: incomplete optimisation.
     """
-    eps = _telling_eps(probe)
+    eps = _even_eps(probe)
     usual = PGD()
     more = PGD(steps=2 * usual.steps, restarts=2)
     left, rest = _left(probe, usual, eps), _left(probe, more, eps)
@@ -53,7 +53,7 @@ def check_logit_scale(probe: Probe) -> Verdict:
     if isinstance(model, Stochastic):
         reason = "A stochastic model's logits are the logarithm of a mean of probabilities already."
         return CHECKS["C8"].says(probe.model, "NA", None, reason)
-    logits, eps = probe.ask().logits, _telling_eps(probe)
+    logits, eps = probe.ask().logits, _breaking_eps(probe)
     margins = margin(logits, probe.batch.labels).abs()
     size = float(margins.median().clamp_min(torch.finfo(logits.dtype).tiny))
     spacing = float(torch.finfo(logits.dtype).eps * logits.abs().max()) / size
@@ -97,7 +97,7 @@ def check_held_draws(probe: Probe) -> Verdict:
     if not isinstance(model, Stochastic) or model.fixed_noise:
         reason = "The model's answers depend on no fresh draws."
         return CHECKS["C13"].says(probe.model, "NA", None, reason)
-    eps = _telling_eps(probe)
+    eps = _breaking_eps(probe)
     fresh = _left(probe, PGD(), eps)
     held = _left(probe.answered_by(_Held(model)), PGD(), eps)
     gap = held.value - fresh.value
@@ -172,14 +172,26 @@ class _Held:
         return self.classifier.respond(images, latent)
 
 
-def _telling_eps(probe: Probe) -> float:
-    """Return the least linf eps of the sweep at which ten steps leave at most half of the samples right."""
+def _sweep(probe: Probe) -> dict[float, float]:
+    """Return what ten steps leave right at each linf eps, up to the first at which that is at most half."""
     brief = PGD(steps=10, rel_step=0.25, decay=False, loss="margin")
-    for fraction in FRACTIONS:
-        eps = fraction * probe.width
-        if _left(probe, brief, eps).value <= 0.5:
+    left: dict[float, float] = {}
+    for eps in (fraction * probe.width for fraction in FRACTIONS):
+        left[eps] = _left(probe, brief, eps).value
+        if left[eps] <= 0.5:
             break
-    return eps
+    return left
+
+
+def _breaking_eps(probe: Probe) -> float:
+    """Return the least eps at which most samples fall: what a weaker attack leaves shows there."""
+    return max(_sweep(probe))
+
+
+def _even_eps(probe: Probe) -> float:
+    """Return the eps at which nearest to half of the samples fall: more could; if in doubt, the largest some survive."""
+    left = _sweep(probe)
+    return min(left, key=lambda eps: (abs(left[eps] - 0.5), not left[eps], -eps))
 
 
 def _left(probe: Probe, attack: PGD, eps: float) -> Rate:

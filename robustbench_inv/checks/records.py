@@ -64,9 +64,11 @@ def check_lost_successes(view: CellView) -> Verdict:
         return CHECKS["C15"].says(view.subject, "NA", None, reason)
     notes = [event for event in view.events if event.get("kind") == "silent_success"]
     lost = {sample for event in notes for sample in event.get("samples", ())}
-    broken = sum(r.goal_reached and r.status != "already_wrong" for r in view.records)
+    broken = {r.sample for r in view.records if r.goal_reached and r.status != "already_wrong"}
+    gone = f"; {len(lost - broken)} others were none when judged again" if lost - broken else ""
     evidence = (
-        f"{len(lost)} of {broken} successes were met in the search and not returned{_ids(lost)}."
+        f"{len(lost & broken)} of {len(broken)} successes were met in the search and not returned"
+        f"{gone}{_ids(lost)}."
     )
     return CHECKS["C15"].says(view.subject, grade(len(lost), warn=0), len(lost), evidence)
 
@@ -196,17 +198,8 @@ def _wrong_before(record: Record, view: CellView) -> bool | None:
     accepted = record.before.accepted is not False or not view.goal.endswith("-accepted")
     if not view.goal.startswith("target"):
         return record.before.decision != record.label and accepted
-    there = record.label != _target(record, view) == record.before.decision
+    there = record.label != view.aimed_at(record) == record.before.decision
     return None if there and view.goal_parameters.get("confidence") else there and accepted
-
-
-def _target(record: Record, view: CellView) -> int:
-    """Return the class that the goal aims at for a sample."""
-    about = view.goal_parameters
-    if about.get("offset") is None:
-        return int(about["label"])
-    classes = view.source.cell["dataset"]["num_classes"]
-    return (record.label + int(about["offset"])) % int(classes)
 
 
 def _swept(record: Record, view: CellView) -> bool:

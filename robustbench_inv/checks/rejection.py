@@ -5,6 +5,7 @@ from typing import Any
 
 from robustbench_inv.checks.cells import CellView, common_samples, listed
 from robustbench_inv.checks.verdict import CHECKS, Grade, Verdict, grade
+from robustbench_inv.results.record import Record
 from robustbench_inv.results.rejection import (
     above_threshold,
     fooled,
@@ -24,8 +25,11 @@ __all__ = [
     "rejecting",
 ]
 
-NOISE = ("noiseinput", "distal")
+FOREIGN = ("noiseinput", "distal", "outofdistribution")
 """Classes of the attacks that show no version of any input, in lower case."""
+
+KNOWING = {"misclassify-accepted": "misclassify", "target-accepted": "target"}
+"""Goals of attacks that know of the rejection, and those of the same attacks that do not."""
 
 LEVELS = (0.01, 0.02, 0.05)
 """Shares of clean inputs whose rejection is borne."""
@@ -56,8 +60,8 @@ def check_adaptive(views: Sequence[CellView]) -> list[Verdict]:
 
 
 def check_noise(views: Sequence[CellView]) -> list[Verdict]:
-    """C29: how much of what is no input at all does a model accept?"""
-    groups = _by_model(v for v in views if v.algorithm in NOISE)
+    """C29: how much of what is of none of its classes does a model accept: noise, distal inputs, other data?"""
+    groups = _by_model(v for v in views if v.algorithm in FOREIGN)
     return [_noise(model, group) for model, group in groups.items()]
 
 
@@ -164,8 +168,8 @@ def _above(view: CellView, *, before: bool) -> list[float | None]:
 
 
 def _adaptive(model: str, group: Sequence[CellView]) -> Verdict:
-    oblivious = [v for v in group if v.goal == "misclassify"]
-    adaptive = [v for v in group if v.goal == "misclassify-accepted"]
+    oblivious = [v for v in group if v.goal in KNOWING.values()]
+    adaptive = [v for v in group if v.goal in KNOWING]
     pairs = [(one, other) for one in adaptive for other in oblivious if _same_search(one, other)]
     if not pairs:
         verdict: Grade = "WARN" if oblivious and not adaptive else "NA"
@@ -180,8 +184,10 @@ def _adaptive(model: str, group: Sequence[CellView]) -> Verdict:
 
 def _same_search(one: CellView, other: CellView) -> bool:
     def about(view: CellView) -> tuple[object, ...]:
-        dataset = view.source.cell["dataset"]["name"]
-        return (view.attack, view.parameters, view.norm, view.epsilons, view.access, dataset)
+        dataset, aim = view.source.cell["dataset"]["name"], dict(view.goal_parameters)
+        wanted = KNOWING.get(view.goal, view.goal)
+        search = (view.attack, view.parameters, view.norm, view.epsilons, view.access)
+        return (*search, dataset, wanted, aim)
 
     return about(one) == about(other)
 
@@ -192,12 +198,19 @@ def _compared(adaptive: CellView, oblivious: CellView) -> tuple[float, str]:
     rates = []
     for view in (adaptive, oblivious):
         mine = [r for r in view.records if r.sample in samples]
-        rates.append(Rate(sum(not fooled(r) for r in mine), len(mine)))
+        rates.append(Rate(sum(not _fools(r, view) for r in mine), len(mine)))
     evidence = (
         f"{adaptive.attack}, {adaptive.norm}: {_text(rates[0])} not fooled by the attack that knows of the rejection, "
         f"{_text(rates[1])} by the one that does not."
     )
     return rates[0].value - rates[1].value if samples else 0.0, evidence
+
+
+def _fools(record: Record, view: CellView) -> bool:
+    """Is what is shown answered as the attacker wants, and accepted?"""
+    if not view.goal.startswith("target"):
+        return fooled(record)
+    return record.after.accepted is not False and record.after.decision == view.aimed_at(record)
 
 
 def _noise(model: str, group: Sequence[CellView]) -> Verdict:

@@ -103,8 +103,8 @@ CHECKS: Mapping[str, Check] = {
             "C5",
             "gradient attacks break what noise, queries and transfer break",
             "model",
-            "FAIL if attacks without the model's gradients lower the worst-case accuracy by more than 0.2 "
-            "points",
+            "WARN if attacks without the model's gradients lower the worst-case accuracy by more than 0.2 points; "
+            "FAIL if the 95 % interval of that lies above",
         ),
         Check(
             "C6",
@@ -232,9 +232,9 @@ CHECKS: Mapping[str, Check] = {
         ),
         Check(
             "C29",
-            "noise is rejected",
+            "noise and inputs of other data are rejected",
             "model",
-            "WARN above 5 % of noise or distal inputs accepted",
+            "WARN above 5 % of noise, distal inputs or inputs of another data set accepted",
         ),
         Check(
             "C30",

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from robustbench_inv.cli.output import print_json
+from robustbench_inv.results.breakers import Breakers
 from robustbench_inv.results.naming import with_substitute
 
 if TYPE_CHECKING:
@@ -30,13 +31,17 @@ WIDTH = 200
 def print_run(run: "Run") -> None:
     """Print one row for each cell, then every check that is not content, then where the records are.
 
-    Of invariance cells it is told besides what stayed, what changed, and who says so.
+    Of invariance cells it is told besides what stayed, what changed, and who says so; of cascades, which member
+    broke how many.
     """
     cells = run.to_json()
     console = _console()
     console.print(_results(cells))
     if kept := [cell for cell in cells if cell["invariance"]]:
         console.print(_invariance(kept))
+    for cell in cells:
+        if cell["broken_by"]:
+            console.print(_broken_by(cell), highlight=False, markup=False, soft_wrap=True)
     for verdict in _doubtful(cells):
         console.print(_verdict(verdict), highlight=False, markup=False, soft_wrap=True)
     console.print(f"records: {run.path}", highlight=False, markup=False, soft_wrap=True)
@@ -164,6 +169,11 @@ def _finding(finding: "Finding") -> str:
     paper, published, adaptive = map(finding.judgement, finding.contrasts)
     said = f"in the paper {paper}, as published {published}, adaptive {adaptive}"
     return f"{finding.claim.text} ({said})"
+
+
+def _broken_by(cell: Mapping[str, Any]) -> str:
+    told = Breakers(**cell["broken_by"])
+    return f"{cell['attack']} on {cell['model']}, {cell['threat']}: {told.text}"
 
 
 def _verdict(verdict: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from robustbench_inv.evaluation.engine import Existing, Report, Settings, ignore
 from robustbench_inv.evaluation.plan import Job, Plan, plan_jobs
 from robustbench_inv.evaluation.schedule import Outcome, Workers, check_workers, run_jobs
 from robustbench_inv.evaluation.sources import Question, build_jobs, listed, load_suite
+from robustbench_inv.results.breakers import tell_breakers
 from robustbench_inv.results.invariance import describe_invariance, keeps_decision
 from robustbench_inv.results.planning import add_checks, add_plan
 from robustbench_inv.results.record import Record
@@ -259,6 +260,12 @@ def _invariance_json(job: Job, folder: CellFolder) -> dict[str, Any] | None:
     return describe_invariance(_records(job, folder), folder.oracle_error())
 
 
+def _breakers_json(job: Job, folder: CellFolder) -> dict[str, Any] | None:
+    """Return what each member of a cascade broke, None for an attack that is none."""
+    told = tell_breakers(folder.cell, _records(job, folder), folder.events())
+    return None if told is None else told.to_json()
+
+
 def _cell_json(
     job: Job, folder: CellFolder, summary: CellSummary, verdicts: Sequence[Verdict]
 ) -> dict[str, Any]:
@@ -283,6 +290,7 @@ def _cell_json(
         "backward_passes": summary.backward_passes,
         "statuses": summary.statuses,
         "invariance": _invariance_json(job, folder),
+        "broken_by": _breakers_json(job, folder),
         "checks": [verdict.to_json() for verdict in concerning(verdicts, folder)],
         "path": str(folder.path),
     }

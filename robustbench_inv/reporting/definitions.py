@@ -27,6 +27,7 @@ DEFINITION_VERSION = 1
 TableKind = Literal[
     "worst",
     "accuracy",
+    "breakers",
     "distances",
     "invariance",
     "agreement",
@@ -35,7 +36,8 @@ TableKind = Literal[
     "comparison",
     "cells",
 ]
-"""``worst``: the strongest attack on each sample. ``accuracy``: every attack along its sweep. ``distances``:
+"""``worst``: the strongest attack on each sample. ``accuracy``: every attack along its sweep.
+``breakers``: which member of a cascade broke how many. ``distances``:
 minimum-norm attacks. ``invariance``: decisions that stayed, classes that changed, and the oracle's own error.
 ``agreement``: inputs that the data set gives, with whom the models agree. ``metamers``: what survives clipping and
 rounding. ``rejection``: models that may refuse to answer. ``comparison``: paired differences of models. ``cells``:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from robustbench_inv.reporting.agreement import agreement_tables
+from robustbench_inv.reporting.breakers import breaker_tables
 from robustbench_inv.reporting.cells import (
     CellResult,
     Panel,
@@ -299,6 +300,7 @@ def _cell_row(cell: CellResult) -> tuple[Shown, ...]:
 TABLES: dict[TableKind, Callable[[Sequence[CellResult], IntervalOf], Iterable[Table]]] = {
     "worst": _worst,
     "accuracy": _accuracy,
+    "breakers": breaker_tables,
     "distances": _distances,
     "invariance": invariance_tables,
     "agreement": agreement_tables,

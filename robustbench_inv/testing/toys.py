@@ -165,7 +165,13 @@ def squashed(toy: Toy, factor: float = 1.0) -> Toy:
 
 
 def confident(toy: Toy, factor: float = 1000.0) -> Toy:
-    """Multiply the logits: the same decisions, but cross-entropy has no gradient (C6, C7)."""
+    """Multiply the logits: the same decisions, but cross-entropy has no gradient (C6, C7, C8).
+
+    As a network answers that was distilled at a temperature of ``factor`` and is asked at 1.
+
+    References:
+        Carlini and Wagner, Towards evaluating the robustness of neural networks, IEEE S&P 2017, section VIII.
+    """
     return _after(toy, lambda logits: factor * logits)
 
 

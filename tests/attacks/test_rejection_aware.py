@@ -181,6 +181,15 @@ def test_distal_inputs_are_accepted_where_noise_is_not(lab):
     assert distal.accepted.all()
 
 
+def test_distal_inputs_do_not_depend_on_the_batch(lab):
+    linear, images, labels = linear_problem(8, 3)
+    model = reject(linear, "margin", torch.full((3,), 8.0))
+    on, threat = (model, images, labels), ThreatModel(Unbounded("l2"), Accept())
+    whole = lab.run(Distal(), on, threat).images
+    for size in (1, 3):
+        assert torch.allclose(lab.in_parts(Distal(), size, on, threat), whole, atol=1e-9)
+
+
 def test_what_is_never_accepted_stays_rejected(lab):
     model, images, labels = cautious()
     always = reject(model.base, "margin", torch.full((3,), torch.inf))

@@ -99,7 +99,7 @@ def test_c3_knows_the_libraries_names():
     assert CellView.read(cell("MIFGSM", WEAK)).iterative
 
 
-@pytest.mark.parametrize(("extra", "expected"), [(0, "PASS"), (1, "FAIL")])
+@pytest.mark.parametrize(("extra", "expected"), [(0, "PASS"), (1, "WARN"), (2, "FAIL")])
 def test_c5_fires_when_noise_breaks_what_no_gradient_attack_breaks(extra, expected):
     broken = [0.2] * 20 + [None] * (180 - extra) + [0.1] * extra
     (verdict,) = check_gradient_free(views(noise(broken), cell("fgsm", WEAK), cell("pgd", STRONG)))
@@ -109,14 +109,15 @@ def test_c5_fires_when_noise_breaks_what_no_gradient_attack_breaks(extra, expect
 def test_c5_forgives_two_tenths_of_a_point():
     pgd, lucky = cell("pgd", [None] * 1000), noise([0.2] * 2 + [None] * 998)
     assert check_gradient_free(views(pgd, lucky))[0].verdict == "PASS"
-    lucky = noise([0.2] * 3 + [None] * 997)
-    assert check_gradient_free(views(pgd, lucky))[0].verdict == "FAIL"
+    for extra, expected in ((3, "WARN"), (4, "WARN"), (5, "FAIL")):
+        lucky = noise([0.2] * extra + [None] * (1000 - extra))
+        assert check_gradient_free(views(pgd, lucky))[0].verdict == expected
 
 
 def test_c5_reads_a_minimal_attack_at_every_eps():
-    boundary = noise([0.05] + [0.7] * 199, epsilons=(), attack={"kind": "minimal"})
-    (verdict,) = check_gradient_free(views(cell("pgd", [None] + [0.1] * 199), boundary))
-    assert (verdict.verdict, verdict.value) == ("FAIL", 1 / 200)
+    boundary = noise([0.05] * 2 + [0.7] * 198, epsilons=(), attack={"kind": "minimal"})
+    (verdict,) = check_gradient_free(views(cell("pgd", [None] * 2 + [0.1] * 198), boundary))
+    assert (verdict.verdict, verdict.value) == ("FAIL", 2 / 200)
 
 
 def test_c5_takes_analytic_attacks_for_neither():
@@ -133,7 +134,7 @@ def via(access="transfer", **threat):
 
 
 @pytest.mark.parametrize("access", ["transfer", "score"])
-@pytest.mark.parametrize(("extra", "expected"), [(0, "PASS"), (1, "FAIL")])
+@pytest.mark.parametrize(("extra", "expected"), [(0, "PASS"), (1, "WARN"), (2, "FAIL")])
 def test_c5_fires_when_a_substitute_breaks_what_no_gradient_of_the_model_does(
     access, extra, expected
 ):

@@ -110,6 +110,13 @@ def test_c15_counts_each_sample_once():
     assert "2 of 3 successes" in verdict.evidence
 
 
+def test_c15_tells_of_successes_that_were_none_when_judged_again():
+    note = {"kind": "silent_success", "samples": [1, 3, 5]}
+    verdict = check_lost_successes(view(notes=(note,)))
+    assert (verdict.verdict, verdict.value) == ("WARN", 3)
+    assert "1 of 3 successes were met in the search and not returned; 2 others" in verdict.evidence
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -121,6 +121,23 @@ def test_c26_compares_like_with_like():
     assert verdicts(cell(), other)["C26"].verdict == "NA"
 
 
+def aimed(goal, fooled, label=5):
+    """Ten samples of which some are decided as the attacker wants, and the others wrongly in another way."""
+    after = [answer(5, 9.0)] * fooled + [answer(4, 9.0)] * (10 - fooled)
+    made = cell("misclassify", after=after)
+    about = {"goal": goal, "goal_parameters": {"label": label}}
+    return replace(made, cell={**made.cell, "threat": {**made.cell["threat"], **about}})
+
+
+def test_c26_compares_attacks_that_aim_at_the_same_class():
+    found = verdicts(aimed("target-accepted", 4), aimed("target", 6))["C26"]
+    assert (found.verdict, found.value) == ("FAIL", pytest.approx(0.2))
+    assert verdicts(aimed("target-accepted", 6), aimed("target", 6))["C26"].verdict == "PASS"
+    assert verdicts(aimed("target-accepted", 4), aimed("target", 6, label=4))["C26"].verdict == "NA"
+    assert verdicts(aimed("target-accepted", 4), oblivious())["C26"].verdict == "NA"
+    assert verdicts(aimed("target", 6))["C26"].verdict == "WARN"
+
+
 def test_c27_of_a_weak_attack():
     after = [answer(3, 5.0)] * 10
     found = verdicts(cell(after=after))["C27"]
@@ -136,10 +153,11 @@ def test_c28_rejections_nearby():
     assert verdicts(replace(far, lines=lines))["C28"].verdict == "NA"
 
 
+@pytest.mark.parametrize("shown", ["NoiseInput", "Distal", "OutOfDistribution"])
 @pytest.mark.parametrize(("accepted", "verdict"), [(0, "PASS"), (1, "WARN")])
-def test_c29_noise_that_is_accepted(accepted, verdict):
+def test_c29_what_is_of_no_class_and_accepted(accepted, verdict, shown):
     after = [answer(5, 9.0)] * accepted + [answer(5, 0.1, accepted=False)] * (10 - accepted)
-    attack = {"name": "uniform-noise", "implementation": "x:NoiseInput", "kind": "given"}
+    attack = {"name": "uniform-noise", "implementation": f"x:{shown}", "kind": "given"}
     found = verdicts(cell("accept", after=after, attack=attack))
     assert found["C29"].verdict == verdict
     assert "C27" not in found

@@ -1,0 +1,87 @@
+"""Who broke what: of an attack that is a cascade of members, how many samples fell to each."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from robustbench_inv.results.measured import read_measured
+from robustbench_inv.results.record import Record
+
+__all__ = ["Breakers", "tell_breakers"]
+
+BROKEN_BY = "broken_by"
+"""What ``attacks.cascade`` calls the number that it keeps of each sample: the member's, from 1; 0 for none."""
+
+WORDS = {"Scouted": "Square with APGD"}
+"""Members that readers do not know by the name of their class."""
+
+
+@dataclass(frozen=True)
+class Breakers:
+    """Numbers of samples, which add up to all.
+
+    Args:
+        members: that fell to each member, by its name, in the order of the cascade; of a sweep, at the smallest eps.
+        others: that fell to what a member tried and did not return (check C15).
+        wrong: that were wrong to begin with.
+        left: that hold.
+    """
+
+    members: Mapping[str, int]
+    others: int
+    wrong: int
+    left: int
+
+    @property
+    def text(self) -> str:
+        """One line.
+
+        Example:
+            >>> Breakers({"APGD": 31, "FMN": 2}, 0, 1, 12).text
+            'broken by APGD 31, FMN 2; wrong before 1, left 12'
+        """
+        by = [f"{name} {count}" for name, count in self.members.items()]
+        met = f", met on the way {self.others}" if self.others else ""
+        before = f"wrong before {self.wrong}, " if self.wrong else ""
+        return f"broken by {', '.join(by)}{met}; {before}left {self.left}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``--json`` prints."""
+        return asdict(self)
+
+
+def tell_breakers(
+    cell: Mapping[str, Any], records: Sequence[Record], events: Iterable[Mapping[str, Any]]
+) -> Breakers | None:
+    """Return to which member of a cascade the samples fell; None if the attack was none.
+
+    Args:
+        cell: the content of cell.json.
+        records: of the cell.
+        events: its notes.
+    """
+    column = read_measured(events).get(BROKEN_BY)
+    names = _names(cell["attack"].get("parameters", {}).get("members", ()))
+    if column is None or not names:
+        return None
+    wrong = sum(record.status == "already_wrong" for record in records)
+    fallen = [r.sample for r in records if r.goal_reached and r.status != "already_wrong"]
+    counts = Counter(int(column.get(sample) or 0) for sample in fallen)
+    members = {name: counts[number] for number, name in enumerate(names, 1)}
+    return Breakers(members, counts[0], wrong, len(records) - wrong - len(fallen))
+
+
+def _names(members: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what readers call the members; those that share a name are numbered."""
+    names = [_name(member) for member in members]
+    several = {name for name, count in Counter(names).items() if count > 1}
+    return [
+        f"{name} ({number})" if name in several else name for number, name in enumerate(names, 1)
+    ]
+
+
+def _name(member: Mapping[str, Any]) -> str:
+    kind = str(member["type"]).rpartition(":")[2]
+    name, classes = WORDS.get(kind, kind), member.get("target_classes")
+    return f"{name} toward {classes} classes" if classes else name

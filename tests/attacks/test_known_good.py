@@ -1,0 +1,148 @@
+"""Every attack of the catalogue breaks what is known to break: the undefended CNN, or a model made to fail that way.
+
+A bound has room for other rounding and other draws: one to eight samples, a tenth of a distance, half of it for the
+random walks. An attack that has lost its way does not fit in: with steps that are too short or a gradient of the wrong
+sign it leaves most of the digits. Presets that are not here are named with the reason.
+"""
+
+from dataclasses import dataclass
+from math import inf
+
+import pytest
+
+import robustbench_inv as rbi
+from robustbench_inv.catalogue.cards import read_attack
+from robustbench_inv.catalogue.locate import shipped_root
+
+
+@dataclass(frozen=True)
+class Row:
+    """One attack and what it must come to.
+
+    Args:
+        attack: preset, with parameters where the usual ones take too long here.
+        threat: as on the command line.
+        samples: how many are attacked.
+        left: the largest share that may hold.
+        found: the share that did when the row was written.
+        far: the largest median distance of a success.
+        median: what it was.
+        model: its name.
+        data: its data.
+    """
+
+    attack: str
+    threat: str
+    samples: int
+    left: float
+    found: float
+    far: float = inf
+    median: float | None = None
+    model: str = "mnist-cnn"
+    data: str = "mnist5k"
+
+    def __str__(self) -> str:
+        return f"{self.attack}-{self.threat}"
+
+    @property
+    def preset(self) -> str:
+        return self.attack.partition(":")[0]
+
+
+SPHERES = {"model": "spheres-misaligned", "data": "spheres:d=500,n=10,r1=1,r2=1.3,size=200"}
+ROWS = (
+    # attacks that share a budget: what may be left, what was left
+    Row("noise", "linf=0.5", 60, 0.55, 0.417),  # knows nothing, and breaks digits only far away
+    Row("noise", "l2=10", 60, 0.4, 0.233),
+    Row("fgsm", "linf=0.15", 60, 0.3, 0.167),
+    Row("fgsm", "l2=3", 60, 0.2, 0.1),
+    Row("pgd", "linf=0.1", 60, 0.2, 0.133),
+    Row("pgd", "l2=1.5", 60, 0.2, 0.1),
+    Row("apgd", "linf=0.1", 40, 0.25, 0.15),
+    Row("apgd", "l2=1.5", 40, 0.2, 0.1),
+    Row("apgd", "l1=10", 40, 0.2, 0.1),
+    Row("apgd-targeted", "linf=0.1", 10, 0.2, 0.0),
+    Row("apgd-targeted", "l2=1.5", 10, 0.2, 0.0),
+    Row("apgd-targeted", "l1=10", 10, 0.2, 0.0),
+    Row("standard", "linf=0.1", 20, 0.25, 0.15),
+    Row("standard", "l2=1.5", 10, 0.2, 0.0),
+    Row("standard", "l1=10", 10, 0.2, 0.0),
+    Row("square", "linf=0.2", 20, 0.1, 0.0),
+    Row("square", "l2=3", 20, 0.1, 0.0),
+    Row("square", "l1=20", 10, 0.2, 0.0),
+    # attacks that seek the nearest: none may be left; the median distance
+    Row("deepfool", "none", 40, 0.0, 0.0, far=1.3, median=1.165),
+    Row("deepfool-linf", "none:norm=linf", 40, 0.0, 0.0, far=0.095, median=0.0853),
+    Row("ddn", "none", 40, 0.0, 0.0, far=1.05, median=0.972),
+    Row("fmn", "none", 40, 0.0, 0.0, far=1.05, median=0.972),
+    Row("fmn", "none:norm=linf", 40, 0.0, 0.0, far=0.077, median=0.0700),
+    Row("fmn", "none:norm=l1", 40, 0.0, 0.0, far=5.6, median=5.10),
+    Row("fmn", "none:norm=l0", 40, 0.0, 0.0, far=8, median=7),
+    Row("cw", "none", 20, 0.0, 0.0, far=1.1, median=1.014),
+    Row("local-search", "none:norm=l0", 20, 0.0, 0.0, far=17, median=15),
+    Row("boundary:steps=500", "none", 10, 0.0, 0.0, far=3.0, median=2.50),
+    Row("hopskipjump", "none", 3, 0.0, 0.0, far=2.0, median=1.47),
+    Row("hopskipjump", "none:norm=linf", 3, 0.0, 0.0, far=0.16, median=0.105),
+    # attacks that change the class: on models that are too invariant, or as far as it takes
+    Row("spheres-perturbation", "none", 40, 0.5, 0.5, far=0.52, median=0.487, **SPHERES),
+    Row("spheres-invariance", "none", 40, 0.5, 0.5, far=0.74, median=0.702, **SPHERES),
+    Row("metamer", "none", 20, 0.6, 0.4, model="mnist-firevnet-ce"),
+    Row("invariance-ball", "l0=100", 20, 0.8, 0.65),
+    Row("invariance-ball", "l2=8", 20, 0.85, 0.7),
+    Row("invariance-ball", "linf=0.8", 20, 0.9, 0.8),
+    Row("collision", "none", 20, 0.8, 0.6),
+)
+
+SHOWS = "shows what others made; nothing is sought"
+REJECTS = "asks whether a model rejects; the CNN never does"
+ELSEWHERE = {
+    "counterpart": SHOWS,
+    "shift": SHOWS,
+    "uniform-noise": REJECTS,
+    "gaussian-noise": REJECTS,
+    "out-of-distribution": REJECTS,
+    "distal": REJECTS,
+}
+"""Presets without a row, and why; ``test_rejection_aware.py`` and ``test_out_of_distribution.py`` have theirs."""
+
+
+PRESETS = {path.stem: path for path in (shipped_root() / "attacks/presets").glob("*.toml")}
+
+
+def test_every_preset_has_a_row_or_a_reason():
+    rows = {row.preset for row in ROWS}
+    assert rows | ELSEWHERE.keys() == PRESETS.keys()
+    assert not rows & ELSEWHERE.keys()
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS.keys() - ELSEWHERE.keys()))
+def test_every_norm_that_is_searched_in_has_a_row(preset):
+    """Whoever names a goal of its own, or keeps the decision, measures in any norm what it finds in one."""
+    card = read_attack(PRESETS[preset])
+    found = {norm_of(row) for row in ROWS if row.preset == preset}
+    assert found >= set(card.norms) or card.goal
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_what_is_known_to_break_breaks(row, tmp_path):
+    run = rbi.evaluate(
+        model=row.model, attack=row.attack, threat=row.threat, dataset=row.data,
+        samples=row.samples, out=tmp_path, checks=False,
+    )  # fmt: skip
+    (summary,) = run.summary()
+    assert not run.failures
+    assert summary.clean_accuracy.value > max(row.left, 0.9)
+    assert summary.robust_accuracy[0].value <= row.left
+    assert summary.median_distance <= row.far
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_a_bound_is_near_what_was_found(row):
+    assert row.found <= row.left <= row.found + 0.2
+    assert row.median is None or row.median < row.far < 1.6 * row.median
+
+
+def norm_of(row: Row) -> str:
+    """Return the norm of a row's threat."""
+    budget, _, norm = row.threat.partition(":norm=")
+    return norm or ("l2" if budget == "none" else budget.partition("=")[0])
