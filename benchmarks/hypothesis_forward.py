@@ -20,6 +20,7 @@ import robustbench_inv as rbi
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.evaluation.prepare import prepare
 from robustbench_inv.models.label_hypothesis import BLOCK, LabelHypothesisNet
+from robustbench_inv.models.module import ModuleClassifier
 
 __all__ = ["hypothesis_section"]
 
@@ -58,23 +59,26 @@ def in_blocks(network: nn.Module, images: Tensor) -> Tensor:
 
 def head_per_hypothesis(network: nn.Module, images: Tensor) -> Tensor:
     """Return T(x, k), the convolutions asked once and all that follows once for each k."""
+    assert isinstance(network, LabelHypothesisNet)
     features = network.features(images)
     return torch.cat([_concatenated(network, features, k) for k in range(10)], 1)
 
 
 def network_per_hypothesis(network: nn.Module, images: Tensor) -> Tensor:
     """Return T(x, k), the whole network asked once for each k."""
+    assert isinstance(network, LabelHypothesisNet)
     answers = [_concatenated(network, network.features(images), k) for k in range(10)]
     return torch.cat(answers, 1)
 
 
-def _concatenated(network: nn.Module, features: Tensor, k: int) -> Tensor:
+def _concatenated(network: LabelHypothesisNet, features: Tensor, k: int) -> Tensor:
     guess = network.guess
     code = torch.zeros(len(features), len(guess.label), dtype=features.dtype)
     code[:, k] = 1
     joint = torch.cat([guess.weight, guess.label.T], 1)
     first = linear(torch.cat([features, code], 1), joint, guess.bias)
-    return network.judge(network.second(first))
+    answer: Tensor = network.judge(network.second(first))
+    return answer
 
 
 def _digits() -> tuple[Tensor, Tensor]:
@@ -84,7 +88,8 @@ def _digits() -> tuple[Tensor, Tensor]:
 
 def _contestants(images: Tensor) -> Iterator[Contestant]:
     def plain(network: nn.Module, shown: Tensor) -> Tensor:
-        return network(shown)
+        answer: Tensor = network(shown)
+        return answer
 
     forms: list[tuple[str, str, Form]] = [
         ("CNN", "mnist-cnn", plain),
@@ -96,7 +101,10 @@ def _contestants(images: Tensor) -> Iterator[Contestant]:
     ]
     for name, model, form in forms:
         classifier = rbi.load_model(model).classifier
-        searched = prepare(classifier, images[:16], fold=True).module
+        prepared = prepare(classifier, images[:16], fold=True)
+        assert isinstance(classifier, ModuleClassifier)
+        assert isinstance(prepared, ModuleClassifier)
+        searched = prepared.module
         frozen = deepcopy(classifier.module).requires_grad_(False)
         contestant = Contestant(name, frozen, searched, form)
         if isinstance(frozen, LabelHypothesisNet):

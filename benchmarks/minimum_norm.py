@@ -1,4 +1,4 @@
-"""Measures minimum-norm attacks against Foolbox's and torchattacks' of the same name: time, and how near they end.
+"""Measures minimum-norm attacks against Foolbox's, torchattacks' and adversarial-library's of the same name: time, and how near they end.
 
 All run in one process on one thread, alternating; times are medians of processor time, which other programs on the
 machine do not change.
@@ -9,8 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
+from typing import Any
 
 import torch
+from peers import adversarial_library
 from torch import Tensor, nn
 
 import robustbench_inv as rbi
@@ -18,6 +20,7 @@ from robustbench_inv.attacks.protocol import Batch
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.evaluation.metering import Meter
 from robustbench_inv.evaluation.prepare import prepare
+from robustbench_inv.models.module import ModuleClassifier
 from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import norm
@@ -27,7 +30,12 @@ from robustbench_inv.threat.threat_model import ThreatModel
 __all__ = ["Digits", "draw_digits", "minimum_norm_section", "nearness"]
 
 SAMPLES, REPEATS = 100, 3
-CARLINI_WAGNER = {"binary_search_steps": 5, "steps": 100, "stepsize": 0.1, "initial_const": 0.1}
+CARLINI_WAGNER: dict[str, Any] = {
+    "binary_search_steps": 5,
+    "steps": 100,
+    "stepsize": 0.1,
+    "initial_const": 0.1,
+}
 """Foolbox's defaults, 9 searches of 10,000 steps of 0.01, take an hour; with 1,000 they end 2.5 % nearer than these."""
 
 Contestant = Callable[["Digits"], Tensor]
@@ -67,10 +75,11 @@ def ours(name: str, measured: str, digits: Digits) -> Tensor:
 def foolbox(name: str, digits: Digits, **parameters: object) -> Tensor:
     """Return the proposals of an attack of Foolbox."""
     import foolbox as fb
+    from foolbox.models.pytorch import PyTorchModel
 
-    model = fb.PyTorchModel(digits.network, bounds=(0, 1), device="cpu")
+    model = PyTorchModel(digits.network, bounds=(0, 1), device="cpu")
     attack = getattr(fb.attacks, name)(**parameters)
-    _, shown, _ = attack(model, digits.images, digits.labels, epsilons=None)
+    shown: Tensor = attack(model, digits.images, digits.labels, epsilons=None)[1]
     return shown
 
 
@@ -78,7 +87,15 @@ def torchattacks(name: str, digits: Digits) -> Tensor:
     """Return the proposals of an attack of torchattacks with its own parameters."""
     import torchattacks as ta
 
-    return getattr(ta, name)(digits.network)(digits.images, digits.labels)
+    shown: Tensor = getattr(ta, name)(digits.network)(digits.images, digits.labels)
+    return shown
+
+
+def adversarial(name: str, digits: Digits, **parameters: object) -> Tensor:
+    """Return the proposals of an attack of adversarial-library."""
+    attack = getattr(adversarial_library(), name)
+    shown: Tensor = attack(digits.network, digits.images, digits.labels, **parameters)
+    return shown
 
 
 def _contests() -> dict[str, dict[str, Contestant]]:
@@ -99,7 +116,31 @@ def _contests() -> dict[str, dict[str, Contestant]]:
     for measured in ("l0", "l1", "l2", "linf"):
         theirs = f"{'LInf' if measured == 'linf' else measured.upper()}FMNAttack"
         contests[f"fmn {measured}"] = {"foolbox, 100 steps": partial(foolbox, theirs, steps=100)}
-    return {name: {"ours": partial(ours, *name.split()), **them} for name, them in contests.items()}
+    third = {} if adversarial_library() is None else _third()
+    return {
+        name: {"ours": _ours(name), **them, **third.get(name, {})}
+        for name, them in contests.items()
+    }
+
+
+def _ours(name: str) -> Contestant:
+    preset, measured = name.split()
+    return partial(ours, preset, measured)
+
+
+def _third() -> dict[str, dict[str, Contestant]]:
+    """Return what adversarial-library has to compare with, ALMA as nobody else has it."""
+    title = "adversarial-library"
+    names = {"l0": 0.0, "l1": 1.0, "l2": 2.0, "linf": float("inf")}
+    contests: dict[str, dict[str, Contestant]] = {
+        f"fmn {measured}": {f"{title}, 100 steps": partial(adversarial, "fmn", norm=p, steps=100)}
+        for measured, p in names.items()
+    }
+    contests["ddn l2"] = {
+        f"{title}, 100 steps": partial(adversarial, "ddn", steps=100),
+        f"{title}, ALMA of 100 steps": partial(adversarial, "alma", num_steps=100),
+    }
+    return contests
 
 
 def draw_digits(count: int) -> Digits:
@@ -109,6 +150,7 @@ def draw_digits(count: int) -> Digits:
     images, labels = data.batch(ids)
     with torch.no_grad():
         right = classifier(images).decision == labels
+    assert isinstance(classifier, ModuleClassifier)
     return Digits(classifier, classifier.module, images[right], labels[right], ids[right])
 
 

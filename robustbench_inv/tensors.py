@@ -84,8 +84,9 @@ def norm(perturbation: Tensor, name: str) -> Tensor:
     flat = flatten(perturbation)
     if name == "l0":
         return (flat != 0).sum(1).to(flat.dtype)
-    order = {"l1": 1.0, "l2": 2.0, "linf": float("inf")}[name]
-    result: Tensor = torch.linalg.vector_norm(flat, ord=order, dim=1)
+    if name == "linf":  # vector_norm takes twelve times as long
+        return flat.abs().amax(1)
+    result: Tensor = torch.linalg.vector_norm(flat, ord={"l1": 1.0, "l2": 2.0}[name], dim=1)
     return result
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from robustbench_inv.attacks.ball import NORMS, Ball, steepest
@@ -92,14 +93,17 @@ class PGD:
 
     def _climb(self, model: Queries, ball: Ball, loss: Loss, best: Best, images: Tensor) -> None:
         rows = best.standing
+        ball = ball[rows]
         for step in range(self.steps):
             if not len(rows):
                 return
             output, gradient = model.gradient(images, loss, rows)
             standing = best.offer(images, output, rows)
-            rows, images, gradient = rows[standing], images[standing], gradient[standing]
-            ahead = images + self._length(step) * ball.eps * steepest(gradient, ball.norm)
-            images = ball[rows].project(ahead)
+            if not standing.all():  # where none falls, no step pays for copies
+                rows, images, gradient = rows[standing], images[standing], gradient[standing]
+                ball = ball[standing]
+            length, way = self._length(step) * ball.eps, steepest(gradient, ball.norm)
+            images = ball.project(torch.add(images, way, alpha=length))
         if len(rows):
             best.offer(images, model(images, rows), rows)
 

@@ -9,7 +9,7 @@ from robustbench_inv.attacks.protocol import Batch, Loss
 from robustbench_inv.models.protocol import Classifier, Stochastic
 from robustbench_inv.randomness import Noise
 from robustbench_inv.results.record import Status
-from robustbench_inv.tensors import Output, flatten, slopes_of
+from robustbench_inv.tensors import Output, flatten, norm, slopes_of
 from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = ["Meter", "answer", "inside_box", "judge"]
@@ -205,15 +205,20 @@ class Meter:
         self.found[rows[first]] = True
 
     def _count_backward(self, slope: Tensor, rows: Tensor | None) -> None:
-        size = (flatten(slope.detach()).abs()).amax(1)
-        useful = size.isfinite() & (size > 0)
         if rows is None and len(slope) != len(self.batch):
             self._backward += len(slope) / len(self.batch)
-            self._useful |= useful.any()
+            self._useful |= _useful(slope).any()
             return
         chosen = torch.arange(len(slope), device=slope.device) if rows is None else rows
         self._backward.index_add_(0, chosen, torch.ones_like(chosen, dtype=torch.float64))
-        self._useful[chosen[useful]] = True
+        if not self._useful[chosen].all():
+            self._useful[chosen[_useful(slope)]] = True
+
+
+def _useful(slope: Tensor) -> Tensor:
+    """Return (n,): is some element of a gradient (n, …) not zero, and every one finite?"""
+    size = norm(slope.detach(), "linf")
+    return size.isfinite() & (size > 0)
 
 
 def _led(said: Output, guide: Output) -> Output:

@@ -1,5 +1,6 @@
-"""The copy of a model that attacks search on: frozen, in evaluation mode, batch norm folded into convolutions."""
+"""The copy of a model that attacks search on: frozen, in evaluation mode, its convolutions rearranged to be faster."""
 
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from itertools import pairwise
 
@@ -7,12 +8,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from robustbench_inv.evaluation.convolution import FoldedSlope
 from robustbench_inv.models.protocol import Classifier
 
-__all__ = ["device_of", "prepare"]
+__all__ = [
+    "Change",
+    "device_of",
+    "fold_batch_norm",
+    "fold_slopes",
+    "frozen_copy",
+    "order_channels_last",
+    "prepare",
+    "rearrange",
+]
+
+Change = Callable[[Classifier], bool]
+"""Rearranges a frozen copy in place, and tells whether there was something to rearrange."""
 
 TOLERANCE = 1e-4
-"""Largest difference of a logit that folding may make on the probe."""
+"""Largest difference of a logit that a rearrangement may make on the probe."""
 
 
 def device_of(classifier: Classifier) -> torch.device:
@@ -25,23 +39,44 @@ def prepare(classifier: Classifier, probe: Tensor, *, fold: bool) -> Classifier:
     """Return a copy to search on; the classifier itself where it cannot be copied.
 
     Verdicts are taken on the original, so that a copy can cost an attack its strength and never make a
-    number wrong. Folding moves logits by rounding: it is not for attacks that end on the decision boundary.
+    number wrong. What rearranges the arithmetic moves logits by rounding: it is not for attacks that end on the
+    decision boundary. Each rearrangement is made where a model allows it and answers the probe as before; what each gains is in
+    docs/benchmarks.md.
 
     Args:
         classifier: the model; it is left as it is.
-        probe: (n, …) inputs on which the folded copy must agree.
-        fold: fold batch norm into the convolution before it, where a ``Sequential`` holds both.
+        probe: (n, …) inputs on which the rearranged copy must agree.
+        fold: rearrange: fold batch norm into the convolution before it, where a ``Sequential`` holds both; on a
+            CPU store weights of convolutions with the channels last, and take the slope of strided
+            convolutions of few channels by ``FoldedSlope``.
     """
-    plain = _frozen_copy(classifier)
+    plain = frozen_copy(classifier)
     if plain is None:
         return classifier
-    folded = _frozen_copy(plain) if fold else None
-    if folded is None or not _fold(folded):
-        return plain
-    return folded if _agree(plain, folded, probe) else plain
+    return rearrange(plain, probe, _changes(plain)) if fold else plain
 
 
-def _frozen_copy(classifier: Classifier) -> Classifier | None:
+def rearrange(plain: Classifier, probe: Tensor, changes: Sequence[Change]) -> Classifier:
+    """Return a copy with those of the changes, one upon the other, that leave its answers to a probe as they are.
+
+    All are tried at once, and each by itself only where that fails: a copy of a large network takes its time.
+
+    Args:
+        plain: a frozen copy, itself left as it is.
+        probe: (n, …) inputs.
+        changes: what to try.
+    """
+    together = _changed(plain, probe, changes)
+    if together is not None:
+        return together
+    best = plain
+    for change in changes:
+        best = _changed(best, probe, [change]) or best
+    return best
+
+
+def frozen_copy(classifier: Classifier) -> Classifier | None:
+    """Return a copy in evaluation mode whose weights ask for no gradient; None if there can be none."""
     if not isinstance(classifier, nn.Module):
         return None
     try:
@@ -52,11 +87,48 @@ def _frozen_copy(classifier: Classifier) -> Classifier | None:
     return copy
 
 
-def _fold(module: Classifier) -> int:
-    """Fold in place; return how many pairs were folded."""
-    assert isinstance(module, nn.Module)
-    sequences = [part for part in module.modules() if isinstance(part, nn.Sequential)]
-    return sum(_fold_sequence(sequence) for sequence in sequences)
+def fold_batch_norm(module: Classifier) -> bool:
+    """Fold batch norm into the convolution before it, where a ``Sequential`` holds both."""
+    folded = [_fold_sequence(part) for part in _parts(module) if isinstance(part, nn.Sequential)]
+    return sum(folded) > 0
+
+
+def order_channels_last(module: Classifier) -> bool:
+    """Store weights of convolutions as the CPU's kernels read them; the maps follow."""
+    layers = [part for part in _parts(module) if type(part) is nn.Conv2d]
+    for layer in layers:
+        # ``contiguous`` would leave the weight of a single channel as it is, and so the order of its maps
+        layer.to(memory_format=torch.channels_last)
+    return bool(layers)
+
+
+def fold_slopes(module: Classifier) -> bool:
+    """Take the slopes of strided convolutions of few channels by ``FoldedSlope``."""
+    places = [
+        (parent, name, layer)
+        for parent in _parts(module)
+        for name, layer in parent.named_children()
+        if FoldedSlope.suits(layer) and not _hooked(layer)
+    ]
+    for parent, name, layer in places:
+        assert isinstance(layer, nn.Conv2d)
+        setattr(parent, name, FoldedSlope(layer))
+    return bool(places)
+
+
+def _changes(classifier: Classifier) -> tuple[Change, ...]:
+    on_cpu = device_of(classifier).type == "cpu"  # elsewhere the last two are not measured
+    every = (fold_batch_norm, order_channels_last, fold_slopes)
+    return every if on_cpu else every[:1]
+
+
+def _changed(plain: Classifier, probe: Tensor, changes: Sequence[Change]) -> Classifier | None:
+    """Return a copy with all of the changes; None if there was nothing to change, or the copy answers otherwise."""
+    copy = frozen_copy(plain)
+    if copy is None:
+        return None
+    changed = [change(copy) for change in changes]
+    return copy if any(changed) and _agree(plain, copy, probe) else None
 
 
 def _fold_sequence(sequence: nn.Sequential) -> int:
@@ -74,11 +146,23 @@ def _fold_sequence(sequence: nn.Sequential) -> int:
 def _foldable(first: nn.Module, second: nn.Module) -> bool:
     if type(first) is not nn.Conv2d or type(second) is not nn.BatchNorm2d:
         return False
-    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in (first, second))
-    return second.running_mean is not None and not hooked
+    return second.running_mean is not None and not _hooked(first) and not _hooked(second)
+
+
+def _parts(module: Classifier) -> Iterator[nn.Module]:
+    assert isinstance(module, nn.Module)
+    yield from module.modules()
+
+
+def _hooked(layer: nn.Module) -> bool:
+    after = layer._forward_hooks or layer._backward_hooks
+    return bool(after or layer._forward_pre_hooks or layer._backward_pre_hooks)
 
 
 @torch.no_grad()
-def _agree(plain: Classifier, folded: Classifier, probe: Tensor) -> bool:
-    difference = plain(probe).logits - folded(probe).logits
-    return bool((difference.abs() < TOLERANCE).all())
+def _agree(plain: Classifier, changed: Classifier, probe: Tensor) -> bool:
+    try:
+        answer = changed(probe).logits
+    except Exception:  # a user's network may ask its layers for anything: contiguous maps, a weight
+        return False
+    return bool(((plain(probe).logits - answer).abs() < TOLERANCE).all())

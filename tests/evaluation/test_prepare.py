@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from robustbench_inv.evaluation.convolution import FoldedSlope
 from robustbench_inv.evaluation.prepare import prepare
 from robustbench_inv.models.module import wrap_module
 
@@ -25,6 +26,35 @@ def network(classes=4):
 @pytest.fixture
 def probe():
     return torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def strided(flatten):
+    """A network whose first convolution gets a slope of its own, and whose user flattens maps somehow."""
+
+    class Strided(nn.Module):
+        bounds, num_classes = (0.0, 1.0), 4
+
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.second = nn.Conv2d(1, 4, 4, 2), nn.Conv2d(4, 6, 2)
+            self.last = nn.Linear(24, 4)
+
+        def forward(self, images):
+            return self.last(flatten(self.second(self.first(images).relu())))
+
+    return wrap_module(Strided(), "strided")
+
+
+def channels_last(classifier):
+    last = torch.channels_last
+    convolutions = [part for part in classifier.modules() if isinstance(part, nn.Conv2d)]
+    return [part.weight.is_contiguous(memory_format=last) for part in convolutions]
+
+
+def slopes(classifier, images):
+    shown = images.clone().requires_grad_()
+    return torch.autograd.grad(classifier(shown).logits.square().sum(), shown)[0]
 
 
 def norms(classifier):
@@ -77,3 +107,38 @@ def test_a_model_that_cannot_be_copied_is_searched_itself(probe):
     original = network()
     original.module.lock = threading.Lock()
     assert prepare(original, probe, fold=True) is original
+
+
+def test_strided_convolutions_are_rearranged(probe):
+    original = strided(lambda maps: maps.flatten(1))
+    copy = prepare(original, probe, fold=True)
+    assert isinstance(copy.module.first, FoldedSlope)
+    assert channels_last(copy) == [True, True]
+    assert copy.module.first(probe).is_contiguous(memory_format=torch.channels_last)
+    assert channels_last(original)[1] is False
+    torch.testing.assert_close(copy(probe).logits, original(probe).logits, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(slopes(copy, probe), slopes(original, probe), atol=1e-6, rtol=1e-5)
+
+
+def test_attacks_on_the_boundary_get_the_very_arithmetic(probe):
+    original = strided(lambda maps: maps.flatten(1))
+    copy = prepare(original, probe, fold=False)
+    assert type(copy.module.first) is nn.Conv2d
+    assert torch.equal(copy(probe).logits, original(probe).logits)
+
+
+def test_a_rearrangement_that_a_network_cannot_bear_is_left_out(probe):
+    """``view`` raises on maps whose channels come last; the slope's rearrangement goes well all the same."""
+    original = strided(lambda maps: maps.view(len(maps), -1))
+    copy = prepare(original, probe, fold=True)
+    assert channels_last(copy)[1] is False
+    assert isinstance(copy.module.first, FoldedSlope)
+    assert slopes(copy, probe).shape == probe.shape
+
+
+def test_a_layer_with_a_hook_keeps_it(probe):
+    original = strided(lambda maps: maps.flatten(1))
+    original.module.first.register_forward_hook(lambda *call: call[2] + 1)
+    copy = prepare(original, probe, fold=True)
+    assert type(copy.module.first) is nn.Conv2d
+    torch.testing.assert_close(copy(probe).logits, original(probe).logits, atol=1e-6, rtol=1e-5)

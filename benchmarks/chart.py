@@ -1,0 +1,111 @@
+"""Draws the page's tables as one picture: each attack's time as a share of what its peers take, beside what it is worth.
+
+The picture is drawn from the page's text, so that it cannot say anything else.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter
+
+__all__ = ["draw_chart"]
+
+Row = Mapping[str, str]
+PEERS = {"foolbox": "#d95f02", "torchattacks": "#7570b3", "adversarial-library": "#1b9e77"}
+"""By the first word of a contestant's name; AutoAttack is torchattacks'."""
+
+
+class Bar(NamedTuple):
+    """One comparison: what was attacked, by whom, our time as a share of theirs, and what both came to."""
+
+    label: str
+    peer: str
+    ratio: float
+    told: str
+
+
+def draw_chart(text: str, path: Path) -> None:
+    """Draw the comparisons of a page.
+
+    Args:
+        text: the page.
+        path: of the picture, an SVG.
+    """
+    panels = [panel for panel in (_fixed(text), _minimum(text), _ensemble(text)) if panel[1]]
+    heights = [len(bars) + 2 for _, bars in panels]
+    with mpl.rc_context({"svg.hashsalt": "benchmarks", "svg.fonttype": "none", "font.size": 8}):
+        figure = Figure(figsize=(8, 0.19 * sum(heights)), layout="constrained")
+        axes = figure.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for axis, (title, bars) in zip(axes, panels, strict=True):
+            _draw(axis, title, bars)
+        axes[-1].set_xlabel("our time / its time (left of 1: ours is faster)")
+        figure.savefig(path, metadata={"Date": None})
+
+
+def _draw(axis: Axes, title: str, bars: list[Bar]) -> None:
+    places = range(len(bars))
+    axis.barh(places, [bar.ratio for bar in bars], color=[PEERS[bar.peer] for bar in bars])
+    axis.set_yticks(places, [bar.label for bar in bars])
+    axis.invert_yaxis()
+    axis.set_xscale("log")
+    axis.set_xlim(0.005, 100)
+    axis.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.axvline(1, color="black", linewidth=0.8)
+    for place, bar in zip(places, bars, strict=True):
+        right = max(bar.ratio, 1) * 1.1
+        axis.text(right, place, f"{bar.ratio:g} · {bar.told}", va="center", fontsize=7)
+    axis.set_title(title, loc="left", fontweight="bold")
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _fixed(text: str) -> tuple[str, list[Bar]]:
+    bars, best = [], ""
+    for row in _table(text, "PGD"):
+        if row["attack"] == "ours":
+            best = row["robust accuracy"]
+        else:
+            told = f"{best} against {row['robust accuracy']} left"
+            label = f"{row['model']}, linf {row['eps']}, {row['attack']}"
+            bars.append(Bar(label, row["attack"], float(row["ours / its time"]), told))
+    return "PGD, 40 steps", bars
+
+
+def _minimum(text: str) -> tuple[str, list[Bar]]:
+    bars, best = [], ""
+    for row in _table(text, "Minimum-norm attacks"):
+        if row["whose"] == "ours":
+            best = row["median"]
+            continue
+        peer = row["whose"].split(",")[0]
+        label = f"{row['attack']}, {row['norm']}, {row['whose']}"
+        # the median of distances of which most are infinite
+        told = f"median {best} against {row['median']}".replace("inf", "none")
+        bars.append(Bar(label, peer, float(row["ours / its time"]), told))
+    return "Minimum-norm attacks on mnist-cnn, median distance", bars
+
+
+def _ensemble(text: str) -> tuple[str, list[Bar]]:
+    bars = []
+    for row in _table(text, "The ensemble against AutoAttack"):
+        told = f"{row['left by ours']} against {row['by AutoAttack']} of {row['samples']} left"
+        label = f"{row['model']}, {row['budget']}"
+        bars.append(Bar(label, "torchattacks", float(row["ours / its time"]), told))
+    return "standard, against torchattacks' AutoAttack", bars
+
+
+def _table(text: str, title: str) -> Iterator[Row]:
+    """Yield the rows of the first table below a title."""
+    below = re.search(rf"^## {re.escape(title)}$.*?(^\|.*?)(?:\n\n|\Z)", text, re.M | re.S)
+    if below is None:
+        return
+    head, _, *rows = (_cells(line) for line in below[1].strip().splitlines())
+    yield from (dict(zip(head, row, strict=True)) for row in rows)
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]

@@ -1,0 +1,136 @@
+"""Measures PGD against the floor, passes times the cost of a pass, and the memory that an evaluation takes.
+
+The floor counts what cannot be left out: the search's passes on the prepared copy, and three on the model itself, the clean
+answer, the verdict and its replay. The rest is overhead: random numbers, steps, projections, bookkeeping, files.
+"""
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from peers import is_there
+from sweeps import evaluated
+from timing import Task, medians, one_thread
+from torch.nn.functional import cross_entropy
+
+import robustbench_inv as rbi
+from robustbench_inv.attacks.protocol import Batch
+from robustbench_inv.data.sampling import select_samples
+from robustbench_inv.evaluation.metering import answer, judge
+from robustbench_inv.evaluation.prepare import prepare
+from robustbench_inv.evaluation.search import Searcher
+from robustbench_inv.models.protocol import Classifier
+from robustbench_inv.randomness import Noise
+from robustbench_inv.tensors import slopes_of
+from robustbench_inv.threat.budgets import LpBall
+from robustbench_inv.threat.threat_model import ThreatModel
+
+__all__ = ["both_ways", "digits", "floor_section", "forward"]
+
+BLOCK, SAMPLES, DATA, EPS = 250, 500, "mnist5k", 0.02
+MODELS = ("mnist-cnn", "mnist-cnn-at", "mnist-c-dv")
+HEAPS = (1000, 4000)
+"""Samples of the evaluations whose memory is compared."""
+
+
+def floor_section() -> str:
+    """Return the benchmark's text for the page."""
+    with one_thread():
+        rows = [_row(model) for model in MODELS if is_there(model, DATA)]
+    return "\n".join([_OPENING, *rows, "", _memory(), ""])
+
+
+def digits(classifier: Classifier, count: int) -> Batch:
+    """Return those of so many digits that a model gets right."""
+    data = rbi.load_dataset(DATA)
+    ids = torch.tensor(select_samples(data.labels, count))
+    images, labels = data.batch(ids)
+    right = judge(classifier, images, Noise(0, ids)).decision == labels
+    return Batch(images, labels, ids)[right]
+
+
+def both_ways(classifier: Classifier, batch: Batch) -> torch.Tensor:
+    """Make one pass forward and backward, and return the slopes."""
+    images = batch.images.detach().requires_grad_()
+    return slopes_of(-cross_entropy(classifier(images).logits, batch.labels), images)
+
+
+def forward(classifier: Classifier, batch: Batch) -> None:
+    """Make one pass forward."""
+    with torch.no_grad():
+        answer(classifier, batch.images, Noise(0, batch.ids))
+
+
+def _row(model: str) -> str:
+    classifier = rbi.load_model(model).classifier
+    batch = digits(classifier, BLOCK)
+    searched = prepare(classifier, batch.images[:16], fold=True)
+    search = Searcher(rbi.load_attack("pgd").attack, searched, None, 0)
+    stage = ThreatModel(LpBall("linf", EPS))
+    found = search(batch, None, stage)
+    whole: dict[str, Task] = {
+        "search": partial(search, batch, None, stage),
+        "engine": partial(evaluated, model, (EPS,), SAMPLES),
+    }
+    seconds = _costs(classifier, searched, batch) | medians(whole)
+    backward = found.backward_passes.double().mean().item()
+    ahead = found.forward_passes.double().mean().item() - backward
+    floor = backward * seconds["both"] + ahead * seconds["ahead"]
+    least = SAMPLES / BLOCK * (floor + 3 * seconds["verdict"])
+    return (
+        f"| {model} | {backward:.1f} | {1e3 * seconds['both']:.1f} ms | {floor:.2f} s | {seconds['search']:.2f} s | "
+        f"{100 * (seconds['search'] / floor - 1):+.1f} % | {least:.2f} s | {seconds['engine']:.2f} s | "
+        f"{100 * (seconds['engine'] / least - 1):+.1f} % |"
+    )
+
+
+def _costs(classifier: Classifier, searched: Classifier, batch: Batch) -> dict[str, float]:
+    tasks: dict[str, Task] = {
+        "both": partial(both_ways, searched, batch),
+        "ahead": partial(forward, searched, batch),
+        "verdict": partial(forward, classifier, batch),
+    }
+    return medians(tasks, repeats=5, times=10)
+
+
+def _memory() -> str:
+    """Return a sentence on the memory of evaluations of different length, each in a process of its own."""
+    first, second = (_peak(samples) for samples in HEAPS)
+    return (
+        f"Memory is bounded by the block: an evaluation of {HEAPS[0]:,} samples takes {first:.0f} MiB at its peak, one of "
+        f"{HEAPS[1]:,} takes {second:.0f} MiB, torch and the data set of 5,000 included."
+    )
+
+
+def _peak(samples: int) -> float:
+    """Return the most memory in MiB that a process held that evaluates so many samples."""
+    code = (
+        "import resource; from sweeps import evaluated;"
+        f"evaluated('mnist-cnn', (0.3,), {samples});"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return int(done.stdout) / 2 ** (20 if sys.platform == "darwin" else 10)
+
+
+_OPENING = f"""
+## Against the floor
+
+PGD-40 at linf {EPS:g} on `{DATA}`. Floor of the search: its passes on {BLOCK} digits in one batch, times what a pass costs on the prepared copy at
+this batch size, both ways or forward only. Floor of the engine: that for each of the two blocks of {SAMPLES} digits, with three passes more of the model
+itself, for clean answers, verdicts and replay. The engine's time is all of `rbi.evaluate`: weights and data read, files written; one thread, medians of processor time.
+
+| model | passes | a pass both ways | floor of the search | search | overhead | floor of the engine | engine | overhead |
+|---|---|---|---|---|---|---|---|---|"""
+
+
+if __name__ == "__main__":
+    print(floor_section())

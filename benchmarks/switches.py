@@ -1,0 +1,257 @@
+"""Switches what the engine does to be fast off and on, one by one, and measures what each gains.
+
+All run in one process on one thread, off and on in turn; times are medians of processor time.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from floor import both_ways, digits, forward
+from peers import is_there
+from timing import Task, medians, one_thread, seconds_of
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+import robustbench_inv as rbi
+from robustbench_inv.attacks.protocol import Batch
+from robustbench_inv.evaluation.metering import Meter, judge
+from robustbench_inv.evaluation.prepare import (
+    Change,
+    fold_batch_norm,
+    fold_slopes,
+    frozen_copy,
+    order_channels_last,
+    prepare,
+    rearrange,
+)
+from robustbench_inv.models.module import ModuleClassifier
+from robustbench_inv.models.protocol import Classifier, Output
+from robustbench_inv.randomness import Noise
+from robustbench_inv.threat.budgets import LpBall
+from robustbench_inv.threat.threat_model import ThreatModel
+
+__all__ = ["switch_section"]
+
+DATA = "mnist5k"
+MODELS = {"mnist-cnn": 250, "mnist-c-dv": 250, "mnist-resnet10": 25}
+"""Models, and how many digits a pass has. The ResNet takes forty times as long."""
+
+FEW_FALL, ALL_FALL = 0.02, 0.1
+CHANGES: dict[str, Change] = {
+    "conv + batch norm folded": fold_batch_norm,
+    "channels last": order_channels_last,
+    "slopes of strided convolutions folded": fold_slopes,
+}
+
+
+class Switch(NamedTuple):
+    """Seconds with something off, and with it on."""
+
+    off: float
+    on: float
+
+    def __str__(self) -> str:
+        return f"{self.off / self.on:.2f} ({_time(self.off)} → {_time(self.on)})"
+
+
+class Unceasing(Meter):
+    """Answers as a model on which no success is final, so that no sample leaves the batch."""
+
+    @property
+    def conclusive(self) -> bool:
+        return False
+
+
+def switch_section() -> str:
+    """Return the benchmark's text for the page."""
+    models = [model for model in MODELS if is_there(model, DATA)]
+    with one_thread():
+        columns = [_column(rbi.load_model(each).classifier, MODELS[each]) for each in models]
+        half, compiled = (task(models) for task in (_in_half_precision, _compiled))
+    head = "| switch | " + " | ".join(models) + " |"
+    rows = [
+        f"| {name} | " + " | ".join(str(column.get(name, "–")) for column in columns) + " |"
+        for name in columns[0]
+    ]
+    return "\n".join([_OPENING, head, "|---" * (len(models) + 1) + "|", *rows, "", half, compiled])
+
+
+def _column(classifier: Classifier, count: int) -> dict[str, Switch]:
+    """Return what each switch comes to on one model."""
+    batch = digits(classifier, count)
+    searched = prepare(classifier, batch.images[:16], fold=True)
+    found = _copies(classifier, searched, batch)
+    found["inference mode, a verdict"] = _inference(classifier, batch)
+    found["inference mode, 10 samples"] = _inference(classifier, batch[torch.arange(10)])
+    if count < 250:
+        return found
+    found["batches of 250, not 25"] = _batches(searched, batch, 25)
+    found["batches of 250, not 1,000"] = _batches(searched, digits(classifier, 1000), 1000)
+    for eps in (FEW_FALL, ALL_FALL):
+        found[f"active sets, PGD-40 at {eps:g}"] = _active(
+            searched, batch[torch.arange(0, len(batch), 2)], eps
+        )
+    return found
+
+
+def _copies(classifier: Classifier, searched: Classifier, batch: Batch) -> dict[str, Switch]:
+    """Compare passes both ways on the copy with those on a copy that lacks one change."""
+    plain, probe = frozen_copy(classifier), batch.images[:16]
+    assert plain is not None
+    without = {
+        name: rearrange(plain, probe, [each for each in CHANGES.values() if each is not change])
+        for name, change in CHANGES.items()
+    }
+    without["frozen parameters"] = _thawed(searched)
+    without["all of these"] = _thawed(plain)
+    tasks: dict[str, Task] = {
+        name: partial(both_ways, each, batch) for name, each in without.items()
+    }
+    seconds = medians(tasks | {"on": partial(both_ways, searched, batch)}, repeats=5, times=3)
+    return {name: Switch(seconds[name], seconds["on"]) for name in without}
+
+
+def _thawed(classifier: Classifier) -> Classifier:
+    """Return a copy whose weights ask for gradients."""
+    copy = deepcopy(classifier)
+    assert isinstance(copy, nn.Module)
+    copy.requires_grad_(True)
+    return copy
+
+
+def _inference(classifier: Classifier, batch: Batch) -> Switch:
+    def within() -> None:
+        with torch.inference_mode():
+            forward(classifier, batch)
+
+    tasks: dict[str, Task] = {"off": partial(forward, classifier, batch), "on": within}
+    return Switch(**medians(tasks, repeats=5, times=5))
+
+
+def _batches(searched: Classifier, batch: Batch, size: int) -> Switch:
+    """Compare passes over the same samples in batches of another size and of 250."""
+
+    def in_batches(of: int) -> None:
+        for rows in torch.split(torch.arange(len(batch)), of):
+            both_ways(searched, batch[rows])
+
+    return Switch(**medians({"off": partial(in_batches, size), "on": partial(in_batches, 250)}))
+
+
+def _active(searched: Classifier, batch: Batch, eps: float) -> Switch:
+    tasks = {name: partial(_search, searched, batch, eps, kind) for name, kind in _METERS.items()}
+    return Switch(**medians(tasks))
+
+
+_METERS: dict[str, type[Meter]] = {"off": Unceasing, "on": Meter}
+
+
+def _search(
+    searched: Classifier, batch: Batch, eps: float, kind: Callable[..., Meter] = Meter
+) -> Tensor:
+    noise, threat = Noise(0, batch.ids), ThreatModel(LpBall("linf", eps))
+    attack = rbi.load_attack("pgd").attack
+    return attack.run(kind(searched, batch, threat, noise), batch, threat, noise)
+
+
+class Half(nn.Module):
+    """A copy that computes in bfloat16 and takes and gives float32."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        assert isinstance(classifier, nn.Module)
+        self.classifier = deepcopy(classifier).to(torch.bfloat16)
+        self.bounds, self.num_classes = classifier.bounds, classifier.num_classes
+        self.dtype = torch.float32
+
+    def forward(self, images: Tensor) -> Output:
+        """Return the output for (n, …) images."""
+        return Output(self.classifier(images.bfloat16()).logits.float())
+
+
+def _in_half_precision(models: list[str]) -> str:
+    """Return a table of searches in bfloat16, whose proposals the model itself judges in float32."""
+    rows = [
+        _half(model, eps) for model in models if MODELS[model] >= 250 for eps in (0.02, 0.05, 0.1)
+    ]
+    return "\n".join([_HALF, *rows, ""])
+
+
+def _half(model: str, eps: float) -> str:
+    classifier = rbi.load_model(model).classifier
+    batch = digits(classifier, 250)
+    single = prepare(classifier, batch.images[:16], fold=True)
+    copies: dict[str, Classifier] = {"off": single, "on": Half(single)}
+    seconds = Switch(
+        **medians({name: partial(_search, each, batch, eps) for name, each in copies.items()})
+    )
+    left = [
+        int(
+            (
+                judge(classifier, _search(each, batch, eps), Noise(0, batch.ids)).decision
+                == batch.labels
+            ).sum()
+        )
+        for each in copies.values()
+    ]
+    return f"| {model} | {eps:g} | {seconds} | {left[0]} | {left[1]} |"
+
+
+def _compiled(models: list[str]) -> str:
+    """Return what torch.compile comes to, or why it does not."""
+    return "\n".join([_COMPILED, *(_compile(each) for each in models if MODELS[each] >= 250), ""])
+
+
+def _compile(model: str) -> str:
+    classifier = rbi.load_model(model).classifier
+    batch = digits(classifier, 250)
+    searched = prepare(classifier, batch.images[:16], fold=True)
+    assert isinstance(searched, ModuleClassifier)
+    fast = torch.compile(searched.module, dynamic=True)
+
+    def compiled() -> None:
+        images = batch.images.detach().requires_grad_()
+        torch.autograd.grad(cross_entropy(fast(images), batch.labels), images)
+
+    try:
+        first = seconds_of(compiled)
+        tasks: dict[str, Task] = {"off": partial(both_ways, searched, batch), "on": compiled}
+        seconds = Switch(**medians(tasks, repeats=5, times=3))
+    except (
+        Exception
+    ) as error:  # no compiler, a kernel that does not build: whatever it is, it is told
+        return f"| {model} | does not compile: {type(error).__name__} | – |"
+    return f"| {model} | {seconds} | {first:.0f} s |"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+
+
+_OPENING = f"""
+## What each measure gains
+
+Time without a measure as a multiple of the time with it, everything else being as the engine has it; one process, one thread, off and on
+in turn, medians of processor time. Changes of the copy: a pass both ways of {MODELS["mnist-cnn"]} digits ({MODELS["mnist-resnet10"]} for the ResNet). What a sweep shares is below.
+What the engine does of this, and what it leaves out, is in [decision 16](decisions/0016-speed.md).
+"""
+
+_HALF = """
+Search in bfloat16, judged by the model itself in float32 (not in the engine): time, and how many of 250 digits PGD-40 leaves.
+
+| model | eps | switch | left by float32 | left by bfloat16 |
+|---|---|---|---|---|"""
+
+_COMPILED = """
+`torch.compile` of the copy with shapes left open, a pass both ways of 250 digits (not in the engine): gain, and seconds of the processor, the
+compiler's own apart, until the first pass is done.
+
+| model | switch | first pass |
+|---|---|---|"""
+
+
+if __name__ == "__main__":
+    print(switch_section())
