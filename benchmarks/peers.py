@@ -15,10 +15,7 @@ def adversarial_library() -> ModuleType | None:
     """Return the attacks of adversarial-library (``adv-lib``), or None where it cannot be imported."""
     try:
         return import_module("adv_lib.attacks")
-    except (
-        ImportError,
-        RuntimeError,
-    ):  # a torchvision that was not made for this torch raises this
+    except (ImportError, RuntimeError):  # the second if torchvision was made for another torch
         return None
 
 

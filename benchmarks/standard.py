@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
+from peers import is_there
 from timing import one_thread, seconds_of
 from torch import Tensor, nn
 
 import robustbench_inv as rbi
 from robustbench_inv.attacks.protocol import Batch
 from robustbench_inv.data.sampling import select_samples
-from robustbench_inv.errors import InvbenchError
 from robustbench_inv.evaluation.metering import Meter, inside_box, judge
 from robustbench_inv.evaluation.prepare import prepare
 from robustbench_inv.models.protocol import Classifier
@@ -76,7 +76,7 @@ class Logits(nn.Module):
 def standard_section(samples: int = SAMPLES) -> str:
     """Return the benchmark's text for the page."""
     with one_thread():
-        rows = [_row(samples, *contest) for contest in CONTESTS if _there(contest)]
+        rows = [_row(samples, *contest) for contest in CONTESTS if is_there(*contest[:2])]
     return "\n".join([_OPENING.format(samples), *rows, ""])
 
 
@@ -99,16 +99,6 @@ def autoattack(problem: Problem) -> Tensor:
     attack = ta.AutoAttack(network, norm=name, eps=eps, n_classes=classes, seed=0)
     shown: Tensor = attack(problem.batch.images, problem.batch.labels)
     return shown
-
-
-def _there(contest: tuple[str, str, str, float]) -> bool:
-    model, dataset = contest[:2]
-    try:
-        rbi.load_dataset(dataset)
-        rbi.load_model(model)
-    except InvbenchError:
-        return False
-    return True
 
 
 def _row(samples: int, model: str, dataset: str, norm: str, eps: float) -> str:

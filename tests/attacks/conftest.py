@@ -28,6 +28,20 @@ class SteadyClassifier(LinearClassifier):
         return Output((flatten(images)[:, None] * self.weights).sum(2) + self.biases)
 
 
+class Changed:
+    """A linear classifier whose output is changed before anyone sees it; it remembers the largest batch."""
+
+    dtype, bounds = torch.float64, (0.0, 1.0)
+
+    def __init__(self, linear, change=lambda output, _: output):
+        self.linear, self.change, self.num_classes = linear, change, linear.num_classes
+        self.most = 0
+
+    def __call__(self, images):
+        self.most = max(self.most, len(images))
+        return self.change(self.linear(images), images)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     """Keep threads from waiting for each other: these tensors are far too small to share."""
@@ -101,7 +115,12 @@ def in_parts(attack, size, on=None, threat=None, count=None):
 
 @pytest.fixture(scope="session")
 def lab():
-    """The functions of this file."""
+    """The functions of this file, and the classifier whose output is changed."""
     return SimpleNamespace(
-        problem=problem, threat_for=threat_for, run=run, whole=whole, in_parts=in_parts
+        Changed=Changed,
+        problem=problem,
+        threat_for=threat_for,
+        run=run,
+        whole=whole,
+        in_parts=in_parts,
     )

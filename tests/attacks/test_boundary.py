@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from robustbench_inv.attacks.boundary import Boundary
+from robustbench_inv.attacks.hopskipjump import HopSkipJump
 from robustbench_inv.catalogue.load import load_dataset, load_model
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.errors import BadParameter
@@ -15,18 +16,6 @@ from robustbench_inv.threat.goals import Misclassify, MisclassifyAccepted, Targe
 from robustbench_inv.threat.threat_model import ThreatModel
 
 THREAT = ThreatModel(Unbounded("l2"))
-
-
-class Changed:
-    """A linear classifier whose output is changed before anyone sees it."""
-
-    dtype, bounds = torch.float64, (0.0, 1.0)
-
-    def __init__(self, linear, change):
-        self.linear, self.change, self.num_classes = linear, change, linear.num_classes
-
-    def __call__(self, images):
-        return self.change(self.linear(images), images)
 
 
 def test_it_keeps_to_the_rules():
@@ -55,7 +44,7 @@ def test_one_failed_start_ends_nothing(lab):
         own = (shown.flatten(1)[:, :1] >= 0).expand_as(logits) & (labels[1] == torch.arange(2))
         return Output(logits + 1e6 * own)
 
-    model = Changed(linear, stubborn)
+    model = lab.Changed(linear, stubborn)
     # all of class labels[1]: its samples have no start, the others are wrong to begin with
     ran = lab.run(Boundary(steps=50), (model, images, labels), THREAT)
     for row in range(3):
@@ -69,7 +58,9 @@ def test_one_failed_start_ends_nothing(lab):
 def test_only_decisions_are_seen(lab):
     """Logits that are all alike but for their order."""
     linear, images, labels = linear_problem(4, 3, shape=(1, 4, 4))
-    ranks = Changed(linear, lambda output, _: Output(output.logits.argsort(1).argsort(1).double()))
+    ranks = lab.Changed(
+        linear, lambda output, _: Output(output.logits.argsort(1).argsort(1).double())
+    )
     plain = lab.run(Boundary(steps=40), (linear, images, labels), THREAT)
     ranked = lab.run(Boundary(steps=40), (ranks, images, labels), THREAT)
     assert torch.equal(plain.images, ranked.images)
@@ -86,17 +77,16 @@ def test_more_steps_end_nearer(goal, lab):
     assert nearer.double().mean() > 0.8
 
 
-def test_what_is_rejected_is_no_success(lab):
+@pytest.mark.parametrize("attack", [Boundary(steps=100), HopSkipJump(steps=5)], ids=repr)
+def test_what_is_rejected_is_no_success(attack, lab):
     linear, images, labels = linear_problem(4, 2, shape=(1, 4, 4))
 
     def cautious(output, _):
         sure = (output.logits[:, 0] - output.logits[:, 1]).abs() > 0.3
         return Output(output.logits, accepted=sure)
 
-    model = Changed(linear, cautious)
-    ran = lab.run(
-        Boundary(steps=100), (model, images, labels), THREAT.wanting(MisclassifyAccepted())
-    )
+    model = lab.Changed(linear, cautious)
+    ran = lab.run(attack, (model, images, labels), THREAT.wanting(MisclassifyAccepted()))
     assert model(ran.images).accepted.all()
     assert ran.broken.all()
 

@@ -21,20 +21,6 @@ NORMS = ("l2", "linf")
 THREATS = {norm: ThreatModel(Unbounded(norm)) for norm in NORMS}
 
 
-class Changed:
-    """A linear classifier whose output is changed before anyone sees it; it remembers the largest batch."""
-
-    dtype, bounds = torch.float64, (0.0, 1.0)
-
-    def __init__(self, linear, change=lambda output, _: output):
-        self.linear, self.change, self.num_classes = linear, change, linear.num_classes
-        self.most = 0
-
-    def __call__(self, images):
-        self.most = max(self.most, len(images))
-        return self.change(self.linear(images), images)
-
-
 def test_it_keeps_to_the_rules_and_ends_within_a_quarter_of_the_optimum():
     check_attack(HopSkipJump(steps=16))
 
@@ -63,7 +49,7 @@ def test_what_is_asked_at_once_is_bounded(lab, monkeypatch):
     most, asked = [], []
     for elements in (2**20, 7 * 16):
         monkeypatch.setattr(hopskipjump, "ELEMENTS", elements)
-        model = Changed(linear)
+        model = lab.Changed(linear)
         ran = lab.run(HopSkipJump(steps=1, probes=30), (model, images, labels), THREATS["l2"])
         most.append(model.most)
         asked.append(ran.meter.forward_passes)
@@ -80,7 +66,7 @@ def test_one_failed_start_ends_nothing(lab):
         return Output(output.logits + 1e6 * (labels[1] == torch.arange(2)))
 
     ran = lab.run(
-        HopSkipJump(steps=3), (Changed(linear, stubborn), images, labels), THREATS["linf"]
+        HopSkipJump(steps=3), (lab.Changed(linear, stubborn), images, labels), THREATS["linf"]
     )
     lost = labels == labels[1]
     assert lost.any()
@@ -93,7 +79,9 @@ def test_one_failed_start_ends_nothing(lab):
 def test_only_decisions_are_seen(lab):
     """Logits that are all alike but for their order."""
     linear, images, labels = linear_problem(4, 3, shape=(1, 4, 4))
-    ranks = Changed(linear, lambda output, _: Output(output.logits.argsort(1).argsort(1).double()))
+    ranks = lab.Changed(
+        linear, lambda output, _: Output(output.logits.argsort(1).argsort(1).double())
+    )
     plain, ranked = (
         lab.run(HopSkipJump(steps=3), (model, images, labels), THREATS["l2"])
         for model in (linear, ranks)
@@ -114,20 +102,6 @@ def test_more_steps_end_nearer(goal, measured, lab):
     assert more.broken.all()
     nearer = norm(more.images - on[1], measured) < norm(few.images - on[1], measured)
     assert nearer.double().mean() > 0.8
-
-
-def test_what_is_rejected_is_no_success(lab):
-    linear, images, labels = linear_problem(4, 2, shape=(1, 4, 4))
-
-    def cautious(output, _):
-        sure = (output.logits[:, 0] - output.logits[:, 1]).abs() > 0.3
-        return Output(output.logits, accepted=sure)
-
-    model = Changed(linear, cautious)
-    threat = THREATS["l2"].wanting(MisclassifyAccepted())
-    ran = lab.run(HopSkipJump(steps=5), (model, images, labels), threat)
-    assert model(ran.images).accepted.all()
-    assert ran.broken.all()
 
 
 def test_questions_are_as_many_as_the_paper_has(lab):
