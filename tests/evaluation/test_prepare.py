@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_inv.evaluation.convolution import FoldedSlope
+from robustbench_inv.evaluation.convolution import FoldedSlope, _Convolve
 from robustbench_inv.evaluation.prepare import prepare
 from robustbench_inv.models.module import wrap_module
 
@@ -134,6 +134,39 @@ def test_a_rearrangement_that_a_network_cannot_bear_is_left_out(probe):
     assert channels_last(copy)[1] is False
     assert isinstance(copy.module.first, FoldedSlope)
     assert slopes(copy, probe).shape == probe.shape
+
+
+class Strict(torch.autograd.Function):
+    """Flattens any maps, and takes slopes back to contiguous ones only."""
+
+    @staticmethod
+    def forward(ctx, maps):
+        ctx.shape, ctx.usual = maps.shape, maps.is_contiguous()
+        return maps.flatten(1)
+
+    @staticmethod
+    def backward(ctx, slopes):
+        if not ctx.usual:
+            raise RuntimeError("these maps are not contiguous")
+        return slopes.reshape(ctx.shape)
+
+
+def test_nor_is_one_that_only_its_slopes_cannot_bear(probe):
+    copy = prepare(strided(Strict.apply), probe, fold=True)
+    assert channels_last(copy)[1] is False
+    assert isinstance(copy.module.first, FoldedSlope)
+    assert slopes(copy, probe).shape == probe.shape
+
+
+def test_nor_one_that_gives_other_slopes(probe, monkeypatch):
+    def half(ctx, *slopes):
+        given = backward(ctx, *slopes)
+        return given[0] / 2, None
+
+    backward = _Convolve.backward
+    monkeypatch.setattr(_Convolve, "backward", staticmethod(half))
+    copy = prepare(strided(lambda maps: maps.flatten(1)), probe, fold=True)
+    assert type(copy.module.first) is nn.Conv2d
 
 
 def test_a_layer_with_a_hook_keeps_it(probe):
