@@ -4,6 +4,7 @@ The floor counts what cannot be left out: the search's passes on the prepared co
 answer, the verdict and its replay. The rest is overhead: random numbers, steps, projections, bookkeeping, files.
 """
 
+import resource
 import subprocess
 import sys
 from functools import partial
@@ -27,7 +28,7 @@ from robustbench_inv.tensors import slopes_of
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["both_ways", "digits", "floor_section", "forward"]
+__all__ = ["both_ways", "digits", "floor_section", "forward", "most_memory"]
 
 BLOCK, SAMPLES, DATA, EPS = 250, 500, "mnist5k", 0.02
 MODELS = ("mnist-cnn", "mnist-cnn-at", "mnist-c-dv")
@@ -107,9 +108,8 @@ def _memory() -> str:
 def _peak(samples: int) -> float:
     """Return the most memory in MiB that a process held that evaluates so many samples."""
     code = (
-        "import resource; from sweeps import evaluated;"
-        f"evaluated('mnist-cnn', (0.3,), {samples});"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "from floor import most_memory; from sweeps import evaluated;"
+        f"evaluated('mnist-cnn', (0.3,), {samples}); print(most_memory())"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -118,7 +118,16 @@ def _peak(samples: int) -> float:
         capture_output=True,
         text=True,
     )
-    return int(done.stdout) / 2 ** (20 if sys.platform == "darwin" else 10)
+    return float(done.stdout)
+
+
+def most_memory() -> float:
+    """Return the most memory in MiB that this process held so far; on Linux without what the one held that started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].removesuffix("kB")) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 _OPENING = f"""

@@ -1,7 +1,7 @@
 """Counter-based random numbers: a sample's draws depend on (seed, stream, sample, restart, step) alone."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,6 +48,8 @@ class Noise:
         seed: the seed of the evaluation.
         ids: (n,) int64 sample ids, in the order of the batch.
         stream: separates uses that must not share draws ("attack", "verdict", …).
+        copies: (n,) int64, which copy of its sample a row is, where a sample stands in the batch several times: each
+            has draws of its own. None if none does.
 
     The ``step`` of a draw is one number, or (n,) numbers, one for each sample.
 
@@ -61,14 +63,17 @@ class Noise:
     seed: int
     ids: Tensor
     stream: str = "attack"
+    copies: Tensor | None = None
 
     def rows(self, rows: Tensor) -> "Noise":
         """Return the noise of a subset of the batch, given positions (m,) or a mask (n,)."""
-        return Noise(self.seed, self.ids[rows], self.stream)
+        return replace(
+            self, ids=self.ids[rows], copies=None if self.copies is None else self.copies[rows]
+        )
 
     def named(self, stream: str) -> "Noise":
         """Return the same samples' noise on another stream."""
-        return Noise(self.seed, self.ids, stream)
+        return replace(self, stream=stream)
 
     def uniform(
         self,
@@ -115,7 +120,8 @@ class Noise:
         counter = torch.empty((len(self.ids), len(blocks), 4), dtype=torch.int64, device=device)
         counter[..., 0] = blocks
         counter[..., 1] = torch.as_tensor(step, device=device).reshape(-1, 1) & _MASK
-        counter[..., 2] = restart & _MASK
+        copies = 0 if self.copies is None else self.copies[:, None] << 16
+        counter[..., 2] = (restart + copies) & _MASK
         counter[..., 3] = self.ids[:, None] & _MASK
         return philox(counter, self._key()).flatten(1)
 

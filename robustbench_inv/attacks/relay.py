@@ -38,12 +38,13 @@ class Relay:
 
         Args:
             attack: of kind ``budget``, or ``minimal``, whose successes may lie outside the budget.
-            rows: (m,) positions of the samples.
+            rows: (m,) positions of the samples; one that is named several times is searched for as often, with other draws.
             name: of its stream of random numbers.
             start: (m, …) images to start from, or None.
         """
         part = replace(self.batch[rows], start=start)
         noise = self.noise.rows(rows).named(f"{self.noise.stream}/{name}")
+        noise = replace(noise, copies=_copies(rows))
         found = attack.run(_Part(self.model, rows, len(self.batch)), part, self.threat, noise)
         found = found.detach().clamp(*self.model.bounds)
         return where_rows(self.threat.budget.contains(part.images, found), found, part.images)
@@ -58,6 +59,14 @@ class Relay:
     def fallen(self, margins: Tensor) -> Tensor:
         """Return which samples need no other attack, (m,): on a substitute none, as another model judges."""
         return (margins > 0) & (not self.threat.transfers)
+
+
+def _copies(rows: Tensor) -> Tensor | None:
+    """Return how often each position was named before, (m,); None if none is named twice."""
+    order = rows.argsort(stable=True)
+    ranked = rows[order]
+    before = torch.arange(len(rows), device=rows.device) - torch.searchsorted(ranked, ranked)
+    return torch.empty_like(rows).index_copy(0, order, before) if before.any() else None
 
 
 def common_norms(attacks: Sequence[Attack]) -> frozenset[str]:
