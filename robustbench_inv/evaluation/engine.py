@@ -17,7 +17,7 @@ from robustbench_inv.evaluation.describe import describe_cell
 from robustbench_inv.evaluation.isolation import seeded
 from robustbench_inv.evaluation.loading import Loader
 from robustbench_inv.evaluation.plan import Job
-from robustbench_inv.evaluation.prepare import prepare
+from robustbench_inv.evaluation.prepare import answers_alike, prepare
 from robustbench_inv.evaluation.search import Search, Searcher, out_of_memory
 from robustbench_inv.evaluation.sharing import Memory
 from robustbench_inv.evaluation.verdict import Court
@@ -181,7 +181,10 @@ def _search(job: Job, device: torch.device, memory: Memory | None) -> Search:
     probe = _loader(job, device).batch(range(min(PROBE, len(job.dataset)))).images
     copy = partial(prepare, probe=probe, fold=job.attack.attack.kind == "budget")
     guide = copy(job.guide.classifier) if job.guide else None
-    search = Searcher(job.attack.attack, copy(job.searched.classifier), guide, job.seed)
+    searched = copy(job.searched.classifier)
+    with seeded(job.seed, 0, device):
+        steady = answers_alike(searched, probe)
+    search = Searcher(job.attack.attack, searched, guide, job.seed, steady)
     return (memory or Memory(limit=0)).sharing(job, search) if job.threat.transfers else search
 
 

@@ -66,6 +66,7 @@ class Meter:
         keep_best: keep the nearest success that any query showed (not for invariance goals, whose
             output condition the clean image already meets, nor for successes on a substitute).
         guide: another model, whose gradients are given for those of the one that answers.
+        steady: does the model give the same answer twice, apart from draws that it declares?
     """
 
     classifier: Classifier
@@ -74,6 +75,7 @@ class Meter:
     noise: Noise
     keep_best: bool = True
     guide: Classifier | None = None
+    steady: bool = True
     found: Tensor = field(init=False)
     best: Tensor = field(init=False)
     marks: dict[int, Status] = field(init=False, default_factory=dict)
@@ -102,9 +104,9 @@ class Meter:
 
     @property
     def conclusive(self) -> bool:
-        """False for a stochastic model with fresh noise, and for a substitute."""
+        """False for a stochastic model with fresh noise, one that answers otherwise each time, and for a substitute."""
         fresh = isinstance(self.classifier, Stochastic) and not self.classifier.fixed_noise
-        return not (fresh or self.threat.transfers)
+        return self.steady and not (fresh or self.threat.transfers)
 
     @property
     def model(self) -> Classifier:

@@ -14,6 +14,7 @@ from robustbench_inv.tensors import slopes_of
 
 __all__ = [
     "Change",
+    "answers_alike",
     "device_of",
     "fold_batch_norm",
     "fold_slopes",
@@ -58,6 +59,18 @@ def prepare(classifier: Classifier, probe: Tensor, *, fold: bool) -> Classifier:
     if plain is None:
         return classifier
     return rearrange(plain, probe, _changes(plain)) if fold else plain
+
+
+@torch.no_grad()
+def answers_alike(classifier: Classifier, probe: Tensor) -> bool:
+    """Does a classifier give the same answer twice? One that draws numbers without saying so does not (check C11).
+
+    Args:
+        classifier: asked as it is; one that declares its draws answers without them.
+        probe: (n, …) inputs.
+    """
+    first, second = classifier(probe.clone()).logits, classifier(probe.clone()).logits
+    return bool(((first - second).abs() <= TOLERANCE * first.abs().max()).all())
 
 
 def rearrange(plain: Classifier, probe: Tensor, changes: Sequence[Change]) -> Classifier:

@@ -83,12 +83,14 @@ class Searcher:
         classifier: what answers it: a copy of the model or, under a transfer threat, of the substitute.
         guide: what gives the gradients in place of the classifier; None for itself.
         seed: of the random numbers.
+        steady: does the classifier give the same answer twice, apart from draws that it declares?
     """
 
     attack: Attack
     classifier: Classifier
     guide: Classifier | None
     seed: int
+    steady: bool = True
 
     def __call__(self, batch: Batch, start: Tensor | None, stage: ThreatModel) -> Found:
         """Search; an attack that raises proposes nothing.
@@ -99,7 +101,7 @@ class Searcher:
         # draws of its own for each eps: an image that only looked broken must not look so again
         noise = Noise(self.seed, batch.ids, f"attack/{stage.budget}")
         keeps_best = self.attack.kind != "invariance" and not stage.transfers
-        meter = Meter(self.classifier, batch, stage, noise, keeps_best, self.guide)
+        meter = Meter(self.classifier, batch, stage, noise, keeps_best, self.guide, self.steady)
         # indexed, and so copied: an attack may write into its own batch
         own = replace(batch, start=start)[torch.arange(len(batch), device=batch.ids.device)]
         proposals, crash = self._propose(meter, own)

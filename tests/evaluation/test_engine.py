@@ -279,6 +279,26 @@ def test_models_with_random_numbers_of_their_own_are_repeatable(toys, tmp_path):
     torch.set_rng_state(state)
 
 
+@pytest.mark.parametrize("noisy", [False, True])
+def test_no_search_ends_at_one_lucky_answer_of_a_model_that_draws_numbers(toys, tmp_path, noisy):
+    class Noisy(toys.TwoSides):
+        def forward(self, images):
+            logits = super().forward(images)
+            return logits + noisy * 0.1 * torch.randn_like(logits)
+
+    @dataclass(frozen=True)
+    class Asks(toys.Straight):
+        told: ClassVar = []
+
+        def run(self, model, batch, threat, noise):
+            self.told.append(model.conclusive)
+            return batch.images
+
+    attack = Asks()
+    run(toys.make_job(attack, toys.linf(0.02), module=Noisy()), tmp_path)
+    assert attack.told == [not noisy]
+
+
 def test_a_model_whose_answer_is_not_a_number_is_named(toys, tmp_path):
     class Broken(nn.Module):
         bounds, num_classes = (0.0, 1.0), 2
