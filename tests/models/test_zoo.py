@@ -10,6 +10,7 @@ import robustbench_inv as rbi
 from robustbench_inv.catalogue.locate import catalogue_roots
 from robustbench_inv.data.registry import entry
 from robustbench_inv.data.sources import locate, source
+from robustbench_inv.errors import BadData
 from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.training.recipe import read_recipe
 from robustbench_inv.training.run import clean_accuracy
@@ -71,8 +72,11 @@ def named(folder: Path) -> str:
 def is_absent(name: str) -> bool:
     if name.startswith("mnist-planted:base=mnist"):
         name = "mnist"
-    if not entry(name.partition(":")[0]).has_files:
-        return False
+    if not entry(name.partition(":")[0]).has_files:  # generated, or unpacked by its user
+        try:
+            return not len(rbi.load_dataset(name))
+        except BadData:
+            return True
     origin = source(name)
     return any(locate(origin, file, None) is None for file in origin.sha256)
 
