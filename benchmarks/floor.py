@@ -18,6 +18,7 @@ from torch.nn.functional import cross_entropy
 
 import robustbench_inv as rbi
 from robustbench_inv.attacks.protocol import Batch
+from robustbench_inv.cli.process import settle_process
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.evaluation.metering import answer, judge
 from robustbench_inv.evaluation.prepare import prepare
@@ -38,6 +39,7 @@ HEAPS = (1000, 4000)
 
 def floor_section() -> str:
     """Return the benchmark's text for the page."""
+    settle_process()
     with one_thread():
         rows = [_row(model) for model in MODELS if is_there(model, DATA)]
     return "\n".join([_OPENING, *rows, "", _memory(), ""])
@@ -135,7 +137,8 @@ _OPENING = f"""
 
 PGD-40 at linf {EPS:g} on `{DATA}`. Floor of the search: its passes on {BLOCK} digits in one batch, times what a pass costs on the prepared copy at
 this batch size, both ways or forward only. Floor of the engine: that for each of the two blocks of {SAMPLES} digits, with three passes more of the model
-itself, for clean answers, verdicts and replay. The engine's time is all of `rbi.evaluate`: weights and data read, files written; one thread, medians of processor time.
+itself, for clean answers, verdicts and replay. The engine's time is all of `rbi.evaluate`: weights and data read, files written. Freed memory stays with the process, as on the command line;
+one thread, medians of processor time.
 
 | model | passes | a pass both ways | floor of the search | search | overhead | floor of the engine | engine | overhead |
 |---|---|---|---|---|---|---|---|---|"""

@@ -23,16 +23,16 @@ from switches import switch_section
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, PICTURE = DOCS / "benchmarks.md", DOCS / "images" / "benchmarks.svg"
 
-# the last one changes how the process allocates memory, for all that comes after it
+# the last two change how the process allocates memory, for all that comes after them
 SECTIONS = {
     "pgd": fixed_budget_section,
     "standard": standard_section,
     "minimum-norm": minimum_norm_section,
     "query": query_section,
-    "floor": floor_section,
     "switches": switch_section,
     "sweeps": sweep_section,
     "hypothesis": hypothesis_section,
+    "floor": floor_section,
 }
 
 LIBRARIES = ("torch", "foolbox", "torchattacks", "adv-lib")

@@ -80,7 +80,7 @@ class Ball:
         """
         if self.norm == "l1":
             return project_onto_l1_and_box(self.clean, images, self.eps, self.bounds)
-        return self.budget.project(self.clean, images).clamp(*self.bounds)
+        return self.budget.project(self.clean, images).clamp_(*self.bounds)
 
     def draw(self, noise: Noise, restart: int) -> Tensor:
         """Return one input of each sample, uniform in its ball, (n, …)."""
