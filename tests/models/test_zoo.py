@@ -20,6 +20,8 @@ TRAINED = [folder for folder in FOLDERS if (folder / "weights.safetensors").exis
 HELD_OUT = [
     (folder, name) for folder in TRAINED for name in read_recipe(folder / "recipe.toml").held_out
 ]
+LARGE = ("sdim", "resnet10", "glow")
+"""What takes ten seconds and more for 10,000 images; the golden logits of these are always asked for."""
 
 SPHERES = "spheres:d=100,r1=1,r2=10,size=100000"
 
@@ -112,7 +114,15 @@ def test_recipe_is_the_one_trained(folder):
         assert (recipe.dataset, recipe.first) == ("mnist:split=train", 6_000)
 
 
-@pytest.mark.parametrize(("folder", "name"), HELD_OUT, ids=str)
+def is_slow(folder: Path, name: str) -> bool:
+    return folder.name.endswith(LARGE) and name != "mnist5k"
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [pytest.param(*each, marks=[pytest.mark.slow] * is_slow(*each)) for each in HELD_OUT],
+    ids=str,
+)
 def test_clean_accuracy_on_held_out_data_is_the_cards(folder, name):
     if is_absent(name):
         pytest.skip(f"the files of {name} are not on this machine")
