@@ -188,15 +188,9 @@ def _half(model: str, eps: float) -> str:
     seconds = Switch(
         **medians({name: partial(_search, each, batch, eps) for name, each in copies.items()})
     )
-    left = [
-        int(
-            (
-                judge(classifier, _search(each, batch, eps), Noise(0, batch.ids)).decision
-                == batch.labels
-            ).sum()
-        )
-        for each in copies.values()
-    ]
+    shown = [_search(each, batch, eps) for each in copies.values()]
+    answers = [judge(classifier, images, Noise(0, batch.ids)) for images in shown]
+    left = [int((answer.decision == batch.labels).sum()) for answer in answers]
     return f"| {model} | {eps:g} | {seconds} | {left[0]} | {left[1]} |"
 
 
@@ -220,9 +214,7 @@ def _compile(model: str) -> str:
         first = seconds_of(compiled)
         tasks: dict[str, Task] = {"off": partial(both_ways, searched, batch), "on": compiled}
         seconds = Switch(**medians(tasks, repeats=5, times=3))
-    except (
-        Exception
-    ) as error:  # no compiler, a kernel that does not build: whatever it is, it is told
+    except Exception as error:  # no compiler, a kernel that does not build: it is told
         return f"| {model} | does not compile: {type(error).__name__} | – |"
     return f"| {model} | {seconds} | {first:.0f} s |"
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Batch, Queries
-from robustbench_inv.tensors import broadcast, norm, where_rows
+from robustbench_inv.tensors import broadcast, flatten, norm, where_rows
 from robustbench_inv.threat.goals import Goal
 
 __all__ = ["Decisions"]
@@ -41,10 +41,8 @@ class Decisions:
                 any other norm it is the line.
         """
         clean, nearest = self.batch.images[rows], images
-        low, high = (
-            torch.zeros_like(clean.flatten(1)[:, 0]),
-            torch.ones_like(clean.flatten(1)[:, 0]),
-        )
+        low = torch.zeros_like(flatten(clean)[:, 0])
+        high = torch.ones_like(low)
         for _ in range(halvings if len(rows) else 0):
             middle = (low + high) / 2
             shown = _part_of_the_way(clean, images, middle, measured)

@@ -63,11 +63,7 @@ def build_model(
     if card.weights_sha256 is not None:
         load_weights(module, folder / "weights.safetensors", card.weights_sha256)
     if isinstance(module, SampledNetwork):
-        return _stochastic(
-            cast_module(module, dtype),
-            "fresh" if noise is None else noise,
-            draws,
-        )
+        return _stochastic(cast_module(module, dtype), "fresh" if noise is None else noise, draws)
     if noise is not None or draws is not None:
         raise BadParameter(
             f"{card.name} is not stochastic", got="noise or draws", remedy="leave it out"
@@ -98,9 +94,10 @@ def load_weights(module: nn.Module, path: Path, sha256: str) -> None:
 
 def _stochastic(module: object, noise: object, draws: object) -> Classifier:
     assert isinstance(module, SampledNetwork)
-    if noise == "mean" and draws is not None:
-        raise BadParameter("noise=mean draws nothing", got=f"draws={draws}", remedy="leave it out")
     if noise == "mean":
+        if draws is not None:
+            got = f"draws={draws}"
+            raise BadParameter("noise=mean draws nothing", got=got, remedy="leave it out")
         return ModuleClassifier(module, module.bounds, module.num_classes)
     if noise not in ("fresh", "fixed"):
         raise BadParameter("unusable noise", got=noise, expected="fresh, fixed or mean")
