@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from robustbench_inv.catalogue.load import LoadedModel, load_model
-from robustbench_inv.errors import BadCatalogue
+from robustbench_inv.data.protocol import Dataset
+from robustbench_inv.errors import BadCatalogue, BadData
 from robustbench_inv.measurements.calibration import answers
 from robustbench_inv.measurements.protocol import Asked
 from robustbench_inv.measurements.strangers import clearance_of
@@ -29,14 +30,13 @@ def measure_accuracies(asked: Asked, rows: Sequence[Mapping[str, Any]]) -> Measu
     Args:
         asked: how many samples of each data set, and what stands in for the item's own.
         rows: for each row of the table ``row``, ``data`` (name of the data set) and ``models``: a model by its
-            column. Parameters are those of the first row that names a column.
+            column; ``optional`` if the row is left out where the data set's files are not there. Parameters are those of the first row that names a column.
 
     References:
         Supervised Deep Infomax, table 1.
     """
     sizes, numbers, digests, places = dict[str, list[Number]](), list[Number](), {}, {}
-    for about in rows:
-        dataset = asked.open_dataset(asked.place(str(about["data"])))
+    for about, dataset in _at_hand(asked, rows):
         ids = asked.draw(dataset).tolist()
         places[dataset.name] = len(ids)
         for column, name in about["models"].items():
@@ -69,8 +69,7 @@ def measure_selection(
         Supervised Deep Infomax, section 5.1 and table 2.
     """
     numbers, digests, places = list[Number](), {}, {}
-    for about in rows:
-        dataset = asked.open_dataset(asked.place(str(about["data"])))
+    for about, dataset in _at_hand(asked, rows):
         model = load_model(str(about["model"]), device=asked.device)
         ids = asked.draw(dataset).tolist()
         places[dataset.name] = len(ids)
@@ -110,3 +109,18 @@ def _selected(
     if not rejected.all():
         yield Number.of(f"{row}, accuracy", column, right[~rejected])
     yield Number.of(f"{row}, rejected", column, rejected)
+
+
+def _at_hand(
+    asked: Asked, rows: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[Mapping[str, Any], Dataset]]:
+    """Yield rows and their data sets; an ``optional`` one whose files are not there is left out, and that is told."""
+    for about in rows:
+        try:
+            dataset = asked.open_dataset(asked.place(str(about["data"])))
+        except BadData as error:
+            if not about.get("optional"):
+                raise
+            asked.report(f"{about['row']} is left out: {error}")
+            continue
+        yield about, dataset

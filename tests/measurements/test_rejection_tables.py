@@ -9,7 +9,7 @@ import torch
 
 from robustbench_inv.catalogue.load import load_model
 from robustbench_inv.data.arrays import ArrayDataset
-from robustbench_inv.errors import BadModel
+from robustbench_inv.errors import BadData, BadModel
 from robustbench_inv.measurements import selection, strangers
 from robustbench_inv.measurements.calibration import TrainingInputs, calibrate
 from robustbench_inv.measurements.protocol import Asked
@@ -196,3 +196,21 @@ def test_the_critic_of_sdim_is_counted_apart():
     # 1 × 1 layers on 256 features and a code of 64, of 256, 256 and 1 units
     critic = (256 + 64) * 256 + 256 + 256 * 256 + 256 + 256 + 1
     assert whole - answering == pytest.approx(critic / 1e6)
+
+
+@pytest.mark.usefixtures("data", "rejecting")
+def test_a_row_whose_files_are_not_there_is_left_out_if_it_is_optional(monkeypatch):
+    opened = Asked.open_dataset
+
+    def open_dataset(self, name=""):
+        if name == "others":
+            raise BadData("cannot find the files of others")
+        return opened(self, name)
+
+    monkeypatch.setattr(Asked, "open_dataset", open_dataset)
+    rows = [{"row": name, "data": name, "models": {"M": MODEL}} for name in ("own", "others")]
+    with pytest.raises(BadData, match="others"):
+        measure_accuracies(asked(), rows)
+    measured = measure_accuracies(asked(), [rows[0], {**rows[1], "optional": True}])
+    assert measured.dataset == "own"
+    assert "others" not in {number.row for number in measured.numbers}
