@@ -1,7 +1,7 @@
 """Auto-PGD: gradient steps that shorten by themselves where they lead nowhere, and begin again at the best."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -52,6 +52,10 @@ class APGD:
     def __post_init__(self) -> None:
         check_losses(self.loss)
         check_least(self, steps=1, restarts=1, target_classes=0)
+
+    @property
+    def brief(self) -> "APGD":
+        return replace(self, steps=max(self.steps // 10, 1), restarts=1, target_classes=0)
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
         ball = Ball.of(threat, batch.images, model.bounds, BALLS)

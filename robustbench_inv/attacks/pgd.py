@@ -1,6 +1,6 @@
 """Projected gradient descent: small steps along the gradient, each followed by a projection."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -54,7 +54,7 @@ class PGD:
         loss: ``ce``, ``margin``, ``dlr``, ``scaled-ce``, or several joined by ``+``, which the restarts
             take in turn.
         random_start: begin at an input uniform in the ball rather than at the clean one. The first restart
-            begins where the batch says, if it does (at the image of the previous eps of a sweep).
+            begins where the batch says, if it does (where the search at another eps of a sweep ended).
 
     References:
         Madry et al., Towards deep learning models resistant to adversarial attacks, ICLR 2018, section 2.1.
@@ -73,6 +73,10 @@ class PGD:
     def __post_init__(self) -> None:
         check_losses(self.loss)
         check_positive(self, "steps", "restarts", "rel_step")
+
+    @property
+    def brief(self) -> "PGD":
+        return replace(self, steps=max(self.steps // 10, 1), restarts=1)
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
         ball = Ball.of(threat, batch.images, model.bounds)

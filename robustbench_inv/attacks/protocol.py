@@ -13,7 +13,17 @@ from robustbench_inv.models.protocol import Output
 from robustbench_inv.randomness import Noise
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["Attack", "Batch", "Kind", "Loss", "Pool", "Queries", "Reason", "ShowsOthers"]
+__all__ = [
+    "Attack",
+    "Batch",
+    "HasBrief",
+    "Kind",
+    "Loss",
+    "Pool",
+    "Queries",
+    "Reason",
+    "ShowsOthers",
+]
 
 Kind = Literal["budget", "minimal", "invariance", "given"]
 """``budget``: searches inside a fixed budget. ``minimal``: seeks the nearest success, run once for all
@@ -67,7 +77,7 @@ class Batch:
         images: (n, …) clean inputs inside the model's bounds.
         labels: (n,) int64 true classes.
         ids: (n,) int64 sample ids.
-        start: (n, …) images to start from (the previous eps of a sweep), or None.
+        start: (n, …) images to start from (where a search at another eps of the sweep ended), or None.
         pool: other inputs of the data set, or None where an attack is run without one.
         counterparts: (n, …) what the data set gives instead of each input (``data.protocol.Paired``), or None.
     """
@@ -170,6 +180,16 @@ class Attack(Protocol):
             threat: the budget to stay in, the goal to reach, the access allowed.
             noise: the samples' random numbers, to be drawn by (restart, step).
         """
+        ...
+
+
+@runtime_checkable
+class HasBrief(Protocol):
+    """An attack inside a budget that begins where the batch says, and can be run in brief: its sweeps go down."""
+
+    @property
+    def brief(self) -> Attack | None:
+        """The same search in a tenth of its steps, for samples that withstood all of it at a larger eps; None if there is none."""
         ...
 
 

@@ -1,5 +1,6 @@
 """Checks of one finished cell by its records, notes and kept images: C14, C15, C22, C23, C30."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -111,17 +112,27 @@ def check_completeness(view: CellView, requested: Iterable[int]) -> Verdict:
 def check_crashes(view: CellView) -> Verdict:
     """C30: on how many samples did the attack raise, and what?
 
-    Samples without a start, with a value that is not finite or with a proposal outside the budget are
-    counted in the evidence; like crashes they count as robust.
+    One that fell at a larger eps of the sweep than that at which the attack raised counts as well: below, it was not
+    searched for. Samples without a start, with a value that is not finite or with a proposal outside the budget
+    are counted in the evidence; like crashes they count as robust.
     """
     n = max(len(view.records), 1)
     counts = Counter(r.status for r in view.records)
     others = ", ".join(f"{counts[s]} {s}" for s in ("no_start", "numerics", "budget"))
-    share = counts["crash"] / n
-    reasons = Counter(_reason(event) for event in view.events if event.get("kind") == "crash")
+    events = [event for event in view.events if event.get("kind") == "crash"]
+    crashed = {r.sample for r in view.records if r.status == "crash"}
+    fell = {r.sample: r.broken_at for r in view.records if r.broken_at is not None}
+    crashed.update(
+        sample
+        for event in events
+        for sample in event.get("samples", ())
+        if fell.get(sample, math.inf) > event.get("eps", math.inf)
+    )
+    share = len(crashed) / n
+    reasons = Counter(map(_reason, events))
     why = "".join(f"; {reason}" for reason, _ in reasons.most_common(3))
     evidence = (
-        f"{counts['crash']} of {len(view.records)} samples crashed ({share:.1%}){why}; {others}."
+        f"{len(crashed)} of {len(view.records)} samples crashed ({share:.1%}){why}; {others}."
     )
     return CHECKS["C30"].says(view.subject, grade(share, warn=0, fail=0.01), share, evidence)
 

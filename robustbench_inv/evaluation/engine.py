@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.errors import AttackFailed, BadParameter
-from robustbench_inv.evaluation.block import Evaluated, Setting, evaluate_block
+from robustbench_inv.evaluation.block import Evaluated, evaluate_block
 from robustbench_inv.evaluation.describe import describe_cell
 from robustbench_inv.evaluation.isolation import seeded
 from robustbench_inv.evaluation.loading import Loader
 from robustbench_inv.evaluation.plan import Job
 from robustbench_inv.evaluation.prepare import answers_alike, prepare
 from robustbench_inv.evaluation.search import Search, Searcher, out_of_memory
+from robustbench_inv.evaluation.setting import Setting
 from robustbench_inv.evaluation.sharing import Memory
 from robustbench_inv.evaluation.verdict import Court
 from robustbench_inv.results.oracle import write_error
@@ -123,8 +124,8 @@ def run_cell(
         notes = _notes(job, writer, settings)
         report(Progress(job.title, writer.done, writer.total))
         if writer.next_block():
-            search = _search(job, torch.device(settings.device), memory)
-            _run_blocks(job, writer, settings, report, search)
+            searches = _searches(job, torch.device(settings.device), memory)
+            _run_blocks(job, writer, settings, report, *searches)
         writer.finish()
         _measure_oracle(job, folder)
     return notes
@@ -140,14 +141,21 @@ def _notes(job: Job, writer: CellWriter, settings: Settings) -> list[str]:
 
 
 def _run_blocks(
-    job: Job, writer: CellWriter, settings: Settings, report: Report, search: Search
+    job: Job,
+    writer: CellWriter,
+    settings: Settings,
+    report: Report,
+    search: Search,
+    brief: Search | None,
 ) -> None:
     device = torch.device(settings.device)
     loader = _loader(job, device)
+    court = Court(job.model.classifier, job.dataset, job.seed, job.judge)
     while pending := writer.next_block():
         number, ids = pending
         began = time.perf_counter()
-        setting = _setting(job, search, partial(writer.note, block=number))
+        note = partial(writer.note, block=number)
+        setting = Setting(job.attack.attack.kind, job.threat, search, brief, court, note)
         try:
             with seeded(job.seed, ids[0], device):
                 done = evaluate_block(setting, loader.batch(ids))
@@ -171,13 +179,10 @@ def _measure_oracle(job: Job, folder: Path) -> None:
         write_error(folder, error)
 
 
-def _setting(job: Job, search: Search, note: Callable[..., None]) -> Setting:
-    court = Court(job.model.classifier, job.dataset, job.seed, job.judge)
-    return Setting(job.attack.attack.kind, job.threat, search, court, note)
-
-
-def _search(job: Job, device: torch.device, memory: Memory | None) -> Search:
-    """Return a search on copies: folded for attacks inside a budget, which seldom end on the boundary."""
+def _searches(
+    job: Job, device: torch.device, memory: Memory | None
+) -> tuple[Search, Search | None]:
+    """Return a search on copies, folded for attacks inside a budget, which seldom end on the boundary; and its brief form."""
     probe = _loader(job, device).batch(range(min(PROBE, len(job.dataset)))).images
     copy = partial(prepare, probe=probe, fold=job.attack.attack.kind == "budget")
     guide = copy(job.guide.classifier) if job.guide else None
@@ -185,7 +190,9 @@ def _search(job: Job, device: torch.device, memory: Memory | None) -> Search:
     with seeded(job.seed, 0, device):
         steady = answers_alike(searched, probe)
     search = Searcher(job.attack.attack, searched, guide, job.seed, steady)
-    return (memory or Memory(limit=0)).sharing(job, search) if job.threat.transfers else search
+    if job.threat.transfers:
+        return (memory or Memory(limit=0)).sharing(job, search), None
+    return search, search.brief
 
 
 def _loader(job: Job, device: torch.device) -> Loader:

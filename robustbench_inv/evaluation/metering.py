@@ -12,7 +12,7 @@ from robustbench_inv.results.record import Status
 from robustbench_inv.tensors import Output, flatten, norm, slopes_of
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["Meter", "answer", "inside_box", "judge"]
+__all__ = ["Meter", "answer", "draws_anew", "inside_box", "judge"]
 
 
 def answer(classifier: Classifier, images: Tensor, noise: Noise, step: int | Tensor = 0) -> Output:
@@ -46,6 +46,11 @@ def judge(classifier: Classifier, images: Tensor, noise: Noise, replay: int = 0)
         replay: another number gives another set of draws.
     """
     return answer(classifier, images, noise.named("verdict"), replay)
+
+
+def draws_anew(classifier: Classifier) -> bool:
+    """Is it a stochastic classifier whose every answer is under other draws?"""
+    return isinstance(classifier, Stochastic) and not classifier.fixed_noise
 
 
 def inside_box(images: Tensor, bounds: tuple[float, float]) -> Tensor:
@@ -105,8 +110,7 @@ class Meter:
     @property
     def conclusive(self) -> bool:
         """False for a stochastic model with fresh noise, one that answers otherwise each time, and for a substitute."""
-        fresh = isinstance(self.classifier, Stochastic) and not self.classifier.fixed_noise
-        return self.steady and not (fresh or self.threat.transfers)
+        return self.steady and not (draws_anew(self.classifier) or self.threat.transfers)
 
     @property
     def model(self) -> Classifier:

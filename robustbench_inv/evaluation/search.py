@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.protocol import Attack, Batch
+from robustbench_inv.attacks.protocol import Attack, Batch, HasBrief
 from robustbench_inv.errors import UsageError
 from robustbench_inv.evaluation.beyond import move_beyond
-from robustbench_inv.evaluation.metering import Meter
+from robustbench_inv.evaluation.metering import Meter, draws_anew
 from robustbench_inv.evaluation.transfer import lead_off
 from robustbench_inv.evaluation.verdict import checked_shape
 from robustbench_inv.models.protocol import Classifier
@@ -116,6 +116,17 @@ class Searcher:
             crash=crash,
             measured=meter.measured,
         )
+
+    @property
+    def brief(self) -> "Searcher | None":
+        """The search in brief, with which a sweep goes down from its largest eps.
+
+        None if the attack has no brief form, and where an answer is a matter of luck, which may be better at a smaller eps.
+        """
+        attack = self.attack.brief if isinstance(self.attack, HasBrief) else None
+        if attack is None or not self.steady or draws_anew(self.classifier):
+            return None
+        return replace(self, attack=attack)
 
     def _propose(self, meter: Meter, own: Batch) -> tuple[Tensor, str | None]:
         try:

@@ -83,12 +83,12 @@ class Standing:
         self._backward[rows] += found.backward_passes
         self._useful[rows] |= (found.backward_passes > 0) & ~found.zero_gradient
 
-    def show(self, rows: Tensor, judged: Judgement) -> None:
-        """Show other inputs for the samples at (m,) positions."""
+    def show(self, rows: Tensor, judged: Judgement, replayed: Tensor) -> None:
+        """Show other inputs for the samples at (m,) positions; (m,) did the answers to them replay so far?"""
         self.images[rows] = judged.images
         self.oracle[rows] = judged.oracle
         self.allowed[rows] = judged.allowed
-        self.replayed[rows] = True  # so far
+        self.replayed[rows] = replayed
         for old, new in (
             (self.after.logits, judged.after.logits),
             (self.after.score, judged.after.score),
@@ -116,10 +116,6 @@ class Standing:
         rows = rows[~self.wrong[rows]]
         self.broken_at[rows] = fallen_at(self.batch.images[rows], self.images[rows], ladder, name)
         self.excuse(dict.fromkeys(rows.tolist(), "ok"))
-
-    def withdraw(self, rows: Tensor) -> None:
-        """Take the successes at (m,) positions back: they did not replay."""
-        self.broken_at[rows] = torch.nan
 
     def records(self, oracle_source: str | None) -> list[Record]:
         """Return one record for each sample, in the order of the batch."""

@@ -188,6 +188,13 @@ def test_c30_shows_crashes_and_their_reasons(crashed, expected):
     assert ("no memory of it" in verdict.evidence) == bool(crashed)
 
 
+def test_c30_counts_what_fell_before_the_search_at_a_smaller_eps_crashed():
+    cell = toy_cell("pgd", [0.1, 0.2, None, None], epsilons=(0.1, 0.2))
+    note = {"kind": "crash", "reason": "no luck", "samples": [0, 1, 2], "eps": 0.1}
+    verdict = check_crashes(view(cell, notes=(note,)))
+    assert (verdict.verdict, verdict.value) == ("FAIL", 0.5)
+
+
 def test_c30_mentions_other_reasons_without_judging_them():
     verdict = check_crashes(with_record(toy_record(3, status="no_start")))
     assert (verdict.verdict, "1 no_start" in verdict.evidence) == ("PASS", True)

@@ -39,6 +39,21 @@ class TwoSides(nn.Module):
         return beyond.abs() / self.w.detach().double().abs().sum()
 
 
+class Borderline(nn.Module):
+    """TwoSides that answers differently, near its boundary, in a batch of even size."""
+
+    bounds, num_classes = (0.0, 1.0), 2
+
+    def __init__(self):
+        super().__init__()
+        self.inner = TwoSides()
+
+    def forward(self, images):
+        right = self.inner(images)
+        unsure = (right[:, :1].abs() < 0.05) & (len(images) % 2 == 0)
+        return torch.where(unsure, -right, right)
+
+
 def points(count=60, dimension=8, wrong=5):
     """Return points around the centre of the box, labelled by TwoSides but for the first few."""
     generator = torch.Generator().manual_seed(3)
@@ -173,6 +188,18 @@ def make_job(
 @pytest.fixture(scope="session")
 def toys():
     """The classes and functions of this file."""
-    known = (TwoSides, points, Straight, Nearest, Forgets, Breaks, Returns, Draws, linf, make_job)
+    known = (
+        TwoSides,
+        Borderline,
+        points,
+        Straight,
+        Nearest,
+        Forgets,
+        Breaks,
+        Returns,
+        Draws,
+        linf,
+        make_job,
+    )
     unbounded = ThreatModel(Unbounded("linf"))
     return SimpleNamespace(none=unbounded, **{each.__name__: each for each in known})

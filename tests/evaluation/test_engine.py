@@ -178,22 +178,8 @@ def test_a_model_that_depends_on_its_batch_breaks_nothing(toys, tmp_path):
 
 
 def test_a_success_that_does_not_replay_is_sought_again_at_the_next_eps(toys, tmp_path):
-    class Borderline(nn.Module):
-        """Near its boundary, it answers differently in a batch of even size."""
-
-        bounds, num_classes = (0.0, 1.0), 2
-
-        def __init__(self):
-            super().__init__()
-            self.inner = toys.TwoSides()
-
-        def forward(self, images):
-            right = self.inner(images)
-            unsure = (right[:, :1].abs() < 0.05) & (len(images) % 2 == 0)
-            return torch.where(unsure, -right, right)
-
     sweep = toys.linf(0.01, 0.02, 0.04, 0.2)
-    job = toys.make_job(toys.Straight(), sweep, module=Borderline(), samples=range(5, 60))
+    job = toys.make_job(toys.Straight(), sweep, module=toys.Borderline(), samples=range(5, 60))
     records, events = run(job, tmp_path / "c")
     taken_back = {s for e in events if e["kind"] == "not_replayed" for s in e["samples"]}
     assert len(taken_back) > 5
