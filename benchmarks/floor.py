@@ -7,13 +7,15 @@ answer, the verdict and its replay. The rest is overhead: random numbers, steps,
 import resource
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from statistics import mean, median
 
 import torch
 from peers import is_there
 from sweeps import evaluated
-from timing import Task, medians, one_thread
+from timing import Task, one_thread, seconds_of
 from torch.nn.functional import cross_entropy
 
 import robustbench_inv as rbi
@@ -32,6 +34,7 @@ from robustbench_inv.threat.threat_model import ThreatModel
 __all__ = ["both_ways", "digits", "floor_section", "forward", "most_memory"]
 
 BLOCK, SAMPLES, DATA, EPS = 250, 500, "mnist5k", 0.02
+PASSES, ROUNDS = 10, 9
 MODELS = ("mnist-cnn", "mnist-cnn-at", "mnist-c-dv")
 HEAPS = (1000, 4000)
 """Samples of the evaluations whose memory is compared."""
@@ -73,29 +76,42 @@ def _row(model: str) -> str:
     search = Searcher(rbi.load_attack("pgd").attack, searched, None, 0)
     stage = ThreatModel(LpBall("linf", EPS))
     found = search(batch, None, stage)
-    whole: dict[str, Task] = {
-        "search": partial(search, batch, None, stage),
-        "engine": partial(evaluated, model, (EPS,), SAMPLES),
-    }
-    seconds = _costs(classifier, searched, batch) | medians(whole)
     backward = found.backward_passes.double().mean().item()
     ahead = found.forward_passes.double().mean().item() - backward
-    floor = backward * seconds["both"] + ahead * seconds["ahead"]
-    least = SAMPLES / BLOCK * (floor + 3 * seconds["verdict"])
-    return (
-        f"| {model} | {backward:.1f} | {1e3 * seconds['both']:.1f} ms | {floor:.2f} s | {seconds['search']:.2f} s | "
-        f"{100 * (seconds['search'] / floor - 1):+.1f} % | {least:.2f} s | {seconds['engine']:.2f} s | "
-        f"{100 * (seconds['engine'] / least - 1):+.1f} % |"
-    )
-
-
-def _costs(classifier: Classifier, searched: Classifier, batch: Batch) -> dict[str, float]:
-    tasks: dict[str, Task] = {
+    passes: dict[str, Task] = {
         "both": partial(both_ways, searched, batch),
         "ahead": partial(forward, searched, batch),
         "verdict": partial(forward, classifier, batch),
     }
-    return medians(tasks, repeats=5, times=10)
+    rounds = []
+    for _ in range(ROUNDS):
+        costs, (searching, running) = _round(
+            passes,
+            partial(search, batch, None, stage),
+            partial(evaluated, model, (EPS,), SAMPLES),
+        )
+        floor = backward * costs["both"] + ahead * costs["ahead"]
+        least = SAMPLES / BLOCK * (floor + 3 * costs["verdict"])
+        rounds.append(
+            (costs["both"], floor, searching, searching / floor, least, running, running / least)
+        )
+    pass_, floor, searching, over, least, running, engine_over = map(
+        median, zip(*rounds, strict=True)
+    )
+    return (
+        f"| {model} | {backward:.1f} | {1e3 * pass_:.1f} ms | {floor:.2f} s | {searching:.2f} s | "
+        f"{100 * (over - 1):+.1f} % | {least:.2f} s | {running:.2f} s | {100 * (engine_over - 1):+.1f} % |"
+    )
+
+
+def _round(passes: Mapping[str, Task], *wholes: Task) -> tuple[dict[str, float], list[float]]:
+    """Return what passes cost before, between and after the whole tasks, on average, and what these take, in seconds."""
+    costs, seconds = [], []
+    for whole in (*wholes, None):
+        costs.append({name: seconds_of(task, PASSES) for name, task in passes.items()})
+        if whole is not None:
+            seconds.append(seconds_of(whole))
+    return {name: mean(cost[name] for cost in costs) for name in passes}, seconds
 
 
 def _memory() -> str:
@@ -138,7 +154,7 @@ _OPENING = f"""
 PGD-40 at linf {EPS:g} on `{DATA}`. Floor of the search: its passes on {BLOCK} digits in one batch, times what a pass costs on the prepared copy at
 this batch size, both ways or forward only. Floor of the engine: that for each of the two blocks of {SAMPLES} digits, with three passes more of the model
 itself, for clean answers, verdicts and replay. The engine's time is all of `rbi.evaluate`: weights and data read, files written. Freed memory stays with the process, as on the command line;
-one thread, medians of processor time.
+one thread, processor time: medians of {ROUNDS} rounds, each of which takes the cost of a pass before, between and after the search and the engine's run.
 
 | model | passes | a pass both ways | floor of the search | search | overhead | floor of the engine | engine | overhead |
 |---|---|---|---|---|---|---|---|---|"""

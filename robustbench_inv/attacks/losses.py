@@ -103,9 +103,7 @@ def log_odds(output: Output, labels: Tensor) -> Tensor:
     It ranks inputs as cross-entropy does and has the same direction of steepest ascent, and saturates nowhere:
     softmax outputs of a margin of 104 nats are 0 and 1 in float32, and all alike.
     """
-    true = output.logits.gather(1, labels[:, None])
-    others = output.logits.scatter(1, labels[:, None], float("-inf"))
-    return torch.logsumexp(others - true, 1)
+    return torch.logsumexp(_ahead(output, labels), 1)
 
 
 def logit_margin(output: Output, labels: Tensor) -> Tensor:
@@ -135,8 +133,9 @@ def scaled_cross_entropy(output: Output, labels: Tensor) -> Tensor:
 
     Logits of any scale are compared at one temperature, at which the softmax is sure and not saturated.
     """
-    scale = _positive(margin(output.logits.detach(), labels).abs()) / SHARPNESS
-    return cross_entropy(Output(output.logits / scale[:, None]), labels)
+    ahead = _ahead(output, labels)
+    scale = _positive(ahead.detach().amax(1).abs()) / SHARPNESS
+    return softplus(torch.logsumexp(ahead / scale[:, None], 1))
 
 
 def targeted_logits_ratio(output: Output, labels: Tensor, targets: Tensor) -> Tensor:
@@ -237,6 +236,12 @@ def _unless_refused(value: Tensor, output: Output, targets: Tensor) -> Tensor:
     columns = targets[:, None]
     clearance = output.clearance.gather(1, columns)[:, 0]
     return torch.where(clearance < leads(output.logits).gather(1, columns)[:, 0], clearance, value)
+
+
+def _ahead(output: Output, labels: Tensor) -> Tensor:
+    """Return by how much each class is ahead of the true one, (n, classes), −inf for that itself."""
+    true = output.logits.gather(1, labels[:, None])
+    return output.logits.scatter(1, labels[:, None], float("-inf")) - true
 
 
 def _positive(values: Tensor) -> Tensor:
