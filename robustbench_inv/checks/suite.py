@@ -15,6 +15,7 @@ from robustbench_inv.checks.comparisons import (
 from robustbench_inv.checks.effort import check_changed, check_reach
 from robustbench_inv.checks.inverse import check_inverse, inverts
 from robustbench_inv.checks.oracles import check_agreement, check_oracle
+from robustbench_inv.checks.preimage import check_preimage, solves_for_preimages
 from robustbench_inv.checks.records import (
     check_completeness,
     check_consistency,
@@ -92,7 +93,7 @@ def check_records(
 
     Returns:
         the probes' verdicts, those of each cell (C14, C15, C22, C23, C30, C16 where errors are sought, C19 of iterative attacks, C27
-        and C28 where the model rejects, C32 where an inverse was used, C34 and C35 where the decision is to be
+        and C28 where the model rejects, C32 where an inverse was used, C33 where preimages were solved for, C34 and C35 where the decision is to be
         kept), and those that compare cells (C1,
         C3, C5, C17, and C24, C25, C26 and C29 of models that reject), which have the models as subjects.
     """
@@ -131,6 +132,7 @@ def _check_cell(view: CellView, requested: Sequence[int]) -> list[Verdict]:
         ("C23", partial(check_completeness, requested=requested)),
         ("C30", check_crashes),
         *((("C32", check_inverse),) if inverts(view) else ()),
+        *((("C33", check_preimage),) if solves_for_preimages(view) else ()),
         *(
             (("C27", check_both_rates), ("C28", check_small_steps))
             if _judged_by_class(view)

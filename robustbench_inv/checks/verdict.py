@@ -268,6 +268,13 @@ CHECKS: Mapping[str, Check] = {
             "WARN if for any sample the inverse, or a re-encoded metamer's logits, are off by more than 1e-3; "
             "FAIL above 0.1 % of samples",
         ),
+        Check(
+            "C33",
+            "ReLU preimages have the activations of their inputs",
+            "cell",
+            "WARN if for any sample an activation is off by more than 1e-3, a unit changed sides or the solver ended early; "
+            "FAIL if activations or sides are wrong for more than 0.1 % of samples",
+        ),
     )
 }
 """Every check by id."""

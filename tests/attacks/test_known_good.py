@@ -91,6 +91,7 @@ ROWS = (
     Row("invariance-ball", "l2=8", 20, 0.85, 0.7),
     Row("invariance-ball", "linf=0.8", 20, 0.9, 0.8),
     Row("collision", "none", 20, 0.8, 0.6),
+    Row("relu-preimage", "none", 20, 0.7, 0.55, model="mnist-mlp"),
 )
 
 SHOWS = "shows what others made; nothing is sought"

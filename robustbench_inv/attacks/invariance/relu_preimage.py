@@ -1,0 +1,176 @@
+"""ReLU preimages: another input with exactly the same hidden activations, by linear programming."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+from scipy.optimize import linprog
+from torch import Tensor
+
+from robustbench_inv.attacks.invariance.donors import check_rule, take_donors
+from robustbench_inv.attacks.invariance.relus import Piece, pieces_at, relu_inputs
+from robustbench_inv.attacks.protocol import Batch, Kind, Queries
+from robustbench_inv.attacks.ranges import check_least
+from robustbench_inv.data.protocol import Dataset
+from robustbench_inv.errors import CapabilityMismatch
+from robustbench_inv.randomness import Noise
+from robustbench_inv.tensors import broadcast, norm
+from robustbench_inv.threat.budgets import LpBall
+from robustbench_inv.threat.threat_model import ThreatModel
+
+__all__ = ["ReluPreimage"]
+
+ON_THE_EDGE = 1e-5
+"""A unit so near 0, relative to its layer's largest or to 1, counts as on neither side."""
+
+DEPENDENT = 1e-10
+"""Eigenvalues of AᵀA below this share of the largest count as 0."""
+
+
+@dataclass(frozen=True)
+class ReluPreimage:
+    """Moves x towards an input of another class as near as the preimage of a hidden layer lets it.
+
+    A unit that the ReLU lets through keeps its value, one that it stops stays at 0 or below; units of earlier layers
+    keep their sides. Together with the box, and an linf ball where one is given, that is a polytope, and its point next
+    to the donor in l1 is a linear program. Whatever the layers above do, their answer is that to x. In l1 and l2
+    the way to that point, which lies in the polytope, is cut at eps. Where the layer determines the
+    input there is no other point, and the sample is marked.
+
+    Kept of each sample (check C33): ``dimension`` of the space that the layer does not see, before inequalities;
+    ``solver`` is HiGHS's status, 0 for an optimum; ``activation`` is |h(x') − h(x)|_∞ of the layer, relative to its largest or
+    to 1; ``pattern`` counts the units that changed sides; ``way`` is the share of the l1 distance to the donor that x moved.
+    Passes that look into the model are not counted.
+
+    Args:
+        layer: which ReLU, from 1, in the order in which the model computes them. What comes before must be affine
+            between ReLUs (no pooling by maxima), or activations change.
+        donor: ``other-class`` (random among the other classes), ``random`` or ``nearest`` (in pixels, of another class).
+
+    References:
+        Behrmann, Dittmer, Fernsel and Maass, Analysis of invariance and robustness via invertibility of ReLU-networks,
+        2018; Behrmann, thesis, section 3.3, equations 3.1 and 3.2, remark 3.2 and theorem 3.3.
+    """
+
+    layer: int = 1
+    donor: str = "other-class"
+
+    kind: ClassVar[Kind] = "invariance"
+    norms: ClassVar[frozenset[str]] = frozenset({"l1", "l2", "linf"})
+
+    def __post_init__(self) -> None:
+        check_least(self, layer=1)
+        check_rule(self.donor)
+
+    def demand(self, model: object, threat: ThreatModel, data: Dataset) -> None:
+        """Refuse a model that has fewer ReLUs."""
+        assert callable(model)
+        image = data.batch([0])[0]
+        found = len(relu_inputs(model, image.to(getattr(model, "dtype", image.dtype)), self.layer))
+        if found < self.layer:
+            raise CapabilityMismatch(
+                f"there is no ReLU number {self.layer}",
+                got=f"a model that computes {found}",
+                expected="torch.relu, or a module or function that calls it",
+            )
+
+    @torch.no_grad()
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
+        network = model.model
+        assert callable(network)
+        donors, found = take_donors(model, batch, self.donor, noise)
+        low, high = _limits(batch.images, threat, model.bounds)
+        shown = batch.images.clone()
+        dimensions, states = torch.zeros_like(batch.ids), torch.zeros_like(batch.ids)
+        for row in found.nonzero()[:, 0].tolist():
+            one = slice(row, row + 1)
+            pieces = pieces_at(network, batch.images[one], self.layer)
+            dimensions[row] = _dimension(pieces[-1])
+            if dimensions[row]:
+                vectors = (t[row].double().flatten().cpu().numpy() for t in (donors, low, high))
+                nearest, states[row] = _nearest(pieces, *vectors)
+                shown[row] = torch.from_numpy(nearest).reshape(shown[row].shape).to(shown)
+        model.mark((found & (dimensions == 0)).nonzero()[:, 0], "no_start")
+        shown = _within(batch.images, shown, threat).clamp(*model.bounds)
+        model.measure("dimension", dimensions)
+        model.measure("solver", states)
+        self._measure(model, batch.images, shown, donors)
+        model(shown)
+        return shown
+
+    def _measure(self, model: Queries, images: Tensor, shown: Tensor, donors: Tensor) -> None:
+        network = model.model
+        assert callable(network)
+        pairs = zip(
+            relu_inputs(network, images, self.layer),
+            relu_inputs(network, shown, self.layer),
+            strict=True,
+        )
+        changed = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        for before, after in pairs:
+            size = before.clamp_min(0).amax(1).clamp_min(1)
+            beyond = ON_THE_EDGE * size[:, None]
+            apart = (before > beyond) & (after < -beyond) | (before < -beyond) & (after > beyond)
+            changed += apart.sum(1)
+            moved = (after.clamp_min(0) - before.clamp_min(0)).abs().amax(1) / size
+        model.measure("activation", moved)
+        model.measure("pattern", changed)
+        whole, left = norm(donors - images, "l1"), norm(donors - shown, "l1")
+        model.measure("way", 1 - left / whole.clamp_min(torch.finfo(whole.dtype).tiny))
+
+
+def _limits(
+    images: Tensor, threat: ThreatModel, bounds: tuple[float, float]
+) -> tuple[Tensor, Tensor]:
+    """Return the least and largest value that each element may have, (n, …) each."""
+    eps = torch.inf
+    if isinstance(threat.budget, LpBall) and threat.norm == "linf":
+        eps = threat.budget.eps
+    return (images - eps).clamp_min(bounds[0]), (images + eps).clamp_max(bounds[1])
+
+
+def _within(images: Tensor, shown: Tensor, threat: ThreatModel) -> Tensor:
+    """Return the last inputs (n, …) inside the budget on the straight ways from images to what is shown."""
+    if not isinstance(threat.budget, LpBall) or threat.norm == "linf":
+        return shown
+    length = norm(shown - images, threat.norm)
+    share = (threat.budget.eps / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1)
+    return images + broadcast(share, images) * (shown - images)
+
+
+def _dimension(piece: Piece) -> int:
+    """Return the dimension of the space that the units that are let through do not see."""
+    seen = piece.slopes[piece.active]
+    found = np.linalg.eigvalsh(seen.T @ seen)
+    return int((found <= DEPENDENT * found.max(initial=0)).sum())
+
+
+def _nearest(
+    pieces: list[Piece], target: np.ndarray, low: np.ndarray, high: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """Return the point (d,) of the polytope that is next to the target in l1, and the solver's status.
+
+    With t the target moved into the limits, x' = t + p − q with p, q >= 0 of the least sum.
+    """
+    start = np.clip(target, low, high)
+    last, kept = pieces[-1], pieces[-1].active
+    equal, value = last.slopes[kept], last.inputs[kept] - last.offsets[kept]
+    sides = [(last.slopes[~kept], last.offsets[~kept])]
+    for piece in pieces[:-1]:
+        away = np.where(piece.active, -1.0, 1.0)
+        sides.append((away[:, None] * piece.slopes, away * piece.offsets))
+    below, offset = (np.concatenate(parts) for parts in zip(*sides, strict=True))
+    found = linprog(
+        np.ones(2 * len(start)),
+        A_ub=np.hstack([below, -below]),
+        b_ub=-offset - below @ start,
+        A_eq=np.hstack([equal, -equal]),
+        b_eq=value - equal @ start,
+        bounds=np.stack([np.zeros(2 * len(start)), np.concatenate([high - start, start - low])], 1),
+        method="highs",
+    )
+    if found.x is None:
+        raise ArithmeticError(f"no point of the preimage was found: {found.message}")
+    up, down = np.split(found.x, 2)
+    return start + up - down, int(found.status)

@@ -1,0 +1,200 @@
+"""ReLU preimages of small networks, known by hand, and of random ones, whose activations must stay."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from robustbench_inv.attacks.invariance.relu_preimage import ReluPreimage
+from robustbench_inv.attacks.invariance.relus import pieces_at, relu_inputs
+from robustbench_inv.attacks.protocol import Batch, Pool
+from robustbench_inv.catalogue.load import load_model
+from robustbench_inv.errors import BadParameter, CapabilityMismatch
+from robustbench_inv.evaluation.metering import Meter
+from robustbench_inv.models.mlp import MLP
+from robustbench_inv.randomness import Noise
+from robustbench_inv.threat.budgets import LpBall, Unbounded
+from robustbench_inv.threat.goals import KeepDecision
+from robustbench_inv.threat.threat_model import ThreatModel
+
+CLEAN, DONOR = (0.3, 0.2), (0.9, 0.8)
+
+
+class Layers(nn.Module):
+    """Linear layers with a ReLU after each, then two logits."""
+
+    bounds, num_classes = (0.0, 1.0), 2
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.ModuleList()
+        for rows, offsets in layers:
+            linear = nn.Linear(len(rows[0]), len(rows), dtype=torch.float64)
+            linear.weight.data = torch.tensor(rows, dtype=torch.float64)
+            linear.bias.data = torch.tensor(offsets, dtype=torch.float64)
+            self.layers.append(linear)
+
+    def forward(self, images):
+        hidden = images
+        for layer in self.layers:
+            hidden = torch.relu(layer(hidden))
+        return torch.stack([hidden.sum(1), -hidden.sum(1)], 1)
+
+
+def batch_of(images, labels):
+    ids = torch.arange(len(images))
+    pool = Pool(ids, lambda rows: (images[rows], labels[rows]))
+    return Batch(images, labels, ids, pool=pool)
+
+
+def run(attack, module, budget=None, batch=None):
+    """Return what is shown, and the meter with what was measured; by default of two points, each the other's donor."""
+    points = torch.tensor([CLEAN, DONOR], dtype=torch.float64)
+    batch = batch or batch_of(points, torch.tensor([0, 1]))
+    threat = ThreatModel(budget or Unbounded("l1"), KeepDecision())
+    model, noise = load_model(module).classifier, Noise(0, batch.ids)
+    meter = Meter(model, batch, threat, noise, keep_best=False)
+    return attack.run(meter, batch, threat, noise), meter
+
+
+BLIND = Layers(([[1.0, 0.0]], [0.0]))
+"""Sees the first coordinate alone."""
+
+STOPPED = Layers(([[1.0, 0.0]], [-0.5]))
+"""Its unit is stopped below 0.5 of the first coordinate."""
+
+
+@pytest.mark.parametrize(
+    ("module", "nearest", "dimension"),
+    [
+        (BLIND, (0.3, 0.8), 1),
+        (STOPPED, (0.5, 0.8), 2),
+        (Layers(([[1.0, 1.0]], [-3.0])), DONOR, 2),
+        (Layers(([[1.0, 0.0], [0.0, 1.0]], [0.0, -0.6])), (0.3, 0.6), 1),
+    ],
+    ids=["blind", "stopped", "never active", "one each"],
+)
+def test_the_point_next_to_the_donor(module, nearest, dimension):
+    shown, meter = run(ReluPreimage(), module)
+    assert shown[0].tolist() == pytest.approx(nearest, abs=1e-9)
+    assert meter.measured["dimension"][0] == dimension
+    assert meter.measured["solver"].tolist() == [0, 0]
+    assert meter.measured["pattern"].tolist() == [0, 0]
+    assert float(meter.measured["activation"].max()) < 1e-12
+    way = 1 - (abs(0.9 - nearest[0]) + abs(0.8 - nearest[1])) / 1.2
+    assert float(meter.measured["way"][0]) == pytest.approx(way)
+
+
+def test_a_layer_that_determines_its_input_is_marked():
+    everything = Layers(([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], [0.0, 0.0, 0.0]))
+    shown, meter = run(ReluPreimage(), everything)
+    assert torch.equal(shown, meter.batch.images)
+    assert meter.marks == {0: "no_start", 1: "no_start"}
+    assert meter.measured["dimension"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("budget", "nearest"),
+    [
+        (LpBall("linf", 0.1), (0.4, 0.3)),
+        (LpBall("l2", 0.1), (0.3 + 0.2 * 0.1 / 0.4**0.5, 0.2 + 0.6 * 0.1 / 0.4**0.5)),
+        (LpBall("l1", 0.4), (0.4, 0.5)),
+        (LpBall("l2", 5.0), (0.5, 0.8)),
+    ],
+    ids=str,
+)
+def test_budgets(budget, nearest):
+    shown, meter = run(ReluPreimage(), STOPPED, budget)
+    assert shown[0].tolist() == pytest.approx(nearest, abs=1e-9)
+    assert budget.contains(meter.batch.images, shown).all()
+
+
+def test_a_deeper_layer_keeps_the_sides_of_those_before_it():
+    split = ([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], [-0.1, -0.1, -1.0])
+    deep = Layers(split, ([[1.0, 1.0, 5.0]], [0.0]))
+    shown, meter = run(ReluPreimage(layer=2), deep)
+    x, y = shown[0].tolist()
+    assert x + y == pytest.approx(0.5)
+    assert min(x, y) >= 0.1 - 1e-9
+    assert meter.measured["dimension"][0] == 1
+    assert meter.measured["pattern"][0] == 0
+
+
+@pytest.mark.parametrize("layer", [1, 2])
+def test_random_networks_answer_alike(layer):
+    torch.manual_seed(layer)
+    module = MLP((12, 9), (1, 6, 6), 3).double()
+    images = Noise(0, torch.arange(12), "test").uniform((1, 6, 6), dtype=torch.float64)
+    batch = batch_of(images, module(images).argmax(1) * 0 + torch.arange(12) % 3)
+    shown, meter = run(ReluPreimage(layer), module, batch=batch)
+    measured = meter.measured
+    assert torch.allclose(module(shown), module(images), atol=1e-7)
+    for before, after in zip(
+        relu_inputs(module, images, layer)[-1:], relu_inputs(module, shown, layer)[-1:], strict=True
+    ):
+        assert torch.allclose(before.relu(), after.relu(), atol=1e-7)
+    assert (measured["dimension"] >= 36 - 12).all()
+    assert (measured["way"] > 0.1).all()
+    assert ((shown >= 0) & (shown <= 1)).all()
+    # what a sample is shown does not depend on its batch
+    alone = batch_of(images, batch.labels)[torch.tensor([7])]
+    assert torch.equal(run(ReluPreimage(layer), module, batch=alone)[0][0], shown[7])
+
+
+def test_a_piece_is_the_network_around_its_input():
+    torch.manual_seed(0)
+    module = MLP((7, 5), (1, 3, 3), 3).double()
+    image = torch.rand((1, 1, 3, 3), dtype=torch.float64)
+    near = image + 1e-6 * torch.randn_like(image)
+    for piece, inputs in zip(
+        pieces_at(module, image, 2), relu_inputs(module, near, 2), strict=True
+    ):
+        found = piece.slopes @ near.flatten().numpy() + piece.offsets
+        assert found == pytest.approx(inputs[0].detach().numpy(), abs=1e-12)
+
+
+RELUS = {
+    "module": nn.ReLU(),
+    "in place": nn.ReLU(inplace=True),
+    "functional": lambda x: functional.relu(x),
+    "torch": torch.relu,
+    "method": lambda x: x.relu(),
+    "method in place": lambda x: x.relu_(),
+}
+
+
+@pytest.mark.parametrize("name", RELUS)
+def test_every_way_to_compute_a_relu_is_heard(name):
+    relu = RELUS[name]
+    inputs = relu_inputs(lambda x: relu(relu(x * 2 - 1) - 0.2), torch.tensor([[0.1, 0.9]]), 5)
+    assert torch.allclose(torch.cat(inputs), torch.tensor([[-0.8, 0.8], [-0.2, 0.6]]))
+
+
+def test_a_convolution_is_a_layer_as_any():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 2, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+    module.bounds, module.num_classes = (0.0, 1.0), 2
+    images = torch.rand((4, 1, 5, 5))
+    batch = batch_of(images, torch.tensor([0, 1, 0, 1]))
+    shown, meter = run(ReluPreimage(), module, batch=batch)
+    assert float(meter.measured["activation"].max()) < 1e-5
+    assert (meter.measured["way"] > 0.05).all()
+    assert torch.allclose(module(shown), module(images), atol=1e-5)
+
+
+def test_what_cannot_be_used_is_refused(digits_like):
+    with pytest.raises(BadParameter, match="layer"):
+        ReluPreimage(layer=0)
+    with pytest.raises(BadParameter, match="donors"):
+        ReluPreimage(donor="nobody")
+    model = load_model(BLIND).classifier
+    with pytest.raises(CapabilityMismatch, match="no ReLU number 2"):
+        ReluPreimage(2).demand(model, ThreatModel(Unbounded(), KeepDecision()), digits_like)
+
+
+@pytest.fixture
+def digits_like():
+    from robustbench_inv.data.arrays import ArrayDataset
+
+    points = torch.tensor([CLEAN, DONOR], dtype=torch.float64)
+    return ArrayDataset(points, torch.tensor([0, 1]), "two")
