@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "ALIKE",
     "NORMS",
     "Output",
     "acceptance",
     "accepted_margin",
     "broadcast",
+    "disagreement",
     "flatten",
     "leads",
     "margin",
@@ -21,6 +23,9 @@ __all__ = [
 ]
 
 NORMS = ("l0", "l1", "l2", "linf")
+
+ALIKE = 1e-4
+"""Disagreement up to which answers to the same inputs count as the same: rounding in another order (check C11)."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,19 @@ def acceptance(output: Output) -> Tensor:
         return torch.minimum(lead, output.clearance).max(1).values
     ahead = lead.max(1).values
     return ahead if output.accepted is None else (-ahead).where(~output.accepted, ahead)
+
+
+def disagreement(logits: Tensor, again: Tensor) -> float:
+    """Return the largest difference between two answers to the same inputs, as a share of the largest logit.
+
+    Example:
+        >>> disagreement(torch.tensor([[0.0, -4.0]]), torch.tensor([[0.0, -3.0]]))
+        0.25
+    """
+    apart, size = float((logits - again).abs().max()), float(logits.abs().max())
+    if apart == 0:
+        return 0.0
+    return apart / size if size else math.inf
 
 
 def slopes_of(values: Tensor, images: Tensor, *, again: bool = False) -> Tensor:

@@ -10,11 +10,9 @@ from torch import Tensor, nn
 from robustbench_inv.checks.probe import Probe
 from robustbench_inv.checks.verdict import CHECKS, Grade, Verdict
 from robustbench_inv.models.protocol import Classifier, Stochastic
+from robustbench_inv.tensors import ALIKE, disagreement
 
 __all__ = ["check_determinism", "check_logits"]
-
-TOLERANCE = 1e-4
-"""C11: difference between two answers, relative to the largest logit (at least 1)."""
 
 
 def check_logits(probe: Probe) -> Verdict:
@@ -51,16 +49,15 @@ def check_determinism(probe: Probe) -> Verdict:
     """
     before = _random_state()
     reference = probe.ask().logits
-    repeated = max(_difference(reference, probe.ask().logits) for _ in range(4))
+    repeated = max(disagreement(reference, probe.ask().logits) for _ in range(4))
     drew = _random_state() != before
-    scale = max(1.0, float(reference.abs().max()))
     differences = {
-        "5 repeats": repeated / scale,
-        "batches of 1": _alone(probe, reference) / scale,
-        "reverse order": _reversed(probe, reference) / scale,
+        "5 repeats": repeated,
+        "batches of 1": _alone(probe, reference),
+        "reverse order": _reversed(probe, reference),
     }
     faults = [
-        f"{how} disagree or raise" for how, value in differences.items() if not value <= TOLERANCE
+        f"{how} disagree or raise" for how, value in differences.items() if not value <= ALIKE
     ]
     faults += ["it draws from a global generator"] if drew else []
     faults += ["it is in train mode"] if _trains(probe.classifier) else []
@@ -88,24 +85,20 @@ def _judge(probe: Probe, faults: list[str]) -> tuple[Grade, str]:
     )
 
 
-def _difference(one: Tensor, other: Tensor) -> float:
-    return float((one - other).abs().max())
-
-
 def _alone(probe: Probe, reference: Tensor) -> float:
-    """Largest difference between answers in the batch and to samples on their own (at most 16)."""
+    """Disagreement of the answers in the batch and those to samples on their own (at most 16)."""
     count = min(16, len(reference))
     rows = torch.arange(count, device=reference.device)[:, None].unbind()
     try:
         alone = torch.cat([probe.ask(row).logits for row in rows])
     except Exception:  # a network in train mode may refuse a single sample
         return float("inf")
-    return _difference(reference[:count], alone)
+    return disagreement(reference[:count], alone)
 
 
 def _reversed(probe: Probe, reference: Tensor) -> float:
     rows = torch.arange(len(reference), device=reference.device).flip(0)
-    return _difference(reference[rows], probe.ask(rows).logits)
+    return disagreement(reference[rows], probe.ask(rows).logits)
 
 
 def _trains(classifier: Classifier) -> bool:

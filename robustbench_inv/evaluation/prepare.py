@@ -10,7 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from robustbench_inv.evaluation.convolution import FoldedSlope
 from robustbench_inv.models.protocol import Classifier
-from robustbench_inv.tensors import slopes_of
+from robustbench_inv.tensors import ALIKE, disagreement, slopes_of
 
 __all__ = [
     "Change",
@@ -70,7 +70,7 @@ def answers_alike(classifier: Classifier, probe: Tensor) -> bool:
         probe: (n, …) inputs.
     """
     first, second = classifier(probe.clone()).logits, classifier(probe.clone()).logits
-    return bool(((first - second).abs() <= TOLERANCE * first.abs().max()).all())
+    return disagreement(first, second) <= ALIKE
 
 
 def rearrange(plain: Classifier, probe: Tensor, changes: Sequence[Change]) -> Classifier:
