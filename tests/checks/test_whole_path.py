@@ -1,13 +1,18 @@
 """The checks see, through the engine and the results on disk, what toy attacks and a toy model do."""
 
 import pytest
+import torch
 
 from robustbench_inv.attacks.fgsm import FGSM
 from robustbench_inv.attacks.noise import UniformNoise
 from robustbench_inv.attacks.pgd import PGD
+from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.evaluation.run import evaluate
+from robustbench_inv.randomness import Noise
 from robustbench_inv.results.store import RunFolder
+from robustbench_inv.testing.bijection import rotation_classifier
 from robustbench_inv.testing.toys import Cheating, Crashing, Forgetful, Idle
+from robustbench_inv.threat.goals import UNKNOWN
 
 
 @pytest.fixture
@@ -45,3 +50,30 @@ def test_toy_attacks_are_found_out(honest, grades):
     assert (found["C16", "idle"], found["C16", "pgd"]) == ("FAIL", "PASS")
     assert (found["C19", "pgd"], found["C19", "idle"]) == ("WARN", "NA")
     assert {found["C22", attack] for attack in ("crashing", "forgetful", "cheating")} == {"PASS"}
+
+
+def test_an_iterative_attack_that_is_too_weak_is_found_out_by_one_step(honest, grades):
+    hardly = PGD(steps=2, rel_step=0.01, decay=False, random_start=False)
+    assert grades(honest, [FGSM(), hardly])["C3", "toy"] == "FAIL"
+
+
+class Unsure(ArrayDataset):
+    """Data whose oracle knows the classes of some inputs only."""
+
+    oracle_source = "exact"
+    share = 0.0
+
+    def judge(self, images):
+        known = torch.arange(len(images)) < self.share * len(images)
+        return torch.where(known, 1, UNKNOWN)
+
+
+@pytest.mark.parametrize(("share", "wanted"), [(0.0, "FAIL"), (0.4, "WARN"), (1.0, "PASS")])
+def test_an_oracle_that_says_little_is_found_out(tmp_path, share, wanted):
+    model = rotation_classifier()
+    images = Noise(0, torch.arange(30), "test").uniform((1, 6, 6), dtype=torch.float64)
+    data = Unsure(images, model(images).decision, "unsure")
+    data.share = share
+    run = evaluate(model=model, attack="metamer", threat="none", dataset=data, out=tmp_path)
+    grades = {v["id"]: v["verdict"] for v in RunFolder(run.path).checks()}
+    assert grades["C35"] == wanted
