@@ -1,12 +1,12 @@
 """What every attack and every classifier must fulfil, asked in one call, for the tests of a plugin's author."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.protocol import Attack, Batch, Pool
+from robustbench_inv.attacks.protocol import Attack, Batch, HasBrief, Pool
 from robustbench_inv.evaluation.metering import Meter, inside_box, judge
 from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.randomness import Noise
@@ -32,7 +32,8 @@ def check_attack(
 
     Its proposals must have the shape and type of the inputs, be finite, inside the bounds and, for an attack
     with a fixed budget, inside the budget. Inputs and global random numbers must stay as they were, a second
-    run must show the same. A minimum-norm attack must come near the nearest adversarial input.
+    run must show the same. A minimum-norm attack must come near the nearest adversarial input. The brief form of one
+    that has any must lose no success that it begins at.
 
     Args:
         attack: any attack that needs no more of a model than logits and gradients.
@@ -53,6 +54,7 @@ def check_attack(
     for norm in sorted(attack.norms):
         trials = [_Trial(attack, norm, size) for size in BATCH_SIZES]
         shown = [trial.check(breaks, ratio) for trial in trials]
+        trials[-1].check_brief(shown[-1])
         if in_any_batch:
             for trial, images in zip(trials, shown, strict=True):
                 apart = float((images - shown[0]).abs().max())
@@ -112,6 +114,17 @@ class _Trial:
         self.demand(torch.equal(images, again), "shows something else in a second run")
         self._check_success(distances, model.distance(clean, labels, self.norm), breaks, ratio)
         return images
+
+    def check_brief(self, images: Tensor) -> None:
+        """Check that the brief form, begun at what the attack shows (8, …), shows no fewer successes."""
+        brief = self.attack.brief if isinstance(self.attack, HasBrief) else None
+        if brief is None:
+            return
+        model, clean, labels = linear_problem(max(BATCH_SIZES))
+        batch = Batch(clean, labels, torch.arange(len(labels)), start=images)
+        shown, _ = replace(self, attack=brief, size=len(labels))._run_batch(model, batch)
+        lost = (model(images).decision != labels) & (model(shown).decision == labels)
+        self.demand(not lost.any(), "does not begin where the batch says, in brief")
 
     def demand(self, fulfilled: bool, otherwise: str) -> None:
         _demand(fulfilled, f"{self.attack!r} in {self.norm}, {self.size} at a time: {otherwise}")

@@ -1,6 +1,6 @@
 """The harness for plugin authors lets good attacks and models pass, and catches each fault it looks for."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -74,6 +74,27 @@ class Reckless:
 )
 def test_native_attacks_pass(attack):
     check_attack(attack, breaks=1.0)
+
+
+@dataclass(frozen=True)
+class Forgetful(PGD):
+    """Its brief form begins at the clean input, whatever the batch says."""
+
+    forgets: bool = False
+
+    @property
+    def brief(self):
+        return Forgetful(steps=1, rel_step=0.1, forgets=True)
+
+    def run(self, model, batch, threat, noise):
+        return super().run(
+            model, replace(batch, start=None) if self.forgets else batch, threat, noise
+        )
+
+
+def test_a_brief_form_that_begins_elsewhere_is_caught():
+    with pytest.raises(AssertionError, match="does not begin where the batch says, in brief"):
+        check_attack(Forgetful(steps=10), breaks=1.0)
 
 
 def test_noise_keeps_the_rules_without_power():
