@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from robustbench_inv.attacks.protocol import HasBrief
 from robustbench_inv.evaluation.loading import Loader
-from robustbench_inv.evaluation.metering import Meter
+from robustbench_inv.evaluation.metering import Meter, draws_anew
 from robustbench_inv.evaluation.prepare import device_of
 from robustbench_inv.evaluation.sharing import shared_by
 from robustbench_inv.randomness import Noise
@@ -102,11 +103,22 @@ def _estimate(job: "Job", seconds: float, *, shared: bool) -> Estimate:
     inner = parameters.get("parameters") or ()
     known = {**parameters, **(inner if isinstance(inner, Mapping) else dict(inner))}
     once, guessed = passes(known, str(job.attack.card.get("cost", "")))
-    stages = max(len(job.epsilons), 1) if job.attack.attack.kind == "budget" else 1
-    n = len(job.samples)
-    taken = 1 if shared else once
+    further = max(len(job.epsilons), 1) - 1 if job.attack.attack.kind == "budget" else 0
+    below = _passes_in_brief(job) or once
+    n, taken = len(job.samples), 1 if shared else once
     low = n * seconds * (taken if job.threat.transfers else 1)
-    return Estimate(job.title, n, once * stages, low, n * seconds * taken * stages, guessed)
+    high = n * seconds * (taken + further * (1 if shared else below))
+    return Estimate(job.title, n, once + further * below, low, high, guessed)
+
+
+def _passes_in_brief(job: "Job") -> int | None:
+    """Return the passes of one sample under each further eps of a sweep that goes down; None if it goes up."""
+    attack = job.attack.attack
+    brief = attack.brief if isinstance(attack, HasBrief) else None
+    if brief is None or job.threat.transfers or draws_anew(job.searched.classifier):
+        return None
+    members = {"members": [vars(member) for member in vars(brief).get("members", ())]}
+    return passes(vars(brief) | members, str(job.attack.card.get("cost", "")))[0]
 
 
 def _seconds_per_pass(job: "Job") -> float:
