@@ -70,7 +70,7 @@ _OPENING = f"""
 
 PGD, linf, 40 steps, {SAMPLES} digits of `{DATA}`, all of `rbi.evaluate`; one process, one thread, in turn, medians of
 processor time. Passes are gradients for each sample. A sweep goes down from its largest eps, with whole searches for what fell and brief ones for what
-stood ([decision 16](decisions/0016-speed.md)); its largest eps is what that eps alone gives. The last column is how many samples more a sweep leaves, of the ten eps, than the eps alone.
+stood ([decision 16](decisions/0016-speed.md)). The last column is how many samples more a sweep leaves, of the ten eps, than the eps alone.
 
 | model | eps | sweep | / its largest eps | / its dearest eps | / its ten eps alone | passes | largest alone | ten alone | more left |
 |---|---|---|---|---|---|---|---|---|---|"""

@@ -54,7 +54,7 @@ class PGD:
         loss: ``ce``, ``margin``, ``dlr``, ``scaled-ce``, or several joined by ``+``, which the restarts
             take in turn.
         random_start: begin at an input uniform in the ball rather than at the clean one. The first restart
-            begins where the batch says, if it does (where the search at another eps of a sweep ended).
+            begins where the batch says, if it does (at what broke a sample at another eps of a sweep).
 
     References:
         Madry et al., Towards deep learning models resistant to adversarial attacks, ICLR 2018, section 2.1.

@@ -77,7 +77,7 @@ class Batch:
         images: (n, …) clean inputs inside the model's bounds.
         labels: (n,) int64 true classes.
         ids: (n,) int64 sample ids.
-        start: (n, …) images to start from (where a search at another eps of the sweep ended), or None.
+        start: (n, …) images to start from (what broke a sample at another eps of the sweep), or None.
         pool: other inputs of the data set, or None where an attack is run without one.
         counterparts: (n, …) what the data set gives instead of each input (``data.protocol.Paired``), or None.
     """

@@ -73,13 +73,13 @@ def _upward(setting: Setting, standing: Standing) -> Iterator[Step]:
 
 
 def _downward(setting: Setting, standing: Standing, brief: Search) -> Iterator[Step]:
-    """Search at the largest eps, then at each smaller one: briefly from where the last search ended, wholly where that fails.
+    """Search at the largest eps, then at each smaller one: briefly from what broke a sample, wholly where that fails.
 
-    Whole searches begin anew, as at their eps alone. A sample that has withstood one is taken to stand at every smaller
-    eps as well, unless a brief search shows otherwise: from there down it is searched for wholly again.
+    What nothing broke is searched for briefly from the clean input. Whole searches begin anew, as at their eps alone.
+    A sample that has withstood one is taken to stand at every smaller eps as well, unless a brief search shows
+    otherwise: from there down it is searched for wholly again.
     """
-    sweep, ends = epsilons(setting.threat), standing.images.clone()
-    withstood = torch.zeros_like(standing.wrong)
+    sweep, withstood = epsilons(setting.threat), torch.zeros_like(standing.wrong)
     for number, stage in enumerate(reversed(list(_stages(setting)))):
         ladder = sweep[: len(sweep) - number]
         for search in (brief, setting.search) if number else (setting.search,):
@@ -88,11 +88,9 @@ def _downward(setting: Setting, standing: Standing, brief: Search) -> Iterator[S
             if not len(rows):
                 continue
             batch = standing.batch[rows]
-            found = search(batch, ends[rows] if search is brief else None, stage)
+            broke = where_rows(standing.is_broken[rows], standing.images[rows], batch.images)
+            found = search(batch, broke if search is brief else None, stage)
             yield Step(stage, rows, found, ladder, only_successes=number > 0)
-            fell = standing.broken_at[rows] <= ladder[-1]
-            end = _allowed(setting, batch, stage, found.proposals)
-            ends[rows] = where_rows(fell, standing.images[rows], end)
         withstood = ~(standing.broken_at <= ladder[-1])
 
 
@@ -109,17 +107,13 @@ def _on_a_substitute(setting: Setting, standing: Standing) -> Iterator[Step]:
 
 def _each_anew(setting: Setting, batch: Batch) -> Iterator[Found]:
     """Yield what a search finds at each stage, begun from what it proposed at the one before."""
-    start = None
+    start, bounds = None, setting.court.classifier.bounds
     for stage in _stages(setting):
         found = setting.search(batch, start, stage)
         yield found
-        start = _allowed(setting, batch, stage, found.proposals)
-
-
-def _allowed(setting: Setting, batch: Batch, stage: ThreatModel, images: Tensor) -> Tensor:
-    """Return (n, …) images, and the clean inputs where they are not allowed."""
-    inside = inside_box(images, setting.court.classifier.bounds)
-    return where_rows(inside & stage.budget.contains(batch.images, images), images, batch.images)
+        images = found.proposals
+        allowed = inside_box(images, bounds) & stage.budget.contains(batch.images, images)
+        start = where_rows(allowed, images, batch.images)
 
 
 def _one_for_all(setting: Setting, batch: Batch) -> Iterator[Found]:
