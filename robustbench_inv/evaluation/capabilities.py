@@ -11,7 +11,7 @@ from robustbench_inv.errors import BadModel, CapabilityMismatch
 from robustbench_inv.evaluation.describe import epsilons
 from robustbench_inv.evaluation.metering import inside_box
 from robustbench_inv.evaluation.oracles import Panel, needs_oracle
-from robustbench_inv.evaluation.prepare import device_of
+from robustbench_inv.models.protocol import device_of
 from robustbench_inv.threat.goals import KeepDecision, KeepLogits, Target
 from robustbench_inv.threat.threat_model import ThreatModel
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from robustbench_inv.attacks.protocol import HasBrief
 from robustbench_inv.evaluation.loading import Loader
 from robustbench_inv.evaluation.metering import Meter, draws_anew
-from robustbench_inv.evaluation.prepare import device_of
 from robustbench_inv.evaluation.sharing import shared_by
+from robustbench_inv.models.protocol import device_of
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import margin
 

@@ -15,8 +15,8 @@ from robustbench_inv.catalogue.references import parse_reference
 from robustbench_inv.data.protocol import Dataset, JudgesLabels
 from robustbench_inv.errors import BadCatalogue, CapabilityMismatch
 from robustbench_inv.evaluation.metering import judge
-from robustbench_inv.evaluation.prepare import device_of
 from robustbench_inv.identity import digest_value
+from robustbench_inv.models.protocol import device_of
 from robustbench_inv.randomness import Noise
 from robustbench_inv.results.human_labels import HumanLabels, read_labels
 from robustbench_inv.results.oracle import OracleError

@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from robustbench_inv.evaluation.convolution import FoldedSlope
-from robustbench_inv.models.protocol import Classifier
+from robustbench_inv.models.protocol import Classifier, device_of
 from robustbench_inv.tensors import ALIKE, disagreement, slopes_of
 
 __all__ = [
     "Change",
     "answers_alike",
-    "device_of",
     "fold_batch_norm",
     "fold_slopes",
     "frozen_copy",
@@ -32,12 +31,6 @@ TOLERANCE = 1e-4
 
 SLOPES = 0.05
 """Largest difference of the slopes on the probe, relative to their length."""
-
-
-def device_of(classifier: Classifier) -> torch.device:
-    """Return where a classifier computes: the place of its first weight, the CPU without weights."""
-    weights = classifier.parameters() if isinstance(classifier, nn.Module) else ()
-    return next((weight.device for weight in weights), torch.device("cpu"))
 
 
 def prepare(classifier: Classifier, probe: Tensor, *, fold: bool) -> Classifier:

@@ -33,7 +33,7 @@ from robustbench_inv.evaluation.oracles import (
 )
 from robustbench_inv.evaluation.others import with_others
 from robustbench_inv.evaluation.plan import Job
-from robustbench_inv.evaluation.prepare import device_of
+from robustbench_inv.models.protocol import device_of
 from robustbench_inv.threat.goals import Misclassify, MisclassifyAccepted, Target
 from robustbench_inv.threat.threat_model import ThreatModel
 

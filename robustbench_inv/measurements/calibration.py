@@ -12,8 +12,7 @@ from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.evaluation.loading import Loader
 from robustbench_inv.evaluation.metering import judge
-from robustbench_inv.evaluation.prepare import device_of
-from robustbench_inv.models.protocol import Classifier
+from robustbench_inv.models.protocol import Classifier, device_of
 from robustbench_inv.models.rejection import Quantiles, fit_quantiles
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import Output

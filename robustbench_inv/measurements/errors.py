@@ -14,9 +14,8 @@ from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.errors import BadCatalogue
 from robustbench_inv.evaluation.metering import judge
-from robustbench_inv.evaluation.prepare import device_of
 from robustbench_inv.measurements.protocol import Asked, samples_of
-from robustbench_inv.models.protocol import Classifier, SplitsCode
+from robustbench_inv.models.protocol import Classifier, SplitsCode, device_of
 from robustbench_inv.randomness import Noise
 from robustbench_inv.results.measurement import Measured, Number
 from robustbench_inv.training.nuisance import Probing, probe_nuisance

@@ -17,9 +17,9 @@ from robustbench_inv.errors import InvbenchError
 from robustbench_inv.evaluation.engine import Settings, run_cell
 from robustbench_inv.evaluation.metering import judge
 from robustbench_inv.evaluation.plan import Job, plan_jobs
-from robustbench_inv.evaluation.prepare import device_of
 from robustbench_inv.evaluation.sources import Question, build_jobs
 from robustbench_inv.measurements.protocol import Asked
+from robustbench_inv.models.protocol import device_of
 from robustbench_inv.randomness import Noise
 from robustbench_inv.results.measurement import Grid, Line, Measured, Sheet
 from robustbench_inv.results.record import Record

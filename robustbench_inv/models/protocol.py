@@ -3,11 +3,11 @@
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustbench_inv.tensors import Output
 
-__all__ = ["Classifier", "Invertible", "Output", "SplitsCode", "Stochastic"]
+__all__ = ["Classifier", "Invertible", "Output", "SplitsCode", "Stochastic", "device_of"]
 
 
 @runtime_checkable
@@ -73,3 +73,9 @@ class SplitsCode(Protocol):
     def split(self, code: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def join(self, semantic: Tensor, nuisance: Tensor) -> Tensor: ...
+
+
+def device_of(classifier: Classifier) -> torch.device:
+    """Return where a classifier computes: the place of its first weight, the CPU without weights."""
+    weights = classifier.parameters() if isinstance(classifier, nn.Module) else ()
+    return next((weight.device for weight in weights), torch.device("cpu"))

@@ -182,6 +182,25 @@ def test_a_convolution_is_a_layer_as_any():
     assert torch.allclose(module(shown), module(images), atol=1e-5)
 
 
+def test_a_solver_that_fails_spoils_one_sample(monkeypatch):
+    from robustbench_inv.attacks.invariance import relu_preimage
+
+    solve, states = relu_preimage.linprog, iter((4, 0))
+
+    def fails_first(*args, **options):
+        found = solve(*args, **options)
+        found.status = next(states)
+        found.x = None if found.status else found.x
+        return found
+
+    monkeypatch.setattr(relu_preimage, "linprog", fails_first)
+    shown, meter = run(ReluPreimage(), BLIND)
+    assert meter.marks == {0: "numerics"}
+    assert meter.measured["solver"].tolist() == [4, 0]
+    assert torch.equal(shown[0], meter.batch.images[0])
+    assert shown[1].tolist() == pytest.approx((0.9, 0.2))
+
+
 def test_what_cannot_be_used_is_refused(digits_like):
     with pytest.raises(BadParameter, match="layer"):
         ReluPreimage(layer=0)

@@ -1,7 +1,7 @@
 """ReLU preimages: another input with exactly the same hidden activations, by linear programming."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from robustbench_inv.attacks.protocol import Batch, Kind, Queries
 from robustbench_inv.attacks.ranges import check_least
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import CapabilityMismatch
+from robustbench_inv.models.protocol import Classifier, device_of
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import broadcast, norm
 from robustbench_inv.threat.budgets import LpBall
@@ -34,9 +35,9 @@ class ReluPreimage:
 
     A unit that the ReLU lets through keeps its value, one that it stops stays at 0 or below; units of earlier layers
     keep their sides. Together with the box, and an linf ball where one is given, that is a polytope, and its point next
-    to the donor in l1 is a linear program. Whatever the layers above do, their answer is that to x. In l1 and l2
-    the way to that point, which lies in the polytope, is cut at eps. Where the layer determines the
-    input there is no other point, and the sample is marked.
+    to the donor in l1 is a linear program. Whatever the layers above do, their answer is that to x, unless something
+    leads past the layer. In l1 and l2 the way to that point, which lies in the polytope, is cut at eps. Where the layer
+    determines the input there is no other point, and the sample is marked; so is one that the solver fails on.
 
     Kept of each sample (check C33): ``dimension`` of the space that the layer does not see, before inequalities;
     ``solver`` is HiGHS's status, 0 for an optimum; ``activation`` is |h(x') − h(x)|_∞ of the layer, relative to its largest or
@@ -65,9 +66,9 @@ class ReluPreimage:
 
     def demand(self, model: object, threat: ThreatModel, data: Dataset) -> None:
         """Refuse a model that has fewer ReLUs."""
-        assert callable(model)
-        image = data.batch([0])[0]
-        found = len(relu_inputs(model, image.to(getattr(model, "dtype", image.dtype)), self.layer))
+        classifier = cast("Classifier", model)
+        image = data.batch([0])[0].to(device_of(classifier), classifier.dtype)
+        found = len(relu_inputs(classifier, image, self.layer))
         if found < self.layer:
             raise CapabilityMismatch(
                 f"there is no ReLU number {self.layer}",
@@ -77,12 +78,12 @@ class ReluPreimage:
 
     @torch.no_grad()
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
-        network = model.model
-        assert callable(network)
+        network = cast("Classifier", model.model)
         donors, found = take_donors(model, batch, self.donor, noise)
         low, high = _limits(batch.images, threat, model.bounds)
         shown = batch.images.clone()
         dimensions, states = torch.zeros_like(batch.ids), torch.zeros_like(batch.ids)
+        failed = torch.zeros_like(found)
         for row in found.nonzero()[:, 0].tolist():
             one = slice(row, row + 1)
             pieces = pieces_at(network, batch.images[one], self.layer)
@@ -90,8 +91,11 @@ class ReluPreimage:
             if dimensions[row]:
                 vectors = (t[row].double().flatten().cpu().numpy() for t in (donors, low, high))
                 nearest, states[row] = _nearest(pieces, *vectors)
-                shown[row] = torch.from_numpy(nearest).reshape(shown[row].shape).to(shown)
+                failed[row] = nearest is None
+                if nearest is not None:
+                    shown[row] = torch.from_numpy(nearest).reshape(shown[row].shape).to(shown)
         model.mark((found & (dimensions == 0)).nonzero()[:, 0], "no_start")
+        model.mark(failed.nonzero()[:, 0], "numerics")
         shown = _within(batch.images, shown, threat).clamp(*model.bounds)
         model.measure("dimension", dimensions)
         model.measure("solver", states)
@@ -100,8 +104,7 @@ class ReluPreimage:
         return shown
 
     def _measure(self, model: Queries, images: Tensor, shown: Tensor, donors: Tensor) -> None:
-        network = model.model
-        assert callable(network)
+        network = cast("Classifier", model.model)
         pairs = zip(
             relu_inputs(network, images, self.layer),
             relu_inputs(network, shown, self.layer),
@@ -148,8 +151,8 @@ def _dimension(piece: Piece) -> int:
 
 def _nearest(
     pieces: list[Piece], target: np.ndarray, low: np.ndarray, high: np.ndarray
-) -> tuple[np.ndarray, int]:
-    """Return the point (d,) of the polytope that is next to the target in l1, and the solver's status.
+) -> tuple[np.ndarray | None, int]:
+    """Return the point (d,) of the polytope that is next to the target in l1, if one is found, and the solver's status.
 
     With t the target moved into the limits, x' = t + p − q with p, q >= 0 of the least sum.
     """
@@ -171,6 +174,6 @@ def _nearest(
         method="highs",
     )
     if found.x is None:
-        raise ArithmeticError(f"no point of the preimage was found: {found.message}")
+        return None, int(found.status)
     up, down = np.split(found.x, 2)
     return start + up - down, int(found.status)

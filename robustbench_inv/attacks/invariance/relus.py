@@ -62,10 +62,16 @@ def pieces_at(model: Callable[[Tensor], object], image: Tensor, count: int) -> l
 
 
 def _piece(inputs: Tensor, image: Tensor) -> Piece:
-    ones = torch.eye(len(inputs), dtype=inputs.dtype, device=inputs.device)
+    units = torch.arange(len(inputs), device=inputs.device)
     rows = [
-        torch.autograd.grad(inputs, image, some, retain_graph=True, is_grads_batched=True)[0]
-        for some in torch.split(ones, ROWS)
+        torch.autograd.grad(
+            inputs,
+            image,
+            (units == some[:, None]).to(inputs.dtype),
+            retain_graph=True,
+            is_grads_batched=True,
+        )[0]
+        for some in torch.split(units, ROWS)
     ]
     slopes = torch.cat(rows).flatten(1).double()
     value = inputs.detach().double()
