@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import ClassVar
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from robustbench_inv.attacks.best import Best
 from robustbench_inv.attacks.losses import check_losses, loss_toward, losses_for
 from robustbench_inv.attacks.protocol import Batch, Kind, Loss, Queries
 from robustbench_inv.attacks.ranges import check_least
+from robustbench_inv.errors import BadParameter
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import Output
 from robustbench_inv.threat.goals import Goal, Misclassify, MisclassifyAccepted
@@ -34,6 +36,9 @@ class APGD:
         loss: one of ``losses.LOSSES``, or several joined by ``+``, which the restarts take in turn.
         target_classes: run toward so many other classes, one after the other, those of the largest logits first;
             0 to run away from the true class. Has no effect where the goal is a certain class.
+        widths: larger budgets, as multiples of eps, that each run passes through before its own, the largest first: an image
+            that is broken far away still has a gradient that leads on when it is brought nearer. The steps are shared out
+            evenly; where a run succeeds, it goes on to the next budget at once.
 
     References:
         Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
@@ -45,17 +50,23 @@ class APGD:
     restarts: int = 1
     loss: str = "scaled-ce"
     target_classes: int = 0
+    widths: tuple[float, ...] = ()
 
     kind: ClassVar[Kind] = "budget"
     norms: ClassVar[frozenset[str]] = BALLS
 
     def __post_init__(self) -> None:
         check_losses(self.loss)
-        check_least(self, steps=1, restarts=1, target_classes=0)
+        check_least(self, steps=1 + len(self.widths), restarts=1, target_classes=0)
+        if any(wide <= near for wide, near in pairwise((*self.widths, 1.0))):
+            raise BadParameter(
+                "unusable widths", got=self.widths, expected="descending numbers above 1"
+            )
 
     @property
     def brief(self) -> "APGD":
-        return replace(self, steps=max(self.steps // 10, 1), restarts=1, target_classes=0)
+        steps = max(self.steps // 10, 1)
+        return replace(self, steps=steps, restarts=1, target_classes=0, widths=())
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
         ball = Ball.of(threat, batch.images, model.bounds, BALLS)
@@ -64,9 +75,22 @@ class APGD:
             rows = best.standing
             if not len(rows):
                 break
-            start = self._start(ball[rows], batch[rows], noise.rows(rows), number)
+            largest = ball.wider(self.widths[0]) if self.widths else ball
+            start = self._start(largest[rows], batch[rows], noise.rows(rows), number)
+            for width in self.widths:
+                start = self._approach(model, best, course, ball.wider(width), start)
+            start = ball[rows].project(start) if self.widths else start
             self._climb(model, best, course, Ascent.begin(ball[rows], start))
         return best.images
+
+    def _approach(
+        self, model: Queries, best: Best, course: "_Course", ball: Ball, start: Tensor
+    ) -> Tensor:
+        """Return what a run in a larger ball comes to, for the m samples that stand, from (m, …) images."""
+        rows = best.standing
+        seen = best.anew(rows)
+        self._climb(model, seen, course, Ascent.begin(ball[rows], ball[rows].project(start)))
+        return seen.images[rows]
 
     def _courses(self, model: Queries, batch: Batch, goal: Goal) -> Iterator["_Course"]:
         """Yield what each run climbs: restart by restart, and class by class where there are targets."""
@@ -84,8 +108,9 @@ class APGD:
         return ball.draw_far(noise, number)
 
     def _climb(self, model: Queries, best: Best, course: "_Course", way: Ascent) -> None:
-        rows, places, last = best.standing, checkpoints(self.steps, way.ball.norm), 0
-        for step in range(self.steps):
+        steps = self.steps // (1 + len(self.widths))
+        rows, places, last = best.standing, checkpoints(steps, way.ball.norm), 0
+        for step in range(steps):
             output, slopes = model.gradient(way.images, course.loss(rows), rows)
             standing = best.offer(way.images, output, rows)
             way = way.visit(slopes, course.height(output, best.batch.labels, rows))

@@ -72,6 +72,10 @@ class Ball:
         """Return the balls of some of the samples."""
         return Ball(self.clean[rows], self.budget, self.bounds)
 
+    def wider(self, times: float) -> "Ball":
+        """Return balls of a multiple of the radius."""
+        return Ball(self.clean, LpBall(self.norm, times * self.eps), self.bounds)
+
     def project(self, images: Tensor) -> Tensor:
         """Return (n, …) moved into the ball and then into the box, which leads out of neither.
 

@@ -33,6 +33,14 @@ class Best:
         self.images = self.batch.images.clone()
         self.margins = torch.full_like(self.batch.labels, float("-inf"), dtype=torch.float64)
 
+    def anew(self, rows: Tensor) -> "Best":
+        """Return the same with nothing found yet for the samples at (m,) positions, and no others standing."""
+        fresh = Best(self.batch, self.goal, self.final)
+        others = torch.ones_like(self.batch.labels, dtype=torch.bool)
+        others[rows] = False
+        fresh.margins[others] = torch.inf
+        return fresh
+
     @property
     def standing(self) -> Tensor:
         """(m,) int64: positions of the samples without a final success."""

@@ -9,12 +9,13 @@ __all__ = ["standard"]
 
 
 def standard() -> Cascade:
-    """Return the ensemble: APGD, FMN, APGD toward five classes, and Square with gradients where they help."""
+    """Return the ensemble: APGD, FMN, APGD toward five classes and from larger budgets, and Square with gradients where they help."""
     return Cascade(
         (
             APGD(),
             FMN(),
             APGD(steps=25, loss="margin", target_classes=5),
+            APGD(steps=90, loss="margin", target_classes=2, widths=(8.0, 5.0, 3.0, 2.0, 1.4)),
             Scouted(),
         )
     )

@@ -84,4 +84,6 @@ def _names(members: Sequence[Mapping[str, Any]]) -> list[str]:
 def _name(member: Mapping[str, Any]) -> str:
     kind = str(member["type"]).rpartition(":")[2]
     name, classes = WORDS.get(kind, kind), member.get("target_classes")
+    if member.get("widths"):
+        return f"{name} from larger budgets"
     return f"{name} toward {classes} classes" if classes else name

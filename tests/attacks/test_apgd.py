@@ -64,10 +64,45 @@ def test_linear_model_falls_exactly_beyond_the_analytic_distance(attack, classes
 
 
 @pytest.mark.parametrize(
-    "attack", [APGD(steps=30), APGD(steps=10, loss="dlr", target_classes=9)], ids=repr
+    "attack",
+    [
+        APGD(steps=30),
+        APGD(steps=10, loss="dlr", target_classes=9),
+        APGD(steps=60, widths=(4.0, 2.0)),
+    ],
+    ids=repr,
 )
 def test_fulfils_the_contract(attack):
     check_attack(attack, breaks=1.0)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_larger_budgets_lead_back_in_from_beyond_a_plateau(norm):
+    """Half the way to the best point of the ball nothing changes, and no gradient is to be had."""
+    eps = {"linf": 0.2, "l2": 0.5}[norm]
+    reach = eps * {"linf": 9, "l2": 3}[norm]
+
+    def plateau(flat):
+        beyond = ((flat - 0.5).sum(1) - 0.5 * reach).clamp_min(0) - 1e-3
+        return torch.stack([-beyond, beyond], 1)
+
+    images = torch.full((120, 1, 3, 3), 0.5, dtype=torch.float64)
+    labels, threat = torch.zeros(120, dtype=torch.int64), ThreatModel(LpBall(norm, eps))
+    model, broken = Model(plateau, 2), []
+    for widths in ((), (8.0, 4.0, 2.0)):
+        shown, meter = run(APGD(80, widths=widths), model, images, labels, threat)
+        assert threat.budget.contains(images, shown).all()
+        broken.append(int((model(shown).decision != labels).sum()))
+        assert broken[-1] == int(meter.found.sum())
+    assert broken[1] > broken[0]
+
+
+def test_unusable_widths_are_refused():
+    for widths in ((1.0,), (2.0, 3.0), (0.5,)):
+        with pytest.raises(BadParameter, match="unusable widths"):
+            APGD(100, widths=widths)
+    with pytest.raises(BadParameter, match="steps"):
+        APGD(2, widths=(3.0, 2.0))
 
 
 def test_checkpoints_are_the_papers():

@@ -52,3 +52,9 @@ def test_an_attack_without_members_has_none(parameters):
     assert tell_breakers(cell.cell, cell.lines, [note]) is None
     assert told([0.1]) is None
     assert tell_breakers(cell.cell, cell.lines, ()) is None
+
+
+def test_runs_through_larger_budgets_are_named():
+    far = {"type": "robustbench_inv.attacks.apgd:APGD", "target_classes": 2, "widths": [3.0]}
+    found = told([0.1, None], {0: 1, 1: 0}, members=[far])
+    assert found.members == {"APGD from larger budgets": 1}
