@@ -18,7 +18,9 @@ __all__ = [
     "leads",
     "margin",
     "norm",
+    "others",
     "slopes_of",
+    "strongest_others",
     "where_rows",
 ]
 
@@ -106,8 +108,18 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     The true class is masked with −inf, so that all-negative and huge logits are right (check C9).
     """
     true = logits.gather(1, labels[:, None])
-    others = logits.scatter(1, labels[:, None], float("-inf"))
-    return others.max(1).values - true[:, 0]
+    return others(logits, labels).max(1).values - true[:, 0]
+
+
+def others(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return logits (n, classes) with −inf for the true class of each sample (check C9)."""
+    return logits.scatter(1, labels[:, None], float("-inf"))
+
+
+def strongest_others(logits: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Return the classes besides the true one with the largest logits, (n, at most count), the largest first."""
+    most = min(count, logits.shape[1] - 1)
+    return others(logits, labels).topk(most, dim=1).indices
 
 
 def leads(logits: Tensor) -> Tensor:

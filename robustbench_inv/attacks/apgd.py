@@ -15,7 +15,7 @@ from robustbench_inv.attacks.protocol import Batch, Kind, Loss, Queries
 from robustbench_inv.attacks.ranges import check_least
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.randomness import Noise
-from robustbench_inv.tensors import Output
+from robustbench_inv.tensors import Output, strongest_others
 from robustbench_inv.threat.goals import Goal, Misclassify, MisclassifyAccepted
 from robustbench_inv.threat.threat_model import ThreatModel
 
@@ -70,26 +70,25 @@ class APGD:
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
         ball = Ball.of(threat, batch.images, model.bounds, BALLS)
+        balls = [*map(ball.wider, self.widths), ball]
         best = Best(batch, threat.goal, model.conclusive)
         for number, course in enumerate(self._courses(model, batch, threat.goal)):
             rows = best.standing
             if not len(rows):
                 break
-            largest = ball.wider(self.widths[0]) if self.widths else ball
-            start = self._start(largest[rows], batch[rows], noise.rows(rows), number)
-            for width in self.widths:
-                start = self._approach(model, best, course, ball.wider(width), start)
-            start = ball[rows].project(start) if self.widths else start
+            start = self._start(balls[0][rows], batch[rows], noise.rows(rows), number)
+            for wide, near in pairwise(balls):
+                start = near[rows].project(self._approach(model, best, course, wide, start))
             self._climb(model, best, course, Ascent.begin(ball[rows], start))
         return best.images
 
     def _approach(
         self, model: Queries, best: Best, course: "_Course", ball: Ball, start: Tensor
     ) -> Tensor:
-        """Return what a run in a larger ball comes to, for the m samples that stand, from (m, …) images."""
+        """Return what a run in a larger ball comes to, for the m samples that stand, from (m, …) images inside it."""
         rows = best.standing
         seen = best.anew(rows)
-        self._climb(model, seen, course, Ascent.begin(ball[rows], ball[rows].project(start)))
+        self._climb(model, seen, course, Ascent.begin(ball[rows], start))
         return seen.images[rows]
 
     def _courses(self, model: Queries, batch: Batch, goal: Goal) -> Iterator["_Course"]:
@@ -155,5 +154,4 @@ class _Course:
 def _rivals(model: Queries, batch: Batch, count: int) -> Tensor:
     """Return the classes besides the true one with the largest logits of the clean inputs, (n, at most count)."""
     logits = model(batch.images).logits
-    others = logits.scatter(1, batch.labels[:, None], float("-inf"))
-    return others.topk(min(count, others.shape[1] - 1), dim=1).indices
+    return strongest_others(logits, batch.labels, count)

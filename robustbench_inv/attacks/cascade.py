@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.protocol import Attack, Batch, HasBrief, Kind, Queries
+from robustbench_inv.attacks.protocol import Attack, Batch, Kind, Queries, brief_of
 from robustbench_inv.attacks.relay import Relay, common_norms
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.randomness import Noise
@@ -48,8 +48,7 @@ class Cascade:
     @property
     def brief(self) -> "Cascade | None":
         """Its first member in brief."""
-        first = self.members[0]
-        brief = first.brief if isinstance(first, HasBrief) else None
+        brief = brief_of(self.members[0])
         return None if brief is None else Cascade((brief,))
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robustbench_inv.attacks.protocol import Batch, Queries
 from robustbench_inv.errors import AttackFailed, CapabilityMismatch, InvbenchError
 from robustbench_inv.randomness import Noise
-from robustbench_inv.tensors import flatten, where_rows
+from robustbench_inv.tensors import flatten, others, where_rows
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.goals import Goal, Misclassify, MisclassifyAccepted, Target
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -108,7 +108,7 @@ class Task:
     def runner_up(self, rows: Tensor) -> Tensor:
         """Return the class (m,) that some samples' clean images are most likely to be taken for."""
         logits = self.model(self.batch.images[rows], rows).logits
-        return logits.scatter(1, self.batch.labels[rows][:, None], float("-inf")).argmax(1)
+        return others(logits, self.batch.labels[rows]).argmax(1)
 
 
 class Grey(nn.Module):

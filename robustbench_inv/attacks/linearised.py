@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robustbench_inv.attacks.losses import losses_for
 from robustbench_inv.attacks.protocol import Loss, Queries
-from robustbench_inv.tensors import Output, flatten, norm, slopes_of, where_rows
+from robustbench_inv.tensors import Output, flatten, norm, slopes_of, strongest_others, where_rows
 from robustbench_inv.threat.goals import Target
 from robustbench_inv.threat.threat_model import ThreatModel
 
@@ -151,7 +151,6 @@ def _rises(
     if isinstance(threat.goal, Target):
         return labels.new_empty((len(labels), 0)), lead(output, labels)[:, None]
     if isinstance(rivals, int):
-        others = output.logits.detach().scatter(1, labels[:, None], float("-inf"))
-        rivals = others.topk(min(rivals, others.shape[1] - 1), dim=1).indices
+        rivals = strongest_others(output.logits.detach(), labels, rivals)
     true = output.logits.gather(1, labels[:, None])
     return rivals, output.logits.gather(1, rivals) - true

@@ -8,7 +8,7 @@ from torch.nn.functional import softplus
 
 from robustbench_inv.attacks.protocol import Loss
 from robustbench_inv.errors import BadParameter, CapabilityMismatch
-from robustbench_inv.tensors import Output, acceptance, accepted_margin, leads, margin
+from robustbench_inv.tensors import Output, acceptance, accepted_margin, leads, margin, others
 from robustbench_inv.threat.goals import (
     Accept,
     Goal,
@@ -241,7 +241,7 @@ def _unless_refused(value: Tensor, output: Output, targets: Tensor) -> Tensor:
 def _ahead(output: Output, labels: Tensor) -> Tensor:
     """Return by how much each class is ahead of the true one, (n, classes), −inf for that itself."""
     true = output.logits.gather(1, labels[:, None])
-    return output.logits.scatter(1, labels[:, None], float("-inf")) - true
+    return others(output.logits, labels) - true
 
 
 def _positive(values: Tensor) -> Tensor:

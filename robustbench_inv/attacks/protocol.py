@@ -23,6 +23,7 @@ __all__ = [
     "Queries",
     "Reason",
     "ShowsOthers",
+    "brief_of",
 ]
 
 Kind = Literal["budget", "minimal", "invariance", "given"]
@@ -205,3 +206,8 @@ class ShowsOthers(Protocol):
     def showing(self, others: Dataset) -> Attack:
         """Return the attack with the other data set at hand."""
         ...
+
+
+def brief_of(attack: Attack) -> Attack | None:
+    """Return an attack's brief form; None if it has none."""
+    return attack.brief if isinstance(attack, HasBrief) else None

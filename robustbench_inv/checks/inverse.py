@@ -7,7 +7,7 @@ from robustbench_inv.checks.cells import CellView, listed
 from robustbench_inv.checks.verdict import CHECKS, Verdict, grade
 from robustbench_inv.results.measured import read_measured
 
-__all__ = ["check_inverse", "inverts"]
+__all__ = ["EXACT", "LIMIT", "check_inverse", "inverts", "is_off", "worst_of"]
 
 EXACT = 1e-3
 """Largest error of an element, of a reconstructed input or of a re-encoded metamer's logits."""
@@ -33,8 +33,8 @@ def check_inverse(view: CellView) -> Verdict:
     """
     columns = read_measured(view.events)
     errors = {name: columns[name] for name in ERRORS if name in columns}
-    worst = {name: _worst(column.values()) for name, column in errors.items()}
-    off = {s for column in errors.values() for s, error in column.items() if _bad(error)}
+    worst = {name: worst_of(column.values()) for name, column in errors.items()}
+    off = {s for column in errors.values() for s, error in column.items() if is_off(error)}
     n = max(map(len, errors.values()), default=0)
     share = len(off) / max(n, 1)
     said = "; ".join(f"{ERRORS[name]} are off by at most {worst[name]:.2g}" for name in errors)
@@ -44,9 +44,11 @@ def check_inverse(view: CellView) -> Verdict:
     return CHECKS["C32"].says(view.subject, verdict, share, evidence)
 
 
-def _worst(errors: Iterable[float | None]) -> float:
+def worst_of(errors: Iterable[float | None]) -> float:
+    """Return the largest error, inf where one is no number."""
     return max((inf if error is None else error for error in errors), default=0.0)
 
 
-def _bad(error: float | None) -> bool:
+def is_off(error: float | None) -> bool:
+    """Is an error no number, or larger than what rounding explains?"""
     return error is None or error > EXACT

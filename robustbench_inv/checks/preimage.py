@@ -1,16 +1,11 @@
 """Check of what was made by linear programming inside a ReLU network: C33 (are the hidden activations the same?)."""
 
 from robustbench_inv.checks.cells import CellView, listed
+from robustbench_inv.checks.inverse import EXACT, LIMIT, is_off, worst_of
 from robustbench_inv.checks.verdict import CHECKS, Verdict, grade
 from robustbench_inv.results.measured import read_measured
 
 __all__ = ["check_preimage", "solves_for_preimages"]
-
-SAME = 1e-3
-"""Largest difference of a unit's activation, relative to its layer's largest or to 1."""
-
-LIMIT = 0.001
-"""Share of samples above which a cell fails."""
 
 
 def solves_for_preimages(view: CellView) -> bool:
@@ -26,15 +21,14 @@ def check_preimage(view: CellView) -> Verdict:
     """
     columns = read_measured(view.events)
     activation, pattern, solver = (columns[name] for name in ("activation", "pattern", "solver"))
-    off = {s for s, moved in activation.items() if moved is None or moved > SAME}
+    off = {s for s, moved in activation.items() if is_off(moved)}
     crossed = {s for s, units in pattern.items() if units is None or units > 0}
     stopped = {s for s, status in solver.items() if status != 0}
     bad = off | crossed
     share = len(bad) / max(len(activation), 1)
-    worst = max((moved for moved in activation.values() if moved is not None), default=0.0)
     which = f": samples {listed(bad)}" if bad else ""
     evidence = (
-        f"{len(activation)} samples: activations differ by at most {worst:.2g}, on {len(off)} by more than {SAME:g}; units "
+        f"{len(activation)} samples: activations differ by at most {worst_of(activation.values()):.2g}, on {len(off)} by more than {EXACT:g}; units "
         f"changed sides on {len(crossed)}{which}; the solver ended early on {len(stopped)}."
     )
     verdict = grade(share, warn=0, fail=LIMIT)

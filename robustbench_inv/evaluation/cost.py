@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from robustbench_inv.attacks.protocol import HasBrief
+from robustbench_inv.attacks.protocol import brief_of
 from robustbench_inv.evaluation.loading import Loader
 from robustbench_inv.evaluation.metering import Meter, draws_anew
 from robustbench_inv.evaluation.sharing import shared_by
@@ -113,8 +113,7 @@ def _estimate(job: "Job", seconds: float, *, shared: bool) -> Estimate:
 
 def _passes_in_brief(job: "Job") -> int | None:
     """Return the passes of one sample under each further eps of a sweep that goes down; None if it goes up."""
-    attack = job.attack.attack
-    brief = attack.brief if isinstance(attack, HasBrief) else None
+    brief = brief_of(job.attack.attack)
     if brief is None or job.threat.transfers or draws_anew(job.searched.classifier):
         return None
     members = {"members": [vars(member) for member in vars(brief).get("members", ())]}

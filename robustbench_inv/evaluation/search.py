@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.protocol import Attack, Batch, HasBrief
+from robustbench_inv.attacks.protocol import Attack, Batch, brief_of
 from robustbench_inv.errors import UsageError
 from robustbench_inv.evaluation.beyond import move_beyond
 from robustbench_inv.evaluation.metering import Meter, draws_anew
@@ -123,7 +123,7 @@ class Searcher:
 
         None if the attack has no brief form, and where an answer is a matter of luck, which may be better at a smaller eps.
         """
-        attack = self.attack.brief if isinstance(self.attack, HasBrief) else None
+        attack = brief_of(self.attack)
         if attack is None or not self.steady or draws_anew(self.classifier):
             return None
         return replace(self, attack=attack)

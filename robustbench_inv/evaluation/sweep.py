@@ -88,8 +88,11 @@ def _downward(setting: Setting, standing: Standing, brief: Search) -> Iterator[S
             if not len(rows):
                 continue
             batch = standing.batch[rows]
-            broke = where_rows(standing.is_broken[rows], standing.images[rows], batch.images)
-            found = search(batch, broke if search is brief else None, stage)
+            start = None
+            if search is brief:
+                broken = standing.is_broken[rows]
+                start = where_rows(broken, standing.images[rows], batch.images)
+            found = search(batch, start, stage)
             yield Step(stage, rows, found, ladder, only_successes=number > 0)
         withstood = ~(standing.broken_at <= ladder[-1])
 

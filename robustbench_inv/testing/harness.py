@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.protocol import Attack, Batch, HasBrief, Pool
+from robustbench_inv.attacks.protocol import Attack, Batch, Pool, brief_of
 from robustbench_inv.evaluation.metering import Meter, inside_box, judge
 from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.randomness import Noise
@@ -117,7 +117,7 @@ class _Trial:
 
     def check_brief(self, images: Tensor) -> None:
         """Check that the brief form, begun at what the attack shows (8, …), shows no fewer successes."""
-        brief = self.attack.brief if isinstance(self.attack, HasBrief) else None
+        brief = brief_of(self.attack)
         if brief is None:
             return
         model, clean, labels = linear_problem(max(BATCH_SIZES))

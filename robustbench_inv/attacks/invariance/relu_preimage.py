@@ -64,6 +64,7 @@ class ReluPreimage:
         check_least(self, layer=1)
         check_rule(self.donor)
 
+    @torch.no_grad()
     def demand(self, model: object, threat: ThreatModel, data: Dataset) -> None:
         """Refuse a model that has fewer ReLUs."""
         classifier = cast("Classifier", model)
