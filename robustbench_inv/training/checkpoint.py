@@ -83,6 +83,7 @@ def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
         f"{i}/{k}": torch.as_tensor(v).contiguous()
         for i, entry in entries
         for k, v in entry.items()
+        if v is not None  # sgd without momentum
     }
 
 

@@ -1,7 +1,6 @@
-"""The training loop: a cosine, a checkpoint every epoch, the same weights after a resume."""
+"""The training loop: a checkpoint every epoch, the same weights after a resume."""
 
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,11 +14,10 @@ from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import where_rows
 from robustbench_inv.training.checkpoint import Position, load_checkpoint, save_checkpoint
 from robustbench_inv.training.objectives import Adapts, Learns, Objective, TrainingData
+from robustbench_inv.training.optimisation import clip_gradient, learning_rate, make_optimiser
 from robustbench_inv.training.recipe import Recipe
 
 __all__ = ["Epoch", "TrainingData", "dequantise", "mirror_half", "shift_each", "train"]
-
-_OPTIMISERS = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
 
 
 @dataclass(frozen=True)
@@ -72,13 +70,8 @@ def train(
     adapts = objective if isinstance(objective, Adapts) else None
     if adapts:
         adapts.begin(model, data, fresh=not path.exists())
-    learned = [
-        *model.parameters(),
-        *(objective.parameters() if isinstance(objective, Learns) else ()),
-    ]
-    optimiser = _OPTIMISERS[recipe.optimiser](
-        learned, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
+    besides = objective.parameters() if isinstance(objective, Learns) else ()
+    optimiser = make_optimiser(recipe, model, besides)
     state = _State(model, optimiser, objective, next(model.parameters()).device)
     done = load_checkpoint(path, model, optimiser, recipe.digest, adapts) if path.exists() else 0
     _trim_metrics(folder / "metrics.jsonl", done)
@@ -122,8 +115,11 @@ def _run_epoch(state: _State, recipe: Recipe, data: TrainingData, epoch: int) ->
     state.model.train()
     batches = _order(recipe, len(data.ids), epoch)
     for step, rows in enumerate(batches):
-        progress = (epoch * len(batches) + step) / (recipe.epochs * len(batches))
-        _set_rate(state.optimiser, recipe, progress)
+        updates = epoch * len(batches) + step
+        progress = updates / (recipe.epochs * len(batches))
+        rate = learning_rate(recipe, updates, len(batches))
+        for group in state.optimiser.param_groups:
+            group["lr"] = rate
         images = data.images[rows].to(state.device)
         labels = data.labels[rows].to(state.device)
         noise = Noise(recipe.seed, data.ids[rows].to(state.device), f"train/{epoch}")
@@ -132,11 +128,11 @@ def _run_epoch(state: _State, recipe: Recipe, data: TrainingData, epoch: int) ->
             loss, logits = state.objective(state.model, images, labels, noise, progress)
         state.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        clip_gradient(state.optimiser, recipe.clip_norm)
         state.optimiser.step()
         losses += loss.item()
         correct += int((logits.detach().argmax(1) == labels).sum())
     seen = len(batches) * recipe.batch_size
-    rate = state.optimiser.param_groups[0]["lr"]
     seconds = time.perf_counter() - start
     mean, accuracy = losses / len(batches), correct / seen
     return Epoch(epoch + 1, recipe.epochs, mean, accuracy, rate, seconds)
@@ -154,11 +150,6 @@ def _order(recipe: Recipe, size: int, epoch: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
     whole = size // recipe.batch_size * recipe.batch_size
     return list(torch.randperm(size, generator=generator)[:whole].reshape(-1, recipe.batch_size))
-
-
-def _set_rate(optimiser: torch.optim.Optimizer, recipe: Recipe, progress: float) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = recipe.learning_rate * (1 + math.cos(math.pi * progress)) / 2
 
 
 def _trim_metrics(path: Path, epochs: int) -> None:
