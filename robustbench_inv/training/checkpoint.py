@@ -16,6 +16,7 @@ __all__ = [
     "Position",
     "load_checkpoint",
     "optimiser_state",
+    "read_position",
     "restore_optimiser",
     "save_checkpoint",
 ]
@@ -74,6 +75,15 @@ def load_checkpoint(
     if objective:
         objective.load(_under("objective/", tensors))
     return position.epoch
+
+
+def read_position(path: Path) -> Position | None:
+    """Return the position of a checkpoint without its weights; None if the file is missing or damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            return Position(**json.loads(file.metadata()["position"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

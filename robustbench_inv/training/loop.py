@@ -7,17 +7,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import where_rows
 from robustbench_inv.training.checkpoint import Position, load_checkpoint, save_checkpoint
+from robustbench_inv.training.export import stored_weights
 from robustbench_inv.training.objectives import Adapts, Learns, Objective, TrainingData
 from robustbench_inv.training.optimisation import clip_gradient, learning_rate, make_optimiser
 from robustbench_inv.training.recipe import Recipe
 
-__all__ = ["Epoch", "TrainingData", "dequantise", "mirror_half", "shift_each", "train"]
+__all__ = [
+    "Epoch",
+    "TrainingData",
+    "TrainingOptions",
+    "dequantise",
+    "mirror_half",
+    "shift_each",
+    "train",
+]
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,21 @@ class Epoch:
     accuracy: float
     learning_rate: float
     seconds: float
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Options that do not change the weights.
+
+    Args:
+        until: epoch to stop after, where a training is split into stages; None for the recipe's last.
+        snapshots: epochs after which the weights are kept, as float16, in ``snapshots/epoch-N.safetensors``.
+        report: called after each epoch.
+    """
+
+    until: int | None = None
+    snapshots: frozenset[int] = frozenset()
+    report: Callable[[Epoch], None] | None = None
 
 
 @dataclass
@@ -46,8 +71,7 @@ def train(
     objective: Objective,
     data: TrainingData,
     folder: Path,
-    *,
-    report: Callable[[Epoch], None] | None = None,
+    options: TrainingOptions | None = None,
 ) -> nn.Module:
     """Train a network, from the folder's checkpoint if it has one.
 
@@ -59,12 +83,13 @@ def train(
         model: the network, freshly initialised from the recipe's seed, on its device.
         objective: what to minimise.
         data: the training samples.
-        folder: gets ``checkpoint.safetensors`` and ``metrics.jsonl``.
-        report: called after each epoch.
+        folder: gets ``checkpoint.safetensors``, ``metrics.jsonl`` and ``snapshots``.
+        options: where to stop, which weights to keep, whom to report to.
 
     Returns:
         The network after the last epoch, in evaluation mode.
     """
+    options = options or TrainingOptions()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "checkpoint.safetensors"
     adapts = objective if isinstance(objective, Adapts) else None
@@ -75,13 +100,15 @@ def train(
     state = _State(model, optimiser, objective, next(model.parameters()).device)
     done = load_checkpoint(path, model, optimiser, recipe.digest, adapts) if path.exists() else 0
     _trim_metrics(folder / "metrics.jsonl", done)
-    for epoch in range(done, recipe.epochs):
+    for epoch in range(done, min(options.until or recipe.epochs, recipe.epochs)):
         result = _run_epoch(state, recipe, data, epoch)
+        if epoch + 1 in options.snapshots:  # before the checkpoint: a resumed training has both
+            _save_snapshot(model, folder / "snapshots" / f"epoch-{epoch + 1}.safetensors")
         save_checkpoint(path, model, optimiser, Position(recipe.digest, epoch + 1), adapts)
         with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(vars(result)) + "\n")
-        if report is not None:
-            report(result)
+        if options.report is not None:
+            options.report(result)
     return model.eval()
 
 
@@ -150,6 +177,13 @@ def _order(recipe: Recipe, size: int, epoch: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
     whole = size // recipe.batch_size * recipe.batch_size
     return list(torch.randperm(size, generator=generator)[:whole].reshape(-1, recipe.batch_size))
+
+
+def _save_snapshot(model: nn.Module, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_suffix(".part")
+    save_file(stored_weights(model, "float16"), part)
+    part.replace(path)
 
 
 def _trim_metrics(path: Path, epochs: int) -> None:

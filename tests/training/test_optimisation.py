@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from robustbench_inv.errors import BadCatalogue
-from robustbench_inv.training.loop import TrainingData, train
+from robustbench_inv.training.loop import TrainingData, TrainingOptions, train
 from robustbench_inv.training.objectives import CrossEntropy
 from robustbench_inv.training.optimisation import clip_gradient, learning_rate, make_optimiser
 from robustbench_inv.training.recipe import Recipe, read_recipe
@@ -129,7 +129,14 @@ def test_resumed_weights_equal_uninterrupted_ones(tmp_path, changes):
 
     for _ in range(2):
         with pytest.raises(Interrupted):
-            train(recipe, network(), CrossEntropy(), data(), tmp_path / "parts", report=stop)
+            train(
+                recipe,
+                network(),
+                CrossEntropy(),
+                data(),
+                tmp_path / "parts",
+                options=TrainingOptions(report=stop),
+            )
     parts = train(recipe, network(), CrossEntropy(), data(), tmp_path / "parts").state_dict()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     plain = train(
