@@ -74,11 +74,11 @@ def _list(jobs: "Queue", out: Path, *, json: bool) -> None:
         print_json({"jobs": list(map(_plain, found)), "seeds": spread})
         return
     width = max((len(each.job.name) for each in found), default=0)
-    typer.echo(f"{'entry':<{width}}  state          epochs  s/epoch    left")
+    typer.echo(f"{'entry':<{width}}  {'state':<11}  {'epochs':>9}  {'s/epoch':>7}  {'left':>7}")
     for each in found:
         typer.echo(f"{each.job.name:<{width}}  {_row(each)}")
     left = sum(each.seconds_left for each in found)
-    typer.echo(f"{'all':<{width}}  {'':<24}  {'':>7}  {_hours(left):>6}")
+    typer.echo(f"{'all':<{width}}  {'':<31}  {_hours(left):>7}")
     for name, accuracies in spread.items():
         for dataset, (mean, deviation, seeds) in accuracies.items():
             typer.echo(

@@ -149,7 +149,7 @@ def read_queue(path: Path) -> Queue:
         seconds = (job.until - job.first) * job.seconds_per_epoch
         if seconds > LONGEST:
             _complain(path, f"{job.name} takes {seconds:.0f} s", f"stages of <= {LONGEST:.0f} s")
-    ordered = sorted(staged, key=lambda job: (job.priority, job.until))
+    ordered = sorted(staged, key=lambda job: job.priority)
     return Queue(tuple(ordered), frozenset(value.get("snapshots", ())))
 
 
