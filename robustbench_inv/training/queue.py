@@ -171,7 +171,7 @@ def run_queue(
         out: gets a folder for each model, with checkpoint, metrics, snapshots and, in the end, ``models/NAME``.
         device: as for ``train_recipe``.
         data_root: where the data lie, if not fetched.
-        listener: is told of jobs and epochs.
+        listener: receives jobs, epochs and final states.
 
     Returns:
         The jobs that failed.
