@@ -18,6 +18,7 @@ from robustbench_inv.cli.label import label
 from robustbench_inv.cli.list import list_catalogue
 from robustbench_inv.cli.options import option
 from robustbench_inv.cli.process import settle_process
+from robustbench_inv.cli.queue import queue
 from robustbench_inv.cli.report import report
 from robustbench_inv.cli.reproduce import reproduce
 from robustbench_inv.cli.show import show
@@ -52,6 +53,7 @@ app.command()(label)
 app.command()(judge)
 app.command()(reproduce)
 app.command()(train)
+app.command()(queue)
 app.command()(calibrate)
 app.add_typer(data.app)
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustbench_inv.cli.options import DataRoot, Device, Json
+from robustbench_inv.cli.options import DataRoot, Device, Json, option
 from robustbench_inv.cli.output import print_json, say
 
 if TYPE_CHECKING:
     from robustbench_inv.training.loop import Epoch
 
-__all__ = ["train"]
+__all__ = ["report_progress", "train"]
 
 
 def train(
@@ -21,6 +21,10 @@ def train(
     out: Annotated[
         Path | None,
         typer.Option(help="Folder of the training.", show_default="checkpoints/NAME"),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        option(help="Random seed; the model is called NAME-seedN.", show_default="the recipe's"),
     ] = None,
     device: Device = "cpu",
     data_root: DataRoot = None,
@@ -30,27 +34,38 @@ def train(
 
     In the end OUT is a catalogue with the model: weights, card, recipe and golden logits.
     """
+    from robustbench_inv.training.loop import TrainingOptions
+    from robustbench_inv.training.recipe import read_recipe
     from robustbench_inv.training.run import find_recipe, train_recipe
 
     path = find_recipe(recipe)
-    folder = out or Path("checkpoints") / path.resolve().parent.name
-    say(f"training {path.resolve().parent.name} in {folder}")
-    model = train_recipe(path, folder, device=device, data_root=data_root, report=_progress())
+    plain = read_recipe(path)
+    name = plain.name if seed is None else plain.with_seed(seed).name
+    folder = out or Path("checkpoints") / name
+    say(f"training {name} in {folder}")
+    options = TrainingOptions(report=report_progress())
+    model = train_recipe(
+        path, folder, device=device, data_root=data_root, seed=seed, options=options
+    )
     if json:
         return print_json({"model": str(model), "catalogue": str(folder)})
     typer.echo(model)
     return None
 
 
-def _progress() -> "Callable[[Epoch], None]":
-    """Return what prints one line for each epoch, with the time that is left."""
+def report_progress(until: int | None = None) -> "Callable[[Epoch], None]":
+    """Return a function that prints one line for each epoch, with the estimated time left.
+
+    Args:
+        until: epoch that the training stops after; None for the recipe's last.
+    """
     start, first = time.perf_counter(), 0
 
     def report(epoch: "Epoch") -> None:
         nonlocal first
         first = first or epoch.epoch
         done = epoch.epoch - first + 1
-        left = (time.perf_counter() - start) / done * (epoch.epochs - epoch.epoch)
+        left = (time.perf_counter() - start) / done * ((until or epoch.epochs) - epoch.epoch)
         say(
             f"epoch {epoch.epoch}/{epoch.epochs}  loss {epoch.loss:.4f}  "
             f"accuracy {epoch.accuracy:.4f}  {epoch.seconds:.1f} s  "

@@ -16,6 +16,7 @@ __all__ = [
     "Position",
     "load_checkpoint",
     "optimiser_state",
+    "read_position",
     "restore_optimiser",
     "save_checkpoint",
 ]
@@ -76,6 +77,15 @@ def load_checkpoint(
     return position.epoch
 
 
+def read_position(path: Path) -> Position | None:
+    """Return the position of a checkpoint without its weights; None if the file is missing or damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            return Position(**json.loads(file.metadata()["position"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+
+
 def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Return what an optimiser remembers of each parameter, named ``index/quantity``."""
     entries = optimiser.state_dict()["state"].items()
@@ -83,6 +93,7 @@ def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
         f"{i}/{k}": torch.as_tensor(v).contiguous()
         for i, entry in entries
         for k, v in entry.items()
+        if v is not None  # sgd without momentum
     }
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -15,7 +14,7 @@ from robustbench_inv.identity import digest_file
 from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.training.recipe import Recipe
 
-__all__ = ["export_model", "round_weights", "toml_text"]
+__all__ = ["export_model", "round_weights", "stored_weights", "toml_text"]
 
 
 def export_model(
@@ -32,7 +31,7 @@ def export_model(
 
     Args:
         recipe: what the network was trained by.
-        source: the recipe's file.
+        source: the recipe's file, whose seed may be another one.
         model: the trained network, its weights rounded as they will be stored.
         golden_images: (n, …) inputs.
         measured: what the card's ``[training]`` table says besides the recipe.
@@ -40,12 +39,13 @@ def export_model(
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "weights.safetensors"
-    weights.write_bytes(save(_stored(model, recipe.storage)))
+    weights.write_bytes(save(stored_weights(model, recipe.storage)))
     with torch.no_grad():
         golden = {"images": golden_images, "logits": model(golden_images).contiguous()}
     (folder / "golden.safetensors").write_bytes(save(golden))
-    if source.resolve() != (folder / "recipe.toml").resolve():
-        shutil.copyfile(source, folder / "recipe.toml")
+    text = source.read_text(encoding="utf-8")
+    text = re.sub(r"(?m)^seed = .*$", f"seed = {recipe.seed}", text, count=1)
+    (folder / "recipe.toml").write_text(text, encoding="utf-8")
     card = {
         **recipe.card,
         "implementation": recipe.model,
@@ -61,8 +61,15 @@ def export_model(
 
 def round_weights(model: nn.Module, storage: str) -> nn.Module:
     """Round a network's weights, in place, to what ``storage`` (float16 or float32) can hold."""
-    model.load_state_dict(_stored(model, storage))
+    model.load_state_dict(stored_weights(model, storage))
     return model
+
+
+def stored_weights(model: nn.Module, storage: str) -> dict[str, Tensor]:
+    """Return a network's weights as they are stored: on the CPU, numbers as ``storage`` (float16 or float32)."""
+    dtype = {"float16": torch.float16, "float32": torch.float32}[storage]
+    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
 
 
 def toml_text(flat: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> str:
@@ -87,9 +94,3 @@ def toml_text(flat: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) 
 def _key(name: str) -> str:
     """Quote a key that is not bare, such as the name of a data set with parameters."""
     return name if re.fullmatch(r"[\w-]+", name, re.ASCII) else json.dumps(name)
-
-
-def _stored(model: nn.Module, storage: str) -> dict[str, Tensor]:
-    dtype = {"float16": torch.float16, "float32": torch.float32}[storage]
-    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}

@@ -1,25 +1,33 @@
-"""The training loop: a cosine, a checkpoint every epoch, the same weights after a resume."""
+"""The training loop: a checkpoint every epoch, the same weights after a resume."""
 
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from robustbench_inv.randomness import Noise
 from robustbench_inv.tensors import where_rows
 from robustbench_inv.training.checkpoint import Position, load_checkpoint, save_checkpoint
+from robustbench_inv.training.export import stored_weights
 from robustbench_inv.training.objectives import Adapts, Learns, Objective, TrainingData
+from robustbench_inv.training.optimisation import clip_gradient, learning_rate, make_optimiser
 from robustbench_inv.training.recipe import Recipe
 
-__all__ = ["Epoch", "TrainingData", "dequantise", "mirror_half", "shift_each", "train"]
-
-_OPTIMISERS = {"adam": torch.optim.Adam, "adamax": torch.optim.Adamax}
+__all__ = [
+    "Epoch",
+    "TrainingData",
+    "TrainingOptions",
+    "dequantise",
+    "mirror_half",
+    "shift_each",
+    "train",
+]
 
 
 @dataclass(frozen=True)
@@ -32,6 +40,21 @@ class Epoch:
     accuracy: float
     learning_rate: float
     seconds: float
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Options that do not change the weights.
+
+    Args:
+        until: epoch to stop after, where a training is split into stages; None for the recipe's last.
+        snapshots: epochs after which the weights are kept, as float16, in ``snapshots/epoch-N.safetensors``.
+        report: called after each epoch.
+    """
+
+    until: int | None = None
+    snapshots: frozenset[int] = frozenset()
+    report: Callable[[Epoch], None] | None = None
 
 
 @dataclass
@@ -48,8 +71,7 @@ def train(
     objective: Objective,
     data: TrainingData,
     folder: Path,
-    *,
-    report: Callable[[Epoch], None] | None = None,
+    options: TrainingOptions | None = None,
 ) -> nn.Module:
     """Train a network, from the folder's checkpoint if it has one.
 
@@ -61,34 +83,32 @@ def train(
         model: the network, freshly initialised from the recipe's seed, on its device.
         objective: what to minimise.
         data: the training samples.
-        folder: gets ``checkpoint.safetensors`` and ``metrics.jsonl``.
-        report: called after each epoch.
+        folder: gets ``checkpoint.safetensors``, ``metrics.jsonl`` and ``snapshots``.
+        options: where to stop, which weights to keep, whom to report to.
 
     Returns:
         The network after the last epoch, in evaluation mode.
     """
+    options = options or TrainingOptions()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "checkpoint.safetensors"
     adapts = objective if isinstance(objective, Adapts) else None
     if adapts:
         adapts.begin(model, data, fresh=not path.exists())
-    learned = [
-        *model.parameters(),
-        *(objective.parameters() if isinstance(objective, Learns) else ()),
-    ]
-    optimiser = _OPTIMISERS[recipe.optimiser](
-        learned, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
+    besides = objective.parameters() if isinstance(objective, Learns) else ()
+    optimiser = make_optimiser(recipe, model, besides)
     state = _State(model, optimiser, objective, next(model.parameters()).device)
     done = load_checkpoint(path, model, optimiser, recipe.digest, adapts) if path.exists() else 0
     _trim_metrics(folder / "metrics.jsonl", done)
-    for epoch in range(done, recipe.epochs):
+    for epoch in range(done, min(options.until or recipe.epochs, recipe.epochs)):
         result = _run_epoch(state, recipe, data, epoch)
+        if epoch + 1 in options.snapshots:  # before the checkpoint: a resumed training has both
+            _save_snapshot(model, folder / "snapshots" / f"epoch-{epoch + 1}.safetensors")
         save_checkpoint(path, model, optimiser, Position(recipe.digest, epoch + 1), adapts)
         with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(vars(result)) + "\n")
-        if report is not None:
-            report(result)
+        if options.report is not None:
+            options.report(result)
     return model.eval()
 
 
@@ -122,8 +142,11 @@ def _run_epoch(state: _State, recipe: Recipe, data: TrainingData, epoch: int) ->
     state.model.train()
     batches = _order(recipe, len(data.ids), epoch)
     for step, rows in enumerate(batches):
-        progress = (epoch * len(batches) + step) / (recipe.epochs * len(batches))
-        _set_rate(state.optimiser, recipe, progress)
+        updates = epoch * len(batches) + step
+        progress = updates / (recipe.epochs * len(batches))
+        rate = learning_rate(recipe, updates, len(batches))
+        for group in state.optimiser.param_groups:
+            group["lr"] = rate
         images = data.images[rows].to(state.device)
         labels = data.labels[rows].to(state.device)
         noise = Noise(recipe.seed, data.ids[rows].to(state.device), f"train/{epoch}")
@@ -132,11 +155,11 @@ def _run_epoch(state: _State, recipe: Recipe, data: TrainingData, epoch: int) ->
             loss, logits = state.objective(state.model, images, labels, noise, progress)
         state.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        clip_gradient(state.optimiser, recipe.clip_norm)
         state.optimiser.step()
         losses += loss.item()
         correct += int((logits.detach().argmax(1) == labels).sum())
     seen = len(batches) * recipe.batch_size
-    rate = state.optimiser.param_groups[0]["lr"]
     seconds = time.perf_counter() - start
     mean, accuracy = losses / len(batches), correct / seen
     return Epoch(epoch + 1, recipe.epochs, mean, accuracy, rate, seconds)
@@ -156,9 +179,11 @@ def _order(recipe: Recipe, size: int, epoch: int) -> list[Tensor]:
     return list(torch.randperm(size, generator=generator)[:whole].reshape(-1, recipe.batch_size))
 
 
-def _set_rate(optimiser: torch.optim.Optimizer, recipe: Recipe, progress: float) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = recipe.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+def _save_snapshot(model: nn.Module, path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_suffix(".part")
+    save_file(stored_weights(model, "float16"), part)
+    part.replace(path)
 
 
 def _trim_metrics(path: Path, epochs: int) -> None:

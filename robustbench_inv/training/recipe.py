@@ -1,7 +1,7 @@
 """A recipe: everything that determines a trained model, read from ``recipe.toml``."""
 
 import tomllib
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class Recipe:
         last: id after the last one.
         epochs: passes over the data.
         batch_size: samples in a batch; an incomplete last batch is left out.
-        learning_rate: at the start; it falls to 0 by half a cosine over all steps.
+        learning_rate: of the optimiser, which the schedule starts from.
         seed: of initialisation, order and noise.
         storage: dtype of the weights on disk: float16 or float32.
         precision: dtype of the products in training: float32 or bfloat16; weights are kept in float32.
@@ -32,9 +32,18 @@ class Recipe:
         shift: move each image by up to so many pixels either way, anew in each epoch; zeros come in.
         levels: dequantise values that are one of so many grey levels from 0 to 1: add uniform noise as wide as
             the distance of two levels, anew in each epoch. 0 leaves the values as they are.
-        optimiser: adam or adamax.
+        optimiser: adam, adamax or sgd.
         weight_decay: of all parameters, as an l2 term in the gradient.
         start: a model of the catalogue to start from; parameters that it does not have stay as initialised.
+        schedule: cosine (the learning rate falls to 0 by half a cosine over all updates), constant or step.
+        milestones: epochs after which a step schedule multiplies the learning rate by ``rate_factor``.
+        rate_factor: of a step schedule.
+        warm_up: epochs over which the learning rate rises linearly to that of the schedule.
+        momentum: of sgd.
+        nesterov: use Nesterov's momentum (sgd only).
+        weight_decays: weight decay by parameter name, a shell pattern such as ``"*.bias"``; the first pattern that
+            matches counts, and ``weight_decay`` where none does.
+        clip_norm: largest l2 norm of the whole gradient; a longer one is scaled down. 0 does not clip.
         held_out: data sets whose accuracy is measured once, at the end.
         model_parameters: keyword arguments of the factory.
         objective_parameters: fields of the objective.
@@ -59,6 +68,14 @@ class Recipe:
     optimiser: str = "adam"
     weight_decay: float = 0.0
     start: str = ""
+    schedule: str = "cosine"
+    milestones: tuple[int, ...] = ()
+    rate_factor: float = 0.1
+    warm_up: int = 0
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decays: dict[str, float] = field(default_factory=dict)
+    clip_norm: float = 0.0
     held_out: tuple[str, ...] = ()
     model_parameters: dict[str, Any] = field(default_factory=dict)
     objective_parameters: dict[str, Any] = field(default_factory=dict)
@@ -68,10 +85,16 @@ class Recipe:
     def digest(self) -> str:
         """Digest of all that determines the weights."""
         kept = {k: v for k, v in vars(self).items() if k not in ("card", "held_out", "storage")}
-        for name in _LATER:
-            if kept[name] == getattr(Recipe, name):  # as if it had never been invented
+        for name, default in _LATER.items():
+            if kept[name] == default:  # as if it had never been invented
                 del kept[name]
         return digest_value(kept)
+
+    def with_seed(self, seed: int) -> "Recipe":
+        """Return the recipe with another seed, whose model is called ``NAME-seedN``."""
+        return (
+            self if seed == self.seed else replace(self, seed=seed, name=f"{self.name}-seed{seed}")
+        )
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -97,7 +120,8 @@ def read_recipe(path: Path) -> Recipe:
     for name, entry in value.items():
         if type(entry) is not _TYPES[name]:
             _complain(path, f"{name} = {entry!r}", str(_TYPES[name]))
-    value["held_out"] = tuple(value.get("held_out", ()))
+    for name in ("held_out", "milestones"):
+        value[name] = tuple(value.get(name, ()))
     return _checked(Recipe(name=path.resolve().parent.name, **value), path)
 
 
@@ -119,12 +143,36 @@ _TYPES: dict[str, Any] = {
     "optimiser": str,
     "weight_decay": float,
     "start": str,
+    "schedule": str,
+    "milestones": list,
+    "rate_factor": float,
+    "warm_up": int,
+    "momentum": float,
+    "nesterov": bool,
+    "weight_decays": dict,
+    "clip_norm": float,
     "held_out": list,
     "model_parameters": dict,
     "objective_parameters": dict,
     "card": dict,
 }
-_LATER = ("precision", "flip", "shift", "levels", "optimiser", "weight_decay", "start")
+_LATER: dict[str, object] = {
+    "precision": "float32",
+    "flip": False,
+    "shift": 0,
+    "levels": 0,
+    "optimiser": "adam",
+    "weight_decay": 0.0,
+    "start": "",
+    "schedule": "cosine",
+    "milestones": (),
+    "rate_factor": 0.1,
+    "warm_up": 0,
+    "momentum": 0.0,
+    "nesterov": False,
+    "weight_decays": {},
+    "clip_norm": 0.0,
+}
 """Keys that a digest leaves out while they have their defaults, because recipes existed before them."""
 
 _OPTIONAL = tuple(
@@ -145,11 +193,42 @@ def _checked(recipe: Recipe, path: Path) -> Recipe:
     for name, known in (
         ("storage", ("float16", "float32")),
         ("precision", ("float32", "bfloat16")),
-        ("optimiser", ("adam", "adamax")),
+        ("optimiser", ("adam", "adamax", "sgd")),
+        ("schedule", ("cosine", "constant", "step")),
     ):
         if (value := getattr(recipe, name)) not in known:
             _complain(path, f"{name} = {value!r}", " or ".join(known))
+    _check_schedule(recipe, path)
+    _check_optimiser(recipe, path)
     return recipe
+
+
+def _check_schedule(recipe: Recipe, path: Path) -> None:
+    milestones = recipe.milestones
+    if (recipe.schedule == "step") != bool(milestones):
+        _complain(
+            path,
+            f"schedule {recipe.schedule}, milestones {milestones}",
+            "milestones with step alone",
+        )
+    if not all(type(each) is int and 0 < each < recipe.epochs for each in milestones) or list(
+        milestones
+    ) != sorted(set(milestones)):
+        _complain(path, f"milestones {milestones}", "whole epochs inside the training, increasing")
+    if not 0 < recipe.rate_factor < 1 or not 0 <= recipe.warm_up <= recipe.epochs:
+        _complain(path, "rate_factor or warm_up", "rate_factor in (0, 1), warm_up in 0 … epochs")
+
+
+def _check_optimiser(recipe: Recipe, path: Path) -> None:
+    if recipe.optimiser != "sgd" and (recipe.momentum or recipe.nesterov):
+        _complain(path, f"momentum with {recipe.optimiser}", 'optimiser = "sgd"')
+    if not 0 <= recipe.momentum < 1 or (recipe.nesterov and not recipe.momentum):
+        _complain(path, f"momentum = {recipe.momentum!r}", "0 <= momentum < 1, > 0 with nesterov")
+    decays = recipe.weight_decays
+    if not all(type(each) is float and each >= 0 for each in decays.values()):
+        _complain(path, f"weight_decays = {decays!r}", "numbers >= 0 with a decimal point")
+    if recipe.clip_norm < 0:
+        _complain(path, f"clip_norm = {recipe.clip_norm!r}", "clip_norm >= 0")
 
 
 def _complain(path: Path, problem: str, expected: str) -> None:

@@ -1,7 +1,6 @@
 """Trains the model of a recipe, from the data set's name to a folder of the catalogue."""
 
 import platform
-from collections.abc import Callable
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -10,11 +9,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robustbench_inv.catalogue.load import load_dataset
-from robustbench_inv.catalogue.locate import find
+from robustbench_inv.catalogue.locate import catalogue_roots, find
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadCatalogue, BadParameter
 from robustbench_inv.training.export import export_model, round_weights
-from robustbench_inv.training.loop import Epoch, TrainingData, train
+from robustbench_inv.training.loop import TrainingData, TrainingOptions, train
 from robustbench_inv.training.recipe import Recipe, read_recipe
 
 __all__ = ["GOLDEN", "clean_accuracy", "find_recipe", "train_recipe"]
@@ -29,16 +28,19 @@ def train_recipe(
     *,
     device: str = "cpu",
     data_root: Path | None = None,
-    report: Callable[[Epoch], None] | None = None,
+    seed: int | None = None,
+    options: TrainingOptions | None = None,
 ) -> Path:
-    """Train a recipe, or go on with it, and return the finished model's folder.
+    """Train a recipe, or resume its training, and return the finished model's folder.
 
     Args:
         path: a ``recipe.toml``.
         out: gets the checkpoint and the metrics; in the end ``models/NAME``, so that it is a catalogue.
         device: ``cpu``, ``cuda`` …, or ``auto`` for an accelerator where there is one.
         data_root: where the data lie, if not fetched.
-        report: called after each epoch.
+        seed: another seed than the recipe's; the model is then called ``NAME-seedN``.
+        options: where to stop, which weights to keep, whom to report to. A training that stops before the recipe's
+            last epoch exports no model, and ``out`` is returned.
 
     Raises:
         BadCatalogue: for a recipe that cannot be read or names no network, objective or held-out data.
@@ -46,6 +48,7 @@ def train_recipe(
         BadData, BadResults: for damaged data or a checkpoint of another recipe.
     """
     recipe = read_recipe(path)
+    recipe = recipe if seed is None else recipe.with_seed(seed)
     if not recipe.held_out:
         raise BadCatalogue(f"{path}: held_out is empty", expected="a data set for golden logits")
     held_out = {name: load_dataset(name, data_root=data_root) for name in recipe.held_out}
@@ -56,12 +59,14 @@ def train_recipe(
         _start_from(model, recipe.start)
     objective = _build(recipe.objective, recipe.objective_parameters)
     data = _training_data(recipe, load_dataset(recipe.dataset, data_root=data_root))
-    model = train(recipe, model, objective, data, out, report=report).cpu()
+    model = train(recipe, model, objective, data, out, options).cpu()
+    if options and options.until and options.until < recipe.epochs:
+        return out
     return _export(recipe, path, model, held_out, out / "models" / recipe.name)
 
 
 def find_recipe(source: str) -> Path:
-    """Return the recipe of a model of the catalogue, or the file that is named.
+    """Return the recipe of a model of the catalogue, trained or not, or the file that is named.
 
     Raises:
         UnknownName: if there is neither.
@@ -69,6 +74,9 @@ def find_recipe(source: str) -> Path:
     """
     if source.endswith(".toml") or Path(source).is_file():
         return Path(source)
+    for root in catalogue_roots():
+        if (path := root / "models" / source / "recipe.toml").is_file():
+            return path
     path = find("models", source).parent / "recipe.toml"
     if not path.is_file():
         raise BadCatalogue(f"{source} has no recipe", expected="a model that is trained")

@@ -14,7 +14,7 @@ from robustbench_inv.models.layers.given_decision import GivenDecision
 from robustbench_inv.models.recoded_firevnet import recoded
 from robustbench_inv.randomness import Noise
 from robustbench_inv.training.independence import IndependenceCrossEntropy
-from robustbench_inv.training.loop import dequantise, train
+from robustbench_inv.training.loop import TrainingOptions, dequantise, train
 from robustbench_inv.training.nuisance import Probing, Standardise, nuisance_of, probe_nuisance
 from robustbench_inv.training.objectives import TrainingData
 from robustbench_inv.training.recipe import Recipe
@@ -141,7 +141,14 @@ def test_a_resume_takes_up_the_nuisance_classifiers(tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(recipe(3), network(), objective(), data, tmp_path / "parts", report=stop)
+        train(
+            recipe(3),
+            network(),
+            objective(),
+            data,
+            tmp_path / "parts",
+            options=TrainingOptions(report=stop),
+        )
     parts = train(recipe(3), network(), objective(), data, tmp_path / "parts").state_dict()
     for name, value in whole.items():
         assert torch.equal(value, parts[name]), name

@@ -10,7 +10,7 @@ from robustbench_inv.errors import BadModel, BadParameter
 from robustbench_inv.models.sdim import PACE, SDIM
 from robustbench_inv.randomness import Noise
 from robustbench_inv.training.infomax import LocalCritic, SupervisedInfoMax, likelihood_margin
-from robustbench_inv.training.loop import train
+from robustbench_inv.training.loop import TrainingOptions, train
 from robustbench_inv.training.mutual_information import MI_BOUNDS
 from robustbench_inv.training.objectives import Adapts, Learns, TrainingData
 from robustbench_inv.training.recipe import Recipe
@@ -111,7 +111,7 @@ def test_a_resumed_training_has_the_same_critic_and_network(tmp_path):
             if epoch.epoch == epochs_before_a_stop:
                 raise KeyboardInterrupt
 
-        train(RECIPE, model, objective, DATA, folder, report=stop)
+        train(RECIPE, model, objective, DATA, folder, options=TrainingOptions(report=stop))
         return model.state_dict() | {f"critic/{k}": v for k, v in objective.state().items()}
 
     whole = run(tmp_path / "whole", None)

@@ -5,11 +5,18 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from robustbench_inv.errors import BadCatalogue, BadResults
 from robustbench_inv.randomness import Noise
-from robustbench_inv.training.loop import TrainingData, mirror_half, shift_each, train
+from robustbench_inv.training.loop import (
+    TrainingData,
+    TrainingOptions,
+    mirror_half,
+    shift_each,
+    train,
+)
 from robustbench_inv.training.objectives import CrossEntropy, InformationBottleneck
 from robustbench_inv.training.recipe import Recipe, read_recipe
 
@@ -43,7 +50,14 @@ def test_resumed_weights_equal_uninterrupted_ones(tmp_path, after):
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        train(RECIPE, network(), CrossEntropy(), data(), tmp_path / "parts", report=stop)
+        train(
+            RECIPE,
+            network(),
+            CrossEntropy(),
+            data(),
+            tmp_path / "parts",
+            options=TrainingOptions(report=stop),
+        )
     parts = train(RECIPE, network(), CrossEntropy(), data(), tmp_path / "parts")
     for name, value in whole.state_dict().items():
         assert torch.equal(value, parts.state_dict()[name]), name
@@ -60,7 +74,14 @@ def test_mirroring_and_precision_survive_a_resume(tmp_path):
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        train(recipe, network(), CrossEntropy(), data(), tmp_path / "parts", report=stop)
+        train(
+            recipe,
+            network(),
+            CrossEntropy(),
+            data(),
+            tmp_path / "parts",
+            options=TrainingOptions(report=stop),
+        )
     parts = train(recipe, network(), CrossEntropy(), data(), tmp_path / "parts").state_dict()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert all(value.dtype != torch.bfloat16 for value in whole.values())
@@ -111,7 +132,7 @@ def test_training_learns(tmp_path):
         CrossEntropy(),
         data(),
         tmp_path,
-        report=epochs.append,
+        options=TrainingOptions(report=epochs.append),
     )
     assert epochs[-1].accuracy > 0.9
     assert epochs[-1].loss < epochs[0].loss
@@ -120,7 +141,14 @@ def test_training_learns(tmp_path):
 
 def test_a_finished_training_is_not_run_again(tmp_path):
     train(RECIPE, network(), CrossEntropy(), data(), tmp_path)
-    train(RECIPE, network(), CrossEntropy(), data(), tmp_path, report=pytest.fail)
+    train(
+        RECIPE,
+        network(),
+        CrossEntropy(),
+        data(),
+        tmp_path,
+        options=TrainingOptions(report=pytest.fail),
+    )
 
 
 def test_another_recipes_checkpoint_is_refused(tmp_path):
@@ -199,3 +227,23 @@ def test_the_bottleneck_objective_draws_by_sample_and_epoch_alone():
     later = objective(model, images, labels, Noise(0, torch.arange(2), "train/1"))[0]
     assert torch.equal(*first)
     assert not torch.equal(first[0], later)
+
+
+def test_stages_give_the_weights_of_a_whole_training(tmp_path):
+    whole = train(RECIPE, network(), CrossEntropy(), data(), tmp_path / "whole").state_dict()
+    for until in (2, 2, None):
+        options = TrainingOptions(until=until, snapshots=frozenset({1, 2}))
+        parts = train(RECIPE, network(), CrossEntropy(), data(), tmp_path / "parts", options)
+    assert all(torch.equal(whole[name], parts.state_dict()[name]) for name in whole)
+    lines = (tmp_path / "parts" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_snapshots_are_the_weights_of_their_epochs_in_float16(tmp_path):
+    options = TrainingOptions(until=2, snapshots=frozenset({2, 3}))
+    model = train(RECIPE, network(), CrossEntropy(), data(), tmp_path, options).state_dict()
+    assert [path.name for path in (tmp_path / "snapshots").iterdir()] == ["epoch-2.safetensors"]
+    kept = load_file(tmp_path / "snapshots" / "epoch-2.safetensors")
+    for name, value in kept.items():
+        expected = model[name].half() if model[name].is_floating_point() else model[name]
+        assert torch.equal(value, expected), name

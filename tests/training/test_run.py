@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from safetensors.torch import load_file
 
 from robustbench_inv.catalogue.loaded_model import load_model
 from robustbench_inv.errors import BadCatalogue, BadParameter, UnknownName
+from robustbench_inv.training.loop import TrainingOptions
+from robustbench_inv.training.recipe import read_recipe
 from robustbench_inv.training.run import find_recipe, train_recipe
 
 RECIPE = """model = "robustbench_inv.models.cnn:GuessFirstCNN"
@@ -84,8 +87,26 @@ def test_killed_and_resumed_gives_the_same_files(recipe, tmp_path):
     assert [json.loads(line)["epoch"] for line in metrics.read_text().splitlines()] == [1, 2, 3]
 
 
+def test_another_seed_gives_another_model_with_its_own_recipe(recipe, tmp_path):
+    folder = train_recipe(recipe, tmp_path / "out", seed=5)
+    assert folder.name == "mnist-tiny-seed5"
+    card = tomllib.loads((folder / "card.toml").read_text())
+    exported = read_recipe(folder / "recipe.toml")
+    assert exported == read_recipe(recipe).with_seed(5)
+    assert card["training"]["recipe"] == exported.digest
+    assert card["training"]["seed"] == 5
+
+
+def test_a_stage_before_the_last_exports_no_model(recipe, tmp_path):
+    out = tmp_path / "out"
+    assert train_recipe(recipe, out, options=TrainingOptions(until=1)) == out
+    assert not (out / "models").exists()
+    assert train_recipe(recipe, out) == out / "models" / "mnist-tiny"
+
+
 def test_recipes_are_found_by_name():
     assert find_recipe("mnist-cnn").name == "recipe.toml"
+    assert find_recipe("cifar10-resnet26").is_file()
     with pytest.raises(BadCatalogue, match="no recipe"):
         find_recipe("spheres-max-margin")
     with pytest.raises(UnknownName, match="mnist-cnn"):

@@ -1,0 +1,114 @@
+"""``invbench queue``: trains a list of recipes one after the other, or lists what is completed."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from robustbench_inv.cli.options import DataRoot, Device, Json, option
+from robustbench_inv.cli.output import print_json, say
+from robustbench_inv.cli.train import report_progress
+
+if TYPE_CHECKING:
+    from robustbench_inv.training.loop import Epoch
+    from robustbench_inv.training.queue import Job, Listener, Queue, Status
+
+__all__ = ["queue"]
+
+
+def queue(  # noqa: PLR0913, PLR0917 - one parameter is one option
+    file: Annotated[Path, typer.Argument(help="Queue of recipes, such as models/queue.toml.")],
+    out: Annotated[Path, option(help="Folder of the trainings.")] = Path("checkpoints"),
+    status: Annotated[
+        bool, option("--status", help="List state, epochs and estimated time left; train nothing.")
+    ] = False,
+    threads: Annotated[int, option(min=1, help="CPU threads.")] = 1,
+    device: Device = "cpu",
+    data_root: DataRoot = None,
+    json: Json = False,
+) -> None:
+    """Train the recipes of a queue one after the other; the same command resumes an interrupted queue.
+
+    A checkpoint is written after every epoch. An entry that fails is reported, and the next one begins.
+    """
+    import torch
+
+    from robustbench_inv.training.queue import read_queue, run_queue
+
+    jobs = read_queue(file)
+    if not status:
+        torch.set_num_threads(threads)
+        failed = run_queue(jobs, out, device=device, data_root=data_root, listener=_listener())
+        if failed:
+            _list(jobs, out, json=json)
+            raise typer.Exit(1)
+    _list(jobs, out, json=json)
+
+
+def _listener() -> "Listener":
+    from robustbench_inv.training.queue import Listener
+
+    progress = report_progress()
+
+    def begin(job: "Job") -> None:
+        nonlocal progress
+        progress = report_progress(job.until)
+        say(f"{time.strftime('%F %T')}  training {job.name}: {job.why}")
+
+    def end(found: "Status") -> None:
+        say(f"{time.strftime('%F %T')}  {found.state} {found.job.name} {found.failure}".rstrip())
+
+    def epoch(result: "Epoch") -> None:
+        progress(result)
+
+    return Listener(begin, epoch, end)
+
+
+def _list(jobs: "Queue", out: Path, *, json: bool) -> None:
+    from robustbench_inv.training.queue import seed_spread, status
+
+    found = [status(job, out) for job in jobs.jobs]
+    spread = seed_spread(jobs, out)
+    if json:
+        print_json({"jobs": list(map(_plain, found)), "seeds": spread})
+        return
+    width = max((len(each.job.name) for each in found), default=0)
+    typer.echo(f"{'entry':<{width}}  {'state':<11}  {'epochs':>9}  {'s/epoch':>7}  {'left':>7}")
+    for each in found:
+        typer.echo(f"{each.job.name:<{width}}  {_row(each)}")
+    left = sum(each.seconds_left for each in found)
+    typer.echo(f"{'all':<{width}}  {'':<31}  {_hours(left):>7}")
+    for name, accuracies in spread.items():
+        for dataset, (mean, deviation, seeds) in accuracies.items():
+            typer.echo(
+                f"{name}: accuracy on {dataset} {mean:.2%} ± {deviation:.2%} ({seeds} seeds)"
+            )
+
+
+def _row(found: "Status") -> str:
+    epochs = f"{found.epochs}/{found.job.until - found.job.first}"
+    left = _hours(found.seconds_left)
+    row = f"{found.state:<11}  {epochs:>9}  {found.seconds_per_epoch:>7.1f}  {left:>6}"
+    return f"{row}  {found.failure}".rstrip()
+
+
+def _plain(found: "Status") -> dict[str, object]:
+    return {
+        "entry": found.job.name,
+        "recipe": str(found.job.path),
+        "seed": found.job.recipe.seed,
+        "priority": found.job.priority,
+        "why": found.job.why,
+        "state": str(found.state),
+        "epochs": found.epochs,
+        "of": found.job.until - found.job.first,
+        "seconds_per_epoch": round(found.seconds_per_epoch, 2),
+        "seconds_left": round(found.seconds_left),
+        "failure": found.failure,
+    }
+
+
+def _hours(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60}:{minutes % 60:02d} h"
