@@ -21,7 +21,7 @@ from torch import nn
 from robustbench_inv.attacks import fgsm, pgd
 from robustbench_inv.attacks.cascade import Cascade
 from robustbench_inv.attacks.scouted import Scouted
-from robustbench_inv.catalogue import loaded_attack
+from robustbench_inv.catalogue import code_identity, loaded_attack
 from robustbench_inv.catalogue.fingerprint import content, plain
 from robustbench_inv.catalogue.load import load_attack, load_dataset, load_model, load_threat
 from robustbench_inv.catalogue.loaded_dataset import identify_dataset
@@ -380,6 +380,22 @@ def test_code_is_its_files_and_what_they_import_wherever_they_lie(tmp_path, monk
     deeper = {"pack/deeper.py": "SLOPE = 3.0\n"}
     deep = digests_of(written(tmp_path / "d", **deeper), monkeypatch)
     assert (deep[0] != model, deep[1] != attack) == (True, True)
+
+
+def test_installed_code_is_its_version_but_for_plugins(tmp_path, monkeypatch):
+    folder = tmp_path / "site-packages"
+    folder.mkdir()
+    (folder / "lent.py").write_text("class Thing:\n    def f(self):\n        return 1\n")
+    monkeypatch.syspath_prepend(folder)
+    lent = importlib.import_module("lent")
+    assert content(lent.Thing) == "lent:Thing"
+    monkeypatch.setattr(lent, "__version__", "2.0", raising=False)
+    code_identity.library_version.cache_clear()
+    assert content(lent.Thing) == "lent:Thing 2.0"
+    monkeypatch.setattr(code_identity, "_plugins", lambda: frozenset({"lent"}))
+    assert code_identity.read_files("lent")[0][0] == "lent"
+    assert "lent" not in content(lent.Thing)
+    monkeypatch.delitem(sys.modules, "lent")
 
 
 def test_other_processes_agree(tmp_path, monkeypatch):
