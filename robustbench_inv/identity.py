@@ -7,7 +7,7 @@ from pathlib import Path
 
 __all__ = ["IDENTITY_VERSION", "canonical_json", "digest_bytes", "digest_file", "digest_value"]
 
-IDENTITY_VERSION = 1
+IDENTITY_VERSION = 2
 """Raised whenever the meaning of a digest changes; a test freezes the digests of each version."""
 
 

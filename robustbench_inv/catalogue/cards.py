@@ -63,6 +63,7 @@ class AttackCard:
         cost: of one sample: a few queries, gradient steps, a long search, or many queries.
         paper: where it was published.
         parameters: fields of the implementation that differ from their defaults.
+        revision: raised when the same name and parameters come to mean another search (decision page 0018).
     """
 
     name: str
@@ -75,6 +76,7 @@ class AttackCard:
     cost: Literal["probe", "gradient", "search", "query"] = "gradient"
     paper: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    revision: int = 1
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class ModelCard:
         stochastic: does its answer depend on a latent draw?
         capabilities: protocols it fills besides Classifier, for the reader.
         fits_dataset: is it built for the data set it is given (spheres)?
+        revision: raised when the same card and weights come to give other answers (decision page 0018).
     """
 
     name: str
@@ -114,6 +117,7 @@ class ModelCard:
     stochastic: bool = False
     capabilities: tuple[str, ...] = ()
     fits_dataset: bool = False
+    revision: int = 1
 
 
 @dataclass(frozen=True)

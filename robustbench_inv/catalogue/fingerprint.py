@@ -1,24 +1,33 @@
-"""What an object is made of, as plain values, so that equal objects have equal digests."""
+"""What an object is made of, as plain values: for a reader, or so complete that equal objects have equal digests."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+import io
+import logging
+import types
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from robustbench_inv.identity import digest_bytes
+from robustbench_inv.catalogue.code_identity import (
+    function_code,
+    global_names,
+    library_version,
+    origin_of,
+    read_files,
+)
+from robustbench_inv.identity import canonical_json, digest_bytes, digest_value
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["describe", "plain"]
+__all__ = ["content", "describe", "digest_weights", "plain"]
 
 
 def describe(thing: object) -> dict[str, Any]:
-    """Return an object's type and what it is made of, as plain values (see ``plain``).
-
-    A module is its weights and the plain attributes of its parts (stride, slope, a user's temperature),
-    ``training`` and private names aside.
-    """
-    return _object(thing, (id(thing),))
+    """Return an object's type and what it is made of, as plain values (see ``plain``)."""
+    return _Walk(path={id(thing)}).thing(thing)
 
 
 def plain(value: object) -> Any:  # noqa: ANN401 - nested plain values have no better type
@@ -31,70 +40,321 @@ def plain(value: object) -> Any:  # noqa: ANN401 - nested plain values have no b
         >>> plain({"eps": (0.1, float("inf")), "kind": int})
         {'eps': [0.1, 'inf'], 'kind': 'builtins:int'}
     """
-    return _plain(value, ())
+    return _Walk().value(value)
 
 
-def _plain(value: object, path: tuple[int, ...]) -> object:
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float):
-        return value if abs(value) < float("inf") else str(value)
-    if isinstance(value, Mapping | set | frozenset | list | tuple):
-        return _container(value, path)
-    return _leaf(value) or ("…" if id(value) in path else _object(value, (*path, id(value))))
+def content(value: object) -> Any:  # noqa: ANN401 - nested plain values have no better type
+    """Return a value as ``plain`` does, with all that its behaviour depends on, for a digest.
+
+    - An object is its class and all its attributes, private ones too; values that properties keep are left out.
+    - A network is besides all its tensors, those that are not saved as well, its parts and its hooks. ``training``
+      and the device are left out.
+    - A class or function of the user's is its code: the file and the local modules that it imports, bytecode where
+      no file says it, enclosed variables, defaults, and the global values that it looks up.
+    - One of a library is its name and the library's version (see ``code_identity.STABLE``), one of this package its
+      name; a method that the user put in its place is code again.
+    """
+    return _Walk(by_code=True).value(value)
 
 
-def _container(value: object, path: tuple[int, ...]) -> object:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each, path) for key, each in value.items()}
-    if isinstance(value, set | frozenset):
-        return sorted(str(_plain(each, path)) for each in value)
-    assert isinstance(value, list | tuple)
-    return [_plain(each, path) for each in value]
+def digest_weights(model: object) -> str | None:
+    """Return the SHA-256 of what a network saves, None for one that saves nothing, or no network."""
+    from torch import nn
+
+    weights = model.state_dict() if isinstance(model, nn.Module) else {}
+    return digest_value({key: plain(each) for key, each in weights.items()}) if weights else None
 
 
-def _leaf(value: object) -> str:
-    """Return the text of a value that has no parts, empty for any other."""
+@dataclass
+class _Walk:
+    """One way through an object.
+
+    Args:
+        by_code: classes and functions are what they do, rather than their names.
+        path: ids of the things around the one that is looked at.
+        known: digest of each class, function and module that was met, and the thing itself, which keeps its id.
+    """
+
+    by_code: bool = False
+    path: set[int] = field(default_factory=set)
+    known: dict[int, tuple[object, object]] = field(default_factory=dict)
+
+    def value(self, value: object) -> object:
+        if value is None or isinstance(value, bool | int | str):
+            return value
+        if isinstance(value, float):
+            return value if abs(value) < float("inf") else str(value)
+        if (text := self._leaf(value)) is not None:
+            return text
+        if not self.by_code and isinstance(getattr(value, "__qualname__", None), str):
+            return _qualified(value)
+        code = self.by_code and isinstance(value, _CODE)
+        return self._once(value) if code else self._inside(value, self._parts)
+
+    def thing(self, value: object) -> dict[str, Any]:
+        parts = _attributes(value)
+        # "class" cannot be the name of an attribute, "type" can: readers see "type", digests need the other
+        about: dict[str, Any] = {"class" if self.by_code else "type": self.value(type(value))}
+        about |= {name: self.value(each) for name, each in parts.items()}
+        return {**about, "()": self.value(_reduced(value))} if self.by_code and not parts else about
+
+    def _inside(self, value: object, look: Callable[[Any], object]) -> object:
+        """Look into a thing, unless this happens inside of it."""
+        if id(value) in self.path:
+            return "…"
+        self.path.add(id(value))
+        found = look(value)
+        self.path.discard(id(value))
+        return found
+
+    def _once(self, value: object) -> object:
+        """Return the name of a class, function or module, or a digest of its code."""
+        if id(value) not in self.known:
+            looks: tuple[Callable[[Any], object], ...]
+            looks = (self._function, self._class, self._source)
+            look = next(f for kind, f in zip(_CODE, looks, strict=True) if isinstance(value, kind))
+            found = self._inside(value, look)
+            text = found if isinstance(found, str) else digest_value({"code": found})
+            if text == "…":
+                return text
+            self.known[id(value)] = (value, text)
+        return self.known[id(value)][1]
+
+    def _leaf(self, value: object) -> str | None:
+        """Return the text of a value that has no parts, None for any other."""
+        import numpy as np
+        import torch
+
+        if isinstance(value, bytes | bytearray | memoryview):
+            return digest_bytes(bytes(value))
+        if isinstance(value, torch.Tensor):
+            return _tensor(value)
+        if isinstance(value, np.ndarray | np.generic) and value.dtype != object:
+            array = np.ascontiguousarray(value).tobytes()
+            return f"{value.dtype.str} {list(value.shape)} {digest_bytes(array)}"
+        if isinstance(value, torch.dtype):
+            return str(value)
+        if isinstance(value, torch.device):  # where a model computes is no part of what it is
+            return "device" if self.by_code else str(value)
+        return _qualified(type(value)) if self.by_code and isinstance(value, _opaque()) else None
+
+    def _parts(self, value: object) -> object:
+        import torch
+
+        if isinstance(value, torch.nn.Module):
+            return self._module(value)
+        if isinstance(value, Mapping | set | frozenset | list | tuple):
+            return self._container(value)
+        if isinstance(value, functools.partial):
+            return [self.value(each) for each in (value.func, value.args, value.keywords)]
+        if isinstance(value, property):
+            return [self.value(each) for each in (value.fget, value.fset)]
+        if isinstance(value, staticmethod | classmethod | types.MethodType):
+            of = self.value(getattr(value, "__self__", None))
+            return {"method": self.value(value.__func__), "of": of}
+        return self.thing(value)
+
+    def _container(self, value: Any) -> object:  # noqa: ANN401 - of any kind
+        if isinstance(value, Mapping):
+            items: object = self._mapping(value)
+        elif isinstance(value, set | frozenset):
+            found = [self.value(each) for each in value]
+            items = sorted(found, key=canonical_json) if self.by_code else sorted(map(str, found))
+        else:
+            items = [self.value(each) for each in value]
+        own = self.by_code and origin_of(type(value).__module__) == "local"
+        return {"items": items, "as": self.thing(value)} if own else items
+
+    def _mapping(self, value: Mapping[Any, Any]) -> object:
+        if self.by_code and not all(isinstance(key, str) for key in value):
+            return [[self.value(key), self.value(each)] for key, each in value.items()]
+        return {str(key): self.value(each) for key, each in value.items()}
+
+    def _module(self, module: "nn.Module") -> dict[str, Any]:
+        parts = dict(module._modules.items())
+        if "_orig_mod" in parts:  # torch.compile changes how it is computed, not what
+            return self._module(parts["_orig_mod"])  # type: ignore[arg-type]
+        kept: dict[str, Any] = {"recurse": False, "remove_duplicate": False}
+        return {
+            "type": self.value(type(module)),
+            "attributes": {k: self.value(v) for k, v in _own_attributes(module).items()},
+            "parameters": self.value(dict(module.named_parameters(**kept))),
+            "buffers": self.value(dict(module.named_buffers(**kept))),
+            "parts": {name: self.value(part) for name, part in parts.items()},
+            "hooks": self.value([list(getattr(module, kind, {}).values()) for kind in _HOOKS]),
+        }
+
+    def _class(self, kind: type) -> object:
+        origin, name = origin_of(str(kind.__module__)), kind.__qualname__
+        if origin == "local":
+            own = {key: self.value(each) for key, each in vars(kind).items() if _counts(key, each)}
+            files = read_files(kind.__module__)
+            return {"name": name, "files": files, "bases": self.value(kind.__bases__), "own": own}
+        text = name if origin == "package" else _with_version(kind)
+        members = [(base, key, each) for base in kind.__mro__ for key, each in vars(base).items()]
+        patches = {f"{b.__qualname__}.{k}": self.value(v) for b, k, v in members if _is_local(v)}
+        return {"name": text, "patches": patches} if patches else text
+
+    def _function(self, function: types.FunctionType) -> object:
+        local, module = _is_local(function), _module_of(function)
+        enclosed = [self.value(each) for each in _enclosed(function)]
+        if not local:
+            name = function.__code__.co_qualname
+            if origin_of(module) == "library":
+                name = f"{module}:{name} {library_version(module)}".strip()
+            return {"name": name, "enclosed": enclosed} if enclosed else name
+        return {
+            "code": function_code(function),
+            "files": read_files(module),
+            "enclosed": enclosed,
+            "defaults": self.value([function.__defaults__, function.__kwdefaults__]),
+            "attributes": self.value(vars(function)),
+            "globals": {name: self.value(each) for name, each in _globals(function).items()},
+        }
+
+    def _source(self, module: types.ModuleType) -> object:
+        name = module.__name__
+        if origin_of(name) == "local":
+            return {"files": read_files(name)}
+        return f"{name} {library_version(name)}".strip()
+
+
+_CODE = (types.FunctionType, type, types.ModuleType)
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+_GENERATED = frozenset(
+    f"__{name}__"
+    for name in (
+        "init",
+        "repr",
+        "eq",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "hash",
+        "setattr",
+        "delattr",
+        "replace",
+    )
+)
+"""Methods that ``dataclass`` makes of a class."""
+
+
+@functools.cache
+def _opaque() -> tuple[type, ...]:
+    """Return the types of what no answer depends on, and what may differ from process to process."""
+    from torch.utils.hooks import RemovableHandle
+
+    return (logging.Logger, io.IOBase, weakref.ReferenceType, RemovableHandle)
+
+
+@functools.cache
+def _bookkeeping() -> frozenset[str]:
+    """Return the names of what PyTorch keeps of each network; tensors, parts and hooks are looked at by themselves."""
+    from torch import nn
+
+    return frozenset({*vars(nn.Module()), "_compiled_call_impl", "_is_torch_compile"})
+
+
+def _own_attributes(module: "nn.Module") -> dict[str, Any]:
+    """Return a network's attributes, those of a traced or exported one from the text that was made of it."""
     import torch
 
-    if isinstance(value, bytes):
-        return digest_bytes(value)
-    if isinstance(value, torch.Tensor):
-        return _tensor(value)
-    if isinstance(value, torch.dtype | torch.device):
-        return str(value)
-    return _qualified(value) if isinstance(getattr(value, "__qualname__", None), str) else ""
+    if isinstance(module, torch.jit.ScriptModule):
+        known = module._concrete_type
+        names = (*known.get_constants(), *known.get_attributes())
+        code = getattr(module, "code", "") if module._c._has_method("forward") else ""
+        return {"code": code, **{name: getattr(module, name) for name in names}}
+    if isinstance(module, torch.fx.GraphModule):
+        return {"code": module.code}
+    return {k: v for k, v in _attributes(module).items() if k not in _bookkeeping()}
 
 
-def _object(value: object, path: tuple[int, ...]) -> dict[str, Any]:
-    import torch
+def _attributes(value: object) -> dict[str, Any]:
+    """Return fields, slots and all other attributes of an object, but for values that its properties keep."""
+    names = [f.name for f in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else []
+    names += [name for kind in type(value).__mro__ for name in _slots(kind)]
+    names += getattr(value, "__dict__", {})
+    kept = [n for n in names if not isinstance(_of_class(value, n), functools.cached_property)]
+    return {name: getattr(value, name) for name in kept if hasattr(value, name)}
 
-    if isinstance(value, torch.nn.Module):
-        return _module(value, path)
-    if dataclasses.is_dataclass(value):
-        parts = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-    else:
-        parts = getattr(value, "__dict__", {})
-    return {"type": _qualified(type(value)), **{k: _plain(v, path) for k, v in parts.items()}}
+
+def _slots(kind: type) -> list[str]:
+    if origin_of(str(kind.__module__)) == "library":
+        return []
+    slots = vars(kind).get("__slots__", ())
+    return [slots] if isinstance(slots, str) else [n for n in slots if not n.startswith("__")]
+
+
+def _of_class(value: object, name: str) -> object:
+    return next((vars(kind)[name] for kind in type(value).__mro__ if name in vars(kind)), None)
+
+
+def _reduced(value: object) -> object:
+    """Return what pickle would keep of an object that has no attributes, such as a deque."""
+    try:
+        reduced = value.__reduce_ex__(4)
+    except Exception:  # a lock, a socket, or whatever a user's class raises
+        return None
+    if isinstance(reduced, str):
+        return reduced
+    parts = [list(each) if isinstance(each, Iterator) else each for each in reduced]
+    if hasattr(value, "__dict__") and len(parts) > 2:
+        parts[2] = None  # its attributes, which are not asked for
+    return parts
 
 
 def _tensor(value: "Tensor") -> str:
     import torch
 
-    flat = value.detach().cpu().contiguous().reshape(-1)
+    about = f"{value.dtype} {list(value.shape)}"
+    if value.is_meta:
+        return about
+    dense = value.detach().to_dense() if value.layout != torch.strided else value.detach()
+    plain = dense.dequantize() if dense.is_quantized else dense.resolve_conj().resolve_neg()
+    flat = plain.cpu().contiguous().reshape(-1)
     data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
-    return f"{value.dtype} {list(value.shape)} {digest_bytes(data)}"
+    return f"{about} {digest_bytes(data)}"
 
 
-def _module(value: "nn.Module", path: tuple[int, ...]) -> dict[str, Any]:
-    parts = {name: _attributes(part, path) for name, part in value.named_modules()}
-    weights = {name: _plain(weight, path) for name, weight in value.state_dict().items()}
-    return {"type": _qualified(type(value)), "parts": parts, "weights": weights}
+def _counts(name: str, member: object) -> bool:
+    """Does something in a class's body say what the class does?"""
+    function = isinstance(member, types.FunctionType | staticmethod | classmethod | property)
+    if name in _GENERATED and isinstance(member, types.FunctionType):
+        return member.__code__.co_filename != "<string>"
+    known = isinstance(member, types.MemberDescriptorType | types.GetSetDescriptorType)
+    return function or not (known or name.startswith("__") or name == "_abc_impl")
 
 
-def _attributes(part: "nn.Module", path: tuple[int, ...]) -> dict[str, Any]:
-    own = {k: v for k, v in vars(part).items() if not k.startswith("_") and k != "training"}
-    return {"type": _qualified(type(part)), **{k: _plain(v, path) for k, v in own.items()}}
+def _is_local(member: object) -> bool:
+    function = getattr(member, "fget", None) or getattr(member, "__func__", member)
+    return isinstance(function, types.FunctionType) and origin_of(_module_of(function)) == "local"
+
+
+def _module_of(function: types.FunctionType) -> str:
+    """Return the name of the module that a function was written in, whoever put it elsewhere since."""
+    return str(function.__globals__.get("__name__"))
+
+
+def _enclosed(function: types.FunctionType) -> list[object]:
+    found = []
+    for cell in function.__closure__ or ():
+        try:
+            found.append(cell.cell_contents)
+        except ValueError:  # not yet assigned
+            found.append(None)
+    return found
+
+
+def _globals(function: types.FunctionType) -> dict[str, object]:
+    names, known = sorted(global_names(function.__code__)), function.__globals__
+    return {name: known[name] for name in names if name in known and not name.startswith("__")}
+
+
+def _with_version(kind: type) -> str:
+    return f"{_qualified(kind)} {library_version(str(kind.__module__))}".strip()
 
 
 def _qualified(value: object) -> str:

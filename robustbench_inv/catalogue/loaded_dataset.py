@@ -3,13 +3,16 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from robustbench_inv.catalogue.code_identity import origin_of
+from robustbench_inv.catalogue.fingerprint import content
 from robustbench_inv.catalogue.references import parse_reference
+from robustbench_inv.identity import digest_value
 
 if TYPE_CHECKING:
     from robustbench_inv.data.protocol import Dataset
     from robustbench_inv.data.registry import DatasetEntry
 
-__all__ = ["load_dataset", "usual_oracle", "usual_others"]
+__all__ = ["identify_dataset", "load_dataset", "usual_oracle", "usual_others"]
 
 
 def load_dataset(source: "str | Dataset", *, data_root: "str | Path | None" = None) -> "Dataset":
@@ -32,6 +35,14 @@ def load_dataset(source: "str | Dataset", *, data_root: "str | Path | None" = No
     reference = parse_reference(source)
     root = Path(data_root).expanduser() if data_root else None
     return open_dataset(reference.name, reference.parameters, root)
+
+
+def identify_dataset(dataset: "Dataset") -> str:
+    """Return what the records of a data set's samples depend on: its digest, and the code of a user's own class."""
+    kind = type(dataset)
+    if origin_of(kind.__module__) != "local":
+        return dataset.digest
+    return digest_value({"data": dataset.digest, "code": content(kind)})
 
 
 def usual_oracle(name: str) -> str:

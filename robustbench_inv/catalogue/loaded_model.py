@@ -1,25 +1,26 @@
 """Models by name: a published one with its weights, or a user's own network."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustbench_inv.catalogue.cards import ModelCard, read_model, to_json
 from robustbench_inv.catalogue.factories import call_factory
-from robustbench_inv.catalogue.fingerprint import describe, plain
+from robustbench_inv.catalogue.fingerprint import content, digest_weights, plain
 from robustbench_inv.catalogue.loaded_dataset import load_dataset
-from robustbench_inv.catalogue.locate import entries, find
+from robustbench_inv.catalogue.locate import entries, find, shipped_root
 from robustbench_inv.catalogue.references import (
     Reference,
     Scalar,
+    import_module,
     import_object,
     parse_reference,
     source_file,
 )
 from robustbench_inv.catalogue.rejecting import Rejection, rejecting, take_rejection
 from robustbench_inv.errors import BadModel, BadParameter
-from robustbench_inv.identity import digest_file, digest_value
+from robustbench_inv.identity import digest_value
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,17 +30,6 @@ if TYPE_CHECKING:
     from robustbench_inv.tensors import Output
 
 __all__ = ["LoadedModel", "load_model"]
-
-IDENTITY = (
-    "implementation",
-    "parameters",
-    "weights_sha256",
-    "num_classes",
-    "bounds",
-    "shape",
-    "fits_dataset",
-)
-"""What of a card a model's answers depend on; the rest is for the reader. New keys of cards stay out of it."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +43,7 @@ class LoadedModel:
         card: what the catalogue says of it, with all parameters; plain values.
         classifier: the model.
         weights_digest: SHA-256 of its weights, None for a model without.
+        identity: what the digest is of, but for rejection; plain values.
     """
 
     name: str
@@ -60,6 +51,7 @@ class LoadedModel:
     card: dict[str, Any]
     classifier: "Classifier"
     weights_digest: str | None
+    identity: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __call__(self, images: "Tensor") -> "Output":
         """Return the classifier's output for (n, …) images inside its bounds."""
@@ -124,10 +116,26 @@ def _from_card(
     classifier = build_model(card, Path(card.folder), reference.parameters, data)
     about = {**to_json(card), "name": str(reference)}
     about["parameters"] = {**card.parameters, **reference.parameters}
-    identity = {key: about[key] for key in IDENTITY}
+    identity = _card_identity(card, about["parameters"], classifier)
     identity["data"] = data.digest if data else None
-    digest = digest_value(plain(identity))
-    return LoadedModel(str(reference), digest, plain(about), classifier, card.weights_sha256)
+    weights = card.weights_sha256 or digest_weights(classifier)
+    digest = digest_value(identity)
+    return LoadedModel(str(reference), digest, plain(about), classifier, weights, identity)
+
+
+def _card_identity(
+    card: ModelCard, parameters: Mapping[str, Any], classifier: "Classifier"
+) -> dict[str, Any]:
+    """Return what a model of the catalogue is: a shipped one by name and revision, another by its code as well."""
+    known = {"model": card.name, "revision": card.revision, "parameters": plain(parameters)}
+    known |= {"num_classes": card.num_classes, "bounds": list(card.bounds)}
+    known |= {"weights": card.weights_sha256}
+    if Path(card.folder).resolve().is_relative_to(shipped_root().resolve()):
+        return known
+    known["code"] = content(import_object(card.implementation))
+    if card.weights_sha256 is None:  # nothing says that its weights are the same each time
+        known["content"] = content(classifier)
+    return known
 
 
 def _from_code(reference: Reference) -> LoadedModel:
@@ -145,15 +153,12 @@ def _from_code(reference: Reference) -> LoadedModel:
         built = call_factory(found, parameters, reference.name)
     else:
         raise BadModel(f"{reference.name} is no model", got=type(found).__name__)
-    path = source_file(reference.name)
-    identity = {
-        "implementation": f"{path.name}:{reference.name.rpartition(':')[2]}"
-        if path
-        else reference.name,
-        "source": digest_file(path) if path else None,
-        "parameters": dict(reference.parameters),
-    }
-    return _wrapped(cast_module(built, dtype), str(reference), identity)
+    path, given = source_file(reference.name), dict(reference.parameters)
+    inner = reference.name.rpartition(":")[2]
+    implementation = f"{path.name}:{inner}" if path else reference.name
+    code = {"code": content([import_module(reference.name), None if built is found else found])}
+    about = {"implementation": implementation, "parameters": given}
+    return _wrapped(cast_module(built, dtype), str(reference), about, code)
 
 
 def _from_object(model: "nn.Module | Classifier", parameters: Mapping[str, Any]) -> LoadedModel:
@@ -162,21 +167,22 @@ def _from_object(model: "nn.Module | Classifier", parameters: Mapping[str, Any])
     if parameters.keys() - {"dtype"}:
         raise BadParameter("a model takes no parameters", got=dict(parameters), expected="dtype")
     kind = type(model)
-    identity = {"implementation": f"{kind.__module__}:{kind.__qualname__}", "parameters": {}}
+    about = {"implementation": f"{kind.__module__}:{kind.__qualname__}", "parameters": {}}
     cast = cast_module(model, parameters.get("dtype"))
-    return _wrapped(cast, kind.__name__.lower(), identity)
+    return _wrapped(cast, kind.__name__.lower(), about, {})
 
 
-def _wrapped(model: object, name: str, identity: dict[str, Any]) -> LoadedModel:
+def _wrapped(
+    model: object, name: str, about: Mapping[str, Any], code: Mapping[str, Any]
+) -> LoadedModel:
     from robustbench_inv.models.module import wrap_module
 
-    content = describe(model)
     classifier = wrap_module(model, name)
-    weights = content.get("weights")
-    about = {"name": name, "summary": "", "paper": "", **identity}
-    about |= {"num_classes": classifier.num_classes, "bounds": list(classifier.bounds)}
-    digest = digest_value({**identity, "content": content})
-    return LoadedModel(name, digest, about, classifier, digest_value(weights) if weights else None)
+    told = {"num_classes": classifier.num_classes, "bounds": list(classifier.bounds)}
+    identity = {**code, "parameters": about["parameters"], **told, "content": content(model)}
+    card = {"name": name, "summary": "", "paper": "", **about, **told}
+    digest, weights = digest_value(identity), digest_weights(model)
+    return LoadedModel(name, digest, card, classifier, weights, identity)
 
 
 def _is_model(found: object) -> bool:

@@ -16,6 +16,7 @@ from robustbench_inv.identity import digest_file
 __all__ = [
     "Reference",
     "Scalar",
+    "import_module",
     "import_object",
     "nearest",
     "parse_reference",
@@ -84,9 +85,7 @@ def import_object(reference: str, folder: Path | None = None) -> object:
         UnknownName: if it has no such name.
     """
     place, _, name = reference.rpartition(":")
-    if not place or not name:
-        raise BadCatalogue("not a reference to code", got=reference, expected="module:Name")
-    module = _import_file(source_file(reference, folder)) if _is_file(place) else _import(place)
+    module = import_module(reference, folder)
     try:
         found: object = getattr(module, name)
     except AttributeError:
@@ -95,6 +94,14 @@ def import_object(reference: str, folder: Path | None = None) -> object:
             f"{place} has no {name!r}", remedy=suggest(name, public) or "check the spelling"
         ) from None
     return found
+
+
+def import_module(reference: str, folder: Path | None = None) -> ModuleType:
+    """Import the module or file of ``module:Name`` or ``file.py:Name``; raises as ``import_object`` does."""
+    place, _, name = reference.rpartition(":")
+    if not place or not name:
+        raise BadCatalogue("not a reference to code", got=reference, expected="module:Name")
+    return _import_file(source_file(reference, folder)) if _is_file(place) else _import(place)
 
 
 def source_file(reference: str, folder: Path | None = None) -> Path | None:

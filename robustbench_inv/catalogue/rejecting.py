@@ -103,11 +103,10 @@ def rejecting(loaded: "LoadedModel", wanted: Rejection, folder: Path | None) -> 
 
 
 def fitted_digest(loaded: "LoadedModel") -> str:
-    """Return the digest of what thresholds are fitted to: implementation, parameters and weights."""
-    given: dict[str, Any] = dict(loaded.card.get("parameters") or {})
+    """Return the digest of what thresholds are fitted to: all that the model is but for its RUN_TIME parameters."""
+    given: Mapping[str, Any] = loaded.identity.get("parameters", {})
     kept = {key: value for key, value in given.items() if key not in RUN_TIME}
-    about = {"implementation": loaded.card["implementation"], "parameters": kept}
-    return digest_value({**about, "weights": loaded.weights_digest})
+    return digest_value({**loaded.identity, "parameters": kept})
 
 
 def _file(loaded: "LoadedModel", wanted: Rejection, folder: Path | None) -> Path:

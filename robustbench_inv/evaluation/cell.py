@@ -12,10 +12,10 @@ class CellSpec:
     """What determines a record; batch size, device and workers are absent on purpose.
 
     Args:
-        model: digest of card, parameters and weights.
-        attack: digest of implementation and all parameters.
+        model: digest of name, revision, parameters and weights, of a user's model that of its code.
+        attack: digest of preset, revision, parameters and goal, of a user's attack that of its code.
         threat: digest of norm, eps, goal and access.
-        dataset: digest of the data's bytes.
+        dataset: digest of the data's bytes, and of the code of a user's own data set.
         seed: the seed of all random numbers.
     """
 

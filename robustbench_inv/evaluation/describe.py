@@ -3,14 +3,15 @@
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robustbench_inv.catalogue.fingerprint import content
+from robustbench_inv.catalogue.threats import describe_goal
 from robustbench_inv.identity import IDENTITY_VERSION, digest_value
-from robustbench_inv.threat.budgets import LpBall, OnSphere
+from robustbench_inv.threat.budgets import Budget, LpBall, OnSphere, Unbounded
 from robustbench_inv.threat.goals import MisclassifyAccepted, Target
 from robustbench_inv.threat.threat_model import GOAL, GUIDE, ORACLE, SUBSTITUTE, ThreatModel
 
@@ -83,18 +84,28 @@ def describe_threat(
     oracle: "Oracle | None" = None,
 ) -> dict[str, Any]:
     """Return a threat, and what its substitute and its oracle name, as plain values."""
-    goal = _fields(threat.goal)
+    goal, parameters = describe_goal(threat.goal)
     return {
         "text": threat_text(threat),
         "norm": threat.norm,
         "epsilons": list(epsilons(threat)),
-        "goal": threat.goal.name,
+        "goal": goal,
         "access": threat.access,
         "substitute": substitute and {"name": substitute.name, "digest": substitute.digest},
         "oracle": oracle and describe_oracle(str(threat.oracle), oracle),
-        "budget": {"type": type(threat.budget).__name__, **_fields(threat.budget)},
-        "goal_parameters": {key: value for key, value in goal.items() if key != "name"},
+        "budget": _describe_budget(threat.budget),
+        "goal_parameters": parameters,
     }
+
+
+def _describe_budget(budget: Budget) -> dict[str, Any]:
+    if type(budget) is LpBall:
+        return {"type": "ball", "norm": budget.norm, "eps": budget.eps}
+    if type(budget) is Unbounded:
+        return {"type": "unbounded", "norm": budget.norm}
+    if type(budget) is OnSphere:
+        return {"type": "sphere", "norm": budget.norm, "radius": budget.radius}
+    return {"type": "other", "content": content(budget)}
 
 
 def describe_oracle(name: str, oracle: "Oracle") -> dict[str, Any]:
@@ -113,9 +124,9 @@ def digest_threat(
 
 def digest_described(about: Mapping[str, Any]) -> str:
     """Return the digest of a threat that has been described, as in cell.json."""
-    named = ("substitute", "oracle")
-    kept = {key: value for key, value in about.items() if key not in ("text", *named)}
-    return digest_value({**kept, **{key: about[key]["digest"] for key in named if about.get(key)}})
+    parts = ("norm", "epsilons", "goal", "goal_parameters", "access", "budget")
+    named = (key for key in ("substitute", "oracle") if about.get(key))
+    return digest_value({k: about[k] for k in parts} | {k: about[k]["digest"] for k in named})
 
 
 def describe_cell(job: "Job", device: str) -> dict[str, Any]:
@@ -187,7 +198,3 @@ def _git(*arguments: str, folder: Path) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
-
-
-def _fields(value: Any) -> Mapping[str, Any]:  # noqa: ANN401 - any frozen dataclass
-    return asdict(value)

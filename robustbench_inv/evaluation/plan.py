@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from robustbench_inv.catalogue.load import LoadedAttack, LoadedModel
+from robustbench_inv.catalogue.loaded_dataset import identify_dataset
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import CapabilityMismatch
 from robustbench_inv.evaluation.capabilities import demand_fit, doubts
@@ -59,7 +60,7 @@ class Job:
             model=self.model.digest,
             attack=self.attack.digest,
             threat=digest_threat(self.threat, self.substitute, self.oracle),
-            dataset=self.dataset.digest,
+            dataset=identify_dataset(self.dataset),
             seed=self.seed,
         )
 

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from robustbench_inv.catalogue.cards import read_model
 from robustbench_inv.catalogue.load import load_dataset, load_goal, load_model, load_threat
-from robustbench_inv.catalogue.references import Reference
+from robustbench_inv.catalogue.locate import entries
+from robustbench_inv.catalogue.references import Reference, parse_reference
 from robustbench_inv.checks.suite import check_records
 from robustbench_inv.errors import BadResults
 from robustbench_inv.evaluation.cell import CellSpec
@@ -167,12 +169,20 @@ def _panel(text: str, info: Mapping[str, Any], where: Where) -> Oracle:
             expected=info["dataset"]["digest"][:12],
         )
     model, substitute = info["model"], info["threat"].get("substitute")
-    implementation = str(model["card"].get("implementation", ""))
-    attacked = [Attacked(model["name"], model["digest"], info["weights_digest"], implementation)]
+    network = _network(model)
+    attacked = [Attacked(model["name"], model["digest"], info["weights_digest"], network)]
     if substitute:
         attacked.append(Attacked(substitute["name"], substitute["digest"], None, ""))
     load = partial(load_model, dataset=dataset, device=where.device)
     return load_oracle(text, dataset, attacked, load)
+
+
+def _network(model: Mapping[str, Any]) -> str:
+    """Return the code of an attacked model's network, by its present name where the catalogue has the model."""
+    name, known = parse_reference(model["name"]).name, entries("models")
+    if name in known:
+        return read_model(known[name]).implementation
+    return str(model["card"].get("implementation", ""))
 
 
 def _rejudged(shown: _Shown, text: str, oracle: Oracle) -> Rewritten:

@@ -32,7 +32,11 @@ def test_frozen_digests():
         1: (
             "255d9ca5f46ae4eb552a7e1731709a13",
             "d827929e23f0d8e3af545509b21cefc156caa067eaf877977e937369d1dc7e86",
-        )
+        ),
+        2: (
+            "2c8a11d195904935fd9c950d55e8f73f",
+            "08483eb1b6b6ba7cb451727faa7c8869dbb721acd136b7e01f2a63113281299e",
+        ),
     }
     assert (spec.digest, digest_threat(sweep)) == frozen[IDENTITY_VERSION]
 
