@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 import robustbench_inv as rbi
 from robustbench_inv.attacks.protocol import Batch
+from robustbench_inv.attacks.queries import CountingModel, classify, inside_box
 from robustbench_inv.data.sampling import select_samples
-from robustbench_inv.evaluation.metering import Meter, inside_box, judge
 from robustbench_inv.evaluation.prepare import prepare
-from robustbench_inv.models.module import ModuleClassifier
 from robustbench_inv.models.protocol import Classifier
-from robustbench_inv.randomness import Noise
+from robustbench_inv.models.wrapping import ModuleClassifier
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.threat_model import ThreatModel
 
@@ -96,14 +96,14 @@ def fixed_budget_section() -> str:
 def ours(problem: Problem) -> Tensor:
     """Return our proposals as the engine makes them: clean answers, search on the prepared copy, verdicts."""
     classifier, batch = problem.classifier, problem.batch
-    noise, threat = Noise(0, batch.ids), ThreatModel(LpBall("linf", problem.eps))
+    rng, threat = SampleRNG(0, batch.ids), ThreatModel(LpBall("linf", problem.eps))
     searched = prepare(classifier, batch.images[:16], fold=True)
-    right = judge(classifier, batch.images, noise).decision == batch.labels
-    meter = Meter(searched, batch[right], threat, noise.rows(right))
+    right = classify(classifier, batch.images, rng).decision == batch.labels
+    meter = CountingModel(searched, batch[right], threat, rng.rows(right))
     shown = batch.images.clone()
     attack = rbi.load_attack("pgd", steps=STEPS).attack
-    shown[right] = attack.run(meter, batch[right], threat, noise.rows(right))
-    judge(classifier, shown, noise)
+    shown[right] = attack.run(meter, batch[right], threat, rng.rows(right))
+    classify(classifier, shown, rng)
     return shown
 
 

@@ -20,14 +20,14 @@ from torch.nn.functional import cross_entropy
 
 import robustbench_inv as rbi
 from robustbench_inv.attacks.protocol import Batch
-from robustbench_inv.cli.process import settle_process
+from robustbench_inv.attacks.queries import classify, query_model
+from robustbench_inv.cli.main import configure_process
 from robustbench_inv.data.sampling import select_samples
-from robustbench_inv.evaluation.metering import answer, judge
 from robustbench_inv.evaluation.prepare import prepare
 from robustbench_inv.evaluation.search import Searcher
 from robustbench_inv.models.protocol import Classifier
-from robustbench_inv.randomness import Noise
-from robustbench_inv.tensors import slopes_of
+from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.tensors import per_sample_gradient
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.threat_model import ThreatModel
 
@@ -42,7 +42,7 @@ HEAPS = (1000, 4000)
 
 def floor_section() -> str:
     """Return the benchmark's text for the page."""
-    settle_process()
+    configure_process()
     with one_thread():
         rows = [_row(model) for model in MODELS if is_there(model, DATA)]
     return "\n".join([_OPENING, *rows, "", _memory(), ""])
@@ -53,20 +53,20 @@ def digits(classifier: Classifier, count: int) -> Batch:
     data = rbi.load_dataset(DATA)
     ids = torch.tensor(select_samples(data.labels, count))
     images, labels = data.batch(ids)
-    right = judge(classifier, images, Noise(0, ids)).decision == labels
+    right = classify(classifier, images, SampleRNG(0, ids)).decision == labels
     return Batch(images, labels, ids)[right]
 
 
 def both_ways(classifier: Classifier, batch: Batch) -> torch.Tensor:
     """Make one pass forward and backward, and return the slopes."""
     images = batch.images.detach().requires_grad_()
-    return slopes_of(-cross_entropy(classifier(images).logits, batch.labels), images)
+    return per_sample_gradient(-cross_entropy(classifier(images).logits, batch.labels), images)
 
 
 def forward(classifier: Classifier, batch: Batch) -> None:
     """Make one pass forward."""
     with torch.no_grad():
-        answer(classifier, batch.images, Noise(0, batch.ids))
+        query_model(classifier, batch.images, SampleRNG(0, batch.ids))
 
 
 def _row(model: str) -> str:

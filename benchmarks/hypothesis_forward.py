@@ -19,8 +19,8 @@ from torch.nn.functional import cross_entropy, linear
 import robustbench_inv as rbi
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.evaluation.prepare import prepare
-from robustbench_inv.models.label_hypothesis import BLOCK, LabelHypothesisNet
-from robustbench_inv.models.module import ModuleClassifier
+from robustbench_inv.models.label_hypothesis import MAX_BATCH, LabelHypothesisNet
+from robustbench_inv.models.wrapping import ModuleClassifier
 
 __all__ = ["hypothesis_section"]
 
@@ -54,7 +54,7 @@ def hypothesis_section(repeats: int = 9) -> str:
 
 def in_blocks(network: nn.Module, images: Tensor) -> Tensor:
     """Return a network's answers, asked in the blocks that the hypothesis net takes."""
-    return torch.cat([network(block) for block in torch.split(images, BLOCK)])
+    return torch.cat([network(block) for block in torch.split(images, MAX_BATCH)])
 
 
 def head_per_hypothesis(network: nn.Module, images: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def _contestants(images: Tensor) -> Iterator[Contestant]:
 
     forms: list[tuple[str, str, Form]] = [
         ("CNN", "mnist-cnn", plain),
-        (f"CNN in blocks of {BLOCK}", "mnist-cnn", in_blocks),
+        (f"CNN in blocks of {MAX_BATCH}", "mnist-cnn", in_blocks),
         ("C-DV", "mnist-c-dv", plain),
         ("C-JS", "mnist-c-js", plain),
         ("C-DV, naive: head for each hypothesis", "mnist-c-dv", head_per_hypothesis),

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 import robustbench_inv as rbi
 from robustbench_inv.attacks.protocol import Batch
+from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.data.sampling import select_samples
-from robustbench_inv.evaluation.metering import Meter
 from robustbench_inv.evaluation.prepare import prepare
-from robustbench_inv.models.module import ModuleClassifier
 from robustbench_inv.models.protocol import Classifier
-from robustbench_inv.randomness import Noise
+from robustbench_inv.models.wrapping import ModuleClassifier
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import norm
 from robustbench_inv.threat.budgets import Unbounded
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -65,10 +65,10 @@ def minimum_norm_section() -> str:
 def ours(name: str, measured: str, digits: Digits) -> Tensor:
     """Return the proposals of a preset: search on the prepared copy, as the engine does."""
     searched = prepare(digits.classifier, digits.images[:8], fold=False)
-    batch, noise = Batch(digits.images, digits.labels, digits.ids), Noise(0, digits.ids)
+    batch, rng = Batch(digits.images, digits.labels, digits.ids), SampleRNG(0, digits.ids)
     threat = ThreatModel(Unbounded(measured))
     return rbi.load_attack(name).attack.run(
-        Meter(searched, batch, threat, noise), batch, threat, noise
+        CountingModel(searched, batch, threat, rng), batch, threat, rng
     )
 
 

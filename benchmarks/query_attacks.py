@@ -12,9 +12,9 @@ from torch import Tensor
 
 import robustbench_inv as rbi
 from robustbench_inv.attacks.protocol import Batch
-from robustbench_inv.evaluation.metering import Meter
+from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.evaluation.prepare import prepare
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.threat.budgets import Budget, LpBall, Unbounded
 from robustbench_inv.threat.threat_model import ThreatModel
 
@@ -71,10 +71,10 @@ def _row(digits: Digits, attack: str, budget: Budget) -> str:
 def _asked(digits: Digits, attack: str, budget: Budget) -> tuple[Tensor, float]:
     """Return what an attack shows, and how often it asked about a sample, on average."""
     searched = prepare(digits.classifier, digits.images[:8], fold=False)
-    batch, noise = Batch(digits.images, digits.labels, digits.ids), Noise(0, digits.ids)
+    batch, rng = Batch(digits.images, digits.labels, digits.ids), SampleRNG(0, digits.ids)
     threat = ThreatModel(budget)
-    meter = Meter(searched, batch, threat, noise)
-    shown = rbi.load_attack(attack).attack.run(meter, batch, threat, noise)
+    meter = CountingModel(searched, batch, threat, rng)
+    shown = rbi.load_attack(attack).attack.run(meter, batch, threat, rng)
     return shown, meter.forward_passes.double().mean().item()
 
 

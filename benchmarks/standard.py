@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 import robustbench_inv as rbi
 from robustbench_inv.attacks.protocol import Batch
+from robustbench_inv.attacks.queries import CountingModel, classify, inside_box
 from robustbench_inv.data.sampling import select_samples
-from robustbench_inv.evaluation.metering import Meter, inside_box, judge
 from robustbench_inv.evaluation.prepare import prepare
 from robustbench_inv.models.protocol import Classifier
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.threat_model import ThreatModel
 
@@ -57,7 +57,7 @@ class Problem:
         batch = self.batch
         allowed = self.budget.contains(batch.images, shown)
         allowed &= inside_box(shown, self.classifier.bounds)
-        answer = judge(self.classifier, shown, Noise(0, batch.ids))
+        answer = classify(self.classifier, shown, SampleRNG(0, batch.ids))
         return set(batch.ids[~(allowed & (answer.decision != batch.labels))].tolist())
 
 
@@ -82,11 +82,11 @@ def standard_section(samples: int = SAMPLES) -> str:
 
 def ours(problem: Problem) -> Tensor:
     """Return the proposals of the preset: search on the prepared copy, as the engine does."""
-    batch, noise = problem.batch, Noise(0, problem.batch.ids)
+    batch, rng = problem.batch, SampleRNG(0, problem.batch.ids)
     searched = prepare(problem.classifier, batch.images[:8], fold=True)
     threat = ThreatModel(problem.budget)
-    meter = Meter(searched, batch, threat, noise)
-    return rbi.load_attack("standard").attack.run(meter, batch, threat, noise)
+    meter = CountingModel(searched, batch, threat, rng)
+    return rbi.load_attack("standard").attack.run(meter, batch, threat, rng)
 
 
 def autoattack(problem: Problem) -> Tensor:
@@ -116,7 +116,7 @@ def _problem(samples: int, model: str, dataset: str, budget: LpBall) -> Problem:
     classifier, data = rbi.load_model(model).classifier, rbi.load_dataset(dataset)
     ids = torch.tensor(select_samples(data.labels, samples))
     images, labels = data.batch(ids)
-    right = judge(classifier, images, Noise(0, ids)).decision == labels
+    right = classify(classifier, images, SampleRNG(0, ids)).decision == labels
     return Problem(classifier, Batch(images[right], labels[right], ids[right]), budget)
 
 

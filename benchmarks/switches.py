@@ -17,19 +17,19 @@ from torch.nn.functional import cross_entropy
 
 import robustbench_inv as rbi
 from robustbench_inv.attacks.protocol import Batch
-from robustbench_inv.evaluation.metering import Meter, judge
+from robustbench_inv.attacks.queries import CountingModel, classify
 from robustbench_inv.evaluation.prepare import (
-    Change,
+    Rearrangement,
     fold_batch_norm,
-    fold_slopes,
+    fold_gradients,
     frozen_copy,
     order_channels_last,
     prepare,
     rearrange,
 )
-from robustbench_inv.models.module import ModuleClassifier
 from robustbench_inv.models.protocol import Classifier, Output
-from robustbench_inv.randomness import Noise
+from robustbench_inv.models.wrapping import ModuleClassifier
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.threat_model import ThreatModel
 
@@ -40,10 +40,10 @@ MODELS = {"mnist-cnn": 250, "mnist-c-dv": 250, "mnist-resnet10": 25}
 """Models, and how many digits a pass has. The ResNet takes forty times as long."""
 
 FEW_FALL, ALL_FALL = 0.02, 0.1
-CHANGES: dict[str, Change] = {
+CHANGES: dict[str, Rearrangement] = {
     "conv + batch norm folded": fold_batch_norm,
     "channels last": order_channels_last,
-    "slopes of strided convolutions folded": fold_slopes,
+    "slopes of strided convolutions folded": fold_gradients,
 }
 
 
@@ -57,11 +57,11 @@ class Switch(NamedTuple):
         return f"{self.off / self.on:.2f} ({_time(self.off)} → {_time(self.on)})"
 
 
-class Unceasing(Meter):
+class Unceasing(CountingModel):
     """Answers as a model on which no success is final, so that no sample leaves the batch."""
 
     @property
-    def conclusive(self) -> bool:
+    def success_is_final(self) -> bool:
         return False
 
 
@@ -146,15 +146,18 @@ def _active(searched: Classifier, batch: Batch, eps: float) -> Switch:
     return Switch(**medians(tasks))
 
 
-_METERS: dict[str, type[Meter]] = {"off": Unceasing, "on": Meter}
+_METERS: dict[str, type[CountingModel]] = {"off": Unceasing, "on": CountingModel}
 
 
 def _search(
-    searched: Classifier, batch: Batch, eps: float, kind: Callable[..., Meter] = Meter
+    searched: Classifier,
+    batch: Batch,
+    eps: float,
+    kind: Callable[..., CountingModel] = CountingModel,
 ) -> Tensor:
-    noise, threat = Noise(0, batch.ids), ThreatModel(LpBall("linf", eps))
+    rng, threat = SampleRNG(0, batch.ids), ThreatModel(LpBall("linf", eps))
     attack = rbi.load_attack("pgd").attack
-    return attack.run(kind(searched, batch, threat, noise), batch, threat, noise)
+    return attack.run(kind(searched, batch, threat, rng), batch, threat, rng)
 
 
 class Half(nn.Module):
@@ -189,7 +192,7 @@ def _half(model: str, eps: float) -> str:
         **medians({name: partial(_search, each, batch, eps) for name, each in copies.items()})
     )
     shown = [_search(each, batch, eps) for each in copies.values()]
-    answers = [judge(classifier, images, Noise(0, batch.ids)) for images in shown]
+    answers = [classify(classifier, images, SampleRNG(0, batch.ids)) for images in shown]
     left = [int((answer.decision == batch.labels).sum()) for answer in answers]
     return f"| {model} | {eps:g} | {seconds} | {left[0]} | {left[1]} |"
 

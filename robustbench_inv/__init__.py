@@ -6,16 +6,12 @@ Importing this package imports neither torch nor numpy; each name below is fetch
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from robustbench_inv.catalogue.load import (
-        LoadedAttack,
-        LoadedModel,
-        load_attack,
-        load_dataset,
-        load_model,
-        load_threat,
-    )
+    from robustbench_inv.api import Run, evaluate
+    from robustbench_inv.catalogue.attacks import LoadedAttack, load_attack
+    from robustbench_inv.catalogue.datasets import load_dataset
+    from robustbench_inv.catalogue.models import LoadedModel, load_model
+    from robustbench_inv.catalogue.threats import load_threat
     from robustbench_inv.data.protocol import Dataset
-    from robustbench_inv.evaluation.run import Run, evaluate
     from robustbench_inv.models.protocol import Classifier, Output
     from robustbench_inv.reporting.html import write_report
     from robustbench_inv.results.record import Record

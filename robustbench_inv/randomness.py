@@ -1,12 +1,19 @@
-"""Counter-based random numbers: a sample's draws depend on (seed, stream, sample, restart, step) alone."""
+"""Random numbers: counter-based draws that depend on (seed, stream, sample, restart, step) alone, and seeded global generators for code that uses them."""
 
 import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Noise", "philox"]
+from robustbench_inv.identity import digest_value
+
+__all__ = ["SampleRNG", "philox", "seeded"]
+
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -41,7 +48,7 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Noise:
+class SampleRNG:
     """The random numbers of one batch, addressed by sample id instead of by position.
 
     Args:
@@ -54,8 +61,8 @@ class Noise:
     The ``step`` of a draw is one number, or (n,) numbers, one for each sample.
 
     Example:
-        >>> both = Noise(0, torch.tensor([3, 8])).uniform((2,))
-        >>> alone = Noise(0, torch.tensor([8])).uniform((2,))
+        >>> both = SampleRNG(0, torch.tensor([3, 8])).uniform((2,))
+        >>> alone = SampleRNG(0, torch.tensor([8])).uniform((2,))
         >>> bool((both[1] == alone[0]).all())
         True
     """
@@ -65,13 +72,13 @@ class Noise:
     stream: str = "attack"
     copies: Tensor | None = None
 
-    def rows(self, rows: Tensor) -> "Noise":
+    def rows(self, rows: Tensor) -> "SampleRNG":
         """Return the noise of a subset of the batch, given positions (m,) or a mask (n,)."""
         return replace(
             self, ids=self.ids[rows], copies=None if self.copies is None else self.copies[rows]
         )
 
-    def named(self, stream: str) -> "Noise":
+    def named(self, stream: str) -> "SampleRNG":
         """Return the same samples' noise on another stream."""
         return replace(self, stream=stream)
 
@@ -136,3 +143,29 @@ def _count(shape: tuple[int, ...]) -> int:
     for size in shape:
         total *= size
     return total
+
+
+@contextmanager
+def seeded(seed: int, block: int, device: torch.device) -> Iterator[None]:
+    """Seed all global generators for one block of a cell, and restore them afterwards.
+
+    Our own code takes its random numbers as an argument. A user's model, Foolbox and torchattacks do not:
+    without this, a resumed run would give them other numbers than an uninterrupted one.
+
+    Args:
+        seed: the seed of the evaluation.
+        block: first sample id of the block.
+        device: whose generator is seeded besides the CPU's.
+    """
+    start = int(digest_value({"seed": seed, "block": block})[:8], 16)
+    devices = [device] if device.type == "cuda" else []
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(start)
+        np.random.seed(start)  # noqa: NPY002
+        random.seed(start)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            random.setstate(python_state)

@@ -7,26 +7,26 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "ALIKE",
     "NORMS",
+    "SAME_ANSWER_TOLERANCE",
     "Output",
-    "acceptance",
+    "acceptance_margin",
     "accepted_margin",
     "broadcast",
-    "disagreement",
+    "class_margins",
     "flatten",
-    "leads",
     "margin",
+    "mask_true_class",
     "norm",
-    "others",
-    "slopes_of",
-    "strongest_others",
+    "per_sample_gradient",
+    "relative_difference",
+    "top_other_classes",
     "where_rows",
 ]
 
 NORMS = ("l0", "l1", "l2", "linf")
 
-ALIKE = 1e-4
+SAME_ANSWER_TOLERANCE = 1e-4
 """Disagreement up to which answers to the same inputs count as the same: rounding in another order (check C11)."""
 
 
@@ -108,25 +108,25 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     The true class is masked with −inf, so that all-negative and huge logits are right (check C9).
     """
     true = logits.gather(1, labels[:, None])
-    return others(logits, labels).max(1).values - true[:, 0]
+    return mask_true_class(logits, labels).max(1).values - true[:, 0]
 
 
-def others(logits: Tensor, labels: Tensor) -> Tensor:
+def mask_true_class(logits: Tensor, labels: Tensor) -> Tensor:
     """Return logits (n, classes) with −inf for the true class of each sample (check C9)."""
     return logits.scatter(1, labels[:, None], float("-inf"))
 
 
-def strongest_others(logits: Tensor, labels: Tensor, count: int) -> Tensor:
+def top_other_classes(logits: Tensor, labels: Tensor, count: int) -> Tensor:
     """Return the classes besides the true one with the largest logits, (n, at most count), the largest first."""
     most = min(count, logits.shape[1] - 1)
-    return others(logits, labels).topk(most, dim=1).indices
+    return mask_true_class(logits, labels).topk(most, dim=1).indices
 
 
-def leads(logits: Tensor) -> Tensor:
+def class_margins(logits: Tensor) -> Tensor:
     """Return by how much each class is ahead of the best other one, (n, classes): positive for the decision alone.
 
     Example:
-        >>> leads(torch.tensor([[1.0, 4.0, 2.0]])).tolist()
+        >>> class_margins(torch.tensor([[1.0, 4.0, 2.0]])).tolist()
         [[-3.0, 2.0, -2.0]]
     """
     best = logits.topk(2).values
@@ -145,27 +145,27 @@ def accepted_margin(output: Output, labels: Tensor) -> Tensor:
         return (
             wrong if output.accepted is None else wrong.clamp_max(0).where(~output.accepted, wrong)
         )
-    worth = torch.minimum(leads(output.logits), output.clearance)
+    worth = torch.minimum(class_margins(output.logits), output.clearance)
     return worth.scatter(1, labels[:, None], float("-inf")).max(1).values
 
 
-def acceptance(output: Output) -> Tensor:
+def acceptance_margin(output: Output) -> Tensor:
     """Return the best of all classes j by min(lead of j, clearance of j), (n,): positive exactly when accepted.
 
     Of a model that does not say how far it is from its threshold it is the lead of the decision, negative where rejected.
     """
-    lead = leads(output.logits)
+    lead = class_margins(output.logits)
     if output.clearance is not None:
         return torch.minimum(lead, output.clearance).max(1).values
     ahead = lead.max(1).values
     return ahead if output.accepted is None else (-ahead).where(~output.accepted, ahead)
 
 
-def disagreement(logits: Tensor, again: Tensor) -> float:
+def relative_difference(logits: Tensor, again: Tensor) -> float:
     """Return the largest difference between two answers to the same inputs, as a share of the largest logit.
 
     Example:
-        >>> disagreement(torch.tensor([[0.0, -4.0]]), torch.tensor([[0.0, -3.0]]))
+        >>> relative_difference(torch.tensor([[0.0, -4.0]]), torch.tensor([[0.0, -3.0]]))
         0.25
     """
     apart, size = float((logits - again).abs().max()), float(logits.abs().max())
@@ -174,7 +174,7 @@ def disagreement(logits: Tensor, again: Tensor) -> float:
     return apart / size if size else math.inf
 
 
-def slopes_of(values: Tensor, images: Tensor, *, again: bool = False) -> Tensor:
+def per_sample_gradient(values: Tensor, images: Tensor, *, again: bool = False) -> Tensor:
     """Return the gradient of each sample's value, (n, …), zero where no graph leads back to the images (check C6).
 
     Args:
@@ -184,7 +184,7 @@ def slopes_of(values: Tensor, images: Tensor, *, again: bool = False) -> Tensor:
     """
     if not values.requires_grad:
         return torch.zeros_like(images)
-    (slopes,) = torch.autograd.grad(
+    (gradients,) = torch.autograd.grad(
         values.sum(), images, retain_graph=again, allow_unused=True, materialize_grads=True
     )
-    return slopes
+    return gradients

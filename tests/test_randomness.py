@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from robustbench_inv.randomness import Noise, philox
+from robustbench_inv.randomness import SampleRNG, philox
 
 IDS = torch.arange(256)
 
@@ -39,40 +39,40 @@ def test_known_answers_of_philox4x32_10(counter, key, words):
 
 
 DRAWS = {
-    "uniform": lambda noise, **at: noise.uniform((3, 5), **at),
-    "normal": lambda noise, **at: noise.normal((3, 5), **at),
-    "integers": lambda noise, **at: noise.integers(10**6, (3, 5), **at),
+    "uniform": lambda rng, **at: rng.uniform((3, 5), **at),
+    "normal": lambda rng, **at: rng.normal((3, 5), **at),
+    "integers": lambda rng, **at: rng.integers(10**6, (3, 5), **at),
 }
 
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 @pytest.mark.parametrize("size", [1, 7, 256])
 def test_a_sample_draws_the_same_in_every_batch(draw, size):
-    whole = draw(Noise(5, IDS), restart=2, step=9)
-    parts = [draw(Noise(5, ids), restart=2, step=9) for ids in IDS.split(size)]
+    whole = draw(SampleRNG(5, IDS), restart=2, step=9)
+    parts = [draw(SampleRNG(5, ids), restart=2, step=9) for ids in IDS.split(size)]
     assert torch.equal(torch.cat(parts), whole)
     order = torch.randperm(256, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(draw(Noise(5, IDS[order]), restart=2, step=9), whole[order])
+    assert torch.equal(draw(SampleRNG(5, IDS[order]), restart=2, step=9), whole[order])
     assert torch.equal(
-        draw(Noise(5, IDS).rows(order[:size]), restart=2, step=9), whole[order[:size]]
+        draw(SampleRNG(5, IDS).rows(order[:size]), restart=2, step=9), whole[order[:size]]
     )
-    assert torch.equal(draw(Noise(5, IDS).rows(IDS % 2 == 1), restart=2, step=9), whole[1::2])
+    assert torch.equal(draw(SampleRNG(5, IDS).rows(IDS % 2 == 1), restart=2, step=9), whole[1::2])
 
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_every_part_of_the_address_counts(draw):
-    noise = Noise(0, IDS[:4])
+    rng = SampleRNG(0, IDS[:4])
     drawn = [
-        draw(noise),
-        draw(noise, step=1),
-        draw(noise, restart=1),
-        draw(Noise(1, IDS[:4])),
-        draw(noise.named("verdict")),
-        draw(Noise(0, IDS[4:8])),
-        draw(noise, step=2**31 + 1),
-        draw(noise, restart=2**31 + 1),
-        draw(Noise(0, IDS[:4] + 2**31)),
-        draw(Noise(2**40, IDS[:4])),
+        draw(rng),
+        draw(rng, step=1),
+        draw(rng, restart=1),
+        draw(SampleRNG(1, IDS[:4])),
+        draw(rng.named("verdict")),
+        draw(SampleRNG(0, IDS[4:8])),
+        draw(rng, step=2**31 + 1),
+        draw(rng, restart=2**31 + 1),
+        draw(SampleRNG(0, IDS[:4] + 2**31)),
+        draw(SampleRNG(2**40, IDS[:4])),
     ]
     flat = torch.stack(drawn).reshape(len(drawn) * 4, -1)
     assert len(flat.unique(dim=0)) == len(flat)
@@ -81,30 +81,30 @@ def test_every_part_of_the_address_counts(draw):
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_each_sample_may_be_at_its_own_step(draw):
     steps = torch.tensor([4, 0, 7])
-    together = draw(Noise(0, IDS[:3]), step=steps)
+    together = draw(SampleRNG(0, IDS[:3]), step=steps)
     for row, step in enumerate(steps.tolist()):
-        assert torch.equal(together[row], draw(Noise(0, IDS[:3]), step=step)[row])
+        assert torch.equal(together[row], draw(SampleRNG(0, IDS[:3]), step=step)[row])
 
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_no_samples_no_draws(draw):
-    assert draw(Noise(0, IDS[:0])).shape == (0, 3, 5)
+    assert draw(SampleRNG(0, IDS[:0])).shape == (0, 3, 5)
 
 
 def test_the_global_generator_is_left_alone():
     before = torch.random.get_rng_state()
-    Noise(0, IDS).normal((3,))
+    SampleRNG(0, IDS).normal((3,))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_uniform_is_uniform():
-    numbers = Noise(0, IDS).uniform((1000,), dtype=torch.float64).flatten()
+    numbers = SampleRNG(0, IDS).uniform((1000,), dtype=torch.float64).flatten()
     assert stats.kstest(numbers.numpy(), "uniform").pvalue > 1e-3
     assert numbers.unique().numel() > 0.999 * numbers.numel()
 
 
 def test_normal_is_normal():
-    numbers = Noise(0, IDS).normal((1000,), dtype=torch.float64)
+    numbers = SampleRNG(0, IDS).normal((1000,), dtype=torch.float64)
     assert stats.kstest(numbers.flatten().numpy(), "norm").pvalue > 1e-3
     n = numbers.numel()
     assert abs(numbers.mean().item()) < 4 / n**0.5
@@ -114,8 +114,8 @@ def test_normal_is_normal():
 
 
 def test_neighbours_are_not_correlated():
-    numbers = Noise(0, IDS).normal((64,), dtype=torch.float64)
-    after = Noise(0, IDS).normal((64,), step=1, dtype=torch.float64)
+    numbers = SampleRNG(0, IDS).normal((64,), dtype=torch.float64)
+    after = SampleRNG(0, IDS).normal((64,), step=1, dtype=torch.float64)
     limit = 4 / numbers.numel() ** 0.5
     assert abs((numbers * after).mean().item()) < limit
     assert abs((numbers[1:] * numbers[:-1]).mean().item()) < limit
@@ -125,27 +125,27 @@ def test_neighbours_are_not_correlated():
 
 
 def test_integers_are_uniform():
-    counts = Noise(0, IDS).integers(10, (1000,)).flatten().bincount(minlength=10)
+    counts = SampleRNG(0, IDS).integers(10, (1000,)).flatten().bincount(minlength=10)
     assert len(counts) == 10
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
-    assert Noise(0, IDS).integers(1).unique().tolist() == [0]
+    assert SampleRNG(0, IDS).integers(1).unique().tolist() == [0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("word", [0, 2**32 - 1])
 def test_uniform_reaches_neither_end(monkeypatch, dtype, word):
     monkeypatch.setattr(
-        Noise, "_words", lambda self, count, *_: torch.full((len(self.ids), count), word)
+        SampleRNG, "_words", lambda self, count, *_: torch.full((len(self.ids), count), word)
     )
-    numbers = Noise(0, IDS[:2]).uniform((3,), dtype=dtype)
+    numbers = SampleRNG(0, IDS[:2]).uniform((3,), dtype=dtype)
     assert ((numbers > 0) & (numbers < 1)).all()
-    assert Noise(0, IDS[:2]).normal((3,), dtype=dtype).isfinite().all()
+    assert SampleRNG(0, IDS[:2]).normal((3,), dtype=dtype).isfinite().all()
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (2,), (3,), (5,), (2, 3)])
 def test_shapes_and_types(shape):
-    noise = Noise(0, IDS[:2])
+    rng = SampleRNG(0, IDS[:2])
     for dtype in (torch.float32, torch.float64):
-        for numbers in (noise.uniform(shape, dtype=dtype), noise.normal(shape, dtype=dtype)):
+        for numbers in (rng.uniform(shape, dtype=dtype), rng.normal(shape, dtype=dtype)):
             assert (numbers.shape, numbers.dtype) == ((2, *shape), dtype)
-    assert noise.integers(7, shape).shape == (2, *shape)
+    assert rng.integers(7, shape).shape == (2, *shape)

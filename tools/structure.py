@@ -143,7 +143,9 @@ def _function_measures() -> Iterator[Measure]:
     found = function_lengths()
     lengths = [length for length, _ in found]
     median, p90 = statistics.median(lengths), lengths[int(0.9 * len(lengths))]
-    text = f"lines of a function: median {median:.0f}, p90 {p90}, max {lengths[-1]} ({found[-1][1]})"
+    text = (
+        f"lines of a function: median {median:.0f}, p90 {p90}, max {lengths[-1]} ({found[-1][1]})"
+    )
     kept = median <= FUNCTION_MEDIAN and p90 <= FUNCTION_P90 and lengths[-1] <= FUNCTION_MAX
     yield Measure(text, kept)
 

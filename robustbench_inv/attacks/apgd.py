@@ -1,25 +1,216 @@
-"""Auto-PGD: gradient steps that shorten by themselves where they lead nowhere, and begin again at the best."""
+"""Auto-PGD: momentum, step sizes that halve when the loss stops increasing, restarts from the best iterate."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.ascent import Ascent, checkpoints
-from robustbench_inv.attacks.ball import BALLS, Ball
-from robustbench_inv.attacks.best import Best
-from robustbench_inv.attacks.losses import check_losses, loss_toward, losses_for
+from robustbench_inv.attacks.best_so_far import BestSoFar
+from robustbench_inv.attacks.budget_geometry import BALL_NORMS, Ball, steepest_direction
+from robustbench_inv.attacks.losses import check_losses, losses_for, targeted_loss
+from robustbench_inv.attacks.parameters import check_least
 from robustbench_inv.attacks.protocol import Batch, Kind, Loss, Queries
-from robustbench_inv.attacks.ranges import check_least
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.randomness import Noise
-from robustbench_inv.tensors import Output, strongest_others
+from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.tensors import Output, broadcast, flatten, norm, top_other_classes, where_rows
 from robustbench_inv.threat.goals import Goal, Misclassify, MisclassifyAccepted
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["APGD"]
+__all__ = ["APGD", "APGDState", "checkpoint_steps"]
+
+
+MOMENTUM = 0.75
+"""α: share of the new step; the rest is the last one's."""
+
+MIN_INCREASE_SHARE = 0.75
+"""ρ: a step is halved if fewer than this share of the steps since the last checkpoint went uphill."""
+
+SPARSITY_DIVISOR, STEP_DIVISOR, MAX_STEP_DIVISOR = 1.5, 1.5, 10.0
+"""In l1: a step changes as many elements as the best image differs in, divided by 1.5; its length is divided by 1.5, to a
+tenth of eps at the least."""
+
+INITIAL_SPARSITY, SPARSITY_STABLE_SHARE = 0.2, 0.95
+"""In l1: share of the elements that the first steps change, and the share of the elements changed at the last checkpoint
+above which the number counts as settled, so that steps become shorter and no longer sparser."""
+
+
+@dataclass(frozen=True)
+class APGDState:
+    """Where m samples are.
+
+    Args:
+        ball: the inputs allowed.
+        images: (m, …) the iterates.
+        gradients: (m, …) gradients at the iterates.
+        losses: (m,) what the iterates are worth, −inf before the first answer.
+        previous: (m, …) the iterates before these.
+        best: (m, …) the best iterates.
+        best_gradients: (m, …) gradients there.
+        best_losses: (m,) what they are worth.
+        step_sizes: (m,) of the next step.
+        n_increases: (m,) steps since the last checkpoint that went uphill.
+        last_best_losses: (m,) what the best was worth at the last checkpoint.
+        halved: (m,) was the step shortened at the last checkpoint?
+        sparsity: (m,) in l1: elements that a step changes.
+        last_sparsity: (m,) in l1: elements that the best differed in at the last checkpoint.
+    """
+
+    ball: Ball
+    images: Tensor
+    gradients: Tensor
+    losses: Tensor
+    previous: Tensor
+    best: Tensor
+    best_gradients: Tensor
+    best_losses: Tensor
+    step_sizes: Tensor
+    n_increases: Tensor
+    last_best_losses: Tensor
+    halved: Tensor
+    sparsity: Tensor
+    last_sparsity: Tensor
+
+    @classmethod
+    def start(cls, ball: Ball, images: Tensor) -> "APGDState":
+        """Return the start of a run at (m, …) allowed inputs; steps begin as long as the ball is wide, in l1 half as long."""
+        none = torch.zeros_like(flatten(images)[:, 0])
+        lowest, elements = torch.full_like(none, -torch.inf), flatten(images).shape[1]
+        sparse = ball.norm == "l1"
+        return cls(
+            ball=ball,
+            images=images,
+            gradients=torch.zeros_like(images),
+            losses=lowest,
+            previous=images,
+            best=images,
+            best_gradients=torch.zeros_like(images),
+            best_losses=lowest,
+            step_sizes=torch.full_like(none, ball.eps if sparse else 2 * ball.eps),
+            n_increases=none,
+            last_best_losses=lowest,
+            halved=torch.ones_like(none, dtype=torch.bool),
+            sparsity=torch.full_like(none, INITIAL_SPARSITY * elements),
+            last_sparsity=torch.full_like(none, elements),
+        )
+
+    def __getitem__(self, rows: Tensor) -> "APGDState":
+        """Return the way of some of the samples, given positions or a mask (m,)."""
+        return APGDState(**{name: value[rows] for name, value in vars(self).items()})
+
+    def update(self, gradients: Tensor, losses: Tensor) -> "APGDState":
+        """Return the state once the model has answered to the iterates.
+
+        Args:
+            gradients: (m, …) gradients there.
+            losses: (m,) what they are worth.
+        """
+        higher = losses > self.best_losses
+        return replace(
+            self,
+            gradients=gradients,
+            losses=losses,
+            best=where_rows(higher, self.images, self.best),
+            best_gradients=where_rows(higher, gradients, self.best_gradients),
+            best_losses=torch.where(higher, losses, self.best_losses),
+            n_increases=self.n_increases + ((losses > self.losses) & self.losses.isfinite()),
+        )
+
+    def step(self, *, first: bool) -> "APGDState":
+        """Return the state after a step, whose images the model has not seen.
+
+        Args:
+            first: has there been no step before, whose momentum could be used?
+        """
+        ahead = self._sparse_step() if self.ball.norm == "l1" else self._step(first)
+        return replace(self, images=ahead, previous=self.images)
+
+    def adapt_step_size(self, since: int) -> "APGDState":
+        """Return the state after a checkpoint: where steps lead nowhere they become shorter, and begin at the best.
+
+        Args:
+            since: steps since the last checkpoint.
+        """
+        return self._adapt_sparsity() if self.ball.norm == "l1" else self._halve_step_sizes(since)
+
+    def _step(self, first: bool) -> Tensor:
+        """Croce and Hein, 2020, equation 3."""
+        length = broadcast(self.step_sizes, self.images)
+        ahead = self.ball.project(
+            self.images + length * steepest_direction(self.gradients, self.ball.norm)
+        )
+        if first:
+            return ahead
+        pushed = self.images - self.previous
+        return self.ball.project(
+            self.images + MOMENTUM * (ahead - self.images) + (1 - MOMENTUM) * pushed
+        )
+
+    def _halve_step_sizes(self, since: int) -> "APGDState":
+        """Croce and Hein, 2020, conditions 1 and 2."""
+        halved = (self.n_increases < MIN_INCREASE_SHARE * since) | (
+            ~self.halved & (self.last_best_losses == self.best_losses)
+        )
+        return replace(
+            self._reset_to_best(halved),
+            step_sizes=torch.where(halved, self.step_sizes / 2, self.step_sizes),
+            n_increases=torch.zeros_like(self.n_increases),
+            last_best_losses=self.best_losses,
+            halved=halved,
+        )
+
+    def _sparse_step(self) -> Tensor:
+        """Croce and Hein, 2021, algorithm 1: the elements of the steepest slopes, all by the same."""
+        flat = torch.nan_to_num(flatten(self.gradients), nan=0.0, posinf=0.0, neginf=0.0)
+        kept = self.sparsity.long().clamp(1, flat.shape[1])
+        least = flat.abs().sort(dim=1, descending=True).values.gather(1, kept[:, None] - 1)
+        signs = flat.sign() * (flat.abs() >= least)
+        step = signs / signs.abs().sum(1, keepdim=True).clamp_min(1) * self.step_sizes[:, None]
+        return self.ball.project(self.images + step.reshape(self.images.shape))
+
+    def _adapt_sparsity(self) -> "APGDState":
+        width = norm(self.best - self.ball.clean, "l0")
+        sparser = width < SPARSITY_STABLE_SHARE * self.last_sparsity
+        shorter = (self.step_sizes / STEP_DIVISOR).clamp_min(self.ball.eps / MAX_STEP_DIVISOR)
+        return replace(
+            self._reset_to_best(sparser),
+            step_sizes=shorter.where(~sparser, self.ball.eps),
+            sparsity=width / SPARSITY_DIVISOR,
+            last_sparsity=width,
+        )
+
+    def _reset_to_best(self, rows: Tensor) -> "APGDState":
+        """Return the state with some samples (m,) back where they were best."""
+        return replace(
+            self,
+            images=where_rows(rows, self.best, self.images),
+            gradients=where_rows(rows, self.best_gradients, self.gradients),
+            losses=torch.where(rows, self.best_losses, self.losses),
+        )
+
+
+def checkpoint_steps(steps: int, name: str) -> list[int]:
+    """Return the steps after which a run looks back, ascending.
+
+    They come ever sooner after one another: w_j = ⌈p_j · steps⌉ with p_1 = 0.22 and
+    p_{j+1} − p_j = max(p_j − p_{j−1} − 0.03, 0.06); in l1 every 4 % of the steps.
+
+    Args:
+        steps: of the run.
+        name: of the norm.
+
+    Example:
+        >>> checkpoint_steps(100, "linf")[:4]
+        [22, 41, 57, 70]
+    """
+    places, last, gap = [], 0.0, 0.04 if name == "l1" else 0.22
+    while last + gap < 1:
+        last += gap
+        places.append(-int(-round(last * steps, 6) // 1))
+        gap = gap if name == "l1" else max(gap - 0.03, 0.06)
+    return sorted(set(places))
 
 
 @dataclass(frozen=True)
@@ -36,7 +227,7 @@ class APGD:
         loss: one of ``losses.LOSSES``, or several joined by ``+``, which the restarts take in turn.
         target_classes: run toward so many other classes, one after the other, those of the largest logits first;
             0 to run away from the true class. Has no effect where the goal is a certain class.
-        widths: larger budgets, as multiples of eps, that each run passes through before its own, the largest first: an image
+        radius_schedule: larger budgets, as multiples of eps, that each run passes through before its own, the largest first: an image
             that is broken far away still has a gradient that leads on when it is brought nearer. The steps are shared out
             evenly; where a run succeeds, it goes on to the next budget at once.
 
@@ -50,81 +241,85 @@ class APGD:
     restarts: int = 1
     loss: str = "scaled-ce"
     target_classes: int = 0
-    widths: tuple[float, ...] = ()
+    radius_schedule: tuple[float, ...] = ()
 
     kind: ClassVar[Kind] = "budget"
-    norms: ClassVar[frozenset[str]] = BALLS
+    norms: ClassVar[frozenset[str]] = BALL_NORMS
 
     def __post_init__(self) -> None:
         check_losses(self.loss)
-        check_least(self, steps=1 + len(self.widths), restarts=1, target_classes=0)
-        if any(wide <= near for wide, near in pairwise((*self.widths, 1.0))):
+        check_least(self, steps=1 + len(self.radius_schedule), restarts=1, target_classes=0)
+        if any(wide <= near for wide, near in pairwise((*self.radius_schedule, 1.0))):
             raise BadParameter(
-                "unusable widths", got=self.widths, expected="descending numbers above 1"
+                "unusable widths", got=self.radius_schedule, expected="descending numbers above 1"
             )
 
     @property
-    def brief(self) -> "APGD":
+    def short_run(self) -> "APGD":
         steps = max(self.steps // 10, 1)
-        return replace(self, steps=steps, restarts=1, target_classes=0, widths=())
+        return replace(self, steps=steps, restarts=1, target_classes=0, radius_schedule=())
 
-    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
-        ball = Ball.of(threat, batch.images, model.bounds, BALLS)
-        balls = [*map(ball.wider, self.widths), ball]
-        best = Best(batch, threat.goal, model.conclusive)
-        for number, course in enumerate(self._courses(model, batch, threat.goal)):
-            rows = best.standing
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
+        ball = Ball.of(threat, batch.images, model.bounds, BALL_NORMS)
+        balls = [*map(ball.wider, self.radius_schedule), ball]
+        best = BestSoFar(batch, threat.goal, model.success_is_final)
+        for number, run_loss in enumerate(self._run_losses(model, batch, threat.goal)):
+            rows = best.active
             if not len(rows):
                 break
-            start = self._start(balls[0][rows], batch[rows], noise.rows(rows), number)
+            start = self._start(balls[0][rows], batch[rows], rng.rows(rows), number)
             for wide, near in pairwise(balls):
-                start = near[rows].project(self._approach(model, best, course, wide, start))
-            self._climb(model, best, course, Ascent.begin(ball[rows], start))
+                start = near[rows].project(
+                    self._ascend_in_larger_ball(model, best, run_loss, wide, start)
+                )
+            self._ascend(model, best, run_loss, APGDState.start(ball[rows], start))
         return best.images
 
-    def _approach(
-        self, model: Queries, best: Best, course: "_Course", ball: Ball, start: Tensor
+    def _ascend_in_larger_ball(
+        self, model: Queries, best: BestSoFar, run_loss: "_RunLoss", ball: Ball, start: Tensor
     ) -> Tensor:
         """Return what a run in a larger ball comes to, for the m samples that stand, from (m, …) images inside it."""
-        rows = best.standing
-        seen = best.anew(rows)
-        self._climb(model, seen, course, Ascent.begin(ball[rows], start))
+        rows = best.active
+        seen = best.reset(rows)
+        self._ascend(model, seen, run_loss, APGDState.start(ball[rows], start))
         return seen.images[rows]
 
-    def _courses(self, model: Queries, batch: Batch, goal: Goal) -> Iterator["_Course"]:
+    def _run_losses(self, model: Queries, batch: Batch, goal: Goal) -> Iterator["_RunLoss"]:
         """Yield what each run climbs: restart by restart, and class by class where there are targets."""
         names = self.loss.split("+")
         aims = isinstance(goal, Misclassify | MisclassifyAccepted) and self.target_classes
-        rivals = _rivals(model, batch, self.target_classes) if aims else None
+        other_classes = _target_classes(model, batch, self.target_classes) if aims else None
         for restart in range(self.restarts):
             name = names[restart % len(names)]
-            columns = [None] if rivals is None else rivals.unbind(1)
-            yield from (_Course(name, goal, targets) for targets in columns)
+            columns = [None] if other_classes is None else other_classes.unbind(1)
+            yield from (_RunLoss(name, goal, targets) for targets in columns)
 
-    def _start(self, ball: Ball, batch: Batch, noise: Noise, number: int) -> Tensor:
+    def _start(self, ball: Ball, batch: Batch, rng: SampleRNG, number: int) -> Tensor:
         if number == 0 and batch.start is not None:
             return ball.project(batch.start)
-        return ball.draw_far(noise, number)
+        return ball.draw_far(rng, number)
 
-    def _climb(self, model: Queries, best: Best, course: "_Course", way: Ascent) -> None:
-        steps = self.steps // (1 + len(self.widths))
-        rows, places, last = best.standing, checkpoints(steps, way.ball.norm), 0
+    def _ascend(
+        self, model: Queries, best: BestSoFar, run_loss: "_RunLoss", state: APGDState
+    ) -> None:
+        steps = self.steps // (1 + len(self.radius_schedule))
+        rows, places, last = best.active, checkpoint_steps(steps, state.ball.norm), 0
         for step in range(steps):
-            output, slopes = model.gradient(way.images, course.loss(rows), rows)
-            standing = best.offer(way.images, output, rows)
-            way = way.visit(slopes, course.height(output, best.batch.labels, rows))
-            if not standing.all():
-                rows, way = rows[standing], way[standing]
+            output, gradients = model.gradient(state.images, run_loss.loss(rows), rows)
+            active = best.update(state.images, output, rows)
+            state = state.update(gradients, run_loss.margin(output, best.batch.labels, rows))
+            if not active.all():
+                rows, state = rows[active], state[active]
             if not len(rows):
                 return
             if step in places:
-                way, last = way.adapt(step - last), step
-            way = way.step(first=step == 0)
-        best.offer(way.images, model(way.images, rows), rows)
+                state, last = state.adapt_step_size(step - last), step
+            state = state.step(first=step == 0)
+        best.update(state.images, model(state.images, rows), rows)
 
 
 @dataclass(frozen=True)
-class _Course:
+class _RunLoss:
     """What one run climbs.
 
     Args:
@@ -141,17 +336,17 @@ class _Course:
         """Return the loss of some samples, given their positions (m,)."""
         return self._loss(self.name, rows)
 
-    def height(self, output: Output, labels: Tensor, rows: Tensor) -> Tensor:
+    def margin(self, output: Output, labels: Tensor, rows: Tensor) -> Tensor:
         """Return what answers are worth, (m,): their margin, which, unlike some losses, compares all alike."""
         return self._loss("margin", rows)(output, labels[rows])
 
     def _loss(self, name: str, rows: Tensor) -> Loss:
         if self.targets is None:
             return losses_for(name, self.goal)[0]
-        return loss_toward(name, self.targets[rows], self.goal)
+        return targeted_loss(name, self.targets[rows], self.goal)
 
 
-def _rivals(model: Queries, batch: Batch, count: int) -> Tensor:
+def _target_classes(model: Queries, batch: Batch, count: int) -> Tensor:
     """Return the classes besides the true one with the largest logits of the clean inputs, (n, at most count)."""
     logits = model(batch.images).logits
-    return strongest_others(logits, batch.labels, count)
+    return top_other_classes(logits, batch.labels, count)

@@ -1,4 +1,4 @@
-"""The Boundary attack: a random walk along the decision boundary that sees nothing but decisions."""
+"""The BoundaryAttack attack: a random walk along the decision boundary that sees nothing but decisions."""
 
 import math
 from dataclasses import dataclass
@@ -7,29 +7,28 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.decisions import Decisions
+from robustbench_inv.attacks.decision_based import DecisionOracle, find_starting_points
+from robustbench_inv.attacks.parameters import check_below, check_least
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
-from robustbench_inv.attacks.ranges import check_below, check_least
-from robustbench_inv.attacks.starting_points import find_starts
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import broadcast, flatten, norm
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["Boundary"]
+__all__ = ["BoundaryAttack"]
 
-SIDEWAYS, INWARD = 0.35, 0.2
+SPHERICAL_SUCCESS_RATE, SOURCE_SUCCESS_RATE = 0.35, 0.2
 """Shares of successes that the step sizes are adapted to: of steps along the sphere, and of those inward besides.
 
 The paper asks for about 0.5 and 0.25. But where the boundary is flat less than half of any steps along a sphere succeed,
 so that they would shorten for ever. Median and mean l2 of 10 digits on mnist-cnn after 1,500 steps: 1.81 2.11 with
 (0.5, 0.25), 1.69 1.85 with (0.35, 0.2), 1.82 1.88 with (0.25, 0.12), 1.95 2.02 with (0.25, 0.2)."""
 
-LEAST, MOST = 1e-7, 0.5
+MIN_STEP, MAX_STEP = 1e-7, 0.5
 """Range of both step sizes, relative to the distance: a sample whose inward steps are below it has converged."""
 
 
 @dataclass(frozen=True)
-class Boundary:
+class BoundaryAttack:
     """From an input that reaches the goal, small steps in random directions, each a little nearer.
 
     A step goes sideways, along the sphere around the clean input, and then inward; it is taken if the goal is still
@@ -38,58 +37,60 @@ class Boundary:
 
     Args:
         steps: steps at most, >= 1.
-        sideways: first length of the steps along the sphere, relative to the distance, 0 to 1.
-        inward: first length of the steps inward, likewise.
-        every: in every so many steps the step sideways is asked about by itself, >= 1.
-        gain: logarithm by which a length grows after a success, > 0.
+        spherical_step: first length of the steps along the sphere, relative to the distance, 0 to 1.
+        source_step: first length of the steps inward, likewise.
+        spherical_check_interval: in every so many steps the step sideways is asked about by itself, >= 1.
+        step_adaptation: logarithm by which a length grows after a success, > 0.
 
     References:
         Brendel, Rauber and Bethge, Decision-based adversarial attacks, ICLR 2018, algorithm 1 and section 2.
     """
 
     steps: int = 5000
-    sideways: float = 0.1
-    inward: float = 0.1
-    every: int = 5
-    gain: float = 0.1
+    spherical_step: float = 0.1
+    source_step: float = 0.1
+    spherical_check_interval: int = 5
+    step_adaptation: float = 0.1
 
     kind: ClassVar[Kind] = "minimal"
     norms: ClassVar[frozenset[str]] = frozenset({"l2"})
 
     def __post_init__(self) -> None:
-        check_below(self, sideways=1.0, inward=1.0, gain=math.inf)
-        check_least(self, steps=1, every=1)
+        check_below(self, spherical_step=1.0, source_step=1.0, step_adaptation=math.inf)
+        check_least(self, steps=1, spherical_check_interval=1)
 
-    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
-        starts, found = find_starts(model, batch, threat.goal, noise)
-        model.mark((~found).nonzero()[:, 0], "no_start")
-        walk = _Walk(model, batch, threat, starts, found)
-        lengths = torch.tensor([self.sideways, self.inward]).to(walk.distances)
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
+        starts, found = find_starting_points(model, batch, threat.goal, rng)
+        model.report_failure((~found).nonzero()[:, 0], "no_start")
+        walk = _RandomWalk(model, batch, threat, starts, found)
+        lengths = torch.tensor([self.spherical_step, self.source_step]).to(walk.distances)
         lengths = lengths.expand(len(batch), 2).clone()
         rows = found.nonzero()[:, 0]
         for step in range(self.steps):
-            rows = rows[(lengths[rows, 1] > LEAST) & (walk.distances[rows] > 0)]
+            rows = rows[(lengths[rows, 1] > MIN_STEP) & (walk.distances[rows] > 0)]
             if not len(rows):
                 break
-            directions = noise.rows(rows).normal(
+            directions = rng.rows(rows).normal(
                 tuple(batch.images.shape[1:]), step=step, dtype=batch.images.dtype
             )
-            around = walk.sideways(rows, directions, lengths[rows, 0])
-            if step % self.every == 0:
+            around = walk.spherical_step(rows, directions, lengths[rows, 0])
+            if step % self.spherical_check_interval == 0:
                 hit = walk.decisions.reached(around, rows)
-                lengths[rows, 0] *= self._factor(hit, SIDEWAYS, self.every)
+                lengths[rows, 0] *= self._factor(
+                    hit, SPHERICAL_SUCCESS_RATE, self.spherical_check_interval
+                )
             hit = walk.advance(around, rows, lengths[rows, 1])
-            lengths[rows, 1] *= self._factor(hit, INWARD, 1)
-            lengths.clamp_max_(MOST)
+            lengths[rows, 1] *= self._factor(hit, SOURCE_SUCCESS_RATE, 1)
+            lengths.clamp_max_(MAX_STEP)
         return walk.images
 
     def _factor(self, hit: Tensor, share: float, weight: int) -> Tensor:
         """Return by what a length is multiplied: at this share of successes its logarithm keeps its mean."""
-        gain = self.gain * math.sqrt(weight)
-        return torch.where(hit, gain, -gain * share / (1 - share)).exp()
+        step_adaptation = self.step_adaptation * math.sqrt(weight)
+        return torch.where(hit, step_adaptation, -step_adaptation * share / (1 - share)).exp()
 
 
-class _Walk:
+class _RandomWalk:
     """Where the walks of n samples are.
 
     Args:
@@ -103,12 +104,12 @@ class _Walk:
     def __init__(
         self, model: Queries, batch: Batch, threat: ThreatModel, starts: Tensor, found: Tensor
     ) -> None:
-        self.decisions = Decisions(model, batch, threat.goal)
+        self.decisions = DecisionOracle(model, batch, threat.goal)
         self.batch, self.bounds = batch, model.bounds
         self.images = starts.clone()
         self.distances = norm(starts - batch.images, "l2").where(found, torch.inf)
 
-    def sideways(self, rows: Tensor, directions: Tensor, lengths: Tensor) -> Tensor:
+    def spherical_step(self, rows: Tensor, directions: Tensor, lengths: Tensor) -> Tensor:
         """Return images (m, …) on the same spheres, and inside the box.
 
         Args:

@@ -6,27 +6,27 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.linearised import furthest, linear_distance
+from robustbench_inv.attacks.best_so_far import ClosestAdversarial
+from robustbench_inv.attacks.linearization import linear_distance, max_distance
 from robustbench_inv.attacks.losses import losses_for
-from robustbench_inv.attacks.nearest import Nearest
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output, broadcast, flatten, norm, where_rows
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["CarliniWagner"]
+__all__ = ["AdaptiveCarliniWagner"]
 
 BETAS = (0.9, 0.999)
 """Decay rates of Adam's two means, as Kingma and Ba give them."""
 
-BALANCE = 1.5
+CONSTANT_FACTOR = 1.5
 """The constant, relative to the one at which distance and margin pull equally."""
 
-NEAR = 3.0
+MAX_CONSTANT_RATIO = 3.0
 """A constant is right if it is at most this many times what the nearest success asks for."""
 
-GAIN = 0.98
+MIN_IMPROVEMENT = 0.98
 """A search that leaves a success at more than this part of its distance before was the last that a sample needs."""
 
 # The published attack searches from the same first constant for all samples, halving and multiplying by ten, with a
@@ -47,7 +47,7 @@ GAIN = 0.98
 
 
 @dataclass(frozen=True)
-class CarliniWagner:
+class AdaptiveCarliniWagner:
     """Minimises ‖x' − x‖² + c·max(0, κ − margin(x')) for each sample, by Adam, for a constant c of its own.
 
     At a minimum on the boundary 2‖x' − x‖ = c‖∇margin‖. So c begins at what the linearised model asks for,
@@ -84,16 +84,16 @@ class CarliniWagner:
         if not 0 < self.rel_step < float("inf"):
             raise BadParameter("unusable rel_step", got=self.rel_step, expected="> 0")
 
-    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         search = _Search(model, batch, threat, self)
-        rows = search.begin()
+        rows = search.initialize()
         for _ in range(self.searches):
             if not len(rows):
                 break
-            before = search.sure.distances[rows]
+            before = search.confident.distances[rows]
             search.descend(rows)
-            rows = search.balance(rows, before)
-        return where_rows(search.sure.found, search.sure.images, search.any.images)
+            rows = search.update_constants(rows, before)
+        return where_rows(search.confident.found, search.confident.images, search.any.images)
 
 
 class _Search:
@@ -107,25 +107,28 @@ class _Search:
     """
 
     def __init__(
-        self, model: Queries, batch: Batch, threat: ThreatModel, settings: CarliniWagner
+        self, model: Queries, batch: Batch, threat: ThreatModel, settings: AdaptiveCarliniWagner
     ) -> None:
         self.model, self.batch, self.settings = model, batch, settings
-        self.sure, self.any = Nearest(batch, threat, settings.confidence), Nearest(batch, threat)
-        (self.lead,) = losses_for("margin", threat.goal)
+        self.confident, self.any = (
+            ClosestAdversarial(batch, threat, settings.confidence),
+            ClosestAdversarial(batch, threat),
+        )
+        (self.margin,) = losses_for("margin", threat.goal)
         self.scales = self.constants = torch.zeros_like(self.any.distances)
         self.starts = batch.images.clone()
 
-    def begin(self) -> Tensor:
+    def initialize(self) -> Tensor:
         """Take the first constants from the linearised model; return the rows (m,) that have a slope to follow."""
         images, labels = self.batch.images, self.batch.labels
         rows = torch.arange(len(labels), device=labels.device)
-        output, slopes = self.model.gradient(images, self.lead, rows)
-        self._offer(images, output, rows)
-        gaps = self.settings.confidence - self.lead(output, labels)
-        limits = furthest(images, self.model.bounds, "l2")
-        self.scales = linear_distance(gaps, slopes, "l2").minimum(limits)
-        self.constants = _balanced(self.scales, slopes)
-        return rows[flatten(slopes != 0).any(1) | (not self.model.conclusive)]
+        output, gradients = self.model.gradient(images, self.margin, rows)
+        self._update(images, output, rows)
+        gaps = self.settings.confidence - self.margin(output, labels)
+        limits = max_distance(images, self.model.bounds, "l2")
+        self.scales = linear_distance(gaps, gradients, "l2").minimum(limits)
+        self.constants = _balanced_constants(self.scales, gradients)
+        return rows[flatten(gradients != 0).any(1) | (not self.model.success_is_final)]
 
     def descend(self, rows: Tensor) -> None:
         """Minimise the objective of the samples at (m,) positions."""
@@ -133,46 +136,54 @@ class _Search:
         mean, square = torch.zeros_like(clean), torch.zeros_like(rows, dtype=torch.float64)
         scales, steps, (beta1, beta2) = self.scales[rows], self.settings.steps, BETAS
         for step in range(steps):
-            output, slopes = self.model.gradient(images, self._shortfall, rows)
-            self._offer(images, output, rows)
-            slopes = torch.nan_to_num(slopes, nan=0.0, posinf=0.0, neginf=0.0)
-            descent = 2 * (images - clean) - broadcast(self.constants[rows], images) * slopes
+            output, gradients = self.model.gradient(images, self._margin_if_not_reached, rows)
+            self._update(images, output, rows)
+            gradients = torch.nan_to_num(gradients, nan=0.0, posinf=0.0, neginf=0.0)
+            descent = 2 * (images - clean) - broadcast(self.constants[rows], images) * gradients
             mean = beta1 * mean + (1 - beta1) * descent
             square = beta2 * square + (1 - beta2) * norm(descent, "l2").double().square()
             size = (square / (1 - beta2 ** (step + 1))).sqrt() * (1 - beta1 ** (step + 1))
             along = mean / broadcast(size.where(size > 0, 1).to(mean), mean)
             lengths = self.settings.rel_step * (1 - step / steps) * scales
             images = (images - broadcast(lengths, images) * along).clamp(*self.model.bounds)
-        self._offer(images, self.model(images, rows), rows)
-        self.starts[rows] = where_rows(self.sure.found[rows], self.sure.images[rows], images)
+        self._update(images, self.model(images, rows), rows)
+        self.starts[rows] = where_rows(
+            self.confident.found[rows], self.confident.images[rows], images
+        )
 
-    def balance(self, rows: Tensor, before: Tensor) -> Tensor:
+    def update_constants(self, rows: Tensor, before: Tensor) -> Tensor:
         """Correct the constants of the samples at (m,) positions, and return those that need another search.
 
         Args:
             rows: the samples that were searched for.
             before: (m,) distances of their nearest successes before that.
         """
-        found, now, tried = self.sure.found[rows], self.sure.distances[rows], self.constants[rows]
-        _, slopes = self.model.gradient(self.starts[rows], self.lead, rows)
-        asked = _balanced(now, slopes)
+        found, now, tried = (
+            self.confident.found[rows],
+            self.confident.distances[rows],
+            self.constants[rows],
+        )
+        _, gradients = self.model.gradient(self.starts[rows], self.margin, rows)
+        asked = _balanced_constants(now, gradients)
         self.constants[rows] = torch.where(found, asked, 10 * tried)
         self.scales[rows] = torch.where(found, now / 4, self.scales[rows])
-        gained = before.isfinite() & (now < GAIN * before)
-        return rows[~found | (tried > NEAR * asked) | gained]
+        gained = before.isfinite() & (now < MIN_IMPROVEMENT * before)
+        return rows[~found | (tried > MAX_CONSTANT_RATIO * asked) | gained]
 
-    def _shortfall(self, output: Output, labels: Tensor) -> Tensor:
+    def _margin_if_not_reached(self, output: Output, labels: Tensor) -> Tensor:
         """Return the margins of those that are no success yet: a rejected input is none, however wrong."""
-        margins: Tensor = self.lead(output, labels)
-        reached = self.sure.threat.goal.margin(output.detach(), labels) > self.settings.confidence
+        margins: Tensor = self.margin(output, labels)
+        reached = (
+            self.confident.threat.goal.margin(output.detach(), labels) > self.settings.confidence
+        )
         return margins.where(~reached, 0)
 
-    def _offer(self, images: Tensor, output: Output, rows: Tensor) -> None:
-        self.any.offer(images, output, rows)
-        self.sure.offer(images, output, rows)
+    def _update(self, images: Tensor, output: Output, rows: Tensor) -> None:
+        self.any.update(images, output, rows)
+        self.confident.update(images, output, rows)
 
 
-def _balanced(distances: Tensor, slopes: Tensor) -> Tensor:
+def _balanced_constants(distances: Tensor, gradients: Tensor) -> Tensor:
     """Return the constants with which a margin of these slopes is worth these distances, (n,)."""
-    steepness = norm(slopes, "l2")
-    return BALANCE * 2 * distances / steepness.where(steepness > 0, 1)
+    steepness = norm(gradients, "l2")
+    return CONSTANT_FACTOR * 2 * distances / steepness.where(steepness > 0, 1)

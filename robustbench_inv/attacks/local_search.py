@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
+from robustbench_inv.attacks.best_so_far import ClosestAdversarial
 from robustbench_inv.attacks.losses import check_losses, losses_for
-from robustbench_inv.attacks.nearest import Nearest
+from robustbench_inv.attacks.parameters import check_least
 from robustbench_inv.attacks.protocol import Batch, Kind, Loss, Queries
-from robustbench_inv.attacks.ranges import check_least
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import where_rows
 from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = ["LocalSearch"]
 
-CHUNK = 2048
+MAX_IMAGES_PER_QUERY = 2048
 """Images that the model is asked about at once: a round asks about up to 128 for each sample."""
 
 
@@ -39,11 +39,11 @@ class LocalSearch:
     Args:
         probe: p, > 0. With r / 2 a pixel at an end of the box is tried at what it would become.
         factor: r, 0 to 2.
-        reach: d, half the side of the squares around changed pixels in which the next round looks, >= 0.
+        half_side: d, half the side of the squares around changed pixels in which the next round looks, >= 0.
         pixels: t, changed in each round, >= 1.
         rounds: R, >= 1.
         candidates: pixels tried in each round at most, drawn at random from those that may be, >= 1.
-        seeds: share of all pixels that the first round may try, 0 to 1.
+        initial_share: share of all pixels that the first round may try, 0 to 1.
         loss: what tells which change is best; one of ``losses.LOSSES``.
 
     References:
@@ -53,11 +53,11 @@ class LocalSearch:
 
     probe: float = 0.75
     factor: float = 1.5
-    reach: int = 5
+    half_side: int = 5
     pixels: int = 5
     rounds: int = 150
     candidates: int = 128
-    seeds: float = 0.1
+    initial_share: float = 0.1
     loss: str = "log-odds"
 
     kind: ClassVar[Kind] = "minimal"
@@ -65,25 +65,25 @@ class LocalSearch:
 
     def __post_init__(self) -> None:
         check_losses(self.loss, most=1)
-        check_least(self, reach=0, pixels=1, rounds=1, candidates=1)
+        check_least(self, half_side=0, pixels=1, rounds=1, candidates=1)
         for name, most in (("probe", math.inf), ("factor", 2.0), ("seeds", 1.0)):
             value = getattr(self, name)
             if not 0 < value <= most:
                 raise BadParameter(f"unusable {name}", got=value, expected=f"> 0 and <= {most:g}")
 
-    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         search = _Search(model, batch, threat, self)
         images, rows = batch.images, torch.arange(len(batch), device=batch.labels.device)
-        allowed = search.first(noise)
+        allowed = search.first(rng)
         for step in range(self.rounds):
-            pixels = search.draw(allowed, noise.rows(rows), step)
+            pixels = search.draw(allowed, rng.rows(rows), step)
             scores, hits = search.try_each(images, pixels, rows)
             chosen = pixels.gather(1, scores.topk(min(self.pixels, scores.shape[1])).indices)
             written = search.write(images, chosen)
             single = search.changed(images, pixels.gather(1, hits.argmax(1, keepdim=True)))
             images = where_rows(hits.amax(1) > 0, single, written)
-            left = ~(search.nearest.offer(images, model(images, rows), rows) > 0)
-            left |= not model.conclusive
+            left = ~(search.nearest.update(images, model(images, rows), rows) > 0)
+            left |= not model.success_is_final
             rows, images, allowed = rows[left], images[left], search.around(chosen)[left]
             if not len(rows):
                 break
@@ -104,7 +104,7 @@ class _Search:
         self, model: Queries, batch: Batch, threat: ThreatModel, settings: LocalSearch
     ) -> None:
         self.model, self.batch, self.settings = model, batch, settings
-        self.nearest = Nearest(batch, threat)
+        self.nearest = ClosestAdversarial(batch, threat)
         self.loss: Loss = losses_for(settings.loss, threat.goal)[0]
         # an input without channels or without height is a picture with one of them
         shape = (1, 1, *batch.images.shape[1:])[-3:]
@@ -115,15 +115,15 @@ class _Search:
         """Number of pixels."""
         return int(self.height * self.width)
 
-    def first(self, noise: Noise) -> Tensor:
+    def first(self, rng: SampleRNG) -> Tensor:
         """Return which pixels the first round may try, (n, count): a share of them at random."""
-        keys = noise.named("seeds").uniform((self.count,))
-        some = keys.topk(max(1, round(self.settings.seeds * self.count))).indices
+        keys = rng.named("seeds").uniform((self.count,))
+        some = keys.topk(max(1, round(self.settings.initial_share * self.count))).indices
         return torch.zeros_like(keys, dtype=torch.bool).scatter(1, some, value=True)
 
-    def draw(self, allowed: Tensor, noise: Noise, step: int) -> Tensor:
+    def draw(self, allowed: Tensor, rng: SampleRNG, step: int) -> Tensor:
         """Return the pixels that a round tries, (m, q), of those allowed, (m, count); −1 for none."""
-        keys = noise.uniform((self.count,), step=step).where(allowed, -1.0)
+        keys = rng.uniform((self.count,), step=step).where(allowed, -1.0)
         most = min(self.settings.candidates, self.count)
         found = keys.topk(most)
         return found.indices.where(found.values > 0, -1)
@@ -132,7 +132,7 @@ class _Search:
         """Return the loss with each pixel (m, q) changed alone, and the goal's margin; −inf where there is none."""
         scores = torch.full_like(pixels, -torch.inf, dtype=torch.float64)
         hits = scores.clone()
-        for places in torch.split((pixels >= 0).nonzero(), CHUNK):
+        for places in torch.split((pixels >= 0).nonzero(), MAX_IMAGES_PER_QUERY):
             sample, column = places.T
             shown = self.changed(images[sample], pixels[sample, column][:, None])
             output = self.model(shown, rows[sample])
@@ -155,8 +155,8 @@ class _Search:
         marks = torch.zeros(len(pixels), self.count + 1, device=pixels.device)
         marks.scatter_(1, pixels.where(pixels >= 0, self.count), 1.0)
         grid = marks[:, :-1].reshape(-1, 1, self.height, self.width)
-        reach = self.settings.reach
-        return max_pool2d(grid, 2 * reach + 1, 1, reach).flatten(1) > 0
+        half_side = self.settings.half_side
+        return max_pool2d(grid, 2 * half_side + 1, 1, half_side).flatten(1) > 0
 
     def _replaced(
         self, images: Tensor, pixels: Tensor, change: Callable[[Tensor], Tensor]
@@ -166,12 +166,12 @@ class _Search:
         flat = images.reshape(len(images), self.channels, self.count)
         flat = torch.cat([flat, flat[:, :, :1]], 2)  # a place to write what stands for no pixel
         places = pixels.where(pixels >= 0, self.count)[:, None].expand(-1, self.channels, -1)
-        new = _wrapped(change((flat.gather(2, places) - low) / (high - low) - 0.5))
+        new = _wrap_around(change((flat.gather(2, places) - low) / (high - low) - 0.5))
         new = (low + (high - low) * (new + 0.5)).clamp(low, high)
         return flat.scatter(2, places, new)[:, :, :-1].reshape(images.shape)
 
 
-def _wrapped(values: Tensor) -> Tensor:
+def _wrap_around(values: Tensor) -> Tensor:
     """Return values from −½ to ½: what lies beyond one end enters at the other."""
     above, below = (values - 0.5).clamp_min(0).ceil(), (-0.5 - values).clamp_min(0).ceil()
     return values - above + below

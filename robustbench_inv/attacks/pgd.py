@@ -1,4 +1,4 @@
-"""Projected gradient descent: small steps along the gradient, each followed by a projection."""
+"""FGSM and projected gradient descent in linf or l2."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -6,15 +6,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.ball import NORMS, Ball, steepest
-from robustbench_inv.attacks.best import Best
+from robustbench_inv.attacks.best_so_far import BestSoFar
+from robustbench_inv.attacks.budget_geometry import GRADIENT_NORMS, Ball, steepest_direction
 from robustbench_inv.attacks.losses import check_losses, losses_for
+from robustbench_inv.attacks.parameters import check_positive
 from robustbench_inv.attacks.protocol import Batch, Kind, Loss, Queries
-from robustbench_inv.attacks.ranges import check_positive
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["PGD"]
+__all__ = ["FGSM", "PGD"]
+
 
 # Why long, shrinking steps and the scaled cross-entropy: robust accuracy in % after 40 steps from one random
 # start, mean of two seeds, on 490 MNIST test digits and Guess First's CNN, plainly trained (std) and with
@@ -68,48 +69,79 @@ class PGD:
     random_start: bool = True
 
     kind: ClassVar[Kind] = "budget"
-    norms: ClassVar[frozenset[str]] = NORMS
+    norms: ClassVar[frozenset[str]] = GRADIENT_NORMS
 
     def __post_init__(self) -> None:
         check_losses(self.loss)
         check_positive(self, "steps", "restarts", "rel_step")
 
     @property
-    def brief(self) -> "PGD":
+    def short_run(self) -> "PGD":
         return replace(self, steps=max(self.steps // 10, 1), restarts=1)
 
-    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         ball = Ball.of(threat, batch.images, model.bounds)
         losses = losses_for(self.loss, threat.goal)
-        best = Best(batch, threat.goal, model.conclusive)
+        best = BestSoFar(batch, threat.goal, model.success_is_final)
         for restart in range(self.restarts):
-            rows = best.standing
+            rows = best.active
             if not len(rows):
                 break
-            start = self._start(ball[rows], batch[rows], noise.rows(rows), restart)
-            self._climb(model, ball, losses[restart % len(losses)], best, start)
+            start = self._start(ball[rows], batch[rows], rng.rows(rows), restart)
+            self._ascend(model, ball, losses[restart % len(losses)], best, start)
         return best.images
 
-    def _start(self, ball: Ball, batch: Batch, noise: Noise, restart: int) -> Tensor:
+    def _start(self, ball: Ball, batch: Batch, rng: SampleRNG, restart: int) -> Tensor:
         if restart == 0 and batch.start is not None:
             return ball.project(batch.start)
-        return ball.draw(noise, restart) if self.random_start else batch.images
+        return ball.draw(rng, restart) if self.random_start else batch.images
 
-    def _climb(self, model: Queries, ball: Ball, loss: Loss, best: Best, images: Tensor) -> None:
-        rows = best.standing
+    def _ascend(
+        self, model: Queries, ball: Ball, loss: Loss, best: BestSoFar, images: Tensor
+    ) -> None:
+        rows = best.active
         ball = ball[rows]
         for step in range(self.steps):
             if not len(rows):
                 return
             output, gradient = model.gradient(images, loss, rows)
-            standing = best.offer(images, output, rows)
-            if not standing.all():  # where none falls, no step pays for copies
-                rows, images, gradient = rows[standing], images[standing], gradient[standing]
-                ball = ball[standing]
-            length, way = self._length(step) * ball.eps, steepest(gradient, ball.norm)
-            images = ball.project(torch.add(images, way, alpha=length))
+            active = best.update(images, output, rows)
+            if not active.all():  # where none falls, no step pays for copies
+                rows, images, gradient = rows[active], images[active], gradient[active]
+                ball = ball[active]
+            length, direction = (
+                self._step_size(step) * ball.eps,
+                steepest_direction(gradient, ball.norm),
+            )
+            images = ball.project(torch.add(images, direction, alpha=length))
         if len(rows):
-            best.offer(images, model(images, rows), rows)
+            best.update(images, model(images, rows), rows)
 
-    def _length(self, step: int) -> float:
+    def _step_size(self, step: int) -> float:
         return self.rel_step * (1 - step / self.steps if self.decay else 1)
+
+
+@dataclass(frozen=True)
+class FGSM:
+    """One step along the gradient at the clean input: its sign in linf, its direction in l2.
+
+    Args:
+        loss: which loss to climb: ``ce``, ``margin``, ``dlr`` or ``scaled-ce``.
+
+    References:
+        Goodfellow, Shlens and Szegedy, Explaining and harnessing adversarial examples, ICLR 2015, section 4.
+    """
+
+    loss: str = "ce"
+
+    kind: ClassVar[Kind] = "budget"
+    norms: ClassVar[frozenset[str]] = GRADIENT_NORMS
+
+    def __post_init__(self) -> None:
+        check_losses(self.loss, most=1)
+
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
+        ball = Ball.of(threat, batch.images, model.bounds)
+        (loss,) = losses_for(self.loss, threat.goal)
+        _, gradient = model.gradient(batch.images, loss)
+        return ball.project(batch.images + ball.eps * steepest_direction(gradient, ball.norm))

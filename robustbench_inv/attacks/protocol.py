@@ -10,21 +10,22 @@ from torch import Tensor
 
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.models.protocol import Output
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = [
     "Attack",
     "Batch",
-    "HasBrief",
+    "FailureReason",
+    "InputPool",
     "Kind",
     "Loss",
-    "Pool",
+    "NeedsOODData",
     "Queries",
-    "Reason",
-    "ShowsOthers",
-    "brief_of",
+    "SupportsWarmStart",
+    "short_run_of",
 ]
+
 
 Kind = Literal["budget", "minimal", "invariance", "given"]
 """``budget``: searches inside a fixed budget. ``minimal``: seeks the nearest success, run once for all
@@ -35,13 +36,13 @@ gets wrong as well, so that its records tell the answer to every input that is g
 Loss = Callable[[Output, Tensor], Tensor]
 """(output of m samples, their labels (m,)) → (m,) values that the attacker wants to *increase*."""
 
-Reason = Literal["no_start", "numerics", "crash"]
+FailureReason = Literal["no_start", "numerics", "crash"]
 """Why an attack has no proposal for a sample: no starting point, values that are not finite, or an
 exception raised for this sample while the others went well."""
 
 
 @dataclass(frozen=True)
-class Pool:
+class InputPool:
     """Other inputs of the data set that is evaluated: donors, and neighbours of other classes.
 
     It is the same for every batch, batch size and resume, and may hold samples of the batch itself: what seeks
@@ -87,7 +88,7 @@ class Batch:
     labels: Tensor
     ids: Tensor
     start: Tensor | None = None
-    pool: Pool | None = None
+    pool: InputPool | None = None
     counterparts: Tensor | None = None
 
     def __len__(self) -> int:
@@ -119,7 +120,7 @@ class Queries(Protocol):
     def dtype(self) -> torch.dtype: ...
 
     @property
-    def conclusive(self) -> bool:
+    def success_is_final(self) -> bool:
         """Is an answer that shows a success final?
 
         Not if another draw of a stochastic model may take it back, nor if a substitute gives the answers and
@@ -147,11 +148,11 @@ class Queries(Protocol):
         """Return the output with its graph; a backward pass through it is counted when it is made."""
         ...
 
-    def mark(self, rows: Tensor, status: Reason) -> None:
+    def report_failure(self, rows: Tensor, status: FailureReason) -> None:
         """Say why there is no proposal for some samples, given their positions (m,) in the batch."""
         ...
 
-    def measure(self, name: str, values: Tensor) -> None:
+    def log(self, name: str, values: Tensor) -> None:
         """Keep a number of each sample (n,) beside its record: which donor it had, how exact an inverse was.
 
         Numbers, and truth values as 0 and 1, go to the cell's notes under their name.
@@ -172,30 +173,30 @@ class Attack(Protocol):
     @property
     def norms(self) -> frozenset[str]: ...
 
-    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         """Return a proposal for each sample, (n, …), the clean image where there is none.
 
         Args:
             model: answers queries about the batch's samples.
             batch: n samples.
             threat: the budget to stay in, the goal to reach, the access allowed.
-            noise: the samples' random numbers, to be drawn by (restart, step).
+            rng: the samples' random numbers, to be drawn by (restart, step).
         """
         ...
 
 
 @runtime_checkable
-class HasBrief(Protocol):
+class SupportsWarmStart(Protocol):
     """An attack inside a budget that begins where the batch says, and can be run in brief: its sweeps go down."""
 
     @property
-    def brief(self) -> Attack | None:
+    def short_run(self) -> Attack | None:
         """The same search in a tenth of its steps, for samples that withstood all of it at a larger eps; None if there is none."""
         ...
 
 
 @runtime_checkable
-class ShowsOthers(Protocol):
+class NeedsOODData(Protocol):
     """An attack that shows inputs of another data set than the one that is evaluated; it is opened beforehand."""
 
     @property
@@ -203,11 +204,11 @@ class ShowsOthers(Protocol):
         """Name of the other data set; empty for the usual one."""
         ...
 
-    def showing(self, others: Dataset) -> Attack:
+    def with_ood_data(self, ood: Dataset) -> Attack:
         """Return the attack with the other data set at hand."""
         ...
 
 
-def brief_of(attack: Attack) -> Attack | None:
+def short_run_of(attack: Attack) -> Attack | None:
     """Return an attack's brief form; None if it has none."""
-    return attack.brief if isinstance(attack, HasBrief) else None
+    return attack.short_run if isinstance(attack, SupportsWarmStart) else None

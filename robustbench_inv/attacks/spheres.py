@@ -1,4 +1,4 @@
-"""Analytic perturbation attack on adversarial spheres: the class stays, the decision changes."""
+"""Closed-form perturbation and invariance attacks on adversarial spheres."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
@@ -9,24 +9,26 @@ from torch import Tensor
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import CapabilityMismatch
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import NORMS, flatten, norm
 from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = [
-    "ReadsNormOfUsedDimensions",
+    "NormThresholdModel",
+    "SpheresInvariance",
     "SpheresPerturbation",
     "on_sphere",
     "spheres_model",
     "split_used",
 ]
 
-BELOW = 1e-12
+
+RELATIVE_SLACK = 1e-12
 """How far below the classifier's bias, relatively, the decision is certain to be the inner sphere's."""
 
 
 @runtime_checkable
-class ReadsNormOfUsedDimensions(Protocol):
+class NormThresholdModel(Protocol):
     """A classifier that compares the l2 norm of all but the last coordinates with a bias.
 
     ``unused_dimensions`` is how many it does not see, ``radii`` are those of the inner and outer sphere.
@@ -58,28 +60,28 @@ class SpheresPerturbation:
     kind: ClassVar[Kind] = "minimal"
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
 
-    def demand(self, model: object, threat: ThreatModel, data: Dataset) -> None:
+    def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:
         """Refuse a model of which the closed form is not known."""
         spheres_model(model)
 
-    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         classifier = spheres_model(model.model)
         outer, points = classifier.radii[1], flatten(batch.images)
         used, unused, u, v = split_used(points, classifier.unused_dimensions)
-        shorter = classifier.bias * (1 - _clearance(points.dtype))
+        shorter = classifier.bias * (1 - _relative_slack(points.dtype))
         longer = max(outer**2 - shorter**2, 0.0) ** 0.5
         moved = torch.cat([used * (shorter / u), unused * (longer / v)], 1)
         possible = on_sphere(points, outer) & (v[:, 0] > 0) & (u[:, 0] >= classifier.bias)
         return torch.where(possible[:, None], moved, points).reshape(batch.images.shape)
 
 
-def spheres_model(model: object) -> ReadsNormOfUsedDimensions:
+def spheres_model(model: object) -> NormThresholdModel:
     """Return the model if it can be attacked analytically.
 
     Raises:
         CapabilityMismatch: if it does not say which dimensions it reads.
     """
-    if not isinstance(model, ReadsNormOfUsedDimensions):
+    if not isinstance(model, NormThresholdModel):
         raise CapabilityMismatch(
             "an analytic attack on spheres needs a classifier that reads the norm of some dimensions",
             got=type(model).__name__,
@@ -102,6 +104,34 @@ def on_sphere(points: Tensor, radius: float) -> Tensor:
     return (norm(points, "l2") - radius).abs() <= slack * radius
 
 
-def _clearance(dtype: torch.dtype) -> float:
-    """Float32 cannot tell the norm of many coordinates from the bias to within BELOW."""
-    return max(BELOW, 100 * torch.finfo(dtype).eps if dtype != torch.float64 else 0.0)
+def _relative_slack(dtype: torch.dtype) -> float:
+    """Float32 cannot tell the norm of many coordinates from the bias to within RELATIVE_SLACK."""
+    return max(RELATIVE_SLACK, 100 * torch.finfo(dtype).eps if dtype != torch.float64 else 0.0)
+
+
+@dataclass(frozen=True)
+class SpheresInvariance:
+    """Moves points of the inner sphere to the outer one along the coordinates that the model does not see.
+
+    With u and v the norms of the used and the unused coordinates and R2 the outer radius, the unused ones are
+    scaled to √(R2² − u²), at a distance of √(R2² − u²) − v. Points on which this is not possible stay as they
+    are: those of the outer sphere, those with v = 0, and all if no dimension is unused.
+
+    References:
+        Behrmann, thesis, section 6.2.1, analytic invariance-based attack.
+    """
+
+    kind: ClassVar[Kind] = "invariance"
+    norms: ClassVar[frozenset[str]] = frozenset(NORMS)
+
+    def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:
+        """Refuse a model of which the closed form is not known."""
+        spheres_model(model)
+
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
+        classifier = spheres_model(model.model)
+        (inner, outer), points = classifier.radii, flatten(batch.images)
+        used, unused, u, v = split_used(points, classifier.unused_dimensions)
+        moved = torch.cat([used, unused * ((outer**2 - u**2).clamp_min(0).sqrt() / v)], 1)
+        possible = on_sphere(points, inner) & (v[:, 0] > 0)
+        return torch.where(possible[:, None], moved, points).reshape(batch.images.shape)

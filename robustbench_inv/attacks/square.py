@@ -1,4 +1,4 @@
-"""The Square attack: random squares, kept where they bring the margin nearer, by scores alone."""
+"""The SquareAttack attack: random squares, kept where they bring the margin nearer, by scores alone."""
 
 import math
 from dataclasses import dataclass
@@ -8,31 +8,31 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.ball import BALLS, Ball
-from robustbench_inv.attacks.best import Best
+from robustbench_inv.attacks.best_so_far import BestSoFar
+from robustbench_inv.attacks.budget_geometry import BALL_NORMS, Ball
+from robustbench_inv.attacks.parameters import check_below, check_least
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
-from robustbench_inv.attacks.ranges import check_below, check_least
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["Square", "share_of_pixels", "two_bumps", "window"]
+__all__ = ["SquareAttack", "square_share", "two_bumps", "window"]
 
-HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+SHARE_HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries, of 10,000, after which the share of pixels that a square covers is halved."""
 
-AHEAD = 64
+QUERIES_PER_DRAW = 64
 """Queries whose random numbers are drawn at once: each draw takes half a millisecond, as a small network's answer does."""
 
-GRID = 5
+TILES_PER_SIDE = 5
 """Tiles along each side that the first perturbation in l1 and l2 is made of."""
 
-LEAST_SIDE = 3
+MIN_SIDE = 3
 """Pixels of the smallest square in l1 and l2, whose pattern needs a middle."""
 
 
 @dataclass(frozen=True)
-class Square:
-    """Square attack in linf, l2 or l1: a random search that needs the scores and no gradient.
+class SquareAttack:
+    """SquareAttack attack in linf, l2 or l1: a random search that needs the scores and no gradient.
 
     An input of two dimensions or one is an image of one channel, or of one row.
 
@@ -41,7 +41,7 @@ class Square:
         share: of the pixels that the first square covers, between 0 and 1.
 
     References:
-        Andriushchenko, Croce, Flammarion and Hein, Square Attack: a query-efficient black-box adversarial attack via
+        Andriushchenko, Croce, Flammarion and Hein, SquareAttack Attack: a query-efficient black-box adversarial attack via
         random search, ECCV 2020, algorithms 1 to 3; for l1 Croce and Hein, Mind the box, ICML 2021, appendix C.
     """
 
@@ -49,58 +49,64 @@ class Square:
     share: float = 0.8
 
     kind: ClassVar[Kind] = "budget"
-    norms: ClassVar[frozenset[str]] = BALLS
+    norms: ClassVar[frozenset[str]] = BALL_NORMS
 
     def __post_init__(self) -> None:
         check_least(self, queries=1)
         check_below(self, share=1.0)
 
-    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         shape = (1, 1, *batch.images.shape[1:])[-3:]
-        ball = Ball.of(threat, batch.images.reshape(-1, *shape), model.bounds, BALLS)
-        proposal = _Sign() if threat.norm == "linf" else _Bump(1 if threat.norm == "l1" else 2)
-        best = Best(batch, threat.goal, model.conclusive)
-        rows, drawn = best.standing, noise.uniform((1,))
+        ball = Ball.of(threat, batch.images.reshape(-1, *shape), model.bounds, BALL_NORMS)
+        proposal = (
+            _LinfProposals()
+            if threat.norm == "linf"
+            else _LpProposals(1 if threat.norm == "l1" else 2)
+        )
+        best = BestSoFar(batch, threat.goal, model.success_is_final)
+        rows, drawn = best.active, rng.uniform((1,))
         for query in range(self.queries):
-            if query % AHEAD == 0:
+            if query % QUERIES_PER_DRAW == 0:
                 numbers = proposal.numbers(shape[0])
-                drawn = noise.rows(rows).uniform((AHEAD, numbers), step=1 + query // AHEAD)
+                drawn = rng.rows(rows).uniform(
+                    (QUERIES_PER_DRAW, numbers), step=1 + query // QUERIES_PER_DRAW
+                )
             if query == 0:
-                shown = proposal.first(ball, noise)
+                shown = proposal.first(ball, rng)
             else:
                 known = best.images[rows].reshape(-1, *shape)
-                size = window(share_of_pixels(self.share, query / self.queries), shape)
-                shown = proposal.next(ball, known, size, drawn[:, query % AHEAD])
+                size = window(square_share(self.share, query / self.queries), shape)
+                shown = proposal.next(ball, known, size, drawn[:, query % QUERIES_PER_DRAW])
             shown = ball.project(shown).reshape(-1, *batch.images.shape[1:])
-            standing = best.offer(shown, model(shown, rows), rows)
-            if not standing.all():
-                rows, drawn, ball = rows[standing], drawn[standing], ball[standing]
+            active = best.update(shown, model(shown, rows), rows)
+            if not active.all():
+                rows, drawn, ball = rows[active], drawn[active], ball[active]
             if not len(rows):
                 break
         return best.images
 
 
 @dataclass(frozen=True)
-class _Sign:
+class _LinfProposals:
     """Proposals in linf: every element at an end of its range, changed in one window at a time, channel by channel."""
 
     def numbers(self, channels: int) -> int:
         """Return how many random numbers a proposal takes."""
         return 2 + channels
 
-    def first(self, ball: Ball, noise: Noise) -> Tensor:
+    def first(self, ball: Ball, rng: SampleRNG) -> Tensor:
         """Return columns of one sign, (m, c, h, w)."""
         c, _, w = ball.clean.shape[1:]
-        return ball.clean + ball.eps * _signs(noise.uniform((c, 1, w))).to(ball.clean)
+        return ball.clean + ball.eps * _signs(rng.uniform((c, 1, w))).to(ball.clean)
 
     def next(self, ball: Ball, known: Tensor, size: tuple[int, int], drawn: Tensor) -> Tensor:
         """Return (m, c, h, w) the best known images, changed in a window."""
         end = ball.clean + ball.eps * _signs(drawn[:, 2:, None, None]).to(known)
-        return torch.where(_inside(known, size, drawn), end, known)
+        return torch.where(_window_mask(known, size, drawn), end, known)
 
 
 @dataclass(frozen=True)
-class _Bump:
+class _LpProposals:
     """Proposals in l1 and l2: what one window's perturbation is long is given to another, in two bumps of unlike signs.
 
     Args:
@@ -113,12 +119,12 @@ class _Bump:
         """Return how many random numbers a proposal takes."""
         return 5 + channels
 
-    def first(self, ball: Ball, noise: Noise) -> Tensor:
+    def first(self, ball: Ball, rng: SampleRNG) -> Tensor:
         """Return a grid of bumps, (m, c, h, w), eps away from the clean images."""
         c, h, w = ball.clean.shape[1:]
-        tile = max(h // GRID, 1), max(w // GRID, 1)
+        tile = max(h // TILES_PER_SIDE, 1), max(w // TILES_PER_SIDE, 1)
         down, across = h // tile[0], w // tile[1]
-        signs = _signs(noise.uniform((c, down, across))).to(ball.clean)
+        signs = _signs(rng.uniform((c, down, across))).to(ball.clean)
         bumps = signs.repeat_interleave(tile[0], 2).repeat_interleave(tile[1], 3)
         bumps = bumps * two_bumps(*tile).to(bumps).repeat(down, across)
         grid = torch.zeros_like(ball.clean)
@@ -128,10 +134,10 @@ class _Bump:
     def next(self, ball: Ball, known: Tensor, size: tuple[int, int], drawn: Tensor) -> Tensor:
         """Return (m, c, h, w) the best known images, with the length of two windows in the first of them."""
         c, height, width = known.shape[1:]
-        sides = min(max(size[0], LEAST_SIDE), height), min(max(size[1], LEAST_SIDE), width)
+        sides = min(max(size[0], MIN_SIDE), height), min(max(size[1], MIN_SIDE), width)
         delta = (known - ball.clean).flatten(2)
-        here = _places(known, sides, drawn)
-        there = _places(known, sides, drawn[:, 2:])
+        here = _window_indices(known, sides, drawn)
+        there = _window_indices(known, sides, drawn[:, 2:])
         spare = (ball.eps**self.order - self._power(delta.flatten(1))).clamp_min(0) / c
         old = delta.gather(2, here)
         emptied = delta.scatter(2, here, 0.0).scatter(2, there, 0.0)
@@ -152,7 +158,7 @@ class _Bump:
         return self._power(values)[..., None] ** (1 / self.order)
 
 
-def share_of_pixels(first: float, done: float) -> float:
+def square_share(first: float, done: float) -> float:
     """Return the share of the pixels that a square covers, halved nine times on the way.
 
     Args:
@@ -160,10 +166,10 @@ def share_of_pixels(first: float, done: float) -> float:
         done: share of the queries that are done, 0 to 1.
 
     Example:
-        >>> share_of_pixels(0.8, 0.0), share_of_pixels(0.8, 0.01)
+        >>> square_share(0.8, 0.0), square_share(0.8, 0.01)
         (0.8, 0.2)
     """
-    return first / 2.0 ** sum(done * 10_000 > place for place in HALVED_AT)
+    return first / 2.0 ** sum(done * 10_000 > place for place in SHARE_HALVED_AT)
 
 
 def window(share: float, shape: tuple[int, ...]) -> tuple[int, int]:
@@ -211,7 +217,7 @@ def _corner(images: Tensor, size: tuple[int, int], drawn: Tensor) -> tuple[Tenso
     return top, left
 
 
-def _inside(images: Tensor, size: tuple[int, int], drawn: Tensor) -> Tensor:
+def _window_mask(images: Tensor, size: tuple[int, int], drawn: Tensor) -> Tensor:
     """Return (m, 1, h, w): is the pixel in a window?"""
     corner = _corner(images, size, drawn)
     lines = []
@@ -221,7 +227,7 @@ def _inside(images: Tensor, size: tuple[int, int], drawn: Tensor) -> Tensor:
     return (lines[0][:, :, None] & lines[1][:, None])[:, None]
 
 
-def _places(images: Tensor, size: tuple[int, int], drawn: Tensor) -> Tensor:
+def _window_indices(images: Tensor, size: tuple[int, int], drawn: Tensor) -> Tensor:
     """Return (m, c, pixels) the places of a window's pixels in each flattened channel."""
     top, left = _corner(images, size, drawn)
     down, across = (torch.arange(side, device=images.device) for side in size)

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 __all__ = [
     "GOALS",
     "AttackCard",
-    "Card",
+    "CatalogueCard",
     "DatasetCard",
     "ModelCard",
     "OracleCard",
     "SuiteCard",
-    "SuiteRun",
+    "SuiteEntry",
     "ThreatCard",
     "read_attack",
     "read_model",
@@ -121,7 +121,7 @@ class ModelCard:
 
 
 @dataclass(frozen=True)
-class SuiteRun:
+class SuiteEntry:
     """One attack of a suite and its threat.
 
     Args:
@@ -153,7 +153,7 @@ class SuiteCard:
     name: str
     folder: str
     summary: str
-    runs: tuple[SuiteRun, ...]
+    runs: tuple[SuiteEntry, ...]
     probes: Literal["usual", "deep"] = "usual"
     paper: str = ""
 
@@ -221,7 +221,7 @@ class DatasetCard:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
-Card = AttackCard | ModelCard | SuiteCard | ThreatCard | OracleCard | DatasetCard
+CatalogueCard = AttackCard | ModelCard | SuiteCard | ThreatCard | OracleCard | DatasetCard
 FileCard = TypeVar("FileCard", AttackCard, ModelCard, SuiteCard, ThreatCard, OracleCard)
 
 
@@ -260,7 +260,7 @@ def read_suite(path: Path) -> SuiteCard:
         raise BadCatalogue(
             f"{path}: a suite needs runs", expected="[[runs]] with attack and threat"
         )
-    values["runs"] = [SuiteRun(**_check(SuiteRun, run, path)) for run in runs]
+    values["runs"] = [SuiteEntry(**_check(SuiteEntry, run, path)) for run in runs]
     return SuiteCard(**_check(SuiteCard, {**values, **_place(path, path.stem)}, path))
 
 

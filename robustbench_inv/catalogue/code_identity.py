@@ -13,7 +13,7 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Literal
 
-from robustbench_inv.catalogue.plugins import GROUP
+from robustbench_inv.catalogue.locate import ENTRY_POINT_GROUP
 from robustbench_inv.identity import digest_bytes, digest_value
 
 __all__ = ["Origin", "function_code", "global_names", "library_version", "origin_of", "read_files"]
@@ -116,7 +116,9 @@ class _Source:
 
 @cache
 def _plugins() -> frozenset[str]:
-    return frozenset(point.module.partition(".")[0] for point in entry_points(group=GROUP))
+    return frozenset(
+        point.module.partition(".")[0] for point in entry_points(group=ENTRY_POINT_GROUP)
+    )
 
 
 @lru_cache(maxsize=1024)

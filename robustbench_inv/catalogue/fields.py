@@ -1,14 +1,17 @@
-"""Values from outside, checked against the annotations of the dataclass that they are to fill."""
+"""Checks values from outside against the annotations of the dataclass, or the signature of the factory, that they are passed to."""
 
 import dataclasses
+import inspect
 import math
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from robustbench_inv.catalogue.references import nearest
+from robustbench_inv.catalogue.references import did_you_mean
+from robustbench_inv.errors import BadParameter, InvbenchError
 
-__all__ = ["Mismatch", "check_fields"]
+__all__ = ["Mismatch", "call_factory", "check_fields"]
+
 
 SCALARS = {
     str: "a string",
@@ -53,7 +56,9 @@ def check_fields(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}
     for key in values:
         if key not in fields:
-            raise Mismatch(f"unknown key {key}", expected=_all(fields), remedy=nearest(key, fields))
+            raise Mismatch(
+                f"unknown key {key}", expected=_all(fields), remedy=did_you_mean(key, fields)
+            )
     for name, f in fields.items():
         if name not in values and _required(f):
             raise Mismatch(f"key {name} is missing")
@@ -101,7 +106,7 @@ def _choice(key: str, value: object, choices: tuple[object, ...]) -> object:
     if value in choices and type(value) in {type(choice) for choice in choices}:
         return value
     known = [str(choice) for choice in choices]
-    remedy = nearest(str(value), known)
+    remedy = did_you_mean(str(value), known)
     raise Mismatch(f"{key} does not fit", got=value, expected=_all(known), remedy=remedy)
 
 
@@ -127,3 +132,54 @@ def _union(key: str, value: object, hints: tuple[object, ...]) -> object:
                 mismatches.append(mismatch)
     expected = " or ".join(m.expected for m in mismatches)
     raise Mismatch(f"{key} does not fit", got=value, expected=expected)
+
+
+def call_factory(
+    factory: Callable[..., object], parameters: Mapping[str, Any], name: str
+) -> object:
+    """Return what a class or function makes of the parameters.
+
+    Args:
+        factory: a dataclass, whose values are checked against its annotations, or any other callable, whose
+            signature must accept the names.
+        parameters: by name.
+        name: how the user called it, for messages.
+
+    Raises:
+        BadParameter: for a parameter that it does not have, misses, or cannot use.
+    """
+    if dataclasses.is_dataclass(factory):
+        return factory(**_checked(factory, parameters, name))
+    _check_signature(factory, parameters, name)
+    try:
+        return factory(**parameters)
+    except InvbenchError:
+        raise
+    except Exception as error:
+        problem = f"{name} raised {type(error).__name__}: {error}"
+        raise BadParameter(problem, got=dict(parameters) or None) from error
+
+
+def _checked(kind: type[Any], parameters: Mapping[str, Any], name: str) -> dict[str, Any]:
+    try:
+        return check_fields(kind, parameters)
+    except Mismatch as mismatch:
+        problem = mismatch.problem.replace("unknown key", "unknown parameter")
+        raise BadParameter(f"{name}: {problem}", **mismatch.details()) from None
+
+
+def _check_signature(
+    factory: Callable[..., object], parameters: Mapping[str, Any], name: str
+) -> None:
+    known = inspect.signature(factory).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in known.values()):
+        return
+    for key in parameters:
+        if key not in known:
+            expected = "one of " + ", ".join(known) if known else "none at all"
+            remedy = did_you_mean(key, known)
+            raise BadParameter(f"{name}: unknown parameter {key}", expected=expected, remedy=remedy)
+    for key, p in known.items():
+        if key not in parameters and p.default is p.empty and p.kind is not p.VAR_POSITIONAL:
+            remedy = f"append :{key}=VALUE to the name"
+            raise BadParameter(f"{name}: parameter {key} is missing", remedy=remedy)

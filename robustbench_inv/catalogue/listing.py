@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from robustbench_inv.catalogue.attacks import LIBRARIES, load_attack
 from robustbench_inv.catalogue.cards import (
-    Card,
+    CatalogueCard,
     DatasetCard,
     read_attack,
     read_model,
@@ -15,18 +16,25 @@ from robustbench_inv.catalogue.cards import (
     read_threat,
     to_json,
 )
-from robustbench_inv.catalogue.loaded_attack import LIBRARIES, load_attack
-from robustbench_inv.catalogue.locate import entries
-from robustbench_inv.catalogue.plugins import find_plugins
+from robustbench_inv.catalogue.locate import entries, find_plugins
 from robustbench_inv.catalogue.references import import_object, parse_reference, suggest
 from robustbench_inv.catalogue.reproduction import Reproduction
 from robustbench_inv.catalogue.reproduction_file import read_reproduction
 from robustbench_inv.errors import BadCatalogue, MissingExtra, UnknownName
 
-__all__ = ["KINDS", "Kind", "Listing", "library_attacks", "list_entries", "show_entry"]
+__all__ = [
+    "CATALOGUE_KINDS",
+    "CatalogueKind",
+    "Listing",
+    "library_attacks",
+    "list_entries",
+    "show_entry",
+]
 
-Kind = Literal["models", "attacks", "datasets", "suites", "threats", "oracles", "reproductions"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+CatalogueKind = Literal[
+    "models", "attacks", "datasets", "suites", "threats", "oracles", "reproductions"
+]
+CATALOGUE_KINDS: tuple[CatalogueKind, ...] = get_args(CatalogueKind)
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Listing:
     problems: tuple[str, ...]
 
 
-def list_entries(kind: Kind) -> Listing:
+def list_entries(kind: CatalogueKind) -> Listing:
     """Return every entry of a kind; a broken one is reported and does not hide the others."""
     if kind == "datasets":
         return Listing(tuple(map(to_json, _datasets())), ())
@@ -64,28 +72,30 @@ def library_attacks() -> Listing:
     return Listing(tuple(found), tuple(problems))
 
 
-def show_entry(name: str, kind: Kind | None = None) -> tuple[Kind, dict[str, Any]]:
+def show_entry(
+    name: str, kind: CatalogueKind | None = None
+) -> tuple[CatalogueKind, dict[str, Any]]:
     """Return the kind and the card of whatever has this name, an attack's with all its parameters.
 
     Args:
         name: of an entry; an attack's may have parameters, or name any code that is an attack.
-        kind: where to look; None for all kinds, in the order of KINDS.
+        kind: where to look; None for all kinds, in the order of CATALOGUE_KINDS.
 
     Raises:
         UnknownName: if nothing has it; the remedy names what is near.
     """
     plain = parse_reference(name).name
-    for each in (kind,) if kind else KINDS:
+    for each in (kind,) if kind else CATALOGUE_KINDS:
         if each == "attacks" and (":" in plain or plain in entries(each)):
             return each, load_attack(name).card
         for card in list_entries(each).entries:
             if card["name"] == plain:
                 return each, card
-    known = {card["name"] for each in KINDS for card in list_entries(each).entries}
+    known = {card["name"] for each in CATALOGUE_KINDS for card in list_entries(each).entries}
     raise UnknownName(f"nothing is called {name}", remedy=suggest(plain, known))
 
 
-_READERS: dict[Kind, Callable[[Path], Card | Reproduction]] = {
+_READERS: dict[CatalogueKind, Callable[[Path], CatalogueCard | Reproduction]] = {
     "models": read_model,
     "attacks": read_attack,
     "suites": read_suite,

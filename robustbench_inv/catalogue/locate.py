@@ -1,23 +1,90 @@
-"""Where the catalogue is: shipped in the wheel or in a checkout, from plugins, and from ``--catalogue``."""
+"""Finds the catalogue: shipped in the wheel or in a checkout, from plugins, and from ``--catalogue``."""
 
+import importlib.util
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Literal
 
-from robustbench_inv.catalogue.plugins import find_plugins
-from robustbench_inv.catalogue.references import nearest, suggest
+from robustbench_inv.catalogue.references import did_you_mean, suggest
 from robustbench_inv.errors import BadCatalogue, UnknownName
 
-__all__ = ["CATALOGUE_VARIABLE", "Kind", "catalogue_roots", "entries", "find", "shipped_root"]
+__all__ = [
+    "CATALOGUE_VARIABLE",
+    "ENTRY_POINT_GROUP",
+    "FileKind",
+    "Plugins",
+    "catalogue_roots",
+    "entries",
+    "find",
+    "find_plugins",
+    "shipped_root",
+]
+
+
+ENTRY_POINT_GROUP = "robustbench_inv.catalogues"
+"""An entry point of this group names a package whose folder is a catalogue, or ``module:name`` of the
+path of one, or of a function that returns it."""
+
+
+CATALOGUE_FOLDERS = ("attacks", "models", "reports")
+"""The folders of a catalogue, of which a plugin brings one at least."""
+
+
+@dataclass(frozen=True)
+class Plugins:
+    """The catalogues that plugins brought, and one line for each plugin that could not be read."""
+
+    roots: tuple[Path, ...]
+    problems: tuple[str, ...]
+
+
+@cache
+def find_plugins() -> Plugins:
+    """Find the plugins of this Python environment; looked for once in a process."""
+    roots, problems = [], []
+    for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name):
+        try:
+            roots.append(_folder(point))
+        except Exception as error:  # whatever a plugin raises must not stop the others
+            problems.append(f"plugin {point.name} is broken: {type(error).__name__}: {error}")
+    return Plugins(tuple(roots), tuple(problems))
+
+
+def _folder(point: EntryPoint) -> Path:
+    folder = _returned(point) if point.attr else _package_folder(point.module)
+    if not folder.is_dir():
+        raise NotADirectoryError(f"its catalogue {folder} is not a folder")
+    if not any((folder / part).is_dir() for part in CATALOGUE_FOLDERS):
+        raise FileNotFoundError(
+            f"{folder} has none of {', '.join(CATALOGUE_FOLDERS)}; are they in the wheel?"
+        )
+    return folder
+
+
+def _returned(point: EntryPoint) -> Path:
+    found = point.load()
+    return Path(found() if callable(found) else found)
+
+
+def _package_folder(package: str) -> Path:
+    # found without importing it: a listing must not wait for what the plugin imports
+    spec = importlib.util.find_spec(package)
+    places = list(spec.submodule_search_locations or ()) if spec else []
+    if not places:
+        raise ModuleNotFoundError(f"no package {package}")
+    return Path(places[0])
+
 
 CATALOGUE_VARIABLE = "INVBENCH_CATALOGUE"
 """Environment variable with further catalogue folders, separated as in PATH."""
 
-Kind = Literal["models", "attacks", "suites", "threats", "oracles", "reports", "reproductions"]
+FileKind = Literal["models", "attacks", "suites", "threats", "oracles", "reports", "reproductions"]
 
-_PLACES: dict[Kind, str] = {
+_PLACES: dict[FileKind, str] = {
     "models": "models/*/card.toml",
     "attacks": "attacks/presets/*.toml",
     "suites": "attacks/suites/*.toml",
@@ -40,7 +107,7 @@ def catalogue_roots() -> tuple[Path, ...]:
     return tuple(dict.fromkeys(root.resolve() for root in roots))
 
 
-def entries(kind: Kind) -> dict[str, Path]:
+def entries(kind: FileKind) -> dict[str, Path]:
     """Return the file of each entry by name; an earlier root wins, so that names are stable."""
     found: dict[str, Path] = {}
     for root in catalogue_roots():
@@ -49,7 +116,7 @@ def entries(kind: Kind) -> dict[str, Path]:
     return found
 
 
-def find(kind: Kind, name: str) -> Path:
+def find(kind: FileKind, name: str) -> Path:
     """Return the file of one entry.
 
     Raises:
@@ -85,18 +152,18 @@ def _named_roots() -> Iterator[Path]:
             yield root
 
 
-def _name(kind: Kind, path: Path) -> str:
+def _name(kind: FileKind, path: Path) -> str:
     if kind == "reproductions":
         return f"{path.parent.name}/{path.stem}"
     return path.parent.name if kind == "models" else path.stem
 
 
-def _singular(kind: Kind) -> str:
+def _singular(kind: FileKind) -> str:
     return kind.removesuffix("s")
 
 
-def _remedy(kind: Kind, name: str, known: dict[str, Path]) -> str:
-    near = nearest(name, known)
+def _remedy(kind: FileKind, name: str, known: dict[str, Path]) -> str:
+    near = did_you_mean(name, known)
     elsewhere = [other for other in _PLACES if other != kind and name in entries(other)]
     if not near and elsewhere:
         near = f"{name} is among the {elsewhere[0]}"

@@ -16,9 +16,9 @@ from robustbench_inv.identity import digest_file
 __all__ = [
     "Reference",
     "Scalar",
+    "did_you_mean",
     "import_module",
     "import_object",
-    "nearest",
     "parse_reference",
     "source_file",
     "suggest",
@@ -110,11 +110,11 @@ def source_file(reference: str, folder: Path | None = None) -> Path | None:
     return ((folder or Path.cwd()) / place).resolve() if _is_file(place) else None
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``did you mean …?`` with the known names that are near, empty if none is.
 
     Example:
-        >>> nearest("pdg", ["fgsm", "pgd"])
+        >>> did_you_mean("pdg", ["fgsm", "pgd"])
         'did you mean pgd?'
     """
     near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
@@ -122,9 +122,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """Return what ``nearest`` does, or else the list of all known names; empty if there are none."""
+    """Return what ``did_you_mean`` does, or else the list of all known names; empty if there are none."""
     names = sorted(known)
-    return nearest(name, names) or (f"known: {', '.join(names)}" if names else "")
+    return did_you_mean(name, names) or (f"known: {', '.join(names)}" if names else "")
 
 
 def _read_parameters(tail: str, text: str) -> dict[str, Scalar]:

@@ -1,39 +1,94 @@
-"""A reproduction: what a paper published, what has to be run for it, and what it claims of its numbers."""
+"""A reproduction: what a paper published, what has to be run or measured for it, and what it claims of its numbers."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from string import Formatter
-from typing import Literal
+from typing import Any, Literal
 
-from robustbench_inv.catalogue.measurement import Expectation, Measurement
 from robustbench_inv.catalogue.references import parse_reference, suggest
 from robustbench_inv.errors import UnknownName, UsageError
 
 __all__ = [
-    "Address",
+    "CellAddress",
     "Claim",
     "Column",
-    "Panel",
+    "CurvePanel",
+    "Expectation",
+    "Measurement",
     "Remark",
     "Reproduction",
     "Row",
+    "RowMetric",
     "Side",
-    "Told",
     "Trial",
 ]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured.
+
+    Args:
+        by: ``module:function``, called with what was asked for and the parameters.
+        parameters: by name; ``{data}`` in a text stands for the data set.
+    """
+
+    by: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def filled(self, data: str) -> dict[str, Any]:
+        """Return the parameters for a data set.
+
+        Example:
+            >>> Measurement("m:f", {"pairs": {"DV": ["{data}-c-dv"]}, "n": 2}).filled("mnist")
+            {'pairs': {'DV': ['mnist-c-dv']}, 'n': 2}
+        """
+        return {key: _filled(value, data) for key, value in self.parameters.items()}
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """A number, or the difference of two, that is to lie between limits.
+
+    Args:
+        text: one sentence.
+        rows: labels of rows; every one must fulfil it.
+        columns: names of columns; every one must fulfil it.
+        minus: a column whose number in the same row is subtracted; empty to take the number itself.
+        at_least: in per cent or points, or the amount itself; None for no limit.
+        at_most: likewise.
+    """
+
+    text: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    minus: str = ""
+    at_least: float | None = None
+    at_most: float | None = None
+
+
+def _filled(value: object, data: str) -> object:
+    if isinstance(value, str):
+        return value.replace("{data}", data)
+    if isinstance(value, Mapping):
+        return {key: _filled(each, data) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_filled(each, data) for each in value]
+    return value
+
 
 Side = Literal["published", "adaptive"]
 """``published``: the model as the paper attacked it. ``adaptive``: the same network without what hides its
 gradients."""
 
-Told = Literal["held", "reached", "detected", "fooled"]
+RowMetric = Literal["held", "reached", "detected", "fooled"]
 """What a row tells, as a share. ``held``: of all samples, those that did not fall. Of those that were attacked:
 ``reached``, the attack reached its goal; ``fooled``, and the model did not reject what was shown. ``detected``: of those
 that the attack as published reached its goal on, what was shown is rejected; adaptive, nothing that fools was found."""
 
-OBLIVIOUS = re.compile(r":goal=misclassify(?=:|$)")
+OBLIVIOUS_GOAL = re.compile(r":goal=misclassify(?=:|$)")
 """The goal that goes without saying where records name a threat."""
 
 
@@ -98,14 +153,14 @@ class Row:
         eps: the budget; 0 for clean inputs, and where something else is told than who held.
         trial: the attack as published.
         worst_of: the groups whose trials make the adaptive number; none for a row that has none.
-        tells: which share.
+        metric: which share.
     """
 
     name: str
     eps: float
     trial: str
     worst_of: tuple[str, ...] = ()
-    tells: Told = "held"
+    metric: RowMetric = "held"
 
     @property
     def label(self) -> str:
@@ -114,16 +169,16 @@ class Row:
         Example:
             >>> Row("FGSM b", 0.15, "FGSM b").label, Row("Clean", 0, "FGSM b").label
             ('FGSM b 0.15', 'Clean')
-            >>> Row("C&W", 0, "C&W", tells="detected").label
+            >>> Row("C&W", 0, "C&W", metric="detected").label
             'C&W, detected'
         """
-        if self.tells != "held":
-            return f"{self.name}, {self.tells}"
+        if self.metric != "held":
+            return f"{self.name}, {self.metric}"
         return f"{self.name} {self.eps:g}" if self.eps else self.name
 
 
 @dataclass(frozen=True)
-class Panel:
+class CurvePanel:
     """One plot of accuracy against eps: the attack as published, and the worst of groups.
 
     Args:
@@ -176,7 +231,7 @@ class Remark:
 
 
 @dataclass(frozen=True)
-class Address:
+class CellAddress:
     """What names a cell's records: model, attack and threat, as cell.json writes them."""
 
     model: str
@@ -223,7 +278,7 @@ class Reproduction:
     sweeps: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     rows: tuple[Row, ...] = ()
     published: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    panels: tuple[Panel, ...] = ()
+    panels: tuple[CurvePanel, ...] = ()
     measurement: Measurement | None = None
     expectations: tuple[Expectation, ...] = ()
     claims: tuple[Claim, ...] = ()
@@ -232,7 +287,7 @@ class Reproduction:
     samples: int | str | None = None
 
     @property
-    def lines(self) -> tuple[Row | Panel, ...]:
+    def lines(self) -> tuple[Row | CurvePanel, ...]:
         """The rows and the panels."""
         return (*self.rows, *self.panels)
 
@@ -248,7 +303,7 @@ class Reproduction:
             known = [row.label for row in self.rows] + [panel.title for panel in self.panels]
             raise UnknownName("no row fits", got=pattern, remedy=suggest(pattern, known))
         left = replace(self, rows=rows, panels=panels)
-        wanted = {trial for line in left.lines for trial in self.competitors(line)}
+        wanted = {trial for line in left.lines for trial in self.worst_case_trials(line)}
         return replace(left, trials=tuple(trial for trial in self.trials if trial in wanted))
 
     def places(self, dataset: str | None = None) -> dict[str, str]:
@@ -268,7 +323,7 @@ class Reproduction:
             raise UsageError(f"{self.name} needs other data", got=dataset, expected=expected)
         return places
 
-    def competitors(self, line: Row | Panel) -> tuple[Trial, ...]:
+    def worst_case_trials(self, line: Row | CurvePanel) -> tuple[Trial, ...]:
         """Return the trials whose worst case is the adaptive number, the one as published first."""
         first = self.trial(line.trial)
         others = (trial for trial in self.trials if trial.group in line.worst_of)
@@ -282,11 +337,11 @@ class Reproduction:
         """Return the columns that a trial attacks."""
         return tuple(column for column in self.columns if trial.attacks(column))
 
-    def addresses(self, trial: Trial, column: Column, data: str) -> tuple[Address, ...]:
+    def addresses(self, trial: Trial, column: Column, data: str) -> tuple[CellAddress, ...]:
         """Return where the records of a trial on a column's model are, one address for each of its cells."""
         model, attack = column.model(trial.on, data), str(parse_reference(trial.attack))
-        threats = (OBLIVIOUS.sub("", threat) for threat in self.threats(trial, data))
-        return tuple(Address(model, attack, threat) for threat in threats)
+        threats = (OBLIVIOUS_GOAL.sub("", threat) for threat in self.threats(trial, data))
+        return tuple(CellAddress(model, attack, threat) for threat in threats)
 
     def sweep(self, trial: Trial) -> tuple[float, ...]:
         """Return the eps at which a trial says who falls; none for one that is told at every distance."""

@@ -9,12 +9,13 @@ from typing import Any
 from robustbench_inv.catalogue.cards import read_toml
 from robustbench_inv.catalogue.fields import Mismatch, check_fields
 from robustbench_inv.catalogue.locate import find
-from robustbench_inv.catalogue.measurement import Expectation, Measurement
 from robustbench_inv.catalogue.references import suggest
 from robustbench_inv.catalogue.reproduction import (
     Claim,
     Column,
-    Panel,
+    CurvePanel,
+    Expectation,
+    Measurement,
     Remark,
     Reproduction,
     Row,
@@ -63,7 +64,7 @@ _PARTS: dict[str, type[Any]] = {
     "columns": Column,
     "trials": Trial,
     "rows": Row,
-    "panels": Panel,
+    "panels": CurvePanel,
     "expectations": Expectation,
     "claims": Claim,
     "remarks": Remark,
@@ -176,16 +177,16 @@ def _check_patterns(item: Reproduction, trial: Trial) -> None:
         raise Mismatch(f"{trial.name} attacks no column", got=list(trial.columns))
 
 
-def _check_worst(item: Reproduction, line: Row | Panel) -> None:
+def _check_worst(item: Reproduction, line: Row | CurvePanel) -> None:
     """The worst case must hold the attack as published, or it would not be the worst."""
     _known("trial", line.trial, [trial.name for trial in item.trials])
     for group in line.worst_of:
         _known("group", group, {trial.group for trial in item.trials})
     own = item.trial(line.trial)
-    for trial in item.competitors(line):
+    for trial in item.worst_case_trials(line):
         if trial.each != own.each:
             raise Mismatch(f"{trial.name} has other cells than {own.name}", got=list(trial.each))
-    if isinstance(line, Row) and line.eps and line.tells != "held":
+    if isinstance(line, Row) and line.eps and line.metric != "held":
         raise Mismatch(f"{line.label} tells of no single eps", got=line.eps, expected="0")
     if line.worst_of and own.group not in line.worst_of:
         raise Mismatch("worst_of leaves the published attack out", expected=own.group)

@@ -131,13 +131,13 @@ def _split(text: str) -> tuple[str, dict[str, Any]]:
     """Return a threat's text without goal, oracle and substitute, and what these say of it."""
     from robustbench_inv.threat.threat_model import GOAL, GUIDE, ORACLE, SUBSTITUTE
 
-    budget, word, rest = _cut(text, GOAL, ORACLE, SUBSTITUTE, GUIDE)
+    budget, word, rest = _split_at(text, GOAL, ORACLE, SUBSTITUTE, GUIDE)
     known: dict[str, Any] = {}
     if word == GOAL:
-        goal, word, rest = _cut(rest, ORACLE, SUBSTITUTE, GUIDE)
+        goal, word, rest = _split_at(rest, ORACLE, SUBSTITUTE, GUIDE)
         known["goal"] = load_goal(_named(goal, GOAL, text))
     if word == ORACLE:
-        oracle, word, rest = _cut(rest, SUBSTITUTE, GUIDE)
+        oracle, word, rest = _split_at(rest, SUBSTITUTE, GUIDE)
         known["oracle"] = _named(oracle, ORACLE, text)
     if word:
         access = "transfer" if word == SUBSTITUTE else "score"
@@ -145,7 +145,7 @@ def _split(text: str) -> tuple[str, dict[str, Any]]:
     return budget, known
 
 
-def _cut(text: str, *words: str) -> tuple[str, str, str]:
+def _split_at(text: str, *words: str) -> tuple[str, str, str]:
     """Return what stands before the first ``:word=``, the word, and what stands behind it."""
     found = re.search(rf":\s*({'|'.join(words)})\s*=", text)
     if found is None:

@@ -5,8 +5,8 @@ from dataclasses import replace
 from itertools import permutations, product
 from math import sqrt
 
-from robustbench_inv.checks.cells import CellView, common_samples, grouped, listed
 from robustbench_inv.checks.verdict import CHECKS, Verdict, grade
+from robustbench_inv.results.cell import FinishedCell, common_samples, format_ids, group_competing
 from robustbench_inv.results.summary import Rate
 
 __all__ = [
@@ -17,13 +17,13 @@ __all__ = [
     "escalate_saturation",
 ]
 
-Group = Sequence[CellView]
+CellGroupSequence = Sequence[FinishedCell]
 
-TOLERATED = 0.002
+TOLERATED_SHARE = 0.002
 """C5: share of samples that may fall to other attacks alone."""
 
 
-def check_monotone(views: Sequence[CellView]) -> list[Verdict]:
+def check_monotone(views: Sequence[FinishedCell]) -> list[Verdict]:
     """C1: does a sample hold in one cell at an eps although a smaller one broke it in another?
 
     A sweep shares its successes upward, so nothing can be seen inside one cell; only cells of the same
@@ -31,24 +31,27 @@ def check_monotone(views: Sequence[CellView]) -> list[Verdict]:
     the probe of each model measures C1 with independent runs.
     """
     verdicts = []
-    for setting, group in grouped(v for v in views if v.epsilons).items():
+    for comparison_key, group in group_competing(v for v in views if v.epsilons).items():
         pairs = [p for p in permutations(group, 2) if _same_attack(*p) and p[0] is not p[1]]
         if pairs:
-            verdicts.append(_monotone(setting[0], pairs))
+            verdicts.append(_monotone(comparison_key[0], pairs))
     return verdicts
 
 
-def check_single_step(views: Sequence[CellView]) -> list[Verdict]:
+def check_single_step(views: Sequence[FinishedCell]) -> list[Verdict]:
     """C3: does one gradient step break a sample, at the same norm and eps, that iterations do not?
 
     Strictly, every such sample speaks against the iterative attack. A sample on the boundary may fall
     to one of two nearly equal images by rounding, or because iterations from a random start end in
     another corner, so up to 1 % of samples give WARN with their ids and more give FAIL.
     """
-    return [_single_step(setting, group) for setting, group in grouped(views).items()]
+    return [
+        _single_step(comparison_key, group)
+        for comparison_key, group in group_competing(views).items()
+    ]
 
 
-def check_gradient_free(views: Sequence[CellView]) -> list[Verdict]:
+def check_gradient_free(views: Sequence[FinishedCell]) -> list[Verdict]:
     """C5: do noise, queries and substitutes break samples that no gradient attack breaks at the same eps?
 
     An attacker who has the model has its substitutes as well. The limit is that of AutoAttack's flag for Square Attack: 0.2 points of worst-case accuracy.
@@ -59,18 +62,21 @@ def check_gradient_free(views: Sequence[CellView]) -> list[Verdict]:
         Croce and Hein, Reliable evaluation of adversarial robustness, ICML 2020; Carlini et al.,
         On evaluating adversarial robustness, arXiv 1902.06705, section 4.3.
     """
-    return [_gradient_free(setting, group) for setting, group in grouped(views).items()]
+    return [
+        _gradient_free(comparison_key, group)
+        for comparison_key, group in group_competing(views).items()
+    ]
 
 
-def check_eps_scale(views: Sequence[CellView]) -> list[Verdict]:
+def check_eps_scale(views: Sequence[FinishedCell]) -> list[Verdict]:
     """C17 for the plan: is eps, in the model's input units, smaller than the box is wide?"""
-    models: dict[str, list[CellView]] = {}
+    models: dict[str, list[FinishedCell]] = {}
     for view in views:
         models.setdefault(view.model, []).append(view)
     return [_eps_scale(model, group) for model, group in models.items()]
 
 
-def escalate_saturation(probes: Sequence[Verdict], views: Sequence[CellView]) -> list[Verdict]:
+def escalate_saturation(probes: Sequence[Verdict], views: Sequence[FinishedCell]) -> list[Verdict]:
     """C7 for the plan: turn the probe's WARN into FAIL if every gradient attack uses cross-entropy alone.
 
     Args:
@@ -83,13 +89,13 @@ def escalate_saturation(probes: Sequence[Verdict], views: Sequence[CellView]) ->
     return [_escalated(verdict, views) for verdict in probes]
 
 
-def _same_attack(one: CellView, other: CellView) -> bool:
+def _same_attack(one: FinishedCell, other: FinishedCell) -> bool:
     seeds = (one.source.cell["seed"], other.source.cell["seed"])
     same = one.attack == other.attack and one.parameters == other.parameters
     return same and seeds[0] == seeds[1]
 
 
-def _monotone(model: str, pairs: Sequence[tuple[CellView, CellView]]) -> Verdict:
+def _monotone(model: str, pairs: Sequence[tuple[FinishedCell, FinishedCell]]) -> Verdict:
     violations = trials = 0
     for smaller, larger in pairs:
         samples = common_samples([smaller, larger])
@@ -103,26 +109,30 @@ def _monotone(model: str, pairs: Sequence[tuple[CellView, CellView]]) -> Verdict
         f"{violations} of {trials} (sample, eps) pairs hold in one cell although a smaller or equal eps "
         f"broke them in another cell of the same attack ({share:.2%})."
     )
-    return CHECKS["C1"].says(model, grade(share, warn=0.005), share, evidence)
+    return CHECKS["C1"].make_verdict(model, grade(share, warn=0.005), share, evidence)
 
 
-def _single_step(setting: tuple[str, str, str, str], group: Group) -> Verdict:
+def _single_step(comparison_key: tuple[str, str, str, str], group: CellGroupSequence) -> Verdict:
     single = [v for v in group if v.single_step]
     iterative = [v for v in group if v.iterative]
     worst: tuple[float, str] | None = None
     for one, many in product(single, iterative):
         samples = common_samples([one, many])
-        for eps in (e for e in one.epsilons if samples and many.answers(e)):
+        for eps in (e for e in one.epsilons if samples and many.covers(e)):
             extra = one.broken(eps) & many.held(eps)
-            found = (len(extra) / len(samples), _single_evidence(one, many, eps, extra))
+            found = (len(extra) / len(samples), _single_step_evidence(one, many, eps, extra))
             worst = max(worst or found, found)
     if worst is None:
-        reason = f"No one-step and iterative attack at the same eps ({setting[2]}, {setting[1]})."
-        return CHECKS["C3"].says(setting[0], "NA", None, reason)
-    return CHECKS["C3"].says(setting[0], grade(worst[0], warn=0, fail=0.01), worst[0], worst[1])
+        reason = f"No one-step and iterative attack at the same eps ({comparison_key[2]}, {comparison_key[1]})."
+        return CHECKS["C3"].make_verdict(comparison_key[0], "NA", None, reason)
+    return CHECKS["C3"].make_verdict(
+        comparison_key[0], grade(worst[0], warn=0, fail=0.01), worst[0], worst[1]
+    )
 
 
-def _single_evidence(one: CellView, many: CellView, eps: float, extra: set[int]) -> str:
+def _single_step_evidence(
+    one: FinishedCell, many: FinishedCell, eps: float, extra: set[int]
+) -> str:
     names = f"{one.attack} at {one.norm} eps {eps:g}", f"{many.attack} does not"
     samples = common_samples([one, many])
     if not extra:
@@ -131,33 +141,35 @@ def _single_evidence(one: CellView, many: CellView, eps: float, extra: set[int])
             f"{many.attack} breaks all {fallen} of {len(samples)} samples that {names[0]} breaks."
         )
     count = f"{len(extra)} of {len(samples)} samples fall to {names[0]}"
-    return f"{count}, which {names[1]} break: {listed(extra)}."
+    return f"{count}, which {names[1]} break: {format_ids(extra)}."
 
 
-def _gradient_free(setting: tuple[str, str, str, str], group: Group) -> Verdict:
+def _gradient_free(comparison_key: tuple[str, str, str, str], group: CellGroupSequence) -> Verdict:
     white = [v for v in group if v.uses_gradients]
-    black = [v for v in group if v.free_of_gradients]
+    black = [v for v in group if v.gradient_free]
     worst: tuple[Rate, str] | None = None
     for eps in sorted({eps for view in (*white, *black) for eps in view.epsilons}):
-        here = [v for v in white if v.answers(eps)], [v for v in black if v.answers(eps)]
+        here = [v for v in white if v.covers(eps)], [v for v in black if v.covers(eps)]
         samples = common_samples([*here[0], *here[1]])
         if all(here) and samples:
-            found = _gap(here[0], here[1], eps, samples)
+            found = _gradient_free_gain(here[0], here[1], eps, samples)
             worst = max(worst or found, found, key=lambda gap: gap[0].value)
     if worst is None:
-        reason = f"No gradient attack beside noise, queries or transfer at one eps ({setting[2]}, {setting[1]})."
-        return CHECKS["C5"].says(setting[0], "NA", None, reason)
+        reason = f"No gradient attack beside noise, queries or transfer at one eps ({comparison_key[2]}, {comparison_key[1]})."
+        return CHECKS["C5"].make_verdict(comparison_key[0], "NA", None, reason)
     gap, evidence = worst
-    verdict = "FAIL" if gap.low > TOLERATED else grade(gap.value, warn=TOLERATED)
-    return CHECKS["C5"].says(setting[0], verdict, gap.value, evidence)
+    verdict = "FAIL" if gap.low > TOLERATED_SHARE else grade(gap.value, warn=TOLERATED_SHARE)
+    return CHECKS["C5"].make_verdict(comparison_key[0], verdict, gap.value, evidence)
 
 
-def _gap(white: Group, black: Group, eps: float, samples: set[int]) -> tuple[Rate, str]:
+def _gradient_free_gain(
+    white: CellGroupSequence, black: CellGroupSequence, eps: float, samples: set[int]
+) -> tuple[Rate, str]:
     fallen = set().union(*(v.broken(eps) for v in white)) & samples
     extra = set().union(*(v.broken(eps) for v in black)) & samples - fallen
     n, names = len(samples), " and ".join(sorted({v.attack for v in black}))
     accuracy = f"{1 - len(fallen) / n:.1%} to {1 - len(fallen | extra) / n:.1%}"
-    which = f" (samples {listed(extra)})" if extra else ""
+    which = f" (samples {format_ids(extra)})" if extra else ""
     evidence = (
         f"At {white[0].norm} eps {eps:g} {names} lowered the worst-case accuracy of gradient attacks "
         f"from {accuracy} on {n} samples{which}."
@@ -165,33 +177,33 @@ def _gap(white: Group, black: Group, eps: float, samples: set[int]) -> tuple[Rat
     return Rate(len(extra), n), evidence
 
 
-def _eps_scale(model: str, group: Group) -> Verdict:
+def _eps_scale(model: str, group: CellGroupSequence) -> Verdict:
     check = CHECKS["C17"]
     swept = [v for v in group if v.epsilons]
     if not swept:
-        return check.says(model, "NA", None, "No cell of the plan has a bounded eps.")
-    worst = max(swept, key=lambda v: v.epsilons[-1] / _diameter(v))
-    share, width = worst.epsilons[-1] / _diameter(worst), _diameter(worst)
-    lost = [v for v in swept if v.epsilons[0] > _diameter(v)]
+        return check.make_verdict(model, "NA", None, "No cell of the plan has a bounded eps.")
+    worst = max(swept, key=lambda v: v.epsilons[-1] / _box_diameter(v))
+    share, width = worst.epsilons[-1] / _box_diameter(worst), _box_diameter(worst)
+    lost = [v for v in swept if v.epsilons[0] > _box_diameter(v)]
     verdict = "FAIL" if lost else grade(share, warn=1)
     evidence = (
         f"The largest {worst.norm} eps is {worst.epsilons[-1]:g} in a box of {worst.norm} diameter "
         f"{width:g}; {len(lost)} of {len(swept)} cells have every eps beyond their box."
     )
-    return check.says(model, verdict, share, evidence)
+    return check.make_verdict(model, verdict, share, evidence)
 
 
-def _diameter(view: CellView) -> float:
+def _box_diameter(view: FinishedCell) -> float:
     """The largest distance inside the data's box."""
     (low, high), d = view.bounds, view.dimension
     return {"linf": 1.0, "l2": sqrt(d), "l1": float(d)}.get(view.norm, 0.0) * (high - low) or d
 
 
-def _escalated(verdict: Verdict, views: Sequence[CellView]) -> Verdict:
+def _escalated(verdict: Verdict, views: Sequence[FinishedCell]) -> Verdict:
     if (verdict.id, verdict.verdict) != ("C7", "WARN"):
         return verdict
     gradient = [v for v in views if v.model == verdict.subject and v.uses_gradients]
-    if not gradient or not all(v.climbs_cross_entropy for v in gradient):
+    if not gradient or not all(v.uses_cross_entropy_only for v in gradient):
         return verdict
     names = ", ".join(sorted({v.attack for v in gradient}))
     evidence = f"{verdict.evidence} Every gradient attack of the plan uses cross-entropy ({names})."

@@ -1,23 +1,27 @@
-"""Probes of a model's gradients: C6 (they exist, for each loss) and C7 (the output is not saturated)."""
+"""Checks of a model's gradients: usable (C6), saturated (C7), one forward pass (C12), correct (C31)."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from robustbench_inv.attacks.losses import LOSSES
+from robustbench_inv.attacks.queries import query_model
 from robustbench_inv.checks.probe import Probe
 from robustbench_inv.checks.verdict import CHECKS, Verdict, grade
-from robustbench_inv.evaluation.metering import answer
-from robustbench_inv.tensors import flatten, margin, slopes_of
+from robustbench_inv.tensors import flatten, margin, per_sample_gradient
 
-__all__ = ["check_gradients", "check_saturation"]
+__all__ = ["check_gradient_accuracy", "check_gradients", "check_saturation", "check_single_pass"]
 
-SATURATED = 15.0
+
+SATURATION_MARGIN = 15.0
 """Median margin, in nats, above which cross-entropy is no loss to rely on in float32."""
 
-FLAT = 0.01
+MIN_PASSED_GRADIENT = 0.01
 """Share of a gradient that must get through a sigmoid, of 0.25 at most, at the true class and at the runner-up."""
 
-NONE_RIGHT = "No probed sample is classified right."
+NONE_CORRECT = "No probed sample is classified right."
 
 
 def check_gradients(probe: Probe) -> Verdict:
@@ -31,15 +35,15 @@ def check_gradients(probe: Probe) -> Verdict:
         Croce and Hein, AutoAttack, flag for zero gradients; Pintor et al., Indicators of attack failure,
         NeurIPS 2022: unavailable gradients.
     """
-    right = probe.ask().decision == probe.batch.labels
+    right = probe.query().decision == probe.batch.labels
     if not right.any():
-        return CHECKS["C6"].says(probe.model, "NA", None, NONE_RIGHT)
+        return CHECKS["C6"].make_verdict(probe.model, "NA", None, NONE_CORRECT)
     batch = probe.batch[right]
     images = batch.images.clone().requires_grad_(True)
     with torch.enable_grad():
-        output = answer(probe.classifier, images, probe.noise.rows(right))
+        output = query_model(probe.classifier, images, probe.rng.rows(right))
         useless = {
-            name: _useless(loss(output, batch.labels), images) for name, loss in LOSSES.items()
+            name: _unusable(loss(output, batch.labels), images) for name, loss in LOSSES.items()
         }
     shares = {name: float(rows.double().mean()) for name, rows in useless.items()}
     worst, best = max(shares.values()), min(shares.values())
@@ -47,7 +51,7 @@ def check_gradients(probe: Probe) -> Verdict:
     listed = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
     cut = "" if output.logits.requires_grad else "; the output is not connected to the input"
     evidence = f"Of {len(images)} correct samples without a usable gradient: {listed}{cut}."
-    return CHECKS["C6"].says(probe.model, verdict, worst, evidence)
+    return CHECKS["C6"].make_verdict(probe.model, verdict, worst, evidence)
 
 
 def check_saturation(probe: Probe) -> Verdict:
@@ -60,48 +64,149 @@ def check_saturation(probe: Probe) -> Verdict:
     Outputs in [0, 1] hide their margins: a sigmoid (or softmax) has squashed them, and passes s (1 − s) of a
     gradient on. There no loss helps, and what the attack needs is the output before it.
     """
-    logits, labels = probe.ask().logits, probe.batch.labels
+    logits, labels = probe.query().logits, probe.batch.labels
     margins = -margin(logits, labels)
     right = margins > 0
     if not right.any():
-        return CHECKS["C7"].says(probe.model, "NA", None, NONE_RIGHT)
+        return CHECKS["C7"].make_verdict(probe.model, "NA", None, NONE_CORRECT)
     if logits.min() >= 0 and logits.max() <= 1:
-        return _judge_squashed(probe.model, logits[right], labels[right])
+        return _check_squashed(probe.model, logits[right], labels[right])
     low, median, high = (float(margins[right].double().quantile(q)) for q in (0.05, 0.5, 0.95))
-    true, every = _vanished(logits[right].float(), labels[right])
+    true, every = _zero_gradient_shares(logits[right].float(), labels[right])
     evidence = (
         f"Margins of {int(right.sum())} correct samples: median {median:.1f} nats (5 to 95 %: {low:.1f} to "
         f"{high:.1f}); in float32 the cross-entropy gradient is exactly 0 at the true logit for {true:.1%} "
         f"of them, at every logit for {every:.1%}."
     )
-    return CHECKS["C7"].says(probe.model, grade(median, warn=SATURATED), median, evidence)
+    return CHECKS["C7"].make_verdict(
+        probe.model, grade(median, warn=SATURATION_MARGIN), median, evidence
+    )
 
 
-def _judge_squashed(model: str, scores: Tensor, labels: Tensor) -> Verdict:
+def _check_squashed(model: str, scores: Tensor, labels: Tensor) -> Verdict:
     """C7 for scores (n, C) in [0, 1] of n correct samples."""
     true = scores.gather(1, labels[:, None])
     other = scores.scatter(1, labels[:, None], -1.0).amax(1, keepdim=True)
     pair = torch.cat([true, other], 1).double()
     passed = (pair * (1 - pair)).amin(1)  # an attack must lower the one and raise the other
-    flat, median = float((passed < FLAT).double().mean()), float(passed.median())
+    flat, median = float((passed < MIN_PASSED_GRADIENT).double().mean()), float(passed.median())
     evidence = (
         f"All outputs lie in [0, 1], as a sigmoid or softmax leaves them. It passes on s(1 − s) of a gradient: at the "
         f"flatter of true class and runner-up, {median:.1g} in the median of {len(scores)} correct samples (0.25 "
-        f"where it is steepest), less than {FLAT:g} for {flat:.1%} of them. Attack what is before it."
+        f"where it is steepest), less than {MIN_PASSED_GRADIENT:g} for {flat:.1%} of them. Attack what is before it."
     )
-    return CHECKS["C7"].says(model, grade(flat, warn=0.1, fail=0.5), flat, evidence)
+    return CHECKS["C7"].make_verdict(model, grade(flat, warn=0.1, fail=0.5), flat, evidence)
 
 
-def _useless(values: Tensor, images: Tensor) -> Tensor:
+def _unusable(values: Tensor, images: Tensor) -> Tensor:
     """Return (n,): does the loss (n,) of a sample give it no gradient to follow?"""
-    size = flatten(slopes_of(values, images, again=True)).abs().amax(1)
+    size = flatten(per_sample_gradient(values, images, again=True)).abs().amax(1)
     return ~(size.isfinite() & (size > 0))
 
 
-def _vanished(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+def _zero_gradient_shares(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     """Return the shares of samples whose softmax gradient is 0 at the true logit, and at every logit."""
     slope = logits.softmax(1).scatter_add(
         1, labels[:, None], torch.full_like(logits[:, :1], -1.0).expand(len(logits), 1)
     )
     true = slope.gather(1, labels[:, None])[:, 0] == 0
     return float(true.float().mean()), float((slope == 0).all(1).float().mean())
+
+
+DIRECTIONS = 64
+"""C31: random directions along which a slope is measured."""
+
+MIN_COSINE = 0.9
+
+DIFFERENCE_STEP = {torch.float64: 1e-6}
+"""C31: length of a step, in widths of the box, by dtype; 1e-3 in others."""
+
+
+def check_gradient_accuracy(probe: Probe) -> Verdict:
+    """C31: do gradients agree with finite differences?
+
+    The margin's slope along 64 random sign vectors, by central differences, against what the gradient says of
+    them: the cosine of these two vectors, for each sample. A gradient that a model replaces by another (a
+    straight-through estimate, a custom backward pass) or hides shows here; steps over a rounded input do as well.
+
+    References:
+        Carlini et al., On evaluating adversarial robustness, arXiv 1902.06705, section 4.4.
+    """
+    measured, said = _directional_derivatives(probe)
+    known = (measured != 0).any(1) | (said != 0).any(1)
+    if not known.any():
+        reason = "The output does not change, and no gradient says that it does."
+        return CHECKS["C31"].make_verdict(probe.model, "NA", None, reason)
+    cosine = torch.cosine_similarity(measured[known], said[known], dim=1)
+    median = float(cosine.median())
+    evidence = (
+        f"On {len(cosine)} samples the gradient and central differences along {DIRECTIONS} random directions have a "
+        f"cosine of {median:.3f} in the median, {float(cosine.min()):.3f} at least."
+    )
+    return CHECKS["C31"].make_verdict(
+        probe.model, "PASS" if median >= MIN_COSINE else "WARN", median, evidence
+    )
+
+
+def check_single_pass(probe: Probe) -> Verdict:
+    """C12: does the model take gradients while it answers?
+
+    A defence that optimises at inference time is another function of its input than what one backward pass
+    goes through; its loops cost more, and attacks through it need to be written for it.
+
+    References:
+        Croce and Hein, AutoAttack, flag for dynamic defenses.
+    """
+    with _CountGradients() as counter, torch.enable_grad():
+        query_model(probe.classifier, probe.batch.images, probe.rng)
+    evidence = (
+        f"One answer to {len(probe.batch)} samples took {counter.count} gradients inside the model."
+    )
+    return CHECKS["C12"].make_verdict(
+        probe.model, "WARN" if counter.count else "PASS", counter.count, evidence
+    )
+
+
+class _CountGradients(TorchFunctionMode):
+    """Counts calls of autograd."""
+
+    count = 0
+
+    def __torch_function__(
+        self,
+        func: Any,  # noqa: ANN401 - any function of torch
+        types: Any,  # noqa: ANN401
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        self.count += func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
+        return func(*args, **(kwargs or {}))
+
+
+def _directional_derivatives(probe: Probe) -> tuple[Tensor, Tensor]:
+    """Return the margin's slopes along random directions, measured and by the gradient, (n, DIRECTIONS) each."""
+    images, dtype = probe.batch.images, probe.classifier.dtype
+    shape, step = tuple(images.shape[1:]), DIFFERENCE_STEP.get(dtype, 1e-3) * probe.width
+    gradient = flatten(_gradient(probe)).double()
+    measured, said = [], []
+    for number in range(DIRECTIONS):
+        sign = 2.0 * probe.rng.named("probe/sign").integers(2, shape, step=number) - 1
+        direction = sign.to(images)
+        ahead, behind = (_margin(probe, images + s * step * direction) for s in (1, -1))
+        measured.append((ahead - behind).double() / (2 * step))
+        said.append((gradient * flatten(direction).double()).sum(1))
+    return torch.stack(measured, 1), torch.stack(said, 1)
+
+
+def _gradient(probe: Probe) -> Tensor:
+    images = probe.batch.images.clone().requires_grad_(True)
+    with torch.enable_grad():
+        output = query_model(probe.classifier, images, probe.rng)
+        return torch.nan_to_num(
+            per_sample_gradient(margin(output.logits, probe.batch.labels), images)
+        )
+
+
+@torch.no_grad()
+def _margin(probe: Probe, images: Tensor) -> Tensor:
+    return margin(query_model(probe.classifier, images, probe.rng).logits, probe.batch.labels)

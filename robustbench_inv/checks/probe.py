@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Batch
+from robustbench_inv.attacks.queries import query_model
 from robustbench_inv.data.protocol import Dataset
-from robustbench_inv.evaluation.metering import answer
 from robustbench_inv.models.protocol import Classifier
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output
 
-__all__ = ["Probe", "spread"]
+__all__ = ["Probe", "evenly_spaced"]
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Probe:
         return cls(name, classifier, batch, dataset.bounds, seed)
 
     @property
-    def noise(self) -> Noise:
+    def rng(self) -> SampleRNG:
         """The samples' random numbers, apart from those of the evaluation."""
-        return Noise(self.seed, self.batch.ids, "probe")
+        return SampleRNG(self.seed, self.batch.ids, "probe")
 
     @property
     def width(self) -> float:
@@ -57,29 +57,29 @@ class Probe:
             return float(high - low)
         return float(self.batch.images.max() - self.batch.images.min())
 
-    def on(self, device: str | torch.device) -> "Probe":
+    def to_device(self, device: str | torch.device) -> "Probe":
         """Return the same probe with its samples on the model's device."""
         batch = self.batch
         moved = Batch(batch.images.to(device), batch.labels.to(device), batch.ids.to(device))
         return replace(self, batch=moved)
 
-    def answered_by(self, classifier: Classifier) -> "Probe":
+    def with_classifier(self, classifier: Classifier) -> "Probe":
         """Return the same probe of another classifier."""
         return replace(self, classifier=classifier)
 
-    def ask(self, rows: Tensor | None = None, step: int = 0) -> Output:
+    def query(self, rows: Tensor | None = None, step: int = 0) -> Output:
         """Return the model's output for some rows of the batch, or for all, without a graph."""
         batch = self.batch if rows is None else self.batch[rows]
-        noise = self.noise if rows is None else self.noise.rows(rows)
+        rng = self.rng if rows is None else self.rng.rows(rows)
         with torch.no_grad():
-            return answer(self.classifier, batch.images, noise, step)
+            return query_model(self.classifier, batch.images, rng, step)
 
 
-def spread(samples: Sequence[int], count: int) -> list[int]:
+def evenly_spaced(samples: Sequence[int], count: int) -> list[int]:
     """Return at most ``count`` of the samples, evenly spaced (a data set may be sorted by class).
 
     Example:
-        >>> spread(range(10), 4)
+        >>> evenly_spaced(range(10), 4)
         [0, 2, 5, 7]
     """
     n = len(samples)

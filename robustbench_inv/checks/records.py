@@ -1,4 +1,4 @@
-"""Checks of one finished cell by its records, notes and kept images: C14, C15, C22, C23, C30."""
+"""Checks of one finished cell by its records, events and kept images: C14, C15, C16, C19, C22, C23, C30."""
 
 import math
 from collections import Counter
@@ -7,30 +7,33 @@ from typing import Any
 
 import numpy as np
 
-from robustbench_inv.checks.cells import CellView, listed
 from robustbench_inv.checks.verdict import CHECKS, Grade, Verdict, grade
+from robustbench_inv.results.cell import FinishedCell, format_ids
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.summary import summarise
 
 __all__ = [
+    "check_adversarial_inputs",
     "check_completeness",
     "check_consistency",
     "check_crashes",
+    "check_inputs_changed",
     "check_lost_successes",
-    "check_shown_inputs",
+    "check_step_budget",
 ]
+
 
 REPLAY_LIMIT = 0.001
 """C14: share of samples above which a cell fails."""
 
-ROUNDING = 1e-4
+DISTANCE_TOLERANCE = 1e-4
 """Relative difference between a distance recorded in the model's dtype and one computed in float64."""
 
-BOX_SLACK = 1e-6
+BOUNDS_TOLERANCE = 1e-6
 """What rounding the bounds to the model's dtype may add to them."""
 
 
-def check_shown_inputs(view: CellView) -> Verdict:
+def check_adversarial_inputs(view: FinishedCell) -> Verdict:
     """C14: does every shown input replay, and stay inside its budget and the data's box?
 
     Where images were kept, their box and distances are computed anew, in numpy and float64. A minimum-norm
@@ -38,20 +41,20 @@ def check_shown_inputs(view: CellView) -> Verdict:
     replayed under the same draws, which the search has not seen.
     """
     moved = [r.sample for r in view.records if not r.replayed]
-    outside = [r.sample for r in view.records if _outside(r, view)]
+    outside = [r.sample for r in view.records if _outside_budget(r, view)]
     different = _different_images(view)
     wrong, n = {*moved, *outside, *different}, max(len(view.records), 1)
     kept = "no images kept" if view.source.adversarial() is None else "kept images recomputed"
     evidence = (
         f"Of {len(view.records)} samples {len(moved)} did not replay, {len(outside)} left budget or "
-        f"bounds, {len(different)} differ from their record ({kept}){_ids(wrong)}."
+        f"bounds, {len(different)} differ from their record ({kept}){_ids_text(wrong)}."
     )
     share = len(wrong) / n
     verdict = grade(share, warn=0, fail=REPLAY_LIMIT)
-    return CHECKS["C14"].says(view.subject, verdict, share, evidence)
+    return CHECKS["C14"].make_verdict(view.subject, verdict, share, evidence)
 
 
-def check_lost_successes(view: CellView) -> Verdict:
+def check_lost_successes(view: FinishedCell) -> Verdict:
     """C15: did the attack return a failure although one of its queries was a success?
 
     The engine keeps that success, so that the number is right; the attack is not. On a substitute there is
@@ -62,34 +65,34 @@ def check_lost_successes(view: CellView) -> Verdict:
     """
     if view.access == "transfer":
         reason = "The search saw the answers of a substitute, none of which is a success."
-        return CHECKS["C15"].says(view.subject, "NA", None, reason)
+        return CHECKS["C15"].make_verdict(view.subject, "NA", None, reason)
     notes = [event for event in view.events if event.get("kind") == "silent_success"]
     lost = {sample for event in notes for sample in event.get("samples", ())}
     broken = {r.sample for r in view.records if r.goal_reached and r.status != "already_wrong"}
     gone = f"; {len(lost - broken)} others were none when judged again" if lost - broken else ""
     evidence = (
         f"{len(lost & broken)} of {len(broken)} successes were met in the search and not returned"
-        f"{gone}{_ids(lost)}."
+        f"{gone}{_ids_text(lost)}."
     )
-    return CHECKS["C15"].says(view.subject, grade(len(lost), warn=0), len(lost), evidence)
+    return CHECKS["C15"].make_verdict(view.subject, grade(len(lost), warn=0), len(lost), evidence)
 
 
-def check_consistency(view: CellView) -> Verdict:
+def check_consistency(view: FinishedCell) -> Verdict:
     """C22: do the records contradict themselves, or the rates derived from them?"""
-    problems = [p for r in view.records for p in _contradictions(r, view)] + _rates(view)
+    problems = [p for r in view.records for p in _contradictions(r, view)] + _rate_problems(view)
     n, wrong = len(view.records), sum(r.status == "already_wrong" for r in view.records)
     broken = sum(r.goal_reached and r.status != "already_wrong" for r in view.records)
-    rejected = sum(r.before.accepted is False for r in view.records)
+    rejected = sum(r.clean.accepted is False for r in view.records)
     evidence = (
         f"{n} samples, {n - wrong} attacked, {broken} broken, {wrong} wrong to begin with, {rejected} "
         f"rejected to begin with; {len(problems)} contradictions"
     )
     first = f", the first: {problems[0]}." if problems else "."
     verdict: Grade = "FAIL" if problems else "PASS"
-    return CHECKS["C22"].says(view.subject, verdict, len(problems), evidence + first)
+    return CHECKS["C22"].make_verdict(view.subject, verdict, len(problems), evidence + first)
 
 
-def check_completeness(view: CellView, requested: Iterable[int]) -> Verdict:
+def check_completeness(view: FinishedCell, requested: Iterable[int]) -> Verdict:
     """C23: is there one record of each requested sample, and none besides?
 
     Args:
@@ -104,12 +107,12 @@ def check_completeness(view: CellView, requested: Iterable[int]) -> Verdict:
     bad = len(missing) + len(doubled) + len(foreign)
     evidence = (
         f"{len(asked)} samples requested, {len(counts)} recorded: {len(missing)} missing, "
-        f"{len(doubled)} doubled, {len(foreign)} not asked for{_ids(missing | doubled | foreign)}."
+        f"{len(doubled)} doubled, {len(foreign)} not asked for{_ids_text(missing | doubled | foreign)}."
     )
-    return CHECKS["C23"].says(view.subject, "FAIL" if bad else "PASS", bad, evidence)
+    return CHECKS["C23"].make_verdict(view.subject, "FAIL" if bad else "PASS", bad, evidence)
 
 
-def check_crashes(view: CellView) -> Verdict:
+def check_crashes(view: FinishedCell) -> Verdict:
     """C30: on how many samples did the attack raise, and what?
 
     One that fell at a larger eps of the sweep than that at which the attack raised counts as well: below, it was not
@@ -134,64 +137,71 @@ def check_crashes(view: CellView) -> Verdict:
     evidence = (
         f"{len(crashed)} of {len(view.records)} samples crashed ({share:.1%}){why}; {others}."
     )
-    return CHECKS["C30"].says(view.subject, grade(share, warn=0, fail=0.01), share, evidence)
+    return CHECKS["C30"].make_verdict(
+        view.subject, grade(share, warn=0, fail=0.01), share, evidence
+    )
 
 
-def _outside(record: Record, view: CellView) -> bool:
+def _outside_budget(record: Record, view: FinishedCell) -> bool:
     """Is what is shown not allowed, or said to have fallen at an eps that does not hold it?"""
     if record.status == "already_wrong":
         return False
     left = view.kind == "budget" and not record.within_budget
-    return left or record.status == "budget" or _beyond(record, view)
+    return left or record.status == "budget" or _outside_broken_eps(record, view)
 
 
-def _beyond(record: Record, view: CellView) -> bool:
+def _outside_broken_eps(record: Record, view: FinishedCell) -> bool:
     """Is the shown success farther away than the eps at which it is said to have fallen?"""
     if record.broken_at is None:
         return False
     distance: float = getattr(record.distance, view.norm)
-    return distance > record.broken_at + ROUNDING * max(1.0, record.broken_at)
+    return distance > record.broken_at + DISTANCE_TOLERANCE * max(1.0, record.broken_at)
 
 
-def _different_images(view: CellView) -> set[int]:
+def _different_images(view: FinishedCell) -> set[int]:
     kept = view.source.adversarial()
     if kept is None:
         return set()
     records = {r.sample: r for r in view.records}
     rows = zip(kept["samples"].tolist(), kept["clean"], kept["adversarial"], strict=True)
-    return {s for s, x, y in rows if s not in records or _differs(records[s], x, y, view.bounds)}
+    return {
+        s
+        for s, x, y in rows
+        if s not in records or _differs_from_record(records[s], x, y, view.bounds)
+    }
 
 
-def _differs(
+def _differs_from_record(
     record: Record, clean: np.ndarray, shown: np.ndarray, bounds: tuple[float, float]
 ) -> bool:
     """Does an image leave the box or lie at another distance than its record says?"""
     image = shown.astype(np.float64)
-    inside = (image >= bounds[0] - BOX_SLACK) & (image <= bounds[1] + BOX_SLACK)
+    inside = (image >= bounds[0] - BOUNDS_TOLERANCE) & (image <= bounds[1] + BOUNDS_TOLERANCE)
     if image.shape != clean.shape or not inside.all():
         return True
     delta = np.abs(image - clean.astype(np.float64)).ravel()
     l0, l1, l2 = np.count_nonzero(delta), delta.sum(), np.sqrt((delta**2).sum())
     said = record.distance
     pairs = ((l1, said.l1), (l2, said.l2), (delta.max(initial=0.0), said.linf))
-    far = any(abs(a - b) > ROUNDING * max(1.0, abs(b)) for a, b in pairs)
+    far = any(abs(a - b) > DISTANCE_TOLERANCE * max(1.0, abs(b)) for a, b in pairs)
     return bool(l0 != said.l0 or far)
 
 
-def _contradictions(record: Record, view: CellView) -> list[str]:
+def _contradictions(record: Record, view: FinishedCell) -> list[str]:
     broken, wrong = record.broken_at is not None, record.status == "already_wrong"
     unchanged = record.distance.l0 == 0
     findings = {
         "goal_reached and broken_at disagree": record.goal_reached != broken,
         "already_wrong, yet not broken at eps 0": wrong and record.broken_at != 0,
         "changed and broken at eps 0": record.broken_at == 0 and not wrong and not unchanged,
-        "status and the clean decision disagree": _wrong_before(record, view) not in (None, wrong),
+        "status and the clean decision disagree": _misclassified_clean(record, view)
+        not in (None, wrong),
         "a success with another status than ok": broken
         and record.status not in ("ok", "already_wrong"),
         "a success that is not allowed": broken and not wrong and not record.within_budget,
         "broken at an eps that is not in the sweep": broken
         and not wrong
-        and not _swept(record, view),
+        and not _in_sweep(record, view),
         "a distance that is not finite": not np.isfinite(
             list(vars(record.distance).values())
         ).all(),
@@ -199,31 +209,31 @@ def _contradictions(record: Record, view: CellView) -> list[str]:
     return [f"sample {record.sample}: {what}" for what, found in findings.items() if found]
 
 
-def _wrong_before(record: Record, view: CellView) -> bool | None:
+def _misclassified_clean(record: Record, view: FinishedCell) -> bool | None:
     """Did the model fail on the clean input? A rejected error is none where the goal asks for acceptance.
 
     None where records do not tell: by how much a class led that is aimed at with confidence.
     """
     if view.goal == "accept":
         return False
-    accepted = record.before.accepted is not False or not view.goal.endswith("-accepted")
+    accepted = record.clean.accepted is not False or not view.goal.endswith("-accepted")
     if not view.goal.startswith("target"):
-        return record.before.decision != record.label and accepted
-    there = record.label != view.aimed_at(record) == record.before.decision
+        return record.clean.prediction != record.label and accepted
+    there = record.label != view.target_class(record) == record.clean.prediction
     return None if there and view.goal_parameters.get("confidence") else there and accepted
 
 
-def _swept(record: Record, view: CellView) -> bool:
+def _in_sweep(record: Record, view: FinishedCell) -> bool:
     broken_at = record.broken_at or 0.0
     if not view.epsilons or broken_at == 0:
         return True
     return any(abs(broken_at - eps) <= 1e-9 * max(1.0, eps) for eps in view.epsilons)
 
 
-def _rates(view: CellView) -> list[str]:
+def _rate_problems(view: FinishedCell) -> list[str]:
     """Recompute the accuracies from sets of samples and compare with the summary's."""
     samples = {r.sample: r for r in view.records}
-    n, correct = len(samples), sum(r.before.decision == r.label for r in samples.values())
+    n, correct = len(samples), sum(r.clean.prediction == r.label for r in samples.values())
     summary = summarise(view.records, view.epsilons, view.norm)
     clean = (summary.clean_accuracy.successes, summary.clean_accuracy.trials)
     held = [len(view.held(eps)) for eps in view.epsilons or (float("inf"),)]
@@ -245,6 +255,60 @@ def _reason(event: Mapping[str, Any]) -> str:
     )
 
 
-def _ids(samples: Iterable[int]) -> str:
-    text = listed(samples)
+def _ids_text(samples: Iterable[int]) -> str:
+    text = format_ids(samples)
     return f": samples {text}" if text else ""
+
+
+MIN_STEP_BUDGET = 2.0
+"""C19: way that all steps together should be able to go, in eps: from one end of the ball to the other."""
+
+
+def check_inputs_changed(view: FinishedCell) -> Verdict:
+    """C16: does the attack show other inputs than the clean ones?
+
+    A success on an unchanged input is none. An attack inside a budget that leaves most of what it does not break
+    as it was may not have run: a loss that is constant, a step of length 0, a mask that is wrong. An attack that
+    seeks the nearest success has nothing to show where it finds none.
+    """
+    attacked = [r for r in view.records if r.status == "ok"]
+    held = [r for r in attacked if not r.goal_reached and view.kind == "budget"]
+    idle = [r.sample for r in held if r.distance.l0 == 0]
+    false = [r.sample for r in attacked if r.goal_reached and r.distance.l0 == 0]
+    if not attacked:
+        return CHECKS["C16"].make_verdict(view.subject, "NA", None, "No sample was attacked.")
+    share = len(idle) / max(len(held), 1)
+    verdict = "FAIL" if false else grade(share, warn=0.1, fail=0.5)
+    evidence = (
+        f"Of {len(attacked)} attacked samples {len(false)} count as broken although nothing was changed; of "
+        f"{len(held)} that hold {len(idle)} are shown as they were"
+        f"{': samples ' + format_ids([*false, *idle]) if false or idle else ''}."
+    )
+    return CHECKS["C16"].make_verdict(view.subject, verdict, share, evidence)
+
+
+def check_step_budget(view: FinishedCell) -> Verdict:
+    """C19: could all steps together cross the ball, from a start anywhere in it?"""
+    reach = _step_budget(view)
+    if reach is None:
+        reason = "Not an attack of several steps of a stated length."
+        return CHECKS["C19"].make_verdict(view.subject, "NA", None, reason)
+    evidence = f"{view.parameters['steps']} steps can go {reach:.3g} eps; the ball is 2 eps wide."
+    return CHECKS["C19"].make_verdict(
+        view.subject, "PASS" if reach >= MIN_STEP_BUDGET - 1e-9 else "WARN", reach, evidence
+    )
+
+
+def _step_budget(view: FinishedCell) -> float | None:
+    """Return how far all steps together can go, in the largest eps; None where steps have no fixed length."""
+    given: Mapping[str, Any] = view.parameters
+    steps = given.get("steps")
+    if view.single_step or not isinstance(steps, int) or not view.epsilons:
+        return None
+    length = given.get("rel_step", given.get("rel_stepsize"))
+    absolute = given.get("abs_stepsize", given.get("alpha"))
+    if length is None and absolute is not None:
+        length = absolute / view.epsilons[-1]
+    if length is None:
+        return None
+    return float(length) * ((steps + 1) / 2 if given.get("decay") else steps)

@@ -2,9 +2,15 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from robustbench_inv.checks.cells import CellView, FinishedCell
+from robustbench_inv.checks.attack_strength import (
+    check_convergence,
+    check_fixed_noise,
+    check_logit_scale,
+    check_monotone_attack,
+    check_unbounded,
+)
 from robustbench_inv.checks.comparisons import (
     check_eps_scale,
     check_gradient_free,
@@ -12,35 +18,101 @@ from robustbench_inv.checks.comparisons import (
     check_single_step,
     escalate_saturation,
 )
-from robustbench_inv.checks.effort import check_changed, check_reach
-from robustbench_inv.checks.inverse import check_inverse, inverts
-from robustbench_inv.checks.oracles import check_agreement, check_oracle
-from robustbench_inv.checks.preimage import check_preimage, solves_for_preimages
+from robustbench_inv.checks.gradients import (
+    check_gradient_accuracy,
+    check_gradients,
+    check_saturation,
+    check_single_pass,
+)
+from robustbench_inv.checks.invariance_checks import (
+    check_inverse,
+    check_oracle,
+    check_oracle_agreement,
+    check_preimage,
+    uses_inverse,
+    uses_preimage_solver,
+)
+from robustbench_inv.checks.model_outputs import check_bounds, check_determinism, check_logits
+from robustbench_inv.checks.probe import Probe
 from robustbench_inv.checks.records import (
+    check_adversarial_inputs,
     check_completeness,
     check_consistency,
     check_crashes,
+    check_inputs_changed,
     check_lost_successes,
-    check_shown_inputs,
+    check_step_budget,
 )
-from robustbench_inv.checks.rejection import (
-    check_adaptive,
-    check_both_rates,
+from robustbench_inv.checks.rejection_checks import (
+    check_detection_rates,
+    check_detector_aware,
     check_false_rejection,
-    check_frozen,
-    check_noise,
-    check_small_steps,
-    rejecting,
+    check_ood_rejection,
+    check_small_perturbations,
+    check_thresholds_frozen,
+    has_reject_option,
 )
 from robustbench_inv.checks.verdict import CHECKS, Verdict
+from robustbench_inv.models.protocol import Classifier
+from robustbench_inv.results.cell import CellSource, FinishedCell
 
-if TYPE_CHECKING:  # torch is imported by what runs a model, not by what reads records
-    from robustbench_inv.checks.probes import ProbedModel
+if TYPE_CHECKING:
     from robustbench_inv.data.protocol import Dataset
 
-__all__ = ["Requested", "check_records", "concerning", "probe_model"]
+__all__ = [
+    "ATTACK_SAMPLES",
+    "DEEP_PROBES",
+    "PROBES",
+    "PROBE_SAMPLES",
+    "ProbedModel",
+    "RequestedSamples",
+    "check_records",
+    "probe_model",
+    "verdicts_about",
+]
 
-Requested = Sequence[int] | Mapping[str, Sequence[int]] | None
+
+PROBE_SAMPLES = 100
+"""Samples that a probe looks at, at most."""
+
+ATTACK_SAMPLES = 64
+"""Samples that a probe attacks, at most: they cost hundreds of passes each."""
+
+DIFFERENCE_SAMPLES = 20
+"""Samples whose gradient is compared with finite differences."""
+
+PROBES: tuple[tuple[str, int, Callable[[Probe], Verdict]], ...] = (
+    ("C1", ATTACK_SAMPLES, check_monotone_attack),
+    ("C2", ATTACK_SAMPLES, check_unbounded),
+    ("C6", PROBE_SAMPLES, check_gradients),
+    ("C7", PROBE_SAMPLES, check_saturation),
+    ("C10", PROBE_SAMPLES, check_logits),
+    ("C11", PROBE_SAMPLES, check_determinism),
+    ("C12", PROBE_SAMPLES, check_single_pass),
+    ("C17", PROBE_SAMPLES, check_bounds),
+)
+"""Of every evaluation: id of the check, number of samples, probe."""
+
+DEEP_PROBES: tuple[tuple[str, int, Callable[[Probe], Verdict]], ...] = (
+    ("C4", ATTACK_SAMPLES, check_convergence),
+    ("C8", ATTACK_SAMPLES, check_logit_scale),
+    ("C13", ATTACK_SAMPLES, check_fixed_noise),
+    ("C31", DIFFERENCE_SAMPLES, check_gradient_accuracy),
+)
+"""Besides, of an evaluation that asks for them (suite ``diagnostics``): hundreds of passes for each sample."""
+
+
+class ProbedModel(Protocol):
+    """A loaded model: its name and what answers."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def classifier(self) -> Classifier: ...
+
+
+RequestedSamples = Sequence[int] | Mapping[str, Sequence[int]] | None
 """The samples asked for: the same of every cell, or by a cell's digest; None: what each cell says itself."""
 
 
@@ -66,21 +138,20 @@ def probe_model(
     Returns:
         one verdict for each check; a probe that raises gives NA and the reason.
     """
-    from robustbench_inv.checks.probe import Probe, spread
-    from robustbench_inv.checks.probes import DEEP_PROBES, PROBES
+    from robustbench_inv.checks.probe import Probe, evenly_spaced
 
     def run(check: Callable[[Probe], Verdict], count: int) -> list[Verdict]:
-        ids = spread(samples, count)
-        return [check(Probe.of(model.name, model.classifier, dataset, ids, seed).on(device))]
+        ids = evenly_spaced(samples, count)
+        return [check(Probe.of(model.name, model.classifier, dataset, ids, seed).to_device(device))]
 
     probes = (*PROBES, *DEEP_PROBES) if deep else PROBES
-    guarded = (_guarded(id_, model.name, partial(run, check, n)) for id_, n, check in probes)
+    guarded = (_run_check(id_, model.name, partial(run, check, n)) for id_, n, check in probes)
     return [verdict for verdicts in guarded for verdict in verdicts]
 
 
 def check_records(
-    cells: Sequence[FinishedCell],
-    samples: Requested = None,
+    cells: Sequence[CellSource],
+    samples: RequestedSamples = None,
     probes: Sequence[Verdict] = (),
 ) -> list[Verdict]:
     """Check the finished cells of a run, each by itself and against one another; imports no torch.
@@ -97,7 +168,7 @@ def check_records(
         kept), and those that compare cells (C1,
         C3, C5, C17, and C24, C25, C26 and C29 of models that reject), which have the models as subjects.
     """
-    views = [CellView.read(cell) for cell in cells]
+    views = [FinishedCell.read(cell) for cell in cells]
     decided = escalate_saturation(probes, views)
     alone = [v for view in views for v in _check_cell(view, _requested(view, samples))]
     comparisons = (
@@ -105,54 +176,58 @@ def check_records(
         ("C3", check_single_step),
         ("C5", check_gradient_free),
         ("C17", check_eps_scale),
-        ("C24", check_frozen),
+        ("C24", check_thresholds_frozen),
         ("C25", check_false_rejection),
-        ("C26", check_adaptive),
-        ("C29", check_noise),
+        ("C26", check_detector_aware),
+        ("C29", check_ood_rejection),
     )
     models = ", ".join(sorted({view.model for view in views}))
-    compared = [v for id_, f in comparisons for v in _guarded(id_, models, partial(f, views))]
+    compared = [v for id_, f in comparisons for v in _run_check(id_, models, partial(f, views))]
     return [*decided, *alone, *compared]
 
 
-def concerning(verdicts: Iterable[Verdict], cell: FinishedCell) -> list[Verdict]:
+def verdicts_about(verdicts: Iterable[Verdict], cell: CellSource) -> list[Verdict]:
     """Return the verdicts that concern a cell: its own, its model's, and the run's."""
-    view = CellView(cell, (), ())
+    view = FinishedCell(cell, (), ())
     subjects = {"cell": view.subject, "model": view.model}
     return [v for v in verdicts if subjects.get(v.scope, v.subject) == v.subject]
 
 
-def _check_cell(view: CellView, requested: Sequence[int]) -> list[Verdict]:
-    checks: tuple[tuple[str, Callable[[CellView], Verdict]], ...] = (
-        ("C14", check_shown_inputs),
+def _check_cell(view: FinishedCell, requested: Sequence[int]) -> list[Verdict]:
+    checks: tuple[tuple[str, Callable[[FinishedCell], Verdict]], ...] = (
+        ("C14", check_adversarial_inputs),
         ("C15", check_lost_successes),
-        *((("C16", check_changed),) if view.seeks_errors else ()),
-        *((("C19", check_reach),) if view.iterative else ()),
+        *((("C16", check_inputs_changed),) if view.seeks_errors else ()),
+        *((("C19", check_step_budget),) if view.iterative else ()),
         ("C22", check_consistency),
         ("C23", partial(check_completeness, requested=requested)),
         ("C30", check_crashes),
-        *((("C32", check_inverse),) if inverts(view) else ()),
-        *((("C33", check_preimage),) if solves_for_preimages(view) else ()),
+        *((("C32", check_inverse),) if uses_inverse(view) else ()),
+        *((("C33", check_preimage),) if uses_preimage_solver(view) else ()),
         *(
-            (("C27", check_both_rates), ("C28", check_small_steps))
-            if _judged_by_class(view)
+            (("C27", check_detection_rates), ("C28", check_small_perturbations))
+            if _rejection_applies(view)
             else ()
         ),
-        *((("C34", check_oracle), ("C35", check_agreement)) if not view.seeks_errors else ()),
+        *(
+            (("C34", check_oracle), ("C35", check_oracle_agreement))
+            if not view.seeks_errors
+            else ()
+        ),
     )
 
-    def run(check: Callable[[CellView], Verdict]) -> list[Verdict]:
+    def run(check: Callable[[FinishedCell], Verdict]) -> list[Verdict]:
         return [check(view)]
 
-    return [v for id_, c in checks for v in _guarded(id_, view.subject, partial(run, c))]
+    return [v for id_, c in checks for v in _run_check(id_, view.subject, partial(run, c))]
 
 
-def _judged_by_class(view: CellView) -> bool:
+def _rejection_applies(view: FinishedCell) -> bool:
     """Does the model reject, and is what is shown to it of a class? Noise is of none."""
-    return rejecting(view) and view.goal != "accept"
+    return has_reject_option(view) and view.goal != "accept"
 
 
-def _requested(view: CellView, samples: Requested) -> Sequence[int]:
+def _requested(view: FinishedCell, samples: RequestedSamples) -> Sequence[int]:
     if samples is None:
         return view.source.samples
     if isinstance(samples, Mapping):
@@ -160,10 +235,10 @@ def _requested(view: CellView, samples: Requested) -> Sequence[int]:
     return samples
 
 
-def _guarded(id_: str, subject: str, run: Callable[[], list[Verdict]]) -> list[Verdict]:
+def _run_check(id_: str, subject: str, run: Callable[[], list[Verdict]]) -> list[Verdict]:
     """Run a check; what it raises is a verdict too, as a check must never end an evaluation."""
     try:
         return run()
     except Exception as error:
         reason = f"The check could not be made: {type(error).__name__}: {error}"
-        return [CHECKS[id_].says(subject, "NA", None, " ".join(reason.split()))]
+        return [CHECKS[id_].make_verdict(subject, "NA", None, " ".join(reason.split()))]

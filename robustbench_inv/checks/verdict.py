@@ -49,7 +49,7 @@ class Check:
     """A rule that makes a robustness number trustworthy; it turns findings into verdicts.
 
     Example:
-        >>> CHECKS["C23"].says("some cell", "FAIL", 1, "1 of 10 samples is missing.").verdict
+        >>> CHECKS["C23"].make_verdict("some cell", "FAIL", 1, "1 of 10 samples is missing.").verdict
         'FAIL'
     """
 
@@ -58,7 +58,9 @@ class Check:
     scope: Scope
     limit: str
 
-    def says(self, subject: str, verdict: Grade, value: float | None, evidence: str) -> Verdict:
+    def make_verdict(
+        self, subject: str, verdict: Grade, value: float | None, evidence: str
+    ) -> Verdict:
         """Return this check's verdict on a subject."""
         return Verdict(
             self.id, self.title, self.scope, subject, verdict, value, self.limit, evidence

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from robustbench_inv.cli.options import DataRoot, Device, Json, option
-from robustbench_inv.cli.output import print_json, say
+from robustbench_inv.cli.output import print_json, print_message
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.results.files import write_atomically
 
 if TYPE_CHECKING:
-    from robustbench_inv.measurements.calibration import TrainingInputs
+    from robustbench_inv.experiments.calibration import CalibrationData
 
 __all__ = ["calibrate"]
 
@@ -36,12 +36,12 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     They are those of the inputs that the model gets right, for every score and the percentiles 0 to 20. What is
     left out is read off the recipe of a model of the catalogue.
     """
-    from robustbench_inv.catalogue.load import load_model
-    from robustbench_inv.measurements.calibration import calibrate as fit
+    from robustbench_inv.catalogue.models import load_model
+    from robustbench_inv.experiments.calibration import calibrate as fit
 
     loaded = load_model(model, device=device)
-    inputs = _inputs(model, dataset, ids, data_root)
-    say(
+    inputs = _calibration_data(model, dataset, ids, data_root)
+    print_message(
         f"asking {loaded.name} about {inputs.last - inputs.first:,} inputs of {inputs.dataset.name}"
     )
     fitted = fit(loaded, inputs)
@@ -54,24 +54,24 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     return None
 
 
-def _inputs(
+def _calibration_data(
     model: str, dataset: str | None, ids: str | None, root: Path | None
-) -> "TrainingInputs":
+) -> "CalibrationData":
     """Return the training inputs that are named, or those of the model's recipe."""
-    from robustbench_inv.catalogue.load import load_dataset
-    from robustbench_inv.measurements.calibration import TrainingInputs
+    from robustbench_inv.catalogue.datasets import load_dataset
+    from robustbench_inv.experiments.calibration import CalibrationData
     from robustbench_inv.training.recipe import read_recipe
-    from robustbench_inv.training.run import find_recipe
+    from robustbench_inv.training.training_run import find_recipe
 
     if dataset is None:
         recipe = read_recipe(find_recipe(model.partition(":")[0]))
         dataset, ids = recipe.dataset, ids or f"{recipe.first}:{recipe.last}"
     data = load_dataset(dataset, data_root=root)
-    first, last = _ends(ids or f"0:{len(data)}")
-    return TrainingInputs(data, first, last)
+    first, last = _parse_id_range(ids or f"0:{len(data)}")
+    return CalibrationData(data, first, last)
 
 
-def _ends(ids: str) -> tuple[int, int]:
+def _parse_id_range(ids: str) -> tuple[int, int]:
     try:
         first, last = map(int, ids.split(":"))
     except ValueError:

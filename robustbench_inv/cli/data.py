@@ -16,15 +16,20 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Names = Annotated[list[str] | None, typer.Argument(help="Data sets.", show_default="all of them")]
+DatasetNames = Annotated[
+    list[str] | None, typer.Argument(help="Data sets.", show_default="all of them")
+]
 
 
 @app.command()
-def fetch(names: Names = None, data_root: DataRoot = None, json: Json = False) -> None:
+def fetch(names: DatasetNames = None, data_root: DataRoot = None, json: Json = False) -> None:
     """Fetch what is not there yet; a file is kept only if its checksum is right."""
     from robustbench_inv.data.fetch import fetch_dataset
 
-    found = {name: [str(path) for path in fetch_dataset(name, data_root)] for name in _names(names)}
+    found = {
+        name: [str(path) for path in fetch_dataset(name, data_root)]
+        for name in _dataset_names(names)
+    }
     if json:
         return print_json([{"name": name, "files": files} for name, files in found.items()])
     for name, files in found.items():
@@ -34,11 +39,13 @@ def fetch(names: Names = None, data_root: DataRoot = None, json: Json = False) -
 
 
 @app.command()
-def verify(names: Names = None, data_root: DataRoot = None, json: Json = False) -> None:
+def verify(names: DatasetNames = None, data_root: DataRoot = None, json: Json = False) -> None:
     """Compare every file with its checksum; exit code 1 if one is missing or damaged."""
     from robustbench_inv.data.fetch import verify_dataset
 
-    checks = [(name, check) for name in _names(names) for check in verify_dataset(name, data_root)]
+    checks = [
+        (name, check) for name in _dataset_names(names) for check in verify_dataset(name, data_root)
+    ]
     if json:
         print_json(
             [
@@ -52,7 +59,7 @@ def verify(names: Names = None, data_root: DataRoot = None, json: Json = False) 
     raise typer.Exit(0 if all(check.ok for _, check in checks) else 1)
 
 
-def _names(names: list[str] | None) -> list[str]:
+def _dataset_names(names: list[str] | None) -> list[str]:
     from robustbench_inv.data.registry import DATASETS
 
     return names or [name for name, known in DATASETS.items() if known.has_files]

@@ -15,13 +15,13 @@ from robustbench_inv.cli.options import (
     Existing,
     ExistingOption,
     Json,
-    Samples,
+    SamplesOption,
     Seed,
     Workers,
-    number_of,
+    int_or_text,
     option,
 )
-from robustbench_inv.cli.output import complain, print_json, say
+from robustbench_inv.cli.output import print_json, print_message, print_warnings
 
 __all__ = ["evaluate"]
 
@@ -55,7 +55,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     dataset: Annotated[
         str | None, option(help="What to attack on.", show_default="each model's own")
     ] = None,
-    samples: Samples = None,
+    samples: SamplesOption = None,
     seed: Seed = 0,
     out: Annotated[
         Path | None, option(help="Folder of the results.", show_default="runs/PLAN")
@@ -76,41 +76,45 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
 
     A name may carry parameters, as in pgd:steps=100,loss=dlr. Exit code 1 if a cell failed.
     """
-    from robustbench_inv.cli.progress import reporting
-    from robustbench_inv.cli.summary import print_run
-    from robustbench_inv.evaluation import run as evaluation
+    from robustbench_inv import api as evaluation
+    from robustbench_inv.cli.output import show_progress
+    from robustbench_inv.cli.run_tables import print_run
 
-    asked: dict[str, Any] = {"suite": suite, "threat": threat, "dataset": dataset, "seed": seed}
-    asked |= {"samples": samples and number_of(samples), "device": device, "data_root": data_root}
+    options: dict[str, Any] = {"suite": suite, "threat": threat, "dataset": dataset, "seed": seed}
+    options |= {
+        "samples": samples and int_or_text(samples),
+        "device": device,
+        "data_root": data_root,
+    }
     if dry_run:
-        return _print_plan({"models": model, "attacks": attack or [], **asked}, json)
-    with reporting() as progress:
+        return _print_plan({"models": model, "attacks": attack or [], **options}, json)
+    with show_progress() as progress:
         run = evaluation.evaluate(
             model=model,
             attack=attack,
-            **asked,
+            **options,
             out=out,
             existing=existing.value,
             batch_size=batch_size,
-            workers=number_of(workers),
+            workers=int_or_text(workers),
             keep_images=keep_images,
             progress=progress,
             checks=checks,
             command=["invbench", *sys.argv[1:]],
         )
-    complain(run.notes)
+    print_warnings(run.notes)
     print_json(run.to_json()) if json else print_run(run)
     for failure in run.failures:
-        say(f"failed: {failure}")
+        print_message(f"failed: {failure}")
     raise typer.Exit(1 if run.failures else 0)
 
 
-def _print_plan(question: dict[str, Any], json: bool) -> None:
-    from robustbench_inv.cli.summary import print_plan
-    from robustbench_inv.evaluation.run import make_plan
-    from robustbench_inv.evaluation.sources import Question
+def _print_plan(options: dict[str, Any], json: bool) -> None:
+    from robustbench_inv.api import make_plan
+    from robustbench_inv.cli.run_tables import print_plan
+    from robustbench_inv.evaluation.jobs import EvaluationRequest
 
-    root = question["data_root"]
-    plan = make_plan(Question(**{**question, "data_root": str(root) if root else None}))
-    complain(plan.warnings)
+    root = options["data_root"]
+    plan = make_plan(EvaluationRequest(**{**options, "data_root": str(root) if root else None}))
+    print_warnings(plan.warnings)
     print_plan(plan, json)

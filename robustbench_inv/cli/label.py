@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from robustbench_inv.cli.options import Json, option
-from robustbench_inv.cli.output import print_json, say
+from robustbench_inv.cli.output import print_json, print_message
 
 __all__ = ["label"]
 
@@ -27,24 +27,24 @@ def label(  # noqa: PLR0913, PLR0917 - one parameter is one option
     json: Json = False,
 ) -> None:
     """Write one page to label what a run shows, by keyboard; judge brings the CSV that it exports into the records."""
-    from robustbench_inv.reporting.labelling import Choice, choose_trials, write_label_page
+    from robustbench_inv.reporting.labelling import LabelSelection, choose_tasks, write_label_page
 
-    choice = Choice(tuple(cells or ()), images, catch, seed)
-    trials, classes = choose_trials(runs, choice)
-    names = _names(runs, classes)
+    choice = LabelSelection(tuple(cells or ()), images, catch, seed)
+    trials, classes = choose_tasks(runs, choice)
+    names = _class_names(runs, classes)
     write_label_page(out, trials, names, "What do you see?")
     caught = sum(trial.known is not None for trial in trials)
     if json:
         counts = {"images": len(trials) - caught, "catch": caught}
         return print_json({"page": str(out), **counts})
-    say(f"{len(trials) - caught} changed images, {caught} clean ones mixed in")
+    print_message(f"{len(trials) - caught} changed images, {caught} clean ones mixed in")
     return typer.echo(out)
 
 
-def _names(runs: Sequence[Path], classes: int) -> tuple[str, ...]:
+def _class_names(runs: Sequence[Path], classes: int) -> tuple[str, ...]:
     """Return what a person calls the classes: the names of the run's data set, else numbers."""
     from robustbench_inv.data.registry import DATASETS
-    from robustbench_inv.results.store import RunFolder
+    from robustbench_inv.results.run_files import RunFolder
 
     datasets = {
         cell["dataset"].partition(":")[0] for r in runs for cell in RunFolder(r).plan["cells"]

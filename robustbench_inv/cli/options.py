@@ -13,14 +13,14 @@ __all__ = [
     "DataRoot",
     "Device",
     "DryRun",
+    "EntryKind",
     "Existing",
     "ExistingOption",
     "Json",
-    "Samples",
+    "SamplesOption",
     "Seed",
-    "What",
     "Workers",
-    "number_of",
+    "int_or_text",
     "option",
 ]
 
@@ -29,7 +29,7 @@ option = partial(typer.Option, show_envvar=False)
 """An option; its environment variable INVBENCH_<COMMAND>_<OPTION> is left out of the help."""
 
 
-class What(StrEnum):
+class EntryKind(StrEnum):
     """The kinds of entry."""
 
     models = "models"
@@ -42,7 +42,7 @@ class What(StrEnum):
 
 
 class Existing(StrEnum):
-    """What to do about records that are already there."""
+    """EntryKind to do about records that are already there."""
 
     resume = "resume"
     skip = "skip"
@@ -67,7 +67,7 @@ ExistingOption = Annotated[
     option(help="What to do with cells that have records: go on, leave them, or start again."),
 ]
 
-Samples = Annotated[
+SamplesOption = Annotated[
     str | None,
     option(metavar="N|first:N", help="A fixed balanced draw, or the first.", show_default="all"),
 ]
@@ -83,6 +83,6 @@ Workers = Annotated[str, option(help="Number of processes, or ray.")]
 Checks = Annotated[bool, option(help="Run the validity checks.")]
 
 
-def number_of(text: str) -> int | str:
+def int_or_text(text: str) -> int | str:
     """Return the number that a text is, or the text where it is none (``first:100``, ``ray``)."""
     return int(text) if text.removeprefix("-").isdecimal() else text

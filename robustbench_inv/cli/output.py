@@ -1,13 +1,26 @@
-"""What commands print: results on standard output, everything else on standard error."""
+"""Output of the commands: results on standard output; progress, messages and warnings on standard error."""
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-__all__ = ["complain", "print_card", "print_json", "print_names", "say"]
+if TYPE_CHECKING:
+    from robustbench_inv.evaluation.engine import Progress
+
+__all__ = [
+    "print_card",
+    "print_json",
+    "print_message",
+    "print_names",
+    "print_warnings",
+    "show_progress",
+]
 
 
-_EMPTY: tuple[object, ...] = ("", None, [], (), {})
+_OMITTED_VALUES: tuple[object, ...] = ("", None, [], (), {})
 """What a card does not show."""
 
 
@@ -27,29 +40,80 @@ def print_card(kind: str, card: Mapping[str, object]) -> None:
     """Print a card as ``key: value`` lines; what is empty is left out."""
     sys.stdout.write(f"kind of entry: {kind.removesuffix('s')}\n")
     for key, value in card.items():
-        if value not in _EMPTY:
-            sys.stdout.write(f"{key}: {_show(value)}\n")
+        if value not in _OMITTED_VALUES:
+            sys.stdout.write(f"{key}: {_format_value(value)}\n")
 
 
-def say(line: str) -> None:
+def print_message(line: str) -> None:
     """Print one line of progress on standard error."""
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 
 
-def complain(problems: Iterable[str]) -> None:
+def print_warnings(problems: Iterable[str]) -> None:
     """Print each problem as one line on standard error."""
     for problem in problems:
-        say(f"warning: {problem}")
+        print_message(f"warning: {problem}")
 
 
-def _show(value: object) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(
-            f"{key}={_show(each)}" for key, each in value.items() if each not in _EMPTY
+            f"{key}={_format_value(each)}"
+            for key, each in value.items()
+            if each not in _OMITTED_VALUES
         )
     if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
-        return "".join(f"\n  {_show(each)}" for each in value)
+        return "".join(f"\n  {_format_value(each)}" for each in value)
     if isinstance(value, list | tuple):
-        return ", ".join(map(_show, value))
+        return ", ".join(map(_format_value, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+ProgressCallback = Callable[["Progress"], None]
+
+
+@contextmanager
+def show_progress() -> Iterator[ProgressCallback]:
+    """Yield what an evaluation calls as it goes on."""
+    if not sys.stderr.isatty():
+        yield _line_callback()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+        yield _bar_callback(bars.add_task, bars.update)
+
+
+def _line_callback() -> ProgressCallback:
+    start, finished = time.perf_counter(), set[str]()
+
+    def report(progress: "Progress") -> None:
+        if progress.done >= progress.total and progress.title not in finished:
+            finished.add(progress.title)
+            seconds = time.perf_counter() - start
+            print_message(
+                f"[{progress.cell}/{progress.cells}] {progress.title}: done after {seconds:.1f} s"
+            )
+
+    return report
+
+
+def _bar_callback(add: Callable[..., object], update: Callable[..., None]) -> ProgressCallback:
+    tasks: dict[str, object] = {}
+
+    def report(progress: "Progress") -> None:
+        if progress.title not in tasks:
+            description = f"[{progress.cell}/{progress.cells}] {progress.title}"
+            tasks[progress.title] = add(description, total=progress.total)
+        update(tasks[progress.title], completed=progress.done)
+
+    return report

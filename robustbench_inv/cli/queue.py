@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from robustbench_inv.cli.options import DataRoot, Device, Json, option
-from robustbench_inv.cli.output import print_json, say
+from robustbench_inv.cli.output import print_json, print_message
 from robustbench_inv.cli.train import report_progress
 
 if TYPE_CHECKING:
-    from robustbench_inv.training.loop import Epoch
+    from robustbench_inv.training.loop import EpochMetrics
     from robustbench_inv.training.queue import Job, Listener, Queue, Status
 
 __all__ = ["queue"]
@@ -54,12 +54,14 @@ def _listener() -> "Listener":
     def begin(job: "Job") -> None:
         nonlocal progress
         progress = report_progress(job.until)
-        say(f"{time.strftime('%F %T')}  training {job.name}: {job.why}")
+        print_message(f"{time.strftime('%F %T')}  training {job.name}: {job.why}")
 
     def end(found: "Status") -> None:
-        say(f"{time.strftime('%F %T')}  {found.state} {found.job.name} {found.failure}".rstrip())
+        print_message(
+            f"{time.strftime('%F %T')}  {found.state} {found.job.name} {found.failure}".rstrip()
+        )
 
-    def epoch(result: "Epoch") -> None:
+    def epoch(result: "EpochMetrics") -> None:
         progress(result)
 
     return Listener(begin, epoch, end)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from robustbench_inv.cli.options import DataRoot, Device, Json, option
-from robustbench_inv.cli.output import print_json, say
+from robustbench_inv.cli.output import print_json, print_message
 
 if TYPE_CHECKING:
-    from robustbench_inv.training.loop import Epoch
+    from robustbench_inv.training.loop import EpochMetrics
 
 __all__ = ["report_progress", "train"]
 
@@ -36,13 +36,13 @@ def train(
     """
     from robustbench_inv.training.loop import TrainingOptions
     from robustbench_inv.training.recipe import read_recipe
-    from robustbench_inv.training.run import find_recipe, train_recipe
+    from robustbench_inv.training.training_run import find_recipe, train_recipe
 
     path = find_recipe(recipe)
     plain = read_recipe(path)
     name = plain.name if seed is None else plain.with_seed(seed).name
     folder = out or Path("checkpoints") / name
-    say(f"training {name} in {folder}")
+    print_message(f"training {name} in {folder}")
     options = TrainingOptions(report=report_progress())
     model = train_recipe(
         path, folder, device=device, data_root=data_root, seed=seed, options=options
@@ -53,7 +53,7 @@ def train(
     return None
 
 
-def report_progress(until: int | None = None) -> "Callable[[Epoch], None]":
+def report_progress(until: int | None = None) -> "Callable[[EpochMetrics], None]":
     """Return a function that prints one line for each epoch, with the estimated time left.
 
     Args:
@@ -61,12 +61,12 @@ def report_progress(until: int | None = None) -> "Callable[[Epoch], None]":
     """
     start, first = time.perf_counter(), 0
 
-    def report(epoch: "Epoch") -> None:
+    def report(epoch: "EpochMetrics") -> None:
         nonlocal first
         first = first or epoch.epoch
         done = epoch.epoch - first + 1
         left = (time.perf_counter() - start) / done * ((until or epoch.epochs) - epoch.epoch)
-        say(
+        print_message(
             f"epoch {epoch.epoch}/{epoch.epochs}  loss {epoch.loss:.4f}  "
             f"accuracy {epoch.accuracy:.4f}  {epoch.seconds:.1f} s  "
             f"ends in {int(left) // 60}:{int(left) % 60:02d}"

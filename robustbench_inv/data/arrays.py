@@ -1,7 +1,7 @@
-"""A data set made of arrays: MNIST and its kin, and what a user brings."""
+"""A data set held in arrays, such as MNIST or a user's own, and the checks of sample ids."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -9,11 +9,59 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from robustbench_inv.data.ids import Ids, checked_ids
-from robustbench_inv.errors import BadData
+from robustbench_inv.errors import BadData, BadParameter
 from robustbench_inv.identity import canonical_json
 
-__all__ = ["Array", "ArrayDataset", "digest_samples"]
+__all__ = ["Array", "ArrayDataset", "Ids", "checked_ids", "digest_samples"]
+
+
+Ids = Tensor | Sequence[int]
+"""Sample ids in any order: a tensor, list, tuple or range of integers."""
+
+
+def checked_ids(ids: Ids, size: int) -> Tensor:
+    """Return sample ids as a tensor.
+
+    Args:
+        ids: each at least 0 and less than ``size``; repeats are allowed.
+        size: number of samples of the data set.
+
+    Returns:
+        (n,) int64, on the CPU.
+
+    Raises:
+        BadParameter: if they are not whole numbers in one dimension, or one is out of range.
+
+    Example:
+        >>> checked_ids(range(2, 4), 10)
+        tensor([2, 3])
+    """
+    given = _ids_as_tensor(ids)
+    if given.numel() == 0:
+        return torch.empty(0, dtype=torch.int64)
+    if given.ndim != 1 or given.dtype == torch.bool or given.is_floating_point():
+        raise BadParameter(
+            "sample ids are not a list of whole numbers",
+            got=f"{given.dtype} of shape {tuple(given.shape)}",
+            expected="one dimension of integers",
+        )
+    result = given.detach().to("cpu", torch.int64)
+    outside = result[(result < 0) | (result >= size)]
+    if len(outside):
+        raise BadParameter(
+            "sample id out of range", got=outside[0].item(), expected=f"0 to {size - 1}"
+        )
+    return result
+
+
+def _ids_as_tensor(ids: Ids) -> Tensor:
+    try:
+        return torch.as_tensor(ids)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BadParameter(
+            "sample ids are not a list of whole numbers", got=repr(ids)[:60], expected="integers"
+        ) from error
+
 
 Array = Tensor | NDArray[np.generic]
 

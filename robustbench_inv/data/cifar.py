@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from robustbench_inv.data.arrays import ArrayDataset
-from robustbench_inv.data.sources import Source, places
+from robustbench_inv.data.fetch import Source, search_folders
 from robustbench_inv.errors import BadData, BadParameter
 
 __all__ = ["SPLITS", "open_cifar10", "records_digest"]
@@ -81,7 +81,7 @@ def records_digest(records: NDArray[np.uint8]) -> str:
 def _folder(files: tuple[str, ...], root: Path | None) -> Path:
     """Return the first folder that has all files."""
     origin = Source("cifar10", {}, (FOLDER, f"cifar10/{FOLDER}"))
-    searched = list(places(origin, root))
+    searched = list(search_folders(origin, root))
     for folder in searched:
         if all((folder / file).is_file() for file in files):
             return folder

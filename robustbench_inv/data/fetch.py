@@ -1,16 +1,139 @@
-"""Fetching and verifying the files of a data set: a file enters the cache whole and checked, or not at all."""
+"""Finds, downloads and verifies the files of data sets: a file enters the cache complete and checked, or not at all."""
 
+import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from robustbench_inv.data.registry import entry
-from robustbench_inv.data.sources import Source, locate, source, verified
+from robustbench_inv.data.formats import parse_array, parse_images, parse_labels, unpacked
+from robustbench_inv.data.registry import dataset_entry
 from robustbench_inv.errors import BadData
 
-__all__ = ["MIRROR", "FileCheck", "fetch_dataset", "fetch_file", "verify_dataset"]
+__all__ = [
+    "EMBEDDED",
+    "MIRROR",
+    "FileCheck",
+    "Source",
+    "cache_folder",
+    "fetch_dataset",
+    "fetch_file",
+    "find_source",
+    "locate",
+    "search_folders",
+    "verified_content",
+    "verify_dataset",
+]
+
+
+EMBEDDED = Path(__file__).parent / "mnist5k"
+"""The folder of the digits that the package ships."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set's files come from.
+
+    Args:
+        name: the data set.
+        sha256: file → SHA-256 of its uncompressed bytes, 64 hexadecimal digits. A file is named without the
+            ``.gz`` that it has where it is compressed.
+        folders: folders below a data root; the first is the one that a download goes to.
+        system: folders that an operating system's package installs into.
+        mirrors: addresses of folders that hold the files.
+        remote: file → its path below a mirror, where that is not its stored name.
+    """
+
+    name: str
+    sha256: dict[str, str]
+    folders: tuple[str, ...] = ()
+    system: tuple[str, ...] = ()
+    mirrors: tuple[str, ...] = ()
+    remote: dict[str, str] = field(default_factory=dict)
+
+    def stored(self, file: str) -> str:
+        """Return the name of a file as it is downloaded and kept: IDX files are compressed."""
+        return file if file.endswith(".npy") else f"{file}.gz"
+
+    def addresses(self, file: str) -> list[str]:
+        """Return where a file is offered."""
+        path = self.remote.get(file, self.stored(file))
+        return [f"{mirror.rstrip('/')}/{path}" for mirror in self.mirrors]
+
+    def target(self, root: Path | None) -> Path:
+        """Return the folder that a download goes to: below the data root if one is given, else the cache."""
+        return root / self.folders[0] if root else cache_folder() / self.name
+
+
+def find_source(name: str) -> Source:
+    """Return the source of a data set that consists of files."""
+    entry = _sources()[name]
+    lists = {key: tuple(entry.get(key, ())) for key in ("folders", "system", "mirrors")}
+    return Source(name, dict(entry["sha256"]), **lists, remote=dict(entry.get("remote", {})))
+
+
+def search_folders(origin: Source, root: Path | None) -> Iterator[Path]:
+    """Yield the folders to search: below the data root or ``INVBENCH_DATA``, the system's, the cache."""
+    roots = [root] if root else []
+    if named := os.environ.get("INVBENCH_DATA"):
+        roots.append(Path(named))
+    for place in roots:
+        yield from (place / folder for folder in origin.folders)
+    yield from map(Path, origin.system)
+    yield cache_folder() / origin.name
+
+
+def cache_folder() -> Path:
+    """Return the user's cache folder of this program, which need not exist."""
+    import pooch
+
+    return Path(pooch.os_cache("robustbench-inv"))
+
+
+def locate(origin: Source, file: str, root: Path | None) -> Path | None:
+    """Return the first place that holds the file, as gzip or plain; None if there is none."""
+    if origin.name == EMBEDDED.name:
+        return EMBEDDED / f"{file}.gz"
+    found = (
+        place / name for place in search_folders(origin, root) for name in (f"{file}.gz", file)
+    )
+    return next((path for path in found if path.is_file()), None)
+
+
+def verified_content(path: Path, sha256: str) -> bytes:
+    """Return the uncompressed content of a file that has the right SHA-256.
+
+    Raises:
+        BadData: if it cannot be read, or its content is another; the message says what is wrong with it.
+    """
+    data = unpacked(path)
+    digest = hashlib.sha256(data).hexdigest()
+    if digest == sha256:
+        return data
+    # A file that is not even of its format deserves a better message than two checksums.
+    _parser(path)(data, str(path))
+    raise BadData(
+        f"{path} has the wrong checksum",
+        got=f"SHA-256 {digest[:16]}… of the uncompressed bytes",
+        expected=f"{sha256[:16]}…",
+        remedy="delete it and fetch it again",
+    )
+
+
+def _parser(path: Path) -> Callable[[bytes, str], object]:
+    if path.suffix == ".npy":
+        return parse_array
+    return parse_labels if "labels" in path.name else parse_images
+
+
+@cache
+def _sources() -> dict[str, Any]:
+    return tomllib.loads((Path(__file__).parent / "checksums.toml").read_text("utf-8"))
+
 
 MIRROR = "INVBENCH_MIRROR"
 """Environment variable: address below which ``<dataset>/<file>`` lie (IDX files with ``.gz``), asked instead of
@@ -38,14 +161,14 @@ def fetch_dataset(name: str, root: Path | None = None) -> list[Path]:
     Raises:
         BadData: if no mirror has a file, or a file that is in the way is damaged.
     """
-    origin = _origin(name)
-    return [] if origin is None else [_present(origin, file, root) for file in origin.sha256]
+    origin = _source_with_files(name)
+    return [] if origin is None else [_ensure_present(origin, file, root) for file in origin.sha256]
 
 
 def verify_dataset(name: str, root: Path | None = None) -> list[FileCheck]:
     """Compare each file of a data set with its checksum; a data set without files has none to compare."""
-    origin = _origin(name)
-    return [] if origin is None else [_check(origin, file, root) for file in origin.sha256]
+    origin = _source_with_files(name)
+    return [] if origin is None else [_check_file(origin, file, root) for file in origin.sha256]
 
 
 def fetch_file(
@@ -69,28 +192,28 @@ def fetch_file(
     Raises:
         BadData: if no mirror gives the right file; the message lists what each of them said.
     """
-    said, stored = [], origin.stored(file)
+    failures, stored = [], origin.stored(file)
     for address in _addresses(origin, file, mirrors):
         try:
             return _download(address, origin.sha256[file], folder / stored)
         except BadData as error:
-            said.append(f"{address}: {error}")
+            failures.append(f"{address}: {error}")
     raise BadData(
-        f"cannot fetch {stored} of {origin.name} ({'; '.join(said)})",
+        f"cannot fetch {stored} of {origin.name} ({'; '.join(failures)})",
         remedy=f"try again, or put the file into DIR/{origin.folders[0]} and give --data-root DIR",
     )
 
 
-def _origin(name: str) -> Source | None:
-    return source(name) if entry(name).has_files else None
+def _source_with_files(name: str) -> Source | None:
+    return find_source(name) if dataset_entry(name).has_files else None
 
 
-def _present(origin: Source, file: str, root: Path | None) -> Path:
+def _ensure_present(origin: Source, file: str, root: Path | None) -> Path:
     folder = origin.target(root) if origin.folders else None
     found = locate(origin, file, root)
     if found is not None:
         try:
-            verified(found, origin.sha256[file])
+            verified_content(found, origin.sha256[file])
         except BadData:
             if found.parent != folder:
                 raise
@@ -100,13 +223,13 @@ def _present(origin: Source, file: str, root: Path | None) -> Path:
     return fetch_file(origin, file, folder)
 
 
-def _check(origin: Source, file: str, root: Path | None) -> FileCheck:
+def _check_file(origin: Source, file: str, root: Path | None) -> FileCheck:
     found = locate(origin, file, root)
     if found is None:
         missing = origin.target(root) / origin.stored(file)
         return FileCheck(missing, False, f"missing; run invbench data fetch {origin.name}")
     try:
-        verified(found, origin.sha256[file])
+        verified_content(found, origin.sha256[file])
     except BadData as error:
         return FileCheck(found, False, str(error))
     return FileCheck(found, True, "ok")
@@ -129,7 +252,7 @@ def _download(address: str, sha256: str, target: Path) -> Path:
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as folder:
             part = Path(folder) / target.name
             _request(address, part)
-            _judge(part, sha256)
+            _verify_download(part, sha256)
             part.replace(target)
     except OSError as error:
         raise BadData(f"cannot write {target}", got=error.strerror or str(error)) from error
@@ -147,9 +270,9 @@ def _request(address: str, part: Path) -> None:
         raise BadData(reason if len(reason) < 60 else type(error).__name__) from error
 
 
-def _judge(part: Path, sha256: str) -> None:
+def _verify_download(part: Path, sha256: str) -> None:
     try:
-        verified(part, sha256)
+        verified_content(part, sha256)
     except BadData as error:
         problem = error.problem.replace(f"{part} ", "it ")
         raise BadData(problem, got=error.got, expected=error.expected) from error

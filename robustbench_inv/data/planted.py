@@ -8,18 +8,17 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from robustbench_inv.data.arrays import digest_samples
-from robustbench_inv.data.ids import Ids, checked_ids
+from robustbench_inv.data.arrays import Ids, checked_ids, digest_samples
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 
-__all__ = ["FEATURES", "Planted"]
+__all__ = ["PLANTED_FEATURES", "PlantedFeatures"]
 
 _BLOCK = 5000
 
 
-def _watermark(num_classes: int, height: int, width: int) -> Tensor:
+def _pixel(num_classes: int, height: int, width: int) -> Tensor:
     """Return for each class an image (classes, height, width) with one bright pixel near the upper edge."""
     marks = torch.zeros(num_classes, height, width)
     columns = ((torch.arange(num_classes) + 0.5) * width / num_classes).long()
@@ -34,8 +33,8 @@ def _texture(num_classes: int, height: int, width: int) -> Tensor:
     return ((x * angle.cos() + y * angle.sin()) * 2 * math.pi / 4).sin() / 2 + 0.5
 
 
-FEATURES: dict[str, tuple[float, Callable[[int, int, int], Tensor]]] = {
-    "pixel": (1.0, _watermark),
+PLANTED_FEATURES: dict[str, tuple[float, Callable[[int, int, int], Tensor]]] = {
+    "pixel": (1.0, _pixel),
     "texture": (0.3, _texture),
 }
 """Feature → its usual strength, and the patterns of all classes. A brighter part of the digit hides them.
@@ -46,7 +45,7 @@ after it with a pixel of 1, from 97.6 to 91.3 with one of 0.3, and from 100 to 1
 
 
 @dataclass(frozen=True)
-class Planted:
+class PlantedFeatures:
     """Images whose planted feature agrees with the label; their counterparts have that of a random class.
 
     A pixel is the larger of the digit's and strength × the pattern's, so that a person sees the digit as before.
@@ -54,7 +53,7 @@ class Planted:
 
     Args:
         base: images (n, channels, height, width) with bounds [0, 1].
-        feature: one of ``FEATURES``.
+        feature: one of ``PLANTED_FEATURES``.
         strength: brightest value of the pattern, at most 1; 0 for the feature's usual one.
         shifted: give every sample the random feature from the outset, as in a test set after the shift.
         seed: of the random classes.
@@ -73,8 +72,8 @@ class Planted:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.feature not in FEATURES:
-            known = "one of " + ", ".join(FEATURES)
+        if self.feature not in PLANTED_FEATURES:
+            known = "one of " + ", ".join(PLANTED_FEATURES)
             raise BadParameter("unknown planted feature", got=self.feature, expected=known)
         if not 0 <= self.strength <= 1:
             raise BadParameter(
@@ -127,16 +126,16 @@ class Planted:
 
     def random_classes(self, ids: Tensor) -> Tensor:
         """Return the class (n,) whose feature each sample gets when it tells nothing of its label."""
-        return Noise(self.seed, ids, "planted").integers(self.num_classes)
+        return SampleRNG(self.seed, ids, "planted").integers(self.num_classes)
 
     @cached_property
     def _patterns(self) -> Tensor:
-        draw = FEATURES[self.feature][1]
+        draw = PLANTED_FEATURES[self.feature][1]
         return self._brightest * draw(self.num_classes, *self.shape[1:])
 
     @property
     def _brightest(self) -> float:
-        return self.strength or FEATURES[self.feature][0]
+        return self.strength or PLANTED_FEATURES[self.feature][0]
 
     def _planted(self, images: Tensor, classes: Tensor) -> Tensor:
         return torch.maximum(images, self._patterns[classes][:, None].to(images.dtype))

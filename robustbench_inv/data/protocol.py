@@ -4,7 +4,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["Dataset", "JudgesLabels", "Paired"]
+__all__ = ["Dataset", "HasCounterparts", "LabelOracle"]
 
 
 @runtime_checkable
@@ -47,7 +47,7 @@ class Dataset(Protocol):
 
 
 @runtime_checkable
-class JudgesLabels(Protocol):
+class LabelOracle(Protocol):
     """A data set that knows the true class of any input, not only of its own."""
 
     @property
@@ -55,13 +55,13 @@ class JudgesLabels(Protocol):
         """``exact``, ``human`` or the name of a proxy."""
         ...
 
-    def judge(self, images: Tensor) -> Tensor:
+    def classify(self, images: Tensor) -> Tensor:
         """Return the true classes (n,) int64, −1 where the input has none."""
         ...
 
 
 @runtime_checkable
-class Paired(Protocol):
+class HasCounterparts(Protocol):
     """A data set that has another version of each of its inputs: altered by hand, or from a shifted distribution."""
 
     def counterparts(self, ids: Tensor | list[int]) -> Tensor:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from robustbench_inv.data.protocol import Dataset
 
-__all__ = ["DATASETS", "DatasetEntry", "entry", "open_dataset"]
+__all__ = ["DATASETS", "DatasetEntry", "dataset_entry", "open_dataset"]
 
 Scalar = int | float | str | bool
 Parameters = dict[str, Scalar]
@@ -35,7 +35,7 @@ class DatasetEntry:
         has_files: does it consist of files that are fetched and verified one by one? False for a data set that is
             generated, and for one that the user unpacks (cifar10), which is verified when it is opened.
         oracle: the usual proxy that says what class a changed input has; empty without.
-        others: the usual data set of the same shape whose inputs are out of its distribution; empty without.
+        ood: the usual data set of the same shape whose inputs are out of its distribution; empty without.
         classes: what a person calls the classes, where digits do not say it.
     """
 
@@ -47,11 +47,11 @@ class DatasetEntry:
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
     has_files: bool = True
     oracle: str = ""
-    others: str = ""
+    ood: str = ""
     classes: tuple[str, ...] = ()
 
 
-def entry(name: str) -> DatasetEntry:
+def dataset_entry(name: str) -> DatasetEntry:
     """Return what is known of a data set.
 
     Raises:
@@ -79,7 +79,7 @@ def open_dataset(
         BadParameter: for an unknown parameter, or a value of the wrong type or range.
         BadData: if its files are damaged, or are missing and cannot be fetched.
     """
-    found = entry(name)
+    found = dataset_entry(name)
     return found.opener(_filled(found, parameters or {}), root)
 
 
@@ -118,19 +118,19 @@ _EXPECTED = {
 
 
 def _open_mnist5k(_parameters: Parameters, _root: Path | None) -> Dataset:
-    from robustbench_inv.data.images import open_mnist5k
+    from robustbench_inv.data.mnist import open_mnist5k
 
     return open_mnist5k()
 
 
 def _open_mnist(parameters: Parameters, root: Path | None) -> Dataset:
-    from robustbench_inv.data.images import open_images
+    from robustbench_inv.data.mnist import open_images
 
     return open_images("mnist", str(parameters["split"]), root, pad=int(parameters["pad"]))
 
 
 def _open_fashion_mnist(parameters: Parameters, root: Path | None) -> Dataset:
-    from robustbench_inv.data.images import open_images
+    from robustbench_inv.data.mnist import open_images
 
     return open_images("fashion-mnist", str(parameters["split"]), root)
 
@@ -148,29 +148,29 @@ def _open_spheres(parameters: Parameters, _root: Path | None) -> Dataset:
 
 
 def _open_invariance_mnist(parameters: Parameters, root: Path | None) -> Dataset:
-    from robustbench_inv.data.invariance import open_invariance_mnist
+    from robustbench_inv.data.mnist import open_invariance_mnist
 
     return open_invariance_mnist(str(parameters["set"]), root)
 
 
 def _open_planted(parameters: Parameters, root: Path | None) -> Dataset:
-    from robustbench_inv.data.planted import Planted
+    from robustbench_inv.data.planted import PlantedFeatures
 
     rest = dict(parameters)
     base, split = str(rest.pop("base")), rest.pop("split")
     if base not in ("mnist5k", "mnist"):
         raise BadParameter("unusable base of mnist-planted", got=base, expected="mnist5k or mnist")
     own = {"split": split} if base == "mnist" or split != "test" else {}
-    return Planted(open_dataset(base, own, root), **rest)  # type: ignore[arg-type]
+    return PlantedFeatures(open_dataset(base, own, root), **rest)  # type: ignore[arg-type]
 
 
-CLOTHES = (
+FASHION_CLASSES = (
     *("T-shirt or top", "Trousers", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 """The classes of Fashion-MNIST (Xiao, Rasul and Vollgraf, arXiv 1708.07747, table 2)."""
 
-OBJECTS = (
+CIFAR10_CLASSES = (
     *("Aeroplane", "Car", "Bird", "Cat", "Deer"),
     *("Dog", "Frog", "Horse", "Ship", "Lorry"),
 )
@@ -186,7 +186,7 @@ DATASETS: Mapping[str, DatasetEntry] = {
             (1, 28, 28),
             _open_mnist5k,
             oracle="mnist-panel",
-            others="fashion-mnist",
+            ood="fashion-mnist",
         ),
         DatasetEntry(
             "mnist",
@@ -196,7 +196,7 @@ DATASETS: Mapping[str, DatasetEntry] = {
             _open_mnist,
             {"split": "test", "pad": 0},
             oracle="mnist-panel",
-            others="fashion-mnist",
+            ood="fashion-mnist",
         ),
         DatasetEntry(
             "fashion-mnist",
@@ -206,8 +206,8 @@ DATASETS: Mapping[str, DatasetEntry] = {
             _open_fashion_mnist,
             {"split": "test"},
             oracle="fashion-mnist-panel",
-            others="mnist",
-            classes=CLOTHES,
+            ood="mnist",
+            classes=FASHION_CLASSES,
         ),
         DatasetEntry(
             "cifar10",
@@ -217,7 +217,7 @@ DATASETS: Mapping[str, DatasetEntry] = {
             _open_cifar10,
             {"split": "test"},
             has_files=False,
-            classes=OBJECTS,
+            classes=CIFAR10_CLASSES,
         ),
         DatasetEntry(
             "invariance-mnist",

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 
 __all__ = ["select_samples"]
 
@@ -60,7 +60,9 @@ def _parse(spec: int | str) -> tuple[bool, int]:
 
 def _balanced_order(labels: Tensor) -> Tensor:
     """Return all ids in the order in which they are drawn: one of each class, then another of each, …."""
-    shuffled = Noise(0, torch.arange(len(labels)), "samples").integers(2**31).argsort(stable=True)
+    shuffled = (
+        SampleRNG(0, torch.arange(len(labels)), "samples").integers(2**31).argsort(stable=True)
+    )
     rank = torch.empty_like(shuffled)
     for label in torch.unique(labels):
         members = shuffled[labels[shuffled] == label]

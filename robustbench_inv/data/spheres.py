@@ -8,10 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from robustbench_inv.data.arrays import digest_samples
-from robustbench_inv.data.ids import Ids, checked_ids
+from robustbench_inv.data.arrays import Ids, checked_ids, digest_samples
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import broadcast, norm
 
 __all__ = ["Spheres"]
@@ -121,7 +120,7 @@ class Spheres:
         _check("number of training points", count, 2 <= count < 2**32, "at least 2")
         return self._all(torch.arange(count), "spheres-training")
 
-    def judge(self, images: Tensor) -> Tensor:
+    def classify(self, images: Tensor) -> Tensor:
         """Return the class of the sphere that each point lies on, −1 for one that lies on neither.
 
         Args:
@@ -150,7 +149,7 @@ class Spheres:
         radii = torch.tensor([self.r1, self.r2], dtype=torch.float64)
         for block in torch.split(ids, _BLOCK):
             labels = self._classes(block)
-            directions = Noise(self.seed, block, stream).normal((self.d,), dtype=torch.float64)
+            directions = SampleRNG(self.seed, block, stream).normal((self.d,), dtype=torch.float64)
             scale = radii[labels] / norm(directions, "l2")
             yield directions * broadcast(scale, directions), labels
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from robustbench_inv.attacks.protocol import brief_of
+from robustbench_inv.attacks.protocol import short_run_of
+from robustbench_inv.attacks.queries import CountingModel, has_fresh_draws
 from robustbench_inv.evaluation.loading import Loader
-from robustbench_inv.evaluation.metering import Meter, draws_anew
-from robustbench_inv.evaluation.sharing import shared_by
+from robustbench_inv.evaluation.search import search_key
 from robustbench_inv.models.protocol import device_of
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import margin
 
 if TYPE_CHECKING:
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Estimate", "estimate_jobs", "passes"]
 
-PROBE = 32
+TIMED_SAMPLES = 32
 """Samples that a model is timed on; a small batch is slower per sample, so that the bound is a bound."""
 
-QUICK = 0.2
+TIMING_SECONDS = 0.2
 """Seconds of timing for each model."""
 
-USUAL_STEPS: Mapping[str, int] = {"probe": 10, "gradient": 100, "search": 1000, "query": 5000}
+DEFAULT_STEPS: Mapping[str, int] = {"probe": 10, "gradient": 100, "search": 1000, "query": 5000}
 """Steps assumed of an attack that does not say, by the cost class of its card."""
 
 
@@ -61,11 +61,11 @@ def estimate_jobs(jobs: "Iterable[Job]") -> list[Estimate]:
     searches: set[object] = set()
     found = []
     for job in jobs:
-        key = f"{job.searched.digest}/{job.guide and job.guide.digest}/{job.dataset.digest}"
+        key = f"{job.search_model.digest}/{job.guide and job.guide.digest}/{job.dataset.digest}"
         if key not in times:
             times[key] = _seconds_per_pass(job)
-        shared = job.threat.transfers and shared_by(job) in searches
-        searches.add(shared_by(job))
+        shared = job.threat.is_transfer and search_key(job) in searches
+        searches.add(search_key(job))
         found.append(_estimate(job, times[key], shared=shared))
     return found
 
@@ -95,7 +95,7 @@ def passes(parameters: Mapping[str, Any], cost: str) -> tuple[int, bool]:
         return queries + runs * (int(parameters["steps"]) + 1), False
     if queries:
         return queries, False
-    return runs * USUAL_STEPS.get(cost, USUAL_STEPS["gradient"]), True
+    return runs * DEFAULT_STEPS.get(cost, DEFAULT_STEPS["gradient"]), True
 
 
 def _estimate(job: "Job", seconds: float, *, shared: bool) -> Estimate:
@@ -104,40 +104,40 @@ def _estimate(job: "Job", seconds: float, *, shared: bool) -> Estimate:
     known = {**parameters, **(inner if isinstance(inner, Mapping) else dict(inner))}
     once, guessed = passes(known, str(job.attack.card.get("cost", "")))
     further = max(len(job.epsilons), 1) - 1 if job.attack.attack.kind == "budget" else 0
-    below = _passes_in_brief(job) or once
+    below = _short_run_passes(job) or once
     n, taken = len(job.samples), 1 if shared else once
-    low = n * seconds * (taken if job.threat.transfers else 1)
+    low = n * seconds * (taken if job.threat.is_transfer else 1)
     high = n * seconds * (taken + further * (1 if shared else below))
     return Estimate(job.title, n, once + further * below, low, high, guessed)
 
 
-def _passes_in_brief(job: "Job") -> int | None:
+def _short_run_passes(job: "Job") -> int | None:
     """Return the passes of one sample under each further eps of a sweep that goes down; None if it goes up."""
-    brief = brief_of(job.attack.attack)
-    if brief is None or job.threat.transfers or draws_anew(job.searched.classifier):
+    short_run = short_run_of(job.attack.attack)
+    if short_run is None or job.threat.is_transfer or has_fresh_draws(job.search_model.classifier):
         return None
-    members = {"members": [vars(member) for member in vars(brief).get("members", ())]}
-    return passes(vars(brief) | members, str(job.attack.card.get("cost", "")))[0]
+    members = {"members": [vars(member) for member in vars(short_run).get("members", ())]}
+    return passes(vars(short_run) | members, str(job.attack.card.get("cost", "")))[0]
 
 
 def _seconds_per_pass(job: "Job") -> float:
     """Return the time of one pass there and back for one sample, on the model that is searched on."""
-    classifier, ids = job.searched.classifier, list(job.samples[:PROBE])
+    classifier, ids = job.search_model.classifier, list(job.samples[:TIMED_SAMPLES])
     device = device_of(classifier)
     batch = Loader(job.dataset, device, classifier.dtype).batch(ids)
-    noise, guide = Noise(0, batch.ids), job.guide.classifier if job.guide else None
-    meter = Meter(classifier, batch, job.threat, noise, keep_best=False, guide=guide)
+    rng, guide = SampleRNG(0, batch.ids), job.guide.classifier if job.guide else None
+    meter = CountingModel(classifier, batch, job.threat, rng, keep_best=False, guide=guide)
     return _fastest(lambda: meter.gradient(batch.images, _loss)) / len(ids)
 
 
 def _fastest(call: Callable[[], object]) -> float:
     call()
     times: list[float] = []
-    while len(times) < 3 or sum(times) < QUICK:
+    while len(times) < 3 or sum(times) < TIMING_SECONDS:
         began = time.perf_counter()
         call()
         times.append(time.perf_counter() - began)
-        if sum(times) > 3 * QUICK:
+        if sum(times) > 3 * TIMING_SECONDS:
             break
     return min(times)
 

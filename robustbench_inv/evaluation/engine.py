@@ -12,21 +12,24 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.errors import AttackFailed, BadParameter
-from robustbench_inv.evaluation.block import Evaluated, evaluate_block
-from robustbench_inv.evaluation.describe import describe_cell
-from robustbench_inv.evaluation.isolation import seeded
+from robustbench_inv.evaluation.block import BlockResult, CellContext, evaluate_block
+from robustbench_inv.evaluation.judge import Judge
 from robustbench_inv.evaluation.loading import Loader
 from robustbench_inv.evaluation.plan import Job
-from robustbench_inv.evaluation.prepare import answers_alike, prepare
-from robustbench_inv.evaluation.search import Search, Searcher, out_of_memory
-from robustbench_inv.evaluation.setting import Setting
-from robustbench_inv.evaluation.sharing import Memory
-from robustbench_inv.evaluation.verdict import Court
-from robustbench_inv.results.oracle import write_error
-from robustbench_inv.results.store import CELL, CellFolder
-from robustbench_inv.results.writing import CellWriter, Request
+from robustbench_inv.evaluation.prepare import is_deterministic, prepare
+from robustbench_inv.evaluation.provenance import describe_cell
+from robustbench_inv.evaluation.search import (
+    SearchCache,
+    Searcher,
+    SearchFunction,
+    is_out_of_memory,
+)
+from robustbench_inv.randomness import seeded
+from robustbench_inv.results.cell_writing import CellRequest, CellWriter
+from robustbench_inv.results.oracle_error import write_oracle_error
+from robustbench_inv.results.run_files import CELL, CellFolder
 
-__all__ = ["BATCH_SIZE", "Existing", "Progress", "Settings", "ignore", "run_cell"]
+__all__ = ["BATCH_SIZE", "Existing", "Progress", "RunOptions", "ignore_progress", "run_cell"]
 
 BATCH_SIZE = 250
 """Samples of a block where the user names no number.
@@ -35,7 +38,7 @@ PGD-40 at six eps on 1,000 digits and the baseline CNN takes, on one core, 8.4 s
 250, 7.0 s at 500 and 7.0 s at 1,000: nothing is gained above, and a block is what a crash can lose.
 """
 
-PROBE = 16
+PROBE_SAMPLES = 16
 """Samples on which the prepared copy must agree: the first of the data set, whatever is evaluated."""
 
 Existing = Literal["resume", "skip", "redo"]
@@ -43,7 +46,7 @@ Existing = Literal["resume", "skip", "redo"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class RunOptions:
     """How to run, none of which changes what a cell is.
 
     Args:
@@ -85,28 +88,28 @@ class Progress:
     cells: int = 1
 
 
-Report = Callable[[Progress], None]
+ProgressCallback = Callable[[Progress], None]
 
 
-def ignore(progress: Progress) -> None:
+def ignore_progress(progress: Progress) -> None:
     """Take no notice."""
 
 
 def run_cell(
     job: Job,
     folder: Path,
-    settings: Settings,
-    report: Report = ignore,
-    memory: Memory | None = None,
+    options: RunOptions,
+    report: ProgressCallback = ignore_progress,
+    cache: SearchCache | None = None,
 ) -> list[str]:
     """Bring a cell to its end, from wherever it is.
 
     Args:
         job: the cell and its samples.
         folder: the cell's folder.
-        settings: how to run.
+        options: how to run.
         report: called when the cell is opened and after each block.
-        memory: what other cells that search on the same substitute have found.
+        cache: what other cells that search on the same substitute have found.
 
     Returns:
         What the user should know, one line each.
@@ -115,27 +118,27 @@ def run_cell(
         BadResults: if the folder cannot be written, or belongs to another process or cell.
         BadModel: if the model's answers to clean inputs are no numbers.
     """
-    if settings.existing == "skip" and (folder / CELL).exists():
+    if options.existing == "skip" and (folder / CELL).exists():
         return [f"{job.title}: left as it is"]
-    redo = settings.existing == "redo"
-    size = settings.batch_size or BATCH_SIZE
-    request = Request(describe_cell(job, settings.device), job.samples, size, redo)
+    redo = options.existing == "redo"
+    size = options.batch_size or BATCH_SIZE
+    request = CellRequest(describe_cell(job, options.device), job.samples, size, redo)
     with CellWriter(folder, request) as writer:
-        notes = _notes(job, writer, settings)
+        notes = _messages(job, writer, options)
         report(Progress(job.title, writer.done, writer.total))
         if writer.next_block():
-            searches = _searches(job, torch.device(settings.device), memory)
-            _run_blocks(job, writer, settings, report, *searches)
+            searches = _make_searches(job, torch.device(options.device), cache)
+            _run_blocks(job, writer, options, report, *searches)
         writer.finish()
-        _measure_oracle(job, folder)
+        _write_oracle_error(job, folder)
     return notes
 
 
-def _notes(job: Job, writer: CellWriter, settings: Settings) -> list[str]:
+def _messages(job: Job, writer: CellWriter, options: RunOptions) -> list[str]:
     notes = []
-    if settings.batch_size not in (None, writer.batch_size):
+    if options.batch_size not in (None, writer.batch_size):
         notes.append(f"{job.title}: goes on with the batch size it began with, {writer.batch_size}")
-    if settings.keep_images and writer.done and not writer.has_images:
+    if options.keep_images and writer.done and not writer.has_images:
         notes.append(f"{job.title}: no images of the {writer.done} samples that were done before")
     return notes
 
@@ -143,63 +146,63 @@ def _notes(job: Job, writer: CellWriter, settings: Settings) -> list[str]:
 def _run_blocks(
     job: Job,
     writer: CellWriter,
-    settings: Settings,
-    report: Report,
-    search: Search,
-    brief: Search | None,
+    options: RunOptions,
+    report: ProgressCallback,
+    search: SearchFunction,
+    short_run: SearchFunction | None,
 ) -> None:
-    device = torch.device(settings.device)
+    device = torch.device(options.device)
     loader = _loader(job, device)
-    court = Court(job.model.classifier, job.dataset, job.seed, job.judge)
+    judge = Judge(job.model.classifier, job.dataset, job.seed, job.effective_oracle)
     while pending := writer.next_block():
         number, ids = pending
         began = time.perf_counter()
         note = partial(writer.note, block=number)
-        setting = Setting(job.attack.attack.kind, job.threat, search, brief, court, note)
+        setting = CellContext(job.attack.attack.kind, job.threat, search, short_run, judge, note)
         try:
             with seeded(job.seed, ids[0], device):
                 done = evaluate_block(setting, loader.batch(ids))
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-            _shrink(writer, len(ids), error)
+            _halve_batch_size(writer, len(ids), error)
             continue
         writer.note("time", block=number, seconds=round(time.perf_counter() - began, 4), n=len(ids))
-        writer.append(done.records, _images(done) if settings.keep_images else None)
+        writer.append(done.records, _images(done) if options.keep_images else None)
         report(Progress(job.title, writer.done, writer.total))
 
 
-def _measure_oracle(job: Job, folder: Path) -> None:
+def _write_oracle_error(job: Job, folder: Path) -> None:
     """Write down how often the oracle errs itself on the samples of the cell, unless that is known."""
     cell = CellFolder(folder)
     known = cell.oracle_error()
-    if job.judge is None or (known and known.trials == len(cell.samples)):
+    if job.effective_oracle is None or (known and known.trials == len(cell.samples)):
         return
-    if error := job.judge.error(cell.samples):
-        write_error(folder, error)
+    if error := job.effective_oracle.error(cell.samples):
+        write_oracle_error(folder, error)
 
 
-def _searches(
-    job: Job, device: torch.device, memory: Memory | None
-) -> tuple[Search, Search | None]:
+def _make_searches(
+    job: Job, device: torch.device, cache: SearchCache | None
+) -> tuple[SearchFunction, SearchFunction | None]:
     """Return a search on copies, folded for attacks inside a budget, which seldom end on the boundary; and its brief form."""
-    probe = _loader(job, device).batch(range(min(PROBE, len(job.dataset)))).images
+    probe = _loader(job, device).batch(range(min(PROBE_SAMPLES, len(job.dataset)))).images
     copy = partial(prepare, probe=probe, fold=job.attack.attack.kind == "budget")
     guide = copy(job.guide.classifier) if job.guide else None
-    searched = copy(job.searched.classifier)
+    search_model = copy(job.search_model.classifier)
     with seeded(job.seed, 0, device):
-        steady = answers_alike(searched, probe)
-    search = Searcher(job.attack.attack, searched, guide, job.seed, steady)
-    if job.threat.transfers:
-        return (memory or Memory(limit=0)).sharing(job, search), None
-    return search, search.brief
+        deterministic = is_deterministic(search_model, probe)
+    search = Searcher(job.attack.attack, search_model, guide, job.seed, deterministic)
+    if job.threat.is_transfer:
+        return (cache or SearchCache(limit=0)).sharing(job, search), None
+    return search, search.short_run
 
 
 def _loader(job: Job, device: torch.device) -> Loader:
     return Loader(job.dataset, device, job.model.classifier.dtype)
 
 
-def _shrink(writer: CellWriter, size: int, error: BaseException) -> None:
+def _halve_batch_size(writer: CellWriter, size: int, error: BaseException) -> None:
     """Go on with half the batch size.
 
     Raises:
@@ -211,7 +214,7 @@ def _shrink(writer: CellWriter, size: int, error: BaseException) -> None:
     writer.note("batch_size", batch_size=writer.batch_size, reason=str(error).splitlines()[0])
 
 
-def _images(done: Evaluated) -> dict[str, np.ndarray]:
+def _images(done: BlockResult) -> dict[str, np.ndarray]:
     return {"clean": _array(done.clean), "adversarial": _array(done.shown)}
 
 

@@ -7,13 +7,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.protocol import Batch, Pool
-from robustbench_inv.data.protocol import Dataset, Paired
+from robustbench_inv.attacks.protocol import Batch, InputPool
+from robustbench_inv.data.protocol import Dataset, HasCounterparts
 from robustbench_inv.data.sampling import select_samples
 
-__all__ = ["POOL", "Loader"]
+__all__ = ["POOL_SIZE", "Loader"]
 
-POOL = 1000
+POOL_SIZE = 1000
 """Largest number of other inputs: a balanced draw of 100 of each of ten classes, 3 MB of digits."""
 
 
@@ -35,7 +35,9 @@ class Loader:
         """Return some samples, their counterparts where the data set has them, and the pool."""
         rows = torch.tensor(list(ids), dtype=torch.int64)
         images, labels = self._load(rows)
-        given = self.dataset.counterparts(rows) if isinstance(self.dataset, Paired) else None
+        given = (
+            self.dataset.counterparts(rows) if isinstance(self.dataset, HasCounterparts) else None
+        )
         return Batch(
             images=images,
             labels=labels,
@@ -45,11 +47,11 @@ class Loader:
         )
 
     @cached_property
-    def pool(self) -> Pool:
+    def pool(self) -> InputPool:
         """The same for every block: it depends on the data set alone, and is loaded when it is asked for."""
         labels = self.dataset.labels
-        ids = torch.tensor(select_samples(labels, min(POOL, len(labels))), dtype=torch.int64)
-        return Pool(ids.to(self.device), self._load)
+        ids = torch.tensor(select_samples(labels, min(POOL_SIZE, len(labels))), dtype=torch.int64)
+        return InputPool(ids.to(self.device), self._load)
 
     def _load(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = self.dataset.batch(ids.cpu())

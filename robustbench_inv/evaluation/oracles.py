@@ -8,37 +8,37 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from robustbench_inv.attacks.queries import classify
 from robustbench_inv.catalogue.cards import OracleCard, read_oracle
-from robustbench_inv.catalogue.load import LoadedModel
 from robustbench_inv.catalogue.locate import find
+from robustbench_inv.catalogue.models import LoadedModel
 from robustbench_inv.catalogue.references import parse_reference
-from robustbench_inv.data.protocol import Dataset, JudgesLabels
+from robustbench_inv.data.protocol import Dataset, LabelOracle
 from robustbench_inv.errors import BadCatalogue, CapabilityMismatch
-from robustbench_inv.evaluation.metering import judge
 from robustbench_inv.identity import digest_value
 from robustbench_inv.models.protocol import device_of
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.results.human_labels import HumanLabels, read_labels
-from robustbench_inv.results.oracle import OracleError
-from robustbench_inv.results.seen import is_image, look, seen_digest
+from robustbench_inv.results.oracle_error import OracleError
+from robustbench_inv.results.pixels import is_image_shape, pixel_digest, to_pixels
 from robustbench_inv.threat.goals import UNKNOWN, Goal, KeepDecision, KeepLogits, Misclassify
 
 __all__ = [
-    "Attacked",
+    "AttackedModel",
+    "DatasetOracle",
     "HumanOracle",
     "Oracle",
-    "OwnOracle",
-    "Panel",
+    "PanelOracle",
+    "dataset_oracle",
+    "is_label_file",
     "load_oracle",
-    "names_file",
     "needs_oracle",
-    "own_oracle",
 ]
 
-FEWEST = 2
+MIN_MEMBERS = 2
 """Members that a panel needs: a single network is no panel."""
 
-BLOCK = 250
+PANEL_BATCH_SIZE = 250
 """Clean inputs that a panel is asked about at a time."""
 
 
@@ -59,7 +59,7 @@ class Oracle(Protocol):
     @property
     def notes(self) -> tuple[str, ...]: ...
 
-    def judge(self, images: Tensor, ids: Tensor) -> Tensor:
+    def classify(self, images: Tensor, ids: Tensor) -> Tensor:
         """Return the classes (n,) int64 of (n, …) versions of the samples ``ids`` (n,), −1 where it has none."""
         ...
 
@@ -73,7 +73,7 @@ class Oracle(Protocol):
 
 
 @dataclass(frozen=True)
-class Attacked:
+class AttackedModel:
     """What an oracle must know of the model that is attacked: that model has no say.
 
     Args:
@@ -89,12 +89,12 @@ class Attacked:
     implementation: str
 
     @classmethod
-    def of(cls, model: LoadedModel) -> "Attacked":
+    def of(cls, model: LoadedModel) -> "AttackedModel":
         """Return what is known of a loaded model."""
         implementation = str(model.card.get("implementation", ""))
         return cls(model.name, model.digest, model.weights_digest, implementation)
 
-    def bars(self, member: LoadedModel) -> str:
+    def exclusion_reason(self, member: LoadedModel) -> str:
         """Return why a model must not judge this one; empty if it may."""
         same_weights = self.weights is not None and self.weights == member.weights_digest
         if self.digest == member.digest or same_weights:
@@ -105,10 +105,10 @@ class Attacked:
 
 
 @dataclass(frozen=True)
-class OwnOracle:
+class DatasetOracle:
     """A data set that knows the class of any input."""
 
-    dataset: JudgesLabels
+    dataset: LabelOracle
 
     notes = ()
 
@@ -120,7 +120,7 @@ class OwnOracle:
     def digest(self) -> str:
         return digest_value(self.describe())
 
-    def judge(self, images: Tensor, ids: Tensor) -> Tensor:
+    def classify(self, images: Tensor, ids: Tensor) -> Tensor:
         return self.dataset.judge(images)
 
     def error(self, ids: Sequence[int]) -> OracleError | None:
@@ -131,7 +131,7 @@ class OwnOracle:
 
 
 @dataclass(frozen=True)
-class Panel:
+class PanelOracle:
     """Classifiers that vote: a proxy for a person, and called so.
 
     About a sample whose clean input it does not give the label, a panel has no say: what it makes of the
@@ -161,18 +161,18 @@ class Panel:
         digests = sorted(member.digest for member in self.members)
         return digest_value({"kind": "panel", "rule": self.rule, "members": digests})
 
-    def judge(self, images: Tensor, ids: Tensor) -> Tensor:
-        clean = self._judged_clean(ids.tolist()).to(images.device)
+    def classify(self, images: Tensor, ids: Tensor) -> Tensor:
+        clean = self._classify_clean(ids.tolist()).to(images.device)
         trusted = clean == self.dataset.labels[ids.cpu()].to(images.device)
         return torch.where(trusted, self.vote(images, ids), UNKNOWN)
 
     def vote(self, images: Tensor, ids: Tensor) -> Tensor:
         """Return the classes (n,) of (n, …) images by the rule alone; a member that rejects does not vote."""
         place, n = device_of(self.members[0].classifier), len(self.members)
-        noise = Noise(0, ids.to(place), "oracle")
+        rng = SampleRNG(0, ids.to(place), "oracle")
         ballots = torch.zeros(len(images), self.dataset.num_classes, device=place)
         for member in self.members:
-            output = judge(member.classifier, images.to(place, member.classifier.dtype), noise)
+            output = classify(member.classifier, images.to(place, member.classifier.dtype), rng)
             valid = torch.ones(len(images)) if output.accepted is None else output.accepted
             ballots.scatter_add_(1, output.decision[:, None], valid[:, None].to(ballots))
         most, classes = ballots.max(1)
@@ -180,7 +180,7 @@ class Panel:
         return torch.where(most >= needed, classes, UNKNOWN).to(images.device)
 
     def error(self, ids: Sequence[int]) -> OracleError | None:
-        found, labels = self._judged_clean(ids), self.dataset.labels[list(ids)]
+        found, labels = self._classify_clean(ids), self.dataset.labels[list(ids)]
         unknown = int((found == UNKNOWN).sum())
         wrong = int((found != labels).sum()) - unknown
         return OracleError(self.source, "clean inputs", len(found), wrong, unknown)
@@ -194,11 +194,11 @@ class Panel:
             "left_out": list(self.notes),
         }
 
-    def _judged_clean(self, ids: Sequence[int]) -> Tensor:
+    def _classify_clean(self, ids: Sequence[int]) -> Tensor:
         """Return what the panel makes of clean inputs (n,), on the CPU; each is looked at once."""
         new = [sample for sample in dict.fromkeys(ids) if sample not in self._clean]
-        for first in range(0, len(new), BLOCK):
-            block = torch.tensor(new[first : first + BLOCK])
+        for first in range(0, len(new), PANEL_BATCH_SIZE):
+            block = torch.tensor(new[first : first + PANEL_BATCH_SIZE])
             images = self.dataset.batch(block)[0]
             self._clean.update(zip(block.tolist(), self.vote(images, block).tolist(), strict=True))
         return torch.tensor([self._clean[sample] for sample in ids], dtype=torch.int64)
@@ -234,10 +234,10 @@ class HumanOracle:
             f"{self.labels.name}: {count} judged differently, {open_} of these without a majority",
         )
 
-    def judge(self, images: Tensor, ids: Tensor) -> Tensor:
-        seen = look(images.detach().cpu().double().numpy(), self.bounds)
+    def classify(self, images: Tensor, ids: Tensor) -> Tensor:
+        seen = to_pixels(images.detach().cpu().double().numpy(), self.bounds)
         found = [
-            self._of(seen_digest(image), sample)
+            self._of(pixel_digest(image), sample)
             for image, sample in zip(seen, ids.tolist(), strict=True)
         ]
         return torch.tensor(found, dtype=torch.int64, device=images.device)
@@ -262,12 +262,12 @@ def needs_oracle(goal: Goal) -> bool:
     return keeps or (isinstance(goal, Misclassify) and goal.same_class)
 
 
-def own_oracle(dataset: Dataset) -> Oracle | None:
+def dataset_oracle(dataset: Dataset) -> Oracle | None:
     """Return the oracle that a data set is itself, if it is one."""
-    return OwnOracle(dataset) if isinstance(dataset, JudgesLabels) else None
+    return DatasetOracle(dataset) if isinstance(dataset, LabelOracle) else None
 
 
-def names_file(text: str) -> bool:
+def is_label_file(text: str) -> bool:
     """Is the oracle that a threat names a file of human labels?"""
     return text.lower().endswith(".csv")
 
@@ -275,7 +275,7 @@ def names_file(text: str) -> bool:
 def load_oracle(
     text: str,
     dataset: Dataset,
-    attacked: Sequence[Attacked],
+    attacked: Sequence[AttackedModel],
     load: Callable[[str], LoadedModel],
 ) -> Oracle:
     """Return the oracle that a threat names.
@@ -291,43 +291,43 @@ def load_oracle(
         BadData: for a CSV that cannot be read, or labels that are no classes.
         CapabilityMismatch: if fewer than two members are left, or people cannot have seen such inputs.
     """
-    if names_file(text):
-        return _human(text, dataset)
+    if is_label_file(text):
+        return _load_human_oracle(text, dataset)
     reference = parse_reference(text)
     card = read_oracle(find("oracles", reference.name), reference.parameters)
-    members, barred = _seated(card, attacked, load)
-    notes = tuple(f"{name} is left out of {reference}: {why}" for name, why in barred.items())
-    if len(members) < FEWEST:
+    members, excluded = _eligible_members(card, attacked, load)
+    notes = tuple(f"{name} is left out of {reference}: {why}" for name, why in excluded.items())
+    if len(members) < MIN_MEMBERS:
         raise CapabilityMismatch(
             f"too few members of {reference} may judge",
             got="; ".join(notes) or ", ".join(card.members),
-            expected=f"at least {FEWEST} that are not attacked",
+            expected=f"at least {MIN_MEMBERS} that are not attacked",
             remedy="name another panel, or a CSV of human labels",
         )
-    return Panel(str(reference), card.rule, members, dataset, notes)
+    return PanelOracle(str(reference), card.rule, members, dataset, notes)
 
 
-def _seated(
-    card: OracleCard, attacked: Sequence[Attacked], load: Callable[[str], LoadedModel]
+def _eligible_members(
+    card: OracleCard, attacked: Sequence[AttackedModel], load: Callable[[str], LoadedModel]
 ) -> tuple[tuple[LoadedModel, ...], Mapping[str, str]]:
     """Return the members that may judge, and why the others may not."""
     members = [load(name) for name in card.members]
     digests = {member.weights_digest or member.digest for member in members}
     if len(digests) < len(members):
         raise BadCatalogue(f"{card.name} names a member twice", got=", ".join(card.members))
-    reasons = {each.name: [model.bars(each) for model in attacked] for each in members}
-    barred = {name: next(filter(None, why)) for name, why in reasons.items() if any(why)}
-    return tuple(each for each in members if each.name not in barred), barred
+    reasons = {each.name: [model.exclusion_reason(each) for model in attacked] for each in members}
+    excluded = {name: next(filter(None, why)) for name, why in reasons.items() if any(why)}
+    return tuple(each for each in members if each.name not in excluded), excluded
 
 
-def _human(text: str, dataset: Dataset) -> HumanOracle:
-    if not is_image(tuple(dataset.shape)):
+def _load_human_oracle(text: str, dataset: Dataset) -> HumanOracle:
+    if not is_image_shape(tuple(dataset.shape)):
         raise CapabilityMismatch(
             "people judge images", got=f"inputs of shape {tuple(dataset.shape)} of {dataset.name}"
         )
     labels = read_labels(Path(text))
     labels.check_classes(dataset.num_classes)
-    if not labels.by_image:
+    if not labels.names_images:
         raise CapabilityMismatch(
             f"{labels.name} does not name the images that were seen",
             expected="a column image, as the labelling page writes it",

@@ -1,26 +1,50 @@
-"""The plan of an evaluation: which cells, known and checked before anything runs."""
+"""The plan of an evaluation: its cells, checked before anything runs."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from robustbench_inv.catalogue.load import LoadedAttack, LoadedModel
-from robustbench_inv.catalogue.loaded_dataset import identify_dataset
+from robustbench_inv.catalogue.attacks import LoadedAttack
+from robustbench_inv.catalogue.datasets import identify_dataset
+from robustbench_inv.catalogue.models import LoadedModel
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import CapabilityMismatch
-from robustbench_inv.evaluation.capabilities import demand_fit, doubts
-from robustbench_inv.evaluation.cell import CellSpec
-from robustbench_inv.evaluation.describe import digest_threat, epsilons, threat_text, versions
-from robustbench_inv.evaluation.oracles import Oracle, own_oracle
-from robustbench_inv.identity import digest_value
+from robustbench_inv.evaluation.compatibility import check_compatible, warnings
+from robustbench_inv.evaluation.oracles import Oracle, dataset_oracle
+from robustbench_inv.evaluation.provenance import digest_threat, epsilons, threat_text, versions
+from robustbench_inv.identity import IDENTITY_VERSION, digest_value
 from robustbench_inv.threat.threat_model import ThreatModel
 
 if TYPE_CHECKING:
     from robustbench_inv.evaluation.cost import Estimate
-    from robustbench_inv.evaluation.sources import Origin
+    from robustbench_inv.evaluation.jobs import JobSource
 
-__all__ = ["Job", "Plan", "plan_jobs"]
+__all__ = ["CellSpec", "Job", "Plan", "plan_jobs"]
+
+
+@dataclass(frozen=True)
+class CellSpec:
+    """What determines a record; batch size, device and workers are absent on purpose.
+
+    Args:
+        model: digest of name, revision, parameters and weights, of a user's model that of its code.
+        attack: digest of preset, revision, parameters and goal, of a user's attack that of its code.
+        threat: digest of norm, eps, goal and access.
+        dataset: digest of the data's bytes, and of the code of a user's own data set.
+        seed: the seed of all random numbers.
+    """
+
+    model: str
+    attack: str
+    threat: str
+    dataset: str
+    seed: int
+
+    @property
+    def digest(self) -> str:
+        """Name of the cell's folder: 32 hexadecimal digits."""
+        return digest_value({"version": IDENTITY_VERSION, **vars(self)})[:32]
 
 
 @dataclass(frozen=True)
@@ -38,7 +62,7 @@ class Job:
         substitute: the model that the threat names, None if it names none.
         oracle: the one that the threat names, None if it names none.
         optional: leave the cell out of a plan, and say so, if its parts do not fit together.
-        left_out: samples that were asked for and are of the class that the goal aims at.
+        excluded: samples that were asked for and are of the class that the goal aims at.
     """
 
     model: LoadedModel
@@ -47,11 +71,11 @@ class Job:
     dataset: Dataset
     seed: int
     samples: tuple[int, ...]
-    origin: "Origin | None" = field(default=None, compare=False, repr=False)
+    origin: "JobSource | None" = field(default=None, compare=False, repr=False)
     substitute: LoadedModel | None = None
     oracle: Oracle | None = None
     optional: bool = field(default=False, compare=False)
-    left_out: int = field(default=0, compare=False)
+    excluded: int = field(default=0, compare=False)
 
     @cached_property
     def spec(self) -> CellSpec:
@@ -65,19 +89,19 @@ class Job:
         )
 
     @property
-    def searched(self) -> LoadedModel:
+    def search_model(self) -> LoadedModel:
         """The model that answers while the attack searches."""
-        return self.substitute if self.substitute and self.threat.transfers else self.model
+        return self.substitute if self.substitute and self.threat.is_transfer else self.model
 
     @property
     def guide(self) -> LoadedModel | None:
         """The model that gives the gradients in place of the one that answers, if any."""
-        return None if self.threat.transfers else self.substitute
+        return None if self.threat.is_transfer else self.substitute
 
     @property
-    def judge(self) -> Oracle | None:
+    def effective_oracle(self) -> Oracle | None:
         """Who says what class a changed input has: whom the threat names, else the data set, if it can tell."""
-        return self.oracle or own_oracle(self.dataset)
+        return self.oracle or dataset_oracle(self.dataset)
 
     @property
     def epsilons(self) -> tuple[float, ...]:
@@ -99,9 +123,9 @@ class Job:
         if self.origin is None:
             found = (self.model, self.attack, self.threat, self.dataset)
             return Job, (*found, *rest[1:], None, self.substitute, self.oracle)
-        from robustbench_inv.evaluation.sources import rebuild
+        from robustbench_inv.evaluation.jobs import rebuild_job
 
-        return rebuild, (self.origin, self.spec.digest, rest)
+        return rebuild_job, (self.origin, self.spec.digest, rest)
 
     def to_json(self) -> dict[str, object]:
         """Return the cell's entry in plan.json."""
@@ -168,12 +192,12 @@ def plan_jobs(
     Raises:
         CapabilityMismatch: if model, attack, threat and data set of a cell do not fit together.
     """
-    chosen, left_out = _fitting({job.spec.digest: job for job in jobs}.values())
-    warnings = dict.fromkeys([*left_out, *(line for job in chosen for line in doubts(job))])
+    chosen, excluded = _compatible({job.spec.digest: job for job in jobs}.values())
+    warnings = dict.fromkeys([*excluded, *(line for job in chosen for line in warnings(job))])
     return Plan(_name(chosen, label), chosen, tuple(warnings), tuple(command), deep)
 
 
-def _fitting(jobs: Iterable[Job]) -> tuple[tuple[Job, ...], list[str]]:
+def _compatible(jobs: Iterable[Job]) -> tuple[tuple[Job, ...], list[str]]:
     """Return the jobs whose parts fit together, and a line about each optional one that is left out.
 
     Raises:
@@ -182,7 +206,7 @@ def _fitting(jobs: Iterable[Job]) -> tuple[tuple[Job, ...], list[str]]:
     fitting, errors = [], []
     for job in jobs:
         try:
-            demand_fit(job)
+            check_compatible(job)
         except CapabilityMismatch as error:
             if not job.optional:
                 raise

@@ -15,11 +15,17 @@ from typing import Any
 import torch
 
 from robustbench_inv.errors import BadParameter, BadResults, MissingExtra, UsageError
-from robustbench_inv.evaluation.engine import Progress, Report, Settings, ignore, run_cell
+from robustbench_inv.evaluation.engine import (
+    Progress,
+    ProgressCallback,
+    RunOptions,
+    ignore_progress,
+    run_cell,
+)
 from robustbench_inv.evaluation.plan import Job
-from robustbench_inv.evaluation.sharing import LIMIT, Memory, sharing_groups
+from robustbench_inv.evaluation.search import CACHE_BYTES, SearchCache, group_by_search
 
-__all__ = ["Outcome", "Workers", "check_workers", "run_jobs"]
+__all__ = ["CellOutcome", "Workers", "check_workers", "run_jobs"]
 
 Workers = int | str
 """1: this process. N: so many local processes. ``ray`` or ``ray:ADDRESS``: a Ray cluster."""
@@ -28,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CellOutcome:
     """How a cell ended.
 
     Args:
@@ -47,16 +53,16 @@ class Outcome:
 def run_jobs(
     jobs: Sequence[Job],
     root: Path,
-    settings: Settings,
-    report: Report = ignore,
+    options: RunOptions,
+    report: ProgressCallback = ignore_progress,
     workers: Workers = 1,
-) -> list[Outcome]:
+) -> list[CellOutcome]:
     """Run cells and return how each ended, in their order.
 
     Args:
         jobs: the cells.
         root: the run's folder, on a file system that all workers share.
-        settings: how to run.
+        options: how to run.
         report: called as the cells progress; from other processes when a cell has ended.
         workers: where to run.
 
@@ -67,7 +73,7 @@ def run_jobs(
     """
     run = _scheduler(workers)
     found = {
-        outcome.digest: outcome for outcome in run(jobs, root, settings, _numbered(jobs, report))
+        outcome.digest: outcome for outcome in run(jobs, root, options, _numbered(jobs, report))
     }
     return [found[job.spec.digest] for job in jobs]
 
@@ -77,7 +83,7 @@ def check_workers(workers: Workers) -> None:
     _scheduler(workers)
 
 
-def _scheduler(workers: Workers) -> Callable[..., Iterator[Outcome]]:
+def _scheduler(workers: Workers) -> Callable[..., Iterator[CellOutcome]]:
     if isinstance(workers, str) and workers.split(":")[0] == "ray":
         return partial(_on_ray, address=workers.partition(":")[2] or None)
     if not isinstance(workers, int) or workers < 1:
@@ -86,18 +92,18 @@ def _scheduler(workers: Workers) -> Callable[..., Iterator[Outcome]]:
 
 
 def _in_process(
-    jobs: Sequence[Job], root: Path, settings: Settings, report: Report
-) -> Iterator[Outcome]:
-    for group in sharing_groups(jobs):
-        yield from _attempt_all(group, root, settings, report)
+    jobs: Sequence[Job], root: Path, options: RunOptions, report: ProgressCallback
+) -> Iterator[CellOutcome]:
+    for group in group_by_search(jobs):
+        yield from _run_group(group, root, options, report)
 
 
 def _in_processes(
-    jobs: Sequence[Job], root: Path, settings: Settings, report: Report, workers: int
-) -> Iterator[Outcome]:
+    jobs: Sequence[Job], root: Path, options: RunOptions, report: ProgressCallback, workers: int
+) -> Iterator[CellOutcome]:
     """Run each group of cells in one of several fresh processes that share this machine's threads."""
-    groups = sharing_groups(jobs)
-    parcels = [_parcel(group) for group in groups]
+    groups = group_by_search(jobs)
+    parcels = [_pack(group) for group in groups]
     pool = ProcessPoolExecutor(
         min(workers, len(groups)) or 1,
         mp_context=multiprocessing.get_context("spawn"),
@@ -106,7 +112,7 @@ def _in_processes(
     )
     try:
         futures = {
-            pool.submit(_unpack_and_attempt, parcel, root, settings): group
+            pool.submit(_unpack_and_run, parcel, root, options): group
             for group, parcel in zip(groups, parcels, strict=True)
         }
         for future in as_completed(futures):
@@ -124,23 +130,23 @@ def _in_processes(
 def _on_ray(
     jobs: Sequence[Job],
     root: Path,
-    settings: Settings,
-    report: Report,
+    options: RunOptions,
+    report: ProgressCallback,
     address: str | None,
-) -> Iterator[Outcome]:
-    ray, groups = _import_ray(), sharing_groups(jobs)
-    parcels = [_parcel(group) for group in groups]
+) -> Iterator[CellOutcome]:
+    ray, groups = _import_ray(), group_by_search(jobs)
+    parcels = [_pack(group) for group in groups]
     if not ray.is_initialized():
         ray.init(address=address, log_to_driver=False)
-    remote = ray.remote(_unpack_and_attempt)
+    remote = ray.remote(_unpack_and_run)
     tasks = {
-        remote.remote(parcel, root.resolve(), settings): group
+        remote.remote(parcel, root.resolve(), options): group
         for group, parcel in zip(groups, parcels, strict=True)
     }
     waiting = list(tasks)
     while waiting:
         done, waiting = ray.wait(waiting)
-        outcomes: list[Outcome] = ray.get(done[0])
+        outcomes: list[CellOutcome] = ray.get(done[0])
         _report_all(tasks[done[0]], report)
         yield from outcomes
 
@@ -154,12 +160,12 @@ def _import_ray() -> Any:  # noqa: ANN401 - a module that is not always there
         ) from error
 
 
-def _report_all(group: Sequence[Job], report: Report) -> None:
+def _report_all(group: Sequence[Job], report: ProgressCallback) -> None:
     for job in group:
         report(Progress(job.title, len(job.samples), len(job.samples)))
 
 
-def _parcel(group: Sequence[Job]) -> bytes:
+def _pack(group: Sequence[Job]) -> bytes:
     """Return jobs as bytes: names for what has a name, the object itself for what has none."""
     try:
         return pickle.dumps(group)
@@ -170,38 +176,40 @@ def _parcel(group: Sequence[Job]) -> bytes:
         ) from error
 
 
-def _unpack_and_attempt(parcel: bytes, root: Path, settings: Settings) -> list[Outcome]:
-    group: list[Job] = pickle.loads(parcel)  # made by _parcel, in the process that started this one
-    return list(_attempt_all(group, root, settings, ignore))
+def _unpack_and_run(parcel: bytes, root: Path, options: RunOptions) -> list[CellOutcome]:
+    group: list[Job] = pickle.loads(parcel)  # made by _pack, in the process that started this one
+    return list(_run_group(group, root, options, ignore_progress))
 
 
-def _attempt_all(
-    group: Sequence[Job], root: Path, settings: Settings, report: Report
-) -> Iterator[Outcome]:
+def _run_group(
+    group: Sequence[Job], root: Path, options: RunOptions, report: ProgressCallback
+) -> Iterator[CellOutcome]:
     """Run cells that share their searches."""
-    memory = Memory(LIMIT if len(group) > 1 else 0)
+    cache = SearchCache(CACHE_BYTES if len(group) > 1 else 0)
     for job in group:
-        yield _attempt(job, root, settings, report, memory)
+        yield _run_guarded(job, root, options, report, cache)
 
 
-def _attempt(job: Job, root: Path, settings: Settings, report: Report, memory: Memory) -> Outcome:
+def _run_guarded(
+    job: Job, root: Path, options: RunOptions, report: ProgressCallback, cache: SearchCache
+) -> CellOutcome:
     """Run a cell; what goes wrong with it does not keep the others from running."""
     try:
-        notes = run_cell(job, root / job.spec.digest, settings, report, memory)
+        notes = run_cell(job, root / job.spec.digest, options, report, cache)
     except BadResults:
         raise
     except Exception as error:
         _log.debug("%s failed", job.title, exc_info=True)
         name = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
         return _failed(job, f"{name}{error}")
-    return Outcome(job.spec.digest, job.title, tuple(notes))
+    return CellOutcome(job.spec.digest, job.title, tuple(notes))
 
 
-def _failed(job: Job, reason: str) -> Outcome:
-    return Outcome(job.spec.digest, job.title, (), " ".join(reason.split()))
+def _failed(job: Job, reason: str) -> CellOutcome:
+    return CellOutcome(job.spec.digest, job.title, (), " ".join(reason.split()))
 
 
-def _numbered(jobs: Sequence[Job], report: Report) -> Report:
+def _numbered(jobs: Sequence[Job], report: ProgressCallback) -> ProgressCallback:
     """Tell of each cell which of how many it is."""
     numbers = {job.title: number for number, job in enumerate(jobs, 1)}
 

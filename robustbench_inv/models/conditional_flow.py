@@ -7,11 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustbench_inv.models.firevnet import convolutional
-from robustbench_inv.models.layers.bijection import Bijection, Chain
+from robustbench_inv.models.firevnet import GreyLevelCentres, convolutional
+from robustbench_inv.models.layers.bijection import Bijection, Chain, LogitTransform
 from robustbench_inv.models.layers.coupling import Affine, ConditionalTransform
-from robustbench_inv.models.layers.log_odds import LogOdds
-from robustbench_inv.models.recoded_firevnet import GreyLevels
 
 __all__ = ["ConditionalFlow", "bits_per_dimension", "glow"]
 
@@ -76,7 +74,9 @@ def glow(
     chosen = {"coupling": "affine", "norm": False, "read_out": "first", **architecture}
     steps = convolutional(shape, num_classes, stages=stages, blocks=blocks, width=width, **chosen)
     prior = ConditionalTransform(prod(shape), num_classes, Affine())
-    return ConditionalFlow(Chain(GreyLevels(), LogOdds(), steps.flow), prior, num_classes)
+    return ConditionalFlow(
+        Chain(GreyLevelCentres(), LogitTransform(), steps.flow), prior, num_classes
+    )
 
 
 def bits_per_dimension(likelihoods: Tensor, dimensions: int, levels: int = 256) -> Tensor:

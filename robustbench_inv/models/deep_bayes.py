@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.models.cnn import FEATURES, convolutions
 from robustbench_inv.models.label_hypothesis import HypothesisLinear
-from robustbench_inv.models.stochastic import SampledNetwork
+from robustbench_inv.models.plain_networks import NUM_FEATURES, convolutions
+from robustbench_inv.models.stochastic import LatentSamplingNetwork
 from robustbench_inv.tensors import flatten
 
 __all__ = ["GBZ", "Posterior"]
@@ -30,7 +30,7 @@ class Posterior:
         )
 
 
-class GBZ(SampledNetwork):
+class GBZ(LatentSamplingNetwork):
     """p(x, y, z) = p(z) p(x|z) p(y|z): the logits are estimates of log p(x, y) in nats for every class y.
 
     z ~ N(0, I); p(x|z) is a Gaussian around a decoded image, p(y|z) a softmax. With
@@ -55,7 +55,7 @@ class GBZ(SampledNetwork):
         Burda, Grosse and Salakhutdinov, Importance weighted autoencoders, ICLR 2016, equation 8.
     """
 
-    averaged = 10
+    default_draws = 10
     shape = (1, 28, 28)
 
     def __init__(
@@ -71,7 +71,7 @@ class GBZ(SampledNetwork):
         self.variance = variance
         self.num_classes, self.latent_shape = num_classes, (dimensions,)
         self.features = convolutions()
-        self.guess = HypothesisLinear(FEATURES, num_classes, hidden)
+        self.guess = HypothesisLinear(NUM_FEATURES, num_classes, hidden)
         self.infer = nn.Sequential(nn.ReLU(), nn.Linear(hidden, 2 * dimensions))
         self.draw = nn.Sequential(_perceptron(dimensions, hidden, prod(self.shape)), nn.Sigmoid())
         self.judge = _perceptron(dimensions, hidden, num_classes)
@@ -80,7 +80,7 @@ class GBZ(SampledNetwork):
         posterior = self.posterior(images)
         return self.log_weights(images, posterior, torch.zeros_like(posterior.mean))
 
-    def mean_over(self, images: Tensor, latent: Tensor) -> Tensor:
+    def averaged_logits(self, images: Tensor, latent: Tensor) -> Tensor:
         posterior = self.posterior(images)
         # draw by draw: all decoded images at once are too large for the processor's caches
         each = [self.log_weights(images, posterior, draws[:, None]) for draws in latent]

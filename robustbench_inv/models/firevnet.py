@@ -9,18 +9,41 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.models.layers.actnorm import ActNorm
-from robustbench_inv.models.layers.bijection import Bijection, Chain
-from robustbench_inv.models.layers.conditioner import bottleneck
-from robustbench_inv.models.layers.conditioner import convolutional as conditioner
-from robustbench_inv.models.layers.coupling import Additive, Coupling, transform_named
-from robustbench_inv.models.layers.dct import CosineTransform
-from robustbench_inv.models.layers.factor_out import FactorOut
-from robustbench_inv.models.layers.mixing import Mixing
-from robustbench_inv.models.layers.read_out import Flatten, centre_first, low_pass_first
-from robustbench_inv.models.layers.squeeze import Squeeze
+from robustbench_inv.models.layers.bijection import Bijection, Chain, FactorOut, Squeeze
+from robustbench_inv.models.layers.class_conditional import (
+    DecisionConditional,
+    GaussianiseByClass,
+    WhitenByClass,
+)
+from robustbench_inv.models.layers.coupling import (
+    Additive,
+    Affine,
+    Coupling,
+    LogitCoupling,
+    linear_conditioner,
+    transform_named,
+)
+from robustbench_inv.models.layers.coupling import convolutional as conditioner
+from robustbench_inv.models.layers.linear import (
+    ActNorm,
+    CosineTransform,
+    Flatten,
+    Mixing,
+    Permutation,
+    centre_first,
+    low_pass_first,
+)
 
-__all__ = ["IMAGENET", "Architecture", "FiRevNet", "convolutional", "fully_connected"]
+__all__ = [
+    "IMAGENET",
+    "Architecture",
+    "FiRevNet",
+    "GreyLevelCentres",
+    "convolutional",
+    "fully_connected",
+    "recoded",
+]
+
 
 Shape = tuple[int, int, int]
 
@@ -59,7 +82,9 @@ class FiRevNet(nn.Module):
         recoding: Bijection | None = None,
     ) -> None:
         super().__init__()
-        _check("num_classes", num_classes, 2 <= num_classes < prod(shape), "2 to d - 1")
+        _check_architecture(
+            "num_classes", num_classes, 2 <= num_classes < prod(shape), "2 to d - 1"
+        )
         self.flow, self.shape, self.num_classes = flow, tuple(shape), num_classes
         self.recoding = recoding
         self.bounds = (float(bounds[0]), float(bounds[1]))
@@ -115,14 +140,14 @@ def fully_connected(
     References:
         Jacobsen et al., Excessive invariance, ICLR 2019, appendix B.1, which leaves the width open.
     """
-    _check("d", d, d >= 2, "at least 2")
-    _check("blocks", blocks, blocks >= 1, "at least 1")
+    _check_architecture("d", d, d >= 2, "at least 2")
+    _check_architecture("blocks", blocks, blocks >= 1, "at least 1")
     first, second = d // 2, d - d // 2
     steps = []
     for block in range(blocks):
         swap = (blocks - block) % 2 == 1
         passive, active = (second, first) if swap else (first, second)
-        network = bottleneck(passive, active, width, zeroed=False)
+        network = linear_conditioner(passive, active, width, zeroed=False)
         steps.append(Coupling(network, Additive(), swap=swap))
     return FiRevNet(Chain(*steps), (d,), num_classes, bounds)
 
@@ -153,13 +178,19 @@ class Architecture:
     read_out: str = "dct"
 
     def __post_init__(self) -> None:
-        _check("stages", self.stages, self.stages >= 1, "at least 1")
-        _check("blocks", self.blocks, self.blocks >= 1, "at least 1")
-        _check("input_squeezes", self.input_squeezes, self.input_squeezes >= 0, "at least 0")
-        _check("read_out", self.read_out, self.read_out in ("dct", "first"), "dct or first")
+        _check_architecture("stages", self.stages, self.stages >= 1, "at least 1")
+        _check_architecture("blocks", self.blocks, self.blocks >= 1, "at least 1")
+        _check_architecture(
+            "input_squeezes", self.input_squeezes, self.input_squeezes >= 0, "at least 0"
+        )
+        _check_architecture(
+            "read_out", self.read_out, self.read_out in ("dct", "first"), "dct or first"
+        )
         for value in (self.width, self.coupling):
             fits = isinstance(value, int | str) or len(value) == self.stages
-            _check("width or coupling", value, fits, f"one, or {self.stages}: one for each stage")
+            _check_architecture(
+                "width or coupling", value, fits, f"one, or {self.stages}: one for each stage"
+            )
 
 
 def convolutional(
@@ -180,12 +211,16 @@ def convolutional(
     plan = Architecture(**architecture)
     squeezes = plan.input_squeezes + plan.stages - 1
     fits = len(shape) == 3 and all(side % 2**squeezes == 0 for side in shape[1:])
-    _check("shape", tuple(shape), fits, f"(c, h, w) with h and w divisible by {2**squeezes}")
+    _check_architecture(
+        "shape", tuple(shape), fits, f"(c, h, w) with h and w divisible by {2**squeezes}"
+    )
     c, h, w = shape
     start = [Squeeze() for _ in range(plan.input_squeezes)]
     factor = 2**plan.input_squeezes
     inside = (c * factor**2, h // factor, w // factor)
-    _check("shape", tuple(shape), inside[0] >= 2, "two channels or more, or a squeeze of the input")
+    _check_architecture(
+        "shape", tuple(shape), inside[0] >= 2, "two channels or more, or a squeeze of the input"
+    )
     return FiRevNet(Chain(*start, _from_stage(plan, 0, inside)), shape, num_classes)
 
 
@@ -220,6 +255,73 @@ def _read_out(name: str, shape: Shape) -> list[Bijection]:
     return [Flatten(shape, centre_first(h, w))]
 
 
-def _check(name: str, value: object, holds: bool, expected: str) -> None:
+def _check_architecture(name: str, value: object, holds: bool, expected: str) -> None:
     if not holds:
         raise BadParameter(f"unusable {name} of a fiRevNet", got=value, expected=expected)
+
+
+class GreyLevelCentres(Bijection):
+    """x ↦ (255 x + ½) / 256: grey level k of 0 … 255 to the middle of its cell in [0, 1].
+
+    Dequantised inputs x + (u − ½)/255 with u uniform on (0, 1) fill the cells.
+    """
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        log_scale = torch.tensor(255 / 256, dtype=x.dtype).log()
+        return (255 * x + 0.5) / 256, (log_scale * x[0].numel()).to(x).expand(len(x))
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+        return (256 * y - 0.5) / 255
+
+
+def recoded(
+    shape: Sequence[int] = (1, 28, 28),
+    num_classes: int = 10,
+    widths: Sequence[int] = (16, 32, 32, 64, 64),
+    couplings: int = 6,
+    coupling_width: int = 512,
+    recode: bool = True,
+) -> FiRevNet:
+    """Return a fiRevNet of one logit coupling, after which the nuisances are coded given the decision.
+
+    Args:
+        shape: (c, h, w).
+        num_classes: C.
+        widths: channels of the classifier inside the logit coupling, five numbers.
+        couplings: affine couplings that follow the layers fitted in closed form.
+        coupling_width: of their networks.
+        recode: False leaves the recoding out; cross-entropy never reaches it.
+    """
+    c, h, w = shape
+    write = LogitCoupling(_recoded_classifier(c, num_classes, widths), (c, h, w), num_classes)
+    recoding = None
+    if recode:
+        flow = _recoding(c * h * w - num_classes, num_classes, couplings, coupling_width)
+        recoding = DecisionConditional(flow, num_classes)
+    return FiRevNet(Chain(GreyLevelCentres(), write), shape, num_classes, recoding=recoding)
+
+
+def _recoding(features: int, classes: int, couplings: int, width: int) -> Chain:
+    steps: list[Bijection] = [
+        GaussianiseByClass(features, classes),
+        WhitenByClass(features, classes),
+    ]
+    passive, active = features // 2, features - features // 2
+    for number in range(couplings):
+        order = torch.randperm(features, generator=torch.Generator().manual_seed(number))
+        network = linear_conditioner(passive + classes, 2 * active, width)
+        steps += [Permutation(order), Coupling(network, Affine())]
+    return Chain(*steps)
+
+
+def _recoded_classifier(channels: int, classes: int, widths: Sequence[int]) -> nn.Sequential:
+    """Return five 3×3 convolutions with batch norm, the second and the fourth in steps of two, and a mean."""
+    layers: list[nn.Module] = []
+    for number, width in enumerate(widths):
+        stride = 2 if number % 2 else 1
+        layers.append(nn.Conv2d(channels, width, 3, stride, padding=1, bias=False))
+        layers += [nn.BatchNorm2d(width), nn.ReLU()]
+        channels = width
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)
+    )

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from robustbench_inv.models.cnn import FEATURES, convolutions
+from robustbench_inv.models.plain_networks import NUM_FEATURES, convolutions
 
-__all__ = ["BLOCK", "HypothesisLinear", "LabelHypothesisNet"]
+__all__ = ["MAX_BATCH", "HypothesisLinear", "LabelHypothesisNet"]
 
-BLOCK = 125
+MAX_BATCH = 125
 """At most so many images are answered at once outside of training. All hypotheses of 250 take buffers so large that the
 system hands out fresh pages for every pass, which costs as much as the arithmetic; with 50 the products
 lose more than is gained (docs/benchmarks.md)."""
@@ -42,7 +42,7 @@ class HypothesisLinear(nn.Module):
         """Return what all hypotheses have in common, W_x x + b, (n, m)."""
         return linear(vectors, self.weight, self.bias)
 
-    def awake(self, shared: Tensor) -> Tensor:
+    def active_units(self, shared: Tensor) -> Tensor:
         """Return the units that are positive for some row under some hypothesis, their indices in order.
 
         A ReLU makes exact zeros of all others, and of their gradients. A NaN counts as awake.
@@ -75,12 +75,12 @@ class LabelHypothesisNet(nn.Module):
         super().__init__()
         self.num_classes, self.sigmoid = num_classes, sigmoid
         self.features = convolutions()
-        self.guess = HypothesisLinear(FEATURES, num_classes, 512)
+        self.guess = HypothesisLinear(NUM_FEATURES, num_classes, 512)
         self.second = nn.Sequential(nn.ReLU(True), nn.Linear(512, 256), nn.ReLU(True))
         self.judge = nn.Sequential(nn.Linear(256, 128), nn.ReLU(True), nn.Linear(128, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        blocks = 1 if self.training else max(1, ceil(len(images) / BLOCK))
+        blocks = 1 if self.training else max(1, ceil(len(images) / MAX_BATCH))
         value = torch.cat(
             [self.judge(self.hidden(block))[..., 0] for block in images.chunk(blocks)]
         )
@@ -97,9 +97,9 @@ class LabelHypothesisNet(nn.Module):
         networks a third to three quarters of them sleep through a whole batch.
         """
         shared = self.guess.shared(features)
-        awake = self.guess.awake(shared)
-        labels = self.guess.label.index_select(1, awake)
-        first = (shared.index_select(1, awake)[:, None] + labels).relu_()
+        active_units = self.guess.active_units(shared)
+        labels = self.guess.label.index_select(1, active_units)
+        first = (shared.index_select(1, active_units)[:, None] + labels).relu_()
         product = self.second[1]
         assert isinstance(product, nn.Linear)
-        return linear(first, product.weight.index_select(1, awake), product.bias).relu_()
+        return linear(first, product.weight.index_select(1, active_units), product.bias).relu_()

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.models.resnet import ResNetEncoder
 
-__all__ = ["COVARIANCES", "PACE", "SCALES", "SDIM", "ClassConditionals"]
+__all__ = ["COVARIANCES", "LOG_SIGMA_RATE", "SCALES", "SDIM", "ClassConditionals"]
 
 COVARIANCES = ("isotropic", "diagonal")
 SCALES = ("sum", "mean")
 
-PACE = 10.0
+LOG_SIGMA_RATE = 10.0
 """log σ is this times its parameter, so that it moves so much faster than other weights under Adam.
 
 Class means begin about √2 apart in each dimension. With σ = 1 a code keeps the margin of 10 nats only by going far
@@ -49,7 +49,7 @@ class ClassConditionals(nn.Module):
     @property
     def log_deviation(self) -> Tensor:
         """Log σ of each class, (C, 1) or (C, d)."""
-        return PACE * self.paced
+        return LOG_SIGMA_RATE * self.paced
 
     def forward(self, code: Tensor) -> Tensor:
         """Map (n, d) to the log-likelihoods in nats, (n, C)."""

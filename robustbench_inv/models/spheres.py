@@ -9,10 +9,10 @@ from torch import Tensor
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.tensors import Output, flatten
 
-__all__ = ["NormClassifier", "Spheres", "max_margin", "misaligned"]
+__all__ = ["NormThresholdClassifier", "SpheresData", "max_margin", "misaligned"]
 
 
-class Spheres(Protocol):
+class SpheresData(Protocol):
     """What the classifiers need of the data: dimensions, radii and training points."""
 
     d: int
@@ -26,7 +26,7 @@ class Spheres(Protocol):
 
 
 @dataclass(frozen=True)
-class NormClassifier:
+class NormThresholdClassifier:
     """D(x) = sign(‖x_1..d−n‖₂ − b): class 0 (inner) below the bias b, class 1 (outer) above.
 
     The logits are ∓(‖x_1..d−n‖₂ − b), in float64.
@@ -55,16 +55,16 @@ class NormClassifier:
         return Output(torch.stack([-beyond, beyond], 1))
 
 
-def max_margin(dataset: Spheres) -> NormClassifier:
+def max_margin(dataset: SpheresData) -> NormThresholdClassifier:
     """Return the optimal classifier, sign(‖x‖₂ − (R1 + R2)/2).
 
     References:
         Behrmann, thesis, example 6.5.
     """
-    return NormClassifier(0, (dataset.r1 + dataset.r2) / 2, (dataset.r1, dataset.r2))
+    return NormThresholdClassifier(0, (dataset.r1 + dataset.r2) / 2, (dataset.r1, dataset.r2))
 
 
-def misaligned(dataset: Spheres, points: int = 10_000) -> NormClassifier:
+def misaligned(dataset: SpheresData, points: int = 10_000) -> NormThresholdClassifier:
     """Return the max-margin classifier on training points that does not see the last n dimensions.
 
     Args:
@@ -87,4 +87,4 @@ def misaligned(dataset: Spheres, points: int = 10_000) -> NormClassifier:
             got=f"n={dataset.n}",
             expected="fewer unused dimensions or radii further apart",
         )
-    return NormClassifier(dataset.n, lower + (upper - lower) / 2, (dataset.r1, dataset.r2))
+    return NormThresholdClassifier(dataset.n, lower + (upper - lower) / 2, (dataset.r1, dataset.r2))

@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 from robustbench_inv.tensors import Output
 
-__all__ = ["SampledNetwork", "StochasticClassifier"]
+__all__ = ["LatentSamplingNetwork", "StochasticClassifier"]
 
 
-class SampledNetwork(nn.Module, ABC):
+class LatentSamplingNetwork(nn.Module, ABC):
     """A network that averages over draws of a latent variable; called on images alone, it draws nothing.
 
-    ``averaged`` is how many draws its paper averages.
+    ``default_draws`` is how many draws its paper averages.
     """
 
-    averaged: ClassVar[int]
+    default_draws: ClassVar[int]
     bounds: tuple[float, float] = (0.0, 1.0)
     num_classes: int
     latent_shape: tuple[int, ...]
@@ -27,7 +27,7 @@ class SampledNetwork(nn.Module, ABC):
         """Return the logits (n, C) at the mean of the latent variable."""
 
     @abstractmethod
-    def mean_over(self, images: Tensor, latent: Tensor) -> Tensor:
+    def averaged_logits(self, images: Tensor, latent: Tensor) -> Tensor:
         """Return the logits (n, C) of (n, …) images under (k, n, *latent_shape) standard normal draws."""
 
 
@@ -40,7 +40,7 @@ class StochasticClassifier(nn.Module):
         fixed_noise: the same draws for a sample in every answer, known to the attacker.
     """
 
-    def __init__(self, module: SampledNetwork, draws: int, fixed_noise: bool) -> None:
+    def __init__(self, module: LatentSamplingNetwork, draws: int, fixed_noise: bool) -> None:
         super().__init__()
         self.module, self.draws, self.fixed_noise = module, draws, fixed_noise
         self.bounds, self.num_classes = module.bounds, module.num_classes
@@ -56,4 +56,4 @@ class StochasticClassifier(nn.Module):
         return Output(self.module(images))
 
     def respond(self, images: Tensor, latent: Tensor) -> Output:
-        return Output(self.module.mean_over(images, latent))
+        return Output(self.module.averaged_logits(images, latent))

@@ -5,13 +5,13 @@ from math import log
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from robustbench_inv.models.cnn import FEATURES, convolutions
-from robustbench_inv.models.stochastic import SampledNetwork
+from robustbench_inv.models.plain_networks import NUM_FEATURES, convolutions
+from robustbench_inv.models.stochastic import LatentSamplingNetwork
 
 __all__ = ["BottleneckCNN"]
 
 
-class BottleneckCNN(SampledNetwork):
+class BottleneckCNN(LatentSamplingNetwork):
     """The baseline CNN whose second fully connected layer is a Gaussian code z ~ N(μ(x), σ(x)²).
 
     z has 256 dimensions, σ = softplus(ρ − 5). Its answer is the mean of the softmax outputs over draws of z,
@@ -22,7 +22,7 @@ class BottleneckCNN(SampledNetwork):
         Guess First, arXiv 2001.03311, Appendix F, for its place.
     """
 
-    averaged = 12
+    default_draws = 12
     code = 256
     latent_shape = (code,)
 
@@ -31,7 +31,7 @@ class BottleneckCNN(SampledNetwork):
         self.num_classes = num_classes
         self.features = convolutions()
         self.encoder = nn.Sequential(
-            nn.Linear(FEATURES, 512), nn.ReLU(), nn.Linear(512, 2 * self.code)
+            nn.Linear(NUM_FEATURES, 512), nn.ReLU(), nn.Linear(512, 2 * self.code)
         )
         self.decoder = nn.Sequential(
             nn.Linear(self.code, 128), nn.ReLU(), nn.Linear(128, num_classes)
@@ -46,7 +46,7 @@ class BottleneckCNN(SampledNetwork):
         logits: Tensor = self.decoder(self.encode(images)[0])
         return logits
 
-    def mean_over(self, images: Tensor, latent: Tensor) -> Tensor:
+    def averaged_logits(self, images: Tensor, latent: Tensor) -> Tensor:
         mean, deviation = self.encode(images)
         logits: Tensor = self.decoder(mean + deviation * latent)
         return logits.log_softmax(-1).logsumexp(0) - log(len(latent))

@@ -21,7 +21,7 @@ __all__ = [
     "MUTED",
     "PAPER",
     "RULE",
-    "Picture",
+    "ReportFigure",
     "grid",
     "inline_svg",
     "label_axes",
@@ -78,7 +78,7 @@ _STYLE: Any = {
 
 
 @dataclass(frozen=True)
-class Picture:
+class ReportFigure:
     """A finished figure.
 
     Args:

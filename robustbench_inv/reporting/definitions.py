@@ -53,7 +53,7 @@ class Selection:
     """Which cells are looked at: shell-style patterns, of which one must fit; none admits everything.
 
     Example:
-        >>> Selection(models=("mnist-*",)).admits(model="mnist-cnn", norm="linf")
+        >>> Selection(models=("mnist-*",)).matches(model="mnist-cnn", norm="linf")
         True
     """
 
@@ -63,9 +63,9 @@ class Selection:
     norms: tuple[str, ...] = ()
     goals: tuple[str, ...] = ()
 
-    def admits(self, **names: str) -> bool:
+    def matches(self, **names: str) -> bool:
         """Say whether names, given as ``model="mnist-cnn"`` and so on, fit the patterns."""
-        return all(_fits(name, getattr(self, key + "s")) for key, name in names.items())
+        return all(_matches(name, getattr(self, key + "s")) for key, name in names.items())
 
 
 @dataclass(frozen=True)
@@ -163,5 +163,5 @@ def _table(value: object) -> Mapping[str, Any]:
     return value
 
 
-def _fits(name: str, patterns: Sequence[str]) -> bool:
+def _matches(name: str, patterns: Sequence[str]) -> bool:
     return not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)

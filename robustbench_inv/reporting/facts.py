@@ -6,9 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from robustbench_inv.reporting.cells import CellResult, Panel, norm_sign
-from robustbench_inv.reporting.exports import number
+from robustbench_inv.reporting.run_results import CellGroup, ReportCell, norm_symbol
 from robustbench_inv.reporting.statistics import Interval, wilson
+from robustbench_inv.reporting.table_formats import format_number
 from robustbench_inv.results.summary import Rate
 
 __all__ = [
@@ -34,7 +34,7 @@ FAILURES = STATUSES[2:]
 """The statuses that say the attack has no valid proposal for a sample."""
 
 
-def summary_frame(cells: Sequence[CellResult], interval: IntervalOf = wilson) -> pd.DataFrame:
+def summary_frame(cells: Sequence[ReportCell], interval: IntervalOf = wilson) -> pd.DataFrame:
     """Return one row for each cell and eps, with every count and share of it."""
     rows = []
     for cell in cells:
@@ -45,18 +45,18 @@ def summary_frame(cells: Sequence[CellResult], interval: IntervalOf = wilson) ->
     return pd.DataFrame(rows)
 
 
-def distances_of(cell: CellResult) -> list[float]:
+def distances_of(cell: ReportCell) -> list[float]:
     """Return the distance at which each attacked sample fell, inf where it held."""
     attacked = [r.status != "already_wrong" for r in cell.records]
-    return [float(d) for d in cell.fell_at[attacked]]
+    return [float(d) for d in cell.failure_distance[attacked]]
 
 
-def place_facts(model: str, panel: Panel) -> dict[str, Any]:
+def place_facts(model: str, panel: CellGroup) -> dict[str, Any]:
     """Return which model was measured, on which data, in which norm, for which goal."""
     return {"model": model, "dataset": panel.dataset, "norm": panel.norm, "goal": panel.goal}
 
 
-def identity_facts(cell: CellResult) -> dict[str, Any]:
+def identity_facts(cell: ReportCell) -> dict[str, Any]:
     """Return what tells one cell from another, and how many of its samples are done."""
     return {
         **place_facts(cell.model, cell.panel),
@@ -79,16 +79,20 @@ def rate_facts(rates: Mapping[str, Rate | None], interval: IntervalOf) -> dict[s
     return facts
 
 
-def budget_of(cell: CellResult) -> str:
+def budget_of(cell: ReportCell) -> str:
     """Name a threat's budget in few words; a sweep by its ends."""
-    sign, eps = norm_sign(cell.panel.norm), cell.epsilons
+    sign, eps = norm_symbol(cell.panel.norm), cell.epsilons
     if not eps:
         return f"{sign}, any distance"
-    ends = f"{number(eps[0])} … {number(eps[-1])}" if len(eps) > 1 else number(eps[0])
+    ends = (
+        f"{format_number(eps[0])} … {format_number(eps[-1])}"
+        if len(eps) > 1
+        else format_number(eps[0])
+    )
     return f"{sign} ≤ {ends}"
 
 
-def oracle_of(cell: CellResult) -> str | None:
+def oracle_of(cell: ReportCell) -> str | None:
     """Return who said what class the shown inputs have; None if nobody did."""
     sources = {r.oracle_source for r in cell.records if r.oracle_source is not None}
     return "+".join(sorted(sources)) or None
@@ -100,7 +104,7 @@ def quantile(values: Sequence[float], q: float) -> float:
     return x[max(0, ceil(q * len(x)) - 1)] if x else nan
 
 
-def _cost(cell: CellResult, interval: IntervalOf) -> dict[str, Any]:
+def _cost(cell: ReportCell, interval: IntervalOf) -> dict[str, Any]:
     s = cell.summary
     return {
         **rate_facts({"clean_accuracy": s.clean_accuracy}, interval),

@@ -1,9 +1,9 @@
-"""The figures of a report: accuracy against eps, both failures on spheres by class, distances, risk, shown images."""
+"""The figures of a report: accuracy curves, failures by class, distances."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from math import inf
+from math import inf, isfinite
 from statistics import fmean
 from typing import Any
 
@@ -11,42 +11,132 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 
 from robustbench_inv.reporting.canvas import (
     COLOURS,
     DASHES,
     MARKERS,
     MUTED,
-    Picture,
+    ReportFigure,
     grid,
     label_axes,
     render,
     shorten,
     styled,
 )
-from robustbench_inv.reporting.cells import CellResult, Panel, norm_sign, panels, worst_of_all
-from robustbench_inv.reporting.curves import (
-    Curve,
-    cell_curve,
-    fallen_curve,
-    held_curve,
-    worst_curve,
-)
 from robustbench_inv.reporting.definitions import FigureKind
-from robustbench_inv.reporting.exports import number, slug
 from robustbench_inv.reporting.facts import IntervalOf, distances_of
-from robustbench_inv.reporting.images import draw_images
-from robustbench_inv.reporting.risk_figures import draw_risk
+from robustbench_inv.reporting.image_figures import draw_attack_images
+from robustbench_inv.reporting.rejection_report import draw_risk
+from robustbench_inv.reporting.run_results import (
+    CellGroup,
+    ReportCell,
+    WorstCase,
+    group_cells,
+    norm_symbol,
+    worst_cases,
+)
 from robustbench_inv.reporting.statistics import median_of, wilson
+from robustbench_inv.reporting.table_formats import format_number, slug
+from robustbench_inv.results.summary import Rate
 
-__all__ = ["FIGURES", "Plot", "draw_curve", "draw_figures"]
+__all__ = [
+    "FIGURES",
+    "Curve",
+    "FigureContext",
+    "broken_curve",
+    "cell_curve",
+    "draw_curve",
+    "draw_figures",
+    "rates_curve",
+    "robust_curve",
+    "worst_curve",
+]
+
+
+CURVE_POINTS = 240
+"""More steps than this in one curve cannot be told apart on paper."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Shares in per cent over eps or distance, with their intervals.
+
+    Args:
+        x: ascending, from 0.
+        y: shares.
+        low: lower ends.
+        high: upper ends.
+        stepped: known at every x (from distances), not only at the points of a sweep.
+    """
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    stepped: bool
+
+
+def cell_curve(cell: ReportCell, interval: IntervalOf) -> Curve:
+    """Return the accuracy of a cell along its sweep, or at every distance if it minimised distances."""
+    if cell.kind != "budget":
+        return robust_curve(cell.failure_distance, interval)
+    rates = [Rate(int(cell.held(eps).sum()), len(cell.records)) for eps in cell.epsilons]
+    return rates_curve((0.0, *cell.epsilons), [cell.summary.clean_accuracy, *rates], interval)
+
+
+def worst_curve(found: Sequence[WorstCase], interval: IntervalOf) -> Curve:
+    """Return the worst case of one model over its levels of eps; on the same samples at each level."""
+    if found[0].eps == inf:
+        return robust_curve(found[0].broken_at, interval)
+    levels = (0.0, *(worst.eps for worst in found))
+    return rates_curve(levels, [found[0].clean, *(worst.rate for worst in found)], interval)
+
+
+def robust_curve(broken_at: NDArray[np.float64], interval: IntervalOf) -> Curve:
+    """Return the share that holds at each distance.
+
+    Args:
+        broken_at: (n,) distances at which the samples fell, inf where they held.
+        interval: of a share.
+    """
+    x = _break_points(broken_at)
+    rates = [Rate(int((broken_at > at).sum()), len(broken_at)) for at in x]
+    return rates_curve(x, rates, interval, True)
+
+
+def broken_curve(distances: Sequence[float], interval: IntervalOf) -> Curve:
+    """Return the share that has fallen within each distance: the empirical distribution function."""
+    values = np.array(distances)
+    x = _break_points(values)
+    rates = [Rate(int((values <= at).sum()), len(values)) for at in x]
+    return rates_curve(x, rates, interval, True)
+
+
+def rates_curve(
+    x: tuple[float, ...], rates: Sequence[Rate], interval: IntervalOf, stepped: bool = False
+) -> Curve:
+    """Return shares over x, known at these alone unless ``stepped``."""
+    bounds = [interval(rate) for rate in rates]
+    y = tuple(100 * rate.value for rate in rates)
+    low, high = tuple(100 * b.low for b in bounds), tuple(100 * b.high for b in bounds)
+    return Curve(x, y, low, high, stepped)
+
+
+def _break_points(values: NDArray[np.float64]) -> tuple[float, ...]:
+    """0 and the distances at which something falls, thinned evenly where there are too many."""
+    x = [0.0, *sorted({float(v) for v in values if isfinite(v) and v > 0})]
+    keep = np.unique(np.linspace(0, len(x) - 1, min(len(x), CURVE_POINTS)).round().astype(int))
+    return tuple(x[i] for i in keep)
+
 
 CLASS_COLOURS = (COLOURS[5], COLOURS[4], COLOURS[3], COLOURS[7])
 """Classes; curves split by class are drawn for data sets with no more of them."""
 
 
 @dataclass(frozen=True)
-class Plot:
+class FigureContext:
     """What figures are drawn from.
 
     Args:
@@ -57,13 +147,13 @@ class Plot:
         ranked: attacks, the strongest first.
     """
 
-    cells: tuple[CellResult, ...]
+    cells: tuple[ReportCell, ...]
     interval: IntervalOf = wilson
     columns: int = 8
-    everything: tuple[CellResult, ...] = ()
+    everything: tuple[ReportCell, ...] = ()
     ranked: tuple[str, ...] = ()
 
-    def only(self, cells: tuple[CellResult, ...]) -> "Plot":
+    def only(self, cells: tuple[ReportCell, ...]) -> "FigureContext":
         """Return the plot of some of the cells, with the same colours."""
         return replace(self, cells=cells, everything=self.everything or self.cells)
 
@@ -77,7 +167,7 @@ class Plot:
         i = self.ranked.index(attack)
         return {"marker": MARKERS[i % len(MARKERS)], "linestyle": DASHES[i % len(DASHES)]}
 
-    def ranking(self, cells: Sequence[CellResult]) -> "Plot":
+    def ranking(self, cells: Sequence[ReportCell]) -> "FigureContext":
         """Return the plot with the attacks of some cells ranked, the one that leaves least first."""
         left: dict[str, list[float]] = {}
         for cell in cells:
@@ -85,7 +175,7 @@ class Plot:
         return replace(self, ranked=tuple(sorted(left, key=lambda attack: fmean(left[attack]))))
 
 
-def draw_figures(kind: FigureKind, plot: Plot) -> list[Picture]:
+def draw_figures(kind: FigureKind, plot: FigureContext) -> list[ReportFigure]:
     """Return the figures of one kind; none where the cells hold nothing of it."""
     with styled():
         return list(FIGURES[kind](plot))
@@ -104,8 +194,8 @@ def draw_curve(axes: Axes, curve: Curve, colour: str, style: Mapping[str, Any]) 
     axes.fill_between(x, low, high, step="post", **band)
 
 
-def _curves(plot: Plot) -> Iterable[Picture]:
-    for panel, group in panels(plot.cells).items():
+def _accuracy_curves(plot: FigureContext) -> Iterable[ReportFigure]:
+    for panel, group in group_cells(plot.cells).items():
         if not any(cell.epsilons for cell in group):
             continue  # without a sweep the distances say it all
         plot = plot.ranking(group)
@@ -113,29 +203,29 @@ def _curves(plot: Plot) -> Iterable[Picture]:
         first = 1 if len(models) > 1 else 0
         figure, axes = grid(len(models) + first, 4)
         for ax in axes:
-            ax.set_xlim(0, _limit(group))
+            ax.set_xlim(0, _eps_limit(group))
         if first:
-            _draw_worst(axes[0], models, plot)
+            _draw_worst_cases(axes[0], models, plot)
         for ax, (model, cells) in zip(axes[first:], models.items(), strict=False):
             _draw_attacks(ax, model, cells, plot)
         for i, ax in enumerate(axes):
             ax.set_xlabel(_distance_label(panel))
             ax.set_ylabel("accuracy in %" if i % 4 == 0 else "")
         _attack_legend(figure, group, plot)
-        yield Picture(
+        yield ReportFigure(
             slug(f"curves-{panel.dataset}-{panel.norm}-{panel.goal}"),
             f"Accuracy against {_distance_label(panel)}: {panel.title}",
             "Accuracy that is left as the budget grows, with its 95 % interval. One colour for each "
             "model; lines with markers were measured at the marked eps, lines with steps at every distance.",
-            _describe_worst(group),
+            _describe_worst_cases(group),
             render(figure),
         )
 
 
-def _draw_worst(axes: Axes, models: dict[str, list[CellResult]], plot: Plot) -> None:
+def _draw_worst_cases(axes: Axes, models: dict[str, list[ReportCell]], plot: FigureContext) -> None:
     label_axes(axes, "Worst of all attacks")
     for model, cells in models.items():
-        found = worst_of_all(cells)
+        found = worst_cases(cells)
         same = [worst for worst in found if worst.ids == found[0].ids]
         draw_curve(
             axes,
@@ -147,14 +237,14 @@ def _draw_worst(axes: Axes, models: dict[str, list[CellResult]], plot: Plot) -> 
         axes.legend(handlelength=1.4)
 
 
-def _draw_attacks(axes: Axes, model: str, cells: Sequence[CellResult], plot: Plot) -> None:
+def _draw_attacks(axes: Axes, model: str, cells: Sequence[ReportCell], plot: FigureContext) -> None:
     label_axes(axes, shorten(model))
     for cell in cells:
         curve = cell_curve(cell, plot.interval)
         draw_curve(axes, curve, plot.colour(model), plot.style(cell.attack))
 
 
-def _classes(plot: Plot) -> Iterable[Picture]:
+def _class_curves(plot: FigureContext) -> Iterable[ReportFigure]:
     few = [c for c in plot.cells if int(c.info["dataset"]["num_classes"]) <= len(CLASS_COLOURS)]
     for dataset in dict.fromkeys(c.panel.dataset for c in few):
         cells = [c for c in few if c.panel.dataset == dataset and c.kind != "budget"]
@@ -165,11 +255,11 @@ def _classes(plot: Plot) -> Iterable[Picture]:
             continue
         figure, axes = grid(len(cells), len({c.attack for c in cells}))
         for ax, cell in zip(axes, cells, strict=True):
-            ax.set_xlim(0, _limit(cells))
+            ax.set_xlim(0, _eps_limit(cells))
             _draw_classes(ax, cell, plot)
         axes[0].set_ylabel("accuracy in %")
         axes[0].legend(handlelength=1.4)
-        yield Picture(
+        yield ReportFigure(
             slug(f"classes-{dataset}"),
             f"Two ways to fail, by class: {cells[0].panel.data}",
             "Accuracy that is left as the change grows, split by the class of the clean input. "
@@ -180,20 +270,20 @@ def _classes(plot: Plot) -> Iterable[Picture]:
         )
 
 
-def _draw_classes(axes: Axes, cell: CellResult, plot: Plot) -> None:
-    distance = f"{norm_sign(cell.panel.norm)} distance"
+def _draw_classes(axes: Axes, cell: ReportCell, plot: FigureContext) -> None:
+    distance = f"{norm_symbol(cell.panel.norm)} distance"
     label_axes(axes, f"{shorten(cell.attack)}\n{shorten(cell.model)}", distance)
     for colour, (label, broken_at) in zip(CLASS_COLOURS, _by_class(cell).items(), strict=False):
-        curve = held_curve(broken_at, plot.interval)
+        curve = robust_curve(broken_at, plot.interval)
         draw_curve(axes, curve, colour, {"label": _class_name(cell.panel, label)})
 
 
-def _distances(plot: Plot) -> Iterable[Picture]:
+def _distances(plot: FigureContext) -> Iterable[ReportFigure]:
     chosen = [c for c in plot.cells if c.kind == "minimal" and any(np.isfinite(distances_of(c)))]
-    for panel, group in panels(chosen).items():
+    for panel, group in group_cells(chosen).items():
         figure, (axes, *_) = grid(1, 1, width=4.6, height=2.9)
-        label_axes(axes, "", f"{norm_sign(panel.norm)} distance", "fell within, % of attacked")
-        axes.set_xlim(0, _limit(group))
+        label_axes(axes, "", f"{norm_symbol(panel.norm)} distance", "fell within, % of attacked")
+        axes.set_xlim(0, _eps_limit(group))
         plot = plot.ranking(group)
         for cell in group:
             d, colour = distances_of(cell), plot.colour(cell.model)
@@ -201,12 +291,12 @@ def _distances(plot: Plot) -> Iterable[Picture]:
                 **plot.style(cell.attack),
                 "label": f"{shorten(cell.model)}, {shorten(cell.attack)}",
             }
-            draw_curve(axes, fallen_curve(d, plot.interval), colour, style)
+            draw_curve(axes, broken_curve(d, plot.interval), colour, style)
             middle = median_of(d)
             if middle and middle.value < inf:
                 axes.plot([middle.value], [50], "o", color=colour, markersize=6)
         axes.legend(handlelength=1.8)
-        yield Picture(
+        yield ReportFigure(
             slug(f"distances-{panel.dataset}-{panel.norm}-{panel.goal}"),
             f"Distance to failure: {panel.title}",
             "Share of the attacked samples for which a success was found within each distance, with its "
@@ -216,17 +306,17 @@ def _distances(plot: Plot) -> Iterable[Picture]:
         )
 
 
-def _images(plot: Plot) -> Iterable[Picture]:
-    return draw_images(plot.cells, plot.columns)
+def _images(plot: FigureContext) -> Iterable[ReportFigure]:
+    return draw_attack_images(plot.cells, plot.columns)
 
 
-def _risk(plot: Plot) -> Iterable[Picture]:
+def _risk(plot: FigureContext) -> Iterable[ReportFigure]:
     return draw_risk(plot.cells, plot.colour, plot.interval)
 
 
-FIGURES: dict[FigureKind, Callable[[Plot], Iterable[Picture]]] = {
-    "curves": _curves,
-    "classes": _classes,
+FIGURES: dict[FigureKind, Callable[[FigureContext], Iterable[ReportFigure]]] = {
+    "curves": _accuracy_curves,
+    "classes": _class_curves,
     "distances": _distances,
     "risk": _risk,
     "images": _images,
@@ -234,7 +324,7 @@ FIGURES: dict[FigureKind, Callable[[Plot], Iterable[Picture]]] = {
 """How each kind of figure is drawn."""
 
 
-def _attack_legend(figure: Figure, cells: Sequence[CellResult], plot: Plot) -> None:
+def _attack_legend(figure: Figure, cells: Sequence[ReportCell], plot: FigureContext) -> None:
     names = list(dict.fromkeys(cell.attack for cell in cells))
     lines = [Line2D([], [], color=MUTED, **plot.style(name)) for name in names]
     figure.legend(
@@ -242,38 +332,38 @@ def _attack_legend(figure: Figure, cells: Sequence[CellResult], plot: Plot) -> N
     )
 
 
-def _limit(cells: Iterable[CellResult]) -> float:
+def _eps_limit(cells: Iterable[ReportCell]) -> float:
     """Where the eps axis ends: at the largest eps of a sweep, else a little beyond the last distance."""
     cells = list(cells)
     swept = max((eps for cell in cells for eps in cell.epsilons), default=0.0)
-    far = max((float(v) for c in cells for v in c.fell_at if v < inf), default=0.0)
+    far = max((float(v) for c in cells for v in c.failure_distance if v < inf), default=0.0)
     return swept or 1.04 * far or 1.0
 
 
-def _distance_label(panel: Panel) -> str:
-    return f"ε in {norm_sign(panel.norm)}"
+def _distance_label(panel: CellGroup) -> str:
+    return f"ε in {norm_symbol(panel.norm)}"
 
 
-def _by_class(cell: CellResult) -> dict[int, Any]:
+def _by_class(cell: ReportCell) -> dict[int, Any]:
     labels = np.array([r.label for r in cell.records])
-    return {int(k): cell.fell_at[labels == k] for k in np.unique(labels)}
+    return {int(k): cell.failure_distance[labels == k] for k in np.unique(labels)}
 
 
-def _class_name(panel: Panel, label: int) -> str:
+def _class_name(panel: CellGroup, label: int) -> str:
     names = ("inner sphere", "outer sphere") if panel.dataset.startswith("spheres") else ()
     return names[label] if label < len(names) else f"class {label}"
 
 
-def _describe_worst(cells: Sequence[CellResult]) -> str:
+def _describe_worst_cases(cells: Sequence[ReportCell]) -> str:
     said = [
         f"{worst.model}: {100 * worst.rate.value:.1f} % left at "
-        + ("any distance." if worst.eps == inf else f"{number(worst.eps)}.")
-        for worst in worst_of_all(cells)
+        + ("any distance." if worst.eps == inf else f"{format_number(worst.eps)}.")
+        for worst in worst_cases(cells)
     ]
     return "Worst of all attacks. " + " ".join(said)
 
 
-def _describe_classes(cell: CellResult) -> str:
+def _describe_classes(cell: ReportCell) -> str:
     said = [
         f"{100 * float(np.mean(broken_at < inf)):.1f} % of the {_class_name(cell.panel, label)}"
         for label, broken_at in _by_class(cell).items()
@@ -281,7 +371,7 @@ def _describe_classes(cell: CellResult) -> str:
     return f"{cell.attack} on {cell.model} breaks {', '.join(said)}."
 
 
-def _describe_median(cell: CellResult) -> str:
+def _describe_median(cell: ReportCell) -> str:
     middle = median_of(distances_of(cell))
-    value = number(middle.value) if middle else "unknown"
+    value = format_number(middle.value) if middle else "unknown"
     return f"{cell.attack} on {cell.model}: median {value}."

@@ -8,12 +8,12 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from robustbench_inv.reporting.canvas import Picture, inline_svg
-from robustbench_inv.reporting.cells import read_runs
+from robustbench_inv.reporting.canvas import ReportFigure, inline_svg
 from robustbench_inv.reporting.definitions import load_definition
-from robustbench_inv.reporting.exports import Table, to_csv, to_latex, to_markdown
 from robustbench_inv.reporting.page import build_page
-from robustbench_inv.results.files import explain_failures, write_atomically
+from robustbench_inv.reporting.run_results import read_runs
+from robustbench_inv.reporting.table_formats import Table, to_csv, to_latex, to_markdown
+from robustbench_inv.results.files import explain_write_errors, write_atomically
 
 __all__ = ["export_files", "files_of", "render_page", "write_page", "write_report"]
 
@@ -62,11 +62,11 @@ def render_page(template: str, **content: object) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["svg"] = _svg
+    environment.filters["svg"] = _inline_picture
     return environment.get_template(template).render(**content)
 
 
-def export_files(tables: Iterable[Table], pictures: Iterable[Picture]) -> dict[str, bytes]:
+def export_files(tables: Iterable[Table], pictures: Iterable[ReportFigure]) -> dict[str, bytes]:
     """Return tables and figures as files, by their names below the folder."""
     files = {}
     for table in tables:
@@ -84,13 +84,13 @@ def write_page(path: Path, html: str, files: Mapping[str, bytes]) -> None:
     Raises:
         BadResults: if they cannot be written.
     """
-    with explain_failures(path):
+    with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace_folder(files_of(path), files)
     write_atomically(path, html.encode())
 
 
-def _svg(picture: Picture) -> Markup:
+def _inline_picture(picture: ReportFigure) -> Markup:
     """The SVG comes from matplotlib, which escapes what it writes."""
     return Markup(inline_svg(picture.svg, f"{picture.name}-"))
 

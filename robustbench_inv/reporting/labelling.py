@@ -1,6 +1,9 @@
-"""The labelling page: what runs have shown, shuffled, for people to say which class they see."""
+"""The labelling page: images of a run, shuffled, for people to label by class."""
 
+import base64
 import random
+import struct
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
@@ -12,20 +15,47 @@ import numpy as np
 from robustbench_inv.errors import BadParameter, BadResults
 from robustbench_inv.identity import digest_value
 from robustbench_inv.reporting.html import render_page
-from robustbench_inv.reporting.png import png_uri
-from robustbench_inv.results.files import explain_failures, write_atomically
+from robustbench_inv.results.files import explain_write_errors, write_atomically
 from robustbench_inv.results.human_labels import COLUMNS, UNCLEAR
-from robustbench_inv.results.seen import Seen, is_image, look, seen_digest
-from robustbench_inv.results.store import CellFolder, RunFolder
+from robustbench_inv.results.pixels import Pixels, is_image_shape, pixel_digest, to_pixels
+from robustbench_inv.results.run_files import CellFolder, RunFolder
 
-__all__ = ["Choice", "Trial", "choose_trials", "write_label_page"]
+__all__ = ["LabelSelection", "LabelTask", "choose_tasks", "png_uri", "write_label_page"]
 
-KEYS = 10
+
+_GREY, _COLOUR = 0, 2
+
+
+def png_uri(image: Pixels) -> str:
+    """Return a data URI of an image.
+
+    Args:
+        image: (1 or 3, height, width) of 0 to 255.
+
+    References:
+        Portable Network Graphics (PNG) Specification, W3C, 2003, sections 5, 9.2 (filter type 0) and 11.2.
+    """
+    channels, height, width = image.shape
+    kind = _GREY if channels == 1 else _COLOUR
+    rows = np.ascontiguousarray(image.transpose(1, 2, 0)).reshape(height, -1)
+    data = b"".join(b"\0" + row.tobytes() for row in rows)
+    header = struct.pack(">2I5B", width, height, 8, kind, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(data, 9)), (b"IEND", b""))
+    file = b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(name, content) for name, content in chunks)
+    return "data:image/png;base64," + base64.b64encode(file).decode()
+
+
+def _png_chunk(name: bytes, content: bytes) -> bytes:
+    checksum = zlib.crc32(name + content)
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+
+
+MAX_CLASSES = 10
 """Classes that a keyboard has digits for."""
 
 
 @dataclass(frozen=True)
-class Choice:
+class LabelSelection:
     """What is to be labelled.
 
     Args:
@@ -41,7 +71,7 @@ class Choice:
     catch: int = 20
     seed: int = 0
 
-    def admits(self, cell: CellFolder) -> bool:
+    def matches(self, cell: CellFolder) -> bool:
         """Say whether a cell is one of those that are meant."""
         model, attack = cell.cell["model"]["name"], cell.cell["attack"]["name"]
         names = (model, attack, f"{attack} on {model}", cell.digest)
@@ -50,7 +80,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Trial:
+class LabelTask:
     """One image that a person is asked about.
 
     Args:
@@ -68,7 +98,7 @@ class Trial:
     png: str = field(repr=False)
 
 
-def choose_trials(runs: Sequence[Path], choice: Choice) -> tuple[list[Trial], int]:
+def choose_tasks(runs: Sequence[Path], choice: LabelSelection) -> tuple[list[LabelTask], int]:
     """Return the images to be labelled in the order in which they are asked, and the number of classes.
 
     Every image that differs from its clean one to the eye is asked about once, whichever cells show it.
@@ -80,21 +110,21 @@ def choose_trials(runs: Sequence[Path], choice: Choice) -> tuple[list[Trial], in
     Raises:
         BadResults: if no image was kept, none was changed, or the cells do not have the same classes.
     """
-    cells = [cell for run in runs for cell in RunFolder(run).cells() if choice.admits(cell)]
-    kept = [cell for cell in cells if cell.adversarial() is not None and _shows_images(cell)]
+    cells = [cell for run in runs for cell in RunFolder(run).cells() if choice.matches(cell)]
+    kept = [cell for cell in cells if cell.adversarial() is not None and _has_images(cell)]
     if not kept:
         raise BadResults(
             "there are no images to label",
             got="none were kept" if cells else f"no cell like {', '.join(choice.cells)}",
             expected="cells of images that were evaluated with --keep-images",
         )
-    classes = _classes(kept)
-    clean, changed = _seen(kept)
-    return _shuffled(clean, changed, choice), classes
+    classes = _num_classes(kept)
+    clean, changed = _distinct_images(kept)
+    return _shuffled_tasks(clean, changed, choice), classes
 
 
 def write_label_page(
-    out: Path, trials: Sequence[Trial], classes: Sequence[str], title: str
+    out: Path, trials: Sequence[LabelTask], classes: Sequence[str], title: str
 ) -> None:
     """Write the page: one file that needs nothing else and sends nothing anywhere.
 
@@ -115,62 +145,68 @@ def write_label_page(
         "trials": [asdict(trial) for trial in trials],
     }
     html = render_page("label.html", title=title, page=page, classes=list(classes))
-    with explain_failures(out):
+    with explain_write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, html.encode())
 
 
-def _shows_images(cell: CellFolder) -> bool:
-    return is_image(tuple(cell.cell["dataset"]["shape"]))
+def _has_images(cell: CellFolder) -> bool:
+    return is_image_shape(tuple(cell.cell["dataset"]["shape"]))
 
 
-def _classes(cells: Sequence[CellFolder]) -> int:
+def _num_classes(cells: Sequence[CellFolder]) -> int:
     numbers = {int(cell.cell["dataset"]["num_classes"]) for cell in cells}
     if len(numbers) > 1:
         raise BadResults("the cells differ in the number of classes", got=sorted(numbers))
     (number,) = numbers
-    if number > KEYS:
-        raise BadResults("too many classes for a keyboard", got=number, expected=f"at most {KEYS}")
+    if number > MAX_CLASSES:
+        raise BadResults(
+            "too many classes for a keyboard", got=number, expected=f"at most {MAX_CLASSES}"
+        )
     return number
 
 
 @dataclass(frozen=True)
-class _Image:
+class _LabelImage:
     cell: str
     sample: int
     label: int
-    pixels: Seen = field(repr=False)
+    pixels: Pixels = field(repr=False)
 
-    def trial(self, image: str, known: int | None) -> Trial:
-        return Trial(image, self.cell, self.sample, known, png_uri(self.pixels))
+    def trial(self, image: str, known: int | None) -> LabelTask:
+        return LabelTask(image, self.cell, self.sample, known, png_uri(self.pixels))
 
 
-def _seen(cells: Iterable[CellFolder]) -> tuple[dict[str, _Image], dict[str, _Image]]:
+def _distinct_images(
+    cells: Iterable[CellFolder],
+) -> tuple[dict[str, _LabelImage], dict[str, _LabelImage]]:
     """Return the clean images and the changed ones by digest, each once."""
-    clean: dict[str, _Image] = {}
-    changed: dict[str, _Image] = {}
+    clean: dict[str, _LabelImage] = {}
+    changed: dict[str, _LabelImage] = {}
     for cell in cells:
-        for before, after in _pairs(cell):
-            digests = seen_digest(before.pixels), seen_digest(after.pixels)
+        for before, after in _image_pairs(cell):
+            digests = pixel_digest(before.pixels), pixel_digest(after.pixels)
             clean.setdefault(digests[0], before)
             if digests[0] != digests[1]:
                 changed.setdefault(digests[1], after)
     return clean, changed
 
 
-def _pairs(cell: CellFolder) -> Iterator[tuple[_Image, _Image]]:
+def _image_pairs(cell: CellFolder) -> Iterator[tuple[_LabelImage, _LabelImage]]:
     kept, info = cell.adversarial(), cell.cell["dataset"]
     assert kept is not None
     low, high = info["bounds"]
     labels = {record.sample: record.label for record in cell.records()}
-    before, after = (look(kept[name], (low, high)) for name in ("clean", "adversarial"))
+    before, after = (to_pixels(kept[name], (low, high)) for name in ("clean", "adversarial"))
     for row, sample in enumerate(np.asarray(kept["samples"]).tolist()):
         if sample in labels:
-            image = partial(_Image, cell.digest, sample, labels[sample])
+            image = partial(_LabelImage, cell.digest, sample, labels[sample])
             yield image(before[row]), image(after[row])
 
 
-def _shuffled(clean: dict[str, _Image], changed: dict[str, _Image], choice: Choice) -> list[Trial]:
+def _shuffled_tasks(
+    clean: dict[str, _LabelImage], changed: dict[str, _LabelImage], choice: LabelSelection
+) -> list[LabelTask]:
     if not changed:
         raise BadResults("there are no changed images to label", got=f"{len(clean)} clean ones")
     if choice.catch < 0 or (choice.images is not None and choice.images < 1):
@@ -179,13 +215,13 @@ def _shuffled(clean: dict[str, _Image], changed: dict[str, _Image], choice: Choi
     asked = sorted(changed)
     asked = draw.sample(asked, min(choice.images or len(asked), len(asked)))
     trials = [changed[image].trial(image, None) for image in asked]
-    catch = _catch({k: v for k, v in clean.items() if k not in changed}, choice.catch, draw)
+    catch = _catch_trials({k: v for k, v in clean.items() if k not in changed}, choice.catch, draw)
     trials += [clean[image].trial(image, clean[image].label) for image in catch]
     draw.shuffle(trials)
     return trials
 
 
-def _catch(clean: dict[str, _Image], count: int, draw: random.Random) -> list[str]:
+def _catch_trials(clean: dict[str, _LabelImage], count: int, draw: random.Random) -> list[str]:
     """Return the digests of some clean images, of every class as many as of any other."""
     order = draw.sample(sorted(clean), len(clean))
     rank: dict[int, int] = {}

@@ -1,40 +1,151 @@
-"""What stands on the page: the sections of a definition, filled from runs, ready for the template."""
+"""The content of a report page: headline numbers, sections, checks, provenance."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
-from robustbench_inv.reporting.canvas import Picture
-from robustbench_inv.reporting.cells import CellResult, RunResult
+from robustbench_inv.reporting.canvas import ReportFigure
 from robustbench_inv.reporting.definitions import Definition, Section
-from robustbench_inv.reporting.exports import Table
-from robustbench_inv.reporting.figures import Plot, draw_figures
-from robustbench_inv.reporting.headlines import Headline, write_headlines
+from robustbench_inv.reporting.facts import IntervalOf
+from robustbench_inv.reporting.figures import FigureContext, draw_figures
 from robustbench_inv.reporting.provenance import (
-    Facts,
-    Failure,
-    collect_facts,
+    FailedSamples,
+    ProvenanceFacts,
+    collect_provenance,
     collect_verdicts,
     list_failures,
 )
-from robustbench_inv.reporting.statistics import INTERVALS
+from robustbench_inv.reporting.run_results import (
+    CellGroup,
+    ReportCell,
+    RunResult,
+    WorstCase,
+    group_cells,
+    norm_symbol,
+    worst_cases,
+)
+from robustbench_inv.reporting.statistics import INTERVALS, Median, median_of
+from robustbench_inv.reporting.table_formats import (
+    Table,
+    TableCell,
+    format_number,
+    median_cell,
+    rate_cell,
+)
 from robustbench_inv.reporting.tables import build_tables
+from robustbench_inv.results.summary import Rate
 
-__all__ = ["Filled", "Page", "build_page"]
+__all__ = [
+    "FilledSection",
+    "Headline",
+    "HeadlineRow",
+    "ReportPage",
+    "build_headlines",
+    "build_page",
+]
 
 
 @dataclass(frozen=True)
-class Filled:
+class HeadlineRow:
+    """One model's line: what it could do, and what is left of it."""
+
+    model: str
+    clean: TableCell
+    left: TableCell
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The shortest true answer that a panel gives.
+
+    Args:
+        panel: data set, norm and goal.
+        caption: what ``left`` means.
+        rows: one for each model.
+    """
+
+    panel: CellGroup
+    caption: str
+    rows: tuple[HeadlineRow, ...]
+
+
+def build_headlines(cells: Sequence[ReportCell], interval: IntervalOf) -> list[Headline]:
+    """Return one headline for each panel.
+
+    Sweeps are told at the smallest eps at which some model falls below half, without choice by hand;
+    a model that is wrong on half of the clean inputs has no say in it.
+    """
+    return [
+        _headline(panel, worst_cases(group), interval)
+        for panel, group in group_cells(cells).items()
+    ]
+
+
+def _headline(panel: CellGroup, found: Sequence[WorstCase], interval: IntervalOf) -> Headline:
+    eps = _headline_eps(found)
+    chosen = list({worst.model: worst for worst in reversed(found) if worst.eps == eps}.values())
+    chosen.reverse()
+    measurable = _medians_exist(chosen)
+    rows = tuple(_headline_row(worst, measurable, interval) for worst in chosen)
+    return Headline(panel, _headline_caption(panel, chosen), rows)
+
+
+def _headline_eps(found: Sequence[WorstCase]) -> float:
+    below = [worst.eps for worst in found if worst.rate.value < 0.5 <= worst.clean.value]
+    return min(below) if below else max(worst.eps for worst in found)
+
+
+def _headline_caption(panel: CellGroup, chosen: Sequence[WorstCase]) -> str:
+    sign, eps = norm_symbol(panel.norm), chosen[0].eps
+    samples = " to ".join(f"{n:,}" for n in sorted({len(worst.ids) for worst in chosen}))
+    attacks = len({cell.attack for worst in chosen for cell in worst.cells})
+    by = f"the worst of {attacks} attacks" if attacks > 1 else chosen[0].cells[0].attack
+    if panel.no_class:
+        return f"rejected, % of {samples} inputs of no class that it knows, by {by}"
+    if panel.keeps:
+        return f"decision kept though the class changed, % of {samples} samples, by {by}"
+    if eps == inf and not _medians_exist(chosen):
+        return f"decision changed at any {sign} distance, % of {samples} samples, by {by}"
+    if eps == inf:
+        return f"median {sign} distance to a wrong decision, {samples} samples, by {by}"
+    return f"accuracy in % at {sign} ≤ {format_number(eps)}, {samples} samples, {by}"
+
+
+def _headline_row(worst: WorstCase, measurable: bool, interval: IntervalOf) -> HeadlineRow:
+    clean, left = rate_cell(worst.clean, interval(worst.clean)), worst.rate
+    if worst.eps == inf and measurable:
+        return HeadlineRow(worst.model, clean, median_cell(_median_distance(worst)))
+    if worst.eps == inf and not worst.panel.no_class:
+        left = Rate(left.trials - left.successes, left.trials)
+    return HeadlineRow(worst.model, clean, rate_cell(left, interval(left)))
+
+
+def _medians_exist(chosen: Sequence[WorstCase]) -> bool:
+    """Say whether half of every model's samples fell, so that medians can be compared."""
+    medians = [_median_distance(worst) for worst in chosen]
+    panel = chosen[0].panel
+    return not (panel.keeps or panel.no_class) and all(
+        m is not None and m.value < inf for m in medians
+    )
+
+
+def _median_distance(worst: WorstCase) -> Median | None:
+    return median_of([float(d) for d in worst.broken_at if d > 0])
+
+
+@dataclass(frozen=True)
+class FilledSection:
     """A section with the tables and figures that its cells give."""
 
     section: Section
     tables: tuple[Table, ...]
-    pictures: tuple[Picture, ...]
+    pictures: tuple[ReportFigure, ...]
 
 
 @dataclass(frozen=True)
-class Page:
+class ReportPage:
     """All that the template shows.
 
     Args:
@@ -53,11 +164,11 @@ class Page:
     measured: tuple[tuple[str, str], ...]
     headlines: tuple[Headline, ...]
     colours: dict[str, str]
-    sections: tuple[Filled, ...]
+    sections: tuple[FilledSection, ...]
     pending: tuple[tuple[str, int, int], ...]
     verdicts: dict[str, list[dict[str, Any]]]
-    failures: tuple[Failure, ...]
-    facts: tuple[Facts, ...]
+    failures: tuple[FailedSamples, ...]
+    facts: tuple[ProvenanceFacts, ...]
 
     @property
     def tables(self) -> list[Table]:
@@ -65,12 +176,12 @@ class Page:
         return [table for filled in self.sections for table in filled.tables]
 
     @property
-    def pictures(self) -> list[Picture]:
+    def pictures(self) -> list[ReportFigure]:
         """The figures of all sections."""
         return [picture for filled in self.sections for picture in filled.pictures]
 
 
-def build_page(definition: Definition, runs: Sequence[RunResult]) -> Page:
+def build_page(definition: Definition, runs: Sequence[RunResult]) -> ReportPage:
     """Fill a definition.
 
     Args:
@@ -79,24 +190,24 @@ def build_page(definition: Definition, runs: Sequence[RunResult]) -> Page:
     """
     cells = [cell for run in runs for cell in run.cells]
     interval = INTERVALS[definition.interval]
-    plot = Plot(tuple(cells), interval, definition.images)
-    return Page(
+    plot = FigureContext(tuple(cells), interval, definition.images)
+    return ReportPage(
         definition=definition,
-        measured=_measured(cells),
-        headlines=tuple(write_headlines(cells, interval)),
+        measured=_overview(cells),
+        headlines=tuple(build_headlines(cells, interval)),
         colours={cell.model: plot.colour(cell.model) for cell in cells},
-        sections=tuple(_fill(definition, plot)),
+        sections=tuple(_fill_sections(definition, plot)),
         pending=tuple(each for run in runs for each in run.pending),
         verdicts=collect_verdicts(runs),
         failures=tuple(list_failures(cells)),
-        facts=tuple(collect_facts(runs)),
+        facts=tuple(collect_provenance(runs)),
     )
 
 
-def _fill(definition: Definition, plot: Plot) -> Iterator[Filled]:
+def _fill_sections(definition: Definition, plot: FigureContext) -> Iterator[FilledSection]:
     names: Counter[str] = Counter()
     for section in definition.sections:
-        chosen = plot.only(tuple(c for c in plot.cells if c.admitted(section.select)))
+        chosen = plot.only(tuple(c for c in plot.cells if c.matches(section.select)))
         tables = [
             replace(table, name=_unique(table.name, names))
             for kind in section.tables
@@ -108,7 +219,7 @@ def _fill(definition: Definition, plot: Plot) -> Iterator[Filled]:
             for picture in draw_figures(kind, chosen)
         ]
         if tables or pictures:
-            yield Filled(section, tuple(tables), tuple(pictures))
+            yield FilledSection(section, tuple(tables), tuple(pictures))
 
 
 def _unique(name: str, names: Counter[str]) -> str:
@@ -117,7 +228,7 @@ def _unique(name: str, names: Counter[str]) -> str:
     return name if names[name] == 1 else f"{name}-{names[name]}"
 
 
-def _measured(cells: Sequence[CellResult]) -> tuple[tuple[str, str], ...]:
+def _overview(cells: Sequence[ReportCell]) -> tuple[tuple[str, str], ...]:
     named = {
         "models": [cell.model for cell in cells],
         "attacks": [cell.attack for cell in cells],

@@ -6,38 +6,45 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from robustbench_inv.reporting.cells import CellResult, RunResult
-from robustbench_inv.reporting.exports import number
 from robustbench_inv.reporting.facts import FAILURES
+from robustbench_inv.reporting.run_results import ReportCell, RunResult
+from robustbench_inv.reporting.table_formats import format_number
 
-__all__ = ["GRADES", "Facts", "Failure", "collect_facts", "collect_verdicts", "list_failures"]
+__all__ = [
+    "GRADES",
+    "FailedSamples",
+    "ProvenanceFacts",
+    "collect_provenance",
+    "collect_verdicts",
+    "list_failures",
+]
 
 GRADES = ("FAIL", "WARN", "NA", "PASS")
 """Verdicts in the order in which a reader should see them."""
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedSamples:
     """Samples of one cell for which an attack has no valid proposal."""
 
-    cell: CellResult
+    cell: ReportCell
     status: str
     count: int
     reason: str
 
 
 @dataclass(frozen=True)
-class Facts:
+class ProvenanceFacts:
     """A titled list of names and values."""
 
     title: str
     rows: tuple[tuple[str, str], ...]
 
 
-def list_failures(cells: Iterable[CellResult]) -> list[Failure]:
+def list_failures(cells: Iterable[ReportCell]) -> list[FailedSamples]:
     """Return what went wrong in each cell, with the first reason that was noted."""
     return [
-        Failure(
+        FailedSamples(
             cell, status.replace("_", " "), cell.summary.statuses[status], _reason(cell, status)
         )
         for cell in cells
@@ -52,37 +59,39 @@ def collect_verdicts(runs: Sequence[RunResult]) -> dict[str, list[dict[str, Any]
     seen = {
         json.dumps(dict(verdict), sort_keys=True): {
             **verdict,
-            "shown": _shown(verdict.get("value")),
+            "shown": _value_text(verdict.get("value")),
         }
         for run in runs
         for verdict in run.checks
-        if _concerns(verdict, cells)
+        if _is_selected(verdict, cells)
     }
-    ordered = sorted(seen.values(), key=lambda v: (_number_of(v["id"]), v["subject"]))
+    ordered = sorted(seen.values(), key=lambda v: (_check_number(v["id"]), v["subject"]))
     return {grade: [v for v in ordered if v["verdict"] == grade] for grade in GRADES}
 
 
-def collect_facts(runs: Sequence[RunResult]) -> list[Facts]:
+def collect_provenance(runs: Sequence[RunResult]) -> list[ProvenanceFacts]:
     """Return all that somebody needs to repeat the runs: commands, models, attacks, data, machine."""
     cells = [cell for run in runs for cell in run.cells]
     return [
-        Facts("Runs", _once((run.name, line) for run in runs for line in _commands(run))),
-        Facts("Models", _once((cell.model, _model(cell)) for cell in cells)),
-        Facts("Attacks", _once((cell.attack, _attack(cell)) for cell in cells)),
+        ProvenanceFacts(
+            "Runs", _unique_rows((run.name, line) for run in runs for line in _commands(run))
+        ),
+        ProvenanceFacts("Models", _unique_rows((cell.model, _model(cell)) for cell in cells)),
+        ProvenanceFacts("Attacks", _unique_rows((cell.attack, _attack(cell)) for cell in cells)),
         *_oracles(cells),
-        Facts("Data", _once((cell.panel.dataset, _data(cell)) for cell in cells)),
-        Facts("Made with", _made_with(cells)),
-        Facts("Cells", _once((_name(cell), cell.folder.digest) for cell in cells)),
+        ProvenanceFacts("Data", _unique_rows((cell.panel.dataset, _data(cell)) for cell in cells)),
+        ProvenanceFacts("Made with", _made_with(cells)),
+        ProvenanceFacts("Cells", _unique_rows((_name(cell), cell.folder.digest) for cell in cells)),
     ]
 
 
-def _reason(cell: CellResult, status: str) -> str:
+def _reason(cell: ReportCell, status: str) -> str:
     notes = (event for event in cell.folder.events() if event.get("kind") == status)
     first = next(notes, {})
     return str(first.get("error") or first.get("message") or first.get("reason") or "")
 
 
-def _concerns(verdict: Mapping[str, Any], cells: Sequence[CellResult]) -> bool:
+def _is_selected(verdict: Mapping[str, Any], cells: Sequence[ReportCell]) -> bool:
     """Say whether a verdict is about a run as a whole, or about a model that the report selects."""
     names = {str(cell.info["model"]["name"]) for cell in cells}
     subject = str(verdict["subject"])
@@ -93,18 +102,18 @@ def _concerns(verdict: Mapping[str, Any], cells: Sequence[CellResult]) -> bool:
     return any(f" on {name}," in f"{subject}," for name in names)
 
 
-def _shown(value: object) -> str:
+def _value_text(value: object) -> str:
     if isinstance(value, float | int) and not isinstance(value, bool):
-        return number(float(value))
+        return format_number(float(value))
     return "—" if value is None else str(value)
 
 
-def _number_of(check: str) -> tuple[int, str]:
+def _check_number(check: str) -> tuple[int, str]:
     digits = "".join(sign for sign in check if sign.isdigit())
     return int(digits or 0), check
 
 
-def _once(rows: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+def _unique_rows(rows: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
     return tuple(dict.fromkeys(rows))
 
 
@@ -113,13 +122,13 @@ def _commands(run: RunResult) -> list[str]:
     return lines or ["called from Python"]
 
 
-def _model(cell: CellResult) -> str:
+def _model(cell: ReportCell) -> str:
     weights = cell.info.get("weights_digest")
     told = f", weights {weights}" if weights else ", no weights"
     return f"digest {cell.info['model']['digest']}{told}"
 
 
-def _attack(cell: CellResult) -> str:
+def _attack(cell: ReportCell) -> str:
     attack = cell.info["attack"]
     parameters = ", ".join(f"{k}={v}" for k, v in attack.get("parameters", {}).items())
     told = f" ({parameters})" if parameters else ""
@@ -128,12 +137,12 @@ def _attack(cell: CellResult) -> str:
     return f"{attack.get('implementation', '')}{told}, digest {attack['digest']}{helped}"
 
 
-def _oracles(cells: Sequence[CellResult]) -> list[Facts]:
-    rows = _once(row for cell in cells for row in _oracle(cell))
-    return [Facts("Oracles", rows)] if rows else []
+def _oracles(cells: Sequence[ReportCell]) -> list[ProvenanceFacts]:
+    rows = _unique_rows(row for cell in cells for row in _oracle(cell))
+    return [ProvenanceFacts("Oracles", rows)] if rows else []
 
 
-def _oracle(cell: CellResult) -> list[tuple[str, str]]:
+def _oracle(cell: ReportCell) -> list[tuple[str, str]]:
     """Say who judged, where a threat names an oracle."""
     oracle, error = cell.info["threat"].get("oracle"), cell.folder.oracle_error()
     if not oracle:
@@ -154,7 +163,7 @@ def _oracle(cell: CellResult) -> list[tuple[str, str]]:
     return [(oracle["source"], "; ".join(told))]
 
 
-def _data(cell: CellResult) -> str:
+def _data(cell: ReportCell) -> str:
     data = cell.info["dataset"]
     low, high = data["bounds"]
     return (
@@ -163,7 +172,7 @@ def _data(cell: CellResult) -> str:
     )
 
 
-def _made_with(cells: Sequence[CellResult]) -> tuple[tuple[str, str], ...]:
+def _made_with(cells: Sequence[ReportCell]) -> tuple[tuple[str, str], ...]:
     rows: list[tuple[str, str]] = []
     for info in (cell.info for cell in cells):
         rows += [(name, str(version)) for name, version in info.get("versions", {}).items()]
@@ -185,5 +194,5 @@ def _git(state: Mapping[str, Any] | None) -> str:
     return str(state.get("commit")) + (" with uncommitted changes" if state.get("dirty") else "")
 
 
-def _name(cell: CellResult) -> str:
+def _name(cell: ReportCell) -> str:
     return f"{cell.attack} on {cell.model}, {cell.threat}, {cell.panel.dataset}"

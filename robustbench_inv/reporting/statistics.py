@@ -15,7 +15,7 @@ __all__ = [
     "INTERVALS",
     "Interval",
     "Median",
-    "Pairs",
+    "PairedOutcomes",
     "clopper_pearson",
     "mcnemar",
     "median_of",
@@ -71,7 +71,7 @@ INTERVALS: dict[str, Callable[[Rate], Interval]] = {
 
 
 @dataclass(frozen=True)
-class Pairs:
+class PairedOutcomes:
     """Two outcomes of each sample: how many are true in both, in one only, in neither.
 
     Args:
@@ -87,7 +87,7 @@ class Pairs:
     neither: int
 
     @classmethod
-    def of(cls, first: Sequence[bool], second: Sequence[bool]) -> "Pairs":
+    def of(cls, first: Sequence[bool], second: Sequence[bool]) -> "PairedOutcomes":
         """Count two outcomes, given in the same order of samples.
 
         Raises:
@@ -112,7 +112,7 @@ class Pairs:
         return (self.first - self.second) / self.total if self.total else float("nan")
 
 
-def mcnemar(pairs: Pairs) -> float:
+def mcnemar(pairs: PairedOutcomes) -> float:
     """Return the exact two-sided p value that both shares are equal.
 
     Only the discordant samples count; under equality each is a fair coin.
@@ -122,14 +122,14 @@ def mcnemar(pairs: Pairs) -> float:
         Methodology 2013, equation 2.
 
     Example:
-        >>> mcnemar(Pairs(both=80, first=5, second=0, neither=15))
+        >>> mcnemar(PairedOutcomes(both=80, first=5, second=0, neither=15))
         0.0625
     """
     n, k = pairs.first + pairs.second, min(pairs.first, pairs.second)
     return min(1.0, 2 * float(bdtr(k, n, 0.5))) if n else 1.0
 
 
-def tango(pairs: Pairs) -> Interval:
+def tango(pairs: PairedOutcomes) -> Interval:
     """Return the score interval of the difference of two paired shares.
 
     It holds the differences Δ that a score test with the share of discordant samples fitted under Δ
@@ -143,7 +143,7 @@ def tango(pairs: Pairs) -> Interval:
         paired-sample design, Statistics in Medicine 1998, equations 18 and 26.
 
     Example:
-        >>> interval = tango(Pairs(both=1, first=1, second=7, neither=12))
+        >>> interval = tango(PairedOutcomes(both=1, first=1, second=7, neither=12))
         >>> round(interval.low, 3), round(interval.high, 3)
         (-0.517, -0.026)
     """
@@ -151,8 +151,8 @@ def tango(pairs: Pairs) -> Interval:
         return Interval(-1.0, 1.0)
     z = float(ndtri((1 + CONFIDENCE) / 2))
     difference = pairs.difference
-    low = _bisect(lambda Δ: _score(pairs, Δ) - z, -1.0, difference)
-    high = _bisect(lambda Δ: _score(pairs, Δ) + z, difference, 1.0)
+    low = _bisect(lambda Δ: _tango_score(pairs, Δ) - z, -1.0, difference)
+    high = _bisect(lambda Δ: _tango_score(pairs, Δ) + z, difference, 1.0)
     return Interval(low, high)
 
 
@@ -184,11 +184,11 @@ def median_of(values: Sequence[float]) -> Median | None:
     if not x:
         return None
     middle = x[n // 2] if n % 2 or x[n // 2] == inf else (x[n // 2 - 1] + x[n // 2]) / 2
-    r = _rank(n)
+    r = _order_rank(n)
     return Median(middle, Interval(x[r - 1], x[n - r]) if r else None)
 
 
-def _score(pairs: Pairs, Δ: float) -> float:
+def _tango_score(pairs: PairedOutcomes, Δ: float) -> float:
     """Tango's equation 18: the standardised distance of the difference from Δ."""
     n, b, c = pairs.total, pairs.first, pairs.second
     A, B, C = 2 * n, -b - c + (2 * n - b + c) * Δ, -c * Δ * (1 - Δ)
@@ -210,7 +210,7 @@ def _bisect(decreasing: Callable[[float], float], low: float, high: float) -> fl
     return high
 
 
-def _rank(n: int) -> int:
+def _order_rank(n: int) -> int:
     """The largest r with P(Binomial(n, ½) < r) ≤ 2.5 %; 0 when there is none."""
     below = bdtr(np.arange(n // 2 + 1), n, 0.5)
     return int(np.searchsorted(below, (1 - CONFIDENCE) / 2, side="right"))

@@ -1,4 +1,4 @@
-"""The tables of a report, built from cells: worst of all, each attack, distances, rejection, models compared, cost."""
+"""The tables of a report: worst case, each attack, ensembles, distances, paired comparison, cost."""
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
@@ -8,26 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from robustbench_inv.reporting.agreement import agreement_tables
-from robustbench_inv.reporting.breakers import breaker_tables
-from robustbench_inv.reporting.cells import (
-    CellResult,
-    Panel,
-    Worst,
-    norm_sign,
-    panels,
-    worst_of_all,
-)
 from robustbench_inv.reporting.definitions import TableKind
-from robustbench_inv.reporting.exports import (
-    EMPTY,
-    Shown,
-    Table,
-    number,
-    show_median,
-    show_rate,
-    slug,
-)
 from robustbench_inv.reporting.facts import (
     FAILURES,
     STATUSES,
@@ -41,17 +22,93 @@ from robustbench_inv.reporting.facts import (
     rate_facts,
     summary_frame,
 )
-from robustbench_inv.reporting.invariance import invariance_tables
-from robustbench_inv.reporting.metamers import metamer_tables
-from robustbench_inv.reporting.rejection import rejection_tables
-from robustbench_inv.reporting.statistics import Pairs, mcnemar, median_of, tango, wilson
+from robustbench_inv.reporting.invariance_tables import (
+    fixed_input_tables,
+    invariance_tables,
+    metamer_tables,
+)
+from robustbench_inv.reporting.rejection_report import rejection_tables
+from robustbench_inv.reporting.run_results import (
+    CellGroup,
+    ReportCell,
+    WorstCase,
+    group_cells,
+    norm_symbol,
+    worst_cases,
+)
+from robustbench_inv.reporting.statistics import PairedOutcomes, mcnemar, median_of, tango, wilson
+from robustbench_inv.reporting.table_formats import (
+    BLANK,
+    Table,
+    TableCell,
+    format_number,
+    median_cell,
+    rate_cell,
+    slug,
+)
+from robustbench_inv.results.ensemble_breakdown import EnsembleBreakdown, ensemble_breakdown
 from robustbench_inv.results.summary import Rate
 
-__all__ = ["TABLES", "build_tables"]
+__all__ = ["TABLES", "build_tables", "ensemble_tables"]
+
+
+ENSEMBLE_CAPTION = (
+    "Numbers of samples. Each attack got what those to its left had not broken, and a sample counts for the one that "
+    "broke it, at the smallest eps where it fell. Left: what none of them broke at the largest eps."
+)
+
+
+def ensemble_tables(cells: Sequence[ReportCell], _interval: IntervalOf) -> Iterable[Table]:
+    """Yield a table for each panel that has cascades.
+
+    Args:
+        cells: of any kind; attacks that are no cascade are passed over.
+    """
+    told = {
+        c.folder.digest: ensemble_breakdown(c.info, c.records, c.folder.events()) for c in cells
+    }
+    for panel, group in group_cells(c for c in cells if told[c.folder.digest]).items():
+        found = [(cell, each) for cell in group if (each := told[cell.folder.digest])]
+        members = tuple(dict.fromkeys(name for _, each in found for name in each.members))
+        met = ("Met on the way",) if any(each.others for _, each in found) else ()
+        yield Table(
+            slug(f"broken-by-{panel.dataset}-{panel.norm}-{panel.goal}"),
+            f"Broken by: {panel.title}",
+            ENSEMBLE_CAPTION,
+            pd.DataFrame([fact for cell, each in found for fact in _ensemble_facts(cell, each)]),
+            ("Model", "Attack", "Budget", "Samples", "Wrong before", *members, *met, "Left"),
+            tuple(_ensemble_row(cell, each, members, bool(met)) for cell, each in found),
+        )
+
+
+def _ensemble_row(
+    cell: ReportCell, told: EnsembleBreakdown, members: Sequence[str], met: bool
+) -> tuple[TableCell, ...]:
+    return (
+        TableCell(cell.model, tone="name"),
+        TableCell(cell.attack, tone="name"),
+        TableCell(budget_of(cell)),
+        TableCell(f"{len(cell.records):,}"),
+        TableCell(f"{told.wrong:,}"),
+        *(_count_cell(told.members.get(name)) for name in members),
+        *((_count_cell(told.others),) if met else ()),
+        TableCell(f"{told.left:,}"),
+    )
+
+
+def _count_cell(count: int | None) -> TableCell:
+    return BLANK if count is None else TableCell(f"{count:,}")
+
+
+def _ensemble_facts(cell: ReportCell, told: EnsembleBreakdown) -> Iterable[dict[str, Any]]:
+    """Yield a row for each member, and one for each other end that a sample came to."""
+    ends = {"met on the way": told.others, "wrong before": told.wrong, "left": told.left}
+    for name, count in {**told.members, **ends}.items():
+        yield {**identity_facts(cell), "broken_by": name, "count": count}
 
 
 def build_tables(
-    kind: TableKind, cells: Sequence[CellResult], interval: IntervalOf = wilson
+    kind: TableKind, cells: Sequence[ReportCell], interval: IntervalOf = wilson
 ) -> list[Table]:
     """Return the tables of one kind; none where the cells hold nothing of it.
 
@@ -63,29 +120,29 @@ def build_tables(
     return [table for table in TABLES[kind](cells, interval) if table.rows]
 
 
-def _worst(cells: Sequence[CellResult], interval: IntervalOf) -> Iterable[Table]:
-    for panel, group in panels(filter(_of_a_class, cells)).items():
-        found = [worst for worst in worst_of_all(group) if _combines(worst)]
+def _worst_case(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterable[Table]:
+    for panel, group in group_cells(filter(_has_class, cells)).items():
+        found = [worst for worst in worst_cases(group) if _is_informative(worst)]
         caption = (
             "Accuracy in % [95 % interval] that is left when the strongest attack on each single "
             "sample counts. Attacks are combined on the samples that all of them saw."
         )
-        columns, rows = _worst_rows(found, interval)
-        frame = pd.DataFrame([_worst_fact(worst, interval) for worst in found])
+        columns, rows = _worst_case_rows(found, interval)
+        frame = pd.DataFrame([_worst_case_fact(worst, interval) for worst in found])
         yield _table("worst", panel, "Worst of all attacks", caption, (frame, columns, rows))
 
 
-def _of_a_class(cell: CellResult) -> bool:
+def _has_class(cell: ReportCell) -> bool:
     """Can an answer to what is shown be right? Noise and inputs of other data stand in the tables of rejection."""
     return not cell.panel.no_class
 
 
-def _combines(worst: Worst) -> bool:
+def _is_informative(worst: WorstCase) -> bool:
     """Say whether there is more to tell than the distances of a single attack do."""
     return worst.eps < inf or len(worst.cells) > 1
 
 
-def _worst_fact(worst: Worst, interval: IntervalOf) -> dict[str, Any]:
+def _worst_case_fact(worst: WorstCase, interval: IntervalOf) -> dict[str, Any]:
     name, rate = worst.strongest
     return {
         **place_facts(worst.model, worst.panel),
@@ -99,33 +156,33 @@ def _worst_fact(worst: Worst, interval: IntervalOf) -> dict[str, Any]:
     }
 
 
-def _worst_rows(
-    found: Sequence[Worst], interval: IntervalOf
-) -> tuple[tuple[str, ...], list[tuple[Shown, ...]]]:
+def _worst_case_rows(
+    found: Sequence[WorstCase], interval: IntervalOf
+) -> tuple[tuple[str, ...], list[tuple[TableCell, ...]]]:
     levels = sorted({worst.eps for worst in found})
-    groups: dict[tuple[str, tuple[int, ...]], list[Worst]] = {}
+    groups: dict[tuple[str, tuple[int, ...]], list[WorstCase]] = {}
     for worst in found:
         groups.setdefault((worst.model, worst.ids), []).append(worst)
     rows = []
     for (model, ids), group in groups.items():
         attacks = dict.fromkeys(cell.attack for worst in group for cell in worst.cells)
-        rates = {worst.eps: show_rate(worst.rate, interval(worst.rate)) for worst in group}
-        clean = show_rate(group[0].clean, interval(group[0].clean))
-        names = (Shown(model, tone="name"), Shown(", ".join(attacks), tone="note"))
+        rates = {worst.eps: rate_cell(worst.rate, interval(worst.rate)) for worst in group}
+        clean = rate_cell(group[0].clean, interval(group[0].clean))
+        names = (TableCell(model, tone="name"), TableCell(", ".join(attacks), tone="note"))
         rows.append(
-            (*names, Shown(f"{len(ids):,}"), clean, *(rates.get(eps, EMPTY) for eps in levels))
+            (*names, TableCell(f"{len(ids):,}"), clean, *(rates.get(eps, BLANK) for eps in levels))
         )
-    return ("Model", "Attacks", "Samples", "Clean", *map(_level, levels)), rows
+    return ("Model", "Attacks", "Samples", "Clean", *map(_eps_text, levels)), rows
 
 
-def _accuracy(cells: Sequence[CellResult], interval: IntervalOf) -> Iterable[Table]:
-    for panel, group in panels(cells).items():
+def _accuracy(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterable[Table]:
+    for panel, group in group_cells(cells).items():
         levels = sorted({eps for cell in group for eps in cell.epsilons})
         if not levels:
             continue  # without a sweep the distances say it all
         rows = [_accuracy_row(cell, levels, interval) for cell in group]
-        median = f"Median {norm_sign(panel.norm)}"
-        columns = ("Model", "Attack", "Samples", "Clean", *map(_level, levels), median)
+        median = f"Median {norm_symbol(panel.norm)}"
+        columns = ("Model", "Attack", "Samples", "Clean", *map(_eps_text, levels), median)
         caption = (
             "Accuracy in % [95 % interval] under each attack alone; the median distance is over the "
             "samples that the attack broke."
@@ -135,30 +192,30 @@ def _accuracy(cells: Sequence[CellResult], interval: IntervalOf) -> Iterable[Tab
 
 
 def _accuracy_row(
-    cell: CellResult, levels: Sequence[float], interval: IntervalOf
-) -> tuple[Shown, ...]:
+    cell: ReportCell, levels: Sequence[float], interval: IntervalOf
+) -> tuple[TableCell, ...]:
     clean, median = cell.summary.clean_accuracy, cell.summary.median_distance
     return (
-        Shown(cell.model, tone="name"),
-        Shown(cell.attack, tone="name"),
-        Shown(f"{len(cell.records):,}"),
-        show_rate(clean, interval(clean)),
-        *(_at(cell, eps, interval) for eps in levels),
-        EMPTY if median is None else Shown(number(median)),
+        TableCell(cell.model, tone="name"),
+        TableCell(cell.attack, tone="name"),
+        TableCell(f"{len(cell.records):,}"),
+        rate_cell(clean, interval(clean)),
+        *(_rate_at(cell, eps, interval) for eps in levels),
+        BLANK if median is None else TableCell(format_number(median)),
     )
 
 
-def _at(cell: CellResult, eps: float, interval: IntervalOf) -> Shown:
-    if not cell.judges(eps):
-        return EMPTY
+def _rate_at(cell: ReportCell, eps: float, interval: IntervalOf) -> TableCell:
+    if not cell.covers(eps):
+        return BLANK
     rate = Rate(int(cell.held(eps).sum()), len(cell.records))
-    return show_rate(rate, interval(rate))
+    return rate_cell(rate, interval(rate))
 
 
-def _distances(cells: Sequence[CellResult], interval: IntervalOf) -> Iterable[Table]:
-    for panel, group in panels(filter(_seeks_nearest, cells)).items():
+def _distances(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterable[Table]:
+    for panel, group in group_cells(filter(_minimizes_distance, cells)).items():
         caption = (
-            f"{norm_sign(panel.norm)} distance of the nearest success that each attack found, over the "
+            f"{norm_symbol(panel.norm)} distance of the nearest success that each attack found, over the "
             "samples that were right before it; a sample that never fell counts as ∞. The interval of "
             "the median is the order-statistic one, 95 %."
         )
@@ -176,27 +233,27 @@ def _distances(cells: Sequence[CellResult], interval: IntervalOf) -> Iterable[Ta
         yield _table("distances", panel, "Distance to failure", caption, (frame, columns, rows))
 
 
-def _seeks_nearest(cell: CellResult) -> bool:
+def _minimizes_distance(cell: ReportCell) -> bool:
     """Is a distance what the attack is about? What is given lies where it lies."""
     return cell.kind == "minimal" or not (cell.epsilons or cell.kind == "given")
 
 
-def _distance_row(cell: CellResult, interval: IntervalOf) -> tuple[Shown, ...]:
+def _distance_row(cell: ReportCell, interval: IntervalOf) -> tuple[TableCell, ...]:
     d = distances_of(cell)
     fell = Rate(sum(map(np.isfinite, d)), len(d))
-    low, high = (Shown(number(quantile(d, q))) for q in (0.25, 0.75))
+    low, high = (TableCell(format_number(quantile(d, q))) for q in (0.25, 0.75))
     return (
-        Shown(cell.model, tone="name"),
-        Shown(cell.attack, tone="name"),
-        Shown(f"{len(d):,}"),
-        show_rate(fell, interval(fell)),
+        TableCell(cell.model, tone="name"),
+        TableCell(cell.attack, tone="name"),
+        TableCell(f"{len(d):,}"),
+        rate_cell(fell, interval(fell)),
         low,
-        show_median(median_of(d)),
+        median_cell(median_of(d)),
         high,
     )
 
 
-def _distance_fact(cell: CellResult, interval: IntervalOf) -> dict[str, Any]:
+def _distance_fact(cell: ReportCell, interval: IntervalOf) -> dict[str, Any]:
     d, median = distances_of(cell), median_of(distances_of(cell))
     bounds = median.interval if median else None
     return {
@@ -211,10 +268,10 @@ def _distance_fact(cell: CellResult, interval: IntervalOf) -> dict[str, Any]:
     }
 
 
-def _comparison(cells: Sequence[CellResult], interval: IntervalOf) -> Iterable[Table]:
-    for panel, group in panels(filter(_of_a_class, cells)).items():
-        by_place: dict[tuple[float, tuple[int, ...]], list[Worst]] = {}
-        for worst in worst_of_all(group):
+def _comparison(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterable[Table]:
+    for panel, group in group_cells(filter(_has_class, cells)).items():
+        by_place: dict[tuple[float, tuple[int, ...]], list[WorstCase]] = {}
+        for worst in worst_cases(group):
             by_place.setdefault((worst.eps, worst.ids), []).append(worst)
         pairs = [pair for each in by_place.values() for pair in combinations(each, 2)]
         found = [(a, b) for a, b in pairs if a.eps < inf or (a.held != b.held).any()]
@@ -229,24 +286,26 @@ def _comparison(cells: Sequence[CellResult], interval: IntervalOf) -> Iterable[T
         yield _table("comparison", panel, "Models compared", caption, (frame, columns, rows))
 
 
-def _comparison_row(first: Worst, second: Worst, interval: IntervalOf) -> tuple[Shown, ...]:
-    pairs = Pairs.of(first.held.tolist(), second.held.tolist())
+def _comparison_row(
+    first: WorstCase, second: WorstCase, interval: IntervalOf
+) -> tuple[TableCell, ...]:
+    pairs = PairedOutcomes.of(first.held.tolist(), second.held.tolist())
     bounds, p = tango(pairs), mcnemar(pairs)
     detail = f"{100 * bounds.low:+.1f} to {100 * bounds.high:+.1f}"
     return (
-        Shown(first.model, tone="name"),
-        Shown(second.model, tone="name"),
-        Shown(f"{pairs.total:,}"),
-        Shown(_level(first.eps)),
-        show_rate(first.rate, interval(first.rate)),
-        show_rate(second.rate, interval(second.rate)),
-        Shown(f"{100 * pairs.difference:+.1f}", detail),
-        Shown("< 0.001" if p < 0.001 else f"{p:.3f}"),
+        TableCell(first.model, tone="name"),
+        TableCell(second.model, tone="name"),
+        TableCell(f"{pairs.total:,}"),
+        TableCell(_eps_text(first.eps)),
+        rate_cell(first.rate, interval(first.rate)),
+        rate_cell(second.rate, interval(second.rate)),
+        TableCell(f"{100 * pairs.difference:+.1f}", detail),
+        TableCell("< 0.001" if p < 0.001 else f"{p:.3f}"),
     )
 
 
-def _comparison_fact(first: Worst, second: Worst, interval: IntervalOf) -> dict[str, Any]:
-    pairs = Pairs.of(first.held.tolist(), second.held.tolist())
+def _comparison_fact(first: WorstCase, second: WorstCase, interval: IntervalOf) -> dict[str, Any]:
+    pairs = PairedOutcomes.of(first.held.tolist(), second.held.tolist())
     bounds = tango(pairs)
     return {
         **place_facts(first.model, first.panel),
@@ -262,7 +321,7 @@ def _comparison_fact(first: Worst, second: Worst, interval: IntervalOf) -> dict[
     }
 
 
-def _cells(cells: Sequence[CellResult], interval: IntervalOf) -> Iterable[Table]:
+def _cells(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterable[Table]:
     rows = [_cell_row(cell) for cell in cells]
     columns = (
         *("Model", "Attack", "Threat and data", "Samples", "Forward", "Backward"),
@@ -278,32 +337,32 @@ def _cells(cells: Sequence[CellResult], interval: IntervalOf) -> Iterable[Table]
     )
 
 
-def _cell_row(cell: CellResult) -> tuple[Shown, ...]:
+def _cell_row(cell: ReportCell) -> tuple[TableCell, ...]:
     counts = cell.summary.statuses
     states = [
-        Shown(f"{counts.get(s, 0):,}", tone="fail" if s in FAILURES and counts.get(s) else "")
+        TableCell(f"{counts.get(s, 0):,}", tone="fail" if s in FAILURES and counts.get(s) else "")
         for s in STATUSES
     ]
-    done = Shown(f"{len(cell.records):,}", "" if cell.finished else f"of {cell.planned:,}")
+    done = TableCell(f"{len(cell.records):,}", "" if cell.finished else f"of {cell.planned:,}")
     return (
-        Shown(cell.model, tone="name"),
-        Shown(cell.attack, tone="name"),
-        Shown(f"{budget_of(cell)} on {cell.panel.data}", tone="note"),
+        TableCell(cell.model, tone="name"),
+        TableCell(cell.attack, tone="name"),
+        TableCell(f"{budget_of(cell)} on {cell.panel.data}", tone="note"),
         done,
-        Shown(number(cell.summary.forward_passes)),
-        Shown(number(cell.summary.backward_passes)),
+        TableCell(format_number(cell.summary.forward_passes)),
+        TableCell(format_number(cell.summary.backward_passes)),
         *states,
-        Shown(oracle_of(cell) or "—"),
+        TableCell(oracle_of(cell) or "—"),
     )
 
 
-TABLES: dict[TableKind, Callable[[Sequence[CellResult], IntervalOf], Iterable[Table]]] = {
-    "worst": _worst,
+TABLES: dict[TableKind, Callable[[Sequence[ReportCell], IntervalOf], Iterable[Table]]] = {
+    "worst": _worst_case,
     "accuracy": _accuracy,
-    "breakers": breaker_tables,
+    "breakers": ensemble_tables,
     "distances": _distances,
     "invariance": invariance_tables,
-    "agreement": agreement_tables,
+    "agreement": fixed_input_tables,
     "metamers": metamer_tables,
     "rejection": rejection_tables,
     "comparison": _comparison,
@@ -314,15 +373,15 @@ TABLES: dict[TableKind, Callable[[Sequence[CellResult], IntervalOf], Iterable[Ta
 
 def _table(
     kind: str,
-    panel: Panel,
+    panel: CellGroup,
     title: str,
     caption: str,
-    content: tuple[pd.DataFrame, Sequence[str], Sequence[tuple[Shown, ...]]],
+    content: tuple[pd.DataFrame, Sequence[str], Sequence[tuple[TableCell, ...]]],
 ) -> Table:
     frame, columns, rows = content
     name = slug(f"{kind}-{panel.dataset}-{panel.norm}-{panel.goal}")
     return Table(name, f"{title}: {panel.title}", caption, frame, tuple(columns), tuple(rows))
 
 
-def _level(eps: float) -> str:
-    return "any distance" if isinf(eps) else f"≤ {number(eps)}"
+def _eps_text(eps: float) -> str:
+    return "any distance" if isinf(eps) else f"≤ {format_number(eps)}"

@@ -11,7 +11,7 @@ from robustbench_inv.errors import BadResults
 
 __all__ = [
     "FORMAT_VERSION",
-    "explain_failures",
+    "explain_write_errors",
     "read_json",
     "read_versioned",
     "write_all",
@@ -24,7 +24,7 @@ FORMAT_VERSION = 1
 
 
 @contextmanager
-def explain_failures(path: Path) -> Iterator[None]:
+def explain_write_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusal to write into one line.
 
     Raises:
@@ -54,7 +54,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         BadResults: if it cannot be written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with explain_failures(path):
+    with explain_write_errors(path):
         try:
             _write_new(temporary, data)
             temporary.replace(path)

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from robustbench_inv.errors import BadData
 from robustbench_inv.identity import digest_value
-from robustbench_inv.results.oracle import OracleError
+from robustbench_inv.results.oracle_error import OracleError
 
-__all__ = ["COLUMNS", "UNCLEAR", "HumanLabels", "Judgement", "read_labels"]
+__all__ = ["COLUMNS", "UNCLEAR", "HumanLabel", "HumanLabels", "read_labels"]
 
 COLUMNS = ("image", "cell", "sample", "human_label", "rater", "known")
 """Of the files that the labelling page exports. ``image`` is a digest of what was seen; ``known`` is the class of
@@ -27,7 +27,7 @@ _UNCLEAR = (UNCLEAR, "none", "?", "")
 
 
 @dataclass(frozen=True)
-class Judgement:
+class HumanLabel:
     """One row: what a person saw in one image.
 
     Args:
@@ -59,10 +59,10 @@ class HumanLabels:
     """
 
     name: str
-    judgements: tuple[Judgement, ...]
+    judgements: tuple[HumanLabel, ...]
 
     @property
-    def asked(self) -> tuple[Judgement, ...]:
+    def asked(self) -> tuple[HumanLabel, ...]:
         """The judgements that count: those that are no catch trials."""
         return tuple(each for each in self.judgements if each.known is None)
 
@@ -72,7 +72,7 @@ class HumanLabels:
         return tuple(dict.fromkeys(each.rater for each in self.judgements))
 
     @property
-    def by_image(self) -> bool:
+    def names_images(self) -> bool:
         """Does any row name the image that was seen?"""
         return any(each.image for each in self.asked)
 
@@ -81,9 +81,9 @@ class HumanLabels:
         """SHA-256 of what the images and samples were taken for."""
         return digest_value(
             {
-                "images": {image: _vote(votes) for image, votes in self._of_images.items()},
+                "images": {image: _majority(votes) for image, votes in self._of_images.items()},
                 "samples": {
-                    f"{cell} {sample}": _vote(votes)
+                    f"{cell} {sample}": _majority(votes)
                     for (cell, sample), votes in self._of_samples.items()
                 },
             }
@@ -91,7 +91,7 @@ class HumanLabels:
 
     def of_image(self, image: str) -> int | None:
         """Return the class that more than half of the judgements of an image name, None if there is none."""
-        return _vote(self._of_images.get(image, ()))
+        return _majority(self._of_images.get(image, ()))
 
     def of_sample(self, cell: str, sample: int) -> int | None:
         """Return the like for a sample of a cell, by the rows that name no image.
@@ -101,7 +101,7 @@ class HumanLabels:
             sample: sample id.
         """
         found = (v for (c, s), v in self._of_samples.items() if s == sample and cell.startswith(c))
-        return _vote([vote for votes in found for vote in votes])
+        return _majority([vote for votes in found for vote in votes])
 
     def error(self, rater: str | None = None) -> OracleError | None:
         """Return how the catch trials of one rater or of all went, None if there were none."""
@@ -117,7 +117,7 @@ class HumanLabels:
         """Return how many images or samples were judged differently, and how many of these no majority settles."""
         votes = [*self._of_images.values(), *self._of_samples.values()]
         split = [each for each in votes if len(set(each)) > 1]
-        return len(split), sum(_vote(each) is None for each in split)
+        return len(split), sum(_majority(each) is None for each in split)
 
     def check_places(self, shown: Mapping[str, Mapping[int, str]]) -> int:
         """Hold the rows against what a run shows, and return how many are about something else.
@@ -154,9 +154,9 @@ class HumanLabels:
                     )
 
     def _fits(
-        self, row: Judgement, shown: Mapping[str, Mapping[int, str]], images: set[str]
+        self, row: HumanLabel, shown: Mapping[str, Mapping[int, str]], images: set[str]
     ) -> bool:
-        where, cell = f"line {row.line} of {self.name}", _cell(row, shown, self.name)
+        where, cell = f"line {row.line} of {self.name}", _cell_of_row(row, shown, self.name)
         if row.image in images or cell is None:
             return row.image in images
         if row.sample is None or row.sample not in shown[cell]:
@@ -175,11 +175,11 @@ class HumanLabels:
 
     @cached_property
     def _of_images(self) -> Mapping[str, list[int | None]]:
-        return _votes((each.image, each.label) for each in self.asked if each.image)
+        return _group_votes((each.image, each.label) for each in self.asked if each.image)
 
     @cached_property
     def _of_samples(self) -> Mapping[tuple[str, int], list[int | None]]:
-        return _votes(
+        return _group_votes(
             ((each.cell, each.sample), each.label)
             for each in self.asked
             if not each.image and each.sample is not None
@@ -201,7 +201,9 @@ def read_labels(path: Path) -> HumanLabels:
         ) from error
     rows = csv.DictReader(io.StringIO(text, newline=""))
     _check_columns(path.name, rows.fieldnames or ())
-    judgements = tuple(_read(path.name, rows.line_num, row) for row in rows if any(row.values()))
+    judgements = tuple(
+        _read_row(path.name, rows.line_num, row) for row in rows if any(row.values())
+    )
     if not judgements:
         raise BadData(f"{path.name} holds no judgement", expected="a line for each image")
     return HumanLabels(path.name, judgements)
@@ -217,25 +219,25 @@ def _check_columns(name: str, found: Sequence[str]) -> None:
     )
 
 
-def _read(name: str, line: int, row: Mapping[str, str | None]) -> Judgement:
+def _read_row(name: str, line: int, row: Mapping[str, str | None]) -> HumanLabel:
     where = f"line {line} of {name}"
     values = {column: (row.get(column) or "").strip() for column in COLUMNS}
-    sample = _number(values["sample"], "sample", where)
+    sample = _whole_number(values["sample"], "sample", where)
     if not values["image"] and (not values["cell"] or sample is None):
         raise BadData(f"{where} does not say which image it is about", expected="cell and sample")
     said = values["human_label"]
-    return Judgement(
+    return HumanLabel(
         line,
         values["image"],
         values["cell"],
         sample,
-        None if said.lower() in _UNCLEAR else _number(said, "human_label", where),
+        None if said.lower() in _UNCLEAR else _whole_number(said, "human_label", where),
         values["rater"],
-        _number(values["known"], "known", where),
+        _whole_number(values["known"], "known", where),
     )
 
 
-def _number(text: str, what: str, where: str) -> int | None:
+def _whole_number(text: str, what: str, where: str) -> int | None:
     if not text:
         return None
     if not text.isascii() or not text.isdecimal():
@@ -244,7 +246,7 @@ def _number(text: str, what: str, where: str) -> int | None:
     return int(text)
 
 
-def _cell(row: Judgement, shown: Mapping[str, object], name: str) -> str | None:
+def _cell_of_row(row: HumanLabel, shown: Mapping[str, object], name: str) -> str | None:
     """Return the digest of the cell that a row names, None if it is not of the run or the row names none."""
     found = [digest for digest in shown if row.cell and digest.startswith(row.cell)]
     if len(found) > 1:
@@ -252,14 +254,14 @@ def _cell(row: Judgement, shown: Mapping[str, object], name: str) -> str | None:
     return found[0] if found else None
 
 
-def _votes(pairs: Iterable[tuple[Key, int | None]]) -> dict[Key, list[int | None]]:
+def _group_votes(pairs: Iterable[tuple[Key, int | None]]) -> dict[Key, list[int | None]]:
     found: dict[Key, list[int | None]] = {}
     for key, label in pairs:
         found.setdefault(key, []).append(label)
     return found
 
 
-def _vote(votes: Sequence[int | None]) -> int | None:
+def _majority(votes: Sequence[int | None]) -> int | None:
     """Return what more than half of the votes say; an unclear one is a vote for nothing."""
     if not votes:
         return None

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from robustbench_inv.errors import BadResults
 
-__all__ = ["SCHEMA_VERSION", "Answer", "Distances", "Record", "Status"]
+__all__ = ["SCHEMA_VERSION", "Distances", "ModelOutput", "Record", "Status"]
 
 SCHEMA_VERSION = 1
 
@@ -17,10 +17,10 @@ or a proposal outside the budget or the model's bounds."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A model's answer: ``decision`` is the argmax class even when the input is rejected."""
+class ModelOutput:
+    """A model's answer: ``prediction`` is the argmax class even when the input is rejected."""
 
-    decision: int
+    prediction: int
     score: float | None
     accepted: bool | None
 
@@ -42,8 +42,8 @@ class Record:
     Args:
         sample: sample id.
         label: true class of the clean input.
-        before: the model's answer to the clean input.
-        after: the model's answer to the proposed input.
+        clean: the model's answer to the clean input.
+        adversarial: the model's answer to the proposed input.
         oracle: true class of the proposed input; None where unknown.
         oracle_source: ``exact``, ``human``, a proxy's name, or None.
         distance: of the proposed input from the clean one.
@@ -61,8 +61,8 @@ class Record:
 
     sample: int
     label: int
-    before: Answer
-    after: Answer
+    clean: ModelOutput
+    adversarial: ModelOutput
     oracle: int | None
     oracle_source: str | None
     distance: Distances
@@ -75,14 +75,14 @@ class Record:
     replayed: bool
     status: Status
 
-    def to_line(self) -> str:
+    def to_json_line(self) -> str:
         """Return the record as one line of JSON, newline included, keys in schema order."""
-        value = {**vars(self), "before": vars(self.before), "after": vars(self.after)}
+        value = {**vars(self), "before": vars(self.clean), "after": vars(self.adversarial)}
         value["distance"] = vars(self.distance)
         return json.dumps(value, allow_nan=False) + "\n"
 
     @classmethod
-    def from_line(cls, line: str) -> "Record":
+    def from_json_line(cls, line: str) -> "Record":
         """Read one line.
 
         Raises:
@@ -91,8 +91,8 @@ class Record:
         try:
             value = json.loads(line)
             nested = {
-                "before": Answer(**value["before"]),
-                "after": Answer(**value["after"]),
+                "before": ModelOutput(**value["before"]),
+                "after": ModelOutput(**value["after"]),
                 "distance": Distances(**value["distance"]),
             }
             record = cls(**{**value, **nested})

@@ -100,8 +100,8 @@ def summarise(records: Sequence[Record], epsilons: Sequence[float], norm: str) -
     attacked = [r for r in records if r.status != "already_wrong"]
     return CellSummary(
         epsilons=tuple(epsilons),
-        clean_accuracy=Rate(sum(r.before.decision == r.label for r in records), len(records)),
-        robust_accuracy=tuple(_robust(records, eps) for eps in epsilons or (float("inf"),)),
+        clean_accuracy=Rate(sum(r.clean.prediction == r.label for r in records), len(records)),
+        robust_accuracy=tuple(_robust_rate(records, eps) for eps in epsilons or (float("inf"),)),
         acceptance=_acceptance(records),
         detection=_detection(attacked),
         median_distance=median(getattr(r.distance, norm) for r in broken) if broken else None,
@@ -113,20 +113,20 @@ def summarise(records: Sequence[Record], epsilons: Sequence[float], norm: str) -
     )
 
 
-def _robust(records: Sequence[Record], eps: float) -> Rate:
+def _robust_rate(records: Sequence[Record], eps: float) -> Rate:
     held = sum(r.broken_at is None or r.broken_at > eps for r in records)
     return Rate(held, len(records))
 
 
 def _acceptance(records: Sequence[Record]) -> Rate | None:
-    answers = [r.before.accepted for r in records if r.before.accepted is not None]
+    answers = [r.clean.accepted for r in records if r.clean.accepted is not None]
     return Rate(sum(answers), len(answers)) if answers else None
 
 
 def _detection(attacked: Sequence[Record]) -> Rate | None:
-    wrong = [r.after for r in attacked if r.after.decision != r.label]
+    wrong = [r.adversarial for r in attacked if r.adversarial.prediction != r.label]
     known = [a.accepted for a in wrong if a.accepted is not None]
-    never_rejects = all(r.before.accepted is None for r in attacked)
+    never_rejects = all(r.clean.accepted is None for r in attacked)
     return None if never_rejects else Rate(sum(not a for a in known), len(known))
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from robustbench_inv.results.oracle import OracleError
-from robustbench_inv.results.record import Answer, Distances, Record
+from robustbench_inv.results.oracle_error import OracleError
+from robustbench_inv.results.record import Distances, ModelOutput, Record
 
 __all__ = ["ToyCell", "toy_cell", "toy_record"]
 
@@ -63,8 +63,8 @@ def toy_record(sample: int, broken_at: float | None = None, /, **changes: object
     record = Record(
         sample=sample,
         label=3,
-        before=Answer(5 if wrong else 3, None, None),
-        after=Answer(3 if broken_at is None else 5, None, None),
+        before=ModelOutput(5 if wrong else 3, None, None),
+        after=ModelOutput(3 if broken_at is None else 5, None, None),
         oracle=None,
         oracle_source=None,
         distance=Distances(4 if shift else 0, 4 * shift, 2 * shift, shift),

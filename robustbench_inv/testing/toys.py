@@ -8,37 +8,37 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
-from robustbench_inv.models.rejection import Rejecting, reject
-from robustbench_inv.randomness import Noise
+from robustbench_inv.models.reject_option import RejectingClassifier, reject
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import NORMS, Output, flatten, margin
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = [
-    "Cheating",
-    "Crashing",
-    "Drawing",
-    "Flickering",
-    "Forgetful",
-    "Idle",
+    "CrashingAttack",
+    "ForgetfulAttack",
+    "IdleAttack",
+    "OverBudgetAttack",
+    "RandomGradientToy",
+    "StochasticToy",
     "Toy",
     "adding_noise",
     "batch_dependent",
     "confident",
-    "dead",
-    "declaring",
+    "dead_relu",
     "detached",
     "in_train_mode",
+    "input_optimising",
     "least_squares",
-    "misleading",
     "narrow_band",
     "offset",
-    "one_at_a_time",
-    "optimising",
+    "one_pixel_gradient",
     "probabilities",
     "quantised",
-    "refusing",
+    "rejecting_all",
     "squashed",
+    "wrong_bounds",
+    "wrong_gradient",
 ]
 
 
@@ -63,7 +63,7 @@ class Toy:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class StochasticToy:
     """A classifier that is stochastic by declaration: it adds normal numbers to its logits.
 
     Args:
@@ -103,7 +103,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Flickering(Drawing):
+class RandomGradientToy(StochasticToy):
     """A stochastic classifier that has a gradient under half of its draws only (C13)."""
 
     draws: int = 1
@@ -127,9 +127,9 @@ def least_squares(
     """
     d, classes = images[0].numel(), int(labels.max()) + 1
     first = nn.Linear(d, hidden)
-    noise = Noise(0, torch.arange(hidden), "toy")
+    rng = SampleRNG(0, torch.arange(hidden), "toy")
     with torch.no_grad():
-        first.weight.copy_(noise.normal((d,)) / d**0.5)
+        first.weight.copy_(rng.normal((d,)) / d**0.5)
         first.bias.zero_()
         features = first(flatten(images).float()).relu()
     features = torch.cat([features, torch.ones(len(features), 1)], 1).double()
@@ -146,22 +146,22 @@ def least_squares(
 
 def detached(toy: Toy) -> Toy:
     """Cut the graph between input and output: no gradient at all (C6)."""
-    return _after(toy, Tensor.detach)
+    return _append(toy, Tensor.detach)
 
 
 def quantised(toy: Toy, levels: int = 16) -> Toy:
     """Round the input to a few levels: every gradient is zero, noise still works (C2, C5, C6)."""
-    return _before(toy, lambda images: (images * (levels - 1)).round() / (levels - 1))
+    return _prepend(toy, lambda images: (images * (levels - 1)).round() / (levels - 1))
 
 
 def probabilities(toy: Toy, factor: float = 1.0) -> Toy:
     """Return a multiple of the softmax instead of logits (C10)."""
-    return _after(toy, lambda logits: factor * logits.softmax(1))
+    return _append(toy, lambda logits: factor * logits.softmax(1))
 
 
 def squashed(toy: Toy, factor: float = 1.0) -> Toy:
     """Return the sigmoid of each logit, multiplied before: flat where they are large (C7)."""
-    return _after(toy, lambda logits: (factor * logits).sigmoid())
+    return _append(toy, lambda logits: (factor * logits).sigmoid())
 
 
 def confident(toy: Toy, factor: float = 1000.0) -> Toy:
@@ -172,50 +172,50 @@ def confident(toy: Toy, factor: float = 1000.0) -> Toy:
     References:
         Carlini and Wagner, Towards evaluating the robustness of neural networks, IEEE S&P 2017, section VIII.
     """
-    return _after(toy, lambda logits: factor * logits)
+    return _append(toy, lambda logits: factor * logits)
 
 
 def offset(toy: Toy, constant: float = 1e6) -> Toy:
     """Add a constant to the logits: the same decisions, but the margins are rounded (C8)."""
-    return _after(toy, lambda logits: logits + constant)
+    return _append(toy, lambda logits: logits + constant)
 
 
-def dead(toy: Toy) -> Toy:
+def dead_relu(toy: Toy) -> Toy:
     """Put units before the output that are never active where the data are: no gradient at all (C6)."""
-    return _after(toy, lambda logits: logits.detach() + (logits - 1e9).relu())
+    return _append(toy, lambda logits: logits.detach() + (logits - 1e9).relu())
 
 
-def misleading(toy: Toy) -> Toy:
+def wrong_gradient(toy: Toy) -> Toy:
     """Give the gradient of the mirrored input's logits instead of one's own (C31)."""
 
     def logits(images: Tensor) -> Tensor:
         mirrored = toy(images.flip(-1, -2)).logits
         return toy(images).logits.detach() + mirrored - mirrored.detach()
 
-    return replace(toy, module=_Apply(logits))
+    return replace(toy, module=_FunctionModule(logits))
 
 
-def optimising(toy: Toy) -> Toy:
+def input_optimising(toy: Toy) -> Toy:
     """Move the input along a gradient before answering (C12)."""
 
     def logits(images: Tensor) -> Tensor:
         with torch.enable_grad():
             moved = images.detach().requires_grad_(True)
             surest = toy(moved).logits.logsumexp(1).sum()
-            (slope,) = torch.autograd.grad(surest, moved)
-        return toy(images + 0.01 * slope.sign()).logits
+            (gradient,) = torch.autograd.grad(surest, moved)
+        return toy(images + 0.01 * gradient.sign()).logits
 
-    return replace(toy, module=_Apply(logits))
+    return replace(toy, module=_FunctionModule(logits))
 
 
 def adding_noise(toy: Toy, scale: float = 0.1) -> Toy:
     """Add noise from the global generator to the input (C11)."""
-    return _before(toy, lambda images: images + scale * torch.randn_like(images))
+    return _prepend(toy, lambda images: images + scale * torch.randn_like(images))
 
 
 def batch_dependent(toy: Toy) -> Toy:
     """Subtract the mean of the batch from the logits: an answer depends on its neighbours (C11)."""
-    return _after(toy, lambda logits: logits - logits.mean(0))
+    return _append(toy, lambda logits: logits - logits.mean(0))
 
 
 def in_train_mode(toy: Toy) -> Toy:
@@ -224,12 +224,12 @@ def in_train_mode(toy: Toy) -> Toy:
     return replace(toy, module=nn.Sequential(toy.module, norm))
 
 
-def declaring(toy: Toy, bounds: tuple[float, float]) -> Toy:
+def wrong_bounds(toy: Toy, bounds: tuple[float, float]) -> Toy:
     """Declare other bounds than those of the data (C17)."""
     return replace(toy, bounds=bounds)
 
 
-def refusing(toy: Toy) -> Rejecting:
+def rejecting_all(toy: Toy) -> RejectingClassifier:
     """Reject everything: never fooled, every attack detected, and of no use (C25)."""
     return reject(toy, "margin", torch.full((toy.num_classes,), torch.inf))
 
@@ -247,10 +247,10 @@ def narrow_band() -> Toy:
         right = torch.where(wrong, -1.0, 1.0) - 0.01 * (shift - shift.detach())
         return torch.stack([right, -right], 1)
 
-    return Toy(_Apply(logits), 2)
+    return Toy(_FunctionModule(logits), 2)
 
 
-def one_at_a_time() -> Toy:
+def one_pixel_gradient() -> Toy:
     """Be wrong about grey images only when every pixel is bright, and show the gradient of one pixel at a time (C4).
 
     The first pixel that is not bright yet is the only one with a gradient, so that an attack takes as many
@@ -264,56 +264,56 @@ def one_at_a_time() -> Toy:
         lead = torch.where(left.any(1), first - first.detach() + left.sum(1), -1.0)
         return torch.stack([lead, -lead], 1)
 
-    return Toy(_Apply(logits), 2)
+    return Toy(_FunctionModule(logits), 2)
 
 
 @dataclass(frozen=True)
-class Crashing:
+class CrashingAttack:
     """An attack that raises as soon as it is run (C30)."""
 
     kind: ClassVar[Kind] = "budget"
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
 
-    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         raise RuntimeError("this attack always crashes")
 
 
 @dataclass(frozen=True)
-class Forgetful:
+class ForgetfulAttack:
     """An attack that tries one gradient step, asks the model about it, and returns the clean image (C15)."""
 
     kind: ClassVar[Kind] = "budget"
     norms: ClassVar[frozenset[str]] = frozenset({"linf"})
 
-    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
-        model(_step(model, batch, threat, length=1.0))
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
+        model(_gradient_step(model, batch, threat, length=1.0))
         return batch.images
 
 
 @dataclass(frozen=True)
-class Idle:
+class IdleAttack:
     """An attack that takes a gradient and returns the clean image (C16)."""
 
     kind: ClassVar[Kind] = "budget"
     norms: ClassVar[frozenset[str]] = frozenset({"linf"})
 
-    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
-        _step(model, batch, threat, length=1.0)
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
+        _gradient_step(model, batch, threat, length=1.0)
         return batch.images
 
 
 @dataclass(frozen=True)
-class Cheating:
+class OverBudgetAttack:
     """An attack that goes three times as far as it may (C14)."""
 
     kind: ClassVar[Kind] = "budget"
     norms: ClassVar[frozenset[str]] = frozenset({"linf"})
 
-    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
-        return _step(model, batch, threat, length=3.0)
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
+        return _gradient_step(model, batch, threat, length=3.0)
 
 
-class _Apply(nn.Module):
+class _FunctionModule(nn.Module):
     """A function as a module."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
@@ -325,15 +325,15 @@ class _Apply(nn.Module):
         return self.function(images)
 
 
-def _before(toy: Toy, function: Callable[[Tensor], Tensor]) -> Toy:
-    return replace(toy, module=nn.Sequential(_Apply(function), toy.module).eval())
+def _prepend(toy: Toy, function: Callable[[Tensor], Tensor]) -> Toy:
+    return replace(toy, module=nn.Sequential(_FunctionModule(function), toy.module).eval())
 
 
-def _after(toy: Toy, function: Callable[[Tensor], Tensor]) -> Toy:
-    return replace(toy, module=nn.Sequential(toy.module, _Apply(function)).eval())
+def _append(toy: Toy, function: Callable[[Tensor], Tensor]) -> Toy:
+    return replace(toy, module=nn.Sequential(toy.module, _FunctionModule(function)).eval())
 
 
-def _step(model: Queries, batch: Batch, threat: ThreatModel, length: float) -> Tensor:
+def _gradient_step(model: Queries, batch: Batch, threat: ThreatModel, length: float) -> Tensor:
     assert isinstance(threat.budget, LpBall)
-    _, slope = model.gradient(batch.images, lambda output, labels: margin(output.logits, labels))
-    return (batch.images + length * threat.budget.eps * slope.sign()).clamp(*model.bounds)
+    _, gradient = model.gradient(batch.images, lambda output, labels: margin(output.logits, labels))
+    return (batch.images + length * threat.budget.eps * gradient.sign()).clamp(*model.bounds)

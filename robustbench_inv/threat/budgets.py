@@ -9,7 +9,7 @@ from torch import Tensor
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.tensors import NORMS, broadcast, flatten, norm, where_rows
 
-__all__ = ["Budget", "LpBall", "OnSphere", "Unbounded", "shorten"]
+__all__ = ["Budget", "LpBall", "OnSphere", "Unbounded", "project_perturbations"]
 
 TOLERANCE = {torch.float64: 1e-9}
 """What rounding may add to a distance, by dtype (relative to eps and to the clean input, at least to 1)."""
@@ -52,7 +52,7 @@ class LpBall:
         return norm(adversarial - clean, self.norm)
 
     def contains(self, clean: Tensor, adversarial: Tensor) -> Tensor:
-        slack = TOLERANCE.get(adversarial.dtype, 1e-6) * _size(clean).clamp_min(self.eps)
+        slack = TOLERANCE.get(adversarial.dtype, 1e-6) * _rounding_scale(clean).clamp_min(self.eps)
         if self.norm == "l0":  # a count has no rounding
             slack = torch.zeros_like(slack)
         return self.distance(clean, adversarial) <= self.eps + slack
@@ -63,11 +63,13 @@ class LpBall:
             return delta.clamp_(-self.eps, self.eps).add_(clean)
         radii = torch.full_like(flatten(delta)[:, 0], self.eps)
         if self.norm != "l1":
-            return clean + shorten(delta, radii, self.norm)
+            return clean + project_perturbations(delta, radii, self.norm)
         # Adding the clean input rounds each element: without aiming further inside by what d roundings sum up to,
         # 5 % of projected images of 784 elements were outside an eps of 1 in float32.
-        rounding = flatten(delta).shape[1] ** 0.5 * torch.finfo(delta.dtype).eps * _size(clean)
-        shorter = shorten(delta, (radii - rounding).clamp_min(0), "l1")
+        rounding = (
+            flatten(delta).shape[1] ** 0.5 * torch.finfo(delta.dtype).eps * _rounding_scale(clean)
+        )
+        shorter = project_perturbations(delta, (radii - rounding).clamp_min(0), "l1")
         return clean + where_rows(norm(delta.double(), "l1") > self.eps, shorter, delta)
 
 
@@ -105,7 +107,7 @@ class OnSphere:
         return adversarial * broadcast(self.radius / norm(adversarial, "l2"), adversarial)
 
 
-def shorten(delta: Tensor, radii: Tensor, name: str) -> Tensor:
+def project_perturbations(delta: Tensor, radii: Tensor, name: str) -> Tensor:
     """Return perturbations projected onto balls around 0, each of its own radius, (n, …).
 
     Args:
@@ -114,7 +116,7 @@ def shorten(delta: Tensor, radii: Tensor, name: str) -> Tensor:
         name: of the norm.
 
     Example:
-        >>> shorten(torch.tensor([[3.0, 4.0], [3.0, 4.0]]), torch.tensor([1.0, 9.0]), "l2")
+        >>> project_perturbations(torch.tensor([[3.0, 4.0], [3.0, 4.0]]), torch.tensor([1.0, 9.0]), "l2")
         tensor([[0.6000, 0.8000],
                 [3.0000, 4.0000]])
     """
@@ -124,11 +126,11 @@ def shorten(delta: Tensor, radii: Tensor, name: str) -> Tensor:
     if name == "l2":
         length = norm(delta, "l2").clamp_min(torch.finfo(delta.dtype).tiny)
         return delta * broadcast((radii / length).clamp_max(1), delta)
-    shorter = _shorten_l1 if name == "l1" else _keep_largest
+    shorter = _project_l1 if name == "l1" else _project_l0
     return shorter(flatten(delta), radii.floor() if name == "l0" else radii).reshape(delta.shape)
 
 
-def _size(clean: Tensor) -> Tensor:
+def _rounding_scale(clean: Tensor) -> Tensor:
     """Return the largest absolute element of each input, (n,), at least 1: what its rounding is relative to.
 
     An input of 200 grey levels plus 1 is rounded by 8e-6 in float32, eight times as much as an input of 1 can be off.
@@ -136,7 +138,7 @@ def _size(clean: Tensor) -> Tensor:
     return norm(clean, "linf").clamp_min(1)
 
 
-def _shorten_l1(delta: Tensor, radii: Tensor) -> Tensor:
+def _project_l1(delta: Tensor, radii: Tensor) -> Tensor:
     """Project (n, d) by the sorted threshold of Duchi et al., ICML 2008, figure 1."""
     sizes = delta.abs().double().sort(dim=1, descending=True).values
     excess = sizes.cumsum(1) - radii[:, None]
@@ -146,7 +148,7 @@ def _shorten_l1(delta: Tensor, radii: Tensor) -> Tensor:
     return delta.sign() * (delta.abs() - threshold).clamp_min(0)
 
 
-def _keep_largest(delta: Tensor, counts: Tensor) -> Tensor:
+def _project_l0(delta: Tensor, counts: Tensor) -> Tensor:
     """Keep the (n,) largest elements of each row of (n, d)."""
     most = min(int(counts.max()) if len(counts) else 0, delta.shape[1])
     kept = delta.abs().topk(most, dim=1).indices

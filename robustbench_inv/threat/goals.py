@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.tensors import Output, acceptance, accepted_margin, margin
+from robustbench_inv.tensors import Output, acceptance_margin, accepted_margin, margin
 
 __all__ = [
     "Accept",
-    "Evidence",
     "Goal",
+    "GoalInputs",
     "KeepDecision",
     "KeepLogits",
     "Misclassify",
@@ -25,7 +25,7 @@ UNKNOWN = -1
 
 
 @dataclass(frozen=True)
-class Evidence:
+class GoalInputs:
     """All that a goal may look at, for a batch of n samples.
 
     Args:
@@ -58,7 +58,7 @@ class Goal(Protocol):
 
     def margin(self, output: Output, labels: Tensor) -> Tensor: ...
 
-    def reached(self, evidence: Evidence) -> Tensor: ...
+    def reached(self, evidence: GoalInputs) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Misclassify:
     def margin(self, output: Output, labels: Tensor) -> Tensor:
         return margin(output.logits, labels)
 
-    def reached(self, evidence: Evidence) -> Tensor:
+    def reached(self, evidence: GoalInputs) -> Tensor:
         wrong = evidence.after.decision != evidence.labels
         if not self.same_class or evidence.oracle is None:
             return wrong
@@ -131,10 +131,10 @@ class Target:
             return lead.clamp_max(0).where(~output.accepted, lead)
         return torch.minimum(lead, output.clearance.gather(1, targets[:, None])[:, 0])
 
-    def reached(self, evidence: Evidence) -> Tensor:
-        return self.met(evidence.after, evidence.labels)
+    def reached(self, evidence: GoalInputs) -> Tensor:
+        return self.output_reaches(evidence.after, evidence.labels)
 
-    def met(self, output: Output, labels: Tensor) -> Tensor:
+    def output_reaches(self, output: Output, labels: Tensor) -> Tensor:
         """Return whether an answer is what is asked for, (n,)."""
         targets = self.classes(labels, output.logits.shape[1])
         lead = -margin(output.logits, targets)
@@ -151,7 +151,7 @@ class MisclassifyAccepted:
     def margin(self, output: Output, labels: Tensor) -> Tensor:
         return accepted_margin(output, labels)
 
-    def reached(self, evidence: Evidence) -> Tensor:
+    def reached(self, evidence: GoalInputs) -> Tensor:
         wrong = evidence.after.decision != evidence.labels
         return wrong if evidence.after.accepted is None else wrong & evidence.after.accepted
 
@@ -163,9 +163,9 @@ class Accept:
     name: str = "accept"
 
     def margin(self, output: Output, labels: Tensor) -> Tensor:
-        return acceptance(output)
+        return acceptance_margin(output)
 
-    def reached(self, evidence: Evidence) -> Tensor:
+    def reached(self, evidence: GoalInputs) -> Tensor:
         accepted = evidence.after.accepted
         return torch.ones_like(evidence.labels, dtype=torch.bool) if accepted is None else accepted
 
@@ -179,7 +179,7 @@ class KeepDecision:
     def margin(self, output: Output, labels: Tensor) -> Tensor:
         return -margin(output.logits, labels)
 
-    def reached(self, evidence: Evidence) -> Tensor:
+    def reached(self, evidence: GoalInputs) -> Tensor:
         return (evidence.after.decision == evidence.before.decision) & _oracle_changed(evidence)
 
 
@@ -193,12 +193,12 @@ class KeepLogits:
     def margin(self, output: Output, labels: Tensor) -> Tensor:
         return -margin(output.logits, labels)
 
-    def reached(self, evidence: Evidence) -> Tensor:
+    def reached(self, evidence: GoalInputs) -> Tensor:
         moved = (evidence.after.logits - evidence.before.logits).abs().amax(1)
         return (moved <= self.tolerance) & _oracle_changed(evidence)
 
 
-def _oracle_changed(evidence: Evidence) -> Tensor:
+def _oracle_changed(evidence: GoalInputs) -> Tensor:
     if evidence.oracle is None:
         return torch.zeros_like(evidence.labels, dtype=torch.bool)
     return (evidence.oracle != UNKNOWN) & (evidence.oracle != evidence.labels)

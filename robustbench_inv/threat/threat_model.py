@@ -75,7 +75,7 @@ class ThreatModel:
         return not isinstance(self.budget, Unbounded)
 
     @property
-    def transfers(self) -> bool:
+    def is_transfer(self) -> bool:
         """Does a search see the substitute alone?"""
         return self.access == "transfer"
 
@@ -83,6 +83,6 @@ class ThreatModel:
         """Return the threat of a single eps of the sweep."""
         return replace(self, budget=LpBall(self.norm, eps), sweep=())
 
-    def wanting(self, goal: Goal) -> "ThreatModel":
+    def with_goal(self, goal: Goal) -> "ThreatModel":
         """Return the same threat with another goal."""
         return replace(self, goal=goal)

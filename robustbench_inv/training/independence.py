@@ -11,17 +11,15 @@ from torch.nn.functional import cross_entropy, log_softmax
 from robustbench_inv.errors import BadModel, BadParameter
 from robustbench_inv.models.firevnet import FiRevNet
 from robustbench_inv.models.layers.bijection import Bijection, Chain
-from robustbench_inv.models.layers.by_class import FittedByClass
-from robustbench_inv.models.layers.given_decision import GivenDecision
-from robustbench_inv.randomness import Noise
-from robustbench_inv.training.checkpoint import optimiser_state, restore_optimiser
-from robustbench_inv.training.loop import dequantise
-from robustbench_inv.training.nuisance import Standardise, perceptron
+from robustbench_inv.models.layers.class_conditional import DecisionConditional, FittedByClass
+from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.training.loop import dequantise, optimiser_state, restore_optimiser
+from robustbench_inv.training.nuisance_probe import Standardise, perceptron
 from robustbench_inv.training.objectives import TrainingData
 
 __all__ = ["IndependenceCrossEntropy"]
 
-FOLLOW = 0.02
+STANDARDISE_MOMENTUM = 0.02
 """Share of the newest batch in the mean and the deviation by which the adversaries' input is standardised."""
 
 
@@ -36,7 +34,7 @@ class IndependenceCrossEntropy:
     under D, which has the same optimum and keeps its gradient. Several nuisance classifiers, whose inputs are
     standardised so that nothing hides in small variables, take ``inner_steps`` steps a batch on the batches seen last.
 
-    If the network recodes its nuisances given its decision (``GivenDecision``), the objective falls apart:
+    If the network recodes its nuisances given its decision (``DecisionConditional``), the objective falls apart:
     cross-entropy does not reach the recoding, and the other two terms do not reach the logits. With
     ``recoding_only`` the rest of the network stays as it is, the first layers of the recoding that are fitted by
     class are fitted before anything is trained, what comes to the others is computed once, for ``draws``
@@ -75,10 +73,12 @@ class IndependenceCrossEntropy:
     draws: int = 8
     levels: int = 256
     seed: int = 0
-    _learners: "_Learners | None" = field(default=None, init=False, repr=False)
+    _learners: "_Adversaries | None" = field(default=None, init=False, repr=False)
     _data: TrainingData | None = field(default=None, init=False, repr=False)
-    _bank: "_Bank | None" = field(default=None, init=False, repr=False)
-    _recent: deque[tuple[Tensor, Tensor]] = field(default_factory=deque, init=False, repr=False)
+    _code_cache: "_CodeCache | None" = field(default=None, init=False, repr=False)
+    _recent_batches: deque[tuple[Tensor, Tensor]] = field(
+        default_factory=deque, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         if self.form not in ("published", "uniform"):
@@ -101,32 +101,41 @@ class IndependenceCrossEntropy:
             )
         if self.recoding_only:
             if fresh:
-                _fit(model, data, self)
+                _fit_recoding(model, data, self)
             model.requires_grad_(False)
-            _recoding_of(model).requires_grad_(True)
-        self._data, self._bank = data, None
+            _get_recoding(model).requires_grad_(True)
+        self._data, self._code_cache = data, None
         nuisances = data.images[0].numel() - model.num_classes
-        self._learners = _Learners(self, nuisances, model.num_classes).to(data.images.device)
+        self._learners = _Adversaries(self, nuisances, model.num_classes).to(data.images.device)
 
     def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise, progress: float = 1.0
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        rng: SampleRNG,
+        progress: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         assert isinstance(model, FiRevNet)
         learners = self._learners
         assert learners is not None, "begin() comes first"
-        logits, nuisance, log_det = self._coded(model, images, noise)
-        learners.standardise.follow(nuisance.detach(), FOLLOW)
-        self._recent.append((nuisance.detach(), labels))
-        while len(self._recent) > self.inner_steps:
-            self._recent.popleft()
-        for seen, theirs in self._recent if self.nuisance else ():
-            learners.improve(seen, theirs)
+        logits, nuisance, log_det = self._encode(model, images, rng)
+        learners.standardise.update(nuisance.detach(), STANDARDISE_MOMENTUM)
+        self._recent_batches.append((nuisance.detach(), labels))
+        while len(self._recent_batches) > self.inner_steps:
+            self._recent_batches.popleft()
+        for seen, theirs in self._recent_batches if self.nuisance else ():
+            learners.step(seen, theirs)
         strength = float(progress >= self.onset)
         if self.ramp:
             strength *= min(1.0, (progress - self.onset) / self.ramp)
-        told = torch.stack([self._told(d(nuisance), labels) for d in learners.classifiers()]).mean()
-        unlikely = learners.surprise(nuisance, log_det)
-        loss = strength * (self.nuisance * told + self.likelihood * unlikely)
+        nuisance_loss = torch.stack(
+            [self._nuisance_loss(d(nuisance), labels) for d in learners.classifiers()]
+        ).mean()
+        negative_log_likelihood = learners.negative_log_likelihood(nuisance, log_det)
+        loss = strength * (
+            self.nuisance * nuisance_loss + self.likelihood * negative_log_likelihood
+        )
         return loss if self.recoding_only else loss + cross_entropy(logits, labels), logits
 
     def state(self) -> dict[str, Tensor]:
@@ -135,7 +144,9 @@ class IndependenceCrossEntropy:
         tensors = {f"learners/{k}": v for k, v in self._learners.state_dict().items()}
         optimiser = optimiser_state(self._learners.optimiser)
         recent = {
-            f"recent/{i}/{j}": v for i, pair in enumerate(self._recent) for j, v in enumerate(pair)
+            f"recent/{i}/{j}": v
+            for i, pair in enumerate(self._recent_batches)
+            for j, v in enumerate(pair)
         }
         return tensors | {f"optimiser/{k}": v for k, v in optimiser.items()} | recent
 
@@ -149,21 +160,23 @@ class IndependenceCrossEntropy:
         self._learners.load_state_dict(parts["learners"])
         restore_optimiser(self._learners.optimiser, parts["optimiser"])
         recent = parts["recent"]
-        self._recent = deque((recent[f"{i}/0"], recent[f"{i}/1"]) for i in range(len(recent) // 2))
+        self._recent_batches = deque(
+            (recent[f"{i}/0"], recent[f"{i}/1"]) for i in range(len(recent) // 2)
+        )
 
-    def _coded(
-        self, model: FiRevNet, images: Tensor, noise: Noise
+    def _encode(
+        self, model: FiRevNet, images: Tensor, rng: SampleRNG
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits (n, C), nuisances (n, d − C) and log-determinants (n,), up to a constant of the sample."""
         if not self.recoding_only:
             code, log_det = model.transform(images)
             return *model.split(code.float()), log_det
-        if self._bank is None:
+        if self._code_cache is None:
             assert self._data is not None
-            self._bank = _Bank(model.eval(), self._data, self)
-        return self._bank(noise)
+            self._code_cache = _CodeCache(model.eval(), self._data, self)
+        return self._code_cache(rng)
 
-    def _told(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _nuisance_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return L_nCE of a nuisance classifier's logits; the network wants them to say nothing."""
         logits = logits.float()
         if self.form == "published":
@@ -171,7 +184,7 @@ class IndependenceCrossEntropy:
         return -log_softmax(logits, 1).mean() - log(logits.shape[1])
 
 
-class _Learners(nn.Module):
+class _Adversaries(nn.Module):
     """What the objective learns for itself: nuisance classifiers, and the scale of the nuisances."""
 
     def __init__(self, plan: IndependenceCrossEntropy, nuisances: int, classes: int) -> None:
@@ -190,14 +203,14 @@ class _Learners(nn.Module):
     def classifiers(self) -> list[nn.Sequential]:
         return [nn.Sequential(self.standardise, network) for network in self.networks]
 
-    def improve(self, nuisance: Tensor, labels: Tensor) -> None:
+    def step(self, nuisance: Tensor, labels: Tensor) -> None:
         """Take a step of every nuisance classifier."""
         losses = [cross_entropy(d(nuisance).float(), labels) for d in self.classifiers()]
         self.optimiser.zero_grad(set_to_none=True)
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
 
-    def surprise(self, nuisance: Tensor, log_det: Tensor) -> Tensor:
+    def negative_log_likelihood(self, nuisance: Tensor, log_det: Tensor) -> Tensor:
         """Return the negative log-likelihood in nats for each dimension, under the prior of greatest likelihood.
 
         That is the Gaussian with the nuisances' own mean and deviation, which the adversaries' input is
@@ -208,23 +221,23 @@ class _Learners(nn.Module):
         return (density.sum(1) - log_det.float()).mean() / nuisance.shape[1]
 
 
-class _Bank:
+class _CodeCache:
     """What comes to the layers of a recoding that learn, for some dequantisations of every training sample."""
 
     def __init__(self, model: FiRevNet, data: TrainingData, plan: IndependenceCrossEntropy) -> None:
-        self.recoding, self.ids, self.draws = _recoding_of(model), data.ids, plan.draws
+        self.recoding, self.ids, self.draws = _get_recoding(model), data.ids, plan.draws
         self.learning = _learning_part(self.recoding)
         # half precision, a tenth of the noise that dequantisation adds, is for keeping, not for computing
         with torch.autocast(data.images.device.type, enabled=False):
-            codes = (_coded(model.flow, data, plan, f"bank/{k}") for k in range(self.draws))
+            codes = (_encode(model.flow, data, plan, f"bank/{k}") for k in range(self.draws))
             parts = [self._fitted(*self.recoding.parts(code)) for code in codes]
             self.nuisances = torch.stack([nuisances for nuisances, _ in parts])
             self.decisions = torch.stack([decisions for _, decisions in parts])
 
-    def __call__(self, noise: Noise) -> tuple[Tensor, Tensor, Tensor]:
+    def __call__(self, rng: SampleRNG) -> tuple[Tensor, Tensor, Tensor]:
         """Return decisions (n, C) as one-hot logits, nuisances (n, d − C) and log-determinants (n,)."""
-        draw = noise.named(f"{noise.stream}/draw").integers(self.draws)
-        rows = torch.searchsorted(self.ids, noise.ids)
+        draw = rng.named(f"{rng.stream}/draw").integers(self.draws)
+        rows = torch.searchsorted(self.ids, rng.ids)
         decisions = self.decisions[draw, rows]
         nuisances, log_det = self.learning(self.nuisances[draw, rows].float(), decisions)
         return decisions, nuisances, log_det
@@ -236,13 +249,13 @@ class _Bank:
         return nuisances.half(), decisions
 
 
-def _fitted_part(recoding: GivenDecision) -> list[FittedByClass]:
+def _fitted_part(recoding: DecisionConditional) -> list[FittedByClass]:
     """Return the layers of a recoding that are fitted by class, which come first."""
     layers = list(recoding.rest) if isinstance(recoding.rest, Chain) else [recoding.rest]
     return [layer for layer in layers if isinstance(layer, FittedByClass)]
 
 
-def _learning_part(recoding: GivenDecision) -> Bijection:
+def _learning_part(recoding: DecisionConditional) -> Bijection:
     """Return what follows the layers that are fitted by class."""
     if not isinstance(recoding.rest, Chain):
         return recoding.rest
@@ -250,17 +263,17 @@ def _learning_part(recoding: GivenDecision) -> Bijection:
 
 
 @torch.no_grad()
-def _fit(model: FiRevNet, data: TrainingData, plan: IndependenceCrossEntropy) -> None:
+def _fit_recoding(model: FiRevNet, data: TrainingData, plan: IndependenceCrossEntropy) -> None:
     """Fit the layers of a network's recoding that are fitted by class, one after the other."""
-    recoding = _recoding_of(model)
-    nuisances, decisions = recoding.parts(_coded(model.eval().flow, data, plan, "fit"))
+    recoding = _get_recoding(model)
+    nuisances, decisions = recoding.parts(_encode(model.eval().flow, data, plan, "fit"))
     for layer in _fitted_part(recoding):
         layer.fit(nuisances, decisions.argmax(1))
         nuisances, _ = layer(nuisances, decisions)
 
 
 @torch.no_grad()
-def _coded(
+def _encode(
     flow: Bijection, data: TrainingData, plan: IndependenceCrossEntropy, stream: str
 ) -> Tensor:
     """Return what a bijection makes of all samples, dequantised by the draws of a stream."""
@@ -268,17 +281,17 @@ def _coded(
     for rows in torch.arange(len(data.ids)).split(1000):  # type: ignore[no-untyped-call]
         images = data.images[rows]
         if plan.levels:
-            images = dequantise(images, Noise(plan.seed, data.ids[rows], stream), plan.levels)
+            images = dequantise(images, SampleRNG(plan.seed, data.ids[rows], stream), plan.levels)
         codes.append(flow(images)[0])
     return torch.cat(codes)
 
 
-def _recoding_of(model: FiRevNet) -> GivenDecision:
+def _get_recoding(model: FiRevNet) -> DecisionConditional:
     """Return a network's recoding.
 
     Raises:
         BadModel: if it has none.
     """
-    if isinstance(model.recoding, GivenDecision):
+    if isinstance(model.recoding, DecisionConditional):
         return model.recoding
     raise BadModel("there is no recoding to be trained alone", expected="a network that recodes")

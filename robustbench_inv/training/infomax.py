@@ -1,7 +1,8 @@
-"""The objective of Supervised Deep InfoMax: mutual information, likelihood, and margins between likelihoods."""
+"""The objective of Supervised Deep InfoMax, its critic, and the lower bounds of mutual information it maximises."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import log
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,65 @@ from torch.nn.functional import one_hot
 from robustbench_inv.errors import BadModel, BadParameter
 from robustbench_inv.models.resnet import FILTERS
 from robustbench_inv.models.sdim import SDIM
-from robustbench_inv.randomness import Noise
-from robustbench_inv.training.mutual_information import MI_BOUNDS
-from robustbench_inv.training.objectives import TrainingData
+from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.training.objectives import F_DIVERGENCES, TrainingData
 
-__all__ = ["LocalCritic", "SupervisedInfoMax", "likelihood_margin"]
+__all__ = [
+    "MI_BOUNDS",
+    "LocalCritic",
+    "SupervisedInfoMax",
+    "donsker_varadhan",
+    "info_nce",
+    "jensen_shannon",
+    "likelihood_margin",
+]
+
+
+def jensen_shannon(joint: Tensor, product: Tensor) -> Tensor:
+    """Return E_J[g(T)] − E_M[f*(g(T))] for f of Jensen and Shannon: at most 2 log 2, and no bound of the MI in nats.
+
+    Args:
+        joint: (n, …) critic T on pairs of the joint distribution, one for each sample.
+        product: (k, n, …) T on k pairs of the product of the marginals for each sample.
+
+    Returns:
+        The bound, (…).
+
+    References:
+        Nowozin, Cseke and Tomioka, f-GAN, NeurIPS 2016, equation 4 and tables 2 and 6; Hjelm et al., Learning deep
+        representations by mutual information estimation and maximization, ICLR 2019, equation 4.
+    """
+    inside, conjugate = F_DIVERGENCES["js"]
+    return inside(joint).mean(0) - conjugate(product).mean((0, 1))
+
+
+def donsker_varadhan(joint: Tensor, product: Tensor) -> Tensor:
+    """Return E_J[T] − log E_M[exp T], at most the MI in nats when the expectations are exact; arguments as above.
+
+    References:
+        Belghazi et al., Mutual information neural estimation, ICML 2018, equation 6.
+    """
+    count = product.shape[0] * product.shape[1]
+    return joint.mean(0) - (product.flatten(0, 1).logsumexp(0) - log(count))
+
+
+def info_nce(joint: Tensor, product: Tensor) -> Tensor:
+    """Return E[T − log mean of exp T over a sample's own pair and its k others], at most the MI and log(k + 1).
+
+    References:
+        Van den Oord, Li and Vinyals, Representation learning with contrastive predictive coding,
+        arXiv 1807.03748, equation 4 and appendix A.1.
+    """
+    every = torch.cat([joint[None], product])
+    return (joint - (every.logsumexp(0) - log(len(every)))).mean(0)
+
+
+MI_BOUNDS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "js": jensen_shannon,
+    "donsker-varadhan": donsker_varadhan,
+    "infonce": info_nce,
+}
+"""Bounds by name."""
 
 
 @dataclass
@@ -71,7 +126,12 @@ class SupervisedInfoMax:
         self._critic = critic.to(model.conditionals.mean.device)
 
     def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise, progress: float = 1.0
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        rng: SampleRNG,
+        progress: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         assert isinstance(model, SDIM)
         assert self._critic is not None, "begin() comes first"
@@ -79,9 +139,9 @@ class SupervisedInfoMax:
         joint, product = self._critic(local, code, self.negatives)
         information = MI_BOUNDS[self.bound](joint.float(), product.float()).mean()
         likelihoods = model.conditionals(code) / model.dimensions
-        unlikely = -likelihoods.gather(1, labels[:, None]).mean()
+        negative_log_likelihood = -likelihoods.gather(1, labels[:, None]).mean()
         near = likelihood_margin(likelihoods, labels, self.margin)
-        loss = self.beta * unlikely + self.gamma * near - self.alpha * information
+        loss = self.beta * negative_log_likelihood + self.gamma * near - self.alpha * information
         return loss, likelihoods
 
     def parameters(self) -> Iterator[nn.Parameter]:
@@ -119,7 +179,7 @@ class LocalCritic(nn.Module):
         super().__init__()
         self.local = nn.Linear(features, hidden)
         self.code = nn.Linear(dimensions, hidden, bias=False)
-        self.judge = nn.Sequential(
+        self.head = nn.Sequential(
             nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
         )
 
@@ -137,7 +197,7 @@ class LocalCritic(nn.Module):
         positions = self.local(local.flatten(2).transpose(1, 2))
         told = self.code(code)[:, None]
         others = [positions.roll(-step, 0) + told for step in range(1, negatives + 1)]
-        values = self.judge(torch.stack([positions + told, *others]))[..., 0]
+        values = self.head(torch.stack([positions + told, *others]))[..., 0]
         return values[0], values[1:]
 
 

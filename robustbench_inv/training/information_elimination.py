@@ -8,17 +8,17 @@ from torch.nn.functional import one_hot
 
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.models.label_hypothesis import LabelHypothesisNet
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.training.objectives import (
     ConvexConjugate,
     DonskerVaradhan,
     EnergyBased,
-    OfScores,
+    ScoreObjective,
 )
 
-__all__ = ["BOUNDS", "InformationElimination", "hypothesis_mmd2", "mmd2"]
+__all__ = ["BOUND_OBJECTIVES", "InformationElimination", "hypothesis_mmd2", "mmd2"]
 
-BOUNDS: dict[str, OfScores] = {
+BOUND_OBJECTIVES: dict[str, ScoreObjective] = {
     "donsker-varadhan": DonskerVaradhan(),
     "energy": EnergyBased(),
     "js": ConvexConjugate("js"),
@@ -30,7 +30,7 @@ RAMP = 0.2
 """Share of the training over which the coefficient rises to its value. At once, it is met before anything is
 learnt, by a layer of which less than 1 % is awake after 20 steps and that never wakes up."""
 
-SPARSE = 5
+MEDIAN_STRIDE = 5
 """Of a batch's samples every fifth is enough for a median distance."""
 
 
@@ -42,7 +42,7 @@ class InformationElimination:
     paper: what the convolutions see of x stays as informative as the bound wants it.
 
     Args:
-        bound: a name of BOUNDS.
+        bound: a name of BOUND_OBJECTIVES.
         coefficient: weight of the MMD term, >= 0.
         width: σ of the kernel exp(−‖a − b‖² / 2σ²), > 0; None for the median distance of the layer's outputs in
             the batch, under each hypothesis. Against a fixed width the layer shrinks instead of forgetting.
@@ -56,20 +56,25 @@ class InformationElimination:
     width: float | None = None
 
     def __post_init__(self) -> None:
-        if self.bound not in BOUNDS:
-            expected = "one of " + ", ".join(BOUNDS)
+        if self.bound not in BOUND_OBJECTIVES:
+            expected = "one of " + ", ".join(BOUND_OBJECTIVES)
             raise BadParameter("unknown bound", got=self.bound, expected=expected)
         if not (self.coefficient >= 0 and (self.width is None or self.width > 0)):
             got = f"coefficient {self.coefficient}, width {self.width}"
             raise BadParameter("unusable regulariser", got=got, expected=">= 0 and > 0")
 
     def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, noise: Noise, progress: float = 1.0
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        rng: SampleRNG,
+        progress: float = 1.0,
     ) -> tuple[Tensor, Tensor]:
         assert isinstance(model, LabelHypothesisNet)
         features = model.features(images)
         scores = model.judge(model.hidden_of(features))[..., 0].float()
-        loss = BOUNDS[self.bound].of_scores(scores, labels)
+        loss = BOUND_OBJECTIVES[self.bound].score_loss(scores, labels)
         coefficient = self.coefficient * min(1.0, progress / RAMP)
         if coefficient > 0:
             hidden = model.hidden_of(features.detach())
@@ -129,5 +134,5 @@ def _gaussian_kernel(vectors: Tensor, width: float | None) -> Tensor:
 
 def _median(distances: Tensor) -> Tensor:
     """Return (b, 1, 1), the median of (b, n, n) squared distances over every fifth row and column, no graph."""
-    some = distances.detach()[:, ::SPARSE, ::SPARSE].flatten(1)
+    some = distances.detach()[:, ::MEDIAN_STRIDE, ::MEDIAN_STRIDE].flatten(1)
     return some.median(1).values.clamp_min(torch.finfo(distances.dtype).eps)[:, None, None]

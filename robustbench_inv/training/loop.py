@@ -1,4 +1,4 @@
-"""The training loop: a checkpoint every epoch, the same weights after a resume."""
+"""The training loop and its checkpoints: a resumed training ends with the same weights as an uninterrupted one."""
 
 import json
 import time
@@ -7,31 +7,137 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from robustbench_inv.randomness import Noise
+from robustbench_inv.errors import BadResults
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import where_rows
-from robustbench_inv.training.checkpoint import Position, load_checkpoint, save_checkpoint
-from robustbench_inv.training.export import stored_weights
-from robustbench_inv.training.objectives import Adapts, Learns, Objective, TrainingData
+from robustbench_inv.training.objectives import (
+    Objective,
+    StatefulObjective,
+    TrainableObjective,
+    TrainingData,
+)
 from robustbench_inv.training.optimisation import clip_gradient, learning_rate, make_optimiser
 from robustbench_inv.training.recipe import Recipe
+from robustbench_inv.training.training_run import stored_weights
 
 __all__ = [
-    "Epoch",
+    "EpochMetrics",
     "TrainingData",
     "TrainingOptions",
+    "TrainingPosition",
     "dequantise",
-    "mirror_half",
-    "shift_each",
+    "load_checkpoint",
+    "optimiser_state",
+    "random_flip",
+    "random_shift",
+    "read_position",
+    "restore_optimiser",
+    "save_checkpoint",
     "train",
 ]
 
 
 @dataclass(frozen=True)
-class Epoch:
+class TrainingPosition:
+    """Where a training stands: the recipe it follows and the epochs it has finished."""
+
+    recipe: str
+    epoch: int
+
+
+def save_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    position: TrainingPosition,
+    objective: StatefulObjective | None = None,
+) -> None:
+    """Write a checkpoint; a reader sees the old one or the new one, never a part."""
+    tensors = {f"model/{k}": v.contiguous() for k, v in model.state_dict().items()}
+    tensors |= {f"optimiser/{k}": v for k, v in optimiser_state(optimiser).items()}
+    if objective:
+        tensors |= {f"objective/{k}": v.contiguous() for k, v in objective.state().items()}
+    part = path.with_suffix(".part")
+    save_file(tensors, part, metadata={"position": json.dumps(vars(position))})
+    part.replace(path)
+
+
+def load_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    recipe: str,
+    objective: StatefulObjective | None = None,
+) -> int:
+    """Restore network, optimiser and objective, and return the number of finished epochs.
+
+    Raises:
+        BadResults: if the file is damaged, or was written by another recipe.
+    """
+    remedy = f"delete {path} or train into another folder"
+    try:
+        with safe_open(path, "pt") as file:
+            position = TrainingPosition(**json.loads(file.metadata()["position"]))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise BadResults(f"damaged checkpoint {path}", remedy=f"{remedy} ({error})") from error
+    if position.recipe != recipe:
+        expected = recipe[:12]
+        problem = "the checkpoint belongs to another recipe"
+        raise BadResults(problem, got=position.recipe[:12], expected=expected, remedy=remedy)
+    model.load_state_dict(_with_prefix("model/", tensors))
+    restore_optimiser(optimiser, _with_prefix("optimiser/", tensors))
+    if objective:
+        objective.load(_with_prefix("objective/", tensors))
+    return position.epoch
+
+
+def read_position(path: Path) -> TrainingPosition | None:
+    """Return the position of a checkpoint without its weights; None if the file is missing or damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            return TrainingPosition(**json.loads(file.metadata()["position"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return what an optimiser remembers of each parameter, named ``index/quantity``."""
+    entries = optimiser.state_dict()["state"].items()
+    return {
+        f"{i}/{k}": torch.as_tensor(v).contiguous()
+        for i, entry in entries
+        for k, v in entry.items()
+        if v is not None  # sgd without momentum
+    }
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Give an optimiser back what ``optimiser_state`` returned."""
+    state = optimiser.state_dict()
+    state["state"] = _by_parameter(tensors)
+    optimiser.load_state_dict(state)
+
+
+def _with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _by_parameter(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split("/", 1)
+        state.setdefault(int(index), {})[name] = value
+    return state
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
     """What one epoch reports, and a line of ``metrics.jsonl``."""
 
     epoch: int
@@ -54,11 +160,11 @@ class TrainingOptions:
 
     until: int | None = None
     snapshots: frozenset[int] = frozenset()
-    report: Callable[[Epoch], None] | None = None
+    report: Callable[[EpochMetrics], None] | None = None
 
 
 @dataclass
-class _State:
+class _TrainingState:
     model: nn.Module
     optimiser: torch.optim.Optimizer
     objective: Objective
@@ -92,19 +198,19 @@ def train(
     options = options or TrainingOptions()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "checkpoint.safetensors"
-    adapts = objective if isinstance(objective, Adapts) else None
+    adapts = objective if isinstance(objective, StatefulObjective) else None
     if adapts:
         adapts.begin(model, data, fresh=not path.exists())
-    besides = objective.parameters() if isinstance(objective, Learns) else ()
+    besides = objective.parameters() if isinstance(objective, TrainableObjective) else ()
     optimiser = make_optimiser(recipe, model, besides)
-    state = _State(model, optimiser, objective, next(model.parameters()).device)
+    state = _TrainingState(model, optimiser, objective, next(model.parameters()).device)
     done = load_checkpoint(path, model, optimiser, recipe.digest, adapts) if path.exists() else 0
     _trim_metrics(folder / "metrics.jsonl", done)
     for epoch in range(done, min(options.until or recipe.epochs, recipe.epochs)):
         result = _run_epoch(state, recipe, data, epoch)
         if epoch + 1 in options.snapshots:  # before the checkpoint: a resumed training has both
             _save_snapshot(model, folder / "snapshots" / f"epoch-{epoch + 1}.safetensors")
-        save_checkpoint(path, model, optimiser, Position(recipe.digest, epoch + 1), adapts)
+        save_checkpoint(path, model, optimiser, TrainingPosition(recipe.digest, epoch + 1), adapts)
         with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(vars(result)) + "\n")
         if options.report is not None:
@@ -112,16 +218,16 @@ def train(
     return model.eval()
 
 
-def mirror_half(images: Tensor, noise: Noise) -> Tensor:
+def random_flip(images: Tensor, rng: SampleRNG) -> Tensor:
     """Mirror images (n, c, h, w) left to right where the sample's coin falls on heads."""
-    heads = noise.named(f"{noise.stream}/flip").integers(2) == 1
+    heads = rng.named(f"{rng.stream}/flip").integers(2) == 1
     return where_rows(heads, images.flip(-1), images)
 
 
-def shift_each(images: Tensor, noise: Noise, most: int) -> Tensor:
+def random_shift(images: Tensor, rng: SampleRNG, most: int) -> Tensor:
     """Move images (n, c, h, w), each by its own -most … most pixels down and to the right; zeros come in."""
     n, channels, height, width = images.shape
-    down, right = noise.named(f"{noise.stream}/shift").integers(2 * most + 1, (2,)).T
+    down, right = rng.named(f"{rng.stream}/shift").integers(2 * most + 1, (2,)).T
     rows = (torch.arange(height, device=images.device) + down[:, None])[:, None, :, None]
     columns = (torch.arange(width, device=images.device) + right[:, None])[:, None, None]
     which = torch.arange(n, device=images.device)[:, None, None, None]
@@ -129,18 +235,18 @@ def shift_each(images: Tensor, noise: Noise, most: int) -> Tensor:
     return pad(images, [most] * 4)[which, channel, rows, columns]
 
 
-def dequantise(images: Tensor, noise: Noise, levels: int) -> Tensor:
+def dequantise(images: Tensor, rng: SampleRNG, levels: int) -> Tensor:
     """Add noise (u − ½)/(levels − 1) to images (n, …) of grey levels 0, 1/(levels − 1), … 1; u uniform on (0, 1)."""
-    drawn = noise.named(f"{noise.stream}/level").uniform(
-        tuple(images.shape[1:]), dtype=images.dtype
-    )
+    drawn = rng.named(f"{rng.stream}/level").uniform(tuple(images.shape[1:]), dtype=images.dtype)
     return images + (drawn - 0.5) / (levels - 1)
 
 
-def _run_epoch(state: _State, recipe: Recipe, data: TrainingData, epoch: int) -> Epoch:
+def _run_epoch(
+    state: _TrainingState, recipe: Recipe, data: TrainingData, epoch: int
+) -> EpochMetrics:
     start, losses, correct = time.perf_counter(), 0.0, 0
     state.model.train()
-    batches = _order(recipe, len(data.ids), epoch)
+    batches = _batch_order(recipe, len(data.ids), epoch)
     for step, rows in enumerate(batches):
         updates = epoch * len(batches) + step
         progress = updates / (recipe.epochs * len(batches))
@@ -149,10 +255,10 @@ def _run_epoch(state: _State, recipe: Recipe, data: TrainingData, epoch: int) ->
             group["lr"] = rate
         images = data.images[rows].to(state.device)
         labels = data.labels[rows].to(state.device)
-        noise = Noise(recipe.seed, data.ids[rows].to(state.device), f"train/{epoch}")
-        images = _augmented(images, noise, recipe)
+        rng = SampleRNG(recipe.seed, data.ids[rows].to(state.device), f"train/{epoch}")
+        images = _augment(images, rng, recipe)
         with torch.autocast(state.device.type, torch.bfloat16, recipe.precision == "bfloat16"):
-            loss, logits = state.objective(state.model, images, labels, noise, progress)
+            loss, logits = state.objective(state.model, images, labels, rng, progress)
         state.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         clip_gradient(state.optimiser, recipe.clip_norm)
@@ -162,18 +268,18 @@ def _run_epoch(state: _State, recipe: Recipe, data: TrainingData, epoch: int) ->
     seen = len(batches) * recipe.batch_size
     seconds = time.perf_counter() - start
     mean, accuracy = losses / len(batches), correct / seen
-    return Epoch(epoch + 1, recipe.epochs, mean, accuracy, rate, seconds)
+    return EpochMetrics(epoch + 1, recipe.epochs, mean, accuracy, rate, seconds)
 
 
-def _augmented(images: Tensor, noise: Noise, recipe: Recipe) -> Tensor:
+def _augment(images: Tensor, rng: SampleRNG, recipe: Recipe) -> Tensor:
     if recipe.flip:
-        images = mirror_half(images, noise)
+        images = random_flip(images, rng)
     if recipe.shift:
-        images = shift_each(images, noise, recipe.shift)
-    return dequantise(images, noise, recipe.levels) if recipe.levels else images
+        images = random_shift(images, rng, recipe.shift)
+    return dequantise(images, rng, recipe.levels) if recipe.levels else images
 
 
-def _order(recipe: Recipe, size: int, epoch: int) -> list[Tensor]:
+def _batch_order(recipe: Recipe, size: int, epoch: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
     whole = size // recipe.batch_size * recipe.batch_size
     return list(torch.randperm(size, generator=generator)[:whole].reshape(-1, recipe.batch_size))

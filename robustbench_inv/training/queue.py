@@ -16,10 +16,9 @@ from typing import Any, TextIO
 
 from robustbench_inv.errors import BadCatalogue, InvbenchError
 from robustbench_inv.identity import digest_file
-from robustbench_inv.training.checkpoint import read_position
-from robustbench_inv.training.loop import Epoch, TrainingOptions
+from robustbench_inv.training.loop import EpochMetrics, TrainingOptions, read_position
 from robustbench_inv.training.recipe import Recipe, read_recipe
-from robustbench_inv.training.run import find_recipe, train_recipe
+from robustbench_inv.training.training_run import find_recipe, train_recipe
 
 __all__ = [
     "LONGEST",
@@ -116,7 +115,7 @@ class Listener:
     """Functions that are called while a queue is trained: before a job, after an epoch, after a job."""
 
     begin: Callable[[Job], None]
-    epoch: Callable[[Epoch], None]
+    epoch: Callable[[EpochMetrics], None]
     end: Callable[[Status], None]
 
 

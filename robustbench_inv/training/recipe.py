@@ -85,7 +85,7 @@ class Recipe:
     def digest(self) -> str:
         """Digest of all that determines the weights."""
         kept = {k: v for k, v in vars(self).items() if k not in ("card", "held_out", "storage")}
-        for name, default in _LATER.items():
+        for name, default in _OMITTED_IF_DEFAULT.items():
             if kept[name] == default:  # as if it had never been invented
                 del kept[name]
         return digest_value(kept)
@@ -113,16 +113,16 @@ def read_recipe(path: Path) -> Recipe:
         raise BadCatalogue(problem, expected="a TOML file", remedy=str(error)) from error
     known = {f.name: f for f in fields(Recipe) if f.name != "name"}
     if unknown := sorted(value.keys() - known.keys()):
-        _complain(path, f"unknown key {unknown[0]}", ", ".join(known))
+        _raise_bad_recipe(path, f"unknown key {unknown[0]}", ", ".join(known))
     needed = [name for name in known if name in _TYPES and name not in _OPTIONAL]
     if missing := [name for name in needed if name not in value]:
-        _complain(path, f"missing key {missing[0]}", ", ".join(needed))
+        _raise_bad_recipe(path, f"missing key {missing[0]}", ", ".join(needed))
     for name, entry in value.items():
         if type(entry) is not _TYPES[name]:
-            _complain(path, f"{name} = {entry!r}", str(_TYPES[name]))
+            _raise_bad_recipe(path, f"{name} = {entry!r}", str(_TYPES[name]))
     for name in ("held_out", "milestones"):
         value[name] = tuple(value.get(name, ()))
-    return _checked(Recipe(name=path.resolve().parent.name, **value), path)
+    return _validate(Recipe(name=path.resolve().parent.name, **value), path)
 
 
 _TYPES: dict[str, Any] = {
@@ -156,7 +156,7 @@ _TYPES: dict[str, Any] = {
     "objective_parameters": dict,
     "card": dict,
 }
-_LATER: dict[str, object] = {
+_OMITTED_IF_DEFAULT: dict[str, object] = {
     "precision": "float32",
     "flip": False,
     "shift": 0,
@@ -180,16 +180,18 @@ _OPTIONAL = tuple(
 )
 
 
-def _checked(recipe: Recipe, path: Path) -> Recipe:
+def _validate(recipe: Recipe, path: Path) -> Recipe:
     if recipe.epochs < 1 or recipe.learning_rate <= 0 or recipe.shift < 0:
-        _complain(path, "epochs, learning_rate or shift", "positive numbers")
+        _raise_bad_recipe(path, "epochs, learning_rate or shift", "positive numbers")
     if recipe.weight_decay < 0 or recipe.levels < 0 or recipe.levels == 1:
-        _complain(path, "weight_decay or levels", "weight_decay >= 0, levels 0 or >= 2")
+        _raise_bad_recipe(path, "weight_decay or levels", "weight_decay >= 0, levels 0 or >= 2")
     if (
         not 0 <= recipe.first < recipe.last
         or not 0 < recipe.batch_size <= recipe.last - recipe.first
     ):
-        _complain(path, "first, last or batch_size", "0 <= first < last, a batch inside that range")
+        _raise_bad_recipe(
+            path, "first, last or batch_size", "0 <= first < last, a batch inside that range"
+        )
     for name, known in (
         ("storage", ("float16", "float32")),
         ("precision", ("float32", "bfloat16")),
@@ -197,7 +199,7 @@ def _checked(recipe: Recipe, path: Path) -> Recipe:
         ("schedule", ("cosine", "constant", "step")),
     ):
         if (value := getattr(recipe, name)) not in known:
-            _complain(path, f"{name} = {value!r}", " or ".join(known))
+            _raise_bad_recipe(path, f"{name} = {value!r}", " or ".join(known))
     _check_schedule(recipe, path)
     _check_optimiser(recipe, path)
     return recipe
@@ -206,7 +208,7 @@ def _checked(recipe: Recipe, path: Path) -> Recipe:
 def _check_schedule(recipe: Recipe, path: Path) -> None:
     milestones = recipe.milestones
     if (recipe.schedule == "step") != bool(milestones):
-        _complain(
+        _raise_bad_recipe(
             path,
             f"schedule {recipe.schedule}, milestones {milestones}",
             "milestones with step alone",
@@ -214,22 +216,28 @@ def _check_schedule(recipe: Recipe, path: Path) -> None:
     if not all(type(each) is int and 0 < each < recipe.epochs for each in milestones) or list(
         milestones
     ) != sorted(set(milestones)):
-        _complain(path, f"milestones {milestones}", "whole epochs inside the training, increasing")
+        _raise_bad_recipe(
+            path, f"milestones {milestones}", "whole epochs inside the training, increasing"
+        )
     if not 0 < recipe.rate_factor < 1 or not 0 <= recipe.warm_up <= recipe.epochs:
-        _complain(path, "rate_factor or warm_up", "rate_factor in (0, 1), warm_up in 0 … epochs")
+        _raise_bad_recipe(
+            path, "rate_factor or warm_up", "rate_factor in (0, 1), warm_up in 0 … epochs"
+        )
 
 
 def _check_optimiser(recipe: Recipe, path: Path) -> None:
     if recipe.optimiser != "sgd" and (recipe.momentum or recipe.nesterov):
-        _complain(path, f"momentum with {recipe.optimiser}", 'optimiser = "sgd"')
+        _raise_bad_recipe(path, f"momentum with {recipe.optimiser}", 'optimiser = "sgd"')
     if not 0 <= recipe.momentum < 1 or (recipe.nesterov and not recipe.momentum):
-        _complain(path, f"momentum = {recipe.momentum!r}", "0 <= momentum < 1, > 0 with nesterov")
+        _raise_bad_recipe(
+            path, f"momentum = {recipe.momentum!r}", "0 <= momentum < 1, > 0 with nesterov"
+        )
     decays = recipe.weight_decays
     if not all(type(each) is float and each >= 0 for each in decays.values()):
-        _complain(path, f"weight_decays = {decays!r}", "numbers >= 0 with a decimal point")
+        _raise_bad_recipe(path, f"weight_decays = {decays!r}", "numbers >= 0 with a decimal point")
     if recipe.clip_norm < 0:
-        _complain(path, f"clip_norm = {recipe.clip_norm!r}", "clip_norm >= 0")
+        _raise_bad_recipe(path, f"clip_norm = {recipe.clip_norm!r}", "clip_norm >= 0")
 
 
-def _complain(path: Path, problem: str, expected: str) -> None:
+def _raise_bad_recipe(path: Path, problem: str, expected: str) -> None:
     raise BadCatalogue(f"{path}: {problem}", expected=expected)

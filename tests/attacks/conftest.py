@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Batch
-from robustbench_inv.evaluation.metering import Meter, inside_box
-from robustbench_inv.randomness import Noise
+from robustbench_inv.attacks.queries import CountingModel, inside_box
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output, flatten
-from robustbench_inv.testing.linear import LinearClassifier
+from robustbench_inv.testing.analytic_problems import LinearClassifier
 from robustbench_inv.threat.budgets import LpBall, Unbounded
 from robustbench_inv.threat.goals import Misclassify
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -56,7 +56,7 @@ class Ran:
     """What a run showed: (n, …) images, and the meter that counted."""
 
     images: Tensor
-    meter: Meter
+    meter: CountingModel
 
     @property
     def broken(self) -> Tensor:
@@ -75,9 +75,9 @@ def problem(n=8, bounds=(0.0, 1.0), classes=4, shape=(1, 6, 6)):
     """Return a linear classifier, images around the middle of its bounds, and its decisions as labels."""
     low, high = bounds
     d = shape[0] * shape[1] * shape[2]
-    weights = 0.6 * Noise(5, torch.arange(classes), "weights").normal((d,), dtype=torch.float64)
+    weights = 0.6 * SampleRNG(5, torch.arange(classes), "weights").normal((d,), dtype=torch.float64)
     model = SteadyClassifier(weights, -weights.sum(1) * (low + high) / 2, bounds)
-    unit = 0.3 + 0.4 * Noise(1, torch.arange(n), "images").uniform(shape, dtype=torch.float64)
+    unit = 0.3 + 0.4 * SampleRNG(1, torch.arange(n), "images").uniform(shape, dtype=torch.float64)
     images = low + (high - low) * unit
     return model, images, model(images).decision
 
@@ -95,9 +95,9 @@ def run(attack, on=None, threat=None, rows=None):
     rows = torch.arange(len(labels)) if rows is None else rows
     batch = Batch(images[rows], labels[rows], rows)
     threat = threat or threat_for(attack)
-    noise = Noise(0, rows)
-    meter = Meter(model, batch, threat, noise)
-    return Ran(attack.run(meter, batch, threat, noise), meter)
+    rng = SampleRNG(0, rows)
+    meter = CountingModel(model, batch, threat, rng)
+    return Ran(attack.run(meter, batch, threat, rng), meter)
 
 
 @cache

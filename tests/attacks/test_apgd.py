@@ -5,18 +5,17 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from robustbench_inv.attacks.apgd import APGD
-from robustbench_inv.attacks.ascent import Ascent, checkpoints
-from robustbench_inv.attacks.ball import Ball
+from robustbench_inv.attacks.apgd import APGD, APGDState, checkpoint_steps
+from robustbench_inv.attacks.budget_geometry import Ball
 from robustbench_inv.attacks.protocol import Batch
+from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.errors import BadParameter, CapabilityMismatch
-from robustbench_inv.evaluation.metering import Meter
-from robustbench_inv.models.rejection import reject
-from robustbench_inv.randomness import Noise
+from robustbench_inv.models.reject_option import reject
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output, flatten
+from robustbench_inv.testing.analytic_problems import linear_problem
 from robustbench_inv.testing.harness import check_attack
-from robustbench_inv.testing.linear import linear_problem
-from robustbench_inv.testing.toys import Drawing
+from robustbench_inv.testing.toys import StochasticToy
 from robustbench_inv.threat.budgets import LpBall, Unbounded
 from robustbench_inv.threat.goals import Misclassify, MisclassifyAccepted, Target
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -39,9 +38,9 @@ class Model:
 
 def run(attack, model, images, labels, threat, start=None):
     ids = torch.arange(len(labels))
-    batch, noise = Batch(images, labels, ids, start), Noise(0, ids)
-    meter = Meter(model, batch, threat, noise)
-    return attack.run(meter, batch, threat, noise), meter
+    batch, rng = Batch(images, labels, ids, start), SampleRNG(0, ids)
+    meter = CountingModel(model, batch, threat, rng)
+    return attack.run(meter, batch, threat, rng), meter
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -68,12 +67,12 @@ def test_linear_model_falls_exactly_beyond_the_analytic_distance(attack, classes
     [
         APGD(steps=30),
         APGD(steps=10, loss="dlr", target_classes=9),
-        APGD(steps=60, widths=(4.0, 2.0)),
+        APGD(steps=60, radius_schedule=(4.0, 2.0)),
     ],
     ids=repr,
 )
 def test_fulfils_the_contract(attack):
-    check_attack(attack, breaks=1.0)
+    check_attack(attack, min_success_rate=1.0)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -89,8 +88,8 @@ def test_larger_budgets_lead_back_in_from_beyond_a_plateau(norm):
     images = torch.full((120, 1, 3, 3), 0.5, dtype=torch.float64)
     labels, threat = torch.zeros(120, dtype=torch.int64), ThreatModel(LpBall(norm, eps))
     model, broken = Model(plateau, 2), []
-    for widths in ((), (8.0, 4.0, 2.0)):
-        shown, meter = run(APGD(80, widths=widths), model, images, labels, threat)
+    for radius_schedule in ((), (8.0, 4.0, 2.0)):
+        shown, meter = run(APGD(80, radius_schedule=radius_schedule), model, images, labels, threat)
         assert threat.budget.contains(images, shown).all()
         broken.append(int((model(shown).decision != labels).sum()))
         assert broken[-1] == int(meter.found.sum())
@@ -98,24 +97,24 @@ def test_larger_budgets_lead_back_in_from_beyond_a_plateau(norm):
 
 
 def test_unusable_widths_are_refused():
-    for widths in ((1.0,), (2.0, 3.0), (0.5,)):
+    for radius_schedule in ((1.0,), (2.0, 3.0), (0.5,)):
         with pytest.raises(BadParameter, match="unusable widths"):
-            APGD(100, widths=widths)
+            APGD(100, radius_schedule=radius_schedule)
     with pytest.raises(BadParameter, match="steps"):
-        APGD(2, widths=(3.0, 2.0))
+        APGD(2, radius_schedule=(3.0, 2.0))
 
 
 def test_checkpoints_are_the_papers():
-    assert checkpoints(100, "linf") == [22, 41, 57, 70, 80, 87, 93, 99]
-    assert checkpoints(100, "l1")[:3] == [4, 8, 12]
-    assert checkpoints(1, "l2") == [1]
+    assert checkpoint_steps(100, "linf") == [22, 41, 57, 70, 80, 87, 93, 99]
+    assert checkpoint_steps(100, "l1")[:3] == [4, 8, 12]
+    assert checkpoint_steps(1, "l2") == [1]
 
 
 def test_steps_are_halved_where_they_led_nowhere_and_begin_again_at_the_best():
     clean = torch.full((4, 1, 2, 2), 0.5, dtype=torch.float64)
-    way = Ascent.begin(Ball(clean, LpBall("linf", 0.1), (0.0, 1.0)), clean)
-    way = replace(
-        way,
+    state = APGDState.begin(Ball(clean, LpBall("linf", 0.1), (0.0, 1.0)), clean)
+    state = replace(
+        state,
         images=clean + 0.1,
         top=clean - 0.1,
         rises=torch.tensor([8.0, 7.0, 10.0, 10.0]),
@@ -123,7 +122,7 @@ def test_steps_are_halved_where_they_led_nowhere_and_begin_again_at_the_best():
         top_heights=torch.tensor([1.0, 1.0, 2.0, 2.0], dtype=torch.float64),
         cut=torch.tensor([False, False, False, True]),
     )
-    after = way.adapt(10)
+    after = state.adapt(10)
     # seven of ten uphill are too few; a best that has stood still since the last checkpoint counts unless steps were cut
     assert after.cut.tolist() == [False, True, True, False]
     assert after.lengths.tolist() == pytest.approx([0.2, 0.1, 0.1, 0.2])
@@ -133,22 +132,24 @@ def test_steps_are_halved_where_they_led_nowhere_and_begin_again_at_the_best():
 
 def test_the_first_answer_is_no_rise():
     clean = torch.full((1, 4), 0.5, dtype=torch.float64)
-    way = Ascent.begin(Ball(clean, LpBall("linf", 0.1), (0.0, 1.0)), clean)
+    state = APGDState.begin(Ball(clean, LpBall("linf", 0.1), (0.0, 1.0)), clean)
     for height, rises in ((-3.0, 0), (-2.0, 1), (-2.5, 1), (-1.0, 2)):
-        way = way.visit(clean, torch.tensor([height], dtype=torch.float64)).step(first=rises == 0)
-        assert way.rises.tolist() == [rises]
-    assert way.top_heights.tolist() == [-1.0]
+        state = state.visit(clean, torch.tensor([height], dtype=torch.float64)).step(
+            first=rises == 0
+        )
+        assert state.rises.tolist() == [rises]
+    assert state.top_heights.tolist() == [-1.0]
 
 
 def test_in_l1_steps_become_sparser_and_then_shorter():
     clean = torch.full((2, 10), 0.5, dtype=torch.float64)
-    way = Ascent.begin(Ball(clean, LpBall("l1", 1.0), (0.0, 1.0)), clean)
-    assert way.widths.tolist() == [2.0, 2.0]
+    state = APGDState.begin(Ball(clean, LpBall("l1", 1.0), (0.0, 1.0)), clean)
+    assert state.radius_schedule.tolist() == [2.0, 2.0]
     top = clean.clone()
     top[0, :6] += 0.1
     top[1] += 0.1
-    after = replace(way, top=top).adapt(4)
-    assert after.widths.tolist() == pytest.approx([4.0, 10 / 1.5])
+    after = replace(state, top=top).adapt(4)
+    assert after.radius_schedule.tolist() == pytest.approx([4.0, 10 / 1.5])
     assert after.lengths.tolist() == pytest.approx([1.0, 1 / 1.5])
 
 
@@ -225,7 +226,7 @@ def test_knows_that_the_model_rejects():
 
 def test_a_stochastic_model_is_pushed_to_the_end():
     linear, images, labels = linear_problem(4, 3)
-    model = Drawing(linear, scale=0.01)
+    model = StochasticToy(linear, scale=0.01)
     threat = ThreatModel(LpBall("linf", 0.05))
     shown, meter = run(APGD(steps=10), model, images, labels, threat)
     assert (linear(shown).decision != labels).all()

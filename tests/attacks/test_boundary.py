@@ -1,16 +1,17 @@
-"""The Boundary attack: every sample walks by itself, whatever becomes of the others."""
+"""The BoundaryAttack attack: every sample walks by itself, whatever becomes of the others."""
 
 import pytest
 import torch
 
-from robustbench_inv.attacks.boundary import Boundary
+from robustbench_inv.attacks.boundary import BoundaryAttack
 from robustbench_inv.attacks.hopskipjump import HopSkipJump
-from robustbench_inv.catalogue.load import load_dataset, load_model
+from robustbench_inv.catalogue.datasets import load_dataset
+from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.tensors import Output, norm
+from robustbench_inv.testing.analytic_problems import linear_problem
 from robustbench_inv.testing.harness import check_attack
-from robustbench_inv.testing.linear import linear_problem
 from robustbench_inv.threat.budgets import Unbounded
 from robustbench_inv.threat.goals import Misclassify, MisclassifyAccepted, Target
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -19,18 +20,18 @@ THREAT = ThreatModel(Unbounded("l2"))
 
 
 def test_it_keeps_to_the_rules():
-    check_attack(Boundary(steps=60), ratio=5.0)
+    check_attack(BoundaryAttack(steps=60), max_distance_ratio=5.0)
 
 
 def test_it_is_within_a_quarter_of_the_optimum(lab):
     model, images, labels = linear_problem(8, 3, shape=(1, 4, 4))
-    ran = lab.run(Boundary(steps=400), (model, images, labels), THREAT)
-    ratio = norm(ran.images - images, "l2") / model.distance(images, labels, "l2")
-    assert 1 - 1e-9 <= ratio.min() <= ratio.max() <= 1.25
+    ran = lab.run(BoundaryAttack(steps=400), (model, images, labels), THREAT)
+    max_distance_ratio = norm(ran.images - images, "l2") / model.distance(images, labels, "l2")
+    assert 1 - 1e-9 <= max_distance_ratio.min() <= max_distance_ratio.max() <= 1.25
 
 
 def test_a_sample_does_not_depend_on_its_batch(lab):
-    on, attack = lab.problem(6), Boundary(steps=60)
+    on, attack = lab.problem(6), BoundaryAttack(steps=60)
     alone = lab.in_parts(attack, 1, on, THREAT)
     assert torch.equal(alone, lab.in_parts(attack, 6, on, THREAT))
 
@@ -46,11 +47,11 @@ def test_one_failed_start_ends_nothing(lab):
 
     model = lab.Changed(linear, stubborn)
     # all of class labels[1]: its samples have no start, the others are wrong to begin with
-    ran = lab.run(Boundary(steps=50), (model, images, labels), THREAT)
+    ran = lab.run(BoundaryAttack(steps=50), (model, images, labels), THREAT)
     for row in range(3):
-        status = ran.meter.marks.get(row)
+        status = ran.meter.failures.get(row)
         assert status == ("no_start" if labels[row] == labels[1] else None)
-    lost = torch.tensor([row in ran.meter.marks for row in range(3)])
+    lost = torch.tensor([row in ran.meter.failures for row in range(3)])
     assert torch.equal(ran.images[lost], images[lost])
     assert ran.broken[~lost].all()
 
@@ -61,8 +62,8 @@ def test_only_decisions_are_seen(lab):
     ranks = lab.Changed(
         linear, lambda output, _: Output(output.logits.argsort(1).argsort(1).double())
     )
-    plain = lab.run(Boundary(steps=40), (linear, images, labels), THREAT)
-    ranked = lab.run(Boundary(steps=40), (ranks, images, labels), THREAT)
+    plain = lab.run(BoundaryAttack(steps=40), (linear, images, labels), THREAT)
+    ranked = lab.run(BoundaryAttack(steps=40), (ranks, images, labels), THREAT)
     assert torch.equal(plain.images, ranked.images)
     assert not ranked.meter.backward_passes.any()
 
@@ -71,13 +72,13 @@ def test_only_decisions_are_seen(lab):
 def test_more_steps_end_nearer(goal, lab):
     model, images, labels = linear_problem(9, 3, shape=(1, 5, 5))
     on = (model, images[labels != 2], labels[labels != 2])
-    threat = THREAT.wanting(goal)
-    few, more = (lab.run(Boundary(steps=n), on, threat) for n in (20, 200))
+    threat = THREAT.with_goal(goal)
+    few, more = (lab.run(BoundaryAttack(steps=n), on, threat) for n in (20, 200))
     nearer = norm(more.images - on[1], "l2") < norm(few.images - on[1], "l2")
     assert nearer.double().mean() > 0.8
 
 
-@pytest.mark.parametrize("attack", [Boundary(steps=100), HopSkipJump(steps=5)], ids=repr)
+@pytest.mark.parametrize("attack", [BoundaryAttack(steps=100), HopSkipJump(steps=5)], ids=repr)
 def test_what_is_rejected_is_no_success(attack, lab):
     linear, images, labels = linear_problem(4, 2, shape=(1, 4, 4))
 
@@ -86,7 +87,7 @@ def test_what_is_rejected_is_no_success(attack, lab):
         return Output(output.logits, accepted=sure)
 
     model = lab.Changed(linear, cautious)
-    ran = lab.run(attack, (model, images, labels), THREAT.wanting(MisclassifyAccepted()))
+    ran = lab.run(attack, (model, images, labels), THREAT.with_goal(MisclassifyAccepted()))
     assert model(ran.images).accepted.all()
     assert ran.broken.all()
 
@@ -94,13 +95,13 @@ def test_what_is_rejected_is_no_success(attack, lab):
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"every": 0}, {"sideways": 1.5}, {"gain": 0}])
 def test_settings_are_checked(wrong):
     with pytest.raises(BadParameter, match=f"unusable {next(iter(wrong))}"):
-        Boundary(**wrong)
+        BoundaryAttack(**wrong)
 
 
 def test_the_undefended_network_falls(lab):
     """Of 5 digits all are wrong within an l2 of 8 after 150 steps: uniform noise alone is at 7 to 9."""
     data, model = load_dataset("mnist5k"), load_model("mnist-cnn").classifier
     images, labels = data.batch(list(select_samples(data.labels, 5)))
-    ran = lab.run(Boundary(steps=150), (model, images.float(), labels), THREAT)
+    ran = lab.run(BoundaryAttack(steps=150), (model, images.float(), labels), THREAT)
     assert ran.broken.all()
     assert norm(ran.images - images.float(), "l2").median() < 5

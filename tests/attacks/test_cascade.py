@@ -8,29 +8,34 @@ import torch
 
 import robustbench_inv as rbi
 from robustbench_inv.attacks.apgd import APGD
-from robustbench_inv.attacks.cascade import BROKEN_BY, Cascade
-from robustbench_inv.attacks.fmn import FMN
+from robustbench_inv.attacks.ensemble import (
+    BROKEN_BY,
+    Ensemble,
+    SquareThenAPGD,
+    SubsetRunner,
+    standard,
+)
 from robustbench_inv.attacks.invariance.collision import Collision
-from robustbench_inv.attacks.noise import UniformNoise
+from robustbench_inv.attacks.minimum_norm import FMN
 from robustbench_inv.attacks.protocol import Batch, Kind
-from robustbench_inv.attacks.relay import Relay
-from robustbench_inv.attacks.scouted import Scouted
-from robustbench_inv.attacks.square import Square
-from robustbench_inv.attacks.standard import standard
-from robustbench_inv.catalogue.load import load_attack, load_dataset, load_model
+from robustbench_inv.attacks.queries import CountingModel
+from robustbench_inv.attacks.random_inputs import RandomPerturbation
+from robustbench_inv.attacks.square import SquareAttack
+from robustbench_inv.catalogue.attacks import load_attack
+from robustbench_inv.catalogue.datasets import load_dataset
+from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.evaluation.metering import Meter
-from robustbench_inv.randomness import Noise
-from robustbench_inv.results.measured import read_measured
+from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.results.cell import sample_values
 from robustbench_inv.tensors import Output, flatten
+from robustbench_inv.testing.analytic_problems import linear_problem
 from robustbench_inv.testing.harness import check_attack
-from robustbench_inv.testing.linear import linear_problem
-from robustbench_inv.testing.toys import Drawing
+from robustbench_inv.testing.toys import StochasticToy
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.threat_model import ThreatModel
 
-MEMBERS = (UniformNoise(draws=12), Square(30), APGD(steps=15))
+MEMBERS = (RandomPerturbation(draws=12), SquareAttack(30), APGD(steps=15))
 
 
 @dataclass(frozen=True)
@@ -85,15 +90,15 @@ class Watched:
 
 
 def problem(n=40, dtype=torch.float64):
-    images = 0.5 + 0.3 * Noise(5, torch.arange(n)).uniform((1, 2, 2), dtype=dtype)
+    images = 0.5 + 0.3 * SampleRNG(5, torch.arange(n)).uniform((1, 2, 2), dtype=dtype)
     return images, torch.zeros(n, dtype=torch.int64)
 
 
 def session(model, images, labels, eps=0.1, ids=None):
     ids = torch.arange(len(labels)) if ids is None else ids
-    batch, noise = Batch(images, labels, ids), Noise(0, ids)
+    batch, noise = Batch(images, labels, ids), SampleRNG(0, ids)
     threat = ThreatModel(LpBall("linf", eps))
-    return Meter(model, batch, threat, noise), batch, threat, noise
+    return CountingModel(model, batch, threat, noise), batch, threat, noise
 
 
 def wrong(model, images, labels):
@@ -103,10 +108,10 @@ def wrong(model, images, labels):
 def test_breaks_what_its_members_break_apart():
     model, (images, labels) = Model(), problem()
     given = session(model, images, labels)
-    shown = Cascade(MEMBERS).run(*given)
+    shown = Ensemble(MEMBERS).run(*given)
     every, fell = torch.arange(len(labels)), []
     for number, member in enumerate(MEMBERS, 1):
-        alone = Relay(*session(model, images, labels)).run(member, every, str(number))
+        alone = SubsetRunner(*session(model, images, labels)).run(member, every, str(number))
         fell.append(wrong(model, alone, labels))
     apart = torch.stack(fell)
     assert apart.any(1).all()
@@ -122,7 +127,7 @@ def test_members_get_what_those_before_them_left():
     watched, after = Watched([], []), Watched([], [])
     meter, batch, threat, noise = session(model, images, labels)
     start = replace(batch, start=images)
-    shown = Cascade((watched, APGD(steps=5), after)).run(meter, start, threat, noise)
+    shown = Ensemble((watched, APGD(steps=5), after)).run(meter, start, threat, noise)
     left = (~wrong(model, shown, labels)).nonzero()[:, 0].tolist()
     assert watched.given == [list(range(40))]
     assert after.given == [left]
@@ -133,10 +138,16 @@ def test_members_get_what_those_before_them_left():
 def test_what_is_left_shows_the_image_that_came_nearest():
     model, (images, labels) = Model(), problem(8)
     given = session(model, images, labels, eps=0.01)
-    shown = Cascade((Square(5), APGD(steps=10), UniformNoise(draws=1))).run(*given)
+    shown = Ensemble((SquareAttack(5), APGD(steps=10), RandomPerturbation(draws=1))).run(*given)
     goal = given[2].goal
-    for member, name in ((Square(5), "1"), (APGD(steps=10), "2"), (UniformNoise(draws=1), "3")):
-        alone = Relay(*session(model, images, labels, 0.01)).run(member, torch.arange(8), name)
+    for member, name in (
+        (SquareAttack(5), "1"),
+        (APGD(steps=10), "2"),
+        (RandomPerturbation(draws=1), "3"),
+    ):
+        alone = SubsetRunner(*session(model, images, labels, 0.01)).run(
+            member, torch.arange(8), name
+        )
         assert (goal.margin(model(shown), labels) >= goal.margin(model(alone), labels)).all()
 
 
@@ -144,7 +155,7 @@ def test_a_nearest_success_outside_the_budget_is_none():
     model, images, labels = linear_problem(8)
     eps = float(model.distance(images, labels, "linf").median())
     meter, batch, threat, noise = session(model, images, labels, eps)
-    shown = Cascade((FMN(),)).run(meter, batch, threat, noise)
+    shown = Ensemble((FMN(),)).run(meter, batch, threat, noise)
     assert threat.budget.contains(images, shown).all()
     fell = wrong(model, shown, labels)
     assert 0 < fell.sum() < 8
@@ -153,17 +164,17 @@ def test_a_nearest_success_outside_the_budget_is_none():
 
 def test_outcome_does_not_depend_on_the_batch():
     model, (images, labels) = Model(), problem(12)
-    together = Cascade(MEMBERS).run(*session(model, images, labels))
+    together = Ensemble(MEMBERS).run(*session(model, images, labels))
     for rows in torch.arange(12).split(5):
-        apart = Cascade(MEMBERS).run(*session(model, images[rows], labels[rows], ids=rows))
+        apart = Ensemble(MEMBERS).run(*session(model, images[rows], labels[rows], ids=rows))
         torch.testing.assert_close(apart, together[rows], rtol=0, atol=1e-12)
 
 
 def test_believes_a_stochastic_model_only_after_several_answers():
     linear, images, labels = linear_problem(6, 3)
-    model = Drawing(linear, scale=0.05)
+    model = StochasticToy(linear, scale=0.05)
     after = Watched([], [])
-    shown = Cascade((APGD(steps=10), after)).run(*session(model, images, labels, 0.05))
+    shown = Ensemble((APGD(steps=10), after)).run(*session(model, images, labels, 0.05))
     assert wrong(linear, shown, labels).all()
     assert after.given == []
 
@@ -172,15 +183,15 @@ def test_on_a_substitute_all_members_run_to_the_end():
     model, images, labels = linear_problem(6, 3)
     meter, batch, threat, noise = session(model, images, labels, 0.05)
     transfer = replace(threat, access="transfer", substitute="other")
-    meter = Meter(model, batch, transfer, noise, keep_best=False)
+    meter = CountingModel(model, batch, transfer, noise, keep_best=False)
     after = Watched([], [])
-    shown = Cascade((APGD(steps=10), after)).run(meter, batch, transfer, noise)
+    shown = Ensemble((APGD(steps=10), after)).run(meter, batch, transfer, noise)
     assert wrong(model, shown, labels).all()
     assert after.given == [list(range(6))]
 
 
 def test_many_queries_are_spent_only_where_gradients_mislead():
-    attack = Scouted(queries=10, steps=10, long=300)
+    attack = SquareThenAPGD(queries=10, steps=10, long=300)
     linear, images, labels = linear_problem(8)
     eps = 0.8 * float(linear.distance(images, labels, "linf").min())
     honest = session(linear, images, labels, eps)
@@ -198,8 +209,8 @@ def test_many_queries_are_spent_only_where_gradients_mislead():
 def test_what_is_almost_there_is_attempted_again():
     images, labels = torch.full((30, 16), 0.5, dtype=torch.float64), torch.zeros(30).long()
     ways = (
-        Scouted(2, 30, long=1, near=1e-9),
-        Scouted(2, 30, long=1, near=0.2, more=2),
+        SquareThenAPGD(2, 30, long=1, near=1e-9),
+        SquareThenAPGD(2, 30, long=1, near=0.2, more=2),
     )
     sessions = session(Basins(), images, labels), session(Basins(), images, labels)
     shown = [way.run(*given) for way, given in zip(ways, sessions, strict=True)]
@@ -213,9 +224,9 @@ def test_what_is_almost_there_is_attempted_again():
 
 def test_a_sample_named_twice_is_searched_for_with_other_draws():
     images, labels = torch.full((3, 16), 0.5, dtype=torch.float64), torch.zeros(3).long()
-    relay = Relay(*session(Model(), images, labels, 0.01))
-    both = relay.run(Square(1), torch.tensor([2, 0, 2]), "name")
-    alone = relay.run(Square(1), torch.tensor([0, 2]), "name")
+    relay = SubsetRunner(*session(Model(), images, labels, 0.01))
+    both = relay.run(SquareAttack(1), torch.tensor([2, 0, 2]), "name")
+    alone = relay.run(SquareAttack(1), torch.tensor([0, 2]), "name")
     assert torch.equal(both[1], alone[0])
     assert torch.equal(both[0], alone[1])
     assert not torch.equal(both[2], both[0])
@@ -225,8 +236,10 @@ def test_standard_fulfils_the_contract():
     attack = standard()
     assert attack == load_attack("standard").attack
     assert attack.norms == {"l1", "l2", "linf"}
-    small = Cascade((APGD(steps=10), FMN(), APGD(5, target_classes=9), Scouted(20, 5, long=40)))
-    check_attack(small, breaks=1.0)
+    small = Ensemble(
+        (APGD(steps=10), FMN(), APGD(5, target_classes=9), SquareThenAPGD(20, 5, long=40))
+    )
+    check_attack(small, min_success_rate=1.0)
 
 
 def test_undefended_network_falls_in_seconds():
@@ -238,7 +251,7 @@ def test_undefended_network_falls_in_seconds():
 
 
 def test_a_cell_is_resumed_to_the_byte_and_tells_who_broke_what(tmp_path):
-    attack = Cascade((APGD(steps=5), Scouted(queries=20, steps=5, long=30)))
+    attack = Ensemble((APGD(steps=5), SquareThenAPGD(queries=20, steps=5, long=30)))
 
     def evaluate():
         return rbi.evaluate(
@@ -254,7 +267,7 @@ def test_a_cell_is_resumed_to_the_byte_and_tells_who_broke_what(tmp_path):
     ((_, cell),) = evaluate().cells
     records = cell.path / "records.jsonl"
     whole = records.read_bytes()
-    by = read_measured(cell.events())[BROKEN_BY]
+    by = sample_values(cell.events())[BROKEN_BY]
     fell = {r.sample for r in cell.records() if r.goal_reached}
     assert 0 < len(fell) < 12
     assert {sample for sample, member in by.items() if member} == fell
@@ -266,7 +279,7 @@ def test_a_cell_is_resumed_to_the_byte_and_tells_who_broke_what(tmp_path):
 @pytest.mark.parametrize("members", [(), (Collision(),)], ids=["none", "an invariance attack"])
 def test_unusable_members(members):
     with pytest.raises(BadParameter, match="members"):
-        Cascade(members)
+        Ensemble(members)
 
 
 @pytest.mark.parametrize(
@@ -282,4 +295,4 @@ def test_unusable_members(members):
 )
 def test_unusable_parameters_of_a_scouted_search(bad):
     with pytest.raises(BadParameter, match=next(iter(bad))):
-        Scouted(**bad)
+        SquareThenAPGD(**bad)

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from robustbench_inv.attacks.invariance.collision import Collision
-from robustbench_inv.attacks.protocol import Batch, Pool
+from robustbench_inv.attacks.protocol import Batch, InputPool
+from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.evaluation.metering import Meter
-from robustbench_inv.models.module import ModuleClassifier
-from robustbench_inv.randomness import Noise
+from robustbench_inv.models.wrapping import ModuleClassifier
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.threat.budgets import Unbounded
 from robustbench_inv.threat.goals import KeepDecision
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -31,13 +31,15 @@ def batch():
     offset = torch.rand(N, generator=generator) * 0.2 + 0.02
     level = 0.5 + offset * (2 * labels - 1)
     images = level[:, None, None, None] + 0.2 * (torch.arange(16).reshape(1, 1, 4, 4) % 2 - 0.5)
-    return Batch(images, labels, ids, pool=Pool(ids, lambda rows: (images[rows], labels[rows])))
+    return Batch(
+        images, labels, ids, pool=InputPool(ids, lambda rows: (images[rows], labels[rows]))
+    )
 
 
 def run(attack, given):
     model, threat = mean_classifier(), ThreatModel(Unbounded(), KeepDecision())
-    meter = Meter(model, given, threat, Noise(0, given.ids), keep_best=False)
-    return attack.run(meter, given, threat, Noise(0, given.ids)), meter, model
+    meter = CountingModel(model, given, threat, SampleRNG(0, given.ids), keep_best=False)
+    return attack.run(meter, given, threat, SampleRNG(0, given.ids)), meter, model
 
 
 @pytest.mark.parametrize("donor", ["other-class", "random", "nearest"])

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from robustbench_inv.attacks.foolbox_adapter import FREE_START, FoolboxAttack
+from robustbench_inv.attacks.adapters.foolbox import OWN_START, FoolboxAttack
 from robustbench_inv.errors import (
     AttackFailed,
     BadParameter,
@@ -77,7 +77,7 @@ def test_all_names_are_known():
 def test_it_runs_inside_its_budget_and_finds_adversarials(name, lab):
     ran = lab.whole(short(name))
     assert ran.allowed
-    assert not ran.meter.marks
+    assert not ran.meter.failures
     assert ran.broken.any() or name in UNSEEING
 
 
@@ -247,12 +247,12 @@ def test_a_sample_without_a_starting_point_leaves_the_others_alone(name, lab):
     images = Island.middle + shifts
     ran = lab.run(short(name), (Island(), images, torch.tensor([0, 1, 0, 1])))
     assert ran.broken.tolist() == [False, True, False, True]
-    assert ran.meter.marks == {0: "no_start", 2: "no_start"}
+    assert ran.meter.failures == {0: "no_start", 2: "no_start"}
     assert torch.equal(ran.images[[0, 2]], images[[0, 2]])
 
 
 def test_attacks_that_do_without_a_starting_point_draw_none(lab):
-    for name in FREE_START:
+    for name in OWN_START:
         assert int(lab.run(FoolboxAttack(name, (("steps", 3),))).meter.forward_passes[0]) == 4
 
 
@@ -273,7 +273,7 @@ class Fragile:
 def test_an_exception_for_one_sample_is_marked_and_the_others_go_on(lab):
     model, images, labels = lab.problem()
     ran = lab.run(FoolboxAttack("LinfPGD"), (Fragile(model, images[2]), images, labels))
-    assert ran.meter.marks == {2: "crash"}
+    assert ran.meter.failures == {2: "crash"}
     assert model(ran.images).decision.ne(labels).tolist() == [i != 2 for i in range(8)]
 
 

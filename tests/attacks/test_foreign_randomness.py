@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from robustbench_inv.attacks.foreign_randomness import foreign_randomness, foreign_seed
-from robustbench_inv.randomness import Noise
+from robustbench_inv.attacks.adapters.adapted_randomness import adapted_randomness, adapted_seed
+from robustbench_inv.randomness import SampleRNG
 
 SHAPE = (2, 3)
 
@@ -26,7 +26,7 @@ DRAWS = {
 
 def drawn(draw, ids, times=1):
     images = torch.zeros(len(ids), *SHAPE)
-    with foreign_randomness(Noise(0, torch.tensor(ids))):
+    with adapted_randomness(SampleRNG(0, torch.tensor(ids))):
         return [draw(images) for _ in range(times)][-1]
 
 
@@ -63,14 +63,16 @@ def test_draws_that_belong_to_no_sample_are_the_same_for_every_batch():
 
 
 def test_a_sample_attacked_alone_has_a_seed_of_its_own():
-    seeds = {foreign_seed(Noise(0, torch.tensor([i])), alone=True) for i in range(50)}
+    seeds = {adapted_seed(SampleRNG(0, torch.tensor([i])), one_by_one=True) for i in range(50)}
     assert len(seeds) == 50
-    assert len({foreign_seed(Noise(0, torch.tensor([i]))) for i in range(50)}) == 1
-    assert foreign_seed(Noise(0, torch.tensor([1]))) != foreign_seed(Noise(1, torch.tensor([1])))
+    assert len({adapted_seed(SampleRNG(0, torch.tensor([i]))) for i in range(50)}) == 1
+    assert adapted_seed(SampleRNG(0, torch.tensor([1]))) != adapted_seed(
+        SampleRNG(1, torch.tensor([1]))
+    )
 
 
 def draw_and_fail():
-    with foreign_randomness(Noise(0, torch.arange(3))):
+    with adapted_randomness(SampleRNG(0, torch.arange(3))):
         _ = torch.rand(3, 2), torch.rand(5), np.random.rand(), random.random()  # noqa: NPY002
         raise ZeroDivisionError
 

@@ -4,15 +4,16 @@ import pytest
 import torch
 
 from robustbench_inv.attacks import hopskipjump
-from robustbench_inv.attacks.decisions import Decisions
+from robustbench_inv.attacks.decision_based import DecisionOracle
 from robustbench_inv.attacks.hopskipjump import HopSkipJump
 from robustbench_inv.attacks.protocol import Batch
-from robustbench_inv.catalogue.load import load_dataset, load_model
+from robustbench_inv.catalogue.datasets import load_dataset
+from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.tensors import Output, norm
+from robustbench_inv.testing.analytic_problems import linear_problem
 from robustbench_inv.testing.harness import check_attack
-from robustbench_inv.testing.linear import linear_problem
 from robustbench_inv.threat.budgets import Unbounded
 from robustbench_inv.threat.goals import Misclassify, MisclassifyAccepted, Target
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -36,8 +37,8 @@ def test_it_is_at_the_optimum_in_the_end(measured, lab):
 
 @pytest.mark.parametrize("measured", NORMS)
 @pytest.mark.parametrize("memory", [0.0, 0.7])
-def test_a_sample_does_not_depend_on_its_batch(measured, memory, lab):
-    on, attack = lab.problem(8), HopSkipJump(steps=4, probes=20, memory=memory)
+def test_a_sample_does_not_depend_on_its_batch(measured, momentum, lab):
+    on, attack = lab.problem(8), HopSkipJump(steps=4, initial_queries=20, momentum=momentum)
     whole = lab.in_parts(attack, 8, on, THREATS[measured])
     for size in (1, 3):
         parts = lab.in_parts(attack, size, on, THREATS[measured])
@@ -50,7 +51,9 @@ def test_what_is_asked_at_once_is_bounded(lab, monkeypatch):
     for elements in (2**20, 7 * 16):
         monkeypatch.setattr(hopskipjump, "ELEMENTS", elements)
         model = lab.Changed(linear)
-        ran = lab.run(HopSkipJump(steps=1, probes=30), (model, images, labels), THREATS["l2"])
+        ran = lab.run(
+            HopSkipJump(steps=1, initial_queries=30), (model, images, labels), THREATS["l2"]
+        )
         most.append(model.most)
         asked.append(ran.meter.forward_passes)
         assert ran.broken.all()
@@ -71,7 +74,7 @@ def test_one_failed_start_ends_nothing(lab):
     lost = labels == labels[1]
     assert lost.any()
     assert not lost.all()
-    assert ran.meter.marks == {int(row): "no_start" for row in lost.nonzero()[:, 0]}
+    assert ran.meter.failures == {int(row): "no_start" for row in lost.nonzero()[:, 0]}
     assert torch.equal(ran.images[lost], images[lost])
     assert ran.broken[~lost].all()
 
@@ -95,7 +98,7 @@ def test_only_decisions_are_seen(lab):
 def test_more_steps_end_nearer(goal, measured, lab):
     model, images, labels = linear_problem(9, 3, shape=(1, 5, 5))
     on = (model, images[labels != 2], labels[labels != 2])
-    threat = THREATS[measured].wanting(goal)
+    threat = THREATS[measured].with_goal(goal)
     few, more = (lab.run(HopSkipJump(steps=n), on, threat) for n in (1, 10))
     if isinstance(goal, Target):
         assert (model(more.images).decision == 2).all()
@@ -108,9 +111,9 @@ def test_questions_are_as_many_as_the_paper_has(lab):
     """50·(1 + √2 + √3) probes and those of 4 searches for the boundary, besides the start's and the steps'."""
     model, images, labels = linear_problem(5, 3, shape=(1, 4, 4))
     ran = lab.run(HopSkipJump(steps=3), (model, images, labels), THREATS["l2"])
-    probes, halvings = 50 + 70 + 86, 4 * 9
-    assert ran.meter.forward_passes.min() >= probes + halvings + 3
-    assert ran.meter.forward_passes.max() <= probes + halvings + 3 * 20 + 30
+    initial_queries, halvings = 50 + 70 + 86, 4 * 9
+    assert ran.meter.forward_passes.min() >= initial_queries + halvings + 3
+    assert ran.meter.forward_passes.max() <= initial_queries + halvings + 3 * 20 + 30
 
 
 @pytest.mark.parametrize(
@@ -150,7 +153,7 @@ def test_the_way_back_ends_at_the_boundary(measured):
         above = images.flatten(1).mean(1) - 0.8
         return Output(torch.stack([-above, above], 1))
 
-    decisions = Decisions(bright, batch, Misclassify())
-    ends = decisions.approach(torch.ones_like(clean), torch.arange(2), 20, measured)
+    decisions = DecisionOracle(bright, batch, Misclassify())
+    ends = decisions.binary_search(torch.ones_like(clean), torch.arange(2), 20, measured)
     assert ((ends - 0.8) > 0).all()
     assert ((ends - 0.8) < 1e-5).all()

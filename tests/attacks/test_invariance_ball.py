@@ -6,12 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from robustbench_inv.attacks.invariance.alignment import Alignment
-from robustbench_inv.attacks.invariance.ball import InvarianceBall
-from robustbench_inv.attacks.protocol import Batch, Pool
+from robustbench_inv.attacks.invariance.ball import Alignment, InvarianceBall
+from robustbench_inv.attacks.protocol import Batch, InputPool
+from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.evaluation.metering import Meter
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output, norm
 from robustbench_inv.testing.harness import check_attack
 from robustbench_inv.threat.budgets import LpBall, Unbounded
@@ -34,20 +33,20 @@ class Brightness:
 
 
 def noise_images(n, shape=(1, 6, 6), stream="ball"):
-    return Noise(0, torch.arange(n), stream).uniform(shape, dtype=torch.float64)
+    return SampleRNG(0, torch.arange(n), stream).uniform(shape, dtype=torch.float64)
 
 
 def batch_of(images, labels, donors, classes):
     """Return a batch whose pool holds other samples."""
     ids = torch.arange(100, 100 + len(donors))
-    pool = Pool(ids, lambda _: (donors, torch.tensor(classes)))
+    pool = InputPool(ids, lambda _: (donors, torch.tensor(classes)))
     return Batch(images, torch.tensor(labels), torch.arange(len(images)), pool=pool)
 
 
 def attack(model, batch, budget, **parameters):
-    threat, noise = ThreatModel(budget, KeepDecision()), Noise(0, batch.ids)
-    meter = Meter(model, batch, threat, noise, keep_best=False)
-    return InvarianceBall(**parameters).run(meter, batch, threat, noise), meter
+    threat, rng = ThreatModel(budget, KeepDecision()), SampleRNG(0, batch.ids)
+    meter = CountingModel(model, batch, threat, rng, keep_best=False)
+    return InvarianceBall(**parameters).run(meter, batch, threat, rng), meter
 
 
 def shifted(image, dy, dx, low=0.0):
@@ -169,7 +168,7 @@ def test_a_sample_without_another_class_is_left_as_it_is():
     images = noise_images(2)
     batch = batch_of(images, [0, 1], noise_images(1, stream="donors"), [1])
     shown, meter = attack(Brightness(), batch, LpBall("linf", 0.1))
-    assert meter.marks == {1: "no_start"}
+    assert meter.failures == {1: "no_start"}
     assert torch.equal(shown[1], images[1])
     assert norm(shown - images, "linf")[0] == pytest.approx(0.1)
 

@@ -6,25 +6,27 @@ import pytest
 import torch
 
 from robustbench_inv.attacks.local_search import LocalSearch
-from robustbench_inv.catalogue.load import load_attack, load_dataset, load_model
+from robustbench_inv.catalogue.attacks import load_attack
+from robustbench_inv.catalogue.datasets import load_dataset
+from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output
+from robustbench_inv.testing.analytic_problems import LinearClassifier, linear_problem
 from robustbench_inv.testing.harness import check_attack
-from robustbench_inv.testing.linear import LinearClassifier, linear_problem
 from robustbench_inv.threat.budgets import Unbounded
 from robustbench_inv.threat.goals import MisclassifyAccepted, Target
 from robustbench_inv.threat.threat_model import ThreatModel
 
-EVERYWHERE = LocalSearch(seeds=1.0, candidates=10**6, reach=100)
+EVERYWHERE = LocalSearch(initial_share=1.0, candidates=10**6, half_side=100)
 THREAT = ThreatModel(Unbounded("l0"))
 
 
 def dark(classes=2, offset=100.0, shape=(1, 5, 5)):
     """Return a linear model that decides for class 0 by far, and black images."""
     size = torch.Size(shape).numel()
-    weights = Noise(3, torch.arange(classes), "weights").normal((size,), dtype=torch.float64)
+    weights = SampleRNG(3, torch.arange(classes), "weights").normal((size,), dtype=torch.float64)
     biases = torch.zeros(classes, dtype=torch.float64)
     biases[0] = offset
     return LinearClassifier(weights, biases), torch.zeros(1, *shape, dtype=torch.float64)
@@ -109,7 +111,7 @@ def test_a_pixel_is_all_its_channels(lab):
 
 def test_the_next_round_looks_around_what_was_changed(lab):
     model, images = dark(shape=(1, 9, 9))
-    attack = replace(EVERYWHERE, reach=1, pixels=1, rounds=2)
+    attack = replace(EVERYWHERE, half_side=1, pixels=1, rounds=2)
     _, asked = probed(attack, model, images, lab)
     written = asked[81]
     row, column = divmod(int(written.flatten().argmax()), 9)

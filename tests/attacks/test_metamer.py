@@ -7,15 +7,14 @@ import torch
 
 from robustbench_inv.attacks.invariance.donors import choose_donors
 from robustbench_inv.attacks.invariance.metamer import STAGES, Metamer
-from robustbench_inv.attacks.protocol import Batch, Pool
-from robustbench_inv.catalogue.load import load_model
+from robustbench_inv.attacks.protocol import Batch, InputPool
+from robustbench_inv.attacks.queries import CountingModel
+from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.errors import BadParameter, CapabilityMismatch
-from robustbench_inv.evaluation.metering import Meter
 from robustbench_inv.models.firevnet import convolutional
-from robustbench_inv.randomness import Noise
-from robustbench_inv.testing.bijection import rotation_classifier
+from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.testing.analytic_problems import linear_problem, rotation_classifier
 from robustbench_inv.testing.harness import check_model
-from robustbench_inv.testing.linear import linear_problem
 from robustbench_inv.threat.budgets import Unbounded
 from robustbench_inv.threat.goals import KeepDecision
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -32,17 +31,19 @@ def rotation(bounds=(0.0, 1.0), **options):
 
 def batch_for(model, n=N):
     shape = (1, 6, 6)
-    images = Noise(0, torch.arange(n), "test").uniform(shape, dtype=model.dtype)
+    images = SampleRNG(0, torch.arange(n), "test").uniform(shape, dtype=model.dtype)
     labels, ids = model(images).decision, torch.arange(n)
-    return Batch(images, labels, ids, pool=Pool(ids, lambda rows: (images[rows], labels[rows])))
+    return Batch(
+        images, labels, ids, pool=InputPool(ids, lambda rows: (images[rows], labels[rows]))
+    )
 
 
 def run(attack, model, batch=None):
     """Return what is shown, and what was measured."""
     batch = batch or batch_for(model)
-    threat, noise = ThreatModel(Unbounded(), KeepDecision()), Noise(0, batch.ids)
-    meter = Meter(model, batch, threat, noise, keep_best=False)
-    return attack.run(meter, batch, threat, noise), meter
+    threat, rng = ThreatModel(Unbounded(), KeepDecision()), SampleRNG(0, batch.ids)
+    meter = CountingModel(model, batch, threat, rng, keep_best=False)
+    return attack.run(meter, batch, threat, rng), meter
 
 
 def test_the_rotation_is_a_classifier_with_an_inverse():
@@ -110,9 +111,9 @@ def test_a_sample_has_the_same_metamer_in_every_batch():
 def donors(rule, n=N, classes=3):
     _, images, labels = linear_problem(n, classes)
     ids = torch.arange(100, 100 + n)
-    pool = Pool(ids, lambda rows: (images[rows - 100], labels[rows - 100]))
+    pool = InputPool(ids, lambda rows: (images[rows - 100], labels[rows - 100]))
     batch = Batch(images, labels, ids, pool=pool)
-    return batch, [choose_donors(batch, rule, Noise(seed, ids)) for seed in range(200)]
+    return batch, [choose_donors(batch, rule, SampleRNG(seed, ids)) for seed in range(200)]
 
 
 @pytest.mark.parametrize("rule", ["other-class", "random"])
@@ -144,10 +145,10 @@ def test_without_a_donor_there_is_no_metamer():
     batch = batch_for(model)
     same = batch.labels == batch.labels[0]
     images, labels, ids = batch.images[same], batch.labels[same], batch.ids[same]
-    lone = replace(batch, pool=Pool(ids, lambda _: (images, labels)))
+    lone = replace(batch, pool=InputPool(ids, lambda _: (images, labels)))
     shown, meter = run(Metamer(), model, lone)
-    assert set(meter.marks.values()) == {"no_start"}
-    assert sorted(meter.marks) == same.nonzero()[:, 0].tolist()
+    assert set(meter.failures.values()) == {"no_start"}
+    assert sorted(meter.failures) == same.nonzero()[:, 0].tolist()
     assert torch.equal(shown[same], batch.images[same])
     assert not torch.equal(shown[~same], batch.images[~same])
     assert set(meter.measured["donor"][same].tolist()) == {-1}
@@ -156,7 +157,7 @@ def test_without_a_donor_there_is_no_metamer():
 
 
 def test_an_inexact_inverse_is_measured():
-    model = rotation(WIDE, slip=0.01)
+    model = rotation(WIDE, inverse_error=0.01)
     measured = run(Metamer(), model)[1].measured
     error = (0.01 * model.rotation.sum(1)[: model.num_classes]).abs().max()
     assert torch.allclose(measured["reencoding"], error.expand(N))
@@ -167,9 +168,9 @@ def test_a_small_firevnet_in_float32():
     torch.manual_seed(0)
     network = convolutional((1, 8, 8), 3, stages=2, blocks=2, width=8).eval()
     model = load_model(network).classifier
-    images = Noise(0, torch.arange(12), "test").uniform((1, 8, 8))
+    images = SampleRNG(0, torch.arange(12), "test").uniform((1, 8, 8))
     labels, ids = torch.arange(12) % 3, torch.arange(12)
-    pool = Pool(ids, lambda rows: (images[rows], labels[rows]))
+    pool = InputPool(ids, lambda rows: (images[rows], labels[rows]))
     shown, meter = run(Metamer(), model, Batch(images, labels, ids, pool=pool))
     assert meter.measured["reencoding"].max() < 1e-3
     assert meter.measured["reconstruction"].max() < 1e-3
@@ -181,7 +182,7 @@ def test_a_small_firevnet_in_float32():
 def test_a_model_without_an_inverse_is_refused():
     model = linear_problem()[0]
     with pytest.raises(CapabilityMismatch, match=r"invertible model .* got 'LinearClassifier'"):
-        Metamer().demand(model, ThreatModel(Unbounded()), None)
+        Metamer().check_requirements(model, ThreatModel(Unbounded()), None)
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from robustbench_inv.catalogue.attacks import load_attack
 from robustbench_inv.catalogue.cards import read_attack
-from robustbench_inv.catalogue.load import load_attack
-from robustbench_inv.testing.linear import linear_problem
+from robustbench_inv.testing.analytic_problems import linear_problem
 from robustbench_inv.threat.budgets import Unbounded
 from robustbench_inv.threat.threat_model import ThreatModel
 

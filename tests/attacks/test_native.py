@@ -5,22 +5,21 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from robustbench_inv.attacks.fgsm import FGSM
-from robustbench_inv.attacks.noise import UniformNoise
-from robustbench_inv.attacks.pgd import PGD
+from robustbench_inv.attacks.pgd import FGSM, PGD
 from robustbench_inv.attacks.protocol import Attack, Batch
+from robustbench_inv.attacks.queries import CountingModel, inside_box
+from robustbench_inv.attacks.random_inputs import RandomPerturbation
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.evaluation.metering import Meter, inside_box
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output, flatten, norm
-from robustbench_inv.testing.linear import linear_problem
+from robustbench_inv.testing.analytic_problems import linear_problem
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.goals import Misclassify, Target
 from robustbench_inv.threat.threat_model import ThreatModel
 
 ATTACKS = [
     FGSM(),
-    UniformNoise(draws=3),
+    RandomPerturbation(draws=3),
     *(PGD(steps=8, loss=x) for x in ("ce", "margin", "dlr", "scaled-ce")),
 ]
 
@@ -40,8 +39,8 @@ class Model:
 
 def run(attack, model, images, labels, threat, start=None, ids=None):
     ids = torch.arange(len(labels)) if ids is None else ids
-    batch, noise = Batch(images, labels, ids, start), Noise(0, ids)
-    meter = Meter(model, batch, threat, noise)
+    batch, noise = Batch(images, labels, ids, start), SampleRNG(0, ids)
+    meter = CountingModel(model, batch, threat, noise)
     return attack.run(meter, batch, threat, noise), meter
 
 
@@ -56,7 +55,7 @@ def bumpy(points):
 
 
 def bumpy_problem(n=60, dtype=torch.float64):
-    images = 0.5 + 0.3 * Noise(5, torch.arange(n)).uniform((1, 1, 4), dtype=dtype)
+    images = 0.5 + 0.3 * SampleRNG(5, torch.arange(n)).uniform((1, 1, 4), dtype=dtype)
     return Model(bumpy, dtype=dtype), images, torch.zeros(n, dtype=torch.int64)
 
 
@@ -229,7 +228,7 @@ def test_useless_gradients_give_clean_finite_images():
 def test_noise_stops_at_the_first_success():
     model, images, labels = bumpy_problem()
     threat = ThreatModel(LpBall("linf", 0.15))
-    shown, meter = run(UniformNoise(draws=20), model, images, labels, threat)
+    shown, meter = run(RandomPerturbation(draws=20), model, images, labels, threat)
     fell = wrong(model, shown, labels)
     assert 0 < fell.sum() < len(labels)
     assert (meter.forward_passes[~fell] == 20).all()
@@ -247,7 +246,7 @@ def test_unusable_parameters_of_pgd(bad):
 
 def test_unusable_number_of_draws():
     with pytest.raises(BadParameter, match="draws"):
-        UniformNoise(draws=0)
+        RandomPerturbation(draws=0)
 
 
 def test_unknown_loss_is_refused():

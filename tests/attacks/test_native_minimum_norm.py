@@ -5,29 +5,35 @@ from dataclasses import dataclass, field, replace
 import pytest
 import torch
 
-from robustbench_inv.attacks.cw import CarliniWagner
-from robustbench_inv.attacks.ddn import DDN
+from robustbench_inv.attacks.best_so_far import ClosestAdversarial
+from robustbench_inv.attacks.cw import AdaptiveCarliniWagner
 from robustbench_inv.attacks.deepfool import DeepFool
-from robustbench_inv.attacks.fmn import FMN
-from robustbench_inv.attacks.linearised import by_distance, furthest, linear_distance, linearise
+from robustbench_inv.attacks.linearization import (
+    distance_scaled_loss,
+    linear_distance,
+    linearize,
+    max_distance,
+)
 from robustbench_inv.attacks.losses import logit_margin
-from robustbench_inv.attacks.nearest import Nearest
+from robustbench_inv.attacks.minimum_norm import DDN, FMN
 from robustbench_inv.attacks.protocol import Batch
-from robustbench_inv.catalogue.load import load_attack, load_dataset, load_model
+from robustbench_inv.attacks.queries import CountingModel
+from robustbench_inv.catalogue.attacks import load_attack
+from robustbench_inv.catalogue.datasets import load_dataset
+from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.errors import BadParameter, CapabilityMismatch
-from robustbench_inv.evaluation.metering import Meter
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output, norm
+from robustbench_inv.testing.analytic_problems import LinearClassifier, linear_problem
 from robustbench_inv.testing.harness import check_attack
-from robustbench_inv.testing.linear import LinearClassifier, linear_problem
-from robustbench_inv.testing.toys import Drawing
+from robustbench_inv.testing.toys import StochasticToy
 from robustbench_inv.threat.budgets import LpBall, Unbounded
 from robustbench_inv.threat.goals import KeepDecision, Misclassify, MisclassifyAccepted, Target
 from robustbench_inv.threat.threat_model import ThreatModel
 
 ATTACKS = [
-    (CarliniWagner(), "l2"),
+    (AdaptiveCarliniWagner(), "l2"),
     (DDN(), "l2"),
     (DeepFool("l2"), "l2"),
     (DeepFool("linf"), "linf"),
@@ -60,9 +66,9 @@ def run(attack, name, model, images, labels, goal=None, budget=None):
     """Return what an attack shows, and the meter that counted."""
     ids = torch.arange(len(labels))
     batch, threat = Batch(images, labels, ids), ThreatModel(budget or Unbounded(name))
-    threat = threat.wanting(goal or Misclassify())
-    meter = Meter(model, batch, threat, Noise(0, ids))
-    return attack.run(meter, batch, threat, Noise(0, ids)), meter
+    threat = threat.with_goal(goal or Misclassify())
+    meter = CountingModel(model, batch, threat, SampleRNG(0, ids))
+    return attack.run(meter, batch, threat, SampleRNG(0, ids)), meter
 
 
 def distances(images, shown, name):
@@ -72,7 +78,7 @@ def distances(images, shown, name):
 
 
 @pytest.mark.parametrize(
-    "attack", [CarliniWagner(steps=40), DDN(), DeepFool(), DeepFool("linf"), FMN(steps=15)]
+    "attack", [AdaptiveCarliniWagner(steps=40), DDN(), DeepFool(), DeepFool("linf"), FMN(steps=15)]
 )
 def test_they_keep_to_the_rules(attack):
     check_attack(attack)
@@ -99,7 +105,7 @@ def test_the_nearest_of_three_tied_classes_is_found():
     weights[1, :4], weights[2, 4:8], weights[3, 8:12] = 1.0, 1.1, 1.2
     model = LinearClassifier(weights, torch.tensor([0.2, 0.0, -0.2, -0.4]) - weights.sum(1) / 2)
     images = torch.full((1, 1, 4, 4), 0.5, dtype=torch.float64)
-    for attack in (DDN(), CarliniWagner(), DeepFool(), FMN()):
+    for attack in (DDN(), AdaptiveCarliniWagner(), DeepFool(), FMN()):
         shown, _ = run(attack, "l2", model, images, torch.tensor([0]))
         best = model.distance(images, torch.tensor([0]), "l2").item()
         assert best <= norm(shown - images, "l2").item() <= 1.05 * best
@@ -199,7 +205,7 @@ def test_without_gradient_the_search_ends_at_once(attack, name):
 @each_attack
 def test_a_lucky_draw_ends_no_search(attack, name):
     model, images, labels = linear_problem(3, shape=(1, 4, 4))
-    fresh = Drawing(model, scale=0.05, draws=2)
+    fresh = StochasticToy(model, scale=0.05, draws=2)
     _, meter = run(attack, name, fresh, images, labels)
     assert meter.found.any()
     assert meter.forward_passes.min() == meter.forward_passes.max() > attack.steps
@@ -239,7 +245,7 @@ def test_bisections_pull_a_success_to_the_boundary():
 @pytest.mark.parametrize("confidence", [0.5, 2.0])
 def test_carlini_wagner_is_as_sure_as_it_should_be(confidence):
     model, images, labels = linear_problem(6, 3)
-    shown, _ = run(CarliniWagner(confidence=confidence), "l2", model, images, labels)
+    shown, _ = run(AdaptiveCarliniWagner(confidence=confidence), "l2", model, images, labels)
     margins = logit_margin(model(shown), labels)
     assert margins.min() > confidence
     assert margins.max() <= 1.25 * confidence
@@ -247,13 +253,13 @@ def test_carlini_wagner_is_as_sure_as_it_should_be(confidence):
 
 def test_carlini_wagner_shows_the_nearest_where_none_is_sure_enough():
     model, images, labels = linear_problem(4, 3)
-    shown, _ = run(CarliniWagner(confidence=1e4), "l2", model, images, labels)
+    shown, _ = run(AdaptiveCarliniWagner(confidence=1e4), "l2", model, images, labels)
     assert (model(shown).decision != labels).all()
 
 
 def test_carlini_wagner_leaves_a_sample_whose_constant_was_right():
     model, images, labels = linear_problem(6, 2)
-    _, meter = run(CarliniWagner(steps=30), "l2", model, images, labels)
+    _, meter = run(AdaptiveCarliniWagner(steps=30), "l2", model, images, labels)
     assert (
         meter.forward_passes == 30 + 3
     ).all()  # one search, the clean image, the end, the balance
@@ -262,10 +268,10 @@ def test_carlini_wagner_leaves_a_sample_whose_constant_was_right():
 def test_nearest_keeps_what_is_nearer_for_each_sample():
     images = torch.zeros(2, 1, 1, 2)
     batch = Batch(images, torch.tensor([0, 0]), torch.arange(2))
-    nearest = Nearest(batch, ThreatModel(Unbounded("l1")))
+    nearest = ClosestAdversarial(batch, ThreatModel(Unbounded("l1")))
     right, wrong = Output(torch.tensor([[1.0, 0.0]])), Output(torch.tensor([[0.0, 1.0]]))
     for step, output in ((3.0, wrong), (1.0, right), (2.0, wrong), (2.5, wrong)):
-        nearest.offer(torch.full((1, 1, 1, 2), step), output, torch.tensor([1]))
+        nearest.update(torch.full((1, 1, 1, 2), step), output, torch.tensor([1]))
     assert nearest.found.tolist() == [False, True]
     assert nearest.images.flatten().tolist() == [0.0, 0.0, 2.0, 2.0]
     assert nearest.distances.tolist() == [float("inf"), 4.0]
@@ -275,15 +281,15 @@ def test_nearest_keeps_what_is_nearer_for_each_sample():
 def test_linearised_distances_are_those_of_a_linear_model(name):
     model, images, labels = linear_problem(5, 6)
     batch = Batch(images, labels, torch.arange(5))
-    meter = Meter(model, batch, ThreatModel(Unbounded(name)), Noise(0, batch.ids))
-    about = linearise(meter, meter.threat, images, labels, batch.ids, 5)
+    meter = CountingModel(model, batch, ThreatModel(Unbounded(name)), SampleRNG(0, batch.ids))
+    about = linearize(meter, meter.threat, images, labels, batch.ids, 5)
     assert torch.allclose(about.distances.amin(1), model.distance(images, labels, name))
     assert (meter.backward_passes == 5).all()
     assert torch.equal(
         about.nearest(1)[:, 0], about.rivals.gather(1, about.distances.argmin(1)[:, None])[:, 0]
     )
     # as distances, the largest of the logits looked at is that of the nearest boundary
-    gaps = by_distance(lambda output, _: output.logits, about.rates)(model(images), labels)
+    gaps = distance_scaled_loss(lambda output, _: output.logits, about.rates)(model(images), labels)
     assert torch.allclose(-gaps.gather(1, about.rivals), about.distances)
 
 
@@ -296,9 +302,9 @@ def test_linear_distance_in_l0_counts_the_steepest_elements():
 
 def test_no_image_is_further_than_the_furthest_corner():
     images = torch.tensor([[0.25, 1.0]])
-    assert furthest(images, (0.0, 1.0), "linf").item() == 1
-    assert furthest(images, (0.0, 1.0), "l1").item() == 1.75
-    assert furthest(images, (0.0, 1.0), "l0").item() == 2
+    assert max_distance(images, (0.0, 1.0), "linf").item() == 1
+    assert max_distance(images, (0.0, 1.0), "l1").item() == 1.75
+    assert max_distance(images, (0.0, 1.0), "l0").item() == 2
 
 
 @pytest.mark.parametrize(
@@ -307,7 +313,10 @@ def test_no_image_is_further_than_the_furthest_corner():
         *((FMN, bad) for bad in ({"steps": 0}, {"gamma": 1.0}, {"rel_step": 0.0}, {"loss": "x"})),
         *((DDN, bad) for bad in ({"steps": 0}, {"gamma": 0.0}, {"loss": "ce+margin"})),
         *((DeepFool, bad) for bad in ({"norm": "l1"}, {"candidates": 0}, {"overshoot": -0.1})),
-        *((CarliniWagner, bad) for bad in ({"searches": 0}, {"confidence": -1.0}, {"rel_step": 0})),
+        *(
+            (AdaptiveCarliniWagner, bad)
+            for bad in ({"searches": 0}, {"confidence": -1.0}, {"rel_step": 0})
+        ),
     ],
 )
 def test_unusable_parameters_are_named(build, bad):

@@ -7,21 +7,20 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_inv.attacks.out_of_distribution import OutOfDistribution, Strangers, shuffled
-from robustbench_inv.attacks.protocol import Batch, ShowsOthers
-from robustbench_inv.catalogue.load import load_attack
+from robustbench_inv.attacks.fixed_inputs import OODInputs, OutOfDistribution, shuffled_ids
+from robustbench_inv.attacks.protocol import Batch, NeedsOODData
+from robustbench_inv.catalogue.attacks import load_attack
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import BadData, CapabilityMismatch
-from robustbench_inv.evaluation import others as opening
-from robustbench_inv.evaluation import sources
-from robustbench_inv.evaluation.engine import Settings, run_cell
-from robustbench_inv.evaluation.others import with_others
+from robustbench_inv.evaluation import jobs as opening
+from robustbench_inv.evaluation import jobs as sources
+from robustbench_inv.evaluation.engine import RunOptions, run_cell
+from robustbench_inv.evaluation.jobs import EvaluationRequest, build_jobs, load_ood_data
 from robustbench_inv.evaluation.plan import plan_jobs
-from robustbench_inv.evaluation.sources import Question, build_jobs
-from robustbench_inv.models.module import wrap_module
-from robustbench_inv.models.rejection import reject
-from robustbench_inv.results.rejection import rejection_rates
-from robustbench_inv.results.store import CellFolder
+from robustbench_inv.models.reject_option import reject
+from robustbench_inv.models.wrapping import wrap_module
+from robustbench_inv.results.rates import rejection_rates
+from robustbench_inv.results.run_files import CellFolder
 from robustbench_inv.threat.goals import Accept
 
 
@@ -68,18 +67,18 @@ def careful():
 
 
 def jobs(model, own, attack):
-    return list(build_jobs(Question([model], [attack], dataset=own)))
+    return list(build_jobs(EvaluationRequest([model], [attack], dataset=own)))
 
 
 def test_the_order_is_fixed_and_leaves_nothing_out():
-    assert sorted(shuffled(50).tolist()) == list(range(50))
-    assert torch.equal(shuffled(50), shuffled(50))
-    assert shuffled(50).tolist() != list(range(50))
+    assert sorted(shuffled_ids(50).tolist()) == list(range(50))
+    assert torch.equal(shuffled_ids(50), shuffled_ids(50))
+    assert shuffled_ids(50).tolist() != list(range(50))
 
 
 def test_what_a_sample_is_shown_depends_on_its_id_alone(data):
     own, other = data
-    attack = Strangers(other)
+    attack = OODInputs(other)
     ids = torch.arange(6)
     batch = Batch(*own.batch(ids), ids)
     whole = attack.run(None, batch, None, None)
@@ -93,13 +92,13 @@ def test_success_is_an_input_of_other_data_that_is_accepted(data, careful, tmp_p
     (job,) = jobs(careful, own, "out-of-distribution:dataset=middle")
     assert job.threat.goal == Accept()
     plan_jobs([job])
-    run_cell(job, tmp_path / "c", Settings(batch_size=4))
+    run_cell(job, tmp_path / "c", RunOptions(batch_size=4))
     records = CellFolder(tmp_path / "c").records()
     assert {r.status for r in records} == {"ok"}
     assert sum(r.goal_reached for r in records) == 1
     rates = rejection_rates(records)
     assert (rates.rejected.successes, rates.rejected.trials) == (5, 6)
-    assert rates.rejected_clean.successes == 0
+    assert rates.false_rejection.successes == 0
     assert [r.forward_passes for r in records] == [0] * 6
 
 
@@ -119,7 +118,7 @@ def test_another_process_opens_the_same_data(data, careful):
     (job,) = jobs(careful, data[0], "out-of-distribution:dataset=middle")
     again = pickle.loads(pickle.dumps(job))
     assert again.spec.digest == job.spec.digest
-    assert isinstance(again.attack.attack, Strangers)
+    assert isinstance(again.attack.attack, OODInputs)
 
 
 def test_the_bytes_of_the_other_data_are_part_of_the_cell(data, careful, monkeypatch):
@@ -162,10 +161,10 @@ def test_files_that_are_not_here_stop_a_plan_unless_the_run_is_optional(data, ca
 
     source = "out-of-distribution:dataset=middle"
     loaded = load_attack(source)
-    assert isinstance(loaded.attack, ShowsOthers)
+    assert isinstance(loaded.attack, NeedsOODData)
     with pytest.raises(BadData):
-        with_others(source, loaded, own, missing)
-    left = with_others(source, loaded, own, missing, optional=True)
+        load_ood_data(source, loaded, own, missing)
+    left = load_ood_data(source, loaded, own, missing, optional=True)
     assert left.attack == OutOfDistribution("middle")
     (job,) = jobs(careful, own, "uniform-noise")
     plan = plan_jobs([job, replace(job, attack=left, optional=True)])

@@ -3,17 +3,16 @@
 import pytest
 import torch
 
-from robustbench_inv.attacks.cw import CarliniWagner
-from robustbench_inv.attacks.ddn import DDN
-from robustbench_inv.attacks.distal import Distal, NoiseInput
-from robustbench_inv.attacks.fmn import FMN
+from robustbench_inv.attacks.cw import AdaptiveCarliniWagner
 from robustbench_inv.attacks.losses import LOSSES, losses_for
+from robustbench_inv.attacks.minimum_norm import DDN, FMN
 from robustbench_inv.attacks.pgd import PGD
+from robustbench_inv.attacks.random_inputs import Distal, NoiseImage
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.models.rejection import reject
-from robustbench_inv.randomness import Noise
-from robustbench_inv.tensors import Output, accepted_margin, leads, margin
-from robustbench_inv.testing.linear import LinearClassifier, linear_problem
+from robustbench_inv.models.reject_option import reject
+from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.tensors import Output, accepted_margin, class_margins, margin
+from robustbench_inv.testing.analytic_problems import LinearClassifier, linear_problem
 from robustbench_inv.threat.budgets import LpBall, Unbounded
 from robustbench_inv.threat.goals import Accept, Misclassify, MisclassifyAccepted, Target
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -22,7 +21,7 @@ ADAPTIVE, OBLIVIOUS = MisclassifyAccepted(), Misclassify()
 
 
 def random_output(count=200, classes=4):
-    numbers = Noise(0, torch.arange(count)).normal((2 * classes,), dtype=torch.float64)
+    numbers = SampleRNG(0, torch.arange(count)).normal((2 * classes,), dtype=torch.float64)
     logits, clearance = numbers.split(classes, 1)
     accepted = clearance.gather(1, logits.argmax(1, keepdim=True))[:, 0] >= 0
     return Output(logits, None, accepted, clearance), torch.arange(count) % classes
@@ -41,7 +40,7 @@ def test_leads_are_margins():
     output, _ = random_output()
     for label in range(4):
         expected = -margin(output.logits, torch.full((200,), label))
-        torch.testing.assert_close(leads(output.logits)[:, label], expected)
+        torch.testing.assert_close(class_margins(output.logits)[:, label], expected)
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
@@ -100,7 +99,7 @@ def test_pgd_that_knows_of_the_rejection_is_not_detected_more_often(loss, norm, 
     for goal in (ADAPTIVE, OBLIVIOUS):
         # short steps, so that who does not know of the rejection stops just past the boundary
         attack = PGD(steps=60, rel_step=0.05, decay=False, loss=loss, random_start=False)
-        ran = lab.run(attack, (model, images, labels), threat.wanting(goal))
+        ran = lab.run(attack, (model, images, labels), threat.with_goal(goal))
         output = model(ran.images)
         fooled.append(int(((output.decision != labels) & output.accepted).sum()))
         assert goal == ADAPTIVE or ran.broken.all()
@@ -108,7 +107,7 @@ def test_pgd_that_knows_of_the_rejection_is_not_detected_more_often(loss, norm, 
     assert fooled[0] == len(labels)
 
 
-@pytest.mark.parametrize("attack", [CarliniWagner(), DDN(), FMN(steps=40)])
+@pytest.mark.parametrize("attack", [AdaptiveCarliniWagner(), DDN(), FMN(steps=40)])
 def test_minimum_norm_attacks_end_where_they_are_accepted(attack, lab):
     """Two classes: what is accepted lies a threshold beyond the boundary, at a distance that is known."""
     model, images, labels = cautious(0.5, classes=2)
@@ -116,7 +115,7 @@ def test_minimum_norm_attacks_end_where_they_are_accepted(attack, lab):
     ran = lab.run(attack, on, threat)
     output, linear = model(ran.images), model.base
     assert ((output.decision != labels) & output.accepted).all()
-    ahead = leads(linear(images).logits).amax(1)
+    ahead = class_margins(linear(images).logits).amax(1)
     best = linear.distance(images, labels, "l2") * (ahead + 0.5) / ahead
     ratio = threat.budget.distance(images, ran.images) / best
     assert 1 - 1e-6 <= ratio.min() <= ratio.max() <= 1.1
@@ -138,8 +137,8 @@ def test_targeted_cw_keeps_its_confidence_on_negative_log_likelihoods(confidence
     model, images, labels = likelihoods(2)
     assert (model(images).logits < 0).all()
     on, threat = (model, images, labels), ThreatModel(Unbounded("l2"), Target(2))
-    ran = lab.run(CarliniWagner(confidence=confidence), on, threat)
-    ahead = leads(model(ran.images).logits)[:, 2]
+    ran = lab.run(AdaptiveCarliniWagner(confidence=confidence), on, threat)
+    ahead = class_margins(model(ran.images).logits)[:, 2]
     assert ran.images.isfinite().all()
     assert 0 <= ran.images.min() <= ran.images.max() <= 1
     assert (ahead > 0).all()
@@ -150,7 +149,9 @@ def test_more_confidence_costs_more_distance(lab):
     model, images, labels = likelihoods(2)
     on, threat = (model, images, labels), ThreatModel(Unbounded("l2"), Target(2))
     far = [
-        threat.budget.distance(images, lab.run(CarliniWagner(confidence=k), on, threat).images)
+        threat.budget.distance(
+            images, lab.run(AdaptiveCarliniWagner(confidence=k), on, threat).images
+        )
         for k in (0.0, 500.0, 1000.0)
     ]
     assert (far[0] < far[1]).all()
@@ -161,14 +162,14 @@ def test_more_confidence_costs_more_distance(lab):
 def test_noise_is_inside_the_box_and_each_sample_has_its_own(distribution, lab):
     model, images, labels = linear_problem(4, bounds=(-2.0, 2.0))
     threat = ThreatModel(Unbounded("l2"), Accept())
-    shown = lab.run(NoiseInput(distribution), (model, images, labels), threat).images
+    shown = lab.run(NoiseImage(distribution), (model, images, labels), threat).images
     assert -2 <= shown.min() <= shown.max() <= 2
     assert shown.std() == pytest.approx(
         {"uniform": 4 / 12**0.5, "gaussian": 0.95}[distribution], rel=0.15
     )
     assert not torch.equal(shown[0], shown[1])
     assert torch.equal(
-        shown, lab.in_parts(NoiseInput(distribution), 1, (model, images, labels), threat)
+        shown, lab.in_parts(NoiseImage(distribution), 1, (model, images, labels), threat)
     )
 
 
@@ -176,7 +177,7 @@ def test_distal_inputs_are_accepted_where_noise_is_not(lab):
     linear, images, labels = linear_problem(8, 3)
     model = reject(linear, "margin", torch.full((3,), 8.0))
     on, threat = (model, images, labels), ThreatModel(Unbounded("l2"), Accept())
-    noise, distal = (model(lab.run(a, on, threat).images) for a in (NoiseInput(), Distal()))
+    noise, distal = (model(lab.run(a, on, threat).images) for a in (NoiseImage(), Distal()))
     assert not noise.accepted.all()
     assert distal.accepted.all()
 
@@ -200,6 +201,6 @@ def test_what_is_never_accepted_stays_rejected(lab):
 
 def test_settings_are_checked():
     with pytest.raises(BadParameter, match="unknown distribution"):
-        NoiseInput("pink")
+        NoiseImage("pink")
     with pytest.raises(BadParameter, match="unusable steps"):
         Distal(steps=0)

@@ -5,14 +5,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from robustbench_inv.attacks.invariance.relu_preimage import ReluPreimage
-from robustbench_inv.attacks.invariance.relus import pieces_at, relu_inputs
-from robustbench_inv.attacks.protocol import Batch, Pool
-from robustbench_inv.catalogue.load import load_model
+from robustbench_inv.attacks.invariance.relu_preimage import ReluPreimage, pieces_at, relu_inputs
+from robustbench_inv.attacks.protocol import Batch, InputPool
+from robustbench_inv.attacks.queries import CountingModel
+from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.errors import BadParameter, CapabilityMismatch
-from robustbench_inv.evaluation.metering import Meter
-from robustbench_inv.models.mlp import MLP
-from robustbench_inv.randomness import Noise
+from robustbench_inv.models.plain_networks import MLP
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.threat.budgets import LpBall, Unbounded
 from robustbench_inv.threat.goals import KeepDecision
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -43,7 +42,7 @@ class Layers(nn.Module):
 
 def batch_of(images, labels):
     ids = torch.arange(len(images))
-    pool = Pool(ids, lambda rows: (images[rows], labels[rows]))
+    pool = InputPool(ids, lambda rows: (images[rows], labels[rows]))
     return Batch(images, labels, ids, pool=pool)
 
 
@@ -52,9 +51,9 @@ def run(attack, module, budget=None, batch=None):
     points = torch.tensor([CLEAN, DONOR], dtype=torch.float64)
     batch = batch or batch_of(points, torch.tensor([0, 1]))
     threat = ThreatModel(budget or Unbounded("l1"), KeepDecision())
-    model, noise = load_model(module).classifier, Noise(0, batch.ids)
-    meter = Meter(model, batch, threat, noise, keep_best=False)
-    return attack.run(meter, batch, threat, noise), meter
+    model, rng = load_model(module).classifier, SampleRNG(0, batch.ids)
+    meter = CountingModel(model, batch, threat, rng, keep_best=False)
+    return attack.run(meter, batch, threat, rng), meter
 
 
 BLIND = Layers(([[1.0, 0.0]], [0.0]))
@@ -89,7 +88,7 @@ def test_a_layer_that_determines_its_input_is_marked():
     everything = Layers(([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], [0.0, 0.0, 0.0]))
     shown, meter = run(ReluPreimage(), everything)
     assert torch.equal(shown, meter.batch.images)
-    assert meter.marks == {0: "no_start", 1: "no_start"}
+    assert meter.failures == {0: "no_start", 1: "no_start"}
     assert meter.measured["dimension"].tolist() == [0, 0]
 
 
@@ -124,7 +123,7 @@ def test_a_deeper_layer_keeps_the_sides_of_those_before_it():
 def test_random_networks_answer_alike(layer):
     torch.manual_seed(layer)
     module = MLP((12, 9), (1, 6, 6), 3).double()
-    images = Noise(0, torch.arange(12), "test").uniform((1, 6, 6), dtype=torch.float64)
+    images = SampleRNG(0, torch.arange(12), "test").uniform((1, 6, 6), dtype=torch.float64)
     batch = batch_of(images, module(images).argmax(1) * 0 + torch.arange(12) % 3)
     shown, meter = run(ReluPreimage(layer), module, batch=batch)
     measured = meter.measured
@@ -195,7 +194,7 @@ def test_a_solver_that_fails_spoils_one_sample(monkeypatch):
 
     monkeypatch.setattr(relu_preimage, "linprog", fails_first)
     shown, meter = run(ReluPreimage(), BLIND)
-    assert meter.marks == {0: "numerics"}
+    assert meter.failures == {0: "numerics"}
     assert meter.measured["solver"].tolist() == [4, 0]
     assert torch.equal(shown[0], meter.batch.images[0])
     assert shown[1].tolist() == pytest.approx((0.9, 0.2))
@@ -208,7 +207,9 @@ def test_what_cannot_be_used_is_refused(digits_like):
         ReluPreimage(donor="nobody")
     model = load_model(BLIND).classifier
     with pytest.raises(CapabilityMismatch, match="no ReLU number 2"):
-        ReluPreimage(2).demand(model, ThreatModel(Unbounded(), KeepDecision()), digits_like)
+        ReluPreimage(2).check_requirements(
+            model, ThreatModel(Unbounded(), KeepDecision()), digits_like
+        )
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The Square attack: inside ball and box whatever the shape, no gradient, and the schedule of its squares."""
+"""The SquareAttack attack: inside ball and box whatever the shape, no gradient, and the schedule of its squares."""
 
 from dataclasses import dataclass
 
@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from robustbench_inv.attacks.protocol import Batch
-from robustbench_inv.attacks.square import Square, share_of_pixels, two_bumps, window
-from robustbench_inv.catalogue.load import load_dataset, load_model
+from robustbench_inv.attacks.queries import CountingModel, inside_box
+from robustbench_inv.attacks.square import SquareAttack, square_share, two_bumps, window
+from robustbench_inv.catalogue.datasets import load_dataset
+from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.evaluation.metering import Meter, inside_box
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output, flatten, norm
 from robustbench_inv.testing.harness import check_attack
 from robustbench_inv.threat.budgets import LpBall
@@ -37,13 +38,13 @@ class Sure:
 
 def run(attack, model, images, labels, threat, ids=None):
     ids = torch.arange(len(labels)) if ids is None else ids
-    batch, noise = Batch(images, labels, ids), Noise(0, ids)
-    meter = Meter(model, batch, threat, noise)
-    return attack.run(meter, batch, threat, noise), meter
+    batch, rng = Batch(images, labels, ids), SampleRNG(0, ids)
+    meter = CountingModel(model, batch, threat, rng)
+    return attack.run(meter, batch, threat, rng), meter
 
 
 def pictures(shape, n=5):
-    images = Noise(3, torch.arange(n)).uniform(shape)
+    images = SampleRNG(3, torch.arange(n)).uniform(shape)
     return images.where(images > 0.3, 0.0), torch.zeros(n, dtype=torch.int64)  # many at the bound
 
 
@@ -52,7 +53,7 @@ def pictures(shape, n=5):
 def test_stays_in_ball_and_box_and_climbs(name, shape):
     images, labels = pictures(shape)
     threat = ThreatModel(LpBall(name, EPS[name]))
-    shown, meter = run(Square(60), Sure(), images, labels, threat)
+    shown, meter = run(SquareAttack(60), Sure(), images, labels, threat)
     assert inside_box(shown, (0.0, 1.0)).all()
     assert threat.budget.contains(images, shown).all()
     before, after = (Sure()(each).logits[:, 1] for each in (images, shown))
@@ -65,7 +66,7 @@ def test_stays_in_ball_and_box_and_climbs(name, shape):
 def test_uses_the_whole_budget(name):
     images, labels = pictures((1, 16, 16))
     images = 0.3 + 0.4 * images  # no bound is near
-    shown, _ = run(Square(200), Sure(), images, labels, ThreatModel(LpBall(name, EPS[name])))
+    shown, _ = run(SquareAttack(200), Sure(), images, labels, ThreatModel(LpBall(name, EPS[name])))
     torch.testing.assert_close(
         norm(shown - images, name), torch.full((5,), EPS[name]), rtol=1e-3, atol=0
     )
@@ -74,21 +75,21 @@ def test_uses_the_whole_budget(name):
 
 
 def test_fulfils_the_contract():
-    check_attack(Square(12))
+    check_attack(SquareAttack(12))
 
 
 @pytest.mark.parametrize("name", NORMS)
 def test_outcome_does_not_depend_on_the_batch(name):
     images, labels = pictures((1, 8, 8), 6)
     threat = ThreatModel(LpBall(name, EPS[name]))
-    together, _ = run(Square(66), Sure(), images, labels, threat)
+    together, _ = run(SquareAttack(66), Sure(), images, labels, threat)
     for i in torch.arange(6).split(1):
-        alone, _ = run(Square(66), Sure(), images[i], labels[i], threat, i)
+        alone, _ = run(SquareAttack(66), Sure(), images[i], labels[i], threat, i)
         torch.testing.assert_close(alone, together[i], rtol=0, atol=1e-6)
 
 
 def test_squares_shrink_as_the_queries_go():
-    shares = [share_of_pixels(0.8, query / 10_000) for query in (0, 10, 11, 51, 201, 8001, 9999)]
+    shares = [square_share(0.8, query / 10_000) for query in (0, 10, 11, 51, 201, 8001, 9999)]
     assert shares == [0.8, 0.8, 0.4, 0.2, 0.1, 0.8 / 512, 0.8 / 512]
     assert window(0.8, (1, 28, 28)) == (25, 25)
     assert window(0.001, (3, 28, 28)) == (1, 1)
@@ -111,11 +112,11 @@ def test_undefended_network_falls_in_seconds():
     ids = torch.tensor(select_samples(data.labels, 20))
     images, labels = data.batch(ids)
     threat = ThreatModel(LpBall("linf", 0.3))
-    shown, _ = run(Square(300), model, images, labels, threat, ids)
+    shown, _ = run(SquareAttack(300), model, images, labels, threat, ids)
     assert (model(shown).decision == labels).sum() <= 1
 
 
 @pytest.mark.parametrize("bad", [{"queries": 0}, {"share": 0.0}, {"share": 1.0}])
 def test_unusable_parameters(bad):
     with pytest.raises(BadParameter, match=next(iter(bad))):
-        Square(**bad)
+        SquareAttack(**bad)

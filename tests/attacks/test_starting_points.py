@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from robustbench_inv.attacks.protocol import Batch, Pool
-from robustbench_inv.attacks.starting_points import find_starts
-from robustbench_inv.evaluation.metering import Meter
-from robustbench_inv.randomness import Noise
+from robustbench_inv.attacks.decision_based import find_starting_points
+from robustbench_inv.attacks.protocol import Batch, InputPool
+from robustbench_inv.attacks.queries import CountingModel
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output
 from robustbench_inv.threat.budgets import Unbounded
 from robustbench_inv.threat.goals import Misclassify, Target
@@ -29,9 +29,9 @@ class Feature:
 def starts(model, images, goal, ids=None, pool=None):
     ids = torch.arange(len(images)) if ids is None else ids
     labels = model(images).decision
-    batch, noise = Batch(images, labels, ids, pool=pool), Noise(0, ids)
-    meter = Meter(model, batch, ThreatModel(Unbounded()), noise)
-    return find_starts(meter, batch, goal, noise)
+    batch, rng = Batch(images, labels, ids, pool=pool), SampleRNG(0, ids)
+    meter = CountingModel(model, batch, ThreatModel(Unbounded()), rng)
+    return find_starting_points(meter, batch, goal, rng)
 
 
 BRIGHT = Feature(lambda flat: flat.mean(1), 0.8)
@@ -81,7 +81,7 @@ def test_another_input_of_the_data_set_is_tried():
     images = torch.full((2, 1, 6, 6), 0.4, dtype=torch.float64)
     assert not starts(likeness, images, Misclassify())[1].any()
     inputs = torch.cat([images, board])
-    pool = Pool(torch.arange(3), lambda ids: (inputs[ids], torch.zeros(3)))
+    pool = InputPool(torch.arange(3), lambda ids: (inputs[ids], torch.zeros(3)))
     found_images, found = starts(likeness, images, Misclassify(), pool=pool)
     assert found.all()
     assert (likeness(found_images).decision == 1).all()

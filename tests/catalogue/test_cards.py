@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from robustbench_inv.catalogue.attacks import load_attack
 from robustbench_inv.catalogue.cards import (
     read_attack,
     read_model,
@@ -11,9 +12,9 @@ from robustbench_inv.catalogue.cards import (
     read_threat,
     to_json,
 )
-from robustbench_inv.catalogue.load import load_attack, load_threat
 from robustbench_inv.catalogue.locate import entries
 from robustbench_inv.catalogue.references import import_object
+from robustbench_inv.catalogue.threats import load_threat
 from robustbench_inv.errors import BadCatalogue
 from robustbench_inv.identity import digest_file
 
@@ -26,7 +27,7 @@ norms = ["linf"]
 MODEL = """
 summary = "a network"
 dataset = "mnist"
-implementation = "robustbench_inv.models.cnn:GuessFirstCNN"
+implementation = "robustbench_inv.models.plain_networks:GuessFirstCNN"
 num_classes = 10
 bounds = [0, 1]
 """

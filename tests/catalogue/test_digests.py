@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from robustbench_inv.catalogue.attacks import load_attack
 from robustbench_inv.catalogue.fingerprint import describe, plain
-from robustbench_inv.catalogue.load import load_attack, load_model
+from robustbench_inv.catalogue.models import load_model
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Still:
     kind: ClassVar[str] = "budget"
     norms: ClassVar[frozenset[str]] = frozenset({"linf"})
 
-    def run(self, model, batch, threat, noise):
+    def run(self, model, batch, threat, rng):
         return batch.images
 
 

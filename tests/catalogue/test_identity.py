@@ -18,20 +18,24 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_inv.attacks import fgsm, pgd
-from robustbench_inv.attacks.cascade import Cascade
-from robustbench_inv.attacks.scouted import Scouted
-from robustbench_inv.catalogue import code_identity, loaded_attack
+from robustbench_inv.attacks import pgd
+from robustbench_inv.attacks import pgd as fgsm
+from robustbench_inv.attacks.ensemble import Ensemble, SquareThenAPGD
+from robustbench_inv.catalogue import attacks as loaded_attack
+from robustbench_inv.catalogue import code_identity
+from robustbench_inv.catalogue.attacks import load_attack
+from robustbench_inv.catalogue.datasets import identify_dataset, load_dataset
 from robustbench_inv.catalogue.fingerprint import content, plain
-from robustbench_inv.catalogue.load import load_attack, load_dataset, load_model, load_threat
-from robustbench_inv.catalogue.loaded_dataset import identify_dataset
 from robustbench_inv.catalogue.locate import entries, shipped_root
-from robustbench_inv.catalogue.rejecting import THRESHOLDS, fitted_digest
+from robustbench_inv.catalogue.models import THRESHOLDS_FILE, calibration_digest, load_model
+from robustbench_inv.catalogue.threats import load_threat
 from robustbench_inv.data.arrays import ArrayDataset
-from robustbench_inv.evaluation.describe import digest_threat
 from robustbench_inv.evaluation.oracles import load_oracle
+from robustbench_inv.evaluation.provenance import digest_threat
 from robustbench_inv.identity import IDENTITY_VERSION, digest_value
-from robustbench_inv.models import cnn, module, spheres
+from robustbench_inv.models import plain_networks as cnn
+from robustbench_inv.models import spheres
+from robustbench_inv.models import wrapping as module
 from robustbench_inv.threat import budgets, goals
 from robustbench_inv.threat.threat_model import ThreatModel
 
@@ -58,10 +62,10 @@ def frozen_attack(name):
 def frozen_model(name):
     loaded = load_model(name)
     about = {"digest": loaded.digest, "identity": dict(loaded.identity)}
-    if not (entries("models")[name].parent / THRESHOLDS).is_file():
+    if not (entries("models")[name].parent / THRESHOLDS_FILE).is_file():
         return about
     rejecting = load_model(f"{name}:reject=likelihood,percentile=1")
-    return {**about, "fitted": fitted_digest(loaded), "rejecting": rejecting.digest}
+    return {**about, "fitted": calibration_digest(loaded), "rejecting": rejecting.digest}
 
 
 def frozen_oracle(name):
@@ -137,7 +141,7 @@ def test_names_of_our_classes_are_in_no_digest(rename):
     threats = {budgets.LpBall, budgets.Unbounded, budgets.OnSphere}
     aims = {goals.Misclassify, goals.MisclassifyAccepted, goals.Accept, goals.Target}
     aims |= {goals.KeepDecision, goals.KeepLogits}
-    networks = {cnn.GuessFirstCNN, module.ModuleClassifier, spheres.NormClassifier}
+    networks = {cnn.GuessFirstCNN, module.ModuleClassifier, spheres.NormThresholdClassifier}
     others = [goals.Target(offset=2), goals.KeepLogits(0.1)]
     before = [digest_threat(ThreatModel(budgets.OnSphere(1.0), goal)) for goal in others]
     for kind in attacks | threats | aims | networks:
@@ -171,7 +175,7 @@ def test_equal_attacks_are_equal_however_they_are_named():
     targeted = load_attack("apgd:loss=dlr,target_classes=9").digest
     assert targeted == digests["apgd-targeted"]["digest"]
     assert load_attack(load_attack("standard").attack).digest == digests["standard"]["digest"]
-    built = [Cascade((pgd.PGD(), Scouted(long=many))) for many in (5000, 5000, 6000)]
+    built = [Ensemble((pgd.PGD(), SquareThenAPGD(long=many))) for many in (5000, 5000, 6000)]
     assert len({load_attack(each).digest for each in built}) == 2
 
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_inv.catalogue.load import load_attack, load_goal, load_model, load_threat
+from robustbench_inv.catalogue.attacks import load_attack
+from robustbench_inv.catalogue.models import load_model
+from robustbench_inv.catalogue.threats import load_goal, load_threat
 from robustbench_inv.errors import (
     BadCatalogue,
     BadModel,
@@ -137,7 +139,7 @@ def test_a_card_may_name_a_substitute_and_a_text_another(tmp_path, monkeypatch):
     assert load_threat("mine").substitute == "a"
     assert load_threat("mine:substitute=b").substitute == "b"
     assert load_threat("mine:guide=b").access == "score"
-    assert load_threat("open:substitute=b").transfers
+    assert load_threat("open:substitute=b").is_transfer
     with pytest.raises(BadParameter, match="needs a substitute"):
         load_threat("open")
 

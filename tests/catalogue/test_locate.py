@@ -5,7 +5,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from robustbench_inv.catalogue import plugins
+from robustbench_inv.catalogue import locate as plugins
 from robustbench_inv.catalogue.listing import list_entries, show_entry
 from robustbench_inv.catalogue.locate import catalogue_roots, entries, find, shipped_root
 from robustbench_inv.errors import BadCatalogue, UnknownName
@@ -33,7 +33,7 @@ def make_catalogue(folder, **presets):
 
 
 def install(monkeypatch, **values):
-    points = [EntryPoint(name, value, plugins.GROUP) for name, value in values.items()]
+    points = [EntryPoint(name, value, plugins.ENTRY_POINT_GROUP) for name, value in values.items()]
     monkeypatch.setattr(plugins, "entry_points", lambda **_: points)
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from robustbench_inv.catalogue.cards import read_model, read_oracle
+from robustbench_inv.catalogue.datasets import default_oracle
 from robustbench_inv.catalogue.listing import list_entries, show_entry
-from robustbench_inv.catalogue.loaded_dataset import usual_oracle
 from robustbench_inv.catalogue.locate import entries, find
 from robustbench_inv.catalogue.references import parse_reference
 from robustbench_inv.data.registry import DATASETS
@@ -18,14 +18,14 @@ def test_members_are_shipped_models_of_different_architectures(name):
     assert len({card.implementation for card in cards}) == len(cards)
     assert len({card.weights_sha256 for card in cards}) == len(cards)
     (dataset,) = {card.dataset for card in cards}
-    assert usual_oracle(dataset) == name
+    assert default_oracle(dataset) == name
 
 
 def test_the_usual_oracles_exist():
     named = {known.oracle for known in DATASETS.values() if known.oracle}
     assert named <= entries("oracles").keys()
-    assert usual_oracle("mnist:split=train") == "mnist-panel"
-    assert usual_oracle("spheres:d=5") == usual_oracle("points") == ""
+    assert default_oracle("mnist:split=train") == "mnist-panel"
+    assert default_oracle("spheres:d=5") == default_oracle("points") == ""
 
 
 def test_class_names_are_as_many_as_classes():

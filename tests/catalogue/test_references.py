@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from robustbench_inv.catalogue.references import (
     Reference,
+    did_you_mean,
     import_object,
-    nearest,
     parse_reference,
     suggest,
 )
@@ -60,8 +60,8 @@ def test_refuses_what_it_cannot_read(text):
 
 
 def test_suggests_the_nearest_name_and_else_all():
-    assert nearest("mnist-cn", ["mnist-cnn", "spheres"]) == "did you mean mnist-cnn?"
-    assert nearest("zzz", ["mnist-cnn"]) == ""
+    assert did_you_mean("mnist-cn", ["mnist-cnn", "spheres"]) == "did you mean mnist-cnn?"
+    assert did_you_mean("zzz", ["mnist-cnn"]) == ""
     assert suggest("zzz", ["b", "a"]) == "known: a, b"
     assert suggest("zzz", []) == ""
 

@@ -4,13 +4,14 @@ import inspect
 
 import pytest
 
-from robustbench_inv.catalogue.load import load_attack, load_threat
+from robustbench_inv.catalogue.attacks import load_attack
 from robustbench_inv.catalogue.locate import entries, shipped_root
 from robustbench_inv.catalogue.references import import_object, parse_reference
 from robustbench_inv.catalogue.reproduction import Column, Row
 from robustbench_inv.catalogue.reproduction_file import load_reproduction, read_reproduction
+from robustbench_inv.catalogue.threats import load_threat
 from robustbench_inv.errors import BadCatalogue, UnknownName, UsageError
-from robustbench_inv.evaluation.describe import epsilons, threat_text
+from robustbench_inv.evaluation.provenance import epsilons, threat_text
 
 SHIPPED = sorted(entries("reproductions"))
 
@@ -67,7 +68,7 @@ def test_every_shipped_trial_can_be_run_and_tells_who_falls_at_its_rows(name):
             )
             assert {epsilons(threat) for threat in threats} == {item.sweep(trial)}
     for row in item.rows:
-        told = {row.eps in item.sweep(trial) for trial in item.competitors(row)}
+        told = {row.eps in item.sweep(trial) for trial in item.worst_case_trials(row)}
         assert told == {True} or not row.eps
 
 
@@ -197,8 +198,11 @@ def test_only_keeps_the_trials_that_its_rows_need(tmp_path):
 
 def test_the_worst_case_begins_with_the_published_attack(tmp_path):
     item = read(tmp_path, GOOD)
-    assert [t.name for t in item.competitors(item.rows[1])] == ["fgsm", "pgd"]
-    assert [t.name for t in item.competitors(Row("x", 0.2, "pgd", ("linf",)))] == ["pgd", "fgsm"]
+    assert [t.name for t in item.worst_case_trials(item.rows[1])] == ["fgsm", "pgd"]
+    assert [t.name for t in item.worst_case_trials(Row("x", 0.2, "pgd", ("linf",)))] == [
+        "pgd",
+        "fgsm",
+    ]
 
 
 def test_a_data_set_stands_in_for_the_one_whose_name_it_begins_with():

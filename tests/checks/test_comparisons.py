@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from robustbench_inv.checks.cells import CellView
 from robustbench_inv.checks.comparisons import (
     check_eps_scale,
     check_gradient_free,
@@ -13,6 +12,7 @@ from robustbench_inv.checks.comparisons import (
     escalate_saturation,
 )
 from robustbench_inv.checks.verdict import CHECKS
+from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.testing.toy_cells import toy_cell as cell
 
 STRONG = [0.1] * 150 + [0.2] * 40 + [None] * 10
@@ -20,7 +20,7 @@ WEAK = [0.1] * 100 + [0.2] * 40 + [None] * 60
 
 
 def views(*cells):
-    return [CellView.read(cell) for cell in cells]
+    return [FinishedCell.read(cell) for cell in cells]
 
 
 def noise(broken, **options):
@@ -83,7 +83,7 @@ def test_c3_needs_the_same_model_norm_and_eps(other):
 
 
 def test_c3_knows_the_libraries_names():
-    adapter = {"implementation": "robustbench_inv.attacks.foolbox_adapter:FoolboxAttack"}
+    adapter = {"implementation": "robustbench_inv.attacks.adapters.foolbox:FoolboxAttack"}
     fast, slow = (
         cell(
             name,
@@ -96,7 +96,7 @@ def test_c3_knows_the_libraries_names():
     assert (fast_view.single_step, fast_view.iterative) == (True, False)
     assert (slow_view.single_step, slow_view.iterative) == (False, True)
     assert slow_view.parameters["steps"] == 40
-    assert CellView.read(cell("MIFGSM", WEAK)).iterative
+    assert FinishedCell.read(cell("MIFGSM", WEAK)).iterative
 
 
 @pytest.mark.parametrize(("extra", "expected"), [(0, "PASS"), (1, "WARN"), (2, "FAIL")])
@@ -156,7 +156,7 @@ def test_gradients_of_a_substitute_say_nothing_of_the_model():
     one, many = cell("fgsm", STRONG, threat=via()), cell("pgd", WEAK, threat=via())
     assert [v.verdict for v in check_single_step(views(one, many))] == ["NA"]
     assert [v.verdict for v in check_single_step(views(one, cell("pgd", WEAK)))] == ["NA"]
-    saturated = CHECKS["C7"].says("toy", "WARN", 40.0, "Margins are large.")
+    saturated = CHECKS["C7"].make_verdict("toy", "WARN", 40.0, "Margins are large.")
     assert escalate_saturation([saturated], views(one))[0].verdict == "WARN"
     own = views(cell("pgd", WEAK, parameters={"loss": "margin"}), one)
     assert escalate_saturation([saturated], own)[0].verdict == "WARN"
@@ -210,9 +210,9 @@ def test_c17_has_nothing_to_say_without_eps():
     ],
 )
 def test_c7_fails_on_a_plan_of_cross_entropy_alone(cells, expected):
-    saturated = CHECKS["C7"].says("toy", "WARN", 40.0, "Margins are large.")
-    fine = CHECKS["C7"].says("toy", "PASS", 4.0, "Margins are small.")
-    other = CHECKS["C6"].says("toy", "WARN", 0.5, "Gradients are zero.")
+    saturated = CHECKS["C7"].make_verdict("toy", "WARN", 40.0, "Margins are large.")
+    fine = CHECKS["C7"].make_verdict("toy", "PASS", 4.0, "Margins are small.")
+    other = CHECKS["C6"].make_verdict("toy", "WARN", 0.5, "Gradients are zero.")
     found = escalate_saturation([saturated, fine, other], views(*cells))
     assert [v.verdict for v in found] == [expected, "PASS", "WARN"]
 
@@ -230,4 +230,4 @@ def test_attacks_that_aim_at_different_classes_are_not_compared():
 @pytest.mark.parametrize(("attack", "expected"), [("APGD", True), ("APGDT", False)])
 def test_targeted_apgd_does_not_climb_cross_entropy(attack, expected):
     (view,) = views(cell("x", WEAK, parameters={"attack": attack}))
-    assert view.climbs_cross_entropy == expected
+    assert view.uses_cross_entropy_only == expected

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import robustbench_inv as rbi
-from robustbench_inv.checks.cells import CellView
-from robustbench_inv.checks.inverse import check_inverse, inverts
+from robustbench_inv.checks.invariance_checks import check_inverse, uses_inverse
 from robustbench_inv.data.arrays import ArrayDataset
-from robustbench_inv.randomness import Noise
-from robustbench_inv.results.store import RunFolder
-from robustbench_inv.testing.bijection import rotation_classifier
+from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.run_files import RunFolder
+from robustbench_inv.testing.analytic_problems import rotation_classifier
 from robustbench_inv.testing.toy_cells import toy_cell
 
 HONEST = toy_cell("metamer", (0.1,) * 2000)
@@ -24,7 +24,7 @@ def view(**columns):
         name: [*given, *[1e-6] * (2000 - len(given))]
         for name, given in ({"reencoding": [], "reconstruction": []} | columns).items()
     }
-    return CellView.read(replace(HONEST, notes=({**note, "values": values},)))
+    return FinishedCell.read(replace(HONEST, notes=({**note, "values": values},)))
 
 
 @pytest.mark.parametrize("name", ["reencoding", "reconstruction"])
@@ -43,8 +43,8 @@ def test_the_grades(name):
 
 
 def test_a_cell_without_an_inverse_is_not_asked():
-    assert not inverts(CellView.read(HONEST))
-    assert inverts(view())
+    assert not uses_inverse(FinishedCell.read(HONEST))
+    assert uses_inverse(view())
 
 
 class Swapped(ArrayDataset):
@@ -57,9 +57,9 @@ class Swapped(ArrayDataset):
 
 
 @pytest.mark.parametrize(("slip", "wanted"), [(0.0, "PASS"), (0.01, "FAIL")])
-def test_through_the_engine(tmp_path, slip, wanted):
-    model = rotation_classifier(slip=slip)
-    images = Noise(0, torch.arange(30), "test").uniform((1, 6, 6), dtype=torch.float64)
+def test_through_the_engine(tmp_path, inverse_error, wanted):
+    model = rotation_classifier(inverse_error=inverse_error)
+    images = SampleRNG(0, torch.arange(30), "test").uniform((1, 6, 6), dtype=torch.float64)
     data = Swapped(images, model(images).decision, "swapped")
     run = rbi.evaluate(model=model, attack="metamer", threat="none", dataset=data, out=tmp_path)
     grades = {v["id"]: v["verdict"] for v in RunFolder(run.path).checks()}

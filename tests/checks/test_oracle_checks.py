@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
-from robustbench_inv.checks.cells import CellView
-from robustbench_inv.checks.oracles import check_agreement, check_oracle
+from robustbench_inv.checks.invariance_checks import check_oracle, check_oracle_agreement
 from robustbench_inv.checks.suite import check_records
-from robustbench_inv.results.oracle import OracleError
-from robustbench_inv.results.record import Answer
+from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.oracle_error import OracleError
+from robustbench_inv.results.record import ModelOutput
 from robustbench_inv.testing.toy_cells import toy_cell
 
 PANEL = {"name": "p", "digest": "1" * 64, "source": "panel p", "members": [{"digest": "2" * 64}]}
@@ -22,9 +22,9 @@ def cell(oracles=(5, 5, 3, None), *, oracle=PANEL, error=ERROR, source="panel p"
         "metamer", [0.1, 0.1, None, None], epsilons=(), threat=threat, attack={"kind": "invariance"},
         model={"name": "toy", "digest": "3" * 64},
     )  # fmt: skip
-    same = Answer(3, None, None)
+    same = ModelOutput(3, None, None)
     lines = tuple(
-        replace(r, oracle=oracles[r.sample], oracle_source=source, before=same, after=same)
+        replace(r, oracle=oracles[r.sample], oracle_source=source, clean=same, adversarial=same)
         for r in toy.lines
     )
     return replace(toy, lines=lines, error=error)
@@ -35,7 +35,7 @@ def grades(*cells):
 
 
 def test_both_are_silent_on_an_honest_cell():
-    verdict = check_oracle(CellView.read(cell()))
+    verdict = check_oracle(FinishedCell.read(cell()))
     assert verdict.verdict == "PASS"
     assert (
         "wrong itself on 2 of 100 clean inputs [0.6, 7.0] %, and does not know 3"
@@ -49,7 +49,7 @@ def test_they_are_asked_of_invariance_cells_alone():
 
 
 def test_c34_needs_an_oracle_for_each_success():
-    verdict = check_oracle(CellView.read(cell((None, 5, 3, None))))
+    verdict = check_oracle(FinishedCell.read(cell((None, 5, 3, None))))
     assert (verdict.verdict, verdict.value) == ("FAIL", 1)
     assert "samples 0" in verdict.evidence
     assert grades(cell(source=None))["C34"] == "FAIL"
@@ -59,7 +59,7 @@ def test_c34_needs_an_oracle_for_each_success():
     "oracle", [{**PANEL, "digest": "3" * 64}, {**PANEL, "members": [{"digest": "3" * 64}]}]
 )
 def test_c34_never_lets_the_model_judge_itself(oracle):
-    verdict = check_oracle(CellView.read(cell(oracle=oracle)))
+    verdict = check_oracle(FinishedCell.read(cell(oracle=oracle)))
     assert verdict.verdict == "FAIL"
     assert "toy judges itself" in verdict.evidence
 
@@ -79,7 +79,7 @@ def test_c34_asks_how_often_a_proxy_errs(error, oracle, expected):
 
 
 def test_c35_tells_both_agreements():
-    verdict = check_agreement(CellView.read(cell((5, 5, None, 3))))
+    verdict = check_oracle_agreement(FinishedCell.read(cell((5, 5, None, 3))))
     assert "Of 2 changed inputs" in verdict.evidence  # the samples that held were not changed
     assert "0 are decided as the oracle says and 2 as the label" in verdict.evidence
 

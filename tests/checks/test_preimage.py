@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import robustbench_inv as rbi
-from robustbench_inv.checks.cells import CellView
-from robustbench_inv.checks.preimage import check_preimage, solves_for_preimages
+from robustbench_inv.checks.invariance_checks import check_preimage, uses_preimage_solver
 from robustbench_inv.data.arrays import ArrayDataset
-from robustbench_inv.models.mlp import MLP
-from robustbench_inv.results.store import RunFolder
+from robustbench_inv.models.plain_networks import MLP
+from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.run_files import RunFolder
 from robustbench_inv.testing.toy_cells import toy_cell
 
 N = 2000
@@ -26,7 +26,7 @@ def view(**columns):
         for name, rest in usual.items()
     }
     note = {"kind": "measured", "block": 0, "samples": list(range(N)), "values": values}
-    return CellView.read(replace(HONEST, notes=(note,)))
+    return FinishedCell.read(replace(HONEST, notes=(note,)))
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def test_the_grades(columns, wanted):
 
 
 def test_a_cell_of_another_attack_is_not_asked():
-    assert not solves_for_preimages(CellView.read(HONEST))
-    assert solves_for_preimages(view())
+    assert not uses_preimage_solver(FinishedCell.read(HONEST))
+    assert uses_preimage_solver(view())
 
 
 class Kinked(MLP):

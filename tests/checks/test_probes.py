@@ -5,39 +5,43 @@ import random
 import pytest
 import torch
 
-from robustbench_inv.checks.attack_power import check_monotone_attack, check_unbounded
-from robustbench_inv.checks.convergence import (
+from robustbench_inv.checks.attack_strength import (
     check_convergence,
-    check_held_draws,
+    check_fixed_noise,
     check_logit_scale,
+    check_monotone_attack,
+    check_unbounded,
 )
-from robustbench_inv.checks.data import check_bounds
-from robustbench_inv.checks.gradients import check_gradients, check_saturation
-from robustbench_inv.checks.outputs import check_determinism, check_logits
+from robustbench_inv.checks.gradients import (
+    check_gradient_accuracy,
+    check_gradients,
+    check_saturation,
+    check_single_pass,
+)
+from robustbench_inv.checks.model_outputs import check_bounds, check_determinism, check_logits
 from robustbench_inv.checks.probe import Probe
-from robustbench_inv.checks.probes import DEEP_PROBES, PROBES
-from robustbench_inv.checks.slopes import check_dynamic, check_slopes
+from robustbench_inv.checks.suite import DEEP_PROBES, PROBES
 from robustbench_inv.data.registry import open_dataset
-from robustbench_inv.models.module import wrap_module
 from robustbench_inv.models.spheres import max_margin, misaligned
+from robustbench_inv.models.wrapping import wrap_module
 from robustbench_inv.testing.toys import (
-    Drawing,
-    Flickering,
+    RandomGradientToy,
+    StochasticToy,
     adding_noise,
     batch_dependent,
     confident,
-    dead,
-    declaring,
+    dead_relu,
     detached,
     in_train_mode,
-    misleading,
+    input_optimising,
     narrow_band,
     offset,
-    one_at_a_time,
-    optimising,
+    one_pixel_gradient,
     probabilities,
     quantised,
     squashed,
+    wrong_bounds,
+    wrong_gradient,
 )
 
 
@@ -58,7 +62,7 @@ def test_every_deep_probe_is_silent_on_an_honest_model(honest, few, id_, check):
 
 def test_the_honest_model_is_worth_attacking(honest, probe):
     subject = probe(honest)
-    assert (subject.ask().decision == subject.batch.labels).double().mean() > 0.8
+    assert (subject.query().decision == subject.batch.labels).double().mean() > 0.8
 
 
 def test_c1_fires_where_larger_steps_leap_over_the_error(grey_probe):
@@ -82,13 +86,13 @@ def test_c2_fires_on_a_quantiser_whose_gradients_are_zero(honest, probe):
 
 
 def test_c4_fires_where_each_step_finds_one_pixel(grey_probe):
-    verdict = check_convergence(grey_probe(one_at_a_time()))
+    verdict = check_convergence(grey_probe(one_pixel_gradient()))
     assert verdict.verdict == "WARN", verdict.evidence
     assert verdict.value > 0.5
 
 
 def test_c6_fires_when_no_loss_has_a_gradient(honest, probe):
-    for toy in (quantised(honest), detached(honest), dead(honest)):
+    for toy in (quantised(honest), detached(honest), dead_relu(honest)):
         verdict = check_gradients(probe(toy))
         assert (verdict.verdict, verdict.value) == ("FAIL", 1.0)
     assert "not connected" in check_gradients(probe(detached(honest))).evidence
@@ -108,7 +112,7 @@ def test_c6_counts_gradients_that_are_not_numbers(honest, probe):
     module = torch.nn.Sequential(_Function(broken_slope), honest.module)
     module.bounds, module.num_classes = (0.0, 1.0), 10
     subject = probe(wrap_module(module, "toy"))
-    assert subject.ask().logits.isfinite().all()
+    assert subject.query().logits.isfinite().all()
     assert check_gradients(subject).verdict == "FAIL"
 
 
@@ -153,22 +157,22 @@ def test_c8_warns_where_cross_entropy_depends_on_the_scale(honest, few):
 
 
 def test_c12_fires_on_a_model_that_optimises_before_it_answers(honest, probe):
-    verdict = check_dynamic(probe(optimising(honest)))
+    verdict = check_single_pass(probe(input_optimising(honest)))
     assert (verdict.verdict, verdict.value) == ("WARN", 1)
 
 
 def test_c13_compares_known_draws_with_fresh_ones(honest, few):
-    assert check_held_draws(few(honest)).verdict == "NA"
-    fair = check_held_draws(few(Drawing(honest)))
+    assert check_fixed_noise(few(honest)).verdict == "NA"
+    fair = check_fixed_noise(few(StochasticToy(honest)))
     assert fair.verdict == "PASS", fair.evidence
-    shy = check_held_draws(few(Flickering(honest)))
+    shy = check_fixed_noise(few(RandomGradientToy(honest)))
     assert shy.verdict == "FAIL", shy.evidence
 
 
 def test_c31_fires_on_a_gradient_of_another_function(honest, few):
-    verdict = check_slopes(few(misleading(honest)))
+    verdict = check_gradient_accuracy(few(wrong_gradient(honest)))
     assert verdict.verdict == "WARN", verdict.evidence
-    assert check_slopes(few(quantised(honest))).verdict != "PASS"
+    assert check_gradient_accuracy(few(quantised(honest))).verdict != "PASS"
 
 
 @pytest.mark.parametrize("factor", [1.0, 100.0])
@@ -178,7 +182,7 @@ def test_c10_fires_on_probabilities_and_their_multiples(honest, probe, factor):
 
 def test_c10_is_silent_on_logits_with_a_constant_sum(probe, honest):
     subject = probe(honest)
-    sums = subject.ask().logits.sum(1)
+    sums = subject.query().logits.sum(1)
     assert (sums - sums[0]).abs().max() < 1e-3
     assert check_logits(subject).verdict == "PASS"
 
@@ -219,13 +223,13 @@ def test_c11_sees_train_mode_even_where_it_changes_nothing(honest, probe):
 
 
 def test_c11_sends_declared_draws_down_the_eot_path(honest, probe):
-    fresh = check_determinism(probe(Drawing(honest)))
+    fresh = check_determinism(probe(StochasticToy(honest)))
     assert (fresh.verdict, "EOT" in fresh.evidence) == ("WARN", True)
-    assert check_determinism(probe(Drawing(honest, fixed_noise=True))).verdict == "PASS"
+    assert check_determinism(probe(StochasticToy(honest, fixed_noise=True))).verdict == "PASS"
 
 
 def test_c11_does_not_excuse_a_declared_model_that_depends_on_its_batch(honest, probe):
-    assert check_determinism(probe(Drawing(batch_dependent(honest)))).verdict == "FAIL"
+    assert check_determinism(probe(StochasticToy(batch_dependent(honest)))).verdict == "FAIL"
 
 
 @pytest.mark.parametrize(
@@ -239,7 +243,7 @@ def test_c11_does_not_excuse_a_declared_model_that_depends_on_its_batch(honest, 
     ],
 )
 def test_c17_fires_on_wrong_bounds(honest, probe, bounds, fault):
-    verdict = check_bounds(probe(declaring(honest, bounds)))
+    verdict = check_bounds(probe(wrong_bounds(honest, bounds)))
     assert verdict.verdict == "FAIL"
     assert fault in verdict.evidence
 

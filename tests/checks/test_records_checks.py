@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustbench_inv.checks.cells import CellView
 from robustbench_inv.checks.records import (
+    check_adversarial_inputs,
     check_completeness,
     check_consistency,
     check_crashes,
     check_lost_successes,
-    check_shown_inputs,
 )
-from robustbench_inv.results.record import Answer, Distances
+from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.record import Distances, ModelOutput
 from robustbench_inv.testing.toy_cells import toy_cell, toy_record
 
 BROKEN = (0.0, 0.1, 0.2, None, 0.1, None)
@@ -23,7 +23,7 @@ HONEST = toy_cell("pgd", BROKEN)
 
 
 def view(cell=HONEST, **changes):
-    return CellView.read(replace(cell, **changes))
+    return FinishedCell.read(replace(cell, **changes))
 
 
 def with_record(record, cell=HONEST):
@@ -42,7 +42,7 @@ def images(shift=0.0, sample=1):
 def test_all_are_silent_on_an_honest_cell():
     cell = view(images=images())
     verdicts = [
-        check_shown_inputs(cell),
+        check_adversarial_inputs(cell),
         check_lost_successes(cell),
         check_consistency(cell),
         check_completeness(cell, range(6)),
@@ -63,7 +63,7 @@ def test_all_are_silent_on_an_honest_cell():
     ],
 )
 def test_c14_fires_on_inputs_that_may_not_be_shown(change):
-    verdict = check_shown_inputs(with_record(toy_record(2, 0.2, **change)))
+    verdict = check_adversarial_inputs(with_record(toy_record(2, 0.2, **change)))
     assert (verdict.verdict, verdict.value) == ("FAIL", pytest.approx(1 / 6))
     assert "samples 2" in verdict.evidence
 
@@ -71,20 +71,21 @@ def test_c14_fires_on_inputs_that_may_not_be_shown(change):
 def test_c14_lets_one_sample_in_a_thousand_pass_with_a_warning():
     many = toy_cell("pgd", [0.1] * 1000)
     assert (
-        check_shown_inputs(with_record(toy_record(7, 0.1, replayed=False), many)).verdict == "WARN"
+        check_adversarial_inputs(with_record(toy_record(7, 0.1, replayed=False), many)).verdict
+        == "WARN"
     )
 
 
 def test_c14_allows_a_minimal_attack_to_end_beyond_the_sweep():
     far = toy_record(3, within_budget=False, distance=Distances(4, 2.0, 1.0, 0.5))
     minimal = toy_cell("cw", BROKEN, attack={"kind": "minimal"})
-    assert check_shown_inputs(with_record(far, minimal)).verdict == "PASS"
-    assert check_shown_inputs(with_record(far)).verdict == "FAIL"
+    assert check_adversarial_inputs(with_record(far, minimal)).verdict == "PASS"
+    assert check_adversarial_inputs(with_record(far)).verdict == "FAIL"
 
 
 @pytest.mark.parametrize("shift", [0.01, -0.7, np.nan])
 def test_c14_recomputes_kept_images(shift):
-    verdict = check_shown_inputs(view(images=images(shift)))
+    verdict = check_adversarial_inputs(view(images=images(shift)))
     assert verdict.verdict == "FAIL"
     assert "1 differ from their record (kept images recomputed): samples 1." in verdict.evidence
 
@@ -93,7 +94,7 @@ def test_c14_sees_an_image_outside_the_box_at_the_right_distance():
     outside = images()
     outside["clean"][:] = outside["adversarial"][:] = 1.0
     outside["adversarial"] += np.array([[eps or 0.0] for eps in BROKEN], np.float32)
-    assert "3 differ" in check_shown_inputs(view(images=outside)).evidence
+    assert "3 differ" in check_adversarial_inputs(view(images=outside)).evidence
 
 
 def test_c15_has_nothing_to_say_of_a_search_on_a_substitute():
@@ -127,7 +128,7 @@ def test_c15_tells_of_successes_that_were_none_when_judged_again():
         {"status": "already_wrong"},
         {"status": "crash"},
         {"within_budget": False},
-        {"before": Answer(5, None, None)},
+        {"before": ModelOutput(5, None, None)},
         {"distance": Distances(4, float("nan"), 0.2, 0.1)},
     ],
 )
@@ -138,7 +139,7 @@ def test_c22_fires_on_records_that_contradict_themselves(change):
 
 
 def test_c22_knows_that_a_rejected_error_is_no_failure():
-    rejected = toy_record(3, before=Answer(5, -1.0, accepted=False))
+    rejected = toy_record(3, clean=ModelOutput(5, -1.0, accepted=False))
     goal = {"norm": "linf", "epsilons": [0.1, 0.2], "goal": "misclassify-accepted"}
     assert (
         check_consistency(with_record(rejected, toy_cell("pgd", BROKEN, threat=goal))).verdict
@@ -156,7 +157,7 @@ def test_c22_sees_rates_that_cannot_be_recomputed():
 def test_c22_and_c14_are_silent_on_any_consistent_cell(broken):
     cell = view(toy_cell("pgd", broken))
     assert check_consistency(cell).verdict == "PASS"
-    assert check_shown_inputs(cell).verdict == "PASS"
+    assert check_adversarial_inputs(cell).verdict == "PASS"
 
 
 @pytest.mark.parametrize(

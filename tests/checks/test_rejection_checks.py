@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from robustbench_inv.checks.suite import check_records
-from robustbench_inv.results.record import Answer
-from robustbench_inv.results.rejection import above_threshold, rejection_rates
+from robustbench_inv.results.rates import rejection_rates, score_above_threshold
+from robustbench_inv.results.record import ModelOutput
 from robustbench_inv.results.summary import Rate
 from robustbench_inv.testing.toy_cells import toy_cell
 
@@ -15,10 +15,10 @@ IDS = ("C24", "C25", "C26", "C27", "C28", "C29")
 
 
 def answer(decision, score, *, accepted=True):
-    return Answer(decision, score, accepted)
+    return ModelOutput(decision, score, accepted)
 
 
-def cell(goal="misclassify-accepted", *, after=None, before=None, digest="a" * 64, **parts):
+def cell(goal="misclassify-accepted", *, adversarial=None, clean=None, digest="a" * 64, **parts):
     """Ten samples of class 3, broken at 0.1: by default half are fooled and half are detected."""
     rejection = {"score": "margin", "percentile": 1, "values": [1.0] * 10, "digest": digest}
     model = {
@@ -30,18 +30,22 @@ def cell(goal="misclassify-accepted", *, after=None, before=None, digest="a" * 6
     threat = {"norm": "linf", "epsilons": [0.1, 0.2], "goal": goal}
     toy = toy_cell("pgd", [0.1] * 10, threat=threat, **told)
     usual = [answer(5, 9.0)] * 5 + [answer(5, 0.5, accepted=False)] * 5
-    clean = before or [answer(3, 2.0 + k) for k in range(10)]
+    clean = clean or [answer(3, 2.0 + k) for k in range(10)]
     lines = []
-    for record, was, now in zip(toy.lines, clean, after or usual, strict=True):
+    for record, was, now in zip(toy.lines, clean, adversarial or usual, strict=True):
         reached = now.decision != 3 and (now.accepted or goal == "misclassify")
         broken = 0.1 if reached else None
-        lines.append(replace(record, before=was, after=now, broken_at=broken, goal_reached=reached))
+        lines.append(
+            replace(record, clean=was, adversarial=now, broken_at=broken, goal_reached=reached)
+        )
     return replace(toy, lines=tuple(lines))
 
 
 def oblivious(**changes):
     return cell(
-        "misclassify", after=[answer(5, 9.0)] * 3 + [answer(5, 0.5, accepted=False)] * 7, **changes
+        "misclassify",
+        adversarial=[answer(5, 9.0)] * 3 + [answer(5, 0.5, accepted=False)] * 7,
+        **changes,
     )
 
 
@@ -80,33 +84,33 @@ def test_c24_thresholds_that_are_part_of_the_model():
 
 
 def test_c25_tells_what_is_left_at_each_share():
-    after = [answer(3, 2.0 + k) for k in range(10)]
-    found = verdicts(cell(after=after))["C25"]
+    adversarial = [answer(3, 2.0 + k) for k in range(10)]
+    found = verdicts(cell(adversarial=adversarial))["C25"]
     assert found.value == 0
     assert "100.0% at 1%; 100.0% at 2%; 100.0% at 5%" in found.evidence
 
 
 def test_c25_rejecting_everything_fails():
     """Nothing fools it and every attack is detected, and yet it is of no use."""
-    before = [answer(3, 0.1 * k, accepted=False) for k in range(10)]
-    after = [answer(5, 0.1 * k, accepted=False) for k in range(10)]
-    always = cell(before=before, after=after)
+    clean = [answer(3, 0.1 * k, accepted=False) for k in range(10)]
+    adversarial = [answer(5, 0.1 * k, accepted=False) for k in range(10)]
+    always = cell(clean=clean, adversarial=adversarial)
     found = verdicts(always)["C25"]
     assert (found.verdict, found.value) == ("FAIL", 1.0)
     rates = rejection_rates(always.lines)
-    assert rates.right_clean == rates.right == Rate(0, 10)
-    assert rates.rejected_clean == rates.detected == Rate(10, 10)
-    assert rates.right_of_answered == Rate(0, 0)
+    assert rates.clean_accuracy_with_rejection == rates.right == Rate(0, 10)
+    assert rates.false_rejection == rates.detected == Rate(10, 10)
+    assert rates.accuracy_on_accepted == Rate(0, 0)
 
 
 def test_c25_without_scores_fails():
-    before = [answer(3, None)] * 10
-    assert verdicts(cell(before=before))["C25"].verdict == "FAIL"
+    clean = [answer(3, None)] * 10
+    assert verdicts(cell(clean=clean))["C25"].verdict == "FAIL"
 
 
 def test_c26_an_adaptive_attack_that_is_weaker():
     weak = [answer(5, 9.0)] * 2 + [answer(5, 0.5, accepted=False)] * 8
-    found = verdicts(cell(after=weak), oblivious())["C26"]
+    found = verdicts(cell(adversarial=weak), oblivious())["C26"]
     assert found.verdict == "FAIL"
     assert found.value == pytest.approx(0.1)
 
@@ -123,8 +127,8 @@ def test_c26_compares_like_with_like():
 
 def aimed(goal, fooled, label=5):
     """Ten samples of which some are decided as the attacker wants, and the others wrongly in another way."""
-    after = [answer(5, 9.0)] * fooled + [answer(4, 9.0)] * (10 - fooled)
-    made = cell("misclassify", after=after)
+    adversarial = [answer(5, 9.0)] * fooled + [answer(4, 9.0)] * (10 - fooled)
+    made = cell("misclassify", adversarial=adversarial)
     about = {"goal": goal, "goal_parameters": {"label": label}}
     return replace(made, cell={**made.cell, "threat": {**made.cell["threat"], **about}})
 
@@ -139,8 +143,8 @@ def test_c26_compares_attacks_that_aim_at_the_same_class():
 
 
 def test_c27_of_a_weak_attack():
-    after = [answer(3, 5.0)] * 10
-    found = verdicts(cell(after=after))["C27"]
+    adversarial = [answer(3, 5.0)] * 10
+    found = verdicts(cell(adversarial=adversarial))["C27"]
     assert (found.verdict, found.value) == ("WARN", 0)
     assert verdicts(cell())["C27"].value == 0.5
 
@@ -156,15 +160,15 @@ def test_c28_rejections_nearby():
 @pytest.mark.parametrize("shown", ["NoiseInput", "Distal", "OutOfDistribution"])
 @pytest.mark.parametrize(("accepted", "verdict"), [(0, "PASS"), (1, "WARN")])
 def test_c29_what_is_of_no_class_and_accepted(accepted, verdict, shown):
-    after = [answer(5, 9.0)] * accepted + [answer(5, 0.1, accepted=False)] * (10 - accepted)
+    adversarial = [answer(5, 9.0)] * accepted + [answer(5, 0.1, accepted=False)] * (10 - accepted)
     attack = {"name": "uniform-noise", "implementation": f"x:{shown}", "kind": "given"}
-    found = verdicts(cell("accept", after=after, attack=attack))
+    found = verdicts(cell("accept", adversarial=adversarial, attack=attack))
     assert found["C29"].verdict == verdict
     assert "C27" not in found
 
 
 def test_scores_are_counted_from_the_threshold_of_the_decision():
     model = {"card": {"rejection": {"values": [1.0, 2.5]}}}
-    assert above_threshold(answer(1, 4.0), model) == 1.5
-    assert above_threshold(answer(1, 4.0), {}) == 4.0
-    assert above_threshold(answer(1, None), model) is None
+    assert score_above_threshold(answer(1, 4.0), model) == 1.5
+    assert score_above_threshold(answer(1, 4.0), {}) == 4.0
+    assert score_above_threshold(answer(1, None), model) is None

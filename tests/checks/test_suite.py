@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from robustbench_inv.checks.suite import check_records, concerning, probe_model
+from robustbench_inv.checks.suite import check_records, probe_model, verdicts_about
 from robustbench_inv.checks.verdict import CHECKS, Verdict, grade
 from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.testing.toy_cells import toy_cell
@@ -81,7 +81,7 @@ def test_check_records_takes_the_request_in_three_forms():
 
 
 def test_check_records_decides_c7():
-    probe = CHECKS["C7"].says("toy", "WARN", 40.0, "Margins are large.")
+    probe = CHECKS["C7"].make_verdict("toy", "WARN", 40.0, "Margins are large.")
     found = check_records([toy_cell("fgsm", [0.1])], None, [probe])
     assert [v.verdict for v in found if v.id == "C7"] == ["FAIL"]
 
@@ -95,13 +95,13 @@ def test_a_cell_that_cannot_be_judged_is_a_verdict():
 
 def test_concerning_picks_the_verdicts_of_a_cell_and_its_model():
     mine, other = toy_cell("pgd", [0.1]), toy_cell("fgsm", [0.1], model={"name": "another"})
-    found = concerning(check_records([mine, other]), mine)
+    found = verdicts_about(check_records([mine, other]), mine)
     assert {v.subject for v in found} == {"toy", "pgd on toy, linf=0.1,0.2, four, seed 0"}
     assert {"C3", "C14"} <= {v.id for v in found}
 
 
 def test_verdicts_are_json_with_the_documented_keys():
-    verdict = CHECKS["C2"].says("toy", "FAIL", float("nan"), "No number.")
+    verdict = CHECKS["C2"].make_verdict("toy", "FAIL", float("nan"), "No number.")
     value = json.loads(json.dumps(verdict.to_json(), allow_nan=False))
     assert list(value) == [
         "id",

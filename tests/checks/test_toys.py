@@ -9,29 +9,29 @@ import pytest
 
 import robustbench_inv as rbi
 from robustbench_inv.catalogue.locate import shipped_root
-from robustbench_inv.results.store import RunFolder
+from robustbench_inv.results.run_files import RunFolder
 from robustbench_inv.testing.toys import (
     adding_noise,
     batch_dependent,
     confident,
-    dead,
+    dead_relu,
     detached,
     offset,
     probabilities,
     quantised,
-    refusing,
+    rejecting_all,
 )
 
 CAUGHT = {
     "gradient killer": (detached, {"C6": "FAIL", "C2": "FAIL", "C5": "FAIL", "C31": "WARN"}),
     "quantiser": (quantised, {"C6": "FAIL", "C2": "FAIL", "C5": "FAIL"}),
-    "dead ReLU": (dead, {"C6": "FAIL", "C2": "FAIL", "C5": "FAIL", "C31": "WARN"}),
+    "dead ReLU": (dead_relu, {"C6": "FAIL", "C2": "FAIL", "C5": "FAIL", "C31": "WARN"}),
     "softmax x 100": (partial(probabilities, factor=100.0), {"C10": "WARN", "C7": "WARN"}),
     "distilled": (partial(confident, factor=100.0), {"C7": "WARN", "C6": "WARN", "C8": "WARN"}),
     "random noise layer": (adding_noise, {"C11": "FAIL", "C14": "FAIL"}),
     "batch-dependent": (batch_dependent, {"C11": "FAIL", "C14": "FAIL"}),
     "logit offset 1e6": (offset, {"C8": "FAIL"}),
-    "always-reject": (refusing, {"C25": "FAIL"}),
+    "always-reject": (rejecting_all, {"C25": "FAIL"}),
 }
 """What is done to an honest model, and what the checks meant for it must say."""
 

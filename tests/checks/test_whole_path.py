@@ -3,15 +3,19 @@
 import pytest
 import torch
 
-from robustbench_inv.attacks.fgsm import FGSM
-from robustbench_inv.attacks.noise import UniformNoise
-from robustbench_inv.attacks.pgd import PGD
+from robustbench_inv.api import evaluate
+from robustbench_inv.attacks.pgd import FGSM, PGD
+from robustbench_inv.attacks.random_inputs import RandomPerturbation
 from robustbench_inv.data.arrays import ArrayDataset
-from robustbench_inv.evaluation.run import evaluate
-from robustbench_inv.randomness import Noise
-from robustbench_inv.results.store import RunFolder
-from robustbench_inv.testing.bijection import rotation_classifier
-from robustbench_inv.testing.toys import Cheating, Crashing, Forgetful, Idle
+from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.results.run_files import RunFolder
+from robustbench_inv.testing.analytic_problems import rotation_classifier
+from robustbench_inv.testing.toys import (
+    CrashingAttack,
+    ForgetfulAttack,
+    IdleAttack,
+    OverBudgetAttack,
+)
 from robustbench_inv.threat.goals import UNKNOWN
 
 
@@ -36,14 +40,16 @@ def grades(digits, tmp_path):
 
 
 def test_honest_attacks_on_an_honest_model_leave_every_check_silent(honest, grades):
-    found = grades(honest, [PGD(), FGSM(), UniformNoise()])
+    found = grades(honest, [PGD(), FGSM(), RandomPerturbation()])
     assert {grade for grade in found.values() if grade != "PASS"} == set(), found
     assert {("C3", "toy"), ("C5", "toy"), ("C14", "pgd"), ("C2", "toy")} <= found.keys()
 
 
 def test_toy_attacks_are_found_out(honest, grades):
     short = PGD(steps=5, rel_step=0.2, decay=False)
-    found = grades(honest, [Crashing(), Forgetful(), Cheating(), Idle(), short])
+    found = grades(
+        honest, [CrashingAttack(), ForgetfulAttack(), OverBudgetAttack(), IdleAttack(), short]
+    )
     assert (found["C30", "crashing"], found["C30", "forgetful"]) == ("FAIL", "PASS")
     assert (found["C15", "forgetful"], found["C15", "cheating"]) == ("WARN", "PASS")
     assert (found["C14", "cheating"], found["C14", "forgetful"]) == ("FAIL", "PASS")
@@ -71,7 +77,7 @@ class Unsure(ArrayDataset):
 @pytest.mark.parametrize(("share", "wanted"), [(0.0, "FAIL"), (0.4, "WARN"), (1.0, "PASS")])
 def test_an_oracle_that_says_little_is_found_out(tmp_path, share, wanted):
     model = rotation_classifier()
-    images = Noise(0, torch.arange(30), "test").uniform((1, 6, 6), dtype=torch.float64)
+    images = SampleRNG(0, torch.arange(30), "test").uniform((1, 6, 6), dtype=torch.float64)
     data = Unsure(images, model(images).decision, "unsure")
     data.share = share
     run = evaluate(model=model, attack="metamer", threat="none", dataset=data, out=tmp_path)

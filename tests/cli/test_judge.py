@@ -4,17 +4,21 @@ import json
 
 import pytest
 
-from robustbench_inv.evaluation.run import evaluate
-from robustbench_inv.results.store import RunFolder
-from robustbench_inv.testing.columns import FirstRow, ShiftBody, columns
+from robustbench_inv.api import evaluate
+from robustbench_inv.results.run_files import RunFolder
+from robustbench_inv.testing.analytic_problems import (
+    FirstRowClassifier,
+    ShiftBodyAttack,
+    column_images,
+)
 
 
 @pytest.fixture
 def run(tmp_path):
     (tmp_path / "first.csv").write_text("image,human_label\nff,1\n")
     found = evaluate(
-        model=FirstRow(), attack=ShiftBody(2), threat=f"none:oracle={tmp_path / 'first.csv'}",
-        dataset=columns(), keep_images=True, checks=False, out=tmp_path / "run",
+        model=FirstRowClassifier(), attack=ShiftBodyAttack(2), threat=f"none:oracle={tmp_path / 'first.csv'}",
+        dataset=column_images(), keep_images=True, checks=False, out=tmp_path / "run",
     )  # fmt: skip
     return found.path
 
@@ -30,7 +34,7 @@ def test_label_then_judge(invbench, run, tmp_path):
         f"{'' if t['known'] is None else t['known']}"
         for t in page["trials"]
     ]
-    (tmp_path / "l.csv").write_text("\n".join([",".join(page["columns"]), *rows]) + "\n")
+    (tmp_path / "l.csv").write_text("\n".join([",".join(page["column_images"]), *rows]) + "\n")
     done = invbench("judge", run, "--oracle", tmp_path / "l.csv", "--json")
     (cell,) = json.loads(done.out)
     assert (cell["invariance"]["failed"]["successes"], cell["invariance"]["oracle"]) == (
@@ -65,7 +69,7 @@ def test_several_patterns_of_cells(invbench, run, tmp_path):
 @pytest.mark.usefixtures("run")
 def test_a_mistake_is_one_line(invbench, monkeypatch, arguments, says):
     monkeypatch.setattr(
-        "robustbench_inv.evaluation.rejudging.load_dataset", lambda *_, **__: columns()
+        "robustbench_inv.evaluation.rejudge.load_dataset", lambda *_, **__: column_images()
     )
     done = invbench(*arguments)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)

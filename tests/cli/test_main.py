@@ -8,7 +8,7 @@ import pytest
 from robustbench_inv import __version__
 from robustbench_inv.catalogue import listing
 from robustbench_inv.cli import output
-from robustbench_inv.cli.main import spread
+from robustbench_inv.cli.main import repeat_options
 
 
 @pytest.mark.parametrize("kind", ["models", "attacks", "suites", "threats", "datasets"])
@@ -153,8 +153,8 @@ def test_version_and_help(invbench):
     ],
 )
 def test_options_that_take_several_values(given, expected):
-    assert spread(given) == (expected or spread(spread(given)))
-    assert [a for a in spread(given) if not a.startswith("--")] == [
+    assert repeat_options(given) == (expected or repeat_options(repeat_options(given)))
+    assert [a for a in repeat_options(given) if not a.startswith("--")] == [
         a for a in given if not a.startswith("--")
     ]
 

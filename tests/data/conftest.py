@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from robustbench_inv.data import sources
+from robustbench_inv.data import fetch as sources
 
 
 @pytest.fixture(scope="session")

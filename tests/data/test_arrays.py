@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustbench_inv.data.arrays import ArrayDataset, digest_samples
-from robustbench_inv.data.ids import checked_ids
+from robustbench_inv.data.arrays import ArrayDataset, checked_ids, digest_samples
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadData, BadParameter
 

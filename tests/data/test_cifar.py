@@ -8,7 +8,7 @@ import torch
 
 from robustbench_inv.data import cifar
 from robustbench_inv.data.cifar import SPLITS, open_cifar10, records_digest
-from robustbench_inv.data.registry import entry, open_dataset
+from robustbench_inv.data.registry import dataset_entry, open_dataset
 from robustbench_inv.errors import BadData, BadParameter
 
 RECORDS = np.random.default_rng(0).integers(0, 256, (10, 3073), np.uint8)
@@ -31,7 +31,10 @@ def root(tmp_path, monkeypatch):
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_a_record_is_a_label_and_three_planes(root, split):
     data = open_dataset("cifar10", {"split": split}, root)
-    assert (data.num_classes, data.shape) == (entry("cifar10").num_classes, entry("cifar10").shape)
+    assert (data.num_classes, data.shape) == (
+        dataset_entry("cifar10").num_classes,
+        dataset_entry("cifar10").shape,
+    )
     assert data.name == ("cifar10" if split == "test" else "cifar10:split=train")
     images, labels = data.batch([3])
     assert labels.tolist() == [3]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from robustbench_inv.data import sources
+from robustbench_inv.data import fetch as sources
 from robustbench_inv.data.fetch import MIRROR, fetch_dataset, fetch_file, verify_dataset
 from robustbench_inv.data.registry import open_dataset
 from robustbench_inv.errors import BadData
@@ -88,7 +88,7 @@ def test_a_wrong_answer_is_one_line_and_leaves_nothing(
 
 
 def test_falls_back_and_lists_what_each_mirror_said(mirror, tiny_mnist, tmp_path):
-    origin = sources.source("mnist")
+    origin = sources.find_source("mnist")
     mirrors = [f"{mirror.url}/gone", f"{mirror.url}/page/", f"{mirror.url}/good"]
     mirror.serve(f"/page/{LABELS}.gz", b"<html></html>")
     with pytest.raises(BadData) as caught:
@@ -106,7 +106,7 @@ def test_falls_back_and_lists_what_each_mirror_said(mirror, tiny_mnist, tmp_path
 def test_a_server_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with pytest.raises(BadData, match=r"gz: ConnectionError\)"):
-        fetch_file(sources.source("mnist"), LABELS, tmp_path, ["http://127.0.0.1:9"])
+        fetch_file(sources.find_source("mnist"), LABELS, tmp_path, ["http://127.0.0.1:9"])
 
 
 def test_an_interrupted_download_of_before_is_ignored(mirror, tiny_mnist, tmp_path, monkeypatch):
@@ -125,7 +125,7 @@ def test_interrupting_leaves_nothing(mirror, tmp_path, monkeypatch):
 
     monkeypatch.setattr("pooch.HTTPDownloader.__call__", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        fetch_file(sources.source("mnist"), IMAGES, tmp_path / "a", [mirror.url])
+        fetch_file(sources.find_source("mnist"), IMAGES, tmp_path / "a", [mirror.url])
     assert not any((tmp_path / "a").iterdir())
 
 
@@ -193,7 +193,7 @@ def test_verify_names_each_file(tiny_mnist, tmp_path):
 def test_a_file_where_the_folder_should_be(mirror, tmp_path):
     (tmp_path / "taken").write_text("")
     with pytest.raises(BadData, match="cannot write"):
-        fetch_file(sources.source("mnist"), IMAGES, tmp_path / "taken", [mirror.url])
+        fetch_file(sources.find_source("mnist"), IMAGES, tmp_path / "taken", [mirror.url])
 
 
 def test_data_sets_without_downloads():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from robustbench_inv.data.idx import parse_images, parse_labels, read_images, read_labels
+from robustbench_inv.data.formats import parse_images, parse_labels, read_images, read_labels
 from robustbench_inv.errors import BadData
 
 PAGE = b"<!DOCTYPE html><html><body>404 Not Found</body></html>" * 10

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustbench_inv.data.images import open_images
-from robustbench_inv.data.protocol import Dataset, JudgesLabels
+from robustbench_inv.data.fetch import find_source, locate, search_folders
+from robustbench_inv.data.mnist import open_images
+from robustbench_inv.data.protocol import Dataset, LabelOracle
 from robustbench_inv.data.registry import open_dataset
-from robustbench_inv.data.sources import locate, places, source
 from robustbench_inv.errors import BadParameter
 
 
@@ -31,7 +31,7 @@ def real_mnist():
 
 def test_digits_are_as_announced(digits):
     assert isinstance(digits, Dataset)
-    assert not isinstance(digits, JudgesLabels)
+    assert not isinstance(digits, LabelOracle)
     assert (len(digits), digits.shape, digits.bounds) == (5000, (1, 28, 28), (0.0, 1.0))
     assert digits.labels.tolist() == [label for label in range(10) for _ in range(500)]
     images, labels = digits.batch(torch.arange(0, 5000, 10))
@@ -75,7 +75,7 @@ def test_real_mnist(real_mnist):
 
 
 def test_fashion_mnist_from_the_systems_folder():
-    origin = source("fashion-mnist")
+    origin = find_source("fashion-mnist")
     if not any(locate(origin, file, None) for file in origin.sha256):
         pytest.skip("Fashion-MNIST is not on this machine")
     data = open_dataset("fashion-mnist")
@@ -85,7 +85,7 @@ def test_fashion_mnist_from_the_systems_folder():
 
 def test_order_of_places(monkeypatch):
     monkeypatch.setenv("INVBENCH_DATA", "named")
-    found = [str(place) for place in places(source("fashion-mnist"), Path("given"))]
+    found = [str(place) for place in search_folders(find_source("fashion-mnist"), Path("given"))]
     assert found[:5] == [
         "given/fashion-mnist",
         "given/FashionMNIST/raw",

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from robustbench_inv.data import sources
+from robustbench_inv.data import fetch as sources
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.data.fetch import MIRROR, fetch_file, verify_dataset
-from robustbench_inv.data.invariance import SETS, HumanLabelled
-from robustbench_inv.data.npy import parse_array
-from robustbench_inv.data.protocol import Dataset, JudgesLabels, Paired
+from robustbench_inv.data.formats import parse_array
+from robustbench_inv.data.mnist import SETS, HumanLabelled
+from robustbench_inv.data.protocol import Dataset, HasCounterparts, LabelOracle
 from robustbench_inv.data.registry import open_dataset
 from robustbench_inv.errors import BadData
 
@@ -45,9 +45,9 @@ def test_people_see_other_classes_as_often_as_published(root, name):
     assert len(data) == size
     assert int((data.human != labels).sum()) == changed
     assert float((altered - images).abs().max()) == pytest.approx(furthest, abs=1e-6)
-    assert torch.equal(data.judge(altered), data.human)
-    assert torch.equal(data.judge(altered.double()), data.human)
-    assert torch.equal(data.judge(images), labels)
+    assert torch.equal(data.classify(altered), data.human)
+    assert torch.equal(data.classify(altered.double()), data.human)
+    assert torch.equal(data.classify(images), labels)
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -82,11 +82,11 @@ def three():
 
 def test_the_oracle_knows_both_versions_and_nothing_else(three):
     assert isinstance(three, Dataset)
-    assert isinstance(three, Paired)
-    assert isinstance(three, JudgesLabels)
+    assert isinstance(three, HasCounterparts)
+    assert isinstance(three, LabelOracle)
     assert three.oracle_source == "human"
     asked = torch.tensor([[0.0, 0.5], [0.5, 1.0], [0.5, 0.5], [0.5, 0.501], [0.2, 0.2]])
-    assert three.judge(asked).tolist() == [1, 0, 1, -1, -1]
+    assert three.classify(asked).tolist() == [1, 0, 1, -1, -1]
 
 
 def test_the_digest_covers_altered_images_and_human_labels(three):
@@ -135,7 +135,7 @@ def offered(monkeypatch, tmp_path, mirror):
 
 
 def test_an_array_is_fetched_as_it_is_from_its_place(offered, mirror, tmp_path, monkeypatch):
-    origin = sources.source("things")
+    origin = sources.find_source("things")
     mirror.serve("/deep/a/b.npy", offered)
     path = fetch_file(origin, "a_b.npy", tmp_path / "kept")
     assert path == tmp_path / "kept" / "a_b.npy"
@@ -154,7 +154,7 @@ def test_an_array_is_fetched_as_it_is_from_its_place(offered, mirror, tmp_path, 
 def test_a_wrong_array_is_named_and_leaves_nothing(mirror, tmp_path, body, says):
     mirror.serve("/deep/a/b.npy", body)
     with pytest.raises(BadData, match=says):
-        fetch_file(sources.source("things"), "a_b.npy", tmp_path / "kept")
+        fetch_file(sources.find_source("things"), "a_b.npy", tmp_path / "kept")
     assert not any((tmp_path / "kept").iterdir())
 
 

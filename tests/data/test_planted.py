@@ -1,11 +1,11 @@
-"""Planted features: they tell the class, nothing of it after the shift, and leave the digit as it was."""
+"""PlantedFeatures features: they tell the class, nothing of it after the shift, and leave the digit as it was."""
 
 import pytest
 import torch
 
-from robustbench_inv.catalogue.load import load_dataset
-from robustbench_inv.data.planted import FEATURES, Planted
-from robustbench_inv.data.protocol import Dataset, Paired
+from robustbench_inv.catalogue.datasets import load_dataset
+from robustbench_inv.data.planted import PLANTED_FEATURES, PlantedFeatures
+from robustbench_inv.data.protocol import Dataset, HasCounterparts
 from robustbench_inv.data.registry import open_dataset
 from robustbench_inv.errors import BadParameter
 
@@ -23,13 +23,13 @@ def told_class(data, images, digits):
     return errors.argmin(1)
 
 
-@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("feature", PLANTED_FEATURES)
 def test_the_feature_is_that_of_the_label_and_then_of_a_random_class(digits, feature):
-    data, ids = Planted(digits, feature), torch.arange(0, 5000, 5)
+    data, ids = PlantedFeatures(digits, feature), torch.arange(0, 5000, 5)
     plain, labels = digits.batch(ids)
     images, ours = data.batch(ids)
     assert isinstance(data, Dataset)
-    assert isinstance(data, Paired)
+    assert isinstance(data, HasCounterparts)
     assert torch.equal(ours, labels)
     shifted = told_class(data, data.counterparts(ids), plain)
     for told, planted in (
@@ -40,9 +40,9 @@ def test_the_feature_is_that_of_the_label_and_then_of_a_random_class(digits, fea
     assert 0.07 < (shifted == labels).double().mean() < 0.13
 
 
-@pytest.mark.parametrize("feature", FEATURES)
+@pytest.mark.parametrize("feature", PLANTED_FEATURES)
 def test_the_digit_is_hidden_nowhere(digits, feature):
-    data, ids = Planted(digits, feature, strength=0.4), torch.arange(0, 5000, 50)
+    data, ids = PlantedFeatures(digits, feature, strength=0.4), torch.arange(0, 5000, 50)
     plain = digits.batch(ids)[0]
     for images in (data.batch(ids)[0], data.counterparts(ids)):
         assert (images >= plain).all()
@@ -52,7 +52,7 @@ def test_the_digit_is_hidden_nowhere(digits, feature):
 
 
 def test_random_classes_are_uniform_and_tell_nothing_of_the_label(digits):
-    data = Planted(digits)
+    data = PlantedFeatures(digits)
     drawn = data.random_classes(torch.arange(5000))
     counts = torch.zeros(10, 10)
     counts.index_put_((digits.labels, drawn), torch.ones(5000), accumulate=True)
@@ -64,26 +64,26 @@ def test_random_classes_are_uniform_and_tell_nothing_of_the_label(digits):
 
 def test_a_shifted_data_set_shows_the_counterparts(digits):
     ids = [3, 800, 4999]
-    shifted, plain = Planted(digits, shifted=True), Planted(digits)
+    shifted, plain = PlantedFeatures(digits, shifted=True), PlantedFeatures(digits)
     assert torch.equal(shifted.batch(ids)[0], plain.counterparts(ids))
     assert torch.equal(shifted.batch(ids)[1], plain.batch(ids)[1])
-    assert Planted(digits, seed=1).random_classes(torch.arange(99)).tolist() != (
+    assert PlantedFeatures(digits, seed=1).random_classes(torch.arange(99)).tolist() != (
         plain.random_classes(torch.arange(99)).tolist()
     )
 
 
 def test_names_can_be_opened_and_tell_data_sets_apart(digits):
     made = [
-        Planted(digits),
-        Planted(digits, "texture"),
-        Planted(digits, "texture", 0.5),
-        Planted(digits, shifted=True),
-        Planted(digits, seed=3),
+        PlantedFeatures(digits),
+        PlantedFeatures(digits, "texture"),
+        PlantedFeatures(digits, "texture", 0.5),
+        PlantedFeatures(digits, shifted=True),
+        PlantedFeatures(digits, seed=3),
     ]
     assert len({data.digest for data in made}) == len({data.name for data in made}) == 5
     for data in made:
         assert load_dataset(data.name).digest == data.digest
-    usual = Planted(digits, strength=1.0)
+    usual = PlantedFeatures(digits, strength=1.0)
     assert (usual.name, usual.digest) == (made[0].name, made[0].digest)
 
 
@@ -93,4 +93,4 @@ def test_names_can_be_opened_and_tell_data_sets_apart(digits):
 )
 def test_wrong_parameters_are_refused(digits, wrong, says):
     with pytest.raises(BadParameter, match=says):
-        Planted(digits, **wrong)
+        PlantedFeatures(digits, **wrong)

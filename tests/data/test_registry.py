@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from robustbench_inv.data.protocol import Dataset
-from robustbench_inv.data.registry import DATASETS, entry, open_dataset
+from robustbench_inv.data.registry import DATASETS, dataset_entry, open_dataset
 from robustbench_inv.errors import BadParameter, UnknownName
 
 
@@ -26,7 +26,10 @@ def test_listing_and_verifying_import_no_torch():
 def test_entries_tell_the_truth(name):
     data = open_dataset(name)
     assert isinstance(data, Dataset)
-    assert (data.num_classes, data.shape) == (entry(name).num_classes, entry(name).shape)
+    assert (data.num_classes, data.shape) == (
+        dataset_entry(name).num_classes,
+        dataset_entry(name).shape,
+    )
 
 
 def test_entries_are_listed_under_their_names():

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustbench_inv.data.protocol import Dataset, JudgesLabels
+from robustbench_inv.data.protocol import Dataset, LabelOracle
 from robustbench_inv.data.registry import open_dataset
 from robustbench_inv.data.spheres import Spheres
 from robustbench_inv.errors import BadParameter
@@ -21,13 +21,13 @@ def test_points_lie_on_their_spheres(d, r1, ratio, seed):
     radii = torch.tensor([data.r1, data.r2], dtype=torch.float64)[labels]
     assert ((points.pow(2).sum(1).sqrt() - radii).abs() <= 1e-14 * radii).all()
     assert points.abs().max() <= data.bounds[1] * (1 + 1e-15)
-    assert torch.equal(data.judge(points), labels)
+    assert torch.equal(data.classify(points), labels)
 
 
 def test_contract():
     data = open_dataset("spheres")
     assert isinstance(data, Dataset)
-    assert isinstance(data, JudgesLabels)
+    assert isinstance(data, LabelOracle)
     assert (len(data), data.shape, data.num_classes) == (1000, (500,), 2)
     assert (data.bounds, data.oracle_source) == ((-1.3, 1.3), "exact")
     assert data.labels.bincount().tolist() == [500, 500]
@@ -56,7 +56,7 @@ def test_directions_are_uniform():
 def test_training_points_are_others():
     data = Spheres(d=20, size=50)
     points, labels = data.training(50)
-    assert torch.equal(data.judge(points), labels)
+    assert torch.equal(data.classify(points), labels)
     assert labels.bincount().tolist() == [25, 25]
     assert torch.cdist(points, data.batch(range(50))[0]).min() > 0.1
     assert torch.equal(data.training(80)[0][:50], points)
@@ -69,10 +69,10 @@ def test_judge_knows_what_is_between():
         [1.0, 1.3, 1 + 5e-10, 1 - 5e-10, 1 + 2e-9, 1.3 * (1 - 2e-9), 1.15, 0.0, float("nan")],
         dtype=torch.float64,
     )
-    assert data.judge(radii[:, None] * axis).tolist() == [0, 1, 0, 0, -1, -1, -1, -1, -1]
+    assert data.classify(radii[:, None] * axis).tolist() == [0, 1, 0, 0, -1, -1, -1, -1, -1]
     floats = torch.tensor([1.0, 1.3, 1 + 5e-6, 1.3 - 3e-5, float("inf")])
-    assert data.judge(floats[:, None] * axis.float()).tolist() == [0, 1, 0, -1, -1]
-    assert data.judge(torch.empty(0, 4)).tolist() == []
+    assert data.classify(floats[:, None] * axis.float()).tolist() == [0, 1, 0, -1, -1]
+    assert data.classify(torch.empty(0, 4)).tolist() == []
 
 
 def test_name_names_all_that_matters():
@@ -86,7 +86,7 @@ def test_name_names_all_that_matters():
 def test_any_share_of_the_points_can_lie_on_the_inner_sphere(inner):
     data = open_dataset("spheres", {"d": 4, "n": 1, "size": 900, "inner": inner})
     points, labels = data.batch(range(900))
-    assert torch.equal(data.judge(points), labels)
+    assert torch.equal(data.classify(points), labels)
     assert torch.equal(data.labels, labels)
     for end in (30, 300, 900):  # evenly, so that the first N have it as well
         assert abs(int((labels[:end] == 0).sum()) - inner * end) <= 1

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_inv.catalogue.load import load_attack, load_model
+from robustbench_inv.catalogue.attacks import load_attack
+from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.evaluation.plan import Job
 from robustbench_inv.threat.budgets import LpBall, Unbounded
@@ -84,7 +85,7 @@ class Straight(Toy):
 
     pause: float = 0.0
 
-    def run(self, model, batch, threat, noise):
+    def run(self, model, batch, threat, rng):
         time.sleep(self.pause)
         return self.step(model, batch, threat.budget.eps)
 
@@ -95,7 +96,7 @@ class Nearest(Toy):
 
     kind: ClassVar = "minimal"
 
-    def run(self, model, batch, threat, noise):
+    def run(self, model, batch, threat, rng):
         inner = model.model.module
         return self.step(model, batch, inner.distances(batch.images)[:, None] * (1 + 1e-9) + 1e-12)
 
@@ -104,7 +105,7 @@ class Nearest(Toy):
 class Forgets(Toy):
     """Finds an adversarial and returns the clean image."""
 
-    def run(self, model, batch, threat, noise):
+    def run(self, model, batch, threat, rng):
         model(self.step(model, batch, threat.budget.eps))
         return batch.images
 
@@ -116,7 +117,7 @@ class Breaks(Toy):
     sample: int = 0
     after_query: bool = False
 
-    def run(self, model, batch, threat, noise):
+    def run(self, model, batch, threat, rng):
         images = self.step(model, batch, threat.budget.eps)
         if self.after_query:
             model(images)
@@ -127,17 +128,17 @@ class Breaks(Toy):
 
 @dataclass(frozen=True)
 class Returns(Toy):
-    """Returns what is not allowed: ``nan``, ``outside``, ``far``, ``hair``, ``shape``, ``none`` or ``mark``."""
+    """Returns what is not allowed: ``nan``, ``outside``, ``far``, ``hair``, ``shape``, ``none`` or ``report_failure``."""
 
     what: str = "nan"
 
-    def run(self, model, batch, threat, noise):
+    def run(self, model, batch, threat, rng):
         images = self.step(model, batch, threat.budget.eps)
         if self.what == "shape":
             return images[:, :-1]
         if self.what in ("none", "mark"):
             reason = {"none": "no_start", "mark": "crash"}[self.what]
-            model.mark(torch.arange(len(batch)), reason)
+            model.report_failure(torch.arange(len(batch)), reason)
             return batch.images
         added = {"nan": float("nan"), "outside": 1.5, "far": 0.3, "hair": 0.0}[self.what]
         changed = images + added if self.what != "far" else (images + added).clamp(0, 1)
@@ -150,11 +151,11 @@ class Draws(Toy):
 
     tries: int = 3
 
-    def run(self, model, batch, threat, noise):
+    def run(self, model, batch, threat, rng):
         best = batch.images
         for step in range(self.tries):
             shape = batch.images.shape[1:]
-            uniform = noise.uniform(shape, step=step, dtype=batch.images.dtype)
+            uniform = rng.uniform(shape, step=step, dtype=batch.images.dtype)
             images = (batch.images + threat.budget.eps * (2 * uniform - 1)).clamp(0, 1)
             fooled = model(images).decision != batch.labels
             best = torch.where(fooled[:, None], images, best)

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import robustbench_inv.checks.probe  # noqa: F401 - what the children need is imported before they are born
+from robustbench_inv.api import evaluate
 from robustbench_inv.data.arrays import ArrayDataset
-from robustbench_inv.evaluation.run import evaluate
 
 
 class Halves(nn.Module):
@@ -32,9 +32,9 @@ class Slow:
     kind: ClassVar = "budget"
     norms: ClassVar = frozenset({"linf"})
 
-    def run(self, model, batch, threat, noise):
+    def run(self, model, batch, threat, rng):
         time.sleep(0.01)
-        draw = noise.uniform((16,)) * torch.rand(len(batch), 1)  # a global draw as well
+        draw = rng.uniform((16,)) * torch.rand(len(batch), 1)  # a global draw as well
         images = (batch.images + threat.budget.eps * draw).clamp(0, 1)
         model(images)
         return images

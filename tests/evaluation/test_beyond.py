@@ -9,7 +9,7 @@ import torch
 import robustbench_inv as rbi
 from robustbench_inv.attacks.pgd import PGD
 from robustbench_inv.data.arrays import ArrayDataset
-from robustbench_inv.evaluation.beyond import FACTORS
+from robustbench_inv.evaluation.search import DISTANCE_FACTORS
 from robustbench_inv.tensors import Output
 
 N, EDGE = 200, 0.6
@@ -41,7 +41,7 @@ class OntoTheEdge:
     kind: ClassVar[str] = "minimal"
     norms: ClassVar[frozenset[str]] = frozenset({"l2", "linf"})
 
-    def run(self, model, batch, threat, noise):
+    def run(self, model, batch, threat, rng):
         shown = batch.images.clone()
         shown.flatten(1)[:, 0] = EDGE
         return shown
@@ -62,7 +62,7 @@ def broken(tmp_path, model, attack, threat):
 def test_a_minimum_norm_attack_is_judged_past_the_boundary(tmp_path):
     fallen = broken(tmp_path, Shaken(), OntoTheEdge(), "none")
     assert len(fallen) > 0.85 * N  # half of them if it were judged where it ended
-    longest = max(FACTORS) * (EDGE - 0.4)
+    longest = max(DISTANCE_FACTORS) * (EDGE - 0.4)
     assert all(EDGE - 0.4 <= record.distance.l2 + 1e-6 <= longest + 1e-5 for record in fallen)
     assert all(record.forward_passes >= 10 for record in fallen)
 

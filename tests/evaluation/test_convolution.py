@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_inv.evaluation.convolution import FoldedSlope
+from robustbench_inv.evaluation.prepare import FoldedGradientConv
 
 SUITED = [
     {"kernel_size": 4, "stride": 2},
@@ -38,24 +38,24 @@ def images(rows=3):
 @pytest.mark.parametrize("parameters", SUITED, ids=str)
 def test_answers_and_slopes_are_torchs(parameters):
     theirs, shown = layer(**parameters), images()
-    assert FoldedSlope.suits(theirs)
-    ours = FoldedSlope(theirs)
+    assert FoldedGradientConv.supports(theirs)
+    ours = FoldedGradientConv(theirs)
     assert torch.equal(ours(shown), theirs(shown))
     slopes = [torch.autograd.grad(net(shown).square().sum(), shown)[0] for net in (ours, theirs)]
     torch.testing.assert_close(*slopes, rtol=1e-12, atol=1e-12)
 
 
 def test_slopes_have_slopes():
-    ours = FoldedSlope(layer(kernel_size=4, stride=2))
+    ours = FoldedGradientConv(layer(kernel_size=4, stride=2))
     assert torch.autograd.gradcheck(ours, images(1))
     assert torch.autograd.gradgradcheck(ours, images(1))
 
 
 @pytest.mark.parametrize("parameters", UNSUITED, ids=str)
 def test_others_are_left_alone(parameters):
-    assert not FoldedSlope.suits(layer(**parameters))
+    assert not FoldedGradientConv.supports(layer(**parameters))
 
 
 def test_many_channels_are_left_alone():
-    assert not FoldedSlope.suits(layer(channels=5, kernel_size=4, stride=2))
-    assert not FoldedSlope.suits(nn.ConvTranspose2d(2, 6, 4, 2))
+    assert not FoldedGradientConv.supports(layer(channels=5, kernel_size=4, stride=2))
+    assert not FoldedGradientConv.supports(nn.ConvTranspose2d(2, 6, 4, 2))

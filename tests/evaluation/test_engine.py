@@ -9,13 +9,13 @@ from torch import nn
 
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import BadData, BadModel
-from robustbench_inv.evaluation.engine import Settings, run_cell
-from robustbench_inv.results.store import CellFolder
+from robustbench_inv.evaluation.engine import RunOptions, run_cell
+from robustbench_inv.results.run_files import CellFolder
 from robustbench_inv.results.summary import summarise
 
 
 def run(job, folder, **settings):
-    run_cell(job, folder, Settings(**settings))
+    run_cell(job, folder, RunOptions(**settings))
     cell = CellFolder(folder)
     return cell.records(), cell.events()
 
@@ -213,7 +213,7 @@ def test_an_attack_that_writes_into_the_clean_inputs_is_judged_by_the_true_ones(
     class Overwrites(toys.Straight):
         kind: ClassVar = "budget"
 
-        def run(self, model, batch, threat, noise):
+        def run(self, model, batch, threat, rng):
             batch.images.copy_(self.step(model, batch, 0.3))
             return batch.images
 
@@ -276,8 +276,8 @@ def test_no_search_ends_at_one_lucky_answer_of_a_model_that_draws_numbers(toys, 
     class Asks(toys.Straight):
         told: ClassVar = []
 
-        def run(self, model, batch, threat, noise):
-            self.told.append(model.conclusive)
+        def run(self, model, batch, threat, rng):
+            self.told.append(model.success_is_final)
             return batch.images
 
     attack = Asks()

@@ -6,16 +6,15 @@ from typing import ClassVar
 import pytest
 import torch
 
-from robustbench_inv.attacks.counterpart import Counterpart
+from robustbench_inv.attacks.fixed_inputs import Counterpart
 from robustbench_inv.attacks.protocol import Batch
-from robustbench_inv.checks.cells import CellView
-from robustbench_inv.checks.records import check_consistency, check_shown_inputs
+from robustbench_inv.checks.records import check_adversarial_inputs, check_consistency
 from robustbench_inv.errors import CapabilityMismatch
-from robustbench_inv.evaluation.engine import Settings, run_cell
+from robustbench_inv.evaluation.engine import RunOptions, run_cell
 from robustbench_inv.evaluation.loading import Loader
 from robustbench_inv.evaluation.plan import plan_jobs
-from robustbench_inv.results.measured import read_measured
-from robustbench_inv.results.store import CellFolder
+from robustbench_inv.results.cell import FinishedCell, sample_values
+from robustbench_inv.results.run_files import CellFolder
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.goals import Misclassify
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -49,10 +48,10 @@ class Donates:
     kind: ClassVar = "budget"
     norms: ClassVar = frozenset({"linf"})
 
-    def run(self, model, batch, threat, noise):
+    def run(self, model, batch, threat, rng):
         pool = batch.pool
-        model.measure("size", torch.full((len(batch),), len(pool.ids)))
-        model.measure("mean", pool.images.mean().expand(len(batch)))
+        model.log("size", torch.full((len(batch),), len(pool.ids)))
+        model.log("mean", pool.images.mean().expand(len(batch)))
         return threat.budget.project(batch.images, pool.images[:1].expand_as(batch.images))
 
 
@@ -67,7 +66,7 @@ def shift_job(toys, data, attack=None, **changes):
 
 
 def evaluate(job, folder, **settings):
-    run_cell(job, folder, Settings(**settings))
+    run_cell(job, folder, RunOptions(**settings))
     return CellFolder(folder)
 
 
@@ -105,12 +104,12 @@ def test_the_pool_is_the_same_for_every_batch_size_and_resume(toys, tmp_path):
     small = evaluate(job, tmp_path / "small", batch_size=7)
     evaluate(replace(job, samples=job.samples[:20]), tmp_path / "again", batch_size=7)
     again = evaluate(job, tmp_path / "again", batch_size=7)
-    records = {r.sample: r.to_line() for r in whole.records()}
+    records = {r.sample: r.to_json_line() for r in whole.records()}
     for cell in (small, again):
-        assert {r.sample: r.to_line() for r in cell.records()} == records
-        assert read_measured(cell.events()) == read_measured(whole.events())
+        assert {r.sample: r.to_json_line() for r in cell.records()} == records
+        assert sample_values(cell.events()) == sample_values(whole.events())
     attacked = [r.sample for r in whole.records() if r.status != "already_wrong"]
-    assert read_measured(whole.events())["size"] == dict.fromkeys(attacked, 60)
+    assert sample_values(whole.events())["size"] == dict.fromkeys(attacked, 60)
 
 
 def test_given_inputs_are_shown_to_every_sample(toys, mirrored, tmp_path):
@@ -121,15 +120,15 @@ def test_given_inputs_are_shown_to_every_sample(toys, mirrored, tmp_path):
     module = toys.TwoSides()
     for r in records:
         image = mirrored.counterparts([r.sample])
-        assert r.after.decision == module(image).argmax(1).item()
-        assert r.after.decision != r.before.decision
+        assert r.adversarial.decision == module(image).argmax(1).item()
+        assert r.adversarial.decision != r.clean.decision
         assert r.distance.linf > 0
         assert r.forward_passes == 0
-        assert r.goal_reached == ((r.sample in wrong) or r.after.decision != r.label)
+        assert r.goal_reached == ((r.sample in wrong) or r.adversarial.decision != r.label)
         assert (r.broken_at == 0) == (r.sample in wrong)
-    view = CellView.read(cell)
+    view = FinishedCell.read(cell)
     assert check_consistency(view).verdict == "PASS"
-    assert check_shown_inputs(view).verdict == "PASS"
+    assert check_adversarial_inputs(view).verdict == "PASS"
 
 
 def test_a_given_input_outside_the_budget_is_no_success(toys, mirrored, tmp_path):
@@ -158,12 +157,12 @@ def test_an_optional_job_that_does_not_fit_is_left_out_and_said_so(toys):
 def test_numbers_that_are_not_finite_are_noted_as_null(toys, tmp_path):
     @dataclass(frozen=True)
     class Measures(Donates):
-        def run(self, model, batch, threat, noise):
-            model.measure("bad", torch.full((len(batch),), float("inf")))
+        def run(self, model, batch, threat, rng):
+            model.log("bad", torch.full((len(batch),), float("inf")))
             return batch.images
 
     cell = evaluate(toys.make_job(Measures(), toys.linf(0.1)), tmp_path / "c")
-    assert set(read_measured(cell.events())["bad"].values()) == {None}
+    assert set(sample_values(cell.events())["bad"].values()) == {None}
 
 
 def test_the_last_measurement_of_a_sample_counts():
@@ -172,4 +171,4 @@ def test_the_last_measurement_of_a_sample_counts():
         {"kind": "time"},
         {"kind": "measured", "samples": [2], "values": {"a": [0.3]}},
     ]
-    assert read_measured(notes) == {"a": {1: 0.1, 2: 0.3}}
+    assert sample_values(notes) == {"a": {1: 0.1, 2: 0.3}}

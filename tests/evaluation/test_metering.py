@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from robustbench_inv.attacks.protocol import Batch, Queries
-from robustbench_inv.evaluation.metering import Meter, answer, inside_box, judge
-from robustbench_inv.randomness import Noise
+from robustbench_inv.attacks.queries import CountingModel, classify, inside_box, query_model
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output, margin
 from robustbench_inv.threat.budgets import LpBall, Unbounded
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -39,7 +39,7 @@ def batch(n=4):
 def meter(model=None, budget=None, n=4, seed=0):
     samples = batch(n)
     threat = ThreatModel(budget or Unbounded("linf"))
-    return Meter(model or Threshold(), samples, threat, Noise(seed, samples.ids))
+    return CountingModel(model or Threshold(), samples, threat, SampleRNG(seed, samples.ids))
 
 
 def loss(output, labels):
@@ -150,17 +150,19 @@ def test_a_samples_draws_do_not_depend_on_the_batch_or_on_the_others_queries():
 def test_fixed_noise_is_the_same_in_search_and_verdict_and_fresh_noise_is_not():
     model = Shaken()
     samples = batch()
-    noise = Noise(0, samples.ids)
+    rng = SampleRNG(0, samples.ids)
     assert not torch.equal(
-        answer(model, samples.images, noise, 0).logits, judge(model, samples.images, noise).logits
+        query_model(model, samples.images, rng, 0).logits,
+        classify(model, samples.images, rng).logits,
     )
     model.fixed_noise = True
     assert torch.equal(
-        answer(model, samples.images, noise, 5).logits, judge(model, samples.images, noise).logits
+        query_model(model, samples.images, rng, 5).logits,
+        classify(model, samples.images, rng).logits,
     )
 
 
 def test_marks_say_why():
     m = meter()
     m.mark(torch.tensor([2]), "no_start")
-    assert m.marks == {2: "no_start"}
+    assert m.failures == {2: "no_start"}

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 import robustbench_inv as rbi
-from robustbench_inv.catalogue.load import load_model, load_threat
+from robustbench_inv.api import evaluate, make_plan
+from robustbench_inv.catalogue.models import load_model
+from robustbench_inv.catalogue.threats import load_threat
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.data.registry import open_dataset
 from robustbench_inv.errors import (
@@ -18,20 +20,29 @@ from robustbench_inv.errors import (
     CapabilityMismatch,
     UnknownName,
 )
-from robustbench_inv.evaluation.describe import describe_threat, digest_threat, threat_text
-from robustbench_inv.evaluation.oracles import Attacked, Panel, load_oracle, own_oracle
+from robustbench_inv.evaluation.jobs import EvaluationRequest
+from robustbench_inv.evaluation.oracles import (
+    AttackedModel,
+    PanelOracle,
+    dataset_oracle,
+    load_oracle,
+)
 from robustbench_inv.evaluation.plan import plan_jobs
-from robustbench_inv.evaluation.run import evaluate, make_plan
-from robustbench_inv.evaluation.sources import Question
-from robustbench_inv.results.store import RunFolder
+from robustbench_inv.evaluation.provenance import describe_threat, digest_threat, threat_text
+from robustbench_inv.results.run_files import RunFolder
 from robustbench_inv.tensors import Output
-from robustbench_inv.testing.columns import Body, FirstRow, ShiftBody, columns
-from robustbench_inv.testing.linear import LinearClassifier
+from robustbench_inv.testing.analytic_problems import (
+    BodyMeanClassifier,
+    FirstRowClassifier,
+    LinearClassifier,
+    ShiftBodyAttack,
+    column_images,
+)
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.goals import Misclassify
 from robustbench_inv.threat.threat_model import ThreatModel
 
-HERE = "robustbench_inv.testing.columns"
+HERE = "robustbench_inv.testing.analytic_problems"
 CARD = 'summary = "three readers"\nmembers = {members}\nrule = "{rule}"\n'
 
 
@@ -46,22 +57,22 @@ def catalogue(tmp_path, monkeypatch):
         listed = json.dumps([f"{HERE}:{member}" for member in members])
         (folder / f"{name}.toml").write_text(CARD.format(members=listed, rule=rule))
 
-    add("three", "Body", "Peak", "Whole")
+    add("three", "BodyMeanClassifier", "Peak", "Whole")
     return add
 
 
 def panel(text="three", data=None, attacked=()):
     return load_oracle(
-        text, data or columns(), [Attacked.of(each) for each in attacked], load_model
+        text, data or column_images(), [AttackedModel.of(each) for each in attacked], load_model
     )
 
 
-def shifted(data, spared=0):
-    """Return all images as ShiftBody shows them, and their ids."""
+def shifted(data, first_changed_id=0):
+    """Return all images as ShiftBodyAttack shows them, and their ids."""
     ids = torch.arange(len(data))
     images = data.batch(ids)[0]
     moved = images.clone()
-    moved[spared:, :, 1:, :3] = moved[spared:, :, 1:, :3].roll(1, -1)
+    moved[first_changed_id:, :, 1:, :3] = moved[first_changed_id:, :, 1:, :3].roll(1, -1)
     return moved, ids
 
 
@@ -99,7 +110,11 @@ def test_a_threat_of_the_catalogue_may_name_an_oracle(tmp_path):
 def test_an_oracle_is_part_of_what_a_cell_is_and_its_name_is_not():
     plain = ThreatModel(LpBall("linf", 0.3), sweep=(0.1, 0.3))
     frozen = digest_threat(plain)
-    found = [panel(), panel("three:rule=unanimous"), panel(attacked=[load_model(Body())])]
+    found = [
+        panel(),
+        panel("three:rule=unanimous"),
+        panel(attacked=[load_model(BodyMeanClassifier())]),
+    ]
     threats = [replace(plain, oracle="x"), replace(plain, oracle="y")]
     digests = [digest_threat(threats[0], oracle=each) for each in found]
     assert len({*digests, frozen}) == 4
@@ -139,28 +154,28 @@ class Refusing(torch.nn.Module):
 )
 def test_the_rule_counts_all_members(members, rule, expected):
     data = ArrayDataset(torch.rand(3, 4), [1, 1, 1], "ones", num_classes=2)
-    found = Panel("p", rule, tuple(map(load_model, members)), data)
+    found = PanelOracle("p", rule, tuple(map(load_model, members)), data)
     ids = torch.arange(3)
     assert found.vote(data.batch(ids)[0], ids).tolist() == [expected] * 3
 
 
 def test_a_panel_sees_the_class_change():
-    images, ids = shifted(columns(), spared=2)
+    images, ids = shifted(column_images(), first_changed_id=2)
     assert panel().judge(images, ids).tolist() == [0, 1, *((i + 1) % 3 for i in range(2, 12))]
 
 
 def test_a_panel_has_no_say_where_it_errs_on_the_clean_input():
-    data = columns()
+    data = column_images()
     labels = data.labels.clone()
     labels[4] = (labels[4] + 1) % 3
-    wrong = ArrayDataset(data.batch(range(12))[0], labels, "columns", num_classes=3)
+    wrong = ArrayDataset(data.batch(range(12))[0], labels, "column_images", num_classes=3)
     images, ids = shifted(wrong)
     said = panel(data=wrong).judge(images[3:6], ids[3:6]).tolist()
     assert said == [1, -1, 0]
 
 
 def test_a_panels_own_error_is_counted_on_the_samples_that_are_asked_for():
-    data = columns()
+    data = column_images()
     images = data.batch(range(12))[0].clone()
     images[5, 0, 1:3, 0] = 1.0  # the peak's reader alone is misled: two of three are right
     images[7, 0, 0, 2] = images[7, 0, 1, 0] = 1.0
@@ -176,21 +191,24 @@ def test_a_panels_own_error_is_counted_on_the_samples_that_are_asked_for():
 @pytest.mark.parametrize(
     ("attacked", "why"),
     [
-        (Body(), "it is what is attacked"),
-        (Body().double(), "body has the same architecture"),
-        (Body(scale=7.0), "body has the same architecture"),
+        (BodyMeanClassifier(), "it is what is attacked"),
+        (BodyMeanClassifier().double(), "body has the same architecture"),
+        (BodyMeanClassifier(scale=7.0), "body has the same architecture"),
     ],
 )
 def test_who_is_attacked_does_not_judge(attacked, why):
     found = panel(attacked=[load_model(attacked)])
     assert [each.name for each in found.members] == [f"{HERE}:Peak", f"{HERE}:Whole"]
     assert found.notes == (f"{HERE}:Body is left out of three: {why}",)
-    assert panel(attacked=[load_model(FirstRow())]).notes == ()
+    assert panel(attacked=[load_model(FirstRowClassifier())]).notes == ()
 
 
 def test_the_same_weights_under_another_name_are_the_same_model():
     found = load_oracle(
-        "mnist-panel", open_dataset("mnist5k"), [Attacked.of(load_model("mnist-vib"))], load_model
+        "mnist-panel",
+        open_dataset("mnist5k"),
+        [AttackedModel.of(load_model("mnist-vib"))],
+        load_model,
     )
     assert found.notes == (
         "mnist-vib:noise=mean is left out of mnist-panel: it is what is attacked",
@@ -199,11 +217,11 @@ def test_the_same_weights_under_another_name_are_the_same_model():
 
 
 def test_a_panel_of_one_is_refused(catalogue):
-    catalogue("two", "Body", "Peak")
+    catalogue("two", "BodyMeanClassifier", "Peak")
     with pytest.raises(CapabilityMismatch, match="too few members of two may judge") as error:
-        panel("two", attacked=[load_model(Body())])
+        panel("two", attacked=[load_model(BodyMeanClassifier())])
     assert "\n" not in str(error.value)
-    catalogue("double", "Body", "Body:scale=2.0")
+    catalogue("double", "BodyMeanClassifier", "Body:scale=2.0")
     with pytest.raises(BadCatalogue, match="names a member twice"):
         panel("double")
     with pytest.raises(UnknownName, match="did you mean three"):
@@ -213,9 +231,9 @@ def test_a_panel_of_one_is_refused(catalogue):
 
 
 def run(tmp_path, model=None, threat="none:oracle=three", attack=None, **more):
-    asked = {"dataset": columns(), "checks": False, "keep_images": True, **more}
+    asked = {"dataset": column_images(), "checks": False, "keep_images": True, **more}
     found = evaluate(
-        model=model or FirstRow(), attack=attack or ShiftBody(2), threat=threat, out=tmp_path / "r", **asked
+        model=model or FirstRowClassifier(), attack=attack or ShiftBodyAttack(2), threat=threat, out=tmp_path / "r", **asked
     )  # fmt: skip
     (cell,) = RunFolder(found.path).cells()
     return found, cell
@@ -243,7 +261,7 @@ def test_the_error_grows_with_the_cell_and_is_not_measured_twice(tmp_path, monke
     _, cell = run(tmp_path)
     assert cell.oracle_error().trials == 12
     written = (cell.path / "oracle.json").stat().st_mtime_ns
-    monkeypatch.setattr(Panel, "error", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(PanelOracle, "error", lambda *_: pytest.fail("measured again"))
     run(tmp_path)
     assert (cell.path / "oracle.json").stat().st_mtime_ns == written
 
@@ -257,23 +275,23 @@ def test_batches_make_no_difference(tmp_path):
 
 
 def test_same_class_needs_the_oracle_to_agree(tmp_path):
-    wanted = load_threat("none:oracle=three").wanting(Misclassify(same_class=True))
-    found, _ = run(tmp_path, model=Body(), threat=wanted, attack=Minimal())
+    wanted = load_threat("none:oracle=three").with_goal(Misclassify(same_class=True))
+    found, _ = run(tmp_path, model=BodyMeanClassifier(), threat=wanted, attack=Minimal())
     assert not any(
         r.goal_reached for r in found.records()
     )  # the decision changes, and so does the class
-    assert {r.after.decision == r.oracle for r in found.records()} == {True}
+    assert {r.adversarial.decision == r.oracle for r in found.records()} == {True}
 
 
-class Minimal(ShiftBody):
+class Minimal(ShiftBodyAttack):
     kind = "minimal"
 
 
 def test_a_threats_oracle_goes_before_the_data_sets_own():
     spheres = rbi.load_dataset("spheres:d=50,n=5,size=8")
-    assert own_oracle(spheres).source == "exact"
-    assert own_oracle(columns()) is None
-    question = Question(
+    assert dataset_oracle(spheres).source == "exact"
+    assert dataset_oracle(column_images()) is None
+    question = EvaluationRequest(
         models=["spheres-misaligned"], attacks=["spheres-invariance"], dataset=spheres
     )
     (job,) = make_plan(question).jobs
@@ -282,12 +300,14 @@ def test_a_threats_oracle_goes_before_the_data_sets_own():
 
 def test_the_usual_oracle_of_a_data_set_is_taken_where_the_goal_needs_one():
     asked = {"models": ["mnist-cnn"], "dataset": "mnist5k", "samples": 4}
-    plan = make_plan(Question(attacks=[ShiftBody()], threat="none", **asked))
+    plan = make_plan(EvaluationRequest(attacks=[ShiftBodyAttack()], threat="none", **asked))
     assert plan.jobs[0].threat.oracle == "mnist-panel"
     assert plan.warnings == ("mnist-cnn is left out of mnist-panel: it is what is attacked",)
-    plan = make_plan(Question(attacks=["fgsm"], threat="linf=0.1", **asked))
+    plan = make_plan(EvaluationRequest(attacks=["fgsm"], threat="linf=0.1", **asked))
     assert plan.jobs[0].threat.oracle is None
-    again = pickle.loads(pickle.dumps(make_plan(Question(attacks=[ShiftBody()], **asked)).jobs[0]))
+    again = pickle.loads(
+        pickle.dumps(make_plan(EvaluationRequest(attacks=[ShiftBodyAttack()], **asked)).jobs[0])
+    )
     assert len(again.oracle.members) == 3
 
 
@@ -307,8 +327,10 @@ def test_threat_and_job_agree(toys):
 
 
 def test_members_must_fit_the_data(tmp_path):
-    wide = ArrayDataset(255 * columns().batch(range(12))[0], columns().labels, "wide", (0.0, 255.0))
-    model = FirstRow()
+    wide = ArrayDataset(
+        255 * column_images().batch(range(12))[0], column_images().labels, "wide", (0.0, 255.0)
+    )
+    model = FirstRowClassifier()
     model.bounds = (0.0, 255.0)
     with pytest.raises(CapabilityMismatch, match="Body and wide differ in the range"):
         run(tmp_path, model=model, dataset=wide)
@@ -318,14 +340,16 @@ CSV = "image,cell,sample,human_label\n"
 
 
 def test_a_file_of_labels_is_an_oracle(tmp_path):
-    from robustbench_inv.results.seen import look, seen_digest
+    from robustbench_inv.results.pixels import pixel_digest, to_pixels
 
-    images, _ = shifted(columns())
-    seen = [seen_digest(image) for image in look(images.numpy(), (0.0, 1.0))]
+    images, _ = shifted(column_images())
+    seen = [pixel_digest(image) for image in to_pixels(images.numpy(), (0.0, 1.0))]
     labels = ["0", "unclear", "2"]
     rows = [f"{image},,,{label}\n" for image, label in zip(seen, labels, strict=False)]
     (tmp_path / "l.csv").write_text(CSV + "".join(rows))
-    found, cell = run(tmp_path, threat=f"none:oracle={tmp_path / 'l.csv'}", attack=ShiftBody())
+    found, cell = run(
+        tmp_path, threat=f"none:oracle={tmp_path / 'l.csv'}", attack=ShiftBodyAttack()
+    )
     assert [r.oracle for r in found.records()[:4]] == [0, None, 2, None]
     assert [r.goal_reached for r in found.records()[:4]] == [False] * 4
     assert {r.oracle_source for r in found.records()} == {"human"}

@@ -4,14 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_inv.attacks.cascade import Cascade
+from robustbench_inv.attacks.ensemble import Ensemble
 from robustbench_inv.attacks.pgd import PGD
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import CapabilityMismatch
-from robustbench_inv.evaluation.cell import CellSpec
 from robustbench_inv.evaluation.cost import passes
-from robustbench_inv.evaluation.describe import describe_threat, digest_threat, threat_text
-from robustbench_inv.evaluation.plan import plan_jobs
+from robustbench_inv.evaluation.plan import CellSpec, plan_jobs
+from robustbench_inv.evaluation.provenance import describe_threat, digest_threat, threat_text
 from robustbench_inv.identity import IDENTITY_VERSION
 from robustbench_inv.threat.budgets import LpBall, OnSphere, Unbounded
 from robustbench_inv.threat.goals import KeepDecision, Misclassify, MisclassifyAccepted, Target
@@ -49,13 +48,13 @@ def test_everything_in_a_threat_is_in_its_digest():
         ThreatModel(LpBall("linf", 0.2)),
         ThreatModel(LpBall("linf", 0.3), sweep=(0.2, 0.3)),
         ThreatModel(LpBall("linf", 0.3), access="score"),
-        ball.wanting(MisclassifyAccepted()),
-        ball.wanting(Misclassify(same_class=True)),
-        ball.wanting(Target(3)),
-        ball.wanting(Target(4)),
-        ball.wanting(Target(offset=4)),
-        ball.wanting(Target(4, confidence=1.0)),
-        ball.wanting(Target(4, accepted=True)),
+        ball.with_goal(MisclassifyAccepted()),
+        ball.with_goal(Misclassify(same_class=True)),
+        ball.with_goal(Target(3)),
+        ball.with_goal(Target(4)),
+        ball.with_goal(Target(offset=4)),
+        ball.with_goal(Target(4, confidence=1.0)),
+        ball.with_goal(Target(4, accepted=True)),
         ThreatModel(Unbounded("linf")),
         ThreatModel(Unbounded("l2")),
         ThreatModel(OnSphere(1.0)),
@@ -79,7 +78,7 @@ def test_everything_in_a_threat_is_in_its_digest():
     ],
 )
 def test_a_threat_is_written_as_it_is_read(text):
-    from robustbench_inv.catalogue.load import load_threat
+    from robustbench_inv.catalogue.threats import load_threat
 
     threat = load_threat(text)
     assert threat_text(threat) == text
@@ -108,16 +107,16 @@ def test_a_norm_that_the_attack_does_not_have(toys):
 
 
 def test_a_goal_that_needs_an_oracle(toys):
-    refuse(toys.make_job(toys.Straight(), toys.linf(0.1).wanting(KeepDecision())), "true class")
+    refuse(toys.make_job(toys.Straight(), toys.linf(0.1).with_goal(KeepDecision())), "true class")
 
 
 def test_a_target_that_is_the_true_class(toys):
-    refuse(toys.make_job(toys.Straight(), toys.linf(0.1).wanting(Target(1))), "true class of")
+    refuse(toys.make_job(toys.Straight(), toys.linf(0.1).with_goal(Target(1))), "true class of")
 
 
 def test_a_target_that_is_no_class(toys):
     for goal in (Target(2), Target(offset=2)):
-        refuse(toys.make_job(toys.Straight(), toys.linf(0.1).wanting(goal)), "no such class")
+        refuse(toys.make_job(toys.Straight(), toys.linf(0.1).with_goal(goal)), "no such class")
 
 
 def test_other_classes(toys):
@@ -154,12 +153,12 @@ def test_passes():
 
 @pytest.mark.parametrize(
     ("attack", "count"),
-    [(PGD(steps=5), 6 + 2), (Cascade((PGD(steps=5), PGD(steps=3))), 6 + 4 + 2)],
+    [(PGD(steps=5), 6 + 2), (Ensemble((PGD(steps=5), PGD(steps=3))), 6 + 4 + 2)],
     ids=["alone", "cascade"],
 )
 def test_the_estimate_is_of_a_sample_that_never_falls(toys, tmp_path, attack, count):
-    from robustbench_inv.evaluation.engine import Settings, run_cell
-    from robustbench_inv.results.store import CellFolder
+    from robustbench_inv.evaluation.engine import RunOptions, run_cell
+    from robustbench_inv.results.run_files import CellFolder
 
     class Slow(nn.Module):
         bounds, num_classes = (0.0, 1.0), 2
@@ -176,7 +175,7 @@ def test_the_estimate_is_of_a_sample_that_never_falls(toys, tmp_path, attack, co
     (estimate,) = plan_jobs([job]).estimate()
     assert (estimate.samples, estimate.passes, estimate.guessed) == (60, count, False)
     assert 0 < estimate.low < estimate.high
-    run_cell(job, tmp_path / "c", Settings())
+    run_cell(job, tmp_path / "c", RunOptions())
     # one question of each search is about its end; a cascade's about what its members show are not foreseen
     searches = 2 if isinstance(attack, PGD) else 3
     records = CellFolder(tmp_path / "c").records()
@@ -188,17 +187,20 @@ def test_an_attack_may_have_demands_of_its_own(toys):
 
     @dataclass(frozen=True)
     class Picky(toys.Straight):
-        def demand(self, model, threat, data):
+        def check_requirements(self, model, threat, data):
             raise CapabilityMismatch("picky attacks nothing", got=type(model).__name__)
 
     refuse(toys.make_job(Picky()), "picky attacks nothing, got 'ModuleClassifier'")
 
 
 def planned(**asked):
-    from robustbench_inv.evaluation.sources import Question, build_jobs
+    from robustbench_inv.evaluation.jobs import EvaluationRequest, build_jobs
 
     question = {"models": ["mnist-cnn"], "attacks": [], "dataset": "mnist5k", "samples": 10}
-    return {job.attack.name: job.threat for job in build_jobs(Question(**{**question, **asked}))}
+    return {
+        job.attack.name: job.threat
+        for job in build_jobs(EvaluationRequest(**{**question, **asked}))
+    }
 
 
 def test_distances_of_an_unbounded_threat_are_in_a_norm_of_the_attack():

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_inv.evaluation.convolution import FoldedSlope, _Convolve
-from robustbench_inv.evaluation.prepare import prepare
-from robustbench_inv.models.module import wrap_module
+from robustbench_inv.evaluation.prepare import FoldedGradientConv, _Convolve, prepare
+from robustbench_inv.models.wrapping import wrap_module
 
 
 def network(classes=4):
@@ -112,7 +111,7 @@ def test_a_model_that_cannot_be_copied_is_searched_itself(probe):
 def test_strided_convolutions_are_rearranged(probe):
     original = strided(lambda maps: maps.flatten(1))
     copy = prepare(original, probe, fold=True)
-    assert isinstance(copy.module.first, FoldedSlope)
+    assert isinstance(copy.module.first, FoldedGradientConv)
     assert channels_last(copy) == [True, True]
     assert copy.module.first(probe).is_contiguous(memory_format=torch.channels_last)
     assert channels_last(original)[1] is False
@@ -132,7 +131,7 @@ def test_a_rearrangement_that_a_network_cannot_bear_is_left_out(probe):
     original = strided(lambda maps: maps.view(len(maps), -1))
     copy = prepare(original, probe, fold=True)
     assert channels_last(copy)[1] is False
-    assert isinstance(copy.module.first, FoldedSlope)
+    assert isinstance(copy.module.first, FoldedGradientConv)
     assert slopes(copy, probe).shape == probe.shape
 
 
@@ -154,7 +153,7 @@ class Strict(torch.autograd.Function):
 def test_nor_is_one_that_only_its_slopes_cannot_bear(probe):
     copy = prepare(strided(Strict.apply), probe, fold=True)
     assert channels_last(copy)[1] is False
-    assert isinstance(copy.module.first, FoldedSlope)
+    assert isinstance(copy.module.first, FoldedGradientConv)
     assert slopes(copy, probe).shape == probe.shape
 
 

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 import robustbench_inv as rbi
-from robustbench_inv.catalogue.load import load_threat
+from robustbench_inv.catalogue.threats import load_threat
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import BadParameter, UnknownName
-from robustbench_inv.evaluation.describe import threat_text
-from robustbench_inv.evaluation.sources import Question, build_jobs
-from robustbench_inv.results.rejection import fooled, rejection_rates
+from robustbench_inv.evaluation.jobs import EvaluationRequest, build_jobs
+from robustbench_inv.evaluation.provenance import threat_text
+from robustbench_inv.results.rates import is_undetected_error, rejection_rates
 from robustbench_inv.tensors import Output
-from robustbench_inv.testing.toys import least_squares, refusing
+from robustbench_inv.testing.toys import least_squares, rejecting_all
 from robustbench_inv.threat.goals import Accept, Misclassify, MisclassifyAccepted, Target
 
 
@@ -74,7 +74,7 @@ def test_an_unknown_goal_is_one_line():
 
 
 def goals(model, threat, greys, attack="pgd"):
-    question = Question([model], [attack], threat=threat, dataset=greys)
+    question = EvaluationRequest([model], [attack], threat=threat, dataset=greys)
     return [job.threat.goal for job in build_jobs(question)]
 
 
@@ -92,28 +92,28 @@ def test_success_is_wrong_and_accepted(tmp_path, greys):
     knowing = evaluate(tmp_path / "a", greys, "pgd:steps=40", "linf=0.45")
     blind = "pgd:steps=60,rel_step=0.02,decay=false,random_start=false"
     oblivious = evaluate(tmp_path / "o", greys, blind, "linf=0.45:goal=misclassify")
-    assert all(fooled(r) and r.goal_reached for r in knowing)
-    assert all(r.goal_reached and not fooled(r) for r in oblivious)
+    assert all(is_undetected_error(r) and r.goal_reached for r in knowing)
+    assert all(r.goal_reached and not is_undetected_error(r) for r in oblivious)
     assert rejection_rates(oblivious).detected.value == 1
 
 
 def test_distal_inputs_count_from_clean_ones_that_are_accepted(tmp_path, greys):
     records = evaluate(tmp_path, greys, "distal", "none")
     assert {r.status for r in records} == {"ok"}
-    assert all(r.goal_reached and r.after.accepted for r in records)
+    assert all(r.goal_reached and r.adversarial.accepted for r in records)
 
 
 def test_rejecting_everything_is_of_no_use(tmp_path, greys):
     records = evaluate(tmp_path, greys, "pgd", "linf=0.4", band=0.6)
     rates = rejection_rates(records)
     assert not any(r.goal_reached for r in records)
-    assert rates.right.value == rates.right_clean.value == 0
-    assert rates.rejected_clean.value == 1
+    assert rates.right.value == rates.clean_accuracy_with_rejection.value == 0
+    assert rates.false_rejection.value == 1
 
 
 def test_the_toy_that_refuses_fails_its_check(tmp_path, greys):
     images, labels = greys.batch(list(range(10)))
-    toy = refusing(least_squares(images, labels, hidden=16))
+    toy = rejecting_all(least_squares(images, labels, hidden=16))
     run = rbi.evaluate(model=toy, attack="pgd", threat="linf=0.1", dataset=greys, out=tmp_path)
     grades = {check["id"]: check["verdict"] for check in json.loads(find_checks(tmp_path))}
     assert not any(r.goal_reached for r in run.records())

@@ -8,45 +8,55 @@ from typing import ClassVar
 import jsonschema
 import pytest
 
-from robustbench_inv.catalogue.load import load_threat
+from robustbench_inv.api import evaluate
+from robustbench_inv.catalogue.threats import load_threat
 from robustbench_inv.errors import BadData, BadResults, CapabilityMismatch
-from robustbench_inv.evaluation.rejudging import rejudge
-from robustbench_inv.evaluation.run import evaluate
-from robustbench_inv.reporting.labelling import Choice, choose_trials
-from robustbench_inv.results import rewriting
+from robustbench_inv.evaluation.rejudge import rejudge
+from robustbench_inv.reporting.labelling import LabelSelection, choose_tasks
+from robustbench_inv.results import run_writing as rewriting
 from robustbench_inv.results.human_labels import COLUMNS
-from robustbench_inv.results.store import RunFolder
-from robustbench_inv.testing.columns import FirstRow, ShiftBody, Whole, columns
+from robustbench_inv.results.run_files import RunFolder
+from robustbench_inv.testing.analytic_problems import (
+    AllRowsClassifier,
+    FirstRowClassifier,
+    ShiftBodyAttack,
+    column_images,
+)
 from robustbench_inv.threat.goals import KeepLogits, Misclassify
 
 
 @dataclass(frozen=True)
-class Moved(ShiftBody):
+class Moved(ShiftBodyAttack):
     """The same images, as those of an attack that seeks another decision."""
 
     kind: ClassVar[str] = "minimal"
 
 
-HERE = "robustbench_inv.testing.columns"
+HERE = "robustbench_inv.testing.analytic_problems"
 
 
 @pytest.fixture(autouse=True)
 def _panel(tmp_path, monkeypatch):
     folder = tmp_path / "catalogue" / "attacks" / "oracles"
     folder.mkdir(parents=True)
-    listed = json.dumps([f"{HERE}:{name}" for name in ("Body", "Peak", "Whole")])
+    listed = json.dumps([f"{HERE}:{name}" for name in ("Body", "Peak", "AllRowsClassifier")])
     (folder / "three.toml").write_text(f'summary = "three"\nmembers = {listed}\n')
     monkeypatch.setenv("INVBENCH_CATALOGUE", str(tmp_path / "catalogue"))
 
 
 def run(path, threat="none:oracle=three", **more):
-    asked = {"model": FirstRow(), "attack": ShiftBody(2), "dataset": columns(), "keep_images": True}
+    asked = {
+        "model": FirstRowClassifier(),
+        "attack": ShiftBodyAttack(2),
+        "dataset": column_images(),
+        "keep_images": True,
+    }
     return evaluate(**{**asked, "threat": threat, "checks": False, "out": path, **more}).path
 
 
 def label(path, run, say=None, rows=()):
     """Write the labels of somebody who sees the shifted class, or what ``say`` makes of each trial."""
-    trials, _ = choose_trials([run], Choice(catch=3))
+    trials, _ = choose_tasks([run], LabelSelection(catch=3))
     say = say or (lambda t: t.known if t.known is not None else (t.sample + 1) % 3)
     lines = [
         f"{t.image},{t.cell},{t.sample},{say(t)},me,{'' if t.known is None else t.known}"
@@ -98,13 +108,13 @@ def test_files_are_what_their_schemas_say(tmp_path):
 
 def opened_as(data, monkeypatch):
     """Let the data set of toys, which has no name, be opened."""
-    monkeypatch.setattr("robustbench_inv.evaluation.rejudging.load_dataset", lambda *_, **__: data)
+    monkeypatch.setattr("robustbench_inv.evaluation.rejudge.load_dataset", lambda *_, **__: data)
 
 
 def test_a_panel_may_judge_what_another_oracle_has_judged(tmp_path, monkeypatch):
     old = run(tmp_path / "old")
     people = rejudge(old, str(label(tmp_path / "l.csv", old)), tmp_path / "people").run
-    opened_as(columns(), monkeypatch)
+    opened_as(column_images(), monkeypatch)
     back = rejudge(people.path, "three", tmp_path / "back").run
     for name in ("records.jsonl", "oracle.json"):
         (mine,), (first,) = back.cells(), cells(old)
@@ -149,7 +159,7 @@ def test_a_sweep_says_at_which_eps_the_sample_fell(tmp_path):
 
 
 def test_what_was_wrong_before_and_what_is_not_allowed_stay_so(tmp_path):
-    data = columns()
+    data = column_images()
     data.labels[3] = 1
     old = run(tmp_path / "old", "l2=0.5:oracle=three", dataset=data)  # every proposal is too far
     found = rejudge(old, str(label(tmp_path / "l.csv", old)), tmp_path / "new")
@@ -160,7 +170,7 @@ def test_what_was_wrong_before_and_what_is_not_allowed_stay_so(tmp_path):
 
 
 def test_a_goal_that_asks_nobody_keeps_its_successes(tmp_path):
-    old = run(tmp_path / "old", "none", model=Whole(), attack=Moved(2))
+    old = run(tmp_path / "old", "none", model=AllRowsClassifier(), attack=Moved(2))
     found = rejudge(old, str(label(tmp_path / "l.csv", old)), tmp_path / "new")
     pairs = zip(cells(old)[0].records(), found.run.cells()[0].records(), strict=True)
     assert all(replace(b, oracle=None, oracle_source=None) == a for a, b in pairs)
@@ -168,8 +178,8 @@ def test_a_goal_that_asks_nobody_keeps_its_successes(tmp_path):
 
 
 def test_a_perturbation_that_changed_the_class_is_none(tmp_path):
-    wanted = load_threat("none:oracle=three").wanting(Misclassify(same_class=True))
-    old = run(tmp_path / "old", wanted, model=Whole(), attack=Moved(2))
+    wanted = load_threat("none:oracle=three").with_goal(Misclassify(same_class=True))
+    old = run(tmp_path / "old", wanted, model=AllRowsClassifier(), attack=Moved(2))
     assert not any(r.goal_reached for r in cells(old)[0].records())
     blind = label(tmp_path / "l.csv", old, lambda t: t.sample % 3)  # sees the old class everywhere
     found = rejudge(old, str(blind), tmp_path / "new")
@@ -177,7 +187,7 @@ def test_a_perturbation_that_changed_the_class_is_none(tmp_path):
 
 
 def test_logits_are_not_in_the_records(tmp_path):
-    old = run(tmp_path / "old", load_threat("none:oracle=three").wanting(KeepLogits(0.1)))
+    old = run(tmp_path / "old", load_threat("none:oracle=three").with_goal(KeepLogits(0.1)))
     with pytest.raises(BadResults, match="is to keep the logits, which records do not hold"):
         rejudge(old, "three", tmp_path / "new")
 
@@ -228,8 +238,8 @@ def test_an_interrupted_writing_leaves_no_folder(tmp_path, monkeypatch):
 
 
 def test_a_model_does_not_judge_itself_afterwards_either(tmp_path, monkeypatch):
-    old = run(tmp_path / "old", model=Whole(), attack=ShiftBody(12))
-    opened_as(columns(), monkeypatch)
+    old = run(tmp_path / "old", model=AllRowsClassifier(), attack=ShiftBodyAttack(12))
+    opened_as(column_images(), monkeypatch)
     found = rejudge(old, "three", tmp_path / "new")
     assert found.notes == (f"{HERE}:Whole is left out of three: it is what is attacked",)
     folder = tmp_path / "catalogue" / "attacks" / "oracles"
@@ -238,7 +248,7 @@ def test_a_model_does_not_judge_itself_afterwards_either(tmp_path, monkeypatch):
     )
     with pytest.raises(CapabilityMismatch, match="too few members"):
         rejudge(old, "two", tmp_path / "other")
-    other = columns()
+    other = column_images()
     other.labels[0] = 2
     opened_as(other, monkeypatch)
     with pytest.raises(BadResults, match="columns is not the data set of the run"):

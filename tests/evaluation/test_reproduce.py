@@ -3,8 +3,8 @@
 import pytest
 
 from robustbench_inv.catalogue.reproduction_file import read_reproduction
+from robustbench_inv.evaluation.jobs import EvaluationRequest
 from robustbench_inv.evaluation.reproduce import plan_reproduction
-from robustbench_inv.evaluation.sources import Question
 
 ITEM = """
 version = 1
@@ -31,7 +31,9 @@ samples = 20
 def plan(tmp_path):
     (tmp_path / "figure-1.toml").write_text(ITEM)
     item = read_reproduction(tmp_path / "figure-1.toml")
-    return lambda **asked: plan_reproduction(item, Question((), **{"dataset": "mnist5k", **asked}))
+    return lambda **asked: plan_reproduction(
+        item, EvaluationRequest((), **{"dataset": "mnist5k", **asked})
+    )
 
 
 def test_each_side_of_a_column_is_attacked_by_its_own_trials(plan):
@@ -61,7 +63,7 @@ def test_a_trial_of_several_cells_attacks_the_columns_it_names(tmp_path):
     text = text.replace('threat = "l2={ball}" },\n]', aimed)
     (tmp_path / "figure-1.toml").write_text(text)
     item = read_reproduction(tmp_path / "figure-1.toml")
-    jobs = plan_reproduction(item, Question((), dataset="mnist5k")).jobs
+    jobs = plan_reproduction(item, EvaluationRequest((), dataset="mnist5k")).jobs
     told = [(job.model.name, job.threat.goal.offset) for job in jobs[4:]]
     assert told == [("mnist-cnn", 1), ("mnist-cnn", 2)]
 

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from robustbench_inv.errors import BadResults
-from robustbench_inv.evaluation.engine import Settings, run_cell
-from robustbench_inv.results.store import CellFolder
+from robustbench_inv.evaluation.engine import RunOptions, run_cell
+from robustbench_inv.results.run_files import CellFolder
 
 COMPARED = ("records.jsonl", "adversarial.safetensors", "cell.json")
 
@@ -45,7 +45,7 @@ def test_killed_at_random_moments(tmp_path):
 def finished(toys, tmp_path_factory):
     job = toys.make_job(toys.Draws(), toys.linf(0.05, 0.1))
     folder = tmp_path_factory.mktemp("finished") / "cell"
-    run_cell(job, folder, Settings(batch_size=8, keep_images=True))
+    run_cell(job, folder, RunOptions(batch_size=8, keep_images=True))
     return job, folder
 
 
@@ -63,7 +63,7 @@ def test_torn_at_any_byte(finished, tmp_path, cut, garbage):
     (torn / "adversarial.safetensors").unlink()  # images would be shards at this moment
     lines = (whole / "records.jsonl").read_bytes()
     (torn / "records.jsonl").write_bytes(lines[: int(cut * len(lines))] + garbage)
-    run_cell(job, torn, Settings())
+    run_cell(job, torn, RunOptions())
     assert (torn / "records.jsonl").read_bytes() == lines
 
 
@@ -73,7 +73,7 @@ def test_another_batch_size_is_ignored_on_resume(finished, tmp_path):
     shutil.copytree(whole, torn)
     lines = (whole / "records.jsonl").read_bytes()
     (torn / "records.jsonl").write_bytes(lines[:5000])
-    notes = run_cell(job, torn, Settings(batch_size=5))
+    notes = run_cell(job, torn, RunOptions(batch_size=5))
     assert (torn / "records.jsonl").read_bytes() == lines
     assert any("batch size it began with, 8" in note for note in notes)
 
@@ -82,15 +82,15 @@ def test_more_samples_keep_the_ones_that_are_done(toys, tmp_path):
     folder = tmp_path / "cell"
     few = toys.make_job(toys.Draws(), samples=range(0, 60, 3))
     more = toys.make_job(toys.Draws(), samples=range(0, 60, 2))
-    run_cell(few, folder, Settings(batch_size=8, keep_images=True))
+    run_cell(few, folder, RunOptions(batch_size=8, keep_images=True))
     first = (folder / "records.jsonl").read_bytes()
-    run_cell(more, folder, Settings(keep_images=True))
+    run_cell(more, folder, RunOptions(keep_images=True))
     assert (folder / "records.jsonl").read_bytes().startswith(first)
     cell = CellFolder(folder)
     asked = sorted({*few.samples, *more.samples})
     assert sorted(r.sample for r in cell.records()) == asked == list(cell.samples)
     assert cell.adversarial()["samples"].tolist() == asked
-    run_cell(more, tmp_path / "alone", Settings(batch_size=8))
+    run_cell(more, tmp_path / "alone", RunOptions(batch_size=8))
     alone = {r.sample: r for r in CellFolder(tmp_path / "alone").records()}
     found = {r.sample: r for r in cell.records()}
     assert all(found[sample] == record for sample, record in alone.items())
@@ -99,12 +99,12 @@ def test_more_samples_keep_the_ones_that_are_done(toys, tmp_path):
 def test_redo_forgets_and_skip_leaves_alone(toys, tmp_path):
     folder = tmp_path / "cell"
     job = toys.make_job(toys.Breaks(sample=10))
-    run_cell(job, folder, Settings(batch_size=8, keep_images=True))
+    run_cell(job, folder, RunOptions(batch_size=8, keep_images=True))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    notes = run_cell(job, folder, Settings(existing="skip"))
+    notes = run_cell(job, folder, RunOptions(existing="skip"))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert "left as it is" in notes[0]
-    run_cell(job, folder, Settings(batch_size=20, existing="redo"))
+    run_cell(job, folder, RunOptions(batch_size=20, existing="redo"))
     cell = CellFolder(folder)
     assert cell.cell["batch_size"] == 20
     assert cell.adversarial() is None
@@ -112,8 +112,8 @@ def test_redo_forgets_and_skip_leaves_alone(toys, tmp_path):
 
 
 def test_another_cell_in_the_folder_is_refused(toys, tmp_path):
-    run_cell(toys.make_job(toys.Straight()), tmp_path / "c", Settings())
+    run_cell(toys.make_job(toys.Straight()), tmp_path / "c", RunOptions())
     before = (tmp_path / "c" / "records.jsonl").read_bytes()
     with pytest.raises(BadResults, match="another cell"):
-        run_cell(toys.make_job(toys.Draws()), tmp_path / "c", Settings())
+        run_cell(toys.make_job(toys.Draws()), tmp_path / "c", RunOptions())
     assert (tmp_path / "c" / "records.jsonl").read_bytes() == before

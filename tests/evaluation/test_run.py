@@ -9,12 +9,12 @@ import jsonschema
 import pytest
 
 import robustbench_inv as rbi
+from robustbench_inv.api import evaluate, make_plan, run_plan
 from robustbench_inv.errors import BadParameter, CapabilityMismatch, MissingExtra, UsageError
-from robustbench_inv.evaluation.engine import Settings
-from robustbench_inv.evaluation.run import evaluate, make_plan, run_plan
+from robustbench_inv.evaluation.engine import RunOptions
+from robustbench_inv.evaluation.jobs import EvaluationRequest
 from robustbench_inv.evaluation.schedule import run_jobs
-from robustbench_inv.evaluation.sources import Question
-from robustbench_inv.results.store import RunFolder
+from robustbench_inv.results.run_files import RunFolder
 
 SPHERES = "spheres:d=100,n=1,r1=1,r2=1.3,size=40"
 PGD = "robustbench_inv.attacks.pgd:PGD:steps=5"
@@ -68,7 +68,7 @@ def test_the_results_from_python(run):
     assert Path(second["path"]).is_dir()
     assert len(run.records()) == 80
     frame = run.to_frame()
-    assert list(frame["after.decision"]) == [r.after.decision for r in run.records()]
+    assert list(frame["after.decision"]) == [r.adversarial.decision for r in run.records()]
     assert set(frame["model"]) == {"spheres-max-margin", "spheres-misaligned"}
     # the centre of the gap is 0.15 from either sphere: within 0.2, not within 0.1
     assert [r.value for r in run.summary()[0].robust_accuracy] == [1.0, 0.0]
@@ -150,7 +150,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(toys, tmp_path, monkeypatch)
 
     monkeypatch.setattr(schedule, "run_cell", failing)
     seen = []
-    first, second = run_jobs(jobs, tmp_path, Settings(), seen.append)
+    first, second = run_jobs(jobs, tmp_path, RunOptions(), seen.append)
     assert first.failure == "RuntimeError: no luck"
     assert second.failure is None
     assert {(p.cell, p.cells) for p in seen} == {(2, 2)}
@@ -177,14 +177,16 @@ def test_unusable_workers(workers, tmp_path):
 
 
 def test_defaults():
-    plan = make_plan(Question(models=["spheres-max-margin"], attacks=[PGD], threat="l2=0.1"))
+    plan = make_plan(
+        EvaluationRequest(models=["spheres-max-margin"], attacks=[PGD], threat="l2=0.1")
+    )
     assert plan.jobs[0].dataset.name.startswith("spheres")
     with pytest.raises(UsageError, match="nothing to attack with"):
-        make_plan(Question(models=["spheres-max-margin"]))
+        make_plan(EvaluationRequest(models=["spheres-max-margin"]))
 
 
 def test_the_usual_budget_of_digits():
-    plan = make_plan(Question(models=["mnist-cnn"], attacks=[PGD], samples=10))
+    plan = make_plan(EvaluationRequest(models=["mnist-cnn"], attacks=[PGD], samples=10))
     (job,) = plan.jobs
     assert job.dataset.name == "mnist5k"
     assert (job.threat.norm, job.epsilons[-1]) == ("linf", 0.3)
@@ -192,11 +194,13 @@ def test_the_usual_budget_of_digits():
 
 
 def test_an_object_needs_a_data_set_and_other_data_a_budget(toys):
-    question = Question(models=[toys.TwoSides()], attacks=[toys.Straight()], dataset=toys.points())
+    question = EvaluationRequest(
+        models=[toys.TwoSides()], attacks=[toys.Straight()], dataset=toys.points()
+    )
     with pytest.raises(CapabilityMismatch, match="usual budget"):
         make_plan(question)
     with pytest.raises(UsageError, match="name a data set"):
-        make_plan(Question(models=[toys.TwoSides()], attacks=[toys.Straight()]))
+        make_plan(EvaluationRequest(models=[toys.TwoSides()], attacks=[toys.Straight()]))
 
 
 def test_an_old_run_loads_for_ever():

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 import robustbench_inv as rbi
-from robustbench_inv.catalogue.load import load_attack, load_model
+from robustbench_inv.catalogue.attacks import load_attack
+from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.errors import CapabilityMismatch
-from robustbench_inv.evaluation.describe import describe_threat, digest_threat
 from robustbench_inv.evaluation.plan import Job, plan_jobs
-from robustbench_inv.results.store import CellFolder
-from robustbench_inv.testing.linear import LinearClassifier
+from robustbench_inv.evaluation.provenance import describe_threat, digest_threat
+from robustbench_inv.results.run_files import CellFolder
+from robustbench_inv.testing.analytic_problems import LinearClassifier
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.goals import KeepDecision
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -60,7 +61,7 @@ def test_keeping_the_decision_needs_the_model_itself():
     spheres = rbi.load_dataset("spheres:d=500,n=10,size=8")
     names = ("spheres-misaligned", "spheres-max-margin")
     model, other = (load_model(name, dataset=spheres) for name in names)
-    attack, threat = load_attack("spheres-invariance"), THREAT.wanting(KeepDecision())
+    attack, threat = load_attack("spheres-invariance"), THREAT.with_goal(KeepDecision())
     threat = replace(threat, budget=LpBall("l2", 1.0))
     refuse(Job(model, attack, threat, spheres, 0, (0, 1), None, other), "needs the model itself")
 

@@ -7,19 +7,18 @@ import torch
 from torch import nn
 
 from robustbench_inv.attacks.apgd import APGD
-from robustbench_inv.attacks.cascade import Cascade
-from robustbench_inv.attacks.fgsm import FGSM
-from robustbench_inv.attacks.pgd import PGD
-from robustbench_inv.attacks.protocol import HasBrief
-from robustbench_inv.evaluation.engine import Settings, run_cell
-from robustbench_inv.results.measured import read_measured
-from robustbench_inv.results.store import CellFolder
+from robustbench_inv.attacks.ensemble import Ensemble
+from robustbench_inv.attacks.pgd import FGSM, PGD
+from robustbench_inv.attacks.protocol import SupportsWarmStart
+from robustbench_inv.evaluation.engine import RunOptions, run_cell
+from robustbench_inv.results.cell import sample_values
+from robustbench_inv.results.run_files import CellFolder
 
 SWEEP = (0.01, 0.02, 0.04, 0.08)
 
 
 def run(job, folder, **settings):
-    run_cell(job, folder, Settings(**settings))
+    run_cell(job, folder, RunOptions(**settings))
     cell = CellFolder(folder)
     return cell.records(), cell.events()
 
@@ -45,14 +44,14 @@ def scripted(toys):
         short: bool = False
 
         @property
-        def brief(self):
+        def short_run(self):
             return type(self)(blind=self.blind_in_brief, short=True)
 
-        def run(self, model, batch, threat, noise):
+        def run(self, model, batch, threat, rng):
             eps = threat.budget.eps
             if eps == self.raises:
                 raise ZeroDivisionError("no luck")
-            model.measure("short", torch.full((len(batch),), float(self.short)))
+            model.log("short", torch.full((len(batch),), float(self.short)))
             return batch.images if eps in self.blind else self.step(model, batch, eps)
 
     return Scripted
@@ -66,7 +65,7 @@ def nearest_eps(distance, sweep=SWEEP):
     return next((eps for eps in sweep if eps > distance), None)
 
 
-@pytest.mark.parametrize("attack", [PGD(40), APGD(30), Cascade((APGD(20), PGD(20)))])
+@pytest.mark.parametrize("attack", [PGD(40), APGD(30), Ensemble((APGD(20), PGD(20)))])
 @pytest.mark.parametrize("batch_size", [16, 60])
 def test_a_sample_falls_at_the_smallest_eps_above_its_distance(toys, tmp_path, attack, batch_size):
     job = toys.make_job(attack, toys.linf(*SWEEP))
@@ -102,7 +101,7 @@ def test_the_brief_search_takes_back_that_a_sample_stands(toys, scripted, tmp_pa
     assert [r.broken_at for r in records[5:]] == below
     assert below.count(0.02) > 2
     # found briefly at 0.04, and wholly from there down
-    short = read_measured(events)["short"]
+    short = sample_values(events)["short"]
     said = {r.broken_at: set() for r in records[5:]}
     for record in records[5:]:
         said[record.broken_at].add(short[record.sample])
@@ -118,15 +117,15 @@ def test_what_no_search_breaks_stands_at_every_eps(toys, scripted, tmp_path):
     assert all(r.status == "ok" and r.replayed for r in records[5:])
     # what is shown, and told of it, is the success at 0.08, not the clean input given at 0.04
     assert all(r.distance.linf == pytest.approx(0.08) for r in records[5:] if r.broken_at)
-    assert {read_measured(events)["short"][r.sample] for r in records[5:]} == {0.0}
+    assert {sample_values(events)["short"][r.sample] for r in records[5:]} == {0.0}
 
 
 def test_a_success_that_lies_nearer_falls_at_the_eps_that_holds_it(toys, tmp_path):
     @dataclass(frozen=True)
     class Careful(toys.Straight):
-        brief = None
+        short_run = None
 
-        def run(self, model, batch, threat, noise):
+        def run(self, model, batch, threat, rng):
             distance = model.model.module.distances(batch.images)
             length = (distance * 1.001).clamp_max(threat.budget.eps)[:, None]
             return self.step(model, batch, length)
@@ -134,7 +133,7 @@ def test_a_success_that_lies_nearer_falls_at_the_eps_that_holds_it(toys, tmp_pat
     @dataclass(frozen=True)
     class CarefulInBrief(Careful):
         @property
-        def brief(self):
+        def short_run(self):
             return Careful()
 
     sweep = toys.linf(*SWEEP)
@@ -150,7 +149,7 @@ def test_a_success_that_does_not_replay_leaves_the_one_at_the_larger_eps(toys, t
     @dataclass(frozen=True)
     class InBrief(toys.Straight):
         @property
-        def brief(self):
+        def short_run(self):
             return toys.Straight()
 
     threat = toys.linf(0.01, 0.02, 0.04, 0.2)
@@ -171,8 +170,8 @@ def test_a_crash_at_a_smaller_eps_keeps_what_was_broken_before(toys, scripted, t
 
 
 def test_attacks_without_a_brief_form_go_up(toys, tmp_path):
-    assert not isinstance(FGSM(), HasBrief)
-    assert Cascade((FGSM(), PGD(20))).brief is None
+    assert not isinstance(FGSM(), SupportsWarmStart)
+    assert Ensemble((FGSM(), PGD(20))).short_run is None
     records, _ = run(toys.make_job(FGSM(), toys.linf(*SWEEP)), tmp_path / "c")
     for record in records[5:]:
         stages = SWEEP.index(record.broken_at) + 1 if record.broken_at else len(SWEEP)
@@ -201,6 +200,6 @@ def test_a_model_whose_answers_differ_is_searched_wholly_at_every_eps(toys, tmp_
     ("attack", "steps"), [(PGD(40, restarts=3), 4), (PGD(5), 1), (APGD(100, target_classes=5), 10)]
 )
 def test_a_brief_form_takes_a_tenth_of_the_steps_from_one_start(attack, steps):
-    brief = attack.brief
-    assert (brief.steps, brief.restarts) == (steps, 1)
-    assert getattr(brief, "target_classes", 0) == 0
+    short_run = attack.short_run
+    assert (short_run.steps, short_run.restarts) == (steps, 1)
+    assert getattr(short_run, "target_classes", 0) == 0

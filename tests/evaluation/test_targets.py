@@ -4,15 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_inv.checks.cells import CellView
 from robustbench_inv.checks.records import check_consistency
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import CapabilityMismatch
-from robustbench_inv.evaluation.engine import Settings, run_cell
+from robustbench_inv.evaluation.engine import RunOptions, run_cell
+from robustbench_inv.evaluation.jobs import EvaluationRequest, build_jobs
 from robustbench_inv.evaluation.plan import plan_jobs
-from robustbench_inv.evaluation.sources import Question, build_jobs
-from robustbench_inv.results.naming import attack_name
-from robustbench_inv.results.store import CellFolder
+from robustbench_inv.results.cell import FinishedCell, attack_label
+from robustbench_inv.results.run_files import CellFolder
 
 FIRST = [0.62, 0.5, 0.4]
 POINTS = torch.tensor([FIRST, FIRST, FIRST, [0.4, 0.62, 0.5]], dtype=torch.float64)
@@ -35,11 +34,11 @@ class Plain(nn.Module):
 
 def jobs(threat, attack="fgsm:loss=margin"):
     data = ArrayDataset(POINTS, LABELS, "corners")
-    return list(build_jobs(Question([Plain()], [attack], threat=threat, dataset=data)))
+    return list(build_jobs(EvaluationRequest([Plain()], [attack], threat=threat, dataset=data)))
 
 
 def run(job, folder):
-    run_cell(job, folder / "cell", Settings())
+    run_cell(job, folder / "cell", RunOptions())
     return CellFolder(folder / "cell")
 
 
@@ -50,7 +49,7 @@ def test_another_wrong_class_is_not_the_one_aimed_at(tmp_path):
     assert [r.status for r in records] == ["ok", "already_wrong", "ok", "ok"]
     # a step of eps moves the class aimed at up and the best other one down: 2 eps have to exceed the gap
     assert [r.broken_at for r in records] == [0.1, 0.0, 0.2, 0.1]
-    assert [r.after.decision for r in records] == [1, 0, 2, 2]
+    assert [r.adversarial.decision for r in records] == [1, 0, 2, 2]
 
 
 def test_confidence_is_a_lead(tmp_path):
@@ -71,7 +70,9 @@ def test_samples_of_the_class_aimed_at_are_left_out_and_it_is_said():
 
 def test_without_samples_of_other_classes_there_is_nothing_to_do():
     data = ArrayDataset(POINTS[2:], LABELS[2:], "ones")
-    asked = Question([Plain()], ["fgsm"], threat="linf=0.1:goal=target:label=1", dataset=data)
+    asked = EvaluationRequest(
+        [Plain()], ["fgsm"], threat="linf=0.1:goal=target:label=1", dataset=data
+    )
     with pytest.raises(CapabilityMismatch, match="the target 1 is the true class of 2"):
         plan_jobs(build_jobs(asked))
 
@@ -79,7 +80,7 @@ def test_without_samples_of_other_classes_there_is_nothing_to_do():
 @pytest.mark.parametrize("confidence", ["", ",confidence=0.3"])
 def test_records_of_a_target_contradict_nothing(confidence, tmp_path):
     (job,) = jobs(f"linf=0.1:goal=target:offset=1{confidence}")
-    verdict = check_consistency(CellView.read(run(job, tmp_path)))
+    verdict = check_consistency(FinishedCell.read(run(job, tmp_path)))
     assert verdict.verdict == "PASS", verdict.evidence
 
 
@@ -93,5 +94,5 @@ def test_records_of_a_target_contradict_nothing(confidence, tmp_path):
 )
 def test_every_class_aimed_at_is_an_attack_of_its_own(goal, name, tmp_path):
     (job,) = jobs(f"linf=0.1:goal={goal}")
-    assert attack_name(run(job, tmp_path).cell) == name
+    assert attack_label(run(job, tmp_path).cell) == name
     assert job.to_json()["threat"] == f"linf=0.1:goal={goal}"

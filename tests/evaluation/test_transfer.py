@@ -7,23 +7,23 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_inv.attacks.fgsm import FGSM
-from robustbench_inv.attacks.noise import UniformNoise
-from robustbench_inv.attacks.pgd import PGD
+from robustbench_inv.attacks.pgd import FGSM, PGD
 from robustbench_inv.attacks.protocol import Batch
-from robustbench_inv.catalogue.load import load_attack, load_model
+from robustbench_inv.attacks.queries import CountingModel
+from robustbench_inv.attacks.random_inputs import RandomPerturbation
+from robustbench_inv.catalogue.attacks import load_attack
+from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.evaluation import engine
-from robustbench_inv.evaluation.engine import Settings, run_cell
-from robustbench_inv.evaluation.metering import Meter
+from robustbench_inv.evaluation.engine import RunOptions, run_cell
 from robustbench_inv.evaluation.plan import Job, plan_jobs
 from robustbench_inv.evaluation.schedule import run_jobs
-from robustbench_inv.evaluation.transfer import lengthen
-from robustbench_inv.randomness import Noise
-from robustbench_inv.results.store import CellFolder
+from robustbench_inv.evaluation.search import scale_to_budget
+from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.results.run_files import CellFolder
 from robustbench_inv.tensors import NORMS, norm
-from robustbench_inv.testing.linear import LinearClassifier
-from robustbench_inv.testing.toys import Drawing, Toy, detached
+from robustbench_inv.testing.analytic_problems import LinearClassifier
+from robustbench_inv.testing.toys import StochasticToy, Toy, detached
 from robustbench_inv.threat.budgets import LpBall, Unbounded
 from robustbench_inv.threat.goals import Target
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -67,7 +67,7 @@ def make_job(attack, threat, target=TARGET, substitute=SUBSTITUTE, data=None):
 
 def records(job, tmp_path, **settings):
     plan_jobs([job])
-    run_cell(job, tmp_path, Settings(**settings))
+    run_cell(job, tmp_path, RunOptions(**settings))
     return list(CellFolder(tmp_path).records())
 
 
@@ -186,15 +186,15 @@ def test_a_search_that_serves_all_eps_is_counted_once(tmp_path):
 def meter():
     images, labels = points().batch(list(range(5)))
     batch = Batch(images, labels, torch.arange(5))
-    return lambda model, threat, guide=None: Meter(
-        model, batch, threat, Noise(0, batch.ids), guide=guide
+    return lambda model, threat, guide=None: CountingModel(
+        model, batch, threat, SampleRNG(0, batch.ids), guide=guide
     )
 
 
 def test_an_answer_of_a_substitute_is_not_conclusive(meter):
-    assert meter(TARGET, ThreatModel(LpBall("linf", 0.1))).conclusive
-    assert not meter(TARGET, transfer("linf", 0.1)).conclusive
-    assert meter(TARGET, transfer("linf", 0.1, access="score"), guide=SUBSTITUTE).conclusive
+    assert meter(TARGET, ThreatModel(LpBall("linf", 0.1))).success_is_final
+    assert not meter(TARGET, transfer("linf", 0.1)).success_is_final
+    assert meter(TARGET, transfer("linf", 0.1, access="score"), guide=SUBSTITUTE).success_is_final
 
 
 def test_a_guide_gives_gradients_and_the_model_the_answers(meter):
@@ -240,7 +240,7 @@ def test_a_guided_search_stops_when_the_model_is_fooled(tmp_path):
     assert max(r.forward_passes for r in found if r.goal_reached) < 20
 
 
-STOCHASTIC = Drawing(Toy(_Module(SUBSTITUTE), 2, dtype=torch.float64), scale=0.05)
+STOCHASTIC = StochasticToy(Toy(_Module(SUBSTITUTE), 2, dtype=torch.float64), scale=0.05)
 
 
 @pytest.mark.parametrize("access", ["transfer", "score"])
@@ -257,7 +257,7 @@ def test_either_may_be_stochastic(tmp_path, access, attack, name, stochastic):
     assert sum(r.goal_reached and r.broken_at > 0 for r in found) > 5
 
 
-@pytest.mark.parametrize("attack", [PGD(steps=5), OntoThePlane(), UniformNoise()])
+@pytest.mark.parametrize("attack", [PGD(steps=5), OntoThePlane(), RandomPerturbation()])
 def test_neither_batch_nor_interruption_changes_a_record(tmp_path, attack, monkeypatch):
     job = make_job(attack, transfer("l2", 0.1, 0.3))
     whole = records(job, tmp_path / "whole", batch_size=60)
@@ -306,11 +306,11 @@ def test_targets_share_a_search_and_no_record_shows_it(tmp_path, attack):
     noisy = Toy(nn.Sequential(nn.Dropout(0.1), _Module(TARGET)), 2, dtype=torch.float64)
     targets = [TARGET, linear(4), noisy]
     jobs = [make_job(attack, transfer("linf", *SWEEP), each, data=data) for each in targets]
-    outcomes = run_jobs(jobs, tmp_path / "shared", Settings(batch_size=20))
+    outcomes = run_jobs(jobs, tmp_path / "shared", RunOptions(batch_size=20))
     assert [outcome.failure for outcome in outcomes] == [None] * 3
     assert len(Counting.runs) == (9 if isinstance(attack, Counting) else 0)
     for job in jobs:
-        run_jobs([job], tmp_path / "alone", Settings(batch_size=20))
+        run_jobs([job], tmp_path / "alone", RunOptions(batch_size=20))
         name = job.spec.digest
         assert _lines(tmp_path / "shared" / name) == _lines(tmp_path / "alone" / name)
 
@@ -352,18 +352,18 @@ def test_lengthened_is_as_long_as_the_budget_allows(name):
     clean, way = torch.full((4, 6), 0.5), torch.linspace(-1e-25, 2e-25, 24).reshape(4, 6)
     way[3] = 0
     ball = LpBall(name, 3 if name == "l0" else 0.2)
-    images = lengthen(clean, way if name != "l0" else way * 1e24, ball, (0.0, 1.0))
+    images = scale_to_budget(clean, way if name != "l0" else way * 1e24, ball, (0.0, 1.0))
     lengths = norm(images - clean, name)
     assert lengths[:3].tolist() == pytest.approx([ball.eps] * 3, rel=1e-5)
     assert lengths[3] == 0
     assert ball.contains(clean, images).all()
-    far = lengthen(clean, way * 1e24, LpBall(name, 100), (0.0, 1.0))
+    far = scale_to_budget(clean, way * 1e24, LpBall(name, 100), (0.0, 1.0))
     assert ((far >= 0) & (far <= 1)).all()
 
 
 def test_a_target_class_is_reached_through_a_substitute(tmp_path):
     ids = [i for i, label in enumerate(points().labels.tolist()) if label == 0]
-    job = replace(make_job(PGD(steps=5), transfer("linf", 0.2).wanting(Target(1))), samples=ids)
+    job = replace(make_job(PGD(steps=5), transfer("linf", 0.2).with_goal(Target(1))), samples=ids)
     found = records(job, tmp_path)
     assert sum(r.goal_reached for r in found) > 5
-    assert all(r.after.decision == 1 for r in found if r.goal_reached)
+    assert all(r.adversarial.decision == 1 for r in found if r.goal_reached)

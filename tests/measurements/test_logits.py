@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_inv.catalogue.load import load_model
+from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import UnknownName
-from robustbench_inv.measurements.logits import measure_logits, measure_targeted_logits
-from robustbench_inv.results.measurement import read_measured_file, to_gzip
+from robustbench_inv.experiments.logits import measure_logits, measure_targeted_logits
+from robustbench_inv.results.experiment_result import read_result, result_to_gzip
 
 PAPER = {"threshold": [1, 2, 3], "original": [4, 5, 6]}
 
@@ -53,7 +53,7 @@ def test_logits_of_the_image_and_of_what_is_shown(asked, tmp_path):
         {"DeepFool": ("deepfool:overshoot=0.5", "none")},
         paper=PAPER,
     )
-    sheet, printed = found.sheets
+    sheet, printed = found.logit_sheets
     threshold, original, deepfool, nothing, aware = sheet.lines
     assert all(map(isnan, threshold.values)), "it never rejects"
     assert original.values == pytest.approx((7.0, 5.0, 4.0))
@@ -68,7 +68,7 @@ def test_logits_of_the_image_and_of_what_is_shown(asked, tmp_path):
         ("threshold", (1.0, 2.0, 3.0)),
         ("original", (4.0, 5.0, 6.0)),
     ]
-    (grid,) = found.grids
+    (grid,) = found.image_grids
     assert grid.images.shape == (1, 4, 1, 2, 2)
     assert grid.images[0, 0].flatten().tolist() == [178, 128, 102, 0]
     assert grid.heads == ("original", "DeepFool", "nothing", "DeepFool")
@@ -77,8 +77,8 @@ def test_logits_of_the_image_and_of_what_is_shown(asked, tmp_path):
     assert grid.words[0][1].startswith("1, 0.14"), "0.1 each way"
     assert grid.words[0][2] == "–"
     path = tmp_path / "measured-greys.json.gz"
-    path.write_bytes(to_gzip(found))
-    assert to_gzip(read_measured_file(path)) == path.read_bytes()
+    path.write_bytes(result_to_gzip(found))
+    assert result_to_gzip(read_result(path)) == path.read_bytes()
 
 
 def test_towards_each_of_the_other_classes(asked):
@@ -87,7 +87,7 @@ def test_towards_each_of_the_other_classes(asked):
         "sure": ("cw", "none:goal=target:label={target},confidence=4"),
     }
     found = measure_targeted_logits(asked, runs)
-    (grid,), (sheet,) = found.grids, found.sheets
+    (grid,), (sheet,) = found.image_grids, found.logit_sheets
     assert grid.rows == ("near", "sure")
     assert [head[0] for head in grid.heads] == ["1", "2"]
     assert [line.name for line in sheet.lines[2:]] == ["near → 1", "near → 2", "sure → 1", "sure → 2"]  # fmt: skip
@@ -105,8 +105,8 @@ def test_without_the_model_there_is_what_the_paper_prints(asked):
 
     asked.open_models = missing
     found = measure_logits(asked, {"DeepFool": ("deepfool", "none")}, {}, paper=PAPER)
-    assert (found.samples, found.models, found.grids) == (0, {}, ())
-    assert [sheet.name for sheet in found.sheets] == ["logits-paper"]
+    assert (found.samples, found.models, found.image_grids) == (0, {}, ())
+    assert [sheet.name for sheet in found.logit_sheets] == ["logits-paper"]
     assert "not reproduced" in asked.told[0]
     with pytest.raises(UnknownName):
         measure_logits(asked, {"DeepFool": ("deepfool", "none")}, {})

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from robustbench_inv.errors import BadCatalogue, BadModel, BadParameter
-from robustbench_inv.measurements.errors import measure_errors
-from robustbench_inv.measurements.interpolations import measure_interpolations
-from robustbench_inv.measurements.metamers import few_of, measure_metamers, rounded
-from robustbench_inv.measurements.planes import measure_planes
-from robustbench_inv.measurements.planted import measure_shift
-from robustbench_inv.measurements.protocol import Asked, carry_out
+from robustbench_inv.experiments.decision_planes import measure_planes
+from robustbench_inv.experiments.error_rates import measure_errors, measure_feature_shift
+from robustbench_inv.experiments.interpolations import measure_interpolations
+from robustbench_inv.experiments.metamers import balanced_subset, measure_metamers, quantise_images
+from robustbench_inv.experiments.protocol import ExperimentRequest, run_experiment
 
 NETWORKS = Path(__file__).parent / "networks.py"
 READER = f"{NETWORKS}:reader"
@@ -20,7 +19,9 @@ PROBE = {"name": "nuisances", "hidden": [32], "epochs": 8, "learning_rate": 5e-3
 
 
 def asked(**others):
-    return Asked(**{"dataset": "mnist5k", "columns": {"R": READER}, "samples": 60, **others})
+    return ExperimentRequest(
+        **{"dataset": "mnist5k", "columns": {"R": READER}, "samples": 60, **others}
+    )
 
 
 def by_row(measured):
@@ -47,15 +48,15 @@ def test_a_probe_with_an_unknown_field_is_refused():
 
 
 def test_metamers_of_the_image_itself_are_their_donors():
-    measured = measure_metamers(asked(), shown=5, photographs=0)
+    measured = measure_metamers(asked(), num_examples=5, photographs=0)
     found = by_row(measured)
     assert found["Largest error of a logit, decoded"].value < 1e-5
-    for stage in ("decoded", "clipped", "rounded"):
+    for stage in ("decoded", "clipped", "quantise_images"):
         assert found[f"Decision kept, {stage}"].value == 1
         assert found[f"Panel sees the donor's class, {stage}"].value > 0.9
         whose = ("the donor's class", "the source's class", "another class", "no class")
         assert sum(found[f"Panel sees {each}, {stage}"].value for each in whose) == pytest.approx(1)
-    (grid,) = measured.grids
+    (grid,) = measured.image_grids
     assert grid.images.shape == (3, 5, 1, 28, 28)
     below = (slice(None), 0, slice(1, None))
     for metamer, donor in zip(grid.images[1], grid.images[2], strict=True):
@@ -64,12 +65,12 @@ def test_metamers_of_the_image_itself_are_their_donors():
 
 
 def test_interpolations_go_from_the_source_to_the_donor():
-    measured = measure_interpolations(asked(), shown=4, steps=3)
+    measured = measure_interpolations(asked(), num_examples=4, steps=3)
     found = by_row(measured)
     assert found["Panel sees the source's class, at 0 %"].value == pytest.approx(1, abs=0.1)
     assert found["Panel sees the source's class, at 100 %"].value == 0
     assert found["Panel sees the donor's class, at 0 %"].value == 0
-    (grid,) = measured.grids
+    (grid,) = measured.image_grids
     assert grid.rows == ("0 %", "50 %", "100 %", "nuisances of")
     first, middle, last, donor = grid.images[..., 1:, :].astype(float)
     assert np.array_equal(last, donor)
@@ -78,10 +79,12 @@ def test_interpolations_go_from_the_source_to_the_donor():
 
 
 def test_all_models_are_shown_the_same_samples_and_donors():
-    measured = measure_interpolations(asked(columns={"R": READER, "S": READER}), shown=3, steps=2)
-    left, right = np.split(measured.grids[0].images, 2, axis=1)
+    measured = measure_interpolations(
+        asked(columns={"R": READER, "S": READER}), num_examples=3, steps=2
+    )
+    left, right = np.split(measured.image_grids[0].images, 2, axis=1)
     assert np.array_equal(left, right)
-    assert measured.grids[0].groups == (("R", 3), ("S", 3))
+    assert measured.image_grids[0].groups == (("R", 3), ("S", 3))
 
 
 def test_a_model_without_a_code_has_no_metamers():
@@ -91,27 +94,27 @@ def test_a_model_without_a_code_has_no_metamers():
 
 def test_few_are_balanced_and_rounding_stays_inside():
     dataset = asked().open_dataset()
-    few = few_of(dataset, asked().draw(dataset), 10)
+    few = balanced_subset(dataset, asked().draw(dataset), 10)
     assert sorted(dataset.labels[few].tolist()) == list(range(10))
-    found = rounded(torch.tensor([-0.2, 0.5, 1.3]), (0.0, 1.0))
+    found = quantise_images(torch.tensor([-0.2, 0.5, 1.3]), (0.0, 1.0))
     torch.testing.assert_close(found, torch.tensor([0.0, 128 / 255, 1.0]))
 
 
 def test_who_reads_the_feature_alone_falls_to_chance_when_it_is_random():
     columns = {"CNN": "mnist-cnn", "W": f"{NETWORKS}:Watermark"}
     question = asked(dataset="mnist-planted", columns=columns, samples=200)
-    measured = measure_shift(question, "mnist-planted", 0, 5000)
+    measured = measure_feature_shift(question, "mnist-planted", 0, 5000)
     numbers = {(n.row, n.column): n.value for n in measured.numbers}
     assert numbers["Accuracy with the feature", "W"] == 1
     assert numbers["Accuracy with that of a random class", "W"] == pytest.approx(0.1, abs=0.07)
     assert numbers["Accuracy without a feature", "W"] == pytest.approx(0.1)  # all say 0
     assert all(numbers[row, "CNN"] > 0.95 for row, column in numbers if column == "CNN")
-    told, random, bare = measured.grids[0].images
+    told, random, bare = measured.image_grids[0].images
     assert (told[:, 0, 1].max(1) == 255).all()
     assert not (bare[:, 0, 1].max(1) == 255).any()
     assert not np.array_equal(told, random)
     with pytest.raises(BadParameter, match="nothing is planted"):
-        measure_shift(asked(), "mnist-planted")
+        measure_feature_shift(asked(), "mnist-planted")
 
 
 def test_planes_of_spheres_come_with_accuracies():
@@ -134,8 +137,8 @@ def code_of_points():
 
 
 def test_what_cannot_be_carried_out_is_one_line():
-    here = "robustbench_inv.measurements.errors:measure_errors"
+    here = "robustbench_inv.experiments.error_rates:measure_errors"
     with pytest.raises(BadCatalogue, match="cannot be asked so"):
-        carry_out(here, asked(), {"hidden": 3})
+        run_experiment(here, asked(), {"hidden": 3})
     with pytest.raises(BadCatalogue, match="measures nothing"):
-        carry_out("robustbench_inv.measurements.errors:BLOCK", asked(), {})
+        run_experiment("robustbench_inv.experiments.error_rates:BLOCK", asked(), {})

@@ -7,17 +7,21 @@ import numpy as np
 import pytest
 import torch
 
-from robustbench_inv.catalogue.load import load_model
+from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import BadData, BadModel
-from robustbench_inv.measurements import selection, strangers
-from robustbench_inv.measurements.calibration import TrainingInputs, calibrate
-from robustbench_inv.measurements.protocol import Asked
-from robustbench_inv.measurements.selection import measure_accuracies, measure_selection
-from robustbench_inv.measurements.strangers import (
-    clearance_of,
-    measure_spread,
-    measure_strangers,
+from robustbench_inv.experiments import ood_detection as strangers
+from robustbench_inv.experiments import selective_accuracy as selection
+from robustbench_inv.experiments.calibration import CalibrationData, calibrate
+from robustbench_inv.experiments.ood_detection import (
+    measure_ood_detection,
+    measure_score_distributions,
+    threshold_margins,
+)
+from robustbench_inv.experiments.protocol import ExperimentRequest
+from robustbench_inv.experiments.selective_accuracy import (
+    measure_accuracies,
+    measure_selective_accuracy,
 )
 from robustbench_inv.tensors import Output
 
@@ -44,7 +48,9 @@ def greys(name, levels):
 @pytest.fixture
 def data(monkeypatch):
     known = {"own": greys("own", OWN), "others": greys("others", OTHERS)}
-    monkeypatch.setattr(Asked, "open_dataset", lambda asked, name="": known[name or asked.dataset])
+    monkeypatch.setattr(
+        ExperimentRequest, "open_dataset", lambda asked, name="": known[name or asked.dataset]
+    )
     return known
 
 
@@ -53,7 +59,7 @@ def rejecting(tmp_path, monkeypatch):
     """Loads the network with thresholds of its own where it is to reject."""
     path = tmp_path / "thresholds.safetensors"
     train = greys("train", TRAIN)
-    path.write_bytes(calibrate(load_model(MODEL), TrainingInputs(train, 0, len(train))).to_bytes())
+    path.write_bytes(calibrate(load_model(MODEL), CalibrationData(train, 0, len(train))).to_bytes())
 
     def load(name, **parameters):
         wanted = {"thresholds": str(path)} if "reject" in name or "reject" in parameters else {}
@@ -62,11 +68,11 @@ def rejecting(tmp_path, monkeypatch):
 
     monkeypatch.setattr(strangers, "load_model", load)
     monkeypatch.setattr(selection, "load_model", load)
-    monkeypatch.setattr("robustbench_inv.measurements.protocol.load_model", load)
+    monkeypatch.setattr("robustbench_inv.experiments.protocol.load_model", load)
     return load
 
 
-asked = partial(Asked, "own", {})
+asked = partial(ExperimentRequest, "own", {})
 
 
 def by_place(measured):
@@ -77,11 +83,11 @@ def test_below_is_about_each_class_and_rejected_about_the_decision(rejecting):
     scores = torch.tensor([[3.0, 1.0], [0.5, 0.0], [-1.0, 4.0]])
     model = rejecting(f"{MODEL}:reject=likelihood,percentile=1")
     model.classifier.thresholds.copy_(torch.tensor([1.0, 2.0]))
-    clear = clearance_of(model, Output(scores), torch.tensor([0, 0, 1]))
+    clear = threshold_margins(model, Output(scores), torch.tensor([0, 0, 1]))
     assert clear.below.tolist() == [[False, True], [True, True], [True, False]]
     assert clear.rejected.tolist() == [False, True, False]
     with pytest.raises(BadModel, match="a model that rejects is needed"):
-        clearance_of(load_model(MODEL), Output(scores), torch.tensor([0, 0, 1]))
+        threshold_margins(load_model(MODEL), Output(scores), torch.tensor([0, 0, 1]))
 
 
 @pytest.mark.usefixtures("data", "rejecting")
@@ -92,7 +98,7 @@ def test_strangers_are_counted_for_each_class_and_by_the_decision():
         "others": "others",
         "models": {"M": f"{MODEL}:reject=likelihood,percentile=1"},
     }
-    found = by_place(measure_strangers(asked(), [pair]))
+    found = by_place(measure_ood_detection(asked(), [pair]))
     # 0.3 reaches the threshold of class 0 and no other does: 7 of 8 there, 8 of 8 for class 1
     assert found["M", "C"].value == pytest.approx((7 / 8 + 1) / 2)
     assert found["M", "C"].trials == 8
@@ -106,7 +112,7 @@ def test_classes_that_exclude_one_another_reach_their_share_by_construction():
     """By log-odds at most one class is above 0, whatever is shown: half of two classes are told for nothing."""
     name = f"{MODEL}:reject=max-softmax,percentile=20"
     pair = {"column": "C", "data": "own", "others": "others", "models": {"M": name}}
-    found = by_place(measure_strangers(asked(), [pair]))
+    found = by_place(measure_ood_detection(asked(), [pair]))
     assert found["M", "C"].value >= 0.5
     assert found["M", "C"].value == 0.5 + found["M, strangers rejected", "C"].value / 2
 
@@ -118,7 +124,7 @@ def test_a_network_answers_once_however_many_thresholds_are_tried(monkeypatch):
     answers = selection.answers
     names = {f"{p}": f"{MODEL}:reject=likelihood,percentile={p}" for p in (1, 2, 5)}
     pair = {"column": "C", "data": "own", "others": "others", "models": names}
-    measured = measure_strangers(asked(), [pair])
+    measured = measure_ood_detection(asked(), [pair])
     assert len(counted) == 2
     rows = [n.row for n in measured.numbers]
     assert rows[:4] == ["1", "2", "5", "1, strangers rejected"]
@@ -131,8 +137,8 @@ def test_scores_are_spread_over_common_bins_with_both_limits(monkeypatch):
     columns = {f"{p}": f"{MODEL}:reject=likelihood,percentile={p}" for p in (1, 20)}
     named = type("Entry", (), {"classes": ("dark", "bright")})
     monkeypatch.setattr(strangers, "entry", lambda _: named)
-    measured = measure_spread(Asked("own", columns), "others")
-    (spread,) = measured.spreads
+    measured = measure_score_distributions(ExperimentRequest("own", columns), "others")
+    (spread,) = measured.histograms
     dark, bright = spread.panels
     assert (dark.title, bright.title) == ("dark", "bright")
     assert list(dark.limits) == ["1", "20"]
@@ -152,7 +158,7 @@ def test_scores_are_spread_over_common_bins_with_both_limits(monkeypatch):
 @pytest.mark.usefixtures("data", "rejecting")
 def test_what_is_left_after_rejection_is_right():
     about = {"row": "R", "data": "own", "model": MODEL, "score": "likelihood"}
-    found = by_place(measure_selection(asked(), [about], {"1st": 1}))
+    found = by_place(measure_selective_accuracy(asked(), [about], {"1st": 1}))
     assert found["R, accuracy", "Original"].value == 7 / 8
     assert (found["R, accuracy", "1st"].value, found["R, accuracy", "1st"].trials) == (1, 6)
     assert found["R, rejected", "1st"].counted == (3, 7)
@@ -163,9 +169,11 @@ def test_what_rejects_everything_has_no_accuracy(data, monkeypatch):
     monkeypatch.setitem(data, "own", data["others"])
     about = {"row": "R", "data": "own", "model": MODEL, "score": "margin"}
     monkeypatch.setattr(
-        selection, "clearance_of", lambda *_: type("C", (), {"rejected": np.ones(8, dtype=bool)})
+        selection,
+        "threshold_margins",
+        lambda *_: type("C", (), {"rejected": np.ones(8, dtype=bool)}),
     )
-    found = by_place(measure_selection(asked(), [about], {"1st": 1}))
+    found = by_place(measure_selective_accuracy(asked(), [about], {"1st": 1}))
     assert ("R, accuracy", "1st") not in found
     assert found["R, rejected", "1st"].value == 1
 
@@ -200,14 +208,14 @@ def test_the_critic_of_sdim_is_counted_apart():
 
 @pytest.mark.usefixtures("data", "rejecting")
 def test_a_row_whose_files_are_not_there_is_left_out_if_it_is_optional(monkeypatch):
-    opened = Asked.open_dataset
+    opened = ExperimentRequest.open_dataset
 
     def open_dataset(self, name=""):
         if name == "others":
             raise BadData("cannot find the files of others")
         return opened(self, name)
 
-    monkeypatch.setattr(Asked, "open_dataset", open_dataset)
+    monkeypatch.setattr(ExperimentRequest, "open_dataset", open_dataset)
     rows = [{"row": name, "data": name, "models": {"M": MODEL}} for name in ("own", "others")]
     with pytest.raises(BadData, match="others"):
         measure_accuracies(asked(), rows)

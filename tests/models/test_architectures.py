@@ -7,13 +7,12 @@ import torch
 from torch import nn
 
 from robustbench_inv.errors import BadModel, BadParameter
-from robustbench_inv.models.cnn import GuessFirstCNN
 from robustbench_inv.models.label_hypothesis import HypothesisLinear, LabelHypothesisNet
-from robustbench_inv.models.loading import build_model
-from robustbench_inv.models.module import ModuleClassifier, wrap_module
+from robustbench_inv.models.plain_networks import GuessFirstCNN
 from robustbench_inv.models.protocol import Classifier, Stochastic
 from robustbench_inv.models.stochastic import StochasticClassifier
 from robustbench_inv.models.vib import BottleneckCNN
+from robustbench_inv.models.wrapping import ModuleClassifier, build_model, wrap_module
 from robustbench_inv.tensors import Output
 
 IMAGES = torch.rand(6, 1, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -131,7 +130,7 @@ def test_a_value_that_counts_as_false_is_not_taken_for_the_default(key, value):
 
 
 def test_parameter_errors_are_one_line():
-    card = _card("robustbench_inv.models.cnn:GuessFirstCNN")
+    card = _card("robustbench_inv.models.plain_networks:GuessFirstCNN")
     assert build_model(card, None, {"dtype": "float64"}).dtype == torch.float64
     for wrong in ({"dtype": "float8"}, {"noise": "fixed"}, {"width": 3}):
         with pytest.raises(BadParameter) as caught:

@@ -8,9 +8,9 @@ from torch.func import jacrev
 from torch.nn.functional import one_hot
 
 from robustbench_inv.models.conditional_flow import bits_per_dimension, glow
-from robustbench_inv.models.layers.log_odds import LogOdds
-from robustbench_inv.models.module import wrap_module
-from robustbench_inv.models.rejection import fit_quantiles, reject
+from robustbench_inv.models.layers.bijection import LogitTransform
+from robustbench_inv.models.reject_option import fit_quantiles, reject
+from robustbench_inv.models.wrapping import wrap_module
 from robustbench_inv.tensors import Output
 
 
@@ -50,7 +50,7 @@ def test_likelihood_is_that_of_the_change_of_variables(stages):
 @torch.no_grad()
 def test_the_density_of_each_class_integrates_to_one():
     flow = randomised((1, 2, 2), classes=2, strength=0.1)
-    flow.flow.steps[1] = LogOdds(0.05)
+    flow.flow.steps[1] = LogitTransform(0.05)
     low, high, steps = _support(0.05), 1 - _support(0.05), 20
     middles = low + (high - low) * (torch.arange(steps, dtype=torch.float64) + 0.5) / steps
     grid = torch.cartesian_prod(*[middles] * 4).reshape(-1, 1, 2, 2)

@@ -10,10 +10,10 @@ from torch.distributions import Categorical, Independent, Normal
 
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.models.deep_bayes import GBZ
-from robustbench_inv.models.loading import build_model
 from robustbench_inv.models.protocol import Classifier, Stochastic
-from robustbench_inv.models.rejection import reject
+from robustbench_inv.models.reject_option import reject
 from robustbench_inv.models.stochastic import StochasticClassifier
+from robustbench_inv.models.wrapping import build_model
 
 CARD = SimpleNamespace(
     name="toy",
@@ -52,7 +52,7 @@ def test_the_estimate_comes_to_the_integral_over_z():
     step = log(2 * reach / (steps - 1))
     exact = torch.stack([joint(net, image, grid).logsumexp(0) + step for image in IMAGES])
     even = torch.special.ndtri((torch.arange(400, dtype=torch.float64) + 0.5) / 400)
-    estimate = net.mean_over(IMAGES, even[:, None, None].expand(-1, 3, 1))
+    estimate = net.averaged_logits(IMAGES, even[:, None, None].expand(-1, 3, 1))
     torch.testing.assert_close(estimate, exact, rtol=0, atol=1e-3)
     assert exact.std() > 0.5  # it is no constant that the estimate comes to
 
@@ -61,7 +61,7 @@ def test_the_estimate_comes_to_the_integral_over_z():
 def test_a_weight_is_that_of_the_densities():
     net, latent = network(), draws(1, 3, 2)
     posterior = net.posterior(IMAGES)
-    answer = net.mean_over(IMAGES, latent)
+    answer = net.averaged_logits(IMAGES, latent)
     for i, image in enumerate(IMAGES):
         for k in range(3):
             proposal = Independent(
@@ -76,7 +76,9 @@ def test_a_weight_is_that_of_the_densities():
 def test_more_draws_raise_the_bound():
     net = network()
     means = [
-        torch.stack([net.mean_over(IMAGES, draws(k, 3, 2, seed)) for seed in range(30)]).mean(0)
+        torch.stack([net.averaged_logits(IMAGES, draws(k, 3, 2, seed)) for seed in range(30)]).mean(
+            0
+        )
         for k in (1, 10)
     ]
     assert (means[1] > means[0]).all()
@@ -96,7 +98,7 @@ def test_one_class_at_a_time_is_that_column_of_all():
 @torch.no_grad()
 def test_without_draws_it_answers_at_the_mean_of_q():
     net = network()
-    torch.testing.assert_close(net(IMAGES), net.mean_over(IMAGES, torch.zeros(1, 3, 2)))
+    torch.testing.assert_close(net(IMAGES), net.averaged_logits(IMAGES, torch.zeros(1, 3, 2)))
 
 
 def test_it_is_a_stochastic_classifier_and_stays_one_when_it_rejects():

@@ -6,11 +6,11 @@ from safetensors.torch import load, save
 from torch.func import jacrev
 
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.measurements.photographs import open_photographs, untrained
+from robustbench_inv.experiments.photographs import open_photographs, untrained_firevnet
 from robustbench_inv.models.firevnet import convolutional, fully_connected
-from robustbench_inv.models.layers.actnorm import ActNorm
-from robustbench_inv.models.module import CodeClassifier, wrap_module
+from robustbench_inv.models.layers.linear import ActNorm
 from robustbench_inv.models.protocol import Classifier, Invertible, SplitsCode
+from robustbench_inv.models.wrapping import SplitCodeClassifier, wrap_module
 
 TINY = {"blocks": 2, "width": 6}
 NETWORKS = {
@@ -138,7 +138,7 @@ def test_paper_sized_mnist_network_has_sixteen_blocks_in_three_stages():
 
 def test_networks_are_classifiers_whose_wrapper_hides_nothing():
     classifier = wrap_module(network("small")[0], "small")
-    assert isinstance(classifier, CodeClassifier)
+    assert isinstance(classifier, SplitCodeClassifier)
     assert isinstance(classifier, Classifier)
     assert isinstance(classifier, Invertible)
     assert isinstance(classifier, SplitsCode)
@@ -174,7 +174,7 @@ def test_a_parameter_that_there_is_not_is_a_type_error_as_for_any_factory():
 def test_imagenet_sized_network_is_inverted_in_float32():
     """108 million parameters at 224 × 224, untrained, its couplings at work."""
     images = open_photographs(4)
-    model = untrained(images)
+    model = untrained_firevnet(images)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(107.7e6, rel=1e-3)
     with torch.no_grad():
         code = model.encode(images)

@@ -5,16 +5,17 @@ from copy import deepcopy
 import pytest
 import torch
 
-from robustbench_inv.catalogue.load import load_dataset, load_model
+from robustbench_inv.catalogue.datasets import load_dataset
+from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.evaluation.prepare import prepare
-from robustbench_inv.models.label_hypothesis import BLOCK, HypothesisLinear, LabelHypothesisNet
+from robustbench_inv.models.label_hypothesis import MAX_BATCH, HypothesisLinear, LabelHypothesisNet
 
 SHIPPED = ("mnist-c-dv", "mnist-c-js")
 
 
 @pytest.fixture(scope="module")
 def digits():
-    return load_dataset("mnist5k").batch(torch.arange(0, 5000, 5000 // (BLOCK + 10)))[0]
+    return load_dataset("mnist5k").batch(torch.arange(0, 5000, 5000 // (MAX_BATCH + 10)))[0]
 
 
 def shipped(name):
@@ -42,7 +43,7 @@ def slopes(form, images):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_trained_net_equals_the_naive_form(name, digits):
     net = shipped(name)
-    assert 0 < len(net.guess.awake(net.guess.shared(net.features(digits)))) < 450
+    assert 0 < len(net.guess.active_units(net.guess.shared(net.features(digits)))) < 450
     torch.testing.assert_close(net(digits), naive(net, digits), rtol=1e-5, atol=1e-5)
 
 
@@ -71,7 +72,7 @@ def test_awake_is_who_is_positive_somewhere():
     layer = HypothesisLinear(3, 2, 4)
     layer.label.data = torch.tensor([[0.0, 1.0, -1.0, 0.0], [0.0, 0.0, -2.0, 3.0]])
     shared = torch.tensor([[-1.0, -0.5, 1.0, -4.0], [0.0, -2.0, 0.5, -3.0]])
-    assert layer.awake(shared).tolist() == [1]
+    assert layer.active_units(shared).tolist() == [1]
     positive = shared[:, None] + layer.label > 0
     assert positive.any(0).any(0).nonzero()[:, 0].tolist() == [1]
 
@@ -93,7 +94,7 @@ def test_a_nan_stays_visible_and_touches_no_other_sample(digits):
     torch.testing.assert_close(after[[0, 2, 3]], before[[0, 2, 3]], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("count", [0, 1, BLOCK, BLOCK + 1])
+@pytest.mark.parametrize("count", [0, 1, MAX_BATCH, MAX_BATCH + 1])
 def test_blocks_change_nothing(count, digits):
     net, images = shipped("mnist-c-dv"), digits[:count]
     assert net(images).shape == (count, 10)

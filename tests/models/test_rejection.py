@@ -8,23 +8,27 @@ from safetensors.torch import save_file
 from torch import nn
 
 import robustbench_inv as rbi
-from robustbench_inv.catalogue.load import load_model
-from robustbench_inv.catalogue.rejecting import Rejection, fitted_digest, take_rejection
+from robustbench_inv.catalogue.models import (
+    Rejection,
+    calibration_digest,
+    load_model,
+    split_rejection,
+)
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import BadModel, BadParameter
-from robustbench_inv.measurements.calibration import TrainingInputs, calibrate
+from robustbench_inv.experiments.calibration import CalibrationData, calibrate
 from robustbench_inv.models.protocol import Stochastic
-from robustbench_inv.models.rejection import (
-    GRID,
+from robustbench_inv.models.reject_option import (
+    PERCENTILES,
     SCORES,
-    Quantiles,
+    ScoreQuantiles,
     class_scores,
     fit_quantiles,
     reject,
 )
-from robustbench_inv.results.rejection import above_threshold, thresholds_of
+from robustbench_inv.results.rates import score_above_threshold, thresholds_in_card
 from robustbench_inv.tensors import Output
-from robustbench_inv.testing.toys import Drawing, Toy
+from robustbench_inv.testing.toys import StochasticToy, Toy
 
 LOGITS = torch.tensor([[3.0, 1.0, 0.0], [0.5, 2.0, 1.0], [-5.0, -6.0, -4.0]], dtype=torch.float64)
 
@@ -144,7 +148,7 @@ def test_a_class_that_is_never_right_cannot_be_fitted():
 def test_quantiles_come_back(tmp_path):
     before = fitted(model="abc", first="0")
     (tmp_path / "t.safetensors").write_bytes(before.to_bytes())
-    after = Quantiles.load(tmp_path / "t.safetensors")
+    after = ScoreQuantiles.load(tmp_path / "t.safetensors")
     assert after.facts == before.facts
     assert after.facts["correct"] == "2700 of 3000"
     assert torch.equal(after.thresholds("margin", 1.3), before.thresholds("margin", 1.3))
@@ -152,13 +156,13 @@ def test_quantiles_come_back(tmp_path):
 
 def test_other_files_are_refused(tmp_path):
     with pytest.raises(BadModel, match="no thresholds to reject by"):
-        Quantiles.load(tmp_path / "none")
+        ScoreQuantiles.load(tmp_path / "none")
     (tmp_path / "text").write_text("no tensors")
     with pytest.raises(BadModel, match="holds no thresholds"):
-        Quantiles.load(tmp_path / "text")
+        ScoreQuantiles.load(tmp_path / "text")
     save_file({"margin": torch.zeros(3, 2)}, tmp_path / "short", metadata={"facts": "{}"})
     with pytest.raises(BadModel, match="41 percentiles"):
-        Quantiles.load(tmp_path / "short")
+        ScoreQuantiles.load(tmp_path / "short")
 
 
 @pytest.mark.parametrize(("score", "percentile"), [("margin", -1), ("margin", 20.5), ("own", 1)])
@@ -168,7 +172,7 @@ def test_other_thresholds_are_refused(score, percentile):
 
 
 def test_a_stochastic_model_stays_one():
-    model = reject(Drawing(toy(), fixed_noise=True), "margin", torch.full((3,), 1.5))
+    model = reject(StochasticToy(toy(), fixed_noise=True), "margin", torch.full((3,), 1.5))
     assert isinstance(model, Stochastic)
     assert model.latent_shape == (3,)
     answer = model.respond(LOGITS, torch.zeros(4, 3, 3, dtype=torch.float64))
@@ -176,13 +180,13 @@ def test_a_stochastic_model_stays_one():
 
 
 def test_parameters_are_told_apart():
-    assert take_rejection({"width": 3}) == (None, {"width": 3})
-    assert take_rejection({"percentile": 2}) == (Rejection(percentile=2.0), {})
-    wanted, rest = take_rejection({"reject": "energy", "percentile": 0.5, "dtype": "float64"})
+    assert split_rejection({"width": 3}) == (None, {"width": 3})
+    assert split_rejection({"percentile": 2}) == (Rejection(percentile=2.0), {})
+    wanted, rest = split_rejection({"reject": "energy", "percentile": 0.5, "dtype": "float64"})
     assert wanted == Rejection("energy", 0.5)
     assert rest == {"dtype": "float64"}
     with pytest.raises(BadParameter, match="unusable percentile"):
-        take_rejection({"percentile": "many"})
+        split_rejection({"percentile": "many"})
 
 
 @pytest.fixture
@@ -191,7 +195,7 @@ def thresholds(tmp_path):
     logits, labels = training()
     data = ArrayDataset(((logits + 100) / 200).float(), labels, "logits", num_classes=3)
     model = Small()
-    found = calibrate(load_model(model), TrainingInputs(data, 0, len(data)))
+    found = calibrate(load_model(model), CalibrationData(data, 0, len(data)))
     (tmp_path / "t.safetensors").write_bytes(found.to_bytes())
     return model, data, str(tmp_path / "t.safetensors")
 
@@ -221,7 +225,7 @@ def test_any_model_can_be_wrapped(thresholds):
     assert len({plain.digest, some.digest, more.digest}) == 3
     about = some.card["rejection"]
     assert about["fitted"]["dataset_digest"] == data.digest
-    assert about["fitted"]["model"] == fitted_digest(plain)
+    assert about["fitted"]["model"] == calibration_digest(plain)
     again = load_model(model, reject="margin", percentile=1, thresholds=path)
     assert again.digest == some.digest
 
@@ -240,7 +244,7 @@ def test_the_shipped_thresholds_are_those_of_the_shipped_weights():
     assert model.name == "mnist-cnn:reject=max-softmax,percentile=2"
     assert model.card["rejection"]["fitted"]["dataset"] == "mnist:split=train"
     assert model.card["rejection"]["fitted"]["first"] == "6000"
-    assert len(GRID) == 41
+    assert len(PERCENTILES) == 41
 
 
 def test_a_cell_says_what_it_was_rejected_by(thresholds, tmp_path):
@@ -255,10 +259,10 @@ def test_a_cell_says_what_it_was_rejected_by(thresholds, tmp_path):
         out=tmp_path / "run",
     )
     about = json.loads(next((tmp_path / "run").rglob("cell.json")).read_text())["model"]
-    assert thresholds_of(about)["values"] == loaded.card["rejection"]["values"]
+    assert thresholds_in_card(about)["values"] == loaded.card["rejection"]["values"]
     first = run.records()[0].before
-    expected = first.score - thresholds_of(about)["values"][first.decision]
-    assert above_threshold(first, about) == pytest.approx(expected)
+    expected = first.score - thresholds_in_card(about)["values"][first.decision]
+    assert score_above_threshold(first, about) == pytest.approx(expected)
     checks = json.loads(next((tmp_path / "run").rglob("checks.json")).read_text())
     (frozen,) = [check for check in checks if check["id"] == "C24"]
     assert frozen["verdict"] == "FAIL"  # what was attacked was fitted on

@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal
 
 from robustbench_inv.errors import BadModel, BadParameter
 from robustbench_inv.models.resnet import ResNetClassifier, ResNetEncoder
-from robustbench_inv.models.sdim import PACE, SDIM, ClassConditionals
+from robustbench_inv.models.sdim import LOG_SIGMA_RATE, SDIM, ClassConditionals
 
 IMAGES = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 
@@ -64,7 +64,7 @@ def test_class_conditionals_are_gaussian_densities(kind):
     assert conditionals.paced.shape == (3, 1 if kind == "isotropic" else 5)
     code = torch.randn(7, 5, dtype=torch.float64)
     for k, mean in enumerate(conditionals.mean):
-        variance = (2 * PACE * conditionals.paced[k]).exp().expand(5)
+        variance = (2 * LOG_SIGMA_RATE * conditionals.paced[k]).exp().expand(5)
         density = MultivariateNormal(mean, torch.diag(variance)).log_prob(code)
         torch.testing.assert_close(conditionals(code)[:, k], density)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.models.spheres import NormClassifier, max_margin, misaligned
+from robustbench_inv.models.spheres import NormThresholdClassifier, max_margin, misaligned
 
 
 class Points:
@@ -36,7 +36,7 @@ def test_misaligned_needs_separable_points():
 
 
 def test_the_classifier_ignores_the_last_dimensions():
-    model = NormClassifier(1, 1.0, (1.0, 2.0))
+    model = NormThresholdClassifier(1, 1.0, (1.0, 2.0))
     points = torch.tensor([[0.6, 0.0, 9.0], [0.6, 0.8001, 0.0]], dtype=torch.float64)
     assert model(points).decision.tolist() == [0, 1]
     torch.testing.assert_close(model(points).logits[0, 0].item(), 0.4)

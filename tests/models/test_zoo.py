@@ -8,12 +8,12 @@ from safetensors.torch import load_file
 
 import robustbench_inv as rbi
 from robustbench_inv.catalogue.locate import catalogue_roots
-from robustbench_inv.data.registry import entry
-from robustbench_inv.data.sources import locate, source
+from robustbench_inv.data.fetch import find_source, locate
+from robustbench_inv.data.registry import dataset_entry
 from robustbench_inv.errors import BadData
 from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.training.recipe import read_recipe
-from robustbench_inv.training.run import clean_accuracy
+from robustbench_inv.training.training_run import clean_accuracy
 
 FOLDERS = sorted(path.parent for path in (catalogue_roots()[0] / "models").glob("*/card.toml"))
 TRAINED = [folder for folder in FOLDERS if (folder / "weights.safetensors").exists()]
@@ -74,12 +74,12 @@ def named(folder: Path) -> str:
 def is_absent(name: str) -> bool:
     if name.startswith("mnist-planted:base=mnist"):
         name = "mnist"
-    if not entry(name.partition(":")[0]).has_files:  # generated, or unpacked by its user
+    if not dataset_entry(name.partition(":")[0]).has_files:  # generated, or unpacked by its user
         try:
             return not len(rbi.load_dataset(name))
         except BadData:
             return True
-    origin = source(name)
+    origin = find_source(name)
     return any(locate(origin, file, None) is None for file in origin.sha256)
 
 

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from robustbench_inv.identity import digest_value
-from robustbench_inv.results.record import Answer, Distances, Record
+from robustbench_inv.results.record import Distances, ModelOutput, Record
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
@@ -23,12 +23,12 @@ def record(sample, *, label=3, broken_at=None, distance=0.1, status="ok", **chan
     """A record; ``broken_at`` says whether and where the sample fell, ``distance`` holds for every norm."""
     wrong = status == "already_wrong"
     fell = broken_at is not None
-    answer = Answer(label if not wrong else label + 1, 2.0, None)
+    answer = ModelOutput(label if not wrong else label + 1, 2.0, None)
     value = Record(
         sample=sample,
         label=label,
-        before=answer,
-        after=replace(answer, decision=label + 1) if fell else answer,
+        clean=answer,
+        adversarial=replace(answer, decision=label + 1) if fell else answer,
         oracle=None,
         oracle_source=None,
         distance=Distances(5, distance, distance, distance),
@@ -68,7 +68,7 @@ class RunWriter:
             folder = self.path / digest
             folder.mkdir()
             (folder / "cell.json").write_text(json.dumps(self._info(about)))
-            (folder / "records.jsonl").write_text("".join(r.to_line() for r in records))
+            (folder / "records.jsonl").write_text("".join(r.to_json_line() for r in records))
             (folder / "events.jsonl").write_text(
                 "".join(json.dumps(e) + "\n" for e in about["events"])
             )
@@ -184,8 +184,8 @@ def full_run(tmp_path_factory):
             for i in range(40)
         ]
         run.cell(records, attack=attack, kind=kind, goal=goal, **spheres)
-    refusing = [replace(r, before=replace(r.before, accepted=r.sample != 7),
-                        after=replace(r.after, accepted=r.sample % 2 == 0))
+    refusing = [replace(r, clean=replace(r.clean, accepted=r.sample != 7),
+                        adversarial=replace(r.adversarial, accepted=r.sample % 2 == 0))
                 for r in sweep_records(40, (10, 20, 30), eps)]  # fmt: skip
     run.cell(refusing, model="mnist-sdim", epsilons=eps)
     run.verdict("PASS", "mnist-cnn").verdict(

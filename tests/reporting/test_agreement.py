@@ -2,10 +2,10 @@
 
 import pytest
 
-from robustbench_inv.reporting.cells import read_runs
-from robustbench_inv.reporting.exports import EMPTY
+from robustbench_inv.reporting.run_results import read_runs
+from robustbench_inv.reporting.table_formats import BLANK
 from robustbench_inv.reporting.tables import build_tables
-from robustbench_inv.results.record import Answer
+from robustbench_inv.results.record import ModelOutput
 
 
 def cells_of(run):
@@ -18,7 +18,7 @@ def seen(make, decisions, oracles, label=3, **changes):
         make(
             sample,
             label=label,
-            after=Answer(decision, None, None),
+            adversarial=ModelOutput(decision, None, None),
             oracle=oracle,
             oracle_source=None if oracle is None else "human",
             **changes,
@@ -43,7 +43,7 @@ def altered(writer, record):
         4,
         label=3,
         status="already_wrong",
-        after=Answer(7, None, None),
+        adversarial=ModelOutput(7, None, None),
         oracle=7,
         oracle_source="human",
     )
@@ -63,7 +63,7 @@ def test_agreement_with_people_and_with_labels(altered):
     assert shown(table, 1, "a: label").share == 1
     assert shown(table, 0, "b: human").share == 0  # of the one that people could name
     assert shown(table, 0, "b: label").share == 1
-    assert shown(table, 1, "b: human") == shown(table, 1, "b: label") == EMPTY
+    assert shown(table, 1, "b: human") == shown(table, 1, "b: label") == BLANK
     assert "3 of 5 (a), 1 of 2 (b)" in table.caption
     frame = table.frame.set_index(["model", "dataset"])
     assert frame.agrees_where_changed["one", "set-x:set=a"] == 2 / 3
@@ -73,7 +73,7 @@ def test_agreement_with_people_and_with_labels(altered):
 
 def test_accuracy_before_and_after_a_shift(writer, record):
     records = seen(record, [3, 3, 7, 7], [None] * 4)
-    wrong = record(4, label=3, status="already_wrong", after=Answer(3, None, None))
+    wrong = record(4, label=3, status="already_wrong", adversarial=ModelOutput(3, None, None))
     about = {**GIVEN, "attack": "shift", "goal": "misclassify", "dataset": "planted"}
     run = writer.cell([*records, wrong], **about).finish()
     (table,) = build_tables("agreement", cells_of(run))

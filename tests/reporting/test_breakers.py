@@ -3,16 +3,15 @@
 import pytest
 
 import robustbench_inv as rbi
-from robustbench_inv.attacks.cascade import Cascade
-from robustbench_inv.attacks.fgsm import FGSM
-from robustbench_inv.attacks.noise import UniformNoise
-from robustbench_inv.attacks.pgd import PGD
-from robustbench_inv.cli.summary import print_run
+from robustbench_inv.attacks.ensemble import Ensemble
+from robustbench_inv.attacks.pgd import FGSM, PGD
+from robustbench_inv.attacks.random_inputs import RandomPerturbation
+from robustbench_inv.cli.run_tables import print_run
 from robustbench_inv.data.arrays import ArrayDataset
-from robustbench_inv.reporting.cells import read_runs
 from robustbench_inv.reporting.html import write_report
+from robustbench_inv.reporting.run_results import read_runs
 from robustbench_inv.reporting.tables import build_tables
-from robustbench_inv.testing.linear import linear_problem
+from robustbench_inv.testing.analytic_problems import linear_problem
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +22,7 @@ def run(tmp_path_factory):
     labels[0] = (labels[0] + 1) % 4  # wrong to begin with
     return rbi.evaluate(
         model=model,
-        attack=[Cascade((UniformNoise(draws=20), FGSM(), PGD(steps=5))), FGSM()],
+        attack=[Ensemble((RandomPerturbation(draws=20), FGSM(), PGD(steps=5))), FGSM()],
         threat="linf=0.035",
         dataset=ArrayDataset(images, labels, "linear", num_classes=4),
         out=tmp_path_factory.mktemp("run"),
@@ -39,17 +38,17 @@ def test_the_counts_are_those_of_the_records(run):
     cascade, other = run.to_json()
     told, kept = cascade["broken_by"], cascade["robust_accuracy"][-1]
     assert other["broken_by"] is None
-    assert list(told["members"]) == ["UniformNoise", "FGSM", "PGD"]
+    assert list(told["members"]) == ["RandomPerturbation", "FGSM", "PGD"]
     assert (told["left"], told["wrong"], told["others"]) == (kept["successes"], 1, 0)
     assert sum(told["members"].values()) + told["left"] + 1 == 40
-    assert min(told["members"]["UniformNoise"], told["members"]["FGSM"], told["left"]) > 0
+    assert min(told["members"]["RandomPerturbation"], told["members"]["FGSM"], told["left"]) > 0
 
 
 def test_the_table_has_a_column_for_each_member(run):
     (table,) = build_tables("breakers", cells_of(run))
     told = run.to_json()[0]["broken_by"]
     counts = [str(told["wrong"]), *map(str, told["members"].values()), str(told["left"])]
-    assert table.columns[4:] == ("Wrong before", "UniformNoise", "FGSM", "PGD", "Left")
+    assert table.columns[4:] == ("Wrong before", "RandomPerturbation", "FGSM", "PGD", "Left")
     assert [[cell.text for cell in row[4:]] for row in table.rows] == [counts]
     assert table.frame["count"].sum() == 40
     assert build_tables("breakers", cells_of(run)[1:]) == []

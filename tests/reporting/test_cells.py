@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from robustbench_inv.errors import BadResults
-from robustbench_inv.reporting.cells import panels, read_runs, worst_of_all
 from robustbench_inv.reporting.definitions import Selection
+from robustbench_inv.reporting.run_results import group_cells, read_runs, worst_cases
 
 
 def cells_of(run, **select):
@@ -21,7 +21,7 @@ def test_worst_is_taken_for_each_sample_by_itself(writer, record):
     first = [record(0, broken_at=0.1), record(1), record(2, broken_at=0.2), record(3)]
     second = [record(0), record(1, broken_at=0.2), record(2, broken_at=0.1), record(3)]
     run = writer.cell(first, attack="fgsm", epsilons=eps).cell(second, epsilons=eps).finish()
-    small, large = worst_of_all(cells_of(run))
+    small, large = worst_cases(cells_of(run))
     assert (small.eps, small.held.tolist()) == (0.1, [False, True, False, True])
     assert (large.eps, large.held.tolist()) == (0.2, [False, False, False, True])
     assert large.strongest[0] == "fgsm"
@@ -29,8 +29,8 @@ def test_worst_is_taken_for_each_sample_by_itself(writer, record):
 
 
 def test_worst_never_exceeds_any_single_attack(full_run):
-    for group in panels(cells_of(full_run)).values():
-        for worst in worst_of_all(group):
+    for group in group_cells(cells_of(full_run)).values():
+        for worst in worst_cases(group):
             for cell in worst.cells:
                 assert (worst.held <= cell.held(worst.eps, worst.ids)).all()
 
@@ -41,7 +41,7 @@ def test_a_smaller_sample_set_gets_a_row_of_its_own(writer, record):
         .cell([record(i, broken_at=0.1) for i in range(4)], attack="pgd")
         .finish()
     )
-    everything, common = worst_of_all(cells_of(run))
+    everything, common = worst_cases(cells_of(run))
     assert (len(everything.ids), [c.attack for c in everything.cells]) == (10, ["fgsm"])
     assert (common.ids, [c.attack for c in common.cells]) == ((0, 1, 2, 3), ["fgsm", "pgd"])
     assert (everything.rate.value, common.rate.value) == (1.0, 0.0)
@@ -54,12 +54,12 @@ def test_a_minimum_norm_attack_counts_at_every_eps(writer, record):
         .cell(minimal, attack="fmn", kind="minimal", epsilons=[])
         .finish()
     )
-    held = {worst.eps: worst.held.tolist() for worst in worst_of_all(cells_of(run))}
+    held = {worst.eps: worst.held.tolist() for worst in worst_cases(cells_of(run))}
     assert held == {0.1: [False, True, True], 0.2: [False, False, True]}
 
 
 def test_norms_goals_and_data_sets_are_never_mixed(full_run):
-    for group in panels(cells_of(full_run)).values():
+    for group in group_cells(cells_of(full_run)).values():
         assert len({(c.panel.dataset, c.panel.norm, c.panel.goal) for c in group}) == 1
 
 
@@ -68,7 +68,7 @@ def test_an_already_wrong_sample_fell_at_distance_zero(writer, record):
         [record(0, status="already_wrong"), record(1, broken_at=0.1), record(2)]
     ).finish()
     (cell,) = cells_of(run)
-    assert cell.fell_at.tolist() == [0.0, 0.1, inf]
+    assert cell.failure_distance.tolist() == [0.0, 0.1, inf]
     assert cell.broken_at.tolist() == [0.0, 0.1, inf]
 
 
@@ -168,7 +168,7 @@ def test_an_attack_on_a_substitute_is_told_apart(writer, record):
     assert [c.attack for c in cells] == [*names, "fgsm via lenet5 #1111", "fgsm via lenet5 #2222"]
     assert [c.substitute for c in cells] == [None, *["lenet5"] * 4]
     assert [c.access for c in cells][:3] == ["white-box", "transfer", "score"]
-    ((worst,),) = (worst_of_all(group) for group in panels(cells).values())
+    ((worst,),) = (worst_cases(group) for group in group_cells(cells).values())
     assert worst.held.tolist() == [False, False]
     assert [c.attack for c in cells_of(run, attacks=("pgd",))] == ["pgd"]
     assert len(cells_of(run, attacks=("* via *",))) == 3

@@ -72,7 +72,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_selection_needs_every_pattern_and_any_of_a_list():
     select = Selection(models=("mnist-*", "spheres-*"), norms=("linf",))
-    assert select.admits(model="mnist-cnn", norm="linf")
-    assert select.admits(model="spheres-max-margin", norm="linf")
-    assert not select.admits(model="mnist-cnn", norm="l2")
-    assert not select.admits(model="cifar10-cnn", norm="linf")
+    assert select.matches(model="mnist-cnn", norm="linf")
+    assert select.matches(model="spheres-max-margin", norm="linf")
+    assert not select.matches(model="mnist-cnn", norm="l2")
+    assert not select.matches(model="cifar10-cnn", norm="linf")

@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustbench_inv.reporting.detection import aupr, auroc, detection_at, fpr_at, risk_coverage
+from robustbench_inv.reporting.rejection_scores import (
+    aupr,
+    auroc,
+    detection_at,
+    fpr_at,
+    risk_coverage,
+)
 from robustbench_inv.results.summary import Rate
 
 scores = st.lists(st.integers(0, 6).map(float), min_size=2, max_size=12)

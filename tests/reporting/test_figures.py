@@ -11,16 +11,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustbench_inv.reporting.canvas import INK, inline_svg
-from robustbench_inv.reporting.cells import read_runs
-from robustbench_inv.reporting.curves import cell_curve, fallen_curve, held_curve
-from robustbench_inv.reporting.figures import FIGURES, Plot, draw_figures
+from robustbench_inv.reporting.figures import (
+    FIGURES,
+    FigureContext,
+    broken_curve,
+    cell_curve,
+    draw_figures,
+    robust_curve,
+)
+from robustbench_inv.reporting.run_results import read_runs
 from robustbench_inv.reporting.statistics import wilson
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def plot_of(run, columns=2):
-    return Plot(tuple(c for result in read_runs([run]) for c in result.cells), wilson, columns)
+    return FigureContext(
+        tuple(c for result in read_runs([run]) for c in result.cells), wilson, columns
+    )
 
 
 def texts(svg):
@@ -31,7 +39,7 @@ def texts(svg):
 
 @given(st.lists(st.floats(0, 5) | st.just(inf), min_size=1, max_size=50))
 def test_held_and_fallen_are_complements_at_each_distance(distances):
-    held, fallen = held_curve(np.array(distances), wilson), fallen_curve(distances, wilson)
+    held, fallen = robust_curve(np.array(distances), wilson), broken_curve(distances, wilson)
     assert held.x == fallen.x
     assert np.add(held.y, fallen.y) == pytest.approx(100)
     for x, y, low, high in zip(held.x, held.y, held.low, held.high, strict=True):
@@ -48,7 +56,7 @@ def test_a_sweep_starts_at_clean_accuracy(writer, record):
 
 
 def test_a_long_curve_is_thinned_but_keeps_its_ends():
-    curve = held_curve(np.arange(1.0, 5001.0), wilson)
+    curve = robust_curve(np.arange(1.0, 5001.0), wilson)
     assert len(curve.x) <= 240
     assert (curve.x[0], curve.x[-1], curve.y[-1]) == (0.0, 5000.0, 0.0)
 

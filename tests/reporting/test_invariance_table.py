@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from robustbench_inv.reporting.cells import panels, read_runs
 from robustbench_inv.reporting.html import write_report
+from robustbench_inv.reporting.run_results import group_cells, read_runs
 from robustbench_inv.reporting.tables import build_tables
-from robustbench_inv.results.oracle import OracleError, write_error
+from robustbench_inv.results.oracle_error import OracleError, write_oracle_error
 
 
 @pytest.fixture
@@ -31,13 +31,13 @@ def run(writer, record):
         }  # fmt: skip
         file.write_text(json.dumps(info))
         if source == "panel p":
-            write_error(file.parent, OracleError(source, "clean inputs", 50, 1, 2))
+            write_oracle_error(file.parent, OracleError(source, "clean inputs", 50, 1, 2))
     return path
 
 
 def test_oracles_do_not_compete(run):
     cells = [cell for result in read_runs([run]) for cell in result.cells]
-    found = panels(cells)
+    found = group_cells(cells)
     assert sorted(panel.oracle for panel in found) == ["human", "panel p"]
     assert {panel.title for panel in found} == {
         f"mnist5k · ℓ2 · invariance · oracle: {name}" for name in ("human", "panel p")

@@ -11,10 +11,14 @@ import numpy as np
 import pytest
 
 from robustbench_inv.errors import BadParameter, BadResults
-from robustbench_inv.reporting.labelling import Choice, choose_trials, write_label_page
-from robustbench_inv.reporting.png import png_uri
+from robustbench_inv.reporting.labelling import (
+    LabelSelection,
+    choose_tasks,
+    png_uri,
+    write_label_page,
+)
 from robustbench_inv.results.human_labels import read_labels
-from robustbench_inv.results.seen import look, seen_digest
+from robustbench_inv.results.pixels import pixel_digest, to_pixels
 
 
 def pictures(n, *, changed=None):
@@ -38,65 +42,65 @@ def run(writer, record):
 
 
 def test_every_changed_image_is_asked_about_once(run):
-    trials, classes = choose_trials([run], Choice(catch=7))
+    trials, classes = choose_tasks([run], LabelSelection(catch=7))
     asked = [t for t in trials if t.known is None]
     assert classes == 10
     assert sorted(t.sample for t in asked) == list(range(5, 30))
     assert len({t.image for t in trials}) == len(trials) == 32
-    shown = look(pictures(30, changed=range(5, 30))["adversarial"], (0.0, 1.0))
-    assert {t.image for t in asked} == {seen_digest(image) for image in shown[5:]}
+    shown = to_pixels(pictures(30, changed=range(5, 30))["adversarial"], (0.0, 1.0))
+    assert {t.image for t in asked} == {pixel_digest(image) for image in shown[5:]}
     assert [t.sample for t in trials] != sorted(t.sample for t in trials)
 
 
 def test_catch_trials_are_clean_and_of_every_class(run):
-    trials, _ = choose_trials([run], Choice(catch=20))
+    trials, _ = choose_tasks([run], LabelSelection(catch=20))
     known = [t for t in trials if t.known is not None]
     assert set(Counter(t.known for t in known).values()) == {2}
     assert all(t.known == t.sample % 10 for t in known)
-    clean = look(pictures(30)["clean"], (0.0, 1.0))
-    assert {t.image for t in known} <= {seen_digest(image) for image in clean}
-    assert not [t for t in choose_trials([run], Choice(catch=0))[0] if t.known is not None]
+    clean = to_pixels(pictures(30)["clean"], (0.0, 1.0))
+    assert {t.image for t in known} <= {pixel_digest(image) for image in clean}
+    assert not [t for t in choose_tasks([run], LabelSelection(catch=0))[0] if t.known is not None]
 
 
 def test_the_seed_decides_and_a_draw_is_part_of_the_whole(run):
-    first, again, other = (choose_trials([run], Choice(seed=s))[0] for s in (0, 0, 1))
+    first, again, other = (choose_tasks([run], LabelSelection(seed=s))[0] for s in (0, 0, 1))
     assert first == again != other
-    few, _ = choose_trials([run], Choice(images=6, catch=0))
+    few, _ = choose_tasks([run], LabelSelection(images=6, catch=0))
     assert len(few) == 6
     assert {t.image for t in few} <= {t.image for t in first}
 
 
 def test_cells_that_show_the_same_are_asked_about_once(writer, record):
     run = labelled(labelled(writer, record), record, model="mnist-vib").finish()
-    assert len(choose_trials([run], Choice(catch=0))[0]) == 30
-    trials, _ = choose_trials([run], Choice(("mnist-vib",), catch=0))
+    assert len(choose_tasks([run], LabelSelection(catch=0))[0]) == 30
+    trials, _ = choose_tasks([run], LabelSelection(("mnist-vib",), catch=0))
     vib = next(c for c in json.loads((run / "plan.json").read_text())["cells"] if c["model"] == "mnist-vib")  # fmt: skip
     assert {t.cell for t in trials} == {vib["digest"]}
     for pattern in ("metamer on mnist-v*", vib["digest"][:10], "*vib"):
-        assert choose_trials([run], Choice((pattern,), catch=0))[0] == trials
+        assert choose_tasks([run], LabelSelection((pattern,), catch=0))[0] == trials
 
 
 @pytest.mark.parametrize(
     ("about", "choice", "says"),
     [
-        ({"images": None}, Choice(), "no images to label, got 'none were kept'"),
-        ({}, Choice(("none",)), "no cell like"),
-        ({"changed": ()}, Choice(), "no changed images"),
-        ({"shape": [16]}, Choice(), "no images to label"),
-        ({"classes": 100}, Choice(), "too many classes"),
+        ({"images": None}, LabelSelection(), "no images to label, got 'none were kept'"),
+        ({}, LabelSelection(("none",)), "no cell like"),
+        ({"changed": ()}, LabelSelection(), "no changed images"),
+        ({"shape": [16]}, LabelSelection(), "no images to label"),
+        ({"classes": 100}, LabelSelection(), "too many classes"),
     ],
 )
 def test_what_cannot_be_labelled_is_said(writer, record, about, choice, says):
     run = labelled(writer, record, **about).finish()
     with pytest.raises(BadResults, match=says) as error:
-        choose_trials([run], choice)
+        choose_tasks([run], choice)
     assert "\n" not in str(error.value)
 
 
 def test_unusable_numbers(run):
-    for choice in (Choice(images=0), Choice(catch=-1)):
+    for choice in (LabelSelection(images=0), LabelSelection(catch=-1)):
         with pytest.raises(BadParameter, match="unusable number of images"):
-            choose_trials([run], choice)
+            choose_tasks([run], choice)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -115,7 +119,7 @@ def test_a_picture_is_what_was_seen(channels):
 
 @pytest.fixture
 def page(run, tmp_path):
-    trials, _ = choose_trials([run], Choice(catch=5))
+    trials, _ = choose_tasks([run], LabelSelection(catch=5))
     write_label_page(tmp_path / "label.html", trials, [str(k) for k in range(10)], "What <is> it?")
     return tmp_path / "label.html", trials
 
@@ -185,7 +189,7 @@ def test_all_is_labelled_by_keyboard_survives_a_reload_and_comes_back_as_csv(
 
 
 def test_it_can_be_done_with_a_pointer_on_a_narrow_screen(browser, run, tmp_path):
-    trials, _ = choose_trials([run], Choice(images=3, catch=0))
+    trials, _ = choose_tasks([run], LabelSelection(images=3, catch=0))
     names = [f"a rather long name of class {k}" for k in range(10)]
     write_label_page(tmp_path / "l.html", trials, names, "What do you see?")
     view = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme="dark")

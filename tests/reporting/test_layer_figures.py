@@ -6,14 +6,16 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from robustbench_inv.catalogue.measurement import Measurement
+from robustbench_inv.catalogue.reproduction import Measurement
 from robustbench_inv.catalogue.reproduction_file import load_reproduction, read_reproduction
 from robustbench_inv.errors import BadCatalogue, BadResults
-from robustbench_inv.reporting.exports import to_markdown
-from robustbench_inv.reporting.layer_figures import draw_effect, tabulate_effect
-from robustbench_inv.reporting.layer_views import Effect
-from robustbench_inv.reporting.measurements.report import find_measured, report_measured
-from robustbench_inv.results.measurement import Measured, to_gzip
+from robustbench_inv.reporting.layer_figures import RegularizationEffect, draw_layers, layer_table
+from robustbench_inv.reporting.reproduction.experiment_report import (
+    build_experiment_report,
+    find_results,
+)
+from robustbench_inv.reporting.table_formats import to_markdown
+from robustbench_inv.results.experiment_result import ExperimentResult, result_to_gzip
 
 SAMPLES, CLASSES = 24, 3
 
@@ -44,17 +46,17 @@ def effect():
 
 
 def measured(layers):
-    return Measured("mnist", SAMPLES, {"m-dv": "d" * 64}, layers=layers)
+    return ExperimentResult("mnist", SAMPLES, {"m-dv": "d" * 64}, layers=layers)
 
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "measured-mnist.json.gz").write_bytes(to_gzip(measured(effect())))
+    (tmp_path / "measured-mnist.json.gz").write_bytes(result_to_gzip(measured(effect())))
     return tmp_path
 
 
 def test_plain_values_are_read():
-    found = Effect.from_json(effect())
+    found = RegularizationEffect.from_json(effect())
     before, after = found.pairs["C-DV"]
     assert (found.dataset, found.labels.tolist()) == ("mnist", effect()["labels"])
     assert (before.model, after.model, after.widths["training"]) == ("m-dv", "m-dv-ie", 2.0)
@@ -64,14 +66,14 @@ def test_plain_values_are_read():
 
 @pytest.mark.parametrize("layers", [{}, {**effect(), "pairs": 3}], ids=["no keys", "no pairs"])
 def test_damaged_layers_are_one_line(tmp_path, layers):
-    (tmp_path / "measured-x.json.gz").write_bytes(to_gzip(measured(layers)))
+    (tmp_path / "measured-x.json.gz").write_bytes(result_to_gzip(measured(layers)))
     with pytest.raises(BadResults) as caught:
-        report_measured(load_reproduction("guess-first/figure-2"), find_measured([tmp_path]))
+        build_experiment_report(load_reproduction("guess-first/figure-2"), find_results([tmp_path]))
     assert "\n" not in str(caught.value)
 
 
 def test_the_table_sums_over_hypotheses():
-    table = tabulate_effect(Effect.from_json(effect()))
+    table = layer_table(RegularizationEffect.from_json(effect()))
     assert table.frame["model"].tolist() == ["m-dv"] * 2 + ["m-dv-ie"] * 2 + ["m-js", "m-js-ie"]
     assert table.frame["mmd2"].tolist() == pytest.approx([1.5, 1.5, 0.75, 0.75, 1.5, 1.5])
     assert table.frame["chance"].tolist() == pytest.approx((table.frame["mmd2"] / 10).tolist())
@@ -79,7 +81,7 @@ def test_the_table_sums_over_hypotheses():
 
 
 def test_the_figures_show_every_network_and_hypothesis():
-    pictures = draw_effect(Effect.from_json(effect()))
+    pictures = draw_layers(RegularizationEffect.from_json(effect()))
     texts = [_texts(picture.svg) for picture in pictures]
     assert [picture.name for picture in pictures] == ["terms-mnist", "plane-mnist", "planes-mnist"]
     assert {"C-DV: σ 2 (median)", "C-DV: σ 2 (training)", "C-JS: σ 2 (median)"} <= texts[0]
@@ -91,7 +93,7 @@ def test_the_figures_show_every_network_and_hypothesis():
 
 def test_terms_stand_where_their_values_are():
     """Heights in the drawing: of the lines at 0.0 and 0.4, and of a mark for every term."""
-    svg = draw_effect(Effect.from_json(effect()))[0].svg
+    svg = draw_layers(RegularizationEffect.from_json(effect()))[0].svg
     line = r'"ytick_\d+">.*?<path d="M [\d.]+ ([\d.]+).*?>([\d.]+)</text>'
     heights = {text: float(y) for y, text in reversed(re.findall(line, svg, re.DOTALL))}
     marks = {float(y) for y in re.findall(r'<use[^>]* y="([\d.]+)"', svg)}
@@ -103,7 +105,7 @@ def test_terms_stand_where_their_values_are():
 
 def test_the_page_holds_everything(folder):
     item = load_reproduction("guess-first/figure-2")
-    found = report_measured(item, find_measured([folder]))
+    found = build_experiment_report(item, find_results([folder]))
     page = folder / "figure-2.html"
     found.write(page)
     html = page.read_text()
@@ -111,7 +113,7 @@ def test_the_page_holds_everything(folder):
     assert item.title in html
     assert not re.findall(r'(?:src|href)="http', html)
     assert (folder / "figure-2_files" / "tables" / "mmd-mnist.csv").is_file()
-    again = report_measured(item, find_measured([folder / "figure-2_files"]))
+    again = build_experiment_report(item, find_results([folder / "figure-2_files"]))
     assert again.to_json() == found.to_json()
     assert len(found.to_json()["data"][0]["networks"]) == 6
 

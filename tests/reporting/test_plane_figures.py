@@ -6,8 +6,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from robustbench_inv.reporting.decision_planes import Planes
-from robustbench_inv.reporting.plane_figures import draw_planes
+from robustbench_inv.reporting.experiment_figures import DecisionPlanes, draw_decision_planes
 
 SIZE = 7
 
@@ -33,7 +32,7 @@ def planes():
             plane("metamer", {"x": [1.0, 0.0], "x_met": [-30.0, 40.0]}, 0.774),
         ],
     }
-    return Planes.from_json(json.loads(json.dumps(found)))
+    return DecisionPlanes.from_json(json.loads(json.dumps(found)))
 
 
 def test_planes_are_read_as_they_were_measured():
@@ -44,7 +43,7 @@ def test_planes_are_read_as_they_were_measured():
 
 
 def test_the_figure_shows_every_plane_for_every_classifier():
-    picture = draw_planes(planes())
+    picture = draw_decision_planes(planes())
     ElementTree.fromstring(picture.svg)
     for text in ("classifier of the logits", "classifier of the nuisances", "x₁", "x₂"):
         assert text in picture.svg
@@ -54,17 +53,17 @@ def test_the_figure_shows_every_plane_for_every_classifier():
 
 
 def test_a_point_outside_the_picture_is_marked_in_its_direction():
-    svg = draw_planes(planes()).svg
+    svg = draw_decision_planes(planes()).svg
     assert "to x_met, at 50" in svg
 
 
 def test_a_second_look_at_a_plane_is_drawn_and_not_told_again():
     first = planes()
     afar = replace(first.planes[1], name="metamer from afar", extent=55.0)
-    picture = draw_planes(replace(first, planes=(*first.planes, afar)))
+    picture = draw_decision_planes(replace(first, planes=(*first.planes, afar)))
     assert "the same from afar" in picture.svg
-    assert picture.alt == draw_planes(first).alt
+    assert picture.alt == draw_decision_planes(first).alt
 
 
 def test_the_same_planes_give_the_same_figure():
-    assert draw_planes(planes()).svg == draw_planes(planes()).svg
+    assert draw_decision_planes(planes()).svg == draw_decision_planes(planes()).svg

@@ -12,15 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustbench_inv.reporting.cells import read_runs
-from robustbench_inv.reporting.exports import (
-    Shown,
-    Table,
-    number,
-    to_csv,
-    to_latex,
-    to_markdown,
-)
 from robustbench_inv.reporting.facts import (
     FAILURES,
     STATUSES,
@@ -28,7 +19,16 @@ from robustbench_inv.reporting.facts import (
     quantile,
     summary_frame,
 )
+from robustbench_inv.reporting.run_results import read_runs
 from robustbench_inv.reporting.statistics import clopper_pearson
+from robustbench_inv.reporting.table_formats import (
+    Table,
+    TableCell,
+    format_number,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
 from robustbench_inv.reporting.tables import TABLES, build_tables
 
 
@@ -157,9 +157,9 @@ def test_rejection_is_scored_from_both_sides(writer, record):
     table, score = build_tables("rejection", cells_of(writer.cell(records).finish()))
     assert score.name.startswith("detection")
     rates = table.frame.iloc[0]
-    assert rates.rejected_clean == pytest.approx(1 / 5)
+    assert rates.false_rejection == pytest.approx(1 / 5)
     assert rates.right == pytest.approx(1 / 5)
-    assert rates.right_of_answered == pytest.approx(1 / 3)
+    assert rates.accuracy_on_accepted == pytest.approx(1 / 3)
     assert rates.fooled == pytest.approx(2 / 5)
     assert rates.detected == pytest.approx(1 / 3)
 
@@ -235,7 +235,7 @@ def test_latex_has_every_row_and_is_balanced(full_run, kind):
 
 
 def test_special_characters_survive():
-    row = (Shown(r"a|b_c 5 % & {x} \y #1 ~ ^ $", tone="name"), Shown("∞"))
+    row = (TableCell(r"a|b_c 5 % & {x} \y #1 ~ ^ $", tone="name"), TableCell("∞"))
     table = Table("t", "Title_1", "100 % & more", pd.DataFrame(), ("Name", "Figure"), (row,))
     line = to_markdown(table).splitlines()[-1]
     assert _markdown_cells(line) == [cell.plain for cell in row]
@@ -259,7 +259,7 @@ def test_special_characters_survive():
     ],
 )
 def test_numbers_are_short(value, text):
-    assert number(value) == text
+    assert format_number(value) == text
 
 
 def _markdown_cells(line):

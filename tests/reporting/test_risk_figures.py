@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from robustbench_inv.reporting.agreement import agreement_tables
-from robustbench_inv.reporting.cells import read_runs
-from robustbench_inv.reporting.figures import Plot, draw_figures
-from robustbench_inv.reporting.headlines import write_headlines
-from robustbench_inv.reporting.scores import answered_clean, scored, wrong_scores
+from robustbench_inv.reporting.figures import FigureContext, draw_figures
+from robustbench_inv.reporting.invariance_tables import fixed_input_tables
+from robustbench_inv.reporting.page import build_headlines
+from robustbench_inv.reporting.rejection_scores import has_scores, scores_to_reject, selective_clean
+from robustbench_inv.reporting.run_results import read_runs
 from robustbench_inv.reporting.statistics import wilson
 from robustbench_inv.reporting.tables import build_tables
-from robustbench_inv.results.record import Answer
+from robustbench_inv.results.record import ModelOutput
 from robustbench_inv.results.summary import Rate
 
 STRANGE = {
@@ -29,15 +29,16 @@ def run(writer, record):
     """Four samples of class 3: the least sure is wrong and rejected; an attack fools two, strangers one."""
     scores = [(5.0, True), (4.0, True), (3.0, True), (-1.0, False)]
     clean = [
-        replace(record(i), before=Answer(3 if i < 3 else 5, score, accepted))
+        replace(record(i), clean=ModelOutput(3 if i < 3 else 5, score, accepted))
         for i, (score, accepted) in enumerate(scores)
     ]
     fooling = [
-        replace(r, after=Answer(4 if i < 2 else 3, (2.0, -2.0, 3.0, 1.0)[i], i != 1))
+        replace(r, adversarial=ModelOutput(4 if i < 2 else 3, (2.0, -2.0, 3.0, 1.0)[i], i != 1))
         for i, r in enumerate(clean)
     ]
     strange = [
-        replace(r, after=Answer(3, (-3.0, -4.0, 4.5, -1.5)[i], i == 2)) for i, r in enumerate(clean)
+        replace(r, adversarial=ModelOutput(3, (-3.0, -4.0, 4.5, -1.5)[i], i == 2))
+        for i, r in enumerate(clean)
     ]
     return (
         writer.cell(fooling, model="m", goal="misclassify-accepted")
@@ -61,9 +62,9 @@ def test_attacks_and_other_data_stand_in_one_table(run):
     assert list(answers.frame.rejected) == [1 / 4, 3 / 4]
     assert answers.frame.fooled[0] == 1 / 4
     assert answers.frame.fooled.isna().tolist() == [False, True]  # no answer to a stranger is right
-    assert list(answers.frame.rejected_clean) == [1 / 4, 1 / 4]
+    assert list(answers.frame.false_rejection) == [1 / 4, 1 / 4]
     # of strangers all four ought to be rejected, of the attacked inputs the two wrong ones
-    assert [len(wrong_scores(c)) for c in cells_of(run)] == [2, 4]
+    assert [len(scores_to_reject(c)) for c in cells_of(run)] == [2, 4]
 
 
 def test_auroc_of_strangers_counts_pairs(run):
@@ -75,25 +76,27 @@ def test_auroc_of_strangers_counts_pairs(run):
 
 def test_what_an_oracle_sees_decides_what_is_wrong(writer, record):
     """A decision that stays is wrong where the oracle sees another class, and right where it sees that one."""
-    kept = Answer(3, 1.0, True)
+    kept = ModelOutput(3, 1.0, True)
     records = [
-        replace(record(i), before=kept, after=kept, oracle=7 if i < 3 else 3, oracle_source="human")
+        replace(
+            record(i), clean=kept, adversarial=kept, oracle=7 if i < 3 else 3, oracle_source="human"
+        )
         for i in range(5)
     ]
     (cell,) = cells_of(writer.cell(records, goal="keep-decision").finish())
-    assert wrong_scores(cell) == [1.0, 1.0, 1.0]
+    assert scores_to_reject(cell) == [1.0, 1.0, 1.0]
 
 
 def test_the_curve_passes_the_model_s_own_threshold(run):
     cell = cells_of(run)[0]
-    found = answered_clean(cell)
+    found = selective_clean(cell)
     assert found.curve.risk.tolist() == [0, 0, 0, 1 / 4]
     assert found.curve.area == 1 / 16
     assert (found.coverage, found.risk) == (Rate(3, 4), Rate(0, 3))
 
 
 def test_the_figure_shows_clean_inputs_and_each_attacked_model(run):
-    (picture,) = draw_figures("risk", Plot(cells_of(run)))
+    (picture,) = draw_figures("risk", FigureContext(cells_of(run)))
     assert picture.name == "risk-mnist5k"
     for word in ("Clean inputs", "m, attacked", "AURC 6.25 %", "pgd (knows)"):
         assert word in picture.svg
@@ -106,18 +109,23 @@ def test_the_figure_shows_clean_inputs_and_each_attacked_model(run):
 
 def test_a_model_without_rejection_or_score_has_no_curve(writer, record):
     never = [record(i) for i in range(3)]
-    silent = [replace(r, before=Answer(3, None, True), after=Answer(3, None, False)) for r in never]
+    silent = [
+        replace(r, clean=ModelOutput(3, None, True), adversarial=ModelOutput(3, None, False))
+        for r in never
+    ]
     cells = cells_of(writer.cell(never).cell(silent, model="s").finish())
-    assert [scored(cell) for cell in cells] == [False, False]
-    assert draw_figures("risk", Plot(cells)) == []
+    assert [has_scores(cell) for cell in cells] == [False, False]
+    assert draw_figures("risk", FigureContext(cells)) == []
 
 
 def test_what_rejects_everything_is_drawn_without_a_dot(writer, record):
     refused = [
-        replace(record(i), before=Answer(3, float(i), False), after=Answer(4, 0.0, False))
+        replace(
+            record(i), clean=ModelOutput(3, float(i), False), adversarial=ModelOutput(4, 0.0, False)
+        )
         for i in range(4)
     ]
-    (picture,) = draw_figures("risk", Plot(cells_of(writer.cell(refused).finish())))
+    (picture,) = draw_figures("risk", FigureContext(cells_of(writer.cell(refused).finish())))
     assert "0.0% answered, nothing is answered" in picture.alt
 
 
@@ -127,7 +135,7 @@ def test_inputs_of_no_class_are_in_no_table_of_accuracies(run):
     assert len(strange) == 1
     for kind in ("worst", "comparison", "agreement"):
         assert build_tables(kind, strange) == []
-    assert list(agreement_tables(strange, wilson)) == []
-    headline = write_headlines(strange, wilson)[0]
+    assert list(fixed_input_tables(strange, wilson)) == []
+    headline = build_headlines(strange, wilson)[0]
     assert headline.panel.title == "mnist5k · inputs of no class"
-    assert re.match(r"rejected, % of 4 inputs of no class", headline.question)
+    assert re.match(r"rejected, % of 4 inputs of no class", headline.caption)

@@ -1,8 +1,13 @@
 """Histograms: they survive the file, and show each panel with its limits."""
 
-from robustbench_inv.reporting.spread_figures import draw_spread
-from robustbench_inv.results.histogram import Histogram, Spread
-from robustbench_inv.results.measurement import Measured, read_measured_file, to_gzip
+from robustbench_inv.reporting.experiment_figures import draw_histograms
+from robustbench_inv.results.experiment_result import (
+    ExperimentResult,
+    Histogram,
+    HistogramPanels,
+    read_result,
+    result_to_gzip,
+)
 
 
 def spread(panels=3):
@@ -12,17 +17,17 @@ def spread(panels=3):
         )
         for k in range(panels)
     ]
-    return Spread("s", "title", "caption", "nats", tuple(each))
+    return HistogramPanels("s", "title", "caption", "nats", tuple(each))
 
 
 def test_a_spread_survives_its_file(tmp_path):
     path = tmp_path / "measured-x.json.gz"
-    path.write_bytes(to_gzip(Measured("d", 3, {}, spreads=(spread(),))))
-    assert read_measured_file(path).spreads == (spread(),)
+    path.write_bytes(result_to_gzip(ExperimentResult("d", 3, {}, histograms=(spread(),))))
+    assert read_result(path).histograms == (spread(),)
 
 
 def test_every_panel_is_drawn_with_its_limits():
-    picture = draw_spread(spread(), "mnist")
+    picture = draw_histograms(spread(), "mnist")
     assert picture.name == "s-mnist"
     for word in ("class 0", "class 2", "own", "others", "1st", "nats"):
         assert f">{word}<" in picture.svg
@@ -30,4 +35,4 @@ def test_every_panel_is_drawn_with_its_limits():
 
 
 def test_the_same_spread_is_the_same_picture():
-    assert draw_spread(spread()).svg == draw_spread(spread()).svg
+    assert draw_histograms(spread()).svg == draw_histograms(spread()).svg

@@ -11,7 +11,7 @@ from scipy.stats import binom, binomtest
 
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.reporting.statistics import (
-    Pairs,
+    PairedOutcomes,
     clopper_pearson,
     mcnemar,
     median_of,
@@ -22,7 +22,7 @@ from robustbench_inv.results.summary import Rate
 
 counts = st.integers(0, 60)
 rates = st.integers(1, 200).flatmap(lambda n: st.integers(0, n).map(lambda k: Rate(k, n)))
-pairs = st.builds(Pairs, counts, counts, counts, counts).filter(lambda p: p.total > 0)
+pairs = st.builds(PairedOutcomes, counts, counts, counts, counts).filter(lambda p: p.total > 0)
 
 
 @given(rates)
@@ -55,7 +55,7 @@ def test_no_trials_exclude_nothing():
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=30))
 def test_pairs_count_every_sample_once(outcomes):
     first, second = [a for a, _ in outcomes], [b for _, b in outcomes]
-    found = Pairs.of(first, second)
+    found = PairedOutcomes.of(first, second)
     assert found.total == len(outcomes)
     assert found.both + found.first == sum(first)
     assert found.both + found.second == sum(second)
@@ -63,7 +63,7 @@ def test_pairs_count_every_sample_once(outcomes):
 
 def test_pairs_of_different_samples_are_refused():
     with pytest.raises(BadParameter, match="not paired"):
-        Pairs.of([True], [True, False])
+        PairedOutcomes.of([True], [True, False])
 
 
 @given(pairs)
@@ -75,7 +75,7 @@ def test_mcnemar_is_the_exact_sign_test(p):
 
 def test_tango_agrees_with_the_published_example():
     """Airway hyper-responsiveness before and after transplantation: Fagerland et al., Statistics in Medicine 2014."""
-    interval = tango(Pairs(both=1, first=1, second=7, neither=12))
+    interval = tango(PairedOutcomes(both=1, first=1, second=7, neither=12))
     assert (round(interval.low, 3), round(interval.high, 3)) == (-0.517, -0.026)
 
 
@@ -89,7 +89,7 @@ def test_tango_excludes_zero_exactly_when_the_score_test_rejects(p):
 
 @given(pairs)
 def test_tango_holds_the_difference_and_turns_with_the_order(p):
-    interval, turned = tango(p), tango(Pairs(p.both, p.second, p.first, p.neither))
+    interval, turned = tango(p), tango(PairedOutcomes(p.both, p.second, p.first, p.neither))
     assert p.difference in interval
     assert -1 <= interval.low <= interval.high <= 1
     assert turned.low == pytest.approx(-interval.high, abs=1e-9)
@@ -99,14 +99,14 @@ def test_tango_holds_the_difference_and_turns_with_the_order(p):
 @given(st.integers(1, 500))
 def test_tango_without_discordant_samples_has_a_closed_form(n):
     z = 1.959963984540054
-    interval = tango(Pairs(n, 0, 0, 0))
+    interval = tango(PairedOutcomes(n, 0, 0, 0))
     assert interval.high == pytest.approx(z * z / (n + z * z), abs=1e-9)
     assert interval.low == pytest.approx(-interval.high, abs=1e-9)
 
 
 def test_tango_ends_where_the_constrained_likelihood_says():
     """At an end of the interval, the statistic with q fitted numerically under Δ is the normal quantile."""
-    p = Pairs(both=20, first=9, second=3, neither=18)
+    p = PairedOutcomes(both=20, first=9, second=3, neither=18)
     n, b, c, a = p.total, p.first, p.second, p.both + p.neither
     for end, sign in ((tango(p).low, 1), (tango(p).high, -1)):
 
@@ -122,7 +122,10 @@ def test_tango_ends_where_the_constrained_likelihood_says():
 
 
 def test_no_samples_exclude_no_difference():
-    assert (tango(Pairs(0, 0, 0, 0)).low, tango(Pairs(0, 0, 0, 0)).high) == (-1, 1)
+    assert (tango(PairedOutcomes(0, 0, 0, 0)).low, tango(PairedOutcomes(0, 0, 0, 0)).high) == (
+        -1,
+        1,
+    )
 
 
 @given(st.integers(6, 80))

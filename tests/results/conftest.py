@@ -5,15 +5,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from robustbench_inv.results.record import Answer, Distances, Record
-from robustbench_inv.results.writing import Request
+from robustbench_inv.results.cell_writing import CellRequest
+from robustbench_inv.results.record import Distances, ModelOutput, Record
 
 SPEC = {"identity_version": 1, **dict.fromkeys(("model", "attack", "threat", "dataset"), "0" * 64)}
 
 
 def record(sample, **changes):
     """Return the record of a sample that held."""
-    answer = Answer(decision=sample % 10, score=None, accepted=None)
+    answer = ModelOutput(decision=sample % 10, score=None, accepted=None)
     values = {
         "sample": sample,
         "label": sample % 10,
@@ -36,7 +36,7 @@ def record(sample, **changes):
 
 def request(samples, batch_size=4, *, seed=0, redo=False):
     """Return a request for samples of a cell."""
-    return Request({"spec": {**SPEC, "seed": seed}}, tuple(samples), batch_size, redo)
+    return CellRequest({"spec": {**SPEC, "seed": seed}}, tuple(samples), batch_size, redo)
 
 
 def images(samples):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from robustbench_inv.results.breakers import Breakers, tell_breakers
+from robustbench_inv.results.ensemble_breakdown import EnsembleBreakdown, ensemble_breakdown
 from robustbench_inv.testing.toy_cells import toy_cell
 
 MEMBERS = [
@@ -20,17 +20,17 @@ def told(broken, *numbers, members=MEMBERS):
         for each in numbers
     ]
     cell = toy_cell("standard", broken, parameters={"members": members})
-    return tell_breakers(cell.cell, cell.lines, notes)
+    return ensemble_breakdown(cell.cell, cell.lines, notes)
 
 
 def test_each_sample_counts_for_the_member_that_broke_it():
     """Sample 0 falls at the first eps, 2 and 3 at the second; 1 was wrong before, 4 holds."""
     found = told([0.1, 0.0, 0.2, 0.2, None], {0: 1, 2: 0, 3: 0, 4: 0}, {2: 3, 3: 1, 4: 0})
     members = {"APGD": 2, "FMN": 0, "APGD toward 9 classes": 1, "Square with APGD": 0}
-    assert found == Breakers(members, others=0, wrong=1, left=1)
+    assert found == EnsembleBreakdown(members, others=0, wrong=1, left=1)
     assert found.text.startswith("broken by APGD 2, FMN 0, APGD toward 9 classes 1,")
     assert found.text.endswith("; wrong before 1, left 1")
-    assert Breakers(**found.to_json()) == found
+    assert EnsembleBreakdown(**found.to_json()) == found
 
 
 def test_records_say_what_fell_and_not_the_search():
@@ -49,9 +49,9 @@ def test_members_of_one_name_are_numbered():
 def test_an_attack_without_members_has_none(parameters):
     cell = toy_cell("pgd", [0.1], parameters=parameters)
     note = {"kind": "measured", "samples": [0], "values": {"broken_by": [1]}}
-    assert tell_breakers(cell.cell, cell.lines, [note]) is None
+    assert ensemble_breakdown(cell.cell, cell.lines, [note]) is None
     assert told([0.1]) is None
-    assert tell_breakers(cell.cell, cell.lines, ()) is None
+    assert ensemble_breakdown(cell.cell, cell.lines, ()) is None
 
 
 def test_runs_through_larger_budgets_are_named():

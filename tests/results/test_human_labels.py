@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustbench_inv.errors import BadData
-from robustbench_inv.results.human_labels import COLUMNS, HumanLabels, Judgement, read_labels
+from robustbench_inv.results.human_labels import COLUMNS, HumanLabel, HumanLabels, read_labels
 
 HEAD = ",".join(COLUMNS) + "\n"
 
@@ -36,7 +36,7 @@ def test_a_file_is_read(read):
 
 def test_a_table_of_cells_and_samples_will_do(read):
     labels = read("abc,3,7\nabc,4,none\n", "cell,sample,human_label\n")
-    assert not labels.by_image
+    assert not labels.names_images
     assert (labels.of_sample("abcdef", 3), labels.of_sample("abcdef", 4)) == (7, None)
     assert labels.of_sample("ffff", 3) is None
 
@@ -78,7 +78,7 @@ def test_labels_out_of_range(read):
 
 
 def labels_of(*votes):
-    return HumanLabels("l", tuple(Judgement(i, "aa", "", None, v, "", None) for i, v in enumerate(votes)))  # fmt: skip
+    return HumanLabels("l", tuple(HumanLabel(i, "aa", "", None, v, "", None) for i, v in enumerate(votes)))  # fmt: skip
 
 
 @pytest.mark.parametrize(

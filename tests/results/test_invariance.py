@@ -2,15 +2,15 @@
 
 from dataclasses import replace
 
-from robustbench_inv.results.invariance import describe_invariance, keeps_decision, tell_invariance
-from robustbench_inv.results.oracle import OracleError
-from robustbench_inv.results.record import Answer, Distances
+from robustbench_inv.results.oracle_error import OracleError
+from robustbench_inv.results.rates import invariance_json, invariance_rates, wants_same_prediction
+from robustbench_inv.results.record import Distances, ModelOutput
 
 
-def shown(make, sample, after, oracle, *, reached=False, status="ok", l0=5):
+def shown(make, sample, adversarial, oracle, *, reached=False, status="ok", l0=5):
     return replace(
         make.record(sample, label=3, oracle=oracle, oracle_source="human", goal_reached=reached),
-        before=Answer(3, None, None), after=Answer(after, None, None), status=status,
+        clean=ModelOutput(3, None, None), adversarial=ModelOutput(adversarial, None, None), status=status,
         distance=Distances(l0, 1.0, 1.0, 1.0),
     )  # fmt: skip
 
@@ -25,7 +25,7 @@ def test_shares(make):
         shown(make, 5, 3, 3, l0=0),  # not changed at all
         shown(make, 6, 4, 5, reached=True, status="already_wrong"),
     ]
-    found = tell_invariance(records)
+    found = invariance_rates(records)
     counts = {name: (rate.successes, rate.trials) for name, rate in vars(found).items()}
     assert counts == {
         "kept": (4, 6),
@@ -36,12 +36,12 @@ def test_shares(make):
         "as_label": (2, 5),
     }
     error = OracleError("human", "catch trials", 20, 1, 2)
-    told = describe_invariance(records, error)
+    told = invariance_json(records, error)
     assert told["oracle"] == "human"
     assert (told["oracle_wrong"]["successes"], told["oracle_unknown"]["successes"]) == (1, 2)
-    assert describe_invariance([], None)["oracle_wrong"] is None
+    assert invariance_json([], None)["oracle_wrong"] is None
 
 
 def test_which_cells_keep_decisions():
-    assert keeps_decision({"threat": {"goal": "keep-logits"}})
-    assert not keeps_decision({"threat": {"goal": "misclassify"}})
+    assert wants_same_prediction({"threat": {"goal": "keep-logits"}})
+    assert not wants_same_prediction({"threat": {"goal": "misclassify"}})

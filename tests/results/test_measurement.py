@@ -8,40 +8,45 @@ import numpy as np
 import pytest
 
 from robustbench_inv.errors import BadResults
-from robustbench_inv.results.measurement import (
-    Grid,
-    Line,
-    Measured,
-    Number,
-    Sheet,
-    read_measured_file,
-    to_gzip,
+from robustbench_inv.results.experiment_result import (
+    ExperimentResult,
+    ImageGrid,
+    LogitRow,
+    LogitSheet,
+    MeasuredNumber,
+    read_result,
+    result_to_gzip,
 )
 
 
 def measured():
     images = np.arange(2 * 3 * 4 * 5, dtype=np.uint8).reshape(2, 3, 1, 4, 5)
-    grid = Grid("g", "t", "c", ("a", "b"), (("x", 1), ("y", 2)), images, ("1", "2", "3"), ((), ("4", "5", "6")))  # fmt: skip
-    lines = (Line("threshold", (1.5, nan)), Line("x", (-2.0, 3.0), accepted=False, wrong=True))
-    sheet = Sheet("s", "t", "c", ("0", "1"), lines)
-    numbers = (
-        Number.of("errors", "CE", np.array([True, False, False, True])),
-        Number("size", "CE", 12.5),
+    grid = ImageGrid("g", "t", "c", ("a", "b"), (("x", 1), ("y", 2)), images, ("1", "2", "3"), ((), ("4", "5", "6")))  # fmt: skip
+    lines = (
+        LogitRow("threshold", (1.5, nan)),
+        LogitRow("x", (-2.0, 3.0), accepted=False, wrong=True),
     )
-    return Measured("mnist", 4, {"m": "d"}, numbers, (grid,), (sheet,), planes={"planes": [1]})
+    sheet = LogitSheet("s", "t", "c", ("0", "1"), lines)
+    numbers = (
+        MeasuredNumber.of("errors", "CE", np.array([True, False, False, True])),
+        MeasuredNumber("size", "CE", 12.5),
+    )
+    return ExperimentResult(
+        "mnist", 4, {"m": "d"}, numbers, (grid,), (sheet,), planes={"planes": [1]}
+    )
 
 
 def test_what_is_written_is_read(tmp_path):
     path = tmp_path / "measured-mnist.json.gz"
-    path.write_bytes(to_gzip(measured()))
-    found = read_measured_file(path)
-    np.testing.assert_array_equal(found.grids[0].images, measured().grids[0].images)
-    assert to_gzip(found) == path.read_bytes() == to_gzip(measured())
+    path.write_bytes(result_to_gzip(measured()))
+    found = read_result(path)
+    np.testing.assert_array_equal(found.image_grids[0].images, measured().image_grids[0].images)
+    assert result_to_gzip(found) == path.read_bytes() == result_to_gzip(measured())
     assert found.numbers == measured().numbers
     assert found.numbers[0].counted == (0, 3)
     assert found.planes == {"planes": [1]}
-    assert found.sheets[0].lines[1] == measured().sheets[0].lines[1]
-    assert isnan(found.sheets[0].lines[0].values[1])
+    assert found.logit_sheets[0].lines[1] == measured().logit_sheets[0].lines[1]
+    assert isnan(found.logit_sheets[0].lines[0].values[1])
     assert found.layers is None
 
 
@@ -53,7 +58,7 @@ def test_a_share_has_an_interval_and_an_amount_has_none():
 
 DAMAGED = {
     "no gzip": b"not gzip",
-    "torn": to_gzip(measured())[:60],
+    "torn": result_to_gzip(measured())[:60],
     "no keys": gzip.compress(b'{"version": 1}'),
     "another version": gzip.compress(json.dumps({**measured().to_json(), "version": 2}).encode()),
     "no pixels": gzip.compress(json.dumps({**measured().to_json(), "grids": [{}]}).encode()),
@@ -65,5 +70,5 @@ def test_damaged_files_are_one_line(tmp_path, data):
     path = tmp_path / "measured-x.json.gz"
     path.write_bytes(data)
     with pytest.raises(BadResults) as caught:
-        read_measured_file(path)
+        read_result(path)
     assert "\n" not in str(caught.value)

@@ -10,10 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustbench_inv.errors import BadResults
-from robustbench_inv.results.layout import blocks, extend, order, whole
-from robustbench_inv.results.planning import add_checks, add_plan
-from robustbench_inv.results.store import CellFolder, RunFolder
-from robustbench_inv.results.writing import CellWriter
+from robustbench_inv.results.cell_writing import CellWriter
+from robustbench_inv.results.run_files import (
+    CellFolder,
+    RunFolder,
+    block_samples,
+    count_complete,
+    extend_segments,
+    sample_order,
+)
+from robustbench_inv.results.run_writing import write_checks, write_plan
 
 PLAN = {
     "name": "p",
@@ -59,17 +65,18 @@ def test_any_history_of_requests_ends_with_each_sample_once(sizes, asked, cuts):
     segments, done = (), 0
     for number, samples in enumerate(asked):
         size = sizes[number % len(sizes)]
-        before = order(segments)[:done]
-        segments = extend(segments, done, samples, size)
-        assert order(segments)[:done] == before  # what has records keeps its place
-        assert set(order(segments)) == {*before, *samples}
-        assert len(set(order(segments))) == len(order(segments))
-        assert [s for block in blocks(segments) for s in block] == order(segments)
-        done = max(done, whole(segments, cuts[number]))
+        before = sample_order(segments)[:done]
+        segments = extend_segments(segments, done, samples, size)
+        assert sample_order(segments)[:done] == before  # what has records keeps its place
+        assert set(sample_order(segments)) == {*before, *samples}
+        assert len(set(sample_order(segments))) == len(sample_order(segments))
+        assert [s for block in block_samples(segments) for s in block] == sample_order(segments)
+        done = max(done, count_complete(segments, cuts[number]))
         assert done in {
-            sum(map(len, blocks(segments)[:k])) for k in range(len(order(segments)) + 1)
+            sum(map(len, block_samples(segments)[:k]))
+            for k in range(len(sample_order(segments)) + 1)
         }
-        assert extend(segments, done, samples, 99) == segments  # a resume changes nothing
+        assert extend_segments(segments, done, samples, 99) == segments  # a resume changes nothing
 
 
 def test_a_damaged_line_is_named_and_nothing_is_lost(make, tmp_path):
@@ -136,7 +143,7 @@ def test_a_file_in_the_way(make, tmp_path):
         CellWriter(tmp_path / "f" / "c", make.request([1]))
     one_line(error)
     with pytest.raises(BadResults, match="cannot write"):
-        add_plan(tmp_path / "f", PLAN)
+        write_plan(tmp_path / "f", PLAN)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -173,32 +180,32 @@ def test_damaged_or_later_files(make, tmp_path, name, text, message):
 def test_a_folder_of_other_things(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
     with pytest.raises(BadResults, match=r"thesis\.tex"):
-        add_plan(tmp_path, PLAN)
+        write_plan(tmp_path, PLAN)
     with pytest.raises(BadResults, match="not a results folder"):
         _ = RunFolder(tmp_path).plan
     assert [f.name for f in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_a_later_plan_adds_its_cells(tmp_path):
-    add_plan(tmp_path, PLAN)
+    write_plan(tmp_path, PLAN)
     more = {**PLAN, "name": "q", "samples": [2, 3], "cells": [{"digest": "b", "model": "n"}]}
     more["commands"] = [["invbench", "evaluate"]]
-    plan = add_plan(tmp_path, more).plan
+    plan = write_plan(tmp_path, more).plan
     assert plan["commands"] == [["invbench", "evaluate"]]
     assert [cell["digest"] for cell in plan["cells"]] == ["a", "b"]
     assert (plan["name"], plan["samples"]) == ("p", [1, 2, 3])
-    assert add_plan(tmp_path, more).plan == plan
+    assert write_plan(tmp_path, more).plan == plan
 
 
 def test_verdicts_on_other_models_stay(tmp_path):
-    run = add_plan(tmp_path, PLAN)
+    run = write_plan(tmp_path, PLAN)
     assert run.checks() == []
 
     def verdict(subject, scope="model"):
         return {"id": "C6", "subject": subject, "scope": scope, "verdict": "PASS"}
 
-    add_checks(run, [verdict("m"), verdict("old cell", "cell")])
-    add_checks(run, [verdict("n"), verdict("m") | {"verdict": "FAIL"}])
+    write_checks(run, [verdict("m"), verdict("old cell", "cell")])
+    write_checks(run, [verdict("n"), verdict("m") | {"verdict": "FAIL"}])
     assert {(v["subject"], v["verdict"]) for v in run.checks()} == {("n", "PASS"), ("m", "FAIL")}
 
 
@@ -206,7 +213,7 @@ def test_images_are_kept_whatever_happens(make, tmp_path):
     def path(name):
         return tmp_path / name / "adversarial.safetensors"
 
-    with CellWriter(tmp_path / "whole", make.request(range(10))) as writer:
+    with CellWriter(tmp_path / "count_complete", make.request(range(10))) as writer:
         make.fill(writer, keep=True)
     with CellWriter(tmp_path / "cut", make.request(range(10))) as writer:
         make.fill(writer, blocks=2, keep=True)
@@ -215,7 +222,7 @@ def test_images_are_kept_whatever_happens(make, tmp_path):
         assert CellFolder(tmp_path / "cut").adversarial() is None
     with CellWriter(tmp_path / "cut", make.request(range(10))) as writer:
         make.fill(writer, keep=True)
-    assert path("cut").read_bytes() == path("whole").read_bytes()
+    assert path("cut").read_bytes() == path("count_complete").read_bytes()
     kept = CellFolder(tmp_path / "cut").adversarial()
     assert kept["samples"].tolist() == list(range(10))
     assert (kept["adversarial"] - kept["clean"] == 0.5).all()
@@ -243,8 +250,8 @@ def test_a_torn_note_is_passed_over(make, tmp_path):
 
 def test_reading_imports_no_torch():
     code = (
-        "import sys, robustbench_inv.results.store, robustbench_inv.results.writing; "
-        "import robustbench_inv.results.planning; sys.exit('torch' in sys.modules)"
+        "import sys, robustbench_inv.results.run_files, robustbench_inv.results.cell_writing; "
+        "import robustbench_inv.results.run_writing; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

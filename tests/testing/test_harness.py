@@ -6,12 +6,11 @@ from typing import ClassVar
 import pytest
 import torch
 
-from robustbench_inv.attacks.fgsm import FGSM
-from robustbench_inv.attacks.noise import UniformNoise
-from robustbench_inv.attacks.pgd import PGD
+from robustbench_inv.attacks.pgd import FGSM, PGD
+from robustbench_inv.attacks.random_inputs import RandomPerturbation
 from robustbench_inv.tensors import Output, norm
+from robustbench_inv.testing.analytic_problems import LinearClassifier, linear_problem
 from robustbench_inv.testing.harness import check_attack, check_model
-from robustbench_inv.testing.linear import LinearClassifier, linear_problem
 
 
 def straight(model, batch, overshoot):
@@ -73,7 +72,7 @@ class Reckless:
     "attack", [FGSM(), PGD(steps=10), PGD(steps=10, loss="ce+margin", restarts=2)], ids=repr
 )
 def test_native_attacks_pass(attack):
-    check_attack(attack, breaks=1.0)
+    check_attack(attack, min_success_rate=1.0)
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ class Forgetful(PGD):
     forgets: bool = False
 
     @property
-    def brief(self):
+    def short_run(self):
         return Forgetful(steps=1, rel_step=0.1, forgets=True)
 
     def run(self, model, batch, threat, noise):
@@ -94,13 +93,13 @@ class Forgetful(PGD):
 
 def test_a_brief_form_that_begins_elsewhere_is_caught():
     with pytest.raises(AssertionError, match="does not begin where the batch says, in brief"):
-        check_attack(Forgetful(steps=10), breaks=1.0)
+        check_attack(Forgetful(steps=10), min_success_rate=1.0)
 
 
 def test_noise_keeps_the_rules_without_power():
-    check_attack(UniformNoise(draws=2))
+    check_attack(RandomPerturbation(draws=2))
     with pytest.raises(AssertionError, match="breaks"):
-        check_attack(UniformNoise(draws=2), breaks=1.0)
+        check_attack(RandomPerturbation(draws=2), min_success_rate=1.0)
 
 
 def test_nearest_input_passes():
@@ -125,7 +124,7 @@ def test_each_fault_is_named(fault, complaint):
 
 
 def test_dependence_on_the_batch_can_be_tolerated():
-    check_attack(Straight(fault="batch"), in_any_batch=False)
+    check_attack(Straight(fault="batch"), batch_invariant=False)
 
 
 def test_long_way_round_is_named():

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.tensors import norm
-from robustbench_inv.threat.budgets import Budget, LpBall, OnSphere, Unbounded, shorten
+from robustbench_inv.threat.budgets import (
+    Budget,
+    LpBall,
+    OnSphere,
+    Unbounded,
+    project_perturbations,
+)
 
 DUAL = {"l1": "linf", "l2": "l2", "linf": "l1"}
 CLEAN = torch.tensor([[0.3, -1.0, 0.0, 2.0, 0.7]], dtype=torch.float64)
@@ -80,8 +86,8 @@ def test_each_sample_has_a_radius_of_its_own(name):
     radii = torch.tensor([0.0, 1.0, 0.5, 2.7, 100.0], dtype=torch.float64)
     clean = torch.zeros_like(delta[:1])
     alone = [LpBall(name, r).project(clean, delta[i : i + 1]) for i, r in enumerate(radii.tolist())]
-    assert torch.allclose(shorten(delta, radii, name), torch.cat(alone), atol=1e-12)
-    assert torch.equal(shorten(delta, radii, name)[-1], delta[-1])
+    assert torch.allclose(project_perturbations(delta, radii, name), torch.cat(alone), atol=1e-12)
+    assert torch.equal(project_perturbations(delta, radii, name)[-1], delta[-1])
 
 
 @pytest.mark.parametrize("name", ["l0", "l1", "l2", "linf"])

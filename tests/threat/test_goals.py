@@ -8,8 +8,8 @@ import torch
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.tensors import Output
 from robustbench_inv.threat.goals import (
-    Evidence,
     Goal,
+    GoalInputs,
     KeepDecision,
     KeepLogits,
     Misclassify,
@@ -28,7 +28,7 @@ def deciding(decision, accepted=None):
 
 def evidence(*, label=0, before=0, after=0, accepted=None, oracle=None):
     image = torch.zeros(1, 2)
-    return Evidence(
+    return GoalInputs(
         clean=image,
         adversarial=image + 1,
         labels=torch.tensor([label]),
@@ -86,7 +86,7 @@ def test_a_target_with_confidence_must_lead_by_it():
     for confidence, margin in ((0.0, 2.0), (1.5, 0.5), (2.5, -0.5)):
         goal = Target(1, confidence=confidence)
         assert goal.margin(output, labels).item() == margin
-        assert goal.met(output, labels).item() is (margin > 0)
+        assert goal.output_reaches(output, labels).item() is (margin > 0)
 
 
 def test_a_target_that_must_be_accepted():
@@ -99,10 +99,10 @@ def test_a_target_that_must_be_accepted():
         (Output(logits), 2.0, True),
     ]
     goal, labels = Target(1, accepted=True), torch.tensor([0])
-    for output, margin, met in told:
+    for output, margin, output_reaches in told:
         assert goal.margin(output, labels).item() == margin
-        assert goal.met(output, labels).item() is met
-        assert Target(1).met(output, labels).item()
+        assert goal.output_reaches(output, labels).item() is output_reaches
+        assert Target(1).output_reaches(output, labels).item()
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_keep_logits(oracle, moved, close):
 
 
 def test_each_sample_is_judged_by_itself():
-    given = Evidence(
+    given = GoalInputs(
         clean=torch.zeros(4, 2),
         adversarial=torch.ones(4, 2),
         labels=torch.tensor([0, 0, 1, 2]),
@@ -186,7 +186,7 @@ def test_a_positive_margin_means_success(goal):
     output = Output(logits, None, torch.arange(400) % 2 == 0)
     aims = goal.classes(labels, 3) if isinstance(goal, Target) else labels + 1
     ours = aims != labels
-    reached = goal.reached(Evidence(images, images, labels, output, output))
+    reached = goal.reached(GoalInputs(images, images, labels, output, output))
     assert torch.equal((goal.margin(output, labels) > 0)[ours], reached[ours])
     assert 0 < reached.sum() < 400
 

@@ -19,7 +19,7 @@ def test_one_eps_of_a_sweep():
 
 def test_another_goal():
     threat = ThreatModel(LpBall("l2", 1.0), sweep=(0.5, 1.0))
-    assert threat.wanting(KeepDecision()) == ThreatModel(
+    assert threat.with_goal(KeepDecision()) == ThreatModel(
         LpBall("l2", 1.0), KeepDecision(), sweep=(0.5, 1.0)
     )
 
@@ -36,13 +36,13 @@ def test_a_transfer_attack_needs_a_substitute():
         ThreatModel(LpBall("linf", 0.3), access="transfer")
     assert "\n" not in str(error.value)
     sweep = ThreatModel(LpBall("linf", 0.3), access="transfer", sweep=(0.1, 0.3), substitute="m")
-    assert sweep.at(0.1).transfers
+    assert sweep.at(0.1).is_transfer
     assert sweep.at(0.1).substitute == "m"
 
 
 @pytest.mark.parametrize("access", ["white-box", "decision"])
 def test_a_substitute_is_of_use_for_two_kinds_of_access(access):
-    assert not ThreatModel(LpBall("linf", 0.3), access="score", substitute="m").transfers
+    assert not ThreatModel(LpBall("linf", 0.3), access="score", substitute="m").is_transfer
     with pytest.raises(BadParameter, match=f"got 'access {access}', expected transfer or score"):
         ThreatModel(LpBall("linf", 0.3), access=access, substitute="m")
 

@@ -5,14 +5,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from robustbench_inv.attacks.ball import Ball
+from robustbench_inv.attacks.budget_geometry import Ball
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.threat.budgets import LpBall
-from robustbench_inv.training.adversarial import AdversarialCrossEntropy
+from robustbench_inv.training.objectives import AdversarialCrossEntropy
 
 LABELS = torch.tensor([0, 1, 1, 0, 1])
-NOISE = Noise(0, torch.arange(5))
+NOISE = SampleRNG(0, torch.arange(5))
 
 
 class TwoClasses(nn.Module):

@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from robustbench_inv.data.spheres import Spheres
 from robustbench_inv.errors import BadModel
-from robustbench_inv.models.firevnet import fully_connected
-from robustbench_inv.models.module import ModuleClassifier, wrap_module
-from robustbench_inv.training.decision_planes import (
-    metamers_of,
-    moved_outwards,
-    plane_through,
-    planes_of,
+from robustbench_inv.experiments.decision_planes import (
+    decision_plane,
+    decision_planes,
+    make_metamers,
+    project_to_outer_sphere,
 )
+from robustbench_inv.models.firevnet import fully_connected
+from robustbench_inv.models.wrapping import ModuleClassifier, wrap_module
 
 SPHERES = Spheres(d=6, n=1, r1=1.0, r2=10.0, size=8)
 HALF = 5.5
@@ -53,7 +53,7 @@ def axis(i: int, length: float) -> Tensor:
 
 def test_the_spheres_are_circles_and_their_classifier_is_right_on_both():
     marked = {"a": axis(0, 1.0), "b": axis(1, 10.0) + axis(0, 2.0)}
-    plane = plane_through(marked, {"norm": by_norm}, SPHERES, (12.0, 25))
+    plane = decision_plane(marked, {"norm": by_norm}, SPHERES, (12.0, 25))
     assert plane["right"] == {"norm": [1.0, 1.0]}
     assert plane["extent"] == 12.0
     (ax, ay), (bx, by) = plane["points"]["a"], plane["points"]["b"]
@@ -70,9 +70,9 @@ def test_rows_run_from_the_lowest_y_and_x_runs_inside_them():
         return torch.stack([torch.zeros(len(x)), x[:, 0] + 3 * x[:, 1]], 1)
 
     marked = {"a": axis(0, 1.0), "b": axis(1, 1.0)}
-    grid = plane_through(marked, {"f": right_or_upper}, SPHERES, (12.0, 2))["decisions"]["f"]
+    grid = decision_plane(marked, {"f": right_or_upper}, SPHERES, (12.0, 2))["decisions"]["f"]
     assert grid == ["00", "11"]
-    flipped = plane_through(
+    flipped = decision_plane(
         dict(reversed(marked.items())), {"f": right_or_upper}, SPHERES, (12.0, 2)
     )
     assert flipped["decisions"]["f"] == ["01", "01"]
@@ -83,7 +83,7 @@ def test_a_classifier_of_one_direction_is_wrong_on_half_of_each_circle():
         return torch.stack([-x[:, 1], x[:, 1]], 1)
 
     marked = {"a": axis(0, 1.0), "b": axis(1, 1.0)}
-    inner, outer = plane_through(marked, {"f": upper}, SPHERES, (12.0, 3))["right"]["f"]
+    inner, outer = decision_plane(marked, {"f": upper}, SPHERES, (12.0, 3))["right"]["f"]
     assert inner == pytest.approx(0.5, abs=1e-3)
     assert outer == pytest.approx(0.5, abs=1e-3)
 
@@ -96,7 +96,7 @@ def test_planes_of_a_network_ask_its_logits_and_its_nuisances():
         asked.append(z.shape[1])
         return by_norm(z)
 
-    data, metamer = planes_of(model, nuisance, SPHERES, resolution=5)
+    data, metamer = decision_planes(model, nuisance, SPHERES, resolution=5)
     assert (data["name"], metamer["name"]) == ("data", "metamer")
     assert list(data["points"]) == ["x₁", "x₂"]
     assert list(metamer["points"]) == ["x", "x_met"]
@@ -122,7 +122,7 @@ class Sheared(FirstTwo):
 
 def test_a_metamer_far_out_is_looked_at_from_afar_as_well():
     model = wrap_module(Sheared(), "sheared")
-    _, metamer, afar = planes_of(model, by_norm, SPHERES, resolution=3)
+    _, metamer, afar = decision_planes(model, by_norm, SPHERES, resolution=3)
     distance = math.hypot(*metamer["points"]["x_met"])
     assert distance > 12
     assert (metamer["extent"], afar["extent"]) == (12.0, pytest.approx(1.1 * distance))
@@ -139,7 +139,7 @@ def test_metamers_have_the_logits_of_their_sources():
     points, labels = SPHERES.batch(range(8))
     sources, donors = points[labels == 0], points[labels == 1]
     with torch.no_grad():
-        metamers = metamers_of(model, sources, donors)
+        metamers = make_metamers(model, sources, donors)
         torch.testing.assert_close(model(metamers).logits, model(sources).logits)
         nuisance = model.split(model.encode(metamers))[1]
         torch.testing.assert_close(nuisance, model.split(model.encode(donors))[1])
@@ -147,14 +147,16 @@ def test_metamers_have_the_logits_of_their_sources():
 
 def test_points_moved_outwards_lie_on_the_outer_sphere_towards_the_metamers():
     model = wrap_module(FirstTwo(), "first two")
-    moved = moved_outwards(model, SPHERES, 3)
-    assert SPHERES.judge(moved).tolist() == [1, 1, 1]
+    moved = project_to_outer_sphere(model, SPHERES, 3)
+    assert SPHERES.classify(moved).tolist() == [1, 1, 1]
     points, labels = SPHERES.batch(range(8))
-    metamers = metamers_of(model, points[labels == 0][:3].float(), points[labels == 1][:3].float())
+    metamers = make_metamers(
+        model, points[labels == 0][:3].float(), points[labels == 1][:3].float()
+    )
     torch.testing.assert_close(moved, 10 * metamers / metamers.norm(dim=1, keepdim=True))
 
 
 def test_a_model_without_a_code_is_refused():
     plain = ModuleClassifier(nn.Linear(6, 2), (-10.0, 10.0), 2)
     with pytest.raises(BadModel, match="invertible code"):
-        planes_of(plain, by_norm, SPHERES)
+        decision_planes(plain, by_norm, SPHERES)

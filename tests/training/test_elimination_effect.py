@@ -5,19 +5,19 @@ from itertools import permutations
 import pytest
 import torch
 
-from robustbench_inv.catalogue.load import load_model
+from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.errors import BadModel, BadParameter, UnknownName
-from robustbench_inv.models.cnn import GuessFirstCNN
-from robustbench_inv.models.label_hypothesis import LabelHypothesisNet
-from robustbench_inv.training.elimination_effect import (
-    Samples,
+from robustbench_inv.experiments.elimination_effect import (
+    HeldOutSamples,
     chance_mmd2,
+    compare_layers,
     draw_samples,
-    measure_effect,
+    layer_statistics,
     median_distance,
-    project,
-    view_layer,
+    principal_plane,
 )
+from robustbench_inv.models.label_hypothesis import LabelHypothesisNet
+from robustbench_inv.models.plain_networks import GuessFirstCNN
 from robustbench_inv.training.information_elimination import hypothesis_mmd2
 
 
@@ -50,7 +50,7 @@ def test_outputs_that_do_not_differ_have_nothing_to_tell():
     width = median_distance(hidden)
     assert (hypothesis_mmd2(hidden, labels, width) == 0).all()
     assert (chance_mmd2(hidden, labels, width) == 0).all()
-    assert not project(hidden, labels)[1].any()
+    assert not principal_plane(hidden, labels)[1].any()
 
 
 def test_mmd_under_its_own_width_does_not_depend_on_scale():
@@ -68,7 +68,7 @@ def test_planes_keep_a_plane_as_it_is():
     turn, _ = torch.linalg.qr(drawn(7, 7, seed=2))
     hidden = flat @ turn[:2] + 4  # two dimensions, turned and moved within seven
     labels = torch.arange(20) % 3
-    plane, explained = project(hidden, labels)
+    plane, explained = principal_plane(hidden, labels)
     torch.testing.assert_close(explained.sum(1), torch.ones(3, dtype=torch.float64))
     assert (explained[:, 0] > explained[:, 1]).all()
     for k in range(3):
@@ -91,12 +91,12 @@ def build_cnn():
 
 @pytest.fixture
 def samples():
-    return Samples("noise", torch.rand(30, 1, 28, 28), torch.arange(30) % 10)
+    return HeldOutSamples("noise", torch.rand(30, 1, 28, 28), torch.arange(30) % 10)
 
 
 def test_a_view_is_of_the_second_layer(samples):
     net = load_model(f"{__file__}:build_net").classifier.module
-    view = view_layer(f"{__file__}:build_net", samples, 3.0)
+    view = layer_statistics(f"{__file__}:build_net", samples, 3.0)
     hidden = net.hidden(samples.images).detach()
     assert view.widths == {"median": median_distance(hidden), "training": 3.0}
     torch.testing.assert_close(view.mmd2["training"], hypothesis_mmd2(hidden, samples.labels, 3.0))
@@ -108,7 +108,7 @@ def test_a_view_is_of_the_second_layer(samples):
 def test_plain_values_are_rounded(samples):
     name = f"{__file__}:build_net"
     before, after = (
-        view.to_json() for view in measure_effect({"twice": (name, name)}, samples)["twice"]
+        view.to_json() for view in compare_layers({"twice": (name, name)}, samples)["twice"]
     )
     assert before == after
     assert list(before["widths"]) == ["median"]  # a user's network has no recipe
@@ -118,9 +118,9 @@ def test_plain_values_are_rounded(samples):
 
 def test_a_network_without_guesses_is_refused(samples):
     with pytest.raises(BadModel, match="makes no guesses"):
-        view_layer(f"{__file__}:build_cnn", samples)
+        layer_statistics(f"{__file__}:build_cnn", samples)
     with pytest.raises(UnknownName):
-        view_layer("mnist-c-vd", samples)
+        layer_statistics("mnist-c-vd", samples)
 
 
 def test_samples_are_the_balanced_draw():
@@ -131,7 +131,7 @@ def test_samples_are_the_balanced_draw():
 
 
 def test_a_trained_net_tells_right_from_wrong_guesses_far_above_chance():
-    view = view_layer("mnist-c-dv", draw_samples("mnist5k", 200))
+    view = layer_statistics("mnist-c-dv", draw_samples("mnist5k", 200))
     assert (view.mmd2["median"] > 10 * view.chance["median"]).all()
     assert view.accuracy > 0.95
     assert (view.mmd2["median"] < 2).all()

@@ -7,15 +7,19 @@ import torch
 from torch import nn
 
 from robustbench_inv.errors import BadModel, BadParameter
-from robustbench_inv.models.firevnet import FiRevNet
+from robustbench_inv.models.firevnet import FiRevNet, recoded
 from robustbench_inv.models.layers.bijection import Chain
+from robustbench_inv.models.layers.class_conditional import DecisionConditional
 from robustbench_inv.models.layers.coupling import Additive, Coupling
-from robustbench_inv.models.layers.given_decision import GivenDecision
-from robustbench_inv.models.recoded_firevnet import recoded
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.training.independence import IndependenceCrossEntropy
 from robustbench_inv.training.loop import TrainingOptions, dequantise, train
-from robustbench_inv.training.nuisance import Probing, Standardise, nuisance_of, probe_nuisance
+from robustbench_inv.training.nuisance_probe import (
+    ProbeConfig,
+    Standardise,
+    encode_nuisance,
+    probe_nuisance,
+)
 from robustbench_inv.training.objectives import TrainingData
 from robustbench_inv.training.recipe import Recipe
 
@@ -47,7 +51,7 @@ def vectors(count, tell, seed=0):
     return TrainingData(torch.arange(count) + 10_000 * seed, points, labels)
 
 
-PROBING = Probing(
+PROBING = ProbeConfig(
     hidden=(16,), epochs=6, batch_size=50, learning_rate=1e-2, levels=0, precision=torch.float32
 )
 
@@ -73,23 +77,23 @@ def test_a_probe_is_the_same_for_the_same_seed():
 
 def test_a_model_without_nuisances_is_refused():
     with pytest.raises(BadModel, match="no nuisances"):
-        nuisance_of(nn.Linear(2, 2), torch.zeros(1, 2))
+        encode_nuisance(nn.Linear(2, 2), torch.zeros(1, 2))
 
 
 def test_standardising_follows_what_changes():
     layer, drawn = Standardise(2), torch.randn(500, 2) * torch.tensor([3.0, 1e-3]) + 7
     for _ in range(50):
-        layer.follow(drawn, 0.3)
+        layer.update(drawn, 0.3)
     assert (layer(drawn).std(0) - 1).abs().max() < 1e-3
 
 
 def test_dequantised_levels_stay_in_their_cells():
-    noise = Noise(0, torch.arange(4), "train/0")
+    rng = SampleRNG(0, torch.arange(4), "train/0")
     images = torch.arange(4).float()[:, None, None, None].expand(4, 1, 5, 5) / 3
-    moved = (dequantise(images, noise, 4) - images) * 3
+    moved = (dequantise(images, rng, 4) - images) * 3
     assert moved.abs().max() < 0.5
     assert moved.std() == pytest.approx(1 / math.sqrt(12), abs=0.05)
-    assert torch.equal(dequantise(images, noise, 4), dequantise(images, noise, 4))
+    assert torch.equal(dequantise(images, rng, 4), dequantise(images, rng, 4))
 
 
 def told_twice(count=320):
@@ -165,7 +169,7 @@ def test_the_recoding_alone_is_trained_and_the_logits_stay(tmp_path):
     steps = Recipe("toy", "m:f", "m:O", "toy", 0, 90, 1, 30, 1e-2, 0)
     trained = train(steps, model, objective(recoding_only=True), data, tmp_path)
     torch.testing.assert_close(trained(images), before)
-    recoding = next(layer for layer in trained.modules() if isinstance(layer, GivenDecision))
+    recoding = next(layer for layer in trained.modules() if isinstance(layer, DecisionConditional))
     assert all(bool(layer.fitted) for layer in list(recoding.rest)[:2])
     assert all(p.abs().sum() > 0 for p in recoding.parameters())
     assert (trained.decode(trained.encode(images)) - images).abs().max() < 1e-4
@@ -176,12 +180,12 @@ def test_the_loss_is_what_its_parts_say():
     data = told_twice(32)
     goal = objective(nuisance=2.0, likelihood=0.5, adversaries=2)
     goal.begin(model, data, fresh=True)
-    noise = Noise(0, data.ids, "train/0")
-    loss, logits = goal(model, data.images, data.labels, noise, 1.0)
+    rng = SampleRNG(0, data.ids, "train/0")
+    loss, logits = goal(model, data.images, data.labels, rng, 1.0)
     assert torch.equal(logits, model(data.images))
     goal_without = objective(nuisance=0.0, likelihood=0.0)
     goal_without.begin(model, data, fresh=True)
-    plain, _ = goal_without(model, data.images, data.labels, noise, 1.0)
+    plain, _ = goal_without(model, data.images, data.labels, rng, 1.0)
     assert plain.item() == pytest.approx(nn.functional.cross_entropy(logits, data.labels).item())
     assert loss.item() != plain.item()
 

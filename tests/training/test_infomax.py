@@ -7,16 +7,20 @@ import torch
 from torch import nn
 
 from robustbench_inv.errors import BadModel, BadParameter
-from robustbench_inv.models.sdim import PACE, SDIM
-from robustbench_inv.randomness import Noise
-from robustbench_inv.training.infomax import LocalCritic, SupervisedInfoMax, likelihood_margin
+from robustbench_inv.models.sdim import LOG_SIGMA_RATE, SDIM
+from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.training.infomax import (
+    MI_BOUNDS,
+    LocalCritic,
+    SupervisedInfoMax,
+    likelihood_margin,
+)
 from robustbench_inv.training.loop import TrainingOptions, train
-from robustbench_inv.training.mutual_information import MI_BOUNDS
-from robustbench_inv.training.objectives import Adapts, Learns, TrainingData
+from robustbench_inv.training.objectives import StatefulObjective, TrainableObjective, TrainingData
 from robustbench_inv.training.recipe import Recipe
 
 IDS = torch.arange(6)
-NOISE = Noise(0, IDS, "train/0")
+NOISE = SampleRNG(0, IDS, "train/0")
 LABELS = torch.arange(6) % 3
 IMAGES = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 DATA = TrainingData(IDS, IMAGES, LABELS)
@@ -50,7 +54,7 @@ def test_the_margin_loss_is_the_mean_square_of_what_is_missing():
 def test_the_likelihood_term_is_the_closed_form_in_nats_for_each_dimension():
     model = network().eval()
     with torch.no_grad():
-        model.conditionals.paced.fill_(math.log(2.0) / PACE)
+        model.conditionals.paced.fill_(math.log(2.0) / LOG_SIGMA_RATE)
     loss, scores = begun(alpha=0.0, gamma=0.0)(model, IMAGES, LABELS, NOISE)
     code = model.encoder(IMAGES)[1]
     squares = ((code - model.conditionals.mean[LABELS]) ** 2).mean() / 8
@@ -80,7 +84,7 @@ def test_the_critic_is_1x1_convolutions_on_what_is_concatenated():
 
     def naive(features):
         hidden = first(torch.cat([features, told], 1)).permute(0, 2, 3, 1).flatten(1, 2)
-        return critic.judge(hidden)[..., 0]
+        return critic.head(hidden)[..., 0]
 
     joint, product = critic(local, code, 2)
     torch.testing.assert_close(joint, naive(local))
@@ -126,8 +130,8 @@ def test_a_resumed_training_has_the_same_critic_and_network(tmp_path):
 
 def test_the_critic_is_no_part_of_the_model():
     objective = begun()
-    assert isinstance(objective, Adapts)
-    assert isinstance(objective, Learns)
+    assert isinstance(objective, StatefulObjective)
+    assert isinstance(objective, TrainableObjective)
     shapes = {tuple(p.shape) for p in objective.parameters()}
     assert (256, 256) in shapes
     assert all(name.startswith(("encoder", "conditionals")) for name in network().state_dict())

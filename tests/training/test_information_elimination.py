@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.models.label_hypothesis import LabelHypothesisNet
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.training.information_elimination import (
-    BOUNDS,
+    BOUND_OBJECTIVES,
     InformationElimination,
     hypothesis_mmd2,
     mmd2,
 )
 
-NOISE = Noise(0, torch.arange(12))
+NOISE = SampleRNG(0, torch.arange(12))
 
 
 def test_two_points_have_the_closed_form():
@@ -66,7 +66,7 @@ def test_each_hypothesis_compares_its_class_with_the_rest():
     assert found[2] == 0  # a class that the batch lacks
 
 
-@pytest.mark.parametrize("bound", BOUNDS)
+@pytest.mark.parametrize("bound", BOUND_OBJECTIVES)
 def test_the_regulariser_reaches_the_two_fully_connected_layers_alone(bound):
     torch.manual_seed(0)
     model = LabelHypothesisNet().train()
@@ -114,7 +114,7 @@ def test_without_the_regulariser_the_bound_is_left():
     torch.manual_seed(0)
     model = LabelHypothesisNet().eval()
     images, labels = torch.rand(12, 1, 28, 28), torch.arange(12) % 10
-    plain, _ = BOUNDS["js"](model, images, labels, NOISE)
+    plain, _ = BOUND_OBJECTIVES["js"](model, images, labels, NOISE)
     wrapped, _ = InformationElimination("js", 0.0, 1.0)(model, images, labels, NOISE)
     torch.testing.assert_close(wrapped, plain)
 

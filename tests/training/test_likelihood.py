@@ -9,10 +9,10 @@ from torch.nn.functional import cross_entropy
 
 from robustbench_inv.models.conditional_flow import glow
 from robustbench_inv.models.deep_bayes import GBZ
-from robustbench_inv.randomness import Noise
-from robustbench_inv.training.likelihood import ClassLikelihood, EvidenceBound
+from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.training.objectives import ClassLikelihood, EvidenceLowerBound
 
-NOISE = Noise(0, torch.arange(4), "train/0")
+NOISE = SampleRNG(0, torch.arange(4), "train/0")
 LABELS = torch.tensor([0, 2, 1, 1])
 IMAGES = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0))
 
@@ -61,10 +61,10 @@ def test_a_flow_of_images_of_one_class_each_learns_to_tell_them_apart():
 
 def test_the_evidence_bound_is_the_mean_weight_of_the_true_class():
     model = gbz()
-    loss, scores = EvidenceBound(warm_up=0.0)(model, IMAGES, LABELS, NOISE)
+    loss, scores = EvidenceLowerBound(warm_up=0.0)(model, IMAGES, LABELS, NOISE)
     latent = NOISE.normal((4,))
     with torch.no_grad():
-        every = model.mean_over(IMAGES, latent[None])
+        every = model.averaged_logits(IMAGES, latent[None])
     torch.testing.assert_close(loss, -every.gather(1, LABELS[:, None]).mean())
     torch.testing.assert_close(scores, model(IMAGES))
     assert not scores.requires_grad
@@ -74,7 +74,7 @@ def test_the_evidence_bound_is_the_mean_weight_of_the_true_class():
 def test_what_z_costs_is_counted_step_by_step(progress, share):
     model = gbz()
     free, whole, now = (
-        EvidenceBound(warm_up)(model, IMAGES, LABELS, NOISE, at)[0]
+        EvidenceLowerBound(warm_up)(model, IMAGES, LABELS, NOISE, at)[0]
         for warm_up, at in ((1.0, 0.0), (0.0, 0.0), (0.2, progress))
     )
     torch.testing.assert_close(now, torch.lerp(free, whole, share))
@@ -83,7 +83,7 @@ def test_what_z_costs_is_counted_step_by_step(progress, share):
 
 def test_every_parameter_gets_a_gradient():
     model = gbz().train()
-    EvidenceBound()(model, IMAGES, LABELS, NOISE)[0].backward()
+    EvidenceLowerBound()(model, IMAGES, LABELS, NOISE)[0].backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name

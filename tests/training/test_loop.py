@@ -9,12 +9,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from robustbench_inv.errors import BadCatalogue, BadResults
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.training.loop import (
     TrainingData,
     TrainingOptions,
-    mirror_half,
-    shift_each,
+    random_flip,
+    random_shift,
     train,
 )
 from robustbench_inv.training.objectives import CrossEntropy, InformationBottleneck
@@ -100,7 +100,7 @@ def test_mirroring_takes_another_half_in_each_epoch():
     images, ids = torch.arange(200.0).reshape(50, 1, 1, 4), torch.arange(50)
     halves = []
     for epoch in (0, 1):
-        mirrored = mirror_half(images, Noise(3, ids, f"train/{epoch}"))
+        mirrored = random_flip(images, SampleRNG(3, ids, f"train/{epoch}"))
         turned = (mirrored == images.flip(-1)).flatten(1).all(1)
         assert torch.equal(mirrored[~turned], images[~turned])
         halves.append(turned)
@@ -110,7 +110,7 @@ def test_mirroring_takes_another_half_in_each_epoch():
 
 def test_shifts_move_each_image_by_its_own_whole_pixels():
     images = torch.rand(40, 2, 6, 5)
-    moved = shift_each(images, Noise(1, torch.arange(40), "train/0"), 1)
+    moved = random_shift(images, SampleRNG(1, torch.arange(40), "train/0"), 1)
     wide, ways = torch.nn.functional.pad(images, [1] * 4), []
     for before, after in zip(wide, moved, strict=True):
         fits = [
@@ -217,14 +217,14 @@ def test_a_right_recipe_is_read(tmp_path):
 
 def test_the_bottleneck_objective_draws_by_sample_and_epoch_alone():
     from robustbench_inv.models.vib import BottleneckCNN
-    from robustbench_inv.randomness import Noise
+    from robustbench_inv.randomness import SampleRNG
 
     model, images = BottleneckCNN().eval(), torch.rand(2, 1, 28, 28)
     objective, labels = InformationBottleneck(), torch.tensor([0, 1])
     first = [
-        objective(model, images, labels, Noise(0, torch.arange(2), "train/0"))[0] for _ in "ab"
+        objective(model, images, labels, SampleRNG(0, torch.arange(2), "train/0"))[0] for _ in "ab"
     ]
-    later = objective(model, images, labels, Noise(0, torch.arange(2), "train/1"))[0]
+    later = objective(model, images, labels, SampleRNG(0, torch.arange(2), "train/1"))[0]
     assert torch.equal(*first)
     assert not torch.equal(first[0], later)
 

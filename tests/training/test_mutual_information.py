@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from robustbench_inv.training.mutual_information import (
+from robustbench_inv.training.infomax import (
     MI_BOUNDS,
     donsker_varadhan,
     info_nce,

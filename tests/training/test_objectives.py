@@ -8,9 +8,9 @@ from torch import nn
 
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.models.vib import BottleneckCNN
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.training.objectives import (
-    CONJUGATES,
+    F_DIVERGENCES,
     ConvexConjugate,
     CrossEntropy,
     DonskerVaradhan,
@@ -20,7 +20,7 @@ from robustbench_inv.training.objectives import (
 
 VALUES = torch.tensor([[1.0, -2.0], [0.5, 0.25], [3.0, 1.0]])
 LABELS = torch.tensor([0, 1, 0])
-NOISE = Noise(0, torch.arange(3))
+NOISE = SampleRNG(0, torch.arange(3))
 
 
 def test_donsker_varadhan_is_equation_4():
@@ -49,8 +49,8 @@ def test_energy_based_with_all_labels_is_cross_entropy_and_so_are_its_gradients(
     scores = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([0, 4, 2, 2, 1, 3, 0])
     energy, likelihood = (
-        EnergyBased().of_scores(scores, labels),
-        CrossEntropy().of_scores(scores, labels),
+        EnergyBased().score_loss(scores, labels),
+        CrossEntropy().score_loss(scores, labels),
     )
     assert abs((likelihood - energy).item() - log(5)) < 1e-12
     slopes = [torch.autograd.grad(loss, scores)[0] for loss in (energy, likelihood)]
@@ -60,7 +60,7 @@ def test_energy_based_with_all_labels_is_cross_entropy_and_so_are_its_gradients(
 def test_energy_based_never_exceeds_donsker_varadhan_in_tightness():
     """log mean exp over all pairs is at least the mean over x of log mean exp over y (Jensen)."""
     scores, labels = torch.randn(20, 5), torch.arange(20) % 5
-    assert EnergyBased().of_scores(scores, labels) <= DonskerVaradhan().of_scores(scores, labels)
+    assert EnergyBased().score_loss(scores, labels) <= DonskerVaradhan().score_loss(scores, labels)
 
 
 def test_cross_entropy_matches_its_definition():
@@ -97,11 +97,11 @@ F = {
 }
 
 
-@pytest.mark.parametrize("name", CONJUGATES)
+@pytest.mark.parametrize("name", F_DIVERGENCES)
 @pytest.mark.parametrize("ratio", [0.2, 1.0, 3.5])
 def test_the_bound_is_tight_at_the_true_ratio_and_nowhere_above(name, ratio):
     """sup_T of g(T) ratio − f*(g(T)) is f(ratio), by the definition of the conjugate."""
-    inside, conjugate = CONJUGATES[name]
+    inside, conjugate = F_DIVERGENCES[name]
     values = torch.linspace(-8, 8, 200_001, dtype=torch.float64)
     bound = ratio * inside(values) - conjugate(values)
     assert abs(bound.max().item() - F[name](ratio)) < 1e-6

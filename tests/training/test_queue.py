@@ -22,7 +22,7 @@ from robustbench_inv.training.queue import (
     status,
 )
 
-RECIPE = """model = "robustbench_inv.models.mlp:MLP"
+RECIPE = """model = "robustbench_inv.models.plain_networks:MLP"
 objective = "robustbench_inv.training.objectives:CrossEntropy"
 dataset = "mnist5k"
 first = 0

@@ -12,13 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from robustbench_inv.catalogue.loaded_model import load_model
+from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.errors import BadCatalogue, BadParameter, UnknownName
 from robustbench_inv.training.loop import TrainingOptions
 from robustbench_inv.training.recipe import read_recipe
-from robustbench_inv.training.run import find_recipe, train_recipe
+from robustbench_inv.training.training_run import find_recipe, train_recipe
 
-RECIPE = """model = "robustbench_inv.models.cnn:GuessFirstCNN"
+RECIPE = """model = "robustbench_inv.models.plain_networks:GuessFirstCNN"
 objective = "robustbench_inv.training.objectives:CrossEntropy"
 dataset = "mnist5k"
 first = 0

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import broadcast, flatten, where_rows
 from robustbench_inv.threat.threat_model import ThreatModel
 
@@ -26,7 +26,7 @@ class Contrast:
     kind: ClassVar[Kind] = "budget"
     norms: ClassVar[frozenset[str]] = frozenset({"linf"})
 
-    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         low, high = model.bounds
         mean = broadcast(flatten(batch.images).mean(1), batch.images)
         step = self.strength * (high - low) * (batch.images - mean).sign()

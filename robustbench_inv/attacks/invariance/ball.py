@@ -1,20 +1,150 @@
-"""Norm-bounded invariance attack on any classifier: towards the nearest image of another class, decision kept."""
+"""Norm-bounded invariance attack on any classifier: move towards an aligned image of another class while the prediction stays."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - its usual name
 from torch import Tensor
 
-from robustbench_inv.attacks.invariance.alignment import Alignment
+from robustbench_inv.attacks.invariance.donors import required_pool
+from robustbench_inv.attacks.parameters import check_least
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
-from robustbench_inv.attacks.ranges import check_least
-from robustbench_inv.randomness import Noise
-from robustbench_inv.tensors import norm, where_rows
-from robustbench_inv.threat.budgets import LpBall, shorten
+from robustbench_inv.errors import BadParameter
+from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.tensors import flatten, norm, where_rows
+from robustbench_inv.threat.budgets import LpBall, project_perturbations
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["InvarianceBall"]
+__all__ = ["Alignment", "InvarianceBall"]
+
+
+ALIGNED_AT_ONCE = 8
+"""Samples that are aligned at once: 30 MB of turned images at the defaults."""
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The small changes of a donor that leave its class alone, and how many donors are tried.
+
+    All shifts of a sample's donors are compared by one matrix product: a shifted donor's product with an image
+    is the donor's with the image shifted back, and its length follows from sums over windows of its squares.
+
+    Args:
+        shift: most pixels in each direction, >= 0.
+        angle: most degrees to either side, >= 0.
+        angles: how many angles from −angle to angle, >= 1; an odd number holds 0.
+        neighbours: donors of each other class, the nearest as they are, >= 1.
+
+    References:
+        Tramèr et al., Fundamental tradeoffs between invariance and sensitivity to adversarial perturbations, ICML
+        2020, section 4 (alignment by spatial transformations); the comparison by products is ours.
+    """
+
+    shift: int = 3
+    angle: float = 30.0
+    angles: int = 13
+    neighbours: int = 10
+
+    def __post_init__(self) -> None:
+        least = {"shift": 0, "angle": 0, "angles": 1, "neighbours": 1}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise BadParameter(
+                    f"unusable {name} of an alignment",
+                    got=getattr(self, name),
+                    expected=f">= {bound}",
+                )
+
+    def targets(self, batch: Batch, low: float) -> tuple[Tensor, Tensor]:
+        """Return of each other class the nearest aligned donor, and how far it is in l2.
+
+        Args:
+            batch: n samples with their pool; of inputs that are no images (c, h, w) nothing is turned or shifted.
+            low: what is shifted in: the least value of an element.
+
+        Returns:
+            (n, classes, …) targets and (n, classes) distances, infinite where there is none: for the class of the
+            sample itself, and classes that the pool does not have.
+        """
+        donors = _as_images(required_pool(batch).images) - low
+        spatial = batch.images.ndim == 4
+        turned = self._turned(donors) if spatial else donors[:, None]
+        max_shift = min(self.shift, *donors.shape[2:]) if spatial else 0
+        rows = torch.arange(len(batch), device=donors.device).split(ALIGNED_AT_ONCE)  # type: ignore[no-untyped-call]
+        parts = [
+            _align(
+                _as_images(batch.images[few]) - low, turned, self._nearest(batch[few]), max_shift
+            )
+            for few in rows
+        ]
+        found, far = (torch.cat(each) for each in zip(*parts, strict=True))
+        return (found + low).reshape(*far.shape, *batch.images.shape[1:]), far
+
+    def _nearest(self, batch: Batch) -> Tensor:
+        """Return (n, classes, neighbours) positions in the pool, −1 where there is no further donor."""
+        pool = required_pool(batch)
+        far = torch.cdist(flatten(batch.images), flatten(pool.images))
+        far = far.masked_fill(pool.labels == batch.labels[:, None], float("inf"))
+        kinds = torch.arange(int(pool.labels.max()) + 1, device=far.device)[:, None] == pool.labels
+        of_class = far[:, None].masked_fill(~kinds, float("inf"))
+        few = of_class.topk(min(self.neighbours, len(pool.labels)), largest=False)
+        return few.indices.where(few.values.isfinite(), -1)
+
+    def _turned(self, donors: Tensor) -> Tensor:
+        """Return (m, angles, c, h, w): every donor turned about its centre."""
+        angle = torch.linspace(-self.angle, self.angle, self.angles)
+        radians = (angle if self.angles > 1 else 0 * angle).to(donors) * (torch.pi / 180)
+        cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
+        matrices = torch.stack([cos, -sin, zero, sin, cos, zero], 1).reshape(-1, 2, 3)
+        m, size = len(donors), donors.shape[1:]
+        flat = donors.reshape(1, -1, *size[1:]).expand(self.angles, -1, -1, -1)
+        grid = F.affine_grid(matrices, list(flat.shape), align_corners=False)
+        turned = F.grid_sample(flat, grid, align_corners=False)
+        return turned.reshape(self.angles, m, *size).transpose(0, 1)
+
+
+def _as_images(images: Tensor) -> Tensor:
+    """Return (n, c, h, w); what is no image becomes one row."""
+    return images if images.ndim == 4 else flatten(images)[:, None, None]
+
+
+def _align(
+    images: Tensor, turned: Tensor, nearest: Tensor, max_shift: int
+) -> tuple[Tensor, Tensor]:
+    """Return the nearest turned and shifted donor of each class, (b, classes, c, h, w), and its distance."""
+    b, classes, k = nearest.shape
+    donors = turned[nearest.clamp_min(0)].flatten(2, 3)
+    squares = _squared_distances(images, donors.flatten(1, 2), max_shift).reshape(b, classes, k, -1)
+    squares = squares.masked_fill((nearest < 0)[..., None], float("inf")).flatten(2)
+    least, place = squares.min(2)
+    which, shift = place // (2 * max_shift + 1) ** 2, place % (2 * max_shift + 1) ** 2
+    picked = donors.flatten(0, 1)[torch.arange(b * classes, device=place.device), which.flatten()]
+    shifted = _shifted(picked, shift.flatten(), max_shift)
+    return shifted.reshape(b, classes, *images.shape[1:]), least.clamp_min(0).sqrt()
+
+
+def _squared_distances(images: Tensor, donors: Tensor, max_shift: int) -> Tensor:
+    """Return (b, donors, shifts): squared l2 distances of images from their donors, each shifted everywhere."""
+    back = _windows(images, max_shift).flatten(1, 2).flatten(2)
+    seen = _windows(torch.ones_like(images[:1]), max_shift).flatten(1, 2).flatten(2)[0]
+    flat = donors.flatten(2)
+    products, lengths = flat @ back.transpose(1, 2), flat.square() @ seen.T
+    return flatten(images).square().sum(1)[:, None, None] + lengths - 2 * products
+
+
+def _shifted(images: Tensor, shift: Tensor, max_shift: int) -> Tensor:
+    """Return each image shifted by its own of the (2 reach + 1)² shifts, numbered row by row from (−reach, −reach)."""
+    last, side = 2 * max_shift, 2 * max_shift + 1
+    rows = torch.arange(len(images), device=images.device)
+    return _windows(images, max_shift)[rows, last - shift // side, last - shift % side]
+
+
+def _windows(images: Tensor, max_shift: int) -> Tensor:
+    """Return (n, side, side, c, h, w): window (u, v) of an image is the image shifted by (reach − u, reach − v)."""
+    h, w = images.shape[2:]
+    windows: Tensor = F.pad(images, [max_shift] * 4).unfold(2, h, 1).unfold(3, w, 1)
+    return windows.permute(0, 2, 3, 1, 4, 5)
 
 
 @dataclass(frozen=True)
@@ -54,9 +184,9 @@ class InvarianceBall:
         self._alignment  # noqa: B018 - refuses what it cannot use
 
     @torch.no_grad()
-    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         paths, possible = self._ranked(batch, threat, model.bounds[0])
-        model.mark((~possible).nonzero()[:, 0], "no_start")
+        model.report_failure((~possible).nonzero()[:, 0], "no_start")
         decisions = model(batch.images).decision
         shown, rows = batch.images.clone(), possible.nonzero()[:, 0]
         for path in paths:
@@ -124,4 +254,4 @@ class _Path:
         whole = norm(delta, self.threat.norm)
         if isinstance(budget, LpBall):
             whole = torch.full_like(whole, budget.eps)
-        return self.clean + shorten(delta, share * whole, self.threat.norm)
+        return self.clean + project_perturbations(delta, share * whole, self.threat.norm)

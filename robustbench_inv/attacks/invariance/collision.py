@@ -5,11 +5,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from robustbench_inv.attacks.ball import Ball, steepest
-from robustbench_inv.attacks.invariance.donors import check_rule, take_donors
+from robustbench_inv.attacks.budget_geometry import Ball, steepest_direction
+from robustbench_inv.attacks.invariance.donors import assign_donors, check_rule
+from robustbench_inv.attacks.parameters import check_positive
 from robustbench_inv.attacks.protocol import Batch, Kind, Loss, Queries
-from robustbench_inv.attacks.ranges import check_positive
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import NORMS, margin, where_rows
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -48,27 +48,31 @@ class Collision:
         check_rule(self.donor)
         check_positive(self, "radius", "steps")
 
-    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
-        donors, found = take_donors(model, batch, self.donor, noise)
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
+        donors, found = assign_donors(model, batch, self.donor, rng)
         low, high = model.bounds
         ball = Ball(donors, LpBall("linf", self.radius * (high - low)), model.bounds)
-        images = self._climb(model, ball, model(batch.images).decision, found.nonzero()[:, 0])
+        images = self._ascend(model, ball, model(batch.images).decision, found.nonzero()[:, 0])
         return where_rows(found, images, batch.images)
 
-    def _climb(self, model: Queries, ball: Ball, wanted: Tensor, rows: Tensor) -> Tensor:
-        """Return the donors (n, …), moved until the model decides ``wanted`` (n,) or the steps are used up."""
+    def _ascend(self, model: Queries, ball: Ball, decisions: Tensor, rows: Tensor) -> Tensor:
+        """Return the donors (n, …), moved until the model decides ``decisions`` (n,) or the steps are used up."""
         images = ball.clean.clone()
         for step in range(self.steps):
             if not len(rows):
                 break
-            output, slopes = model.gradient(images[rows], _towards(wanted[rows]), rows)
-            left = output.decision != wanted[rows]
-            rows, slopes = rows[left], slopes[left]
+            output, gradients = model.gradient(
+                images[rows], _toward_decisions(decisions[rows]), rows
+            )
+            left = output.decision != decisions[rows]
+            rows, gradients = rows[left], gradients[left]
             length = ball.eps * (1 - step / self.steps)
-            images[rows] = ball[rows].project(images[rows] + length * steepest(slopes, ball.norm))
+            images[rows] = ball[rows].project(
+                images[rows] + length * steepest_direction(gradients, ball.norm)
+            )
         return images
 
 
-def _towards(wanted: Tensor) -> Loss:
+def _toward_decisions(decisions: Tensor) -> Loss:
     """Return a loss (m,) that is positive where the decision is the wanted one (m,)."""
-    return lambda output, _labels: -margin(output.logits, wanted)
+    return lambda output, _labels: -margin(output.logits, decisions)

@@ -7,13 +7,13 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.invariance.donors import check_rule, take_donors
+from robustbench_inv.attacks.invariance.donors import assign_donors, check_rule
+from robustbench_inv.attacks.parameters import check_least
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
-from robustbench_inv.attacks.ranges import check_least
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadParameter, CapabilityMismatch
 from robustbench_inv.models.protocol import Invertible, SplitsCode
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import NORMS, flatten, norm, where_rows
 from robustbench_inv.threat.threat_model import ThreatModel
 
@@ -27,7 +27,7 @@ FINISHES = STAGES[1:]
 
 
 @runtime_checkable
-class _Bijective(Invertible, SplitsCode, Protocol):
+class _InvertibleWithSplitCode(Invertible, SplitsCode, Protocol):
     """A model whose code has a semantic and a nuisance part."""
 
 
@@ -74,21 +74,21 @@ class Metamer:
                 "unusable finish", got=self.finish, expected="one of " + ", ".join(FINISHES)
             )
 
-    def demand(self, model: object, threat: ThreatModel, data: Dataset) -> None:
+    def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:
         """Refuse a model that is no bijection with a semantic part."""
-        _bijective(model)
+        _require_bijective(model)
 
     @torch.no_grad()
-    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
-        network = _bijective(model.model)
-        donors, found = take_donors(model, batch, self.donor, noise)
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
+        network = _require_bijective(model.model)
+        donors, found = assign_donors(model, batch, self.donor, rng)
         raw = self._sample(model, network, batch.images, donors)
-        stages = dict(_finished(raw, model.bounds))
-        _measure_stages(model, batch.images, stages)
+        stages = dict(_postprocessed(raw, model.bounds))
+        _log_stages(model, batch.images, stages)
         return where_rows(found, stages[self.finish], batch.images)
 
     def _sample(
-        self, model: Queries, network: _Bijective, images: Tensor, donors: Tensor
+        self, model: Queries, network: _InvertibleWithSplitCode, images: Tensor, donors: Tensor
     ) -> Tensor:
         """Return raw metamers, and measure how exact the inverse is."""
         code = network.encode(images)
@@ -99,12 +99,12 @@ class Metamer:
             inside = network.split(network.encode(raw.clamp(*model.bounds)))[1]
             raw = network.decode(network.join(semantic, inside))
         again = network.split(network.encode(raw))[0]
-        model.measure("reconstruction", norm(network.decode(code) - images, "linf"))
-        model.measure("reencoding", norm(again - semantic, "linf"))
+        model.log("reconstruction", norm(network.decode(code) - images, "linf"))
+        model.log("reencoding", norm(again - semantic, "linf"))
         return raw
 
 
-def _finished(raw: Tensor, bounds: tuple[float, float]) -> Iterator[tuple[str, Tensor]]:
+def _postprocessed(raw: Tensor, bounds: tuple[float, float]) -> Iterator[tuple[str, Tensor]]:
     low, high = bounds
     clipped = raw.clamp(low, high)
     yield "raw", raw
@@ -113,24 +113,24 @@ def _finished(raw: Tensor, bounds: tuple[float, float]) -> Iterator[tuple[str, T
     yield "round", (levels * ((high - low) / 255) + low).clamp(low, high)
 
 
-def _measure_stages(model: Queries, images: Tensor, stages: dict[str, Tensor]) -> None:
+def _log_stages(model: Queries, images: Tensor, stages: dict[str, Tensor]) -> None:
     clean = model(images)
     for stage, shown in stages.items():
         answer = model(shown)
         moved = (answer.logits - clean.logits).abs().amax(1)
         usable = moved.isfinite() & flatten(shown).isfinite().all(1)
         kept = usable & (answer.decision == clean.decision)
-        model.measure(f"{stage}_decision", kept.long())
-        model.measure(f"{stage}_logits", moved)
+        model.log(f"{stage}_decision", kept.long())
+        model.log(f"{stage}_logits", moved)
 
 
-def _bijective(model: object) -> _Bijective:
+def _require_bijective(model: object) -> _InvertibleWithSplitCode:
     """Return a model of which it is known that it is a bijection with a semantic part.
 
     Raises:
         CapabilityMismatch: if it is not.
     """
-    if not isinstance(model, _Bijective):
+    if not isinstance(model, _InvertibleWithSplitCode):
         raise CapabilityMismatch(
             "metamers need an invertible model whose code has a semantic part",
             got=type(model).__name__,

@@ -1,31 +1,123 @@
-"""ReLU preimages: another input with exactly the same hidden activations, by linear programming."""
+"""Invariance attack on ReLU networks: another input with the same hidden activations, found by linear programming."""
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from scipy.optimize import linprog
 from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
-from robustbench_inv.attacks.invariance.donors import check_rule, take_donors
-from robustbench_inv.attacks.invariance.relus import Piece, pieces_at, relu_inputs
+from robustbench_inv.attacks.invariance.donors import assign_donors, check_rule
+from robustbench_inv.attacks.parameters import check_least
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
-from robustbench_inv.attacks.ranges import check_least
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import CapabilityMismatch
 from robustbench_inv.models.protocol import Classifier, device_of
-from robustbench_inv.randomness import Noise
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import broadcast, norm
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["ReluPreimage"]
+__all__ = ["AffinePiece", "ReluPreimage", "pieces_at", "relu_inputs"]
 
-ON_THE_EDGE = 1e-5
+
+RELU_FUNCTIONS = frozenset({torch.relu, torch.relu_, functional.relu, Tensor.relu, Tensor.relu_})
+"""The functions that compute one, as modules and functions call them."""
+
+MAX_DERIVATIVES = 512
+"""Derivatives that are taken at once."""
+
+
+@dataclass(frozen=True)
+class AffinePiece:
+    """What a ReLU is given, as an affine function of the flattened input that holds where no earlier unit changes sides.
+
+    Args:
+        jacobian: (units, d).
+        offsets: (units,).
+        inputs: (units,) its value at the input that the piece belongs to.
+    """
+
+    jacobian: np.ndarray
+    offsets: np.ndarray
+    inputs: np.ndarray
+
+    @property
+    def active(self) -> np.ndarray:
+        """(units,): does the ReLU let the unit through?"""
+        return self.inputs > 0
+
+
+def relu_inputs(model: Callable[[Tensor], object], images: Tensor, count: int) -> list[Tensor]:
+    """Return what the first ReLUs are given, (n, units) each, in the order in which the model computes them.
+
+    Args:
+        model: is called once.
+        images: (n, …).
+        count: how many; fewer are returned if the model has no more.
+    """
+    heard = _ReLURecorder(count)
+    with heard:
+        model(images)
+    return heard.inputs
+
+
+def pieces_at(model: Callable[[Tensor], object], image: Tensor, count: int) -> list[AffinePiece]:
+    """Return the affine pieces of the first ReLUs' inputs around one input (1, …)."""
+    with torch.enable_grad():
+        image = image.detach().requires_grad_(True)
+        given = relu_inputs(model, image, count)
+        return [_affine_piece(inputs[0], image) for inputs in given]
+
+
+def _affine_piece(inputs: Tensor, image: Tensor) -> AffinePiece:
+    units = torch.arange(len(inputs), device=inputs.device)
+    rows = [
+        torch.autograd.grad(
+            inputs,
+            image,
+            (units == some[:, None]).to(inputs.dtype),
+            retain_graph=True,
+            is_grads_batched=True,
+        )[0]
+        for some in torch.split(units, MAX_DERIVATIVES)
+    ]
+    jacobian = torch.cat(rows).flatten(1).double()
+    value = inputs.detach().double()
+    offsets = value - jacobian @ image.detach().double().flatten()
+    return AffinePiece(*(part.cpu().numpy() for part in (jacobian, offsets, value)))
+
+
+class _ReLURecorder(TorchFunctionMode):
+    """Keeps what the first ReLUs are given while it is on."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.inputs: list[Tensor] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
+        kwargs = kwargs or {}
+        if func in RELU_FUNCTIONS and len(self.inputs) < self.count:
+            given = args[0] if args else kwargs["input"]
+            self.inputs.append(given.clone().flatten(1))  # it may be written into
+        return func(*args, **kwargs)
+
+
+ZERO_TOLERANCE = 1e-5
 """A unit so near 0, relative to its layer's largest or to 1, counts as on neither side."""
 
-DEPENDENT = 1e-10
+EIGENVALUE_TOLERANCE = 1e-10
 """Eigenvalues of AᵀA below this share of the largest count as 0."""
 
 
@@ -65,7 +157,7 @@ class ReluPreimage:
         check_rule(self.donor)
 
     @torch.no_grad()
-    def demand(self, model: object, threat: ThreatModel, data: Dataset) -> None:
+    def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:
         """Refuse a model that has fewer ReLUs."""
         classifier = cast("Classifier", model)
         image = data.batch([0])[0].to(device_of(classifier), classifier.dtype)
@@ -78,28 +170,28 @@ class ReluPreimage:
             )
 
     @torch.no_grad()
-    def run(self, model: Queries, batch: Batch, threat: ThreatModel, noise: Noise) -> Tensor:
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         network = cast("Classifier", model.model)
-        donors, found = take_donors(model, batch, self.donor, noise)
-        low, high = _limits(batch.images, threat, model.bounds)
+        donors, found = assign_donors(model, batch, self.donor, rng)
+        low, high = _element_limits(batch.images, threat, model.bounds)
         shown = batch.images.clone()
         dimensions, states = torch.zeros_like(batch.ids), torch.zeros_like(batch.ids)
         failed = torch.zeros_like(found)
         for row in found.nonzero()[:, 0].tolist():
             one = slice(row, row + 1)
             pieces = pieces_at(network, batch.images[one], self.layer)
-            dimensions[row] = _dimension(pieces[-1])
+            dimensions[row] = _nullspace_dimension(pieces[-1])
             if dimensions[row]:
                 vectors = (t[row].double().flatten().cpu().numpy() for t in (donors, low, high))
-                nearest, states[row] = _nearest(pieces, *vectors)
+                nearest, states[row] = _nearest_in_polytope(pieces, *vectors)
                 failed[row] = nearest is None
                 if nearest is not None:
                     shown[row] = torch.from_numpy(nearest).reshape(shown[row].shape).to(shown)
-        model.mark((found & (dimensions == 0)).nonzero()[:, 0], "no_start")
-        model.mark(failed.nonzero()[:, 0], "numerics")
-        shown = _within(batch.images, shown, threat).clamp(*model.bounds)
-        model.measure("dimension", dimensions)
-        model.measure("solver", states)
+        model.report_failure((found & (dimensions == 0)).nonzero()[:, 0], "no_start")
+        model.report_failure(failed.nonzero()[:, 0], "numerics")
+        shown = _shorten_to_budget(batch.images, shown, threat).clamp(*model.bounds)
+        model.log("dimension", dimensions)
+        model.log("solver", states)
         self._measure(model, batch.images, shown, donors)
         model(shown)
         return shown
@@ -114,17 +206,17 @@ class ReluPreimage:
         changed = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         for before, after in pairs:
             size = before.clamp_min(0).amax(1).clamp_min(1)
-            beyond = ON_THE_EDGE * size[:, None]
+            beyond = ZERO_TOLERANCE * size[:, None]
             apart = (before > beyond) & (after < -beyond) | (before < -beyond) & (after > beyond)
             changed += apart.sum(1)
             moved = (after.clamp_min(0) - before.clamp_min(0)).abs().amax(1) / size
-        model.measure("activation", moved)
-        model.measure("pattern", changed)
+        model.log("activation", moved)
+        model.log("pattern", changed)
         whole, left = norm(donors - images, "l1"), norm(donors - shown, "l1")
-        model.measure("way", 1 - left / whole.clamp_min(torch.finfo(whole.dtype).tiny))
+        model.log("way", 1 - left / whole.clamp_min(torch.finfo(whole.dtype).tiny))
 
 
-def _limits(
+def _element_limits(
     images: Tensor, threat: ThreatModel, bounds: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
     """Return the least and largest value that each element may have, (n, …) each."""
@@ -134,7 +226,7 @@ def _limits(
     return (images - eps).clamp_min(bounds[0]), (images + eps).clamp_max(bounds[1])
 
 
-def _within(images: Tensor, shown: Tensor, threat: ThreatModel) -> Tensor:
+def _shorten_to_budget(images: Tensor, shown: Tensor, threat: ThreatModel) -> Tensor:
     """Return the last inputs (n, …) inside the budget on the straight ways from images to what is shown."""
     if not isinstance(threat.budget, LpBall) or threat.norm == "linf":
         return shown
@@ -143,15 +235,15 @@ def _within(images: Tensor, shown: Tensor, threat: ThreatModel) -> Tensor:
     return images + broadcast(share, images) * (shown - images)
 
 
-def _dimension(piece: Piece) -> int:
+def _nullspace_dimension(piece: AffinePiece) -> int:
     """Return the dimension of the space that the units that are let through do not see."""
-    seen = piece.slopes[piece.active]
+    seen = piece.jacobian[piece.active]
     found = np.linalg.eigvalsh(seen.T @ seen)
-    return int((found <= DEPENDENT * found.max(initial=0)).sum())
+    return int((found <= EIGENVALUE_TOLERANCE * found.max(initial=0)).sum())
 
 
-def _nearest(
-    pieces: list[Piece], target: np.ndarray, low: np.ndarray, high: np.ndarray
+def _nearest_in_polytope(
+    pieces: list[AffinePiece], target: np.ndarray, low: np.ndarray, high: np.ndarray
 ) -> tuple[np.ndarray | None, int]:
     """Return the point (d,) of the polytope that is next to the target in l1, if one is found, and the solver's status.
 
@@ -159,11 +251,11 @@ def _nearest(
     """
     start = np.clip(target, low, high)
     last, kept = pieces[-1], pieces[-1].active
-    equal, value = last.slopes[kept], last.inputs[kept] - last.offsets[kept]
-    sides = [(last.slopes[~kept], last.offsets[~kept])]
+    equal, value = last.jacobian[kept], last.inputs[kept] - last.offsets[kept]
+    sides = [(last.jacobian[~kept], last.offsets[~kept])]
     for piece in pieces[:-1]:
         away = np.where(piece.active, -1.0, 1.0)
-        sides.append((away[:, None] * piece.slopes, away * piece.offsets))
+        sides.append((away[:, None] * piece.jacobian, away * piece.offsets))
     below, offset = (np.concatenate(parts) for parts in zip(*sides, strict=True))
     found = linprog(
         np.ones(2 * len(start)),

@@ -1,12 +1,19 @@
-"""What every invertible layer offers, and how layers follow one another."""
+"""The interface of invertible layers, their composition, and bijections without parameters: squeeze, factor-out, logit transform."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from math import log
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle, softplus
 
-__all__ = ["Bijection", "Chain"]
+from robustbench_inv.errors import BadParameter
+from robustbench_inv.tensors import flatten
+
+__all__ = ["Bijection", "Chain", "FactorOut", "LogitTransform", "Squeeze"]
 
 
 class Bijection(nn.Module, ABC):
@@ -54,3 +61,71 @@ class Chain(Bijection):
         for step in reversed(list(self)):
             y = step.inverse(y, condition)
         return y
+
+
+class Squeeze(Bijection):
+    """(n, c, h, w) ↦ (n, 4c, h/2, w/2) for even h and w; log-determinant 0.
+
+    References:
+        Dinh, Sohl-Dickstein and Bengio, Real NVP, ICLR 2017, section 3.6.
+    """
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return pixel_unshuffle(x, 2), x.new_zeros(len(x))
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+        return pixel_shuffle(y, 2)
+
+
+class FactorOut(Bijection):
+    """(a, b) ↦ (r(a), b) as a flat code, where r is what follows and b the second half of the channels.
+
+    Args:
+        rest: maps (n, c − c//2, h, w) to a flat code.
+        shape: (c, h, w) of what comes in.
+
+    References:
+        Dinh, Sohl-Dickstein and Bengio, Real NVP, ICLR 2017, section 3.6.
+    """
+
+    def __init__(self, rest: Bijection, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.rest = rest
+        self.finished = (shape[0] // 2, *shape[1:])
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        kept = x.shape[1] - self.finished[0]
+        code, log_det = self.rest(x[:, :kept], condition)
+        return torch.cat([code, x[:, kept:].flatten(1)], 1), log_det
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+        num_kept = y.shape[1] - math.prod(self.finished)
+        kept = self.rest.inverse(y[:, :num_kept], condition)
+        return torch.cat([kept, y[:, num_kept:].reshape(-1, *self.finished)], 1)
+
+
+class LogitTransform(Bijection):
+    """y = log p/(1 − p) with p = α + (1 − 2α) x, for each element x of [0, 1].
+
+    Args:
+        alpha: α, how far inside the interval its ends are taken.
+
+    References:
+        Dinh, Sohl-Dickstein and Bengio, Real NVP, ICLR 2017, section 4.1.
+    """
+
+    def __init__(self, alpha: float = 1e-4) -> None:
+        super().__init__()
+        if not 0 < alpha < 0.5:
+            raise BadParameter("unusable alpha", got=alpha, expected="between 0 and 1/2")
+        self.alpha = alpha
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        # 1 − p from 1 − x: near x = 1 a difference from p would have few digits left
+        p, rest = (self.alpha + (1 - 2 * self.alpha) * side for side in (x, 1 - x))
+        y = p.log() - rest.log()
+        slopes = softplus(y) + softplus(-y) + log(1 - 2 * self.alpha)
+        return y, flatten(slopes).sum(1)
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+        return (torch.sigmoid(y) - self.alpha) / (1 - 2 * self.alpha)

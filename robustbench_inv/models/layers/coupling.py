@@ -1,6 +1,7 @@
-"""Couplings: one half of the features moves by an amount that the other half, or a condition, decides."""
+"""Coupling layers and the networks inside them."""
 
 from dataclasses import dataclass
+from math import sqrt
 from typing import ClassVar, Protocol
 
 import torch
@@ -8,9 +9,20 @@ from torch import Tensor, nn
 
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.models.layers.bijection import Bijection
+from robustbench_inv.models.layers.linear import corner_first
 from robustbench_inv.tensors import flatten
 
-__all__ = ["Additive", "Affine", "ConditionalTransform", "Coupling", "Transform", "transform_named"]
+__all__ = [
+    "Additive",
+    "Affine",
+    "ConditionalTransform",
+    "Coupling",
+    "LogitCoupling",
+    "Transform",
+    "convolutional",
+    "linear_conditioner",
+    "transform_named",
+]
 
 
 class Transform(Protocol):
@@ -167,3 +179,131 @@ class ConditionalTransform(Bijection):
         with torch.autocast(condition.device.type, enabled=False):
             raw: Tensor = self.table(condition)
         return raw
+
+
+def convolutional(inputs: int, outputs: int, width: int, *, norm: bool = False) -> nn.Sequential:
+    """Return 3×3, 1×1 and 3×3 convolutions with ReLU between; (n, inputs, h, w) to (n, outputs, h, w).
+
+    Args:
+        inputs: channels of the passive half, and elements of a condition.
+        outputs: channels.
+        width: filters of the two layers inside.
+        norm: batch norm before each ReLU.
+
+    References:
+        Jacobsen et al., Excessive invariance, ICLR 2019, appendix B.2.
+    """
+    layers: list[nn.Module] = []
+    for before, size in ((inputs, 3), (width, 1)):
+        layers.append(nn.Conv2d(before, width, size, padding=size // 2, bias=not norm))
+        layers += [nn.BatchNorm2d(width)] if norm else []
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers, _zeroed(nn.Conv2d(width, outputs, 3, padding=1)))
+
+
+def linear_conditioner(
+    inputs: int, outputs: int, width: int, *, zeroed: bool = True
+) -> nn.Sequential:
+    """Return three linear layers with ReLU between; (n, inputs) to (n, outputs).
+
+    Args:
+        inputs: elements of the passive half, and of a condition.
+        outputs: elements of the active half, times the parameters of its transform.
+        width: of the layers inside.
+        zeroed: whether the last layer starts from zero, or at random like the others.
+
+    References:
+        Jacobsen et al., Excessive invariance, ICLR 2019, appendix B.1.
+    """
+    last = nn.Linear(width, outputs)
+    return nn.Sequential(
+        nn.Linear(inputs, width),
+        nn.ReLU(),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        _zeroed(last) if zeroed else last,
+    )
+
+
+def _zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Module:
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class LogitCoupling(Bijection):
+    """(n, c, h, w) ↦ (z_s, r), with z_s = gain · V x + g(r) and r the rest of the image: an additive coupling.
+
+    The C rows of V are orthonormal. Each has its own pixels, those nearest to the corners of the first
+    channel, with weights of both signs, so that a logit can be moved either way inside the box. r are the
+    coordinates orthogonal to them: all other pixels unchanged, and those of each row after a reflection that
+    takes the row to the first of them.
+
+    Args:
+        network: g, from (n, c, h, w) images with V x = 0 to (n, C).
+        shape: (c, h, w).
+        num_classes: C.
+        pixels: of each row of V, an even number.
+        gain: what a unit of V x is worth in logits.
+    """
+
+    carriers: Tensor
+    others: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        shape: tuple[int, int, int],
+        num_classes: int,
+        *,
+        pixels: int = 8,
+        gain: float = 128.0,
+    ) -> None:
+        super().__init__()
+        size, taken = shape[0] * shape[1] * shape[2], pixels * num_classes
+        if pixels < 2 or pixels % 2 or taken >= shape[1] * shape[2]:
+            expected = f"an even number, less than {shape[1] * shape[2]} for all classes together"
+            raise BadParameter("unusable pixels of a logit coupling", got=pixels, expected=expected)
+        self.network, self.shape, self.gain, self.pixels = network, tuple(shape), gain, pixels
+        # class k has every C-th of the pixels, so that all classes have some in each corner
+        carriers = corner_first(shape[1], shape[2])[:taken].reshape(pixels, num_classes).T
+        free = torch.ones(size, dtype=torch.bool)
+        free[carriers] = False
+        self.register_buffer("carriers", carriers.contiguous(), persistent=False)
+        self.register_buffer("others", free.nonzero()[:, 0], persistent=False)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        flat = x.flatten(1)
+        reflected = self._reflect(flat[:, self.carriers])
+        rest = torch.cat([reflected[:, :, 1:].flatten(1), flat[:, self.others]], 1)
+        logits = self.gain * reflected[:, :, 0] + self._predict(rest)
+        log_det = x.new_full((len(x),), len(self.carriers)) * torch.tensor(self.gain).log().to(x)
+        return torch.cat([logits, rest], 1), log_det
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+        classes = len(self.carriers)
+        logits, rest = y[:, :classes], y[:, classes:]
+        return self._image((logits - self._predict(rest)) / self.gain, rest)
+
+    def _predict(self, rest: Tensor) -> Tensor:
+        raw: Tensor = self.network(self._image(rest.new_zeros(len(rest), len(self.carriers)), rest))
+        return raw.to(rest.dtype)
+
+    def _image(self, first: Tensor, rest: Tensor) -> Tensor:
+        """Return the image (n, c, h, w) with V x = first (n, C) and the other coordinates rest."""
+        border = self.carriers.numel() - len(self.carriers)
+        others = rest[:, :border].reshape(len(rest), len(self.carriers), -1)
+        flat = rest.new_empty(len(rest), rest.shape[1] + len(self.carriers))
+        flat[:, self.carriers] = self._reflect(torch.cat([first[:, :, None], others], 2))
+        flat[:, self.others] = rest[:, border:]
+        return flat.reshape(-1, *self.shape)
+
+    def _reflect(self, values: Tensor) -> Tensor:
+        """Reflect (n, C, pixels) so that v = (+, −, +, −, …)/√pixels and the first axis change places."""
+        normal = -torch.ones(self.pixels, dtype=torch.float64) / sqrt(self.pixels)
+        normal[1::2] *= -1
+        normal[0] += 1
+        normal = (normal / normal.norm()).to(values)
+        mirrored: Tensor = values - 2 * (values @ normal)[..., None] * normal
+        return mirrored

@@ -1,25 +1,46 @@
-"""What a paper claims, held against its own numbers, ours as published, and ours under the strongest attacks."""
+"""A paper's claims, evaluated on its own numbers and on ours."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from math import isnan
+from math import hypot, inf, isnan
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
-from robustbench_inv.catalogue.reproduction import Claim, Column, Row
-from robustbench_inv.reporting.reproduction.evidence import Evidence, Held, rate_of
-from robustbench_inv.reporting.statistics import Interval, Pairs, tango
+from robustbench_inv.catalogue.reproduction import Claim, Column, Expectation, Row
+from robustbench_inv.reporting.reproduction.comparison import ComparedNumber
+from robustbench_inv.reporting.reproduction.comparison_tables import STATUS_TONES
+from robustbench_inv.reporting.reproduction.outcomes import (
+    ReproductionOutcomes,
+    SampleMask,
+    rate_of,
+)
+from robustbench_inv.reporting.statistics import Interval, PairedOutcomes, tango
+from robustbench_inv.reporting.table_formats import BLANK, Table, TableCell, format_number
+from robustbench_inv.results.experiment_result import MeasuredNumber
 
-__all__ = ["BASES", "Basis", "Contrast", "Finding", "Judgement", "judge"]
+__all__ = [
+    "BASES",
+    "Basis",
+    "ClaimFinding",
+    "ClaimStatus",
+    "Contrast",
+    "ExpectationFinding",
+    "ExpectedValue",
+    "evaluate_claims",
+    "evaluate_expectations",
+    "expectations_table",
+]
+
 
 Basis = Literal["paper", "published", "adaptive"]
 """Which numbers a claim is held against: the paper's own, ours as published, ours adaptive."""
 
 BASES: tuple[Basis, ...] = ("paper", "published", "adaptive")
 
-Judgement = Literal["holds", "does not hold", "undecided", "not measured"]
+ClaimStatus = Literal["holds", "does not hold", "undecided", "not measured"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +63,7 @@ class Contrast:
     interval: Interval
     samples: int
 
-    def judged(self, by: float) -> Judgement:
+    def status_against(self, by: float) -> ClaimStatus:
         """Say whether the difference is above ``by`` points: undecided if the interval holds that."""
         if self.interval.low > by / 100:
             return "holds"
@@ -55,13 +76,13 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class Finding:
+class ClaimFinding:
     """A claim, and the comparisons that decide on it, by basis."""
 
     claim: Claim
     contrasts: dict[Basis, tuple[Contrast, ...]]
 
-    def judgement(self, basis: Basis) -> Judgement:
+    def status(self, basis: Basis) -> ClaimStatus:
         """Say whether the claim holds for every comparison, or for more than half of them."""
         votes = self.votes(basis)
         n, holds, fails = len(votes), votes.count("holds"), votes.count("does not hold")
@@ -72,9 +93,9 @@ class Finding:
             return "holds"
         return "does not hold" if (2 * fails >= n if most else fails) else "undecided"
 
-    def votes(self, basis: Basis) -> list[Judgement]:
+    def votes(self, basis: Basis) -> list[ClaimStatus]:
         """Return what each comparison says."""
-        return [contrast.judged(self.claim.by) for contrast in self.contrasts[basis]]
+        return [contrast.status_against(self.claim.by) for contrast in self.contrasts[basis]]
 
     def least(self, basis: Basis) -> Contrast:
         """Return the comparison that speaks most against the claim."""
@@ -84,7 +105,7 @@ class Finding:
         """Return the mapping that ``--json`` prints."""
         return {
             "claim": self.claim.text,
-            **{basis: self.judgement(basis) for basis in BASES},
+            **{basis: self.status(basis) for basis in BASES},
             "contrasts": [
                 {
                     "basis": basis,
@@ -94,7 +115,7 @@ class Finding:
                     "difference": contrast.difference,
                     "interval": [contrast.interval.low, contrast.interval.high],
                     "samples": contrast.samples,
-                    "judgement": contrast.judged(self.claim.by),
+                    "judgement": contrast.status_against(self.claim.by),
                 }
                 for basis in BASES
                 for contrast in self.contrasts[basis]
@@ -102,7 +123,7 @@ class Finding:
         }
 
 
-def judge(evidence: Evidence) -> list[Finding]:
+def evaluate_claims(evidence: ReproductionOutcomes) -> list[ClaimFinding]:
     """Return what becomes of each claim for which the item has rows."""
     item = evidence.item
     found = [
@@ -112,22 +133,22 @@ def judge(evidence: Evidence) -> list[Finding]:
     return [_finding(evidence, claim, rows) for claim, rows in found if rows]
 
 
-def _finding(evidence: Evidence, claim: Claim, rows: Sequence[Row]) -> Finding:
+def _finding(evidence: ReproductionOutcomes, claim: Claim, rows: Sequence[Row]) -> ClaimFinding:
     columns = {column.name: column for column in evidence.item.columns}
     places = [(row, columns[a], columns.get(b)) for row in rows for a, b in claim.pairs]
     contrasts = {
-        basis: tuple(_present(_contrast(evidence, basis, *place) for place in places))
+        basis: tuple(_known(_contrast(evidence, basis, *place) for place in places))
         for basis in BASES
     }
-    return Finding(claim, contrasts)
+    return ClaimFinding(claim, contrasts)
 
 
-def _present(contrasts: Iterable[Contrast | None]) -> Iterator[Contrast]:
+def _known(contrasts: Iterable[Contrast | None]) -> Iterator[Contrast]:
     return (contrast for contrast in contrasts if contrast is not None)
 
 
 def _contrast(
-    evidence: Evidence, basis: Basis, row: Row, left: Column, right: Column | None
+    evidence: ReproductionOutcomes, basis: Basis, row: Row, left: Column, right: Column | None
 ) -> Contrast | None:
     """Return a comparison; None where nothing was measured, or a number would be held against itself."""
     published = evidence.number(row, right or left)
@@ -139,11 +160,13 @@ def _contrast(
     (data,) = evidence.item.datasets
     ours = evidence.share(basis, row, left, data)
     if right is None:
-        return _against(published, ours, row, left)
+        return _against_published(published, ours, row, left)
     return _paired(ours, evidence.share(basis, row, right, data), row, (left, right))
 
 
-def _against(published: float, ours: Held, row: Row, column: Column) -> Contrast | None:
+def _against_published(
+    published: float, ours: SampleMask, row: Row, column: Column
+) -> Contrast | None:
     """Hold our share against a number that comes without samples: the interval is that of ours."""
     rate = rate_of(ours)
     if not rate.trials or isnan(published):
@@ -152,11 +175,203 @@ def _against(published: float, ours: Held, row: Row, column: Column) -> Contrast
     return Contrast(row.label, column.name, "", rate.value - published, interval, rate.trials)
 
 
-def _paired(left: Held, right: Held, row: Row, columns: tuple[Column, Column]) -> Contrast | None:
+def _paired(
+    left: SampleMask, right: SampleMask, row: Row, columns: tuple[Column, Column]
+) -> Contrast | None:
     """Compare on the samples that both saw, sample by sample."""
     both = pd.concat([left, right], axis=1, join="inner")
     if both.empty:
         return None
-    pairs = Pairs.of(both.iloc[:, 0].tolist(), both.iloc[:, 1].tolist())
+    pairs = PairedOutcomes.of(both.iloc[:, 0].tolist(), both.iloc[:, 1].tolist())
     first, second = (column.name for column in columns)
     return Contrast(row.label, first, second, pairs.difference, tango(pairs), pairs.total)
+
+
+ExpectationBasis = Literal["paper", "ours"]
+
+EXPECTATION_BASES: dict[ExpectationBasis, str] = {"paper": "In the paper", "ours": "Ours"}
+
+
+@dataclass(frozen=True)
+class ExpectedValue:
+    """One number or difference that an expectation is about.
+
+    Args:
+        row: of the table.
+        column: whose number.
+        value: the number, in per cent or points for shares.
+        interval: 95 %; a point for the paper's numbers and for amounts.
+    """
+
+    row: str
+    column: str
+    value: float
+    interval: Interval
+
+    def status_against(self, expected: Expectation) -> ClaimStatus:
+        """Say whether it lies between the limits: undecided if its interval reaches over one."""
+        low = -inf if expected.at_least is None else expected.at_least
+        high = inf if expected.at_most is None else expected.at_most
+        if low <= self.interval.low and self.interval.high <= high:
+            return "holds"
+        outside = self.interval.high < low or self.interval.low > high
+        return "does not hold" if outside else "undecided"
+
+
+@dataclass(frozen=True)
+class ExpectationFinding:
+    """An expectation, and the numbers that decide on it."""
+
+    expected: Expectation
+    seen: Mapping[ExpectationBasis, tuple[ExpectedValue, ...]]
+
+    def status(self, basis: ExpectationBasis) -> ClaimStatus:
+        """Say whether every number is as expected."""
+        votes = [each.status_against(self.expected) for each in self.seen[basis]]
+        if not votes:
+            return "not measured"
+        order: tuple[ClaimStatus, ...] = ("does not hold", "undecided", "holds")
+        return next(verdict for verdict in order if verdict in votes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the mapping that ``--json`` prints."""
+        told = [
+            {
+                "basis": basis,
+                "row": each.row,
+                "column": each.column,
+                "value": each.value,
+                "interval": [each.interval.low, each.interval.high],
+                "judgement": each.status_against(self.expected),
+            }
+            for basis, found in self.seen.items()
+            for each in found
+        ]
+        verdicts = {str(basis): self.status(basis) for basis in EXPECTATION_BASES}
+        return {"expected": self.expected.text, **verdicts, "numbers": told}
+
+
+def evaluate_expectations(
+    expectations: Sequence[Expectation], entries: Sequence[ComparedNumber]
+) -> list[ExpectationFinding]:
+    """Return what becomes of each expectation for which there are rows."""
+    found = [
+        ExpectationFinding(
+            e, {basis: tuple(_expected_values(e, entries, basis)) for basis in EXPECTATION_BASES}
+        )
+        for e in expectations
+    ]
+    return [finding for finding in found if any(finding.seen.values())]
+
+
+def expectations_table(findings: Sequence[ExpectationFinding], name: str) -> Table:
+    """Return what became of each expectation."""
+    rows = tuple(
+        (
+            TableCell(f.expected.text, tone="note"),
+            *(_status_cell(f, basis) for basis in EXPECTATION_BASES),
+            _deciding_cell(f),
+        )
+        for f in findings
+    )
+    facts = pd.DataFrame(
+        {"expected": f.expected.text, **{basis: f.status(basis) for basis in EXPECTATION_BASES}}
+        for f in findings
+    )
+    caption = (
+        "It holds where the whole 95 % interval lies between the limits, does not hold where it lies outside, and is "
+        "undecided otherwise. Differences on the same samples are paired. Decided by: the first of our numbers that gives the "
+        "verdict; the JSON has all."
+    )
+    heading = ("Expected", *EXPECTATION_BASES.values(), "Decided by")
+    return Table(name, "What is expected", caption, facts, heading, rows)
+
+
+def _expected_values(
+    expected: Expectation, entries: Sequence[ComparedNumber], basis: ExpectationBasis
+) -> Iterator[ExpectedValue]:
+    by_place = {(entry.row, entry.column): entry for entry in entries}
+    for entry in entries:
+        fits = any(fnmatchcase(entry.row, pattern) for pattern in expected.rows)
+        if not fits or entry.column not in expected.columns:
+            continue
+        other = by_place.get((entry.row, expected.minus))
+        found = _measured_value(entry, other) if basis == "ours" else _published_value(entry, other)
+        if found and (other or not expected.minus):
+            yield ExpectedValue(entry.row, entry.column, *found)
+
+
+def _published_value(
+    entry: ComparedNumber, other: ComparedNumber | None
+) -> tuple[float, Interval] | None:
+    scale = 1 if entry.amount else 100
+    value = scale * (entry.published - (other.published if other else 0))
+    return None if isnan(value) else (value, Interval(value, value))
+
+
+def _measured_value(
+    entry: ComparedNumber, other: ComparedNumber | None
+) -> tuple[float, Interval] | None:
+    if entry.ours is None or (other is not None and other.ours is None):
+        return None
+    subtracted = other.ours if other else None
+    value = entry.ours.value - (subtracted.value if subtracted else 0)
+    if entry.ours.rate is None:
+        return value, Interval(value, value)
+    interval = _difference_interval(entry.ours, subtracted)
+    return 100 * value, Interval(100 * interval.low, 100 * interval.high)
+
+
+def _difference_interval(left: MeasuredNumber, right: MeasuredNumber | None) -> Interval:
+    """Return the interval of a share, or of a difference: paired where the trials are known one by one.
+
+    References:
+        Newcombe, Interval estimation for the difference between independent proportions, Statistics in
+        Medicine 1998, method 10, for shares of different trials.
+    """
+    a, b = left.rate, right.rate if right else None
+    assert a is not None
+    if right is None or b is None:
+        return Interval(a.low, a.high)
+    if left.counted is not None and right.counted is not None and left.trials == right.trials:
+        return tango(_paired_outcomes(left, right))
+    d = a.value - b.value
+    return Interval(
+        d - hypot(a.value - a.low, b.high - b.value), d + hypot(a.high - a.value, b.value - b.low)
+    )
+
+
+def _paired_outcomes(left: MeasuredNumber, right: MeasuredNumber) -> PairedOutcomes:
+    held = np.zeros((2, left.trials), dtype=bool)
+    held[0, list(left.counted or ())] = True
+    held[1, list(right.counted or ())] = True
+    return PairedOutcomes.of(held[0].tolist(), held[1].tolist())
+
+
+def _status_cell(finding: ExpectationFinding, basis: ExpectationBasis) -> TableCell:
+    seen = finding.seen[basis]
+    if not seen:
+        return BLANK
+    status = finding.status(basis)
+    votes = [each.status_against(finding.expected) for each in seen]
+    count = f"{votes.count('holds')} of {len(votes)}" if len(votes) > 1 else ""
+    return TableCell(status, count, tone=STATUS_TONES[status])
+
+
+def _deciding_cell(finding: ExpectationFinding) -> TableCell:
+    """Return the first of our numbers that makes the verdict what it is."""
+    status = finding.status("ours")
+    seen = [
+        each for each in finding.seen["ours"] if each.status_against(finding.expected) == status
+    ]
+    return TableCell(_value_text(seen[0]) if seen else "—", tone="note")
+
+
+def _value_text(seen: ExpectedValue) -> str:
+    low, high = (_signed(end) for end in (seen.interval.low, seen.interval.high))
+    ends = "" if low == high else f" ({low} to {high})"
+    return f"{_signed(seen.value)}{ends} for {seen.column}, {seen.row}"
+
+
+def _signed(value: float) -> str:
+    return format_number(value).replace("-", "−")

@@ -6,20 +6,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import jacrev
 
-from robustbench_inv.models.layers.actnorm import ActNorm
-from robustbench_inv.models.layers.bijection import Bijection, Chain
-from robustbench_inv.models.layers.conditioner import bottleneck, convolutional
+from robustbench_inv.models.layers.bijection import Bijection, Chain, FactorOut, Squeeze
 from robustbench_inv.models.layers.coupling import (
     Additive,
     Affine,
     ConditionalTransform,
     Coupling,
+    convolutional,
+    linear_conditioner,
 )
-from robustbench_inv.models.layers.dct import CosineTransform
-from robustbench_inv.models.layers.factor_out import FactorOut
-from robustbench_inv.models.layers.mixing import Mixing, Permutation
-from robustbench_inv.models.layers.read_out import Flatten, centre_first, low_pass_first
-from robustbench_inv.models.layers.squeeze import Squeeze
+from robustbench_inv.models.layers.linear import (
+    ActNorm,
+    CosineTransform,
+    Flatten,
+    Mixing,
+    Permutation,
+    centre_first,
+    low_pass_first,
+)
 
 MAPS, VECTORS, K = (4, 6, 2), (7,), 3
 
@@ -31,7 +35,7 @@ def over_maps(transform, norm=False, swap=False, extra=0):
 
 def over_vectors(transform, swap, extra=0):
     passive, active = (4, 3) if swap else (3, 4)
-    network = bottleneck(passive + extra, active * transform.parameters, 6)
+    network = linear_conditioner(passive + extra, active * transform.parameters, 6)
     return Coupling(network, transform, swap=swap)
 
 

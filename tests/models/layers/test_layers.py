@@ -7,19 +7,22 @@ import torch
 from safetensors.torch import load, save
 
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.models.layers.actnorm import ActNorm
-from robustbench_inv.models.layers.conditioner import bottleneck, convolutional
+from robustbench_inv.models.layers.bijection import FactorOut, Squeeze
 from robustbench_inv.models.layers.coupling import (
     Affine,
     ConditionalTransform,
     Coupling,
+    convolutional,
+    linear_conditioner,
     transform_named,
 )
-from robustbench_inv.models.layers.dct import CosineTransform
-from robustbench_inv.models.layers.factor_out import FactorOut
-from robustbench_inv.models.layers.mixing import Mixing
-from robustbench_inv.models.layers.read_out import Flatten, low_pass_first
-from robustbench_inv.models.layers.squeeze import Squeeze
+from robustbench_inv.models.layers.linear import (
+    ActNorm,
+    CosineTransform,
+    Flatten,
+    Mixing,
+    low_pass_first,
+)
 
 
 def images(*shape, seed=0):
@@ -76,7 +79,7 @@ def test_affine_scales_stay_inside_their_bound():
 
 @pytest.mark.parametrize("swap", [False, True])
 def test_couplings_leave_the_passive_half_and_start_as_the_identity(swap):
-    coupling = Coupling(bottleneck(3, 6, 5), Affine(), swap=swap)
+    coupling = Coupling(linear_conditioner(3, 6, 5), Affine(), swap=swap)
     x = images(4, 6)
     assert torch.equal(coupling(x)[0], x)
     torch.nn.init.normal_(coupling.network[-1].weight)
@@ -149,8 +152,8 @@ def test_convolutional_conditioner_has_the_layers_of_appendix_b2():
 
 def test_bottlenecks_start_from_zero_or_at_random():
     x = images(4, 3)
-    assert (bottleneck(3, 5, 8)(x) == 0).all()
-    assert (bottleneck(3, 5, 8, zeroed=False)(x) != 0).all()
+    assert (linear_conditioner(3, 5, 8)(x) == 0).all()
+    assert (linear_conditioner(3, 5, 8, zeroed=False)(x) != 0).all()
 
 
 def test_batch_norm_of_the_conditioner_differs_between_the_modes():

@@ -8,10 +8,13 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.models.layers.by_class import GaussianiseByClass, WhitenByClass
-from robustbench_inv.models.layers.given_decision import GivenDecision
-from robustbench_inv.models.layers.logit_coupling import LogitCoupling
-from robustbench_inv.models.recoded_firevnet import GreyLevels, recoded
+from robustbench_inv.models.firevnet import GreyLevelCentres, recoded
+from robustbench_inv.models.layers.class_conditional import (
+    DecisionConditional,
+    GaussianiseByClass,
+    WhitenByClass,
+)
+from robustbench_inv.models.layers.coupling import LogitCoupling
 
 CLASSES, FEATURES = 3, 12
 
@@ -99,7 +102,7 @@ def test_whitening_follows_weights_that_change():
 
 def test_a_recoding_is_undone_by_the_decision_that_it_left_alone():
     layer, vectors, labels = fitted(GaussianiseByClass)
-    recoding = GivenDecision(layer, CLASSES).double()
+    recoding = DecisionConditional(layer, CLASSES).double()
     logits = torch.randn(len(labels), CLASSES, dtype=torch.float64)
     code = torch.cat([logits, vectors], 1)
     out, _ = recoding(code)
@@ -140,7 +143,7 @@ def test_unusable_pixels_are_refused(pixels):
 
 def test_grey_levels_are_the_middles_of_their_cells():
     levels = torch.arange(256, dtype=torch.float64)[:, None] / 255
-    cells, log_det = GreyLevels()(levels)
+    cells, log_det = GreyLevelCentres()(levels)
     torch.testing.assert_close(cells[:, 0], (torch.arange(256).double() + 0.5) / 256)
     assert log_det[0].item() == pytest.approx(torch.tensor(255 / 256).log().item())
 

@@ -8,10 +8,18 @@ import pytest
 
 from robustbench_inv.catalogue.reproduction_file import read_reproduction
 from robustbench_inv.errors import BadCatalogue, BadResults
-from robustbench_inv.reporting.exports import to_markdown
-from robustbench_inv.reporting.image_grid import draw_grid
-from robustbench_inv.reporting.measurements.report import find_measured, report_measured
-from robustbench_inv.results.measurement import Grid, Measured, Number, to_gzip
+from robustbench_inv.reporting.image_figures import draw_image_grid
+from robustbench_inv.reporting.reproduction.experiment_report import (
+    build_experiment_report,
+    find_results,
+)
+from robustbench_inv.reporting.table_formats import to_markdown
+from robustbench_inv.results.experiment_result import (
+    ExperimentResult,
+    ImageGrid,
+    MeasuredNumber,
+    result_to_gzip,
+)
 
 N = 1000
 
@@ -62,14 +70,14 @@ text = "because"
 def share(row, column, count, *, known=True):
     held = np.zeros(N, dtype=bool)
     held[:count] = True
-    number = Number.of(row, column, held)
-    return number if known else Number(row, column, number.value, N)
+    number = MeasuredNumber.of(row, column, held)
+    return number if known else MeasuredNumber(row, column, number.value, N)
 
 
 def grid(**others):
     images = np.zeros((2, 3, 1, 4, 4), dtype=np.uint8)
     about = {"rows": ("up", "down"), "groups": (("left", 1), ("right", 2)), "images": images}
-    return Grid(**{"name": "g", "title": "grid", "caption": "c", **about, **others})
+    return ImageGrid(**{"name": "g", "title": "grid", "caption": "c", **about, **others})
 
 
 @pytest.fixture
@@ -79,18 +87,20 @@ def item(tmp_path):
     return read_reproduction(path)
 
 
-def report(item, folder, numbers, grids=()):
+def report(item, folder, numbers, image_grids=()):
     folder.joinpath("measured-mnist.json.gz").write_bytes(
-        to_gzip(Measured("mnist", N, {"mnist-ce": "d" * 64}, tuple(numbers), tuple(grids)))
+        result_to_gzip(
+            ExperimentResult("mnist", N, {"mnist-ce": "d" * 64}, tuple(numbers), tuple(image_grids))
+        )
     )
-    return report_measured(item, find_measured([folder]))
+    return build_experiment_report(item, find_results([folder]))
 
 
 def usual(known=True):
     return [
         share("error", "CE", 5, known=known),
         share("error", "iCE", 220, known=known),
-        Number("distance", "CE", 1e-5),
+        MeasuredNumber("distance", "CE", 1e-5),
     ]
 
 
@@ -127,7 +137,7 @@ def test_a_far_number_without_a_remark_is_not_explained(item, tmp_path):
 
 def test_expectations_are_judged_on_the_papers_numbers_and_on_ours(item, tmp_path):
     (part,) = report(item, tmp_path, usual()).parts
-    judged = {f.expected.text: (f.judgement("paper"), f.judgement("ours")) for f in part.findings}
+    judged = {f.expected.text: (f.status("paper"), f.status("ours")) for f in part.findings}
     assert judged == {
         "par": ("does not hold", "does not hold"),
         "small": ("holds", "undecided"),  # the interval reaches to 1.16
@@ -141,7 +151,7 @@ def test_differences_on_known_trials_are_paired(item, tmp_path):
     apart = [share("error", "CE", 300, known=False), share("error", "iCE", 301, known=False)]
     for numbers, expected in ((same, "holds"), (apart, "undecided")):
         (part,) = report(item, tmp_path, numbers).parts
-        assert part.findings[0].judgement("ours") == expected
+        assert part.findings[0].status("ours") == expected
     low, high = part.findings[0].to_json()["numbers"][-1]["interval"]
     half = 1.96 * (2 * 0.3 * 0.7 / N) ** 0.5 * 100
     assert (low, high) == pytest.approx((0.1 - half, 0.1 + half), abs=0.05)
@@ -155,13 +165,13 @@ def test_the_page_holds_everything_and_is_drawn_again_from_beside_it(item, tmp_p
     assert html.count("<svg") == 1
     assert "d" * 64 in html
     assert not re.findall(r'(?:src|href)="http', html)
-    again = report_measured(item, find_measured([tmp_path / "out"]))
+    again = build_experiment_report(item, find_results([tmp_path / "out"]))
     assert again.to_json() == found.to_json()
     assert found.to_json()["data"][0]["numbers"][0]["difference"] == pytest.approx(0.001)
 
 
 def test_a_grid_names_rows_groups_and_columns():
-    picture = draw_grid(grid(heads=("7", "8", "9"), words=((), ("a", "b", "c"))), "mnist")
+    picture = draw_image_grid(grid(heads=("7", "8", "9"), words=((), ("a", "b", "c"))), "mnist")
     tree = ElementTree.fromstring(picture.svg)
     texts = {"".join(t.itertext()) for t in tree.iter("{http://www.w3.org/2000/svg}text")}
     assert texts == {"up", "down", "left", "right", "7", "8", "9", "a", "b", "c"}
@@ -170,7 +180,7 @@ def test_a_grid_names_rows_groups_and_columns():
 
 
 def test_columns_of_a_grid_stand_above_each_other_and_groups_apart():
-    picture = draw_grid(grid())
+    picture = draw_image_grid(grid())
     root = ElementTree.fromstring(picture.svg)
     images = root.iter("{http://www.w3.org/2000/svg}image")
     lefts = [float(re.findall(r"[-\d.]+", image.get("transform"))[-2]) for image in images]
@@ -181,7 +191,7 @@ def test_columns_of_a_grid_stand_above_each_other_and_groups_apart():
 
 def test_no_file_is_named(tmp_path):
     with pytest.raises(BadResults, match="nothing was measured"):
-        find_measured([tmp_path])
+        find_results([tmp_path])
 
 
 @pytest.mark.parametrize(
@@ -206,7 +216,11 @@ def test_amounts_are_compared_as_amounts(tmp_path):
     path.write_text(
         DEFINITION.replace('"never measured" = [1, 2, nan]', '"millions" = [1.5, 2, 4]')
     )
-    numbers = [*usual(), Number("millions", "CE", 1.25), Number("millions", "iCE", 2.0)]
+    numbers = [
+        *usual(),
+        MeasuredNumber("millions", "CE", 1.25),
+        MeasuredNumber("millions", "iCE", 2.0),
+    ]
     part = report(read_reproduction(path), tmp_path, numbers).parts[0]
     entry = next(e for e in part.entries if e.place == "millions, CE")
     assert (entry.published, entry.difference) == (1.5, -0.25)

@@ -2,20 +2,20 @@
 
 from math import nan
 
-from robustbench_inv.reporting.measurements.sheets import sheet_table
-from robustbench_inv.results.measurement import Line, Sheet
+from robustbench_inv.reporting.reproduction.experiment_report import logit_table
+from robustbench_inv.results.experiment_result import LogitRow, LogitSheet
 
 
 def shown(*lines):
-    return sheet_table(Sheet("s", "Logits", "c", ("0", "1"), lines), "mnist").rows
+    return logit_table(LogitSheet("s", "Logits", "c", ("0", "1"), lines), "mnist").rows
 
 
 def test_the_largest_logit_is_told_as_what_it_is():
     rows = shown(
-        Line("threshold", (1.0, 2.0)),
-        Line("right", (5.0, -2.25), accepted=True),
-        Line("caught", (-7.0, -3.0), accepted=False, wrong=True),
-        Line("fooled", (-7.0, 3.0), accepted=True, wrong=True),
+        LogitRow("threshold", (1.0, 2.0)),
+        LogitRow("right", (5.0, -2.25), accepted=True),
+        LogitRow("caught", (-7.0, -3.0), accepted=False, wrong=True),
+        LogitRow("fooled", (-7.0, 3.0), accepted=True, wrong=True),
     )
     assert [[cell.tone for cell in row[1:]] for row in rows] == [
         ["", ""],
@@ -27,11 +27,11 @@ def test_the_largest_logit_is_told_as_what_it_is():
 
 
 def test_what_is_not_there_is_a_gap():
-    ((_, *cells),) = shown(Line("x: not reached", (nan, nan)))
+    ((_, *cells),) = shown(LogitRow("x: not reached", (nan, nan)))
     assert [cell.text for cell in cells] == ["—", "—"]
 
 
 def test_the_table_holds_every_number_for_programs():
-    table = sheet_table(Sheet("s", "Logits", "c", ("0", "1"), (Line("a", (1.0, 2.0)),)))
+    table = logit_table(LogitSheet("s", "Logits", "c", ("0", "1"), (LogitRow("a", (1.0, 2.0)),)))
     assert (table.name, table.columns) == ("s", ("", "0", "1"))
     assert table.frame[["row", "column", "value"]].to_numpy().tolist() == [["a", "0", 1.0], ["a", "1", 2.0]]  # fmt: skip

@@ -6,12 +6,19 @@ import pandas as pd
 import pytest
 
 from robustbench_inv.catalogue.reproduction_file import read_reproduction
-from robustbench_inv.reporting.reproduction.comparison import compare
-from robustbench_inv.reporting.reproduction.evidence import Evidence, rate_of
-from robustbench_inv.reporting.reproduction.outcomes import NO_GRADIENT, REJECTED
-from robustbench_inv.reporting.reproduction.report import reproduce
-from robustbench_inv.reporting.reproduction.tables import bands, comparison_table
-from robustbench_inv.results.record import Answer
+from robustbench_inv.reporting.reproduction.comparison import compare_accuracies
+from robustbench_inv.reporting.reproduction.comparison_tables import (
+    accuracy_bands,
+    comparison_table,
+)
+from robustbench_inv.reporting.reproduction.outcomes import (
+    NO_GRADIENT,
+    REJECTED,
+    ReproductionOutcomes,
+    rate_of,
+)
+from robustbench_inv.reporting.reproduction.paper_report import build_paper_report
+from robustbench_inv.results.record import ModelOutput
 from robustbench_inv.results.summary import Rate
 
 ITEM = """
@@ -79,7 +86,7 @@ OUTCOMES = {
 
 @pytest.fixture
 def evidence(item):
-    return Evidence(item, outcomes(OUTCOMES), {"mnist": "mnist"})
+    return ReproductionOutcomes(item, outcomes(OUTCOMES), {"mnist": "mnist"})
 
 
 def rates(evidence, row, column):
@@ -122,13 +129,15 @@ def test_an_attack_without_cells_of_its_own_is_one_cell(evidence):
 def test_what_is_missing_is_what_the_columns_are_attacked_by(evidence, item):
     missing = [str(address) for address in evidence.missing]
     assert missing == ["mnist-p | deepfool | none"]
-    bare = Evidence(item, outcomes(OUTCOMES).drop(columns=c("r", 1)), {"mnist": "mnist"})
+    bare = ReproductionOutcomes(
+        item, outcomes(OUTCOMES).drop(columns=c("r", 1)), {"mnist": "mnist"}
+    )
     assert rates(bare, "C, detected", "rejects") == (Rate(4, 4), Rate(1, 4))
 
 
 def test_rows_tell_what_they_count_and_gaps_of_the_paper_stay_gaps(evidence):
-    entries = compare(evidence)
-    reached, detected, fooled, _ = bands(entries)
+    entries = compare_accuracies(evidence)
+    reached, detected, fooled, _ = accuracy_bands(entries)
     assert [band.note for band in (reached, detected, fooled)] == ["success", "detected", "fooled"]
     assert [cell.text for cell in detected.lines[0][1]] == ["90.0", "—"]
     assert [cell.text for cell in fooled.lines[2][1]] == ["—", "—"]
@@ -140,14 +149,14 @@ def test_rows_tell_what_they_count_and_gaps_of_the_paper_stay_gaps(evidence):
 
 def test_records_tell_of_rejections_and_of_gradients(item, run_writer, record, tmp_path):
     def shown(sample, *, accepted, zero=False, broken_at=1.0):
-        before, after = Answer(sample, 2.0, True), Answer(sample + 1, 2.0, accepted)
-        told = {"before": before, "after": after, "zero_gradient": zero}
+        clean, adversarial = ModelOutput(sample, 2.0, True), ModelOutput(sample + 1, 2.0, accepted)
+        told = {"before": clean, "after": adversarial, "zero_gradient": zero}
         return record(sample, label=sample, broken_at=broken_at, **told)
 
     records = [shown(0, accepted=False), shown(1, accepted=True, zero=True)]
     writer = run_writer(tmp_path / "run-0123abcd")
     writer.cell(records, model="mnist-r", attack="deepfool", kind="minimal", norm="l2", epsilons=[], dataset="mnist")  # fmt: skip
-    frame = reproduce(item, [writer.finish()]).evidence.outcomes
+    frame = build_paper_report(item, [writer.finish()]).evidence.outcomes
     name = "mnist-r | deepfool | none"
     assert frame[name + REJECTED].tolist() == [1.0, 0.0]
     assert frame[name + NO_GRADIENT].tolist() == [0.0, 1.0]

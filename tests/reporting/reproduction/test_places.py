@@ -4,8 +4,8 @@ import pandas as pd
 import pytest
 
 from robustbench_inv.catalogue.reproduction_file import load_reproduction
-from robustbench_inv.reporting.reproduction.comparison import find_places
-from robustbench_inv.reporting.reproduction.evidence import Evidence, rate_of
+from robustbench_inv.reporting.reproduction.comparison import find_datasets
+from robustbench_inv.reporting.reproduction.outcomes import ReproductionOutcomes, rate_of
 
 ITEM = load_reproduction("thesis/figure-6.3")
 COLUMN = ITEM.columns[0]
@@ -22,11 +22,11 @@ def outcomes():
 
 
 def test_a_data_set_is_its_own_place_even_if_other_names_begin_so(outcomes):
-    assert find_places(ITEM, outcomes) == {name: name for name in ITEM.datasets}
+    assert find_datasets(ITEM, outcomes) == {name: name for name in ITEM.datasets}
 
 
 def test_a_panel_counts_the_samples_of_its_class_alone(outcomes):
-    evidence = Evidence(ITEM, outcomes, find_places(ITEM, outcomes))
+    evidence = ReproductionOutcomes(ITEM, outcomes, find_datasets(ITEM, outcomes))
     panels = {panel.title: panel for panel in ITEM.panels}
     expected = {
         "perturbation, outer sphere": (0, 3),

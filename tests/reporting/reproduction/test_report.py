@@ -6,14 +6,14 @@ import re
 import pytest
 
 from robustbench_inv.reporting.reproduction.outcomes import read_outcomes
-from robustbench_inv.reporting.reproduction.report import reproduce
+from robustbench_inv.reporting.reproduction.paper_report import build_paper_report
 
 
 @pytest.fixture
 def page(item, run, tmp_path):
     """The report's file."""
     path = tmp_path / "report" / "table-1.html"
-    reproduce(item, [run]).write(path)
+    build_paper_report(item, [run]).write(path)
     return path
 
 
@@ -39,7 +39,7 @@ def test_the_page_tells_published_ours_and_adaptive(page):
 
 def test_the_page_tells_what_is_explained_and_what_is_not(item, write_run, tmp_path):
     run = write_run({("mnist-cnn", "fgsm"): (30, 40), ("mnist-js:sigmoid=true", "fgsm"): (0, 0)})
-    reproduce(item, [run.finish()]).write(tmp_path / "r.html")
+    build_paper_report(item, [run.finish()]).write(tmp_path / "r.html")
     text = words(tmp_path / "r.html")
     assert "1 number Fewer epochs. F 0.2, JS" in text
     assert "not explained yet F 0.1, CNN; F 0.1, JS" in text
@@ -72,14 +72,14 @@ def test_the_page_needs_nothing_else(page):
 
 def test_the_same_records_give_the_same_bytes(item, run, tmp_path, page):
     again = tmp_path / "again" / "table-1.html"
-    reproduce(item, [run]).write(again)
+    build_paper_report(item, [run]).write(again)
     assert again.read_bytes() == page.read_bytes()
     name = "table-1_files/outcomes.csv.gz"
     assert (again.parent / name).read_bytes() == (page.parent / name).read_bytes()
 
 
 def test_the_figure_shows_both_lines_of_every_model(item, run):
-    (picture,) = reproduce(item, [run]).pictures
+    (picture,) = build_paper_report(item, [run]).pictures
     assert picture.name == "panels-mnist"
     for said in (
         "F, white box, CNN, as published: 10.0 % left at 0.2.",
@@ -90,7 +90,7 @@ def test_the_figure_shows_both_lines_of_every_model(item, run):
 
 
 def test_the_figure_as_a_table_tells_where_half_has_fallen(item, run):
-    found = reproduce(item, [run])
+    found = build_paper_report(item, [run])
     (cnn, js) = [[cell.text for cell in row] for row in found.curves.rows]
     assert cnn == ["mnist", "F, white box", "CNN", "0.2", "0.1", "0.0", "0.0"]
     assert js == ["mnist", "F, white box", "JS", "> 0.2", "0.1", "0.0", "0.0"]
@@ -100,7 +100,7 @@ def test_the_figure_as_a_table_tells_where_half_has_fallen(item, run):
 
 
 def test_json_has_what_a_program_needs(item, run):
-    told = json.loads(json.dumps(reproduce(item, [run]).to_json()))
+    told = json.loads(json.dumps(build_paper_report(item, [run]).to_json()))
     assert told["item"] == "paper/table-1"
     assert [row["row"] for row in told["rows"][:3]] == ["Clean", "Clean", "F 0.1"]
     first = told["rows"][2]
@@ -114,7 +114,7 @@ def test_json_has_what_a_program_needs(item, run):
 
 def test_only_what_was_asked_for_is_counted(item, run):
     digests = [entry["digest"] for entry in json.loads((run / "plan.json").read_text())["cells"]]
-    found = reproduce(item, [run], asked=dict.fromkeys(digests[:1], range(5)))
+    found = build_paper_report(item, [run], asked=dict.fromkeys(digests[:1], range(5)))
     cnn = found.entries[2]
     assert (cnn.ours.trials, cnn.ours.successes) == (5, 0)  # the first twenty fall
     assert len(found.evidence.missing) == 3
@@ -124,4 +124,4 @@ def test_a_cell_goes_by_the_name_that_its_plan_has(item, write_run):
     run = write_run({("mnist-cnn", "fgsm"): (20, 36)}).finish()
     (cell,) = run.glob("*/cell.json")
     cell.write_text(cell.read_text().replace('"name": "fgsm"', '"name": "an older name"'))
-    assert reproduce(item, [run]).entries[2].ours.successes == 20
+    assert build_paper_report(item, [run]).entries[2].ours.successes == 20

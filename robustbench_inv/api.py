@@ -1,0 +1,302 @@
+"""Evaluates models: the one entry point for the command line and for Python, validity checks included."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustbench_inv.checks.suite import check_records, probe_model, verdicts_about
+from robustbench_inv.checks.verdict import Verdict
+from robustbench_inv.evaluation.engine import (
+    Existing,
+    ProgressCallback,
+    RunOptions,
+    ignore_progress,
+)
+from robustbench_inv.evaluation.jobs import EvaluationRequest, as_list, build_jobs, load_suite
+from robustbench_inv.evaluation.plan import Job, Plan, plan_jobs
+from robustbench_inv.evaluation.schedule import CellOutcome, Workers, check_workers, run_jobs
+from robustbench_inv.results.ensemble_breakdown import ensemble_breakdown
+from robustbench_inv.results.rates import invariance_json, wants_same_prediction
+from robustbench_inv.results.record import Record
+from robustbench_inv.results.run_files import CELL, CellFolder, RunFolder
+from robustbench_inv.results.run_writing import write_checks, write_plan
+from robustbench_inv.results.summary import CellSummary, summarise
+from robustbench_inv.threat.threat_model import ThreatModel
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["CellFailure", "Run", "check_run", "evaluate", "make_plan", "run_plan"]
+
+
+DEFAULT_FOLDER = Path("runs")
+"""Where results go if no folder is named, relative to the current directory."""
+
+
+@dataclass(frozen=True)
+class CellFailure:
+    """A cell that has not come to its end, or whose attack crashed on some samples.
+
+    Args:
+        cell: the cell's title.
+        reason: one line.
+    """
+
+    cell: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.cell}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The results of an evaluation, restricted to the samples that it asked for.
+
+    Args:
+        path: the folder they are in.
+        plan: what was asked for.
+        failures: cells that failed; the command line exits with 1 if there are any.
+        notes: what else the user should know.
+    """
+
+    path: Path
+    plan: Plan
+    failures: tuple[CellFailure, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @cached_property
+    def cells(self) -> list[tuple[Job, CellFolder]]:
+        """The cells that have results, in the order of the plan."""
+        folders = [(job, CellFolder(self.path / job.spec.digest)) for job in self.plan.jobs]
+        return [(job, folder) for job, folder in folders if (folder.path / CELL).exists()]
+
+    def records(self) -> list[Record]:
+        """Return the records of all cells, cell by cell, in ascending order of sample id."""
+        return [record for job, folder in self.cells for record in _records(job, folder)]
+
+    def summary(self) -> list[CellSummary]:
+        """Return what the records of each cell add up to."""
+        return [
+            summarise(_records(job, folder), job.epsilons, job.threat.norm)
+            for job, folder in self.cells
+        ]
+
+    def to_frame(self) -> "pd.DataFrame":
+        """Return one row for each record; nested fields are joined by a dot (``after.decision``)."""
+        import pandas as pd
+
+        rows = [
+            {**job.to_json(), **json.loads(record.to_json_line())}
+            for job, folder in self.cells
+            for record in _records(job, folder)
+        ]
+        return pd.json_normalize(rows)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """Return one object for each cell, as ``evaluate --json`` prints them."""
+        verdicts = [Verdict(**value) for value in RunFolder(self.path).checks()]
+        return [
+            _cell_json(job, folder, summary, verdicts)
+            for (job, folder), summary in zip(self.cells, self.summary(), strict=True)
+        ]
+
+
+def evaluate(  # noqa: PLR0913 - the command line's options, each of which a user may leave out
+    *,
+    model: object,
+    attack: object = None,
+    suite: str | None = None,
+    threat: str | ThreatModel | None = None,
+    dataset: object = None,
+    samples: int | str | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    existing: Existing = "resume",
+    batch_size: int | None = None,
+    device: str = "cpu",
+    workers: Workers = 1,
+    keep_images: bool = False,
+    data_root: str | Path | None = None,
+    progress: ProgressCallback = ignore_progress,
+    checks: bool = True,
+    command: Sequence[str] = (),
+) -> Run:
+    """Attack models, write a record for each sample, and return the results.
+
+    Args:
+        model: a name, an ``nn.Module`` that declares bounds, a ``Classifier``, or a list of these.
+        attack: a name, an attack, or a list of these; may be left out if there is a suite.
+        suite: name of a list of attacks and threats.
+        threat: ``NORM=EPS[,EPS…]``, ``none``, a name, or a threat; None for what attack and data suggest.
+        dataset: a name or a data set; None for the one that each model's card names.
+        samples: N for the fixed balanced draw, ``first:N``, None for all.
+        seed: of all random numbers.
+        out: folder of the results; None for ``runs/<plan>``.
+        existing: ``resume`` adds what is missing, ``skip`` leaves started cells alone, ``redo`` starts anew.
+        batch_size: samples of a block.
+        device: where models compute, as torch names it.
+        workers: number of local processes, or ``ray``.
+        keep_images: store what is shown of each sample.
+        data_root: folder of data files.
+        progress: called with a ``Progress`` as the evaluation goes on.
+        checks: run the validity checks and write checks.json.
+        command: what the user typed, for plan.json.
+
+    Raises:
+        UsageError: for what cannot be done, before anything runs.
+
+    Example:
+        >>> run = evaluate(model="mnist-cnn", attack="pgd", threat="linf=0.1", samples=100)  # doctest: +SKIP
+        >>> run.summary()[0].robust_accuracy[0].value  # doctest: +SKIP
+        0.04
+    """
+    options = RunOptions(batch_size, device, keep_images, existing)
+    plan = make_plan(
+        EvaluationRequest(
+            models=as_list(model),
+            attacks=[] if attack is None else as_list(attack),
+            suite=suite,
+            threat=threat,
+            dataset=dataset,
+            samples=samples,
+            seed=seed,
+            device=device,
+            data_root=None if data_root is None else str(data_root),
+        ),
+        command,
+    )
+    run = run_plan(plan, out, options, progress, workers)
+    if checks:
+        check_run(run, device)
+    return run
+
+
+def make_plan(request: EvaluationRequest, command: Sequence[str] = ()) -> Plan:
+    """Return the plan of a question, checked; nothing is written.
+
+    Raises:
+        UsageError: for an unknown name, or things that do not fit together.
+    """
+    deep = request.suite is not None and load_suite(request.suite).probes == "deep"
+    return plan_jobs(build_jobs(request), label=request.suite, command=command, deep=deep)
+
+
+def run_plan(
+    plan: Plan,
+    out: str | Path | None = None,
+    options: RunOptions | None = None,
+    progress: ProgressCallback = ignore_progress,
+    workers: Workers = 1,
+) -> Run:
+    """Run a plan's cells, without the validity checks.
+
+    Args:
+        plan: what to run.
+        out: folder of the results; None for ``runs/<plan>``.
+        options: how to run.
+        progress: called as the evaluation goes on.
+        workers: number of local processes, or ``ray``.
+
+    Raises:
+        BadResults: if the results cannot be written.
+    """
+    check_workers(workers)
+    path = Path(out) if out else DEFAULT_FOLDER / plan.name
+    write_plan(path, plan.to_json())
+    outcomes = run_jobs(plan.jobs, path, options or RunOptions(), progress, workers)
+    failures = [
+        CellFailure(outcome.title, reason)
+        for outcome in outcomes
+        for reason in _reasons(outcome, CellFolder(path / outcome.digest))
+    ]
+    notes = [note for outcome in outcomes for note in outcome.notes]
+    return Run(path, plan, tuple(failures), (*plan.warnings, *notes))
+
+
+def check_run(run: Run, device: str) -> None:
+    """Probe the models, check the records of all cells in the folder, and write the verdicts.
+
+    Args:
+        run: what was run.
+        device: where the models compute.
+    """
+    folder = RunFolder(run.path)
+    probes = [
+        verdict for job in _models(run.plan) for verdict in _probe(job, device, run.plan.deep)
+    ]
+    asked = {job.spec.digest: job.samples for job in run.plan.jobs}
+    verdicts = check_records(folder.cells(), asked, probes)
+    write_checks(folder, [verdict.to_json() for verdict in verdicts])
+
+
+def _reasons(outcome: CellOutcome, folder: CellFolder) -> Iterator[str]:
+    if outcome.failure is not None:
+        yield outcome.failure
+    crashes = [event for event in folder.events() if event.get("kind") == "crash"]
+    if crashes:
+        samples = {sample for event in crashes for sample in event.get("samples", ())}
+        count = f"{len(samples)} sample{'' if len(samples) == 1 else 's'}"
+        yield f"the attack crashed on {count}: {crashes[-1].get('reason')}"
+
+
+def _models(plan: Plan) -> list[Job]:
+    """Return one job for each pair of model and data set, the one with the most samples."""
+    ascending = sorted(plan.jobs, key=lambda job: len(job.samples))
+    return list({(job.model.digest, job.dataset.digest): job for job in ascending}.values())
+
+
+def _probe(job: Job, device: str, deep: bool) -> list[Verdict]:
+    return probe_model(job.model, job.dataset, job.samples, job.seed, device, deep=deep)
+
+
+def _records(job: Job, folder: CellFolder) -> list[Record]:
+    asked = set(job.samples)
+    found = [record for record in folder.records() if record.sample in asked]
+    return sorted(found, key=lambda record: record.sample)
+
+
+def _invariance_json(job: Job, folder: CellFolder) -> dict[str, Any] | None:
+    """Return what an invariance cell says, None for another: its shares, who judged, and how often that errs."""
+    if not wants_same_prediction(folder.cell):
+        return None
+    return invariance_json(_records(job, folder), folder.oracle_error())
+
+
+def _breakers_json(job: Job, folder: CellFolder) -> dict[str, Any] | None:
+    """Return what each member of a cascade broke, None for an attack that is none."""
+    told = ensemble_breakdown(folder.cell, _records(job, folder), folder.events())
+    return None if told is None else told.to_json()
+
+
+def _cell_json(
+    job: Job, folder: CellFolder, summary: CellSummary, verdicts: Sequence[Verdict]
+) -> dict[str, Any]:
+    about: Mapping[str, Any] = job.to_json()
+    return {
+        "model": about["model"],
+        "attack": about["attack"],
+        "threat": about["threat"],
+        "norm": job.threat.norm,
+        "access": job.threat.access,
+        "substitute": job.substitute and job.substitute.name,
+        "dataset": about["dataset"],
+        "seed": job.seed,
+        "samples": summary.clean_accuracy.trials,
+        "epsilons": list(summary.epsilons),
+        "clean_accuracy": summary.clean_accuracy.to_json(),
+        "robust_accuracy": [rate.to_json() for rate in summary.robust_accuracy],
+        "acceptance": summary.acceptance and summary.acceptance.to_json(),
+        "detection": summary.detection and summary.detection.to_json(),
+        "median_distance": summary.median_distance,
+        "forward_passes": summary.forward_passes,
+        "backward_passes": summary.backward_passes,
+        "statuses": summary.statuses,
+        "invariance": _invariance_json(job, folder),
+        "broken_by": _breakers_json(job, folder),
+        "checks": [verdict.to_json() for verdict in verdicts_about(verdicts, folder)],
+        "path": str(folder.path),
+    }

@@ -1,0 +1,236 @@
+"""The model as Foolbox and torchattacks expect it, and their attacks called so that an error on one sample affects no other."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustbench_inv.attacks.protocol import Batch, Queries
+from robustbench_inv.errors import AttackFailed, CapabilityMismatch, InvbenchError
+from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.tensors import flatten, mask_true_class, where_rows
+from robustbench_inv.threat.budgets import LpBall
+from robustbench_inv.threat.goals import Goal, Misclassify, MisclassifyAccepted, Target
+from robustbench_inv.threat.threat_model import ThreatModel
+
+__all__ = [
+    "AdaptedModel",
+    "AttackCall",
+    "GreyFromRGB",
+    "InputScaling",
+    "call_attack",
+    "check_decision_goal",
+    "suppressed_output",
+    "targeting_unsupported",
+    "valid_proposals",
+]
+
+
+class InputScaling:
+    """The affine map between a model's bounds and the bounds that a library works in.
+
+    Args:
+        bounds: least and largest value of the model's inputs.
+        unit: map them to 0 and 1; otherwise nothing is mapped.
+    """
+
+    def __init__(self, bounds: tuple[float, float], *, unit: bool) -> None:
+        low, high = bounds
+        self._identity = not unit or (low, high) == (0.0, 1.0)
+        self._low, self._span = low, high - low
+        self.bounds = (0.0, 1.0) if unit else (low, high)
+
+    def to_library(self, images: Tensor) -> Tensor:
+        """Return (n, …) images of the model in the library's bounds."""
+        return images if self._identity else ((images - self._low) / self._span).clamp(0, 1)
+
+    def to_model(self, images: Tensor) -> Tensor:
+        """Return (n, …) images of the library in the model's bounds."""
+        if self._identity:
+            return images
+        return self._low * (1 - images) + (self._low + self._span) * images  # exact at both ends
+
+    def length(self, eps: float, norm: str) -> float:
+        """Return an eps of the model in the library's units; l0 counts elements in both."""
+        return eps if self._identity or norm == "l0" else eps / self._span
+
+
+class AdaptedModel(nn.Module):
+    """Answers another library's questions about some of a batch's samples.
+
+    Args:
+        queries: the model.
+        rows: (m,) positions of the samples in the batch.
+        scale: from the library's bounds to the model's.
+        like: an image, for device and dtype.
+    """
+
+    def __init__(self, queries: Queries, rows: Tensor, scale: InputScaling, like: Tensor) -> None:
+        super().__init__()
+        # libraries ask the first parameter where the model is
+        self.place = nn.Parameter(like.new_empty(0), requires_grad=False)
+        self._queries, self._rows, self._scale = queries, rows, scale
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (k, classes) of k images: of the samples in order if k = m, else of whichever."""
+        mapped = self._scale.to_model(images).to(self._queries.dtype)
+        output = self._queries.differentiable(mapped, self._rows_of(len(images)))
+        return output.logits.to(images.dtype)
+
+    def _rows_of(self, count: int) -> Tensor | None:
+        if count == len(self._rows):
+            return self._rows
+        return self._rows.expand(count) if len(self._rows) == 1 else None
+
+
+@dataclass(frozen=True)
+class AttackCall:
+    """The arguments of an attack's run, and the starting points (n, …) of those attacks that need them."""
+
+    model: Queries
+    batch: Batch
+    threat: ThreatModel
+    rng: SampleRNG
+    starts: Tensor | None = None
+
+    def eps(self, scale: InputScaling) -> float:
+        """Return the radius of the budget in the library's units."""
+        assert isinstance(self.threat.budget, LpBall), "only a ball is a fixed budget"
+        return scale.length(self.threat.budget.eps, self.threat.norm)
+
+    def runner_up(self, rows: Tensor) -> Tensor:
+        """Return the class (m,) that some samples' clean images are most likely to be taken for."""
+        logits = self.model(self.batch.images[rows], rows).logits
+        return mask_true_class(logits, self.batch.labels[rows]).argmax(1)
+
+
+class GreyFromRGB(nn.Module):
+    """Shows a model of grey images the mean of three channels."""
+
+    def __init__(self, model: AdaptedModel) -> None:
+        super().__init__()
+        self.model = model
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (k, classes) of (k, 3, height, width) images."""
+        logits: Tensor = self.model(images.mean(1, keepdim=True))
+        return logits
+
+
+def valid_proposals(
+    proposals: Tensor, model: Queries, batch: Batch, threat: ThreatModel, *, bounded: bool
+) -> Tensor:
+    """Return proposals as they can be shown: finite, inside the bounds, and inside a fixed budget.
+
+    Args:
+        proposals: (n, …).
+        model: told which samples have no finite proposal.
+        batch: the n samples.
+        threat: the budget.
+        bounded: does the attack search inside the budget? Some leave it by rounding, some by more.
+    """
+    finite = flatten(proposals).isfinite().all(1)
+    model.report_failure((~finite).nonzero()[:, 0], "numerics")
+    images = where_rows(finite, proposals, batch.images)
+    if bounded:
+        images = threat.budget.project(batch.images, images)
+    return images.clamp(*model.bounds)
+
+
+def check_decision_goal(name: str, goal: Goal) -> None:
+    """Raise if a goal is not about the decision changing.
+
+    Raises:
+        CapabilityMismatch: naming the goal.
+    """
+    if not isinstance(goal, Misclassify | MisclassifyAccepted | Target):
+        raise CapabilityMismatch(
+            f"{name} seeks another decision",
+            got=goal.name,
+            expected="misclassify or target",
+            remedy="use an invariance attack for this goal",
+        )
+
+
+def targeting_unsupported(name: str) -> CapabilityMismatch:
+    """Return the error for an attack that is asked to reach a class and cannot."""
+    return CapabilityMismatch(
+        f"{name} cannot aim at a class",
+        expected="the goal misclassify",
+        remedy="use another attack for this goal",
+    )
+
+
+def call_attack(
+    name: str, attack: Callable[[Tensor], Tensor], rows: Tensor, model: Queries, *, one_by_one: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Call a foreign attack on some samples; where it raises, call it on each of them by itself.
+
+    Args:
+        name: of the attack, for messages.
+        attack: (m,) positions of samples → (m, …) proposals.
+        rows: positions of all samples to attack.
+        model: told which samples the attack raises on.
+        one_by_one: call it on each sample by itself to begin with.
+
+    Yields:
+        Positions and their proposals; none for a sample on which the attack raised.
+
+    Raises:
+        AttackFailed: if it raised on every sample.
+    """
+    if not one_by_one and len(rows) > 1:
+        with contextlib.suppress(AttackFailed):
+            yield rows, _call_once(name, attack, rows)
+            return
+    failed: list[Tensor] = []
+    reason: AttackFailed | None = None
+    for row in rows.chunk(len(rows)):
+        try:
+            yield row, _call_once(name, attack, row)
+        except AttackFailed as error:
+            failed.append(row)
+            reason = error
+    if reason is not None and len(failed) == len(rows):
+        raise reason
+    if failed:
+        model.report_failure(torch.cat(failed), "crash")
+
+
+@contextlib.contextmanager
+def suppressed_output() -> Iterator[None]:
+    """Keep what other libraries print, warn and log off the screen."""
+    silent = logging.NullHandler()
+    # without a handler, logging.info would install one that stays for good
+    logging.getLogger().addHandler(silent)
+    try:
+        with (
+            contextlib.redirect_stdout(io.StringIO()),
+            warnings.catch_warnings(),
+            np.errstate(all="ignore"),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.getLogger().removeHandler(silent)
+
+
+def _call_once(name: str, attack: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+    try:
+        with suppressed_output():
+            return attack(rows)
+    except (InvbenchError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if isinstance(error, RuntimeError) and "memory" in str(error):
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise AttackFailed(f"{name} raised {reason}") from error

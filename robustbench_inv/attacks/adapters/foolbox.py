@@ -1,0 +1,247 @@
+"""Every attack of Foolbox 3, as ``foolbox:NAME`` with its own parameters."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.attacks.adapters.adapted_model import (
+    AdaptedModel,
+    AttackCall,
+    InputScaling,
+    call_attack,
+    check_decision_goal,
+    suppressed_output,
+    targeting_unsupported,
+    valid_proposals,
+)
+from robustbench_inv.attacks.adapters.adapted_randomness import adapted_randomness
+from robustbench_inv.attacks.decision_based import find_starting_points
+from robustbench_inv.attacks.parameters import check_parameters, find_attack
+from robustbench_inv.attacks.protocol import Batch, Kind, Queries
+from robustbench_inv.errors import BadParameter, MissingExtra
+from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.tensors import NORMS
+from robustbench_inv.threat.goals import Target
+from robustbench_inv.threat.threat_model import ThreatModel
+
+__all__ = ["FoolboxAttack"]
+
+
+RESERVED = {
+    "distance": "distances are measured in the norm of --threat",
+    "init_attack": "every sample gets a starting point of its own",
+    "tensorboard": "the records say what happened",
+}
+"""Parameters that the adapter gives itself."""
+
+DEFAULTS: dict[str, dict[str, object]] = {"VirtualAdversarialAttack": {"steps": 10}}
+"""Values of the parameters for which Foolbox has none."""
+
+ONE_SAMPLE_AT_A_TIME = frozenset(
+    {
+        "GenAttack",  # draws mutations sample after sample
+        "HopSkipJumpAttack",  # divides by the norm of the gradients of the whole batch
+        "L0BrendelBethgeAttack",  # trust region proportional to the size of the batch
+        "L1BrendelBethgeAttack",
+        "L2BrendelBethgeAttack",
+        "LinfinityBrendelBethgeAttack",
+        "PointwiseAttack",  # draws permutations sample after sample
+        "SparseL1DescentAttack",  # takes a quantile over the whole batch
+    }
+)
+"""Attacks in which samples influence each other: each sample is attacked by itself."""
+
+STOPS_EARLY = frozenset({"L2CarliniWagnerAttack", "EADAttack"})
+"""Attacks that, with ``abort_early``, end for the whole batch when its summed loss stagnates."""
+
+SINGLE_PRECISION = frozenset({"SpatialAttack"})
+"""Attacks that cannot compute in float64."""
+
+UNIT_BOX = frozenset({"HopSkipJumpAttack"})
+"""Attacks that clip to [0, 1] whatever the bounds."""
+
+TARGETED_ONLY = frozenset({"GenAttack"})
+"""Attacks that must be given a class to reach: for any other goal, each sample's runner-up."""
+
+OWN_START = frozenset({"L0FMNAttack", "L1FMNAttack", "L2FMNAttack", "LInfFMNAttack"})
+"""Attacks that take a starting point and do better without."""
+
+
+@dataclass(frozen=True)
+class FoolboxAttack:
+    """An attack of Foolbox 3.
+
+    An attack with a fixed budget gets eps from the threat. One that begins at an adversarial input gets one
+    for each sample; a sample without one is left out, and the others go on.
+
+    Args:
+        attack: its name in ``foolbox.attacks``.
+        parameters: pairs of name and value for its constructor.
+
+    Raises:
+        UnknownName: if there is no such attack.
+        BadParameter: for a parameter that it does not have or cannot use.
+
+    Example:
+        >>> FoolboxAttack("LinfPGD", (("steps", 20),)).kind
+        'budget'
+
+    References:
+        Rauber, Zimmermann, Bethge and Brendel, Foolbox Native, JOSS 5(53), 2020.
+    """
+
+    attack: str
+    parameters: tuple[tuple[str, object], ...] = ()
+
+    def __post_init__(self) -> None:
+        found = find_attack("foolbox", _classes(), self.attack)
+        given = check_parameters(self._title, found, dict(self.parameters), RESERVED)
+        object.__setattr__(self, "parameters", tuple(sorted(given.items())))
+        self._build("l2")
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """Return the names of all attacks, aliases included."""
+        return sorted(_classes())
+
+    @property
+    def kind(self) -> Kind:
+        """``budget`` if the attack takes an eps, else ``minimal``."""
+        from foolbox.attacks.base import FixedEpsilonAttack
+
+        return "budget" if issubclass(self._class, FixedEpsilonAttack) else "minimal"
+
+    @property
+    def norms(self) -> frozenset[str]:
+        """The norm that the attack looks at, or those it can be told to; all if it looks at none."""
+        from foolbox.attacks.base import AttackWithDistance, FlexibleDistanceMinimizationAttack
+
+        if "constraint" in self._accepts and "constraint" not in dict(self.parameters):
+            return frozenset({"l2", "linf"})
+        free = issubclass(self._class, FlexibleDistanceMinimizationAttack)
+        if free or not issubclass(self._class, AttackWithDistance):
+            return frozenset(NORMS)
+        return frozenset({_name_of(self._build("l2").distance.p)})
+
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
+        check_decision_goal(self._title, threat.goal)
+        images, starts = batch.images.clone(), None
+        rows = torch.arange(len(batch), device=batch.labels.device)
+        if self._needs_start:
+            starts, found = find_starting_points(model, batch, threat.goal, rng)
+            model.report_failure((~found).nonzero()[:, 0], "no_start")
+            rows = rows[found]
+        call = partial(self._call, AttackCall(model, batch, threat, rng, starts))
+        for done, proposals in call_attack(
+            self._title, call, rows, model, one_by_one=self._one_by_one
+        ):
+            images[done] = proposals.to(images.dtype)
+        return valid_proposals(images, model, batch, threat, bounded=self.kind == "budget")
+
+    @property
+    def _title(self) -> str:
+        return f"foolbox:{self.attack}"
+
+    @property
+    def _class(self) -> type[Any]:
+        return _classes()[self.attack]
+
+    @property
+    def _accepts(self) -> frozenset[str]:
+        return frozenset(inspect.signature(self._class).parameters)
+
+    @property
+    def _one_by_one(self) -> bool:
+        aborts = self._class.__name__ in STOPS_EARLY
+        return self._class.__name__ in ONE_SAMPLE_AT_A_TIME or (
+            aborts and bool(dict(self.parameters).get("abort_early", True))
+        )
+
+    @property
+    def _needs_start(self) -> bool:
+        takes = inspect.signature(self._class.run).parameters
+        return "starting_points" in takes and self.attack not in OWN_START
+
+    def _build(self, norm: str) -> Any:  # noqa: ANN401 - Foolbox's classes share no typed interface
+        options = DEFAULTS.get(self.attack, {}) | dict(self.parameters)
+        if "constraint" in self._accepts:
+            options.setdefault("constraint", norm)
+        try:
+            return self._class(**options)
+        except ModuleNotFoundError as error:
+            raise MissingExtra(
+                f"{self._title} needs {error.name}", remedy=f"pip install {error.name}"
+            ) from error
+        except Exception as error:
+            problem = f"{self._title} raised {type(error).__name__}: {error}"
+            raise BadParameter(problem, got=dict(self.parameters)) from error
+
+    def _call(self, task: AttackCall, rows: Tensor) -> Tensor:
+        """Return the proposals (m, …) for some samples."""
+        from foolbox.attacks.dataset_attack import DatasetAttack
+        from foolbox.models.pytorch import PyTorchModel
+
+        scale = InputScaling(task.model.bounds, unit=self.attack in UNIT_BOX)
+        clean = scale.to_library(task.batch.images[rows])
+        clean = clean.float() if self.attack in SINGLE_PRECISION else clean
+        shim = AdaptedModel(task.model, rows, scale, clean)
+        model = PyTorchModel(shim, bounds=scale.bounds, device=clean.device)
+        criterion = _criterion(task, rows, targeted_only=self.attack in TARGETED_ONLY)
+        options: dict[str, Any] = {"epsilons": None}
+        if self.kind == "budget":
+            options["epsilons"] = task.eps(scale)
+        if task.starts is not None:
+            options["starting_points"] = scale.to_library(task.starts[rows])
+        with adapted_randomness(task.rng.rows(rows), one_by_one=self._one_by_one):
+            attack = self._build(task.threat.norm)
+            if isinstance(attack, DatasetAttack):
+                attack.feed(model, clean)
+            with _explain_errors(self._title):
+                _, found, _ = attack(model, clean, criterion, **options)
+        return scale.to_model(found.detach())
+
+
+def _criterion(task: AttackCall, rows: Tensor, *, targeted_only: bool) -> Any:  # noqa: ANN401
+    """Return what Foolbox calls a criterion: a class to leave or a class to reach."""
+    from foolbox.criteria import Misclassification, TargetedMisclassification
+
+    labels = task.batch.labels[rows]
+    if isinstance(task.threat.goal, Target):
+        classes = task.threat.goal.classes(labels, task.model.num_classes)
+        return TargetedMisclassification(classes)
+    if not targeted_only:
+        return Misclassification(labels)
+    return TargetedMisclassification(task.runner_up(rows))
+
+
+@contextmanager
+def _explain_errors(title: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if str(error) != "unsupported criterion":
+            raise
+        raise targeting_unsupported(title) from error
+
+
+@cache
+def _classes() -> dict[str, type[Any]]:
+    with suppressed_output():  # it warns when numba is not there to compile an attack
+        import foolbox
+        from foolbox.attacks.base import Attack
+
+    return {
+        name: value
+        for name, value in vars(foolbox.attacks).items()
+        if inspect.isclass(value) and issubclass(value, Attack) and not inspect.isabstract(value)
+    }
+
+
+def _name_of(order: float) -> str:
+    return "linf" if order == float("inf") else f"l{order:g}"

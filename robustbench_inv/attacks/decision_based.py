@@ -1,0 +1,140 @@
+"""What decision-based attacks share: the decision oracle, its binary search, and starting points."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.attacks.protocol import Batch, Queries
+from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.tensors import broadcast, flatten, norm, where_rows
+from robustbench_inv.threat.goals import Goal
+
+__all__ = ["DecisionOracle", "find_starting_points"]
+
+
+@dataclass(frozen=True)
+class DecisionOracle:
+    """The one thing that a decision attack sees of a model.
+
+    Args:
+        model: answers.
+        batch: the n samples.
+        goal: says what a success is.
+    """
+
+    model: Queries
+    batch: Batch
+    goal: Goal
+
+    def reached(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Return whether images (m, …) of the samples at positions (m,) reach the goal, (m,)."""
+        return self.goal.margin(self.model(images, rows), self.batch.labels[rows]) > 0
+
+    def binary_search(
+        self, images: Tensor, rows: Tensor, halvings: int, norm_name: str = "l2"
+    ) -> Tensor:
+        """Return the nearest successes (m, …) that halving the way from the clean inputs to given ones comes by.
+
+        Args:
+            images: (m, …) successes.
+            rows: (m,) positions of their samples.
+            halvings: questions about each sample, >= 0.
+            norm_name: with ``linf`` the way is by boxes around the clean input to which the image is clipped; with
+                any other norm it is the line.
+        """
+        clean, nearest = self.batch.images[rows], images
+        low = torch.zeros_like(flatten(clean)[:, 0])
+        high = torch.ones_like(low)
+        for _ in range(halvings if len(rows) else 0):
+            middle = (low + high) / 2
+            shown = _interpolate(clean, images, middle, norm_name)
+            hit = self.reached(shown, rows)
+            nearest = where_rows(hit, shown, nearest)
+            low, high = low.where(hit, middle), middle.where(hit, high)
+        return nearest
+
+
+def _interpolate(clean: Tensor, images: Tensor, shares: Tensor, norm_name: str) -> Tensor:
+    """Return images (m, …) whose distance from the clean ones is a share (m,) of what it was."""
+    if norm_name != "linf":
+        return torch.lerp(clean, images, broadcast(shares, clean).expand_as(clean))
+    radii = broadcast(shares * norm(images - clean, "linf"), clean)
+    return images.maximum(clean - radii).minimum(clean + radii)
+
+
+MAX_DRAWS = 200
+"""How many inputs are tried for each sample. Foolbox tries 1000 uniform ones, and fails for the class that
+the model sees in noise; of other kinds of input a few are enough."""
+
+POOL_INTERVAL = 5
+"""Every so many draws another input of the data set is tried, if there is a pool of them: what a model that rejects
+noise accepts, and what a certain class looks like."""
+
+BISECTION_STEPS = 10
+"""Steps of the search along the line from the clean input, as fine as foolbox's 1000 steps."""
+
+
+def find_starting_points(
+    model: Queries, batch: Batch, goal: Goal, rng: SampleRNG
+) -> tuple[Tensor, Tensor]:
+    """Return a starting point for each sample, drawn by itself and moved towards its clean input.
+
+    Args:
+        model: answers queries.
+        batch: n samples.
+        goal: what a starting point must reach.
+        rng: the samples' random numbers.
+
+    Returns:
+        (n, …) starting points, the clean image where none was found, and (n,): was one found?
+    """
+    decisions = DecisionOracle(model, batch, goal)
+    starts, found = batch.images.clone(), torch.zeros_like(batch.labels, dtype=torch.bool)
+    for draw in range(MAX_DRAWS):
+        rows = (~found).nonzero()[:, 0]
+        if not len(rows):
+            break
+        if batch.pool is not None and draw % POOL_INTERVAL == POOL_INTERVAL - 1:
+            images = _draw_from_pool(batch[rows], rng.rows(rows), draw)
+        else:
+            images = _draw_candidate(batch.images[rows], model.bounds, rng.rows(rows), draw)
+        hit = decisions.reached(images, rows)
+        starts[rows[hit]] = images[hit]
+        found[rows[hit]] = True
+    rows = found.nonzero()[:, 0]
+    starts[rows] = decisions.binary_search(starts[rows], rows, BISECTION_STEPS)
+    return starts, found
+
+
+def _draw_candidate(
+    clean: Tensor, bounds: tuple[float, float], rng: SampleRNG, draw: int
+) -> Tensor:
+    """Return (m, …) inputs, in turn: uniform noise, one level, the negative, salt and pepper."""
+    low, high = bounds
+    shape, dtype = tuple(clean.shape[1:]), clean.dtype
+    uniform = rng.named("starts").uniform(shape, step=draw, dtype=dtype)
+    if draw % 4 == 0:
+        return low + (high - low) * uniform
+    if draw % 4 == 1:
+        level = rng.named("levels").uniform((), step=draw, dtype=dtype)
+        return low + (high - low) * broadcast(level, clean).expand_as(clean)
+    if draw % 4 == 2:
+        return (
+            low
+            + high
+            - (clean + (uniform - 0.5) * (high - low) * draw / MAX_DRAWS).clamp(low, high)
+        )
+    changed = uniform < (draw + 1) / MAX_DRAWS
+    salted = torch.where(rng.named("salt").uniform(shape, step=draw) < 0.5, low, high).to(dtype)
+    return torch.where(changed, salted, clean)
+
+
+def _draw_from_pool(batch: Batch, rng: SampleRNG, draw: int) -> Tensor:
+    """Return another input of the pool for each sample, (m, …); its own is replaced by the next."""
+    assert batch.pool is not None
+    size = len(batch.pool.ids)
+    places = rng.named("others").integers(size, step=draw)
+    own = batch.pool.ids.to(places.device)[places] == batch.ids
+    places = (places + own.long()) % size
+    return batch.pool.images[places.to(batch.pool.ids.device)].to(batch.images)

@@ -1,0 +1,251 @@
+"""The model as an attack queries it: passes counted, draws averaged, the nearest success kept."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.attacks.protocol import Batch, Loss
+from robustbench_inv.models.protocol import Classifier, Stochastic
+from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.results.record import Status
+from robustbench_inv.tensors import Output, flatten, norm, per_sample_gradient
+from robustbench_inv.threat.threat_model import ThreatModel
+
+__all__ = ["CountingModel", "classify", "has_fresh_draws", "inside_box", "query_model"]
+
+
+def query_model(
+    classifier: Classifier, images: Tensor, rng: SampleRNG, step: int | Tensor = 0
+) -> Output:
+    """Return a classifier's output; a stochastic one answers under its samples' draws.
+
+    The model gets a copy of the images: one that normalises in place would else move the clean inputs.
+
+    Args:
+        classifier: any classifier.
+        images: (n, …) inputs.
+        rng: the n samples' random numbers.
+        step: which of each sample's draws, one number or (n,); without effect when its noise is fixed.
+    """
+    if not isinstance(classifier, Stochastic):
+        return classifier(images.clone())
+    if classifier.fixed_noise:
+        rng, step = rng.named("fixed"), 0
+    shape = (classifier.draws, *classifier.latent_shape)
+    latent = rng.normal(shape, step=step, dtype=images.dtype).transpose(0, 1)
+    return classifier.respond(images.clone(), latent)
+
+
+@torch.no_grad()
+def classify(classifier: Classifier, images: Tensor, rng: SampleRNG, replay: int = 0) -> Output:
+    """Return the output that counts: draws that no search has seen, unless the noise is fixed.
+
+    Args:
+        classifier: the original model.
+        images: (n, …) inputs.
+        rng: the n samples' random numbers.
+        replay: another number gives another set of draws.
+    """
+    return query_model(classifier, images, rng.named("verdict"), replay)
+
+
+def has_fresh_draws(classifier: Classifier) -> bool:
+    """Is it a stochastic classifier whose every answer is under other draws?"""
+    return isinstance(classifier, Stochastic) and not classifier.fixed_noise
+
+
+def inside_box(images: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Return (n,): is every element finite and inside the bounds?"""
+    flat = flatten(images)
+    return ((flat >= bounds[0]) & (flat <= bounds[1])).all(1)
+
+
+@dataclass
+class CountingModel:
+    """Answers an attack's queries about one batch (implements ``attacks.protocol.Queries``).
+
+    Args:
+        classifier: the model that answers; under a transfer threat the substitute.
+        batch: the n samples.
+        threat: what counts as a success while searching.
+        rng: the samples' random numbers.
+        keep_best: keep the nearest success that any query showed (not for invariance goals, whose
+            output condition the clean image already meets, nor for successes on a substitute).
+        guide: another model, whose gradients are given for those of the one that answers.
+        deterministic: does the model give the same answer twice, apart from draws that it declares?
+    """
+
+    classifier: Classifier
+    batch: Batch
+    threat: ThreatModel
+    rng: SampleRNG
+    keep_best: bool = True
+    guide: Classifier | None = None
+    deterministic: bool = True
+    found: Tensor = field(init=False)
+    best: Tensor = field(init=False)
+    failures: dict[int, Status] = field(init=False, default_factory=dict)
+    measured: dict[str, Tensor] = field(init=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n, device = len(self.batch), self.batch.images.device
+        self.found = torch.zeros(n, dtype=torch.bool, device=device)
+        self.best = self.batch.images.clone()
+        self._distance = torch.full((n,), float("inf"), device=device, dtype=self.dtype)
+        self._forward = torch.zeros(n, dtype=torch.float64, device=device)
+        self._backward = torch.zeros(n, dtype=torch.float64, device=device)
+        self._useful = torch.zeros(n, dtype=torch.bool, device=device)
+        self._all_useful = False
+        self._draws = isinstance(self.classifier, Stochastic) or isinstance(self.guide, Stochastic)
+        self._latent = self.rng.named(f"{self.rng.stream}/search")
+
+    @property
+    def num_classes(self) -> int:
+        return self.classifier.num_classes
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return self.classifier.bounds
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.classifier.dtype
+
+    @property
+    def success_is_final(self) -> bool:
+        """False for a stochastic model with fresh noise, one that answers otherwise each time, and for a substitute."""
+        return self.deterministic and not (
+            has_fresh_draws(self.classifier) or self.threat.is_transfer
+        )
+
+    @property
+    def model(self) -> Classifier:
+        return self.classifier
+
+    @property
+    def forward_passes(self) -> Tensor:
+        """(n,) int64: inputs that the model was asked about, for each sample."""
+        return self._forward.ceil().long()
+
+    @property
+    def backward_passes(self) -> Tensor:
+        """(n,) int64: gradients taken, for each sample."""
+        return self._backward.ceil().long()
+
+    @property
+    def zero_gradient(self) -> Tensor:
+        """(n,): gradients were taken, and every one was zero or not finite."""
+        return (self._backward > 0) & ~self._useful
+
+    def report_failure(self, rows: Tensor, status: Status) -> None:
+        """Say why there is no proposal for some samples (positions in the batch)."""
+        self.failures.update(dict.fromkeys(rows.tolist(), status))
+
+    def log(self, name: str, values: Tensor) -> None:
+        """Keep a number of each sample (n,) for the cell's notes."""
+        self.measured[name] = values.detach()
+
+    def __call__(self, images: Tensor, rows: Tensor | None = None) -> Output:
+        with torch.no_grad():
+            return self._query(images, rows)
+
+    def gradient(
+        self, images: Tensor, loss: Loss, rows: Tensor | None = None
+    ) -> tuple[Output, Tensor]:
+        labels = self.batch.labels if rows is None else self.batch.labels[rows]
+        with torch.enable_grad():
+            images = images.detach().requires_grad_(True)
+            output = self._query(images, rows)
+            gradient = per_sample_gradient(loss(output, labels), images)
+        self._count_backward(gradient, rows)
+        return output.detach(), gradient
+
+    def differentiable(self, images: Tensor, rows: Tensor | None = None) -> Output:
+        output = self._query(images, rows)
+        if images.requires_grad and not output.logits.requires_grad:
+            self._count_backward(torch.zeros_like(images), rows)  # no graph: a gradient of zero
+        elif images.requires_grad:
+            images.register_hook(  # type: ignore[no-untyped-call]
+                lambda gradient: self._count_backward(gradient, rows)
+            )
+        return output
+
+    def _query(self, images: Tensor, rows: Tensor | None) -> Output:
+        whole = rows is None and len(images) == len(self.batch)
+        if whole:
+            rows = torch.arange(len(self.batch), device=images.device)
+        if rows is None:
+            self._forward += len(images) / len(self.batch)
+            return self._output(images, self._anonymous(images), 0)
+        if self._draws or self.guide is not None:
+            output = self._output(images, self._latent.rows(rows), self._forward[rows].long())
+        else:  # spared what only draws need, which adds up to a percent of a small network's pass
+            output = self.classifier(images.clone())
+        self._forward.index_add_(0, rows, torch.ones_like(rows, dtype=torch.float64))
+        if self.keep_best:
+            self._keep_nearest(images.detach(), output.detach(), rows)
+        return output
+
+    def _output(self, images: Tensor, rng: SampleRNG, step: int | Tensor) -> Output:
+        """Return the model's output; where a gradient is wanted and there is a guide, with the guide's graph."""
+        if self.guide is None or not (images.requires_grad and torch.is_grad_enabled()):
+            return query_model(self.classifier, images, rng, step)
+        with torch.no_grad():
+            output = query_model(self.classifier, images, rng, step)
+        return _with_guide_gradients(
+            output, query_model(self.guide, images, rng.named(f"{rng.stream}/guide"), step)
+        )
+
+    def _anonymous(self, images: Tensor) -> SampleRNG:
+        """Draws for images of which the attack does not say whose they are."""
+        ids = torch.arange(len(images), device=images.device)
+        return SampleRNG(self.rng.seed, ids, f"{self.rng.stream}/anonymous")
+
+    @torch.no_grad()
+    def _keep_nearest(self, images: Tensor, output: Output, rows: Tensor) -> None:
+        hit = self.threat.goal.margin(output, self.batch.labels[rows]) > 0
+        if not hit.any():
+            return
+        images, rows = images[hit], rows[hit]
+        clean = self.batch.images[rows]
+        allowed = inside_box(images, self.bounds) & self.threat.budget.contains(clean, images)
+        distance = self.threat.budget.distance(clean, images)
+        nearer = allowed & (distance < self._distance[rows])
+        images, rows = images[nearer].to(self.best), rows[nearer]
+        distance = distance[nearer].to(self._distance)
+        # an attack may ask about several images of one sample at once
+        least = self._distance.scatter_reduce(0, rows, distance, "amin")
+        first = distance == least[rows]
+        self.best[rows[first]] = images[first]
+        self._distance[rows[first]] = distance[first]
+        self.found[rows[first]] = True
+
+    def _count_backward(self, gradient: Tensor, rows: Tensor | None) -> None:
+        if rows is None and len(gradient) != len(self.batch):
+            self._backward += len(gradient) / len(self.batch)
+            self._useful |= _has_gradient(gradient).any()
+            return
+        chosen = torch.arange(len(gradient), device=gradient.device) if rows is None else rows
+        self._backward.index_add_(0, chosen, torch.ones_like(chosen, dtype=torch.float64))
+        if not self._all_useful:
+            self._useful[chosen[_has_gradient(gradient)]] = True
+            self._all_useful = bool(self._useful.all())
+
+
+def _has_gradient(gradient: Tensor) -> Tensor:
+    """Return (n,): is some element of a gradient (n, …) not zero, and every one finite?"""
+    size = norm(gradient.detach(), "linf")
+    return size.isfinite() & (size > 0)
+
+
+def _with_guide_gradients(output: Output, guide: Output) -> Output:
+    """Return what the model said, to the last bit, with the derivatives of what its guide says."""
+    led = output.logits + (guide.logits - guide.logits.detach())
+    if output.score is None or guide.score is None:
+        return Output(led, output.score, output.accepted)
+    clearance = output.clearance
+    if clearance is not None and guide.clearance is not None:
+        clearance = clearance + (guide.clearance - guide.clearance.detach())
+    score = output.score + (guide.score - guide.score.detach())
+    return Output(led, score, output.accepted, clearance)

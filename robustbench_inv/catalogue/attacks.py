@@ -1,0 +1,253 @@
+"""Loads attacks by name: a preset, a class of the user, or any attack of Foolbox and torchattacks."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustbench_inv.catalogue.cards import AttackCard, read_attack, to_json
+from robustbench_inv.catalogue.code_identity import origin_of
+from robustbench_inv.catalogue.fields import call_factory
+from robustbench_inv.catalogue.fingerprint import content, describe
+from robustbench_inv.catalogue.locate import entries, find, shipped_root
+from robustbench_inv.catalogue.references import (
+    Reference,
+    Scalar,
+    import_object,
+    parse_reference,
+    source_file,
+)
+from robustbench_inv.catalogue.threats import describe_goal, load_goal
+from robustbench_inv.errors import BadCatalogue, BadParameter
+from robustbench_inv.identity import digest_value
+
+if TYPE_CHECKING:
+    from robustbench_inv.attacks.protocol import Attack, NeedsOODData
+    from robustbench_inv.data.protocol import Dataset
+    from robustbench_inv.threat.goals import Goal
+
+__all__ = ["LIBRARIES", "LoadedAttack", "load_attack", "with_ood_data"]
+
+
+LIBRARIES = {
+    "foolbox": "robustbench_inv.attacks.adapters.foolbox:FoolboxAttack",
+    "torchattacks": "robustbench_inv.attacks.adapters.torchattacks:TorchattacksAttack",
+}
+"""Prefixes under which every attack of a library can be named, and the adapter that runs it."""
+
+ADAPTERS_REVISION = 1
+"""Raised when an adapter comes to make another search of the same attack and parameters."""
+
+
+@dataclass(frozen=True)
+class LoadedAttack:
+    """An attack that is ready to run.
+
+    Args:
+        name: as the user wrote it, parameters included.
+        digest: SHA-256 of preset, revision, parameters and goal, of a user's attack that of its code.
+        card: what the catalogue says of it, with all parameters; plain values.
+        attack: the attack.
+        goal: what it wants.
+    """
+
+    name: str
+    digest: str
+    card: dict[str, Any]
+    attack: "Attack"
+    goal: "Goal"
+
+
+def load_attack(source: "str | Attack", **parameters: Scalar) -> LoadedAttack:
+    """Return an attack that is ready to run.
+
+    Args:
+        source: a preset's name, ``foolbox:NAME``, ``torchattacks:NAME``, ``module:Class`` or
+            ``file.py:Class``, each with ``:key=value,…`` if need be; or an attack.
+        parameters: override those of the preset or of the reference.
+
+    Raises:
+        UnknownName: if nothing is called so.
+        BadParameter: for a parameter that the attack does not have or cannot use.
+        BadCatalogue: if the implementation cannot be imported or is no attack.
+    """
+    if not isinstance(source, str):
+        return _from_object(source, parameters)
+    reference = parse_reference(source)
+    reference = Reference(reference.name, {**reference.parameters, **parameters})
+    card = _preset(reference.name)
+    if card is None:
+        return _from_code(reference)
+    attack = _construct(
+        card.implementation,
+        {**card.parameters, **reference.parameters},
+        str(reference),
+        card.folder,
+    )
+    source_path = source_file(card.implementation, Path(card.folder))
+    return _loaded(str(reference), attack, _goal(card.goal, attack), source_path, to_json(card))
+
+
+def with_ood_data(loaded: LoadedAttack, attack: "NeedsOODData", ood: "Dataset") -> LoadedAttack:
+    """Return a loaded attack with the other data set at hand, whose bytes are part of what it is."""
+    about = {"name": ood.name, "digest": ood.digest}
+    return dataclasses.replace(
+        loaded,
+        digest=digest_value({"attack": loaded.digest, "others": ood.digest}),
+        card={**loaded.card, "others": about},
+        attack=attack.with_ood_data(ood),
+    )
+
+
+def _preset(name: str) -> AttackCard | None:
+    if ":" in name and name not in entries("attacks"):
+        return None
+    return read_attack(find("attacks", name))
+
+
+def _from_code(reference: Reference) -> LoadedAttack:
+    attack = _construct(reference.name, reference.parameters, str(reference))
+    return _loaded(str(reference), attack, _goal("", attack), source_file(reference.name))
+
+
+def _from_object(attack: "Attack", parameters: Mapping[str, Any]) -> LoadedAttack:
+    _check_attack(attack, repr(attack))
+    if parameters:
+        attack = dataclasses.replace(attack, **parameters)  # type: ignore[type-var]
+    return _loaded(type(attack).__name__.lower(), attack, _goal("", attack))
+
+
+def _construct(
+    implementation: str, parameters: Mapping[str, Any], name: str, folder: str | None = None
+) -> "Attack":
+    library, _, inner = implementation.partition(":")
+    if library in LIBRARIES:
+        adapter: Any = import_object(LIBRARIES[library])
+        built: Attack = adapter(attack=inner, parameters=tuple(sorted(parameters.items())))
+        return built
+    found = import_object(implementation, Path(folder) if folder else None)
+    if callable(found):
+        found = call_factory(found, parameters, name)
+    elif parameters:
+        raise BadParameter(f"{name} is no class", got=dict(parameters), expected="no parameters")
+    return _check_attack(found, name)
+
+
+def _check_attack(found: object, name: str) -> "Attack":
+    from robustbench_inv.attacks.protocol import Attack
+
+    frozen = getattr(found, "__dataclass_params__", None)
+    if not isinstance(found, Attack) or frozen is None or not frozen.frozen:
+        raise BadCatalogue(
+            f"{name} is no attack",
+            got=type(found).__name__,
+            expected="a frozen dataclass with kind, norms and run(model, batch, threat, noise)",
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class _Preset:
+    """A preset that was shipped, and what it makes."""
+
+    card: AttackCard
+    attack: "Attack"
+
+    def distance(self, attack: "Attack", goal: "Goal | None") -> tuple[int, bool, str]:
+        """Return in how much an attack of the same class differs from it, for a comparison."""
+        aim = goal is not None and describe_goal(goal) != describe_goal(self.goal)
+        return len(self.differing(attack)), aim, self.card.name
+
+    @property
+    def goal(self) -> "Goal":
+        return _goal(self.card.goal, self.attack)
+
+    @property
+    def is_class(self) -> bool:
+        """Does its card name a class, rather than a function that makes one attack?"""
+        return isinstance(import_object(self.card.implementation), type)
+
+    def differing(self, attack: "Attack") -> dict[str, Any]:
+        own, other = _values(self.attack), _values(attack)
+        return {name: value for name, value in other.items() if value != own[name]}
+
+    def parameters(self, attack: "Attack") -> dict[str, Any]:
+        """Return what its card names and what an attack has otherwise than it."""
+        named = {k: v for k, v in _values(attack).items() if k in self.card.parameters}
+        return {**named, **self.differing(attack)}
+
+
+@cache
+def _shipped() -> tuple[_Preset, ...]:
+    cards = map(read_attack, sorted((shipped_root() / "attacks" / "presets").glob("*.toml")))
+    return tuple(
+        _Preset(card, _construct(card.implementation, card.parameters, card.name)) for card in cards
+    )
+
+
+def _identity(attack: "Attack", goal: "Goal | None" = None) -> dict[str, Any]:
+    """Return what an attack is, of our own without the names of classes and of the fields that presets leave out.
+
+    One of a shipped class is the preset that it differs least from, and its differences.
+    """
+    kind = type(attack)
+    if origin_of(kind.__module__) != "package":
+        return {"content": content(attack)}
+    if library := next((n for n, each in LIBRARIES.items() if import_object(each) is kind), None):
+        known = _values(attack)
+        name = f"{library}:{known.pop('attack')}"
+        return {"attack": name, "revision": ADAPTERS_REVISION, **known}
+    near = [preset for preset in _shipped() if type(preset.attack) is kind]
+    fitting = [preset for preset in near if preset.is_class or not preset.differing(attack)]
+    if not fitting:
+        return {"attack": _kebab(kind.__name__), "parameters": _values(attack)}
+    preset = min(fitting, key=lambda each: each.distance(attack, goal))
+    card = preset.card
+    about = {"attack": card.name, "revision": card.revision}
+    return {**about, "parameters": preset.parameters(attack)}
+
+
+def _values(attack: "Attack") -> dict[str, Any]:
+    """Return the values of an attack's fields, other attacks and data sets as what they are."""
+    fields = dataclasses.fields(attack)  # type: ignore[arg-type]
+    return {field.name: _value(getattr(attack, field.name)) for field in fields}
+
+
+def _value(value: object) -> object:
+    from robustbench_inv.attacks.protocol import Attack
+    from robustbench_inv.data.protocol import Dataset
+
+    if isinstance(value, tuple | list):
+        return [_value(each) for each in value]
+    if isinstance(value, Attack) and dataclasses.is_dataclass(value):
+        return _identity(value)
+    return value.digest if isinstance(value, Dataset) else content(value)
+
+
+def _kebab(name: str) -> str:
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()
+
+
+def _goal(text: str, attack: "Attack") -> "Goal":
+    default = "keep-decision" if attack.kind == "invariance" else "misclassify"
+    return load_goal(text or default)
+
+
+def _loaded(
+    name: str,
+    attack: "Attack",
+    goal: "Goal",
+    source: Path | None = None,
+    card: Mapping[str, Any] | None = None,
+) -> LoadedAttack:
+    parameters = describe(attack)
+    kind = parameters.pop("type")
+    implementation = f"{source.name}:{type(attack).__qualname__}" if source else kind
+    identity = {"attack": _identity(attack, goal), "goal": describe_goal(goal)}
+    about = {"name": name, "summary": "", "cost": "", "paper": "", **(card or {})} | {"name": name}
+    about |= {"implementation": implementation, "kind": attack.kind, "norms": sorted(attack.norms)}
+    about |= {"parameters": parameters, "goal": goal.name}
+    return LoadedAttack(name, digest_value(identity), about, attack, goal)

@@ -1,0 +1,75 @@
+"""Loads data sets by name."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from robustbench_inv.catalogue.code_identity import origin_of
+from robustbench_inv.catalogue.fingerprint import content
+from robustbench_inv.catalogue.references import parse_reference
+from robustbench_inv.identity import digest_value
+
+if TYPE_CHECKING:
+    from robustbench_inv.data.protocol import Dataset
+    from robustbench_inv.data.registry import DatasetEntry
+
+__all__ = ["default_ood_dataset", "default_oracle", "identify_dataset", "load_dataset"]
+
+
+def load_dataset(source: "str | Dataset", *, data_root: "str | Path | None" = None) -> "Dataset":
+    """Return a data set.
+
+    Args:
+        source: a name, with ``:key=value,…`` if it has parameters (``spheres:d=500,n=10``); or a data set,
+            which is returned as it is.
+        data_root: where its files are; None for INVBENCH_DATA and the places that are known.
+
+    Raises:
+        UnknownName: if nothing is called so.
+        BadParameter: for a parameter that it does not have.
+        BadData: if its files are missing or damaged.
+    """
+    if not isinstance(source, str):
+        return source
+    from robustbench_inv.data.registry import open_dataset
+
+    reference = parse_reference(source)
+    root = Path(data_root).expanduser() if data_root else None
+    return open_dataset(reference.name, reference.parameters, root)
+
+
+def identify_dataset(dataset: "Dataset") -> str:
+    """Return what the records of a data set's samples depend on: its digest, and the code of a user's own class."""
+    kind = type(dataset)
+    if origin_of(kind.__module__) != "local":
+        return dataset.digest
+    return digest_value({"data": dataset.digest, "code": content(kind)})
+
+
+def default_oracle(name: str) -> str:
+    """Return the proxy that says what class a changed input of a data set has, empty if there is none.
+
+    Args:
+        name: of the data set, with or without parameters.
+    """
+    known = _known(name)
+    return known.oracle if known else ""
+
+
+def default_ood_dataset(name: str) -> str:
+    """Return the data set whose inputs are shown as out of another's distribution, empty if there is none.
+
+    Args:
+        name: of the data set, with or without parameters.
+
+    Example:
+        >>> default_ood_dataset("fashion-mnist:split=train"), default_ood_dataset("spheres")
+        ('mnist', '')
+    """
+    known = _known(name)
+    return known.ood if known else ""
+
+
+def _known(name: str) -> "DatasetEntry | None":
+    from robustbench_inv.data.registry import DATASETS
+
+    return DATASETS.get(name.partition(":")[0])

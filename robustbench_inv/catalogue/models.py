@@ -1,0 +1,321 @@
+"""Loads models by name: a published one with its weights, or a user's own network, with a reject option if asked for."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustbench_inv.catalogue.cards import ModelCard, read_model, to_json
+from robustbench_inv.catalogue.datasets import load_dataset
+from robustbench_inv.catalogue.fields import call_factory
+from robustbench_inv.catalogue.fingerprint import content, digest_weights, plain
+from robustbench_inv.catalogue.locate import entries, find, shipped_root
+from robustbench_inv.catalogue.references import (
+    Reference,
+    Scalar,
+    import_module,
+    import_object,
+    parse_reference,
+    source_file,
+)
+from robustbench_inv.errors import BadModel, BadParameter
+from robustbench_inv.identity import digest_file, digest_value
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from robustbench_inv.data.protocol import Dataset
+    from robustbench_inv.models.protocol import Classifier
+    from robustbench_inv.tensors import Output
+
+__all__ = [
+    "THRESHOLDS_FILE",
+    "LoadedModel",
+    "Rejection",
+    "add_rejection",
+    "calibration_digest",
+    "load_model",
+    "split_rejection",
+]
+
+
+THRESHOLDS_FILE = "thresholds.safetensors"
+"""Name of the file in a model's folder."""
+
+RUN_TIME_PARAMETERS = ("dtype", "noise", "draws")
+"""Parameters of a model that leave its thresholds valid."""
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """How a user wants a model to reject.
+
+    Args:
+        score: one of ``models.rejection.SCORES``.
+        percentile: share of correctly classified training inputs that each class rejects, in per cent.
+        thresholds: a file of ``invbench calibrate``; empty for the one in the model's folder.
+    """
+
+    score: str = "likelihood"
+    percentile: float = 1.0
+    thresholds: str = ""
+
+
+def split_rejection(
+    parameters: Mapping[str, Scalar],
+) -> tuple[Rejection | None, dict[str, Scalar]]:
+    """Return what parameters say of rejection, None if nothing, and the rest of them.
+
+    Raises:
+        BadParameter: for a percentile that is no number, or a score or file that is no text.
+
+    Example:
+        >>> split_rejection({"reject": "margin", "width": 3})
+        (Rejection(score='margin', percentile=1.0, thresholds=''), {'width': 3})
+    """
+    names = {"reject": "score", "percentile": "percentile", "thresholds": "thresholds"}
+    given = {names[key]: value for key, value in parameters.items() if key in names}
+    rest = {key: value for key, value in parameters.items() if key not in names}
+    if not given:
+        return None, rest
+    percentile = given.get("percentile", 1.0)
+    if isinstance(percentile, bool | str):
+        raise BadParameter("unusable percentile", got=percentile, expected="a number, 0 to 20")
+    words = {key: value for key, value in given.items() if key != "percentile"}
+    if wrong := [value for value in words.values() if not isinstance(value, str)]:
+        raise BadParameter("unusable rejection", got=wrong[0], expected="reject=SCORE")
+    return Rejection(**words, percentile=float(percentile)), rest  # type: ignore[arg-type]
+
+
+def add_rejection(loaded: "LoadedModel", wanted: Rejection, folder: Path | None) -> "LoadedModel":
+    """Return a loaded model that rejects.
+
+    Args:
+        loaded: the model itself.
+        wanted: score, percentile and file.
+        folder: of the model in the catalogue, None for a user's own.
+
+    Raises:
+        BadModel: if there are no thresholds, or they were fitted to another model.
+        BadParameter: for a score or percentile that there are none for.
+    """
+    from robustbench_inv.models.reject_option import ScoreQuantiles, reject
+
+    path = _thresholds_file(loaded, wanted, folder)
+    fitted = ScoreQuantiles.load(path)
+    if fitted.facts.get("model") != calibration_digest(loaded):
+        raise BadModel(
+            f"{path} was fitted to another model than {loaded.name}",
+            got=str(fitted.facts.get("model"))[:12],
+            expected=calibration_digest(loaded)[:12],
+            remedy=_remedy(loaded),
+        )
+    limits = fitted.thresholds(wanted.score, wanted.percentile)
+    frozen = {"score": wanted.score, "percentile": wanted.percentile, "values": limits.tolist()}
+    digest = digest_value(frozen)
+    about = {
+        **frozen,
+        "digest": digest,
+        "file_sha256": digest_file(path),
+        "fitted": dict(fitted.facts),
+    }
+    return replace(
+        loaded,
+        digest=digest_value({"model": loaded.digest, "rejection": digest}),
+        card={**loaded.card, "rejection": about},
+        classifier=reject(loaded.classifier, wanted.score, limits),
+    )
+
+
+def calibration_digest(loaded: "LoadedModel") -> str:
+    """Return the digest of what thresholds are fitted to: all that the model is but for its RUN_TIME_PARAMETERS parameters."""
+    given: Mapping[str, Any] = loaded.identity.get("parameters", {})
+    kept = {key: value for key, value in given.items() if key not in RUN_TIME_PARAMETERS}
+    return digest_value({**loaded.identity, "parameters": kept})
+
+
+def _thresholds_file(loaded: "LoadedModel", wanted: Rejection, folder: Path | None) -> Path:
+    if wanted.thresholds:
+        return Path(wanted.thresholds).expanduser()
+    if folder is None or not (folder / THRESHOLDS_FILE).is_file():
+        raise BadModel(f"{loaded.name} has no thresholds to reject by", remedy=_remedy(loaded))
+    return folder / THRESHOLDS_FILE
+
+
+def _remedy(loaded: "LoadedModel") -> str:
+    return f"fit them: invbench calibrate {loaded.name} --out FILE, and append thresholds=FILE"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that is ready to answer: called on images it gives the classifier's ``Output``.
+
+    Args:
+        name: as the user wrote it, parameters included.
+        digest: SHA-256 of everything that its answers depend on: card, parameters, weights and, for a model
+            that is fitted to a data set, the data.
+        card: what the catalogue says of it, with all parameters; plain values.
+        classifier: the model.
+        weights_digest: SHA-256 of its weights, None for a model without.
+        identity: what the digest is of, but for rejection; plain values.
+    """
+
+    name: str
+    digest: str
+    card: dict[str, Any]
+    classifier: "Classifier"
+    weights_digest: str | None
+    identity: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __call__(self, images: "Tensor") -> "Output":
+        """Return the classifier's output for (n, …) images inside its bounds."""
+        return self.classifier(images)
+
+
+def load_model(
+    source: "str | nn.Module | Classifier",
+    *,
+    dataset: "str | Dataset | None" = None,
+    device: str = "cpu",
+    **parameters: Scalar,
+) -> LoadedModel:
+    """Return a model that is ready to answer.
+
+    Args:
+        source: a catalogue name, ``module:factory`` or ``file.py:factory``, each with ``:key=value,…`` if
+            need be; or a model: an ``nn.Module`` that declares ``bounds``, or a ``Classifier``.
+        dataset: what a model is built for if its card says ``fits_dataset``; None for the card's own.
+        device: where it computes, as torch names it.
+        parameters: override those of the card or of the reference; ``dtype`` fits every network, and
+            ``reject``, ``percentile`` and ``thresholds`` every model (see ``add_rejection.Rejection``).
+
+    Raises:
+        UnknownName: if nothing is called so.
+        BadParameter: for a parameter that the model does not have, or a device that is not there.
+        BadModel: if its weights are damaged, or it declares no bounds.
+    """
+    if not isinstance(source, str):
+        wanted, rest = split_rejection(parameters)
+        return _with_rejection_on_device(_from_object(source, rest), wanted, None, device)
+    reference = parse_reference(source)
+    reference = Reference(reference.name, {**reference.parameters, **parameters})
+    wanted, rest = split_rejection(reference.parameters)
+    plain_reference = Reference(reference.name, rest)
+    if ":" in reference.name and reference.name not in entries("models"):
+        loaded, folder = _from_code(plain_reference), None
+    else:
+        card = read_model(find("models", reference.name))
+        loaded, folder = _from_card(card, plain_reference, dataset), Path(card.folder)
+    finished = _with_rejection_on_device(loaded, wanted, folder, device)
+    return _renamed(finished, str(reference)) if wanted else finished
+
+
+def _with_rejection_on_device(
+    loaded: LoadedModel, wanted: Rejection | None, folder: Path | None, device: str
+) -> LoadedModel:
+    """Return a model that rejects, if that is wanted, where it is to compute."""
+    return _on_device(add_rejection(loaded, wanted, folder) if wanted else loaded, device)
+
+
+def _renamed(loaded: LoadedModel, name: str) -> LoadedModel:
+    return replace(loaded, name=name, card={**loaded.card, "name": name})
+
+
+def _from_card(
+    card: ModelCard, reference: Reference, dataset: "str | Dataset | None"
+) -> LoadedModel:
+    from robustbench_inv.models.wrapping import build_model
+
+    data = load_dataset(dataset or card.dataset) if card.fits_dataset else None
+    classifier = build_model(card, Path(card.folder), reference.parameters, data)
+    about = {**to_json(card), "name": str(reference)}
+    about["parameters"] = {**card.parameters, **reference.parameters}
+    identity = _card_identity(card, about["parameters"], classifier)
+    identity["data"] = data.digest if data else None
+    weights = card.weights_sha256 or digest_weights(classifier)
+    digest = digest_value(identity)
+    return LoadedModel(str(reference), digest, plain(about), classifier, weights, identity)
+
+
+def _card_identity(
+    card: ModelCard, parameters: Mapping[str, Any], classifier: "Classifier"
+) -> dict[str, Any]:
+    """Return what a model of the catalogue is: a shipped one by name and revision, another by its code as well."""
+    known = {"model": card.name, "revision": card.revision, "parameters": plain(parameters)}
+    known |= {"num_classes": card.num_classes, "bounds": list(card.bounds)}
+    known |= {"weights": card.weights_sha256}
+    if Path(card.folder).resolve().is_relative_to(shipped_root().resolve()):
+        return known
+    known["code"] = content(import_object(card.implementation))
+    if card.weights_sha256 is None:  # nothing says that its weights are the same each time
+        known["content"] = content(classifier)
+    return known
+
+
+def _from_code(reference: Reference) -> LoadedModel:
+    from robustbench_inv.models.wrapping import cast_module
+
+    parameters = dict(reference.parameters)
+    dtype = parameters.pop("dtype", None)
+    found = import_object(reference.name)
+    if _is_model(found):
+        if parameters:
+            problem = f"{reference.name} is a model, not a factory"
+            raise BadParameter(problem, got=parameters, expected="no parameters")
+        built = found
+    elif callable(found):
+        built = call_factory(found, parameters, reference.name)
+    else:
+        raise BadModel(f"{reference.name} is no model", got=type(found).__name__)
+    path, given = source_file(reference.name), dict(reference.parameters)
+    inner = reference.name.rpartition(":")[2]
+    implementation = f"{path.name}:{inner}" if path else reference.name
+    code = {"code": content([import_module(reference.name), None if built is found else found])}
+    about = {"implementation": implementation, "parameters": given}
+    return _wrapped(cast_module(built, dtype), str(reference), about, code)
+
+
+def _from_object(model: "nn.Module | Classifier", parameters: Mapping[str, Any]) -> LoadedModel:
+    from robustbench_inv.models.wrapping import cast_module
+
+    if parameters.keys() - {"dtype"}:
+        raise BadParameter("a model takes no parameters", got=dict(parameters), expected="dtype")
+    kind = type(model)
+    about = {"implementation": f"{kind.__module__}:{kind.__qualname__}", "parameters": {}}
+    cast = cast_module(model, parameters.get("dtype"))
+    return _wrapped(cast, kind.__name__.lower(), about, {})
+
+
+def _wrapped(
+    model: object, name: str, about: Mapping[str, Any], code: Mapping[str, Any]
+) -> LoadedModel:
+    from robustbench_inv.models.wrapping import wrap_module
+
+    classifier = wrap_module(model, name)
+    told = {"num_classes": classifier.num_classes, "bounds": list(classifier.bounds)}
+    identity = {**code, "parameters": about["parameters"], **told, "content": content(model)}
+    card = {"name": name, "summary": "", "paper": "", **about, **told}
+    digest, weights = digest_value(identity), digest_weights(model)
+    return LoadedModel(name, digest, card, classifier, weights, identity)
+
+
+def _is_model(found: object) -> bool:
+    from torch import nn
+
+    from robustbench_inv.models.protocol import Classifier
+
+    return isinstance(found, nn.Module) or (
+        isinstance(found, Classifier) and not isinstance(found, type)
+    )
+
+
+def _on_device(loaded: LoadedModel, device: str) -> LoadedModel:
+    from torch import nn
+
+    if device == "cpu" or not isinstance(loaded.classifier, nn.Module):
+        return loaded
+    try:
+        moved: Any = loaded.classifier.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise BadParameter("unusable device", got=device, remedy=str(error)) from error
+    return replace(loaded, classifier=moved)

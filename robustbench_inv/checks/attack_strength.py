@@ -1,0 +1,286 @@
+"""Checks by attacks on the model: monotone in eps (C1), unbounded (C2), converged (C4), logit scale (C8), fixed noise (C13)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.attacks.pgd import PGD
+from robustbench_inv.attacks.queries import CountingModel, classify
+from robustbench_inv.checks.probe import Probe
+from robustbench_inv.checks.verdict import CHECKS, Grade, Verdict, grade
+from robustbench_inv.models.protocol import Classifier, Stochastic
+from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.results.summary import Rate
+from robustbench_inv.tensors import Output, margin
+from robustbench_inv.threat.budgets import LpBall
+from robustbench_inv.threat.threat_model import ThreatModel
+
+__all__ = [
+    "EPS_FRACTIONS",
+    "broken_samples",
+    "check_convergence",
+    "check_fixed_noise",
+    "check_logit_scale",
+    "check_monotone_attack",
+    "check_unbounded",
+]
+
+
+EPS_FRACTIONS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+"""The linf eps of sweeps, relative to the width of the box."""
+
+
+def check_unbounded(probe: Probe) -> Verdict:
+    """C2: does PGD whose ball holds the whole box leave more accuracy than guessing would?
+
+    100 steps of 1/50 of eps, eps the width of the box, on the margin, from the clean image: noise alone,
+    which a random start would add, breaks classifiers whose gradients are useless. Samples that are wrong
+    to begin with count as broken.
+
+    References:
+        Carlini et al., On evaluating adversarial robustness, arXiv 1902.06705, section 4.2; Pintor et al.,
+        Indicators of attack failure, NeurIPS 2022: unconstrained attack failure.
+    """
+    attack = PGD(steps=100, rel_step=0.02, decay=False, loss="margin", random_start=False)
+    broken = broken_samples(attack, probe, probe.width, probe.rng)
+    left, chance = Rate(int((~broken).sum()), len(broken)), 1 / probe.classifier.num_classes
+    evidence = (
+        f"PGD of 100 steps with linf eps {probe.width:g}, the width of the box, left {left.value:.1%} of "
+        f"{left.trials} samples right (95 % interval from {left.low:.1%}); chance is {chance:.1%}."
+    )
+    return CHECKS["C2"].make_verdict(
+        probe.model, grade(left.low, warn=1, fail=chance), left.value, evidence
+    )
+
+
+def check_monotone_attack(probe: Probe) -> Verdict:
+    """C1: does a sample that fell at one eps hold at a larger one?
+
+    It cannot, as the larger ball holds the smaller: what independent attacks (10 steps, their own random
+    starts, nothing shared) miss shows how far such attacks can be trusted. An evaluation's sweep shares its
+    successes upward, so that its own accuracies never rise. The probe doubles eps until two runs in a row
+    have broken everything: beyond, steps that are coarse for the model say nothing about its robustness.
+    """
+    attack = PGD(steps=10, rel_step=0.25, decay=False, loss="margin")
+    runs: list[Tensor] = []
+    for index, fraction in enumerate(EPS_FRACTIONS):
+        if len(runs) > 1 and all(run.all() for run in runs[-2:]):
+            break
+        runs.append(
+            broken_samples(attack, probe, fraction * probe.width, probe.rng.named(f"probe/{index}"))
+        )
+    broken = torch.stack(runs, 1)
+    missed = (broken.int().cummax(1).values.bool() & ~broken)[:, 1:]
+    share = float(missed.double().mean())
+    eps = [fraction * probe.width for fraction in EPS_FRACTIONS[: len(runs)]]
+    held = ", ".join(f"{1 - float(run.double().mean()):.0%}" for run in runs)
+    evidence = (
+        f"Independent PGD at linf eps {eps[0]:.3g} to {eps[-1]:.3g} left {held} of {len(broken)} samples "
+        f"right; {int(missed.sum())} of {missed.numel()} (sample, eps) pairs hold although a smaller eps "
+        f"broke them ({share:.2%})."
+    )
+    return CHECKS["C1"].make_verdict(probe.model, grade(share, warn=0.005), share, evidence)
+
+
+def broken_samples(attack: PGD, probe: Probe, eps: float, rng: SampleRNG) -> Tensor:
+    """Return (n,): is the decision on what the attack shows wrong, under draws it has not seen?"""
+    threat = ThreatModel(LpBall("linf", eps))
+    meter = CountingModel(probe.classifier, probe.batch, threat, rng)
+    shown = attack.run(meter, probe.batch, threat, rng)
+    return classify(probe.classifier, shown, rng).decision != probe.batch.labels
+
+
+RESOLUTION = 1e-3
+"""C8: spacing of floating-point numbers at the largest logit, relative to the median margin."""
+
+
+def check_convergence(probe: Probe) -> Verdict:
+    """C4: does twice the effort break what the attack did not?
+
+    The default PGD, and the same with twice the steps and twice the restarts, at an eps that some samples
+    survive. It has converged if the accuracy differs by less than half the width of its interval.
+
+    References:
+        Carlini et al., On evaluating adversarial robustness, arXiv 1902.06705, section 5.2; Pintor et al.,
+        Indicators of attack failure, NeurIPS 2022: incomplete optimisation.
+    """
+    eps = _half_broken_eps(probe)
+    usual = PGD()
+    more = PGD(steps=2 * usual.steps, restarts=2)
+    left, rest = _robust_rate(probe, usual, eps), _robust_rate(probe, more, eps)
+    gap = left.value - rest.value
+    evidence = (
+        f"At linf eps {eps:.3g} PGD of {usual.steps} steps left {left.value:.1%} of {left.trials} samples right, of "
+        f"{more.steps} steps and 2 restarts {rest.value:.1%}."
+    )
+    return CHECKS["C4"].make_verdict(probe.model, grade(gap, warn=_half_width(left)), gap, evidence)
+
+
+def check_logit_scale(probe: Probe) -> Verdict:
+    """C8: do attacks fare otherwise when a constant is taken off the logits, or when they are scaled?
+
+    Neither changes a decision. What the default loss leaves must agree to half the width of its interval (FAIL);
+    where plain cross-entropy disagrees, its numbers on this model are those of its scale (WARN). Logits that are
+    large for their margins have lost digits of them, which no attack finds again.
+    """
+    model = probe.classifier
+    if isinstance(model, Stochastic):
+        reason = "A stochastic model's logits are the logarithm of a mean of probabilities already."
+        return CHECKS["C8"].make_verdict(probe.model, "NA", None, reason)
+    logits, eps = probe.query().logits, _breaking_eps(probe)
+    margins = margin(logits, probe.batch.labels).abs()
+    size = float(margins.median().clamp_min(torch.finfo(logits.dtype).tiny))
+    spacing = float(torch.finfo(logits.dtype).eps * logits.abs().max()) / size
+    forms: dict[str, Callable[[Tensor], Tensor]] = {
+        "as they are": lambda z: z,
+        "without their maximum": lambda z: z - z.amax(1, keepdim=True).detach(),
+        "over their median margin": lambda z: z / size,
+    }
+    left = {
+        loss: [
+            _robust_rate(
+                probe.with_classifier(_TransformedLogits(model, form)), PGD(loss=loss), eps
+            )
+            for form in forms.values()
+        ]
+        for loss in ("scaled-ce", "ce")
+    }
+    gaps = {loss: _range_of_rates(rates) for loss, rates in left.items()}
+    allowed = _half_width(left["scaled-ce"][0])
+    wrong = gaps["scaled-ce"] > allowed or spacing > 10 * RESOLUTION
+    doubtful = gaps["ce"] > allowed or spacing > RESOLUTION
+    verdict: Grade = "FAIL" if wrong else "WARN" if doubtful else "PASS"
+    told = "; ".join(
+        f"{loss} {', '.join(f'{rate.value:.1%}' for rate in rates)}" for loss, rates in left.items()
+    )
+    evidence = (
+        f"At linf eps {eps:.3g} PGD leaves right, on logits {', '.join(forms)}: {told}. Neighbouring numbers at the "
+        f"largest logit lie {spacing:.1g} of the median margin apart."
+    )
+    return CHECKS["C8"].make_verdict(probe.model, verdict, gaps["scaled-ce"], evidence)
+
+
+def check_fixed_noise(probe: Probe) -> Verdict:
+    """C13: is a stochastic model, when its draws are known, at most as robust as when they are fresh?
+
+    Who knows the draws attacks a deterministic model, and can but do better. If that attack does worse,
+    its gradients are of little use, and neither are those of the attack that averages over draws.
+
+    References:
+        Carlini et al., On evaluating adversarial robustness, arXiv 1902.06705, section 5.3.
+    """
+    model = probe.classifier
+    if not isinstance(model, Stochastic) or model.fixed_noise:
+        reason = "The model's answers depend on no fresh draws."
+        return CHECKS["C13"].make_verdict(probe.model, "NA", None, reason)
+    eps = _breaking_eps(probe)
+    fresh = _robust_rate(probe, PGD(), eps)
+    held = _robust_rate(probe.with_classifier(_FixedNoise(model)), PGD(), eps)
+    gap = held.value - fresh.value
+    evidence = (
+        f"At linf eps {eps:.3g} PGD left {fresh.value:.1%} of {fresh.trials} samples right under fresh draws and "
+        f"{held.value:.1%} under draws that it knows."
+    )
+    verdict = grade(gap, warn=_half_width(fresh), fail=_half_width(fresh))
+    return CHECKS["C13"].make_verdict(probe.model, verdict, gap, evidence)
+
+
+@dataclass(frozen=True)
+class _TransformedLogits:
+    """A classifier whose logits are replaced by others of the same decision."""
+
+    classifier: Classifier
+    form: Callable[[Tensor], Tensor]
+
+    @property
+    def num_classes(self) -> int:
+        return self.classifier.num_classes
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return self.classifier.bounds
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.classifier.dtype
+
+    def __call__(self, images: Tensor) -> Output:
+        return Output(self.form(self.classifier(images).logits))
+
+
+@dataclass(frozen=True)
+class _FixedNoise:
+    """A stochastic classifier that gives a sample the same draws in every answer."""
+
+    classifier: Stochastic
+
+    fixed_noise = True
+
+    @property
+    def draws(self) -> int:
+        return self.classifier.draws
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return self.classifier.latent_shape
+
+    @property
+    def num_classes(self) -> int:
+        return self._itself.num_classes
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return self._itself.bounds
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._itself.dtype
+
+    @property
+    def _itself(self) -> Classifier:
+        assert isinstance(self.classifier, Classifier)
+        return self.classifier
+
+    def __call__(self, images: Tensor) -> Output:
+        return self._itself(images)
+
+    def respond(self, images: Tensor, latent: Tensor) -> Output:
+        return self.classifier.respond(images, latent)
+
+
+def _short_sweep(probe: Probe) -> dict[float, float]:
+    """Return what ten steps leave right at each linf eps, up to the first at which that is at most half."""
+    brief = PGD(steps=10, rel_step=0.25, decay=False, loss="margin")
+    left: dict[float, float] = {}
+    for eps in (fraction * probe.width for fraction in EPS_FRACTIONS):
+        left[eps] = _robust_rate(probe, brief, eps).value
+        if left[eps] <= 0.5:
+            break
+    return left
+
+
+def _breaking_eps(probe: Probe) -> float:
+    """Return the least eps at which most samples fall: what a weaker attack leaves shows there."""
+    return max(_short_sweep(probe))
+
+
+def _half_broken_eps(probe: Probe) -> float:
+    """Return the eps at which nearest to half of the samples fall: more could; if in doubt, the largest some survive."""
+    left = _short_sweep(probe)
+    return min(left, key=lambda eps: (abs(left[eps] - 0.5), not left[eps], -eps))
+
+
+def _robust_rate(probe: Probe, attack: PGD, eps: float) -> Rate:
+    """Return how many samples are right on what the attack shows."""
+    broken = broken_samples(attack, probe, eps, probe.rng)
+    return Rate(int((~broken).sum()), len(broken))
+
+
+def _half_width(rate: Rate) -> float:
+    return (rate.high - rate.low) / 2
+
+
+def _range_of_rates(rates: list[Rate]) -> float:
+    return max(rate.value for rate in rates) - min(rate.value for rate in rates)

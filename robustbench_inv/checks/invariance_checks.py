@@ -1,0 +1,164 @@
+"""Checks of invariance cells: exact inverse (C32), exact ReLU preimage (C33), oracle (C34, C35)."""
+
+from collections.abc import Iterable
+from math import inf
+
+from robustbench_inv.checks.verdict import CHECKS, Grade, Verdict, grade
+from robustbench_inv.results.cell import FinishedCell, format_ids, sample_values
+from robustbench_inv.results.rates import invariance_rates
+from robustbench_inv.results.record import Record
+
+__all__ = [
+    "EXACT_TOLERANCE",
+    "FAILURE_SHARE",
+    "check_inverse",
+    "check_oracle",
+    "check_oracle_agreement",
+    "check_preimage",
+    "exceeds_tolerance",
+    "largest_error",
+    "uses_inverse",
+    "uses_preimage_solver",
+]
+
+
+ORACLE_ERROR_LIMIT = 0.1
+"""C34: share of clean inputs or catch trials above which an oracle's own error is a warning."""
+
+
+def check_oracle(view: FinishedCell) -> Verdict:
+    """C34: does every invariance success name an oracle, which is not the model itself and whose error is known?
+
+    A class that the data set itself gives, by computation or from people, needs no error rate.
+    """
+    nameless = [r.sample for r in view.records if _success_without_oracle(r)]
+    itself, (error, doubtful) = _attacked_model_in_oracle(view), _oracle_error_text(view)
+    sources = sorted({r.oracle_source for r in view.records if r.oracle_source}) or ["nobody"]
+    evidence = (
+        f"Classes of {len(view.records)} inputs as {', '.join(sources)} sees them; {len(nameless)} "
+        f"successes without an oracle{': samples ' + format_ids(nameless) if nameless else ''}{itself}; {error}."
+    )
+    verdict: Grade = "FAIL" if nameless or itself else "WARN" if doubtful else "PASS"
+    return CHECKS["C34"].make_verdict(view.subject, verdict, len(nameless), evidence)
+
+
+def check_oracle_agreement(view: FinishedCell) -> Verdict:
+    """C35: can agreement with the oracle be told beside agreement with the label of the clean input?
+
+    A model that follows the old label on all of these inputs is not right: that is the failure.
+    """
+    found = invariance_rates(view.records)
+    unknown = found.unknown.value if found.unknown.trials else 0.0
+    same, old = found.agrees_with_oracle, found.agrees_with_label
+    evidence = (
+        f"Of {same.trials} changed inputs with a class by the oracle, {same.successes} are decided as the oracle "
+        f"says and {old.successes} as the label of the clean input says; of {found.unknown.successes} of "
+        f"{found.unknown.trials} attacked samples the oracle does not know."
+    )
+    verdict = grade(unknown, warn=0.5, fail=1 - 1e-9)
+    return CHECKS["C35"].make_verdict(view.subject, verdict, unknown, evidence)
+
+
+def _success_without_oracle(record: Record) -> bool:
+    won = record.goal_reached and record.status != "already_wrong"
+    return won and (record.oracle is None or record.oracle_source is None)
+
+
+def _attacked_model_in_oracle(view: FinishedCell) -> str:
+    """Say if the attacked model is among those that judge; empty if not."""
+    oracle, model = view.source.cell["threat"].get("oracle") or {}, view.source.cell["model"]
+    members = [*oracle.get("members", ()), oracle]
+    own = any(each.get("digest") == model.get("digest", "") for each in members)
+    return f"; {view.model} judges itself" if own and model.get("digest") else ""
+
+
+def _oracle_error_text(view: FinishedCell) -> tuple[str, bool]:
+    """Return what is known of the oracle's own error, and whether that is a reason for doubt."""
+    error = view.source.oracle_error()
+    if error is None:
+        named = bool(view.source.cell["threat"].get("oracle"))
+        return "its own error was not measured" if named else "it comes with the data set", named
+    share = error.error_rate
+    told = (
+        f"it is wrong itself on {error.wrong} of {error.trials} {error.measured_on} "
+        f"[{100 * share.low:.1f}, {100 * share.high:.1f}] %, and does not know {error.unknown}"
+    )
+    return told, not share.trials or share.value > ORACLE_ERROR_LIMIT
+
+
+EXACT_TOLERANCE = 1e-3
+"""Largest error of an element, of a reconstructed input or of a re-encoded metamer's logits."""
+
+FAILURE_SHARE = 0.001
+"""Share of samples above which a cell fails."""
+
+INVERSE_ERRORS = {
+    "reconstruction": "inputs decoded from their own code",
+    "reencoding": "logits of re-encoded metamers",
+}
+
+
+def uses_inverse(view: FinishedCell) -> bool:
+    """Did the attack measure how exact an inverse is?"""
+    return bool(INVERSE_ERRORS.keys() & sample_values(view.events).keys())
+
+
+def check_inverse(view: FinishedCell) -> Verdict:
+    """C32: is every input its own code's decoding, and has every decoded metamer the logits that it was given?
+
+    Without that a metamer proves nothing: another input, with other logits, was shown.
+    """
+    columns = sample_values(view.events)
+    errors = {name: columns[name] for name in INVERSE_ERRORS if name in columns}
+    worst = {name: largest_error(column.values()) for name, column in errors.items()}
+    off = {
+        s for column in errors.values() for s, error in column.items() if exceeds_tolerance(error)
+    }
+    n = max(map(len, errors.values()), default=0)
+    share = len(off) / max(n, 1)
+    said = "; ".join(
+        f"{INVERSE_ERRORS[name]} are off by at most {worst[name]:.2g}" for name in errors
+    )
+    more = f": samples {format_ids(off)}; try float64" if off else ""
+    evidence = f"{n} samples: {said}; {len(off)} of them by more than {EXACT_TOLERANCE:g}{more}."
+    verdict = grade(share, warn=0, fail=FAILURE_SHARE) if errors else "NA"
+    return CHECKS["C32"].make_verdict(view.subject, verdict, share, evidence)
+
+
+def largest_error(errors: Iterable[float | None]) -> float:
+    """Return the largest error, inf where one is no number."""
+    return max((inf if error is None else error for error in errors), default=0.0)
+
+
+def exceeds_tolerance(error: float | None) -> bool:
+    """Is an error no number, or larger than what rounding explains?"""
+    return error is None or error > EXACT_TOLERANCE
+
+
+def uses_preimage_solver(view: FinishedCell) -> bool:
+    """Did the attack measure how far hidden activations are from those that it meant to keep?"""
+    return {"activation", "pattern", "solver"} <= sample_values(view.events).keys()
+
+
+def check_preimage(view: FinishedCell) -> Verdict:
+    """C33: has every shown input the activations of the clean one, with every unit on its side of the ReLU?
+
+    Without that it lies in no preimage, and what it shows is no invariance of the layer. A solver that stopped before its
+    optimum has shown less than there is: WARN.
+    """
+    columns = sample_values(view.events)
+    activation, pattern, solver = (columns[name] for name in ("activation", "pattern", "solver"))
+    off = {s for s, moved in activation.items() if exceeds_tolerance(moved)}
+    crossed = {s for s, units in pattern.items() if units is None or units > 0}
+    stopped = {s for s, status in solver.items() if status != 0}
+    bad = off | crossed
+    share = len(bad) / max(len(activation), 1)
+    which = f": samples {format_ids(bad)}" if bad else ""
+    evidence = (
+        f"{len(activation)} samples: activations differ by at most {largest_error(activation.values()):.2g}, on {len(off)} by more than {EXACT_TOLERANCE:g}; units "
+        f"changed sides on {len(crossed)}{which}; the solver ended early on {len(stopped)}."
+    )
+    verdict = grade(share, warn=0, fail=FAILURE_SHARE)
+    if verdict == "PASS" and stopped:
+        verdict = "WARN"
+    return CHECKS["C33"].make_verdict(view.subject, verdict, share, evidence)

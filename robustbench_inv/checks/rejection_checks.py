@@ -1,0 +1,239 @@
+"""Checks of models with a reject option: C24 to C29."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from robustbench_inv.checks.verdict import CHECKS, Grade, Verdict, grade
+from robustbench_inv.results.cell import FinishedCell, common_samples, format_ids
+from robustbench_inv.results.rates import (
+    can_reject,
+    is_undetected_error,
+    rejection_rates,
+    score_above_threshold,
+    thresholds_in_card,
+)
+from robustbench_inv.results.record import Record
+from robustbench_inv.results.summary import Rate
+
+__all__ = [
+    "check_detection_rates",
+    "check_detector_aware",
+    "check_false_rejection",
+    "check_ood_rejection",
+    "check_small_perturbations",
+    "check_thresholds_frozen",
+    "has_reject_option",
+]
+
+
+OOD_ATTACKS = ("noiseinput", "distal", "outofdistribution")
+"""Classes of the attacks that show no version of any input, in lower case."""
+
+OBLIVIOUS_GOAL = {"misclassify-accepted": "misclassify", "target-accepted": "target"}
+"""Goals of attacks that know of the rejection, and those of the same attacks that do not."""
+
+FALSE_REJECTION_LEVELS = (0.01, 0.02, 0.05)
+"""Shares of clean inputs whose rejection is borne."""
+
+
+def has_reject_option(view: FinishedCell) -> bool:
+    """Is the model of a cell one that rejects?"""
+    return can_reject(view.records)
+
+
+def check_thresholds_frozen(views: Sequence[FinishedCell]) -> list[Verdict]:
+    """C24: were the thresholds the same for all attacks, and fitted on other inputs than those attacked?"""
+    return [_thresholds_verdict(model, group) for model, group in _by_model(views).items()]
+
+
+def check_false_rejection(views: Sequence[FinishedCell]) -> list[Verdict]:
+    """C25: how many clean inputs are rejected, and what is right and answered when 1, 2 or 5 % of them are?"""
+    return [_false_rejection(model, group) for model, group in _by_model(views).items()]
+
+
+def check_detector_aware(views: Sequence[FinishedCell]) -> list[Verdict]:
+    """C26: is an attack that knows of the rejection detected more often than the same that does not?
+
+    Then it is too weak: it could have done what the other did. Detected is what is not both wrong and accepted,
+    on the samples that both saw.
+    """
+    return [_detector_aware_verdict(model, group) for model, group in _by_model(views).items()]
+
+
+def check_ood_rejection(views: Sequence[FinishedCell]) -> list[Verdict]:
+    """C29: how much of what is of none of its classes does a model accept: noise, distal inputs, other data?"""
+    groups = _by_model(v for v in views if v.algorithm in OOD_ATTACKS)
+    return [_ood_verdict(model, group) for model, group in groups.items()]
+
+
+def check_detection_rates(view: FinishedCell) -> Verdict:
+    """C27: detection of all inputs and of those that are wrong; the second says nothing of a weak attack."""
+    rates = rejection_rates(view.records)
+    wrong, n = rates.detected.trials, rates.rejected.trials
+    share = wrong / n if n else 0.0
+    verdict: Grade = "WARN" if n and share < 0.1 else "PASS"
+    evidence = (
+        f"Wrong and accepted {_rate_text(rates.fooled)} of all; rejected {_rate_text(rates.detected)} of the wrong and "
+        f"{_rate_text(rates.rejected)} of the attacked."
+    )
+    return CHECKS["C27"].make_verdict(
+        view.subject, verdict if n else "NA", rates.fooled.value, evidence
+    )
+
+
+def check_small_perturbations(view: FinishedCell) -> Verdict:
+    """C28: how many inputs that were right and accepted are rejected within half of the largest eps?
+
+    References:
+        Tramèr, Detecting adversarial examples is (nearly) as hard as classifying them, ICML 2022.
+    """
+    check, eps = CHECKS["C28"], max(view.epsilons, default=0.0)
+    fine = [r for r in view.records if r.clean.accepted and r.clean.prediction == r.label]
+    near = [r for r in fine if 0 < getattr(r.distance, view.norm) <= eps / 2]
+    if not near:
+        reason = "Nothing is shown within half of an eps."
+        return check.make_verdict(view.subject, "NA", None, reason)
+    rate = Rate(sum(r.adversarial.accepted is False for r in near), len(near))
+    evidence = f"{_rate_text(rate)} of the inputs shown within {view.norm} {eps / 2:g} are rejected, which were right before."
+    return check.make_verdict(view.subject, "PASS", rate.value, evidence)
+
+
+def _by_model(views: Iterable[FinishedCell]) -> dict[str, list[FinishedCell]]:
+    groups: dict[str, list[FinishedCell]] = {}
+    for view in views:
+        if has_reject_option(view):
+            groups.setdefault(view.model, []).append(view)
+    return groups
+
+
+def _thresholds_verdict(model: str, group: Sequence[FinishedCell]) -> Verdict:
+    digests = {_thresholds_digest(view) for view in group}
+    used = sorted({sample for view in group for sample in _fitted_samples(view)})
+    about = thresholds_in_card(next(iter(group)).source.cell["model"])
+    where = (about.get("fitted") or {}).get("dataset", "what the model does not say")
+    evidence = (
+        f"{len(group)} cells, {len(digests)} sets of thresholds ({', '.join(d[:12] for d in sorted(digests))}); "
+        f"fitted on {where}, {len(used)} of the attacked samples among them"
+    )
+    evidence += f": {format_ids(used)}." if used else "."
+    verdict: Grade = "FAIL" if len(digests) > 1 or used else "PASS"
+    return CHECKS["C24"].make_verdict(model, verdict, len(digests), evidence)
+
+
+def _thresholds_digest(view: FinishedCell) -> str:
+    """Return what identifies the thresholds: their digest, or that of the model that they are part of."""
+    about: Mapping[str, Any] = view.source.cell["model"]
+    return str(thresholds_in_card(about).get("digest") or about.get("digest", "unknown"))
+
+
+def _fitted_samples(view: FinishedCell) -> set[int]:
+    """Return the samples of a cell that the thresholds were fitted on."""
+    cell = view.source.cell
+    fitted = thresholds_in_card(cell["model"]).get("fitted") or {}
+    if not fitted or fitted.get("dataset_digest") != cell["dataset"].get("digest"):
+        return set()
+    first, last = int(fitted["first"]), int(fitted["last"])
+    return {r.sample for r in view.records if first <= r.sample < last}
+
+
+def _false_rejection(model: str, group: Sequence[FinishedCell]) -> Verdict:
+    widest = max(group, key=lambda view: len(view.records))
+    rate = rejection_rates(widest.records).false_rejection
+    scores = [_scores_above(view, clean=True) for view in group]
+    if any(None in each for each in scores):
+        evidence = f"{_rate_text(rate)} of clean inputs are rejected; without scores no other threshold can be tried."
+        return CHECKS["C25"].make_verdict(model, "FAIL", rate.value, evidence)
+    attacks = [view for view in group if view.goal in ("misclassify", "misclassify-accepted")]
+    left = (
+        "; ".join(_accuracy_text_at(level, attacks) for level in FALSE_REJECTION_LEVELS if attacks)
+        or "none was run"
+    )
+    evidence = f"{_rate_text(rate)} of clean inputs are rejected. Right and answered under the worst attack: {left}."
+    verdict = grade(rate.low, warn=0.1, fail=0.5)
+    return CHECKS["C25"].make_verdict(model, verdict, rate.value, evidence)
+
+
+def _accuracy_text_at(level: float, group: Sequence[FinishedCell]) -> str:
+    """Say what is right and answered under the worst attack when a share of clean inputs is rejected."""
+    worst = min(_accuracy_at(level, view) for view in group)
+    return f"{worst:.1%} at {level:.0%}"
+
+
+def _accuracy_at(level: float, view: FinishedCell) -> float:
+    clean = sorted(s for s in _scores_above(view, clean=True) if s is not None)
+    limit = clean[int(level * len(clean))]
+    shown = zip(view.records, _scores_above(view, clean=False), strict=True)
+    held = [s is not None and s >= limit and r.adversarial.prediction == r.label for r, s in shown]
+    return sum(held) / len(held)
+
+
+def _scores_above(view: FinishedCell, *, clean: bool) -> list[float | None]:
+    model = view.source.cell["model"]
+    answers = [r.clean if clean else r.adversarial for r in view.records]
+    return [score_above_threshold(answer, model) for answer in answers]
+
+
+def _detector_aware_verdict(model: str, group: Sequence[FinishedCell]) -> Verdict:
+    oblivious = [v for v in group if v.goal in OBLIVIOUS_GOAL.values()]
+    adaptive = [v for v in group if v.goal in OBLIVIOUS_GOAL]
+    pairs = [(one, other) for one in adaptive for other in oblivious if _same_search(one, other)]
+    if not pairs:
+        verdict: Grade = "WARN" if oblivious and not adaptive else "NA"
+        missing = (
+            "attack knows of the rejection" if verdict == "WARN" else "attack was run both ways"
+        )
+        return CHECKS["C26"].make_verdict(model, verdict, None, f"No {missing}.")
+    found = [_detection_difference(*pair) for pair in pairs]
+    worst = max(found)
+    return CHECKS["C26"].make_verdict(model, grade(worst[0], warn=0, fail=0), worst[0], worst[1])
+
+
+def _same_search(one: FinishedCell, other: FinishedCell) -> bool:
+    def about(view: FinishedCell) -> tuple[object, ...]:
+        dataset, aim = view.source.cell["dataset"]["name"], dict(view.goal_parameters)
+        wanted = OBLIVIOUS_GOAL.get(view.goal, view.goal)
+        search = (view.attack, view.parameters, view.norm, view.epsilons, view.access)
+        return (*search, dataset, wanted, aim)
+
+    return about(one) == about(other)
+
+
+def _detection_difference(adaptive: FinishedCell, oblivious: FinishedCell) -> tuple[float, str]:
+    """Return by how much more the adaptive attack is detected, and the figures."""
+    samples = common_samples([adaptive, oblivious])
+    rates = []
+    for view in (adaptive, oblivious):
+        mine = [r for r in view.records if r.sample in samples]
+        rates.append(Rate(sum(not _is_undetected(r, view) for r in mine), len(mine)))
+    evidence = (
+        f"{adaptive.attack}, {adaptive.norm}: {_rate_text(rates[0])} not fooled by the attack that knows of the rejection, "
+        f"{_rate_text(rates[1])} by the one that does not."
+    )
+    return rates[0].value - rates[1].value if samples else 0.0, evidence
+
+
+def _is_undetected(record: Record, view: FinishedCell) -> bool:
+    """Is what is shown answered as the attacker wants, and accepted?"""
+    if not view.goal.startswith("target"):
+        return is_undetected_error(record)
+    return (
+        record.adversarial.accepted is not False
+        and record.adversarial.prediction == view.target_class(record)
+    )
+
+
+def _ood_verdict(model: str, group: Sequence[FinishedCell]) -> Verdict:
+    accepted = {view.attack: _accepted_rate(view) for view in group}
+    worst = max(accepted.values(), key=lambda rate: rate.value)
+    told = ", ".join(f"{_rate_text(rate)} of {name}" for name, rate in accepted.items())
+    return CHECKS["C29"].make_verdict(
+        model, grade(worst.value, warn=0.05), worst.value, f"Accepted {told}."
+    )
+
+
+def _accepted_rate(view: FinishedCell) -> Rate:
+    return Rate(sum(r.adversarial.accepted is not False for r in view.records), len(view.records))
+
+
+def _rate_text(rate: Rate) -> str:
+    return f"{rate.successes} of {rate.trials} ({rate.value:.1%})" if rate.trials else "none of 0"

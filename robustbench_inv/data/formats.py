@@ -1,0 +1,176 @@
+"""The file formats IDX and .npy, checked while they are read."""
+
+import gzip
+import io
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from robustbench_inv.errors import BadData
+
+__all__ = [
+    "Bytes",
+    "parse_array",
+    "parse_images",
+    "parse_labels",
+    "read_images",
+    "read_labels",
+    "unpacked",
+]
+
+
+Bytes = NDArray[np.uint8]
+
+_GZIP = b"\x1f\x8b"
+_IMAGES = 0x00000803
+_LABELS = 0x00000801
+_FETCH_AGAIN = "delete it and fetch it again"
+
+
+def read_images(path: Path) -> Bytes:
+    """Read a file of images, whole.
+
+    Args:
+        path: an IDX file, plain or gzip; which of the two is told by its first bytes.
+
+    Returns:
+        (N, rows, columns) uint8.
+
+    Raises:
+        BadData: if the file cannot be read, is no such file, or is not as long as its header says.
+    """
+    return parse_images(unpacked(path), str(path))
+
+
+def read_labels(path: Path, num_classes: int = 10) -> Bytes:
+    """Read a file of labels, whole.
+
+    Args:
+        path: an IDX file, plain or gzip.
+        num_classes: a label is at least 0 and less than this.
+
+    Returns:
+        (N,) uint8.
+
+    Raises:
+        BadData: as ``read_images``, or for a label out of range.
+    """
+    return parse_labels(unpacked(path), str(path), num_classes)
+
+
+def unpacked(path: Path) -> bytes:
+    """Return the content of a file, decompressed if it is a gzip file.
+
+    Raises:
+        BadData: if the file cannot be read, or is a damaged or truncated gzip file.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise BadData(f"cannot read {path}", got=error.strerror) from error
+    if not data.startswith(_GZIP):
+        return data
+    try:
+        return gzip.decompress(data)
+    except EOFError as error:
+        raise BadData(
+            f"{path} is truncated",
+            got=f"{len(data)} bytes that end inside the gzip stream",
+            expected="a whole gzip file",
+            remedy=_FETCH_AGAIN,
+        ) from error
+    except (OSError, zlib.error) as error:
+        raise BadData(
+            f"{path} is damaged", got=str(error), expected="a gzip file", remedy=_FETCH_AGAIN
+        ) from error
+
+
+def parse_images(data: bytes, name: str) -> Bytes:
+    """Return the images (N, rows, columns) in the bytes of an IDX file; ``name`` is for error messages."""
+    return _parse(data, name, _IMAGES)
+
+
+def parse_labels(data: bytes, name: str, num_classes: int = 10) -> Bytes:
+    """Return the labels (N,) in the bytes of an IDX file; ``name`` is for error messages."""
+    labels = _parse(data, name, _LABELS)
+    if len(labels) and labels.max() >= num_classes:
+        first = int(np.argmax(labels >= num_classes))
+        raise BadData(
+            f"{name} has a label out of range at position {first}",
+            got=int(labels[first]),
+            expected=f"0 to {num_classes - 1}",
+            remedy=_FETCH_AGAIN,
+        )
+    return labels
+
+
+def _parse(data: bytes, name: str, magic: int) -> Bytes:
+    _check_magic(data, name, magic)
+    dimensions = magic & 0xFF
+    start = 4 + 4 * dimensions
+    if len(data) < start:
+        raise BadData(
+            f"{name} is truncated",
+            got=f"{len(data)} bytes",
+            expected=f"a header of {start} bytes",
+            remedy=_FETCH_AGAIN,
+        )
+    shape = [int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4)]
+    _check_length(len(data) - start, shape, name)
+    # A bytearray, because PyTorch warns of memory that may not be written to.
+    return np.frombuffer(bytearray(data[start:]), dtype=np.uint8).reshape(shape)
+
+
+def _check_magic(data: bytes, name: str, magic: int) -> None:
+    if int.from_bytes(data[:4], "big") == magic and len(data) >= 4:
+        return
+    expected = f"an IDX file that starts with 0x{magic:08x}"
+    if data.lstrip()[:1] == b"<":
+        start = data.lstrip()[:24].decode("ascii", "replace")
+        raise BadData(f"{name} is a web page", got=start, expected=expected, remedy=_FETCH_AGAIN)
+    found = f"0x{data[:4].hex()}" if data else "an empty file"
+    raise BadData(f"{name} has the wrong start", got=found, expected=expected, remedy=_FETCH_AGAIN)
+
+
+def _check_length(length: int, shape: list[int], name: str) -> None:
+    expected = math.prod(shape)
+    if length == expected and expected > 0:
+        return
+    size = " x ".join(map(str, shape))
+    raise BadData(
+        f"{name} is {'truncated' if length < expected else 'not as long as its header says'}",
+        got=f"{length} bytes of data",
+        expected=f"{size} = {expected}" if expected else "at least one element",
+        remedy=_FETCH_AGAIN,
+    )
+
+
+Numbers = NDArray[Any]
+
+
+def parse_array(data: bytes, name: str) -> Numbers:
+    """Return the array in the bytes of an .npy file.
+
+    Args:
+        data: the whole file.
+        name: for error messages.
+
+    Raises:
+        BadData: if it is no such file, is truncated, or holds objects instead of numbers.
+    """
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError, SyntaxError) as error:
+        raise BadData(
+            f"{name} is no .npy file of numbers",
+            got=str(error).splitlines()[0][:80],
+            expected="an array that needs no pickle",
+            remedy="delete it and fetch it again",
+        ) from error
+    if not isinstance(array, np.ndarray):
+        raise BadData(f"{name} is an archive", expected="one array", remedy="fetch it again")
+    return array

@@ -1,0 +1,223 @@
+"""Checks, before anything runs, that model, attack, threat and data set of a cell fit together."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import torch
+
+from robustbench_inv.attacks.queries import inside_box
+from robustbench_inv.catalogue.models import LoadedModel
+from robustbench_inv.data.protocol import Dataset
+from robustbench_inv.errors import BadModel, CapabilityMismatch
+from robustbench_inv.evaluation.oracles import PanelOracle, needs_oracle
+from robustbench_inv.evaluation.provenance import epsilons
+from robustbench_inv.models.protocol import device_of
+from robustbench_inv.threat.goals import KeepDecision, KeepLogits, Target
+from robustbench_inv.threat.threat_model import ThreatModel
+
+if TYPE_CHECKING:
+    from robustbench_inv.evaluation.plan import Job
+
+__all__ = ["RestrictsUse", "check_compatible", "warnings"]
+
+
+@runtime_checkable
+class RestrictsUse(Protocol):
+    """An attack that knows what it cannot be used with (beyond its kind and norms)."""
+
+    def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:
+        """Raise CapabilityMismatch if it cannot attack this classifier on this data under this threat."""
+        ...
+
+
+def check_compatible(job: "Job") -> None:
+    """Raise if a cell cannot be evaluated.
+
+    Raises:
+        CapabilityMismatch: naming the two sides that do not fit, on one line.
+    """
+    _check_budget(job)
+    _check_goal(job)
+    for model in (job.model, job.substitute):
+        if model is not None:
+            _check_classes(model, job.dataset)
+            _check_bounds(model, job.dataset)
+            _check_output(model, job)
+    _check_substitute(job)
+    _check_oracle(job)
+    if isinstance(job.attack.attack, RestrictsUse):
+        _check_own_restrictions(job.attack.attack, job)
+
+
+def warnings(job: "Job") -> Iterator[str]:
+    """Yield what is allowed and yet looks like a mistake, one line each."""
+    yield from job.oracle.notes if job.oracle else ()
+    if job.excluded:
+        n = len(job.samples) + job.excluded
+        yield f"{job.title}: {job.excluded} of {n} samples are of the class aimed at, and left out"
+    low, high = job.dataset.bounds
+    largest = max(epsilons(job.threat), default=0.0)
+    if job.threat.norm == "linf" and largest > high - low:
+        yield (
+            f"eps {largest:g} is larger than the whole range [{low:g}, {high:g}] of {job.dataset.name}: "
+            f"eps is in input units; for 8 of 255 grey levels write linf=8/255"
+        )
+
+
+def _check_own_restrictions(attack: RestrictsUse, job: "Job") -> None:
+    """Ask the attack, which knows neither its own name nor the model's."""
+    try:
+        attack.check_requirements(job.search_model.classifier, job.threat, job.dataset)
+    except CapabilityMismatch as error:
+        problem = f"{job.attack.name} on {job.search_model.name}: {error.problem}"
+        raise CapabilityMismatch(
+            problem, got=error.got, expected=error.expected, remedy=error.remedy
+        ) from None
+
+
+def _check_budget(job: "Job") -> None:
+    attack, threat = job.attack, job.threat
+    if attack.attack.kind == "budget" and not threat.bounded:
+        raise CapabilityMismatch(
+            f"{attack.name} searches inside a budget",
+            got="threat none",
+            expected="a budget such as linf=0.1 or l2=1.5",
+        )
+    if threat.norm not in attack.attack.norms:
+        raise CapabilityMismatch(
+            f"{attack.name} does not work in this norm",
+            got=threat.norm,
+            expected="one of " + ", ".join(sorted(attack.attack.norms)),
+        )
+
+
+def _check_goal(job: "Job") -> None:
+    goal, data = job.threat.goal, job.dataset
+    judged = needs_oracle(goal)
+    if judged and job.effective_oracle is None:
+        raise CapabilityMismatch(
+            f"the goal {goal.name} of {job.attack.name} asks for the true class of a changed input",
+            got=f"{data.name}, which knows the classes of its own inputs only",
+            expected="an oracle, or a data set that judges any input, such as spheres",
+            remedy="name one in the threat: none:oracle=mnist-panel, or none:oracle=labels.csv",
+        )
+    if job.attack.attack.kind == "invariance" and not judged:
+        raise CapabilityMismatch(
+            f"{job.attack.name} changes the content and keeps the decision",
+            got=f"the goal {goal.name}",
+            expected="keep-decision or keep-logits",
+        )
+    if isinstance(goal, Target):
+        _check_target(job, goal)
+
+
+def _check_target(job: "Job", goal: Target) -> None:
+    least, text = (1, f"offset {goal.offset}") if goal.label is None else (0, f"{goal.label}")
+    asked = goal.offset if goal.label is None else goal.label
+    if asked is None or not least <= asked < job.dataset.num_classes:
+        raise CapabilityMismatch(
+            f"{job.dataset.name} has no such class to aim at",
+            got=text,
+            expected=f"{least} to {job.dataset.num_classes - 1}",
+        )
+    labels = job.dataset.labels[list(job.samples)]
+    same = int((goal.classes(labels, job.dataset.num_classes) == labels).sum())
+    if same or not len(labels):
+        raise CapabilityMismatch(
+            f"the target {text} is the true class of {same or job.excluded} of the samples",
+            remedy="choose samples of other classes, or another target",
+        )
+
+
+def _check_classes(model: LoadedModel, data: Dataset) -> None:
+    if model.classifier.num_classes != data.num_classes:
+        raise CapabilityMismatch(
+            f"{model.name} and {data.name} differ in the number of classes",
+            got=model.classifier.num_classes,
+            expected=str(data.num_classes),
+        )
+
+
+def _check_bounds(model: LoadedModel, data: Dataset) -> None:
+    """Hold data, model and search to one box (checks C17 and C18)."""
+    if tuple(model.classifier.bounds) != tuple(data.bounds):
+        raise CapabilityMismatch(
+            f"{model.name} and {data.name} differ in the range of their inputs",
+            got=tuple(model.classifier.bounds),
+            expected=str(tuple(data.bounds)),
+            remedy="declare the bounds of the data and rescale inside the model",
+        )
+
+
+def _check_output(model: LoadedModel, job: "Job") -> None:
+    """Ask a model about one sample: shape, bounds and output must fit."""
+    data = job.dataset
+    images, _ = data.batch(list(job.samples[:1]))
+    if not inside_box(images, data.bounds).all():
+        raise CapabilityMismatch(
+            f"{data.name} leaves its own bounds (check C17)",
+            got=f"[{images.min():g}, {images.max():g}]",
+            expected=str(tuple(data.bounds)),
+        )
+    try:
+        with torch.no_grad():
+            model.classifier(images.to(device_of(model.classifier), model.classifier.dtype))
+    except BadModel:
+        raise
+    except Exception as error:
+        raise CapabilityMismatch(
+            f"{model.name} cannot take an input of {data.name}",
+            got=f"shape {tuple(data.shape)}",
+            remedy=f"{type(error).__name__}: {error}".splitlines()[0][:200],
+        ) from error
+
+
+def _check_substitute(job: "Job") -> None:
+    """Hold a substitute against the model that it stands for."""
+    model, substitute, threat = job.model, job.substitute, job.threat
+    if (substitute is None) != (threat.substitute is None):
+        raise CapabilityMismatch(
+            "the threat and the job name different substitutes",
+            got=substitute and substitute.name,
+            expected=str(threat.substitute),
+        )
+    if substitute is None:
+        return
+    if substitute.digest == model.digest:
+        raise CapabilityMismatch(
+            f"{substitute.name} is no substitute for itself",
+            remedy="leave it out of the threat: that is a white-box attack",
+        )
+    if substitute.classifier.dtype != model.classifier.dtype:
+        raise CapabilityMismatch(
+            f"{substitute.name} computes in another dtype than {model.name}",
+            got=_dtype(substitute),
+            expected=_dtype(model),
+            remedy=f"give it the parameter dtype={_dtype(model)}",
+        )
+    searches = job.attack.attack.kind in ("budget", "minimal")
+    if not searches or isinstance(threat.goal, KeepDecision | KeepLogits):
+        raise CapabilityMismatch(
+            f"{job.attack.name} does not search for another decision and needs the model itself",
+            got=f"the substitute {substitute.name}",
+            expected="a threat without substitute",
+        )
+
+
+def _check_oracle(job: "Job") -> None:
+    """Hold the threat's oracle, and the members of a panel, against the job."""
+    if (job.oracle is None) != (job.threat.oracle is None):
+        raise CapabilityMismatch(
+            "the threat and the job name different oracles",
+            got=job.oracle and job.oracle.source,
+            expected=str(job.threat.oracle),
+        )
+    if isinstance(job.oracle, PanelOracle):
+        for member in job.oracle.members:
+            _check_classes(member, job.dataset)
+            _check_bounds(member, job.dataset)
+            _check_output(member, job)
+
+
+def _dtype(model: LoadedModel) -> str:
+    return str(model.classifier.dtype).removeprefix("torch.")

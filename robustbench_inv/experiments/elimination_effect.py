@@ -1,0 +1,262 @@
+"""Hidden layers before and after information elimination, MMD² terms and principal planes: Figure 2 of Guess First."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.catalogue.datasets import load_dataset
+from robustbench_inv.catalogue.models import load_model
+from robustbench_inv.catalogue.references import parse_reference
+from robustbench_inv.data.sampling import select_samples
+from robustbench_inv.errors import BadCatalogue, BadModel, UnknownName
+from robustbench_inv.experiments.protocol import ExperimentRequest
+from robustbench_inv.models.label_hypothesis import LabelHypothesisNet
+from robustbench_inv.results.experiment_result import ExperimentResult
+from robustbench_inv.training.information_elimination import hypothesis_mmd2
+from robustbench_inv.training.recipe import read_recipe
+from robustbench_inv.training.training_run import find_recipe
+
+__all__ = [
+    "HeldOutSamples",
+    "LayerStatistics",
+    "chance_mmd2",
+    "compare_layers",
+    "draw_samples",
+    "layer_statistics",
+    "measure_layers",
+    "median_distance",
+    "principal_plane",
+]
+
+
+MIN_WIDTH = 1e-12
+"""Width for outputs that are all the same, whose MMD² is 0 with any."""
+
+
+@dataclass(frozen=True)
+class HeldOutSamples:
+    """Held-out samples.
+
+    Args:
+        dataset: its name.
+        images: (n, 1, 28, 28).
+        labels: (n,) classes.
+    """
+
+    dataset: str
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """The second fully connected layer of one network, seen under each of C hypotheses on n samples.
+
+    Args:
+        model: its name.
+        digest: of everything that its answers depend on.
+        accuracy: on the samples.
+        widths: kernel widths σ by name: ``median`` is the layer's own, the median distance of its outputs;
+            ``training`` the one that the regulariser had.
+        mmd2: for each width the MMD² between right and wrong guesses, (C,).
+        chance: the same, if right and wrong were drawn by lot, (C,).
+        plane: (C, n, 2) outputs on their two principal axes.
+        explained: (C, 2) share of the outputs' variance along these.
+    """
+
+    model: str
+    digest: str
+    accuracy: float
+    widths: Mapping[str, float]
+    mmd2: Mapping[str, Tensor]
+    chance: Mapping[str, Tensor]
+    plane: Tensor
+    explained: Tensor
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain values, rounded to what a picture shows."""
+        return {key: _to_plain_values(value) for key, value in vars(self).items()}
+
+
+def compare_layers(
+    pairs: Mapping[str, tuple[str, str]], samples: HeldOutSamples, *, device: str = "cpu"
+) -> dict[str, tuple[LayerStatistics, LayerStatistics]]:
+    """Return the views before and after, by the pair's name.
+
+    Args:
+        pairs: names of a model before regularisation and one after, by the pair's name.
+        samples: held-out samples, the same for all.
+        device: where to compute, as torch names it.
+
+    Raises:
+        UnknownName: for a model that the catalogue does not have.
+        BadModel: for one that is no label-hypothesis net.
+    """
+    found = {}
+    for name, (before, after) in pairs.items():
+        width = _training_width(after)
+        first = layer_statistics(before, samples, width, device=device)
+        found[name] = first, layer_statistics(after, samples, width, device=device)
+    return found
+
+
+def draw_samples(
+    dataset: str, count: int | str | None, data_root: Path | None = None
+) -> HeldOutSamples:
+    """Return a data set's balanced draw.
+
+    Args:
+        dataset: its name.
+        count: as ``--samples`` takes it.
+        data_root: where the data lie, if not fetched.
+    """
+    data = load_dataset(dataset, data_root=data_root)
+    ids = torch.tensor(select_samples(data.labels, count))
+    return HeldOutSamples(dataset, *data.batch(ids))
+
+
+@torch.no_grad()
+def layer_statistics(
+    model: str, samples: HeldOutSamples, training_width: float | None = None, *, device: str = "cpu"
+) -> LayerStatistics:
+    """Return how a network's second fully connected layer tells right guesses from wrong ones.
+
+    Args:
+        model: name of a label-hypothesis net.
+        samples: held-out samples, several of each class.
+        training_width: the kernel width of its regulariser; None to use the layer's own alone.
+        device: where to compute, as torch names it.
+
+    Raises:
+        UnknownName: for a model that the catalogue does not have.
+        BadModel: if it is no label-hypothesis net.
+    """
+    loaded = load_model(model, device=device)
+    network = getattr(loaded.classifier, "module", None)
+    if not isinstance(network, LabelHypothesisNet):
+        raise BadModel(
+            f"{model} makes no guesses", got=type(network).__name__, expected="LabelHypothesisNet"
+        )
+    images, labels = samples.images.to(device), samples.labels.to(device)
+    hidden = network.hidden(images)
+    decisions = network.judge(hidden)[..., 0].argmax(1)
+    widths = {"median": median_distance(hidden)}
+    if training_width is not None:
+        widths["training"] = training_width
+    plane, explained = principal_plane(hidden, labels)
+    return LayerStatistics(
+        model=loaded.name,
+        digest=loaded.digest,
+        accuracy=(decisions == labels).double().mean().item(),
+        widths=widths,
+        mmd2={name: hypothesis_mmd2(hidden, labels, w) for name, w in widths.items()},
+        chance={name: chance_mmd2(hidden, labels, w) for name, w in widths.items()},
+        plane=plane,
+        explained=explained,
+    )
+
+
+def median_distance(hidden: Tensor) -> float:
+    """Return the median of ‖h(x, k) − h(x', k)‖ over all pairs of samples and all k.
+
+    Args:
+        hidden: (n, C, d) a layer's outputs under every hypothesis, n >= 2.
+
+    References:
+        Gretton et al., A kernel two-sample test, JMLR 13, 2012, section 8, for the heuristic.
+    """
+    distances = torch.cat([torch.pdist(outputs) for outputs in hidden.unbind(1)])
+    return max(distances.median().item(), MIN_WIDTH)
+
+
+def chance_mmd2(hidden: Tensor, labels: Tensor, width: float) -> Tensor:
+    """Return the mean of ``hypothesis_mmd2`` over all permutations of the labels, (C,).
+
+    It is what remains between samples of one distribution. With m right and r wrong guesses the weights of
+    wᵀ K w have mean square (1/m + 1/r) / n and sum 0, so that it is (1/m + 1/r)(1 − mean of k over unequal pairs).
+
+    Args:
+        hidden: (n, C, d) a layer's outputs under every hypothesis.
+        labels: (n,) classes.
+        width: σ of the Gaussian kernel.
+    """
+    right = torch.bincount(labels, minlength=hidden.shape[1])
+    scale = (1 / right + 1 / (len(labels) - right)).where((right > 0) & (right < len(labels)), 0)
+    likeness = [
+        torch.exp(-(torch.pdist(outputs) ** 2) / (2 * width**2)).mean()
+        for outputs in hidden.unbind(1)
+    ]
+    return scale * (1 - torch.stack(likeness))
+
+
+def principal_plane(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return outputs on their two principal axes under each hypothesis, (C, n, 2), and the axes' shares, (C, 2).
+
+    Axes have a sign by convention: the right guesses' mean is not negative.
+
+    Args:
+        hidden: (n, C, d) a layer's outputs under every hypothesis, d >= 2.
+        labels: (n,) classes.
+    """
+    centred = (hidden - hidden.mean(0)).transpose(0, 1).double()
+    variances, axes = torch.linalg.eigh(centred.transpose(1, 2) @ centred)
+    plane = centred @ axes[..., -2:].flip(-1)
+    right = torch.nn.functional.one_hot(labels, hidden.shape[1]).T.to(plane)
+    towards = torch.einsum("kn,knd->kd", right, plane)
+    explained = variances[:, -2:].flip(-1).clamp_min(0) / variances.sum(1, keepdim=True)
+    return plane * torch.where(towards < 0, -1, 1)[:, None], explained.nan_to_num()
+
+
+def _training_width(model: str) -> float | None:
+    """Return the kernel width in a model's recipe; None for one that was not regularised, or not by us."""
+    try:
+        recipe = read_recipe(find_recipe(parse_reference(model).name))
+    except UnknownName:
+        return None
+    width = recipe.objective_parameters.get("width")
+    return None if width is None else float(width)
+
+
+def _to_plain_values(value: object) -> object:
+    if isinstance(value, Tensor):
+        return _to_plain_values(value.tolist())
+    if isinstance(value, Mapping):
+        return {key: _to_plain_values(each) for key, each in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_to_plain_values(each) for each in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def measure_layers(
+    request: ExperimentRequest, pairs: Mapping[str, Sequence[str]]
+) -> ExperimentResult:
+    """Return the second fully connected layer of pairs of label-hypothesis nets.
+
+    Args:
+        request: the held-out data.
+        pairs: a model before regularisation and one after, by the pair's name.
+
+    References:
+        Zhu, An and Niu, Guess First, arXiv 2001.03311, figure 2.
+    """
+    if short := [name for name, pair in pairs.items() if len(pair) != 2]:
+        raise BadCatalogue(f"{short[0]} is no pair", got=len(pairs[short[0]]), expected="2 models")
+    drawn = draw_samples(request.dataset, request.samples, request.data_root)
+    request.report(
+        f"{len(drawn.labels)} samples of {request.dataset}, {len(pairs)} pairs of models"
+    )
+    both = {name: (before, after) for name, (before, after) in pairs.items()}
+    effect = compare_layers(both, drawn, device=request.device)
+    digests = {view.model: view.digest for pair in effect.values() for view in pair}
+    layers = {
+        "dataset": drawn.dataset,
+        "labels": drawn.labels.tolist(),
+        "pairs": {
+            name: {"before": before.to_json(), "after": after.to_json()}
+            for name, (before, after) in effect.items()
+        },
+    }
+    return ExperimentResult(drawn.dataset, len(drawn.labels), digests, layers=layers)

@@ -1,0 +1,246 @@
+"""Metamers and the classes a panel of oracles assigns to them: Figure 4 of Excessive invariance."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustbench_inv.attacks.invariance.donors import choose_donors, required_pool
+from robustbench_inv.attacks.protocol import Batch
+from robustbench_inv.catalogue.models import LoadedModel, load_model
+from robustbench_inv.data.protocol import Dataset
+from robustbench_inv.data.sampling import select_samples
+from robustbench_inv.errors import BadModel
+from robustbench_inv.evaluation.loading import Loader
+from robustbench_inv.evaluation.oracles import AttackedModel, Oracle, load_oracle
+from robustbench_inv.experiments.photographs import draw_photographs
+from robustbench_inv.experiments.protocol import ExperimentRequest
+from robustbench_inv.models.wrapping import SplitCodeClassifier
+from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.results.experiment_result import ExperimentResult, ImageGrid, MeasuredNumber
+from robustbench_inv.results.pixels import to_pixels
+from robustbench_inv.threat.goals import UNKNOWN
+
+__all__ = [
+    "DONOR",
+    "SOURCE",
+    "InvertibleModel",
+    "MetamerBatch",
+    "balanced_subset",
+    "compare_oracle_labels",
+    "measure_metamers",
+    "metamer_batches",
+    "open_invertible_models",
+    "quantise_images",
+]
+
+
+BLOCK = 250
+"""Samples that are coded at a time."""
+
+METAMER_LOGIT_TOLERANCE = 1e-3
+"""How near the logits of a metamer must be to the source's."""
+
+STAGES = ("decoded", "clipped", "quantise_images")
+"""As the inverse gives it; cut off at the bounds; rounded to 256 grey levels, as it can be stored."""
+
+_EQUAL_LOGITS_ROW = "Logits equal to 1e-3, decoded"
+
+DONOR, SOURCE = "the donor's class", "the source's class"
+
+
+@dataclass(frozen=True)
+class InvertibleModel:
+    """A model whose code is split, with the data and who judges its metamers."""
+
+    column: str
+    model: LoadedModel
+    network: SplitCodeClassifier
+    loader: Loader
+    oracle: Oracle
+
+
+@dataclass(frozen=True)
+class MetamerBatch:
+    """Sources, donors and their codes, of a block of samples.
+
+    Args:
+        batch: the sources.
+        donors: (n, …) images.
+        donor_labels: (n,) their classes.
+        semantic: (n, C) of the sources: their logits.
+        source_nuisance: (n, d − C) of the sources.
+        donor_nuisance: (n, d − C) of the donors.
+    """
+
+    batch: Batch
+    donors: Tensor
+    donor_labels: Tensor
+    semantic: Tensor
+    source_nuisance: Tensor
+    donor_nuisance: Tensor
+
+    def decode(self, network: SplitCodeClassifier, share: float = 1.0) -> Tensor:
+        """Return F⁻¹(z_s, (1 − share) z_n + share z_n of the donor), (n, …)."""
+        mixed = torch.lerp(self.source_nuisance, self.donor_nuisance, share)
+        return network.decode(network.join(self.semantic, mixed))
+
+
+def measure_metamers(
+    request: ExperimentRequest,
+    oracle: str = "mnist-panel",
+    num_examples: int = 10,
+    photographs: int = 20,
+    rule: str = "other-class",
+) -> ExperimentResult:
+    """Return grids of sources, metamers and donors, and for all samples what becomes of decisions and content.
+
+    Args:
+        request: models whose code is split, and the held-out data.
+        oracle: a panel of the catalogue.
+        num_examples: columns of each grid.
+        photographs: of ImageNet, on an untrained network; 0 for none.
+        rule: by which donors are chosen.
+
+    References:
+        Jacobsen et al., Excessive invariance, ICLR 2019, section 2.2 and figure 4.
+    """
+    dataset = request.open_dataset()
+    ids, image_grids, numbers, digests = (
+        request.draw(dataset),
+        list[ImageGrid](),
+        list[MeasuredNumber](),
+        {},
+    )
+    few = balanced_subset(dataset, ids, num_examples)
+    for subject in open_invertible_models(request, dataset, oracle):
+        request.report(f"metamers of {subject.model.name}: {len(ids):,}")
+        numbers += _metamer_numbers(subject, ids, rule, request.seed)
+        image_grids.append(_metamer_grid(subject, few, rule, request.seed))
+        digests[subject.model.name] = subject.model.digest
+    if photographs:
+        request.report(f"metamers of {photographs} photographs, on an untrained network")
+        image_grids += draw_photographs(photographs, request.seed)
+    return ExperimentResult(dataset.name, len(ids), digests, tuple(numbers), tuple(image_grids))
+
+
+def open_invertible_models(
+    request: ExperimentRequest, dataset: Dataset, oracle: str
+) -> Iterator[InvertibleModel]:
+    """Yield every model, ready to be looked into.
+
+    Raises:
+        BadModel: for one whose code has no two parts.
+        CapabilityMismatch: if too few members of the panel may judge it.
+    """
+
+    def load(name: str) -> LoadedModel:
+        return load_model(name, device=request.device)
+
+    for column, model in request.open_models().items():
+        network = model.classifier
+        if not isinstance(network, SplitCodeClassifier):
+            expected = "encode, decode, split and join, such as a fiRevNet"
+            raise BadModel(f"{model.name} has no metamers", got=type(network), expected=expected)
+        panel = load_oracle(oracle, dataset, [AttackedModel.of(model)], load)
+        loader = Loader(dataset, torch.device(request.device), network.dtype)
+        yield InvertibleModel(column, model, network, loader, panel)
+
+
+def balanced_subset(dataset: Dataset, ids: Tensor, count: int) -> Tensor:
+    """Return a balanced draw of some samples (count,), or all where there are no more."""
+    chosen = select_samples(dataset.labels[ids], min(count, len(ids)))
+    return ids[torch.tensor(chosen)]
+
+
+@torch.no_grad()
+def metamer_batches(
+    subject: InvertibleModel, ids: Tensor, rule: str, seed: int
+) -> Iterator[MetamerBatch]:
+    """Yield the samples block by block with donors, which are drawn for each sample alone."""
+    network = subject.network
+    for block in ids.split(BLOCK):  # type: ignore[no-untyped-call]
+        batch = subject.loader.batch(block.tolist())
+        pool = required_pool(batch)
+        which, _ = choose_donors(batch, rule, SampleRNG(seed, batch.ids, "metamers"))
+        semantic, source_nuisance = network.split(network.encode(batch.images))
+        donor_nuisance = network.split(network.encode(pool.images[which]))[1]
+        yield MetamerBatch(
+            batch, pool.images[which], pool.labels[which], semantic, source_nuisance, donor_nuisance
+        )
+
+
+def compare_oracle_labels(
+    subject: InvertibleModel, mixture: MetamerBatch, images: Tensor
+) -> dict[str, Tensor]:
+    """Return what the oracle sees in each image (n,): the source's class, the donor's, another, or none it knows."""
+    seen = subject.oracle.judge(images, mixture.batch.ids)
+    source, donor = seen == mixture.batch.labels, seen == mixture.donor_labels
+    unknown = seen == UNKNOWN
+    other = ~(source | donor | unknown)
+    return {DONOR: donor, SOURCE: source, "another class": other, "no class": unknown}
+
+
+def quantise_images(images: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Return images as they can be stored: cut off at the bounds, in 256 grey levels."""
+    low, high = bounds
+    seen = torch.from_numpy(to_pixels(images.cpu().numpy(), bounds)).to(images)
+    return seen * ((high - low) / 255) + low
+
+
+@torch.no_grad()
+def _metamer_numbers(
+    subject: InvertibleModel, ids: Tensor, rule: str, seed: int
+) -> Iterator[MeasuredNumber]:
+    error, columns = 0.0, dict[str, list[Tensor]]()
+    for mixture in metamer_batches(subject, ids, rule, seed):
+        raw = mixture.decode(subject.network)
+        far = (subject.network(raw).logits - mixture.semantic).abs().amax(1)
+        error = max(error, far.max().item())
+        for row, held in {
+            _EQUAL_LOGITS_ROW: far <= METAMER_LOGIT_TOLERANCE,
+            **_row_values(subject, mixture, raw),
+        }.items():
+            columns.setdefault(row, []).append(held.cpu())
+    yield MeasuredNumber("Largest error of a logit, decoded", subject.column, error)
+    for row, values in columns.items():
+        yield MeasuredNumber.of(row, subject.column, torch.cat(values).numpy())
+
+
+def _row_values(subject: InvertibleModel, mixture: MetamerBatch, raw: Tensor) -> dict[str, Tensor]:
+    """Return for each row of the table whether it holds of a metamer (n,), stage by stage."""
+    network, found = subject.network, dict[str, Tensor]()
+    stages = (raw, raw.clamp(*network.bounds), quantise_images(raw, network.bounds))
+    for stage, images in zip(STAGES, stages, strict=True):
+        kept = network(images).logits.argmax(1) == mixture.semantic.argmax(1)
+        found[f"Decision kept, {stage}"] = kept
+        for whose, seen in compare_oracle_labels(subject, mixture, images).items():
+            found[f"Panel sees {whose}, {stage}"] = seen
+    return found
+
+
+@torch.no_grad()
+def _metamer_grid(subject: InvertibleModel, few: Tensor, rule: str, seed: int) -> ImageGrid:
+    (mixture,) = metamer_batches(subject, few, rule, seed)
+    metamers = mixture.decode(subject.network)
+    rows = (mixture.batch.images, metamers, mixture.donors)
+    images = np.stack([to_pixels(row.cpu().numpy(), subject.network.bounds) for row in rows])
+    seen = subject.oracle.judge(quantise_images(metamers, subject.network.bounds), few)
+    decided = subject.network(metamers).logits.argmax(1)
+    return ImageGrid(
+        name=f"metamers-{subject.column}",
+        title=f"Metamers of {subject.column}",
+        caption="Above the source, whose logits the metamer in the middle has; below the donor of its nuisances. "
+        "Beneath a metamer: the network's decision on it as decoded, and what the panel sees (? for no class) in it as drawn, "
+        "clipped and rounded. How many decisions survive that stands in the table.",
+        rows=("logits of", "metamer", "nuisances of"),
+        groups=((subject.model.name, len(few)),),
+        images=images,
+        words=((), tuple(map(_caption, decided.tolist(), seen.tolist())), ()),
+    )
+
+
+def _caption(decision: int, seen: int) -> str:
+    return f"{decision}, seen {'?' if seen == UNKNOWN else seen}"

@@ -1,0 +1,132 @@
+"""Small plain networks: the CNN of Guess First, LeNet-5 and a multilayer perceptron."""
+
+from collections import OrderedDict
+from itertools import pairwise
+from math import prod
+
+from torch import Tensor, nn
+
+__all__ = ["MLP", "NUM_FEATURES", "GuessFirstCNN", "LeNet5", "convolutions"]
+
+
+NUM_FEATURES = 1600
+"""Width of the convolutions' output for a 28×28 input: 64 maps of 5×5."""
+
+
+def convolutions() -> nn.Sequential:
+    """Return the two convolutions: 32 and 64 filters of 4×4, stride 2, batch norm, ReLU.
+
+    Maps (n, 1, 28, 28) to (n, 1600).
+
+    References:
+        Zhu, An and Niu, Guess First, arXiv 2001.03311, Appendix F.
+    """
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(1, 32, 4, stride=2),
+            norm1=nn.BatchNorm2d(32),
+            relu1=nn.ReLU(),
+            conv2=nn.Conv2d(32, 64, 4, stride=2),
+            norm2=nn.BatchNorm2d(64),
+            relu2=nn.ReLU(),
+            flatten=nn.Flatten(),
+        )
+    )
+
+
+class GuessFirstCNN(nn.Module):
+    """Baseline CNN: the convolutions, fully connected layers of 512, 256, 128, and one of 10.
+
+    Maps (n, 1, 28, 28) in [0, 1] to (n, 10) logits.
+
+    References:
+        Zhu, An and Niu, Guess First, arXiv 2001.03311, Appendix F.
+    """
+
+    bounds = (0.0, 1.0)
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.features = convolutions()
+        self.head = nn.Sequential(
+            nn.Linear(NUM_FEATURES, 512),
+            nn.ReLU(),
+            nn.Linear(512, 256),
+            nn.ReLU(),
+            nn.Linear(256, 128),
+            nn.ReLU(),
+            nn.Linear(128, num_classes),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
+class LeNet5(nn.Module):
+    """Two 5×5 convolutions of 6 and 16 filters with pooling, then 120, 84 and the classes, with ReLU and max pooling.
+
+    Maps (n, 1, 28, 28) in [0, 1] to (n, 10) logits.
+
+    References:
+        LeCun, Bottou, Bengio and Haffner, Gradient-based learning applied to document recognition, 1998,
+        section II.B; Zhu, An and Niu, Guess First, arXiv 2001.03311, Appendix F, for its use.
+    """
+
+    bounds = (0.0, 1.0)
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 6, 5, padding=2),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 16, 5),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+        )
+        self.head = nn.Sequential(
+            nn.Linear(400, 120),
+            nn.ReLU(),
+            nn.Linear(120, 84),
+            nn.ReLU(),
+            nn.Linear(84, num_classes),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.features(images))
+        return logits
+
+
+class MLP(nn.Module):
+    """Hidden linear layers with ReLU, then the classes.
+
+    Maps (n, *shape) in [0, 1] to (n, num_classes) logits.
+
+    Args:
+        hidden: units of each hidden layer.
+        shape: of an input.
+        num_classes: of the answer.
+    """
+
+    bounds = (0.0, 1.0)
+
+    def __init__(
+        self,
+        hidden: tuple[int, ...] = (512, 512),
+        shape: tuple[int, ...] = (1, 28, 28),
+        num_classes: int = 10,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        layers: list[nn.Module] = [nn.Flatten()]
+        for before, after in pairwise((prod(shape), *hidden)):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden[-1], num_classes))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.layers(images)
+        return logits

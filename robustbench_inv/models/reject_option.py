@@ -1,0 +1,240 @@
+"""A reject option around any classifier: an input is accepted if its score reaches the threshold of the predicted class."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from robustbench_inv.errors import BadModel, BadParameter
+from robustbench_inv.models.protocol import Classifier, Stochastic
+from robustbench_inv.tensors import Output, class_margins
+
+__all__ = [
+    "PERCENTILES",
+    "SCORES",
+    "RejectingClassifier",
+    "RejectingStochasticClassifier",
+    "ScoreQuantiles",
+    "class_scores",
+    "fit_quantiles",
+    "reject",
+]
+
+
+PERCENTILES = tuple(step / 2 for step in range(41))
+"""Percentiles that are stored, 0 to 20; others are interpolated."""
+
+MIN_CORRECT = 20
+"""Correctly classified inputs of a class below which its 1st percentile would be the least of them."""
+
+
+def _log_odds(output: Output) -> Tensor:
+    """Return the log-odds of each class: max-softmax in a form that never ends at 1."""
+    logits = output.logits
+    same = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
+    others = logits[:, None].expand(-1, logits.shape[1], -1).masked_fill(same, float("-inf"))
+    return logits - torch.logsumexp(others, 2)
+
+
+def _energy(output: Output) -> Tensor:
+    return torch.logsumexp(output.logits, 1, keepdim=True).expand_as(output.logits)
+
+
+def _model_score(output: Output) -> Tensor:
+    if output.score is None:
+        raise BadParameter(
+            "the model gives no score of its own",
+            got="reject=own",
+            expected="one of " + ", ".join(name for name in SCORES if name != "own"),
+        )
+    return output.score[:, None].expand_as(output.logits)
+
+
+SCORES: Mapping[str, Callable[[Output], Tensor]] = {
+    "likelihood": lambda output: output.logits,
+    "max-softmax": _log_odds,
+    "margin": lambda output: class_margins(output.logits),
+    "energy": _energy,
+    "own": _model_score,
+}
+"""Name → what each class would score if it were the decision, (n, classes), all in units of logits.
+
+``likelihood`` is the logit itself, which for a generative classifier is log p(x|y); ``max-softmax`` the log-odds of the
+class, in the same order as its softmax output; ``margin`` its lead over the best other one; ``energy`` log Σ exp z and
+``own`` the model's own score, both the same for all classes.
+"""
+
+
+def class_scores(name: str, output: Output) -> Tensor:
+    """Return what each class would score if it were the decision, (n, classes).
+
+    Raises:
+        BadParameter: for an unknown name, or ``own`` of a model without a score.
+
+    Example:
+        >>> class_scores("margin", Output(torch.tensor([[1.0, 4.0, 2.0]]))).tolist()
+        [[-3.0, 2.0, -2.0]]
+    """
+    if name not in SCORES:
+        raise BadParameter("unknown score", got=name, expected="one of " + ", ".join(SCORES))
+    return SCORES[name](output)
+
+
+@dataclass(frozen=True)
+class ScoreQuantiles:
+    """What a model scores on the training inputs of each class that it gets right.
+
+    Args:
+        values: of each score, (classes, percentiles of PERCENTILES).
+        facts: what they were fitted on: ``model`` (digest), ``dataset``, ``dataset_digest``, ``first``, ``last``,
+            ``correct``.
+    """
+
+    values: Mapping[str, Tensor]
+    facts: Mapping[str, str]
+
+    def thresholds(self, score: str, percentile: float) -> Tensor:
+        """Return the threshold of each class, (classes,).
+
+        Args:
+            score: one of SCORES.
+            percentile: 0 to 20: so many per cent of the training inputs of each class are rejected.
+
+        Raises:
+            BadParameter: for a score that was not fitted, or a percentile that is not stored.
+        """
+        if score not in self.values:
+            expected = "one of " + ", ".join(sorted(self.values))
+            raise BadParameter(
+                "there are no thresholds for this score", got=score, expected=expected
+            )
+        if not 0 <= percentile <= PERCENTILES[-1]:
+            expected = f"0 to {PERCENTILES[-1]:g}"
+            raise BadParameter("unusable percentile", got=percentile, expected=expected)
+        below = min(int(2 * percentile), len(PERCENTILES) - 2)
+        low, high = self.values[score][:, below], self.values[score][:, below + 1]
+        return torch.lerp(low, high, 2 * percentile - below)
+
+    def to_bytes(self) -> bytes:
+        """Return the file that ``load`` reads."""
+        values = {name: value.double().contiguous() for name, value in self.values.items()}
+        return save(values, metadata={"facts": json.dumps(dict(self.facts), sort_keys=True)})
+
+    @classmethod
+    def load(cls, path: Path) -> "ScoreQuantiles":
+        """Read what ``save`` wrote.
+
+        Raises:
+            BadModel: if there is no such file, or it is something else.
+        """
+        if not path.is_file():
+            raise BadModel(
+                "no thresholds to reject by",
+                got=str(path),
+                remedy="fit them: invbench calibrate MODEL --out FILE, then thresholds=FILE",
+            )
+        try:
+            with safe_open(path, "pt") as file:
+                values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                facts = json.loads((file.metadata() or {})["facts"])
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise BadModel(f"{path} holds no thresholds", remedy=str(error)) from error
+        if any(value.ndim != 2 or value.shape[1] != len(PERCENTILES) for value in values.values()):
+            raise BadModel(
+                f"{path} holds no thresholds", expected=f"{len(PERCENTILES)} percentiles"
+            )
+        return cls(values, facts)
+
+
+def fit_quantiles(
+    output: Output, labels: Tensor, facts: Mapping[str, str], *, classes: int
+) -> ScoreQuantiles:
+    """Return the quantiles of each class over the inputs that are classified correctly.
+
+    Args:
+        output: the model's answer to training inputs.
+        labels: (n,) their classes.
+        facts: of ``ScoreQuantiles``.
+        classes: number of classes.
+
+    Raises:
+        BadModel: if the model gets too few inputs of a class right.
+    """
+    right = output.decision == labels
+    counts = torch.bincount(labels[right], minlength=classes)
+    if int(counts.min()) < MIN_CORRECT:
+        raise BadModel(
+            f"too few training inputs of class {int(counts.argmin())} are classified correctly",
+            got=int(counts.min()),
+            expected=f">= {MIN_CORRECT}",
+        )
+    names = [name for name in SCORES if name != "own" or output.score is not None]
+    grid = torch.tensor(PERCENTILES, dtype=torch.float64) / 100
+    values = {}
+    for name in names:
+        decided = class_scores(name, output).gather(1, labels[:, None])[:, 0].double()
+        rows = [decided[right & (labels == label)].quantile(grid) for label in range(classes)]
+        values[name] = torch.stack(rows)
+    return ScoreQuantiles(values, {**facts, "correct": f"{int(right.sum())} of {len(labels)}"})
+
+
+class RejectingClassifier(nn.Module):
+    """A classifier that says of each input whether it accepts it.
+
+    Args:
+        base: answers.
+        score: one of SCORES.
+        thresholds: (classes,); an input is accepted if its score is at least that of its decision.
+    """
+
+    def __init__(self, base: Classifier, score: str, thresholds: Tensor) -> None:
+        super().__init__()
+        if thresholds.shape != (base.num_classes,):
+            raise BadModel(
+                "thresholds of other classes", got=len(thresholds), expected=str(base.num_classes)
+            )
+        self.base, self.score = base, score
+        self.num_classes, self.bounds, self.dtype = base.num_classes, base.bounds, base.dtype
+        self.register_buffer("thresholds", thresholds.to(base.dtype))
+        self.eval()
+
+    def forward(self, images: Tensor) -> Output:
+        return self.with_acceptance(self.base(images))
+
+    def with_acceptance(self, output: Output) -> Output:
+        """Return an answer of the base with score, acceptance and clearance."""
+        scores, decision = class_scores(self.score, output), output.decision[:, None]
+        clearance = scores - self.get_buffer("thresholds")
+        accepted = clearance.gather(1, decision)[:, 0] >= 0
+        return Output(output.logits, scores.gather(1, decision)[:, 0], accepted, clearance)
+
+
+class RejectingStochasticClassifier(RejectingClassifier):
+    """The same around a stochastic classifier: it judges the mean of the draws."""
+
+    @property
+    def draws(self) -> int:
+        return cast("Stochastic", self.base).draws
+
+    @property
+    def fixed_noise(self) -> bool:
+        return cast("Stochastic", self.base).fixed_noise
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return cast("Stochastic", self.base).latent_shape
+
+    def respond(self, images: Tensor, latent: Tensor) -> Output:
+        return self.with_acceptance(cast("Stochastic", self.base).respond(images, latent))
+
+
+def reject(base: Classifier, score: str, thresholds: Tensor) -> RejectingClassifier:
+    """Return a classifier that rejects; what a model can do besides answering, such as inverting, is hidden."""
+    kind = RejectingStochasticClassifier if isinstance(base, Stochastic) else RejectingClassifier
+    return kind(base, score, thresholds)

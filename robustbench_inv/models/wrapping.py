@@ -1,0 +1,255 @@
+"""Turns a network into a classifier: declared bounds and classes, weights of a card, dtype."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, Protocol, TypeGuard, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from robustbench_inv.errors import BadModel, BadParameter
+from robustbench_inv.identity import digest_file
+from robustbench_inv.models.protocol import Classifier, Invertible, SplitsCode, Stochastic
+from robustbench_inv.models.stochastic import LatentSamplingNetwork, StochasticClassifier
+from robustbench_inv.tensors import Output
+
+__all__ = [
+    "InvertibleClassifier",
+    "ModuleClassifier",
+    "SplitCodeClassifier",
+    "build_model",
+    "cast_module",
+    "load_weights",
+    "wrap_module",
+]
+
+
+class ModuleClassifier(nn.Module):
+    """A module that maps (n, …) inputs to (n, classes) logits, or to an ``Output``.
+
+    Args:
+        module: the network, normalisation included.
+        bounds: least and largest value of an input element.
+        num_classes: number of logits.
+    """
+
+    def __init__(self, module: nn.Module, bounds: tuple[float, float], num_classes: int) -> None:
+        super().__init__()
+        self.module, self.bounds, self.num_classes = module, bounds, num_classes
+        self.eval()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the network computes in: the type of its first floating-point weight."""
+        weights = (*self.module.parameters(), *self.module.buffers())
+        return next((w.dtype for w in weights if w.is_floating_point()), torch.float32)
+
+    def forward(self, images: Tensor) -> Output:
+        answer = self.module(images)
+        output = answer if isinstance(answer, Output) else Output(answer)
+        expected = (len(images), self.num_classes)
+        if not isinstance(output.logits, Tensor) or tuple(output.logits.shape) != expected:
+            got = getattr(output.logits, "shape", type(output.logits).__name__)
+            raise BadModel(
+                "the model's output is not a batch of logits",
+                got=tuple(got) if isinstance(got, torch.Size) else got,
+                expected=f"a tensor of shape {expected}",
+                remedy="return the logits alone, or an Output",
+            )
+        return output
+
+
+class InvertibleClassifier(ModuleClassifier):
+    """A network of logits that is a bijection between inputs and codes as well (``Invertible``)."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        return cast("Invertible", self.module).encode(images)
+
+    def decode(self, code: Tensor) -> Tensor:
+        return cast("Invertible", self.module).decode(code)
+
+
+class SplitCodeClassifier(InvertibleClassifier):
+    """An invertible network that divides its code into semantic and nuisance parts (``SplitsCode``)."""
+
+    def split(self, code: Tensor) -> tuple[Tensor, Tensor]:
+        return cast("SplitsCode", self.module).split(code)
+
+    def join(self, semantic: Tensor, nuisance: Tensor) -> Tensor:
+        return cast("SplitsCode", self.module).join(semantic, nuisance)
+
+
+def cast_module(module: object, dtype: object) -> object:
+    """Return a network that computes in another type; anything as it is for None.
+
+    Args:
+        module: a network.
+        dtype: ``float32``, ``float64`` or None.
+
+    Raises:
+        BadParameter: for another type, or something that is no network.
+    """
+    kinds = {"float32": torch.float32, "float64": torch.float64}
+    if dtype is None:
+        return module
+    if not isinstance(module, nn.Module) or not isinstance(dtype, str) or dtype not in kinds:
+        raise BadParameter("unusable dtype", got=dtype, expected="float32 or float64, of a network")
+    return module.to(kinds[dtype])
+
+
+def wrap_module(module: object, name: str) -> Classifier:
+    """Return a user's model as a classifier.
+
+    Args:
+        module: a ``Classifier`` that is no network, or is stochastic or invertible besides; or an
+            ``nn.Module`` with an attribute ``bounds``, whose ``num_classes`` is an attribute or read off
+            its last linear layer.
+        name: what the user calls it, for messages.
+
+    Raises:
+        BadModel: if it is no module, or bounds or number of classes are not to be found.
+    """
+    if _is_classifier(module):
+        if isinstance(module, nn.Module):
+            module.eval()
+        return module
+    if not isinstance(module, nn.Module):
+        raise BadModel(
+            f"{name} is not a model", got=type(module).__name__, expected="a torch.nn.Module"
+        )
+    bounds = _declared_bounds(module, name)
+    classes = getattr(module, "num_classes", None) or _last_layer_width(module.modules())
+    if not isinstance(classes, int) or classes < 2:
+        raise BadModel(
+            f"{name} does not say how many classes it has",
+            got=classes,
+            expected="an attribute num_classes >= 2",
+            remedy="set model.num_classes = 10",
+        )
+    return _wrapper(module)(module, bounds, classes)
+
+
+def _wrapper(module: nn.Module) -> type[ModuleClassifier]:
+    """Return the classifier that hides nothing of what a network can do."""
+    if not isinstance(module, Invertible):
+        return ModuleClassifier
+    return SplitCodeClassifier if isinstance(module, SplitsCode) else InvertibleClassifier
+
+
+def _is_classifier(module: object) -> TypeGuard[Classifier]:
+    """Is it a classifier as it stands, of which a wrapper would hide what it can do besides?"""
+    special = isinstance(module, Stochastic | Invertible) or not isinstance(module, nn.Module)
+    return special and isinstance(module, Classifier)
+
+
+def _declared_bounds(module: nn.Module, name: str) -> tuple[float, float]:
+    bounds = getattr(module, "bounds", None)
+    remedy = "set model.bounds = (0.0, 1.0) and normalise inside the model"
+    try:
+        low, high = bounds  # type: ignore[misc]
+        low, high = float(low), float(high)
+    except (TypeError, ValueError):
+        low, high = 0.0, 0.0
+    if not low < high:
+        problem = f"{name} declares no usable bounds"
+        raise BadModel(problem, got=bounds, expected="a pair (low, high)", remedy=remedy)
+    return low, high
+
+
+def _last_layer_width(modules: Iterable[nn.Module]) -> int | None:
+    widths = [m.out_features for m in modules if isinstance(m, nn.Linear)]
+    return widths[-1] if widths else None
+
+
+class BuildableCard(Protocol):
+    """What is needed of a model's card."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def implementation(self) -> str: ...
+
+    @property
+    def parameters(self) -> Mapping[str, Any]: ...
+
+    @property
+    def weights_sha256(self) -> str | None: ...
+
+    @property
+    def fits_dataset(self) -> bool: ...
+
+
+def build_model(
+    card: BuildableCard, folder: Path, parameters: Mapping[str, Any], dataset: object | None = None
+) -> Classifier:
+    """Return the classifier of a card.
+
+    Args:
+        card: names the factory ``module:name``, its parameters and the digest of its weights.
+        folder: holds ``weights.safetensors`` where the card has a digest.
+        parameters: override the card's; besides, ``dtype`` (float32 or float64) for any network, and
+            ``noise`` (fresh, fixed or mean) and ``draws`` for a stochastic one.
+        dataset: what the model is fitted to, if its card says so.
+
+    Raises:
+        BadModel: for weights that are missing, damaged or do not fit.
+        BadParameter: for a parameter that the model does not have.
+    """
+    chosen = {**card.parameters, **parameters}
+    dtype, noise, draws = (chosen.pop(key, None) for key in ("dtype", "noise", "draws"))
+    try:
+        arguments = (dataset,) if card.fits_dataset else ()
+        module = resolve_name(card.implementation)(*arguments, **chosen)
+    except TypeError as error:
+        raise BadParameter(f"cannot build {card.name}", got=chosen, remedy=str(error)) from error
+    if card.weights_sha256 is not None:
+        load_weights(module, folder / "weights.safetensors", card.weights_sha256)
+    if isinstance(module, LatentSamplingNetwork):
+        return _wrap_stochastic(
+            cast_module(module, dtype), "fresh" if noise is None else noise, draws
+        )
+    if noise is not None or draws is not None:
+        raise BadParameter(
+            f"{card.name} is not stochastic", got="noise or draws", remedy="leave it out"
+        )
+    return wrap_module(cast_module(module, dtype), card.name)
+
+
+def load_weights(module: nn.Module, path: Path, sha256: str) -> None:
+    """Read weights into a network, checked by digest, name and shape.
+
+    Raises:
+        BadModel: if the file is missing, is not the one of the card, or does not fit the network.
+    """
+    if not path.is_file():
+        raise BadModel("weights not found", got=str(path), remedy="reinstall, or train its recipe")
+    if (found := digest_file(path)) != sha256:
+        raise BadModel(
+            f"{path.name} of {path.parent.name} is not the file of its card",
+            got=found[:12],
+            expected=f"SHA-256 {sha256[:12]}…",
+            remedy="reinstall, or train its recipe",
+        )
+    try:
+        module.load_state_dict(load_file(path))
+    except (SafetensorError, RuntimeError) as error:
+        raise BadModel(f"{path} does not fit the network", remedy=str(error)) from error
+
+
+def _wrap_stochastic(module: object, noise: object, draws: object) -> Classifier:
+    assert isinstance(module, LatentSamplingNetwork)
+    if noise == "mean":
+        if draws is not None:
+            got = f"draws={draws}"
+            raise BadParameter("noise=mean draws nothing", got=got, remedy="leave it out")
+        return ModuleClassifier(module, module.bounds, module.num_classes)
+    if noise not in ("fresh", "fixed"):
+        raise BadParameter("unusable noise", got=noise, expected="fresh, fixed or mean")
+    draws = module.default_draws if draws is None else draws
+    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
+        raise BadParameter("unusable draws", got=draws, expected="a positive integer")
+    return StochasticClassifier(module, draws, fixed_noise=noise == "fixed")

@@ -1,0 +1,249 @@
+"""Figures of experiments: decision planes through adversarial spheres, and histograms of scores."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Circle, Patch
+from numpy.typing import NDArray
+
+from robustbench_inv.reporting.canvas import (
+    COLOURS,
+    DASHES,
+    INK,
+    MARKERS,
+    MUTED,
+    ReportFigure,
+    grid,
+    render,
+    styled,
+)
+from robustbench_inv.reporting.table_formats import format_number, slug
+from robustbench_inv.results.experiment_result import Histogram, HistogramPanels
+
+__all__ = ["DecisionPlane", "DecisionPlanes", "draw_decision_planes", "draw_histograms"]
+
+
+@dataclass(frozen=True)
+class DecisionPlane:
+    """A plane through the centre of the spheres, on which several classifiers decide.
+
+    Args:
+        name: ``data`` or ``metamer``.
+        points: marked points (x, y) by name.
+        extent: the decisions reach from −extent to extent both ways.
+        decisions: classes (k, k) by classifier, rows from the lowest y on.
+        right: by classifier, which share of each circle, from the inner one on, it judges rightly.
+    """
+
+    name: str
+    points: dict[str, tuple[float, float]]
+    extent: float
+    decisions: dict[str, NDArray[np.int64]]
+    right: dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
+class DecisionPlanes:
+    """The planes of one network.
+
+    Args:
+        dataset: the spheres.
+        model: the network's name.
+        radii: of the spheres, which are circles in every plane.
+        planes: in the order in which they are shown.
+    """
+
+    dataset: str
+    model: str
+    radii: tuple[float, ...]
+    planes: tuple[DecisionPlane, ...]
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "DecisionPlanes":
+        """Read what was measured: the fields of ``DecisionPlanes``, grids as strings with a digit for each point."""
+        planes = tuple(map(_plane_from_json, found["planes"]))
+        return cls(str(found["dataset"]), str(found["model"]), tuple(found["radii"]), planes)
+
+
+def _plane_from_json(found: Mapping[str, Any]) -> DecisionPlane:
+    return DecisionPlane(
+        name=found["name"],
+        points={name: (float(x), float(y)) for name, (x, y) in found["points"].items()},
+        extent=float(found["extent"]),
+        decisions={
+            name: np.array([[int(digit) for digit in row] for row in rows])
+            for name, rows in found["decisions"].items()
+        },
+        right={name: tuple(shares) for name, shares in found["right"].items()},
+    )
+
+
+INNER_COLOUR, OUTER_COLOUR = COLOURS[5], COLOURS[4]
+"""The classes' colours, as in the other figures of the spheres."""
+
+PLANE_SIDE = 2.6
+"""Inches of one panel."""
+
+PLANE_TITLES = {
+    "data": "plane of two data points",
+    "metamer": "plane of x and its metamer",
+    "metamer from afar": "the same from afar",
+}
+
+
+def draw_decision_planes(planes: DecisionPlanes) -> ReportFigure:
+    """Return the planes side by side, a row for each classifier.
+
+    References:
+        Jacobsen et al., Excessive invariance, ICLR 2019, figure 3.
+    """
+    names = list(planes.planes[0].decisions)
+    with styled():
+        size = (PLANE_SIDE * len(planes.planes), PLANE_SIDE * len(names) + 0.5)
+        figure = Figure(figsize=size, layout="constrained")
+        grid = figure.subplots(len(names), len(planes.planes), squeeze=False)
+        for row, name in zip(grid, names, strict=True):
+            for axes, plane in zip(row, planes.planes, strict=True):
+                _draw_plane(axes, plane, name, planes.radii)
+            row[0].set_ylabel(f"classifier of the {name}")
+        for axes, plane in zip(grid[0], planes.planes, strict=True):
+            axes.set_title(PLANE_TITLES.get(plane.name, plane.name))
+        figure.legend(handles=_plane_legend(), loc="outside lower center", ncols=2)
+        svg = render(figure)
+    return ReportFigure(
+        slug(f"planes-{planes.model}"),
+        f"Decisions on planes through the centre of the spheres: {planes.model}",
+        "The spheres are circles in these planes. Where a circle leaves the area of its own colour, the "
+        "classifier is wrong. Logits and nuisances are the two parts of one invertible code.",
+        " ".join(
+            _describe_plane(plane, name) for plane in _distinct_planes(planes) for name in names
+        ),
+        svg,
+    )
+
+
+def _draw_plane(axes: Axes, plane: DecisionPlane, name: str, radii: tuple[float, ...]) -> None:
+    decided, e = plane.decisions[name], plane.extent
+    style: dict[str, Any] = {
+        "extent": (-e, e, -e, e),
+        "origin": "lower",
+        "interpolation": "nearest",
+    }
+    axes.imshow(
+        decided,
+        cmap=ListedColormap([INNER_COLOUR, OUTER_COLOUR]),
+        vmin=0,
+        vmax=1,
+        alpha=0.3,
+        **style,
+    )
+    if np.ptp(decided):
+        axes.contour(decided, levels=[0.5], colors=INK, linewidths=0.8, extent=(-e, e, -e, e))
+    for radius, colour in zip(radii, (INNER_COLOUR, OUTER_COLOUR), strict=True):
+        axes.add_patch(Circle((0, 0), radius, fill=False, edgecolor=colour, linewidth=2))
+    for marker, (label, point) in zip(MARKERS, plane.points.items(), strict=False):
+        _mark_point(axes, marker, label, point, radii[-1] if np.hypot(*point) > e else None)
+    axes.grid(visible=False)
+    axes.locator_params(nbins=3)
+
+
+def _mark_point(
+    axes: Axes, marker: str, label: str, point: tuple[float, float], edge: float | None
+) -> None:
+    """Mark a point; one that lies outside the picture at this distance in its direction, hollow."""
+    far = float(np.hypot(*point))
+    x, y = point if edge is None else (point[0] * edge / far, point[1] * edge / far)
+    axes.plot(x, y, marker, color=INK, markersize=5, fillstyle="full" if edge is None else "none")
+    text = label if edge is None else f"to {label}, at {far:.0f}"
+    above = y < axes.get_ylim()[1] / 2
+    place: dict[str, Any] = {
+        "ha": "center",
+        "va": "bottom" if above else "top",
+        "textcoords": "offset points",
+    }
+    axes.annotate(text, (x, y), (0, 6 if above else -6), color=INK, **place)
+
+
+def _plane_legend() -> list[Line2D | Patch]:
+    entries: list[Line2D | Patch] = []
+    for name, colour in (("inner", INNER_COLOUR), ("outer", OUTER_COLOUR)):
+        entries.append(Line2D([], [], color=colour, linewidth=2, label=f"{name} sphere"))
+        entries.append(Patch(facecolor=colour, alpha=0.3, label=f"decided: {name}"))
+    return entries
+
+
+def _distinct_planes(planes: DecisionPlanes) -> list[DecisionPlane]:
+    """Return the planes without further looks at the same one."""
+    return list({str(plane.points): plane for plane in reversed(planes.planes)}.values())[::-1]
+
+
+def _describe_plane(plane: DecisionPlane, name: str) -> str:
+    inner, outer = (f"{100 * share:.1f} %" for share in plane.right[name])
+    return (
+        f"{PLANE_TITLES.get(plane.name, plane.name).capitalize()}: the {name} are right on {inner} of the inner "
+        f"and {outer} of the outer circle."
+    )
+
+
+HISTOGRAM_COLUMNS, HISTOGRAM_WIDTH, HISTOGRAM_HEIGHT = 5, 2.15, 1.75
+"""Panels side by side, and inches of each: together as wide as the page."""
+
+
+def draw_histograms(spread: HistogramPanels, suffix: str = "") -> ReportFigure:
+    """Return all panels in one figure.
+
+    Args:
+        spread: what was counted.
+        suffix: tells figures of several data sets apart.
+    """
+    first = spread.panels[0]
+    with styled():
+        figure, axes = grid(
+            len(spread.panels), HISTOGRAM_COLUMNS, HISTOGRAM_WIDTH, HISTOGRAM_HEIGHT
+        )
+        for ax, panel in zip(axes, spread.panels, strict=True):
+            _draw_histogram(ax, panel)
+        for ax in axes[-HISTOGRAM_COLUMNS:]:
+            ax.set_xlabel(spread.axis)
+        names = (*first.counts, *first.limits)
+        figure.legend(_histogram_legend(first), names, loc="outside lower center", ncols=len(names))
+        svg = render(figure)
+    said = " ".join(_describe_histogram(panel) for panel in spread.panels)
+    return ReportFigure(slug(f"{spread.name}-{suffix}"), spread.title, spread.caption, said, svg)
+
+
+def _draw_histogram(axes: Axes, panel: Histogram) -> None:
+    for colour, counts in zip(COLOURS, panel.counts.values(), strict=False):
+        heights = np.array(counts) / max(1, *counts)
+        style: dict[str, Any] = {"color": colour, "linewidth": 1}
+        axes.stairs(heights, panel.edges, fill=True, alpha=0.35, **style)
+        axes.stairs(heights, panel.edges, **style)
+    for dashes, at in zip(DASHES, panel.limits.values(), strict=False):
+        axes.axvline(at, color=INK, linestyle=dashes, linewidth=0.9)
+    axes.set_title(panel.title, fontsize=8.5)
+    axes.set_title(panel.note, fontsize=7.5, fontweight="normal", color=MUTED, loc="right")
+    axes.set_yticks([])
+    axes.set_ylim(0, 1.05)
+    axes.set_xlim(panel.edges[0], panel.edges[-1])
+    axes.locator_params(axis="x", nbins=4)
+
+
+def _histogram_legend(panel: Histogram) -> list[Patch | Line2D]:
+    handles: list[Patch | Line2D] = [
+        Patch(color=colour, alpha=0.5) for colour, _ in zip(COLOURS, panel.counts, strict=False)
+    ]
+    for dashes, _ in zip(DASHES, panel.limits, strict=False):
+        style: dict[str, Any] = {"linestyle": dashes, "linewidth": 0.9}
+        handles.append(Line2D([], [], color=INK, **style))
+    return handles
+
+
+def _describe_histogram(panel: Histogram) -> str:
+    limits = ", ".join(f"{name} {format_number(at)}" for name, at in panel.limits.items())
+    return f"{panel.title}: {limits}; {panel.note}." if panel.note else f"{panel.title}: {limits}."

@@ -1,0 +1,327 @@
+"""Tables of invariance attacks, of fixed inputs from a data set, and of metamers."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+import pandas as pd
+
+from robustbench_inv.reporting.facts import IntervalOf, identity_facts, oracle_of, rate_facts
+from robustbench_inv.reporting.run_results import ReportCell, group_cells
+from robustbench_inv.reporting.table_formats import (
+    BLANK,
+    Table,
+    TableCell,
+    format_number,
+    rate_cell,
+    slug,
+)
+from robustbench_inv.results.cell import sample_values
+from robustbench_inv.results.rates import invariance_rates
+from robustbench_inv.results.summary import Rate
+
+__all__ = ["fixed_input_tables", "invariance_tables", "metamer_tables"]
+
+
+INVARIANCE_CAPTION = (
+    "Shares in % [95 % interval] of the attacked samples (those that were wrong before are not). Both: the decision "
+    "stayed although the oracle names another class, which is the failure. Unknown: the oracle names none. As the "
+    "oracle says, as the old label says: decisions on changed inputs whose class the oracle knows; to follow the old "
+    "label is no merit. Oracle wrong: its own error on clean inputs or catch trials."
+)
+
+INVARIANCE_COLUMNS = ("Model", "Attack", "Attacked", "Stays", "Class changed", "Both", "Unknown")
+ORACLE_COLUMNS = (
+    "As the oracle says",
+    "As the old label says",
+    "Oracle",
+    "Oracle wrong",
+    "Oracle unknown",
+)
+
+
+def invariance_tables(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterable[Table]:
+    """Yield a table for each panel of invariance attacks.
+
+    Args:
+        cells: of any kind; those that seek another decision are passed over.
+        interval: of every share.
+    """
+    for panel, group in group_cells(c for c in cells if c.panel.keeps).items():
+        yield Table(
+            slug(f"invariance-{panel.dataset}-{panel.norm}-{panel.goal}"),
+            f"Decision kept, class changed: {panel.title}",
+            INVARIANCE_CAPTION,
+            pd.DataFrame([_invariance_fact(cell, interval) for cell in group]),
+            (*INVARIANCE_COLUMNS, *ORACLE_COLUMNS),
+            tuple(_invariance_row(cell, interval) for cell in group),
+        )
+
+
+def _invariance_row(cell: ReportCell, interval: IntervalOf) -> tuple[TableCell, ...]:
+    found, errors = invariance_rates(cell.records), _oracle_error_rates(cell)
+
+    def show(rate: Rate | None) -> TableCell:
+        return rate_cell(rate, interval(rate)) if rate else BLANK
+
+    return (
+        TableCell(cell.model, tone="name"),
+        TableCell(cell.attack, tone="name"),
+        TableCell(f"{found.kept.trials:,}"),
+        *map(show, (found.kept, found.changed, found.failed, found.unknown)),
+        *map(show, (found.agrees_with_oracle, found.agrees_with_label)),
+        TableCell(oracle_of(cell) or "—", tone="note"),
+        *map(show, errors.values()),
+    )
+
+
+def _invariance_fact(cell: ReportCell, interval: IntervalOf) -> dict[str, Any]:
+    found = vars(invariance_rates(cell.records))
+    return {
+        **identity_facts(cell),
+        "oracle": oracle_of(cell),
+        **rate_facts({**found, **_oracle_error_rates(cell)}, interval),
+    }
+
+
+def _oracle_error_rates(cell: ReportCell) -> dict[str, Rate | None]:
+    """Return how often a cell's oracle errs itself; None where that was not measured."""
+    error = cell.folder.oracle_error()
+    return {
+        "oracle_wrong": error.error_rate if error else None,
+        "oracle_unknown": error.undecided_rate if error else None,
+    }
+
+
+ALTERED_CAPTION = (
+    "Decisions on altered inputs, in % [95 % interval] of all of them: how many are the class that the oracle sees, and "
+    "how many the original label. To keep the label where the oracle sees another class is the failure. {truth}"
+)
+SHIFTED_CAPTION = "Accuracy in % [95 % interval] on the inputs as they were, and on the same ones shifted. {truth}"
+
+
+def fixed_input_tables(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterable[Table]:
+    """Yield a table for each family of data sets whose given inputs were shown: one row for each model.
+
+    Args:
+        cells: of any kind; those of attacks that search, or show what is of no class, are passed over.
+        interval: of every share.
+    """
+    families: dict[tuple[str, str], list[ReportCell]] = {}
+    for cell in cells:
+        if cell.kind == "given" and not cell.panel.no_class:
+            families.setdefault((_dataset_family(cell), cell.panel.goal), []).append(cell)
+    for (family, goal), group in families.items():
+        altered = any(_has_oracle(cell) for cell in group)
+        title = "Agreement on altered inputs" if altered else "Accuracy before and after the shift"
+        yield Table(
+            slug(f"agreement-{family}-{goal}"),
+            f"{title}: {family}",
+            (ALTERED_CAPTION if altered else SHIFTED_CAPTION)
+            .format(truth=_oracle_changes_text(group))
+            .strip(),
+            pd.DataFrame([_agreement_fact(cell, interval) for cell in group]),
+            (
+                "Model",
+                *(
+                    f"{_dataset_label(cell)}: {who}"
+                    for cell in _dataset_cells(group)
+                    for who in _agreement_rates(cell)
+                ),
+            ),
+            tuple(_agreement_rows(group, interval)),
+        )
+
+
+def _agreement_rows(
+    group: Sequence[ReportCell], interval: IntervalOf
+) -> Iterable[tuple[TableCell, ...]]:
+    """Yield a row for each model, a pair of columns for each set; a dash where it was not measured."""
+    sets = [(cell.panel.dataset, _agreement_rates(cell)) for cell in _dataset_cells(group)]
+    for model in dict.fromkeys(cell.model for cell in group):
+        mine = {cell.panel.dataset: _agreement_rates(cell) for cell in group if cell.model == model}
+        row = [TableCell(model, tone="name")]
+        for name, usual in sets:
+            found = mine.get(name)
+            row += (
+                [rate_cell(r, interval(r)) for r in found.values()]
+                if found
+                else [BLANK] * len(usual)
+            )
+        yield tuple(row)
+
+
+def _agreement_rates(cell: ReportCell) -> dict[str, Rate]:
+    """Return the pair of shares of a cell by their heading."""
+    if not _has_oracle(cell):
+        n = len(cell.records)
+        clean = sum(r.clean.prediction == r.label for r in cell.records)
+        return {"before": Rate(clean, n), "after": _agreement_rate(cell, "label", changed=False)}
+    who = oracle_of(cell) or "oracle"
+    return {
+        who: _agreement_rate(cell, "oracle", changed=False),
+        "label": _agreement_rate(cell, "label", changed=False),
+    }
+
+
+def _agreement_rate(cell: ReportCell, field: str, *, changed: bool) -> Rate:
+    """Return how many decisions are the oracle's class or the label; ``changed``: only where these differ."""
+    records = [r for r in cell.records if r.oracle is not None or not _has_oracle(cell)]
+    records = [r for r in records if not changed or r.oracle != r.label]
+    return Rate(sum(r.adversarial.prediction == getattr(r, field) for r in records), len(records))
+
+
+def _agreement_fact(cell: ReportCell, interval: IntervalOf) -> dict[str, Any]:
+    n, judged = len(cell.records), _has_oracle(cell)
+    rates = {
+        "clean_accuracy": cell.summary.clean_accuracy,
+        "agrees_with_label": _agreement_rate(cell, "label", changed=False),
+        "agrees_with_oracle": _agreement_rate(cell, "oracle", changed=False) if judged else None,
+        "agrees_where_changed": _agreement_rate(cell, "oracle", changed=True) if judged else None,
+        "changed": Rate(_class_changes(cell), n) if judged else None,
+    }
+    return {**identity_facts(cell), "oracle": oracle_of(cell), **rate_facts(rates, interval)}
+
+
+def _oracle_changes_text(group: Sequence[ReportCell]) -> str:
+    """Say of each set how often the oracle itself sees another class."""
+    told = [
+        f"{_class_changes(cell)} of {len(cell.records)} ({_dataset_label(cell)})"
+        for cell in _dataset_cells(group)
+        if _has_oracle(cell)
+    ]
+    return f"The oracle sees another class than the label in {', '.join(told)}." if told else ""
+
+
+def _class_changes(cell: ReportCell) -> int:
+    return sum(r.oracle not in (None, r.label) for r in cell.records)
+
+
+def _has_oracle(cell: ReportCell) -> bool:
+    return any(r.oracle is not None for r in cell.records)
+
+
+def _dataset_cells(group: Sequence[ReportCell]) -> list[ReportCell]:
+    """Return the first cell of each data set."""
+    return list({cell.panel.dataset: cell for cell in reversed(group)}.values())[::-1]
+
+
+def _dataset_family(cell: ReportCell) -> str:
+    return cell.panel.dataset.partition(":")[0]
+
+
+def _dataset_label(cell: ReportCell) -> str:
+    """Return what tells a data set from its family: the value of its only parameter, or all parameters.
+
+    It is the whole name for a data set without parameters.
+    """
+    parameters = cell.panel.dataset.partition(":")[2]
+    if not parameters:
+        return cell.panel.dataset
+    return parameters.partition("=")[2] if "," not in parameters else parameters.replace(",", " ")
+
+
+LOGIT_TOLERANCE = 1e-3
+"""How near logits must stay to count as the same where the goal does not say."""
+
+STAGES = {"raw": "decoded", "clip": "clipped", "round": "rounded"}
+
+
+def metamer_tables(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterable[Table]:
+    """Yield a table for each panel that has metamers.
+
+    Args:
+        cells: of any kind; those without the measurements of metamers are passed over.
+        interval: of every share.
+    """
+    measured = [_MetamerCell(cell, sample_values(cell.folder.events())) for cell in cells]
+    found = {m.cell.folder.digest: m for m in measured if "reencoding" in m.columns}
+    for panel, group in group_cells(m.cell for m in found.values()).items():
+        told = [found[cell.folder.digest] for cell in group]
+        yield Table(
+            slug(f"metamers-{panel.dataset}-{panel.norm}-{panel.goal}"),
+            f"Metamers: {panel.title}",
+            _metamer_caption(told),
+            pd.DataFrame([_metamer_fact(each, interval) for each in told]),
+            ("Model", "Attack", "Metamers", "Error", *told[0].rates),
+            tuple(_metamer_row(each, interval) for each in told),
+        )
+
+
+@dataclass(frozen=True)
+class _MetamerCell:
+    """A cell and what was measured of its samples: name → sample → number."""
+
+    cell: ReportCell
+    columns: Mapping[str, Mapping[int, float | None]]
+
+    @property
+    def ids(self) -> list[int]:
+        """The samples of which a metamer was shown."""
+        return [r.sample for r in self.cell.records if r.status == "ok"]
+
+    @property
+    def tolerance(self) -> float:
+        """How far logits may be off and still be the same."""
+        goal = self.cell.info["threat"].get("goal_parameters") or {}
+        return float(goal.get("tolerance", LOGIT_TOLERANCE))
+
+    @property
+    def error(self) -> float:
+        """The largest difference of re-encoded logits from those that were given."""
+        errors = [self.columns["reencoding"][i] for i in self.ids]
+        return max((inf if error is None else error for error in errors), default=0.0)
+
+    @property
+    def rates(self) -> dict[str, Rate]:
+        """Every share, by its heading."""
+        shares = {
+            **{f"Decision {word}": self._decided(stage) for stage, word in STAGES.items()},
+            **{f"Logits {word}": self._near(stage) for stage, word in STAGES.items()},
+            "Donor's class": self._seen(self.columns["donor_label"]),
+            "Source's class": self._seen({r.sample: r.label for r in self.cell.records}),
+        }
+        return {name: Rate(count, len(self.ids)) for name, count in shares.items()}
+
+    def _decided(self, stage: str) -> int:
+        return sum(self.columns[f"{stage}_decision"][i] == 1 for i in self.ids)
+
+    def _near(self, stage: str) -> int:
+        moved = [self.columns[f"{stage}_logits"][i] for i in self.ids]
+        return sum(far is not None and far <= self.tolerance for far in moved)
+
+    def _seen(self, classes: Mapping[int, float | None]) -> int:
+        shown = [r for r in self.cell.records if r.status == "ok" and r.oracle is not None]
+        return sum(r.oracle == classes[r.sample] for r in shown)
+
+
+def _metamer_caption(told: Sequence[_MetamerCell]) -> str:
+    near = " or ".join(f"{t:g}" for t in sorted({each.tolerance for each in told}))
+    return (
+        "Shares in % [95 % interval] of the metamers. Error: largest difference of a decoded metamer's logits, encoded "
+        "anew, from those it was given. Decision, logits: those of the source are kept (logits to "
+        f"{near}) as decoded, when clipped to the bounds, when rounded to 256 grey levels. Donor's, source's: the class "
+        "that the oracle sees in what is shown."
+    )
+
+
+def _metamer_row(told: _MetamerCell, interval: IntervalOf) -> tuple[TableCell, ...]:
+    return (
+        TableCell(told.cell.model, tone="name"),
+        TableCell(told.cell.attack, tone="name"),
+        TableCell(f"{len(told.ids):,}"),
+        TableCell(format_number(told.error)),
+        *(rate_cell(rate, interval(rate)) for rate in told.rates.values()),
+    )
+
+
+def _metamer_fact(told: _MetamerCell, interval: IntervalOf) -> dict[str, Any]:
+    rates = {name.replace("'", "").replace(" ", "_").lower(): r for name, r in told.rates.items()}
+    return {
+        **identity_facts(told.cell),
+        "oracle": oracle_of(told.cell),
+        "tolerance": told.tolerance,
+        "largest_error": told.error,
+        **rate_facts(rates, interval),
+    }

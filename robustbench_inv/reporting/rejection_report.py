@@ -1,0 +1,334 @@
+"""Tables and risk-coverage figures of models with a reject option."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import nan
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from robustbench_inv.reporting.canvas import (
+    DASHES,
+    INK,
+    MARKERS,
+    ReportFigure,
+    grid,
+    render,
+    shorten,
+)
+from robustbench_inv.reporting.facts import IntervalOf, budget_of, identity_facts, rate_facts
+from robustbench_inv.reporting.rejection_scores import (
+    AreaUnderCurve,
+    SelectiveAccuracy,
+    aupr,
+    auroc,
+    clean_scores,
+    detection_at,
+    fpr_at,
+    has_scores,
+    scores_to_reject,
+    selective_adversarial,
+    selective_clean,
+)
+from robustbench_inv.reporting.run_results import CellGroup, ReportCell, group_cells
+from robustbench_inv.reporting.table_formats import (
+    BLANK,
+    Table,
+    TableCell,
+    format_number,
+    rate_cell,
+    slug,
+)
+from robustbench_inv.results.rates import rejection_rates
+from robustbench_inv.results.summary import Rate
+
+__all__ = ["draw_risk", "rejecting_cells", "rejection_tables"]
+
+
+CELL_COLUMNS = ("Model", "Shown instead", "Samples")
+
+RATE_HEADINGS = {
+    "rejected_clean": "Rejected clean",
+    "right_clean": "Right clean",
+    "right": "Right",
+    "right_of_answered": "Right of answered",
+    "fooled": "Fooled",
+    "detected": "Detected of wrong",
+    "rejected": "Rejected of shown",
+}
+OOD_RATES = ("rejected_clean", "right_clean", "rejected")
+"""What can be said where what is shown is of no class that the model knows: noise, and inputs of other data."""
+
+GOAL_TEXTS = {
+    "accept": "accepted",
+    "misclassify": "wrong",
+    "misclassify-accepted": "wrong and accepted",
+    "misclassify-same-class": "wrong, same class",
+}
+"""How a reader is told what the attacker wants; other goals by their names."""
+
+FALSE_REJECTION_RATES = {"detected_at_1": 0.01, "detected_at_2": 0.02, "detected_at_5": 0.05}
+
+
+def rejection_tables(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterable[Table]:
+    """Yield two tables for each data set with models that reject: what they answer, and what their scores tell apart.
+
+    Attacks, noise and inputs of other data stand in one table: they are held against the same clean inputs.
+    """
+    for group in rejecting_cells(cells).values():
+        yield _rates_table(group, interval)
+        if with_scores := [cell for cell in group if has_scores(cell)]:
+            yield _scores_table(with_scores, interval)
+
+
+def rejecting_cells(cells: Sequence[ReportCell]) -> dict[str, list[ReportCell]]:
+    """Return the cells whose models reject, by data set: each model's together, in the order of the panels."""
+    models = list(dict.fromkeys(cell.model for cell in cells))
+    found: dict[str, list[ReportCell]] = {}
+    for panel, group in group_cells(c for c in cells if c.summary.acceptance is not None).items():
+        found.setdefault(panel.dataset, []).extend(group)
+    return {
+        name: sorted(group, key=lambda c: models.index(c.model)) for name, group in found.items()
+    }
+
+
+def _rates_table(group: Sequence[ReportCell], interval: IntervalOf) -> Table:
+    caption = (
+        "Shares in % [95 % interval]. Rejected clean: inputs refused before any attack. Right: answered and "
+        "correct, a rejection counts as failure; before the attack (clean) and after it. Right of answered: correct "
+        "among the answered. Fooled: wrong and not rejected, of all. Detected of wrong: rejected among the wrong "
+        "decisions on attacked inputs, which says little where these are few. Rejected of shown: whatever the decision. "
+        "Noise and inputs of other data are of no class, so that no answer to them is right."
+    )
+    rows, facts = [], []
+    for cell in group:
+        names = OOD_RATES if cell.panel.no_class else tuple(RATE_HEADINGS)
+        rates = {name: getattr(rejection_rates(cell.records), name) for name in names}
+        shown = {name: rate_cell(rate, interval(rate)) for name, rate in rates.items()}
+        rows.append((*_cell_columns(cell), *(shown.get(name, BLANK) for name in RATE_HEADINGS)))
+        each = {name: rates.get(name) for name in RATE_HEADINGS}
+        facts.append({**identity_facts(cell), **rate_facts(each, interval)})
+    columns = (*CELL_COLUMNS, *RATE_HEADINGS.values())
+    return _rejection_table(
+        "rejection", "With rejection", group[0].panel, caption, (facts, columns, rows)
+    )
+
+
+def _scores_table(group: Sequence[ReportCell], interval: IntervalOf) -> Table:
+    caption = (
+        "What the score, counted from the threshold of the class decided for, tells apart: clean inputs and those that are "
+        "shown instead (of these, the wrong ones alone where they are of a class). Detected at 1, 2, 5 %: rejected at the "
+        "threshold that rejects so many clean inputs. FPR@95: accepted while 95 % of clean inputs are. In %, with "
+        "95 % intervals (DeLong's for AUROC). Risk: wrong answers among the surest 90 % of clean inputs; AURC: their mean "
+        "over all shares."
+    )
+    rows, facts = [], []
+    for cell in group:
+        areas, rates, risk = _score_metrics(cell)
+        areas_shown = [_area_cell(area) for area in areas.values()]
+        rates_shown = [rate_cell(rate, interval(rate)) for rate in rates.values()]
+        rows.append(
+            (*_cell_columns(cell), *areas_shown, *rates_shown, TableCell(format_number(100 * risk)))
+        )
+        about = {**identity_facts(cell), **_area_facts(areas)}
+        facts.append({**about, **rate_facts(rates, interval), "aurc": risk})
+    columns = (
+        *(*CELL_COLUMNS, "AUROC", "AUPR"),
+        *(f"Detected at {100 * share:g} %" for share in FALSE_REJECTION_RATES.values()),
+        *("FPR@95", "Risk at 90 %", "AURC"),
+    )
+    return _rejection_table(
+        "detection", "What the score tells", group[0].panel, caption, (facts, columns, rows)
+    )
+
+
+def _score_metrics(
+    cell: ReportCell,
+) -> tuple[dict[str, AreaUnderCurve | None], dict[str, Rate], float]:
+    clean, shown = clean_scores(cell), scores_to_reject(cell)
+    areas = {"auroc": auroc(clean, shown), "aupr": aupr(clean, shown)}
+    rates = {
+        name: detection_at(clean, shown, share) for name, share in FALSE_REJECTION_RATES.items()
+    }
+    rates["fpr_at_95"] = fpr_at(clean, shown)
+    curve = selective_clean(cell).curve
+    rates["risk_at_90"] = curve.at(0.9)
+    return areas, rates, curve.area
+
+
+def _cell_columns(cell: ReportCell) -> tuple[TableCell, ...]:
+    goal = cell.panel.goal
+    wanted = GOAL_TEXTS.get(goal, goal)
+    if not cell.panel.no_class:
+        wanted = f"{wanted}, {budget_of(cell)}"
+    return (
+        TableCell(cell.model, tone="name"),
+        TableCell(cell.attack, f"wanted: {wanted}", tone="name"),
+        TableCell(f"{len(cell.records):,}"),
+    )
+
+
+def _area_cell(area: AreaUnderCurve | None) -> TableCell:
+    if area is None:
+        return BLANK
+    low, high = 100 * area.interval.low, 100 * area.interval.high
+    return TableCell(f"{100 * area.value:.1f}", f"{low:.1f}–{high:.1f}", area.value)
+
+
+def _area_facts(areas: Mapping[str, AreaUnderCurve | None]) -> dict[str, float]:
+    facts: dict[str, float] = {}
+    for name, area in areas.items():
+        ends = (area.interval.low, area.interval.high) if area else (nan, nan)
+        facts |= {
+            name: area.value if area else nan,
+            f"{name}_low": ends[0],
+            f"{name}_high": ends[1],
+        }
+    return facts
+
+
+def _rejection_table(
+    kind: str,
+    title: str,
+    panel: CellGroup,
+    caption: str,
+    content: tuple[list[dict[str, Any]], Sequence[str], list[tuple[TableCell, ...]]],
+) -> Table:
+    facts, columns, rows = content
+    return Table(
+        slug(f"{kind}-{panel.dataset}"),
+        f"{title}: {panel.data}",
+        caption,
+        pd.DataFrame(facts),
+        tuple(columns),
+        tuple(rows),
+    )
+
+
+RISK_COLUMNS, RISK_WIDTH, RISK_HEIGHT = 3, 3.6, 2.8
+"""Panels side by side, and inches of each: together as wide as the page."""
+
+RISK_POINTS = 240
+"""Coverages at which a curve is drawn; more cannot be told apart on paper."""
+
+MIN_COVERAGE = 0.1
+"""Coverage from which a curve is steady enough to decide how high the axes reach."""
+
+RISK_CAPTION = (
+    "Wrong answers among those given, with their 95 % interval, when only the surest inputs are answered, ranked by the score "
+    "counted from the threshold of the class decided for. The dot is the model as it is, at its own threshold. A score that "
+    "knows its errors gives a curve that falls to 0 on the left. AURC: the mean over all coverages. Attacked: whatever an "
+    "attack showed last, its failures included."
+)
+
+
+@dataclass(frozen=True)
+class RiskCurve:
+    """One curve: what is answered, how the legend calls it, and how it is drawn."""
+
+    answered: SelectiveAccuracy
+    label: str
+    colour: str
+    style: int = 0
+
+    @property
+    def area(self) -> str:
+        """The area under it, in per cent."""
+        return f"{format_number(100 * self.answered.curve.area)} %"
+
+
+def draw_risk(
+    cells: Sequence[ReportCell], colour: Callable[[str], str], interval: IntervalOf
+) -> Iterable[ReportFigure]:
+    """Yield one figure for each data set: clean inputs of all models that reject, then each model attacked.
+
+    Args:
+        cells: of any models; those without a score and a rejection are left out.
+        colour: of a model.
+        interval: of a share.
+
+    References:
+        Geifman and El-Yaniv, Selective classification for deep neural networks, NeurIPS 2017.
+    """
+    for dataset, group in rejecting_cells([c for c in cells if has_scores(c)]).items():
+        panels = {"Clean inputs": _clean_curves(group, colour), **_attacked_curves(group, colour)}
+        figure, axes = grid(len(panels), RISK_COLUMNS, RISK_WIDTH, RISK_HEIGHT)
+        for ax, (title, lines) in zip(axes, panels.items(), strict=True):
+            _draw_risk_panel(ax, title, lines, interval)
+        for ax in axes[::RISK_COLUMNS]:
+            ax.set_ylabel("wrong of answered, %")
+        title = f"Risk and coverage: {group[0].panel.data}"
+        said = (
+            f"{name}: {_describe_risk(line)}" for name, lines in panels.items() for line in lines
+        )
+        yield ReportFigure(
+            slug(f"risk-{dataset}"), title, RISK_CAPTION, " ".join(said), render(figure)
+        )
+
+
+def _clean_curves(group: Sequence[ReportCell], colour: Callable[[str], str]) -> list[RiskCurve]:
+    """Return the curve of each model, from the cell that saw most inputs."""
+    widest: dict[str, ReportCell] = {}
+    for cell in group:
+        if cell.model not in widest or len(cell.records) > len(widest[cell.model].records):
+            widest[cell.model] = cell
+    return [RiskCurve(selective_clean(c), c.model, colour(name)) for name, c in widest.items()]
+
+
+def _attacked_curves(
+    group: Sequence[ReportCell], colour: Callable[[str], str]
+) -> dict[str, list[RiskCurve]]:
+    """Return the curves of each model under the attacks that want a wrong decision."""
+    found: dict[str, list[RiskCurve]] = {}
+    for cell in group:
+        if cell.panel.goal.startswith("misclassify"):
+            lines = found.setdefault(f"{shorten(cell.model, 26)}, attacked", [])
+            knows = " (knows)" if cell.panel.goal == "misclassify-accepted" else ""
+            label = f"{cell.attack}{knows}"
+            lines.append(
+                RiskCurve(selective_adversarial(cell), label, colour(cell.model), len(lines))
+            )
+    return found
+
+
+def _draw_risk_panel(
+    axes: Axes, title: str, lines: Sequence[RiskCurve], interval: IntervalOf
+) -> None:
+    tops = [_draw_risk_curve(axes, line, interval) for line in lines]
+    axes.set_title(title)
+    axes.set_xlabel("answered, % of inputs")
+    axes.set_xlim(0, 101)
+    axes.set_ylim(0, min(101.0, 1.15 * max([*tops, 0.1])))
+    axes.legend(handlelength=1.4, loc="best").set_in_layout(False)
+
+
+def _draw_risk_curve(axes: Axes, line: RiskCurve, interval: IntervalOf) -> float:
+    """Draw a curve, its band and the model's own threshold; return how high the axes must reach to show it."""
+    curve, place = line.answered.curve, line.answered
+    n = len(curve.risk)
+    counts = np.unique(np.linspace(1, n, min(n, RISK_POINTS)).round().astype(int))
+    rates = [Rate(round(float(curve.risk[k - 1]) * k), int(k)) for k in counts]
+    bounds = [interval(rate) for rate in rates]
+    x, high = 100 * counts / n, [100 * b.high for b in bounds]
+    axes.fill_between(x, [100 * b.low for b in bounds], high, color=line.colour, alpha=0.14, lw=0)
+    axes.plot(
+        x,
+        [100 * rate.value for rate in rates],
+        color=line.colour,
+        linestyle=DASHES[line.style % len(DASHES)],
+        label=f"{shorten(line.label, 28)}: AURC {line.area}",
+    )
+    if place.risk.trials:
+        mark = MARKERS[line.style % len(MARKERS)]
+        at = 100 * place.coverage.value, 100 * place.risk.value
+        axes.plot(*at, mark, color=line.colour, markeredgecolor=INK, markersize=5, zorder=3)
+    settled = [100 * rate.value for rate in rates if rate.trials >= MIN_COVERAGE * n]
+    return max([*settled, high[-1]])
+
+
+def _describe_risk(line: RiskCurve) -> str:
+    place = line.answered
+    own = "nothing is answered" if not place.risk.trials else f"{place.risk.value:.2%} wrong"
+    return f"{line.label}, AURC {line.area}; {place.coverage.value:.1%} answered, {own}."

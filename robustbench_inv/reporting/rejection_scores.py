@@ -1,0 +1,252 @@
+"""How well a rejection score separates inputs that should be rejected from clean ones, with intervals."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, fsum, log, nan, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import ndtri
+from scipy.stats import rankdata
+
+from robustbench_inv.reporting.run_results import ReportCell
+from robustbench_inv.reporting.statistics import CONFIDENCE, Interval
+from robustbench_inv.results.rates import is_correct, score_above_threshold
+from robustbench_inv.results.record import ModelOutput
+from robustbench_inv.results.summary import Rate
+
+__all__ = [
+    "AreaUnderCurve",
+    "RiskCoverage",
+    "SelectiveAccuracy",
+    "aupr",
+    "auroc",
+    "clean_scores",
+    "detection_at",
+    "fpr_at",
+    "has_scores",
+    "risk_coverage",
+    "scores_to_reject",
+    "selective_adversarial",
+    "selective_clean",
+]
+
+
+Z = float(ndtri((1 + CONFIDENCE) / 2))
+
+
+@dataclass(frozen=True)
+class AreaUnderCurve:
+    """An area under a curve, 0 to 1, with its 95 % interval."""
+
+    value: float
+    interval: Interval
+
+
+def auroc(clean: Sequence[float], shown: Sequence[float]) -> AreaUnderCurve | None:
+    """Return the probability that a clean input scores higher than one that ought to be rejected, ties counted half.
+
+    Args:
+        clean: scores of clean inputs; higher means more in-distribution.
+        shown: scores of those that ought to be rejected.
+
+    Returns:
+        None unless there are two of each.
+
+    References:
+        DeLong, DeLong and Clarke-Pearson, Biometrics 1988, for the variance; Sun and Xu, IEEE Signal Processing
+        Letters 2014, for its computation from ranks. The interval is that of the logit, which stays inside 0 to 1;
+        where all pairs are in order, it is as wide as that of a share of none.
+
+    Example:
+        >>> auroc([3.0, 4.0, 5.0], [1.0, 2.0, 4.0]).value
+        0.8333333333333334
+    """
+    x, y = np.asarray(clean, float), np.asarray(shown, float)
+    m, n = len(x), len(y)
+    if min(m, n) < 2:
+        return None
+    ranks = rankdata(np.concatenate([x, y]))
+    placed_x = (ranks[:m] - rankdata(x)) / n
+    placed_y = 1 - (ranks[m:] - rankdata(y)) / m
+    value = float(placed_x.mean())
+    deviation = sqrt(placed_x.var(ddof=1) / m + placed_y.var(ddof=1) / n)
+    return AreaUnderCurve(value, _on_logit(value, deviation, min(m, n)))
+
+
+def aupr(clean: Sequence[float], shown: Sequence[float]) -> AreaUnderCurve | None:
+    """Return the average precision of rejecting the lowest scores first, ties taken together.
+
+    Args:
+        clean: scores of clean inputs.
+        shown: scores of those that ought to be rejected: the positives, whose share is the value of guessing.
+
+    Returns:
+        None unless there are two of each.
+
+    References:
+        Boyd, Eng and Page, AreaUnderCurve under the precision-recall curve, ECML 2013, section 3.3, for the interval: that
+        of a share of as many trials as there are positives. Wilson's, for near 1 that on the logit spans everything.
+
+    Example:
+        >>> aupr([3.0, 4.0], [1.0, 2.0]).value
+        1.0
+    """
+    x, y = np.asarray(clean, float), np.asarray(shown, float)
+    if min(len(x), len(y)) < 2:
+        return None
+    limits = np.unique(y)
+    found = np.searchsorted(np.sort(y), limits, side="right")
+    wrongly = np.searchsorted(np.sort(x), limits, side="right")
+    gained = np.diff(found, prepend=0)
+    value = min(1.0, fsum(gained * found / (found + wrongly)) / len(y))
+    return AreaUnderCurve(value, _of_share(value, len(y)))
+
+
+def detection_at(clean: Sequence[float], shown: Sequence[float], false: float) -> Rate:
+    """Return the share that is rejected at the threshold that rejects at most this share of clean inputs.
+
+    Args:
+        clean: scores of clean inputs.
+        shown: scores of those that ought to be rejected.
+        false: borne share of clean inputs, 0 to below 1.
+
+    Example:
+        >>> detection_at([1.0, 2.0, 3.0, 4.0], [0.0, 1.5, 2.5], 0.25)
+        Rate(successes=2, trials=3)
+    """
+    if not len(clean):
+        return Rate(0, 0)
+    threshold = sorted(clean)[int(false * len(clean))]
+    return Rate(sum(score < threshold for score in shown), len(shown))
+
+
+def fpr_at(clean: Sequence[float], shown: Sequence[float], kept: float = 0.95) -> Rate:
+    """Return the share of what ought to be rejected that is accepted while this share of clean inputs is (FPR@95).
+
+    Args:
+        clean: scores of clean inputs.
+        shown: scores of those that ought to be rejected.
+        kept: share of clean inputs that must be accepted.
+    """
+    caught = detection_at(clean, shown, round(1 - kept, 12))
+    return Rate(caught.trials - caught.successes, caught.trials)
+
+
+@dataclass(frozen=True)
+class RiskCoverage:
+    """The share of wrong answers among those given, for every number of answers given, surest first.
+
+    Args:
+        coverage: (n,) ascending shares of inputs that are answered.
+        risk: (n,) share of wrong answers among them.
+    """
+
+    coverage: NDArray[np.float64]
+    risk: NDArray[np.float64]
+
+    @property
+    def area(self) -> float:
+        """Mean risk over all coverages (AURC); nan without inputs."""
+        return float(self.risk.mean()) if len(self.risk) else float("nan")
+
+    def at(self, coverage: float) -> Rate:
+        """Return the risk where this share of inputs is answered, as wrong of answered."""
+        k = max(1, round(coverage * len(self.risk)))
+        return Rate(round(float(self.risk[k - 1]) * k), k)
+
+
+def risk_coverage(scores: Sequence[float], right: Sequence[bool]) -> RiskCoverage:
+    """Return the risk-coverage curve of a score; inputs of equal scores are answered together, at their mean risk.
+
+    References:
+        Geifman and El-Yaniv, Selective classification for deep neural networks, NeurIPS 2017, section 2.
+
+    Example:
+        >>> risk_coverage([0.9, 0.8, 0.1], [True, True, False]).risk.round(2).tolist()
+        [0.0, 0.0, 0.33]
+    """
+    score, wrong = np.asarray(scores, float), 1.0 - np.asarray(right, float)
+    values, group = np.unique(-score, return_inverse=True)
+    means = np.bincount(group, wrong) / np.bincount(group) if len(values) else wrong
+    ordered = means[np.sort(group)] if len(values) else wrong
+    answered = np.arange(1, len(ordered) + 1)
+    return RiskCoverage(answered / max(len(ordered), 1), ordered.cumsum() / answered)
+
+
+def _of_share(value: float, trials: int) -> Interval:
+    """Return Wilson's interval of a share that need not be a whole number of the trials."""
+    centre = (value * trials + Z**2 / 2) / (trials + Z**2)
+    half = Z / (trials + Z**2) * sqrt(trials * value * (1 - value) + Z**2 / 4)
+    return Interval(min(value, max(0.0, centre - half)), max(value, min(1.0, centre + half)))
+
+
+def _on_logit(value: float, deviation: float, count: int) -> Interval:
+    """Return an interval that is symmetric on the logit; at 0 and 1 that of a share of none of ``count``."""
+    if deviation == 0 or not 0 < value < 1:
+        end = 1 - (1 - CONFIDENCE) ** (1 / count)
+        return Interval(max(0.0, value - end), min(1.0, value + end))
+    centre, half = log(value / (1 - value)), Z * deviation / (value * (1 - value))
+    return Interval(*(1 / (1 + exp(-min(700.0, max(-700.0, centre + s * half)))) for s in (-1, 1)))
+
+
+def has_scores(cell: ReportCell) -> bool:
+    """Is the model of a cell one that rejects, and does every record hold its score?"""
+    if cell.summary.acceptance is None:
+        return False
+    return all(None not in (r.clean.score, r.adversarial.score) for r in cell.records)
+
+
+def clean_scores(cell: ReportCell) -> list[float]:
+    """Return how far clean inputs score above the threshold of the class decided for."""
+    return [_score(cell, r.clean) for r in cell.records]
+
+
+def scores_to_reject(cell: ReportCell) -> list[float]:
+    """Return the same for what ought to be rejected: wrong decisions, or everything where what is shown is of no class."""
+    anything = cell.panel.no_class
+    attacked = [r for r in cell.records if r.status != "already_wrong"]
+    return [_score(cell, r.adversarial) for r in attacked if anything or not is_correct(r)]
+
+
+@dataclass(frozen=True)
+class SelectiveAccuracy:
+    """What a model answers as its threshold moves, and at the threshold that it has.
+
+    Args:
+        curve: share of wrong answers over the share of inputs that are answered.
+        coverage: inputs that are answered, at the model's own threshold.
+        risk: wrong ones of these.
+    """
+
+    curve: RiskCoverage
+    coverage: Rate
+    risk: Rate
+
+
+def selective_clean(cell: ReportCell) -> SelectiveAccuracy:
+    """Return what a model that rejects makes of the clean inputs of a cell."""
+    right = [r.clean.prediction == r.label for r in cell.records]
+    return _selective(cell, [r.clean for r in cell.records], right)
+
+
+def selective_adversarial(cell: ReportCell) -> SelectiveAccuracy:
+    """Return what it makes of the inputs that an attack shows."""
+    return _selective(
+        cell, [r.adversarial for r in cell.records], [is_correct(r) for r in cell.records]
+    )
+
+
+def _selective(
+    cell: ReportCell, answers: Sequence[ModelOutput], right: Sequence[bool]
+) -> SelectiveAccuracy:
+    given = [fine for answer, fine in zip(answers, right, strict=True) if answer.accepted]
+    curve = risk_coverage([_score(cell, answer) for answer in answers], right)
+    return SelectiveAccuracy(
+        curve, Rate(len(given), len(answers)), Rate(given.count(False), len(given))
+    )
+
+
+def _score(cell: ReportCell, answer: ModelOutput) -> float:
+    value = score_above_threshold(answer, cell.info["model"])
+    return nan if value is None else value

@@ -1,0 +1,313 @@
+"""The result of an experiment that is not a robustness evaluation, stored as one versioned file."""
+
+import base64
+import gzip
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import isnan, nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robustbench_inv.errors import BadResults
+from robustbench_inv.results.pixels import Pixels
+from robustbench_inv.results.summary import Rate
+
+__all__ = [
+    "ExperimentResult",
+    "Histogram",
+    "HistogramPanels",
+    "ImageGrid",
+    "LogitRow",
+    "LogitSheet",
+    "MeasuredNumber",
+    "read_result",
+    "result_to_gzip",
+]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """One panel.
+
+    Args:
+        title: a few words.
+        edges: (k + 1,) ascending ends of the bins.
+        counts: (k,) numbers in each bin by whose they are; the first bin holds what lies below it as well.
+        limits: places of vertical lines, by name.
+        note: one short line, such as a share.
+    """
+
+    title: str
+    edges: tuple[float, ...]
+    counts: Mapping[str, tuple[int, ...]]
+    limits: Mapping[str, float]
+    note: str = ""
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "Histogram":
+        """Read the plain values of one."""
+        return cls(
+            title=str(found["title"]),
+            edges=tuple(map(float, found["edges"])),
+            counts={str(whose): tuple(map(int, n)) for whose, n in found["counts"].items()},
+            limits={str(name): float(at) for name, at in found["limits"].items()},
+            note=str(found["note"]),
+        )
+
+
+@dataclass(frozen=True)
+class HistogramPanels:
+    """Panels side by side that are read in the same way.
+
+    Args:
+        name: for file names.
+        title: a few words.
+        caption: what is to be seen.
+        axis: what is counted, with its unit.
+        panels: the histograms.
+    """
+
+    name: str
+    title: str
+    caption: str
+    axis: str
+    panels: tuple[Histogram, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain values."""
+        return {**vars(self), "panels": [vars(panel) for panel in self.panels]}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "HistogramPanels":
+        """Read what ``to_json`` returned."""
+        words = {key: str(found[key]) for key in ("name", "title", "caption", "axis")}
+        return cls(**words, panels=tuple(map(Histogram.from_json, found["panels"])))
+
+
+RESULT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class MeasuredNumber:
+    """One number of a table: a share of trials, or an amount.
+
+    Args:
+        row: what was measured.
+        column: of which model, as the table calls it.
+        value: the share, or the amount.
+        trials: of a share; 0 for an amount.
+        counted: positions of the trials that count towards the share, where they are known: two shares of the
+            same trials can then be compared trial by trial.
+    """
+
+    row: str
+    column: str
+    value: float
+    trials: int = 0
+    counted: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, row: str, column: str, held: "np.typing.NDArray[np.bool_]") -> "MeasuredNumber":
+        """Return the share of trials that hold, each known by its position."""
+        counted = tuple(np.flatnonzero(held).tolist())
+        return cls(row, column, len(counted) / len(held), len(held), counted)
+
+    @property
+    def rate(self) -> Rate | None:
+        """The share with its interval; None for an amount."""
+        return Rate(round(self.value * self.trials), self.trials) if self.trials else None
+
+
+@dataclass(frozen=True)
+class ImageGrid:
+    """Images to be looked at, in rows and columns.
+
+    Args:
+        name: for file names.
+        title: a few words.
+        caption: what is to be seen.
+        rows: names on the left.
+        groups: headings, and over how many columns each stands.
+        images: (rows, columns, 1 or 3, height, width) of 0 to 255.
+        heads: above each column; empty for none.
+        words: beneath each image, row by row; a row without words may be empty.
+    """
+
+    name: str
+    title: str
+    caption: str
+    rows: tuple[str, ...]
+    groups: tuple[tuple[str, int], ...]
+    images: Pixels
+    heads: tuple[str, ...] = ()
+    words: tuple[tuple[str, ...], ...] = ()
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain values."""
+        pixels = base64.b64encode(np.ascontiguousarray(self.images).tobytes()).decode()
+        return {**vars(self), "images": {"shape": list(self.images.shape), "pixels": pixels}}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "ImageGrid":
+        """Read what ``to_json`` returned."""
+        stored = found["images"]
+        pixels = np.frombuffer(base64.b64decode(stored["pixels"]), dtype=np.uint8)
+        return cls(
+            **{key: str(found[key]) for key in ("name", "title", "caption")},
+            rows=tuple(found["rows"]),
+            groups=tuple((str(title), int(count)) for title, count in found["groups"]),
+            images=pixels.reshape(stored["shape"]),
+            heads=tuple(found["heads"]),
+            words=tuple(map(tuple, found["words"])),
+        )
+
+
+@dataclass(frozen=True)
+class LogitRow:
+    """Numbers of one row of a sheet.
+
+    Args:
+        name: of the row.
+        values: one for each heading; nan for none.
+        accepted: is the largest of them one that the model accepts as its answer? None where it is no answer.
+        wrong: is it a wrong answer?
+    """
+
+    name: str
+    values: tuple[float, ...]
+    accepted: bool | None = None
+    wrong: bool = False
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain values; nan, which JSON lacks, is null."""
+        return {**vars(self), "values": [None if isnan(v) else v for v in self.values]}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "LogitRow":
+        """Read what ``to_json`` returned."""
+        values = tuple(nan if value is None else float(value) for value in found["values"])
+        return cls(str(found["name"]), values, found["accepted"], bool(found["wrong"]))
+
+
+@dataclass(frozen=True)
+class LogitSheet:
+    """Numbers to be read in rows, as logits are.
+
+    Args:
+        name: for file names.
+        title: a few words.
+        caption: what is to be seen.
+        heads: above the columns.
+        lines: the rows.
+    """
+
+    name: str
+    title: str
+    caption: str
+    heads: tuple[str, ...]
+    lines: tuple[LogitRow, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain values."""
+        return {**vars(self), "lines": [line.to_json() for line in self.lines]}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "LogitSheet":
+        """Read what ``to_json`` returned."""
+        words = {key: str(found[key]) for key in ("name", "title", "caption")}
+        lines = tuple(map(LogitRow.from_json, found["lines"]))
+        return cls(**words, heads=tuple(found["heads"]), lines=lines)
+
+
+@dataclass(frozen=True)
+class ExperimentResult:
+    """All that was measured on one data set.
+
+    Args:
+        dataset: its name, as opened.
+        samples: how many of it were looked at.
+        models: digest of all that a model's answers depend on, by its name.
+        numbers: of the table.
+        image_grids: of images.
+        logit_sheets: of logits.
+        histograms: of scores, in histograms.
+        planes: decisions on planes, as ``reporting.decision_planes`` reads them; None without.
+        layers: hidden layers before and after, as ``reporting.layer_views`` reads them; None without.
+    """
+
+    dataset: str
+    samples: int
+    models: Mapping[str, str]
+    numbers: tuple[MeasuredNumber, ...] = ()
+    image_grids: tuple[ImageGrid, ...] = ()
+    logit_sheets: tuple[LogitSheet, ...] = ()
+    histograms: tuple[HistogramPanels, ...] = ()
+    planes: Mapping[str, Any] | None = field(default=None, repr=False)
+    layers: Mapping[str, Any] | None = field(default=None, repr=False)
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain values, version first."""
+        numbers = [vars(number) for number in self.numbers]
+        image_grids = [grid.to_json() for grid in self.image_grids]
+        logit_sheets = [sheet.to_json() for sheet in self.logit_sheets]
+        histograms = [spread.to_json() for spread in self.histograms]
+        named = {
+            "numbers": numbers,
+            "grids": image_grids,
+            "sheets": logit_sheets,
+            "spreads": histograms,
+        }
+        return {"version": RESULT_VERSION, **vars(self), **named}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "ExperimentResult":
+        """Read what ``to_json`` returned.
+
+        Raises:
+            BadResults: for another version.
+        """
+        if found["version"] != RESULT_VERSION:
+            expected = str(RESULT_VERSION)
+            raise BadResults("another version", got=found["version"], expected=expected)
+        return cls(
+            dataset=str(found["dataset"]),
+            samples=int(found["samples"]),
+            models=dict(found["models"]),
+            numbers=tuple(map(_number_from_json, found["numbers"])),
+            image_grids=tuple(map(ImageGrid.from_json, found["grids"])),
+            logit_sheets=tuple(map(LogitSheet.from_json, found.get("sheets", ()))),
+            histograms=tuple(map(HistogramPanels.from_json, found.get("spreads", ()))),
+            planes=found["planes"],
+            layers=found["layers"],
+        )
+
+
+def result_to_gzip(measured: ExperimentResult) -> bytes:
+    """Return what was measured as ``.json.gz``: the same bytes for the same values."""
+    text = json.dumps(measured.to_json(), ensure_ascii=False, separators=(",", ":"))
+    return gzip.compress(text.encode(), mtime=0)
+
+
+def read_result(path: Path) -> ExperimentResult:
+    """Read what ``result_to_gzip`` wrote.
+
+    Raises:
+        BadResults: if the file is missing, damaged, or something else.
+    """
+    try:
+        return ExperimentResult.from_json(json.loads(gzip.decompress(path.read_bytes())))
+    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+        problem = f"cannot read what was measured in {path}"
+        raise BadResults(problem, remedy=f"{type(error).__name__}: {error}") from error
+
+
+def _number_from_json(found: Mapping[str, Any]) -> MeasuredNumber:
+    counted = found["counted"]
+    value = float(found["value"])
+    place = str(found["row"]), str(found["column"])
+    return MeasuredNumber(
+        *place, value, int(found["trials"]), None if counted is None else tuple(counted)
+    )

@@ -1,0 +1,222 @@
+"""The post-hoc nuisance classifier: how accurately the class can be predicted from the nuisance variables."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import cos, pi
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from robustbench_inv.errors import BadModel, BadParameter
+from robustbench_inv.models.protocol import Invertible, SplitsCode
+from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.training.loop import dequantise, random_shift
+from robustbench_inv.training.objectives import TrainingData
+
+__all__ = [
+    "NuisanceProbe",
+    "ProbeConfig",
+    "Standardise",
+    "encode_nuisance",
+    "perceptron",
+    "probe_nuisance",
+]
+
+
+BLOCK = 500
+"""Samples that are encoded at a time."""
+
+CLIP = 10.0
+"""Standard deviations at which a nuisance variable is cut off, so that a rare value does not steer the training."""
+
+
+class Standardise(nn.Module):
+    """(x − mean) / deviation for each of d features, cut off at ±CLIP.
+
+    What hides in variables of small scale is as visible through it as anything else.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("deviation", torch.ones(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ((x - self.mean) / self.deviation).clamp(-CLIP, CLIP)
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> None:
+        """Take mean and deviation from (n, d) samples."""
+        self.mean.copy_(x.mean(0))
+        self.deviation.copy_(x.std(0).clamp_min(torch.finfo(x.dtype).tiny))
+
+    @torch.no_grad()
+    def update(self, x: Tensor, momentum: float) -> None:
+        """Move mean and deviation towards those of (n, d) samples that change."""
+        self.mean.lerp_(x.mean(0), momentum)
+        self.deviation.lerp_(x.std(0), momentum)
+
+
+@dataclass(frozen=True)
+class NuisanceProbe:
+    """An independently trained classifier of nuisances, and how it did.
+
+    Args:
+        classifier: from nuisances (n, d − C) to logits (n, C).
+        train_errors: wrong answers in the last epoch of its training.
+        train_trials: how many were asked for.
+        errors: wrong answers on held-out samples.
+        trials: how many were asked for.
+    """
+
+    classifier: nn.Module
+    train_errors: int
+    train_trials: int
+    errors: int
+    trials: int
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """How a nuisance classifier is trained: Adam, its rate falling to 0 by half a cosine.
+
+    Args:
+        hidden: widths of its layers.
+        epochs: passes over the training samples.
+        batch_size: samples in a batch.
+        learning_rate: at the start.
+        seed: of initialisation, order and dequantisation.
+        levels: grey levels of the images, for dequantising training and held-out samples alike; 0 for none.
+        draws: how often the training samples are encoded, each time dequantised anew; the epochs take turns.
+        shift: move training images by up to so many pixels either way, anew in each draw.
+        precision: dtype of its products while it is trained.
+
+    References:
+        Jacobsen et al., Excessive invariance, ICLR 2019, appendices B.1 and B.2.
+    """
+
+    hidden: Sequence[int] = (512, 512, 512)
+    epochs: int = 30
+    batch_size: int = 250
+    learning_rate: float = 1e-3
+    seed: int = 0
+    levels: int = 256
+    draws: int = 6
+    shift: int = 0
+    precision: torch.dtype = torch.bfloat16
+
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.batch_size, self.draws) < 1 or self.learning_rate <= 0:
+            got = (self.epochs, self.batch_size, self.draws, self.learning_rate)
+            raise BadParameter("unusable training of a probe", got=got, expected="positive numbers")
+
+
+def probe_nuisance(
+    model: object,
+    train: TrainingData,
+    held_out: TrainingData,
+    probing: ProbeConfig | None = None,
+    *,
+    report: Callable[[int, float], None] | None = None,
+) -> NuisanceProbe:
+    """Train a classifier on the nuisances z_n of a model and ask it about held-out samples.
+
+    Its error bounds from below what z_n tells of the class; a better classifier may tell more.
+
+    Args:
+        model: invertible, with a code of two parts, in evaluation mode.
+        train: N samples.
+        held_out: M samples that neither the model nor the probe has seen.
+        probing: how to train; None for the paper's network of 512 units.
+        report: called after each epoch with its number, from 1, and the error in training.
+
+    Raises:
+        BadModel: if the model has no nuisances.
+    """
+    plan = probing or ProbeConfig()
+    draws = min(plan.draws, plan.epochs) if plan.levels or plan.shift else 1
+    codes = [_encode(model, train, plan, f"probe/{draw}", plan.shift) for draw in range(draws)]
+    classes = int(train.labels.max()) + 1
+    torch.manual_seed(plan.seed)
+    standardise = Standardise(codes[0].shape[1])
+    standardise.fit(codes[0])
+    network = nn.Sequential(standardise, perceptron(codes[0].shape[1], plan.hidden, classes))
+    optimiser = torch.optim.Adam(network.parameters(), lr=plan.learning_rate)
+    wrong, seen = 0, len(train.ids)
+    for epoch in range(plan.epochs):
+        nuisances = codes[epoch % draws]
+        wrong = _run_epoch(network, optimiser, nuisances, train.labels, (plan, epoch))
+        if report is not None:
+            report(epoch + 1, wrong / seen)
+    network.eval()
+    with torch.no_grad():
+        answers = network(_encode(model, held_out, plan, "probe/held-out")).argmax(1)
+    errors = int((answers != held_out.labels).sum())
+    return NuisanceProbe(network, wrong, seen, errors, len(held_out.ids))
+
+
+def encode_nuisance(model: object, images: Tensor) -> Tensor:
+    """Return z_n (n, d − C) of images.
+
+    Raises:
+        BadModel: if the model is not invertible, or does not divide its code.
+    """
+    if not isinstance(model, Invertible) or not isinstance(model, SplitsCode):
+        expected = "an invertible model with semantic and nuisance variables, such as a fiRevNet"
+        raise BadModel("there are no nuisances", got=type(model).__name__, expected=expected)
+    return model.split(model.encode(images))[1]
+
+
+def perceptron(features: int, hidden: Sequence[int], classes: int) -> nn.Sequential:
+    """Return linear layers with ReLU between, (n, features) to (n, classes)."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise((features, *hidden)):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear((features, *hidden)[-1], classes))
+
+
+@torch.no_grad()
+def _encode(
+    model: object, data: TrainingData, plan: ProbeConfig, stream: str, shift: int = 0
+) -> Tensor:
+    """Return the nuisances (N, d − C) of all samples, moved and dequantised by the draws of a stream."""
+    codes = []
+    for rows in torch.arange(len(data.ids)).split(BLOCK):  # type: ignore[no-untyped-call]
+        images, rng = data.images[rows], SampleRNG(plan.seed, data.ids[rows], stream)
+        if shift:
+            images = random_shift(images, rng, shift)
+        if plan.levels:
+            images = dequantise(images, rng, plan.levels)
+        codes.append(encode_nuisance(model, images))
+    return torch.cat(codes)
+
+
+def _run_epoch(
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    nuisances: Tensor,
+    labels: Tensor,
+    position: tuple[ProbeConfig, int],
+) -> int:
+    """Train on (N, d − C) nuisances once; return the number of wrong answers on the way."""
+    (plan, epoch), wrong = position, 0
+    generator = torch.Generator().manual_seed(plan.seed * 100_003 + epoch)
+    order = torch.randperm(len(labels), generator=generator)
+    batches: tuple[Tensor, ...] = order.split(plan.batch_size)  # type: ignore[no-untyped-call]
+    low = plan.precision != torch.float32
+    for step, rows in enumerate(batches):
+        progress = (epoch + step / len(batches)) / plan.epochs
+        optimiser.param_groups[0]["lr"] = plan.learning_rate * (1 + cos(pi * progress)) / 2
+        with torch.autocast(nuisances.device.type, plan.precision, low):
+            logits = network(nuisances[rows]).float()
+        loss = cross_entropy(logits, labels[rows])
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        wrong += int((logits.argmax(1) != labels[rows]).sum())
+    return wrong
