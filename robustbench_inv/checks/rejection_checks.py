@@ -69,15 +69,15 @@ def check_ood_rejection(views: Sequence[FinishedCell]) -> list[Verdict]:
 def check_detection_rates(view: FinishedCell) -> Verdict:
     """C27: detection of all inputs and of those that are wrong; the second says nothing of a weak attack."""
     rates = rejection_rates(view.records)
-    wrong, n = rates.detected.trials, rates.rejected.trials
+    wrong, n = rates.rejected_errors.trials, rates.rejected_adversarial.trials
     share = wrong / n if n else 0.0
     verdict: Grade = "WARN" if n and share < 0.1 else "PASS"
     evidence = (
-        f"Wrong and accepted {_rate_text(rates.fooled)} of all; rejected {_rate_text(rates.detected)} of the wrong and "
-        f"{_rate_text(rates.rejected)} of the attacked."
+        f"Wrong and accepted {_rate_text(rates.undetected_errors)} of all; rejected {_rate_text(rates.rejected_errors)} of the wrong and "
+        f"{_rate_text(rates.rejected_adversarial)} of the attacked."
     )
     return CHECKS["C27"].make_verdict(
-        view.subject, verdict if n else "NA", rates.fooled.value, evidence
+        view.subject, verdict if n else "NA", rates.undetected_errors.value, evidence
     )
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from robustbench_inv.evaluation.plan import Plan
     from robustbench_inv.reporting.reproduction.paper_report import SamplesByCell
 
-__all__ = ["build_paper_report", "reproduce_experiment"]
+__all__ = ["reproduce", "reproduce_experiment"]
 
 
 def reproduce_experiment(
@@ -129,7 +129,7 @@ def _sample_count(item: "Reproduction", options: Mapping[str, Any]) -> int | str
     return int_or_text(options["samples"]) if options["samples"] else item.samples
 
 
-def build_paper_report(  # noqa: PLR0913, PLR0917 - one parameter is one option
+def reproduce(  # noqa: PLR0913, PLR0917 - one parameter is one option
     name: Annotated[
         str | None, typer.Argument(help="PAPER/ITEM, or a TOML file.", show_default="list them")
     ] = None,

@@ -128,8 +128,8 @@ class BlockState:
             Record(
                 sample=sample,
                 label=label,
-                before=before[row],
-                after=after[row],
+                clean=before[row],
+                adversarial=after[row],
                 oracle=None if oracle == UNKNOWN else oracle,
                 oracle_source=oracle_source,
                 distance=distances[row],

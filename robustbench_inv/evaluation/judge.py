@@ -87,7 +87,7 @@ class Judge:
         order = torch.cat([reverse, reverse[:1]])
         return self.predict(images[order], ids[order])[reverse]
 
-    def classify(
+    def judge(
         self, batch: Batch, before: Output, proposals: Tensor, threat: ThreatModel
     ) -> Assessment:
         """Judge n proposals.
@@ -117,7 +117,7 @@ class Judge:
     def true_classes(self, images: Tensor, ids: Tensor) -> Tensor:
         """Return the oracle's classes (n,) of (n, …) versions of the samples ``ids`` (n,), −1 where it has none."""
         if self.oracle is not None:
-            return self.oracle.judge(images, ids)
+            return self.oracle.classify(images, ids)
         return torch.full((len(images),), UNKNOWN, device=images.device)
 
 
@@ -128,7 +128,7 @@ def already_wrong(threat: ThreatModel, before: Output, labels: Tensor) -> Tensor
     clean input is none either, nor is a wrong class where another one is aimed at.
     """
     if isinstance(threat.goal, Target):
-        return threat.goal.met(before, labels)
+        return threat.goal.output_reaches(before, labels)
     if isinstance(threat.goal, Accept):
         return torch.zeros_like(labels, dtype=torch.bool)
     wrong = before.decision != labels

@@ -121,7 +121,7 @@ class DatasetOracle:
         return digest_value(self.describe())
 
     def classify(self, images: Tensor, ids: Tensor) -> Tensor:
-        return self.dataset.judge(images)
+        return self.dataset.classify(images)
 
     def error(self, ids: Sequence[int]) -> OracleError | None:
         return None

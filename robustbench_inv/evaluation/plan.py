@@ -193,8 +193,8 @@ def plan_jobs(
         CapabilityMismatch: if model, attack, threat and data set of a cell do not fit together.
     """
     chosen, excluded = _compatible({job.spec.digest: job for job in jobs}.values())
-    warnings = dict.fromkeys([*excluded, *(line for job in chosen for line in warnings(job))])
-    return Plan(_name(chosen, label), chosen, tuple(warnings), tuple(command), deep)
+    lines = dict.fromkeys([*excluded, *(line for job in chosen for line in warnings(job))])
+    return Plan(_name(chosen, label), chosen, tuple(lines), tuple(command), deep)
 
 
 def _compatible(jobs: Iterable[Job]) -> tuple[tuple[Job, ...], list[str]]:

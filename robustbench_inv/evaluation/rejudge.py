@@ -213,7 +213,7 @@ def _rejudged(shown: _KeptImages, text: str, oracle: Oracle) -> RewrittenCell:
 
 def _records(shown: _KeptImages, oracle: Oracle) -> Iterator[Record]:
     """Yield the records, ascending, with the oracle's classes and what these make of the goal."""
-    classes, goal = oracle.judge(shown.images, shown.ids), _goal(shown.info["threat"])
+    classes, goal = oracle.classify(shown.images, shown.ids), _goal(shown.info["threat"])
     reached = goal.reached(_evidence(shown, classes))
     threat = shown.info["threat"]
     fallen = smallest_breaking_eps(shown.clean, shown.images, threat["epsilons"], threat["norm"])
@@ -236,13 +236,13 @@ def _evidence(shown: _KeptImages, classes: Tensor) -> GoalInputs:
     """Return what a goal looks at; records hold decisions, so that each output is one vote for a class."""
     number = int(shown.info["dataset"]["num_classes"])
     labels = torch.tensor([record.label for record in shown.records])
-    before = _output([record.before for record in shown.records], number)
-    after = _output([record.after for record in shown.records], number)
+    before = _output([record.clean for record in shown.records], number)
+    after = _output([record.adversarial for record in shown.records], number)
     return GoalInputs(shown.clean, shown.images, labels, before, after, classes)
 
 
 def _output(answers: Sequence[ModelOutput], classes: int) -> Output:
-    decisions = torch.tensor([answer.decision for answer in answers])
+    decisions = torch.tensor([answer.prediction for answer in answers])
     return Output(one_hot(decisions, classes).float())
 
 

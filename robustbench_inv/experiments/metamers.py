@@ -176,7 +176,7 @@ def compare_oracle_labels(
     subject: InvertibleModel, mixture: MetamerBatch, images: Tensor
 ) -> dict[str, Tensor]:
     """Return what the oracle sees in each image (n,): the source's class, the donor's, another, or none it knows."""
-    seen = subject.oracle.judge(images, mixture.batch.ids)
+    seen = subject.oracle.classify(images, mixture.batch.ids)
     source, donor = seen == mixture.batch.labels, seen == mixture.donor_labels
     unknown = seen == UNKNOWN
     other = ~(source | donor | unknown)
@@ -227,7 +227,7 @@ def _metamer_grid(subject: InvertibleModel, few: Tensor, rule: str, seed: int) -
     metamers = mixture.decode(subject.network)
     rows = (mixture.batch.images, metamers, mixture.donors)
     images = np.stack([to_pixels(row.cpu().numpy(), subject.network.bounds) for row in rows])
-    seen = subject.oracle.judge(quantise_images(metamers, subject.network.bounds), few)
+    seen = subject.oracle.classify(quantise_images(metamers, subject.network.bounds), few)
     decided = subject.network(metamers).logits.argmax(1)
     return ImageGrid(
         name=f"metamers-{subject.column}",

@@ -50,15 +50,15 @@ __all__ = ["draw_risk", "rejecting_cells", "rejection_tables"]
 CELL_COLUMNS = ("Model", "Shown instead", "Samples")
 
 RATE_HEADINGS = {
-    "rejected_clean": "Rejected clean",
-    "right_clean": "Right clean",
-    "right": "Right",
-    "right_of_answered": "Right of answered",
-    "fooled": "Fooled",
-    "detected": "Detected of wrong",
-    "rejected": "Rejected of shown",
+    "false_rejection": "Rejected clean",
+    "clean_accuracy_with_rejection": "Right clean",
+    "accuracy_with_rejection": "Right",
+    "accuracy_on_accepted": "Right of answered",
+    "undetected_errors": "Fooled",
+    "rejected_errors": "Detected of wrong",
+    "rejected_adversarial": "Rejected of shown",
 }
-OOD_RATES = ("rejected_clean", "right_clean", "rejected")
+OOD_RATES = ("false_rejection", "clean_accuracy_with_rejection", "rejected_adversarial")
 """What can be said where what is shown is of no class that the model knows: noise, and inputs of other data."""
 
 GOAL_TEXTS = {

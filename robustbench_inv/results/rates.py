@@ -100,20 +100,20 @@ class RejectionRates:
     Args:
         false_rejection: clean inputs that are rejected.
         clean_accuracy_with_rejection: clean inputs that are answered correctly; a rejection counts as failure.
-        right: shown inputs that are answered correctly, of all.
+        accuracy_with_rejection: shown inputs that are answered correctly, of all.
         accuracy_on_accepted: shown inputs that are answered correctly, of those that are answered.
-        fooled: shown inputs that are answered wrongly, of all (unconditional).
-        detected: shown inputs whose decision is wrong that are rejected (conditional: of few, it means little).
-        rejected: shown inputs of an attack that ran that are rejected, whatever the decision.
+        undetected_errors: shown inputs that are answered wrongly, of all (unconditional).
+        rejected_errors: shown inputs whose decision is wrong that are rejected (conditional: of few, it means little).
+        rejected_adversarial: shown inputs of an attack that ran that are rejected, whatever the decision.
     """
 
     false_rejection: Rate
     clean_accuracy_with_rejection: Rate
-    right: Rate
+    accuracy_with_rejection: Rate
     accuracy_on_accepted: Rate
-    is_undetected_error: Rate
-    detected: Rate
-    rejected: Rate
+    undetected_errors: Rate
+    rejected_errors: Rate
+    rejected_adversarial: Rate
 
 
 def can_reject(records: Sequence[Record]) -> bool:
@@ -134,11 +134,13 @@ def rejection_rates(records: Sequence[Record]) -> RejectionRates:
     return RejectionRates(
         false_rejection=Rate(n - len(clean), n),
         clean_accuracy_with_rejection=Rate(sum(r.clean.prediction == r.label for r in clean), n),
-        right=Rate(right, n),
+        accuracy_with_rejection=Rate(right, n),
         accuracy_on_accepted=Rate(right, len(answered)),
-        fooled=Rate(len(answered) - right, n),
-        detected=Rate(sum(r.adversarial.accepted is False for r in wrong), len(wrong)),
-        rejected=Rate(sum(r.adversarial.accepted is False for r in attacked), len(attacked)),
+        undetected_errors=Rate(len(answered) - right, n),
+        rejected_errors=Rate(sum(r.adversarial.accepted is False for r in wrong), len(wrong)),
+        rejected_adversarial=Rate(
+            sum(r.adversarial.accepted is False for r in attacked), len(attacked)
+        ),
     )
 
 

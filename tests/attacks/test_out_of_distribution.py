@@ -97,7 +97,7 @@ def test_success_is_an_input_of_other_data_that_is_accepted(data, careful, tmp_p
     assert {r.status for r in records} == {"ok"}
     assert sum(r.goal_reached for r in records) == 1
     rates = rejection_rates(records)
-    assert (rates.rejected.successes, rates.rejected.trials) == (5, 6)
+    assert (rates.rejected_adversarial.successes, rates.rejected.trials) == (5, 6)
     assert rates.false_rejection.successes == 0
     assert [r.forward_passes for r in records] == [0] * 6
 

@@ -98,8 +98,8 @@ def test_c25_rejecting_everything_fails():
     found = verdicts(always)["C25"]
     assert (found.verdict, found.value) == ("FAIL", 1.0)
     rates = rejection_rates(always.lines)
-    assert rates.clean_accuracy_with_rejection == rates.right == Rate(0, 10)
-    assert rates.false_rejection == rates.detected == Rate(10, 10)
+    assert rates.clean_accuracy_with_rejection == rates.accuracy_with_rejection == Rate(0, 10)
+    assert rates.false_rejection == rates.rejected_errors == Rate(10, 10)
     assert rates.accuracy_on_accepted == Rate(0, 0)
 
 

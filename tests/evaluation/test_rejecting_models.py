@@ -94,7 +94,7 @@ def test_success_is_wrong_and_accepted(tmp_path, greys):
     oblivious = evaluate(tmp_path / "o", greys, blind, "linf=0.45:goal=misclassify")
     assert all(is_undetected_error(r) and r.goal_reached for r in knowing)
     assert all(r.goal_reached and not is_undetected_error(r) for r in oblivious)
-    assert rejection_rates(oblivious).detected.value == 1
+    assert rejection_rates(oblivious).rejected_errors.value == 1
 
 
 def test_distal_inputs_count_from_clean_ones_that_are_accepted(tmp_path, greys):
@@ -107,7 +107,7 @@ def test_rejecting_everything_is_of_no_use(tmp_path, greys):
     records = evaluate(tmp_path, greys, "pgd", "linf=0.4", band=0.6)
     rates = rejection_rates(records)
     assert not any(r.goal_reached for r in records)
-    assert rates.right.value == rates.clean_accuracy_with_rejection.value == 0
+    assert rates.accuracy_with_rejection.value == rates.clean_accuracy_with_rejection.value == 0
     assert rates.false_rejection.value == 1
 
 

@@ -158,10 +158,10 @@ def test_rejection_is_scored_from_both_sides(writer, record):
     assert score.name.startswith("detection")
     rates = table.frame.iloc[0]
     assert rates.false_rejection == pytest.approx(1 / 5)
-    assert rates.right == pytest.approx(1 / 5)
+    assert rates.accuracy_with_rejection == pytest.approx(1 / 5)
     assert rates.accuracy_on_accepted == pytest.approx(1 / 3)
     assert rates.fooled == pytest.approx(2 / 5)
-    assert rates.detected == pytest.approx(1 / 3)
+    assert rates.rejected_errors == pytest.approx(1 / 3)
 
 
 def test_a_model_that_refuses_everything_looks_bad(writer, record):

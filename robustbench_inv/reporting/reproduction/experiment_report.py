@@ -112,7 +112,7 @@ class DatasetPart:
         return evaluate_expectations(self.item.expectations, self.entries)
 
     @property
-    def number_bands(self) -> list[NumberBand]:
+    def bands(self) -> list[NumberBand]:
         """The rows of the table as a reader sees them."""
         return number_bands(self.entries)
 

@@ -101,7 +101,7 @@ class PaperReport:
         return _detail_page(self.item, self.results)
 
     @property
-    def accuracy_bands(self) -> list[AccuracyBand]:
+    def bands(self) -> list[AccuracyBand]:
         """The rows of the comparison as a reader sees them."""
         return accuracy_bands(self.entries)
 
