@@ -87,7 +87,10 @@ class HistogramPanels:
         return cls(**words, panels=tuple(map(Histogram.from_json, found["panels"])))
 
 
-RESULT_VERSION = 1
+RESULT_VERSION = 2
+"""Version 1 called three of the keys otherwise (see ``_KEYS_V1``); it is still read."""
+
+_KEYS_V1 = {"grids": "image_grids", "sheets": "logit_sheets", "spreads": "histograms"}
 
 
 @dataclass(frozen=True)
@@ -256,9 +259,9 @@ class ExperimentResult:
         histograms = [spread.to_json() for spread in self.histograms]
         named = {
             "numbers": numbers,
-            "grids": image_grids,
-            "sheets": logit_sheets,
-            "spreads": histograms,
+            "image_grids": image_grids,
+            "logit_sheets": logit_sheets,
+            "histograms": histograms,
         }
         return {"version": RESULT_VERSION, **vars(self), **named}
 
@@ -269,17 +272,19 @@ class ExperimentResult:
         Raises:
             BadResults: for another version.
         """
-        if found["version"] != RESULT_VERSION:
-            expected = str(RESULT_VERSION)
-            raise BadResults("another version", got=found["version"], expected=expected)
+        if found["version"] == 1:
+            found = {_KEYS_V1.get(key, key): value for key, value in found.items()}
+        elif found["version"] != RESULT_VERSION:
+            expected = f"1 to {RESULT_VERSION}"
+            raise BadResults("unknown version", got=found["version"], expected=expected)
         return cls(
             dataset=str(found["dataset"]),
             samples=int(found["samples"]),
             models=dict(found["models"]),
             numbers=tuple(map(_number_from_json, found["numbers"])),
-            image_grids=tuple(map(ImageGrid.from_json, found["grids"])),
-            logit_sheets=tuple(map(LogitSheet.from_json, found.get("sheets", ()))),
-            histograms=tuple(map(HistogramPanels.from_json, found.get("spreads", ()))),
+            image_grids=tuple(map(ImageGrid.from_json, found["image_grids"])),
+            logit_sheets=tuple(map(LogitSheet.from_json, found.get("logit_sheets", ()))),
+            histograms=tuple(map(HistogramPanels.from_json, found.get("histograms", ()))),
             planes=found["planes"],
             layers=found["layers"],
         )

@@ -1,14 +1,16 @@
 """One record: what happened to one sample in one cell (schema v1)."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from robustbench_inv.errors import BadResults
 
-__all__ = ["SCHEMA_VERSION", "Distances", "ModelOutput", "Record", "Status"]
+__all__ = ["SCHEMA_VERSION", "Distances", "ModelOutput", "Record", "Status", "upgrade_record_v1"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 1 has other keys (see ``upgrade_record_v1``); it is still read."""
 
 Status = Literal["ok", "already_wrong", "no_start", "numerics", "crash", "budget"]
 """``ok``: the attack ran. ``already_wrong``: broken at eps 0. The others say why the attack has no valid
@@ -77,7 +79,7 @@ class Record:
 
     def to_json_line(self) -> str:
         """Return the record as one line of JSON, newline included, keys in schema order."""
-        value = {**vars(self), "before": vars(self.clean), "after": vars(self.adversarial)}
+        value = {**vars(self), "clean": vars(self.clean), "adversarial": vars(self.adversarial)}
         value["distance"] = vars(self.distance)
         return json.dumps(value, allow_nan=False) + "\n"
 
@@ -90,9 +92,11 @@ class Record:
         """
         try:
             value = json.loads(line)
+            if "before" in value:
+                value = upgrade_record_v1(value)
             nested = {
-                "before": ModelOutput(**value["before"]),
-                "after": ModelOutput(**value["after"]),
+                "clean": ModelOutput(**value["clean"]),
+                "adversarial": ModelOutput(**value["adversarial"]),
                 "distance": Distances(**value["distance"]),
             }
             record = cls(**{**value, **nested})
@@ -103,3 +107,19 @@ class Record:
                 "unknown record status", got=record.status, expected=str(get_args(Status))
             )
         return record
+
+
+def upgrade_record_v1(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record of schema version 1 with the keys of version 2.
+
+    ``before`` and ``after`` became ``clean`` and ``adversarial``, and ``decision`` became ``prediction``.
+    """
+    outputs = {"before": "clean", "after": "adversarial"}
+    return {
+        outputs.get(key, key): _upgrade_output_v1(part) if key in outputs else part
+        for key, part in value.items()
+    }
+
+
+def _upgrade_output_v1(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {"prediction" if key == "decision" else key: part for key, part in value.items()}

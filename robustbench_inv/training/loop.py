@@ -23,7 +23,6 @@ from robustbench_inv.training.objectives import (
 )
 from robustbench_inv.training.optimisation import clip_gradient, learning_rate, make_optimiser
 from robustbench_inv.training.recipe import Recipe
-from robustbench_inv.training.training_run import stored_weights
 
 __all__ = [
     "EpochMetrics",
@@ -38,6 +37,7 @@ __all__ = [
     "read_position",
     "restore_optimiser",
     "save_checkpoint",
+    "stored_weights",
     "train",
 ]
 
@@ -297,3 +297,10 @@ def _trim_metrics(path: Path, epochs: int) -> None:
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:epochs]
         path.write_text("".join(lines), encoding="utf-8")
+
+
+def stored_weights(model: nn.Module, storage: str) -> dict[str, Tensor]:
+    """Return a network's weights as they are stored: on the CPU, numbers as ``storage`` (float16 or float32)."""
+    dtype = {"float16": torch.float16, "float32": torch.float32}[storage]
+    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}

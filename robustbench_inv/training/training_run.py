@@ -18,7 +18,7 @@ from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadCatalogue, BadParameter
 from robustbench_inv.identity import digest_file
 from robustbench_inv.models.protocol import Classifier
-from robustbench_inv.training.loop import TrainingData, TrainingOptions, train
+from robustbench_inv.training.loop import TrainingData, TrainingOptions, stored_weights, train
 from robustbench_inv.training.recipe import Recipe, read_recipe
 
 __all__ = [
@@ -27,7 +27,6 @@ __all__ = [
     "export_model",
     "find_recipe",
     "round_weights",
-    "stored_weights",
     "toml_text",
     "train_recipe",
 ]
@@ -79,13 +78,6 @@ def round_weights(model: nn.Module, storage: str) -> nn.Module:
     """Round a network's weights, in place, to what ``storage`` (float16 or float32) can hold."""
     model.load_state_dict(stored_weights(model, storage))
     return model
-
-
-def stored_weights(model: nn.Module, storage: str) -> dict[str, Tensor]:
-    """Return a network's weights as they are stored: on the CPU, numbers as ``storage`` (float16 or float32)."""
-    dtype = {"float16": torch.float16, "float32": torch.float32}[storage]
-    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-    return {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
 
 
 def toml_text(flat: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> str:

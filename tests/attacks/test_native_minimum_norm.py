@@ -221,7 +221,7 @@ def test_deepfool_leaves_a_sample_that_has_fallen():
 def test_deepfool_among_many_classes():
     """Time and memory are those of its candidates, not of all thousand classes."""
     model, images, labels = linear_problem(8, 1000, shape=(1, 8, 8))
-    shown, meter = run(DeepFool(candidates=5, rivals=2), "l2", model, images, labels)
+    shown, meter = run(DeepFool(candidates=5, later_candidates=2), "l2", model, images, labels)
     assert (model(shown).decision != labels).all()
     steps = meter.forward_passes - DeepFool().bisections
     assert torch.equal(meter.backward_passes, 5 + 2 * (steps - 1))
@@ -286,11 +286,11 @@ def test_linearised_distances_are_those_of_a_linear_model(name):
     assert torch.allclose(about.distances.amin(1), model.distance(images, labels, name))
     assert (meter.backward_passes == 5).all()
     assert torch.equal(
-        about.nearest(1)[:, 0], about.rivals.gather(1, about.distances.argmin(1)[:, None])[:, 0]
+        about.nearest(1)[:, 0], about.later_candidates.gather(1, about.distances.argmin(1)[:, None])[:, 0]
     )
     # as distances, the largest of the logits looked at is that of the nearest boundary
     gaps = distance_scaled_loss(lambda output, _: output.logits, about.rates)(model(images), labels)
-    assert torch.allclose(-gaps.gather(1, about.rivals), about.distances)
+    assert torch.allclose(-gaps.gather(1, about.later_candidates), about.distances)
 
 
 def test_linear_distance_in_l0_counts_the_steepest_elements():

@@ -11,14 +11,13 @@ import pandas as pd
 
 from robustbench_inv.catalogue.reproduction import Claim, Column, Expectation, Row
 from robustbench_inv.reporting.reproduction.comparison import ComparedNumber
-from robustbench_inv.reporting.reproduction.comparison_tables import STATUS_TONES
 from robustbench_inv.reporting.reproduction.outcomes import (
     ReproductionOutcomes,
     SampleMask,
     rate_of,
 )
 from robustbench_inv.reporting.statistics import Interval, PairedOutcomes, tango
-from robustbench_inv.reporting.table_formats import BLANK, Table, TableCell, format_number
+from robustbench_inv.reporting.table_formats import BLANK, Table, TableCell, Tone, format_number
 from robustbench_inv.results.experiment_result import MeasuredNumber
 
 __all__ = [
@@ -41,6 +40,12 @@ Basis = Literal["paper", "published", "adaptive"]
 BASES: tuple[Basis, ...] = ("paper", "published", "adaptive")
 
 ClaimStatus = Literal["holds", "does not hold", "undecided", "not measured"]
+
+STATUS_TONES: dict[ClaimStatus, Tone] = {
+    "holds": "pass",
+    "undecided": "warn",
+    "does not hold": "fail",
+}
 
 
 @dataclass(frozen=True)

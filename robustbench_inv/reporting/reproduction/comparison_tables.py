@@ -12,9 +12,9 @@ from robustbench_inv.catalogue.reproduction import Row, RowMetric
 from robustbench_inv.reporting.facts import rate_facts
 from robustbench_inv.reporting.reproduction.claims import (
     BASES,
+    STATUS_TONES,
     Basis,
     ClaimFinding,
-    ClaimStatus,
     Contrast,
 )
 from robustbench_inv.reporting.reproduction.comparison import ComparedAccuracy
@@ -44,12 +44,6 @@ HEADINGS: dict[Basis, str] = {
     "paper": "In the paper",
     "published": "As published",
     "adaptive": "Adaptive",
-}
-
-STATUS_TONES: dict[ClaimStatus, Tone] = {
-    "holds": "pass",
-    "undecided": "warn",
-    "does not hold": "fail",
 }
 
 
