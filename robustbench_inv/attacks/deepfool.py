@@ -54,7 +54,7 @@ class DeepFool:
     def __post_init__(self) -> None:
         if self.norm not in GRADIENT_NORMS:
             raise BadParameter("unusable norm", got=self.norm, expected="l2 or linf")
-        least = {"steps": 1, "candidates": 1, "rivals": 1, "overshoot": 0, "bisections": 0}
+        least = {"steps": 1, "candidates": 1, "later_candidates": 1, "overshoot": 0, "bisections": 0}
         for name, bound in least.items():
             if not bound <= getattr(self, name) < float("inf"):
                 got = getattr(self, name)

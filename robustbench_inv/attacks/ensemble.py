@@ -248,30 +248,30 @@ class SquareThenAPGD:
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         relay, every = SubsetRunner(model, batch, threat, rng), torch.arange(len(batch))
         every = every.to(batch.labels.device)
-        found = _Progress(batch.images.clone(), relay.margins(batch.images, every))
-        square_margins = self._attempt(relay, every, found, self.queries, "once")
-        rows = found.retry_threshold(self.retry_threshold)
+        progress = _Progress(batch.images.clone(), relay.margins(batch.images, every))
+        square_margins = self._attempt(relay, every, progress, self.queries, "once")
+        rows = progress.nearly_broken(self.retry_threshold)
         if len(rows):
-            self._attempt(relay, rows.repeat(self.retries), found, self.retry_queries, "again")
-        in_vain = square_margins - found.clean >= self.long_threshold * (found.best - found.clean)
-        rows = (in_vain & ~relay.broken(found.best)).nonzero()[:, 0]
+            self._attempt(relay, rows.repeat(self.retries), progress, self.retry_queries, "again")
+        in_vain = square_margins - progress.clean >= self.long_threshold * (progress.best - progress.clean)
+        rows = (in_vain & ~relay.broken(progress.best)).nonzero()[:, 0]
         if len(rows):
             shown = relay.run(SquareAttack(self.long_queries), rows, "long")
-            found.update(shown, relay.margins(shown, rows), rows)
-        return found.images
+            progress.update(shown, relay.margins(shown, rows), rows)
+        return progress.images
 
     def _attempt(
-        self, relay: SubsetRunner, rows: Tensor, found: "_Progress", queries: int, name: str
+        self, relay: SubsetRunner, rows: Tensor, progress: "_Progress", queries: int, name: str
     ) -> Tensor:
         """Let SquareAttack and then APGD search for samples at (m,) positions; return how near SquareAttack came, (m,)."""
         images = relay.run(SquareAttack(queries), rows, f"scout {name}")
-        square_margins = relay.margins(images, rows).maximum(found.clean[rows])
+        square_margins = relay.margins(images, rows).maximum(progress.clean[rows])
         reached, left = square_margins.clone(), (~relay.broken(square_margins)).nonzero()[:, 0]
         if len(left):
             climb = APGD(self.steps, loss=self.loss)
             images[left] = relay.run(climb, rows[left], f"climb {name}", images[left])
             reached[left] = relay.margins(images[left], rows[left]).maximum(square_margins[left])
-        found.update(images, reached, rows)
+        progress.update(images, reached, rows)
         return square_margins
 
 
@@ -286,7 +286,7 @@ class _Progress:
     def __post_init__(self) -> None:
         self.best = torch.full_like(self.clean, -torch.inf)
 
-    def retry_threshold(self, share: float) -> Tensor:
+    def nearly_broken(self, share: float) -> Tensor:
         """Return the positions of the samples that stand, with no more than a share of the clean margin left."""
         return ((self.best <= 0) & (self.best >= share * self.clean)).nonzero()[:, 0]
 

@@ -66,7 +66,7 @@ class LocalSearch:
     def __post_init__(self) -> None:
         check_losses(self.loss, most=1)
         check_least(self, half_side=0, pixels=1, rounds=1, candidates=1)
-        for name, most in (("probe", math.inf), ("factor", 2.0), ("seeds", 1.0)):
+        for name, most in (("probe", math.inf), ("factor", 2.0), ("initial_share", 1.0)):
             value = getattr(self, name)
             if not 0 < value <= most:
                 raise BadParameter(f"unusable {name}", got=value, expected=f"> 0 and <= {most:g}")

@@ -157,7 +157,7 @@ def _agreement_rates(cell: ReportCell) -> dict[str, Rate]:
     if not _has_oracle(cell):
         n = len(cell.records)
         clean = sum(r.clean.prediction == r.label for r in cell.records)
-        return {"before": Rate(clean, n), "after": _agreement_rate(cell, "label", changed=False)}
+        return {"clean": Rate(clean, n), "adversarial": _agreement_rate(cell, "label", changed=False)}
     who = oracle_of(cell) or "oracle"
     return {
         who: _agreement_rate(cell, "oracle", changed=False),

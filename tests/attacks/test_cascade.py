@@ -191,7 +191,7 @@ def test_on_a_substitute_all_members_run_to_the_end():
 
 
 def test_many_queries_are_spent_only_where_gradients_mislead():
-    attack = SquareThenAPGD(queries=10, steps=10, long=300)
+    attack = SquareThenAPGD(queries=10, steps=10, long_queries=300)
     linear, images, labels = linear_problem(8)
     eps = 0.8 * float(linear.distance(images, labels, "linf").min())
     honest = session(linear, images, labels, eps)
@@ -209,8 +209,8 @@ def test_many_queries_are_spent_only_where_gradients_mislead():
 def test_what_is_almost_there_is_attempted_again():
     images, labels = torch.full((30, 16), 0.5, dtype=torch.float64), torch.zeros(30).long()
     ways = (
-        SquareThenAPGD(2, 30, long=1, near=1e-9),
-        SquareThenAPGD(2, 30, long=1, near=0.2, more=2),
+        SquareThenAPGD(2, 30, long_queries=1, retry_threshold=1e-9),
+        SquareThenAPGD(2, 30, long_queries=1, retry_threshold=0.2, retry_queries=2),
     )
     sessions = session(Basins(), images, labels), session(Basins(), images, labels)
     shown = [way.run(*given) for way, given in zip(ways, sessions, strict=True)]
@@ -237,7 +237,7 @@ def test_standard_fulfils_the_contract():
     assert attack == load_attack("standard").attack
     assert attack.norms == {"l1", "l2", "linf"}
     small = Ensemble(
-        (APGD(steps=10), FMN(), APGD(5, target_classes=9), SquareThenAPGD(20, 5, long=40))
+        (APGD(steps=10), FMN(), APGD(5, target_classes=9), SquareThenAPGD(20, 5, long_queries=40))
     )
     check_attack(small, min_success_rate=1.0)
 
@@ -251,7 +251,7 @@ def test_undefended_network_falls_in_seconds():
 
 
 def test_a_cell_is_resumed_to_the_byte_and_tells_who_broke_what(tmp_path):
-    attack = Ensemble((APGD(steps=5), SquareThenAPGD(queries=20, steps=5, long=30)))
+    attack = Ensemble((APGD(steps=5), SquareThenAPGD(queries=20, steps=5, long_queries=30)))
 
     def evaluate():
         return rbi.evaluate(
@@ -286,10 +286,10 @@ def test_unusable_members(members):
     "bad",
     [
         {"queries": 0},
-        {"long": 0},
-        {"reach": 1.0},
-        {"near": 1.0},
-        {"again": 0},
+        {"long_queries": 0},
+        {"long_threshold": 1.0},
+        {"retry_threshold": 1.0},
+        {"retries": 0},
         {"loss": "ce+dlr"},
     ],
 )

@@ -36,7 +36,7 @@ def test_it_is_at_the_optimum_in_the_end(measured, lab):
 
 
 @pytest.mark.parametrize("measured", NORMS)
-@pytest.mark.parametrize("memory", [0.0, 0.7])
+@pytest.mark.parametrize("momentum", [0.0, 0.7])
 def test_a_sample_does_not_depend_on_its_batch(measured, momentum, lab):
     on, attack = lab.problem(8), HopSkipJump(steps=4, initial_queries=20, momentum=momentum)
     whole = lab.in_parts(attack, 8, on, THREATS[measured])
@@ -120,12 +120,12 @@ def test_questions_are_as_many_as_the_paper_has(lab):
     "wrong",
     [
         {"steps": 0},
-        {"probes": 0},
-        {"most": 0},
-        {"width": 0},
-        {"width": 1},
-        {"memory": 1},
-        {"memory": -0.1},
+        {"initial_queries": 0},
+        {"max_queries": 0},
+        {"probe_radius": 0},
+        {"probe_radius": 1},
+        {"momentum": 1},
+        {"momentum": -0.1},
     ],
 )
 def test_settings_are_checked(wrong):

@@ -56,7 +56,7 @@ class Swapped(ArrayDataset):
         return (rotation_classifier(dtype=images.dtype)(images).decision + 1) % 3
 
 
-@pytest.mark.parametrize(("slip", "wanted"), [(0.0, "PASS"), (0.01, "FAIL")])
+@pytest.mark.parametrize(("inverse_error", "wanted"), [(0.0, "PASS"), (0.01, "FAIL")])
 def test_through_the_engine(tmp_path, inverse_error, wanted):
     model = rotation_classifier(inverse_error=inverse_error)
     images = SampleRNG(0, torch.arange(30), "test").uniform((1, 6, 6), dtype=torch.float64)

@@ -20,7 +20,7 @@ def finding(*contrasts, by=0.0, needs="every"):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "by", "judgement"),
+    ("low", "high", "by", "status"),
     [
         (0.01, 0.2, 0, "holds"),
         (0.0, 0.2, 0, "undecided"),
