@@ -243,7 +243,7 @@ class APGD:
     target_classes: int = 0
     radius_schedule: tuple[float, ...] = ()
 
-    kind: ClassVar[Kind] = "budget"
+    kind: ClassVar[Kind] = "fixed-budget"
     norms: ClassVar[frozenset[str]] = BALL_NORMS
 
     def __post_init__(self) -> None:

@@ -52,7 +52,7 @@ class BoundaryAttack:
     spherical_check_interval: int = 5
     step_adaptation: float = 0.1
 
-    kind: ClassVar[Kind] = "minimal"
+    kind: ClassVar[Kind] = "minimum-norm"
     norms: ClassVar[frozenset[str]] = frozenset({"l2"})
 
     def __post_init__(self) -> None:

@@ -73,7 +73,7 @@ class AdaptiveCarliniWagner:
     rel_step: float = 0.8
     confidence: float = 0.0
 
-    kind: ClassVar[Kind] = "minimal"
+    kind: ClassVar[Kind] = "minimum-norm"
     norms: ClassVar[frozenset[str]] = frozenset({"l2"})
 
     def __post_init__(self) -> None:

@@ -49,12 +49,18 @@ class DeepFool:
     overshoot: float = 0.02
     bisections: int = 6
 
-    kind: ClassVar[Kind] = "minimal"
+    kind: ClassVar[Kind] = "minimum-norm"
 
     def __post_init__(self) -> None:
         if self.norm not in GRADIENT_NORMS:
             raise BadParameter("unusable norm", got=self.norm, expected="l2 or linf")
-        least = {"steps": 1, "candidates": 1, "later_candidates": 1, "overshoot": 0, "bisections": 0}
+        least = {
+            "steps": 1,
+            "candidates": 1,
+            "later_candidates": 1,
+            "overshoot": 0,
+            "bisections": 0,
+        }
         for name, bound in least.items():
             if not bound <= getattr(self, name) < float("inf"):
                 got = getattr(self, name)

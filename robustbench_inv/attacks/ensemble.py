@@ -169,11 +169,11 @@ class Ensemble:
 
     members: tuple[Attack, ...]
 
-    kind: ClassVar[Kind] = "budget"
+    kind: ClassVar[Kind] = "fixed-budget"
 
     def __post_init__(self) -> None:
         kinds = [member.kind for member in self.members]
-        if not kinds or not {"budget", "minimal"}.issuperset(kinds):
+        if not kinds or not {"fixed-budget", "minimum-norm"}.issuperset(kinds):
             raise BadParameter(
                 "unusable members of a cascade",
                 got=kinds,
@@ -237,7 +237,7 @@ class SquareThenAPGD:
     retries: int = 3
     retry_queries: int = 1000
 
-    kind: ClassVar[Kind] = "budget"
+    kind: ClassVar[Kind] = "fixed-budget"
     norms: ClassVar[frozenset[str]] = BALL_NORMS
 
     def __post_init__(self) -> None:
@@ -253,7 +253,9 @@ class SquareThenAPGD:
         rows = progress.nearly_broken(self.retry_threshold)
         if len(rows):
             self._attempt(relay, rows.repeat(self.retries), progress, self.retry_queries, "again")
-        in_vain = square_margins - progress.clean >= self.long_threshold * (progress.best - progress.clean)
+        in_vain = square_margins - progress.clean >= self.long_threshold * (
+            progress.best - progress.clean
+        )
         rows = (in_vain & ~relay.broken(progress.best)).nonzero()[:, 0]
         if len(rows):
             shown = relay.run(SquareAttack(self.long_queries), rows, "long")

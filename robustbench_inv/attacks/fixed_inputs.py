@@ -25,7 +25,7 @@ class Counterpart:
     input, and how often with the original label; with misclassify, its accuracy before and after a shift.
     """
 
-    kind: ClassVar[Kind] = "given"
+    kind: ClassVar[Kind] = "fixed-input"
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
 
     def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:
@@ -53,7 +53,7 @@ class OutOfDistribution:
 
     dataset: str = ""
 
-    kind: ClassVar[Kind] = "given"
+    kind: ClassVar[Kind] = "fixed-input"
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
 
     def with_ood_data(self, ood: Dataset) -> "OODInputs":
@@ -85,7 +85,7 @@ class OODInputs:
 
     ood: Dataset = field(repr=False)
 
-    kind: ClassVar[Kind] = "given"
+    kind: ClassVar[Kind] = "fixed-input"
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
 
     def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:

@@ -60,7 +60,7 @@ class HopSkipJump:
     probe_radius: float = 0.01
     momentum: float = 0.7
 
-    kind: ClassVar[Kind] = "minimal"
+    kind: ClassVar[Kind] = "minimum-norm"
     norms: ClassVar[frozenset[str]] = frozenset({"l2", "linf"})
 
     def __post_init__(self) -> None:

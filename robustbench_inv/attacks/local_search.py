@@ -60,7 +60,7 @@ class LocalSearch:
     initial_share: float = 0.1
     loss: str = "log-odds"
 
-    kind: ClassVar[Kind] = "minimal"
+    kind: ClassVar[Kind] = "minimum-norm"
     norms: ClassVar[frozenset[str]] = frozenset({"l0"})
 
     def __post_init__(self) -> None:

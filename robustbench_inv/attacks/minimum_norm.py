@@ -157,7 +157,7 @@ class FMN:
     rel_step: float = 1.0
     gamma: float = 0.3
 
-    kind: ClassVar[Kind] = "minimal"
+    kind: ClassVar[Kind] = "minimum-norm"
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
 
     def __post_init__(self) -> None:
@@ -192,7 +192,7 @@ class DDN:
     rel_step: float = 1.0
     gamma: float = 0.3
 
-    kind: ClassVar[Kind] = "minimal"
+    kind: ClassVar[Kind] = "minimum-norm"
     norms: ClassVar[frozenset[str]] = frozenset({"l2"})
 
     def __post_init__(self) -> None:

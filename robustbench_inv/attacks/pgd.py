@@ -68,7 +68,7 @@ class PGD:
     loss: str = "scaled-ce"
     random_start: bool = True
 
-    kind: ClassVar[Kind] = "budget"
+    kind: ClassVar[Kind] = "fixed-budget"
     norms: ClassVar[frozenset[str]] = GRADIENT_NORMS
 
     def __post_init__(self) -> None:
@@ -134,7 +134,7 @@ class FGSM:
 
     loss: str = "ce"
 
-    kind: ClassVar[Kind] = "budget"
+    kind: ClassVar[Kind] = "fixed-budget"
     norms: ClassVar[frozenset[str]] = GRADIENT_NORMS
 
     def __post_init__(self) -> None:

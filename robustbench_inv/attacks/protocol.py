@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 
-Kind = Literal["budget", "minimal", "invariance", "given"]
+Kind = Literal["fixed-budget", "minimum-norm", "invariance", "fixed-input"]
 """``budget``: searches inside a fixed budget. ``minimal``: seeks the nearest success, run once for all
 budgets. ``invariance``: changes the content and keeps the decision, run once for all budgets. ``given``: shows
 what is no search's result near the input, another version that the data set gives or noise, for any goal; the only kind that is run on samples that the model

@@ -30,7 +30,7 @@ class RandomPerturbation:
 
     draws: int = 10
 
-    kind: ClassVar[Kind] = "budget"
+    kind: ClassVar[Kind] = "fixed-budget"
     norms: ClassVar[frozenset[str]] = GRADIENT_NORMS
 
     def __post_init__(self) -> None:
@@ -63,7 +63,7 @@ class NoiseImage:
 
     distribution: str = "uniform"
 
-    kind: ClassVar[Kind] = "given"
+    kind: ClassVar[Kind] = "fixed-input"
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
 
     def __post_init__(self) -> None:
@@ -92,7 +92,7 @@ class Distal:
     steps: int = 100
     rel_step: float = 0.05
 
-    kind: ClassVar[Kind] = "given"
+    kind: ClassVar[Kind] = "fixed-input"
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
 
     def __post_init__(self) -> None:

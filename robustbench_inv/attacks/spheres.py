@@ -57,7 +57,7 @@ class SpheresPerturbation:
         Behrmann, thesis, section 6.2.1, analytic perturbation-based attack.
     """
 
-    kind: ClassVar[Kind] = "minimal"
+    kind: ClassVar[Kind] = "minimum-norm"
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
 
     def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:

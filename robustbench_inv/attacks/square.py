@@ -48,7 +48,7 @@ class SquareAttack:
     queries: int = 5000
     share: float = 0.8
 
-    kind: ClassVar[Kind] = "budget"
+    kind: ClassVar[Kind] = "fixed-budget"
     norms: ClassVar[frozenset[str]] = BALL_NORMS
 
     def __post_init__(self) -> None:

@@ -70,7 +70,7 @@ class AttackCard:
     folder: str
     summary: str
     implementation: str
-    kind: Literal["budget", "minimal", "invariance", "given"]
+    kind: Literal["fixed-budget", "minimum-norm", "invariance", "fixed-input"]
     norms: tuple[Norm, ...]
     goal: str = ""
     cost: Literal["probe", "gradient", "search", "query"] = "gradient"

@@ -146,7 +146,7 @@ def _outside_budget(record: Record, view: FinishedCell) -> bool:
     """Is what is shown not allowed, or said to have fallen at an eps that does not hold it?"""
     if record.status == "already_wrong":
         return False
-    left = view.kind == "budget" and not record.within_budget
+    left = view.kind == "fixed-budget" and not record.within_budget
     return left or record.status == "budget" or _outside_broken_eps(record, view)
 
 
@@ -272,7 +272,7 @@ def check_inputs_changed(view: FinishedCell) -> Verdict:
     seeks the nearest success has nothing to show where it finds none.
     """
     attacked = [r for r in view.records if r.status == "ok"]
-    held = [r for r in attacked if not r.goal_reached and view.kind == "budget"]
+    held = [r for r in attacked if not r.goal_reached and view.kind == "fixed-budget"]
     idle = [r.sample for r in held if r.distance.l0 == 0]
     false = [r.sample for r in attacked if r.goal_reached and r.distance.l0 == 0]
     if not attacked:

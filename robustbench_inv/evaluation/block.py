@@ -90,7 +90,7 @@ def _stages(setting: CellContext) -> Iterator[ThreatModel]:
     An attack that seeks the nearest success is run once, and its success falls where it is. On a substitute
     its direction counts, which is tried at the length of each eps.
     """
-    each = setting.kind == "budget" or setting.threat.is_transfer
+    each = setting.kind == "fixed-budget" or setting.threat.is_transfer
     sweep = epsilons(setting.threat) if each else ()
     yield from (setting.threat.at(eps) for eps in sweep)
     if not sweep:
@@ -100,7 +100,7 @@ def _stages(setting: CellContext) -> Iterator[ThreatModel]:
 def _ascending(setting: CellContext, standing: BlockState) -> Iterator[SearchStep]:
     """SearchFunction at each stage with the samples that still stand."""
     for number, stage in enumerate(_stages(setting)):
-        rows = standing.all if setting.kind == "given" else standing.undecided
+        rows = standing.all if setting.kind == "fixed-input" else standing.undecided
         if not len(rows):
             return
         start = standing.allowed_images[rows] if number else None
@@ -137,7 +137,7 @@ def _descending(
 
 def _on_substitute(setting: CellContext, standing: BlockState) -> Iterator[SearchStep]:
     """SearchFunction with all samples, whatever the model says of them, as long as one of them stands."""
-    search = _search_each_eps if setting.kind == "budget" else _search_once
+    search = _search_each_eps if setting.kind == "fixed-budget" else _search_once
     found = search(setting, standing.batch)
     for stage in _stages(setting):
         rows = standing.undecided
@@ -270,7 +270,7 @@ def _failure_statuses(kind: Kind, found: SearchResult, assessment: Assessment) -
     n = len(assessment.images)
     if found.crash is not None:
         return dict.fromkeys(range(n), "crash")
-    outside = ~(assessment.allowed if kind == "budget" else assessment.in_bounds)
+    outside = ~(assessment.allowed if kind == "fixed-budget" else assessment.in_bounds)
     statuses: dict[int, Status] = dict.fromkeys(range(n), "ok")
     statuses |= dict.fromkeys(outside.nonzero()[:, 0].tolist(), "budget")
     statuses |= dict.fromkeys((~assessment.valid).nonzero()[:, 0].tolist(), "numerics")

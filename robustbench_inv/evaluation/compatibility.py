@@ -77,7 +77,7 @@ def _check_own_restrictions(attack: RestrictsUse, job: "Job") -> None:
 
 def _check_budget(job: "Job") -> None:
     attack, threat = job.attack, job.threat
-    if attack.attack.kind == "budget" and not threat.bounded:
+    if attack.attack.kind == "fixed-budget" and not threat.bounded:
         raise CapabilityMismatch(
             f"{attack.name} searches inside a budget",
             got="threat none",
@@ -195,7 +195,7 @@ def _check_substitute(job: "Job") -> None:
             expected=_dtype(model),
             remedy=f"give it the parameter dtype={_dtype(model)}",
         )
-    searches = job.attack.attack.kind in ("budget", "minimal")
+    searches = job.attack.attack.kind in ("fixed-budget", "minimum-norm")
     if not searches or isinstance(threat.goal, KeepDecision | KeepLogits):
         raise CapabilityMismatch(
             f"{job.attack.name} does not search for another decision and needs the model itself",

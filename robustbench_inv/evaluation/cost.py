@@ -103,7 +103,7 @@ def _estimate(job: "Job", seconds: float, *, shared: bool) -> Estimate:
     inner = parameters.get("parameters") or ()
     known = {**parameters, **(inner if isinstance(inner, Mapping) else dict(inner))}
     once, guessed = passes(known, str(job.attack.card.get("cost", "")))
-    further = max(len(job.epsilons), 1) - 1 if job.attack.attack.kind == "budget" else 0
+    further = max(len(job.epsilons), 1) - 1 if job.attack.attack.kind == "fixed-budget" else 0
     below = _short_run_passes(job) or once
     n, taken = len(job.samples), 1 if shared else once
     low = n * seconds * (taken if job.threat.is_transfer else 1)

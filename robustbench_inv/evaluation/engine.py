@@ -187,7 +187,7 @@ def _make_searches(
 ) -> tuple[SearchFunction, SearchFunction | None]:
     """Return a search on copies, folded for attacks inside a budget, which seldom end on the boundary; and its brief form."""
     probe = _loader(job, device).batch(range(min(PROBE_SAMPLES, len(job.dataset)))).images
-    copy = partial(prepare, probe=probe, fold=job.attack.attack.kind == "budget")
+    copy = partial(prepare, probe=probe, fold=job.attack.attack.kind == "fixed-budget")
     guide = copy(job.guide.classifier) if job.guide else None
     search_model = copy(job.search_model.classifier)
     with seeded(job.seed, 0, device):

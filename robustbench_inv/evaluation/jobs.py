@@ -248,7 +248,9 @@ def _supports_threat(threat: str | ThreatModel | None, attack: LoadedAttack) -> 
     if threat is None:
         return False
     wanted = _load_threat(threat, attack)
-    return wanted.norm in attack.attack.norms and (wanted.bounded or attack.attack.kind != "budget")
+    return wanted.norm in attack.attack.norms and (
+        wanted.bounded or attack.attack.kind != "fixed-budget"
+    )
 
 
 def _model(source: Any, request: EvaluationRequest) -> tuple[LoadedModel, Dataset, JobSource]:  # noqa: ANN401
@@ -324,7 +326,7 @@ def _load_threat(threat: str | ThreatModel, attack: LoadedAttack) -> ThreatModel
 def _default_threat(attack: LoadedAttack, dataset: Dataset) -> str:
     """Return ``none`` for an attack that seeks the nearest success, else the data set's usual budget."""
     norms = [name for name in PREFERRED_NORMS if name in attack.attack.norms]
-    if attack.attack.kind != "budget":
+    if attack.attack.kind != "fixed-budget":
         return "none"
     name = dataset.name.partition(":")[0]
     family = name.partition("-")[0]

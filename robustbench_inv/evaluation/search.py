@@ -245,7 +245,7 @@ class Searcher:
     def _finished(self, meter: CountingModel, proposals: Tensor) -> Tensor:
         if meter.threat.is_transfer:
             return initial_step(meter, proposals)
-        sure = meter.success_is_final or self.attack.kind != "minimal"
+        sure = meter.success_is_final or self.attack.kind != "minimum-norm"
         return proposals if sure else push_past_boundary(meter, proposals)
 
 

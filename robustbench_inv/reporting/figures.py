@@ -80,7 +80,7 @@ class Curve:
 
 def cell_curve(cell: ReportCell, interval: IntervalOf) -> Curve:
     """Return the accuracy of a cell along its sweep, or at every distance if it minimised distances."""
-    if cell.kind != "budget":
+    if cell.kind != "fixed-budget":
         return robust_curve(cell.failure_distance, interval)
     rates = [Rate(int(cell.held(eps).sum()), len(cell.records)) for eps in cell.epsilons]
     return rates_curve((0.0, *cell.epsilons), [cell.summary.clean_accuracy, *rates], interval)
@@ -247,7 +247,7 @@ def _draw_attacks(axes: Axes, model: str, cells: Sequence[ReportCell], plot: Fig
 def _class_curves(plot: FigureContext) -> Iterable[ReportFigure]:
     few = [c for c in plot.cells if int(c.info["dataset"]["num_classes"]) <= len(CLASS_COLOURS)]
     for dataset in dict.fromkeys(c.panel.dataset for c in few):
-        cells = [c for c in few if c.panel.dataset == dataset and c.kind != "budget"]
+        cells = [c for c in few if c.panel.dataset == dataset and c.kind != "fixed-budget"]
         cells.sort(
             key=lambda c: (list(dict.fromkeys(d.model for d in few)).index(c.model), c.panel.keeps)
         )
@@ -279,7 +279,9 @@ def _draw_classes(axes: Axes, cell: ReportCell, plot: FigureContext) -> None:
 
 
 def _distances(plot: FigureContext) -> Iterable[ReportFigure]:
-    chosen = [c for c in plot.cells if c.kind == "minimal" and any(np.isfinite(distances_of(c)))]
+    chosen = [
+        c for c in plot.cells if c.kind == "minimum-norm" and any(np.isfinite(distances_of(c)))
+    ]
     for panel, group in group_cells(chosen).items():
         figure, (axes, *_) = grid(1, 1, width=4.6, height=2.9)
         label_axes(axes, "", f"{norm_symbol(panel.norm)} distance", "fell within, % of attacked")

@@ -110,7 +110,7 @@ def fixed_input_tables(cells: Sequence[ReportCell], interval: IntervalOf) -> Ite
     """
     families: dict[tuple[str, str], list[ReportCell]] = {}
     for cell in cells:
-        if cell.kind == "given" and not cell.panel.no_class:
+        if cell.kind == "fixed-input" and not cell.panel.no_class:
             families.setdefault((_dataset_family(cell), cell.panel.goal), []).append(cell)
     for (family, goal), group in families.items():
         altered = any(_has_oracle(cell) for cell in group)
@@ -157,7 +157,10 @@ def _agreement_rates(cell: ReportCell) -> dict[str, Rate]:
     if not _has_oracle(cell):
         n = len(cell.records)
         clean = sum(r.clean.prediction == r.label for r in cell.records)
-        return {"clean": Rate(clean, n), "adversarial": _agreement_rate(cell, "label", changed=False)}
+        return {
+            "clean": Rate(clean, n),
+            "adversarial": _agreement_rate(cell, "label", changed=False),
+        }
     who = oracle_of(cell) or "oracle"
     return {
         who: _agreement_rate(cell, "oracle", changed=False),

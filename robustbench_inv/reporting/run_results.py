@@ -112,7 +112,7 @@ class ReportCell:
     @property
     def kind(self) -> str:
         """``budget``, ``minimal`` or ``invariance``."""
-        return str(self.info["attack"].get("kind", "budget"))
+        return str(self.info["attack"].get("kind", "fixed-budget"))
 
     @property
     def threat(self) -> str:

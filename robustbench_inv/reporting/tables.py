@@ -235,7 +235,7 @@ def _distances(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterable[Ta
 
 def _minimizes_distance(cell: ReportCell) -> bool:
     """Is a distance what the attack is about? What is given lies where it lies."""
-    return cell.kind == "minimal" or not (cell.epsilons or cell.kind == "given")
+    return cell.kind == "minimum-norm" or not (cell.epsilons or cell.kind == "fixed-input")
 
 
 def _distance_row(cell: ReportCell, interval: IntervalOf) -> tuple[TableCell, ...]:

@@ -193,7 +193,7 @@ class FinishedCell:
     @property
     def kind(self) -> str:
         """How the attack searches: budget, minimal or invariance."""
-        return str(self._part("attack").get("kind", "budget"))
+        return str(self._part("attack").get("kind", "fixed-budget"))
 
     @property
     def parameters(self) -> Mapping[str, Any]:
@@ -255,7 +255,7 @@ class FinishedCell:
     @property
     def iterative(self) -> bool:
         """Does the attack take several gradient steps inside a budget?"""
-        return self.kind == "budget" and self.uses_gradients and not self.single_step
+        return self.kind == "fixed-budget" and self.uses_gradients and not self.single_step
 
     @property
     def uses_cross_entropy_only(self) -> bool:

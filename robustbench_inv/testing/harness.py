@@ -159,7 +159,7 @@ class _AttackTrial:
     @property
     def _threat(self) -> ThreatModel:
         goal = KeepDecision() if self.attack.kind == "invariance" else Misclassify()
-        bounded = self.attack.kind == "budget"
+        bounded = self.attack.kind == "fixed-budget"
         budget: Budget = LpBall(self.norm, BUDGETS[self.norm]) if bounded else Unbounded(self.norm)
         return ThreatModel(budget, goal)
 
@@ -176,13 +176,13 @@ class _AttackTrial:
     def _check_success(
         self, found: Tensor, nearest: Tensor, min_success_rate: float, max_distance_ratio: float
     ) -> None:
-        if self.attack.kind == "budget":
+        if self.attack.kind == "fixed-budget":
             share = float(found.isfinite().double().mean())
             self.require(
                 share >= min_success_rate,
                 f"breaks {share:.0%} of the samples, not {min_success_rate:.0%}",
             )
-        if self.attack.kind == "minimal" and self.norm != "l0":
+        if self.attack.kind == "minimum-norm" and self.norm != "l0":
             worst = float((found / nearest).max())
             self.require(
                 worst <= max_distance_ratio, f"ends {worst:.3g} times as far away as necessary"

@@ -106,7 +106,7 @@ def toy_cell(
         "attack": {
             "name": attack,
             "implementation": f"toys:{attack.upper()}",
-            "kind": "budget",
+            "kind": "fixed-budget",
             "parameters": dict(parameters or {}),
         },
         "threat": {"norm": "linf", "epsilons": list(epsilons), "goal": "misclassify"},

@@ -271,7 +271,7 @@ def one_pixel_gradient() -> Toy:
 class CrashingAttack:
     """An attack that raises as soon as it is run (C30)."""
 
-    kind: ClassVar[Kind] = "budget"
+    kind: ClassVar[Kind] = "fixed-budget"
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
@@ -282,7 +282,7 @@ class CrashingAttack:
 class ForgetfulAttack:
     """An attack that tries one gradient step, asks the model about it, and returns the clean image (C15)."""
 
-    kind: ClassVar[Kind] = "budget"
+    kind: ClassVar[Kind] = "fixed-budget"
     norms: ClassVar[frozenset[str]] = frozenset({"linf"})
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
@@ -294,7 +294,7 @@ class ForgetfulAttack:
 class IdleAttack:
     """An attack that takes a gradient and returns the clean image (C16)."""
 
-    kind: ClassVar[Kind] = "budget"
+    kind: ClassVar[Kind] = "fixed-budget"
     norms: ClassVar[frozenset[str]] = frozenset({"linf"})
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
@@ -306,7 +306,7 @@ class IdleAttack:
 class OverBudgetAttack:
     """An attack that goes three times as far as it may (C14)."""
 
-    kind: ClassVar[Kind] = "budget"
+    kind: ClassVar[Kind] = "fixed-budget"
     norms: ClassVar[frozenset[str]] = frozenset({"linf"})
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:

@@ -85,7 +85,7 @@ def problem(n=8, bounds=(0.0, 1.0), classes=4, shape=(1, 6, 6)):
 def threat_for(attack, norm=None, goal=None, eps=EPS):
     """Return a threat that the attack can be asked for, in the last of its norms unless one is given."""
     norm = norm or sorted(attack.norms)[-1]
-    budget = LpBall(norm, eps[norm]) if attack.kind == "budget" else Unbounded(norm)
+    budget = LpBall(norm, eps[norm]) if attack.kind == "fixed-budget" else Unbounded(norm)
     return ThreatModel(budget, goal or Misclassify())
 
 

@@ -92,7 +92,15 @@ def test_what_is_rejected_is_no_success(attack, lab):
     assert ran.broken.all()
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"spherical_check_interval": 0}, {"spherical_step": 1.5}, {"step_adaptation": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"steps": 0},
+        {"spherical_check_interval": 0},
+        {"spherical_step": 1.5},
+        {"step_adaptation": 0},
+    ],
+)
 def test_settings_are_checked(wrong):
     with pytest.raises(BadParameter, match=f"unusable {next(iter(wrong))}"):
         BoundaryAttack(**wrong)

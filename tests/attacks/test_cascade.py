@@ -80,7 +80,7 @@ class Watched:
     given: list[list[int]]
     starts: list[bool]
 
-    kind: ClassVar[Kind] = "budget"
+    kind: ClassVar[Kind] = "fixed-budget"
     norms: ClassVar[frozenset[str]] = frozenset({"l2", "linf"})
 
     def run(self, model, batch, threat, noise):

@@ -135,15 +135,15 @@ def test_the_brendel_bethge_attacks_run_where_numba_is_installed(name, lab):
 @pytest.mark.parametrize(
     ("name", "kind", "norms"),
     [
-        ("LinfPGD", "budget", {"linf"}),
-        ("L1PGD", "budget", {"l1"}),
-        ("L2RepeatedAdditiveGaussianNoiseAttack", "budget", {"l2"}),
-        ("L2CarliniWagnerAttack", "minimal", {"l2"}),
-        ("EADAttack", "minimal", {"l1"}),
-        ("L0FMNAttack", "minimal", {"l0"}),
-        ("HopSkipJumpAttack", "minimal", {"l2", "linf"}),
-        ("PointwiseAttack", "minimal", {"l0", "l1", "l2", "linf"}),
-        ("SpatialAttack", "minimal", {"l0", "l1", "l2", "linf"}),
+        ("LinfPGD", "fixed-budget", {"linf"}),
+        ("L1PGD", "fixed-budget", {"l1"}),
+        ("L2RepeatedAdditiveGaussianNoiseAttack", "fixed-budget", {"l2"}),
+        ("L2CarliniWagnerAttack", "minimum-norm", {"l2"}),
+        ("EADAttack", "minimum-norm", {"l1"}),
+        ("L0FMNAttack", "minimum-norm", {"l0"}),
+        ("HopSkipJumpAttack", "minimum-norm", {"l2", "linf"}),
+        ("PointwiseAttack", "minimum-norm", {"l0", "l1", "l2", "linf"}),
+        ("SpatialAttack", "minimum-norm", {"l0", "l1", "l2", "linf"}),
     ],
 )
 def test_kind_and_norms_are_foolbox_own(name, kind, norms):

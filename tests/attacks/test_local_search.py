@@ -165,7 +165,8 @@ def test_flat_inputs_are_a_row_of_pixels(lab):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"probe": 0.0}, {"factor": 2.5}, {"initial_share": 0}, {"half_side": -1}, {"rounds": 0}]
+    "wrong",
+    [{"probe": 0.0}, {"factor": 2.5}, {"initial_share": 0}, {"half_side": -1}, {"rounds": 0}],
 )
 def test_settings_are_checked(wrong):
     with pytest.raises(BadParameter, match=f"unusable {next(iter(wrong))}"):

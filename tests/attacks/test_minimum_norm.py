@@ -23,7 +23,7 @@ QUICK = {
 def minimal():
     """Return the presets of minimum-norm attacks, but for those on spheres."""
     cards = [read_attack(path) for path in sorted(PRESETS.glob("*.toml"))]
-    return [c.name for c in cards if c.kind == "minimal" and not c.name.startswith("spheres")]
+    return [c.name for c in cards if c.kind == "minimum-norm" and not c.name.startswith("spheres")]
 
 
 def test_all_presets_are_looked_at():

@@ -62,7 +62,7 @@ def bumpy_problem(n=60, dtype=torch.float64):
 @pytest.mark.parametrize("attack", ATTACKS, ids=repr)
 def test_fills_the_protocol(attack):
     assert isinstance(attack, Attack)
-    assert (attack.kind, attack.norms) == ("budget", frozenset({"l2", "linf"}))
+    assert (attack.kind, attack.norms) == ("fixed-budget", frozenset({"l2", "linf"}))
 
 
 @pytest.mark.parametrize(

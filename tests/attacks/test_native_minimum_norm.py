@@ -286,7 +286,8 @@ def test_linearised_distances_are_those_of_a_linear_model(name):
     assert torch.allclose(about.distances.amin(1), model.distance(images, labels, name))
     assert (meter.backward_passes == 5).all()
     assert torch.equal(
-        about.nearest(1)[:, 0], about.later_candidates.gather(1, about.distances.argmin(1)[:, None])[:, 0]
+        about.nearest(1)[:, 0],
+        about.later_candidates.gather(1, about.distances.argmin(1)[:, None])[:, 0],
     )
     # as distances, the largest of the logits looked at is that of the nearest boundary
     gaps = distance_scaled_loss(lambda output, _: output.logits, about.rates)(model(images), labels)

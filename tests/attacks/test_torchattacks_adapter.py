@@ -70,14 +70,14 @@ def test_attacks_of_several_norms_keep_to_the_one_of_the_threat(name, lab):
 @pytest.mark.parametrize(
     ("name", "kind", "norms"),
     [
-        ("PGD", "budget", {"linf"}),
-        ("PGDL2", "budget", {"l2"}),
-        ("AutoAttack", "budget", {"l2", "linf"}),
-        ("FAB", "budget", {"l2", "linf"}),
-        ("CW", "minimal", {"l2"}),
-        ("EADL1", "minimal", {"l1"}),
-        ("Pixle", "minimal", {"l0"}),
-        ("GN", "minimal", {"l0", "l1", "l2", "linf"}),
+        ("PGD", "fixed-budget", {"linf"}),
+        ("PGDL2", "fixed-budget", {"l2"}),
+        ("AutoAttack", "fixed-budget", {"l2", "linf"}),
+        ("FAB", "fixed-budget", {"l2", "linf"}),
+        ("CW", "minimum-norm", {"l2"}),
+        ("EADL1", "minimum-norm", {"l1"}),
+        ("Pixle", "minimum-norm", {"l0"}),
+        ("GN", "minimum-norm", {"l0", "l1", "l2", "linf"}),
     ],
 )
 def test_kind_and_norms(name, kind, norms):

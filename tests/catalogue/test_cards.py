@@ -21,7 +21,7 @@ from robustbench_inv.identity import digest_file
 ATTACK = """
 summary = "small steps"
 implementation = "robustbench_inv.attacks.pgd:PGD"
-kind = "budget"
+kind = "fixed-budget"
 norms = ["linf"]
 """
 MODEL = """
@@ -59,7 +59,7 @@ def test_every_shipped_suite_names_attacks_and_threats_that_fit(name):
         loaded = load_attack(run.attack)
         threat = load_threat(run.threat, loaded.goal)
         assert threat.norm in loaded.attack.norms
-        assert threat.bounded or loaded.attack.kind != "budget"
+        assert threat.bounded or loaded.attack.kind != "fixed-budget"
 
 
 @pytest.mark.parametrize("name", entries("threats"))
@@ -76,14 +76,20 @@ def test_every_shipped_threat_is_what_its_card_says(name):
     [
         (("kind", "knid"), "unknown key knid.*did you mean kind"),
         (('summary = "small steps"', ""), "key summary is missing"),
-        (('"budget"', '"bugdet"'), "kind does not fit, got 'bugdet'.*did you mean budget"),
+        (
+            ('"fixed-budget"', '"fixed-bugdet"'),
+            "kind does not fit, got 'fixed-bugdet'.*did you mean fixed-budget",
+        ),
         (('["linf"]', '"linf"'), "norms does not fit, got 'linf', expected a list"),
         (('["linf"]', '["l3"]'), "norms does not fit, got 'l3'"),
         (('"small steps"', "7"), "summary does not fit, got 7, expected a string"),
         (("robustbench_inv.attacks.pgd:PGD", "pgd"), "implementation does not fit"),
-        (('kind = "budget"', 'kind = "budget"\ngoal = "misclasify"'), "did you mean misclassify"),
-        (('kind = "budget"', 'kind = "budget"\nparameters = 3'), "expected a table"),
-        (('kind = "budget"', 'kind = "budget"\nname = "x"'), "unknown key name"),
+        (
+            ('kind = "fixed-budget"', 'kind = "fixed-budget"\ngoal = "misclasify"'),
+            "did you mean misclassify",
+        ),
+        (('kind = "fixed-budget"', 'kind = "fixed-budget"\nparameters = 3'), "expected a table"),
+        (('kind = "fixed-budget"', 'kind = "fixed-budget"\nname = "x"'), "unknown key name"),
         (('= "budget"', "= budget"), "cannot be read"),
     ],
 )

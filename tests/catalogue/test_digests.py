@@ -19,7 +19,7 @@ class Still:
 
     steps: int = 3
     size: float = 0.5
-    kind: ClassVar[str] = "budget"
+    kind: ClassVar[str] = "fixed-budget"
     norms: ClassVar[frozenset[str]] = frozenset({"linf"})
 
     def run(self, model, batch, threat, rng):
@@ -42,7 +42,7 @@ def test_an_attack_is_its_implementation_parameters_and_goal():
 
 
 def test_a_goal_changes_the_digest(tmp_path, monkeypatch):
-    text = 'summary="s"\nimplementation="robustbench_inv.attacks.pgd:PGD"\nkind="budget"\nnorms=["linf"]\n'
+    text = 'summary="s"\nimplementation="robustbench_inv.attacks.pgd:PGD"\nkind="fixed-budget"\nnorms=["linf"]\n'
     presets = tmp_path / "attacks" / "presets"
     presets.mkdir(parents=True)
     (presets / "one.toml").write_text(text)

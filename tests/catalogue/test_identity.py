@@ -345,7 +345,7 @@ from typing import ClassVar
 from pack.deep import SLOPE
 @dataclass(frozen=True)
 class Still:
-    kind: ClassVar[str] = "budget"
+    kind: ClassVar[str] = "fixed-budget"
     norms: ClassVar[frozenset] = frozenset({"linf"})
     def run(self, model, batch, threat, noise):
         return batch.images
@@ -471,7 +471,7 @@ class Given:
     """A user's attack."""
 
     size: float = 0.5
-    kind: ClassVar[str] = "budget"
+    kind: ClassVar[str] = "fixed-budget"
     norms: ClassVar[frozenset[str]] = frozenset({"linf"})
 
     def run(self, model, batch, threat, noise):

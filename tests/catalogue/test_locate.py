@@ -13,7 +13,7 @@ from robustbench_inv.errors import BadCatalogue, UnknownName
 PRESET = """
 summary = "mine"
 implementation = "robustbench_inv.attacks.pgd:PGD"
-kind = "budget"
+kind = "fixed-budget"
 norms = ["linf"]
 """
 

@@ -115,7 +115,7 @@ def test_c5_forgives_two_tenths_of_a_point():
 
 
 def test_c5_reads_a_minimal_attack_at_every_eps():
-    boundary = noise([0.05] * 2 + [0.7] * 198, epsilons=(), attack={"kind": "minimal"})
+    boundary = noise([0.05] * 2 + [0.7] * 198, epsilons=(), attack={"kind": "minimum-norm"})
     (verdict,) = check_gradient_free(views(cell("pgd", [None] * 2 + [0.1] * 198), boundary))
     assert (verdict.verdict, verdict.value) == ("FAIL", 2 / 200)
 

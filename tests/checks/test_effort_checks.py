@@ -35,7 +35,7 @@ def test_c16_fires_on_one_success_without_a_change():
 
 
 def test_c16_asks_nothing_of_an_attack_that_seeks_the_nearest_success():
-    cell = toy_cell("ddn", [None, None, 0.1], attack={"kind": "minimal"})
+    cell = toy_cell("ddn", [None, None, 0.1], attack={"kind": "minimum-norm"})
     assert check_inputs_changed(FinishedCell.read(cell)).verdict == "PASS"
 
 

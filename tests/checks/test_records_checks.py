@@ -78,7 +78,7 @@ def test_c14_lets_one_sample_in_a_thousand_pass_with_a_warning():
 
 def test_c14_allows_a_minimal_attack_to_end_beyond_the_sweep():
     far = toy_record(3, within_budget=False, distance=Distances(4, 2.0, 1.0, 0.5))
-    minimal = toy_cell("cw", BROKEN, attack={"kind": "minimal"})
+    minimal = toy_cell("cw", BROKEN, attack={"kind": "minimum-norm"})
     assert check_adversarial_inputs(with_record(far, minimal)).verdict == "PASS"
     assert check_adversarial_inputs(with_record(far)).verdict == "FAIL"
 

@@ -68,7 +68,7 @@ def points(count=60, dimension=8, wrong=5):
 class Toy:
     """What the attacks below share: they step across the boundary of a linear model."""
 
-    kind: ClassVar = "budget"
+    kind: ClassVar = "fixed-budget"
     norms: ClassVar = ALL_NORMS
 
     def step(self, model, batch, length):
@@ -94,7 +94,7 @@ class Straight(Toy):
 class Nearest(Toy):
     """The nearest adversarial of TwoSides, a hair beyond the boundary."""
 
-    kind: ClassVar = "minimal"
+    kind: ClassVar = "minimum-norm"
 
     def run(self, model, batch, threat, rng):
         inner = model.model.module

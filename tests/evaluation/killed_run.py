@@ -29,7 +29,7 @@ class Halves(nn.Module):
 class Slow:
     """Random points of the ball, found slowly."""
 
-    kind: ClassVar = "budget"
+    kind: ClassVar = "fixed-budget"
     norms: ClassVar = frozenset({"linf"})
 
     def run(self, model, batch, threat, rng):

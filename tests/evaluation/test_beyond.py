@@ -38,7 +38,7 @@ class Shaken:
 class OntoTheEdge:
     """Ends exactly on the decision boundary, as a minimum-norm attack that has converged does."""
 
-    kind: ClassVar[str] = "minimal"
+    kind: ClassVar[str] = "minimum-norm"
     norms: ClassVar[frozenset[str]] = frozenset({"l2", "linf"})
 
     def run(self, model, batch, threat, rng):

@@ -211,7 +211,7 @@ def test_a_model_that_writes_into_its_input_gives_the_same_records(toys, tmp_pat
 def test_an_attack_that_writes_into_the_clean_inputs_is_judged_by_the_true_ones(toys, tmp_path):
     @dataclass(frozen=True)
     class Overwrites(toys.Straight):
-        kind: ClassVar = "budget"
+        kind: ClassVar = "fixed-budget"
 
         def run(self, model, batch, threat, rng):
             batch.images.copy_(self.step(model, batch, 0.3))

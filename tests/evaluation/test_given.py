@@ -45,7 +45,7 @@ class Mirrored:
 class Donates:
     """Shows the pool's first input to all, and notes how large the pool is."""
 
-    kind: ClassVar = "budget"
+    kind: ClassVar = "fixed-budget"
     norms: ClassVar = frozenset({"linf"})
 
     def run(self, model, batch, threat, rng):

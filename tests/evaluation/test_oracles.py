@@ -284,7 +284,7 @@ def test_same_class_needs_the_oracle_to_agree(tmp_path):
 
 
 class Minimal(ShiftBodyAttack):
-    kind = "minimal"
+    kind = "minimum-norm"
 
 
 def test_a_threats_oracle_goes_before_the_data_sets_own():

@@ -29,7 +29,7 @@ from robustbench_inv.threat.goals import KeepLogits, Misclassify
 class Moved(ShiftBodyAttack):
     """The same images, as those of an attack that seeks another decision."""
 
-    kind: ClassVar[str] = "minimal"
+    kind: ClassVar[str] = "minimum-norm"
 
 
 HERE = "robustbench_inv.testing.analytic_problems"

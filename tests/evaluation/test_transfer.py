@@ -84,7 +84,7 @@ def falls(direction, epsilons, data, model=TARGET):
 class OntoThePlane:
     """The nearest point of a linear model's other class in l2: a minimum-norm attack that has converged."""
 
-    kind: ClassVar = "minimal"
+    kind: ClassVar = "minimum-norm"
     norms: ClassVar = frozenset(NORMS)
 
     def run(self, model, batch, threat, noise):

@@ -54,7 +54,7 @@ class RunWriter:
     def cell(self, records, **about):
         """Write one cell; ``about``: model, attack, kind, norm, epsilons, goal, dataset, planned, images, …"""
         about = {
-            "model": "mnist-cnn", "attack": "pgd", "kind": "budget", "norm": "linf", "epsilons": [0.1],
+            "model": "mnist-cnn", "attack": "pgd", "kind": "fixed-budget", "norm": "linf", "epsilons": [0.1],
             "goal": "misclassify", "dataset": "mnist5k", "shape": [1, 8, 8], "bounds": [0.0, 1.0],
             "classes": 10, "seed": 0, "planned": [r.sample for r in records], "events": (),
             "images": None, "version": 0, "started": True, "access": "white-box",
@@ -168,13 +168,13 @@ def full_run(tmp_path_factory):
             record(i, label=i % 10, broken_at=0.1 * (i + 1), distance=0.1 * (i + 1))
             for i in range(20)
         ]
-        run.cell(found, model=model, attack="deepfool", kind="minimal", norm="l2", epsilons=[])
+        run.cell(found, model=model, attack="deepfool", kind="minimum-norm", norm="l2", epsilons=[])
     spheres = {
         "model": "spheres-misaligned", "dataset": "spheres:d=500,n=10,r1=1,r2=1.3", "norm": "l2",
         "epsilons": [], "classes": 2, "shape": [500], "bounds": [-1.3, 1.3],
     }  # fmt: skip
     for attack, goal, kind, loser in (
-        ("spheres-perturbation", "misclassify", "minimal", 1),
+        ("spheres-perturbation", "misclassify", "minimum-norm", 1),
         ("spheres-invariance", "keep-decision", "invariance", 0),
     ):
         records = [

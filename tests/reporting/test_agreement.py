@@ -31,7 +31,7 @@ def shown(table, row, column):
     return table.rows[row][table.columns.index(column)]
 
 
-GIVEN = {"attack": "counterpart", "kind": "given", "epsilons": [], "norm": "l2"}
+GIVEN = {"attack": "counterpart", "kind": "fixed-input", "epsilons": [], "norm": "l2"}
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_a_minimum_norm_attack_counts_at_every_eps(writer, record):
     minimal = [record(i, broken_at=d, distance=d) for i, d in enumerate((0.05, 0.15, 0.9))]
     run = (
         writer.cell([record(i) for i in range(3)], epsilons=[0.1, 0.2])
-        .cell(minimal, attack="fmn", kind="minimal", epsilons=[])
+        .cell(minimal, attack="fmn", kind="minimum-norm", epsilons=[])
         .finish()
     )
     held = {worst.eps: worst.held.tolist() for worst in worst_cases(cells_of(run))}

@@ -125,7 +125,7 @@ def test_distances_count_what_never_fell_as_infinite(writer, record):
     fell = [record(i, broken_at=float(i), distance=float(i)) for i in range(1, 5)]
     held = [record(i, distance=0.5) for i in range(5, 9)]
     wrong = [record(9, status="already_wrong")]
-    about = {"attack": "deepfool", "kind": "minimal", "norm": "l2", "epsilons": []}
+    about = {"attack": "deepfool", "kind": "minimum-norm", "norm": "l2", "epsilons": []}
     run = writer.cell([*fell, *held, *wrong], **about).finish()
     (cell,) = cells_of(run)
     assert distances_of(cell) == [1, 2, 3, 4, *[math.inf] * 4]

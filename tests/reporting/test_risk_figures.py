@@ -18,7 +18,7 @@ from robustbench_inv.results.summary import Rate
 STRANGE = {
     "goal": "accept",
     "attack": "out-of-distribution",
-    "kind": "given",
+    "kind": "fixed-input",
     "norm": "l2",
     "epsilons": [],
 }

@@ -35,7 +35,7 @@ class Straight:
     overshoot: float = 1.01
     fault: str = ""
 
-    kind: ClassVar = "minimal"
+    kind: ClassVar = "minimum-norm"
     norms: ClassVar = frozenset({"l2"})
 
     def run(self, model, batch, threat, noise):
@@ -61,7 +61,7 @@ class Straight:
 class Reckless:
     """Claims to stay in a budget."""
 
-    kind: ClassVar = "budget"
+    kind: ClassVar = "fixed-budget"
     norms: ClassVar = frozenset({"linf"})
 
     def run(self, model, batch, threat, noise):

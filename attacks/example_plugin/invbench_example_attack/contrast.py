@@ -23,7 +23,7 @@ class Contrast:
 
     strength: float = 1.0
 
-    kind: ClassVar[Kind] = "budget"
+    kind: ClassVar[Kind] = "fixed-budget"
     norms: ClassVar[frozenset[str]] = frozenset({"linf"})
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:

@@ -90,7 +90,7 @@ class FoolboxAttack:
 
     Example:
         >>> FoolboxAttack("LinfPGD", (("steps", 20),)).kind
-        'budget'
+        'fixed-budget'
 
     References:
         Rauber, Zimmermann, Bethge and Brendel, Foolbox Native, JOSS 5(53), 2020.
@@ -115,7 +115,7 @@ class FoolboxAttack:
         """``budget`` if the attack takes an eps, else ``minimal``."""
         from foolbox.attacks.base import FixedEpsilonAttack
 
-        return "budget" if issubclass(self._class, FixedEpsilonAttack) else "minimal"
+        return "fixed-budget" if issubclass(self._class, FixedEpsilonAttack) else "minimum-norm"
 
     @property
     def norms(self) -> frozenset[str]:
@@ -142,7 +142,7 @@ class FoolboxAttack:
             self._title, call, rows, model, one_by_one=self._one_by_one
         ):
             images[done] = proposals.to(images.dtype)
-        return valid_proposals(images, model, batch, threat, bounded=self.kind == "budget")
+        return valid_proposals(images, model, batch, threat, bounded=self.kind == "fixed-budget")
 
     @property
     def _title(self) -> str:
@@ -194,7 +194,7 @@ class FoolboxAttack:
         model = PyTorchModel(shim, bounds=scale.bounds, device=clean.device)
         criterion = _criterion(task, rows, targeted_only=self.attack in TARGETED_ONLY)
         options: dict[str, Any] = {"epsilons": None}
-        if self.kind == "budget":
+        if self.kind == "fixed-budget":
             options["epsilons"] = task.eps(scale)
         if task.starts is not None:
             options["starting_points"] = scale.to_library(task.starts[rows])

@@ -141,7 +141,7 @@ class TorchattacksAttack:
     @property
     def kind(self) -> Kind:
         """``budget`` if the attack takes an eps, else ``minimal``."""
-        return "minimal" if self.attack in MINIMUM_NORM else "budget"
+        return "minimum-norm" if self.attack in MINIMUM_NORM else "fixed-budget"
 
     @property
     def norms(self) -> frozenset[str]:
@@ -163,7 +163,7 @@ class TorchattacksAttack:
             self._title, call, rows, model, one_by_one=self._one_by_one
         ):
             images[done] = proposals.to(images.dtype)
-        return valid_proposals(images, model, batch, threat, bounded=self.kind == "budget")
+        return valid_proposals(images, model, batch, threat, bounded=self.kind == "fixed-budget")
 
     @property
     def _title(self) -> str:
@@ -190,7 +190,7 @@ class TorchattacksAttack:
         """The attacks of a ``MultiAttack``."""
         names = str(dict(self.parameters).get("attacks", "")).split("+")
         parts = [TorchattacksAttack(name) for name in names if name]
-        if len(parts) < 2 or any(part.kind != "budget" for part in parts):
+        if len(parts) < 2 or any(part.kind != "fixed-budget" for part in parts):
             raise BadParameter(
                 f"{self._title}: attacks does not fit",
                 got=dict(self.parameters).get("attacks"),
@@ -231,7 +231,7 @@ class TorchattacksAttack:
     def _own_arguments(self, task: AttackCall, scale: InputScaling) -> dict[str, Any]:
         """Return what the constructor is to get from model and threat."""
         given: dict[str, Any] = {"n_classes": task.model.num_classes}
-        if self.kind == "budget":
+        if self.kind == "fixed-budget":
             eps = task.eps(scale)
             given |= {"eps": eps, "max_epsilon": eps, "norm": LIBRARY_NORMS[task.threat.norm]}
         return given

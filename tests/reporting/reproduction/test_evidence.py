@@ -155,7 +155,7 @@ def test_records_tell_of_rejections_and_of_gradients(item, run_writer, record, t
 
     records = [shown(0, accepted=False), shown(1, accepted=True, zero=True)]
     writer = run_writer(tmp_path / "run-0123abcd")
-    writer.cell(records, model="mnist-r", attack="deepfool", kind="minimal", norm="l2", epsilons=[], dataset="mnist")  # fmt: skip
+    writer.cell(records, model="mnist-r", attack="deepfool", kind="minimum-norm", norm="l2", epsilons=[], dataset="mnist")  # fmt: skip
     frame = build_paper_report(item, [writer.finish()]).evidence.outcomes
     name = "mnist-r | deepfool | none"
     assert frame[name + REJECTED].tolist() == [1.0, 0.0]
