@@ -20,7 +20,7 @@ def test_freed_buffers_are_kept_by_the_allocator(monkeypatch):
     """The C library is told so by ``mallopt``; ``make bench`` measures what it saves."""
     calls = []
     library = SimpleNamespace(mallopt=lambda number, size: calls.append((number, size)))
-    monkeypatch.setattr("ctypes.CDLL", lambda name: library)
+    monkeypatch.setattr("ctypes.CDLL", lambda _: library)
     for name in MALLOC_SETTINGS:
         monkeypatch.delenv(name, raising=False)
     configure_process()
@@ -30,7 +30,7 @@ def test_freed_buffers_are_kept_by_the_allocator(monkeypatch):
 
 
 def test_another_c_library_is_left_alone(monkeypatch):
-    monkeypatch.setattr("ctypes.CDLL", lambda name: SimpleNamespace())
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace())
     for name in MALLOC_SETTINGS:
         monkeypatch.delenv(name, raising=False)
     configure_process()

@@ -114,13 +114,13 @@ def test_recipe_is_the_one_trained(folder):
         assert (recipe.dataset, recipe.first) == ("mnist:split=train", 6_000)
 
 
-def is_slow(folder: Path, name: str) -> bool:
+def is_slow(folder: Path) -> bool:
     return folder.name.endswith(LARGE)
 
 
 @pytest.mark.parametrize(
     ("folder", "name"),
-    [pytest.param(*each, marks=[pytest.mark.slow] * is_slow(*each)) for each in HELD_OUT],
+    [pytest.param(*each, marks=[pytest.mark.slow] * is_slow(each[0])) for each in HELD_OUT],
     ids=str,
 )
 def test_clean_accuracy_on_held_out_data_is_the_cards(folder, name):
