@@ -85,7 +85,10 @@ def probe_model(
         ids = evenly_spaced(samples, count)
         return [check(Probe.of(model.name, model.classifier, dataset, ids, seed).to_device(device))]
 
-    guarded = (_run_check(id_, model.name, partial(run, check, n)) for id_, n, check in list_probes(deep=deep))
+    guarded = (
+        _run_check(id_, model.name, partial(run, check, n))
+        for id_, n, check in list_probes(deep=deep)
+    )
     return [verdict for verdicts in guarded for verdict in verdicts]
 
 

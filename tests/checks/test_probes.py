@@ -53,7 +53,12 @@ def test_every_probe_is_silent_on_an_honest_model(honest, probe, id_, check):
 
 
 @pytest.mark.parametrize(
-    ("id_", "check"), [(id_, check) for id_, _, check in list_probes(deep=True)[len(list_probes()) :] if id_ != "C13"]
+    ("id_", "check"),
+    [
+        (id_, check)
+        for id_, _, check in list_probes(deep=True)[len(list_probes()) :]
+        if id_ != "C13"
+    ],
 )
 def test_every_deep_probe_is_silent_on_an_honest_model(honest, few, id_, check):
     verdict = check(few(honest))

@@ -55,7 +55,9 @@ def test_toy_attacks_are_found_out(honest, grades):
     assert (found["C14", "overbudgetattack"], found["C14", "forgetfulattack"]) == ("FAIL", "PASS")
     assert (found["C16", "idleattack"], found["C16", "pgd"]) == ("FAIL", "PASS")
     assert (found["C19", "pgd"], found["C19", "idleattack"]) == ("WARN", "NA")
-    assert {found["C22", attack] for attack in ("crashingattack", "forgetfulattack", "overbudgetattack")} == {"PASS"}
+    assert {
+        found["C22", attack] for attack in ("crashingattack", "forgetfulattack", "overbudgetattack")
+    } == {"PASS"}
 
 
 def test_an_iterative_attack_that_is_too_weak_is_found_out_by_one_step(honest, grades):

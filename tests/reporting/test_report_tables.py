@@ -166,7 +166,11 @@ def test_rejection_is_scored_from_both_sides(writer, record):
 
 def test_a_model_that_refuses_everything_looks_bad(writer, record):
     records = [
-        replace(r, clean=replace(r.clean, accepted=False), adversarial=replace(r.adversarial, accepted=False))
+        replace(
+            r,
+            clean=replace(r.clean, accepted=False),
+            adversarial=replace(r.adversarial, accepted=False),
+        )
         for r in (record(i, broken_at=0.1) for i in range(10))
     ]
     table, score = build_tables("rejection", cells_of(writer.cell(records).finish()))
