@@ -120,8 +120,13 @@ def test_an_oracle_is_part_of_what_a_cell_is_and_its_name_is_not():
     assert len({*digests, frozen}) == 4
     assert digest_threat(threats[1], oracle=panel()) == digests[0]
     about = describe_threat(threats[0], oracle=found[2])["oracle"]
-    assert about["left_out"] == [f"{HERE}:BodyMeanClassifier is left out of three: it is what is attacked"]
-    assert [each["name"] for each in about["members"]] == [f"{HERE}:BodyMaxClassifier", f"{HERE}:AllRowsClassifier"]
+    assert about["left_out"] == [
+        f"{HERE}:BodyMeanClassifier is left out of three: it is what is attacked"
+    ]
+    assert [each["name"] for each in about["members"]] == [
+        f"{HERE}:BodyMaxClassifier",
+        f"{HERE}:AllRowsClassifier",
+    ]
 
 
 def fixed(*logits):
@@ -198,7 +203,10 @@ def test_a_panels_own_error_is_counted_on_the_samples_that_are_asked_for():
 )
 def test_who_is_attacked_does_not_judge(attacked, why):
     found = panel(attacked=[load_model(attacked)])
-    assert [each.name for each in found.members] == [f"{HERE}:BodyMaxClassifier", f"{HERE}:AllRowsClassifier"]
+    assert [each.name for each in found.members] == [
+        f"{HERE}:BodyMaxClassifier",
+        f"{HERE}:AllRowsClassifier",
+    ]
     assert found.notes == (f"{HERE}:BodyMeanClassifier is left out of three: {why}",)
     assert panel(attacked=[load_model(FirstRowClassifier())]).notes == ()
 

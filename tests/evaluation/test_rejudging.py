@@ -39,7 +39,12 @@ HERE = "robustbench_inv.testing.analytic_problems"
 def _panel(tmp_path, monkeypatch):
     folder = tmp_path / "catalogue" / "attacks" / "oracles"
     folder.mkdir(parents=True)
-    listed = json.dumps([f"{HERE}:{name}" for name in ("BodyMeanClassifier", "BodyMaxClassifier", "AllRowsClassifier")])
+    listed = json.dumps(
+        [
+            f"{HERE}:{name}"
+            for name in ("BodyMeanClassifier", "BodyMaxClassifier", "AllRowsClassifier")
+        ]
+    )
     (folder / "three.toml").write_text(f'summary = "three"\nmembers = {listed}\n')
     monkeypatch.setenv("INVBENCH_CATALOGUE", str(tmp_path / "catalogue"))
 
@@ -127,7 +132,9 @@ def test_what_nobody_labelled_is_unknown_and_said(tmp_path):
     csv = label(tmp_path / "l.csv", old, lambda t: "unclear" if t.sample > 5 else 1)
     found = rejudge(old, str(csv), tmp_path / "new")
     records = {r.sample: r for r in found.run.cells()[0].records()}
-    assert found.notes == ("shiftbodyattack on firstrowclassifier: 6 of 10 changed images have no class: unknown",)
+    assert found.notes == (
+        "shiftbodyattack on firstrowclassifier: 6 of 10 changed images have no class: unknown",
+    )
     assert [records[s].oracle for s in (0, 2, 5, 6)] == [None, 1, 1, None]
     assert [records[s].goal_reached for s in (2, 3, 4, 5, 6)] == [True, True, False, True, False]
     assert records[4].broken_at is None  # its label is 1: the panel saw a change, this person none
@@ -241,7 +248,9 @@ def test_a_model_does_not_judge_itself_afterwards_either(tmp_path, monkeypatch):
     old = run(tmp_path / "old", model=AllRowsClassifier(), attack=ShiftBodyAttack(12))
     opened_as(column_images(), monkeypatch)
     found = rejudge(old, "three", tmp_path / "new")
-    assert found.notes == (f"{HERE}:AllRowsClassifier is left out of three: it is what is attacked",)
+    assert found.notes == (
+        f"{HERE}:AllRowsClassifier is left out of three: it is what is attacked",
+    )
     folder = tmp_path / "catalogue" / "attacks" / "oracles"
     (folder / "two.toml").write_text(
         f'summary = "two"\nmembers = ["{HERE}:AllRowsClassifier", "{HERE}:BodyMeanClassifier"]\n'
