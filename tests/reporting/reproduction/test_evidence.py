@@ -150,7 +150,7 @@ def test_rows_tell_what_they_count_and_gaps_of_the_paper_stay_gaps(evidence):
 def test_records_tell_of_rejections_and_of_gradients(item, run_writer, record, tmp_path):
     def shown(sample, *, accepted, zero=False, broken_at=1.0):
         clean, adversarial = ModelOutput(sample, 2.0, True), ModelOutput(sample + 1, 2.0, accepted)
-        told = {"before": clean, "after": adversarial, "zero_gradient": zero}
+        told = {"clean": clean, "adversarial": adversarial, "zero_gradient": zero}
         return record(sample, label=sample, broken_at=broken_at, **told)
 
     records = [shown(0, accepted=False), shown(1, accepted=True, zero=True)]
