@@ -142,7 +142,7 @@ def test_the_targeted_table_aims_at_each_of_the_nine_others():
 @pytest.mark.parametrize("name", ["sdim/table-4", "sdim/table-9"])
 def test_printed_logits_lead_where_the_paper_says(name):
     """Each attack's example is decided otherwise than the original, and below its threshold."""
-    printed = load_reproduction(name).measurement.parameters["paper"]
+    printed = load_reproduction(name).measurement.parameters["published"]
     threshold, original, *attacked = printed.values()
     decided = [row.index(max(row)) for row in (original, *attacked)]
     assert decided[0] == 0
