@@ -209,9 +209,10 @@ def _default(entry: Field[Any]) -> object:
     return entry.default if factory is MISSING else factory()
 
 
-def _toml_type(annotation: Any) -> type:
+def _toml_type(annotation: object) -> type:
     """Return the type that ``tomllib`` returns for a field's annotation."""
-    kind: type = get_origin(annotation) or annotation
+    kind = get_origin(annotation) or annotation
+    assert isinstance(kind, type)
     return list if kind is tuple else kind
 
 
