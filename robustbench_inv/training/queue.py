@@ -17,8 +17,8 @@ from typing import Any, TextIO
 from robustbench_inv.errors import BadCatalogue, InvbenchError
 from robustbench_inv.identity import digest_file
 from robustbench_inv.training.loop import EpochMetrics, TrainingOptions, read_position
-from robustbench_inv.training.recipe import Recipe, read_recipe
-from robustbench_inv.training.training_run import find_recipe, train_recipe
+from robustbench_inv.training.recipe import Recipe, find_recipe, read_recipe
+from robustbench_inv.training.training_run import train_recipe
 
 __all__ = [
     "LONGEST",

@@ -6,11 +6,12 @@ import pytest
 
 from robustbench_inv.catalogue.attacks import load_attack
 from robustbench_inv.catalogue.locate import entries, shipped_root
-from robustbench_inv.catalogue.references import import_object, parse_reference
+from robustbench_inv.catalogue.references import parse_reference
 from robustbench_inv.catalogue.reproduction import Column, Row
 from robustbench_inv.catalogue.reproduction_file import load_reproduction, read_reproduction
 from robustbench_inv.catalogue.threats import load_threat
 from robustbench_inv.errors import BadCatalogue, UnknownName, UsageError
+from robustbench_inv.experiments.protocol import find_experiment
 
 SHIPPED = sorted(entries("reproductions"))
 
@@ -74,7 +75,7 @@ def test_every_shipped_measurement_can_be_asked(name):
     item = load_reproduction(name)
     if item.measurement is None:
         pytest.skip("it runs attacks")
-    measure = import_object(item.measurement.by)
+    measure = find_experiment(item.measurement.by)
     for data in item.datasets:
         inspect.signature(measure).bind(None, **item.measurement.filled(data))
 

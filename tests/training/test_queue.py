@@ -22,8 +22,8 @@ from robustbench_inv.training.queue import (
     status,
 )
 
-RECIPE = """model = "robustbench_inv.models.plain_networks:MLP"
-objective = "robustbench_inv.training.objectives:CrossEntropy"
+RECIPE = """model = "mlp"
+objective = "cross-entropy"
 dataset = "mnist5k"
 first = 0
 last = {last}
