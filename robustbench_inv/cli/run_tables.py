@@ -11,7 +11,7 @@ from rich.table import Table
 
 from robustbench_inv.cli.output import print_json
 from robustbench_inv.results.cell import label_with_substitute
-from robustbench_inv.results.ensemble_breakdown import EnsembleBreakdown
+from robustbench_inv.results.rates import EnsembleBreakdown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -41,7 +41,7 @@ def print_run(run: "Run") -> None:
     if kept := [cell for cell in cells if cell["invariance"]]:
         console.print(_invariance_table(kept))
     for cell in cells:
-        if cell["broken_by"]:
+        if cell["ensemble"]:
             console.print(_ensemble_line(cell), highlight=False, markup=False, soft_wrap=True)
     for verdict in _warnings_and_failures(cells):
         console.print(_check_line(verdict), highlight=False, markup=False, soft_wrap=True)
@@ -116,14 +116,19 @@ def _result_table(cells: Sequence[dict[str, Any]]) -> Table:
 def _invariance_table(cells: Sequence[Mapping[str, Any]]) -> Table:
     title = "decision kept, class changed: per cent of the attacked, with 95 % intervals"
     table = _table("model", "attack", title=title)
-    headings = {"kept": "stays", "changed": "changed", "failed": "both", "unknown": "unknown"}
+    headings = {
+        "same_prediction": "same prediction",
+        "class_changed": "class changed",
+        "success": "both",
+        "oracle_undecided": "oracle undecided",
+    }
     for heading in headings.values():
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("oracle", overflow="fold")
     table.add_column("its error", justify="right", no_wrap=True)
     for cell in cells:
         found = cell["invariance"]
-        error = _format_rate(found["oracle_wrong"]) if found["oracle_wrong"] else ""
+        error = _format_rate(found["oracle_error_rate"]) if found["oracle_error_rate"] else ""
         shares = [_format_rate(found[name]) for name in headings]
         table.add_row(cell["model"], cell["attack"], *shares, found["oracle"], error)
     return table
@@ -173,7 +178,7 @@ def _claim_line(finding: "ClaimFinding") -> str:
 
 
 def _ensemble_line(cell: Mapping[str, Any]) -> str:
-    told = EnsembleBreakdown(**cell["broken_by"])
+    told = EnsembleBreakdown(**cell["ensemble"])
     return f"{cell['attack']} on {cell['model']}, {cell['threat']}: {told.text}"
 
 

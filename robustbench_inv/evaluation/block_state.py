@@ -130,7 +130,7 @@ class BlockState:
                 label=label,
                 clean=before[row],
                 adversarial=after[row],
-                oracle=None if oracle == UNKNOWN else oracle,
+                oracle_label=None if oracle == UNKNOWN else oracle,
                 oracle_source=oracle_source,
                 distance=distances[row],
                 broken_at=fallen[row] if fallen[row] == fallen[row] else None,

@@ -20,7 +20,7 @@ WEAK = [0.1] * 100 + [0.2] * 40 + [None] * 60
 
 
 def views(*cells):
-    return [FinishedCell.read(cell) for cell in cells]
+    return [(cell) for cell in cells]
 
 
 def noise(broken, **options):
@@ -96,7 +96,7 @@ def test_c3_knows_the_libraries_names():
     assert (fast_view.single_step, fast_view.iterative) == (True, False)
     assert (slow_view.single_step, slow_view.iterative) == (False, True)
     assert slow_view.parameters["steps"] == 40
-    assert FinishedCell.read(cell("MIFGSM", WEAK)).iterative
+    assert (cell("MIFGSM", WEAK)).iterative
 
 
 @pytest.mark.parametrize(("extra", "expected"), [(0, "PASS"), (1, "WARN"), (2, "FAIL")])
@@ -123,7 +123,7 @@ def test_c5_reads_a_minimal_attack_at_every_eps():
 def test_c5_takes_analytic_attacks_for_neither():
     closed_form = noise([0.1] * 200)
     closed_form = replace(
-        closed_form, lines=tuple(replace(r, forward_passes=0) for r in closed_form.lines)
+        closed_form, records=tuple(replace(r, forward_passes=0) for r in closed_form.records)
     )
     assert check_gradient_free(views(cell("pgd", WEAK), closed_form))[0].verdict == "NA"
 

@@ -19,15 +19,15 @@ HONEST = toy_cell("metamer", (0.1,) * 2000)
 
 def view(**columns):
     """Return a cell in which numbers were measured of its first samples."""
-    note = {"kind": "measured", "block": 0, "samples": list(range(2000))}
+    note = {"event": "sample_values", "block": 0, "samples": list(range(2000))}
     values = {
         name: [*given, *[1e-6] * (2000 - len(given))]
-        for name, given in ({"reencoding": [], "reconstruction": []} | columns).items()
+        for name, given in ({"reencoding_error": [], "reconstruction_error": []} | columns).items()
     }
-    return FinishedCell.read(replace(HONEST, notes=({**note, "values": values},)))
+    return (replace(HONEST, events=({**note, "values": values},)))
 
 
-@pytest.mark.parametrize("name", ["reencoding", "reconstruction"])
+@pytest.mark.parametrize("name", ["reencoding_error", "reconstruction_error"])
 def test_the_grades(name):
     grades = {
         "PASS": [1e-3],
@@ -43,7 +43,7 @@ def test_the_grades(name):
 
 
 def test_a_cell_without_an_inverse_is_not_asked():
-    assert not uses_inverse(FinishedCell.read(HONEST))
+    assert not uses_inverse((HONEST))
     assert uses_inverse(view())
 
 

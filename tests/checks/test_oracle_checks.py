@@ -25,9 +25,9 @@ def cell(oracles=(5, 5, 3, None), *, oracle=PANEL, error=ERROR, source="panel p"
     same = ModelOutput(3, None, None)
     lines = tuple(
         replace(r, oracle=oracles[r.sample], oracle_source=source, clean=same, adversarial=same)
-        for r in toy.lines
+        for r in toy.records
     )
-    return replace(toy, lines=lines, error=error)
+    return replace(toy, records=lines, error=error)
 
 
 def grades(*cells):
@@ -35,7 +35,7 @@ def grades(*cells):
 
 
 def test_both_are_silent_on_an_honest_cell():
-    verdict = check_oracle(FinishedCell.read(cell()))
+    verdict = check_oracle((cell()))
     assert verdict.verdict == "PASS"
     assert (
         "wrong itself on 2 of 100 clean inputs [0.6, 7.0] %, and does not know 3"
@@ -49,7 +49,7 @@ def test_they_are_asked_of_invariance_cells_alone():
 
 
 def test_c34_needs_an_oracle_for_each_success():
-    verdict = check_oracle(FinishedCell.read(cell((None, 5, 3, None))))
+    verdict = check_oracle((cell((None, 5, 3, None))))
     assert (verdict.verdict, verdict.value) == ("FAIL", 1)
     assert "samples 0" in verdict.evidence
     assert grades(cell(source=None))["C34"] == "FAIL"
@@ -59,7 +59,7 @@ def test_c34_needs_an_oracle_for_each_success():
     "oracle", [{**PANEL, "digest": "3" * 64}, {**PANEL, "members": [{"digest": "3" * 64}]}]
 )
 def test_c34_never_lets_the_model_judge_itself(oracle):
-    verdict = check_oracle(FinishedCell.read(cell(oracle=oracle)))
+    verdict = check_oracle((cell(oracle=oracle)))
     assert verdict.verdict == "FAIL"
     assert "toy judges itself" in verdict.evidence
 
@@ -79,7 +79,7 @@ def test_c34_asks_how_often_a_proxy_errs(error, oracle, expected):
 
 
 def test_c35_tells_both_agreements():
-    verdict = check_oracle_agreement(FinishedCell.read(cell((5, 5, None, 3))))
+    verdict = check_oracle_agreement((cell((5, 5, None, 3))))
     assert "Of 2 changed inputs" in verdict.evidence  # the samples that held were not changed
     assert "0 are decided as the oracle says and 2 as the label" in verdict.evidence
 

@@ -32,13 +32,13 @@ def cell(goal="misclassify-accepted", *, adversarial=None, clean=None, digest="a
     usual = [answer(5, 9.0)] * 5 + [answer(5, 0.5, accepted=False)] * 5
     clean = clean or [answer(3, 2.0 + k) for k in range(10)]
     lines = []
-    for record, was, now in zip(toy.lines, clean, adversarial or usual, strict=True):
+    for record, was, now in zip(toy.records, clean, adversarial or usual, strict=True):
         reached = now.prediction != 3 and (now.accepted or goal == "misclassify")
         broken = 0.1 if reached else None
         lines.append(
             replace(record, clean=was, adversarial=now, broken_at=broken, goal_reached=reached)
         )
-    return replace(toy, lines=tuple(lines))
+    return replace(toy, records=tuple(lines))
 
 
 def oblivious(**changes):
@@ -97,7 +97,7 @@ def test_c25_rejecting_everything_fails():
     always = cell(clean=clean, adversarial=adversarial)
     found = verdicts(always)["C25"]
     assert (found.verdict, found.value) == ("FAIL", 1.0)
-    rates = rejection_rates(always.lines)
+    rates = rejection_rates(always.records)
     assert rates.clean_accuracy_with_rejection == rates.accuracy_with_rejection == Rate(0, 10)
     assert rates.false_rejection == rates.rejected_errors == Rate(10, 10)
     assert rates.accuracy_on_accepted == Rate(0, 0)
@@ -153,8 +153,8 @@ def test_c28_rejections_nearby():
     found = verdicts(cell())["C28"]
     assert (found.verdict, found.value) == ("PASS", 0.5)
     far = cell()
-    lines = tuple(replace(r, distance=replace(r.distance, linf=0.2)) for r in far.lines)
-    assert verdicts(replace(far, lines=lines))["C28"].verdict == "NA"
+    lines = tuple(replace(r, distance=replace(r.distance, linf=0.2)) for r in far.records)
+    assert verdicts(replace(far, records=lines))["C28"].verdict == "NA"
 
 
 @pytest.mark.parametrize("shown", ["NoiseInput", "Distal", "OutOfDistribution"])

@@ -65,7 +65,7 @@ def test_check_records_covers_every_other_check():
         toy_cell("pgd", [0.3, None], epsilons=(0.3,)),
         toy_cell("given", [None, None], threat={"goal": "keep-decision"}),
     ]
-    cells[-1] = replace(cells[-1], lines=tuple(replace(r, oracle=3) for r in cells[-1].lines))
+    cells[-1] = replace(cells[-1], records=tuple(replace(r, oracle=3) for r in cells[-1].records))
     found = check_records(cells)
     # but for those of cells that invert a model or solve for preimages, and of models that reject
     assert {v.id for v in found} | PROBED | DEEP == set(CHECKS) - {"C32", "C33", *REJECTING}

@@ -212,7 +212,7 @@ def test_an_old_run_loads_for_ever():
     assert [len(cell.records()) for cell in cells] == [12, 12]
     assert all(cell.finished for cell in cells)
     assert [r.broken_at for r in cells[0].records()][:6] == [0.0, 0.02, 0.05, 0.02, None, 0.02]
-    assert cells[0].adversarial()["adversarial"].shape == (12, 8)
+    assert cells[0].images()["adversarial"].shape == (12, 8)
     assert {v["id"] for v in folder.checks()} >= {"C14", "C30"}
     for cell in cells:
         validate("cell", cell.cell)

@@ -80,7 +80,7 @@ def test_without_samples_of_other_classes_there_is_nothing_to_do():
 @pytest.mark.parametrize("confidence", ["", ",confidence=0.3"])
 def test_records_of_a_target_contradict_nothing(confidence, tmp_path):
     (job,) = jobs(f"linf=0.1:goal=target:offset=1{confidence}")
-    verdict = check_consistency(FinishedCell.read(run(job, tmp_path)))
+    verdict = check_consistency((run(job, tmp_path)))
     assert verdict.verdict == "PASS", verdict.evidence
 
 

@@ -162,7 +162,7 @@ def full_run(tmp_path_factory):
                 records[-1] = replace(records[-1], status="crash")
             run.cell(
                 records, model=model, attack=attack, epsilons=eps, images=tiny_images(40, 0.2),
-                events=[{"kind": "crash", "reason": "ValueError: no <b>luck</b>"}],
+                events=[{"event": "crash", "reason": "ValueError: no <b>luck</b>"}],
             )  # fmt: skip
         found = [
             record(i, label=i % 10, broken_at=0.1 * (i + 1), distance=0.1 * (i + 1))

@@ -93,15 +93,15 @@ def test_what_survives_of_metamers(writer, record):
     wrong = record(4, label=3, status="already_wrong")
     values = {
         "donor_label": [7, 7, 7, 7],
-        "reencoding": [1e-6, 2e-5, 1e-6, 1e-6],
-        "raw_decision": [1, 1, 1, 1],
-        "clip_decision": [1, 1, 1, 0],
-        "round_decision": [1, 1, 0, 0],
-        "raw_logits": [1e-6, 1e-5, 1e-6, None],
-        "clip_logits": [1e-6, 0.5, 0.2, 1.0],
-        "round_logits": [0.1, 0.5, 0.2, 1.0],
+        "reencoding_error": [1e-6, 2e-5, 1e-6, 1e-6],
+        "raw_same_prediction": [1, 1, 1, 1],
+        "clipped_same_prediction": [1, 1, 1, 0],
+        "rounded_same_prediction": [1, 1, 0, 0],
+        "raw_logit_distance": [1e-6, 1e-5, 1e-6, None],
+        "clipped_logit_distance": [1e-6, 0.5, 0.2, 1.0],
+        "rounded_logit_distance": [0.1, 0.5, 0.2, 1.0],
     }
-    note = {"kind": "measured", "samples": [0, 1, 2, 3], "values": values}
+    note = {"event": "sample_values", "samples": [0, 1, 2, 3], "values": values}
     about = {"attack": "metamer", "kind": "invariance", "epsilons": [], "goal": "keep-decision"}
     run = writer.cell([*records, wrong], events=[note], **about).finish()
     (table,) = build_tables("metamers", cells_of(run))

@@ -36,8 +36,8 @@ def cells_of(run):
 
 def test_the_counts_are_those_of_the_records(run):
     cascade, other = run.to_json()
-    told, kept = cascade["broken_by"], cascade["robust_accuracy"][-1]
-    assert other["broken_by"] is None
+    told, kept = cascade["ensemble"], cascade["robust_accuracy"][-1]
+    assert other["ensemble"] is None
     assert list(told["members"]) == ["RandomPerturbation", "FGSM", "PGD"]
     assert (told["left"], told["wrong"], told["others"]) == (kept["successes"], 1, 0)
     assert sum(told["members"].values()) + told["left"] + 1 == 40
@@ -46,7 +46,7 @@ def test_the_counts_are_those_of_the_records(run):
 
 def test_the_table_has_a_column_for_each_member(run):
     (table,) = build_tables("breakers", cells_of(run))
-    told = run.to_json()[0]["broken_by"]
+    told = run.to_json()[0]["ensemble"]
     counts = [str(told["wrong"]), *map(str, told["members"].values()), str(told["left"])]
     assert table.columns[4:] == ("Wrong before", "RandomPerturbation", "FGSM", "PGD", "Left")
     assert [[cell.text for cell in row[4:]] for row in table.rows] == [counts]
@@ -58,7 +58,7 @@ def test_report_and_terminal_show_it(run, tmp_path, capsys):
     page = write_report([run.path], tmp_path).read_text()
     assert "Broken by: linear" in page
     print_run(run)
-    left = run.to_json()[0]["broken_by"]["left"]
+    left = run.to_json()[0]["ensemble"]["robust"]
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "broken by" in line]
     assert line.startswith("ensemble on ")
     assert line.endswith(f"; wrong before 1, left {left}")

@@ -16,11 +16,11 @@ MEMBERS = [
 def told(broken, *numbers, members=MEMBERS):
     """Tell of a cascade on the samples 0, 1, …, which fell at these eps to members of these numbers."""
     notes = [
-        {"kind": "measured", "samples": list(each), "values": {"broken_by": list(each.values())}}
+        {"event": "sample_values", "samples": list(each), "values": {"ensemble_member": list(each.values())}}
         for each in numbers
     ]
     cell = toy_cell("standard", broken, parameters={"members": members})
-    return ensemble_breakdown(cell.cell, cell.lines, notes)
+    return ensemble_breakdown(cell.cell, cell.records, notes)
 
 
 def test_each_sample_counts_for_the_member_that_broke_it():
@@ -48,10 +48,10 @@ def test_members_of_one_name_are_numbered():
 @pytest.mark.parametrize("parameters", [{}, {"members": []}, {"steps": 40}])
 def test_an_attack_without_members_has_none(parameters):
     cell = toy_cell("pgd", [0.1], parameters=parameters)
-    note = {"kind": "measured", "samples": [0], "values": {"broken_by": [1]}}
-    assert ensemble_breakdown(cell.cell, cell.lines, [note]) is None
+    note = {"event": "sample_values", "samples": [0], "values": {"ensemble_member": [1]}}
+    assert ensemble_breakdown(cell.cell, cell.records, [note]) is None
     assert told([0.1]) is None
-    assert ensemble_breakdown(cell.cell, cell.lines, ()) is None
+    assert ensemble_breakdown(cell.cell, cell.records, ()) is None
 
 
 def test_runs_through_larger_budgets_are_named():

@@ -234,7 +234,7 @@ def test_images_of_samples_without_records_are_dropped(make, tmp_path):
         writer._images.add(1, (4, 5, 6, 7), make.images([4, 5, 6, 7]))
     with CellWriter(tmp_path / "c", make.request(range(4))) as writer:
         make.fill(writer, keep=True)
-    assert CellFolder(tmp_path / "c").adversarial()["samples"].tolist() == [0, 1, 2, 3]
+    assert CellFolder(tmp_path / "c").images()["samples"].tolist() == [0, 1, 2, 3]
 
 
 def test_a_torn_note_is_passed_over(make, tmp_path):
@@ -242,10 +242,10 @@ def test_a_torn_note_is_passed_over(make, tmp_path):
         writer.note("crash", block=0)
     with (tmp_path / "c" / "events.jsonl").open("ab") as file:
         file.write(b'{"kind": "ti')
-    assert CellFolder(tmp_path / "c").events() == [{"kind": "crash", "block": 0}]
+    assert CellFolder(tmp_path / "c").events() == [{"event": "crash", "block": 0}]
     with CellWriter(tmp_path / "c", make.request(range(4))) as writer:
         writer.note("time", block=0)
-    assert [e["kind"] for e in CellFolder(tmp_path / "c").events()] == ["crash", "time"]
+    assert [e["event"] for e in CellFolder(tmp_path / "c").events()] == ["crash", "time"]
 
 
 def test_reading_imports_no_torch():

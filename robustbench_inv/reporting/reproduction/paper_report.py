@@ -38,8 +38,9 @@ from robustbench_inv.reporting.reproduction.outcomes import (
     outcomes_frame,
     outcomes_to_gzip,
 )
-from robustbench_inv.reporting.run_results import ReportCell, RunResult, read_runs
+from robustbench_inv.reporting.run_results import RunResult, read_runs
 from robustbench_inv.reporting.table_formats import Table
+from robustbench_inv.results.cell import FinishedCell
 
 __all__ = ["PaperReport", "SamplesByCell", "build_paper_report"]
 
@@ -171,7 +172,8 @@ class PaperReport:
             "unexplained": [entry.place for entry in self.unexplained],
             "missing": [str(address) for address in self.evidence.missing],
             "checks": [
-                {k: v for k, v in verdict.items() if k != "shown"} for verdict in self.failed_checks
+                {k: v for k, v in verdict.items() if k != "value_text"}
+                for verdict in self.failed_checks
             ],
         }
 
@@ -196,7 +198,7 @@ def build_paper_report(
     """
     results = tuple(_cells_of_item(result, item, asked) for result in read_runs(runs))
     outcomes = outcomes_frame(
-        (names[cell.folder.digest], cell)
+        (names[cell.digest], cell)
         for result in results
         for names in [_addresses(result)]
         for cell in result.cells
@@ -208,7 +210,7 @@ def build_paper_report(
 
 def _detail_page(item: Reproduction, results: Sequence[RunResult]) -> ReportPage:
     page = build_page(Definition(item.name, item.title, DETAILS, item.text), results)
-    told = dict(page.measured)  # which models and attacks: the tables say it
+    told = dict(page.overview)  # which models and attacks: the tables say it
     sizes = sorted({len(cell.records) for result in results for cell in result.cells})
     measured = (
         ("paper", item.paper),
@@ -216,7 +218,7 @@ def _detail_page(item: Reproduction, results: Sequence[RunResult]) -> ReportPage
         ("samples of a cell", " to ".join(f"{n:,}" for n in dict.fromkeys(sizes[:1] + sizes[-1:]))),
         ("measured", told["measured"]),
     )
-    return replace(page, measured=measured, headlines=())
+    return replace(page, overview=measured, headlines=())
 
 
 def _cells_of_item(result: RunResult, item: Reproduction, asked: SamplesByCell | None) -> RunResult:
@@ -229,7 +231,7 @@ def _cells_of_item(result: RunResult, item: Reproduction, asked: SamplesByCell |
         for address in item.addresses(trial, column, data)
     }
     names = _addresses(result)
-    cells = (cell for cell in result.cells if names[cell.folder.digest] in wanted)
+    cells = (cell for cell in result.cells if names[cell.digest] in wanted)
     return replace(result, cells=tuple(_with_requested_samples(cells, asked)))
 
 
@@ -242,13 +244,17 @@ def _addresses(result: RunResult) -> dict[str, CellAddress]:
 
 
 def _with_requested_samples(
-    cells: Iterable[ReportCell], asked: SamplesByCell | None
-) -> Iterable[ReportCell]:
+    cells: Iterable[FinishedCell], asked: SamplesByCell | None
+) -> Iterable[FinishedCell]:
     if asked is None:
         return cells
-    chosen = [(cell, frozenset(asked.get(cell.folder.digest, ()))) for cell in cells]
+    chosen = [(cell, frozenset(asked.get(cell.digest, ()))) for cell in cells]
     return [
-        replace(cell, records=tuple(r for r in cell.records if r.sample in ids), planned=len(ids))
+        replace(
+            cell,
+            records=tuple(r for r in cell.records if r.sample in ids),
+            requested=tuple(sorted(ids)),
+        )
         for cell, ids in chosen
         if ids
     ]
