@@ -73,7 +73,12 @@ def test_what_is_measured():
     shown, meter = run(Metamer(), model, batch)
     measured = meter.measured
     wanted = {f"{s}_{what}" for s in STAGES for what in ("decision", "logits")}
-    assert measured.keys() == wanted | {"donor", "donor_label", "reconstruction_error", "reencoding_error"}
+    assert measured.keys() == wanted | {
+        "donor",
+        "donor_label",
+        "reconstruction_error",
+        "reencoding_error",
+    }
     assert torch.equal(measured["donor_label"], batch.labels[measured["donor"]])
     assert measured["reconstruction_error"].max() < 1e-12
     assert measured["reencoding_error"].max() < 1e-12
@@ -161,7 +166,9 @@ def test_an_inexact_inverse_is_measured():
     measured = run(Metamer(), model)[1].measured
     error = (0.01 * model.rotation.sum(1)[: model.num_classes]).abs().max()
     assert torch.allclose(measured["reencoding_error"], error.expand(N))
-    assert torch.allclose(measured["reconstruction_error"], torch.full((N,), 0.01, dtype=torch.float64))
+    assert torch.allclose(
+        measured["reconstruction_error"], torch.full((N,), 0.01, dtype=torch.float64)
+    )
 
 
 def test_a_small_firevnet_in_float32():

@@ -12,7 +12,6 @@ from robustbench_inv.checks.comparisons import (
     escalate_saturation,
 )
 from robustbench_inv.checks.verdict import CHECKS
-from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.testing.toy_cells import toy_cell as cell
 
 STRONG = [0.1] * 150 + [0.2] * 40 + [None] * 10
@@ -20,7 +19,7 @@ WEAK = [0.1] * 100 + [0.2] * 40 + [None] * 60
 
 
 def views(*cells):
-    return [(cell) for cell in cells]
+    return list(cells)
 
 
 def noise(broken, **options):
@@ -45,7 +44,7 @@ def test_c1_says_nothing_of_cells_that_are_not_comparable():
     small = cell("pgd", STRONG)
     others = [
         cell("fgsm", WEAK, epsilons=(0.3,)),
-        replace(cell("pgd", WEAK), cell={**small.cell, "seed": 1}),
+        replace(cell("pgd", WEAK), info=replace(small.info, seed=1)),
     ]
     for other in others:
         assert check_monotone(views(small, other)) == []
@@ -95,7 +94,7 @@ def test_c3_knows_the_libraries_names():
     fast_view, slow_view = views(fast, slow)
     assert (fast_view.single_step, fast_view.iterative) == (True, False)
     assert (slow_view.single_step, slow_view.iterative) == (False, True)
-    assert slow_view.parameters["steps"] == 40
+    assert slow_view.attack.own_parameters["steps"] == 40
     assert (cell("MIFGSM", WEAK)).iterative
 
 

@@ -9,7 +9,6 @@ import robustbench_inv as rbi
 from robustbench_inv.checks.invariance_checks import check_inverse, uses_inverse
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.randomness import SampleRNG
-from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.run_files import RunFolder
 from robustbench_inv.testing.analytic_problems import rotation_classifier
 from robustbench_inv.testing.toy_cells import toy_cell
@@ -24,7 +23,7 @@ def view(**columns):
         name: [*given, *[1e-6] * (2000 - len(given))]
         for name, given in ({"reencoding_error": [], "reconstruction_error": []} | columns).items()
     }
-    return (replace(HONEST, events=({**note, "values": values},)))
+    return replace(HONEST, events=({**note, "values": values},))
 
 
 @pytest.mark.parametrize("name", ["reencoding_error", "reconstruction_error"])
@@ -43,7 +42,7 @@ def test_the_grades(name):
 
 
 def test_a_cell_without_an_inverse_is_not_asked():
-    assert not uses_inverse((HONEST))
+    assert not uses_inverse(HONEST)
     assert uses_inverse(view())
 
 

@@ -10,7 +10,6 @@ import robustbench_inv as rbi
 from robustbench_inv.checks.invariance_checks import check_preimage, uses_preimage_solver
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.models.plain_networks import MLP
-from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.run_files import RunFolder
 from robustbench_inv.testing.toy_cells import toy_cell
 
@@ -26,7 +25,7 @@ def view(**columns):
         for name, rest in usual.items()
     }
     note = {"event": "sample_values", "block": 0, "samples": list(range(N)), "values": values}
-    return (replace(HONEST, events=(note,)))
+    return replace(HONEST, events=(note,))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +45,7 @@ def test_the_grades(columns, wanted):
 
 
 def test_a_cell_of_another_attack_is_not_asked():
-    assert not uses_preimage_solver((HONEST))
+    assert not uses_preimage_solver(HONEST)
     assert uses_preimage_solver(view())
 
 

@@ -14,7 +14,6 @@ from robustbench_inv.checks.records import (
     check_crashes,
     check_lost_successes,
 )
-from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.record import Distances, ModelOutput
 from robustbench_inv.testing.toy_cells import toy_cell, toy_record
 
@@ -23,12 +22,14 @@ HONEST = toy_cell("pgd", BROKEN)
 
 
 def view(cell=HONEST, **changes):
-    return (replace(cell, **changes))
+    return replace(cell, **changes)
 
 
 def with_record(record, cell=HONEST):
     """Replace the record of the same sample."""
-    return view(cell, records=tuple(record if r.sample == record.sample else r for r in cell.records))
+    return view(
+        cell, records=tuple(record if r.sample == record.sample else r for r in cell.records)
+    )
 
 
 def images(shift=0.0, sample=1):
@@ -40,7 +41,7 @@ def images(shift=0.0, sample=1):
 
 
 def test_all_are_silent_on_an_honest_cell():
-    cell = view(images=images())
+    cell = view(read_images=images)
     verdicts = [
         check_adversarial_inputs(cell),
         check_lost_successes(cell),
@@ -85,7 +86,7 @@ def test_c14_allows_a_minimal_attack_to_end_beyond_the_sweep():
 
 @pytest.mark.parametrize("shift", [0.01, -0.7, np.nan])
 def test_c14_recomputes_kept_images(shift):
-    verdict = check_adversarial_inputs(view(images=images(shift)))
+    verdict = check_adversarial_inputs(view(read_images=lambda: images(shift)))
     assert verdict.verdict == "FAIL"
     assert "1 differ from their record (kept images recomputed): samples 1." in verdict.evidence
 
@@ -94,7 +95,7 @@ def test_c14_sees_an_image_outside_the_box_at_the_right_distance():
     outside = images()
     outside["clean"][:] = outside["adversarial"][:] = 1.0
     outside["adversarial"] += np.array([[eps or 0.0] for eps in BROKEN], np.float32)
-    assert "3 differ" in check_adversarial_inputs(view(images=outside)).evidence
+    assert "3 differ" in check_adversarial_inputs(view(read_images=lambda: outside)).evidence
 
 
 def test_c15_has_nothing_to_say_of_a_search_on_a_substitute():
@@ -106,7 +107,9 @@ def test_c15_has_nothing_to_say_of_a_search_on_a_substitute():
 
 def test_c15_counts_each_sample_once():
     note = {"event": "silent_success", "block": 0, "samples": [1, 4], "count": 2}
-    verdict = check_lost_successes(view(events=(note, note, {"event": "block_time", "seconds": 1.0})))
+    verdict = check_lost_successes(
+        view(events=(note, note, {"event": "block_time", "seconds": 1.0}))
+    )
     assert (verdict.verdict, verdict.value) == ("WARN", 2)
     assert "2 of 3 successes" in verdict.evidence
 

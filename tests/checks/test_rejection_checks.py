@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from robustbench_inv.checks.suite import check_records
-from robustbench_inv.results.rates import rejection_rates, score_above_threshold
+from robustbench_inv.results.cell_parts import ModelInfo, ThresholdInfo
+from robustbench_inv.results.rates import rejection_rates
 from robustbench_inv.results.record import ModelOutput
 from robustbench_inv.results.summary import Rate
 from robustbench_inv.testing.toy_cells import toy_cell
@@ -20,12 +21,8 @@ def answer(decision, score, *, accepted=True):
 
 def cell(goal="misclassify-accepted", *, adversarial=None, clean=None, digest="a" * 64, **parts):
     """Ten samples of class 3, broken at 0.1: by default half are fooled and half are detected."""
-    rejection = {"score": "margin", "percentile": 1, "values": [1.0] * 10, "digest": digest}
-    model = {
-        "name": "toy",
-        "digest": "1" * 64,
-        "card": {"rejection": {**rejection, "fitted": FITTED}},
-    }
+    rejection = {"score": "margin", "percentile": 1, "thresholds": [1.0] * 10, "digest": digest}
+    model = {"name": "toy", "digest": "1" * 64, "rejection": {**rejection, "fitted": FITTED}}
     told = {"model": model, "dataset": {"digest": "8" * 64}, "attack": {}} | parts
     threat = {"norm": "linf", "epsilons": [0.1, 0.2], "goal": goal}
     toy = toy_cell("pgd", [0.1] * 10, threat=threat, **told)
@@ -129,8 +126,8 @@ def aimed(goal, fooled, label=5):
     """Ten samples of which some are decided as the attacker wants, and the others wrongly in another way."""
     adversarial = [answer(5, 9.0)] * fooled + [answer(4, 9.0)] * (10 - fooled)
     made = cell("misclassify", adversarial=adversarial)
-    about = {"goal": goal, "goal_parameters": {"label": label}}
-    return replace(made, cell={**made.cell, "threat": {**made.cell["threat"], **about}})
+    threat = replace(made.threat, goal=goal, goal_parameters={"label": label})
+    return replace(made, info=replace(made.info, threat=threat), attack_label="")
 
 
 def test_c26_compares_attacks_that_aim_at_the_same_class():
@@ -168,7 +165,7 @@ def test_c29_what_is_of_no_class_and_accepted(accepted, verdict, shown):
 
 
 def test_scores_are_counted_from_the_threshold_of_the_decision():
-    model = {"card": {"rejection": {"values": [1.0, 2.5]}}}
-    assert score_above_threshold(answer(1, 4.0), model) == 1.5
-    assert score_above_threshold(answer(1, 4.0), {}) == 4.0
-    assert score_above_threshold(answer(1, None), model) is None
+    model = ModelInfo("m", rejection=ThresholdInfo.from_json({"thresholds": [1.0, 2.5]}))
+    assert model.score_above_threshold(answer(1, 4.0)) == 1.5
+    assert ModelInfo("m").score_above_threshold(answer(1, 4.0)) == 4.0
+    assert model.score_above_threshold(answer(1, None)) is None

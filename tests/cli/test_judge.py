@@ -37,11 +37,11 @@ def test_label_then_judge(invbench, run, tmp_path):
     (tmp_path / "l.csv").write_text("\n".join([",".join(page["columns"]), *rows]) + "\n")
     done = invbench("rescore", run, "--oracle", tmp_path / "l.csv", "--json")
     (cell,) = json.loads(done.out)
-    assert (cell["invariance"]["failed"]["successes"], cell["invariance"]["oracle"]) == (
+    assert (cell["invariance"]["success"]["successes"], cell["invariance"]["oracle"]) == (
         10,
         "human",
     )
-    assert cell["invariance"]["oracle_wrong"] == pytest.approx({**cell["invariance"]["oracle_wrong"], "successes": 0, "trials": 3})  # fmt: skip
+    assert cell["invariance"]["oracle_error_rate"] == pytest.approx({**cell["invariance"]["oracle_error_rate"], "successes": 0, "trials": 3})  # fmt: skip
     assert RunFolder(tmp_path / "run-l").cells()[0].digest == cell["path"].rpartition("/")[2]
     told = invbench("rescore", run, "--oracle", tmp_path / "l.csv", "--out", tmp_path / "other")
     assert "decision kept, class changed" in told.out
@@ -81,7 +81,8 @@ def test_the_classes_of_clothes_have_names(invbench, run, tmp_path):
     plan["cells"][0]["dataset"] = "fashion-mnist:split=test"
     (run / "plan.json").write_text(json.dumps(plan))
     (cell,) = RunFolder(run).cells()
-    about = cell.cell | {"dataset": {**cell.cell["dataset"], "num_classes": 10}}
+    about = cell.info.to_json()
+    about["dataset"]["num_classes"] = 10
     (cell.path / "cell.json").write_text(json.dumps(about))
     invbench("label", run, "--out", tmp_path / "p.html")
     assert "Ankle boot" in (tmp_path / "p.html").read_text()

@@ -143,7 +143,7 @@ def test_a_proposal_of_the_wrong_shape_is_a_crash(toys, tmp_path):
 
 def test_rounding_outside_the_box_is_put_back(toys, tmp_path):
     run(toys.make_job(toys.Returns("hair"), toys.linf(0.7)), tmp_path / "c", keep_images=True)
-    kept = CellFolder(tmp_path / "c").adversarial()
+    kept = CellFolder(tmp_path / "c").images()
     assert kept["adversarial"][5:].max() == 1.0
     assert {r.status for r in CellFolder(tmp_path / "c").records()[5:]} == {"ok"}
 
@@ -316,8 +316,8 @@ def test_too_little_memory_halves_the_batch(toys, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "evaluate_block", limited)
     records, events = run(toys.make_job(toys.Straight()), tmp_path / "c", batch_size=32)
     assert [r.sample for r in records] == list(range(60))
-    assert [e["batch_size"] for e in events if e["event"] == "batch_size"] == [16, 8]
-    assert CellFolder(tmp_path / "c").cell["batch_size"] == 8
+    assert [e["batch_size"] for e in events if e["event"] == "batch_size_lowered"] == [16, 8]
+    assert CellFolder(tmp_path / "c").info.batch_size == 8
 
 
 def test_samples_that_an_attack_gives_up_on_are_noted(toys, tmp_path):

@@ -13,7 +13,7 @@ from robustbench_inv.errors import CapabilityMismatch
 from robustbench_inv.evaluation.engine import RunOptions, run_cell
 from robustbench_inv.evaluation.loading import Loader
 from robustbench_inv.evaluation.plan import plan_jobs
-from robustbench_inv.results.cell import FinishedCell, sample_values
+from robustbench_inv.results.cell import sample_values
 from robustbench_inv.results.run_files import CellFolder
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.goals import Misclassify
@@ -126,7 +126,7 @@ def test_given_inputs_are_shown_to_every_sample(toys, mirrored, tmp_path):
         assert r.forward_passes == 0
         assert r.goal_reached == ((r.sample in wrong) or r.adversarial.prediction != r.label)
         assert (r.broken_at == 0) == (r.sample in wrong)
-    view = (cell)
+    view = cell
     assert check_consistency(view).verdict == "PASS"
     assert check_adversarial_inputs(view).verdict == "PASS"
 

@@ -104,8 +104,8 @@ def test_redo_forgets_and_skip_leaves_alone(toys, tmp_path):
     assert "left as it is" in notes[0]
     run_cell(job, folder, RunOptions(batch_size=20, existing="redo"))
     cell = CellFolder(folder)
-    assert cell.cell["batch_size"] == 20
-    assert cell.adversarial() is None
+    assert cell.info.batch_size == 20
+    assert cell.images() is None
     assert [e["block"] for e in cell.events() if e["event"] == "crash"] == [0]
 
 

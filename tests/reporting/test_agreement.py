@@ -19,7 +19,7 @@ def seen(make, decisions, oracles, label=3, **changes):
             sample,
             label=label,
             adversarial=ModelOutput(decision, None, None),
-            oracle=oracle,
+            oracle_label=oracle,
             oracle_source=None if oracle is None else "human",
             **changes,
         )
@@ -44,7 +44,7 @@ def altered(writer, record):
         label=3,
         status="already_wrong",
         adversarial=ModelOutput(7, None, None),
-        oracle=7,
+        oracle_label=7,
         oracle_source="human",
     )
     run.cell([*records, wrong], model="one", dataset="set-x:set=a", **keep)
@@ -66,8 +66,8 @@ def test_agreement_with_people_and_with_labels(altered):
     assert shown(table, 1, "b: human") == shown(table, 1, "b: label") == BLANK
     assert "3 of 5 (a), 1 of 2 (b)" in table.caption
     frame = table.frame.set_index(["model", "dataset"])
-    assert frame.agrees_where_changed["one", "set-x:set=a"] == 2 / 3
-    assert frame.agrees_where_changed["two", "set-x:set=a"] == 0
+    assert frame.agrees_with_oracle_where_changed["one", "set-x:set=a"] == 2 / 3
+    assert frame.agrees_with_oracle_where_changed["two", "set-x:set=a"] == 0
     assert frame.agrees_with_oracle_low["two", "set-x:set=a"] == pytest.approx(0.15, abs=0.005)
 
 

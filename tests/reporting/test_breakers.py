@@ -38,16 +38,18 @@ def test_the_counts_are_those_of_the_records(run):
     cascade, other = run.to_json()
     told, kept = cascade["ensemble"], cascade["robust_accuracy"][-1]
     assert other["ensemble"] is None
-    assert list(told["members"]) == ["RandomPerturbation", "FGSM", "PGD"]
-    assert (told["left"], told["wrong"], told["others"]) == (kept["successes"], 1, 0)
-    assert sum(told["members"].values()) + told["left"] + 1 == 40
-    assert min(told["members"]["RandomPerturbation"], told["members"]["FGSM"], told["left"]) > 0
+    assert list(told["broken_by"]) == ["RandomPerturbation", "FGSM", "PGD"]
+    assert (told["robust"], told["misclassified_clean"]) == (kept["successes"], 1)
+    assert told["broken_during_search"] == 0
+    assert sum(told["broken_by"].values()) + told["robust"] + 1 == 40
+    assert min(*map(told["broken_by"].get, ("RandomPerturbation", "FGSM")), told["robust"]) > 0
 
 
 def test_the_table_has_a_column_for_each_member(run):
     (table,) = build_tables("breakers", cells_of(run))
     told = run.to_json()[0]["ensemble"]
-    counts = [str(told["wrong"]), *map(str, told["members"].values()), str(told["left"])]
+    numbers = (told["misclassified_clean"], *told["broken_by"].values(), told["robust"])
+    counts = list(map(str, numbers))
     assert table.columns[4:] == ("Wrong before", "RandomPerturbation", "FGSM", "PGD", "Left")
     assert [[cell.text for cell in row[4:]] for row in table.rows] == [counts]
     assert table.frame["count"].sum() == 40
@@ -61,4 +63,4 @@ def test_report_and_terminal_show_it(run, tmp_path, capsys):
     left = run.to_json()[0]["ensemble"]["robust"]
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "broken by" in line]
     assert line.startswith("ensemble on ")
-    assert line.endswith(f"; wrong before 1, left {left}")
+    assert line.endswith(f"; misclassified before 1, robust {left}")
