@@ -12,8 +12,7 @@ from robustbench_inv.attacks.protocol import Batch, NeedsOODData
 from robustbench_inv.catalogue.attacks import load_attack
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import BadData, CapabilityMismatch
-from robustbench_inv.evaluation import jobs as opening
-from robustbench_inv.evaluation import jobs as sources
+from robustbench_inv.evaluation import jobs as evaluation_jobs
 from robustbench_inv.evaluation.engine import RunOptions, run_cell
 from robustbench_inv.evaluation.jobs import EvaluationRequest, build_jobs, load_ood_data
 from robustbench_inv.evaluation.plan import plan_jobs
@@ -49,7 +48,7 @@ OTHER = [0.42, 0.44, 0.46, 0.54, 0.02, 0.58]
 def opens(monkeypatch, other):
     """Let every name stand for one data set."""
     monkeypatch.setattr(
-        sources, "_open", lambda source, *_, **__: other if isinstance(source, str) else source
+        evaluation_jobs, "_open_dataset", lambda source, *_, **__: other if isinstance(source, str) else source
     )
 
 
@@ -97,14 +96,14 @@ def test_success_is_an_input_of_other_data_that_is_accepted(data, careful, tmp_p
     assert {r.status for r in records} == {"ok"}
     assert sum(r.goal_reached for r in records) == 1
     rates = rejection_rates(records)
-    assert (rates.rejected_adversarial.successes, rates.rejected.trials) == (5, 6)
+    assert (rates.rejected_adversarial.successes, rates.rejected_adversarial.trials) == (5, 6)
     assert rates.false_rejection.successes == 0
     assert [r.forward_passes for r in records] == [0] * 6
 
 
 def test_the_usual_data_set_is_the_one_that_is_named(data, careful, monkeypatch):
     own, _ = data
-    monkeypatch.setattr(opening, "usual_others", lambda _: "middle")
+    monkeypatch.setattr(evaluation_jobs, "default_ood_dataset", lambda _: "middle")
     (usual,), (named,) = (
         jobs(careful, own, text)
         for text in ("out-of-distribution", "out-of-distribution:dataset=middle")
