@@ -48,7 +48,9 @@ OTHER = [0.42, 0.44, 0.46, 0.54, 0.02, 0.58]
 def opens(monkeypatch, other):
     """Let every name stand for one data set."""
     monkeypatch.setattr(
-        evaluation_jobs, "_open_dataset", lambda source, *_, **__: other if isinstance(source, str) else source
+        evaluation_jobs,
+        "_open_dataset",
+        lambda source, *_, **__: other if isinstance(source, str) else source,
     )
 
 
@@ -165,7 +167,7 @@ def test_files_that_are_not_here_stop_a_plan_unless_the_run_is_optional(data, ca
         load_ood_data(source, loaded, own, missing)
     left = load_ood_data(source, loaded, own, missing, optional=True)
     assert left.attack == OutOfDistribution("middle")
-    (job,) = jobs(careful, own, "uniform-noise")
+    (job,) = jobs(careful, own, "noise-image")
     plan = plan_jobs([job, replace(job, attack=left, optional=True)])
     assert plan.jobs == (job,)
     assert "left out: out-of-distribution:dataset=middle" in plan.warnings[0]

@@ -140,7 +140,7 @@ def test_a_given_input_outside_the_budget_is_no_success(toys, mirrored, tmp_path
 
 
 def test_a_data_set_without_counterparts_is_refused(toys):
-    with pytest.raises(CapabilityMismatch, match=r"counterpart on twosides: .* got 'points'"):
+    with pytest.raises(CapabilityMismatch, match=r"altered-input on twosides: .* got 'points'"):
         plan_jobs([shift_job(toys, toys.points())])
 
 
@@ -150,7 +150,7 @@ def test_an_optional_job_that_does_not_fit_is_left_out_and_said_so(toys):
     plan = plan_jobs([other, fits])
     assert plan.jobs == (fits,)
     assert [line.split(":")[0] for line in plan.warnings] == ["left out"]
-    with pytest.raises(CapabilityMismatch, match="counterpart on twosides"):
+    with pytest.raises(CapabilityMismatch, match="altered-input on twosides"):
         plan_jobs([other])
 
 
