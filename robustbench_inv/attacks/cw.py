@@ -1,7 +1,7 @@
 """Carlini & Wagner in l2: the published attack, and a faster variant that adapts its constant to each sample."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -162,8 +162,10 @@ class _Descent:
 
     def __getitem__(self, kept: Tensor) -> "_Descent":
         """Return some of the samples, given a mask (m,)."""
-        own = {name: value[kept] for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **own)
+        tensors: dict[str, Any] = {
+            name: value[kept] for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
 
     def check_progress(self, images: Tensor, hinge: Tensor) -> Tensor:
         """Return whether the objective ‖x' − x‖² + c·hinge fell since the last check, (m,)."""

@@ -126,6 +126,16 @@ def test_every_preset_has_a_row_or_a_reason():
     assert not rows & ELSEWHERE.keys()
 
 
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_every_preset_names_its_algorithm_and_each_deviation_in_a_sentence(preset):
+    card = read_attack(PRESETS[preset])
+    assert card.algorithm
+    assert card.paper or not card.deviations
+    for sentence in card.deviations:
+        assert sentence.endswith(".")
+        assert len(sentence.split()) <= 35
+
+
 @pytest.mark.parametrize("preset", sorted(PRESETS.keys() - ELSEWHERE.keys()))
 def test_every_norm_that_is_searched_in_has_a_row(preset):
     """Whoever names a goal of its own, or keeps the decision, measures in any norm what it finds in one."""

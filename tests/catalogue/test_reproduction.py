@@ -6,12 +6,12 @@ import pytest
 
 from robustbench_inv.catalogue.attacks import load_attack
 from robustbench_inv.catalogue.locate import entries, shipped_root
-from robustbench_inv.catalogue.references import import_object, parse_reference
+from robustbench_inv.catalogue.references import parse_reference
 from robustbench_inv.catalogue.reproduction import Column, Row
 from robustbench_inv.catalogue.reproduction_file import load_reproduction, read_reproduction
 from robustbench_inv.catalogue.threats import load_threat
 from robustbench_inv.errors import BadCatalogue, UnknownName, UsageError
-from robustbench_inv.evaluation.provenance import epsilons, threat_text
+from robustbench_inv.experiments.protocol import find_experiment
 
 SHIPPED = sorted(entries("reproductions"))
 
@@ -24,7 +24,7 @@ datasets = ["mnist"]
 columns = [{ name = "A", published = "{data}-a" }, { name = "B", published = "{data}-b:x=1", adaptive = "{data}-b" }]
 trials = [
   { name = "fgsm", group = "linf", attack = "foolbox:FGSM", threat = "linf={sweep}" },
-  { name = "pgd", group = "linf", on = "adaptive", attack = "pgd", threat = "linf={sweep}" },
+  { name = "pgd", group = "linf", side = "adaptive", attack = "pgd", threat = "linf={sweep}" },
 ]
 rows = [{ name = "Clean", eps = 0, trial = "fgsm" }, { name = "F", eps = 0.2, trial = "fgsm", worst_of = ["linf"] }]
 published = { "Clean" = [99, 98.5], "F 0.2" = [1, 2] }
@@ -63,10 +63,8 @@ def test_every_shipped_trial_can_be_run_and_tells_who_falls_at_its_rows(name):
             threats = [load_threat(text, loaded.goal) for text in item.threats(trial, data)]
             assert {threat.norm for threat in threats} <= loaded.attack.norms
             texts = [place.threat for place in item.addresses(trial, item.columns[0], data)]
-            assert [threat_text(threat) for threat in threats] == texts, (
-                "records are found by this text"
-            )
-            assert {epsilons(threat) for threat in threats} == {item.sweep(trial)}
+            assert [threat.text for threat in threats] == texts, "records are found by this text"
+            assert {threat.epsilons for threat in threats} == {item.sweep(trial)}
     for row in item.rows:
         told = {row.eps in item.sweep(trial) for trial in item.worst_case_trials(row)}
         assert told == {True} or not row.eps
@@ -77,7 +75,7 @@ def test_every_shipped_measurement_can_be_asked(name):
     item = load_reproduction(name)
     if item.measurement is None:
         pytest.skip("it runs attacks")
-    measure = import_object(item.measurement.by)
+    measure = find_experiment(item.measurement.by)
     for data in item.datasets:
         inspect.signature(measure).bind(None, **item.measurement.filled(data))
 
@@ -118,9 +116,9 @@ def test_published_numbers_are_those_of_the_paper(name, row, numbers):
         ("sdim/table-7", "κ = 0, detected", (100, 100)),
         ("sdim/table-7", "κ = 500, detected", (99.78, 99.78)),
         ("sdim/table-7", "κ = 1000, detected", (90.24, 95.98)),
-        ("sdim/table-7", "κ = 0, reached", (84.65, 84.65)),
-        ("sdim/table-7", "κ = 500, reached", (76.61, 76.61)),
-        ("sdim/table-7", "κ = 1000, reached", (45.56, 45.56)),
+        ("sdim/table-7", "κ = 0, success", (84.65, 84.65)),
+        ("sdim/table-7", "κ = 500, success", (76.61, 76.61)),
+        ("sdim/table-7", "κ = 1000, success", (45.56, 45.56)),
     ],
 )
 def test_detection_and_success_are_those_of_the_paper(name, row, numbers):
@@ -142,7 +140,7 @@ def test_the_targeted_table_aims_at_each_of_the_nine_others():
 @pytest.mark.parametrize("name", ["sdim/table-4", "sdim/table-9"])
 def test_printed_logits_lead_where_the_paper_says(name):
     """Each attack's example is decided otherwise than the original, and below its threshold."""
-    printed = load_reproduction(name).measurement.parameters["paper"]
+    printed = load_reproduction(name).measurement.parameters["published"]
     threshold, original, *attacked = printed.values()
     decided = [row.index(max(row)) for row in (original, *attacked)]
     assert decided[0] == 0
@@ -234,9 +232,9 @@ def test_a_data_set_stands_in_for_the_one_whose_name_it_begins_with():
         ('left = ["B"]', 'left = ["C"]', "unknown column"),
         ('rows = ["F*"]', 'rows = ["G*"]', "no row fits"),
         ("sweeps = {", "sweeps = 3 # {", "sweeps does not fit"),
-        ('attack = "pgd"', 'attack = "pgd", each = [1, 2]', "the cells of pgd are the same"),
+        ('attack = "pgd"', 'attack = "pgd", targets = [1, 2]', "the cells of pgd are the same"),
         ('attack = "pgd"', 'attack = "pgd", columns = ["C"]', "pgd attacks no column"),
-        ("eps = 0.2, trial", 'eps = 0.2, tells = "fooled", trial', "unknown row"),
+        ("eps = 0.2, trial", 'eps = 0.2, metric = "undetected", trial', "unknown row"),
     ],
 )
 def test_a_mistake_is_explained_in_one_line(tmp_path, old, new, told):
@@ -248,7 +246,7 @@ def test_a_mistake_is_explained_in_one_line(tmp_path, old, new, told):
 
 
 def test_a_worst_case_holds_the_published_attack(tmp_path):
-    text = GOOD.replace('group = "linf", on', 'group = "other", on').replace(
+    text = GOOD.replace('group = "linf", side', 'group = "other", side').replace(
         'worst_of = ["linf"]', 'worst_of = ["other"]'
     )
     with pytest.raises(BadCatalogue, match="leaves the published attack out"):
@@ -256,8 +254,8 @@ def test_a_worst_case_holds_the_published_attack(tmp_path):
 
 
 def test_competing_attacks_have_the_same_cells(tmp_path):
-    text = GOOD.replace("linf={sweep}", "linf={sweep}:goal=target:offset={each}", 1)
-    text = text.replace('group = "linf", attack', 'group = "linf", each = [1, 2], attack', 1)
+    text = GOOD.replace("linf={sweep}", "linf={sweep}:goal=target:offset={target}", 1)
+    text = text.replace('group = "linf", attack', 'group = "linf", targets = [1, 2], attack', 1)
     with pytest.raises(BadCatalogue, match="pgd has other cells than fgsm"):
         read(tmp_path, text)
 

@@ -120,11 +120,11 @@ def test_given_inputs_are_shown_to_every_sample(toys, mirrored, tmp_path):
     module = toys.TwoSides()
     for r in records:
         image = mirrored.counterparts([r.sample])
-        assert r.adversarial.decision == module(image).argmax(1).item()
-        assert r.adversarial.decision != r.clean.decision
+        assert r.adversarial.prediction == module(image).argmax(1).item()
+        assert r.adversarial.prediction != r.clean.prediction
         assert r.distance.linf > 0
         assert r.forward_passes == 0
-        assert r.goal_reached == ((r.sample in wrong) or r.adversarial.decision != r.label)
+        assert r.goal_reached == ((r.sample in wrong) or r.adversarial.prediction != r.label)
         assert (r.broken_at == 0) == (r.sample in wrong)
     view = FinishedCell.read(cell)
     assert check_consistency(view).verdict == "PASS"
@@ -140,7 +140,7 @@ def test_a_given_input_outside_the_budget_is_no_success(toys, mirrored, tmp_path
 
 
 def test_a_data_set_without_counterparts_is_refused(toys):
-    with pytest.raises(CapabilityMismatch, match=r"altered-input on twosides: .* got 'points'"):
+    with pytest.raises(CapabilityMismatch, match=r"counterpart on twosides: .* got 'points'"):
         plan_jobs([shift_job(toys, toys.points())])
 
 
@@ -150,7 +150,7 @@ def test_an_optional_job_that_does_not_fit_is_left_out_and_said_so(toys):
     plan = plan_jobs([other, fits])
     assert plan.jobs == (fits,)
     assert [line.split(":")[0] for line in plan.warnings] == ["left out"]
-    with pytest.raises(CapabilityMismatch, match="altered-input on twosides"):
+    with pytest.raises(CapabilityMismatch, match="counterpart on twosides"):
         plan_jobs([other])
 
 

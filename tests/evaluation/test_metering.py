@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from robustbench_inv.attacks.protocol import Batch, Queries
-from robustbench_inv.attacks.queries import CountingModel, classify, inside_box, query_model
+from robustbench_inv.attacks.queries import CountingModel
+from robustbench_inv.models.protocol import classify, query_model
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output, margin
-from robustbench_inv.threat.budgets import LpBall, Unbounded
+from robustbench_inv.threat.budgets import LpBall, Unbounded, inside_box
 from robustbench_inv.threat.threat_model import ThreatModel
 
 
@@ -164,5 +165,5 @@ def test_fixed_noise_is_the_same_in_search_and_verdict_and_fresh_noise_is_not():
 
 def test_marks_say_why():
     m = meter()
-    m.mark(torch.tensor([2]), "no_start")
+    m.report_failure(torch.tensor([2]), "no_start")
     assert m.failures == {2: "no_start"}

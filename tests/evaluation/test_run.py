@@ -9,10 +9,11 @@ import jsonschema
 import pytest
 
 import robustbench_inv as rbi
-from robustbench_inv.api import evaluate, make_plan, run_plan
+from robustbench_inv.api import evaluate, run_plan
 from robustbench_inv.errors import BadParameter, CapabilityMismatch, MissingExtra, UsageError
 from robustbench_inv.evaluation.engine import RunOptions
 from robustbench_inv.evaluation.jobs import EvaluationRequest
+from robustbench_inv.evaluation.plan import make_plan
 from robustbench_inv.evaluation.schedule import run_jobs
 from robustbench_inv.results.run_files import RunFolder
 
@@ -68,7 +69,9 @@ def test_the_results_from_python(run):
     assert Path(second["path"]).is_dir()
     assert len(run.records()) == 80
     frame = run.to_frame()
-    assert list(frame["after.decision"]) == [r.adversarial.decision for r in run.records()]
+    assert list(frame["adversarial.prediction"]) == [
+        r.adversarial.prediction for r in run.records()
+    ]
     assert set(frame["model"]) == {"spheres-max-margin", "spheres-misaligned"}
     # the centre of the gap is 0.15 from either sphere: within 0.2, not within 0.1
     assert [r.value for r in run.summary()[0].robust_accuracy] == [1.0, 0.0]
@@ -165,7 +168,7 @@ def test_what_cannot_be_sent_to_a_process_is_named(toys, tmp_path):
         run_jobs(
             [job, job],
             tmp_path,
-            __import__("robustbench_inv").evaluation.engine.Settings(),
+            __import__("robustbench_inv").evaluation.engine.RunOptions(),
             workers=2,
         )
 
@@ -197,7 +200,7 @@ def test_an_object_needs_a_data_set_and_other_data_a_budget(toys):
     question = EvaluationRequest(
         models=[toys.TwoSides()], attacks=[toys.Straight()], dataset=toys.points()
     )
-    with pytest.raises(CapabilityMismatch, match="usual budget"):
+    with pytest.raises(CapabilityMismatch, match="customary budget"):
         make_plan(question)
     with pytest.raises(UsageError, match="name a data set"):
         make_plan(EvaluationRequest(models=[toys.TwoSides()], attacks=[toys.Straight()]))

@@ -16,7 +16,8 @@ from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.evaluation import engine
 from robustbench_inv.evaluation.engine import RunOptions, run_cell
-from robustbench_inv.evaluation.plan import Job, plan_jobs
+from robustbench_inv.evaluation.jobs import Job
+from robustbench_inv.evaluation.plan import plan_jobs
 from robustbench_inv.evaluation.schedule import run_jobs
 from robustbench_inv.evaluation.search import scale_to_budget
 from robustbench_inv.randomness import SampleRNG
@@ -366,4 +367,4 @@ def test_a_target_class_is_reached_through_a_substitute(tmp_path):
     job = replace(make_job(PGD(steps=5), transfer("linf", 0.2).with_goal(Target(1))), samples=ids)
     found = records(job, tmp_path)
     assert sum(r.goal_reached for r in found) > 5
-    assert all(r.adversarial.decision == 1 for r in found if r.goal_reached)
+    assert all(r.adversarial.prediction == 1 for r in found if r.goal_reached)
