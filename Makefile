@@ -22,7 +22,7 @@ demo: $(VENV)/.user
 	@$(BIN)/invbench report demo --from runs/demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --numprocesses logical --dist loadgroup
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -83,10 +83,11 @@ Side = Literal["published", "adaptive"]
 """``published``: the model as the paper attacked it. ``adaptive``: the same network without what hides its
 gradients."""
 
-RowMetric = Literal["held", "reached", "detected", "fooled"]
-"""What a row tells, as a share. ``held``: of all samples, those that did not fall. Of those that were attacked:
-``reached``, the attack reached its goal; ``fooled``, and the model did not reject what was shown. ``detected``: of those
-that the attack as published reached its goal on, what was shown is rejected; adaptive, nothing that fools was found."""
+RowMetric = Literal["robust", "success", "detected", "undetected"]
+"""What a row counts, as a share. ``robust``: of all samples, those that no counted attack broke. ``success``: of the
+attacked samples, those on which the attack reached its goal. ``undetected``: of the attacked samples, those with an
+adversarial example that the model accepts. ``detected``: of the samples on which the published attack succeeded, those
+whose example the model rejects; adaptive, those for which no attack found an accepted one."""
 
 OBLIVIOUS_GOAL = re.compile(r":goal=misclassify(?=:|$)")
 """The goal that goes without saying where records name a threat."""
@@ -123,10 +124,10 @@ class Trial:
         threat: as ``--threat`` takes it; ``{data}`` stands for the data set, and the name of a sweep in
             braces for its eps.
         group: what it competes with; the worst of groups is the adaptive number.
-        on: which of a column's models it attacks.
+        side: which of a column's models the trial attacks.
         samples: at most so many; None for all.
-        each: what ``{each}`` in the threat stands for in turn, as the classes that are aimed at: a cell for each,
-            taken together. None for a single cell.
+        targets: one cell is run for each value, which replaces ``{target}`` in the threat; the cells are counted
+            together. Empty for a single cell.
         columns: patterns of the columns that it attacks.
     """
 
@@ -134,9 +135,9 @@ class Trial:
     attack: str
     threat: str
     group: str
-    on: Side = "published"
+    side: Side = "published"
     samples: int | str | None = None
-    each: tuple[int, ...] = ()
+    targets: tuple[int, ...] = ()
     columns: tuple[str, ...] = ("*",)
 
     def attacks(self, column: Column) -> bool:
@@ -160,7 +161,7 @@ class Row:
     eps: float
     trial: str
     worst_of: tuple[str, ...] = ()
-    metric: RowMetric = "held"
+    metric: RowMetric = "robust"
 
     @property
     def label(self) -> str:
@@ -172,7 +173,7 @@ class Row:
             >>> Row("C&W", 0, "C&W", metric="detected").label
             'C&W, detected'
         """
-        if self.metric != "held":
+        if self.metric != "robust":
             return f"{self.name}, {self.metric}"
         return f"{self.name} {self.eps:g}" if self.eps else self.name
 
@@ -196,14 +197,14 @@ class CurvePanel:
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that the paper says its numbers show: left is more than ``by`` points above right.
+    """Something that the paper says its numbers show: left is more than ``min_difference`` points above right.
 
     Args:
         text: one sentence.
         left: columns.
         right: one column, or as many as left, compared in order; none to compare with the published numbers.
         rows: patterns of row labels.
-        by: points; negative for "not worse than".
+        min_difference: points; negative for "not worse than".
         needs: ``every`` comparison must hold, or ``most`` of them: more than half.
     """
 
@@ -211,7 +212,7 @@ class Claim:
     left: tuple[str, ...]
     rows: tuple[str, ...]
     right: tuple[str, ...] = ()
-    by: float = 0.0
+    min_difference: float = 0.0
     needs: Literal["every", "most"] = "every"
 
     @property
@@ -339,7 +340,7 @@ class Reproduction:
 
     def addresses(self, trial: Trial, column: Column, data: str) -> tuple[CellAddress, ...]:
         """Return where the records of a trial on a column's model are, one address for each of its cells."""
-        model, attack = column.model(trial.on, data), str(parse_reference(trial.attack))
+        model, attack = column.model(trial.side, data), str(parse_reference(trial.attack))
         threats = (OBLIVIOUS_GOAL.sub("", threat) for threat in self.threats(trial, data))
         return tuple(CellAddress(model, attack, threat) for threat in threats)
 
@@ -351,9 +352,11 @@ class Reproduction:
     def threats(self, trial: Trial, data: str) -> tuple[str, ...]:
         """Return the threats of a trial's cells, with eps and data set filled in."""
         sweeps = {name: ",".join(f"{e:.10g}" for e in eps) for name, eps in self.sweeps.items()}
-        if not trial.each:
+        if not trial.targets:
             return (trial.threat.format(data=data, **sweeps),)
-        return tuple(trial.threat.format(data=data, each=each, **sweeps) for each in trial.each)
+        return tuple(
+            trial.threat.format(data=data, target=target, **sweeps) for target in trial.targets
+        )
 
     def remark(self, row: Row, column: Column) -> str:
         """Return what is remarked on one number; empty if nothing is."""

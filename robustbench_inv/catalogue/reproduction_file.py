@@ -168,11 +168,11 @@ def _check_patterns(item: Reproduction, trial: Trial) -> None:
     try:
         item.threats(trial, "data")
     except (KeyError, IndexError, ValueError) as error:
-        names = ("data", *(["each"] if trial.each else []), *item.sweeps)
+        names = ("data", *(["target"] if trial.targets else []), *item.sweeps)
         known = ", ".join(f"{{{name}}}" for name in names)
         raise Mismatch("braces do not fit", got=trial.threat, expected=known) from error
-    if len(set(item.threats(trial, "data"))) != max(len(trial.each), 1):
-        raise Mismatch(f"the cells of {trial.name} are the same", expected="{each} in the threat")
+    if len(set(item.threats(trial, "data"))) != max(len(trial.targets), 1):
+        raise Mismatch(f"the cells of {trial.name} are the same", expected="{target} in the threat")
     if not item.attacked(trial):
         raise Mismatch(f"{trial.name} attacks no column", got=list(trial.columns))
 
@@ -184,9 +184,9 @@ def _check_worst(item: Reproduction, line: Row | CurvePanel) -> None:
         _known("group", group, {trial.group for trial in item.trials})
     own = item.trial(line.trial)
     for trial in item.worst_case_trials(line):
-        if trial.each != own.each:
-            raise Mismatch(f"{trial.name} has other cells than {own.name}", got=list(trial.each))
-    if isinstance(line, Row) and line.eps and line.metric != "held":
+        if trial.targets != own.targets:
+            raise Mismatch(f"{trial.name} has other cells than {own.name}", got=list(trial.targets))
+    if isinstance(line, Row) and line.eps and line.metric != "robust":
         raise Mismatch(f"{line.label} tells of no single eps", got=line.eps, expected="0")
     if line.worst_of and own.group not in line.worst_of:
         raise Mismatch("worst_of leaves the published attack out", expected=own.group)

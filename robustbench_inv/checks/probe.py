@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +15,33 @@ from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output
 
-__all__ = ["Probe", "evenly_spaced"]
+__all__ = [
+    "ATTACK_SAMPLES",
+    "DIFFERENCE_SAMPLES",
+    "PROBE_SAMPLES",
+    "Probe",
+    "ProbedModel",
+    "evenly_spaced",
+]
+
+PROBE_SAMPLES = 100
+"""Samples that a probe queries, at most."""
+
+ATTACK_SAMPLES = 64
+"""Samples that a probe attacks, at most: they cost hundreds of passes each."""
+
+DIFFERENCE_SAMPLES = 20
+"""Samples whose gradient is compared with finite differences."""
+
+
+class ProbedModel(Protocol):
+    """A loaded model: its name and its classifier."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def classifier(self) -> Classifier: ...
 
 
 @dataclass(frozen=True)

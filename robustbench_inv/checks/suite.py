@@ -2,27 +2,14 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from robustbench_inv.checks.attack_strength import (
-    check_convergence,
-    check_fixed_noise,
-    check_logit_scale,
-    check_monotone_attack,
-    check_unbounded,
-)
 from robustbench_inv.checks.comparisons import (
     check_eps_scale,
     check_gradient_free,
     check_monotone,
     check_single_step,
     escalate_saturation,
-)
-from robustbench_inv.checks.gradients import (
-    check_gradient_accuracy,
-    check_gradients,
-    check_saturation,
-    check_single_pass,
 )
 from robustbench_inv.checks.invariance_checks import (
     check_inverse,
@@ -32,8 +19,6 @@ from robustbench_inv.checks.invariance_checks import (
     uses_inverse,
     uses_preimage_solver,
 )
-from robustbench_inv.checks.model_outputs import check_bounds, check_determinism, check_logits
-from robustbench_inv.checks.probe import Probe
 from robustbench_inv.checks.records import (
     check_adversarial_inputs,
     check_completeness,
@@ -53,63 +38,19 @@ from robustbench_inv.checks.rejection_checks import (
     has_reject_option,
 )
 from robustbench_inv.checks.verdict import CHECKS, Verdict
-from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.results.cell import CellSource, FinishedCell
 
 if TYPE_CHECKING:
+    from robustbench_inv.checks.probe import Probe, ProbedModel
     from robustbench_inv.data.protocol import Dataset
 
 __all__ = [
-    "ATTACK_SAMPLES",
-    "DEEP_PROBES",
-    "PROBES",
-    "PROBE_SAMPLES",
-    "ProbedModel",
     "RequestedSamples",
     "check_records",
+    "list_probes",
     "probe_model",
     "verdicts_about",
 ]
-
-
-PROBE_SAMPLES = 100
-"""Samples that a probe looks at, at most."""
-
-ATTACK_SAMPLES = 64
-"""Samples that a probe attacks, at most: they cost hundreds of passes each."""
-
-DIFFERENCE_SAMPLES = 20
-"""Samples whose gradient is compared with finite differences."""
-
-PROBES: tuple[tuple[str, int, Callable[[Probe], Verdict]], ...] = (
-    ("C1", ATTACK_SAMPLES, check_monotone_attack),
-    ("C2", ATTACK_SAMPLES, check_unbounded),
-    ("C6", PROBE_SAMPLES, check_gradients),
-    ("C7", PROBE_SAMPLES, check_saturation),
-    ("C10", PROBE_SAMPLES, check_logits),
-    ("C11", PROBE_SAMPLES, check_determinism),
-    ("C12", PROBE_SAMPLES, check_single_pass),
-    ("C17", PROBE_SAMPLES, check_bounds),
-)
-"""Of every evaluation: id of the check, number of samples, probe."""
-
-DEEP_PROBES: tuple[tuple[str, int, Callable[[Probe], Verdict]], ...] = (
-    ("C4", ATTACK_SAMPLES, check_convergence),
-    ("C8", ATTACK_SAMPLES, check_logit_scale),
-    ("C13", ATTACK_SAMPLES, check_fixed_noise),
-    ("C31", DIFFERENCE_SAMPLES, check_gradient_accuracy),
-)
-"""Besides, of an evaluation that asks for them (suite ``diagnostics``): hundreds of passes for each sample."""
-
-
-class ProbedModel(Protocol):
-    """A loaded model: its name and what answers."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def classifier(self) -> Classifier: ...
 
 
 RequestedSamples = Sequence[int] | Mapping[str, Sequence[int]] | None
@@ -144,9 +85,38 @@ def probe_model(
         ids = evenly_spaced(samples, count)
         return [check(Probe.of(model.name, model.classifier, dataset, ids, seed).to_device(device))]
 
-    probes = (*PROBES, *DEEP_PROBES) if deep else PROBES
-    guarded = (_run_check(id_, model.name, partial(run, check, n)) for id_, n, check in probes)
+    guarded = (
+        _run_check(id_, model.name, partial(run, check, n))
+        for id_, n, check in list_probes(deep=deep)
+    )
     return [verdict for verdicts in guarded for verdict in verdicts]
+
+
+def list_probes(*, deep: bool = False) -> list[tuple[str, int, "Callable[[Probe], Verdict]"]]:
+    """Return the id of each check of a model, its number of samples, and its function.
+
+    The deep ones take hundreds of passes for each sample.
+    """
+    from robustbench_inv.checks import attack_strength, gradients, model_outputs
+    from robustbench_inv.checks.probe import ATTACK_SAMPLES, DIFFERENCE_SAMPLES, PROBE_SAMPLES
+
+    usual: list[tuple[str, int, Callable[[Probe], Verdict]]] = [
+        ("C1", ATTACK_SAMPLES, attack_strength.check_monotone_attack),
+        ("C2", ATTACK_SAMPLES, attack_strength.check_unbounded),
+        ("C6", PROBE_SAMPLES, gradients.check_gradients),
+        ("C7", PROBE_SAMPLES, gradients.check_saturation),
+        ("C10", PROBE_SAMPLES, model_outputs.check_logits),
+        ("C11", PROBE_SAMPLES, model_outputs.check_determinism),
+        ("C12", PROBE_SAMPLES, gradients.check_single_pass),
+        ("C17", PROBE_SAMPLES, model_outputs.check_bounds),
+    ]
+    costly: list[tuple[str, int, Callable[[Probe], Verdict]]] = [
+        ("C4", ATTACK_SAMPLES, attack_strength.check_convergence),
+        ("C8", ATTACK_SAMPLES, attack_strength.check_logit_scale),
+        ("C13", ATTACK_SAMPLES, attack_strength.check_fixed_noise),
+        ("C31", DIFFERENCE_SAMPLES, gradients.check_gradient_accuracy),
+    ]
+    return [*usual, *costly] if deep else usual
 
 
 def check_records(

@@ -60,6 +60,8 @@ def verify(names: DatasetNames = None, data_root: DataRoot = None, json: Json = 
 
 
 def _dataset_names(names: list[str] | None) -> list[str]:
-    from robustbench_inv.data.registry import DATASETS
+    from robustbench_inv.data.registry import DATASETS, dataset_entry
 
-    return names or [name for name, known in DATASETS.items() if known.has_files]
+    if names:
+        return [dataset_entry(name).name for name in names]
+    return [name for name, known in DATASETS.items() if known.has_files]

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustbench_inv.data.formats import parse_array, parse_images, parse_labels, unpacked
-from robustbench_inv.data.registry import dataset_entry
 from robustbench_inv.errors import BadData
 
 __all__ = [
@@ -205,7 +204,7 @@ def fetch_file(
 
 
 def _source_with_files(name: str) -> Source | None:
-    return find_source(name) if dataset_entry(name).has_files else None
+    return find_source(name) if name in _sources() else None
 
 
 def _ensure_present(origin: Source, file: str, root: Path | None) -> Path:

@@ -58,7 +58,7 @@ def _models(item: Reproduction, data: str) -> dict[str, set[int]]:
     for column in item.columns:
         for rank, trial in enumerate(item.trials):
             if trial.attacks(column):
-                found.setdefault(column.model(trial.on, data), set()).add(rank)
+                found.setdefault(column.model(trial.side, data), set()).add(rank)
     return found
 
 

@@ -90,7 +90,7 @@ def test_every_shipped_threat_is_what_its_card_says(name):
         ),
         (('kind = "fixed-budget"', 'kind = "fixed-budget"\nparameters = 3'), "expected a table"),
         (('kind = "fixed-budget"', 'kind = "fixed-budget"\nname = "x"'), "unknown key name"),
-        (('= "budget"', "= budget"), "cannot be read"),
+        (('= "fixed-budget"', "= fixed-budget"), "cannot be read"),
     ],
 )
 def test_a_mistake_in_a_preset_is_named_with_its_file(tmp_path, change, says):

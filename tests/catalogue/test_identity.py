@@ -175,7 +175,9 @@ def test_equal_attacks_are_equal_however_they_are_named():
     targeted = load_attack("apgd:loss=dlr,target_classes=9").digest
     assert targeted == digests["apgd-targeted"]["digest"]
     assert load_attack(load_attack("standard").attack).digest == digests["standard"]["digest"]
-    built = [Ensemble((pgd.PGD(), SquareThenAPGD(long=many))) for many in (5000, 5000, 6000)]
+    built = [
+        Ensemble((pgd.PGD(), SquareThenAPGD(long_queries=many))) for many in (5000, 5000, 6000)
+    ]
     assert len({load_attack(each).digest for each in built}) == 2
 
 
@@ -353,7 +355,8 @@ class Still:
 
 CODE = """
 import sys
-from robustbench_inv.catalogue.load import load_attack, load_model
+from robustbench_inv.catalogue.attacks import load_attack
+from robustbench_inv.catalogue.models import load_model
 print(load_model(sys.argv[1] + "/mine.py:build").digest, load_attack(sys.argv[1] + "/still.py:Still").digest)
 """
 

@@ -24,7 +24,7 @@ datasets = ["mnist"]
 columns = [{ name = "A", published = "{data}-a" }, { name = "B", published = "{data}-b:x=1", adaptive = "{data}-b" }]
 trials = [
   { name = "fgsm", group = "linf", attack = "foolbox:FGSM", threat = "linf={sweep}" },
-  { name = "pgd", group = "linf", on = "adaptive", attack = "pgd", threat = "linf={sweep}" },
+  { name = "pgd", group = "linf", side = "adaptive", attack = "pgd", threat = "linf={sweep}" },
 ]
 rows = [{ name = "Clean", eps = 0, trial = "fgsm" }, { name = "F", eps = 0.2, trial = "fgsm", worst_of = ["linf"] }]
 published = { "Clean" = [99, 98.5], "F 0.2" = [1, 2] }
@@ -118,9 +118,9 @@ def test_published_numbers_are_those_of_the_paper(name, row, numbers):
         ("sdim/table-7", "κ = 0, detected", (100, 100)),
         ("sdim/table-7", "κ = 500, detected", (99.78, 99.78)),
         ("sdim/table-7", "κ = 1000, detected", (90.24, 95.98)),
-        ("sdim/table-7", "κ = 0, reached", (84.65, 84.65)),
-        ("sdim/table-7", "κ = 500, reached", (76.61, 76.61)),
-        ("sdim/table-7", "κ = 1000, reached", (45.56, 45.56)),
+        ("sdim/table-7", "κ = 0, success", (84.65, 84.65)),
+        ("sdim/table-7", "κ = 500, success", (76.61, 76.61)),
+        ("sdim/table-7", "κ = 1000, success", (45.56, 45.56)),
     ],
 )
 def test_detection_and_success_are_those_of_the_paper(name, row, numbers):
@@ -142,7 +142,7 @@ def test_the_targeted_table_aims_at_each_of_the_nine_others():
 @pytest.mark.parametrize("name", ["sdim/table-4", "sdim/table-9"])
 def test_printed_logits_lead_where_the_paper_says(name):
     """Each attack's example is decided otherwise than the original, and below its threshold."""
-    printed = load_reproduction(name).measurement.parameters["paper"]
+    printed = load_reproduction(name).measurement.parameters["published"]
     threshold, original, *attacked = printed.values()
     decided = [row.index(max(row)) for row in (original, *attacked)]
     assert decided[0] == 0
@@ -234,9 +234,9 @@ def test_a_data_set_stands_in_for_the_one_whose_name_it_begins_with():
         ('left = ["B"]', 'left = ["C"]', "unknown column"),
         ('rows = ["F*"]', 'rows = ["G*"]', "no row fits"),
         ("sweeps = {", "sweeps = 3 # {", "sweeps does not fit"),
-        ('attack = "pgd"', 'attack = "pgd", each = [1, 2]', "the cells of pgd are the same"),
+        ('attack = "pgd"', 'attack = "pgd", targets = [1, 2]', "the cells of pgd are the same"),
         ('attack = "pgd"', 'attack = "pgd", columns = ["C"]', "pgd attacks no column"),
-        ("eps = 0.2, trial", 'eps = 0.2, tells = "fooled", trial', "unknown row"),
+        ("eps = 0.2, trial", 'eps = 0.2, metric = "undetected", trial', "unknown row"),
     ],
 )
 def test_a_mistake_is_explained_in_one_line(tmp_path, old, new, told):
@@ -248,7 +248,7 @@ def test_a_mistake_is_explained_in_one_line(tmp_path, old, new, told):
 
 
 def test_a_worst_case_holds_the_published_attack(tmp_path):
-    text = GOOD.replace('group = "linf", on', 'group = "other", on').replace(
+    text = GOOD.replace('group = "linf", side', 'group = "other", side').replace(
         'worst_of = ["linf"]', 'worst_of = ["other"]'
     )
     with pytest.raises(BadCatalogue, match="leaves the published attack out"):
@@ -256,8 +256,8 @@ def test_a_worst_case_holds_the_published_attack(tmp_path):
 
 
 def test_competing_attacks_have_the_same_cells(tmp_path):
-    text = GOOD.replace("linf={sweep}", "linf={sweep}:goal=target:offset={each}", 1)
-    text = text.replace('group = "linf", attack', 'group = "linf", each = [1, 2], attack', 1)
+    text = GOOD.replace("linf={sweep}", "linf={sweep}:goal=target:offset={target}", 1)
+    text = text.replace('group = "linf", attack', 'group = "linf", targets = [1, 2], attack', 1)
     with pytest.raises(BadCatalogue, match="pgd has other cells than fgsm"):
         read(tmp_path, text)
 

@@ -52,7 +52,7 @@ class Swapped(ArrayDataset):
 
     oracle_source = "exact"
 
-    def judge(self, images):
+    def classify(self, images):
         return (rotation_classifier(dtype=images.dtype)(images).decision + 1) % 3
 
 

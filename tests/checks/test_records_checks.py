@@ -128,7 +128,7 @@ def test_c15_tells_of_successes_that_were_none_when_judged_again():
         {"status": "already_wrong"},
         {"status": "crash"},
         {"within_budget": False},
-        {"before": ModelOutput(5, None, None)},
+        {"clean": ModelOutput(5, None, None)},
         {"distance": Distances(4, float("nan"), 0.2, 0.1)},
     ],
 )

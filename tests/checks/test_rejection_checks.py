@@ -33,7 +33,7 @@ def cell(goal="misclassify-accepted", *, adversarial=None, clean=None, digest="a
     clean = clean or [answer(3, 2.0 + k) for k in range(10)]
     lines = []
     for record, was, now in zip(toy.lines, clean, adversarial or usual, strict=True):
-        reached = now.decision != 3 and (now.accepted or goal == "misclassify")
+        reached = now.prediction != 3 and (now.accepted or goal == "misclassify")
         broken = 0.1 if reached else None
         lines.append(
             replace(record, clean=was, adversarial=now, broken_at=broken, goal_reached=reached)

@@ -50,12 +50,14 @@ def test_toy_attacks_are_found_out(honest, grades):
     found = grades(
         honest, [CrashingAttack(), ForgetfulAttack(), OverBudgetAttack(), IdleAttack(), short]
     )
-    assert (found["C30", "crashing"], found["C30", "forgetful"]) == ("FAIL", "PASS")
-    assert (found["C15", "forgetful"], found["C15", "cheating"]) == ("WARN", "PASS")
-    assert (found["C14", "cheating"], found["C14", "forgetful"]) == ("FAIL", "PASS")
-    assert (found["C16", "idle"], found["C16", "pgd"]) == ("FAIL", "PASS")
-    assert (found["C19", "pgd"], found["C19", "idle"]) == ("WARN", "NA")
-    assert {found["C22", attack] for attack in ("crashing", "forgetful", "cheating")} == {"PASS"}
+    assert (found["C30", "crashingattack"], found["C30", "forgetfulattack"]) == ("FAIL", "PASS")
+    assert (found["C15", "forgetfulattack"], found["C15", "overbudgetattack"]) == ("WARN", "PASS")
+    assert (found["C14", "overbudgetattack"], found["C14", "forgetfulattack"]) == ("FAIL", "PASS")
+    assert (found["C16", "idleattack"], found["C16", "pgd"]) == ("FAIL", "PASS")
+    assert (found["C19", "pgd"], found["C19", "idleattack"]) == ("WARN", "NA")
+    assert {
+        found["C22", attack] for attack in ("crashingattack", "forgetfulattack", "overbudgetattack")
+    } == {"PASS"}
 
 
 def test_an_iterative_attack_that_is_too_weak_is_found_out_by_one_step(honest, grades):
@@ -69,7 +71,7 @@ class Unsure(ArrayDataset):
     oracle_source = "exact"
     share = 0.0
 
-    def judge(self, images):
+    def classify(self, images):
         known = torch.arange(len(images)) < self.share * len(images)
         return torch.where(known, 1, UNKNOWN)
 

@@ -34,8 +34,8 @@ def test_label_then_judge(invbench, run, tmp_path):
         f"{'' if t['known'] is None else t['known']}"
         for t in page["trials"]
     ]
-    (tmp_path / "l.csv").write_text("\n".join([",".join(page["column_images"]), *rows]) + "\n")
-    done = invbench("judge", run, "--oracle", tmp_path / "l.csv", "--json")
+    (tmp_path / "l.csv").write_text("\n".join([",".join(page["columns"]), *rows]) + "\n")
+    done = invbench("rescore", run, "--oracle", tmp_path / "l.csv", "--json")
     (cell,) = json.loads(done.out)
     assert (cell["invariance"]["failed"]["successes"], cell["invariance"]["oracle"]) == (
         10,
@@ -43,10 +43,10 @@ def test_label_then_judge(invbench, run, tmp_path):
     )
     assert cell["invariance"]["oracle_wrong"] == pytest.approx({**cell["invariance"]["oracle_wrong"], "successes": 0, "trials": 3})  # fmt: skip
     assert RunFolder(tmp_path / "run-l").cells()[0].digest == cell["path"].rpartition("/")[2]
-    told = invbench("judge", run, "--oracle", tmp_path / "l.csv", "--out", tmp_path / "other")
+    told = invbench("rescore", run, "--oracle", tmp_path / "l.csv", "--out", tmp_path / "other")
     assert "decision kept, class changed" in told.out
     assert f"records: {tmp_path / 'other'}" in told.out
-    again = invbench("judge", run, "--oracle", tmp_path / "l.csv")
+    again = invbench("rescore", run, "--oracle", tmp_path / "l.csv")
     assert (again.code, again.err.count("\n"), again.out) == (2, 1, "")
     assert "is there already" in again.err
 
@@ -60,9 +60,9 @@ def test_several_patterns_of_cells(invbench, run, tmp_path):
     ("arguments", "says"),
     [
         (("label", "nowhere", "--out", "p.html"), "not a results folder"),
-        (("judge", "run", "--oracle", "no.csv"), "no.csv"),
-        (("judge", "run", "--oracle", "mnist-pane"), "did you mean mnist-panel"),
-        (("judge", "run", "--oracle", "first.csv"), "no row of first.csv is about what this run shows"),
+        (("rescore", "run", "--oracle", "no.csv"), "no.csv"),
+        (("rescore", "run", "--oracle", "mnist-pane"), "did you mean mnist-panel"),
+        (("rescore", "run", "--oracle", "first.csv"), "no row of first.csv is about what this run shows"),
         (("show", "mnist-pannel"), "did you mean mnist-panel"),
     ],
 )  # fmt: skip

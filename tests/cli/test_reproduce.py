@@ -29,7 +29,7 @@ columns = [
 ]
 trials = [
   { name = "F", group = "linf", attack = "foolbox:LinfFastGradientAttack", threat = "linf={linf}" },
-  { name = "P", group = "linf", on = "adaptive", attack = "pgd:steps=2", threat = "linf={linf}", samples = 10 },
+  { name = "P", group = "linf", side = "adaptive", attack = "pgd:steps=2", threat = "linf={linf}", samples = 10 },
 ]
 rows = [
   { name = "Clean", eps = 0, trial = "F" },

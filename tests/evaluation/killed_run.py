@@ -1,16 +1,15 @@
-"""Run as a program: evaluates a slow toy again and again, killed each time after a while, then to its end."""
+"""Run as a program: kill evaluations of a toy at chosen operations on files, and resume each to its end."""
 
 import os
 import signal
 import sys
-import time
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import nn
 
-import robustbench_inv.checks.probe  # noqa: F401 - what the children need is imported before they are born
+import robustbench_inv.checks.probe  # noqa: F401 - imported before the children are forked
 from robustbench_inv.api import evaluate
 from robustbench_inv.data.arrays import ArrayDataset
 
@@ -26,14 +25,13 @@ class Halves(nn.Module):
 
 
 @dataclass(frozen=True)
-class Slow:
-    """Random points of the ball, found slowly."""
+class RandomPoints:
+    """Random points of the ball, drawn per sample and from the global generator."""
 
     kind: ClassVar = "fixed-budget"
     norms: ClassVar = frozenset({"linf"})
 
     def run(self, model, batch, threat, rng):
-        time.sleep(0.01)
         draw = rng.uniform((16,)) * torch.rand(len(batch), 1)  # a global draw as well
         images = (batch.images + threat.budget.eps * draw).clamp(0, 1)
         model(images)
@@ -47,7 +45,7 @@ def run(folder):
     data = ArrayDataset(images, (images.mean(1) > 0.5).long(), "halves")
     evaluate(
         model=Halves(),
-        attack=Slow(),
+        attack=RandomPoints(),
         threat="linf=0.05,0.2",
         dataset=data,
         out=folder,
@@ -57,28 +55,63 @@ def run(folder):
     )
 
 
-def in_child(folder, seconds=None):
-    """Evaluate in a child that is killed after some seconds; say whether it came to its end."""
+FILE_OPERATIONS = ("open", "write", "fsync", "ftruncate", "replace", "unlink")
+"""Functions of ``os`` through which results are written; between any two of them a process may die."""
+
+
+class KilledAt:
+    """Count operations on files and kill the process at one of them, half of a write being done.
+
+    Args:
+        number: of the operation, from 1; 0 never kills.
+    """
+
+    def __init__(self, number):
+        self.number, self.count = number, 0
+        for name in FILE_OPERATIONS:
+            setattr(os, name, self._counted(name, getattr(os, name)))
+
+    def _counted(self, name, operation):
+        def counted(*arguments, **named):
+            self.count += 1
+            if self.count == self.number:
+                if name == "write":
+                    descriptor, data = arguments
+                    operation(descriptor, bytes(data)[: len(data) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            return operation(*arguments, **named)
+
+        return counted
+
+
+def in_child(folder, number=0):
+    """Evaluate in a child that dies at an operation; return how many it did, None if it was killed."""
+    receive, send = os.pipe()
     child = os.fork()
     if not child:
         code = 1
         try:
+            write, killed = os.write, KilledAt(number)
             run(folder)
+            write(send, str(killed.count).encode())
             code = 0
         finally:
             os._exit(code)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-    return os.waitpid(child, 0)[1]
+    os.close(send)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL), f"the child ended with status {status}"
+    with open(receive, "rb") as pipe:  # noqa: PTH123 - a descriptor, not a path
+        return None if status else int(pipe.read())
 
 
-def main(whole, killed, *delays):
-    """Evaluate once without a kill, once with one after each delay, and print how often a kill struck."""
-    assert in_child(whole) == 0
-    struck = sum(in_child(killed, float(delay)) != 0 for delay in delays)
-    assert in_child(killed) == 0
-    print(struck)
+def main(whole, killed, kills):
+    """Evaluate once without a kill, then once for each kill, in folders of their own, each resumed to its end."""
+    operations = in_child(whole)
+    for kill in range(int(kills)):
+        folder, number = f"{killed}/{kill}", 1 + kill * (operations - 1) // (int(kills) - 1)
+        assert in_child(folder, number) is None
+        assert in_child(folder) is not None
+    print(operations)
 
 
 if __name__ == "__main__":

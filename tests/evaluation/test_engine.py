@@ -61,7 +61,7 @@ def test_samples_that_are_wrong_need_no_attack(toys, tmp_path):
             0.0,
             True,
         )
-        assert record.after == record.before
+        assert record.adversarial == record.clean
         assert (record.distance.linf, record.forward_passes, record.backward_passes) == (0, 0, 0)
     assert all(r.status != "already_wrong" for r in records[5:])
 
@@ -107,7 +107,7 @@ def test_a_crash_stays_visible_and_the_other_blocks_run(toys, tmp_path):
     crashed = [r for r in records if r.status == "crash"]
     assert [r.sample for r in crashed] == list(range(20, 40))
     assert not any(r.goal_reached for r in crashed)
-    assert all(r.after == r.before for r in crashed)
+    assert all(r.adversarial == r.clean for r in crashed)
     assert any(r.goal_reached for r in records[40:])
     (event,) = [e for e in events if e["kind"] == "crash"]
     assert event["reason"] == "ZeroDivisionError: no luck"

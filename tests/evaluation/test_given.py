@@ -120,11 +120,11 @@ def test_given_inputs_are_shown_to_every_sample(toys, mirrored, tmp_path):
     module = toys.TwoSides()
     for r in records:
         image = mirrored.counterparts([r.sample])
-        assert r.adversarial.decision == module(image).argmax(1).item()
-        assert r.adversarial.decision != r.clean.decision
+        assert r.adversarial.prediction == module(image).argmax(1).item()
+        assert r.adversarial.prediction != r.clean.prediction
         assert r.distance.linf > 0
         assert r.forward_passes == 0
-        assert r.goal_reached == ((r.sample in wrong) or r.adversarial.decision != r.label)
+        assert r.goal_reached == ((r.sample in wrong) or r.adversarial.prediction != r.label)
         assert (r.broken_at == 0) == (r.sample in wrong)
     view = FinishedCell.read(cell)
     assert check_consistency(view).verdict == "PASS"

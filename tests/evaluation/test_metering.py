@@ -164,5 +164,5 @@ def test_fixed_noise_is_the_same_in_search_and_verdict_and_fresh_noise_is_not():
 
 def test_marks_say_why():
     m = meter()
-    m.mark(torch.tensor([2]), "no_start")
+    m.report_failure(torch.tensor([2]), "no_start")
     assert m.failures == {2: "no_start"}

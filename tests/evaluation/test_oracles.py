@@ -57,7 +57,7 @@ def catalogue(tmp_path, monkeypatch):
         listed = json.dumps([f"{HERE}:{member}" for member in members])
         (folder / f"{name}.toml").write_text(CARD.format(members=listed, rule=rule))
 
-    add("three", "BodyMeanClassifier", "Peak", "Whole")
+    add("three", "BodyMeanClassifier", "BodyMaxClassifier", "AllRowsClassifier")
     return add
 
 
@@ -120,8 +120,13 @@ def test_an_oracle_is_part_of_what_a_cell_is_and_its_name_is_not():
     assert len({*digests, frozen}) == 4
     assert digest_threat(threats[1], oracle=panel()) == digests[0]
     about = describe_threat(threats[0], oracle=found[2])["oracle"]
-    assert about["left_out"] == [f"{HERE}:Body is left out of three: it is what is attacked"]
-    assert [each["name"] for each in about["members"]] == [f"{HERE}:Peak", f"{HERE}:Whole"]
+    assert about["left_out"] == [
+        f"{HERE}:BodyMeanClassifier is left out of three: it is what is attacked"
+    ]
+    assert [each["name"] for each in about["members"]] == [
+        f"{HERE}:BodyMaxClassifier",
+        f"{HERE}:AllRowsClassifier",
+    ]
 
 
 def fixed(*logits):
@@ -161,7 +166,7 @@ def test_the_rule_counts_all_members(members, rule, expected):
 
 def test_a_panel_sees_the_class_change():
     images, ids = shifted(column_images(), first_changed_id=2)
-    assert panel().judge(images, ids).tolist() == [0, 1, *((i + 1) % 3 for i in range(2, 12))]
+    assert panel().classify(images, ids).tolist() == [0, 1, *((i + 1) % 3 for i in range(2, 12))]
 
 
 def test_a_panel_has_no_say_where_it_errs_on_the_clean_input():
@@ -170,7 +175,7 @@ def test_a_panel_has_no_say_where_it_errs_on_the_clean_input():
     labels[4] = (labels[4] + 1) % 3
     wrong = ArrayDataset(data.batch(range(12))[0], labels, "column_images", num_classes=3)
     images, ids = shifted(wrong)
-    said = panel(data=wrong).judge(images[3:6], ids[3:6]).tolist()
+    said = panel(data=wrong).classify(images[3:6], ids[3:6]).tolist()
     assert said == [1, -1, 0]
 
 
@@ -184,7 +189,7 @@ def test_a_panels_own_error_is_counted_on_the_samples_that_are_asked_for():
     error = found.error(range(12))
     assert (error.source, error.measured_on) == ("panel three", "clean inputs")
     assert (error.trials, error.wrong + error.unknown) == (12, 12)
-    assert panel().error(range(4)).wrong_rate.successes == 0
+    assert panel().error(range(4)).error_rate.successes == 0
     assert panel().error(range(4)).trials == 4
 
 
@@ -192,14 +197,17 @@ def test_a_panels_own_error_is_counted_on_the_samples_that_are_asked_for():
     ("attacked", "why"),
     [
         (BodyMeanClassifier(), "it is what is attacked"),
-        (BodyMeanClassifier().double(), "body has the same architecture"),
-        (BodyMeanClassifier(scale=7.0), "body has the same architecture"),
+        (BodyMeanClassifier().double(), "bodymeanclassifier has the same architecture"),
+        (BodyMeanClassifier(scale=7.0), "bodymeanclassifier has the same architecture"),
     ],
 )
 def test_who_is_attacked_does_not_judge(attacked, why):
     found = panel(attacked=[load_model(attacked)])
-    assert [each.name for each in found.members] == [f"{HERE}:Peak", f"{HERE}:Whole"]
-    assert found.notes == (f"{HERE}:Body is left out of three: {why}",)
+    assert [each.name for each in found.members] == [
+        f"{HERE}:BodyMaxClassifier",
+        f"{HERE}:AllRowsClassifier",
+    ]
+    assert found.notes == (f"{HERE}:BodyMeanClassifier is left out of three: {why}",)
     assert panel(attacked=[load_model(FirstRowClassifier())]).notes == ()
 
 
@@ -217,11 +225,11 @@ def test_the_same_weights_under_another_name_are_the_same_model():
 
 
 def test_a_panel_of_one_is_refused(catalogue):
-    catalogue("two", "BodyMeanClassifier", "Peak")
+    catalogue("two", "BodyMeanClassifier", "BodyMaxClassifier")
     with pytest.raises(CapabilityMismatch, match="too few members of two may judge") as error:
         panel("two", attacked=[load_model(BodyMeanClassifier())])
     assert "\n" not in str(error.value)
-    catalogue("double", "BodyMeanClassifier", "Body:scale=2.0")
+    catalogue("double", "BodyMeanClassifier", "BodyMeanClassifier:scale=2.0")
     with pytest.raises(BadCatalogue, match="names a member twice"):
         panel("double")
     with pytest.raises(UnknownName, match="did you mean three"):
@@ -280,7 +288,7 @@ def test_same_class_needs_the_oracle_to_agree(tmp_path):
     assert not any(
         r.goal_reached for r in found.records()
     )  # the decision changes, and so does the class
-    assert {r.adversarial.decision == r.oracle for r in found.records()} == {True}
+    assert {r.adversarial.prediction == r.oracle for r in found.records()} == {True}
 
 
 class Minimal(ShiftBodyAttack):
@@ -295,7 +303,7 @@ def test_a_threats_oracle_goes_before_the_data_sets_own():
         models=["spheres-misaligned"], attacks=["spheres-invariance"], dataset=spheres
     )
     (job,) = make_plan(question).jobs
-    assert (job.oracle, job.threat.oracle, job.judge.source) == (None, None, "exact")
+    assert (job.oracle, job.threat.oracle, job.effective_oracle.source) == (None, None, "exact")
 
 
 def test_the_usual_oracle_of_a_data_set_is_taken_where_the_goal_needs_one():
@@ -332,7 +340,7 @@ def test_members_must_fit_the_data(tmp_path):
     )
     model = FirstRowClassifier()
     model.bounds = (0.0, 255.0)
-    with pytest.raises(CapabilityMismatch, match="Body and wide differ in the range"):
+    with pytest.raises(CapabilityMismatch, match="BodyMeanClassifier and wide differ in the range"):
         run(tmp_path, model=model, dataset=wide)
 
 

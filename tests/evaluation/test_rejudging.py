@@ -39,7 +39,12 @@ HERE = "robustbench_inv.testing.analytic_problems"
 def _panel(tmp_path, monkeypatch):
     folder = tmp_path / "catalogue" / "attacks" / "oracles"
     folder.mkdir(parents=True)
-    listed = json.dumps([f"{HERE}:{name}" for name in ("Body", "Peak", "AllRowsClassifier")])
+    listed = json.dumps(
+        [
+            f"{HERE}:{name}"
+            for name in ("BodyMeanClassifier", "BodyMaxClassifier", "AllRowsClassifier")
+        ]
+    )
     (folder / "three.toml").write_text(f'summary = "three"\nmembers = {listed}\n')
     monkeypatch.setenv("INVBENCH_CATALOGUE", str(tmp_path / "catalogue"))
 
@@ -127,7 +132,9 @@ def test_what_nobody_labelled_is_unknown_and_said(tmp_path):
     csv = label(tmp_path / "l.csv", old, lambda t: "unclear" if t.sample > 5 else 1)
     found = rejudge(old, str(csv), tmp_path / "new")
     records = {r.sample: r for r in found.run.cells()[0].records()}
-    assert found.notes == ("shiftbody on firstrow: 6 of 10 changed images have no class: unknown",)
+    assert found.notes == (
+        "shiftbodyattack on firstrowclassifier: 6 of 10 changed images have no class: unknown",
+    )
     assert [records[s].oracle for s in (0, 2, 5, 6)] == [None, 1, 1, None]
     assert [records[s].goal_reached for s in (2, 3, 4, 5, 6)] == [True, True, False, True, False]
     assert records[4].broken_at is None  # its label is 1: the panel saw a change, this person none
@@ -231,7 +238,7 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path):
 def test_an_interrupted_writing_leaves_no_folder(tmp_path, monkeypatch):
     old = run(tmp_path / "old")
     csv = label(tmp_path / "l.csv", old)
-    monkeypatch.setattr(rewriting, "add_checks", lambda *_: 1 / 0)
+    monkeypatch.setattr(rewriting, "write_checks", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         rejudge(old, str(csv), tmp_path / "new")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["catalogue", "l.csv", "old"]
@@ -241,15 +248,17 @@ def test_a_model_does_not_judge_itself_afterwards_either(tmp_path, monkeypatch):
     old = run(tmp_path / "old", model=AllRowsClassifier(), attack=ShiftBodyAttack(12))
     opened_as(column_images(), monkeypatch)
     found = rejudge(old, "three", tmp_path / "new")
-    assert found.notes == (f"{HERE}:Whole is left out of three: it is what is attacked",)
+    assert found.notes == (
+        f"{HERE}:AllRowsClassifier is left out of three: it is what is attacked",
+    )
     folder = tmp_path / "catalogue" / "attacks" / "oracles"
     (folder / "two.toml").write_text(
-        f'summary = "two"\nmembers = ["{HERE}:Whole", "{HERE}:Body"]\n'
+        f'summary = "two"\nmembers = ["{HERE}:AllRowsClassifier", "{HERE}:BodyMeanClassifier"]\n'
     )
     with pytest.raises(CapabilityMismatch, match="too few members"):
         rejudge(old, "two", tmp_path / "other")
     other = column_images()
     other.labels[0] = 2
     opened_as(other, monkeypatch)
-    with pytest.raises(BadResults, match="columns is not the data set of the run"):
+    with pytest.raises(BadResults, match="column_images is not the data set of the run"):
         rejudge(old, "three", tmp_path / "third")

@@ -19,7 +19,7 @@ columns = [
 trials = [
   { name = "noise", group = "g", attack = "noise", threat = "l2={ball}", samples = 12 },
   { name = "step", group = "g", attack = "fgsm", threat = "l2={ball}" },
-  { name = "descent", group = "g", on = "adaptive", attack = "pgd:steps=2", threat = "l2={ball}" },
+  { name = "descent", group = "g", side = "adaptive", attack = "pgd:steps=2", threat = "l2={ball}" },
 ]
 panels = [{ title = "x", trial = "noise", worst_of = ["g"] }]
 sweeps = { ball = [0.1, 0.2] }
@@ -58,8 +58,10 @@ def test_samples_are_as_many_as_asked_and_not_more_than_a_trial_takes(plan):
 
 
 def test_a_trial_of_several_cells_attacks_the_columns_it_names(tmp_path):
-    aimed = 'threat = "l2={ball}:goal=target:offset={each}", each = [1, 2], columns = ["A"] },\n]'
-    text = ITEM.replace('group = "g", on', 'group = "h", on')
+    aimed = (
+        'threat = "l2={ball}:goal=target:offset={target}", targets = [1, 2], columns = ["A"] },\n]'
+    )
+    text = ITEM.replace('group = "g", side', 'group = "h", side')
     text = text.replace('threat = "l2={ball}" },\n]', aimed)
     (tmp_path / "figure-1.toml").write_text(text)
     item = read_reproduction(tmp_path / "figure-1.toml")

@@ -68,7 +68,9 @@ def test_the_results_from_python(run):
     assert Path(second["path"]).is_dir()
     assert len(run.records()) == 80
     frame = run.to_frame()
-    assert list(frame["after.decision"]) == [r.adversarial.decision for r in run.records()]
+    assert list(frame["adversarial.prediction"]) == [
+        r.adversarial.prediction for r in run.records()
+    ]
     assert set(frame["model"]) == {"spheres-max-margin", "spheres-misaligned"}
     # the centre of the gap is 0.15 from either sphere: within 0.2, not within 0.1
     assert [r.value for r in run.summary()[0].robust_accuracy] == [1.0, 0.0]
@@ -165,7 +167,7 @@ def test_what_cannot_be_sent_to_a_process_is_named(toys, tmp_path):
         run_jobs(
             [job, job],
             tmp_path,
-            __import__("robustbench_inv").evaluation.engine.Settings(),
+            __import__("robustbench_inv").evaluation.engine.RunOptions(),
             workers=2,
         )
 

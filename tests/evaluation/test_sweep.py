@@ -87,7 +87,7 @@ def test_what_stands_at_the_largest_eps_is_searched_for_wholly_there_and_briefly
     assert len(stood) > 3
     for record, other in stood:
         assert record.backward_passes == 40 + 3 * 4
-        assert (record.after, record.distance) == (other.after, other.distance)
+        assert (record.adversarial, record.distance) == (other.adversarial, other.distance)
     fell = [(a, b) for a, b in zip(swept[5:], alone[5:], strict=True) if b.broken_at]
     assert all(record.broken_at for record, _ in fell)
     assert all(record.backward_passes >= 40 for record, _ in fell if record.broken_at > SWEEP[0])

@@ -49,7 +49,7 @@ def test_another_wrong_class_is_not_the_one_aimed_at(tmp_path):
     assert [r.status for r in records] == ["ok", "already_wrong", "ok", "ok"]
     # a step of eps moves the class aimed at up and the best other one down: 2 eps have to exceed the gap
     assert [r.broken_at for r in records] == [0.1, 0.0, 0.2, 0.1]
-    assert [r.adversarial.decision for r in records] == [1, 0, 2, 2]
+    assert [r.adversarial.prediction for r in records] == [1, 0, 2, 2]
 
 
 def test_confidence_is_a_lead(tmp_path):

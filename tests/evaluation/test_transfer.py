@@ -366,4 +366,4 @@ def test_a_target_class_is_reached_through_a_substitute(tmp_path):
     job = replace(make_job(PGD(steps=5), transfer("linf", 0.2).with_goal(Target(1))), samples=ids)
     found = records(job, tmp_path)
     assert sum(r.goal_reached for r in found) > 5
-    assert all(r.adversarial.decision == 1 for r in found if r.goal_reached)
+    assert all(r.adversarial.prediction == 1 for r in found if r.goal_reached)

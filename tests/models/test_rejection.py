@@ -260,8 +260,8 @@ def test_a_cell_says_what_it_was_rejected_by(thresholds, tmp_path):
     )
     about = json.loads(next((tmp_path / "run").rglob("cell.json")).read_text())["model"]
     assert thresholds_in_card(about)["values"] == loaded.card["rejection"]["values"]
-    first = run.records()[0].before
-    expected = first.score - thresholds_in_card(about)["values"][first.decision]
+    first = run.records()[0].clean
+    expected = first.score - thresholds_in_card(about)["values"][first.prediction]
     assert score_above_threshold(first, about) == pytest.approx(expected)
     checks = json.loads(next((tmp_path / "run").rglob("checks.json")).read_text())
     (frozen,) = [check for check in checks if check["id"] == "C24"]

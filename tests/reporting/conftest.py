@@ -28,7 +28,7 @@ def record(sample, *, label=3, broken_at=None, distance=0.1, status="ok", **chan
         sample=sample,
         label=label,
         clean=answer,
-        adversarial=replace(answer, decision=label + 1) if fell else answer,
+        adversarial=replace(answer, prediction=label + 1) if fell else answer,
         oracle=None,
         oracle_source=None,
         distance=Distances(5, distance, distance, distance),

@@ -77,9 +77,9 @@ def test_accuracy_before_and_after_a_shift(writer, record):
     about = {**GIVEN, "attack": "shift", "goal": "misclassify", "dataset": "planted"}
     run = writer.cell([*records, wrong], **about).finish()
     (table,) = build_tables("agreement", cells_of(run))
-    assert table.columns == ("Model", "planted: before", "planted: after")
-    assert shown(table, 0, "planted: before").share == 4 / 5
-    assert shown(table, 0, "planted: after").share == 3 / 5
+    assert table.columns == ("Model", "planted: clean", "planted: adversarial")
+    assert shown(table, 0, "planted: clean").share == 4 / 5
+    assert shown(table, 0, "planted: adversarial").share == 3 / 5
 
 
 def test_attacks_that_search_are_passed_over(writer, record):

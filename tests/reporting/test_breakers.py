@@ -60,5 +60,5 @@ def test_report_and_terminal_show_it(run, tmp_path, capsys):
     print_run(run)
     left = run.to_json()[0]["broken_by"]["left"]
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "broken by" in line]
-    assert line.startswith("cascade on ")
+    assert line.startswith("ensemble on ")
     assert line.endswith(f"; wrong before 1, left {left}")

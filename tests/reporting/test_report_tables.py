@@ -144,8 +144,8 @@ def test_rejection_is_scored_from_both_sides(writer, record):
     def answered(value, accepted):
         return replace(
             value,
-            before=replace(value.before, accepted=True),
-            after=replace(value.after, accepted=accepted),
+            clean=replace(value.clean, accepted=True),
+            adversarial=replace(value.adversarial, accepted=accepted),
         )
 
     records = [
@@ -153,20 +153,24 @@ def test_rejection_is_scored_from_both_sides(writer, record):
         answered(record(2, broken_at=0.1), True), answered(record(3, broken_at=0.1), True),  # fooled
         answered(record(4, broken_at=0.1), False),  # wrong, and refused
     ]  # fmt: skip
-    records[0] = replace(records[0], before=replace(records[0].before, accepted=False))
+    records[0] = replace(records[0], clean=replace(records[0].clean, accepted=False))
     table, score = build_tables("rejection", cells_of(writer.cell(records).finish()))
     assert score.name.startswith("detection")
     rates = table.frame.iloc[0]
     assert rates.false_rejection == pytest.approx(1 / 5)
     assert rates.accuracy_with_rejection == pytest.approx(1 / 5)
     assert rates.accuracy_on_accepted == pytest.approx(1 / 3)
-    assert rates.fooled == pytest.approx(2 / 5)
+    assert rates.undetected_errors == pytest.approx(2 / 5)
     assert rates.rejected_errors == pytest.approx(1 / 3)
 
 
 def test_a_model_that_refuses_everything_looks_bad(writer, record):
     records = [
-        replace(r, before=replace(r.before, accepted=False), after=replace(r.after, accepted=False))
+        replace(
+            r,
+            clean=replace(r.clean, accepted=False),
+            adversarial=replace(r.adversarial, accepted=False),
+        )
         for r in (record(i, broken_at=0.1) for i in range(10))
     ]
     table, score = build_tables("rejection", cells_of(writer.cell(records).finish()))

@@ -59,9 +59,12 @@ def test_attacks_and_other_data_stand_in_one_table(run):
     assert [row[1].detail for row in answers.rows] == [
         "wanted: wrong and accepted, ℓ∞ ≤ 0.1", "wanted: accepted",
     ]  # fmt: skip
-    assert list(answers.frame.rejected) == [1 / 4, 3 / 4]
-    assert answers.frame.fooled[0] == 1 / 4
-    assert answers.frame.fooled.isna().tolist() == [False, True]  # no answer to a stranger is right
+    assert list(answers.frame.rejected_adversarial) == [1 / 4, 3 / 4]
+    assert answers.frame.undetected_errors[0] == 1 / 4
+    assert answers.frame.undetected_errors.isna().tolist() == [
+        False,
+        True,
+    ]  # no answer to a stranger is right
     assert list(answers.frame.false_rejection) == [1 / 4, 1 / 4]
     # of strangers all four ought to be rejected, of the attacked inputs the two wrong ones
     assert [len(scores_to_reject(c)) for c in cells_of(run)] == [2, 4]

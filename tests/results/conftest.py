@@ -13,12 +13,12 @@ SPEC = {"identity_version": 1, **dict.fromkeys(("model", "attack", "threat", "da
 
 def record(sample, **changes):
     """Return the record of a sample that held."""
-    answer = ModelOutput(decision=sample % 10, score=None, accepted=None)
+    answer = ModelOutput(prediction=sample % 10, score=None, accepted=None)
     values = {
         "sample": sample,
         "label": sample % 10,
-        "before": answer,
-        "after": answer,
+        "clean": answer,
+        "adversarial": answer,
         "oracle": None,
         "oracle_source": None,
         "distance": Distances(3, 0.3, 0.1 + sample / 7, 0.1),

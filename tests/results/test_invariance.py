@@ -32,8 +32,8 @@ def test_shares(make):
         "changed": (2, 6),
         "failed": (1, 6),
         "unknown": (1, 6),
-        "as_oracle": (2, 5),
-        "as_label": (2, 5),
+        "agrees_with_oracle": (2, 5),
+        "agrees_with_label": (2, 5),
     }
     error = OracleError("human", "catch trials", 20, 1, 2)
     told = invariance_json(records, error)

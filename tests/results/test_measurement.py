@@ -60,8 +60,8 @@ DAMAGED = {
     "no gzip": b"not gzip",
     "torn": result_to_gzip(measured())[:60],
     "no keys": gzip.compress(b'{"version": 1}'),
-    "another version": gzip.compress(json.dumps({**measured().to_json(), "version": 2}).encode()),
-    "no pixels": gzip.compress(json.dumps({**measured().to_json(), "grids": [{}]}).encode()),
+    "another version": gzip.compress(json.dumps({**measured().to_json(), "version": 3}).encode()),
+    "no pixels": gzip.compress(json.dumps({**measured().to_json(), "image_grids": [{}]}).encode()),
 }
 
 

@@ -44,7 +44,7 @@ def images():
 @pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2)])
 def test_the_search_reaches_the_worst_input_of_a_linear_classifier(network, norm, dual):
     objective = AdversarialCrossEntropy(eps=0.1, norm=norm, steps=20)
-    worst = objective._worst(
+    worst = objective._attack(
         network.eval(), Ball(images(), LpBall(norm, 0.1), network.bounds), LABELS, NOISE
     )
     rise = (images().flatten(1) @ network.weight) / (1 + 1e-5) ** 0.5

@@ -100,7 +100,9 @@ class ClaimFinding:
 
     def votes(self, basis: Basis) -> list[ClaimStatus]:
         """Return what each comparison says."""
-        return [contrast.status_against(self.claim.by) for contrast in self.contrasts[basis]]
+        return [
+            contrast.status_against(self.claim.min_difference) for contrast in self.contrasts[basis]
+        ]
 
     def least(self, basis: Basis) -> Contrast:
         """Return the comparison that speaks most against the claim."""
@@ -120,7 +122,7 @@ class ClaimFinding:
                     "difference": contrast.difference,
                     "interval": [contrast.interval.low, contrast.interval.high],
                     "samples": contrast.samples,
-                    "judgement": contrast.status_against(self.claim.by),
+                    "judgement": contrast.status_against(self.claim.min_difference),
                 }
                 for basis in BASES
                 for contrast in self.contrasts[basis]

@@ -154,7 +154,7 @@ def _compared_accuracy(
     return ComparedAccuracy(
         row=row,
         column=column,
-        model=column.model(item.trial(row.trial).on, data),
+        model=column.model(item.trial(row.trial).side, data),
         published=evidence.number(row, column),
         ours=rate_of(evidence.share("published", row, column, data)),
         adaptive=rate_of(worst) if len(worst) else None,

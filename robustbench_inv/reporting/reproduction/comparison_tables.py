@@ -26,18 +26,18 @@ __all__ = ["AccuracyBand", "accuracy_bands", "claims_table", "comparison_table",
 
 
 MEANINGS: dict[RowMetric, str] = {
-    "held": "Accuracy: shown inputs that are decided correctly, of all.",
-    "reached": "Success: attacked inputs on which the attack reaches its goal.",
+    "robust": "Accuracy: shown inputs that are decided correctly, of all.",
+    "success": "Success: attacked inputs on which the attack reaches its goal.",
     "detected": "Detected: of those on which the attack as published reaches its goal, what it shows is rejected; adaptive: "
     "no attack that counts finds anything that is wrong and accepted.",
-    "fooled": "Fooled: attacked inputs on which the goal is reached by something that is accepted.",
+    "undetected": "Fooled: attacked inputs on which the goal is reached by something that is accepted.",
 }
 
 NAMES: dict[RowMetric, str] = {
-    "held": "accuracy",
-    "reached": "success",
+    "robust": "accuracy",
+    "success": "success",
     "detected": "detected",
-    "fooled": "fooled",
+    "undetected": "fooled",
 }
 
 HEADINGS: dict[Basis, str] = {
@@ -68,7 +68,7 @@ class AccuracyBand:
     def note(self) -> str:
         """What stands beneath the name."""
         budget = f"ε = {self.row.eps:g}" if self.row.eps else ""
-        return budget if self.row.metric == "held" else NAMES[self.row.metric]
+        return budget if self.row.metric == "robust" else NAMES[self.row.metric]
 
 
 def accuracy_bands(entries: Sequence[ComparedAccuracy]) -> list[AccuracyBand]:
@@ -220,7 +220,7 @@ def _interval_text(interval: Interval) -> str:
 
 
 def _contrast_row(finding: ClaimFinding, basis: Basis, contrast: Contrast) -> tuple[TableCell, ...]:
-    status = contrast.status_against(finding.claim.by)
+    status = contrast.status_against(finding.claim.min_difference)
     return (
         TableCell(finding.claim.text, tone="note"),
         TableCell(HEADINGS[basis].lower(), tone="name"),
@@ -243,6 +243,6 @@ def _contrast_fact(finding: ClaimFinding, basis: Basis, contrast: Contrast) -> d
         "difference": contrast.difference,
         "difference_low": contrast.interval.low,
         "difference_high": contrast.interval.high,
-        "by": finding.claim.by / 100,
-        "judgement": contrast.status_against(finding.claim.by),
+        "by": finding.claim.min_difference / 100,
+        "judgement": contrast.status_against(finding.claim.min_difference),
     }

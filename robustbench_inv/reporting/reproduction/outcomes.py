@@ -155,9 +155,9 @@ class ReproductionOutcomes:
             column: which model.
             data: the item's data set.
         """
-        if row.metric == "held":
+        if row.metric == "robust":
             return self.held(side, row, column, data, row.eps)
-        told = {"reached": self._reached, "fooled": self._fooled, "detected": self._detected}
+        told = {"success": self._reached, "undetected": self._fooled, "detected": self._detected}
 
         def counted(names: Sequence[str], place: str) -> SampleMask:
             # without the attack as published it is not known whom it reached

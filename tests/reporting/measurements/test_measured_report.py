@@ -112,7 +112,7 @@ def test_published_numbers_stand_above_ours_and_differences_below(item, tmp_path
     assert "|  | difference | +0.10 | −8.00 | — |" in text
     assert "| never measured | paper | 1.00 | 2.00 | — |\n|  | ours | — | — | — |\n|" in text
     assert "| distance | ours | 1e-05 | — | — |" in text
-    assert list(part.remarked) == ["because"]
+    assert list(part.by_remark) == ["because"]
     assert "| small | holds | undecided | 0.5 (0.214 to 1.17) for CE, error |" in to_markdown(
         part.expectations
     )
@@ -122,17 +122,17 @@ def test_what_is_remarked_and_was_not_measured_says_so(item, tmp_path):
     (part,) = report(item, tmp_path, [share("error", "CE", 5)]).parts
     text = to_markdown(part.numbers)
     assert "|  | ours | 0.50 [0.21–1.17] | not reproduced | — |" in text
-    assert [entry.column for entry in part.remarked["because"]] == ["iCE"]
+    assert [entry.column for entry in part.by_remark["because"]] == ["iCE"]
 
 
 def test_a_far_number_without_a_remark_is_not_explained(item, tmp_path):
     numbers = [share("error", "CE", 300), share("error", "iCE", 850)]
     (part,) = report(item, tmp_path, numbers).parts
-    assert [[entry.column for entry in entries] for entries in part.remarked.values()] == [
+    assert [[entry.column for entry in entries] for entries in part.by_remark.values()] == [
         ["iCE"],
         ["CE"],
     ]
-    assert list(part.remarked) == ["because", ""]
+    assert list(part.by_remark) == ["because", ""]
 
 
 def test_expectations_are_judged_on_the_papers_numbers_and_on_ours(item, tmp_path):

@@ -16,7 +16,7 @@ columns = [
 ]
 trials = [
   { name = "F", group = "linf", attack = "fgsm", threat = "linf={sweep}" },
-  { name = "P", group = "linf", on = "adaptive", attack = "pgd", threat = "linf={sweep}" },
+  { name = "P", group = "linf", side = "adaptive", attack = "pgd", threat = "linf={sweep}" },
 ]
 rows = [
   { name = "Clean", eps = 0, trial = "F" },
@@ -28,7 +28,7 @@ published = { "Clean" = [99, 98], "F 0.1" = [40, 80], "F 0.2" = [5, 70] }
 sweeps = { sweep = [0.1, 0.2] }
 claims = [
   { text = "JS beats CNN.", rows = ["F *"], left = ["JS"], right = ["CNN"] },
-  { text = "Clean is as published.", rows = ["Clean"], left = ["CNN", "JS"], by = -5 },
+  { text = "Clean is as published.", rows = ["Clean"], left = ["CNN", "JS"], min_difference = -5 },
 ]
 remarks = [{ rows = "F 0.2", columns = "J*", text = "Fewer epochs." }]
 """

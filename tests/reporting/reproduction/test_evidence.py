@@ -32,17 +32,17 @@ columns = [
   { name = "plain", published = "{data}-p" },
 ]
 trials = [
-  { name = "C", group = "g", attack = "cw", threat = "none:goal=target:offset={each}", each = [1, 2] },
-  { name = "A", group = "g", on = "adaptive", attack = "cw", threat = "none:goal=target-accepted:offset={each}", each = [1, 2], columns = ["rej*"] },
+  { name = "C", group = "g", attack = "cw", threat = "none:goal=target:offset={target}", targets = [1, 2] },
+  { name = "A", group = "g", side = "adaptive", attack = "cw", threat = "none:goal=target-accepted:offset={target}", targets = [1, 2], columns = ["rej*"] },
   { name = "D", group = "d", attack = "deepfool", threat = "none:goal=misclassify" },
 ]
 rows = [
-  { name = "C", eps = 0, trial = "C", tells = "reached" },
-  { name = "C", eps = 0, trial = "C", tells = "detected", worst_of = ["g"] },
-  { name = "C", eps = 0, trial = "C", tells = "fooled", worst_of = ["g"] },
-  { name = "D", eps = 0, trial = "D", tells = "detected" },
+  { name = "C", eps = 0, trial = "C", metric = "success" },
+  { name = "C", eps = 0, trial = "C", metric = "detected", worst_of = ["g"] },
+  { name = "C", eps = 0, trial = "C", metric = "undetected", worst_of = ["g"] },
+  { name = "D", eps = 0, trial = "D", metric = "detected" },
 ]
-published = { "C, reached" = [80, 100], "C, detected" = [90, nan], "C, fooled" = [nan, nan], "D, detected" = [50, nan] }
+published = { "C, success" = [80, 100], "C, detected" = [90, nan], "C, undetected" = [nan, nan], "D, detected" = [50, nan] }
 """
 
 
@@ -98,8 +98,8 @@ def rates(evidence, row, column):
 
 
 def test_success_is_of_all_pairs_that_were_attacked(evidence):
-    assert rates(evidence, "C, reached", "rejects") == (Rate(6, 7), Rate(0, 0))
-    assert rates(evidence, "C, reached", "plain")[0] == Rate(6, 7)
+    assert rates(evidence, "C, success", "rejects") == (Rate(6, 7), Rate(0, 0))
+    assert rates(evidence, "C, success", "plain")[0] == Rate(6, 7)
 
 
 def test_detection_is_of_those_that_the_published_attack_reached(evidence):
@@ -111,7 +111,7 @@ def test_detection_is_of_those_that_the_published_attack_reached(evidence):
 
 
 def test_fooled_is_of_all_that_were_attacked(evidence):
-    published, adaptive = rates(evidence, "C, fooled", "rejects")
+    published, adaptive = rates(evidence, "C, undetected", "rejects")
     assert published == Rate(1, 7)
     # without the sample that the adaptive attack was not asked about
     assert adaptive == Rate(5, 6)
@@ -119,7 +119,7 @@ def test_fooled_is_of_all_that_were_attacked(evidence):
 
 def test_a_model_that_never_rejects_detects_nothing_and_is_not_said_to(evidence):
     assert rates(evidence, "C, detected", "plain") == (Rate(0, 0), Rate(0, 0))
-    assert rates(evidence, "C, fooled", "plain")[0] == Rate(6, 7)
+    assert rates(evidence, "C, undetected", "plain")[0] == Rate(6, 7)
 
 
 def test_an_attack_without_cells_of_its_own_is_one_cell(evidence):
@@ -150,7 +150,7 @@ def test_rows_tell_what_they_count_and_gaps_of_the_paper_stay_gaps(evidence):
 def test_records_tell_of_rejections_and_of_gradients(item, run_writer, record, tmp_path):
     def shown(sample, *, accepted, zero=False, broken_at=1.0):
         clean, adversarial = ModelOutput(sample, 2.0, True), ModelOutput(sample + 1, 2.0, accepted)
-        told = {"before": clean, "after": adversarial, "zero_gradient": zero}
+        told = {"clean": clean, "adversarial": adversarial, "zero_gradient": zero}
         return record(sample, label=sample, broken_at=broken_at, **told)
 
     records = [shown(0, accepted=False), shown(1, accepted=True, zero=True)]

@@ -1,0 +1,28 @@
+"""What holds for the whole suite: one thread a process, and property tests without a time limit."""
+
+import os
+
+# Set before torch is imported: the suite runs in as many processes as there are cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("suite", deadline=None, derandomize=True)
+settings.load_profile("suite")
+
+NEEDS_PROCESSES = {
+    "test_browser.py": "browser",
+    "test_readme.py": "processes",
+    "test_resume.py": "processes",
+    "test_ray.py": "processes",
+}
+"""Test files that start processes of their own, and the group whose tests run one after another."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of one file that starts processes into one group (pytest-xdist, ``--dist loadgroup``)."""
+    for item in items:
+        if group := NEEDS_PROCESSES.get(item.path.name):
+            item.add_marker(pytest.mark.xdist_group(group))
