@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 import robustbench_inv as rbi
 from robustbench_inv.attacks.protocol import Batch
-from robustbench_inv.attacks.queries import CountingModel, classify, inside_box
+from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.evaluation.prepare import prepare
-from robustbench_inv.models.protocol import Classifier
+from robustbench_inv.models.protocol import Classifier, classify
 from robustbench_inv.models.wrapping import ModuleClassifier
 from robustbench_inv.randomness import SampleRNG
-from robustbench_inv.threat.budgets import LpBall
+from robustbench_inv.threat.budgets import LpBall, inside_box
 from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = ["fixed_budget_section"]

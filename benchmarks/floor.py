@@ -20,12 +20,11 @@ from torch.nn.functional import cross_entropy
 
 import robustbench_inv as rbi
 from robustbench_inv.attacks.protocol import Batch
-from robustbench_inv.attacks.queries import classify, query_model
 from robustbench_inv.cli.main import configure_process
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.evaluation.prepare import prepare
 from robustbench_inv.evaluation.search import Searcher
-from robustbench_inv.models.protocol import Classifier
+from robustbench_inv.models.protocol import Classifier, classify, query_model
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import per_sample_gradient
 from robustbench_inv.threat.budgets import LpBall

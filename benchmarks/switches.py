@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 
 import robustbench_inv as rbi
 from robustbench_inv.attacks.protocol import Batch
-from robustbench_inv.attacks.queries import CountingModel, classify
+from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.evaluation.prepare import (
     Rearrangement,
     fold_batch_norm,
@@ -27,7 +27,7 @@ from robustbench_inv.evaluation.prepare import (
     prepare,
     rearrange,
 )
-from robustbench_inv.models.protocol import Classifier, Output
+from robustbench_inv.models.protocol import Classifier, Output, classify
 from robustbench_inv.models.wrapping import ModuleClassifier
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.threat.budgets import LpBall

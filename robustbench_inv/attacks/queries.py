@@ -5,60 +5,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.protocol import Batch, Loss
-from robustbench_inv.models.protocol import Classifier, Stochastic
+from robustbench_inv.attacks.protocol import Batch, FailureReason, Loss
+from robustbench_inv.models.protocol import Classifier, Stochastic, has_fresh_draws, query_model
 from robustbench_inv.randomness import SampleRNG
-from robustbench_inv.results.record import Status
-from robustbench_inv.tensors import Output, flatten, norm, per_sample_gradient
+from robustbench_inv.tensors import Output, norm, per_sample_gradient
+from robustbench_inv.threat.budgets import inside_box
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["CountingModel", "classify", "has_fresh_draws", "inside_box", "query_model"]
-
-
-def query_model(
-    classifier: Classifier, images: Tensor, rng: SampleRNG, step: int | Tensor = 0
-) -> Output:
-    """Return a classifier's output; a stochastic one answers under its samples' draws.
-
-    The model gets a copy of the images: one that normalises in place would else move the clean inputs.
-
-    Args:
-        classifier: any classifier.
-        images: (n, …) inputs.
-        rng: the n samples' random numbers.
-        step: which of each sample's draws, one number or (n,); without effect when its noise is fixed.
-    """
-    if not isinstance(classifier, Stochastic):
-        return classifier(images.clone())
-    if classifier.fixed_noise:
-        rng, step = rng.named("fixed"), 0
-    shape = (classifier.draws, *classifier.latent_shape)
-    latent = rng.normal(shape, step=step, dtype=images.dtype).transpose(0, 1)
-    return classifier.respond(images.clone(), latent)
-
-
-@torch.no_grad()
-def classify(classifier: Classifier, images: Tensor, rng: SampleRNG, replay: int = 0) -> Output:
-    """Return the output that counts: draws that no search has seen, unless the noise is fixed.
-
-    Args:
-        classifier: the original model.
-        images: (n, …) inputs.
-        rng: the n samples' random numbers.
-        replay: another number gives another set of draws.
-    """
-    return query_model(classifier, images, rng.named("verdict"), replay)
-
-
-def has_fresh_draws(classifier: Classifier) -> bool:
-    """Is it a stochastic classifier whose every answer is under other draws?"""
-    return isinstance(classifier, Stochastic) and not classifier.fixed_noise
-
-
-def inside_box(images: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """Return (n,): is every element finite and inside the bounds?"""
-    flat = flatten(images)
-    return ((flat >= bounds[0]) & (flat <= bounds[1])).all(1)
+__all__ = ["CountingModel"]
 
 
 @dataclass
@@ -85,7 +39,7 @@ class CountingModel:
     deterministic: bool = True
     found: Tensor = field(init=False)
     best: Tensor = field(init=False)
-    failures: dict[int, Status] = field(init=False, default_factory=dict)
+    failures: dict[int, FailureReason] = field(init=False, default_factory=dict)
     measured: dict[str, Tensor] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -138,7 +92,7 @@ class CountingModel:
         """(n,): gradients were taken, and every one was zero or not finite."""
         return (self._backward > 0) & ~self._useful
 
-    def report_failure(self, rows: Tensor, status: Status) -> None:
+    def report_failure(self, rows: Tensor, status: FailureReason) -> None:
         """Say why there is no proposal for some samples (positions in the batch)."""
         self.failures.update(dict.fromkeys(rows.tolist(), status))
 

@@ -20,7 +20,7 @@ from robustbench_inv.catalogue.references import (
     parse_reference,
     source_file,
 )
-from robustbench_inv.catalogue.threats import describe_goal, load_goal
+from robustbench_inv.catalogue.threats import load_goal
 from robustbench_inv.errors import BadCatalogue, BadParameter
 from robustbench_inv.identity import digest_value
 
@@ -158,7 +158,7 @@ class _Preset:
 
     def distance(self, attack: "Attack", goal: "Goal | None") -> tuple[int, bool, str]:
         """Return in how much an attack of the same class differs from it, for a comparison."""
-        aim = goal is not None and describe_goal(goal) != describe_goal(self.goal)
+        aim = goal is not None and _described(goal) != _described(self.goal)
         return len(self.differing(attack)), aim, self.card.name
 
     @property
@@ -231,6 +231,12 @@ def _kebab(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).lower()
 
 
+def _described(goal: "Goal") -> tuple[str, dict[str, Any]]:
+    from robustbench_inv.threat.goals import describe_goal
+
+    return describe_goal(goal, content)
+
+
 def _goal(text: str, attack: "Attack") -> "Goal":
     default = "keep-decision" if attack.kind == "invariance" else "misclassify"
     return load_goal(text or default)
@@ -246,7 +252,7 @@ def _loaded(
     parameters = describe(attack)
     kind = parameters.pop("type")
     implementation = f"{source.name}:{type(attack).__qualname__}" if source else kind
-    identity = {"attack": _identity(attack, goal), "goal": describe_goal(goal)}
+    identity = {"attack": _identity(attack, goal), "goal": _described(goal)}
     about = {"name": name, "summary": "", "cost": "", "paper": "", **(card or {})} | {"name": name}
     about |= {"implementation": implementation, "kind": attack.kind, "norms": sorted(attack.norms)}
     about |= {"parameters": parameters, "goal": goal.name}

@@ -23,6 +23,7 @@ __all__ = [
     "SuiteCard",
     "SuiteEntry",
     "ThreatCard",
+    "check_table",
     "read_attack",
     "read_model",
     "read_oracle",
@@ -260,8 +261,8 @@ def read_suite(path: Path) -> SuiteCard:
         raise BadCatalogue(
             f"{path}: a suite needs runs", expected="[[runs]] with attack and threat"
         )
-    values["runs"] = [SuiteEntry(**_check(SuiteEntry, run, path)) for run in runs]
-    return SuiteCard(**_check(SuiteCard, {**values, **_place(path, path.stem)}, path))
+    values["runs"] = [SuiteEntry(**check_table(SuiteEntry, run, path)) for run in runs]
+    return SuiteCard(**check_table(SuiteCard, {**values, **_place(path, path.stem)}, path))
 
 
 def read_threat(path: Path) -> ThreatCard:
@@ -280,7 +281,7 @@ def read_oracle(path: Path, parameters: Mapping[str, object] | None = None) -> O
         parameters: what replaces its own values, as in ``mnist-panel:rule=unanimous``.
     """
     values = {**read_toml(path), **(parameters or {})}
-    return OracleCard(**_check(OracleCard, {**values, **_place(path, path.stem)}, path))
+    return OracleCard(**check_table(OracleCard, {**values, **_place(path, path.stem)}, path))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -300,26 +301,36 @@ def read_toml(path: Path) -> dict[str, Any]:
     return values
 
 
+def check_table(kind: type[Any], values: object, place: Path | str) -> dict[str, Any]:
+    """Return the values of a TOML table, converted to the types of a dataclass.
+
+    Args:
+        kind: the dataclass.
+        values: the table.
+        place: file or part of a file, for the error message.
+
+    Raises:
+        BadCatalogue: if ``values`` is no table, or a key is missing, unknown or of the wrong type.
+    """
+    if not isinstance(values, Mapping):
+        raise BadCatalogue(f"{place}: not a table", got=values)
+    try:
+        return check_fields(kind, values)
+    except Mismatch as mismatch:
+        raise BadCatalogue(f"{place}: {mismatch.problem}", **mismatch.details()) from None
+
+
 def to_json(card: "DataclassInstance") -> dict[str, Any]:
     """Return a card as plain values, without the place of its file."""
     return {key: value for key, value in asdict(card).items() if key != "folder"}
 
 
 def _read(kind: type[FileCard], path: Path, name: str) -> FileCard:
-    return kind(**_check(kind, {**read_toml(path), **_place(path, name)}, path))
+    return kind(**check_table(kind, {**read_toml(path), **_place(path, name)}, path))
 
 
 def _place(path: Path, name: str) -> dict[str, str]:
     return {"name": name, "folder": str(path.parent)}
-
-
-def _check(kind: type[Any], values: object, path: Path) -> dict[str, Any]:
-    if not isinstance(values, Mapping):
-        raise BadCatalogue(f"{path}: not a table", got=values)
-    try:
-        return check_fields(kind, values)
-    except Mismatch as mismatch:
-        raise BadCatalogue(f"{path}: {mismatch.problem}", **mismatch.details()) from None
 
 
 def _check_goal(goal: str, path: Path) -> None:

@@ -31,7 +31,7 @@ class Measurement:
     """What is measured.
 
     Args:
-        by: ``module:function``, called with what was asked for and the parameters.
+        by: a name of ``experiments.protocol.EXPERIMENTS``, or ``module:function`` for your own code.
         parameters: by name; ``{data}`` in a text stands for the data set.
     """
 

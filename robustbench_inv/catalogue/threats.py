@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from robustbench_inv.catalogue.cards import GOALS, read_threat
 from robustbench_inv.catalogue.fields import Mismatch, check_fields
-from robustbench_inv.catalogue.fingerprint import content
 from robustbench_inv.catalogue.locate import find
 from robustbench_inv.catalogue.references import Reference, parse_reference, suggest
 from robustbench_inv.errors import BadParameter, UnknownName
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     from robustbench_inv.threat.goals import Goal
     from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["describe_goal", "load_goal", "load_threat"]
+__all__ = ["load_goal", "load_threat"]
 
 
 def load_threat(
@@ -93,31 +92,6 @@ def load_goal(text: str) -> "Goal":
     values = _checked(kinds[reference.name], reference.parameters, text)
     goal: Goal = kinds[reference.name](**{**values, **fixed, "name": reference.name})
     return goal
-
-
-def describe_goal(goal: "Goal") -> tuple[str, dict[str, Any]]:
-    """Return name and parameters of a goal as ``load_goal`` takes them, whatever its classes are called.
-
-    Of a goal of the user's, the parameters are all that it is made of.
-
-    Example:
-        >>> describe_goal(load_goal("target-accepted:label=3"))
-        ('target-accepted', {'label': 3, 'confidence': 0.0})
-    """
-    from robustbench_inv.threat import goals
-
-    if type(goal) is goals.Misclassify:
-        return ("misclassify-same-class" if goal.same_class else "misclassify"), {}
-    if type(goal) is goals.Target:
-        known = {"label": goal.label, "offset": goal.offset, "confidence": goal.confidence}
-        given = {key: value for key, value in known.items() if value is not None}
-        return ("target-accepted" if goal.accepted else "target"), given
-    if type(goal) is goals.KeepLogits:
-        return "keep-logits", {"tolerance": goal.tolerance}
-    for name in ("misclassify-accepted", "accept", "keep-decision"):
-        if type(goal) is type(load_goal(name)):
-            return name, {}
-    return goal.name, {"content": content(goal)}
 
 
 def _checked(kind: type[Any], values: Mapping[str, Any], text: str) -> dict[str, Any]:

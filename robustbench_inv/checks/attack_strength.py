@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.attacks.pgd import PGD
-from robustbench_inv.attacks.queries import CountingModel, classify
+from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.checks.probe import Probe
 from robustbench_inv.checks.verdict import CHECKS, Grade, Verdict, grade
-from robustbench_inv.models.protocol import Classifier, Stochastic
+from robustbench_inv.models.protocol import Classifier, Stochastic, classify
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.results.summary import Rate
 from robustbench_inv.tensors import Output, margin

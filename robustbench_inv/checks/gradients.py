@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from robustbench_inv.attacks.losses import LOSSES
-from robustbench_inv.attacks.queries import query_model
 from robustbench_inv.checks.probe import Probe
 from robustbench_inv.checks.verdict import CHECKS, Verdict, grade
+from robustbench_inv.models.protocol import query_model
 from robustbench_inv.tensors import flatten, margin, per_sample_gradient
 
 __all__ = ["check_gradient_accuracy", "check_gradients", "check_saturation", "check_single_pass"]

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Batch
-from robustbench_inv.attacks.queries import query_model
 from robustbench_inv.data.protocol import Dataset
-from robustbench_inv.models.protocol import Classifier
+from robustbench_inv.models.protocol import Classifier, query_model
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output
 

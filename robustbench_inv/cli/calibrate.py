@@ -60,8 +60,7 @@ def _calibration_data(
     """Return the training inputs that are named, or those of the model's recipe."""
     from robustbench_inv.catalogue.datasets import load_dataset
     from robustbench_inv.experiments.calibration import CalibrationData
-    from robustbench_inv.training.recipe import read_recipe
-    from robustbench_inv.training.training_run import find_recipe
+    from robustbench_inv.training.recipe import find_recipe, read_recipe
 
     if dataset is None:
         recipe = read_recipe(find_recipe(model.partition(":")[0]))

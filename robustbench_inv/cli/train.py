@@ -35,8 +35,8 @@ def train(
     In the end OUT is a catalogue with the model: weights, card, recipe and golden logits.
     """
     from robustbench_inv.training.loop import TrainingOptions
-    from robustbench_inv.training.recipe import read_recipe
-    from robustbench_inv.training.training_run import find_recipe, train_recipe
+    from robustbench_inv.training.recipe import find_recipe, read_recipe
+    from robustbench_inv.training.training_run import train_recipe
 
     path = find_recipe(recipe)
     plain = read_recipe(path)

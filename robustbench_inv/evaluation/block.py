@@ -8,16 +8,14 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Batch, Kind
-from robustbench_inv.attacks.queries import inside_box
 from robustbench_inv.errors import BadData, BadModel
 from robustbench_inv.evaluation.block_state import BlockState
 from robustbench_inv.evaluation.judge import Assessment, Judge, already_wrong, is_valid_output
-from robustbench_inv.evaluation.provenance import epsilons
 from robustbench_inv.evaluation.search import SearchFunction, SearchResult, scale_to_budget
 from robustbench_inv.results.cell import SAMPLE_VALUES
 from robustbench_inv.results.record import Record, Status
 from robustbench_inv.tensors import Output, where_rows
-from robustbench_inv.threat.budgets import LpBall
+from robustbench_inv.threat.budgets import LpBall, inside_box
 from robustbench_inv.threat.goals import GoalInputs
 from robustbench_inv.threat.threat_model import ThreatModel
 
@@ -79,7 +77,7 @@ def run_searches(setting: CellContext, standing: BlockState) -> Iterator[SearchS
     """Yield one search after the other; its verdicts are to be in before the next is asked for."""
     if setting.threat.is_transfer:
         return _on_substitute(setting, standing)
-    if setting.short_run is None or len(epsilons(setting.threat)) < 2:
+    if setting.short_run is None or len(setting.threat.epsilons) < 2:
         return _ascending(setting, standing)
     return _descending(setting, standing, setting.short_run)
 
@@ -91,7 +89,7 @@ def _stages(setting: CellContext) -> Iterator[ThreatModel]:
     its direction counts, which is tried at the length of each eps.
     """
     each = setting.kind == "fixed-budget" or setting.threat.is_transfer
-    sweep = epsilons(setting.threat) if each else ()
+    sweep = setting.threat.epsilons if each else ()
     yield from (setting.threat.at(eps) for eps in sweep)
     if not sweep:
         yield setting.threat
@@ -105,7 +103,7 @@ def _ascending(setting: CellContext, standing: BlockState) -> Iterator[SearchSte
             return
         start = standing.allowed_images[rows] if number else None
         found = setting.search(standing.batch[rows], start, stage)
-        yield SearchStep(stage, rows, found, epsilons(stage))
+        yield SearchStep(stage, rows, found, stage.epsilons)
 
 
 def _descending(
@@ -117,7 +115,7 @@ def _descending(
     A sample that has withstood one is taken to stand at every smaller eps as well, unless a brief search shows
     otherwise: from there down it is searched for wholly again.
     """
-    sweep, survived = epsilons(setting.threat), torch.zeros_like(standing.wrong)
+    sweep, survived = setting.threat.epsilons, torch.zeros_like(standing.wrong)
     for number, stage in enumerate(reversed(list(_stages(setting)))):
         eps_values = sweep[: len(sweep) - number]
         for search in (short_run, setting.search) if number else (setting.search,):
@@ -143,7 +141,7 @@ def _on_substitute(setting: CellContext, standing: BlockState) -> Iterator[Searc
         rows = standing.undecided
         if not len(rows):
             return
-        yield SearchStep(stage, rows, next(found)[rows], epsilons(stage))
+        yield SearchStep(stage, rows, next(found)[rows], stage.epsilons)
 
 
 def _search_each_eps(setting: CellContext, batch: Batch) -> Iterator[SearchResult]:
@@ -274,7 +272,7 @@ def _failure_statuses(kind: Kind, found: SearchResult, assessment: Assessment) -
     statuses: dict[int, Status] = dict.fromkeys(range(n), "ok")
     statuses |= dict.fromkeys(outside.nonzero()[:, 0].tolist(), "budget")
     statuses |= dict.fromkeys((~assessment.valid).nonzero()[:, 0].tolist(), "numerics")
-    return statuses | found.failures
+    return {**statuses, **found.failures}
 
 
 def _log_crashes(setting: CellContext, batch: Batch, step: SearchStep) -> None:

@@ -5,13 +5,12 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 
-from robustbench_inv.attacks.queries import inside_box
 from robustbench_inv.catalogue.models import LoadedModel
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadModel, CapabilityMismatch
 from robustbench_inv.evaluation.oracles import PanelOracle, needs_oracle
-from robustbench_inv.evaluation.provenance import epsilons
 from robustbench_inv.models.protocol import device_of
+from robustbench_inv.threat.budgets import inside_box
 from robustbench_inv.threat.goals import KeepDecision, KeepLogits, Target
 from robustbench_inv.threat.threat_model import ThreatModel
 
@@ -56,7 +55,7 @@ def warnings(job: "Job") -> Iterator[str]:
         n = len(job.samples) + job.excluded
         yield f"{job.title}: {job.excluded} of {n} samples are of the class aimed at, and left out"
     low, high = job.dataset.bounds
-    largest = max(epsilons(job.threat), default=0.0)
+    largest = max(job.threat.epsilons, default=0.0)
     if job.threat.norm == "linf" and largest > high - low:
         yield (
             f"eps {largest:g} is larger than the whole range [{low:g}, {high:g}] of {job.dataset.name}: "

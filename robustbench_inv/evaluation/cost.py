@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from robustbench_inv.attacks.protocol import short_run_of
-from robustbench_inv.attacks.queries import CountingModel, has_fresh_draws
+from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.evaluation.loading import Loader
 from robustbench_inv.evaluation.search import search_key
-from robustbench_inv.models.protocol import device_of
+from robustbench_inv.models.protocol import device_of, has_fresh_draws
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import margin
 

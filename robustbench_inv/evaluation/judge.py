@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Batch
-from robustbench_inv.attacks.queries import classify, inside_box
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import AttackFailed
 from robustbench_inv.evaluation.oracles import Oracle
-from robustbench_inv.models.protocol import Classifier
+from robustbench_inv.models.protocol import Classifier, classify
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output, flatten, where_rows
+from robustbench_inv.threat.budgets import inside_box
 from robustbench_inv.threat.goals import (
     UNKNOWN,
     Accept,

@@ -8,7 +8,6 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.queries import classify
 from robustbench_inv.catalogue.cards import OracleCard, read_oracle
 from robustbench_inv.catalogue.locate import find
 from robustbench_inv.catalogue.models import LoadedModel
@@ -16,7 +15,7 @@ from robustbench_inv.catalogue.references import parse_reference
 from robustbench_inv.data.protocol import Dataset, LabelOracle
 from robustbench_inv.errors import BadCatalogue, CapabilityMismatch
 from robustbench_inv.identity import digest_value
-from robustbench_inv.models.protocol import device_of
+from robustbench_inv.models.protocol import classify, device_of
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.results.human_labels import HumanLabels, read_labels
 from robustbench_inv.results.oracle_error import OracleError
@@ -30,6 +29,7 @@ __all__ = [
     "Oracle",
     "PanelOracle",
     "dataset_oracle",
+    "describe_oracle",
     "is_label_file",
     "load_oracle",
     "needs_oracle",
@@ -254,6 +254,11 @@ class HumanOracle:
         if label is None and self.cell:
             label = self.labels.of_sample(self.cell, sample)
         return UNKNOWN if label is None else label
+
+
+def describe_oracle(name: str, oracle: Oracle) -> dict[str, Any]:
+    """Return the oracle that a threat names as plain values, as cell.json holds it."""
+    return {"name": name, "digest": oracle.digest, **oracle.describe()}
 
 
 def needs_oracle(goal: Goal) -> bool:

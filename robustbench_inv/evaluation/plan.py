@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from robustbench_inv.catalogue.attacks import LoadedAttack
 from robustbench_inv.catalogue.datasets import identify_dataset
+from robustbench_inv.catalogue.fingerprint import content
 from robustbench_inv.catalogue.models import LoadedModel
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import CapabilityMismatch
 from robustbench_inv.evaluation.compatibility import check_compatible, warnings
-from robustbench_inv.evaluation.oracles import Oracle, dataset_oracle
-from robustbench_inv.evaluation.provenance import digest_threat, epsilons, threat_text, versions
+from robustbench_inv.evaluation.oracles import Oracle, dataset_oracle, describe_oracle
+from robustbench_inv.evaluation.provenance import versions
 from robustbench_inv.identity import IDENTITY_VERSION, digest_value
-from robustbench_inv.threat.threat_model import ThreatModel
+from robustbench_inv.threat.threat_model import ThreatModel, describe_threat, digest_threat
 
 if TYPE_CHECKING:
     from robustbench_inv.evaluation.cost import Estimate
@@ -83,9 +84,20 @@ class Job:
         return CellSpec(
             model=self.model.digest,
             attack=self.attack.digest,
-            threat=digest_threat(self.threat, self.substitute, self.oracle),
+            threat=digest_threat(self.threat_description),
             dataset=identify_dataset(self.dataset),
             seed=self.seed,
+        )
+
+    @cached_property
+    def threat_description(self) -> dict[str, Any]:
+        """The threat, its substitute and its oracle as plain values."""
+        helper, oracle = self.substitute, self.oracle
+        return describe_threat(
+            self.threat,
+            content,
+            None if helper is None else {"name": helper.name, "digest": helper.digest},
+            None if oracle is None else describe_oracle(str(self.threat.oracle), oracle),
         )
 
     @property
@@ -106,12 +118,12 @@ class Job:
     @property
     def epsilons(self) -> tuple[float, ...]:
         """The sweep, ascending; empty without a budget."""
-        return epsilons(self.threat)
+        return self.threat.epsilons
 
     @property
     def title(self) -> str:
         """How messages, and the verdicts of checks, call the cell."""
-        threat = threat_text(self.threat)
+        threat = self.threat.text
         return (
             f"{self.attack.name} on {self.model.name}, {threat}, {self.dataset.name}, "
             f"seed {self.seed}"
@@ -133,7 +145,7 @@ class Job:
             "digest": self.spec.digest,
             "model": self.model.name,
             "attack": self.attack.name,
-            "threat": threat_text(self.threat),
+            "threat": self.threat.text,
             "dataset": self.dataset.name,
             "seed": self.seed,
         }

@@ -23,16 +23,12 @@ from robustbench_inv.evaluation.oracles import (
     AttackedModel,
     HumanOracle,
     Oracle,
+    describe_oracle,
     is_label_file,
     load_oracle,
     needs_oracle,
 )
 from robustbench_inv.evaluation.plan import CellSpec
-from robustbench_inv.evaluation.provenance import (
-    describe_oracle,
-    digest_threat_description,
-    threat_text,
-)
 from robustbench_inv.results.human_labels import read_labels
 from robustbench_inv.results.pixels import is_image_shape, pixel_digest, to_pixels
 from robustbench_inv.results.record import ModelOutput, Record
@@ -40,6 +36,7 @@ from robustbench_inv.results.run_files import CellFolder, RunFolder
 from robustbench_inv.results.run_writing import RewrittenCell, write_run
 from robustbench_inv.tensors import Output
 from robustbench_inv.threat.goals import UNKNOWN, Goal, GoalInputs
+from robustbench_inv.threat.threat_model import digest_threat
 
 __all__ = ["LoadOptions", "RejudgedRun", "rejudge"]
 
@@ -195,10 +192,10 @@ def _network(model: Mapping[str, Any]) -> str:
 
 def _rejudged(shown: _KeptImages, text: str, oracle: Oracle) -> RewrittenCell:
     info, old = shown.info, shown.info["threat"]
-    written = threat_text(replace(load_threat(old["text"]), oracle=text))
+    written = replace(load_threat(old["text"]), oracle=text).text
     threat = {**old, "text": written, "oracle": describe_oracle(text, oracle)}
     spec = {key: value for key, value in info["spec"].items() if key != "identity_version"}
-    spec["threat"] = digest_threat_description(threat)
+    spec["threat"] = digest_threat(threat)
     about = {
         **info,
         "spec": {**info["spec"], **spec},

@@ -1,17 +1,17 @@
 """Runs one attack on a batch: counts its queries, and prepares its proposals for the judge."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Attack, Batch, short_run_of
-from robustbench_inv.attacks.queries import CountingModel, has_fresh_draws
+from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.errors import UsageError
 from robustbench_inv.evaluation.judge import checked_proposals
 from robustbench_inv.evaluation.plan import Job
-from robustbench_inv.models.protocol import Classifier
+from robustbench_inv.models.protocol import Classifier, has_fresh_draws
 from robustbench_inv.randomness import SampleRNG, seeded
 from robustbench_inv.results.record import Status
 from robustbench_inv.tensors import broadcast, flatten, norm
@@ -143,7 +143,7 @@ class SearchResult:
     forward_passes: Tensor
     backward_passes: Tensor
     zero_gradient: Tensor
-    failures: dict[int, Status]
+    failures: Mapping[int, Status]
     crash: str | None = None
     measured: dict[str, Tensor] = field(default_factory=dict)
 

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.queries import classify
 from robustbench_inv.catalogue.models import LoadedModel, calibration_digest
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.evaluation.loading import Loader
-from robustbench_inv.models.protocol import Classifier, device_of
+from robustbench_inv.models.protocol import Classifier, classify, device_of
 from robustbench_inv.models.reject_option import ScoreQuantiles, fit_quantiles
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output

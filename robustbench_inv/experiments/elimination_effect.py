@@ -16,8 +16,7 @@ from robustbench_inv.experiments.protocol import ExperimentRequest
 from robustbench_inv.models.label_hypothesis import LabelHypothesisNet
 from robustbench_inv.results.experiment_result import ExperimentResult
 from robustbench_inv.training.information_elimination import hypothesis_mmd2
-from robustbench_inv.training.recipe import read_recipe
-from robustbench_inv.training.training_run import find_recipe
+from robustbench_inv.training.recipe import find_recipe, read_recipe
 
 __all__ = [
     "HeldOutSamples",

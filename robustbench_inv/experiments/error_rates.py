@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.queries import classify
 from robustbench_inv.catalogue.fields import Mismatch, check_fields
 from robustbench_inv.catalogue.models import LoadedModel
 from robustbench_inv.data.planted import PlantedFeatures
@@ -18,7 +17,7 @@ from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.errors import BadCatalogue, BadParameter
 from robustbench_inv.experiments.metamers import balanced_subset
 from robustbench_inv.experiments.protocol import ExperimentRequest, load_samples
-from robustbench_inv.models.protocol import Classifier, SplitsCode, device_of
+from robustbench_inv.models.protocol import Classifier, SplitsCode, classify, device_of
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.results.experiment_result import ExperimentResult, ImageGrid, MeasuredNumber
 from robustbench_inv.results.pixels import to_pixels

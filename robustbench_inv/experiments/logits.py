@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.queries import classify
 from robustbench_inv.catalogue.cards import SuiteEntry
 from robustbench_inv.catalogue.models import LoadedModel
 from robustbench_inv.data.protocol import Dataset
@@ -19,7 +18,7 @@ from robustbench_inv.evaluation.engine import RunOptions, run_cell
 from robustbench_inv.evaluation.jobs import EvaluationRequest, build_jobs
 from robustbench_inv.evaluation.plan import Job, plan_jobs
 from robustbench_inv.experiments.protocol import ExperimentRequest
-from robustbench_inv.models.protocol import device_of
+from robustbench_inv.models.protocol import classify, device_of
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.results.experiment_result import (
     ExperimentResult,

@@ -11,14 +11,32 @@ from torch import Tensor
 
 from robustbench_inv.catalogue.datasets import load_dataset
 from robustbench_inv.catalogue.models import LoadedModel, load_model
-from robustbench_inv.catalogue.references import import_object
+from robustbench_inv.catalogue.references import import_object, suggest
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.errors import BadCatalogue
 from robustbench_inv.results.experiment_result import ExperimentResult
 from robustbench_inv.training.objectives import TrainingData
 
-__all__ = ["ExperimentRequest", "load_samples", "run_experiment"]
+__all__ = ["EXPERIMENTS", "ExperimentRequest", "find_experiment", "load_samples", "run_experiment"]
+
+
+EXPERIMENTS = {
+    "accuracies": "robustbench_inv.experiments.selective_accuracy:measure_accuracies",
+    "decision-planes": "robustbench_inv.experiments.decision_planes:measure_planes",
+    "elimination-effect": "robustbench_inv.experiments.elimination_effect:measure_layers",
+    "error-rates": "robustbench_inv.experiments.error_rates:measure_errors",
+    "feature-shift": "robustbench_inv.experiments.error_rates:measure_feature_shift",
+    "interpolations": "robustbench_inv.experiments.interpolations:measure_interpolations",
+    "logits": "robustbench_inv.experiments.logits:measure_logits",
+    "metamers": "robustbench_inv.experiments.metamers:measure_metamers",
+    "ood-detection": "robustbench_inv.experiments.ood_detection:measure_ood_detection",
+    "photographs": "robustbench_inv.experiments.photographs:measure_architecture",
+    "score-distributions": "robustbench_inv.experiments.ood_detection:measure_score_distributions",
+    "selective-accuracy": "robustbench_inv.experiments.selective_accuracy:measure_selective_accuracy",
+    "targeted-logits": "robustbench_inv.experiments.logits:measure_targeted_logits",
+}
+"""Experiments by the name that a definition gives in ``by``, and their code, as ``module:function``."""
 
 
 @dataclass(frozen=True)
@@ -62,27 +80,43 @@ class ExperimentRequest:
         return torch.tensor(select_samples(dataset.labels, self.samples))
 
 
+def find_experiment(by: str) -> Callable[..., ExperimentResult]:
+    """Return the function of an experiment.
+
+    Args:
+        by: a name of EXPERIMENTS, or ``module:function`` for your own code.
+
+    Raises:
+        BadCatalogue: if there is no such experiment, or the reference is no function.
+    """
+    if ":" not in by and by not in EXPERIMENTS:
+        raise BadCatalogue("unknown experiment", got=by, remedy=suggest(by, EXPERIMENTS))
+    found = import_object(EXPERIMENTS.get(by, by))
+    if not callable(found):
+        got = type(found).__name__
+        raise BadCatalogue(f"{by} is no experiment", got=got, expected="a function")
+    return found
+
+
 def run_experiment(
     by: str, request: ExperimentRequest, parameters: Mapping[str, Any]
 ) -> ExperimentResult:
-    """Return what a function measures.
+    """Run an experiment and return its result.
 
     Args:
-        by: ``module:function``.
-        request: its first argument.
-        parameters: its keywords.
+        by: as ``find_experiment`` takes it.
+        request: first argument of the function.
+        parameters: keyword arguments of the function.
 
     Raises:
-        BadCatalogue: if there is no such function, or it does not have these parameters.
+        BadCatalogue: if there is no such experiment, or it does not take these parameters.
     """
-    found = import_object(by)
-    if not callable(found):
-        raise BadCatalogue(f"{by} measures nothing", got=type(found).__name__)
+    experiment = find_experiment(by)
     try:
-        inspect.signature(found).bind(request, **parameters)
+        inspect.signature(experiment).bind(request, **parameters)
     except TypeError as error:
-        raise BadCatalogue(f"{by} cannot be asked so", remedy=str(error)) from error
-    measured = found(request, **parameters)
+        raise BadCatalogue(f"{by} does not take these parameters", remedy=str(error)) from error
+    measured = experiment(request, **parameters)
     assert isinstance(measured, ExperimentResult)
     return measured
 

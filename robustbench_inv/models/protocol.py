@@ -5,9 +5,20 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output
 
-__all__ = ["Classifier", "Invertible", "Output", "SplitsCode", "Stochastic", "device_of"]
+__all__ = [
+    "Classifier",
+    "Invertible",
+    "Output",
+    "SplitsCode",
+    "Stochastic",
+    "classify",
+    "device_of",
+    "has_fresh_draws",
+    "query_model",
+]
 
 
 @runtime_checkable
@@ -79,3 +90,43 @@ def device_of(classifier: Classifier) -> torch.device:
     """Return where a classifier computes: the place of its first weight, the CPU without weights."""
     weights = classifier.parameters() if isinstance(classifier, nn.Module) else ()
     return next((weight.device for weight in weights), torch.device("cpu"))
+
+
+def query_model(
+    classifier: Classifier, images: Tensor, rng: SampleRNG, step: int | Tensor = 0
+) -> Output:
+    """Return a classifier's output; a stochastic one answers under its samples' draws.
+
+    The model gets a copy of the images: one that normalises in place would else move the clean inputs.
+
+    Args:
+        classifier: any classifier.
+        images: (n, …) inputs.
+        rng: the n samples' random numbers.
+        step: which of each sample's draws, one number or (n,); without effect when its noise is fixed.
+    """
+    if not isinstance(classifier, Stochastic):
+        return classifier(images.clone())
+    if classifier.fixed_noise:
+        rng, step = rng.named("fixed"), 0
+    shape = (classifier.draws, *classifier.latent_shape)
+    latent = rng.normal(shape, step=step, dtype=images.dtype).transpose(0, 1)
+    return classifier.respond(images.clone(), latent)
+
+
+@torch.no_grad()
+def classify(classifier: Classifier, images: Tensor, rng: SampleRNG, replay: int = 0) -> Output:
+    """Return the output that counts: draws that no search has seen, unless the noise is fixed.
+
+    Args:
+        classifier: the original model.
+        images: (n, …) inputs.
+        rng: the n samples' random numbers.
+        replay: another number gives another set of draws.
+    """
+    return query_model(classifier, images, rng.named("verdict"), replay)
+
+
+def has_fresh_draws(classifier: Classifier) -> bool:
+    """Is it a stochastic classifier whose every answer is under other draws?"""
+    return isinstance(classifier, Stochastic) and not classifier.fixed_noise

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Attack, Batch, InputPool, short_run_of
-from robustbench_inv.attacks.queries import CountingModel, classify, inside_box
-from robustbench_inv.models.protocol import Classifier
+from robustbench_inv.attacks.queries import CountingModel
+from robustbench_inv.models.protocol import Classifier, classify
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import flatten
 from robustbench_inv.testing.analytic_problems import LinearClassifier, linear_problem
-from robustbench_inv.threat.budgets import Budget, LpBall, Unbounded
+from robustbench_inv.threat.budgets import Budget, LpBall, Unbounded, inside_box
 from robustbench_inv.threat.goals import KeepDecision, Misclassify
 from robustbench_inv.threat.threat_model import ThreatModel
 

@@ -1,7 +1,8 @@
 """Budgets: which inputs an attack may show instead of the clean one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -9,7 +10,15 @@ from torch import Tensor
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.tensors import NORMS, broadcast, flatten, norm, where_rows
 
-__all__ = ["Budget", "LpBall", "OnSphere", "Unbounded", "project_perturbations"]
+__all__ = [
+    "Budget",
+    "LpBall",
+    "OnSphere",
+    "Unbounded",
+    "describe_budget",
+    "inside_box",
+    "project_perturbations",
+]
 
 TOLERANCE = {torch.float64: 1e-9}
 """What rounding may add to a distance, by dtype (relative to eps and to the clean input, at least to 1)."""
@@ -105,6 +114,23 @@ class OnSphere:
 
     def project(self, clean: Tensor, adversarial: Tensor) -> Tensor:
         return adversarial * broadcast(self.radius / norm(adversarial, "l2"), adversarial)
+
+
+def inside_box(images: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Return for each input (n, …) whether every element is finite and inside the bounds, (n,)."""
+    flat = flatten(images)
+    return ((flat >= bounds[0]) & (flat <= bounds[1])).all(1)
+
+
+def describe_budget(budget: Budget, content: Callable[[object], object]) -> dict[str, Any]:
+    """Return a budget as plain values; ``content`` returns the identity of a user's own."""
+    if type(budget) is LpBall:
+        return {"type": "ball", "norm": budget.norm, "eps": budget.eps}
+    if type(budget) is Unbounded:
+        return {"type": "unbounded", "norm": budget.norm}
+    if type(budget) is OnSphere:
+        return {"type": "sphere", "norm": budget.norm, "radius": budget.radius}
+    return {"type": "other", "content": content(budget)}
 
 
 def project_perturbations(delta: Tensor, radii: Tensor, name: str) -> Tensor:

@@ -1,7 +1,8 @@
 """Goals: when an allowed input is a success for the attacker."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ __all__ = [
     "Misclassify",
     "MisclassifyAccepted",
     "Target",
+    "describe_goal",
 ]
 
 UNKNOWN = -1
@@ -196,6 +198,38 @@ class KeepLogits:
     def reached(self, evidence: GoalInputs) -> Tensor:
         moved = (evidence.after.logits - evidence.before.logits).abs().amax(1)
         return (moved <= self.tolerance) & _oracle_changed(evidence)
+
+
+def describe_goal(goal: Goal, content: Callable[[object], object]) -> tuple[str, dict[str, Any]]:
+    """Return name and parameters of a goal as ``catalogue.threats.load_goal`` takes them.
+
+    The parameters of a user's own goal are its identity.
+
+    Args:
+        goal: the goal.
+        content: returns the identity of a user's own goal (``catalogue.fingerprint.content``).
+
+    Example:
+        >>> describe_goal(Target(label=3, accepted=True), repr)
+        ('target-accepted', {'label': 3, 'confidence': 0.0})
+    """
+    if type(goal) is Misclassify:
+        return ("misclassify-same-class" if goal.same_class else "misclassify"), {}
+    if type(goal) is Target:
+        known = {"label": goal.label, "offset": goal.offset, "confidence": goal.confidence}
+        given = {key: value for key, value in known.items() if value is not None}
+        return ("target-accepted" if goal.accepted else "target"), given
+    if type(goal) is KeepLogits:
+        return "keep-logits", {"tolerance": goal.tolerance}
+    plain = {
+        MisclassifyAccepted: "misclassify-accepted",
+        Accept: "accept",
+        KeepDecision: "keep-decision",
+    }
+    for kind, name in plain.items():
+        if type(goal) is kind:
+            return name, {}
+    return goal.name, {"content": content(goal)}
 
 
 def _oracle_changed(evidence: GoalInputs) -> Tensor:

@@ -1,14 +1,47 @@
-"""A recipe: everything that determines a trained model, read from ``recipe.toml``."""
+"""Training recipes: the settings that determine a trained model, read from ``recipe.toml``."""
 
-import tomllib
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from robustbench_inv.catalogue.cards import check_table, read_toml
+from robustbench_inv.catalogue.locate import catalogue_roots, find
+from robustbench_inv.catalogue.references import suggest
 from robustbench_inv.errors import BadCatalogue
 from robustbench_inv.identity import digest_value
 
-__all__ = ["Recipe", "read_recipe"]
+__all__ = ["ARCHITECTURES", "OBJECTIVES", "Recipe", "find_recipe", "read_recipe"]
+
+ARCHITECTURES = {
+    "firevnet": "robustbench_inv.models.firevnet:convolutional",
+    "firevnet-fully-connected": "robustbench_inv.models.firevnet:fully_connected",
+    "firevnet-recoded": "robustbench_inv.models.firevnet:recoded",
+    "gbz": "robustbench_inv.models.deep_bayes:GBZ",
+    "glow": "robustbench_inv.models.conditional_flow:glow",
+    "guess-first-cnn": "robustbench_inv.models.plain_networks:GuessFirstCNN",
+    "label-hypothesis": "robustbench_inv.models.label_hypothesis:LabelHypothesisNet",
+    "lenet5": "robustbench_inv.models.plain_networks:LeNet5",
+    "mlp": "robustbench_inv.models.plain_networks:MLP",
+    "resnet": "robustbench_inv.models.resnet:ResNetClassifier",
+    "sdim": "robustbench_inv.models.sdim:SDIM",
+    "vib": "robustbench_inv.models.vib:BottleneckCNN",
+}
+"""Architecture names and their code, as ``module:factory``. A name never changes: recipe digests contain it."""
+
+OBJECTIVES = {
+    "adversarial": "robustbench_inv.training.objectives:AdversarialCrossEntropy",
+    "class-likelihood": "robustbench_inv.training.objectives:ClassLikelihood",
+    "convex-conjugate": "robustbench_inv.training.objectives:ConvexConjugate",
+    "cross-entropy": "robustbench_inv.training.objectives:CrossEntropy",
+    "donsker-varadhan": "robustbench_inv.training.objectives:DonskerVaradhan",
+    "elbo": "robustbench_inv.training.objectives:EvidenceLowerBound",
+    "energy-based": "robustbench_inv.training.objectives:EnergyBased",
+    "independence": "robustbench_inv.training.independence:IndependenceCrossEntropy",
+    "infomax": "robustbench_inv.training.infomax:SupervisedInfoMax",
+    "information-bottleneck": "robustbench_inv.training.objectives:InformationBottleneck",
+    "information-elimination": "robustbench_inv.training.information_elimination:InformationElimination",
+}
+"""Objective names and their code, as ``module:Class``. A name never changes: recipe digests contain it."""
 
 
 @dataclass(frozen=True)
@@ -16,38 +49,38 @@ class Recipe:
     """How a model is trained.
 
     Args:
-        name: the folder's name, which is the model's.
-        model: ``module:factory`` of the network.
-        objective: ``module:Class`` of the objective.
+        name: folder name of the recipe, which is also the model's name.
+        model: a name of ARCHITECTURES, or ``module:factory`` for your own code.
+        objective: a name of OBJECTIVES, or ``module:Class`` for your own code.
         dataset: reference of the training data.
-        first: id of the first training image.
-        last: id after the last one.
+        first: id of the first training sample.
+        last: end of the id range (exclusive).
         epochs: passes over the data.
-        batch_size: samples in a batch; an incomplete last batch is left out.
-        learning_rate: of the optimiser, which the schedule starts from.
-        seed: of initialisation, order and noise.
-        storage: dtype of the weights on disk: float16 or float32.
-        precision: dtype of the products in training: float32 or bfloat16; weights are kept in float32.
-        flip: mirror every other image left to right, another half in each epoch.
-        shift: move each image by up to so many pixels either way, anew in each epoch; zeros come in.
-        levels: dequantise values that are one of so many grey levels from 0 to 1: add uniform noise as wide as
-            the distance of two levels, anew in each epoch. 0 leaves the values as they are.
+        batch_size: samples per batch; the last incomplete batch is dropped.
+        learning_rate: initial learning rate of the schedule.
+        seed: seed of initialisation, batch order and noise.
+        storage: dtype of the stored weights: float16 or float32.
+        precision: dtype of matrix products in training: float32 or bfloat16; weights stay in float32.
+        flip: mirror a random half of the images left to right, another half in each epoch.
+        shift: largest random translation in pixels, drawn again in each epoch; borders are filled with zeros.
+        levels: number of grey levels in [0, 1] for dequantisation: uniform noise as wide as the distance between
+            two levels is added in each epoch. 0 disables it.
         optimiser: adam, adamax or sgd.
-        weight_decay: of all parameters, as an l2 term in the gradient.
-        start: a model of the catalogue to start from; parameters that it does not have stay as initialised.
-        schedule: cosine (the learning rate falls to 0 by half a cosine over all updates), constant or step.
+        weight_decay: l2 penalty on all parameters, added to the gradient.
+        start: catalogue model whose weights initialise the network; parameters missing there keep their initial values.
+        schedule: cosine (half a cosine from the learning rate to 0), constant or step.
         milestones: epochs after which a step schedule multiplies the learning rate by ``rate_factor``.
-        rate_factor: of a step schedule.
-        warm_up: epochs over which the learning rate rises linearly to that of the schedule.
-        momentum: of sgd.
-        nesterov: use Nesterov's momentum (sgd only).
-        weight_decays: weight decay by parameter name, a shell pattern such as ``"*.bias"``; the first pattern that
-            matches counts, and ``weight_decay`` where none does.
-        clip_norm: largest l2 norm of the whole gradient; a longer one is scaled down. 0 does not clip.
-        held_out: data sets whose accuracy is measured once, at the end.
+        rate_factor: factor of a step schedule, in (0, 1).
+        warm_up: epochs of linear learning-rate warm-up.
+        momentum: momentum of sgd.
+        nesterov: use Nesterov momentum (sgd only).
+        weight_decays: weight decay by parameter name, a shell pattern such as ``"*.bias"``. The first matching
+            pattern applies; ``weight_decay`` applies where none matches.
+        clip_norm: largest l2 norm of the whole gradient; a larger gradient is scaled down. 0 disables clipping.
+        held_out: data sets whose accuracy is measured once, after training.
         model_parameters: keyword arguments of the factory.
         objective_parameters: fields of the objective.
-        card: what the model's card says besides.
+        card: entries of the model's card that the recipe does not determine.
     """
 
     name: str
@@ -60,15 +93,15 @@ class Recipe:
     batch_size: int
     learning_rate: float
     seed: int
-    storage: str = "float16"
-    precision: str = "float32"
+    storage: Literal["float16", "float32"] = "float16"
+    precision: Literal["float32", "bfloat16"] = "float32"
     flip: bool = False
     shift: int = 0
     levels: int = 0
-    optimiser: str = "adam"
+    optimiser: Literal["adam", "adamax", "sgd"] = "adam"
     weight_decay: float = 0.0
     start: str = ""
-    schedule: str = "cosine"
+    schedule: Literal["cosine", "constant", "step"] = "cosine"
     milestones: tuple[int, ...] = ()
     rate_factor: float = 0.1
     warm_up: int = 0
@@ -83,18 +116,54 @@ class Recipe:
 
     @property
     def digest(self) -> str:
-        """Digest of all that determines the weights."""
-        kept = {k: v for k, v in vars(self).items() if k not in ("card", "held_out", "storage")}
-        for name, default in _OMITTED_IF_DEFAULT.items():
-            if kept[name] == default:  # as if it had never been invented
-                del kept[name]
+        """Digest of all settings that determine the weights.
+
+        It contains names of ARCHITECTURES and OBJECTIVES, not paths of code, and no key that has its default.
+        """
+        kept = {
+            f.name: value
+            for f in fields(self)
+            if (value := getattr(self, f.name)) != _default(f) or f.name in _ALWAYS_DIGESTED
+        }
+        for name in _NEVER_DIGESTED:
+            kept.pop(name, None)
+        kept["model"] = _name_of(self.model, ARCHITECTURES)
+        kept["objective"] = _name_of(self.objective, OBJECTIVES)
         return digest_value(kept)
+
+    @property
+    def model_path(self) -> str:
+        """Code of the architecture, ``module:factory``."""
+        return ARCHITECTURES.get(self.model, self.model)
+
+    @property
+    def objective_path(self) -> str:
+        """Code of the objective, ``module:Class``."""
+        return OBJECTIVES.get(self.objective, self.objective)
 
     def with_seed(self, seed: int) -> "Recipe":
         """Return the recipe with another seed, whose model is called ``NAME-seedN``."""
         return (
             self if seed == self.seed else replace(self, seed=seed, name=f"{self.name}-seed{seed}")
         )
+
+
+def find_recipe(source: str) -> Path:
+    """Return the recipe file of a catalogue model, or the file named by ``source``.
+
+    Raises:
+        UnknownName: if neither exists.
+        BadCatalogue: if the model has no recipe, because it needs no training.
+    """
+    if source.endswith(".toml") or Path(source).is_file():
+        return Path(source)
+    for root in catalogue_roots():
+        if (path := root / "models" / source / "recipe.toml").is_file():
+            return path
+    path = find("models", source).parent / "recipe.toml"
+    if not path.is_file():
+        raise BadCatalogue(f"{source} has no recipe", expected="a trained model")
+    return path
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -104,80 +173,25 @@ def read_recipe(path: Path) -> Recipe:
         path: a ``recipe.toml``.
 
     Raises:
-        BadCatalogue: if it is not TOML, or a key is missing, unknown or of the wrong type.
+        BadCatalogue: if the file is not TOML, or a key is missing, unknown, of the wrong type or out of range.
     """
-    try:
-        value = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        problem = f"cannot read the recipe {path}"
-        raise BadCatalogue(problem, expected="a TOML file", remedy=str(error)) from error
-    known = {f.name: f for f in fields(Recipe) if f.name != "name"}
-    if unknown := sorted(value.keys() - known.keys()):
-        _raise_bad_recipe(path, f"unknown key {unknown[0]}", ", ".join(known))
-    needed = [name for name in known if name in _TYPES and name not in _OPTIONAL]
-    if missing := [name for name in needed if name not in value]:
-        _raise_bad_recipe(path, f"missing key {missing[0]}", ", ".join(needed))
-    for name, entry in value.items():
-        if type(entry) is not _TYPES[name]:
-            _raise_bad_recipe(path, f"{name} = {entry!r}", str(_TYPES[name]))
-    for name in ("held_out", "milestones"):
-        value[name] = tuple(value.get(name, ()))
-    return _validate(Recipe(name=path.resolve().parent.name, **value), path)
+    values = {**read_toml(path), "name": path.resolve().parent.name}
+    return _validate(Recipe(**check_table(Recipe, values, path)), path)
 
 
-_TYPES: dict[str, Any] = {
-    "model": str,
-    "objective": str,
-    "dataset": str,
-    "first": int,
-    "last": int,
-    "epochs": int,
-    "batch_size": int,
-    "learning_rate": float,
-    "seed": int,
-    "storage": str,
-    "precision": str,
-    "flip": bool,
-    "shift": int,
-    "levels": int,
-    "optimiser": str,
-    "weight_decay": float,
-    "start": str,
-    "schedule": str,
-    "milestones": list,
-    "rate_factor": float,
-    "warm_up": int,
-    "momentum": float,
-    "nesterov": bool,
-    "weight_decays": dict,
-    "clip_norm": float,
-    "held_out": list,
-    "model_parameters": dict,
-    "objective_parameters": dict,
-    "card": dict,
-}
-_OMITTED_IF_DEFAULT: dict[str, object] = {
-    "precision": "float32",
-    "flip": False,
-    "shift": 0,
-    "levels": 0,
-    "optimiser": "adam",
-    "weight_decay": 0.0,
-    "start": "",
-    "schedule": "cosine",
-    "milestones": (),
-    "rate_factor": 0.1,
-    "warm_up": 0,
-    "momentum": 0.0,
-    "nesterov": False,
-    "weight_decays": {},
-    "clip_norm": 0.0,
-}
-"""Keys that a digest leaves out while they have their defaults, because recipes existed before them."""
+_NEVER_DIGESTED = ("card", "held_out", "storage")
+_ALWAYS_DIGESTED = ("model_parameters", "objective_parameters")
+"""Keys that recipes had from the start; digests leave out the defaults of keys that were added later."""
 
-_OPTIONAL = tuple(
-    f.name for f in fields(Recipe) if f.default is not MISSING or f.default_factory is not MISSING
-)
+
+def _name_of(reference: str, known: dict[str, str]) -> str:
+    """Return the stable name of an architecture or objective; a path of other code stays as it is."""
+    return next((name for name, path in known.items() if path == reference), reference)
+
+
+def _default(entry: Field[Any]) -> object:
+    factory = entry.default_factory
+    return entry.default if factory is MISSING else factory()
 
 
 def _validate(recipe: Recipe, path: Path) -> Recipe:
@@ -192,14 +206,13 @@ def _validate(recipe: Recipe, path: Path) -> Recipe:
         _raise_bad_recipe(
             path, "first, last or batch_size", "0 <= first < last, a batch inside that range"
         )
-    for name, known in (
-        ("storage", ("float16", "float32")),
-        ("precision", ("float32", "bfloat16")),
-        ("optimiser", ("adam", "adamax", "sgd")),
-        ("schedule", ("cosine", "constant", "step")),
-    ):
-        if (value := getattr(recipe, name)) not in known:
-            _raise_bad_recipe(path, f"{name} = {value!r}", " or ".join(known))
+    for name, table in (("model", ARCHITECTURES), ("objective", OBJECTIVES)):
+        value = getattr(recipe, name)
+        if ":" not in value and value not in table:
+            expected = suggest(value, table) or "a known name"
+            _raise_bad_recipe(
+                path, f"unknown {name} {value!r}", f"module:Name, or a name; {expected}"
+            )
     _check_schedule(recipe, path)
     _check_optimiser(recipe, path)
     return recipe
@@ -213,12 +226,9 @@ def _check_schedule(recipe: Recipe, path: Path) -> None:
             f"schedule {recipe.schedule}, milestones {milestones}",
             "milestones with step alone",
         )
-    if not all(type(each) is int and 0 < each < recipe.epochs for each in milestones) or list(
-        milestones
-    ) != sorted(set(milestones)):
-        _raise_bad_recipe(
-            path, f"milestones {milestones}", "whole epochs inside the training, increasing"
-        )
+    inside = all(0 < epoch < recipe.epochs for epoch in milestones)
+    if not inside or list(milestones) != sorted(set(milestones)):
+        _raise_bad_recipe(path, f"milestones {milestones}", "increasing epochs inside the training")
     if not 0 < recipe.rate_factor < 1 or not 0 <= recipe.warm_up <= recipe.epochs:
         _raise_bad_recipe(
             path, "rate_factor or warm_up", "rate_factor in (0, 1), warm_up in 0 … epochs"

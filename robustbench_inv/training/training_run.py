@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from robustbench_inv.catalogue.datasets import load_dataset
-from robustbench_inv.catalogue.locate import catalogue_roots, find
+from robustbench_inv.catalogue.locate import find
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadCatalogue, BadParameter
 from robustbench_inv.identity import digest_file
@@ -25,7 +25,6 @@ __all__ = [
     "NUM_GOLDEN",
     "clean_accuracy",
     "export_model",
-    "find_recipe",
     "round_weights",
     "toml_text",
     "train_recipe",
@@ -63,7 +62,7 @@ def export_model(
     (folder / "recipe.toml").write_text(text, encoding="utf-8")
     card = {
         **recipe.card,
-        "implementation": recipe.model,
+        "implementation": recipe.model_path,
         "num_classes": int(golden["logits"].shape[1]),
         "shape": list(golden_images.shape[1:]),
         "bounds": list(cast("Classifier", model).bounds),
@@ -140,33 +139,15 @@ def train_recipe(
     held_out = {name: load_dataset(name, data_root=data_root) for name in recipe.held_out}
     place = _device(device)
     torch.manual_seed(recipe.seed)
-    model: nn.Module = _build(recipe.model, recipe.model_parameters).to(place)
+    model: nn.Module = _build(recipe.model_path, recipe.model_parameters).to(place)
     if recipe.start:
         _load_initial_weights(model, recipe.start)
-    objective = _build(recipe.objective, recipe.objective_parameters)
+    objective = _build(recipe.objective_path, recipe.objective_parameters)
     data = _training_data(recipe, load_dataset(recipe.dataset, data_root=data_root))
     model = train(recipe, model, objective, data, out, options).cpu()
     if options and options.until and options.until < recipe.epochs:
         return out
     return _export(recipe, path, model, held_out, out / "models" / recipe.name)
-
-
-def find_recipe(source: str) -> Path:
-    """Return the recipe of a model of the catalogue, trained or not, or the file that is named.
-
-    Raises:
-        UnknownName: if there is neither.
-        BadCatalogue: if the model has no recipe, because it needs no training.
-    """
-    if source.endswith(".toml") or Path(source).is_file():
-        return Path(source)
-    for root in catalogue_roots():
-        if (path := root / "models" / source / "recipe.toml").is_file():
-            return path
-    path = find("models", source).parent / "recipe.toml"
-    if not path.is_file():
-        raise BadCatalogue(f"{source} has no recipe", expected="a model that is trained")
-    return path
 
 
 def clean_accuracy(model: nn.Module, dataset: Dataset, batch_size: int = 500) -> float:

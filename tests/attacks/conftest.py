@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Batch
-from robustbench_inv.attacks.queries import CountingModel, inside_box
+from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output, flatten
 from robustbench_inv.testing.analytic_problems import LinearClassifier
-from robustbench_inv.threat.budgets import LpBall, Unbounded
+from robustbench_inv.threat.budgets import LpBall, Unbounded, inside_box
 from robustbench_inv.threat.goals import Misclassify
 from robustbench_inv.threat.threat_model import ThreatModel
 

@@ -7,13 +7,13 @@ import torch
 
 from robustbench_inv.attacks.pgd import FGSM, PGD
 from robustbench_inv.attacks.protocol import Attack, Batch
-from robustbench_inv.attacks.queries import CountingModel, inside_box
+from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.attacks.random_inputs import RandomPerturbation
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output, flatten, norm
 from robustbench_inv.testing.analytic_problems import linear_problem
-from robustbench_inv.threat.budgets import LpBall
+from robustbench_inv.threat.budgets import LpBall, inside_box
 from robustbench_inv.threat.goals import Misclassify, Target
 from robustbench_inv.threat.threat_model import ThreatModel
 

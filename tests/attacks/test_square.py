@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robustbench_inv.attacks.protocol import Batch
-from robustbench_inv.attacks.queries import CountingModel, inside_box
+from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.attacks.square import SquareAttack, square_share, two_bumps, window
 from robustbench_inv.catalogue.datasets import load_dataset
 from robustbench_inv.catalogue.models import load_model
@@ -15,7 +15,7 @@ from robustbench_inv.errors import BadParameter
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output, flatten, norm
 from robustbench_inv.testing.harness import check_attack
-from robustbench_inv.threat.budgets import LpBall
+from robustbench_inv.threat.budgets import LpBall, inside_box
 from robustbench_inv.threat.threat_model import ThreatModel
 
 NORMS = ("l1", "l2", "linf")

@@ -31,13 +31,17 @@ from robustbench_inv.catalogue.models import THRESHOLDS_FILE, calibration_digest
 from robustbench_inv.catalogue.threats import load_threat
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.evaluation.oracles import load_oracle
-from robustbench_inv.evaluation.provenance import digest_threat
 from robustbench_inv.identity import IDENTITY_VERSION, digest_value
 from robustbench_inv.models import plain_networks as cnn
 from robustbench_inv.models import spheres
 from robustbench_inv.models import wrapping as module
 from robustbench_inv.threat import budgets, goals
-from robustbench_inv.threat.threat_model import ThreatModel
+from robustbench_inv.threat.threat_model import ThreatModel, describe_threat, digest_threat
+
+
+def threat_digest(threat):
+    return digest_threat(describe_threat(threat, content))
+
 
 FILE = Path(__file__).with_name("identities.json")
 
@@ -75,7 +79,7 @@ def frozen_oracle(name):
 KINDS = {
     "attacks": (partial(shipped, "attacks"), frozen_attack),
     "models": (partial(shipped, "models"), frozen_model),
-    "threats": (partial(shipped, "threats"), lambda name: digest_threat(load_threat(name))),
+    "threats": (partial(shipped, "threats"), lambda name: threat_digest(load_threat(name))),
     "oracles": (partial(shipped, "oracles"), frozen_oracle),
     "datasets": (lambda: DATASETS, lambda name: load_dataset(name).digest),
 }
@@ -143,17 +147,17 @@ def test_names_of_our_classes_are_in_no_digest(rename):
     aims |= {goals.KeepDecision, goals.KeepLogits}
     networks = {cnn.GuessFirstCNN, module.ModuleClassifier, spheres.NormThresholdClassifier}
     others = [goals.Target(offset=2), goals.KeepLogits(0.1)]
-    before = [digest_threat(ThreatModel(budgets.OnSphere(1.0), goal)) for goal in others]
+    before = [threat_digest(ThreatModel(budgets.OnSphere(1.0), goal)) for goal in others]
     for kind in attacks | threats | aims | networks:
         rename(kind)
     known = frozen()
     for name in known["attacks"]:
         assert load_attack(name).digest == known["attacks"][name]["digest"]
     for name in known["threats"]:
-        assert digest_threat(load_threat(name)) == known["threats"][name]
+        assert threat_digest(load_threat(name)) == known["threats"][name]
     for name in ("mnist-cnn", "spheres-max-margin"):
         assert load_model(name).digest == known["models"][name]["digest"]
-    assert before == [digest_threat(ThreatModel(budgets.OnSphere(1.0), goal)) for goal in others]
+    assert before == [threat_digest(ThreatModel(budgets.OnSphere(1.0), goal)) for goal in others]
 
 
 @pytest.mark.usefixtures("presets_anew")
@@ -501,11 +505,11 @@ def test_a_users_goal_budget_and_data_are_their_code():
         pass
 
     aims = [Aim(), Aim(), Aim(least=1.0), goals.Misclassify()]
-    digests = [digest_threat(ThreatModel(budgets.LpBall("l2", 1.0), aim)) for aim in aims]
+    digests = [threat_digest(ThreatModel(budgets.LpBall("l2", 1.0), aim)) for aim in aims]
     assert digests[0] == digests[1]
     assert len({*digests}) == 3
     boxes = [Box("l2", 1.0), Box("l2", 1.0, 2.0), budgets.LpBall("l2", 1.0)]
-    assert len({digest_threat(ThreatModel(box)) for box in boxes}) == 3
+    assert len({threat_digest(ThreatModel(box)) for box in boxes}) == 3
     arrays = torch.zeros(2, 1, 2, 2), [0, 1], "two"
     assert Mine(*arrays).digest == identify_dataset(ArrayDataset(*arrays))
     assert identify_dataset(Mine(*arrays)) != Mine(*arrays).digest

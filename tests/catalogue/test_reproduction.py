@@ -6,12 +6,12 @@ import pytest
 
 from robustbench_inv.catalogue.attacks import load_attack
 from robustbench_inv.catalogue.locate import entries, shipped_root
-from robustbench_inv.catalogue.references import import_object, parse_reference
+from robustbench_inv.catalogue.references import parse_reference
 from robustbench_inv.catalogue.reproduction import Column, Row
 from robustbench_inv.catalogue.reproduction_file import load_reproduction, read_reproduction
 from robustbench_inv.catalogue.threats import load_threat
 from robustbench_inv.errors import BadCatalogue, UnknownName, UsageError
-from robustbench_inv.evaluation.provenance import epsilons, threat_text
+from robustbench_inv.experiments.protocol import find_experiment
 
 SHIPPED = sorted(entries("reproductions"))
 
@@ -63,10 +63,8 @@ def test_every_shipped_trial_can_be_run_and_tells_who_falls_at_its_rows(name):
             threats = [load_threat(text, loaded.goal) for text in item.threats(trial, data)]
             assert {threat.norm for threat in threats} <= loaded.attack.norms
             texts = [place.threat for place in item.addresses(trial, item.columns[0], data)]
-            assert [threat_text(threat) for threat in threats] == texts, (
-                "records are found by this text"
-            )
-            assert {epsilons(threat) for threat in threats} == {item.sweep(trial)}
+            assert [threat.text for threat in threats] == texts, "records are found by this text"
+            assert {threat.epsilons for threat in threats} == {item.sweep(trial)}
     for row in item.rows:
         told = {row.eps in item.sweep(trial) for trial in item.worst_case_trials(row)}
         assert told == {True} or not row.eps
@@ -77,7 +75,7 @@ def test_every_shipped_measurement_can_be_asked(name):
     item = load_reproduction(name)
     if item.measurement is None:
         pytest.skip("it runs attacks")
-    measure = import_object(item.measurement.by)
+    measure = find_experiment(item.measurement.by)
     for data in item.datasets:
         inspect.signature(measure).bind(None, **item.measurement.filled(data))
 

@@ -12,7 +12,7 @@ paper = "a paper"
 datasets = ["mnist", "fashion-mnist"]
 samples = 100
 [measurement]
-by = "robustbench_inv.experiments.elimination_effect:measure_layers"
+by = "elimination-effect"
 parameters.pairs = { C = ["{data}-c-dv", "{data}-c-js"] }
 """
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from robustbench_inv.attacks.protocol import Batch, Queries
-from robustbench_inv.attacks.queries import CountingModel, classify, inside_box, query_model
+from robustbench_inv.attacks.queries import CountingModel
+from robustbench_inv.models.protocol import classify, query_model
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output, margin
-from robustbench_inv.threat.budgets import LpBall, Unbounded
+from robustbench_inv.threat.budgets import LpBall, Unbounded, inside_box
 from robustbench_inv.threat.threat_model import ThreatModel
 
 

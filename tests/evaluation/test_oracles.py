@@ -9,6 +9,7 @@ import torch
 
 import robustbench_inv as rbi
 from robustbench_inv.api import evaluate, make_plan
+from robustbench_inv.catalogue.fingerprint import content
 from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.catalogue.threats import load_threat
 from robustbench_inv.data.arrays import ArrayDataset
@@ -25,10 +26,10 @@ from robustbench_inv.evaluation.oracles import (
     AttackedModel,
     PanelOracle,
     dataset_oracle,
+    describe_oracle,
     load_oracle,
 )
 from robustbench_inv.evaluation.plan import plan_jobs
-from robustbench_inv.evaluation.provenance import describe_threat, digest_threat, threat_text
 from robustbench_inv.results.run_files import RunFolder
 from robustbench_inv.tensors import Output
 from robustbench_inv.testing.analytic_problems import (
@@ -40,7 +41,17 @@ from robustbench_inv.testing.analytic_problems import (
 )
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.goals import Misclassify
-from robustbench_inv.threat.threat_model import ThreatModel
+from robustbench_inv.threat.threat_model import ThreatModel, describe_threat, digest_threat
+
+
+def described(threat, oracle=None):
+    about = None if oracle is None else describe_oracle(str(threat.oracle), oracle)
+    return describe_threat(threat, content, oracle=about)
+
+
+def threat_digest(threat, oracle=None):
+    return digest_threat(described(threat, oracle))
+
 
 HERE = "robustbench_inv.testing.analytic_problems"
 CARD = 'summary = "three readers"\nmembers = {members}\nrule = "{rule}"\n'
@@ -88,8 +99,8 @@ def shifted(data, first_changed_id=0):
 )
 def test_a_threat_is_written_as_it_is_read(text):
     threat = load_threat(text)
-    assert threat_text(threat) == text
-    assert load_threat(describe_threat(threat)["text"]) == threat
+    assert threat.text == text
+    assert load_threat(threat.text) == threat
 
 
 def test_what_follows_a_substitute_names_it():
@@ -109,17 +120,17 @@ def test_a_threat_of_the_catalogue_may_name_an_oracle(tmp_path):
 
 def test_an_oracle_is_part_of_what_a_cell_is_and_its_name_is_not():
     plain = ThreatModel(LpBall("linf", 0.3), sweep=(0.1, 0.3))
-    frozen = digest_threat(plain)
+    frozen = threat_digest(plain)
     found = [
         panel(),
         panel("three:rule=unanimous"),
         panel(attacked=[load_model(BodyMeanClassifier())]),
     ]
     threats = [replace(plain, oracle="x"), replace(plain, oracle="y")]
-    digests = [digest_threat(threats[0], oracle=each) for each in found]
+    digests = [threat_digest(threats[0], oracle=each) for each in found]
     assert len({*digests, frozen}) == 4
-    assert digest_threat(threats[1], oracle=panel()) == digests[0]
-    about = describe_threat(threats[0], oracle=found[2])["oracle"]
+    assert threat_digest(threats[1], oracle=panel()) == digests[0]
+    about = described(threats[0], found[2])["oracle"]
     assert about["left_out"] == [
         f"{HERE}:BodyMeanClassifier is left out of three: it is what is attacked"
     ]

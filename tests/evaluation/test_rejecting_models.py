@@ -11,7 +11,6 @@ from robustbench_inv.catalogue.threats import load_threat
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import BadParameter, UnknownName
 from robustbench_inv.evaluation.jobs import EvaluationRequest, build_jobs
-from robustbench_inv.evaluation.provenance import threat_text
 from robustbench_inv.results.rates import is_undetected_error, rejection_rates
 from robustbench_inv.tensors import Output
 from robustbench_inv.testing.toys import least_squares, rejecting_all
@@ -63,7 +62,7 @@ def test_a_threat_names_its_goal(text, goal):
     threat = load_threat(text, Misclassify())
     assert threat.goal == goal
     if not text.startswith("mnist") and goal not in (Misclassify(), Accept()):
-        assert threat_text(threat) == text
+        assert threat.text == text
 
 
 def test_an_unknown_goal_is_one_line():

@@ -8,15 +8,25 @@ import torch
 
 import robustbench_inv as rbi
 from robustbench_inv.catalogue.attacks import load_attack
+from robustbench_inv.catalogue.fingerprint import content
 from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.errors import CapabilityMismatch
 from robustbench_inv.evaluation.plan import Job, plan_jobs
-from robustbench_inv.evaluation.provenance import describe_threat, digest_threat
 from robustbench_inv.results.run_files import CellFolder
 from robustbench_inv.testing.analytic_problems import LinearClassifier
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.goals import KeepDecision
-from robustbench_inv.threat.threat_model import ThreatModel
+from robustbench_inv.threat.threat_model import ThreatModel, describe_threat, digest_threat
+
+
+def described(threat, substitute=None):
+    about = None if substitute is None else {"name": substitute.name, "digest": substitute.digest}
+    return describe_threat(threat, content, about)
+
+
+def threat_digest(threat, substitute=None):
+    return digest_threat(described(threat, substitute))
+
 
 THREAT = ThreatModel(LpBall("linf", 0.1), access="transfer", substitute="other")
 
@@ -69,14 +79,14 @@ def test_keeping_the_decision_needs_the_model_itself():
 def test_a_substitute_is_part_of_what_a_cell_is(toys):
     plain, led = ThreatModel(LpBall("linf", 0.1)), replace(THREAT, access="score")
     one, two = load_model(toys.TwoSides()), load_model(linear())
-    digests = [digest_threat(threat, model) for threat in (THREAT, led) for model in (one, two)]
-    assert len({*digests, digest_threat(plain)}) == 5
+    digests = [threat_digest(threat, model) for threat in (THREAT, led) for model in (one, two)]
+    assert len({*digests, threat_digest(plain)}) == 5
     renamed = replace(one, name="another name")
-    assert digest_threat(replace(THREAT, substitute="x"), renamed) == digests[0]
-    about = describe_threat(THREAT, two)
+    assert threat_digest(replace(THREAT, substitute="x"), renamed) == digests[0]
+    about = described(THREAT, two)
     assert about["substitute"] == {"name": two.name, "digest": two.digest}
     assert about["text"] == "linf=0.1:substitute=other"
-    assert describe_threat(plain)["substitute"] is None
+    assert described(plain)["substitute"] is None
 
 
 FILE = """

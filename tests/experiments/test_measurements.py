@@ -137,8 +137,9 @@ def code_of_points():
 
 
 def test_what_cannot_be_carried_out_is_one_line():
-    here = "robustbench_inv.experiments.error_rates:measure_errors"
-    with pytest.raises(BadCatalogue, match="cannot be asked so"):
-        run_experiment(here, asked(), {"hidden": 3})
-    with pytest.raises(BadCatalogue, match="measures nothing"):
+    with pytest.raises(BadCatalogue, match="does not take these parameters"):
+        run_experiment("error-rates", asked(), {"hidden": 3})
+    with pytest.raises(BadCatalogue, match="did you mean error-rates"):
+        run_experiment("errors-rates", asked(), {})
+    with pytest.raises(BadCatalogue, match="is no experiment"):
         run_experiment("robustbench_inv.experiments.error_rates:BLOCK", asked(), {})

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from robustbench_inv.errors import BadCatalogue, BadResults
+from robustbench_inv.errors import BadResults
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.training.loop import (
     TrainingData,
@@ -18,7 +18,7 @@ from robustbench_inv.training.loop import (
     train,
 )
 from robustbench_inv.training.objectives import CrossEntropy, InformationBottleneck
-from robustbench_inv.training.recipe import Recipe, read_recipe
+from robustbench_inv.training.recipe import Recipe
 
 RECIPE = Recipe("toy", "m:f", "m:O", "toy", 0, 60, 4, 16, 1e-2, 3)
 
@@ -163,56 +163,6 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path, content):
     with pytest.raises(BadResults, match="damaged checkpoint") as caught:
         train(RECIPE, network(), CrossEntropy(), data(), tmp_path)
     assert "\n" not in str(caught.value)
-
-
-def test_prose_does_not_change_a_recipes_digest():
-    assert replace(RECIPE, card={"summary": "x"}).digest == RECIPE.digest
-    assert replace(RECIPE, epochs=5).digest != RECIPE.digest
-    assert replace(RECIPE, flip=True).digest != RECIPE.digest
-    assert replace(RECIPE, shift=1).digest != RECIPE.digest
-    assert replace(RECIPE, precision="bfloat16").digest != RECIPE.digest
-
-
-GOOD = """model = "m:f"
-objective = "m:O"
-dataset = "d"
-first = 0
-last = 10
-epochs = 1
-batch_size = 5
-learning_rate = 1e-3
-seed = 0
-"""
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "told"),
-    [
-        ("seed = 0", "", "missing key seed"),
-        ("seed = 0", "seed = 0\nepoch = 3", "unknown key epoch"),
-        ("epochs = 1", "epochs = 0", "positive"),
-        ("epochs = 1", "epochs = true", "epochs = True"),
-        ("batch_size = 5", "batch_size = 50", "inside that range"),
-        ("seed = 0", "seed = ", "cannot read"),
-        ("seed = 0", 'seed = 0\nstorage = "float8"', "float16 or float32"),
-        ("seed = 0", 'seed = 0\nprecision = "float8"', "float32 or bfloat16"),
-        ("seed = 0", "seed = 0\nflip = 1", "flip = 1"),
-    ],
-)
-def test_a_wrong_recipe_is_one_line(tmp_path, old, new, told):
-    path = tmp_path / "recipe.toml"
-    path.write_text(GOOD.replace(old, new))
-    with pytest.raises(BadCatalogue, match=told) as caught:
-        read_recipe(path)
-    assert "\n" not in str(caught.value)
-
-
-def test_a_right_recipe_is_read(tmp_path):
-    path = tmp_path / "toy" / "recipe.toml"
-    path.parent.mkdir()
-    path.write_text(GOOD)
-    recipe = read_recipe(path)
-    assert (recipe.name, recipe.learning_rate, recipe.held_out) == ("toy", 1e-3, ())
 
 
 def test_the_bottleneck_objective_draws_by_sample_and_epoch_alone():

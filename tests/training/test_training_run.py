@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from robustbench_inv.catalogue.models import load_model
-from robustbench_inv.errors import BadCatalogue, BadParameter, UnknownName
+from robustbench_inv.errors import BadCatalogue, BadParameter
 from robustbench_inv.training.loop import TrainingOptions
 from robustbench_inv.training.recipe import read_recipe
-from robustbench_inv.training.training_run import find_recipe, train_recipe
+from robustbench_inv.training.training_run import train_recipe
 
-RECIPE = """model = "robustbench_inv.models.plain_networks:GuessFirstCNN"
-objective = "robustbench_inv.training.objectives:CrossEntropy"
+RECIPE = """model = "guess-first-cnn"
+objective = "cross-entropy"
 dataset = "mnist5k"
 first = 0
 last = 400
@@ -96,20 +96,12 @@ def test_a_stage_before_the_last_exports_no_model(recipe, tmp_path):
     assert train_recipe(recipe, out) == out / "models" / "mnist-tiny"
 
 
-def test_recipes_are_found_by_name():
-    assert find_recipe("mnist-cnn").name == "recipe.toml"
-    assert find_recipe("cifar10-resnet26").is_file()
-    with pytest.raises(BadCatalogue, match="no recipe"):
-        find_recipe("spheres-max-margin")
-    with pytest.raises(UnknownName, match="mnist-cnn"):
-        find_recipe("mnist-cnm")
-
-
 @pytest.mark.parametrize(
     ("old", "new", "error"),
     [
         ("last = 400", "last = 5001", BadParameter),
-        ("GuessFirstCNN", "GuessLastCNN", BadCatalogue),
+        ("guess-first-cnn", "guess-last-cnn", BadCatalogue),
+        ("cross-entropy", "robustbench_inv.training.objectives:Entropy", BadCatalogue),
         ('held_out = ["mnist5k"]', "", BadCatalogue),
         ("[card]", "[model_parameters]\nwidth = 3\n[card]", BadCatalogue),
     ],
