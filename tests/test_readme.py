@@ -1,12 +1,16 @@
 """The README and the pages that it links are followed: their files are written, their commands are run."""
 
-import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
+
+from robustbench_inv.catalogue.locate import CATALOGUE_VARIABLE
+from robustbench_inv.cli.main import app, main, repeat_options
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -29,43 +33,43 @@ def commands(text):
     return [line.partition("  #")[0] for line in lines if line.startswith("invbench ")]
 
 
-def follow(page, title, folder):
-    """Write the files of a section and run its console blocks, and return what they print."""
-    printed = []
-    for block in BLOCK.finditer(section(page, title)):
-        if block["file"]:
-            path = folder / block["file"]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(block["text"])
-        elif block["kind"] == "console":
-            printed += [run(line, folder) for line in block["text"].splitlines()]
-    return printed
+@pytest.fixture
+def follow(tmp_path, monkeypatch, capsys):
+    """Return a function that writes the files of a section, runs its console blocks, and returns the output."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(CATALOGUE_VARIABLE, "")  # --catalogue sets it: this restores it afterwards
+
+    def follow(page, title):
+        printed = []
+        for block in BLOCK.finditer(section(page, title)):
+            if block["file"]:
+                path = tmp_path / block["file"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(block["text"])
+            elif block["kind"] == "console":
+                printed += [run(line, monkeypatch, capsys) for line in block["text"].splitlines()]
+        return printed
+
+    return follow
 
 
-def run(line, folder):
-    """Run a command on few samples in a folder, and return what it prints."""
-    line = re.sub(r"--samples \d+", f"--samples {FEW_SAMPLES}", line)
-    words = re.sub(r"^(?:invbench|python -m)\b", lambda m: STARTS[m[0]], line)
-    done = subprocess.run(
-        words,
-        shell=True,
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+def run(line, monkeypatch, capsys):
+    """Run a command on few samples and return what it prints: ``invbench`` in this process, Python in another."""
+    words = shlex.split(re.sub(r"--samples \d+", f"--samples {FEW_SAMPLES}", line))
+    if words[0] == "python":
+        done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    printed = capsys.readouterr()
+    assert not leaving.value.code, f"{line}\n{printed.out}\n{printed.err}"
+    return printed.out
 
 
-STARTS = {
-    "invbench": f"{sys.executable} -m robustbench_inv",
-    "python -m": f"{sys.executable} -m",
-}
-
-
-def test_the_commands_of_the_readme(tmp_path):
-    models, attack, *_, report = follow(ROOT / "README.md", "On the command line", tmp_path)
+def test_the_commands_of_the_readme(follow):
+    models, attack, *_, report = follow(ROOT / "README.md", "On the command line")
     assert "mnist-cnn-at" in models
     assert "Madry" in attack
     assert Path(report.strip()).name == "report.html"
@@ -80,24 +84,20 @@ def test_the_readme_shows_python_that_runs(tmp_path, monkeypatch, capsys):
         assert "Rate(successes=" in capsys.readouterr().out
 
 
-def test_your_own_attack(tmp_path):
-    described, evaluated, tested = follow(DOCS / "extending.md", "Your own attack", tmp_path)
+def test_your_own_attack(follow):
+    described, evaluated, tested = follow(DOCS / "extending.md", "Your own attack")
     assert "raises or lowers the contrast" in described
     assert "contrast" in evaluated
     assert "1 passed" in tested
 
 
-def test_your_own_model(tmp_path):
-    (evaluated,) = follow(DOCS / "extending.md", "Your own model", tmp_path)
+def test_your_own_model(follow):
+    (evaluated,) = follow(DOCS / "extending.md", "Your own model")
     assert "mymodel" in evaluated
 
 
 def test_every_command_of_the_documentation_parses():
     """Options and commands exist, names are those of the catalogue; nothing is run."""
-    import typer
-
-    from robustbench_inv.cli.main import app, repeat_options
-
     group = typer.main.get_command(app)
     for page in PAGES:
         for line in commands(page.read_text()):
