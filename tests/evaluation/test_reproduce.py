@@ -4,7 +4,7 @@ import pytest
 
 from robustbench_inv.catalogue.reproduction_file import read_reproduction
 from robustbench_inv.evaluation.jobs import EvaluationRequest
-from robustbench_inv.evaluation.reproduce import plan_reproduction
+from robustbench_inv.evaluation.plan import plan_reproduction
 
 ITEM = """
 version = 1
