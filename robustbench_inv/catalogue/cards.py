@@ -23,6 +23,7 @@ __all__ = [
     "SuiteCard",
     "SuiteEntry",
     "ThreatCard",
+    "check_table",
     "read_attack",
     "read_model",
     "read_oracle",
@@ -61,7 +62,9 @@ class AttackCard:
         goal: what it wants, one of GOALS; by default to misclassify, or to keep the decision if it is an
             invariance attack.
         cost: of one sample: a few queries, gradient steps, a long search, or many queries.
-        paper: where it was published.
+        paper: where it was published; empty if nowhere.
+        algorithm: the algorithm, section or equations of the paper, or what the attack does if no paper describes it.
+        deviations: each difference from that algorithm, one sentence each; empty if there is none.
         parameters: fields of the implementation that differ from their defaults.
         revision: raised when the same name and parameters come to mean another search (decision page 0018).
     """
@@ -75,6 +78,8 @@ class AttackCard:
     goal: str = ""
     cost: Literal["probe", "gradient", "search", "query"] = "gradient"
     paper: str = ""
+    algorithm: str = ""
+    deviations: tuple[str, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
     revision: int = 1
 
@@ -260,8 +265,8 @@ def read_suite(path: Path) -> SuiteCard:
         raise BadCatalogue(
             f"{path}: a suite needs runs", expected="[[runs]] with attack and threat"
         )
-    values["runs"] = [SuiteEntry(**_check(SuiteEntry, run, path)) for run in runs]
-    return SuiteCard(**_check(SuiteCard, {**values, **_place(path, path.stem)}, path))
+    values["runs"] = [SuiteEntry(**check_table(SuiteEntry, run, path)) for run in runs]
+    return SuiteCard(**check_table(SuiteCard, {**values, **_place(path, path.stem)}, path))
 
 
 def read_threat(path: Path) -> ThreatCard:
@@ -280,7 +285,7 @@ def read_oracle(path: Path, parameters: Mapping[str, object] | None = None) -> O
         parameters: what replaces its own values, as in ``mnist-panel:rule=unanimous``.
     """
     values = {**read_toml(path), **(parameters or {})}
-    return OracleCard(**_check(OracleCard, {**values, **_place(path, path.stem)}, path))
+    return OracleCard(**check_table(OracleCard, {**values, **_place(path, path.stem)}, path))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -300,26 +305,36 @@ def read_toml(path: Path) -> dict[str, Any]:
     return values
 
 
+def check_table(kind: type[Any], values: object, place: Path | str) -> dict[str, Any]:
+    """Return the values of a TOML table, converted to the types of a dataclass.
+
+    Args:
+        kind: the dataclass.
+        values: the table.
+        place: file or part of a file, for the error message.
+
+    Raises:
+        BadCatalogue: if ``values`` is no table, or a key is missing, unknown or of the wrong type.
+    """
+    if not isinstance(values, Mapping):
+        raise BadCatalogue(f"{place}: not a table", got=values)
+    try:
+        return check_fields(kind, values)
+    except Mismatch as mismatch:
+        raise BadCatalogue(f"{place}: {mismatch.problem}", **mismatch.details()) from None
+
+
 def to_json(card: "DataclassInstance") -> dict[str, Any]:
     """Return a card as plain values, without the place of its file."""
     return {key: value for key, value in asdict(card).items() if key != "folder"}
 
 
 def _read(kind: type[FileCard], path: Path, name: str) -> FileCard:
-    return kind(**_check(kind, {**read_toml(path), **_place(path, name)}, path))
+    return kind(**check_table(kind, {**read_toml(path), **_place(path, name)}, path))
 
 
 def _place(path: Path, name: str) -> dict[str, str]:
     return {"name": name, "folder": str(path.parent)}
-
-
-def _check(kind: type[Any], values: object, path: Path) -> dict[str, Any]:
-    if not isinstance(values, Mapping):
-        raise BadCatalogue(f"{path}: not a table", got=values)
-    try:
-        return check_fields(kind, values)
-    except Mismatch as mismatch:
-        raise BadCatalogue(f"{path}: {mismatch.problem}", **mismatch.details()) from None
 
 
 def _check_goal(goal: str, path: Path) -> None:

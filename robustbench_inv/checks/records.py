@@ -258,7 +258,10 @@ def _ids_text(samples: Iterable[int]) -> str:
 
 
 MIN_STEP_BUDGET = 2.0
-"""C19: way that all steps together should be able to go, in eps: from one end of the ball to the other."""
+"""C19: length of all steps together that is needed, in eps: from one end of the ball to the other."""
+
+DEFAULT_STEP_BUDGET = 2.5
+"""Length of all steps of ``pgd`` together, in eps, if its ``rel_step`` is left at its default, 2.5/steps."""
 
 
 def check_inputs_changed(cell: FinishedCell) -> Verdict:
@@ -306,6 +309,8 @@ def _step_budget(cell: FinishedCell) -> float | None:
     absolute = given.get("abs_stepsize", given.get("alpha"))
     if length is None and absolute is not None:
         length = absolute / cell.epsilons[-1]
+    if length is None and "rel_step" in given:
+        return DEFAULT_STEP_BUDGET
     if length is None:
         return None
     return float(length) * ((steps + 1) / 2 if given.get("decay") else steps)

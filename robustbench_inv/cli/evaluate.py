@@ -110,9 +110,9 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
 
 
 def _print_plan(options: dict[str, Any], json: bool) -> None:
-    from robustbench_inv.api import make_plan
     from robustbench_inv.cli.run_tables import print_plan
     from robustbench_inv.evaluation.jobs import EvaluationRequest
+    from robustbench_inv.evaluation.plan import make_plan
 
     root = options["data_root"]
     plan = make_plan(EvaluationRequest(**{**options, "data_root": str(root) if root else None}))

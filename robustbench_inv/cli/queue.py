@@ -12,7 +12,12 @@ from robustbench_inv.cli.train import report_progress
 
 if TYPE_CHECKING:
     from robustbench_inv.training.loop import EpochMetrics
-    from robustbench_inv.training.queue import Job, Listener, Queue, Status
+    from robustbench_inv.training.training_queue import (
+        JobStatus,
+        QueueCallbacks,
+        TrainingJob,
+        TrainingQueue,
+    )
 
 __all__ = ["queue"]
 
@@ -34,29 +39,29 @@ def queue(  # noqa: PLR0913, PLR0917 - one parameter is one option
     """
     import torch
 
-    from robustbench_inv.training.queue import read_queue, run_queue
+    from robustbench_inv.training.training_queue import read_queue, run_queue
 
     jobs = read_queue(file)
     if not status:
         torch.set_num_threads(threads)
-        failed = run_queue(jobs, out, device=device, data_root=data_root, listener=_listener())
+        failed = run_queue(jobs, out, device=device, data_root=data_root, callbacks=_callbacks())
         if failed:
             _list(jobs, out, json=json)
             raise typer.Exit(1)
     _list(jobs, out, json=json)
 
 
-def _listener() -> "Listener":
-    from robustbench_inv.training.queue import Listener
+def _callbacks() -> "QueueCallbacks":
+    from robustbench_inv.training.training_queue import QueueCallbacks
 
     progress = report_progress()
 
-    def begin(job: "Job") -> None:
+    def begin(job: "TrainingJob") -> None:
         nonlocal progress
         progress = report_progress(job.until)
         print_message(f"{time.strftime('%F %T')}  training {job.name}: {job.why}")
 
-    def end(found: "Status") -> None:
+    def end(found: "JobStatus") -> None:
         print_message(
             f"{time.strftime('%F %T')}  {found.state} {found.job.name} {found.failure}".rstrip()
         )
@@ -64,13 +69,13 @@ def _listener() -> "Listener":
     def epoch(result: "EpochMetrics") -> None:
         progress(result)
 
-    return Listener(begin, epoch, end)
+    return QueueCallbacks(begin, epoch, end)
 
 
-def _list(jobs: "Queue", out: Path, *, json: bool) -> None:
-    from robustbench_inv.training.queue import seed_spread, status
+def _list(jobs: "TrainingQueue", out: Path, *, json: bool) -> None:
+    from robustbench_inv.training.training_queue import job_status, seed_spread
 
-    found = [status(job, out) for job in jobs.jobs]
+    found = [job_status(job, out) for job in jobs.jobs]
     spread = seed_spread(jobs, out)
     if json:
         print_json({"jobs": list(map(_plain, found)), "seeds": spread})
@@ -88,14 +93,14 @@ def _list(jobs: "Queue", out: Path, *, json: bool) -> None:
             )
 
 
-def _row(found: "Status") -> str:
+def _row(found: "JobStatus") -> str:
     epochs = f"{found.epochs}/{found.job.until - found.job.first}"
     left = _hours(found.seconds_left)
     row = f"{found.state:<11}  {epochs:>9}  {found.seconds_per_epoch:>7.1f}  {left:>6}"
     return f"{row}  {found.failure}".rstrip()
 
 
-def _plain(found: "Status") -> dict[str, object]:
+def _plain(found: "JobStatus") -> dict[str, object]:
     return {
         "entry": found.job.name,
         "recipe": str(found.job.path),

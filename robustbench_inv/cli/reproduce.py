@@ -203,7 +203,7 @@ def _default_folder(item: "Reproduction") -> Path:
 
 def _make_plan(item: "Reproduction", options: dict[str, Any]) -> "Plan":
     from robustbench_inv.evaluation.jobs import EvaluationRequest
-    from robustbench_inv.evaluation.reproduce import plan_reproduction
+    from robustbench_inv.evaluation.plan import plan_reproduction
 
     root, samples = options["data_root"], options["samples"]
     options |= {"data_root": root and str(root), "samples": samples and int_or_text(samples)}

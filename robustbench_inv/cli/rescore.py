@@ -25,6 +25,7 @@ def rescore(
     json: Json = False,
 ) -> None:
     """Write a run anew with the classes that people, or a panel, see in its images; the models are not asked."""
+    from robustbench_inv.checks.suite import check_records
     from robustbench_inv.cli.run_tables import print_invariance
     from robustbench_inv.evaluation.rejudge import LoadOptions, rejudge
     from robustbench_inv.results.rates import cell_to_json
@@ -32,7 +33,8 @@ def rescore(
     stem = Path(oracle).stem if oracle.lower().endswith(".csv") else oracle.partition(":")[0]
     folder = out or run.with_name(f"{run.resolve().name}-{stem}")
     command = ["invbench", *sys.argv[1:]]
-    judged = rejudge(run, oracle, folder, LoadOptions(device, data_root), command)
+    options = LoadOptions(device, data_root)
+    judged = rejudge(run, oracle, folder, check_records, options, command)
     print_warnings(judged.notes)
     cells = [{**cell_to_json(cell.read()), "path": str(cell.path)} for cell in judged.run.cells()]
     if json:

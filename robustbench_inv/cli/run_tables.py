@@ -62,7 +62,9 @@ def print_invariance(cells: "Sequence[Mapping[str, Any]]", folder: "Path") -> No
 
 def print_plan(plan: "Plan", json: bool) -> None:
     """Print one row for each planned cell and the time that all will take at most, or an object for each."""
-    estimates = plan.estimate()
+    from robustbench_inv.evaluation.cost import estimate_jobs
+
+    estimates = estimate_jobs(plan.jobs)
     if json:
         pairs = zip(plan.jobs, estimates, strict=True)
         return print_json([{**job.to_json(), **estimate.to_json()} for job, estimate in pairs])

@@ -31,7 +31,7 @@ from robustbench_inv.results.run_files import (
     RunFolder,
 )
 
-__all__ = ["RewrittenCell", "write_checks", "write_plan", "write_run"]
+__all__ = ["CheckFunction", "RewrittenCell", "write_checks", "write_plan", "write_run"]
 
 
 LOCK = ".lock"

@@ -1,10 +1,10 @@
 """Training recipes: the settings that determine a trained model, read from ``recipe.toml``."""
 
-import tomllib
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any, Literal
 
+from robustbench_inv.catalogue.cards import check_table, read_toml
 from robustbench_inv.catalogue.locate import catalogue_roots, find
 from robustbench_inv.catalogue.references import suggest
 from robustbench_inv.errors import BadCatalogue
@@ -93,15 +93,15 @@ class Recipe:
     batch_size: int
     learning_rate: float
     seed: int
-    storage: str = "float16"
-    precision: str = "float32"
+    storage: Literal["float16", "float32"] = "float16"
+    precision: Literal["float32", "bfloat16"] = "float32"
     flip: bool = False
     shift: int = 0
     levels: int = 0
-    optimiser: str = "adam"
+    optimiser: Literal["adam", "adamax", "sgd"] = "adam"
     weight_decay: float = 0.0
     start: str = ""
-    schedule: str = "cosine"
+    schedule: Literal["cosine", "constant", "step"] = "cosine"
     milestones: tuple[int, ...] = ()
     rate_factor: float = 0.1
     warm_up: int = 0
@@ -175,23 +175,8 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         BadCatalogue: if the file is not TOML, or a key is missing, unknown, of the wrong type or out of range.
     """
-    try:
-        value = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        problem = f"cannot read the recipe {path}"
-        raise BadCatalogue(problem, expected="a TOML file", remedy=str(error)) from error
-    known = {f.name: f for f in fields(Recipe) if f.name != "name"}
-    if unknown := sorted(value.keys() - known.keys()):
-        _raise_bad_recipe(path, f"unknown key {unknown[0]}", ", ".join(known))
-    needed = [name for name, f in known.items() if _default(f) is MISSING]
-    if missing := [name for name in needed if name not in value]:
-        _raise_bad_recipe(path, f"missing key {missing[0]}", ", ".join(needed))
-    for name, entry in value.items():
-        if type(entry) is not (kind := _toml_type(known[name].type)):
-            _raise_bad_recipe(path, f"{name} = {entry!r}", kind.__name__)
-    for name in ("held_out", "milestones"):
-        value[name] = tuple(value.get(name, ()))
-    return _validate(Recipe(name=path.resolve().parent.name, **value), path)
+    values = {**read_toml(path), "name": path.resolve().parent.name}
+    return _validate(Recipe(**check_table(Recipe, values, path)), path)
 
 
 _NEVER_DIGESTED = ("card", "held_out", "storage")
@@ -209,13 +194,6 @@ def _default(entry: Field[Any]) -> object:
     return entry.default if factory is MISSING else factory()
 
 
-def _toml_type(annotation: object) -> type:
-    """Return the type that ``tomllib`` returns for a field's annotation."""
-    kind = get_origin(annotation) or annotation
-    assert isinstance(kind, type)
-    return list if kind is tuple else kind
-
-
 def _validate(recipe: Recipe, path: Path) -> Recipe:
     if recipe.epochs < 1 or recipe.learning_rate <= 0 or recipe.shift < 0:
         _raise_bad_recipe(path, "epochs, learning_rate or shift", "positive numbers")
@@ -228,14 +206,6 @@ def _validate(recipe: Recipe, path: Path) -> Recipe:
         _raise_bad_recipe(
             path, "first, last or batch_size", "0 <= first < last, a batch inside that range"
         )
-    for name, known in (
-        ("storage", ("float16", "float32")),
-        ("precision", ("float32", "bfloat16")),
-        ("optimiser", ("adam", "adamax", "sgd")),
-        ("schedule", ("cosine", "constant", "step")),
-    ):
-        if (value := getattr(recipe, name)) not in known:
-            _raise_bad_recipe(path, f"{name} = {value!r}", " or ".join(known))
     for name, table in (("model", ARCHITECTURES), ("objective", OBJECTIVES)):
         value = getattr(recipe, name)
         if ":" not in value and value not in table:
@@ -256,12 +226,9 @@ def _check_schedule(recipe: Recipe, path: Path) -> None:
             f"schedule {recipe.schedule}, milestones {milestones}",
             "milestones with step alone",
         )
-    if not all(type(each) is int and 0 < each < recipe.epochs for each in milestones) or list(
-        milestones
-    ) != sorted(set(milestones)):
-        _raise_bad_recipe(
-            path, f"milestones {milestones}", "whole epochs inside the training, increasing"
-        )
+    inside = all(0 < epoch < recipe.epochs for epoch in milestones)
+    if not inside or list(milestones) != sorted(set(milestones)):
+        _raise_bad_recipe(path, f"milestones {milestones}", "increasing epochs inside the training")
     if not 0 < recipe.rate_factor < 1 or not 0 <= recipe.warm_up <= recipe.epochs:
         _raise_bad_recipe(
             path, "rate_factor or warm_up", "rate_factor in (0, 1), warm_up in 0 … epochs"

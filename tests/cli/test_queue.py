@@ -3,7 +3,7 @@
 import json
 
 from robustbench_inv.catalogue.locate import shipped_root
-from robustbench_inv.training.queue import read_queue
+from robustbench_inv.training.training_queue import read_queue
 
 QUEUE = """
 [[entry]]

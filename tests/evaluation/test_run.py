@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 import robustbench_inv as rbi
-from robustbench_inv.api import evaluate, make_plan, run_plan
+from robustbench_inv.api import evaluate, run_plan
 from robustbench_inv.errors import (
     BadParameter,
     BadResults,
@@ -21,6 +21,7 @@ from robustbench_inv.errors import (
 )
 from robustbench_inv.evaluation.engine import RunOptions
 from robustbench_inv.evaluation.jobs import EvaluationRequest
+from robustbench_inv.evaluation.plan import make_plan
 from robustbench_inv.evaluation.schedule import run_jobs
 from robustbench_inv.results.cell import CellInfo
 from robustbench_inv.results.cell_writing import CellRequest, CellWriter
@@ -210,7 +211,7 @@ def test_an_object_needs_a_data_set_and_other_data_a_budget(toys):
     question = EvaluationRequest(
         models=[toys.TwoSides()], attacks=[toys.Straight()], dataset=toys.points()
     )
-    with pytest.raises(CapabilityMismatch, match="usual budget"):
+    with pytest.raises(CapabilityMismatch, match="customary budget"):
         make_plan(question)
     with pytest.raises(UsageError, match="name a data set"):
         make_plan(EvaluationRequest(models=[toys.TwoSides()], attacks=[toys.Straight()]))
@@ -241,6 +242,6 @@ def test_records_are_never_added_to_a_run_of_version_1(tmp_path):
     (folder, _) = RunFolder(run).cells()
     before = (folder.path / "records.jsonl").read_bytes()
     request = CellRequest(folder.info.to_json(), (0, 1), 4)
-    with pytest.raises(BadResults, match="earlier version.*--out"):
+    with pytest.raises(BadResults, match=r"earlier version.*--out"):
         CellWriter(folder.path, request)
     assert (folder.path / "records.jsonl").read_bytes() == before

@@ -214,12 +214,12 @@ clip_norm = 5.0
 @pytest.mark.parametrize(
     ("line", "told"),
     [
-        ('schedule = "linear"', "cosine or constant or step"),
+        ('schedule = "linear"', "cosine, constant, step"),
         ('schedule = "step"', "milestones with step alone"),
         ("milestones = [3]", "milestones with step alone"),
         ('schedule = "step"\nmilestones = [3, 3]', "increasing"),
         ('schedule = "step"\nmilestones = [9]', "inside the training"),
-        ('schedule = "step"\nmilestones = [3.5]', "whole epochs"),
+        ('schedule = "step"\nmilestones = [3.5]', "milestones does not fit"),
         ("rate_factor = 1.0", "rate_factor in"),
         ("warm_up = 10", "warm_up in"),
         ("momentum = 0.9", 'optimiser = "sgd"'),

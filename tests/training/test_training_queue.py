@@ -13,13 +13,13 @@ import pytest
 from safetensors.torch import load_file
 
 from robustbench_inv.errors import BadCatalogue, UnknownName
-from robustbench_inv.training.queue import (
+from robustbench_inv.training.training_queue import (
     JobState,
-    Listener,
+    QueueCallbacks,
+    job_status,
     read_queue,
     run_queue,
     seed_spread,
-    status,
 )
 
 RECIPE = """model = "mlp"
@@ -70,26 +70,26 @@ def write(folder, *entries, head=""):
     return path
 
 
-def run(path, out, heard=None):
-    heard = [] if heard is None else heard
-    listener = Listener(lambda job: heard.append(job.name), print, print)
-    return run_queue(read_queue(path), out, listener=listener)
+def run(path, out, begun=None):
+    begun = [] if begun is None else begun
+    callbacks = QueueCallbacks(lambda job: begun.append(job.name), print, print)
+    return run_queue(read_queue(path), out, callbacks=callbacks)
 
 
 def states(path, out):
-    return {job.name: status(job, out).state for job in read_queue(path).jobs}
+    return {job.name: job_status(job, out).state for job in read_queue(path).jobs}
 
 
 def test_entries_are_trained_by_priority_and_never_twice(folder):
     path = write(folder, ("other", 2, ""), ("good", 1, "seeds = [0, 4]"), head="snapshots = [2]\n")
-    heard, out = [], folder / "out"
+    begun, out = [], folder / "out"
     assert states(path, out) == dict.fromkeys(["good", "good-seed4", "other"], JobState.waiting)
     assert not out.exists()
-    assert run(path, out, heard) == []
-    assert heard == ["good", "good-seed4", "other"]
+    assert run(path, out, begun) == []
+    assert begun == ["good", "good-seed4", "other"]
     assert set(states(path, out).values()) == {JobState.completed}
-    run(path, out, heard)
-    assert len(heard) == 3
+    run(path, out, begun)
+    assert len(begun) == 3
     weights = load_file(out / "good-seed4" / "models" / "good-seed4" / "weights.safetensors")
     kept = load_file(out / "good-seed4" / "snapshots" / "epoch-2.safetensors")
     assert weights.keys() == kept.keys()
@@ -103,34 +103,34 @@ def test_stages_end_where_the_next_begins_and_give_the_same_weights(folder):
     whole, parts = folder / "whole", folder / "parts"
     run(write(folder, ("good", 1, "")), whole)
     stages = [("good", 1, "until_epoch = 1"), ("good", 3, ""), ("other", 2, "")]
-    path, heard = write(folder, *stages), []
-    run(path, parts, heard)
-    assert heard == ["good to epoch 1", "other", "good to epoch 4"]
+    path, begun = write(folder, *stages), []
+    run(path, parts, begun)
+    assert begun == ["good to epoch 1", "other", "good to epoch 4"]
     name = "good/models/good/weights.safetensors"
     assert (whole / name).read_bytes() == (parts / name).read_bytes()
     assert [job.first for job in read_queue(path).jobs] == [0, 0, 1]
 
 
 def test_a_later_stage_waits_for_the_earlier_one(folder):
-    path, heard = write(folder, ("good", 2, "until_epoch = 1"), ("good", 1, "")), []
-    run(path, folder / "out", heard)
-    assert heard == ["good to epoch 1"]
-    first, second = (status(job, folder / "out") for job in read_queue(path).jobs[::-1])
+    path, begun = write(folder, ("good", 2, "until_epoch = 1"), ("good", 1, "")), []
+    run(path, folder / "out", begun)
+    assert begun == ["good to epoch 1"]
+    first, second = (job_status(job, folder / "out") for job in read_queue(path).jobs[::-1])
     assert (first.state, first.seconds_left) == (JobState.completed, 0)
     assert (second.state, second.epochs) == (JobState.waiting, 0)
     assert second.seconds_left == 3 * second.seconds_per_epoch > 0
 
 
 def test_a_failure_is_reported_and_the_next_entry_trained(folder):
-    path, out, heard = write(folder, ("bad", 1, ""), ("good", 2, "")), folder / "out", []
-    (failed,) = run(path, out, heard)
-    assert heard == ["bad", "good"]
+    path, out, begun = write(folder, ("bad", 1, ""), ("good", 2, "")), folder / "out", []
+    (failed,) = run(path, out, begun)
+    assert begun == ["bad", "good"]
     assert failed.failure.startswith("mnist5k has no image 5000")
     assert "Traceback" in (out / "bad" / "failure.txt").read_text()
     assert states(path, out) == {"bad": JobState.failed, "good": JobState.completed}
     (folder / "bad" / "recipe.toml").write_text(RECIPE.format(last=200))
-    run(path, out, heard)
-    assert heard == ["bad", "good", "bad"]
+    run(path, out, begun)
+    assert begun == ["bad", "good", "bad"]
     assert set(states(path, out).values()) == {JobState.completed}
 
 
@@ -155,17 +155,17 @@ def test_a_damaged_model_is_not_completed(folder):
     assert weights.read_bytes() == whole
 
 
-def test_an_entry_that_another_process_trains_is_left_out(folder):
-    path, out, heard = write(folder, ("good", 1, ""), ("other", 2, "")), folder / "out", []
+def test_an_entry_that_another_process_trains_is_skipped(folder):
+    path, out, begun = write(folder, ("good", 1, ""), ("other", 2, "")), folder / "out", []
     (out / "good").mkdir(parents=True)
     with (out / "good" / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert states(path, out)["good"] is JobState.running
-        run(path, out, heard)
-    assert heard == ["other"]
+        run(path, out, begun)
+    assert begun == ["other"]
     assert states(path, out)["good"] is JobState.waiting
-    run(path, out, heard)
-    assert heard == ["other", "good"]
+    run(path, out, begun)
+    assert begun == ["other", "good"]
 
 
 def test_a_killed_queue_leaves_no_lock_and_is_resumed(folder):
@@ -179,13 +179,13 @@ def test_a_killed_queue_leaves_no_lock_and_is_resumed(folder):
     while started.poll() is None and not (metrics.exists() and metrics.read_text()):
         time.sleep(0.01)
     job = read_queue(path).jobs[0]
-    seen = status(job, out).state
+    seen = job_status(job, out).state
     started.send_signal(signal.SIGKILL)
     started.wait()
     assert seen is JobState.running
     assert int((out / "good" / ".lock").read_text()) == started.pid
-    assert status(job, out).state is JobState.interrupted
-    assert 0 < status(job, out).epochs < 60
+    assert job_status(job, out).state is JobState.interrupted
+    assert 0 < job_status(job, out).epochs < 60
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert "epoch 60/60" in done.stderr
     assert "epoch 1/60" not in done.stderr
@@ -197,14 +197,14 @@ def test_a_killed_queue_leaves_no_lock_and_is_resumed(folder):
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ('why = "a test"', "", "good/recipe.toml: missing key why"),
-        ("priority = 1", 'priority = "high"', "priority = 'high'"),
-        ("priority = 1", "priority = 1\nstate = 2", "state = 2"),
+        ('why = "a test"', "", "good/recipe.toml: key why is missing"),
+        ("priority = 1", 'priority = "high"', "priority does not fit, got 'high'"),
+        ("priority = 1", "priority = 1\nstate = 2", "unknown key state"),
         ("priority = 1", "priority = 1\nuntil_epoch = 5", "until_epoch = 5"),
         ("seconds_per_epoch = 1.5", "seconds_per_epoch = 3000", "good takes 12000 s"),
         ("[[entry]]", "[[entri]]", "unknown key entri"),
-        ("[[entry]]", "[[entry", "cannot read the queue"),
-        ("good/recipe.toml", "none/recipe.toml", "cannot read the recipe"),
+        ("[[entry]]", "[[entry", "queue.toml: cannot be read"),
+        ("good/recipe.toml", "none/recipe.toml", "none/recipe.toml: cannot be read"),
     ],
 )
 def test_a_wrong_queue_is_one_line(folder, old, new, told):
