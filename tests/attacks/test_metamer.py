@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robustbench_inv.attacks.invariance.donors import choose_donors
-from robustbench_inv.attacks.invariance.metamer import STAGES, Metamer
+from robustbench_inv.attacks.invariance.metamer import Metamer
 from robustbench_inv.attacks.protocol import Batch, InputPool
 from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.catalogue.models import load_model
@@ -72,7 +72,8 @@ def test_what_is_measured():
     batch = batch_for(model)
     shown, meter = run(Metamer(), model, batch)
     measured = meter.measured
-    wanted = {f"{s}_{what}" for s in STAGES for what in ("decision", "logits")}
+    stages = ("raw", "clipped", "rounded")
+    wanted = {f"{s}_{what}" for s in stages for what in ("same_prediction", "logit_distance")}
     assert measured.keys() == wanted | {
         "donor",
         "donor_label",

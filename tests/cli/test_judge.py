@@ -48,7 +48,7 @@ def test_label_then_judge(invbench, run, tmp_path):
     assert f"records: {tmp_path / 'other'}" in told.out
     again = invbench("rescore", run, "--oracle", tmp_path / "l.csv")
     assert (again.code, again.err.count("\n"), again.out) == (2, 1, "")
-    assert "is there already" in again.err
+    assert "exists already" in again.err
 
 
 def test_several_patterns_of_cells(invbench, run, tmp_path):

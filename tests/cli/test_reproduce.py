@@ -78,7 +78,9 @@ def test_checks_are_run_unless_they_are_not_wanted(invbench, asked, tmp_path):
     done = invbench(*asked[:2], "--only", "Clean", "--samples", 10, "--json")
     told = json.loads(done.out)
     assert {(row["row"], row["ours"]["trials"]) for row in told["rows"]} == {("Clean", 10)}
-    verdicts = json.loads((tmp_path / "runs" / "paper-table-1" / "checks.json").read_text())
+    verdicts = json.loads((tmp_path / "runs" / "paper-table-1" / "checks.json").read_text())[
+        "verdicts"
+    ]
     assert {"C6", "C7", "C14"} <= {verdict["id"] for verdict in verdicts}
     doubtful = [verdict for verdict in verdicts if verdict["verdict"] in ("WARN", "FAIL")]
     assert len(told["checks"]) == len(doubtful)

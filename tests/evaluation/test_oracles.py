@@ -131,7 +131,7 @@ def test_an_oracle_is_part_of_what_a_cell_is_and_its_name_is_not():
     assert len({*digests, frozen}) == 4
     assert threat_digest(threats[1], oracle=panel()) == digests[0]
     about = described(threats[0], found[2])["oracle"]
-    assert about["left_out"] == [
+    assert about["excluded"] == [
         f"{HERE}:BodyMeanClassifier is left out of three: it is what is attacked"
     ]
     assert [each["name"] for each in about["members"]] == [

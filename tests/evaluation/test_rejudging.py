@@ -235,7 +235,7 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path):
     old = run(tmp_path / "old")
     csv = label(tmp_path / "l.csv", old)
     before = content(old)
-    with pytest.raises(BadResults, match="is there already"):
+    with pytest.raises(BadResults, match="exists already"):
         rejudged(old, str(csv), old)
     assert content(old) == before
 
