@@ -162,7 +162,7 @@ class ClaimFinding:
             for basis in BASES
             for each in self.comparisons[basis]
         ]
-        statuses = {basis: self.status(basis) for basis in BASES}
+        statuses = {str(basis): self.status(basis) for basis in BASES}
         return {"claim": self.text, **statuses, "comparisons": compared}
 
 
