@@ -15,8 +15,8 @@ from robustbench_inv.evaluation.engine import (
     RunOptions,
     ignore_progress,
 )
-from robustbench_inv.evaluation.jobs import EvaluationRequest, as_list, build_jobs, load_suite
-from robustbench_inv.evaluation.plan import Job, Plan, plan_jobs
+from robustbench_inv.evaluation.jobs import EvaluationRequest, Job, as_list
+from robustbench_inv.evaluation.plan import Plan, make_plan
 from robustbench_inv.evaluation.schedule import CellOutcome, Workers, check_workers, run_jobs
 from robustbench_inv.results.ensemble_breakdown import ensemble_breakdown
 from robustbench_inv.results.rates import invariance_json, wants_same_prediction
@@ -29,7 +29,7 @@ from robustbench_inv.threat.threat_model import ThreatModel
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CellFailure", "Run", "check_run", "evaluate", "make_plan", "run_plan"]
+__all__ = ["CellFailure", "Run", "check_run", "evaluate", "run_plan"]
 
 
 DEFAULT_FOLDER = Path("runs")
@@ -173,16 +173,6 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
     if checks:
         check_run(run, device)
     return run
-
-
-def make_plan(request: EvaluationRequest, command: Sequence[str] = ()) -> Plan:
-    """Return the plan of a question, checked; nothing is written.
-
-    Raises:
-        UsageError: for an unknown name, or things that do not fit together.
-    """
-    deep = request.suite is not None and load_suite(request.suite).probes == "deep"
-    return plan_jobs(build_jobs(request), label=request.suite, command=command, deep=deep)
 
 
 def run_plan(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from robustbench_inv.catalogue.cards import AttackCard, read_attack, to_json
 from robustbench_inv.catalogue.code_identity import origin_of
+from robustbench_inv.catalogue.datasets import default_ood_dataset
 from robustbench_inv.catalogue.fields import call_factory
 from robustbench_inv.catalogue.fingerprint import content, describe
 from robustbench_inv.catalogue.locate import entries, find, shipped_root
@@ -21,11 +22,11 @@ from robustbench_inv.catalogue.references import (
     source_file,
 )
 from robustbench_inv.catalogue.threats import load_goal
-from robustbench_inv.errors import BadCatalogue, BadParameter
+from robustbench_inv.errors import BadCatalogue, BadData, BadParameter
 from robustbench_inv.identity import digest_value
 
 if TYPE_CHECKING:
-    from robustbench_inv.attacks.protocol import Attack, NeedsOODData
+    from robustbench_inv.attacks.protocol import Attack
     from robustbench_inv.data.protocol import Dataset
     from robustbench_inv.threat.goals import Goal
 
@@ -91,13 +92,51 @@ def load_attack(source: "str | Attack", **parameters: Scalar) -> LoadedAttack:
     return _loaded(str(reference), attack, _goal(card.goal, attack), source_path, to_json(card))
 
 
-def with_ood_data(loaded: LoadedAttack, attack: "NeedsOODData", ood: "Dataset") -> LoadedAttack:
-    """Return a loaded attack with the other data set at hand, whose bytes are part of what it is."""
+def with_ood_data(
+    loaded: LoadedAttack,
+    source: "str | Attack | LoadedAttack",
+    dataset: "Dataset",
+    open_dataset: "Callable[[str], Dataset]",
+    *,
+    optional: bool = False,
+) -> LoadedAttack:
+    """Return an attack with its out-of-distribution data set; any attack that needs none is returned as it is.
+
+    Args:
+        loaded: the attack.
+        source: name or object that the attack was loaded from; the default data set is added to it.
+        dataset: the data that is evaluated.
+        open_dataset: opens a data set by name.
+        optional: return the attack without its data set if that is missing; it then refuses to run.
+
+    Raises:
+        BadData: if the data set is damaged, or is missing and cannot be fetched.
+    """
+    from robustbench_inv.attacks.protocol import NeedsOODData
+
+    if not isinstance(loaded.attack, NeedsOODData):
+        return loaded
+    name = loaded.attack.dataset or default_ood_dataset(dataset.name)
+    if not name:
+        return loaded
+    plain: Any = source.attack if isinstance(source, LoadedAttack) else source
+    named = loaded if loaded.attack.dataset else load_attack(plain, dataset=name)
+    try:
+        return _joined(named, open_dataset(name))
+    except BadData:
+        if optional:
+            return named
+        raise
+
+
+def _joined(named: LoadedAttack, ood: "Dataset") -> LoadedAttack:
+    """Return an attack that holds its out-of-distribution data, whose bytes are part of its digest."""
+    attack: Any = named.attack
     about = {"name": ood.name, "digest": ood.digest}
     return dataclasses.replace(
-        loaded,
-        digest=digest_value({"attack": loaded.digest, "others": ood.digest}),
-        card={**loaded.card, "others": about},
+        named,
+        digest=digest_value({"attack": named.digest, "others": ood.digest}),
+        card={**named.card, "ood_dataset": about},
         attack=attack.with_ood_data(ood),
     )
 

@@ -12,7 +12,16 @@ if TYPE_CHECKING:
     from robustbench_inv.data.protocol import Dataset
     from robustbench_inv.data.registry import DatasetEntry
 
-__all__ = ["default_ood_dataset", "default_oracle", "identify_dataset", "load_dataset"]
+__all__ = [
+    "EVALUATION_DATASETS",
+    "default_ood_dataset",
+    "default_oracle",
+    "identify_dataset",
+    "load_dataset",
+]
+
+EVALUATION_DATASETS = {"mnist": "mnist5k"}
+"""Data set that replaces the one of a model's card in evaluations, because it needs no download."""
 
 
 def load_dataset(source: "str | Dataset", *, data_root: "str | Path | None" = None) -> "Dataset":

@@ -157,7 +157,9 @@ class LoadedModel:
         card: what the catalogue says of it, with all parameters; plain values.
         classifier: the model.
         weights_digest: SHA-256 of its weights, None for a model without.
-        identity: what the digest is of, but for rejection; plain values.
+        identity: the plain values that the digest is computed from, but for rejection.
+
+    ``inspections`` keeps what ``evaluation.loading.inspect_model`` returned, by digest of the data set.
     """
 
     name: str
@@ -166,6 +168,7 @@ class LoadedModel:
     classifier: "Classifier"
     weights_digest: str | None
     identity: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    inspections: dict[str, Any] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     def __call__(self, images: "Tensor") -> "Output":
         """Return the classifier's output for (n, …) images inside its bounds."""

@@ -7,15 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 from robustbench_inv.catalogue.cards import GOALS, read_threat
 from robustbench_inv.catalogue.fields import Mismatch, check_fields
-from robustbench_inv.catalogue.locate import find
+from robustbench_inv.catalogue.locate import entries, find
 from robustbench_inv.catalogue.references import Reference, parse_reference, suggest
-from robustbench_inv.errors import BadParameter, UnknownName
+from robustbench_inv.errors import BadParameter, CapabilityMismatch, UnknownName
 
 if TYPE_CHECKING:
+    from robustbench_inv.attacks.protocol import Attack
     from robustbench_inv.threat.goals import Goal
     from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["load_goal", "load_threat"]
+__all__ = ["default_threat", "load_goal", "load_threat", "threat_for_attack"]
+
+DEFAULT_BUDGETS = {"mnist-linf": "linf=0.3"}
+"""Customary budgets for which the catalogue has no threat of this name."""
+
+PREFERRED_NORMS = ("linf", "l2", "l1", "l0")
+"""Norms in the order in which an attack's default budget is chosen."""
 
 
 def load_threat(
@@ -58,6 +65,43 @@ def load_threat(
         numbers = [_number(eps, text) for eps in epsilons.split(",")]
         return replace(_ball(named.strip(), numbers, goal), **known)
     return _from_card(budget, goal, known)
+
+
+def default_threat(name: str, attack: "Attack", dataset: str) -> str:
+    """Return the data set's customary budget for a fixed-budget attack, ``none`` for any other attack.
+
+    Args:
+        name: of the attack, for the message.
+        attack: the attack, whose norms count.
+        dataset: name of the data set, with or without parameters.
+
+    Raises:
+        CapabilityMismatch: if there is no customary budget.
+    """
+    if attack.kind != "fixed-budget":
+        return "none"
+    data = dataset.partition(":")[0]
+    families = (data, data.removesuffix("5k"), data.partition("-")[0])
+    for norm in _preferred_norms(attack):
+        for usual in (f"{family}-{norm}" for family in families):
+            if usual in entries("threats"):
+                return usual
+            if usual in DEFAULT_BUDGETS:
+                return DEFAULT_BUDGETS[usual]
+    raise CapabilityMismatch(
+        f"there is no customary budget for {name} on {dataset}",
+        remedy="name a threat, such as linf=0.1",
+    )
+
+
+def threat_for_attack(text: "str | ThreatModel", attack: "Attack", goal: "Goal") -> "ThreatModel":
+    """Return a threat as ``load_threat`` does; distances of ``none`` are measured in a norm of the attack."""
+    norms = _preferred_norms(attack)
+    return load_threat(text, goal, norms[0] if norms and "l2" not in norms else "l2")
+
+
+def _preferred_norms(attack: "Attack") -> list[str]:
+    return [norm for norm in PREFERRED_NORMS if norm in attack.norms]
 
 
 def load_goal(text: str) -> "Goal":

@@ -89,8 +89,8 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
 
     A name may carry parameters, as in pgd:steps=100,loss=dlr. The exit code is 1 if a cell fails.
     """
-    from robustbench_inv.api import make_plan
     from robustbench_inv.cli.run_tables import print_plan, print_run
+    from robustbench_inv.evaluation.plan import make_plan
 
     options = EvaluationOptions(
         dataset,

@@ -149,7 +149,7 @@ def _reproduce_attacks(
 ) -> None:
     """Run the attacks of an item unless there are runs to report on, and write the report."""
     from robustbench_inv.cli.run_tables import print_plan
-    from robustbench_inv.evaluation.reproduce import plan_reproduction
+    from robustbench_inv.evaluation.plan import plan_reproduction
     from robustbench_inv.reporting.reproduction.report import report_from_runs
 
     if files.runs:

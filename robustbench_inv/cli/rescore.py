@@ -39,13 +39,15 @@ def rescore(
     json: Json = False,
 ) -> None:
     """Re-score a run with human labels or a panel oracle, without querying the attacked models."""
+    from robustbench_inv.checks.suite import check_records
     from robustbench_inv.cli.run_tables import print_invariance
     from robustbench_inv.evaluation.rejudge import LoadOptions, rejudge
 
     stem = Path(oracle).stem if oracle.lower().endswith(".csv") else oracle.partition(":")[0]
     folder = out or run.with_name(f"{run.resolve().name}-{stem}")
     command = ["invbench", *sys.argv[1:]]
-    judged = rejudge(run, oracle, folder, LoadOptions(device, data_root), command)
+    options = LoadOptions(device, data_root)
+    judged = rejudge(run, oracle, folder, check_records, options, command)
     print_warnings(judged.notes)
     cells = [_cell_json(cell) for cell in judged.run.cells()]
     if json:

@@ -63,8 +63,10 @@ def print_invariance(cells: "Sequence[Mapping[str, Any]]", folder: "Path") -> No
 
 def print_plan(plan: "Plan", json: bool) -> None:
     """Print the warnings of a plan, then one row or JSON object for each cell with its estimated cost."""
+    from robustbench_inv.evaluation.cost import estimate_jobs
+
     print_warnings(plan.warnings)
-    estimates = plan.estimate()
+    estimates = estimate_jobs(plan.jobs)
     if json:
         pairs = zip(plan.jobs, estimates, strict=True)
         return print_json([{**job.to_json(), **estimate.to_json()} for job, estimate in pairs])

@@ -1,21 +1,16 @@
 """Checks, before anything runs, that model, attack, threat and data set of a cell fit together."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
-
-import torch
+from typing import Protocol, runtime_checkable
 
 from robustbench_inv.catalogue.models import LoadedModel
 from robustbench_inv.data.protocol import Dataset
-from robustbench_inv.errors import BadModel, CapabilityMismatch
+from robustbench_inv.errors import CapabilityMismatch
+from robustbench_inv.evaluation.jobs import Job
+from robustbench_inv.evaluation.loading import inspect_model
 from robustbench_inv.evaluation.oracles import PanelOracle, needs_oracle
-from robustbench_inv.models.protocol import device_of
-from robustbench_inv.threat.budgets import inside_box
 from robustbench_inv.threat.goals import KeepDecision, KeepLogits, Target
 from robustbench_inv.threat.threat_model import ThreatModel
-
-if TYPE_CHECKING:
-    from robustbench_inv.evaluation.plan import Job
 
 __all__ = ["RestrictsUse", "check_compatible", "warnings"]
 
@@ -29,7 +24,7 @@ class RestrictsUse(Protocol):
         ...
 
 
-def check_compatible(job: "Job") -> None:
+def check_compatible(job: Job) -> None:
     """Raise if a cell cannot be evaluated.
 
     Raises:
@@ -41,21 +36,21 @@ def check_compatible(job: "Job") -> None:
         if model is not None:
             _check_classes(model, job.dataset)
             _check_bounds(model, job.dataset)
-            _check_output(model, job)
+            _check_output(model, job.dataset)
     _check_substitute(job)
     _check_oracle(job)
     if isinstance(job.attack.attack, RestrictsUse):
         _check_own_restrictions(job.attack.attack, job)
 
 
-def warnings(job: "Job") -> Iterator[str]:
+def warnings(job: Job) -> Iterator[str]:
     """Yield what is allowed and yet looks like a mistake, one line each."""
     yield from job.oracle.notes if job.oracle else ()
     if job.excluded:
         n = len(job.samples) + job.excluded
         yield f"{job.title}: {job.excluded} of {n} samples are of the class aimed at, and left out"
     low, high = job.dataset.bounds
-    largest = max(job.threat.epsilons, default=0.0)
+    largest = max(job.epsilons, default=0.0)
     if job.threat.norm == "linf" and largest > high - low:
         yield (
             f"eps {largest:g} is larger than the whole range [{low:g}, {high:g}] of {job.dataset.name}: "
@@ -63,7 +58,7 @@ def warnings(job: "Job") -> Iterator[str]:
         )
 
 
-def _check_own_restrictions(attack: RestrictsUse, job: "Job") -> None:
+def _check_own_restrictions(attack: RestrictsUse, job: Job) -> None:
     """Ask the attack, which knows neither its own name nor the model's."""
     try:
         attack.check_requirements(job.search_model.classifier, job.threat, job.dataset)
@@ -74,7 +69,7 @@ def _check_own_restrictions(attack: RestrictsUse, job: "Job") -> None:
         ) from None
 
 
-def _check_budget(job: "Job") -> None:
+def _check_budget(job: Job) -> None:
     attack, threat = job.attack, job.threat
     if attack.attack.kind == "fixed-budget" and not threat.bounded:
         raise CapabilityMismatch(
@@ -90,7 +85,7 @@ def _check_budget(job: "Job") -> None:
         )
 
 
-def _check_goal(job: "Job") -> None:
+def _check_goal(job: Job) -> None:
     goal, data = job.threat.goal, job.dataset
     judged = needs_oracle(goal)
     if judged and job.effective_oracle is None:
@@ -110,7 +105,7 @@ def _check_goal(job: "Job") -> None:
         _check_target(job, goal)
 
 
-def _check_target(job: "Job", goal: Target) -> None:
+def _check_target(job: Job, goal: Target) -> None:
     least, text = (1, f"offset {goal.offset}") if goal.label is None else (0, f"{goal.label}")
     asked = goal.offset if goal.label is None else goal.label
     if asked is None or not least <= asked < job.dataset.num_classes:
@@ -148,30 +143,14 @@ def _check_bounds(model: LoadedModel, data: Dataset) -> None:
         )
 
 
-def _check_output(model: LoadedModel, job: "Job") -> None:
-    """Ask a model about one sample: shape, bounds and output must fit."""
-    data = job.dataset
-    images, _ = data.batch(list(job.samples[:1]))
-    if not inside_box(images, data.bounds).all():
-        raise CapabilityMismatch(
-            f"{data.name} leaves its own bounds (check C17)",
-            got=f"[{images.min():g}, {images.max():g}]",
-            expected=str(tuple(data.bounds)),
-        )
-    try:
-        with torch.no_grad():
-            model.classifier(images.to(device_of(model.classifier), model.classifier.dtype))
-    except BadModel:
-        raise
-    except Exception as error:
-        raise CapabilityMismatch(
-            f"{model.name} cannot take an input of {data.name}",
-            got=f"shape {tuple(data.shape)}",
-            remedy=f"{type(error).__name__}: {error}".splitlines()[0][:200],
-        ) from error
+def _check_output(model: LoadedModel, data: Dataset) -> None:
+    """Raise if the data leave their bounds, or the model cannot take them."""
+    problem = inspect_model(model, data).problem
+    if problem is not None:
+        raise problem
 
 
-def _check_substitute(job: "Job") -> None:
+def _check_substitute(job: Job) -> None:
     """Hold a substitute against the model that it stands for."""
     model, substitute, threat = job.model, job.substitute, job.threat
     if (substitute is None) != (threat.substitute is None):
@@ -203,7 +182,7 @@ def _check_substitute(job: "Job") -> None:
         )
 
 
-def _check_oracle(job: "Job") -> None:
+def _check_oracle(job: Job) -> None:
     """Hold the threat's oracle, and the members of a panel, against the job."""
     if (job.oracle is None) != (job.threat.oracle is None):
         raise CapabilityMismatch(
@@ -215,7 +194,7 @@ def _check_oracle(job: "Job") -> None:
         for member in job.oracle.members:
             _check_classes(member, job.dataset)
             _check_bounds(member, job.dataset)
-            _check_output(member, job)
+            _check_output(member, job.dataset)
 
 
 def _dtype(model: LoadedModel) -> str:

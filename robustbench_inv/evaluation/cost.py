@@ -3,20 +3,17 @@
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from robustbench_inv.attacks.protocol import short_run_of
 from robustbench_inv.attacks.queries import CountingModel
+from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.loading import Loader
-from robustbench_inv.evaluation.search import search_key
 from robustbench_inv.models.protocol import device_of, has_fresh_draws
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import margin
-
-if TYPE_CHECKING:
-    from robustbench_inv.evaluation.plan import Job
 
 __all__ = ["Estimate", "estimate_jobs", "passes"]
 
@@ -55,7 +52,7 @@ class Estimate:
         return dict(vars(self))
 
 
-def estimate_jobs(jobs: "Iterable[Job]") -> list[Estimate]:
+def estimate_jobs(jobs: Iterable[Job]) -> list[Estimate]:
     """Estimate each cell; a model is timed once, and a search that cells share counts for the first."""
     times: dict[str, float] = {}
     searches: set[object] = set()
@@ -64,8 +61,8 @@ def estimate_jobs(jobs: "Iterable[Job]") -> list[Estimate]:
         key = f"{job.search_model.digest}/{job.guide and job.guide.digest}/{job.dataset.digest}"
         if key not in times:
             times[key] = _seconds_per_pass(job)
-        shared = job.threat.is_transfer and search_key(job) in searches
-        searches.add(search_key(job))
+        shared = job.threat.is_transfer and job.search_key in searches
+        searches.add(job.search_key)
         found.append(_estimate(job, times[key], shared=shared))
     return found
 
@@ -74,7 +71,7 @@ def passes(parameters: Mapping[str, Any], cost: str) -> tuple[int, bool]:
     """Return the passes of one sample under one eps, and whether they are a guess.
 
     Args:
-        parameters: of the attack; ``steps``, ``restarts``, ``target_classes``, ``queries`` and ``long``, ``draws``, and
+        parameters: of the attack; ``steps``, ``restarts``, ``target_classes``, ``queries`` and ``long_queries``, ``draws``, and
             ``members`` with their own are understood.
         cost: cost class of its card.
 
@@ -89,7 +86,7 @@ def passes(parameters: Mapping[str, Any], cost: str) -> tuple[int, bool]:
         return sum(counts), any(guesses)
     if "draws" in parameters:
         return int(parameters["draws"]), False
-    queries = sum(int(parameters.get(name) or 0) for name in ("queries", "long"))
+    queries = sum(int(parameters.get(name) or 0) for name in ("queries", "long_queries"))
     runs = int(parameters.get("restarts") or 1) * max(1, int(parameters.get("target_classes") or 0))
     if parameters.get("steps"):
         return queries + runs * (int(parameters["steps"]) + 1), False
@@ -98,7 +95,7 @@ def passes(parameters: Mapping[str, Any], cost: str) -> tuple[int, bool]:
     return runs * DEFAULT_STEPS.get(cost, DEFAULT_STEPS["gradient"]), True
 
 
-def _estimate(job: "Job", seconds: float, *, shared: bool) -> Estimate:
+def _estimate(job: Job, seconds: float, *, shared: bool) -> Estimate:
     parameters = job.attack.card.get("parameters") or {}
     inner = parameters.get("parameters") or ()
     known = {**parameters, **(inner if isinstance(inner, Mapping) else dict(inner))}
@@ -111,7 +108,7 @@ def _estimate(job: "Job", seconds: float, *, shared: bool) -> Estimate:
     return Estimate(job.title, n, once + further * below, low, high, guessed)
 
 
-def _short_run_passes(job: "Job") -> int | None:
+def _short_run_passes(job: Job) -> int | None:
     """Return the passes of one sample under each further eps of a sweep that goes down; None if it goes up."""
     short_run = short_run_of(job.attack.attack)
     if short_run is None or job.threat.is_transfer or has_fresh_draws(job.search_model.classifier):
@@ -120,7 +117,7 @@ def _short_run_passes(job: "Job") -> int | None:
     return passes(vars(short_run) | members, str(job.attack.card.get("cost", "")))[0]
 
 
-def _seconds_per_pass(job: "Job") -> float:
+def _seconds_per_pass(job: Job) -> float:
     """Return the time of one pass there and back for one sample, on the model that is searched on."""
     classifier, ids = job.search_model.classifier, list(job.samples[:TIMED_SAMPLES])
     device = device_of(classifier)

@@ -13,16 +13,15 @@ from torch import Tensor
 
 from robustbench_inv.errors import AttackFailed, BadParameter
 from robustbench_inv.evaluation.block import BlockResult, CellContext, evaluate_block
+from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.judge import Judge
 from robustbench_inv.evaluation.loading import Loader
-from robustbench_inv.evaluation.plan import Job
-from robustbench_inv.evaluation.prepare import is_deterministic, prepare
 from robustbench_inv.evaluation.provenance import describe_cell
 from robustbench_inv.evaluation.search import (
     SearchCache,
-    Searcher,
     SearchFunction,
     is_out_of_memory,
+    make_searches,
 )
 from robustbench_inv.randomness import seeded
 from robustbench_inv.results.cell_writing import CellRequest, CellWriter
@@ -37,9 +36,6 @@ BATCH_SIZE = 250
 PGD-40 at six eps on 1,000 digits and the baseline CNN takes, on one core, 8.4 s at 64, 7.2 s at 125, 6.9 s at
 250, 7.0 s at 500 and 7.0 s at 1,000: nothing is gained above, and a block is what a crash can lose.
 """
-
-PROBE_SAMPLES = 16
-"""Samples on which the prepared copy must agree: the first of the data set, whatever is evaluated."""
 
 Existing = Literal["resume", "skip", "redo"]
 """What to do with a cell that is there: add what is missing, leave it alone, or forget it and start anew."""
@@ -127,7 +123,7 @@ def run_cell(
         notes = _messages(job, writer, options)
         report(Progress(job.title, writer.done, writer.total))
         if writer.next_block():
-            searches = _make_searches(job, torch.device(options.device), cache)
+            searches = make_searches(job, torch.device(options.device), cache)
             _run_blocks(job, writer, options, report, *searches)
         writer.finish()
         _write_oracle_error(job, folder)
@@ -152,7 +148,7 @@ def _run_blocks(
     short_run: SearchFunction | None,
 ) -> None:
     device = torch.device(options.device)
-    loader = _loader(job, device)
+    loader = Loader(job.dataset, device, job.model.classifier.dtype)
     judge = Judge(job.model.classifier, job.dataset, job.seed, job.effective_oracle)
     while pending := writer.next_block():
         number, ids = pending
@@ -180,26 +176,6 @@ def _write_oracle_error(job: Job, folder: Path) -> None:
         return
     if error := job.effective_oracle.error(cell.samples):
         write_oracle_error(folder, error)
-
-
-def _make_searches(
-    job: Job, device: torch.device, cache: SearchCache | None
-) -> tuple[SearchFunction, SearchFunction | None]:
-    """Return a search on copies, folded for attacks inside a budget, which seldom end on the boundary; and its brief form."""
-    probe = _loader(job, device).batch(range(min(PROBE_SAMPLES, len(job.dataset)))).images
-    copy = partial(prepare, probe=probe, fold=job.attack.attack.kind == "fixed-budget")
-    guide = copy(job.guide.classifier) if job.guide else None
-    search_model = copy(job.search_model.classifier)
-    with seeded(job.seed, 0, device):
-        deterministic = is_deterministic(search_model, probe)
-    search = Searcher(job.attack.attack, search_model, guide, job.seed, deterministic)
-    if job.threat.is_transfer:
-        return (cache or SearchCache(limit=0)).sharing(job, search), None
-    return search, search.short_run
-
-
-def _loader(job: Job, device: torch.device) -> Loader:
-    return Loader(job.dataset, device, job.model.classifier.dtype)
 
 
 def _halve_batch_size(writer: CellWriter, size: int, error: BaseException) -> None:

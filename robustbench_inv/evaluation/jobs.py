@@ -1,117 +1,87 @@
-"""Turns what a user names into jobs: every model under every attack and threat, with defaults for what is left out."""
+"""Builds the jobs of an evaluation: every model under every attack and threat, with defaults for what is omitted."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
-import torch
-
-from robustbench_inv.attacks.protocol import Attack, NeedsOODData
-from robustbench_inv.catalogue.attacks import LoadedAttack, load_attack, with_ood_data
+from robustbench_inv.catalogue.attacks import LoadedAttack, with_ood_data
 from robustbench_inv.catalogue.cards import SuiteCard, SuiteEntry, read_suite
-from robustbench_inv.catalogue.datasets import default_ood_dataset, default_oracle, load_dataset
-from robustbench_inv.catalogue.locate import entries, find
-from robustbench_inv.catalogue.models import LoadedModel, load_model
-from robustbench_inv.catalogue.threats import load_threat
+from robustbench_inv.catalogue.datasets import (
+    EVALUATION_DATASETS,
+    default_oracle,
+    identify_dataset,
+)
+from robustbench_inv.catalogue.fingerprint import content
+from robustbench_inv.catalogue.locate import find
+from robustbench_inv.catalogue.models import LoadedModel
+from robustbench_inv.catalogue.threats import default_threat, threat_for_attack
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.data.sampling import select_samples
-from robustbench_inv.errors import BadData, BadResults, CapabilityMismatch, UsageError
+from robustbench_inv.errors import BadResults, UsageError
+from robustbench_inv.evaluation.loading import LoadCache, inspect_model
 from robustbench_inv.evaluation.oracles import (
-    AttackedModel,
     Oracle,
     dataset_oracle,
-    load_oracle,
+    describe_oracle,
     needs_oracle,
 )
-from robustbench_inv.evaluation.plan import Job
-from robustbench_inv.models.protocol import device_of
-from robustbench_inv.threat.goals import Misclassify, MisclassifyAccepted, Target
-from robustbench_inv.threat.threat_model import ThreatModel
+from robustbench_inv.identity import IDENTITY_VERSION, digest_value
+from robustbench_inv.threat.goals import Goal, Misclassify, MisclassifyAccepted, Target
+from robustbench_inv.threat.threat_model import ThreatModel, describe_threat, digest_threat
 
 __all__ = [
+    "CellSpec",
     "EvaluationRequest",
-    "JobSource",
+    "Job",
     "as_list",
     "build_jobs",
-    "load_ood_data",
+    "load_suite",
     "rebuild_job",
 ]
 
 
-def load_ood_data(
-    source: str | Attack | LoadedAttack,
-    loaded: LoadedAttack,
-    dataset: Dataset,
-    open_dataset: Callable[[str], Dataset],
-    *,
-    optional: bool = False,
-) -> LoadedAttack:
-    """Return an attack with the other data set at hand, if it shows inputs of one; any other as it is.
+@dataclass(frozen=True)
+class CellSpec:
+    """What determines a record; batch size, device and workers are absent on purpose.
 
     Args:
-        source: what the attack was loaded from; the usual data set is added to its name.
-        loaded: the attack.
-        dataset: the data that is evaluated.
-        open_dataset: opens a data set by name.
-        optional: leave the attack without its data set if that is not here; it then refuses to run.
-
-    Raises:
-        BadData: if the other data set is damaged, or is not here and cannot be fetched.
+        model: digest of name, revision, parameters and weights; of a user's model, of its code.
+        attack: digest of preset, revision, parameters and goal; of a user's attack, of its code.
+        threat: digest of norm, eps, goal and access.
+        dataset: digest of the data's bytes, and of the code of a user's own data set.
+        seed: the random seed.
     """
-    if not isinstance(loaded.attack, NeedsOODData):
-        return loaded
-    name = loaded.attack.dataset or default_ood_dataset(dataset.name)
-    if not name:
-        return loaded
-    plain: Any = source.attack if isinstance(source, LoadedAttack) else source
-    named = loaded if loaded.attack.dataset else load_attack(plain, dataset=name)
-    assert isinstance(named.attack, NeedsOODData)
-    try:
-        return with_ood_data(named, named.attack, open_dataset(name))
-    except BadData:
-        if optional:
-            return named
-        raise
 
+    model: str
+    attack: str
+    threat: str
+    dataset: str
+    seed: int
 
-EVALUATION_DATASETS = {"mnist": "mnist5k"}
-"""Data set that is evaluated on instead of the one of a model's card, because it needs no download."""
-
-DEFAULT_BUDGETS = {"mnist-linf": "linf=0.3"}
-"""Budgets that are customary, where the catalogue has no threat of this name."""
-
-PREFERRED_NORMS = ("linf", "l2", "l1", "l0")
-
-
-@dataclass(frozen=True)
-class JobSource:
-    """The names or objects that a job was made from, by which another process makes it again."""
-
-    model: Any
-    attack: Any
-    dataset: Any
-    device: str = "cpu"
-    data_root: str | None = None
+    @property
+    def digest(self) -> str:
+        """Name of the cell's folder: 32 hexadecimal digits."""
+        return digest_value({"version": IDENTITY_VERSION, **vars(self)})[:32]
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What a user asks for; a name stands for the thing it names, None for the default.
+    """What a user wants to evaluate: names or objects, None for a default.
 
     Args:
         models: names or objects.
         attacks: names or objects.
-        suite: name of a list of attacks and threats, taken besides ``attacks``.
-        runs: attacks with their threats, as a suite has them, taken besides these.
-        threat: budget or sweep; None for the suite's, or the usual one of attack and data set.
-        dataset: name or object; None for the one of each model's card.
+        suite: name of a list of attacks and threats that is run in addition to ``attacks``.
+        runs: attacks with their threats, as a suite lists them, in addition to these.
+        threat: budget or sweep; None for the suite's, or the default of attack and data set.
+        dataset: name or object; None for the data set of each model's card.
         samples: N, ``first:N``, or None for all.
-        seed: of all random numbers.
-        device: where the models compute.
-        data_root: where data files are.
+        seed: random seed.
+        device: where the models compute, as torch names it.
+        data_root: folder of data files.
+        sample_limit: largest number of samples for a suite's attack; None for no limit.
+        optional: skip cells whose parts are incompatible, with a warning.
     """
 
     models: Sequence[Any]
@@ -124,46 +94,106 @@ class EvaluationRequest:
     seed: int = 0
     device: str = "cpu"
     data_root: str | None = None
-
-
-@dataclass(frozen=True)
-class _AttackRun:
-    """One attack of the question, and what a suite says of it."""
-
-    attack: LoadedAttack
-    source: Any
-    threat: str | ThreatModel | None
-    samples: int | str | None = None
+    sample_limit: int | str | None = None
     optional: bool = False
 
 
 @dataclass(frozen=True)
-class _LoadCache:
-    """The models and oracles that threats name, each loaded once for a data set."""
+class Job:
+    """One cell and the samples to evaluate.
 
-    device: str
-    models: dict[tuple[str, str], LoadedModel] = field(default_factory=dict)
-    oracles: dict[tuple[str, ...], Oracle] = field(default_factory=dict)
+    Args:
+        model: the attacked model.
+        attack: the attack.
+        threat: budget or sweep, goal, access.
+        dataset: the data.
+        seed: random seed.
+        samples: ascending sample ids.
+        request: the request for this cell alone, from which another process builds the job; None if the
+            objects themselves must be sent.
+        substitute: the model that the threat names, None if it names none.
+        oracle: the oracle that the threat names, None if it names none.
+        optional: skip the cell with a warning if its parts are incompatible.
+        excluded: number of requested samples that already belong to the target class.
+    """
 
-    def substitute(self, threat: ThreatModel, dataset: Dataset) -> LoadedModel | None:
-        return self._model(threat.substitute, dataset) if threat.substitute else None
+    model: LoadedModel
+    attack: LoadedAttack
+    threat: ThreatModel
+    dataset: Dataset
+    seed: int
+    samples: tuple[int, ...]
+    request: EvaluationRequest | None = field(default=None, compare=False, repr=False)
+    substitute: LoadedModel | None = None
+    oracle: Oracle | None = None
+    optional: bool = field(default=False, compare=False)
+    excluded: int = field(default=0, compare=False)
 
-    def oracle(self, threat: ThreatModel, dataset: Dataset, model: LoadedModel) -> Oracle | None:
-        if threat.oracle is None:
-            return None
-        substitute = self.substitute(threat, dataset)
-        attacked = [AttackedModel.of(each) for each in (model, substitute) if each]
-        key = (threat.oracle, dataset.digest, *(each.digest for each in attacked))
-        if key not in self.oracles:
-            load = partial(self._model, dataset=dataset)
-            self.oracles[key] = load_oracle(threat.oracle, dataset, attacked, load)
-        return self.oracles[key]
+    @cached_property
+    def spec(self) -> CellSpec:
+        """What determines the records."""
+        return CellSpec(
+            model=self.model.digest,
+            attack=self.attack.digest,
+            threat=digest_threat(self.threat_description),
+            dataset=identify_dataset(self.dataset),
+            seed=self.seed,
+        )
 
-    def _model(self, name: str, dataset: Dataset) -> LoadedModel:
-        key = (name, dataset.digest)
-        if key not in self.models:
-            self.models[key] = _load_model(name, dataset, self.device)
-        return self.models[key]
+    @cached_property
+    def threat_description(self) -> dict[str, Any]:
+        """The threat, its substitute and its oracle as plain values."""
+        helper, oracle = self.substitute, self.oracle
+        return describe_threat(
+            self.threat,
+            content,
+            None if helper is None else {"name": helper.name, "digest": helper.digest},
+            None if oracle is None else describe_oracle(str(self.threat.oracle), oracle),
+        )
+
+    @property
+    def search_key(self) -> tuple[object, ...]:
+        """What a search on a substitute depends on: the whole cell but its model."""
+        return self.spec.attack, self.spec.threat, self.spec.dataset, self.spec.seed
+
+    @property
+    def search_model(self) -> LoadedModel:
+        """The model that the attack queries: the substitute in a transfer attack."""
+        return self.substitute if self.substitute and self.threat.is_transfer else self.model
+
+    @property
+    def guide(self) -> LoadedModel | None:
+        """The model whose gradients replace those of the queried model, if any."""
+        return None if self.threat.is_transfer else self.substitute
+
+    @property
+    def effective_oracle(self) -> Oracle | None:
+        """The threat's oracle, else the data set if it can classify changed inputs, else None."""
+        return self.oracle or dataset_oracle(self.dataset)
+
+    @property
+    def epsilons(self) -> tuple[float, ...]:
+        """The ascending eps of the sweep; empty without a budget."""
+        return self.threat.epsilons
+
+    @property
+    def title(self) -> str:
+        """Name of the cell in messages and in the verdicts of checks."""
+        return (
+            f"{self.attack.name} on {self.model.name}, {self.threat.text}, {self.dataset.name}, "
+            f"seed {self.seed}"
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Return the cell's entry in plan.json."""
+        return {
+            "digest": self.spec.digest,
+            "model": self.model.name,
+            "attack": self.attack.name,
+            "threat": self.threat.text,
+            "dataset": self.dataset.name,
+            "seed": self.seed,
+        }
 
 
 def as_list(value: Any) -> list[Any]:  # noqa: ANN401 - names or objects of any kind
@@ -177,50 +207,35 @@ def load_suite(name: str) -> SuiteCard:
 
 
 def build_jobs(request: EvaluationRequest) -> Iterator[Job]:
-    """Yield the jobs of a question, model by model.
+    """Yield the jobs of a request, model by model.
 
     Raises:
-        UsageError: for a name that is unknown, or a default that there is none of.
+        UsageError: for an unknown name, or an omitted value that has no default.
     """
     if not request.models:
         raise UsageError("no model to evaluate", remedy="name one: invbench list models")
-    runs, known = list(_runs(request)), _LoadCache(request.device)
-    for source in request.models:
-        model, dataset, origin = _model(source, request)
-        for run in runs:
-            threat = _threat(_aware_of_rejection(run, model, dataset), dataset)
-            ids = _samples(dataset, request.samples, run.samples)
-            named = replace(origin, attack=run.source)
-            helpers = known.substitute(threat, dataset), known.oracle(threat, dataset, model)
-            open_named, optional = partial(_open_dataset, root=request.data_root), run.optional
-            attack = load_ood_data(run.source, run.attack, dataset, open_named, optional=optional)
-            kept = _without_target_class(dataset, ids, threat)
-            job = Job(model, attack, threat, dataset, request.seed, kept, named, *helpers)
-            yield replace(job, optional=optional, excluded=len(ids) - len(kept))
+    cache = LoadCache(request.device, request.data_root)
+    cells = list(_single_attacks(request, cache))
+    for model in request.models:
+        for cell in cells:
+            yield _build_job(replace(cell, models=(model,)), cache)
 
 
 def rebuild_job(
-    origin: JobSource, digest: str, rest: tuple[ThreatModel, int, tuple[int, ...]]
+    request: EvaluationRequest, samples: tuple[int, ...], digest: str, cache: LoadCache
 ) -> Job:
-    """Make a job again from its origin.
+    """Build a job again, in another process.
 
     Args:
-        origin: what it was made from.
-        digest: of its cell, as it was.
-        rest: threat, seed and samples.
+        request: the job's ``request``.
+        samples: the job's samples.
+        digest: the cell's digest in the process that sent it.
+        cache: loads what the request names.
 
     Raises:
-        BadResults: if the names stand for other things than they did.
+        BadResults: if the names now denote other things.
     """
-    threat, seed, samples = rest
-    dataset = _open_dataset(origin.dataset, origin.data_root)
-    model = _load_model(origin.model, dataset, origin.device)
-    attack, known = _load_attack(origin.attack), _LoadCache(origin.device)
-    attack = load_ood_data(
-        origin.attack, attack, dataset, partial(_open_dataset, root=origin.data_root)
-    )
-    helpers = known.substitute(threat, dataset), known.oracle(threat, dataset, model)
-    job = Job(model, attack, threat, dataset, seed, samples, origin, *helpers)
+    job = replace(_build_job(request, cache), samples=samples)
     if job.spec.digest != digest:
         raise BadResults(
             f"{job.title} is another cell in another process",
@@ -231,129 +246,112 @@ def rebuild_job(
     return job
 
 
-def _runs(request: EvaluationRequest) -> Iterator[_AttackRun]:
+def _single_attacks(request: EvaluationRequest, cache: LoadCache) -> Iterator[EvaluationRequest]:
+    """Yield a request for each attack of a request, with the threat of its suite where it applies."""
     if not request.attacks and request.suite is None and not request.runs:
         raise UsageError("nothing to attack with", remedy="name an attack or a suite")
+    plain = replace(request, suite=None, runs=())
     for source in request.attacks:
-        yield _AttackRun(_load_attack(source), source, request.threat)
+        cache.attack(source)  # an unknown name is reported before any model is loaded
+        yield replace(plain, attacks=(source,))
     suite = load_suite(request.suite).runs if request.suite else ()
-    for run in (*suite, *request.runs):
-        attack = _load_attack(run.attack)
-        threat = request.threat if _supports_threat(request.threat, attack) else run.threat
-        yield _AttackRun(attack, run.attack, threat, run.samples, run.optional)
+    for entry in (*suite, *request.runs):
+        own = _supports_threat(request.threat, cache.attack(entry.attack))
+        yield replace(
+            plain,
+            attacks=(entry.attack,),
+            threat=request.threat if own else entry.threat,
+            sample_limit=entry.samples,
+            optional=entry.optional,
+        )
 
 
 def _supports_threat(threat: str | ThreatModel | None, attack: LoadedAttack) -> bool:
-    """Can the attack of a suite be asked for the threat that the user wants, or does it keep its own?"""
+    """Return whether a suite's attack can run under the requested threat; else it keeps its own."""
     if threat is None:
         return False
-    wanted = _load_threat(threat, attack)
+    wanted = threat_for_attack(threat, attack.attack, attack.goal)
     return wanted.norm in attack.attack.norms and (
         wanted.bounded or attack.attack.kind != "fixed-budget"
     )
 
 
-def _model(source: Any, request: EvaluationRequest) -> tuple[LoadedModel, Dataset, JobSource]:  # noqa: ANN401
-    """Load a model and the data set that it is evaluated on."""
-    root, device = request.data_root, request.device
-    given = request.dataset
-    if given is not None:
-        dataset = _open_dataset(given, root)
-        model = _load_model(source, dataset, device)
-        return model, dataset, JobSource(source, None, given, device, root)
-    model = _load_model(source, None, device)
+def _build_job(request: EvaluationRequest, cache: LoadCache) -> Job:
+    """Build the job of a request with one model and one attack."""
+    (source,), (attack_source,) = request.models, request.attacks
+    model, named = _model_and_dataset(source, request, cache)
+    dataset, attack = cache.dataset(named), cache.attack(attack_source)
+    threat = _threat(request, attack, _goal(attack, model, dataset), dataset)
+    ids = _samples(dataset, request)
+    kept = _without_target_class(dataset, ids, threat)
+    return Job(
+        model=model,
+        attack=with_ood_data(
+            attack, attack_source, dataset, cache.dataset, optional=request.optional
+        ),
+        threat=threat,
+        dataset=dataset,
+        seed=request.seed,
+        samples=kept,
+        request=replace(request, threat=threat, dataset=named),
+        substitute=cache.substitute(threat, dataset),
+        oracle=cache.oracle(threat, dataset, model),
+        optional=request.optional,
+        excluded=len(ids) - len(kept),
+    )
+
+
+def _model_and_dataset(
+    source: Any,  # noqa: ANN401
+    request: EvaluationRequest,
+    cache: LoadCache,
+) -> tuple[LoadedModel, Any]:
+    """Return a model, and the name or object of the data set that it is evaluated on."""
+    if request.dataset is not None:
+        return cache.model(source, cache.dataset(request.dataset)), request.dataset
+    model = cache.model(source, None)
     card = str(model.card.get("dataset") or "")
     if not card:
         raise UsageError(
             f"{model.name} does not say which data it classifies", remedy="name a data set"
         )
-    named = EVALUATION_DATASETS.get(card, card)
-    return model, _open_dataset(named, root), JobSource(source, None, named, device, root)
+    return model, EVALUATION_DATASETS.get(card, card)
 
 
-def _load_model(source: Any, dataset: Dataset | None, device: str) -> LoadedModel:  # noqa: ANN401
-    if isinstance(source, LoadedModel):
-        return source
-    return load_model(source, dataset=dataset, device=device)
+def _goal(attack: LoadedAttack, model: LoadedModel, dataset: Dataset) -> Goal:
+    """Return the attack's goal; of a model that rejects, a misclassified input must also be accepted.
 
-
-def _load_attack(source: str | Attack | LoadedAttack) -> LoadedAttack:
-    return source if isinstance(source, LoadedAttack) else load_attack(source)
-
-
-def _open_dataset(source: Any, root: str | None) -> Dataset:  # noqa: ANN401
-    return _open_by_name(source, root) if isinstance(source, str) else load_dataset(source)
-
-
-@lru_cache(maxsize=4)
-def _open_by_name(name: str, root: str | None) -> Dataset:
-    return load_dataset(name, data_root=Path(root) if root else None)
-
-
-def _aware_of_rejection(run: _AttackRun, model: LoadedModel, dataset: Dataset) -> _AttackRun:
-    """Return a run whose attack knows that the model may reject: a wrong answer must be accepted to be a success.
-
-    A threat that names its goal keeps it: ``linf=0.1:goal=misclassify`` is an attack that is oblivious of rejection.
+    A threat that names its goal keeps it: ``linf=0.1:goal=misclassify`` is oblivious of rejection.
     """
-    if run.attack.goal != Misclassify() or not _rejects(model, dataset):
-        return run
-    return replace(run, attack=replace(run.attack, goal=MisclassifyAccepted()))
+    if attack.goal == Misclassify() and inspect_model(model, dataset).rejects:
+        return MisclassifyAccepted()
+    return attack.goal
 
 
-def _rejects(model: LoadedModel, dataset: Dataset) -> bool:
-    """Ask a model about one input; what it cannot take is said when the plan is checked."""
-    images, _ = dataset.batch([0])
-    with torch.no_grad(), suppress(Exception):
-        place = device_of(model.classifier), model.classifier.dtype
-        return model.classifier(images.to(*place)).accepted is not None
-    return False
-
-
-def _threat(run: _AttackRun, dataset: Dataset) -> ThreatModel:
-    threat = _load_threat(run.threat or _default_threat(run.attack, dataset), run.attack)
-    answered = threat.oracle or dataset_oracle(dataset) or not needs_oracle(threat.goal)
-    usual = None if answered else default_oracle(dataset.name)
+def _threat(
+    request: EvaluationRequest, attack: LoadedAttack, goal: Goal, dataset: Dataset
+) -> ThreatModel:
+    """Return the requested or the default threat, with the data set's default oracle if it needs one."""
+    text = request.threat or default_threat(attack.name, attack.attack, dataset.name)
+    threat = threat_for_attack(text, attack.attack, goal)
+    if threat.oracle or dataset_oracle(dataset) or not needs_oracle(threat.goal):
+        return threat
+    usual = default_oracle(dataset.name)
     return replace(threat, oracle=usual) if usual else threat
 
 
-def _load_threat(threat: str | ThreatModel, attack: LoadedAttack) -> ThreatModel:
-    """Load a threat; distances of ``none`` are measured in a norm of the attack."""
-    norms = [name for name in PREFERRED_NORMS if name in attack.attack.norms]
-    norm = norms[0] if norms and "l2" not in norms else "l2"
-    return load_threat(threat, attack.goal, norm)
-
-
-def _default_threat(attack: LoadedAttack, dataset: Dataset) -> str:
-    """Return ``none`` for an attack that seeks the nearest success, else the data set's usual budget."""
-    norms = [name for name in PREFERRED_NORMS if name in attack.attack.norms]
-    if attack.attack.kind != "fixed-budget":
-        return "none"
-    name = dataset.name.partition(":")[0]
-    family = name.partition("-")[0]
-    for norm in norms:
-        for usual in (f"{name}-{norm}", f"{name.removesuffix('5k')}-{norm}", f"{family}-{norm}"):
-            if usual in entries("threats"):
-                return usual
-            if usual in DEFAULT_BUDGETS:
-                return DEFAULT_BUDGETS[usual]
-    raise CapabilityMismatch(
-        f"there is no usual budget for {attack.name} on {dataset.name}",
-        remedy="name a threat, such as linf=0.1",
-    )
-
-
-def _samples(dataset: Dataset, asked: int | str | None, suite: int | str | None) -> tuple[int, ...]:
-    """Return the ids of the samples: as many as asked for, and not more than the suite gives the attack."""
-    ids = select_samples(dataset.labels, asked)
-    if suite is None or (isinstance(suite, int) and suite >= len(ids)):
+def _samples(dataset: Dataset, request: EvaluationRequest) -> tuple[int, ...]:
+    """Return the ids of the requested samples, or of the suite's limit if that is smaller."""
+    ids, limit = select_samples(dataset.labels, request.samples), request.sample_limit
+    if limit is None or (isinstance(limit, int) and limit >= len(ids)):
         return ids
-    return min(ids, select_samples(dataset.labels, suite), key=len)
+    return min(ids, select_samples(dataset.labels, limit), key=len)
 
 
 def _without_target_class(
     dataset: Dataset, ids: tuple[int, ...], threat: ThreatModel
 ) -> tuple[int, ...]:
-    """Return the samples but for those that are of the class aimed at already."""
+    """Return the samples that do not already belong to the target class."""
     if not isinstance(threat.goal, Target):
         return ids
     labels = dataset.labels[list(ids)]

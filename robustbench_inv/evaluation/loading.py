@@ -1,30 +1,149 @@
-"""Loads what a cell's blocks work on: their samples, and the other inputs that attacks may ask for."""
+"""Loads what an evaluation needs: models and data sets once, a first look at each model, the samples of each block."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Batch, InputPool
+from robustbench_inv.catalogue.attacks import LoadedAttack, load_attack
+from robustbench_inv.catalogue.datasets import load_dataset
+from robustbench_inv.catalogue.models import LoadedModel, load_model
 from robustbench_inv.data.protocol import Dataset, HasCounterparts
 from robustbench_inv.data.sampling import select_samples
+from robustbench_inv.errors import BadModel, CapabilityMismatch, InvbenchError
+from robustbench_inv.evaluation.oracles import AttackedModel, Oracle, load_oracle
+from robustbench_inv.models.protocol import device_of
+from robustbench_inv.threat.budgets import inside_box
+from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["POOL_SIZE", "Loader"]
+__all__ = ["POOL_SIZE", "LoadCache", "Loader", "ModelInspection", "inspect_model"]
 
 POOL_SIZE = 1000
 """Largest number of other inputs: a balanced draw of 100 of each of ten classes, 3 MB of digits."""
 
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LoadCache:
+    """Models, attacks, data sets and oracles, each loaded once.
+
+    Args:
+        device: where the models compute.
+        data_root: folder of data files.
+    """
+
+    device: str = "cpu"
+    data_root: str | None = None
+    _loaded: dict[tuple[object, ...], Any] = field(default_factory=dict, init=False, repr=False)
+
+    def attack(self, source: Any) -> LoadedAttack:  # noqa: ANN401
+        """Return an attack, given its name, the attack itself, or a loaded one."""
+        if isinstance(source, LoadedAttack):
+            return source
+        return self._once(source, (), lambda: load_attack(source))
+
+    def dataset(self, source: Any) -> Dataset:  # noqa: ANN401
+        """Return a data set, given its name or the data set itself."""
+        root = Path(self.data_root) if self.data_root else None
+        return self._once(source, ("data",), lambda: load_dataset(source, data_root=root))
+
+    def model(self, source: Any, dataset: Dataset | None) -> LoadedModel:  # noqa: ANN401
+        """Return a model, given its name, the model itself, or a loaded one."""
+        if isinstance(source, LoadedModel):
+            return source
+        key = ("model", dataset and dataset.digest)
+        return self._once(
+            source, key, lambda: load_model(source, dataset=dataset, device=self.device)
+        )
+
+    def substitute(self, threat: ThreatModel, dataset: Dataset) -> LoadedModel | None:
+        """Return the substitute that a threat names, None if it names none."""
+        return self.model(threat.substitute, dataset) if threat.substitute else None
+
+    def oracle(self, threat: ThreatModel, dataset: Dataset, model: LoadedModel) -> Oracle | None:
+        """Return the oracle that a threat names for an attacked model, None if it names none."""
+        if threat.oracle is None:
+            return None
+        named, substitute = threat.oracle, self.substitute(threat, dataset)
+        attacked = [AttackedModel.of(each) for each in (model, substitute) if each]
+        key = ("oracle", dataset.digest, *(each.digest for each in attacked))
+        return self._once(
+            named,
+            key,
+            lambda: load_oracle(named, dataset, attacked, lambda name: self.model(name, dataset)),
+        )
+
+    def _once(self, source: object, key: tuple[object, ...], load: Callable[[], T]) -> T:
+        """Return what ``load`` returned at its first call; objects are known by identity, and kept."""
+        key = (source if isinstance(source, str) else id(source), *key)
+        if key not in self._loaded:
+            self._loaded[key] = (load(), source)
+        found: T = self._loaded[key][0]
+        return found
+
+
+@dataclass(frozen=True)
+class ModelInspection:
+    """What one forward pass on the first sample of a data set shows about a model.
+
+    Args:
+        rejects: does the model have a reject option?
+        problem: why the model cannot be evaluated on the data set; None if it can.
+    """
+
+    rejects: bool
+    problem: InvbenchError | None
+
+
+def inspect_model(model: LoadedModel, dataset: Dataset) -> ModelInspection:
+    """Query a model on the first sample of a data set, once: later calls return the same inspection."""
+    if dataset.digest not in model.inspections:
+        model.inspections[dataset.digest] = _inspect(model, dataset)
+    inspection: ModelInspection = model.inspections[dataset.digest]
+    return inspection
+
+
+def _inspect(model: LoadedModel, dataset: Dataset) -> ModelInspection:
+    images, _ = dataset.batch([0])
+    problem: InvbenchError | None = None
+    if not inside_box(images, dataset.bounds).all():
+        problem = CapabilityMismatch(
+            f"{dataset.name} leaves its own bounds (check C17)",
+            got=f"[{images.min():g}, {images.max():g}]",
+            expected=str(tuple(dataset.bounds)),
+        )
+    try:
+        with torch.no_grad():
+            place = device_of(model.classifier), model.classifier.dtype
+            accepted = model.classifier(images.to(*place)).accepted
+    except BadModel as error:
+        return ModelInspection(rejects=False, problem=problem or error)
+    except Exception as error:
+        mismatch = CapabilityMismatch(
+            f"{model.name} cannot take an input of {dataset.name}",
+            got=f"shape {tuple(dataset.shape)}",
+            remedy=f"{type(error).__name__}: {error}".splitlines()[0][:200],
+        )
+        mismatch.__cause__ = error
+        return ModelInspection(rejects=False, problem=problem or mismatch)
+    return ModelInspection(accepted is not None, problem)
+
+
 @dataclass(frozen=True)
 class Loader:
-    """Samples of a data set, where and as a model computes.
+    """Samples of a data set in the dtype and on the device of a model.
 
     Args:
         dataset: the data that is evaluated.
-        device: where the model is.
-        dtype: what it computes in.
+        device: the model's device.
+        dtype: the model's dtype.
     """
 
     dataset: Dataset
@@ -48,7 +167,7 @@ class Loader:
 
     @cached_property
     def pool(self) -> InputPool:
-        """The same for every block: it depends on the data set alone, and is loaded when it is asked for."""
+        """Other inputs for attacks, the same for every block; loaded when an attack first uses them."""
         labels = self.dataset.labels
         ids = torch.tensor(select_samples(labels, min(POOL_SIZE, len(labels))), dtype=torch.int64)
         return InputPool(ids.to(self.device), self._load)

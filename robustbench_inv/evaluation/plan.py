@@ -1,154 +1,17 @@
 """The plan of an evaluation: its cells, checked before anything runs."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from robustbench_inv.catalogue.attacks import LoadedAttack
-from robustbench_inv.catalogue.datasets import identify_dataset
-from robustbench_inv.catalogue.fingerprint import content
-from robustbench_inv.catalogue.models import LoadedModel
-from robustbench_inv.data.protocol import Dataset
-from robustbench_inv.errors import CapabilityMismatch
+from robustbench_inv.catalogue.cards import SuiteEntry
+from robustbench_inv.catalogue.reproduction import Reproduction
+from robustbench_inv.errors import BadCatalogue, CapabilityMismatch
 from robustbench_inv.evaluation.compatibility import check_compatible, warnings
-from robustbench_inv.evaluation.oracles import Oracle, dataset_oracle, describe_oracle
+from robustbench_inv.evaluation.jobs import EvaluationRequest, Job, build_jobs, load_suite
 from robustbench_inv.evaluation.provenance import versions
-from robustbench_inv.identity import IDENTITY_VERSION, digest_value
-from robustbench_inv.threat.threat_model import ThreatModel, describe_threat, digest_threat
+from robustbench_inv.identity import digest_value
 
-if TYPE_CHECKING:
-    from robustbench_inv.evaluation.cost import Estimate
-    from robustbench_inv.evaluation.jobs import JobSource
-
-__all__ = ["CellSpec", "Job", "Plan", "plan_jobs"]
-
-
-@dataclass(frozen=True)
-class CellSpec:
-    """What determines a record; batch size, device and workers are absent on purpose.
-
-    Args:
-        model: digest of name, revision, parameters and weights, of a user's model that of its code.
-        attack: digest of preset, revision, parameters and goal, of a user's attack that of its code.
-        threat: digest of norm, eps, goal and access.
-        dataset: digest of the data's bytes, and of the code of a user's own data set.
-        seed: the seed of all random numbers.
-    """
-
-    model: str
-    attack: str
-    threat: str
-    dataset: str
-    seed: int
-
-    @property
-    def digest(self) -> str:
-        """Name of the cell's folder: 32 hexadecimal digits."""
-        return digest_value({"version": IDENTITY_VERSION, **vars(self)})[:32]
-
-
-@dataclass(frozen=True)
-class Job:
-    """One cell and the samples that are asked of it.
-
-    Args:
-        model: the model.
-        attack: the attack.
-        threat: budget or sweep, goal, access.
-        dataset: the data.
-        seed: of all random numbers.
-        samples: ascending sample ids.
-        origin: the names it was made from, by which another process makes it again; None to pickle it.
-        substitute: the model that the threat names, None if it names none.
-        oracle: the one that the threat names, None if it names none.
-        optional: leave the cell out of a plan, and say so, if its parts do not fit together.
-        excluded: samples that were asked for and are of the class that the goal aims at.
-    """
-
-    model: LoadedModel
-    attack: LoadedAttack
-    threat: ThreatModel
-    dataset: Dataset
-    seed: int
-    samples: tuple[int, ...]
-    origin: "JobSource | None" = field(default=None, compare=False, repr=False)
-    substitute: LoadedModel | None = None
-    oracle: Oracle | None = None
-    optional: bool = field(default=False, compare=False)
-    excluded: int = field(default=0, compare=False)
-
-    @cached_property
-    def spec(self) -> CellSpec:
-        """What determines the records."""
-        return CellSpec(
-            model=self.model.digest,
-            attack=self.attack.digest,
-            threat=digest_threat(self.threat_description),
-            dataset=identify_dataset(self.dataset),
-            seed=self.seed,
-        )
-
-    @cached_property
-    def threat_description(self) -> dict[str, Any]:
-        """The threat, its substitute and its oracle as plain values."""
-        helper, oracle = self.substitute, self.oracle
-        return describe_threat(
-            self.threat,
-            content,
-            None if helper is None else {"name": helper.name, "digest": helper.digest},
-            None if oracle is None else describe_oracle(str(self.threat.oracle), oracle),
-        )
-
-    @property
-    def search_model(self) -> LoadedModel:
-        """The model that answers while the attack searches."""
-        return self.substitute if self.substitute and self.threat.is_transfer else self.model
-
-    @property
-    def guide(self) -> LoadedModel | None:
-        """The model that gives the gradients in place of the one that answers, if any."""
-        return None if self.threat.is_transfer else self.substitute
-
-    @property
-    def effective_oracle(self) -> Oracle | None:
-        """Who says what class a changed input has: whom the threat names, else the data set, if it can tell."""
-        return self.oracle or dataset_oracle(self.dataset)
-
-    @property
-    def epsilons(self) -> tuple[float, ...]:
-        """The sweep, ascending; empty without a budget."""
-        return self.threat.epsilons
-
-    @property
-    def title(self) -> str:
-        """How messages, and the verdicts of checks, call the cell."""
-        threat = self.threat.text
-        return (
-            f"{self.attack.name} on {self.model.name}, {threat}, {self.dataset.name}, "
-            f"seed {self.seed}"
-        )
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Cross a process boundary as names, where there are names."""
-        rest = (self.threat, self.seed, self.samples)
-        if self.origin is None:
-            found = (self.model, self.attack, self.threat, self.dataset)
-            return Job, (*found, *rest[1:], None, self.substitute, self.oracle)
-        from robustbench_inv.evaluation.jobs import rebuild_job
-
-        return rebuild_job, (self.origin, self.spec.digest, rest)
-
-    def to_json(self) -> dict[str, object]:
-        """Return the cell's entry in plan.json."""
-        return {
-            "digest": self.spec.digest,
-            "model": self.model.name,
-            "attack": self.attack.name,
-            "threat": self.threat.text,
-            "dataset": self.dataset.name,
-            "seed": self.seed,
-        }
+__all__ = ["Plan", "make_plan", "plan_jobs", "plan_reproduction"]
 
 
 @dataclass(frozen=True)
@@ -179,11 +42,15 @@ class Plan:
             "cells": [job.to_json() for job in self.jobs],
         }
 
-    def estimate(self) -> "list[Estimate]":
-        """Return what each cell will cost, measured on one small batch of each model."""
-        from robustbench_inv.evaluation.cost import estimate_jobs
 
-        return estimate_jobs(self.jobs)
+def make_plan(request: EvaluationRequest, command: Sequence[str] = ()) -> Plan:
+    """Return the plan of a request, checked; nothing is written.
+
+    Raises:
+        UsageError: for an unknown name, or incompatible parts.
+    """
+    deep = request.suite is not None and load_suite(request.suite).probes == "deep"
+    return plan_jobs(build_jobs(request), label=request.suite, command=command, deep=deep)
 
 
 def plan_jobs(
@@ -207,6 +74,27 @@ def plan_jobs(
     chosen, excluded = _compatible({job.spec.digest: job for job in jobs}.values())
     lines = dict.fromkeys([*excluded, *(line for job in chosen for line in warnings(job))])
     return Plan(_name(chosen, label), chosen, tuple(lines), tuple(command), deep)
+
+
+def plan_reproduction(
+    item: Reproduction, request: EvaluationRequest, command: Iterable[str] = ()
+) -> Plan:
+    """Return the plan of a reproduction, checked; nothing is written.
+
+    Args:
+        item: what is to be reproduced.
+        request: a data set that stands in for the item's own, samples, seed, device and data root; its
+            models and attacks are replaced.
+        command: what the user typed.
+
+    Raises:
+        UsageError: for an unknown name, or things that do not fit together.
+    """
+    ranked = [each for data in item.places(request.dataset) for each in _jobs(item, data, request)]
+    # trial by trial, so that a run that is interrupted has whole rows
+    jobs = [job for _, job in sorted(ranked, key=lambda each: each[0])]
+    _check_distinct(jobs)
+    return plan_jobs(jobs, label=item.name, command=command)
 
 
 def _compatible(jobs: Iterable[Job]) -> tuple[tuple[Job, ...], list[str]]:
@@ -241,3 +129,39 @@ def _file_name(text: str) -> str:
     short = text.partition("=")[0].rpartition("/")[2].replace(".py", "")
     kept = "".join(c if c.isalnum() or c in "-_" else "-" for c in short)
     return kept.strip("-")[:40] or "run"
+
+
+def _check_distinct(jobs: Iterable[Job]) -> None:
+    """Raise if two names stand for one cell: its records could be found by one of them only."""
+    titles: dict[str, str] = {}
+    for job in jobs:
+        known = titles.setdefault(job.spec.digest, job.title)
+        if known != job.title:
+            raise BadCatalogue("two trials are the same", got=[known, job.title], expected="one")
+
+
+def _jobs(item: Reproduction, data: str, request: EvaluationRequest) -> Iterator[tuple[int, Job]]:
+    """Yield the jobs of one data set, each with the position of its trial; every model is loaded once."""
+    dataset = item.places(request.dataset)[data]
+    for model, trials in _models(item, data).items():
+        ranked = [(rank, run) for rank in sorted(trials) for run in _runs(item, rank, data)]
+        runs = tuple(run for _, run in ranked)
+        jobs = build_jobs(replace(request, models=[model], runs=runs, dataset=dataset))
+        yield from ((rank, job) for (rank, _), job in zip(ranked, jobs, strict=True))
+
+
+def _models(item: Reproduction, data: str) -> dict[str, set[int]]:
+    """Return every model of the columns, and the positions of the trials that attack it."""
+    found: dict[str, set[int]] = {}
+    for column in item.columns:
+        for rank, trial in enumerate(item.trials):
+            if trial.attacks(column):
+                found.setdefault(column.model(trial.side, data), set()).add(rank)
+    return found
+
+
+def _runs(item: Reproduction, rank: int, data: str) -> Iterator[SuiteEntry]:
+    trial = item.trials[rank]
+    samples = item.samples if trial.samples is None else trial.samples
+    for threat in item.threats(trial, data):
+        yield SuiteEntry(trial.attack, threat, samples)

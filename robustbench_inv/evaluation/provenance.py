@@ -5,12 +5,10 @@ import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.identity import IDENTITY_VERSION
-
-if TYPE_CHECKING:
-    from robustbench_inv.evaluation.plan import Job
 
 __all__ = ["describe_cell", "git_state", "versions"]
 
@@ -18,7 +16,7 @@ __all__ = ["describe_cell", "git_state", "versions"]
 PACKAGES = ("robustbench-inv", "torch", "numpy", "foolbox", "torchattacks", "safetensors")
 
 
-def describe_cell(job: "Job", device: str) -> dict[str, Any]:
+def describe_cell(job: Job, device: str) -> dict[str, Any]:
     """Return the content of cell.json but for version, batch size and segments."""
     model, attack, data = job.model, job.attack, job.dataset
     return {

@@ -1,6 +1,6 @@
 """Re-scores a run with another oracle, from its kept images and without querying the attacked models."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,9 +16,9 @@ from robustbench_inv.catalogue.locate import entries
 from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.catalogue.references import Reference, parse_reference
 from robustbench_inv.catalogue.threats import load_goal, load_threat
-from robustbench_inv.checks.suite import check_records
 from robustbench_inv.errors import BadResults
 from robustbench_inv.evaluation.block_state import smallest_breaking_eps
+from robustbench_inv.evaluation.jobs import CellSpec
 from robustbench_inv.evaluation.oracles import (
     AttackedModel,
     HumanOracle,
@@ -28,12 +28,11 @@ from robustbench_inv.evaluation.oracles import (
     load_oracle,
     needs_oracle,
 )
-from robustbench_inv.evaluation.plan import CellSpec
 from robustbench_inv.results.human_labels import read_labels
 from robustbench_inv.results.pixels import is_image_shape, pixel_digest, to_pixels
 from robustbench_inv.results.record import ModelOutput, Record
 from robustbench_inv.results.run_files import CellFolder, RunFolder
-from robustbench_inv.results.run_writing import RewrittenCell, write_run
+from robustbench_inv.results.run_writing import RewrittenCell, SupportsToJson, write_run
 from robustbench_inv.tensors import Output
 from robustbench_inv.threat.goals import UNKNOWN, Goal, GoalInputs
 from robustbench_inv.threat.threat_model import digest_threat
@@ -95,7 +94,12 @@ class _KeptImages:
 
 
 def rejudge(
-    run: Path, oracle: str, out: Path, where: LoadOptions | None = None, command: Sequence[str] = ()
+    run: Path,
+    oracle: str,
+    out: Path,
+    check: Callable[[Sequence[CellFolder]], Sequence[SupportsToJson]],
+    options: LoadOptions | None = None,
+    command: Sequence[str] = (),
 ) -> RejudgedRun:
     """Write a run anew, its classes of changed inputs as another oracle names them.
 
@@ -106,7 +110,8 @@ def rejudge(
         run: a run folder whose cells have images (``--keep-images``).
         oracle: ``FILE.csv`` of human labels, or the name of a panel.
         out: the new run folder; there must be nothing yet.
-        where: of a panel's members.
+        check: makes the verdicts of the re-scored cells (``checks.suite.check_records``).
+        options: where a panel's members compute, and where data files are.
         command: what the user typed, for plan.json.
 
     Raises:
@@ -123,11 +128,11 @@ def rejudge(
         raise BadResults(f"nothing in {run} can be judged: {reason}")
     judged = []
     for each, judge in zip(
-        shown, _oracles(oracle, shown, where or LoadOptions(), notes), strict=True
+        shown, _oracles(oracle, shown, options or LoadOptions(), notes), strict=True
     ):
         judged.append(_rejudged(each, oracle, judge))
         notes += [*judge.notes, *_count_unknown(each, judged[-1])]
-    written = write_run(old, judged, out, check_records, command)
+    written = write_run(old, judged, out, check, command)
     return RejudgedRun(written, tuple(dict.fromkeys(notes)))
 
 

@@ -22,8 +22,9 @@ from robustbench_inv.evaluation.engine import (
     ignore_progress,
     run_cell,
 )
-from robustbench_inv.evaluation.plan import Job
-from robustbench_inv.evaluation.search import CACHE_BYTES, SearchCache, group_by_search
+from robustbench_inv.evaluation.jobs import Job, rebuild_job
+from robustbench_inv.evaluation.loading import LoadCache
+from robustbench_inv.evaluation.search import CACHE_BYTES, SearchCache
 
 __all__ = ["CellOutcome", "Workers", "check_workers", "run_jobs"]
 
@@ -94,7 +95,7 @@ def _scheduler(workers: Workers) -> Callable[..., Iterator[CellOutcome]]:
 def _in_process(
     jobs: Sequence[Job], root: Path, options: RunOptions, report: ProgressCallback
 ) -> Iterator[CellOutcome]:
-    for group in group_by_search(jobs):
+    for group in _group_by_search(jobs):
         yield from _run_group(group, root, options, report)
 
 
@@ -102,7 +103,7 @@ def _in_processes(
     jobs: Sequence[Job], root: Path, options: RunOptions, report: ProgressCallback, workers: int
 ) -> Iterator[CellOutcome]:
     """Run each group of cells in one of several fresh processes that share this machine's threads."""
-    groups = group_by_search(jobs)
+    groups = _group_by_search(jobs)
     parcels = [_pack(group) for group in groups]
     pool = ProcessPoolExecutor(
         min(workers, len(groups)) or 1,
@@ -134,7 +135,7 @@ def _on_ray(
     report: ProgressCallback,
     address: str | None,
 ) -> Iterator[CellOutcome]:
-    ray, groups = _import_ray(), group_by_search(jobs)
+    ray, groups = _import_ray(), _group_by_search(jobs)
     parcels = [_pack(group) for group in groups]
     if not ray.is_initialized():
         ray.init(address=address, log_to_driver=False)
@@ -166,9 +167,14 @@ def _report_all(group: Sequence[Job], report: ProgressCallback) -> None:
 
 
 def _pack(group: Sequence[Job]) -> bytes:
-    """Return jobs as bytes: names for what has a name, the object itself for what has none."""
+    """Return jobs as bytes: their requests where they have one, else the objects themselves.
+
+    Raises:
+        UsageError: if an object cannot be pickled.
+    """
+    parcel = [(job.request, job.samples, job.spec.digest) if job.request else job for job in group]
     try:
-        return pickle.dumps(group)
+        return pickle.dumps(parcel)
     except Exception as error:
         raise UsageError(
             f"{group[0].title} cannot be sent to another process: {error}",
@@ -176,9 +182,33 @@ def _pack(group: Sequence[Job]) -> bytes:
         ) from error
 
 
+def _unpack(parcel: bytes) -> list[Job]:
+    """Return the jobs that ``_pack`` packed; each model and data set is loaded once."""
+    packed = pickle.loads(parcel)  # made by _pack, in the process that started this one
+    caches: dict[tuple[str, str | None], LoadCache] = {}
+    jobs = []
+    for each in packed:
+        if isinstance(each, Job):
+            jobs.append(each)
+            continue
+        request, samples, digest = each
+        place = request.device, request.data_root
+        cache = caches.setdefault(place, LoadCache(*place))
+        jobs.append(rebuild_job(request, samples, digest, cache))
+    return jobs
+
+
 def _unpack_and_run(parcel: bytes, root: Path, options: RunOptions) -> list[CellOutcome]:
-    group: list[Job] = pickle.loads(parcel)  # made by _pack, in the process that started this one
-    return list(_run_group(group, root, options, ignore_progress))
+    return list(_run_group(_unpack(parcel), root, options, ignore_progress))
+
+
+def _group_by_search(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Return the jobs in groups that share their searches, in the order of the first of each group."""
+    groups: dict[object, list[Job]] = {}
+    for job in jobs:
+        key = job.search_key if job.threat.is_transfer else job.spec.digest
+        groups.setdefault(key, []).append(job)
+    return list(groups.values())
 
 
 def _run_group(

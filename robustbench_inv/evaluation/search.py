@@ -1,7 +1,8 @@
 """Runs one attack on a batch: counts its queries, and prepares its proposals for the judge."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -9,8 +10,10 @@ from torch import Tensor
 from robustbench_inv.attacks.protocol import Attack, Batch, short_run_of
 from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.errors import UsageError
+from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.judge import checked_proposals
-from robustbench_inv.evaluation.plan import Job
+from robustbench_inv.evaluation.loading import Loader
+from robustbench_inv.evaluation.prepare import is_deterministic, prepare
 from robustbench_inv.models.protocol import Classifier, has_fresh_draws
 from robustbench_inv.randomness import SampleRNG, seeded
 from robustbench_inv.results.record import Status
@@ -25,12 +28,11 @@ __all__ = [
     "SearchFunction",
     "SearchResult",
     "Searcher",
-    "group_by_search",
     "initial_step",
     "is_out_of_memory",
+    "make_searches",
     "push_past_boundary",
     "scale_to_budget",
-    "search_key",
 ]
 
 
@@ -272,11 +274,11 @@ class SearchCache:
     limit: int = CACHE_BYTES
     _found: dict[tuple[object, ...], SearchResult] = field(default_factory=dict)
 
-    def sharing(self, job: Job, search: SearchFunction) -> SearchFunction:
+    def cached(self, job: Job, search: SearchFunction) -> SearchFunction:
         """Return a search that asks the memory first; its results are the same with and without it."""
 
         def shared(batch: Batch, start: Tensor | None, stage: ThreatModel) -> SearchResult:
-            key = (search_key(job), tuple(batch.ids.tolist()), stage)
+            key = (job.search_key, tuple(batch.ids.tolist()), stage)
             if key not in self._found:
                 # apart from the random numbers that the target has drawn, so that they do not count
                 with seeded(job.seed, int(batch.ids[0]), batch.images.device):
@@ -291,16 +293,32 @@ class SearchCache:
         return shared
 
 
-def search_key(job: Job) -> tuple[object, ...]:
-    """Return what a search on a substitute depends on: all that a cell is but for its model."""
-    spec = job.spec
-    return spec.attack, spec.threat, spec.dataset, spec.seed
+PROBE_SAMPLES = 16
+"""Samples on which the prepared copy must agree: the first of the data set, whichever are evaluated."""
 
 
-def group_by_search(jobs: Iterable[Job]) -> list[list[Job]]:
-    """Return the jobs in groups that share their searches, in the order of the first of each group."""
-    groups: dict[object, list[Job]] = {}
-    for job in jobs:
-        key = search_key(job) if job.threat.is_transfer else job.spec.digest
-        groups.setdefault(key, []).append(job)
-    return list(groups.values())
+def make_searches(
+    job: Job, device: torch.device, cache: SearchCache | None = None
+) -> tuple[SearchFunction, SearchFunction | None]:
+    """Return a job's search on a prepared copy of the model, and its short run.
+
+    Args:
+        job: the cell.
+        device: where the model computes.
+        cache: results of other cells that search on the same substitute.
+
+    Returns:
+        The search, and its short run for descending sweeps; None for an ascending sweep.
+    """
+    loader = Loader(job.dataset, device, job.model.classifier.dtype)
+    probe = loader.batch(range(min(PROBE_SAMPLES, len(job.dataset)))).images
+    # minimum-norm attacks end on the boundary, where the rounding of folded layers can flip a prediction
+    copy = partial(prepare, probe=probe, fold=job.attack.attack.kind == "fixed-budget")
+    guide = copy(job.guide.classifier) if job.guide else None
+    search_model = copy(job.search_model.classifier)
+    with seeded(job.seed, 0, device):
+        deterministic = is_deterministic(search_model, probe)
+    search = Searcher(job.attack.attack, search_model, guide, job.seed, deterministic)
+    if job.threat.is_transfer:
+        return (cache or SearchCache(limit=0)).cached(job, search), None
+    return search, search.short_run

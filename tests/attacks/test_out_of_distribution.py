@@ -1,6 +1,5 @@
 """Inputs of another data set: each shown once, in a fixed order, and refused where they cannot be shown."""
 
-import pickle
 from dataclasses import replace
 
 import pytest
@@ -9,14 +8,15 @@ from torch import nn
 
 from robustbench_inv.attacks.fixed_inputs import OODInputs, OutOfDistribution, shuffled_ids
 from robustbench_inv.attacks.protocol import Batch, NeedsOODData
-from robustbench_inv.catalogue.attacks import load_attack
+from robustbench_inv.catalogue import attacks as catalogue
+from robustbench_inv.catalogue.attacks import load_attack, with_ood_data
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import BadData, CapabilityMismatch
-from robustbench_inv.evaluation import jobs as opening
-from robustbench_inv.evaluation import jobs as sources
+from robustbench_inv.evaluation import loading
 from robustbench_inv.evaluation.engine import RunOptions, run_cell
-from robustbench_inv.evaluation.jobs import EvaluationRequest, build_jobs, load_ood_data
+from robustbench_inv.evaluation.jobs import EvaluationRequest, build_jobs
 from robustbench_inv.evaluation.plan import plan_jobs
+from robustbench_inv.evaluation.schedule import _pack, _unpack
 from robustbench_inv.models.reject_option import reject
 from robustbench_inv.models.wrapping import wrap_module
 from robustbench_inv.results.rates import rejection_rates
@@ -49,7 +49,7 @@ OTHER = [0.42, 0.44, 0.46, 0.54, 0.02, 0.58]
 def opens(monkeypatch, other):
     """Let every name stand for one data set."""
     monkeypatch.setattr(
-        sources, "_open", lambda source, *_, **__: other if isinstance(source, str) else source
+        loading, "load_dataset", lambda source, **_: other if isinstance(source, str) else source
     )
 
 
@@ -97,26 +97,26 @@ def test_success_is_an_input_of_other_data_that_is_accepted(data, careful, tmp_p
     assert {r.status for r in records} == {"ok"}
     assert sum(r.goal_reached for r in records) == 1
     rates = rejection_rates(records)
-    assert (rates.rejected_adversarial.successes, rates.rejected.trials) == (5, 6)
+    assert (rates.rejected_adversarial.successes, rates.rejected_adversarial.trials) == (5, 6)
     assert rates.false_rejection.successes == 0
     assert [r.forward_passes for r in records] == [0] * 6
 
 
 def test_the_usual_data_set_is_the_one_that_is_named(data, careful, monkeypatch):
     own, _ = data
-    monkeypatch.setattr(opening, "usual_others", lambda _: "middle")
+    monkeypatch.setattr(catalogue, "default_ood_dataset", lambda _: "middle")
     (usual,), (named,) = (
         jobs(careful, own, text)
         for text in ("out-of-distribution", "out-of-distribution:dataset=middle")
     )
     assert usual.attack.name == named.attack.name == "out-of-distribution:dataset=middle"
     assert usual.spec.digest == named.spec.digest
-    assert named.attack.card["others"]["name"] == "middle"
+    assert named.attack.card["ood_dataset"]["name"] == "middle"
 
 
 def test_another_process_opens_the_same_data(data, careful):
     (job,) = jobs(careful, data[0], "out-of-distribution:dataset=middle")
-    again = pickle.loads(pickle.dumps(job))
+    again = _unpack(_pack([job]))[0]
     assert again.spec.digest == job.spec.digest
     assert isinstance(again.attack.attack, OODInputs)
 
@@ -163,10 +163,10 @@ def test_files_that_are_not_here_stop_a_plan_unless_the_run_is_optional(data, ca
     loaded = load_attack(source)
     assert isinstance(loaded.attack, NeedsOODData)
     with pytest.raises(BadData):
-        load_ood_data(source, loaded, own, missing)
-    left = load_ood_data(source, loaded, own, missing, optional=True)
+        with_ood_data(loaded, source, own, missing)
+    left = with_ood_data(loaded, source, own, missing, optional=True)
     assert left.attack == OutOfDistribution("middle")
-    (job,) = jobs(careful, own, "uniform-noise")
+    (job,) = jobs(careful, own, "noise-image")
     plan = plan_jobs([job, replace(job, attack=left, optional=True)])
     assert plan.jobs == (job,)
     assert "left out: out-of-distribution:dataset=middle" in plan.warnings[0]

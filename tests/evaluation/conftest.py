@@ -12,7 +12,7 @@ from torch import nn
 from robustbench_inv.catalogue.attacks import load_attack
 from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.data.arrays import ArrayDataset
-from robustbench_inv.evaluation.plan import Job
+from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.threat.budgets import LpBall, Unbounded
 from robustbench_inv.threat.threat_model import ThreatModel
 

@@ -1,14 +1,13 @@
 """Oracles: from a threat's text to the records, who may judge, what a panel knows, and how often it errs."""
 
 import json
-import pickle
 from dataclasses import replace
 
 import pytest
 import torch
 
 import robustbench_inv as rbi
-from robustbench_inv.api import evaluate, make_plan
+from robustbench_inv.api import evaluate
 from robustbench_inv.catalogue.fingerprint import content
 from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.catalogue.threats import load_threat
@@ -29,7 +28,8 @@ from robustbench_inv.evaluation.oracles import (
     describe_oracle,
     load_oracle,
 )
-from robustbench_inv.evaluation.plan import plan_jobs
+from robustbench_inv.evaluation.plan import make_plan, plan_jobs
+from robustbench_inv.evaluation.schedule import _pack, _unpack
 from robustbench_inv.results.run_files import RunFolder
 from robustbench_inv.tensors import Output
 from robustbench_inv.testing.analytic_problems import (
@@ -324,8 +324,8 @@ def test_the_usual_oracle_of_a_data_set_is_taken_where_the_goal_needs_one():
     assert plan.warnings == ("mnist-cnn is left out of mnist-panel: it is what is attacked",)
     plan = make_plan(EvaluationRequest(attacks=["fgsm"], threat="linf=0.1", **asked))
     assert plan.jobs[0].threat.oracle is None
-    again = pickle.loads(
-        pickle.dumps(make_plan(EvaluationRequest(attacks=[ShiftBodyAttack()], **asked)).jobs[0])
+    (again,) = _unpack(
+        _pack([make_plan(EvaluationRequest(attacks=[ShiftBodyAttack()], **asked)).jobs[0]])
     )
     assert len(again.oracle.members) == 3
 

@@ -9,8 +9,9 @@ from robustbench_inv.attacks.pgd import PGD
 from robustbench_inv.catalogue.fingerprint import content
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import CapabilityMismatch
-from robustbench_inv.evaluation.cost import passes
-from robustbench_inv.evaluation.plan import CellSpec, plan_jobs
+from robustbench_inv.evaluation.cost import estimate_jobs, passes
+from robustbench_inv.evaluation.jobs import CellSpec
+from robustbench_inv.evaluation.plan import plan_jobs
 from robustbench_inv.identity import IDENTITY_VERSION
 from robustbench_inv.threat.budgets import LpBall, OnSphere, Unbounded
 from robustbench_inv.threat.goals import KeepDecision, Misclassify, MisclassifyAccepted, Target
@@ -176,7 +177,7 @@ def test_the_estimate_is_of_a_sample_that_never_falls(toys, tmp_path, attack, co
             return self.inner(images) + 1e-9 * self.many(images).sum(1, keepdim=True)
 
     job = toys.make_job(attack, toys.linf(0.001, 0.002), module=Slow())
-    (estimate,) = plan_jobs([job]).estimate()
+    (estimate,) = estimate_jobs([job])
     assert (estimate.samples, estimate.passes, estimate.guessed) == (60, count, False)
     assert 0 < estimate.low < estimate.high
     run_cell(job, tmp_path / "c", RunOptions())
@@ -218,10 +219,10 @@ def test_distances_of_an_unbounded_threat_are_in_a_norm_of_the_attack():
 def test_a_threat_goes_to_those_attacks_of_a_suite_that_know_its_norm():
     threats = planned(suite="quick", threat="linf=0.1")
     assert {name: threat.norm for name, threat in threats.items() if threat.bounded} == {
-        "noise": "linf",
+        "random-perturbation": "linf",
         "fgsm": "linf",
-        "pgd": "linf",
+        "pgd-tuned": "linf",
     }
-    assert threats["pgd"].budget == LpBall("linf", 0.1)
+    assert threats["pgd-tuned"].budget == LpBall("linf", 0.1)
     assert threats["ddn"] == ThreatModel(Unbounded("l2"))
-    assert planned(suite="quick", threat="none")["pgd"].bounded
+    assert planned(suite="quick", threat="none")["pgd-tuned"].bounded

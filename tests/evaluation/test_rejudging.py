@@ -10,6 +10,7 @@ import pytest
 
 from robustbench_inv.api import evaluate
 from robustbench_inv.catalogue.threats import load_threat
+from robustbench_inv.checks.suite import check_records
 from robustbench_inv.errors import BadData, BadResults, CapabilityMismatch
 from robustbench_inv.evaluation.rejudge import rejudge
 from robustbench_inv.reporting.labelling import LabelSelection, choose_tasks
@@ -23,6 +24,10 @@ from robustbench_inv.testing.analytic_problems import (
     column_images,
 )
 from robustbench_inv.threat.goals import KeepLogits, Misclassify
+
+
+def rejudged(run, oracle, out, command=()):
+    return rejudge(run, oracle, out, check_records, command=command)
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def content(path):
 def test_it_is_as_if_the_labels_had_been_there_from_the_beginning(tmp_path):
     old = run(tmp_path / "old")
     before, csv = content(old), label(tmp_path / "l.csv", old)
-    found = rejudge(old, str(csv), tmp_path / "new", command=["invbench", "judge"])
+    found = rejudged(old, str(csv), tmp_path / "new", command=["invbench", "judge"])
     again = run(tmp_path / "again", f"none:oracle={csv}")
     (mine,), (theirs,) = cells(tmp_path / "new"), cells(again)
     assert mine.digest == theirs.digest != cells(old)[0].digest
@@ -103,7 +108,7 @@ def test_it_is_as_if_the_labels_had_been_there_from_the_beginning(tmp_path):
 
 def test_files_are_what_their_schemas_say(tmp_path):
     old = run(tmp_path / "old")
-    rejudge(old, str(label(tmp_path / "l.csv", old)), tmp_path / "new")
+    rejudged(old, str(label(tmp_path / "l.csv", old)), tmp_path / "new")
     for path in (old, tmp_path / "new"):
         (cell,) = cells(path)
         for kind, name in (("cell", "cell.json"), ("oracle", "oracle.json")):
@@ -118,9 +123,9 @@ def opened_as(data, monkeypatch):
 
 def test_a_panel_may_judge_what_another_oracle_has_judged(tmp_path, monkeypatch):
     old = run(tmp_path / "old")
-    people = rejudge(old, str(label(tmp_path / "l.csv", old)), tmp_path / "people").run
+    people = rejudged(old, str(label(tmp_path / "l.csv", old)), tmp_path / "people").run
     opened_as(column_images(), monkeypatch)
-    back = rejudge(people.path, "three", tmp_path / "back").run
+    back = rejudged(people.path, "three", tmp_path / "back").run
     for name in ("records.jsonl", "oracle.json"):
         (mine,), (first,) = back.cells(), cells(old)
         assert (mine.path / name).read_bytes() == (first.path / name).read_bytes()
@@ -130,7 +135,7 @@ def test_a_panel_may_judge_what_another_oracle_has_judged(tmp_path, monkeypatch)
 def test_what_nobody_labelled_is_unknown_and_said(tmp_path):
     old = run(tmp_path / "old")
     csv = label(tmp_path / "l.csv", old, lambda t: "unclear" if t.sample > 5 else 1)
-    found = rejudge(old, str(csv), tmp_path / "new")
+    found = rejudged(old, str(csv), tmp_path / "new")
     records = {r.sample: r for r in found.run.cells()[0].records()}
     assert found.notes == (
         "shiftbodyattack on firstrowclassifier: 6 of 10 changed images have no class: unknown",
@@ -149,7 +154,7 @@ def test_disagreement_is_put_to_the_vote_and_said(tmp_path):
     text = csv.read_text()
     first = next(line for line in text.splitlines() if f"{cell.digest},2," in line)
     csv.write_text(text + first.replace(",0,me,", ",1,you,") + "\n")
-    found = rejudge(old, str(csv), tmp_path / "new")
+    found = rejudged(old, str(csv), tmp_path / "new")
     assert any(
         "1 image judged differently, 1 of these without a majority" in n for n in found.notes
     )
@@ -157,7 +162,7 @@ def test_disagreement_is_put_to_the_vote_and_said(tmp_path):
 
 def test_a_sweep_says_at_which_eps_the_sample_fell(tmp_path):
     old = run(tmp_path / "old", "l2=1.0,2.5:oracle=three")
-    found = rejudge(old, str(label(tmp_path / "l.csv", old)), tmp_path / "new")
+    found = rejudged(old, str(label(tmp_path / "l.csv", old)), tmp_path / "new")
     assert {r.broken_at for r in found.run.cells()[0].records() if r.goal_reached} == {2.5}
     (first,) = cells(old)
     assert [r.broken_at for r in first.records()] == [
@@ -169,7 +174,7 @@ def test_what_was_wrong_before_and_what_is_not_allowed_stay_so(tmp_path):
     data = column_images()
     data.labels[3] = 1
     old = run(tmp_path / "old", "l2=0.5:oracle=three", dataset=data)  # every proposal is too far
-    found = rejudge(old, str(label(tmp_path / "l.csv", old)), tmp_path / "new")
+    found = rejudged(old, str(label(tmp_path / "l.csv", old)), tmp_path / "new")
     records = {r.sample: r for r in found.run.cells()[0].records()}
     assert (records[3].status, records[3].broken_at) == ("already_wrong", 0.0)
     assert {r.within_budget for r in records.values() if r.sample > 3} == {False}
@@ -178,7 +183,7 @@ def test_what_was_wrong_before_and_what_is_not_allowed_stay_so(tmp_path):
 
 def test_a_goal_that_asks_nobody_keeps_its_successes(tmp_path):
     old = run(tmp_path / "old", "none", model=AllRowsClassifier(), attack=Moved(2))
-    found = rejudge(old, str(label(tmp_path / "l.csv", old)), tmp_path / "new")
+    found = rejudged(old, str(label(tmp_path / "l.csv", old)), tmp_path / "new")
     pairs = zip(cells(old)[0].records(), found.run.cells()[0].records(), strict=True)
     assert all(replace(b, oracle=None, oracle_source=None) == a for a, b in pairs)
     assert found.run.cells()[0].records()[4].oracle == 2
@@ -189,20 +194,20 @@ def test_a_perturbation_that_changed_the_class_is_none(tmp_path):
     old = run(tmp_path / "old", wanted, model=AllRowsClassifier(), attack=Moved(2))
     assert not any(r.goal_reached for r in cells(old)[0].records())
     blind = label(tmp_path / "l.csv", old, lambda t: t.sample % 3)  # sees the old class everywhere
-    found = rejudge(old, str(blind), tmp_path / "new")
+    found = rejudged(old, str(blind), tmp_path / "new")
     assert sum(r.goal_reached for r in found.run.cells()[0].records()) == 10
 
 
 def test_logits_are_not_in_the_records(tmp_path):
     old = run(tmp_path / "old", load_threat("none:oracle=three").with_goal(KeepLogits(0.1)))
     with pytest.raises(BadResults, match="is to keep the logits, which records do not hold"):
-        rejudge(old, "three", tmp_path / "new")
+        rejudged(old, "three", tmp_path / "new")
 
 
 def test_without_images_nothing_can_be_judged(tmp_path):
     old = run(tmp_path / "old", keep_images=False)
     with pytest.raises(BadResults, match="no images; evaluate with --keep-images") as error:
-        rejudge(old, "three", tmp_path / "new")
+        rejudged(old, "three", tmp_path / "new")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "new").exists()
 
@@ -212,17 +217,17 @@ def test_bad_rows_leave_nothing_behind(tmp_path):
     (cell,) = cells(old)
     csv = label(tmp_path / "l.csv", old, rows=[f",{cell.digest},99,1,me,"])
     with pytest.raises(BadData, match=r"unknown sample .* got 99"):
-        rejudge(old, str(csv), tmp_path / "new")
+        rejudged(old, str(csv), tmp_path / "new")
     csv = label(tmp_path / "l.csv", old, lambda _: 7)
     with pytest.raises(BadData, match="label out of range, got 7, expected 0 to 2"):
-        rejudge(old, str(csv), tmp_path / "new")
+        rejudged(old, str(csv), tmp_path / "new")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["catalogue", "l.csv", "old"]
 
 
 def test_rows_about_other_runs_are_counted(tmp_path):
     old = run(tmp_path / "old")
     csv = label(tmp_path / "l.csv", old, rows=["ab12,,,1,me,"])
-    found = rejudge(old, str(csv), tmp_path / "new")
+    found = rejudged(old, str(csv), tmp_path / "new")
     assert found.notes == ("l.csv: 1 of 11 rows are about other runs",)
 
 
@@ -231,7 +236,7 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path):
     csv = label(tmp_path / "l.csv", old)
     before = content(old)
     with pytest.raises(BadResults, match="is there already"):
-        rejudge(old, str(csv), old)
+        rejudged(old, str(csv), old)
     assert content(old) == before
 
 
@@ -240,14 +245,14 @@ def test_an_interrupted_writing_leaves_no_folder(tmp_path, monkeypatch):
     csv = label(tmp_path / "l.csv", old)
     monkeypatch.setattr(rewriting, "write_checks", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        rejudge(old, str(csv), tmp_path / "new")
+        rejudged(old, str(csv), tmp_path / "new")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["catalogue", "l.csv", "old"]
 
 
 def test_a_model_does_not_judge_itself_afterwards_either(tmp_path, monkeypatch):
     old = run(tmp_path / "old", model=AllRowsClassifier(), attack=ShiftBodyAttack(12))
     opened_as(column_images(), monkeypatch)
-    found = rejudge(old, "three", tmp_path / "new")
+    found = rejudged(old, "three", tmp_path / "new")
     assert found.notes == (
         f"{HERE}:AllRowsClassifier is left out of three: it is what is attacked",
     )
@@ -256,9 +261,9 @@ def test_a_model_does_not_judge_itself_afterwards_either(tmp_path, monkeypatch):
         f'summary = "two"\nmembers = ["{HERE}:AllRowsClassifier", "{HERE}:BodyMeanClassifier"]\n'
     )
     with pytest.raises(CapabilityMismatch, match="too few members"):
-        rejudge(old, "two", tmp_path / "other")
+        rejudged(old, "two", tmp_path / "other")
     other = column_images()
     other.labels[0] = 2
     opened_as(other, monkeypatch)
     with pytest.raises(BadResults, match="column_images is not the data set of the run"):
-        rejudge(old, "three", tmp_path / "third")
+        rejudged(old, "three", tmp_path / "third")

@@ -9,10 +9,11 @@ import jsonschema
 import pytest
 
 import robustbench_inv as rbi
-from robustbench_inv.api import evaluate, make_plan, run_plan
+from robustbench_inv.api import evaluate, run_plan
 from robustbench_inv.errors import BadParameter, CapabilityMismatch, MissingExtra, UsageError
 from robustbench_inv.evaluation.engine import RunOptions
 from robustbench_inv.evaluation.jobs import EvaluationRequest
+from robustbench_inv.evaluation.plan import make_plan
 from robustbench_inv.evaluation.schedule import run_jobs
 from robustbench_inv.results.run_files import RunFolder
 
@@ -199,7 +200,7 @@ def test_an_object_needs_a_data_set_and_other_data_a_budget(toys):
     question = EvaluationRequest(
         models=[toys.TwoSides()], attacks=[toys.Straight()], dataset=toys.points()
     )
-    with pytest.raises(CapabilityMismatch, match="usual budget"):
+    with pytest.raises(CapabilityMismatch, match="customary budget"):
         make_plan(question)
     with pytest.raises(UsageError, match="name a data set"):
         make_plan(EvaluationRequest(models=[toys.TwoSides()], attacks=[toys.Straight()]))

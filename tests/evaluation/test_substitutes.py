@@ -1,6 +1,5 @@
 """The substitute of a threat: what it must be, what it is called, and how it gets from a text to the results."""
 
-import pickle
 from dataclasses import replace
 
 import pytest
@@ -11,12 +10,20 @@ from robustbench_inv.catalogue.attacks import load_attack
 from robustbench_inv.catalogue.fingerprint import content
 from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.errors import CapabilityMismatch
-from robustbench_inv.evaluation.plan import Job, plan_jobs
+from robustbench_inv.evaluation.cost import estimate_jobs
+from robustbench_inv.evaluation.jobs import Job
+from robustbench_inv.evaluation.plan import plan_jobs
+from robustbench_inv.evaluation.schedule import _pack, _unpack
 from robustbench_inv.results.run_files import CellFolder
 from robustbench_inv.testing.analytic_problems import LinearClassifier
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.goals import KeepDecision
 from robustbench_inv.threat.threat_model import ThreatModel, describe_threat, digest_threat
+
+
+def sent(job):
+    """Return a job as another process receives it."""
+    return _unpack(_pack([job]))[0]
 
 
 def described(threat, substitute=None):
@@ -113,17 +120,17 @@ def test_names_go_from_the_threat_to_the_results(tmp_path):
     told = run.to_json()[0]
     assert (told["threat"], told["access"]) == (threat, "transfer")
     assert told["substitute"] == f"{file}:build:seed=2"
-    again = pickle.loads(pickle.dumps(first))
+    again = sent(first)
     assert (again.spec, again.substitute.name) == (first.spec, told["substitute"])
     cell = CellFolder(tmp_path / "r" / first.spec.digest).cell
     assert cell["threat"]["substitute"]["digest"] == first.substitute.digest
-    low, high = ([e.low, e.high] for e in run.plan.estimate())
+    low, high = ([e.low, e.high] for e in estimate_jobs(run.plan.jobs))
     assert low[0] > 0
     assert high[1] < low[1]  # the second model's search is there already
 
 
 def test_a_job_without_names_crosses_processes_with_its_substitute(toys):
     job = toys.make_job(toys.Straight(), THREAT, substitute=linear())
-    again = pickle.loads(pickle.dumps(job))
+    again = sent(job)
     assert again.spec == job.spec
     assert again.substitute.digest == job.substitute.digest
