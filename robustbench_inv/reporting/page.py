@@ -102,7 +102,7 @@ def _headline_caption(panel: CellGroup, chosen: Sequence[WorstCase]) -> str:
     sign, eps = norm_symbol(panel.norm), chosen[0].eps
     samples = " to ".join(f"{n:,}" for n in sorted({len(worst.ids) for worst in chosen}))
     attacks = len({cell.attack_label for worst in chosen for cell in worst.cells})
-    by = f"the worst of {attacks} attacks" if attacks > 1 else chosen[0].cells[0].attack
+    by = f"the worst of {attacks} attacks" if attacks > 1 else chosen[0].cells[0].attack_label
     if panel.no_class:
         return f"rejected, % of {samples} inputs of no class that it knows, by {by}"
     if panel.keeps:

@@ -126,7 +126,7 @@ def test_given_inputs_are_shown_to_every_sample(toys, mirrored, tmp_path):
         assert r.forward_passes == 0
         assert r.goal_reached == ((r.sample in wrong) or r.adversarial.prediction != r.label)
         assert (r.broken_at == 0) == (r.sample in wrong)
-    view = cell
+    view = cell.read()
     assert check_consistency(view).verdict == "PASS"
     assert check_adversarial_inputs(view).verdict == "PASS"
 
