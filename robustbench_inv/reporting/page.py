@@ -104,7 +104,7 @@ def _headline_caption(panel: CellGroup, chosen: Sequence[WorstCase]) -> str:
     attacks = len({cell.attack_label for worst in chosen for cell in worst.cells})
     by = f"the worst of {attacks} attacks" if attacks > 1 else chosen[0].cells[0].attack_label
     if panel.no_class:
-        return f"rejected, % of {samples} inputs of no class that it knows, by {by}"
+        return f"rejected, % of {samples} out-of-distribution inputs, by {by}"
     if panel.keeps:
         return f"decision kept though the class changed, % of {samples} samples, by {by}"
     if eps == inf and not _medians_exist(chosen):
