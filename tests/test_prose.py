@@ -249,18 +249,15 @@ def prose_hits() -> tuple[tuple[str, str], ...]:
     return tuple(found)
 
 
-def old_names() -> list[str]:
-    """Return where a name of the first version occurs, CHANGELOG.md aside."""
+def old_names() -> list[tuple[str, str]]:
+    """Return (part, message) of every name of the first version, CHANGELOG.md aside."""
     phrases = read_phrases("names")
     files = [*markdown_files(), *PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.html"), *toml_files()]
     return [
-        f'{path.relative_to(ROOT)}:{number}: "{match[0]}" is now {phrase.instead}'
+        (part_of(path), f'{path.relative_to(ROOT)}:{line + 1}: "{name}" is now {now}')
         for path in files
         if path.name != "CHANGELOG.md"
-        for number, line in enumerate(path.read_text().splitlines(), 1)
-        for phrase in phrases
-        for match in phrase.pattern.finditer(line)
-        if part_of(path) not in PENDING
+        for line, name, now in hits_in(path.read_text(), phrases)
     ]
 
 
@@ -284,7 +281,8 @@ def test_no_phrase_of_the_list():
 
 
 def test_no_name_of_the_first_version():
-    assert not (hits := old_names()), "\n" + "\n".join(hits)
+    hits = [message for part, message in old_names() if part not in PENDING]
+    assert not hits, "\n" + "\n".join(hits)
 
 
 @pytest.mark.parametrize("path", markdown_files(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -328,8 +326,7 @@ def test_sentences_are_split_at_their_ends():
 
 
 if __name__ == "__main__":
-    hits = prose_hits()
+    hits = [*prose_hits(), *old_names()]
     counts = Counter(part for part, _ in hits)
     lines = [f"{part}: {count}" for part, count in counts.most_common()]
-    lines += ["", *(f"[{part}] {message}" for part, message in sorted(hits)), "", *old_names()]
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write("\n".join([*lines, "", *(f"[{part}] {each}" for part, each in hits)]) + "\n")

@@ -51,6 +51,13 @@ def test_show_prints_the_card(invbench):
     assert "Madry" in invbench("show", "pgd", "--cite").out
 
 
+def test_show_prints_algorithm_and_deviations_of_a_preset(invbench):
+    shown = invbench("show", "cw").out
+    assert "algorithm: sections V and VI.A" in shown
+    assert "deviations from the algorithm: \n  - 9 searches" in shown
+    assert "deviations from the algorithm: none" in invbench("show", "random-perturbation").out
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
