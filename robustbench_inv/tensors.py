@@ -12,6 +12,7 @@ __all__ = [
     "Output",
     "acceptance_margin",
     "accepted_margin",
+    "blocks",
     "broadcast",
     "class_margins",
     "flatten",
@@ -66,6 +67,17 @@ class Output:
         score = None if self.score is None else self.score.detach()
         clearance = None if self.clearance is None else self.clearance.detach()
         return Output(self.logits.detach(), score, self.accepted, clearance)
+
+
+def blocks(rows: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Return consecutive parts of a tensor along its first dimension, each of at most ``size`` rows.
+
+    Example:
+        >>> [block.tolist() for block in blocks(torch.arange(5), 2)]
+        [[0, 1], [2, 3], [4]]
+    """
+    parts: tuple[Tensor, ...] = rows.split(size)  # type: ignore[no-untyped-call]
+    return parts
 
 
 def flatten(images: Tensor) -> Tensor:

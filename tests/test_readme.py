@@ -1,81 +1,144 @@
-"""The README is followed word for word: its files are written, its commands are run."""
+"""The README and the pages that it links are followed: their files are written, their commands are run."""
 
-import os
 import re
-import shutil
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
+
+from robustbench_inv.catalogue.locate import CATALOGUE_VARIABLE
+from robustbench_inv.cli.main import app, main, repeat_options
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
+FEW_SAMPLES = 5
 BLOCK = re.compile(
-    r"(?:^`(?P<file>[^`\n]+)`:\n\n)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.M | re.S
+    r"(?:^`(?P<file>[^`\n]+)`:\n\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S
 )
+LINK = re.compile(r"\]\(([^)#:]+)(?:#[^)]*)?\)")
 
 
-def section(title):
-    return re.search(rf"^## {title}\n(.*?)(?=^## )", README, re.M | re.S)[1]
+def section(page, title):
+    """Return the text below a heading of the second level."""
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", page.read_text(), re.M | re.S)[1]
 
 
-def follow(title, folder):
-    """Write the files of a section and run its commands, and return what they print."""
-    printed = []
-    for block in BLOCK.finditer(section(title)):
-        if block["file"]:
-            path = folder / block["file"]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(block["text"])
-        elif block["kind"] == "console":
-            printed += [run(line, folder) for line in block["text"].splitlines()]
-    return printed
+def commands(text):
+    """Return the invbench commands of all blocks, without comments."""
+    lines = [line for block in BLOCK.finditer(text) for line in block["text"].splitlines()]
+    return [line.partition("  #")[0] for line in lines if line.startswith("invbench ")]
 
 
-def run(line, folder):
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        line,
-        shell=True,
-        cwd=folder,
-        env={**os.environ, "PATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
+@pytest.fixture
+def follow(tmp_path, monkeypatch, capsys):
+    """Return a function that writes the files of a section, runs its console blocks, and returns the output."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(CATALOGUE_VARIABLE, "")  # --catalogue sets it: this restores it afterwards
+
+    def follow(page, title):
+        printed = []
+        for block in BLOCK.finditer(section(page, title)):
+            if block["file"]:
+                path = tmp_path / block["file"]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(block["text"])
+            elif block["kind"] == "console":
+                printed += [run(line, monkeypatch, capsys) for line in block["text"].splitlines()]
+        return printed
+
+    return follow
 
 
-needs_command = pytest.mark.skipif(
-    shutil.which("invbench", path=str(Path(sys.executable).parent)) is None,
-    reason="the command invbench is not installed beside this Python",
-)
+def run(line, monkeypatch, capsys):
+    """Run a command on few samples and return what it prints: ``invbench`` in this process, Python in another."""
+    words = shlex.split(re.sub(r"--samples \d+", f"--samples {FEW_SAMPLES}", line))
+    if words[0] == "python":
+        done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    printed = capsys.readouterr()
+    assert not leaving.value.code, f"{line}\n{printed.out}\n{printed.err}"
+    return printed.out
 
 
-@needs_command
-def test_write_an_attack(tmp_path):
-    shown, evaluated, tested = follow("Write an attack", tmp_path)
-    assert "raises or lowers the contrast" in shown
+def test_the_commands_of_the_readme(follow):
+    models, attack, *_, report = follow(ROOT / "README.md", "On the command line")
+    assert "mnist-cnn-at" in models
+    assert "Madry" in attack
+    assert Path(report.strip()).name == "report.html"
+
+
+def test_the_readme_shows_python_that_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for page in (ROOT / "README.md", DOCS / "python.md"):
+        (block,) = [b for b in BLOCK.finditer(page.read_text()) if b["kind"] == "python"]
+        text = re.sub(r"samples=\d+", f"samples={FEW_SAMPLES}", block["text"])
+        exec(compile(text, page.name, "exec"), {})
+        assert "Rate(successes=" in capsys.readouterr().out
+
+
+def test_your_own_attack(follow):
+    described, evaluated, tested = follow(DOCS / "extending.md", "Your own attack")
+    assert "raises or lowers the contrast" in described
     assert "contrast" in evaluated
     assert "1 passed" in tested
 
 
-@needs_command
-def test_your_own_model(tmp_path):
-    (evaluated,) = follow("Your own model", tmp_path)
+def test_your_own_model(follow):
+    (evaluated,) = follow(DOCS / "extending.md", "Your own model")
     assert "mymodel" in evaluated
 
 
-def test_the_same_from_python(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    (block,) = [b for b in BLOCK.finditer(section("On the command line")) if b["kind"] == "python"]
-    exec(compile(block["text"], "README.md", "exec"), {})
-    assert "Rate(successes=" in capsys.readouterr().out
+def test_every_command_of_the_documentation_parses():
+    """Options and commands exist, names are those of the catalogue; nothing is run."""
+    group = typer.main.get_command(app)
+    for page in PAGES:
+        for line in commands(page.read_text()):
+            arguments = repeat_options([word.strip("'") for word in line.split()[1:]])
+            if arguments[0] == "--catalogue":
+                continue  # test_your_own_attack runs these
+            name, *rest = arguments
+            command = group.commands[name]
+            while hasattr(command, "commands"):
+                name, *rest = rest
+                command = command.commands[name]
+            command.make_context(name, rest, resilient_parsing=False)
 
 
-def test_the_plugin_holds_the_attack_of_the_readme():
-    files = {b["file"]: b["text"] for b in BLOCK.finditer(README) if b["file"]}
+def test_every_model_and_attack_of_the_documentation_is_in_the_catalogue():
+    from robustbench_inv.catalogue.attacks import load_attack
+    from robustbench_inv.catalogue.locate import find
+
+    for page in PAGES:
+        for line in commands(page.read_text()):
+            words = line.split()
+            for value in values(words, "--attack"):
+                assert value == "contrast" or load_attack(value), line
+            for value in values(words, "--model"):
+                assert ".py" in value or find("models", value.partition(":")[0]), line
+
+
+def values(words, option):
+    """Return the words between an option and the next one."""
+    if option not in words:
+        return []
+    rest = words[words.index(option) + 1 :]
+    return rest[: next((i for i, word in enumerate(rest) if word.startswith("--")), None)]
+
+
+def test_the_plugin_is_the_attack_of_the_documentation():
+    files = {
+        b["file"]: b["text"]
+        for b in BLOCK.finditer((DOCS / "extending.md").read_text())
+        if b["file"]
+    }
     plugin = ROOT / "attacks" / "example_plugin" / "invbench_example_attack"
     assert files["my-attacks/attacks/presets/contrast.py"] == (plugin / "contrast.py").read_text()
     card = (plugin / "attacks" / "presets" / "contrast.toml").read_text()
@@ -84,6 +147,14 @@ def test_the_plugin_holds_the_attack_of_the_readme():
     )
 
 
-def test_what_the_readme_names_is_there():
-    for path in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / path).exists(), path
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_to_files(page):
+    for target in LINK.findall(page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_preset_and_suite_is_listed():
+    text = (DOCS / "attacks.md").read_text()
+    for folder in ("presets", "suites"):
+        for card in (ROOT / "attacks" / folder).glob("*.toml"):
+            assert f"`{card.stem}`" in text, card.stem

@@ -12,7 +12,7 @@ from robustbench_inv.data.arrays import ArrayDataset, Ids, checked_ids, digest_s
 from robustbench_inv.data.fetch import Source, fetch_file, find_source, locate, verified_content
 from robustbench_inv.data.formats import parse_array, parse_images, parse_labels
 from robustbench_inv.errors import BadData, BadParameter
-from robustbench_inv.tensors import flatten
+from robustbench_inv.tensors import blocks, flatten
 
 __all__ = [
     "SETS",
@@ -139,7 +139,7 @@ class HumanLabelled:
     def digest(self) -> str:
         """SHA-256 over both versions of all samples and both labels, 64 hexadecimal digits."""
         labels = torch.cat([self.labels, self.human])
-        return digest_samples(self._known.split(len(self)), labels, self.bounds)  # type: ignore[no-untyped-call]
+        return digest_samples(blocks(self._known, len(self)), labels, self.bounds)
 
     def batch(self, ids: Ids) -> tuple[Tensor, Tensor]:
         """Return original images (n, *shape) and their labels (n,)."""

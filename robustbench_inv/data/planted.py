@@ -12,6 +12,7 @@ from robustbench_inv.data.arrays import Ids, checked_ids, digest_samples
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.tensors import blocks
 
 __all__ = ["PLANTED_FEATURES", "PlantedFeatures"]
 
@@ -141,6 +142,6 @@ class PlantedFeatures:
         return torch.maximum(images, self._patterns[classes][:, None].to(images.dtype))
 
     def _versions(self) -> Iterator[Tensor]:
-        blocks = torch.arange(len(self)).split(_BLOCK)  # type: ignore[no-untyped-call]
-        yield from (self.batch(block)[0] for block in blocks)
-        yield from (self.counterparts(block) for block in blocks)
+        parts = blocks(torch.arange(len(self)), _BLOCK)
+        yield from (self.batch(part)[0] for part in parts)
+        yield from (self.counterparts(part) for part in parts)

@@ -6,7 +6,7 @@ from torch import Tensor
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.randomness import SampleRNG
 
-__all__ = ["select_samples"]
+__all__ = ["balanced_subset", "select_samples"]
 
 
 def select_samples(labels: Tensor, spec: int | str | None = None) -> tuple[int, ...]:
@@ -44,6 +44,17 @@ def select_samples(labels: Tensor, spec: int | str | None = None) -> tuple[int, 
     if first:
         return tuple(range(count))
     return tuple(sorted(_balanced_order(labels)[:count].tolist()))
+
+
+def balanced_subset(labels: Tensor, ids: Tensor, count: int) -> Tensor:
+    """Return at most ``count`` of the ids (n,), balanced over the classes.
+
+    Args:
+        labels: (size,) int64, of the whole data set.
+        ids: (n,) candidates.
+        count: number of ids to return, or more for all.
+    """
+    return ids[torch.tensor(select_samples(labels[ids], min(count, len(ids))))]
 
 
 def _parse(spec: int | str) -> tuple[bool, int]:

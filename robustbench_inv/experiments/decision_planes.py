@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustbench_inv.catalogue.models import LoadedModel
 from robustbench_inv.data.spheres import Spheres
-from robustbench_inv.errors import BadModel, BadParameter
+from robustbench_inv.errors import BadParameter
 from robustbench_inv.experiments.error_rates import (
     TrainTestSplit,
     parse_probe_config,
@@ -17,17 +17,15 @@ from robustbench_inv.experiments.error_rates import (
     train_test_split,
 )
 from robustbench_inv.experiments.protocol import ExperimentRequest
-from robustbench_inv.models.protocol import Classifier
-from robustbench_inv.models.wrapping import SplitCodeClassifier
+from robustbench_inv.models.protocol import Classifier, require_split_code, swap_nuisance
 from robustbench_inv.results.experiment_result import ExperimentResult, MeasuredNumber
-from robustbench_inv.tensors import norm
+from robustbench_inv.tensors import blocks, norm
 from robustbench_inv.training.nuisance_probe import NuisanceProbe, encode_nuisance, probe_nuisance
 
 __all__ = [
     "ScoreFunction",
     "decision_plane",
     "decision_planes",
-    "make_metamers",
     "measure_planes",
     "project_to_outer_sphere",
 ]
@@ -75,12 +73,12 @@ def decision_planes(
     References:
         Jacobsen et al., Excessive invariance, ICLR 2019, figure 3.
     """
-    network = _require_code(model)
+    network = require_split_code(model)
     x, y = spheres.batch(list(ids))[0].to(model.dtype)
-    metamer = make_metamers(network, x[None], y[None])[0]
+    metamer = swap_nuisance(network, x[None], y[None])[0]
     classifiers: dict[str, ScoreFunction] = {
-        "logits": lambda points: network(points).logits,
-        "nuisances": lambda points: nuisance(network.split(network.encode(points))[1]),
+        "logits": lambda points: model(points).logits,
+        "nuisances": lambda points: nuisance(encode_nuisance(network, points)),
     }
     extent, furthest = SPHERE_MARGIN * spheres.r2, METAMER_MARGIN * norm(metamer[None], "l2").item()
     data, pair = {"x₁": x, "x₂": y}, {"x": x, "x_met": metamer}
@@ -90,18 +88,6 @@ def decision_planes(
         {"name": name, **decision_plane(points_by_name, classifiers, spheres, (reach, resolution))}
         for name, points_by_name, reach in looks
     ]
-
-
-def make_metamers(model: Classifier, sources: Tensor, donors: Tensor) -> Tensor:
-    """Return F⁻¹(z_s of the sources, z_n of the donors), (n, …).
-
-    Raises:
-        BadModel: for a model whose code has no two parts.
-    """
-    network = _require_code(model)
-    semantic, _ = network.split(network.encode(sources))
-    _, nuisance = network.split(network.encode(donors))
-    return network.decode(network.join(semantic, nuisance))
 
 
 def project_to_outer_sphere(model: Classifier, spheres: Spheres, pairs: int) -> Tensor:
@@ -115,7 +101,7 @@ def project_to_outer_sphere(model: Classifier, spheres: Spheres, pairs: int) -> 
     """
     inner, outer = ((spheres.labels == label).nonzero()[:pairs, 0] for label in (0, 1))
     sources, donors = (spheres.batch(ids)[0].to(model.dtype) for ids in (inner, outer))
-    metamers = make_metamers(model, sources, donors)
+    metamers = swap_nuisance(require_split_code(model), sources, donors)
     return metamers * (spheres.r2 / norm(metamers, "l2"))[:, None]
 
 
@@ -156,16 +142,6 @@ def decision_plane(
     }
 
 
-def _require_code(model: Classifier) -> SplitCodeClassifier:
-    if not isinstance(model, SplitCodeClassifier):
-        raise BadModel(
-            "metamers need a model that divides an invertible code",
-            got=type(model).__name__,
-            expected="encode, decode, split and join, such as spheres-firevnet",
-        )
-    return model
-
-
 def _plane_axes(points: Tensor) -> Tensor:
     """Gram and Schmidt's axes (2, d) of two points: both have no negative coordinate but the second's x."""
     axes: Tensor = torch.linalg.qr(points.T)[0].T
@@ -173,7 +149,7 @@ def _plane_axes(points: Tensor) -> Tensor:
 
 
 def _predict_points(scores: ScoreFunction, points: Tensor) -> Tensor:
-    return torch.cat([scores(block).argmax(1) for block in points.split(BLOCK_POINTS)])  # type: ignore[no-untyped-call]
+    return torch.cat([scores(block).argmax(1) for block in blocks(points, BLOCK_POINTS)])
 
 
 def _grid_rows(decided: Tensor, resolution: int) -> list[str]:

@@ -13,14 +13,14 @@ from robustbench_inv.catalogue.fields import Mismatch, check_fields
 from robustbench_inv.catalogue.models import LoadedModel
 from robustbench_inv.data.planted import PlantedFeatures
 from robustbench_inv.data.protocol import Dataset
-from robustbench_inv.data.sampling import select_samples
+from robustbench_inv.data.sampling import balanced_subset
 from robustbench_inv.errors import BadCatalogue, BadParameter
-from robustbench_inv.experiments.metamers import balanced_subset
 from robustbench_inv.experiments.protocol import ExperimentRequest, load_samples
 from robustbench_inv.models.protocol import Classifier, SplitsCode, classify, device_of
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.results.experiment_result import ExperimentResult, ImageGrid, MeasuredNumber
 from robustbench_inv.results.pixels import to_pixels
+from robustbench_inv.tensors import blocks
 from robustbench_inv.training.nuisance_probe import ProbeConfig, probe_nuisance
 from robustbench_inv.training.objectives import TrainingData
 
@@ -91,8 +91,7 @@ def train_test_split(
     """
     ids = torch.tensor(allowed)
     if request.samples is not None:
-        count = min(len(request.draw(held_out)), len(ids))
-        ids = ids[torch.tensor(select_samples(train.labels[ids], count))]
+        ids = balanced_subset(train.labels, ids, len(request.draw(held_out)))
     return TrainTestSplit(load_samples(train, ids), load_samples(held_out, request.draw(held_out)))
 
 
@@ -100,7 +99,7 @@ def train_test_split(
 def predict(model: Classifier, images: Tensor, ids: Tensor) -> Tensor:
     """Return the decisions (n,) on images of the samples ``ids`` (n,), on the CPU."""
     place, decisions = device_of(model), []
-    for rows in torch.arange(len(ids)).split(BLOCK):  # type: ignore[no-untyped-call]
+    for rows in blocks(torch.arange(len(ids)), BLOCK):
         rng = SampleRNG(0, ids[rows].to(place), "measured")
         decisions.append(classify(model, images[rows].to(place, model.dtype), rng).decision.cpu())
     return torch.cat(decisions)
@@ -214,7 +213,7 @@ def _shift_accuracies(
 
 
 def _feature_grid(dataset: PlantedFeatures, ids: Tensor) -> ImageGrid:
-    few = balanced_subset(dataset, ids, GRID_COLUMNS)
+    few = balanced_subset(dataset.labels, ids, GRID_COLUMNS)
     versions = _image_versions(dataset, few)
     return ImageGrid(
         name="planted",

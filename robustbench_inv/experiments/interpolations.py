@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustbench_inv.data.sampling import balanced_subset
 from robustbench_inv.experiments.metamers import (
     DONOR,
     SOURCE,
     InvertibleModel,
     MetamerBatch,
-    balanced_subset,
     compare_oracle_labels,
     metamer_batches,
     open_invertible_models,
@@ -50,7 +50,7 @@ def measure_interpolations(
         request.report(f"interpolations of {subject.model.name}: {len(ids):,} samples")
         numbers += _oracle_numbers(subject, ids, rule, request.seed, shares[::2])
         (mixture,) = metamer_batches(
-            subject, balanced_subset(dataset, ids, num_examples), rule, request.seed
+            subject, balanced_subset(dataset.labels, ids, num_examples), rule, request.seed
         )
         columns[subject.column] = (mixture, _interpolation_images(subject, mixture, shares))
         digests[subject.model.name] = subject.model.digest

@@ -11,7 +11,7 @@ from robustbench_inv.attacks.invariance.donors import choose_donors, required_po
 from robustbench_inv.attacks.protocol import Batch
 from robustbench_inv.catalogue.models import LoadedModel, load_model
 from robustbench_inv.data.protocol import Dataset
-from robustbench_inv.data.sampling import select_samples
+from robustbench_inv.data.sampling import balanced_subset
 from robustbench_inv.errors import BadModel
 from robustbench_inv.evaluation.loading import Loader
 from robustbench_inv.evaluation.oracles import AttackedModel, Oracle, load_oracle
@@ -21,6 +21,7 @@ from robustbench_inv.models.wrapping import SplitCodeClassifier
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.results.experiment_result import ExperimentResult, ImageGrid, MeasuredNumber
 from robustbench_inv.results.pixels import to_pixels
+from robustbench_inv.tensors import blocks
 from robustbench_inv.threat.goals import UNKNOWN
 
 __all__ = [
@@ -28,7 +29,6 @@ __all__ = [
     "SOURCE",
     "InvertibleModel",
     "MetamerBatch",
-    "balanced_subset",
     "compare_oracle_labels",
     "measure_metamers",
     "metamer_batches",
@@ -43,7 +43,7 @@ BLOCK = 250
 METAMER_LOGIT_TOLERANCE = 1e-3
 """How near the logits of a metamer must be to the source's."""
 
-STAGES = ("decoded", "clipped", "quantise_images")
+STAGES = ("decoded", "clipped", "rounded")
 """As the inverse gives it; cut off at the bounds; rounded to 256 grey levels, as it can be stored."""
 
 _EQUAL_LOGITS_ROW = "Logits equal to 1e-3, decoded"
@@ -114,7 +114,7 @@ def measure_metamers(
         list[MeasuredNumber](),
         {},
     )
-    few = balanced_subset(dataset, ids, num_examples)
+    few = balanced_subset(dataset.labels, ids, num_examples)
     for subject in open_invertible_models(request, dataset, oracle):
         request.report(f"metamers of {subject.model.name}: {len(ids):,}")
         numbers += _metamer_numbers(subject, ids, rule, request.seed)
@@ -149,19 +149,13 @@ def open_invertible_models(
         yield InvertibleModel(column, model, network, loader, panel)
 
 
-def balanced_subset(dataset: Dataset, ids: Tensor, count: int) -> Tensor:
-    """Return a balanced draw of some samples (count,), or all where there are no more."""
-    chosen = select_samples(dataset.labels[ids], min(count, len(ids)))
-    return ids[torch.tensor(chosen)]
-
-
 @torch.no_grad()
 def metamer_batches(
     subject: InvertibleModel, ids: Tensor, rule: str, seed: int
 ) -> Iterator[MetamerBatch]:
     """Yield the samples block by block with donors, which are drawn for each sample alone."""
     network = subject.network
-    for block in ids.split(BLOCK):  # type: ignore[no-untyped-call]
+    for block in blocks(ids, BLOCK):
         batch = subject.loader.batch(block.tolist())
         pool = required_pool(batch)
         which, _ = choose_donors(batch, rule, SampleRNG(seed, batch.ids, "metamers"))

@@ -107,14 +107,14 @@ def measure_ood_detection(
     found, digests, known = list[list[MeasuredNumber]](), dict[str, str](), _OutputCache(request)
     for pair in pairs:
         for row, model in _load_models(request, pair).items():
-            request.report(f"{model.name}: {pair['others']} against {pair['data']}")
-            clear = {key: known.margins(model, str(pair[key])) for key in ("others", "data")}
+            request.report(f"{model.name}: {pair['ood']} against {pair['data']}")
+            clear = {key: known.margins(model, str(pair[key])) for key in ("ood", "data")}
             found.append(
-                list(_detection_numbers(row, str(pair["column"]), clear["others"], clear["data"]))
+                list(_detection_numbers(row, str(pair["column"]), clear["ood"], clear["data"]))
             )
             digests[model.name] = model.digest
     numbers = tuple(number for kind in zip(*found, strict=True) for number in kind)
-    names = dict.fromkeys(str(pair[key]) for pair in pairs for key in ("data", "others"))
+    names = dict.fromkeys(str(pair[key]) for pair in pairs for key in ("data", "ood"))
     return ExperimentResult(", ".join(names), known.most, digests, numbers)
 
 

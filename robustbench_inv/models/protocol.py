@@ -5,12 +5,14 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from robustbench_inv.errors import BadModel
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output
 
 __all__ = [
     "Classifier",
     "Invertible",
+    "InvertibleWithSplitCode",
     "Output",
     "SplitsCode",
     "Stochastic",
@@ -18,6 +20,8 @@ __all__ = [
     "device_of",
     "has_fresh_draws",
     "query_model",
+    "require_split_code",
+    "swap_nuisance",
 ]
 
 
@@ -84,6 +88,42 @@ class SplitsCode(Protocol):
     def split(self, code: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def join(self, semantic: Tensor, nuisance: Tensor) -> Tensor: ...
+
+
+@runtime_checkable
+class InvertibleWithSplitCode(Invertible, SplitsCode, Protocol):
+    """A model whose code has semantic and nuisance variables."""
+
+
+def require_split_code(model: object) -> InvertibleWithSplitCode:
+    """Return the model.
+
+    Raises:
+        BadModel: if it is not invertible, or does not split its code.
+    """
+    if not isinstance(model, InvertibleWithSplitCode):
+        raise BadModel(
+            "the model has no nuisance variables",
+            got=type(model).__name__,
+            expected="a model with encode, decode, split and join, such as spheres-firevnet",
+        )
+    return model
+
+
+def swap_nuisance(model: InvertibleWithSplitCode, sources: Tensor, donors: Tensor) -> Tensor:
+    """Return the metamers F⁻¹(z_s of the sources, z_n of the donors), (n, …), which may lie outside the bounds.
+
+    Args:
+        model: F.
+        sources: (n, …) inputs whose logits the metamers have.
+        donors: (n, …) inputs.
+
+    References:
+        Jacobsen et al., Excessive invariance causes adversarial vulnerability, ICLR 2019, section 2.2.
+    """
+    semantic, _ = model.split(model.encode(sources))
+    _, nuisance = model.split(model.encode(donors))
+    return model.decode(model.join(semantic, nuisance))
 
 
 def device_of(classifier: Classifier) -> torch.device:

@@ -13,11 +13,15 @@ from robustbench_inv.models.firevnet import FiRevNet
 from robustbench_inv.models.layers.bijection import Bijection, Chain
 from robustbench_inv.models.layers.class_conditional import DecisionConditional, FittedByClass
 from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.tensors import blocks
 from robustbench_inv.training.loop import dequantise, optimiser_state, restore_optimiser
 from robustbench_inv.training.nuisance_probe import Standardise, perceptron
-from robustbench_inv.training.objectives import TrainingData
+from robustbench_inv.training.objectives import TrainingBatch, TrainingData
 
 __all__ = ["IndependenceCrossEntropy"]
+
+BLOCK = 1000
+"""Samples that are encoded at a time."""
 
 STANDARDISE_MOMENTUM = 0.02
 """Share of the newest batch in the mean and the deviation by which the adversaries' input is standardised."""
@@ -108,35 +112,31 @@ class IndependenceCrossEntropy:
         nuisances = data.images[0].numel() - model.num_classes
         self._learners = _Adversaries(self, nuisances, model.num_classes).to(data.images.device)
 
-    def __call__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        rng: SampleRNG,
-        progress: float = 1.0,
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, model: nn.Module, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         assert isinstance(model, FiRevNet)
         learners = self._learners
         assert learners is not None, "begin() comes first"
-        logits, nuisance, log_det = self._encode(model, images, rng)
+        logits, nuisance, log_det = self._encode(model, batch)
         learners.standardise.update(nuisance.detach(), STANDARDISE_MOMENTUM)
-        self._recent_batches.append((nuisance.detach(), labels))
+        self._recent_batches.append((nuisance.detach(), batch.labels))
         while len(self._recent_batches) > self.inner_steps:
             self._recent_batches.popleft()
-        for seen, theirs in self._recent_batches if self.nuisance else ():
-            learners.step(seen, theirs)
-        strength = float(progress >= self.onset)
-        if self.ramp:
-            strength *= min(1.0, (progress - self.onset) / self.ramp)
+        for recent in self._recent_batches if self.nuisance else ():
+            learners.step(*recent)
         nuisance_loss = torch.stack(
-            [self._nuisance_loss(d(nuisance), labels) for d in learners.classifiers()]
+            [self._nuisance_loss(d(nuisance), batch.labels) for d in learners.classifiers()]
         ).mean()
         negative_log_likelihood = learners.negative_log_likelihood(nuisance, log_det)
-        loss = strength * (
+        loss = self._strength(batch.progress) * (
             self.nuisance * nuisance_loss + self.likelihood * negative_log_likelihood
         )
-        return loss if self.recoding_only else loss + cross_entropy(logits, labels), logits
+        return loss if self.recoding_only else loss + cross_entropy(logits, batch.labels), logits
+
+    def _strength(self, progress: float) -> float:
+        """Return the factor by which a and b are multiplied at this stage of the training."""
+        if not self.ramp:
+            return float(progress >= self.onset)
+        return float(progress >= self.onset) * min(1.0, (progress - self.onset) / self.ramp)
 
     def state(self) -> dict[str, Tensor]:
         """Return nuisance classifiers, their optimiser and the batches seen last, by name."""
@@ -164,17 +164,15 @@ class IndependenceCrossEntropy:
             (recent[f"{i}/0"], recent[f"{i}/1"]) for i in range(len(recent) // 2)
         )
 
-    def _encode(
-        self, model: FiRevNet, images: Tensor, rng: SampleRNG
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _encode(self, model: FiRevNet, batch: TrainingBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits (n, C), nuisances (n, d − C) and log-determinants (n,), up to a constant of the sample."""
         if not self.recoding_only:
-            code, log_det = model.transform(images)
+            code, log_det = model.transform(batch.images)
             return *model.split(code.float()), log_det
         if self._code_cache is None:
             assert self._data is not None
             self._code_cache = _CodeCache(model.eval(), self._data, self)
-        return self._code_cache(rng)
+        return self._code_cache(batch.rng)
 
     def _nuisance_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return L_nCE of a nuisance classifier's logits; the network wants them to say nothing."""
@@ -278,7 +276,7 @@ def _encode(
 ) -> Tensor:
     """Return what a bijection makes of all samples, dequantised by the draws of a stream."""
     codes = []
-    for rows in torch.arange(len(data.ids)).split(1000):  # type: ignore[no-untyped-call]
+    for rows in blocks(torch.arange(len(data.ids)), BLOCK):
         images = data.images[rows]
         if plan.levels:
             images = dequantise(images, SampleRNG(plan.seed, data.ids[rows], stream), plan.levels)

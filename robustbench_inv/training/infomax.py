@@ -11,8 +11,7 @@ from torch.nn.functional import one_hot
 from robustbench_inv.errors import BadModel, BadParameter
 from robustbench_inv.models.resnet import FILTERS
 from robustbench_inv.models.sdim import SDIM
-from robustbench_inv.randomness import SampleRNG
-from robustbench_inv.training.objectives import F_DIVERGENCES, TrainingData
+from robustbench_inv.training.objectives import F_DIVERGENCES, TrainingBatch, TrainingData
 
 __all__ = [
     "MI_BOUNDS",
@@ -125,23 +124,16 @@ class SupervisedInfoMax:
             critic = LocalCritic(FILTERS[-1], model.dimensions)
         self._critic = critic.to(model.conditionals.mean.device)
 
-    def __call__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        rng: SampleRNG,
-        progress: float = 1.0,
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, model: nn.Module, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         assert isinstance(model, SDIM)
         assert self._critic is not None, "begin() comes first"
-        local, code = model.encoder(images)
+        local, code = model.encoder(batch.images)
         joint, product = self._critic(local, code, self.negatives)
         information = MI_BOUNDS[self.bound](joint.float(), product.float()).mean()
         likelihoods = model.conditionals(code) / model.dimensions
-        negative_log_likelihood = -likelihoods.gather(1, labels[:, None]).mean()
-        near = likelihood_margin(likelihoods, labels, self.margin)
-        loss = self.beta * negative_log_likelihood + self.gamma * near - self.alpha * information
+        negative_log_likelihood = -likelihoods.gather(1, batch.labels[:, None]).mean()
+        margin = likelihood_margin(likelihoods, batch.labels, self.margin)
+        loss = self.beta * negative_log_likelihood + self.gamma * margin - self.alpha * information
         return loss, likelihoods
 
     def parameters(self) -> Iterator[nn.Parameter]:

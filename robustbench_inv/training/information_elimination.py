@@ -8,12 +8,12 @@ from torch.nn.functional import one_hot
 
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.models.label_hypothesis import LabelHypothesisNet
-from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.training.objectives import (
     ConvexConjugate,
     DonskerVaradhan,
     EnergyBased,
     ScoreObjective,
+    TrainingBatch,
 )
 
 __all__ = ["BOUND_OBJECTIVES", "InformationElimination", "hypothesis_mmd2", "mmd2"]
@@ -63,22 +63,15 @@ class InformationElimination:
             got = f"coefficient {self.coefficient}, width {self.width}"
             raise BadParameter("unusable regulariser", got=got, expected=">= 0 and > 0")
 
-    def __call__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        rng: SampleRNG,
-        progress: float = 1.0,
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, model: nn.Module, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         assert isinstance(model, LabelHypothesisNet)
-        features = model.features(images)
+        features = model.features(batch.images)
         scores = model.judge(model.hidden_of(features))[..., 0].float()
-        loss = BOUND_OBJECTIVES[self.bound].score_loss(scores, labels)
-        coefficient = self.coefficient * min(1.0, progress / RAMP)
+        loss = BOUND_OBJECTIVES[self.bound].score_loss(scores, batch.labels)
+        coefficient = self.coefficient * min(1.0, batch.progress / RAMP)
         if coefficient > 0:
             hidden = model.hidden_of(features.detach())
-            loss = loss + coefficient * hypothesis_mmd2(hidden, labels, self.width).sum()
+            loss = loss + coefficient * hypothesis_mmd2(hidden, batch.labels, self.width).sum()
         return loss, scores
 
 

@@ -19,9 +19,15 @@ from robustbench_inv.training.objectives import (
     Objective,
     StatefulObjective,
     TrainableObjective,
+    TrainingBatch,
     TrainingData,
 )
-from robustbench_inv.training.optimisation import clip_gradient, learning_rate, make_optimiser
+from robustbench_inv.training.optimisation import (
+    clip_gradient,
+    epoch_order,
+    learning_rate,
+    make_optimiser,
+)
 from robustbench_inv.training.recipe import Recipe
 
 __all__ = [
@@ -253,18 +259,17 @@ def _run_epoch(
         rate = learning_rate(recipe, updates, len(batches))
         for group in state.optimiser.param_groups:
             group["lr"] = rate
-        images = data.images[rows].to(state.device)
-        labels = data.labels[rows].to(state.device)
         rng = SampleRNG(recipe.seed, data.ids[rows].to(state.device), f"train/{epoch}")
-        images = _augment(images, rng, recipe)
+        images = _augment(data.images[rows].to(state.device), rng, recipe)
+        batch = TrainingBatch(images, data.labels[rows].to(state.device), rng, progress)
         with torch.autocast(state.device.type, torch.bfloat16, recipe.precision == "bfloat16"):
-            loss, logits = state.objective(state.model, images, labels, rng, progress)
+            loss, logits = state.objective(state.model, batch)
         state.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         clip_gradient(state.optimiser, recipe.clip_norm)
         state.optimiser.step()
         losses += loss.item()
-        correct += int((logits.detach().argmax(1) == labels).sum())
+        correct += int((logits.detach().argmax(1) == batch.labels).sum())
     seen = len(batches) * recipe.batch_size
     seconds = time.perf_counter() - start
     mean, accuracy = losses / len(batches), correct / seen
@@ -280,9 +285,9 @@ def _augment(images: Tensor, rng: SampleRNG, recipe: Recipe) -> Tensor:
 
 
 def _batch_order(recipe: Recipe, size: int, epoch: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(recipe.seed * 100_003 + epoch)
     whole = size // recipe.batch_size * recipe.batch_size
-    return list(torch.randperm(size, generator=generator)[:whole].reshape(-1, recipe.batch_size))
+    order = epoch_order(recipe.seed, epoch, size)[:whole]
+    return list(order.reshape(-1, recipe.batch_size))
 
 
 def _save_snapshot(model: nn.Module, path: Path) -> None:

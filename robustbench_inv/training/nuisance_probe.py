@@ -3,17 +3,18 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import cos, pi
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from robustbench_inv.errors import BadModel, BadParameter
-from robustbench_inv.models.protocol import Invertible, SplitsCode
+from robustbench_inv.errors import BadParameter
+from robustbench_inv.models.protocol import require_split_code
 from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.tensors import blocks
 from robustbench_inv.training.loop import dequantise, random_shift
 from robustbench_inv.training.objectives import TrainingData
+from robustbench_inv.training.optimisation import cosine, epoch_order
 
 __all__ = [
     "NuisanceProbe",
@@ -166,10 +167,8 @@ def encode_nuisance(model: object, images: Tensor) -> Tensor:
     Raises:
         BadModel: if the model is not invertible, or does not divide its code.
     """
-    if not isinstance(model, Invertible) or not isinstance(model, SplitsCode):
-        expected = "an invertible model with semantic and nuisance variables, such as a fiRevNet"
-        raise BadModel("there are no nuisances", got=type(model).__name__, expected=expected)
-    return model.split(model.encode(images))[1]
+    network = require_split_code(model)
+    return network.split(network.encode(images))[1]
 
 
 def perceptron(features: int, hidden: Sequence[int], classes: int) -> nn.Sequential:
@@ -186,7 +185,7 @@ def _encode(
 ) -> Tensor:
     """Return the nuisances (N, d − C) of all samples, moved and dequantised by the draws of a stream."""
     codes = []
-    for rows in torch.arange(len(data.ids)).split(BLOCK):  # type: ignore[no-untyped-call]
+    for rows in blocks(torch.arange(len(data.ids)), BLOCK):
         images, rng = data.images[rows], SampleRNG(plan.seed, data.ids[rows], stream)
         if shift:
             images = random_shift(images, rng, shift)
@@ -205,13 +204,11 @@ def _run_epoch(
 ) -> int:
     """Train on (N, d − C) nuisances once; return the number of wrong answers on the way."""
     (plan, epoch), wrong = position, 0
-    generator = torch.Generator().manual_seed(plan.seed * 100_003 + epoch)
-    order = torch.randperm(len(labels), generator=generator)
-    batches: tuple[Tensor, ...] = order.split(plan.batch_size)  # type: ignore[no-untyped-call]
+    batches = blocks(epoch_order(plan.seed, epoch, len(labels)), plan.batch_size)
     low = plan.precision != torch.float32
     for step, rows in enumerate(batches):
         progress = (epoch + step / len(batches)) / plan.epochs
-        optimiser.param_groups[0]["lr"] = plan.learning_rate * (1 + cos(pi * progress)) / 2
+        optimiser.param_groups[0]["lr"] = plan.learning_rate * cosine(progress)
         with torch.autocast(nuisances.device.type, plan.precision, low):
             logits = network(nuisances[rows]).float()
         loss = cross_entropy(logits, labels[rows])

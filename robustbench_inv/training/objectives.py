@@ -1,8 +1,8 @@
-"""Training objectives: the protocols, cross-entropy and f-divergence bounds, adversarial training, likelihood and information-bottleneck losses."""
+"""Training objectives: protocols, cross-entropy, f-divergence bounds, adversarial training and likelihoods."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from typing import Protocol, runtime_checkable
 
@@ -32,29 +32,37 @@ __all__ = [
     "ScoreObjective",
     "StatefulObjective",
     "TrainableObjective",
+    "TrainingBatch",
     "TrainingData",
 ]
 
 
-class Objective(Protocol):
-    """A loss of one training batch."""
+@dataclass(frozen=True)
+class TrainingBatch:
+    """One batch of training samples.
 
-    def __call__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        rng: SampleRNG,
-        progress: float = 1.0,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the loss, a scalar, and the logits (n, C) that the training accuracy is read from.
+    Args:
+        images: (n, …) inputs.
+        labels: (n,) classes.
+        rng: random numbers of the n samples in this epoch.
+        progress: completed fraction of the training, 0 to 1, for terms that grow over the training.
+    """
+
+    images: Tensor
+    labels: Tensor
+    rng: SampleRNG
+    progress: float = 1.0
+
+
+class Objective(Protocol):
+    """A training loss."""
+
+    def __call__(self, model: nn.Module, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        """Return the loss, a scalar, and the logits (n, C) from which the training accuracy is computed.
 
         Args:
             model: the network in training mode.
-            images: (n, …) inputs.
-            labels: (n,) classes.
-            rng: the samples' random numbers of this epoch.
-            progress: share of the training that is done, 0 to 1, for what is to set in slowly.
+            batch: the samples.
         """
         ...
 
@@ -70,56 +78,51 @@ class TrainingData:
 
 @runtime_checkable
 class StatefulObjective(Protocol):
-    """An objective that prepares the network, or learns something of its own while it is minimised."""
+    """An objective that prepares the network, or has a state of its own."""
 
     def begin(self, model: nn.Module, data: TrainingData, *, fresh: bool) -> None:
-        """Prepare network and objective before the optimiser is made.
+        """Prepare the network and the objective, before the optimiser is created.
 
         Args:
-            model: the network, as initialised.
+            model: the initialised network.
             data: the training samples.
-            fresh: False if a checkpoint will be loaded afterwards.
+            fresh: False if a checkpoint is loaded afterwards.
         """
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """Return what a checkpoint must hold besides the network, by name."""
+        """Return the objective's tensors for a checkpoint, by name."""
         ...
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take back what ``state`` returned."""
+        """Restore the tensors that ``state`` returned."""
         ...
 
 
 @runtime_checkable
 class TrainableObjective(Protocol):
-    """An objective with weights of its own that are minimised along with the network's, by the same optimiser."""
+    """An objective with weights of its own, which the network's optimiser trains as well."""
 
     def parameters(self) -> Iterable[nn.Parameter]: ...
 
 
 class ScoreObjective(ABC):
-    """An objective that looks at the network's outputs (n, C) alone, so that others can build on it."""
+    """An objective that depends on the network only through its outputs (n, C)."""
 
     @abstractmethod
     def score_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         """Return the loss, a scalar, of scores (n, C) and classes (n,)."""
 
-    def __call__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        rng: SampleRNG,
-        progress: float = 1.0,
-    ) -> tuple[Tensor, Tensor]:
-        scores = model(images).float()  # a loss is a difference of near numbers: bfloat16 loses it
-        return self.score_loss(scores, labels), scores
+    def __call__(self, model: nn.Module, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        scores = model(
+            batch.images
+        ).float()  # the loss subtracts similar numbers: bfloat16 is too coarse
+        return self.score_loss(scores, batch.labels), scores
 
 
 @dataclass(frozen=True)
 class CrossEntropy(ScoreObjective):
-    """−log softmax(z)_y, the mean over the batch."""
+    """−log softmax(z)_y, averaged over the batch."""
 
     def score_loss(self, scores: Tensor, labels: Tensor) -> Tensor:
         return cross_entropy(scores, labels)
@@ -127,9 +130,9 @@ class CrossEntropy(ScoreObjective):
 
 @dataclass(frozen=True)
 class EnergyBased(ScoreObjective):
-    """−(E_J[T] − E_{p(x)} log E_{p(y)} exp T), every label with the same probability.
+    """−(E_J[T] − E_{p(x)} log E_{p(y)} exp T) with equally likely labels.
 
-    Up to log C it is the cross-entropy of the logits T.
+    It equals the cross-entropy of the logits T minus log C.
 
     References:
         Zhu, An and Niu, Guess First, arXiv 2001.03311, equations 5 and 6.
@@ -142,7 +145,7 @@ class EnergyBased(ScoreObjective):
 
 @dataclass(frozen=True)
 class DonskerVaradhan(ScoreObjective):
-    """−(E_J[T] − log E_M[exp T]), M being all samples of the batch with all labels (C-DV).
+    """−(E_J[T] − log E_M[exp T]) (C-DV), where M pairs all samples of the batch with all labels.
 
     References:
         Zhu, An and Niu, Guess First, arXiv 2001.03311, equation 4.
@@ -155,7 +158,7 @@ class DonskerVaradhan(ScoreObjective):
 
 
 F_DIVERGENCES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
-    # name: (g, f* ∘ g), g mapping the network's output T into the domain of the conjugate f*
+    # name: (g, f* ∘ g), where g maps the network's output T into the domain of the conjugate f*
     "js": (lambda t: log(2) - softplus(-t), lambda t: softplus(t) - log(2)),
     "kl": (lambda t: t, lambda t: torch.exp(t - 1)),
     "reverse-kl": (lambda t: -torch.exp(-t), lambda t: t - 1),
@@ -166,9 +169,9 @@ F_DIVERGENCES: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Te
 
 @dataclass(frozen=True)
 class ConvexConjugate(ScoreObjective):
-    """−(E_J[g(T)] − E_M[f*(g(T))]), M being all samples of the batch with all labels (C-JS with ``js``).
+    """−(E_J[g(T)] − E_M[f*(g(T))]), where M pairs all samples of the batch with all labels; ``js`` is C-JS.
 
-    For ``js`` it is, up to 2 log 2, −(E_J[log σ(T)] + E_M[log(1 − σ(T))]).
+    For ``js`` it equals −(E_J[log σ(T)] + E_M[log(1 − σ(T))]) − 2 log 2.
 
     Args:
         divergence: a name of F_DIVERGENCES.
@@ -192,10 +195,10 @@ class ConvexConjugate(ScoreObjective):
 
 @dataclass(frozen=True)
 class InformationBottleneck:
-    """CE(q(y|z), y) + β KL(p(z|x) ‖ N(0, I)) in nats, with one draw of z for each sample.
+    """CE(q(y|z), y) + β KL(p(z|x) ‖ N(0, I)) in nats, with one draw of z per sample.
 
     Args:
-        beta: weight of the rate, in nats for each nat.
+        beta: β, weight of the rate KL.
 
     References:
         Alemi et al., Deep variational information bottleneck, ICLR 2017, equation 17.
@@ -203,36 +206,28 @@ class InformationBottleneck:
 
     beta: float = 1e-3
 
-    def __call__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        rng: SampleRNG,
-        progress: float = 1.0,
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, model: nn.Module, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         assert isinstance(model, BottleneckCNN)
-        mean, deviation = model.encode(images)
-        latent = rng.normal((model.code,), dtype=mean.dtype)
+        mean, deviation = model.encode(batch.images)
+        latent = batch.rng.normal((model.code,), dtype=mean.dtype)
         logits = model.decoder(mean + deviation * latent).float()
         rate = (mean**2 + deviation**2 - 1) / 2 - torch.log(deviation)
-        return cross_entropy(logits, labels) + self.beta * rate.sum(1).mean(), logits
+        return cross_entropy(logits, batch.labels) + self.beta * rate.sum(1).mean(), logits
 
 
 @dataclass(frozen=True)
 class AdversarialCrossEntropy:
-    """max over ‖x′ − x‖ ≤ eps of −log softmax(z(x′))_y, the maximum being what projected gradient descent finds.
+    """max over ‖x′ − x‖ ≤ eps of −log softmax(z(x′))_y, where projected gradient descent finds the maximum.
 
-    The search sees the network as it decides (evaluation mode), so that batch statistics are those of the inputs
-    it is trained on.
+    The attack uses the network in evaluation mode, so that batch statistics are those of the training inputs.
 
     Args:
         eps: radius of the ball, in input units, > 0.
         norm: ``l2`` or ``linf``.
-        steps: gradient steps of the search, >= 1, from a start uniform in the ball.
-        rel_step: length of a step relative to eps, > 0.
-        ramp: share of the training over which eps grows from 0, in [0, 1): a network that meets the whole ball
-            at once may never leave the constant decision.
+        steps: gradient steps of the attack, >= 1, from a random point of the ball.
+        rel_step: step size relative to eps, > 0.
+        ramp: fraction of the training over which eps grows from 0, in [0, 1). A network that is trained on the
+            whole ball from the start may keep predicting one class.
 
     References:
         Madry et al., Towards deep learning models resistant to adversarial attacks, ICLR 2018, equation 2.1.
@@ -255,19 +250,12 @@ class AdversarialCrossEntropy:
         if not 0 <= self.ramp < 1:
             raise BadParameter("unusable ramp", got=self.ramp, expected=">= 0 and < 1")
 
-    def __call__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        rng: SampleRNG,
-        progress: float = 1.0,
-    ) -> tuple[Tensor, Tensor]:
-        reached = min(progress / self.ramp, 1) if self.ramp else 1
+    def __call__(self, model: nn.Module, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        reached = min(batch.progress / self.ramp, 1) if self.ramp else 1
         bounds: tuple[float, float] = model.bounds  # type: ignore[assignment]
-        ball = Ball(images, LpBall(self.norm, reached * self.eps), bounds)
-        worst = self._attack(model.eval(), ball, labels, rng)
-        return CrossEntropy()(model.train(), worst, labels, rng)
+        ball = Ball(batch.images, LpBall(self.norm, reached * self.eps), bounds)
+        attacked = self._attack(model.eval(), ball, batch.labels, batch.rng)
+        return CrossEntropy()(model.train(), replace(batch, images=attacked))
 
     def _attack(self, model: nn.Module, ball: Ball, labels: Tensor, rng: SampleRNG) -> Tensor:
         images = ball.draw(rng.named(f"{rng.stream}/adversary"), 0)
@@ -282,45 +270,37 @@ class AdversarialCrossEntropy:
 
 @dataclass(frozen=True)
 class ClassLikelihood:
-    """−log p(x|y) / d − γ log p(y|x), all classes equally likely beforehand, of a network whose logits are log p(x|y).
+    """−log p(x|y) / d − γ log p(y|x) for a network whose logits are log p(x|y), with equally likely classes.
 
-    p(y|x) is the softmax of the logits. Likelihood alone hardly cares for it: what tells classes apart is a few
-    nats of thousands.
+    p(y|x) is the softmax of the logits. Likelihood alone hardly separates the classes: they differ by a few nats
+    of thousands.
 
     Args:
-        classification: γ, for likelihoods in nats for each of the d elements of an input.
+        classification: γ, for likelihoods in nats per input element.
 
     References:
         Kingma and Dhariwal, Glow, NeurIPS 2018, section 2; Fetaya et al., Understanding the limitations of
-        conditional generative models, ICLR 2020, on what likelihood alone leaves of classification.
+        conditional generative models, ICLR 2020, on the accuracy of training by likelihood alone.
     """
 
     classification: float = 0.0
 
-    def __call__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        rng: SampleRNG,
-        progress: float = 1.0,
-    ) -> tuple[Tensor, Tensor]:
-        likelihoods = model(images).float()
-        negative_log_likelihood = -likelihoods.gather(1, labels[:, None]).mean() / images[0].numel()
-        return negative_log_likelihood + self.classification * cross_entropy(
-            likelihoods, labels
-        ), likelihoods
+    def __call__(self, model: nn.Module, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        likelihoods = model(batch.images).float()
+        true = likelihoods.gather(1, batch.labels[:, None]).mean()
+        classification = self.classification * cross_entropy(likelihoods, batch.labels)
+        return -true / batch.images[0].numel() + classification, likelihoods
 
 
 @dataclass(frozen=True)
 class EvidenceLowerBound:
-    """−E_q[log p(x|z) + log p(y|z) + β log p(z)/q(z|x, y)] of the true class, in nats, with one draw of z for each sample.
+    """−E_q[log p(x|z) + log p(y|z) + β log p(z)/q(z|x, y)] of the true class, in nats, with one draw of z per sample.
 
-    β is 1 but for the beginning, over which it rises from 0: else q is p(z) at first (for 600 steps and more on MNIST),
-    because the little that z can say of an image then is worth less than it costs.
+    β rises from 0 to 1 at the start of training. With β = 1 from the start, q stays at p(z) for 600 steps and more on
+    MNIST, because the initial latent code costs more than it explains.
 
     Args:
-        warm_up: share of the training over which β rises.
+        warm_up: fraction of the training over which β rises.
 
     References:
         Li, Bradshaw and Sharma, Are generative classifiers more robust to adversarial attacks?, ICML 2019;
@@ -329,19 +309,13 @@ class EvidenceLowerBound:
 
     warm_up: float = 0.1
 
-    def __call__(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        rng: SampleRNG,
-        progress: float = 1.0,
-    ) -> tuple[Tensor, Tensor]:
+    def __call__(self, model: nn.Module, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         assert isinstance(model, GBZ)
+        images, labels = batch.images, batch.labels
         posterior = model.posterior(images)
-        draws = rng.normal(model.latent_shape, dtype=images.dtype)[:, None]
-        rate = min(1.0, progress / self.warm_up) if self.warm_up else 1.0
-        bound = model.log_weights(images, posterior.of(labels), draws, labels[:, None], rate)
+        latent = batch.rng.normal(model.latent_shape, dtype=images.dtype)[:, None]
+        beta = min(1.0, batch.progress / self.warm_up) if self.warm_up else 1.0
+        bound = model.log_weights(images, posterior.of(labels), latent, labels[:, None], beta)
         with torch.no_grad():
-            every = model.log_weights(images, posterior, torch.zeros_like(posterior.mean))
-        return -bound.mean(), every
+            logits = model.log_weights(images, posterior, torch.zeros_like(posterior.mean))
+        return -bound.mean(), logits

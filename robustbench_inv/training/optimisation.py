@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustbench_inv.errors import BadCatalogue
 from robustbench_inv.training.recipe import Recipe
 
-__all__ = ["clip_gradient", "learning_rate", "make_optimiser"]
+__all__ = ["clip_gradient", "cosine", "epoch_order", "learning_rate", "make_optimiser"]
 
 
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -70,11 +70,21 @@ def clip_gradient(optimiser: torch.optim.Optimizer, largest: float) -> None:
         nn.utils.clip_grad_norm_(learned, largest)
 
 
+def cosine(progress: float) -> float:
+    """Return (1 + cos π t) / 2, which falls from 1 at t = 0 to 0 at t = 1."""
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+def epoch_order(seed: int, epoch: int, size: int) -> Tensor:
+    """Return the order (size,) in which the samples are used in one epoch."""
+    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+    return torch.randperm(size, generator=generator)
+
+
 def _scheduled(recipe: Recipe, step: int, steps: int) -> float:
     match recipe.schedule:
         case "cosine":
-            progress = step / (recipe.epochs * steps)
-            return recipe.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+            return recipe.learning_rate * cosine(step / (recipe.epochs * steps))
         case "step":
             passed = bisect_right(recipe.milestones, step // steps)
             return float(recipe.learning_rate * recipe.rate_factor**passed)

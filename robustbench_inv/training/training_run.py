@@ -18,6 +18,7 @@ from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadCatalogue, BadParameter
 from robustbench_inv.identity import digest_file
 from robustbench_inv.models.protocol import Classifier
+from robustbench_inv.tensors import blocks
 from robustbench_inv.training.loop import TrainingData, TrainingOptions, stored_weights, train
 from robustbench_inv.training.recipe import Recipe, read_recipe
 
@@ -154,7 +155,7 @@ def clean_accuracy(model: nn.Module, dataset: Dataset, batch_size: int = 500) ->
     """Return the share of a data set that a network in evaluation mode gets right."""
     correct = 0
     with torch.no_grad():
-        for ids in torch.arange(len(dataset)).split(batch_size):  # type: ignore[no-untyped-call]
+        for ids in blocks(torch.arange(len(dataset)), batch_size):
             images, labels = dataset.batch(ids)
             correct += int((model(images.float()).argmax(1) == labels).sum())
     return correct / len(dataset)

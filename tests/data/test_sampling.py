@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustbench_inv.data.sampling import select_samples
+from robustbench_inv.data.sampling import balanced_subset, select_samples
 from robustbench_inv.errors import BadParameter
 
 LABELS = torch.arange(10).repeat_interleave(50)
@@ -67,3 +67,11 @@ def test_out_of_range_is_refused(spec):
 def test_garbage_is_refused(spec):
     with pytest.raises(BadParameter, match="expected N or first:N"):
         select_samples(LABELS, spec)
+
+
+def test_a_subset_of_candidates_is_balanced():
+    labels, candidates = torch.arange(300) % 10, torch.arange(100, 250)
+    subset = balanced_subset(labels, candidates, 10)
+    assert sorted(labels[subset].tolist()) == list(range(10))
+    assert set(subset.tolist()) <= set(candidates.tolist())
+    assert len(balanced_subset(labels, candidates, 1000)) == 150

@@ -51,7 +51,7 @@ def test_logits_of_the_image_and_of_what_is_shown(asked, tmp_path):
         asked,
         {"DeepFool": ("deepfool", "none"), "nothing": ("fgsm", "linf=0.01")},
         {"DeepFool": ("deepfool:overshoot=0.5", "none")},
-        paper=PAPER,
+        published=PAPER,
     )
     sheet, printed = found.logit_sheets
     threshold, original, deepfool, nothing, aware = sheet.lines
@@ -104,7 +104,7 @@ def test_without_the_model_there_is_what_the_paper_prints(asked):
         raise UnknownName("unknown model", got="cifar10-sdim")
 
     asked.open_models = missing
-    found = measure_logits(asked, {"DeepFool": ("deepfool", "none")}, {}, paper=PAPER)
+    found = measure_logits(asked, {"DeepFool": ("deepfool", "none")}, {}, published=PAPER)
     assert (found.samples, found.models, found.image_grids) == (0, {}, ())
     assert [sheet.name for sheet in found.logit_sheets] == ["logits-paper"]
     assert "not reproduced" in asked.told[0]

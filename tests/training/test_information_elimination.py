@@ -16,6 +16,7 @@ from robustbench_inv.training.information_elimination import (
     hypothesis_mmd2,
     mmd2,
 )
+from robustbench_inv.training.objectives import TrainingBatch
 
 NOISE = SampleRNG(0, torch.arange(12))
 
@@ -74,7 +75,9 @@ def test_the_regulariser_reaches_the_two_fully_connected_layers_alone(bound):
     slopes = []
     for coefficient in (0.0, 3.0):
         model.zero_grad()
-        loss, scores = InformationElimination(bound, coefficient, 2.0)(model, images, labels, NOISE)
+        loss, scores = InformationElimination(bound, coefficient, 2.0)(
+            model, TrainingBatch(images, labels, NOISE)
+        )
         loss.backward()
         assert scores.shape == (12, 10)
         slopes.append({name: weight.grad.clone() for name, weight in model.named_parameters()})
@@ -114,8 +117,8 @@ def test_without_the_regulariser_the_bound_is_left():
     torch.manual_seed(0)
     model = LabelHypothesisNet().eval()
     images, labels = torch.rand(12, 1, 28, 28), torch.arange(12) % 10
-    plain, _ = BOUND_OBJECTIVES["js"](model, images, labels, NOISE)
-    wrapped, _ = InformationElimination("js", 0.0, 1.0)(model, images, labels, NOISE)
+    plain, _ = BOUND_OBJECTIVES["js"](model, TrainingBatch(images, labels, NOISE))
+    wrapped, _ = InformationElimination("js", 0.0, 1.0)(model, TrainingBatch(images, labels, NOISE))
     torch.testing.assert_close(wrapped, plain)
 
 

@@ -1,6 +1,7 @@
-"""A resumed training gives the weights of an uninterrupted one; a foreign or damaged checkpoint is refused."""
+"""A resumed training ends with the weights of an uninterrupted one; a damaged or foreign checkpoint is refused."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,11 +14,12 @@ from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.training.loop import (
     TrainingData,
     TrainingOptions,
+    dequantise,
     random_flip,
     random_shift,
     train,
 )
-from robustbench_inv.training.objectives import CrossEntropy, InformationBottleneck
+from robustbench_inv.training.objectives import CrossEntropy, InformationBottleneck, TrainingBatch
 from robustbench_inv.training.recipe import Recipe
 
 RECIPE = Recipe("toy", "m:f", "m:O", "toy", 0, 60, 4, 16, 1e-2, 3)
@@ -172,9 +174,12 @@ def test_the_bottleneck_objective_draws_by_sample_and_epoch_alone():
     model, images = BottleneckCNN().eval(), torch.rand(2, 1, 28, 28)
     objective, labels = InformationBottleneck(), torch.tensor([0, 1])
     first = [
-        objective(model, images, labels, SampleRNG(0, torch.arange(2), "train/0"))[0] for _ in "ab"
+        objective(model, TrainingBatch(images, labels, SampleRNG(0, torch.arange(2), "train/0")))[0]
+        for _ in "ab"
     ]
-    later = objective(model, images, labels, SampleRNG(0, torch.arange(2), "train/1"))[0]
+    later = objective(
+        model, TrainingBatch(images, labels, SampleRNG(0, torch.arange(2), "train/1"))
+    )[0]
     assert torch.equal(*first)
     assert not torch.equal(first[0], later)
 
@@ -197,3 +202,12 @@ def test_snapshots_are_the_weights_of_their_epochs_in_float16(tmp_path):
     for name, value in kept.items():
         expected = model[name].half() if model[name].is_floating_point() else model[name]
         assert torch.equal(value, expected), name
+
+
+def test_dequantised_levels_stay_in_their_cells():
+    rng = SampleRNG(0, torch.arange(4), "train/0")
+    images = torch.arange(4).float()[:, None, None, None].expand(4, 1, 5, 5) / 3
+    moved = (dequantise(images, rng, 4) - images) * 3
+    assert moved.abs().max() < 0.5
+    assert moved.std() == pytest.approx(1 / math.sqrt(12), abs=0.05)
+    assert torch.equal(dequantise(images, rng, 4), dequantise(images, rng, 4))

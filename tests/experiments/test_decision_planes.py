@@ -1,4 +1,4 @@
-"""Planes through the spheres, measured on a network whose answer is known everywhere."""
+"""Decision planes through the spheres, for a network whose predictions have a closed form."""
 
 import math
 
@@ -7,17 +7,26 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_inv.data.spheres import Spheres
-from robustbench_inv.errors import BadModel
+from robustbench_inv.errors import BadModel, BadParameter
 from robustbench_inv.experiments.decision_planes import (
     decision_plane,
     decision_planes,
-    make_metamers,
+    measure_planes,
     project_to_outer_sphere,
 )
+from robustbench_inv.experiments.protocol import ExperimentRequest
 from robustbench_inv.models.firevnet import fully_connected
+from robustbench_inv.models.protocol import swap_nuisance
 from robustbench_inv.models.wrapping import ModuleClassifier, wrap_module
 
+
+def asked(**others):
+    return ExperimentRequest(**{"dataset": "mnist5k", "columns": {}, "samples": 60, **others})
+
+
 SPHERES = Spheres(d=6, n=1, r1=1.0, r2=10.0, size=8)
+
+
 HALF = 5.5
 
 
@@ -139,7 +148,7 @@ def test_metamers_have_the_logits_of_their_sources():
     points, labels = SPHERES.batch(range(8))
     sources, donors = points[labels == 0], points[labels == 1]
     with torch.no_grad():
-        metamers = make_metamers(model, sources, donors)
+        metamers = swap_nuisance(model, sources, donors)
         torch.testing.assert_close(model(metamers).logits, model(sources).logits)
         nuisance = model.split(model.encode(metamers))[1]
         torch.testing.assert_close(nuisance, model.split(model.encode(donors))[1])
@@ -150,7 +159,7 @@ def test_points_moved_outwards_lie_on_the_outer_sphere_towards_the_metamers():
     moved = project_to_outer_sphere(model, SPHERES, 3)
     assert SPHERES.classify(moved).tolist() == [1, 1, 1]
     points, labels = SPHERES.batch(range(8))
-    metamers = make_metamers(
+    metamers = swap_nuisance(
         model, points[labels == 0][:3].float(), points[labels == 1][:3].float()
     )
     torch.testing.assert_close(moved, 10 * metamers / metamers.norm(dim=1, keepdim=True))
@@ -158,5 +167,24 @@ def test_points_moved_outwards_lie_on_the_outer_sphere_towards_the_metamers():
 
 def test_a_model_without_a_code_is_refused():
     plain = ModuleClassifier(nn.Linear(6, 2), (-10.0, 10.0), 2)
-    with pytest.raises(BadModel, match="invertible code"):
+    with pytest.raises(BadModel, match="no nuisance variables"):
         decision_planes(plain, by_norm, SPHERES)
+
+
+def test_planes_of_spheres_come_with_accuracies():
+    spheres = "spheres:d=4,n=1,r1=1,r2=10,size=400"
+    question = asked(dataset=spheres, columns={"M": f"{__file__}:code_of_points"}, samples=200)
+    probe = {"hidden": [16], "epochs": 2, "levels": 0, "batch_size": 50}
+    measured = measure_planes(question, f"{spheres},seed=1", probe, resolution=9)
+    assert [plane["name"] for plane in measured.planes["planes"]][:2] == ["data", "metamer"]
+    assert {number.column for number in measured.numbers} == {"M"}
+    assert len(measured.numbers) == 6
+    with pytest.raises(BadParameter, match="need spheres"):
+        measure_planes(asked(), "mnist5k", probe)
+
+
+def code_of_points():
+    from robustbench_inv.models.firevnet import fully_connected
+
+    torch.manual_seed(0)
+    return fully_connected(4, blocks=1, width=4).requires_grad_(False)

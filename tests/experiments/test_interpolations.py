@@ -1,0 +1,50 @@
+"""Interpolations between an image and its metamer, for a network whose code is the image itself."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from robustbench_inv.experiments.interpolations import measure_interpolations
+from robustbench_inv.experiments.protocol import ExperimentRequest
+
+NETWORKS = Path(__file__).parent / "toy_networks.py"
+
+
+READER = f"{NETWORKS}:reader"
+
+
+PROBE = {"name": "nuisances", "hidden": [32], "epochs": 8, "learning_rate": 5e-3, "levels": 0}
+
+
+def asked(**others):
+    return ExperimentRequest(
+        **{"dataset": "mnist5k", "columns": {"R": READER}, "samples": 60, **others}
+    )
+
+
+def by_row(measured):
+    return {number.row: number for number in measured.numbers}
+
+
+def test_interpolations_go_from_the_source_to_the_donor():
+    measured = measure_interpolations(asked(), num_examples=4, steps=3)
+    found = by_row(measured)
+    assert found["Panel sees the source's class, at 0 %"].value == pytest.approx(1, abs=0.1)
+    assert found["Panel sees the source's class, at 100 %"].value == 0
+    assert found["Panel sees the donor's class, at 0 %"].value == 0
+    (grid,) = measured.image_grids
+    assert grid.rows == ("0 %", "50 %", "100 %", "nuisances of")
+    first, middle, last, donor = grid.images[..., 1:, :].astype(float)
+    assert np.array_equal(last, donor)
+    assert np.abs(middle - (first + last) / 2).max() <= 1
+    assert not np.array_equal(first, last)
+
+
+def test_all_models_are_shown_the_same_samples_and_donors():
+    measured = measure_interpolations(
+        asked(columns={"R": READER, "S": READER}), num_examples=3, steps=2
+    )
+    left, right = np.split(measured.image_grids[0].images, 2, axis=1)
+    assert np.array_equal(left, right)
+    assert measured.image_grids[0].groups == (("R", 3), ("S", 3))

@@ -1,0 +1,108 @@
+"""Table 3 and Figure 2 of SDIM on a network with one parameter, so that every number can be computed by hand."""
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustbench_inv.catalogue.models import load_model
+from robustbench_inv.errors import BadModel
+from robustbench_inv.experiments import ood_detection
+from robustbench_inv.experiments.ood_detection import (
+    measure_ood_detection,
+    measure_score_distributions,
+    threshold_margins,
+)
+from robustbench_inv.experiments.protocol import ExperimentRequest
+from robustbench_inv.tensors import Output
+
+NETWORKS = Path(__file__).parent / "toy_networks.py"
+
+
+MODEL = f"{NETWORKS}:level"
+
+
+asked = partial(ExperimentRequest, "own", {})
+
+
+def by_place(measured):
+    return {(n.row, n.column): n for n in measured.numbers}
+
+
+def test_below_is_about_each_class_and_rejected_about_the_decision(rejecting):
+    scores = torch.tensor([[3.0, 1.0], [0.5, 0.0], [-1.0, 4.0]])
+    model = rejecting(f"{MODEL}:reject=likelihood,percentile=1")
+    model.classifier.thresholds.copy_(torch.tensor([1.0, 2.0]))
+    clear = threshold_margins(model, Output(scores), torch.tensor([0, 0, 1]))
+    assert clear.below.tolist() == [[False, True], [True, True], [True, False]]
+    assert clear.rejected.tolist() == [False, True, False]
+    with pytest.raises(BadModel, match="a model that rejects is needed"):
+        threshold_margins(load_model(MODEL), Output(scores), torch.tensor([0, 0, 1]))
+
+
+@pytest.mark.usefixtures("data", "rejecting")
+def test_strangers_are_counted_for_each_class_and_by_the_decision():
+    pair = {
+        "column": "C",
+        "data": "own",
+        "ood": "others",
+        "models": {"M": f"{MODEL}:reject=likelihood,percentile=1"},
+    }
+    found = by_place(measure_ood_detection(asked(), [pair]))
+    # 0.3 reaches the threshold of class 0 and no other does: 7 of 8 there, 8 of 8 for class 1
+    assert found["M", "C"].value == pytest.approx((7 / 8 + 1) / 2)
+    assert found["M", "C"].trials == 8
+    assert found["M, strangers rejected", "C"].value == 7 / 8
+    assert found["M, own inputs rejected", "C"].value == 2 / 8
+    assert found["M, own inputs rejected", "C"].counted == (3, 7)
+
+
+@pytest.mark.usefixtures("data", "rejecting")
+def test_classes_that_exclude_one_another_reach_their_share_by_construction():
+    """By log-odds at most one class is above 0, whatever is shown: half of two classes are told for nothing."""
+    name = f"{MODEL}:reject=max-softmax,percentile=20"
+    pair = {"column": "C", "data": "own", "ood": "others", "models": {"M": name}}
+    found = by_place(measure_ood_detection(asked(), [pair]))
+    assert found["M", "C"].value >= 0.5
+    assert found["M", "C"].value == 0.5 + found["M, strangers rejected", "C"].value / 2
+
+
+@pytest.mark.usefixtures("data", "rejecting")
+def test_a_network_answers_once_however_many_thresholds_are_tried(monkeypatch):
+    counted = []
+    collect = ood_detection.collect_outputs
+    monkeypatch.setattr(
+        ood_detection, "collect_outputs", lambda *of: counted.append(of) or collect(*of)
+    )
+    names = {f"{p}": f"{MODEL}:reject=likelihood,percentile={p}" for p in (1, 2, 5)}
+    pair = {"column": "C", "data": "own", "ood": "others", "models": names}
+    measured = measure_ood_detection(asked(), [pair])
+    assert len(counted) == 2
+    rows = [n.row for n in measured.numbers]
+    assert rows[:4] == ["1", "2", "5", "1, strangers rejected"]
+    assert rows[-1] == "5, own inputs rejected"
+    assert len(measured.models) == 3
+
+
+@pytest.mark.usefixtures("data", "rejecting")
+def test_scores_are_spread_over_common_bins_with_both_limits(monkeypatch):
+    columns = {f"{p}": f"{MODEL}:reject=likelihood,percentile={p}" for p in (1, 20)}
+    named = type("Entry", (), {"classes": ("dark", "bright")})
+    monkeypatch.setattr(ood_detection, "dataset_entry", lambda _: named)
+    measured = measure_score_distributions(ExperimentRequest("own", columns), "others")
+    (spread,) = measured.histograms
+    dark, bright = spread.panels
+    assert (dark.title, bright.title) == ("dark", "bright")
+    assert list(dark.limits) == ["1", "20"]
+    assert dark.limits["1"] < dark.limits["20"]
+    for panel in (dark, bright):
+        own, others = panel.counts.values()
+        assert (sum(own), sum(others)) == (4, 8)
+        assert len(panel.edges) == len(own) + 1
+        assert list(panel.edges) == sorted(panel.edges)
+    assert dark.note == "87.5 % below"
+    found = by_place(measured)
+    assert found["dark: strangers below", "1"].value == 7 / 8
+    assert found["dark: its own below", "1"].value == 1 / 4
+    assert found["Mean of strangers below", "1"].value == pytest.approx(15 / 16)

@@ -1,0 +1,28 @@
+"""Experiments by name: unknown names and parameters raise one-line errors."""
+
+from pathlib import Path
+
+import pytest
+
+from robustbench_inv.errors import BadCatalogue
+from robustbench_inv.experiments.protocol import ExperimentRequest, run_experiment
+
+NETWORKS = Path(__file__).parent / "toy_networks.py"
+
+
+READER = f"{NETWORKS}:reader"
+
+
+def asked(**others):
+    return ExperimentRequest(
+        **{"dataset": "mnist5k", "columns": {"R": READER}, "samples": 60, **others}
+    )
+
+
+def test_what_cannot_be_carried_out_is_one_line():
+    with pytest.raises(BadCatalogue, match="does not take these parameters"):
+        run_experiment("error-rates", asked(), {"hidden": 3})
+    with pytest.raises(BadCatalogue, match="did you mean error-rates"):
+        run_experiment("errors-rates", asked(), {})
+    with pytest.raises(BadCatalogue, match="is no experiment"):
+        run_experiment("robustbench_inv.experiments.error_rates:BLOCK", asked(), {})
