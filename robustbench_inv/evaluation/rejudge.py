@@ -16,8 +16,8 @@ from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.catalogue.references import Reference, parse_reference
 from robustbench_inv.catalogue.threats import load_goal, load_threat
 from robustbench_inv.errors import BadResults
-from robustbench_inv.evaluation.block_state import smallest_breaking_eps
 from robustbench_inv.evaluation.jobs import CellSpec
+from robustbench_inv.evaluation.judge import smallest_breaking_eps
 from robustbench_inv.evaluation.oracles import (
     AttackedModel,
     HumanOracle,

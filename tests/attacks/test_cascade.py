@@ -117,7 +117,7 @@ def test_breaks_what_its_members_break_apart():
     assert not apart.any(0).all()
     assert torch.equal(wrong(model, shown, labels), apart.any(0))
     first = torch.where(apart.any(0), apart.int().argmax(0) + 1, 0)
-    assert torch.equal(given[0].measured[BROKEN_BY], first)
+    assert torch.equal(given[0].logged[BROKEN_BY], first)
     assert first.unique().tolist() == [0, 1, 2, 3]
 
 

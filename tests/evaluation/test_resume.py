@@ -73,7 +73,7 @@ def test_another_batch_size_is_ignored_on_resume(finished, tmp_path):
     (torn / "records.jsonl").write_bytes(lines[:5000])
     notes = run_cell(job, torn, RunOptions(batch_size=5))
     assert (torn / "records.jsonl").read_bytes() == lines
-    assert any("batch size it began with, 8" in note for note in notes)
+    assert any("first batch size, 8" in note for note in notes)
 
 
 def test_more_samples_keep_the_ones_that_are_done(toys, tmp_path):
@@ -101,7 +101,7 @@ def test_redo_forgets_and_skip_leaves_alone(toys, tmp_path):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     notes = run_cell(job, folder, RunOptions(existing="skip"))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert "left as it is" in notes[0]
+    assert "skipped" in notes[0]
     run_cell(job, folder, RunOptions(batch_size=20, existing="redo"))
     cell = CellFolder(folder)
     assert cell.info.batch_size == 20
