@@ -144,5 +144,5 @@ def test_inputs_of_no_class_are_in_no_table_of_accuracies(run):
         assert build_tables(kind, strange) == []
     assert list(fixed_input_tables(strange, wilson)) == []
     headline = build_headlines(strange, wilson)[0]
-    assert headline.panel.title == "mnist5k · out-of-distribution inputs"
+    assert headline.group.title == "mnist5k · out-of-distribution inputs"
     assert re.match(r"rejected, % of 4 out-of-distribution inputs", headline.caption)

@@ -31,7 +31,7 @@ def test_a_file_is_read(read):
     assert labels.raters == ("me, too", "you")
     assert (labels.of_image("aa"), labels.of_image("bb"), labels.of_image("zz")) == (7, None, None)
     assert labels.of_image("dd") is None  # a catch trial is no judgement
-    assert [each.line for each in labels.asked] == [2, 3, 4]
+    assert [each.line for each in labels.counted] == [2, 3, 4]
 
 
 def test_a_table_of_cells_and_samples_will_do(read):
@@ -135,7 +135,7 @@ SHOWN = {"abcd": {1: "aa", 2: "bb"}, "abef": {1: "cc"}}
     ],
 )
 def test_rows_find_their_places(read, text, elsewhere):
-    assert read(text).check_places(SHOWN) == elsewhere
+    assert read(text).check_images(SHOWN) == elsewhere
 
 
 @pytest.mark.parametrize(
@@ -148,4 +148,4 @@ def test_rows_find_their_places(read, text, elsewhere):
     ],
 )
 def test_a_row_that_contradicts_the_run_is_named(read, text, says):
-    refuse(lambda: read(text).check_places(SHOWN), says)
+    refuse(lambda: read(text).check_images(SHOWN), says)
