@@ -169,4 +169,4 @@ def test_files_that_are_not_here_stop_a_plan_unless_the_run_is_optional(data, ca
     (job,) = jobs(careful, own, "noise-image")
     plan = plan_jobs([job, replace(job, attack=left, optional=True)])
     assert plan.jobs == (job,)
-    assert "left out: out-of-distribution:dataset=middle" in plan.warnings[0]
+    assert "skipped: out-of-distribution:dataset=middle" in plan.warnings[0]
