@@ -244,7 +244,7 @@ class BlockState:
                 label=labels[row],
                 clean=before[row],
                 adversarial=after[row],
-                oracle=None if oracle == UNKNOWN else oracle,
+                oracle_label=None if oracle == UNKNOWN else oracle,
                 oracle_source=oracle_source,
                 distance=distances[row],
                 broken_at=broken_at[row] if broken_at[row] == broken_at[row] else None,

@@ -1,10 +1,9 @@
 """Re-scores a run with another oracle, from its kept images and without querying the attacked models."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,11 +27,13 @@ from robustbench_inv.evaluation.oracles import (
     load_oracle,
     needs_oracle,
 )
+from robustbench_inv.results.cell import CellInfo
+from robustbench_inv.results.cell_parts import ModelInfo, OracleInfo, ThreatInfo
 from robustbench_inv.results.human_labels import read_labels
 from robustbench_inv.results.pixels import is_image_shape, pixel_digest, to_pixels
 from robustbench_inv.results.record import ModelOutput, Record
 from robustbench_inv.results.run_files import CellFolder, RunFolder
-from robustbench_inv.results.run_writing import RewrittenCell, SupportsToJson, write_run
+from robustbench_inv.results.run_writing import CheckFunction, RewrittenCell, write_run
 from robustbench_inv.tensors import Output
 from robustbench_inv.threat.goals import UNKNOWN, Goal, GoalInputs
 from robustbench_inv.threat.threat_model import digest_threat
@@ -45,7 +46,7 @@ class LoadOptions:
     """Options for loading a panel.
 
     Args:
-        device: where its members compute, as torch names it.
+        device: options its members compute, as torch names it.
         data_root: folder of data files; None for the default places.
     """
 
@@ -77,13 +78,12 @@ class _KeptImages:
     images: Tensor
 
     @property
-    def info(self) -> dict[str, Any]:
-        return self.cell.cell
+    def info(self) -> CellInfo:
+        return self.cell.info
 
     @property
     def bounds(self) -> tuple[float, float]:
-        low, high = self.info["dataset"]["bounds"]
-        return float(low), float(high)
+        return self.info.dataset.bounds
 
     @property
     def changed(self) -> list[int]:
@@ -102,7 +102,7 @@ def rejudge(
     run: Path,
     oracle: str,
     out: Path,
-    check: Callable[[Sequence[CellFolder]], Sequence[SupportsToJson]],
+    check: CheckFunction,
     options: LoadOptions | None = None,
     command: Sequence[str] = (),
 ) -> RescoredRun:
@@ -116,7 +116,7 @@ def rejudge(
         oracle: ``FILE.csv`` of human labels, or the name of a panel.
         out: the new run folder, which must not exist.
         check: makes the verdicts of the re-scored cells (``checks.suite.check_records``).
-        options: where a panel's members compute, and where data files are.
+        options: options a panel's members compute, and options data files are.
         command: the user's command, for plan.json.
 
     Raises:
@@ -143,11 +143,11 @@ def rejudge(
 
 def _read_images(cell: CellFolder) -> "_KeptImages | str":
     """Return the stored images of a cell, or one line with the reason why it cannot be re-scored."""
-    info, kept = cell.cell, cell.adversarial()
-    title = f"{info['attack']['name']} on {info['model']['name']}"
+    info, kept = cell.info, cell.images()
+    title = f"{info.attack.name} on {info.model.name}"
     if kept is None:
         return f"{title} has no images; evaluate with --keep-images"
-    if info["threat"]["goal"] == "keep-logits":
+    if info.threat.goal == "keep-logits":
         return f"{title} has the goal keep-logits, and records hold no logits; evaluate it with the oracle"
     records = {record.sample: record for record in cell.records()}
     rows = [row for row, sample in enumerate(kept["samples"].tolist()) if sample in records]
@@ -159,74 +159,70 @@ def _read_images(cell: CellFolder) -> "_KeptImages | str":
 
 
 def _oracles(
-    text: str, stored: Sequence[_KeptImages], where: LoadOptions, notes: list[str]
+    text: str, stored: Sequence[_KeptImages], options: LoadOptions, notes: list[str]
 ) -> Iterator[Oracle]:
     """Yield the oracle of each cell: human labels are read once, a panel is loaded for each attacked model."""
     if not is_label_file(text):
-        yield from (_panel(text, each.info, where) for each in stored)
+        yield from (_panel(text, each.info, options) for each in stored)
         return
     labels = read_labels(Path(text))
-    labels.check_classes(min(int(each.info["dataset"]["num_classes"]) for each in stored))
+    labels.check_classes(min(each.info.dataset.num_classes for each in stored))
     elsewhere = labels.check_places({each.cell.digest: each.digests() for each in stored})
     if elsewhere:
         notes.append(f"{labels.name}: {elsewhere} of {len(labels.asked)} rows belong to other runs")
     yield from (HumanOracle(labels, each.bounds, each.cell.digest) for each in stored)
 
 
-def _panel(text: str, info: Mapping[str, Any], where: LoadOptions) -> Oracle:
-    dataset = load_dataset(info["dataset"]["name"], data_root=where.data_root)
-    if dataset.digest != info["dataset"]["digest"]:
+def _panel(text: str, info: CellInfo, options: LoadOptions) -> Oracle:
+    dataset = load_dataset(info.dataset.name, data_root=options.data_root)
+    if dataset.digest != info.dataset.digest:
         raise BadResults(
             f"{dataset.name} is not the data set of the run",
             got=dataset.digest[:12],
-            expected=info["dataset"]["digest"][:12],
+            expected=info.dataset.digest[:12],
         )
-    model, substitute = info["model"], info["threat"].get("substitute")
+    model, substitute = info.model, info.threat.substitute
     network = _network(model)
-    attacked = [AttackedModel(model["name"], model["digest"], info["weights_digest"], network)]
+    attacked = [AttackedModel(model.name, model.digest, model.weights_digest, network)]
     if substitute:
-        attacked.append(AttackedModel(substitute["name"], substitute["digest"], None, ""))
-    load = partial(load_model, dataset=dataset, device=where.device)
+        attacked.append(AttackedModel(substitute.name, substitute.digest, None, ""))
+    load = partial(load_model, dataset=dataset, device=options.device)
     return load_oracle(text, dataset, attacked, load)
 
 
-def _network(model: Mapping[str, Any]) -> str:
+def _network(model: ModelInfo) -> str:
     """Return the implementation of an attacked model, from its present card if the catalogue has the model."""
-    name, known = parse_reference(model["name"]).name, entries("models")
+    name, known = parse_reference(model.name).name, entries("models")
     if name in known:
         return read_model(known[name]).implementation
-    return str(model["card"].get("implementation", ""))
+    return str(model.card.get("implementation", ""))
 
 
 def _rescored(stored: _KeptImages, text: str, oracle: Oracle) -> RewrittenCell:
-    info, old = stored.info, stored.info["threat"]
-    written = replace(load_threat(old["text"]), oracle=text).text
-    threat = {**old, "text": written, "oracle": describe_oracle(text, oracle)}
-    spec = {key: value for key, value in info["spec"].items() if key != "identity_version"}
-    spec["threat"] = digest_threat(threat)
-    about = {
-        **info,
-        "spec": {**info["spec"], **spec},
-        "threat": threat,
-        "judged_from": stored.cell.digest,
-    }
+    info = stored.info
+    threat = replace(
+        info.threat,
+        text=replace(load_threat(info.threat.text), oracle=text).text,
+        oracle=OracleInfo.from_json(describe_oracle(text, oracle)),
+    )
+    identity = {**info.identity, "threat": digest_threat(threat.to_json())}
+    spec = CellSpec(**{key: value for key, value in identity.items() if key != "version"})
+    rescored = replace(info, identity=identity, threat=threat, rejudged_from=stored.cell.digest)
     records = {r.sample: r for r in _records(stored, oracle)}
     ordered = [records[r.sample] for r in stored.cell.records()]
     ids = stored.ids.tolist()
-    return RewrittenCell(stored.cell, CellSpec(**spec).digest, about, ordered, oracle.error(ids))
+    return RewrittenCell(stored.cell, spec.digest, rescored, ordered, oracle.error(ids))
 
 
 def _records(stored: _KeptImages, oracle: Oracle) -> Iterator[Record]:
     """Yield the records in ascending order, with the oracle's classes and the goal rescored by them."""
-    classes, goal = oracle.classify(stored.images, stored.ids), _goal(stored.info["threat"])
+    classes, goal = oracle.classify(stored.images, stored.ids), _goal(stored.info.threat)
     reached = goal.reached(_evidence(stored, classes))
-    threat = stored.info["threat"]
-    breaking_eps = smallest_breaking_eps(
-        stored.clean, stored.images, threat["epsilons"], threat["norm"]
-    )
+    threat = stored.info.threat
+    breaking_eps = smallest_breaking_eps(stored.clean, stored.images, threat.epsilons, threat.norm)
     for row, record in enumerate(stored.records):
         label = None if classes[row] == UNKNOWN else int(classes[row])
-        updated = replace(record, oracle=label, oracle_source=oracle.source)
+        updated = replace(record, oracle_label=label, oracle_source=oracle.source)
         if not needs_oracle(goal) or record.status == "already_wrong":
             yield updated
         elif reached[row] and record.within_budget and record.replayed:
@@ -237,30 +233,29 @@ def _records(stored: _KeptImages, oracle: Oracle) -> Iterator[Record]:
             yield replace(updated, broken_at=None, goal_reached=False)
 
 
-def _goal(threat: Mapping[str, Any]) -> Goal:
-    return load_goal(str(Reference(threat["goal"], threat.get("goal_parameters") or {})))
+def _goal(threat: ThreatInfo) -> Goal:
+    return load_goal(str(Reference(threat.goal, threat.goal_parameters)))
 
 
 def _evidence(stored: _KeptImages, classes: Tensor) -> GoalInputs:
     """Return a goal's inputs; records hold predictions, so that each output is the one-hot vector of a class."""
-    number = int(stored.info["dataset"]["num_classes"])
+    number = stored.info.dataset.num_classes
     labels = torch.tensor([record.label for record in stored.records])
     before = _output([record.clean for record in stored.records], number)
     after = _output([record.adversarial for record in stored.records], number)
     return GoalInputs(stored.clean, stored.images, labels, before, after, classes)
 
 
-def _output(answers: Sequence[ModelOutput], classes: int) -> Output:
-    decisions = torch.tensor([answer.prediction for answer in answers])
-    return Output(one_hot(decisions, classes).float())
+def _output(outputs: Sequence[ModelOutput], classes: int) -> Output:
+    predictions = torch.tensor([output.prediction for output in outputs])
+    return Output(one_hot(predictions, classes).float())
 
 
 def _count_unknown(stored: _KeptImages, rescored: RewrittenCell) -> list[str]:
     """Return a note with the number of changed images whose class is unknown, if there are any."""
     records = {record.sample: record for record in rescored.records}
-    unknown = sum(records[int(stored.ids[row])].oracle is None for row in stored.changed)
+    unknown = sum(records[int(stored.ids[row])].oracle_label is None for row in stored.changed)
     if not unknown:
         return []
-    name = stored.info["attack"]["name"]
-    title = f"{name} on {stored.info['model']['name']}"
+    title = f"{stored.info.attack.name} on {stored.info.model.name}"
     return [f"{title}: {unknown} of {len(stored.changed)} changed images have an unknown class"]
