@@ -128,8 +128,8 @@ def test_names_go_from_the_threat_to_the_results(tmp_path):
     assert told["substitute"] == f"{file}:build:seed=2"
     again = sent(first)
     assert (again.spec, again.substitute.name) == (first.spec, told["substitute"])
-    cell = CellFolder(tmp_path / "r" / first.spec.digest).cell
-    assert cell["threat"]["substitute"]["digest"] == first.substitute.digest
+    info = CellFolder(tmp_path / "r" / first.spec.digest).info
+    assert info.threat.substitute.digest == first.substitute.digest
     low, high = ([e.low, e.high] for e in estimate_jobs(run.plan.jobs))
     assert low[0] > 0
     assert high[1] < low[1]  # the second model's search is there already
