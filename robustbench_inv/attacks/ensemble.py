@@ -153,7 +153,7 @@ class SubsetQueries:
         return self.positions if rows is None else self.positions[rows]
 
 
-BROKEN_BY = "broken_by"
+BROKEN_BY = "ensemble_member"
 """Name of the logged number of each sample: the member that broke it, counted from 1, or 0."""
 
 

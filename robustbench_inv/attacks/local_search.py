@@ -82,12 +82,12 @@ class LocalSearch:
             written = search.write(images, chosen)
             single = search.changed(images, pixels.gather(1, hits.argmax(1, keepdim=True)))
             images = where_rows(hits.amax(1) > 0, single, written)
-            left = ~(search.nearest.update(images, model(images, rows), rows) > 0)
+            left = ~(search.closest.update(images, model(images, rows), rows) > 0)
             left |= not model.success_is_final
             rows, images, allowed = rows[left], images[left], search.around(chosen)[left]
             if not len(rows):
                 break
-        return search.nearest.images
+        return search.closest.images
 
 
 class _Search:
@@ -104,7 +104,7 @@ class _Search:
         self, model: Queries, batch: Batch, threat: ThreatModel, settings: LocalSearch
     ) -> None:
         self.model, self.batch, self.settings = model, batch, settings
-        self.nearest = ClosestAdversarial(batch, threat)
+        self.closest = ClosestAdversarial(batch, threat)
         self.loss: Loss = losses_for(settings.loss, threat.goal)[0]
         # inputs without channels or height get one channel or one row
         shape = (1, 1, *batch.images.shape[1:])[-3:]
@@ -138,7 +138,7 @@ class _Search:
             output = self.model(shown, rows[sample])
             labels = self.batch.labels[rows[sample]]
             scores[sample, column] = self.loss(output, labels).double()
-            goal = self.nearest.threat.goal
+            goal = self.closest.threat.goal
             hits[sample, column] = goal.margin(output, labels).double()
         return scores, hits
 

@@ -76,10 +76,8 @@ class RadiusSearch:
     def run(self, model: Queries, batch: Batch, threat: ThreatModel) -> Tensor:
         """Return the closest adversarial example of each sample, (n, …), the clean input where there is none."""
         (loss,) = losses_for(self.loss, threat.goal)
-        nearest, rows = (
-            ClosestAdversarial(batch, threat),
-            torch.arange(len(batch), device=batch.labels.device),
-        )
+        closest = ClosestAdversarial(batch, threat)
+        rows = torch.arange(len(batch), device=batch.labels.device)
         about = linearize(model, threat, batch.images, batch.labels, rows, NUM_CANDIDATES)
         images, rates, radii = batch.images, about.rates, about.distances.amin(1)
         limits = max_distance(batch.images, model.bounds, threat.norm)

@@ -2,35 +2,44 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from robustbench_inv.cli.options import DataRoot, Device, Json, option
 from robustbench_inv.cli.output import print_json, print_warnings
 
-if TYPE_CHECKING:
-    from robustbench_inv.results.run_files import CellFolder
-
 __all__ = ["rescore"]
 
 
 def rescore(
-    run: Annotated[Path, typer.Argument(help="Folder of results with images; it stays as it is.")],
+    run: Annotated[
+        Path, typer.Argument(help="Folder of results with stored images; it is not modified.")
+    ],
     oracle: Annotated[
-        str, option(metavar="CSV|PANEL", help="Human labels, or a panel of the catalogue.")
+        str,
+        option(
+            metavar="CSV|PANEL",
+            help="Take true classes from this CSV file of human labels, or from this panel oracle.",
+        ),
     ],
     out: Annotated[
-        Path | None, option(help="Folder of the new results.", show_default="RUN-ORACLE")
+        Path | None,
+        option(
+            metavar="FOLDER",
+            help="Write the re-scored results to this folder.",
+            show_default="RUN-ORACLE",
+        ),
     ] = None,
     device: Device = "cpu",
     data_root: DataRoot = None,
     json: Json = False,
 ) -> None:
-    """Write a run anew with the classes that people, or a panel, see in its images; the models are not asked."""
+    """Re-score a run with human labels or a panel oracle, without querying the attacked models."""
     from robustbench_inv.checks.suite import check_records
     from robustbench_inv.cli.run_tables import print_invariance
     from robustbench_inv.evaluation.rejudge import LoadOptions, rejudge
+    from robustbench_inv.results.rates import cell_to_json
 
     stem = Path(oracle).stem if oracle.lower().endswith(".csv") else oracle.partition(":")[0]
     folder = out or run.with_name(f"{run.resolve().name}-{stem}")
@@ -38,22 +47,7 @@ def rescore(
     options = LoadOptions(device, data_root)
     judged = rejudge(run, oracle, folder, check_records, options, command)
     print_warnings(judged.notes)
-    cells = [_cell_json(cell) for cell in judged.run.cells()]
+    cells = [{**cell_to_json(cell.read()), "path": str(cell.path)} for cell in judged.run.cells()]
     if json:
         return print_json(cells)
     return print_invariance(cells, folder)
-
-
-def _cell_json(cell: "CellFolder") -> dict[str, Any]:
-    from robustbench_inv.results.rates import invariance_json
-
-    about = cell.cell
-    return {
-        "model": about["model"]["name"],
-        "attack": about["attack"]["name"],
-        "threat": about["threat"]["text"],
-        "dataset": about["dataset"]["name"],
-        "goal": about["threat"]["goal"],
-        "invariance": invariance_json(cell.records(), cell.oracle_error()),
-        "path": str(cell.path),
-    }

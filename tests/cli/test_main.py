@@ -120,7 +120,7 @@ def test_without_arguments_the_help_is_shown(invbench, arguments):
             "unexpected RuntimeError: boom bang; set INVBENCH_TRACEBACK=1",
         ),
         (OSError(errno.ENOSPC, "No space left", "runs/x"), 1, "the disk is full at runs/x"),
-        (KeyboardInterrupt(), 130, "the same command goes on where it stopped"),
+        (KeyboardInterrupt(), 130, "run the same command again to resume"),
     ],
 )
 def test_whatever_happens_is_one_line(invbench, monkeypatch, error, code, says):

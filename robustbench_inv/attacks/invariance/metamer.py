@@ -22,6 +22,9 @@ __all__ = ["FINISHES", "STAGES", "Metamer"]
 STAGES = ("raw", "clip", "round")
 """Stages of a metamer: as decoded, clipped to the model's bounds, and rounded to 256 grey levels."""
 
+COLUMNS = {"raw": "raw", "clip": "clipped", "round": "rounded"}
+"""Names of the stages in logged values."""
+
 FINISHES = STAGES[1:]
 """The stages that an attack can return; a raw metamer may lie outside the bounds."""
 
@@ -39,10 +42,10 @@ class Metamer:
     logits. ``projections`` alternates clipping and decoding with the logits of x, which converges to an input in the
     box with these logits, if there is one.
 
-    Logged for each sample: ``raw_decision``, ``clip_decision``, ``round_decision``, whether the stage has the prediction
-    of x; ``raw_logits``, ``clip_logits``, ``round_logits``, the largest change of a logit; ``reconstruction``,
-    |F⁻¹(F(x)) − x|_∞, and ``reencoding``, |semantic part of F(raw) − z_s|_∞ (check C32); ``donor`` and ``donor_label``.
-    Encoding and decoding are not counted as passes; the three queries of the stages are.
+    Logged for each sample and stage (``raw``, ``clipped``, ``rounded``): ``…_same_prediction``, whether it has the
+    prediction of x, and ``…_logit_distance``, the largest change of a logit. Also ``reconstruction_error``,
+    |F⁻¹(F(x)) − x|_∞, ``reencoding_error``, |semantic part of F(raw) − z_s|_∞ (check C32), ``donor`` and
+    ``donor_label``. Encoding and decoding are not counted as passes; the three queries of the stages are.
 
     Args:
         donor: rule for donors, one of ``donors.RULES``.
@@ -98,8 +101,8 @@ class Metamer:
             inside = network.split(network.encode(raw.clamp(*model.bounds)))[1]
             raw = network.decode(network.join(semantic, inside))
         again = network.split(network.encode(raw))[0]
-        model.log("reconstruction", norm(network.decode(code) - images, "linf"))
-        model.log("reencoding", norm(again - semantic, "linf"))
+        model.log("reconstruction_error", norm(network.decode(code) - images, "linf"))
+        model.log("reencoding_error", norm(again - semantic, "linf"))
         return raw
 
 
@@ -119,8 +122,8 @@ def _log_stages(model: Queries, images: Tensor, stages: dict[str, Tensor]) -> No
         moved = (answer.logits - clean.logits).abs().amax(1)
         usable = moved.isfinite() & flatten(shown).isfinite().all(1)
         kept = usable & (answer.decision == clean.decision)
-        model.log(f"{stage}_decision", kept.long())
-        model.log(f"{stage}_logits", moved)
+        model.log(f"{COLUMNS[stage]}_same_prediction", kept.long())
+        model.log(f"{COLUMNS[stage]}_logit_distance", moved)
 
 
 def _require_bijective(model: object) -> _InvertibleWithSplitCode:

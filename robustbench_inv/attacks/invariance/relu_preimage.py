@@ -133,8 +133,8 @@ class ReluPreimage:
     unless a connection skips the layer. In l1 and l2 the path to that point, which lies in the polytope, ends at eps.
     Samples whose input the layer determines, and samples on which the solver fails, are reported as failures.
 
-    Logged for each sample (check C33): ``dimension`` of the null space of the active units; ``solver``, HiGHS's status,
-    0 for an optimum; ``activation``, |h(x') − h(x)|_∞ of the layer, relative to its largest activation or to 1; ``pattern``,
+    Logged for each sample (check C33): ``dimension`` of the null space of the active units; ``solver_status``, HiGHS's status,
+    0 for an optimum; ``activation_error``, |h(x') − h(x)|_∞ of the layer, relative to its largest activation or to 1; ``changed_units``,
     the number of units that changed sign; ``way``, the share of the l1 distance to the donor that x moved.
     Passes that record activations are not counted.
 
@@ -193,7 +193,7 @@ class ReluPreimage:
         model.report_failure(failed.nonzero()[:, 0], "numerics")
         shown = _shorten_to_budget(batch.images, shown, threat).clamp(*model.bounds)
         model.log("dimension", dimensions)
-        model.log("solver", states)
+        model.log("solver_status", states)
         self._measure(model, batch.images, shown, donors)
         model(shown)
         return shown
@@ -212,8 +212,8 @@ class ReluPreimage:
             apart = (before > beyond) & (after < -beyond) | (before < -beyond) & (after > beyond)
             changed += apart.sum(1)
             moved = (after.clamp_min(0) - before.clamp_min(0)).abs().amax(1) / size
-        model.log("activation", moved)
-        model.log("pattern", changed)
+        model.log("activation_error", moved)
+        model.log("changed_units", changed)
         whole, left = norm(donors - images, "l1"), norm(donors - shown, "l1")
         model.log("way", 1 - left / whole.clamp_min(torch.finfo(whole.dtype).tiny))
 
