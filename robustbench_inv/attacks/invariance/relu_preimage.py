@@ -135,7 +135,7 @@ class ReluPreimage:
 
     Logged for each sample (check C33): ``dimension`` of the null space of the active units; ``solver_status``, HiGHS's status,
     0 for an optimum; ``activation_error``, |h(x') − h(x)|_∞ of the layer, relative to its largest activation or to 1; ``changed_units``,
-    the number of units that changed sign; ``way``, the share of the l1 distance to the donor that x moved.
+    the number of units that changed sign; ``distance_share``, the share of the l1 distance to the donor that x moved.
     Passes that record activations are not counted.
 
     Args:
@@ -215,7 +215,7 @@ class ReluPreimage:
         model.log("activation_error", moved)
         model.log("changed_units", changed)
         whole, left = norm(donors - images, "l1"), norm(donors - shown, "l1")
-        model.log("way", 1 - left / whole.clamp_min(torch.finfo(whole.dtype).tiny))
+        model.log("distance_share", 1 - left / whole.clamp_min(torch.finfo(whole.dtype).tiny))
 
 
 def _element_limits(
