@@ -101,7 +101,7 @@ def ours(problem: Problem) -> Tensor:
     right = classify(classifier, batch.images, rng).decision == batch.labels
     meter = CountingModel(searched, batch[right], threat, rng.rows(right))
     shown = batch.images.clone()
-    attack = rbi.load_attack("pgd", steps=STEPS).attack
+    attack = rbi.load_attack("pgd-tuned", steps=STEPS).attack
     shown[right] = attack.run(meter, batch[right], threat, rng.rows(right))
     classify(classifier, shown, rng)
     return shown

@@ -72,7 +72,7 @@ def _row(model: str) -> str:
     classifier = rbi.load_model(model).classifier
     batch = digits(classifier, BLOCK)
     searched = prepare(classifier, batch.images[:16], fold=True)
-    search = Searcher(rbi.load_attack("pgd").attack, searched, None, 0)
+    search = Searcher(rbi.load_attack("pgd-tuned").attack, searched, None, 0)
     stage = ThreatModel(LpBall("linf", EPS))
     found = search(batch, None, stage)
     backward = found.backward_passes.double().mean().item()

@@ -102,7 +102,7 @@ def _contests() -> dict[str, dict[str, Contestant]]:
     """Return what is compared with what, by preset and norm."""
     carlini_wagner = partial(foolbox, "L2CarliniWagnerAttack", abort_early=False, **CARLINI_WAGNER)
     contests: dict[str, dict[str, Contestant]] = {
-        "cw l2": {
+        "cw-adaptive l2": {
             "foolbox, 5 × 100 steps": carlini_wagner,
             "torchattacks": partial(torchattacks, "CW"),
         },

@@ -36,7 +36,7 @@ def evaluated(model: str, budgets: tuple[float, ...], samples: int = SAMPLES) ->
     with TemporaryDirectory() as folder:
         run = rbi.evaluate(
             model=model,
-            attack="pgd",
+            attack="pgd-tuned",
             threat=threat,
             dataset=DATA,
             samples=samples,

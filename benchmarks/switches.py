@@ -156,7 +156,7 @@ def _search(
     kind: Callable[..., CountingModel] = CountingModel,
 ) -> Tensor:
     rng, threat = SampleRNG(0, batch.ids), ThreatModel(LpBall("linf", eps))
-    attack = rbi.load_attack("pgd").attack
+    attack = rbi.load_attack("pgd-tuned").attack
     return attack.run(kind(searched, batch, threat, rng), batch, threat, rng)
 
 

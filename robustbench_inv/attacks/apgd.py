@@ -251,7 +251,9 @@ class APGD:
         check_least(self, steps=1 + len(self.radius_schedule), restarts=1, target_classes=0)
         if any(wide <= near for wide, near in pairwise((*self.radius_schedule, 1.0))):
             raise BadParameter(
-                "unusable widths", got=self.radius_schedule, expected="descending numbers above 1"
+                "unusable radius_schedule",
+                got=self.radius_schedule,
+                expected="descending numbers above 1",
             )
 
     @property

@@ -67,7 +67,7 @@ class HopSkipJump:
         check_least(self, steps=1, initial_queries=1, max_queries=1)
         check_below(self, probe_radius=1.0)
         if not 0 <= self.momentum < 1:
-            raise BadParameter("unusable memory", got=self.momentum, expected=">= 0 and < 1")
+            raise BadParameter("unusable momentum", got=self.momentum, expected=">= 0 and < 1")
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         starts, found = find_starting_points(model, batch, threat.goal, rng)

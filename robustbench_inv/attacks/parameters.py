@@ -20,19 +20,20 @@ __all__ = [
 
 
 def check_positive(attack: object, *names: str) -> None:
-    """Raise BadParameter for the first of the fields that is not above 0."""
+    """Raise BadParameter for the first field that is not finite and above 0; None passes."""
     for name in names:
-        _check(attack, name, getattr(attack, name) > 0, "> 0")
+        value = getattr(attack, name)
+        _check(attack, name, value is None or 0 < value < math.inf, "> 0")
 
 
 def check_least(attack: object, **least: float) -> None:
-    """Raise BadParameter for the first of the fields that is less than its least value."""
+    """Raise BadParameter for the first field that is not finite or below its smallest value."""
     for name, bound in least.items():
-        _check(attack, name, getattr(attack, name) >= bound, f">= {bound}")
+        _check(attack, name, bound <= getattr(attack, name) < math.inf, f">= {bound}")
 
 
 def check_below(attack: object, **most: float) -> None:
-    """Raise BadParameter for the first of the fields that is not above 0 and below its bound."""
+    """Raise BadParameter for the first field that is not above 0 and below its bound."""
     for name, bound in most.items():
         _check(attack, name, 0 < getattr(attack, name) < bound, f"> 0 and < {bound:g}")
 

@@ -10,22 +10,22 @@ from torch import Tensor
 from robustbench_inv.attacks.best_so_far import BestSoFar
 from robustbench_inv.attacks.budget_geometry import GRADIENT_NORMS, Ball, steepest_direction
 from robustbench_inv.attacks.losses import losses_for
-from robustbench_inv.attacks.parameters import check_positive
+from robustbench_inv.attacks.parameters import check_least, check_positive
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import NORMS
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["DISTRIBUTIONS", "Distal", "NoiseImage", "RandomPerturbation"]
+__all__ = ["DISTRIBUTIONS", "Distal", "NoiseImage", "RandomPerturbation", "noise_image"]
 
 
 @dataclass(frozen=True)
 class RandomPerturbation:
-    """The best of several draws: uniform in the cube for linf, in a uniform direction of length eps for l2.
+    """The best of several random perturbations: uniform in the cube in linf, of length eps in a random direction in l2.
 
     Args:
-        draws: how many inputs are tried for each sample, >= 1.
+        draws: number of random inputs for each sample, >= 1.
     """
 
     draws: int = 10
@@ -34,8 +34,7 @@ class RandomPerturbation:
     norms: ClassVar[frozenset[str]] = GRADIENT_NORMS
 
     def __post_init__(self) -> None:
-        if self.draws < 1:
-            raise BadParameter("unusable number of draws", got=self.draws, expected=">= 1")
+        check_least(self, draws=1)
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         ball = Ball.of(threat, batch.images, model.bounds)
@@ -50,15 +49,15 @@ class RandomPerturbation:
 
 
 DISTRIBUTIONS = ("uniform", "gaussian")
-"""Uniform in the box; or normal around its middle, with a quarter of its width as deviation, and clamped."""
+"""Uniform in the box; or normal around its middle with a quarter of its width as standard deviation, clipped to the box."""
 
 
 @dataclass(frozen=True)
 class NoiseImage:
-    """One draw of noise instead of each sample, as it is: what a model that rejects must reject (check C29).
+    """A noise image instead of each sample: a model with a reject option must reject it (check C29).
 
     Args:
-        distribution: one of DISTRIBUTIONS.
+        distribution: one of ``DISTRIBUTIONS``.
     """
 
     distribution: str = "uniform"
@@ -73,14 +72,23 @@ class NoiseImage:
         return _draw_noise(self.distribution, batch.images, model.bounds, rng)
 
 
-@dataclass(frozen=True)
-class Distal:
-    """Begins at noise and climbs what the goal asks for, wherever that leads: to be decided for and accepted.
+def noise_image(kind: str = "uniform") -> NoiseImage:
+    """Return the attack of the preset ``noise-image``.
 
     Args:
-        distribution: of the noise, one of DISTRIBUTIONS.
-        steps: gradient steps, shortening along half a cosine, >= 1.
-        rel_step: length of the first in linf, in widths of the box, > 0.
+        kind: distribution of the noise, one of ``DISTRIBUTIONS``.
+    """
+    return NoiseImage(kind)
+
+
+@dataclass(frozen=True)
+class Distal:
+    """Starts at a noise image and follows the gradient until the model predicts some class and accepts it.
+
+    Args:
+        distribution: of the noise, one of ``DISTRIBUTIONS``.
+        steps: gradient steps, whose lengths decay along half a cosine, >= 1.
+        rel_step: linf length of the first step, in widths of the box, > 0.
 
     References:
         Schott, Rauber, Bethge and Brendel, Towards the first adversarially robust neural network model on MNIST,

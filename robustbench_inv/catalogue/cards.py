@@ -62,7 +62,9 @@ class AttackCard:
         goal: what it wants, one of GOALS; by default to misclassify, or to keep the decision if it is an
             invariance attack.
         cost: of one sample: a few queries, gradient steps, a long search, or many queries.
-        paper: where it was published.
+        paper: where it was published; empty if nowhere.
+        algorithm: the algorithm, section or equations of the paper, or what the attack does if no paper describes it.
+        deviations: each difference from that algorithm, one sentence each; empty if there is none.
         parameters: fields of the implementation that differ from their defaults.
         revision: raised when the same name and parameters come to mean another search (decision page 0018).
     """
@@ -76,6 +78,8 @@ class AttackCard:
     goal: str = ""
     cost: Literal["probe", "gradient", "search", "query"] = "gradient"
     paper: str = ""
+    algorithm: str = ""
+    deviations: tuple[str, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
     revision: int = 1
 

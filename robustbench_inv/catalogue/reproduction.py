@@ -358,11 +358,11 @@ class Reproduction:
             trial.threat.format(data=data, target=target, **sweeps) for target in trial.targets
         )
 
-    def remark(self, row: Row, column: Column) -> str:
-        """Return what is remarked on one number; empty if nothing is."""
+    def remark(self, row: str, column: str) -> str:
+        """Return the remarks on one number, given the label of its row and the name of its column; else an empty text."""
         fitting = [
             remark.text
             for remark in self.remarks
-            if fnmatchcase(row.label, remark.rows) and fnmatchcase(column.name, remark.columns)
+            if fnmatchcase(row, remark.rows) and fnmatchcase(column, remark.columns)
         ]
         return " ".join(fitting)

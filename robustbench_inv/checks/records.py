@@ -261,7 +261,10 @@ def _ids_text(samples: Iterable[int]) -> str:
 
 
 MIN_STEP_BUDGET = 2.0
-"""C19: way that all steps together should be able to go, in eps: from one end of the ball to the other."""
+"""C19: length of all steps together that is needed, in eps: from one end of the ball to the other."""
+
+DEFAULT_STEP_BUDGET = 2.5
+"""Length of all steps of ``pgd`` together, in eps, if its ``rel_step`` is left at its default, 2.5/steps."""
 
 
 def check_inputs_changed(view: FinishedCell) -> Verdict:
@@ -309,6 +312,8 @@ def _step_budget(view: FinishedCell) -> float | None:
     absolute = given.get("abs_stepsize", given.get("alpha"))
     if length is None and absolute is not None:
         length = absolute / view.epsilons[-1]
+    if length is None and "rel_step" in given:
+        return DEFAULT_STEP_BUDGET
     if length is None:
         return None
     return float(length) * ((steps + 1) / 2 if given.get("decay") else steps)

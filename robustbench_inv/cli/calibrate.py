@@ -1,12 +1,12 @@
-"""``invbench calibrate``: fits the thresholds by which a model rejects, on what it was trained on."""
+"""``invbench calibrate``: fits the rejection thresholds of a model on its training inputs."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustbench_inv.cli.options import DataRoot, Device, Json, option
-from robustbench_inv.cli.output import print_json, print_message
+from robustbench_inv.cli.options import DataRoot, Device, Json, option, print_path
+from robustbench_inv.cli.output import print_message
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.results.files import write_atomically
 
@@ -17,24 +17,40 @@ __all__ = ["calibrate"]
 
 
 def calibrate(  # noqa: PLR0913, PLR0917 - one parameter is one option
-    model: Annotated[str, typer.Argument(help="A model, as evaluate takes it.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Model to calibrate: catalogue name, module:factory or file.py:factory."
+        ),
+    ],
     out: Annotated[
-        Path | None, option(help="File of the thresholds.", show_default="NAME.safetensors")
+        Path | None,
+        option(
+            metavar="FILE",
+            help="Write the thresholds to this file.",
+            show_default="NAME.safetensors",
+        ),
     ] = None,
     dataset: Annotated[
-        str | None, option(help="Training data.", show_default="the recipe's")
+        str | None,
+        option(metavar="NAME", help="Use this training data set.", show_default="the recipe's"),
     ] = None,
     ids: Annotated[
-        str | None, option(metavar="FIRST:END", help="Which of them.", show_default="the recipe's")
+        str | None,
+        option(
+            metavar="FIRST:END",
+            help="Use the training samples FIRST to END - 1.",
+            show_default="the recipe's",
+        ),
     ] = None,
     device: Device = "cpu",
     data_root: DataRoot = None,
     json: Json = False,
 ) -> None:
-    """Fit what MODEL:reject=SCORE,percentile=P rejects by: quantiles of each class's scores on training inputs.
+    """Fit the rejection thresholds of MODEL:reject=SCORE,percentile=P on training inputs.
 
-    They are those of the inputs that the model gets right, for every score and the percentiles 0 to 20. What is
-    left out is read off the recipe of a model of the catalogue.
+    Thresholds are quantiles, per class, of the scores of correctly classified training inputs, for every score and
+    the percentiles 0 to 20. Data set and ids default to those of the model's recipe.
     """
     from robustbench_inv.catalogue.models import load_model
     from robustbench_inv.experiments.calibration import calibrate as fit
@@ -42,22 +58,19 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     loaded = load_model(model, device=device)
     inputs = _calibration_data(model, dataset, ids, data_root)
     print_message(
-        f"asking {loaded.name} about {inputs.last - inputs.first:,} inputs of {inputs.dataset.name}"
+        f"computing scores of {loaded.name} on {inputs.last - inputs.first:,} inputs of {inputs.dataset.name}"
     )
     fitted = fit(loaded, inputs)
     path = out or Path(f"{Path(model.partition(':')[0]).stem}.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, fitted.to_bytes())
-    if json:
-        return print_json({"thresholds": str(path), **fitted.facts})
-    typer.echo(path)
-    return None
+    return print_path(path, json=json, key="thresholds", **fitted.facts)
 
 
 def _calibration_data(
     model: str, dataset: str | None, ids: str | None, root: Path | None
 ) -> "CalibrationData":
-    """Return the training inputs that are named, or those of the model's recipe."""
+    """Return the training inputs that the options name, or those of the model's recipe."""
     from robustbench_inv.catalogue.datasets import load_dataset
     from robustbench_inv.experiments.calibration import CalibrationData
     from robustbench_inv.training.recipe import find_recipe, read_recipe
@@ -74,5 +87,7 @@ def _parse_id_range(ids: str) -> tuple[int, int]:
     try:
         first, last = map(int, ids.split(":"))
     except ValueError:
-        raise BadParameter("unusable ids", got=ids, expected="FIRST:END, as 6000:60000") from None
+        raise BadParameter(
+            "ids are not a range", got=ids, expected="FIRST:END, as in 6000:60000"
+        ) from None
     return first, last

@@ -1,4 +1,4 @@
-"""``invbench data``: fetches and verifies the files of data sets."""
+"""``invbench data``: downloads and verifies the files of data sets."""
 
 from typing import Annotated
 
@@ -11,19 +11,19 @@ __all__ = ["app"]
 
 app = typer.Typer(
     name="data",
-    help="Fetch and verify the files of data sets.",
+    help="Download and verify the files of data sets.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
 DatasetNames = Annotated[
-    list[str] | None, typer.Argument(help="Data sets.", show_default="all of them")
+    list[str] | None, typer.Argument(help="Data sets to fetch or verify.", show_default="all")
 ]
 
 
 @app.command()
 def fetch(names: DatasetNames = None, data_root: DataRoot = None, json: Json = False) -> None:
-    """Fetch what is not there yet; a file is kept only if its checksum is right."""
+    """Download missing files of data sets, and verify their checksums."""
     from robustbench_inv.data.fetch import fetch_dataset
 
     found = {
@@ -33,14 +33,14 @@ def fetch(names: DatasetNames = None, data_root: DataRoot = None, json: Json = F
     if json:
         return print_json([{"name": name, "files": files} for name, files in found.items()])
     for name, files in found.items():
-        for line in files or ["nothing to fetch"]:
+        for line in files or ["already complete"]:
             typer.echo(f"{name}: {line}")
     return None
 
 
 @app.command()
 def verify(names: DatasetNames = None, data_root: DataRoot = None, json: Json = False) -> None:
-    """Compare every file with its checksum; exit code 1 if one is missing or damaged."""
+    """Verify the checksum of every file. The exit code is 1 if a file is missing or damaged."""
     from robustbench_inv.data.fetch import verify_dataset
 
     checks = [

@@ -17,9 +17,9 @@ __all__ = ["list_catalogue", "show"]
 
 
 def list_catalogue(
-    kind: Annotated[EntryKind, typer.Argument(help="What to list.")],
+    kind: Annotated[EntryKind, typer.Argument(help="Kind of entry to list.")],
     all_attacks: Annotated[
-        bool, option("--all", help="Name the attacks of Foolbox and torchattacks as well.")
+        bool, option("--all", help="Also list the attacks of Foolbox and torchattacks.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -37,20 +37,22 @@ def list_catalogue(
     print_names(entries)
     if kind is EntryKind.attacks and not all_attacks:
         print_message(
-            "and every attack of two libraries, as foolbox:NAME and torchattacks:NAME; --all names them"
+            "plus every attack of Foolbox and torchattacks (foolbox:NAME, torchattacks:NAME); list them with --all"
         )
     return None
 
 
 def show(
     name: Annotated[
-        str, typer.Argument(help="A model, attack, data set, suite, threat or oracle.")
+        str, typer.Argument(help="Name of the entry; a model or attack may carry parameters.")
     ],
-    kind: Annotated[EntryKind | None, option(help="Which, if several have the name.")] = None,
-    cite: Annotated[bool, option("--cite", help="Print the paper alone.")] = False,
+    kind: Annotated[
+        EntryKind | None, option(help="Choose the kind of entry if several share the name.")
+    ] = None,
+    cite: Annotated[bool, option("--cite", help="Print only the citation.")] = False,
     json: Json = False,
 ) -> None:
-    """Show what is known of one model, attack, data set, suite, threat or oracle."""
+    """Print the card of one model, attack, data set, suite, threat or oracle."""
     from robustbench_inv.catalogue.listing import show_entry
     from robustbench_inv.errors import UsageError
 

@@ -1,10 +1,8 @@
-"""``invbench evaluate``: attacks models and prints what holds."""
+"""``invbench evaluate``: attacks models and prints their accuracy under attack."""
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Annotated
 
 from robustbench_inv.cli.options import (
     BatchSize,
@@ -12,37 +10,44 @@ from robustbench_inv.cli.options import (
     DataRoot,
     Device,
     DryRun,
+    EvaluationOptions,
     Existing,
     ExistingOption,
     Json,
     SamplesOption,
     Seed,
     Workers,
-    int_or_text,
+    exit_with_failures,
     option,
 )
-from robustbench_inv.cli.output import print_json, print_message, print_warnings
+from robustbench_inv.cli.output import print_json
 
 __all__ = ["evaluate"]
 
 Models = Annotated[
     list[str],
-    option("--model", metavar="M…", help="Names, module:factory or file.py:factory."),
+    option(
+        "--model",
+        metavar="M…",
+        help="Attack these models: catalogue names, module:factory or file.py:factory (one or more).",
+    ),
 ]
 Attacks = Annotated[
     list[str] | None,
     option(
         "--attack",
         metavar="A…",
-        help="Names, foolbox:NAME, torchattacks:NAME, module:Class or file.py:Class.",
+        help="Run these attacks: presets, foolbox:NAME, torchattacks:NAME, module:Class or file.py:Class (one or more).",
+        show_default="those of --suite",
     ),
 ]
 Threat = Annotated[
     str | None,
     option(
-        help="NORM=EPS[,EPS…], none, or a name; with :oracle=NAME, who says what class a changed input has; "
-        "with :substitute=MODEL, transfer from that model.",
-        show_default="the suite's, or the usual one",
+        metavar="THREAT",
+        help="Set the threat model: NORM=EPS[,EPS…], none, or a catalogue name. Append :oracle=NAME for the oracle that "
+        "decides the true class of a changed input, :substitute=MODEL for a transfer attack crafted on MODEL.",
+        show_default="the suite's, or the standard one of the data set",
     ),
 ]
 
@@ -50,20 +55,28 @@ Threat = Annotated[
 def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     model: Models,
     attack: Attacks = None,
-    suite: Annotated[str | None, option(help="A list of attacks and threats.")] = None,
+    suite: Annotated[
+        str | None,
+        option(metavar="NAME", help="Run a predefined list of attacks and threat models."),
+    ] = None,
     threat: Threat = None,
     dataset: Annotated[
-        str | None, option(help="What to attack on.", show_default="each model's own")
+        str | None,
+        option(metavar="NAME", help="Use this data set.", show_default="each model's own"),
     ] = None,
     samples: SamplesOption = None,
     seed: Seed = 0,
     out: Annotated[
-        Path | None, option(help="Folder of the results.", show_default="runs/PLAN")
+        Path | None,
+        option(metavar="FOLDER", help="Write results to this folder.", show_default="runs/PLAN"),
     ] = None,
     existing: ExistingOption = Existing.resume,
     dry_run: DryRun = False,
     keep_images: Annotated[
-        bool, option("--keep-images", help="Store the images that are shown.")
+        bool,
+        option(
+            "--keep-images", help="Store the adversarial images, which label and rescore require."
+        ),
     ] = False,
     batch_size: BatchSize = None,
     device: Device = "cpu",
@@ -72,49 +85,29 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     checks: Checks = True,
     json: Json = False,
 ) -> None:
-    """Attack models and write a record for each sample; what is there already is not done again.
+    """Attack models and write one record per sample. Completed cells are not repeated (see --existing).
 
-    A name may carry parameters, as in pgd:steps=100,loss=dlr. Exit code 1 if a cell failed.
+    A name may carry parameters, as in pgd:steps=100,loss=dlr. The exit code is 1 if a cell fails.
     """
-    from robustbench_inv import api as evaluation
-    from robustbench_inv.cli.output import show_progress
-    from robustbench_inv.cli.run_tables import print_run
-
-    options: dict[str, Any] = {"suite": suite, "threat": threat, "dataset": dataset, "seed": seed}
-    options |= {
-        "samples": samples and int_or_text(samples),
-        "device": device,
-        "data_root": data_root,
-    }
-    if dry_run:
-        return _print_plan({"models": model, "attacks": attack or [], **options}, json)
-    with show_progress() as progress:
-        run = evaluation.evaluate(
-            model=model,
-            attack=attack,
-            **options,
-            out=out,
-            existing=existing.value,
-            batch_size=batch_size,
-            workers=int_or_text(workers),
-            keep_images=keep_images,
-            progress=progress,
-            checks=checks,
-            command=["invbench", *sys.argv[1:]],
-        )
-    print_warnings(run.notes)
-    print_json(run.to_json()) if json else print_run(run)
-    for failure in run.failures:
-        print_message(f"failed: {failure}")
-    raise typer.Exit(1 if run.failures else 0)
-
-
-def _print_plan(options: dict[str, Any], json: bool) -> None:
-    from robustbench_inv.cli.run_tables import print_plan
-    from robustbench_inv.evaluation.jobs import EvaluationRequest
+    from robustbench_inv.cli.run_tables import print_plan, print_run
     from robustbench_inv.evaluation.plan import make_plan
 
-    root = options["data_root"]
-    plan = make_plan(EvaluationRequest(**{**options, "data_root": str(root) if root else None}))
-    print_warnings(plan.warnings)
-    print_plan(plan, json)
+    options = EvaluationOptions(
+        dataset,
+        samples,
+        seed,
+        existing,
+        batch_size,
+        device,
+        workers,
+        data_root,
+        checks,
+        keep_images,
+    )
+    request = options.request(models=model, attacks=attack or (), suite=suite, threat=threat)
+    plan = make_plan(request, ["invbench", *sys.argv[1:]])
+    if dry_run:
+        return print_plan(plan, json)
+    run = options.run(plan, out)
+    print_json(run.to_json()) if json else print_run(run)
+    return exit_with_failures(run.failures)

@@ -1,4 +1,4 @@
-"""``invbench label``: writes the page on which people say what class they see."""
+"""``invbench label``: writes the page on which people label the images of a run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,43 +6,61 @@ from typing import Annotated
 
 import typer
 
-from robustbench_inv.cli.options import Json, option
-from robustbench_inv.cli.output import print_json, print_message
+from robustbench_inv.cli.options import Json, option, print_path
+from robustbench_inv.cli.output import print_message
 
 __all__ = ["label"]
 
 
 def label(  # noqa: PLR0913, PLR0917 - one parameter is one option
-    runs: Annotated[list[Path], typer.Argument(help="Folders of results with images.")],
-    out: Annotated[Path, option(help="The HTML file to write.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of results with stored images (evaluate --keep-images)."),
+    ],
+    out: Annotated[Path, option(metavar="FILE", help="Write the page to this HTML file.")],
     cells: Annotated[
         list[str] | None,
-        option(metavar="PATTERN…", help="Attacks, models or digests.", show_default="all"),
+        option(
+            metavar="PATTERN…",
+            help="Label only cells whose attack, model or digest matches a pattern (one or more).",
+            show_default="all",
+        ),
     ] = None,
-    images: Annotated[
-        int | None, option(min=1, help="Draw so many changed images.", show_default="all")
+    max_images: Annotated[
+        int | None,
+        option(
+            min=1,
+            metavar="N",
+            help="Draw at most N adversarial images at random.",
+            show_default="all",
+        ),
     ] = None,
-    catch: Annotated[int, option(min=0, help="Clean images of known class to mix in.")] = 20,
-    seed: Annotated[int, option(help="Of the draw and the order.")] = 0,
+    catch_trials: Annotated[
+        int,
+        option(
+            min=0,
+            metavar="N",
+            help="Mix in N clean images of known class, to measure labelling errors.",
+        ),
+    ] = 20,
+    seed: Annotated[int, option(help="Random seed for the draw and the order.")] = 0,
     json: Json = False,
 ) -> None:
-    """Write one page to label what a run shows, by keyboard; judge brings the CSV that it exports into the records."""
+    """Write an HTML page on which people label the images of a run. Pass the CSV file that the page exports to rescore."""
     from robustbench_inv.reporting.labelling import LabelSelection, choose_tasks, write_label_page
 
-    choice = LabelSelection(tuple(cells or ()), images, catch, seed)
-    trials, classes = choose_tasks(runs, choice)
-    names = _class_names(runs, classes)
-    write_label_page(out, trials, names, "What do you see?")
-    caught = sum(trial.known is not None for trial in trials)
-    if json:
-        counts = {"images": len(trials) - caught, "catch": caught}
-        return print_json({"page": str(out), **counts})
-    print_message(f"{len(trials) - caught} changed images, {caught} clean ones mixed in")
-    return typer.echo(out)
+    selection = LabelSelection(tuple(cells or ()), max_images, catch_trials, seed)
+    tasks, classes = choose_tasks(runs, selection)
+    write_label_page(out, tasks, _class_names(runs, classes), "Which class does this image show?")
+    catch = sum(task.known is not None for task in tasks)
+    adversarial = len(tasks) - catch
+    if not json:
+        print_message(f"{adversarial} adversarial images, {catch} catch trials")
+    return print_path(out, json=json, key="page", images=adversarial, catch_trials=catch)
 
 
 def _class_names(runs: Sequence[Path], classes: int) -> tuple[str, ...]:
-    """Return what a person calls the classes: the names of the run's data set, else numbers."""
+    """Return the class names of the runs' data set, or numbers if it has no names."""
     from robustbench_inv.data.registry import DATASETS
     from robustbench_inv.results.run_files import RunFolder
 

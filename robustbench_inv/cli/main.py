@@ -38,10 +38,10 @@ backward pass 39 instead of 41 (docs/benchmarks.md). What is kept is no more tha
 
 
 def configure_process() -> None:
-    """Set what this process and its workers go by; what the user has set stays.
+    """Set the environment of this process and its workers; variables that the user has set stay.
 
-    Torch's threads spin while they wait for each other. With one other process on two cores, 250 digits under
-    PGD took 13 to 21 s so, and 4 s with threads that sleep.
+    By default, torch's threads spin while they wait for each other. Beside one other process on two cores, PGD on
+    250 digits took 13 to 21 s with spinning threads, and 4 s with sleeping ones.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for name, (number, size) in MALLOC_SETTINGS.items():
@@ -51,7 +51,7 @@ def configure_process() -> None:
 
 
 def _set_malloc_option(number: int, size: int) -> None:
-    """Set a parameter of the GNU C library's allocator; another library has none."""
+    """Set a parameter of the allocator of the GNU C library; do nothing with another C library."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
@@ -60,21 +60,21 @@ def _set_malloc_option(number: int, size: int) -> None:
 
 
 TRACEBACK = "INVBENCH_TRACEBACK"
-"""Environment variable: if set, an error shows where it came from."""
+"""Environment variable: if set, errors print a traceback."""
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, as shells have it."""
+"""Exit code after Ctrl-C, as in shells."""
 
 MULTI_VALUE_OPTIONS = ("--model", "--attack", "--from", "--cells")
-"""Options that take one value or several."""
+"""Options that take one or several values."""
 
 app = typer.Typer(
     name="invbench",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode=None,  # importing rich would take a third of the time that --help may take
+    rich_markup_mode=None,  # rich would double the time of --help
     pretty_exceptions_enable=False,
-    epilog="In the environment, INVBENCH_EVALUATE_SEED=3 is evaluate --seed 3, and so on.",
+    epilog="Every option can be set by an environment variable: INVBENCH_EVALUATE_SEED=3 means evaluate --seed 3.",
     context_settings={"auto_envvar_prefix": "INVBENCH", "help_option_names": ["-h", "--help"]},
 )
 app.command("list")(list_catalogue)
@@ -91,14 +91,14 @@ app.add_typer(data.app)
 
 
 def main() -> None:
-    """Run the command line and leave with its exit code: 0 done, 1 something failed, 2 usage."""
+    """Run the command line and exit: 0 success, 1 failure, 2 wrong usage."""
     configure_process()
     try:
         _run(repeat_options(sys.argv[1:]))
     except TyperException as error:
         _exit_with_line(_usage_error_line(error.format_message()), error.exit_code)
     except KeyboardInterrupt:
-        _exit_with_line("interrupted; the same command goes on where it stopped", INTERRUPTED)
+        _exit_with_line("interrupted; run the same command again to resume", INTERRUPTED)
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise
@@ -108,7 +108,7 @@ def main() -> None:
 
 
 def repeat_options(arguments: list[str]) -> list[str]:
-    """Return the arguments with the option repeated before each value of those that take many.
+    """Return the arguments with each option that takes several values repeated before every value.
 
     Example:
         >>> repeat_options(["evaluate", "--model", "a", "b", "--seed", "3"])
@@ -126,7 +126,7 @@ def repeat_options(arguments: list[str]) -> list[str]:
 
 
 def _run(arguments: list[str]) -> None:
-    # standalone, typer would print a usage error its own way, on several lines
+    # in standalone mode typer prints usage errors on several lines
     code = app(arguments, prog_name="invbench", standalone_mode=False)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
@@ -145,16 +145,26 @@ def _print_version(wanted: bool) -> None:
 def root(
     catalogue: Annotated[
         list[Path] | None,
-        option(help="A further catalogue folder; may be given several times."),
+        option(
+            metavar="FOLDER",
+            help="Add a catalogue folder (repeatable).",
+            show_default="the shipped catalogue alone",
+        ),
     ] = None,
-    version: Annotated[  # noqa: ARG001 - its callback answers
+    version: Annotated[  # noqa: ARG001 - handled by its callback
         bool,
-        option("--version", help="Print the version.", is_eager=True, callback=_print_version),
+        option(
+            "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
+        ),
     ] = False,
 ) -> None:
-    """Measure both ways a classifier fails: too sensitive to perturbations, too invariant to content."""
+    """Measure adversarial robustness and excessive invariance of image classifiers.
+
+    Robustness: small perturbations must not change the prediction. Invariance: the prediction must follow when the
+    true class changes.
+    """
     if catalogue:
-        # by the environment, so that worker processes find the same catalogue
+        # in the environment, so that worker processes use the same catalogue
         os.environ[CATALOGUE_VARIABLE] = os.pathsep.join(str(each.resolve()) for each in catalogue)
 
 
@@ -163,17 +173,17 @@ def _error_line(error: Exception) -> str:
         return f"error: {error}"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = f" at {error.filename}" if error.filename else ""
-        return f"error: the disk is full{where}; make room, and the same command goes on"
+        return f"error: the disk is full{where}; free some space and run the same command again to resume"
     text = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"error: unexpected {text}; set {TRACEBACK}=1 to see where"
+    return f"error: unexpected {text}; set {TRACEBACK}=1 for the traceback"
 
 
 def _usage_error_line(message: str) -> str:
-    """Return what is wrong with the arguments as one line; the help of a command without any stays as it is."""
+    """Return a usage error as one line; the help of a command without arguments stays as it is."""
     if message.startswith("Usage:"):
         return message
     line = " ".join(message.replace("Value error, ", "").split()).rstrip(".")
-    return f"error: {line[0].lower()}{line[1:]}; --help says what there is"
+    return f"error: {line[0].lower()}{line[1:]}; run with --help for the options"
 
 
 def _exit_with_line(line: str, code: int) -> None:

@@ -1,11 +1,20 @@
-"""The options that several commands share, each with its one help text."""
+"""The options that several commands share, and the evaluation that they describe."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from robustbench_inv.cli.output import print_json, print_message, print_warnings
+
+if TYPE_CHECKING:
+    from robustbench_inv.api import Run
+    from robustbench_inv.evaluation.jobs import EvaluationRequest
+    from robustbench_inv.evaluation.plan import Plan
 
 __all__ = [
     "BatchSize",
@@ -14,23 +23,26 @@ __all__ = [
     "Device",
     "DryRun",
     "EntryKind",
+    "EvaluationOptions",
     "Existing",
     "ExistingOption",
     "Json",
     "SamplesOption",
     "Seed",
     "Workers",
+    "exit_with_failures",
     "int_or_text",
     "option",
+    "print_path",
 ]
 
 
 option = partial(typer.Option, show_envvar=False)
-"""An option; its environment variable INVBENCH_<COMMAND>_<OPTION> is left out of the help."""
+"""An option; the help does not repeat its environment variable INVBENCH_<COMMAND>_<OPTION>."""
 
 
 class EntryKind(StrEnum):
-    """The kinds of entry."""
+    """The kinds of catalogue entries."""
 
     models = "models"
     attacks = "attacks"
@@ -42,7 +54,7 @@ class EntryKind(StrEnum):
 
 
 class Existing(StrEnum):
-    """EntryKind to do about records that are already there."""
+    """What to do with cells that have results."""
 
     resume = "resume"
     skip = "skip"
@@ -55,34 +67,111 @@ DataRoot = Annotated[
     Path | None,
     typer.Option(
         envvar="INVBENCH_DATA",
-        help="Folder with a folder for each data set.",
+        metavar="FOLDER",
+        help="Read data sets from this folder, one subfolder each.",
         show_default="the user's cache",
     ),
 ]
 
-Device = Annotated[str, option(help="Where models compute: cpu, cuda, cuda:1, mps.")]
+Device = Annotated[
+    str, option(metavar="DEVICE", help="Run models on this device: cpu, cuda, cuda:1, mps.")
+]
 
 ExistingOption = Annotated[
-    Existing,
-    option(help="What to do with cells that have records: go on, leave them, or start again."),
+    Existing, option(help="Resume, skip or redo cells with existing results.")
 ]
 
 SamplesOption = Annotated[
     str | None,
-    option(metavar="N|first:N", help="A fixed balanced draw, or the first.", show_default="all"),
+    option(
+        metavar="N|first:N",
+        help="Use a subset. N: fixed and class-balanced; first:N: the first N samples.",
+        show_default="all",
+    ),
 ]
 
-Seed = Annotated[int, option(help="Of all random numbers.")]
+Seed = Annotated[int, option(help="Random seed.")]
 
-DryRun = Annotated[bool, option("--dry-run", help="Print the cells and what they will cost.")]
+DryRun = Annotated[
+    bool, option("--dry-run", help="Print the planned cells and their estimated cost; run nothing.")
+]
 
-BatchSize = Annotated[int | None, option(min=1, help="Samples of a block.")]
+BatchSize = Annotated[
+    int | None,
+    option(min=1, metavar="N", help="Process N samples at once.", show_default="250"),
+]
 
-Workers = Annotated[str, option(help="Number of processes, or ray.")]
+Workers = Annotated[str, option(metavar="N|ray", help="Number of worker processes, or ray.")]
 
-Checks = Annotated[bool, option(help="Run the validity checks.")]
+Checks = Annotated[bool, option(help="Run the validity checks after the attacks.")]
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """The options of an evaluation, for ``evaluate`` and ``reproduce``."""
+
+    dataset: str | None
+    samples: str | None
+    seed: int
+    existing: Existing
+    batch_size: int | None
+    device: str
+    workers: str
+    data_root: Path | None
+    checks: bool
+    keep_images: bool = False
+
+    def request(
+        self,
+        models: Sequence[str],
+        attacks: Sequence[str] = (),
+        suite: str | None = None,
+        threat: str | None = None,
+    ) -> "EvaluationRequest":
+        """Return the request to evaluate models under attacks, a suite, or both."""
+        from robustbench_inv.evaluation.jobs import EvaluationRequest
+
+        return EvaluationRequest(
+            models=models,
+            attacks=attacks,
+            suite=suite,
+            threat=threat,
+            dataset=self.dataset,
+            samples=self.samples and int_or_text(self.samples),
+            seed=self.seed,
+            device=self.device,
+            data_root=None if self.data_root is None else str(self.data_root),
+        )
+
+    def run(self, plan: "Plan", folder: Path | None) -> "Run":
+        """Run a plan with a progress display, then the validity checks unless they are switched off."""
+        from robustbench_inv.api import check_run, run_plan
+        from robustbench_inv.cli.output import show_progress
+        from robustbench_inv.evaluation.engine import RunOptions
+
+        options = RunOptions(self.batch_size, self.device, self.keep_images, self.existing.value)
+        with show_progress() as progress:
+            run = run_plan(plan, folder, options, progress, int_or_text(self.workers))
+        if self.checks:
+            check_run(run, self.device)
+        print_warnings(run.notes)
+        return run
 
 
 def int_or_text(text: str) -> int | str:
-    """Return the number that a text is, or the text where it is none (``first:100``, ``ray``)."""
+    """Return the number that a text contains, or the text if it is none (``first:100``, ``ray``)."""
     return int(text) if text.removeprefix("-").isdecimal() else text
+
+
+def exit_with_failures(failures: Sequence[object]) -> None:
+    """Print the cells that failed, and exit with 1 if there are any, else 0."""
+    for failure in failures:
+        print_message(f"failed: {failure}")
+    raise typer.Exit(1 if failures else 0)
+
+
+def print_path(path: Path, *, json: bool, key: str, **facts: object) -> None:
+    """Print the path that a command wrote; as JSON, under a key and with further facts."""
+    if json:
+        return print_json({key: str(path), **facts})
+    return typer.echo(path)

@@ -40,7 +40,9 @@ def print_card(kind: str, card: Mapping[str, object]) -> None:
     """Print a card as ``key: value`` lines; what is empty is left out."""
     sys.stdout.write(f"kind of entry: {kind.removesuffix('s')}\n")
     for key, value in card.items():
-        if value not in _OMITTED_VALUES:
+        if key == "deviations" and card.get("algorithm"):
+            sys.stdout.write(f"deviations from the algorithm: {_format_sentences(value)}\n")
+        elif value not in _OMITTED_VALUES:
             sys.stdout.write(f"{key}: {_format_value(value)}\n")
 
 
@@ -68,6 +70,11 @@ def _format_value(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_format_value, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _format_sentences(value: object) -> str:
+    assert isinstance(value, list | tuple)
+    return "".join(f"\n  - {sentence}" for sentence in value) or "none"
 
 
 ProgressCallback = Callable[["Progress"], None]

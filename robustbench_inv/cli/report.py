@@ -5,26 +5,33 @@ from typing import Annotated
 
 import typer
 
-from robustbench_inv.cli.options import Json, option
-from robustbench_inv.cli.output import print_json
+from robustbench_inv.cli.options import Json, option, print_path
 
 __all__ = ["report"]
 
 
 def report(
     definition: Annotated[
-        str | None, typer.Argument(help="A report definition.", show_default="everything there is")
+        str | None,
+        typer.Argument(
+            help="Report definition: catalogue name or TOML file.", show_default="all results"
+        ),
     ] = None,
     runs: Annotated[
-        list[Path] | None, option("--from", help="A folder of results; may be repeated.")
+        list[Path] | None,
+        option("--from", metavar="FOLDER…", help="Read results from these folders (one or more)."),
     ] = None,
     out: Annotated[
         Path | None,
-        option(help="The file to write.", show_default="report.html in the first folder"),
+        option(
+            metavar="FILE",
+            help="Write the report to this HTML file.",
+            show_default="report.html in the first folder",
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Write one self-contained HTML file, with its tables and figures beside it."""
+    """Write a self-contained HTML report; tables and figures are also stored as separate files."""
     from robustbench_inv.errors import UsageError
 
     if not runs:
@@ -32,7 +39,4 @@ def report(
     from robustbench_inv.reporting.html import write_report
 
     path = write_report(runs, out or runs[0] / "report.html", definition)
-    if json:
-        return print_json({"report": str(path)})
-    typer.echo(path)
-    return None
+    return print_path(path, json=json, key="report")

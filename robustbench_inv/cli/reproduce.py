@@ -1,7 +1,8 @@
-"""``invbench reproduce``: runs the attacks or the experiment behind a paper's table or figure, and compares with the published numbers."""
+"""``invbench reproduce``: runs the attacks or the experiment behind a paper's table or figure, and compares the numbers."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,142 +16,83 @@ from robustbench_inv.cli.options import (
     Device,
     DryRun,
     EntryKind,
+    EvaluationOptions,
     Existing,
     ExistingOption,
     Json,
     SamplesOption,
     Seed,
     Workers,
+    exit_with_failures,
     int_or_text,
     option,
 )
-from robustbench_inv.cli.output import print_json, print_message, print_warnings
+from robustbench_inv.cli.output import print_json, print_message
 
 if TYPE_CHECKING:
-    from robustbench_inv.api import Run
     from robustbench_inv.catalogue.reproduction import Reproduction
-    from robustbench_inv.evaluation.plan import Plan
-    from robustbench_inv.reporting.reproduction.paper_report import SamplesByCell
+    from robustbench_inv.reporting.reproduction.report import ReproductionReport
 
-__all__ = ["reproduce", "reproduce_experiment"]
+__all__ = ["reproduce"]
 
 
-def reproduce_experiment(
-    item: "Reproduction",
-    page: Path,
-    runs: Sequence[Path],
-    folder: Path,
-    options: Mapping[str, Any],
-    *,
-    json: bool,
-) -> None:
-    """Measure what an item says unless results are named, write the report, and print its tables.
+@dataclass(frozen=True)
+class _Files:
+    """The folders and the page of a reproduction.
 
     Args:
-        item: with a measurement.
+        runs: folders to build the report from; empty to run the item.
+        folder: folder for new results.
         page: the HTML file.
-        runs: folders of what was measured; empty to measure now.
-        folder: gets what is measured, ``measured-DATASET.json.gz``.
-        options: the options ``dataset``, ``samples``, ``seed``, ``device``, ``data_root``, and ``dry_run`` to
-            print what would be measured.
-        json: print JSON.
     """
-    from robustbench_inv.reporting.reproduction.experiment_report import (
-        build_experiment_report,
-        find_results,
-    )
 
-    if options["dry_run"]:
-        return _print_experiment_plan(item, options, json)
-    files = find_results(runs) if runs else _run_experiments(item, folder, options)
-    report = build_experiment_report(item, files)
-    report.write(page)
-    if json:
-        return print_json({**report.to_json(), "report": str(page)})
-    for text in report.texts:
-        typer.echo(text)
-    return typer.echo(page)
-
-
-def _print_experiment_plan(item: "Reproduction", options: Mapping[str, Any], json: bool) -> None:
-    assert item.measurement is not None
-    plans: list[dict[str, Any]] = [
-        {
-            "dataset": place,
-            "samples": _sample_count(item, options),
-            "by": item.measurement.by,
-            "models": _model_columns(item, data),
-            "parameters": item.measurement.filled(data),
-        }
-        for data, place in item.places(options["dataset"]).items()
-    ]
-    if json:
-        return print_json(plans)
-    for plan in plans:
-        models = ", ".join(plan["models"].values()) or "the models of its parameters"
-        typer.echo(
-            f"{plan['by']} on {plan['samples'] or 'all'} samples of {plan['dataset']}: {models}"
-        )
-    return None
-
-
-def _run_experiments(item: "Reproduction", folder: Path, options: Mapping[str, Any]) -> list[Path]:
-    from robustbench_inv.experiments.protocol import ExperimentRequest, run_experiment
-    from robustbench_inv.reporting.table_formats import slug
-    from robustbench_inv.results.experiment_result import result_to_gzip
-    from robustbench_inv.results.files import explain_write_errors, write_atomically
-
-    assert item.measurement is not None
-    own = {key: options[key] for key in ("seed", "device", "data_root")}
-    with explain_write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for data, place in item.places(options["dataset"]).items():
-        question = ExperimentRequest(
-            place,
-            _model_columns(item, data),
-            _sample_count(item, options),
-            **own,
-            report=print_message,
-        )
-        measured = run_experiment(item.measurement.by, question, item.measurement.filled(data))
-        files.append(folder / f"measured-{slug(data)}.json.gz")
-        write_atomically(files[-1], result_to_gzip(measured))
-    return files
-
-
-def _model_columns(item: "Reproduction", data: str) -> dict[str, str]:
-    """Return the names of the models by column; columns of published numbers alone have none."""
-    named = (column for column in item.columns if column.published)
-    return {column.name: column.model("published", data) for column in named}
-
-
-def _sample_count(item: "Reproduction", options: Mapping[str, Any]) -> int | str | None:
-    return int_or_text(options["samples"]) if options["samples"] else item.samples
+    runs: Sequence[Path]
+    folder: Path
+    page: Path
 
 
 def reproduce(  # noqa: PLR0913, PLR0917 - one parameter is one option
     name: Annotated[
-        str | None, typer.Argument(help="PAPER/ITEM, or a TOML file.", show_default="list them")
+        str | None,
+        typer.Argument(
+            help="Table or figure to reproduce: PAPER/ITEM or a TOML file.", show_default="list all"
+        ),
     ] = None,
-    only: Annotated[
-        str | None, option(help="A pattern of rows, as 'PGD w*'.", show_default="all")
+    rows: Annotated[
+        str | None,
+        option(
+            metavar="PATTERN",
+            help="Run only the rows and panels that match this pattern, as in 'PGD w*'.",
+            show_default="all",
+        ),
     ] = None,
     dataset: Annotated[
         str | None,
-        option(help="What stands in for the paper's data.", show_default="the paper's"),
+        option(metavar="NAME", help="Use this data set in place of the paper's."),
     ] = None,
     samples: SamplesOption = None,
     seed: Seed = 0,
     runs: Annotated[
         list[Path] | None,
-        option("--from", help="Run nothing, draw from these results; may be repeated."),
+        option(
+            "--from",
+            metavar="FOLDER…",
+            help="Build the report from these result folders; run nothing (one or more).",
+        ),
     ] = None,
     out: Annotated[
-        Path | None, option(help="Folder of the results.", show_default="runs/PAPER-ITEM")
+        Path | None,
+        option(
+            metavar="FOLDER", help="Write results to this folder.", show_default="runs/PAPER-ITEM"
+        ),
     ] = None,
     report: Annotated[
-        Path | None, option(help="The HTML file to write.", show_default="ITEM.html in the folder")
+        Path | None,
+        option(
+            metavar="FILE",
+            help="Write the report to this HTML file.",
+            show_default="ITEM.html in the results folder",
+        ),
     ] = None,
     existing: ExistingOption = Existing.resume,
     dry_run: DryRun = False,
@@ -161,94 +103,140 @@ def reproduce(  # noqa: PLR0913, PLR0917 - one parameter is one option
     checks: Checks = True,
     json: Json = False,
 ) -> None:
-    """Reproduce a table or figure of a paper: published numbers, ours as published, ours adaptive.
+    """Reproduce a table or figure of a paper: its numbers, our run of its attacks, and our adaptive attacks.
 
-    Without a name, list what there is. EntryKind was evaluated is not evaluated again. Exit code 1 if a cell failed.
+    Without a name, list all reproductions. Completed cells are not repeated. The exit code is 1 if a cell fails.
     """
     if name is None:
         return list_catalogue(EntryKind.reproductions, json=json)
-    item, asked = _load_item(name, only), {"dataset": dataset, "samples": samples, "seed": seed}
-    page = (
-        report
-        or (out or (runs or [_default_folder(item)])[0]) / f"{item.name.rpartition('/')[2]}.html"
+    item = _load_item(name, rows)
+    options = EvaluationOptions(
+        dataset, samples, seed, existing, batch_size, device, workers, data_root, checks
     )
-    if item.measurement:
-        more = {"device": device, "data_root": data_root, "dry_run": dry_run}
-        folder = out or _default_folder(item)
-        return reproduce_experiment(item, page, runs or (), folder, {**asked, **more}, json=json)
-    if runs:
-        return _write_report(item, runs, page, json, dataset=dataset)
-    plan = _make_plan(item, {**asked, "device": device, "data_root": data_root})
-    if dry_run:
-        return _print_plan(plan, json)
-    folder, options = out or _default_folder(item), (batch_size, device, False, existing.value)
-    run = _run(plan, folder, options, int_or_text(workers), checks=checks)
-    samples_of = {job.spec.digest: job.samples for job in plan.jobs}
-    _write_report(item, [folder], page, json, dataset=dataset, asked=samples_of)
-    for failure in run.failures:
-        print_message(f"failed: {failure}")
-    raise typer.Exit(1 if run.failures else 0)
+    folder = out or Path("runs") / item.name.replace("/", "-")
+    results = out or (runs or [folder])[0]
+    page = report or results / f"{item.name.rpartition('/')[2]}.html"
+    files = _Files(runs or (), folder, page)
+    reproduce_item = _reproduce_experiment if item.measurement else _reproduce_attacks
+    return reproduce_item(item, options, files, dry_run=dry_run, json=json)
 
 
-def _load_item(name: str, only: str | None) -> "Reproduction":
+def _load_item(name: str, rows: str | None) -> "Reproduction":
     from robustbench_inv.catalogue.reproduction_file import load_reproduction
 
     item = load_reproduction(name)
-    return item.only(only) if only else item
+    return item.only(rows) if rows else item
 
 
-def _default_folder(item: "Reproduction") -> Path:
-    return Path("runs") / item.name.replace("/", "-")
-
-
-def _make_plan(item: "Reproduction", options: dict[str, Any]) -> "Plan":
-    from robustbench_inv.evaluation.jobs import EvaluationRequest
-    from robustbench_inv.evaluation.plan import plan_reproduction
-
-    root, samples = options["data_root"], options["samples"]
-    options |= {"data_root": root and str(root), "samples": samples and int_or_text(samples)}
-    return plan_reproduction(item, EvaluationRequest((), **options), ["invbench", *sys.argv[1:]])
-
-
-def _print_plan(plan: "Plan", json: bool) -> None:
-    from robustbench_inv.cli.run_tables import print_plan
-
-    print_warnings(plan.warnings)
-    print_plan(plan, json)
-
-
-def _run(
-    plan: "Plan", folder: Path, options: tuple[Any, ...], workers: int | str, *, checks: bool
-) -> "Run":
-    from robustbench_inv.api import check_run, run_plan
-    from robustbench_inv.cli.output import show_progress
-    from robustbench_inv.evaluation.engine import RunOptions
-
-    chosen = RunOptions(*options)
-    with show_progress() as progress:
-        run = run_plan(plan, folder, chosen, progress, workers)
-    if checks:
-        check_run(run, chosen.device)
-    print_warnings(run.notes)
-    return run
-
-
-def _write_report(
-    item: "Reproduction",
-    runs: Sequence[Path],
-    page: Path,
-    json: bool,
-    *,
-    dataset: str | None,
-    asked: "SamplesByCell | None" = None,
-) -> None:
-    """Write the report and print what it says."""
+def _write_report(report: "ReproductionReport", page: Path, *, json: bool) -> None:
+    """Write the report and print its tables and the path of its page."""
     from robustbench_inv.cli.run_tables import print_reproduction
-    from robustbench_inv.reporting.reproduction.paper_report import build_paper_report
 
-    found = build_paper_report(item, runs, dataset=dataset, asked=asked)
-    found.write(page)
+    report.write(page)
     if json:
-        return print_json({**found.to_json(), "report": str(page)})
-    print_reproduction(found)
+        return print_json({**report.to_json(), "report": str(page)})
+    print_reproduction(report)
     return typer.echo(page)
+
+
+def _reproduce_attacks(
+    item: "Reproduction",
+    options: EvaluationOptions,
+    files: _Files,
+    *,
+    dry_run: bool,
+    json: bool,
+) -> None:
+    """Run the attacks of an item unless there are runs to report on, and write the report."""
+    from robustbench_inv.cli.run_tables import print_plan
+    from robustbench_inv.evaluation.plan import plan_reproduction
+    from robustbench_inv.reporting.reproduction.report import report_from_runs
+
+    if files.runs:
+        report = report_from_runs(item, files.runs, dataset=options.dataset)
+        return _write_report(report, files.page, json=json)
+    plan = plan_reproduction(item, options.request(models=()), ["invbench", *sys.argv[1:]])
+    if dry_run:
+        return print_plan(plan, json)
+    run = options.run(plan, files.folder)
+    requested = {job.spec.digest: job.samples for job in plan.jobs}
+    report = report_from_runs(item, [files.folder], dataset=options.dataset, requested=requested)
+    _write_report(report, files.page, json=json)
+    return exit_with_failures(run.failures)
+
+
+def _reproduce_experiment(
+    item: "Reproduction",
+    options: EvaluationOptions,
+    files: _Files,
+    *,
+    dry_run: bool,
+    json: bool,
+) -> None:
+    """Run the experiment of an item unless there are runs to report on, and write the report."""
+    from robustbench_inv.reporting.reproduction.report import find_results, report_from_results
+
+    if dry_run:
+        return _print_experiment_plan(item, options, json=json)
+    results = (
+        find_results(files.runs) if files.runs else _run_experiments(item, files.folder, options)
+    )
+    return _write_report(report_from_results(item, results), files.page, json=json)
+
+
+def _print_experiment_plan(item: "Reproduction", options: EvaluationOptions, *, json: bool) -> None:
+    assert item.measurement is not None
+    plans: list[dict[str, Any]] = [
+        {
+            "dataset": dataset,
+            "samples": _sample_count(item, options),
+            "by": item.measurement.by,
+            "models": _model_columns(item, data),
+            "parameters": item.measurement.filled(data),
+        }
+        for data, dataset in item.places(options.dataset).items()
+    ]
+    if json:
+        return print_json(plans)
+    for plan in plans:
+        models = ", ".join(plan["models"].values()) or "the models of its parameters"
+        count = plan["samples"] or "all"
+        typer.echo(f"{plan['by']} on {count} samples of {plan['dataset']}: {models}")
+    return None
+
+
+def _run_experiments(item: "Reproduction", folder: Path, options: EvaluationOptions) -> list[Path]:
+    """Run the experiment on every data set, and return the files with the results."""
+    from robustbench_inv.experiments.protocol import ExperimentRequest, run_experiment
+    from robustbench_inv.reporting.table_formats import slug
+    from robustbench_inv.results.experiment_result import result_to_gzip
+    from robustbench_inv.results.files import explain_write_errors, write_atomically
+
+    assert item.measurement is not None
+    with explain_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for data, dataset in item.places(options.dataset).items():
+        request = ExperimentRequest(
+            dataset,
+            _model_columns(item, data),
+            _sample_count(item, options),
+            seed=options.seed,
+            device=options.device,
+            data_root=options.data_root,
+            report=print_message,
+        )
+        result = run_experiment(item.measurement.by, request, item.measurement.filled(data))
+        files.append(folder / f"measured-{slug(data)}.json.gz")
+        write_atomically(files[-1], result_to_gzip(result))
+    return files
+
+
+def _model_columns(item: "Reproduction", data: str) -> dict[str, str]:
+    """Return the model of each column; columns of published numbers alone have none."""
+    columns = (column for column in item.columns if column.published)
+    return {column.name: column.model("published", data) for column in columns}
+
+
+def _sample_count(item: "Reproduction", options: EvaluationOptions) -> int | str | None:
+    return int_or_text(options.samples) if options.samples else item.samples

@@ -16,18 +16,29 @@ __all__ = ["rescore"]
 
 
 def rescore(
-    run: Annotated[Path, typer.Argument(help="Folder of results with images; it stays as it is.")],
+    run: Annotated[
+        Path, typer.Argument(help="Folder of results with stored images; it is not modified.")
+    ],
     oracle: Annotated[
-        str, option(metavar="CSV|PANEL", help="Human labels, or a panel of the catalogue.")
+        str,
+        option(
+            metavar="CSV|PANEL",
+            help="Take true classes from this CSV file of human labels, or from this panel oracle.",
+        ),
     ],
     out: Annotated[
-        Path | None, option(help="Folder of the new results.", show_default="RUN-ORACLE")
+        Path | None,
+        option(
+            metavar="FOLDER",
+            help="Write the re-scored results to this folder.",
+            show_default="RUN-ORACLE",
+        ),
     ] = None,
     device: Device = "cpu",
     data_root: DataRoot = None,
     json: Json = False,
 ) -> None:
-    """Write a run anew with the classes that people, or a panel, see in its images; the models are not asked."""
+    """Re-score a run with human labels or a panel oracle, without querying the attacked models."""
     from robustbench_inv.checks.suite import check_records
     from robustbench_inv.cli.run_tables import print_invariance
     from robustbench_inv.evaluation.rejudge import LoadOptions, rejudge

@@ -2,14 +2,15 @@
 
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from robustbench_inv.cli.output import print_json
+from robustbench_inv.cli.output import print_json, print_warnings
 from robustbench_inv.results.cell import label_with_substitute
 from robustbench_inv.results.ensemble_breakdown import EnsembleBreakdown
 
@@ -20,36 +21,36 @@ if TYPE_CHECKING:
     from robustbench_inv.evaluation.cost import Estimate
     from robustbench_inv.evaluation.plan import Plan
     from robustbench_inv.reporting.reproduction.claims import ClaimFinding
-    from robustbench_inv.reporting.reproduction.paper_report import PaperReport
+    from robustbench_inv.reporting.reproduction.report import ReproductionReport
+    from robustbench_inv.reporting.table_formats import Table as ReportTable
 
 __all__ = ["print_invariance", "print_plan", "print_reproduction", "print_run"]
 
 
 WIDTH = 200
-"""Columns that a table may take where there is no terminal."""
+"""Width of tables in characters if standard output is not a terminal."""
 
 
 def print_run(run: "Run") -> None:
-    """Print one row for each cell, then every check that is not content, then where the records are.
+    """Print one row for each cell, then every check that fails or warns, then the folder of the records.
 
-    Of invariance cells it is told besides what stayed, what changed, and who says so; of cascades, which member
-    broke how many.
+    Invariance cells get a second table, ensembles a line with the number of samples that each member broke.
     """
     cells = run.to_json()
     console = _console()
     console.print(_result_table(cells))
-    if kept := [cell for cell in cells if cell["invariance"]]:
-        console.print(_invariance_table(kept))
-    for cell in cells:
-        if cell["broken_by"]:
-            console.print(_ensemble_line(cell), highlight=False, markup=False, soft_wrap=True)
-    for verdict in _warnings_and_failures(cells):
-        console.print(_check_line(verdict), highlight=False, markup=False, soft_wrap=True)
-    console.print(f"records: {run.path}", highlight=False, markup=False, soft_wrap=True)
+    if invariance := [cell for cell in cells if cell["invariance"]]:
+        console.print(_invariance_table(invariance))
+    lines = [
+        *(_ensemble_line(cell) for cell in cells if cell["broken_by"]),
+        *map(_check_line, _warnings_and_failures(cells)),
+        f"records: {run.path}",
+    ]
+    _print_lines(console, lines)
 
 
 def print_invariance(cells: "Sequence[Mapping[str, Any]]", folder: "Path") -> None:
-    """Print what became of decisions and classes in each cell, then where the records are.
+    """Print the invariance rates of each cell, then the folder of the records.
 
     Args:
         cells: each with ``model``, ``attack`` and ``invariance``, as ``--json`` prints them.
@@ -57,13 +58,14 @@ def print_invariance(cells: "Sequence[Mapping[str, Any]]", folder: "Path") -> No
     """
     console = _console()
     console.print(_invariance_table(cells))
-    console.print(f"records: {folder}", highlight=False, markup=False, soft_wrap=True)
+    _print_lines(console, [f"records: {folder}"])
 
 
 def print_plan(plan: "Plan", json: bool) -> None:
-    """Print one row for each planned cell and the time that all will take at most, or an object for each."""
+    """Print the warnings of a plan, then one row or JSON object for each cell with its estimated cost."""
     from robustbench_inv.evaluation.cost import estimate_jobs
 
+    print_warnings(plan.warnings)
     estimates = estimate_jobs(plan.jobs)
     if json:
         pairs = zip(plan.jobs, estimates, strict=True)
@@ -71,18 +73,19 @@ def print_plan(plan: "Plan", json: bool) -> None:
     return _print_estimates(plan, estimates)
 
 
-def print_reproduction(found: "PaperReport") -> None:
-    """Print the paper's table with ours, what became of its claims, what is unexplained, and every doubtful check."""
+def print_reproduction(report: "ReproductionReport") -> None:
+    """Print the numbers, claims and further tables of a report, and what a reader must check."""
     console = _console()
-    if found.entries:
-        console.print(_comparison_table(found))
-    lines = [
-        *(_claim_line(finding) for finding in found.findings),
-        *(f"not explained yet: {entry.place}" for entry in found.unexplained),
-        *map(_check_line, found.failed_checks),
-    ]
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    for part in report.parts:
+        tables = [part.numbers_table] if part.numbers else []
+        for table in (*tables, *part.details):
+            console.print(_report_table(table))
+        lines = [
+            *map(_claim_line, part.findings),
+            *(f"unexplained difference: {n.label}" for n in part.numbers if n.lacks_remark),
+        ]
+        _print_lines(console, lines)
+    _print_lines(console, map(_check_line, report.failed_checks))
 
 
 def _print_estimates(plan: "Plan", estimates: "Sequence[Estimate]") -> None:
@@ -98,16 +101,28 @@ def _print_estimates(plan: "Plan", estimates: "Sequence[Estimate]") -> None:
     console = _console()
     console.print(table)
     low, high = sum(cost.low for cost in estimates), sum(cost.high for cost in estimates)
-    console.print(f"{low:.0f} to {high:.0f} seconds in all; nothing was run", highlight=False)
+    console.print(f"{low:.0f} to {high:.0f} seconds in total; nothing was run", highlight=False)
 
 
 def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=WIDTH)
 
 
+def _print_lines(console: Console, lines: Iterable[str]) -> None:
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def _result_table(cells: Sequence[dict[str, Any]]) -> Table:
-    table = _table("model", "attack", "norm", title="per cent, with 95 % intervals")
-    for heading in ("samples", "clean", "eps", "robust", "distance", "passes"):
+    table = _table("model", "attack", "norm", title="accuracy in per cent, with 95 % intervals")
+    for heading in (
+        "samples",
+        "clean accuracy",
+        "eps",
+        "robust accuracy",
+        "median distance",
+        "passes",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("checks", no_wrap=True)
     for cell in cells:
@@ -116,13 +131,18 @@ def _result_table(cells: Sequence[dict[str, Any]]) -> Table:
 
 
 def _invariance_table(cells: Sequence[Mapping[str, Any]]) -> Table:
-    title = "decision kept, class changed: per cent of the attacked, with 95 % intervals"
+    title = "invariance attacks: per cent of attacked samples, with 95 % intervals"
     table = _table("model", "attack", title=title)
-    headings = {"kept": "stays", "changed": "changed", "failed": "both", "unknown": "unknown"}
+    headings = {
+        "kept": "prediction kept",
+        "changed": "class changed",
+        "failed": "invariance failure",
+        "unknown": "unknown",
+    }
     for heading in headings.values():
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("oracle", overflow="fold")
-    table.add_column("its error", justify="right", no_wrap=True)
+    table.add_column("oracle error", justify="right", no_wrap=True)
     for cell in cells:
         found = cell["invariance"]
         error = _format_rate(found["oracle_wrong"]) if found["oracle_wrong"] else ""
@@ -155,28 +175,27 @@ def _result_row(cell: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _comparison_table(found: "PaperReport") -> Table:
-    """Lay the paper's table out: below each published number ours, the difference, and the adaptive one."""
-    table = _table("attack", "accuracy", title=f"{found.item.title}; per cent")
-    for column in found.item.columns:
-        table.add_column(column.name, justify="right", no_wrap=True)
-    for band in found.bands:
-        for i, (name, shown) in enumerate(band.lines):
-            last = i == len(band.lines) - 1
-            label = "" if i else band.row.label
-            table.add_row(label, name, *(cell.text for cell in shown), end_section=last)
+def _report_table(report: "ReportTable") -> Table:
+    table = Table(box=box.SIMPLE_HEAD, title=report.title, title_justify="left")
+    words = ("name", "note")
+    for heading, cell in zip(report.columns, report.rows[0], strict=True):
+        number = cell.tone not in words
+        table.add_column(heading, justify="right" if number else "left", no_wrap=number)
+    for row in report.rows:
+        table.add_row(*(escape(cell.plain) for cell in row))
     return table
 
 
 def _claim_line(finding: "ClaimFinding") -> str:
-    paper, published, adaptive = map(finding.status, finding.contrasts)
-    said = f"in the paper {paper}, as published {published}, adaptive {adaptive}"
-    return f"{finding.claim.text} ({said})"
+    paper, published, adaptive = map(finding.status, finding.comparisons)
+    return (
+        f"{finding.text} (paper: {paper}; our run as published: {published}; adaptive: {adaptive})"
+    )
 
 
 def _ensemble_line(cell: Mapping[str, Any]) -> str:
-    told = EnsembleBreakdown(**cell["broken_by"])
-    return f"{cell['attack']} on {cell['model']}, {cell['threat']}: {told.text}"
+    breakdown = EnsembleBreakdown(**cell["broken_by"])
+    return f"{cell['attack']} on {cell['model']}, {cell['threat']}: {breakdown.text}"
 
 
 def _check_line(verdict: Mapping[str, Any]) -> str:

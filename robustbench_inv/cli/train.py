@@ -1,4 +1,4 @@
-"""``invbench train``: trains the model of a recipe, or goes on with it."""
+"""``invbench train``: trains the model of a recipe, or resumes its training."""
 
 import time
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustbench_inv.cli.options import DataRoot, Device, Json, option
-from robustbench_inv.cli.output import print_json, print_message
+from robustbench_inv.cli.options import DataRoot, Device, Json, option, print_path
+from robustbench_inv.cli.output import print_message
 
 if TYPE_CHECKING:
     from robustbench_inv.training.loop import EpochMetrics
@@ -17,22 +17,31 @@ __all__ = ["report_progress", "train"]
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A model of the catalogue, or a recipe.toml.")],
+    recipe: Annotated[
+        str, typer.Argument(help="Catalogue model with a recipe, or a recipe.toml file.")
+    ],
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the training.", show_default="checkpoints/NAME"),
+        option(
+            metavar="FOLDER",
+            help="Write checkpoints and the trained model to this folder.",
+            show_default="checkpoints/NAME",
+        ),
     ] = None,
     seed: Annotated[
         int | None,
-        option(help="Random seed; the model is called NAME-seedN.", show_default="the recipe's"),
+        option(
+            help="Random seed; another than the recipe's names the model NAME-seedN.",
+            show_default="the recipe's",
+        ),
     ] = None,
     device: Device = "cpu",
     data_root: DataRoot = None,
     json: Json = False,
 ) -> None:
-    """Train a recipe; a checkpoint every epoch, and the same command goes on where it stopped.
+    """Train the model of a recipe. A checkpoint is written every epoch; run the same command again to resume.
 
-    In the end OUT is a catalogue with the model: weights, card, recipe and golden logits.
+    OUT becomes a catalogue folder that contains the model: weights, card, recipe and golden logits.
     """
     from robustbench_inv.training.loop import TrainingOptions
     from robustbench_inv.training.recipe import find_recipe, read_recipe
@@ -47,10 +56,7 @@ def train(
     model = train_recipe(
         path, folder, device=device, data_root=data_root, seed=seed, options=options
     )
-    if json:
-        return print_json({"model": str(model), "catalogue": str(folder)})
-    typer.echo(model)
-    return None
+    return print_path(model, json=json, key="model", catalogue=str(folder))
 
 
 def report_progress(until: int | None = None) -> "Callable[[EpochMetrics], None]":
@@ -69,7 +75,7 @@ def report_progress(until: int | None = None) -> "Callable[[EpochMetrics], None]
         print_message(
             f"epoch {epoch.epoch}/{epoch.epochs}  loss {epoch.loss:.4f}  "
             f"accuracy {epoch.accuracy:.4f}  {epoch.seconds:.1f} s  "
-            f"ends in {int(left) // 60}:{int(left) % 60:02d}"
+            f"{int(left) // 60}:{int(left) % 60:02d} remaining"
         )
 
     return report

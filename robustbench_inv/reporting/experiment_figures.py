@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isnan
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -23,10 +25,28 @@ from robustbench_inv.reporting.canvas import (
     render,
     styled,
 )
-from robustbench_inv.reporting.table_formats import format_number, slug
-from robustbench_inv.results.experiment_result import Histogram, HistogramPanels
+from robustbench_inv.reporting.table_formats import (
+    BLANK,
+    Table,
+    TableCell,
+    Tone,
+    format_number,
+    slug,
+)
+from robustbench_inv.results.experiment_result import (
+    Histogram,
+    HistogramPanels,
+    LogitRow,
+    LogitSheet,
+)
 
-__all__ = ["DecisionPlane", "DecisionPlanes", "draw_decision_planes", "draw_histograms"]
+__all__ = [
+    "DecisionPlane",
+    "DecisionPlanes",
+    "draw_decision_planes",
+    "draw_histograms",
+    "logit_table",
+]
 
 
 @dataclass(frozen=True)
@@ -247,3 +267,36 @@ def _histogram_legend(panel: Histogram) -> list[Patch | Line2D]:
 def _describe_histogram(panel: Histogram) -> str:
     limits = ", ".join(f"{name} {format_number(at)}" for name, at in panel.limits.items())
     return f"{panel.title}: {limits}; {panel.note}." if panel.note else f"{panel.title}: {limits}."
+
+
+def logit_table(sheet: LogitSheet, prefix: str = "") -> Table:
+    """Return a sheet of logits as a table.
+
+    Args:
+        sheet: logits in rows.
+        prefix: prefix of the table's name, if the report has several data sets.
+    """
+    name = slug(f"{prefix}-{sheet.name}" if prefix else sheet.name)
+    rows = tuple((TableCell(line.name, tone="name"), *_logit_cells(line)) for line in sheet.lines)
+    frame = pd.DataFrame(
+        {"row": line.name, "column": head, "value": value, "accepted": line.accepted}
+        for line in sheet.lines
+        for head, value in zip(sheet.heads, line.values, strict=True)
+    )
+    return Table(name, sheet.title, sheet.caption, frame, ("", *sheet.heads), rows)
+
+
+def _logit_cells(line: LogitRow) -> list[TableCell]:
+    best = max((v for v in line.values if not isnan(v)), default=0.0)
+    return [_logit_cell(value, line, best=value == best) for value in line.values]
+
+
+def _logit_cell(value: float, line: LogitRow, *, best: bool) -> TableCell:
+    """Return a logit; the largest logit of an answer is marked: accepted and correct, rejected, or accepted and wrong."""
+    if isnan(value):
+        return BLANK
+    text = f"{value:.1f}".replace("-", "−")
+    if not best or line.accepted is None:
+        return TableCell(text)
+    tone: Tone = "warn" if not line.accepted else "fail" if line.wrong else "pass"
+    return TableCell(text, tone=tone)

@@ -98,7 +98,7 @@ def test_larger_budgets_lead_back_in_from_beyond_a_plateau(norm):
 
 def test_unusable_widths_are_refused():
     for radius_schedule in ((1.0,), (2.0, 3.0), (0.5,)):
-        with pytest.raises(BadParameter, match="unusable widths"):
+        with pytest.raises(BadParameter, match="radius_schedule"):
             APGD(100, radius_schedule=radius_schedule)
     with pytest.raises(BadParameter, match="steps"):
         APGD(2, radius_schedule=(3.0, 2.0))
@@ -112,45 +112,45 @@ def test_checkpoints_are_the_papers():
 
 def test_steps_are_halved_where_they_led_nowhere_and_begin_again_at_the_best():
     clean = torch.full((4, 1, 2, 2), 0.5, dtype=torch.float64)
-    state = APGDState.begin(Ball(clean, LpBall("linf", 0.1), (0.0, 1.0)), clean)
+    state = APGDState.start(Ball(clean, LpBall("linf", 0.1), (0.0, 1.0)), clean)
     state = replace(
         state,
         images=clean + 0.1,
-        top=clean - 0.1,
-        rises=torch.tensor([8.0, 7.0, 10.0, 10.0]),
-        last_top=torch.tensor([0.0, 0.0, 2.0, 2.0], dtype=torch.float64),
-        top_heights=torch.tensor([1.0, 1.0, 2.0, 2.0], dtype=torch.float64),
-        cut=torch.tensor([False, False, False, True]),
+        best=clean - 0.1,
+        n_increases=torch.tensor([8.0, 7.0, 10.0, 10.0]),
+        last_best_losses=torch.tensor([0.0, 0.0, 2.0, 2.0], dtype=torch.float64),
+        best_losses=torch.tensor([1.0, 1.0, 2.0, 2.0], dtype=torch.float64),
+        halved=torch.tensor([False, False, False, True]),
     )
-    after = state.adapt(10)
+    after = state.adapt_step_size(10)
     # seven of ten uphill are too few; a best that has stood still since the last checkpoint counts unless steps were cut
-    assert after.cut.tolist() == [False, True, True, False]
-    assert after.lengths.tolist() == pytest.approx([0.2, 0.1, 0.1, 0.2])
-    assert (after.images[after.cut] == 0.4).all()
-    assert (after.images[~after.cut] == 0.6).all()
+    assert after.halved.tolist() == [False, True, True, False]
+    assert after.step_sizes.tolist() == pytest.approx([0.2, 0.1, 0.1, 0.2])
+    assert (after.images[after.halved] == 0.4).all()
+    assert (after.images[~after.halved] == 0.6).all()
 
 
 def test_the_first_answer_is_no_rise():
     clean = torch.full((1, 4), 0.5, dtype=torch.float64)
-    state = APGDState.begin(Ball(clean, LpBall("linf", 0.1), (0.0, 1.0)), clean)
-    for height, rises in ((-3.0, 0), (-2.0, 1), (-2.5, 1), (-1.0, 2)):
-        state = state.visit(clean, torch.tensor([height], dtype=torch.float64)).step(
-            first=rises == 0
+    state = APGDState.start(Ball(clean, LpBall("linf", 0.1), (0.0, 1.0)), clean)
+    for loss, increases in ((-3.0, 0), (-2.0, 1), (-2.5, 1), (-1.0, 2)):
+        state = state.update(clean, torch.tensor([loss], dtype=torch.float64)).step(
+            first=increases == 0
         )
-        assert state.rises.tolist() == [rises]
-    assert state.top_heights.tolist() == [-1.0]
+        assert state.n_increases.tolist() == [increases]
+    assert state.best_losses.tolist() == [-1.0]
 
 
 def test_in_l1_steps_become_sparser_and_then_shorter():
     clean = torch.full((2, 10), 0.5, dtype=torch.float64)
-    state = APGDState.begin(Ball(clean, LpBall("l1", 1.0), (0.0, 1.0)), clean)
-    assert state.radius_schedule.tolist() == [2.0, 2.0]
-    top = clean.clone()
-    top[0, :6] += 0.1
-    top[1] += 0.1
-    after = replace(state, top=top).adapt(4)
-    assert after.radius_schedule.tolist() == pytest.approx([4.0, 10 / 1.5])
-    assert after.lengths.tolist() == pytest.approx([1.0, 1 / 1.5])
+    state = APGDState.start(Ball(clean, LpBall("l1", 1.0), (0.0, 1.0)), clean)
+    assert state.sparsity.tolist() == [2.0, 2.0]
+    best = clean.clone()
+    best[0, :6] += 0.1
+    best[1] += 0.1
+    after = replace(state, best=best).adapt_step_size(4)
+    assert after.sparsity.tolist() == pytest.approx([4.0, 10 / 1.5])
+    assert after.step_sizes.tolist() == pytest.approx([1.0, 1 / 1.5])
 
 
 @pytest.mark.parametrize("loss", ["scaled-ce", "dlr", "margin"])

@@ -49,7 +49,7 @@ def test_what_is_asked_at_once_is_bounded(lab, monkeypatch):
     linear, images, labels = linear_problem(6, 3, shape=(1, 4, 4))
     most, asked = [], []
     for elements in (2**20, 7 * 16):
-        monkeypatch.setattr(hopskipjump, "ELEMENTS", elements)
+        monkeypatch.setattr(hopskipjump, "MAX_BATCH_ELEMENTS", elements)
         model = lab.Changed(linear)
         ran = lab.run(
             HopSkipJump(steps=1, initial_queries=30), (model, images, labels), THREATS["l2"]

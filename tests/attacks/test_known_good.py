@@ -51,13 +51,15 @@ class Row:
 
 SPHERES = {"model": "spheres-misaligned", "data": "spheres:d=500,n=10,r1=1,r2=1.3,size=200"}
 ROWS = (
-    # attacks that share a budget: what may be left, what was left
-    Row("noise", "linf=0.5", 60, 0.55, 0.417),  # knows nothing, and breaks digits only far away
-    Row("noise", "l2=10", 60, 0.4, 0.233),
+    # fixed-budget attacks: largest robust accuracy allowed, robust accuracy measured
+    Row("random-perturbation", "linf=0.5", 60, 0.55, 0.417),  # breaks digits only at a large eps
+    Row("random-perturbation", "l2=10", 60, 0.4, 0.233),
     Row("fgsm", "linf=0.15", 60, 0.3, 0.167),
     Row("fgsm", "l2=3", 60, 0.2, 0.1),
     Row("pgd", "linf=0.1", 60, 0.2, 0.133),
     Row("pgd", "l2=1.5", 60, 0.2, 0.1),
+    Row("pgd-tuned", "linf=0.1", 60, 0.2, 0.133),
+    Row("pgd-tuned", "l2=1.5", 60, 0.2, 0.1),
     Row("apgd", "linf=0.1", 40, 0.25, 0.15),
     Row("apgd", "l2=1.5", 40, 0.2, 0.1),
     Row("apgd", "l1=10", 40, 0.2, 0.1),
@@ -78,7 +80,16 @@ ROWS = (
     Row("fmn", "none:norm=linf", 40, 0.0, 0.0, far=0.077, median=0.0700),
     Row("fmn", "none:norm=l1", 40, 0.0, 0.0, far=5.6, median=5.10),
     Row("fmn", "none:norm=l0", 40, 0.0, 0.0, far=8, median=7),
-    Row("cw", "none", 20, 0.0, 0.0, far=1.1, median=1.014),
+    Row(
+        "cw:searches=5,steps=100,learning_rate=0.1,initial_constant=0.1",
+        "none",
+        10,
+        0.0,
+        0.0,
+        far=1.1,
+        median=1.0,
+    ),
+    Row("cw-adaptive", "none", 20, 0.0, 0.0, far=1.1, median=1.014),
     Row("local-search", "none:norm=l0", 20, 0.0, 0.0, far=17, median=15),
     Row("boundary:steps=500", "none", 10, 0.0, 0.0, far=3.0, median=2.50),
     Row("hopskipjump", "none", 3, 0.0, 0.0, far=2.0, median=1.47),
@@ -94,17 +105,16 @@ ROWS = (
     Row("relu-preimage", "none", 20, 0.7, 0.55, model="mnist-mlp"),
 )
 
-SHOWS = "shows what others made; nothing is sought"
-REJECTS = "asks whether a model rejects; the CNN never does"
+FIXED = "returns inputs of the data set; nothing is searched"
+REJECTS = "needs a reject option, which the CNN does not have"
 ELSEWHERE = {
-    "counterpart": SHOWS,
-    "shift": SHOWS,
-    "uniform-noise": REJECTS,
-    "gaussian-noise": REJECTS,
+    "altered-input": FIXED,
+    "shifted-input": FIXED,
+    "noise-image": REJECTS,
     "out-of-distribution": REJECTS,
     "distal": REJECTS,
 }
-"""Presets without a row, and why; ``test_rejection_aware.py`` and ``test_out_of_distribution.py`` have theirs."""
+"""Presets without a row, and why; ``test_rejection_aware.py`` and ``test_fixed_inputs.py`` test them."""
 
 
 PRESETS = {path.stem: path for path in (shipped_root() / "attacks/presets").glob("*.toml")}
@@ -114,6 +124,16 @@ def test_every_preset_has_a_row_or_a_reason():
     rows = {row.preset for row in ROWS}
     assert rows | ELSEWHERE.keys() == PRESETS.keys()
     assert not rows & ELSEWHERE.keys()
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_every_preset_names_its_algorithm_and_each_deviation_in_a_sentence(preset):
+    card = read_attack(PRESETS[preset])
+    assert card.algorithm
+    assert card.paper or not card.deviations
+    for sentence in card.deviations:
+        assert sentence.endswith(".")
+        assert len(sentence.split()) <= 35
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS.keys() - ELSEWHERE.keys()))

@@ -30,6 +30,7 @@ def test_all_presets_are_looked_at():
     wanted = {
         "boundary",
         "cw",
+        "cw-adaptive",
         "ddn",
         "deepfool",
         "deepfool-linf",

@@ -287,11 +287,11 @@ def test_linearised_distances_are_those_of_a_linear_model(name):
     assert (meter.backward_passes == 5).all()
     assert torch.equal(
         about.nearest(1)[:, 0],
-        about.later_candidates.gather(1, about.distances.argmin(1)[:, None])[:, 0],
+        about.classes.gather(1, about.distances.argmin(1)[:, None])[:, 0],
     )
     # as distances, the largest of the logits looked at is that of the nearest boundary
     gaps = distance_scaled_loss(lambda output, _: output.logits, about.rates)(model(images), labels)
-    assert torch.allclose(-gaps.gather(1, about.later_candidates), about.distances)
+    assert torch.allclose(-gaps.gather(1, about.classes), about.distances)
 
 
 def test_linear_distance_in_l0_counts_the_steepest_elements():

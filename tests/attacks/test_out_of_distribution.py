@@ -166,7 +166,7 @@ def test_files_that_are_not_here_stop_a_plan_unless_the_run_is_optional(data, ca
         with_ood_data(loaded, source, own, missing)
     left = with_ood_data(loaded, source, own, missing, optional=True)
     assert left.attack == OutOfDistribution("middle")
-    (job,) = jobs(careful, own, "uniform-noise")
+    (job,) = jobs(careful, own, "noise-image")
     plan = plan_jobs([job, replace(job, attack=left, optional=True)])
     assert plan.jobs == (job,)
     assert "left out: out-of-distribution:dataset=middle" in plan.warnings[0]

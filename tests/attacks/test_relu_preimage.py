@@ -148,7 +148,7 @@ def test_a_piece_is_the_network_around_its_input():
     for piece, inputs in zip(
         pieces_at(module, image, 2), relu_inputs(module, near, 2), strict=True
     ):
-        found = piece.slopes @ near.flatten().numpy() + piece.offsets
+        found = piece.jacobian @ near.flatten().numpy() + piece.offsets
         assert found == pytest.approx(inputs[0].detach().numpy(), abs=1e-12)
 
 

@@ -44,7 +44,7 @@ def test_distances_equal_the_closed_form(tmp_path, spheres, kind, target):
     labels, used, unused, bias, outer = norms(spheres)
     for i, (label, u, v) in enumerate(zip(labels, used, unused, strict=True)):
         record = records[i]
-        assert record.clean.decision == label
+        assert record.clean.prediction == label
         assert record.goal_reached == (label == target)
         if label != target:
             assert (record.status, record.distance.l2) == (
@@ -54,7 +54,7 @@ def test_distances_equal_the_closed_form(tmp_path, spheres, kind, target):
             continue
         assert record.distance.l2 == pytest.approx(closed_form(kind, u, v, bias, outer), abs=1e-9)
         assert record.oracle == 1  # on the outer sphere, where the attack leads
-        assert record.adversarial.decision == 0
+        assert record.adversarial.prediction == 0
 
 
 @pytest.mark.parametrize(("kind", "target"), [("perturbation", 1), ("invariance", 0)])
@@ -101,9 +101,9 @@ def test_example_6_is_right_on_all_points_and_at_chance_once_the_inner_ones_have
     tmp_path,
 ):
     records = run(tmp_path, "spheres-invariance", "spheres:d=100,n=1,size=60").values()
-    assert all(record.clean.decision == record.label for record in records)
+    assert all(record.clean.prediction == record.label for record in records)
     assert all(record.oracle == 1 for record in records)
-    right = [record.adversarial.decision == record.oracle for record in records]
+    right = [record.adversarial.prediction == record.oracle for record in records]
     assert sum(right) == len(right) / 2
 
 

@@ -198,7 +198,7 @@ def test_attacks_of_libraries_are_their_names_and_parameters():
 
 def test_a_revision_makes_another_entry(monkeypatch):
     presets = loaded_attack._shipped()
-    revised = [loaded_attack.dataclasses.replace(each.card, revision=2) for each in presets]
+    revised = [loaded_attack.dataclasses.replace(each.card, revision=9) for each in presets]
     new = tuple(
         loaded_attack._Preset(card, each.attack)
         for card, each in zip(revised, presets, strict=True)

@@ -44,7 +44,7 @@ def names(kind):
 def test_the_shipped_catalogue_is_found_wherever_one_stands(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert catalogue_roots()[0] == shipped_root()
-    assert {"pgd", "fgsm", "noise"} <= entries("attacks").keys()
+    assert {"pgd", "fgsm", "random-perturbation"} <= entries("attacks").keys()
 
 
 def test_named_folders_are_added_and_cannot_take_a_shipped_name(monkeypatch, tmp_path):

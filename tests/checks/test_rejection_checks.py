@@ -161,7 +161,7 @@ def test_c28_rejections_nearby():
 @pytest.mark.parametrize(("accepted", "verdict"), [(0, "PASS"), (1, "WARN")])
 def test_c29_what_is_of_no_class_and_accepted(accepted, verdict, shown):
     adversarial = [answer(5, 9.0)] * accepted + [answer(5, 0.1, accepted=False)] * (10 - accepted)
-    attack = {"name": "uniform-noise", "implementation": f"x:{shown}", "kind": "fixed-input"}
+    attack = {"name": "noise-image", "implementation": f"x:{shown}", "kind": "fixed-input"}
     found = verdicts(cell("accept", adversarial=adversarial, attack=attack))
     assert found["C29"].verdict == verdict
     assert "C27" not in found

@@ -5,7 +5,13 @@ from typing import NamedTuple
 
 import pytest
 
+from robustbench_inv.api import evaluate
 from robustbench_inv.cli.main import main
+from robustbench_inv.testing.analytic_problems import (
+    FirstRowClassifier,
+    ShiftBodyAttack,
+    column_images,
+)
 
 
 class Done(NamedTuple):
@@ -28,3 +34,20 @@ def invbench(monkeypatch, capsys, tmp_path):
         return Done(leaving.value.code or 0, printed.out, printed.err)
 
     return run
+
+
+@pytest.fixture
+def labelled_run(tmp_path):
+    """A run of one invariance cell with images, on images that one row decides."""
+    labels = tmp_path / "first.csv"
+    labels.write_text("image,human_label\nff,1\n")
+    run = evaluate(
+        model=FirstRowClassifier(),
+        attack=ShiftBodyAttack(2),
+        threat=f"none:oracle={labels}",
+        dataset=column_images(),
+        keep_images=True,
+        checks=False,
+        out=tmp_path / "run",
+    )
+    return run.path

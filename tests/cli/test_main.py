@@ -51,6 +51,13 @@ def test_show_prints_the_card(invbench):
     assert "Madry" in invbench("show", "pgd", "--cite").out
 
 
+def test_show_prints_algorithm_and_deviations_of_a_preset(invbench):
+    shown = invbench("show", "cw").out
+    assert "algorithm: sections V and VI.A" in shown
+    assert "deviations from the algorithm: \n  - 9 searches" in shown
+    assert "deviations from the algorithm: none" in invbench("show", "random-perturbation").out
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -113,7 +120,7 @@ def test_without_arguments_the_help_is_shown(invbench, arguments):
             "unexpected RuntimeError: boom bang; set INVBENCH_TRACEBACK=1",
         ),
         (OSError(errno.ENOSPC, "No space left", "runs/x"), 1, "the disk is full at runs/x"),
-        (KeyboardInterrupt(), 130, "the same command goes on where it stopped"),
+        (KeyboardInterrupt(), 130, "run the same command again to resume"),
     ],
 )
 def test_whatever_happens_is_one_line(invbench, monkeypatch, error, code, says):

@@ -219,10 +219,10 @@ def test_distances_of_an_unbounded_threat_are_in_a_norm_of_the_attack():
 def test_a_threat_goes_to_those_attacks_of_a_suite_that_know_its_norm():
     threats = planned(suite="quick", threat="linf=0.1")
     assert {name: threat.norm for name, threat in threats.items() if threat.bounded} == {
-        "noise": "linf",
+        "random-perturbation": "linf",
         "fgsm": "linf",
-        "pgd": "linf",
+        "pgd-tuned": "linf",
     }
-    assert threats["pgd"].budget == LpBall("linf", 0.1)
+    assert threats["pgd-tuned"].budget == LpBall("linf", 0.1)
     assert threats["ddn"] == ThreatModel(Unbounded("l2"))
-    assert planned(suite="quick", threat="none")["pgd"].bounded
+    assert planned(suite="quick", threat="none")["pgd-tuned"].bounded

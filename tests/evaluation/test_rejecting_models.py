@@ -80,7 +80,7 @@ def goals(model, threat, greys, attack="pgd"):
 def test_an_attack_on_a_model_that_rejects_must_be_accepted(greys):
     assert goals(Careful(), "linf=0.1", greys) == [MisclassifyAccepted()]
     assert goals(Careful(), "linf=0.1:goal=misclassify", greys) == [Misclassify()]
-    assert goals(Careful(), "none", greys, "uniform-noise") == [Accept()]
+    assert goals(Careful(), "none", greys, "noise-image") == [Accept()]
     plain = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
     plain.bounds = (0.0, 1.0)
     assert goals(plain, "linf=0.1", greys) == [Misclassify()]

@@ -17,7 +17,7 @@ columns = [
   { name = "B", published = "{data}-c-js:sigmoid=true", adaptive = "{data}-c-js" },
 ]
 trials = [
-  { name = "noise", group = "g", attack = "noise", threat = "l2={ball}", samples = 12 },
+  { name = "noise", group = "g", attack = "random-perturbation", threat = "l2={ball}", samples = 12 },
   { name = "step", group = "g", attack = "fgsm", threat = "l2={ball}" },
   { name = "descent", group = "g", side = "adaptive", attack = "pgd:steps=2", threat = "l2={ball}" },
 ]
@@ -39,8 +39,8 @@ def plan(tmp_path):
 def test_each_side_of_a_column_is_attacked_by_its_own_trials(plan):
     found = [(job.attack.name, job.model.name) for job in plan().jobs]
     assert found == [
-        ("noise", "mnist-cnn"),
-        ("noise", "mnist-c-js:sigmoid=true"),
+        ("random-perturbation", "mnist-cnn"),
+        ("random-perturbation", "mnist-c-js:sigmoid=true"),
         ("fgsm", "mnist-cnn"),
         ("fgsm", "mnist-c-js:sigmoid=true"),
         ("pgd:steps=2", "mnist-cnn"),

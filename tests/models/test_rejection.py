@@ -252,7 +252,7 @@ def test_a_cell_says_what_it_was_rejected_by(thresholds, tmp_path):
     loaded = load_model(model, reject="margin", percentile=1, thresholds=path)
     run = rbi.evaluate(
         model=loaded,
-        attack="noise",
+        attack="random-perturbation",
         threat="linf=0.001",
         dataset=data,
         samples="first:6",

@@ -10,10 +10,7 @@ from robustbench_inv.catalogue.reproduction import Measurement
 from robustbench_inv.catalogue.reproduction_file import load_reproduction, read_reproduction
 from robustbench_inv.errors import BadCatalogue, BadResults
 from robustbench_inv.reporting.layer_figures import RegularizationEffect, draw_layers, layer_table
-from robustbench_inv.reporting.reproduction.experiment_report import (
-    build_experiment_report,
-    find_results,
-)
+from robustbench_inv.reporting.reproduction.report import find_results, report_from_results
 from robustbench_inv.reporting.table_formats import to_markdown
 from robustbench_inv.results.experiment_result import ExperimentResult, result_to_gzip
 
@@ -68,7 +65,7 @@ def test_plain_values_are_read():
 def test_damaged_layers_are_one_line(tmp_path, layers):
     (tmp_path / "measured-x.json.gz").write_bytes(result_to_gzip(measured(layers)))
     with pytest.raises(BadResults) as caught:
-        build_experiment_report(load_reproduction("guess-first/figure-2"), find_results([tmp_path]))
+        report_from_results(load_reproduction("guess-first/figure-2"), find_results([tmp_path]))
     assert "\n" not in str(caught.value)
 
 
@@ -105,7 +102,7 @@ def test_terms_stand_where_their_values_are():
 
 def test_the_page_holds_everything(folder):
     item = load_reproduction("guess-first/figure-2")
-    found = build_experiment_report(item, find_results([folder]))
+    found = report_from_results(item, find_results([folder]))
     page = folder / "figure-2.html"
     found.write(page)
     html = page.read_text()
@@ -113,9 +110,9 @@ def test_the_page_holds_everything(folder):
     assert item.title in html
     assert not re.findall(r'(?:src|href)="http', html)
     assert (folder / "figure-2_files" / "tables" / "mmd-mnist.csv").is_file()
-    again = build_experiment_report(item, find_results([folder / "figure-2_files"]))
+    again = report_from_results(item, find_results([folder / "figure-2_files"]))
     assert again.to_json() == found.to_json()
-    assert len(found.to_json()["data"][0]["networks"]) == 6
+    assert len(found.to_json()["parts"][0]["layers"]) == 6
 
 
 def test_the_shipped_figure_compares_what_the_paper_regularises():

@@ -1,4 +1,4 @@
-"""The figure of a reproduction: accuracy against eps for every model, as published and adaptive."""
+"""The figure of a reproduction: robust accuracy against eps for every model, as published and adaptive."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,22 +31,19 @@ __all__ = ["AccuracyCurve", "accuracy_curves", "curves_frame", "curves_table", "
 
 
 PANEL_COLUMNS, PANEL_WIDTH, PANEL_HEIGHT = 3, 3.6, 2.6
-"""Panels side by side, and inches of each: together as wide as the page."""
+"""Panels in a row, and the size of each in inches; a row fills the width of the page."""
 
 SIDES: dict[Side, str] = {"published": "as published", "adaptive": "adaptive"}
 
-BOTH_SIDES_CAPTION = (
-    " Solid: the attack as published. Dashed: the strongest, for each sample, of everything that was run on the "
-    "same network."
-)
+BOTH_SIDES_CAPTION = " Solid: the attack as published. Dashed: the worst case over all attacks that were run on the same network."
 
 ZERO_GRADIENT_CAPTION = (
-    " No gradient: the share of attacked samples of which every gradient was zero that the attack as published took, "
-    "so that what is left there is left by the loss, not by the network."
+    " No gradient: the share of attacked samples for which every gradient of the published attack was zero. There the "
+    "attack failed because its loss is flat, not because the network is robust."
 )
 
 MIN_ZERO_GRADIENT_SHARE = 0.01
-"""Share without a gradient from which on the figure tells it."""
+"""The figure reports the share of samples with zero gradients from this value on."""
 
 STYLES: dict[Side, dict[str, Any]] = {
     "published": {"linestyle": "-", "marker": "o", "markersize": 2.6},
@@ -56,15 +53,15 @@ STYLES: dict[Side, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class AccuracyCurve:
-    """One line of the figure.
+    """One curve of the figure.
 
     Args:
-        data: the item's data set.
-        panel: where it is drawn.
-        column: of which model.
+        data: data set of the item.
+        panel: panel in which it is drawn.
+        column: its model.
         side: as published or adaptive.
-        rates: what is left at each eps, ascending from 0.
-        zero_gradient: for which share of the attacked samples every gradient was zero; no trials where none was taken.
+        rates: robust accuracy at each eps, ascending from 0.
+        zero_gradient: share of attacked samples for which every gradient was zero; no trials if no gradient was taken.
     """
 
     data: str
@@ -75,69 +72,69 @@ class AccuracyCurve:
     zero_gradient: Rate
 
 
-def accuracy_curves(evidence: ReproductionOutcomes) -> list[AccuracyCurve]:
-    """Return every line for which there are records, panel by panel."""
-    item = evidence.item
+def accuracy_curves(outcomes: ReproductionOutcomes) -> list[AccuracyCurve]:
+    """Return every curve for which there are records, panel by panel."""
+    item = outcomes.item
     places = [
         (data, panel, column, side)
-        for data in evidence.places
+        for data in outcomes.dataset_names
         for panel in item.panels
         for column in item.columns
         for side in SIDES
     ]
-    lines = [
-        AccuracyCurve(*place, _rates(evidence, *place), _zero_gradient_rate(evidence, *place))
+    curves = [
+        AccuracyCurve(*place, _rates(outcomes, *place), _zero_gradient_rate(outcomes, *place))
         for place in places
     ]
-    return [line for line in lines if all(rate.trials for rate in line.rates.values())]
+    return [curve for curve in curves if all(rate.trials for rate in curve.rates.values())]
 
 
 def draw_panels(
-    evidence: ReproductionOutcomes, lines: Sequence[AccuracyCurve], colours: Mapping[str, str]
+    outcomes: ReproductionOutcomes, curves: Sequence[AccuracyCurve], colours: Mapping[str, str]
 ) -> list[ReportFigure]:
-    """Return one picture for each data set.
+    """Return one figure for each data set.
 
     Args:
-        evidence: what was measured.
-        lines: as ``accuracy_curves`` returns them.
-        colours: of the columns, by name.
+        outcomes: of the item.
+        curves: as ``accuracy_curves`` returns them.
+        colours: by name of the column.
     """
     with styled():
         return [
-            _panel_figure(evidence, data, list(group), colours)
-            for data, group in groupby(lines, key=lambda line: line.data)
+            _panel_figure(outcomes, data, list(group), colours)
+            for data, group in groupby(curves, key=lambda curve: curve.data)
         ]
 
 
-def curves_frame(evidence: ReproductionOutcomes, lines: Sequence[AccuracyCurve]) -> pd.DataFrame:
-    """Return the points of every line, one a row."""
+def curves_frame(outcomes: ReproductionOutcomes, curves: Sequence[AccuracyCurve]) -> pd.DataFrame:
+    """Return the points of every curve, one a row."""
     return pd.DataFrame(
         {
-            "dataset": evidence.places[line.data],
-            "panel": line.panel.title,
-            "column": line.column.name,
-            "numbers": line.side,
+            "dataset": outcomes.dataset_names[curve.data],
+            "panel": curve.panel.title,
+            "column": curve.column.name,
+            "side": curve.side,
             "eps": eps,
             "samples": rate.trials,
             **rate_facts({"accuracy": rate}, wilson),
-            "no_gradient": line.zero_gradient.value,
+            "zero_gradient": curve.zero_gradient.value,
         }
-        for line in lines
-        for eps, rate in line.rates.items()
+        for curve in curves
+        for eps, rate in curve.rates.items()
     )
 
 
-def curves_table(evidence: ReproductionOutcomes, lines: Sequence[AccuracyCurve]) -> Table:
-    """Return where each line falls below one half."""
+def curves_table(outcomes: ReproductionOutcomes, curves: Sequence[AccuracyCurve]) -> Table:
+    """Return the eps at which each curve falls below one half."""
     caption = (
-        "The smallest ε of the figure at which less than half is left; > where half holds throughout. No gradient: "
-        "attacked samples of which every gradient was zero that the attack took. The CSV has every point of the figure."
+        "The smallest ε of the figure at which robust accuracy is below one half; > if it is above throughout. No "
+        "gradient: share of attacked samples for which every gradient was zero. The CSV file has every point of the figure."
     )
-    places = dict.fromkeys((line.data, line.panel, line.column) for line in lines)
-    known = {(line.data, line.panel, line.column, line.side): line for line in lines}
+    places = dict.fromkeys((curve.data, curve.panel, curve.column) for curve in curves)
+    known = {(curve.data, curve.panel, curve.column, curve.side): curve for curve in curves}
     rows = tuple(
         (
-            TableCell(evidence.places[data], tone="name"),
+            TableCell(outcomes.dataset_names[data], tone="name"),
             TableCell(panel.title, tone="name"),
             TableCell(column.name, tone="name"),
             *(_half_broken_cell(known.get((data, panel, column, side))) for side in SIDES),
@@ -145,57 +142,60 @@ def curves_table(evidence: ReproductionOutcomes, lines: Sequence[AccuracyCurve])
         )
         for data, panel, column in places
     )
-    told = [name.capitalize() for name in SIDES.values()]
+    headings = [name.capitalize() for name in SIDES.values()]
     heading = (
-        "Data",
-        "CurvePanel",
+        "Data set",
+        "Panel",
         "Model",
-        *told,
+        *headings,
         *(f"No gradient, {name}" for name in SIDES.values()),
     )
-    frame = curves_frame(evidence, lines)
-    return Table("curves", "Where half has fallen", caption, frame, heading, rows)
+    frame = curves_frame(outcomes, curves)
+    return Table(
+        "curves", "Where robust accuracy falls below one half", caption, frame, heading, rows
+    )
 
 
 def _rates(
-    evidence: ReproductionOutcomes, data: str, panel: CurvePanel, column: Column, side: Side
+    outcomes: ReproductionOutcomes, data: str, panel: CurvePanel, column: Column, side: Side
 ) -> dict[float, Rate]:
-    levels = (0.0, *evidence.item.sweep(evidence.item.trial(panel.trial)))
-    return {eps: rate_of(evidence.held(side, panel, column, data, eps)) for eps in levels}
+    levels = (0.0, *outcomes.item.sweep(outcomes.item.trial(panel.trial)))
+    return {eps: rate_of(outcomes.robust(panel, column, side, data, eps)) for eps in levels}
 
 
 def _zero_gradient_rate(
-    evidence: ReproductionOutcomes, data: str, panel: CurvePanel, column: Column, side: Side
+    outcomes: ReproductionOutcomes, data: str, panel: CurvePanel, column: Column, side: Side
 ) -> Rate:
-    return rate_of(evidence.zero_gradient(side, panel, column, data))
+    return rate_of(outcomes.zero_gradient(panel, column, side, data))
 
 
 def _panel_figure(
-    evidence: ReproductionOutcomes,
+    outcomes: ReproductionOutcomes,
     data: str,
-    lines: Sequence[AccuracyCurve],
+    curves: Sequence[AccuracyCurve],
     colours: Mapping[str, str],
 ) -> ReportFigure:
-    item, place = evidence.item, evidence.places[data]
+    item, dataset = outcomes.item, outcomes.dataset_names[data]
     figure, axes = grid(len(item.panels), PANEL_COLUMNS, PANEL_WIDTH, PANEL_HEIGHT)
     for i, (ax, panel) in enumerate(zip(axes, item.panels, strict=True)):
         trial = item.trial(panel.trial)
         label_axes(ax, panel.title, f"ε in {_norm_of_threat(item.threats(trial, data)[0])}")
         ax.set_xlim(0, max(item.sweep(trial)))
         ax.set_ylabel("accuracy in %" if i % PANEL_COLUMNS == 0 else "")
-        for line in (line for line in lines if line.panel == panel):
-            curve = rates_curve(tuple(line.rates), list(line.rates.values()), wilson)
-            draw_curve(ax, curve, colours[line.column.name], STYLES[line.side])
-        _write_zero_gradient(ax, [line for line in lines if line.panel == panel], colours)
-    sides = {line.side for line in lines}
+        shown = [curve for curve in curves if curve.panel == panel]
+        for curve in shown:
+            points = rates_curve(tuple(curve.rates), list(curve.rates.values()), wilson)
+            draw_curve(ax, points, colours[curve.column.name], STYLES[curve.side])
+        _write_zero_gradient(ax, shown, colours)
+    sides = {curve.side for curve in curves}
     _legend(figure, colours, sides)
     return ReportFigure(
-        slug(f"panels-{place}"),
-        f"Accuracy against ε: {place}",
-        "Accuracy that is left as the budget grows, with its 95 % interval."
+        slug(f"panels-{dataset}"),
+        f"Robust accuracy against ε: {dataset}",
+        "Robust accuracy as the budget grows, with its 95 % interval."
         + (BOTH_SIDES_CAPTION if len(sides) > 1 else "")
-        + (ZERO_GRADIENT_CAPTION if any(map(_often_zero_gradient, lines)) else ""),
-        " ".join(_describe_curves(lines)),
+        + (ZERO_GRADIENT_CAPTION if any(map(_often_zero_gradient, curves)) else ""),
+        " ".join(_describe_curves(curves)),
         render(figure),
     )
 
@@ -214,41 +214,41 @@ def _legend(figure: Figure, colours: Mapping[str, str], sides: Collection[Side])
     figure.legend(handles=[*models, *kinds], loc="outside lower center", ncols=8, handlelength=2.2)
 
 
-def _describe_curves(lines: Sequence[AccuracyCurve]) -> Iterator[str]:
-    for line in lines:
-        eps, rate = max(line.rates.items())
-        told = f"{100 * rate.value:.1f} % left at {format_number(eps)}."
-        yield f"{line.panel.title}, {line.column.name}, {SIDES[line.side]}: {told}"
+def _describe_curves(curves: Sequence[AccuracyCurve]) -> Iterator[str]:
+    for curve in curves:
+        eps, rate = max(curve.rates.items())
+        value = f"{100 * rate.value:.1f} % at {format_number(eps)}."
+        yield f"{curve.panel.title}, {curve.column.name}, {SIDES[curve.side]}: {value}"
 
 
-def _often_zero_gradient(line: AccuracyCurve) -> bool:
+def _often_zero_gradient(curve: AccuracyCurve) -> bool:
     return (
-        line.side == "published"
-        and line.zero_gradient.trials > 0
-        and line.zero_gradient.value >= MIN_ZERO_GRADIENT_SHARE
+        curve.side == "published"
+        and curve.zero_gradient.trials > 0
+        and curve.zero_gradient.value >= MIN_ZERO_GRADIENT_SHARE
     )
 
 
 def _write_zero_gradient(
-    ax: Axes, lines: Sequence[AccuracyCurve], colours: Mapping[str, str]
+    ax: Axes, curves: Sequence[AccuracyCurve], colours: Mapping[str, str]
 ) -> None:
-    """Write above a panel for which models gradients were zero, and for how many samples."""
-    for row, line in enumerate(filter(_often_zero_gradient, lines)):
-        told = f"no gradient: {100 * line.zero_gradient.value:.0f} %"
-        place: dict[str, Any] = {"transform": ax.transAxes, "ha": "right", "fontsize": 7.5}
-        ax.text(1.0, 1.03 + 0.07 * row, told, color=colours[line.column.name], **place)
+    """Write above a panel the models with zero gradients, and the share of samples."""
+    for row, curve in enumerate(filter(_often_zero_gradient, curves)):
+        text = f"no gradient: {100 * curve.zero_gradient.value:.0f} %"
+        style: dict[str, Any] = {"transform": ax.transAxes, "ha": "right", "fontsize": 7.5}
+        ax.text(1.0, 1.03 + 0.07 * row, text, color=colours[curve.column.name], **style)
 
 
-def _zero_gradient_cell(line: AccuracyCurve | None) -> TableCell:
+def _zero_gradient_cell(curve: AccuracyCurve | None) -> TableCell:
     return (
-        rate_cell(line.zero_gradient, wilson(line.zero_gradient))
-        if line and line.zero_gradient.trials
+        rate_cell(curve.zero_gradient, wilson(curve.zero_gradient))
+        if curve and curve.zero_gradient.trials
         else BLANK
     )
 
 
-def _half_broken_cell(line: AccuracyCurve | None) -> TableCell:
-    if line is None:
+def _half_broken_cell(curve: AccuracyCurve | None) -> TableCell:
+    if curve is None:
         return BLANK
-    below = [eps for eps, rate in line.rates.items() if rate.value < 0.5]
-    return TableCell(format_number(min(below)) if below else f"> {format_number(max(line.rates))}")
+    below = [eps for eps, rate in curve.rates.items() if rate.value < 0.5]
+    return TableCell(format_number(min(below)) if below else f"> {format_number(max(curve.rates))}")

@@ -1,4 +1,4 @@
-"""The outcome of every sample in every cell of a reproduction: one file, from which all numbers follow."""
+"""The outcome of every sample in every cell of a reproduction, and the shares that follow from it."""
 
 import gzip
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,40 +40,41 @@ __all__ = [
 INDEX = ["dataset", "sample", "label"]
 
 REJECTED, NO_GRADIENT = " | rejected", " | no gradient"
-"""Behind an address: was what is shown rejected, was every gradient zero that was taken? 1, 0, or nan."""
+"""Suffixes of further columns of a cell: was the adversarial example rejected, were all gradients of the attack zero?
+1 or 0; nan if unknown."""
 
 NOT_REQUESTED = "-"
-"""In the file, a sample that a cell was not asked about; one that held is empty."""
+"""In the file: a sample that was not requested from a cell. An empty field is a robust sample."""
 
 
 def outcomes_frame(cells: Iterable[tuple[CellAddress, ReportCell]]) -> pd.DataFrame:
-    """Return one row for each sample and one column for each address.
+    """Return one row for each sample and one column for each cell address.
 
     Args:
-        cells: with the names they go by; no two of one data set with the same names.
+        cells: with their addresses; two cells of one data set must not share an address.
 
     Returns:
-        Rows by data set, sample id and label; the eps at which the sample fell, 0 if it was wrong before any
-        attack, inf where it held, nan where it was not asked about. Further columns for what else can be told
-        of a cell: see REJECTED and NO_GRADIENT.
+        Rows by data set, sample id and label. A value is the smallest eps that breaks the sample: 0 if the sample
+        is misclassified without an attack, inf if it is robust, nan if it was not requested. See REJECTED and
+        NO_GRADIENT for further columns.
 
     Raises:
-        BadResults: if two cells have the same names: one number cannot come from both.
+        BadResults: if two cells have the same address: one number cannot come from both.
     """
     columns: dict[str, dict[str, ReportCell]] = {}
     for address, cell in cells:
-        place = columns.setdefault(str(address), {})
-        other = place.setdefault(cell.panel.dataset, cell)
+        by_dataset = columns.setdefault(str(address), {})
+        other = by_dataset.setdefault(cell.panel.dataset, cell)
         if other is not cell:
             raise BadResults(
-                f"two cells are called {address}",
+                f"two cells have the address {address}",
                 got=[other.folder.digest, cell.folder.digest],
-                expected="one: the other may be of older weights, or have another seed",
+                expected="one cell; the other may have older weights or another seed",
                 remedy="name a folder that holds one of them",
             )
     joined = [
-        pd.concat([_outcome_columns(name, cell) for cell in place.values()])
-        for name, place in columns.items()
+        pd.concat([_outcome_columns(name, cell) for cell in by_dataset.values()])
+        for name, by_dataset in columns.items()
     ]
     return pd.concat(joined, axis=1).sort_index() if joined else _no_outcomes()
 
@@ -85,10 +86,10 @@ def outcomes_to_gzip(outcomes: pd.DataFrame) -> bytes:
 
 
 def read_outcomes(path: Path) -> pd.DataFrame:
-    """Read what ``outcomes_to_gzip`` wrote.
+    """Read a file that ``outcomes_to_gzip`` wrote.
 
     Raises:
-        BadResults: if the file is missing, damaged, or something else.
+        BadResults: if the file is missing, damaged or of another kind.
     """
     try:
         text = gzip.decompress(path.read_bytes())
@@ -100,25 +101,25 @@ def read_outcomes(path: Path) -> pd.DataFrame:
 
 
 def _outcome_columns(name: str, cell: ReportCell) -> pd.DataFrame:
-    """Return what is told of a cell's samples: where they fell, and what else there is to tell."""
+    """Return the columns of one cell: the breaking eps, and what its records contain besides."""
     rows = [(cell.panel.dataset, record.sample, record.label) for record in cell.records]
-    told = {name: cell.broken_at}
+    columns = {name: cell.broken_at}
     if can_reject(cell.records):
-        told[name + REJECTED] = np.array(
+        columns[name + REJECTED] = np.array(
             [r.adversarial.accepted is False for r in cell.records], float
         )
     if any(r.backward_passes for r in cell.records):
         zero_gradient = [float(r.zero_gradient) if r.backward_passes else nan for r in cell.records]
-        told[name + NO_GRADIENT] = np.array(zero_gradient)
-    return pd.DataFrame(told, index=pd.MultiIndex.from_tuples(rows, names=INDEX))
+        columns[name + NO_GRADIENT] = np.array(zero_gradient)
+    return pd.DataFrame(columns, index=pd.MultiIndex.from_tuples(rows, names=INDEX))
 
 
 def _no_outcomes() -> pd.DataFrame:
     return pd.DataFrame(index=pd.MultiIndex.from_arrays([[], [], []], names=INDEX))
 
 
-def _outcome_text(fell: float) -> str:
-    return NOT_REQUESTED if isnan(fell) else "" if fell == inf else f"{fell:.10g}"
+def _outcome_text(broken_at: float) -> str:
+    return NOT_REQUESTED if isnan(broken_at) else "" if broken_at == inf else f"{broken_at:.10g}"
 
 
 def _outcome_value(text: str) -> float:
@@ -129,76 +130,82 @@ SampleMask: TypeAlias = "pd.Series[bool]"
 """Which samples count, by cell, data set, sample id and label."""
 
 MaskOfCells = Callable[[Sequence[str], str], SampleMask]
-"""(addresses of competing cells, the first that of the attack as published; data set) → which samples count."""
+"""(addresses of competing cells, the published attack first; data set) → which samples count."""
 
 
 @dataclass(frozen=True)
 class ReproductionOutcomes:
-    """What was measured for an item.
+    """The outcomes of an item that runs attacks, and the shares that it reports.
 
     Args:
         item: what is reproduced.
-        outcomes: what became of every sample, as ``outcomes_of`` returns it.
-        places: on which data set each of the item's own was evaluated.
+        outcomes: as ``outcomes_frame`` returns them.
+        dataset_names: for each data set of the item, the one on which it was evaluated.
     """
 
     item: Reproduction
     outcomes: pd.DataFrame
-    places: Mapping[str, str]
+    dataset_names: Mapping[str, str]
 
-    def share(self, side: Side, row: Row, column: Column, data: str) -> SampleMask:
-        """Return which samples count towards a row's number, of those that everything counted here saw.
+    def counted(self, row: Row, column: Column, side: Side, data: str) -> SampleMask:
+        """Return which samples count towards a row's number, of those that all its cells contain.
 
         Args:
-            side: as published: against that attack; adaptive: against all that the row lists, if any.
-            row: which attack, or attacks, and what is told of them.
+            row: which attacks, and which share.
             column: which model.
-            data: the item's data set.
+            side: as published: that attack alone; adaptive: the worst case over all attacks of the row, if any.
+            data: data set of the item.
         """
         if row.metric == "robust":
-            return self.held(side, row, column, data, row.eps)
-        told = {"success": self._reached, "undetected": self._fooled, "detected": self._detected}
+            return self.robust(row, column, side, data, row.eps)
+        masks = {
+            "success": self._succeeded,
+            "undetected": self._undetected,
+            "detected": self._detected,
+        }
 
-        def counted(names: Sequence[str], place: str) -> SampleMask:
-            # without the attack as published it is not known whom it reached
+        def counted(names: Sequence[str], dataset: str) -> SampleMask:
             known = self._known(names)
-            return told[row.metric](known, place) if known[:1] == names[:1] else _no_samples()
+            # all three metrics refer to the samples that the published attack broke
+            has_published = known[:1] == names[:1]
+            return masks[row.metric](known, dataset) if has_published else _no_samples()
 
-        return self._together(self._trials(side, row, column), column, data, counted)
+        return self._join_cells(self._trials(row, side), column, data, counted)
 
-    def held(
-        self, side: Side, line: Row | CurvePanel, column: Column, data: str, eps: float
+    def robust(
+        self, line: Row | CurvePanel, column: Column, side: Side, data: str, eps: float
     ) -> SampleMask:
-        """Return which samples held, of those that everything counted here saw.
+        """Return which samples are robust, of those that all cells contain.
 
         Args:
-            side: as published: against that attack; adaptive: against all that the line lists, if any.
-            line: which attack, or attacks.
+            line: which attacks.
             column: which model.
-            data: which of the item's data sets.
-            eps: trials that do not tell who falls there are left out.
+            side: as published or adaptive, as in ``counted``.
+            data: data set of the item.
+            eps: budget; attacks that did not run at this eps do not count.
         """
-        trials = self._trials(side, line, column)
-        telling = [t for t in trials if not eps or eps in (self.item.sweep(t) or (eps,))]
+        trials = self._trials(line, side)
+        at_eps = [t for t in trials if not eps or eps in (self.item.sweep(t) or (eps,))]
 
-        def standing(names: Sequence[str], place: str) -> SampleMask:
+        def survives(names: Sequence[str], dataset: str) -> SampleMask:
             known = self._known(names)
-            return self._of(line, known, place).gt(eps).all(axis=1) if known else _no_samples()
+            return (
+                self._select(line, known, dataset).gt(eps).all(axis=1) if known else _no_samples()
+            )
 
-        return self._together(telling, column, data, standing)
+        return self._join_cells(at_eps, column, data, survives)
 
-    def zero_gradient(self, side: Side, panel: CurvePanel, column: Column, data: str) -> SampleMask:
-        """Return for which samples every gradient was zero that any of the attacks took."""
-        trials = self._trials(side, panel, column)
+    def zero_gradient(self, panel: CurvePanel, column: Column, side: Side, data: str) -> SampleMask:
+        """Return for which samples every gradient of every attack was zero."""
 
-        def all_zero(names: Sequence[str], place: str) -> SampleMask:
+        def all_zero(names: Sequence[str], dataset: str) -> SampleMask:
             known = self._known(f"{name}{NO_GRADIENT}" for name in names)
-            return self._of(panel, known, place).all(axis=1) if known else _no_samples()
+            return self._select(panel, known, dataset).all(axis=1) if known else _no_samples()
 
-        return self._together(trials, column, data, all_zero)
+        return self._join_cells(self._trials(panel, side), column, data, all_zero)
 
-    def number(self, row: Row, column: Column) -> float:
-        """Return the paper's share; nan where it gives none."""
+    def published_share(self, row: Row, column: Column) -> float:
+        """Return the paper's share; nan if it gives none."""
         return self.item.published[row.label][self.item.columns.index(column)] / 100
 
     @property
@@ -207,81 +214,87 @@ class ReproductionOutcomes:
         item = self.item
         wanted = [
             address
-            for data in self.places
+            for data in self.dataset_names
             for trial in item.trials
             for column in item.attacked(trial)
             for address in item.addresses(trial, column, data)
         ]
         return [address for address in wanted if str(address) not in self.outcomes]
 
-    def _trials(self, side: Side, line: Row | CurvePanel, column: Column) -> list[Trial]:
-        """Return the trials that count, the one as published first."""
-        listed = self.item.worst_case_trials(line) if line.worst_of else ()
-        trials = [self.item.trial(line.trial)] if side == "published" else listed
-        return [trial for trial in trials if trial.attacks(column)]
+    def _trials(self, line: Row | CurvePanel, side: Side) -> list[Trial]:
+        """Return the trials that count, the published one first."""
+        if side == "published":
+            return [self.item.trial(line.trial)]
+        return list(self.item.worst_case_trials(line)) if line.worst_of else []
 
-    def _together(
-        self, trials: Sequence[Trial], column: Column, data: str, counted: MaskOfCells
+    def _join_cells(
+        self, trials: Sequence[Trial], column: Column, data: str, mask_of: MaskOfCells
     ) -> SampleMask:
-        """Return what is counted cell by cell, the cells of one trial below each other."""
-        if data not in self.places:
+        """Return the masks of all cells of the first trial, one below the other."""
+        if data not in self.dataset_names:
             return _no_samples()
-        cells = enumerate(self._cells(trials, column, data))
-        found = {number: counted(names, self.places[data]) for number, names in cells}
-        known = {number: held for number, held in found.items() if len(held)}
+        dataset = self.dataset_names[data]
+        cells = enumerate(self._competing([t for t in trials if t.attacks(column)], column, data))
+        found = {number: mask_of(names, dataset) for number, names in cells}
+        known = {number: mask for number, mask in found.items() if len(mask)}
         return pd.concat(known) if known else _no_samples()
 
-    def _cells(self, trials: Sequence[Trial], column: Column, data: str) -> Iterator[list[str]]:
-        """Yield for each cell of the first trial its address and those that compete with it."""
+    def _competing(self, trials: Sequence[Trial], column: Column, data: str) -> Iterator[list[str]]:
+        """Yield, for each cell of the first trial, its address and those of the cells that compete with it."""
         rows = [map(str, self.item.addresses(trial, column, data)) for trial in trials]
         yield from (list(dict.fromkeys(names)) for names in zip(*rows, strict=True))
 
     def _known(self, names: Iterable[str]) -> list[str]:
         return [name for name in names if name in self.outcomes]
 
-    def _of(self, line: Row | CurvePanel | None, names: Sequence[str], place: str) -> pd.DataFrame:
-        """Return some columns of the outcomes on one data set, without the samples that one of them was not asked about."""
+    def _select(
+        self, line: Row | CurvePanel | None, names: Sequence[str], dataset: str
+    ) -> pd.DataFrame:
+        """Return columns of the outcomes on one data set, for the samples that all of them contain."""
         index = self.outcomes.index
-        here = index.get_level_values("dataset") == place
+        here = index.get_level_values("dataset") == dataset
         if isinstance(line, CurvePanel) and line.label is not None:
             here &= index.get_level_values("label") == line.label
         return self.outcomes.loc[here, list(names)].dropna()
 
-    def _reached(self, names: Sequence[str], place: str) -> SampleMask:
-        fell = self._of(None, names, place)[names[0]]
-        return _is_finite(fell[fell > 0])
+    def _succeeded(self, names: Sequence[str], dataset: str) -> SampleMask:
+        broken_at = self._select(None, names, dataset)[names[0]]
+        return _is_broken(broken_at[broken_at > 0])
 
-    def _fooled(self, names: Sequence[str], place: str) -> SampleMask:
-        """Return, of the attacked samples, those on which one of the attacks reached its goal and was not rejected."""
-        fell = self._of(None, names, place)
-        fell = fell[fell[names[0]] > 0]
-        fools = [_is_finite(fell[name]) & ~self._rejected(name, fell.index) for name in names]
-        found: SampleMask = pd.concat(fools, axis=1).any(axis=1)
-        return found
+    def _undetected(self, names: Sequence[str], dataset: str) -> SampleMask:
+        """Return which attacked samples have an adversarial example that the model accepts."""
+        broken_at = self._select(None, names, dataset)
+        broken_at = broken_at[broken_at[names[0]] > 0]
+        accepted = [
+            _is_broken(broken_at[name]) & ~self._rejected(name, broken_at.index) for name in names
+        ]
+        undetected: SampleMask = pd.concat(accepted, axis=1).any(axis=1)
+        return undetected
 
-    def _detected(self, names: Sequence[str], place: str) -> SampleMask:
+    def _detected(self, names: Sequence[str], dataset: str) -> SampleMask:
         if f"{names[0]}{REJECTED}" not in self.outcomes:
             return _no_samples()  # the model never rejects
-        fooled = self._fooled(names, place)
-        detected: SampleMask = ~fooled[_is_finite(self.outcomes.loc[fooled.index, names[0]])]
+        undetected = self._undetected(names, dataset)
+        broken = _is_broken(self.outcomes.loc[undetected.index, names[0]])
+        detected: SampleMask = ~undetected[broken]
         return detected
 
     def _rejected(self, name: str, index: pd.Index) -> SampleMask:
         column = f"{name}{REJECTED}"
         if column not in self.outcomes:
             return pd.Series(data=False, index=index)
-        told: SampleMask = self.outcomes.loc[index, column] == 1
-        return told
+        rejected: SampleMask = self.outcomes.loc[index, column] == 1
+        return rejected
 
 
-def rate_of(held: SampleMask) -> Rate:
-    """Return the share that counts."""
-    return Rate(int(held.sum()), len(held))
+def rate_of(mask: SampleMask) -> Rate:
+    """Return the share of samples that count."""
+    return Rate(int(mask.sum()), len(mask))
 
 
-def _is_finite(fell: "pd.Series[float]") -> SampleMask:
-    finite: SampleMask = fell < inf
-    return finite
+def _is_broken(broken_at: "pd.Series[float]") -> SampleMask:
+    broken: SampleMask = broken_at < inf
+    return broken
 
 
 def _no_samples() -> SampleMask:

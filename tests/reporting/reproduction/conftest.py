@@ -1,8 +1,12 @@
-"""A small item of a paper, and records of its cells with known answers."""
+"""A small item of a paper, and records of its cells with known numbers."""
 
+import pandas as pd
 import pytest
 
 from robustbench_inv.catalogue.reproduction_file import read_reproduction
+from robustbench_inv.reporting.reproduction.comparison import find_datasets
+from robustbench_inv.reporting.reproduction.outcomes import ReproductionOutcomes, read_outcomes
+from robustbench_inv.reporting.reproduction.report import report_from_runs
 
 ITEM = """
 version = 1
@@ -47,12 +51,12 @@ def item(tmp_path_factory):
 
 @pytest.fixture
 def write_run(run_writer, sweep_records, tmp_path):
-    """Return a function that writes a run: 40 samples, so many fallen at each eps for each model and attack."""
+    """Return a function that writes a run of 40 samples, with the number of broken samples at each eps by model and attack."""
 
-    def write(fallen, name="run-0123abcd", dataset="mnist", **about):
+    def write(broken, name="run-0123abcd", dataset="mnist", **about):
         run = run_writer(tmp_path / name)
-        for (model, attack), fall in fallen.items():
-            records = sweep_records(40, fall, EPS)
+        for (model, attack), counts in broken.items():
+            records = sweep_records(40, counts, EPS)
             run.cell(records, model=model, attack=attack, epsilons=EPS, dataset=dataset, **about)
         return run
 
@@ -61,14 +65,51 @@ def write_run(run_writer, sweep_records, tmp_path):
 
 @pytest.fixture
 def run(write_run):
-    """All cells of the item: JS looks robust on its sigmoid, and is not."""
-    fallen = {
+    """All cells of the item: JS looks robust on its sigmoid scores, and is not."""
+    broken = {
         ("mnist-cnn", "fgsm"): (20, 36),
         ("mnist-cnn", "pgd"): (30, 40),
         ("mnist-js:sigmoid=true", "fgsm"): (4, 8),
         ("mnist-js", "pgd"): (32, 40),
     }
-    run = write_run(fallen)
+    run = write_run(broken)
     return (
         run.verdict("FAIL", "mnist-js:sigmoid=true", id="C7").verdict("PASS", "mnist-cnn").finish()
     )
+
+
+@pytest.fixture
+def outcomes_of(tmp_path):
+    """Return a function that returns the outcomes that the report of some runs stores."""
+
+    def read(item, *runs):
+        (part,) = report_from_runs(item, runs).parts
+        path = tmp_path / "outcomes.csv.gz"
+        path.write_bytes(part.files["outcomes.csv.gz"])
+        frame = read_outcomes(path)
+        return ReproductionOutcomes(item, frame, find_datasets(item, frame))
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def addresses():
+    """The addresses of the item's cells."""
+    return (
+        "mnist-cnn | fgsm | linf=0.1,0.2",
+        "mnist-cnn | pgd | linf=0.1,0.2",
+        "mnist-js:sigmoid=true | fgsm | linf=0.1,0.2",
+        "mnist-js | pgd | linf=0.1,0.2",
+    )
+
+
+@pytest.fixture(scope="session")
+def outcome_frame(addresses):
+    """Return a function that returns outcomes: for each cell, a list of the eps at which samples break."""
+
+    def make(columns):
+        rows = [("mnist", i, i % 10) for i in range(len(columns[0]))]
+        index = pd.MultiIndex.from_tuples(rows, names=["dataset", "sample", "label"])
+        return pd.DataFrame(dict(zip(addresses, columns, strict=False)), index=index)
+
+    return make

@@ -1,26 +1,30 @@
-"""Claims: each verdict against counts whose answer is plain."""
+"""Claims and expectations: each verdict against counts whose answer is known."""
 
 from dataclasses import replace
 
 import pytest
 
-from robustbench_inv.catalogue.reproduction import Claim
-from robustbench_inv.reporting.reproduction.claims import ClaimFinding, Contrast, evaluate_claims
-from robustbench_inv.reporting.reproduction.paper_report import build_paper_report
+from robustbench_inv.reporting.reproduction.claims import (
+    ClaimFinding,
+    Comparison,
+    Limits,
+    evaluate_claims,
+)
+from robustbench_inv.reporting.reproduction.report import report_from_runs
 from robustbench_inv.reporting.statistics import Interval, PairedOutcomes, tango
 
 
-def contrast(low, high, row="F"):
-    return Contrast(row, "A", "B", (low + high) / 2, Interval(low, high), 100)
+def comparison(low, high, row="F"):
+    return Comparison(row, "A", "B", (low + high) / 2, Interval(low, high), 100)
 
 
-def finding(*contrasts, by=0.0, needs="every"):
-    claim = Claim("c", ("A",), ("F",), ("B",), by, needs)
-    return ClaimFinding(claim, {"paper": (), "published": contrasts, "adaptive": ()})
+def finding(*comparisons, at_least=0.0, needs="every"):
+    by_basis = {"paper": (), "published": comparisons, "adaptive": ()}
+    return ClaimFinding("c", Limits(at_least, is_strict=True), by_basis, needs)
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "by", "status"),
+    ("low", "high", "at_least", "status"),
     [
         (0.01, 0.2, 0, "holds"),
         (0.0, 0.2, 0, "undecided"),
@@ -30,15 +34,29 @@ def finding(*contrasts, by=0.0, needs="every"):
         (-0.2, 0.1, -1, "undecided"),
     ],
 )
-def test_an_interval_decides(low, high, by, status):
-    assert contrast(low, high).status_against(by) == status
-
-
-GOOD, BAD, OPEN = contrast(0.1, 0.2), contrast(-0.2, -0.1), contrast(-0.1, 0.1)
+def test_the_interval_decides_a_claim(low, high, at_least, status):
+    assert Limits(at_least, is_strict=True).status(comparison(low, high)) == status
 
 
 @pytest.mark.parametrize(
-    ("contrasts", "every", "most"),
+    ("low", "high", "status"),
+    [
+        (0.0, 0.05, "holds"),
+        (-0.01, 0.05, "undecided"),
+        (0.01, 0.06, "undecided"),
+        (0.06, 0.07, "does not hold"),
+        (-0.2, -0.1, "does not hold"),
+    ],
+)
+def test_limits_of_an_expectation_are_inclusive(low, high, status):
+    assert Limits(0, 5).status(comparison(low, high)) == status
+
+
+GOOD, BAD, OPEN = comparison(0.1, 0.2), comparison(-0.2, -0.1), comparison(-0.1, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("comparisons", "every", "most"),
     [
         ((GOOD, GOOD), "holds", "holds"),
         ((GOOD, GOOD, BAD), "does not hold", "holds"),
@@ -49,39 +67,41 @@ GOOD, BAD, OPEN = contrast(0.1, 0.2), contrast(-0.2, -0.1), contrast(-0.1, 0.1)
         ((), "not measured", "not measured"),
     ],
 )
-def test_several_comparisons_make_one_verdict(contrasts, every, most):
-    assert finding(*contrasts).status("published") == every
-    assert finding(*contrasts, needs="most").status("published") == most
+def test_several_comparisons_give_one_verdict(comparisons, every, most):
+    assert finding(*comparisons).status("published") == every
+    assert finding(*comparisons, needs="most").status("published") == most
 
 
-def test_what_speaks_most_against_a_claim_is_named():
-    assert finding(GOOD, OPEN, GOOD).least("published") is OPEN
+def test_a_claim_quotes_its_smallest_difference_and_an_expectation_the_first_that_decides():
+    assert finding(GOOD, OPEN, GOOD).decisive("published") is OPEN
+    by_basis = {"paper": (), "published": (GOOD, OPEN, BAD), "adaptive": ()}
+    assert ClaimFinding("e", Limits(0, 100), by_basis).decisive("published") is BAD
 
 
-def test_claims_are_judged_on_three_sets_of_numbers(item, run):
-    beats, clean = build_paper_report(item, [run]).findings
+def test_claims_are_evaluated_on_three_sets_of_numbers(item, run):
+    beats, clean = report_from_runs(item, [run]).parts[0].findings
     verdicts = [beats.status(basis) for basis in ("paper", "published", "adaptive")]
     assert verdicts == ["holds", "holds", "undecided"]
-    first = beats.contrasts["published"][0]
+    first = beats.comparisons["published"][0]
     # 36 digits of 40 against 20, the 20 among the 36
-    assert first.difference == pytest.approx(0.4)
+    assert first.value == pytest.approx(0.4)
     assert first.interval == tango(PairedOutcomes(both=20, first=16, second=0, neither=4))
     assert (first.samples, first.title) == (40, "JS − CNN, F 0.1")
     assert clean.status("paper") == clean.status("adaptive") == "not measured"
     assert clean.status("published") == "undecided"  # 40 of 40 may still be 91 %
-    against = clean.contrasts["published"][0]
-    assert (against.right, against.difference) == ("", pytest.approx(0.01))
+    against = clean.comparisons["published"][0]
+    assert (against.right, against.value) == ("published", pytest.approx(0.01))
 
 
-def test_claims_without_rows_are_not_judged(item, run):
-    evidence = build_paper_report(item, [run]).evidence
+def test_claims_without_rows_are_not_evaluated(item, run, outcomes_of):
+    outcomes = outcomes_of(item, run)
     rows = tuple(row for row in item.rows if row.label == "Clean")
-    only = replace(evidence, item=replace(item, rows=rows))
-    assert [found.claim.text for found in evaluate_claims(only)] == ["Clean is as published."]
+    only = replace(outcomes, item=replace(item, rows=rows))
+    assert [found.text for found in evaluate_claims(only)] == ["Clean is as published."]
 
 
-def test_json_holds_every_comparison(item, run):
-    told = build_paper_report(item, [run]).findings[0].to_json()
-    assert (told["claim"], told["adaptive"]) == ("JS beats CNN.", "undecided")
-    assert len(told["contrasts"]) == 6
-    assert {each["basis"] for each in told["contrasts"]} == {"paper", "published", "adaptive"}
+def test_json_has_every_comparison(item, run):
+    found = report_from_runs(item, [run]).parts[0].findings[0].to_json()
+    assert (found["claim"], found["adaptive"]) == ("JS beats CNN.", "undecided")
+    assert len(found["comparisons"]) == 6
+    assert {each["basis"] for each in found["comparisons"]} == {"paper", "published", "adaptive"}

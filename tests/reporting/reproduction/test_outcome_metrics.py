@@ -1,4 +1,4 @@
-"""Detected, reached, fooled: shares that are counted by hand on a few samples, cell by cell."""
+"""Attack success, detected, undetected: shares counted by hand on a few samples, cell by cell."""
 
 from math import inf, nan
 
@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 
 from robustbench_inv.catalogue.reproduction_file import read_reproduction
-from robustbench_inv.reporting.reproduction.comparison import compare_accuracies
+from robustbench_inv.reporting.reproduction.comparison import compare_outcomes
 from robustbench_inv.reporting.reproduction.comparison_tables import (
-    accuracy_bands,
-    comparison_table,
+    ATTACK_FORMAT,
+    number_bands,
+    numbers_table,
 )
 from robustbench_inv.reporting.reproduction.outcomes import (
     NO_GRADIENT,
@@ -17,7 +18,6 @@ from robustbench_inv.reporting.reproduction.outcomes import (
     ReproductionOutcomes,
     rate_of,
 )
-from robustbench_inv.reporting.reproduction.paper_report import build_paper_report
 from robustbench_inv.results.record import ModelOutput
 from robustbench_inv.results.summary import Rate
 
@@ -55,7 +55,7 @@ def item(tmp_path_factory):
     return read_reproduction(folder / "table-7.toml")
 
 
-def outcomes(columns):
+def frame_of(columns):
     """Outcomes by address, one list for each; four samples."""
     rows = [("mnist", i, i) for i in range(4)]
     index = pd.MultiIndex.from_tuples(rows, names=["dataset", "sample", "label"])
@@ -71,92 +71,95 @@ def a(offset):
 
 
 OUTCOMES = {
-    # towards the next class: one is there before, two are reached, of which one is rejected, one holds
+    # target one class further: one is predicted so before the attack, two succeed (one is rejected), one is robust
     c("r", 1): [0.0, 1.0, 2.0, inf], c("r", 1) + REJECTED: [0.0, 1.0, 0.0, 0.0],
-    # towards the one after: all are reached and rejected
+    # target two classes further: all succeed and are rejected
     c("r", 2): [1.0, 1.0, 1.0, 1.0], c("r", 2) + REJECTED: [1.0, 1.0, 1.0, 1.0],
-    # one that knows finds an accepted one of the second sample towards the next class, and was asked about three
+    # detector-aware, one class further: an accepted example of the second sample; three samples requested
     a(1): [0.0, 3.0, inf, nan], a(1) + REJECTED: [0.0, 0.0, 0.0, nan],
     a(2): [inf, 3.0, 3.0, 3.0], a(2) + REJECTED: [0.0, 0.0, 0.0, 0.0],
     c("p", 1): [1.0, 1.0, inf, 0.0], c("p", 2): [1.0, 1.0, 1.0, 1.0],
-    # as records name it, without the goal that goes without saying
+    # as records name the threat, without the default goal
     "mnist-r | deepfool | none": [1.0, 1.0, 0.0, inf], "mnist-r | deepfool | none" + REJECTED: [1.0, 0.0, 1.0, 0.0],
 }  # fmt: skip
 
 
 @pytest.fixture
-def evidence(item):
-    return ReproductionOutcomes(item, outcomes(OUTCOMES), {"mnist": "mnist"})
+def outcomes(item):
+    return ReproductionOutcomes(item, frame_of(OUTCOMES), {"mnist": "mnist"})
 
 
-def rates(evidence, row, column):
+def rates(outcomes, row, column):
     """Return the share as published and the adaptive one."""
-    line = next(each for each in evidence.item.rows if each.label == row)
-    model = next(each for each in evidence.item.columns if each.name == column)
+    line = next(each for each in outcomes.item.rows if each.label == row)
+    model = next(each for each in outcomes.item.columns if each.name == column)
     sides = ("published", "adaptive")
-    return tuple(rate_of(evidence.share(side, line, model, "mnist")) for side in sides)
+    return tuple(rate_of(outcomes.counted(line, model, side, "mnist")) for side in sides)
 
 
-def test_success_is_of_all_pairs_that_were_attacked(evidence):
-    assert rates(evidence, "C, success", "rejects") == (Rate(6, 7), Rate(0, 0))
-    assert rates(evidence, "C, success", "plain")[0] == Rate(6, 7)
+def test_success_is_a_share_of_the_attacked_pairs(outcomes):
+    assert rates(outcomes, "C, success", "rejects") == (Rate(6, 7), Rate(0, 0))
+    assert rates(outcomes, "C, success", "plain")[0] == Rate(6, 7)
 
 
-def test_detection_is_of_those_that_the_published_attack_reached(evidence):
-    published, adaptive = rates(evidence, "C, detected", "rejects")
+def test_detection_is_a_share_of_the_successes_of_the_published_attack(outcomes):
+    published, adaptive = rates(outcomes, "C, detected", "rejects")
     assert published == Rate(5, 6)
-    # the pairs that both saw: the second and third sample towards the next class, all four towards the other.
-    # Fooled: the third by the published attack, the second, and three of the four by the one that knows
+    # common pairs: the second and third sample one class further, all four two classes further. Undetected: the
+    # third (published attack), the second and three of the four (detector-aware attack)
     assert adaptive == Rate(1, 6)
 
 
-def test_fooled_is_of_all_that_were_attacked(evidence):
-    published, adaptive = rates(evidence, "C, undetected", "rejects")
+def test_undetected_is_a_share_of_the_attacked_pairs(outcomes):
+    published, adaptive = rates(outcomes, "C, undetected", "rejects")
     assert published == Rate(1, 7)
-    # without the sample that the adaptive attack was not asked about
+    # without the sample that was not requested from the adaptive attack
     assert adaptive == Rate(5, 6)
 
 
-def test_a_model_that_never_rejects_detects_nothing_and_is_not_said_to(evidence):
-    assert rates(evidence, "C, detected", "plain") == (Rate(0, 0), Rate(0, 0))
-    assert rates(evidence, "C, undetected", "plain")[0] == Rate(6, 7)
+def test_a_model_without_rejection_has_no_detection_rate(outcomes):
+    assert rates(outcomes, "C, detected", "plain") == (Rate(0, 0), Rate(0, 0))
+    assert rates(outcomes, "C, undetected", "plain")[0] == Rate(6, 7)
 
 
-def test_an_attack_without_cells_of_its_own_is_one_cell(evidence):
-    assert rates(evidence, "D, detected", "rejects")[0] == Rate(1, 2)
+def test_a_trial_without_targets_is_one_cell(outcomes):
+    assert rates(outcomes, "D, detected", "rejects")[0] == Rate(1, 2)
 
 
-def test_what_is_missing_is_what_the_columns_are_attacked_by(evidence, item):
-    missing = [str(address) for address in evidence.missing]
+def test_missing_are_the_cells_of_the_attacked_columns(outcomes, item):
+    missing = [str(address) for address in outcomes.missing]
     assert missing == ["mnist-p | deepfool | none"]
     bare = ReproductionOutcomes(
-        item, outcomes(OUTCOMES).drop(columns=c("r", 1)), {"mnist": "mnist"}
+        item, frame_of(OUTCOMES).drop(columns=c("r", 1)), {"mnist": "mnist"}
     )
     assert rates(bare, "C, detected", "rejects") == (Rate(4, 4), Rate(1, 4))
 
 
-def test_rows_tell_what_they_count_and_gaps_of_the_paper_stay_gaps(evidence):
-    entries = compare_accuracies(evidence)
-    reached, detected, fooled, _ = accuracy_bands(entries)
-    assert [band.note for band in (reached, detected, fooled)] == ["success", "detected", "fooled"]
-    assert [cell.text for cell in detected.lines[0][1]] == ["90.0", "—"]
-    assert [cell.text for cell in fooled.lines[2][1]] == ["—", "—"]
+def test_bands_name_their_metric_and_gaps_of_the_paper_stay_blank(outcomes):
+    entries = compare_outcomes(outcomes)
+    bands = number_bands(entries, ATTACK_FORMAT)
+    assert [band.note for band in bands[:3]] == ["attack success", "detected", "undetected"]
+    assert [cell.text for cell in bands[1].lines[0][1]] == ["90.0", "—"]
+    assert [line for line, _ in bands[2].lines] == ["ours", "adaptive"]
     assert [entry.to_json()["published"] for entry in entries[4:6]] == [None, None]
-    table = comparison_table(entries)
-    assert table.columns[:2] == ("Attack", "Success / detected / fooled")
+    table = numbers_table(entries, ATTACK_FORMAT)
+    assert table.columns[:2] == ("Row", "Numbers")
+    assert table.caption.startswith("Attack success: ")
     assert "Accuracy" not in table.caption
 
 
-def test_records_tell_of_rejections_and_of_gradients(item, run_writer, record, tmp_path):
-    def shown(sample, *, accepted, zero=False, broken_at=1.0):
-        clean, adversarial = ModelOutput(sample, 2.0, True), ModelOutput(sample + 1, 2.0, accepted)
-        told = {"clean": clean, "adversarial": adversarial, "zero_gradient": zero}
-        return record(sample, label=sample, broken_at=broken_at, **told)
+def test_records_give_rejections_and_zero_gradients(
+    item, run_writer, record, outcomes_of, tmp_path
+):
+    def adversarial(sample, *, accepted, zero=False, broken_at=1.0):
+        outputs = ModelOutput(sample, 2.0, True), ModelOutput(sample + 1, 2.0, accepted)
+        fields = {"clean": outputs[0], "adversarial": outputs[1], "zero_gradient": zero}
+        return record(sample, label=sample, broken_at=broken_at, **fields)
 
-    records = [shown(0, accepted=False), shown(1, accepted=True, zero=True)]
+    records = [adversarial(0, accepted=False), adversarial(1, accepted=True, zero=True)]
     writer = run_writer(tmp_path / "run-0123abcd")
     writer.cell(records, model="mnist-r", attack="deepfool", kind="minimum-norm", norm="l2", epsilons=[], dataset="mnist")  # fmt: skip
-    frame = build_paper_report(item, [writer.finish()]).evidence.outcomes
+    frame = outcomes_of(item, writer.finish()).outcomes
     name = "mnist-r | deepfool | none"
     assert frame[name + REJECTED].tolist() == [1.0, 0.0]
     assert frame[name + NO_GRADIENT].tolist() == [0.0, 1.0]

@@ -1,4 +1,4 @@
-"""Published numbers beside measured ones: the table, what was expected, the grids, and the page."""
+"""Reports of experiments: published and measured numbers, expectations, image grids, and the page."""
 
 import re
 from xml.etree import ElementTree
@@ -9,10 +9,7 @@ import pytest
 from robustbench_inv.catalogue.reproduction_file import read_reproduction
 from robustbench_inv.errors import BadCatalogue, BadResults
 from robustbench_inv.reporting.image_figures import draw_image_grid
-from robustbench_inv.reporting.reproduction.experiment_report import (
-    build_experiment_report,
-    find_results,
-)
+from robustbench_inv.reporting.reproduction.report import find_results, report_from_results
 from robustbench_inv.reporting.table_formats import to_markdown
 from robustbench_inv.results.experiment_result import (
     ExperimentResult,
@@ -93,7 +90,7 @@ def report(item, folder, numbers, image_grids=()):
             ExperimentResult("mnist", N, {"mnist-ce": "d" * 64}, tuple(numbers), tuple(image_grids))
         )
     )
-    return build_experiment_report(item, find_results([folder]))
+    return report_from_results(item, find_results([folder]))
 
 
 def usual(known=True):
@@ -104,28 +101,29 @@ def usual(known=True):
     ]
 
 
-def test_published_numbers_stand_above_ours_and_differences_below(item, tmp_path):
+def test_each_band_has_published_ours_and_difference(item, tmp_path):
     (part,) = report(item, tmp_path, usual()).parts
-    text = to_markdown(part.numbers)
+    text = to_markdown(part.numbers_table)
     assert "| error | paper | 0.40 | 30.00 | 1.70 |" in text
     assert "|  | ours | 0.50 [0.21–1.17] | 22.00 [19.54–24.67] | — |" in text
     assert "|  | difference | +0.10 | −8.00 | — |" in text
     assert "| never measured | paper | 1.00 | 2.00 | — |\n|  | ours | — | — | — |\n|" in text
     assert "| distance | ours | 1e-05 | — | — |" in text
     assert list(part.by_remark) == ["because"]
-    assert "| small | holds | undecided | 0.5 (0.214 to 1.17) for CE, error |" in to_markdown(
-        part.expectations
+    assert (
+        "| small | holds [0.4 for CE, error] | undecided [0.5 (0.214 to 1.17) for CE, error] |"
+        in to_markdown(part.claims_table)
     )
 
 
-def test_what_is_remarked_and_was_not_measured_says_so(item, tmp_path):
+def test_a_remarked_number_that_was_not_measured_is_not_reproduced(item, tmp_path):
     (part,) = report(item, tmp_path, [share("error", "CE", 5)]).parts
-    text = to_markdown(part.numbers)
+    text = to_markdown(part.numbers_table)
     assert "|  | ours | 0.50 [0.21–1.17] | not reproduced | — |" in text
     assert [entry.column for entry in part.by_remark["because"]] == ["iCE"]
 
 
-def test_a_far_number_without_a_remark_is_not_explained(item, tmp_path):
+def test_large_differences_without_remark_are_listed_last(item, tmp_path):
     numbers = [share("error", "CE", 300), share("error", "iCE", 850)]
     (part,) = report(item, tmp_path, numbers).parts
     assert [[entry.column for entry in entries] for entries in part.by_remark.values()] == [
@@ -135,10 +133,10 @@ def test_a_far_number_without_a_remark_is_not_explained(item, tmp_path):
     assert list(part.by_remark) == ["because", ""]
 
 
-def test_expectations_are_judged_on_the_papers_numbers_and_on_ours(item, tmp_path):
+def test_expectations_are_evaluated_on_the_papers_numbers_and_on_ours(item, tmp_path):
     (part,) = report(item, tmp_path, usual()).parts
-    judged = {f.expected.text: (f.status("paper"), f.status("ours")) for f in part.findings}
-    assert judged == {
+    verdicts = {f.text: (f.status("paper"), f.status("published")) for f in part.findings}
+    assert verdicts == {
         "par": ("does not hold", "does not hold"),
         "small": ("holds", "undecided"),  # the interval reaches to 1.16
         "between": ("holds", "undecided"),  # 19.5 to 24.7
@@ -151,13 +149,13 @@ def test_differences_on_known_trials_are_paired(item, tmp_path):
     apart = [share("error", "CE", 300, known=False), share("error", "iCE", 301, known=False)]
     for numbers, expected in ((same, "holds"), (apart, "undecided")):
         (part,) = report(item, tmp_path, numbers).parts
-        assert part.findings[0].status("ours") == expected
-    low, high = part.findings[0].to_json()["numbers"][-1]["interval"]
-    half = 1.96 * (2 * 0.3 * 0.7 / N) ** 0.5 * 100
-    assert (low, high) == pytest.approx((0.1 - half, 0.1 + half), abs=0.05)
+        assert part.findings[0].status("published") == expected
+    low, high = part.findings[0].to_json()["comparisons"][-1]["interval"]
+    half = 1.96 * (2 * 0.3 * 0.7 / N) ** 0.5
+    assert (low, high) == pytest.approx((0.001 - half, 0.001 + half), abs=5e-4)
 
 
-def test_the_page_holds_everything_and_is_drawn_again_from_beside_it(item, tmp_path):
+def test_the_page_is_self_contained_and_rebuilt_from_the_stored_results(item, tmp_path):
     found = report(item, tmp_path, usual(), [grid()])
     page = tmp_path / "out" / "table-9.html"
     found.write(page)
@@ -165,9 +163,9 @@ def test_the_page_holds_everything_and_is_drawn_again_from_beside_it(item, tmp_p
     assert html.count("<svg") == 1
     assert "d" * 64 in html
     assert not re.findall(r'(?:src|href)="http', html)
-    again = build_experiment_report(item, find_results([tmp_path / "out"]))
+    again = report_from_results(item, find_results([tmp_path / "out"]))
     assert again.to_json() == found.to_json()
-    assert found.to_json()["data"][0]["numbers"][0]["difference"] == pytest.approx(0.001)
+    assert found.to_json()["parts"][0]["numbers"][0]["difference"] == pytest.approx(0.001)
 
 
 def test_a_grid_names_rows_groups_and_columns():
@@ -179,7 +177,7 @@ def test_a_grid_names_rows_groups_and_columns():
     assert picture.svg.count("<image") == 6
 
 
-def test_columns_of_a_grid_stand_above_each_other_and_groups_apart():
+def test_columns_of_a_grid_are_aligned_and_groups_are_apart():
     picture = draw_image_grid(grid())
     root = ElementTree.fromstring(picture.svg)
     images = root.iter("{http://www.w3.org/2000/svg}image")
@@ -189,8 +187,8 @@ def test_columns_of_a_grid_stand_above_each_other_and_groups_apart():
     assert second - first > third - second > 0
 
 
-def test_no_file_is_named(tmp_path):
-    with pytest.raises(BadResults, match="nothing was measured"):
+def test_a_folder_without_results_is_an_error(tmp_path):
+    with pytest.raises(BadResults, match="no results of an experiment"):
         find_results([tmp_path])
 
 
@@ -222,10 +220,10 @@ def test_amounts_are_compared_as_amounts(tmp_path):
         MeasuredNumber("millions", "iCE", 2.0),
     ]
     part = report(read_reproduction(path), tmp_path, numbers).parts[0]
-    entry = next(e for e in part.entries if e.place == "millions, CE")
+    entry = next(e for e in part.numbers if e.label == "millions, CE")
     assert (entry.published, entry.difference) == (1.5, -0.25)
-    assert entry.far  # by a sixth
-    assert not next(e for e in part.entries if e.place == "millions, iCE").far
+    assert entry.needs_remark  # by a sixth
+    assert not next(e for e in part.numbers if e.label == "millions, iCE").needs_remark
     band = next(band for band in part.bands if band.name == "millions")
     assert [[cell.text for cell in cells] for _, cells in band.lines] == [
         ["1.50", "2.00", "4.00"], ["1.25", "2", "—"], ["−0.25", "+0.00", "—"],

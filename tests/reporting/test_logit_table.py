@@ -1,21 +1,21 @@
-"""Sheets of logits as tables: the answer of each row stands out, and gaps stay gaps."""
+"""Sheets of logits as tables: the answer of each row is marked, and gaps stay blank."""
 
 from math import nan
 
-from robustbench_inv.reporting.reproduction.experiment_report import logit_table
+from robustbench_inv.reporting.experiment_figures import logit_table
 from robustbench_inv.results.experiment_result import LogitRow, LogitSheet
 
 
-def shown(*lines):
+def rows_of(*lines):
     return logit_table(LogitSheet("s", "Logits", "c", ("0", "1"), lines), "mnist").rows
 
 
-def test_the_largest_logit_is_told_as_what_it_is():
-    rows = shown(
+def test_the_largest_logit_is_marked_by_its_outcome():
+    rows = rows_of(
         LogitRow("threshold", (1.0, 2.0)),
         LogitRow("right", (5.0, -2.25), accepted=True),
-        LogitRow("caught", (-7.0, -3.0), accepted=False, wrong=True),
-        LogitRow("fooled", (-7.0, 3.0), accepted=True, wrong=True),
+        LogitRow("detected", (-7.0, -3.0), accepted=False, wrong=True),
+        LogitRow("undetected", (-7.0, 3.0), accepted=True, wrong=True),
     )
     assert [[cell.tone for cell in row[1:]] for row in rows] == [
         ["", ""],
@@ -26,8 +26,8 @@ def test_the_largest_logit_is_told_as_what_it_is():
     assert [cell.text for cell in rows[1]] == ["right", "5.0", "−2.2"]
 
 
-def test_what_is_not_there_is_a_gap():
-    ((_, *cells),) = shown(LogitRow("x: not reached", (nan, nan)))
+def test_missing_logits_are_blank():
+    ((_, *cells),) = rows_of(LogitRow("x: not reached", (nan, nan)))
     assert [cell.text for cell in cells] == ["—", "—"]
 
 
