@@ -1,8 +1,8 @@
 """Evaluates models: the one entry point for the command line and for Python, validity checks included."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,12 @@ from robustbench_inv.evaluation.engine import (
 from robustbench_inv.evaluation.jobs import EvaluationRequest, Job, as_list
 from robustbench_inv.evaluation.plan import Plan, make_plan
 from robustbench_inv.evaluation.schedule import CellOutcome, Workers, check_workers, run_jobs
-from robustbench_inv.results.ensemble_breakdown import ensemble_breakdown
-from robustbench_inv.results.rates import invariance_json, wants_same_prediction
+from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.rates import cell_to_json
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.run_files import CELL, CellFolder, RunFolder
 from robustbench_inv.results.run_writing import write_checks, write_plan
-from robustbench_inv.results.summary import CellSummary, summarise
+from robustbench_inv.results.summary import CellSummary
 from robustbench_inv.threat.threat_model import ThreatModel
 
 if TYPE_CHECKING:
@@ -69,40 +69,38 @@ class Run:
     notes: tuple[str, ...] = ()
 
     @cached_property
-    def cells(self) -> list[tuple[Job, CellFolder]]:
-        """The cells that have results, in the order of the plan."""
-        folders = [(job, CellFolder(self.path / job.spec.digest)) for job in self.plan.jobs]
-        return [(job, folder) for job, folder in folders if (folder.path / CELL).exists()]
+    def cells(self) -> list[FinishedCell]:
+        """The cells that have results, in the order of the plan, with the requested samples only."""
+        read = ((job, CellFolder(self.path / job.spec.digest).read()) for job in self._jobs)
+        return [_restrict(cell, job.samples) for job, cell in read]
+
+    @property
+    def _jobs(self) -> list[Job]:
+        return [job for job in self.plan.jobs if (self.path / job.spec.digest / CELL).exists()]
 
     def records(self) -> list[Record]:
         """Return the records of all cells, cell by cell, in ascending order of sample id."""
-        return [record for job, folder in self.cells for record in _records(job, folder)]
+        return [record for cell in self.cells for record in cell.records]
 
     def summary(self) -> list[CellSummary]:
         """Return what the records of each cell add up to."""
-        return [
-            summarise(_records(job, folder), job.epsilons, job.threat.norm)
-            for job, folder in self.cells
-        ]
+        return [cell.summary for cell in self.cells]
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one row for each record; nested fields are joined by a dot (``after.decision``)."""
+        """Return one row for each record; nested fields are joined by a dot (``adversarial.prediction``)."""
         import pandas as pd
 
         rows = [
             {**job.to_json(), **json.loads(record.to_json_line())}
-            for job, folder in self.cells
-            for record in _records(job, folder)
+            for job, cell in zip(self._jobs, self.cells, strict=True)
+            for record in cell.records
         ]
         return pd.json_normalize(rows)
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return one object for each cell, as ``evaluate --json`` prints them."""
         verdicts = [Verdict(**value) for value in RunFolder(self.path).checks()]
-        return [
-            _cell_json(job, folder, summary, verdicts)
-            for (job, folder), summary in zip(self.cells, self.summary(), strict=True)
-        ]
+        return [_cell_json(cell, self.path, verdicts) for cell in self.cells]
 
 
 def evaluate(  # noqa: PLR0913 - the command line's options, each of which a user may leave out
@@ -219,14 +217,15 @@ def check_run(run: Run, device: str) -> None:
         verdict for job in _models(run.plan) for verdict in _probe(job, device, run.plan.deep)
     ]
     asked = {job.spec.digest: job.samples for job in run.plan.jobs}
-    verdicts = check_records(folder.cells(), asked, probes)
+    cells = [cell.read() for cell in folder.cells()]
+    verdicts = check_records(cells, asked, probes)
     write_checks(folder, [verdict.to_json() for verdict in verdicts])
 
 
 def _reasons(outcome: CellOutcome, folder: CellFolder) -> Iterator[str]:
     if outcome.failure is not None:
         yield outcome.failure
-    crashes = [event for event in folder.events() if event.get("kind") == "crash"]
+    crashes = [event for event in folder.events() if event.get("event") == "crash"]
     if crashes:
         samples = {sample for event in crashes for sample in event.get("samples", ())}
         count = f"{len(samples)} sample{'' if len(samples) == 1 else 's'}"
@@ -243,50 +242,12 @@ def _probe(job: Job, device: str, deep: bool) -> list[Verdict]:
     return probe_model(job.model, job.dataset, job.samples, job.seed, device, deep=deep)
 
 
-def _records(job: Job, folder: CellFolder) -> list[Record]:
-    asked = set(job.samples)
-    found = [record for record in folder.records() if record.sample in asked]
-    return sorted(found, key=lambda record: record.sample)
+def _restrict(cell: FinishedCell, samples: Sequence[int]) -> FinishedCell:
+    """Return a cell with the records of some samples alone."""
+    wanted = frozenset(samples)
+    return replace(cell, records=tuple(r for r in cell.records if r.sample in wanted))
 
 
-def _invariance_json(job: Job, folder: CellFolder) -> dict[str, Any] | None:
-    """Return what an invariance cell says, None for another: its shares, who judged, and how often that errs."""
-    if not wants_same_prediction(folder.cell):
-        return None
-    return invariance_json(_records(job, folder), folder.oracle_error())
-
-
-def _breakers_json(job: Job, folder: CellFolder) -> dict[str, Any] | None:
-    """Return what each member of a cascade broke, None for an attack that is none."""
-    told = ensemble_breakdown(folder.cell, _records(job, folder), folder.events())
-    return None if told is None else told.to_json()
-
-
-def _cell_json(
-    job: Job, folder: CellFolder, summary: CellSummary, verdicts: Sequence[Verdict]
-) -> dict[str, Any]:
-    about: Mapping[str, Any] = job.to_json()
-    return {
-        "model": about["model"],
-        "attack": about["attack"],
-        "threat": about["threat"],
-        "norm": job.threat.norm,
-        "access": job.threat.access,
-        "substitute": job.substitute and job.substitute.name,
-        "dataset": about["dataset"],
-        "seed": job.seed,
-        "samples": summary.clean_accuracy.trials,
-        "epsilons": list(summary.epsilons),
-        "clean_accuracy": summary.clean_accuracy.to_json(),
-        "robust_accuracy": [rate.to_json() for rate in summary.robust_accuracy],
-        "acceptance": summary.acceptance and summary.acceptance.to_json(),
-        "detection": summary.detection and summary.detection.to_json(),
-        "median_distance": summary.median_distance,
-        "forward_passes": summary.forward_passes,
-        "backward_passes": summary.backward_passes,
-        "statuses": summary.statuses,
-        "invariance": _invariance_json(job, folder),
-        "broken_by": _breakers_json(job, folder),
-        "checks": [verdict.to_json() for verdict in verdicts_about(verdicts, folder)],
-        "path": str(folder.path),
-    }
+def _cell_json(cell: FinishedCell, path: Path, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    checks = [verdict.to_json() for verdict in verdicts_about(verdicts, cell)]
+    return {**cell_to_json(cell), "checks": checks, "path": str(path / cell.digest)}

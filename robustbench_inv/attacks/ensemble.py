@@ -153,7 +153,7 @@ class SubsetQueries:
         return self.positions if rows is None else self.positions[rows]
 
 
-BROKEN_BY = "broken_by"
+BROKEN_BY = "ensemble_member"
 """Name of the number that is kept of each sample: which member broke it, counted from 1, and 0 if none did."""
 
 

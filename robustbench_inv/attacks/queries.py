@@ -40,7 +40,7 @@ class CountingModel:
     found: Tensor = field(init=False)
     best: Tensor = field(init=False)
     failures: dict[int, FailureReason] = field(init=False, default_factory=dict)
-    measured: dict[str, Tensor] = field(init=False, default_factory=dict)
+    logged: dict[str, Tensor] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         n, device = len(self.batch), self.batch.images.device
@@ -98,7 +98,7 @@ class CountingModel:
 
     def log(self, name: str, values: Tensor) -> None:
         """Keep a number of each sample (n,) for the cell's notes."""
-        self.measured[name] = values.detach()
+        self.logged[name] = values.detach()
 
     def __call__(self, images: Tensor, rows: Tensor | None = None) -> Output:
         with torch.no_grad():

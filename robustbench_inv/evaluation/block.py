@@ -1,6 +1,6 @@
-"""Evaluates one block of samples: clean predictions, searches along the eps sweep, verdicts, replays, records."""
+"""Evaluates one block of samples: clean predictions, searches along the eps sweep, verdicts and replays."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite
 
@@ -9,28 +9,26 @@ from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Batch, Kind
 from robustbench_inv.errors import BadData, BadModel
-from robustbench_inv.evaluation.block_state import BlockState
-from robustbench_inv.evaluation.judge import Assessment, Judge, already_wrong, is_valid_output
+from robustbench_inv.evaluation.judge import (
+    Assessment,
+    BlockState,
+    Judge,
+    already_wrong,
+    is_valid_output,
+)
 from robustbench_inv.evaluation.search import SearchFunction, SearchResult, scale_to_budget
 from robustbench_inv.results.cell import SAMPLE_VALUES
-from robustbench_inv.results.record import Record, Status
+from robustbench_inv.results.record import Status
 from robustbench_inv.tensors import Output, where_rows
 from robustbench_inv.threat.budgets import LpBall, inside_box
 from robustbench_inv.threat.goals import GoalInputs
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = [
-    "BlockResult",
-    "CellContext",
-    "EventLogger",
-    "SearchStep",
-    "evaluate_block",
-    "run_searches",
-]
+__all__ = ["CellContext", "EventLogger", "evaluate_block", "run_searches"]
 
 
 EventLogger = Callable[..., None]
-"""Called with a kind and values for what is worth an entry in events.jsonl."""
+"""Called with a kind and values for each entry of events.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +36,12 @@ class CellContext:
     """What all blocks of a cell share.
 
     Args:
-        kind: of the attack.
+        kind: kind of the attack.
         threat: the threat with its whole sweep.
         search: searches on a copy of the model, or on a substitute.
-        short_run: the same in brief, which makes a sweep go down from its largest eps; None for one that goes up.
-        judge: judges on the original.
-        log_event: takes notes.
+        short_run: a short search from a warm start, for a descending sweep; None for an ascending sweep.
+        judge: judges on the original model.
+        log_event: writes an entry of events.jsonl.
     """
 
     kind: Kind
@@ -53,152 +51,129 @@ class CellContext:
     judge: Judge
     log_event: EventLogger
 
+    @property
+    def descending(self) -> bool:
+        """Does the sweep start at its largest eps?"""
+        several = len(self.threat.epsilons) > 1
+        return self.short_run is not None and several and not self.threat.is_transfer
 
-@dataclass(frozen=True)
-class SearchStep:
-    """A search that was made at one stage of a threat.
 
-    Args:
-        stage: the budget that the verdict is taken under.
-        rows: (m,) positions of the samples.
-        found: what was found for these.
-        eps_values: ascending eps, the smallest that holds a success is where its sample falls; empty for its distance.
-        only_successes: have the samples been shown at a larger eps, so that what is no success changes nothing?
+def evaluate_block(context: CellContext, batch: Batch) -> BlockState:
+    """Return the outcome of one block of samples.
+
+    - A misclassified sample needs no attack; a fixed-input attack is run on it nevertheless.
+    - An ascending sweep attacks each sample at each eps until it breaks, from the best input so far.
+    - A descending sweep, of attacks with a short run, starts from the input that broke the sample at a larger eps
+      and continues until the sample is robust.
+    - In a transfer attack the search is the same for every model: it runs on all samples, from its own last
+      proposals, and the verdicts alone stop.
+
+    Raises:
+        BadData: if a clean input is outside the model's bounds.
+        BadModel: if the model's output for a clean input is not a number.
     """
-
-    stage: ThreatModel
-    rows: Tensor
-    found: SearchResult
-    eps_values: tuple[float, ...]
-    only_successes: bool = False
-
-
-def run_searches(setting: CellContext, standing: BlockState) -> Iterator[SearchStep]:
-    """Yield one search after the other; its verdicts are to be in before the next is asked for."""
-    if setting.threat.is_transfer:
-        return _on_substitute(setting, standing)
-    if setting.short_run is None or len(setting.threat.epsilons) < 2:
-        return _ascending(setting, standing)
-    return _descending(setting, standing, setting.short_run)
+    state = _start_block(context, batch)
+    for rows, result in run_searches(context, state):
+        _apply_result(context, state, rows, result)
+        if result.crash is not None:
+            break
+    _replay_robust(context, state, state.unbroken)
+    return state
 
 
-def _stages(setting: CellContext) -> Iterator[ThreatModel]:
-    """Yield the threats to be judged under: each eps, or the whole threat for an attack that is run once.
+def run_searches(context: CellContext, state: BlockState) -> Iterator[tuple[Tensor, SearchResult]]:
+    """Yield positions (m,) and results of each search; the caller updates the state before it asks for the next."""
+    if context.threat.is_transfer:
+        return _on_substitute(context, state)
+    if context.descending and context.short_run is not None:
+        return _descending(context, state, context.short_run)
+    return _ascending(context, state)
 
-    An attack that seeks the nearest success is run once, and its success falls where it is. On a substitute
-    its direction counts, which is tried at the length of each eps.
+
+def _stages(context: CellContext) -> Iterator[ThreatModel]:
+    """Yield the threats to judge under: each eps, or the whole threat for an attack that is run once.
+
+    A minimum-norm attack is run once, and its success breaks the sample at its distance. On a substitute only its
+    direction counts, which is scaled to each eps.
     """
-    each = setting.kind == "fixed-budget" or setting.threat.is_transfer
-    sweep = setting.threat.epsilons if each else ()
-    yield from (setting.threat.at(eps) for eps in sweep)
+    each = context.kind == "fixed-budget" or context.threat.is_transfer
+    sweep = context.threat.epsilons if each else ()
+    yield from (context.threat.at(eps) for eps in sweep)
     if not sweep:
-        yield setting.threat
+        yield context.threat
 
 
-def _ascending(setting: CellContext, standing: BlockState) -> Iterator[SearchStep]:
-    """SearchFunction at each stage with the samples that still stand."""
-    for number, stage in enumerate(_stages(setting)):
-        rows = standing.all if setting.kind == "fixed-input" else standing.undecided
+def _ascending(context: CellContext, state: BlockState) -> Iterator[tuple[Tensor, SearchResult]]:
+    """Search at each stage with the samples that are not broken yet."""
+    for number, stage in enumerate(_stages(context)):
+        rows = state.all if context.kind == "fixed-input" else state.undecided
         if not len(rows):
             return
-        start = standing.allowed_images[rows] if number else None
-        found = setting.search(standing.batch[rows], start, stage)
-        yield SearchStep(stage, rows, found, stage.epsilons)
+        start = state.allowed_images[rows] if number else None
+        yield rows, context.search(state.batch[rows], start, stage)
 
 
 def _descending(
-    setting: CellContext, standing: BlockState, short_run: SearchFunction
-) -> Iterator[SearchStep]:
-    """SearchFunction at the largest eps, then at each smaller one: briefly from what broke a sample, wholly where that fails.
+    context: CellContext, state: BlockState, short_run: SearchFunction
+) -> Iterator[tuple[Tensor, SearchResult]]:
+    """Search at the largest eps, then at each smaller one: a short run from a warm start, and a full search if it fails.
 
-    What nothing broke is searched for briefly from the clean input. Whole searches begin anew, as at their eps alone.
-    A sample that has withstood one is taken to stand at every smaller eps as well, unless a brief search shows
-    otherwise: from there down it is searched for wholly again.
+    - The warm start is the input that broke the sample, or the clean input. Full searches start from the clean input.
+    - A sample that survives a full search is taken to be robust at every smaller eps. If a short run breaks it
+      nevertheless, full searches resume from that eps down.
     """
-    sweep, survived = setting.threat.epsilons, torch.zeros_like(standing.wrong)
-    for number, stage in enumerate(reversed(list(_stages(setting)))):
-        eps_values = sweep[: len(sweep) - number]
-        for search in (short_run, setting.search) if number else (setting.search,):
-            not_broken = ~(standing.broken_at <= eps_values[-1])
+    survived = torch.zeros_like(state.wrong)
+    for number, stage in enumerate(reversed(list(_stages(context)))):
+        eps = stage.epsilons[-1]
+        for search in (short_run, context.search) if number else (context.search,):
+            not_broken = ~(state.broken_at <= eps)
             rows = (not_broken if search is short_run else not_broken & ~survived).nonzero()[:, 0]
             if not len(rows):
                 continue
-            batch = standing.batch[rows]
+            batch = state.batch[rows]
             start = None
             if search is short_run:
-                broken = standing.is_broken[rows]
-                start = where_rows(broken, standing.images[rows], batch.images)
-            found = search(batch, start, stage)
-            yield SearchStep(stage, rows, found, eps_values, only_successes=number > 0)
-        survived = ~(standing.broken_at <= eps_values[-1])
+                start = where_rows(state.is_broken[rows], state.images[rows], batch.images)
+            yield rows, search(batch, start, stage)
+        survived = ~(state.broken_at <= eps)
 
 
-def _on_substitute(setting: CellContext, standing: BlockState) -> Iterator[SearchStep]:
-    """SearchFunction with all samples, whatever the model says of them, as long as one of them stands."""
-    search = _search_each_eps if setting.kind == "fixed-budget" else _search_once
-    found = search(setting, standing.batch)
-    for stage in _stages(setting):
-        rows = standing.undecided
+def _on_substitute(
+    context: CellContext, state: BlockState
+) -> Iterator[tuple[Tensor, SearchResult]]:
+    """Search with all samples, whatever the attacked model predicts, until every sample is decided."""
+    search = _search_each_eps if context.kind == "fixed-budget" else _search_once
+    results = search(context, state.batch)
+    for _ in _stages(context):
+        rows = state.undecided
         if not len(rows):
             return
-        yield SearchStep(stage, rows, next(found)[rows], stage.epsilons)
+        yield rows, next(results)[rows]
 
 
-def _search_each_eps(setting: CellContext, batch: Batch) -> Iterator[SearchResult]:
-    """Yield what a search finds at each stage, begun from what it proposed at the one before."""
-    start, bounds = None, setting.judge.classifier.bounds
-    for stage in _stages(setting):
-        found = setting.search(batch, start, stage)
-        yield found
-        images = found.proposals
+def _search_each_eps(context: CellContext, batch: Batch) -> Iterator[SearchResult]:
+    """Yield the result of a search at each stage, started from the proposals of the stage before."""
+    start, bounds = None, context.judge.classifier.bounds
+    for stage in _stages(context):
+        result = context.search(batch, start, stage)
+        yield result
+        images = result.proposals
         allowed = inside_box(images, bounds) & stage.budget.contains(batch.images, images)
         start = where_rows(allowed, images, batch.images)
 
 
-def _search_once(setting: CellContext, batch: Batch) -> Iterator[SearchResult]:
-    """Yield what one search without eps finds, at the length of each stage."""
-    found, bounds = setting.search(batch, None, setting.threat), setting.judge.classifier.bounds
-    for number, stage in enumerate(_stages(setting)):
-        images = found.proposals
+def _search_once(context: CellContext, batch: Batch) -> Iterator[SearchResult]:
+    """Yield the result of one search without eps, scaled to the eps of each stage."""
+    result, bounds = context.search(batch, None, context.threat), context.judge.classifier.bounds
+    for number, stage in enumerate(_stages(context)):
+        images = result.proposals
         if isinstance(stage.budget, LpBall):
             images = scale_to_budget(batch.images, images - batch.images, stage.budget, bounds)
-        yield found.with_proposals(images, already_counted=number > 0)
+        yield result.with_proposals(images, stage, already_counted=number > 0)
 
 
-@dataclass(frozen=True)
-class BlockResult:
-    """The outcome of a block: its records, and what is shown of each sample, (n, …)."""
-
-    records: list[Record]
-    clean: Tensor
-    shown: Tensor
-
-
-def evaluate_block(setting: CellContext, batch: Batch) -> BlockResult:
-    """Evaluate the samples of one block.
-
-    A sample that the model gets wrong needs no attack, but is shown what is given instead of it. The others are
-    attacked at each eps in ascending order, from what is shown of them so far, until they fall; or, by an attack
-    that has a brief form, in descending order, from what broke them, until they stand. Under a transfer
-    threat the search is the same for every model: it goes on with all samples, from what it last proposed, and
-    only their verdicts stop.
-
-    Raises:
-        BadData: if a clean input is outside the model's bounds.
-        BadModel: if the model's answer to a clean input is not a number.
-    """
-    standing = _start_block(setting, batch)
-    for step in run_searches(setting, standing):
-        _apply_result(setting, standing, step)
-        if step.found.crash is not None:
-            break
-    _replay_robust(setting, standing, standing.unbroken)
-    source = setting.judge.oracle.source if setting.judge.oracle else None
-    return BlockResult(standing.records(source), batch.images, standing.images)
-
-
-def _start_block(setting: CellContext, batch: Batch) -> BlockState:
-    judge = setting.judge
+def _start_block(context: CellContext, batch: Batch) -> BlockState:
+    judge = context.judge
     if not inside_box(batch.images, judge.classifier.bounds).all():
         raise BadData(
             f"{judge.dataset.name} leaves the model's bounds (check C17)",
@@ -207,91 +182,111 @@ def _start_block(setting: CellContext, batch: Batch) -> BlockState:
         )
     before = judge.predict(batch.images, batch.ids)
     if not is_valid_output(before).all():
-        raise BadModel("the model's answer to a clean input is not a number")
-    wrong = already_wrong(setting.threat, before, batch.labels)
+        raise BadModel("the model's output for a clean input is not a number")
+    wrong = already_wrong(context.threat, before, batch.labels)
     return BlockState(batch, before, wrong, judge.true_classes(batch.images, batch.ids))
 
 
-def _apply_result(setting: CellContext, standing: BlockState, step: SearchStep) -> None:
-    """Judge what a search found, and let the samples fall that it breaks."""
-    rows, found = step.rows, step.found
-    batch, before = standing.batch[rows], standing.before[rows]
-    standing.add_passes(rows, found)
-    assessment = setting.judge.judge(batch, before, found.proposals, step.stage)
-    if not step.only_successes:
-        statuses = _failure_statuses(setting.kind, found, assessment)
-        standing.set_status({int(rows[row]): status for row, status in statuses.items()})
-    _log_crashes(setting, batch, step)
-    _record_successes(setting, standing, step, rows, assessment)
+def _apply_result(
+    context: CellContext, state: BlockState, rows: Tensor, result: SearchResult
+) -> None:
+    """Judge the proposals of a search for the samples at (m,) positions, and mark those that it breaks."""
+    batch, before = state.batch[rows], state.before[rows]
+    state.add_passes(rows, result)
+    assessment = context.judge.judge(batch, before, result.proposals, result.threat)
+    rerun = _is_rerun(context, result.threat)
+    if not rerun:
+        statuses = _failure_statuses(context.kind, result, assessment)
+        state.set_status({int(rows[row]): status for row, status in statuses.items()})
+    _log_crashes(context, batch, result)
+    _record_successes(context, state, result.threat, rows, assessment)
     # a success that a query showed and the attack did not return (check C15)
-    lost = (found.succeeded & ~assessment.reached).nonzero()[:, 0]
+    lost = (result.succeeded & ~assessment.reached).nonzero()[:, 0]
     if len(lost):
-        again = setting.judge.judge(batch[lost], before[lost], found.nearest[lost], step.stage)
+        again = context.judge.judge(batch[lost], before[lost], result.nearest[lost], result.threat)
         rescued = _record_successes(
-            setting, standing, step, rows[lost[again.reached]], again[again.reached]
+            context, state, result.threat, rows[lost[again.reached]], again[again.reached]
         )
         if len(rescued):
-            samples = standing.batch.ids[rescued].tolist()
-            setting.log_event("silent_success", samples=samples, count=len(samples))
-    shown = torch.ones_like(assessment.reached)
-    if step.only_successes:
-        shown = standing.broken_at[rows] <= step.eps_values[-1]
-    _log_numbers(setting, batch.ids[shown], {k: v[shown] for k, v in found.measured.items()})
+            samples = state.batch.ids[rescued].tolist()
+            context.log_event("silent_success", samples=samples, count=len(samples))
+    counted = torch.ones_like(assessment.reached)
+    if rerun:
+        counted = state.broken_at[rows] <= result.threat.epsilons[-1]
+    _log_numbers(context, batch.ids[counted], {k: v[counted] for k, v in result.logged.items()})
+
+
+def _is_rerun(context: CellContext, stage: ThreatModel) -> bool:
+    """Return whether the samples were attacked at a larger eps before, so that only successes count."""
+    return context.descending and stage.epsilons[-1] < context.threat.epsilons[-1]
+
+
+def _eps_values(context: CellContext, stage: ThreatModel) -> tuple[float, ...]:
+    """Return the ascending eps at which a success of a stage may break its sample; empty for its distance.
+
+    In a descending sweep these are all eps up to the stage's; an ascending one has searched the smaller ones already.
+    """
+    if not context.descending:
+        return stage.epsilons
+    return tuple(eps for eps in context.threat.epsilons if eps <= stage.epsilons[-1])
 
 
 def _record_successes(
-    setting: CellContext,
-    standing: BlockState,
-    step: SearchStep,
+    context: CellContext,
+    state: BlockState,
+    stage: ThreatModel,
     rows: Tensor,
     assessment: Assessment,
 ) -> Tensor:
-    """Show the m inputs that were judged, and let those fall that are successes, also when asked again.
+    """Keep m judged inputs, and mark as broken the samples whose success is replayed.
 
     Returns:
-        (k,) positions of those that fell.
+        (k,) positions of the broken samples.
     """
     sure = torch.ones_like(assessment.reached)
-    hits = (assessment.reached & ~standing.wrong[rows]).nonzero()[:, 0]
+    hits = (assessment.reached & ~state.wrong[rows]).nonzero()[:, 0]
     if len(hits):
-        batch, before = standing.batch[rows[hits]], standing.before[rows[hits]]
-        sure[hits] = _replay_successes(setting, batch, before, assessment[hits])
+        batch, before = state.batch[rows[hits]], state.before[rows[hits]]
+        sure[hits] = _replay_successes(context, batch, before, assessment[hits])
     broken = assessment.reached & sure
-    shown = broken if step.only_successes else torch.ones_like(broken)
-    standing.set_images(rows[shown], assessment[shown], sure[shown])
-    standing.mark_broken(rows[broken], step.eps_values, step.stage.norm)
+    kept = broken if _is_rerun(context, stage) else torch.ones_like(broken)
+    state.set_images(rows[kept], assessment[kept], sure[kept])
+    state.mark_broken(rows[broken], _eps_values(context, stage), stage.norm)
     return rows[broken]
 
 
-def _failure_statuses(kind: Kind, found: SearchResult, assessment: Assessment) -> dict[int, Status]:
-    """Return why there is no valid proposal, by position in the attacked batch."""
+def _failure_statuses(
+    kind: Kind, result: SearchResult, assessment: Assessment
+) -> Mapping[int, Status]:
+    """Return the status of each attacked sample, by position in the attacked batch."""
     n = len(assessment.images)
-    if found.crash is not None:
+    if result.crash is not None:
         return dict.fromkeys(range(n), "crash")
     outside = ~(assessment.allowed if kind == "fixed-budget" else assessment.in_bounds)
     statuses: dict[int, Status] = dict.fromkeys(range(n), "ok")
     statuses |= dict.fromkeys(outside.nonzero()[:, 0].tolist(), "budget")
     statuses |= dict.fromkeys((~assessment.valid).nonzero()[:, 0].tolist(), "numerics")
-    return {**statuses, **found.failures}
+    return {**statuses, **result.failures}
 
 
-def _log_crashes(setting: CellContext, batch: Batch, step: SearchStep) -> None:
-    """Note that an attack raised, or that it raised for single samples while it went on with the others."""
-    crash, where = step.found.crash, {"eps": step.eps_values[-1]} if step.eps_values else {}
-    single = [row for row, status in step.found.failures.items() if status == "crash"]
-    if crash is not None:
-        setting.log_event("crash", reason=crash, samples=batch.ids.tolist(), **where)
+def _log_crashes(context: CellContext, batch: Batch, result: SearchResult) -> None:
+    """Log that an attack raised, for the whole batch or for single samples."""
+    epsilons = result.threat.epsilons
+    where = {"eps": epsilons[-1]} if epsilons else {}
+    single = [row for row, status in result.failures.items() if status == "crash"]
+    if result.crash is not None:
+        context.log_event("crash", reason=result.crash, samples=batch.ids.tolist(), **where)
     if single:
         samples = batch.ids[single].tolist()
         reason = "the attack raised for single samples"
-        setting.log_event("crash", reason=reason, samples=samples, **where)
+        context.log_event("crash", reason=reason, samples=samples, **where)
 
 
-def _log_numbers(setting: CellContext, ids: Tensor, measured: dict[str, Tensor]) -> None:
-    """Note the numbers that an attack keeps of some samples (m,); those that are not finite as null."""
-    if measured and len(ids):
-        columns = {name: _json_numbers(values) for name, values in measured.items()}
-        setting.log_event(SAMPLE_VALUES, samples=ids.tolist(), values=columns)
+def _log_numbers(context: CellContext, ids: Tensor, logged: Mapping[str, Tensor]) -> None:
+    """Log the numbers that an attack reports for some samples (m,); infinite and NaN values as null."""
+    if logged and len(ids):
+        columns = {name: _json_numbers(values) for name, values in logged.items()}
+        context.log_event(SAMPLE_VALUES, samples=ids.tolist(), values=columns)
 
 
 def _json_numbers(values: Tensor) -> list[float | None]:
@@ -301,29 +296,29 @@ def _json_numbers(values: Tensor) -> list[float | None]:
 
 
 def _replay_successes(
-    setting: CellContext, batch: Batch, before: Output, assessment: Assessment
+    context: CellContext, batch: Batch, before: Output, assessment: Assessment
 ) -> Tensor:
-    """Return which of m successes are there again in another batch, (m,); take a note of the others (check C14)."""
-    again = setting.judge.replay(assessment.images, batch.ids)
+    """Return which of m successes occur again in another batch, (m,); log the others (check C14)."""
+    again = context.judge.replay(assessment.images, batch.ids)
     evidence = GoalInputs(
         batch.images, assessment.images, batch.labels, before, again, assessment.oracle
     )
-    same = _same_decision(assessment.after, again) & setting.threat.goal.reached(evidence)
+    same = _same_decision(assessment.after, again) & context.threat.goal.reached(evidence)
     if not same.all():
         samples = batch.ids[~same].tolist()
-        setting.log_event("not_replayed", samples=samples, count=len(samples))
+        context.log_event("not_replayed", samples=samples, count=len(samples))
     return same
 
 
-def _replay_robust(setting: CellContext, standing: BlockState, rows: Tensor) -> None:
-    """Ask again, in another batch, about the samples at (m,) positions, which no attack broke."""
+def _replay_robust(context: CellContext, state: BlockState, rows: Tensor) -> None:
+    """Classify the inputs of the unbroken samples at (m,) positions again, in another batch."""
     if len(rows):
-        again = setting.judge.replay(standing.images[rows], standing.batch.ids[rows])
-        standing.replayed[rows] &= _same_decision(standing.after[rows], again)
+        again = context.judge.replay(state.images[rows], state.batch.ids[rows])
+        state.replayed[rows] &= _same_decision(state.after[rows], again)
 
 
 def _same_decision(output: Output, again: Output) -> Tensor:
-    """Return (m,): is the second answer the same decision, and accepted if the first was?"""
+    """Return (n,): are prediction and acceptance the same in both outputs?"""
     same = output.decision == again.decision
     if output.accepted is not None and again.accepted is not None:
         same &= output.accepted == again.accepted

@@ -1,4 +1,4 @@
-"""Runs a cell: the blocks that have no records yet, one after the other, each written as soon as it is done."""
+"""Runs a cell: evaluates the blocks that have no records yet, and writes each as soon as it is finished."""
 
 import time
 from collections.abc import Callable
@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.errors import AttackFailed, BadParameter
-from robustbench_inv.evaluation.block import BlockResult, CellContext, evaluate_block
+from robustbench_inv.evaluation.block import CellContext, evaluate_block
 from robustbench_inv.evaluation.jobs import Job
-from robustbench_inv.evaluation.judge import Judge
+from robustbench_inv.evaluation.judge import BlockState, Judge
 from robustbench_inv.evaluation.loading import Loader
 from robustbench_inv.evaluation.provenance import describe_cell
 from robustbench_inv.evaluation.search import (
     SearchCache,
-    SearchFunction,
     is_out_of_memory,
     make_searches,
 )
@@ -31,25 +30,28 @@ from robustbench_inv.results.run_files import CELL, CellFolder
 __all__ = ["BATCH_SIZE", "Existing", "Progress", "RunOptions", "ignore_progress", "run_cell"]
 
 BATCH_SIZE = 250
-"""Samples of a block where the user names no number.
+"""Default number of samples in a block.
 
-PGD-40 at six eps on 1,000 digits and the baseline CNN takes, on one core, 8.4 s at 64, 7.2 s at 125, 6.9 s at
-250, 7.0 s at 500 and 7.0 s at 1,000: nothing is gained above, and a block is what a crash can lose.
+PGD-40 at six eps on 1,000 digits and the baseline CNN takes 8.4 s on one core at 64, 7.2 s at 125, 6.9 s at 250,
+7.0 s at 500 and 7.0 s at 1,000. Larger blocks gain nothing, and a crash loses one block.
 """
 
 Existing = Literal["resume", "skip", "redo"]
-"""What to do with a cell that is there: add what is missing, leave it alone, or forget it and start anew."""
+"""What to do with existing results of a cell: add the missing samples, skip the cell, or delete them and start again."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How to run, none of which changes what a cell is.
+    """How to run a cell; no option is part of the cell's identity.
 
     Args:
-        batch_size: samples of a block; None for BATCH_SIZE. A cell keeps the one it began with.
+        batch_size: samples of a block; None for BATCH_SIZE. A resumed cell keeps its first batch size.
         device: where the model computes, as torch names it.
-        keep_images: store what is shown of each sample.
-        existing: what to do with cells that are there.
+        keep_images: store the clean and the adversarial images.
+        existing: resume, skip or redo existing results.
+
+    Raises:
+        BadParameter: for an unusable value.
     """
 
     batch_size: int | None = None
@@ -62,19 +64,19 @@ class RunOptions:
             raise BadParameter("unusable batch size", got=self.batch_size, expected=">= 1")
         if self.existing not in get_args(Existing):
             expected = "one of " + ", ".join(get_args(Existing))
-            raise BadParameter("unknown way with what exists", got=self.existing, expected=expected)
+            raise BadParameter("unknown value of existing", got=self.existing, expected=expected)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a cell has come.
+    """Progress of a cell.
 
     Args:
         title: the cell's title.
-        done: records written.
-        total: samples asked for.
-        cell: which of the evaluation's cells this is, from 1.
-        cells: how many there are.
+        done: number of records written.
+        total: number of samples to evaluate.
+        cell: number of the cell in the evaluation, from 1.
+        cells: number of cells.
     """
 
     title: str
@@ -88,7 +90,7 @@ ProgressCallback = Callable[[Progress], None]
 
 
 def ignore_progress(progress: Progress) -> None:
-    """Take no notice."""
+    """Do nothing."""
 
 
 def run_cell(
@@ -98,24 +100,24 @@ def run_cell(
     report: ProgressCallback = ignore_progress,
     cache: SearchCache | None = None,
 ) -> list[str]:
-    """Bring a cell to its end, from wherever it is.
+    """Evaluate the samples of a cell that have no records yet.
 
     Args:
         job: the cell and its samples.
         folder: the cell's folder.
         options: how to run.
         report: called when the cell is opened and after each block.
-        cache: what other cells that search on the same substitute have found.
+        cache: results of other cells that search on the same substitute.
 
     Returns:
-        What the user should know, one line each.
+        Messages for the user, one line each.
 
     Raises:
         BadResults: if the folder cannot be written, or belongs to another process or cell.
-        BadModel: if the model's answers to clean inputs are no numbers.
+        BadModel: if the model's output for a clean input is not a number.
     """
     if options.existing == "skip" and (folder / CELL).exists():
-        return [f"{job.title}: left as it is"]
+        return [f"{job.title}: skipped, since it has results already"]
     redo = options.existing == "redo"
     size = options.batch_size or BATCH_SIZE
     request = CellRequest(describe_cell(job, options.device), job.samples, size, redo)
@@ -123,8 +125,7 @@ def run_cell(
         notes = _messages(job, writer, options)
         report(Progress(job.title, writer.done, writer.total))
         if writer.next_block():
-            searches = make_searches(job, torch.device(options.device), cache)
-            _run_blocks(job, writer, options, report, *searches)
+            _run_blocks(job, writer, options, report, cache)
         writer.finish()
         _write_oracle_error(job, folder)
     return notes
@@ -133,9 +134,11 @@ def run_cell(
 def _messages(job: Job, writer: CellWriter, options: RunOptions) -> list[str]:
     notes = []
     if options.batch_size not in (None, writer.batch_size):
-        notes.append(f"{job.title}: goes on with the batch size it began with, {writer.batch_size}")
+        notes.append(f"{job.title}: resumed with its first batch size, {writer.batch_size}")
     if options.keep_images and writer.done and not writer.has_images:
-        notes.append(f"{job.title}: no images of the {writer.done} samples that were done before")
+        notes.append(
+            f"{job.title}: images are missing for the {writer.done} samples of earlier runs"
+        )
     return notes
 
 
@@ -144,32 +147,35 @@ def _run_blocks(
     writer: CellWriter,
     options: RunOptions,
     report: ProgressCallback,
-    search: SearchFunction,
-    short_run: SearchFunction | None,
+    cache: SearchCache | None,
 ) -> None:
     device = torch.device(options.device)
+    search, short_run = make_searches(job, device, cache)
     loader = Loader(job.dataset, device, job.model.classifier.dtype)
     judge = Judge(job.model.classifier, job.dataset, job.seed, job.effective_oracle)
+    source = judge.oracle.source if judge.oracle else None
     while pending := writer.next_block():
         number, ids = pending
         began = time.perf_counter()
-        note = partial(writer.note, block=number)
-        setting = CellContext(job.attack.attack.kind, job.threat, search, short_run, judge, note)
+        log_event = partial(writer.note, block=number)
+        kind = job.attack.attack.kind
+        context = CellContext(kind, job.threat, search, short_run, judge, log_event)
         try:
             with seeded(job.seed, ids[0], device):
-                done = evaluate_block(setting, loader.batch(ids))
+                state = evaluate_block(context, loader.batch(ids))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             _halve_batch_size(writer, len(ids), error)
             continue
-        writer.note("time", block=number, seconds=round(time.perf_counter() - began, 4), n=len(ids))
-        writer.append(done.records, _images(done) if options.keep_images else None)
+        seconds = round(time.perf_counter() - began, 4)
+        log_event("block_time", seconds=seconds, n_samples=len(ids))
+        writer.append(state.records(source), _images(state) if options.keep_images else None)
         report(Progress(job.title, writer.done, writer.total))
 
 
 def _write_oracle_error(job: Job, folder: Path) -> None:
-    """Write down how often the oracle errs itself on the samples of the cell, unless that is known."""
+    """Write the oracle's own error rate on the samples of the cell, unless the file is complete."""
     cell = CellFolder(folder)
     known = cell.oracle_error()
     if job.effective_oracle is None or (known and known.trials == len(cell.samples)):
@@ -179,7 +185,7 @@ def _write_oracle_error(job: Job, folder: Path) -> None:
 
 
 def _halve_batch_size(writer: CellWriter, size: int, error: BaseException) -> None:
-    """Go on with half the batch size.
+    """Continue with half the batch size.
 
     Raises:
         AttackFailed: if a single sample needs more memory than there is.
@@ -187,11 +193,13 @@ def _halve_batch_size(writer: CellWriter, size: int, error: BaseException) -> No
     if size == 1:
         raise AttackFailed("not enough memory for a single sample") from error
     writer.lower_batch_size(size // 2)
-    writer.note("batch_size", batch_size=writer.batch_size, reason=str(error).splitlines()[0])
+    writer.note(
+        "batch_size_lowered", batch_size=writer.batch_size, reason=str(error).splitlines()[0]
+    )
 
 
-def _images(done: BlockResult) -> dict[str, np.ndarray]:
-    return {"clean": _array(done.clean), "adversarial": _array(done.shown)}
+def _images(state: BlockState) -> dict[str, np.ndarray]:
+    return {"clean": _array(state.batch.images), "adversarial": _array(state.images)}
 
 
 def _array(images: Tensor) -> np.ndarray:

@@ -1,18 +1,20 @@
-"""Judges proposals on the original model: is the input allowed, and does it reach the goal?"""
+"""Judges proposals on the original model, and keeps each sample's outcome until it becomes a record."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Batch
 from robustbench_inv.data.protocol import Dataset
-from robustbench_inv.errors import AttackFailed
 from robustbench_inv.evaluation.oracles import Oracle
+from robustbench_inv.evaluation.search import SearchResult
 from robustbench_inv.models.protocol import Classifier, classify
 from robustbench_inv.randomness import SampleRNG
-from robustbench_inv.tensors import Output, flatten, where_rows
-from robustbench_inv.threat.budgets import inside_box
+from robustbench_inv.results.record import Distances, ModelOutput, Record, Status
+from robustbench_inv.tensors import NORMS, Output, flatten, norm, where_rows
+from robustbench_inv.threat.budgets import LpBall, inside_box
 from robustbench_inv.threat.goals import (
     UNKNOWN,
     Accept,
@@ -22,25 +24,32 @@ from robustbench_inv.threat.goals import (
 )
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["Assessment", "Judge", "already_wrong", "checked_proposals", "is_valid_output"]
+__all__ = [
+    "Assessment",
+    "BlockState",
+    "Judge",
+    "already_wrong",
+    "is_valid_output",
+    "smallest_breaking_eps",
+]
 
 
 ROUNDING = 1e-6
-"""How far a proposal may leave the box and still be put back: rounding of a normalisation undone
-(relative to the larger bound, at least to 1)."""
+"""Largest distance outside the box at which a proposal is clamped instead of refused: the rounding of an undone
+normalisation (relative to the larger bound, at least to 1)."""
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """What is made of n proposals.
+    """The judge's findings on n proposals.
 
     Args:
-        images: (n, …) what is shown: the proposal, or the clean input where it is not finite.
+        images: (n, …) the judged inputs: the proposal, or the clean input where the proposal is not finite.
         after: the original model's output for them.
         oracle: (n,) their true classes, −1 where unknown.
         valid: (n,) are proposal and output finite?
-        in_bounds: (n,) usable, and inside the box.
-        allowed: (n,) boxed, and inside the budget.
+        in_bounds: (n,) valid, and inside the box.
+        allowed: (n,) in bounds, and inside the budget.
         reached: (n,) allowed, and the goal is reached.
     """
 
@@ -53,19 +62,19 @@ class Assessment:
     reached: Tensor
 
     def __getitem__(self, rows: Tensor) -> "Assessment":
-        """Return what is made of some of the proposals, given positions (m,) or a mask (n,)."""
+        """Return the findings on some of the proposals, given positions (m,) or a mask (n,)."""
         return Assessment(**{name: value[rows] for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
 class Judge:
-    """Takes verdicts on the original model, whatever an attack searched on.
+    """Judges proposals on the original model, whichever model the attack queried.
 
     Args:
         classifier: the original model.
         dataset: the data that is evaluated.
-        seed: of the draws of a stochastic model.
-        oracle: says what class a proposal has; None where nobody can tell.
+        seed: seed of a stochastic model's draws.
+        oracle: classifies changed inputs; None if there is no oracle.
     """
 
     classifier: Classifier
@@ -115,17 +124,153 @@ class Judge:
         return Assessment(images, after, oracle, valid, in_bounds, allowed, reached)
 
     def true_classes(self, images: Tensor, ids: Tensor) -> Tensor:
-        """Return the oracle's classes (n,) of (n, …) versions of the samples ``ids`` (n,), −1 where it has none."""
+        """Return the oracle's classes (n,) of (n, …) versions of the samples ``ids`` (n,), −1 where unknown."""
         if self.oracle is not None:
             return self.oracle.classify(images, ids)
         return torch.full((len(images),), UNKNOWN, device=images.device)
 
 
-def already_wrong(threat: ThreatModel, before: Output, labels: Tensor) -> Tensor:
-    """Return (n,): does the model fail before any attack?
+@dataclass
+class BlockState:
+    """The n samples of a block: the best input found for each so far, and its outcome.
 
-    A wrong answer that the model rejects is no failure for the goal that asks for acceptance; to accept a
-    clean input is none either, nor is a wrong class where another one is aimed at.
+    Args:
+        batch: the samples.
+        before: the output for the clean inputs.
+        wrong: (n,) samples that fail without an attack.
+        oracle: (n,) the oracle's classes of the clean inputs, −1 where unknown.
+    """
+
+    batch: Batch
+    before: Output
+    wrong: Tensor
+    oracle: Tensor
+    images: Tensor = field(init=False)
+    after: Output = field(init=False)
+    broken_at: Tensor = field(init=False)
+    allowed: Tensor = field(init=False)
+    replayed: Tensor = field(init=False)
+    status: list[Status] = field(init=False)
+
+    def __post_init__(self) -> None:
+        n, device = len(self.batch), self.batch.images.device
+        self.images = self.batch.images.clone()
+        self.after = _clone_output(self.before)
+        self.broken_at = torch.full((n,), torch.nan, dtype=torch.float64, device=device)
+        self.broken_at[self.wrong] = 0.0
+        self.allowed = torch.ones(n, dtype=torch.bool, device=device)
+        self.replayed = torch.ones(n, dtype=torch.bool, device=device)
+        self.status = ["already_wrong" if wrong else "ok" for wrong in self.wrong.tolist()]
+        self._forward = torch.zeros(n, dtype=torch.int64, device=device)
+        self._backward = torch.zeros(n, dtype=torch.int64, device=device)
+        self._useful = torch.zeros(n, dtype=torch.bool, device=device)
+
+    @property
+    def all(self) -> Tensor:
+        """(n,) positions of the samples."""
+        return torch.arange(len(self.batch), device=self.batch.images.device)
+
+    @property
+    def undecided(self) -> Tensor:
+        """(m,) positions of the samples that are neither broken nor wrong without an attack."""
+        return self.broken_at.isnan().nonzero()[:, 0]
+
+    @property
+    def is_broken(self) -> Tensor:
+        """(n,): did an attack break the sample?"""
+        return ~self.broken_at.isnan() & ~self.wrong
+
+    @property
+    def unbroken(self) -> Tensor:
+        """(m,) positions of the samples that no attack broke."""
+        return (~self.is_broken).nonzero()[:, 0]
+
+    @property
+    def allowed_images(self) -> Tensor:
+        """(n, …) the best inputs so far, and the clean input where the best one is not allowed."""
+        return where_rows(self.allowed, self.images, self.batch.images)
+
+    def add_passes(self, rows: Tensor, result: SearchResult) -> None:
+        """Add the passes of a search for the samples at (m,) positions."""
+        self._forward[rows] += result.forward_passes
+        self._backward[rows] += result.backward_passes
+        self._useful[rows] |= (result.backward_passes > 0) & ~result.zero_gradient
+
+    def set_images(self, rows: Tensor, assessment: Assessment, replayed: Tensor) -> None:
+        """Replace the inputs of the samples at (m,) positions; (m,) was the model's prediction replayed?"""
+        self.images[rows] = assessment.images
+        self.oracle[rows] = assessment.oracle
+        self.allowed[rows] = assessment.allowed
+        self.replayed[rows] = replayed
+        for old, new in (
+            (self.after.logits, assessment.after.logits),
+            (self.after.score, assessment.after.score),
+            (self.after.accepted, assessment.after.accepted),
+        ):
+            if old is not None and new is not None:
+                old[rows] = new
+
+    def set_status(self, statuses: Mapping[int, Status]) -> None:
+        """Set the status of samples by position; samples that are wrong without an attack keep theirs."""
+        for row, status in statuses.items():
+            if not self.wrong[row]:
+                self.status[row] = status
+
+    def mark_broken(self, rows: Tensor, eps_values: Sequence[float], name: str) -> None:
+        """Mark the samples at (m,) positions as broken at the smallest eps whose ball contains their input.
+
+        Samples that are wrong without an attack stay broken at 0.
+
+        Args:
+            rows: positions.
+            eps_values: ascending eps, the last of which contains every input; empty to record the distance.
+            name: the norm.
+        """
+        rows = rows[~self.wrong[rows]]
+        self.broken_at[rows] = smallest_breaking_eps(
+            self.batch.images[rows], self.images[rows], eps_values, name
+        )
+        self.set_status(dict.fromkeys(rows.tolist(), "ok"))
+
+    def records(self, oracle_source: str | None) -> list[Record]:
+        """Return one record for each sample, in the order of the batch."""
+        before, after = _answers(self.before), _answers(self.after)
+        distances, broken_at = self._distances(), self.broken_at.tolist()
+        zero = ((self._backward > 0) & ~self._useful).tolist()
+        samples, labels = self.batch.ids.tolist(), self.batch.labels.tolist()
+        return [
+            Record(
+                sample=samples[row],
+                label=labels[row],
+                clean=before[row],
+                adversarial=after[row],
+                oracle_label=None if oracle == UNKNOWN else oracle,
+                oracle_source=oracle_source,
+                distance=distances[row],
+                broken_at=broken_at[row] if broken_at[row] == broken_at[row] else None,
+                within_budget=bool(self.allowed[row]),
+                goal_reached=broken_at[row] == broken_at[row],
+                forward_passes=int(self._forward[row]),
+                backward_passes=int(self._backward[row]),
+                zero_gradient=zero[row],
+                replayed=bool(self.replayed[row]),
+                status=self.status[row],
+            )
+            for row, oracle in enumerate(self.oracle.tolist())
+        ]
+
+    def _distances(self) -> list[Distances]:
+        delta = self.images.double() - self.batch.images.double()
+        columns = {name: norm(delta, name).tolist() for name in NORMS}
+        rows = zip(*columns.values(), strict=True)
+        return [Distances(int(l0), l1, l2, linf) for l0, l1, l2, linf in rows]
+
+
+def already_wrong(threat: ThreatModel, before: Output, labels: Tensor) -> Tensor:
+    """Return (n,): does the model fail without an attack?
+
+    A misclassified clean input that the model rejects does not count if the goal requires acceptance. Under the
+    goal ``accept`` no clean input counts, and under a target only one of the target class.
     """
     if isinstance(threat.goal, Target):
         return threat.goal.output_reaches(before, labels)
@@ -137,29 +282,31 @@ def already_wrong(threat: ThreatModel, before: Output, labels: Tensor) -> Tensor
     return wrong
 
 
-def checked_proposals(proposals: object, batch: Batch) -> Tensor:
-    """Return an attack's proposals, detached and in the dtype of the batch.
-
-    Raises:
-        AttackFailed: if they are not a batch of images.
-    """
-    expected = tuple(batch.images.shape)
-    if not isinstance(proposals, Tensor) or tuple(proposals.shape) != expected:
-        got = tuple(proposals.shape) if isinstance(proposals, Tensor) else type(proposals).__name__
-        raise AttackFailed(
-            "the attack returned no batch of images", got=got, expected=str(expected)
-        )
-    return proposals.detach().to(batch.images)
-
-
 def is_valid_output(output: Output) -> Tensor:
-    """Return (n,): is the answer one that can be judged and written down?"""
+    """Return (n,): are no logit NaN and the score, if any, finite?"""
     numbers = ~output.logits.isnan().any(1)
     return numbers if output.score is None else numbers & output.score.isfinite()
 
 
+def smallest_breaking_eps(
+    clean: Tensor, images: Tensor, eps_values: Sequence[float], name: str
+) -> Tensor:
+    """Return the smallest eps whose ball contains each image (m,), its distance where none does.
+
+    Args:
+        clean: (m, …).
+        images: (m, …).
+        eps_values: ascending; may be empty.
+        name: the norm.
+    """
+    smallest = norm(images.double() - clean.double(), name)
+    for eps in reversed(eps_values):
+        smallest[LpBall(name, eps).contains(clean, images)] = eps
+    return smallest
+
+
 def _select_outputs(mask: Tensor, new: Output, old: Output) -> Output:
-    """Return the new output where the mask (n,) holds, the old one elsewhere."""
+    """Return the new output where the mask (n,) is true, the old one elsewhere."""
     return Output(
         where_rows(mask, new.logits, old.logits),
         None if new.score is None or old.score is None else torch.where(mask, new.score, old.score),
@@ -170,7 +317,21 @@ def _select_outputs(mask: Tensor, new: Output, old: Output) -> Output:
 
 
 def _clamp_rounding(images: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """Put back inside what rounding took out; a proposal further outside stays as it is."""
+    """Clamp images that rounding moved outside the box; one further outside stays as it is."""
     clamped = images.clamp(*bounds)
     near = flatten((clamped - images).abs()).amax(1) <= ROUNDING * max(1, *map(abs, bounds))
     return where_rows(near, clamped, images)
+
+
+def _answers(output: Output) -> list[ModelOutput]:
+    predictions = output.decision.tolist()
+    blank = [None] * len(predictions)
+    scores = blank if output.score is None else output.score.double().tolist()
+    accepted = blank if output.accepted is None else output.accepted.bool().tolist()
+    return [ModelOutput(*row) for row in zip(predictions, scores, accepted, strict=True)]
+
+
+def _clone_output(output: Output) -> Output:
+    score = None if output.score is None else output.score.clone()
+    accepted = None if output.accepted is None else output.accepted.clone()
+    return Output(output.logits.clone(), score, accepted)

@@ -191,7 +191,7 @@ class PanelOracle:
             "source": self.source,
             "rule": self.rule,
             "members": members,
-            "left_out": list(self.notes),
+            "excluded": list(self.notes),
         }
 
     def _classify_clean(self, ids: Sequence[int]) -> Tensor:

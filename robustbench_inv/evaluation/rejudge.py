@@ -1,10 +1,9 @@
 """Re-scores a run with another oracle, from its kept images and without querying the attacked models."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +16,8 @@ from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.catalogue.references import Reference, parse_reference
 from robustbench_inv.catalogue.threats import load_goal, load_threat
 from robustbench_inv.errors import BadResults
-from robustbench_inv.evaluation.block_state import smallest_breaking_eps
 from robustbench_inv.evaluation.jobs import CellSpec
+from robustbench_inv.evaluation.judge import smallest_breaking_eps
 from robustbench_inv.evaluation.oracles import (
     AttackedModel,
     HumanOracle,
@@ -28,11 +27,13 @@ from robustbench_inv.evaluation.oracles import (
     load_oracle,
     needs_oracle,
 )
+from robustbench_inv.results.cell import CellInfo
+from robustbench_inv.results.cell_parts import ModelInfo, OracleInfo, ThreatInfo
 from robustbench_inv.results.human_labels import read_labels
 from robustbench_inv.results.pixels import is_image_shape, pixel_digest, to_pixels
 from robustbench_inv.results.record import ModelOutput, Record
 from robustbench_inv.results.run_files import CellFolder, RunFolder
-from robustbench_inv.results.run_writing import RewrittenCell, SupportsToJson, write_run
+from robustbench_inv.results.run_writing import CheckFunction, RewrittenCell, write_run
 from robustbench_inv.tensors import Output
 from robustbench_inv.threat.goals import UNKNOWN, Goal, GoalInputs
 from robustbench_inv.threat.threat_model import digest_threat
@@ -72,13 +73,12 @@ class _KeptImages:
     images: Tensor
 
     @property
-    def info(self) -> dict[str, Any]:
-        return self.cell.cell
+    def info(self) -> CellInfo:
+        return self.cell.info
 
     @property
     def bounds(self) -> tuple[float, float]:
-        low, high = self.info["dataset"]["bounds"]
-        return float(low), float(high)
+        return self.info.dataset.bounds
 
     @property
     def changed(self) -> list[int]:
@@ -97,7 +97,7 @@ def rejudge(
     run: Path,
     oracle: str,
     out: Path,
-    check: Callable[[Sequence[CellFolder]], Sequence[SupportsToJson]],
+    check: CheckFunction,
     options: LoadOptions | None = None,
     command: Sequence[str] = (),
 ) -> RejudgedRun:
@@ -138,11 +138,11 @@ def rejudge(
 
 def _read_images(cell: CellFolder) -> "_KeptImages | str":
     """Return what a cell shows, or one line that says why it cannot be judged."""
-    info, kept = cell.cell, cell.adversarial()
-    title = f"{info['attack']['name']} on {info['model']['name']}"
+    info, kept = cell.info, cell.images()
+    title = f"{info.attack.name} on {info.model.name}"
     if kept is None:
         return f"{title} has no images; evaluate with --keep-images"
-    if info["threat"]["goal"] == "keep-logits":
+    if info.threat.goal == "keep-logits":
         return (
             f"{title} is to keep the logits, which records do not hold; evaluate it with the oracle"
         )
@@ -163,65 +163,63 @@ def _oracles(
         yield from (_panel(text, each.info, where) for each in shown)
         return
     labels = read_labels(Path(text))
-    labels.check_classes(min(int(each.info["dataset"]["num_classes"]) for each in shown))
+    labels.check_classes(min(each.info.dataset.num_classes for each in shown))
     elsewhere = labels.check_places({each.cell.digest: each.digests() for each in shown})
     if elsewhere:
         notes.append(f"{labels.name}: {elsewhere} of {len(labels.asked)} rows are about other runs")
     yield from (HumanOracle(labels, each.bounds, each.cell.digest) for each in shown)
 
 
-def _panel(text: str, info: Mapping[str, Any], where: LoadOptions) -> Oracle:
-    dataset = load_dataset(info["dataset"]["name"], data_root=where.data_root)
-    if dataset.digest != info["dataset"]["digest"]:
+def _panel(text: str, info: CellInfo, where: LoadOptions) -> Oracle:
+    dataset = load_dataset(info.dataset.name, data_root=where.data_root)
+    if dataset.digest != info.dataset.digest:
         raise BadResults(
             f"{dataset.name} is not the data set of the run",
             got=dataset.digest[:12],
-            expected=info["dataset"]["digest"][:12],
+            expected=info.dataset.digest[:12],
         )
-    model, substitute = info["model"], info["threat"].get("substitute")
+    model, substitute = info.model, info.threat.substitute
     network = _network(model)
-    attacked = [AttackedModel(model["name"], model["digest"], info["weights_digest"], network)]
+    attacked = [AttackedModel(model.name, model.digest, model.weights_digest, network)]
     if substitute:
-        attacked.append(AttackedModel(substitute["name"], substitute["digest"], None, ""))
+        attacked.append(AttackedModel(substitute.name, substitute.digest, None, ""))
     load = partial(load_model, dataset=dataset, device=where.device)
     return load_oracle(text, dataset, attacked, load)
 
 
-def _network(model: Mapping[str, Any]) -> str:
+def _network(model: ModelInfo) -> str:
     """Return the code of an attacked model's network, by its present name where the catalogue has the model."""
-    name, known = parse_reference(model["name"]).name, entries("models")
+    name, known = parse_reference(model.name).name, entries("models")
     if name in known:
         return read_model(known[name]).implementation
-    return str(model["card"].get("implementation", ""))
+    return str(model.card.get("implementation", ""))
 
 
 def _rejudged(shown: _KeptImages, text: str, oracle: Oracle) -> RewrittenCell:
-    info, old = shown.info, shown.info["threat"]
-    written = replace(load_threat(old["text"]), oracle=text).text
-    threat = {**old, "text": written, "oracle": describe_oracle(text, oracle)}
-    spec = {key: value for key, value in info["spec"].items() if key != "identity_version"}
-    spec["threat"] = digest_threat(threat)
-    about = {
-        **info,
-        "spec": {**info["spec"], **spec},
-        "threat": threat,
-        "judged_from": shown.cell.digest,
-    }
+    info = shown.info
+    threat = replace(
+        info.threat,
+        text=replace(load_threat(info.threat.text), oracle=text).text,
+        oracle=OracleInfo.from_json(describe_oracle(text, oracle)),
+    )
+    identity = {**info.identity, "threat": digest_threat(threat.to_json())}
+    spec = CellSpec(**{key: value for key, value in identity.items() if key != "version"})
+    judged = replace(info, identity=identity, threat=threat, rejudged_from=shown.cell.digest)
     records = {r.sample: r for r in _records(shown, oracle)}
     ordered = [records[r.sample] for r in shown.cell.records()]
     ids = shown.ids.tolist()
-    return RewrittenCell(shown.cell, CellSpec(**spec).digest, about, ordered, oracle.error(ids))
+    return RewrittenCell(shown.cell, spec.digest, judged, ordered, oracle.error(ids))
 
 
 def _records(shown: _KeptImages, oracle: Oracle) -> Iterator[Record]:
     """Yield the records, ascending, with the oracle's classes and what these make of the goal."""
-    classes, goal = oracle.classify(shown.images, shown.ids), _goal(shown.info["threat"])
+    classes, goal = oracle.classify(shown.images, shown.ids), _goal(shown.info.threat)
     reached = goal.reached(_evidence(shown, classes))
-    threat = shown.info["threat"]
-    fallen = smallest_breaking_eps(shown.clean, shown.images, threat["epsilons"], threat["norm"])
+    threat = shown.info.threat
+    fallen = smallest_breaking_eps(shown.clean, shown.images, threat.epsilons, threat.norm)
     for row, record in enumerate(shown.records):
         said = None if classes[row] == UNKNOWN else int(classes[row])
-        told = replace(record, oracle=said, oracle_source=oracle.source)
+        told = replace(record, oracle_label=said, oracle_source=oracle.source)
         if not needs_oracle(goal) or record.status == "already_wrong":
             yield told
         elif reached[row] and record.within_budget and record.replayed:
@@ -230,13 +228,13 @@ def _records(shown: _KeptImages, oracle: Oracle) -> Iterator[Record]:
             yield replace(told, broken_at=None, goal_reached=False)
 
 
-def _goal(threat: Mapping[str, Any]) -> Goal:
-    return load_goal(str(Reference(threat["goal"], threat.get("goal_parameters") or {})))
+def _goal(threat: ThreatInfo) -> Goal:
+    return load_goal(str(Reference(threat.goal, threat.goal_parameters)))
 
 
 def _evidence(shown: _KeptImages, classes: Tensor) -> GoalInputs:
     """Return what a goal looks at; records hold decisions, so that each output is one vote for a class."""
-    number = int(shown.info["dataset"]["num_classes"])
+    number = shown.info.dataset.num_classes
     labels = torch.tensor([record.label for record in shown.records])
     before = _output([record.clean for record in shown.records], number)
     after = _output([record.adversarial for record in shown.records], number)
@@ -251,9 +249,8 @@ def _output(answers: Sequence[ModelOutput], classes: int) -> Output:
 def _count_unknown(shown: _KeptImages, judged: RewrittenCell) -> list[str]:
     """Say of how many changed images the oracle names no class."""
     records = {record.sample: record for record in judged.records}
-    unknown = sum(records[int(shown.ids[row])].oracle is None for row in shown.changed)
+    unknown = sum(records[int(shown.ids[row])].oracle_label is None for row in shown.changed)
     if not unknown:
         return []
-    name = shown.info["attack"]["name"]
-    title = f"{name} on {shown.info['model']['name']}"
+    title = f"{shown.info.attack.name} on {shown.info.model.name}"
     return [f"{title}: {unknown} of {len(shown.changed)} changed images have no class: unknown"]

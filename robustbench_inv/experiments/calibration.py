@@ -23,12 +23,12 @@ BATCH = 500
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """What a model was trained on.
+    """Training inputs of a model.
 
     Args:
-        dataset: holds them.
-        first: id of the first.
-        last: id after the last.
+        dataset: the training data.
+        first: id of the first training sample.
+        last: end of the id range (exclusive).
     """
 
     dataset: Dataset
@@ -38,23 +38,23 @@ class CalibrationData:
     def __post_init__(self) -> None:
         if not 0 <= self.first < self.last <= len(self.dataset):
             raise BadParameter(
-                "unusable range of training inputs",
-                got=f"{self.first} to {self.last}",
-                expected=f"inside 0 to {len(self.dataset)}",
+                "training ids out of range",
+                got=f"{self.first}:{self.last}",
+                expected=f"FIRST < END inside 0:{len(self.dataset)}",
             )
 
 
 def calibrate(model: LoadedModel, inputs: CalibrationData) -> ScoreQuantiles:
-    """Return the quantiles of a model's scores over the training inputs that it gets right.
+    """Return the quantiles of a model's scores over its correctly classified training inputs.
 
-    A stochastic model answers as it does when it is judged, under one draw of its noise for each input.
+    A stochastic model uses one draw of its noise per input, as in an evaluation.
 
     Args:
-        model: as it is, without rejection.
-        inputs: what it was trained on.
+        model: the model without reject option.
+        inputs: its training inputs.
 
     Raises:
-        BadModel: if it gets too few of a class right.
+        BadModel: if too few inputs of a class are classified correctly.
     """
     dataset, ids = inputs.dataset, range(inputs.first, inputs.last)
     output, labels = collect_outputs(model.classifier, dataset, ids)
@@ -72,15 +72,15 @@ def calibrate(model: LoadedModel, inputs: CalibrationData) -> ScoreQuantiles:
 def collect_outputs(
     classifier: Classifier, dataset: Dataset, ids: Sequence[int]
 ) -> tuple[Output, Tensor]:
-    """Return a model's answer to inputs as it is judged, in float64 on the CPU, and their classes.
+    """Return a model's outputs as in an evaluation, in float64 on the CPU, and the labels.
 
     Args:
-        classifier: one that does not reject.
-        dataset: holds the inputs.
-        ids: (n,) which of them.
+        classifier: a model without reject option.
+        dataset: the data set.
+        ids: (n,) ids of the inputs.
 
     Returns:
-        Logits (n, classes), and the score (n,) of a model that has one of its own; labels (n,).
+        Output with logits (n, classes), and the score (n,) if the model returns one; labels (n,).
     """
     loader = Loader(dataset, device_of(classifier), classifier.dtype)
     outputs, labels = [], []

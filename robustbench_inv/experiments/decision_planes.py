@@ -1,4 +1,4 @@
-"""Decisions of logits and nuisance classifier on planes through the adversarial spheres: Figure 3 of Excessive invariance."""
+"""Predictions of logits and nuisance classifier on planes through the spheres: Figure 3 of Excessive invariance."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,13 +35,13 @@ ScoreFunction = Callable[[Tensor], Tensor]
 """Maps points or nuisances (n, …) to scores (n, classes)."""
 
 SPHERE_MARGIN, METAMER_MARGIN = 1.2, 1.1
-"""How far a plane is looked at, in radii of the outer sphere, and in distances of a metamer beyond that."""
+"""Half-width of a plane, in radii of the outer sphere, or in norms of a metamer that lies further out."""
 
 CIRCLE_POINTS = 3600
-"""Points on which a circle is judged, a tenth of a degree apart."""
+"""Points of a circle on which accuracy is measured, a tenth of a degree apart."""
 
 BLOCK_POINTS = 10_000
-"""Points that are decided at a time."""
+"""Points that are classified at a time."""
 
 
 @torch.no_grad()
@@ -52,23 +52,22 @@ def decision_planes(
     ids: tuple[int, int] = (0, 1),
     resolution: int = 241,
 ) -> list[dict[str, object]]:
-    """Return the plane of two data points, and that of the first and its metamer with the second's nuisances.
+    """Return the plane of two data points, and the plane of the first and its metamer with the second's nuisances.
 
-    The latter is looked at twice if the metamer lies further out than the first look reaches: around the spheres,
-    where the true classes are known, and as far as the metamer.
+    If the metamer lies outside the second plane, a wider version of that plane is returned as well.
 
     Args:
-        model: its logits decide, its code is split.
-        nuisance: scores of nuisances z_n (n, d − C).
-        spheres: where the points are from.
-        ids: of two points, in the paper an inner and an outer one.
-        resolution: points of the grid along each axis.
+        model: a model with semantic and nuisance variables.
+        nuisance: maps nuisances z_n (n, d − C) to scores.
+        spheres: the data set.
+        ids: ids of two points, in the paper an inner and an outer one.
+        resolution: grid points along each axis.
 
     Returns:
-        One mapping of plain values for each look: its ``name`` and what ``decision_plane`` returns.
+        One mapping of plain values per plane: its ``name`` and what ``decision_plane`` returns.
 
     Raises:
-        BadModel: for a model whose code has no two parts.
+        BadModel: for a model without nuisance variables.
 
     References:
         Jacobsen et al., Excessive invariance, ICLR 2019, figure 3.
@@ -82,22 +81,22 @@ def decision_planes(
     }
     extent, furthest = SPHERE_MARGIN * spheres.r2, METAMER_MARGIN * norm(metamer[None], "l2").item()
     data, pair = {"x₁": x, "x₂": y}, {"x": x, "x_met": metamer}
-    looks = [("data", data, extent), ("metamer", pair, extent)]
-    looks += [("metamer from afar", pair, furthest)] if furthest > extent else []
+    planes = [("data", data, extent), ("metamer", pair, extent)]
+    planes += [("metamer, wide", pair, furthest)] if furthest > extent else []
     return [
-        {"name": name, **decision_plane(points_by_name, classifiers, spheres, (reach, resolution))}
-        for name, points_by_name, reach in looks
+        {"name": name, **decision_plane(points_by_name, classifiers, spheres, (width, resolution))}
+        for name, points_by_name, width in planes
     ]
 
 
 def project_to_outer_sphere(model: Classifier, spheres: Spheres, pairs: int) -> Tensor:
-    """Return points (pairs, d) of the outer sphere in the directions of metamers with logits of inner points.
+    """Return metamers with logits of inner points, projected to the outer sphere, (pairs, d).
 
-    Logits are those of the first inner points, nuisances those of as many outer points. A metamer need not lie
-    on a sphere itself; brought onto the outer one it has a true class, which the decision can be held against.
+    Logits are those of the first inner points, nuisances those of as many outer points. A metamer may lie on no
+    sphere; projected to the outer sphere, its true class is known.
 
     Raises:
-        BadModel: for a model whose code has no two parts.
+        BadModel: for a model without nuisance variables.
     """
     inner, outer = ((spheres.labels == label).nonzero()[:pairs, 0] for label in (0, 1))
     sources, donors = (spheres.batch(ids)[0].to(model.dtype) for ids in (inner, outer))
@@ -111,31 +110,31 @@ def decision_plane(
     spheres: Spheres,
     view: tuple[float, int],
 ) -> dict[str, object]:
-    """Return the decisions on the plane that two points (d,) span with the origin; the first is on its x axis.
+    """Return the predictions on the plane through two points (d,) and the origin; the first point is on its x axis.
 
     Args:
-        points_by_name: the points, by name.
-        classifiers: classifiers, by name.
-        spheres: which are circles in the plane.
-        view: how far to look in each direction, and at how many points of each axis.
+        points_by_name: the two points, by name.
+        classifiers: score functions, by name.
+        spheres: the data set, whose spheres are circles in the plane.
+        view: half-width of the plane, and number of grid points along each axis.
 
     Returns:
-        ``points``: the marked ones as [x, y]. ``extent``: the grid reaches from −extent to extent both ways.
-        ``decisions``: by decider, the grid's rows from the lowest y on, each a string with a digit for each
-        point. ``right``: by decider, which share of the inner and of the outer circle it judges rightly.
+        ``points``: the two points as [x, y]. ``extent``: the grid covers −extent to extent along both axes.
+        ``decisions``: by classifier, the rows of the grid from the lowest y, each a string with one digit per point.
+        ``right``: by classifier, its accuracy on the inner and on the outer circle.
     """
     points = torch.stack([*points_by_name.values()])
     axes = _plane_axes(points.double())
     extent, resolution = view
     steps = torch.linspace(-extent, extent, resolution, dtype=axes.dtype)
     grid = torch.cartesian_prod(steps, steps).flip(1)  # x runs fastest
-    decided = {
+    predicted = {
         name: _predict_points(f, (grid @ axes).to(points)) for name, f in classifiers.items()
     }
     return {
         "points": dict(zip(points_by_name, (points.double() @ axes.T).tolist(), strict=True)),
         "extent": extent,
-        "decisions": {name: _grid_rows(found, resolution) for name, found in decided.items()},
+        "decisions": {name: _grid_rows(found, resolution) for name, found in predicted.items()},
         "right": {
             name: _circle_accuracy(f, axes, spheres, points) for name, f in classifiers.items()
         },
@@ -143,7 +142,7 @@ def decision_plane(
 
 
 def _plane_axes(points: Tensor) -> Tensor:
-    """Gram and Schmidt's axes (2, d) of two points: both have no negative coordinate but the second's x."""
+    """Return orthonormal axes (2, d) of two points: only the x coordinate of the second point may be negative."""
     axes: Tensor = torch.linalg.qr(points.T)[0].T
     return axes * (axes * points).sum(1, keepdim=True).sign()
 
@@ -152,8 +151,8 @@ def _predict_points(scores: ScoreFunction, points: Tensor) -> Tensor:
     return torch.cat([scores(block).argmax(1) for block in blocks(points, BLOCK_POINTS)])
 
 
-def _grid_rows(decided: Tensor, resolution: int) -> list[str]:
-    return ["".join(map(str, row)) for row in decided.reshape(-1, resolution).tolist()]
+def _grid_rows(predicted: Tensor, resolution: int) -> list[str]:
+    return ["".join(map(str, row)) for row in predicted.reshape(-1, resolution).tolist()]
 
 
 def _circle_accuracy(
@@ -168,7 +167,7 @@ def _circle_accuracy(
 
 
 METAMER_PAIRS = 1000
-"""Inner points that are moved, each with the nuisances of an outer one."""
+"""Number of metamers, each with the logits of an inner and the nuisances of an outer point."""
 
 
 def measure_planes(
@@ -178,14 +177,14 @@ def measure_planes(
     ids: Sequence[int] = (0, 1),
     resolution: int = 241,
 ) -> ExperimentResult:
-    """Return the planes of one network, and how often logits and nuisance classifier are right.
+    """Return the planes of one network, and the accuracies of logits and nuisance classifier.
 
     Args:
-        request: one model whose code is split, and held-out spheres.
-        train: spheres for training the nuisance classifier; as many points as are asked for, or all.
-        probe: fields of ``Probing``.
-        ids: of the two points that span the first plane.
-        resolution: of the planes, in points.
+        request: one model with nuisance variables, and held-out spheres.
+        train: spheres for training the nuisance classifier; as many points as the request selects, or all.
+        probe: fields of ``ProbeConfig``.
+        ids: ids of the two points that span the first plane.
+        resolution: grid points along each axis.
 
     Raises:
         BadParameter: for other data than spheres.
@@ -222,8 +221,8 @@ def _accuracy_numbers(
     column: str, model: LoadedModel, data: TrainTestSplit, probe: NuisanceProbe
 ) -> Iterator[MeasuredNumber]:
     for name, part in (("Held-out", data.test), ("Training", data.train)):
-        right = predict(model.classifier, part.images, part.ids) == part.labels
-        yield MeasuredNumber.of(f"{name} accuracy, logits", column, right.numpy())
+        correct = predict(model.classifier, part.images, part.ids) == part.labels
+        yield MeasuredNumber.of(f"{name} accuracy, logits", column, correct.numpy())
     for name, wrong, trials in (
         ("Held-out", probe.errors, probe.trials),
         ("Training", probe.train_errors, probe.train_trials),
@@ -237,12 +236,12 @@ def _accuracy_numbers(
 def _outer_sphere_numbers(
     column: str, model: LoadedModel, spheres: Spheres, probe: NuisanceProbe
 ) -> Iterator[MeasuredNumber]:
-    """Yield the accuracies on the outer sphere in the directions of metamers with the logits of inner points."""
+    """Yield the accuracies on metamers projected to the outer sphere."""
     points = project_to_outer_sphere(model.classifier, spheres, METAMER_PAIRS)
     scores = {
         "logits": model.classifier(points).logits,
         "nuisance classifier": probe.classifier(encode_nuisance(model.classifier, points)),
     }
     for name, found in scores.items():
-        row = f"Accuracy on metamers brought onto the outer sphere, {name}"
+        row = f"Accuracy on metamers projected to the outer sphere, {name}"
         yield MeasuredNumber.of(row, column, (found.argmax(1) == 1).numpy())

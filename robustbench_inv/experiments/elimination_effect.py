@@ -1,4 +1,4 @@
-"""Hidden layers before and after information elimination, MMD² terms and principal planes: Figure 2 of Guess First."""
+"""Hidden layers before and after information elimination: MMD² terms and principal planes, Figure 2 of Guess First."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ __all__ = [
 
 
 MIN_WIDTH = 1e-12
-"""Width for outputs that are all the same, whose MMD² is 0 with any."""
+"""Kernel width for identical outputs, whose MMD² is 0 for every width."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class HeldOutSamples:
     """Held-out samples.
 
     Args:
-        dataset: its name.
+        dataset: name of the data set.
         images: (n, 1, 28, 28).
         labels: (n,) classes.
     """
@@ -52,18 +52,18 @@ class HeldOutSamples:
 
 @dataclass(frozen=True)
 class LayerStatistics:
-    """The second fully connected layer of one network, seen under each of C hypotheses on n samples.
+    """The second fully connected layer of one network under each of C hypotheses, on n samples.
 
     Args:
-        model: its name.
-        digest: of everything that its answers depend on.
-        accuracy: on the samples.
-        widths: kernel widths σ by name: ``median`` is the layer's own, the median distance of its outputs;
-            ``training`` the one that the regulariser had.
-        mmd2: for each width the MMD² between right and wrong guesses, (C,).
-        chance: the same, if right and wrong were drawn by lot, (C,).
+        model: name of the model.
+        digest: digest of the model.
+        accuracy: accuracy on the samples.
+        widths: kernel widths σ by name: ``median`` is the median distance of the layer's outputs, ``training`` the
+            width of the regulariser.
+        mmd2: for each width the MMD² between correct and incorrect hypotheses, (C,).
+        chance: the expected MMD² for randomly permuted labels, (C,).
         plane: (C, n, 2) outputs on their two principal axes.
-        explained: (C, 2) share of the outputs' variance along these.
+        explained: (C, 2) fraction of the outputs' variance along each axis.
     """
 
     model: str
@@ -76,23 +76,23 @@ class LayerStatistics:
     explained: Tensor
 
     def to_json(self) -> dict[str, object]:
-        """Return plain values, rounded to what a picture shows."""
+        """Return plain values, rounded to four digits."""
         return {key: _to_plain_values(value) for key, value in vars(self).items()}
 
 
 def compare_layers(
     pairs: Mapping[str, tuple[str, str]], samples: HeldOutSamples, *, device: str = "cpu"
 ) -> dict[str, tuple[LayerStatistics, LayerStatistics]]:
-    """Return the views before and after, by the pair's name.
+    """Return the statistics of pairs of models, without and with regularisation.
 
     Args:
-        pairs: names of a model before regularisation and one after, by the pair's name.
-        samples: held-out samples, the same for all.
-        device: where to compute, as torch names it.
+        pairs: names of the model without and with regularisation, by name of the pair.
+        samples: held-out samples, the same for all models.
+        device: torch device.
 
     Raises:
-        UnknownName: for a model that the catalogue does not have.
-        BadModel: for one that is no label-hypothesis net.
+        UnknownName: for a model that is not in the catalogue.
+        BadModel: for a model that is no label-hypothesis network.
     """
     found = {}
     for name, (before, after) in pairs.items():
@@ -105,12 +105,12 @@ def compare_layers(
 def draw_samples(
     dataset: str, count: int | str | None, data_root: Path | None = None
 ) -> HeldOutSamples:
-    """Return a data set's balanced draw.
+    """Return samples of a data set.
 
     Args:
-        dataset: its name.
-        count: as ``--samples`` takes it.
-        data_root: where the data lie, if not fetched.
+        dataset: name of the data set.
+        count: selection of samples, as for ``--samples``.
+        data_root: folder of the data, if they were not fetched.
     """
     data = load_dataset(dataset, data_root=data_root)
     ids = torch.tensor(select_samples(data.labels, count))
@@ -121,27 +121,27 @@ def draw_samples(
 def layer_statistics(
     model: str, samples: HeldOutSamples, training_width: float | None = None, *, device: str = "cpu"
 ) -> LayerStatistics:
-    """Return how a network's second fully connected layer tells right guesses from wrong ones.
+    """Return statistics of a network's second fully connected layer for correct and incorrect hypotheses.
 
     Args:
-        model: name of a label-hypothesis net.
+        model: name of a label-hypothesis network.
         samples: held-out samples, several of each class.
-        training_width: the kernel width of its regulariser; None to use the layer's own alone.
-        device: where to compute, as torch names it.
+        training_width: kernel width of its regulariser; None to use only the median distance.
+        device: torch device.
 
     Raises:
-        UnknownName: for a model that the catalogue does not have.
-        BadModel: if it is no label-hypothesis net.
+        UnknownName: for a model that is not in the catalogue.
+        BadModel: if it is no label-hypothesis network.
     """
     loaded = load_model(model, device=device)
     network = getattr(loaded.classifier, "module", None)
     if not isinstance(network, LabelHypothesisNet):
         raise BadModel(
-            f"{model} makes no guesses", got=type(network).__name__, expected="LabelHypothesisNet"
+            f"{model} has no hypotheses", got=type(network).__name__, expected="LabelHypothesisNet"
         )
     images, labels = samples.images.to(device), samples.labels.to(device)
     hidden = network.hidden(images)
-    decisions = network.judge(hidden)[..., 0].argmax(1)
+    predicted = network.judge(hidden)[..., 0].argmax(1)
     widths = {"median": median_distance(hidden)}
     if training_width is not None:
         widths["training"] = training_width
@@ -149,7 +149,7 @@ def layer_statistics(
     return LayerStatistics(
         model=loaded.name,
         digest=loaded.digest,
-        accuracy=(decisions == labels).double().mean().item(),
+        accuracy=(predicted == labels).double().mean().item(),
         widths=widths,
         mmd2={name: hypothesis_mmd2(hidden, labels, w) for name, w in widths.items()},
         chance={name: chance_mmd2(hidden, labels, w) for name, w in widths.items()},
@@ -174,8 +174,8 @@ def median_distance(hidden: Tensor) -> float:
 def chance_mmd2(hidden: Tensor, labels: Tensor, width: float) -> Tensor:
     """Return the mean of ``hypothesis_mmd2`` over all permutations of the labels, (C,).
 
-    It is what remains between samples of one distribution. With m right and r wrong guesses the weights of
-    wᵀ K w have mean square (1/m + 1/r) / n and sum 0, so that it is (1/m + 1/r)(1 − mean of k over unequal pairs).
+    This is the value for two samples of one distribution. With m correct and r incorrect hypotheses, the weights of
+    wᵀ K w have mean square (1/m + 1/r) / n and sum 0. The mean is (1/m + 1/r)(1 − mean of k over unequal pairs).
 
     Args:
         hidden: (n, C, d) a layer's outputs under every hypothesis.
@@ -192,9 +192,9 @@ def chance_mmd2(hidden: Tensor, labels: Tensor, width: float) -> Tensor:
 
 
 def principal_plane(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return outputs on their two principal axes under each hypothesis, (C, n, 2), and the axes' shares, (C, 2).
+    """Return outputs on their two principal axes for each hypothesis, (C, n, 2), and the explained variance, (C, 2).
 
-    Axes have a sign by convention: the right guesses' mean is not negative.
+    The sign of each axis is chosen so that the mean of the correct hypotheses is not negative.
 
     Args:
         hidden: (n, C, d) a layer's outputs under every hypothesis, d >= 2.
@@ -210,7 +210,7 @@ def principal_plane(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _training_width(model: str) -> float | None:
-    """Return the kernel width in a model's recipe; None for one that was not regularised, or not by us."""
+    """Return the kernel width in a model's recipe; None if there is no recipe or no regulariser."""
     try:
         recipe = read_recipe(find_recipe(parse_reference(model).name))
     except UnknownName:
@@ -232,11 +232,11 @@ def _to_plain_values(value: object) -> object:
 def measure_layers(
     request: ExperimentRequest, pairs: Mapping[str, Sequence[str]]
 ) -> ExperimentResult:
-    """Return the second fully connected layer of pairs of label-hypothesis nets.
+    """Return statistics of the second fully connected layer of pairs of label-hypothesis networks.
 
     Args:
         request: the held-out data.
-        pairs: a model before regularisation and one after, by the pair's name.
+        pairs: a model without and one with regularisation, by name of the pair.
 
     References:
         Zhu, An and Niu, Guess First, arXiv 2001.03311, figure 2.

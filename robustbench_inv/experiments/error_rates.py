@@ -1,4 +1,4 @@
-"""Error rates of logits and nuisance classifiers (Excessive invariance, Table 2), and accuracy when a planted feature is shifted (thesis, Remark 6.12)."""
+"""Error rates of logits and nuisance classifiers (Excessive invariance, Table 2), and accuracies after the shift of a planted feature (thesis, Remark 6.12)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,12 +36,12 @@ __all__ = [
 
 
 BLOCK = 500
-"""Samples that a model is asked about at a time."""
+"""Samples that are classified at a time."""
 
 
 @dataclass(frozen=True)
 class TrainTestSplit:
-    """Samples for training probes, and held-out ones."""
+    """Samples for training nuisance classifiers, and held-out samples."""
 
     train: TrainingData
     test: TrainingData
@@ -57,10 +57,10 @@ def measure_errors(
     """Return train and test error of each model's logits and nuisance classifiers.
 
     Args:
-        request: models that split their code, and the held-out data.
+        request: any models, and the held-out data. Models without nuisance variables have no nuisance classifier.
         train: data for training the nuisance classifiers.
         first: id of the first training sample.
-        last: one more than the id of the last; as many as are asked for are drawn from these.
+        last: end of the id range (exclusive); the training set has as many samples as the request selects.
         probes: for each nuisance classifier fields of ``ProbeConfig``, and ``name`` for its rows.
 
     References:
@@ -81,13 +81,13 @@ def measure_errors(
 def train_test_split(
     request: ExperimentRequest, held_out: Dataset, train: Dataset, allowed: range
 ) -> TrainTestSplit:
-    """Return the held-out samples that are asked about, and training samples: all that are allowed, or as many.
+    """Return the selected held-out samples, and as many training samples; all of both if the request selects all.
 
     Args:
-        request: how many.
+        request: selects the samples.
         held_out: data for the test.
         train: data for training.
-        allowed: ids of training samples.
+        allowed: ids of the samples that may be used for training.
     """
     ids = torch.tensor(allowed)
     if request.samples is not None:
@@ -97,12 +97,12 @@ def train_test_split(
 
 @torch.no_grad()
 def predict(model: Classifier, images: Tensor, ids: Tensor) -> Tensor:
-    """Return the decisions (n,) on images of the samples ``ids`` (n,), on the CPU."""
-    place, decisions = device_of(model), []
+    """Return the predicted classes (n,) of images (n, …) with sample ids (n,), on the CPU."""
+    device, predicted = device_of(model), []
     for rows in blocks(torch.arange(len(ids)), BLOCK):
-        rng = SampleRNG(0, ids[rows].to(place), "measured")
-        decisions.append(classify(model, images[rows].to(place, model.dtype), rng).decision.cpu())
-    return torch.cat(decisions)
+        rng = SampleRNG(0, ids[rows].to(device), "measured")
+        predicted.append(classify(model, images[rows].to(device, model.dtype), rng).decision.cpu())
+    return torch.cat(predicted)
 
 
 def probe_errors(
@@ -112,7 +112,7 @@ def probe_errors(
     data: TrainTestSplit,
     probes: Sequence[Mapping[str, Any]],
 ) -> Iterator[MeasuredNumber]:
-    """Yield held-out and training error of each nuisance classifier; none for a model without nuisances.
+    """Yield held-out and training error of each nuisance classifier; nothing for a model without nuisances.
 
     Raises:
         BadCatalogue: for a probe with unknown fields.
@@ -122,8 +122,8 @@ def probe_errors(
     for fields in probes:
         name, plan = parse_probe_config(fields, request.seed)
         request.report(f"{column}: {name}, {plan.epochs} epochs on {len(data.train.ids):,} samples")
-        tell = partial(_report_epoch, request, f"{column}: {name}")
-        found = probe_nuisance(model.classifier, data.train, data.test, plan, report=tell)
+        report = partial(_report_epoch, request, f"{column}: {name}")
+        found = probe_nuisance(model.classifier, data.train, data.test, plan, report=report)
         yield MeasuredNumber(
             f"Test error, {name}", column, found.errors / found.trials, found.trials
         )
@@ -132,7 +132,7 @@ def probe_errors(
 
 
 def parse_probe_config(fields: Mapping[str, Any], seed: int) -> tuple[str, ProbeConfig]:
-    """Return the name of a probe's rows, and how it is trained.
+    """Return name and training settings of a nuisance classifier.
 
     Raises:
         BadCatalogue: for an unknown field.
@@ -152,11 +152,11 @@ def _report_epoch(request: ExperimentRequest, what: str, epoch: int, error: floa
 
 
 GRID_COLUMNS = 10
-"""Columns of the grid."""
+"""Columns of the image grid."""
 
 WITH_FEATURE, RANDOM_FEATURE, NO_FEATURE = (
     "with the feature",
-    "with that of a random class",
+    "with the feature of a random class",
     "without a feature",
 )
 
@@ -168,14 +168,14 @@ def measure_feature_shift(
     last: int = 60_000,
     probes: Sequence[Mapping[str, Any]] = (),
 ) -> ExperimentResult:
-    """Return each model's accuracy on the same digits with the feature, with a random one, and without.
+    """Return each model's accuracy on the same digits with the feature, with a random class's feature, and without.
 
     Args:
-        request: any models, and planted digits that are held out.
-        train: planted digits for training nuisance classifiers, of models that split their code.
-        first: id of the first of them.
-        last: one more than the id of the last.
-        probes: as ``measure_errors`` takes them.
+        request: any models, and held-out digits with a planted feature.
+        train: digits with a planted feature, for training nuisance classifiers.
+        first: id of the first training sample.
+        last: end of the id range (exclusive).
+        probes: as for ``measure_errors``.
 
     Raises:
         BadParameter: for data without a planted feature.
@@ -186,7 +186,8 @@ def measure_feature_shift(
     dataset = request.open_dataset()
     if not isinstance(dataset, PlantedFeatures):
         expected = "mnist-planted:…"
-        raise BadParameter("nothing is planted here", got=dataset.name, expected=expected)
+        problem = "the data set has no planted feature"
+        raise BadParameter(problem, got=dataset.name, expected=expected)
     data = train_test_split(request, dataset, request.open_dataset(train), range(first, last))
     models, numbers = request.open_models(), list[MeasuredNumber]()
     for column, model in models.items():
@@ -199,8 +200,8 @@ def measure_feature_shift(
 
 
 def _image_versions(dataset: PlantedFeatures, ids: Tensor) -> dict[str, Tensor]:
-    planted, bare = dataset.batch(ids)[0], dataset.base.batch(ids)[0]
-    return {WITH_FEATURE: planted, RANDOM_FEATURE: dataset.counterparts(ids), NO_FEATURE: bare}
+    planted, plain = dataset.batch(ids)[0], dataset.base.batch(ids)[0]
+    return {WITH_FEATURE: planted, RANDOM_FEATURE: dataset.counterparts(ids), NO_FEATURE: plain}
 
 
 def _shift_accuracies(
@@ -208,8 +209,8 @@ def _shift_accuracies(
 ) -> Iterator[MeasuredNumber]:
     labels = dataset.labels[ids]
     for name, images in _image_versions(dataset, ids).items():
-        right = predict(model.classifier, images, ids) == labels
-        yield MeasuredNumber.of(f"Accuracy {name}", column, right.numpy())
+        correct = predict(model.classifier, images, ids) == labels
+        yield MeasuredNumber.of(f"Accuracy {name}", column, correct.numpy())
 
 
 def _feature_grid(dataset: PlantedFeatures, ids: Tensor) -> ImageGrid:
@@ -218,7 +219,7 @@ def _feature_grid(dataset: PlantedFeatures, ids: Tensor) -> ImageGrid:
     return ImageGrid(
         name="planted",
         title="The planted feature",
-        caption="The same digits with the feature of their class, as in training, with that of a random class, and without.",
+        caption="The same digits with the feature of their class, as in training, with the feature of a random class, and without.",
         rows=tuple(versions),
         groups=((dataset.name, len(few)),),
         images=np.stack(

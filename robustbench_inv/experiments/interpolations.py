@@ -31,14 +31,14 @@ def measure_interpolations(
     steps: int = 9,
     rule: str = "other-class",
 ) -> ExperimentResult:
-    """Return a grid of interpolations, a group of columns for each model, and what a panel sees on the way.
+    """Return a grid of interpolations and the panel's labels along the path.
 
     Args:
-        request: models whose code is split, and the held-out data.
+        request: models with semantic and nuisance variables, and the held-out data.
         oracle: a panel of the catalogue.
-        num_examples: columns of each model, the same samples and donors for all.
-        steps: images from the sample itself to its metamer, at least 2; the panel is asked about every other.
-        rule: by which donors are chosen.
+        num_examples: columns per model, with the same samples and donors for all models.
+        steps: number of images from the sample to its metamer, at least 2; the panel labels every other one.
+        rule: rule for choosing donors.
 
     References:
         Jacobsen et al., Excessive invariance, ICLR 2019, section 4 and figure 6.
@@ -62,23 +62,23 @@ def measure_interpolations(
 def _oracle_numbers(
     subject: InvertibleModel, ids: Tensor, rule: str, seed: int, shares: Sequence[float]
 ) -> Iterator[MeasuredNumber]:
-    """Yield for each row of the table a number for each share of the way."""
+    """Yield for each row of the table one number per point of the path."""
     blocks = list(metamer_batches(subject, ids, rule, seed))
-    told = {share: [_row_values(subject, block, share) for block in blocks] for share in shares}
-    for row in told[shares[0]][0]:
-        for share, found in told.items():
-            held = torch.cat([each[row] for each in found]).cpu().numpy()
-            yield MeasuredNumber.of(f"{row}, at {percent(share)}", subject.column, held)
+    values = {share: [_row_values(subject, block, share) for block in blocks] for share in shares}
+    for row in values[shares[0]][0]:
+        for share, found in values.items():
+            mask = torch.cat([each[row] for each in found]).cpu().numpy()
+            yield MeasuredNumber.of(f"{row}, at {percent(share)}", subject.column, mask)
 
 
 def _row_values(subject: InvertibleModel, mixture: MetamerBatch, share: float) -> dict[str, Tensor]:
-    """Return whether the decision stays, and who is seen, (n,) each."""
+    """Return the mask (n,) of each row of the table at one point of the path."""
     images = quantise_images(mixture.decode(subject.network, share), subject.network.bounds)
-    kept = subject.network(images).logits.argmax(1) == mixture.semantic.argmax(1)
-    seen = compare_oracle_labels(subject, mixture, images)
+    unchanged = subject.network(images).logits.argmax(1) == mixture.semantic.argmax(1)
+    labels = compare_oracle_labels(subject, mixture, images)
     return {
-        "Decision kept, rounded": kept,
-        **{f"Panel sees {whose}": seen[whose] for whose in (SOURCE, DONOR)},
+        "Prediction unchanged, rounded": unchanged,
+        **{f"Panel label: {label}": labels[label] for label in (SOURCE, DONOR)},
     }
 
 
@@ -86,7 +86,7 @@ def _row_values(subject: InvertibleModel, mixture: MetamerBatch, share: float) -
 def _interpolation_images(
     subject: InvertibleModel, mixture: MetamerBatch, shares: Sequence[float]
 ) -> Pixels:
-    """Return (rows, n, c, h, w): the images on the way, and the donors below them."""
+    """Return (rows, n, c, h, w): the images along the path, and the donors in the last row."""
     rows = [mixture.decode(subject.network, share) for share in shares]
     bounds = subject.network.bounds
     return np.stack([to_pixels(row.cpu().numpy(), bounds) for row in (*rows, mixture.donors)])
@@ -101,10 +101,9 @@ def _interpolation_grid(
     return ImageGrid(
         name="interpolations",
         title="From each image to its metamer",
-        caption="Each column has the same logits from top to bottom; the nuisances go in equal steps from those of the "
-        "image on top to those of the donor in the last row. Above: the decision, the same for the whole column. "
-        "Beneath: the donor's class. All models are shown the same images and donors. Drawn is what a screen can show: "
-        "clipped and rounded.",
+        caption="All images of a column have the same logits. Their nuisance variables go in equal steps from those of the "
+        "image on top to those of the donor in the last row. Above each column: its prediction. Below: the donor's class. "
+        "All models use the same images and donors. Images are drawn clipped and rounded.",
         rows=(*map(percent, shares), "nuisances of"),
         groups=tuple((column, images.shape[1]) for column, (_, images) in columns.items()),
         images=np.concatenate([images for _, images in columns.values()], 1),
@@ -114,7 +113,7 @@ def _interpolation_grid(
 
 
 def percent(share: float) -> str:
-    """Return a share of the way in per cent.
+    """Return a fraction of the path in per cent.
 
     Example:
         >>> percent(0.125)

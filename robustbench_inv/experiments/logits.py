@@ -1,4 +1,4 @@
-"""Logits of the adversarial examples that many attacks find for one image: Tables 4, 6 and 9 of Supervised Deep InfoMax."""
+"""Logits of one image's adversarial examples by several attacks: Tables 4, 6 and 9 of Supervised Deep InfoMax."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +20,7 @@ from robustbench_inv.evaluation.plan import plan_jobs
 from robustbench_inv.experiments.protocol import ExperimentRequest
 from robustbench_inv.models.protocol import classify, device_of
 from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.results.cell_parts import ThresholdInfo
 from robustbench_inv.results.experiment_result import (
     ExperimentResult,
     ImageGrid,
@@ -27,7 +28,6 @@ from robustbench_inv.results.experiment_result import (
     LogitSheet,
 )
 from robustbench_inv.results.pixels import to_pixels
-from robustbench_inv.results.rates import thresholds_in_card
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.run_files import CellFolder
 from robustbench_inv.tensors import Output
@@ -36,28 +36,28 @@ __all__ = ["measure_logits", "measure_targeted_logits"]
 
 
 AttackSpecs = Mapping[str, Sequence[str]]
-"""Name → an attack and its threat, as the command line takes them."""
+"""Attack and threat by name, as on the command line."""
 
 PublishedLogits = Mapping[str, Sequence[float]]
-"""Name of a row → the logits that the paper prints."""
+"""Published logits by row."""
 
-DETECTOR_AWARE = "aware"
-"""Behind the name of an attack that knows of the rejection."""
+DETECTOR_AWARE = "detector-aware"
+"""Suffix of the names of detector-aware attacks."""
 
 MISSING = "–"
-"""In place of a logit, where an attack failed."""
+"""Printed instead of a logit if the attack failed."""
 
 
 @dataclass(frozen=True)
 class AttackedImage:
-    """What is shown of the sample, and what is made of it.
+    """The clean sample or one adversarial example of it, with the model's output.
 
     Args:
-        name: of the row.
+        name: name of the row.
         image: (c, h, w).
-        output: the model's answer.
+        output: the model's output.
         label: true class of the sample.
-        record: of the attack; None for the sample itself.
+        record: record of the attack; None for the clean sample.
     """
 
     name: str
@@ -68,7 +68,7 @@ class AttackedImage:
 
     @property
     def reached(self) -> bool:
-        """Is there something to be shown?"""
+        """Whether the attack succeeded; true for the clean sample."""
         return self.record is None or self.record.goal_reached
 
     @property
@@ -78,21 +78,21 @@ class AttackedImage:
 
     @property
     def accepted(self) -> bool:
-        """Does the model accept it?"""
+        """Whether the model accepts the image."""
         return self.output.accepted is None or bool(self.output.accepted[0])
 
     @property
     def words(self) -> str:
-        """What is made of it: the decision, a cross if it is rejected, and the distance."""
+        """Predicted class, a cross if the image is rejected, and the l2 distance."""
         if not self.reached:
             return MISSING
-        refused = "" if self.accepted else " ✕"
-        far = f", {self.record.distance.l2:.2f}" if self.record else ""
-        return f"{int(self.output.decision)}{refused}{far}"
+        rejected = "" if self.accepted else " ✕"
+        distance = f", {self.record.distance.l2:.2f}" if self.record else ""
+        return f"{int(self.output.decision)}{rejected}{distance}"
 
     @property
     def sheet_line(self) -> LogitRow:
-        """Its row in the sheet."""
+        """Row of the table of logits."""
         if not self.reached:
             return LogitRow(f"{self.name}: not reached", (nan,) * len(self.logits))
         wrong = int(self.output.decision) != self.label
@@ -101,7 +101,7 @@ class AttackedImage:
 
 @dataclass(frozen=True)
 class AttackedSample:
-    """A model, and the sample that it is shown."""
+    """A model and the sample that is attacked."""
 
     model: LoadedModel
     dataset: Dataset
@@ -115,17 +115,18 @@ class AttackedSample:
 
     @property
     def thresholds(self) -> tuple[float, ...]:
-        """(C,) of the model; nan where it has none."""
-        values = thresholds_in_card({"card": self.model.card}).get("values")
-        return tuple(values) if values else (nan,) * self.model.classifier.num_classes
+        """(C,) rejection thresholds of the model; nan if it has none."""
+        about = self.model.card.get("rejection")
+        values = ThresholdInfo.from_json(about).values if about else ()
+        return values or (nan,) * self.model.classifier.num_classes
 
     def clean_row(self) -> AttackedImage:
-        """Return the sample itself."""
+        """Return the clean sample."""
         images, _ = self.dataset.batch(torch.tensor([self.sample]))
         return AttackedImage("original", images[0], self._output(images), self.label)
 
     def attack(self, name: str, attack: str, threat: str) -> AttackedImage:
-        """Attack the sample as the engine does, by a plan of one cell."""
+        """Attack the sample with the evaluation engine, in a cell of its own."""
         run = SuiteEntry(attack, threat)
         (job,) = build_jobs(
             EvaluationRequest([self.model], runs=[run], dataset=self.dataset, seed=self.seed)
@@ -147,14 +148,14 @@ def measure_logits(
     label: int = 0,
     published: PublishedLogits | None = None,
 ) -> ExperimentResult:
-    """Return a grid of what attacks show of one image, and all its logits.
+    """Attack one image, and return a grid of its adversarial examples and all their logits.
 
     Args:
-        request: models, and the data of which the first sample of a class is attacked.
-        attacks: by name.
-        detector_aware: those that know of the rejection.
-        label: the class.
-        published: what is printed there.
+        request: models, and the data whose first sample of a class is attacked.
+        attacks: oblivious attacks by name.
+        detector_aware: detector-aware attacks by name.
+        label: class of the sample.
+        published: the published logits.
 
     References:
         Supervised Deep Infomax, ICLR 2020 submission, tables 4 and 9.
@@ -180,13 +181,13 @@ def measure_targeted_logits(
     label: int = 0,
     published: PublishedLogits | None = None,
 ) -> ExperimentResult:
-    """Return a grid of what attacks show of one image towards each of the other classes, and all its logits.
+    """Attack one image towards every other class, and return a grid of adversarial examples and all their logits.
 
     Args:
-        request: models, and the data of which the first sample of a class is attacked.
-        attacks: by name; ``{target}`` in a threat stands for each of the other classes.
-        label: the class.
-        published: what is printed there.
+        request: models, and the data whose first sample of a class is attacked.
+        attacks: attacks by name; ``{target}`` in a threat is replaced by each of the other classes.
+        label: class of the sample.
+        published: the published logits.
 
     References:
         Supervised Deep Infomax, ICLR 2020 submission, table 6.
@@ -213,7 +214,7 @@ def _run_on_models(
     published: PublishedLogits | None,
     show: Callable[[AttackedSample], tuple[ImageGrid, LogitSheet]],
 ) -> ExperimentResult:
-    """Return what is shown of every model; of models that have no weights here, what the paper prints alone."""
+    """Return grids and logits of every model; only the published logits if a model cannot be loaded."""
     printed = [_published_sheet(published)] if published else []
     try:
         models = request.open_models()
@@ -236,12 +237,12 @@ def _run_on_models(
 
 
 def _attack_sample(job: Job, device: torch.device) -> tuple[Record, Tensor]:
-    """Return the record of a cell of one sample, and the image (c, h, w) that is shown of it."""
+    """Run a cell of one sample, and return its record and the final image (c, h, w)."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / job.spec.digest
         run_cell(job, path, RunOptions(device=str(device), keep_images=True))
         cell = CellFolder(path)
-        images, (record,) = cell.adversarial(), cell.records()
+        images, (record,) = cell.images(), cell.records()
     assert images is not None
     return record, torch.from_numpy(images["adversarial"][0])
 
@@ -249,15 +250,15 @@ def _attack_sample(job: Job, device: torch.device) -> tuple[Record, Tensor]:
 def _attack_grid(
     subject: AttackedSample, shown: Sequence[AttackedImage], detector_aware: int
 ) -> ImageGrid:
-    """Return one row of images, the last of which know of the rejection."""
+    """Return one row of images, the last of which are by detector-aware attacks."""
     groups = (
         (subject.model.name, len(shown) - detector_aware),
-        ("knowing of the rejection", detector_aware),
+        (DETECTOR_AWARE, detector_aware),
     )
     return ImageGrid(
-        name=f"shown-{subject.model.name}",
-        title="What the attacks show",
-        caption="Beneath: the decision, ✕ if it is rejected, and the l2 distance from the original.",
+        name=f"adversarial-{subject.model.name}",
+        title="Adversarial examples",
+        caption="Below each image: the predicted class, ✕ if it is rejected, and the l2 distance from the original.",
         rows=("",),
         groups=tuple((title, count) for title, count in groups if count),
         images=_to_uint8(subject, [shown]),
@@ -281,8 +282,8 @@ def _targeted_grid(
     )
     return ImageGrid(
         name=f"targets-{subject.model.name}",
-        title="Towards each of the other classes",
-        caption=f"Above: the class aimed at and its threshold. Beneath: the logit of that class; {MISSING} where it was not reached.",
+        title="Targeted adversarial examples",
+        caption=f"Above: the target class and its threshold. Below: the logit of that class; {MISSING} if the attack failed.",
         rows=tuple(rows),
         groups=((subject.model.name, len(targets)),),
         images=_to_uint8(subject, shown),
@@ -294,7 +295,7 @@ def _targeted_grid(
 def _to_uint8(
     subject: AttackedSample, shown: Sequence[Sequence[AttackedImage]]
 ) -> np.typing.NDArray[np.uint8]:
-    """Return (rows, columns, c, h, w) as a person sees them."""
+    """Return the images (rows, columns, c, h, w) as uint8."""
     bounds = subject.model.classifier.bounds
     rows = [[to_pixels(each.image.cpu().numpy(), bounds) for each in row] for row in shown]
     return np.stack([np.stack(row) for row in rows])
@@ -305,8 +306,8 @@ def _logit_sheet(subject: AttackedSample, shown: Sequence[AttackedImage]) -> Log
         name=f"logits-{subject.model.name}",
         title=f"Logits: {subject.model.name}",
         caption=f"First row: the threshold of each class. Then the logits of the first image of class {subject.label} "
-        f"({subject.dataset.name}, sample {subject.sample}) and of what each attack shows of it. The largest is the "
-        "answer: green, right and accepted; yellow, rejected; red, wrong and accepted.",
+        f"({subject.dataset.name}, sample {subject.sample}) and of its adversarial examples. The largest logit is the "
+        "predicted class: green, correct and accepted; yellow, rejected; red, incorrect and accepted.",
         heads=tuple(map(str, range(len(subject.thresholds)))),
         lines=(LogitRow("threshold", subject.thresholds), *(each.sheet_line for each in shown)),
     )
@@ -315,5 +316,5 @@ def _logit_sheet(subject: AttackedSample, shown: Sequence[AttackedImage]) -> Log
 def _published_sheet(published: PublishedLogits) -> LogitSheet:
     lines = tuple(LogitRow(name, tuple(map(float, values))) for name, values in published.items())
     heads = tuple(map(str, range(len(lines[0].values))))
-    caption = "What the paper prints, of its own network."
+    caption = "Logits of the paper's own network."
     return LogitSheet("logits-paper", "Logits in the paper", caption, heads, lines)

@@ -1,4 +1,4 @@
-"""Metamers and the classes a panel of oracles assigns to them: Figure 4 of Excessive invariance."""
+"""Metamers and the classes that a panel of oracles assigns to them: Figure 4 of Excessive invariance."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,22 +38,23 @@ __all__ = [
 
 
 BLOCK = 250
-"""Samples that are coded at a time."""
+"""Samples that are encoded at a time."""
 
 METAMER_LOGIT_TOLERANCE = 1e-3
-"""How near the logits of a metamer must be to the source's."""
+"""Largest difference between the logits of a metamer and its source that counts as equal."""
 
 STAGES = ("decoded", "clipped", "rounded")
-"""As the inverse gives it; cut off at the bounds; rounded to 256 grey levels, as it can be stored."""
+"""Post-processing of a metamer: none, clipped to the bounds, rounded to 256 grey levels."""
 
 _EQUAL_LOGITS_ROW = "Logits equal to 1e-3, decoded"
 
-DONOR, SOURCE = "the donor's class", "the source's class"
+DONOR, SOURCE = "donor class", "source class"
+"""Labels of an oracle for a metamer, relative to the two images it is made of."""
 
 
 @dataclass(frozen=True)
 class InvertibleModel:
-    """A model whose code is split, with the data and who judges its metamers."""
+    """A model with semantic and nuisance variables, its data, and the oracle that labels its metamers."""
 
     column: str
     model: LoadedModel
@@ -64,15 +65,15 @@ class InvertibleModel:
 
 @dataclass(frozen=True)
 class MetamerBatch:
-    """Sources, donors and their codes, of a block of samples.
+    """Sources, donors and their codes for one block of samples.
 
     Args:
         batch: the sources.
         donors: (n, …) images.
-        donor_labels: (n,) their classes.
-        semantic: (n, C) of the sources: their logits.
-        source_nuisance: (n, d − C) of the sources.
-        donor_nuisance: (n, d − C) of the donors.
+        donor_labels: (n,) classes of the donors.
+        semantic: (n, C) z_s of the sources, their logits.
+        source_nuisance: (n, d − C) z_n of the sources.
+        donor_nuisance: (n, d − C) z_n of the donors.
     """
 
     batch: Batch
@@ -95,14 +96,14 @@ def measure_metamers(
     photographs: int = 20,
     rule: str = "other-class",
 ) -> ExperimentResult:
-    """Return grids of sources, metamers and donors, and for all samples what becomes of decisions and content.
+    """Return grids of sources, metamers and donors, and the fractions of unchanged predictions and oracle labels.
 
     Args:
-        request: models whose code is split, and the held-out data.
+        request: models with semantic and nuisance variables, and the held-out data.
         oracle: a panel of the catalogue.
         num_examples: columns of each grid.
-        photographs: of ImageNet, on an untrained network; 0 for none.
-        rule: by which donors are chosen.
+        photographs: number of ImageNet photographs on an untrained network; 0 for none.
+        rule: rule for choosing donors.
 
     References:
         Jacobsen et al., Excessive invariance, ICLR 2019, section 2.2 and figure 4.
@@ -129,11 +130,11 @@ def measure_metamers(
 def open_invertible_models(
     request: ExperimentRequest, dataset: Dataset, oracle: str
 ) -> Iterator[InvertibleModel]:
-    """Yield every model, ready to be looked into.
+    """Yield every model with its oracle and a loader of the data.
 
     Raises:
-        BadModel: for one whose code has no two parts.
-        CapabilityMismatch: if too few members of the panel may judge it.
+        BadModel: for a model that is not invertible, or does not split its code.
+        CapabilityMismatch: if too few members of the panel are independent of the model.
     """
 
     def load(name: str) -> LoadedModel:
@@ -153,7 +154,7 @@ def open_invertible_models(
 def metamer_batches(
     subject: InvertibleModel, ids: Tensor, rule: str, seed: int
 ) -> Iterator[MetamerBatch]:
-    """Yield the samples block by block with donors, which are drawn for each sample alone."""
+    """Yield the samples block by block with their donors, which depend only on seed and sample."""
     network = subject.network
     for block in blocks(ids, BLOCK):
         batch = subject.loader.batch(block.tolist())
@@ -169,19 +170,19 @@ def metamer_batches(
 def compare_oracle_labels(
     subject: InvertibleModel, mixture: MetamerBatch, images: Tensor
 ) -> dict[str, Tensor]:
-    """Return what the oracle sees in each image (n,): the source's class, the donor's, another, or none it knows."""
-    seen = subject.oracle.classify(images, mixture.batch.ids)
-    source, donor = seen == mixture.batch.labels, seen == mixture.donor_labels
-    unknown = seen == UNKNOWN
+    """Return masks (n,) of the images that the oracle assigns to the donor's, the source's, another or no class."""
+    labels = subject.oracle.classify(images, mixture.batch.ids)
+    source, donor = labels == mixture.batch.labels, labels == mixture.donor_labels
+    unknown = labels == UNKNOWN
     other = ~(source | donor | unknown)
-    return {DONOR: donor, SOURCE: source, "another class": other, "no class": unknown}
+    return {DONOR: donor, SOURCE: source, "other class": other, "no class": unknown}
 
 
 def quantise_images(images: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """Return images as they can be stored: cut off at the bounds, in 256 grey levels."""
+    """Return images clipped to the bounds and rounded to 256 grey levels."""
     low, high = bounds
-    seen = torch.from_numpy(to_pixels(images.cpu().numpy(), bounds)).to(images)
-    return seen * ((high - low) / 255) + low
+    levels = torch.from_numpy(to_pixels(images.cpu().numpy(), bounds)).to(images)
+    return levels * ((high - low) / 255) + low
 
 
 @torch.no_grad()
@@ -191,27 +192,27 @@ def _metamer_numbers(
     error, columns = 0.0, dict[str, list[Tensor]]()
     for mixture in metamer_batches(subject, ids, rule, seed):
         raw = mixture.decode(subject.network)
-        far = (subject.network(raw).logits - mixture.semantic).abs().amax(1)
-        error = max(error, far.max().item())
-        for row, held in {
-            _EQUAL_LOGITS_ROW: far <= METAMER_LOGIT_TOLERANCE,
+        difference = (subject.network(raw).logits - mixture.semantic).abs().amax(1)
+        error = max(error, difference.max().item())
+        for row, mask in {
+            _EQUAL_LOGITS_ROW: difference <= METAMER_LOGIT_TOLERANCE,
             **_row_values(subject, mixture, raw),
         }.items():
-            columns.setdefault(row, []).append(held.cpu())
+            columns.setdefault(row, []).append(mask.cpu())
     yield MeasuredNumber("Largest error of a logit, decoded", subject.column, error)
     for row, values in columns.items():
         yield MeasuredNumber.of(row, subject.column, torch.cat(values).numpy())
 
 
 def _row_values(subject: InvertibleModel, mixture: MetamerBatch, raw: Tensor) -> dict[str, Tensor]:
-    """Return for each row of the table whether it holds of a metamer (n,), stage by stage."""
+    """Return the mask (n,) of each row of the table, stage by stage."""
     network, found = subject.network, dict[str, Tensor]()
     stages = (raw, raw.clamp(*network.bounds), quantise_images(raw, network.bounds))
     for stage, images in zip(STAGES, stages, strict=True):
-        kept = network(images).logits.argmax(1) == mixture.semantic.argmax(1)
-        found[f"Decision kept, {stage}"] = kept
-        for whose, seen in compare_oracle_labels(subject, mixture, images).items():
-            found[f"Panel sees {whose}, {stage}"] = seen
+        unchanged = network(images).logits.argmax(1) == mixture.semantic.argmax(1)
+        found[f"Prediction unchanged, {stage}"] = unchanged
+        for label, mask in compare_oracle_labels(subject, mixture, images).items():
+            found[f"Panel label: {label}, {stage}"] = mask
     return found
 
 
@@ -221,20 +222,20 @@ def _metamer_grid(subject: InvertibleModel, few: Tensor, rule: str, seed: int) -
     metamers = mixture.decode(subject.network)
     rows = (mixture.batch.images, metamers, mixture.donors)
     images = np.stack([to_pixels(row.cpu().numpy(), subject.network.bounds) for row in rows])
-    seen = subject.oracle.classify(quantise_images(metamers, subject.network.bounds), few)
-    decided = subject.network(metamers).logits.argmax(1)
+    labels = subject.oracle.classify(quantise_images(metamers, subject.network.bounds), few)
+    predicted = subject.network(metamers).logits.argmax(1)
     return ImageGrid(
         name=f"metamers-{subject.column}",
         title=f"Metamers of {subject.column}",
-        caption="Above the source, whose logits the metamer in the middle has; below the donor of its nuisances. "
-        "Beneath a metamer: the network's decision on it as decoded, and what the panel sees (? for no class) in it as drawn, "
-        "clipped and rounded. How many decisions survive that stands in the table.",
+        caption="Top: the source, whose logits the metamer has. Middle: the metamer. Bottom: the donor of its nuisance "
+        "variables. Below each metamer: the prediction before clipping, and the panel's label (? for no class) of the "
+        "image as drawn, clipped and rounded. The table counts the predictions that clipping and rounding leave unchanged.",
         rows=("logits of", "metamer", "nuisances of"),
         groups=((subject.model.name, len(few)),),
         images=images,
-        words=((), tuple(map(_caption, decided.tolist(), seen.tolist())), ()),
+        words=((), tuple(map(_caption, predicted.tolist(), labels.tolist())), ()),
     )
 
 
-def _caption(decision: int, seen: int) -> str:
-    return f"{decision}, seen {'?' if seen == UNKNOWN else seen}"
+def _caption(predicted: int, label: int) -> str:
+    return f"{predicted}, panel {'?' if label == UNKNOWN else label}"

@@ -1,4 +1,4 @@
-"""Detection of inputs from another data set, class by class: Table 3 and Figure 2 of Supervised Deep InfoMax."""
+"""Detection of out-of-distribution (OOD) inputs by class: Table 3 and Figure 2 of Supervised Deep InfoMax."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,20 +34,20 @@ __all__ = [
 BINS = 60
 
 TAIL = 0.02
-"""Share of strangers that may lie below the bins of a panel, where they are counted in the first."""
+"""Fraction of the inputs that may lie below the first bin of a panel, which then counts them."""
 
-IN_DISTRIBUTION = "its own class, held out"
+IN_DISTRIBUTION = "the same class, held out"
 
 
 @dataclass(frozen=True)
 class ThresholdMargins:
-    """How far inputs score above the thresholds of a model that rejects.
+    """Scores of inputs and the rejection thresholds of a model.
 
     Args:
-        scores: (n, classes) what each class would score if it were the decision.
-        thresholds: (classes,).
-        decision: (n,) the class decided for.
-        labels: (n,) their classes in their own data set.
+        scores: (n, classes) score of each class as if it were predicted.
+        thresholds: (classes,) rejection thresholds.
+        decision: (n,) predicted classes.
+        labels: (n,) labels of the inputs in their own data set.
     """
 
     scores: Tensor
@@ -57,26 +57,26 @@ class ThresholdMargins:
 
     @property
     def below(self) -> Tensor:
-        """(n, classes) truth values: is the score of the class below its threshold?"""
+        """(n, classes) mask of the scores below the threshold of their class."""
         return self.scores < self.thresholds
 
     @property
     def rejected(self) -> NDArray[np.bool_]:
-        """(n,) does the class decided for score below its threshold, so that the input is rejected?"""
+        """(n,) mask of the rejected inputs: the score of the predicted class is below its threshold."""
         found: NDArray[np.bool_] = self.below.gather(1, self.decision[:, None])[:, 0].numpy()
         return found
 
 
 def threshold_margins(model: LoadedModel, output: Output, labels: Tensor) -> ThresholdMargins:
-    """Return how far inputs score above a model's thresholds.
+    """Return scores and thresholds of inputs.
 
     Args:
-        model: one that rejects.
-        output: of the model without rejection, on the CPU.
+        model: a model with a reject option.
+        output: output of the model without reject option, on the CPU.
         labels: (n,) classes of the inputs.
 
     Raises:
-        BadModel: if it does not reject.
+        BadModel: if the model has no reject option.
     """
     rejecting = _require_rejecting(model)
     thresholds = rejecting.get_buffer("thresholds").cpu().to(output.logits.dtype)
@@ -87,19 +87,19 @@ def threshold_margins(model: LoadedModel, output: Output, labels: Tensor) -> Thr
 def measure_ood_detection(
     request: ExperimentRequest, pairs: Sequence[Mapping[str, object]]
 ) -> ExperimentResult:
-    """Return how many inputs of other data sets models tell from their own, at the thresholds that they have.
+    """Return detection rates of OOD inputs at the models' rejection thresholds.
 
-    For each model three rows: the mean over the classes of the share of strangers that score below the
-    class's threshold, as published; the share that the model rejects, which looks at the class decided for
-    alone; and the share of held-out inputs of its own that it rejects.
+    Each model has three rows. First, the published rate: the fraction of OOD inputs that score below a class's
+    threshold, averaged over the classes. Second, the fraction of OOD inputs that the model rejects, which depends only
+    on the predicted class. Third, the fraction of held-out in-distribution inputs that the model rejects.
 
-    A model whose classes exclude one another scores below all thresholds but one, whatever it is shown: with ten
-    classes the first share is then 90 % at least. The second is what a user sees.
+    If scores are mutually exclusive, such as softmax outputs, any input scores below all thresholds but one. With
+    ten classes the published rate is then at least 90 %. The second rate is the one that matters to a user.
 
     Args:
-        request: how many samples of each data set.
-        pairs: for each column ``column``, ``data`` and ``ood`` (names of data sets), and ``models``: the model that
-            rejects by the row's name.
+        request: number of samples per data set.
+        pairs: for each column ``column``, ``data`` and ``ood`` (names of data sets), and ``models``: the rejecting
+            model by row.
 
     References:
         Supervised Deep Infomax, section 5.2 and table 3.
@@ -119,11 +119,11 @@ def measure_ood_detection(
 
 
 def measure_score_distributions(request: ExperimentRequest, ood: str = "") -> ExperimentResult:
-    """Return for each class how its scores are spread: over held-out inputs of the class, and over strangers.
+    """Return histograms of the scores of each class: for held-out inputs of the class, and for OOD inputs.
 
     Args:
-        request: the held-out data; models that reject by one score, which differ in their thresholds alone.
-        ood: name of the other data set; empty for the usual one.
+        request: the held-out data, and rejecting models that differ only in their thresholds.
+        ood: name of the OOD data set; empty for the default of the held-out data.
 
     References:
         Supervised Deep Infomax, appendix C and figure 2.
@@ -144,9 +144,9 @@ def measure_score_distributions(request: ExperimentRequest, ood: str = "") -> Ex
     spread = HistogramPanels(
         name="class-conditionals",
         title=f"Class conditionals of {dataset.name} and of {ood}",
-        caption="Each panel is about one class c: log p(x|c) of held-out inputs of that class, and of all inputs of the other "
-        "data set. Left of a threshold an input would be rejected, were c the decision; in the corner, how many strangers "
-        "are left of the first. Each histogram is drawn to its own height; what lies further left is in its first bin.",
+        caption="One panel per class c: log p(x|c) of held-out inputs of class c, and of all inputs of the OOD data set. An "
+        "input left of a threshold would be rejected if the model predicted c. In the corner: the fraction of OOD inputs "
+        "left of the first threshold. Each histogram is scaled to its own height; its first bin includes all lower values.",
         axis="log p(x|c), nats",
         panels=tuple(_panels(titles, ood, found)),
     )
@@ -155,7 +155,7 @@ def measure_score_distributions(request: ExperimentRequest, ood: str = "") -> Ex
 
 @dataclass
 class _OutputCache:
-    """Answers of networks to data sets, each computed once however many thresholds are tried on them."""
+    """Outputs of networks on data sets, computed once for all thresholds."""
 
     request: ExperimentRequest
     most: int = 0
@@ -163,7 +163,7 @@ class _OutputCache:
     outputs: dict[tuple[str, str], tuple[Output, Tensor]] = field(default_factory=dict)
 
     def margins(self, model: LoadedModel, name: str) -> ThresholdMargins:
-        """Return how far the inputs of a data set score above a model's thresholds."""
+        """Return the scores of a data set's inputs with a model's thresholds."""
         name = self.request.resolve_dataset(name)
         if name not in self.data:
             self.data[name] = self.request.open_dataset(name)
@@ -186,40 +186,43 @@ def _load_models(request: ExperimentRequest, pair: Mapping[str, object]) -> dict
 def _require_rejecting(model: LoadedModel) -> RejectingClassifier:
     if not isinstance(model.classifier, RejectingClassifier):
         expected = f"{model.name}:reject=likelihood,percentile=1"
-        raise BadModel("a model that rejects is needed", got=model.name, expected=expected)
+        raise BadModel("the model has no reject option", got=model.name, expected=expected)
     return model.classifier
 
 
 def _detection_numbers(
     row: str, column: str, ood: ThresholdMargins, in_distribution: ThresholdMargins
 ) -> Iterator[MeasuredNumber]:
-    """Yield the three shares of a model; the trials of a mean over classes are the inputs, not inputs × classes."""
+    """Yield the three rates of a model; the mean over classes counts each input as one trial."""
     yield MeasuredNumber(row, column, ood.below.double().mean().item(), len(ood.labels))
-    yield MeasuredNumber.of(f"{row}, strangers rejected", column, ood.rejected)
-    yield MeasuredNumber.of(f"{row}, own inputs rejected", column, in_distribution.rejected)
+    yield MeasuredNumber.of(f"{row}, OOD inputs rejected", column, ood.rejected)
+    name = f"{row}, in-distribution inputs rejected"
+    yield MeasuredNumber.of(name, column, in_distribution.rejected)
 
 
 def _class_numbers(
     titles: Sequence[str], column: str, ood: ThresholdMargins, in_distribution: ThresholdMargins
 ) -> Iterator[MeasuredNumber]:
     for label, title in enumerate(titles):
-        yield MeasuredNumber.of(f"{title}: strangers below", column, ood.below[:, label].numpy())
-        mine = in_distribution.below[in_distribution.labels == label, label]
-        yield MeasuredNumber.of(f"{title}: its own below", column, mine.numpy())
+        name = f"{title}: OOD inputs below threshold"
+        yield MeasuredNumber.of(name, column, ood.below[:, label].numpy())
+        same_class = in_distribution.below[in_distribution.labels == label, label]
+        name = f"{title}: inputs of the class below threshold"
+        yield MeasuredNumber.of(name, column, same_class.numpy())
     mean = ood.below.double().mean().item()
-    yield MeasuredNumber("Mean of strangers below", column, mean, len(ood.labels))
+    yield MeasuredNumber("Mean OOD inputs below threshold", column, mean, len(ood.labels))
 
 
 def _panels(
     titles: Sequence[str],
-    whose: str,
+    ood_name: str,
     found: Mapping[str, tuple[ThresholdMargins, ThresholdMargins]],
 ) -> Iterator[Histogram]:
     ood, in_distribution = next(iter(found.values()))
     for label, title in enumerate(titles):
         spread = {
             IN_DISTRIBUTION: in_distribution.scores[in_distribution.labels == label, label].numpy(),
-            whose: ood.scores[:, label].numpy(),
+            ood_name: ood.scores[:, label].numpy(),
         }
         limits = {name: pair[0].thresholds[label].item() for name, pair in found.items()}
         edges = _bin_edges(list(spread.values()), list(limits.values()))
@@ -231,7 +234,7 @@ def _panels(
 def _bin_edges(
     spread: Sequence[NDArray[np.float64]], limits: Sequence[float]
 ) -> NDArray[np.float64]:
-    """Return ends of bins that hold every value but the lowest of each series, and the limits."""
+    """Return bin edges that cover the thresholds and all values except the lowest TAIL of each series."""
     low = min(*(float(np.quantile(values, TAIL)) for values in spread), *limits)
     high = max(*(float(values.max()) for values in spread), *limits)
     return np.linspace(low, high if high > low else low + 1, BINS + 1)

@@ -1,4 +1,4 @@
-"""Photographs on an untrained ImageNet-sized fiRevNet: the parts of Table 1 and Figure 4 of Excessive invariance that need no ImageNet."""
+"""Photographs on an untrained ImageNet-sized fiRevNet, for Table 1 and Figure 4 of Excessive invariance."""
 
 from warnings import catch_warnings, simplefilter
 
@@ -18,7 +18,7 @@ __all__ = ["draw_photographs", "measure_architecture", "open_photographs", "untr
 SHAPE, CLASSES = (3, 224, 224), 1000
 
 THUMBNAIL_PIXELS = 84
-"""Pixels of a side as drawn."""
+"""Side of a drawn photograph in pixels."""
 
 COLUMNS_PER_GRID = 10
 
@@ -26,19 +26,19 @@ COLUMNS_PER_GRID = 10
 def measure_architecture(
     request: ExperimentRequest, column: str, photographs: int = 20
 ) -> ExperimentResult:
-    """Return what can be said of the network without training it: parameters, and how exactly it is inverted.
+    """Return the number of parameters and the inversion errors of the untrained network.
 
     Args:
-        request: how many photographs at most, and the seed of the network.
-        column: what the table calls it.
-        photographs: how many are encoded and decoded, at most 20.
+        request: an upper limit of the number of photographs, and the seed of the network.
+        column: column of the table.
+        photographs: number of photographs that are encoded and decoded, at most 20.
 
     References:
         Jacobsen et al., Excessive invariance, ICLR 2019, table 1 and appendix B.3.
     """
     most = request.samples if isinstance(request.samples, int) else photographs
     images = open_photographs(min(photographs, most))
-    request.report(f"{len(images)} photographs there and back, in float32 and in float64")
+    request.report(f"encoding and decoding {len(images)} photographs in float32 and float64")
     model = untrained_firevnet(images, request.seed)
     parameters = sum(p.numel() for p in model.parameters())
     numbers = [MeasuredNumber("Parameters", column, parameters)]
@@ -52,11 +52,11 @@ def measure_architecture(
 
 
 def draw_photographs(count: int, seed: int = 0) -> list[ImageGrid]:
-    """Return grids of sources, metamers and donors, ten columns each.
+    """Return grids of sources, metamers and donors with ten columns each.
 
     Args:
-        count: how many photographs, at most 20; each is the donor of the one before.
-        seed: of the network.
+        count: number of photographs, at most 20; each one is the donor of the next.
+        seed: seed of the network.
     """
     images = open_photographs(count)
     metamers, donors = _metamers(untrained_firevnet(images, seed), images), images.roll(1, 0)
@@ -66,8 +66,9 @@ def draw_photographs(count: int, seed: int = 0) -> list[ImageGrid]:
         ImageGrid(
             name=f"photographs-{number + 1}",
             title="Metamers of photographs, untrained network",
-            caption="The ImageNet-shaped fiRevNet at 224 × 224 with random weights: what shows is that the nuisances carry "
-            "the image whatever the network is, and that the inverse is exact. It says nothing of a trained network.",
+            caption="The ImageNet-sized fiRevNet at 224 × 224 with random weights. The metamers look like their donors, and "
+            "the inverse is exact: the nuisance variables determine the image even without training. "
+            "These images allow no conclusion about a trained network.",
             rows=("logits of", "metamer", "nuisances of"),
             groups=(("fiRevNet48, untrained", seen[:, first : first + COLUMNS_PER_GRID].shape[1]),),
             images=seen[:, first : first + COLUMNS_PER_GRID],
@@ -77,9 +78,9 @@ def draw_photographs(count: int, seed: int = 0) -> list[ImageGrid]:
 
 
 def open_photographs(count: int = 20) -> Tensor:
-    """Return the images of ImageNet that Foolbox brings, (count, 3, 224, 224) in [0, 1]."""
+    """Return ImageNet images that are part of Foolbox, (count, 3, 224, 224) in [0, 1]."""
     with catch_warnings():
-        simplefilter("ignore", DeprecationWarning)  # of SciPy, about how Foolbox imports it
+        simplefilter("ignore", DeprecationWarning)  # Foolbox imports a deprecated module of SciPy
         from foolbox.models.pytorch import PyTorchModel
         from foolbox.utils import samples
     model = PyTorchModel(nn.Identity().eval(), bounds=(0, 1), device="cpu")
@@ -89,10 +90,10 @@ def open_photographs(count: int = 20) -> Tensor:
 
 @torch.no_grad()
 def untrained_firevnet(images: Tensor, seed: int = 0) -> FiRevNet:
-    """Return the network with random couplings, its actnorms set by the images, in evaluation mode.
+    """Return the network with random couplings, its actnorms initialised on the images, in evaluation mode.
 
-    The couplings' last layers are random as well: as training begins with zeros there, they would do
-    nothing, and the inversion would be flattered.
+    The couplings' last layers are random as well. With the zeros from which training starts, every coupling would be
+    the identity, and the inversion errors would be too small.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -108,7 +109,7 @@ def untrained_firevnet(images: Tensor, seed: int = 0) -> FiRevNet:
 
 @torch.no_grad()
 def _inversion_errors(model: FiRevNet, images: Tensor) -> tuple[float, float]:
-    """Return the largest error of a pixel of F⁻¹(F(x)), and of a logit of a metamer that is encoded again."""
+    """Return the largest error of a pixel of F⁻¹(F(x)), and of a logit of a re-encoded metamer."""
     code = model.encode(images)
     pixel = (model.decode(code) - images).abs().max().item()
     again = model(_metamers(model, images))
@@ -122,7 +123,7 @@ def _metamers(model: FiRevNet, images: Tensor) -> Tensor:
 
 
 def _thumbnails(rows: Tensor) -> Tensor:
-    """Return (rows, n, c, h, w) images with sides of THUMBNAIL_PIXELS pixels, by averaging."""
+    """Return images (rows, n, c, h, w), averaged down to THUMBNAIL_PIXELS × THUMBNAIL_PIXELS pixels."""
     flat = rows.flatten(0, 1).clamp(0, 1)
     small = interpolate(flat, size=(THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), mode="area")
     return small.reshape(*rows.shape[:3], THUMBNAIL_PIXELS, THUMBNAIL_PIXELS)

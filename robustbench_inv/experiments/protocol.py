@@ -1,4 +1,4 @@
-"""The request that every experiment takes as argument, and the function that runs an experiment by name."""
+"""Experiments by name, and the request that every experiment takes as argument."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -41,16 +41,16 @@ EXPERIMENTS = {
 
 @dataclass(frozen=True)
 class ExperimentRequest:
-    """What is to be measured.
+    """Models, data and run options of an experiment.
 
     Args:
         dataset: name of the held-out data.
-        columns: names of the models, by what the table calls them.
-        samples: as ``--samples`` takes it; None for all.
-        seed: of what is drawn.
-        device: where models compute, as torch names it.
-        data_root: where the data lie, if not fetched.
-        report: gets one line of progress at a time.
+        columns: model name by column of the table.
+        samples: selection of samples, as for ``--samples``; None for all.
+        seed: random seed.
+        device: torch device of the models.
+        data_root: folder of the data, if they were not fetched.
+        report: callback for progress, one line per call.
     """
 
     dataset: str
@@ -62,21 +62,21 @@ class ExperimentRequest:
     report: Callable[[str], object] = str
 
     def open_dataset(self, name: str = "") -> Dataset:
-        """Return a data set; without a name the one that is asked about."""
+        """Return a data set by name, by default the held-out data."""
         return load_dataset(name or self.dataset, data_root=self.data_root)
 
     def resolve_dataset(self, name: str) -> str:
-        """Return the data set that is opened for a name: the one asked about, if it stands in for it."""
+        """Return the requested data set if it replaces the named one, such as ``mnist5k`` for ``mnist``; else the name."""
         return self.dataset if self.dataset.startswith(name) else name
 
     def open_models(self) -> dict[str, LoadedModel]:
-        """Return the models by their columns."""
+        """Return the models by column."""
         return {
             column: load_model(name, device=self.device) for column, name in self.columns.items()
         }
 
     def draw(self, dataset: Dataset) -> Tensor:
-        """Return the ids (n,) of the samples that are asked about."""
+        """Return the ids (n,) of the selected samples."""
         return torch.tensor(select_samples(dataset.labels, self.samples))
 
 

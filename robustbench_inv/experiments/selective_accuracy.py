@@ -28,12 +28,13 @@ MILLION = 1e6
 def measure_accuracies(
     request: ExperimentRequest, rows: Sequence[Mapping[str, Any]]
 ) -> ExperimentResult:
-    """Return parameters and clean accuracy of each model.
+    """Return number of parameters and clean accuracy of each model.
 
     Args:
-        request: how many samples of each data set, and what stands in for the item's own.
-        rows: for each row of the table ``row``, ``data`` (name of the data set) and ``models``: a model by its
-            column; ``optional`` if the row is left out where the data set's files are not there. Parameters are those of the first row that names a column.
+        request: number of samples per data set, and a data set that replaces that of the definition.
+        rows: for each row of the table ``row``, ``data`` (name of the data set) and ``models`` (model name by column).
+            With ``optional``, a row is skipped if the files of its data set are missing. The number of parameters of
+            a column is that of its model in the first row.
 
     References:
         Supervised Deep Infomax, table 1.
@@ -51,12 +52,13 @@ def measure_accuracies(
             model = load_model(name, device=request.device)
             request.report(f"{model.name}: {len(ids):,} inputs of {dataset.name}")
             output, labels = collect_outputs(model.classifier, dataset, ids)
-            right = (output.decision == labels).numpy()
-            numbers.append(MeasuredNumber.of(str(about["row"]), column, right))
+            correct = (output.decision == labels).numpy()
+            numbers.append(MeasuredNumber.of(str(about["row"]), column, correct))
             sizes.setdefault(column, list(_parameter_numbers(column, model)))
             digests[model.name] = model.digest
-    told = [number for each in sizes.values() for number in each]
-    return ExperimentResult(", ".join(places), max(places.values()), digests, (*told, *numbers))
+    parameters = [number for each in sizes.values() for number in each]
+    names, most = ", ".join(places), max(places.values())
+    return ExperimentResult(names, most, digests, (*parameters, *numbers))
 
 
 def measure_selective_accuracy(
@@ -65,13 +67,13 @@ def measure_selective_accuracy(
     percentiles: Mapping[str, float],
     base_column: str = "Original",
 ) -> ExperimentResult:
-    """Return the accuracy on what a model does not reject, and how much it rejects, at some percentiles.
+    """Return accuracy on accepted inputs and rejection rate at several percentiles.
 
     Args:
-        request: how many samples of each data set, and what stands in for the item's own.
-        rows: for each pair of rows ``row``, ``data`` (name of the data set), ``model`` and ``score``, by which it rejects.
-        percentiles: of the training inputs of each class, by column.
-        base_column: the column of the model without rejection.
+        request: number of samples per data set, and a data set that replaces that of the definition.
+        rows: for each pair of rows ``row``, ``data`` (name of the data set), ``model`` and ``score`` (of the reject option).
+        percentiles: rejected percentage of each class's training inputs, by column.
+        base_column: column of the model without reject option.
 
     References:
         Supervised Deep Infomax, section 5.1 and table 2.
@@ -83,30 +85,31 @@ def measure_selective_accuracy(
         places[dataset.name] = len(ids)
         request.report(f"{model.name}: {len(ids):,} inputs of {dataset.name}")
         output, labels = collect_outputs(model.classifier, dataset, ids)
-        right = (output.decision == labels).numpy()
-        numbers.append(MeasuredNumber.of(f"{about['row']}, accuracy", base_column, right))
+        correct = (output.decision == labels).numpy()
+        numbers.append(MeasuredNumber.of(f"{about['row']}, accuracy", base_column, correct))
         for column, percentile in percentiles.items():
             rejecting = load_model(
                 str(about["model"]), reject=str(about["score"]), percentile=percentile
             )
             rejected = threshold_margins(rejecting, output, labels).rejected
-            numbers += _selective_numbers(str(about["row"]), column, right, rejected)
+            numbers += _selective_numbers(str(about["row"]), column, correct, rejected)
             digests[rejecting.name] = rejecting.digest
     return ExperimentResult(", ".join(places), max(places.values()), digests, tuple(numbers))
 
 
 def _parameter_numbers(column: str, model: LoadedModel) -> Iterator[MeasuredNumber]:
-    """Yield the parameters of a network in millions, and those with the critic that trains it along with it."""
+    """Yield the parameters of a network in millions, with and without the critic that is only used in training."""
     if not isinstance(model.classifier, nn.Module):
-        raise BadCatalogue(f"{model.name} is no network", got=type(model.classifier).__name__)
-    answering = _count_parameters(model.classifier)
-    judges = [m for m in model.classifier.modules() if isinstance(m, SDIM)]
+        got = type(model.classifier).__name__
+        raise BadCatalogue(f"{model.name} is no network", got=got, expected="a torch.nn.Module")
+    inference = _count_parameters(model.classifier)
+    networks = [m for m in model.classifier.modules() if isinstance(m, SDIM)]
     with torch.device("meta"):
         critic = sum(
-            _count_parameters(LocalCritic(FILTERS[-1], sdim.dimensions)) for sdim in judges
+            _count_parameters(LocalCritic(FILTERS[-1], sdim.dimensions)) for sdim in networks
         )
-    yield MeasuredNumber("Parameters, millions", column, (answering + critic) / MILLION)
-    yield MeasuredNumber("Parameters that answer, millions", column, answering / MILLION)
+    yield MeasuredNumber("Parameters, millions", column, (inference + critic) / MILLION)
+    yield MeasuredNumber("Parameters at inference, millions", column, inference / MILLION)
 
 
 def _count_parameters(module: nn.Module) -> int:
@@ -114,23 +117,23 @@ def _count_parameters(module: nn.Module) -> int:
 
 
 def _selective_numbers(
-    row: str, column: str, right: NDArray[np.bool_], rejected: NDArray[np.bool_]
+    row: str, column: str, correct: NDArray[np.bool_], rejected: NDArray[np.bool_]
 ) -> Iterator[MeasuredNumber]:
     if not rejected.all():
-        yield MeasuredNumber.of(f"{row}, accuracy", column, right[~rejected])
+        yield MeasuredNumber.of(f"{row}, accuracy", column, correct[~rejected])
     yield MeasuredNumber.of(f"{row}, rejected", column, rejected)
 
 
 def _available_rows(
     request: ExperimentRequest, rows: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[Mapping[str, Any], Dataset]]:
-    """Yield rows and their data sets; an ``optional`` one whose files are not there is left out, and that is told."""
+    """Yield rows and their data sets; report and skip ``optional`` rows whose files are missing."""
     for about in rows:
         try:
             dataset = request.open_dataset(request.resolve_dataset(str(about["data"])))
         except BadData as error:
             if not about.get("optional"):
                 raise
-            request.report(f"{about['row']} is left out: {error}")
+            request.report(f"row {about['row']} is skipped: {error}")
             continue
         yield about, dataset

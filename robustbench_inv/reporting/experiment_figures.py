@@ -113,7 +113,7 @@ PLANE_SIDE = 2.6
 PLANE_TITLES = {
     "data": "plane of two data points",
     "metamer": "plane of x and its metamer",
-    "metamer from afar": "the same from afar",
+    "metamer, wide": "the same plane, wide",
 }
 
 

@@ -1,4 +1,4 @@
-"""Independence cross-entropy: what a classifier does not look at shall say nothing of the class."""
+"""Independence cross-entropy: the nuisance variables of a classifier shall contain no class information."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -24,40 +24,40 @@ BLOCK = 1000
 """Samples that are encoded at a time."""
 
 STANDARDISE_MOMENTUM = 0.02
-"""Share of the newest batch in the mean and the deviation by which the adversaries' input is standardised."""
+"""Weight of the newest batch in the running mean and deviation that standardise the adversaries' input."""
 
 
 @dataclass
 class IndependenceCrossEntropy:
     """L_sCE(θ) + a L_nCE(θ, θ_nc) + b L_MLEn(θ), minimised over θ and maximised over the nuisance classifiers θ_nc.
 
-    L_sCE is the cross-entropy of the logits z_s; L_MLEn, in nats for each dimension, the negative
-    log-likelihood of the nuisances z_n under a learned Gaussian p_k = N(β_k, γ_k), volume included. L_nCE is, in
-    the form ``published``, E[log D(z_n)_y] with the true labels, whose gradient vanishes when the
-    nuisance classifier D is sure; in the form ``uniform`` it is the cross-entropy of the uniform distribution
-    under D, which has the same optimum and keeps its gradient. Several nuisance classifiers, whose inputs are
-    standardised so that nothing hides in small variables, take ``inner_steps`` steps a batch on the batches seen last.
+    L_sCE is the cross-entropy of the logits z_s. L_MLEn is the negative log-likelihood of the nuisances z_n under a
+    learned Gaussian p_k = N(β_k, γ_k), in nats per dimension, with the log-determinant. L_nCE has two forms:
+    ``published`` is E[log D(z_n)_y] with the true labels, whose gradient vanishes when the nuisance classifier D is
+    certain. ``uniform`` is the cross-entropy between the uniform distribution and D, which has the same optimum
+    and keeps its gradient. Each nuisance classifier takes ``inner_steps`` steps per batch, on the most recent
+    batches. Its inputs are standardised, so that variables of small scale count as much as others.
 
-    If the network recodes its nuisances given its decision (``DecisionConditional``), the objective falls apart:
-    cross-entropy does not reach the recoding, and the other two terms do not reach the logits. With
-    ``recoding_only`` the rest of the network stays as it is, the first layers of the recoding that are fitted by
-    class are fitted before anything is trained, what comes to the others is computed once, for ``draws``
-    dequantisations of every sample, and cross-entropy, a constant then, is left out of the loss.
+    If the network recodes its nuisances given the predicted class (``DecisionConditional``), the objective separates:
+    cross-entropy does not depend on the recoding, and the other two terms do not depend on the logits. With
+    ``recoding_only`` the rest of the network is frozen and cross-entropy, now a constant, is omitted. The layers
+    fitted by class are fitted before training, and their outputs are computed once, for ``draws`` dequantisations
+    of every sample.
 
     Args:
         nuisance: a.
         likelihood: b.
         form: ``published`` or ``uniform``.
-        inner_steps: of each nuisance classifier, for one of the network.
-        adversaries: how many nuisance classifiers.
-        hidden: width of their three layers.
-        learning_rate: of Adam for the nuisance classifiers.
-        onset: share of the training at first in which only the nuisance classifiers learn.
-        ramp: share of the training over which a and b rise from 0 after that.
-        recoding_only: train the recoding alone.
-        draws: dequantisations of every sample that a recoding is trained on.
-        levels: grey levels of the training images, which a recoding is trained on dequantised; 0 for none.
-        seed: of the nuisance classifiers' initialisation and of that dequantisation.
+        inner_steps: steps of each nuisance classifier per step of the network.
+        adversaries: number of nuisance classifiers.
+        hidden: width of their three hidden layers.
+        learning_rate: learning rate of Adam for the nuisance classifiers.
+        onset: initial fraction of the training in which only the nuisance classifiers learn.
+        ramp: fraction of the training over which a and b then rise from 0.
+        recoding_only: train only the recoding.
+        draws: number of dequantisations of every sample for training a recoding.
+        levels: number of grey levels for dequantising the inputs of a recoding; 0 disables it.
+        seed: seed of the nuisance classifiers' initialisation and of that dequantisation.
 
     References:
         Jacobsen et al., Excessive invariance causes adversarial vulnerability, ICLR 2019, definition 7 and
@@ -89,13 +89,13 @@ class IndependenceCrossEntropy:
             raise BadParameter("unknown form", got=self.form, expected="published or uniform")
         if self.inner_steps < 1 or self.adversaries < 1:
             got = (self.inner_steps, self.adversaries)
-            raise BadParameter("unusable inner_steps or adversaries", got=got, expected=">= 1")
+            raise BadParameter("invalid inner_steps or adversaries", got=got, expected=">= 1")
 
     def begin(self, model: nn.Module, data: TrainingData, *, fresh: bool) -> None:
-        """Make the nuisance classifiers, and hold fixed what is not trained.
+        """Create the nuisance classifiers, and freeze the parameters that are not trained.
 
         Raises:
-            BadModel: if the network's code has no two parts.
+            BadModel: if the network is no fiRevNet.
         """
         if not isinstance(model, FiRevNet):
             raise BadModel(
@@ -139,7 +139,7 @@ class IndependenceCrossEntropy:
         return float(progress >= self.onset) * min(1.0, (progress - self.onset) / self.ramp)
 
     def state(self) -> dict[str, Tensor]:
-        """Return nuisance classifiers, their optimiser and the batches seen last, by name."""
+        """Return nuisance classifiers, their optimiser and the most recent batches, by name."""
         assert self._learners is not None
         tensors = {f"learners/{k}": v for k, v in self._learners.state_dict().items()}
         optimiser = optimiser_state(self._learners.optimiser)
@@ -151,7 +151,7 @@ class IndependenceCrossEntropy:
         return tensors | {f"optimiser/{k}": v for k, v in optimiser.items()} | recent
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take back what ``state`` returned."""
+        """Restore what ``state`` returned."""
         assert self._learners is not None
         parts: dict[str, dict[str, Tensor]] = {"learners": {}, "optimiser": {}, "recent": {}}
         for name, value in state.items():
@@ -175,7 +175,7 @@ class IndependenceCrossEntropy:
         return self._code_cache(batch.rng)
 
     def _nuisance_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return L_nCE of a nuisance classifier's logits; the network wants them to say nothing."""
+        """Return L_nCE of a nuisance classifier's logits."""
         logits = logits.float()
         if self.form == "published":
             return -cross_entropy(logits, labels)
@@ -183,7 +183,7 @@ class IndependenceCrossEntropy:
 
 
 class _Adversaries(nn.Module):
-    """What the objective learns for itself: nuisance classifiers, and the scale of the nuisances."""
+    """Parameters of the objective: nuisance classifiers, and the scale of the nuisances."""
 
     def __init__(self, plan: IndependenceCrossEntropy, nuisances: int, classes: int) -> None:
         super().__init__()
@@ -202,17 +202,17 @@ class _Adversaries(nn.Module):
         return [nn.Sequential(self.standardise, network) for network in self.networks]
 
     def step(self, nuisance: Tensor, labels: Tensor) -> None:
-        """Take a step of every nuisance classifier."""
+        """Train every nuisance classifier for one step."""
         losses = [cross_entropy(d(nuisance).float(), labels) for d in self.classifiers()]
         self.optimiser.zero_grad(set_to_none=True)
         torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
 
     def negative_log_likelihood(self, nuisance: Tensor, log_det: Tensor) -> Tensor:
-        """Return the negative log-likelihood in nats for each dimension, under the prior of greatest likelihood.
+        """Return the negative log-likelihood in nats per dimension under the maximum-likelihood Gaussian.
 
-        That is the Gaussian with the nuisances' own mean and deviation, which the adversaries' input is
-        standardised by.
+        This Gaussian has the running mean and deviation of the nuisances, which also standardise the adversaries'
+        input.
         """
         mean, deviation = self.standardise.mean, self.standardise.deviation
         density = ((nuisance - mean) / deviation) ** 2 / 2 + deviation.log() + log(2 * pi) / 2
@@ -220,12 +220,12 @@ class _Adversaries(nn.Module):
 
 
 class _CodeCache:
-    """What comes to the layers of a recoding that learn, for some dequantisations of every training sample."""
+    """Inputs of the trained layers of a recoding, for some dequantisations of every training sample."""
 
     def __init__(self, model: FiRevNet, data: TrainingData, plan: IndependenceCrossEntropy) -> None:
         self.recoding, self.ids, self.draws = _get_recoding(model), data.ids, plan.draws
         self.learning = _learning_part(self.recoding)
-        # half precision, a tenth of the noise that dequantisation adds, is for keeping, not for computing
+        # codes are stored in half precision, whose error is a tenth of the dequantisation noise
         with torch.autocast(data.images.device.type, enabled=False):
             codes = (_encode(model.flow, data, plan, f"bank/{k}") for k in range(self.draws))
             parts = [self._fitted(*self.recoding.parts(code)) for code in codes]
@@ -248,13 +248,13 @@ class _CodeCache:
 
 
 def _fitted_part(recoding: DecisionConditional) -> list[FittedByClass]:
-    """Return the layers of a recoding that are fitted by class, which come first."""
+    """Return the first layers of a recoding, which are fitted by class."""
     layers = list(recoding.rest) if isinstance(recoding.rest, Chain) else [recoding.rest]
     return [layer for layer in layers if isinstance(layer, FittedByClass)]
 
 
 def _learning_part(recoding: DecisionConditional) -> Bijection:
-    """Return what follows the layers that are fitted by class."""
+    """Return the layers after those that are fitted by class."""
     if not isinstance(recoding.rest, Chain):
         return recoding.rest
     return Chain(*list(recoding.rest)[len(_fitted_part(recoding)) :])
@@ -262,7 +262,7 @@ def _learning_part(recoding: DecisionConditional) -> Bijection:
 
 @torch.no_grad()
 def _fit_recoding(model: FiRevNet, data: TrainingData, plan: IndependenceCrossEntropy) -> None:
-    """Fit the layers of a network's recoding that are fitted by class, one after the other."""
+    """Fit the closed-form layers of a network's recoding, one after the other."""
     recoding = _get_recoding(model)
     nuisances, decisions = recoding.parts(_encode(model.eval().flow, data, plan, "fit"))
     for layer in _fitted_part(recoding):
@@ -274,7 +274,7 @@ def _fit_recoding(model: FiRevNet, data: TrainingData, plan: IndependenceCrossEn
 def _encode(
     flow: Bijection, data: TrainingData, plan: IndependenceCrossEntropy, stream: str
 ) -> Tensor:
-    """Return what a bijection makes of all samples, dequantised by the draws of a stream."""
+    """Return the codes (N, d) of all samples, dequantised with the random numbers of a stream."""
     codes = []
     for rows in blocks(torch.arange(len(data.ids)), BLOCK):
         images = data.images[rows]
@@ -292,4 +292,8 @@ def _get_recoding(model: FiRevNet) -> DecisionConditional:
     """
     if isinstance(model.recoding, DecisionConditional):
         return model.recoding
-    raise BadModel("there is no recoding to be trained alone", expected="a network that recodes")
+    raise BadModel(
+        "recoding_only needs a network with a recoding",
+        got=type(model).__name__,
+        expected='model = "firevnet-recoded"',
+    )

@@ -1,4 +1,4 @@
-"""The objective of Supervised Deep InfoMax, its critic, and the lower bounds of mutual information it maximises."""
+"""The objective of Supervised Deep InfoMax, its critic, and lower bounds of mutual information."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,11 +25,11 @@ __all__ = [
 
 
 def jensen_shannon(joint: Tensor, product: Tensor) -> Tensor:
-    """Return E_J[g(T)] − E_M[f*(g(T))] for f of Jensen and Shannon: at most 2 log 2, and no bound of the MI in nats.
+    """Return E_J[g(T)] − E_M[f*(g(T))] for the Jensen-Shannon divergence: at most 2 log 2, no MI bound in nats.
 
     Args:
-        joint: (n, …) critic T on pairs of the joint distribution, one for each sample.
-        product: (k, n, …) T on k pairs of the product of the marginals for each sample.
+        joint: (n, …) critic T on pairs of the joint distribution, one per sample.
+        product: (k, n, …) T on pairs of the product of the marginals, k per sample.
 
     Returns:
         The bound, (…).
@@ -43,7 +43,11 @@ def jensen_shannon(joint: Tensor, product: Tensor) -> Tensor:
 
 
 def donsker_varadhan(joint: Tensor, product: Tensor) -> Tensor:
-    """Return E_J[T] − log E_M[exp T], at most the MI in nats when the expectations are exact; arguments as above.
+    """Return E_J[T] − log E_M[exp T], a lower bound of the MI in nats for exact expectations.
+
+    Args:
+        joint: as for ``jensen_shannon``.
+        product: as for ``jensen_shannon``.
 
     References:
         Belghazi et al., Mutual information neural estimation, ICML 2018, equation 6.
@@ -53,7 +57,13 @@ def donsker_varadhan(joint: Tensor, product: Tensor) -> Tensor:
 
 
 def info_nce(joint: Tensor, product: Tensor) -> Tensor:
-    """Return E[T − log mean of exp T over a sample's own pair and its k others], at most the MI and log(k + 1).
+    """Return E[T − log mean exp T], a lower bound of the MI, at most log(k + 1).
+
+    The inner mean is over the sample's joint pair and its k pairs of the product.
+
+    Args:
+        joint: as for ``jensen_shannon``.
+        product: as for ``jensen_shannon``.
 
     References:
         Van den Oord, Li and Vinyals, Representation learning with contrastive predictive coding,
@@ -68,27 +78,27 @@ MI_BOUNDS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "donsker-varadhan": donsker_varadhan,
     "infonce": info_nce,
 }
-"""Bounds by name."""
+"""Lower bounds of mutual information by name."""
 
 
 @dataclass
 class SupervisedInfoMax:
-    """α J_MI + β J_NLL + γ J_LM, with log p(z|y) / d in the place of log p(x|y).
+    """α J_MI + β J_NLL + γ J_LM, with log p(z|y) / d instead of log p(x|y).
 
-    J_MI is minus a bound of the mutual information between the 4×4 positions of the last map and the code, averaged
-    over positions; pairs that do not belong together take their local features from the batch's next
-    ``negatives`` samples. J_NLL = −E log p(z|y). J_LM = E (log p(z|c) + K − log p(z|y))₊² over classes c ≠ y. The
-    critic T is no part of the model: a checkpoint holds it beside the network, a trained model goes without.
+    J_MI is minus a bound of the mutual information between the code and the 4×4 positions of the last feature map,
+    averaged over positions; negative pairs take their local features from the batch's next ``negatives`` samples.
+    J_NLL = −E log p(z|y). J_LM = E (log p(z|c) + K − log p(z|y))₊² over classes c ≠ y. The critic T is not part of
+    the model: checkpoints contain it, exported models do not.
 
     Args:
         bound: a name of MI_BOUNDS.
-        alpha: weight of J_MI.
-        beta: weight of J_NLL.
-        gamma: weight of J_LM.
-        margin: K, in nats for each of the d dimensions, as the authors divide by d. The published logits agree with
-            that: they differ by more than dK = 640 nats (table 4).
-        negatives: pairs that do not belong together, for each that does.
-        seed: of the critic's initialisation.
+        alpha: α, weight of J_MI.
+        beta: β, weight of J_NLL.
+        gamma: γ, weight of J_LM.
+        margin: K, in nats per dimension, because the authors divide by d. The published logits agree: they differ
+            by more than dK = 640 nats (table 4).
+        negatives: negative pairs per positive pair.
+        seed: seed of the critic's initialisation.
 
     References:
         Supervised Deep Infomax, equations 3, 5, 6 and 7, appendix B.2 and table 8.
@@ -111,10 +121,10 @@ class SupervisedInfoMax:
             raise BadParameter("unusable negatives", got=self.negatives, expected=">= 1")
 
     def begin(self, model: nn.Module, data: TrainingData, *, fresh: bool) -> None:
-        """Make the critic.
+        """Create the critic.
 
         Raises:
-            BadModel: if the network has no code with class conditionals.
+            BadModel: if the network is no SDIM.
         """
         if not isinstance(model, SDIM):
             problem = "supervised infomax needs a code with class conditionals"
@@ -137,7 +147,7 @@ class SupervisedInfoMax:
         return loss, likelihoods
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """Return the critic's weights, which are learned along with the network's."""
+        """Return the critic's weights, which the network's optimiser trains as well."""
         assert self._critic is not None, "begin() comes first"
         return self._critic.parameters()
 
@@ -147,7 +157,7 @@ class SupervisedInfoMax:
         return self._critic.state_dict()
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Take back what ``state`` returned."""
+        """Restore what ``state`` returned."""
         assert self._critic is not None
         self._critic.load_state_dict(state)
 
@@ -155,12 +165,11 @@ class SupervisedInfoMax:
 class LocalCritic(nn.Module):
     """T(l, z) of one position's features l and the code z: 1×1 convolutions of 256, 256 and 1 on both.
 
-    The first layer is a sum of a part that knows l and one that knows z, so that each is computed once for all
-    pairs.
+    The first layer is the sum of a function of l and a function of z, so that each is computed once for all pairs.
 
     Args:
-        features: channels of the local map.
-        dimensions: d of the code.
+        features: channels of the local feature map.
+        dimensions: d, dimension of the code.
         hidden: units of the two hidden layers.
 
     References:
@@ -176,7 +185,7 @@ class LocalCritic(nn.Module):
         )
 
     def forward(self, local: Tensor, code: Tensor, negatives: int) -> tuple[Tensor, Tensor]:
-        """Judge the pairs of a batch, and those of each code with other samples' features.
+        """Return T of the pairs of a batch, and of each code with other samples' features.
 
         Args:
             local: (n, features, h, w).
@@ -184,17 +193,17 @@ class LocalCritic(nn.Module):
             negatives: k < n.
 
         Returns:
-            T of the n pairs, (n, h w), and of k n others, (k, n, h w).
+            T of the n positive pairs, (n, h w), and of the k n negative pairs, (k, n, h w).
         """
         positions = self.local(local.flatten(2).transpose(1, 2))
-        told = self.code(code)[:, None]
-        others = [positions.roll(-step, 0) + told for step in range(1, negatives + 1)]
-        values = self.head(torch.stack([positions + told, *others]))[..., 0]
+        codes = self.code(code)[:, None]
+        shuffled = [positions.roll(-step, 0) + codes for step in range(1, negatives + 1)]
+        values = self.head(torch.stack([positions + codes, *shuffled]))[..., 0]
         return values[0], values[1:]
 
 
 def likelihood_margin(likelihoods: Tensor, labels: Tensor, margin: float) -> Tensor:
-    """Return the mean over samples and classes c ≠ y of (ℓ_c + K − ℓ_y)₊², zero where every margin is kept.
+    """Return the mean of (ℓ_c + K − ℓ_y)₊² over samples and classes c ≠ y; zero if every margin is at least K.
 
     Args:
         likelihoods: (n, C) ℓ.

@@ -1,4 +1,4 @@
-"""Information elimination: what a hypothesis net knows of x, given the guess, should not tell whether the guess is right."""
+"""Information elimination: hidden features of a hypothesis should not reveal whether the hypothesis is correct."""
 
 from dataclasses import dataclass
 
@@ -24,28 +24,28 @@ BOUND_OBJECTIVES: dict[str, ScoreObjective] = {
     "js": ConvexConjugate("js"),
     "kl": ConvexConjugate("kl"),
 }
-"""The bounds of mutual information that a hypothesis net can be trained on, by name."""
+"""Bounds of mutual information for training label-hypothesis networks, by name."""
 
 RAMP = 0.2
-"""Share of the training over which the coefficient rises to its value. At once, it is met before anything is
-learnt, by a layer of which less than 1 % is awake after 20 steps and that never wakes up."""
+"""Fraction of the training over which the coefficient rises to its value. With the full coefficient from the start,
+less than 1 % of the layer's units are active after 20 steps, and they stay inactive."""
 
 MEDIAN_STRIDE = 5
-"""Of a batch's samples every fifth is enough for a median distance."""
+"""The median distance is computed from every fifth sample of a batch."""
 
 
 @dataclass(frozen=True)
 class InformationElimination:
     """A bound plus coefficient × Σ_k MMD²(h(x, k) for y = k, h(x, k) for y ≠ k), h the second fully connected layer.
 
-    The gradient of the MMD term reaches the first and the second fully connected layer alone, as in the
-    paper: what the convolutions see of x stays as informative as the bound wants it.
+    As in the paper, the MMD term has a gradient only for the first and second fully connected layer, not for the
+    convolutions.
 
     Args:
         bound: a name of BOUND_OBJECTIVES.
         coefficient: weight of the MMD term, >= 0.
-        width: σ of the kernel exp(−‖a − b‖² / 2σ²), > 0; None for the median distance of the layer's outputs in
-            the batch, under each hypothesis. Against a fixed width the layer shrinks instead of forgetting.
+        width: σ of the kernel exp(−‖a − b‖² / 2σ²), > 0. None uses the median distance of the layer's outputs in
+            the batch, for each hypothesis; with a fixed width the layer can lower the term by shrinking its outputs.
 
     References:
         Zhu, An and Niu, Guess First, arXiv 2001.03311, section 2.3, equation 7, Algorithm 1 and Appendix F.
@@ -61,7 +61,8 @@ class InformationElimination:
             raise BadParameter("unknown bound", got=self.bound, expected=expected)
         if not (self.coefficient >= 0 and (self.width is None or self.width > 0)):
             got = f"coefficient {self.coefficient}, width {self.width}"
-            raise BadParameter("unusable regulariser", got=got, expected=">= 0 and > 0")
+            expected = "coefficient >= 0 and width > 0"
+            raise BadParameter("invalid regulariser", got=got, expected=expected)
 
     def __call__(self, model: nn.Module, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
         assert isinstance(model, LabelHypothesisNet)
@@ -76,10 +77,10 @@ class InformationElimination:
 
 
 def hypothesis_mmd2(hidden: Tensor, labels: Tensor, width: float | None) -> Tensor:
-    """Return MMD² between right and wrong guesses for each hypothesis, (C,).
+    """Return MMD² between correct and incorrect hypotheses, for each hypothesis, (C,).
 
-    With P_k the samples of class k and Q_k all others, and weights w = 1/|P_k| on the ones and −1/|Q_k| on the
-    others, equation 7 is the quadratic form wᵀ K w. It is 0 for a class that the batch lacks.
+    P_k are the samples of class k, Q_k all others, with weights w = 1/|P_k| on P_k and −1/|Q_k| on Q_k. Then
+    equation 7 is the quadratic form wᵀ K w. It is 0 for a class without samples.
 
     Args:
         hidden: (n, C, d) a layer's outputs under every hypothesis.
@@ -97,8 +98,8 @@ def hypothesis_mmd2(hidden: Tensor, labels: Tensor, width: float | None) -> Tens
 def mmd2(first: Tensor, second: Tensor, width: float) -> Tensor:
     """Return MMD² of two samples under a Gaussian kernel: mean k(x, x') + mean k(y, y') − 2 mean k(x, y).
 
-    Every mean is over all pairs, a sample with itself included: the squared distance of the two mean
-    embeddings, never negative, and above 0 for two finite draws of one distribution.
+    The means are over all pairs, including each point with itself. The result is the squared distance of the mean
+    embeddings: never negative, and positive even for two finite samples of one distribution.
 
     Args:
         first: (m, d).
@@ -116,7 +117,7 @@ def mmd2(first: Tensor, second: Tensor, width: float) -> Tensor:
 
 
 def _gaussian_kernel(vectors: Tensor, width: float | None) -> Tensor:
-    """Return (b, n, n) of vectors (b, n, d), in full precision whatever surrounds it."""
+    """Return the kernel matrices (b, n, n) of vectors (b, n, d), in full precision even under autocast."""
     with torch.autocast(vectors.device.type, enabled=False):
         squares = (vectors**2).sum(-1)
         products = vectors @ vectors.transpose(1, 2)
@@ -126,6 +127,6 @@ def _gaussian_kernel(vectors: Tensor, width: float | None) -> Tensor:
 
 
 def _median(distances: Tensor) -> Tensor:
-    """Return (b, 1, 1), the median of (b, n, n) squared distances over every fifth row and column, no graph."""
+    """Return the median (b, 1, 1) of squared distances (b, n, n) over every fifth row and column, without gradient."""
     some = distances.detach()[:, ::MEDIAN_STRIDE, ::MEDIAN_STRIDE].flatten(1)
     return some.median(1).values.clamp_min(torch.finfo(distances.dtype).eps)[:, None, None]

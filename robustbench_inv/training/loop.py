@@ -1,4 +1,4 @@
-"""The training loop and its checkpoints: a resumed training ends with the same weights as an uninterrupted one."""
+"""Training loop and checkpoints: a resumed training ends with the same weights as an uninterrupted one."""
 
 import json
 import time
@@ -50,7 +50,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class TrainingPosition:
-    """Where a training stands: the recipe it follows and the epochs it has finished."""
+    """Progress of a training: digest of its recipe and number of completed epochs."""
 
     recipe: str
     epoch: int
@@ -63,7 +63,7 @@ def save_checkpoint(
     position: TrainingPosition,
     objective: StatefulObjective | None = None,
 ) -> None:
-    """Write a checkpoint; a reader sees the old one or the new one, never a part."""
+    """Write a checkpoint atomically: a reader finds the old file or the new one, never a part."""
     tensors = {f"model/{k}": v.contiguous() for k, v in model.state_dict().items()}
     tensors |= {f"optimiser/{k}": v for k, v in optimiser_state(optimiser).items()}
     if objective:
@@ -80,10 +80,10 @@ def load_checkpoint(
     recipe: str,
     objective: StatefulObjective | None = None,
 ) -> int:
-    """Restore network, optimiser and objective, and return the number of finished epochs.
+    """Restore network, optimiser and objective, and return the number of completed epochs.
 
     Raises:
-        BadResults: if the file is damaged, or was written by another recipe.
+        BadResults: if the file is damaged, or belongs to another recipe.
     """
     remedy = f"delete {path} or train into another folder"
     try:
@@ -104,7 +104,7 @@ def load_checkpoint(
 
 
 def read_position(path: Path) -> TrainingPosition | None:
-    """Return the position of a checkpoint without its weights; None if the file is missing or damaged."""
+    """Return the position of a checkpoint without reading its weights; None if it is missing or damaged."""
     try:
         with safe_open(path, "pt") as file:
             return TrainingPosition(**json.loads(file.metadata()["position"]))
@@ -113,7 +113,7 @@ def read_position(path: Path) -> TrainingPosition | None:
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return what an optimiser remembers of each parameter, named ``index/quantity``."""
+    """Return an optimiser's state of each parameter, named ``index/quantity``."""
     entries = optimiser.state_dict()["state"].items()
     return {
         f"{i}/{k}": torch.as_tensor(v).contiguous()
@@ -124,7 +124,7 @@ def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Give an optimiser back what ``optimiser_state`` returned."""
+    """Restore an optimiser from what ``optimiser_state`` returned."""
     state = optimiser.state_dict()
     state["state"] = _by_parameter(tensors)
     optimiser.load_state_dict(state)
@@ -144,7 +144,7 @@ def _by_parameter(tensors: dict[str, Tensor]) -> dict[int, dict[str, Tensor]]:
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """What one epoch reports, and a line of ``metrics.jsonl``."""
+    """Metrics of one epoch, a line of ``metrics.jsonl``."""
 
     epoch: int
     epochs: int
@@ -159,8 +159,8 @@ class TrainingOptions:
     """Options that do not change the weights.
 
     Args:
-        until: epoch to stop after, where a training is split into stages; None for the recipe's last.
-        snapshots: epochs after which the weights are kept, as float16, in ``snapshots/epoch-N.safetensors``.
+        until: epoch to stop after, for a training in stages; None for the last epoch of the recipe.
+        snapshots: epochs after which float16 weights are saved to ``snapshots/epoch-N.safetensors``.
         report: called after each epoch.
     """
 
@@ -185,18 +185,18 @@ def train(
     folder: Path,
     options: TrainingOptions | None = None,
 ) -> nn.Module:
-    """Train a network, from the folder's checkpoint if it has one.
+    """Train a network, starting from the folder's checkpoint if there is one.
 
-    A resumed training gives the same weights as an uninterrupted one (same machine, CPU): order and
-    noise depend on seed and epoch alone.
+    A resumed training gives the same weights as an uninterrupted one on the same CPU, because batch order and
+    noise depend only on seed and epoch.
 
     Args:
-        recipe: what to do.
-        model: the network, freshly initialised from the recipe's seed, on its device.
-        objective: what to minimise.
+        recipe: settings of the training.
+        model: the network, initialised from the recipe's seed, on its device.
+        objective: loss to minimise.
         data: the training samples.
-        folder: gets ``checkpoint.safetensors``, ``metrics.jsonl`` and ``snapshots``.
-        options: where to stop, which weights to keep, whom to report to.
+        folder: output folder of ``checkpoint.safetensors``, ``metrics.jsonl`` and ``snapshots``.
+        options: last epoch, snapshots and progress callback.
 
     Returns:
         The network after the last epoch, in evaluation mode.
@@ -204,19 +204,23 @@ def train(
     options = options or TrainingOptions()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "checkpoint.safetensors"
-    adapts = objective if isinstance(objective, StatefulObjective) else None
-    if adapts:
-        adapts.begin(model, data, fresh=not path.exists())
-    besides = objective.parameters() if isinstance(objective, TrainableObjective) else ()
-    optimiser = make_optimiser(recipe, model, besides)
+    stateful = objective if isinstance(objective, StatefulObjective) else None
+    if stateful:
+        stateful.begin(model, data, fresh=not path.exists())
+    additional = objective.parameters() if isinstance(objective, TrainableObjective) else ()
+    optimiser = make_optimiser(recipe, model, additional)
     state = _TrainingState(model, optimiser, objective, next(model.parameters()).device)
-    done = load_checkpoint(path, model, optimiser, recipe.digest, adapts) if path.exists() else 0
+    done = load_checkpoint(path, model, optimiser, recipe.digest, stateful) if path.exists() else 0
     _trim_metrics(folder / "metrics.jsonl", done)
     for epoch in range(done, min(options.until or recipe.epochs, recipe.epochs)):
         result = _run_epoch(state, recipe, data, epoch)
-        if epoch + 1 in options.snapshots:  # before the checkpoint: a resumed training has both
+        if (
+            epoch + 1 in options.snapshots
+        ):  # before the checkpoint, so that a resumed training has both
             _save_snapshot(model, folder / "snapshots" / f"epoch-{epoch + 1}.safetensors")
-        save_checkpoint(path, model, optimiser, TrainingPosition(recipe.digest, epoch + 1), adapts)
+        save_checkpoint(
+            path, model, optimiser, TrainingPosition(recipe.digest, epoch + 1), stateful
+        )
         with (folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(vars(result)) + "\n")
         if options.report is not None:
@@ -225,13 +229,13 @@ def train(
 
 
 def random_flip(images: Tensor, rng: SampleRNG) -> Tensor:
-    """Mirror images (n, c, h, w) left to right where the sample's coin falls on heads."""
-    heads = rng.named(f"{rng.stream}/flip").integers(2) == 1
-    return where_rows(heads, images.flip(-1), images)
+    """Mirror each image (n, c, h, w) left to right with probability ½."""
+    mirrored = rng.named(f"{rng.stream}/flip").integers(2) == 1
+    return where_rows(mirrored, images.flip(-1), images)
 
 
 def random_shift(images: Tensor, rng: SampleRNG, most: int) -> Tensor:
-    """Move images (n, c, h, w), each by its own -most … most pixels down and to the right; zeros come in."""
+    """Translate each image (n, c, h, w) by a random offset of -most … most pixels per axis, filled with zeros."""
     n, channels, height, width = images.shape
     down, right = rng.named(f"{rng.stream}/shift").integers(2 * most + 1, (2,)).T
     rows = (torch.arange(height, device=images.device) + down[:, None])[:, None, :, None]
@@ -242,7 +246,7 @@ def random_shift(images: Tensor, rng: SampleRNG, most: int) -> Tensor:
 
 
 def dequantise(images: Tensor, rng: SampleRNG, levels: int) -> Tensor:
-    """Add noise (u − ½)/(levels − 1) to images (n, …) of grey levels 0, 1/(levels − 1), … 1; u uniform on (0, 1)."""
+    """Add noise (u − ½)/(levels − 1), u uniform on (0, 1), to images (n, …) of grey levels 0, 1/(levels − 1), … 1."""
     drawn = rng.named(f"{rng.stream}/level").uniform(tuple(images.shape[1:]), dtype=images.dtype)
     return images + (drawn - 0.5) / (levels - 1)
 
@@ -298,14 +302,14 @@ def _save_snapshot(model: nn.Module, path: Path) -> None:
 
 
 def _trim_metrics(path: Path, epochs: int) -> None:
-    """Drop the lines of epochs that the checkpoint does not hold (killed between the two writes)."""
+    """Drop epochs that are not in the checkpoint, after a kill between the two writes."""
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[:epochs]
         path.write_text("".join(lines), encoding="utf-8")
 
 
 def stored_weights(model: nn.Module, storage: str) -> dict[str, Tensor]:
-    """Return a network's weights as they are stored: on the CPU, numbers as ``storage`` (float16 or float32)."""
+    """Return a network's weights on the CPU, floating-point numbers as ``storage`` (float16 or float32)."""
     dtype = {"float16": torch.float16, "float32": torch.float32}[storage]
     state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
     return {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}

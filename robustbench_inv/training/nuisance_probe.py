@@ -1,4 +1,4 @@
-"""The post-hoc nuisance classifier: how accurately the class can be predicted from the nuisance variables."""
+"""Nuisance probe: a classifier that measures how well the nuisance variables of a trained model predict the class."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -30,14 +30,11 @@ BLOCK = 500
 """Samples that are encoded at a time."""
 
 CLIP = 10.0
-"""Standard deviations at which a nuisance variable is cut off, so that a rare value does not steer the training."""
+"""Standardised variables are clipped to ±CLIP, so that rare values do not dominate the training."""
 
 
 class Standardise(nn.Module):
-    """(x − mean) / deviation for each of d features, cut off at ±CLIP.
-
-    What hides in variables of small scale is as visible through it as anything else.
-    """
+    """(x − mean) / deviation for each of d features, clipped to ±CLIP, so that features of all scales count equally."""
 
     mean: Tensor
     deviation: Tensor
@@ -52,27 +49,27 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
-        """Take mean and deviation from (n, d) samples."""
+        """Set mean and deviation to those of (n, d) samples."""
         self.mean.copy_(x.mean(0))
         self.deviation.copy_(x.std(0).clamp_min(torch.finfo(x.dtype).tiny))
 
     @torch.no_grad()
     def update(self, x: Tensor, momentum: float) -> None:
-        """Move mean and deviation towards those of (n, d) samples that change."""
+        """Update running mean and deviation with those of (n, d) samples."""
         self.mean.lerp_(x.mean(0), momentum)
         self.deviation.lerp_(x.std(0), momentum)
 
 
 @dataclass(frozen=True)
 class NuisanceProbe:
-    """An independently trained classifier of nuisances, and how it did.
+    """A nuisance classifier, trained after the model, and its errors.
 
     Args:
-        classifier: from nuisances (n, d − C) to logits (n, C).
-        train_errors: wrong answers in the last epoch of its training.
-        train_trials: how many were asked for.
-        errors: wrong answers on held-out samples.
-        trials: how many were asked for.
+        classifier: maps nuisances (n, d − C) to logits (n, C).
+        train_errors: misclassified samples in the last training epoch.
+        train_trials: number of training samples.
+        errors: misclassified held-out samples.
+        trials: number of held-out samples.
     """
 
     classifier: nn.Module
@@ -84,18 +81,19 @@ class NuisanceProbe:
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """How a nuisance classifier is trained: Adam, its rate falling to 0 by half a cosine.
+    """Training of a nuisance classifier: Adam with a learning rate that falls to 0 by half a cosine.
 
     Args:
-        hidden: widths of its layers.
+        hidden: widths of the hidden layers.
         epochs: passes over the training samples.
-        batch_size: samples in a batch.
-        learning_rate: at the start.
-        seed: of initialisation, order and dequantisation.
-        levels: grey levels of the images, for dequantising training and held-out samples alike; 0 for none.
-        draws: how often the training samples are encoded, each time dequantised anew; the epochs take turns.
-        shift: move training images by up to so many pixels either way, anew in each draw.
-        precision: dtype of its products while it is trained.
+        batch_size: samples per batch.
+        learning_rate: initial learning rate.
+        seed: seed of initialisation, order and dequantisation.
+        levels: number of grey levels for dequantising training and held-out samples; 0 disables it.
+        draws: number of encodings of the training samples, each with its own dequantisation, used by the epochs in
+            turn.
+        shift: largest random translation of training images in pixels, drawn again for each encoding.
+        precision: dtype of matrix products in training.
 
     References:
         Jacobsen et al., Excessive invariance, ICLR 2019, appendices B.1 and B.2.
@@ -114,32 +112,33 @@ class ProbeConfig:
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch_size, self.draws) < 1 or self.learning_rate <= 0:
             got = (self.epochs, self.batch_size, self.draws, self.learning_rate)
-            raise BadParameter("unusable training of a probe", got=got, expected="positive numbers")
+            problem = "invalid epochs, batch_size, draws or learning_rate of a nuisance probe"
+            raise BadParameter(problem, got=got, expected="positive numbers")
 
 
 def probe_nuisance(
     model: object,
     train: TrainingData,
     held_out: TrainingData,
-    probing: ProbeConfig | None = None,
+    config: ProbeConfig | None = None,
     *,
     report: Callable[[int, float], None] | None = None,
 ) -> NuisanceProbe:
-    """Train a classifier on the nuisances z_n of a model and ask it about held-out samples.
+    """Train a classifier on the nuisances z_n of a model, and test it on held-out samples.
 
-    Its error bounds from below what z_n tells of the class; a better classifier may tell more.
+    Its accuracy is a lower bound of the class information in z_n: a better classifier may find more.
 
     Args:
-        model: invertible, with a code of two parts, in evaluation mode.
+        model: an invertible model that splits its code, in evaluation mode.
         train: N samples.
-        held_out: M samples that neither the model nor the probe has seen.
-        probing: how to train; None for the paper's network of 512 units.
-        report: called after each epoch with its number, from 1, and the error in training.
+        held_out: M samples that were used to train neither the model nor the probe.
+        config: settings of the training; None for the paper's network with 512 units per layer.
+        report: called after each epoch with its number, from 1, and the training error.
 
     Raises:
-        BadModel: if the model has no nuisances.
+        BadModel: if the model has no nuisance variables.
     """
-    plan = probing or ProbeConfig()
+    plan = config or ProbeConfig()
     draws = min(plan.draws, plan.epochs) if plan.levels or plan.shift else 1
     codes = [_encode(model, train, plan, f"probe/{draw}", plan.shift) for draw in range(draws)]
     classes = int(train.labels.max()) + 1
@@ -156,8 +155,8 @@ def probe_nuisance(
             report(epoch + 1, wrong / seen)
     network.eval()
     with torch.no_grad():
-        answers = network(_encode(model, held_out, plan, "probe/held-out")).argmax(1)
-    errors = int((answers != held_out.labels).sum())
+        predicted = network(_encode(model, held_out, plan, "probe/held-out")).argmax(1)
+    errors = int((predicted != held_out.labels).sum())
     return NuisanceProbe(network, wrong, seen, errors, len(held_out.ids))
 
 
@@ -165,7 +164,7 @@ def encode_nuisance(model: object, images: Tensor) -> Tensor:
     """Return z_n (n, d − C) of images.
 
     Raises:
-        BadModel: if the model is not invertible, or does not divide its code.
+        BadModel: if the model is not invertible, or does not split its code.
     """
     network = require_split_code(model)
     return network.split(network.encode(images))[1]
@@ -183,7 +182,7 @@ def perceptron(features: int, hidden: Sequence[int], classes: int) -> nn.Sequent
 def _encode(
     model: object, data: TrainingData, plan: ProbeConfig, stream: str, shift: int = 0
 ) -> Tensor:
-    """Return the nuisances (N, d − C) of all samples, moved and dequantised by the draws of a stream."""
+    """Return the nuisances (N, d − C) of all samples, translated and dequantised with a stream of random numbers."""
     codes = []
     for rows in blocks(torch.arange(len(data.ids)), BLOCK):
         images, rng = data.images[rows], SampleRNG(plan.seed, data.ids[rows], stream)
@@ -202,7 +201,7 @@ def _run_epoch(
     labels: Tensor,
     position: tuple[ProbeConfig, int],
 ) -> int:
-    """Train on (N, d − C) nuisances once; return the number of wrong answers on the way."""
+    """Train for one epoch on nuisances (N, d − C), and return the number of misclassified samples."""
     (plan, epoch), wrong = position, 0
     batches = blocks(epoch_order(plan.seed, epoch, len(labels)), plan.batch_size)
     low = plan.precision != torch.float32

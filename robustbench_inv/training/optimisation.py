@@ -17,14 +17,14 @@ __all__ = ["clip_gradient", "cosine", "epoch_order", "learning_rate", "make_opti
 def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
     """Return the learning rate η of one update.
 
-    With η₀ the recipe's rate, t the updates made so far and e = t / steps in epochs, η is
-    η₀ (1 + cos(π e / epochs)) / 2 for ``cosine``, η₀ for ``constant``, and η₀ · rate_factorᵐ for ``step``, m the
-    number of milestones ≤ e. A warm-up multiplies it by min(1, (t + 1) / (warm_up · steps)).
+    Let η₀ be the recipe's rate, t the number of previous updates and e = t / steps the number of epochs. Then η is
+    η₀ (1 + cos(π e / epochs)) / 2 for ``cosine``, η₀ for ``constant``, and η₀ · rate_factorᵐ for ``step`` with m
+    milestones ≤ e. A warm-up multiplies η by min(1, (t + 1) / (warm_up · steps)).
 
     Args:
-        recipe: names the schedule.
-        step: t, updates made so far, >= 0.
-        steps: updates of an epoch, >= 1.
+        recipe: contains the schedule.
+        step: t, number of previous updates, >= 0.
+        steps: updates per epoch, >= 1.
 
     Example:
         >>> plain = dict(model="", objective="", dataset="", first=0, last=1, epochs=10, batch_size=1, seed=0)
@@ -38,21 +38,21 @@ def learning_rate(recipe: Recipe, step: int, steps: int) -> float:
 
 
 def make_optimiser(
-    recipe: Recipe, model: nn.Module, besides: Iterable[nn.Parameter] = ()
+    recipe: Recipe, model: nn.Module, additional: Iterable[nn.Parameter] = ()
 ) -> torch.optim.Optimizer:
     """Return the recipe's optimiser of a network's parameters.
 
     Args:
-        recipe: names the optimiser and the weight decay of each parameter.
+        recipe: contains the optimiser and the weight decay of each parameter.
         model: the network.
-        besides: parameters of the objective, which decay as ``weight_decay`` says.
+        additional: parameters of the objective, with the weight decay ``weight_decay``.
 
     Raises:
         BadCatalogue: for a pattern of ``weight_decays`` that matches no parameter of the network.
     """
     groups = [
         {"params": parameters, "weight_decay": decay}
-        for decay, parameters in _by_decay(recipe, model, besides).items()
+        for decay, parameters in _by_decay(recipe, model, additional).items()
     ]
     if recipe.optimiser == "sgd":
         return torch.optim.SGD(
@@ -64,7 +64,7 @@ def make_optimiser(
 
 
 def clip_gradient(optimiser: torch.optim.Optimizer, largest: float) -> None:
-    """Scale the whole gradient down to an l2 norm of ``largest`` where it is longer; 0 leaves it as it is."""
+    """Scale the whole gradient down to an l2 norm of at most ``largest``; 0 disables clipping."""
     if largest:
         learned = [p for group in optimiser.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(learned, largest)
@@ -93,9 +93,9 @@ def _scheduled(recipe: Recipe, step: int, steps: int) -> float:
 
 
 def _by_decay(
-    recipe: Recipe, model: nn.Module, besides: Iterable[nn.Parameter]
+    recipe: Recipe, model: nn.Module, additional: Iterable[nn.Parameter]
 ) -> dict[float, list[nn.Parameter]]:
-    """Return the parameters by weight decay, the recipe's general one first."""
+    """Return the parameters by weight decay, starting with ``Recipe.weight_decay``."""
     groups: dict[float, list[nn.Parameter]] = {recipe.weight_decay: []}
     unused = set(recipe.weight_decays)
     for name, parameter in model.named_parameters():
@@ -110,5 +110,5 @@ def _by_decay(
             got=min(unused),
             expected=f"a pattern of {names}",
         )
-    groups[recipe.weight_decay] += besides
+    groups[recipe.weight_decay] += additional
     return {decay: parameters for decay, parameters in groups.items() if parameters}

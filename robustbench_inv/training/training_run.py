@@ -1,4 +1,4 @@
-"""Trains the model of a recipe and exports it as a catalogue folder: card, recipe, weights, golden logits."""
+"""Trains the model of a recipe and exports it to a catalogue folder: card, recipe, weights, golden logits."""
 
 import json
 import platform
@@ -40,17 +40,17 @@ def export_model(
     measured: Mapping[str, object],
     folder: Path,
 ) -> Path:
-    """Write ``weights``, ``golden``, ``recipe.toml`` and ``card.toml`` of a trained network.
+    """Write weights, golden logits, ``recipe.toml`` and ``card.toml`` of a trained network.
 
-    The golden logits are those of the weights as stored: round them before (``round_weights``).
+    Golden logits are reference outputs of the stored weights, so round the weights first (``round_weights``).
 
     Args:
-        recipe: what the network was trained by.
-        source: the recipe's file, whose seed may be another one.
-        model: the trained network, its weights rounded as they will be stored.
+        recipe: the recipe of the network.
+        source: the recipe's file, which may have another seed.
+        model: the trained network, its weights rounded to the storage type.
         golden_images: (n, …) inputs.
-        measured: what the card's ``[training]`` table says besides the recipe.
-        folder: where to write.
+        measured: entries of the card's ``[training]`` table.
+        folder: output folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / "weights.safetensors"
@@ -75,13 +75,13 @@ def export_model(
 
 
 def round_weights(model: nn.Module, storage: str) -> nn.Module:
-    """Round a network's weights, in place, to what ``storage`` (float16 or float32) can hold."""
+    """Round a network's weights in place to the type ``storage`` (float16 or float32)."""
     model.load_state_dict(stored_weights(model, storage))
     return model
 
 
 def toml_text(flat: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return TOML of plain values (strings, numbers, booleans, lists of them) and one level of tables.
+    """Return a TOML text of plain values (strings, numbers, booleans and lists of them) and one level of tables.
 
     Example:
         >>> print(toml_text({"a": [1, 2]}, {"t": {"b": "c"}}), end="")
@@ -100,12 +100,12 @@ def toml_text(flat: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) 
 
 
 def _key(name: str) -> str:
-    """Quote a key that is not bare, such as the name of a data set with parameters."""
+    """Quote a key where TOML requires it, such as the name of a data set with parameters."""
     return name if re.fullmatch(r"[\w-]+", name, re.ASCII) else json.dumps(name)
 
 
 NUM_GOLDEN = 16
-"""Number of held-out inputs whose logits are stored with the weights."""
+"""Number of held-out inputs whose logits are stored beside the weights."""
 
 
 def train_recipe(
@@ -117,26 +117,27 @@ def train_recipe(
     seed: int | None = None,
     options: TrainingOptions | None = None,
 ) -> Path:
-    """Train a recipe, or resume its training, and return the finished model's folder.
+    """Train a recipe, or resume its training, and return the folder of the finished model.
 
     Args:
         path: a ``recipe.toml``.
-        out: gets the checkpoint and the metrics; in the end ``models/NAME``, so that it is a catalogue.
-        device: ``cpu``, ``cuda`` …, or ``auto`` for an accelerator where there is one.
-        data_root: where the data lie, if not fetched.
-        seed: another seed than the recipe's; the model is then called ``NAME-seedN``.
-        options: where to stop, which weights to keep, whom to report to. A training that stops before the recipe's
-            last epoch exports no model, and ``out`` is returned.
+        out: output folder of checkpoint and metrics. The model is exported to ``models/NAME`` in it, so that the
+            folder can be used as a catalogue.
+        device: ``cpu``, ``cuda`` …, or ``auto`` for CUDA if it is available.
+        data_root: folder of the data, if they were not fetched.
+        seed: replaces the recipe's seed; the model is then called ``NAME-seedN``.
+        options: last epoch, snapshots and progress callback. A training that stops before the last epoch of the
+            recipe exports no model and returns ``out``.
 
     Raises:
-        BadCatalogue: for a recipe that cannot be read or names no network, objective or held-out data.
-        BadParameter: for a device that is not there, or ids that the data set does not have.
+        BadCatalogue: if the recipe cannot be read, or has no valid network, objective or held-out data.
+        BadParameter: if the device is not available, or the data set has no samples of these ids.
         BadData, BadResults: for damaged data or a checkpoint of another recipe.
     """
     recipe = read_recipe(path)
     recipe = recipe if seed is None else recipe.with_seed(seed)
     if not recipe.held_out:
-        raise BadCatalogue(f"{path}: held_out is empty", expected="a data set for golden logits")
+        raise BadCatalogue(f"{path}: held_out is empty", expected="at least one data set")
     held_out = {name: load_dataset(name, data_root=data_root) for name in recipe.held_out}
     place = _device(device)
     torch.manual_seed(recipe.seed)
@@ -152,7 +153,7 @@ def train_recipe(
 
 
 def clean_accuracy(model: nn.Module, dataset: Dataset, batch_size: int = 500) -> float:
-    """Return the share of a data set that a network in evaluation mode gets right."""
+    """Return the accuracy of a network in evaluation mode on a whole data set."""
     correct = 0
     with torch.no_grad():
         for ids in blocks(torch.arange(len(dataset)), batch_size):
@@ -179,22 +180,22 @@ def _export(
 
 
 def _load_initial_weights(model: nn.Module, name: str) -> None:
-    """Give a network the weights of a model of the catalogue where the names agree.
+    """Copy the weights of a catalogue model to the parameters of the same name.
 
     Raises:
-        BadCatalogue: if that model has weights that the network has no place for.
+        BadCatalogue: if the network lacks a parameter of that model, or its shape differs.
     """
     weights = load_file(find("models", name).parent / "weights.safetensors")
     ours = model.state_dict()
     if strange := [k for k, v in weights.items() if k not in ours or ours[k].shape != v.shape]:
-        remedy = f"no place for {strange[0]}"
-        raise BadCatalogue("cannot start from this model", got=name, remedy=remedy)
+        remedy = f"the network has no parameter {strange[0]} of that shape"
+        raise BadCatalogue("cannot initialise the network from this model", got=name, remedy=remedy)
     model.load_state_dict(ours | weights)
 
 
 def _training_data(recipe: Recipe, dataset: Dataset) -> TrainingData:
     if recipe.last > len(dataset):
-        problem = f"{dataset.name} has no image {recipe.last - 1}"
+        problem = f"{dataset.name} has no sample {recipe.last - 1}"
         raise BadParameter(problem, got=recipe.last, expected=f"last <= {len(dataset)}")
     ids: Tensor = torch.arange(recipe.first, recipe.last)
     images, labels = dataset.batch(ids)
@@ -216,5 +217,5 @@ def _device(name: str) -> torch.device:
         return torch.zeros(0, device=name).device
     except (RuntimeError, AssertionError) as error:
         raise BadParameter(
-            "unusable device", got=name, remedy=str(error).splitlines()[0]
+            "device not available", got=name, remedy=str(error).splitlines()[0]
         ) from error

@@ -46,10 +46,10 @@ def run(attack, given):
 def test_donors_take_the_decision_exactly_where_the_ball_reaches_it(donor):
     given = batch()
     shown, meter, model = run(Collision(donor, radius=0.1), given)
-    donors = given.images[meter.measured["donor"]]
+    donors = given.images[meter.logged["donor"]]
     assert (shown - donors).abs().max() <= 0.1 + 1e-6
     reach = (donors.flatten(1).mean(1) - 0.5).abs() < 0.1
-    same_class = given.labels[meter.measured["donor"]] == given.labels
+    same_class = given.labels[meter.logged["donor"]] == given.labels
     assert reach.any()
     assert donor == "nearest" or not reach.all()
     kept = model(shown).decision == model(given.images).decision

@@ -76,12 +76,12 @@ STOPPED = Layers(([[1.0, 0.0]], [-0.5]))
 def test_the_point_next_to_the_donor(module, nearest, dimension):
     shown, meter = run(ReluPreimage(), module)
     assert shown[0].tolist() == pytest.approx(nearest, abs=1e-9)
-    assert meter.measured["dimension"][0] == dimension
-    assert meter.measured["solver"].tolist() == [0, 0]
-    assert meter.measured["pattern"].tolist() == [0, 0]
-    assert float(meter.measured["activation"].max()) < 1e-12
+    assert meter.logged["dimension"][0] == dimension
+    assert meter.logged["solver_status"].tolist() == [0, 0]
+    assert meter.logged["changed_units"].tolist() == [0, 0]
+    assert float(meter.logged["activation_error"].max()) < 1e-12
     way = 1 - (abs(0.9 - nearest[0]) + abs(0.8 - nearest[1])) / 1.2
-    assert float(meter.measured["way"][0]) == pytest.approx(way)
+    assert float(meter.logged["way"][0]) == pytest.approx(way)
 
 
 def test_a_layer_that_determines_its_input_is_marked():
@@ -89,7 +89,7 @@ def test_a_layer_that_determines_its_input_is_marked():
     shown, meter = run(ReluPreimage(), everything)
     assert torch.equal(shown, meter.batch.images)
     assert meter.failures == {0: "no_start", 1: "no_start"}
-    assert meter.measured["dimension"].tolist() == [0, 0]
+    assert meter.logged["dimension"].tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -115,8 +115,8 @@ def test_a_deeper_layer_keeps_the_sides_of_those_before_it():
     x, y = shown[0].tolist()
     assert x + y == pytest.approx(0.5)
     assert min(x, y) >= 0.1 - 1e-9
-    assert meter.measured["dimension"][0] == 1
-    assert meter.measured["pattern"][0] == 0
+    assert meter.logged["dimension"][0] == 1
+    assert meter.logged["changed_units"][0] == 0
 
 
 @pytest.mark.parametrize("layer", [1, 2])
@@ -126,7 +126,7 @@ def test_random_networks_answer_alike(layer):
     images = SampleRNG(0, torch.arange(12), "test").uniform((1, 6, 6), dtype=torch.float64)
     batch = batch_of(images, module(images).argmax(1) * 0 + torch.arange(12) % 3)
     shown, meter = run(ReluPreimage(layer), module, batch=batch)
-    measured = meter.measured
+    measured = meter.logged
     assert torch.allclose(module(shown), module(images), atol=1e-7)
     for before, after in zip(
         relu_inputs(module, images, layer)[-1:], relu_inputs(module, shown, layer)[-1:], strict=True
@@ -176,8 +176,8 @@ def test_a_convolution_is_a_layer_as_any():
     images = torch.rand((4, 1, 5, 5))
     batch = batch_of(images, torch.tensor([0, 1, 0, 1]))
     shown, meter = run(ReluPreimage(), module, batch=batch)
-    assert float(meter.measured["activation"].max()) < 1e-5
-    assert (meter.measured["way"] > 0.05).all()
+    assert float(meter.logged["activation_error"].max()) < 1e-5
+    assert (meter.logged["way"] > 0.05).all()
     assert torch.allclose(module(shown), module(images), atol=1e-5)
 
 
@@ -195,7 +195,7 @@ def test_a_solver_that_fails_spoils_one_sample(monkeypatch):
     monkeypatch.setattr(relu_preimage, "linprog", fails_first)
     shown, meter = run(ReluPreimage(), BLIND)
     assert meter.failures == {0: "numerics"}
-    assert meter.measured["solver"].tolist() == [4, 0]
+    assert meter.logged["solver_status"].tolist() == [4, 0]
     assert torch.equal(shown[0], meter.batch.images[0])
     assert shown[1].tolist() == pytest.approx((0.9, 0.2))
 

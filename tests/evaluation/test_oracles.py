@@ -131,7 +131,7 @@ def test_an_oracle_is_part_of_what_a_cell_is_and_its_name_is_not():
     assert len({*digests, frozen}) == 4
     assert threat_digest(threats[1], oracle=panel()) == digests[0]
     about = described(threats[0], found[2])["oracle"]
-    assert about["left_out"] == [
+    assert about["excluded"] == [
         f"{HERE}:BodyMeanClassifier is left out of three: it is what is attacked"
     ]
     assert [each["name"] for each in about["members"]] == [
@@ -199,7 +199,7 @@ def test_a_panels_own_error_is_counted_on_the_samples_that_are_asked_for():
     found = panel(data=ArrayDataset(images, (data.labels + 1) % 3, "turned", num_classes=3))
     error = found.error(range(12))
     assert (error.source, error.measured_on) == ("panel three", "clean inputs")
-    assert (error.trials, error.wrong + error.unknown) == (12, 12)
+    assert (error.trials, error.errors + error.undecided) == (12, 12)
     assert panel().error(range(4)).error_rate.successes == 0
     assert panel().error(range(4)).trials == 4
 
@@ -262,16 +262,19 @@ def test_from_the_threat_to_the_records(tmp_path):
     found, cell = run(tmp_path)
     records = found.records()
     assert [r.goal_reached for r in records] == [False] * 2 + [True] * 10
-    assert [r.oracle for r in records] == [0, 1, *((i + 1) % 3 for i in range(2, 12))]
+    assert [r.oracle_label for r in records] == [0, 1, *((i + 1) % 3 for i in range(2, 12))]
     assert {r.oracle_source for r in records} == {"panel three"}
-    assert cell.cell["threat"]["oracle"]["digest"] == panel().digest
+    assert cell.info.threat.oracle.digest == panel().digest
     error = cell.oracle_error()
-    assert (error.trials, error.wrong, error.unknown) == (12, 0, 0)
+    assert (error.trials, error.errors, error.undecided) == (12, 0, 0)
     (told,) = found.to_json()
-    shares = {name: told["invariance"][name]["successes"] for name in ("kept", "changed", "failed")}
-    assert shares == {"kept": 12, "changed": 10, "failed": 10}
+    shares = {
+        name: told["invariance"][name]["successes"]
+        for name in ("same_prediction", "class_changed", "success")
+    }
+    assert shares == {"same_prediction": 12, "class_changed": 10, "success": 10}
     assert told["invariance"]["oracle"] == "panel three"
-    assert told["invariance"]["oracle_wrong"]["trials"] == 12
+    assert told["invariance"]["oracle_error_rate"]["trials"] == 12
 
 
 def test_the_error_grows_with_the_cell_and_is_not_measured_twice(tmp_path, monkeypatch):
@@ -299,7 +302,7 @@ def test_same_class_needs_the_oracle_to_agree(tmp_path):
     assert not any(
         r.goal_reached for r in found.records()
     )  # the decision changes, and so does the class
-    assert {r.adversarial.prediction == r.oracle for r in found.records()} == {True}
+    assert {r.adversarial.prediction == r.oracle_label for r in found.records()} == {True}
 
 
 class Minimal(ShiftBodyAttack):
@@ -369,7 +372,7 @@ def test_a_file_of_labels_is_an_oracle(tmp_path):
     found, cell = run(
         tmp_path, threat=f"none:oracle={tmp_path / 'l.csv'}", attack=ShiftBodyAttack()
     )
-    assert [r.oracle for r in found.records()[:4]] == [0, None, 2, None]
+    assert [r.oracle_label for r in found.records()[:4]] == [0, None, 2, None]
     assert [r.goal_reached for r in found.records()[:4]] == [False] * 4
     assert {r.oracle_source for r in found.records()} == {"human"}
     assert cell.oracle_error() is None  # there were no catch trials

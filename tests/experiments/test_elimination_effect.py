@@ -117,7 +117,7 @@ def test_plain_values_are_rounded(samples):
 
 
 def test_a_network_without_guesses_is_refused(samples):
-    with pytest.raises(BadModel, match="makes no guesses"):
+    with pytest.raises(BadModel, match="has no hypotheses"):
         layer_statistics(f"{__file__}:build_cnn", samples)
     with pytest.raises(UnknownName):
         layer_statistics("mnist-c-vd", samples)

@@ -53,12 +53,14 @@ def test_who_reads_the_feature_alone_falls_to_chance_when_it_is_random():
     measured = measure_feature_shift(question, "mnist-planted", 0, 5000)
     numbers = {(n.row, n.column): n.value for n in measured.numbers}
     assert numbers["Accuracy with the feature", "W"] == 1
-    assert numbers["Accuracy with that of a random class", "W"] == pytest.approx(0.1, abs=0.07)
+    assert numbers["Accuracy with the feature of a random class", "W"] == pytest.approx(
+        0.1, abs=0.07
+    )
     assert numbers["Accuracy without a feature", "W"] == pytest.approx(0.1)  # all say 0
     assert all(numbers[row, "CNN"] > 0.95 for row, column in numbers if column == "CNN")
     told, random, bare = measured.image_grids[0].images
     assert (told[:, 0, 1].max(1) == 255).all()
     assert not (bare[:, 0, 1].max(1) == 255).any()
     assert not np.array_equal(told, random)
-    with pytest.raises(BadParameter, match="nothing is planted"):
+    with pytest.raises(BadParameter, match="no planted feature"):
         measure_feature_shift(asked(), "mnist-planted")

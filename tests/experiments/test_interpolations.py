@@ -30,9 +30,9 @@ def by_row(measured):
 def test_interpolations_go_from_the_source_to_the_donor():
     measured = measure_interpolations(asked(), num_examples=4, steps=3)
     found = by_row(measured)
-    assert found["Panel sees the source's class, at 0 %"].value == pytest.approx(1, abs=0.1)
-    assert found["Panel sees the source's class, at 100 %"].value == 0
-    assert found["Panel sees the donor's class, at 0 %"].value == 0
+    assert found["Panel label: source class, at 0 %"].value == pytest.approx(1, abs=0.1)
+    assert found["Panel label: source class, at 100 %"].value == 0
+    assert found["Panel label: donor class, at 0 %"].value == 0
     (grid,) = measured.image_grids
     assert grid.rows == ("0 %", "50 %", "100 %", "nuisances of")
     first, middle, last, donor = grid.images[..., 1:, :].astype(float)

@@ -63,7 +63,7 @@ def test_logits_of_the_image_and_of_what_is_shown(asked, tmp_path):
     assert deepfool.values[1] > deepfool.values[0]
     assert (deepfool.accepted, deepfool.wrong) == (True, True)
     assert (nothing.name, nothing.accepted) == ("nothing: not reached", None)
-    assert aware.name == "DeepFool, aware"
+    assert aware.name == "DeepFool, detector-aware"
     assert [(line.name, line.values) for line in printed.lines] == [
         ("threshold", (1.0, 2.0, 3.0)),
         ("original", (4.0, 5.0, 6.0)),

@@ -34,10 +34,12 @@ def test_metamers_of_the_image_itself_are_their_donors():
     found = by_row(measured)
     assert found["Largest error of a logit, decoded"].value < 1e-5
     for stage in ("decoded", "clipped", "rounded"):
-        assert found[f"Decision kept, {stage}"].value == 1
-        assert found[f"Panel sees the donor's class, {stage}"].value > 0.9
-        whose = ("the donor's class", "the source's class", "another class", "no class")
-        assert sum(found[f"Panel sees {each}, {stage}"].value for each in whose) == pytest.approx(1)
+        assert found[f"Prediction unchanged, {stage}"].value == 1
+        assert found[f"Panel label: donor class, {stage}"].value > 0.9
+        whose = ("donor class", "source class", "other class", "no class")
+        assert sum(found[f"Panel label: {each}, {stage}"].value for each in whose) == pytest.approx(
+            1
+        )
     (grid,) = measured.image_grids
     assert grid.images.shape == (3, 5, 1, 28, 28)
     below = (slice(None), 0, slice(1, None))

@@ -37,7 +37,7 @@ def test_below_is_about_each_class_and_rejected_about_the_decision(rejecting):
     clear = threshold_margins(model, Output(scores), torch.tensor([0, 0, 1]))
     assert clear.below.tolist() == [[False, True], [True, True], [True, False]]
     assert clear.rejected.tolist() == [False, True, False]
-    with pytest.raises(BadModel, match="a model that rejects is needed"):
+    with pytest.raises(BadModel, match="no reject option"):
         threshold_margins(load_model(MODEL), Output(scores), torch.tensor([0, 0, 1]))
 
 
@@ -53,9 +53,9 @@ def test_strangers_are_counted_for_each_class_and_by_the_decision():
     # 0.3 reaches the threshold of class 0 and no other does: 7 of 8 there, 8 of 8 for class 1
     assert found["M", "C"].value == pytest.approx((7 / 8 + 1) / 2)
     assert found["M", "C"].trials == 8
-    assert found["M, strangers rejected", "C"].value == 7 / 8
-    assert found["M, own inputs rejected", "C"].value == 2 / 8
-    assert found["M, own inputs rejected", "C"].counted == (3, 7)
+    assert found["M, OOD inputs rejected", "C"].value == 7 / 8
+    assert found["M, in-distribution inputs rejected", "C"].value == 2 / 8
+    assert found["M, in-distribution inputs rejected", "C"].counted == (3, 7)
 
 
 @pytest.mark.usefixtures("data", "rejecting")
@@ -65,7 +65,7 @@ def test_classes_that_exclude_one_another_reach_their_share_by_construction():
     pair = {"column": "C", "data": "own", "ood": "others", "models": {"M": name}}
     found = by_place(measure_ood_detection(asked(), [pair]))
     assert found["M", "C"].value >= 0.5
-    assert found["M", "C"].value == 0.5 + found["M, strangers rejected", "C"].value / 2
+    assert found["M", "C"].value == 0.5 + found["M, OOD inputs rejected", "C"].value / 2
 
 
 @pytest.mark.usefixtures("data", "rejecting")
@@ -80,8 +80,8 @@ def test_a_network_answers_once_however_many_thresholds_are_tried(monkeypatch):
     measured = measure_ood_detection(asked(), [pair])
     assert len(counted) == 2
     rows = [n.row for n in measured.numbers]
-    assert rows[:4] == ["1", "2", "5", "1, strangers rejected"]
-    assert rows[-1] == "5, own inputs rejected"
+    assert rows[:4] == ["1", "2", "5", "1, OOD inputs rejected"]
+    assert rows[-1] == "5, in-distribution inputs rejected"
     assert len(measured.models) == 3
 
 
@@ -103,6 +103,6 @@ def test_scores_are_spread_over_common_bins_with_both_limits(monkeypatch):
         assert list(panel.edges) == sorted(panel.edges)
     assert dark.note == "87.5 % below"
     found = by_place(measured)
-    assert found["dark: strangers below", "1"].value == 7 / 8
-    assert found["dark: its own below", "1"].value == 1 / 4
-    assert found["Mean of strangers below", "1"].value == pytest.approx(15 / 16)
+    assert found["dark: OOD inputs below threshold", "1"].value == 7 / 8
+    assert found["dark: inputs of the class below threshold", "1"].value == 1 / 4
+    assert found["Mean OOD inputs below threshold", "1"].value == pytest.approx(15 / 16)

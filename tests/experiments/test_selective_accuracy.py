@@ -60,7 +60,7 @@ def test_parameters_and_accuracy_of_each_column():
     assert found["own", "M"].value == 7 / 8
     assert found["others", "M"].counted == (0, 1, 2, 3, 4, 5, 6)
     assert [n.row for n in measured.numbers[:2]] == [
-        "Parameters, millions", "Parameters that answer, millions",
+        "Parameters, millions", "Parameters at inference, millions",
     ]  # fmt: skip
     assert measured.dataset == "own, others"
 
@@ -71,7 +71,7 @@ def test_the_critic_of_sdim_is_counted_apart():
     found = by_place(measure_accuracies(asked(), rows))
     whole, answering = (
         found[name, "S"].value
-        for name in ("Parameters, millions", "Parameters that answer, millions")
+        for name in ("Parameters, millions", "Parameters at inference, millions")
     )
     # 1 × 1 layers on 256 features and a code of 64, of 256, 256 and 1 units
     critic = (256 + 64) * 256 + 256 + 256 * 256 + 256 + 256 + 1

@@ -59,9 +59,9 @@ def test_a_point_outside_the_picture_is_marked_in_its_direction():
 
 def test_a_second_look_at_a_plane_is_drawn_and_not_told_again():
     first = planes()
-    afar = replace(first.planes[1], name="metamer from afar", extent=55.0)
+    afar = replace(first.planes[1], name="metamer, wide", extent=55.0)
     picture = draw_decision_planes(replace(first, planes=(*first.planes, afar)))
-    assert "the same from afar" in picture.svg
+    assert "the same plane, wide" in picture.svg
     assert picture.alt == draw_decision_planes(first).alt
 
 

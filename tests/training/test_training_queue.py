@@ -125,7 +125,7 @@ def test_a_failure_is_reported_and_the_next_entry_trained(folder):
     path, out, begun = write(folder, ("bad", 1, ""), ("good", 2, "")), folder / "out", []
     (failed,) = run(path, out, begun)
     assert begun == ["bad", "good"]
-    assert failed.failure.startswith("mnist5k has no image 5000")
+    assert failed.failure.startswith("mnist5k has no sample 5000")
     assert "Traceback" in (out / "bad" / "failure.txt").read_text()
     assert states(path, out) == {"bad": JobState.failed, "good": JobState.completed}
     (folder / "bad" / "recipe.toml").write_text(RECIPE.format(last=200))

@@ -117,5 +117,5 @@ def test_a_recipe_that_cannot_be_followed_is_one_line_before_training(
 
 
 def test_an_unknown_device_is_one_line(recipe, tmp_path):
-    with pytest.raises(BadParameter, match="unusable device"):
+    with pytest.raises(BadParameter, match="device not available"):
         train_recipe(recipe, tmp_path / "out", device="abacus")

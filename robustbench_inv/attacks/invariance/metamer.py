@@ -22,6 +22,9 @@ __all__ = ["FINISHES", "STAGES", "Metamer"]
 STAGES = ("raw", "clip", "round")
 """What becomes of a metamer: as decoded, clipped to the model's bounds, and rounded to 256 grey levels."""
 
+COLUMNS = {"raw": "raw", "clip": "clipped", "round": "rounded"}
+"""How measured values call the stages."""
+
 FINISHES = STAGES[1:]
 """The stages that can be shown: a raw metamer may lie outside the bounds, where no input can be."""
 
@@ -38,9 +41,9 @@ class Metamer:
     For an exact inverse the raw metamer has the logits of x. It may lie outside the bounds, and clipping may cost it
     its logits; ``projections`` then clip it and put the logits of x back in turn, which leads to where the box and
     the inputs with these logits meet, if they do. How many decisions and logits survive each of the
-    stages is measured for each sample (``raw_decision``, ``raw_logits``, ``clip_…``, ``round_…``: is it the
+    stages is measured for each sample (``raw_same_prediction``, ``raw_logit_distance``, ``clipped_…``, ``rounded_…``: is it the
     decision on x?, |difference of the logits|_∞), and so is how exact the inverse is (check C32):
-    ``reconstruction`` is |F⁻¹(F(x)) − x|_∞, ``reencoding`` is |semantic part of F(raw) − z_s|_∞. ``donor`` and
+    ``reconstruction_error`` is |F⁻¹(F(x)) − x|_∞, ``reencoding_error`` is |semantic part of F(raw) − z_s|_∞. ``donor`` and
     ``donor_label`` say whose nuisances they are. Encoding and decoding are not counted as passes, the three
     questions to the model are.
 
@@ -99,8 +102,8 @@ class Metamer:
             inside = network.split(network.encode(raw.clamp(*model.bounds)))[1]
             raw = network.decode(network.join(semantic, inside))
         again = network.split(network.encode(raw))[0]
-        model.log("reconstruction", norm(network.decode(code) - images, "linf"))
-        model.log("reencoding", norm(again - semantic, "linf"))
+        model.log("reconstruction_error", norm(network.decode(code) - images, "linf"))
+        model.log("reencoding_error", norm(again - semantic, "linf"))
         return raw
 
 
@@ -120,8 +123,8 @@ def _log_stages(model: Queries, images: Tensor, stages: dict[str, Tensor]) -> No
         moved = (answer.logits - clean.logits).abs().amax(1)
         usable = moved.isfinite() & flatten(shown).isfinite().all(1)
         kept = usable & (answer.decision == clean.decision)
-        model.log(f"{stage}_decision", kept.long())
-        model.log(f"{stage}_logits", moved)
+        model.log(f"{COLUMNS[stage]}_same_prediction", kept.long())
+        model.log(f"{COLUMNS[stage]}_logit_distance", moved)
 
 
 def _require_bijective(model: object) -> _InvertibleWithSplitCode:

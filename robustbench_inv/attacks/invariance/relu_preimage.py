@@ -191,7 +191,7 @@ class ReluPreimage:
         model.report_failure(failed.nonzero()[:, 0], "numerics")
         shown = _shorten_to_budget(batch.images, shown, threat).clamp(*model.bounds)
         model.log("dimension", dimensions)
-        model.log("solver", states)
+        model.log("solver_status", states)
         self._measure(model, batch.images, shown, donors)
         model(shown)
         return shown
@@ -210,8 +210,8 @@ class ReluPreimage:
             apart = (before > beyond) & (after < -beyond) | (before < -beyond) & (after > beyond)
             changed += apart.sum(1)
             moved = (after.clamp_min(0) - before.clamp_min(0)).abs().amax(1) / size
-        model.log("activation", moved)
-        model.log("pattern", changed)
+        model.log("activation_error", moved)
+        model.log("changed_units", changed)
         whole, left = norm(donors - images, "l1"), norm(donors - shown, "l1")
         model.log("way", 1 - left / whole.clamp_min(torch.finfo(whole.dtype).tiny))
 
