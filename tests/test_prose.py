@@ -29,7 +29,6 @@ PENDING = frozenset(
         "cli",
         "data",
         "evaluation",
-        "experiments",
         "models",
         "package",
         "reporting",
