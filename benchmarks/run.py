@@ -17,6 +17,7 @@ from hypothesis_forward import hypothesis_section
 from minimum_norm import minimum_norm_section
 from query_attacks import query_section
 from standard import standard_section
+from start_up import start_up_section
 from sweeps import sweep_section
 from switches import switch_section
 
@@ -25,6 +26,7 @@ PAGE, PICTURE = DOCS / "benchmarks.md", DOCS / "images" / "benchmarks.svg"
 
 # the last two change how the process allocates memory, so nothing may follow them
 SECTIONS = {
+    "start-up": start_up_section,
     "pgd": fixed_budget_section,
     "standard": standard_section,
     "minimum-norm": minimum_norm_section,
