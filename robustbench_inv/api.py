@@ -1,8 +1,8 @@
-"""Evaluates models: the one entry point for the command line and for Python, validity checks included."""
+"""Evaluates models, with validity checks: the entry point for the command line and for Python."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,12 @@ from robustbench_inv.evaluation.engine import (
 from robustbench_inv.evaluation.jobs import EvaluationRequest, Job, as_list
 from robustbench_inv.evaluation.plan import Plan, make_plan
 from robustbench_inv.evaluation.schedule import CellOutcome, Workers, check_workers, run_jobs
-from robustbench_inv.results.ensemble_breakdown import ensemble_breakdown
-from robustbench_inv.results.rates import invariance_json, wants_same_prediction
+from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.rates import cell_to_json
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.run_files import CELL, CellFolder, RunFolder
 from robustbench_inv.results.run_writing import write_checks, write_plan
-from robustbench_inv.results.summary import CellSummary, summarise
+from robustbench_inv.results.summary import CellSummary
 from robustbench_inv.threat.threat_model import ThreatModel
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ DEFAULT_FOLDER = Path("runs")
 
 @dataclass(frozen=True)
 class CellFailure:
-    """A cell that has not come to its end, or whose attack crashed on some samples.
+    """A cell that is incomplete, or whose attack crashed on some samples.
 
     Args:
         cell: the cell's title.
@@ -54,13 +54,13 @@ class CellFailure:
 
 @dataclass(frozen=True)
 class Run:
-    """The results of an evaluation, restricted to the samples that it asked for.
+    """The results of an evaluation, restricted to its samples.
 
     Args:
-        path: the folder they are in.
-        plan: what was asked for.
+        path: folder of the results.
+        plan: the evaluated cells.
         failures: cells that failed; the command line exits with 1 if there are any.
-        notes: what else the user should know.
+        notes: messages for the user.
     """
 
     path: Path
@@ -69,40 +69,38 @@ class Run:
     notes: tuple[str, ...] = ()
 
     @cached_property
-    def cells(self) -> list[tuple[Job, CellFolder]]:
-        """The cells that have results, in the order of the plan."""
-        folders = [(job, CellFolder(self.path / job.spec.digest)) for job in self.plan.jobs]
-        return [(job, folder) for job, folder in folders if (folder.path / CELL).exists()]
+    def cells(self) -> list[FinishedCell]:
+        """The cells that have results, in the order of the plan, with the requested samples only."""
+        read = ((job, CellFolder(self.path / job.spec.digest).read()) for job in self._jobs)
+        return [_restrict(cell, job.samples) for job, cell in read]
+
+    @property
+    def _jobs(self) -> list[Job]:
+        return [job for job in self.plan.jobs if (self.path / job.spec.digest / CELL).exists()]
 
     def records(self) -> list[Record]:
         """Return the records of all cells, cell by cell, in ascending order of sample id."""
-        return [record for job, folder in self.cells for record in _records(job, folder)]
+        return [record for cell in self.cells for record in cell.records]
 
     def summary(self) -> list[CellSummary]:
-        """Return what the records of each cell add up to."""
-        return [
-            summarise(_records(job, folder), job.epsilons, job.threat.norm)
-            for job, folder in self.cells
-        ]
+        """Return the rates and counts of each cell."""
+        return [cell.summary for cell in self.cells]
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one row for each record; nested fields are joined by a dot (``after.decision``)."""
+        """Return one row for each record; nested fields are joined by a dot (``adversarial.prediction``)."""
         import pandas as pd
 
         rows = [
             {**job.to_json(), **json.loads(record.to_json_line())}
-            for job, folder in self.cells
-            for record in _records(job, folder)
+            for job, cell in zip(self._jobs, self.cells, strict=True)
+            for record in cell.records
         ]
         return pd.json_normalize(rows)
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return one object for each cell, as ``evaluate --json`` prints them."""
         verdicts = [Verdict(**value) for value in RunFolder(self.path).checks()]
-        return [
-            _cell_json(job, folder, summary, verdicts)
-            for (job, folder), summary in zip(self.cells, self.summary(), strict=True)
-        ]
+        return [_cell_json(cell, self.path, verdicts) for cell in self.cells]
 
 
 def evaluate(  # noqa: PLR0913 - the command line's options, each of which a user may leave out
@@ -129,25 +127,25 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
 
     Args:
         model: a name, an ``nn.Module`` that declares bounds, a ``Classifier``, or a list of these.
-        attack: a name, an attack, or a list of these; may be left out if there is a suite.
+        attack: a name, an attack, or a list of these; optional if there is a suite.
         suite: name of a list of attacks and threats.
-        threat: ``NORM=EPS[,EPS…]``, ``none``, a name, or a threat; None for what attack and data suggest.
-        dataset: a name or a data set; None for the one that each model's card names.
-        samples: N for the fixed balanced draw, ``first:N``, None for all.
-        seed: of all random numbers.
+        threat: ``NORM=EPS[,EPS…]``, ``none``, a name, or a threat; None for the default of attack and data set.
+        dataset: a name or a data set; None for the data set of each model's card.
+        samples: N for a class-balanced subset, ``first:N`` for the first N, None for all.
+        seed: random seed.
         out: folder of the results; None for ``runs/<plan>``.
-        existing: ``resume`` adds what is missing, ``skip`` leaves started cells alone, ``redo`` starts anew.
+        existing: resume, skip or redo existing results.
         batch_size: samples of a block.
         device: where models compute, as torch names it.
         workers: number of local processes, or ``ray``.
-        keep_images: store what is shown of each sample.
+        keep_images: store the clean and the adversarial images.
         data_root: folder of data files.
-        progress: called with a ``Progress`` as the evaluation goes on.
+        progress: called with a ``Progress`` after each block.
         checks: run the validity checks and write checks.json.
-        command: what the user typed, for plan.json.
+        command: the user's command, for plan.json.
 
     Raises:
-        UsageError: for what cannot be done, before anything runs.
+        UsageError: for an impossible request, before anything runs.
 
     Example:
         >>> run = evaluate(model="mnist-cnn", attack="pgd", threat="linf=0.1", samples=100)  # doctest: +SKIP
@@ -185,10 +183,10 @@ def run_plan(
     """Run a plan's cells, without the validity checks.
 
     Args:
-        plan: what to run.
+        plan: the cells.
         out: folder of the results; None for ``runs/<plan>``.
         options: how to run.
-        progress: called as the evaluation goes on.
+        progress: called with a ``Progress`` after each block.
         workers: number of local processes, or ``ray``.
 
     Raises:
@@ -208,10 +206,10 @@ def run_plan(
 
 
 def check_run(run: Run, device: str) -> None:
-    """Probe the models, check the records of all cells in the folder, and write the verdicts.
+    """Check the models and the records of all cells in the folder, and write the verdicts to checks.json.
 
     Args:
-        run: what was run.
+        run: the evaluated run.
         device: where the models compute.
     """
     folder = RunFolder(run.path)
@@ -219,14 +217,15 @@ def check_run(run: Run, device: str) -> None:
         verdict for job in _models(run.plan) for verdict in _probe(job, device, run.plan.deep)
     ]
     asked = {job.spec.digest: job.samples for job in run.plan.jobs}
-    verdicts = check_records(folder.cells(), asked, probes)
+    cells = [cell.read() for cell in folder.cells()]
+    verdicts = check_records(cells, asked, probes)
     write_checks(folder, [verdict.to_json() for verdict in verdicts])
 
 
 def _reasons(outcome: CellOutcome, folder: CellFolder) -> Iterator[str]:
     if outcome.failure is not None:
         yield outcome.failure
-    crashes = [event for event in folder.events() if event.get("kind") == "crash"]
+    crashes = [event for event in folder.events() if event.get("event") == "crash"]
     if crashes:
         samples = {sample for event in crashes for sample in event.get("samples", ())}
         count = f"{len(samples)} sample{'' if len(samples) == 1 else 's'}"
@@ -243,50 +242,12 @@ def _probe(job: Job, device: str, deep: bool) -> list[Verdict]:
     return probe_model(job.model, job.dataset, job.samples, job.seed, device, deep=deep)
 
 
-def _records(job: Job, folder: CellFolder) -> list[Record]:
-    asked = set(job.samples)
-    found = [record for record in folder.records() if record.sample in asked]
-    return sorted(found, key=lambda record: record.sample)
+def _restrict(cell: FinishedCell, samples: Sequence[int]) -> FinishedCell:
+    """Return a cell with the records of some samples alone."""
+    wanted = frozenset(samples)
+    return replace(cell, records=tuple(r for r in cell.records if r.sample in wanted))
 
 
-def _invariance_json(job: Job, folder: CellFolder) -> dict[str, Any] | None:
-    """Return what an invariance cell says, None for another: its shares, who judged, and how often that errs."""
-    if not wants_same_prediction(folder.cell):
-        return None
-    return invariance_json(_records(job, folder), folder.oracle_error())
-
-
-def _breakers_json(job: Job, folder: CellFolder) -> dict[str, Any] | None:
-    """Return what each member of a cascade broke, None for an attack that is none."""
-    told = ensemble_breakdown(folder.cell, _records(job, folder), folder.events())
-    return None if told is None else told.to_json()
-
-
-def _cell_json(
-    job: Job, folder: CellFolder, summary: CellSummary, verdicts: Sequence[Verdict]
-) -> dict[str, Any]:
-    about: Mapping[str, Any] = job.to_json()
-    return {
-        "model": about["model"],
-        "attack": about["attack"],
-        "threat": about["threat"],
-        "norm": job.threat.norm,
-        "access": job.threat.access,
-        "substitute": job.substitute and job.substitute.name,
-        "dataset": about["dataset"],
-        "seed": job.seed,
-        "samples": summary.clean_accuracy.trials,
-        "epsilons": list(summary.epsilons),
-        "clean_accuracy": summary.clean_accuracy.to_json(),
-        "robust_accuracy": [rate.to_json() for rate in summary.robust_accuracy],
-        "acceptance": summary.acceptance and summary.acceptance.to_json(),
-        "detection": summary.detection and summary.detection.to_json(),
-        "median_distance": summary.median_distance,
-        "forward_passes": summary.forward_passes,
-        "backward_passes": summary.backward_passes,
-        "statuses": summary.statuses,
-        "invariance": _invariance_json(job, folder),
-        "broken_by": _breakers_json(job, folder),
-        "checks": [verdict.to_json() for verdict in verdicts_about(verdicts, folder)],
-        "path": str(folder.path),
-    }
+def _cell_json(cell: FinishedCell, path: Path, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    checks = [verdict.to_json() for verdict in verdicts_about(verdicts, cell)]
+    return {**cell_to_json(cell), "checks": checks, "path": str(path / cell.digest)}

@@ -1,4 +1,4 @@
-"""The errors a user can meet: each names the value got, the value expected and the remedy, on one line."""
+"""Errors for users: each states the problem, the value got, the value expected and the remedy on one line."""
 
 __all__ = [
     "AttackFailed",
@@ -16,13 +16,13 @@ __all__ = [
 
 
 class InvbenchError(Exception):
-    """Something went wrong that the program explains itself.
+    """Base class of errors with an explanation for the user.
 
     Args:
-        problem: what is wrong, one clause.
-        got: the value that was found, shown with ``repr``; omitted when None.
-        expected: what would have been accepted; omitted when empty.
-        remedy: what to do about it; omitted when empty.
+        problem: what is wrong, in one clause.
+        got: the value found, printed with ``repr``; omitted if None.
+        expected: the accepted values; omitted if empty.
+        remedy: what to do; omitted if empty.
     """
 
     exit_code = 1
@@ -42,34 +42,34 @@ class InvbenchError(Exception):
         )
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Keep the four parts when the error crosses a process boundary."""
+        """Keep the four parts when the error is pickled."""
         return _rebuild, (type(self), self.problem, self.got, self.expected, self.remedy)
 
 
 class UsageError(InvbenchError):
-    """The user asked for something that cannot be done; exit code 2."""
+    """A request that cannot be carried out; exit code 2."""
 
     exit_code = 2
 
 
 class UnknownName(UsageError):
-    """A name that is in no catalogue; the remedy carries the nearest known names."""
+    """A name that is in no catalogue; the remedy gives the closest known names."""
 
 
 class BadParameter(UsageError):
-    """A parameter of an attack, model, data set or threat that does not exist or is out of range."""
+    """An unknown or out-of-range parameter of an attack, model, data set or threat."""
 
 
 class BadCatalogue(UsageError):
-    """A card, preset, suite, threat or plugin that cannot be read."""
+    """An unreadable card, preset, suite, threat or plugin."""
 
 
 class BadData(UsageError):
-    """A data file that is missing, damaged, of the wrong checksum, shape, type or range."""
+    """A data file that is missing, damaged, or of the wrong checksum, shape, type or range."""
 
 
 class BadModel(UsageError):
-    """A model that declares no bounds, or whose output has the wrong shape or values."""
+    """A model without declared bounds, or with outputs of the wrong shape or values."""
 
 
 class BadResults(UsageError):
@@ -77,15 +77,15 @@ class BadResults(UsageError):
 
 
 class CapabilityMismatch(UsageError):
-    """Model, attack, threat and data set that do not fit together; found before anything runs."""
+    """Incompatible model, attack, threat and data set; raised before anything runs."""
 
 
 class MissingExtra(UsageError):
-    """An optional package is not installed; the remedy names the extra."""
+    """A missing optional package; the remedy gives the command that installs it."""
 
 
 class AttackFailed(InvbenchError):
-    """An attack raised, or returned something that is not a batch of images."""
+    """An attack that raised an exception, or did not return a batch of images."""
 
 
 def _rebuild(

@@ -1,11 +1,18 @@
-"""Who may import whom: the direction of dependencies, read off the source, and what imports no torch."""
+"""Direction of imports between the parts of the package, no import cycle, and the parts that import no torch."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+SCRIPT = Path(__file__).parent.parent / "tools" / "structure.py"
+spec = importlib.util.spec_from_file_location("structure_script", SCRIPT)
+structure = importlib.util.module_from_spec(spec)
+sys.modules[spec.name] = structure  # dataclasses look their module up while the file runs
+spec.loader.exec_module(structure)
 
 PACKAGE = Path(__file__).parent.parent / "robustbench_inv"
 GROUND = ("errors", "identity")
@@ -51,11 +58,13 @@ MAY_IMPORT = {
     "cli": None,
     "__main__": ("cli",),
 }
-"""For each part the parts it may import, itself aside; None for all but the command line. An arrow is the only
-way: attacks import no concrete model, models no attack, results and reporting nothing that computes."""
+"""The parts that each part may import besides itself; None for all but the command line.
+
+Attacks import no concrete model, models no attack; results and reporting import nothing that computes.
+"""
 
 ON_DEMAND = {"catalogue", "cli"}
-"""These name objects as strings and import them in functions, when they are asked for."""
+"""Parts that name objects as strings, and import them in functions when they are needed."""
 
 WITHOUT_TORCH = ("results", "reporting", "catalogue", "cli")
 
@@ -69,7 +78,7 @@ def part_of(name):
 
 
 def imports(path, *, functions):
-    """Return the package's modules that a file imports, those for type checkers aside."""
+    """Return the modules of the package that a file imports, without imports for type checkers."""
     found, queue = set(), [ast.parse((PACKAGE / path).read_text())]
     while queue:
         node = queue.pop()
@@ -104,7 +113,7 @@ def test_dependencies_point_one_way(path):
     part = path.parts[0].removesuffix(".py")
     if part == "__init__":
         return
-    assert part in MAY_IMPORT, f"{part} has no place in the direction of dependencies"
+    assert part in MAY_IMPORT, f"{part} is missing in MAY_IMPORT"
     names = imports(path, functions=part not in ON_DEMAND)
     wrong = [name for name in sorted(names) if is_module(name) and not allowed(part, name)]
     assert not wrong
@@ -117,11 +126,27 @@ def test_a_wrong_import_would_be_found():
     assert not allowed("testing", "cli.main")
     assert allowed("attacks", "models.protocol")
     assert "torch" not in imports(Path("cli/main.py"), functions=True)
-    assert "api" in imports(Path("cli/evaluate.py"), functions=True)
-    assert "api" not in imports(Path("cli/evaluate.py"), functions=False)
+    assert "evaluation.plan" in imports(Path("cli/evaluate.py"), functions=True)
+    assert "evaluation.plan" not in imports(Path("cli/evaluate.py"), functions=False)
 
 
-def test_what_only_reads_and_writes_imports_no_torch():
+def test_checks_and_evaluation_are_independent():
+    for part, other in (("checks", "evaluation"), ("evaluation", "checks")):
+        assert not allowed(part, f"{other}.anything")
+    above = [path for path in modules() if {"checks", "evaluation"} <= parts_of_imports(path)]
+    assert {path.parts[0] for path in above} <= {"api.py", "cli", "testing"}
+
+
+def parts_of_imports(path):
+    return {part_of(name) for name in imports(path, functions=True)}
+
+
+def test_no_import_cycle():
+    """Imports in functions and for type checkers count."""
+    assert structure.cycles(structure.import_graph()) == []
+
+
+def test_results_and_reporting_import_no_torch():
     names = [".".join(p.with_suffix("").parts) for p in modules() if p.parts[0] in WITHOUT_TORCH]
     code = "import sys, importlib\n"
     code += "import robustbench_inv\nassert 'numpy' not in sys.modules\n"
@@ -134,7 +159,7 @@ def test_what_only_reads_and_writes_imports_no_torch():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_public_names_are_there():
+def test_public_names_exist():
     import robustbench_inv
 
     assert set(robustbench_inv.__all__) == {*robustbench_inv._PLACES, "__version__"}

@@ -1,12 +1,11 @@
 """Checks that hold finished cells against one another: C1, C3, C5, the eps of C17, the plan of C7."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import permutations, product
-from math import sqrt
 
-from robustbench_inv.checks.verdict import CHECKS, Verdict, grade
-from robustbench_inv.results.cell import FinishedCell, common_samples, format_ids, group_competing
+from robustbench_inv.checks.verdict import CHECKS, Verdict, format_ids, grade
+from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.summary import Rate
 
 __all__ = [
@@ -14,16 +13,18 @@ __all__ = [
     "check_gradient_free",
     "check_monotone",
     "check_single_step",
+    "common_samples",
     "escalate_saturation",
 ]
 
 CellGroupSequence = Sequence[FinishedCell]
+ComparisonKey = tuple[str, str, str, str]
 
 TOLERATED_SHARE = 0.002
 """C5: share of samples that may fall to other attacks alone."""
 
 
-def check_monotone(views: Sequence[FinishedCell]) -> list[Verdict]:
+def check_monotone(cells: Sequence[FinishedCell]) -> list[Verdict]:
     """C1: does a sample hold in one cell at an eps although a smaller one broke it in another?
 
     A sweep shares its successes upward, so nothing can be seen inside one cell; only cells of the same
@@ -31,14 +32,14 @@ def check_monotone(views: Sequence[FinishedCell]) -> list[Verdict]:
     the probe of each model measures C1 with independent runs.
     """
     verdicts = []
-    for comparison_key, group in group_competing(v for v in views if v.epsilons).items():
+    for comparison_key, group in _group_comparable(v for v in cells if v.epsilons).items():
         pairs = [p for p in permutations(group, 2) if _same_attack(*p) and p[0] is not p[1]]
         if pairs:
             verdicts.append(_monotone(comparison_key[0], pairs))
     return verdicts
 
 
-def check_single_step(views: Sequence[FinishedCell]) -> list[Verdict]:
+def check_single_step(cells: Sequence[FinishedCell]) -> list[Verdict]:
     """C3: does one gradient step break a sample, at the same norm and eps, that iterations do not?
 
     Strictly, every such sample speaks against the iterative attack. A sample on the boundary may fall
@@ -47,11 +48,11 @@ def check_single_step(views: Sequence[FinishedCell]) -> list[Verdict]:
     """
     return [
         _single_step(comparison_key, group)
-        for comparison_key, group in group_competing(views).items()
+        for comparison_key, group in _group_comparable(cells).items()
     ]
 
 
-def check_gradient_free(views: Sequence[FinishedCell]) -> list[Verdict]:
+def check_gradient_free(cells: Sequence[FinishedCell]) -> list[Verdict]:
     """C5: do noise, queries and substitutes break samples that no gradient attack breaks at the same eps?
 
     An attacker who has the model has its substitutes as well. The limit is that of AutoAttack's flag for Square Attack: 0.2 points of worst-case accuracy.
@@ -64,35 +65,49 @@ def check_gradient_free(views: Sequence[FinishedCell]) -> list[Verdict]:
     """
     return [
         _gradient_free(comparison_key, group)
-        for comparison_key, group in group_competing(views).items()
+        for comparison_key, group in _group_comparable(cells).items()
     ]
 
 
-def check_eps_scale(views: Sequence[FinishedCell]) -> list[Verdict]:
+def check_eps_scale(cells: Sequence[FinishedCell]) -> list[Verdict]:
     """C17 for the plan: is eps, in the model's input units, smaller than the box is wide?"""
     models: dict[str, list[FinishedCell]] = {}
-    for view in views:
-        models.setdefault(view.model, []).append(view)
+    for cell in cells:
+        models.setdefault(cell.model.name, []).append(cell)
     return [_eps_scale(model, group) for model, group in models.items()]
 
 
-def escalate_saturation(probes: Sequence[Verdict], views: Sequence[FinishedCell]) -> list[Verdict]:
+def escalate_saturation(probes: Sequence[Verdict], cells: Sequence[FinishedCell]) -> list[Verdict]:
     """C7 for the plan: turn the probe's WARN into FAIL if every gradient attack uses cross-entropy alone.
 
     Args:
         probes: verdicts of the models' probes.
-        views: the finished cells.
+        cells: the finished cells.
 
     Returns:
         the same verdicts, in the same order.
     """
-    return [_escalated(verdict, views) for verdict in probes]
+    return [_escalated(verdict, cells) for verdict in probes]
+
+
+def common_samples(cells: Iterable[FinishedCell]) -> set[int]:
+    """Return the samples that have a record in every cell."""
+    sets = [cell.sample_ids for cell in cells]
+    return set(frozenset.intersection(*sets)) if sets else set()
+
+
+def _group_comparable(cells: Iterable[FinishedCell]) -> dict[ComparisonKey, list[FinishedCell]]:
+    """Return the cells that share model, data set, norm and goal, without invariance cells."""
+    groups: dict[ComparisonKey, list[FinishedCell]] = {}
+    for cell in cells:
+        if not cell.threat.wants_same_prediction:
+            groups.setdefault(cell.comparison_key, []).append(cell)
+    return groups
 
 
 def _same_attack(one: FinishedCell, other: FinishedCell) -> bool:
-    seeds = (one.source.cell["seed"], other.source.cell["seed"])
-    same = one.attack == other.attack and one.parameters == other.parameters
-    return same and seeds[0] == seeds[1]
+    same = one.attack.own_parameters == other.attack.own_parameters
+    return one.attack_label == other.attack_label and same and one.info.seed == other.info.seed
 
 
 def _monotone(model: str, pairs: Sequence[tuple[FinishedCell, FinishedCell]]) -> Verdict:
@@ -102,7 +117,9 @@ def _monotone(model: str, pairs: Sequence[tuple[FinishedCell, FinishedCell]]) ->
         for eps in larger.epsilons:
             if smaller.epsilons[0] <= eps:
                 reached = max(own for own in smaller.epsilons if own <= eps)
-                violations += len(smaller.broken(reached) & larger.held(eps) & samples)
+                violations += len(
+                    smaller.broken_samples(reached) & larger.robust_samples(eps) & samples
+                )
                 trials += len(samples)
     share = violations / trials if trials else 0.0
     evidence = (
@@ -112,14 +129,14 @@ def _monotone(model: str, pairs: Sequence[tuple[FinishedCell, FinishedCell]]) ->
     return CHECKS["C1"].make_verdict(model, grade(share, warn=0.005), share, evidence)
 
 
-def _single_step(comparison_key: tuple[str, str, str, str], group: CellGroupSequence) -> Verdict:
+def _single_step(comparison_key: ComparisonKey, group: CellGroupSequence) -> Verdict:
     single = [v for v in group if v.single_step]
     iterative = [v for v in group if v.iterative]
     worst: tuple[float, str] | None = None
     for one, many in product(single, iterative):
         samples = common_samples([one, many])
         for eps in (e for e in one.epsilons if samples and many.covers(e)):
-            extra = one.broken(eps) & many.held(eps)
+            extra = one.broken_samples(eps) & many.robust_samples(eps)
             found = (len(extra) / len(samples), _single_step_evidence(one, many, eps, extra))
             worst = max(worst or found, found)
     if worst is None:
@@ -133,22 +150,20 @@ def _single_step(comparison_key: tuple[str, str, str, str], group: CellGroupSequ
 def _single_step_evidence(
     one: FinishedCell, many: FinishedCell, eps: float, extra: set[int]
 ) -> str:
-    names = f"{one.attack} at {one.norm} eps {eps:g}", f"{many.attack} does not"
+    names = f"{one.attack_label} at {one.norm} eps {eps:g}", f"{many.attack_label} does not"
     samples = common_samples([one, many])
     if not extra:
-        fallen = len(one.broken(eps) & samples)
-        return (
-            f"{many.attack} breaks all {fallen} of {len(samples)} samples that {names[0]} breaks."
-        )
+        fallen = len(one.broken_samples(eps) & samples)
+        return f"{many.attack_label} breaks all {fallen} of {len(samples)} samples that {names[0]} breaks."
     count = f"{len(extra)} of {len(samples)} samples fall to {names[0]}"
     return f"{count}, which {names[1]} break: {format_ids(extra)}."
 
 
-def _gradient_free(comparison_key: tuple[str, str, str, str], group: CellGroupSequence) -> Verdict:
+def _gradient_free(comparison_key: ComparisonKey, group: CellGroupSequence) -> Verdict:
     white = [v for v in group if v.uses_gradients]
     black = [v for v in group if v.gradient_free]
     worst: tuple[Rate, str] | None = None
-    for eps in sorted({eps for view in (*white, *black) for eps in view.epsilons}):
+    for eps in sorted({eps for cell in (*white, *black) for eps in cell.epsilons}):
         here = [v for v in white if v.covers(eps)], [v for v in black if v.covers(eps)]
         samples = common_samples([*here[0], *here[1]])
         if all(here) and samples:
@@ -165,9 +180,9 @@ def _gradient_free(comparison_key: tuple[str, str, str, str], group: CellGroupSe
 def _gradient_free_gain(
     white: CellGroupSequence, black: CellGroupSequence, eps: float, samples: set[int]
 ) -> tuple[Rate, str]:
-    fallen = set().union(*(v.broken(eps) for v in white)) & samples
-    extra = set().union(*(v.broken(eps) for v in black)) & samples - fallen
-    n, names = len(samples), " and ".join(sorted({v.attack for v in black}))
+    fallen = set().union(*(v.broken_samples(eps) for v in white)) & samples
+    extra = set().union(*(v.broken_samples(eps) for v in black)) & samples - fallen
+    n, names = len(samples), " and ".join(sorted({v.attack_label for v in black}))
     accuracy = f"{1 - len(fallen) / n:.1%} to {1 - len(fallen | extra) / n:.1%}"
     which = f" (samples {format_ids(extra)})" if extra else ""
     evidence = (
@@ -182,9 +197,10 @@ def _eps_scale(model: str, group: CellGroupSequence) -> Verdict:
     swept = [v for v in group if v.epsilons]
     if not swept:
         return check.make_verdict(model, "NA", None, "No cell of the plan has a bounded eps.")
-    worst = max(swept, key=lambda v: v.epsilons[-1] / _box_diameter(v))
-    share, width = worst.epsilons[-1] / _box_diameter(worst), _box_diameter(worst)
-    lost = [v for v in swept if v.epsilons[0] > _box_diameter(v)]
+    worst = max(swept, key=lambda v: v.epsilons[-1] / v.dataset.box_diameter(v.norm))
+    width = worst.dataset.box_diameter(worst.norm)
+    share = worst.epsilons[-1] / width
+    lost = [v for v in swept if v.epsilons[0] > v.dataset.box_diameter(v.norm)]
     verdict = "FAIL" if lost else grade(share, warn=1)
     evidence = (
         f"The largest {worst.norm} eps is {worst.epsilons[-1]:g} in a box of {worst.norm} diameter "
@@ -193,18 +209,12 @@ def _eps_scale(model: str, group: CellGroupSequence) -> Verdict:
     return check.make_verdict(model, verdict, share, evidence)
 
 
-def _box_diameter(view: FinishedCell) -> float:
-    """The largest distance inside the data's box."""
-    (low, high), d = view.bounds, view.dimension
-    return {"linf": 1.0, "l2": sqrt(d), "l1": float(d)}.get(view.norm, 0.0) * (high - low) or d
-
-
-def _escalated(verdict: Verdict, views: Sequence[FinishedCell]) -> Verdict:
+def _escalated(verdict: Verdict, cells: Sequence[FinishedCell]) -> Verdict:
     if (verdict.id, verdict.verdict) != ("C7", "WARN"):
         return verdict
-    gradient = [v for v in views if v.model == verdict.subject and v.uses_gradients]
+    gradient = [v for v in cells if v.model.name == verdict.subject and v.uses_gradients]
     if not gradient or not all(v.uses_cross_entropy_only for v in gradient):
         return verdict
-    names = ", ".join(sorted({v.attack for v in gradient}))
+    names = ", ".join(sorted({v.attack_label for v in gradient}))
     evidence = f"{verdict.evidence} Every gradient attack of the plan uses cross-entropy ({names})."
     return replace(verdict, verdict="FAIL", evidence=evidence)

@@ -100,7 +100,7 @@ def _check_squashed(model: str, scores: Tensor, labels: Tensor) -> Verdict:
 
 def _unusable(values: Tensor, images: Tensor) -> Tensor:
     """Return (n,): does the loss (n,) of a sample give it no gradient to follow?"""
-    size = flatten(per_sample_gradient(values, images, again=True)).abs().amax(1)
+    size = flatten(per_sample_gradient(values, images, retain_graph=True)).abs().amax(1)
     return ~(size.isfinite() & (size > 0))
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from math import inf
 
-from robustbench_inv.checks.verdict import CHECKS, Grade, Verdict, grade
-from robustbench_inv.results.cell import FinishedCell, format_ids, sample_values
+from robustbench_inv.checks.verdict import CHECKS, Grade, Verdict, format_ids, grade
+from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import invariance_rates
 from robustbench_inv.results.record import Record
 
@@ -26,62 +26,62 @@ ORACLE_ERROR_LIMIT = 0.1
 """C34: share of clean inputs or catch trials above which an oracle's own error is a warning."""
 
 
-def check_oracle(view: FinishedCell) -> Verdict:
+def check_oracle(cell: FinishedCell) -> Verdict:
     """C34: does every invariance success name an oracle, which is not the model itself and whose error is known?
 
     A class that the data set itself gives, by computation or from people, needs no error rate.
     """
-    nameless = [r.sample for r in view.records if _success_without_oracle(r)]
-    itself, (error, doubtful) = _attacked_model_in_oracle(view), _oracle_error_text(view)
-    sources = sorted({r.oracle_source for r in view.records if r.oracle_source}) or ["nobody"]
+    nameless = [r.sample for r in cell.records if _success_without_oracle(r)]
+    itself, (error, doubtful) = _attacked_model_in_oracle(cell), _oracle_error_text(cell)
+    sources = sorted({r.oracle_source for r in cell.records if r.oracle_source}) or ["nobody"]
     evidence = (
-        f"Classes of {len(view.records)} inputs as {', '.join(sources)} sees them; {len(nameless)} "
+        f"Classes of {len(cell.records)} inputs as {', '.join(sources)} sees them; {len(nameless)} "
         f"successes without an oracle{': samples ' + format_ids(nameless) if nameless else ''}{itself}; {error}."
     )
     verdict: Grade = "FAIL" if nameless or itself else "WARN" if doubtful else "PASS"
-    return CHECKS["C34"].make_verdict(view.subject, verdict, len(nameless), evidence)
+    return CHECKS["C34"].make_verdict(cell.subject, verdict, len(nameless), evidence)
 
 
-def check_oracle_agreement(view: FinishedCell) -> Verdict:
+def check_oracle_agreement(cell: FinishedCell) -> Verdict:
     """C35: can agreement with the oracle be told beside agreement with the label of the clean input?
 
     A model that follows the old label on all of these inputs is not right: that is the failure.
     """
-    found = invariance_rates(view.records)
-    unknown = found.unknown.value if found.unknown.trials else 0.0
+    found = invariance_rates(cell.records)
+    unknown = found.oracle_undecided.value if found.oracle_undecided.trials else 0.0
     same, old = found.agrees_with_oracle, found.agrees_with_label
     evidence = (
         f"Of {same.trials} changed inputs with a class by the oracle, {same.successes} are decided as the oracle "
-        f"says and {old.successes} as the label of the clean input says; of {found.unknown.successes} of "
-        f"{found.unknown.trials} attacked samples the oracle does not know."
+        f"says and {old.successes} as the label of the clean input says; of {found.oracle_undecided.successes} of "
+        f"{found.oracle_undecided.trials} attacked samples the oracle does not know."
     )
     verdict = grade(unknown, warn=0.5, fail=1 - 1e-9)
-    return CHECKS["C35"].make_verdict(view.subject, verdict, unknown, evidence)
+    return CHECKS["C35"].make_verdict(cell.subject, verdict, unknown, evidence)
 
 
 def _success_without_oracle(record: Record) -> bool:
-    won = record.goal_reached and record.status != "already_wrong"
-    return won and (record.oracle is None or record.oracle_source is None)
+    return record.is_broken and None in (record.oracle_label, record.oracle_source)
 
 
-def _attacked_model_in_oracle(view: FinishedCell) -> str:
+def _attacked_model_in_oracle(cell: FinishedCell) -> str:
     """Say if the attacked model is among those that judge; empty if not."""
-    oracle, model = view.source.cell["threat"].get("oracle") or {}, view.source.cell["model"]
-    members = [*oracle.get("members", ()), oracle]
-    own = any(each.get("digest") == model.get("digest", "") for each in members)
-    return f"; {view.model} judges itself" if own and model.get("digest") else ""
+    oracle, model = cell.threat.oracle, cell.model
+    if oracle is None or not model.digest:
+        return ""
+    digests = {oracle.digest, *(member.digest for member in oracle.members)}
+    return f"; {model.name} judges itself" if model.digest in digests else ""
 
 
-def _oracle_error_text(view: FinishedCell) -> tuple[str, bool]:
+def _oracle_error_text(cell: FinishedCell) -> tuple[str, bool]:
     """Return what is known of the oracle's own error, and whether that is a reason for doubt."""
-    error = view.source.oracle_error()
+    error = cell.oracle_error
     if error is None:
-        named = bool(view.source.cell["threat"].get("oracle"))
+        named = cell.threat.oracle is not None
         return "its own error was not measured" if named else "it comes with the data set", named
     share = error.error_rate
     told = (
-        f"it is wrong itself on {error.wrong} of {error.trials} {error.measured_on} "
-        f"[{100 * share.low:.1f}, {100 * share.high:.1f}] %, and does not know {error.unknown}"
+        f"it is wrong itself on {error.errors} of {error.trials} {error.measured_on} "
+        f"[{100 * share.low:.1f}, {100 * share.high:.1f}] %, and does not know {error.undecided}"
     )
     return told, not share.trials or share.value > ORACLE_ERROR_LIMIT
 
@@ -93,22 +93,25 @@ FAILURE_SHARE = 0.001
 """Share of samples above which a cell fails."""
 
 INVERSE_ERRORS = {
-    "reconstruction": "inputs decoded from their own code",
-    "reencoding": "logits of re-encoded metamers",
+    "reconstruction_error": "inputs decoded from their own code",
+    "reencoding_error": "logits of re-encoded metamers",
 }
 
 
-def uses_inverse(view: FinishedCell) -> bool:
+PREIMAGE_VALUES = ("activation_error", "changed_units", "solver_status")
+
+
+def uses_inverse(cell: FinishedCell) -> bool:
     """Did the attack measure how exact an inverse is?"""
-    return bool(INVERSE_ERRORS.keys() & sample_values(view.events).keys())
+    return bool(INVERSE_ERRORS.keys() & cell.sample_values.keys())
 
 
-def check_inverse(view: FinishedCell) -> Verdict:
+def check_inverse(cell: FinishedCell) -> Verdict:
     """C32: is every input its own code's decoding, and has every decoded metamer the logits that it was given?
 
     Without that a metamer proves nothing: another input, with other logits, was shown.
     """
-    columns = sample_values(view.events)
+    columns = cell.sample_values
     errors = {name: columns[name] for name in INVERSE_ERRORS if name in columns}
     worst = {name: largest_error(column.values()) for name, column in errors.items()}
     off = {
@@ -122,7 +125,7 @@ def check_inverse(view: FinishedCell) -> Verdict:
     more = f": samples {format_ids(off)}; try float64" if off else ""
     evidence = f"{n} samples: {said}; {len(off)} of them by more than {EXACT_TOLERANCE:g}{more}."
     verdict = grade(share, warn=0, fail=FAILURE_SHARE) if errors else "NA"
-    return CHECKS["C32"].make_verdict(view.subject, verdict, share, evidence)
+    return CHECKS["C32"].make_verdict(cell.subject, verdict, share, evidence)
 
 
 def largest_error(errors: Iterable[float | None]) -> float:
@@ -135,19 +138,19 @@ def exceeds_tolerance(error: float | None) -> bool:
     return error is None or error > EXACT_TOLERANCE
 
 
-def uses_preimage_solver(view: FinishedCell) -> bool:
+def uses_preimage_solver(cell: FinishedCell) -> bool:
     """Did the attack measure how far hidden activations are from those that it meant to keep?"""
-    return {"activation", "pattern", "solver"} <= sample_values(view.events).keys()
+    return set(PREIMAGE_VALUES) <= cell.sample_values.keys()
 
 
-def check_preimage(view: FinishedCell) -> Verdict:
+def check_preimage(cell: FinishedCell) -> Verdict:
     """C33: has every shown input the activations of the clean one, with every unit on its side of the ReLU?
 
     Without that it lies in no preimage, and what it shows is no invariance of the layer. A solver that stopped before its
     optimum has shown less than there is: WARN.
     """
-    columns = sample_values(view.events)
-    activation, pattern, solver = (columns[name] for name in ("activation", "pattern", "solver"))
+    columns = cell.sample_values
+    activation, pattern, solver = (columns[name] for name in PREIMAGE_VALUES)
     off = {s for s, moved in activation.items() if exceeds_tolerance(moved)}
     crossed = {s for s, units in pattern.items() if units is None or units > 0}
     stopped = {s for s, status in solver.items() if status != 0}
@@ -161,4 +164,4 @@ def check_preimage(view: FinishedCell) -> Verdict:
     verdict = grade(share, warn=0, fail=FAILURE_SHARE)
     if verdict == "PASS" and stopped:
         verdict = "WARN"
-    return CHECKS["C33"].make_verdict(view.subject, verdict, share, evidence)
+    return CHECKS["C33"].make_verdict(cell.subject, verdict, share, evidence)

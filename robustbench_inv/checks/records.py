@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from robustbench_inv.checks.verdict import CHECKS, Grade, Verdict, grade
-from robustbench_inv.results.cell import FinishedCell, format_ids
+from robustbench_inv.checks.verdict import CHECKS, Grade, Verdict, format_ids, grade
+from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.summary import summarise
 
@@ -33,28 +33,28 @@ BOUNDS_TOLERANCE = 1e-6
 """What rounding the bounds to the model's dtype may add to them."""
 
 
-def check_adversarial_inputs(view: FinishedCell) -> Verdict:
+def check_adversarial_inputs(cell: FinishedCell) -> Verdict:
     """C14: does every shown input replay, and stay inside its budget and the data's box?
 
     Where images were kept, their box and distances are computed anew, in numpy and float64. A minimum-norm
     attack may end beyond the largest eps of a sweep, which is no violation. A stochastic model is judged and
     replayed under the same draws, which the search has not seen.
     """
-    moved = [r.sample for r in view.records if not r.replayed]
-    outside = [r.sample for r in view.records if _outside_budget(r, view)]
-    different = _different_images(view)
-    wrong, n = {*moved, *outside, *different}, max(len(view.records), 1)
-    kept = "no images kept" if view.source.adversarial() is None else "kept images recomputed"
+    moved = [r.sample for r in cell.records if not r.replayed]
+    outside = [r.sample for r in cell.records if _outside_budget(r, cell)]
+    different = _different_images(cell)
+    wrong, n = {*moved, *outside, *different}, max(len(cell.records), 1)
+    kept = "no images kept" if cell.read_images() is None else "kept images recomputed"
     evidence = (
-        f"Of {len(view.records)} samples {len(moved)} did not replay, {len(outside)} left budget or "
+        f"Of {len(cell.records)} samples {len(moved)} did not replay, {len(outside)} left budget or "
         f"bounds, {len(different)} differ from their record ({kept}){_ids_text(wrong)}."
     )
     share = len(wrong) / n
     verdict = grade(share, warn=0, fail=REPLAY_LIMIT)
-    return CHECKS["C14"].make_verdict(view.subject, verdict, share, evidence)
+    return CHECKS["C14"].make_verdict(cell.subject, verdict, share, evidence)
 
 
-def check_lost_successes(view: FinishedCell) -> Verdict:
+def check_lost_successes(cell: FinishedCell) -> Verdict:
     """C15: did the attack return a failure although one of its queries was a success?
 
     The engine keeps that success, so that the number is right; the attack is not. On a substitute there is
@@ -63,68 +63,68 @@ def check_lost_successes(view: FinishedCell) -> Verdict:
     References:
         Pintor et al., Indicators of attack failure, NeurIPS 2022: silent success.
     """
-    if view.access == "transfer":
+    if cell.threat.access == "transfer":
         reason = "The search saw the answers of a substitute, none of which is a success."
-        return CHECKS["C15"].make_verdict(view.subject, "NA", None, reason)
-    notes = [event for event in view.events if event.get("kind") == "silent_success"]
+        return CHECKS["C15"].make_verdict(cell.subject, "NA", None, reason)
+    notes = [event for event in cell.events if event.get("event") == "silent_success"]
     lost = {sample for event in notes for sample in event.get("samples", ())}
-    broken = {r.sample for r in view.records if r.goal_reached and r.status != "already_wrong"}
+    broken = {r.sample for r in cell.records if r.is_broken}
     gone = f"; {len(lost - broken)} others were none when judged again" if lost - broken else ""
     evidence = (
         f"{len(lost & broken)} of {len(broken)} successes were met in the search and not returned"
         f"{gone}{_ids_text(lost)}."
     )
-    return CHECKS["C15"].make_verdict(view.subject, grade(len(lost), warn=0), len(lost), evidence)
+    return CHECKS["C15"].make_verdict(cell.subject, grade(len(lost), warn=0), len(lost), evidence)
 
 
-def check_consistency(view: FinishedCell) -> Verdict:
+def check_consistency(cell: FinishedCell) -> Verdict:
     """C22: do the records contradict themselves, or the rates derived from them?"""
-    problems = [p for r in view.records for p in _contradictions(r, view)] + _rate_problems(view)
-    n, wrong = len(view.records), sum(r.status == "already_wrong" for r in view.records)
-    broken = sum(r.goal_reached and r.status != "already_wrong" for r in view.records)
-    rejected = sum(r.clean.accepted is False for r in view.records)
+    problems = [p for r in cell.records for p in _contradictions(r, cell)] + _rate_problems(cell)
+    n, wrong = len(cell.records), sum(not r.was_attacked for r in cell.records)
+    broken = sum(r.is_broken for r in cell.records)
+    rejected = sum(r.clean.accepted is False for r in cell.records)
     evidence = (
         f"{n} samples, {n - wrong} attacked, {broken} broken, {wrong} wrong to begin with, {rejected} "
         f"rejected to begin with; {len(problems)} contradictions"
     )
     first = f", the first: {problems[0]}." if problems else "."
     verdict: Grade = "FAIL" if problems else "PASS"
-    return CHECKS["C22"].make_verdict(view.subject, verdict, len(problems), evidence + first)
+    return CHECKS["C22"].make_verdict(cell.subject, verdict, len(problems), evidence + first)
 
 
-def check_completeness(view: FinishedCell, requested: Iterable[int]) -> Verdict:
+def check_completeness(cell: FinishedCell, requested: Iterable[int]) -> Verdict:
     """C23: is there one record of each requested sample, and none besides?
 
     Args:
-        view: the cell; it may hold samples of earlier, larger requests.
+        cell: the cell; it may hold samples of earlier, larger requests.
         requested: the samples asked for now.
     """
-    counts = Counter(r.sample for r in view.records)
+    counts = Counter(r.sample for r in cell.records)
     asked = set(requested)
     missing = asked - counts.keys()
     doubled = {sample for sample, count in counts.items() if count > 1}
-    foreign = counts.keys() - asked - set(view.source.samples)
+    foreign = counts.keys() - asked - set(cell.requested)
     bad = len(missing) + len(doubled) + len(foreign)
     evidence = (
         f"{len(asked)} samples requested, {len(counts)} recorded: {len(missing)} missing, "
         f"{len(doubled)} doubled, {len(foreign)} not asked for{_ids_text(missing | doubled | foreign)}."
     )
-    return CHECKS["C23"].make_verdict(view.subject, "FAIL" if bad else "PASS", bad, evidence)
+    return CHECKS["C23"].make_verdict(cell.subject, "FAIL" if bad else "PASS", bad, evidence)
 
 
-def check_crashes(view: FinishedCell) -> Verdict:
+def check_crashes(cell: FinishedCell) -> Verdict:
     """C30: on how many samples did the attack raise, and what?
 
     One that fell at a larger eps of the sweep than that at which the attack raised counts as well: below, it was not
     searched for. Samples without a start, with a value that is not finite or with a proposal outside the budget
     are counted in the evidence; like crashes they count as robust.
     """
-    n = max(len(view.records), 1)
-    counts = Counter(r.status for r in view.records)
+    n = max(len(cell.records), 1)
+    counts = Counter(r.status for r in cell.records)
     others = ", ".join(f"{counts[s]} {s}" for s in ("no_start", "numerics", "budget"))
-    events = [event for event in view.events if event.get("kind") == "crash"]
-    crashed = {r.sample for r in view.records if r.status == "crash"}
-    fell = {r.sample: r.broken_at for r in view.records if r.broken_at is not None}
+    events = [event for event in cell.events if event.get("event") == "crash"]
+    crashed = {r.sample for r in cell.records if r.status == "crash"}
+    fell = {r.sample: r.broken_at for r in cell.records if r.broken_at is not None}
     crashed.update(
         sample
         for event in events
@@ -135,39 +135,39 @@ def check_crashes(view: FinishedCell) -> Verdict:
     reasons = Counter(map(_reason, events))
     why = "".join(f"; {reason}" for reason, _ in reasons.most_common(3))
     evidence = (
-        f"{len(crashed)} of {len(view.records)} samples crashed ({share:.1%}){why}; {others}."
+        f"{len(crashed)} of {len(cell.records)} samples crashed ({share:.1%}){why}; {others}."
     )
     return CHECKS["C30"].make_verdict(
-        view.subject, grade(share, warn=0, fail=0.01), share, evidence
+        cell.subject, grade(share, warn=0, fail=0.01), share, evidence
     )
 
 
-def _outside_budget(record: Record, view: FinishedCell) -> bool:
+def _outside_budget(record: Record, cell: FinishedCell) -> bool:
     """Is what is shown not allowed, or said to have fallen at an eps that does not hold it?"""
-    if record.status == "already_wrong":
+    if not record.was_attacked:
         return False
-    left = view.kind == "fixed-budget" and not record.within_budget
-    return left or record.status == "budget" or _outside_broken_eps(record, view)
+    left = cell.kind == "fixed-budget" and not record.within_budget
+    return left or record.status == "budget" or _outside_broken_eps(record, cell)
 
 
-def _outside_broken_eps(record: Record, view: FinishedCell) -> bool:
+def _outside_broken_eps(record: Record, cell: FinishedCell) -> bool:
     """Is the shown success farther away than the eps at which it is said to have fallen?"""
     if record.broken_at is None:
         return False
-    distance: float = getattr(record.distance, view.norm)
+    distance: float = getattr(record.distance, cell.norm)
     return distance > record.broken_at + DISTANCE_TOLERANCE * max(1.0, record.broken_at)
 
 
-def _different_images(view: FinishedCell) -> set[int]:
-    kept = view.source.adversarial()
+def _different_images(cell: FinishedCell) -> set[int]:
+    kept = cell.read_images()
     if kept is None:
         return set()
-    records = {r.sample: r for r in view.records}
+    records = {r.sample: r for r in cell.records}
     rows = zip(kept["samples"].tolist(), kept["clean"], kept["adversarial"], strict=True)
     return {
         s
         for s, x, y in rows
-        if s not in records or _differs_from_record(records[s], x, y, view.bounds)
+        if s not in records or _differs_from_record(records[s], x, y, cell.dataset.bounds)
     }
 
 
@@ -187,21 +187,21 @@ def _differs_from_record(
     return bool(l0 != said.l0 or far)
 
 
-def _contradictions(record: Record, view: FinishedCell) -> list[str]:
-    broken, wrong = record.broken_at is not None, record.status == "already_wrong"
+def _contradictions(record: Record, cell: FinishedCell) -> list[str]:
+    broken, wrong = record.broken_at is not None, not record.was_attacked
     unchanged = record.distance.l0 == 0
     findings = {
         "goal_reached and broken_at disagree": record.goal_reached != broken,
         "already_wrong, yet not broken at eps 0": wrong and record.broken_at != 0,
         "changed and broken at eps 0": record.broken_at == 0 and not wrong and not unchanged,
-        "status and the clean decision disagree": _misclassified_clean(record, view)
+        "status and the clean decision disagree": _misclassified_clean(record, cell)
         not in (None, wrong),
         "a success with another status than ok": broken
         and record.status not in ("ok", "already_wrong"),
         "a success that is not allowed": broken and not wrong and not record.within_budget,
         "broken at an eps that is not in the sweep": broken
         and not wrong
-        and not _in_sweep(record, view),
+        and not _in_sweep(record, cell),
         "a distance that is not finite": not np.isfinite(
             list(vars(record.distance).values())
         ).all(),
@@ -209,34 +209,31 @@ def _contradictions(record: Record, view: FinishedCell) -> list[str]:
     return [f"sample {record.sample}: {what}" for what, found in findings.items() if found]
 
 
-def _misclassified_clean(record: Record, view: FinishedCell) -> bool | None:
+def _misclassified_clean(record: Record, cell: FinishedCell) -> bool | None:
     """Did the model fail on the clean input? A rejected error is none where the goal asks for acceptance.
 
     None where records do not tell: by how much a class led that is aimed at with confidence.
     """
-    if view.goal == "accept":
+    if cell.threat.no_class:
         return False
-    accepted = record.clean.accepted is not False or not view.goal.endswith("-accepted")
-    if not view.goal.startswith("target"):
+    accepted = record.clean.accepted is not False or not cell.goal.endswith("-accepted")
+    if not cell.threat.is_targeted:
         return record.clean.prediction != record.label and accepted
-    there = record.label != view.target_class(record) == record.clean.prediction
-    return None if there and view.goal_parameters.get("confidence") else there and accepted
+    there = record.label != cell.info.target_class(record) == record.clean.prediction
+    return None if there and cell.threat.goal_parameters.get("confidence") else there and accepted
 
 
-def _in_sweep(record: Record, view: FinishedCell) -> bool:
-    broken_at = record.broken_at or 0.0
-    if not view.epsilons or broken_at == 0:
-        return True
-    return any(abs(broken_at - eps) <= 1e-9 * max(1.0, eps) for eps in view.epsilons)
+def _in_sweep(record: Record, cell: FinishedCell) -> bool:
+    return not record.broken_at or cell.covers(record.broken_at)
 
 
-def _rate_problems(view: FinishedCell) -> list[str]:
+def _rate_problems(cell: FinishedCell) -> list[str]:
     """Recompute the accuracies from sets of samples and compare with the summary's."""
-    samples = {r.sample: r for r in view.records}
+    samples = {r.sample: r for r in cell.records}
     n, correct = len(samples), sum(r.clean.prediction == r.label for r in samples.values())
-    summary = summarise(view.records, view.epsilons, view.norm)
+    summary = summarise(cell.records, cell.epsilons, cell.norm)
     clean = (summary.clean_accuracy.successes, summary.clean_accuracy.trials)
-    held = [len(view.held(eps)) for eps in view.epsilons or (float("inf"),)]
+    held = [len(cell.robust_samples(eps)) for eps in cell.epsilons or (float("inf"),)]
     robust = [rate.successes for rate in summary.robust_accuracy]
     trials = {rate.trials for rate in summary.robust_accuracy}
     problems = []
@@ -267,19 +264,19 @@ DEFAULT_STEP_BUDGET = 2.5
 """Length of all steps of ``pgd`` together, in eps, if its ``rel_step`` is left at its default, 2.5/steps."""
 
 
-def check_inputs_changed(view: FinishedCell) -> Verdict:
+def check_inputs_changed(cell: FinishedCell) -> Verdict:
     """C16: does the attack show other inputs than the clean ones?
 
     A success on an unchanged input is none. An attack inside a budget that leaves most of what it does not break
     as it was may not have run: a loss that is constant, a step of length 0, a mask that is wrong. An attack that
     seeks the nearest success has nothing to show where it finds none.
     """
-    attacked = [r for r in view.records if r.status == "ok"]
-    held = [r for r in attacked if not r.goal_reached and view.kind == "fixed-budget"]
+    attacked = [r for r in cell.records if r.status == "ok"]
+    held = [r for r in attacked if not r.goal_reached and cell.kind == "fixed-budget"]
     idle = [r.sample for r in held if r.distance.l0 == 0]
     false = [r.sample for r in attacked if r.goal_reached and r.distance.l0 == 0]
     if not attacked:
-        return CHECKS["C16"].make_verdict(view.subject, "NA", None, "No sample was attacked.")
+        return CHECKS["C16"].make_verdict(cell.subject, "NA", None, "No sample was attacked.")
     share = len(idle) / max(len(held), 1)
     verdict = "FAIL" if false else grade(share, warn=0.1, fail=0.5)
     evidence = (
@@ -287,31 +284,31 @@ def check_inputs_changed(view: FinishedCell) -> Verdict:
         f"{len(held)} that hold {len(idle)} are shown as they were"
         f"{': samples ' + format_ids([*false, *idle]) if false or idle else ''}."
     )
-    return CHECKS["C16"].make_verdict(view.subject, verdict, share, evidence)
+    return CHECKS["C16"].make_verdict(cell.subject, verdict, share, evidence)
 
 
-def check_step_budget(view: FinishedCell) -> Verdict:
+def check_step_budget(cell: FinishedCell) -> Verdict:
     """C19: could all steps together cross the ball, from a start anywhere in it?"""
-    reach = _step_budget(view)
+    reach = _step_budget(cell)
     if reach is None:
         reason = "Not an attack of several steps of a stated length."
-        return CHECKS["C19"].make_verdict(view.subject, "NA", None, reason)
-    evidence = f"{view.parameters['steps']} steps can go {reach:.3g} eps; the ball is 2 eps wide."
+        return CHECKS["C19"].make_verdict(cell.subject, "NA", None, reason)
+    evidence = f"{cell.attack.own_parameters['steps']} steps can go {reach:.3g} eps; the ball is 2 eps wide."
     return CHECKS["C19"].make_verdict(
-        view.subject, "PASS" if reach >= MIN_STEP_BUDGET - 1e-9 else "WARN", reach, evidence
+        cell.subject, "PASS" if reach >= MIN_STEP_BUDGET - 1e-9 else "WARN", reach, evidence
     )
 
 
-def _step_budget(view: FinishedCell) -> float | None:
+def _step_budget(cell: FinishedCell) -> float | None:
     """Return how far all steps together can go, in the largest eps; None where steps have no fixed length."""
-    given: Mapping[str, Any] = view.parameters
+    given: Mapping[str, Any] = cell.attack.own_parameters
     steps = given.get("steps")
-    if view.single_step or not isinstance(steps, int) or not view.epsilons:
+    if cell.single_step or not isinstance(steps, int) or not cell.epsilons:
         return None
     length = given.get("rel_step", given.get("rel_stepsize"))
     absolute = given.get("abs_stepsize", given.get("alpha"))
     if length is None and absolute is not None:
-        length = absolute / view.epsilons[-1]
+        length = absolute / cell.epsilons[-1]
     if length is None and "rel_step" in given:
         return DEFAULT_STEP_BUDGET
     if length is None:

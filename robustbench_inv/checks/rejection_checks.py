@@ -1,17 +1,11 @@
 """Checks of models with a reject option: C24 to C29."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-from robustbench_inv.checks.verdict import CHECKS, Grade, Verdict, grade
-from robustbench_inv.results.cell import FinishedCell, common_samples, format_ids
-from robustbench_inv.results.rates import (
-    can_reject,
-    is_undetected_error,
-    rejection_rates,
-    score_above_threshold,
-    thresholds_in_card,
-)
+from robustbench_inv.checks.comparisons import common_samples
+from robustbench_inv.checks.verdict import CHECKS, Grade, Verdict, format_ids, grade
+from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.rates import rejection_rates
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.summary import Rate
 
@@ -22,7 +16,6 @@ __all__ = [
     "check_ood_rejection",
     "check_small_perturbations",
     "check_thresholds_frozen",
-    "has_reject_option",
 ]
 
 
@@ -36,39 +29,34 @@ FALSE_REJECTION_LEVELS = (0.01, 0.02, 0.05)
 """Shares of clean inputs whose rejection is borne."""
 
 
-def has_reject_option(view: FinishedCell) -> bool:
-    """Is the model of a cell one that rejects?"""
-    return can_reject(view.records)
-
-
-def check_thresholds_frozen(views: Sequence[FinishedCell]) -> list[Verdict]:
+def check_thresholds_frozen(cells: Sequence[FinishedCell]) -> list[Verdict]:
     """C24: were the thresholds the same for all attacks, and fitted on other inputs than those attacked?"""
-    return [_thresholds_verdict(model, group) for model, group in _by_model(views).items()]
+    return [_thresholds_verdict(model, group) for model, group in _by_model(cells).items()]
 
 
-def check_false_rejection(views: Sequence[FinishedCell]) -> list[Verdict]:
+def check_false_rejection(cells: Sequence[FinishedCell]) -> list[Verdict]:
     """C25: how many clean inputs are rejected, and what is right and answered when 1, 2 or 5 % of them are?"""
-    return [_false_rejection(model, group) for model, group in _by_model(views).items()]
+    return [_false_rejection(model, group) for model, group in _by_model(cells).items()]
 
 
-def check_detector_aware(views: Sequence[FinishedCell]) -> list[Verdict]:
+def check_detector_aware(cells: Sequence[FinishedCell]) -> list[Verdict]:
     """C26: is an attack that knows of the rejection detected more often than the same that does not?
 
     Then it is too weak: it could have done what the other did. Detected is what is not both wrong and accepted,
     on the samples that both saw.
     """
-    return [_detector_aware_verdict(model, group) for model, group in _by_model(views).items()]
+    return [_detector_aware_verdict(model, group) for model, group in _by_model(cells).items()]
 
 
-def check_ood_rejection(views: Sequence[FinishedCell]) -> list[Verdict]:
+def check_ood_rejection(cells: Sequence[FinishedCell]) -> list[Verdict]:
     """C29: how much of what is of none of its classes does a model accept: noise, distal inputs, other data?"""
-    groups = _by_model(v for v in views if v.algorithm in OOD_ATTACKS)
+    groups = _by_model(v for v in cells if v.attack.algorithm in OOD_ATTACKS)
     return [_ood_verdict(model, group) for model, group in groups.items()]
 
 
-def check_detection_rates(view: FinishedCell) -> Verdict:
+def check_detection_rates(cell: FinishedCell) -> Verdict:
     """C27: detection of all inputs and of those that are wrong; the second says nothing of a weak attack."""
-    rates = rejection_rates(view.records)
+    rates = rejection_rates(cell.records)
     wrong, n = rates.rejected_errors.trials, rates.rejected_adversarial.trials
     share = wrong / n if n else 0.0
     verdict: Grade = "WARN" if n and share < 0.1 else "PASS"
@@ -77,40 +65,40 @@ def check_detection_rates(view: FinishedCell) -> Verdict:
         f"{_rate_text(rates.rejected_adversarial)} of the attacked."
     )
     return CHECKS["C27"].make_verdict(
-        view.subject, verdict if n else "NA", rates.undetected_errors.value, evidence
+        cell.subject, verdict if n else "NA", rates.undetected_errors.value, evidence
     )
 
 
-def check_small_perturbations(view: FinishedCell) -> Verdict:
+def check_small_perturbations(cell: FinishedCell) -> Verdict:
     """C28: how many inputs that were right and accepted are rejected within half of the largest eps?
 
     References:
         Tramèr, Detecting adversarial examples is (nearly) as hard as classifying them, ICML 2022.
     """
-    check, eps = CHECKS["C28"], max(view.epsilons, default=0.0)
-    fine = [r for r in view.records if r.clean.accepted and r.clean.prediction == r.label]
-    near = [r for r in fine if 0 < getattr(r.distance, view.norm) <= eps / 2]
+    check, eps = CHECKS["C28"], max(cell.epsilons, default=0.0)
+    fine = [r for r in cell.records if r.clean.accepted and r.clean.prediction == r.label]
+    near = [r for r in fine if 0 < getattr(r.distance, cell.norm) <= eps / 2]
     if not near:
         reason = "Nothing is shown within half of an eps."
-        return check.make_verdict(view.subject, "NA", None, reason)
+        return check.make_verdict(cell.subject, "NA", None, reason)
     rate = Rate(sum(r.adversarial.accepted is False for r in near), len(near))
-    evidence = f"{_rate_text(rate)} of the inputs shown within {view.norm} {eps / 2:g} are rejected, which were right before."
-    return check.make_verdict(view.subject, "PASS", rate.value, evidence)
+    evidence = f"{_rate_text(rate)} of the inputs shown within {cell.norm} {eps / 2:g} are rejected, which were right before."
+    return check.make_verdict(cell.subject, "PASS", rate.value, evidence)
 
 
-def _by_model(views: Iterable[FinishedCell]) -> dict[str, list[FinishedCell]]:
+def _by_model(cells: Iterable[FinishedCell]) -> dict[str, list[FinishedCell]]:
     groups: dict[str, list[FinishedCell]] = {}
-    for view in views:
-        if has_reject_option(view):
-            groups.setdefault(view.model, []).append(view)
+    for cell in cells:
+        if cell.can_reject:
+            groups.setdefault(cell.model.name, []).append(cell)
     return groups
 
 
 def _thresholds_verdict(model: str, group: Sequence[FinishedCell]) -> Verdict:
-    digests = {_thresholds_digest(view) for view in group}
-    used = sorted({sample for view in group for sample in _fitted_samples(view)})
-    about = thresholds_in_card(next(iter(group)).source.cell["model"])
-    where = (about.get("fitted") or {}).get("dataset", "what the model does not say")
+    digests = {cell.model.thresholds_digest for cell in group}
+    used = sorted({sample for cell in group for sample in _fitted_samples(cell)})
+    rejection = group[0].model.rejection
+    where = (rejection.fitted if rejection else {}).get("dataset", "unknown data")
     evidence = (
         f"{len(group)} cells, {len(digests)} sets of thresholds ({', '.join(d[:12] for d in sorted(digests))}); "
         f"fitted on {where}, {len(used)} of the attacked samples among them"
@@ -120,30 +108,22 @@ def _thresholds_verdict(model: str, group: Sequence[FinishedCell]) -> Verdict:
     return CHECKS["C24"].make_verdict(model, verdict, len(digests), evidence)
 
 
-def _thresholds_digest(view: FinishedCell) -> str:
-    """Return what identifies the thresholds: their digest, or that of the model that they are part of."""
-    about: Mapping[str, Any] = view.source.cell["model"]
-    return str(thresholds_in_card(about).get("digest") or about.get("digest", "unknown"))
-
-
-def _fitted_samples(view: FinishedCell) -> set[int]:
+def _fitted_samples(cell: FinishedCell) -> set[int]:
     """Return the samples of a cell that the thresholds were fitted on."""
-    cell = view.source.cell
-    fitted = thresholds_in_card(cell["model"]).get("fitted") or {}
-    if not fitted or fitted.get("dataset_digest") != cell["dataset"].get("digest"):
+    rejection, digest = cell.model.rejection, cell.dataset.digest
+    if rejection is None:
         return set()
-    first, last = int(fitted["first"]), int(fitted["last"])
-    return {r.sample for r in view.records if first <= r.sample < last}
+    return {r.sample for r in cell.records if rejection.was_fitted_on(digest, r.sample)}
 
 
 def _false_rejection(model: str, group: Sequence[FinishedCell]) -> Verdict:
-    widest = max(group, key=lambda view: len(view.records))
+    widest = max(group, key=lambda cell: len(cell.records))
     rate = rejection_rates(widest.records).false_rejection
-    scores = [_scores_above(view, clean=True) for view in group]
+    scores = [_scores_above(cell, clean=True) for cell in group]
     if any(None in each for each in scores):
         evidence = f"{_rate_text(rate)} of clean inputs are rejected; without scores no other threshold can be tried."
         return CHECKS["C25"].make_verdict(model, "FAIL", rate.value, evidence)
-    attacks = [view for view in group if view.goal in ("misclassify", "misclassify-accepted")]
+    attacks = [cell for cell in group if cell.goal in ("misclassify", "misclassify-accepted")]
     left = (
         "; ".join(_accuracy_text_at(level, attacks) for level in FALSE_REJECTION_LEVELS if attacks)
         or "none was run"
@@ -155,22 +135,21 @@ def _false_rejection(model: str, group: Sequence[FinishedCell]) -> Verdict:
 
 def _accuracy_text_at(level: float, group: Sequence[FinishedCell]) -> str:
     """Say what is right and answered under the worst attack when a share of clean inputs is rejected."""
-    worst = min(_accuracy_at(level, view) for view in group)
+    worst = min(_accuracy_at(level, cell) for cell in group)
     return f"{worst:.1%} at {level:.0%}"
 
 
-def _accuracy_at(level: float, view: FinishedCell) -> float:
-    clean = sorted(s for s in _scores_above(view, clean=True) if s is not None)
+def _accuracy_at(level: float, cell: FinishedCell) -> float:
+    clean = sorted(s for s in _scores_above(cell, clean=True) if s is not None)
     limit = clean[int(level * len(clean))]
-    shown = zip(view.records, _scores_above(view, clean=False), strict=True)
+    shown = zip(cell.records, _scores_above(cell, clean=False), strict=True)
     held = [s is not None and s >= limit and r.adversarial.prediction == r.label for r, s in shown]
     return sum(held) / len(held)
 
 
-def _scores_above(view: FinishedCell, *, clean: bool) -> list[float | None]:
-    model = view.source.cell["model"]
-    answers = [r.clean if clean else r.adversarial for r in view.records]
-    return [score_above_threshold(answer, model) for answer in answers]
+def _scores_above(cell: FinishedCell, *, clean: bool) -> list[float | None]:
+    outputs = (r.clean if clean else r.adversarial for r in cell.records)
+    return [cell.model.score_above_threshold(output) for output in outputs]
 
 
 def _detector_aware_verdict(model: str, group: Sequence[FinishedCell]) -> Verdict:
@@ -189,11 +168,11 @@ def _detector_aware_verdict(model: str, group: Sequence[FinishedCell]) -> Verdic
 
 
 def _same_search(one: FinishedCell, other: FinishedCell) -> bool:
-    def about(view: FinishedCell) -> tuple[object, ...]:
-        dataset, aim = view.source.cell["dataset"]["name"], dict(view.goal_parameters)
-        wanted = OBLIVIOUS_GOAL.get(view.goal, view.goal)
-        search = (view.attack, view.parameters, view.norm, view.epsilons, view.access)
-        return (*search, dataset, wanted, aim)
+    def about(cell: FinishedCell) -> tuple[object, ...]:
+        threat = cell.threat
+        goal = OBLIVIOUS_GOAL.get(cell.goal, cell.goal), dict(threat.goal_parameters)
+        search = cell.attack_label, cell.attack.own_parameters
+        return (*search, cell.norm, cell.epsilons, threat.access, cell.dataset.name, *goal)
 
     return about(one) == about(other)
 
@@ -202,28 +181,28 @@ def _detection_difference(adaptive: FinishedCell, oblivious: FinishedCell) -> tu
     """Return by how much more the adaptive attack is detected, and the figures."""
     samples = common_samples([adaptive, oblivious])
     rates = []
-    for view in (adaptive, oblivious):
-        mine = [r for r in view.records if r.sample in samples]
-        rates.append(Rate(sum(not _is_undetected(r, view) for r in mine), len(mine)))
+    for cell in (adaptive, oblivious):
+        mine = [r for r in cell.records if r.sample in samples]
+        rates.append(Rate(sum(not _is_undetected(r, cell) for r in mine), len(mine)))
     evidence = (
-        f"{adaptive.attack}, {adaptive.norm}: {_rate_text(rates[0])} not fooled by the attack that knows of the rejection, "
+        f"{adaptive.attack_label}, {adaptive.norm}: {_rate_text(rates[0])} not fooled by the attack that knows of the rejection, "
         f"{_rate_text(rates[1])} by the one that does not."
     )
     return rates[0].value - rates[1].value if samples else 0.0, evidence
 
 
-def _is_undetected(record: Record, view: FinishedCell) -> bool:
+def _is_undetected(record: Record, cell: FinishedCell) -> bool:
     """Is what is shown answered as the attacker wants, and accepted?"""
-    if not view.goal.startswith("target"):
-        return is_undetected_error(record)
+    if not cell.threat.is_targeted:
+        return record.is_undetected_error
     return (
         record.adversarial.accepted is not False
-        and record.adversarial.prediction == view.target_class(record)
+        and record.adversarial.prediction == cell.info.target_class(record)
     )
 
 
 def _ood_verdict(model: str, group: Sequence[FinishedCell]) -> Verdict:
-    accepted = {view.attack: _accepted_rate(view) for view in group}
+    accepted = {cell.attack_label: _accepted_rate(cell) for cell in group}
     worst = max(accepted.values(), key=lambda rate: rate.value)
     told = ", ".join(f"{_rate_text(rate)} of {name}" for name, rate in accepted.items())
     return CHECKS["C29"].make_verdict(
@@ -231,8 +210,8 @@ def _ood_verdict(model: str, group: Sequence[FinishedCell]) -> Verdict:
     )
 
 
-def _accepted_rate(view: FinishedCell) -> Rate:
-    return Rate(sum(r.adversarial.accepted is not False for r in view.records), len(view.records))
+def _accepted_rate(cell: FinishedCell) -> Rate:
+    return Rate(sum(r.adversarial.accepted is not False for r in cell.records), len(cell.records))
 
 
 def _rate_text(rate: Rate) -> str:

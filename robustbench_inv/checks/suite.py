@@ -35,10 +35,9 @@ from robustbench_inv.checks.rejection_checks import (
     check_ood_rejection,
     check_small_perturbations,
     check_thresholds_frozen,
-    has_reject_option,
 )
 from robustbench_inv.checks.verdict import CHECKS, Verdict
-from robustbench_inv.results.cell import CellSource, FinishedCell
+from robustbench_inv.results.cell import FinishedCell
 
 if TYPE_CHECKING:
     from robustbench_inv.checks.probe import Probe, ProbedModel
@@ -120,7 +119,7 @@ def list_probes(*, deep: bool = False) -> list[tuple[str, int, "Callable[[Probe]
 
 
 def check_records(
-    cells: Sequence[CellSource],
+    cells: Sequence[FinishedCell],
     samples: RequestedSamples = None,
     probes: Sequence[Verdict] = (),
 ) -> list[Verdict]:
@@ -138,9 +137,8 @@ def check_records(
         kept), and those that compare cells (C1,
         C3, C5, C17, and C24, C25, C26 and C29 of models that reject), which have the models as subjects.
     """
-    views = [FinishedCell.read(cell) for cell in cells]
-    decided = escalate_saturation(probes, views)
-    alone = [v for view in views for v in _check_cell(view, _requested(view, samples))]
+    decided = escalate_saturation(probes, cells)
+    alone = [v for cell in cells for v in _check_cell(cell, _requested(cell, samples))]
     comparisons = (
         ("C1", check_monotone),
         ("C3", check_single_step),
@@ -151,57 +149,56 @@ def check_records(
         ("C26", check_detector_aware),
         ("C29", check_ood_rejection),
     )
-    models = ", ".join(sorted({view.model for view in views}))
-    compared = [v for id_, f in comparisons for v in _run_check(id_, models, partial(f, views))]
+    models = ", ".join(sorted({cell.model.name for cell in cells}))
+    compared = [v for id_, f in comparisons for v in _run_check(id_, models, partial(f, cells))]
     return [*decided, *alone, *compared]
 
 
-def verdicts_about(verdicts: Iterable[Verdict], cell: CellSource) -> list[Verdict]:
+def verdicts_about(verdicts: Iterable[Verdict], cell: FinishedCell) -> list[Verdict]:
     """Return the verdicts that concern a cell: its own, its model's, and the run's."""
-    view = FinishedCell(cell, (), ())
-    subjects = {"cell": view.subject, "model": view.model}
+    subjects = {"cell": cell.subject, "model": cell.model.name}
     return [v for v in verdicts if subjects.get(v.scope, v.subject) == v.subject]
 
 
-def _check_cell(view: FinishedCell, requested: Sequence[int]) -> list[Verdict]:
+def _check_cell(cell: FinishedCell, requested: Sequence[int]) -> list[Verdict]:
     checks: tuple[tuple[str, Callable[[FinishedCell], Verdict]], ...] = (
         ("C14", check_adversarial_inputs),
         ("C15", check_lost_successes),
-        *((("C16", check_inputs_changed),) if view.seeks_errors else ()),
-        *((("C19", check_step_budget),) if view.iterative else ()),
+        *((("C16", check_inputs_changed),) if not cell.threat.wants_same_prediction else ()),
+        *((("C19", check_step_budget),) if cell.iterative else ()),
         ("C22", check_consistency),
         ("C23", partial(check_completeness, requested=requested)),
         ("C30", check_crashes),
-        *((("C32", check_inverse),) if uses_inverse(view) else ()),
-        *((("C33", check_preimage),) if uses_preimage_solver(view) else ()),
+        *((("C32", check_inverse),) if uses_inverse(cell) else ()),
+        *((("C33", check_preimage),) if uses_preimage_solver(cell) else ()),
         *(
             (("C27", check_detection_rates), ("C28", check_small_perturbations))
-            if _rejection_applies(view)
+            if _rejection_applies(cell)
             else ()
         ),
         *(
             (("C34", check_oracle), ("C35", check_oracle_agreement))
-            if not view.seeks_errors
+            if cell.threat.wants_same_prediction
             else ()
         ),
     )
 
     def run(check: Callable[[FinishedCell], Verdict]) -> list[Verdict]:
-        return [check(view)]
+        return [check(cell)]
 
-    return [v for id_, c in checks for v in _run_check(id_, view.subject, partial(run, c))]
+    return [v for id_, c in checks for v in _run_check(id_, cell.subject, partial(run, c))]
 
 
-def _rejection_applies(view: FinishedCell) -> bool:
+def _rejection_applies(cell: FinishedCell) -> bool:
     """Does the model reject, and is what is shown to it of a class? Noise is of none."""
-    return has_reject_option(view) and view.goal != "accept"
+    return cell.can_reject and not cell.threat.no_class
 
 
-def _requested(view: FinishedCell, samples: RequestedSamples) -> Sequence[int]:
+def _requested(cell: FinishedCell, samples: RequestedSamples) -> Sequence[int]:
     if samples is None:
-        return view.source.samples
+        return cell.requested
     if isinstance(samples, Mapping):
-        return samples.get(view.source.digest, view.source.samples)
+        return samples.get(cell.digest, cell.requested)
     return samples
 
 

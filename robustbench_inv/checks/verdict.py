@@ -1,11 +1,11 @@
 """Verdicts: what a validity check found, with its figures, and the list of checks there are."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Literal
 
-__all__ = ["CHECKS", "Check", "Grade", "Scope", "Verdict", "grade"]
+__all__ = ["CHECKS", "Check", "Grade", "Scope", "Verdict", "format_ids", "grade"]
 
 Grade = Literal["PASS", "WARN", "FAIL", "NA"]
 """``NA``: the check had nothing to look at, and its evidence says why."""
@@ -25,7 +25,7 @@ class Verdict:
         subject: the model's name, or a cell's subject (``CellView.subject``).
         verdict: PASS, WARN, FAIL or NA.
         value: the number that was judged; None where there is none.
-        limit: the rule, in words.
+        rule: the limits, in words.
         evidence: one sentence with the figures.
     """
 
@@ -35,7 +35,7 @@ class Verdict:
     subject: str
     verdict: Grade
     value: float | None
-    limit: str
+    rule: str
     evidence: str
 
     def to_json(self) -> dict[str, object]:
@@ -56,14 +56,14 @@ class Check:
     id: str
     title: str
     scope: Scope
-    limit: str
+    rule: str
 
     def make_verdict(
         self, subject: str, verdict: Grade, value: float | None, evidence: str
     ) -> Verdict:
         """Return this check's verdict on a subject."""
         return Verdict(
-            self.id, self.title, self.scope, subject, verdict, value, self.limit, evidence
+            self.id, self.title, self.scope, subject, verdict, value, self.rule, evidence
         )
 
 
@@ -72,6 +72,18 @@ def grade(value: float, *, warn: float, fail: float = float("inf")) -> Grade:
     if value != value or value > fail:
         return "FAIL"
     return "WARN" if value > warn else "PASS"
+
+
+def format_ids(samples: Iterable[int], most: int = 8) -> str:
+    """Return sample ids as text; only the first few of many.
+
+    Example:
+        >>> format_ids([5, 2, 9], most=2)
+        '2, 5, … (3 in all)'
+    """
+    ids = sorted(samples)
+    text = ", ".join(map(str, ids[:most]))
+    return text if len(ids) <= most else f"{text}, … ({len(ids)} in all)"
 
 
 CHECKS: Mapping[str, Check] = {

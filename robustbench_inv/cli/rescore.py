@@ -2,15 +2,12 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from robustbench_inv.cli.options import DataRoot, Device, Json, option
 from robustbench_inv.cli.output import print_json, print_warnings
-
-if TYPE_CHECKING:
-    from robustbench_inv.results.run_files import CellFolder
 
 __all__ = ["rescore"]
 
@@ -42,6 +39,7 @@ def rescore(
     from robustbench_inv.checks.suite import check_records
     from robustbench_inv.cli.run_tables import print_invariance
     from robustbench_inv.evaluation.rejudge import LoadOptions, rejudge
+    from robustbench_inv.results.rates import cell_to_json
 
     stem = Path(oracle).stem if oracle.lower().endswith(".csv") else oracle.partition(":")[0]
     folder = out or run.with_name(f"{run.resolve().name}-{stem}")
@@ -49,22 +47,7 @@ def rescore(
     options = LoadOptions(device, data_root)
     judged = rejudge(run, oracle, folder, check_records, options, command)
     print_warnings(judged.notes)
-    cells = [_cell_json(cell) for cell in judged.run.cells()]
+    cells = [{**cell_to_json(cell.read()), "path": str(cell.path)} for cell in judged.run.cells()]
     if json:
         return print_json(cells)
     return print_invariance(cells, folder)
-
-
-def _cell_json(cell: "CellFolder") -> dict[str, Any]:
-    from robustbench_inv.results.rates import invariance_json
-
-    about = cell.cell
-    return {
-        "model": about["model"]["name"],
-        "attack": about["attack"]["name"],
-        "threat": about["threat"]["text"],
-        "dataset": about["dataset"]["name"],
-        "goal": about["threat"]["goal"],
-        "invariance": invariance_json(cell.records(), cell.oracle_error()),
-        "path": str(cell.path),
-    }

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from robustbench_inv.cli.output import print_json, print_warnings
 from robustbench_inv.results.cell import label_with_substitute
-from robustbench_inv.results.ensemble_breakdown import EnsembleBreakdown
+from robustbench_inv.results.rates import EnsembleBreakdown
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +42,7 @@ def print_run(run: "Run") -> None:
     if invariance := [cell for cell in cells if cell["invariance"]]:
         console.print(_invariance_table(invariance))
     lines = [
-        *(_ensemble_line(cell) for cell in cells if cell["broken_by"]),
+        *(_ensemble_line(cell) for cell in cells if cell["ensemble"]),
         *map(_check_line, _warnings_and_failures(cells)),
         f"records: {run.path}",
     ]
@@ -134,10 +134,10 @@ def _invariance_table(cells: Sequence[Mapping[str, Any]]) -> Table:
     title = "invariance attacks: per cent of attacked samples, with 95 % intervals"
     table = _table("model", "attack", title=title)
     headings = {
-        "kept": "prediction kept",
-        "changed": "class changed",
-        "failed": "invariance failure",
-        "unknown": "unknown",
+        "same_prediction": "prediction kept",
+        "class_changed": "class changed",
+        "success": "invariance failure",
+        "oracle_undecided": "oracle undecided",
     }
     for heading in headings.values():
         table.add_column(heading, justify="right", no_wrap=True)
@@ -145,7 +145,7 @@ def _invariance_table(cells: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("oracle error", justify="right", no_wrap=True)
     for cell in cells:
         found = cell["invariance"]
-        error = _format_rate(found["oracle_wrong"]) if found["oracle_wrong"] else ""
+        error = _format_rate(found["oracle_error_rate"]) if found["oracle_error_rate"] else ""
         shares = [_format_rate(found[name]) for name in headings]
         table.add_row(cell["model"], cell["attack"], *shares, found["oracle"], error)
     return table
@@ -194,7 +194,7 @@ def _claim_line(finding: "ClaimFinding") -> str:
 
 
 def _ensemble_line(cell: Mapping[str, Any]) -> str:
-    breakdown = EnsembleBreakdown(**cell["broken_by"])
+    breakdown = EnsembleBreakdown(**cell["ensemble"])
     return f"{cell['attack']} on {cell['model']}, {cell['threat']}: {breakdown.text}"
 
 

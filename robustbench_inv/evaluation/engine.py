@@ -168,7 +168,8 @@ def _run_blocks(
                 raise
             _halve_batch_size(writer, len(ids), error)
             continue
-        log_event("time", seconds=round(time.perf_counter() - began, 4), n=len(ids))
+        seconds = round(time.perf_counter() - began, 4)
+        log_event("block_time", seconds=seconds, n_samples=len(ids))
         writer.append(state.records(source), _images(state) if options.keep_images else None)
         report(Progress(job.title, writer.done, writer.total))
 
@@ -192,7 +193,9 @@ def _halve_batch_size(writer: CellWriter, size: int, error: BaseException) -> No
     if size == 1:
         raise AttackFailed("not enough memory for a single sample") from error
     writer.lower_batch_size(size // 2)
-    writer.note("batch_size", batch_size=writer.batch_size, reason=str(error).splitlines()[0])
+    writer.note(
+        "batch_size_lowered", batch_size=writer.batch_size, reason=str(error).splitlines()[0]
+    )
 
 
 def _images(state: BlockState) -> dict[str, np.ndarray]:

@@ -244,7 +244,7 @@ class BlockState:
                 label=labels[row],
                 clean=before[row],
                 adversarial=after[row],
-                oracle=None if oracle == UNKNOWN else oracle,
+                oracle_label=None if oracle == UNKNOWN else oracle,
                 oracle_source=oracle_source,
                 distance=distances[row],
                 broken_at=broken_at[row] if broken_at[row] == broken_at[row] else None,
@@ -317,7 +317,7 @@ def _select_outputs(mask: Tensor, new: Output, old: Output) -> Output:
 
 
 def _clamp_rounding(images: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """Clamp images that rounding moved outside the box; one further outside stays as it is."""
+    """Clamp images that rounding moved outside the box; one further outside is returned unchanged."""
     clamped = images.clamp(*bounds)
     near = flatten((clamped - images).abs()).amax(1) <= ROUNDING * max(1, *map(abs, bounds))
     return where_rows(near, clamped, images)

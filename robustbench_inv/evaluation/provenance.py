@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.identity import IDENTITY_VERSION
+from robustbench_inv.results.cell_parts import ThresholdInfo
 
 __all__ = ["describe_cell", "git_state", "versions"]
 
@@ -20,8 +22,14 @@ def describe_cell(job: Job, device: str) -> dict[str, Any]:
     """Return the content of cell.json but for version, batch size and segments."""
     model, attack, data = job.model, job.attack, job.dataset
     return {
-        "spec": {"identity_version": IDENTITY_VERSION, **vars(job.spec)},
-        "model": {"name": model.name, "digest": model.digest, "card": model.card},
+        "identity": {"version": IDENTITY_VERSION, **vars(job.spec)},
+        "model": {
+            "name": model.name,
+            "digest": model.digest,
+            "weights_digest": model.weights_digest,
+            "rejection": _rejection(model.card),
+            "card": {key: value for key, value in model.card.items() if key != "rejection"},
+        },
         "attack": {
             "name": attack.name,
             "digest": attack.digest,
@@ -45,8 +53,13 @@ def describe_cell(job: Job, device: str) -> dict[str, Any]:
         "dtype": str(model.classifier.dtype).removeprefix("torch."),
         "versions": versions(),
         "git": git_state(),
-        "weights_digest": model.weights_digest,
     }
+
+
+def _rejection(card: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the rejection thresholds of a model's card as cell.json has them."""
+    about = card.get("rejection")
+    return ThresholdInfo.from_json(about).to_json() if about else None
 
 
 @cache

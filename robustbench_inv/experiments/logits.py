@@ -20,6 +20,7 @@ from robustbench_inv.evaluation.plan import plan_jobs
 from robustbench_inv.experiments.protocol import ExperimentRequest
 from robustbench_inv.models.protocol import classify, device_of
 from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.results.cell_parts import ThresholdInfo
 from robustbench_inv.results.experiment_result import (
     ExperimentResult,
     ImageGrid,
@@ -27,7 +28,6 @@ from robustbench_inv.results.experiment_result import (
     LogitSheet,
 )
 from robustbench_inv.results.pixels import to_pixels
-from robustbench_inv.results.rates import thresholds_in_card
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.run_files import CellFolder
 from robustbench_inv.tensors import Output
@@ -116,8 +116,9 @@ class AttackedSample:
     @property
     def thresholds(self) -> tuple[float, ...]:
         """(C,) rejection thresholds of the model; nan if it has none."""
-        values = thresholds_in_card({"card": self.model.card}).get("values")
-        return tuple(values) if values else (nan,) * self.model.classifier.num_classes
+        about = self.model.card.get("rejection")
+        values = ThresholdInfo.from_json(about).values if about else ()
+        return values or (nan,) * self.model.classifier.num_classes
 
     def clean_row(self) -> AttackedImage:
         """Return the clean sample."""
@@ -241,7 +242,7 @@ def _attack_sample(job: Job, device: torch.device) -> tuple[Record, Tensor]:
         path = Path(folder) / job.spec.digest
         run_cell(job, path, RunOptions(device=str(device), keep_images=True))
         cell = CellFolder(path)
-        images, (record,) = cell.adversarial(), cell.records()
+        images, (record,) = cell.images(), cell.records()
     assert images is not None
     return record, torch.from_numpy(images["adversarial"][0])
 

@@ -11,6 +11,7 @@ from robustbench_inv.catalogue.fields import Mismatch, check_fields
 from robustbench_inv.catalogue.locate import entries
 from robustbench_inv.catalogue.references import suggest
 from robustbench_inv.errors import BadCatalogue, UnknownName
+from robustbench_inv.results.cell import FinishedCell
 
 __all__ = [
     "Definition",
@@ -64,8 +65,18 @@ class Selection:
     goals: tuple[str, ...] = ()
 
     def matches(self, **names: str) -> bool:
-        """Say whether names, given as ``model="mnist-cnn"`` and so on, fit the patterns."""
+        """Do names, given as ``model="mnist-cnn"`` and so on, fit the patterns?"""
         return all(_matches(name, getattr(self, key + "s")) for key, name in names.items())
+
+    def matches_cell(self, cell: FinishedCell) -> bool:
+        """Do the labels, the data set, the norm and the goal of a cell fit the patterns?"""
+        return self.matches(
+            model=cell.model_label,
+            attack=cell.attack_label,
+            dataset=cell.dataset.name,
+            norm=cell.norm,
+            goal=cell.goal,
+        )
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,18 @@ from typing import Any
 
 import pandas as pd
 
-from robustbench_inv.reporting.run_results import CellGroup, ReportCell, norm_symbol
+from robustbench_inv.reporting.run_results import CellGroup
 from robustbench_inv.reporting.statistics import Interval, wilson
-from robustbench_inv.reporting.table_formats import format_number
+from robustbench_inv.reporting.table_formats import format_number, norm_symbol
+from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.record import STATUSES
 from robustbench_inv.results.summary import Rate
 
 __all__ = [
-    "FAILURES",
-    "STATUSES",
     "IntervalOf",
     "budget_of",
     "distances_of",
     "identity_facts",
-    "oracle_of",
     "place_facts",
     "quantile",
     "rate_facts",
@@ -27,14 +26,8 @@ __all__ = [
 
 IntervalOf = Callable[[Rate], Interval]
 
-STATUSES = ("ok", "already_wrong", "no_start", "numerics", "crash", "budget")
-"""Every status that a record can have."""
 
-FAILURES = STATUSES[2:]
-"""The statuses that say the attack has no valid proposal for a sample."""
-
-
-def summary_frame(cells: Sequence[ReportCell], interval: IntervalOf = wilson) -> pd.DataFrame:
+def summary_frame(cells: Sequence[FinishedCell], interval: IntervalOf = wilson) -> pd.DataFrame:
     """Return one row for each cell and eps, with every count and share of it."""
     rows = []
     for cell in cells:
@@ -45,9 +38,9 @@ def summary_frame(cells: Sequence[ReportCell], interval: IntervalOf = wilson) ->
     return pd.DataFrame(rows)
 
 
-def distances_of(cell: ReportCell) -> list[float]:
+def distances_of(cell: FinishedCell) -> list[float]:
     """Return the distance at which each attacked sample fell, inf where it held."""
-    attacked = [r.status != "already_wrong" for r in cell.records]
+    attacked = [r.was_attacked for r in cell.records]
     return [float(d) for d in cell.failure_distance[attacked]]
 
 
@@ -56,16 +49,16 @@ def place_facts(model: str, panel: CellGroup) -> dict[str, Any]:
     return {"model": model, "dataset": panel.dataset, "norm": panel.norm, "goal": panel.goal}
 
 
-def identity_facts(cell: ReportCell) -> dict[str, Any]:
+def identity_facts(cell: FinishedCell) -> dict[str, Any]:
     """Return what tells one cell from another, and how many of its samples are done."""
     return {
-        **place_facts(cell.model, cell.panel),
-        "attack": cell.attack,
-        "threat": cell.threat,
-        "access": cell.info["threat"].get("access"),
-        "seed": cell.info["seed"],
+        **place_facts(cell.model_label, CellGroup.of(cell)),
+        "attack": cell.attack_label,
+        "threat": cell.threat.text,
+        "access": cell.threat.access,
+        "seed": cell.info.seed,
         "samples": len(cell.records),
-        "planned": cell.planned,
+        "planned": len(cell.requested),
     }
 
 
@@ -79,9 +72,9 @@ def rate_facts(rates: Mapping[str, Rate | None], interval: IntervalOf) -> dict[s
     return facts
 
 
-def budget_of(cell: ReportCell) -> str:
+def budget_of(cell: FinishedCell) -> str:
     """Name a threat's budget in few words; a sweep by its ends."""
-    sign, eps = norm_symbol(cell.panel.norm), cell.epsilons
+    sign, eps = norm_symbol(cell.norm), cell.epsilons
     if not eps:
         return f"{sign}, any distance"
     ends = (
@@ -92,27 +85,27 @@ def budget_of(cell: ReportCell) -> str:
     return f"{sign} ≤ {ends}"
 
 
-def oracle_of(cell: ReportCell) -> str | None:
-    """Return who said what class the shown inputs have; None if nobody did."""
-    sources = {r.oracle_source for r in cell.records if r.oracle_source is not None}
-    return "+".join(sorted(sources)) or None
-
-
 def quantile(values: Sequence[float], q: float) -> float:
     """Return the smallest value that at least a share ``q`` of the values does not exceed."""
     x = sorted(values)
     return x[max(0, ceil(q * len(x)) - 1)] if x else nan
 
 
-def _cost(cell: ReportCell, interval: IntervalOf) -> dict[str, Any]:
+def _cost(cell: FinishedCell, interval: IntervalOf) -> dict[str, Any]:
     s = cell.summary
     return {
         **rate_facts({"clean_accuracy": s.clean_accuracy}, interval),
         "median_distance": nan if s.median_distance is None else s.median_distance,
-        **rate_facts({"acceptance": s.acceptance, "detection": s.detection}, interval),
+        **rate_facts(
+            {
+                "clean_acceptance_rate": s.clean_acceptance_rate,
+                "rejected_error_rate": s.rejected_error_rate,
+            },
+            interval,
+        ),
         "forward_passes": s.forward_passes,
         "backward_passes": s.backward_passes,
         **{status: s.statuses.get(status, 0) for status in STATUSES},
-        "oracle": oracle_of(cell),
-        "cell": cell.folder.digest,
+        "oracle": cell.oracle_source,
+        "cell": cell.digest,
     }

@@ -29,16 +29,10 @@ from robustbench_inv.reporting.definitions import FigureKind
 from robustbench_inv.reporting.facts import IntervalOf, distances_of
 from robustbench_inv.reporting.image_figures import draw_attack_images
 from robustbench_inv.reporting.rejection_report import draw_risk
-from robustbench_inv.reporting.run_results import (
-    CellGroup,
-    ReportCell,
-    WorstCase,
-    group_cells,
-    norm_symbol,
-    worst_cases,
-)
+from robustbench_inv.reporting.run_results import CellGroup, WorstCase, group_cells, worst_cases
 from robustbench_inv.reporting.statistics import median_of, wilson
-from robustbench_inv.reporting.table_formats import format_number, slug
+from robustbench_inv.reporting.table_formats import dataset_title, format_number, norm_symbol, slug
+from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.summary import Rate
 
 __all__ = [
@@ -78,11 +72,11 @@ class Curve:
     stepped: bool
 
 
-def cell_curve(cell: ReportCell, interval: IntervalOf) -> Curve:
+def cell_curve(cell: FinishedCell, interval: IntervalOf) -> Curve:
     """Return the accuracy of a cell along its sweep, or at every distance if it minimised distances."""
     if cell.kind != "fixed-budget":
         return robust_curve(cell.failure_distance, interval)
-    rates = [Rate(int(cell.held(eps).sum()), len(cell.records)) for eps in cell.epsilons]
+    rates = [Rate(int(cell.robust_mask(eps).sum()), len(cell.records)) for eps in cell.epsilons]
     return rates_curve((0.0, *cell.epsilons), [cell.summary.clean_accuracy, *rates], interval)
 
 
@@ -147,19 +141,19 @@ class FigureContext:
         ranked: attacks, the strongest first.
     """
 
-    cells: tuple[ReportCell, ...]
+    cells: tuple[FinishedCell, ...]
     interval: IntervalOf = wilson
     columns: int = 8
-    everything: tuple[ReportCell, ...] = ()
+    everything: tuple[FinishedCell, ...] = ()
     ranked: tuple[str, ...] = ()
 
-    def only(self, cells: tuple[ReportCell, ...]) -> "FigureContext":
+    def only(self, cells: tuple[FinishedCell, ...]) -> "FigureContext":
         """Return the plot of some of the cells, with the same colours."""
         return replace(self, cells=cells, everything=self.everything or self.cells)
 
     def colour(self, model: str) -> str:
         """Return the model's colour, the same in every figure of the report."""
-        models = list(dict.fromkeys(cell.model for cell in self.everything or self.cells))
+        models = list(dict.fromkeys(cell.model_label for cell in self.everything or self.cells))
         return COLOURS[models.index(model) % len(COLOURS)]
 
     def style(self, attack: str) -> dict[str, Any]:
@@ -167,11 +161,13 @@ class FigureContext:
         i = self.ranked.index(attack)
         return {"marker": MARKERS[i % len(MARKERS)], "linestyle": DASHES[i % len(DASHES)]}
 
-    def ranking(self, cells: Sequence[ReportCell]) -> "FigureContext":
+    def ranking(self, cells: Sequence[FinishedCell]) -> "FigureContext":
         """Return the plot with the attacks of some cells ranked, the one that leaves least first."""
         left: dict[str, list[float]] = {}
         for cell in cells:
-            left.setdefault(cell.attack, []).extend(r.value for r in cell.summary.robust_accuracy)
+            left.setdefault(cell.attack_label, []).extend(
+                r.value for r in cell.summary.robust_accuracy
+            )
         return replace(self, ranked=tuple(sorted(left, key=lambda attack: fmean(left[attack]))))
 
 
@@ -199,7 +195,7 @@ def _accuracy_curves(plot: FigureContext) -> Iterable[ReportFigure]:
         if not any(cell.epsilons for cell in group):
             continue  # without a sweep the distances say it all
         plot = plot.ranking(group)
-        models = {m: list(cells) for m, cells in groupby(group, key=lambda c: c.model)}
+        models = {m: list(cells) for m, cells in groupby(group, key=lambda c: c.model_label)}
         first = 1 if len(models) > 1 else 0
         figure, axes = grid(len(models) + first, 4)
         for ax in axes:
@@ -222,7 +218,9 @@ def _accuracy_curves(plot: FigureContext) -> Iterable[ReportFigure]:
         )
 
 
-def _draw_worst_cases(axes: Axes, models: dict[str, list[ReportCell]], plot: FigureContext) -> None:
+def _draw_worst_cases(
+    axes: Axes, models: dict[str, list[FinishedCell]], plot: FigureContext
+) -> None:
     label_axes(axes, "Worst of all attacks")
     for model, cells in models.items():
         found = worst_cases(cells)
@@ -237,23 +235,28 @@ def _draw_worst_cases(axes: Axes, models: dict[str, list[ReportCell]], plot: Fig
         axes.legend(handlelength=1.4)
 
 
-def _draw_attacks(axes: Axes, model: str, cells: Sequence[ReportCell], plot: FigureContext) -> None:
+def _draw_attacks(
+    axes: Axes, model: str, cells: Sequence[FinishedCell], plot: FigureContext
+) -> None:
     label_axes(axes, shorten(model))
     for cell in cells:
         curve = cell_curve(cell, plot.interval)
-        draw_curve(axes, curve, plot.colour(model), plot.style(cell.attack))
+        draw_curve(axes, curve, plot.colour(model), plot.style(cell.attack_label))
 
 
 def _class_curves(plot: FigureContext) -> Iterable[ReportFigure]:
-    few = [c for c in plot.cells if int(c.info["dataset"]["num_classes"]) <= len(CLASS_COLOURS)]
-    for dataset in dict.fromkeys(c.panel.dataset for c in few):
-        cells = [c for c in few if c.panel.dataset == dataset and c.kind != "fixed-budget"]
+    few = [c for c in plot.cells if c.dataset.num_classes <= len(CLASS_COLOURS)]
+    for dataset in dict.fromkeys(c.dataset.name for c in few):
+        cells = [c for c in few if c.dataset.name == dataset and c.kind != "fixed-budget"]
         cells.sort(
-            key=lambda c: (list(dict.fromkeys(d.model for d in few)).index(c.model), c.panel.keeps)
+            key=lambda c: (
+                list(dict.fromkeys(d.model_label for d in few)).index(c.model_label),
+                c.threat.wants_same_prediction,
+            )
         )
         if not cells:
             continue
-        figure, axes = grid(len(cells), len({c.attack for c in cells}))
+        figure, axes = grid(len(cells), len({c.attack_label for c in cells}))
         for ax, cell in zip(axes, cells, strict=True):
             ax.set_xlim(0, _eps_limit(cells))
             _draw_classes(ax, cell, plot)
@@ -261,7 +264,7 @@ def _class_curves(plot: FigureContext) -> Iterable[ReportFigure]:
         axes[0].legend(handlelength=1.4)
         yield ReportFigure(
             slug(f"classes-{dataset}"),
-            f"Two ways to fail, by class: {cells[0].panel.data}",
+            f"Two ways to fail, by class: {dataset_title(cells[0].dataset.name)}",
             "Accuracy that is left as the change grows, split by the class of the clean input. "
             "Perturbation attacks change the decision and keep the class; invariance attacks change the "
             "class and keep the decision.",
@@ -270,12 +273,12 @@ def _class_curves(plot: FigureContext) -> Iterable[ReportFigure]:
         )
 
 
-def _draw_classes(axes: Axes, cell: ReportCell, plot: FigureContext) -> None:
-    distance = f"{norm_symbol(cell.panel.norm)} distance"
-    label_axes(axes, f"{shorten(cell.attack)}\n{shorten(cell.model)}", distance)
+def _draw_classes(axes: Axes, cell: FinishedCell, plot: FigureContext) -> None:
+    distance = f"{norm_symbol(cell.norm)} distance"
+    label_axes(axes, f"{shorten(cell.attack_label)}\n{shorten(cell.model_label)}", distance)
     for colour, (label, broken_at) in zip(CLASS_COLOURS, _by_class(cell).items(), strict=False):
         curve = robust_curve(broken_at, plot.interval)
-        draw_curve(axes, curve, colour, {"label": _class_name(cell.panel, label)})
+        draw_curve(axes, curve, colour, {"label": _class_name(CellGroup.of(cell), label)})
 
 
 def _distances(plot: FigureContext) -> Iterable[ReportFigure]:
@@ -288,10 +291,10 @@ def _distances(plot: FigureContext) -> Iterable[ReportFigure]:
         axes.set_xlim(0, _eps_limit(group))
         plot = plot.ranking(group)
         for cell in group:
-            d, colour = distances_of(cell), plot.colour(cell.model)
+            d, colour = distances_of(cell), plot.colour(cell.model_label)
             style = {
-                **plot.style(cell.attack),
-                "label": f"{shorten(cell.model)}, {shorten(cell.attack)}",
+                **plot.style(cell.attack_label),
+                "label": f"{shorten(cell.model_label)}, {shorten(cell.attack_label)}",
             }
             draw_curve(axes, broken_curve(d, plot.interval), colour, style)
             middle = median_of(d)
@@ -326,15 +329,15 @@ FIGURES: dict[FigureKind, Callable[[FigureContext], Iterable[ReportFigure]]] = {
 """How each kind of figure is drawn."""
 
 
-def _attack_legend(figure: Figure, cells: Sequence[ReportCell], plot: FigureContext) -> None:
-    names = list(dict.fromkeys(cell.attack for cell in cells))
+def _attack_legend(figure: Figure, cells: Sequence[FinishedCell], plot: FigureContext) -> None:
+    names = list(dict.fromkeys(cell.attack_label for cell in cells))
     lines = [Line2D([], [], color=MUTED, **plot.style(name)) for name in names]
     figure.legend(
         lines, [*map(shorten, names)], loc="outside lower center", ncols=4, handlelength=2.6
     )
 
 
-def _eps_limit(cells: Iterable[ReportCell]) -> float:
+def _eps_limit(cells: Iterable[FinishedCell]) -> float:
     """Where the eps axis ends: at the largest eps of a sweep, else a little beyond the last distance."""
     cells = list(cells)
     swept = max((eps for cell in cells for eps in cell.epsilons), default=0.0)
@@ -346,7 +349,7 @@ def _distance_label(panel: CellGroup) -> str:
     return f"ε in {norm_symbol(panel.norm)}"
 
 
-def _by_class(cell: ReportCell) -> dict[int, Any]:
+def _by_class(cell: FinishedCell) -> dict[int, Any]:
     labels = np.array([r.label for r in cell.records])
     return {int(k): cell.failure_distance[labels == k] for k in np.unique(labels)}
 
@@ -356,7 +359,7 @@ def _class_name(panel: CellGroup, label: int) -> str:
     return names[label] if label < len(names) else f"class {label}"
 
 
-def _describe_worst_cases(cells: Sequence[ReportCell]) -> str:
+def _describe_worst_cases(cells: Sequence[FinishedCell]) -> str:
     said = [
         f"{worst.model}: {100 * worst.rate.value:.1f} % left at "
         + ("any distance." if worst.eps == inf else f"{format_number(worst.eps)}.")
@@ -365,15 +368,15 @@ def _describe_worst_cases(cells: Sequence[ReportCell]) -> str:
     return "Worst of all attacks. " + " ".join(said)
 
 
-def _describe_classes(cell: ReportCell) -> str:
+def _describe_classes(cell: FinishedCell) -> str:
     said = [
-        f"{100 * float(np.mean(broken_at < inf)):.1f} % of the {_class_name(cell.panel, label)}"
+        f"{100 * float(np.mean(broken_at < inf)):.1f} % of the {_class_name(CellGroup.of(cell), label)}"
         for label, broken_at in _by_class(cell).items()
     ]
-    return f"{cell.attack} on {cell.model} breaks {', '.join(said)}."
+    return f"{cell.attack_label} on {cell.model_label} breaks {', '.join(said)}."
 
 
-def _describe_median(cell: ReportCell) -> str:
+def _describe_median(cell: FinishedCell) -> str:
     middle = median_of(distances_of(cell))
     value = format_number(middle.value) if middle else "unknown"
-    return f"{cell.attack} on {cell.model}: median {value}."
+    return f"{cell.attack_label} on {cell.model_label}: median {value}."

@@ -20,9 +20,11 @@ from robustbench_inv.reporting.canvas import (
     shorten,
     styled,
 )
-from robustbench_inv.reporting.run_results import CellGroup, ReportCell, norm_symbol
-from robustbench_inv.reporting.table_formats import format_number, slug
+from robustbench_inv.reporting.run_results import CellGroup
+from robustbench_inv.reporting.table_formats import format_number, norm_symbol, slug
+from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.experiment_result import ImageGrid
+from robustbench_inv.results.pixels import is_image_shape
 from robustbench_inv.results.record import Record
 
 __all__ = ["draw_attack_images", "draw_image_grid"]
@@ -42,13 +44,13 @@ BROKEN_COLOUR, ROBUST_COLOUR = COLOURS[1], MUTED
 class _KeptImages:
     """The images of one cell, by sample id."""
 
-    cell: ReportCell
+    cell: FinishedCell
     clean: dict[int, ImageArray]
     shown: dict[int, ImageArray]
     records: dict[int, Record]
 
 
-def draw_attack_images(cells: Sequence[ReportCell], columns: int) -> Iterator[ReportFigure]:
+def draw_attack_images(cells: Sequence[FinishedCell], columns: int) -> Iterator[ReportFigure]:
     """Yield one grid for each attack, data set, threat and set of samples, with all the models below each other.
 
     Args:
@@ -59,11 +61,11 @@ def draw_attack_images(cells: Sequence[ReportCell], columns: int) -> Iterator[Re
     for cell in cells:
         kept = _read_images(cell)
         if kept and kept.shown:
-            key = (cell.attack, cell.panel, cell.threat, frozenset(kept.shown))
+            key = (cell.attack_label, CellGroup.of(cell), cell.threat.text, frozenset(kept.shown))
             groups.setdefault(key, []).append(kept)
     for (attack, panel, _, _), group in groups.items():
         ids = _choose_samples(group, columns)
-        models = ", ".join(kept.cell.model for kept in group)
+        models = ", ".join(kept.cell.model_label for kept in group)
         yield ReportFigure(
             slug(f"images-{panel.dataset}-{panel.norm}-{panel.goal}-{attack}"),
             f"{attack}: {panel.title}",
@@ -74,9 +76,8 @@ def draw_attack_images(cells: Sequence[ReportCell], columns: int) -> Iterator[Re
         )
 
 
-def _read_images(cell: ReportCell) -> _KeptImages | None:
-    shape = tuple(cell.info["dataset"]["shape"])
-    images = cell.folder.adversarial() if len(shape) == 3 and shape[0] in (1, 3) else None
+def _read_images(cell: FinishedCell) -> _KeptImages | None:
+    images = cell.read_images() if is_image_shape(cell.dataset.shape) else None
     if images is None:
         return None
     records = {r.sample: r for r in cell.records}
@@ -122,7 +123,7 @@ def _attack_grid(group: Sequence[_KeptImages], ids: Sequence[int]) -> Figure:
             "height_ratios": heights,
         },
     )
-    bounds = group[0].cell.info["dataset"]["bounds"]
+    bounds = group[0].cell.dataset.bounds
     for column, sample in enumerate(ids):
         _draw_image(axes[0, column], group[0].clean[sample], bounds)
     _write_row_name(axes[0, 0], "clean", INK)
@@ -139,11 +140,11 @@ def _draw_model(
     for column, (sample, change) in enumerate(zip(ids, changes, strict=True)):
         shown, difference = axes[0, column], axes[1, column]
         _draw_image(shown, kept.shown[sample], bounds)
-        _write_outcome(shown, kept.records[sample], kept.cell.panel.norm)
+        _write_outcome(shown, kept.records[sample], kept.cell.norm)
         mean = change.mean(0) if change.shape[0] == 3 else change[0]
         difference.imshow(mean, cmap="RdBu_r", vmin=-largest, vmax=largest, interpolation="none")
         _hide_axes(difference)
-    _write_row_name(axes[0, 0], fill(shorten(kept.cell.model), ATTACK_NAME_WIDTH), INK)
+    _write_row_name(axes[0, 0], fill(shorten(kept.cell.model_label), ATTACK_NAME_WIDTH), INK)
     _write_row_name(axes[1, 0], f"difference\n±{format_number(largest)}", MUTED)
 
 
@@ -160,7 +161,9 @@ def _write_outcome(axes: Axes, record: Record, norm: str) -> None:
     wrong_before = record.status == "already_wrong"
     fell = record.goal_reached or wrong_before
     refused = " ✕" if record.adversarial.accepted is False else ""
-    truth = "" if record.oracle in (None, record.label, -1) else f" (is {record.oracle})"
+    truth = (
+        "" if record.oracle_label in (None, record.label, -1) else f" (is {record.oracle_label})"
+    )
     distance = format_number(float(getattr(record.distance, norm)))
     below = "wrong before" if wrong_before else distance if fell else f"{distance} held"
     place: dict[str, Any] = {"ha": "center", "va": "top", "transform": axes.transAxes}

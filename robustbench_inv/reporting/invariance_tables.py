@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from robustbench_inv.reporting.facts import IntervalOf, identity_facts, oracle_of, rate_facts
-from robustbench_inv.reporting.run_results import ReportCell, group_cells
+from robustbench_inv.reporting.facts import IntervalOf, identity_facts, rate_facts
+from robustbench_inv.reporting.run_results import group_cells
 from robustbench_inv.reporting.table_formats import (
     BLANK,
     Table,
@@ -17,7 +17,7 @@ from robustbench_inv.reporting.table_formats import (
     rate_cell,
     slug,
 )
-from robustbench_inv.results.cell import sample_values
+from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import invariance_rates
 from robustbench_inv.results.summary import Rate
 
@@ -41,14 +41,14 @@ ORACLE_COLUMNS = (
 )
 
 
-def invariance_tables(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterable[Table]:
+def invariance_tables(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
     """Yield a table for each panel of invariance attacks.
 
     Args:
         cells: of any kind; those that seek another decision are passed over.
         interval: of every share.
     """
-    for panel, group in group_cells(c for c in cells if c.panel.keeps).items():
+    for panel, group in group_cells(c for c in cells if c.threat.wants_same_prediction).items():
         yield Table(
             slug(f"invariance-{panel.dataset}-{panel.norm}-{panel.goal}"),
             f"Decision kept, class changed: {panel.title}",
@@ -59,38 +59,41 @@ def invariance_tables(cells: Sequence[ReportCell], interval: IntervalOf) -> Iter
         )
 
 
-def _invariance_row(cell: ReportCell, interval: IntervalOf) -> tuple[TableCell, ...]:
+def _invariance_row(cell: FinishedCell, interval: IntervalOf) -> tuple[TableCell, ...]:
     found, errors = invariance_rates(cell.records), _oracle_error_rates(cell)
 
     def show(rate: Rate | None) -> TableCell:
         return rate_cell(rate, interval(rate)) if rate else BLANK
 
     return (
-        TableCell(cell.model, tone="name"),
-        TableCell(cell.attack, tone="name"),
-        TableCell(f"{found.kept.trials:,}"),
-        *map(show, (found.kept, found.changed, found.failed, found.unknown)),
+        TableCell(cell.model_label, tone="name"),
+        TableCell(cell.attack_label, tone="name"),
+        TableCell(f"{found.success.trials:,}"),
+        *map(
+            show,
+            (found.same_prediction, found.class_changed, found.success, found.oracle_undecided),
+        ),
         *map(show, (found.agrees_with_oracle, found.agrees_with_label)),
-        TableCell(oracle_of(cell) or "—", tone="note"),
+        TableCell(cell.oracle_source or "—", tone="note"),
         *map(show, errors.values()),
     )
 
 
-def _invariance_fact(cell: ReportCell, interval: IntervalOf) -> dict[str, Any]:
+def _invariance_fact(cell: FinishedCell, interval: IntervalOf) -> dict[str, Any]:
     found = vars(invariance_rates(cell.records))
     return {
         **identity_facts(cell),
-        "oracle": oracle_of(cell),
+        "oracle": cell.oracle_source,
         **rate_facts({**found, **_oracle_error_rates(cell)}, interval),
     }
 
 
-def _oracle_error_rates(cell: ReportCell) -> dict[str, Rate | None]:
+def _oracle_error_rates(cell: FinishedCell) -> dict[str, Rate | None]:
     """Return how often a cell's oracle errs itself; None where that was not measured."""
-    error = cell.folder.oracle_error()
+    error = cell.oracle_error
     return {
-        "oracle_wrong": error.error_rate if error else None,
-        "oracle_unknown": error.undecided_rate if error else None,
+        "oracle_error_rate": error.error_rate if error else None,
+        "oracle_undecided_rate": error.undecided_rate if error else None,
     }
 
 
@@ -101,17 +104,17 @@ ALTERED_CAPTION = (
 SHIFTED_CAPTION = "Accuracy in % [95 % interval] on the inputs as they were, and on the same ones shifted. {truth}"
 
 
-def fixed_input_tables(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterable[Table]:
+def fixed_input_tables(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
     """Yield a table for each family of data sets whose given inputs were shown: one row for each model.
 
     Args:
         cells: of any kind; those of attacks that search, or show what is of no class, are passed over.
         interval: of every share.
     """
-    families: dict[tuple[str, str], list[ReportCell]] = {}
+    families: dict[tuple[str, str], list[FinishedCell]] = {}
     for cell in cells:
-        if cell.kind == "fixed-input" and not cell.panel.no_class:
-            families.setdefault((_dataset_family(cell), cell.panel.goal), []).append(cell)
+        if cell.kind == "fixed-input" and not cell.threat.no_class:
+            families.setdefault((_dataset_family(cell), cell.goal), []).append(cell)
     for (family, goal), group in families.items():
         altered = any(_has_oracle(cell) for cell in group)
         title = "Agreement on altered inputs" if altered else "Accuracy before and after the shift"
@@ -135,12 +138,14 @@ def fixed_input_tables(cells: Sequence[ReportCell], interval: IntervalOf) -> Ite
 
 
 def _agreement_rows(
-    group: Sequence[ReportCell], interval: IntervalOf
+    group: Sequence[FinishedCell], interval: IntervalOf
 ) -> Iterable[tuple[TableCell, ...]]:
     """Yield a row for each model, a pair of columns for each set; a dash where it was not measured."""
-    sets = [(cell.panel.dataset, _agreement_rates(cell)) for cell in _dataset_cells(group)]
-    for model in dict.fromkeys(cell.model for cell in group):
-        mine = {cell.panel.dataset: _agreement_rates(cell) for cell in group if cell.model == model}
+    sets = [(cell.dataset.name, _agreement_rates(cell)) for cell in _dataset_cells(group)]
+    for model in dict.fromkeys(cell.model_label for cell in group):
+        mine = {
+            cell.dataset.name: _agreement_rates(cell) for cell in group if cell.model_label == model
+        }
         row = [TableCell(model, tone="name")]
         for name, usual in sets:
             found = mine.get(name)
@@ -152,7 +157,7 @@ def _agreement_rows(
         yield tuple(row)
 
 
-def _agreement_rates(cell: ReportCell) -> dict[str, Rate]:
+def _agreement_rates(cell: FinishedCell) -> dict[str, Rate]:
     """Return the pair of shares of a cell by their heading."""
     if not _has_oracle(cell):
         n = len(cell.records)
@@ -161,33 +166,37 @@ def _agreement_rates(cell: ReportCell) -> dict[str, Rate]:
             "clean": Rate(clean, n),
             "adversarial": _agreement_rate(cell, "label", changed=False),
         }
-    who = oracle_of(cell) or "oracle"
+    who = cell.oracle_source or "oracle"
     return {
-        who: _agreement_rate(cell, "oracle", changed=False),
+        who: _agreement_rate(cell, "oracle_label", changed=False),
         "label": _agreement_rate(cell, "label", changed=False),
     }
 
 
-def _agreement_rate(cell: ReportCell, field: str, *, changed: bool) -> Rate:
+def _agreement_rate(cell: FinishedCell, field: str, *, changed: bool) -> Rate:
     """Return how many decisions are the oracle's class or the label; ``changed``: only where these differ."""
-    records = [r for r in cell.records if r.oracle is not None or not _has_oracle(cell)]
-    records = [r for r in records if not changed or r.oracle != r.label]
+    records = [r for r in cell.records if r.oracle_label is not None or not _has_oracle(cell)]
+    records = [r for r in records if not changed or r.oracle_label != r.label]
     return Rate(sum(r.adversarial.prediction == getattr(r, field) for r in records), len(records))
 
 
-def _agreement_fact(cell: ReportCell, interval: IntervalOf) -> dict[str, Any]:
+def _agreement_fact(cell: FinishedCell, interval: IntervalOf) -> dict[str, Any]:
     n, judged = len(cell.records), _has_oracle(cell)
     rates = {
         "clean_accuracy": cell.summary.clean_accuracy,
         "agrees_with_label": _agreement_rate(cell, "label", changed=False),
-        "agrees_with_oracle": _agreement_rate(cell, "oracle", changed=False) if judged else None,
-        "agrees_where_changed": _agreement_rate(cell, "oracle", changed=True) if judged else None,
-        "changed": Rate(_class_changes(cell), n) if judged else None,
+        "agrees_with_oracle": _agreement_rate(cell, "oracle_label", changed=False)
+        if judged
+        else None,
+        "agrees_with_oracle_where_changed": _agreement_rate(cell, "oracle_label", changed=True)
+        if judged
+        else None,
+        "class_changed": Rate(_class_changes(cell), n) if judged else None,
     }
-    return {**identity_facts(cell), "oracle": oracle_of(cell), **rate_facts(rates, interval)}
+    return {**identity_facts(cell), "oracle": cell.oracle_source, **rate_facts(rates, interval)}
 
 
-def _oracle_changes_text(group: Sequence[ReportCell]) -> str:
+def _oracle_changes_text(group: Sequence[FinishedCell]) -> str:
     """Say of each set how often the oracle itself sees another class."""
     told = [
         f"{_class_changes(cell)} of {len(cell.records)} ({_dataset_label(cell)})"
@@ -197,51 +206,51 @@ def _oracle_changes_text(group: Sequence[ReportCell]) -> str:
     return f"The oracle sees another class than the label in {', '.join(told)}." if told else ""
 
 
-def _class_changes(cell: ReportCell) -> int:
-    return sum(r.oracle not in (None, r.label) for r in cell.records)
+def _class_changes(cell: FinishedCell) -> int:
+    return sum(r.oracle_label not in (None, r.label) for r in cell.records)
 
 
-def _has_oracle(cell: ReportCell) -> bool:
-    return any(r.oracle is not None for r in cell.records)
+def _has_oracle(cell: FinishedCell) -> bool:
+    return any(r.oracle_label is not None for r in cell.records)
 
 
-def _dataset_cells(group: Sequence[ReportCell]) -> list[ReportCell]:
+def _dataset_cells(group: Sequence[FinishedCell]) -> list[FinishedCell]:
     """Return the first cell of each data set."""
-    return list({cell.panel.dataset: cell for cell in reversed(group)}.values())[::-1]
+    return list({cell.dataset.name: cell for cell in reversed(group)}.values())[::-1]
 
 
-def _dataset_family(cell: ReportCell) -> str:
-    return cell.panel.dataset.partition(":")[0]
+def _dataset_family(cell: FinishedCell) -> str:
+    return cell.dataset.name.partition(":")[0]
 
 
-def _dataset_label(cell: ReportCell) -> str:
+def _dataset_label(cell: FinishedCell) -> str:
     """Return what tells a data set from its family: the value of its only parameter, or all parameters.
 
     It is the whole name for a data set without parameters.
     """
-    parameters = cell.panel.dataset.partition(":")[2]
+    parameters = cell.dataset.name.partition(":")[2]
     if not parameters:
-        return cell.panel.dataset
+        return cell.dataset.name
     return parameters.partition("=")[2] if "," not in parameters else parameters.replace(",", " ")
 
 
 LOGIT_TOLERANCE = 1e-3
 """How near logits must stay to count as the same where the goal does not say."""
 
-STAGES = {"raw": "decoded", "clip": "clipped", "round": "rounded"}
+STAGES = {"raw": "decoded", "clipped": "clipped", "rounded": "rounded"}
 
 
-def metamer_tables(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterable[Table]:
+def metamer_tables(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
     """Yield a table for each panel that has metamers.
 
     Args:
         cells: of any kind; those without the measurements of metamers are passed over.
         interval: of every share.
     """
-    measured = [_MetamerCell(cell, sample_values(cell.folder.events())) for cell in cells]
-    found = {m.cell.folder.digest: m for m in measured if "reencoding" in m.columns}
+    measured = [_MetamerCell(cell) for cell in cells]
+    found = {m.cell.digest: m for m in measured if "reencoding_error" in m.columns}
     for panel, group in group_cells(m.cell for m in found.values()).items():
-        told = [found[cell.folder.digest] for cell in group]
+        told = [found[cell.digest] for cell in group]
         yield Table(
             slug(f"metamers-{panel.dataset}-{panel.norm}-{panel.goal}"),
             f"Metamers: {panel.title}",
@@ -254,10 +263,14 @@ def metamer_tables(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterabl
 
 @dataclass(frozen=True)
 class _MetamerCell:
-    """A cell and what was measured of its samples: name → sample → number."""
+    """A cell of metamers."""
 
-    cell: ReportCell
-    columns: Mapping[str, Mapping[int, float | None]]
+    cell: FinishedCell
+
+    @property
+    def columns(self) -> Mapping[str, Mapping[int, float | None]]:
+        """What the attack measured of each sample: name → sample → number."""
+        return self.cell.sample_values
 
     @property
     def ids(self) -> list[int]:
@@ -267,13 +280,12 @@ class _MetamerCell:
     @property
     def tolerance(self) -> float:
         """How far logits may be off and still be the same."""
-        goal = self.cell.info["threat"].get("goal_parameters") or {}
-        return float(goal.get("tolerance", LOGIT_TOLERANCE))
+        return float(self.cell.threat.goal_parameters.get("tolerance", LOGIT_TOLERANCE))
 
     @property
     def error(self) -> float:
         """The largest difference of re-encoded logits from those that were given."""
-        errors = [self.columns["reencoding"][i] for i in self.ids]
+        errors = [self.columns["reencoding_error"][i] for i in self.ids]
         return max((inf if error is None else error for error in errors), default=0.0)
 
     @property
@@ -288,15 +300,15 @@ class _MetamerCell:
         return {name: Rate(count, len(self.ids)) for name, count in shares.items()}
 
     def _decided(self, stage: str) -> int:
-        return sum(self.columns[f"{stage}_decision"][i] == 1 for i in self.ids)
+        return sum(self.columns[f"{stage}_same_prediction"][i] == 1 for i in self.ids)
 
     def _near(self, stage: str) -> int:
-        moved = [self.columns[f"{stage}_logits"][i] for i in self.ids]
+        moved = [self.columns[f"{stage}_logit_distance"][i] for i in self.ids]
         return sum(far is not None and far <= self.tolerance for far in moved)
 
     def _seen(self, classes: Mapping[int, float | None]) -> int:
-        shown = [r for r in self.cell.records if r.status == "ok" and r.oracle is not None]
-        return sum(r.oracle == classes[r.sample] for r in shown)
+        shown = [r for r in self.cell.records if r.status == "ok" and r.oracle_label is not None]
+        return sum(r.oracle_label == classes[r.sample] for r in shown)
 
 
 def _metamer_caption(told: Sequence[_MetamerCell]) -> str:
@@ -311,8 +323,8 @@ def _metamer_caption(told: Sequence[_MetamerCell]) -> str:
 
 def _metamer_row(told: _MetamerCell, interval: IntervalOf) -> tuple[TableCell, ...]:
     return (
-        TableCell(told.cell.model, tone="name"),
-        TableCell(told.cell.attack, tone="name"),
+        TableCell(told.cell.model_label, tone="name"),
+        TableCell(told.cell.attack_label, tone="name"),
         TableCell(f"{len(told.ids):,}"),
         TableCell(format_number(told.error)),
         *(rate_cell(rate, interval(rate)) for rate in told.rates.values()),
@@ -323,7 +335,7 @@ def _metamer_fact(told: _MetamerCell, interval: IntervalOf) -> dict[str, Any]:
     rates = {name.replace("'", "").replace(" ", "_").lower(): r for name, r in told.rates.items()}
     return {
         **identity_facts(told.cell),
-        "oracle": oracle_of(told.cell),
+        "oracle": told.cell.oracle_source,
         "tolerance": told.tolerance,
         "largest_error": told.error,
         **rate_facts(rates, interval),

@@ -73,7 +73,7 @@ class LabelSelection:
 
     def matches(self, cell: CellFolder) -> bool:
         """Say whether a cell is one of those that are meant."""
-        model, attack = cell.cell["model"]["name"], cell.cell["attack"]["name"]
+        model, attack = cell.info.model.name, cell.info.attack.name
         names = (model, attack, f"{attack} on {model}", cell.digest)
         fits = (fnmatchcase(n, p) or cell.digest.startswith(p) for p in self.cells for n in names)
         return not self.cells or any(fits)
@@ -111,7 +111,7 @@ def choose_tasks(runs: Sequence[Path], choice: LabelSelection) -> tuple[list[Lab
         BadResults: if no image was kept, none was changed, or the cells do not have the same classes.
     """
     cells = [cell for run in runs for cell in RunFolder(run).cells() if choice.matches(cell)]
-    kept = [cell for cell in cells if cell.adversarial() is not None and _has_images(cell)]
+    kept = [cell for cell in cells if cell.images() is not None and _has_images(cell)]
     if not kept:
         raise BadResults(
             "there are no images to label",
@@ -151,11 +151,11 @@ def write_label_page(
 
 
 def _has_images(cell: CellFolder) -> bool:
-    return is_image_shape(tuple(cell.cell["dataset"]["shape"]))
+    return is_image_shape(cell.info.dataset.shape)
 
 
 def _num_classes(cells: Sequence[CellFolder]) -> int:
-    numbers = {int(cell.cell["dataset"]["num_classes"]) for cell in cells}
+    numbers = {cell.info.dataset.num_classes for cell in cells}
     if len(numbers) > 1:
         raise BadResults("the cells differ in the number of classes", got=sorted(numbers))
     (number,) = numbers
@@ -193,11 +193,10 @@ def _distinct_images(
 
 
 def _image_pairs(cell: CellFolder) -> Iterator[tuple[_LabelImage, _LabelImage]]:
-    kept, info = cell.adversarial(), cell.cell["dataset"]
+    kept, bounds = cell.images(), cell.info.dataset.bounds
     assert kept is not None
-    low, high = info["bounds"]
     labels = {record.sample: record.label for record in cell.records()}
-    before, after = (to_pixels(kept[name], (low, high)) for name in ("clean", "adversarial"))
+    before, after = (to_pixels(kept[name], bounds) for name in ("clean", "adversarial"))
     for row, sample in enumerate(np.asarray(kept["samples"]).tolist()):
         if sample in labels:
             image = partial(_LabelImage, cell.digest, sample, labels[sample])

@@ -19,22 +19,23 @@ from robustbench_inv.reporting.provenance import (
 )
 from robustbench_inv.reporting.run_results import (
     CellGroup,
-    ReportCell,
     RunResult,
     WorstCase,
     group_cells,
-    norm_symbol,
     worst_cases,
 )
 from robustbench_inv.reporting.statistics import INTERVALS, Median, median_of
 from robustbench_inv.reporting.table_formats import (
     Table,
     TableCell,
+    dataset_title,
     format_number,
     median_cell,
+    norm_symbol,
     rate_cell,
 )
 from robustbench_inv.reporting.tables import build_tables
+from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.summary import Rate
 
 __all__ = [
@@ -71,7 +72,7 @@ class Headline:
     rows: tuple[HeadlineRow, ...]
 
 
-def build_headlines(cells: Sequence[ReportCell], interval: IntervalOf) -> list[Headline]:
+def build_headlines(cells: Sequence[FinishedCell], interval: IntervalOf) -> list[Headline]:
     """Return one headline for each panel.
 
     Sweeps are told at the smallest eps at which some model falls below half, without choice by hand;
@@ -100,10 +101,10 @@ def _headline_eps(found: Sequence[WorstCase]) -> float:
 def _headline_caption(panel: CellGroup, chosen: Sequence[WorstCase]) -> str:
     sign, eps = norm_symbol(panel.norm), chosen[0].eps
     samples = " to ".join(f"{n:,}" for n in sorted({len(worst.ids) for worst in chosen}))
-    attacks = len({cell.attack for worst in chosen for cell in worst.cells})
-    by = f"the worst of {attacks} attacks" if attacks > 1 else chosen[0].cells[0].attack
+    attacks = len({cell.attack_label for worst in chosen for cell in worst.cells})
+    by = f"the worst of {attacks} attacks" if attacks > 1 else chosen[0].cells[0].attack_label
     if panel.no_class:
-        return f"rejected, % of {samples} inputs of no class that it knows, by {by}"
+        return f"rejected, % of {samples} out-of-distribution inputs, by {by}"
     if panel.keeps:
         return f"decision kept though the class changed, % of {samples} samples, by {by}"
     if eps == inf and not _medians_exist(chosen):
@@ -117,7 +118,7 @@ def _headline_row(worst: WorstCase, measurable: bool, interval: IntervalOf) -> H
     clean, left = rate_cell(worst.clean, interval(worst.clean)), worst.rate
     if worst.eps == inf and measurable:
         return HeadlineRow(worst.model, clean, median_cell(_median_distance(worst)))
-    if worst.eps == inf and not worst.panel.no_class:
+    if worst.eps == inf and not worst.group.no_class:
         left = Rate(left.trials - left.successes, left.trials)
     return HeadlineRow(worst.model, clean, rate_cell(left, interval(left)))
 
@@ -125,7 +126,7 @@ def _headline_row(worst: WorstCase, measurable: bool, interval: IntervalOf) -> H
 def _medians_exist(chosen: Sequence[WorstCase]) -> bool:
     """Say whether half of every model's samples fell, so that medians can be compared."""
     medians = [_median_distance(worst) for worst in chosen]
-    panel = chosen[0].panel
+    panel = chosen[0].group
     return not (panel.keeps or panel.no_class) and all(
         m is not None and m.value < inf for m in medians
     )
@@ -150,7 +151,7 @@ class ReportPage:
 
     Args:
         definition: title, text, interval.
-        measured: what was measured, in a few figures.
+        overview: models, attacks, data sets and number of samples.
         headlines: the shortest true answers.
         colours: of each model, the same as in the figures.
         sections: those that are not empty.
@@ -161,7 +162,7 @@ class ReportPage:
     """
 
     definition: Definition
-    measured: tuple[tuple[str, str], ...]
+    overview: tuple[tuple[str, str], ...]
     headlines: tuple[Headline, ...]
     colours: dict[str, str]
     sections: tuple[FilledSection, ...]
@@ -193,9 +194,9 @@ def build_page(definition: Definition, runs: Sequence[RunResult]) -> ReportPage:
     plot = FigureContext(tuple(cells), interval, definition.images)
     return ReportPage(
         definition=definition,
-        measured=_overview(cells),
+        overview=_overview(cells),
         headlines=tuple(build_headlines(cells, interval)),
-        colours={cell.model: plot.colour(cell.model) for cell in cells},
+        colours={cell.model_label: plot.colour(cell.model_label) for cell in cells},
         sections=tuple(_fill_sections(definition, plot)),
         pending=tuple(each for run in runs for each in run.pending),
         verdicts=collect_verdicts(runs),
@@ -207,7 +208,7 @@ def build_page(definition: Definition, runs: Sequence[RunResult]) -> ReportPage:
 def _fill_sections(definition: Definition, plot: FigureContext) -> Iterator[FilledSection]:
     names: Counter[str] = Counter()
     for section in definition.sections:
-        chosen = plot.only(tuple(c for c in plot.cells if c.matches(section.select)))
+        chosen = plot.only(tuple(c for c in plot.cells if section.select.matches_cell(c)))
         tables = [
             replace(table, name=_unique(table.name, names))
             for kind in section.tables
@@ -228,11 +229,11 @@ def _unique(name: str, names: Counter[str]) -> str:
     return name if names[name] == 1 else f"{name}-{names[name]}"
 
 
-def _overview(cells: Sequence[ReportCell]) -> tuple[tuple[str, str], ...]:
+def _overview(cells: Sequence[FinishedCell]) -> tuple[tuple[str, str], ...]:
     named = {
-        "models": [cell.model for cell in cells],
-        "attacks": [cell.attack for cell in cells],
-        "data sets": [cell.panel.data for cell in cells],
+        "models": [cell.model_label for cell in cells],
+        "attacks": [cell.attack_label for cell in cells],
+        "data sets": [dataset_title(cell.dataset.name) for cell in cells],
     }
     records = sum(len(cell.records) for cell in cells)
     counts = [(name, ", ".join(dict.fromkeys(values))) for name, values in named.items()]

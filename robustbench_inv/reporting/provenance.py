@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from robustbench_inv.reporting.facts import FAILURES
-from robustbench_inv.reporting.run_results import ReportCell, RunResult
+from robustbench_inv.reporting.run_results import RunResult
 from robustbench_inv.reporting.table_formats import format_number
+from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.record import FAILURES
 
 __all__ = [
     "GRADES",
@@ -27,7 +28,7 @@ GRADES = ("FAIL", "WARN", "NA", "PASS")
 class FailedSamples:
     """Samples of one cell for which an attack has no valid proposal."""
 
-    cell: ReportCell
+    cell: FinishedCell
     status: str
     count: int
     reason: str
@@ -41,7 +42,7 @@ class ProvenanceFacts:
     rows: tuple[tuple[str, str], ...]
 
 
-def list_failures(cells: Iterable[ReportCell]) -> list[FailedSamples]:
+def list_failures(cells: Iterable[FinishedCell]) -> list[FailedSamples]:
     """Return what went wrong in each cell, with the first reason that was noted."""
     return [
         FailedSamples(
@@ -59,7 +60,7 @@ def collect_verdicts(runs: Sequence[RunResult]) -> dict[str, list[dict[str, Any]
     seen = {
         json.dumps(dict(verdict), sort_keys=True): {
             **verdict,
-            "shown": _value_text(verdict.get("value")),
+            "value_text": _value_text(verdict.get("value")),
         }
         for run in runs
         for verdict in run.checks
@@ -76,24 +77,26 @@ def collect_provenance(runs: Sequence[RunResult]) -> list[ProvenanceFacts]:
         ProvenanceFacts(
             "Runs", _unique_rows((run.name, line) for run in runs for line in _commands(run))
         ),
-        ProvenanceFacts("Models", _unique_rows((cell.model, _model(cell)) for cell in cells)),
-        ProvenanceFacts("Attacks", _unique_rows((cell.attack, _attack(cell)) for cell in cells)),
+        ProvenanceFacts("Models", _unique_rows((cell.model_label, _model(cell)) for cell in cells)),
+        ProvenanceFacts(
+            "Attacks", _unique_rows((cell.attack_label, _attack(cell)) for cell in cells)
+        ),
         *_oracles(cells),
-        ProvenanceFacts("Data", _unique_rows((cell.panel.dataset, _data(cell)) for cell in cells)),
+        ProvenanceFacts("Data", _unique_rows((cell.dataset.name, _data(cell)) for cell in cells)),
         ProvenanceFacts("Made with", _made_with(cells)),
-        ProvenanceFacts("Cells", _unique_rows((_name(cell), cell.folder.digest) for cell in cells)),
+        ProvenanceFacts("Cells", _unique_rows((_name(cell), cell.digest) for cell in cells)),
     ]
 
 
-def _reason(cell: ReportCell, status: str) -> str:
-    notes = (event for event in cell.folder.events() if event.get("kind") == status)
+def _reason(cell: FinishedCell, status: str) -> str:
+    notes = (event for event in cell.events if event.get("event") == status)
     first = next(notes, {})
     return str(first.get("error") or first.get("message") or first.get("reason") or "")
 
 
-def _is_selected(verdict: Mapping[str, Any], cells: Sequence[ReportCell]) -> bool:
+def _is_selected(verdict: Mapping[str, Any], cells: Sequence[FinishedCell]) -> bool:
     """Say whether a verdict is about a run as a whole, or about a model that the report selects."""
-    names = {str(cell.info["model"]["name"]) for cell in cells}
+    names = {cell.model.name for cell in cells}
     subject = str(verdict["subject"])
     if verdict["scope"] == "run":
         return True
@@ -122,69 +125,58 @@ def _commands(run: RunResult) -> list[str]:
     return lines or ["called from Python"]
 
 
-def _model(cell: ReportCell) -> str:
-    weights = cell.info.get("weights_digest")
+def _model(cell: FinishedCell) -> str:
+    weights = cell.model.weights_digest
     told = f", weights {weights}" if weights else ", no weights"
-    return f"digest {cell.info['model']['digest']}{told}"
+    return f"digest {cell.model.digest}{told}"
 
 
-def _attack(cell: ReportCell) -> str:
-    attack = cell.info["attack"]
-    parameters = ", ".join(f"{k}={v}" for k, v in attack.get("parameters", {}).items())
+def _attack(cell: FinishedCell) -> str:
+    attack, helper = cell.attack, cell.threat.substitute
+    parameters = ", ".join(f"{k}={v}" for k, v in attack.parameters.items())
     told = f" ({parameters})" if parameters else ""
-    helper = cell.info["threat"].get("substitute")
-    helped = f", on {helper['name']} of digest {helper['digest']}" if helper else ""
-    return f"{attack.get('implementation', '')}{told}, digest {attack['digest']}{helped}"
+    helped = f", on {helper.name} of digest {helper.digest}" if helper else ""
+    return f"{attack.implementation}{told}, digest {attack.digest}{helped}"
 
 
-def _oracles(cells: Sequence[ReportCell]) -> list[ProvenanceFacts]:
+def _oracles(cells: Sequence[FinishedCell]) -> list[ProvenanceFacts]:
     rows = _unique_rows(row for cell in cells for row in _oracle(cell))
     return [ProvenanceFacts("Oracles", rows)] if rows else []
 
 
-def _oracle(cell: ReportCell) -> list[tuple[str, str]]:
-    """Say who judged, where a threat names an oracle."""
-    oracle, error = cell.info["threat"].get("oracle"), cell.folder.oracle_error()
-    if not oracle:
+def _oracle(cell: FinishedCell) -> list[tuple[str, str]]:
+    """Return the oracle that a threat names, with its error rate."""
+    oracle, error = cell.threat.oracle, cell.oracle_error
+    if oracle is None:
         return []
-    members = ", ".join(each["name"] for each in oracle.get("members", ()))
-    told = [
-        f"{oracle['rule']} of {members}" if members else str(oracle.get("file", "")),
-        *oracle.get("left_out", ()),
-        *(
-            [
-                f"wrong on {error.wrong}, without an answer on {error.unknown} of {error.trials} {error.measured_on}"
-            ]
-            if error
-            else []
-        ),
-        f"digest {oracle['digest']}",
-    ]
-    return [(oracle["source"], "; ".join(told))]
+    told = list(oracle.description)
+    if error:
+        told.append(
+            f"wrong on {error.errors}, undecided on {error.undecided} of {error.trials} {error.measured_on}"
+        )
+    return [(oracle.source, "; ".join([*told, f"digest {oracle.digest}"]))]
 
 
-def _data(cell: ReportCell) -> str:
-    data = cell.info["dataset"]
-    low, high = data["bounds"]
+def _data(cell: FinishedCell) -> str:
+    data = cell.dataset
+    low, high = data.bounds
     return (
-        f"{data['size']:,} samples of shape {tuple(data['shape'])} in [{low:g}, {high:g}], "
-        f"{data['num_classes']} classes, digest {data['digest']}"
+        f"{data.size:,} samples of shape {data.shape} in [{low:g}, {high:g}], "
+        f"{data.num_classes} classes, digest {data.digest}"
     )
 
 
-def _made_with(cells: Sequence[ReportCell]) -> tuple[tuple[str, str], ...]:
+def _made_with(cells: Sequence[FinishedCell]) -> tuple[tuple[str, str], ...]:
     rows: list[tuple[str, str]] = []
     for info in (cell.info for cell in cells):
-        rows += [(name, str(version)) for name, version in info.get("versions", {}).items()]
-        rows += [
-            (key, str(info[key]))
-            for key in ("device", "dtype", "seed", "batch_size")
-            if key in info
-        ]
-        rows.append(("git", _git(info.get("git"))))
+        used = info.software
+        rows += [(name, str(version)) for name, version in used.get("versions", {}).items()]
+        rows += [(key, str(used[key])) for key in ("device", "dtype") if key in used]
+        rows += [("seed", str(info.seed)), ("batch size", str(info.batch_size))]
+        rows.append(("git", _git(used.get("git"))))
     merged: dict[str, list[str]] = {}
     for name, value in dict.fromkeys(rows):
-        merged.setdefault(name.replace("_", " "), []).append(value)
+        merged.setdefault(name, []).append(value)
     return tuple((name, ", ".join(values)) for name, values in merged.items())
 
 
@@ -194,5 +186,5 @@ def _git(state: Mapping[str, Any] | None) -> str:
     return str(state.get("commit")) + (" with uncommitted changes" if state.get("dirty") else "")
 
 
-def _name(cell: ReportCell) -> str:
-    return f"{cell.attack} on {cell.model}, {cell.threat}, {cell.panel.dataset}"
+def _name(cell: FinishedCell) -> str:
+    return f"{cell.attack_label} on {cell.model_label}, {cell.threat.text}, {cell.dataset.name}"

@@ -32,15 +32,17 @@ from robustbench_inv.reporting.rejection_scores import (
     selective_adversarial,
     selective_clean,
 )
-from robustbench_inv.reporting.run_results import CellGroup, ReportCell, group_cells
+from robustbench_inv.reporting.run_results import CellGroup, group_cells
 from robustbench_inv.reporting.table_formats import (
     BLANK,
     Table,
     TableCell,
+    dataset_title,
     format_number,
     rate_cell,
     slug,
 )
+from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import rejection_rates
 from robustbench_inv.results.summary import Rate
 
@@ -72,7 +74,7 @@ GOAL_TEXTS = {
 FALSE_REJECTION_RATES = {"detected_at_1": 0.01, "detected_at_2": 0.02, "detected_at_5": 0.05}
 
 
-def rejection_tables(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterable[Table]:
+def rejection_tables(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
     """Yield two tables for each data set with models that reject: what they answer, and what their scores tell apart.
 
     Attacks, noise and inputs of other data stand in one table: they are held against the same clean inputs.
@@ -83,18 +85,19 @@ def rejection_tables(cells: Sequence[ReportCell], interval: IntervalOf) -> Itera
             yield _scores_table(with_scores, interval)
 
 
-def rejecting_cells(cells: Sequence[ReportCell]) -> dict[str, list[ReportCell]]:
+def rejecting_cells(cells: Sequence[FinishedCell]) -> dict[str, list[FinishedCell]]:
     """Return the cells whose models reject, by data set: each model's together, in the order of the panels."""
-    models = list(dict.fromkeys(cell.model for cell in cells))
-    found: dict[str, list[ReportCell]] = {}
-    for panel, group in group_cells(c for c in cells if c.summary.acceptance is not None).items():
+    models = list(dict.fromkeys(cell.model_label for cell in cells))
+    found: dict[str, list[FinishedCell]] = {}
+    for panel, group in group_cells(c for c in cells if c.can_reject).items():
         found.setdefault(panel.dataset, []).extend(group)
     return {
-        name: sorted(group, key=lambda c: models.index(c.model)) for name, group in found.items()
+        name: sorted(group, key=lambda c: models.index(c.model_label))
+        for name, group in found.items()
     }
 
 
-def _rates_table(group: Sequence[ReportCell], interval: IntervalOf) -> Table:
+def _rates_table(group: Sequence[FinishedCell], interval: IntervalOf) -> Table:
     caption = (
         "Shares in % [95 % interval]. Rejected clean: inputs refused before any attack. Right: answered and "
         "correct, a rejection counts as failure; before the attack (clean) and after it. Right of answered: correct "
@@ -104,7 +107,7 @@ def _rates_table(group: Sequence[ReportCell], interval: IntervalOf) -> Table:
     )
     rows, facts = [], []
     for cell in group:
-        names = OOD_RATES if cell.panel.no_class else tuple(RATE_HEADINGS)
+        names = OOD_RATES if cell.threat.no_class else tuple(RATE_HEADINGS)
         rates = {name: getattr(rejection_rates(cell.records), name) for name in names}
         shown = {name: rate_cell(rate, interval(rate)) for name, rate in rates.items()}
         rows.append((*_cell_columns(cell), *(shown.get(name, BLANK) for name in RATE_HEADINGS)))
@@ -112,11 +115,11 @@ def _rates_table(group: Sequence[ReportCell], interval: IntervalOf) -> Table:
         facts.append({**identity_facts(cell), **rate_facts(each, interval)})
     columns = (*CELL_COLUMNS, *RATE_HEADINGS.values())
     return _rejection_table(
-        "rejection", "With rejection", group[0].panel, caption, (facts, columns, rows)
+        "rejection", "With rejection", CellGroup.of(group[0]), caption, (facts, columns, rows)
     )
 
 
-def _scores_table(group: Sequence[ReportCell], interval: IntervalOf) -> Table:
+def _scores_table(group: Sequence[FinishedCell], interval: IntervalOf) -> Table:
     caption = (
         "What the score, counted from the threshold of the class decided for, tells apart: clean inputs and those that are "
         "shown instead (of these, the wrong ones alone where they are of a class). Detected at 1, 2, 5 %: rejected at the "
@@ -140,12 +143,12 @@ def _scores_table(group: Sequence[ReportCell], interval: IntervalOf) -> Table:
         *("FPR@95", "Risk at 90 %", "AURC"),
     )
     return _rejection_table(
-        "detection", "What the score tells", group[0].panel, caption, (facts, columns, rows)
+        "detection", "What the score tells", CellGroup.of(group[0]), caption, (facts, columns, rows)
     )
 
 
 def _score_metrics(
-    cell: ReportCell,
+    cell: FinishedCell,
 ) -> tuple[dict[str, AreaUnderCurve | None], dict[str, Rate], float]:
     clean, shown = clean_scores(cell), scores_to_reject(cell)
     areas = {"auroc": auroc(clean, shown), "aupr": aupr(clean, shown)}
@@ -158,14 +161,14 @@ def _score_metrics(
     return areas, rates, curve.area
 
 
-def _cell_columns(cell: ReportCell) -> tuple[TableCell, ...]:
-    goal = cell.panel.goal
+def _cell_columns(cell: FinishedCell) -> tuple[TableCell, ...]:
+    goal = cell.goal
     wanted = GOAL_TEXTS.get(goal, goal)
-    if not cell.panel.no_class:
+    if not cell.threat.no_class:
         wanted = f"{wanted}, {budget_of(cell)}"
     return (
-        TableCell(cell.model, tone="name"),
-        TableCell(cell.attack, f"wanted: {wanted}", tone="name"),
+        TableCell(cell.model_label, tone="name"),
+        TableCell(cell.attack_label, f"wanted: {wanted}", tone="name"),
         TableCell(f"{len(cell.records):,}"),
     )
 
@@ -240,7 +243,7 @@ class RiskCurve:
 
 
 def draw_risk(
-    cells: Sequence[ReportCell], colour: Callable[[str], str], interval: IntervalOf
+    cells: Sequence[FinishedCell], colour: Callable[[str], str], interval: IntervalOf
 ) -> Iterable[ReportFigure]:
     """Yield one figure for each data set: clean inputs of all models that reject, then each model attacked.
 
@@ -259,7 +262,7 @@ def draw_risk(
             _draw_risk_panel(ax, title, lines, interval)
         for ax in axes[::RISK_COLUMNS]:
             ax.set_ylabel("wrong of answered, %")
-        title = f"Risk and coverage: {group[0].panel.data}"
+        title = f"Risk and coverage: {dataset_title(group[0].dataset.name)}"
         said = (
             f"{name}: {_describe_risk(line)}" for name, lines in panels.items() for line in lines
         )
@@ -268,27 +271,31 @@ def draw_risk(
         )
 
 
-def _clean_curves(group: Sequence[ReportCell], colour: Callable[[str], str]) -> list[RiskCurve]:
+def _clean_curves(group: Sequence[FinishedCell], colour: Callable[[str], str]) -> list[RiskCurve]:
     """Return the curve of each model, from the cell that saw most inputs."""
-    widest: dict[str, ReportCell] = {}
+    widest: dict[str, FinishedCell] = {}
     for cell in group:
-        if cell.model not in widest or len(cell.records) > len(widest[cell.model].records):
-            widest[cell.model] = cell
-    return [RiskCurve(selective_clean(c), c.model, colour(name)) for name, c in widest.items()]
+        if cell.model_label not in widest or len(cell.records) > len(
+            widest[cell.model_label].records
+        ):
+            widest[cell.model_label] = cell
+    return [
+        RiskCurve(selective_clean(c), c.model_label, colour(name)) for name, c in widest.items()
+    ]
 
 
 def _attacked_curves(
-    group: Sequence[ReportCell], colour: Callable[[str], str]
+    group: Sequence[FinishedCell], colour: Callable[[str], str]
 ) -> dict[str, list[RiskCurve]]:
     """Return the curves of each model under the attacks that want a wrong decision."""
     found: dict[str, list[RiskCurve]] = {}
     for cell in group:
-        if cell.panel.goal.startswith("misclassify"):
-            lines = found.setdefault(f"{shorten(cell.model, 26)}, attacked", [])
-            knows = " (knows)" if cell.panel.goal == "misclassify-accepted" else ""
-            label = f"{cell.attack}{knows}"
+        if cell.goal.startswith("misclassify"):
+            lines = found.setdefault(f"{shorten(cell.model_label, 26)}, attacked", [])
+            knows = " (knows)" if cell.goal == "misclassify-accepted" else ""
+            label = f"{cell.attack_label}{knows}"
             lines.append(
-                RiskCurve(selective_adversarial(cell), label, colour(cell.model), len(lines))
+                RiskCurve(selective_adversarial(cell), label, colour(cell.model_label), len(lines))
             )
     return found
 

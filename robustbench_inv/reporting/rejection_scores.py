@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
-from robustbench_inv.reporting.run_results import ReportCell
 from robustbench_inv.reporting.statistics import CONFIDENCE, Interval
-from robustbench_inv.results.rates import is_correct, score_above_threshold
+from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.record import ModelOutput
 from robustbench_inv.results.summary import Rate
 
@@ -190,23 +189,23 @@ def _on_logit(value: float, deviation: float, count: int) -> Interval:
     return Interval(*(1 / (1 + exp(-min(700.0, max(-700.0, centre + s * half)))) for s in (-1, 1)))
 
 
-def has_scores(cell: ReportCell) -> bool:
+def has_scores(cell: FinishedCell) -> bool:
     """Is the model of a cell one that rejects, and does every record hold its score?"""
-    if cell.summary.acceptance is None:
+    if not cell.can_reject:
         return False
     return all(None not in (r.clean.score, r.adversarial.score) for r in cell.records)
 
 
-def clean_scores(cell: ReportCell) -> list[float]:
+def clean_scores(cell: FinishedCell) -> list[float]:
     """Return how far clean inputs score above the threshold of the class decided for."""
     return [_score(cell, r.clean) for r in cell.records]
 
 
-def scores_to_reject(cell: ReportCell) -> list[float]:
+def scores_to_reject(cell: FinishedCell) -> list[float]:
     """Return the same for what ought to be rejected: wrong decisions, or everything where what is shown is of no class."""
-    anything = cell.panel.no_class
-    attacked = [r for r in cell.records if r.status != "already_wrong"]
-    return [_score(cell, r.adversarial) for r in attacked if anything or not is_correct(r)]
+    anything = cell.threat.no_class
+    attacked = [r for r in cell.records if r.was_attacked]
+    return [_score(cell, r.adversarial) for r in attacked if anything or not r.is_correct]
 
 
 @dataclass(frozen=True)
@@ -224,21 +223,21 @@ class SelectiveAccuracy:
     risk: Rate
 
 
-def selective_clean(cell: ReportCell) -> SelectiveAccuracy:
+def selective_clean(cell: FinishedCell) -> SelectiveAccuracy:
     """Return what a model that rejects makes of the clean inputs of a cell."""
     right = [r.clean.prediction == r.label for r in cell.records]
     return _selective(cell, [r.clean for r in cell.records], right)
 
 
-def selective_adversarial(cell: ReportCell) -> SelectiveAccuracy:
+def selective_adversarial(cell: FinishedCell) -> SelectiveAccuracy:
     """Return what it makes of the inputs that an attack shows."""
     return _selective(
-        cell, [r.adversarial for r in cell.records], [is_correct(r) for r in cell.records]
+        cell, [r.adversarial for r in cell.records], [r.is_correct for r in cell.records]
     )
 
 
 def _selective(
-    cell: ReportCell, answers: Sequence[ModelOutput], right: Sequence[bool]
+    cell: FinishedCell, answers: Sequence[ModelOutput], right: Sequence[bool]
 ) -> SelectiveAccuracy:
     given = [fine for answer, fine in zip(answers, right, strict=True) if answer.accepted]
     curve = risk_coverage([_score(cell, answer) for answer in answers], right)
@@ -247,6 +246,6 @@ def _selective(
     )
 
 
-def _score(cell: ReportCell, answer: ModelOutput) -> float:
-    value = score_above_threshold(answer, cell.info["model"])
+def _score(cell: FinishedCell, answer: ModelOutput) -> float:
+    value = cell.model.score_above_threshold(answer)
     return nan if value is None else value

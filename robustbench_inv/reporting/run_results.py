@@ -1,8 +1,7 @@
 """The cells of a report: read from run folders, grouped by threat, combined to the worst case over attacks."""
 
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from math import inf
@@ -14,14 +13,13 @@ from numpy.typing import NDArray
 
 from robustbench_inv.errors import BadResults
 from robustbench_inv.reporting.definitions import Selection
-from robustbench_inv.results.cell import attack_label, substitute_name
-from robustbench_inv.results.record import Record
-from robustbench_inv.results.run_files import PLAN, CellFolder, RunFolder
-from robustbench_inv.results.summary import CellSummary, Rate, summarise
+from robustbench_inv.reporting.table_formats import dataset_title, norm_symbol
+from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.run_files import PLAN, RunFolder
+from robustbench_inv.results.summary import Rate
 
 __all__ = [
     "CellGroup",
-    "ReportCell",
     "RunResult",
     "WorstCase",
     "group_cells",
@@ -32,38 +30,39 @@ __all__ = [
 
 @dataclass(frozen=True)
 class CellGroup:
-    """What makes cells comparable: the data set, the norm of distances, the attacker's goal.
+    """Cells that are comparable: they share the data set, the norm of distances and the attacker's goal.
 
-    Where the goal asks for the class of a changed input, so does it matter whom the threat names to say it.
+    Where the goal depends on the true class of a changed input, they share the oracle as well.
     """
 
     dataset: str
     norm: str
     goal: str
     oracle: str = ""
+    keeps: bool = False
+    no_class: bool = False
 
-    @property
-    def keeps(self) -> bool:
-        """Does the attacker want the decision to stay (invariance) rather than to change?"""
-        return self.goal.startswith("keep")
-
-    @property
-    def no_class(self) -> bool:
-        """Is what is shown of no class that the model knows, so that no answer to it is right?"""
-        return self.goal == "accept"
+    @classmethod
+    def of(cls, cell: FinishedCell) -> "CellGroup":
+        """Return the group of a cell."""
+        threat = cell.threat
+        needs_oracle = threat.wants_same_prediction or cell.goal.endswith("same-class")
+        oracle = threat.oracle.source if threat.oracle and needs_oracle else ""
+        flags = threat.wants_same_prediction, threat.no_class
+        return cls(cell.dataset.name, cell.norm, cell.goal, oracle, *flags)
 
     @property
     def rank(self) -> tuple[str, bool, bool, int, str, str, str]:
-        """Where it stands in a report: sensitivity before invariance, linf before l2 before the others."""
+        """The order in a report: sensitivity before invariance, linf before l2 before the others."""
         norms = ("linf", "l2", "l1", "l0")
         order = norms.index(self.norm) if self.norm in norms else len(norms)
         return self.dataset, self.no_class, self.keeps, order, self.norm, self.goal, self.oracle
 
     @property
     def title(self) -> str:
-        """How a reader is told."""
+        """The heading of its tables and figures."""
         if self.no_class:
-            return f"{self.data} · inputs of no class"
+            return f"{self.data} · out-of-distribution inputs"
         wanted = "invariance" if self.keeps else "sensitivity"
         usual = {
             "misclassify": "",
@@ -76,113 +75,8 @@ class CellGroup:
 
     @property
     def data(self) -> str:
-        """The data set with its parameters, as words.
-
-        Example:
-            >>> CellGroup("spheres:d=500,n=10", "l2", "misclassify").data
-            'spheres d=500 n=10'
-        """
-        return self.dataset.replace(":", " ").replace(",", " ")
-
-
-@dataclass(frozen=True)
-class ReportCell:
-    """One attack on one model: what was asked for and what came out.
-
-    Args:
-        model: its name, made distinct where two digests share it.
-        attack: its name, likewise, and the substitute's (``fgsm via mnist-lenet5``).
-        panel: data set, norm and goal.
-        epsilons: the sweep, ascending; empty without a budget.
-        records: by ascending sample id.
-        planned: how many samples were asked for.
-        info: what cell.json says.
-        folder: where it was read, for the images.
-    """
-
-    model: str
-    attack: str
-    panel: CellGroup
-    epsilons: tuple[float, ...]
-    records: tuple[Record, ...]
-    planned: int
-    info: Mapping[str, Any] = field(compare=False)
-    folder: CellFolder = field(compare=False)
-
-    @property
-    def kind(self) -> str:
-        """``budget``, ``minimal`` or ``invariance``."""
-        return str(self.info["attack"].get("kind", "fixed-budget"))
-
-    @property
-    def threat(self) -> str:
-        """The threat as the user wrote it."""
-        return str(self.info["threat"].get("text", self.panel.norm))
-
-    @property
-    def access(self) -> str:
-        """What the attacker sees of the model: ``white-box``, ``score``, ``prediction`` or ``transfer``."""
-        return str(self.info["threat"].get("access", "white-box"))
-
-    @property
-    def substitute(self) -> str | None:
-        """Name of the model that answered (transfer) or led (score) the search, None if there is none."""
-        return substitute_name(self.info)
-
-    @property
-    def finished(self) -> bool:
-        """Has every planned sample a record?"""
-        return len(self.records) >= self.planned
-
-    def matches(self, select: Selection) -> bool:
-        """Say whether a selection admits this cell."""
-        return select.matches(
-            model=self.model,
-            attack=self.attack,
-            dataset=self.panel.dataset,
-            norm=self.panel.norm,
-            goal=self.panel.goal,
-        )
-
-    @cached_property
-    def ids(self) -> frozenset[int]:
-        """The samples that have a record."""
-        return frozenset(r.sample for r in self.records)
-
-    @cached_property
-    def broken_at(self) -> NDArray[np.float64]:
-        """(n,) smallest eps, or without a budget distance, at which each sample fell; inf where it held."""
-        return np.array([inf if r.broken_at is None else r.broken_at for r in self.records])
-
-    @cached_property
-    def failure_distance(self) -> NDArray[np.float64]:
-        """(n,) distance of the success that was found for each sample; 0 if it was wrong before, inf if none."""
-        norm = self.panel.norm
-        found = [getattr(r.distance, norm) if r.goal_reached else inf for r in self.records]
-        wrong = [r.status == "already_wrong" for r in self.records]
-        return np.where(wrong, 0.0, np.array(found, dtype=float))
-
-    @cached_property
-    def summary(self) -> CellSummary:
-        """What the records add up to."""
-        return summarise(self.records, self.epsilons, self.panel.norm)
-
-    def covers(self, eps: float) -> bool:
-        """Say whether the records tell which samples fall within ``eps``."""
-        return not self.epsilons or eps in self.epsilons
-
-    def held(self, eps: float, ids: Sequence[int] | None = None) -> NDArray[np.bool_]:
-        """Return which samples held at ``eps`` (inf: at any distance), of ``ids`` or of all, in order."""
-        held: NDArray[np.bool_] = self.broken_at > min(eps, sys.float_info.max)
-        return held if ids is None else held[self.rows(ids)]
-
-    def rows(self, ids: Sequence[int]) -> list[int]:
-        """Return the positions of samples among the records."""
-        return [self._position[i] for i in ids]
-
-    @cached_property
-    def _position(self) -> dict[int, int]:
-        return {r.sample: i for i, r in enumerate(self.records)}
+        """The data set with its parameters, as words."""
+        return dataset_title(self.dataset)
 
 
 @dataclass(frozen=True)
@@ -191,7 +85,7 @@ class RunResult:
 
     name: str
     plan: Mapping[str, Any]
-    cells: tuple[ReportCell, ...]
+    cells: tuple[FinishedCell, ...]
     checks: tuple[Mapping[str, Any], ...]
     pending: tuple[tuple[str, int, int], ...]
     """Unfinished cells: what, samples done, samples planned."""
@@ -203,34 +97,34 @@ class WorstCase:
 
     Args:
         model: its name.
-        panel: data set, norm and goal.
+        group: data set, norm, goal and oracle.
         eps: inf for any distance.
         ids: the samples that all the attacks saw, ascending.
         cells: the attacks that were run at this eps.
     """
 
     model: str
-    panel: CellGroup
+    group: CellGroup
     eps: float
     ids: tuple[int, ...]
-    cells: tuple[ReportCell, ...]
+    cells: tuple[FinishedCell, ...]
 
     @cached_property
     def held(self) -> NDArray[np.bool_]:
         """(n,) did the sample hold against every one of the attacks?"""
-        each = [cell.held(self.eps, self.ids) for cell in self.cells]
+        each = [cell.robust_mask(self.eps, self.ids) for cell in self.cells]
         return np.asarray(np.all(each, axis=0))
 
     @cached_property
     def broken_at(self) -> NDArray[np.float64]:
         """(n,) the smallest eps or distance at which any of the attacks broke the sample; inf if none."""
-        each = [cell.broken_at[cell.rows(self.ids)] for cell in self.cells]
+        each = [cell.broken_at[cell.positions(self.ids)] for cell in self.cells]
         return np.asarray(np.min(each, axis=0))
 
     @property
     def clean(self) -> Rate:
         """The share of these samples that was right before any attack."""
-        records = [self.cells[0].records[i] for i in self.cells[0].rows(self.ids)]
+        records = [self.cells[0].records[i] for i in self.cells[0].positions(self.ids)]
         return Rate(sum(r.clean.prediction == r.label for r in records), len(records))
 
     @property
@@ -241,22 +135,9 @@ class WorstCase:
     @property
     def strongest(self) -> tuple[str, Rate]:
         """The single attack that breaks most of these samples, and what it leaves."""
-        rates = {
-            cell.attack: Rate(int(cell.held(self.eps, self.ids).sum()), len(self.ids))
-            for cell in self.cells
-        }
+        rates = {cell.attack_label: cell.robust_rate(self.eps, self.ids) for cell in self.cells}
         name = min(rates, key=lambda attack: (rates[attack].successes, attack))
         return name, rates[name]
-
-
-def norm_symbol(norm: str) -> str:
-    """Return the mathematical sign of a norm.
-
-    Example:
-        >>> norm_symbol("linf")
-        'ℓ∞'
-    """
-    return {"l0": "ℓ0", "l1": "ℓ1", "l2": "ℓ2", "linf": "ℓ∞"}.get(norm, norm)
 
 
 def read_runs(runs: Sequence[Path], select: Selection | None = None) -> tuple[RunResult, ...]:
@@ -276,18 +157,18 @@ def read_runs(runs: Sequence[Path], select: Selection | None = None) -> tuple[Ru
     return _with_distinct_labels(_deduplicated(results))
 
 
-def group_cells(cells: Iterable[ReportCell]) -> dict[CellGroup, list[ReportCell]]:
+def group_cells(cells: Iterable[FinishedCell]) -> dict[CellGroup, list[FinishedCell]]:
     """Return the cells of each panel, sensitivity before invariance, each model's cells together.
 
     Models and attacks keep the order in which they were asked for.
     """
     cells = list(cells)
-    models = list(dict.fromkeys(c.model for c in cells))
-    ordered = sorted(cells, key=lambda c: (*c.panel.rank, models.index(c.model)))
-    return {panel: list(group) for panel, group in groupby(ordered, key=lambda c: c.panel)}
+    models = list(dict.fromkeys(c.model_label for c in cells))
+    ordered = sorted(cells, key=lambda c: (*CellGroup.of(c).rank, models.index(c.model_label)))
+    return {key: list(group) for key, group in groupby(ordered, key=CellGroup.of)}
 
 
-def worst_cases(cells: Sequence[ReportCell]) -> list[WorstCase]:
+def worst_cases(cells: Sequence[FinishedCell]) -> list[WorstCase]:
     """Return the pointwise worst case over all attacks of a panel, for each model and eps.
 
     Attacks are combined on the samples that all of them saw. Where an attack saw fewer samples than the
@@ -297,18 +178,22 @@ def worst_cases(cells: Sequence[ReportCell]) -> list[WorstCase]:
         cells: of one panel.
     """
     found = []
-    for model, group in groupby(cells, key=lambda c: c.model):
+    for model, group in groupby(cells, key=lambda c: c.model_label):
         mine = list(group)
-        for ids in sorted({c.ids for c in mine}, key=lambda ids: (-len(ids), min(ids, default=0))):
-            covering = [c for c in mine if c.ids >= ids]
+        for ids in sorted(
+            {c.sample_ids for c in mine}, key=lambda ids: (-len(ids), min(ids, default=0))
+        ):
+            covering = [c for c in mine if c.sample_ids >= ids]
             for eps in _eps_levels(covering):
                 covers = tuple(c for c in covering if c.covers(eps))
-                if any(c.ids == ids for c in covers):
-                    found.append(WorstCase(model, cells[0].panel, eps, tuple(sorted(ids)), covers))
+                if any(c.sample_ids == ids for c in covers):
+                    found.append(
+                        WorstCase(model, CellGroup.of(cells[0]), eps, tuple(sorted(ids)), covers)
+                    )
     return found
 
 
-def _eps_levels(cells: Iterable[ReportCell]) -> list[float]:
+def _eps_levels(cells: Iterable[FinishedCell]) -> list[float]:
     return sorted({eps for cell in cells for eps in cell.epsilons}) or [inf]
 
 
@@ -321,10 +206,10 @@ def _run_folders(path: Path) -> list[Path]:
 def _read_run(path: Path, select: Selection) -> RunResult:
     folder = RunFolder(path)
     plan = folder.plan
-    cells = [_read_cell(cell) for cell in folder.cells()]
-    chosen = [cell for cell in cells if cell.matches(select)]
+    cells = [cell.read() for cell in folder.cells()]
+    chosen = [cell for cell in cells if select.matches_cell(cell)]
     pending = [_unfinished(cell) for cell in chosen if not cell.finished]
-    here = {cell.folder.digest for cell in cells}
+    here = {cell.digest for cell in cells}
     for entry in plan["cells"]:
         named = {key: str(entry[key]) for key in ("model", "attack", "dataset")}
         if entry["digest"] not in here and select.matches(**named):
@@ -334,39 +219,15 @@ def _read_run(path: Path, select: Selection) -> RunResult:
     return RunResult(path.resolve().name, plan, started, tuple(folder.checks()), tuple(pending))
 
 
-def _read_cell(folder: CellFolder) -> ReportCell:
-    info = folder.cell
-    threat = info["threat"]
-    try:
-        return ReportCell(
-            model=info["model"]["name"],
-            attack=attack_label(info),
-            panel=_group(info["dataset"]["name"], threat),
-            epsilons=tuple(map(float, threat["epsilons"])),
-            records=tuple(sorted(folder.records(), key=lambda r: r.sample)),
-            planned=len(folder.samples),
-            info=info,
-            folder=folder,
-        )
-    except (KeyError, TypeError) as error:
-        raise BadResults(f"{folder.path} has an unusable cell.json", remedy=repr(error)) from error
-
-
-def _group(dataset: str, threat: Mapping[str, Any]) -> CellGroup:
-    judged = threat["goal"].startswith("keep") or threat["goal"].endswith("same-class")
-    oracle = (threat.get("oracle") or {}).get("source", "") if judged else ""
-    return CellGroup(dataset, threat["norm"], threat["goal"], oracle)
-
-
-def _unfinished(cell: ReportCell) -> tuple[str, int, int]:
-    return f"{cell.attack} on {cell.model}", len(cell.records), cell.planned
+def _unfinished(cell: FinishedCell) -> tuple[str, int, int]:
+    return f"{cell.attack_label} on {cell.model_label}", len(cell.records), len(cell.requested)
 
 
 def _deduplicated(results: Sequence[RunResult]) -> list[RunResult]:
     """Keep of each cell the copy with the most records."""
-    best: dict[str, ReportCell] = {}
+    best: dict[str, FinishedCell] = {}
     for cell in (cell for result in results for cell in result.cells):
-        name = cell.folder.digest
+        name = cell.digest
         if name not in best or len(cell.records) > len(best[name].records):
             best[name] = cell
     kept = {id(cell) for cell in best.values()}
@@ -376,23 +237,24 @@ def _deduplicated(results: Sequence[RunResult]) -> list[RunResult]:
 def _with_distinct_labels(results: Sequence[RunResult]) -> tuple[RunResult, ...]:
     """Tell models and attacks apart that share a name, by the start of their digest or by their seed."""
     cells = [cell for result in results for cell in result.cells]
-    models = _digests_by_name((c.model, c.info["model"]["digest"]) for c in cells)
-    attacks = _digests_by_name((c.attack, c.info["attack"]["digest"]) for c in cells)
-    helpers = _digests_by_name((c.attack, _substitute_digest(c)) for c in cells)
-    several = len({c.info["seed"] for c in cells}) > 1
+    models = _digests_by_name((c.model_label, c.model.digest) for c in cells)
+    attacks = _digests_by_name((c.attack_label, c.attack.digest) for c in cells)
+    substitutes = _digests_by_name((c.attack_label, _substitute_digest(c)) for c in cells)
+    several = len({c.info.seed for c in cells}) > 1
 
-    def rename(cell: ReportCell) -> ReportCell:
-        model = cell.model + _digest_suffix(models[cell.model], cell.info["model"]["digest"])
-        attack = cell.attack + _digest_suffix(attacks[cell.attack], cell.info["attack"]["digest"])
-        attack += _digest_suffix(helpers[cell.attack], _substitute_digest(cell))
-        seed = f" seed {cell.info['seed']}" if several else ""
-        return replace(cell, model=model, attack=attack + seed)
+    def rename(cell: FinishedCell) -> FinishedCell:
+        model, attack = cell.model_label, cell.attack_label
+        model += _digest_suffix(models[model], cell.model.digest)
+        suffix = _digest_suffix(attacks[attack], cell.attack.digest)
+        suffix += _digest_suffix(substitutes[attack], _substitute_digest(cell))
+        suffix += f" seed {cell.info.seed}" if several else ""
+        return replace(cell, model_label=model, attack_label=attack + suffix)
 
     return tuple(replace(r, cells=tuple(map(rename, r.cells))) for r in results)
 
 
-def _substitute_digest(cell: ReportCell) -> str:
-    return str((cell.info["threat"].get("substitute") or {}).get("digest", ""))
+def _substitute_digest(cell: FinishedCell) -> str:
+    return cell.threat.substitute.digest if cell.threat.substitute else ""
 
 
 def _digests_by_name(named: Iterable[tuple[str, str]]) -> dict[str, set[str]]:

@@ -15,8 +15,10 @@ __all__ = [
     "Table",
     "TableCell",
     "Tone",
+    "dataset_title",
     "format_number",
     "median_cell",
+    "norm_symbol",
     "rate_cell",
     "slug",
     "to_csv",
@@ -52,6 +54,26 @@ class TableCell:
     def plain(self) -> str:
         """Text and detail on one line."""
         return f"{self.text} [{self.detail}]" if self.detail else self.text
+
+
+def norm_symbol(norm: str) -> str:
+    """Return the mathematical symbol of a norm.
+
+    Example:
+        >>> norm_symbol("linf")
+        'ℓ∞'
+    """
+    return {"l0": "ℓ0", "l1": "ℓ1", "l2": "ℓ2", "linf": "ℓ∞"}.get(norm, norm)
+
+
+def dataset_title(name: str) -> str:
+    """Return a data set with its parameters as words.
+
+    Example:
+        >>> dataset_title("spheres:d=500,n=10")
+        'spheres d=500 n=10'
+    """
+    return name.replace(":", " ").replace(",", " ")
 
 
 BLANK = TableCell("—")

@@ -10,13 +10,10 @@ import pandas as pd
 
 from robustbench_inv.reporting.definitions import TableKind
 from robustbench_inv.reporting.facts import (
-    FAILURES,
-    STATUSES,
     IntervalOf,
     budget_of,
     distances_of,
     identity_facts,
-    oracle_of,
     place_facts,
     quantile,
     rate_facts,
@@ -28,25 +25,22 @@ from robustbench_inv.reporting.invariance_tables import (
     metamer_tables,
 )
 from robustbench_inv.reporting.rejection_report import rejection_tables
-from robustbench_inv.reporting.run_results import (
-    CellGroup,
-    ReportCell,
-    WorstCase,
-    group_cells,
-    norm_symbol,
-    worst_cases,
-)
+from robustbench_inv.reporting.run_results import CellGroup, WorstCase, group_cells, worst_cases
 from robustbench_inv.reporting.statistics import PairedOutcomes, mcnemar, median_of, tango, wilson
 from robustbench_inv.reporting.table_formats import (
     BLANK,
     Table,
     TableCell,
+    dataset_title,
     format_number,
     median_cell,
+    norm_symbol,
     rate_cell,
     slug,
 )
-from robustbench_inv.results.ensemble_breakdown import EnsembleBreakdown, ensemble_breakdown
+from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.rates import EnsembleBreakdown, ensemble_breakdown
+from robustbench_inv.results.record import FAILURES, STATUSES
 from robustbench_inv.results.summary import Rate
 
 __all__ = ["TABLES", "build_tables", "ensemble_tables"]
@@ -58,19 +52,17 @@ ENSEMBLE_CAPTION = (
 )
 
 
-def ensemble_tables(cells: Sequence[ReportCell], _interval: IntervalOf) -> Iterable[Table]:
+def ensemble_tables(cells: Sequence[FinishedCell], _interval: IntervalOf) -> Iterable[Table]:
     """Yield a table for each panel that has cascades.
 
     Args:
         cells: of any kind; attacks that are no cascade are passed over.
     """
-    told = {
-        c.folder.digest: ensemble_breakdown(c.info, c.records, c.folder.events()) for c in cells
-    }
-    for panel, group in group_cells(c for c in cells if told[c.folder.digest]).items():
-        found = [(cell, each) for cell in group if (each := told[cell.folder.digest])]
-        members = tuple(dict.fromkeys(name for _, each in found for name in each.members))
-        met = ("Met on the way",) if any(each.others for _, each in found) else ()
+    told = {c.digest: ensemble_breakdown(c) for c in cells}
+    for panel, group in group_cells(c for c in cells if told[c.digest]).items():
+        found = [(cell, each) for cell in group if (each := told[cell.digest])]
+        members = tuple(dict.fromkeys(name for _, each in found for name in each.broken_by))
+        met = ("Met on the way",) if any(each.broken_during_search for _, each in found) else ()
         yield Table(
             slug(f"broken-by-{panel.dataset}-{panel.norm}-{panel.goal}"),
             f"Broken by: {panel.title}",
@@ -82,17 +74,17 @@ def ensemble_tables(cells: Sequence[ReportCell], _interval: IntervalOf) -> Itera
 
 
 def _ensemble_row(
-    cell: ReportCell, told: EnsembleBreakdown, members: Sequence[str], met: bool
+    cell: FinishedCell, told: EnsembleBreakdown, members: Sequence[str], met: bool
 ) -> tuple[TableCell, ...]:
     return (
-        TableCell(cell.model, tone="name"),
-        TableCell(cell.attack, tone="name"),
+        TableCell(cell.model_label, tone="name"),
+        TableCell(cell.attack_label, tone="name"),
         TableCell(budget_of(cell)),
         TableCell(f"{len(cell.records):,}"),
-        TableCell(f"{told.wrong:,}"),
-        *(_count_cell(told.members.get(name)) for name in members),
-        *((_count_cell(told.others),) if met else ()),
-        TableCell(f"{told.left:,}"),
+        TableCell(f"{told.misclassified_clean:,}"),
+        *(_count_cell(told.broken_by.get(name)) for name in members),
+        *((_count_cell(told.broken_during_search),) if met else ()),
+        TableCell(f"{told.robust:,}"),
     )
 
 
@@ -100,15 +92,19 @@ def _count_cell(count: int | None) -> TableCell:
     return BLANK if count is None else TableCell(f"{count:,}")
 
 
-def _ensemble_facts(cell: ReportCell, told: EnsembleBreakdown) -> Iterable[dict[str, Any]]:
+def _ensemble_facts(cell: FinishedCell, told: EnsembleBreakdown) -> Iterable[dict[str, Any]]:
     """Yield a row for each member, and one for each other end that a sample came to."""
-    ends = {"met on the way": told.others, "wrong before": told.wrong, "left": told.left}
-    for name, count in {**told.members, **ends}.items():
-        yield {**identity_facts(cell), "broken_by": name, "count": count}
+    ends = {
+        "during the search": told.broken_during_search,
+        "misclassified clean": told.misclassified_clean,
+        "robust": told.robust,
+    }
+    for name, count in {**told.broken_by, **ends}.items():
+        yield {**identity_facts(cell), "ensemble_member": name, "count": count}
 
 
 def build_tables(
-    kind: TableKind, cells: Sequence[ReportCell], interval: IntervalOf = wilson
+    kind: TableKind, cells: Sequence[FinishedCell], interval: IntervalOf = wilson
 ) -> list[Table]:
     """Return the tables of one kind; none where the cells hold nothing of it.
 
@@ -120,7 +116,7 @@ def build_tables(
     return [table for table in TABLES[kind](cells, interval) if table.rows]
 
 
-def _worst_case(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterable[Table]:
+def _worst_case(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
     for panel, group in group_cells(filter(_has_class, cells)).items():
         found = [worst for worst in worst_cases(group) if _is_informative(worst)]
         caption = (
@@ -132,9 +128,9 @@ def _worst_case(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterable[T
         yield _table("worst", panel, "Worst of all attacks", caption, (frame, columns, rows))
 
 
-def _has_class(cell: ReportCell) -> bool:
+def _has_class(cell: FinishedCell) -> bool:
     """Can an answer to what is shown be right? Noise and inputs of other data stand in the tables of rejection."""
-    return not cell.panel.no_class
+    return not cell.threat.no_class
 
 
 def _is_informative(worst: WorstCase) -> bool:
@@ -145,12 +141,12 @@ def _is_informative(worst: WorstCase) -> bool:
 def _worst_case_fact(worst: WorstCase, interval: IntervalOf) -> dict[str, Any]:
     name, rate = worst.strongest
     return {
-        **place_facts(worst.model, worst.panel),
-        "attacks": "+".join(cell.attack for cell in worst.cells),
+        **place_facts(worst.model, worst.group),
+        "attacks": "+".join(cell.attack_label for cell in worst.cells),
         "samples": len(worst.ids),
         "eps": nan if isinf(worst.eps) else worst.eps,
         **rate_facts({"clean_accuracy": worst.clean}, interval),
-        **rate_facts({"worst_accuracy": worst.rate}, interval),
+        **rate_facts({"worst_case_accuracy": worst.rate}, interval),
         "strongest_attack": name,
         **rate_facts({"strongest_accuracy": rate}, interval),
     }
@@ -165,7 +161,7 @@ def _worst_case_rows(
         groups.setdefault((worst.model, worst.ids), []).append(worst)
     rows = []
     for (model, ids), group in groups.items():
-        attacks = dict.fromkeys(cell.attack for worst in group for cell in worst.cells)
+        attacks = dict.fromkeys(cell.attack_label for worst in group for cell in worst.cells)
         rates = {worst.eps: rate_cell(worst.rate, interval(worst.rate)) for worst in group}
         clean = rate_cell(group[0].clean, interval(group[0].clean))
         names = (TableCell(model, tone="name"), TableCell(", ".join(attacks), tone="note"))
@@ -175,7 +171,7 @@ def _worst_case_rows(
     return ("Model", "Attacks", "Samples", "Clean", *map(_eps_text, levels)), rows
 
 
-def _accuracy(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterable[Table]:
+def _accuracy(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
     for panel, group in group_cells(cells).items():
         levels = sorted({eps for cell in group for eps in cell.epsilons})
         if not levels:
@@ -192,12 +188,12 @@ def _accuracy(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterable[Tab
 
 
 def _accuracy_row(
-    cell: ReportCell, levels: Sequence[float], interval: IntervalOf
+    cell: FinishedCell, levels: Sequence[float], interval: IntervalOf
 ) -> tuple[TableCell, ...]:
     clean, median = cell.summary.clean_accuracy, cell.summary.median_distance
     return (
-        TableCell(cell.model, tone="name"),
-        TableCell(cell.attack, tone="name"),
+        TableCell(cell.model_label, tone="name"),
+        TableCell(cell.attack_label, tone="name"),
         TableCell(f"{len(cell.records):,}"),
         rate_cell(clean, interval(clean)),
         *(_rate_at(cell, eps, interval) for eps in levels),
@@ -205,14 +201,14 @@ def _accuracy_row(
     )
 
 
-def _rate_at(cell: ReportCell, eps: float, interval: IntervalOf) -> TableCell:
+def _rate_at(cell: FinishedCell, eps: float, interval: IntervalOf) -> TableCell:
     if not cell.covers(eps):
         return BLANK
-    rate = Rate(int(cell.held(eps).sum()), len(cell.records))
+    rate = cell.robust_rate(eps)
     return rate_cell(rate, interval(rate))
 
 
-def _distances(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterable[Table]:
+def _distances(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
     for panel, group in group_cells(filter(_minimizes_distance, cells)).items():
         caption = (
             f"{norm_symbol(panel.norm)} distance of the nearest success that each attack found, over the "
@@ -233,18 +229,18 @@ def _distances(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterable[Ta
         yield _table("distances", panel, "Distance to failure", caption, (frame, columns, rows))
 
 
-def _minimizes_distance(cell: ReportCell) -> bool:
+def _minimizes_distance(cell: FinishedCell) -> bool:
     """Is a distance what the attack is about? What is given lies where it lies."""
     return cell.kind == "minimum-norm" or not (cell.epsilons or cell.kind == "fixed-input")
 
 
-def _distance_row(cell: ReportCell, interval: IntervalOf) -> tuple[TableCell, ...]:
+def _distance_row(cell: FinishedCell, interval: IntervalOf) -> tuple[TableCell, ...]:
     d = distances_of(cell)
     fell = Rate(sum(map(np.isfinite, d)), len(d))
     low, high = (TableCell(format_number(quantile(d, q))) for q in (0.25, 0.75))
     return (
-        TableCell(cell.model, tone="name"),
-        TableCell(cell.attack, tone="name"),
+        TableCell(cell.model_label, tone="name"),
+        TableCell(cell.attack_label, tone="name"),
         TableCell(f"{len(d):,}"),
         rate_cell(fell, interval(fell)),
         low,
@@ -253,13 +249,13 @@ def _distance_row(cell: ReportCell, interval: IntervalOf) -> tuple[TableCell, ..
     )
 
 
-def _distance_fact(cell: ReportCell, interval: IntervalOf) -> dict[str, Any]:
+def _distance_fact(cell: FinishedCell, interval: IntervalOf) -> dict[str, Any]:
     d, median = distances_of(cell), median_of(distances_of(cell))
     bounds = median.interval if median else None
     return {
         **identity_facts(cell),
         "attacked": len(d),
-        **rate_facts({"fell": Rate(sum(map(np.isfinite, d)), len(d))}, interval),
+        **rate_facts({"broken": Rate(sum(map(np.isfinite, d)), len(d))}, interval),
         "quartile_1": quantile(d, 0.25),
         "median": median.value if median else nan,
         "median_low": bounds.low if bounds else nan,
@@ -268,7 +264,7 @@ def _distance_fact(cell: ReportCell, interval: IntervalOf) -> dict[str, Any]:
     }
 
 
-def _comparison(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterable[Table]:
+def _comparison(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
     for panel, group in group_cells(filter(_has_class, cells)).items():
         by_place: dict[tuple[float, tuple[int, ...]], list[WorstCase]] = {}
         for worst in worst_cases(group):
@@ -308,7 +304,7 @@ def _comparison_fact(first: WorstCase, second: WorstCase, interval: IntervalOf) 
     pairs = PairedOutcomes.of(first.held.tolist(), second.held.tolist())
     bounds = tango(pairs)
     return {
-        **place_facts(first.model, first.panel),
+        **place_facts(first.model, first.group),
         "second": second.model,
         "eps": nan if isinf(first.eps) else first.eps,
         "samples": pairs.total,
@@ -321,7 +317,7 @@ def _comparison_fact(first: WorstCase, second: WorstCase, interval: IntervalOf) 
     }
 
 
-def _cells(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterable[Table]:
+def _cells(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
     rows = [_cell_row(cell) for cell in cells]
     columns = (
         *("Model", "Attack", "Threat and data", "Samples", "Forward", "Backward"),
@@ -337,26 +333,28 @@ def _cells(cells: Sequence[ReportCell], interval: IntervalOf) -> Iterable[Table]
     )
 
 
-def _cell_row(cell: ReportCell) -> tuple[TableCell, ...]:
+def _cell_row(cell: FinishedCell) -> tuple[TableCell, ...]:
     counts = cell.summary.statuses
     states = [
         TableCell(f"{counts.get(s, 0):,}", tone="fail" if s in FAILURES and counts.get(s) else "")
         for s in STATUSES
     ]
-    done = TableCell(f"{len(cell.records):,}", "" if cell.finished else f"of {cell.planned:,}")
+    done = TableCell(
+        f"{len(cell.records):,}", "" if cell.finished else f"of {len(cell.requested):,}"
+    )
     return (
-        TableCell(cell.model, tone="name"),
-        TableCell(cell.attack, tone="name"),
-        TableCell(f"{budget_of(cell)} on {cell.panel.data}", tone="note"),
+        TableCell(cell.model_label, tone="name"),
+        TableCell(cell.attack_label, tone="name"),
+        TableCell(f"{budget_of(cell)} on {dataset_title(cell.dataset.name)}", tone="note"),
         done,
         TableCell(format_number(cell.summary.forward_passes)),
         TableCell(format_number(cell.summary.backward_passes)),
         *states,
-        TableCell(oracle_of(cell) or "—"),
+        TableCell(cell.oracle_source or "—"),
     )
 
 
-TABLES: dict[TableKind, Callable[[Sequence[ReportCell], IntervalOf], Iterable[Table]]] = {
+TABLES: dict[TableKind, Callable[[Sequence[FinishedCell], IntervalOf], Iterable[Table]]] = {
     "worst": _worst_case,
     "accuracy": _accuracy,
     "breakers": ensemble_tables,

@@ -1,54 +1,129 @@
-"""A finished cell: which attack ran on which model, under which threat, on which data, and its records."""
+"""A finished cell: one attack on one model under one threat on one data set, with its records."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from math import isfinite
-from typing import Any, Protocol
+from math import inf, isfinite
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from robustbench_inv.results.cell_parts import (
+    JSON,
+    AttackInfo,
+    DatasetInfo,
+    ModelInfo,
+    Segment,
+    ThreatInfo,
+)
 from robustbench_inv.results.oracle_error import OracleError
 from robustbench_inv.results.record import Record
+from robustbench_inv.results.summary import CellSummary, Rate, summarise
 
 __all__ = [
     "SAMPLE_VALUES",
-    "CellSource",
+    "CellInfo",
     "FinishedCell",
-    "attack_label",
-    "common_samples",
-    "format_ids",
-    "group_competing",
     "label_with_substitute",
     "sample_values",
-    "substitute_name",
 ]
 
+SOFTWARE = ("device", "dtype", "versions", "git")
 
-def substitute_name(cell: Mapping[str, Any]) -> str | None:
-    """Return the name of the model that answered or led the search in place of the attacked one, if any.
-
-    Args:
-        cell: the content of cell.json.
-    """
-    substitute = cell["threat"].get("substitute")
-    return str(substitute["name"]) if substitute else None
+KINDS_V1 = {"budget": "fixed-budget", "minimal": "minimum-norm", "given": "fixed-input"}
 
 
-def attack_label(cell: Mapping[str, Any]) -> str:
-    """Return the name of a cell's attack with the class that it aims at and its substitute's, if any.
+@dataclass(frozen=True)
+class CellInfo:
+    """The content of cell.json: everything that the records of a cell depend on, and how they were made.
 
     Args:
-        cell: the content of cell.json.
+        identity: version and digests that name the cell.
+        model: the attacked model.
+        attack: the attack.
+        threat: budget, goal and access.
+        dataset: the data set.
+        seed: of all random numbers.
+        software: device, dtype, versions, git.
+        batch_size: of new blocks.
+        segments: the samples in the order of their records.
+        rejudged_from: digest of the cell whose images another oracle judged; None for an evaluation.
+        version: of the file that was read.
     """
-    access = str(cell["threat"].get("access", "white-box"))
-    name = str(cell["attack"]["name"]) + _target_label(cell["threat"])
-    return label_with_substitute(name, access, substitute_name(cell))
+
+    identity: JSON
+    model: ModelInfo
+    attack: AttackInfo
+    threat: ThreatInfo
+    dataset: DatasetInfo
+    seed: int
+    software: JSON = field(default_factory=dict, repr=False)
+    batch_size: int | None = None
+    segments: tuple[Segment, ...] = ()
+    rejudged_from: str | None = None
+    version: int = 2
+
+    @classmethod
+    def from_json(cls, value: JSON) -> "CellInfo":
+        """Read cell.json of version 1 or 2.
+
+        Raises:
+            KeyError, TypeError, ValueError: if an entry is missing or has the wrong type.
+        """
+        version = int(value.get("version", 2))
+        value = upgrade_cell_v1(value) if version == 1 else value
+        return cls(
+            identity=value.get("identity") or {},
+            model=ModelInfo.from_json(value["model"]),
+            attack=AttackInfo.from_json(value["attack"]),
+            threat=ThreatInfo.from_json(value["threat"]),
+            dataset=DatasetInfo.from_json(value["dataset"]),
+            seed=int(value["seed"]),
+            software={key: value[key] for key in SOFTWARE if key in value},
+            batch_size=value.get("batch_size"),
+            segments=tuple(map(Segment.from_json, value.get("segments", ()))),
+            rejudged_from=value.get("rejudged_from"),
+            version=version,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of cell.json, version 2."""
+        parts = {key: getattr(self, key).to_json() for key in ("model", "threat", "dataset")}
+        rejudged = {"rejudged_from": self.rejudged_from} if self.rejudged_from else {}
+        return {
+            "version": 2,
+            "identity": dict(self.identity),
+            "model": parts["model"],
+            "attack": dict(vars(self.attack)),
+            "threat": parts["threat"],
+            "dataset": parts["dataset"],
+            "seed": self.seed,
+            **self.software,
+            **rejudged,
+            "batch_size": self.batch_size,
+            "segments": [segment.to_json() for segment in self.segments],
+        }
+
+    @property
+    def attack_label(self) -> str:
+        """The attack's name with its target class and its substitute."""
+        name = self.attack.name + self.threat.target_label
+        helper = self.threat.substitute
+        return label_with_substitute(name, self.threat.access, helper.name if helper else None)
+
+    def target_class(self, record: Record) -> int:
+        """Return the class that a targeted goal wants for a sample."""
+        about = self.threat.goal_parameters
+        if about.get("offset") is None:
+            return int(about["label"])
+        return (record.label + int(about["offset"])) % self.dataset.num_classes
 
 
 def label_with_substitute(attack: str, access: str, substitute: str | None) -> str:
-    """Return how an attack is called when another model helps it: it is another attack then.
+    """Return the name of an attack with that of its substitute, which makes it another attack.
 
     Example:
         >>> label_with_substitute("fgsm", "transfer", "mnist-lenet5")
@@ -61,196 +136,171 @@ def label_with_substitute(attack: str, access: str, substitute: str | None) -> s
     return f"{attack} {'via' if access == 'transfer' else 'guided by'} {substitute}"
 
 
-def _target_label(threat: Mapping[str, Any]) -> str:
-    """Return what stands behind an attack that aims at a class: for every class it is another attack."""
-    about = threat.get("goal_parameters") or {}
-    if not str(threat.get("goal", "")).startswith("target") or not about:
-        return ""
-    to = f"{about['label']}" if about.get("offset") is None else f"y+{about['offset']}"
-    by = about.get("confidence") or 0.0
-    return f" → {to} by {by:g}" if by else f" → {to}"
+def upgrade_cell_v1(value: JSON) -> dict[str, Any]:
+    """Return the content of a cell.json of version 1 with the keys of version 2."""
+    spec = dict(value.get("spec") or {})
+    card = dict(value["model"].get("card") or {})
+    model = {**value["model"], "weights_digest": value.get("weights_digest")}
+    attack, threat = dict(value["attack"]), dict(value["threat"])
+    oracle = dict(threat.get("oracle") or {})
+    if "left_out" in oracle:
+        oracle["excluded"] = oracle.pop("left_out")
+    return {
+        **{key: part for key, part in value.items() if key not in ("spec", "weights_digest")},
+        "identity": {"version": spec.pop("identity_version", 1), **spec},
+        "model": {**model, "rejection": card.pop("rejection", None), "card": card},
+        "attack": {**attack, "kind": KINDS_V1.get(attack.get("kind", ""), attack.get("kind"))},
+        "threat": {**threat, "oracle": oracle or None},
+        "rejudged_from": value.get("judged_from"),
+    }
 
 
 _SINGLE_STEP = re.compile(r"f?fgsm|fgm|(l1|l2|linf)fastgradientattack")
 _CROSS_ENTROPY = re.compile(r"(?!apgdt).*(pgd|fgsm|fgm|bim|fastgradient|basiciterative).*")
-_INVARIANCE_GOALS = ("keep-decision", "keep-logits")
 
 
-class CellSource(Protocol):
-    """A cell's folder, or anything in memory that holds the same."""
-
-    @property
-    def cell(self) -> Mapping[str, Any]:
-        """The content of cell.json."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """The digest of the cell's spec."""
-        ...
-
-    @property
-    def samples(self) -> Sequence[int]:
-        """The samples that the cell was asked for."""
-        ...
-
-    def records(self) -> Sequence[Record]: ...
-
-    def events(self) -> Sequence[Mapping[str, Any]]:
-        """Return the append-only notes of the cell."""
-        ...
-
-    def adversarial(self) -> Mapping[str, np.ndarray] | None:
-        """Return the kept images (``samples``, ``clean``, ``adversarial``), None if none were kept."""
-        ...
-
-    def oracle_error(self) -> OracleError | None:
-        """Return how often the cell's oracle errs itself, None if that was not measured."""
-        ...
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FinishedCell:
-    """A cell as the checks see it.
+    """One attack on one model: what was evaluated, and the records.
 
     Args:
-        source: where it comes from.
-        records: its records, in the order of the file.
-        events: its notes.
+        digest: identifies the cell.
+        info: the content of cell.json.
+        records: by ascending sample id.
+        requested: ids of the requested samples, ascending.
+        events: the entries of events.jsonl.
+        oracle_error: the error rate of the oracle itself; None if it was not measured.
+        read_images: returns ``samples`` (n,), ``clean`` and ``adversarial`` (n, …); None without kept images.
+        model_label: how a report calls the model.
+        attack_label: how a report calls the attack, with its target class and its substitute.
     """
 
-    source: CellSource
+    digest: str
+    info: CellInfo
     records: tuple[Record, ...]
-    events: tuple[Mapping[str, Any], ...]
+    requested: tuple[int, ...]
+    events: tuple[JSON, ...] = ()
+    oracle_error: OracleError | None = None
+    read_images: Callable[[], Mapping[str, np.ndarray] | None] = field(default=lambda: None)
+    model_label: str = ""
+    attack_label: str = ""
 
-    @classmethod
-    def read(cls, cell: CellSource) -> "FinishedCell":
-        """Read a cell's records and notes."""
-        return cls(cell, tuple(cell.records()), tuple(cell.events()))
-
-    @property
-    def model(self) -> str:
-        """The model's name."""
-        return str(self._part("model")["name"])
-
-    @property
-    def attack(self) -> str:
-        """The attack's name, and the substitute's if there is one."""
-        return attack_label(self.source.cell)
+    def __post_init__(self) -> None:
+        """Sort the records, and take the labels of a report from the names."""
+        ordered = tuple(sorted(self.records, key=lambda record: record.sample))
+        object.__setattr__(self, "records", ordered)
+        object.__setattr__(self, "model_label", self.model_label or self.info.model.name)
+        object.__setattr__(self, "attack_label", self.attack_label or self.info.attack_label)
 
     @property
-    def subject(self) -> str:
-        """What verdicts about this cell call it."""
-        threat, dataset = self._part("threat"), self._part("dataset")
-        text = threat.get("text") or f"{self.norm}={','.join(map(str, self.epsilons))}"
-        seed = self.source.cell["seed"]
-        name = self._part("attack")["name"]
-        return f"{name} on {self.model}, {text}, {dataset['name']}, seed {seed}"
+    def model(self) -> ModelInfo:
+        """The attacked model."""
+        return self.info.model
 
     @property
-    def comparison_key(self) -> tuple[str, str, str, str]:
-        """Cells of the same (model, data set, norm, goal) compete with one another."""
-        model, dataset = self._part("model"), self._part("dataset")
-        about = self.goal_parameters
-        aim = " ".join([self.goal, *(f"{key}={value}" for key, value in sorted(about.items()))])
-        return (str(model["name"]), str(dataset["name"]), self.norm, aim)
+    def attack(self) -> AttackInfo:
+        """The attack."""
+        return self.info.attack
+
+    @property
+    def threat(self) -> ThreatInfo:
+        """Budget, goal and access."""
+        return self.info.threat
+
+    @property
+    def dataset(self) -> DatasetInfo:
+        """The data set."""
+        return self.info.dataset
 
     @property
     def norm(self) -> str:
-        """The norm that the threat measures in."""
-        return str(self._part("threat")["norm"])
+        """The norm of distances."""
+        return self.threat.norm
 
     @property
     def epsilons(self) -> tuple[float, ...]:
         """The sweep, ascending; empty without a budget."""
-        return tuple(float(eps) for eps in self._part("threat").get("epsilons") or ())
+        return self.threat.epsilons
 
     @property
     def goal(self) -> str:
-        """Name of the goal."""
-        goal = self._part("threat").get("goal", "misclassify")
-        return str(goal["name"] if isinstance(goal, Mapping) else goal).split(":")[0]
-
-    @property
-    def goal_parameters(self) -> Mapping[str, Any]:
-        """What the goal leaves open: the class that is aimed at."""
-        found: Mapping[str, Any] = self._part("threat").get("goal_parameters") or {}
-        return found
-
-    def target_class(self, record: Record) -> int:
-        """Return the class that a goal with a target aims at for a sample."""
-        about = self.goal_parameters
-        if about.get("offset") is None:
-            return int(about["label"])
-        classes = self.source.cell["dataset"]["num_classes"]
-        return (record.label + int(about["offset"])) % int(classes)
-
-    @property
-    def seeks_errors(self) -> bool:
-        """Does the attacker want a wrong decision (and not the same decision on other content)?"""
-        return self.goal not in _INVARIANCE_GOALS
+        """Name of the attacker's goal."""
+        return self.threat.goal
 
     @property
     def kind(self) -> str:
-        """How the attack searches: budget, minimal or invariance."""
-        return str(self._part("attack").get("kind", "fixed-budget"))
+        """The kind of the attack: ``fixed-budget``, ``minimum-norm``, ``invariance`` or ``fixed-input``."""
+        return self.attack.kind
 
     @property
-    def parameters(self) -> Mapping[str, Any]:
-        """The attack's parameters; of a library's attack, those of the library."""
-        parameters: dict[str, Any] = dict(self._part("attack").get("parameters") or {})
-        return {**parameters, **dict(parameters.pop("parameters", ()))}
+    def subject(self) -> str:
+        """How verdicts about this cell call it."""
+        text = self.threat.text or f"{self.norm}={','.join(map(str, self.epsilons))}"
+        name = f"{self.attack.name} on {self.model.name}"
+        return f"{name}, {text}, {self.dataset.name}, seed {self.info.seed}"
 
     @property
-    def algorithm(self) -> str:
-        """Name of the attack's class, of a library's attack the library's, in lower case."""
-        implementation = str(self._part("attack").get("implementation", self.attack))
-        return str(self.parameters.get("attack", implementation.rpartition(":")[2])).lower()
+    def comparison_key(self) -> tuple[str, str, str, str]:
+        """Model, data set, norm and goal: cells that share them can be compared."""
+        about = sorted(self.threat.goal_parameters.items())
+        goal = " ".join([self.goal, *(f"{key}={value}" for key, value in about)])
+        return self.model.name, self.dataset.name, self.norm, goal
 
     @property
-    def bounds(self) -> tuple[float, float]:
-        """Least and largest value of an input element of the data set."""
-        low, high = self._part("dataset")["bounds"]
-        return float(low), float(high)
+    def finished(self) -> bool:
+        """Does every requested sample have a record?"""
+        return len(self.records) >= len(self.requested)
 
     @property
-    def dimension(self) -> int:
-        """Number of elements of one input."""
-        return int(np.prod(self._part("dataset")["shape"]))
+    def can_reject(self) -> bool:
+        """Does the model have a reject option?"""
+        return any(r.clean.accepted is not None for r in self.records)
 
-    @property
-    def access(self) -> str:
-        """What the attacker sees of the model."""
-        return str(self._part("threat").get("access", "white-box"))
+    @cached_property
+    def oracle_source(self) -> str | None:
+        """Who named the true classes of the adversarial inputs; None if nobody did."""
+        sources = {r.oracle_source for r in self.records if r.oracle_source is not None}
+        return "+".join(sorted(sources)) or None
+
+    @cached_property
+    def sample_values(self) -> "dict[str, SampleValues]":
+        """What the attack measured of each sample: name → sample → number."""
+        return sample_values(self.events)
+
+    @cached_property
+    def summary(self) -> CellSummary:
+        """The rates of the records."""
+        return summarise(self.records, self.epsilons, self.norm)
 
     @property
     def uses_substitute(self) -> bool:
-        """Were the gradients, if any, a substitute's? Then they say nothing about the model."""
-        return substitute_name(self.source.cell) is not None
+        """Did the search use another model? Then its gradients are not the attacked model's."""
+        return self.threat.substitute is not None
 
     @cached_property
     def uses_gradients(self) -> bool:
-        """Did the attack take gradients of the model on any sample?"""
+        """Did the attack take gradients of the attacked model on any sample?"""
         return not self.uses_substitute and any(r.backward_passes > 0 for r in self.records)
 
     @cached_property
     def gradient_free(self) -> bool:
-        """Is it noise, an attack that learns from answers alone, or one on a substitute?
+        """Is it a random, score-based, decision-based or transfer attack?
 
-        Analytic attacks, which neither ask nor take gradients, are neither.
+        An analytic attack, which neither queries the model nor takes gradients, is not.
         """
-        restricted = self.uses_substitute or self.access in ("score", "decision")
-        asks = any(r.forward_passes > 0 for r in self.records)
-        return not self.uses_gradients and (restricted or asks)
+        restricted = self.uses_substitute or self.threat.access in ("score", "decision")
+        queries = any(r.forward_passes > 0 for r in self.records)
+        return not self.uses_gradients and (restricted or queries)
 
     @property
     def single_step(self) -> bool:
         """Does the attack take one step along the model's gradient?
 
-        One along a substitute's is no measure of more of them: it often transfers better.
+        One along a substitute's gradient does not count: it often transfers better than many.
         """
-        one = self.parameters.get("steps") == 1 or _SINGLE_STEP.fullmatch(self.algorithm)
-        return bool(one) and not self.uses_substitute
+        one = self.attack.own_parameters.get("steps") == 1
+        known = _SINGLE_STEP.fullmatch(self.attack.algorithm)
+        return bool(one or known) and not self.uses_substitute
 
     @property
     def iterative(self) -> bool:
@@ -259,80 +309,82 @@ class FinishedCell:
 
     @property
     def uses_cross_entropy_only(self) -> bool:
-        """Does the attack climb cross-entropy alone? What does not name its loss does if it is a PGD."""
-        loss = self.parameters.get("loss")
-        return loss == "ce" if loss else bool(_CROSS_ENTROPY.fullmatch(self.algorithm))
+        """Is cross-entropy the attack's only loss? So it is for a PGD whose parameters name no loss."""
+        loss = self.attack.own_parameters.get("loss")
+        return loss == "ce" if loss else bool(_CROSS_ENTROPY.fullmatch(self.attack.algorithm))
+
+    @cached_property
+    def sample_ids(self) -> frozenset[int]:
+        """The samples that have a record."""
+        return frozenset(r.sample for r in self.records)
+
+    @cached_property
+    def broken_at(self) -> NDArray[np.float64]:
+        """(n,) smallest eps, or distance without a budget, that broke each sample; inf for robust ones."""
+        return np.array([inf if r.broken_at is None else r.broken_at for r in self.records])
+
+    @cached_property
+    def failure_distance(self) -> NDArray[np.float64]:
+        """(n,) distance of each adversarial example; 0 if misclassified before the attack, inf if robust."""
+        found = [getattr(r.distance, self.norm) if r.goal_reached else inf for r in self.records]
+        wrong = [not r.was_attacked for r in self.records]
+        return np.where(wrong, 0.0, np.array(found, dtype=float))
 
     def covers(self, eps: float) -> bool:
-        """Does the cell say who falls at this eps?"""
+        """Do the records show which samples are broken at this eps?"""
         return not self.epsilons or any(_same_eps(eps, own) for own in self.epsilons)
 
-    def broken(self, eps: float) -> set[int]:
-        """Return the samples that fell at this eps or below, those wrong to begin with included."""
+    def robust_mask(self, eps: float, ids: Sequence[int] | None = None) -> NDArray[np.bool_]:
+        """Return which samples are robust at ``eps`` (inf: at any distance), for ``ids`` or for all, in order."""
+        robust: NDArray[np.bool_] = self.broken_at > min(eps, sys.float_info.max)
+        return robust if ids is None else robust[self.positions(ids)]
+
+    def robust_rate(self, eps: float, ids: Sequence[int] | None = None) -> Rate:
+        """Return the robust accuracy at ``eps`` on ``ids`` or on all samples."""
+        robust = self.robust_mask(eps, ids)
+        return Rate(int(robust.sum()), len(robust))
+
+    def positions(self, ids: Sequence[int]) -> list[int]:
+        """Return the positions of samples among the records."""
+        return [self._position[i] for i in ids]
+
+    def broken_samples(self, eps: float) -> set[int]:
+        """Return the samples broken at this eps or below, and those misclassified before the attack."""
         slack = eps * (1 + 1e-9)
         return {r.sample for r in self.records if r.broken_at is not None and r.broken_at <= slack}
 
-    def held(self, eps: float) -> set[int]:
-        """Return the samples that did not fall at this eps."""
-        return {r.sample for r in self.records} - self.broken(eps)
+    def robust_samples(self, eps: float) -> set[int]:
+        """Return the samples that are not broken at this eps."""
+        return {r.sample for r in self.records} - self.broken_samples(eps)
 
-    def _part(self, name: str) -> Mapping[str, Any]:
-        part: Mapping[str, Any] = self.source.cell[name]
-        return part
-
-
-def group_competing(
-    views: Iterable[FinishedCell],
-) -> dict[tuple[str, str, str, str], list[FinishedCell]]:
-    """Return the cells that compete with one another, by setting, those that seek errors only."""
-    groups: dict[tuple[str, str, str, str], list[FinishedCell]] = {}
-    for view in views:
-        if view.seeks_errors:
-            groups.setdefault(view.comparison_key, []).append(view)
-    return groups
-
-
-def common_samples(views: Iterable[FinishedCell]) -> set[int]:
-    """Return the samples that each of the cells has a record of."""
-    sets = [{r.sample for r in view.records} for view in views]
-    return set.intersection(*sets) if sets else set()
-
-
-def format_ids(samples: Iterable[int], most: int = 8) -> str:
-    """Return sample ids as text, cut after the first few.
-
-    Example:
-        >>> format_ids([5, 2, 9], most=2)
-        '2, 5, … (3 in all)'
-    """
-    ids = sorted(samples)
-    text = ", ".join(map(str, ids[:most]))
-    return text if len(ids) <= most else f"{text}, … ({len(ids)} in all)"
+    @cached_property
+    def _position(self) -> dict[int, int]:
+        return {r.sample: i for i, r in enumerate(self.records)}
 
 
 def _same_eps(one: float, other: float) -> bool:
     return isfinite(one) and abs(one - other) <= 1e-9 * max(1.0, abs(one))
 
 
-SAMPLE_VALUES = "measured"
-"""Kind of the notes that hold such numbers."""
+SAMPLE_VALUES = "sample_values"
+"""The events that hold numbers of single samples."""
 
 SampleValues = dict[int, float | None]
 
 
-def sample_values(events: Iterable[Mapping[str, Any]]) -> dict[str, SampleValues]:
-    """Return name → sample → number; None for one that was not finite.
+def sample_values(events: Iterable[JSON]) -> dict[str, SampleValues]:
+    """Return name → sample → number; None for one that is not finite.
 
-    A block that is evaluated again notes its numbers again: the last one counts.
+    A block that is evaluated again writes its numbers again: the last ones count.
 
     Example:
-        >>> note = {"kind": "measured", "samples": [3, 8], "values": {"donor": [5, 1]}}
-        >>> sample_values([{"kind": "time"}, note])
+        >>> event = {"event": "sample_values", "samples": [3, 8], "values": {"donor": [5, 1]}}
+        >>> sample_values([{"event": "crash"}, event])
         {'donor': {3: 5, 8: 1}}
     """
     columns: dict[str, SampleValues] = {}
     for event in events:
-        if event.get("kind") != SAMPLE_VALUES:
+        if event.get("event") != SAMPLE_VALUES:
             continue
         for name, values in event["values"].items():
             columns.setdefault(name, {}).update(zip(event["samples"], values, strict=True))

@@ -1,4 +1,4 @@
-"""Writing a cell block by block, with its images: a crash loses at most the block in progress."""
+"""Writes a cell and its images block by block: a crash loses at most the current block."""
 
 import fcntl
 import json
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from robustbench_inv.errors import BadResults
+from robustbench_inv.results.cell_parts import Segment
 from robustbench_inv.results.files import (
     FORMAT_VERSION,
     explain_write_errors,
@@ -31,7 +32,6 @@ from robustbench_inv.results.run_files import (
     CELL,
     EVENTS,
     RECORDS,
-    Segment,
     block_samples,
     complete_lines,
     count_complete,
@@ -46,11 +46,11 @@ Tensors = dict[str, np.ndarray]
 
 
 class ImageShards:
-    """The images of a cell under ``images/``, to become adversarial.safetensors.
+    """The images of a cell: one file for each block under ``images/``, later one adversarial.safetensors.
 
-    A shard is written before the records of its block, so that no record is without its image; a block
-    that is evaluated again replaces its shard. A crash between the steps of ``consolidate`` leaves rows
-    that are in both places, and they are the same rows.
+    The file of a block (shard) is written before its records, so that every record has its image. A block
+    that is evaluated again replaces its shard. After a crash during ``consolidate`` some rows are in both
+    places; they are equal.
     """
 
     def __init__(self, cell: Path) -> None:
@@ -58,7 +58,7 @@ class ImageShards:
 
     @property
     def any(self) -> bool:
-        """Are there images?"""
+        """Are images stored?"""
         return (self._cell / ADVERSARIAL).exists() or self._folder.exists()
 
     def add(self, block: int, samples: Sequence[int], images: Mapping[str, np.ndarray]) -> None:
@@ -78,7 +78,7 @@ class ImageShards:
         """Merge the shards into adversarial.safetensors, rows in ascending order of sample id.
 
         Args:
-            samples: those that have records; a shard may hold others after a crash.
+            samples: those that have records; after a crash a shard may hold others.
         """
         shards = sorted(self._folder.glob("*.safetensors"))
         if shards:
@@ -119,13 +119,13 @@ def _load(path: Path) -> Tensors:
 
 @dataclass(frozen=True)
 class CellRequest:
-    """What an evaluation asks of a cell.
+    """The samples that an evaluation adds to a cell.
 
     Args:
-        description: the content of cell.json but for version, batch size and segments.
+        description: the content of cell.json without version, batch size and segments.
         samples: sample ids, in any order.
-        batch_size: of the blocks, where the cell does not have one yet.
-        redo: forget what is there.
+        batch_size: of the blocks, if the cell has none yet.
+        redo: delete the existing records first.
     """
 
     description: Mapping[str, Any]
@@ -135,17 +135,18 @@ class CellRequest:
 
 
 class CellWriter:
-    """The only writer of a cell: holds its lock, knows which blocks are missing, appends them.
+    """The only writer of a cell: it locks the cell, returns the blocks without records and appends records.
 
-    Records become visible a block at a time, in one write. What a crash leaves of a block is dropped when
-    the cell is opened again, and the block is evaluated again as a whole.
+    Records appear one block at a time, in one write. When the cell is opened again after a crash, the records
+    of an incomplete block are deleted and the whole block is evaluated again.
 
     Args:
-        path: the cell's folder, made if it is not there.
-        request: what is asked of it.
+        path: the cell's folder; it is made if it does not exist.
+        request: the samples to add.
 
     Raises:
-        BadResults: if another process writes the cell, it cannot be written, is damaged or is another's.
+        BadResults: if another process writes the cell, it cannot be written, is damaged, is of version 1, or
+            belongs to another evaluation.
     """
 
     def __init__(self, path: Path, request: CellRequest) -> None:
@@ -173,7 +174,7 @@ class CellWriter:
         self.close()
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         os.close(self._records)
 
     @property
@@ -193,11 +194,11 @@ class CellWriter:
 
     @property
     def total(self) -> int:
-        """Number of samples asked for by this and earlier runs."""
+        """Number of samples that this and earlier runs requested."""
         return len(sample_order(self._segments))
 
     def next_block(self) -> tuple[int, tuple[int, ...]] | None:
-        """Return number and sample ids of the first block without records, None when all have theirs."""
+        """Return number and sample ids of the first block without records; None if there is none."""
         return self._blocks.get(self._done)
 
     def append(
@@ -207,10 +208,10 @@ class CellWriter:
 
         Args:
             records: one for each sample of the block, in its order.
-            images: ``clean`` and ``adversarial`` (n, …) to keep besides, or None.
+            images: ``clean`` and ``adversarial`` (n, …) to store, or None.
 
         Raises:
-            BadResults: if it cannot be written; the records before it stay.
+            BadResults: if they cannot be written; earlier records are kept.
         """
         number, samples = self._blocks[self._done]
         assert samples == tuple(record.sample for record in records), "not the next block"
@@ -219,14 +220,14 @@ class CellWriter:
         self._write("".join(record.to_json_line() for record in records).encode())
         self._done += len(records)
 
-    def note(self, kind: str, **values: object) -> None:
-        """Append a note to events.jsonl; it names the block it is about in ``block``."""
-        line = json.dumps({"kind": kind, **values}) + "\n"
+    def note(self, event: str, **values: object) -> None:
+        """Append an event to events.jsonl; ``block`` in its values is the number of the block."""
+        line = json.dumps({"event": event, **values}) + "\n"
         with explain_write_errors(self.path / EVENTS), (self.path / EVENTS).open("ab", 0) as file:
             file.write(line.encode())
 
     def lower_batch_size(self, batch_size: int) -> None:
-        """Evaluate the samples without records in smaller blocks from now on."""
+        """Divide the samples without records into smaller blocks."""
         todo = sample_order(self._segments)[self._done :]
         kept = extend_segments(self._segments, self._done, (), batch_size)
         rest = (Segment(batch_size, tuple(todo)),) if todo else ()
@@ -259,13 +260,25 @@ class CellWriter:
             self._describe({**(known or request.description), "batch_size": size}, extended)
 
     def _known(self, request: CellRequest) -> dict[str, Any]:
-        """Return cell.json as it is, empty for a new cell."""
-        path, spec = self.path / CELL, request.description["spec"]
+        """Return the content of cell.json; empty for a new cell."""
+        path, identity = self.path / CELL, request.description["identity"]
         if not path.exists() and not os.fstat(self._records).st_size:
             return {}
         known = read_versioned(path)
-        if known.get("spec") != spec:
-            raise BadResults(f"{path} is another cell's", got=known.get("spec"), expected=str(spec))
+        if known["version"] < FORMAT_VERSION:
+            raise BadResults(
+                f"{path} is of an earlier version, to which no records can be added",
+                got=f"version {known['version']}",
+                expected=f"version {FORMAT_VERSION}",
+                remedy="evaluate into another folder with --out, or use --existing redo",
+            )
+        if known.get("identity") != identity:
+            raise BadResults(
+                f"{path} belongs to another cell",
+                got=known.get("identity"),
+                expected=str(identity),
+                remedy="evaluate into another folder with --out",
+            )
         return known
 
     def _forget(self) -> None:
@@ -276,7 +289,7 @@ class CellWriter:
             self._images.forget()
 
     def _keep_whole_blocks(self, segments: Sequence[Segment]) -> int:
-        """Drop a torn line and the records of an incomplete block; return how many records stay."""
+        """Delete an incomplete line and the records of an incomplete block; return the number of other records."""
         lines = complete_lines(self.path / RECORDS)
         samples = self._readable(lines)
         if samples != sample_order(segments)[: len(samples)]:
@@ -291,7 +304,7 @@ class CellWriter:
         return kept
 
     def _readable(self, lines: Sequence[bytes]) -> list[int]:
-        """Return the sample ids of the leading lines; only the last ones may be torn."""
+        """Return the sample ids of the readable lines; only the last ones may be incomplete."""
         samples = [_sample_of(line) for line in lines]
         good = samples.index(None) if None in samples else len(samples)
         if any(sample is not None for sample in samples[good:]):

@@ -1,4 +1,4 @@
-"""Files that survive a crash: written whole or not at all, read with one clear line when they are damaged."""
+"""Files that survive a crash: they are written whole or not at all; a damaged file gives a one-line error."""
 
 import json
 import os
@@ -19,13 +19,13 @@ __all__ = [
     "write_json",
 ]
 
-FORMAT_VERSION = 1
-"""The newest version of plan.json and cell.json that this program reads, and the one it writes."""
+FORMAT_VERSION = 2
+"""The version of the files that this program writes; it reads version 1 as well."""
 
 
 @contextmanager
 def explain_write_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusal to write into one line.
+    """Turn an OSError of writing into a one-line error.
 
     Raises:
         BadResults: for a full disk, a read-only folder, a file where a folder should be, and the like.
@@ -35,7 +35,7 @@ def explain_write_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise BadResults(
             f"cannot write {path}: {error.strerror or error}",
-            remedy="nothing that was finished is lost: repair it and run the same command again",
+            remedy="finished samples are kept: mend the folder and run the same command again",
         ) from error
 
 
@@ -85,7 +85,7 @@ def read_json(path: Path) -> object:
         reason = getattr(error, "strerror", None) or str(error)
         raise BadResults(
             f"cannot read {path}: {reason}",
-            remedy="it is damaged or no part of a run; restore it, or evaluate into another folder",
+            remedy="restore the file, or evaluate into another folder",
         ) from error
 
 
@@ -93,7 +93,7 @@ def read_versioned(path: Path) -> dict[str, Any]:
     """Read plan.json or cell.json.
 
     Raises:
-        BadResults: if it cannot be read, is no JSON object, or is of a later version than this program knows.
+        BadResults: if it cannot be read, is no JSON object, or is of a later version than this program reads.
     """
     value = read_json(path)
     version = value.get("version") if isinstance(value, dict) else None

@@ -1,4 +1,4 @@
-"""The oracle's own error rate, measured where the true class is known, stored beside a cell's records."""
+"""The oracle's own error rate, measured on inputs of known class and stored beside a cell's records."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -14,34 +14,36 @@ __all__ = ["ORACLE_FILE", "OracleError", "read_oracle_error", "write_oracle_erro
 
 ORACLE_FILE = "oracle.json"
 
+_KEYS_V1 = {"wrong": "errors", "unknown": "undecided"}
+
 
 @dataclass(frozen=True)
 class OracleError:
-    """What an oracle said of inputs whose class is known.
+    """How often an oracle errs on inputs whose true class is known.
 
     Args:
-        source: the oracle, as records name it.
+        source: the oracle's name in records.
         measured_on: ``clean inputs`` of the cell, or a rater's ``catch trials``.
-        trials: how many.
-        wrong: those of which it named another class.
-        unknown: those of which it named none.
+        trials: number of inputs.
+        errors: inputs for which it names a wrong class.
+        undecided: inputs for which it names no class.
     """
 
     source: str
     measured_on: str
     trials: int
-    wrong: int
-    unknown: int
+    errors: int
+    undecided: int
 
     @property
     def error_rate(self) -> Rate:
-        """The share that it got wrong, of all trials."""
-        return Rate(self.wrong, self.trials)
+        """The share of errors in all trials."""
+        return Rate(self.errors, self.trials)
 
     @property
     def undecided_rate(self) -> Rate:
-        """The share of which it named no class, of all trials."""
-        return Rate(self.unknown, self.trials)
+        """The share of undecided inputs in all trials."""
+        return Rate(self.undecided, self.trials)
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of oracle.json but for its version."""
@@ -49,12 +51,13 @@ class OracleError:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "OracleError":
-        """Read what ``to_json`` returned; other keys are passed over."""
-        return cls(**{name: value[name] for name in cls.__dataclass_fields__})
+        """Read oracle.json of version 1 or 2; other keys are ignored."""
+        known = {_KEYS_V1.get(key, key): entry for key, entry in value.items()}
+        return cls(**{name: known[name] for name in cls.__dataclass_fields__})
 
 
 def read_oracle_error(cell: Path) -> OracleError | None:
-    """Return what is known of the oracle of a cell's folder, None if nothing was measured.
+    """Read the oracle's error rate from a cell's folder; None if it was not measured.
 
     Raises:
         BadResults: if the file is damaged.
@@ -69,7 +72,7 @@ def read_oracle_error(cell: Path) -> OracleError | None:
 
 
 def write_oracle_error(cell: Path, error: OracleError) -> None:
-    """Write what was measured of the oracle into a cell's folder.
+    """Write the oracle's error rate into a cell's folder.
 
     Raises:
         BadResults: if it cannot be written.

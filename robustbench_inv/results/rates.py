@@ -1,46 +1,44 @@
-"""Rates beyond accuracy, computed from the records of a cell: invariance and rejection."""
+"""Rates beyond accuracy, computed from the records of a cell: invariance, rejection, members of an ensemble."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from robustbench_inv.results.oracle_error import OracleError
-from robustbench_inv.results.record import ModelOutput, Record
+from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.record import Record
 from robustbench_inv.results.summary import Rate
 
 __all__ = [
+    "EnsembleBreakdown",
     "InvarianceRates",
     "RejectionRates",
-    "can_reject",
-    "invariance_json",
+    "cell_to_json",
+    "ensemble_breakdown",
     "invariance_rates",
-    "is_correct",
-    "is_undetected_error",
+    "invariance_to_json",
     "rejection_rates",
-    "score_above_threshold",
-    "thresholds_in_card",
-    "wants_same_prediction",
 ]
 
 
 @dataclass(frozen=True)
 class InvarianceRates:
-    """Shares of the attacked samples; those that were wrong to begin with are left out.
+    """Shares of the attacked samples of an invariance attack.
 
     Args:
-        kept: the decision is that for the clean input.
-        changed: the oracle names another class than the label.
-        failed: the goal was reached; for ``keep-prediction`` that is both of these.
-        unknown: the oracle names no class.
-        agrees_with_oracle: decided as the oracle says, of the changed inputs of which it names a class.
-        agrees_with_label: decided as the label of the clean input says, of the same inputs. A model that is right on all
-            of these by the label is wrong wherever the class has changed.
+        same_prediction: the prediction is that for the clean input.
+        class_changed: the oracle names another class than the label.
+        success: the goal was reached; for ``keep-decision`` that is both of these.
+        oracle_undecided: the oracle names no class.
+        agrees_with_oracle: the prediction is the oracle's class, among changed inputs with such a class.
+        agrees_with_label: the prediction is the label of the clean input, among the same inputs. A model
+            that follows the label on all of them is wrong wherever the class has changed.
     """
 
-    kept: Rate
-    changed: Rate
-    failed: Rate
-    unknown: Rate
+    same_prediction: Rate
+    class_changed: Rate
+    success: Rate
+    oracle_undecided: Rate
     agrees_with_oracle: Rate
     agrees_with_label: Rate
 
@@ -49,62 +47,53 @@ class InvarianceRates:
         return {name: rate.to_json() for name, rate in vars(self).items()}
 
 
-def wants_same_prediction(cell: Mapping[str, Any]) -> bool:
-    """Say whether the attacker wanted the decision to stay while the content changes.
-
-    Args:
-        cell: the content of cell.json.
-    """
-    return str(cell["threat"].get("goal", "")).startswith("keep")
-
-
-def invariance_json(records: Sequence[Record], error: OracleError | None) -> dict[str, Any]:
-    """Return what ``--json`` prints of decisions and classes: the shares, who judged, how often that errs.
-
-    Args:
-        records: of one cell.
-        error: of the oracle, None if it was not measured.
-    """
-    sources = sorted({r.oracle_source for r in records if r.oracle_source})
+def invariance_to_json(cell: FinishedCell) -> dict[str, Any]:
+    """Return the shares, the oracle and its error rates as ``--json`` prints them."""
+    error = cell.oracle_error
     return {
-        **invariance_rates(records).to_json(),
-        "oracle": "+".join(sources) or None,
-        "oracle_wrong": error and error.error_rate.to_json(),
-        "oracle_unknown": error and error.undecided_rate.to_json(),
+        **invariance_rates(cell.records).to_json(),
+        "oracle": cell.oracle_source,
+        "oracle_error_rate": error and error.error_rate.to_json(),
+        "oracle_undecided_rate": error and error.undecided_rate.to_json(),
     }
 
 
 def invariance_rates(records: Sequence[Record]) -> InvarianceRates:
-    """Add the records of an invariance cell up.
+    """Return the rates of an invariance cell.
 
     References:
         Behrmann, thesis on invertible networks, definition 6.3; Tramèr et al., Fundamental tradeoffs between
         invariance and sensitivity to adversarial perturbations, ICML 2020, for agreement with the oracle.
     """
-    attacked = [r for r in records if r.status != "already_wrong"]
-    n, told = len(attacked), [r for r in records if r.oracle is not None and r.distance.l0]
+    attacked = [r for r in records if r.was_attacked]
+    changed = [r for r in records if r.oracle_label is not None and r.distance.l0]
+    n, m = len(attacked), len(changed)
     return InvarianceRates(
-        kept=Rate(sum(r.adversarial.prediction == r.clean.prediction for r in attacked), n),
-        changed=Rate(sum(r.oracle not in (None, r.label) for r in attacked), n),
-        failed=Rate(sum(r.goal_reached for r in attacked), n),
-        unknown=Rate(sum(r.oracle is None for r in attacked), n),
-        agrees_with_oracle=Rate(sum(r.adversarial.prediction == r.oracle for r in told), len(told)),
-        agrees_with_label=Rate(sum(r.adversarial.prediction == r.label for r in told), len(told)),
+        same_prediction=Rate(
+            sum(r.adversarial.prediction == r.clean.prediction for r in attacked), n
+        ),
+        class_changed=Rate(sum(r.oracle_label not in (None, r.label) for r in attacked), n),
+        success=Rate(sum(r.goal_reached for r in attacked), n),
+        oracle_undecided=Rate(sum(r.oracle_label is None for r in attacked), n),
+        agrees_with_oracle=Rate(
+            sum(r.adversarial.prediction == r.oracle_label for r in changed), m
+        ),
+        agrees_with_label=Rate(sum(r.adversarial.prediction == r.label for r in changed), m),
     )
 
 
 @dataclass(frozen=True)
 class RejectionRates:
-    """The shares by which a model that rejects is judged; a rejection of everything makes none of them good.
+    """The rates of a model with a reject option; a model that rejects everything scores well on none of them.
 
     Args:
-        false_rejection: clean inputs that are rejected.
-        clean_accuracy_with_rejection: clean inputs that are answered correctly; a rejection counts as failure.
-        accuracy_with_rejection: shown inputs that are answered correctly, of all.
-        accuracy_on_accepted: shown inputs that are answered correctly, of those that are answered.
-        undetected_errors: shown inputs that are answered wrongly, of all (unconditional).
-        rejected_errors: shown inputs whose decision is wrong that are rejected (conditional: of few, it means little).
-        rejected_adversarial: shown inputs of an attack that ran that are rejected, whatever the decision.
+        false_rejection: rejected clean inputs.
+        clean_accuracy_with_rejection: clean inputs that are accepted and correct.
+        accuracy_with_rejection: adversarial inputs that are accepted and correct; a rejection is an error.
+        accuracy_on_accepted: correct predictions among the accepted adversarial inputs.
+        undetected_errors: adversarial inputs that are misclassified and accepted, of all.
+        rejected_errors: rejected inputs among the misclassified adversarial ones; of few, it means little.
+        rejected_adversarial: rejected inputs among the attacked ones, whatever the prediction.
     """
 
     false_rejection: Rate
@@ -116,61 +105,126 @@ class RejectionRates:
     rejected_adversarial: Rate
 
 
-def can_reject(records: Sequence[Record]) -> bool:
-    """Say whether the model can reject at all."""
-    return any(r.clean.accepted is not None for r in records)
-
-
 def rejection_rates(records: Sequence[Record]) -> RejectionRates:
-    """Add the records of one cell up.
-
-    An input is right if it is decided for the class that the oracle sees in it, or its label where there is no oracle.
-    """
-    n, attacked = len(records), [r for r in records if r.status != "already_wrong"]
-    answered = [r for r in records if r.adversarial.accepted is not False]
-    right = sum(is_correct(r) for r in answered)
-    wrong = [r for r in attacked if not is_correct(r)]
+    """Return the rates of a cell; a prediction is correct if it is the oracle's class, or the label without one."""
+    n, attacked = len(records), [r for r in records if r.was_attacked]
+    accepted = [r for r in records if r.adversarial.accepted is not False]
+    correct = sum(r.is_correct for r in accepted)
+    errors = [r for r in attacked if not r.is_correct]
     clean = [r for r in records if r.clean.accepted is not False]
     return RejectionRates(
         false_rejection=Rate(n - len(clean), n),
         clean_accuracy_with_rejection=Rate(sum(r.clean.prediction == r.label for r in clean), n),
-        accuracy_with_rejection=Rate(right, n),
-        accuracy_on_accepted=Rate(right, len(answered)),
-        undetected_errors=Rate(len(answered) - right, n),
-        rejected_errors=Rate(sum(r.adversarial.accepted is False for r in wrong), len(wrong)),
-        rejected_adversarial=Rate(
-            sum(r.adversarial.accepted is False for r in attacked), len(attacked)
-        ),
+        accuracy_with_rejection=Rate(correct, n),
+        accuracy_on_accepted=Rate(correct, len(accepted)),
+        undetected_errors=Rate(len(accepted) - correct, n),
+        rejected_errors=_rejected_rate(errors),
+        rejected_adversarial=_rejected_rate(attacked),
     )
 
 
-def is_correct(record: Record) -> bool:
-    """Is what is shown decided for the class that the oracle sees in it, or its label where there is no oracle?"""
-    truth = record.label if record.oracle is None or record.oracle < 0 else record.oracle
-    return record.adversarial.prediction == truth
+def _rejected_rate(records: Sequence[Record]) -> Rate:
+    return Rate(sum(r.adversarial.accepted is False for r in records), len(records))
 
 
-def is_undetected_error(record: Record) -> bool:
-    """Is what is shown answered wrongly, and accepted?"""
-    return record.adversarial.accepted is not False and not is_correct(record)
+MEMBER_COLUMN = "ensemble_member"
+"""What an ensemble attack measures of each sample: the number of the member that broke it, from 1; 0 for none."""
+
+DISPLAY_NAMES = {"Scouted": "Square with APGD", "SquareThenAPGD": "Square with APGD"}
+"""Members that readers do not know by the name of their class."""
 
 
-def score_above_threshold(answer: ModelOutput, model: Mapping[str, Any]) -> float | None:
-    """Return how far a score lies above the threshold of the class decided for, None without a score.
-
-    Scores of models whose thresholds are not known, because they are the model's own, stand as they are.
+@dataclass(frozen=True)
+class EnsembleBreakdown:
+    """Numbers of samples by the member of an ensemble attack that broke them; they add up to all samples.
 
     Args:
-        answer: of the model.
-        model: what cell.json says of it.
+        broken_by: by the member's name, in order; of a sweep, at the smallest eps that breaks the sample.
+        broken_during_search: broken by an input that a member tried and did not return (check C15).
+        misclassified_clean: misclassified before the attack.
+        robust: broken by no member.
     """
-    limits = thresholds_in_card(model).get("values")
-    if answer.score is None or not limits:
-        return answer.score
-    return answer.score - float(limits[answer.prediction])
+
+    broken_by: Mapping[str, int]
+    broken_during_search: int
+    misclassified_clean: int
+    robust: int
+
+    @property
+    def text(self) -> str:
+        """One line.
+
+        Example:
+            >>> EnsembleBreakdown({"APGD": 31, "FMN": 2}, 0, 1, 12).text
+            'broken by APGD 31, FMN 2; misclassified before 1, robust 12'
+        """
+        by = [f"{name} {count}" for name, count in self.broken_by.items()]
+        met = self.broken_during_search
+        during = f", during the search {met}" if met else ""
+        wrong = self.misclassified_clean
+        before = f"misclassified before {wrong}, " if wrong else ""
+        return f"broken by {', '.join(by)}{during}; {before}robust {self.robust}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``--json`` prints."""
+        return asdict(self)
 
 
-def thresholds_in_card(model: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what cell.json says of a model's thresholds; nothing where they are its own affair."""
-    found: Mapping[str, Any] = (model.get("card") or {}).get("rejection") or {}
-    return found
+def ensemble_breakdown(cell: FinishedCell) -> EnsembleBreakdown | None:
+    """Return the number of samples that each member broke; None if the attack is no ensemble."""
+    column = cell.sample_values.get(MEMBER_COLUMN)
+    names = _member_names(cell.attack.members)
+    if column is None or not names:
+        return None
+    wrong = sum(not r.was_attacked for r in cell.records)
+    broken = [r.sample for r in cell.records if r.is_broken]
+    counts = Counter(int(column.get(sample) or 0) for sample in broken)
+    members = {name: counts[number] for number, name in enumerate(names, 1)}
+    return EnsembleBreakdown(members, counts[0], wrong, len(cell.records) - wrong - len(broken))
+
+
+def _member_names(members: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the display names of the members; those that share a name are numbered."""
+    names = [_member_name(member) for member in members]
+    several = {name for name, count in Counter(names).items() if count > 1}
+    return [
+        f"{name} ({number})" if name in several else name for number, name in enumerate(names, 1)
+    ]
+
+
+def _member_name(member: Mapping[str, Any]) -> str:
+    kind = str(member["type"]).rpartition(":")[2]
+    name, classes = DISPLAY_NAMES.get(kind, kind), member.get("target_classes")
+    if member.get("radius_schedule") or member.get("widths"):
+        return f"{name} from larger budgets"
+    return f"{name} toward {classes} classes" if classes else name
+
+
+def cell_to_json(cell: FinishedCell) -> dict[str, Any]:
+    """Return a cell as ``--json`` prints it, without the verdicts of the checks."""
+    summary, helper, breakdown = cell.summary, cell.threat.substitute, ensemble_breakdown(cell)
+    clean, rejected = summary.clean_acceptance_rate, summary.rejected_error_rate
+    invariance = cell.threat.wants_same_prediction
+    return {
+        "model": cell.model.name,
+        "attack": cell.attack.name,
+        "threat": cell.threat.text,
+        "norm": cell.norm,
+        "goal": cell.goal,
+        "access": cell.threat.access,
+        "substitute": helper and helper.name,
+        "dataset": cell.dataset.name,
+        "seed": cell.info.seed,
+        "samples": len(cell.records),
+        "epsilons": list(cell.epsilons),
+        "clean_accuracy": summary.clean_accuracy.to_json(),
+        "robust_accuracy": [rate.to_json() for rate in summary.robust_accuracy],
+        "clean_acceptance_rate": clean and clean.to_json(),
+        "rejected_error_rate": rejected and rejected.to_json(),
+        "median_distance": summary.median_distance,
+        "forward_passes": summary.forward_passes,
+        "backward_passes": summary.backward_passes,
+        "statuses": summary.statuses,
+        "invariance": invariance_to_json(cell) if invariance else None,
+        "ensemble": breakdown and breakdown.to_json(),
+    }

@@ -1,4 +1,4 @@
-"""One record: what happened to one sample in one cell (schema v1)."""
+"""One record: the result of one attack on one sample (schema version 2)."""
 
 import json
 from collections.abc import Mapping
@@ -7,20 +7,33 @@ from typing import Any, Literal, get_args
 
 from robustbench_inv.errors import BadResults
 
-__all__ = ["SCHEMA_VERSION", "Distances", "ModelOutput", "Record", "Status", "upgrade_record_v1"]
-
-SCHEMA_VERSION = 2
-"""Version 1 has other keys (see ``upgrade_record_v1``); it is still read."""
+__all__ = [
+    "FAILURES",
+    "STATUSES",
+    "Distances",
+    "ModelOutput",
+    "Record",
+    "Status",
+    "upgrade_record_v1",
+]
 
 Status = Literal["ok", "already_wrong", "no_start", "numerics", "crash", "budget"]
-"""``ok``: the attack ran. ``already_wrong``: broken at eps 0. The others say why the attack has no valid
-proposal for the sample, which then counts as robust: no starting point, a non-finite value, an exception,
-or a proposal outside the budget or the model's bounds."""
+"""``ok``: the attack ran. ``already_wrong``: misclassified before the attack. The others give the reason why
+the attack has no valid adversarial input for the sample, which then counts as robust: no starting point, a
+non-finite value, an exception, or an input outside the budget or the model's bounds."""
+
+STATUSES: tuple[Status, ...] = get_args(Status)
+
+FAILURES = STATUSES[2:]
+"""The statuses of samples for which the attack has no valid adversarial input."""
 
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """A model's answer: ``prediction`` is the argmax class even when the input is rejected."""
+    """The output for one input: predicted class (also if rejected), rejection score, accepted or rejected.
+
+    Score and ``accepted`` are None for a model without a reject option.
+    """
 
     prediction: int
     score: float | None
@@ -29,7 +42,7 @@ class ModelOutput:
 
 @dataclass(frozen=True)
 class Distances:
-    """How far the shown input is from the clean one, in input units (l0: number of elements)."""
+    """Distances of the adversarial input from the clean one, in input units (l0: number of elements)."""
 
     l0: int
     l1: float
@@ -39,25 +52,24 @@ class Distances:
 
 @dataclass(frozen=True)
 class Record:
-    """What happened to one sample.
+    """The result of one attack on one sample.
 
     Args:
         sample: sample id.
         label: true class of the clean input.
-        clean: the model's answer to the clean input.
-        adversarial: the model's answer to the proposed input.
-        oracle: true class of the proposed input; None where unknown.
-        oracle_source: ``exact``, ``human``, a proxy's name, or None.
-        distance: of the proposed input from the clean one.
-        broken_at: the smallest eps of the sweep at which the sample fell (0.0 if it was wrong to begin with;
-            without a budget, the distance at which it fell), None if it held.
-        within_budget: is the proposed input inside the (largest) budget and the model's bounds?
-        goal_reached: did the attack reach its goal with an allowed input, also when replayed?
-        forward_passes: inputs of this sample that the model, or a substitute for it, was asked about in the
-            search.
-        backward_passes: gradients taken for this sample in the search.
-        zero_gradient: was every gradient taken for it zero or not finite?
-        replayed: did a second evaluation in another batch give the same decision?
+        clean: the model's output for the clean input.
+        adversarial: the model's output for the adversarial input.
+        oracle_label: true class of the adversarial input by the oracle; None if it names none.
+        oracle_source: ``exact``, ``human``, the name of another oracle, or None.
+        distance: of the adversarial input from the clean one.
+        broken_at: the smallest eps of the sweep at which the sample is broken (without a budget, the
+            distance); 0.0 if it was misclassified before the attack; None if it is robust.
+        within_budget: does the adversarial input lie inside the (largest) budget and the model's bounds?
+        goal_reached: did the attack reach its goal with a valid input, also in the second evaluation?
+        forward_passes: of the model or its substitute on this sample during the search.
+        backward_passes: gradients for this sample during the search.
+        zero_gradient: were all these gradients zero or not finite?
+        replayed: did a second evaluation in another batch give the same prediction?
         status: see Status.
     """
 
@@ -65,7 +77,7 @@ class Record:
     label: int
     clean: ModelOutput
     adversarial: ModelOutput
-    oracle: int | None
+    oracle_label: int | None
     oracle_source: str | None
     distance: Distances
     broken_at: float | None
@@ -76,6 +88,27 @@ class Record:
     zero_gradient: bool
     replayed: bool
     status: Status
+
+    @property
+    def was_attacked(self) -> bool:
+        """Was the sample attacked? One that is misclassified before the attack is not."""
+        return self.status != "already_wrong"
+
+    @property
+    def is_broken(self) -> bool:
+        """Did the attack succeed on a sample that was correct before?"""
+        return self.goal_reached and self.was_attacked
+
+    @property
+    def is_correct(self) -> bool:
+        """Is the prediction for the adversarial input its true class: the oracle's, or the label without one?"""
+        known = self.oracle_label is not None and self.oracle_label >= 0
+        return self.adversarial.prediction == (self.oracle_label if known else self.label)
+
+    @property
+    def is_undetected_error(self) -> bool:
+        """Is the adversarial input misclassified and accepted?"""
+        return self.adversarial.accepted is not False and not self.is_correct
 
     def to_json_line(self) -> str:
         """Return the record as one line of JSON, newline included, keys in schema order."""
@@ -102,24 +135,22 @@ class Record:
             record = cls(**{**value, **nested})
         except (ValueError, KeyError, TypeError) as error:
             raise BadResults("unreadable record", got=line[:80], remedy=str(error)) from error
-        if record.status not in get_args(Status):
-            raise BadResults(
-                "unknown record status", got=record.status, expected=str(get_args(Status))
-            )
+        if record.status not in STATUSES:
+            raise BadResults("unknown record status", got=record.status, expected=str(STATUSES))
         return record
 
 
-def upgrade_record_v1(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record of schema version 1 with the keys of version 2.
+_KEYS_V1 = {
+    "before": "clean",
+    "after": "adversarial",
+    "decision": "prediction",
+    "oracle": "oracle_label",
+}
 
-    ``before`` and ``after`` became ``clean`` and ``adversarial``, and ``decision`` became ``prediction``.
-    """
-    outputs = {"before": "clean", "after": "adversarial"}
+
+def upgrade_record_v1(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record of schema version 1 with the keys of version 2, in the same order."""
     return {
-        outputs.get(key, key): _upgrade_output_v1(part) if key in outputs else part
+        _KEYS_V1.get(key, key): upgrade_record_v1(part) if isinstance(part, Mapping) else part
         for key, part in value.items()
     }
-
-
-def _upgrade_output_v1(value: Mapping[str, Any]) -> dict[str, Any]:
-    return {"prediction" if key == "decision" else key: part for key, part in value.items()}

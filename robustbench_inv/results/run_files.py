@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from robustbench_inv.errors import BadResults
+from robustbench_inv.results.cell import CellInfo, FinishedCell
+from robustbench_inv.results.cell_parts import Segment
 from robustbench_inv.results.files import read_json, read_versioned
 from robustbench_inv.results.oracle_error import OracleError, read_oracle_error
 from robustbench_inv.results.record import Record
@@ -27,33 +29,11 @@ __all__ = [
     "RECORDS",
     "CellFolder",
     "RunFolder",
-    "Segment",
     "block_samples",
     "count_complete",
     "extend_segments",
     "sample_order",
 ]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """The samples that one request added to a cell, ascending, evaluated in blocks of ``batch_size``.
-
-    A cell has one segment; another is added when more samples are asked for, or when the batch size had
-    to be lowered because memory ran out.
-    """
-
-    batch_size: int
-    samples: tuple[int, ...]
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Segment":
-        """Read one entry of cell.json's ``segments``."""
-        return cls(int(value["batch_size"]), tuple(map(int, value["samples"])))
-
-    def to_json(self) -> dict[str, object]:
-        """Return the entry of cell.json's ``segments``."""
-        return {"batch_size": self.batch_size, "samples": list(self.samples)}
 
 
 def sample_order(segments: Iterable[Segment]) -> list[int]:
@@ -89,13 +69,13 @@ def count_complete(segments: Iterable[Segment], records: int) -> int:
 def extend_segments(
     segments: Sequence[Segment], done: int, samples: Iterable[int], batch_size: int
 ) -> tuple[Segment, ...]:
-    """Return the segments that keep the records there are and end with the samples now asked for.
+    """Return the segments that keep the existing records and end with the samples of a new request.
 
     Args:
         segments: the segments so far.
         done: number of records in complete blocks.
-        samples: the samples now asked for, in any order.
-        batch_size: of a segment that is added.
+        samples: of the new request, in any order.
+        batch_size: of the segment that is added.
     """
     known = sample_order(segments)
     todo = sorted(set(samples) - set(known[:done]))
@@ -122,6 +102,8 @@ RECORDS = "records.jsonl"
 EVENTS = "events.jsonl"
 ADVERSARIAL = "adversarial.safetensors"
 
+STAGES_V1 = {"raw": "raw", "clip": "clipped", "round": "rounded"}
+
 
 class CellFolder:
     """One cell on disk; it may still be growing."""
@@ -133,43 +115,54 @@ class CellFolder:
         return f"CellFolder({str(self.path)!r})"
 
     @cached_property
-    def cell(self) -> dict[str, Any]:
+    def info(self) -> CellInfo:
         """The content of cell.json.
 
         Raises:
             BadResults: if it is missing, damaged, or of a later version.
         """
-        return read_versioned(self.path / CELL)
+        value = read_versioned(self.path / CELL)
+        try:
+            return CellInfo.from_json(value)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BadResults(
+                f"{self.path / CELL} is damaged: {error!r}",
+                remedy="restore it, or evaluate this cell again with --existing redo",
+            ) from error
 
     @property
     def digest(self) -> str:
-        """The digest of the cell's spec, which names its folder."""
+        """The digest that identifies the cell and names its folder."""
         return self.path.name
-
-    @cached_property
-    def segments(self) -> tuple[Segment, ...]:
-        """The order in which the samples are evaluated.
-
-        Raises:
-            BadResults: if cell.json does not hold it.
-        """
-        try:
-            return tuple(Segment.from_json(value) for value in self.cell["segments"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise BadResults(f"{self.path / CELL} has no usable segments: {error!r}") from error
 
     @property
     def samples(self) -> tuple[int, ...]:
-        """The samples that were asked for, ascending."""
-        return tuple(sorted(sample_order(self.segments)))
+        """The requested samples, ascending."""
+        return tuple(sorted(sample_order(self.info.segments)))
 
     @property
     def finished(self) -> bool:
         """Are there as many records as samples?"""
         return len(self.records()) == len(self.samples)
 
+    def read(self) -> FinishedCell:
+        """Return the cell with its records.
+
+        Raises:
+            BadResults: if a file is missing or damaged.
+        """
+        return FinishedCell(
+            digest=self.digest,
+            info=self.info,
+            records=tuple(self.records()),
+            requested=self.samples,
+            events=tuple(self.events()),
+            oracle_error=read_oracle_error(self.path),
+            read_images=self.images,
+        )
+
     def records(self) -> list[Record]:
-        """Return the records in the order of the file; a torn last line is left out.
+        """Return the records in the order of the file; an incomplete last line is ignored.
 
         Raises:
             BadResults: if another line is damaged, naming it.
@@ -178,14 +171,14 @@ class CellFolder:
         return [self._record(number, line) for number, line in enumerate(lines, 1)]
 
     def events(self) -> list[dict[str, Any]]:
-        """Return the notes of the evaluation (crashes, rescued successes, times), oldest first."""
+        """Return the events of the evaluation (crashes, lost successes, times), oldest first."""
         found = []
         for line in complete_lines(self.path / EVENTS):
-            with suppress(ValueError):  # notes are no results: what cannot be read is passed over
-                found.append(json.loads(line))
+            with suppress(ValueError):  # events are no results: an unreadable one is ignored
+                found.append(upgrade_event_v1(json.loads(line)))
         return found
 
-    def adversarial(self) -> Mapping[str, np.ndarray] | None:
+    def images(self) -> Mapping[str, np.ndarray] | None:
         """Return ``samples`` (n,), ``clean`` and ``adversarial`` (n, …); None if no images were kept.
 
         Raises:
@@ -200,7 +193,7 @@ class CellFolder:
             raise BadResults(f"cannot read {path}: {error}") from error
 
     def oracle_error(self) -> OracleError | None:
-        """Return how often the cell's oracle errs itself; None if it was not measured, as of an exact one.
+        """Return the error rate of the cell's oracle; None if it was not measured, as for an exact one.
 
         Raises:
             BadResults: if the file is damaged.
@@ -243,7 +236,7 @@ class RunFolder:
                 "not a results folder",
                 got=str(self.path),
                 expected=f"a folder with a {PLAN}",
-                remedy="name the folder that evaluate printed",
+                remedy="give the folder that evaluate printed",
             )
         return read_versioned(self.path / PLAN)
 
@@ -253,7 +246,7 @@ class RunFolder:
         return [folder for folder in folders if (folder.path / CELL).exists()]
 
     def checks(self) -> list[dict[str, Any]]:
-        """Return the verdicts of the validity checks; none if they have not been run.
+        """Return the verdicts of the validity checks; none if the checks were not run.
 
         Raises:
             BadResults: if checks.json is damaged.
@@ -261,10 +254,47 @@ class RunFolder:
         path = self.path / CHECKS
         if not path.exists():
             return []
-        verdicts = read_json(path)
+        value = read_json(path)
+        verdicts = value.get("verdicts") if isinstance(value, dict) else value
         if not isinstance(verdicts, list):
             raise BadResults(f"{path} does not hold verdicts", expected="a list")
-        return verdicts
+        return [
+            {("rule" if key == "limit" else key): v for key, v in each.items()} for each in verdicts
+        ]
+
+
+_EVENTS_V1 = {
+    "time": "block_time",
+    "batch_size": "batch_size_lowered",
+    "measured": "sample_values",
+}
+
+_COLUMNS_V1 = {
+    "broken_by": "ensemble_member",
+    "reencoding": "reencoding_error",
+    "reconstruction": "reconstruction_error",
+    "activation": "activation_error",
+    "pattern": "changed_units",
+    "solver": "solver_status",
+    **{f"{old}_decision": f"{new}_same_prediction" for old, new in STAGES_V1.items()},
+    **{f"{old}_logits": f"{new}_logit_distance" for old, new in STAGES_V1.items()},
+}
+
+
+def upgrade_event_v1(event: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an event with the keys of version 2; one of version 2 stays as it is.
+
+    Example:
+        >>> upgrade_event_v1({"kind": "measured", "samples": [3], "values": {"solver": [0]}})
+        {'event': 'sample_values', 'samples': [3], 'values': {'solver_status': [0]}}
+    """
+    if "kind" not in event:
+        return dict(event)
+    new = {"event": _EVENTS_V1.get(event["kind"], event["kind"]), **event}
+    del new["kind"]
+    if new["event"] == "sample_values":
+        new["values"] = {_COLUMNS_V1.get(k, k): v for k, v in event["values"].items()}
+    return new
 
 
 def complete_lines(path: Path) -> list[bytes]:

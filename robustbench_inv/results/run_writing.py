@@ -1,6 +1,7 @@
-"""Writing the files of a run: plan.json, checks.json, and a whole run copied with another oracle's classes."""
+"""Writes plan.json and checks.json of a run, and a copy of a run with the classes of another oracle."""
 
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from robustbench_inv.errors import BadResults
+from robustbench_inv.results.cell import CellInfo, FinishedCell
 from robustbench_inv.results.files import (
     FORMAT_VERSION,
     explain_write_errors,
@@ -29,32 +31,32 @@ from robustbench_inv.results.run_files import (
     RunFolder,
 )
 
-__all__ = ["RewrittenCell", "write_checks", "write_plan", "write_run"]
+__all__ = ["CheckFunction", "RewrittenCell", "write_checks", "write_plan", "write_run"]
 
 
 LOCK = ".lock"
 
 
 def write_plan(path: Path, plan: Mapping[str, Any]) -> RunFolder:
-    """Write a plan into its folder, made if it is not there; cells of earlier plans stay.
+    """Write plan.json into a folder, which is made if it does not exist; cells of earlier plans are kept.
 
     Args:
         path: the run's folder.
         plan: the content of plan.json but for its version.
 
     Raises:
-        BadResults: if the folder holds something else, its plan is damaged, or it cannot be written.
+        BadResults: if the folder holds other files, its plan is damaged, or it cannot be written.
     """
     run = RunFolder(path)
     with explain_write_errors(path):
         path.mkdir(parents=True, exist_ok=True)
-        strangers = sorted(f.name for f in path.iterdir() if not f.name.startswith("."))
-    if strangers and not run.exists:
+        other_files = sorted(f.name for f in path.iterdir() if not f.name.startswith("."))
+    if other_files and not run.exists:
         raise BadResults(
-            f"{path} holds other things than results",
-            got=", ".join(strangers[:3]),
+            f"{path} holds files that are no results",
+            got=", ".join(other_files[:3]),
             expected="a new folder, an empty one, or one of an earlier evaluation",
-            remedy="name another with --out",
+            remedy="give another folder with --out",
         )
     with _locked(path):
         write_json(path / PLAN, {"version": FORMAT_VERSION, **_merge_plans(run, plan)})
@@ -62,7 +64,7 @@ def write_plan(path: Path, plan: Mapping[str, Any]) -> RunFolder:
 
 
 def write_checks(run: RunFolder, verdicts: Sequence[Mapping[str, Any]]) -> None:
-    """Write checks.json; verdicts on models that are not among these stay.
+    """Write checks.json and keep older verdicts about other models.
 
     Raises:
         BadResults: if it cannot be written.
@@ -74,7 +76,8 @@ def write_checks(run: RunFolder, verdicts: Sequence[Mapping[str, Any]]) -> None:
             for verdict in run.checks()
             if verdict["scope"] == "model" and (verdict["id"], verdict["subject"]) not in new
         ]
-        write_json(run.path / CHECKS, [*old, *verdicts])
+        content = {"version": FORMAT_VERSION, "verdicts": [*old, *verdicts]}
+        write_json(run.path / CHECKS, content)
 
 
 def _merge_plans(run: RunFolder, plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,26 +104,30 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 class SupportsToJson(Protocol):
-    """What a validity check says."""
+    """A verdict of a validity check."""
 
     def to_json(self) -> dict[str, Any]: ...
 
 
+CheckFunction = Callable[[Sequence[FinishedCell]], Sequence[SupportsToJson]]
+"""Returns the verdicts about finished cells."""
+
+
 @dataclass(frozen=True)
 class RewrittenCell:
-    """A cell that takes another's place.
+    """A cell that replaces another.
 
     Args:
-        old: the cell whose notes and images it keeps.
+        old: the cell whose events and images it keeps.
         digest: of the new cell.
-        info: content of its cell.json.
+        info: the content of its cell.json.
         records: in the order of the old ones.
-        error: of its oracle, None if that was not measured.
+        error: of its oracle; None if it was not measured.
     """
 
     old: CellFolder
     digest: str
-    info: Mapping[str, Any]
+    info: CellInfo
     records: Sequence[Record]
     error: OracleError | None
 
@@ -129,23 +136,23 @@ def write_run(
     old: RunFolder,
     cells: Sequence[RewrittenCell],
     out: Path,
-    check: Callable[[Sequence[CellFolder]], Sequence[SupportsToJson]],
+    check: CheckFunction,
     command: Sequence[str] = (),
 ) -> RunFolder:
-    """Write a run of rewritten cells; it appears under its name when it is complete.
+    """Write a run of rewritten cells; the folder appears under its name when it is complete.
 
     Args:
         old: the run that they come from.
-        cells: what is in the new one.
+        cells: the cells of the new run.
         out: its folder.
-        check: makes the verdicts of cells; what the old run says of models is kept.
+        check: returns the verdicts about cells; the old run's verdicts about models are kept.
         command: what the user typed, for plan.json.
 
     Raises:
-        BadResults: if there is something at ``out``, or it cannot be written.
+        BadResults: if ``out`` exists already, or cannot be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise BadResults(f"{out} is there already", remedy="name another folder with --out")
+        raise BadResults(f"{out} exists already", remedy="give another folder with --out")
     fresh = out.with_name(f".{out.name}.{os.getpid()}")
     with explain_write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -161,17 +168,15 @@ def _write_files(
     new: RunFolder,
     old: RunFolder,
     cells: Sequence[RewrittenCell],
-    check: Callable[[Sequence[CellFolder]], Sequence[SupportsToJson]],
+    check: CheckFunction,
     command: Sequence[str],
 ) -> None:
     write_plan(new.path, _rewritten_plan(old.plan, cells, command))
     for cell in cells:
         _write_cell(new.path / cell.digest, cell)
-    verdicts = [verdict.to_json() for verdict in check(new.cells())]
-    named = {(verdict["id"], verdict["subject"]) for verdict in verdicts}
-    of_models = [verdict for verdict in old.checks() if verdict["scope"] == "model"]
-    kept = [verdict for verdict in of_models if (verdict["id"], verdict["subject"]) not in named]
-    write_checks(new, [*kept, *verdicts])
+    write_checks(new, [verdict for verdict in old.checks() if verdict["scope"] == "model"])
+    verdicts = check([folder.read() for folder in new.cells()])
+    write_checks(new, [verdict.to_json() for verdict in verdicts])
 
 
 def _rewritten_plan(
@@ -185,7 +190,7 @@ def _rewritten_plan(
             {
                 **entries[cell.old.digest],
                 "digest": cell.digest,
-                "threat": cell.info["threat"]["text"],
+                "threat": cell.info.threat.text,
             }
             for cell in cells
         ],
@@ -194,11 +199,12 @@ def _rewritten_plan(
 
 def _write_cell(folder: Path, cell: RewrittenCell) -> None:
     folder.mkdir()
-    write_json(folder / CELL, cell.info)
+    write_json(folder / CELL, cell.info.to_json())
     lines = "".join(record.to_json_line() for record in cell.records)
     write_atomically(folder / RECORDS, lines.encode())
-    for name in (EVENTS, ADVERSARIAL):
-        if (cell.old.path / name).exists():
-            shutil.copyfile(cell.old.path / name, folder / name)
+    events = "".join(json.dumps(event) + "\n" for event in cell.old.events())
+    write_atomically(folder / EVENTS, events.encode())
+    if (cell.old.path / ADVERSARIAL).exists():
+        shutil.copyfile(cell.old.path / ADVERSARIAL, folder / ADVERSARIAL)
     if cell.error is not None:
         write_oracle_error(folder, cell.error)

@@ -1,4 +1,4 @@
-"""Rates derived from records; never stored, always recomputed."""
+"""Rates of the records of a cell, recomputed each time and never stored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,16 +62,16 @@ class Rate:
 
 @dataclass(frozen=True)
 class CellSummary:
-    """What the records of one cell add up to.
+    """The rates of one cell.
 
     Args:
         epsilons: the sweep, ascending; empty without a budget.
-        clean_accuracy: correct before the attack, of all samples.
-        robust_accuracy: not broken, of all samples; one for each eps, or one in all without a budget.
-        acceptance: clean inputs accepted; None where the model never rejects.
-        detection: attacked inputs whose decision is wrong that are rejected; None likewise.
-        median_distance: over the samples that the attack broke (not those wrong to begin with), in the
-            threat's norm; None if there are none.
+        clean_accuracy: correct predictions before the attack, of all samples.
+        robust_accuracy: samples that are not broken, of all; one rate for each eps, or one without a budget.
+        clean_acceptance_rate: accepted clean inputs; None for a model without a reject option.
+        rejected_error_rate: rejected inputs among the attacked ones that are misclassified; None likewise.
+        median_distance: over the broken samples (not those misclassified before), in the threat's norm; None
+            if there are none.
         forward_passes: mean over the attacked samples.
         backward_passes: mean over the attacked samples.
         statuses: number of samples with each status.
@@ -80,8 +80,8 @@ class CellSummary:
     epsilons: tuple[float, ...]
     clean_accuracy: Rate
     robust_accuracy: tuple[Rate, ...]
-    acceptance: Rate | None
-    detection: Rate | None
+    clean_acceptance_rate: Rate | None
+    rejected_error_rate: Rate | None
     median_distance: float | None
     forward_passes: float
     backward_passes: float
@@ -89,21 +89,21 @@ class CellSummary:
 
 
 def summarise(records: Sequence[Record], epsilons: Sequence[float], norm: str) -> CellSummary:
-    """Add the records of one cell up.
+    """Return the rates of one cell.
 
     Args:
         records: one for each sample.
         epsilons: ascending; empty without a budget.
         norm: the norm that distances are measured in: l0, l1, l2 or linf.
     """
-    broken = [r for r in records if r.goal_reached and r.status != "already_wrong"]
-    attacked = [r for r in records if r.status != "already_wrong"]
+    broken = [r for r in records if r.is_broken]
+    attacked = [r for r in records if r.was_attacked]
     return CellSummary(
         epsilons=tuple(epsilons),
         clean_accuracy=Rate(sum(r.clean.prediction == r.label for r in records), len(records)),
         robust_accuracy=tuple(_robust_rate(records, eps) for eps in epsilons or (float("inf"),)),
-        acceptance=_acceptance(records),
-        detection=_detection(attacked),
+        clean_acceptance_rate=_clean_acceptance_rate(records),
+        rejected_error_rate=_rejected_error_rate(attacked),
         median_distance=median(getattr(r.distance, norm) for r in broken) if broken else None,
         forward_passes=_mean([r.forward_passes for r in attacked]),
         backward_passes=_mean([r.backward_passes for r in attacked]),
@@ -114,18 +114,18 @@ def summarise(records: Sequence[Record], epsilons: Sequence[float], norm: str) -
 
 
 def _robust_rate(records: Sequence[Record], eps: float) -> Rate:
-    held = sum(r.broken_at is None or r.broken_at > eps for r in records)
-    return Rate(held, len(records))
+    robust = sum(r.broken_at is None or r.broken_at > eps for r in records)
+    return Rate(robust, len(records))
 
 
-def _acceptance(records: Sequence[Record]) -> Rate | None:
-    answers = [r.clean.accepted for r in records if r.clean.accepted is not None]
-    return Rate(sum(answers), len(answers)) if answers else None
+def _clean_acceptance_rate(records: Sequence[Record]) -> Rate | None:
+    accepted = [r.clean.accepted for r in records if r.clean.accepted is not None]
+    return Rate(sum(accepted), len(accepted)) if accepted else None
 
 
-def _detection(attacked: Sequence[Record]) -> Rate | None:
+def _rejected_error_rate(attacked: Sequence[Record]) -> Rate | None:
     wrong = [r.adversarial for r in attacked if r.adversarial.prediction != r.label]
-    known = [a.accepted for a in wrong if a.accepted is not None]
+    known = [output.accepted for output in wrong if output.accepted is not None]
     never_rejects = all(r.clean.accepted is None for r in attacked)
     return None if never_rejects else Rate(sum(not a for a in known), len(known))
 

@@ -1,53 +1,12 @@
 """Finished cells in memory, for tests of what reads records; imports no torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
-import numpy as np
-
-from robustbench_inv.results.oracle_error import OracleError
+from robustbench_inv.results.cell import CellInfo, FinishedCell
 from robustbench_inv.results.record import Distances, ModelOutput, Record
 
-__all__ = ["ToyCell", "toy_cell", "toy_record"]
-
-
-@dataclass(frozen=True)
-class ToyCell:
-    """A cell that is not on disk (see ``results.store.CellFolder``).
-
-    Args:
-        cell: the content of cell.json.
-        lines: its records.
-        notes: its events.
-        images: the kept images, None if none were kept.
-        requested: the samples asked for; None for those that have records.
-        error: of the oracle, None if it was not measured.
-    """
-
-    cell: Mapping[str, Any]
-    lines: tuple[Record, ...]
-    notes: tuple[Mapping[str, Any], ...] = ()
-    images: Mapping[str, np.ndarray] | None = None
-    requested: tuple[int, ...] | None = None
-    error: OracleError | None = None
-    digest: str = field(default="0" * 32)
-
-    @property
-    def samples(self) -> Sequence[int]:
-        return [r.sample for r in self.lines] if self.requested is None else self.requested
-
-    def records(self) -> Sequence[Record]:
-        return self.lines
-
-    def events(self) -> Sequence[Mapping[str, Any]]:
-        return self.notes
-
-    def adversarial(self) -> Mapping[str, np.ndarray] | None:
-        return self.images
-
-    def oracle_error(self) -> OracleError | None:
-        return self.error
+__all__ = ["toy_cell", "toy_record"]
 
 
 def toy_record(sample: int, broken_at: float | None = None, /, **changes: object) -> Record:
@@ -55,7 +14,7 @@ def toy_record(sample: int, broken_at: float | None = None, /, **changes: object
 
     Args:
         sample: sample id.
-        broken_at: eps at which it fell, on all of 4 elements; 0 if it was wrong to begin with.
+        broken_at: eps that broke it, by a change of all 4 elements; 0 if misclassified before the attack.
         changes: fields to replace.
     """
     wrong = broken_at == 0
@@ -65,7 +24,7 @@ def toy_record(sample: int, broken_at: float | None = None, /, **changes: object
         label=3,
         clean=ModelOutput(5 if wrong else 3, None, None),
         adversarial=ModelOutput(3 if broken_at is None else 5, None, None),
-        oracle=None,
+        oracle_label=None,
         oracle_source=None,
         distance=Distances(4 if shift else 0, 4 * shift, 2 * shift, shift),
         broken_at=broken_at,
@@ -89,12 +48,12 @@ def toy_cell(
     gradients: bool = True,
     parameters: Mapping[str, object] | None = None,
     **parts: Mapping[str, object],
-) -> ToyCell:
+) -> FinishedCell:
     """Return the cell of an attack on a toy model with four inputs in [0, 1].
 
     Args:
-        attack: its name, by which it is also implemented.
-        broken: for the samples 0, 1, …, the eps at which they fell.
+        attack: its name, which is also the name of its class.
+        broken: for the samples 0, 1, …, the eps that broke them.
         epsilons: the sweep.
         gradients: did the attack take gradients?
         parameters: of the attack.
@@ -113,5 +72,6 @@ def toy_cell(
         "dataset": {"name": "four", "bounds": [0.0, 1.0], "shape": [4]},
     }
     cell = {name: {**part, **parts.get(name, {})} for name, part in about.items()}
-    lines = tuple(toy_record(sample, eps, **passes) for sample, eps in enumerate(broken))
-    return ToyCell({**cell, "seed": 0}, lines)
+    records = tuple(toy_record(sample, eps, **passes) for sample, eps in enumerate(broken))
+    requested = tuple(range(len(broken)))
+    return FinishedCell("0" * 32, CellInfo.from_json({**cell, "seed": 0}), records, requested)

@@ -27,7 +27,6 @@ from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.randomness import SampleRNG
-from robustbench_inv.results.cell import sample_values
 from robustbench_inv.tensors import Output, flatten
 from robustbench_inv.testing.analytic_problems import linear_problem
 from robustbench_inv.testing.harness import check_attack
@@ -264,11 +263,11 @@ def test_a_cell_is_resumed_to_the_byte_and_tells_who_broke_what(tmp_path):
             checks=False,
         )
 
-    ((_, cell),) = evaluate().cells
-    records = cell.path / "records.jsonl"
+    (cell,) = evaluate().cells
+    records = tmp_path / cell.digest / "records.jsonl"
     whole = records.read_bytes()
-    by = sample_values(cell.events())[BROKEN_BY]
-    fell = {r.sample for r in cell.records() if r.goal_reached}
+    by = cell.sample_values[BROKEN_BY]
+    fell = {r.sample for r in cell.records if r.goal_reached}
     assert 0 < len(fell) < 12
     assert {sample for sample, member in by.items() if member} == fell
     records.write_bytes(b"".join(whole.splitlines(keepends=True)[:6]))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robustbench_inv.attacks.invariance.donors import choose_donors
-from robustbench_inv.attacks.invariance.metamer import STAGES, Metamer
+from robustbench_inv.attacks.invariance.metamer import Metamer
 from robustbench_inv.attacks.protocol import Batch, InputPool
 from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.catalogue.models import load_model
@@ -72,17 +72,23 @@ def test_what_is_measured():
     batch = batch_for(model)
     shown, meter = run(Metamer(), model, batch)
     measured = meter.logged
-    wanted = {f"{s}_{what}" for s in STAGES for what in ("decision", "logits")}
-    assert measured.keys() == wanted | {"donor", "donor_label", "reconstruction", "reencoding"}
+    stages = ("raw", "clipped", "rounded")
+    wanted = {f"{s}_{what}" for s in stages for what in ("same_prediction", "logit_distance")}
+    assert measured.keys() == wanted | {
+        "donor",
+        "donor_label",
+        "reconstruction_error",
+        "reencoding_error",
+    }
     assert torch.equal(measured["donor_label"], batch.labels[measured["donor"]])
-    assert measured["reconstruction"].max() < 1e-12
-    assert measured["reencoding"].max() < 1e-12
-    assert measured["raw_logits"].max() < 1e-12
-    assert measured["raw_decision"].all()
+    assert measured["reconstruction_error"].max() < 1e-12
+    assert measured["reencoding_error"].max() < 1e-12
+    assert measured["raw_logit_distance"].max() < 1e-12
+    assert measured["raw_same_prediction"].all()
     moved = (model(shown).logits - model(batch.images).logits).abs().amax(1)
-    assert torch.allclose(measured["round_logits"], moved)
+    assert torch.allclose(measured["rounded_logit_distance"], moved)
     kept = model(shown).decision == model(batch.images).decision
-    assert torch.equal(measured["round_decision"].bool(), kept)
+    assert torch.equal(measured["rounded_same_prediction"].bool(), kept)
     assert not kept.all()  # clipping moves these metamers' logits
     assert set(meter.forward_passes.tolist()) == {4}
 
@@ -160,8 +166,10 @@ def test_an_inexact_inverse_is_measured():
     model = rotation(WIDE, inverse_error=0.01)
     measured = run(Metamer(), model)[1].logged
     error = (0.01 * model.rotation.sum(1)[: model.num_classes]).abs().max()
-    assert torch.allclose(measured["reencoding"], error.expand(N))
-    assert torch.allclose(measured["reconstruction"], torch.full((N,), 0.01, dtype=torch.float64))
+    assert torch.allclose(measured["reencoding_error"], error.expand(N))
+    assert torch.allclose(
+        measured["reconstruction_error"], torch.full((N,), 0.01, dtype=torch.float64)
+    )
 
 
 def test_a_small_firevnet_in_float32():
@@ -172,9 +180,9 @@ def test_a_small_firevnet_in_float32():
     labels, ids = torch.arange(12) % 3, torch.arange(12)
     pool = InputPool(ids, lambda rows: (images[rows], labels[rows]))
     shown, meter = run(Metamer(), model, Batch(images, labels, ids, pool=pool))
-    assert meter.logged["reencoding"].max() < 1e-3
-    assert meter.logged["reconstruction"].max() < 1e-3
-    assert meter.logged["raw_decision"].all()
+    assert meter.logged["reencoding_error"].max() < 1e-3
+    assert meter.logged["reconstruction_error"].max() < 1e-3
+    assert meter.logged["raw_same_prediction"].all()
     assert shown.dtype == torch.float32
     assert not shown.requires_grad
 
@@ -198,8 +206,8 @@ def test_projections_find_metamers_inside_the_bounds():
     clipped = {}
     for count in (0, 200):
         shown, meter = run(Metamer(projections=count, finish="clip"), model)
-        clipped[count] = meter.logged["clip_logits"]
-        assert meter.logged["reencoding"].max() < 1e-12  # each is a metamer still
+        clipped[count] = meter.logged["clipped_logit_distance"]
+        assert meter.logged["reencoding_error"].max() < 1e-12  # each is a metamer still
         assert torch.equal(shown, shown.clamp(0, 1))
     assert clipped[0].median() > 0.01
     assert clipped[200].median() < 1e-3

@@ -77,11 +77,11 @@ def test_the_point_next_to_the_donor(module, nearest, dimension):
     shown, meter = run(ReluPreimage(), module)
     assert shown[0].tolist() == pytest.approx(nearest, abs=1e-9)
     assert meter.logged["dimension"][0] == dimension
-    assert meter.logged["solver"].tolist() == [0, 0]
-    assert meter.logged["pattern"].tolist() == [0, 0]
-    assert float(meter.logged["activation"].max()) < 1e-12
+    assert meter.logged["solver_status"].tolist() == [0, 0]
+    assert meter.logged["changed_units"].tolist() == [0, 0]
+    assert float(meter.logged["activation_error"].max()) < 1e-12
     way = 1 - (abs(0.9 - nearest[0]) + abs(0.8 - nearest[1])) / 1.2
-    assert float(meter.logged["way"][0]) == pytest.approx(way)
+    assert float(meter.logged["distance_share"][0]) == pytest.approx(way)
 
 
 def test_a_layer_that_determines_its_input_is_marked():
@@ -116,7 +116,7 @@ def test_a_deeper_layer_keeps_the_sides_of_those_before_it():
     assert x + y == pytest.approx(0.5)
     assert min(x, y) >= 0.1 - 1e-9
     assert meter.logged["dimension"][0] == 1
-    assert meter.logged["pattern"][0] == 0
+    assert meter.logged["changed_units"][0] == 0
 
 
 @pytest.mark.parametrize("layer", [1, 2])
@@ -133,7 +133,7 @@ def test_random_networks_answer_alike(layer):
     ):
         assert torch.allclose(before.relu(), after.relu(), atol=1e-7)
     assert (measured["dimension"] >= 36 - 12).all()
-    assert (measured["way"] > 0.1).all()
+    assert (measured["distance_share"] > 0.1).all()
     assert ((shown >= 0) & (shown <= 1)).all()
     # what a sample is shown does not depend on its batch
     alone = batch_of(images, batch.labels)[torch.tensor([7])]
@@ -176,8 +176,8 @@ def test_a_convolution_is_a_layer_as_any():
     images = torch.rand((4, 1, 5, 5))
     batch = batch_of(images, torch.tensor([0, 1, 0, 1]))
     shown, meter = run(ReluPreimage(), module, batch=batch)
-    assert float(meter.logged["activation"].max()) < 1e-5
-    assert (meter.logged["way"] > 0.05).all()
+    assert float(meter.logged["activation_error"].max()) < 1e-5
+    assert (meter.logged["distance_share"] > 0.05).all()
     assert torch.allclose(module(shown), module(images), atol=1e-5)
 
 
@@ -195,7 +195,7 @@ def test_a_solver_that_fails_spoils_one_sample(monkeypatch):
     monkeypatch.setattr(relu_preimage, "linprog", fails_first)
     shown, meter = run(ReluPreimage(), BLIND)
     assert meter.failures == {0: "numerics"}
-    assert meter.logged["solver"].tolist() == [4, 0]
+    assert meter.logged["solver_status"].tolist() == [4, 0]
     assert torch.equal(shown[0], meter.batch.images[0])
     assert shown[1].tolist() == pytest.approx((0.9, 0.2))
 

@@ -53,7 +53,7 @@ def test_distances_equal_the_closed_form(tmp_path, spheres, kind, target):
             )  # proved: there is no such point
             continue
         assert record.distance.l2 == pytest.approx(closed_form(kind, u, v, bias, outer), abs=1e-9)
-        assert record.oracle == 1  # on the outer sphere, where the attack leads
+        assert record.oracle_label == 1  # on the outer sphere, where the attack leads
         assert record.adversarial.prediction == 0
 
 
@@ -102,8 +102,8 @@ def test_example_6_is_right_on_all_points_and_at_chance_once_the_inner_ones_have
 ):
     records = run(tmp_path, "spheres-invariance", "spheres:d=100,n=1,size=60").values()
     assert all(record.clean.prediction == record.label for record in records)
-    assert all(record.oracle == 1 for record in records)
-    right = [record.adversarial.prediction == record.oracle for record in records]
+    assert all(record.oracle_label == 1 for record in records)
+    right = [record.adversarial.prediction == record.oracle_label for record in records]
     assert sum(right) == len(right) / 2
 
 

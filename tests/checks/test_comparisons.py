@@ -12,7 +12,6 @@ from robustbench_inv.checks.comparisons import (
     escalate_saturation,
 )
 from robustbench_inv.checks.verdict import CHECKS
-from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.testing.toy_cells import toy_cell as cell
 
 STRONG = [0.1] * 150 + [0.2] * 40 + [None] * 10
@@ -20,7 +19,7 @@ WEAK = [0.1] * 100 + [0.2] * 40 + [None] * 60
 
 
 def views(*cells):
-    return [FinishedCell.read(cell) for cell in cells]
+    return list(cells)
 
 
 def noise(broken, **options):
@@ -45,7 +44,7 @@ def test_c1_says_nothing_of_cells_that_are_not_comparable():
     small = cell("pgd", STRONG)
     others = [
         cell("fgsm", WEAK, epsilons=(0.3,)),
-        replace(cell("pgd", WEAK), cell={**small.cell, "seed": 1}),
+        replace(cell("pgd", WEAK), info=replace(small.info, seed=1)),
     ]
     for other in others:
         assert check_monotone(views(small, other)) == []
@@ -95,8 +94,8 @@ def test_c3_knows_the_libraries_names():
     fast_view, slow_view = views(fast, slow)
     assert (fast_view.single_step, fast_view.iterative) == (True, False)
     assert (slow_view.single_step, slow_view.iterative) == (False, True)
-    assert slow_view.parameters["steps"] == 40
-    assert FinishedCell.read(cell("MIFGSM", WEAK)).iterative
+    assert slow_view.attack.own_parameters["steps"] == 40
+    assert (cell("MIFGSM", WEAK)).iterative
 
 
 @pytest.mark.parametrize(("extra", "expected"), [(0, "PASS"), (1, "WARN"), (2, "FAIL")])
@@ -123,7 +122,7 @@ def test_c5_reads_a_minimal_attack_at_every_eps():
 def test_c5_takes_analytic_attacks_for_neither():
     closed_form = noise([0.1] * 200)
     closed_form = replace(
-        closed_form, lines=tuple(replace(r, forward_passes=0) for r in closed_form.lines)
+        closed_form, records=tuple(replace(r, forward_passes=0) for r in closed_form.records)
     )
     assert check_gradient_free(views(cell("pgd", WEAK), closed_form))[0].verdict == "NA"
 

@@ -9,7 +9,6 @@ import robustbench_inv as rbi
 from robustbench_inv.checks.invariance_checks import check_inverse, uses_inverse
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.randomness import SampleRNG
-from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.run_files import RunFolder
 from robustbench_inv.testing.analytic_problems import rotation_classifier
 from robustbench_inv.testing.toy_cells import toy_cell
@@ -19,15 +18,15 @@ HONEST = toy_cell("metamer", (0.1,) * 2000)
 
 def view(**columns):
     """Return a cell in which numbers were measured of its first samples."""
-    note = {"kind": "measured", "block": 0, "samples": list(range(2000))}
+    note = {"event": "sample_values", "block": 0, "samples": list(range(2000))}
     values = {
         name: [*given, *[1e-6] * (2000 - len(given))]
-        for name, given in ({"reencoding": [], "reconstruction": []} | columns).items()
+        for name, given in ({"reencoding_error": [], "reconstruction_error": []} | columns).items()
     }
-    return FinishedCell.read(replace(HONEST, notes=({**note, "values": values},)))
+    return replace(HONEST, events=({**note, "values": values},))
 
 
-@pytest.mark.parametrize("name", ["reencoding", "reconstruction"])
+@pytest.mark.parametrize("name", ["reencoding_error", "reconstruction_error"])
 def test_the_grades(name):
     grades = {
         "PASS": [1e-3],
@@ -43,7 +42,7 @@ def test_the_grades(name):
 
 
 def test_a_cell_without_an_inverse_is_not_asked():
-    assert not uses_inverse(FinishedCell.read(HONEST))
+    assert not uses_inverse(HONEST)
     assert uses_inverse(view())
 
 

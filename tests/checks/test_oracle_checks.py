@@ -6,12 +6,16 @@ import pytest
 
 from robustbench_inv.checks.invariance_checks import check_oracle, check_oracle_agreement
 from robustbench_inv.checks.suite import check_records
-from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.oracle_error import OracleError
 from robustbench_inv.results.record import ModelOutput
 from robustbench_inv.testing.toy_cells import toy_cell
 
-PANEL = {"name": "p", "digest": "1" * 64, "source": "panel p", "members": [{"digest": "2" * 64}]}
+PANEL = {
+    "name": "p",
+    "digest": "1" * 64,
+    "source": "panel p",
+    "members": [{"name": "a", "digest": "2" * 64}],
+}
 ERROR = OracleError("panel p", "clean inputs", 100, 2, 3)
 
 
@@ -24,10 +28,12 @@ def cell(oracles=(5, 5, 3, None), *, oracle=PANEL, error=ERROR, source="panel p"
     )  # fmt: skip
     same = ModelOutput(3, None, None)
     lines = tuple(
-        replace(r, oracle=oracles[r.sample], oracle_source=source, clean=same, adversarial=same)
-        for r in toy.lines
+        replace(
+            r, oracle_label=oracles[r.sample], oracle_source=source, clean=same, adversarial=same
+        )
+        for r in toy.records
     )
-    return replace(toy, lines=lines, error=error)
+    return replace(toy, records=lines, oracle_error=error)
 
 
 def grades(*cells):
@@ -35,7 +41,7 @@ def grades(*cells):
 
 
 def test_both_are_silent_on_an_honest_cell():
-    verdict = check_oracle(FinishedCell.read(cell()))
+    verdict = check_oracle(cell())
     assert verdict.verdict == "PASS"
     assert (
         "wrong itself on 2 of 100 clean inputs [0.6, 7.0] %, and does not know 3"
@@ -49,17 +55,18 @@ def test_they_are_asked_of_invariance_cells_alone():
 
 
 def test_c34_needs_an_oracle_for_each_success():
-    verdict = check_oracle(FinishedCell.read(cell((None, 5, 3, None))))
+    verdict = check_oracle(cell((None, 5, 3, None)))
     assert (verdict.verdict, verdict.value) == ("FAIL", 1)
     assert "samples 0" in verdict.evidence
     assert grades(cell(source=None))["C34"] == "FAIL"
 
 
 @pytest.mark.parametrize(
-    "oracle", [{**PANEL, "digest": "3" * 64}, {**PANEL, "members": [{"digest": "3" * 64}]}]
+    "oracle",
+    [{**PANEL, "digest": "3" * 64}, {**PANEL, "members": [{"name": "a", "digest": "3" * 64}]}],
 )
 def test_c34_never_lets_the_model_judge_itself(oracle):
-    verdict = check_oracle(FinishedCell.read(cell(oracle=oracle)))
+    verdict = check_oracle(cell(oracle=oracle))
     assert verdict.verdict == "FAIL"
     assert "toy judges itself" in verdict.evidence
 
@@ -67,11 +74,11 @@ def test_c34_never_lets_the_model_judge_itself(oracle):
 @pytest.mark.parametrize(
     ("error", "oracle", "expected"),
     [
-        (replace(ERROR, wrong=11), PANEL, "WARN"),
-        (replace(ERROR, wrong=10), PANEL, "PASS"),
+        (replace(ERROR, errors=11), PANEL, "WARN"),
+        (replace(ERROR, errors=10), PANEL, "PASS"),
         (None, PANEL, "WARN"),
         (None, None, "PASS"),  # the data set's own
-        (replace(ERROR, trials=0, wrong=0), PANEL, "WARN"),
+        (replace(ERROR, trials=0, errors=0), PANEL, "WARN"),
     ],
 )
 def test_c34_asks_how_often_a_proxy_errs(error, oracle, expected):
@@ -79,7 +86,7 @@ def test_c34_asks_how_often_a_proxy_errs(error, oracle, expected):
 
 
 def test_c35_tells_both_agreements():
-    verdict = check_oracle_agreement(FinishedCell.read(cell((5, 5, None, 3))))
+    verdict = check_oracle_agreement(cell((5, 5, None, 3)))
     assert "Of 2 changed inputs" in verdict.evidence  # the samples that held were not changed
     assert "0 are decided as the oracle says and 2 as the label" in verdict.evidence
 

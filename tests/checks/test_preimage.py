@@ -10,7 +10,6 @@ import robustbench_inv as rbi
 from robustbench_inv.checks.invariance_checks import check_preimage, uses_preimage_solver
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.models.plain_networks import MLP
-from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.run_files import RunFolder
 from robustbench_inv.testing.toy_cells import toy_cell
 
@@ -20,24 +19,24 @@ HONEST = toy_cell("relu-preimage", (0.1,) * N)
 
 def view(**columns):
     """Return a cell in which numbers were measured of its first samples."""
-    usual = {"activation": 1e-6, "pattern": 0, "solver": 0}
+    usual = {"activation_error": 1e-6, "changed_units": 0, "solver_status": 0}
     values = {
         name: [*columns.get(name, ()), *[rest] * (N - len(columns.get(name, ())))]
         for name, rest in usual.items()
     }
-    note = {"kind": "measured", "block": 0, "samples": list(range(N)), "values": values}
-    return FinishedCell.read(replace(HONEST, notes=(note,)))
+    note = {"event": "sample_values", "block": 0, "samples": list(range(N)), "values": values}
+    return replace(HONEST, events=(note,))
 
 
 @pytest.mark.parametrize(
     ("columns", "wanted"),
     [
-        ({"activation": [1e-3]}, "PASS"),
-        ({"activation": [2e-3, 5e-4]}, "WARN"),
-        ({"activation": [2e-3, None, 1.0]}, "FAIL"),
-        ({"pattern": [1, 1]}, "WARN"),
-        ({"pattern": [1, 7, 0, 2]}, "FAIL"),
-        ({"solver": [1, 1, 1, 1, 1]}, "WARN"),
+        ({"activation_error": [1e-3]}, "PASS"),
+        ({"activation_error": [2e-3, 5e-4]}, "WARN"),
+        ({"activation_error": [2e-3, None, 1.0]}, "FAIL"),
+        ({"changed_units": [1, 1]}, "WARN"),
+        ({"changed_units": [1, 7, 0, 2]}, "FAIL"),
+        ({"solver_status": [1, 1, 1, 1, 1]}, "WARN"),
     ],
 )
 def test_the_grades(columns, wanted):
@@ -46,7 +45,7 @@ def test_the_grades(columns, wanted):
 
 
 def test_a_cell_of_another_attack_is_not_asked():
-    assert not uses_preimage_solver(FinishedCell.read(HONEST))
+    assert not uses_preimage_solver(HONEST)
     assert uses_preimage_solver(view())
 
 

@@ -14,7 +14,6 @@ from robustbench_inv.checks.records import (
     check_crashes,
     check_lost_successes,
 )
-from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.record import Distances, ModelOutput
 from robustbench_inv.testing.toy_cells import toy_cell, toy_record
 
@@ -23,12 +22,14 @@ HONEST = toy_cell("pgd", BROKEN)
 
 
 def view(cell=HONEST, **changes):
-    return FinishedCell.read(replace(cell, **changes))
+    return replace(cell, **changes)
 
 
 def with_record(record, cell=HONEST):
     """Replace the record of the same sample."""
-    return view(cell, lines=tuple(record if r.sample == record.sample else r for r in cell.lines))
+    return view(
+        cell, records=tuple(record if r.sample == record.sample else r for r in cell.records)
+    )
 
 
 def images(shift=0.0, sample=1):
@@ -40,7 +41,7 @@ def images(shift=0.0, sample=1):
 
 
 def test_all_are_silent_on_an_honest_cell():
-    cell = view(images=images())
+    cell = view(read_images=images)
     verdicts = [
         check_adversarial_inputs(cell),
         check_lost_successes(cell),
@@ -85,7 +86,7 @@ def test_c14_allows_a_minimal_attack_to_end_beyond_the_sweep():
 
 @pytest.mark.parametrize("shift", [0.01, -0.7, np.nan])
 def test_c14_recomputes_kept_images(shift):
-    verdict = check_adversarial_inputs(view(images=images(shift)))
+    verdict = check_adversarial_inputs(view(read_images=lambda: images(shift)))
     assert verdict.verdict == "FAIL"
     assert "1 differ from their record (kept images recomputed): samples 1." in verdict.evidence
 
@@ -94,7 +95,7 @@ def test_c14_sees_an_image_outside_the_box_at_the_right_distance():
     outside = images()
     outside["clean"][:] = outside["adversarial"][:] = 1.0
     outside["adversarial"] += np.array([[eps or 0.0] for eps in BROKEN], np.float32)
-    assert "3 differ" in check_adversarial_inputs(view(images=outside)).evidence
+    assert "3 differ" in check_adversarial_inputs(view(read_images=lambda: outside)).evidence
 
 
 def test_c15_has_nothing_to_say_of_a_search_on_a_substitute():
@@ -105,15 +106,17 @@ def test_c15_has_nothing_to_say_of_a_search_on_a_substitute():
 
 
 def test_c15_counts_each_sample_once():
-    note = {"kind": "silent_success", "block": 0, "samples": [1, 4], "count": 2}
-    verdict = check_lost_successes(view(notes=(note, note, {"kind": "time", "seconds": 1.0})))
+    note = {"event": "silent_success", "block": 0, "samples": [1, 4], "count": 2}
+    verdict = check_lost_successes(
+        view(events=(note, note, {"event": "block_time", "seconds": 1.0}))
+    )
     assert (verdict.verdict, verdict.value) == ("WARN", 2)
     assert "2 of 3 successes" in verdict.evidence
 
 
 def test_c15_tells_of_successes_that_were_none_when_judged_again():
-    note = {"kind": "silent_success", "samples": [1, 3, 5]}
-    verdict = check_lost_successes(view(notes=(note,)))
+    note = {"event": "silent_success", "samples": [1, 3, 5]}
+    verdict = check_lost_successes(view(events=(note,)))
     assert (verdict.verdict, verdict.value) == ("WARN", 3)
     assert "1 of 3 successes were met in the search and not returned; 2 others" in verdict.evidence
 
@@ -149,7 +152,7 @@ def test_c22_knows_that_a_rejected_error_is_no_failure():
 
 
 def test_c22_sees_rates_that_cannot_be_recomputed():
-    verdict = check_consistency(view(lines=(*HONEST.lines, HONEST.lines[0])))
+    verdict = check_consistency(view(records=(*HONEST.records, HONEST.records[0])))
     assert (verdict.verdict, "recomputed" in verdict.evidence) == ("FAIL", True)
 
 
@@ -163,13 +166,13 @@ def test_c22_and_c14_are_silent_on_any_consistent_cell(broken):
 @pytest.mark.parametrize(
     ("requested", "lines", "fault"),
     [
-        (range(7), HONEST.lines, "1 missing"),
-        (range(6), (*HONEST.lines, HONEST.lines[5]), "1 doubled"),
-        (range(6), (*HONEST.lines, toy_record(99)), "1 not asked for: samples 99"),
+        (range(7), HONEST.records, "1 missing"),
+        (range(6), (*HONEST.records, HONEST.records[5]), "1 doubled"),
+        (range(6), (*HONEST.records, toy_record(99)), "1 not asked for: samples 99"),
     ],
 )
 def test_c23_fires_on_wrong_sets_of_samples(requested, lines, fault):
-    cell = view(lines=lines, requested=tuple(range(6)))
+    cell = view(records=lines, requested=tuple(range(6)))
     verdict = check_completeness(cell, requested)
     assert (verdict.verdict, verdict.value) == ("FAIL", 1)
     assert fault in verdict.evidence
@@ -182,17 +185,17 @@ def test_c23_allows_samples_of_an_earlier_request():
 @pytest.mark.parametrize(("crashed", "expected"), [(0, "PASS"), (1, "WARN"), (3, "FAIL")])
 def test_c30_shows_crashes_and_their_reasons(crashed, expected):
     cell = toy_cell("pgd", [None] * 200)
-    lines = [replace(r, status="crash") if r.sample < crashed else r for r in cell.lines]
-    note = {"kind": "crash", "reason": "RuntimeError: no memory of it", "samples": [0]}
-    verdict = check_crashes(view(cell, lines=tuple(lines), notes=(note,) * bool(crashed)))
+    lines = [replace(r, status="crash") if r.sample < crashed else r for r in cell.records]
+    note = {"event": "crash", "reason": "RuntimeError: no memory of it", "samples": [0]}
+    verdict = check_crashes(view(cell, records=tuple(lines), events=(note,) * bool(crashed)))
     assert verdict.verdict == expected
     assert ("no memory of it" in verdict.evidence) == bool(crashed)
 
 
 def test_c30_counts_what_fell_before_the_search_at_a_smaller_eps_crashed():
     cell = toy_cell("pgd", [0.1, 0.2, None, None], epsilons=(0.1, 0.2))
-    note = {"kind": "crash", "reason": "no luck", "samples": [0, 1, 2], "eps": 0.1}
-    verdict = check_crashes(view(cell, notes=(note,)))
+    note = {"event": "crash", "reason": "no luck", "samples": [0, 1, 2], "eps": 0.1}
+    verdict = check_crashes(view(cell, events=(note,)))
     assert (verdict.verdict, verdict.value) == ("FAIL", 0.5)
 
 

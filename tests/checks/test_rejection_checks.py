@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from robustbench_inv.checks.suite import check_records
-from robustbench_inv.results.rates import rejection_rates, score_above_threshold
+from robustbench_inv.results.cell_parts import ModelInfo, ThresholdInfo
+from robustbench_inv.results.rates import rejection_rates
 from robustbench_inv.results.record import ModelOutput
 from robustbench_inv.results.summary import Rate
 from robustbench_inv.testing.toy_cells import toy_cell
@@ -20,25 +21,21 @@ def answer(decision, score, *, accepted=True):
 
 def cell(goal="misclassify-accepted", *, adversarial=None, clean=None, digest="a" * 64, **parts):
     """Ten samples of class 3, broken at 0.1: by default half are fooled and half are detected."""
-    rejection = {"score": "margin", "percentile": 1, "values": [1.0] * 10, "digest": digest}
-    model = {
-        "name": "toy",
-        "digest": "1" * 64,
-        "card": {"rejection": {**rejection, "fitted": FITTED}},
-    }
+    rejection = {"score": "margin", "percentile": 1, "thresholds": [1.0] * 10, "digest": digest}
+    model = {"name": "toy", "digest": "1" * 64, "rejection": {**rejection, "fitted": FITTED}}
     told = {"model": model, "dataset": {"digest": "8" * 64}, "attack": {}} | parts
     threat = {"norm": "linf", "epsilons": [0.1, 0.2], "goal": goal}
     toy = toy_cell("pgd", [0.1] * 10, threat=threat, **told)
     usual = [answer(5, 9.0)] * 5 + [answer(5, 0.5, accepted=False)] * 5
     clean = clean or [answer(3, 2.0 + k) for k in range(10)]
     lines = []
-    for record, was, now in zip(toy.lines, clean, adversarial or usual, strict=True):
+    for record, was, now in zip(toy.records, clean, adversarial or usual, strict=True):
         reached = now.prediction != 3 and (now.accepted or goal == "misclassify")
         broken = 0.1 if reached else None
         lines.append(
             replace(record, clean=was, adversarial=now, broken_at=broken, goal_reached=reached)
         )
-    return replace(toy, lines=tuple(lines))
+    return replace(toy, records=tuple(lines))
 
 
 def oblivious(**changes):
@@ -97,7 +94,7 @@ def test_c25_rejecting_everything_fails():
     always = cell(clean=clean, adversarial=adversarial)
     found = verdicts(always)["C25"]
     assert (found.verdict, found.value) == ("FAIL", 1.0)
-    rates = rejection_rates(always.lines)
+    rates = rejection_rates(always.records)
     assert rates.clean_accuracy_with_rejection == rates.accuracy_with_rejection == Rate(0, 10)
     assert rates.false_rejection == rates.rejected_errors == Rate(10, 10)
     assert rates.accuracy_on_accepted == Rate(0, 0)
@@ -129,8 +126,8 @@ def aimed(goal, fooled, label=5):
     """Ten samples of which some are decided as the attacker wants, and the others wrongly in another way."""
     adversarial = [answer(5, 9.0)] * fooled + [answer(4, 9.0)] * (10 - fooled)
     made = cell("misclassify", adversarial=adversarial)
-    about = {"goal": goal, "goal_parameters": {"label": label}}
-    return replace(made, cell={**made.cell, "threat": {**made.cell["threat"], **about}})
+    threat = replace(made.threat, goal=goal, goal_parameters={"label": label})
+    return replace(made, info=replace(made.info, threat=threat), attack_label="")
 
 
 def test_c26_compares_attacks_that_aim_at_the_same_class():
@@ -153,8 +150,8 @@ def test_c28_rejections_nearby():
     found = verdicts(cell())["C28"]
     assert (found.verdict, found.value) == ("PASS", 0.5)
     far = cell()
-    lines = tuple(replace(r, distance=replace(r.distance, linf=0.2)) for r in far.lines)
-    assert verdicts(replace(far, lines=lines))["C28"].verdict == "NA"
+    lines = tuple(replace(r, distance=replace(r.distance, linf=0.2)) for r in far.records)
+    assert verdicts(replace(far, records=lines))["C28"].verdict == "NA"
 
 
 @pytest.mark.parametrize("shown", ["NoiseInput", "Distal", "OutOfDistribution"])
@@ -168,7 +165,7 @@ def test_c29_what_is_of_no_class_and_accepted(accepted, verdict, shown):
 
 
 def test_scores_are_counted_from_the_threshold_of_the_decision():
-    model = {"card": {"rejection": {"values": [1.0, 2.5]}}}
-    assert score_above_threshold(answer(1, 4.0), model) == 1.5
-    assert score_above_threshold(answer(1, 4.0), {}) == 4.0
-    assert score_above_threshold(answer(1, None), model) is None
+    model = ModelInfo("m", rejection=ThresholdInfo.from_json({"thresholds": [1.0, 2.5]}))
+    assert model.score_above_threshold(answer(1, 4.0)) == 1.5
+    assert ModelInfo("m").score_above_threshold(answer(1, 4.0)) == 4.0
+    assert model.score_above_threshold(answer(1, None)) is None

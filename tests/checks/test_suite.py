@@ -65,7 +65,9 @@ def test_check_records_covers_every_other_check():
         toy_cell("pgd", [0.3, None], epsilons=(0.3,)),
         toy_cell("given", [None, None], threat={"goal": "keep-decision"}),
     ]
-    cells[-1] = replace(cells[-1], lines=tuple(replace(r, oracle=3) for r in cells[-1].lines))
+    cells[-1] = replace(
+        cells[-1], records=tuple(replace(r, oracle_label=3) for r in cells[-1].records)
+    )
     found = check_records(cells)
     # but for those of cells that invert a model or solve for preimages, and of models that reject
     assert {v.id for v in found} | PROBED | DEEP == set(CHECKS) - {"C32", "C33", *REJECTING}
@@ -88,7 +90,8 @@ def test_check_records_decides_c7():
 
 def test_a_cell_that_cannot_be_judged_is_a_verdict():
     cell = toy_cell("pgd", [0.1])
-    broken = replace(cell, cell={**cell.cell, "dataset": {"name": "four"}}, images={})
+    dataset = replace(cell.dataset, bounds=None)
+    broken = replace(cell, info=replace(cell.info, dataset=dataset), read_images=dict)
     verdicts = {v.id: v.verdict for v in check_records([broken])}
     assert (verdicts["C14"], verdicts["C17"], verdicts["C23"]) == ("NA", "NA", "PASS")
 
@@ -110,7 +113,7 @@ def test_verdicts_are_json_with_the_documented_keys():
         "subject",
         "verdict",
         "value",
-        "limit",
+        "rule",
         "evidence",
     ]
     assert value["value"] is None

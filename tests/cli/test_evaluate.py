@@ -40,7 +40,11 @@ def test_prints_an_object_for_each_cell(invbench, asked):
     assert done.code == 0, done.err
     assert [cell["attack"] for cell in cells] == ["pgd:steps=2", "fgsm"]
     for cell in cells:
-        assert (cell["samples"], cell["dataset"], cell["acceptance"]) == (20, "mnist5k", None)
+        assert (cell["samples"], cell["dataset"], cell["clean_acceptance_rate"]) == (
+            20,
+            "mnist5k",
+            None,
+        )
         assert len(cell["robust_accuracy"]) == 2
         assert set(cell["clean_accuracy"]) == {"successes", "trials", "low", "high"}
         assert cell["checks"]

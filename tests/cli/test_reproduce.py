@@ -80,7 +80,9 @@ def test_checks_are_run_by_default(invbench, arguments, tmp_path):
     found = json.loads(done.out)
     numbers = found["parts"][0]["numbers"]
     assert {(row["row"], row["ours"]["trials"]) for row in numbers} == {("Clean", 10)}
-    verdicts = json.loads((tmp_path / "runs" / "paper-table-1" / "checks.json").read_text())
+    verdicts = json.loads((tmp_path / "runs" / "paper-table-1" / "checks.json").read_text())[
+        "verdicts"
+    ]
     assert {"C6", "C7", "C14"} <= {verdict["id"] for verdict in verdicts}
     failed = [verdict for verdict in verdicts if verdict["verdict"] in ("WARN", "FAIL")]
     assert len(found["failed_checks"]) == len(failed)

@@ -28,8 +28,8 @@ def test_label_then_rescore(invbench, labelled_run, tmp_path):
     arguments = ("rescore", labelled_run, "--oracle", tmp_path / "l.csv")
     (cell,) = json.loads(invbench(*arguments, "--json").out)
     found = cell["invariance"]
-    assert (found["failed"]["successes"], found["oracle"]) == (10, "human")
-    assert (found["oracle_wrong"]["successes"], found["oracle_wrong"]["trials"]) == (0, 3)
+    assert (found["success"]["successes"], found["oracle"]) == (10, "human")
+    assert (found["oracle_error_rate"]["successes"], found["oracle_error_rate"]["trials"]) == (0, 3)
     (stored,) = RunFolder(tmp_path / "run-l").cells()
     assert stored.digest == cell["path"].rpartition("/")[2]
     other = invbench(*arguments, "--out", tmp_path / "other")
@@ -37,7 +37,7 @@ def test_label_then_rescore(invbench, labelled_run, tmp_path):
     assert f"records: {tmp_path / 'other'}" in other.out
     again = invbench(*arguments)
     assert (again.code, again.err.count("\n"), again.out) == (2, 1, "")
-    assert "is there already" in again.err
+    assert "exists already" in again.err
 
 
 @pytest.mark.parametrize(

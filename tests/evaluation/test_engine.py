@@ -98,7 +98,7 @@ def test_a_success_that_the_attack_did_not_return_counts(toys, tmp_path):
     records, events = run(toys.make_job(toys.Forgets()), tmp_path / "forgets")
     returned, _ = run(toys.make_job(toys.Straight()), tmp_path / "returns")
     assert [r.broken_at for r in records] == [r.broken_at for r in returned]
-    lost = [s for e in events if e["kind"] == "silent_success" for s in e["samples"]]
+    lost = [s for e in events if e["event"] == "silent_success" for s in e["samples"]]
     assert sorted(lost) == [r.sample for r in records[5:] if r.goal_reached]
 
 
@@ -109,7 +109,7 @@ def test_a_crash_stays_visible_and_the_other_blocks_run(toys, tmp_path):
     assert not any(r.goal_reached for r in crashed)
     assert all(r.adversarial == r.clean for r in crashed)
     assert any(r.goal_reached for r in records[40:])
-    (event,) = [e for e in events if e["kind"] == "crash"]
+    (event,) = [e for e in events if e["event"] == "crash"]
     assert event["reason"] == "ZeroDivisionError: no luck"
     assert event["samples"] == list(range(20, 40))
     assert event["block"] == 1
@@ -138,12 +138,12 @@ def test_proposals_that_may_not_be_shown(toys, tmp_path, what, status):
 def test_a_proposal_of_the_wrong_shape_is_a_crash(toys, tmp_path):
     records, events = run(toys.make_job(toys.Returns("shape"), toys.linf(0.02)), tmp_path / "c")
     assert {r.status for r in records[5:]} == {"crash"}
-    assert "AttackFailed" in next(e["reason"] for e in events if e["kind"] == "crash")
+    assert "AttackFailed" in next(e["reason"] for e in events if e["event"] == "crash")
 
 
 def test_rounding_outside_the_box_is_put_back(toys, tmp_path):
     run(toys.make_job(toys.Returns("hair"), toys.linf(0.7)), tmp_path / "c", keep_images=True)
-    kept = CellFolder(tmp_path / "c").adversarial()
+    kept = CellFolder(tmp_path / "c").images()
     assert kept["adversarial"][5:].max() == 1.0
     assert {r.status for r in CellFolder(tmp_path / "c").records()[5:]} == {"ok"}
 
@@ -151,7 +151,7 @@ def test_rounding_outside_the_box_is_put_back(toys, tmp_path):
 def test_batch_size_changes_neither_draws_nor_outcomes(toys, tmp_path):
     job = toys.make_job(toys.Draws(), toys.linf(0.05, 0.1))
     found = [run(job, tmp_path / str(n), batch_size=n, keep_images=True)[0] for n in (1, 7, 256)]
-    images = [CellFolder(tmp_path / str(n)).adversarial()["adversarial"] for n in (1, 7, 256)]
+    images = [CellFolder(tmp_path / str(n)).images()["adversarial"] for n in (1, 7, 256)]
     assert sum(r.broken_at == 0.05 for r in found[0]) > 5
     assert found[0] == found[1] == found[2]
     assert (images[0] == images[1]).all()
@@ -174,14 +174,14 @@ def test_a_model_that_depends_on_its_batch_breaks_nothing(toys, tmp_path):
     records, events = run(job, tmp_path / "c", batch_size=55)
     assert {r.replayed for r in records} == {False}
     assert not any(r.goal_reached for r in records)
-    assert sum(e["count"] for e in events if e["kind"] == "not_replayed") > 0
+    assert sum(e["count"] for e in events if e["event"] == "not_replayed") > 0
 
 
 def test_a_success_that_does_not_replay_is_sought_again_at_the_next_eps(toys, tmp_path):
     sweep = toys.linf(0.01, 0.02, 0.04, 0.2)
     job = toys.make_job(toys.Straight(), sweep, module=toys.Borderline(), samples=range(5, 60))
     records, events = run(job, tmp_path / "c")
-    taken_back = {s for e in events if e["kind"] == "not_replayed" for s in e["samples"]}
+    taken_back = {s for e in events if e["event"] == "not_replayed" for s in e["samples"]}
     assert len(taken_back) > 5
     assert all(r.goal_reached and r.replayed and r.broken_at for r in records)
 
@@ -316,11 +316,11 @@ def test_too_little_memory_halves_the_batch(toys, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "evaluate_block", limited)
     records, events = run(toys.make_job(toys.Straight()), tmp_path / "c", batch_size=32)
     assert [r.sample for r in records] == list(range(60))
-    assert [e["batch_size"] for e in events if e["kind"] == "batch_size"] == [16, 8]
-    assert CellFolder(tmp_path / "c").cell["batch_size"] == 8
+    assert [e["batch_size"] for e in events if e["event"] == "batch_size_lowered"] == [16, 8]
+    assert CellFolder(tmp_path / "c").info.batch_size == 8
 
 
 def test_samples_that_an_attack_gives_up_on_are_noted(toys, tmp_path):
     records, events = run(toys.make_job(toys.Returns("mark"), toys.linf(0.02)), tmp_path / "c")
     assert {r.status for r in records[5:]} == {"crash"}
-    assert [e["samples"] for e in events if e["kind"] == "crash"] == [list(range(5, 60))]
+    assert [e["samples"] for e in events if e["event"] == "crash"] == [list(range(5, 60))]

@@ -13,7 +13,7 @@ from robustbench_inv.errors import CapabilityMismatch
 from robustbench_inv.evaluation.engine import RunOptions, run_cell
 from robustbench_inv.evaluation.loading import Loader
 from robustbench_inv.evaluation.plan import plan_jobs
-from robustbench_inv.results.cell import FinishedCell, sample_values
+from robustbench_inv.results.cell import sample_values
 from robustbench_inv.results.run_files import CellFolder
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.goals import Misclassify
@@ -126,7 +126,7 @@ def test_given_inputs_are_shown_to_every_sample(toys, mirrored, tmp_path):
         assert r.forward_passes == 0
         assert r.goal_reached == ((r.sample in wrong) or r.adversarial.prediction != r.label)
         assert (r.broken_at == 0) == (r.sample in wrong)
-    view = FinishedCell.read(cell)
+    view = cell.read()
     assert check_consistency(view).verdict == "PASS"
     assert check_adversarial_inputs(view).verdict == "PASS"
 
@@ -167,8 +167,8 @@ def test_numbers_that_are_not_finite_are_noted_as_null(toys, tmp_path):
 
 def test_the_last_measurement_of_a_sample_counts():
     notes = [
-        {"kind": "measured", "samples": [1, 2], "values": {"a": [0.1, 0.2]}},
-        {"kind": "time"},
-        {"kind": "measured", "samples": [2], "values": {"a": [0.3]}},
+        {"event": "sample_values", "samples": [1, 2], "values": {"a": [0.1, 0.2]}},
+        {"event": "block_time"},
+        {"event": "sample_values", "samples": [2], "values": {"a": [0.3]}},
     ]
     assert sample_values(notes) == {"a": {1: 0.1, 2: 0.3}}

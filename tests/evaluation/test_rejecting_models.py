@@ -11,7 +11,7 @@ from robustbench_inv.catalogue.threats import load_threat
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import BadParameter, UnknownName
 from robustbench_inv.evaluation.jobs import EvaluationRequest, build_jobs
-from robustbench_inv.results.rates import is_undetected_error, rejection_rates
+from robustbench_inv.results.rates import rejection_rates
 from robustbench_inv.tensors import Output
 from robustbench_inv.testing.toys import least_squares, rejecting_all
 from robustbench_inv.threat.goals import Accept, Misclassify, MisclassifyAccepted, Target
@@ -91,8 +91,8 @@ def test_success_is_wrong_and_accepted(tmp_path, greys):
     knowing = evaluate(tmp_path / "a", greys, "pgd:steps=40", "linf=0.45")
     blind = "pgd:steps=60,rel_step=0.02,decay=false,random_start=false"
     oblivious = evaluate(tmp_path / "o", greys, blind, "linf=0.45:goal=misclassify")
-    assert all(is_undetected_error(r) and r.goal_reached for r in knowing)
-    assert all(r.goal_reached and not is_undetected_error(r) for r in oblivious)
+    assert all(r.is_undetected_error and r.goal_reached for r in knowing)
+    assert all(r.goal_reached and not r.is_undetected_error for r in oblivious)
     assert rejection_rates(oblivious).rejected_errors.value == 1
 
 
@@ -114,7 +114,9 @@ def test_the_toy_that_refuses_fails_its_check(tmp_path, greys):
     images, labels = greys.batch(list(range(10)))
     toy = rejecting_all(least_squares(images, labels, hidden=16))
     run = rbi.evaluate(model=toy, attack="pgd", threat="linf=0.1", dataset=greys, out=tmp_path)
-    grades = {check["id"]: check["verdict"] for check in json.loads(find_checks(tmp_path))}
+    grades = {
+        check["id"]: check["verdict"] for check in json.loads(find_checks(tmp_path))["verdicts"]
+    }
     assert not any(r.goal_reached for r in run.records())
     assert grades["C25"] == "FAIL"
     assert grades["C24"] == "PASS"

@@ -93,8 +93,8 @@ def test_it_is_as_if_the_labels_had_been_there_from_the_beginning(tmp_path):
     assert mine.digest == theirs.digest != cells(old)[0].digest
     for name in ("records.jsonl", "oracle.json"):
         assert (mine.path / name).read_bytes() == (theirs.path / name).read_bytes()
-    assert mine.cell["threat"] == theirs.cell["threat"]
-    assert mine.cell["judged_from"] == cells(old)[0].digest
+    assert mine.info.threat == theirs.info.threat
+    assert mine.info.rejudged_from == cells(old)[0].digest
     assert content(old) == before
     assert {r.oracle_source for r in mine.records()} == {"human"}
     assert mine.oracle_error().trials == 3
@@ -112,7 +112,7 @@ def test_files_are_what_their_schemas_say(tmp_path):
     for path in (old, tmp_path / "new"):
         (cell,) = cells(path)
         for kind, name in (("cell", "cell.json"), ("oracle", "oracle.json")):
-            schema = files("robustbench_inv.results") / f"schema/{kind}-v1.json"
+            schema = files("robustbench_inv.results") / f"schema/{kind}-v2.json"
             jsonschema.validate(json.loads((cell.path / name).read_text()), json.loads(schema.read_text()))  # fmt: skip
 
 
@@ -138,9 +138,9 @@ def test_what_nobody_labelled_is_unknown_and_said(tmp_path):
     found = rejudged(old, str(csv), tmp_path / "new")
     records = {r.sample: r for r in found.run.cells()[0].records()}
     assert found.notes == (
-        "shiftbodyattack on firstrowclassifier: 6 of 10 changed images have no class: unknown",
+        "shiftbodyattack on firstrowclassifier: 6 of 10 changed images have an unknown class",
     )
-    assert [records[s].oracle for s in (0, 2, 5, 6)] == [None, 1, 1, None]
+    assert [records[s].oracle_label for s in (0, 2, 5, 6)] == [None, 1, 1, None]
     assert [records[s].goal_reached for s in (2, 3, 4, 5, 6)] == [True, True, False, True, False]
     assert records[4].broken_at is None  # its label is 1: the panel saw a change, this person none
     assert records[2].broken_at == pytest.approx(records[2].distance.l2)
@@ -156,7 +156,7 @@ def test_disagreement_is_put_to_the_vote_and_said(tmp_path):
     csv.write_text(text + first.replace(",0,me,", ",1,you,") + "\n")
     found = rejudged(old, str(csv), tmp_path / "new")
     assert any(
-        "1 image judged differently, 1 of these without a majority" in n for n in found.notes
+        "raters disagree on 1 image, 1 of these without a majority" in n for n in found.notes
     )
 
 
@@ -185,8 +185,8 @@ def test_a_goal_that_asks_nobody_keeps_its_successes(tmp_path):
     old = run(tmp_path / "old", "none", model=AllRowsClassifier(), attack=Moved(2))
     found = rejudged(old, str(label(tmp_path / "l.csv", old)), tmp_path / "new")
     pairs = zip(cells(old)[0].records(), found.run.cells()[0].records(), strict=True)
-    assert all(replace(b, oracle=None, oracle_source=None) == a for a, b in pairs)
-    assert found.run.cells()[0].records()[4].oracle == 2
+    assert all(replace(b, oracle_label=None, oracle_source=None) == a for a, b in pairs)
+    assert found.run.cells()[0].records()[4].oracle_label == 2
 
 
 def test_a_perturbation_that_changed_the_class_is_none(tmp_path):
@@ -200,7 +200,7 @@ def test_a_perturbation_that_changed_the_class_is_none(tmp_path):
 
 def test_logits_are_not_in_the_records(tmp_path):
     old = run(tmp_path / "old", load_threat("none:oracle=three").with_goal(KeepLogits(0.1)))
-    with pytest.raises(BadResults, match="is to keep the logits, which records do not hold"):
+    with pytest.raises(BadResults, match="records hold no logits"):
         rejudged(old, "three", tmp_path / "new")
 
 
@@ -228,14 +228,14 @@ def test_rows_about_other_runs_are_counted(tmp_path):
     old = run(tmp_path / "old")
     csv = label(tmp_path / "l.csv", old, rows=["ab12,,,1,me,"])
     found = rejudged(old, str(csv), tmp_path / "new")
-    assert found.notes == ("l.csv: 1 of 11 rows are about other runs",)
+    assert found.notes == ("l.csv: 1 of 11 rows belong to other runs",)
 
 
 def test_a_folder_that_is_there_is_left_alone(tmp_path):
     old = run(tmp_path / "old")
     csv = label(tmp_path / "l.csv", old)
     before = content(old)
-    with pytest.raises(BadResults, match="is there already"):
+    with pytest.raises(BadResults, match="exists already"):
         rejudged(old, str(csv), old)
     assert content(old) == before
 
@@ -254,13 +254,13 @@ def test_a_model_does_not_judge_itself_afterwards_either(tmp_path, monkeypatch):
     opened_as(column_images(), monkeypatch)
     found = rejudged(old, "three", tmp_path / "new")
     assert found.notes == (
-        f"{HERE}:AllRowsClassifier is left out of three: it is what is attacked",
+        f"{HERE}:AllRowsClassifier is excluded from three: it is the attacked model",
     )
     folder = tmp_path / "catalogue" / "attacks" / "oracles"
     (folder / "two.toml").write_text(
         f'summary = "two"\nmembers = ["{HERE}:AllRowsClassifier", "{HERE}:BodyMeanClassifier"]\n'
     )
-    with pytest.raises(CapabilityMismatch, match="too few members"):
+    with pytest.raises(CapabilityMismatch, match="too few eligible members"):
         rejudged(old, "two", tmp_path / "other")
     other = column_images()
     other.labels[0] = 2

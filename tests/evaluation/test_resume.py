@@ -87,7 +87,7 @@ def test_more_samples_keep_the_ones_that_are_done(toys, tmp_path):
     cell = CellFolder(folder)
     asked = sorted({*few.samples, *more.samples})
     assert sorted(r.sample for r in cell.records()) == asked == list(cell.samples)
-    assert cell.adversarial()["samples"].tolist() == asked
+    assert cell.images()["samples"].tolist() == asked
     run_cell(more, tmp_path / "alone", RunOptions(batch_size=8))
     alone = {r.sample: r for r in CellFolder(tmp_path / "alone").records()}
     found = {r.sample: r for r in cell.records()}
@@ -104,9 +104,9 @@ def test_redo_forgets_and_skip_leaves_alone(toys, tmp_path):
     assert "skipped" in notes[0]
     run_cell(job, folder, RunOptions(batch_size=20, existing="redo"))
     cell = CellFolder(folder)
-    assert cell.cell["batch_size"] == 20
-    assert cell.adversarial() is None
-    assert [e["block"] for e in cell.events() if e["kind"] == "crash"] == [0]
+    assert cell.info.batch_size == 20
+    assert cell.images() is None
+    assert [e["block"] for e in cell.events() if e["event"] == "crash"] == [0]
 
 
 def test_another_cell_in_the_folder_is_refused(toys, tmp_path):

@@ -1,7 +1,9 @@
 """Evaluate from names and objects: files by their schemas, the same in one process and in two."""
 
 import json
+import shutil
 import sys
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,11 +12,19 @@ import pytest
 
 import robustbench_inv as rbi
 from robustbench_inv.api import evaluate, run_plan
-from robustbench_inv.errors import BadParameter, CapabilityMismatch, MissingExtra, UsageError
+from robustbench_inv.errors import (
+    BadParameter,
+    BadResults,
+    CapabilityMismatch,
+    MissingExtra,
+    UsageError,
+)
 from robustbench_inv.evaluation.engine import RunOptions
 from robustbench_inv.evaluation.jobs import EvaluationRequest
 from robustbench_inv.evaluation.plan import make_plan
 from robustbench_inv.evaluation.schedule import run_jobs
+from robustbench_inv.results.cell import CellInfo
+from robustbench_inv.results.cell_writing import CellRequest, CellWriter
 from robustbench_inv.results.run_files import RunFolder
 
 SPHERES = "spheres:d=100,n=1,r1=1,r2=1.3,size=40"
@@ -27,8 +37,9 @@ NAMED = {
 }
 
 
-def validate(kind, value):
-    schema = json.loads((files("robustbench_inv.results") / f"schema/{kind}-v1.json").read_text())
+def validate(kind, value, version=2):
+    name = f"schema/{kind}-v{version}.json"
+    schema = json.loads((files("robustbench_inv.results") / name).read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     jsonschema.validate(value, schema)
 
@@ -47,7 +58,7 @@ def test_files_are_what_their_schemas_say(run):
     validate("plan", folder.plan)
     assert len(folder.cells()) == 2
     for cell in folder.cells():
-        validate("cell", cell.cell)
+        validate("cell", json.loads((cell.path / "cell.json").read_text()))
         for line in (cell.path / "records.jsonl").read_text().splitlines():
             validate("record", json.loads(line))
 
@@ -65,7 +76,7 @@ def test_the_results_from_python(run):
     assert (first["model"], first["attack"]) == ("spheres-max-margin", PGD)
     assert [r["trials"] for r in first["robust_accuracy"]] == [40, 40]
     assert set(first["clean_accuracy"]) == {"successes", "trials", "low", "high"}
-    assert first["detection"] is None
+    assert first["rejected_error_rate"] is None
     assert Path(second["path"]).is_dir()
     assert len(run.records()) == 80
     frame = run.to_frame()
@@ -202,18 +213,35 @@ def test_an_object_needs_a_data_set_and_other_data_a_budget(toys):
     )
     with pytest.raises(CapabilityMismatch, match="customary budget"):
         make_plan(question)
-    with pytest.raises(UsageError, match="name a data set"):
+    with pytest.raises(UsageError, match="names no data set"):
         make_plan(EvaluationRequest(models=[toys.TwoSides()], attacks=[toys.Straight()]))
 
 
-def test_an_old_run_loads_for_ever():
-    folder = RunFolder(Path(__file__).parent.parent / "data" / "run-v1")
-    validate("plan", folder.plan)
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_old_run_loads(version):
+    folder = RunFolder(Path(__file__).parent.parent / "data" / f"run-v{version}")
+    validate("plan", folder.plan, version)
     cells = folder.cells()
     assert [len(cell.records()) for cell in cells] == [12, 12]
     assert all(cell.finished for cell in cells)
     assert [r.broken_at for r in cells[0].records()][:6] == [0.0, 0.02, 0.05, 0.02, None, 0.02]
-    assert cells[0].adversarial()["adversarial"].shape == (12, 8)
+    assert cells[0].images()["adversarial"].shape == (12, 8)
     assert {v["id"] for v in folder.checks()} >= {"C14", "C30"}
+    assert {v["rule"] for v in folder.checks()}
+    assert {event["event"] for cell in cells for event in cell.events()} == {"block_time", "crash"}
     for cell in cells:
-        validate("cell", cell.cell)
+        validate("cell", json.loads((cell.path / "cell.json").read_text()), version)
+        assert cell.info.version == version
+        validate("cell", cell.info.to_json())
+        assert CellInfo.from_json(cell.info.to_json()) == replace(cell.info, version=2)
+
+
+def test_records_are_never_added_to_a_run_of_version_1(tmp_path):
+    old = Path(__file__).parent.parent / "data" / "run-v1"
+    run = shutil.copytree(old, tmp_path / "run")
+    (folder, _) = RunFolder(run).cells()
+    before = (folder.path / "records.jsonl").read_bytes()
+    request = CellRequest(folder.info.to_json(), (0, 1), 4)
+    with pytest.raises(BadResults, match=r"earlier version.*--out"):
+        CellWriter(folder.path, request)
+    assert (folder.path / "records.jsonl").read_bytes() == before

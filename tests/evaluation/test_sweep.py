@@ -155,7 +155,7 @@ def test_a_success_that_does_not_replay_leaves_the_one_at_the_larger_eps(toys, t
     threat = toys.linf(0.01, 0.02, 0.04, 0.2)
     job = toys.make_job(InBrief(), threat, module=toys.Borderline(), samples=range(5, 60))
     records, events = run(job, tmp_path / "c")
-    taken_back = {s for e in events if e["kind"] == "not_replayed" for s in e["samples"]}
+    taken_back = {s for e in events if e["event"] == "not_replayed" for s in e["samples"]}
     assert len(taken_back) > 5
     assert all(r.goal_reached and r.replayed and r.broken_at for r in records)
 
@@ -165,7 +165,7 @@ def test_a_crash_at_a_smaller_eps_keeps_what_was_broken_before(toys, scripted, t
     records, events = run(job, tmp_path / "c")
     near = [nearest_eps(d, (0.04, 0.08)) for d in distances(toys, job)]
     assert [r.broken_at for r in records[5:]] == near
-    (event,) = [e for e in events if e["kind"] == "crash"]
+    (event,) = [e for e in events if e["event"] == "crash"]
     assert event["samples"] == [r.sample for r in records[5:] if r.broken_at == 0.04]
 
 

@@ -10,7 +10,7 @@ from robustbench_inv.errors import CapabilityMismatch
 from robustbench_inv.evaluation.engine import RunOptions, run_cell
 from robustbench_inv.evaluation.jobs import EvaluationRequest, build_jobs
 from robustbench_inv.evaluation.plan import plan_jobs
-from robustbench_inv.results.cell import FinishedCell, attack_label
+from robustbench_inv.results.cell import attack_label
 from robustbench_inv.results.run_files import CellFolder
 
 FIRST = [0.62, 0.5, 0.4]
@@ -64,7 +64,7 @@ def test_samples_of_the_class_aimed_at_are_left_out_and_it_is_said():
     plan = plan_jobs(jobs("linf=0.1:goal=target:label=1"))
     assert plan.jobs[0].samples == (0, 1)
     (warning,) = plan.warnings
-    assert "2 of 4 samples are of the class aimed at, and left out" in warning
+    assert "2 of 4 samples belong to the target class and are excluded" in warning
     assert not plan_jobs(jobs("linf=0.1:goal=target:offset=1")).warnings
 
 
@@ -80,7 +80,7 @@ def test_without_samples_of_other_classes_there_is_nothing_to_do():
 @pytest.mark.parametrize("confidence", ["", ",confidence=0.3"])
 def test_records_of_a_target_contradict_nothing(confidence, tmp_path):
     (job,) = jobs(f"linf=0.1:goal=target:offset=1{confidence}")
-    verdict = check_consistency(FinishedCell.read(run(job, tmp_path)))
+    verdict = check_consistency(run(job, tmp_path))
     assert verdict.verdict == "PASS", verdict.evidence
 
 

@@ -173,7 +173,7 @@ class Forgetful(FGSM):
 def test_only_who_sees_the_model_keeps_a_success_that_was_not_returned(tmp_path, access, kept):
     found = records(make_job(Forgetful(), transfer("linf", 0.1, access=access)), tmp_path)
     assert any(r.goal_reached for r in found) == kept
-    assert any(e["kind"] == "silent_success" for e in CellFolder(tmp_path).events()) == kept
+    assert any(e["event"] == "silent_success" for e in CellFolder(tmp_path).events()) == kept
 
 
 def test_a_search_that_serves_all_eps_is_counted_once(tmp_path):
@@ -237,7 +237,8 @@ def test_a_guide_leads_where_the_model_gives_no_gradient(tmp_path, attack):
 
 
 def test_a_guided_search_stops_when_the_model_is_fooled(tmp_path):
-    found = records(make_job(PGD(steps=40), transfer("linf", 0.2, access="score")), tmp_path)
+    attack = PGD(40, 1, 1.0, decay=True, loss="scaled-ce")
+    found = records(make_job(attack, transfer("linf", 0.2, access="score")), tmp_path)
     assert max(r.forward_passes for r in found if r.goal_reached) < 20
 
 
@@ -344,7 +345,7 @@ def test_a_crash_on_a_substitute_stays_visible(tmp_path):
 
     found = records(make_job(Raises(), transfer("linf", *SWEEP)), tmp_path)
     assert {r.status for r in found} == {"crash"}
-    (event,) = [e for e in CellFolder(tmp_path).events() if e["kind"] == "crash"]
+    (event,) = [e for e in CellFolder(tmp_path).events() if e["event"] == "crash"]
     assert event["samples"] == list(range(N))
 
 

@@ -26,7 +26,7 @@ from robustbench_inv.models.reject_option import (
     fit_quantiles,
     reject,
 )
-from robustbench_inv.results.rates import score_above_threshold, thresholds_in_card
+from robustbench_inv.results.cell_parts import ModelInfo
 from robustbench_inv.tensors import Output
 from robustbench_inv.testing.toys import StochasticToy, Toy
 
@@ -259,11 +259,11 @@ def test_a_cell_says_what_it_was_rejected_by(thresholds, tmp_path):
         out=tmp_path / "run",
     )
     about = json.loads(next((tmp_path / "run").rglob("cell.json")).read_text())["model"]
-    assert thresholds_in_card(about)["values"] == loaded.card["rejection"]["values"]
+    assert about["rejection"]["thresholds"] == loaded.card["rejection"]["values"]
     first = run.records()[0].clean
-    expected = first.score - thresholds_in_card(about)["values"][first.prediction]
-    assert score_above_threshold(first, about) == pytest.approx(expected)
+    expected = first.score - about["rejection"]["thresholds"][first.prediction]
+    assert ModelInfo.from_json(about).score_above_threshold(first) == pytest.approx(expected)
     checks = json.loads(next((tmp_path / "run").rglob("checks.json")).read_text())
-    (frozen,) = [check for check in checks if check["id"] == "C24"]
+    (frozen,) = [check for check in checks["verdicts"] if check["id"] == "C24"]
     assert frozen["verdict"] == "FAIL"  # what was attacked was fitted on
     assert "6 of the attacked samples" in frozen["evidence"]

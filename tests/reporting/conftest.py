@@ -29,7 +29,7 @@ def record(sample, *, label=3, broken_at=None, distance=0.1, status="ok", **chan
         label=label,
         clean=answer,
         adversarial=replace(answer, prediction=label + 1) if fell else answer,
-        oracle=None,
+        oracle_label=None,
         oracle_source=None,
         distance=Distances(5, distance, distance, distance),
         broken_at=0.0 if wrong else broken_at,
@@ -80,7 +80,7 @@ class RunWriter:
         """Add a verdict of a check."""
         self.checks.append({
             "id": "C6", "title": "gradients exist", "scope": "model", "subject": subject, "verdict": grade,
-            "value": 0.125, "limit": "WARN above 1 %", "evidence": "Five of 40 gradients are zero.", **changes,
+            "value": 0.125, "rule": "WARN above 1 %", "evidence": "Five of 40 gradients are zero.", **changes,
         })  # fmt: skip
         return self
 
@@ -88,7 +88,7 @@ class RunWriter:
         """Write plan and checks, and return the folder."""
         samples = sorted({s for cell in self.cells for s in cell.pop("ids")})
         plan = {
-            "version": 1, "name": self.path.name, "created_by": VERSIONS, "samples": samples,
+            "version": 2, "name": self.path.name, "created_by": VERSIONS, "samples": samples,
             "commands": [["invbench", "evaluate", "--model", "mnist-cnn"]], "cells": self.cells,
         }  # fmt: skip
         (self.path / "plan.json").write_text(json.dumps(plan))
@@ -107,9 +107,12 @@ class RunWriter:
         goal = {"goal": about["goal"], **helped}
         attack = {"kind": about["kind"], "implementation": "robustbench_inv.attacks.pgd:PGD"}
         return {
-            "version": 1,
-            "spec": {"seed": about["seed"]},
-            "model": {"name": about["model"], "digest": str(about["version"]).ljust(64, "a"), "card": {}},
+            "version": 2,
+            "identity": {"seed": about["seed"]},
+            "model": {
+                "name": about["model"], "digest": str(about["version"]).ljust(64, "a"), "card": {},
+                "weights_digest": "d" * 64, "rejection": None,
+            },
             "attack": {"name": about["attack"], "digest": "b" * 64, "parameters": {"steps": 40}, **attack},
             "threat": {
                 "norm": about["norm"], "epsilons": about["epsilons"], "text": _threat(about), **goal
@@ -120,7 +123,7 @@ class RunWriter:
             },
             "seed": about["seed"], "batch_size": 256, "device": "cpu", "dtype": "float32",
             "segments": [{"batch_size": 256, "samples": about["planned"]}],
-            "versions": VERSIONS, "git": {"commit": "f" * 40, "dirty": True}, "weights_digest": "d" * 64,
+            "versions": VERSIONS, "git": {"commit": "f" * 40, "dirty": True},
         }  # fmt: skip
 
 
@@ -162,7 +165,7 @@ def full_run(tmp_path_factory):
                 records[-1] = replace(records[-1], status="crash")
             run.cell(
                 records, model=model, attack=attack, epsilons=eps, images=tiny_images(40, 0.2),
-                events=[{"kind": "crash", "reason": "ValueError: no <b>luck</b>"}],
+                events=[{"event": "crash", "reason": "ValueError: no <b>luck</b>"}],
             )  # fmt: skip
         found = [
             record(i, label=i % 10, broken_at=0.1 * (i + 1), distance=0.1 * (i + 1))
@@ -180,7 +183,7 @@ def full_run(tmp_path_factory):
         records = [
             record(i, label=i % 2, broken_at=0.5 + i / 40, distance=0.5 + i / 40)
             if i % 2 == loser
-            else record(i, label=i % 2, oracle=i % 2, oracle_source="exact")
+            else record(i, label=i % 2, oracle_label=i % 2, oracle_source="exact")
             for i in range(40)
         ]
         run.cell(records, attack=attack, kind=kind, goal=goal, **spheres)

@@ -19,7 +19,7 @@ def seen(make, decisions, oracles, label=3, **changes):
             sample,
             label=label,
             adversarial=ModelOutput(decision, None, None),
-            oracle=oracle,
+            oracle_label=oracle,
             oracle_source=None if oracle is None else "human",
             **changes,
         )
@@ -44,7 +44,7 @@ def altered(writer, record):
         label=3,
         status="already_wrong",
         adversarial=ModelOutput(7, None, None),
-        oracle=7,
+        oracle_label=7,
         oracle_source="human",
     )
     run.cell([*records, wrong], model="one", dataset="set-x:set=a", **keep)
@@ -66,8 +66,8 @@ def test_agreement_with_people_and_with_labels(altered):
     assert shown(table, 1, "b: human") == shown(table, 1, "b: label") == BLANK
     assert "3 of 5 (a), 1 of 2 (b)" in table.caption
     frame = table.frame.set_index(["model", "dataset"])
-    assert frame.agrees_where_changed["one", "set-x:set=a"] == 2 / 3
-    assert frame.agrees_where_changed["two", "set-x:set=a"] == 0
+    assert frame.agrees_with_oracle_where_changed["one", "set-x:set=a"] == 2 / 3
+    assert frame.agrees_with_oracle_where_changed["two", "set-x:set=a"] == 0
     assert frame.agrees_with_oracle_low["two", "set-x:set=a"] == pytest.approx(0.15, abs=0.005)
 
 
@@ -93,15 +93,15 @@ def test_what_survives_of_metamers(writer, record):
     wrong = record(4, label=3, status="already_wrong")
     values = {
         "donor_label": [7, 7, 7, 7],
-        "reencoding": [1e-6, 2e-5, 1e-6, 1e-6],
-        "raw_decision": [1, 1, 1, 1],
-        "clip_decision": [1, 1, 1, 0],
-        "round_decision": [1, 1, 0, 0],
-        "raw_logits": [1e-6, 1e-5, 1e-6, None],
-        "clip_logits": [1e-6, 0.5, 0.2, 1.0],
-        "round_logits": [0.1, 0.5, 0.2, 1.0],
+        "reencoding_error": [1e-6, 2e-5, 1e-6, 1e-6],
+        "raw_same_prediction": [1, 1, 1, 1],
+        "clipped_same_prediction": [1, 1, 1, 0],
+        "rounded_same_prediction": [1, 1, 0, 0],
+        "raw_logit_distance": [1e-6, 1e-5, 1e-6, None],
+        "clipped_logit_distance": [1e-6, 0.5, 0.2, 1.0],
+        "rounded_logit_distance": [0.1, 0.5, 0.2, 1.0],
     }
-    note = {"kind": "measured", "samples": [0, 1, 2, 3], "values": values}
+    note = {"event": "sample_values", "samples": [0, 1, 2, 3], "values": values}
     about = {"attack": "metamer", "kind": "invariance", "epsilons": [], "goal": "keep-decision"}
     run = writer.cell([*records, wrong], events=[note], **about).finish()
     (table,) = build_tables("metamers", cells_of(run))

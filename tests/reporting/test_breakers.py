@@ -36,18 +36,20 @@ def cells_of(run):
 
 def test_the_counts_are_those_of_the_records(run):
     cascade, other = run.to_json()
-    told, kept = cascade["broken_by"], cascade["robust_accuracy"][-1]
-    assert other["broken_by"] is None
-    assert list(told["members"]) == ["RandomPerturbation", "FGSM", "PGD"]
-    assert (told["left"], told["wrong"], told["others"]) == (kept["successes"], 1, 0)
-    assert sum(told["members"].values()) + told["left"] + 1 == 40
-    assert min(told["members"]["RandomPerturbation"], told["members"]["FGSM"], told["left"]) > 0
+    told, kept = cascade["ensemble"], cascade["robust_accuracy"][-1]
+    assert other["ensemble"] is None
+    assert list(told["broken_by"]) == ["RandomPerturbation", "FGSM", "PGD"]
+    assert (told["robust"], told["misclassified_clean"]) == (kept["successes"], 1)
+    assert told["broken_during_search"] == 0
+    assert sum(told["broken_by"].values()) + told["robust"] + 1 == 40
+    assert min(*map(told["broken_by"].get, ("RandomPerturbation", "FGSM")), told["robust"]) > 0
 
 
 def test_the_table_has_a_column_for_each_member(run):
     (table,) = build_tables("breakers", cells_of(run))
-    told = run.to_json()[0]["broken_by"]
-    counts = [str(told["wrong"]), *map(str, told["members"].values()), str(told["left"])]
+    told = run.to_json()[0]["ensemble"]
+    numbers = (told["misclassified_clean"], *told["broken_by"].values(), told["robust"])
+    counts = list(map(str, numbers))
     assert table.columns[4:] == ("Wrong before", "RandomPerturbation", "FGSM", "PGD", "Left")
     assert [[cell.text for cell in row[4:]] for row in table.rows] == [counts]
     assert table.frame["count"].sum() == 40
@@ -58,7 +60,7 @@ def test_report_and_terminal_show_it(run, tmp_path, capsys):
     page = write_report([run.path], tmp_path).read_text()
     assert "Broken by: linear" in page
     print_run(run)
-    left = run.to_json()[0]["broken_by"]["left"]
+    left = run.to_json()[0]["ensemble"]["robust"]
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "broken by" in line]
     assert line.startswith("ensemble on ")
-    assert line.endswith(f"; wrong before 1, left {left}")
+    assert line.endswith(f"; misclassified before 1, robust {left}")

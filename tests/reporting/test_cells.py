@@ -32,7 +32,7 @@ def test_worst_never_exceeds_any_single_attack(full_run):
     for group in group_cells(cells_of(full_run)).values():
         for worst in worst_cases(group):
             for cell in worst.cells:
-                assert (worst.held <= cell.held(worst.eps, worst.ids)).all()
+                assert (worst.held <= cell.robust_mask(worst.eps, worst.ids)).all()
 
 
 def test_a_smaller_sample_set_gets_a_row_of_its_own(writer, record):
@@ -42,8 +42,8 @@ def test_a_smaller_sample_set_gets_a_row_of_its_own(writer, record):
         .finish()
     )
     everything, common = worst_cases(cells_of(run))
-    assert (len(everything.ids), [c.attack for c in everything.cells]) == (10, ["fgsm"])
-    assert (common.ids, [c.attack for c in common.cells]) == ((0, 1, 2, 3), ["fgsm", "pgd"])
+    assert (len(everything.ids), [c.attack_label for c in everything.cells]) == (10, ["fgsm"])
+    assert (common.ids, [c.attack_label for c in common.cells]) == ((0, 1, 2, 3), ["fgsm", "pgd"])
     assert (everything.rate.value, common.rate.value) == (1.0, 0.0)
 
 
@@ -60,7 +60,7 @@ def test_a_minimum_norm_attack_counts_at_every_eps(writer, record):
 
 def test_norms_goals_and_data_sets_are_never_mixed(full_run):
     for group in group_cells(cells_of(full_run)).values():
-        assert len({(c.panel.dataset, c.panel.norm, c.panel.goal) for c in group}) == 1
+        assert len({(c.dataset.name, c.norm, c.goal) for c in group}) == 1
 
 
 def test_an_already_wrong_sample_fell_at_distance_zero(writer, record):
@@ -81,19 +81,19 @@ def test_unfinished_cells_are_named_with_their_counts(writer, record):
     )
     (result,) = read_runs([run])
     assert result.pending == (("pgd on mnist-cnn", 1, 3), ("fgsm on mnist-cnn", 0, 3))
-    assert [cell.attack for cell in result.cells] == ["pgd", "noise"]
+    assert [cell.attack_label for cell in result.cells] == ["pgd", "noise"]
 
 
 def test_names_that_two_digests_share_are_told_apart(writer, record):
     run = writer.cell([record(0)], version=1).cell([record(0)], version=2).finish()
-    names = {cell.model for cell in cells_of(run)}
+    names = {cell.model_label for cell in cells_of(run)}
     assert len(names) == 2
     assert all(name.startswith("mnist-cnn #") for name in names)
 
 
 def test_two_seeds_are_told_apart(writer, record):
     run = writer.cell([record(0)], seed=0).cell([record(0)], seed=1).finish()
-    assert [cell.attack for cell in cells_of(run)] == ["pgd seed 0", "pgd seed 1"]
+    assert [cell.attack_label for cell in cells_of(run)] == ["pgd seed 0", "pgd seed 1"]
 
 
 def test_a_cell_in_two_runs_is_taken_once_with_most_records(tmp_path, sweep_records, run_writer):
@@ -140,14 +140,14 @@ def test_a_damaged_cell_is_named(writer, record):
     info = json.loads(path.read_text())
     del info["threat"]["norm"]
     path.write_text(json.dumps(info))
-    with pytest.raises(BadResults, match=r"unusable cell\.json"):
+    with pytest.raises(BadResults, match=r"cell\.json is damaged"):
         read_runs([run])
 
 
 def test_held_counts_what_the_records_say(full_run):
     for cell, eps in product(cells_of(full_run), (0.1, 0.2, 0.3, inf)):
         expected = [r.broken_at is None or r.broken_at > eps for r in cell.records]
-        np.testing.assert_array_equal(cell.held(eps), expected)
+        np.testing.assert_array_equal(cell.robust_mask(eps), expected)
 
 
 def test_an_attack_on_a_substitute_is_told_apart(writer, record):
@@ -165,10 +165,15 @@ def test_an_attack_on_a_substitute_is_told_apart(writer, record):
     )  # fmt: skip
     cells = cells_of(run)
     names = ["pgd", "pgd via lenet5", "pgd guided by lenet5"]
-    assert [c.attack for c in cells] == [*names, "fgsm via lenet5 #1111", "fgsm via lenet5 #2222"]
-    assert [c.substitute for c in cells] == [None, *["lenet5"] * 4]
-    assert [c.access for c in cells][:3] == ["white-box", "transfer", "score"]
+    assert [c.attack_label for c in cells] == [
+        *names,
+        "fgsm via lenet5 #1111",
+        "fgsm via lenet5 #2222",
+    ]
+    substitutes = [c.threat.substitute and c.threat.substitute.name for c in cells]
+    assert substitutes == [None, *["lenet5"] * 4]
+    assert [c.threat.access for c in cells][:3] == ["white-box", "transfer", "score"]
     ((worst,),) = (worst_cases(group) for group in group_cells(cells).values())
     assert worst.held.tolist() == [False, False]
-    assert [c.attack for c in cells_of(run, attacks=("pgd",))] == ["pgd"]
+    assert [c.attack_label for c in cells_of(run, attacks=("pgd",))] == ["pgd"]
     assert len(cells_of(run, attacks=("* via *",))) == 3

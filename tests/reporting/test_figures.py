@@ -135,7 +135,7 @@ def test_images_show_clean_adversarial_and_difference_of_every_model(full_run):
 def test_images_prefer_what_the_attack_broke_one_of_each_class(writer, record):
     records = [
         record(0, label=0, status="already_wrong"), record(1, label=0, broken_at=0.1),
-        record(2, label=0, broken_at=0.1), record(3, label=5, oracle=2),
+        record(2, label=0, broken_at=0.1), record(3, label=5, oracle_label=2),
     ]  # fmt: skip
     clean = np.zeros((4, 1, 8, 8), np.float32)
     images = {"samples": np.arange(4), "clean": clean, "adversarial": clean + 0.1}

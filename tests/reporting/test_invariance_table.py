@@ -15,7 +15,7 @@ def run(writer, record):
     """The same images judged by a panel and by people."""
     for oracle, classes in (("panel p", (5, 5, None, 3)), ("human", (5, 5, 5, 3))):
         records = [
-            record(i, oracle=k, oracle_source=oracle, broken_at=0.5 if k == 5 else None)
+            record(i, oracle_label=k, oracle_source=oracle, broken_at=0.5 if k == 5 else None)
             for i, k in enumerate(classes)
         ]
         about = {"attack": "metamer", "kind": "invariance", "goal": "keep-decision", "norm": "l2"}
@@ -27,7 +27,7 @@ def run(writer, record):
         source, info["dataset"]["name"] = info["dataset"]["name"], "mnist5k"
         info["threat"]["oracle"] = {
             "name": "p", "digest": "e" * 64, "source": source, "rule": "majority",
-            "members": [{"name": "a"}, {"name": "b"}], "left_out": ["c is left out"],
+            "members": [{"name": n, "digest": "d" * 64} for n in "ab"], "excluded": ["c is left out"],
         }  # fmt: skip
         file.write_text(json.dumps(info))
         if source == "panel p":
@@ -53,8 +53,8 @@ def test_shares_and_the_oracles_own_error(run):
     assert rows["human"][4:7] == ["75.0", "75.0", "0.0"]
     assert rows["human"][10:] == ["—", "—"]
     (fact,) = panel.frame.to_dict("records")
-    assert (fact["failed"], fact["oracle_wrong"], fact["oracle"]) == (0.5, 0.02, "panel p")
-    assert fact["oracle_wrong_low"] < 0.02 < fact["oracle_wrong_high"]
+    assert (fact["success"], fact["oracle_error_rate"], fact["oracle"]) == (0.5, 0.02, "panel p")
+    assert fact["oracle_error_rate_low"] < 0.02 < fact["oracle_error_rate_high"]
 
 
 def test_there_is_no_table_without_invariance_cells(writer, record):
@@ -66,7 +66,7 @@ def test_there_is_no_table_without_invariance_cells(writer, record):
 def test_the_report_says_who_judged(run, tmp_path):
     html = write_report([run], tmp_path / "r.html").read_text()
     for words in (
-        "Decision kept, class changed", "majority of a, b; c is left out; wrong on 1, without an answer on 2 of 50",
+        "Decision kept, class changed", "majority of a, b; c is left out; wrong on 1, undecided on 2 of 50",
         "As the old label says", "e" * 64,
     ):  # fmt: skip
         assert words in html

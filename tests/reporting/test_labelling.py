@@ -180,7 +180,7 @@ def test_all_is_labelled_by_keyboard_survives_a_reload_and_comes_back_as_csv(
     error = labels.error()
     said = view.locator("#caught").inner_text()
     assert f"Of {error.trials} unchanged images" in said
-    assert f"you named {error.trials - error.wrong - error.unknown} as" in said
+    assert f"you named {error.trials - error.errors - error.undecided} as" in said
     assert troubles == []
     assert [url for url in requests if not url.startswith(("data:", "blob:"))] == [
         path.as_uri()

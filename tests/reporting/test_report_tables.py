@@ -13,8 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustbench_inv.reporting.facts import (
-    FAILURES,
-    STATUSES,
     distances_of,
     quantile,
     summary_frame,
@@ -30,6 +28,7 @@ from robustbench_inv.reporting.table_formats import (
     to_markdown,
 )
 from robustbench_inv.reporting.tables import TABLES, build_tables
+from robustbench_inv.results.record import FAILURES, STATUSES
 
 
 def cells_of(run):
@@ -107,7 +106,7 @@ def test_the_interval_asked_for_is_shown(full_run):
     )
     assert shown(wilson, 0, "≤ 0.3") == "0.0 [0.0–8.8]"
     assert shown(exact, 0, "≤ 0.3") == "0.0 [0.0–8.8]"  # 1 − 0.025^(1/40) = 8.81 %, Wilson 8.76 %
-    assert exact.frame.worst_accuracy_high[2] == pytest.approx(1 - 0.025 ** (1 / 40))
+    assert exact.frame.worst_case_accuracy_high[2] == pytest.approx(1 - 0.025 ** (1 / 40))
 
 
 def test_an_eps_that_was_not_run_stays_empty(writer, record):

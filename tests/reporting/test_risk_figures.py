@@ -82,7 +82,11 @@ def test_what_an_oracle_sees_decides_what_is_wrong(writer, record):
     kept = ModelOutput(3, 1.0, True)
     records = [
         replace(
-            record(i), clean=kept, adversarial=kept, oracle=7 if i < 3 else 3, oracle_source="human"
+            record(i),
+            clean=kept,
+            adversarial=kept,
+            oracle_label=7 if i < 3 else 3,
+            oracle_source="human",
         )
         for i in range(5)
     ]
@@ -134,11 +138,11 @@ def test_what_rejects_everything_is_drawn_without_a_dot(writer, record):
 
 def test_inputs_of_no_class_are_in_no_table_of_accuracies(run):
     cells = cells_of(run)
-    strange = [cell for cell in cells if cell.panel.no_class]
+    strange = [cell for cell in cells if cell.threat.no_class]
     assert len(strange) == 1
     for kind in ("worst", "comparison", "agreement"):
         assert build_tables(kind, strange) == []
     assert list(fixed_input_tables(strange, wilson)) == []
     headline = build_headlines(strange, wilson)[0]
-    assert headline.panel.title == "mnist5k · inputs of no class"
-    assert re.match(r"rejected, % of 4 inputs of no class", headline.caption)
+    assert headline.panel.title == "mnist5k · out-of-distribution inputs"
+    assert re.match(r"rejected, % of 4 out-of-distribution inputs", headline.caption)

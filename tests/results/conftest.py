@@ -7,8 +7,10 @@ import pytest
 
 from robustbench_inv.results.cell_writing import CellRequest
 from robustbench_inv.results.record import Distances, ModelOutput, Record
+from robustbench_inv.testing.toy_cells import toy_cell
 
-SPEC = {"identity_version": 1, **dict.fromkeys(("model", "attack", "threat", "dataset"), "0" * 64)}
+IDENTITY = {"version": 2, **dict.fromkeys(("model", "attack", "threat", "dataset"), "0" * 64)}
+CONTENT = toy_cell("pgd", []).info.to_json()
 
 
 def record(sample, **changes):
@@ -19,7 +21,7 @@ def record(sample, **changes):
         "label": sample % 10,
         "clean": answer,
         "adversarial": answer,
-        "oracle": None,
+        "oracle_label": None,
         "oracle_source": None,
         "distance": Distances(3, 0.3, 0.1 + sample / 7, 0.1),
         "broken_at": None,
@@ -36,7 +38,9 @@ def record(sample, **changes):
 
 def request(samples, batch_size=4, *, seed=0, redo=False):
     """Return a request for samples of a cell."""
-    return CellRequest({"spec": {**SPEC, "seed": seed}}, tuple(samples), batch_size, redo)
+    return CellRequest(
+        {**CONTENT, "identity": {**IDENTITY, "seed": seed}}, tuple(samples), batch_size, redo
+    )
 
 
 def images(samples):

@@ -116,7 +116,7 @@ def test_the_digest_is_of_what_was_said():
 def test_catch_trials_tell_how_sure_a_rater_is(read):
     labels = read("aa,,,1,me,1\nbb,,,2,me,1\ncc,,,,you,0\ndd,,,5,you,\n")
     error = labels.error()
-    assert (error.trials, error.wrong, error.unknown) == (3, 1, 1)
+    assert (error.trials, error.errors, error.undecided) == (3, 1, 1)
     assert labels.error("me").error_rate.value == 0.5
     assert labels.error("nobody") is None
     assert (error.source, error.measured_on) == ("human", "catch trials")

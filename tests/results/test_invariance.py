@@ -2,14 +2,16 @@
 
 from dataclasses import replace
 
+from robustbench_inv.results.cell_parts import ThreatInfo
 from robustbench_inv.results.oracle_error import OracleError
-from robustbench_inv.results.rates import invariance_json, invariance_rates, wants_same_prediction
+from robustbench_inv.results.rates import invariance_rates, invariance_to_json
 from robustbench_inv.results.record import Distances, ModelOutput
+from robustbench_inv.testing.toy_cells import toy_cell
 
 
 def shown(make, sample, adversarial, oracle, *, reached=False, status="ok", l0=5):
     return replace(
-        make.record(sample, label=3, oracle=oracle, oracle_source="human", goal_reached=reached),
+        make.record(sample, label=3, oracle_label=oracle, oracle_source="human", goal_reached=reached),
         clean=ModelOutput(3, None, None), adversarial=ModelOutput(adversarial, None, None), status=status,
         distance=Distances(l0, 1.0, 1.0, 1.0),
     )  # fmt: skip
@@ -28,20 +30,22 @@ def test_shares(make):
     found = invariance_rates(records)
     counts = {name: (rate.successes, rate.trials) for name, rate in vars(found).items()}
     assert counts == {
-        "kept": (4, 6),
-        "changed": (2, 6),
-        "failed": (1, 6),
-        "unknown": (1, 6),
+        "same_prediction": (4, 6),
+        "class_changed": (2, 6),
+        "success": (1, 6),
+        "oracle_undecided": (1, 6),
         "agrees_with_oracle": (2, 5),
         "agrees_with_label": (2, 5),
     }
     error = OracleError("human", "catch trials", 20, 1, 2)
-    told = invariance_json(records, error)
-    assert told["oracle"] == "human"
-    assert (told["oracle_wrong"]["successes"], told["oracle_unknown"]["successes"]) == (1, 2)
-    assert invariance_json([], None)["oracle_wrong"] is None
+    cell = replace(toy_cell("metamer", []), records=tuple(records), oracle_error=error)
+    value = invariance_to_json(cell)
+    assert value["oracle"] == "human"
+    assert value["oracle_error_rate"]["successes"] == 1
+    assert value["oracle_undecided_rate"]["successes"] == 2
+    assert invariance_to_json(toy_cell("metamer", []))["oracle_error_rate"] is None
 
 
-def test_which_cells_keep_decisions():
-    assert wants_same_prediction({"threat": {"goal": "keep-logits"}})
-    assert not wants_same_prediction({"threat": {"goal": "misclassify"}})
+def test_which_goals_keep_the_prediction():
+    assert ThreatInfo("l2", goal="keep-logits").wants_same_prediction
+    assert not ThreatInfo("l2", goal="misclassify").wants_same_prediction

@@ -42,7 +42,7 @@ def test_records_come_back(make, tmp_path):
     assert cell.records() == [make.record(s) for s in (1, 3, 5, 7, 9)]
     assert cell.finished
     assert cell.samples == (1, 3, 5, 7, 9)
-    assert cell.cell["version"] == 1
+    assert cell.info.version == 2
 
 
 def test_an_unfinished_cell_goes_on_with_the_next_block(make, tmp_path):
@@ -162,14 +162,14 @@ def test_a_read_only_folder(make, tmp_path):
     [
         ("{", "cannot read"),
         ("[1]", "not a results file"),
-        ('{"version": 2}', "newer program"),
+        ('{"version": 3}', "newer program"),
         ('{"version": "1"}', "not a results file"),
     ],
 )
 def test_damaged_or_later_files(make, tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(BadResults, match=message) as error:
-        _ = RunFolder(tmp_path).plan if name == "plan.json" else CellFolder(tmp_path).cell
+        _ = RunFolder(tmp_path).plan if name == "plan.json" else CellFolder(tmp_path).info
     one_line(error)
     if name == "cell.json":
         with pytest.raises(BadResults):
@@ -219,11 +219,11 @@ def test_images_are_kept_whatever_happens(make, tmp_path):
         make.fill(writer, blocks=2, keep=True)
         # killed after the shard of the third block, before its records
         writer._images.add(2, (8, 9), make.images([8, 9]))
-        assert CellFolder(tmp_path / "cut").adversarial() is None
+        assert CellFolder(tmp_path / "cut").images() is None
     with CellWriter(tmp_path / "cut", make.request(range(10))) as writer:
         make.fill(writer, keep=True)
     assert path("cut").read_bytes() == path("count_complete").read_bytes()
-    kept = CellFolder(tmp_path / "cut").adversarial()
+    kept = CellFolder(tmp_path / "cut").images()
     assert kept["samples"].tolist() == list(range(10))
     assert (kept["adversarial"] - kept["clean"] == 0.5).all()
 
@@ -234,7 +234,7 @@ def test_images_of_samples_without_records_are_dropped(make, tmp_path):
         writer._images.add(1, (4, 5, 6, 7), make.images([4, 5, 6, 7]))
     with CellWriter(tmp_path / "c", make.request(range(4))) as writer:
         make.fill(writer, keep=True)
-    assert CellFolder(tmp_path / "c").adversarial()["samples"].tolist() == [0, 1, 2, 3]
+    assert CellFolder(tmp_path / "c").images()["samples"].tolist() == [0, 1, 2, 3]
 
 
 def test_a_torn_note_is_passed_over(make, tmp_path):
@@ -242,10 +242,10 @@ def test_a_torn_note_is_passed_over(make, tmp_path):
         writer.note("crash", block=0)
     with (tmp_path / "c" / "events.jsonl").open("ab") as file:
         file.write(b'{"kind": "ti')
-    assert CellFolder(tmp_path / "c").events() == [{"kind": "crash", "block": 0}]
+    assert CellFolder(tmp_path / "c").events() == [{"event": "crash", "block": 0}]
     with CellWriter(tmp_path / "c", make.request(range(4))) as writer:
         writer.note("time", block=0)
-    assert [e["kind"] for e in CellFolder(tmp_path / "c").events()] == ["crash", "time"]
+    assert [e["event"] for e in CellFolder(tmp_path / "c").events()] == ["crash", "time"]
 
 
 def test_reading_imports_no_torch():

@@ -15,13 +15,13 @@ from robustbench_inv.reporting.canvas import MUTED, ReportFigure, grid, label_ax
 from robustbench_inv.reporting.facts import rate_facts
 from robustbench_inv.reporting.figures import draw_curve, rates_curve
 from robustbench_inv.reporting.reproduction.outcomes import ReproductionOutcomes, rate_of
-from robustbench_inv.reporting.run_results import norm_symbol
 from robustbench_inv.reporting.statistics import wilson
 from robustbench_inv.reporting.table_formats import (
     BLANK,
     Table,
     TableCell,
     format_number,
+    norm_symbol,
     rate_cell,
     slug,
 )

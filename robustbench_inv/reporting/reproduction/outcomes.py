@@ -21,8 +21,7 @@ from robustbench_inv.catalogue.reproduction import (
     Trial,
 )
 from robustbench_inv.errors import BadResults
-from robustbench_inv.reporting.run_results import ReportCell
-from robustbench_inv.results.rates import can_reject
+from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.summary import Rate
 
 __all__ = [
@@ -47,7 +46,7 @@ NOT_REQUESTED = "-"
 """In the file: a sample that was not requested from a cell. An empty field is a robust sample."""
 
 
-def outcomes_frame(cells: Iterable[tuple[CellAddress, ReportCell]]) -> pd.DataFrame:
+def outcomes_frame(cells: Iterable[tuple[CellAddress, FinishedCell]]) -> pd.DataFrame:
     """Return one row for each sample and one column for each cell address.
 
     Args:
@@ -61,14 +60,14 @@ def outcomes_frame(cells: Iterable[tuple[CellAddress, ReportCell]]) -> pd.DataFr
     Raises:
         BadResults: if two cells have the same address: one number cannot come from both.
     """
-    columns: dict[str, dict[str, ReportCell]] = {}
+    columns: dict[str, dict[str, FinishedCell]] = {}
     for address, cell in cells:
         by_dataset = columns.setdefault(str(address), {})
-        other = by_dataset.setdefault(cell.panel.dataset, cell)
+        other = by_dataset.setdefault(cell.dataset.name, cell)
         if other is not cell:
             raise BadResults(
                 f"two cells have the address {address}",
-                got=[other.folder.digest, cell.folder.digest],
+                got=[other.digest, cell.digest],
                 expected="one cell; the other may have older weights or another seed",
                 remedy="name a folder that holds one of them",
             )
@@ -100,11 +99,11 @@ def read_outcomes(path: Path) -> pd.DataFrame:
         raise BadResults(f"cannot read the outcomes in {path}", remedy=str(error)) from error
 
 
-def _outcome_columns(name: str, cell: ReportCell) -> pd.DataFrame:
+def _outcome_columns(name: str, cell: FinishedCell) -> pd.DataFrame:
     """Return the columns of one cell: the breaking eps, and what its records contain besides."""
-    rows = [(cell.panel.dataset, record.sample, record.label) for record in cell.records]
+    rows = [(cell.dataset.name, record.sample, record.label) for record in cell.records]
     columns = {name: cell.broken_at}
-    if can_reject(cell.records):
+    if cell.can_reject:
         columns[name + REJECTED] = np.array(
             [r.adversarial.accepted is False for r in cell.records], float
         )

@@ -55,8 +55,9 @@ from robustbench_inv.reporting.reproduction.outcomes import (
     outcomes_frame,
     outcomes_to_gzip,
 )
-from robustbench_inv.reporting.run_results import ReportCell, RunResult, read_runs
+from robustbench_inv.reporting.run_results import RunResult, read_runs
 from robustbench_inv.reporting.table_formats import Table, to_markdown
+from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.experiment_result import ExperimentResult, read_result
 
 __all__ = [
@@ -196,7 +197,9 @@ class ReproductionReport:
 
     def to_json(self) -> dict[str, Any]:
         """Return the mapping that ``--json`` prints."""
-        checks = [{k: v for k, v in each.items() if k != "shown"} for each in self.failed_checks]
+        checks = [
+            {k: v for k, v in each.items() if k != "value_text"} for each in self.failed_checks
+        ]
         return {
             "item": self.item.name,
             "parts": [part.to_json() for part in self.parts],
@@ -225,7 +228,7 @@ def report_from_runs(
     """
     results = [_cells_of_item(result, item, requested) for result in read_runs(runs)]
     frame = outcomes_frame(
-        (addresses[cell.folder.digest], cell)
+        (addresses[cell.digest], cell)
         for result in results
         for addresses in [_addresses(result)]
         for cell in result.cells
@@ -323,7 +326,7 @@ def _draw_result(
 
 def _page_of_runs(item: Reproduction, results: Sequence[RunResult]) -> ReportPage:
     page = build_page(Definition(item.name, item.title, DETAILS, item.text), results)
-    facts = dict(page.measured)  # without models and attacks, which the tables name
+    facts = dict(page.overview)  # without models and attacks, which the tables name
     sizes = sorted({len(cell.records) for result in results for cell in result.cells})
     overview = (
         ("paper", item.paper),
@@ -331,7 +334,7 @@ def _page_of_runs(item: Reproduction, results: Sequence[RunResult]) -> ReportPag
         ("samples per cell", " to ".join(f"{n:,}" for n in dict.fromkeys(sizes[:1] + sizes[-1:]))),
         ("measured", facts["measured"]),
     )
-    return replace(page, measured=overview, headlines=())
+    return replace(page, overview=overview, headlines=())
 
 
 def _page_of_results(item: Reproduction, results: Mapping[Path, ExperimentResult]) -> ReportPage:
@@ -343,7 +346,7 @@ def _page_of_results(item: Reproduction, results: Mapping[Path, ExperimentResult
     models = dict(pair for result in results.values() for pair in result.models.items())
     return ReportPage(
         definition=Definition(item.name, item.title, (), item.text),
-        measured=(("paper", item.paper), *samples),
+        overview=(("paper", item.paper), *samples),
         headlines=(),
         colours={},
         sections=(),
@@ -369,7 +372,7 @@ def _cells_of_item(
         for address in item.addresses(trial, column, data)
     }
     addresses = _addresses(result)
-    cells = [cell for cell in result.cells if addresses[cell.folder.digest] in wanted]
+    cells = [cell for cell in result.cells if addresses[cell.digest] in wanted]
     return replace(result, cells=tuple(_with_requested_samples(cells, requested)))
 
 
@@ -382,13 +385,17 @@ def _addresses(result: RunResult) -> dict[str, CellAddress]:
 
 
 def _with_requested_samples(
-    cells: Iterable[ReportCell], requested: SamplesByCell | None
-) -> Iterable[ReportCell]:
+    cells: Iterable[FinishedCell], requested: SamplesByCell | None
+) -> Iterable[FinishedCell]:
     if requested is None:
         return cells
-    chosen = [(cell, frozenset(requested.get(cell.folder.digest, ()))) for cell in cells]
+    chosen = [(cell, frozenset(requested.get(cell.digest, ()))) for cell in cells]
     return [
-        replace(cell, records=tuple(r for r in cell.records if r.sample in ids), planned=len(ids))
+        replace(
+            cell,
+            records=tuple(r for r in cell.records if r.sample in ids),
+            requested=tuple(sorted(ids)),
+        )
         for cell, ids in chosen
         if ids
     ]
