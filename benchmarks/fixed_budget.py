@@ -32,24 +32,24 @@ CONTESTS = {
     "mnist-cnn-at": (0.02, 0.3),
     "mnist-c-dv": (0.002, 0.02, 0.1),
 }
-"""From budgets at which no digit falls to those at which all do; a model that is not there is left out."""
+"""Budgets, from those that break no digit to those that break all; a model that is not installed is left out."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What all contestants are given."""
+    """The model, samples and eps that every library gets."""
 
     classifier: Classifier
     network: nn.Module
     batch: Batch
     eps: float
 
-    def accuracy(self, shown: Tensor) -> float:
+    def accuracy(self, proposals: Tensor) -> float:
         """Return the share of samples that no allowed input breaks."""
         budget, clean = LpBall("linf", self.eps), self.batch.images
-        allowed = budget.contains(clean, shown) & inside_box(shown, self.classifier.bounds)
+        allowed = budget.contains(clean, proposals) & inside_box(proposals, self.classifier.bounds)
         with torch.no_grad():
-            wrong = self.network(shown).argmax(1) != self.batch.labels
+            wrong = self.network(proposals).argmax(1) != self.batch.labels
         return 1 - float((allowed & wrong).double().mean())
 
 
@@ -60,7 +60,7 @@ class Passes:
         self.kind, self.forward, self.backward = type(network), 0, 0
 
     def count(self, contestant: Callable[[], Tensor]) -> Tensor:
-        """Return what a contestant shows."""
+        """Return the proposals of a contestant."""
         handle = nn.modules.module.register_module_forward_hook(self._watch)
         try:
             return contestant()
@@ -73,8 +73,8 @@ class Passes:
             if output.requires_grad:
                 output.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
 
-    def _count_backward(self, slope: Tensor) -> None:
-        self.backward += len(slope)
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.backward += len(gradient)
 
 
 Contestant = Callable[[Problem], Tensor]
@@ -94,17 +94,17 @@ def fixed_budget_section() -> str:
 
 
 def ours(problem: Problem) -> Tensor:
-    """Return our proposals as the engine makes them: clean answers, search on the prepared copy, verdicts."""
+    """Return our proposals as the engine makes them: clean predictions, search on the prepared copy, verdicts."""
     classifier, batch = problem.classifier, problem.batch
     rng, threat = SampleRNG(0, batch.ids), ThreatModel(LpBall("linf", problem.eps))
     searched = prepare(classifier, batch.images[:16], fold=True)
     right = classify(classifier, batch.images, rng).decision == batch.labels
-    meter = CountingModel(searched, batch[right], threat, rng.rows(right))
-    shown = batch.images.clone()
+    counting = CountingModel(searched, batch[right], threat, rng.rows(right))
+    proposals = batch.images.clone()
     attack = rbi.load_attack("pgd-tuned", steps=STEPS).attack
-    shown[right] = attack.run(meter, batch[right], threat, rng.rows(right))
-    classify(classifier, shown, rng)
-    return shown
+    proposals[right] = attack.run(counting, batch[right], threat, rng.rows(right))
+    classify(classifier, proposals, rng)
+    return proposals
 
 
 def foolbox(problem: Problem) -> Tensor:
@@ -114,8 +114,8 @@ def foolbox(problem: Problem) -> Tensor:
 
     model = PyTorchModel(problem.network, bounds=(0, 1), device="cpu")
     batch, attack = problem.batch, fb.attacks.LinfPGD(steps=STEPS)
-    shown: Tensor = attack(model, batch.images, batch.labels, epsilons=problem.eps)[1]
-    return shown
+    proposals: Tensor = attack(model, batch.images, batch.labels, epsilons=problem.eps)[1]
+    return proposals
 
 
 def torchattacks(problem: Problem) -> Tensor:
@@ -123,18 +123,18 @@ def torchattacks(problem: Problem) -> Tensor:
     import torchattacks as ta
 
     attack = ta.PGD(problem.network, eps=problem.eps, alpha=problem.eps / 30, steps=STEPS)
-    shown: Tensor = attack(problem.batch.images, problem.batch.labels)
-    return shown
+    proposals: Tensor = attack(problem.batch.images, problem.batch.labels)
+    return proposals
 
 
 def adversarial(problem: Problem) -> Tensor:
     """Return the proposals of adversarial-library's PGD with its own default step, 1/30 of eps."""
     library, batch = adversarial_library(), problem.batch
     assert library is not None
-    shown: Tensor = library.pgd_linf(
+    proposals: Tensor = library.pgd_linf(
         problem.network, batch.images, batch.labels, problem.eps, steps=STEPS
     )
-    return shown
+    return proposals
 
 
 def _rows(model: str, eps: float) -> list[str]:
@@ -147,12 +147,12 @@ def _rows(model: str, eps: float) -> list[str]:
     }
     if adversarial_library() is not None:
         contestants["adversarial-library"] = adversarial
-    told = {name: _told(contestant, problem) for name, contestant in contestants.items()}
+    results = {name: _measure(contestant, problem) for name, contestant in contestants.items()}
     seconds = medians({name: partial(each, problem) for name, each in contestants.items()})
     return [
         f"| {model} | {eps:g} | {name} | {accuracy} | {seconds[name]:.2f} s | "
         f"{seconds['ours'] / seconds[name]:.2f} | {passes} |"
-        for name, (accuracy, passes) in told.items()
+        for name, (accuracy, passes) in results.items()
     ]
 
 
@@ -164,19 +164,19 @@ def _problem(model: str, eps: float) -> Problem:
     return Problem(classifier, classifier.module, Batch(images, labels, ids), eps)
 
 
-def _told(contestant: Contestant, problem: Problem) -> tuple[str, str]:
+def _measure(contestant: Contestant, problem: Problem) -> tuple[str, str]:
     """Return a contestant's robust accuracy, and its passes for each sample."""
     passes, n = Passes(problem.network), len(problem.batch)
-    shown = passes.count(partial(contestant, problem))
-    accuracy = f"{100 * problem.accuracy(shown):.1f} %"
+    proposals = passes.count(partial(contestant, problem))
+    accuracy = f"{100 * problem.accuracy(proposals):.1f} %"
     return accuracy, f"{passes.forward / n:.1f} | {passes.backward / n:.1f}"
 
 
 _OPENING = f"""
 ## PGD
 
-linf, {STEPS} steps, one random start, {SAMPLES} digits of `{DATA}` in one batch; one process, one thread, contestants in turn, medians
-of processor time. Ours counts the preparation of the copy, clean answers, search and verdicts.
+linf, {STEPS} steps, one random start, {SAMPLES} digits of `{DATA}` in one batch; one process, one thread, libraries in turn,
+medians of processor time. Our time includes the prepared copy, clean predictions, search and verdicts; our rows are from `pgd-tuned`.
 
 | model | eps | attack | robust accuracy | time | ours / its time | forward passes | backward passes |
 |---|---|---|---|---|---|---|---|"""

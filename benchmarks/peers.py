@@ -1,4 +1,4 @@
-"""Other libraries as far as they are installed: what is absent is left out of a benchmark."""
+"""Other libraries, models and data sets; those that are not installed are left out of a benchmark."""
 
 from functools import cache
 from importlib import import_module
@@ -20,7 +20,7 @@ def adversarial_library() -> ModuleType | None:
 
 
 def is_there(model: str, dataset: str) -> bool:
-    """Are the weights of a model and the files of a data set at hand?"""
+    """Are the weights of a model and the files of a data set installed?"""
     try:
         rbi.load_dataset(dataset)
         rbi.load_model(model)

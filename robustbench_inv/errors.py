@@ -1,4 +1,7 @@
-"""The errors a user can meet: each names the value got, the value expected and the remedy, on one line."""
+"""Errors for users: each states the problem, the value got, the value expected and the remedy on one line."""
+
+import difflib
+from collections.abc import Iterable
 
 __all__ = [
     "AttackFailed",
@@ -12,17 +15,19 @@ __all__ = [
     "MissingExtra",
     "UnknownName",
     "UsageError",
+    "did_you_mean",
+    "suggest",
 ]
 
 
 class InvbenchError(Exception):
-    """Something went wrong that the program explains itself.
+    """Base class of errors with an explanation for the user.
 
     Args:
-        problem: what is wrong, one clause.
-        got: the value that was found, shown with ``repr``; omitted when None.
-        expected: what would have been accepted; omitted when empty.
-        remedy: what to do about it; omitted when empty.
+        problem: what is wrong, in one clause.
+        got: the value found, printed with ``repr``; omitted if None.
+        expected: the accepted values; omitted if empty.
+        remedy: what to do; omitted if empty.
     """
 
     exit_code = 1
@@ -42,34 +47,34 @@ class InvbenchError(Exception):
         )
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Keep the four parts when the error crosses a process boundary."""
+        """Keep the four parts when the error is pickled."""
         return _rebuild, (type(self), self.problem, self.got, self.expected, self.remedy)
 
 
 class UsageError(InvbenchError):
-    """The user asked for something that cannot be done; exit code 2."""
+    """A request that cannot be carried out; exit code 2."""
 
     exit_code = 2
 
 
 class UnknownName(UsageError):
-    """A name that is in no catalogue; the remedy carries the nearest known names."""
+    """A name that is in no catalogue; the remedy gives the closest known names."""
 
 
 class BadParameter(UsageError):
-    """A parameter of an attack, model, data set or threat that does not exist or is out of range."""
+    """An unknown or out-of-range parameter of an attack, model, data set or threat."""
 
 
 class BadCatalogue(UsageError):
-    """A card, preset, suite, threat or plugin that cannot be read."""
+    """An unreadable card, preset, suite, threat or plugin."""
 
 
 class BadData(UsageError):
-    """A data file that is missing, damaged, of the wrong checksum, shape, type or range."""
+    """A data file that is missing, damaged, or of the wrong checksum, shape, type or range."""
 
 
 class BadModel(UsageError):
-    """A model that declares no bounds, or whose output has the wrong shape or values."""
+    """A model without declared bounds, or with outputs of the wrong shape or values."""
 
 
 class BadResults(UsageError):
@@ -77,18 +82,36 @@ class BadResults(UsageError):
 
 
 class CapabilityMismatch(UsageError):
-    """Model, attack, threat and data set that do not fit together; found before anything runs."""
+    """Incompatible model, attack, threat and data set; raised before anything runs."""
 
 
 class MissingExtra(UsageError):
-    """An optional package is not installed; the remedy names the extra."""
+    """A missing optional package; the remedy gives the command that installs it."""
 
 
 class AttackFailed(InvbenchError):
-    """An attack raised, or returned something that is not a batch of images."""
+    """An attack that raised an exception, or did not return a batch of images."""
 
 
 def _rebuild(
     kind: type[InvbenchError], problem: str, got: object, expected: str, remedy: str
 ) -> InvbenchError:
     return kind(problem, got=got, expected=expected, remedy=remedy)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``did you mean …?`` with the closest known names, ignoring case; empty if none is close.
+
+    Example:
+        >>> did_you_mean("pdg", ["fgsm", "pgd"])
+        'did you mean pgd?'
+    """
+    lower = {each.lower(): each for each in sorted(known)}
+    near = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(lower[each] for each in near)}?" if near else ""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return ``did_you_mean``, or the list of all known names if none is close; empty if there are none."""
+    names = sorted(known)
+    return did_you_mean(name, names) or (f"known: {', '.join(names)}" if names else "")

@@ -1,4 +1,4 @@
-"""Digests: one canonical form of a value, so that equal things have equal names for ever."""
+"""Digests of values: equal values have equal digests, on every machine and in every version."""
 
 import hashlib
 import json
@@ -8,11 +8,11 @@ from pathlib import Path
 __all__ = ["IDENTITY_VERSION", "canonical_json", "digest_bytes", "digest_file", "digest_value"]
 
 IDENTITY_VERSION = 2
-"""Raised whenever the meaning of a digest changes; a test freezes the digests of each version."""
+"""Raised whenever the meaning of digests changes; a test freezes the digests of each version."""
 
 
 def canonical_json(value: object) -> str:
-    """Return the one JSON text of a value: sorted keys, no spaces, tuples as lists, floats by ``repr``.
+    """Return the canonical JSON text of a value: sorted keys, no spaces, tuples as lists, floats by ``repr``.
 
     Args:
         value: nested mappings, lists, tuples, strings, finite numbers, booleans and None.

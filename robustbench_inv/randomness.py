@@ -1,4 +1,4 @@
-"""Random numbers: counter-based draws that depend on (seed, stream, sample, restart, step) alone, and seeded global generators for code that uses them."""
+"""Counter-based random numbers that depend on (seed, stream, sample, restart, step) alone, and seeded global generators."""
 
 import hashlib
 import random
@@ -14,6 +14,12 @@ from robustbench_inv.identity import digest_value
 
 __all__ = ["SampleRNG", "philox", "seeded"]
 
+
+Shape = tuple[int, ...]
+"""Shape of one sample's draw."""
+
+Step = int | Tensor
+"""Step of a draw: one number, or (n,) numbers, one for each sample."""
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -49,16 +55,14 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class SampleRNG:
-    """The random numbers of one batch, addressed by sample id instead of by position.
+    """The random numbers of one batch, addressed by sample id, not by position.
 
     Args:
         seed: the seed of the evaluation.
         ids: (n,) int64 sample ids, in the order of the batch.
         stream: separates uses that must not share draws ("attack", "verdict", …).
-        copies: (n,) int64, which copy of its sample a row is, where a sample stands in the batch several times: each
-            has draws of its own. None if none does.
-
-    The ``step`` of a draw is one number, or (n,) numbers, one for each sample.
+        copies: (n,) int64, the number of the copy if a sample occurs several times in the batch; each copy has its own
+            draws. None if no sample is repeated.
 
     Example:
         >>> both = SampleRNG(0, torch.tensor([3, 8])).uniform((2,))
@@ -73,22 +77,17 @@ class SampleRNG:
     copies: Tensor | None = None
 
     def rows(self, rows: Tensor) -> "SampleRNG":
-        """Return the noise of a subset of the batch, given positions (m,) or a mask (n,)."""
+        """Return the random numbers of a subset of the batch, given positions (m,) or a mask (n,)."""
         return replace(
             self, ids=self.ids[rows], copies=None if self.copies is None else self.copies[rows]
         )
 
     def named(self, stream: str) -> "SampleRNG":
-        """Return the same samples' noise on another stream."""
+        """Return the same samples' random numbers on another stream."""
         return replace(self, stream=stream)
 
     def uniform(
-        self,
-        shape: tuple[int, ...],
-        *,
-        restart: int = 0,
-        step: int | Tensor = 0,
-        dtype: torch.dtype = torch.float32,
+        self, shape: Shape, *, restart: int = 0, step: Step = 0, dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """Return (n, *shape) numbers uniform on (0, 1)."""
         count = _count(shape)
@@ -98,12 +97,7 @@ class SampleRNG:
         return numbers.clamp(limits.tiny, 1 - limits.eps / 2).reshape(-1, *shape)
 
     def normal(
-        self,
-        shape: tuple[int, ...],
-        *,
-        restart: int = 0,
-        step: int | Tensor = 0,
-        dtype: torch.dtype = torch.float32,
+        self, shape: Shape, *, restart: int = 0, step: Step = 0, dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """Return (n, *shape) standard normal numbers (Box-Muller)."""
         count = _count(shape)
@@ -113,15 +107,13 @@ class SampleRNG:
         both = torch.cat([radius * angle.cos(), radius * angle.sin()], 1)
         return both[:, :count].to(dtype).reshape(-1, *shape)
 
-    def integers(
-        self, high: int, shape: tuple[int, ...] = (), *, restart: int = 0, step: int | Tensor = 0
-    ) -> Tensor:
+    def integers(self, high: int, shape: Shape = (), *, restart: int = 0, step: Step = 0) -> Tensor:
         """Return (n, *shape) int64 uniform on 0 … high − 1 (bias below high / 2**32)."""
         count = _count(shape)
         words = self._words(count, restart, step)[:, :count]
         return ((words * high) >> 32).reshape(-1, *shape)
 
-    def _words(self, count: int, restart: int, step: int | Tensor) -> Tensor:
+    def _words(self, count: int, restart: int, step: Step) -> Tensor:
         device = self.ids.device
         blocks = torch.arange((count + 3) // 4, device=device)
         counter = torch.empty((len(self.ids), len(blocks), 4), dtype=torch.int64, device=device)
@@ -149,13 +141,13 @@ def _count(shape: tuple[int, ...]) -> int:
 def seeded(seed: int, block: int, device: torch.device) -> Iterator[None]:
     """Seed all global generators for one block of a cell, and restore them afterwards.
 
-    Our own code takes its random numbers as an argument. A user's model, Foolbox and torchattacks do not:
-    without this, a resumed run would give them other numbers than an uninterrupted one.
+    This package passes random numbers as arguments. A user's model, Foolbox and torchattacks use global generators;
+    without seeding, a resumed run would give them other numbers than an uninterrupted one.
 
     Args:
         seed: the seed of the evaluation.
         block: first sample id of the block.
-        device: whose generator is seeded besides the CPU's.
+        device: its generator is seeded as well as the CPU's.
     """
     start = int(digest_value({"seed": seed, "block": block})[:8], 16)
     devices = [device] if device.type == "cuda" else []

@@ -1,4 +1,4 @@
-"""Small per-sample tensor functions that every layer shares, and the output of a classifier."""
+"""Per-sample tensor functions, and the output of a classifier."""
 
 import math
 from dataclasses import dataclass
@@ -28,19 +28,19 @@ __all__ = [
 NORMS = ("l0", "l1", "l2", "linf")
 
 SAME_ANSWER_TOLERANCE = 1e-4
-"""Disagreement up to which answers to the same inputs count as the same: rounding in another order (check C11)."""
+"""Relative difference up to which outputs for the same inputs count as equal, due to rounding (check C11)."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """The answer of a classifier to a batch.
+    """The output of a classifier for a batch.
 
     Args:
-        logits: (n, classes) unnormalised class scores.
+        logits: (n, classes) unnormalized class scores.
         score: (n,) higher means more in-distribution, or None.
-        accepted: (n,) booleans, or None for a model that never rejects.
-        clearance: (n, classes) how far the score of each class, if it were the decision, lies above its
-            threshold: what an adaptive attack climbs. None where the model does not say, or never rejects.
+        accepted: (n,) booleans, or None for a model without a reject option.
+        clearance: (n, classes) score of each class minus its threshold, if it were the prediction; maximized by
+            detector-aware attacks. None if the model does not reveal it, or has no reject option.
     """
 
     logits: Tensor
@@ -50,7 +50,7 @@ class Output:
 
     @property
     def decision(self) -> Tensor:
-        """(n,) int64: the class of the largest logit, even when the input is rejected."""
+        """(n,) int64: the predicted class, that of the largest logit, even if the input is rejected."""
         return self.logits.argmax(1)
 
     def __getitem__(self, rows: Tensor) -> "Output":
@@ -103,21 +103,21 @@ def norm(perturbation: Tensor, name: str) -> Tensor:
     flat = flatten(perturbation)
     if name == "l0":
         return (flat != 0).sum(1).to(flat.dtype)
-    if name == "linf":  # vector_norm takes twelve times as long
+    if name == "linf":  # twelve times as fast as vector_norm
         return flat.abs().amax(1)
     result: Tensor = torch.linalg.vector_norm(flat, ord={"l1": 1.0, "l2": 2.0}[name], dim=1)
     return result
 
 
 def where_rows(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """Return (n, …) with the rows of ``new`` where the mask (n,) holds, else those of ``old``."""
+    """Return (n, …) with the rows of ``new`` where the mask (n,) is true, else those of ``old``."""
     return torch.where(broadcast(mask, old), new, old)
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Return max_{j≠y} z_j − z_y for each sample, (n,): positive when misclassified.
 
-    The true class is masked with −inf, so that all-negative and huge logits are right (check C9).
+    The true class is masked with −inf, so that all-negative and huge logits give the right result (check C9).
     """
     true = logits.gather(1, labels[:, None])
     return mask_true_class(logits, labels).max(1).values - true[:, 0]
@@ -129,13 +129,13 @@ def mask_true_class(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def top_other_classes(logits: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Return the classes besides the true one with the largest logits, (n, at most count), the largest first."""
+    """Return the other classes of the largest logits, (n, at most count), in descending order."""
     most = min(count, logits.shape[1] - 1)
     return mask_true_class(logits, labels).topk(most, dim=1).indices
 
 
 def class_margins(logits: Tensor) -> Tensor:
-    """Return by how much each class is ahead of the best other one, (n, classes): positive for the decision alone.
+    """Return each logit minus the largest other logit, (n, classes): positive for the prediction alone.
 
     Example:
         >>> class_margins(torch.tensor([[1.0, 4.0, 2.0]])).tolist()
@@ -147,10 +147,9 @@ def class_margins(logits: Tensor) -> Tensor:
 
 
 def accepted_margin(output: Output, labels: Tensor) -> Tensor:
-    """Return the best of the other classes j by min(lead of j, clearance of j), (n,).
+    """Return max_{j≠y} min(margin of j, clearance of j), (n,): positive if the prediction is wrong and accepted.
 
-    It is positive exactly when the decision is wrong and accepted: only the decision has a positive lead.
-    A model that rejects without saying how far it is from its threshold has a margin of 0 at most where it rejects.
+    Without clearance, the margin is at most 0 where the model rejects.
     """
     if output.clearance is None:
         wrong = margin(output.logits, labels)
@@ -162,9 +161,9 @@ def accepted_margin(output: Output, labels: Tensor) -> Tensor:
 
 
 def acceptance_margin(output: Output) -> Tensor:
-    """Return the best of all classes j by min(lead of j, clearance of j), (n,): positive exactly when accepted.
+    """Return max_j min(margin of j, clearance of j), (n,): positive if the input is accepted.
 
-    Of a model that does not say how far it is from its threshold it is the lead of the decision, negative where rejected.
+    Without clearance, it is the margin of the prediction, with a negative sign where the model rejects.
     """
     lead = class_margins(output.logits)
     if output.clearance is not None:
@@ -174,7 +173,7 @@ def acceptance_margin(output: Output) -> Tensor:
 
 
 def relative_difference(logits: Tensor, again: Tensor) -> float:
-    """Return the largest difference between two answers to the same inputs, as a share of the largest logit.
+    """Return the largest difference between two logits for the same inputs, relative to the largest logit.
 
     Example:
         >>> relative_difference(torch.tensor([[0.0, -4.0]]), torch.tensor([[0.0, -3.0]]))
@@ -186,17 +185,17 @@ def relative_difference(logits: Tensor, again: Tensor) -> float:
     return apart / size if size else math.inf
 
 
-def per_sample_gradient(values: Tensor, images: Tensor, *, again: bool = False) -> Tensor:
-    """Return the gradient of each sample's value, (n, …), zero where no graph leads back to the images (check C6).
+def per_sample_gradient(values: Tensor, images: Tensor, *, retain_graph: bool = False) -> Tensor:
+    """Return the gradient of each sample's value, (n, …), zero if the values do not depend on the images (check C6).
 
     Args:
-        values: (n,), each of its own image alone.
+        values: (n,), each a function of its own image alone.
         images: (n, …) that require a gradient.
-        again: keep the graph for another call.
+        retain_graph: keep the graph for another call.
     """
     if not values.requires_grad:
         return torch.zeros_like(images)
     (gradients,) = torch.autograd.grad(
-        values.sum(), images, retain_graph=again, allow_unused=True, materialize_grads=True
+        values.sum(), images, retain_graph=retain_graph, allow_unused=True, materialize_grads=True
     )
     return gradients

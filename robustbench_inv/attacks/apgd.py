@@ -23,39 +23,39 @@ __all__ = ["APGD", "APGDState", "checkpoint_steps"]
 
 
 MOMENTUM = 0.75
-"""α: share of the new step; the rest is the last one's."""
+"""α: weight of the new step; the previous step has weight 1 − α."""
 
 MIN_INCREASE_SHARE = 0.75
-"""ρ: a step is halved if fewer than this share of the steps since the last checkpoint went uphill."""
+"""ρ: the step size is halved if a smaller share of the steps since the last checkpoint increased the loss."""
 
 SPARSITY_DIVISOR, STEP_DIVISOR, MAX_STEP_DIVISOR = 1.5, 1.5, 10.0
-"""In l1: a step changes as many elements as the best image differs in, divided by 1.5; its length is divided by 1.5, to a
-tenth of eps at the least."""
+"""In l1: a step changes 1/1.5 of the number of elements in which the best iterate differs. Its length is divided by 1.5,
+but not below a tenth of eps."""
 
 INITIAL_SPARSITY, SPARSITY_STABLE_SHARE = 0.2, 0.95
-"""In l1: share of the elements that the first steps change, and the share of the elements changed at the last checkpoint
-above which the number counts as settled, so that steps become shorter and no longer sparser."""
+"""In l1: share of the elements that the first steps change, and the ratio of changed elements between checkpoints above
+which steps become shorter instead of sparser."""
 
 
 @dataclass(frozen=True)
 class APGDState:
-    """Where m samples are.
+    """The state of m samples in a run.
 
     Args:
-        ball: the inputs allowed.
+        ball: the allowed inputs.
         images: (m, …) the iterates.
         gradients: (m, …) gradients at the iterates.
-        losses: (m,) what the iterates are worth, −inf before the first answer.
-        previous: (m, …) the iterates before these.
+        losses: (m,) margins at the iterates, −inf before the first query.
+        previous: (m, …) the previous iterates.
         best: (m, …) the best iterates.
-        best_gradients: (m, …) gradients there.
-        best_losses: (m,) what they are worth.
+        best_gradients: (m, …) gradients at the best iterates.
+        best_losses: (m,) margins at the best iterates.
         step_sizes: (m,) of the next step.
-        n_increases: (m,) steps since the last checkpoint that went uphill.
-        last_best_losses: (m,) what the best was worth at the last checkpoint.
-        halved: (m,) was the step shortened at the last checkpoint?
-        sparsity: (m,) in l1: elements that a step changes.
-        last_sparsity: (m,) in l1: elements that the best differed in at the last checkpoint.
+        n_increases: (m,) number of steps since the last checkpoint that increased the margin.
+        last_best_losses: (m,) margins at the best iterates at the last checkpoint.
+        halved: (m,) whether the step size was halved at the last checkpoint.
+        sparsity: (m,) in l1: number of elements that a step changes.
+        last_sparsity: (m,) in l1: number of elements in which the best iterate differed at the last checkpoint.
     """
 
     ball: Ball
@@ -75,7 +75,7 @@ class APGDState:
 
     @classmethod
     def start(cls, ball: Ball, images: Tensor) -> "APGDState":
-        """Return the start of a run at (m, …) allowed inputs; steps begin as long as the ball is wide, in l1 half as long."""
+        """Return the state at the start (m, …) of a run; the first step size is 2 eps, in l1 eps."""
         none = torch.zeros_like(flatten(images)[:, 0])
         lowest, elements = torch.full_like(none, -torch.inf), flatten(images).shape[1]
         sparse = ball.norm == "l1"
@@ -97,15 +97,15 @@ class APGDState:
         )
 
     def __getitem__(self, rows: Tensor) -> "APGDState":
-        """Return the way of some of the samples, given positions or a mask (m,)."""
+        """Return the state of a subset of the samples, given positions or a mask (m,)."""
         return APGDState(**{name: value[rows] for name, value in vars(self).items()})
 
     def update(self, gradients: Tensor, losses: Tensor) -> "APGDState":
-        """Return the state once the model has answered to the iterates.
+        """Return the state after a query of the iterates.
 
         Args:
-            gradients: (m, …) gradients there.
-            losses: (m,) what they are worth.
+            gradients: (m, …) gradients at the iterates.
+            losses: (m,) margins at the iterates.
         """
         higher = losses > self.best_losses
         return replace(
@@ -119,19 +119,19 @@ class APGDState:
         )
 
     def step(self, *, first: bool) -> "APGDState":
-        """Return the state after a step, whose images the model has not seen.
+        """Return the state after a step.
 
         Args:
-            first: has there been no step before, whose momentum could be used?
+            first: whether it is the first step, which has no momentum.
         """
         ahead = self._sparse_step() if self.ball.norm == "l1" else self._step(first)
         return replace(self, images=ahead, previous=self.images)
 
     def adapt_step_size(self, since: int) -> "APGDState":
-        """Return the state after a checkpoint: where steps lead nowhere they become shorter, and begin at the best.
+        """Return the state after a checkpoint: without progress, steps become shorter and restart at the best iterate.
 
         Args:
-            since: steps since the last checkpoint.
+            since: number of steps since the last checkpoint.
         """
         return self._adapt_sparsity() if self.ball.norm == "l1" else self._halve_step_sizes(since)
 
@@ -162,7 +162,7 @@ class APGDState:
         )
 
     def _sparse_step(self) -> Tensor:
-        """Croce and Hein, 2021, algorithm 1: the elements of the steepest slopes, all by the same."""
+        """Croce and Hein, 2021, algorithm 1: change the elements of the largest gradients by the same amount."""
         flat = torch.nan_to_num(flatten(self.gradients), nan=0.0, posinf=0.0, neginf=0.0)
         kept = self.sparsity.long().clamp(1, flat.shape[1])
         least = flat.abs().sort(dim=1, descending=True).values.gather(1, kept[:, None] - 1)
@@ -182,7 +182,7 @@ class APGDState:
         )
 
     def _reset_to_best(self, rows: Tensor) -> "APGDState":
-        """Return the state with some samples (m,) back where they were best."""
+        """Return the state with some samples (m,) moved back to their best iterates."""
         return replace(
             self,
             images=where_rows(rows, self.best, self.images),
@@ -192,13 +192,12 @@ class APGDState:
 
 
 def checkpoint_steps(steps: int, name: str) -> list[int]:
-    """Return the steps after which a run looks back, ascending.
+    """Return the checkpoints of a run, ascending.
 
-    They come ever sooner after one another: w_j = ⌈p_j · steps⌉ with p_1 = 0.22 and
-    p_{j+1} − p_j = max(p_j − p_{j−1} − 0.03, 0.06); in l1 every 4 % of the steps.
+    w_j = ⌈p_j · steps⌉ with p_1 = 0.22 and p_{j+1} − p_j = max(p_j − p_{j−1} − 0.03, 0.06); in l1 every 4 % of the steps.
 
     Args:
-        steps: of the run.
+        steps: number of steps of the run.
         name: of the norm.
 
     Example:
@@ -215,21 +214,20 @@ def checkpoint_steps(steps: int, name: str) -> list[int]:
 
 @dataclass(frozen=True)
 class APGD:
-    """Auto-PGD in linf, l2 or l1: nothing to tune; a sample that falls is left alone at once.
+    """Auto-PGD in linf, l2 or l1: momentum, and step sizes that adapt at checkpoints; a broken sample stops at once.
 
-    Besides the papers: whether a step went uphill is told by the goal's margin, whatever the loss that is climbed. It
-    compares iterates of a loss that is scaled anew at each of them, and of one that changes to the clearance where the
-    model rejects.
+    Unlike in the papers, the goal's margin decides whether a step was an improvement, whatever the loss. Values of the
+    loss are not comparable between iterates if it is scaled at each of them, or if it switches to the clearance.
 
     Args:
-        steps: gradient steps of each run, >= 1; a run costs one forward pass more.
-        restarts: how often to begin again with the samples that still stand, >= 1.
-        loss: one of ``losses.LOSSES``, or several joined by ``+``, which the restarts take in turn.
-        target_classes: run toward so many other classes, one after the other, those of the largest logits first;
-            0 to run away from the true class. Has no effect where the goal is a certain class.
-        radius_schedule: larger budgets, as multiples of eps, that each run passes through before its own, the largest first: an image
-            that is broken far away still has a gradient that leads on when it is brought nearer. The steps are shared out
-            evenly; where a run succeeds, it goes on to the next budget at once.
+        steps: gradient steps of each run, >= 1. Each run needs one more forward pass.
+        restarts: number of runs, >= 1. Each runs only on the samples that survived the earlier ones.
+        loss: one of ``losses.LOSSES``, or several joined by ``+``, which the restarts use in turn.
+        target_classes: number of targeted runs, toward the other classes of the largest logits; 0 for an untargeted run.
+            Has no effect if the goal is a target class.
+        radius_schedule: larger radii, as descending multiples of eps, in which each run starts. An input that is broken far
+            away keeps a useful gradient when the radius shrinks. The steps are divided evenly among the radii; once
+            a sample is broken, it moves to the next radius.
 
     References:
         Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
@@ -280,14 +278,14 @@ class APGD:
     def _ascend_in_larger_ball(
         self, model: Queries, best: BestSoFar, run_loss: "_RunLoss", ball: Ball, start: Tensor
     ) -> Tensor:
-        """Return what a run in a larger ball comes to, for the m samples that stand, from (m, …) images inside it."""
+        """Return the best iterates of a run in a larger ball for the m active samples, from (m, …) images inside it."""
         rows = best.active
-        seen = best.reset(rows)
-        self._ascend(model, seen, run_loss, APGDState.start(ball[rows], start))
-        return seen.images[rows]
+        local = best.reset(rows)
+        self._ascend(model, local, run_loss, APGDState.start(ball[rows], start))
+        return local.images[rows]
 
     def _run_losses(self, model: Queries, batch: Batch, goal: Goal) -> Iterator["_RunLoss"]:
-        """Yield what each run climbs: restart by restart, and class by class where there are targets."""
+        """Yield the loss of each run: for each restart, and within it for each target class."""
         names = self.loss.split("+")
         aims = isinstance(goal, Misclassify | MisclassifyAccepted) and self.target_classes
         other_classes = _target_classes(model, batch, self.target_classes) if aims else None
@@ -322,12 +320,12 @@ class APGD:
 
 @dataclass(frozen=True)
 class _RunLoss:
-    """What one run climbs.
+    """The loss of one run.
 
     Args:
         name: of the loss.
         goal: of the attack.
-        targets: (n,) the class that each sample is to be taken for; None for any but the true one.
+        targets: (n,) target class of each sample; None for an untargeted run.
     """
 
     name: str
@@ -335,11 +333,11 @@ class _RunLoss:
     targets: Tensor | None
 
     def loss(self, rows: Tensor) -> Loss:
-        """Return the loss of some samples, given their positions (m,)."""
+        """Return the loss for the samples at positions (m,)."""
         return self._loss(self.name, rows)
 
     def margin(self, output: Output, labels: Tensor, rows: Tensor) -> Tensor:
-        """Return what answers are worth, (m,): their margin, which, unlike some losses, compares all alike."""
+        """Return the margins (m,), which unlike some losses are comparable between iterates."""
         return self._loss("margin", rows)(output, labels[rows])
 
     def _loss(self, name: str, rows: Tensor) -> Loss:
@@ -349,6 +347,6 @@ class _RunLoss:
 
 
 def _target_classes(model: Queries, batch: Batch, count: int) -> Tensor:
-    """Return the classes besides the true one with the largest logits of the clean inputs, (n, at most count)."""
+    """Return the other classes of the largest logits of the clean inputs, (n, at most count)."""
     logits = model(batch.images).logits
     return top_other_classes(logits, batch.labels, count)

@@ -1,4 +1,4 @@
-"""What an attack returns so far: for a fixed budget the best iterate, for a minimum-norm attack the closest adversarial example."""
+"""The best result so far: the iterate of the largest margin, or the closest adversarial example."""
 
 from dataclasses import dataclass, field
 
@@ -15,13 +15,12 @@ __all__ = ["BestSoFar", "ClosestAdversarial"]
 
 @dataclass
 class BestSoFar:
-    """The image of each sample to return, and which samples still stand (checks C15, C38).
+    """The iterate of the largest margin of each sample, and which samples are not broken yet (checks C15, C38).
 
     Args:
-        batch: the n samples; their clean images are the first to return.
-        goal: its margin says how near an output is, and that it is reached where positive.
-        success_is_final: is a success final (``Queries.success_is_final``)? If not, every sample stands to the end, and the
-            image of the largest margin is the one to return.
+        batch: the n samples; the clean inputs are the first results.
+        goal: its margin is positive where the goal is reached.
+        success_is_final: see ``Queries.success_is_final``. If False, all samples stay active to the end.
     """
 
     batch: Batch
@@ -35,7 +34,7 @@ class BestSoFar:
         self.margins = torch.full_like(self.batch.labels, float("-inf"), dtype=torch.float64)
 
     def reset(self, rows: Tensor) -> "BestSoFar":
-        """Return the same with nothing found yet for the samples at (m,) positions, and no others standing."""
+        """Return a fresh state in which only the samples at (m,) positions are active."""
         fresh = BestSoFar(self.batch, self.goal, self.success_is_final)
         others = torch.ones_like(self.batch.labels, dtype=torch.bool)
         others[rows] = False
@@ -44,23 +43,23 @@ class BestSoFar:
 
     @property
     def active(self) -> Tensor:
-        """(m,) int64: positions of the samples without a final success."""
+        """(m,) int64: positions of the samples that are not broken."""
         return (~self._decided(self.margins)).nonzero()[:, 0]
 
     def update(self, images: Tensor, output: Output, rows: Tensor) -> Tensor:
-        """Take the images that come nearer the goal.
+        """Keep the images whose margin is larger than the best so far.
 
         Args:
             images: (m, …) allowed inputs.
-            output: the model's answer to them.
-            rows: (m,) positions of their samples, which still stand.
+            output: the model's output for them.
+            rows: (m,) positions of their samples, which are active.
 
         Returns:
-            (m,) booleans: does the sample still stand?
+            (m,) booleans: whether the sample is still active.
         """
         margins = self.goal.margin(output, self.batch.labels[rows]).double()
         better = (margins > self.margins[rows]).nonzero()[:, 0]
-        # whole rows, copied five times as fast as elements found through an index
+        # copying whole rows is five times as fast as indexed assignment
         self.images.index_copy_(0, rows[better], images.index_select(0, better))
         self.margins[rows[better]] = margins[better]
         return ~self._decided(margins)
@@ -71,12 +70,12 @@ class BestSoFar:
 
 @dataclass
 class ClosestAdversarial:
-    """The nearest success of each sample, sample by sample (checks C15, C38).
+    """The closest adversarial example of each sample (checks C15, C38).
 
     Args:
-        batch: the n samples; their clean images stand for those without a success.
-        threat: measures distances, and its goal says what a success is.
-        confidence: the margin that a success must exceed, >= 0.
+        batch: the n samples; the clean inputs are the results of samples without an adversarial example.
+        threat: its budget measures distances, its goal defines success.
+        confidence: margin that an adversarial example must exceed, >= 0.
     """
 
     batch: Batch
@@ -92,19 +91,19 @@ class ClosestAdversarial:
 
     @property
     def found(self) -> Tensor:
-        """(n,) booleans: is there a success?"""
+        """(n,) booleans: whether there is an adversarial example."""
         return self.distances.isfinite()
 
     def update(self, images: Tensor, output: Output, rows: Tensor) -> Tensor:
-        """Take the successes that are nearer than what is known.
+        """Keep the adversarial examples that are closer than the best so far.
 
         Args:
             images: (m, …) inputs inside the model's bounds.
-            output: the model's answer to them.
+            output: the model's output for them.
             rows: (m,) positions of their samples.
 
         Returns:
-            (m,) margins of the goal less the confidence: positive for a success.
+            (m,) margins of the goal minus the confidence: positive for an adversarial example.
         """
         margins = self.threat.goal.margin(output, self.batch.labels[rows]) - self.confidence
         distances = self.threat.budget.distance(self.batch.images[rows], images)

@@ -1,4 +1,4 @@
-"""The BoundaryAttack attack: a random walk along the decision boundary that sees nothing but decisions."""
+"""Boundary attack: a random walk along the decision boundary that uses decisions alone."""
 
 import math
 from dataclasses import dataclass
@@ -17,30 +17,30 @@ from robustbench_inv.threat.threat_model import ThreatModel
 __all__ = ["BoundaryAttack"]
 
 SPHERICAL_SUCCESS_RATE, SOURCE_SUCCESS_RATE = 0.35, 0.2
-"""Shares of successes that the step sizes are adapted to: of steps along the sphere, and of those inward besides.
+"""Success rates at which the step sizes stay constant: of steps along the sphere, and of steps toward the source.
 
-The paper asks for about 0.5 and 0.25. But where the boundary is flat less than half of any steps along a sphere succeed,
-so that they would shorten for ever. Median and mean l2 of 10 digits on mnist-cnn after 1,500 steps: 1.81 2.11 with
+The paper aims at about 0.5 and 0.25. Where the boundary is flat, fewer than half of all steps along a sphere succeed, so
+that these steps would shrink for ever. Median and mean l2 of 10 digits on mnist-cnn after 1,500 steps: 1.81 2.11 with
 (0.5, 0.25), 1.69 1.85 with (0.35, 0.2), 1.82 1.88 with (0.25, 0.12), 1.95 2.02 with (0.25, 0.2)."""
 
 MIN_STEP, MAX_STEP = 1e-7, 0.5
-"""Range of both step sizes, relative to the distance: a sample whose inward steps are below it has converged."""
+"""Range of both step sizes, relative to the distance. A sample whose source step is below it has converged."""
 
 
 @dataclass(frozen=True)
 class BoundaryAttack:
-    """From an input that reaches the goal, small steps in random directions, each a little nearer.
+    """A random walk from an adversarial starting point toward the clean input.
 
-    A step goes sideways, along the sphere around the clean input, and then inward; it is taken if the goal is still
-    reached. Both lengths are adapted to each sample by itself, after each answer: longer after a success and
-    shorter after a failure, so that they balance at a share of successes. (The paper counts over windows of steps.)
+    Each step moves along the sphere around the clean input and then toward it; it is accepted if the result is still
+    adversarial. Both lengths grow after a success and shrink after a failure, for each sample and query, so that they
+    balance at a given success rate. (The paper adapts them over windows of steps.)
 
     Args:
-        steps: steps at most, >= 1.
+        steps: maximal number of steps, >= 1.
         spherical_step: first length of the steps along the sphere, relative to the distance, 0 to 1.
-        source_step: first length of the steps inward, likewise.
-        spherical_check_interval: in every so many steps the step sideways is asked about by itself, >= 1.
-        step_adaptation: logarithm by which a length grows after a success, > 0.
+        source_step: first length of the steps toward the clean input, relative to the distance, 0 to 1.
+        spherical_check_interval: number of steps between queries of the spherical step alone, >= 1.
+        step_adaptation: increase of a length's logarithm after a success, > 0.
 
     References:
         Brendel, Rauber and Bethge, Decision-based adversarial attacks, ICLR 2018, algorithm 1 and section 2.
@@ -85,20 +85,20 @@ class BoundaryAttack:
         return walk.images
 
     def _factor(self, hit: Tensor, share: float, weight: int) -> Tensor:
-        """Return by what a length is multiplied: at this share of successes its logarithm keeps its mean."""
+        """Return the factor of a length, (m,); at this success rate the mean of its logarithm does not change."""
         step_adaptation = self.step_adaptation * math.sqrt(weight)
         return torch.where(hit, step_adaptation, -step_adaptation * share / (1 - share)).exp()
 
 
 class _RandomWalk:
-    """Where the walks of n samples are.
+    """The walks of n samples.
 
     Args:
-        model: answers.
+        model: the queried model.
         batch: the samples.
-        threat: its goal says what a success is.
-        starts: (n, …) successes.
-        found: (n,) is there one?
+        threat: its goal defines success.
+        starts: (n, …) adversarial starting points.
+        found: (n,) whether there is one.
     """
 
     def __init__(
@@ -110,12 +110,12 @@ class _RandomWalk:
         self.distances = norm(starts - batch.images, "l2").where(found, torch.inf)
 
     def spherical_step(self, rows: Tensor, directions: Tensor, lengths: Tensor) -> Tensor:
-        """Return images (m, …) on the same spheres, and inside the box.
+        """Return images (m, …) on the same spheres, clipped to the box.
 
         Args:
             rows: (m,) positions.
-            directions: (m, …) random.
-            lengths: (m,) of the steps, relative to the distance.
+            directions: (m, …) random directions.
+            lengths: (m,) step lengths relative to the distance.
         """
         clean, distances = self.batch.images[rows], self.distances[rows]
         outward = (self.images[rows] - clean) / broadcast(distances, clean)
@@ -127,7 +127,7 @@ class _RandomWalk:
         return (clean + broadcast(scale, clean) * moved).clamp(*self.bounds)
 
     def advance(self, around: Tensor, rows: Tensor, lengths: Tensor) -> Tensor:
-        """Step inward from images (m, …) and take what reaches the goal nearer than before; return what did, (m,)."""
+        """Step toward the clean inputs and accept closer adversarial examples; return which were accepted, (m,)."""
         clean = self.batch.images[rows]
         ahead = torch.lerp(around, clean, broadcast(lengths, clean).expand_as(clean))
         distances = norm(ahead - clean, "l2")

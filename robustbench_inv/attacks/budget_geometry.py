@@ -16,23 +16,23 @@ __all__ = ["BALL_NORMS", "GRADIENT_NORMS", "Ball", "project_onto_l1_and_box", "s
 
 
 BALL_NORMS = frozenset({"l1", "l2", "linf"})
-"""The norms whose balls this file knows: how to come back into one, and how to draw from one."""
+"""Norms with a projection onto the ball and random points inside it."""
 
 GRADIENT_NORMS = frozenset({"l2", "linf"})
-"""Those of them in which it knows the direction of a step as well."""
+"""Norms with a steepest-ascent direction as well."""
 
 MAX_ITERATIONS = 60
-"""Steps that close a bracket as far as float64 can tell, if Newton's never do better."""
+"""Bisections that close a bracket in float64, if Newton steps never help."""
 
 
 @dataclass(frozen=True)
 class Ball:
-    """The inputs that may be shown instead of each clean one.
+    """The inputs allowed for each sample: a norm ball around the clean input, intersected with the box.
 
     Args:
         clean: (n, …) centres, inside the bounds.
         budget: a ball in one of ``BALL_NORMS``.
-        bounds: least and largest value of an element.
+        bounds: smallest and largest value of an input element.
     """
 
     clean: Tensor
@@ -50,14 +50,14 @@ class Ball:
         """Return the ball of a threat.
 
         Raises:
-            CapabilityMismatch: if its budget is not a ball in one of ``norms``, some of ``BALL_NORMS``.
+            CapabilityMismatch: if the budget is not a ball in one of ``norms``, a subset of ``BALL_NORMS``.
         """
         if not isinstance(threat.budget, LpBall) or threat.norm not in norms:
             raise CapabilityMismatch(
                 "the attack needs a fixed budget",
                 got=threat.budget,
                 expected="eps in " + " or ".join(sorted(norms)),
-                remedy="give a threat such as linf=0.1",
+                remedy="use a threat such as --threat linf=0.1",
             )
         return cls(clean, threat.budget, bounds)
 
@@ -70,25 +70,25 @@ class Ball:
         return self.budget.eps
 
     def __getitem__(self, rows: Tensor) -> "Ball":
-        """Return the balls of some of the samples."""
+        """Return the balls of a subset of the samples."""
         return Ball(self.clean[rows], self.budget, self.bounds)
 
     def wider(self, times: float) -> "Ball":
-        """Return balls of a multiple of the radius."""
+        """Return balls whose radius is ``times`` as large."""
         return Ball(self.clean, LpBall(self.norm, times * self.eps), self.bounds)
 
     def project(self, images: Tensor) -> Tensor:
-        """Return (n, …) moved into the ball and then into the box, which leads out of neither.
+        """Return (n, …) projected onto the ball and then clipped to the box.
 
-        The box holds the centre, so clamping shortens every element's way from it. In l1, where it would shorten
-        most of them by much, the nearest point of both is returned.
+        The box contains the centre, so clipping never leaves the ball. In l1 the exact projection onto the
+        intersection is returned, since clipping would shorten most perturbations by much.
         """
         if self.norm == "l1":
             return project_onto_l1_and_box(self.clean, images, self.eps, self.bounds)
         return self.budget.project(self.clean, images).clamp_(*self.bounds)
 
     def draw(self, rng: SampleRNG, restart: int) -> Tensor:
-        """Return one input of each sample, uniform in its ball, (n, …)."""
+        """Return one point per sample, uniform in its ball and clipped to the box, (n, …)."""
         shape, dtype = tuple(self.clean.shape[1:]), self.clean.dtype
         if self.norm == "linf":
             cube = 2 * rng.uniform(shape, restart=restart, dtype=dtype) - 1
@@ -100,7 +100,7 @@ class Ball:
         return self._along(rng, restart, self.eps * depth)
 
     def draw_far(self, rng: SampleRNG, restart: int) -> Tensor:
-        """Return inputs as in ``draw``, but those in l2 all at distance eps before they are clamped."""
+        """Return points as ``draw`` does, except that those in l2 are at distance eps before clipping."""
         if self.norm != "l2":
             return self.draw(rng, restart)
         return self._along(rng, restart, torch.full_like(flatten(self.clean)[:, 0], self.eps))
@@ -114,16 +114,16 @@ class Ball:
 def project_onto_l1_and_box(
     clean: Tensor, images: Tensor, eps: float, bounds: tuple[float, float]
 ) -> Tensor:
-    """Return the nearest inputs inside the box and within eps of the clean ones in l1, (n, …).
+    """Return the projection onto the l1 balls of radius eps around the clean inputs, intersected with the box, (n, …).
 
-    With u the way to an image and b how far the box lets each element go in its direction, it is
-    sign(u) · min(max(|u| − λ, 0), b) with the least λ >= 0 at which this is no longer than eps.
+    With the perturbation u and the room b that the box leaves each element in its direction, the projected
+    perturbation is sign(u) · min(max(|u| − λ, 0), b) for the smallest λ >= 0 at which its l1 norm is at most eps.
 
     Args:
         clean: (n, …) inside the bounds.
         images: (n, …).
-        eps: >= 0.
-        bounds: least and largest value of an element.
+        eps: radius, >= 0.
+        bounds: smallest and largest value of an element.
 
     References:
         Croce and Hein, Mind the box: l1-APGD for sparse adversarial attacks on image classifiers, ICML 2021,
@@ -134,7 +134,7 @@ def project_onto_l1_and_box(
     shortened = offset.abs().minimum(room)
     far = shortened.sum(1) > eps
     if far.any():
-        # the clean input, to which it is added, rounds each element: aim by so much further inside
+        # adding the clean input rounds each element: project onto a ball that is smaller by that much
         rounding = offset.shape[1] ** 0.5 * torch.finfo(clean.dtype).eps
         inside = (eps - rounding * norm(centre[far], "linf").clamp_min(1)).clamp_min(0)
         shortened[far] = _project_l1_in_box(offset[far].abs(), room[far], inside)
@@ -143,10 +143,10 @@ def project_onto_l1_and_box(
 
 
 def steepest_direction(gradient: Tensor, name: str) -> Tensor:
-    """Return the direction of length one in a norm along which a loss rises fastest, (n, …).
+    """Return the steepest-ascent direction of length one in a norm, (n, …).
 
-    It is the sign of the gradient in linf and the normalised gradient in l2; zero where the gradient is
-    zero, and elements that are not finite count as zero.
+    It is the sign of the gradient in linf and the normalized gradient in l2. It is zero where the gradient is zero;
+    elements that are not finite count as zero.
 
     Args:
         gradient: (n, …).
@@ -161,9 +161,9 @@ def steepest_direction(gradient: Tensor, name: str) -> Tensor:
 
 
 def _project_l1_in_box(sizes: Tensor, room: Tensor, radii: Tensor) -> Tensor:
-    """Return min(max(sizes − λ, 0), room), (n, d), with the least λ of each row at which it sums up to its radius (n,).
+    """Return min(max(sizes − λ, 0), room), (n, d), with the smallest λ of each row at which its sum equals the radius (n,).
 
-    Newton's steps inside a bracket that closes: they end exactly, as the sum is made of straight pieces.
+    Newton steps inside a shrinking bracket; they converge exactly, since the sum is piecewise linear in λ.
 
     Args:
         sizes: (n, d) >= 0.
@@ -186,7 +186,7 @@ def _project_l1_in_box(sizes: Tensor, room: Tensor, radii: Tensor) -> Tensor:
 
 
 def _draw_l1(rng: SampleRNG, shape: tuple[int, ...], restart: int, dtype: torch.dtype) -> Tensor:
-    """Return points uniform in the l1 ball of radius one, (n, *shape): shares of d + 1 exponential numbers."""
+    """Return points uniform in the l1 ball of radius one, (n, *shape): d of d + 1 exponential numbers over their sum."""
     lengths = -rng.uniform(shape, restart=restart, dtype=dtype).log()
     rest = -rng.uniform((), restart=restart, step=1, dtype=dtype).log()
     signs = 2.0 * rng.integers(2, shape, restart=restart, step=2) - 1

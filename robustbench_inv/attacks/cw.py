@@ -176,9 +176,9 @@ class _Descent:
     def step(self, images: Tensor, gradients: Tensor, learning_rate: float, step: int) -> None:
         """Take Adam's step number ``step`` from 0, given the gradients (m, …) of the hinge at the images."""
         low, high = self.bounds
-        slope = (high - low) / 2 * (1 - self.w.tanh().square())
-        toward = 2 * (images - self.clean) + broadcast(self.constants, images) * gradients
-        gradient = torch.nan_to_num(toward * slope, nan=0.0, posinf=0.0, neginf=0.0)
+        derivative = (high - low) / 2 * (1 - self.w.tanh().square())
+        objective = 2 * (images - self.clean) + broadcast(self.constants, images) * gradients
+        gradient = torch.nan_to_num(objective * derivative, nan=0.0, posinf=0.0, neginf=0.0)
         beta1, beta2 = BETAS
         self.mean = beta1 * self.mean + (1 - beta1) * gradient
         self.square = beta2 * self.square + (1 - beta2) * gradient.square()
@@ -253,12 +253,12 @@ class AdaptiveCarliniWagner:
 
 
 class _Search:
-    """The state of n samples' searches: their constants, and the nearest successes.
+    """The searches of n samples: their constants, and the closest adversarial examples.
 
     Args:
-        model: answers.
+        model: the queried model.
         batch: the samples.
-        threat: says what a success is.
+        threat: its goal defines success.
         settings: of the attack.
     """
 
@@ -275,7 +275,7 @@ class _Search:
         self.starts = batch.images.clone()
 
     def initialize(self) -> Tensor:
-        """Take the first constants from the linearised model; return the rows (m,) that have a slope to follow."""
+        """Compute the first constants from the linearized model; return the rows (m,) with a nonzero gradient."""
         images, labels = self.batch.images, self.batch.labels
         rows = torch.arange(len(labels), device=labels.device)
         output, gradients = self.model.gradient(images, self.margin, rows)
@@ -308,11 +308,11 @@ class _Search:
         )
 
     def update_constants(self, rows: Tensor, before: Tensor) -> Tensor:
-        """Correct the constants of the samples at (m,) positions, and return those that need another search.
+        """Update the constants of the samples at (m,) positions, and return those that need another search.
 
         Args:
-            rows: the samples that were searched for.
-            before: (m,) distances of their nearest successes before that.
+            rows: the samples of the last search.
+            before: (m,) distances of their closest adversarial examples before it.
         """
         found, now, tried = (
             self.confident.found[rows],
@@ -320,14 +320,14 @@ class _Search:
             self.constants[rows],
         )
         _, gradients = self.model.gradient(self.starts[rows], self.margin, rows)
-        asked = _balanced_constants(now, gradients)
-        self.constants[rows] = torch.where(found, asked, 10 * tried)
+        balanced = _balanced_constants(now, gradients)
+        self.constants[rows] = torch.where(found, balanced, 10 * tried)
         self.scales[rows] = torch.where(found, now / 4, self.scales[rows])
-        gained = before.isfinite() & (now < MIN_IMPROVEMENT * before)
-        return rows[~found | (tried > MAX_CONSTANT_RATIO * asked) | gained]
+        improved = before.isfinite() & (now < MIN_IMPROVEMENT * before)
+        return rows[~found | (tried > MAX_CONSTANT_RATIO * balanced) | improved]
 
     def _margin_if_not_reached(self, output: Output, labels: Tensor) -> Tensor:
-        """Return the margins of those that are no success yet: a rejected input is none, however wrong."""
+        """Return the margins, 0 where the goal is reached; a rejected input does not reach an accepted misclassification."""
         margins: Tensor = self.margin(output, labels)
         reached = (
             self.confident.threat.goal.margin(output.detach(), labels) > self.settings.confidence
@@ -340,6 +340,6 @@ class _Search:
 
 
 def _balanced_constants(distances: Tensor, gradients: Tensor) -> Tensor:
-    """Return the constants with which a margin of these slopes is worth these distances, (n,)."""
-    steepness = norm(gradients, "l2")
-    return CONSTANT_FACTOR * 2 * distances / steepness.where(steepness > 0, 1)
+    """Return the constants at which the gradients of distance and margin balance at these distances, (n,)."""
+    lengths = norm(gradients, "l2")
+    return CONSTANT_FACTOR * 2 * distances / lengths.where(lengths > 0, 1)

@@ -1,4 +1,4 @@
-"""What decision-based attacks share: the decision oracle, its binary search, and starting points."""
+"""Shared by decision-based attacks: the decision oracle, its binary search, and starting points."""
 
 from dataclasses import dataclass
 
@@ -15,12 +15,12 @@ __all__ = ["DecisionOracle", "find_starting_points"]
 
 @dataclass(frozen=True)
 class DecisionOracle:
-    """The one thing that a decision attack sees of a model.
+    """The only access of a decision-based attack to a model: whether an input reaches the goal.
 
     Args:
-        model: answers.
+        model: the queried model.
         batch: the n samples.
-        goal: says what a success is.
+        goal: defines success.
     """
 
     model: Queries
@@ -34,14 +34,14 @@ class DecisionOracle:
     def binary_search(
         self, images: Tensor, rows: Tensor, halvings: int, norm_name: str = "l2"
     ) -> Tensor:
-        """Return the nearest successes (m, …) that halving the way from the clean inputs to given ones comes by.
+        """Return the closest adversarial examples (m, …) of a binary search between clean inputs and given ones.
 
         Args:
-            images: (m, …) successes.
+            images: (m, …) adversarial examples.
             rows: (m,) positions of their samples.
-            halvings: questions about each sample, >= 0.
-            norm_name: with ``linf`` the way is by boxes around the clean input to which the image is clipped; with
-                any other norm it is the line.
+            halvings: queries per sample, >= 0.
+            norm_name: with ``linf`` the images are clipped to shrinking boxes around the clean inputs; with any
+                other norm the search is along the line.
         """
         clean, nearest = self.batch.images[rows], images
         low = torch.zeros_like(flatten(clean)[:, 0])
@@ -56,7 +56,7 @@ class DecisionOracle:
 
 
 def _interpolate(clean: Tensor, images: Tensor, shares: Tensor, norm_name: str) -> Tensor:
-    """Return images (m, …) whose distance from the clean ones is a share (m,) of what it was."""
+    """Return images (m, …) at a share (m,) of the distance from the clean inputs."""
     if norm_name != "linf":
         return torch.lerp(clean, images, broadcast(shares, clean).expand_as(clean))
     radii = broadcast(shares * norm(images - clean, "linf"), clean)
@@ -64,30 +64,30 @@ def _interpolate(clean: Tensor, images: Tensor, shares: Tensor, norm_name: str) 
 
 
 MAX_DRAWS = 200
-"""How many inputs are tried for each sample. Foolbox tries 1000 uniform ones, and fails for the class that
-the model sees in noise; of other kinds of input a few are enough."""
+"""Maximal number of inputs tried for each sample. Foolbox tries 1,000 noise images, which fails for the class that the
+model predicts for noise; of other kinds of input a few suffice."""
 
 POOL_INTERVAL = 5
-"""Every so many draws another input of the data set is tried, if there is a pool of them: what a model that rejects
-noise accepts, and what a certain class looks like."""
+"""Every fifth draw is another input of the data set, if there is a pool: a model with a reject option accepts it, and it
+can have a target class."""
 
 BISECTION_STEPS = 10
-"""Steps of the search along the line from the clean input, as fine as foolbox's 1000 steps."""
+"""Steps of the binary search along the line from the clean input, as fine as Foolbox's 1,000 steps."""
 
 
 def find_starting_points(
     model: Queries, batch: Batch, goal: Goal, rng: SampleRNG
 ) -> tuple[Tensor, Tensor]:
-    """Return a starting point for each sample, drawn by itself and moved towards its clean input.
+    """Return an adversarial starting point for each sample, moved toward its clean input by binary search.
 
     Args:
-        model: answers queries.
+        model: the queried model.
         batch: n samples.
-        goal: what a starting point must reach.
+        goal: goal that a starting point must reach.
         rng: the samples' random numbers.
 
     Returns:
-        (n, …) starting points, the clean image where none was found, and (n,): was one found?
+        (n, …) starting points, the clean input where none was found, and (n,) whether one was found.
     """
     decisions = DecisionOracle(model, batch, goal)
     starts, found = batch.images.clone(), torch.zeros_like(batch.labels, dtype=torch.bool)
@@ -110,7 +110,7 @@ def find_starting_points(
 def _draw_candidate(
     clean: Tensor, bounds: tuple[float, float], rng: SampleRNG, draw: int
 ) -> Tensor:
-    """Return (m, …) inputs, in turn: uniform noise, one level, the negative, salt and pepper."""
+    """Return (m, …) inputs, in turn uniform noise, one grey level, the negative, salt-and-pepper noise."""
     low, high = bounds
     shape, dtype = tuple(clean.shape[1:]), clean.dtype
     uniform = rng.named("starts").uniform(shape, step=draw, dtype=dtype)
@@ -131,7 +131,7 @@ def _draw_candidate(
 
 
 def _draw_from_pool(batch: Batch, rng: SampleRNG, draw: int) -> Tensor:
-    """Return another input of the pool for each sample, (m, …); its own is replaced by the next."""
+    """Return a random input of the pool for each sample, (m, …), never its own."""
     assert batch.pool is not None
     size = len(batch.pool.ids)
     places = rng.named("others").integers(size, step=draw)

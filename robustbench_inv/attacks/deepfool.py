@@ -1,4 +1,4 @@
-"""DeepFool: steps to the nearest decision boundary of the linearised model, until one is crossed."""
+"""DeepFool: steps to the nearest decision boundary of the linearized model, until one is crossed."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -9,6 +9,7 @@ from torch import Tensor
 from robustbench_inv.attacks.best_so_far import ClosestAdversarial
 from robustbench_inv.attacks.budget_geometry import GRADIENT_NORMS, steepest_direction
 from robustbench_inv.attacks.linearization import linearize, max_distance
+from robustbench_inv.attacks.parameters import check_least
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.randomness import SampleRNG
@@ -18,28 +19,27 @@ from robustbench_inv.threat.threat_model import ThreatModel
 __all__ = ["DeepFool"]
 
 MIN_STEP = 0.1
-"""Length of the shortest step, relative to the first. Where the box cuts steps short, the distance that is left
-falls geometrically without end: with 1e-4 and the six bisections 30 backward passes a digit end at a median l2 of 1.162
-on mnist-cnn, with 0.1 16 passes at 1.160."""
+"""Minimal step length, relative to the first step. Where the box shortens steps, the remaining distance shrinks
+geometrically and the boundary is never crossed. On mnist-cnn, 30 backward passes per digit with 1e-4 and six bisections
+end at a median l2 of 1.162, 16 passes with 0.1 at 1.160."""
 
 
 @dataclass(frozen=True)
 class DeepFool:
-    """DeepFool in l2 or linf, all samples together; a sample leaves as soon as it has crossed a boundary.
+    """DeepFool in l2 or linf on all samples at once; a sample stops when it has crossed a boundary.
 
     Args:
         norm: ``l2`` or ``linf``.
-        steps: linearisations at most, >= 1.
-        candidates: classes besides the true one that the first step looks at, those with the largest
-            logits, >= 1. Each costs a pass back; memory does not grow with their number.
-        later_candidates: how many of them, those of the nearest boundaries, later steps look at, >= 1.
-        overshoot: how far the iterates go beyond the sum of the steps, relative to it, >= 0.
-        bisections: how often the way between boundary and success is halved in the end, on the straight line
-            from the clean image, >= 0.
+        steps: maximal number of linearizations, >= 1.
+        candidates: number of other classes that the first step considers, those of the largest logits, >= 1. Each
+            needs one backward pass; memory does not grow with their number.
+        later_candidates: number of these that later steps consider, those of the nearest boundaries, >= 1.
+        overshoot: relative length by which iterates exceed the sum of the steps, >= 0.
+        bisections: final bisections between clean input and adversarial example, >= 0.
 
     References:
         Moosavi-Dezfooli, Fawzi and Frossard, DeepFool: a simple and accurate method to fool deep neural
-        networks, CVPR 2016, algorithm 2, and what it becomes in other norms.
+        networks, CVPR 2016, algorithm 2; other norms in section 3.3.
     """
 
     norm: str = "l2"
@@ -54,31 +54,23 @@ class DeepFool:
     def __post_init__(self) -> None:
         if self.norm not in GRADIENT_NORMS:
             raise BadParameter("unusable norm", got=self.norm, expected="l2 or linf")
-        least = {
-            "steps": 1,
-            "candidates": 1,
-            "later_candidates": 1,
-            "overshoot": 0,
-            "bisections": 0,
-        }
-        for name, bound in least.items():
-            if not bound <= getattr(self, name) < float("inf"):
-                got = getattr(self, name)
-                raise BadParameter(f"unusable {name}", got=got, expected=f"a number >= {bound}")
+        check_least(self, steps=1, candidates=1, later_candidates=1, overshoot=0, bisections=0)
 
     @property
     def norms(self) -> frozenset[str]:
         return frozenset({self.norm})
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
-        nearest = ClosestAdversarial(batch, threat)
-        self._step_to_boundary(model, batch, nearest)
-        if model.success_is_final:  # or a lucky draw would pull a success back over the boundary
-            self._bisect_to_boundary(model, nearest)
-        return nearest.images
+        closest = ClosestAdversarial(batch, threat)
+        self._step_to_boundary(model, batch, closest)
+        if (
+            model.success_is_final
+        ):  # else a lucky draw could move an example back across the boundary
+            self._bisect_to_boundary(model, closest)
+        return closest.images
 
-    def _step_to_boundary(self, model: Queries, batch: Batch, nearest: ClosestAdversarial) -> None:
-        """Step towards the nearest boundaries until all samples have crossed one."""
+    def _step_to_boundary(self, model: Queries, batch: Batch, closest: ClosestAdversarial) -> None:
+        """Step toward the nearest boundaries until all samples have crossed one."""
         rows = torch.arange(len(batch), device=batch.labels.device)
         images, perturbation = batch.images, torch.zeros_like(batch.images)
         later_candidates: Tensor | int = self.candidates
@@ -86,9 +78,9 @@ class DeepFool:
         least = torch.zeros_like(limits)
         for step in range(self.steps):
             about = linearize(
-                model, nearest.threat, images, batch.labels[rows], rows, later_candidates
+                model, closest.threat, images, batch.labels[rows], rows, later_candidates
             )
-            hit = nearest.update(images, about.output, rows) > 0
+            hit = closest.update(images, about.output, rows) > 0
             lengths = about.distances.amin(1).minimum(limits[rows])
             least = MIN_STEP * lengths if step == 0 else least
             lengths = torch.where(hit, lengths, lengths.maximum(least))
@@ -106,18 +98,18 @@ class DeepFool:
             later_candidates = about.nearest(self.later_candidates)[~done]
             if not len(rows):
                 return
-        nearest.update(images, model(images, rows), rows)
+        closest.update(images, model(images, rows), rows)
 
-    def _bisect_to_boundary(self, model: Queries, nearest: ClosestAdversarial) -> None:
-        """Look for a nearer success on the straight line between each success and its clean image."""
-        rows = nearest.found.nonzero()[:, 0]
-        clean, far = nearest.batch.images[rows], nearest.images[rows]
+    def _bisect_to_boundary(self, model: Queries, closest: ClosestAdversarial) -> None:
+        """Look for a closer adversarial example on the line from each clean input."""
+        rows = closest.found.nonzero()[:, 0]
+        clean, far = closest.batch.images[rows], closest.images[rows]
         low, high = (
-            torch.zeros_like(nearest.distances[rows]),
-            torch.ones_like(nearest.distances[rows]),
+            torch.zeros_like(closest.distances[rows]),
+            torch.ones_like(closest.distances[rows]),
         )
         for _ in range(self.bisections if len(rows) else 0):
             middle = (low + high) / 2
             images = torch.lerp(clean, far, broadcast(middle, far)).clamp(*model.bounds)
-            hit = nearest.update(images, model(images, rows), rows) > 0
+            hit = closest.update(images, model(images, rows), rows) > 0
             low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)

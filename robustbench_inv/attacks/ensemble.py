@@ -31,18 +31,18 @@ __all__ = ["BROKEN_BY", "Ensemble", "SquareThenAPGD", "SubsetRunner", "common_no
 
 
 CONFIRMATIONS = 3
-"""How often a model whose answers differ is asked before a success is believed; one that is conclusive once."""
+"""Number of queries that must confirm an adversarial example if the model's answers differ between queries."""
 
 
 @dataclass(frozen=True)
 class SubsetRunner:
-    """What an attack was given, to be handed on to others.
+    """Runs attacks on subsets of a batch.
 
     Args:
-        model: answers, and counts each question on its sample.
+        model: the queried model, which counts each query.
         batch: the n samples.
-        threat: budget and goal of all.
-        rng: the samples' random numbers, of which each attack gets a stream of its own.
+        threat: budget and goal of all attacks.
+        rng: the samples' random numbers; each attack gets its own stream.
     """
 
     model: Queries
@@ -51,13 +51,13 @@ class SubsetRunner:
     rng: SampleRNG
 
     def run(self, attack: Attack, rows: Tensor, name: str, start: Tensor | None = None) -> Tensor:
-        """Return what an attack proposes for some samples, (m, …), the clean input where it is not allowed.
+        """Return an attack's candidates for some samples, (m, …), the clean input where one is outside the budget.
 
         Args:
-            attack: of kind ``budget``, or ``minimal``, whose successes may lie outside the budget.
-            rows: (m,) positions of the samples; one that is named several times is searched for as often, with other draws.
-            name: of its stream of random numbers.
-            start: (m, …) images to start from, or None.
+            attack: a fixed-budget or minimum-norm attack; the latter's adversarial examples may exceed the budget.
+            rows: (m,) positions of the samples; a repeated sample is attacked several times with other random numbers.
+            name: of the stream of random numbers.
+            start: (m, …) warm starts, or None.
         """
         part = replace(self.batch[rows], start=start)
         rng = self.rng.rows(rows).named(f"{self.rng.stream}/{name}")
@@ -67,7 +67,7 @@ class SubsetRunner:
         return where_rows(self.threat.budget.contains(part.images, found), found, part.images)
 
     def margins(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Return how near the goal images (m, …) are, (m,): of several answers, if they differ, the least."""
+        """Return the goal's margins of images (m, …), (m,): the smallest of several queries if answers may differ."""
         labels, goal = self.batch.labels[rows], self.threat.goal
         answers = [
             self.model(images, rows)
@@ -77,12 +77,12 @@ class SubsetRunner:
         return found.amin(0)
 
     def broken(self, margins: Tensor) -> Tensor:
-        """Return which samples need no other attack, (m,): on a substitute none, as another model judges."""
+        """Return which samples need no further attack, (m,); none on a substitute, since the attacked model decides."""
         return (margins > 0) & (not self.threat.is_transfer)
 
 
 def _repeat_numbers(rows: Tensor) -> Tensor | None:
-    """Return how often each position was named before, (m,); None if none is named twice."""
+    """Return how often each position occurs before, (m,); None if no position is repeated."""
     order = rows.argsort(stable=True)
     ranked = rows[order]
     before = torch.arange(len(rows), device=rows.device) - torch.searchsorted(ranked, ranked)
@@ -90,18 +90,18 @@ def _repeat_numbers(rows: Tensor) -> Tensor | None:
 
 
 def common_norms(attacks: Sequence[Attack]) -> frozenset[str]:
-    """Return the norms that all of the attacks can be asked for."""
+    """Return the norms that all attacks support."""
     return frozenset.intersection(*(attack.norms for attack in attacks))
 
 
 @dataclass(frozen=True)
 class SubsetQueries:
-    """The model as an attack sees it that works on some of a batch's samples (implements ``Queries``).
+    """The queries of an attack on a subset of a batch (implements ``Queries``).
 
     Args:
-        queries: answers about the whole batch.
+        queries: the queries of the whole batch.
         positions: (m,) positions of the samples.
-        count: n, samples of the whole batch.
+        count: n, number of samples of the whole batch.
     """
 
     queries: Queries
@@ -140,7 +140,7 @@ class SubsetQueries:
         return self.queries.differentiable(images, self._positions(images, rows))
 
     def report_failure(self, rows: Tensor, status: FailureReason) -> None:
-        """One attack without a proposal is no news as long as the others have one."""
+        """Ignore the failure of a single member, since the others may succeed."""
 
     def log(self, name: str, values: Tensor) -> None:
         numbers = torch.full((self.count,), torch.nan, device=values.device)
@@ -149,22 +149,22 @@ class SubsetQueries:
 
     def _positions(self, images: Tensor, rows: Tensor | None) -> Tensor | None:
         if rows is None and len(images) != len(self.positions):
-            return None  # images of which the attack does not say whose they are
+            return None  # the attack does not declare the samples of these images
         return self.positions if rows is None else self.positions[rows]
 
 
 BROKEN_BY = "ensemble_member"
-"""Name of the number that is kept of each sample: which member broke it, counted from 1, and 0 if none did."""
+"""Name of the logged number of each sample: the member that broke it, counted from 1, or 0."""
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Members attack one after the other, each the samples that still stand.
+    """Runs attacks in turn, each on the samples that survived the earlier ones.
 
-    What is returned of a sample is the success of the member that broke it, or else the image that came nearest of all.
+    It returns the adversarial example of the attack that broke a sample, or else the candidate of the largest margin.
 
     Args:
-        members: at least one, best the cheapest first; of kind ``budget`` or ``minimal``.
+        members: at least one fixed-budget or minimum-norm attack, preferably the cheapest first.
     """
 
     members: tuple[Attack, ...]
@@ -175,9 +175,9 @@ class Ensemble:
         kinds = [member.kind for member in self.members]
         if not kinds or not {"fixed-budget", "minimum-norm"}.issuperset(kinds):
             raise BadParameter(
-                "unusable members of a cascade",
+                "unusable members of an ensemble",
                 got=kinds,
-                expected="one or more attacks of kind budget or minimal",
+                expected="one or more fixed-budget or minimum-norm attacks",
             )
 
     @property
@@ -186,46 +186,46 @@ class Ensemble:
 
     @property
     def short_run(self) -> "Ensemble | None":
-        """Its first member in brief."""
+        """The short run of its first member."""
         short_run = short_run_of(self.members[0])
         return None if short_run is None else Ensemble((short_run,))
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
-        relay, images = SubsetRunner(model, batch, threat, rng), batch.images.clone()
+        runner, images = SubsetRunner(model, batch, threat, rng), batch.images.clone()
         margins = torch.full_like(batch.labels, -torch.inf, dtype=torch.float64)
         by = torch.zeros_like(batch.labels)
         for number, member in enumerate(self.members, 1):
-            rows = (~relay.broken(margins)).nonzero()[:, 0]
+            rows = (~runner.broken(margins)).nonzero()[:, 0]
             if not len(rows):
                 break
             start = None if number > 1 or batch.start is None else batch.start[rows]
-            shown = relay.run(member, rows, str(number), start)
-            reached = relay.margins(shown, rows)
-            by[rows[(reached > 0) & (margins[rows] <= 0)]] = number
-            nearer = reached > margins[rows]
-            images[rows[nearer]], margins[rows[nearer]] = shown[nearer], reached[nearer]
+            candidates = runner.run(member, rows, str(number), start)
+            found = runner.margins(candidates, rows)
+            by[rows[(found > 0) & (margins[rows] <= 0)]] = number
+            better = found > margins[rows]
+            images[rows[better]], margins[rows[better]] = candidates[better], found[better]
         model.log(BROKEN_BY, by)
         return images
 
 
 @dataclass(frozen=True)
 class SquareThenAPGD:
-    """A short SquareAttack attack and APGD from its result: an attempt; then more attempts, or a long SquareAttack attack.
+    """A short Square attack followed by APGD from its result; then retries, or a long Square attack.
 
-    Queries without gradients are there for models whose gradients mislead. Where a search along the gradient, begun at
-    what a few queries found, goes on much further, they do not, and thousands of queries more would find less than it.
-    Where an end is almost there, other starts are of use, as gradients may lead to another end from each.
+    Square attack helps against models with misleading gradients. If APGD improves much on a short Square attack, the
+    gradients are useful, and thousands of further queries would find less than APGD. If a sample is nearly broken,
+    retries from other starts help, since APGD may reach another optimum from each.
 
     Args:
-        queries: of the short attack, >= 1.
+        queries: of the short Square attack, >= 1.
         steps: of APGD, >= 1.
-        loss: that it climbs.
-        long_queries: queries of the long attack, >= 1.
-        long_threshold: a sample gets the long attack if the short one came so far on the way that APGD came, from the clean
-            input's margin, between 0 and 1.
-        retry_threshold: a sample gets more attempts if the first left so little of the clean input's margin, between 0 and 1.
-        retries: how many more, side by side, >= 1.
-        retry_queries: queries of each of these, >= 1.
+        loss: of APGD.
+        long_queries: queries of the long Square attack, >= 1.
+        long_threshold: a sample gets the long attack if the short one achieved at least this share of the total increase
+            of the margin, between 0 and 1.
+        retry_threshold: a sample gets retries if at most this share of the clean margin is left, between 0 and 1.
+        retries: number of retries, run as one batch, >= 1.
+        retry_queries: queries of each retry, >= 1.
     """
 
     queries: int = 250
@@ -246,40 +246,40 @@ class SquareThenAPGD:
         check_below(self, long_threshold=1.0, retry_threshold=1.0)
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
-        relay, every = SubsetRunner(model, batch, threat, rng), torch.arange(len(batch))
+        runner, every = SubsetRunner(model, batch, threat, rng), torch.arange(len(batch))
         every = every.to(batch.labels.device)
-        progress = _Progress(batch.images.clone(), relay.margins(batch.images, every))
-        square_margins = self._attempt(relay, every, progress, self.queries, "once")
+        progress = _Progress(batch.images.clone(), runner.margins(batch.images, every))
+        square_margins = self._attempt(runner, every, progress, self.queries, "once")
         rows = progress.nearly_broken(self.retry_threshold)
         if len(rows):
-            self._attempt(relay, rows.repeat(self.retries), progress, self.retry_queries, "again")
-        in_vain = square_margins - progress.clean >= self.long_threshold * (
+            self._attempt(runner, rows.repeat(self.retries), progress, self.retry_queries, "again")
+        gradients_useless = square_margins - progress.clean >= self.long_threshold * (
             progress.best - progress.clean
         )
-        rows = (in_vain & ~relay.broken(progress.best)).nonzero()[:, 0]
+        rows = (gradients_useless & ~runner.broken(progress.best)).nonzero()[:, 0]
         if len(rows):
-            shown = relay.run(SquareAttack(self.long_queries), rows, "long")
-            progress.update(shown, relay.margins(shown, rows), rows)
+            images = runner.run(SquareAttack(self.long_queries), rows, "long")
+            progress.update(images, runner.margins(images, rows), rows)
         return progress.images
 
     def _attempt(
-        self, relay: SubsetRunner, rows: Tensor, progress: "_Progress", queries: int, name: str
+        self, runner: SubsetRunner, rows: Tensor, progress: "_Progress", queries: int, name: str
     ) -> Tensor:
-        """Let SquareAttack and then APGD search for samples at (m,) positions; return how near SquareAttack came, (m,)."""
-        images = relay.run(SquareAttack(queries), rows, f"scout {name}")
-        square_margins = relay.margins(images, rows).maximum(progress.clean[rows])
-        reached, left = square_margins.clone(), (~relay.broken(square_margins)).nonzero()[:, 0]
+        """Run Square attack and then APGD on the samples at (m,) positions; return Square attack's margins, (m,)."""
+        images = runner.run(SquareAttack(queries), rows, f"scout {name}")
+        square_margins = runner.margins(images, rows).maximum(progress.clean[rows])
+        reached, left = square_margins.clone(), (~runner.broken(square_margins)).nonzero()[:, 0]
         if len(left):
-            climb = APGD(self.steps, loss=self.loss)
-            images[left] = relay.run(climb, rows[left], f"climb {name}", images[left])
-            reached[left] = relay.margins(images[left], rows[left]).maximum(square_margins[left])
+            apgd = APGD(self.steps, loss=self.loss)
+            images[left] = runner.run(apgd, rows[left], f"climb {name}", images[left])
+            reached[left] = runner.margins(images[left], rows[left]).maximum(square_margins[left])
         progress.update(images, reached, rows)
         return square_margins
 
 
 @dataclass
 class _Progress:
-    """What there is to show of n samples, and how near the clean images and that come, each (n,)."""
+    """The best images of n samples (n, …), and the margins (n,) of clean and best images."""
 
     images: Tensor
     clean: Tensor
@@ -289,18 +289,18 @@ class _Progress:
         self.best = torch.full_like(self.clean, -torch.inf)
 
     def nearly_broken(self, share: float) -> Tensor:
-        """Return the positions of the samples that stand, with no more than a share of the clean margin left."""
+        """Return the positions of the unbroken samples with at most a share of the clean margin left."""
         return ((self.best <= 0) & (self.best >= share * self.clean)).nonzero()[:, 0]
 
     def update(self, images: Tensor, reached: Tensor, rows: Tensor) -> None:
-        """Take the end of a search: (m, …) images, how near they come and whose they are, both (m,)."""
+        """Keep the better results of a search: images (m, …), their margins and their samples' positions, both (m,)."""
         best = self.best.scatter_reduce(0, rows, reached, "amax")
         ahead = (reached == best[rows]) & (reached > self.best[rows])
         self.images[rows[ahead]], self.best = images[ahead], best
 
 
 def standard() -> Ensemble:
-    """Return the ensemble: APGD, FMN, APGD toward five classes and from larger budgets, and Square with gradients where they help."""
+    """Return the ensemble of APGD, FMN, APGD toward five classes, APGD from larger balls, and Square attack with APGD."""
     return Ensemble(
         (
             APGD(),

@@ -1,4 +1,4 @@
-"""Fixed-input attacks: the data set's own altered version of each input, or an input of another data set; nothing is searched."""
+"""Fixed-input attacks: the data set's own altered version of each input, or an input of another data set."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,20 +19,20 @@ __all__ = ["Counterpart", "OODInputs", "OutOfDistribution", "shuffled_ids"]
 
 @dataclass(frozen=True)
 class Counterpart:
-    """The counterpart of each sample, as it is: nothing is searched, and no model is asked.
+    """Returns the counterpart of each sample: the data set's own altered version, without any query.
 
-    With the goal keep-decision its records tell how often a model agrees with the oracle's class of an altered
-    input, and how often with the original label; with misclassify, its accuracy before and after a shift.
+    With the goal keep-decision the records give the model's agreement with the oracle and with the original labels on
+    altered inputs; with misclassify they give its accuracy before and after a shift.
     """
 
     kind: ClassVar[Kind] = "fixed-input"
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
 
     def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:
-        """Refuse a data set without counterparts."""
+        """Raise CapabilityMismatch for a data set without counterparts."""
         if not isinstance(data, HasCounterparts):
             raise CapabilityMismatch(
-                "the attack shows what a data set gives instead of each input",
+                "the attack needs a data set with altered versions of its inputs",
                 got=data.name,
                 expected="a data set with counterparts, such as invariance-mnist or mnist-planted",
             )
@@ -45,10 +45,10 @@ class Counterpart:
 
 @dataclass(frozen=True)
 class OutOfDistribution:
-    """An input of another data set instead of each sample, as it is: nothing is searched, and no model is asked.
+    """Returns an input of another data set instead of each sample, without any query.
 
     Args:
-        dataset: name of the other data set; empty for the usual one of the data that is evaluated.
+        dataset: name of the other data set; empty for the default one of the evaluated data set.
     """
 
     dataset: str = ""
@@ -57,30 +57,32 @@ class OutOfDistribution:
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
 
     def with_ood_data(self, ood: Dataset) -> "OODInputs":
-        """Return the attack with the other data set at hand."""
+        """Return the attack with its out-of-distribution data set."""
         return OODInputs(ood)
 
     def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:
-        """Refuse: a plan opens the other data set beforehand, unless there is none."""
+        """Raise CapabilityMismatch: the plan replaces this attack by ``OODInputs``, unless there is no such data set."""
         raise CapabilityMismatch(
-            "there are no inputs of another data set to show",
-            got=f"dataset={self.dataset}" if self.dataset else f"no usual one for {data.name}",
-            expected="a data set of the same shape whose files are here",
+            "there is no out-of-distribution data set",
+            got=f"dataset={self.dataset}" if self.dataset else f"no default one for {data.name}",
+            expected="a data set of the same shape whose files are available",
             remedy="name one, dataset=NAME, and fetch it: invbench data fetch NAME",
         )
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
-        raise CapabilityMismatch("the other data set is not open", expected="showing(data set)")
+        raise CapabilityMismatch(
+            "the out-of-distribution data set is not open", expected="a call of with_ood_data"
+        )
 
 
 @dataclass(frozen=True)
 class OODInputs:
-    """The inputs of a data set at hand, each shown once, in an order that depends on nothing but its size.
+    """Returns the inputs of a data set, each once, in a random order that depends on its size alone.
 
-    A data set of the same size is shown whole; of a larger one a random part.
+    All inputs of a data set of the same size are used, and a random part of a larger one.
 
     Args:
-        ood: inputs of the shape and in the bounds of the data that is evaluated, at least as many.
+        ood: data set with inputs of the same shape and bounds as the evaluated data set, and at least as many.
     """
 
     ood: Dataset = field(repr=False)
@@ -89,7 +91,7 @@ class OODInputs:
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
 
     def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:
-        """Refuse inputs that the model cannot be shown, that are its own, or that would be shown twice."""
+        """Raise CapabilityMismatch for inputs of another shape or range, the evaluated data set itself, or too few inputs."""
         ood = self.ood
         if (tuple(ood.shape), tuple(ood.bounds)) != (tuple(data.shape), tuple(data.bounds)):
             raise CapabilityMismatch(
@@ -98,11 +100,11 @@ class OODInputs:
                 expected=f"{tuple(data.shape)} in {tuple(data.bounds)}",
             )
         if ood.digest == data.digest:
-            problem = "the inputs of a data set are not out of its distribution"
+            problem = "a data set is not out of its own distribution"
             raise CapabilityMismatch(problem, got=ood.name, expected="another data set")
         if len(ood) < len(data):
             raise CapabilityMismatch(
-                f"{ood.name} has fewer inputs than {data.name}, and each is shown once",
+                f"{ood.name} has fewer inputs than {data.name}, and each is used once",
                 got=len(ood),
                 expected=f">= {len(data)}",
             )
@@ -117,9 +119,9 @@ class OODInputs:
 
 
 def shuffled_ids(count: int) -> Tensor:
-    """Return the ids (count,) of a data set in a random order, which is always the same.
+    """Return the ids (count,) of a data set in a fixed random order.
 
-    Data sets may be sorted by class, and samples are drawn by their ids.
+    Data sets may be sorted by class, and samples are selected by id.
     """
     draws = SampleRNG(0, torch.arange(count), "out-of-distribution").uniform(
         (), dtype=torch.float64

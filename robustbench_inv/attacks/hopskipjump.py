@@ -1,4 +1,4 @@
-"""HopSkipJump: the slope at the decision boundary, estimated from decisions alone, shows the way along it."""
+"""HopSkipJump: steps along the gradient at the decision boundary, estimated from decisions alone."""
 
 import math
 from dataclasses import dataclass
@@ -19,35 +19,34 @@ from robustbench_inv.threat.threat_model import ThreatModel
 __all__ = ["HopSkipJump"]
 
 MAX_BATCH_ELEMENTS = 2**20
-"""Elements of the inputs that the model is asked about at once, unless one of each sample are more: 1,337 digits."""
+"""Maximal number of input elements per query, 1,337 digits; one input per sample is always allowed."""
 
 INITIAL_PROBE_RADIUS = 0.1
-"""How far the first probes reach, in widths of the box: a starting point's distance says nothing of the boundary."""
+"""Radius of the first probes, in widths of the box; the distance of a starting point is no measure for it."""
 
 MAX_STEP_HALVINGS = 20
-"""How often a step is halved at most before its sample stays where it is."""
+"""Maximal number of halvings of a step; after that the sample does not move."""
 
 
 @dataclass(frozen=True)
 class HopSkipJump:
-    """From an input at the decision boundary, steps across it along its estimated slope, each back to the boundary.
+    """Alternates gradient estimates at the decision boundary, steps across it, and binary searches back to it.
 
-    Random probes around the input say on which side of the boundary they lie; their mean, weighted with the
-    answers less their mean, points across it. A step in this direction is halved until the goal is reached, and
-    from there the way back to the clean input is halved down to the boundary: along the line in l2, by clipping in
-    linf. What is nearest on the way is shown.
+    The gradient is estimated as the mean of random probes around the boundary point, weighted by their decisions minus
+    the mean decision. A step along it is halved until it is adversarial. A binary search then returns to the
+    boundary: along the line in l2, by clipping in linf. The closest adversarial example is returned.
 
-    Besides the paper: the estimates of earlier steps count as well (``momentum``), since the boundary turns little
-    from one step to the next; probes reach a share of the distance that does not depend on the number d of elements.
-    The paper's 1/d is in a picture of 224² less than float32 resolves.
+    Deviations from the paper: earlier estimates count with ``momentum``, since the boundary turns little between
+    steps. The probe radius does not depend on the number d of elements; the paper's factor 1/d is below the resolution
+    of float32 for an image of 224².
 
     Args:
         steps: T, >= 1.
-        initial_queries: B₀: step t asks about B₀·√t probes of each sample, >= 1.
-        max_queries: probes of a step at most, >= 1.
-        probe_radius: how far the probes reach, relative to the distance; the boundary is found to the √d-th part of that
-            in l2, to the d-th in linf. 0 to 1.
-        momentum: what the estimate of the step before counts for, 0 to 1; 0 is the paper's attack.
+        initial_queries: B₀: step t uses B₀·√t probes for each sample, >= 1.
+        max_queries: maximal number of probes of a step, >= 1.
+        probe_radius: radius of the probes relative to the distance, 0 to 1. The binary search stops at 1/√d of it in l2,
+            at 1/d in linf.
+        momentum: weight of the previous estimate, 0 to 1; 0 is the published attack.
 
     References:
         Chen, Jordan and Wainwright, HopSkipJumpAttack: a query-efficient decision-based attack, IEEE S&P 2020,
@@ -85,12 +84,12 @@ class HopSkipJump:
 
 
 class _Search:
-    """Where the searches of n samples are.
+    """The searches of n samples.
 
     Args:
-        model: answers.
+        model: the queried model.
         batch: the samples.
-        threat: its goal says what a success is, its norm what is near.
+        threat: its goal defines success, its norm distances.
         settings: of the attack.
     """
 
@@ -110,7 +109,7 @@ class _Search:
         return math.prod(self.clean.shape[1:])
 
     def project_to_boundary(self, images: Tensor, rows: Tensor) -> None:
-        """Go from successes (m, …) back to the boundary, as exactly as the probes need (Algorithm 1)."""
+        """Move adversarial examples (m, …) to the boundary by binary search, as exactly as the probes need (algorithm 1)."""
         finer = math.sqrt(self.count) if self.norm == "l2" else self.count
         halvings = math.ceil(math.log2(finer / self.settings.probe_radius))
         images = self.decisions.binary_search(images, rows, halvings, self.norm)
@@ -123,10 +122,10 @@ class _Search:
         )
 
     def gradients(self, rows: Tensor, step: int, rng: SampleRNG) -> Tensor:
-        """Return estimates of the slopes (m, …), the longer the more probes there are."""
+        """Return gradient estimates (m, …), whose length grows with the number of probes."""
         count = int(min(self.settings.initial_queries * math.sqrt(step), self.settings.max_queries))
         max_queries = max(1, MAX_BATCH_ELEMENTS // self.count)
-        # whatever the batch, as a call may mean other draws of the model
+        # the split into calls must not depend on the batch, since each call may draw other latents
         each = min(count, max_queries)
         together = max(1, max(len(self.clean), max_queries) // each)
         calls = [min(each, count - done) for done in range(0, count, each)]
@@ -135,7 +134,7 @@ class _Search:
         return math.sqrt(count) * torch.cat(found)
 
     def step_across(self, rows: Tensor, gradients: Tensor, step: int) -> Tensor:
-        """Return successes (m, …) on the other side of the boundary, where there is none the images as they are."""
+        """Return adversarial examples (m, …) across the boundary, the unchanged images where there are none."""
         directions = steepest_direction(gradients, self.norm)
         lengths = self.distances[rows] / math.sqrt(step)
         ahead, left = self.images[rows], torch.arange(len(rows), device=rows.device)
@@ -150,23 +149,23 @@ class _Search:
         return ahead
 
     def _estimate(self, rows: Tensor, calls: list[int], step: int, rng: SampleRNG) -> Tensor:
-        """Return vectors (m, …) of length one across the boundary, from so many probes in each call."""
-        answers = torch.zeros_like(self.distances[rows])
+        """Return unit vectors (m, …) across the boundary, from the given numbers of probes per call."""
+        decisions = torch.zeros_like(self.distances[rows])
         weighted, plain = torch.zeros_like(self.clean[rows]), torch.zeros_like(self.clean[rows])
         for call, size in enumerate(calls):
             shape = (size, *self.clean.shape[1:])
             directions = rng.normal(shape, restart=call, step=step, dtype=self.clean.dtype)
             offsets = self._offsets(rows, directions, step)
             signs = self._signs(rows, offsets)
-            answers += signs.sum(1)
+            decisions += signs.sum(1)
             plain += offsets.sum(1)
             weighted += (signs.reshape(*signs.shape, *[1] * (plain.ndim - 1)) * offsets).sum(1)
-        mean = answers / sum(calls)
-        baseline = mean.where(mean.abs() < 1, 0)  # where all answers agree, nothing else is known
+        mean = decisions / sum(calls)
+        baseline = mean.where(mean.abs() < 1, 0)  # no baseline where all decisions agree
         return steepest_direction(weighted - broadcast(baseline, plain) * plain, "l2")
 
     def _offsets(self, rows: Tensor, directions: Tensor, step: int) -> Tensor:
-        """Return by what the probes differ (m, k, …), inside the box, in random directions (m, k, …)."""
+        """Return the offsets of the probes (m, k, …) in random directions (m, k, …), clipped to the box."""
         low, high = self.bounds
         widths = self.settings.probe_radius * self.distances[rows]
         if step == 1:
@@ -174,12 +173,12 @@ class _Search:
         flat = directions.flatten(0, 1)
         units = (flat / broadcast(norm(flat, "l2"), flat)).reshape(directions.shape)
         images = self.images[rows][:, None]
-        initial_queries: Tensor = images + broadcast(widths, units) * units
-        return initial_queries.clamp(low, high) - images
+        probes: Tensor = images + broadcast(widths, units) * units
+        return probes.clamp(low, high) - images
 
     def _signs(self, rows: Tensor, offsets: Tensor) -> Tensor:
-        """Return 1 for each probe that reaches the goal and −1 for any other, (m, k)."""
+        """Return 1 for probes that reach the goal and −1 for the others, (m, k)."""
         count = offsets.shape[1]
-        initial_queries = (self.images[rows][:, None] + offsets).flatten(0, 1).clamp(*self.bounds)
-        hit = self.decisions.reached(initial_queries, rows.repeat_interleave(count))
+        probes = (self.images[rows][:, None] + offsets).flatten(0, 1).clamp(*self.bounds)
+        hit = self.decisions.reached(probes, rows.repeat_interleave(count))
         return torch.where(hit, 1.0, -1.0).to(offsets).reshape(-1, count)

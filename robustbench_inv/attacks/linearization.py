@@ -26,12 +26,14 @@ DUAL = {"l1": "linf", "l2": "l2", "linf": "l1"}
 
 @dataclass(frozen=True)
 class Linearization:
-    """The boundaries to the rivals of the true class about m images; if the goal is a certain class, to that.
+    """Linear approximations of the boundaries between the true class and other classes, at m images.
+
+    For a target class there is one boundary, between it and all other classes.
 
     Args:
-        output: the model's answer.
-        classes: (m, k) classes; (m, 0) if the goal is a certain class, whose one boundary is to all others.
-        gaps: (m, k) how far the logit of each rival is below that of the true class.
+        output: the model's output.
+        classes: (m, k) the other classes; (m, 0) for a target class.
+        gaps: (m, k) by how much the logit of each other class is below that of the true class.
         distances: (m, k) of the boundaries, 0 or less where they are behind.
         gradient: (m, …) gradient with which the gap to the nearest boundary closes.
     """
@@ -43,15 +45,15 @@ class Linearization:
     gradient: Tensor
 
     def nearest(self, count: int) -> Tensor:
-        """Return the rivals of the nearest boundaries, (m, at most count)."""
+        """Return the classes of the nearest boundaries, (m, at most count)."""
         count = min(count, self.classes.shape[1])
         return self.classes.gather(1, self.distances.topk(count, dim=1, largest=False).indices)
 
     @property
     def rates(self) -> Tensor:
-        """(m, classes): how fast each logit's gap closes with the distance from the image.
+        """(m, classes): rate at which each logit's gap closes with the distance from the image.
 
-        Classes that were not looked at close as fast as the others do on average.
+        Classes without a linearized boundary get the mean rate of the others.
         """
         if not self.classes.shape[1]:
             return torch.ones_like(self.output.logits)
@@ -63,13 +65,13 @@ class Linearization:
 
 
 def distance_scaled_loss(loss: Loss, rates: Tensor) -> Loss:
-    """Return a loss that sees the gaps between logits as distances.
+    """Return the loss of logit gaps divided by their rates, so that gaps are distances to boundaries.
 
-    What climbs towards the largest logit then climbs towards the nearest boundary.
+    A loss that pushes the class of the largest logit then pushes the class of the nearest boundary.
 
     Args:
-        loss: of logits.
-        rates: (m, classes), of ``Linearization``, for the m samples that it will be asked about.
+        loss: a loss of logits.
+        rates: (m, classes), ``Linearization.rates`` of the m samples that the loss is evaluated on.
     """
 
     def of_distances(output: Output, labels: Tensor) -> Tensor:
@@ -89,19 +91,18 @@ def linearize(
     rows: Tensor,
     classes: Tensor | int,
 ) -> Linearization:
-    """Return the boundaries about some images: one pass, and one back for each rival.
+    """Return the linearized boundaries at some images: one forward pass, and one backward pass per other class.
 
     Args:
-        model: answers, with its graph.
-        threat: its goal says what a rival is, its norm what is near.
+        model: the queried model.
+        threat: its goal defines the boundaries, its norm the distances.
         images: (m, …).
         labels: (m,) true classes.
         rows: (m,) positions of the samples.
-        classes: (m, k) classes, or how many of those with the largest logits.
+        classes: (m, k) classes, or the number of classes with the largest logits.
 
     References:
-        Moosavi-Dezfooli, Fawzi and Frossard, DeepFool, CVPR 2016, algorithm 2, and what it
-        becomes in other norms.
+        Moosavi-Dezfooli, Fawzi and Frossard, DeepFool, CVPR 2016, algorithm 2 and section 3.3 (other norms).
     """
     with torch.enable_grad():
         images = images.detach().requires_grad_(True)
@@ -110,7 +111,7 @@ def linearize(
         gaps, name, width = -margins.detach(), threat.norm, model.bounds[1] - model.bounds[0]
         distances, nearest = torch.full_like(gaps, torch.inf), torch.zeros_like(images)
         for column in range(gaps.shape[1]):
-            gradient = per_sample_gradient(margins[:, column], images, again=True)
+            gradient = per_sample_gradient(margins[:, column], images, retain_graph=True)
             distance = linear_distance(gaps[:, column], gradient, name, width)
             nearer = distance < distances.amin(1)
             nearest = where_rows(nearer, gradient, nearest)
@@ -119,14 +120,15 @@ def linearize(
 
 
 def linear_distance(gaps: Tensor, gradients: Tensor, name: str, width: float = 1.0) -> Tensor:
-    """Return the distance at which linear functions have closed their gaps, (n,).
+    """Return the distance at which linear functions increase by given gaps, (n,).
 
-    In l1, l2 and linf it is gap / ‖slope‖ in the dual norm, in l0 the number of elements that have to change
-    by the width of the box, those of the steepest slopes first. Infinite, or all elements, without a slope.
+    In l1, l2 and linf it is gap / ‖gradient‖ in the dual norm. In l0 it is the number of elements that must change
+    by the width of the box, those of the largest gradients first. For a zero gradient it is infinite, in l0 the
+    number of elements.
 
     Args:
-        gaps: (n,) by how much the functions have to rise.
-        gradients: (n, …) their gradients; elements that are not finite count as zero.
+        gaps: (n,) by how much the functions must increase.
+        gradients: (n, …); elements that are not finite count as zero.
         name: of the norm.
         width: of the box, for l0.
 
@@ -144,7 +146,7 @@ def linear_distance(gaps: Tensor, gradients: Tensor, name: str, width: float = 1
 
 
 def max_distance(images: Tensor, bounds: tuple[float, float], name: str) -> Tensor:
-    """Return the distance of each image to the furthest corner of the box, (n,): no attack needs more."""
+    """Return the distance of each image to the furthest corner of the box, (n,), an upper bound on all distances."""
     low, high = bounds
     return norm(torch.maximum(images - low, high - images), name)
 
@@ -152,10 +154,8 @@ def max_distance(images: Tensor, bounds: tuple[float, float], name: str) -> Tens
 def _margins(
     output: Output, labels: Tensor, threat: ThreatModel, classes: Tensor | int
 ) -> tuple[Tensor, Tensor]:
-    """Return classes (m, k), and what has to rise above zero for one of them to win, (m, k)."""
-    (lead,) = losses_for(
-        "margin", threat.goal
-    )  # refuses goals that are not about the decision changing
+    """Return classes (m, k), and their margins over the true class (m, k), of which one must become positive."""
+    (lead,) = losses_for("margin", threat.goal)  # raises for invariance goals
     if isinstance(threat.goal, Target):
         return labels.new_empty((len(labels), 0)), lead(output, labels)[:, None]
     if isinstance(classes, int):

@@ -1,4 +1,4 @@
-"""LocalSearch: a greedy search for the few pixels that count, by scores alone."""
+"""LocalSearch: a greedy search for the few most influential pixels, from scores alone."""
 
 import math
 from collections.abc import Callable
@@ -21,30 +21,30 @@ from robustbench_inv.threat.threat_model import ThreatModel
 __all__ = ["LocalSearch"]
 
 MAX_IMAGES_PER_QUERY = 2048
-"""Images that the model is asked about at once: a round asks about up to 128 for each sample."""
+"""Maximal number of images per query; a round needs up to 128 per sample."""
 
 
 @dataclass(frozen=True)
 class LocalSearch:
-    """Tries a change of single pixels, keeps the changes that help most, and goes on around these.
+    """Probes changes of single pixels, keeps the best ones, and continues around them.
 
-    Values are counted from the middle of the box, in widths of it: −½ to ½. A candidate pixel v is tried at
-    p·sign(v); the t best become r·v. Both are wrapped into the box, as the paper's CYCLIC does with the second
-    alone: what would lie beyond one end enters at the other, so that no question leaves the model's bounds and a
-    pixel of exactly 0 or 1, as most of a digit's, is tried at another value. A pixel in the very middle stays.
+    Pixel values are relative to the middle of the box, in widths of the box: −½ to ½. A candidate pixel v is probed
+    at p·sign(v); the t best candidates become r·v. Both values are wrapped into the box, as the paper's CYCLIC does
+    for r·v alone, so that no query leaves the box and pixels at exactly 0 or 1 are probed at another value. A pixel at
+    exactly the middle does not change.
 
-    Besides the paper: a question that is answered by a success ends the search, and instead of the true class's
-    probability its log-odds are compared, which are in the same order and differ where probabilities are all 1.
+    Deviations from the paper: a probe that reaches the goal ends the search. The log-odds of the true class replace its
+    probability; they give the same ranking and still differ where all probabilities are 1.
 
     Args:
-        probe: p, > 0. With r / 2 a pixel at an end of the box is tried at what it would become.
+        probe: p, > 0. With r / 2 a pixel at a bound is probed at its changed value.
         factor: r, 0 to 2.
-        half_side: d, half the side of the squares around changed pixels in which the next round looks, >= 0.
-        pixels: t, changed in each round, >= 1.
+        half_side: d, half the side of the squares around changed pixels that the next round searches, >= 0.
+        pixels: t, number of pixels changed in each round, >= 1.
         rounds: R, >= 1.
-        candidates: pixels tried in each round at most, drawn at random from those that may be, >= 1.
-        initial_share: share of all pixels that the first round may try, 0 to 1.
-        loss: what tells which change is best; one of ``losses.LOSSES``.
+        candidates: maximal number of pixels probed in each round, drawn at random, >= 1.
+        initial_share: share of all pixels that the first round may probe, 0 to 1.
+        loss: ranks the changes; one of ``losses.LOSSES``.
 
     References:
         Narodytska and Kasiviswanathan, Simple black-box adversarial perturbations for deep networks, 2016
@@ -82,21 +82,21 @@ class LocalSearch:
             written = search.write(images, chosen)
             single = search.changed(images, pixels.gather(1, hits.argmax(1, keepdim=True)))
             images = where_rows(hits.amax(1) > 0, single, written)
-            left = ~(search.nearest.update(images, model(images, rows), rows) > 0)
+            left = ~(search.closest.update(images, model(images, rows), rows) > 0)
             left |= not model.success_is_final
             rows, images, allowed = rows[left], images[left], search.around(chosen)[left]
             if not len(rows):
                 break
-        return search.nearest.images
+        return search.closest.images
 
 
 class _Search:
-    """What the rounds of n samples share: the grid of pixels, the loss, the nearest successes.
+    """The searches of n samples: the pixel grid, the loss, the closest adversarial examples.
 
     Args:
-        model: answers.
+        model: the queried model.
         batch: the samples.
-        threat: says what a success is.
+        threat: its goal defines success.
         settings: of the attack.
     """
 
@@ -104,9 +104,9 @@ class _Search:
         self, model: Queries, batch: Batch, threat: ThreatModel, settings: LocalSearch
     ) -> None:
         self.model, self.batch, self.settings = model, batch, settings
-        self.nearest = ClosestAdversarial(batch, threat)
+        self.closest = ClosestAdversarial(batch, threat)
         self.loss: Loss = losses_for(settings.loss, threat.goal)[0]
-        # an input without channels or without height is a picture with one of them
+        # inputs without channels or height get one channel or one row
         shape = (1, 1, *batch.images.shape[1:])[-3:]
         self.channels, self.height, self.width = shape
 
@@ -116,20 +116,20 @@ class _Search:
         return int(self.height * self.width)
 
     def first(self, rng: SampleRNG) -> Tensor:
-        """Return which pixels the first round may try, (n, count): a share of them at random."""
+        """Return which pixels the first round may probe, (n, count): a random share of them."""
         keys = rng.named("seeds").uniform((self.count,))
         some = keys.topk(max(1, round(self.settings.initial_share * self.count))).indices
         return torch.zeros_like(keys, dtype=torch.bool).scatter(1, some, value=True)
 
     def draw(self, allowed: Tensor, rng: SampleRNG, step: int) -> Tensor:
-        """Return the pixels that a round tries, (m, q), of those allowed, (m, count); −1 for none."""
+        """Return the pixels that a round probes, (m, q), from those allowed, (m, count); −1 for none."""
         keys = rng.uniform((self.count,), step=step).where(allowed, -1.0)
         most = min(self.settings.candidates, self.count)
         found = keys.topk(most)
         return found.indices.where(found.values > 0, -1)
 
     def try_each(self, images: Tensor, pixels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss with each pixel (m, q) changed alone, and the goal's margin; −inf where there is none."""
+        """Return the loss and the goal's margin with each pixel (m, q) changed alone; −inf where there is no pixel."""
         scores = torch.full_like(pixels, -torch.inf, dtype=torch.float64)
         hits = scores.clone()
         for places in torch.split((pixels >= 0).nonzero(), MAX_IMAGES_PER_QUERY):
@@ -138,20 +138,20 @@ class _Search:
             output = self.model(shown, rows[sample])
             labels = self.batch.labels[rows[sample]]
             scores[sample, column] = self.loss(output, labels).double()
-            goal = self.nearest.threat.goal
+            goal = self.closest.threat.goal
             hits[sample, column] = goal.margin(output, labels).double()
         return scores, hits
 
     def changed(self, images: Tensor, pixels: Tensor) -> Tensor:
-        """Return images (m, …) with some pixels (m, k) as they are tried."""
+        """Return images (m, …) with the pixels (m, k) at their probed values."""
         return self._replaced(images, pixels, lambda v: self.settings.probe * v.sign())
 
     def write(self, images: Tensor, pixels: Tensor) -> Tensor:
-        """Return images (m, …) with some pixels (m, k) changed for good."""
+        """Return images (m, …) with the pixels (m, k) at their changed values."""
         return self._replaced(images, pixels, lambda v: self.settings.factor * v)
 
     def around(self, pixels: Tensor) -> Tensor:
-        """Return which pixels lie in the squares around some (m, k), (m, count)."""
+        """Return which pixels lie in the squares around the pixels (m, k), (m, count)."""
         marks = torch.zeros(len(pixels), self.count + 1, device=pixels.device)
         marks.scatter_(1, pixels.where(pixels >= 0, self.count), 1.0)
         grid = marks[:, :-1].reshape(-1, 1, self.height, self.width)
@@ -161,10 +161,10 @@ class _Search:
     def _replaced(
         self, images: Tensor, pixels: Tensor, change: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """Return images with the values v of some pixels, centred, changed and wrapped into the box."""
+        """Return images in which ``change`` is applied to the centred values of some pixels, wrapped into the box."""
         low, high = self.model.bounds
         flat = images.reshape(len(images), self.channels, self.count)
-        flat = torch.cat([flat, flat[:, :, :1]], 2)  # a place to write what stands for no pixel
+        flat = torch.cat([flat, flat[:, :, :1]], 2)  # a dummy pixel for the index −1
         places = pixels.where(pixels >= 0, self.count)[:, None].expand(-1, self.channels, -1)
         new = _wrap_around(change((flat.gather(2, places) - low) / (high - low) - 0.5))
         new = (low + (high - low) * (new + 0.5)).clamp(low, high)
@@ -172,6 +172,6 @@ class _Search:
 
 
 def _wrap_around(values: Tensor) -> Tensor:
-    """Return values from −½ to ½: what lies beyond one end enters at the other."""
+    """Return values wrapped into −½ to ½."""
     above, below = (values - 0.5).clamp_min(0).ceil(), (-0.5 - values).clamp_min(0).ceil()
     return values - above + below

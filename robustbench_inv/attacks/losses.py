@@ -1,4 +1,4 @@
-"""Losses that an attack climbs: one value for each sample, larger the nearer the goal."""
+"""Losses that gradient attacks maximize: one value per sample."""
 
 from functools import partial
 
@@ -44,14 +44,14 @@ SCALED_MARGIN = 4.0
 
 
 def check_losses(names: str, most: int | None = None) -> None:
-    """Raise unless a text names losses, before anything runs.
+    """Raise unless a text names losses.
 
     Args:
         names: names from ``LOSSES``, joined by ``+``.
-        most: how many there may be; None for any number.
+        most: maximal number of losses; None for any number.
 
     Raises:
-        BadParameter: for an unknown name, or for too many.
+        BadParameter: for an unknown name, or for too many names.
     """
     known = [_loss_named(name) for name in names.split("+")]
     if most is not None and len(known) > most:
@@ -59,15 +59,15 @@ def check_losses(names: str, most: int | None = None) -> None:
 
 
 def losses_for(names: str, goal: Goal) -> tuple[Loss, ...]:
-    """Return the losses that lead to a goal.
+    """Return the losses for a goal.
 
     Args:
-        names: names from ``LOSSES``, joined by ``+``; restarts take them in turn.
-        goal: what the attacker wants: a misclassification, one that is accepted, or a certain class.
+        names: names from ``LOSSES``, joined by ``+``; restarts use them in turn.
+        goal: a misclassification, an accepted misclassification, a target class, or acceptance.
 
     Raises:
         BadParameter: for an unknown name.
-        CapabilityMismatch: for a goal that is not about the decision changing.
+        CapabilityMismatch: for an invariance goal.
 
     Example:
         >>> from robustbench_inv.threat.goals import Misclassify
@@ -76,7 +76,7 @@ def losses_for(names: str, goal: Goal) -> tuple[Loss, ...]:
     """
     if isinstance(goal, KeepDecision | KeepLogits):
         raise CapabilityMismatch(
-            "a loss-climbing attack seeks another decision",
+            "a gradient attack changes the prediction",
             got=goal.name,
             expected="misclassify or target",
             remedy="use an invariance attack for this goal",
@@ -85,12 +85,12 @@ def losses_for(names: str, goal: Goal) -> tuple[Loss, ...]:
 
 
 def targeted_loss(name: str, targets: Tensor, goal: Goal) -> Loss:
-    """Return the loss that leads to a misclassification as a certain class of each sample.
+    """Return the loss for a misclassification as a given class of each sample.
 
     Args:
         name: one of ``LOSSES``.
-        targets: (n,) classes, of the n samples that the loss will be asked about.
-        goal: must the class be accepted besides?
+        targets: (n,) target classes of the n samples that the loss is evaluated on.
+        goal: decides whether the model must accept the input as well.
     """
     return partial(_targeted_at, _loss_named(name), targets, isinstance(goal, MisclassifyAccepted))
 
@@ -98,8 +98,8 @@ def targeted_loss(name: str, targets: Tensor, goal: Goal) -> Loss:
 def cross_entropy(output: Output, labels: Tensor) -> Tensor:
     """Return −log softmax(z)_y as softplus(log Σ_{j≠y} exp(z_j − z_y)), (n,).
 
-    This form keeps its relative precision when the model is sure: the usual one has an exactly zero
-    gradient of the true logit from a margin of 18 nats on in float32, this one from 87 (check C7).
+    This form keeps its relative precision for confident models. In float32 the gradient of the usual form with respect
+    to the true logit is exactly zero from a margin of 18 nats on, that of this form from 87 nats (check C7).
     """
     return softplus(log_odds_against(output, labels))
 
@@ -107,8 +107,8 @@ def cross_entropy(output: Output, labels: Tensor) -> Tensor:
 def log_odds_against(output: Output, labels: Tensor) -> Tensor:
     """Return log Σ_{j≠y} exp(z_j − z_y), the log-odds against the true class, (n,).
 
-    It ranks inputs as cross-entropy does and has the same direction of steepest ascent, and saturates nowhere:
-    softmax outputs of a margin of 104 nats are 0 and 1 in float32, and all alike.
+    It ranks inputs as cross-entropy does, has the same direction of steepest ascent, and never saturates. Softmax
+    outputs are exactly 0 and 1 in float32 from a margin of 104 nats on.
     """
     return torch.logsumexp(_logit_gaps(output, labels), 1)
 
@@ -136,9 +136,9 @@ def difference_of_logits_ratio(output: Output, labels: Tensor) -> Tensor:
 
 
 def scaled_cross_entropy(output: Output, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of 4 z / |margin|, each sample's own margin, held constant, (n,).
+    """Return the cross-entropy of the logits 4 z / |margin|, (n,), without gradient through the margin.
 
-    Logits of any scale are compared at one temperature, at which the softmax is sure and not saturated.
+    The scaling makes the loss independent of the scale of the logits, and keeps the softmax from saturating.
     """
     ahead = _logit_gaps(output, labels)
     scale = _at_least_eps(ahead.detach().amax(1).abs()) / SCALED_MARGIN
@@ -151,7 +151,7 @@ def targeted_logits_ratio(output: Output, labels: Tensor, targets: Tensor) -> Te
     Args:
         output: of the model.
         labels: (n,) true classes y.
-        targets: (n,) classes t to be reached.
+        targets: (n,) target classes t.
 
     References:
         Croce and Hein, 2020, equation 7.
@@ -191,10 +191,10 @@ def _goal_loss(loss: Loss, goal: Goal) -> Loss:
 
 
 def _loss_or_clearance(loss: Loss, output: Output, labels: Tensor) -> Tensor:
-    """Return the loss, or the clearance of the class that is nearest to a success where rejection is all that is left.
+    """Return the loss, or the clearance of the best other class where only its rejection remains to be overcome.
 
-    Which of the two keeps min(lead, clearance) down is the one to climb. They are of different scales, which is
-    without effect on attacks that follow the direction of each sample's gradient.
+    The goal needs min(lead, clearance) > 0, so the smaller of the two is maximized. Their scales differ, which does not
+    affect attacks that use the direction of each sample's gradient.
     """
     if output.clearance is None:
         return _loss_or_score(loss(output, labels), output, output.decision != labels)
@@ -208,13 +208,13 @@ def _loss_or_clearance(loss: Loss, output: Output, labels: Tensor) -> Tensor:
 
 
 def _acceptance_loss(output: Output, _labels: Tensor) -> Tensor:
-    """Return what leads to acceptance, whatever the class; the score where the threshold is unknown."""
+    """Return the margin of acceptance as any class, or the score if the model does not reveal its threshold."""
     climbable = output.clearance is None and output.accepted is not None
     return output.score if climbable and output.score is not None else acceptance_margin(output)
 
 
 def _loss_or_score(values: Tensor, output: Output, wanted: Tensor) -> Tensor:
-    """Return the loss, or where the wanted decision is rejected at an unknown threshold, 0 with the score's gradient."""
+    """Return the loss, but 0 with the gradient of the score where the wanted prediction is rejected."""
     if output.accepted is None or output.score is None:
         return values
     refused = wanted & ~output.accepted
@@ -222,7 +222,7 @@ def _loss_or_score(values: Tensor, output: Output, wanted: Tensor) -> Tensor:
 
 
 def _targeted(loss: Loss, goal: Target, output: Output, labels: Tensor) -> Tensor:
-    """Return minus the loss of each sample's target, or what is known of its acceptance where that is all that is left."""
+    """Return minus the loss of each sample's target class, or its clearance where only rejection remains."""
     targets = goal.classes(labels, output.logits.shape[1])
     return _targeted_at(loss, targets, goal.accepted, output, labels)
 
@@ -248,7 +248,7 @@ def _targeted_loss_or_clearance(value: Tensor, output: Output, targets: Tensor) 
 
 
 def _logit_gaps(output: Output, labels: Tensor) -> Tensor:
-    """Return by how much each class is ahead of the true one, (n, classes), −inf for that itself."""
+    """Return the logit of each class minus that of the true class, (n, classes), −inf for the true class."""
     true = output.logits.gather(1, labels[:, None])
     return mask_true_class(output.logits, labels) - true
 

@@ -23,44 +23,44 @@ __all__ = ["DDN", "FMN", "RadiusSearch"]
 
 
 FINAL_SCALE = 0.01
-"""Last step and last change of the radius, relative to the first: they fall along half a cosine."""
+"""Last step length and last change of the radius, relative to the first; both decay along half a cosine."""
 
 GROWTH = 1.5
-"""Factor by which the radius grows from step to step until the first success."""
+"""Factor by which the radius grows in each step until the first adversarial example."""
 
 NUM_CANDIDATES = 4
-"""Classes whose boundaries are looked at in the beginning, those of the largest logits: of 100 digits, 95 have their
+"""Number of other classes whose boundaries are linearized, those of the largest logits. Of 100 digits, 95 have their
 nearest other class among the first four, 48 in the first place."""
 
-# Median and mean distances of 100 digits of mnist5k on mnist-cnn after 30 steps, and the furthest from the optimum, as
-# a multiple of it, on linear models of 3 to 10 classes; Foolbox's FMN (in l2 its DDN) after 100 steps:
+# Median and mean distances of 100 digits of mnist5k on mnist-cnn after 30 steps, and the largest ratio to the optimum on
+# linear models of 3 to 10 classes; Foolbox's FMN (in l2 its DDN) after 100 steps:
 #
 #                                       l0         l1                 l2                    linf
 #   Foolbox                            8  8.31   6.01  18 not        0.978  1.028          0.0697  0.0726
 #   margin                             7  7.76   5.48  5.69  1.50    0.967  1.002  1.10    0.0656  0.0704  1.07
 #   scaled cross-entropy               7  7.56   5.05  5.53  1.26    0.950  0.977  1.04    0.0651  0.0690  1.16
-#   the same of distances, gamma 0.1   7  7.57   4.96  5.54  1.18    0.950  0.979  1.02    0.0652  0.0692  1.11
+#   distance-scaled, gamma 0.1         7  7.57   4.96  5.54  1.18    0.950  0.979  1.02    0.0652  0.0692  1.11
 #                          gamma 0.3   7  7.45   5.09  5.61  1.19    0.951  0.977  1.03    0.0655  0.0690  1.11
 #                          gamma 0.5   7  7.31   5.31  5.62  1.20    0.952  0.975  1.03    0.0657  0.0692  1.12
 #
-# The margin heads for the class of the largest logit; the cross-entropy at the sample's own scale weighs all classes as
-# long as they are about as near. 20, 50 and 100 steps with gamma 0.3 end in l2 at a median of 0.951, 0.950 and 0.947
-# (on mnist-c-dv 0.810, 0.808 after 30, 0.801 and 0.800; on mnist-c-js 0.855, 0.850, 0.847 and 0.845).
+# The margin pushes the class of the largest logit; the scaled cross-entropy weighs all classes that are about as close.
+# 20, 50 and 100 steps with gamma 0.3 end at a median l2 of 0.951, 0.950 and 0.947. On mnist-c-dv 20, 30, 50 and 100
+# steps end at 0.810, 0.808, 0.801 and 0.800, on mnist-c-js at 0.855, 0.850, 0.847 and 0.845.
 
 
 @dataclass(frozen=True)
 class RadiusSearch:
-    """Steps uphill, each followed by a way back to a ball that shrinks after a success and grows otherwise.
+    """Gradient ascent inside a ball whose radius shrinks where the iterate is adversarial, and grows otherwise.
 
-    The radius begins at the distance of the boundary of the linearised model. Steps are measured in radii (in
-    l0 in widths of the box), so that neither the scale of the inputs nor that of the logits matters.
+    The first radius is the distance to the boundary of the linearized model. Step lengths are relative to the radius
+    (in l0 to the width of the box), so that the scales of inputs and logits do not matter.
 
     Args:
         steps: gradient steps, >= 1.
-        loss: what to climb; one of ``losses.LOSSES``.
+        loss: one of ``losses.LOSSES``.
         rel_step: length of the first step, > 0.
         gamma: relative change of the radius after the first step, between 0 and 1.
-        project: moves perturbations (n, …) onto or into balls around 0, given radii (n,) and the norm.
+        project: moves perturbations (n, …) into balls or onto spheres around 0, given radii (n,) and the norm.
     """
 
     steps: int
@@ -74,12 +74,10 @@ class RadiusSearch:
         check_below(self, steps=math.inf, rel_step=math.inf, gamma=1.0)
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel) -> Tensor:
-        """Return the nearest success of each sample, (n, …), the clean image where there is none."""
+        """Return the closest adversarial example of each sample, (n, …), the clean input where there is none."""
         (loss,) = losses_for(self.loss, threat.goal)
-        nearest, rows = (
-            ClosestAdversarial(batch, threat),
-            torch.arange(len(batch), device=batch.labels.device),
-        )
+        closest = ClosestAdversarial(batch, threat)
+        rows = torch.arange(len(batch), device=batch.labels.device)
         about = linearize(model, threat, batch.images, batch.labels, rows, NUM_CANDIDATES)
         images, rates, radii = batch.images, about.rates, about.distances.amin(1)
         limits = max_distance(batch.images, model.bounds, threat.norm)
@@ -87,23 +85,23 @@ class RadiusSearch:
             output, gradients = model.gradient(
                 images, distance_scaled_loss(loss, rates[rows]), rows
             )
-            hit = nearest.update(images, output, rows) > 0
-            radii = self._next_radii(radii, hit, nearest.distances[rows], step)
+            hit = closest.update(images, output, rows) > 0
+            radii = self._next_radii(radii, hit, closest.distances[rows], step)
             radii = _round_l0_radii(radii, hit, threat.norm).minimum(limits[rows])
             ahead = images + self._gradient_step(gradients, radii, model.bounds, threat.norm, step)
             clean = batch.images[rows]
             ahead = clean + self.project(ahead - clean, radii, threat.norm)
             ahead = ahead.clamp(*model.bounds)
-            # without a slope to follow nothing will ever move, unless other draws give another answer
+            # with a zero gradient the iterate never moves, unless the model is stochastic
             stuck = flatten((ahead == images) & (gradients == 0)).all(1) & model.success_is_final
             rows, images, radii = rows[~stuck], ahead[~stuck], radii[~stuck]
             if not len(rows):
-                return nearest.images
-        nearest.update(images, model(images, rows), rows)
-        return nearest.images
+                return closest.images
+        closest.update(images, model(images, rows), rows)
+        return closest.images
 
     def _next_radii(self, radii: Tensor, hit: Tensor, known: Tensor, step: int) -> Tensor:
-        """Return the next radii (m,), given where the last image was a success, and the distance of the nearest."""
+        """Return the next radii (m,), given which iterates are adversarial and the distances of the closest examples."""
         change = self.gamma * _cosine_schedule(step, self.steps)
         growth = torch.where(known.isfinite() | (step == 0), 1 + change, GROWTH)
         return torch.where(hit, radii.minimum(known) * (1 - change), radii * growth)
@@ -111,7 +109,7 @@ class RadiusSearch:
     def _gradient_step(
         self, gradients: Tensor, radii: Tensor, bounds: tuple[float, float], name: str, step: int
     ) -> Tensor:
-        """Return a step uphill, (m, …): in l0 the largest change is as long as the box is wide."""
+        """Return a gradient step, (m, …); in l0 its largest element is as long as the box is wide."""
         length = self.rel_step * _cosine_schedule(step, self.steps)
         if name == "l0":
             direction = steepest_direction(gradients, "l2")
@@ -126,12 +124,12 @@ class RadiusSearch:
 
 
 def _cosine_schedule(step: int, steps: int) -> float:
-    """Return the share of the first step's length that is left, along half a cosine."""
+    """Return the decay factor of a step, along half a cosine from 1 to ``FINAL_SCALE``."""
     return FINAL_SCALE + (1 - FINAL_SCALE) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 def _round_l0_radii(radii: Tensor, hit: Tensor, name: str) -> Tensor:
-    """Return radii that are numbers of elements in l0, at least one less after a success, else one more."""
+    """Return radii rounded to whole elements in l0, down after a success, else up."""
     if name != "l0":
         return radii
     return torch.where(hit, radii.floor(), radii.ceil()).clamp_min(1)
@@ -139,12 +137,12 @@ def _round_l0_radii(radii: Tensor, hit: Tensor, name: str) -> Tensor:
 
 @dataclass(frozen=True)
 class FMN:
-    """Fast minimum-norm attack in l0, l1, l2 or linf, the norm of the threat; see ``RadiusSearch`` for its steps.
+    """Fast minimum-norm attack in l0, l1, l2 or linf, the norm of the threat: ``RadiusSearch`` inside the ball.
 
     Args:
         steps: gradient steps, >= 1.
-        loss: what to climb: ``ce``, ``margin`` (the paper's), ``dlr`` or ``scaled-ce``.
-        rel_step: length of the first step, in radii, > 0.
+        loss: ``ce``, ``margin`` (the paper's), ``dlr`` or ``scaled-ce``.
+        rel_step: length of the first step relative to the radius, > 0.
         gamma: relative change of the radius after the first step, between 0 and 1.
 
     References:
@@ -172,14 +170,12 @@ class FMN:
 
 @dataclass(frozen=True)
 class DDN:
-    """Decoupled direction and norm in l2; see ``RadiusSearch`` for its steps.
-
-    It differs from FMN where a step ends inside the ball: here it is stretched to the sphere.
+    """Decoupled direction and norm in l2: ``RadiusSearch`` whose iterates are scaled onto the sphere.
 
     Args:
         steps: gradient steps, >= 1.
-        loss: what to climb: ``ce`` (the paper's), ``margin``, ``dlr`` or ``scaled-ce``.
-        rel_step: length of the first step, in radii, > 0.
+        loss: ``ce`` (the paper's), ``margin``, ``dlr`` or ``scaled-ce``.
+        rel_step: length of the first step relative to the radius, > 0.
         gamma: relative change of the radius after the first step, between 0 and 1.
 
     References:
@@ -206,6 +202,6 @@ class DDN:
 
 
 def _scale_to_radius(delta: Tensor, radii: Tensor, name: str) -> Tensor:
-    """Return perturbations (n, …) scaled to the length of their radii (n,); a zero stays zero."""
+    """Return perturbations (n, …) scaled to the l2 norms given by the radii (n,); zero stays zero."""
     length = norm(delta, name).clamp_min(torch.finfo(delta.dtype).tiny)
     return delta * broadcast(radii / length, delta)

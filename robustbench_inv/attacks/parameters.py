@@ -1,12 +1,11 @@
 """Checks of attack parameters: ranges for our own attacks, signatures for the attacks of other libraries."""
 
-import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args, get_origin
 
-from robustbench_inv.errors import BadParameter, UnknownName
+from robustbench_inv.errors import BadParameter, UnknownName, did_you_mean, suggest
 
 __all__ = [
     "Reserved",
@@ -14,7 +13,6 @@ __all__ = [
     "check_least",
     "check_parameters",
     "check_positive",
-    "did_you_mean",
     "find_attack",
 ]
 
@@ -44,46 +42,38 @@ def _check(attack: object, name: str, holds: bool, expected: str) -> None:
 
 
 Reserved = Mapping[str, str]
-"""Names in a library's signatures that the benchmark gives by itself, and what to do instead."""
+"""Parameters of a library that the benchmark sets, and what to do instead."""
 
 
 def find_attack(library: str, known: Mapping[str, Any], name: str) -> Any:  # noqa: ANN401
-    """Return what is called so in a library.
+    """Return the attack of this name in a library.
 
     Raises:
-        UnknownName: with the nearest known names.
+        UnknownName: with the closest known names.
     """
     if name not in known:
-        remedy = did_you_mean(name, known) or f"known: {', '.join(sorted(known))}"
-        raise UnknownName(f"{library} has no attack {name!r}", remedy=remedy)
+        raise UnknownName(f"{library} has no attack {name!r}", remedy=suggest(name, known))
     return known[name]
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``did you mean …?`` with the nearest names, whatever their case; empty if none is near."""
-    lower = {each.lower(): each for each in known}
-    near = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(lower[each] for each in near)}?" if near else ""
 
 
 def check_parameters(
     name: str, factory: Callable[..., object], given: Mapping[str, object], reserved: Reserved
 ) -> dict[str, Any]:
-    """Return the parameters as the attack takes them.
+    """Return the parameters converted to the types that the attack expects.
 
     Args:
         name: of the attack, for messages.
-        factory: whose signature says what there is.
-        given: values by name; lists stand for tuples, as does ``2x10`` where the default is a tuple.
-        reserved: what may not be given.
+        factory: its signature defines the parameters.
+        given: values by name; lists become tuples, and so does ``2x10`` where the default is a tuple.
+        reserved: parameters that may not be set.
 
     Raises:
-        BadParameter: for a name that the attack does not have or a value of another kind than the default.
+        BadParameter: for an unknown parameter, or a value of another type than the default.
     """
     accepted = _accepted(factory, reserved)
     for key in given:
         if key in reserved:
-            raise BadParameter(f"{name}: {key} is no parameter here", remedy=reserved[key])
+            raise BadParameter(f"{name}: {key} cannot be set", remedy=reserved[key])
         if key not in accepted:
             raise BadParameter(
                 f"{name}: unknown parameter {key}",
@@ -145,7 +135,7 @@ def _scalar(what: str, value: object, parameter: inspect.Parameter) -> object:
 
 
 _REAL_VALUED = ("beta", "c", "confidence", "kappa", "lam", "scale", "std")
-"""Parameters whose default happens to be a whole number."""
+"""Real parameters whose default is a whole number."""
 
 
 def _number(what: str, value: object, *, whole: bool) -> int | float:

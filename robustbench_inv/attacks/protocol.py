@@ -1,4 +1,4 @@
-"""What an attack is: a frozen dataclass that proposes images and never judges them."""
+"""The interface of attacks: frozen dataclasses that return candidate inputs; the engine decides whether they succeed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,29 +28,33 @@ __all__ = [
 
 
 Kind = Literal["fixed-budget", "minimum-norm", "invariance", "fixed-input"]
-"""``budget``: searches inside a fixed budget. ``minimal``: seeks the nearest success, run once for all
-budgets. ``invariance``: changes the content and keeps the decision, run once for all budgets. ``given``: shows
-what is no search's result near the input, another version that the data set gives or noise, for any goal; the only kind that is run on samples that the model
-gets wrong as well, so that its records tell the answer to every input that is given."""
+"""How the engine calls an attack:
+
+- ``fixed-budget``: searches inside one budget; run once for each eps.
+- ``minimum-norm``: searches the closest adversarial example; run once for all eps.
+- ``invariance``: changes the class and keeps the prediction; run once for all eps.
+- ``fixed-input``: returns inputs that no search produced, such as noise or the data set's own altered inputs. It is
+  also run on samples that the model misclassifies, so that there is a record for every input.
+"""
 
 Loss = Callable[[Output, Tensor], Tensor]
-"""(output of m samples, their labels (m,)) → (m,) values that the attacker wants to *increase*."""
+"""(output of m samples, their labels (m,)) → (m,) values that the attack *maximizes*."""
 
 FailureReason = Literal["no_start", "numerics", "crash"]
-"""Why an attack has no proposal for a sample: no starting point, values that are not finite, or an
-exception raised for this sample while the others went well."""
+"""Why an attack returns no candidate for a sample: no starting point, values that are not finite, or an exception
+that this sample alone caused."""
 
 
 @dataclass(frozen=True)
 class InputPool:
-    """Other inputs of the data set that is evaluated: donors, and neighbours of other classes.
+    """Other inputs of the evaluated data set, used as donors or starting points.
 
-    It is the same for every batch, batch size and resume, and may hold samples of the batch itself: what seeks
-    another sample must leave out its own id.
+    The pool does not depend on batch, batch size or resuming. It may contain samples of the batch: an attack that
+    needs another sample must exclude the sample's own id.
 
     Args:
         ids: (m,) int64 sample ids, ascending.
-        load: returns images (m, …) and labels (m,) of ids; called when one of them is asked for.
+        load: returns images (m, …) and labels (m,) for ids; called on first use.
     """
 
     ids: Tensor
@@ -73,15 +77,15 @@ class InputPool:
 
 @dataclass(frozen=True)
 class Batch:
-    """The samples that an attack works on.
+    """The samples that are attacked.
 
     Args:
         images: (n, …) clean inputs inside the model's bounds.
         labels: (n,) int64 true classes.
         ids: (n,) int64 sample ids.
-        start: (n, …) images to start from (what broke a sample at another eps of the sweep), or None.
-        pool: other inputs of the data set, or None where an attack is run without one.
-        counterparts: (n, …) what the data set gives instead of each input (``data.protocol.Paired``), or None.
+        start: (n, …) warm starts (adversarial examples of another eps of the sweep), or None.
+        pool: other inputs of the data set, or None if there are none.
+        counterparts: (n, …) the data set's altered version of each input (``data.protocol.HasCounterparts``), or None.
     """
 
     images: Tensor
@@ -95,7 +99,7 @@ class Batch:
         return len(self.labels)
 
     def __getitem__(self, rows: Tensor) -> "Batch":
-        """Return a subset of the batch, given positions (m,) or a mask (n,); the pool stays whole."""
+        """Return a subset of the batch, given positions (m,) or a mask (n,); the pool is kept."""
         own: dict[str, Any] = {
             name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)
         }
@@ -104,10 +108,10 @@ class Batch:
 
 @runtime_checkable
 class Queries(Protocol):
-    """The model as an attack sees it: every call is counted on the samples it is made for.
+    """The model as attacks query it: each call is counted for the samples that it evaluates.
 
-    ``rows`` are the positions (m,) in the batch of the m images given; None means images for the whole
-    batch in its order. Attacks that drop decided samples from their working set must pass them.
+    ``rows`` are the positions (m,) in the batch of the m images; None stands for the whole batch in its order.
+    Attacks that work on a subset of the batch must pass them.
     """
 
     @property
@@ -121,17 +125,16 @@ class Queries(Protocol):
 
     @property
     def success_is_final(self) -> bool:
-        """Is an answer that shows a success final?
+        """Whether an adversarial example found during the search counts for good.
 
-        Not if another draw of a stochastic model may take it back, nor if a substitute gives the answers and
-        another model the verdict. A search then goes on to the end of its steps and returns what is furthest
-        past the decision boundary.
+        False for a stochastic model, whose next draw may differ, and for a substitute, since the attacked model
+        decides. The attack then uses all its steps and returns the iterate furthest past the decision boundary.
         """
         ...
 
     @property
     def model(self) -> object:
-        """The classifier itself, for what only its capabilities give (``Invertible``, a code's parts)."""
+        """The classifier itself, for its further capabilities (such as ``Invertible``)."""
         ...
 
     def __call__(self, images: Tensor, rows: Tensor | None = None) -> Output:
@@ -141,30 +144,30 @@ class Queries(Protocol):
     def gradient(
         self, images: Tensor, loss: Loss, rows: Tensor | None = None
     ) -> tuple[Output, Tensor]:
-        """Return the output and the gradient (m, …) of each sample's loss; one pass each way."""
+        """Return the output and the gradient (m, …) of each sample's loss; one forward and one backward pass."""
         ...
 
     def differentiable(self, images: Tensor, rows: Tensor | None = None) -> Output:
-        """Return the output with its graph; a backward pass through it is counted when it is made."""
+        """Return the output with its graph; a backward pass through it is counted when it happens."""
         ...
 
     def report_failure(self, rows: Tensor, status: FailureReason) -> None:
-        """Say why there is no proposal for some samples, given their positions (m,) in the batch."""
+        """Report why there is no candidate for the samples at positions (m,) in the batch."""
         ...
 
     def log(self, name: str, values: Tensor) -> None:
-        """Keep a number of each sample (n,) beside its record: which donor it had, how exact an inverse was.
+        """Log one number per sample (n,), such as the donor's id or the error of an inverse.
 
-        Numbers, and truth values as 0 and 1, go to the cell's notes under their name.
+        The numbers, booleans as 0 and 1, are written to events.jsonl of the cell under their name.
         """
         ...
 
 
 @runtime_checkable
 class Attack(Protocol):
-    """An attack algorithm: its fields are its parameters, its card's parameters and its test id.
+    """An attack algorithm; the fields of the dataclass are its parameters.
 
-    ``norms`` are the budgets it can be asked for; ``kind`` tells the engine how to call it.
+    ``norms`` are the norms of the budgets that it supports; ``kind`` decides how the engine calls it.
     """
 
     @property
@@ -174,41 +177,41 @@ class Attack(Protocol):
     def norms(self) -> frozenset[str]: ...
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
-        """Return a proposal for each sample, (n, …), the clean image where there is none.
+        """Return a candidate for each sample, (n, …), the clean input where there is none.
 
         Args:
-            model: answers queries about the batch's samples.
+            model: the queried model.
             batch: n samples.
-            threat: the budget to stay in, the goal to reach, the access allowed.
-            rng: the samples' random numbers, to be drawn by (restart, step).
+            threat: budget, goal and access.
+            rng: the samples' random numbers, drawn by (restart, step).
         """
         ...
 
 
 @runtime_checkable
 class SupportsWarmStart(Protocol):
-    """An attack inside a budget that begins where the batch says, and can be run in brief: its sweeps go down."""
+    """A fixed-budget attack that starts at ``batch.start`` and has a short run, for sweeps with descending eps."""
 
     @property
     def short_run(self) -> Attack | None:
-        """The same search in a tenth of its steps, for samples that withstood all of it at a larger eps; None if there is none."""
+        """The same attack with a tenth of the steps, for samples that survived it at a larger eps; None if there is none."""
         ...
 
 
 @runtime_checkable
 class NeedsOODData(Protocol):
-    """An attack that shows inputs of another data set than the one that is evaluated; it is opened beforehand."""
+    """An attack that returns inputs of a second, out-of-distribution data set, opened before the attack runs."""
 
     @property
     def dataset(self) -> str:
-        """Name of the other data set; empty for the usual one."""
+        """Name of the out-of-distribution data set; empty for the default one."""
         ...
 
     def with_ood_data(self, ood: Dataset) -> Attack:
-        """Return the attack with the other data set at hand."""
+        """Return the attack with its out-of-distribution data set."""
         ...
 
 
 def short_run_of(attack: Attack) -> Attack | None:
-    """Return an attack's brief form; None if it has none."""
+    """Return an attack's short run; None if it has none."""
     return attack.short_run if isinstance(attack, SupportsWarmStart) else None

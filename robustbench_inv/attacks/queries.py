@@ -1,4 +1,4 @@
-"""The model as an attack queries it: passes counted, draws averaged, the nearest success kept."""
+"""The model as attacks query it: counts passes, addresses random draws, keeps the closest adversarial example."""
 
 from dataclasses import dataclass, field
 
@@ -17,17 +17,17 @@ __all__ = ["CountingModel"]
 
 @dataclass
 class CountingModel:
-    """Answers an attack's queries about one batch (implements ``attacks.protocol.Queries``).
+    """Evaluates an attack's queries of one batch (implements ``attacks.protocol.Queries``).
 
     Args:
-        classifier: the model that answers; under a transfer threat the substitute.
+        classifier: the queried model; the substitute in a transfer attack.
         batch: the n samples.
-        threat: what counts as a success while searching.
+        threat: its goal defines success during the search.
         rng: the samples' random numbers.
-        keep_best: keep the nearest success that any query showed (not for invariance goals, whose
-            output condition the clean image already meets, nor for successes on a substitute).
-        guide: another model, whose gradients are given for those of the one that answers.
-        deterministic: does the model give the same answer twice, apart from draws that it declares?
+        keep_best: keep the closest adversarial example of all queries. False for invariance goals, which the
+            clean input's output already meets, and for substitutes.
+        guide: another model, whose gradients replace those of the classifier.
+        deterministic: whether the model gives the same output twice, apart from declared latent draws.
     """
 
     classifier: Classifier
@@ -59,8 +59,8 @@ class CountingModel:
         return self.classifier.num_classes
 
     @property
-    def bounds(self) -> tuple[float, float]:
-        return self.classifier.bounds
+    def model(self) -> Classifier:
+        return self.classifier
 
     @property
     def dtype(self) -> torch.dtype:
@@ -68,36 +68,36 @@ class CountingModel:
 
     @property
     def success_is_final(self) -> bool:
-        """False for a stochastic model with fresh noise, one that answers otherwise each time, and for a substitute."""
+        """False for a stochastic model with fresh draws, a nondeterministic model, and a substitute."""
         return self.deterministic and not (
             has_fresh_draws(self.classifier) or self.threat.is_transfer
         )
 
     @property
-    def model(self) -> Classifier:
-        return self.classifier
+    def bounds(self) -> tuple[float, float]:
+        return self.classifier.bounds
 
     @property
     def forward_passes(self) -> Tensor:
-        """(n,) int64: inputs that the model was asked about, for each sample."""
+        """(n,) int64: forward passes of each sample."""
         return self._forward.ceil().long()
 
     @property
     def backward_passes(self) -> Tensor:
-        """(n,) int64: gradients taken, for each sample."""
+        """(n,) int64: backward passes of each sample."""
         return self._backward.ceil().long()
 
     @property
     def zero_gradient(self) -> Tensor:
-        """(n,): gradients were taken, and every one was zero or not finite."""
+        """(n,): whether gradients were computed and all of them were zero or not finite."""
         return (self._backward > 0) & ~self._useful
 
     def report_failure(self, rows: Tensor, status: FailureReason) -> None:
-        """Say why there is no proposal for some samples (positions in the batch)."""
+        """Report why there is no candidate for some samples (positions in the batch)."""
         self.failures.update(dict.fromkeys(rows.tolist(), status))
 
     def log(self, name: str, values: Tensor) -> None:
-        """Keep a number of each sample (n,) for the cell's notes."""
+        """Log one number per sample (n,), for events.jsonl."""
         self.logged[name] = values.detach()
 
     def __call__(self, images: Tensor, rows: Tensor | None = None) -> Output:
@@ -118,7 +118,7 @@ class CountingModel:
     def differentiable(self, images: Tensor, rows: Tensor | None = None) -> Output:
         output = self._query(images, rows)
         if images.requires_grad and not output.logits.requires_grad:
-            self._count_backward(torch.zeros_like(images), rows)  # no graph: a gradient of zero
+            self._count_backward(torch.zeros_like(images), rows)  # no graph: the gradient is zero
         elif images.requires_grad:
             images.register_hook(  # type: ignore[no-untyped-call]
                 lambda gradient: self._count_backward(gradient, rows)
@@ -134,7 +134,7 @@ class CountingModel:
             return self._output(images, self._anonymous(images), 0)
         if self._draws or self.guide is not None:
             output = self._output(images, self._latent.rows(rows), self._forward[rows].long())
-        else:  # spared what only draws need, which adds up to a percent of a small network's pass
+        else:  # the code for random draws takes one percent of a small network's pass
             output = self.classifier(images.clone())
         self._forward.index_add_(0, rows, torch.ones_like(rows, dtype=torch.float64))
         if self.keep_best:
@@ -142,7 +142,7 @@ class CountingModel:
         return output
 
     def _output(self, images: Tensor, rng: SampleRNG, step: int | Tensor) -> Output:
-        """Return the model's output; where a gradient is wanted and there is a guide, with the guide's graph."""
+        """Return the model's output, with the guide's graph if a gradient is needed and there is a guide."""
         if self.guide is None or not (images.requires_grad and torch.is_grad_enabled()):
             return query_model(self.classifier, images, rng, step)
         with torch.no_grad():
@@ -152,7 +152,7 @@ class CountingModel:
         )
 
     def _anonymous(self, images: Tensor) -> SampleRNG:
-        """Draws for images of which the attack does not say whose they are."""
+        """Return random numbers for images whose samples the attack does not declare."""
         ids = torch.arange(len(images), device=images.device)
         return SampleRNG(self.rng.seed, ids, f"{self.rng.stream}/anonymous")
 
@@ -168,7 +168,7 @@ class CountingModel:
         nearer = allowed & (distance < self._distance[rows])
         images, rows = images[nearer].to(self.best), rows[nearer]
         distance = distance[nearer].to(self._distance)
-        # an attack may ask about several images of one sample at once
+        # one query may hold several images of a sample
         least = self._distance.scatter_reduce(0, rows, distance, "amin")
         first = distance == least[rows]
         self.best[rows[first]] = images[first]
@@ -188,13 +188,13 @@ class CountingModel:
 
 
 def _has_gradient(gradient: Tensor) -> Tensor:
-    """Return (n,): is some element of a gradient (n, …) not zero, and every one finite?"""
+    """Return (n,): whether a gradient (n, …) is finite and not zero."""
     size = norm(gradient.detach(), "linf")
     return size.isfinite() & (size > 0)
 
 
 def _with_guide_gradients(output: Output, guide: Output) -> Output:
-    """Return what the model said, to the last bit, with the derivatives of what its guide says."""
+    """Return the model's output, bit for bit, with the gradients of the guide's output."""
     led = output.logits + (guide.logits - guide.logits.detach())
     if output.score is None or guide.score is None:
         return Output(led, output.score, output.accepted)

@@ -24,14 +24,14 @@ __all__ = [
 
 
 RELATIVE_SLACK = 1e-12
-"""How far below the classifier's bias, relatively, the decision is certain to be the inner sphere's."""
+"""Relative distance below the classifier's bias at which the prediction is the inner sphere for certain."""
 
 
 @runtime_checkable
 class NormThresholdModel(Protocol):
     """A classifier that compares the l2 norm of all but the last coordinates with a bias.
 
-    ``unused_dimensions`` is how many it does not see, ``radii`` are those of the inner and outer sphere.
+    ``unused_dimensions`` is the number of coordinates that it ignores; ``radii`` are those of the two spheres.
     """
 
     @property
@@ -46,12 +46,12 @@ class NormThresholdModel(Protocol):
 
 @dataclass(frozen=True)
 class SpheresPerturbation:
-    """Moves points of the outer sphere along it until their used coordinates are shorter than the bias.
+    """Moves points along the outer sphere until the norm of their used coordinates is below the bias.
 
     With u and v the norms of the used and the unused coordinates, b the bias and R2 the outer radius, the
-    used ones are scaled to b and the unused ones to √(R2² − b²), at a distance of
-    √((u − b)² + (√(R2² − b²) − v)²). Points on which this is not possible stay as they are: those
-    of the inner sphere, those with v = 0 or u < b, and all if no dimension is unused.
+    used ones are scaled to norm b and the unused ones to √(R2² − b²). The distance is
+    √((u − b)² + (√(R2² − b²) − v)²). Points where this is impossible do not change: those of the inner sphere, those
+    with v = 0 or u < b, and all points if no dimension is unused.
 
     References:
         Behrmann, thesis, section 6.2.1, analytic perturbation-based attack.
@@ -61,7 +61,7 @@ class SpheresPerturbation:
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
 
     def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:
-        """Refuse a model of which the closed form is not known."""
+        """Raise CapabilityMismatch for a model without a closed form."""
         spheres_model(model)
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
@@ -76,14 +76,14 @@ class SpheresPerturbation:
 
 
 def spheres_model(model: object) -> NormThresholdModel:
-    """Return the model if it can be attacked analytically.
+    """Return the model if it has a closed form.
 
     Raises:
-        CapabilityMismatch: if it does not say which dimensions it reads.
+        CapabilityMismatch: if it does not declare the dimensions that it uses.
     """
     if not isinstance(model, NormThresholdModel):
         raise CapabilityMismatch(
-            "an analytic attack on spheres needs a classifier that reads the norm of some dimensions",
+            "a closed-form attack on spheres needs a classifier of the norm of some dimensions",
             got=type(model).__name__,
             expected="unused_dimensions, bias and radii",
             remedy="use spheres-misaligned or spheres-max-margin",
@@ -99,23 +99,23 @@ def split_used(points: Tensor, unused_dimensions: int) -> tuple[Tensor, Tensor, 
 
 
 def on_sphere(points: Tensor, radius: float) -> Tensor:
-    """Return (n,): does the point lie on the sphere, up to rounding?"""
+    """Return (n,): whether the point lies on the sphere, up to rounding."""
     slack = 1e3 * torch.finfo(points.dtype).eps
     return (norm(points, "l2") - radius).abs() <= slack * radius
 
 
 def _relative_slack(dtype: torch.dtype) -> float:
-    """Float32 cannot tell the norm of many coordinates from the bias to within RELATIVE_SLACK."""
+    """Return the slack of a dtype: float32 does not resolve the norm of many coordinates to RELATIVE_SLACK."""
     return max(RELATIVE_SLACK, 100 * torch.finfo(dtype).eps if dtype != torch.float64 else 0.0)
 
 
 @dataclass(frozen=True)
 class SpheresInvariance:
-    """Moves points of the inner sphere to the outer one along the coordinates that the model does not see.
+    """Moves points of the inner sphere to the outer one along the coordinates that the model ignores.
 
     With u and v the norms of the used and the unused coordinates and R2 the outer radius, the unused ones are
-    scaled to √(R2² − u²), at a distance of √(R2² − u²) − v. Points on which this is not possible stay as they
-    are: those of the outer sphere, those with v = 0, and all if no dimension is unused.
+    scaled to norm √(R2² − u²). The distance is √(R2² − u²) − v. Points where this is impossible do not change: those
+    of the outer sphere, those with v = 0, and all points if no dimension is unused.
 
     References:
         Behrmann, thesis, section 6.2.1, analytic invariance-based attack.
@@ -125,7 +125,7 @@ class SpheresInvariance:
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
 
     def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:
-        """Refuse a model of which the closed form is not known."""
+        """Raise CapabilityMismatch for a model without a closed form."""
         spheres_model(model)
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:

@@ -1,4 +1,4 @@
-"""The SquareAttack attack: random squares, kept where they bring the margin nearer, by scores alone."""
+"""Square attack: a random search over square-shaped changes, from scores alone."""
 
 import math
 from dataclasses import dataclass
@@ -18,30 +18,30 @@ from robustbench_inv.threat.threat_model import ThreatModel
 __all__ = ["SquareAttack", "square_share", "two_bumps", "window"]
 
 SHARE_HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""Queries, of 10,000, after which the share of pixels that a square covers is halved."""
+"""Queries, out of 10,000, after which the share of pixels that a square covers is halved."""
 
 QUERIES_PER_DRAW = 64
-"""Queries whose random numbers are drawn at once: each draw takes half a millisecond, as a small network's answer does."""
+"""Queries whose random numbers are drawn at once; one draw takes half a millisecond, as long as a small network's pass."""
 
 TILES_PER_SIDE = 5
-"""Tiles along each side that the first perturbation in l1 and l2 is made of."""
+"""Tiles per side of the first perturbation in l1 and l2."""
 
 MIN_SIDE = 3
-"""Pixels of the smallest square in l1 and l2, whose pattern needs a middle."""
+"""Side of the smallest square in l1 and l2, in pixels; its pattern needs a centre."""
 
 
 @dataclass(frozen=True)
 class SquareAttack:
-    """SquareAttack attack in linf, l2 or l1: a random search that needs the scores and no gradient.
+    """Square attack in linf, l2 or l1: accepts a random change of a square window if it increases the goal's margin.
 
-    An input of two dimensions or one is an image of one channel, or of one row.
+    Inputs of two dimensions are images of one channel; those of one dimension have one row as well.
 
     Args:
-        queries: of each sample that does not fall, >= 1.
-        share: of the pixels that the first square covers, between 0 and 1.
+        queries: maximal number of queries per sample, >= 1.
+        share: share of the pixels that the first square covers, between 0 and 1.
 
     References:
-        Andriushchenko, Croce, Flammarion and Hein, SquareAttack Attack: a query-efficient black-box adversarial attack via
+        Andriushchenko, Croce, Flammarion and Hein, Square Attack: a query-efficient black-box adversarial attack via
         random search, ECCV 2020, algorithms 1 to 3; for l1 Croce and Hein, Mind the box, ICML 2021, appendix C.
     """
 
@@ -88,26 +88,26 @@ class SquareAttack:
 
 @dataclass(frozen=True)
 class _LinfProposals:
-    """Proposals in linf: every element at an end of its range, changed in one window at a time, channel by channel."""
+    """Proposals in linf: ±eps in one window, with one sign per channel."""
 
     def numbers(self, channels: int) -> int:
-        """Return how many random numbers a proposal takes."""
+        """Return the number of random numbers per proposal."""
         return 2 + channels
 
     def first(self, ball: Ball, rng: SampleRNG) -> Tensor:
-        """Return columns of one sign, (m, c, h, w)."""
+        """Return vertical stripes of ±eps, (m, c, h, w)."""
         c, _, w = ball.clean.shape[1:]
         return ball.clean + ball.eps * _signs(rng.uniform((c, 1, w))).to(ball.clean)
 
     def next(self, ball: Ball, known: Tensor, size: tuple[int, int], drawn: Tensor) -> Tensor:
-        """Return (m, c, h, w) the best known images, changed in a window."""
+        """Return (m, c, h, w) the best images so far, changed in a window."""
         end = ball.clean + ball.eps * _signs(drawn[:, 2:, None, None]).to(known)
         return torch.where(_window_mask(known, size, drawn), end, known)
 
 
 @dataclass(frozen=True)
 class _LpProposals:
-    """Proposals in l1 and l2: what one window's perturbation is long is given to another, in two bumps of unlike signs.
+    """Proposals in l1 and l2: moves the budget of one window to another, as two bumps of opposite signs.
 
     Args:
         order: of the norm, 1 or 2.
@@ -116,11 +116,11 @@ class _LpProposals:
     order: int
 
     def numbers(self, channels: int) -> int:
-        """Return how many random numbers a proposal takes."""
+        """Return the number of random numbers per proposal."""
         return 5 + channels
 
     def first(self, ball: Ball, rng: SampleRNG) -> Tensor:
-        """Return a grid of bumps, (m, c, h, w), eps away from the clean images."""
+        """Return a grid of bumps, (m, c, h, w), at distance eps from the clean images."""
         c, h, w = ball.clean.shape[1:]
         tile = max(h // TILES_PER_SIDE, 1), max(w // TILES_PER_SIDE, 1)
         down, across = h // tile[0], w // tile[1]
@@ -132,7 +132,7 @@ class _LpProposals:
         return ball.clean + grid * (ball.eps / self._length(grid.flatten(1)))[..., None, None]
 
     def next(self, ball: Ball, known: Tensor, size: tuple[int, int], drawn: Tensor) -> Tensor:
-        """Return (m, c, h, w) the best known images, with the length of two windows in the first of them."""
+        """Return (m, c, h, w) the best images so far, with the norm of two windows moved to the first of them."""
         c, height, width = known.shape[1:]
         sides = min(max(size[0], MIN_SIDE), height), min(max(size[1], MIN_SIDE), width)
         delta = (known - ball.clean).flatten(2)
@@ -159,11 +159,11 @@ class _LpProposals:
 
 
 def square_share(first: float, done: float) -> float:
-    """Return the share of the pixels that a square covers, halved nine times on the way.
+    """Return the share of the pixels that a square covers, which is halved nine times during an attack.
 
     Args:
-        first: share in the beginning.
-        done: share of the queries that are done, 0 to 1.
+        first: share at the start.
+        done: share of the queries that are used, 0 to 1.
 
     Example:
         >>> square_share(0.8, 0.0), square_share(0.8, 0.01)
@@ -173,7 +173,7 @@ def square_share(first: float, done: float) -> float:
 
 
 def window(share: float, shape: tuple[int, ...]) -> tuple[int, int]:
-    """Return height and width of a window that covers a share of an image (c, h, w): a square where one fits."""
+    """Return height and width of a window that covers a share of an image (c, h, w); a square where one fits."""
     _, h, w = shape
     side = max(round(math.sqrt(share * h * w)), 1)
     if side <= min(h, w):
@@ -185,9 +185,9 @@ def window(share: float, shape: tuple[int, ...]) -> tuple[int, int]:
 
 @lru_cache(maxsize=64)
 def two_bumps(height: int, width: int) -> Tensor:
-    """Return (height, width): a bump upward in the upper half and one downward in the lower, of length one in l2.
+    """Return (height, width): a positive bump in the upper half and a negative one in the lower half, of l2 norm one.
 
-    A bump is Σ 1/m² over m from 1 + the distance to its centre to the end.
+    A bump is Σ 1/m² over m from 1 + the distance to its centre to max(height, width) + 1.
 
     References:
         Andriushchenko et al., 2020, equation 2.
@@ -211,14 +211,14 @@ def _signs(uniform: Tensor) -> Tensor:
 
 
 def _corner(images: Tensor, size: tuple[int, int], drawn: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (m,) uppermost row and leftmost column of a window that lies wholly inside."""
+    """Return (m,) top row and left column of a window inside the image."""
     free = torch.tensor([images.shape[2] - size[0] + 1, images.shape[3] - size[1] + 1])
     top, left = (drawn[:, :2] * free.to(drawn)).long().unbind(1)
     return top, left
 
 
 def _window_mask(images: Tensor, size: tuple[int, int], drawn: Tensor) -> Tensor:
-    """Return (m, 1, h, w): is the pixel in a window?"""
+    """Return (m, 1, h, w): whether a pixel is in the window."""
     corner = _corner(images, size, drawn)
     lines = []
     for start, side, whole in zip(corner, size, images.shape[2:], strict=True):
@@ -228,7 +228,7 @@ def _window_mask(images: Tensor, size: tuple[int, int], drawn: Tensor) -> Tensor
 
 
 def _window_indices(images: Tensor, size: tuple[int, int], drawn: Tensor) -> Tensor:
-    """Return (m, c, pixels) the places of a window's pixels in each flattened channel."""
+    """Return (m, c, pixels) the indices of the window's pixels in each flattened channel."""
     top, left = _corner(images, size, drawn)
     down, across = (torch.arange(side, device=images.device) for side in size)
     rows, columns = top[:, None] + down, left[:, None] + across

@@ -101,7 +101,7 @@ def _check_squashed(model: str, scores: Tensor, labels: Tensor) -> Verdict:
 
 def _unusable(values: Tensor, images: Tensor) -> Tensor:
     """Return (n,): is the gradient of a sample's loss (n,) zero or not finite?"""
-    size = flatten(per_sample_gradient(values, images, again=True)).abs().amax(1)
+    size = flatten(per_sample_gradient(values, images, retain_graph=True)).abs().amax(1)
     return ~(size.isfinite() & (size > 0))
 
 

@@ -206,8 +206,8 @@ def _distinct_planes(planes: DecisionPlanes) -> list[DecisionPlane]:
 def _describe_plane(plane: DecisionPlane, name: str) -> str:
     inner, outer = (f"{100 * share:.1f} %" for share in plane.right[name])
     return (
-        f"{PLANE_TITLES.get(plane.name, plane.name).capitalize()}: the {name} classify correctly {inner} of the inner "
-        f"and {outer} of the outer circle."
+        f"{PLANE_TITLES.get(plane.name, plane.name).capitalize()}: the {name} classify {inner} of the inner "
+        f"and {outer} of the outer circle correctly."
     )
 
 

@@ -221,7 +221,7 @@ def _accuracy_curves(plot: FigureContext) -> Iterable[ReportFigure]:
 def _draw_worst_cases(
     axes: Axes, models: dict[str, list[FinishedCell]], plot: FigureContext
 ) -> None:
-    label_axes(axes, "Worst of all attacks")
+    label_axes(axes, "Worst case over attacks")
     for model, cells in models.items():
         found = worst_cases(cells)
         same = [worst for worst in found if worst.ids == found[0].ids]

@@ -1,4 +1,4 @@
-"""Goals: when an allowed input is a success for the attacker."""
+"""Goals: when an allowed input is a success of the attacker."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,20 +23,20 @@ __all__ = [
 ]
 
 UNKNOWN = -1
-"""The oracle's answer where it has none."""
+"""The oracle's label where it has none."""
 
 
 @dataclass(frozen=True)
 class GoalInputs:
-    """All that a goal may look at, for a batch of n samples.
+    """The inputs of a goal's evaluation, for a batch of n samples.
 
     Args:
         clean: (n, …) clean inputs.
-        adversarial: (n, …) proposed inputs.
+        adversarial: (n, …) candidates.
         labels: (n,) true classes of the clean inputs.
         before: the model's output for the clean inputs.
-        after: the model's output for the proposed ones.
-        oracle: (n,) true classes of the proposed inputs, −1 where unknown; None without an oracle.
+        after: the model's output for the candidates.
+        oracle: (n,) true classes of the candidates, −1 where unknown; None without an oracle.
     """
 
     clean: Tensor
@@ -49,10 +49,10 @@ class GoalInputs:
 
 @runtime_checkable
 class Goal(Protocol):
-    """What the attacker wants.
+    """The attacker's goal.
 
-    ``margin`` steers a search: (n,) positive only where the *output* is what the goal asks for.
-    ``reached`` is the verdict, which may also ask the oracle.
+    ``margin`` guides a search: (n,) positive only where the *output* meets the goal.
+    ``reached`` decides success, and may use the oracle's labels as well.
     """
 
     @property
@@ -65,7 +65,7 @@ class Goal(Protocol):
 
 @dataclass(frozen=True)
 class Misclassify:
-    """The decision differs from the label; with ``same_class`` the oracle must still say the label."""
+    """The prediction differs from the label; with ``same_class`` the oracle must still give the label."""
 
     same_class: bool = False
     name: str = "misclassify"
@@ -82,13 +82,13 @@ class Misclassify:
 
 @dataclass(frozen=True)
 class Target:
-    """The decision is a certain class, which is not the true one.
+    """The prediction is a target class, which is not the true class.
 
     Args:
-        label: the class, the same for all samples; None to count from the true class.
-        offset: by how much the class is above the true one, cyclically, >= 1: from 1 to C − 1 these are all others.
-        confidence: by how much the logit of the class must lead, >= 0.
-        accepted: must the model accept the input besides?
+        label: the target class of all samples; None if ``offset`` is given.
+        offset: the target is the true class plus this, modulo the number C of classes, >= 1; 1 to C − 1 give all others.
+        confidence: margin of the target's logit over all others, >= 0.
+        accepted: whether the model must accept the input as well.
     """
 
     label: int | None = None
@@ -110,11 +110,11 @@ class Target:
             raise BadParameter("unusable confidence", got=self.confidence, expected=">= 0")
 
     def classes(self, labels: Tensor, count: int) -> Tensor:
-        """Return the class that each sample is to reach, (n,).
+        """Return the target class of each sample, (n,).
 
         Args:
             labels: (n,) true classes.
-            count: C, how many classes there are.
+            count: C, the number of classes.
 
         Example:
             >>> Target(offset=2).classes(torch.tensor([0, 9]), 10).tolist()
@@ -137,7 +137,7 @@ class Target:
         return self.output_reaches(evidence.after, evidence.labels)
 
     def output_reaches(self, output: Output, labels: Tensor) -> Tensor:
-        """Return whether an answer is what is asked for, (n,)."""
+        """Return whether an output meets the goal, (n,)."""
         targets = self.classes(labels, output.logits.shape[1])
         lead = -margin(output.logits, targets)
         there = (output.decision == targets) & (targets != labels) & (lead >= self.confidence)
@@ -146,7 +146,7 @@ class Target:
 
 @dataclass(frozen=True)
 class MisclassifyAccepted:
-    """The decision is wrong **and** the model does not reject the input."""
+    """The prediction is wrong **and** the model accepts the input."""
 
     name: str = "misclassify-accepted"
 
@@ -160,7 +160,7 @@ class MisclassifyAccepted:
 
 @dataclass(frozen=True)
 class Accept:
-    """The model accepts the input, whatever it takes it for: what noise and other data must not reach."""
+    """The model accepts the input, whatever its prediction; noise and other data must not reach this goal."""
 
     name: str = "accept"
 
@@ -174,7 +174,7 @@ class Accept:
 
 @dataclass(frozen=True)
 class KeepDecision:
-    """The decision stays while the oracle's class changes (thesis, definition 6.3)."""
+    """The prediction stays while the oracle's class changes (Behrmann, thesis, definition 6.3)."""
 
     name: str = "keep-decision"
 

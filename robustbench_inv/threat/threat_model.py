@@ -29,34 +29,32 @@ __all__ = [
 Access = Literal["white-box", "score", "decision", "transfer"]
 
 SUBSTITUTE, GUIDE = "substitute", "guide"
-"""How a threat's text names a substitute: one that answers itself (transfer), or one whose gradients lead (score)."""
+"""Keys of a substitute in a threat's text: for a transfer attack, or for gradients of another model (access score)."""
 
 GOAL = "goal"
-"""How a threat's text says what the attacker wants, where that is not what the attack wants by itself."""
+"""Key of the goal in a threat's text, if it is not the attack's own."""
 
 ORACLE = "oracle"
-"""How a threat's text names who says what class a changed input has."""
+"""Key of the oracle in a threat's text."""
 
-GRAMMAR = (
-    f"linf=0.1:{SUBSTITUTE}=MODEL, or linf=0.1:{GUIDE}=MODEL to lead a search by its gradients"
-)
-"""What an error says of it."""
+GRAMMAR = f"linf=0.1:{SUBSTITUTE}=MODEL, or linf=0.1:{GUIDE}=MODEL to use its gradients"
+"""Examples for error messages."""
 
 
 @dataclass(frozen=True)
 class ThreatModel:
-    """What an attacker may show, wants and knows.
+    """The attacker's budget, goal and access to the model.
 
     Args:
-        budget: the inputs that may be shown; of a sweep, the largest.
-        goal: when an input is a success.
-        access: what the attacker sees of the model: all of it, its scores, its decisions, or nothing.
+        budget: the allowed inputs; the largest budget of a sweep.
+        goal: defines success.
+        access: to the whole model (white-box), its scores, its decisions, or none during the search (transfer).
         sweep: ascending eps of a sweep in the budget's norm; empty for a single budget.
-        substitute: reference of another model that the attacker has in full. With the access ``transfer`` it
-            answers everything while an attack searches, and the model itself only judges; with ``score`` the
-            model answers and the substitute's gradients lead.
-        oracle: who says what class a changed input has: a panel of the catalogue, or a CSV of human labels;
-            None for the data set itself where it can tell.
+        substitute: reference of another model that the attacker has in full. With access ``transfer`` the attack
+            queries only the substitute, and its results are tested on the model; with ``score`` the model's scores are
+            combined with the substitute's gradients.
+        oracle: source of the class of a changed input: a panel of the catalogue, or a CSV of human labels; None for the
+            data set itself, where it has labels for changed inputs.
     """
 
     budget: Budget
@@ -70,12 +68,10 @@ class ThreatModel:
         if list(self.sweep) != sorted(set(self.sweep)):
             raise BadParameter("unusable sweep", got=self.sweep, expected="ascending, distinct eps")
         if self.access == "transfer" and not self.substitute:
-            raise BadParameter(
-                "a transfer attack needs a substitute to search on", remedy=f"write {GRAMMAR}"
-            )
+            raise BadParameter("a transfer attack needs a substitute", remedy=f"write {GRAMMAR}")
         if self.substitute is not None and self.access not in ("transfer", "score"):
             raise BadParameter(
-                "a substitute is of no use here",
+                "a substitute cannot be used with this access",
                 got=f"access {self.access}",
                 expected="transfer or score",
                 remedy=f"write {GRAMMAR}",
@@ -83,24 +79,24 @@ class ThreatModel:
 
     @property
     def norm(self) -> str:
-        """The norm that distances are measured in."""
+        """The norm of distances."""
         return self.budget.norm
 
     @property
     def bounded(self) -> bool:
-        """False when every input is allowed."""
+        """Whether there is a budget: False if every input is allowed."""
         return not isinstance(self.budget, Unbounded)
 
     @property
     def epsilons(self) -> tuple[float, ...]:
-        """The ascending eps of the sweep, or the one of the ball; empty without a ball."""
+        """The ascending eps of the sweep, or the eps of the ball; empty without a ball."""
         if self.sweep:
             return self.sweep
         return (self.budget.eps,) if isinstance(self.budget, LpBall) else ()
 
     @property
     def text(self) -> str:
-        """Budget, goal, oracle and substitute as ``--threat`` takes them.
+        """Budget, goal, oracle and substitute in the syntax of ``--threat``.
 
         The goals that attacks have by default, misclassification and an unchanged prediction, are left out.
 
@@ -122,7 +118,7 @@ class ThreatModel:
 
     @property
     def is_transfer(self) -> bool:
-        """Does a search see the substitute alone?"""
+        """Whether the attack queries the substitute alone."""
         return self.access == "transfer"
 
     def at(self, eps: float) -> "ThreatModel":
@@ -163,7 +159,7 @@ def describe_threat(
 
 
 def digest_threat(description: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a described threat; text and names do not count."""
+    """Return the SHA-256 of a described threat, without its text and names."""
     parts = ("norm", "epsilons", "goal", "goal_parameters", "access", "budget")
     named = (key for key in ("substitute", "oracle") if description.get(key))
     return digest_value(

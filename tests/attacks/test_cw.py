@@ -35,7 +35,7 @@ def run(attack, model, images, labels, goal=None, rows=None):
 
 
 def test_it_keeps_to_the_rules():
-    check_attack(CarliniWagner(steps=40, searches=5, learning_rate=0.1, initial_constant=1.0))
+    check_attack(CarliniWagner(60, 6, learning_rate=0.02, initial_constant=1.0))
 
 
 @pytest.mark.parametrize(

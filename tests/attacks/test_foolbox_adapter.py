@@ -207,7 +207,9 @@ def test_a_targeted_goal_is_aimed_at(name, lab):
 
 def test_an_attack_that_cannot_aim_says_so(lab):
     attack = FoolboxAttack("VirtualAdversarialAttack")
-    with pytest.raises(CapabilityMismatch, match="foolbox:VirtualAdversarialAttack cannot aim"):
+    with pytest.raises(
+        CapabilityMismatch, match="foolbox:VirtualAdversarialAttack has no targeted mode"
+    ):
         lab.run(attack, threat=lab.threat_for(attack, goal=Target(2)))
 
 

@@ -17,6 +17,7 @@ from robustbench_inv.threat.budgets import LpBall, inside_box
 from robustbench_inv.threat.goals import Misclassify, Target
 from robustbench_inv.threat.threat_model import ThreatModel
 
+TUNED = PGD(40, 1, 1.0, decay=True, loss="scaled-ce")
 ATTACKS = [
     FGSM(),
     RandomPerturbation(draws=3),
@@ -69,11 +70,11 @@ def test_fills_the_protocol(attack):
     ("attack", "classes", "beyond"),
     [
         (FGSM(), 2, 1.001),
-        (PGD(), 2, 1.001),
+        (TUNED, 2, 1.001),
         (PGD(loss="margin", random_start=False), 2, 1.001),
-        # with more classes the steepest rise of a smooth loss leads between them
+        # with more classes the gradient of a smooth loss points between their boundaries
         (PGD(loss="margin"), 3, 1.1),
-        (PGD(), 10, 1.3),
+        (TUNED, 10, 1.3),
     ],
     ids=repr,
 )

@@ -180,7 +180,7 @@ def test_what_is_rejected_is_no_success(attack, name):
 
 @each_attack
 def test_other_goals_are_refused(attack, name):
-    with pytest.raises(CapabilityMismatch, match="another decision"):
+    with pytest.raises(CapabilityMismatch, match="changes the prediction"):
         run(attack, name, *linear_problem(2), KeepDecision())
 
 

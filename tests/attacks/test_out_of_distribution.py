@@ -133,8 +133,8 @@ def test_the_bytes_of_the_other_data_are_part_of_the_cell(data, careful, monkeyp
 @pytest.mark.parametrize(
     ("other", "says"),
     [
-        (greys("middle", OTHER[:5]), "each is shown once, got 5, expected >= 6"),
-        (greys("copy", OWN), "not out of its distribution"),
+        (greys("middle", OTHER[:5]), "each is used once, got 5, expected >= 6"),
+        (greys("copy", OWN), "not out of its own distribution"),
         (ArrayDataset(torch.zeros(6, 1, 3, 3), [0] * 6, "large"), "differ in the shape or range"),
     ],
 )
@@ -149,7 +149,7 @@ def test_what_cannot_be_shown_is_refused_before_anything_runs(
 
 def test_without_a_usual_data_set_it_is_refused(data, careful):
     own, _ = data
-    with pytest.raises(CapabilityMismatch, match="no usual one for own"):
+    with pytest.raises(CapabilityMismatch, match="no default one for own"):
         plan_jobs(jobs(careful, own, "out-of-distribution"))
 
 
@@ -169,4 +169,4 @@ def test_files_that_are_not_here_stop_a_plan_unless_the_run_is_optional(data, ca
     (job,) = jobs(careful, own, "noise-image")
     plan = plan_jobs([job, replace(job, attack=left, optional=True)])
     assert plan.jobs == (job,)
-    assert "left out: out-of-distribution:dataset=middle" in plan.warnings[0]
+    assert "skipped: out-of-distribution:dataset=middle" in plan.warnings[0]

@@ -81,7 +81,7 @@ def test_the_point_next_to_the_donor(module, nearest, dimension):
     assert meter.logged["changed_units"].tolist() == [0, 0]
     assert float(meter.logged["activation_error"].max()) < 1e-12
     way = 1 - (abs(0.9 - nearest[0]) + abs(0.8 - nearest[1])) / 1.2
-    assert float(meter.logged["way"][0]) == pytest.approx(way)
+    assert float(meter.logged["distance_share"][0]) == pytest.approx(way)
 
 
 def test_a_layer_that_determines_its_input_is_marked():
@@ -133,7 +133,7 @@ def test_random_networks_answer_alike(layer):
     ):
         assert torch.allclose(before.relu(), after.relu(), atol=1e-7)
     assert (measured["dimension"] >= 36 - 12).all()
-    assert (measured["way"] > 0.1).all()
+    assert (measured["distance_share"] > 0.1).all()
     assert ((shown >= 0) & (shown <= 1)).all()
     # what a sample is shown does not depend on its batch
     alone = batch_of(images, batch.labels)[torch.tensor([7])]
@@ -177,7 +177,7 @@ def test_a_convolution_is_a_layer_as_any():
     batch = batch_of(images, torch.tensor([0, 1, 0, 1]))
     shown, meter = run(ReluPreimage(), module, batch=batch)
     assert float(meter.logged["activation_error"].max()) < 1e-5
-    assert (meter.logged["way"] > 0.05).all()
+    assert (meter.logged["distance_share"] > 0.05).all()
     assert torch.allclose(module(shown), module(images), atol=1e-5)
 
 

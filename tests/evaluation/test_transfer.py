@@ -237,7 +237,8 @@ def test_a_guide_leads_where_the_model_gives_no_gradient(tmp_path, attack):
 
 
 def test_a_guided_search_stops_when_the_model_is_fooled(tmp_path):
-    found = records(make_job(PGD(steps=40), transfer("linf", 0.2, access="score")), tmp_path)
+    attack = PGD(40, 1, 1.0, decay=True, loss="scaled-ce")
+    found = records(make_job(attack, transfer("linf", 0.2, access="score")), tmp_path)
     assert max(r.forward_passes for r in found if r.goal_reached) < 20
 
 

@@ -69,7 +69,9 @@ class Reckless:
 
 
 @pytest.mark.parametrize(
-    "attack", [FGSM(), PGD(steps=10), PGD(steps=10, loss="ce+margin", restarts=2)], ids=repr
+    "attack",
+    [FGSM(), PGD(10, 1, 1.0, decay=True), PGD(10, 2, 1.0, decay=True, loss="ce+margin")],
+    ids=repr,
 )
 def test_native_attacks_pass(attack):
     check_attack(attack, min_success_rate=1.0)
@@ -93,7 +95,7 @@ class Forgetful(PGD):
 
 def test_a_brief_form_that_begins_elsewhere_is_caught():
     with pytest.raises(AssertionError, match="does not begin where the batch says, in brief"):
-        check_attack(Forgetful(steps=10), min_success_rate=1.0)
+        check_attack(Forgetful(10, 1, 1.0, decay=True), min_success_rate=1.0)
 
 
 def test_noise_keeps_the_rules_without_power():

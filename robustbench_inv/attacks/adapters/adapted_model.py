@@ -26,6 +26,7 @@ __all__ = [
     "InputScaling",
     "call_attack",
     "check_decision_goal",
+    "collect_candidates",
     "suppressed_output",
     "targeting_unsupported",
     "valid_proposals",
@@ -37,7 +38,7 @@ class InputScaling:
 
     Args:
         bounds: least and largest value of the model's inputs.
-        unit: map them to 0 and 1; otherwise nothing is mapped.
+        unit: map them to 0 and 1; otherwise do not map.
     """
 
     def __init__(self, bounds: tuple[float, float], *, unit: bool) -> None:
@@ -62,24 +63,24 @@ class InputScaling:
 
 
 class AdaptedModel(nn.Module):
-    """Answers another library's questions about some of a batch's samples.
+    """The model as a module of another library, for some of a batch's samples.
 
     Args:
-        queries: the model.
+        queries: the queried model.
         rows: (m,) positions of the samples in the batch.
-        scale: from the library's bounds to the model's.
+        scale: map between the library's bounds and the model's.
         like: an image, for device and dtype.
     """
 
     def __init__(self, queries: Queries, rows: Tensor, scale: InputScaling, like: Tensor) -> None:
         super().__init__()
-        # libraries ask the first parameter where the model is
+        # libraries take the device from the first parameter
         self.place = nn.Parameter(like.new_empty(0), requires_grad=False)
         self._queries, self._rows, self._scale = queries, rows, scale
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits (k, classes) of k images: of the samples in order if k = m, else of whichever."""
+        """Return the logits (k, classes) of k images, which belong to the m samples in order if k = m."""
         mapped = self._scale.to_model(images).to(self._queries.dtype)
         output = self._queries.differentiable(mapped, self._rows_of(len(images)))
         return output.logits.to(images.dtype)
@@ -92,7 +93,7 @@ class AdaptedModel(nn.Module):
 
 @dataclass(frozen=True)
 class AttackCall:
-    """The arguments of an attack's run, and the starting points (n, …) of those attacks that need them."""
+    """The arguments of an attack's run, and starting points (n, …) for attacks that need them."""
 
     model: Queries
     batch: Batch
@@ -106,13 +107,13 @@ class AttackCall:
         return scale.length(self.threat.budget.eps, self.threat.norm)
 
     def runner_up(self, rows: Tensor) -> Tensor:
-        """Return the class (m,) that some samples' clean images are most likely to be taken for."""
+        """Return the runner-up class (m,) of some samples' clean inputs."""
         logits = self.model(self.batch.images[rows], rows).logits
         return mask_true_class(logits, self.batch.labels[rows]).argmax(1)
 
 
 class GreyFromRGB(nn.Module):
-    """Shows a model of grey images the mean of three channels."""
+    """A model of grey images whose input is the mean of three channels."""
 
     def __init__(self, model: AdaptedModel) -> None:
         super().__init__()
@@ -128,14 +129,14 @@ class GreyFromRGB(nn.Module):
 def valid_proposals(
     proposals: Tensor, model: Queries, batch: Batch, threat: ThreatModel, *, bounded: bool
 ) -> Tensor:
-    """Return proposals as they can be shown: finite, inside the bounds, and inside a fixed budget.
+    """Return finite candidates inside the bounds and inside a fixed budget.
 
     Args:
-        proposals: (n, …).
-        model: told which samples have no finite proposal.
+        proposals: (n, …) candidates.
+        model: receives the samples without a finite candidate.
         batch: the n samples.
         threat: the budget.
-        bounded: does the attack search inside the budget? Some leave it by rounding, some by more.
+        bounded: whether the attack has a fixed budget; the candidates are then projected, since some exceed it.
     """
     finite = flatten(proposals).isfinite().all(1)
     model.report_failure((~finite).nonzero()[:, 0], "numerics")
@@ -146,14 +147,14 @@ def valid_proposals(
 
 
 def check_decision_goal(name: str, goal: Goal) -> None:
-    """Raise if a goal is not about the decision changing.
+    """Raise for a goal other than a misclassification or a target class.
 
     Raises:
-        CapabilityMismatch: naming the goal.
+        CapabilityMismatch: with the goal's name.
     """
     if not isinstance(goal, Misclassify | MisclassifyAccepted | Target):
         raise CapabilityMismatch(
-            f"{name} seeks another decision",
+            f"{name} changes the prediction",
             got=goal.name,
             expected="misclassify or target",
             remedy="use an invariance attack for this goal",
@@ -161,9 +162,9 @@ def check_decision_goal(name: str, goal: Goal) -> None:
 
 
 def targeting_unsupported(name: str) -> CapabilityMismatch:
-    """Return the error for an attack that is asked to reach a class and cannot."""
+    """Return the error for an attack without a targeted mode."""
     return CapabilityMismatch(
-        f"{name} cannot aim at a class",
+        f"{name} has no targeted mode",
         expected="the goal misclassify",
         remedy="use another attack for this goal",
     )
@@ -172,17 +173,17 @@ def targeting_unsupported(name: str) -> CapabilityMismatch:
 def call_attack(
     name: str, attack: Callable[[Tensor], Tensor], rows: Tensor, model: Queries, *, one_by_one: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Call a foreign attack on some samples; where it raises, call it on each of them by itself.
+    """Call an attack of another library on some samples; if it raises, call it on each of them separately.
 
     Args:
         name: of the attack, for messages.
-        attack: (m,) positions of samples → (m, …) proposals.
+        attack: (m,) positions of samples → (m, …) candidates.
         rows: positions of all samples to attack.
-        model: told which samples the attack raises on.
-        one_by_one: call it on each sample by itself to begin with.
+        model: receives the samples on which the attack raises.
+        one_by_one: call it on each sample separately from the start.
 
     Yields:
-        Positions and their proposals; none for a sample on which the attack raised.
+        Positions and their candidates; none for a sample on which the attack raised.
 
     Raises:
         AttackFailed: if it raised on every sample.
@@ -205,11 +206,27 @@ def call_attack(
         model.report_failure(torch.cat(failed), "crash")
 
 
+def collect_candidates(
+    name: str,
+    attack: Callable[[Tensor], Tensor],
+    rows: Tensor,
+    model: Queries,
+    batch: Batch,
+    *,
+    one_by_one: bool,
+) -> Tensor:
+    """Return the candidates of ``call_attack`` (n, …), the clean inputs where there are none."""
+    images = batch.images.clone()
+    for done, candidates in call_attack(name, attack, rows, model, one_by_one=one_by_one):
+        images[done] = candidates.to(images.dtype)
+    return images
+
+
 @contextlib.contextmanager
 def suppressed_output() -> Iterator[None]:
-    """Keep what other libraries print, warn and log off the screen."""
+    """Suppress what other libraries print, warn and log."""
     silent = logging.NullHandler()
-    # without a handler, logging.info would install one that stays for good
+    # without a handler, logging.info would install a permanent one
     logging.getLogger().addHandler(silent)
     try:
         with (

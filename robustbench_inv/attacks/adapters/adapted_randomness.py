@@ -17,16 +17,15 @@ __all__ = ["adapted_randomness", "adapted_seed"]
 
 @contextmanager
 def adapted_randomness(rng: SampleRNG, *, one_by_one: bool = False) -> Iterator[None]:
-    """Answer what code in the block draws from torch, NumPy and ``random`` with the samples' own numbers.
+    """Replace draws from torch, NumPy and ``random`` inside the block by per-sample random numbers.
 
-    A torch draw with one row for each sample is answered row by row from the samples' noise, the number of
-    the call as its step. All other draws are the same for every sample and come from generators seeded for
-    the block, so that they depend on the evaluation's seed alone. On leaving, the global generators are
-    what they were.
+    A torch draw with one row per sample gets the samples' own numbers, with the index of the call as their step. All
+    other draws come from generators that are seeded for the block, so that they depend on the evaluation's seed
+    alone. The global generators are restored afterwards.
 
     Args:
         rng: the n samples' random numbers.
-        one_by_one: the block works on a single sample: the other draws are the sample's own, too.
+        one_by_one: the block works on a single sample, which also seeds the other draws.
     """
     with (
         _seeded_generators(adapted_seed(rng, one_by_one=one_by_one)),
@@ -39,7 +38,7 @@ def adapted_seed(rng: SampleRNG, *, one_by_one: bool = False) -> int:
     """Return a seed below 2**31 for draws that are not addressed by sample.
 
     Args:
-        rng: the samples' random numbers; without ``one_by_one`` its seed counts, not its samples.
+        rng: the samples' random numbers; without ``one_by_one`` only its seed is used.
         one_by_one: return the seed of the only sample.
     """
     ids = rng.ids[:1] if one_by_one else torch.zeros_like(rng.ids[:1])
@@ -62,7 +61,7 @@ def _seeded_generators(seed: int) -> Iterator[None]:
 
 
 class _PerSampleDraws(TorchFunctionMode):
-    """Answers draws that have a row for each sample."""
+    """Replaces draws that have a row for each sample."""
 
     def __init__(self, rng: SampleRNG) -> None:
         super().__init__()
@@ -90,7 +89,7 @@ class _PerSampleDraws(TorchFunctionMode):
             return place.copy_(first + width * values)
 
     def _addressed(self, place: Tensor) -> bool:
-        """Has it a row for each sample? (d, 1) is how foolbox draws one direction for all of them."""
+        """Return whether a tensor has a row for each sample; (d, 1) is Foolbox's direction for all samples."""
         shape = place.shape
         column = len(shape) == 2 and shape[1] == 1
         return len(shape) >= 2 and shape[0] == len(self._noise.ids) and not column
@@ -136,5 +135,5 @@ _DRAWS: dict[Callable[..., Any], tuple[str, Callable[..., Tensor], Callable[...,
     Tensor.uniform_: ("uniform", _itself, _interval),
     Tensor.normal_: ("normal", _itself, _moments),
 }
-"""What attacks draw with: the distribution, the tensor that is filled, and its location and scale.
-Standard uniform numbers lie between 0 and 1, so that for them these are the two ends."""
+"""The functions that attacks draw with: distribution, filled tensor, and parameters (for a normal distribution mean and
+standard deviation, for a uniform one both ends)."""

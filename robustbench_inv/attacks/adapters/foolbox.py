@@ -14,8 +14,8 @@ from robustbench_inv.attacks.adapters.adapted_model import (
     AdaptedModel,
     AttackCall,
     InputScaling,
-    call_attack,
     check_decision_goal,
+    collect_candidates,
     suppressed_output,
     targeting_unsupported,
     valid_proposals,
@@ -34,14 +34,14 @@ __all__ = ["FoolboxAttack"]
 
 
 RESERVED = {
-    "distance": "distances are measured in the norm of --threat",
-    "init_attack": "every sample gets a starting point of its own",
-    "tensorboard": "the records say what happened",
+    "distance": "distances are in the norm of --threat",
+    "init_attack": "the adapter supplies a starting point for every sample",
+    "tensorboard": "see the records instead",
 }
-"""Parameters that the adapter gives itself."""
+"""Parameters that the adapter sets."""
 
 DEFAULTS: dict[str, dict[str, object]] = {"VirtualAdversarialAttack": {"steps": 10}}
-"""Values of the parameters for which Foolbox has none."""
+"""Values of required parameters without a default in Foolbox."""
 
 ONE_SAMPLE_AT_A_TIME = frozenset(
     {
@@ -55,30 +55,30 @@ ONE_SAMPLE_AT_A_TIME = frozenset(
         "SparseL1DescentAttack",  # takes a quantile over the whole batch
     }
 )
-"""Attacks in which samples influence each other: each sample is attacked by itself."""
+"""Attacks in which samples influence each other; each sample is attacked separately."""
 
 STOPS_EARLY = frozenset({"L2CarliniWagnerAttack", "EADAttack"})
-"""Attacks that, with ``abort_early``, end for the whole batch when its summed loss stagnates."""
+"""Attacks that, with ``abort_early``, stop the whole batch when its summed loss stagnates."""
 
 SINGLE_PRECISION = frozenset({"SpatialAttack"})
-"""Attacks that cannot compute in float64."""
+"""Attacks that do not support float64."""
 
 UNIT_BOX = frozenset({"HopSkipJumpAttack"})
 """Attacks that clip to [0, 1] whatever the bounds."""
 
 TARGETED_ONLY = frozenset({"GenAttack"})
-"""Attacks that must be given a class to reach: for any other goal, each sample's runner-up."""
+"""Attacks without an untargeted mode; for an untargeted goal the target is each sample's runner-up class."""
 
 OWN_START = frozenset({"L0FMNAttack", "L1FMNAttack", "L2FMNAttack", "LInfFMNAttack"})
-"""Attacks that take a starting point and do better without."""
+"""Attacks that accept a starting point but work better without."""
 
 
 @dataclass(frozen=True)
 class FoolboxAttack:
     """An attack of Foolbox 3.
 
-    An attack with a fixed budget gets eps from the threat. One that begins at an adversarial input gets one
-    for each sample; a sample without one is left out, and the others go on.
+    A fixed-budget attack gets eps from the threat. An attack that starts at an adversarial example gets one for each
+    sample; samples without one are reported and not attacked.
 
     Args:
         attack: its name in ``foolbox.attacks``.
@@ -86,7 +86,7 @@ class FoolboxAttack:
 
     Raises:
         UnknownName: if there is no such attack.
-        BadParameter: for a parameter that it does not have or cannot use.
+        BadParameter: for an unknown parameter or an unusable value.
 
     Example:
         >>> FoolboxAttack("LinfPGD", (("steps", 20),)).kind
@@ -112,14 +112,14 @@ class FoolboxAttack:
 
     @property
     def kind(self) -> Kind:
-        """``budget`` if the attack takes an eps, else ``minimal``."""
+        """``fixed-budget`` if the attack takes an eps, else ``minimum-norm``."""
         from foolbox.attacks.base import FixedEpsilonAttack
 
         return "fixed-budget" if issubclass(self._class, FixedEpsilonAttack) else "minimum-norm"
 
     @property
     def norms(self) -> frozenset[str]:
-        """The norm that the attack looks at, or those it can be told to; all if it looks at none."""
+        """The norm that the attack minimizes, or those that it can be set to; all norms if it minimizes none."""
         from foolbox.attacks.base import AttackWithDistance, FlexibleDistanceMinimizationAttack
 
         if "constraint" in self._accepts and "constraint" not in dict(self.parameters):
@@ -131,17 +131,15 @@ class FoolboxAttack:
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         check_decision_goal(self._title, threat.goal)
-        images, starts = batch.images.clone(), None
-        rows = torch.arange(len(batch), device=batch.labels.device)
+        starts, rows = None, torch.arange(len(batch), device=batch.labels.device)
         if self._needs_start:
             starts, found = find_starting_points(model, batch, threat.goal, rng)
             model.report_failure((~found).nonzero()[:, 0], "no_start")
             rows = rows[found]
         call = partial(self._call, AttackCall(model, batch, threat, rng, starts))
-        for done, proposals in call_attack(
-            self._title, call, rows, model, one_by_one=self._one_by_one
-        ):
-            images[done] = proposals.to(images.dtype)
+        images = collect_candidates(
+            self._title, call, rows, model, batch, one_by_one=self._one_by_one
+        )
         return valid_proposals(images, model, batch, threat, bounded=self.kind == "fixed-budget")
 
     @property
@@ -183,7 +181,7 @@ class FoolboxAttack:
             raise BadParameter(problem, got=dict(self.parameters)) from error
 
     def _call(self, task: AttackCall, rows: Tensor) -> Tensor:
-        """Return the proposals (m, …) for some samples."""
+        """Return the candidates (m, …) for some samples."""
         from foolbox.attacks.dataset_attack import DatasetAttack
         from foolbox.models.pytorch import PyTorchModel
 
@@ -208,7 +206,7 @@ class FoolboxAttack:
 
 
 def _criterion(task: AttackCall, rows: Tensor, *, targeted_only: bool) -> Any:  # noqa: ANN401
-    """Return what Foolbox calls a criterion: a class to leave or a class to reach."""
+    """Return the Foolbox criterion: misclassification, or misclassification as a target class."""
     from foolbox.criteria import Misclassification, TargetedMisclassification
 
     labels = task.batch.labels[rows]
@@ -232,7 +230,7 @@ def _explain_errors(title: str) -> Iterator[None]:
 
 @cache
 def _classes() -> dict[str, type[Any]]:
-    with suppressed_output():  # it warns when numba is not there to compile an attack
+    with suppressed_output():  # it warns if numba is not installed
         import foolbox
         from foolbox.attacks.base import Attack
 

@@ -13,8 +13,8 @@ from robustbench_inv.attacks.adapters.adapted_model import (
     AttackCall,
     GreyFromRGB,
     InputScaling,
-    call_attack,
     check_decision_goal,
+    collect_candidates,
     suppressed_output,
     targeting_unsupported,
     valid_proposals,
@@ -32,20 +32,20 @@ __all__ = ["TorchattacksAttack"]
 
 
 RESERVED = {
-    "model": "give it with --model",
-    "eps": "give it with --threat",
-    "max_epsilon": "give eps with --threat",
-    "norm": "give it with --threat",
-    "n_classes": "the model says how many there are",
-    "seed": "give it with --seed",
-    "verbose": "the records say what happened",
+    "model": "use --model",
+    "eps": "use --threat",
+    "max_epsilon": "use --threat for eps",
+    "norm": "use --threat",
+    "n_classes": "the model declares its number of classes",
+    "seed": "use --seed",
+    "verbose": "see the records instead",
 }
-"""Parameters that the adapter gives itself."""
+"""Parameters that the adapter sets."""
 
 UNUSABLE = {
-    "LGV": "it trains copies of the model on a training set: train them and name them instead"
+    "LGV": "it trains copies of the model on a training set; train them yourself and name them as substitutes"
 }
-"""Attacks that cannot run on a model and a batch alone, and what to do instead."""
+"""Attacks that need more than a model and a batch, and what to do instead."""
 
 MINIMUM_NORM: dict[str, frozenset[str]] = {
     "CW": frozenset({"l2"}),
@@ -59,16 +59,16 @@ MINIMUM_NORM: dict[str, frozenset[str]] = {
     "SparseFool": frozenset({"l0", "l1"}),
     "VANILA": frozenset(NORMS),
 }
-"""Attacks without eps and the norms that they look at: all for the two that look at none."""
+"""Attacks without eps and the norms that they minimize; all norms for the two that minimize none."""
 
 LIBRARY_NORMS = {"l2": "L2", "linf": "Linf"}
-"""How the library calls the norms of attacks that know several."""
+"""Names of the norms in the library, for attacks that support several."""
 
 ONE_SAMPLE_AT_A_TIME = frozenset(
     {
-        "APGDT",  # goes on with the samples that still stand, and draws for these together
+        "APGDT",  # continues with the surviving samples, and draws for them together
         "AutoAttack",
-        "CW",  # ends for the whole batch when its summed loss stagnates
+        "CW",  # stops the whole batch when its summed loss stagnates
         "EADEN",
         "EADL1",
         "FAB",
@@ -80,26 +80,26 @@ ONE_SAMPLE_AT_A_TIME = frozenset(
         "Square",
     }
 )
-"""Attacks in which samples influence each other: each sample is attacked by itself."""
+"""Attacks in which samples influence each other; each sample is attacked separately."""
 
 SINGLE_PRECISION = frozenset({"EADEN", "EADL1", "PIFGSM", "PIFGSMPP", "TIFGSM"})
-"""Attacks that cannot compute in float64."""
+"""Attacks that do not support float64."""
 
 THREE_CHANNELS = frozenset({"PIFGSM", "PIFGSMPP", "TIFGSM"})
-"""Attacks that smooth gradients of exactly three channels. A grey image is shown to them as three equal
-channels, of which the model sees the mean: all they do to one channel they do to the others."""
+"""Attacks that smooth gradients of exactly three channels. A grey image is passed to them as three equal channels, and
+the model gets their mean; these attacks change all channels alike."""
 
 TARGETED_ONLY = frozenset({"JSMA"})
-"""Attacks that must be given a class to reach: for any other goal, each sample's runner-up. The library
-would take the label plus one, modulo ten."""
+"""Attacks without an untargeted mode; for an untargeted goal the target is each sample's runner-up class. The library
+would use the label plus one, modulo ten."""
 
 
 @dataclass(frozen=True)
 class TorchattacksAttack:
     """An attack of torchattacks, run on inputs mapped to [0, 1].
 
-    Eps comes from the threat; a step size ``alpha`` that is not given keeps the ratio to eps that it has in
-    the library, whose default of 2/255 would never reach the end of a budget of 0.3.
+    Eps comes from the threat. A step size ``alpha`` that is not set keeps the library's ratio to eps, since its default
+    of 2/255 would never cross a budget of 0.3.
 
     Args:
         attack: its name in ``torchattacks``.
@@ -109,8 +109,8 @@ class TorchattacksAttack:
     Raises:
         MissingExtra: if torchattacks is not installed.
         UnknownName: if there is no such attack.
-        CapabilityMismatch: for one that needs more than a model and a batch.
-        BadParameter: for a parameter that it does not have or cannot use.
+        CapabilityMismatch: for an attack that needs more than a model and a batch.
+        BadParameter: for an unknown parameter or an unusable value.
 
     References:
         Kim, Torchattacks: a PyTorch repository for adversarial attacks, arXiv 2010.01950.
@@ -131,7 +131,7 @@ class TorchattacksAttack:
 
     @classmethod
     def names(cls) -> list[str]:
-        """Return the names of all attacks that can run.
+        """Return the names of all supported attacks.
 
         Raises:
             MissingExtra: if torchattacks is not installed.
@@ -140,29 +140,27 @@ class TorchattacksAttack:
 
     @property
     def kind(self) -> Kind:
-        """``budget`` if the attack takes an eps, else ``minimal``."""
+        """``fixed-budget`` if the attack takes an eps, else ``minimum-norm``."""
         return "minimum-norm" if self.attack in MINIMUM_NORM else "fixed-budget"
 
     @property
     def norms(self) -> frozenset[str]:
-        """The norms that the attack looks at; of a ``MultiAttack``, those of all its parts."""
+        """The norms that the attack supports; for a ``MultiAttack``, those that all its parts support."""
         if self.attack in MINIMUM_NORM:
             return MINIMUM_NORM[self.attack]
         if self.attack == "MultiAttack":
             return frozenset.intersection(*(part.norms for part in self._parts))
-        if "norm" in self._defaults:  # FAB knows l1, too, and raises when asked for it
+        if "norm" in self._defaults:  # FAB accepts l1 as well, and raises an error
             return frozenset({"l2", "linf"})
         return frozenset({"l2" if self.attack.endswith("L2") else "linf"})
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         check_decision_goal(self._title, threat.goal)
-        images = batch.images.clone()
         rows = torch.arange(len(batch), device=batch.labels.device)
         call = partial(self._call, AttackCall(model, batch, threat, rng))
-        for done, proposals in call_attack(
-            self._title, call, rows, model, one_by_one=self._one_by_one
-        ):
-            images[done] = proposals.to(images.dtype)
+        images = collect_candidates(
+            self._title, call, rows, model, batch, one_by_one=self._one_by_one
+        )
         return valid_proposals(images, model, batch, threat, bounded=self.kind == "fixed-budget")
 
     @property
@@ -194,12 +192,12 @@ class TorchattacksAttack:
             raise BadParameter(
                 f"{self._title}: attacks does not fit",
                 got=dict(self.parameters).get("attacks"),
-                expected="two or more names of attacks with a budget, such as FGSM+PGD",
+                expected="two or more names of fixed-budget attacks, such as FGSM+PGD",
             )
         return parts
 
     def _call(self, task: AttackCall, rows: Tensor) -> Tensor:
-        """Return the proposals (m, …) for some samples."""
+        """Return the candidates (m, …) for some samples."""
         scale, rng = InputScaling(task.model.bounds, unit=True), task.rng.rows(rows)
         clean = self._prepared(scale.to_library(task.batch.images[rows]))
         grey = clean.shape[1:] != task.batch.images.shape[1:]
@@ -216,7 +214,7 @@ class TorchattacksAttack:
         return scale.to_model(found.mean(1, keepdim=True) if grey else found)
 
     def _prepared(self, images: Tensor) -> Tensor:
-        """Return images in the dtype and with the channels that the attack can work with."""
+        """Return images in the dtype and with the channels that the attack supports."""
         if self.attack in SINGLE_PRECISION:
             images = images.float()
         if self.attack not in THREE_CHANNELS:
@@ -229,7 +227,7 @@ class TorchattacksAttack:
         return images.expand(-1, 3, -1, -1).contiguous()
 
     def _own_arguments(self, task: AttackCall, scale: InputScaling) -> dict[str, Any]:
-        """Return what the constructor is to get from model and threat."""
+        """Return the constructor's arguments from model and threat."""
         given: dict[str, Any] = {"n_classes": task.model.num_classes}
         if self.kind == "fixed-budget":
             eps = task.eps(scale)
@@ -252,7 +250,7 @@ class TorchattacksAttack:
             raise BadParameter(problem, got=dict(self.parameters)) from error
 
     def _targets(self, task: AttackCall, rows: Tensor, *, can: bool) -> Tensor | None:
-        """Return the classes (m,) that the attack is to reach, None if it is to leave the labels."""
+        """Return the target classes (m,), None for an untargeted attack."""
         goal = task.threat.goal
         if not isinstance(goal, Target) and self.attack not in TARGETED_ONLY:
             return None
@@ -282,5 +280,5 @@ def _classes() -> dict[str, type[Any]]:
 
 
 def _placeholder() -> torch.nn.Module:
-    """Return what an attack can be constructed with to see whether it accepts its parameters."""
+    """Return a dummy model for constructing an attack to check its parameters."""
     return torch.nn.ParameterList([torch.zeros(1)])

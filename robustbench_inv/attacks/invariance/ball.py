@@ -1,4 +1,4 @@
-"""Norm-bounded invariance attack on any classifier: move towards an aligned image of another class while the prediction stays."""
+"""Norm-bounded invariance attack on any classifier: move toward an aligned image of another class while the prediction stays."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,7 +10,6 @@ from torch import Tensor
 from robustbench_inv.attacks.invariance.donors import required_pool
 from robustbench_inv.attacks.parameters import check_least
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
-from robustbench_inv.errors import BadParameter
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import flatten, norm, where_rows
 from robustbench_inv.threat.budgets import LpBall, project_perturbations
@@ -20,21 +19,21 @@ __all__ = ["Alignment", "InvarianceBall"]
 
 
 ALIGNED_AT_ONCE = 8
-"""Samples that are aligned at once: 30 MB of turned images at the defaults."""
+"""Samples that are aligned at once; 30 MB of rotated images with the default parameters."""
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """The small changes of a donor that leave its class alone, and how many donors are tried.
+    """Rotations and shifts of donors, which do not change their class.
 
-    All shifts of a sample's donors are compared by one matrix product: a shifted donor's product with an image
-    is the donor's with the image shifted back, and its length follows from sums over windows of its squares.
+    All shifts of a sample's donors are compared by one matrix product: the product of a shifted donor with an image
+    equals that of the donor with the image shifted back. Norms follow from sums of squares over windows.
 
     Args:
-        shift: most pixels in each direction, >= 0.
-        angle: most degrees to either side, >= 0.
-        angles: how many angles from −angle to angle, >= 1; an odd number holds 0.
-        neighbours: donors of each other class, the nearest as they are, >= 1.
+        shift: maximal shift in pixels in each direction, >= 0.
+        angle: maximal rotation in degrees to either side, >= 0.
+        angles: number of angles from −angle to angle, >= 1; an odd number includes 0.
+        neighbours: number of donors of each other class, the closest before alignment, >= 1.
 
     References:
         Tramèr et al., Fundamental tradeoffs between invariance and sensitivity to adversarial perturbations, ICML
@@ -47,25 +46,18 @@ class Alignment:
     neighbours: int = 10
 
     def __post_init__(self) -> None:
-        least = {"shift": 0, "angle": 0, "angles": 1, "neighbours": 1}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise BadParameter(
-                    f"unusable {name} of an alignment",
-                    got=getattr(self, name),
-                    expected=f">= {bound}",
-                )
+        check_least(self, shift=0, angle=0, angles=1, neighbours=1)
 
     def targets(self, batch: Batch, low: float) -> tuple[Tensor, Tensor]:
-        """Return of each other class the nearest aligned donor, and how far it is in l2.
+        """Return the closest aligned donor of each other class, and its l2 distance.
 
         Args:
-            batch: n samples with their pool; of inputs that are no images (c, h, w) nothing is turned or shifted.
-            low: what is shifted in: the least value of an element.
+            batch: n samples with their pool; inputs that are not images (c, h, w) are neither rotated nor shifted.
+            low: smallest value of an element, which fills the borders of shifted images.
 
         Returns:
-            (n, classes, …) targets and (n, classes) distances, infinite where there is none: for the class of the
-            sample itself, and classes that the pool does not have.
+            (n, classes, …) targets and (n, classes) distances, infinite for the sample's own class and for classes
+            that are not in the pool.
         """
         donors = _as_images(required_pool(batch).images) - low
         spatial = batch.images.ndim == 4
@@ -82,7 +74,7 @@ class Alignment:
         return (found + low).reshape(*far.shape, *batch.images.shape[1:]), far
 
     def _nearest(self, batch: Batch) -> Tensor:
-        """Return (n, classes, neighbours) positions in the pool, −1 where there is no further donor."""
+        """Return (n, classes, neighbours) positions of the closest donors in the pool, −1 where there are fewer."""
         pool = required_pool(batch)
         far = torch.cdist(flatten(batch.images), flatten(pool.images))
         far = far.masked_fill(pool.labels == batch.labels[:, None], float("inf"))
@@ -92,7 +84,7 @@ class Alignment:
         return few.indices.where(few.values.isfinite(), -1)
 
     def _turned(self, donors: Tensor) -> Tensor:
-        """Return (m, angles, c, h, w): every donor turned about its centre."""
+        """Return (m, angles, c, h, w): every donor rotated about its centre."""
         angle = torch.linspace(-self.angle, self.angle, self.angles)
         radians = (angle if self.angles > 1 else 0 * angle).to(donors) * (torch.pi / 180)
         cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
@@ -105,14 +97,14 @@ class Alignment:
 
 
 def _as_images(images: Tensor) -> Tensor:
-    """Return (n, c, h, w); what is no image becomes one row."""
+    """Return (n, c, h, w); inputs that are not images become one row."""
     return images if images.ndim == 4 else flatten(images)[:, None, None]
 
 
 def _align(
     images: Tensor, turned: Tensor, nearest: Tensor, max_shift: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the nearest turned and shifted donor of each class, (b, classes, c, h, w), and its distance."""
+    """Return the closest rotated and shifted donor of each class, (b, classes, c, h, w), and its distance."""
     b, classes, k = nearest.shape
     donors = turned[nearest.clamp_min(0)].flatten(2, 3)
     squares = _squared_distances(images, donors.flatten(1, 2), max_shift).reshape(b, classes, k, -1)
@@ -125,23 +117,23 @@ def _align(
 
 
 def _squared_distances(images: Tensor, donors: Tensor, max_shift: int) -> Tensor:
-    """Return (b, donors, shifts): squared l2 distances of images from their donors, each shifted everywhere."""
+    """Return (b, donors, shifts): squared l2 distances between images and their donors under all shifts."""
     back = _windows(images, max_shift).flatten(1, 2).flatten(2)
-    seen = _windows(torch.ones_like(images[:1]), max_shift).flatten(1, 2).flatten(2)[0]
+    inside = _windows(torch.ones_like(images[:1]), max_shift).flatten(1, 2).flatten(2)[0]
     flat = donors.flatten(2)
-    products, lengths = flat @ back.transpose(1, 2), flat.square() @ seen.T
+    products, lengths = flat @ back.transpose(1, 2), flat.square() @ inside.T
     return flatten(images).square().sum(1)[:, None, None] + lengths - 2 * products
 
 
 def _shifted(images: Tensor, shift: Tensor, max_shift: int) -> Tensor:
-    """Return each image shifted by its own of the (2 reach + 1)² shifts, numbered row by row from (−reach, −reach)."""
+    """Return each image under its shift, a number from 0 to (2 s + 1)² − 1, row by row from (−s, −s), s = max_shift."""
     last, side = 2 * max_shift, 2 * max_shift + 1
     rows = torch.arange(len(images), device=images.device)
     return _windows(images, max_shift)[rows, last - shift // side, last - shift % side]
 
 
 def _windows(images: Tensor, max_shift: int) -> Tensor:
-    """Return (n, side, side, c, h, w): window (u, v) of an image is the image shifted by (reach − u, reach − v)."""
+    """Return (n, side, side, c, h, w): window (u, v) is the image shifted by (max_shift − u, max_shift − v)."""
     h, w = images.shape[2:]
     windows: Tensor = F.pad(images, [max_shift] * 4).unfold(2, h, 1).unfold(3, w, 1)
     return windows.permute(0, 2, 3, 1, 4, 5)
@@ -149,24 +141,25 @@ def _windows(images: Tensor, max_shift: int) -> Tensor:
 
 @dataclass(frozen=True)
 class InvarianceBall:
-    """Moves x towards an aligned image of another class as far as the budget lets it and the decision stays.
+    """Moves x toward an aligned image of another class, as far as the budget allows and the prediction stays.
 
-    The targets are the nearest aligned images of the other classes, those first that the budget lets x come nearest
-    to. The first that x can be moved towards all the way without another decision is taken. If there is none, x is
-    moved towards the first target along the projections onto growing balls, as far as the decision stays by
-    bisection. Without a budget x becomes the target itself. Whether the class has changed is for an oracle to say.
+    The targets are the closest aligned images of the other classes, those first that the budget brings x closest to. The
+    first target toward which x can move to the end of the budget with its prediction is used. If there is none, a
+    bisection moves x toward the first target, along the projections onto growing balls, as far as the prediction
+    stays. Without a budget x becomes the target itself. The oracle decides whether the class changed.
 
     Args:
-        shift: most pixels by which a donor is shifted in each direction, >= 0.
-        angle: most degrees by which it is turned, >= 0.
-        angles: how many angles are tried, >= 1.
-        neighbours: donors of each other class that are aligned, >= 1.
-        targets: classes that are tried, >= 1.
+        shift: maximal shift of a donor in pixels in each direction, >= 0.
+        angle: maximal rotation of a donor in degrees, >= 0.
+        angles: number of rotation angles, >= 1.
+        neighbours: number of donors of each other class that are aligned, >= 1.
+        targets: number of target classes tried, >= 1.
         halvings: steps of the bisection, >= 0.
 
     References:
         Tramèr, Behrmann, Carlini, Papernot and Jacobsen, Fundamental tradeoffs between invariance and sensitivity
-        to adversarial perturbations, ICML 2020, section 4. There no model is asked; keeping a decision is ours.
+        to adversarial perturbations, ICML 2020, section 4. Their attack queries no model; keeping the prediction is
+        our addition.
     """
 
     shift: int = 3
@@ -181,7 +174,7 @@ class InvarianceBall:
 
     def __post_init__(self) -> None:
         check_least(self, targets=1, halvings=0)
-        self._alignment  # noqa: B018 - refuses what it cannot use
+        self._alignment  # noqa: B018 - checks its parameters
 
     @torch.no_grad()
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
@@ -206,13 +199,13 @@ class InvarianceBall:
     def _ranked(
         self, batch: Batch, threat: ThreatModel, low: float
     ) -> tuple[list["_Path"], Tensor]:
-        """Return paths to the targets, the one that ends nearest to its target first, and (n,): is there one?"""
+        """Return paths to the targets, ordered by their final distance to the target, and (n,) whether there is one."""
         aligned, far = self._alignment.targets(batch, low)
         n, classes = far.shape
         everyone = torch.arange(n, device=far.device)
         ends = [_Path(batch.images, aligned[:, k], threat).at(1.0) for k in range(classes)]
         left = [norm(end - aligned[:, k], "l2") for k, end in enumerate(ends)]
-        # of the targets that the budget reaches, the nearest comes first
+        # among targets inside the budget the closest comes first
         order = torch.stack(left, 1) + 1e-3 * far
         found = order.topk(min(self.targets, classes), largest=False)
         count = max(1, int(found.values.isfinite().any(0).sum()))
@@ -221,7 +214,7 @@ class InvarianceBall:
         return paths, far.isfinite().any(1)
 
     def _furthest(self, model: Queries, path: "_Path", decisions: Tensor, rows: Tensor) -> Tensor:
-        """Return the last point on each path, up to the bisection's width, with the decision of its beginning."""
+        """Return the last point on each path with the initial prediction, up to the bisection's resolution."""
         shown, kept_share = path.clean, torch.zeros_like(norm(path.clean, "l2"))
         for halving in range(self.halvings if len(rows) else 0):
             share = kept_share + 0.5 ** (halving + 1)
@@ -233,12 +226,12 @@ class InvarianceBall:
 
 @dataclass(frozen=True)
 class _Path:
-    """From inputs towards targets, along their projections onto growing balls.
+    """Paths from inputs to the projections of targets, along projections onto growing balls.
 
     Args:
-        clean: (n, …) where it begins.
-        targets: (n, …) where it would end without a budget.
-        threat: its budget is where it ends.
+        clean: (n, …) the starts.
+        targets: (n, …) the ends without a budget.
+        threat: its budget bounds the paths.
     """
 
     clean: Tensor
@@ -249,7 +242,7 @@ class _Path:
         return _Path(self.clean[rows], self.targets[rows], self.threat)
 
     def at(self, share: Tensor | float) -> Tensor:
-        """Return the inputs (n, …) at a share of the whole way, one or (n,) numbers from 0 to 1."""
+        """Return the points (n, …) at a share of the path, one number or (n,) numbers from 0 to 1."""
         delta, budget = self.targets - self.clean, self.threat.budget
         whole = norm(delta, self.threat.norm)
         if isinstance(budget, LpBall):

@@ -1,4 +1,4 @@
-"""Collisions: another input, moved as little as the model can be fooled by, takes the decision on the first."""
+"""Collisions: an input of another class, perturbed slightly until it gets the prediction of a given input."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -19,18 +19,17 @@ __all__ = ["Collision"]
 
 @dataclass(frozen=True)
 class Collision:
-    """Moves a donor inside a small linf ball around it until the model decides as on x: a metamer that is searched for.
+    """Perturbs a donor inside a small linf ball until the model predicts the class of x: a metamer found by search.
 
-    The invariance attack of a model that has no inverse, or whose inverse only leads to harmless metamers: what a
-    code calls a nuisance is one choice among many, the set of inputs with the decision of x is not. It is a targeted
-    perturbation of the donor, seen from x; whether the class is still the donor's is for an oracle to say.
-    A sample whose donor does not take the decision is shown its donor as far as it came.
+    It needs no inverse. It also covers invertible models whose metamers are harmless: which part of a code is a
+    nuisance is a choice, the set of inputs with the prediction of x is not. It is a targeted attack on the
+    donor; the oracle decides whether the class is still the donor's. If the prediction is not reached, the
+    last iterate is returned.
 
     Args:
-        donor: ``other-class`` (random among the other classes), ``random`` (any other sample) or ``nearest`` (in
-            pixels, of another class).
-        radius: of the ball around the donor, as a share of the width of the model's bounds, > 0.
-        steps: gradient steps, >= 1, the first as long as the radius, the others linearly shorter.
+        donor: rule for donors, one of ``donors.RULES``.
+        radius: of the ball around the donor, relative to the width of the model's bounds, > 0.
+        steps: gradient steps, >= 1; the first is as long as the radius, the others are linearly shorter.
 
     References:
         Sabour, Cao, Faghri and Fleet, Adversarial manipulation of deep representations, ICLR 2016; Jacobsen et al.,
@@ -56,7 +55,7 @@ class Collision:
         return where_rows(found, images, batch.images)
 
     def _ascend(self, model: Queries, ball: Ball, decisions: Tensor, rows: Tensor) -> Tensor:
-        """Return the donors (n, …), moved until the model decides ``decisions`` (n,) or the steps are used up."""
+        """Return the donors (n, …), perturbed until the model predicts ``decisions`` (n,) or the steps are used up."""
         images = ball.clean.clone()
         for step in range(self.steps):
             if not len(rows):
@@ -74,5 +73,5 @@ class Collision:
 
 
 def _toward_decisions(decisions: Tensor) -> Loss:
-    """Return a loss (m,) that is positive where the decision is the wanted one (m,)."""
+    """Return a loss that is positive where the prediction equals ``decisions`` (m,)."""
     return lambda output, _labels: -margin(output.logits, decisions)

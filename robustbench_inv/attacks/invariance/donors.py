@@ -1,4 +1,4 @@
-"""Chooses for each sample another one of the pool: a donor of nuisances, or of another class's looks."""
+"""Donors: for each sample another input of the pool, whose nuisances or appearance an invariance attack uses."""
 
 import torch
 from torch import Tensor
@@ -11,19 +11,19 @@ from robustbench_inv.tensors import flatten
 __all__ = ["RULES", "assign_donors", "check_rule", "choose_donors", "required_pool"]
 
 RULES = ("other-class", "random", "nearest")
-"""``other-class``: any sample of another class. ``random``: any other sample. ``nearest``: of another class, in
-pixels."""
+"""``other-class``: a random sample of another class. ``random``: a random other sample. ``nearest``: the sample of another
+class that is closest in l2."""
 
 
 def check_rule(rule: str) -> None:
-    """Raise BadParameter for a rule that there is none of."""
+    """Raise BadParameter for an unknown rule."""
     if rule not in RULES:
         known = "one of " + ", ".join(RULES)
         raise BadParameter("unknown rule for donors", got=rule, expected=known)
 
 
 def choose_donors(batch: Batch, rule: str, rng: SampleRNG) -> tuple[Tensor, Tensor]:
-    """Return for each sample the position (n,) of its donor in the pool, and (n,): is there one?
+    """Return the position of each sample's donor in the pool (n,), and (n,) whether there is one.
 
     A sample is never its own donor, and its draw depends on no other sample.
 
@@ -43,12 +43,12 @@ def choose_donors(batch: Batch, rule: str, rng: SampleRNG) -> tuple[Tensor, Tens
 
 
 def assign_donors(model: Queries, batch: Batch, rule: str, rng: SampleRNG) -> tuple[Tensor, Tensor]:
-    """Return each sample's donor (n, …), and (n,): is there one?
+    """Return each sample's donor (n, …), and (n,) whether there is one.
 
-    Whose images they are is kept beside the records, and a sample without donor is marked.
+    It logs the donors' ids and labels, and reports samples without a donor.
 
     Args:
-        model: takes the notes.
+        model: receives the logged values.
         batch: n samples with their pool.
         rule: one of ``RULES``.
         rng: the samples' random numbers.
@@ -65,7 +65,7 @@ def required_pool(batch: Batch) -> InputPool:
     """Return a batch's pool.
 
     Raises:
-        CapabilityMismatch: if the attack is run without one.
+        CapabilityMismatch: if the batch has no pool.
     """
     if batch.pool is None:
         raise CapabilityMismatch("the attack needs other inputs", expected="a batch with a pool")
@@ -78,7 +78,7 @@ def _nearest_donors(batch: Batch, pool: InputPool, allowed: Tensor) -> Tensor:
 
 
 def _random_donors(allowed: Tensor, rng: SampleRNG) -> Tensor:
-    """Return for each row the position of a true element, each as likely as the others."""
+    """Return the position of a true element of each row, drawn uniformly."""
     uniform = rng.named(f"{rng.stream}/donor").uniform((), dtype=torch.float64)
     number = (uniform * allowed.sum(1)).long()
     return (allowed.cumsum(1) == number[:, None] + 1).int().argmax(1)

@@ -1,4 +1,4 @@
-"""Metameric sampling: the logits of an input joined with the nuisances of another one, and decoded."""
+"""Metameric sampling: the logits of an input joined with the nuisances of another input, and decoded."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from robustbench_inv.threat.threat_model import ThreatModel
 __all__ = ["FINISHES", "STAGES", "Metamer"]
 
 STAGES = ("raw", "clip", "round")
-"""What becomes of a metamer: as decoded, clipped to the model's bounds, and rounded to 256 grey levels."""
+"""Stages of a metamer: as decoded, clipped to the model's bounds, and rounded to 256 grey levels."""
 
 COLUMNS = {"raw": "raw", "clip": "clipped", "round": "rounded"}
-"""How measured values call the stages."""
+"""Names of the stages in logged values."""
 
 FINISHES = STAGES[1:]
-"""The stages that can be shown: a raw metamer may lie outside the bounds, where no input can be."""
+"""The stages that an attack can return; a raw metamer may lie outside the bounds."""
 
 
 @runtime_checkable
@@ -36,23 +36,22 @@ class _InvertibleWithSplitCode(Invertible, SplitsCode, Protocol):
 
 @dataclass(frozen=True)
 class Metamer:
-    """x_met = F⁻¹(z_s of x, (1 − mix) z_n of x + mix z_n of a donor), clipped and rounded; no optimisation.
+    """x_met = F⁻¹(z_s of x, (1 − mix) z_n of x + mix z_n of a donor), clipped and rounded; no optimization.
 
-    For an exact inverse the raw metamer has the logits of x. It may lie outside the bounds, and clipping may cost it
-    its logits; ``projections`` then clip it and put the logits of x back in turn, which leads to where the box and
-    the inputs with these logits meet, if they do. How many decisions and logits survive each of the
-    stages is measured for each sample (``raw_same_prediction``, ``raw_logit_distance``, ``clipped_…``, ``rounded_…``: is it the
-    decision on x?, |difference of the logits|_∞), and so is how exact the inverse is (check C32):
-    ``reconstruction_error`` is |F⁻¹(F(x)) − x|_∞, ``reencoding_error`` is |semantic part of F(raw) − z_s|_∞. ``donor`` and
-    ``donor_label`` say whose nuisances they are. Encoding and decoding are not counted as passes, the three
-    questions to the model are.
+    With an exact inverse the raw metamer has the logits of x. It may lie outside the bounds, and clipping may change its
+    logits. ``projections`` alternates clipping and decoding with the logits of x, which converges to an input in the
+    box with these logits, if there is one.
+
+    Logged for each sample and stage (``raw``, ``clipped``, ``rounded``): ``…_same_prediction``, whether it has the
+    prediction of x, and ``…_logit_distance``, the largest change of a logit. Also ``reconstruction_error``,
+    |F⁻¹(F(x)) − x|_∞, ``reencoding_error``, |semantic part of F(raw) − z_s|_∞ (check C32), ``donor`` and
+    ``donor_label``. Encoding and decoding are not counted as passes; the three queries of the stages are.
 
     Args:
-        donor: ``other-class`` (random among the other classes), ``random`` (any other sample) or ``nearest`` (in
-            pixels, of another class).
-        mix: how much of the donor's nuisances, above 0, at most 1.
-        projections: how often the metamer is clipped and decoded with the logits of x again, >= 0; the paper's is 0.
-        finish: the stage that is shown and judged: ``round`` (an image with 256 grey levels) or ``clip``.
+        donor: rule for donors, one of ``donors.RULES``.
+        mix: share of the donor's nuisances, above 0, at most 1.
+        projections: number of times that the metamer is clipped and decoded with the logits of x, >= 0; 0 in the paper.
+        finish: the returned stage: ``round`` (256 grey levels) or ``clip``.
 
     References:
         Jacobsen et al., Excessive invariance causes adversarial vulnerability, ICLR 2019, section 2.2 and figure 6;
@@ -78,7 +77,7 @@ class Metamer:
             )
 
     def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:
-        """Refuse a model that is no bijection with a semantic part."""
+        """Raise CapabilityMismatch for a model that is no bijection with a split code."""
         _require_bijective(model)
 
     @torch.no_grad()
@@ -93,7 +92,7 @@ class Metamer:
     def _sample(
         self, model: Queries, network: _InvertibleWithSplitCode, images: Tensor, donors: Tensor
     ) -> Tensor:
-        """Return raw metamers, and measure how exact the inverse is."""
+        """Return raw metamers, and log the error of the inverse."""
         code = network.encode(images)
         semantic, nuisance = network.split(code)
         foreign = network.split(network.encode(donors))[1]
@@ -128,10 +127,10 @@ def _log_stages(model: Queries, images: Tensor, stages: dict[str, Tensor]) -> No
 
 
 def _require_bijective(model: object) -> _InvertibleWithSplitCode:
-    """Return a model of which it is known that it is a bijection with a semantic part.
+    """Return a model that is a bijection with a semantic and a nuisance part.
 
     Raises:
-        CapabilityMismatch: if it is not.
+        CapabilityMismatch: if it is no such model.
     """
     if not isinstance(model, _InvertibleWithSplitCode):
         raise CapabilityMismatch(

@@ -26,20 +26,22 @@ __all__ = ["AffinePiece", "ReluPreimage", "pieces_at", "relu_inputs"]
 
 
 RELU_FUNCTIONS = frozenset({torch.relu, torch.relu_, functional.relu, Tensor.relu, Tensor.relu_})
-"""The functions that compute one, as modules and functions call them."""
+"""The functions that compute a ReLU."""
 
 MAX_DERIVATIVES = 512
-"""Derivatives that are taken at once."""
+"""Number of derivatives computed at once."""
 
 
 @dataclass(frozen=True)
 class AffinePiece:
-    """What a ReLU is given, as an affine function of the flattened input that holds where no earlier unit changes sides.
+    """The pre-activations of a ReLU layer as an affine function of the flattened input.
+
+    It is exact while no unit of an earlier layer changes sign.
 
     Args:
         jacobian: (units, d).
         offsets: (units,).
-        inputs: (units,) its value at the input that the piece belongs to.
+        inputs: (units,) pre-activations at the input that the piece belongs to.
     """
 
     jacobian: np.ndarray
@@ -48,26 +50,26 @@ class AffinePiece:
 
     @property
     def active(self) -> np.ndarray:
-        """(units,): does the ReLU let the unit through?"""
+        """(units,): whether the unit's pre-activation is positive."""
         return self.inputs > 0
 
 
 def relu_inputs(model: Callable[[Tensor], object], images: Tensor, count: int) -> list[Tensor]:
-    """Return what the first ReLUs are given, (n, units) each, in the order in which the model computes them.
+    """Return the pre-activations of the first ReLUs, (n, units) each, in the order of their computation.
 
     Args:
         model: is called once.
         images: (n, …).
-        count: how many; fewer are returned if the model has no more.
+        count: number of ReLUs; fewer are returned if the model has fewer.
     """
-    heard = _ReLURecorder(count)
-    with heard:
+    recorder = _ReLURecorder(count)
+    with recorder:
         model(images)
-    return heard.inputs
+    return recorder.inputs
 
 
 def pieces_at(model: Callable[[Tensor], object], image: Tensor, count: int) -> list[AffinePiece]:
-    """Return the affine pieces of the first ReLUs' inputs around one input (1, …)."""
+    """Return the affine pieces of the first ReLUs at one input (1, …)."""
     with torch.enable_grad():
         image = image.detach().requires_grad_(True)
         given = relu_inputs(model, image, count)
@@ -93,7 +95,7 @@ def _affine_piece(inputs: Tensor, image: Tensor) -> AffinePiece:
 
 
 class _ReLURecorder(TorchFunctionMode):
-    """Keeps what the first ReLUs are given while it is on."""
+    """Records the inputs of the first ReLUs while it is active."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -110,12 +112,12 @@ class _ReLURecorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in RELU_FUNCTIONS and len(self.inputs) < self.count:
             given = args[0] if args else kwargs["input"]
-            self.inputs.append(given.clone().flatten(1))  # it may be written into
+            self.inputs.append(given.clone().flatten(1))  # an in-place ReLU overwrites its input
         return func(*args, **kwargs)
 
 
 ZERO_TOLERANCE = 1e-5
-"""A unit so near 0, relative to its layer's largest or to 1, counts as on neither side."""
+"""Pre-activations below this, relative to the layer's largest or to 1, count as zero."""
 
 EIGENVALUE_TOLERANCE = 1e-10
 """Eigenvalues of AᵀA below this share of the largest count as 0."""
@@ -123,23 +125,23 @@ EIGENVALUE_TOLERANCE = 1e-10
 
 @dataclass(frozen=True)
 class ReluPreimage:
-    """Moves x towards an input of another class as near as the preimage of a hidden layer lets it.
+    """Moves x toward an input of another class as far as the activations of a hidden layer stay the same.
 
-    A unit that the ReLU lets through keeps its value, one that it stops stays at 0 or below; units of earlier layers
-    keep their sides. Together with the box, and an linf ball where one is given, that is a polytope, and its point next
-    to the donor in l1 is a linear program. Whatever the layers above do, their answer is that to x, unless something
-    leads past the layer. In l1 and l2 the way to that point, which lies in the polytope, is cut at eps. Where the layer
-    determines the input there is no other point, and the sample is marked; so is one that the solver fails on.
+    Active units keep their value, inactive units stay at or below 0, and units of earlier layers keep their sign. With
+    the box, and an linf ball if the threat has one, these constraints define a polytope. Its point closest to the donor
+    in l1 is the solution of a linear program. The layers above see the same activations, so the prediction stays,
+    unless a connection skips the layer. In l1 and l2 the path to that point, which lies in the polytope, ends at eps.
+    Samples whose input the layer determines, and samples on which the solver fails, are reported as failures.
 
-    Kept of each sample (check C33): ``dimension`` of the space that the layer does not see, before inequalities;
-    ``solver`` is HiGHS's status, 0 for an optimum; ``activation`` is |h(x') − h(x)|_∞ of the layer, relative to its largest or
-    to 1; ``pattern`` counts the units that changed sides; ``way`` is the share of the l1 distance to the donor that x moved.
-    Passes that look into the model are not counted.
+    Logged for each sample (check C33): ``dimension`` of the null space of the active units; ``solver_status``, HiGHS's status,
+    0 for an optimum; ``activation_error``, |h(x') − h(x)|_∞ of the layer, relative to its largest activation or to 1; ``changed_units``,
+    the number of units that changed sign; ``distance_share``, the share of the l1 distance to the donor that x moved.
+    Passes that record activations are not counted.
 
     Args:
-        layer: which ReLU, from 1, in the order in which the model computes them. What comes before must be affine
-            between ReLUs (no pooling by maxima), or activations change.
-        donor: ``other-class`` (random among the other classes), ``random`` or ``nearest`` (in pixels, of another class).
+        layer: number of the ReLU, from 1, in the order of their computation. The layers before it must be affine
+            between ReLUs (no max pooling), or activations change.
+        donor: rule for donors, one of ``donors.RULES``.
 
     References:
         Behrmann, Dittmer, Fernsel and Maass, Analysis of invariance and robustness via invertibility of ReLU-networks,
@@ -158,14 +160,14 @@ class ReluPreimage:
 
     @torch.no_grad()
     def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:
-        """Refuse a model that has fewer ReLUs."""
+        """Raise CapabilityMismatch for a model with fewer ReLUs."""
         classifier = cast("Classifier", model)
         image = data.batch([0])[0].to(device_of(classifier), classifier.dtype)
         found = len(relu_inputs(classifier, image, self.layer))
         if found < self.layer:
             raise CapabilityMismatch(
-                f"there is no ReLU number {self.layer}",
-                got=f"a model that computes {found}",
+                f"the model has no ReLU number {self.layer}",
+                got=f"{found} ReLUs",
                 expected="torch.relu, or a module or function that calls it",
             )
 
@@ -213,13 +215,13 @@ class ReluPreimage:
         model.log("activation_error", moved)
         model.log("changed_units", changed)
         whole, left = norm(donors - images, "l1"), norm(donors - shown, "l1")
-        model.log("way", 1 - left / whole.clamp_min(torch.finfo(whole.dtype).tiny))
+        model.log("distance_share", 1 - left / whole.clamp_min(torch.finfo(whole.dtype).tiny))
 
 
 def _element_limits(
     images: Tensor, threat: ThreatModel, bounds: tuple[float, float]
 ) -> tuple[Tensor, Tensor]:
-    """Return the least and largest value that each element may have, (n, …) each."""
+    """Return the smallest and largest allowed value of each element, (n, …) each."""
     eps = torch.inf
     if isinstance(threat.budget, LpBall) and threat.norm == "linf":
         eps = threat.budget.eps
@@ -227,7 +229,7 @@ def _element_limits(
 
 
 def _shorten_to_budget(images: Tensor, shown: Tensor, threat: ThreatModel) -> Tensor:
-    """Return the last inputs (n, …) inside the budget on the straight ways from images to what is shown."""
+    """Return the last points (n, …) inside the budget on the lines from ``images`` to ``shown``."""
     if not isinstance(threat.budget, LpBall) or threat.norm == "linf":
         return shown
     length = norm(shown - images, threat.norm)
@@ -236,7 +238,7 @@ def _shorten_to_budget(images: Tensor, shown: Tensor, threat: ThreatModel) -> Te
 
 
 def _nullspace_dimension(piece: AffinePiece) -> int:
-    """Return the dimension of the space that the units that are let through do not see."""
+    """Return the dimension of the null space of the active units."""
     seen = piece.jacobian[piece.active]
     found = np.linalg.eigvalsh(seen.T @ seen)
     return int((found <= EIGENVALUE_TOLERANCE * found.max(initial=0)).sum())
@@ -245,9 +247,9 @@ def _nullspace_dimension(piece: AffinePiece) -> int:
 def _nearest_in_polytope(
     pieces: list[AffinePiece], target: np.ndarray, low: np.ndarray, high: np.ndarray
 ) -> tuple[np.ndarray | None, int]:
-    """Return the point (d,) of the polytope that is next to the target in l1, if one is found, and the solver's status.
+    """Return the point (d,) of the polytope closest to the target in l1, or None, and the solver's status.
 
-    With t the target moved into the limits, x' = t + p − q with p, q >= 0 of the least sum.
+    With the target t clipped to the limits, x' = t + p − q minimizes Σ(p + q) over p, q >= 0.
     """
     start = np.clip(target, low, high)
     last, kept = pieces[-1], pieces[-1].active
