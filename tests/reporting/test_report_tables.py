@@ -174,9 +174,9 @@ def test_a_model_that_refuses_everything_looks_bad(writer, record):
     ]
     table, score = build_tables("rejection", cells_of(writer.cell(records).finish()))
     assert score.name.startswith("detection")
-    assert shown(table, 0, "Detected of wrong").startswith("100.0")
+    assert shown(table, 0, "Rejected errors").startswith("100.0")
     assert shown(table, 0, "Accuracy").startswith("0.0")
-    assert shown(table, 0, "Rejected clean").startswith("100.0")
+    assert shown(table, 0, "False rejection").startswith("100.0")
     assert shown(table, 0, "Clean accuracy").startswith("0.0")
     assert shown(table, 0, "Accuracy on accepted") == "—"
 
