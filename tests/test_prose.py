@@ -27,16 +27,13 @@ PENDING = frozenset(
         "catalogue",
         "checks",
         "cli",
-        "data",
         "evaluation",
-        "models",
         "package",
         "reporting",
         "reports",
         "results",
         "testing",
         "threat",
-        "training",
     }
 )
 """Parts of the repository whose prose is still to be rewritten; they are reported and do not fail."""
