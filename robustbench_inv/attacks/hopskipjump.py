@@ -142,9 +142,9 @@ class _Search:
             if not len(left):
                 break
             stride = broadcast(lengths[left], ahead) * directions[left]
-            shown = (self.images[rows[left]] + stride).clamp(*self.bounds)
-            hit = self.decisions.reached(shown, rows[left])
-            ahead[left[hit]] = shown[hit]
+            candidates = (self.images[rows[left]] + stride).clamp(*self.bounds)
+            hit = self.decisions.reached(candidates, rows[left])
+            ahead[left[hit]] = candidates[hit]
             left, lengths = left[~hit], lengths / 2
         return ahead
 

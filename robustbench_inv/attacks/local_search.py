@@ -134,8 +134,8 @@ class _Search:
         hits = scores.clone()
         for places in torch.split((pixels >= 0).nonzero(), MAX_IMAGES_PER_QUERY):
             sample, column = places.T
-            shown = self.changed(images[sample], pixels[sample, column][:, None])
-            output = self.model(shown, rows[sample])
+            probed = self.changed(images[sample], pixels[sample, column][:, None])
+            output = self.model(probed, rows[sample])
             labels = self.batch.labels[rows[sample]]
             scores[sample, column] = self.loss(output, labels).double()
             goal = self.closest.threat.goal

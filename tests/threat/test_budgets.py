@@ -38,7 +38,7 @@ def test_projection_is_inside_and_nearest(name, delta, eps):
 
 @settings(deadline=None)
 @given(st.sampled_from(sorted(DUAL)), values, st.floats(0.1, 12))
-def test_projection_leaves_the_inside_alone(name, delta, eps):
+def test_projection_does_not_change_inputs_inside(name, delta, eps):
     delta = torch.tensor([delta], dtype=torch.float64)
     inside = CLEAN + delta * (0.99 * eps / norm(delta, name).clamp_min(eps))
     assert torch.allclose(LpBall(name, eps).project(CLEAN, inside), inside, rtol=0, atol=1e-15)

@@ -181,16 +181,16 @@ class InvarianceBall:
         paths, possible = self._ranked(batch, threat, model.bounds[0])
         model.report_failure((~possible).nonzero()[:, 0], "no_start")
         decisions = model(batch.images).decision
-        shown, rows = batch.images.clone(), possible.nonzero()[:, 0]
+        results, rows = batch.images.clone(), possible.nonzero()[:, 0]
         for path in paths:
             if not len(rows):
                 break
             end = path[rows].at(1.0)
             kept = model(end, rows).decision == decisions[rows]
-            shown[rows[kept]] = end[kept]
+            results[rows[kept]] = end[kept]
             rows = rows[~kept]
-        shown[rows] = self._furthest(model, paths[0][rows], decisions[rows], rows)
-        return shown.clamp(*model.bounds)
+        results[rows] = self._furthest(model, paths[0][rows], decisions[rows], rows)
+        return results.clamp(*model.bounds)
 
     @property
     def _alignment(self) -> Alignment:
@@ -215,13 +215,13 @@ class InvarianceBall:
 
     def _furthest(self, model: Queries, path: "_Path", decisions: Tensor, rows: Tensor) -> Tensor:
         """Return the last point on each path with the initial prediction, up to the bisection's resolution."""
-        shown, kept_share = path.clean, torch.zeros_like(norm(path.clean, "l2"))
+        results, kept_share = path.clean, torch.zeros_like(norm(path.clean, "l2"))
         for halving in range(self.halvings if len(rows) else 0):
             share = kept_share + 0.5 ** (halving + 1)
             moved = path.at(share)
             kept = model(moved, rows).decision == decisions
-            shown, kept_share = where_rows(kept, moved, shown), share.where(kept, kept_share)
-        return shown
+            results, kept_share = where_rows(kept, moved, results), share.where(kept, kept_share)
+        return results
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def short(name):
     return FoolboxAttack(name, tuple(SHORT.get(name, {"steps": 10} if takes else {}).items()))
 
 
-def test_all_names_are_known():
+def test_all_names_are_listed():
     names = FoolboxAttack.names()
     assert len(names) >= 69  # of Foolbox 3.3.4, aliases included
     assert {"LinfPGD", "PGD", "L2CarliniWagnerAttack", "BoundaryAttack", "SpatialAttack"} <= set(
@@ -91,7 +91,7 @@ def test_a_sample_fares_the_same_in_every_batch(name, lab):
         assert (parts - whole[:count]).abs().max() <= 1e-6
 
 
-def test_the_dataset_attack_shows_other_images_of_the_batch(lab):
+def test_the_dataset_attack_returns_other_images_of_the_batch(lab):
     attack = FoolboxAttack("DatasetAttack")
     ran = lab.run(attack)
     assert ran.broken.any()
@@ -184,7 +184,7 @@ def test_a_parameter_that_does_not_fit_is_explained_at_once(name, parameters, me
 @pytest.mark.parametrize(
     ("name", "near"), [("linfpgd", "LinfPGD"), ("L2DeepFool", "L2DeepFoolAttack")]
 )
-def test_an_unknown_name_brings_the_nearest(name, near):
+def test_an_unknown_name_suggests_the_closest(name, near):
     with pytest.raises(UnknownName, match=near):
         FoolboxAttack(name)
 
@@ -244,7 +244,7 @@ class Island:
 
 
 @pytest.mark.parametrize("name", ["BoundaryAttack", "HopSkipJumpAttack", "PointwiseAttack"])
-def test_a_sample_without_a_starting_point_leaves_the_others_alone(name, lab):
+def test_a_sample_without_a_starting_point_does_not_affect_others(name, lab):
     shifts = torch.tensor([-0.2, 0.0, 0.1, 0.01], dtype=torch.float64).reshape(4, 1, 1, 1)
     images = Island.middle + shifts
     ran = lab.run(short(name), (Island(), images, torch.tensor([0, 1, 0, 1])))
@@ -286,7 +286,7 @@ def test_an_exception_for_every_sample_is_one_line(lab):
     assert str(caught.value) == "foolbox:LinfPGD raised ZeroDivisionError: no luck"
 
 
-def test_nothing_is_printed_and_nothing_stays_behind(lab, capsys):
+def test_nothing_is_printed_and_no_handler_remains(lab, capsys):
     handlers, state = list(logging.getLogger().handlers), torch.get_rng_state()
     lab.run(short("LinearSearchBlendedUniformNoiseAttack"))
     lab.run(short("L2DeepFoolAttack"))

@@ -71,7 +71,7 @@ def test_success_curve_equals_the_closed_form(tmp_path, kind, target):
 
 
 @pytest.mark.parametrize("attack", ["spheres-perturbation", "spheres-invariance"])
-def test_the_max_margin_classifier_withstands_both(tmp_path, attack):
+def test_the_max_margin_classifier_survives_both(tmp_path, attack):
     records = run(tmp_path, attack, "spheres:d=30,n=3,size=40", model="spheres-max-margin")
     assert not any(record.goal_reached for record in records.values())
 
