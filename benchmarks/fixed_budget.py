@@ -1,4 +1,4 @@
-"""Times our PGD against that of Foolbox, torchattacks and adversarial-library: same model, samples, eps and steps.
+"""Compares pgd-tuned with PGD of Foolbox, torchattacks and adversarial-library: same model, samples, eps and steps.
 
 All run in one process on one thread, in turn; times are medians of processor time.
 """
@@ -32,12 +32,12 @@ CONTESTS = {
     "mnist-cnn-at": (0.02, 0.3),
     "mnist-c-dv": (0.002, 0.02, 0.1),
 }
-"""From budgets at which no digit falls to those at which all do; a model that is not there is left out."""
+"""Eps from those that break no digit to those that break all; models that are not installed are skipped."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What all contestants are given."""
+    """The input of all libraries: model, samples and eps."""
 
     classifier: Classifier
     network: nn.Module
@@ -45,7 +45,7 @@ class Problem:
     eps: float
 
     def accuracy(self, shown: Tensor) -> float:
-        """Return the share of samples that no allowed input breaks."""
+        """Return the robust accuracy, counting only allowed inputs."""
         budget, clean = LpBall("linf", self.eps), self.batch.images
         allowed = budget.contains(clean, shown) & inside_box(shown, self.classifier.bounds)
         with torch.no_grad():
@@ -54,13 +54,13 @@ class Problem:
 
 
 class Passes:
-    """Counts the inputs that go through a network, forward and backward, and through copies of it."""
+    """Counts forward and backward passes of a network and its copies."""
 
     def __init__(self, network: nn.Module) -> None:
         self.kind, self.forward, self.backward = type(network), 0, 0
 
     def count(self, contestant: Callable[[], Tensor]) -> Tensor:
-        """Return what a contestant shows."""
+        """Return a library's candidates."""
         handle = nn.modules.module.register_module_forward_hook(self._watch)
         try:
             return contestant()
@@ -94,7 +94,7 @@ def fixed_budget_section() -> str:
 
 
 def ours(problem: Problem) -> Tensor:
-    """Return our proposals as the engine makes them: clean answers, search on the prepared copy, verdicts."""
+    """Return our candidates as the engine computes them: clean predictions, search on the prepared copy, verdicts."""
     classifier, batch = problem.classifier, problem.batch
     rng, threat = SampleRNG(0, batch.ids), ThreatModel(LpBall("linf", problem.eps))
     searched = prepare(classifier, batch.images[:16], fold=True)
@@ -108,7 +108,7 @@ def ours(problem: Problem) -> Tensor:
 
 
 def foolbox(problem: Problem) -> Tensor:
-    """Return the proposals of Foolbox's LinfPGD with its own default step, 1/30 of eps."""
+    """Return the candidates of Foolbox's LinfPGD with its default step, 1/30 of eps."""
     import foolbox as fb
     from foolbox.models.pytorch import PyTorchModel
 
@@ -119,7 +119,7 @@ def foolbox(problem: Problem) -> Tensor:
 
 
 def torchattacks(problem: Problem) -> Tensor:
-    """Return the proposals of torchattacks' PGD with the step that Foolbox takes."""
+    """Return the candidates of torchattacks' PGD with Foolbox's step."""
     import torchattacks as ta
 
     attack = ta.PGD(problem.network, eps=problem.eps, alpha=problem.eps / 30, steps=STEPS)
@@ -128,7 +128,7 @@ def torchattacks(problem: Problem) -> Tensor:
 
 
 def adversarial(problem: Problem) -> Tensor:
-    """Return the proposals of adversarial-library's PGD with its own default step, 1/30 of eps."""
+    """Return the candidates of adversarial-library's PGD with its default step, 1/30 of eps."""
     library, batch = adversarial_library(), problem.batch
     assert library is not None
     shown: Tensor = library.pgd_linf(
@@ -138,7 +138,7 @@ def adversarial(problem: Problem) -> Tensor:
 
 
 def _rows(model: str, eps: float) -> list[str]:
-    """Return one table row for each contestant."""
+    """Return one table row for each library."""
     problem = _problem(model, eps)
     contestants: dict[str, Contestant] = {
         "ours": ours,
@@ -165,7 +165,7 @@ def _problem(model: str, eps: float) -> Problem:
 
 
 def _told(contestant: Contestant, problem: Problem) -> tuple[str, str]:
-    """Return a contestant's robust accuracy, and its passes for each sample."""
+    """Return a library's robust accuracy, and its passes per sample."""
     passes, n = Passes(problem.network), len(problem.batch)
     shown = passes.count(partial(contestant, problem))
     accuracy = f"{100 * problem.accuracy(shown):.1f} %"
@@ -175,8 +175,9 @@ def _told(contestant: Contestant, problem: Problem) -> tuple[str, str]:
 _OPENING = f"""
 ## PGD
 
-linf, {STEPS} steps, one random start, {SAMPLES} digits of `{DATA}` in one batch; one process, one thread, contestants in turn, medians
-of processor time. Ours counts the preparation of the copy, clean answers, search and verdicts.
+linf, {STEPS} steps, one random start, {SAMPLES} digits of `{DATA}` in one batch; one process, one thread, libraries in turn,
+medians of processor time. Ours is the preset `pgd-tuned`; its time includes the prepared copy, clean predictions,
+search and verdicts.
 
 | model | eps | attack | robust accuracy | time | ours / its time | forward passes | backward passes |
 |---|---|---|---|---|---|---|---|"""

@@ -1,7 +1,7 @@
-"""Measures PGD against the floor, passes times the cost of a pass, and the memory that an evaluation takes.
+"""Compares the time of PGD with its floor, passes times the cost of a pass, and measures the memory of an evaluation.
 
-The floor counts what cannot be left out: the search's passes on the prepared copy, and three on the model itself, the clean
-answer, the verdict and its replay. The rest is overhead: random numbers, steps, projections, bookkeeping, files.
+The floor is the time of the search's passes on the prepared copy, and of three passes of the model itself: clean
+prediction, verdict and replay. The rest is overhead: random numbers, steps, projections, bookkeeping, files.
 """
 
 import resource
@@ -36,7 +36,7 @@ BLOCK, SAMPLES, DATA, EPS = 250, 500, "mnist5k", 0.02
 PASSES, ROUNDS = 10, 9
 MODELS = ("mnist-cnn", "mnist-cnn-at", "mnist-c-dv")
 HEAPS = (1000, 4000)
-"""Samples of the evaluations whose memory is compared."""
+"""Numbers of samples of the evaluations whose memory is compared."""
 
 
 def floor_section() -> str:
@@ -48,7 +48,7 @@ def floor_section() -> str:
 
 
 def digits(classifier: Classifier, count: int) -> Batch:
-    """Return those of so many digits that a model gets right."""
+    """Return the correctly classified of ``count`` digits."""
     data = rbi.load_dataset(DATA)
     ids = torch.tensor(select_samples(data.labels, count))
     images, labels = data.batch(ids)
@@ -57,13 +57,13 @@ def digits(classifier: Classifier, count: int) -> Batch:
 
 
 def both_ways(classifier: Classifier, batch: Batch) -> torch.Tensor:
-    """Make one pass forward and backward, and return the slopes."""
+    """Return the gradients of one forward and backward pass."""
     images = batch.images.detach().requires_grad_()
     return per_sample_gradient(-cross_entropy(classifier(images).logits, batch.labels), images)
 
 
 def forward(classifier: Classifier, batch: Batch) -> None:
-    """Make one pass forward."""
+    """Run one forward pass."""
     with torch.no_grad():
         query_model(classifier, batch.images, SampleRNG(0, batch.ids))
 
@@ -104,7 +104,7 @@ def _row(model: str) -> str:
 
 
 def _round(passes: Mapping[str, Task], *wholes: Task) -> tuple[dict[str, float], list[float]]:
-    """Return what passes cost before, between and after the whole tasks, on average, and what these take, in seconds."""
+    """Return the mean cost of passes before, between and after the tasks, and the time of the tasks, in seconds."""
     costs, seconds = [], []
     for whole in (*wholes, None):
         costs.append({name: seconds_of(task, PASSES) for name, task in passes.items()})
@@ -114,16 +114,16 @@ def _round(passes: Mapping[str, Task], *wholes: Task) -> tuple[dict[str, float],
 
 
 def _memory() -> str:
-    """Return a sentence on the memory of evaluations of different length, each in a process of its own."""
+    """Return a sentence on the memory of evaluations of two lengths, each in its own process."""
     first, second = (_peak(samples) for samples in HEAPS)
     return (
-        f"Memory is bounded by the block: an evaluation of {HEAPS[0]:,} samples takes {first:.0f} MiB at its peak, one of "
-        f"{HEAPS[1]:,} takes {second:.0f} MiB, torch and the data set of 5,000 included."
+        f"Memory is bounded by the block: the peak is {first:.0f} MiB for an evaluation of {HEAPS[0]:,} samples and "
+        f"{second:.0f} MiB for {HEAPS[1]:,}, torch and the data set of 5,000 included."
     )
 
 
 def _peak(samples: int) -> float:
-    """Return the most memory in MiB that a process held that evaluates so many samples."""
+    """Return the peak memory in MiB of a process that evaluates ``samples`` samples."""
     code = (
         "from floor import most_memory; from sweeps import evaluated;"
         f"evaluated('mnist-cnn', (0.3,), {samples}); print(most_memory())"
@@ -139,7 +139,7 @@ def _peak(samples: int) -> float:
 
 
 def most_memory() -> float:
-    """Return the most memory in MiB that this process held so far; on Linux without what the one held that started it."""
+    """Return the peak memory of this process in MiB; on Linux without that of its parent."""
     status = Path("/proc/self/status")
     if status.exists():
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
@@ -150,12 +150,15 @@ def most_memory() -> float:
 _OPENING = f"""
 ## Against the floor
 
-PGD-40 at linf {EPS:g} on `{DATA}`. Floor of the search: its passes on {BLOCK} digits in one batch, times what a pass costs on the prepared copy at
-this batch size, both ways or forward only. Floor of the engine: that for each of the two blocks of {SAMPLES} digits, with three passes more of the model
-itself, for clean answers, verdicts and replay. The engine's time is all of `rbi.evaluate`: weights and data read, files written. Freed memory stays with the process, as on the command line;
-one thread, processor time: medians of {ROUNDS} rounds, each of which takes the cost of a pass before, between and after the search and the engine's run.
+PGD-40 at linf {EPS:g} on `{DATA}`, one thread, medians of processor time over {ROUNDS} rounds. Each round measures the cost of
+a pass before, between and after the search and the engine's run. Freed memory stays with the process, as on the
+command line.
 
-| model | passes | a pass both ways | floor of the search | search | overhead | floor of the engine | engine | overhead |
+- Floor of the search: its passes on {BLOCK} digits in one batch, times the cost of such a pass on the prepared copy.
+- Floor of the engine: the same for each of the two blocks of {SAMPLES} digits, plus three passes of the model itself for
+  clean predictions, verdicts and replay. The engine's time is all of `rbi.evaluate`, reading and writing included.
+
+| model | passes | forward and backward pass | floor of the search | search | overhead | floor of the engine | engine | overhead |
 |---|---|---|---|---|---|---|---|---|"""
 
 

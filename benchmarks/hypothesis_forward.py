@@ -34,7 +34,7 @@ Form = Callable[[nn.Module, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Contestant:
-    """A network, as it is and prepared for a search, and the way in which it is asked."""
+    """A network, its prepared copy, and the function that evaluates it."""
 
     name: str
     plain: nn.Module
@@ -53,19 +53,19 @@ def hypothesis_section(repeats: int = 9) -> str:
 
 
 def in_blocks(network: nn.Module, images: Tensor) -> Tensor:
-    """Return a network's answers, asked in the blocks that the hypothesis net takes."""
+    """Return a network's output, evaluated in the blocks of the hypothesis network."""
     return torch.cat([network(block) for block in torch.split(images, MAX_BATCH)])
 
 
 def head_per_hypothesis(network: nn.Module, images: Tensor) -> Tensor:
-    """Return T(x, k), the convolutions asked once and all that follows once for each k."""
+    """Return T(x, k), with the convolutions evaluated once and the rest once per k."""
     assert isinstance(network, LabelHypothesisNet)
     features = network.features(images)
     return torch.cat([_concatenated(network, features, k) for k in range(10)], 1)
 
 
 def network_per_hypothesis(network: nn.Module, images: Tensor) -> Tensor:
-    """Return T(x, k), the whole network asked once for each k."""
+    """Return T(x, k), with the whole network evaluated once per k."""
     assert isinstance(network, LabelHypothesisNet)
     answers = [_concatenated(network, network.features(images), k) for k in range(10)]
     return torch.cat(answers, 1)
@@ -155,7 +155,7 @@ def _forward_and_backward(images: Tensor, labels: Tensor) -> Callable[[Contestan
 def _column(
     contestants: list[Contestant], task: Callable[[Contestant], None], threads: int, repeats: int
 ) -> list[str]:
-    """Return each contestant's median time in ms, and in multiples of the first one's."""
+    """Return each network's median time in ms, and as a multiple of the first one's."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     seconds: list[list[float]] = [[] for _ in contestants]
@@ -170,7 +170,7 @@ def _column(
 
 
 def _keep_freed_memory() -> bool:
-    """Tell the C library not to hand freed buffers back; False where it cannot be told."""
+    """Make the C library keep freed buffers; return False where this is unsupported."""
     try:
         library = ctypes.CDLL(None)
         return all(library.mallopt(option, value) == 1 for option, value in KEEP_FREED_MEMORY)
@@ -190,5 +190,5 @@ net, whose second and third layer answer for ten hypotheses, 10.8 and 18.9 in th
 
 
 _KEPT = """
-The same with freed memory kept by the process (`mallopt`), so that no pass waits for fresh pages:
+The same with freed memory kept by the process (`mallopt`), which avoids page faults:
 """

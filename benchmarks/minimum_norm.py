@@ -1,7 +1,7 @@
-"""Measures minimum-norm attacks against Foolbox's, torchattacks' and adversarial-library's of the same name: time, and how near they end.
+"""Compares our minimum-norm attacks with those of Foolbox, torchattacks and adversarial-library: time and distances.
 
-All run in one process on one thread, alternating; times are medians of processor time, which other programs on the
-machine do not change.
+All run in one process on one thread, in turn; times are medians of processor time, which other programs on the machine
+do not change.
 """
 
 import time
@@ -36,14 +36,14 @@ CARLINI_WAGNER: dict[str, Any] = {
     "stepsize": 0.1,
     "initial_const": 0.1,
 }
-"""Foolbox's defaults, 9 searches of 10,000 steps of 0.01, take an hour; with 1,000 they end 2.5 % nearer than these."""
+"""Foolbox's defaults, 9 searches of 10,000 steps of 0.01, take an hour; with 1,000 they end 2.5 % closer than these."""
 
 Contestant = Callable[["Digits"], Tensor]
 
 
 @dataclass(frozen=True)
 class Digits:
-    """What all contestants are given: correctly classified digits."""
+    """The input of all libraries: correctly classified digits."""
 
     classifier: Classifier
     network: nn.Module
@@ -63,7 +63,7 @@ def minimum_norm_section() -> str:
 
 
 def ours(name: str, measured: str, digits: Digits) -> Tensor:
-    """Return the proposals of a preset: search on the prepared copy, as the engine does."""
+    """Return the candidates of a preset on the prepared copy, as the engine computes them."""
     searched = prepare(digits.classifier, digits.images[:8], fold=False)
     batch, rng = Batch(digits.images, digits.labels, digits.ids), SampleRNG(0, digits.ids)
     threat = ThreatModel(Unbounded(measured))
@@ -73,7 +73,7 @@ def ours(name: str, measured: str, digits: Digits) -> Tensor:
 
 
 def foolbox(name: str, digits: Digits, **parameters: object) -> Tensor:
-    """Return the proposals of an attack of Foolbox."""
+    """Return the candidates of an attack of Foolbox."""
     import foolbox as fb
     from foolbox.models.pytorch import PyTorchModel
 
@@ -84,7 +84,7 @@ def foolbox(name: str, digits: Digits, **parameters: object) -> Tensor:
 
 
 def torchattacks(name: str, digits: Digits) -> Tensor:
-    """Return the proposals of an attack of torchattacks with its own parameters."""
+    """Return the candidates of an attack of torchattacks with its default parameters."""
     import torchattacks as ta
 
     shown: Tensor = getattr(ta, name)(digits.network)(digits.images, digits.labels)
@@ -92,14 +92,14 @@ def torchattacks(name: str, digits: Digits) -> Tensor:
 
 
 def adversarial(name: str, digits: Digits, **parameters: object) -> Tensor:
-    """Return the proposals of an attack of adversarial-library."""
+    """Return the candidates of an attack of adversarial-library."""
     attack = getattr(adversarial_library(), name)
     shown: Tensor = attack(digits.network, digits.images, digits.labels, **parameters)
     return shown
 
 
 def _contests() -> dict[str, dict[str, Contestant]]:
-    """Return what is compared with what, by preset and norm."""
+    """Return the compared attacks, by preset and norm."""
     carlini_wagner = partial(foolbox, "L2CarliniWagnerAttack", abort_early=False, **CARLINI_WAGNER)
     contests: dict[str, dict[str, Contestant]] = {
         "cw-adaptive l2": {
@@ -129,7 +129,7 @@ def _ours(name: str) -> Contestant:
 
 
 def _third() -> dict[str, dict[str, Contestant]]:
-    """Return what adversarial-library has to compare with, ALMA as nobody else has it."""
+    """Return the attacks of adversarial-library, including ALMA, which no other library has."""
     title = "adversarial-library"
     names = {"l0": 0.0, "l1": 1.0, "l2": 2.0, "linf": float("inf")}
     contests: dict[str, dict[str, Contestant]] = {
@@ -144,7 +144,7 @@ def _third() -> dict[str, dict[str, Contestant]]:
 
 
 def draw_digits(count: int) -> Digits:
-    """Return those of so many digits that the undefended network gets right."""
+    """Return the digits that the undefended network classifies correctly."""
     classifier, data = rbi.load_model("mnist-cnn").classifier, rbi.load_dataset("mnist5k")
     ids = torch.tensor(select_samples(data.labels, count))
     images, labels = data.batch(ids)
@@ -160,7 +160,7 @@ def _rows(digits: Digits, name: str, contest: dict[str, Contestant]) -> list[str
     shown: dict[str, Tensor] = {}
     for repeat in range(REPEATS):
         for each, contestant in contest.items():
-            if repeat and sum(seconds[each]) > 20:  # one run of a slow one is exact enough
+            if repeat and sum(seconds[each]) > 20:  # a single run of a slow attack is exact enough
                 continue
             start = time.process_time()
             shown[each] = contestant(digits)
@@ -174,7 +174,7 @@ def _rows(digits: Digits, name: str, contest: dict[str, Contestant]) -> list[str
 
 
 def nearness(digits: Digits, shown: Tensor, measured: str) -> str:
-    """Return median and mean distance of what is shown, and how many of it are no success, as cells of a table."""
+    """Return median and mean distance, and the number of robust samples, as cells of a table."""
     with torch.no_grad():
         missed = digits.network(shown).argmax(1) == digits.labels
     moved = (shown - digits.images).detach()
@@ -186,7 +186,7 @@ _OPENING = f"""
 ## Minimum-norm attacks
 
 Presets against attacks of the same name, on `mnist-cnn` and {SAMPLES} digits of `mnist5k` in one batch; one process, one thread,
-contestants in turn, medians of processor time. Distances are of the digits that fell, the median counts the others as infinite.
+libraries in turn, medians of processor time. Distances are those of broken digits; the median counts the others as infinite.
 
 | attack | norm | whose | median | mean | not broken | time | ours / its time |
 |---|---|---|---|---|---|---|---|"""

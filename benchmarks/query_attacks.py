@@ -1,7 +1,7 @@
-"""Measures attacks that only ask questions against their nearest kin in Foolbox and torchattacks: time, questions, distance.
+"""Compares our score-based and decision-based attacks with those of Foolbox and torchattacks: time, queries, distance.
 
-All are run through the same interface, so that questions are counted alike and a failed start ends no other sample; in
-one process on one thread, times are of the processor.
+All run through the same interface, so that queries are counted alike and a failed start affects no other sample. They
+run in one process on one thread; times are processor time.
 """
 
 import time
@@ -20,12 +20,12 @@ from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = ["query_section"]
 
-SAMPLES, STEPS, QUESTIONS = 20, 1000, 1000
+SAMPLES, STEPS, QUERIES = 20, 1000, 1000
 
 HOPS = 10
-"""Steps of HopSkipJump, 50·√t probes in each and 200 at most: Foolbox takes a quarter of an hour for our preset's 25."""
+"""Steps of HopSkipJump, with 50·√t probes in each and 200 at most. Foolbox takes 15 minutes for our preset's 25 steps."""
 
-OURS = f"hopskipjump:steps={HOPS},most=200"
+OURS = f"hopskipjump:steps={HOPS},max_queries=200"
 FOOLBOX = (
     f"foolbox:HopSkipJumpAttack:steps={HOPS},"
     "initial_gradient_eval_steps=50,max_gradient_eval_steps=200"
@@ -37,16 +37,16 @@ CONTESTS: tuple[tuple[Budget, tuple[str, ...]], ...] = (
     (Unbounded("linf"), (OURS, FOOLBOX, "hopskipjump")),
     (
         LpBall("linf", 0.1),
-        (f"square:queries={QUESTIONS}", f"torchattacks:Square:n_queries={QUESTIONS}"),
+        (f"square:queries={QUERIES}", f"torchattacks:Square:n_queries={QUERIES}"),
     ),
     (
         Unbounded("l0"),
         ("local-search", "torchattacks:Pixle", "torchattacks:OnePixel:pixels=15,steps=20"),
     ),
 )
-"""Boundary and HopSkipJump at equal steps, Square at equal questions; nobody else has LocalSearch: beside it stand
-torchattacks' searches for few pixels by questions alone, OnePixel with as many pixels as LocalSearch changes.
-Foolbox's PointwiseAttack takes minutes, and it has no Square."""
+"""Boundary and HopSkipJump with equal steps, Square with equal queries. Neither library has LocalSearch; it is compared
+with torchattacks' sparse score-based attacks, OnePixel with as many pixels as LocalSearch changes. Foolbox's
+PointwiseAttack takes minutes, and it has no Square."""
 
 
 def query_section() -> str:
@@ -69,7 +69,7 @@ def _row(digits: Digits, attack: str, budget: Budget) -> str:
 
 
 def _asked(digits: Digits, attack: str, budget: Budget) -> tuple[Tensor, float]:
-    """Return what an attack shows, and how often it asked about a sample, on average."""
+    """Return an attack's candidates, and its mean number of queries per sample."""
     searched = prepare(digits.classifier, digits.images[:8], fold=False)
     batch, rng = Batch(digits.images, digits.labels, digits.ids), SampleRNG(0, digits.ids)
     threat = ThreatModel(budget)
@@ -79,13 +79,13 @@ def _asked(digits: Digits, attack: str, budget: Budget) -> tuple[Tensor, float]:
 
 
 _OPENING = f"""
-## Attacks that only ask
+## Score-based and decision-based attacks
 
 On `mnist-cnn` and {SAMPLES} digits of `mnist5k` in one batch; one process, one thread, processor time of one run. Boundary
-and HopSkipJump at equal steps, and HopSkipJump as the preset has it; Square at equal questions inside a budget. LocalSearch is in neither
-library: the rows below it are the nearest that they have.
+and HopSkipJump run with equal steps, HopSkipJump also as in its preset; Square runs with equal queries inside a
+budget. Neither library has LocalSearch: the rows below it are their closest attacks.
 
-| attack | norm | median | mean | not broken | questions | time |
+| attack | norm | median | mean | not broken | queries | time |
 |---|---|---|---|---|---|---|"""
 
 

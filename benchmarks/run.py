@@ -1,4 +1,4 @@
-"""Makes docs/benchmarks.md and its picture: our attacks beside other libraries', and beside the floor.
+"""Writes docs/benchmarks.md and its chart: our attacks against other libraries, and against the floor.
 
 All run in one process. ``make bench`` writes the page; without ``--write`` it is printed.
 """
@@ -23,7 +23,7 @@ from switches import switch_section
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, PICTURE = DOCS / "benchmarks.md", DOCS / "images" / "benchmarks.svg"
 
-# the last two change how the process allocates memory, for all that comes after them
+# the last two change the memory allocation of the process
 SECTIONS = {
     "pgd": fixed_budget_section,
     "standard": standard_section,
@@ -39,7 +39,7 @@ LIBRARIES = ("torch", "foolbox", "torchattacks", "adv-lib")
 
 
 def main() -> None:
-    """Print the page; with --write also put it into docs/, with its picture."""
+    """Print the page; with --write also write it and its chart to docs/."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--write", action="store_true")
@@ -60,10 +60,11 @@ def _opening() -> str:
     versions = ", ".join(f"{name} {_version(name)}" for name in LIBRARIES)
     return f"""# Benchmarks
 
-`make bench` makes this page, all in one process on {platform.machine()}, bfloat16 {_bfloat16()}; {versions}.
-A contestant that is not installed, and a model that is not there, is left out. *ours / its time* below 1: ours is faster.
+Time and strength of our attacks against Foolbox, torchattacks and adversarial-library, and what each optimisation
+gains. `make bench` writes this page: one process on {platform.machine()}, bfloat16 {_bfloat16()}; {versions}.
+Libraries and models that are not installed are left out. *ours / its time* below 1: ours is faster.
 
-![Our attacks' time as a share of other libraries', and what each finds](images/benchmarks.svg)
+![Time of our attacks relative to other libraries, and their results](images/benchmarks.svg)
 """
 
 

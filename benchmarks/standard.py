@@ -1,7 +1,7 @@
-"""Holds the ensemble ``standard`` against torchattacks' AutoAttack: what each leaves standing, and how long it takes.
+"""Compares the ensemble ``standard`` with torchattacks' AutoAttack: robust samples and time.
 
 Both run in one process on one thread, in turn, on the same correctly classified samples in one batch; times are processor
-time, which other programs on the machine do not change. Both are judged by the network itself, inside ball and box.
+time, which other programs on the machine do not change. The network itself confirms results, inside ball and box.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from robustbench_inv.threat.threat_model import ThreatModel
 __all__ = ["standard_section"]
 
 SAMPLES, REPEATS, SLOW = 100, 3, 15.0
-"""A contestant that has taken more than ``SLOW`` seconds is not timed again."""
+"""An attack that took more than ``SLOW`` seconds is not timed again."""
 
 CONTESTS = (
     ("mnist-cnn", "mnist5k", "linf", 0.05),
@@ -41,19 +41,19 @@ CONTESTS = (
     ("fashion-mnist-cnn", "fashion-mnist", "linf", 0.02),
     ("fashion-mnist-cnn-at", "fashion-mnist", "linf", 0.1),
 )
-"""Model, data set, norm and eps at which something is left; a model or data set that is not there is left out."""
+"""Model, data set, norm and eps with some robust samples; models and data sets that are not installed are skipped."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What both are given: a model, samples that it gets right, and a budget."""
+    """The input of both: a model, correctly classified samples, and a budget."""
 
     classifier: Classifier
     batch: Batch
     budget: LpBall
 
-    def left(self, shown: Tensor) -> set[int]:
-        """Return the samples that no allowed input breaks."""
+    def robust(self, shown: Tensor) -> set[int]:
+        """Return the ids of the robust samples."""
         batch = self.batch
         allowed = self.budget.contains(batch.images, shown)
         allowed &= inside_box(shown, self.classifier.bounds)
@@ -62,7 +62,7 @@ class Problem:
 
 
 class Logits(nn.Module):
-    """A classifier as the network that torchattacks expects."""
+    """A classifier as a network for torchattacks."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ def standard_section(samples: int = SAMPLES) -> str:
 
 
 def ours(problem: Problem) -> Tensor:
-    """Return the proposals of the preset: search on the prepared copy, as the engine does."""
+    """Return the candidates of the preset on the prepared copy, as the engine computes them."""
     batch, rng = problem.batch, SampleRNG(0, problem.batch.ids)
     searched = prepare(problem.classifier, batch.images[:8], fold=True)
     threat = ThreatModel(problem.budget)
@@ -90,7 +90,7 @@ def ours(problem: Problem) -> Tensor:
 
 
 def autoattack(problem: Problem) -> Tensor:
-    """Return the proposals of torchattacks' AutoAttack, version standard."""
+    """Return the candidates of torchattacks' AutoAttack, version standard."""
     import torchattacks as ta
 
     name = {"linf": "Linf", "l2": "L2"}[problem.budget.norm]
@@ -121,23 +121,23 @@ def _problem(samples: int, model: str, dataset: str, budget: LpBall) -> Problem:
 
 
 def _measured(contestant: Callable[[Problem], Tensor], problem: Problem) -> tuple[float, set[int]]:
-    """Return the median time, and which samples are left."""
+    """Return the median time, and the ids of the robust samples."""
     seconds: list[float] = []
     shown: list[Tensor] = []
     while len(seconds) < REPEATS and sum(seconds) < SLOW:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             seconds.append(seconds_of(lambda: shown.append(contestant(problem).detach())))
-    return median(seconds), problem.left(shown[-1])
+    return median(seconds), problem.robust(shown[-1])
 
 
 _OPENING = """
 ## The ensemble against AutoAttack
 
 Preset `standard` against torchattacks' `AutoAttack`, version standard, on the correctly classified of {} samples in one batch;
-one process, one thread, in turn, processor time. *Ours alone*: samples that ours leaves and AutoAttack breaks.
+one process, one thread, in turn, processor time. *AutoAttack only*: samples that survive ours and that AutoAttack breaks.
 
-| model | budget | samples | left by ours | by AutoAttack | ours alone | ours | AutoAttack | ours / its time |
+| model | budget | samples | robust, ours | robust, AutoAttack | broken by AutoAttack only | ours | AutoAttack | ours / its time |
 |---|---|---|---|---|---|---|---|---|"""
 
 

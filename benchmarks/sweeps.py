@@ -1,4 +1,4 @@
-"""Measures what a sweep of ten eps costs beside the same eps one by one, both done by the engine."""
+"""Compares the cost of a sweep over ten eps with that of the same eps one by one, both run by the engine."""
 
 from functools import partial
 from tempfile import TemporaryDirectory
@@ -20,7 +20,7 @@ GRIDS = (
     ("mnist-c-dv", 0.01),
     ("mnist-c-js:sigmoid=true", 0.01),
 )
-"""Models and the smallest of ten eps, all multiples of it; a model that is not there is left out."""
+"""Models and the smallest of ten eps, which are its multiples; models that are not installed are skipped."""
 
 
 def sweep_section() -> str:
@@ -31,7 +31,7 @@ def sweep_section() -> str:
 
 
 def evaluated(model: str, budgets: tuple[float, ...], samples: int = SAMPLES) -> CellSummary:
-    """Return what PGD within linf budgets comes to."""
+    """Return the summary of PGD within linf budgets."""
     threat = "linf=" + ",".join(f"{eps:g}" for eps in budgets)
     with TemporaryDirectory() as folder:
         run = rbi.evaluate(
@@ -69,10 +69,11 @@ _OPENING = f"""
 ## A sweep of ten eps
 
 PGD, linf, 40 steps, {SAMPLES} digits of `{DATA}`, all of `rbi.evaluate`; one process, one thread, in turn, medians of
-processor time. Passes are gradients for each sample. A sweep goes down from its largest eps, with whole searches for what fell and brief ones for what
-stood ([decision 16](decisions/0016-speed.md)). The last column is how many samples more a sweep leaves, of the ten eps, than the eps alone.
+processor time. Passes are gradients per sample. A sweep descends from its largest eps ([decision
+16](decisions/0016-speed.md)). The last column is the number of additional robust samples of the sweep at each of the
+ten eps, compared with that eps alone (least and most).
 
-| model | eps | sweep | / its largest eps | / its dearest eps | / its ten eps alone | passes | largest alone | ten alone | more left |
+| model | eps | sweep | / its largest eps | / its most expensive eps | / its ten eps alone | passes | largest alone | ten alone | additional robust |
 |---|---|---|---|---|---|---|---|---|---|"""
 
 

@@ -1,4 +1,4 @@
-"""Switches what the engine does to be fast off and on, one by one, and measures what each gains.
+"""Measures the gain of each optimisation of the engine, by switching it off and on.
 
 All run in one process on one thread, off and on in turn; times are medians of processor time.
 """
@@ -37,13 +37,13 @@ __all__ = ["switch_section"]
 
 DATA = "mnist5k"
 MODELS = {"mnist-cnn": 250, "mnist-c-dv": 250, "mnist-resnet10": 25}
-"""Models, and how many digits a pass has. The ResNet takes forty times as long."""
+"""Models, and the number of digits of a pass. The ResNet takes forty times as long."""
 
-FEW_FALL, ALL_FALL = 0.02, 0.1
+FEW_BROKEN, ALL_BROKEN = 0.02, 0.1
 CHANGES: dict[str, Rearrangement] = {
     "conv + batch norm folded": fold_batch_norm,
     "channels last": order_channels_last,
-    "slopes of strided convolutions folded": fold_gradients,
+    "gradients of strided convolutions folded": fold_gradients,
 }
 
 
@@ -58,7 +58,7 @@ class Switch(NamedTuple):
 
 
 class Unceasing(CountingModel):
-    """Answers as a model on which no success is final, so that no sample leaves the batch."""
+    """A model on which no success is final, so that no sample leaves the batch."""
 
     @property
     def success_is_final(self) -> bool:
@@ -80,7 +80,7 @@ def switch_section() -> str:
 
 
 def _column(classifier: Classifier, count: int) -> dict[str, Switch]:
-    """Return what each switch comes to on one model."""
+    """Return the gain of each switch on one model."""
     batch = digits(classifier, count)
     searched = prepare(classifier, batch.images[:16], fold=True)
     found = _copies(classifier, searched, batch)
@@ -90,7 +90,7 @@ def _column(classifier: Classifier, count: int) -> dict[str, Switch]:
         return found
     found["batches of 250, not 25"] = _batches(searched, batch, 25)
     found["batches of 250, not 1,000"] = _batches(searched, digits(classifier, 1000), 1000)
-    for eps in (FEW_FALL, ALL_FALL):
+    for eps in (FEW_BROKEN, ALL_BROKEN):
         found[f"active sets, PGD-40 at {eps:g}"] = _active(
             searched, batch[torch.arange(0, len(batch), 2)], eps
         )
@@ -98,7 +98,7 @@ def _column(classifier: Classifier, count: int) -> dict[str, Switch]:
 
 
 def _copies(classifier: Classifier, searched: Classifier, batch: Batch) -> dict[str, Switch]:
-    """Compare passes both ways on the copy with those on a copy that lacks one change."""
+    """Compare forward and backward passes of the copy with those of a copy that lacks one change."""
     plain, probe = frozen_copy(classifier), batch.images[:16]
     assert plain is not None
     without = {
@@ -115,7 +115,7 @@ def _copies(classifier: Classifier, searched: Classifier, batch: Batch) -> dict[
 
 
 def _thawed(classifier: Classifier) -> Classifier:
-    """Return a copy whose weights ask for gradients."""
+    """Return a copy whose weights require gradients."""
     copy = deepcopy(classifier)
     assert isinstance(copy, nn.Module)
     copy.requires_grad_(True)
@@ -161,7 +161,7 @@ def _search(
 
 
 class Half(nn.Module):
-    """A copy that computes in bfloat16 and takes and gives float32."""
+    """A copy that computes in bfloat16, with inputs and outputs in float32."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class Half(nn.Module):
 
 
 def _in_half_precision(models: list[str]) -> str:
-    """Return a table of searches in bfloat16, whose proposals the model itself judges in float32."""
+    """Return a table of searches in bfloat16 with verdicts of the model itself in float32."""
     rows = [
         _half(model, eps) for model in models if MODELS[model] >= 250 for eps in (0.02, 0.05, 0.1)
     ]
@@ -198,7 +198,7 @@ def _half(model: str, eps: float) -> str:
 
 
 def _compiled(models: list[str]) -> str:
-    """Return what torch.compile comes to, or why it does not."""
+    """Return the gain of torch.compile, or the reason why it fails."""
     return "\n".join([_COMPILED, *(_compile(each) for each in models if MODELS[each] >= 250), ""])
 
 
@@ -217,7 +217,7 @@ def _compile(model: str) -> str:
         first = seconds_of(compiled)
         tasks: dict[str, Task] = {"off": partial(both_ways, searched, batch), "on": compiled}
         seconds = Switch(**medians(tasks, repeats=5, times=3))
-    except Exception as error:  # no compiler, a kernel that does not build: it is told
+    except Exception as error:  # no compiler, or a kernel that does not build: report it
         return f"| {model} | does not compile: {type(error).__name__} | – |"
     return f"| {model} | {seconds} | {first:.0f} s |"
 
@@ -227,24 +227,26 @@ def _time(seconds: float) -> str:
 
 
 _OPENING = f"""
-## What each measure gains
+## Gain of each optimisation
 
-Time without a measure as a multiple of the time with it, everything else being as the engine has it; one process, one thread, off and on
-in turn, medians of processor time. Changes of the copy: a pass both ways of {MODELS["mnist-cnn"]} digits ({MODELS["mnist-resnet10"]} for the ResNet). What a sweep shares is below.
-What the engine does of this, and what it leaves out, is in [decision 16](decisions/0016-speed.md).
+Time without an optimisation as a multiple of the time with it; one process, one thread, off and on in turn, medians
+of processor time. Changes of the prepared copy: a forward and a backward pass of {MODELS["mnist-cnn"]} digits ({MODELS["mnist-resnet10"]} for the ResNet).
+[Decision 16](decisions/0016-speed.md) lists what the engine uses and what it leaves out.
 """
 
 _HALF = """
-Search in bfloat16, judged by the model itself in float32 (not in the engine): time, and how many of 250 digits PGD-40 leaves.
+Search in bfloat16 with verdicts in float32 (not used by the engine): gain in time, and robust samples of 250 under
+PGD-40.
 
-| model | eps | switch | left by float32 | left by bfloat16 |
+| model | eps | gain | robust, float32 | robust, bfloat16 |
 |---|---|---|---|---|"""
 
 _COMPILED = """
-`torch.compile` of the copy with shapes left open, a pass both ways of 250 digits (not in the engine): gain, and seconds of the processor, the
-compiler's own apart, until the first pass is done.
+`torch.compile` of the prepared copy with open shapes, a forward and a backward pass of 250 digits (not used by the
+engine). The table has the gain, and the processor seconds until the end of the first pass without the compiler's own
+time.
 
-| model | switch | first pass |
+| model | gain | first pass |
 |---|---|---|"""
 
 

@@ -1,4 +1,4 @@
-"""How benchmarks take times: in one process, contestants in turn, medians of processor time."""
+"""Timing of benchmarks: one process, tasks in turn, medians of processor time."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +14,7 @@ Task = Callable[[], object]
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread: processor time then counts work, not threads that wait for one another."""
+    """Compute on one thread, so that processor time does not include waiting threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -26,12 +26,12 @@ def one_thread() -> Iterator[None]:
 def medians(tasks: Mapping[str, Task], repeats: int = 3, times: int = 1) -> dict[str, float]:
     """Return the median processor time of each task in seconds.
 
-    The tasks take turns, so that what slows the machine down for a while slows them all down.
+    The tasks run in turn, so that other load on the machine slows all of them down.
 
     Args:
         tasks: by name.
-        repeats: how many times are taken, after one round that warms up where a task is done several ``times``.
-        times: how often a task is done for each time that is taken.
+        repeats: number of measurements, after one warm-up round if ``times`` > 1.
+        times: number of runs in each measurement.
     """
     taken: dict[str, list[float]] = {name: [] for name in tasks}
     for repeat in range(-(times > 1), repeats):
@@ -43,7 +43,7 @@ def medians(tasks: Mapping[str, Task], repeats: int = 3, times: int = 1) -> dict
 
 
 def seconds_of(task: Task, times: int = 1) -> float:
-    """Return the processor time of a task, the mean of so many times."""
+    """Return the mean processor time of ``times`` runs of a task, in seconds."""
     start = time.process_time()
     for _ in range(times):
         task()
