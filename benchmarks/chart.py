@@ -1,6 +1,6 @@
-"""Draws the tables of the benchmark page as one chart: our time relative to other libraries, and the results of both.
+"""Draws the tables of the benchmark page as one picture: time of each attack relative to its peers, and both results.
 
-The chart is drawn from the text of the page, so that both always agree.
+The picture is drawn from the text of the page, so that both always agree.
 """
 
 import re
@@ -17,16 +17,16 @@ __all__ = ["draw_chart"]
 
 Row = Mapping[str, str]
 PEERS = {"foolbox": "#d95f02", "torchattacks": "#7570b3", "adversarial-library": "#1b9e77"}
-"""Colour of each library, the first word of a row's name; AutoAttack is that of torchattacks."""
+"""Colour of each library; AutoAttack is that of torchattacks."""
 
 
 class Bar(NamedTuple):
-    """One comparison: model and attack, library, our time relative to its time, and both results."""
+    """One comparison: model and budget, the other library, our time divided by its time, and both results as text."""
 
     label: str
     peer: str
     ratio: float
-    results: str
+    result: str
 
 
 def draw_chart(text: str, path: Path) -> None:
@@ -58,7 +58,7 @@ def _draw(axis: Axes, title: str, bars: list[Bar]) -> None:
     axis.axvline(1, color="black", linewidth=0.8)
     for place, bar in zip(places, bars, strict=True):
         right = max(bar.ratio, 1) * 1.1
-        axis.text(right, place, f"{bar.ratio:g} · {bar.results}", va="center", fontsize=7)
+        axis.text(right, place, f"{bar.ratio:g} · {bar.result}", va="center", fontsize=7)
     axis.set_title(title, loc="left", fontweight="bold")
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -69,9 +69,9 @@ def _fixed(text: str) -> tuple[str, list[Bar]]:
         if row["attack"] == "ours":
             best = row["robust accuracy"]
         else:
-            results = f"{best} against {row['robust accuracy']} robust"
+            result = f"{best} against {row['robust accuracy']} robust"
             label = f"{row['model']}, linf {row['eps']}, {row['attack']}"
-            bars.append(Bar(label, row["attack"], float(row["ours / its time"]), results))
+            bars.append(Bar(label, row["attack"], float(row["ours / its time"]), result))
     return "PGD, 40 steps", bars
 
 
@@ -83,20 +83,20 @@ def _minimum(text: str) -> tuple[str, list[Bar]]:
             continue
         peer = row["whose"].split(",")[0]
         label = f"{row['attack']}, {row['norm']}, {row['whose']}"
-        # the median is infinite if most samples are robust
-        results = f"median {best} against {row['median']}".replace("inf", "none")
-        bars.append(Bar(label, peer, float(row["ours / its time"]), results))
+        # the median of distances of which most are infinite
+        result = f"median {best} against {row['median']}".replace("inf", "none")
+        bars.append(Bar(label, peer, float(row["ours / its time"]), result))
     return "Minimum-norm attacks on mnist-cnn, median distance", bars
 
 
 def _ensemble(text: str) -> tuple[str, list[Bar]]:
     bars = []
     for row in _table(text, "The ensemble against AutoAttack"):
-        results = (
+        result = (
             f"{row['robust, ours']} against {row['robust, AutoAttack']} of {row['samples']} robust"
         )
         label = f"{row['model']}, {row['budget']}"
-        bars.append(Bar(label, "torchattacks", float(row["ours / its time"]), results))
+        bars.append(Bar(label, "torchattacks", float(row["ours / its time"]), result))
     return "standard, against torchattacks' AutoAttack", bars
 
 

@@ -1,4 +1,4 @@
-"""Compares pgd-tuned with PGD of Foolbox, torchattacks and adversarial-library: same model, samples, eps and steps.
+"""Times our PGD against that of Foolbox, torchattacks and adversarial-library: same model, samples, eps and steps.
 
 All run in one process on one thread, in turn; times are medians of processor time.
 """
@@ -32,35 +32,35 @@ CONTESTS = {
     "mnist-cnn-at": (0.02, 0.3),
     "mnist-c-dv": (0.002, 0.02, 0.1),
 }
-"""Eps from those that break no digit to those that break all; models that are not installed are skipped."""
+"""Budgets, from those that break no digit to those that break all; a model that is not installed is left out."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The input of all libraries: model, samples and eps."""
+    """The model, samples and eps that every library gets."""
 
     classifier: Classifier
     network: nn.Module
     batch: Batch
     eps: float
 
-    def accuracy(self, shown: Tensor) -> float:
-        """Return the robust accuracy, counting only allowed inputs."""
+    def accuracy(self, proposals: Tensor) -> float:
+        """Return the share of samples that no allowed input breaks."""
         budget, clean = LpBall("linf", self.eps), self.batch.images
-        allowed = budget.contains(clean, shown) & inside_box(shown, self.classifier.bounds)
+        allowed = budget.contains(clean, proposals) & inside_box(proposals, self.classifier.bounds)
         with torch.no_grad():
-            wrong = self.network(shown).argmax(1) != self.batch.labels
+            wrong = self.network(proposals).argmax(1) != self.batch.labels
         return 1 - float((allowed & wrong).double().mean())
 
 
 class Passes:
-    """Counts forward and backward passes of a network and its copies."""
+    """Counts the inputs that go through a network, forward and backward, and through copies of it."""
 
     def __init__(self, network: nn.Module) -> None:
         self.kind, self.forward, self.backward = type(network), 0, 0
 
     def count(self, contestant: Callable[[], Tensor]) -> Tensor:
-        """Return a library's candidates."""
+        """Return the proposals of a contestant."""
         handle = nn.modules.module.register_module_forward_hook(self._watch)
         try:
             return contestant()
@@ -73,8 +73,8 @@ class Passes:
             if output.requires_grad:
                 output.register_hook(self._count_backward)  # type: ignore[no-untyped-call]
 
-    def _count_backward(self, slope: Tensor) -> None:
-        self.backward += len(slope)
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.backward += len(gradient)
 
 
 Contestant = Callable[[Problem], Tensor]
@@ -94,51 +94,51 @@ def fixed_budget_section() -> str:
 
 
 def ours(problem: Problem) -> Tensor:
-    """Return our candidates as the engine computes them: clean predictions, search on the prepared copy, verdicts."""
+    """Return our proposals as the engine makes them: clean predictions, search on the prepared copy, verdicts."""
     classifier, batch = problem.classifier, problem.batch
     rng, threat = SampleRNG(0, batch.ids), ThreatModel(LpBall("linf", problem.eps))
     searched = prepare(classifier, batch.images[:16], fold=True)
     right = classify(classifier, batch.images, rng).decision == batch.labels
-    meter = CountingModel(searched, batch[right], threat, rng.rows(right))
-    shown = batch.images.clone()
+    counting = CountingModel(searched, batch[right], threat, rng.rows(right))
+    proposals = batch.images.clone()
     attack = rbi.load_attack("pgd-tuned", steps=STEPS).attack
-    shown[right] = attack.run(meter, batch[right], threat, rng.rows(right))
-    classify(classifier, shown, rng)
-    return shown
+    proposals[right] = attack.run(counting, batch[right], threat, rng.rows(right))
+    classify(classifier, proposals, rng)
+    return proposals
 
 
 def foolbox(problem: Problem) -> Tensor:
-    """Return the candidates of Foolbox's LinfPGD with its default step, 1/30 of eps."""
+    """Return the proposals of Foolbox's LinfPGD with its own default step, 1/30 of eps."""
     import foolbox as fb
     from foolbox.models.pytorch import PyTorchModel
 
     model = PyTorchModel(problem.network, bounds=(0, 1), device="cpu")
     batch, attack = problem.batch, fb.attacks.LinfPGD(steps=STEPS)
-    shown: Tensor = attack(model, batch.images, batch.labels, epsilons=problem.eps)[1]
-    return shown
+    proposals: Tensor = attack(model, batch.images, batch.labels, epsilons=problem.eps)[1]
+    return proposals
 
 
 def torchattacks(problem: Problem) -> Tensor:
-    """Return the candidates of torchattacks' PGD with Foolbox's step."""
+    """Return the proposals of torchattacks' PGD with the step that Foolbox takes."""
     import torchattacks as ta
 
     attack = ta.PGD(problem.network, eps=problem.eps, alpha=problem.eps / 30, steps=STEPS)
-    shown: Tensor = attack(problem.batch.images, problem.batch.labels)
-    return shown
+    proposals: Tensor = attack(problem.batch.images, problem.batch.labels)
+    return proposals
 
 
 def adversarial(problem: Problem) -> Tensor:
-    """Return the candidates of adversarial-library's PGD with its default step, 1/30 of eps."""
+    """Return the proposals of adversarial-library's PGD with its own default step, 1/30 of eps."""
     library, batch = adversarial_library(), problem.batch
     assert library is not None
-    shown: Tensor = library.pgd_linf(
+    proposals: Tensor = library.pgd_linf(
         problem.network, batch.images, batch.labels, problem.eps, steps=STEPS
     )
-    return shown
+    return proposals
 
 
 def _rows(model: str, eps: float) -> list[str]:
-    """Return one table row for each library."""
+    """Return one table row for each contestant."""
     problem = _problem(model, eps)
     contestants: dict[str, Contestant] = {
         "ours": ours,
@@ -147,12 +147,12 @@ def _rows(model: str, eps: float) -> list[str]:
     }
     if adversarial_library() is not None:
         contestants["adversarial-library"] = adversarial
-    told = {name: _told(contestant, problem) for name, contestant in contestants.items()}
+    results = {name: _measure(contestant, problem) for name, contestant in contestants.items()}
     seconds = medians({name: partial(each, problem) for name, each in contestants.items()})
     return [
         f"| {model} | {eps:g} | {name} | {accuracy} | {seconds[name]:.2f} s | "
         f"{seconds['ours'] / seconds[name]:.2f} | {passes} |"
-        for name, (accuracy, passes) in told.items()
+        for name, (accuracy, passes) in results.items()
     ]
 
 
@@ -164,11 +164,11 @@ def _problem(model: str, eps: float) -> Problem:
     return Problem(classifier, classifier.module, Batch(images, labels, ids), eps)
 
 
-def _told(contestant: Contestant, problem: Problem) -> tuple[str, str]:
-    """Return a library's robust accuracy, and its passes per sample."""
+def _measure(contestant: Contestant, problem: Problem) -> tuple[str, str]:
+    """Return a contestant's robust accuracy, and its passes for each sample."""
     passes, n = Passes(problem.network), len(problem.batch)
-    shown = passes.count(partial(contestant, problem))
-    accuracy = f"{100 * problem.accuracy(shown):.1f} %"
+    proposals = passes.count(partial(contestant, problem))
+    accuracy = f"{100 * problem.accuracy(proposals):.1f} %"
     return accuracy, f"{passes.forward / n:.1f} | {passes.backward / n:.1f}"
 
 
@@ -176,8 +176,7 @@ _OPENING = f"""
 ## PGD
 
 linf, {STEPS} steps, one random start, {SAMPLES} digits of `{DATA}` in one batch; one process, one thread, libraries in turn,
-medians of processor time. Ours is the preset `pgd-tuned`; its time includes the prepared copy, clean predictions,
-search and verdicts.
+medians of processor time. Our time includes the prepared copy, clean predictions, search and verdicts; our rows are from `pgd-tuned`.
 
 | model | eps | attack | robust accuracy | time | ours / its time | forward passes | backward passes |
 |---|---|---|---|---|---|---|---|"""

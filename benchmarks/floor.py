@@ -1,7 +1,7 @@
-"""Compares the time of PGD with its floor, passes times the cost of a pass, and measures the memory of an evaluation.
+"""Measures PGD against the floor, passes times the cost of a pass, and the memory that an evaluation takes.
 
-The floor is the time of the search's passes on the prepared copy, and of three passes of the model itself: clean
-prediction, verdict and replay. The rest is overhead: random numbers, steps, projections, bookkeeping, files.
+The floor counts the necessary passes: those of the search on the prepared copy, and three on the model itself for the clean
+prediction, the verdict and its replay. The rest is overhead: random numbers, steps, projections, bookkeeping, files.
 """
 
 import resource
@@ -36,7 +36,7 @@ BLOCK, SAMPLES, DATA, EPS = 250, 500, "mnist5k", 0.02
 PASSES, ROUNDS = 10, 9
 MODELS = ("mnist-cnn", "mnist-cnn-at", "mnist-c-dv")
 HEAPS = (1000, 4000)
-"""Numbers of samples of the evaluations whose memory is compared."""
+"""Samples of the evaluations whose memory is compared."""
 
 
 def floor_section() -> str:
@@ -57,13 +57,13 @@ def digits(classifier: Classifier, count: int) -> Batch:
 
 
 def both_ways(classifier: Classifier, batch: Batch) -> torch.Tensor:
-    """Return the gradients of one forward and backward pass."""
+    """Make one forward and one backward pass, and return the gradients."""
     images = batch.images.detach().requires_grad_()
     return per_sample_gradient(-cross_entropy(classifier(images).logits, batch.labels), images)
 
 
 def forward(classifier: Classifier, batch: Batch) -> None:
-    """Run one forward pass."""
+    """Make one forward pass."""
     with torch.no_grad():
         query_model(classifier, batch.images, SampleRNG(0, batch.ids))
 
@@ -104,7 +104,7 @@ def _row(model: str) -> str:
 
 
 def _round(passes: Mapping[str, Task], *wholes: Task) -> tuple[dict[str, float], list[float]]:
-    """Return the mean cost of passes before, between and after the tasks, and the time of the tasks, in seconds."""
+    """Return the mean cost of each pass, measured before, between and after the tasks, and the time of the tasks, in seconds."""
     costs, seconds = [], []
     for whole in (*wholes, None):
         costs.append({name: seconds_of(task, PASSES) for name, task in passes.items()})
@@ -114,7 +114,7 @@ def _round(passes: Mapping[str, Task], *wholes: Task) -> tuple[dict[str, float],
 
 
 def _memory() -> str:
-    """Return a sentence on the memory of evaluations of two lengths, each in its own process."""
+    """Return a sentence on the memory of evaluations of different length, each in a process of its own."""
     first, second = (_peak(samples) for samples in HEAPS)
     return (
         f"Memory is bounded by the block: the peak is {first:.0f} MiB for an evaluation of {HEAPS[0]:,} samples and "
@@ -123,7 +123,7 @@ def _memory() -> str:
 
 
 def _peak(samples: int) -> float:
-    """Return the peak memory in MiB of a process that evaluates ``samples`` samples."""
+    """Return the peak memory in MiB of a process that evaluates so many samples."""
     code = (
         "from floor import most_memory; from sweeps import evaluated;"
         f"evaluated('mnist-cnn', (0.3,), {samples}); print(most_memory())"
@@ -150,13 +150,12 @@ def most_memory() -> float:
 _OPENING = f"""
 ## Against the floor
 
-PGD-40 at linf {EPS:g} on `{DATA}`, one thread, medians of processor time over {ROUNDS} rounds. Each round measures the cost of
-a pass before, between and after the search and the engine's run. Freed memory stays with the process, as on the
-command line.
+PGD-40 at linf {EPS:g} on `{DATA}`, one thread, medians of processor time over {ROUNDS} rounds. Each round measures the cost of a pass before,
+between and after the search and the engine's run. Freed memory stays with the process, as on the command line.
 
 - Floor of the search: its passes on {BLOCK} digits in one batch, times the cost of such a pass on the prepared copy.
-- Floor of the engine: the same for each of the two blocks of {SAMPLES} digits, plus three passes of the model itself for
-  clean predictions, verdicts and replay. The engine's time is all of `rbi.evaluate`, reading and writing included.
+- Floor of the engine: the same for each of the two blocks of {SAMPLES} digits, plus three passes of the model itself for clean predictions,
+  verdicts and replay. The engine's time is all of `rbi.evaluate`, reading and writing included.
 
 | model | passes | forward and backward pass | floor of the search | search | overhead | floor of the engine | engine | overhead |
 |---|---|---|---|---|---|---|---|---|"""

@@ -1,7 +1,7 @@
 """Times a label-hypothesis net, all hypotheses in one pass, against the CNN and against its naive forms.
 
 All run in one process, alternating; the figures are medians. Forward passes are those of a verdict: the
-network as it is, in inference mode. Forward and backward passes are those of a search: on the prepared copy,
+model itself, in inference mode. Forward and backward passes are those of a search: on the prepared copy,
 to the gradient of the input.
 """
 
@@ -53,22 +53,22 @@ def hypothesis_section(repeats: int = 9) -> str:
 
 
 def in_blocks(network: nn.Module, images: Tensor) -> Tensor:
-    """Return a network's output, evaluated in the blocks of the hypothesis network."""
+    """Return the outputs of a network, evaluated in the blocks of the label-hypothesis network."""
     return torch.cat([network(block) for block in torch.split(images, MAX_BATCH)])
 
 
 def head_per_hypothesis(network: nn.Module, images: Tensor) -> Tensor:
-    """Return T(x, k), with the convolutions evaluated once and the rest once per k."""
+    """Return T(x, k) with the convolutions evaluated once and the layers behind them once for each k."""
     assert isinstance(network, LabelHypothesisNet)
     features = network.features(images)
     return torch.cat([_concatenated(network, features, k) for k in range(10)], 1)
 
 
 def network_per_hypothesis(network: nn.Module, images: Tensor) -> Tensor:
-    """Return T(x, k), with the whole network evaluated once per k."""
+    """Return T(x, k) with the network evaluated once for each k."""
     assert isinstance(network, LabelHypothesisNet)
-    answers = [_concatenated(network, network.features(images), k) for k in range(10)]
-    return torch.cat(answers, 1)
+    outputs = [_concatenated(network, network.features(images), k) for k in range(10)]
+    return torch.cat(outputs, 1)
 
 
 def _concatenated(network: LabelHypothesisNet, features: Tensor, k: int) -> Tensor:
@@ -77,8 +77,8 @@ def _concatenated(network: LabelHypothesisNet, features: Tensor, k: int) -> Tens
     code[:, k] = 1
     joint = torch.cat([guess.weight, guess.label.T], 1)
     first = linear(torch.cat([features, code], 1), joint, guess.bias)
-    answer: Tensor = network.judge(network.second(first))
-    return answer
+    output: Tensor = network.judge(network.second(first))
+    return output
 
 
 def _digits() -> tuple[Tensor, Tensor]:
@@ -87,9 +87,9 @@ def _digits() -> tuple[Tensor, Tensor]:
 
 
 def _contestants(images: Tensor) -> Iterator[Contestant]:
-    def plain(network: nn.Module, shown: Tensor) -> Tensor:
-        answer: Tensor = network(shown)
-        return answer
+    def plain(network: nn.Module, inputs: Tensor) -> Tensor:
+        output: Tensor = network(inputs)
+        return output
 
     forms: list[tuple[str, str, Form]] = [
         ("CNN", "mnist-cnn", plain),
@@ -114,8 +114,8 @@ def _contestants(images: Tensor) -> Iterator[Contestant]:
 
 @torch.inference_mode()
 def _check(contestant: Contestant, images: Tensor) -> None:
-    answers = contestant.form(contestant.plain, images)
-    torch.testing.assert_close(answers, contestant.plain(images), rtol=1e-5, atol=1e-5)
+    outputs = contestant.form(contestant.plain, images)
+    torch.testing.assert_close(outputs, contestant.plain(images), rtol=1e-5, atol=1e-5)
 
 
 def _table(contestants: list[Contestant], images: Tensor, labels: Tensor, repeats: int) -> str:
@@ -145,9 +145,9 @@ def _forward(images: Tensor) -> Callable[[Contestant], None]:
 
 def _forward_and_backward(images: Tensor, labels: Tensor) -> Callable[[Contestant], None]:
     def run(contestant: Contestant) -> None:
-        shown = images.clone().requires_grad_()
-        loss = cross_entropy(contestant.form(contestant.searched, shown), labels)
-        torch.autograd.grad(loss, shown)
+        inputs = images.clone().requires_grad_()
+        loss = cross_entropy(contestant.form(contestant.searched, inputs), labels)
+        torch.autograd.grad(loss, inputs)
 
     return run
 
@@ -155,7 +155,7 @@ def _forward_and_backward(images: Tensor, labels: Tensor) -> Callable[[Contestan
 def _column(
     contestants: list[Contestant], task: Callable[[Contestant], None], threads: int, repeats: int
 ) -> list[str]:
-    """Return each network's median time in ms, and as a multiple of the first one's."""
+    """Return each contestant's median time in ms, and in multiples of the first one's."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     seconds: list[list[float]] = [[] for _ in contestants]
@@ -170,7 +170,7 @@ def _column(
 
 
 def _keep_freed_memory() -> bool:
-    """Make the C library keep freed buffers; return False where this is unsupported."""
+    """Make the C library keep freed buffers; return False where it has no such option."""
     try:
         library = ctypes.CDLL(None)
         return all(library.mallopt(option, value) == 1 for option, value in KEEP_FREED_MEMORY)
@@ -182,10 +182,10 @@ def _opening(repeats: int) -> str:
     return f"""
 ## All hypotheses at the cost of one network
 
-{BATCH} digits of `mnist5k`; one process, contestants in turn, medians of {repeats} runs, and multiples of the
-CNN's time. Forward: the network as it is, in inference mode. Forward + backward: the prepared copy that attacks
-search on, to the gradient of the input. Products: 1.9 million for one image in the CNN, 3.4 in a hypothesis
-net, whose second and third layer answer for ten hypotheses, 10.8 and 18.9 in the naive forms; units of the first layer that sleep are spared.
+{BATCH} digits of `mnist5k`; one process, networks in turn, medians of {repeats} runs, and multiples of the CNN's time. Forward: the model itself,
+in inference mode. Forward + backward: the prepared copy, to the gradient of the input. An image takes 1.9 million products in the CNN and 3.4
+million in a label-hypothesis network, whose second and third layers evaluate ten hypotheses. The naive forms take 10.8 and 18.9 million. Inactive
+units of the first layer are skipped.
 """
 
 

@@ -1,7 +1,7 @@
-"""Compares our minimum-norm attacks with those of Foolbox, torchattacks and adversarial-library: time and distances.
+"""Measures minimum-norm attacks against Foolbox's, torchattacks' and adversarial-library's of the same name: time and distance.
 
-All run in one process on one thread, in turn; times are medians of processor time, which other programs on the machine
-do not change.
+All run in one process on one thread, alternating; times are medians of processor time, which other programs on the
+machine do not change.
 """
 
 import time
@@ -36,14 +36,14 @@ CARLINI_WAGNER: dict[str, Any] = {
     "stepsize": 0.1,
     "initial_const": 0.1,
 }
-"""Foolbox's defaults, 9 searches of 10,000 steps of 0.01, take an hour; with 1,000 they end 2.5 % closer than these."""
+"""Foolbox's defaults, 9 searches of 10,000 steps of 0.01, take an hour; with 1,000 steps the distances are 2.5 % smaller than with these."""
 
 Contestant = Callable[["Digits"], Tensor]
 
 
 @dataclass(frozen=True)
 class Digits:
-    """The input of all libraries: correctly classified digits."""
+    """The model and the correctly classified digits that every library gets."""
 
     classifier: Classifier
     network: nn.Module
@@ -63,7 +63,7 @@ def minimum_norm_section() -> str:
 
 
 def ours(name: str, measured: str, digits: Digits) -> Tensor:
-    """Return the candidates of a preset on the prepared copy, as the engine computes them."""
+    """Return the proposals of a preset: search on the prepared copy, as the engine does."""
     searched = prepare(digits.classifier, digits.images[:8], fold=False)
     batch, rng = Batch(digits.images, digits.labels, digits.ids), SampleRNG(0, digits.ids)
     threat = ThreatModel(Unbounded(measured))
@@ -73,33 +73,33 @@ def ours(name: str, measured: str, digits: Digits) -> Tensor:
 
 
 def foolbox(name: str, digits: Digits, **parameters: object) -> Tensor:
-    """Return the candidates of an attack of Foolbox."""
+    """Return the proposals of an attack of Foolbox."""
     import foolbox as fb
     from foolbox.models.pytorch import PyTorchModel
 
     model = PyTorchModel(digits.network, bounds=(0, 1), device="cpu")
     attack = getattr(fb.attacks, name)(**parameters)
-    shown: Tensor = attack(model, digits.images, digits.labels, epsilons=None)[1]
-    return shown
+    proposals: Tensor = attack(model, digits.images, digits.labels, epsilons=None)[1]
+    return proposals
 
 
 def torchattacks(name: str, digits: Digits) -> Tensor:
-    """Return the candidates of an attack of torchattacks with its default parameters."""
+    """Return the proposals of an attack of torchattacks with its own parameters."""
     import torchattacks as ta
 
-    shown: Tensor = getattr(ta, name)(digits.network)(digits.images, digits.labels)
-    return shown
+    proposals: Tensor = getattr(ta, name)(digits.network)(digits.images, digits.labels)
+    return proposals
 
 
 def adversarial(name: str, digits: Digits, **parameters: object) -> Tensor:
-    """Return the candidates of an attack of adversarial-library."""
+    """Return the proposals of an attack of adversarial-library."""
     attack = getattr(adversarial_library(), name)
-    shown: Tensor = attack(digits.network, digits.images, digits.labels, **parameters)
-    return shown
+    proposals: Tensor = attack(digits.network, digits.images, digits.labels, **parameters)
+    return proposals
 
 
 def _contests() -> dict[str, dict[str, Contestant]]:
-    """Return the compared attacks, by preset and norm."""
+    """Return the contestants of each comparison, by preset and norm."""
     carlini_wagner = partial(foolbox, "L2CarliniWagnerAttack", abort_early=False, **CARLINI_WAGNER)
     contests: dict[str, dict[str, Contestant]] = {
         "cw-adaptive l2": {
@@ -129,7 +129,7 @@ def _ours(name: str) -> Contestant:
 
 
 def _third() -> dict[str, dict[str, Contestant]]:
-    """Return the attacks of adversarial-library, including ALMA, which no other library has."""
+    """Return the contestants of adversarial-library; only it has ALMA."""
     title = "adversarial-library"
     names = {"l0": 0.0, "l1": 1.0, "l2": 2.0, "linf": float("inf")}
     contests: dict[str, dict[str, Contestant]] = {
@@ -144,7 +144,7 @@ def _third() -> dict[str, dict[str, Contestant]]:
 
 
 def draw_digits(count: int) -> Digits:
-    """Return the digits that the undefended network classifies correctly."""
+    """Return the correctly classified of ``count`` digits, under the undefended network."""
     classifier, data = rbi.load_model("mnist-cnn").classifier, rbi.load_dataset("mnist5k")
     ids = torch.tensor(select_samples(data.labels, count))
     images, labels = data.batch(ids)
@@ -157,27 +157,27 @@ def draw_digits(count: int) -> Digits:
 def _rows(digits: Digits, name: str, contest: dict[str, Contestant]) -> list[str]:
     attack, measured = name.split()
     seconds: dict[str, list[float]] = {each: [] for each in contest}
-    shown: dict[str, Tensor] = {}
+    proposals: dict[str, Tensor] = {}
     for repeat in range(REPEATS):
         for each, contestant in contest.items():
-            if repeat and sum(seconds[each]) > 20:  # a single run of a slow attack is exact enough
+            if repeat and sum(seconds[each]) > 20:  # one run of a slow one is exact enough
                 continue
             start = time.process_time()
-            shown[each] = contestant(digits)
+            proposals[each] = contestant(digits)
             seconds[each].append(time.process_time() - start)
     first = median(seconds["ours"])
     return [
         f"| {attack} | {measured} | {each} | {nearness(digits, images, measured)} | "
         f"{median(seconds[each]):.2f} s | {first / median(seconds[each]):.2f} |"
-        for each, images in shown.items()
+        for each, images in proposals.items()
     ]
 
 
-def nearness(digits: Digits, shown: Tensor, measured: str) -> str:
-    """Return median and mean distance, and the number of robust samples, as cells of a table."""
+def nearness(digits: Digits, proposals: Tensor, measured: str) -> str:
+    """Return median and mean distance of the proposals, and the number of robust samples, as cells of a table."""
     with torch.no_grad():
-        missed = digits.network(shown).argmax(1) == digits.labels
-    moved = (shown - digits.images).detach()
+        missed = digits.network(proposals).argmax(1) == digits.labels
+    moved = (proposals - digits.images).detach()
     far = norm(moved.where(moved.abs() > 1e-6, 0), measured).where(~missed, float("inf"))
     return f"{far.median():.4g} | {far[~missed].mean():.4g} | {int(missed.sum())}"
 

@@ -1,4 +1,4 @@
-"""Optional libraries, models and data sets: benchmarks skip those that are not installed."""
+"""Other libraries, models and data sets; those that are not installed are left out of a benchmark."""
 
 from functools import cache
 from importlib import import_module
@@ -15,12 +15,12 @@ def adversarial_library() -> ModuleType | None:
     """Return the attacks of adversarial-library (``adv-lib``), or None where it cannot be imported."""
     try:
         return import_module("adv_lib.attacks")
-    except (ImportError, RuntimeError):  # RuntimeError if torchvision was built for another torch
+    except (ImportError, RuntimeError):  # the second if torchvision was made for another torch
         return None
 
 
 def is_there(model: str, dataset: str) -> bool:
-    """Return whether the weights of a model and the files of a data set are available."""
+    """Are the weights of a model and the files of a data set installed?"""
     try:
         rbi.load_dataset(dataset)
         rbi.load_model(model)

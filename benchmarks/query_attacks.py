@@ -1,7 +1,7 @@
-"""Compares our score-based and decision-based attacks with those of Foolbox and torchattacks: time, queries, distance.
+"""Measures score-based and decision-based attacks against those of Foolbox and torchattacks: time, queries, distance.
 
-All run through the same interface, so that queries are counted alike and a failed start affects no other sample. They
-run in one process on one thread; times are processor time.
+All run through the same interface, so that queries are counted in the same way and a failed start affects one sample only.
+One process, one thread; times are processor time.
 """
 
 import time
@@ -23,7 +23,7 @@ __all__ = ["query_section"]
 SAMPLES, STEPS, QUERIES = 20, 1000, 1000
 
 HOPS = 10
-"""Steps of HopSkipJump, with 50·√t probes in each and 200 at most. Foolbox takes 15 minutes for our preset's 25 steps."""
+"""Steps of HopSkipJump, 50·√t probes in each and 200 at most: Foolbox takes a quarter of an hour for our preset's 25."""
 
 OURS = f"hopskipjump:steps={HOPS},max_queries=200"
 FOOLBOX = (
@@ -44,9 +44,9 @@ CONTESTS: tuple[tuple[Budget, tuple[str, ...]], ...] = (
         ("local-search", "torchattacks:Pixle", "torchattacks:OnePixel:pixels=15,steps=20"),
     ),
 )
-"""Boundary and HopSkipJump with equal steps, Square with equal queries. Neither library has LocalSearch; it is compared
-with torchattacks' sparse score-based attacks, OnePixel with as many pixels as LocalSearch changes. Foolbox's
-PointwiseAttack takes minutes, and it has no Square."""
+"""Boundary and HopSkipJump with equal steps, Square with equal queries. Neither library has LocalSearch: it is compared with
+torchattacks' score-based attacks on few pixels, OnePixel with as many pixels as LocalSearch changes.
+Foolbox's PointwiseAttack takes minutes, and it has no Square."""
 
 
 def query_section() -> str:
@@ -61,29 +61,29 @@ def query_section() -> str:
 
 def _row(digits: Digits, attack: str, budget: Budget) -> str:
     start = time.process_time()
-    shown, questions = _asked(digits, attack, budget)
+    proposals, queries = _attack(digits, attack, budget)
     seconds = time.process_time() - start
-    told = nearness(digits, shown, budget.norm)
+    distances = nearness(digits, proposals, budget.norm)
     within = f"{budget.norm} ≤ {budget.eps:g}" if isinstance(budget, LpBall) else budget.norm
-    return f"| `{attack}` | {within} | {told} | {questions:,.0f} | {seconds:.2f} s |"
+    return f"| `{attack}` | {within} | {distances} | {queries:,.0f} | {seconds:.2f} s |"
 
 
-def _asked(digits: Digits, attack: str, budget: Budget) -> tuple[Tensor, float]:
-    """Return an attack's candidates, and its mean number of queries per sample."""
+def _attack(digits: Digits, attack: str, budget: Budget) -> tuple[Tensor, float]:
+    """Return the proposals of an attack, and its mean number of queries per sample."""
     searched = prepare(digits.classifier, digits.images[:8], fold=False)
     batch, rng = Batch(digits.images, digits.labels, digits.ids), SampleRNG(0, digits.ids)
     threat = ThreatModel(budget)
-    meter = CountingModel(searched, batch, threat, rng)
-    shown = rbi.load_attack(attack).attack.run(meter, batch, threat, rng)
-    return shown, meter.forward_passes.double().mean().item()
+    counting = CountingModel(searched, batch, threat, rng)
+    proposals = rbi.load_attack(attack).attack.run(counting, batch, threat, rng)
+    return proposals, counting.forward_passes.double().mean().item()
 
 
 _OPENING = f"""
 ## Score-based and decision-based attacks
 
-On `mnist-cnn` and {SAMPLES} digits of `mnist5k` in one batch; one process, one thread, processor time of one run. Boundary
-and HopSkipJump run with equal steps, HopSkipJump also as in its preset; Square runs with equal queries inside a
-budget. Neither library has LocalSearch: the rows below it are their closest attacks.
+On `mnist-cnn` and {SAMPLES} digits of `mnist5k` in one batch; one process, one thread, processor time of one run. Boundary and HopSkipJump run
+with equal steps, HopSkipJump also as in its preset; Square runs with equal queries inside a budget. Neither library has LocalSearch: the rows
+below it are their closest attacks.
 
 | attack | norm | median | mean | not broken | queries | time |
 |---|---|---|---|---|---|---|"""

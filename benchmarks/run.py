@@ -1,6 +1,6 @@
-"""Writes docs/benchmarks.md and its chart: our attacks against other libraries, and against the floor.
+"""Writes docs/benchmarks.md and its picture: our attacks compared with other libraries and with the cost of their passes.
 
-All run in one process. ``make bench`` writes the page; without ``--write`` it is printed.
+All run in one process. ``make bench`` writes the page; without ``--write`` it is printed only.
 """
 
 import argparse
@@ -17,14 +17,16 @@ from hypothesis_forward import hypothesis_section
 from minimum_norm import minimum_norm_section
 from query_attacks import query_section
 from standard import standard_section
+from start_up import start_up_section
 from sweeps import sweep_section
 from switches import switch_section
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, PICTURE = DOCS / "benchmarks.md", DOCS / "images" / "benchmarks.svg"
 
-# the last two change the memory allocation of the process
+# the last two change how the process allocates memory, so nothing may follow them
 SECTIONS = {
+    "start-up": start_up_section,
     "pgd": fixed_budget_section,
     "standard": standard_section,
     "minimum-norm": minimum_norm_section,
@@ -39,7 +41,7 @@ LIBRARIES = ("torch", "foolbox", "torchattacks", "adv-lib")
 
 
 def main() -> None:
-    """Print the page; with --write also write it and its chart to docs/."""
+    """Print the page; with --write also write it to docs/, with its picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--write", action="store_true")
@@ -60,9 +62,9 @@ def _opening() -> str:
     versions = ", ".join(f"{name} {_version(name)}" for name in LIBRARIES)
     return f"""# Benchmarks
 
-Time and strength of our attacks against Foolbox, torchattacks and adversarial-library, and what each optimisation
-gains. `make bench` writes this page: one process on {platform.machine()}, bfloat16 {_bfloat16()}; {versions}.
-Libraries and models that are not installed are left out. *ours / its time* below 1: ours is faster.
+Time and strength of our attacks against Foolbox, torchattacks and adversarial-library, and what each optimisation gains. `make bench` writes this
+page: one process on {platform.machine()}, bfloat16 {_bfloat16()}; {versions}. Libraries and models that are not installed are left out. *ours / its
+time* below 1: ours is faster.
 
 ![Time of our attacks relative to other libraries, and their results](images/benchmarks.svg)
 """

@@ -1,7 +1,7 @@
 """Compares the ensemble ``standard`` with torchattacks' AutoAttack: robust samples and time.
 
 Both run in one process on one thread, in turn, on the same correctly classified samples in one batch; times are processor
-time, which other programs on the machine do not change. The network itself confirms results, inside ball and box.
+time, which other programs on the machine do not change. The network itself evaluates both, inside ball and box.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from robustbench_inv.threat.threat_model import ThreatModel
 __all__ = ["standard_section"]
 
 SAMPLES, REPEATS, SLOW = 100, 3, 15.0
-"""An attack that took more than ``SLOW`` seconds is not timed again."""
+"""A contestant that has taken more than ``SLOW`` seconds is not timed again."""
 
 CONTESTS = (
     ("mnist-cnn", "mnist5k", "linf", 0.05),
@@ -41,28 +41,28 @@ CONTESTS = (
     ("fashion-mnist-cnn", "fashion-mnist", "linf", 0.02),
     ("fashion-mnist-cnn-at", "fashion-mnist", "linf", 0.1),
 )
-"""Model, data set, norm and eps with some robust samples; models and data sets that are not installed are skipped."""
+"""Model, data set, norm and eps with some robust samples; models and data sets that are not installed are left out."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The input of both: a model, correctly classified samples, and a budget."""
+    """The model, its correctly classified samples and the budget that both attacks get."""
 
     classifier: Classifier
     batch: Batch
     budget: LpBall
 
-    def robust(self, shown: Tensor) -> set[int]:
-        """Return the ids of the robust samples."""
+    def robust(self, proposals: Tensor) -> set[int]:
+        """Return the samples that no allowed input breaks."""
         batch = self.batch
-        allowed = self.budget.contains(batch.images, shown)
-        allowed &= inside_box(shown, self.classifier.bounds)
-        answer = classify(self.classifier, shown, SampleRNG(0, batch.ids))
+        allowed = self.budget.contains(batch.images, proposals)
+        allowed &= inside_box(proposals, self.classifier.bounds)
+        answer = classify(self.classifier, proposals, SampleRNG(0, batch.ids))
         return set(batch.ids[~(allowed & (answer.decision != batch.labels))].tolist())
 
 
 class Logits(nn.Module):
-    """A classifier as a network for torchattacks."""
+    """A classifier as the network that torchattacks expects."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
@@ -81,33 +81,33 @@ def standard_section(samples: int = SAMPLES) -> str:
 
 
 def ours(problem: Problem) -> Tensor:
-    """Return the candidates of the preset on the prepared copy, as the engine computes them."""
+    """Return the proposals of the preset: search on the prepared copy, as the engine does."""
     batch, rng = problem.batch, SampleRNG(0, problem.batch.ids)
     searched = prepare(problem.classifier, batch.images[:8], fold=True)
     threat = ThreatModel(problem.budget)
-    meter = CountingModel(searched, batch, threat, rng)
-    return rbi.load_attack("standard").attack.run(meter, batch, threat, rng)
+    counting = CountingModel(searched, batch, threat, rng)
+    return rbi.load_attack("standard").attack.run(counting, batch, threat, rng)
 
 
 def autoattack(problem: Problem) -> Tensor:
-    """Return the candidates of torchattacks' AutoAttack, version standard."""
+    """Return the proposals of torchattacks' AutoAttack, version standard."""
     import torchattacks as ta
 
     name = {"linf": "Linf", "l2": "L2"}[problem.budget.norm]
     eps, classes = problem.budget.eps, problem.classifier.num_classes
     network = Logits(problem.classifier).eval()
     attack = ta.AutoAttack(network, norm=name, eps=eps, n_classes=classes, seed=0)
-    shown: Tensor = attack(problem.batch.images, problem.batch.labels)
-    return shown
+    proposals: Tensor = attack(problem.batch.images, problem.batch.labels)
+    return proposals
 
 
 def _row(samples: int, model: str, dataset: str, norm: str, eps: float) -> str:
     problem = _problem(samples, model, dataset, LpBall(norm, eps))
-    times, left = zip(*(_measured(each, problem) for each in (ours, autoattack)), strict=True)
+    times, robust = zip(*(_measured(each, problem) for each in (ours, autoattack)), strict=True)
     n = len(problem.batch)
-    shares = " | ".join(f"{len(each)}" for each in left)
+    shares = " | ".join(f"{len(each)}" for each in robust)
     return (
-        f"| {model} | {norm} {eps:g} | {n} | {shares} | {len(left[0] - left[1])} | "
+        f"| {model} | {norm} {eps:g} | {n} | {shares} | {len(robust[0] - robust[1])} | "
         f"{times[0]:.1f} s | {times[1]:.1f} s | {times[0] / times[1]:.2f} |"
     )
 
@@ -121,21 +121,21 @@ def _problem(samples: int, model: str, dataset: str, budget: LpBall) -> Problem:
 
 
 def _measured(contestant: Callable[[Problem], Tensor], problem: Problem) -> tuple[float, set[int]]:
-    """Return the median time, and the ids of the robust samples."""
+    """Return the median time and the robust samples."""
     seconds: list[float] = []
-    shown: list[Tensor] = []
+    proposals: list[Tensor] = []
     while len(seconds) < REPEATS and sum(seconds) < SLOW:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            seconds.append(seconds_of(lambda: shown.append(contestant(problem).detach())))
-    return median(seconds), problem.robust(shown[-1])
+            seconds.append(seconds_of(lambda: proposals.append(contestant(problem).detach())))
+    return median(seconds), problem.robust(proposals[-1])
 
 
 _OPENING = """
 ## The ensemble against AutoAttack
 
 Preset `standard` against torchattacks' `AutoAttack`, version standard, on the correctly classified of {} samples in one batch;
-one process, one thread, in turn, processor time. *AutoAttack only*: samples that survive ours and that AutoAttack breaks.
+one process, one thread, in turn, processor time.
 
 | model | budget | samples | robust, ours | robust, AutoAttack | broken by AutoAttack only | ours | AutoAttack | ours / its time |
 |---|---|---|---|---|---|---|---|---|"""

@@ -1,4 +1,4 @@
-"""Compares the cost of a sweep over ten eps with that of the same eps one by one, both run by the engine."""
+"""Compares the cost of a sweep of ten eps with that of the same eps one by one, both run by the engine."""
 
 from functools import partial
 from tempfile import TemporaryDirectory
@@ -20,7 +20,7 @@ GRIDS = (
     ("mnist-c-dv", 0.01),
     ("mnist-c-js:sigmoid=true", 0.01),
 )
-"""Models and the smallest of ten eps, which are its multiples; models that are not installed are skipped."""
+"""Models and the smallest of ten eps, all multiples of it; a model that is not installed is left out."""
 
 
 def sweep_section() -> str:
@@ -31,7 +31,7 @@ def sweep_section() -> str:
 
 
 def evaluated(model: str, budgets: tuple[float, ...], samples: int = SAMPLES) -> CellSummary:
-    """Return the summary of PGD within linf budgets."""
+    """Return the result of PGD within linf budgets."""
     threat = "linf=" + ",".join(f"{eps:g}" for eps in budgets)
     with TemporaryDirectory() as folder:
         run = rbi.evaluate(
@@ -53,9 +53,9 @@ def _row(model: str, least: float) -> str:
     seconds = medians({str(each): task for each, task in tasks.items()})
     swept, *alone = (seconds[str(each)] for each in tasks)
     passes, *passes_alone = (found[each].backward_passes for each in tasks)
-    left = [rate.successes for rate in found[grid].robust_accuracy]
+    robust = [rate.successes for rate in found[grid].robust_accuracy]
     more = [
-        n - found[(eps,)].robust_accuracy[0].successes for n, eps in zip(left, grid, strict=True)
+        n - found[(eps,)].robust_accuracy[0].successes for n, eps in zip(robust, grid, strict=True)
     ]
     against = (alone[-1], max(alone), sum(alone))
     ratios = " | ".join(f"{swept / other:.2f}" for other in against)
@@ -69,9 +69,8 @@ _OPENING = f"""
 ## A sweep of ten eps
 
 PGD, linf, 40 steps, {SAMPLES} digits of `{DATA}`, all of `rbi.evaluate`; one process, one thread, in turn, medians of
-processor time. Passes are gradients per sample. A sweep descends from its largest eps ([decision
-16](decisions/0016-speed.md)). The last column is the number of additional robust samples of the sweep at each of the
-ten eps, compared with that eps alone (least and most).
+processor time. Passes are gradients per sample. A sweep descends from its largest eps ([decision 16](decisions/0016-speed.md)). The last column is
+the number of additional robust samples of the sweep at each of the ten eps, compared with that eps alone (least and most).
 
 | model | eps | sweep | / its largest eps | / its most expensive eps | / its ten eps alone | passes | largest alone | ten alone | additional robust |
 |---|---|---|---|---|---|---|---|---|---|"""

@@ -1,4 +1,4 @@
-"""Measures the gain of each optimisation of the engine, by switching it off and on.
+"""Switches the engine's optimisations off and on, one by one, and measures the gain of each.
 
 All run in one process on one thread, off and on in turn; times are medians of processor time.
 """
@@ -37,13 +37,13 @@ __all__ = ["switch_section"]
 
 DATA = "mnist5k"
 MODELS = {"mnist-cnn": 250, "mnist-c-dv": 250, "mnist-resnet10": 25}
-"""Models, and the number of digits of a pass. The ResNet takes forty times as long."""
+"""Models, and how many digits a pass has. The ResNet takes forty times as long."""
 
-FEW_BROKEN, ALL_BROKEN = 0.02, 0.1
+FEW_BROKEN, MOST_BROKEN = 0.02, 0.1
 CHANGES: dict[str, Rearrangement] = {
     "conv + batch norm folded": fold_batch_norm,
     "channels last": order_channels_last,
-    "gradients of strided convolutions folded": fold_gradients,
+    "gradient of strided convolutions folded": fold_gradients,
 }
 
 
@@ -90,7 +90,7 @@ def _column(classifier: Classifier, count: int) -> dict[str, Switch]:
         return found
     found["batches of 250, not 25"] = _batches(searched, batch, 25)
     found["batches of 250, not 1,000"] = _batches(searched, digits(classifier, 1000), 1000)
-    for eps in (FEW_BROKEN, ALL_BROKEN):
+    for eps in (FEW_BROKEN, MOST_BROKEN):
         found[f"active sets, PGD-40 at {eps:g}"] = _active(
             searched, batch[torch.arange(0, len(batch), 2)], eps
         )
@@ -98,7 +98,7 @@ def _column(classifier: Classifier, count: int) -> dict[str, Switch]:
 
 
 def _copies(classifier: Classifier, searched: Classifier, batch: Batch) -> dict[str, Switch]:
-    """Compare forward and backward passes of the copy with those of a copy that lacks one change."""
+    """Compare forward and backward passes on the prepared copy with those on a copy that lacks one change."""
     plain, probe = frozen_copy(classifier), batch.images[:16]
     assert plain is not None
     without = {
@@ -161,7 +161,7 @@ def _search(
 
 
 class Half(nn.Module):
-    """A copy that computes in bfloat16, with inputs and outputs in float32."""
+    """A copy that computes in bfloat16 and takes and gives float32."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
@@ -176,7 +176,7 @@ class Half(nn.Module):
 
 
 def _in_half_precision(models: list[str]) -> str:
-    """Return a table of searches in bfloat16 with verdicts of the model itself in float32."""
+    """Return a table of searches in bfloat16, whose proposals the model itself evaluates in float32."""
     rows = [
         _half(model, eps) for model in models if MODELS[model] >= 250 for eps in (0.02, 0.05, 0.1)
     ]
@@ -191,14 +191,14 @@ def _half(model: str, eps: float) -> str:
     seconds = Switch(
         **medians({name: partial(_search, each, batch, eps) for name, each in copies.items()})
     )
-    shown = [_search(each, batch, eps) for each in copies.values()]
-    answers = [classify(classifier, images, SampleRNG(0, batch.ids)) for images in shown]
-    left = [int((answer.decision == batch.labels).sum()) for answer in answers]
-    return f"| {model} | {eps:g} | {seconds} | {left[0]} | {left[1]} |"
+    proposals = [_search(each, batch, eps) for each in copies.values()]
+    outputs = [classify(classifier, images, SampleRNG(0, batch.ids)) for images in proposals]
+    robust = [int((output.decision == batch.labels).sum()) for output in outputs]
+    return f"| {model} | {eps:g} | {seconds} | {robust[0]} | {robust[1]} |"
 
 
 def _compiled(models: list[str]) -> str:
-    """Return the gain of torch.compile, or the reason why it fails."""
+    """Return the gain of torch.compile, or why it fails."""
     return "\n".join([_COMPILED, *(_compile(each) for each in models if MODELS[each] >= 250), ""])
 
 
@@ -217,7 +217,7 @@ def _compile(model: str) -> str:
         first = seconds_of(compiled)
         tasks: dict[str, Task] = {"off": partial(both_ways, searched, batch), "on": compiled}
         seconds = Switch(**medians(tasks, repeats=5, times=3))
-    except Exception as error:  # no compiler, or a kernel that does not build: report it
+    except Exception as error:  # no compiler, or a kernel that does not build: the table states it
         return f"| {model} | does not compile: {type(error).__name__} | – |"
     return f"| {model} | {seconds} | {first:.0f} s |"
 
@@ -229,22 +229,20 @@ def _time(seconds: float) -> str:
 _OPENING = f"""
 ## Gain of each optimisation
 
-Time without an optimisation as a multiple of the time with it; one process, one thread, off and on in turn, medians
-of processor time. Changes of the prepared copy: a forward and a backward pass of {MODELS["mnist-cnn"]} digits ({MODELS["mnist-resnet10"]} for the ResNet).
-[Decision 16](decisions/0016-speed.md) lists what the engine uses and what it leaves out.
+Time without an optimisation as a multiple of the time with it; one process, one thread, off and on in turn, medians of processor time. Changes of
+the prepared copy: a forward and a backward pass of {MODELS["mnist-cnn"]} digits ({MODELS["mnist-resnet10"]} for the ResNet). [Decision
+16](decisions/0016-speed.md) lists what the engine uses and what it leaves out.
 """
 
 _HALF = """
-Search in bfloat16 with verdicts in float32 (not used by the engine): gain in time, and robust samples of 250 under
-PGD-40.
+Search in bfloat16 with verdicts in float32 (not used by the engine): gain in time, and robust samples of 250 under PGD-40.
 
 | model | eps | gain | robust, float32 | robust, bfloat16 |
 |---|---|---|---|---|"""
 
 _COMPILED = """
-`torch.compile` of the prepared copy with open shapes, a forward and a backward pass of 250 digits (not used by the
-engine). The table has the gain, and the processor seconds until the end of the first pass without the compiler's own
-time.
+`torch.compile` of the prepared copy with open shapes, a forward and a backward pass of 250 digits (not used by the engine). The table has the gain,
+and the processor seconds until the end of the first pass without the compiler's own time.
 
 | model | gain | first pass |
 |---|---|---|"""

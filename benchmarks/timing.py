@@ -1,4 +1,4 @@
-"""Timing of benchmarks: one process, tasks in turn, medians of processor time."""
+"""Measures time: in one process, tasks in turn, medians of processor time."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +14,7 @@ Task = Callable[[], object]
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread, so that processor time does not include waiting threads."""
+    """Compute on one thread: processor time then counts work, not threads that wait for each other."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -26,12 +26,12 @@ def one_thread() -> Iterator[None]:
 def medians(tasks: Mapping[str, Task], repeats: int = 3, times: int = 1) -> dict[str, float]:
     """Return the median processor time of each task in seconds.
 
-    The tasks run in turn, so that other load on the machine slows all of them down.
+    The tasks take turns, so that a temporary load of the machine affects all of them.
 
     Args:
         tasks: by name.
-        repeats: number of measurements, after one warm-up round if ``times`` > 1.
-        times: number of runs in each measurement.
+        repeats: number of measured rounds; with several ``times`` one warm-up round is added.
+        times: number of runs per measured round.
     """
     taken: dict[str, list[float]] = {name: [] for name in tasks}
     for repeat in range(-(times > 1), repeats):
@@ -43,7 +43,7 @@ def medians(tasks: Mapping[str, Task], repeats: int = 3, times: int = 1) -> dict
 
 
 def seconds_of(task: Task, times: int = 1) -> float:
-    """Return the mean processor time of ``times`` runs of a task, in seconds."""
+    """Return the processor time of a task, the mean of so many runs."""
     start = time.process_time()
     for _ in range(times):
         task()

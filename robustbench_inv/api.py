@@ -1,4 +1,4 @@
-"""Evaluates models: the one entry point for the command line and for Python, validity checks included."""
+"""Evaluates models, with validity checks: the entry point for the command line and for Python."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -38,7 +38,7 @@ DEFAULT_FOLDER = Path("runs")
 
 @dataclass(frozen=True)
 class CellFailure:
-    """A cell that has not come to its end, or whose attack crashed on some samples.
+    """A cell that is incomplete, or whose attack crashed on some samples.
 
     Args:
         cell: the cell's title.
@@ -54,13 +54,13 @@ class CellFailure:
 
 @dataclass(frozen=True)
 class Run:
-    """The results of an evaluation, restricted to the samples that it asked for.
+    """The results of an evaluation, restricted to its samples.
 
     Args:
-        path: the folder they are in.
-        plan: what was asked for.
+        path: folder of the results.
+        plan: the evaluated cells.
         failures: cells that failed; the command line exits with 1 if there are any.
-        notes: what else the user should know.
+        notes: messages for the user.
     """
 
     path: Path
@@ -83,7 +83,7 @@ class Run:
         return [record for cell in self.cells for record in cell.records]
 
     def summary(self) -> list[CellSummary]:
-        """Return what the records of each cell add up to."""
+        """Return the rates and counts of each cell."""
         return [cell.summary for cell in self.cells]
 
     def to_frame(self) -> "pd.DataFrame":
@@ -127,25 +127,25 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
 
     Args:
         model: a name, an ``nn.Module`` that declares bounds, a ``Classifier``, or a list of these.
-        attack: a name, an attack, or a list of these; may be left out if there is a suite.
+        attack: a name, an attack, or a list of these; optional if there is a suite.
         suite: name of a list of attacks and threats.
-        threat: ``NORM=EPS[,EPS…]``, ``none``, a name, or a threat; None for what attack and data suggest.
-        dataset: a name or a data set; None for the one that each model's card names.
-        samples: N for the fixed balanced draw, ``first:N``, None for all.
-        seed: of all random numbers.
+        threat: ``NORM=EPS[,EPS…]``, ``none``, a name, or a threat; None for the default of attack and data set.
+        dataset: a name or a data set; None for the data set of each model's card.
+        samples: N for a class-balanced subset, ``first:N`` for the first N, None for all.
+        seed: random seed.
         out: folder of the results; None for ``runs/<plan>``.
-        existing: ``resume`` adds what is missing, ``skip`` leaves started cells alone, ``redo`` starts anew.
+        existing: resume, skip or redo existing results.
         batch_size: samples of a block.
         device: where models compute, as torch names it.
         workers: number of local processes, or ``ray``.
-        keep_images: store what is shown of each sample.
+        keep_images: store the clean and the adversarial images.
         data_root: folder of data files.
-        progress: called with a ``Progress`` as the evaluation goes on.
+        progress: called with a ``Progress`` after each block.
         checks: run the validity checks and write checks.json.
-        command: what the user typed, for plan.json.
+        command: the user's command, for plan.json.
 
     Raises:
-        UsageError: for what cannot be done, before anything runs.
+        UsageError: for an impossible request, before anything runs.
 
     Example:
         >>> run = evaluate(model="mnist-cnn", attack="pgd", threat="linf=0.1", samples=100)  # doctest: +SKIP
@@ -183,10 +183,10 @@ def run_plan(
     """Run a plan's cells, without the validity checks.
 
     Args:
-        plan: what to run.
+        plan: the cells.
         out: folder of the results; None for ``runs/<plan>``.
         options: how to run.
-        progress: called as the evaluation goes on.
+        progress: called with a ``Progress`` after each block.
         workers: number of local processes, or ``ray``.
 
     Raises:
@@ -206,10 +206,10 @@ def run_plan(
 
 
 def check_run(run: Run, device: str) -> None:
-    """Probe the models, check the records of all cells in the folder, and write the verdicts.
+    """Check the models and the records of all cells in the folder, and write the verdicts to checks.json.
 
     Args:
-        run: what was run.
+        run: the evaluated run.
         device: where the models compute.
     """
     folder = RunFolder(run.path)

@@ -23,13 +23,11 @@ PHRASES = ROOT / "tests" / "data" / "phrases.txt"
 
 PENDING = frozenset(
     {
-        "attacks",
         "catalogue",
         "checks",
         "cli",
         "data",
         "evaluation",
-        "experiments",
         "models",
         "package",
         "reporting",
@@ -215,11 +213,17 @@ def toml_files() -> list[Path]:
     return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.toml"))
 
 
+def source_files() -> list[Path]:
+    """Return the modules of the package, the benchmarks, the tools and the example plugin."""
+    folders = (PACKAGE, ROOT / "benchmarks", ROOT / "tools", ROOT / "attacks")
+    return sorted(path for folder in folders for path in folder.rglob("*.py"))
+
+
 def passages() -> Iterator[Passage]:
     """Yield all prose of the repository that users and authors read, tests aside."""
     for path in markdown_files():
         yield passage(path, 1, path.read_text())
-    for path in sorted(PACKAGE.rglob("*.py")):
+    for path in source_files():
         yield from source_passages(path)
     for path in sorted(PACKAGE.rglob("*.html")):
         yield from template_passages(path)
@@ -252,7 +256,7 @@ def prose_hits() -> tuple[tuple[str, str], ...]:
 def old_names() -> list[tuple[str, str]]:
     """Return (part, message) of every name of the first version, CHANGELOG.md aside."""
     phrases = read_phrases("names")
-    files = [*markdown_files(), *PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.html"), *toml_files()]
+    files = [*markdown_files(), *source_files(), *PACKAGE.rglob("*.html"), *toml_files()]
     return [
         (part_of(path), f'{path.relative_to(ROOT)}:{line + 1}: "{name}" is now {now}')
         for path in files

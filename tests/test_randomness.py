@@ -120,7 +120,7 @@ def test_neighbours_are_not_correlated():
     assert abs((numbers * after).mean().item()) < limit
     assert abs((numbers[1:] * numbers[:-1]).mean().item()) < limit
     assert abs((numbers[:, 1:] * numbers[:, :-1]).mean().item()) < limit
-    # Box and Muller make the two halves of a draw from the same radii: squares would show a wrong angle.
+    # Box and Muller compute both halves of a draw from the same radii; a wrong angle would change the squares.
     assert abs(((numbers[:, :32] ** 2 - 1) * (numbers[:, 32:] ** 2 - 1)).mean().item()) < 4 * limit
 
 

@@ -158,3 +158,12 @@ def test_every_preset_and_suite_is_listed():
     for folder in ("presets", "suites"):
         for card in (ROOT / "attacks" / folder).glob("*.toml"):
             assert f"`{card.stem}`" in text, card.stem
+
+
+def test_every_check_and_goal_is_listed():
+    from robustbench_inv.catalogue.cards import GOALS
+    from robustbench_inv.checks.verdict import CHECKS
+
+    checks, glossary = (DOCS / "checks.md").read_text(), (DOCS / "glossary.md").read_text()
+    assert all(f"| {name} |" in checks for name in CHECKS)
+    assert all(f"`{goal}`" in glossary for goal in GOALS)

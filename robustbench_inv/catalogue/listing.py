@@ -3,9 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from robustbench_inv.catalogue.attacks import LIBRARIES, load_attack
 from robustbench_inv.catalogue.cards import (
     CatalogueCard,
     DatasetCard,
@@ -18,9 +17,10 @@ from robustbench_inv.catalogue.cards import (
 )
 from robustbench_inv.catalogue.locate import entries, find_plugins
 from robustbench_inv.catalogue.references import import_object, parse_reference, suggest
-from robustbench_inv.catalogue.reproduction import Reproduction
-from robustbench_inv.catalogue.reproduction_file import read_reproduction
 from robustbench_inv.errors import BadCatalogue, MissingExtra, UnknownName
+
+if TYPE_CHECKING:
+    from robustbench_inv.catalogue.reproduction import Reproduction
 
 __all__ = [
     "CATALOGUE_KINDS",
@@ -60,6 +60,8 @@ def list_entries(kind: CatalogueKind) -> Listing:
 
 def library_attacks() -> Listing:
     """Return every attack of Foolbox and torchattacks, by the name it is asked for; imports them."""
+    from robustbench_inv.catalogue.attacks import LIBRARIES
+
     found, problems = [], []
     for library, implementation in LIBRARIES.items():
         try:
@@ -84,6 +86,8 @@ def show_entry(
     Raises:
         UnknownName: if nothing has it; the remedy names what is near.
     """
+    from robustbench_inv.catalogue.attacks import load_attack
+
     plain = parse_reference(name).name
     for each in (kind,) if kind else CATALOGUE_KINDS:
         if each == "attacks" and (":" in plain or plain in entries(each)):
@@ -95,13 +99,19 @@ def show_entry(
     raise UnknownName(f"nothing is called {name}", remedy=suggest(plain, known))
 
 
-_READERS: dict[CatalogueKind, Callable[[Path], CatalogueCard | Reproduction]] = {
+def _read_reproduction(path: Path) -> "Reproduction":
+    from robustbench_inv.catalogue.reproduction_file import read_reproduction
+
+    return read_reproduction(path)
+
+
+_READERS: dict[CatalogueKind, Callable[[Path], "CatalogueCard | Reproduction"]] = {
     "models": read_model,
     "attacks": read_attack,
     "suites": read_suite,
     "threats": read_threat,
     "oracles": read_oracle,
-    "reproductions": read_reproduction,
+    "reproductions": _read_reproduction,
 }
 
 

@@ -7,8 +7,6 @@ import typer
 
 from robustbench_inv.cli.options import DataRoot, Device, Json, option, print_path
 from robustbench_inv.cli.output import print_message
-from robustbench_inv.errors import BadParameter
-from robustbench_inv.results.files import write_atomically
 
 if TYPE_CHECKING:
     from robustbench_inv.experiments.calibration import CalibrationData
@@ -54,6 +52,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     """
     from robustbench_inv.catalogue.models import load_model
     from robustbench_inv.experiments.calibration import calibrate as fit
+    from robustbench_inv.results.files import write_atomically
 
     loaded = load_model(model, device=device)
     inputs = _calibration_data(model, dataset, ids, data_root)
@@ -84,6 +83,8 @@ def _calibration_data(
 
 
 def _parse_id_range(ids: str) -> tuple[int, int]:
+    from robustbench_inv.errors import BadParameter
+
     try:
         first, last = map(int, ids.split(":"))
     except ValueError:

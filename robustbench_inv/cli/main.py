@@ -10,13 +10,12 @@ from typing import Annotated
 import typer
 from typer.exceptions import TyperException
 
-from robustbench_inv.catalogue.locate import CATALOGUE_VARIABLE
 from robustbench_inv.cli import data
 from robustbench_inv.cli.calibrate import calibrate
 from robustbench_inv.cli.entries import list_catalogue, show
 from robustbench_inv.cli.evaluate import evaluate
 from robustbench_inv.cli.label import label
-from robustbench_inv.cli.options import option
+from robustbench_inv.cli.options import HELP_OPTIONS, convert_plain_values, option
 from robustbench_inv.cli.queue import queue
 from robustbench_inv.cli.report import report
 from robustbench_inv.cli.reproduce import reproduce
@@ -75,7 +74,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # rich would double the time of --help
     pretty_exceptions_enable=False,
     epilog="Every option can be set by an environment variable: INVBENCH_EVALUATE_SEED=3 means evaluate --seed 3.",
-    context_settings={"auto_envvar_prefix": "INVBENCH", "help_option_names": ["-h", "--help"]},
+    context_settings={"auto_envvar_prefix": "INVBENCH", "help_option_names": HELP_OPTIONS},
 )
 app.command("list")(list_catalogue)
 app.command()(show)
@@ -127,7 +126,9 @@ def repeat_options(arguments: list[str]) -> list[str]:
 
 def _run(arguments: list[str]) -> None:
     # in standalone mode typer prints usage errors on several lines
-    code = app(arguments, prog_name="invbench", standalone_mode=False)
+    command = typer.main.get_command(app)
+    convert_plain_values(command)
+    code = command(arguments, prog_name="invbench", standalone_mode=False)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     raise SystemExit(code or 0)
@@ -164,6 +165,8 @@ def root(
     true class changes.
     """
     if catalogue:
+        from robustbench_inv.catalogue.locate import CATALOGUE_VARIABLE
+
         # in the environment, so that worker processes use the same catalogue
         os.environ[CATALOGUE_VARIABLE] = os.pathsep.join(str(each.resolve()) for each in catalogue)
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from robustbench_inv.evaluation.plan import Plan
 
 __all__ = [
+    "HELP_OPTIONS",
     "BatchSize",
     "Checks",
     "DataRoot",
@@ -30,12 +31,15 @@ __all__ = [
     "SamplesOption",
     "Seed",
     "Workers",
+    "convert_plain_values",
     "exit_with_failures",
     "int_or_text",
     "option",
     "print_path",
 ]
 
+
+HELP_OPTIONS = ["-h", "--help"]
 
 option = partial(typer.Option, show_envvar=False)
 """An option; the help does not repeat its environment variable INVBENCH_<COMMAND>_<OPTION>."""
@@ -175,3 +179,33 @@ def print_path(path: Path, *, json: bool, key: str, **facts: object) -> None:
     if json:
         return print_json({key: str(path), **facts})
     return typer.echo(path)
+
+
+class _PlainValues:
+    """Converts texts, names of enumeration members, defaults and absent values; typer converts all others.
+
+    Typer imports pydantic for every value but booleans, which takes longer than all else that ``invbench list`` does.
+    """
+
+    def coerce(self, value: object, param: Any, ctx: object) -> object:  # noqa: ANN401 - typer's
+        """Return the converted value; typer's own converter reports a value that does not fit."""
+        annotation = param.type_descriptor.annotation
+        if value is None:
+            return () if param.multiple or param.nargs == -1 else None
+        if isinstance(annotation, type) and isinstance(value, annotation):
+            return value
+        if isinstance(annotation, type) and issubclass(annotation, StrEnum):
+            members = {str(member): member for member in annotation}
+            if value in members:
+                return members[str(value)]
+        param._runtime_param = None
+        return param.get_runtime_param().coerce(value, param=param, ctx=ctx)
+
+
+def convert_plain_values(command: Any) -> None:  # noqa: ANN401 - a command of typer
+    """Convert plain values of a command and its subcommands without pydantic, where typer has this hook."""
+    context = typer.Context(command, help_option_names=HELP_OPTIONS)
+    for param in command.get_params(context):
+        param._runtime_param = _PlainValues()
+    for subcommand in getattr(command, "commands", {}).values():
+        convert_plain_values(subcommand)

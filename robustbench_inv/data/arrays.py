@@ -1,4 +1,4 @@
-"""A data set held in arrays, such as MNIST or a user's own, and the checks of sample ids."""
+"""A data set in memory, such as MNIST or your own arrays, and the check of sample ids."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -23,14 +23,14 @@ def checked_ids(ids: Ids, size: int) -> Tensor:
     """Return sample ids as a tensor.
 
     Args:
-        ids: each at least 0 and less than ``size``; repeats are allowed.
+        ids: sample ids in 0 … size − 1; repeats are allowed.
         size: number of samples of the data set.
 
     Returns:
         (n,) int64, on the CPU.
 
     Raises:
-        BadParameter: if they are not whole numbers in one dimension, or one is out of range.
+        BadParameter: if the ids are not integers in one dimension, or one is out of range.
 
     Example:
         >>> checked_ids(range(2, 4), 10)
@@ -41,7 +41,7 @@ def checked_ids(ids: Ids, size: int) -> Tensor:
         return torch.empty(0, dtype=torch.int64)
     if given.ndim != 1 or given.dtype == torch.bool or given.is_floating_point():
         raise BadParameter(
-            "sample ids are not a list of whole numbers",
+            "sample ids are not a list of integers",
             got=f"{given.dtype} of shape {tuple(given.shape)}",
             expected="one dimension of integers",
         )
@@ -59,7 +59,7 @@ def _ids_as_tensor(ids: Ids) -> Tensor:
         return torch.as_tensor(ids)
     except (TypeError, ValueError, RuntimeError) as error:
         raise BadParameter(
-            "sample ids are not a list of whole numbers", got=repr(ids)[:60], expected="integers"
+            "sample ids are not a list of integers", got=repr(ids)[:60], expected="integers"
         ) from error
 
 
@@ -70,18 +70,18 @@ _LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 class ArrayDataset:
-    """Labelled inputs held in memory, checked once.
+    """Labelled inputs in memory, validated once.
 
     Args:
-        images: (N, …) uint8, float32 or float64, N ≥ 1. Bytes stay bytes in memory and are converted batch by
-            batch, 0 to the lower bound and 255 to the upper one, in float32.
-        labels: (N,) whole numbers, each at least 0 and less than ``num_classes``.
-        name: how reports call the data set.
-        bounds: least and largest value an input element can take.
-        num_classes: None for one more than the largest label.
+        images: (N, …) uint8, float32 or float64, N ≥ 1. uint8 images stay uint8 in memory; each batch is converted to
+            float32, with 0 mapped to the lower bound and 255 to the upper one.
+        labels: (N,) integers in 0 … num_classes − 1.
+        name: name of the data set in reports.
+        bounds: smallest and largest value of an input element.
+        num_classes: number of classes; None for the largest label plus one.
 
     Raises:
-        BadData: if shape, type or range is another; an element outside the bounds fails check C17.
+        BadData: for a wrong shape, type or range; an element outside the bounds fails check C17.
 
     Example:
         >>> data = ArrayDataset(torch.tensor([[[0, 255]]], dtype=torch.uint8), [1], "two-pixels")
@@ -131,15 +131,15 @@ class ArrayDataset:
 
 
 def digest_samples(blocks: Iterable[Tensor], labels: Tensor, bounds: tuple[float, float]) -> str:
-    """Return the SHA-256 of a data set: the bytes of all images, of all labels, and a description of them.
+    """Return the SHA-256 of a data set: the bytes of all images and labels, and a description.
 
-    Elements are little-endian, labels 64 bits wide; the description is the canonical JSON of the images' type
-    and shape and of the bounds, which give bytes their meaning.
+    Elements are little-endian, and labels have 64 bits. The description is the canonical JSON of the images' type and
+    shape and of the bounds.
 
     Args:
-        blocks: images (n, …) of consecutive samples; how they are cut makes no difference.
-        labels: (N,) of all samples.
-        bounds: of the data set.
+        blocks: images (n, …) of consecutive samples; the size of the blocks does not matter.
+        labels: (N,) labels of all samples.
+        bounds: bounds of the data set.
     """
     digest = hashlib.sha256()
     description: dict[str, object] = {"bounds": bounds}
@@ -161,9 +161,9 @@ def _checked_bounds(bounds: tuple[float, float], name: str) -> tuple[float, floa
     try:
         low, high = (float(bound) for bound in bounds)
     except (TypeError, ValueError) as error:
-        raise BadData(f"{name}: unusable bounds", got=bounds, expected="two numbers") from error
+        raise BadData(f"{name}: invalid bounds", got=bounds, expected="two numbers") from error
     if not (np.isfinite([low, high]).all() and low < high):
-        raise BadData(f"{name}: unusable bounds", got=bounds, expected="finite, low < high")
+        raise BadData(f"{name}: invalid bounds", got=bounds, expected="finite, low < high")
     return low, high
 
 
@@ -173,7 +173,7 @@ def _checked_images(given: Array, bounds: tuple[float, float], name: str) -> Ten
         raise BadData(
             f"{name}: images of the wrong shape",
             got=tuple(images.shape),
-            expected="(N, …) with at least one image and one element each",
+            expected="(N, …) with at least one image and one element per image",
         )
     if images.dtype not in _IMAGE_DTYPES:
         raise BadData(
@@ -209,7 +209,7 @@ def _checked_labels(given: Array | list[int], count: int, name: str) -> Tensor:
         )
     if labels.dtype not in _LABEL_DTYPES:
         raise BadData(
-            f"{name}: labels of the wrong type", got=str(labels.dtype), expected="whole numbers"
+            f"{name}: labels of the wrong type", got=str(labels.dtype), expected="integers"
         )
     return labels.long()
 
@@ -228,7 +228,7 @@ def _checked_classes(labels: Tensor, num_classes: int | None, name: str) -> int:
 
 def _as_tensor(given: Array | list[int], what: str) -> Tensor:
     try:
-        # Memory that may not be written to is copied: PyTorch would warn of it.
+        # PyTorch warns of read-only memory, so it is copied.
         array = given if isinstance(given, Tensor) else np.require(given, requirements=["C", "W"])
         return torch.as_tensor(array).detach().cpu().contiguous()
     except (TypeError, ValueError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""CIFAR-10 from its binary files, whatever the order of its images."""
+"""CIFAR-10 from its binary files, with images in any order."""
 
 import hashlib
 from pathlib import Path
@@ -23,7 +23,7 @@ SPLITS = {
         "d17523651dcffdf1be45e6671e5077f61b15cbf5376a64e556c870e6fb6066d3",
     ),
 }
-"""Split → its files, and ``records_digest`` of what they hold together."""
+"""Files of each split, and ``records_digest`` of their content."""
 
 FOLDER = "cifar-10-batches-bin"
 RECORD = 1 + 3 * 32 * 32
@@ -32,17 +32,17 @@ RECORD = 1 + 3 * 32 * 32
 def open_cifar10(split: str = "test", root: Path | None = None) -> ArrayDataset:
     """Return ``cifar10``: 32×32 colour images of ten classes.
 
-    The binary version of the data set is a folder of files with records of one label and 3,072 bytes, first all of
-    red, then green, then blue. It is not fetched: unpack its archive.
+    The binary version of the data set is a folder of files. A record has one label and 3,072 bytes: all red, then all
+    green, then all blue values. The files are not fetched: unpack the archive yourself.
 
     Args:
         split: ``test`` (10,000 images) or ``train`` (50,000).
-        root: folder that holds ``cifar-10-batches-bin/``, itself or in a folder ``cifar10/``; None for ``INVBENCH_DATA``
-            and the user's cache alone.
+        root: folder with ``cifar-10-batches-bin/`` or ``cifar10/cifar-10-batches-bin/``; None for ``INVBENCH_DATA`` and
+            the cache.
 
     Raises:
         BadParameter: for an unknown split.
-        BadData: if the files are missing, or hold anything but the images and labels of that split.
+        BadData: if files are missing, or contain other images or labels than those of the split.
 
     References:
         Krizhevsky, Learning multiple layers of features from tiny images, 2009.
@@ -55,7 +55,7 @@ def open_cifar10(split: str = "test", root: Path | None = None) -> ArrayDataset:
     records = np.concatenate([_records(folder / file) for file in files])
     if (found := records_digest(records)) != digest:
         raise BadData(
-            f"{folder} does not hold the {split} images of CIFAR-10",
+            f"{folder} does not contain the {split} images of CIFAR-10",
             got=f"digest {found[:16]}… of its {len(records)} records",
             expected=f"{digest[:16]}…",
             remedy="unpack the archive of the binary version again",
@@ -68,8 +68,8 @@ def open_cifar10(split: str = "test", root: Path | None = None) -> ArrayDataset:
 def records_digest(records: NDArray[np.uint8]) -> str:
     """Return the sum of the SHA-256 of all records modulo 2^256, 64 hexadecimal digits.
 
-    It does not depend on their order: a copy of the data set whose images were shuffled is the same data set,
-    while its samples have other ids (and a ``Dataset.digest`` of its own).
+    The digest does not depend on the order of the records. A shuffled copy has the same digest, but its samples have other
+    ids and another ``Dataset.digest``.
 
     Args:
         records: (n, 3073) bytes.
@@ -79,7 +79,7 @@ def records_digest(records: NDArray[np.uint8]) -> str:
 
 
 def _folder(files: tuple[str, ...], root: Path | None) -> Path:
-    """Return the first folder that has all files."""
+    """Return the first folder with all files."""
     origin = Source("cifar10", {}, (FOLDER, f"cifar10/{FOLDER}"))
     searched = list(search_folders(origin, root))
     for folder in searched:

@@ -1,4 +1,4 @@
-"""Finds, downloads and verifies the files of data sets: a file enters the cache complete and checked, or not at all."""
+"""Finds, downloads and verifies the files of data sets; only complete, verified files enter the cache."""
 
 import hashlib
 import os
@@ -30,21 +30,20 @@ __all__ = [
 
 
 EMBEDDED = Path(__file__).parent / "mnist5k"
-"""The folder of the digits that the package ships."""
+"""Folder of the digits that are part of the package."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set's files come from.
+    """Checksums, folders and mirrors of a data set's files.
 
     Args:
-        name: the data set.
-        sha256: file → SHA-256 of its uncompressed bytes, 64 hexadecimal digits. A file is named without the
-            ``.gz`` that it has where it is compressed.
-        folders: folders below a data root; the first is the one that a download goes to.
-        system: folders that an operating system's package installs into.
-        mirrors: addresses of folders that hold the files.
-        remote: file → its path below a mirror, where that is not its stored name.
+        name: name of the data set.
+        sha256: SHA-256 of each file's uncompressed bytes, 64 hexadecimal digits, by file name without ``.gz``.
+        folders: folders below a data root; downloads go to the first one.
+        system: folders of an operating system's package.
+        mirrors: URLs of folders with the files.
+        remote: path below a mirror by file, if it differs from the stored name.
     """
 
     name: str
@@ -55,16 +54,16 @@ class Source:
     remote: dict[str, str] = field(default_factory=dict)
 
     def stored(self, file: str) -> str:
-        """Return the name of a file as it is downloaded and kept: IDX files are compressed."""
+        """Return the name of a stored file; IDX files are compressed."""
         return file if file.endswith(".npy") else f"{file}.gz"
 
     def addresses(self, file: str) -> list[str]:
-        """Return where a file is offered."""
+        """Return the URLs of a file."""
         path = self.remote.get(file, self.stored(file))
         return [f"{mirror.rstrip('/')}/{path}" for mirror in self.mirrors]
 
     def target(self, root: Path | None) -> Path:
-        """Return the folder that a download goes to: below the data root if one is given, else the cache."""
+        """Return the folder for downloads: below the data root if there is one, else the cache."""
         return root / self.folders[0] if root else cache_folder() / self.name
 
 
@@ -87,14 +86,14 @@ def search_folders(origin: Source, root: Path | None) -> Iterator[Path]:
 
 
 def cache_folder() -> Path:
-    """Return the user's cache folder of this program, which need not exist."""
+    """Return the user's cache folder of this program, which may not exist yet."""
     import pooch
 
     return Path(pooch.os_cache("robustbench-inv"))
 
 
 def locate(origin: Source, file: str, root: Path | None) -> Path | None:
-    """Return the first place that holds the file, as gzip or plain; None if there is none."""
+    """Return the first path of the file, as gzip or plain; None if it is missing."""
     if origin.name == EMBEDDED.name:
         return EMBEDDED / f"{file}.gz"
     found = (
@@ -104,16 +103,16 @@ def locate(origin: Source, file: str, root: Path | None) -> Path | None:
 
 
 def verified_content(path: Path, sha256: str) -> bytes:
-    """Return the uncompressed content of a file that has the right SHA-256.
+    """Return the uncompressed content of a file after comparing its SHA-256.
 
     Raises:
-        BadData: if it cannot be read, or its content is another; the message says what is wrong with it.
+        BadData: if it cannot be read, or its content differs.
     """
     data = unpacked(path)
     digest = hashlib.sha256(data).hexdigest()
     if digest == sha256:
         return data
-    # A file that is not even of its format deserves a better message than two checksums.
+    # A file of another format raises a more helpful error than two checksums.
     _parser(path)(data, str(path))
     raise BadData(
         f"{path} has the wrong checksum",
@@ -135,12 +134,12 @@ def _sources() -> dict[str, Any]:
 
 
 MIRROR = "INVBENCH_MIRROR"
-"""Environment variable: address below which ``<dataset>/<file>`` lie (IDX files with ``.gz``), asked instead of
-the public ones."""
+"""Environment variable with a URL below which ``<dataset>/<file>`` are found (IDX files with ``.gz``); it replaces the
+public mirrors."""
 
 
 class FileCheck(NamedTuple):
-    """The verdict on one file of a data set."""
+    """Result of verifying one file of a data set."""
 
     file: Path
     ok: bool
@@ -148,24 +147,24 @@ class FileCheck(NamedTuple):
 
 
 def fetch_dataset(name: str, root: Path | None = None) -> list[Path]:
-    """Fetch the files of a data set that are not there yet.
+    """Fetch the missing files of a data set.
 
     Args:
-        name: a data set that consists of files; of others nothing needs fetching.
+        name: name of the data set; for one without files, nothing is fetched.
         root: data root to fetch into; None for the user's cache.
 
     Returns:
         The paths of all its files, each verified.
 
     Raises:
-        BadData: if no mirror has a file, or a file that is in the way is damaged.
+        BadData: if no mirror has a file, or an existing file outside the download folder is damaged.
     """
     origin = _source_with_files(name)
     return [] if origin is None else [_ensure_present(origin, file, root) for file in origin.sha256]
 
 
 def verify_dataset(name: str, root: Path | None = None) -> list[FileCheck]:
-    """Compare each file of a data set with its checksum; a data set without files has none to compare."""
+    """Compare each file of a data set with its checksum; the list is empty for a data set without files."""
     origin = _source_with_files(name)
     return [] if origin is None else [_check_file(origin, file, root) for file in origin.sha256]
 
@@ -175,21 +174,20 @@ def fetch_file(
 ) -> Path:
     """Download one file from the first mirror that has it.
 
-    It is written to a temporary folder, decompressed if need be and compared with its checksum there; only then is it
-    renamed to its place. What fails leaves nothing behind.
+    The file is downloaded to a temporary folder and compared with its checksum; only then is it renamed to its path.
+    A failed download leaves no files.
 
     Args:
-        origin: the data set.
+        origin: source of the data set.
         file: name without ``.gz``.
-        folder: where the file goes, IDX files as ``<file>.gz``; made if it does not exist.
-        mirrors: addresses of folders that hold it as it is stored; None for ``INVBENCH_MIRROR`` or else the
-            source's own addresses.
+        folder: target folder, created if it does not exist; IDX files are stored as ``<file>.gz``.
+        mirrors: URLs of folders with the stored file; None for ``INVBENCH_MIRROR``, or else the mirrors of the source.
 
     Returns:
         The path of the file.
 
     Raises:
-        BadData: if no mirror gives the right file; the message lists what each of them said.
+        BadData: if no mirror has the right file; the message contains the error of each mirror.
     """
     failures, stored = [], origin.stored(file)
     for address in _addresses(origin, file, mirrors):
@@ -244,10 +242,10 @@ def _addresses(origin: Source, file: str, mirrors: Sequence[str] | None) -> list
 
 
 def _download(address: str, sha256: str, target: Path) -> Path:
-    """Bring a verified file to its place; BadData says in a few words what went wrong."""
+    """Download and verify a file and move it to its path; raise BadData with a short message."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target, because a rename is atomic within one file system only.
+        # In the target's folder, because a rename is atomic only within one file system.
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as folder:
             part = Path(folder) / target.name
             _request(address, part)
@@ -264,7 +262,7 @@ def _request(address: str, part: Path) -> None:
     try:
         pooch.HTTPDownloader(chunk_size=1 << 16, timeout=30)(address, str(part), None)
     except (OSError, ValueError) as error:
-        # The client's own text repeats the address, and may go on about its connection pool.
+        # The client's message repeats the URL, and may contain details of its connection pool.
         reason = str(error).partition(" for url")[0]
         raise BadData(reason if len(reason) < 60 else type(error).__name__) from error
 

@@ -1,4 +1,4 @@
-"""The file formats IDX and .npy, checked while they are read."""
+"""Readers of the file formats IDX and .npy."""
 
 import gzip
 import io
@@ -32,26 +32,26 @@ _FETCH_AGAIN = "delete it and fetch it again"
 
 
 def read_images(path: Path) -> Bytes:
-    """Read a file of images, whole.
+    """Read all images of a file.
 
     Args:
-        path: an IDX file, plain or gzip; which of the two is told by its first bytes.
+        path: an IDX file, plain or gzip, detected by its first bytes.
 
     Returns:
         (N, rows, columns) uint8.
 
     Raises:
-        BadData: if the file cannot be read, is no such file, or is not as long as its header says.
+        BadData: if the file cannot be read, is no IDX file of images, or has another length than in its header.
     """
     return parse_images(unpacked(path), str(path))
 
 
 def read_labels(path: Path, num_classes: int = 10) -> Bytes:
-    """Read a file of labels, whole.
+    """Read all labels of a file.
 
     Args:
         path: an IDX file, plain or gzip.
-        num_classes: a label is at least 0 and less than this.
+        num_classes: labels must be in 0 … num_classes − 1.
 
     Returns:
         (N,) uint8.
@@ -80,7 +80,7 @@ def unpacked(path: Path) -> bytes:
         raise BadData(
             f"{path} is truncated",
             got=f"{len(data)} bytes that end inside the gzip stream",
-            expected="a whole gzip file",
+            expected="a complete gzip file",
             remedy=_FETCH_AGAIN,
         ) from error
     except (OSError, zlib.error) as error:
@@ -90,12 +90,12 @@ def unpacked(path: Path) -> bytes:
 
 
 def parse_images(data: bytes, name: str) -> Bytes:
-    """Return the images (N, rows, columns) in the bytes of an IDX file; ``name`` is for error messages."""
+    """Return the images (N, rows, columns) in an IDX file's content; ``name`` is used in error messages."""
     return _parse(data, name, _IMAGES)
 
 
 def parse_labels(data: bytes, name: str, num_classes: int = 10) -> Bytes:
-    """Return the labels (N,) in the bytes of an IDX file; ``name`` is for error messages."""
+    """Return the labels (N,) in an IDX file's content; ``name`` is used in error messages."""
     labels = _parse(data, name, _LABELS)
     if len(labels) and labels.max() >= num_classes:
         first = int(np.argmax(labels >= num_classes))
@@ -121,7 +121,7 @@ def _parse(data: bytes, name: str, magic: int) -> Bytes:
         )
     shape = [int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4)]
     _check_length(len(data) - start, shape, name)
-    # A bytearray, because PyTorch warns of memory that may not be written to.
+    # A bytearray, because PyTorch warns of read-only memory.
     return np.frombuffer(bytearray(data[start:]), dtype=np.uint8).reshape(shape)
 
 
@@ -142,7 +142,7 @@ def _check_length(length: int, shape: list[int], name: str) -> None:
         return
     size = " x ".join(map(str, shape))
     raise BadData(
-        f"{name} is {'truncated' if length < expected else 'not as long as its header says'}",
+        f"{name} is {'truncated' if length < expected else 'not as long as its header specifies'}",
         got=f"{length} bytes of data",
         expected=f"{size} = {expected}" if expected else "at least one element",
         remedy=_FETCH_AGAIN,
@@ -153,14 +153,14 @@ Numbers = NDArray[Any]
 
 
 def parse_array(data: bytes, name: str) -> Numbers:
-    """Return the array in the bytes of an .npy file.
+    """Return the array in an .npy file's content.
 
     Args:
-        data: the whole file.
-        name: for error messages.
+        data: content of the file.
+        name: name of the file in error messages.
 
     Raises:
-        BadData: if it is no such file, is truncated, or holds objects instead of numbers.
+        BadData: if it is no .npy file, is truncated, or contains objects instead of numbers.
     """
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
@@ -168,7 +168,7 @@ def parse_array(data: bytes, name: str) -> Numbers:
         raise BadData(
             f"{name} is no .npy file of numbers",
             got=str(error).splitlines()[0][:80],
-            expected="an array that needs no pickle",
+            expected="an array without pickled objects",
             remedy="delete it and fetch it again",
         ) from error
     if not isinstance(array, np.ndarray):

@@ -1,4 +1,4 @@
-"""MNIST and its relatives: mnist5k, mnist, fashion-mnist, and the human-labelled invariance-mnist."""
+"""MNIST and related data sets: mnist5k, mnist, fashion-mnist, and the human-labelled invariance-mnist."""
 
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +25,11 @@ __all__ = [
 
 
 SPLITS = {"test": "t10k", "train": "train"}
-"""Split → how the names of its files begin."""
+"""Prefix of the file names of each split."""
 
 
 def open_mnist5k() -> ArrayDataset:
-    """Return the 5,000 digits that the package ships, sorted by class."""
+    """Return the 5,000 digits that are part of the package, sorted by class."""
     origin = find_source("mnist5k")
     return _read_images_and_labels(
         origin, ("images-idx3-ubyte", "labels-idx1-ubyte"), None, origin.name
@@ -39,25 +39,24 @@ def open_mnist5k() -> ArrayDataset:
 def open_images(
     name: str, split: str = "test", root: Path | None = None, *, pad: int = 0
 ) -> ArrayDataset:
-    """Return ``mnist`` or ``fashion-mnist``, fetched if it is nowhere on this machine.
+    """Return ``mnist`` or ``fashion-mnist``; missing files are fetched.
 
     Args:
-        name: the data set.
+        name: name of the data set.
         split: ``test`` (10,000 images) or ``train`` (60,000).
-        root: folder that holds ``mnist/`` and ``fashion-mnist/``; None for ``INVBENCH_DATA``, the system's
-            folders and the user's cache alone.
-        pad: black pixels to be added on each side, 0 to 18: 2 make images of 32 x 32.
+        root: folder with ``mnist/`` and ``fashion-mnist/``; None for ``INVBENCH_DATA``, system folders and the cache.
+        pad: black pixels added on each side, 0 to 18; 2 gives images of 32 × 32.
 
     Raises:
-        BadParameter: for an unknown split, or more pixels than that.
-        BadData: if the root does not exist, a file is damaged, or is missing and cannot be fetched.
+        BadParameter: for an unknown split, or a padding out of range.
+        BadData: if the root does not exist, or a file is damaged or cannot be fetched.
     """
     if split not in SPLITS:
         raise BadParameter(
             f"unknown split of {name}", got=split, expected="one of " + ", ".join(SPLITS)
         )
     if not 0 <= pad <= 18:
-        raise BadParameter(f"unusable pad of {name}", got=pad, expected="0 to 18")
+        raise BadParameter(f"pad of {name} out of range", got=pad, expected="0 to 18")
     if root is not None and not root.is_dir():
         raise BadData("no such data root", got=str(root), expected="an existing folder")
     files = (f"{SPLITS[split]}-images-idx3-ubyte", f"{SPLITS[split]}-labels-idx1-ubyte")
@@ -88,25 +87,25 @@ SETS = {
     "linf-0.4": ("indexs", "linf_automated_eps04"),
     "linf-0.4-manual": ("linf_manual_indexs", "linf_manual_eps04"),
 }
-"""Set → its files: which images of MNIST's test set, and what was made of them (labels in a third file)."""
+"""Files of each set: ids in MNIST's test set, and altered images. A third file has the labels."""
 
 MATCH_TOLERANCE = 1e-6
-"""How far an element may be off for an image still to be the one that was labelled: rounding, no grey level."""
+"""Largest difference of an element between an image and the labelled one: less than a grey level."""
 
 
 class HumanLabelled:
-    """Labelled inputs, an altered version of each, and the classes that people saw in the altered ones.
+    """Labelled inputs with an altered version of each, and human labels of the altered versions.
 
-    Its samples are the originals. As an oracle it knows these and the altered versions, and nothing else.
+    Its samples are the original inputs. As an oracle, it returns labels only for originals and altered versions.
 
     Args:
-        originals: the inputs as they were.
+        originals: the original inputs.
         altered: (N, *shape) float32 inside the originals' bounds.
-        human: (N,) int64, what people see in the altered versions.
-        name: how reports call it.
+        human: (N,) int64, human labels of the altered versions.
+        name: name of the data set in reports.
 
     Raises:
-        BadData: if altered versions or labels are not those of so many inputs.
+        BadData: if the shapes of altered versions or labels do not match the originals.
 
     References:
         Tramèr, Behrmann, Carlini, Papernot and Jacobsen, Fundamental tradeoffs between invariance and
@@ -121,7 +120,7 @@ class HumanLabelled:
         )
         if (len(self._altered), self._altered.shape) != (len(originals), originals.shape):
             raise BadData(
-                f"{name}: altered versions do not fit their originals",
+                f"{name}: altered versions have another shape than the originals",
                 got=tuple(altered.shape),
                 expected=str((len(originals), *originals.shape)),
             )
@@ -173,15 +172,15 @@ class HumanLabelled:
 
 
 def open_invariance_mnist(chosen: str, root: Path | None = None) -> HumanLabelled:
-    """Return one of the sets of Tramèr et al., fetched with MNIST's test set if they are nowhere on this machine.
+    """Return a set of invariance-based adversarial examples by Tramèr et al.; missing files are fetched.
 
     Args:
         chosen: one of ``SETS``: few pixels changed, or every pixel by at most 0.3 or 0.4, by a program or by hand.
-        root: folder that holds ``invariance-mnist/`` and ``mnist/``; None for ``INVBENCH_DATA`` and the cache.
+        root: folder with ``invariance-mnist/`` and ``mnist/``; None for ``INVBENCH_DATA`` and the cache.
 
     Raises:
-        BadParameter: for another set.
-        BadData: if a file is damaged, or is missing and cannot be fetched.
+        BadParameter: for an unknown set.
+        BadData: if a file is damaged or cannot be fetched.
     """
     if chosen not in SETS:
         raise BadParameter(

@@ -1,4 +1,4 @@
-"""The data set ``mnist-planted``: digits with a feature that tells their class, and the same with a random one."""
+"""The data set ``mnist-planted``: digits with a planted feature of their class, or of a random class."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ _BLOCK = 5000
 
 
 def _pixel(num_classes: int, height: int, width: int) -> Tensor:
-    """Return for each class an image (classes, height, width) with one bright pixel near the upper edge."""
+    """Return one pattern per class with a bright pixel near the upper edge, (classes, height, width)."""
     marks = torch.zeros(num_classes, height, width)
     columns = ((torch.arange(num_classes) + 0.5) * width / num_classes).long()
     marks[torch.arange(num_classes), 1, columns] = 1
@@ -28,7 +28,7 @@ def _pixel(num_classes: int, height: int, width: int) -> Tensor:
 
 
 def _texture(num_classes: int, height: int, width: int) -> Tensor:
-    """Return for each class a grating (classes, height, width) in [0, 1] of a direction of its own, 4 pixels wide."""
+    """Return one grating per class in [0, 1] with its own direction and a period of 4 pixels, (classes, height, width)."""
     angle = math.pi * torch.arange(num_classes)[:, None, None] / num_classes
     y, x = torch.arange(height)[None, :, None], torch.arange(width)[None, None, :]
     return ((x * angle.cos() + y * angle.sin()) * 2 * math.pi / 4).sin() / 2 + 0.5
@@ -38,29 +38,30 @@ PLANTED_FEATURES: dict[str, tuple[float, Callable[[int, int, int], Tensor]]] = {
     "pixel": (1.0, _pixel),
     "texture": (0.3, _texture),
 }
-"""Feature → its usual strength, and the patterns of all classes. A brighter part of the digit hides them.
+"""Default strength of each feature, and the patterns of all classes.
 
-A network of 256 hidden units, trained on 20,000 such digits for 3 epochs, falls from 99.7 % before the shift to 65.0 %
-after it with a pixel of 1, from 97.6 to 91.3 with one of 0.3, and from 100 to 11.5 with a texture of 0.3.
+A network with 256 hidden units was trained on 20,000 such digits for 3 epochs. Its accuracy falls from 99.7 % before the
+shift to 65.0 % after it with a pixel of 1, from 97.6 % to 91.3 % with a pixel of 0.3, and from 100 % to 11.5 % with a
+texture of 0.3.
 """
 
 
 @dataclass(frozen=True)
 class PlantedFeatures:
-    """Images whose planted feature agrees with the label; their counterparts have that of a random class.
+    """Images with a planted feature of their class; their counterparts have the feature of a random class.
 
-    A pixel is the larger of the digit's and strength × the pattern's, so that a person sees the digit as before.
-    The random class is uniform over all classes, the true one included: the feature tells nothing of the label.
+    Each pixel is the maximum of the digit and strength × pattern, so that the digit stays visible. The random class is
+    uniform over all classes including the true one, so that the feature contains no information about the label.
 
     Args:
         base: images (n, channels, height, width) with bounds [0, 1].
         feature: one of ``PLANTED_FEATURES``.
-        strength: brightest value of the pattern, at most 1; 0 for the feature's usual one.
-        shifted: give every sample the random feature from the outset, as in a test set after the shift.
-        seed: of the random classes.
+        strength: maximum of the pattern, in [0, 1]; 0 for the default of the feature.
+        shifted: plant the feature of a random class in every sample, as in a test set after the shift.
+        seed: seed of the random classes.
 
     Raises:
-        BadParameter: for another feature, or a strength out of range.
+        BadParameter: for an unknown feature, or a strength out of range.
 
     References:
         Behrmann, thesis, remark 6.12: a texture or watermark pixel, predictive in training, random in the test.
@@ -78,12 +79,12 @@ class PlantedFeatures:
             raise BadParameter("unknown planted feature", got=self.feature, expected=known)
         if not 0 <= self.strength <= 1:
             raise BadParameter(
-                "unusable strength of a feature", got=self.strength, expected="0 to 1"
+                "strength of a planted feature out of range", got=self.strength, expected="0 to 1"
             )
 
     @property
     def name(self) -> str:
-        """Reference with every parameter that a reader needs; the base's own name comes first."""
+        """Reference with all parameters that differ from their defaults."""
         base, _, split = self.base.name.partition(":")
         text = f"mnist-planted:base={base},feature={self.feature},strength={self._brightest:g}"
         text += f",{split}" if split else ""
@@ -121,12 +122,12 @@ class PlantedFeatures:
         return self._planted(images, self.random_classes(rows) if self.shifted else labels), labels
 
     def counterparts(self, ids: Ids) -> Tensor:
-        """Return the same digits, each with the feature of a random class."""
+        """Return the same digits with the feature of a random class, (n, *shape)."""
         rows = checked_ids(ids, len(self))
         return self._planted(self.base.batch(rows)[0], self.random_classes(rows))
 
     def random_classes(self, ids: Tensor) -> Tensor:
-        """Return the class (n,) whose feature each sample gets when it tells nothing of its label."""
+        """Return the random class (n,) of each sample."""
         return SampleRNG(self.seed, ids, "planted").integers(self.num_classes)
 
     @cached_property

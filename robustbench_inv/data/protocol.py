@@ -1,4 +1,4 @@
-"""What a data set must offer."""
+"""Protocols of data sets."""
 
 from typing import Protocol, runtime_checkable
 
@@ -13,7 +13,7 @@ class Dataset(Protocol):
 
     @property
     def name(self) -> str:
-        """Full reference, parameters included: ``mnist``, ``spheres:d=500,n=10,r1=1,r2=1.3``."""
+        """Full reference with parameters, such as ``mnist`` or ``spheres:d=500,n=10,r1=1,r2=1.3``."""
         ...
 
     @property
@@ -31,7 +31,7 @@ class Dataset(Protocol):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Least and largest value an input element can take."""
+        """Smallest and largest value of an input element."""
         ...
 
     @property
@@ -48,7 +48,7 @@ class Dataset(Protocol):
 
 @runtime_checkable
 class LabelOracle(Protocol):
-    """A data set that knows the true class of any input, not only of its own."""
+    """A data set that determines the true class of any input, not only of its own samples."""
 
     @property
     def oracle_source(self) -> str:
@@ -56,14 +56,14 @@ class LabelOracle(Protocol):
         ...
 
     def classify(self, images: Tensor) -> Tensor:
-        """Return the true classes (n,) int64, −1 where the input has none."""
+        """Return the true classes (n,) int64, −1 for inputs without a class."""
         ...
 
 
 @runtime_checkable
 class HasCounterparts(Protocol):
-    """A data set that has another version of each of its inputs: altered by hand, or from a shifted distribution."""
+    """A data set with a second version of each input: altered by hand, or from a shifted distribution."""
 
     def counterparts(self, ids: Tensor | list[int]) -> Tensor:
-        """Return the other version of each sample, (n, *shape), inside the bounds."""
+        """Return the second version of each sample, (n, *shape), inside the bounds."""
         ...

@@ -1,4 +1,4 @@
-"""The data sets that can be opened by name; importing this imports no torch."""
+"""Data sets by name. Importing this module does not import torch."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ Parameters = dict[str, Scalar]
 
 @dataclass(frozen=True)
 class DatasetEntry:
-    """What is known of a data set before it is opened.
+    """Properties of a data set that are available without opening it.
 
     Args:
-        name: how it is asked for.
+        name: name of the data set.
         summary: one line.
         num_classes: number of classes.
-        shape: of one input, with the parameters' defaults.
-        opener: parameters and data root → data set.
-        parameters: name → default, whose type is the parameter's.
-        has_files: does it consist of files that are fetched and verified one by one? False for a data set that is
-            generated, and for one that the user unpacks (cifar10), which is verified when it is opened.
-        oracle: the usual proxy that says what class a changed input has; empty without.
-        ood: the usual data set of the same shape whose inputs are out of its distribution; empty without.
-        classes: what a person calls the classes, where digits do not say it.
+        shape: shape of one input with default parameters.
+        opener: opens the data set with parameters and data root.
+        parameters: default values by name, which also determine the types.
+        has_files: whether its files are fetched and verified one by one. False for a generated data set, and for one
+            that the user unpacks (cifar10), which is verified when it is opened.
+        oracle: default proxy oracle; empty if there is none.
+        ood: default out-of-distribution data set of the same shape; empty if there is none.
+        classes: names of the classes; empty for digits.
     """
 
     name: str
@@ -52,10 +52,10 @@ class DatasetEntry:
 
 
 def dataset_entry(name: str) -> DatasetEntry:
-    """Return what is known of a data set.
+    """Return the entry of a data set.
 
     Raises:
-        UnknownName: if there is none of this name; the remedy names the nearest.
+        UnknownName: if the name is unknown; the remedy contains similar names.
     """
     if name in DATASETS:
         return DATASETS[name]
@@ -71,13 +71,13 @@ def open_dataset(
 
     Args:
         name: one of ``DATASETS``.
-        parameters: those that differ from the defaults.
-        root: data root, a folder with a folder for each data set; None for ``INVBENCH_DATA`` and the cache.
+        parameters: parameters that differ from the defaults.
+        root: data root, with one subfolder per data set; None for ``INVBENCH_DATA`` and the cache.
 
     Raises:
         UnknownName: for an unknown data set.
         BadParameter: for an unknown parameter, or a value of the wrong type or range.
-        BadData: if its files are damaged, or are missing and cannot be fetched.
+        BadData: if files are damaged or cannot be fetched.
     """
     found = dataset_entry(name)
     return found.opener(_filled(found, parameters or {}), root)
@@ -103,7 +103,7 @@ def _typed(found: DatasetEntry, key: str, value: object) -> Scalar:
     elif type(value) is kind:
         return value
     raise BadParameter(
-        f"unusable {key} of {found.name}",
+        f"invalid {key} of {found.name}",
         got=value,
         expected=_EXPECTED[kind],
     )
@@ -159,7 +159,7 @@ def _open_planted(parameters: Parameters, root: Path | None) -> Dataset:
     rest = dict(parameters)
     base, split = str(rest.pop("base")), rest.pop("split")
     if base not in ("mnist5k", "mnist"):
-        raise BadParameter("unusable base of mnist-planted", got=base, expected="mnist5k or mnist")
+        raise BadParameter("unknown base of mnist-planted", got=base, expected="mnist5k or mnist")
     own = {"split": split} if base == "mnist" or split != "test" else {}
     return PlantedFeatures(open_dataset(base, own, root), **rest)  # type: ignore[arg-type]
 
@@ -181,7 +181,7 @@ DATASETS: Mapping[str, DatasetEntry] = {
     for known in (
         DatasetEntry(
             "mnist5k",
-            "5,000 MNIST training digits, 500 of each class, shipped with the program",
+            "5,000 MNIST training digits, 500 per class, included in the package",
             10,
             (1, 28, 28),
             _open_mnist5k,
@@ -221,7 +221,7 @@ DATASETS: Mapping[str, DatasetEntry] = {
         ),
         DatasetEntry(
             "invariance-mnist",
-            "MNIST test digits and versions of them that were altered until people saw another class (Tramèr et al.)",
+            "MNIST test digits, altered until people assign another class (Tramèr et al.)",
             10,
             (1, 28, 28),
             _open_invariance_mnist,
@@ -229,7 +229,7 @@ DATASETS: Mapping[str, DatasetEntry] = {
         ),
         DatasetEntry(
             "mnist-planted",
-            "digits with a pixel or texture that tells their class, and the same with that of a random class",
+            "digits with a planted pixel or texture of their class, or of a random class",
             10,
             (1, 28, 28),
             _open_planted,
@@ -246,7 +246,7 @@ DATASETS: Mapping[str, DatasetEntry] = {
         ),
         DatasetEntry(
             "spheres",
-            "two concentric spheres in d dimensions, generated, with an exact oracle",
+            "two concentric spheres in d dimensions: generated, with an exact oracle",
             2,
             (500,),
             _open_spheres,
@@ -255,4 +255,4 @@ DATASETS: Mapping[str, DatasetEntry] = {
         ),
     )
 }
-"""Name → entry, in the order in which they are listed."""
+"""Entries by name, in the order of listings."""

@@ -1,4 +1,4 @@
-"""Choosing samples: a fixed class-balanced draw, the same for every model and attack."""
+"""Selection of samples: a fixed class-balanced subset, the same for every model and attack."""
 
 import torch
 from torch import Tensor
@@ -12,12 +12,12 @@ __all__ = ["balanced_subset", "select_samples"]
 def select_samples(labels: Tensor, spec: int | str | None = None) -> tuple[int, ...]:
     """Return the ids of the samples to evaluate.
 
-    The draw of N is contained in that of any larger N, and its class counts differ by at most one; where a
-    class has too few samples, the others fill up.
+    The subset of size N is contained in that of any larger size. Its class counts differ by at most one, unless a class
+    has too few samples.
 
     Args:
-        labels: (size,) int64, of the whole data set.
-        spec: N or ``"N"`` for the balanced draw, ``"first:N"`` for the first N samples, None for all.
+        labels: (size,) int64, labels of the whole data set.
+        spec: N or ``"N"`` for the class-balanced subset, ``"first:N"`` for the first N samples, None for all.
 
     Returns:
         Ascending ids.
@@ -37,7 +37,7 @@ def select_samples(labels: Tensor, spec: int | str | None = None) -> tuple[int, 
     first, count = _parse(spec)
     if not 1 <= count <= len(labels):
         raise BadParameter(
-            "unusable number of samples",
+            "number of samples out of range",
             got=spec,
             expected=f"1 to {len(labels)}, the size of the data set",
         )
@@ -50,7 +50,7 @@ def balanced_subset(labels: Tensor, ids: Tensor, count: int) -> Tensor:
     """Return at most ``count`` of the ids (n,), balanced over the classes.
 
     Args:
-        labels: (size,) int64, of the whole data set.
+        labels: (size,) int64, labels of the whole data set.
         ids: (n,) candidates.
         count: number of ids to return, or more for all.
     """
@@ -58,19 +58,19 @@ def balanced_subset(labels: Tensor, ids: Tensor, count: int) -> Tensor:
 
 
 def _parse(spec: int | str) -> tuple[bool, int]:
-    """Return whether the first samples are asked for, and how many."""
+    """Return whether the first samples are requested, and their number."""
     text = spec.strip() if isinstance(spec, str) else spec
     first = isinstance(text, str) and text.startswith("first:")
     number = text.removeprefix("first:") if isinstance(text, str) else text
     if isinstance(number, str) and number.isdecimal():
         number = int(number)
     if isinstance(number, bool) or not isinstance(number, int):
-        raise BadParameter("unreadable number of samples", got=spec, expected="N or first:N")
+        raise BadParameter("invalid number of samples", got=spec, expected="N or first:N")
     return first, number
 
 
 def _balanced_order(labels: Tensor) -> Tensor:
-    """Return all ids in the order in which they are drawn: one of each class, then another of each, …."""
+    """Return all ids in the order of selection: one of each class, then another of each class, …."""
     shuffled = (
         SampleRNG(0, torch.arange(len(labels)), "samples").integers(2**31).argsort(stable=True)
     )

@@ -1,4 +1,4 @@
-"""Adversarial spheres: two concentric spheres as classes, generated, with an exact oracle."""
+"""Adversarial spheres: a generated data set of two concentric spheres with an exact oracle."""
 
 import math
 from collections.abc import Iterator
@@ -16,29 +16,29 @@ from robustbench_inv.tensors import broadcast, norm
 __all__ = ["Spheres"]
 
 _BLOCK = 1000
-"""Points generated at a time: 500 dimensions of 1,000 points keep the generator below 100 MB."""
+"""Points generated at a time: 1,000 points in 500 dimensions need less than 100 MB."""
 
 _PARTS = 10**6
-"""The share of a sphere is counted in millionths: whole numbers, so that no class depends on rounding."""
+"""The share of a sphere is counted in integer millionths, so that no class depends on rounding."""
 
 
 @dataclass(frozen=True)
 class Spheres:
-    """Points uniform on two spheres, the inner one (class 0) and the outer one (class 1), by turns if both have half.
+    """Points distributed uniformly on two spheres, an inner one (class 0) and an outer one (class 1).
 
-    A point depends on the seed, its id, the dimension and the share, not on the size of the data set. Points are
-    made in float64 and scaled to their radius.
+    A point depends on the seed, its id, the dimension and the share, but not on the size of the data set. Points are
+    generated in float64 and scaled to their radius. With equal shares, the classes alternate.
 
     Args:
         d: dimension.
-        n: how many of the last coordinates the mis-aligned classifier does not see, less than ``d``.
+        n: number of last coordinates that the mis-aligned classifier does not use, less than ``d``.
         r1: radius of the inner sphere.
         r2: radius of the outer sphere, at least 0.1 % larger.
-        seed: of the points.
+        seed: seed of the points.
         size: number of points.
-        inner: share of the points that lie on the inner sphere, spread evenly over the ids. Sampled unevenly,
-            accuracy under one of the two attacks says little of a model's failures; a balanced draw of samples
-            undoes it, all samples or the first N do not.
+        inner: share of the points on the inner sphere, spread evenly over the ids. With unequal shares, robust accuracy
+            depends on which class an attack breaks. A balanced selection of samples has equal shares again; all samples
+            or the first N do not.
 
     Raises:
         BadParameter: if a parameter is out of range.
@@ -70,7 +70,7 @@ class Spheres:
 
     @property
     def name(self) -> str:
-        """Reference with the geometry, and with seed, size and share where they are not the usual ones."""
+        """Reference with the geometry, and with seed, size and share if they differ from their defaults."""
         text = f"spheres:d={self.d},n={self.n},r1={_short(self.r1)},r2={_short(self.r2)}"
         text += f",seed={self.seed}" if self.seed != Spheres.seed else ""
         text += f",size={self.size}" if self.size != Spheres.size else ""
@@ -83,12 +83,12 @@ class Spheres:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """No coordinate of either sphere is outside ±r2."""
+        """−r2 and r2, the range of coordinates."""
         return (-self.r2, self.r2)
 
     @cached_property
     def labels(self) -> Tensor:
-        """(size,) int64: 0, 1, 0, 1, … where both spheres have half of the points."""
+        """(size,) int64: 0, 1, 0, 1, … for equal shares."""
         return self._classes(torch.arange(self.size))
 
     @cached_property
@@ -115,16 +115,16 @@ class Spheres:
         """Return points (count, d) and labels (count,) of the same spheres that are not in the data set.
 
         Raises:
-            BadParameter: if ``count`` does not give both classes a point.
+            BadParameter: if ``count`` is less than 2.
         """
         _check("number of training points", count, 2 <= count < 2**32, "at least 2")
         return self._all(torch.arange(count), "spheres-training")
 
     def classify(self, images: Tensor) -> Tensor:
-        """Return the class of the sphere that each point lies on, −1 for one that lies on neither.
+        """Return the class of the sphere that each point lies on, −1 for points on neither sphere.
 
         Args:
-            images: (n, d); in float64 a radius may be off by a relative 1e-9, else by 1e-5.
+            images: (n, d); the relative tolerance of the radius is 1e-9 in float64 and 1e-5 otherwise.
 
         Returns:
             (n,) int64.
@@ -137,7 +137,7 @@ class Spheres:
         return classes
 
     def _classes(self, ids: Tensor) -> Tensor:
-        """Return 1 wherever the number of outer points that are due up to an id grows, (n,) int64."""
+        """Return 1 for the ids at which the rounded number of outer points increases, (n,) int64."""
         outer = round((1 - self.inner) * _PARTS)
         return (ids + 1) * outer // _PARTS - ids * outer // _PARTS
 
@@ -156,7 +156,7 @@ class Spheres:
 
 def _check(name: str, value: float, holds: bool, expected: str) -> None:
     if not holds:
-        raise BadParameter(f"unusable {name} of spheres", got=value, expected=expected)
+        raise BadParameter(f"invalid {name} of spheres", got=value, expected=expected)
 
 
 def _short(value: float) -> str:

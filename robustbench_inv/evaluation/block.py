@@ -82,7 +82,7 @@ def evaluate_block(context: CellContext, batch: Batch) -> BlockState:
 
 
 def run_searches(context: CellContext, state: BlockState) -> Iterator[tuple[Tensor, SearchResult]]:
-    """Yield positions (m,) and results of each search; the caller updates the state before it asks for the next."""
+    """Yield positions (m,) and results of each search; the caller updates the state before the next one."""
     if context.threat.is_transfer:
         return _on_substitute(context, state)
     if context.descending and context.short_run is not None:

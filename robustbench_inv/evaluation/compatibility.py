@@ -1,4 +1,4 @@
-"""Checks, before anything runs, that model, attack, threat and data set of a cell fit together."""
+"""Checks, before anything runs, that model, attack, threat and data set of a cell are compatible."""
 
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
@@ -17,18 +17,19 @@ __all__ = ["RestrictsUse", "check_compatible", "warnings"]
 
 @runtime_checkable
 class RestrictsUse(Protocol):
-    """An attack that knows what it cannot be used with (beyond its kind and norms)."""
+    """An attack with requirements beyond its kind and norms."""
 
     def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:
-        """Raise CapabilityMismatch if it cannot attack this classifier on this data under this threat."""
+        """Raise CapabilityMismatch if the attack cannot run on this classifier, threat and data set."""
         ...
 
 
 def check_compatible(job: Job) -> None:
-    """Raise if a cell cannot be evaluated.
+    """Check that a cell can be evaluated.
 
     Raises:
-        CapabilityMismatch: naming the two sides that do not fit, on one line.
+        CapabilityMismatch: for incompatible parts; the message names both, on one line.
+        BadModel: for a model whose output cannot be used.
     """
     _check_budget(job)
     _check_goal(job)
@@ -44,11 +45,11 @@ def check_compatible(job: Job) -> None:
 
 
 def warnings(job: Job) -> Iterator[str]:
-    """Yield what is allowed and yet looks like a mistake, one line each."""
+    """Yield warnings about likely mistakes, one line each."""
     yield from job.oracle.notes if job.oracle else ()
     if job.excluded:
         n = len(job.samples) + job.excluded
-        yield f"{job.title}: {job.excluded} of {n} samples are of the class aimed at, and left out"
+        yield f"{job.title}: {job.excluded} of {n} samples belong to the target class and are excluded"
     low, high = job.dataset.bounds
     largest = max(job.epsilons, default=0.0)
     if job.threat.norm == "linf" and largest > high - low:
@@ -59,7 +60,7 @@ def warnings(job: Job) -> Iterator[str]:
 
 
 def _check_own_restrictions(attack: RestrictsUse, job: Job) -> None:
-    """Ask the attack, which knows neither its own name nor the model's."""
+    """Check the attack's own requirements; the names of attack and model are added to its message."""
     try:
         attack.check_requirements(job.search_model.classifier, job.threat, job.dataset)
     except CapabilityMismatch as error:
@@ -73,13 +74,13 @@ def _check_budget(job: Job) -> None:
     attack, threat = job.attack, job.threat
     if attack.attack.kind == "fixed-budget" and not threat.bounded:
         raise CapabilityMismatch(
-            f"{attack.name} searches inside a budget",
+            f"{attack.name} is a fixed-budget attack",
             got="threat none",
             expected="a budget such as linf=0.1 or l2=1.5",
         )
     if threat.norm not in attack.attack.norms:
         raise CapabilityMismatch(
-            f"{attack.name} does not work in this norm",
+            f"{attack.name} does not support this norm",
             got=threat.norm,
             expected="one of " + ", ".join(sorted(attack.attack.norms)),
         )
@@ -90,14 +91,14 @@ def _check_goal(job: Job) -> None:
     judged = needs_oracle(goal)
     if judged and job.effective_oracle is None:
         raise CapabilityMismatch(
-            f"the goal {goal.name} of {job.attack.name} asks for the true class of a changed input",
-            got=f"{data.name}, which knows the classes of its own inputs only",
-            expected="an oracle, or a data set that judges any input, such as spheres",
-            remedy="name one in the threat: none:oracle=mnist-panel, or none:oracle=labels.csv",
+            f"the goal {goal.name} of {job.attack.name} needs the true class of a changed input",
+            got=f"{data.name}, which has labels for its own inputs only",
+            expected="an oracle, or a data set that classifies any input, such as spheres",
+            remedy="name an oracle in the threat: none:oracle=mnist-panel, or none:oracle=labels.csv",
         )
     if job.attack.attack.kind == "invariance" and not judged:
         raise CapabilityMismatch(
-            f"{job.attack.name} changes the content and keeps the decision",
+            f"{job.attack.name} is an invariance attack, which keeps the prediction",
             got=f"the goal {goal.name}",
             expected="keep-decision or keep-logits",
         )
@@ -107,10 +108,10 @@ def _check_goal(job: Job) -> None:
 
 def _check_target(job: Job, goal: Target) -> None:
     least, text = (1, f"offset {goal.offset}") if goal.label is None else (0, f"{goal.label}")
-    asked = goal.offset if goal.label is None else goal.label
-    if asked is None or not least <= asked < job.dataset.num_classes:
+    target = goal.offset if goal.label is None else goal.label
+    if target is None or not least <= target < job.dataset.num_classes:
         raise CapabilityMismatch(
-            f"{job.dataset.name} has no such class to aim at",
+            f"{job.dataset.name} has no such target class",
             got=text,
             expected=f"{least} to {job.dataset.num_classes - 1}",
         )
@@ -133,7 +134,7 @@ def _check_classes(model: LoadedModel, data: Dataset) -> None:
 
 
 def _check_bounds(model: LoadedModel, data: Dataset) -> None:
-    """Hold data, model and search to one box (checks C17 and C18)."""
+    """Check that data, model and search use the same bounds (checks C17 and C18)."""
     if tuple(model.classifier.bounds) != tuple(data.bounds):
         raise CapabilityMismatch(
             f"{model.name} and {data.name} differ in the range of their inputs",
@@ -151,7 +152,7 @@ def _check_output(model: LoadedModel, data: Dataset) -> None:
 
 
 def _check_substitute(job: Job) -> None:
-    """Hold a substitute against the model that it stands for."""
+    """Check that the substitute fits the attacked model."""
     model, substitute, threat = job.model, job.substitute, job.threat
     if (substitute is None) != (threat.substitute is None):
         raise CapabilityMismatch(
@@ -163,12 +164,12 @@ def _check_substitute(job: Job) -> None:
         return
     if substitute.digest == model.digest:
         raise CapabilityMismatch(
-            f"{substitute.name} is no substitute for itself",
-            remedy="leave it out of the threat: that is a white-box attack",
+            f"{substitute.name} is the attacked model and cannot be its own substitute",
+            remedy="remove it from the threat for a white-box attack",
         )
     if substitute.classifier.dtype != model.classifier.dtype:
         raise CapabilityMismatch(
-            f"{substitute.name} computes in another dtype than {model.name}",
+            f"{substitute.name} and {model.name} differ in their dtype",
             got=_dtype(substitute),
             expected=_dtype(model),
             remedy=f"give it the parameter dtype={_dtype(model)}",
@@ -176,14 +177,14 @@ def _check_substitute(job: Job) -> None:
     searches = job.attack.attack.kind in ("fixed-budget", "minimum-norm")
     if not searches or isinstance(threat.goal, KeepDecision | KeepLogits):
         raise CapabilityMismatch(
-            f"{job.attack.name} does not search for another decision and needs the model itself",
+            f"{job.attack.name} does not search for a misclassification and needs the attacked model itself",
             got=f"the substitute {substitute.name}",
-            expected="a threat without substitute",
+            expected="a threat without a substitute",
         )
 
 
 def _check_oracle(job: Job) -> None:
-    """Hold the threat's oracle, and the members of a panel, against the job."""
+    """Check that the threat's oracle, and the members of a panel, fit the job."""
     if (job.oracle is None) != (job.threat.oracle is None):
         raise CapabilityMismatch(
             "the threat and the job name different oracles",

@@ -1,4 +1,4 @@
-"""What an evaluation will cost: passes of each attack times the measured time of a pass of each model."""
+"""Estimates the cost of an evaluation: passes of each attack times the measured time of a pass of each model."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,26 +18,26 @@ from robustbench_inv.tensors import margin
 __all__ = ["Estimate", "estimate_jobs", "passes"]
 
 TIMED_SAMPLES = 32
-"""Samples that a model is timed on; a small batch is slower per sample, so that the bound is a bound."""
+"""Samples in a timed batch; a small batch is slower per sample, so that the estimate is an upper bound."""
 
 TIMING_SECONDS = 0.2
-"""Seconds of timing for each model."""
+"""Seconds spent on timing each model."""
 
 DEFAULT_STEPS: Mapping[str, int] = {"probe": 10, "gradient": 100, "search": 1000, "query": 5000}
-"""Steps assumed of an attack that does not say, by the cost class of its card."""
+"""Steps assumed for an attack without such a parameter, by the cost class of its card."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What one cell will cost.
+    """Estimated cost of one cell.
 
     Args:
         title: the cell's title.
-        samples: how many.
-        passes: forward and backward passes of one sample if it never falls.
-        low: seconds if every sample falls at the first query (on a substitute, at the first eps).
-        high: seconds if no sample falls.
-        guessed: does the attack not say how many steps it takes?
+        samples: number of samples.
+        passes: forward and backward passes of a sample that survives.
+        low: seconds if every sample breaks at the first query (on a substitute, at the first eps).
+        high: seconds if every sample survives.
+        guessed: is the number of steps assumed, since the attack has no such parameter?
     """
 
     title: str
@@ -53,7 +53,7 @@ class Estimate:
 
 
 def estimate_jobs(jobs: Iterable[Job]) -> list[Estimate]:
-    """Estimate each cell; a model is timed once, and a search that cells share counts for the first."""
+    """Estimate each cell; each model is timed once, and a shared search counts for the first cell."""
     times: dict[str, float] = {}
     searches: set[object] = set()
     found = []
@@ -71,7 +71,7 @@ def passes(parameters: Mapping[str, Any], cost: str) -> tuple[int, bool]:
     """Return the passes of one sample under one eps, and whether they are a guess.
 
     Args:
-        parameters: of the attack; ``steps``, ``restarts``, ``target_classes``, ``queries`` and ``long_queries``, ``draws``, and
+        parameters: the attack's parameters; ``steps``, ``restarts``, ``target_classes``, ``queries`` and ``long_queries``, ``draws``, and
             ``members`` with their own are understood.
         cost: cost class of its card.
 
@@ -109,7 +109,7 @@ def _estimate(job: Job, seconds: float, *, shared: bool) -> Estimate:
 
 
 def _short_run_passes(job: Job) -> int | None:
-    """Return the passes of one sample under each further eps of a sweep that goes down; None if it goes up."""
+    """Return the passes of one sample at each further eps of a descending sweep; None for an ascending one."""
     short_run = short_run_of(job.attack.attack)
     if short_run is None or job.threat.is_transfer or has_fresh_draws(job.search_model.classifier):
         return None
@@ -118,7 +118,7 @@ def _short_run_passes(job: Job) -> int | None:
 
 
 def _seconds_per_pass(job: Job) -> float:
-    """Return the time of one pass there and back for one sample, on the model that is searched on."""
+    """Return the seconds of one forward and backward pass of one sample, on the queried model."""
     classifier, ids = job.search_model.classifier, list(job.samples[:TIMED_SAMPLES])
     device = device_of(classifier)
     batch = Loader(job.dataset, device, classifier.dtype).batch(ids)

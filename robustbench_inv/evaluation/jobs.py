@@ -67,7 +67,7 @@ class CellSpec:
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What a user wants to evaluate: names or objects, None for a default.
+    """The user's request: names or objects to evaluate, None for a default.
 
     Args:
         models: names or objects.
@@ -313,7 +313,7 @@ def _model_and_dataset(
     card = str(model.card.get("dataset") or "")
     if not card:
         raise UsageError(
-            f"{model.name} does not say which data it classifies", remedy="name a data set"
+            f"the card of {model.name} names no data set", remedy="name one: --dataset NAME"
         )
     return model, EVALUATION_DATASETS.get(card, card)
 

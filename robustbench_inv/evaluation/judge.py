@@ -317,7 +317,7 @@ def _select_outputs(mask: Tensor, new: Output, old: Output) -> Output:
 
 
 def _clamp_rounding(images: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """Clamp images that rounding moved outside the box; one further outside stays as it is."""
+    """Clamp images that rounding moved outside the box; one further outside is returned unchanged."""
     clamped = images.clamp(*bounds)
     near = flatten((clamped - images).abs()).amax(1) <= ROUNDING * max(1, *map(abs, bounds))
     return where_rows(near, clamped, images)

@@ -1,4 +1,4 @@
-"""Oracles: who says what class an input has when its content may have changed."""
+"""Oracles: data sets, panels of models and human labels that give the true class of a changed input."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,18 +36,18 @@ __all__ = [
 ]
 
 MIN_MEMBERS = 2
-"""Members that a panel needs: a single network is no panel."""
+"""Smallest number of members: a single network is not a panel."""
 
 PANEL_BATCH_SIZE = 250
-"""Clean inputs that a panel is asked about at a time."""
+"""Clean inputs in a batch that a panel classifies."""
 
 
 @runtime_checkable
 class Oracle(Protocol):
-    """Says what class an input has.
+    """Classifies inputs whose content may have changed.
 
-    ``source`` is how records name it: ``exact``, ``human``, or a proxy's name. ``digest`` is of all that its
-    answers depend on. ``notes`` tell the user what is not obvious, one line each.
+    ``source`` is the oracle's name in records: ``exact``, ``human``, or a proxy's name. ``digest`` covers everything
+    that determines its classes. ``notes`` are warnings for the user, one line each.
     """
 
     @property
@@ -60,27 +60,27 @@ class Oracle(Protocol):
     def notes(self) -> tuple[str, ...]: ...
 
     def classify(self, images: Tensor, ids: Tensor) -> Tensor:
-        """Return the classes (n,) int64 of (n, …) versions of the samples ``ids`` (n,), −1 where it has none."""
+        """Return the classes (n,) int64 of (n, …) versions of the samples ``ids`` (n,), −1 where unknown."""
         ...
 
     def error(self, ids: Sequence[int]) -> OracleError | None:
-        """Return how often it errs itself, as far as that can be measured with these samples; None if not."""
+        """Return the oracle's own error rate on these samples; None if it cannot be measured."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Return what cell.json says of it."""
+        """Return the oracle as plain values for cell.json."""
         ...
 
 
 @dataclass(frozen=True)
 class AttackedModel:
-    """What an oracle must know of the model that is attacked: that model has no say.
+    """The attacked model, which must not be a member of the oracle.
 
     Args:
-        name: as the user wrote it.
-        digest: of the model.
-        weights: digest of its weights, None for a model without.
-        implementation: of its network.
+        name: the model's name, with parameters.
+        digest: the model's digest.
+        weights: digest of its weights, None for a model without weights.
+        implementation: code of its network.
     """
 
     name: str
@@ -90,15 +90,15 @@ class AttackedModel:
 
     @classmethod
     def of(cls, model: LoadedModel) -> "AttackedModel":
-        """Return what is known of a loaded model."""
+        """Return the description of a loaded model."""
         implementation = str(model.card.get("implementation", ""))
         return cls(model.name, model.digest, model.weights_digest, implementation)
 
     def exclusion_reason(self, member: LoadedModel) -> str:
-        """Return why a model must not judge this one; empty if it may."""
+        """Return why a member is excluded; empty if it is not."""
         same_weights = self.weights is not None and self.weights == member.weights_digest
         if self.digest == member.digest or same_weights:
-            return "it is what is attacked"
+            return "it is the attacked model"
         if self.implementation == member.card.get("implementation"):
             return f"{self.name} has the same architecture"
         return ""
@@ -106,7 +106,7 @@ class AttackedModel:
 
 @dataclass(frozen=True)
 class DatasetOracle:
-    """A data set that knows the class of any input."""
+    """A data set that computes the true class of any input."""
 
     dataset: LabelOracle
 
@@ -132,17 +132,16 @@ class DatasetOracle:
 
 @dataclass(frozen=True)
 class PanelOracle:
-    """Classifiers that vote: a proxy for a person, and called so.
+    """Classifiers that vote, as a proxy for human labels.
 
-    About a sample whose clean input it does not give the label, a panel has no say: what it makes of the
-    changed input would be as wrong.
+    If the panel misclassifies a sample's clean input, its class of the changed input is unknown.
 
     Args:
-        name: in the catalogue, with parameters.
+        name: name in the catalogue, with parameters.
         rule: ``majority``: more than half of the members; ``unanimous``: all of them.
-        members: at least two, none of them the attacked model or of its architecture.
-        dataset: holds the clean inputs and their labels.
-        notes: who was left out, and why.
+        members: at least two models, none of them the attacked model or of its architecture.
+        dataset: the clean inputs and their labels.
+        notes: excluded members, and the reasons.
     """
 
     name: str
@@ -167,7 +166,7 @@ class PanelOracle:
         return torch.where(trusted, self.vote(images, ids), UNKNOWN)
 
     def vote(self, images: Tensor, ids: Tensor) -> Tensor:
-        """Return the classes (n,) of (n, …) images by the rule alone; a member that rejects does not vote."""
+        """Return the classes (n,) of (n, …) images by the rule alone; a member that rejects an input does not vote."""
         place, n = device_of(self.members[0].classifier), len(self.members)
         rng = SampleRNG(0, ids.to(place), "oracle")
         ballots = torch.zeros(len(images), self.dataset.num_classes, device=place)
@@ -195,7 +194,7 @@ class PanelOracle:
         }
 
     def _classify_clean(self, ids: Sequence[int]) -> Tensor:
-        """Return what the panel makes of clean inputs (n,), on the CPU; each is looked at once."""
+        """Return the panel's classes of clean inputs (n,), on the CPU; each input is classified once."""
         new = [sample for sample in dict.fromkeys(ids) if sample not in self._clean]
         for first in range(0, len(new), PANEL_BATCH_SIZE):
             block = torch.tensor(new[first : first + PANEL_BATCH_SIZE])
@@ -206,12 +205,12 @@ class PanelOracle:
 
 @dataclass(frozen=True)
 class HumanOracle:
-    """What people said of the images that they saw.
+    """Human labels of images.
 
     Args:
-        labels: their judgements.
-        bounds: of the data set.
-        cell: digest of the cell whose samples they saw, for labels that name no image; empty without.
+        labels: the labels.
+        bounds: bounds of the data set.
+        cell: digest of the labelled cell, for labels that name no image; empty without one.
     """
 
     labels: HumanLabels
@@ -231,7 +230,7 @@ class HumanOracle:
             return ()
         count = f"{disputed} image{'' if disputed == 1 else 's'}"
         return (
-            f"{self.labels.name}: {count} judged differently, {open_} of these without a majority",
+            f"{self.labels.name}: raters disagree on {count}, {open_} of these without a majority",
         )
 
     def classify(self, images: Tensor, ids: Tensor) -> Tensor:
@@ -262,18 +261,18 @@ def describe_oracle(name: str, oracle: Oracle) -> dict[str, Any]:
 
 
 def needs_oracle(goal: Goal) -> bool:
-    """Does a goal ask for the class of a changed input?"""
+    """Return whether a goal depends on the true class of a changed input."""
     keeps = isinstance(goal, KeepDecision | KeepLogits)
     return keeps or (isinstance(goal, Misclassify) and goal.same_class)
 
 
 def dataset_oracle(dataset: Dataset) -> Oracle | None:
-    """Return the oracle that a data set is itself, if it is one."""
+    """Return a data set as an oracle; None if it cannot classify changed inputs."""
     return DatasetOracle(dataset) if isinstance(dataset, LabelOracle) else None
 
 
 def is_label_file(text: str) -> bool:
-    """Is the oracle that a threat names a file of human labels?"""
+    """Return whether a threat's oracle is a file of human labels."""
     return text.lower().endswith(".csv")
 
 
@@ -286,27 +285,27 @@ def load_oracle(
     """Return the oracle that a threat names.
 
     Args:
-        text: ``FILE.csv``, or the name of a panel, with ``:rule=unanimous`` if need be.
+        text: ``FILE.csv``, or the name of a panel with optional parameters (``mnist-panel:rule=unanimous``).
         dataset: the data that is evaluated.
-        attacked: the models that the search asks, and that therefore have no say.
-        load: opens a member by its name.
+        attacked: the queried models, which are excluded from the panel.
+        load: loads a member by its name.
 
     Raises:
         UnknownName: for a name that is not in the catalogue.
-        BadData: for a CSV that cannot be read, or labels that are no classes.
-        CapabilityMismatch: if fewer than two members are left, or people cannot have seen such inputs.
+        BadData: for a CSV that cannot be read, or labels that are not classes of the data set.
+        CapabilityMismatch: if fewer than two members remain, or the inputs are not images.
     """
     if is_label_file(text):
         return _load_human_oracle(text, dataset)
     reference = parse_reference(text)
     card = read_oracle(find("oracles", reference.name), reference.parameters)
     members, excluded = _eligible_members(card, attacked, load)
-    notes = tuple(f"{name} is left out of {reference}: {why}" for name, why in excluded.items())
+    notes = tuple(f"{name} is excluded from {reference}: {why}" for name, why in excluded.items())
     if len(members) < MIN_MEMBERS:
         raise CapabilityMismatch(
-            f"too few members of {reference} may judge",
+            f"{reference} has too few eligible members",
             got="; ".join(notes) or ", ".join(card.members),
-            expected=f"at least {MIN_MEMBERS} that are not attacked",
+            expected=f"at least {MIN_MEMBERS} besides the attacked model",
             remedy="name another panel, or a CSV of human labels",
         )
     return PanelOracle(str(reference), card.rule, members, dataset, notes)
@@ -315,7 +314,7 @@ def load_oracle(
 def _eligible_members(
     card: OracleCard, attacked: Sequence[AttackedModel], load: Callable[[str], LoadedModel]
 ) -> tuple[tuple[LoadedModel, ...], Mapping[str, str]]:
-    """Return the members that may judge, and why the others may not."""
+    """Return the eligible members, and the reasons why the others are excluded."""
     members = [load(name) for name in card.members]
     digests = {member.weights_digest or member.digest for member in members}
     if len(digests) < len(members):
@@ -328,14 +327,15 @@ def _eligible_members(
 def _load_human_oracle(text: str, dataset: Dataset) -> HumanOracle:
     if not is_image_shape(tuple(dataset.shape)):
         raise CapabilityMismatch(
-            "people judge images", got=f"inputs of shape {tuple(dataset.shape)} of {dataset.name}"
+            "human labels need images",
+            got=f"inputs of shape {tuple(dataset.shape)} of {dataset.name}",
         )
     labels = read_labels(Path(text))
     labels.check_classes(dataset.num_classes)
     if not labels.names_images:
         raise CapabilityMismatch(
-            f"{labels.name} does not name the images that were seen",
+            f"{labels.name} does not identify the labelled images",
             expected="a column image, as the labelling page writes it",
-            remedy="bring it into the records of the run that it is about: invbench judge",
+            remedy="re-score the labelled run with this file: invbench rescore RUN",
         )
     return HumanOracle(labels, dataset.bounds)

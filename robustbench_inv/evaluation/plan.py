@@ -16,14 +16,14 @@ __all__ = ["Plan", "make_plan", "plan_jobs", "plan_reproduction"]
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells of one evaluation, none twice.
+    """The distinct cells of one evaluation.
 
     Args:
-        name: of its folder, the same for the same cells.
+        name: default name of its folder, the same for the same cells.
         jobs: the cells, in the order in which they run.
-        warnings: what is allowed and yet looks like a mistake, one line each.
-        command: what the user typed, for the record.
-        deep: run the costly probes of the models as well.
+        warnings: likely mistakes, one line each.
+        command: the user's command, for plan.json.
+        deep: run the expensive checks of the models as well.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Plan:
     deep: bool = False
 
     def to_json(self) -> dict[str, object]:
-        """Return the content of plan.json but for its version."""
+        """Return the content of plan.json except its version."""
         return {
             "name": self.name,
             "created_by": versions(),
@@ -63,13 +63,13 @@ def plan_jobs(
     """Return the plan of some jobs, checked.
 
     Args:
-        jobs: the cells; of two with the same digest, the first stays.
-        label: first part of the plan's name; None for the first model's.
-        command: what the user typed.
-        deep: run the costly probes of the models as well.
+        jobs: the cells; cells with the same digest are run once.
+        label: first part of the plan's name; None for the name of the first model.
+        command: the user's command.
+        deep: run the expensive checks of the models as well.
 
     Raises:
-        CapabilityMismatch: if model, attack, threat and data set of a cell do not fit together.
+        CapabilityMismatch: if model, attack, threat and data set of a cell are incompatible.
     """
     chosen, excluded = _compatible({job.spec.digest: job for job in jobs}.values())
     lines = dict.fromkeys([*excluded, *(line for job in chosen for line in warnings(job))])
@@ -82,26 +82,26 @@ def plan_reproduction(
     """Return the plan of a reproduction, checked; nothing is written.
 
     Args:
-        item: what is to be reproduced.
-        request: a data set that stands in for the item's own, samples, seed, device and data root; its
-            models and attacks are replaced.
-        command: what the user typed.
+        item: the paper's table or figure.
+        request: samples, seed, device, data root, and a data set that replaces the item's own; models and attacks
+            of the request are ignored.
+        command: the user's command.
 
     Raises:
-        UsageError: for an unknown name, or things that do not fit together.
+        UsageError: for an unknown name, or incompatible parts.
     """
     ranked = [each for data in item.places(request.dataset) for each in _jobs(item, data, request)]
-    # trial by trial, so that a run that is interrupted has whole rows
+    # trial by trial, so that an interrupted run has complete rows
     jobs = [job for _, job in sorted(ranked, key=lambda each: each[0])]
     _check_distinct(jobs)
     return plan_jobs(jobs, label=item.name, command=command)
 
 
 def _compatible(jobs: Iterable[Job]) -> tuple[tuple[Job, ...], list[str]]:
-    """Return the jobs whose parts fit together, and a line about each optional one that is left out.
+    """Return the compatible jobs, and one line about each optional job that is skipped.
 
     Raises:
-        CapabilityMismatch: if a job that is not optional does not fit, or none is left.
+        CapabilityMismatch: if a job that is not optional is incompatible, or if every job is.
     """
     fitting, errors = [], []
     for job in jobs:
@@ -115,11 +115,11 @@ def _compatible(jobs: Iterable[Job]) -> tuple[tuple[Job, ...], list[str]]:
             fitting.append(job)
     if errors and not fitting:
         raise errors[0]
-    return tuple(fitting), [f"left out: {error}" for error in errors]
+    return tuple(fitting), [f"skipped: {error}" for error in errors]
 
 
 def _name(jobs: tuple[Job, ...], label: str | None) -> str:
-    """Return ``<model or suite>-<data set>-<8 hex>``; the samples are left out, so that more can be added."""
+    """Return ``<model or suite>-<data set>-<8 hex>``; samples do not count, so that more can be added later."""
     digest = digest_value({"cells": sorted(job.spec.digest for job in jobs)})[:8]
     parts = (label or jobs[0].model.name, jobs[0].dataset.name) if jobs else ("empty",)
     return "-".join([*(_file_name(part) for part in parts), digest])
@@ -132,7 +132,7 @@ def _file_name(text: str) -> str:
 
 
 def _check_distinct(jobs: Iterable[Job]) -> None:
-    """Raise if two names stand for one cell: its records could be found by one of them only."""
+    """Raise BadCatalogue if two names denote one cell: its records could be found by one name only."""
     titles: dict[str, str] = {}
     for job in jobs:
         known = titles.setdefault(job.spec.digest, job.title)
@@ -141,7 +141,7 @@ def _check_distinct(jobs: Iterable[Job]) -> None:
 
 
 def _jobs(item: Reproduction, data: str, request: EvaluationRequest) -> Iterator[tuple[int, Job]]:
-    """Yield the jobs of one data set, each with the position of its trial; every model is loaded once."""
+    """Yield the jobs of one data set, each with the position of its trial; each model is loaded once."""
     dataset = item.places(request.dataset)[data]
     for model, trials in _models(item, data).items():
         ranked = [(rank, run) for rank in sorted(trials) for run in _runs(item, rank, data)]

@@ -1,4 +1,4 @@
-"""The copy of a model that attacks search on: frozen, in evaluation mode, its convolutions rearranged to be faster."""
+"""Prepares the copy of a model that attacks query: frozen, in evaluation mode, with faster convolutions."""
 
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
@@ -27,21 +27,27 @@ __all__ = [
 
 
 MAX_CHANNELS = 4
-"""An image's. Of the CNN's two convolutions of 4×4 and stride 2, on 250 digits, the slope of the first, of one channel,
-takes 2.5 ms in this form and 10 in torch's; of the second, of 32 channels, 27 and 7."""
+"""Largest number of input channels for which the folded gradient is used.
+
+The CNN has two convolutions of 4×4 and stride 2. On 250 digits the gradient of the first, of one channel, takes
+2.5 ms folded and 10 ms in torch; that of the second, of 32 channels, takes 27 ms folded and 7 ms in torch.
+"""
 
 MAX_KERNEL_STRIDES = 2
-"""In strides: an element then lies in at most 2×2 patches. At 7×7 and stride 2, on three channels of 224×224, both passes
-take 193 ms in this form and 113 in torch's; at 16×16 and stride 16 it is 43 and 138, at 3×3 and stride 2 on one of 28×28 8.5 and 13.9."""
+"""Largest kernel size in strides: an element then lies in at most 2×2 patches.
+
+Both passes take, folded and in torch: 193 and 113 ms at 7×7 and stride 2 on three channels of 224×224; 43 and 138 ms
+at 16×16 and stride 16; 8.5 and 13.9 ms at 3×3 and stride 2 on one channel of 28×28.
+"""
 
 
 class FoldedGradientConv(nn.Module):
-    """A convolution of frozen weights, whose answer is torch's to the bit and whose slope is the same up to rounding.
+    """A convolution of frozen weights with torch's output to the bit, and torch's gradient up to rounding.
 
-    ∂/∂x = fold(Wᵀ g): what each output's slope g means for its patch of the input, summed over the patches.
+    ∂/∂x = fold(Wᵀ g): the gradient g of each output, mapped to its patch of the input and summed over the patches.
 
     Args:
-        convolution: one that ``supports``.
+        convolution: a convolution for which ``supports`` returns True.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
@@ -50,7 +56,7 @@ class FoldedGradientConv(nn.Module):
 
     @staticmethod
     def supports(module: nn.Module) -> bool:
-        """Is it a plain convolution that gains by this?"""
+        """Return whether a module is a plain convolution whose folded gradient is faster."""
         if type(module) is not nn.Conv2d or isinstance(module.padding, str):
             return False
         plain = module.groups == 1 and module.padding_mode == "zeros"
@@ -60,8 +66,8 @@ class FoldedGradientConv(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (n, c, h, w) as the convolution does."""
-        answer: Tensor = _Convolve.apply(images, self.convolution)  # type: ignore[no-untyped-call]
-        return answer
+        output: Tensor = _Convolve.apply(images, self.convolution)  # type: ignore[no-untyped-call]
+        return output
 
 
 class _Convolve(torch.autograd.Function):
@@ -80,29 +86,28 @@ class _Convolve(torch.autograd.Function):
 
 
 Rearrangement = Callable[[Classifier], bool]
-"""Rearranges a frozen copy in place, and tells whether there was something to rearrange."""
+"""Rearranges a frozen copy in place, and returns whether it changed anything."""
 
 LOGIT_TOLERANCE = 1e-4
-"""Largest difference of a logit that a rearrangement may make on the probe."""
+"""Largest difference of a logit on the probe that a rearrangement may cause."""
 
 GRADIENT_TOLERANCE = 0.05
-"""Largest difference of the slopes on the probe, relative to their length."""
+"""Largest difference of the gradients on the probe, relative to their norm."""
 
 
 def prepare(classifier: Classifier, probe: Tensor, *, fold: bool) -> Classifier:
-    """Return a copy to search on; the classifier itself where it cannot be copied.
+    """Return a copy for attacks to query; the classifier itself if it cannot be copied.
 
-    Verdicts are taken on the original, so that a copy can cost an attack its strength and never make a
-    number wrong. What rearranges the arithmetic moves logits by rounding: it is not for attacks that end on the
-    decision boundary. Each rearrangement is made where a model allows it and answers the probe as before; what each gains is in
-    docs/benchmarks.md.
+    The judge uses the original model, so that a copy can weaken an attack and never make a number wrong.
+    Rearranged arithmetic changes logits by rounding, which attacks that end on the decision boundary do not tolerate.
+    Each rearrangement is kept if the copy agrees on the probe; docs/benchmarks.md lists the gains.
 
     Args:
-        classifier: the model; it is left as it is.
+        classifier: the model, which stays unchanged.
         probe: (n, …) inputs on which the rearranged copy must agree.
-        fold: rearrange: fold batch norm into the convolution before it, where a ``Sequential`` holds both; on a
-            CPU store weights of convolutions with the channels last, and take the slope of strided
-            convolutions of few channels by ``FoldedGradientConv``.
+        fold: rearrange the copy: fold batch norm into the convolution before it in a ``Sequential``. On a CPU, also
+            store weights of convolutions with channels last, and use ``FoldedGradientConv`` for strided
+            convolutions of few channels.
     """
     plain = frozen_copy(classifier)
     if plain is None:
@@ -112,10 +117,10 @@ def prepare(classifier: Classifier, probe: Tensor, *, fold: bool) -> Classifier:
 
 @torch.no_grad()
 def is_deterministic(classifier: Classifier, probe: Tensor) -> bool:
-    """Does a classifier give the same answer twice? One that draws numbers without saying so does not (check C11).
+    """Return whether a classifier returns the same output twice; undeclared random draws prevent it (check C11).
 
     Args:
-        classifier: asked as it is; one that declares its draws answers without them.
+        classifier: the model; a stochastic one is queried without its declared draws.
         probe: (n, …) inputs.
     """
     first, second = classifier(probe.clone()).logits, classifier(probe.clone()).logits
@@ -123,14 +128,15 @@ def is_deterministic(classifier: Classifier, probe: Tensor) -> bool:
 
 
 def rearrange(plain: Classifier, probe: Tensor, changes: Sequence[Rearrangement]) -> Classifier:
-    """Return a copy with those of the changes, one upon the other, that leave its answers to a probe as they are.
+    """Return a copy with all changes that keep its outputs on a probe.
 
-    All are tried at once, and each by itself only where that fails: a copy of a large network takes its time.
+    All changes are tried at once. They are tried one by one only if that fails, since copies of large networks are
+    expensive.
 
     Args:
-        plain: a frozen copy, itself left as it is.
+        plain: a frozen copy, which stays unchanged.
         probe: (n, …) inputs.
-        changes: what to try.
+        changes: the changes to try.
     """
     together = _rearranged(plain, probe, changes)
     if together is not None:
@@ -142,7 +148,7 @@ def rearrange(plain: Classifier, probe: Tensor, changes: Sequence[Rearrangement]
 
 
 def frozen_copy(classifier: Classifier) -> Classifier | None:
-    """Return a copy in evaluation mode whose weights ask for no gradient; None if there can be none."""
+    """Return a copy in evaluation mode with frozen weights; None if the classifier cannot be copied."""
     if not isinstance(classifier, nn.Module):
         return None
     try:
@@ -162,16 +168,16 @@ def fold_batch_norm(module: Classifier) -> bool:
 
 
 def order_channels_last(module: Classifier) -> bool:
-    """Store weights of convolutions as the CPU's kernels read them; the maps follow."""
+    """Store weights of convolutions with channels last, as the CPU's kernels read them; feature maps follow."""
     layers = [part for part in _submodules(module) if type(part) is nn.Conv2d]
     for layer in layers:
-        # ``contiguous`` would leave the weight of a single channel as it is, and so the order of its maps
+        # ``contiguous`` would not change the weight of a single channel, nor the order of its feature maps
         layer.weight.data = layer.weight.detach().to(memory_format=torch.channels_last)
     return bool(layers)
 
 
 def fold_gradients(module: Classifier) -> bool:
-    """Take the slopes of strided convolutions of few channels by ``FoldedGradientConv``."""
+    """Replace strided convolutions of few channels by ``FoldedGradientConv``."""
     places = [
         (parent, name, layer)
         for parent in _submodules(module)
@@ -185,7 +191,7 @@ def fold_gradients(module: Classifier) -> bool:
 
 
 def _rearrangements(classifier: Classifier) -> tuple[Rearrangement, ...]:
-    on_cpu = device_of(classifier).type == "cpu"  # elsewhere the last two are not measured
+    on_cpu = device_of(classifier).type == "cpu"  # the last two are not measured on other devices
     every = (fold_batch_norm, order_channels_last, fold_gradients)
     return every if on_cpu else every[:1]
 
@@ -193,7 +199,7 @@ def _rearrangements(classifier: Classifier) -> tuple[Rearrangement, ...]:
 def _rearranged(
     plain: Classifier, probe: Tensor, changes: Sequence[Rearrangement]
 ) -> Classifier | None:
-    """Return a copy with all of the changes; None if there was nothing to change, or the copy answers otherwise."""
+    """Return a copy with all of the changes; None if nothing changed, or if the copy's outputs differ."""
     copy = frozen_copy(plain)
     if copy is None:
         return None
@@ -231,17 +237,20 @@ def _has_hooks(layer: nn.Module) -> bool:
 
 def _same_outputs(plain: Classifier, changed: Classifier, probe: Tensor) -> bool:
     try:
-        answer, gradients = _logits_and_gradients(changed, probe)
-        expected, wanted = _logits_and_gradients(plain, probe)
-    except Exception:  # a user's network may ask its layers for anything: contiguous maps, a weight
+        logits, gradients = _logits_and_gradients(changed, probe)
+        expected, expected_gradients = _logits_and_gradients(plain, probe)
+    except (
+        Exception
+    ):  # a user's network may access anything in its layers: contiguous maps, a weight
         return False
-    # a unit that rounding switches moves a slope, a wrong derivative all of them
-    same = (gradients - wanted).norm() <= GRADIENT_TOLERANCE * wanted.norm()
-    return bool(((expected - answer).abs() < LOGIT_TOLERANCE).all() & same)
+    # a unit that rounding switches changes one gradient, a wrong derivative all of them
+    difference = (gradients - expected_gradients).norm()
+    same = difference <= GRADIENT_TOLERANCE * expected_gradients.norm()
+    return bool(((expected - logits).abs() < LOGIT_TOLERANCE).all() & same)
 
 
 def _logits_and_gradients(classifier: Classifier, probe: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits of a probe, and the slopes of the largest of each."""
+    """Return the logits of a probe, and the gradient of each input's largest logit."""
     with torch.enable_grad():
         images = probe.detach().clone().requires_grad_()
         logits = classifier(images).logits

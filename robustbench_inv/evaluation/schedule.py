@@ -1,4 +1,4 @@
-"""Schedulers: the same cells, one after the other, in several processes, or on a Ray cluster."""
+"""Runs cells one after the other, in several processes, or on a Ray cluster."""
 
 import importlib
 import logging
@@ -36,13 +36,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class CellOutcome:
-    """How a cell ended.
+    """Outcome of a cell.
 
     Args:
-        digest: of the cell.
-        title: its title.
-        notes: what the user should know.
-        failure: why it has not ended, one line; None if it has.
+        digest: the cell's digest.
+        title: the cell's title.
+        notes: messages for the user.
+        failure: why the cell failed, one line; None if it is complete.
     """
 
     digest: str
@@ -58,18 +58,18 @@ def run_jobs(
     report: ProgressCallback = ignore_progress,
     workers: Workers = 1,
 ) -> list[CellOutcome]:
-    """Run cells and return how each ended, in their order.
+    """Run cells, and return their outcomes in the same order.
 
     Args:
         jobs: the cells.
         root: the run's folder, on a file system that all workers share.
         options: how to run.
-        report: called as the cells progress; from other processes when a cell has ended.
+        report: called as the cells progress; for cells in other processes, when they are complete.
         workers: where to run.
 
     Raises:
-        BadResults: if results cannot be written: no other cell is tried then.
-        MissingExtra: if Ray is asked for and not installed.
+        BadResults: if results cannot be written; the remaining cells are not run.
+        MissingExtra: if Ray is requested and not installed.
         UsageError: if a job cannot be sent to another process.
     """
     run = _scheduler(workers)
@@ -80,7 +80,7 @@ def run_jobs(
 
 
 def check_workers(workers: Workers) -> None:
-    """Raise BadParameter unless this says where to run."""
+    """Raise BadParameter for an unusable value of ``workers``."""
     _scheduler(workers)
 
 
@@ -152,7 +152,7 @@ def _on_ray(
         yield from outcomes
 
 
-def _import_ray() -> Any:  # noqa: ANN401 - a module that is not always there
+def _import_ray() -> Any:  # noqa: ANN401 - a module that is not always installed
     try:
         return importlib.import_module("ray")
     except ImportError as error:
@@ -214,7 +214,7 @@ def _group_by_search(jobs: Sequence[Job]) -> list[list[Job]]:
 def _run_group(
     group: Sequence[Job], root: Path, options: RunOptions, report: ProgressCallback
 ) -> Iterator[CellOutcome]:
-    """Run cells that share their searches."""
+    """Run cells that share their searches, one after the other."""
     cache = SearchCache(CACHE_BYTES if len(group) > 1 else 0)
     for job in group:
         yield _run_guarded(job, root, options, report, cache)
@@ -223,7 +223,7 @@ def _run_group(
 def _run_guarded(
     job: Job, root: Path, options: RunOptions, report: ProgressCallback, cache: SearchCache
 ) -> CellOutcome:
-    """Run a cell; what goes wrong with it does not keep the others from running."""
+    """Run a cell; an error becomes its outcome, so that the other cells run."""
     try:
         notes = run_cell(job, root / job.spec.digest, options, report, cache)
     except BadResults:
@@ -240,7 +240,7 @@ def _failed(job: Job, reason: str) -> CellOutcome:
 
 
 def _numbered(jobs: Sequence[Job], report: ProgressCallback) -> ProgressCallback:
-    """Tell of each cell which of how many it is."""
+    """Return a callback that adds the number of each cell and the number of all cells."""
     numbers = {job.title: number for number, job in enumerate(jobs, 1)}
 
     def numbered(progress: Progress) -> None:

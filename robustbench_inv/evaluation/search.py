@@ -314,7 +314,7 @@ def push_past_boundary(meter: CountingModel, proposals: Tensor) -> Tensor:
 
     On the boundary of a stochastic model every other query fails, and the attack would look weaker than it is. Each
     proposal is lengthened by the smallest factor at which fresh queries agree. The engine judges it on other draws.
-    If the queries agree at no factor, the proposal stays as it is.
+    If the queries agree at no factor, the proposal is returned unchanged.
 
     Args:
         meter: queries the model, and counts the passes.
@@ -339,7 +339,7 @@ def push_past_boundary(meter: CountingModel, proposals: Tensor) -> Tensor:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that a device, or the CPU's allocator, is out of memory."""
+    """Return whether an error is about missing memory, of a device or of the CPU's allocator."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text and "memory" in text

@@ -1,4 +1,4 @@
-"""A class-conditional flow of pixels (Glow): exact densities log p(x|y), which are its logits."""
+"""Class-conditional normalizing flow (Glow): a generative classifier whose logits are the densities log p(x|y)."""
 
 from collections.abc import Sequence
 from math import log, pi, prod
@@ -17,11 +17,11 @@ __all__ = ["ConditionalFlow", "bits_per_dimension", "glow"]
 class ConditionalFlow(nn.Module):
     """log p(x|y) = log N(T_y(F(x)); 0, I) + log |det ∂T_y/∂z| + log |det ∂F/∂x| for every class y.
 
-    Only T depends on the class, so that one pass of F serves all classes. An affine T_y is a Gaussian of its own for
-    each class, with a mean and a deviation for each element of the code.
+    Only T depends on the class, so that all classes share one pass of F. An affine T_y amounts to a Gaussian prior
+    per class, with a mean and a deviation for each element of the code.
 
     Args:
-        flow: F, from (n, *shape) in [0, 1] to flat codes (n, d).
+        flow: F, maps (n, *shape) in [0, 1] to flat codes (n, d).
         prior: T, a bijection of codes under a one-hot condition (n, C).
         num_classes: C.
     """
@@ -54,18 +54,18 @@ def glow(
     width: int | Sequence[int] = (64, 96),
     **architecture: Any,  # noqa: ANN401 - other fields of firevnet.Architecture, which declares their types
 ) -> ConditionalFlow:
-    """Return a Glow of log-odds of grey levels, with a Gaussian of each class at every level that is factored out.
+    """Return a Glow of the log-odds of grey levels, with a Gaussian prior per class.
 
-    A stage squeezes, then repeats actnorm, invertible 1×1 convolution and affine coupling, then finishes half of its
-    channels. The last coupling moves just that half by what the other half says, which is Glow's learned prior of
-    what is factored out; means and deviations of each class come on top of it.
+    A stage is a squeeze, then several blocks of actnorm, invertible 1×1 convolution and affine coupling; then half of
+    the channels is factored out. The last coupling transforms this half conditioned on the other one, which
+    corresponds to Glow's learned prior of the factored-out channels. Means and deviations per class are added.
 
     Args:
-        shape: (c, h, w), h and w divisible by two as often as there are stages.
+        shape: (c, h, w), h and w divisible by 2**stages.
         num_classes: C.
-        stages: how many.
-        blocks: steps of a stage.
-        width: filters inside the couplings' networks, one number or one for each stage.
+        stages: number of stages.
+        blocks: blocks per stage.
+        width: filters inside the couplings' networks, one number or one per stage.
         architecture: other fields of ``firevnet.Architecture``.
 
     References:
@@ -80,15 +80,14 @@ def glow(
 
 
 def bits_per_dimension(likelihoods: Tensor, dimensions: int, levels: int = 256) -> Tensor:
-    """Return what coding each grey level costs in bits, under a density of values from 0 to 1.
+    """Return the code length of each grey level in bits, under a density of values in [0, 1].
 
-    Of dequantised inputs it is an upper bound of the cost under the distribution of grey levels that the density
-    implies.
+    For dequantised inputs it is an upper bound of the code length under the implied distribution of grey levels.
 
     Args:
         likelihoods: log-densities in nats, of any shape.
-        dimensions: elements d of an input.
-        levels: grey levels, 1/(levels − 1) apart.
+        dimensions: d, number of elements of an input.
+        levels: number of grey levels, 1/(levels − 1) apart.
 
     References:
         Theis, van den Oord and Bethge, A note on the evaluation of generative models, ICLR 2016, section 3.1.

@@ -1,4 +1,4 @@
-"""Deep Bayes: a generative classifier whose latent variable gives rise to image and label (GBZ)."""
+"""Deep Bayes: GBZ, a generative classifier whose latent variable generates image and label."""
 
 from dataclasses import dataclass
 from math import log, pi, prod
@@ -17,13 +17,13 @@ __all__ = ["GBZ", "Posterior"]
 
 @dataclass(frozen=True)
 class Posterior:
-    """q(z|x, y), a Gaussian for each of n images and L classes: mean and log-deviation, each (n, L, dimensions)."""
+    """q(z|x, y), Gaussians for n images and L classes: mean and log-deviation, each (n, L, dimensions)."""
 
     mean: Tensor
     log_deviation: Tensor
 
     def of(self, labels: Tensor) -> "Posterior":
-        """Return that of one class for each image, (n,); L = 1."""
+        """Return the posterior of one class per image, labels (n,), with L = 1."""
         rows = torch.arange(len(labels), device=labels.device)
         return Posterior(
             self.mean[rows, labels][:, None], self.log_deviation[rows, labels][:, None]
@@ -38,20 +38,20 @@ class GBZ(LatentSamplingNetwork):
 
         log p(x, y) ≈ log 1/K Σ_k p(z_k) p(x|z_k) p(y|z_k) / q(z_k|x, y),
 
-    which lies below log p(x, y) in the mean and comes to it as K grows. The classes share their standard normal draws,
-    so that they differ by what they are and not by luck. Called on images alone it takes the mean of q for z.
+    whose expectation is a lower bound of log p(x, y) that converges to it as K grows. All classes use the same standard
+    normal draws, so that differences between classes are not due to sampling. Without draws, z is the mean of q.
 
     Maps (n, 1, 28, 28) in [0, 1] to (n, C).
 
     Args:
         num_classes: C.
-        dimensions: of z.
-        variance: of each pixel under p(x|z).
-        hidden: units of the hidden layers: one in q behind the convolutions, two each in p(x|z) and p(y|z).
+        dimensions: dimension of z.
+        variance: variance of each pixel under p(x|z).
+        hidden: units of the hidden layers: one in q after the convolutions, two each in p(x|z) and p(y|z).
 
     References:
-        Li, Bradshaw and Sharma, Are generative classifiers more robust to adversarial attacks?, ICML 2019; their
-        code, deepgenerativeclassifier/DeepBayes, says that GBZ is p(z) p(x|z) p(y|z), and judges images by −‖x − μ‖².
+        Li, Bradshaw and Sharma, Are generative classifiers more robust to adversarial attacks?, ICML 2019. In their
+        code, deepgenerativeclassifier/DeepBayes, GBZ is p(z) p(x|z) p(y|z), and log p(x|z) is −‖x − μ‖².
         Burda, Grosse and Salakhutdinov, Importance weighted autoencoders, ICLR 2016, equation 8.
     """
 
@@ -67,7 +67,7 @@ class GBZ(LatentSamplingNetwork):
     ) -> None:
         super().__init__()
         if not variance > 0:
-            raise BadParameter("unusable variance", got=variance, expected="> 0")
+            raise BadParameter("invalid variance", got=variance, expected="> 0")
         self.variance = variance
         self.num_classes, self.latent_shape = num_classes, (dimensions,)
         self.features = convolutions()
@@ -82,7 +82,7 @@ class GBZ(LatentSamplingNetwork):
 
     def averaged_logits(self, images: Tensor, latent: Tensor) -> Tensor:
         posterior = self.posterior(images)
-        # draw by draw: all decoded images at once are too large for the processor's caches
+        # one draw at a time: the decoded images of all draws exceed the processor's caches
         each = [self.log_weights(images, posterior, draws[:, None]) for draws in latent]
         return torch.stack(each).logsumexp(0) - log(len(latent))
 
@@ -104,12 +104,12 @@ class GBZ(LatentSamplingNetwork):
         Args:
             images: (n, 1, 28, 28) x.
             posterior: q for L classes y.
-            draws: standard normal, (n, L, dimensions) or (n, 1, dimensions).
-            labels: (n, L) the classes y; None for all in order.
-            rate: weight of log p(z) / q(z|x, y), other than 1 in training only.
+            draws: standard normal draws, (n, L, dimensions) or (n, 1, dimensions).
+            labels: (n, L) the classes y; None for all classes in order.
+            rate: weight of log p(z) / q(z|x, y); differs from 1 only in training.
         """
         code = posterior.mean + posterior.log_deviation.exp() * draws
-        # what p(z) and q have in common, (2π)^(−dimensions/2), is left out of both
+        # p(z) and q have the factor (2π)^(−dimensions/2) in common, which is omitted
         prior = -code.square().sum(-1) / 2
         proposal = -draws.square().sum(-1) / 2 - posterior.log_deviation.sum(-1)
         evidence = self._of_image(images, code) + self._of_label(code, labels)
@@ -123,16 +123,17 @@ class GBZ(LatentSamplingNetwork):
 
     def _of_label(self, code: Tensor, labels: Tensor | None) -> Tensor:
         """Return log p(y|z), (n, L)."""
-        told: Tensor = self.judge(code).to(code.dtype).log_softmax(-1)
+        log_probs: Tensor = self.judge(code).to(code.dtype).log_softmax(-1)
         if labels is None:
-            labels = torch.arange(self.num_classes, device=code.device).expand(told.shape[:2])
-        return told.gather(2, labels[..., None])[..., 0]
+            labels = torch.arange(self.num_classes, device=code.device).expand(log_probs.shape[:2])
+        return log_probs.gather(2, labels[..., None])[..., 0]
 
 
 def _perceptron(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Return three linear layers with ReLU between, which keep the scale of their input.
+    """Return three linear layers with ReLU between, initialised so that they keep the scale of their input.
 
-    Torch's own initialisation shrinks it tenfold: decoded images all look alike, and z is not used for long.
+    Torch's default initialisation reduces the scale tenfold: decoded images are then nearly equal, and training
+    ignores z for a long time.
     """
     layers = [nn.Linear(inputs, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, outputs)]
     for layer in layers:

@@ -1,4 +1,4 @@
-"""Fully invertible RevNets: classifiers whose logits are the first part of an invertible code."""
+"""Fully invertible RevNets (fiRevNets): classifiers whose logits are the first part of an invertible code."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -55,19 +55,19 @@ IMAGENET: Mapping[str, Any] = {
     "input_squeezes": 2,
     "factor_out": False,
 }
-"""The paper's architecture for (3, 224, 224) and 1,000 classes, 48 convolutions deep: appendix B.3, which leaves
-the widths open (ours are a quarter of the passive half in the last two stages) and is silent on the 1×1 convolutions."""
+"""The paper's architecture for (3, 224, 224) and 1,000 classes with 48 convolutions (appendix B.3). The paper specifies
+neither widths (ours are a quarter of the passive half in the last two stages) nor 1×1 convolutions."""
 
 
 class FiRevNet(nn.Module):
     """z = F(x) with F a bijection onto flat codes (n, d); z_1..C are the logits, the rest are nuisances.
 
     Args:
-        flow: F, from (n, *shape) to (n, d).
-        shape: of one input.
+        flow: F without the recoding, maps (n, *shape) to (n, d).
+        shape: shape of one input.
         num_classes: C.
-        bounds: least and largest value of an input element.
-        recoding: a bijection of codes that leaves the logits alone, the last part of F; None for none.
+        bounds: smallest and largest value of an input element.
+        recoding: last part of F, a bijection of codes that does not change the logits; None for none.
 
     References:
         Jacobsen et al., Excessive invariance causes adversarial vulnerability, ICLR 2019, section 2.2.
@@ -125,20 +125,20 @@ def fully_connected(
     width: int = 100,
     bounds: tuple[float, float] = (-10.0, 10.0),
 ) -> FiRevNet:
-    """Return a fiRevNet of vectors: blocks of one additive coupling, a ReLU bottleneck; the halves take turns.
+    """Return a fiRevNet of vectors: each block is one additive coupling with a ReLU bottleneck, on alternating halves.
 
-    The last block moves the half that the logits are in. That a block is one coupling follows from the paper's
-    fiRevNet48 for ImageNet: four stages of four blocks of three layers.
+    The last block transforms the half that contains the logits. The paper's fiRevNet48 for ImageNet implies one
+    coupling per block: it has four stages of four blocks of three layers.
 
     Args:
         d: dimension.
         num_classes: C.
-        blocks: how many.
-        width: of the bottlenecks.
-        bounds: least and largest value of an input element.
+        blocks: number of blocks.
+        width: width of the bottlenecks.
+        bounds: smallest and largest value of an input element.
 
     References:
-        Jacobsen et al., Excessive invariance, ICLR 2019, appendix B.1, which leaves the width open.
+        Jacobsen et al., Excessive invariance, ICLR 2019, appendix B.1, which does not specify the width.
     """
     _check_architecture("d", d, d >= 2, "at least 2")
     _check_architecture("blocks", blocks, blocks >= 1, "at least 1")
@@ -154,18 +154,18 @@ def fully_connected(
 
 @dataclass(frozen=True)
 class Architecture:
-    """How a convolutional fiRevNet is built; the defaults are the paper's for MNIST.
+    """Architecture of a convolutional fiRevNet; the defaults are the paper's for MNIST.
 
     Args:
-        stages: how many; each works on maps of half the height and width of the one before.
-        blocks: steps of a stage: actnorm, invertible 1×1 convolution, coupling.
-        width: filters inside the couplings' networks, one number or one for each stage.
-        coupling: ``additive`` or ``affine``, or one for each stage.
+        stages: number of stages; each halves the height and width of its feature maps.
+        blocks: blocks per stage: actnorm, invertible 1×1 convolution, coupling.
+        width: filters inside the couplings' networks, one number or one per stage.
+        coupling: ``additive`` or ``affine``, one for all stages or one per stage.
         input_squeezes: squeezes before the first stage.
-        factor_out: whether half of the channels is finished after each stage but the last.
-        norm: batch norm in the couplings' networks.
-        read_out: ``dct`` takes the logits from the low frequencies of the last maps (from C channels on:
-            from their means), ``first`` from the positions in the middle.
+        factor_out: factor out half of the channels after each stage except the last.
+        norm: use batch norm in the couplings' networks.
+        read_out: ``dct`` reads the logits from the low frequencies of the last feature maps (with at least C
+            channels, from their means); ``first`` reads them from the central positions.
     """
 
     stages: int = 3
@@ -189,7 +189,10 @@ class Architecture:
         for value in (self.width, self.coupling):
             fits = isinstance(value, int | str) or len(value) == self.stages
             _check_architecture(
-                "width or coupling", value, fits, f"one, or {self.stages}: one for each stage"
+                "width or coupling",
+                value,
+                fits,
+                f"one value, or {self.stages} (one for each stage)",
             )
 
 
@@ -201,7 +204,7 @@ def convolutional(
     """Return a convolutional fiRevNet of images in [0, 1].
 
     Args:
-        shape: (c, h, w), h and w divisible by two as often as the architecture squeezes.
+        shape: (c, h, w), h and w divisible by two for every squeeze.
         num_classes: C.
         architecture: fields of ``Architecture``.
 
@@ -225,7 +228,7 @@ def convolutional(
 
 
 def _from_stage(plan: Architecture, stage: int, shape: Shape) -> Bijection:
-    """Return the network from a stage on: (n, *shape) to flat codes."""
+    """Return the network from this stage to the end, which maps (n, *shape) to flat codes."""
     steps = _stage(plan, stage, shape[0])
     if stage == plan.stages - 1:
         return Chain(*steps, *_read_out(plan.read_out, shape))
@@ -257,13 +260,13 @@ def _read_out(name: str, shape: Shape) -> list[Bijection]:
 
 def _check_architecture(name: str, value: object, holds: bool, expected: str) -> None:
     if not holds:
-        raise BadParameter(f"unusable {name} of a fiRevNet", got=value, expected=expected)
+        raise BadParameter(f"invalid {name} of a fiRevNet", got=value, expected=expected)
 
 
 class GreyLevelCentres(Bijection):
-    """x ↦ (255 x + ½) / 256: grey level k of 0 … 255 to the middle of its cell in [0, 1].
+    """x ↦ (255 x + ½) / 256: maps grey level k of 0 … 255 to the centre of its cell in [0, 1].
 
-    Dequantised inputs x + (u − ½)/255 with u uniform on (0, 1) fill the cells.
+    Dequantised inputs x + (u − ½)/255, u uniform on (0, 1), fill the cells.
     """
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -282,15 +285,15 @@ def recoded(
     coupling_width: int = 512,
     recode: bool = True,
 ) -> FiRevNet:
-    """Return a fiRevNet of one logit coupling, after which the nuisances are coded given the decision.
+    """Return a fiRevNet of one logit coupling and a recoding of the nuisances given the predicted class.
 
     Args:
         shape: (c, h, w).
         num_classes: C.
         widths: channels of the classifier inside the logit coupling, five numbers.
-        couplings: affine couplings that follow the layers fitted in closed form.
-        coupling_width: of their networks.
-        recode: False leaves the recoding out; cross-entropy never reaches it.
+        couplings: number of affine couplings after the layers fitted in closed form.
+        coupling_width: width of their networks.
+        recode: whether there is a recoding; cross-entropy does not depend on it.
     """
     c, h, w = shape
     write = LogitCoupling(_recoded_classifier(c, num_classes, widths), (c, h, w), num_classes)
@@ -315,7 +318,7 @@ def _recoding(features: int, classes: int, couplings: int, width: int) -> Chain:
 
 
 def _recoded_classifier(channels: int, classes: int, widths: Sequence[int]) -> nn.Sequential:
-    """Return five 3×3 convolutions with batch norm, the second and the fourth in steps of two, and a mean."""
+    """Return five 3×3 convolutions with batch norm, the second and fourth with stride 2, pooling and a linear layer."""
     layers: list[nn.Module] = []
     for number, width in enumerate(widths):
         stride = 2 if number % 2 else 1

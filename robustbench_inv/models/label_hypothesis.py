@@ -1,4 +1,4 @@
-"""Label-hypothesis networks: one scalar T(x, y) for each hypothesis y, all hypotheses in one pass."""
+"""Label-hypothesis networks: one scalar T(x, y) per hypothesis y, with all hypotheses in one pass."""
 
 from math import ceil
 
@@ -11,20 +11,20 @@ from robustbench_inv.models.plain_networks import NUM_FEATURES, convolutions
 __all__ = ["MAX_BATCH", "HypothesisLinear", "LabelHypothesisNet"]
 
 MAX_BATCH = 125
-"""At most so many images are answered at once outside of training. All hypotheses of 250 take buffers so large that the
-system hands out fresh pages for every pass, which costs as much as the arithmetic; with 50 the products
-lose more than is gained (docs/benchmarks.md)."""
+"""Largest number of images per pass outside of training. For 250 images, the buffers of all hypotheses are so large that
+the operating system allocates new pages in every pass, which takes as long as the arithmetic; for 50, matrix products
+are less efficient (docs/benchmarks.md)."""
 
 
 class HypothesisLinear(nn.Module):
-    """A linear layer on a vector with a one-hot label appended, for every label at once.
+    """A linear layer of a vector with an appended one-hot label, for all labels at once.
 
-    W [x; e_k] + b = W_x x + (W_k + b): one product for all hypotheses, and one bias for each.
+    W [x; e_k] + b = W_x x + (W_k + b): one product for all hypotheses, and one bias per hypothesis.
 
     Args:
-        width: d, width of the vector.
+        width: d, dimension of the vector.
         hypotheses: C, number of labels.
-        out: m, width of the output.
+        out: m, dimension of the output.
     """
 
     def __init__(self, width: int, hypotheses: int, out: int) -> None:
@@ -39,31 +39,31 @@ class HypothesisLinear(nn.Module):
         return self.shared(vectors)[:, None] + self.label
 
     def shared(self, vectors: Tensor) -> Tensor:
-        """Return what all hypotheses have in common, W_x x + b, (n, m)."""
+        """Return W_x x + b, (n, m), which all hypotheses have in common."""
         return linear(vectors, self.weight, self.bias)
 
     def active_units(self, shared: Tensor) -> Tensor:
-        """Return the units that are positive for some row under some hypothesis, their indices in order.
+        """Return the ascending indices of the units that are positive for some row and hypothesis.
 
-        A ReLU makes exact zeros of all others, and of their gradients. A NaN counts as awake.
+        After a ReLU all other units and their gradients are exactly zero. A unit with a NaN counts as active.
 
         Args:
-            shared: (n, m) what ``shared`` returned.
+            shared: (n, m) output of ``shared``.
         """
-        asleep = shared <= -self.label.amax(0)
-        return (~asleep).any(0).nonzero()[:, 0]
+        inactive = shared <= -self.label.amax(0)
+        return (~inactive).any(0).nonzero()[:, 0]
 
 
 class LabelHypothesisNet(nn.Module):
-    """C-DV and C-JS: the label's one-hot joins the convolutions' output; one scalar T leaves.
+    """C-DV and C-JS: a one-hot label is appended to the convolutions' output, and the network returns a scalar T.
 
     Maps (n, 1, 28, 28) in [0, 1] to (n, 10): T(x, y) for every hypothesis y, used as logits.
 
     Args:
         num_classes: C, number of hypotheses.
-        sigmoid: return σ(T), as C-JS was attacked when it was published. The decisions are the same, but
-            gradients vanish where σ saturates, and a softmax over numbers in [0, 1] is nearly flat: what then
-            looks like robustness is shown beside the attack on T.
+        sigmoid: return σ(T), which the published attacks on C-JS used. Predictions are the same. Gradients vanish where
+            σ saturates, and the softmax of numbers in [0, 1] is nearly uniform, so that the model looks more
+            robust than under an attack on T.
 
     References:
         Zhu, An and Niu, Guess First, arXiv 2001.03311, Appendix F.
@@ -91,10 +91,10 @@ class LabelHypothesisNet(nn.Module):
         return self.hidden_of(self.features(images))
 
     def hidden_of(self, features: Tensor) -> Tensor:
-        """Return what ``hidden`` does, from the convolutions' output (n, 1600).
+        """Return the output of ``hidden`` from the convolutions' output (n, 1600).
 
-        It equals ``second(guess(features))``; units that sleep do not enter the product, and of trained
-        networks a third to three quarters of them sleep through a whole batch.
+        The result equals ``second(guess(features))``, computed without inactive units. In trained networks, a third
+        to three quarters of the units are inactive for a whole batch.
         """
         shared = self.guess.shared(features)
         active_units = self.guess.active_units(shared)

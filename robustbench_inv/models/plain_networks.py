@@ -10,7 +10,7 @@ __all__ = ["MLP", "NUM_FEATURES", "GuessFirstCNN", "LeNet5", "convolutions"]
 
 
 NUM_FEATURES = 1600
-"""Width of the convolutions' output for a 28×28 input: 64 maps of 5×5."""
+"""Features of the convolutions' output for a 28×28 input: 64 maps of 5×5."""
 
 
 def convolutions() -> nn.Sequential:
@@ -35,7 +35,7 @@ def convolutions() -> nn.Sequential:
 
 
 class GuessFirstCNN(nn.Module):
-    """Baseline CNN: the convolutions, fully connected layers of 512, 256, 128, and one of 10.
+    """Baseline CNN: the convolutions, then fully connected layers of 512, 256, 128 and 10 units.
 
     Maps (n, 1, 28, 28) in [0, 1] to (n, 10) logits.
 
@@ -65,13 +65,13 @@ class GuessFirstCNN(nn.Module):
 
 
 class LeNet5(nn.Module):
-    """Two 5×5 convolutions of 6 and 16 filters with pooling, then 120, 84 and the classes, with ReLU and max pooling.
+    """Two 5×5 convolutions of 6 and 16 filters with ReLU and max pooling, then 120, 84 and num_classes units.
 
     Maps (n, 1, 28, 28) in [0, 1] to (n, 10) logits.
 
     References:
         LeCun, Bottou, Bengio and Haffner, Gradient-based learning applied to document recognition, 1998,
-        section II.B; Zhu, An and Niu, Guess First, arXiv 2001.03311, Appendix F, for its use.
+        section II.B; Zhu, An and Niu, Guess First, arXiv 2001.03311, Appendix F, which uses it as a substitute.
     """
 
     bounds = (0.0, 1.0)
@@ -102,14 +102,14 @@ class LeNet5(nn.Module):
 
 
 class MLP(nn.Module):
-    """Hidden linear layers with ReLU, then the classes.
+    """A multilayer perceptron with ReLU.
 
     Maps (n, *shape) in [0, 1] to (n, num_classes) logits.
 
     Args:
         hidden: units of each hidden layer.
-        shape: of an input.
-        num_classes: of the answer.
+        shape: shape of an input.
+        num_classes: number of classes.
     """
 
     bounds = (0.0, 1.0)

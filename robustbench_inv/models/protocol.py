@@ -1,4 +1,4 @@
-"""What a model must offer, and what it may offer besides."""
+"""Protocols of models: the classifier, and optional capabilities such as stochastic outputs and inversion."""
 
 from typing import Protocol, runtime_checkable
 
@@ -27,9 +27,9 @@ __all__ = [
 
 @runtime_checkable
 class Classifier(Protocol):
-    """A classifier of inputs inside ``bounds``; normalisation, if any, happens inside.
+    """A classifier of inputs inside ``bounds``, with any normalisation inside the model.
 
-    ``bounds`` are the least and largest value of an input element, ``dtype`` what it computes in.
+    ``bounds`` are the smallest and largest value of an input element, ``dtype`` is the type of its computations.
     """
 
     @property
@@ -48,10 +48,10 @@ class Classifier(Protocol):
 
 @runtime_checkable
 class Stochastic(Protocol):
-    """A classifier whose answer depends on latent draws, which are an argument.
+    """A classifier whose output depends on latent draws, which are an argument.
 
-    ``draws`` is how many are averaged for one answer; with ``fixed_noise`` a sample has the same draws in
-    every answer, which the attacker knows; otherwise each answer has fresh ones (check C13).
+    ``draws`` is the number of draws averaged per output. With ``fixed_noise`` a sample has the same draws in every
+    query, and the attacker knows them; otherwise every query has fresh draws (check C13).
     """
 
     @property
@@ -67,7 +67,7 @@ class Stochastic(Protocol):
         """Return the output for (n, …) images under (k, n, *latent_shape) standard normal draws.
 
         The logits (n, classes) are the logarithm of a mean over the k draws: of softmax outputs, or of
-        likelihoods if the classifier is a generative one.
+        likelihoods for a generative classifier.
         """
         ...
 
@@ -83,7 +83,7 @@ class Invertible(Protocol):
 
 @runtime_checkable
 class SplitsCode(Protocol):
-    """An invertible model that divides its code into semantic and nuisance parts."""
+    """An invertible model that splits its code into semantic and nuisance variables."""
 
     def split(self, code: Tensor) -> tuple[Tensor, Tensor]: ...
 
@@ -127,7 +127,7 @@ def swap_nuisance(model: InvertibleWithSplitCode, sources: Tensor, donors: Tenso
 
 
 def device_of(classifier: Classifier) -> torch.device:
-    """Return where a classifier computes: the place of its first weight, the CPU without weights."""
+    """Return the device of a classifier's first weight; the CPU if it has no weights."""
     weights = classifier.parameters() if isinstance(classifier, nn.Module) else ()
     return next((weight.device for weight in weights), torch.device("cpu"))
 

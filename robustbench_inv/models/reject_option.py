@@ -28,14 +28,15 @@ __all__ = [
 
 
 PERCENTILES = tuple(step / 2 for step in range(41))
-"""Percentiles that are stored, 0 to 20; others are interpolated."""
+"""Stored percentiles, 0 to 20; values between them are interpolated."""
 
 MIN_CORRECT = 20
-"""Correctly classified inputs of a class below which its 1st percentile would be the least of them."""
+"""Smallest number of correctly classified inputs per class; with fewer, the 1st percentile is hardly more than the
+minimum."""
 
 
 def _log_odds(output: Output) -> Tensor:
-    """Return the log-odds of each class: max-softmax in a form that never ends at 1."""
+    """Return the log-odds of each class, which have the order of max-softmax but do not saturate at 1."""
     logits = output.logits
     same = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
     others = logits[:, None].expand(-1, logits.shape[1], -1).masked_fill(same, float("-inf"))
@@ -49,7 +50,7 @@ def _energy(output: Output) -> Tensor:
 def _model_score(output: Output) -> Tensor:
     if output.score is None:
         raise BadParameter(
-            "the model gives no score of its own",
+            "the model returns no score",
             got="reject=own",
             expected="one of " + ", ".join(name for name in SCORES if name != "own"),
         )
@@ -63,16 +64,16 @@ SCORES: Mapping[str, Callable[[Output], Tensor]] = {
     "energy": _energy,
     "own": _model_score,
 }
-"""Name → what each class would score if it were the decision, (n, classes), all in units of logits.
+"""Functions by name that return the score of each class as if it were predicted, (n, classes), in units of logits.
 
-``likelihood`` is the logit itself, which for a generative classifier is log p(x|y); ``max-softmax`` the log-odds of the
-class, in the same order as its softmax output; ``margin`` its lead over the best other one; ``energy`` log Σ exp z and
-``own`` the model's own score, both the same for all classes.
+``likelihood`` is the logit, which is log p(x|y) for a generative classifier. ``max-softmax`` is the log-odds of the
+class, which has the order of the softmax output. ``margin`` is the difference to the largest other logit. ``energy`` is
+log Σ exp z, and ``own`` is the score that the model returns; both are the same for all classes.
 """
 
 
 def class_scores(name: str, output: Output) -> Tensor:
-    """Return what each class would score if it were the decision, (n, classes).
+    """Return the score of each class as if it were predicted, (n, classes).
 
     Raises:
         BadParameter: for an unknown name, or ``own`` of a model without a score.
@@ -88,11 +89,11 @@ def class_scores(name: str, output: Output) -> Tensor:
 
 @dataclass(frozen=True)
 class ScoreQuantiles:
-    """What a model scores on the training inputs of each class that it gets right.
+    """Quantiles of a model's scores on the correctly classified training inputs of each class.
 
     Args:
-        values: of each score, (classes, percentiles of PERCENTILES).
-        facts: what they were fitted on: ``model`` (digest), ``dataset``, ``dataset_digest``, ``first``, ``last``,
+        values: quantiles (classes, percentiles of PERCENTILES) by score.
+        facts: provenance of the fit: ``model`` (digest), ``dataset``, ``dataset_digest``, ``first``, ``last``,
             ``correct``.
     """
 
@@ -104,38 +105,36 @@ class ScoreQuantiles:
 
         Args:
             score: one of SCORES.
-            percentile: 0 to 20: so many per cent of the training inputs of each class are rejected.
+            percentile: 0 to 20, percentage of each class's training inputs that are rejected.
 
         Raises:
             BadParameter: for a score that was not fitted, or a percentile that is not stored.
         """
         if score not in self.values:
             expected = "one of " + ", ".join(sorted(self.values))
-            raise BadParameter(
-                "there are no thresholds for this score", got=score, expected=expected
-            )
+            raise BadParameter("no thresholds for this score", got=score, expected=expected)
         if not 0 <= percentile <= PERCENTILES[-1]:
             expected = f"0 to {PERCENTILES[-1]:g}"
-            raise BadParameter("unusable percentile", got=percentile, expected=expected)
+            raise BadParameter("percentile out of range", got=percentile, expected=expected)
         below = min(int(2 * percentile), len(PERCENTILES) - 2)
         low, high = self.values[score][:, below], self.values[score][:, below + 1]
         return torch.lerp(low, high, 2 * percentile - below)
 
     def to_bytes(self) -> bytes:
-        """Return the file that ``load`` reads."""
+        """Return the content of the file that ``load`` reads."""
         values = {name: value.double().contiguous() for name, value in self.values.items()}
         return save(values, metadata={"facts": json.dumps(dict(self.facts), sort_keys=True)})
 
     @classmethod
     def load(cls, path: Path) -> "ScoreQuantiles":
-        """Read what ``save`` wrote.
+        """Read a file of ``to_bytes``.
 
         Raises:
-            BadModel: if there is no such file, or it is something else.
+            BadModel: if the file is missing or damaged.
         """
         if not path.is_file():
             raise BadModel(
-                "no thresholds to reject by",
+                "rejection thresholds not found",
                 got=str(path),
                 remedy="fit them: invbench calibrate MODEL --out FILE, then thresholds=FILE",
             )
@@ -155,16 +154,16 @@ class ScoreQuantiles:
 def fit_quantiles(
     output: Output, labels: Tensor, facts: Mapping[str, str], *, classes: int
 ) -> ScoreQuantiles:
-    """Return the quantiles of each class over the inputs that are classified correctly.
+    """Return the quantiles of each class over the correctly classified inputs.
 
     Args:
-        output: the model's answer to training inputs.
-        labels: (n,) their classes.
-        facts: of ``ScoreQuantiles``.
+        output: the model's output on training inputs.
+        labels: (n,) classes of the inputs.
+        facts: provenance, as for ``ScoreQuantiles``.
         classes: number of classes.
 
     Raises:
-        BadModel: if the model gets too few inputs of a class right.
+        BadModel: if too few inputs of a class are classified correctly.
     """
     right = output.decision == labels
     counts = torch.bincount(labels[right], minlength=classes)
@@ -178,26 +177,26 @@ def fit_quantiles(
     grid = torch.tensor(PERCENTILES, dtype=torch.float64) / 100
     values = {}
     for name in names:
-        decided = class_scores(name, output).gather(1, labels[:, None])[:, 0].double()
-        rows = [decided[right & (labels == label)].quantile(grid) for label in range(classes)]
+        scores = class_scores(name, output).gather(1, labels[:, None])[:, 0].double()
+        rows = [scores[right & (labels == label)].quantile(grid) for label in range(classes)]
         values[name] = torch.stack(rows)
     return ScoreQuantiles(values, {**facts, "correct": f"{int(right.sum())} of {len(labels)}"})
 
 
 class RejectingClassifier(nn.Module):
-    """A classifier that says of each input whether it accepts it.
+    """A classifier with a reject option.
 
     Args:
-        base: answers.
+        base: the classifier without reject option.
         score: one of SCORES.
-        thresholds: (classes,); an input is accepted if its score is at least that of its decision.
+        thresholds: (classes,); an input is accepted if its score is at least the threshold of the predicted class.
     """
 
     def __init__(self, base: Classifier, score: str, thresholds: Tensor) -> None:
         super().__init__()
         if thresholds.shape != (base.num_classes,):
             raise BadModel(
-                "thresholds of other classes", got=len(thresholds), expected=str(base.num_classes)
+                "wrong number of thresholds", got=len(thresholds), expected=str(base.num_classes)
             )
         self.base, self.score = base, score
         self.num_classes, self.bounds, self.dtype = base.num_classes, base.bounds, base.dtype
@@ -208,7 +207,7 @@ class RejectingClassifier(nn.Module):
         return self.with_acceptance(self.base(images))
 
     def with_acceptance(self, output: Output) -> Output:
-        """Return an answer of the base with score, acceptance and clearance."""
+        """Return an output of the base classifier with score, acceptance and clearance."""
         scores, decision = class_scores(self.score, output), output.decision[:, None]
         clearance = scores - self.get_buffer("thresholds")
         accepted = clearance.gather(1, decision)[:, 0] >= 0
@@ -216,7 +215,7 @@ class RejectingClassifier(nn.Module):
 
 
 class RejectingStochasticClassifier(RejectingClassifier):
-    """The same around a stochastic classifier: it judges the mean of the draws."""
+    """A stochastic classifier with a reject option, which depends on the mean over the draws."""
 
     @property
     def draws(self) -> int:
@@ -235,6 +234,6 @@ class RejectingStochasticClassifier(RejectingClassifier):
 
 
 def reject(base: Classifier, score: str, thresholds: Tensor) -> RejectingClassifier:
-    """Return a classifier that rejects; what a model can do besides answering, such as inverting, is hidden."""
+    """Return the classifier with a reject option; other capabilities, such as inversion, are not available on it."""
     kind = RejectingStochasticClassifier if isinstance(base, Stochastic) else RejectingClassifier
     return kind(base, score, thresholds)

@@ -1,4 +1,4 @@
-"""The residual networks of Supervised Deep InfoMax: the encoder, and the classifier that it is compared with."""
+"""The residual networks of Supervised Deep InfoMax: the encoder and the discriminative baseline."""
 
 import torch
 from torch import Tensor, nn
@@ -12,26 +12,26 @@ FILTERS = (32, 64, 128, 256)
 """Filters of the four stages, whose maps have 32×32, 16×16, 8×8 and 4×4 elements."""
 
 SIDE = 32
-"""Height and width that the network computes with; smaller images get a border of zeros."""
+"""Height and width of the padded input; smaller images get a border of zeros."""
 
 
 class ResNetEncoder(nn.Module):
     """ResNet of 8n + 2 layers for small images, with local features and a global code.
 
-    A convolution and four stages of n residual blocks, mean over the last 4×4 map, two fully connected
-    layers. Where a stage begins, the shortcut takes every second pixel and pads the channels with zeros (option A). The
-    convolutions may run in bfloat16 in a training; the fully connected layers never do, because the code is later
-    measured in standard deviations that are far smaller than itself.
+    It consists of a convolution, four stages of n residual blocks, global average pooling of the last 4×4 map and two
+    fully connected layers. At the start of a stage, the shortcut takes every second pixel and pads the channels with
+    zeros (option A). Convolutions may use bfloat16 in training. The fully connected layers never do, because the class
+    conditionals divide the code by standard deviations that are far smaller than the code.
 
     Args:
         blocks: n: 1 for ResNet10, 3 for ResNet26.
-        channels: of the images, 1 or 3.
-        dimensions: d, width of the code.
+        channels: channels of the images, 1 or 3.
+        dimensions: d, dimension of the code.
 
     References:
         Reject Illegal Inputs: Scaling Generative Classifiers with Supervised Deep Infomax, ICLR 2020 submission,
-        section 5 (layers; its numbers of parameters in table 1 need a fully connected layer of 256 before the
-        last one); He et al., Deep residual learning for image recognition, CVPR 2016, section 4.2.
+        section 5 (the numbers of parameters in table 1 imply a fully connected layer of 256 before the last one);
+        He et al., Deep residual learning for image recognition, CVPR 2016, section 4.2.
     """
 
     def __init__(self, blocks: int = 1, channels: int = 1, dimensions: int = 64) -> None:
@@ -74,14 +74,14 @@ class ResNetEncoder(nn.Module):
 
 
 class ResNetClassifier(nn.Module):
-    """The discriminative counterpart: the encoder with one output for each class, which are the logits.
+    """The discriminative baseline: the encoder with one output per class, the logits.
 
     Maps (n, channels, h, w) in [0, 1] to (n, C).
 
     Args:
         num_classes: C.
         blocks: n of 8n + 2 layers.
-        channels: of the images.
+        channels: channels of the images.
     """
 
     bounds = (0.0, 1.0)
@@ -97,7 +97,7 @@ class ResNetClassifier(nn.Module):
 
 
 class _Block(nn.Module):
-    """Two 3×3 convolutions with batch norm, around which the input is led."""
+    """Two 3×3 convolutions with batch norm and a shortcut."""
 
     def __init__(self, before: int, width: int) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ class _Block(nn.Module):
         shortcut = maps
         if (
             self.added
-        ):  # pooling of single pixels, as the gradient of a slice would lose the memory's order
+        ):  # pooling of single pixels keeps channels_last in the gradient; a slice does not
             shortcut = pad(avg_pool2d(maps, 1, 2), (0, 0, 0, 0, 0, self.added))
         total: Tensor = self.residual(maps) + shortcut
         return total.relu_()

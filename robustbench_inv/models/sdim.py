@@ -1,4 +1,4 @@
-"""Supervised Deep InfoMax: a Gaussian for each class on the code of a residual network, whose densities are the logits."""
+"""Supervised Deep InfoMax (SDIM): the logits are class-conditional Gaussian densities of a residual network's code."""
 
 from math import log, pi
 
@@ -14,13 +14,13 @@ COVARIANCES = ("isotropic", "diagonal")
 SCALES = ("sum", "mean")
 
 LOG_SIGMA_RATE = 10.0
-"""log σ is this times its parameter, so that it moves so much faster than other weights under Adam.
+"""log σ is this factor times its parameter, so that Adam changes it by this factor faster than other weights.
 
-Class means begin about √2 apart in each dimension. With σ = 1 a code keeps the margin of 10 nats only by going far
-beyond its own mean, where wrong decisions are as likely as right ones; with σ < 0.3 at its mean. The published
-densities mean σ of about 1e-4, after 500 epochs; in 10 epochs at a rate of 1e-3, log σ falls by 2 at most. After 120 steps on
-5,000 digits the loss is 31.7 at a pace of 1 and 9.2 at 10, the accuracy 96.4 % and 97.3 %. Beginning with
-a small σ instead costs accuracy (94.9 % with 0.2).
+The initial class means are about √2 apart in each dimension. A margin of 10 nats at the class mean then requires
+σ < 0.3; with σ = 1 only codes far beyond their own mean have it. The published densities correspond to σ of about 1e-4
+after 500 epochs. In 10 epochs at a learning rate of 1e-3, log σ falls by at most 2 without this factor. After 120 steps on
+5,000 digits the loss is 31.7 with a factor of 1 and 9.2 with 10, the accuracy 96.4 % and 97.3 %. A small initial σ
+instead reduces the accuracy (94.9 % with 0.2).
 """
 
 
@@ -30,11 +30,11 @@ class ClassConditionals(nn.Module):
     Args:
         num_classes: C.
         dimensions: d.
-        covariance: ``isotropic`` for one variance of each class; ``diagonal`` for d of them.
+        covariance: ``isotropic`` for one variance per class, ``diagonal`` for d variances per class.
 
     References:
-        Supervised Deep Infomax, section 3.1, which calls them isotropic; section 5, where a class has 2d numbers,
-        as a diagonal covariance would.
+        Supervised Deep Infomax, section 3.1 (isotropic covariances) and section 5 (2d numbers per class, as for a
+        diagonal covariance).
     """
 
     def __init__(self, num_classes: int, dimensions: int, covariance: str = "isotropic") -> None:
@@ -61,20 +61,20 @@ class ClassConditionals(nn.Module):
 class SDIM(nn.Module):
     """Generative classifier: encoder z = E(x) and class conditionals; the logits are log p(z|y).
 
-    Maps (n, channels, h, w) in [0, 1] to (n, C). The network that judges mutual information is the objective's
-    (``training.infomax``), not the model's.
+    Maps (n, channels, h, w) in [0, 1] to (n, C). The critic of mutual information belongs to the objective
+    (``training.infomax``), not to the model.
 
     Args:
         num_classes: C.
-        blocks: n of the encoder's 8n + 2 layers: 1 on digits and clothes, 3 on natural images.
-        channels: of the images.
-        dimensions: d of the code.
-        covariance: of the class conditionals, ``isotropic`` or ``diagonal``.
-        scale: ``sum`` answers log p(z|y) in nats, as the published tables do; ``mean`` answers log p(z|y) / d, on which
-            training puts its margin of K = 10. Decisions and rejections are the same. But a margin that
-            training calls kept is dK = 640 nats of the sum, where softmax is exact and the gradient of
-            cross-entropy exactly zero in float32 (check C7): attacked so, a model looks robust. For the mean,
-            cross-entropy keeps e^-10 of its gradient. Attacks on the margin see no difference.
+        blocks: n of the encoder's 8n + 2 layers: 1 for MNIST and Fashion-MNIST, 3 for natural images.
+        channels: channels of the images.
+        dimensions: d, dimension of the code.
+        covariance: covariance of the class conditionals, ``isotropic`` or ``diagonal``.
+        scale: ``sum`` returns log p(z|y) in nats, as in the published tables; ``mean`` returns log p(z|y) / d, on which
+            the training margin K = 10 is defined. Predictions and rejections are the same. The training margin
+            corresponds to dK = 640 nats of the sum, where softmax saturates and the gradient of cross-entropy is
+            exactly zero in float32 (check C7), so that the model looks robust. With ``mean``, cross-entropy keeps e^-10 of
+            its gradient. Attacks on the margin are not affected.
 
     References:
         Reject Illegal Inputs: Scaling Generative Classifiers with Supervised Deep Infomax, ICLR 2020 submission,

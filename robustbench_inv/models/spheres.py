@@ -13,7 +13,7 @@ __all__ = ["NormThresholdClassifier", "SpheresData", "max_margin", "misaligned"]
 
 
 class SpheresData(Protocol):
-    """What the classifiers need of the data: dimensions, radii and training points."""
+    """Spheres as the classifiers use them: dimensions, radii and training points."""
 
     d: int
     n: int
@@ -21,7 +21,7 @@ class SpheresData(Protocol):
     r2: float
 
     def training(self, count: int) -> tuple[Tensor, Tensor]:
-        """Return points (count, d) and labels (count,) that are not in the data set."""
+        """Return points (count, d) and labels (count,) that do not belong to the data set."""
         ...
 
 
@@ -32,9 +32,9 @@ class NormThresholdClassifier:
     The logits are ∓(‖x_1..d−n‖₂ − b), in float64.
 
     Args:
-        unused_dimensions: n, how many of the last coordinates the classifier does not see.
+        unused_dimensions: n, number of last coordinates that the classifier does not use.
         bias: b.
-        radii: R1 < R2 of the two spheres.
+        radii: R1 < R2, radii of the two spheres.
     """
 
     unused_dimensions: int
@@ -45,7 +45,7 @@ class NormThresholdClassifier:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """No coordinate of a point on the spheres is larger than R2."""
+        """−R2 and R2, the range of coordinates on the spheres."""
         return -self.radii[1], self.radii[1]
 
     def __call__(self, images: Tensor) -> Output:
@@ -65,14 +65,14 @@ def max_margin(dataset: SpheresData) -> NormThresholdClassifier:
 
 
 def misaligned(dataset: SpheresData, points: int = 10_000) -> NormThresholdClassifier:
-    """Return the max-margin classifier on training points that does not see the last n dimensions.
+    """Return the max-margin classifier of training points without their last n dimensions.
 
     Args:
         dataset: its ``n`` is the number of unused dimensions.
         points: number N of training points.
 
     Raises:
-        BadParameter: if the training points are not separable in the dimensions it sees.
+        BadParameter: if the training points are not separable in the other dimensions.
 
     References:
         Behrmann, thesis, example 6.6: l = max over the inner sphere and u = min over the outer one of
@@ -83,7 +83,7 @@ def misaligned(dataset: SpheresData, points: int = 10_000) -> NormThresholdClass
     lower, upper = used[labels == 0].max().item(), used[labels == 1].min().item()
     if lower > upper:
         raise BadParameter(
-            "the spheres are not separable in the dimensions that the classifier sees",
+            "the spheres are not separable in the dimensions that the classifier uses",
             got=f"n={dataset.n}",
             expected="fewer unused dimensions or radii further apart",
         )

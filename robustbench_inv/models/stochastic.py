@@ -1,4 +1,4 @@
-"""Networks that answer with a mean over latent draws, and the classifier made of one."""
+"""Networks whose output is a mean over latent draws, and their wrapper as classifiers."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -12,9 +12,9 @@ __all__ = ["LatentSamplingNetwork", "StochasticClassifier"]
 
 
 class LatentSamplingNetwork(nn.Module, ABC):
-    """A network that averages over draws of a latent variable; called on images alone, it draws nothing.
+    """A network that averages over draws of a latent variable; without draws, it uses the mean of the variable.
 
-    ``default_draws`` is how many draws its paper averages.
+    ``default_draws`` is the number of draws in the network's paper.
     """
 
     default_draws: ClassVar[int]
@@ -32,12 +32,12 @@ class LatentSamplingNetwork(nn.Module, ABC):
 
 
 class StochasticClassifier(nn.Module):
-    """A network of draws as a classifier (``protocol.Stochastic``).
+    """A latent-sampling network as a classifier (``protocol.Stochastic``).
 
     Args:
         module: the network.
-        draws: how many are averaged for one answer.
-        fixed_noise: the same draws for a sample in every answer, known to the attacker.
+        draws: number of draws averaged per output.
+        fixed_noise: use the same draws for a sample in every query, known to the attacker.
     """
 
     def __init__(self, module: LatentSamplingNetwork, draws: int, fixed_noise: bool) -> None:
@@ -49,7 +49,7 @@ class StochasticClassifier(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the network computes in."""
+        """Type of the network's weights."""
         return next(self.module.parameters()).dtype
 
     def forward(self, images: Tensor) -> Output:

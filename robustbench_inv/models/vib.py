@@ -1,4 +1,4 @@
-"""Deep variational information bottleneck, in the middle of the Guess First CNN."""
+"""Deep variational information bottleneck (VIB) as a layer of the Guess First CNN."""
 
 from math import log
 
@@ -12,14 +12,14 @@ __all__ = ["BottleneckCNN"]
 
 
 class BottleneckCNN(LatentSamplingNetwork):
-    """The baseline CNN whose second fully connected layer is a Gaussian code z ~ N(μ(x), σ(x)²).
+    """The baseline CNN with a Gaussian code z ~ N(μ(x), σ(x)²) as its second fully connected layer.
 
-    z has 256 dimensions, σ = softplus(ρ − 5). Its answer is the mean of the softmax outputs over draws of z,
-    their logarithm; called on images alone it answers at z = μ.
+    z has 256 dimensions, and σ = softplus(ρ − 5). The logits are the logarithm of the mean softmax output over draws of
+    z; without draws, z is μ.
 
     References:
         Alemi et al., Deep variational information bottleneck, ICLR 2017, section 4; Zhu, An and Niu,
-        Guess First, arXiv 2001.03311, Appendix F, for its place.
+        Guess First, arXiv 2001.03311, Appendix F, for the position of the layer.
     """
 
     default_draws = 12

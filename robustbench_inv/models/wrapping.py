@@ -1,4 +1,4 @@
-"""Turns a network into a classifier: declared bounds and classes, weights of a card, dtype."""
+"""Turns a network into a classifier with bounds, number of classes, weights and dtype."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -32,7 +32,7 @@ class ModuleClassifier(nn.Module):
 
     Args:
         module: the network, normalisation included.
-        bounds: least and largest value of an input element.
+        bounds: smallest and largest value of an input element.
         num_classes: number of logits.
     """
 
@@ -43,7 +43,7 @@ class ModuleClassifier(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the network computes in: the type of its first floating-point weight."""
+        """Type of the network's first floating-point weight."""
         weights = (*self.module.parameters(), *self.module.buffers())
         return next((w.dtype for w in weights if w.is_floating_point()), torch.float32)
 
@@ -63,7 +63,7 @@ class ModuleClassifier(nn.Module):
 
 
 class InvertibleClassifier(ModuleClassifier):
-    """A network of logits that is a bijection between inputs and codes as well (``Invertible``)."""
+    """A classifier that is also a bijection between inputs and codes (``Invertible``)."""
 
     def encode(self, images: Tensor) -> Tensor:
         return cast("Invertible", self.module).encode(images)
@@ -73,7 +73,7 @@ class InvertibleClassifier(ModuleClassifier):
 
 
 class SplitCodeClassifier(InvertibleClassifier):
-    """An invertible network that divides its code into semantic and nuisance parts (``SplitsCode``)."""
+    """An invertible classifier that splits its code into semantic and nuisance variables (``SplitsCode``)."""
 
     def split(self, code: Tensor) -> tuple[Tensor, Tensor]:
         return cast("SplitsCode", self.module).split(code)
@@ -83,14 +83,14 @@ class SplitCodeClassifier(InvertibleClassifier):
 
 
 def cast_module(module: object, dtype: object) -> object:
-    """Return a network that computes in another type; anything as it is for None.
+    """Return a network converted to another dtype; return any object unchanged for None.
 
     Args:
         module: a network.
         dtype: ``float32``, ``float64`` or None.
 
     Raises:
-        BadParameter: for another type, or something that is no network.
+        BadParameter: for another dtype, or an object that is no network.
     """
     kinds = {"float32": torch.float32, "float64": torch.float64}
     if dtype is None:
@@ -104,13 +104,13 @@ def wrap_module(module: object, name: str) -> Classifier:
     """Return a user's model as a classifier.
 
     Args:
-        module: a ``Classifier`` that is no network, or is stochastic or invertible besides; or an
-            ``nn.Module`` with an attribute ``bounds``, whose ``num_classes`` is an attribute or read off
+        module: a ``Classifier`` that is no network, or is also stochastic or invertible; or an ``nn.Module`` with
+            an attribute ``bounds``. Its number of classes is the attribute ``num_classes``, or else the width of
             its last linear layer.
-        name: what the user calls it, for messages.
+        name: name of the model in messages.
 
     Raises:
-        BadModel: if it is no module, or bounds or number of classes are not to be found.
+        BadModel: if it is no module, or has no bounds or number of classes.
     """
     if _is_classifier(module):
         if isinstance(module, nn.Module):
@@ -124,7 +124,7 @@ def wrap_module(module: object, name: str) -> Classifier:
     classes = getattr(module, "num_classes", None) or _last_layer_width(module.modules())
     if not isinstance(classes, int) or classes < 2:
         raise BadModel(
-            f"{name} does not say how many classes it has",
+            f"{name} has no number of classes",
             got=classes,
             expected="an attribute num_classes >= 2",
             remedy="set model.num_classes = 10",
@@ -133,14 +133,14 @@ def wrap_module(module: object, name: str) -> Classifier:
 
 
 def _wrapper(module: nn.Module) -> type[ModuleClassifier]:
-    """Return the classifier that hides nothing of what a network can do."""
+    """Return the wrapper class that exposes all capabilities of a network."""
     if not isinstance(module, Invertible):
         return ModuleClassifier
     return SplitCodeClassifier if isinstance(module, SplitsCode) else InvertibleClassifier
 
 
 def _is_classifier(module: object) -> TypeGuard[Classifier]:
-    """Is it a classifier as it stands, of which a wrapper would hide what it can do besides?"""
+    """Return whether the module is a classifier that needs no wrapper, which would hide its capabilities."""
     special = isinstance(module, Stochastic | Invertible) or not isinstance(module, nn.Module)
     return special and isinstance(module, Classifier)
 
@@ -154,7 +154,7 @@ def _declared_bounds(module: nn.Module, name: str) -> tuple[float, float]:
     except (TypeError, ValueError):
         low, high = 0.0, 0.0
     if not low < high:
-        problem = f"{name} declares no usable bounds"
+        problem = f"{name} has no valid bounds"
         raise BadModel(problem, got=bounds, expected="a pair (low, high)", remedy=remedy)
     return low, high
 
@@ -165,7 +165,7 @@ def _last_layer_width(modules: Iterable[nn.Module]) -> int | None:
 
 
 class BuildableCard(Protocol):
-    """What is needed of a model's card."""
+    """Entries of a model's card that are needed to build it."""
 
     @property
     def name(self) -> str: ...
@@ -189,14 +189,14 @@ def build_model(
     """Return the classifier of a card.
 
     Args:
-        card: names the factory ``module:name``, its parameters and the digest of its weights.
-        folder: holds ``weights.safetensors`` where the card has a digest.
-        parameters: override the card's; besides, ``dtype`` (float32 or float64) for any network, and
-            ``noise`` (fresh, fixed or mean) and ``draws`` for a stochastic one.
-        dataset: what the model is fitted to, if its card says so.
+        card: contains the factory ``module:name``, its parameters and the digest of its weights.
+        folder: contains ``weights.safetensors`` if the card has a digest.
+        parameters: replace the card's parameters. In addition, ``dtype`` (float32 or float64) for any network, and
+            ``noise`` (fresh, fixed or mean) and ``draws`` for a stochastic network.
+        dataset: data to fit the model to, if the card requires it.
 
     Raises:
-        BadModel: for weights that are missing, damaged or do not fit.
+        BadModel: if weights are missing, damaged or do not fit the network.
         BadParameter: for a parameter that the model does not have.
     """
     chosen = {**card.parameters, **parameters}
@@ -214,22 +214,22 @@ def build_model(
         )
     if noise is not None or draws is not None:
         raise BadParameter(
-            f"{card.name} is not stochastic", got="noise or draws", remedy="leave it out"
+            f"{card.name} is not stochastic", got="noise or draws", remedy="remove it"
         )
     return wrap_module(cast_module(module, dtype), card.name)
 
 
 def load_weights(module: nn.Module, path: Path, sha256: str) -> None:
-    """Read weights into a network, checked by digest, name and shape.
+    """Load weights into a network after checking digest, names and shapes.
 
     Raises:
-        BadModel: if the file is missing, is not the one of the card, or does not fit the network.
+        BadModel: if the file is missing, has another digest than the card, or does not fit the network.
     """
     if not path.is_file():
         raise BadModel("weights not found", got=str(path), remedy="reinstall, or train its recipe")
     if (found := digest_file(path)) != sha256:
         raise BadModel(
-            f"{path.name} of {path.parent.name} is not the file of its card",
+            f"{path.name} of {path.parent.name} has the wrong digest",
             got=found[:12],
             expected=f"SHA-256 {sha256[:12]}…",
             remedy="reinstall, or train its recipe",
@@ -245,11 +245,11 @@ def _wrap_stochastic(module: object, noise: object, draws: object) -> Classifier
     if noise == "mean":
         if draws is not None:
             got = f"draws={draws}"
-            raise BadParameter("noise=mean draws nothing", got=got, remedy="leave it out")
+            raise BadParameter("noise=mean uses no draws", got=got, remedy="remove draws")
         return ModuleClassifier(module, module.bounds, module.num_classes)
     if noise not in ("fresh", "fixed"):
-        raise BadParameter("unusable noise", got=noise, expected="fresh, fixed or mean")
+        raise BadParameter("unknown noise", got=noise, expected="fresh, fixed or mean")
     draws = module.default_draws if draws is None else draws
     if isinstance(draws, bool) or not isinstance(draws, int) or draws < 1:
-        raise BadParameter("unusable draws", got=draws, expected="a positive integer")
+        raise BadParameter("invalid draws", got=draws, expected="a positive integer")
     return StochasticClassifier(module, draws, fixed_noise=noise == "fixed")

@@ -215,7 +215,7 @@ def test_it_reaches_a_target_and_uses_warm_starts():
 
 
 def test_it_is_aware_of_the_reject_option():
-    """Accepted are only answers that are sure enough, which an attack must become as well."""
+    """The model accepts confident predictions only, so the attack must reach that confidence."""
     linear, images, labels = linear_problem(6, 3)
     model = reject(linear, "margin", torch.full((3,), 0.2, dtype=torch.float64))
     eps = 2.5 * float(linear.distance(images, labels, "linf").max())

@@ -1,4 +1,4 @@
-"""Several attacks as one: what a cascade breaks is what its members break, and each gets what is left."""
+"""Ensembles: they break all samples that a member breaks, and members run on the survivors of earlier members."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -74,7 +74,7 @@ class Basins(Model):
 
 @dataclass(frozen=True)
 class Watched:
-    """An attack that finds nothing and tells which samples it was given."""
+    """An attack that finds nothing and records its samples."""
 
     given: list[list[int]]
     starts: list[bool]
@@ -197,7 +197,7 @@ def test_many_queries_are_spent_only_where_gradients_mislead():
     eps = 0.8 * float(linear.distance(images, labels, "linf").min())
     honest = session(linear, images, labels, eps)
     attack.run(*honest)
-    assert (honest[0].forward_passes == 10 + 11 + 3).all()  # and the cascade's own questions
+    assert (honest[0].forward_passes == 10 + 11 + 3).all()  # and the ensemble's own queries
     images, labels = problem(20)
     masked = session(Stepped(), images, labels)
     adversarial = attack.run(*masked)

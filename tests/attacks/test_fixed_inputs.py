@@ -47,7 +47,7 @@ OTHER = [0.42, 0.44, 0.46, 0.54, 0.02, 0.58]
 
 
 def opens(monkeypatch, other):
-    """Let every name stand for one data set."""
+    """Open one data set under every name."""
     monkeypatch.setattr(
         loading, "load_dataset", lambda source, **_: other if isinstance(source, str) else source
     )
@@ -169,4 +169,4 @@ def test_missing_files_stop_a_plan_unless_the_run_is_optional(data, careful):
     (job,) = jobs(careful, own, "noise-image")
     plan = plan_jobs([job, replace(job, attack=left, optional=True)])
     assert plan.jobs == (job,)
-    assert "left out: out-of-distribution:dataset=middle" in plan.warnings[0]
+    assert "skipped: out-of-distribution:dataset=middle" in plan.warnings[0]

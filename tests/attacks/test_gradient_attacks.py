@@ -1,4 +1,4 @@
-"""FGSM, PGD and noise on models of which the answer is known."""
+"""FGSM, PGD and random perturbations on models with closed-form results."""
 
 from dataclasses import dataclass
 

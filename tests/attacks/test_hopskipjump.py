@@ -1,4 +1,4 @@
-"""HopSkipJump: estimated slopes lead along the boundary, for every sample by itself."""
+"""HopSkipJump: gradient estimates, binary search, batches and models with a reject option."""
 
 import pytest
 import torch
@@ -58,7 +58,7 @@ def test_the_size_of_a_query_is_bounded(lab, monkeypatch):
         asked.append(ran.meter.forward_passes)
         assert ran.broken.all()
     assert most == [6 * 30, 7]
-    assert (asked[0] - asked[1]).abs().max() < 20  # as many probes, and other steps
+    assert (asked[0] - asked[1]).abs().max() < 20  # the same number of probes, but other steps
 
 
 def test_one_failed_start_does_not_affect_other_samples(lab):
@@ -135,7 +135,7 @@ def test_settings_are_checked(wrong):
 
 @pytest.mark.parametrize(("measured", "near"), [("l2", 2.5), ("linf", 0.2)])
 def test_the_undefended_network_is_broken(measured, near, lab):
-    """Of 5 digits, after 800 questions each; C&W's median is at 0.96 in l2, FMN's at 0.07 in linf."""
+    """5 digits, 800 queries each; the median of C&W is 0.96 in l2, that of FMN 0.07 in linf."""
     data, model = load_dataset("mnist5k"), load_model("mnist-cnn").classifier
     images, labels = data.batch(list(select_samples(data.labels, 5)))
     ran = lab.run(HopSkipJump(steps=6), (model, images, labels), THREATS[measured])

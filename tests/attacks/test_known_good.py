@@ -1,4 +1,4 @@
-"""Every attack of the catalogue breaks what is known to break: the undefended CNN, or a model made to fail that way.
+"""Every preset breaks a model that is known to break: the undefended CNN, or a model with the weakness it exploits.
 
 A bound has room for other rounding and other draws: one to eight samples, a tenth of a distance, half of it for the
 random walks. An attack that has lost its way does not fit in: with steps that are too short or a gradient of the wrong
@@ -72,7 +72,7 @@ ROWS = (
     Row("square", "linf=0.2", 20, 0.1, 0.0),
     Row("square", "l2=3", 20, 0.1, 0.0),
     Row("square", "l1=20", 10, 0.2, 0.0),
-    # attacks that seek the nearest: none may be left; the median distance
+    # minimum-norm attacks: robust accuracy 0, largest median distance allowed, median distance measured
     Row("deepfool", "none", 40, 0.0, 0.0, far=1.3, median=1.165),
     Row("deepfool-linf", "none:norm=linf", 40, 0.0, 0.0, far=0.095, median=0.0853),
     Row("ddn", "none", 40, 0.0, 0.0, far=1.05, median=0.972),

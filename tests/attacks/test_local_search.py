@@ -33,7 +33,7 @@ def dark(classes=2, offset=100.0, shape=(1, 5, 5)):
 
 
 def probed(attack, model, images, lab):
-    """Return the images that a search asks about, in its order."""
+    """Return the queried images of a search, in order."""
     asked = []
 
     def noting(adversarial):
@@ -45,7 +45,7 @@ def probed(attack, model, images, lab):
 
 
 class Recording:
-    """A classifier that hands its questions on."""
+    """A classifier that records its queries."""
 
     dtype = torch.float64
 
@@ -72,7 +72,7 @@ def test_the_pixels_of_largest_weight_are_changed(lab):
 def test_each_round_changes_the_best_remaining_pixels(lab):
     model, images = dark()
     _, asked = probed(replace(EVERYWHERE, factor=1.5, pixels=2, rounds=2), model, images, lab)
-    # a round asks about each of 25 pixels, and about what it has written
+    # a round queries each of 25 pixels, and the changed image
     first, second = asked[25].flatten(), asked[51].flatten()
     gains = model.weights[1] - model.weights[0]
     assert set(first.nonzero()[:, 0].tolist()) == set(gains.topk(2).indices.tolist())
@@ -174,7 +174,7 @@ def test_settings_are_checked(wrong):
 
 
 def test_the_undefended_network_is_broken(lab):
-    """Of 10 digits at most 1 is left after 10 rounds; all fell when this was written."""
+    """At most 1 of 10 digits is robust after 10 rounds; none was when this was written."""
     data, model = load_dataset("mnist5k"), load_model("mnist-cnn").classifier
     images, labels = data.batch(list(select_samples(data.labels, 10)))
     attack = load_attack("local-search", rounds=10).attack

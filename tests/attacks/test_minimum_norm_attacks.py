@@ -1,4 +1,4 @@
-"""C&W, DDN, DeepFool and FMN: nearest inputs of known models, whatever the scale, the goal and the batch."""
+"""cw-adaptive, DDN, DeepFool and FMN: closed-form optima, scales, goals and batches."""
 
 from dataclasses import dataclass, field, replace
 
@@ -46,7 +46,7 @@ each_attack = pytest.mark.parametrize(
 
 @dataclass(frozen=True)
 class Answering:
-    """A linear classifier whose output is changed before anyone sees it."""
+    """A linear classifier with a changed output."""
 
     linear: LinearClassifier
     change: object
@@ -72,7 +72,7 @@ def run(attack, name, model, images, labels, goal=None, budget=None):
 
 
 def distances(images, adversarial, name):
-    # adding and subtracting the clean image leaves rounding, which counts in l0
+    # adding and subtracting the clean image causes rounding errors, which count in l0
     moved = adversarial - images
     return norm(moved.where(moved.abs() > 1e-9, 0), name)
 
@@ -291,7 +291,7 @@ def test_linearised_distances_are_those_of_a_linear_model(name):
         about.nearest(1)[:, 0],
         about.classes.gather(1, about.distances.argmin(1)[:, None])[:, 0],
     )
-    # as distances, the largest of the logits looked at is that of the nearest boundary
+    # scaled to distances, the largest logit belongs to the nearest boundary
     gaps = distance_scaled_loss(lambda output, _: output.logits, about.rates)(model(images), labels)
     assert torch.allclose(-gaps.gather(1, about.classes), about.distances)
 

@@ -1,4 +1,4 @@
-"""Every minimum-norm preset ends near the nearest adversarial input of a linear classifier."""
+"""Every minimum-norm preset ends close to the optimum on a linear classifier."""
 
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def test_it_ends_within_a_quarter_of_the_optimum(name, size, lab):
         threat = ThreatModel(Unbounded(norm))
         adversarial = lab.in_parts(attack, size, (model, images, labels), threat)
         assert (model(adversarial).decision != labels).all()
-        if norm == "l0":  # of which the optimum is not known
+        if norm == "l0":  # without a closed form here
             continue
         ratio = threat.budget.distance(images, adversarial) / model.distance(images, labels, norm)
         assert ratio.max() <= 1.25

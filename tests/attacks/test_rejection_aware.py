@@ -1,4 +1,4 @@
-"""Attacks on models that reject: success is wrong and accepted, and what is left to do is climbed."""
+"""Detector-aware attacks: an accepted misclassification is a success, and losses follow the clearance where it limits."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_leads_are_margins():
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_rejected_misclassifications_maximize_acceptance(name):
-    """Class 1 is ahead and rejected: all that is left is its clearance."""
+    """Class 1 has the largest logit and is rejected: its clearance limits the margin."""
     clearance = torch.tensor([[5.0, -2.0, -9.0]], requires_grad=True)
     logits = torch.tensor([[1.0, 4.0, 0.0]], requires_grad=True)
     output = Output(logits, None, torch.tensor([False]), clearance)
@@ -97,7 +97,7 @@ def test_detector_aware_pgd_is_not_detected_more_often(loss, norm, lab):
     threat = ThreatModel(LpBall(norm, {"linf": 0.08, "l2": 0.4}[norm]))
     fooled = []
     for goal in (ADAPTIVE, OBLIVIOUS):
-        # short steps, so that who does not know of the rejection stops just past the boundary
+        # short steps, so that the oblivious attack stops just past the boundary
         attack = PGD(steps=60, rel_step=0.05, decay=False, loss=loss, random_start=False)
         ran = lab.run(attack, (model, images, labels), threat.with_goal(goal))
         output = model(ran.images)
@@ -109,7 +109,7 @@ def test_detector_aware_pgd_is_not_detected_more_often(loss, norm, lab):
 
 @pytest.mark.parametrize("attack", [AdaptiveCarliniWagner(), DDN(), FMN(steps=40)])
 def test_minimum_norm_attacks_end_where_they_are_accepted(attack, lab):
-    """Two classes: what is accepted lies a threshold beyond the boundary, at a distance that is known."""
+    """Two classes: inputs are accepted beyond a threshold past the boundary, at a known distance."""
     model, images, labels = cautious(0.5, classes=2)
     on, threat = (model, images, labels), ThreatModel(Unbounded("l2"), ADAPTIVE)
     ran = lab.run(attack, on, threat)

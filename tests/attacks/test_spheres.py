@@ -94,7 +94,7 @@ def test_no_point_on_the_outer_sphere_is_misclassified_nearer(tmp_path):
             continue
         nearest = (points - images[i]).norm(dim=1).min().item()
         assert records[i].distance.l2 <= nearest
-        assert nearest < records[i].distance.l2 * 1.2  # dense enough to mean something
+        assert nearest < records[i].distance.l2 * 1.2  # a dense enough grid
 
 
 def test_example_6_is_right_on_all_points_and_at_chance_once_the_inner_ones_have_moved_outwards(
@@ -108,7 +108,7 @@ def test_example_6_is_right_on_all_points_and_at_chance_once_the_inner_ones_have
 
 
 def test_on_uneven_samples_one_attack_alone_misleads(tmp_path):
-    """Of the perturbations alone one would say that a model holds which invariance attacks break throughout."""
+    """A model that survives perturbation attacks is broken by invariance attacks on all samples."""
     spheres = "spheres:d=100,n=10,size=40,inner=0.9"
     held = {
         attack: [not r.goal_reached for r in run(tmp_path / attack, attack, spheres).values()]

@@ -202,7 +202,7 @@ def test_wraps_a_users_network():
 @pytest.mark.parametrize(
     ("code", "source", "error", "says"),
     [
-        ("def build(): return nn.Linear(2, 2)", "build", BadModel, "declares no usable bounds"),
+        ("def build(): return nn.Linear(2, 2)", "build", BadModel, "has no valid bounds"),
         ("def build(): return 3", "build", BadModel, "not a model"),
         ("def build(): raise OSError('gone')", "build", BadParameter, "raised OSError: gone"),
         ("def build(width): return 3", "build", BadParameter, "width is missing.*:width=VALUE"),

@@ -112,9 +112,9 @@ def with_value(value):
         (floats(), [True] * 4, {}, "labels of the wrong type"),
         (floats(), [0, 1, -1, 0], {}, "label out of range, got -1"),
         (floats(), [0, 1, 5, 0], {"num_classes": 5}, "label out of range, got 5, expected 0 to 4"),
-        (floats(), [0] * 4, {"bounds": (1, 0)}, "unusable bounds"),
-        (floats(), [0] * 4, {"bounds": (0, float("inf"))}, "unusable bounds"),
-        (floats(), [0] * 4, {"bounds": 1}, "unusable bounds"),
+        (floats(), [0] * 4, {"bounds": (1, 0)}, "invalid bounds"),
+        (floats(), [0] * 4, {"bounds": (0, float("inf"))}, "invalid bounds"),
+        (floats(), [0] * 4, {"bounds": 1}, "invalid bounds"),
     ],
 )
 def test_wrong_arrays_are_refused(images, labels, extra, message):
@@ -142,12 +142,12 @@ def test_no_ids(ids):
     [
         ([4], "got 4, expected 0 to 3"),
         ([0, -1], "got -1, expected 0 to 3"),
-        ([0.5], "whole numbers"),
-        ([[0, 1]], "whole numbers"),
-        (torch.tensor([True, False, True, True]), "whole numbers"),
-        (["a"], "whole numbers"),
-        ([2**70], "whole numbers"),
-        (2, "whole numbers"),
+        ([0.5], "integers"),
+        ([[0, 1]], "integers"),
+        (torch.tensor([True, False, True, True]), "integers"),
+        (["a"], "integers"),
+        ([2**70], "integers"),
+        (2, "integers"),
     ],
 )
 def test_wrong_ids_are_refused(ids, message):

@@ -68,7 +68,7 @@ def test_other_content_is_one_line(root, spoil, monkeypatch):
     path.write_bytes({"bit": bytes(content), "end": bytes(content[:-1]), "absent": b""}[spoil])
     if spoil == "absent":
         path.unlink()
-    said = {"bit": "does not hold", "end": "damaged", "absent": "cannot find"}[spoil]
+    said = {"bit": "does not contain", "end": "damaged", "absent": "cannot find"}[spoil]
     with pytest.raises(BadData, match=said) as caught:
         open_cifar10("test", root)
     assert "\n" not in str(caught.value)

@@ -53,7 +53,7 @@ def damaged(idx):
         "too long": (images + b"\0", "not as long", "25 bytes"),
         "labels instead": (idx(np.array([1, 2, 3])), "wrong start", "0x00000801"),
         "empty": (b"", "wrong start", "empty"),
-        "no images": (idx(np.zeros((0, 28, 28))), "header says", "at least one"),
+        "no images": (idx(np.zeros((0, 28, 28))), "header specifies", "at least one"),
         "pickle": (b"\x80\x04\x95", "wrong start", "0x800495"),
     }
 

@@ -112,6 +112,6 @@ def test_padded_digits_are_the_same_in_a_black_frame(real_mnist):
     assert framed.digest != plain.digest
 
 
-def test_unusable_pad():
-    with pytest.raises(BadParameter, match="unusable pad"):
+def test_a_pad_out_of_range_raises():
+    with pytest.raises(BadParameter, match="out of range"):
         open_images("mnist", pad=-1)

@@ -101,7 +101,7 @@ def test_the_digest_covers_altered_images_and_human_labels(three):
 
 def test_altered_versions_must_fit():
     originals = ArrayDataset(torch.zeros(3, 2), [0, 0, 1], "three")
-    with pytest.raises(BadData, match="do not fit their originals"):
+    with pytest.raises(BadData, match="another shape than the originals"):
         HumanLabelled(originals, torch.zeros(2, 2), torch.tensor([0, 1]), "three")
 
 

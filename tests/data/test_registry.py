@@ -75,7 +75,7 @@ def test_parameters_reach_the_data_set():
             "unknown parameter of mnist5k, got 'split', expected one of: none",
         ),
         ("spheres", {"dim": 3}, "got 'dim', expected one of: d, n, r1"),
-        ("spheres", {"d": 2.5}, "unusable d of spheres, got 2.5, expected a whole number"),
+        ("spheres", {"d": 2.5}, "invalid d of spheres, got 2.5, expected a whole number"),
         ("spheres", {"d": "many"}, "got 'many', expected a whole number"),
         ("spheres", {"size": True}, "got True, expected a whole number"),
         ("spheres", {"r1": "wide"}, "got 'wide', expected a finite number"),

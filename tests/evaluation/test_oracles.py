@@ -132,7 +132,7 @@ def test_an_oracle_is_part_of_what_a_cell_is_and_its_name_is_not():
     assert threat_digest(threats[1], oracle=panel()) == digests[0]
     about = described(threats[0], found[2])["oracle"]
     assert about["excluded"] == [
-        f"{HERE}:BodyMeanClassifier is left out of three: it is what is attacked"
+        f"{HERE}:BodyMeanClassifier is excluded from three: it is the attacked model"
     ]
     assert [each["name"] for each in about["members"]] == [
         f"{HERE}:BodyMaxClassifier",
@@ -207,7 +207,7 @@ def test_a_panels_own_error_is_counted_on_the_samples_that_are_asked_for():
 @pytest.mark.parametrize(
     ("attacked", "why"),
     [
-        (BodyMeanClassifier(), "it is what is attacked"),
+        (BodyMeanClassifier(), "it is the attacked model"),
         (BodyMeanClassifier().double(), "bodymeanclassifier has the same architecture"),
         (BodyMeanClassifier(scale=7.0), "bodymeanclassifier has the same architecture"),
     ],
@@ -218,7 +218,7 @@ def test_who_is_attacked_does_not_judge(attacked, why):
         f"{HERE}:BodyMaxClassifier",
         f"{HERE}:AllRowsClassifier",
     ]
-    assert found.notes == (f"{HERE}:BodyMeanClassifier is left out of three: {why}",)
+    assert found.notes == (f"{HERE}:BodyMeanClassifier is excluded from three: {why}",)
     assert panel(attacked=[load_model(FirstRowClassifier())]).notes == ()
 
 
@@ -230,14 +230,14 @@ def test_the_same_weights_under_another_name_are_the_same_model():
         load_model,
     )
     assert found.notes == (
-        "mnist-vib:noise=mean is left out of mnist-panel: it is what is attacked",
+        "mnist-vib:noise=mean is excluded from mnist-panel: it is the attacked model",
     )
     assert len(found.members) == 3
 
 
 def test_a_panel_of_one_is_refused(catalogue):
     catalogue("two", "BodyMeanClassifier", "BodyMaxClassifier")
-    with pytest.raises(CapabilityMismatch, match="too few members of two may judge") as error:
+    with pytest.raises(CapabilityMismatch, match="two has too few eligible members") as error:
         panel("two", attacked=[load_model(BodyMeanClassifier())])
     assert "\n" not in str(error.value)
     catalogue("double", "BodyMeanClassifier", "BodyMeanClassifier:scale=2.0")
@@ -324,7 +324,7 @@ def test_the_usual_oracle_of_a_data_set_is_taken_where_the_goal_needs_one():
     asked = {"models": ["mnist-cnn"], "dataset": "mnist5k", "samples": 4}
     plan = make_plan(EvaluationRequest(attacks=[ShiftBodyAttack()], threat="none", **asked))
     assert plan.jobs[0].threat.oracle == "mnist-panel"
-    assert plan.warnings == ("mnist-cnn is left out of mnist-panel: it is what is attacked",)
+    assert plan.warnings == ("mnist-cnn is excluded from mnist-panel: it is the attacked model",)
     plan = make_plan(EvaluationRequest(attacks=["fgsm"], threat="linf=0.1", **asked))
     assert plan.jobs[0].threat.oracle is None
     (again,) = _unpack(
@@ -334,9 +334,7 @@ def test_the_usual_oracle_of_a_data_set_is_taken_where_the_goal_needs_one():
 
 
 def test_without_any_oracle_it_is_refused_before_anything_runs(tmp_path):
-    with pytest.raises(
-        CapabilityMismatch, match=r"asks for the true class .* none:oracle="
-    ) as error:
+    with pytest.raises(CapabilityMismatch, match=r"needs the true class .* none:oracle=") as error:
         run(tmp_path, threat="none")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "r").exists()
@@ -382,7 +380,7 @@ def test_a_file_of_labels_is_an_oracle(tmp_path):
     ("rows", "says"),
     [
         ("aa,,,3\n", "line 2 of l.csv: label out of range, got 3, expected 0 to 2"),
-        (",c,1,1\n", "does not name the images that were seen"),
+        (",c,1,1\n", "does not identify the labelled images"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(tmp_path, rows, says):
@@ -393,5 +391,5 @@ def test_a_file_that_does_not_fit_is_refused(tmp_path, rows, says):
 
 def test_people_judge_images_alone(tmp_path):
     flat = ArrayDataset(torch.rand(3, 4), [0, 1, 1], "flat")
-    with pytest.raises(CapabilityMismatch, match="people judge images"):
+    with pytest.raises(CapabilityMismatch, match="human labels need images"):
         panel(str(tmp_path / "l.csv"), flat)

@@ -121,7 +121,9 @@ def test_a_target_that_is_the_true_class(toys):
 
 def test_a_target_that_is_no_class(toys):
     for goal in (Target(2), Target(offset=2)):
-        refuse(toys.make_job(toys.Straight(), toys.linf(0.1).with_goal(goal)), "no such class")
+        refuse(
+            toys.make_job(toys.Straight(), toys.linf(0.1).with_goal(goal)), "no such target class"
+        )
 
 
 def test_other_classes(toys):

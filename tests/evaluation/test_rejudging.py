@@ -138,7 +138,7 @@ def test_what_nobody_labelled_is_unknown_and_said(tmp_path):
     found = rejudged(old, str(csv), tmp_path / "new")
     records = {r.sample: r for r in found.run.cells()[0].records()}
     assert found.notes == (
-        "shiftbodyattack on firstrowclassifier: 6 of 10 changed images have no class: unknown",
+        "shiftbodyattack on firstrowclassifier: 6 of 10 changed images have an unknown class",
     )
     assert [records[s].oracle_label for s in (0, 2, 5, 6)] == [None, 1, 1, None]
     assert [records[s].goal_reached for s in (2, 3, 4, 5, 6)] == [True, True, False, True, False]
@@ -156,7 +156,7 @@ def test_disagreement_is_put_to_the_vote_and_said(tmp_path):
     csv.write_text(text + first.replace(",0,me,", ",1,you,") + "\n")
     found = rejudged(old, str(csv), tmp_path / "new")
     assert any(
-        "1 image judged differently, 1 of these without a majority" in n for n in found.notes
+        "raters disagree on 1 image, 1 of these without a majority" in n for n in found.notes
     )
 
 
@@ -200,7 +200,7 @@ def test_a_perturbation_that_changed_the_class_is_none(tmp_path):
 
 def test_logits_are_not_in_the_records(tmp_path):
     old = run(tmp_path / "old", load_threat("none:oracle=three").with_goal(KeepLogits(0.1)))
-    with pytest.raises(BadResults, match="is to keep the logits, which records do not hold"):
+    with pytest.raises(BadResults, match="records hold no logits"):
         rejudged(old, "three", tmp_path / "new")
 
 
@@ -228,7 +228,7 @@ def test_rows_about_other_runs_are_counted(tmp_path):
     old = run(tmp_path / "old")
     csv = label(tmp_path / "l.csv", old, rows=["ab12,,,1,me,"])
     found = rejudged(old, str(csv), tmp_path / "new")
-    assert found.notes == ("l.csv: 1 of 11 rows are about other runs",)
+    assert found.notes == ("l.csv: 1 of 11 rows belong to other runs",)
 
 
 def test_a_folder_that_is_there_is_left_alone(tmp_path):
@@ -254,13 +254,13 @@ def test_a_model_does_not_judge_itself_afterwards_either(tmp_path, monkeypatch):
     opened_as(column_images(), monkeypatch)
     found = rejudged(old, "three", tmp_path / "new")
     assert found.notes == (
-        f"{HERE}:AllRowsClassifier is left out of three: it is what is attacked",
+        f"{HERE}:AllRowsClassifier is excluded from three: it is the attacked model",
     )
     folder = tmp_path / "catalogue" / "attacks" / "oracles"
     (folder / "two.toml").write_text(
         f'summary = "two"\nmembers = ["{HERE}:AllRowsClassifier", "{HERE}:BodyMeanClassifier"]\n'
     )
-    with pytest.raises(CapabilityMismatch, match="too few members"):
+    with pytest.raises(CapabilityMismatch, match="too few eligible members"):
         rejudged(old, "two", tmp_path / "other")
     other = column_images()
     other.labels[0] = 2

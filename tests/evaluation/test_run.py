@@ -213,7 +213,7 @@ def test_an_object_needs_a_data_set_and_other_data_a_budget(toys):
     )
     with pytest.raises(CapabilityMismatch, match="customary budget"):
         make_plan(question)
-    with pytest.raises(UsageError, match="name a data set"):
+    with pytest.raises(UsageError, match="names no data set"):
         make_plan(EvaluationRequest(models=[toys.TwoSides()], attacks=[toys.Straight()]))
 
 

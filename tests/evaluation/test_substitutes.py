@@ -51,7 +51,7 @@ def refuse(job, words):
 
 def test_a_model_is_no_substitute_for_itself(toys):
     job = toys.make_job(toys.Straight(), THREAT, substitute=toys.TwoSides())
-    refuse(job, "no substitute for itself; .* white-box")
+    refuse(job, "cannot be its own substitute; .* white-box")
 
 
 @pytest.mark.parametrize("threat", [THREAT, ThreatModel(LpBall("linf", 0.1))])
@@ -67,7 +67,10 @@ def test_threat_and_job_agree(toys, threat):
         (linear(classes=3), "number of classes"),
         (linear(bounds=(0.0, 255.0)), "range of their inputs"),
         (linear(dimension=5), "cannot take an input"),
-        (linear(dtype=torch.float32), "another dtype .*; give it the parameter dtype=float64"),
+        (
+            linear(dtype=torch.float32),
+            "differ in their dtype.*; give it the parameter dtype=float64",
+        ),
     ],
 )
 def test_a_substitute_fits_data_and_model(toys, access, other, says):
@@ -80,7 +83,10 @@ def test_keeping_the_decision_needs_the_model_itself():
     model, other = (load_model(name, dataset=spheres) for name in names)
     attack, threat = load_attack("spheres-invariance"), THREAT.with_goal(KeepDecision())
     threat = replace(threat, budget=LpBall("l2", 1.0))
-    refuse(Job(model, attack, threat, spheres, 0, (0, 1), None, other), "needs the model itself")
+    refuse(
+        Job(model, attack, threat, spheres, 0, (0, 1), None, other),
+        "needs the attacked model itself",
+    )
 
 
 def test_a_substitute_is_part_of_what_a_cell_is(toys):
@@ -122,8 +128,8 @@ def test_names_go_from_the_threat_to_the_results(tmp_path):
     assert told["substitute"] == f"{file}:build:seed=2"
     again = sent(first)
     assert (again.spec, again.substitute.name) == (first.spec, told["substitute"])
-    cell = CellFolder(tmp_path / "r" / first.spec.digest).cell
-    assert cell["threat"]["substitute"]["digest"] == first.substitute.digest
+    info = CellFolder(tmp_path / "r" / first.spec.digest).info
+    assert info.threat.substitute.digest == first.substitute.digest
     low, high = ([e.low, e.high] for e in estimate_jobs(run.plan.jobs))
     assert low[0] > 0
     assert high[1] < low[1]  # the second model's search is there already

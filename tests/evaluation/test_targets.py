@@ -64,7 +64,7 @@ def test_samples_of_the_class_aimed_at_are_left_out_and_it_is_said():
     plan = plan_jobs(jobs("linf=0.1:goal=target:label=1"))
     assert plan.jobs[0].samples == (0, 1)
     (warning,) = plan.warnings
-    assert "2 of 4 samples are of the class aimed at, and left out" in warning
+    assert "2 of 4 samples belong to the target class and are excluded" in warning
     assert not plan_jobs(jobs("linf=0.1:goal=target:offset=1")).warnings
 
 

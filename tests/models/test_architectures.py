@@ -125,7 +125,7 @@ def test_a_stochastic_network_is_not_hidden_in_a_wrapper():
 
 @pytest.mark.parametrize(("key", "value"), [("draws", 0), ("draws", True), ("noise", "")])
 def test_a_value_that_counts_as_false_is_not_taken_for_the_default(key, value):
-    with pytest.raises(BadParameter, match=f"unusable {key}"):
+    with pytest.raises(BadParameter, match=key):
         build_model(_card("robustbench_inv.models.vib:BottleneckCNN"), None, {key: value})
 
 

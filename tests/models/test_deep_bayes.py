@@ -130,7 +130,7 @@ def test_its_mean_is_a_classifier_like_others():
     model = build_model(CARD, None, {"noise": "mean", "dtype": "float64"})
     assert not isinstance(model, Stochastic)
     torch.testing.assert_close(model(IMAGES).logits, model.module(IMAGES))
-    with pytest.raises(BadParameter, match="noise=mean draws nothing"):
+    with pytest.raises(BadParameter, match="noise=mean uses no draws"):
         build_model(CARD, None, {"noise": "mean", "draws": 3})
 
 
@@ -154,5 +154,5 @@ def test_the_authors_variance_is_the_squared_distance_up_to_a_constant():
 
 
 def test_an_unusable_variance_is_refused():
-    with pytest.raises(BadParameter, match="unusable variance"):
+    with pytest.raises(BadParameter, match="invalid variance"):
         GBZ(variance=0.0)

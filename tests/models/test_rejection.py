@@ -114,7 +114,7 @@ def test_a_model_may_have_a_score_of_its_own():
 
     model = reject(Whole(Scored(), 3, (-100.0, 100.0), torch.float64), "own", torch.full((3,), 3.6))
     assert model(LOGITS).accepted.tolist() == [True, False, False]
-    with pytest.raises(BadParameter, match="no score of its own"):
+    with pytest.raises(BadParameter, match="returns no score"):
         reject(toy(), "own", torch.zeros(3))(LOGITS)
 
 
@@ -155,7 +155,7 @@ def test_quantiles_come_back(tmp_path):
 
 
 def test_other_files_are_refused(tmp_path):
-    with pytest.raises(BadModel, match="no thresholds to reject by"):
+    with pytest.raises(BadModel, match="rejection thresholds not found"):
         ScoreQuantiles.load(tmp_path / "none")
     (tmp_path / "text").write_text("no tensors")
     with pytest.raises(BadModel, match="holds no thresholds"):
@@ -185,7 +185,7 @@ def test_parameters_are_told_apart():
     wanted, rest = split_rejection({"reject": "energy", "percentile": 0.5, "dtype": "float64"})
     assert wanted == Rejection("energy", 0.5)
     assert rest == {"dtype": "float64"}
-    with pytest.raises(BadParameter, match="unusable percentile"):
+    with pytest.raises(BadParameter, match="percentile"):
         split_rejection({"percentile": "many"})
 
 

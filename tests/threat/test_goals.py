@@ -1,4 +1,4 @@
-"""Goals: their truth tables, and margins that are positive only where the output is what is asked for."""
+"""Goals: truth tables, and margins that are positive only where the output meets the goal."""
 
 import itertools
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 
 def shipped_digests():
     paths = [
-        *(shipped_root() / "models").glob("*/recipe.toml"),
+        *(shipped_root() / "models").rglob("recipe.toml"),
         *(ROOT / "docs/recipes").glob("*/recipe.toml"),
     ]
     return {path.parent.name: read_recipe(path).digest for path in sorted(paths)}

@@ -214,8 +214,8 @@ class ReluPreimage:
             moved = (after.clamp_min(0) - before.clamp_min(0)).abs().amax(1) / size
         model.log("activation_error", moved)
         model.log("changed_units", changed)
-        whole, left = norm(donors - images, "l1"), norm(donors - results, "l1")
-        model.log("distance_share", 1 - left / whole.clamp_min(torch.finfo(whole.dtype).tiny))
+        whole, remaining = norm(donors - images, "l1"), norm(donors - results, "l1")
+        model.log("distance_share", 1 - remaining / whole.clamp_min(torch.finfo(whole.dtype).tiny))
 
 
 def _element_limits(
@@ -229,7 +229,7 @@ def _element_limits(
 
 
 def _shorten_to_budget(images: Tensor, results: Tensor, threat: ThreatModel) -> Tensor:
-    """Return the last points (n, …) inside the budget on the lines from ``images`` to ``shown``."""
+    """Return the last points (n, …) inside the budget on the lines from ``images`` to ``results``."""
     if not isinstance(threat.budget, LpBall) or threat.norm == "linf":
         return results
     length = norm(results - images, threat.norm)

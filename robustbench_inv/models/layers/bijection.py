@@ -1,4 +1,4 @@
-"""The interface of invertible layers, their composition, and bijections without parameters: squeeze, factor-out, logit transform."""
+"""The interface of invertible layers, their composition, and bijections without parameters."""
 
 import math
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ __all__ = ["Bijection", "Chain", "FactorOut", "LogitTransform", "Squeeze"]
 
 
 class Bijection(nn.Module, ABC):
-    """An invertible map of each sample, which may depend on a condition that belongs to the sample."""
+    """An invertible map of each sample, optionally given a condition per sample."""
 
     @abstractmethod
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -32,13 +32,13 @@ class Bijection(nn.Module, ABC):
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the x (n, …) that is mapped to y under the same condition."""
 
-    if TYPE_CHECKING:  # torch declares the call of a module as Any
+    if TYPE_CHECKING:  # torch annotates nn.Module.__call__ as Any
 
         def __call__(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
 
 
 class Chain(Bijection):
-    """Bijections one after the other, all under the same condition."""
+    """The composition of bijections, all under the same condition."""
 
     def __init__(self, *steps: Bijection) -> None:
         super().__init__()
@@ -78,11 +78,11 @@ class Squeeze(Bijection):
 
 
 class FactorOut(Bijection):
-    """(a, b) ↦ (r(a), b) as a flat code, where r is what follows and b the second half of the channels.
+    """(a, b) ↦ (r(a), b) as a flat code, where r is the rest of the network and b the second half of the channels.
 
     Args:
-        rest: maps (n, c − c//2, h, w) to a flat code.
-        shape: (c, h, w) of what comes in.
+        rest: r, maps (n, c − c//2, h, w) to a flat code.
+        shape: (c, h, w), shape of the input.
 
     References:
         Dinh, Sohl-Dickstein and Bengio, Real NVP, ICLR 2017, section 3.6.
@@ -108,7 +108,7 @@ class LogitTransform(Bijection):
     """y = log p/(1 − p) with p = α + (1 − 2α) x, for each element x of [0, 1].
 
     Args:
-        alpha: α, how far inside the interval its ends are taken.
+        alpha: α, distance of the transformed interval's ends from 0 and 1.
 
     References:
         Dinh, Sohl-Dickstein and Bengio, Real NVP, ICLR 2017, section 4.1.
@@ -117,15 +117,15 @@ class LogitTransform(Bijection):
     def __init__(self, alpha: float = 1e-4) -> None:
         super().__init__()
         if not 0 < alpha < 0.5:
-            raise BadParameter("unusable alpha", got=alpha, expected="between 0 and 1/2")
+            raise BadParameter("invalid alpha", got=alpha, expected="between 0 and 1/2")
         self.alpha = alpha
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        # 1 − p from 1 − x: near x = 1 a difference from p would have few digits left
+        # 1 − p is computed from 1 − x: near x = 1 the difference 1 − p would lose digits
         p, rest = (self.alpha + (1 - 2 * self.alpha) * side for side in (x, 1 - x))
         y = p.log() - rest.log()
-        slopes = softplus(y) + softplus(-y) + log(1 - 2 * self.alpha)
-        return y, flatten(slopes).sum(1)
+        log_derivatives = softplus(y) + softplus(-y) + log(1 - 2 * self.alpha)
+        return y, flatten(log_derivatives).sum(1)
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
         return (torch.sigmoid(y) - self.alpha) / (1 - 2 * self.alpha)

@@ -1,4 +1,4 @@
-"""Invertible layers with parameters for each class, fitted in closed form, or conditioned on the predicted class."""
+"""Invertible layers with parameters per class, fitted in closed form, and a layer conditioned on the predicted class."""
 
 from abc import abstractmethod
 
@@ -13,9 +13,9 @@ __all__ = ["DecisionConditional", "FittedByClass", "GaussianiseByClass", "Whiten
 
 
 class FittedByClass(Bijection):
-    """A map of vectors (n, d) under a one-hot condition (n, C), the identity until it is fitted.
+    """A map of vectors (n, d) under a one-hot condition (n, C); the identity before it is fitted.
 
-    That it is fitted is a buffer: weights that are loaded stay as they are.
+    The flag ``fitted`` is a buffer, so that loaded weights are not fitted again.
     """
 
     fitted: Tensor
@@ -51,7 +51,7 @@ class FittedByClass(Bijection):
     def _groups(self, condition: Tensor | None) -> list[tuple[int, Tensor]]:
         if condition is None:
             expected = "one-hot classes (n, C)"
-            raise BadParameter("a conditional layer without its condition", expected=expected)
+            raise BadParameter("a conditional layer needs a condition", expected=expected)
         if not self.fitted:
             return []
         labels = condition.argmax(1)
@@ -59,11 +59,10 @@ class FittedByClass(Bijection):
 
 
 class GaussianiseByClass(FittedByClass):
-    """Each element of each class to a standard normal one: Φ⁻¹ of the empirical distribution function.
+    """Maps each element of each class to a standard normal distribution: Φ⁻¹ of the empirical distribution function.
 
-    The function is piecewise linear between ``knots``, the quantiles at ``LEVELS``; beyond them it goes on
-    with slope ``TAIL``. Dequantised background, nearly all mass on one grey level, is spread over the
-    whole range by it.
+    The function is piecewise linear between ``knots``, the quantiles at ``LEVELS``, and has the derivative ``TAIL``
+    outside them. It spreads a dequantised background, with nearly all mass on one grey level, over the whole range.
 
     Args:
         features: d.
@@ -76,7 +75,7 @@ class GaussianiseByClass(FittedByClass):
     LEVELS = (0.0005, 0.002, 0.007, *(k / 48 for k in range(1, 48)), 0.993, 0.998, 0.9995)
     TAIL = 2.0
     GAP = 1e-6
-    """Least distance of two knots, so that rounding of the stored ones leaves the function invertible."""
+    """Smallest distance of two knots, so that the function stays invertible when stored knots are rounded."""
 
     knots: Tensor
 
@@ -94,33 +93,33 @@ class GaussianiseByClass(FittedByClass):
     def _map(self, x: Tensor, label: int) -> tuple[Tensor, Tensor]:
         knots, values = self._curve(label, x)
         columns = x.T.contiguous()
-        piece, slopes = self._pieces(knots, values, torch.searchsorted(knots, columns))
-        y = values[piece] + (columns - knots.gather(1, piece)) * slopes
-        return y.T, slopes.log().sum(0)
+        piece, derivative = self._pieces(knots, values, torch.searchsorted(knots, columns))
+        y = values[piece] + (columns - knots.gather(1, piece)) * derivative
+        return y.T, derivative.log().sum(0)
 
     def _undo(self, y: Tensor, label: int) -> Tensor:
         knots, values = self._curve(label, y)
         columns = y.T.contiguous()
-        piece, slopes = self._pieces(knots, values, torch.searchsorted(values, columns))
-        return (knots.gather(1, piece) + (columns - values[piece]) / slopes).T
+        piece, derivative = self._pieces(knots, values, torch.searchsorted(values, columns))
+        return (knots.gather(1, piece) + (columns - values[piece]) / derivative).T
 
     def _curve(self, label: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the knots (d, K) and the normal quantiles (K,) they are mapped to."""
+        """Return the knots (d, K) and their images, the normal quantiles (K,)."""
         values = torch.special.ndtri(torch.tensor(self.LEVELS, dtype=torch.float64))
         gaps = self.GAP * torch.arange(len(self.LEVELS), device=like.device)
         return self.knots[label].to(like.dtype) + gaps.to(like.dtype), values.to(like)
 
     def _pieces(self, knots: Tensor, values: Tensor, above: Tensor) -> tuple[Tensor, Tensor]:
-        """Return, for positions between knots (d, n), the knot to start from and the slope there."""
+        """Return the knot below each position and the derivative there, each (d, n)."""
         last = knots.shape[1] - 1
         inside = (values[1:] - values[:-1]) / (knots[:, 1:] - knots[:, :-1])
-        slopes = inside.gather(1, (above - 1).clamp(0, last - 1))
-        slopes = slopes.where((above > 0) & (above <= last), self.TAIL)
-        return (above - 1).clamp(0, last), slopes
+        derivative = inside.gather(1, (above - 1).clamp(0, last - 1))
+        derivative = derivative.where((above > 0) & (above <= last), self.TAIL)
+        return (above - 1).clamp(0, last), derivative
 
 
 class WhitenByClass(FittedByClass):
-    """y = W_k (x − μ_k), W_k = Σ_k^(−½): each class to mean 0 and unit covariance.
+    """y = W_k (x − μ_k) with W_k = Σ_k^(−½): each class gets mean 0 and unit covariance.
 
     Args:
         features: d.
@@ -128,7 +127,7 @@ class WhitenByClass(FittedByClass):
     """
 
     LEAST = 1e-4
-    """Least eigenvalue of a covariance that is believed."""
+    """Lower limit of a covariance's eigenvalues."""
 
     mean: Tensor
     weight: Tensor
@@ -142,9 +141,9 @@ class WhitenByClass(FittedByClass):
     @torch.no_grad()
     def fit(self, vectors: Tensor, labels: Tensor) -> None:
         for label in range(self.num_classes):
-            ours = vectors[labels == label].double()
-            values, axes = torch.linalg.eigh(torch.cov(ours.T))
-            self.mean[label] = ours.mean(0)
+            members = vectors[labels == label].double()
+            values, axes = torch.linalg.eigh(torch.cov(members.T))
+            self.mean[label] = members.mean(0)
             self.weight[label] = axes * values.clamp_min(self.LEAST).rsqrt() @ axes.T
         self.fitted.fill_(True)
 
@@ -160,7 +159,7 @@ class WhitenByClass(FittedByClass):
             return y @ inverses[label].T + self.mean[label]
 
     def _solve(self) -> tuple[Tensor, Tensor]:
-        """Return log |det W| (C,) and W⁻¹ (C, d, d) of the weights as they are now, computed in float64."""
+        """Return log |det W| (C,) and W⁻¹ (C, d, d) of the current weights, computed in float64."""
         state = (self.weight.data_ptr(), self.weight._version, self.weight.dtype)
         if self._solved is None or self._solved[0] != state:
             exact = self.weight.detach().double()
@@ -171,9 +170,9 @@ class WhitenByClass(FittedByClass):
 
 
 class DecisionConditional(Bijection):
-    """(z_s, z_n) ↦ (z_s, G(z_n)), G knowing the decision argmax z_s as a one-hot condition.
+    """(z_s, z_n) ↦ (z_s, G(z_n)), where G has the predicted class argmax z_s as a one-hot condition.
 
-    z_s passes unchanged, so the inverse knows the same decision.
+    z_s does not change, so the inverse has the same condition.
 
     Args:
         rest: G, a bijection of vectors (n, d − C) under a condition (n, C).
@@ -192,6 +191,6 @@ class DecisionConditional(Bijection):
         return torch.cat([y[:, : self.num_classes], self.rest.inverse(*self.parts(y))], 1)
 
     def parts(self, code: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the nuisances (n, d − C) of codes (n, d), and the decisions one-hot (n, C)."""
+        """Return the nuisances (n, d − C) of codes (n, d), and the one-hot predictions (n, C)."""
         semantic, nuisance = code[:, : self.num_classes], code[:, self.num_classes :]
         return nuisance, one_hot(semantic.argmax(1), self.num_classes).to(code.dtype)

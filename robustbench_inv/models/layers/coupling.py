@@ -26,9 +26,9 @@ __all__ = [
 
 
 class Transform(Protocol):
-    """An invertible map of single elements, whose parameters a network computes.
+    """An invertible elementwise map with parameters computed by a network.
 
-    ``parameters`` is how many it needs for each element; they lie behind one another along dimension 1.
+    ``parameters`` is their number per element; they are concatenated along dimension 1.
     """
 
     @property
@@ -45,7 +45,7 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class Additive:
-    """y = x + t, which keeps volumes.
+    """y = x + t, which preserves volume.
 
     References:
         Dinh, Krueger and Bengio, NICE, 2015, equation 10.
@@ -62,7 +62,7 @@ class Additive:
 
 @dataclass(frozen=True)
 class Affine:
-    """y = x · exp s + t, with s = a tanh(s'/a), so that no scale leaves [e^−a, e^a].
+    """y = x · exp s + t with s = a tanh(s'/a), so that scales are in [e^−a, e^a].
 
     Args:
         bound: a.
@@ -100,17 +100,16 @@ def transform_named(name: str) -> Transform:
 
 
 class Coupling(Bijection):
-    """(a, b) ↦ (a, T_{m(a)}(b)): the network m of the passive half transforms the active one.
+    """(a, b) ↦ (a, T_{m(a)}(b)): a network m of the passive half computes the transform of the active half.
 
-    The halves lie behind one another along dimension 1 (channels of images, elements of vectors); of an odd
-    number the first has one less. The condition, where there is one, goes into the network beside the
-    passive half, spread over all positions of an image.
+    The halves are split along dimension 1 (channels of images, elements of vectors); with an odd size the first half is
+    one smaller. A condition is appended to the passive half, at every position of an image.
 
     Args:
-        network: maps (n, passive + k, …) to (n, active · transform.parameters, …), k being the size of the
-            condition. It may compute in less than the type of x.
+        network: m, maps (n, passive + k, …) to (n, active · transform.parameters, …) for a condition of size k. It may
+            compute in lower precision than x.
         transform: T.
-        swap: the second half is the passive one.
+        swap: use the second half as the passive one.
     """
 
     def __init__(self, network: nn.Module, transform: Transform, *, swap: bool = False) -> None:
@@ -143,17 +142,19 @@ class Coupling(Bijection):
             spread = condition.reshape(*condition.shape, *[1] * (passive.ndim - 2))
             passive = torch.cat([passive, spread.expand(-1, -1, *passive.shape[2:])], 1)
         raw: Tensor = self.network(passive)
-        return raw.to(passive.dtype)  # the flow keeps its precision where the network runs in less
+        return raw.to(
+            passive.dtype
+        )  # the flow keeps its precision if the network runs in a lower one
 
 
 class ConditionalTransform(Bijection):
-    """x ↦ T_{Wc + b}(x): the condition alone transforms every element; the identity at the start.
+    """x ↦ T_{Wc + b}(x): only the condition c determines the transform of each element; initially the identity.
 
-    With a one-hot condition W is a table of shifts and log-scales, one row for each class.
+    With a one-hot condition, W is a table of shifts and log-scales with one row per class.
 
     Args:
-        features: elements d of a sample, whatever its shape.
-        condition: size k of the condition.
+        features: d, number of elements of a sample of any shape.
+        condition: k, size of the condition.
         transform: T.
     """
 
@@ -173,22 +174,20 @@ class ConditionalTransform(Bijection):
 
     def _raw(self, condition: Tensor | None) -> Tensor:
         if condition is None:
-            raise BadParameter(
-                "a conditional layer without its condition", got=None, expected="(n, k)"
-            )
+            raise BadParameter("a conditional layer needs a condition", got=None, expected="(n, k)")
         with torch.autocast(condition.device.type, enabled=False):
             raw: Tensor = self.table(condition)
         return raw
 
 
 def convolutional(inputs: int, outputs: int, width: int, *, norm: bool = False) -> nn.Sequential:
-    """Return 3×3, 1×1 and 3×3 convolutions with ReLU between; (n, inputs, h, w) to (n, outputs, h, w).
+    """Return 3×3, 1×1 and 3×3 convolutions with ReLU between, mapping (n, inputs, h, w) to (n, outputs, h, w).
 
     Args:
-        inputs: channels of the passive half, and elements of a condition.
-        outputs: channels.
-        width: filters of the two layers inside.
-        norm: batch norm before each ReLU.
+        inputs: channels of the passive half plus size of the condition.
+        outputs: channels of the output.
+        width: filters of the two hidden layers.
+        norm: use batch norm before each ReLU.
 
     References:
         Jacobsen et al., Excessive invariance, ICLR 2019, appendix B.2.
@@ -204,13 +203,13 @@ def convolutional(inputs: int, outputs: int, width: int, *, norm: bool = False) 
 def linear_conditioner(
     inputs: int, outputs: int, width: int, *, zeroed: bool = True
 ) -> nn.Sequential:
-    """Return three linear layers with ReLU between; (n, inputs) to (n, outputs).
+    """Return three linear layers with ReLU between, mapping (n, inputs) to (n, outputs).
 
     Args:
-        inputs: elements of the passive half, and of a condition.
-        outputs: elements of the active half, times the parameters of its transform.
-        width: of the layers inside.
-        zeroed: whether the last layer starts from zero, or at random like the others.
+        inputs: elements of the passive half plus size of the condition.
+        outputs: elements of the active half times parameters of the transform.
+        width: width of the hidden layers.
+        zeroed: initialise the last layer with zeros instead of random weights.
 
     References:
         Jacobsen et al., Excessive invariance, ICLR 2019, appendix B.1.
@@ -233,19 +232,18 @@ def _zeroed(layer: nn.Linear | nn.Conv2d) -> nn.Module:
 
 
 class LogitCoupling(Bijection):
-    """(n, c, h, w) ↦ (z_s, r), with z_s = gain · V x + g(r) and r the rest of the image: an additive coupling.
+    """(n, c, h, w) ↦ (z_s, r): an additive coupling z_s = gain · V x + g(r), where r is the rest of the image.
 
-    The C rows of V are orthonormal. Each has its own pixels, those nearest to the corners of the first
-    channel, with weights of both signs, so that a logit can be moved either way inside the box. r are the
-    coordinates orthogonal to them: all other pixels unchanged, and those of each row after a reflection that
-    takes the row to the first of them.
+    The C rows of V are orthonormal. Each row has its own pixels, nearest to the corners of the first channel, with
+    weights of both signs, so that a logit can be raised and lowered inside the bounds. r has the coordinates orthogonal
+    to V: all other pixels unchanged, and the pixels of each row after a reflection that maps the row to the first axis.
 
     Args:
-        network: g, from (n, c, h, w) images with V x = 0 to (n, C).
+        network: g, maps images (n, c, h, w) with V x = 0 to (n, C).
         shape: (c, h, w).
         num_classes: C.
-        pixels: of each row of V, an even number.
-        gain: what a unit of V x is worth in logits.
+        pixels: pixels per row of V, an even number.
+        gain: logits per unit of V x.
     """
 
     carriers: Tensor
@@ -264,9 +262,9 @@ class LogitCoupling(Bijection):
         size, taken = shape[0] * shape[1] * shape[2], pixels * num_classes
         if pixels < 2 or pixels % 2 or taken >= shape[1] * shape[2]:
             expected = f"an even number, less than {shape[1] * shape[2]} for all classes together"
-            raise BadParameter("unusable pixels of a logit coupling", got=pixels, expected=expected)
+            raise BadParameter("invalid pixels of a logit coupling", got=pixels, expected=expected)
         self.network, self.shape, self.gain, self.pixels = network, tuple(shape), gain, pixels
-        # class k has every C-th of the pixels, so that all classes have some in each corner
+        # class k gets every C-th pixel, so that all classes have pixels in each corner
         carriers = corner_first(shape[1], shape[2])[:taken].reshape(pixels, num_classes).T
         free = torch.ones(size, dtype=torch.bool)
         free[carriers] = False
@@ -291,7 +289,7 @@ class LogitCoupling(Bijection):
         return raw.to(rest.dtype)
 
     def _image(self, first: Tensor, rest: Tensor) -> Tensor:
-        """Return the image (n, c, h, w) with V x = first (n, C) and the other coordinates rest."""
+        """Return the image (n, c, h, w) with V x = first (n, C) and r = rest."""
         border = self.carriers.numel() - len(self.carriers)
         others = rest[:, :border].reshape(len(rest), len(self.carriers), -1)
         flat = rest.new_empty(len(rest), rest.shape[1] + len(self.carriers))
@@ -300,7 +298,7 @@ class LogitCoupling(Bijection):
         return flat.reshape(-1, *self.shape)
 
     def _reflect(self, values: Tensor) -> Tensor:
-        """Reflect (n, C, pixels) so that v = (+, −, +, −, …)/√pixels and the first axis change places."""
+        """Reflect (n, C, pixels) so that v = (+, −, +, −, …)/√pixels and the first axis are exchanged."""
         normal = -torch.ones(self.pixels, dtype=torch.float64) / sqrt(self.pixels)
         normal[1::2] *= -1
         normal[0] += 1

@@ -1,4 +1,4 @@
-"""Linear invertible layers: activation normalization, channel mixing, cosine transform, flattening."""
+"""Linear invertible layers: activation normalisation, channel mixing, cosine transform, flattening."""
 
 import math
 from collections.abc import Sequence
@@ -22,14 +22,14 @@ __all__ = [
 
 
 _MIN_DEVIATION = 1e-3
-"""A channel that hardly varies in the first batch is not blown up by more than this makes of it."""
+"""Lower limit of a channel's deviation in the first batch, which limits its scale."""
 
 
 class ActNorm(Bijection):
-    """y = (x + b) · exp s for each channel; the first batch in training mode comes out standardised.
+    """y = (x + b) · exp s for each channel, initialised so that the first training batch is standardised.
 
-    That it has been initialised is a buffer: weights that are loaded stay as they are. Until then it is the
-    identity.
+    The flag ``initialised`` is a buffer, so that loaded weights are not initialised again. Before the first training
+    batch, the layer is the identity.
 
     Args:
         channels: size of dimension 1.
@@ -70,10 +70,11 @@ def _along_channels(values: Tensor, x: Tensor) -> Tensor:
 
 
 class Mixing(Bijection):
-    """y = W x at every position, W = P L (U + diag(±exp s)) of channels × channels: a 1×1 convolution.
+    """A 1×1 convolution: y = W x at every position, W = P L (U + diag(±exp s)) of channels × channels.
 
-    P and the signs are fixed at the start, when W is a random rotation; L is unit lower triangular and U
-    strictly upper triangular (they share one square), so W stays invertible and log |det W| = Σ s. Vectors have one position.
+    W is initialised as a random rotation. P and the signs are constants. L is unit lower triangular and U strictly upper
+    triangular, so that W stays invertible and log |det W| = Σ s. One parameter matrix stores both L and U. A vector
+    counts as one position.
 
     Args:
         channels: size of dimension 1.
@@ -116,7 +117,7 @@ class Mixing(Bijection):
 
 
 class Permutation(Bijection):
-    """The channels in another, fixed order; log-determinant 0.
+    """A fixed permutation of the channels; log-determinant 0.
 
     Args:
         order: y_i = x_{order[i]}.
@@ -141,7 +142,7 @@ def _as_columns(x: Tensor) -> Tensor:
 
 
 def dct_matrix(size: int) -> Tensor:
-    """Return the orthogonal DCT-II matrix, (size, size) float64: row k holds the k-th cosine.
+    """Return the orthogonal DCT-II matrix, (size, size) float64, whose row k is the k-th cosine.
 
     Example:
         >>> m = dct_matrix(7)
@@ -155,9 +156,9 @@ def dct_matrix(size: int) -> Tensor:
 
 
 class CosineTransform(Bijection):
-    """DCT-II over each feature map of (n, c, h, w); log-determinant 0.
+    """DCT-II of each feature map of (n, c, h, w); log-determinant 0.
 
-    The component of frequency (0, 0) is the map's mean times √(h w).
+    The component of frequency (0, 0) is the mean of the map times √(h w).
 
     Args:
         height, width: h and w.
@@ -168,7 +169,7 @@ class CosineTransform(Bijection):
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__()
-        # no buffers: a cast of the network to float32 and back would cost their orthogonality
+        # no buffers: casting the network to float32 and back would destroy their orthogonality
         self._rows, self._columns = dct_matrix(height), dct_matrix(width)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -182,11 +183,11 @@ class CosineTransform(Bijection):
 
 
 class Flatten(Bijection):
-    """(n, c, h, w) ↦ (n, c h w), all channels of one position before those of the next.
+    """(n, c, h, w) ↦ (n, c h w), with all channels of one position before those of the next.
 
     Args:
         shape: (c, h, w).
-        positions: (h w,) the positions, row by row, in the order wanted.
+        positions: (h w,) row-major indices of the positions in the order of the output.
     """
 
     def __init__(self, shape: tuple[int, int, int], positions: Tensor) -> None:
@@ -203,7 +204,7 @@ class Flatten(Bijection):
 
 
 def low_pass_first(height: int, width: int) -> Tensor:
-    """Return the frequencies (u, v), as u · width + v, by u + v and then by u; (height · width,).
+    """Return the frequencies (u, v) as u · width + v, sorted by u + v and then by u; (height · width,).
 
     Example:
         >>> low_pass_first(2, 3).tolist()
@@ -214,7 +215,7 @@ def low_pass_first(height: int, width: int) -> Tensor:
 
 
 def centre_first(height: int, width: int) -> Tensor:
-    """Return the positions by their distance to the middle of the map, (height · width,).
+    """Return the positions sorted by distance to the centre of the map, (height · width,).
 
     Example:
         >>> centre_first(3, 3).tolist()
@@ -226,7 +227,7 @@ def centre_first(height: int, width: int) -> Tensor:
 
 
 def corner_first(height: int, width: int) -> Tensor:
-    """Return the positions by their city-block distance to the nearest corner, (height · width,).
+    """Return the positions sorted by city-block distance to the nearest corner, (height · width,).
 
     Example:
         >>> corner_first(3, 3).tolist()

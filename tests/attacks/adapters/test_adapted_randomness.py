@@ -1,4 +1,4 @@
-"""Foreign code draws each sample's own numbers and leaves the global generators alone."""
+"""Code of other libraries draws per-sample random numbers, and the global generators are restored."""
 
 import random
 

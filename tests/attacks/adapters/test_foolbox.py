@@ -50,7 +50,7 @@ UNSEEING = {"L2ContrastReductionAttack", "LinfAdditiveUniformNoiseAttack"}
 
 
 def classes():
-    """Return a name for each attack, aliases left out."""
+    """Return a name for each attack, without aliases."""
     names = {FoolboxAttack(name)._class: name for name in reversed(able())}
     return sorted(names.values())
 
@@ -100,7 +100,7 @@ def test_the_dataset_attack_returns_other_images_of_the_batch(lab):
 
 
 class Rounding:
-    """A linear classifier that sees its input rounded to 0 and 1."""
+    """A linear classifier of the input rounded to 0 and 1."""
 
     num_classes, bounds, dtype = 4, (0.0, 1.0), torch.float64
 
@@ -259,7 +259,7 @@ def test_attacks_that_do_without_a_starting_point_draw_none(lab):
 
 
 class Fragile:
-    """A linear classifier that raises when it sees an image near a given one."""
+    """A linear classifier that raises an error for images close to a given one."""
 
     num_classes, bounds, dtype = 4, (0.0, 1.0), torch.float64
 

@@ -20,7 +20,7 @@ from robustbench_inv.threat.threat_model import ThreatModel
 
 @dataclass(frozen=True)
 class Brightness:
-    """Class 1 where the mean is above a threshold, whatever else is shown; never, for a threshold above 1."""
+    """Class 1 if the mean is above a threshold; never for a threshold above 1."""
 
     threshold: float = 2.0
     bounds = (0.0, 1.0)

@@ -18,7 +18,7 @@ N = 30
 
 
 def mean_classifier():
-    """Class 1 if the mean of 16 pixels is above a half: a donor falls if its mean is within the radius of it."""
+    """Class 1 if the mean of 16 pixels is above 0.5: a donor collides if its mean is within the radius of 0.5."""
     linear = nn.Linear(16, 2)
     linear.weight.data = torch.stack([-torch.ones(16), torch.ones(16)])
     linear.bias.data = torch.tensor([8.0, -8.0])

@@ -20,7 +20,7 @@ from robustbench_inv.threat.goals import KeepDecision
 from robustbench_inv.threat.threat_model import ThreatModel
 
 WIDE = (-20.0, 20.0)
-"""Bounds that no metamer of the rotation leaves, so that what is shown is what was decoded."""
+"""Bounds that contain all metamers of the rotation, so that clipping changes nothing."""
 
 N = 24
 
@@ -39,7 +39,7 @@ def batch_for(model, n=N):
 
 
 def run(attack, model, batch=None):
-    """Return what is shown, and what was measured."""
+    """Return the results and the logged values."""
     batch = batch or batch_for(model)
     threat, rng = ThreatModel(Unbounded(), KeepDecision()), SampleRNG(0, batch.ids)
     meter = CountingModel(model, batch, threat, rng, keep_best=False)

@@ -47,7 +47,7 @@ def batch_of(images, labels):
 
 
 def run(attack, module, budget=None, batch=None):
-    """Return what is shown, and the meter with what was measured; by default of two points, each the other's donor."""
+    """Return the results and the queries; by default of two points, each the other's donor."""
     points = torch.tensor([CLEAN, DONOR], dtype=torch.float64)
     batch = batch or batch_of(points, torch.tensor([0, 1]))
     threat = ThreatModel(budget or Unbounded("l1"), KeepDecision())
@@ -137,7 +137,7 @@ def test_random_networks_have_equal_outputs(layer):
     assert (measured["dimension"] >= 36 - 12).all()
     assert (measured["distance_share"] > 0.1).all()
     assert ((adversarial >= 0) & (adversarial <= 1)).all()
-    # what a sample is shown does not depend on its batch
+    # the result of a sample does not depend on its batch
     alone = batch_of(images, batch.labels)[torch.tensor([7])]
     assert torch.equal(run(ReluPreimage(layer), module, batch=alone)[0][0], adversarial[7])
 

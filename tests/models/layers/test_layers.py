@@ -100,7 +100,7 @@ def test_condition_alone_is_a_table_of_shifts_and_log_scales():
 
 
 def test_condition_alone_says_when_there_is_no_condition():
-    with pytest.raises(BadParameter, match="without its condition"):
+    with pytest.raises(BadParameter, match="needs a condition"):
         ConditionalTransform(2, 3, Affine())(images(1, 2))
 
 

@@ -30,5 +30,5 @@ def test_both_ends_are_finite_and_opposite():
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, -0.1])
 def test_unusable_alphas_are_refused(alpha):
-    with pytest.raises(BadParameter, match="unusable alpha"):
+    with pytest.raises(BadParameter, match="invalid alpha"):
         LogitTransform(alpha)

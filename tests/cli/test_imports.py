@@ -1,0 +1,73 @@
+"""What help texts and listings import: this package's light modules, typer, and the standard library alone.
+
+Start-up takes as long as these imports; ``make bench`` measures the time.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import contextlib, io, json, sys
+import typer
+before = set(sys.modules)
+from robustbench_inv.cli.main import main
+for arguments in json.loads(sys.argv[1]):
+    sys.argv = ["invbench", *arguments]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            main()
+        except SystemExit as leaving:
+            assert not leaving.code and out.getvalue(), arguments
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+COMMANDS = {
+    *("calibrate", "data", "entries", "evaluate", "label", "main", "options", "output", "queue"),
+    *("report", "reproduce", "rescore", "train"),
+}
+HELP = {
+    "robustbench_inv",
+    "robustbench_inv.cli",
+    "robustbench_inv.errors",
+    *(f"robustbench_inv.cli.{n}" for n in COMMANDS),
+}
+LISTING = {
+    "robustbench_inv.catalogue",
+    *(f"robustbench_inv.catalogue.{n}" for n in ("cards", "fields", "listing", "locate")),
+    "robustbench_inv.catalogue.references",
+    "robustbench_inv.identity",
+}
+KINDS = ("models", "attacks", "suites", "threats", "oracles", "datasets", "reproductions")
+
+
+def imported_by(*commands):
+    """Return the modules outside the standard library that commands import besides typer."""
+    child = [sys.executable, "-c", CODE, json.dumps(commands)]
+    done = subprocess.run(child, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    modules = json.loads(done.stdout)
+    outside = {m for m in modules if m.partition(".")[0] not in sys.stdlib_module_names}
+    return {
+        m for m in outside if not m.startswith("_sysconfigdata")
+    }  # generated, part of the library
+
+
+@pytest.mark.parametrize(
+    ("command", "allowed"),
+    [(("--help",), HELP), (("list", "models"), HELP | LISTING)],
+    ids=["help", "list"],
+)
+def test_help_and_listings_import_a_known_set(command, allowed):
+    found = {m for m in imported_by(command) if not m.startswith("typer.")}
+    assert found <= allowed, sorted(found - allowed)
+
+
+def test_no_help_and_no_listing_imports_a_heavy_package():
+    listings = [["list", kind, "--json"] for kind in KINDS]
+    helps = [[command, "--help"] for command in ("evaluate", "reproduce", "train", "label")]
+    found = imported_by(["--version"], ["reproduce"], *helps, *listings)
+    packages = {module.partition(".")[0] for module in found}
+    assert packages <= {"robustbench_inv", "typer"}
