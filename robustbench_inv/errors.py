@@ -1,5 +1,8 @@
 """Errors for users: each states the problem, the value got, the value expected and the remedy on one line."""
 
+import difflib
+from collections.abc import Iterable
+
 __all__ = [
     "AttackFailed",
     "BadCatalogue",
@@ -12,6 +15,8 @@ __all__ = [
     "MissingExtra",
     "UnknownName",
     "UsageError",
+    "did_you_mean",
+    "suggest",
 ]
 
 
@@ -92,3 +97,21 @@ def _rebuild(
     kind: type[InvbenchError], problem: str, got: object, expected: str, remedy: str
 ) -> InvbenchError:
     return kind(problem, got=got, expected=expected, remedy=remedy)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``did you mean …?`` with the closest known names, ignoring case; empty if none is close.
+
+    Example:
+        >>> did_you_mean("pdg", ["fgsm", "pgd"])
+        'did you mean pgd?'
+    """
+    lower = {each.lower(): each for each in sorted(known)}
+    near = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)
+    return f"did you mean {' or '.join(lower[each] for each in near)}?" if near else ""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return ``did_you_mean``, or the list of all known names if none is close; empty if there are none."""
+    names = sorted(known)
+    return did_you_mean(name, names) or (f"known: {', '.join(names)}" if names else "")

@@ -26,19 +26,19 @@ PENDING = frozenset(
         "catalogue",
         "checks",
         "cli",
-        "data",
         "evaluation",
         "models",
-        "package",
         "reporting",
         "reports",
         "results",
         "testing",
-        "threat",
         "training",
     }
 )
 """Parts of the repository whose prose is still to be rewritten; they are reported and do not fail."""
+
+SHORTEST_MESSAGE = 3
+"""Words of a string that is prose; shorter ones are keys and names of random streams."""
 
 LONGEST_SENTENCE = 35
 LONGEST_LINE = 120
@@ -130,18 +130,17 @@ def passage(path: Path, line: int, text: str) -> Passage:
 def source_passages(path: Path) -> Iterator[Passage]:
     """Yield docstrings, comments, and the strings of a module that have at least three words."""
     source = path.read_text()
-    for node in ast.walk(tree := ast.parse(source)):
+    formatted, parts, texts = [], set(), []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.JoinedStr):
-            yield passage(path, node.lineno, "".join(map(_literal, node.values)))
-    inside = {
-        id(part)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.JoinedStr)
-        for part in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if _is_text(node) and id(node) not in inside and len(node.value.split()) >= 3:
-            yield passage(path, node.lineno, node.value)
+            formatted.append((node.lineno, "".join(map(_literal, node.values))))
+            parts |= {id(part) for part in ast.walk(node)}
+        elif _is_text(node):
+            texts.append(node)
+    texts = [(node.lineno, node.value) for node in texts if id(node) not in parts]
+    for line, text in (*formatted, *texts):
+        if len(text.split()) >= SHORTEST_MESSAGE:
+            yield passage(path, line, text)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             yield passage(path, token.start[0], token.string)

@@ -1,12 +1,11 @@
 """Checks of attack parameters: ranges for our own attacks, signatures for the attacks of other libraries."""
 
-import difflib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args, get_origin
 
-from robustbench_inv.errors import BadParameter, UnknownName
+from robustbench_inv.errors import BadParameter, UnknownName, did_you_mean, suggest
 
 __all__ = [
     "Reserved",
@@ -14,7 +13,6 @@ __all__ = [
     "check_least",
     "check_parameters",
     "check_positive",
-    "did_you_mean",
     "find_attack",
 ]
 
@@ -54,16 +52,8 @@ def find_attack(library: str, known: Mapping[str, Any], name: str) -> Any:  # no
         UnknownName: with the closest known names.
     """
     if name not in known:
-        remedy = did_you_mean(name, known) or f"known: {', '.join(sorted(known))}"
-        raise UnknownName(f"{library} has no attack {name!r}", remedy=remedy)
+        raise UnknownName(f"{library} has no attack {name!r}", remedy=suggest(name, known))
     return known[name]
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``did you mean …?`` with the closest names, ignoring case; empty if none is close."""
-    lower = {each.lower(): each for each in known}
-    near = difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(lower[each] for each in near)}?" if near else ""
 
 
 def check_parameters(

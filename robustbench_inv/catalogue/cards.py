@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from robustbench_inv.catalogue.fields import Mismatch, check_fields
-from robustbench_inv.catalogue.references import suggest
-from robustbench_inv.errors import BadCatalogue
+from robustbench_inv.catalogue.fields import check_fields, explain_mismatch
+from robustbench_inv.errors import BadCatalogue, suggest
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -318,10 +317,8 @@ def check_table(kind: type[Any], values: object, place: Path | str) -> dict[str,
     """
     if not isinstance(values, Mapping):
         raise BadCatalogue(f"{place}: not a table", got=values)
-    try:
+    with explain_mismatch(BadCatalogue, str(place)):
         return check_fields(kind, values)
-    except Mismatch as mismatch:
-        raise BadCatalogue(f"{place}: {mismatch.problem}", **mismatch.details()) from None
 
 
 def to_json(card: "DataclassInstance") -> dict[str, Any]:

@@ -4,13 +4,13 @@ import dataclasses
 import inspect
 import math
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from robustbench_inv.catalogue.references import did_you_mean
-from robustbench_inv.errors import BadParameter, InvbenchError
+from robustbench_inv.errors import BadParameter, InvbenchError, did_you_mean
 
-__all__ = ["Mismatch", "call_factory", "check_fields"]
+__all__ = ["Mismatch", "call_factory", "check_fields", "explain_mismatch"]
 
 
 SCALARS = {
@@ -23,13 +23,13 @@ SCALARS = {
 
 
 class Mismatch(Exception):
-    """A key or value that does not fit; the caller says where it stood.
+    """An invalid key or value; ``explain_mismatch`` adds its place.
 
     Args:
-        problem: what is wrong.
-        got: the value found; None when it is the key that is wrong.
-        expected: what would fit.
-        remedy: the nearest valid key.
+        problem: the problem, one clause.
+        got: the value found; None for an invalid key.
+        expected: description of valid values.
+        remedy: the closest valid keys.
     """
 
     def __init__(
@@ -38,17 +38,30 @@ class Mismatch(Exception):
         super().__init__(problem)
         self.problem, self.got, self.expected, self.remedy = problem, got, expected, remedy
 
-    def details(self) -> dict[str, Any]:
-        """Return what an error of the program takes besides its problem."""
-        return {"got": self.got, "expected": self.expected, "remedy": self.remedy}
+
+@contextmanager
+def explain_mismatch(error: type[InvbenchError], place: str) -> Iterator[None]:
+    """Raise a mismatch as another error, whose message starts with its place: a file, or a name with parameters."""
+    try:
+        yield
+    except Mismatch as mismatch:
+        problem = mismatch.problem
+        if error is BadParameter:
+            problem = problem.replace("unknown key", "unknown parameter")
+        raise error(
+            f"{place}: {problem}",
+            got=mismatch.got,
+            expected=mismatch.expected,
+            remedy=mismatch.remedy,
+        ) from None
 
 
 def check_fields(kind: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values as the dataclass wants them: lists as tuples, whole numbers as floats.
+    """Return values in the types of a dataclass: lists as tuples, whole numbers as floats.
 
     Args:
-        kind: a dataclass whose annotations say what is allowed.
-        values: what was found, by field name.
+        kind: a dataclass whose annotations define the valid values.
+        values: the values found, by field name.
 
     Raises:
         Mismatch: for an unknown or missing key, or a value of the wrong type.
@@ -149,7 +162,8 @@ def call_factory(
         BadParameter: for a parameter that it does not have, misses, or cannot use.
     """
     if dataclasses.is_dataclass(factory):
-        return factory(**_checked(factory, parameters, name))
+        with explain_mismatch(BadParameter, name):
+            return factory(**check_fields(factory, parameters))
     _check_signature(factory, parameters, name)
     try:
         return factory(**parameters)
@@ -158,14 +172,6 @@ def call_factory(
     except Exception as error:
         problem = f"{name} raised {type(error).__name__}: {error}"
         raise BadParameter(problem, got=dict(parameters) or None) from error
-
-
-def _checked(kind: type[Any], parameters: Mapping[str, Any], name: str) -> dict[str, Any]:
-    try:
-        return check_fields(kind, parameters)
-    except Mismatch as mismatch:
-        problem = mismatch.problem.replace("unknown key", "unknown parameter")
-        raise BadParameter(f"{name}: {problem}", **mismatch.details()) from None
 
 
 def _check_signature(

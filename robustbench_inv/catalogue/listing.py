@@ -16,8 +16,8 @@ from robustbench_inv.catalogue.cards import (
     to_json,
 )
 from robustbench_inv.catalogue.locate import entries, find_plugins
-from robustbench_inv.catalogue.references import import_object, parse_reference, suggest
-from robustbench_inv.errors import BadCatalogue, MissingExtra, UnknownName
+from robustbench_inv.catalogue.references import import_object, parse_reference
+from robustbench_inv.errors import BadCatalogue, MissingExtra, UnknownName, suggest
 
 if TYPE_CHECKING:
     from robustbench_inv.catalogue.reproduction import Reproduction

@@ -9,8 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Literal
 
-from robustbench_inv.catalogue.references import did_you_mean, suggest
-from robustbench_inv.errors import BadCatalogue, UnknownName
+from robustbench_inv.errors import BadCatalogue, UnknownName, did_you_mean, suggest
 
 __all__ = [
     "CATALOGUE_VARIABLE",

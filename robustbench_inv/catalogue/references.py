@@ -1,27 +1,24 @@
 """References: how a user names a thing and its parameters in one word, ``pgd:steps=20,loss=ce``."""
 
-import difflib
 import importlib
 import importlib.util
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
-from robustbench_inv.errors import BadCatalogue, BadParameter, InvbenchError, UnknownName
+from robustbench_inv.errors import BadCatalogue, BadParameter, InvbenchError, UnknownName, suggest
 from robustbench_inv.identity import digest_file
 
 __all__ = [
     "Reference",
     "Scalar",
-    "did_you_mean",
     "import_module",
     "import_object",
     "parse_reference",
     "source_file",
-    "suggest",
 ]
 
 Scalar = int | float | bool | str
@@ -108,23 +105,6 @@ def source_file(reference: str, folder: Path | None = None) -> Path | None:
     """Return the file that ``file.py:Name`` names, absolute; None for ``module:Name``."""
     place = reference.rpartition(":")[0]
     return ((folder or Path.cwd()) / place).resolve() if _is_file(place) else None
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``did you mean …?`` with the known names that are near, empty if none is.
-
-    Example:
-        >>> did_you_mean("pdg", ["fgsm", "pgd"])
-        'did you mean pgd?'
-    """
-    near = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.6)
-    return f"did you mean {' or '.join(near)}?" if near else ""
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return what ``did_you_mean`` does, or else the list of all known names; empty if there are none."""
-    names = sorted(known)
-    return did_you_mean(name, names) or (f"known: {', '.join(names)}" if names else "")
 
 
 def _read_parameters(tail: str, text: str) -> dict[str, Scalar]:

@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 from string import Formatter
 from typing import Any, Literal
 
-from robustbench_inv.catalogue.references import parse_reference, suggest
-from robustbench_inv.errors import UnknownName, UsageError
+from robustbench_inv.catalogue.references import parse_reference
+from robustbench_inv.errors import UnknownName, UsageError, suggest
 
 __all__ = [
     "CellAddress",

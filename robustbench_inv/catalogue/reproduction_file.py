@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_inv.catalogue.cards import read_toml
-from robustbench_inv.catalogue.fields import Mismatch, check_fields
+from robustbench_inv.catalogue.fields import Mismatch, check_fields, explain_mismatch
 from robustbench_inv.catalogue.locate import find
-from robustbench_inv.catalogue.references import suggest
 from robustbench_inv.catalogue.reproduction import (
     Claim,
     Column,
@@ -21,7 +20,7 @@ from robustbench_inv.catalogue.reproduction import (
     Row,
     Trial,
 )
-from robustbench_inv.errors import BadCatalogue
+from robustbench_inv.errors import BadCatalogue, suggest
 
 __all__ = ["load_reproduction", "read_reproduction"]
 
@@ -48,10 +47,8 @@ def read_reproduction(path: Path) -> Reproduction:
     protocol = values.pop("protocol", None)
     if isinstance(protocol, str):
         values = _merged(read_toml(path.parent / protocol), values)
-    try:
+    with explain_mismatch(BadCatalogue, str(path)):
         return _reproduction(path, values)
-    except Mismatch as mismatch:
-        raise BadCatalogue(f"{path}: {mismatch.problem}", **mismatch.details()) from mismatch
 
 
 def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from robustbench_inv.catalogue.cards import GOALS, read_threat
-from robustbench_inv.catalogue.fields import Mismatch, check_fields
+from robustbench_inv.catalogue.fields import check_fields, explain_mismatch
 from robustbench_inv.catalogue.locate import entries, find
-from robustbench_inv.catalogue.references import Reference, parse_reference, suggest
-from robustbench_inv.errors import BadParameter, CapabilityMismatch, UnknownName
+from robustbench_inv.catalogue.references import Reference, parse_reference
+from robustbench_inv.errors import BadParameter, CapabilityMismatch, UnknownName, suggest
 
 if TYPE_CHECKING:
     from robustbench_inv.attacks.protocol import Attack
@@ -133,16 +133,10 @@ def load_goal(text: str) -> "Goal":
         "misclassify-same-class": {"same_class": True},
         "target-accepted": {"accepted": True},
     }.get(reference.name, {})
-    values = _checked(kinds[reference.name], reference.parameters, text)
+    with explain_mismatch(BadParameter, f"goal {text}"):
+        values = check_fields(kinds[reference.name], reference.parameters)
     goal: Goal = kinds[reference.name](**{**values, **fixed, "name": reference.name})
     return goal
-
-
-def _checked(kind: type[Any], values: Mapping[str, Any], text: str) -> dict[str, Any]:
-    try:
-        return check_fields(kind, values)
-    except Mismatch as mismatch:
-        raise BadParameter(f"goal {text}: {mismatch.problem}", **mismatch.details()) from None
 
 
 def _split(text: str) -> tuple[str, dict[str, Any]]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from robustbench_inv.errors import BadParameter, UnknownName
+from robustbench_inv.errors import BadParameter, UnknownName, suggest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,9 +58,7 @@ def dataset_entry(name: str) -> DatasetEntry:
     """
     if name in DATASETS:
         return DATASETS[name]
-    near = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.5)
-    remedy = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(DATASETS)}"
-    raise UnknownName("no such data set", got=name, remedy=remedy)
+    raise UnknownName("no such data set", got=name, remedy=suggest(name, DATASETS))
 
 
 def open_dataset(

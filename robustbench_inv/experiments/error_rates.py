@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustbench_inv.catalogue.fields import Mismatch, check_fields
+from robustbench_inv.catalogue.fields import check_fields, explain_mismatch
 from robustbench_inv.catalogue.models import LoadedModel
 from robustbench_inv.data.planted import PlantedFeatures
 from robustbench_inv.data.protocol import Dataset
@@ -139,11 +139,8 @@ def parse_probe_config(fields: Mapping[str, Any], seed: int) -> tuple[str, Probe
     """
     values = {"seed": seed, **fields}
     name = str(values.pop("name", "nuisance"))
-    try:
+    with explain_mismatch(BadCatalogue, f"probe {name}"):
         return name, ProbeConfig(**check_fields(ProbeConfig, values))
-    except Mismatch as mismatch:
-        problem = f"probe {name}: {mismatch.problem}"
-        raise BadCatalogue(problem, **mismatch.details()) from mismatch
 
 
 def _report_epoch(request: ExperimentRequest, what: str, epoch: int, error: float) -> None:

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from robustbench_inv.catalogue.datasets import load_dataset
 from robustbench_inv.catalogue.models import LoadedModel, load_model
-from robustbench_inv.catalogue.references import import_object, suggest
+from robustbench_inv.catalogue.references import import_object
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.data.sampling import select_samples
-from robustbench_inv.errors import BadCatalogue
+from robustbench_inv.errors import BadCatalogue, suggest
 from robustbench_inv.results.experiment_result import ExperimentResult
 from robustbench_inv.training.objectives import TrainingData
 

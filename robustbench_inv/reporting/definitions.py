@@ -7,10 +7,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from robustbench_inv.catalogue.fields import Mismatch, check_fields
+from robustbench_inv.catalogue.fields import Mismatch, check_fields, explain_mismatch
 from robustbench_inv.catalogue.locate import entries
-from robustbench_inv.catalogue.references import suggest
-from robustbench_inv.errors import BadCatalogue, UnknownName
+from robustbench_inv.errors import BadCatalogue, UnknownName, suggest
 from robustbench_inv.results.cell import FinishedCell
 
 __all__ = [
@@ -137,9 +136,8 @@ def read_definition(path: Path) -> Definition:
         BadCatalogue: if it cannot be read or says something that has no meaning.
     """
     try:
-        return _definition(path.stem, tomllib.loads(path.read_text(encoding="utf-8")))
-    except Mismatch as error:
-        raise BadCatalogue(f"{path.name}: {error}", **error.details()) from error
+        with explain_mismatch(BadCatalogue, path.name):
+            return _definition(path.stem, tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise BadCatalogue(f"unreadable report definition {path}", remedy=str(error)) from error
 

@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from robustbench_inv.catalogue.cards import check_table, read_toml
 from robustbench_inv.catalogue.locate import catalogue_roots, find
-from robustbench_inv.catalogue.references import suggest
-from robustbench_inv.errors import BadCatalogue
+from robustbench_inv.errors import BadCatalogue, suggest
 from robustbench_inv.identity import digest_value
 
 __all__ = ["ARCHITECTURES", "OBJECTIVES", "Recipe", "find_recipe", "read_recipe"]

@@ -6,14 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustbench_inv.catalogue.references import (
-    Reference,
-    did_you_mean,
-    import_object,
-    parse_reference,
-    suggest,
-)
-from robustbench_inv.errors import BadCatalogue, BadParameter, UnknownName
+from robustbench_inv.catalogue.references import Reference, import_object, parse_reference
+from robustbench_inv.errors import BadCatalogue, BadParameter, UnknownName, did_you_mean, suggest
 
 WORD = st.text(string.ascii_letters + string.digits + "_-.", min_size=1, max_size=8).filter(
     lambda word: (

@@ -52,7 +52,7 @@ def test_entries_are_listed_under_their_names():
         ("mnist5", "mnist5k"),
         ("fashion", "fashion-mnist"),
         ("sphere", "spheres"),
-        ("qqq", "known: mnist5k"),
+        ("qqq", "known: cifar10"),
     ],
 )
 def test_unknown_names_are_answered_with_the_nearest(name, remedy):
