@@ -305,7 +305,7 @@ def load_oracle(
         raise CapabilityMismatch(
             f"{reference} has too few eligible members",
             got="; ".join(notes) or ", ".join(card.members),
-            expected=f"at least {MIN_MEMBERS} besides the attacked model",
+            expected=f"at least {MIN_MEMBERS} other than the attacked model",
             remedy="name another panel, or a CSV of human labels",
         )
     return PanelOracle(str(reference), card.rule, members, dataset, notes)
