@@ -25,7 +25,7 @@ SAMPLES, STEPS, QUERIES = 20, 1000, 1000
 HOPS = 10
 """Steps of HopSkipJump, 50·√t probes in each and 200 at most: Foolbox takes a quarter of an hour for our preset's 25."""
 
-OURS = f"hopskipjump:steps={HOPS},most=200"
+OURS = f"hopskipjump:steps={HOPS},max_queries=200"
 FOOLBOX = (
     f"foolbox:HopSkipJumpAttack:steps={HOPS},"
     "initial_gradient_eval_steps=50,max_gradient_eval_steps=200"

@@ -156,8 +156,8 @@ def accepted_margin(output: Output, labels: Tensor) -> Tensor:
         return (
             wrong if output.accepted is None else wrong.clamp_max(0).where(~output.accepted, wrong)
         )
-    worth = torch.minimum(class_margins(output.logits), output.clearance)
-    return worth.scatter(1, labels[:, None], float("-inf")).max(1).values
+    limits = torch.minimum(class_margins(output.logits), output.clearance)
+    return limits.scatter(1, labels[:, None], float("-inf")).max(1).values
 
 
 def acceptance_margin(output: Output) -> Tensor:
@@ -165,11 +165,11 @@ def acceptance_margin(output: Output) -> Tensor:
 
     Without clearance, it is the margin of the prediction, with a negative sign where the model rejects.
     """
-    lead = class_margins(output.logits)
+    margins = class_margins(output.logits)
     if output.clearance is not None:
-        return torch.minimum(lead, output.clearance).max(1).values
-    ahead = lead.max(1).values
-    return ahead if output.accepted is None else (-ahead).where(~output.accepted, ahead)
+        return torch.minimum(margins, output.clearance).max(1).values
+    largest = margins.max(1).values
+    return largest if output.accepted is None else (-largest).where(~output.accepted, largest)
 
 
 def relative_difference(logits: Tensor, again: Tensor) -> float:

@@ -23,17 +23,14 @@ PHRASES = ROOT / "tests" / "data" / "phrases.txt"
 
 PENDING = frozenset(
     {
-        "attacks",
         "catalogue",
         "checks",
         "cli",
         "evaluation",
-        "models",
         "reporting",
         "reports",
         "results",
         "testing",
-        "training",
     }
 )
 """Parts of the repository whose prose is still to be rewritten; they are reported and do not fail."""

@@ -29,7 +29,7 @@ IDS = torch.arange(256)
         ),
     ],
 )
-def test_known_answers_of_philox4x32_10(counter, key, words):
+def test_published_test_vectors_of_philox4x32_10(counter, key, words):
     def read(text):
         return [int(word, 16) for word in text.split()]
 
@@ -91,7 +91,7 @@ def test_no_samples_no_draws(draw):
     assert draw(SampleRNG(0, IDS[:0])).shape == (0, 3, 5)
 
 
-def test_the_global_generator_is_left_alone():
+def test_the_global_generator_is_not_used():
     before = torch.random.get_rng_state()
     SampleRNG(0, IDS).normal((3,))
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -120,7 +120,7 @@ def test_neighbours_are_not_correlated():
     assert abs((numbers * after).mean().item()) < limit
     assert abs((numbers[1:] * numbers[:-1]).mean().item()) < limit
     assert abs((numbers[:, 1:] * numbers[:, :-1]).mean().item()) < limit
-    # Box and Muller make the two halves of a draw from the same radii: squares would show a wrong angle.
+    # Box and Muller compute both halves of a draw from the same radii; a wrong angle would change the squares.
     assert abs(((numbers[:, :32] ** 2 - 1) * (numbers[:, 32:] ** 2 - 1)).mean().item()) < 4 * limit
 
 

@@ -173,13 +173,13 @@ def _project_l1_in_box(sizes: Tensor, room: Tensor, radii: Tensor) -> Tensor:
     low, high = torch.zeros_like(radii), sizes.amax(1)
     level = low
     for _ in range(MAX_ITERATIONS):
-        left = sizes - level[:, None]
-        excess = left.clamp_min(0).minimum(room).sum(1) - radii
+        rest = sizes - level[:, None]
+        excess = rest.clamp_min(0).minimum(room).sum(1) - radii
         low, high = torch.where(excess > 0, level, low), torch.where(excess > 0, high, level)
         found = excess.abs() <= 1e-12 * (1 + radii)
         if found.all():
             break
-        ahead = level + excess / ((left > 0) & (left < room)).sum(1)
+        ahead = level + excess / ((rest > 0) & (rest < room)).sum(1)
         ahead = torch.where((ahead > low) & (ahead < high), ahead, (low + high) / 2)
         level = torch.where(found, level, ahead)
     return (sizes - level[:, None]).clamp_min(0).minimum(room)

@@ -48,9 +48,9 @@ class DecisionOracle:
         high = torch.ones_like(low)
         for _ in range(halvings if len(rows) else 0):
             middle = (low + high) / 2
-            shown = _interpolate(clean, images, middle, norm_name)
-            hit = self.reached(shown, rows)
-            nearest = where_rows(hit, shown, nearest)
+            candidates = _interpolate(clean, images, middle, norm_name)
+            hit = self.reached(candidates, rows)
+            nearest = where_rows(hit, candidates, nearest)
             low, high = low.where(hit, middle), middle.where(hit, high)
         return nearest
 

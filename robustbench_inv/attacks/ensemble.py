@@ -31,7 +31,7 @@ __all__ = ["BROKEN_BY", "Ensemble", "SquareThenAPGD", "SubsetRunner", "common_no
 
 
 CONFIRMATIONS = 3
-"""Number of queries that must confirm an adversarial example if the model's answers differ between queries."""
+"""Number of queries that must confirm an adversarial example if the model's outputs differ between queries."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class SubsetRunner:
         return where_rows(self.threat.budget.contains(part.images, found), found, part.images)
 
     def margins(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Return the goal's margins of images (m, …), (m,): the smallest of several queries if answers may differ."""
+        """Return the goal's margins of images (m, …), (m,): the smallest of several queries if outputs may differ."""
         labels, goal = self.batch.labels[rows], self.threat.goal
-        answers = [
+        outputs = [
             self.model(images, rows)
             for _ in range(1 if self.model.success_is_final else CONFIRMATIONS)
         ]
-        found = torch.stack([goal.margin(answer, labels).double() for answer in answers])
+        found = torch.stack([goal.margin(output, labels).double() for output in outputs])
         return found.amin(0)
 
     def broken(self, margins: Tensor) -> Tensor:
@@ -153,6 +153,9 @@ class SubsetQueries:
         return self.positions if rows is None else self.positions[rows]
 
 
+SQUARE_STREAM, APGD_STREAM = "scout", "climb"
+"""Streams of random numbers of ``SquareThenAPGD``; other names would change its results."""
+
 BROKEN_BY = "ensemble_member"
 """Name of the logged number of each sample: the member that broke it, counted from 1, or 0."""
 
@@ -223,7 +226,7 @@ class SquareThenAPGD:
         long_queries: queries of the long Square attack, >= 1.
         long_threshold: a sample gets the long attack if the short one achieved at least this share of the total increase
             of the margin, between 0 and 1.
-        retry_threshold: a sample gets retries if at most this share of the clean margin is left, between 0 and 1.
+        retry_threshold: a sample gets retries if its margin is at most this share of the clean margin, between 0 and 1.
         retries: number of retries, run as one batch, >= 1.
         retry_queries: queries of each retry, >= 1.
     """
@@ -266,13 +269,17 @@ class SquareThenAPGD:
         self, runner: SubsetRunner, rows: Tensor, progress: "_Progress", queries: int, name: str
     ) -> Tensor:
         """Run Square attack and then APGD on the samples at (m,) positions; return Square attack's margins, (m,)."""
-        images = runner.run(SquareAttack(queries), rows, f"scout {name}")
+        images = runner.run(SquareAttack(queries), rows, f"{SQUARE_STREAM} {name}")
         square_margins = runner.margins(images, rows).maximum(progress.clean[rows])
-        reached, left = square_margins.clone(), (~runner.broken(square_margins)).nonzero()[:, 0]
-        if len(left):
+        reached, unbroken = square_margins.clone(), (~runner.broken(square_margins)).nonzero()[:, 0]
+        if len(unbroken):
             apgd = APGD(self.steps, loss=self.loss)
-            images[left] = runner.run(apgd, rows[left], f"climb {name}", images[left])
-            reached[left] = runner.margins(images[left], rows[left]).maximum(square_margins[left])
+            images[unbroken] = runner.run(
+                apgd, rows[unbroken], f"{APGD_STREAM} {name}", images[unbroken]
+            )
+            reached[unbroken] = runner.margins(images[unbroken], rows[unbroken]).maximum(
+                square_margins[unbroken]
+            )
         progress.update(images, reached, rows)
         return square_margins
 
@@ -289,7 +296,7 @@ class _Progress:
         self.best = torch.full_like(self.clean, -torch.inf)
 
     def nearly_broken(self, share: float) -> Tensor:
-        """Return the positions of the unbroken samples with at most a share of the clean margin left."""
+        """Return the positions of the unbroken samples whose margin is at most a share of the clean margin."""
         return ((self.best <= 0) & (self.best >= share * self.clean)).nonzero()[:, 0]
 
     def update(self, images: Tensor, reached: Tensor, rows: Tensor) -> None:

@@ -137,15 +137,15 @@ class _Search:
         """Return adversarial examples (m, …) across the boundary, the unchanged images where there are none."""
         directions = steepest_direction(gradients, self.norm)
         lengths = self.distances[rows] / math.sqrt(step)
-        ahead, left = self.images[rows], torch.arange(len(rows), device=rows.device)
+        ahead, remaining = self.images[rows], torch.arange(len(rows), device=rows.device)
         for _ in range(MAX_STEP_HALVINGS):
-            if not len(left):
+            if not len(remaining):
                 break
-            stride = broadcast(lengths[left], ahead) * directions[left]
-            shown = (self.images[rows[left]] + stride).clamp(*self.bounds)
-            hit = self.decisions.reached(shown, rows[left])
-            ahead[left[hit]] = shown[hit]
-            left, lengths = left[~hit], lengths / 2
+            stride = broadcast(lengths[remaining], ahead) * directions[remaining]
+            candidates = (self.images[rows[remaining]] + stride).clamp(*self.bounds)
+            hit = self.decisions.reached(candidates, rows[remaining])
+            ahead[remaining[hit]] = candidates[hit]
+            remaining, lengths = remaining[~hit], lengths / 2
         return ahead
 
     def _estimate(self, rows: Tensor, calls: list[int], step: int, rng: SampleRNG) -> Tensor:

@@ -155,9 +155,9 @@ def _margins(
     output: Output, labels: Tensor, threat: ThreatModel, classes: Tensor | int
 ) -> tuple[Tensor, Tensor]:
     """Return classes (m, k), and their margins over the true class (m, k), of which one must become positive."""
-    (lead,) = losses_for("margin", threat.goal)  # raises for invariance goals
+    (target_margin,) = losses_for("margin", threat.goal)  # raises for invariance goals
     if isinstance(threat.goal, Target):
-        return labels.new_empty((len(labels), 0)), lead(output, labels)[:, None]
+        return labels.new_empty((len(labels), 0)), target_margin(output, labels)[:, None]
     if isinstance(classes, int):
         classes = top_other_classes(output.logits.detach(), labels, classes)
     true = output.logits.gather(1, labels[:, None])

@@ -82,9 +82,9 @@ class LocalSearch:
             written = search.write(images, chosen)
             single = search.changed(images, pixels.gather(1, hits.argmax(1, keepdim=True)))
             images = where_rows(hits.amax(1) > 0, single, written)
-            left = ~(search.closest.update(images, model(images, rows), rows) > 0)
-            left |= not model.success_is_final
-            rows, images, allowed = rows[left], images[left], search.around(chosen)[left]
+            active = ~(search.closest.update(images, model(images, rows), rows) > 0)
+            active |= not model.success_is_final
+            rows, images, allowed = rows[active], images[active], search.around(chosen)[active]
             if not len(rows):
                 break
         return search.closest.images
@@ -134,8 +134,8 @@ class _Search:
         hits = scores.clone()
         for places in torch.split((pixels >= 0).nonzero(), MAX_IMAGES_PER_QUERY):
             sample, column = places.T
-            shown = self.changed(images[sample], pixels[sample, column][:, None])
-            output = self.model(shown, rows[sample])
+            probed = self.changed(images[sample], pixels[sample, column][:, None])
+            output = self.model(probed, rows[sample])
             labels = self.batch.labels[rows[sample]]
             scores[sample, column] = self.loss(output, labels).double()
             goal = self.closest.threat.goal

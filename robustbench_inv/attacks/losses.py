@@ -193,24 +193,24 @@ def _goal_loss(loss: Loss, goal: Goal) -> Loss:
 def _loss_or_clearance(loss: Loss, output: Output, labels: Tensor) -> Tensor:
     """Return the loss, or the clearance of the best other class where only its rejection remains to be overcome.
 
-    The goal needs min(lead, clearance) > 0, so the smaller of the two is maximized. Their scales differ, which does not
+    The goal needs min(margin, clearance) > 0, so the smaller of the two is maximized. Their scales differ, which does not
     affect attacks that use the direction of each sample's gradient.
     """
     if output.clearance is None:
         return _loss_or_score(loss(output, labels), output, output.decision != labels)
     if loss is logit_margin:
         return accepted_margin(output, labels)
-    lead = class_margins(output.logits)
-    worth = torch.minimum(lead, output.clearance).scatter(1, labels[:, None], float("-inf"))
-    best = worth.argmax(1, keepdim=True)
-    clearance, lead = output.clearance.gather(1, best)[:, 0], lead.gather(1, best)[:, 0]
-    return torch.where(clearance < lead, clearance, loss(output, labels))
+    margins = class_margins(output.logits)
+    limits = torch.minimum(margins, output.clearance).scatter(1, labels[:, None], float("-inf"))
+    best = limits.argmax(1, keepdim=True)
+    clearance, margins = output.clearance.gather(1, best)[:, 0], margins.gather(1, best)[:, 0]
+    return torch.where(clearance < margins, clearance, loss(output, labels))
 
 
 def _acceptance_loss(output: Output, _labels: Tensor) -> Tensor:
     """Return the margin of acceptance as any class, or the score if the model does not reveal its threshold."""
-    climbable = output.clearance is None and output.accepted is not None
-    return output.score if climbable and output.score is not None else acceptance_margin(output)
+    has_score = output.clearance is None and output.accepted is not None
+    return output.score if has_score and output.score is not None else acceptance_margin(output)
 
 
 def _loss_or_score(values: Tensor, output: Output, wanted: Tensor) -> Tensor:

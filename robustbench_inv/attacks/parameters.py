@@ -36,8 +36,8 @@ def check_below(attack: object, **most: float) -> None:
         _check(attack, name, 0 < getattr(attack, name) < bound, f"> 0 and < {bound:g}")
 
 
-def _check(attack: object, name: str, holds: bool, expected: str) -> None:
-    if not holds:
+def _check(attack: object, name: str, valid: bool, expected: str) -> None:
+    if not valid:
         raise BadParameter(f"unusable {name}", got=getattr(attack, name), expected=expected)
 
 

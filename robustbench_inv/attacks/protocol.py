@@ -110,7 +110,7 @@ class Batch:
 class Queries(Protocol):
     """The model as attacks query it: each call is counted for the samples that it evaluates.
 
-    ``rows`` are the positions (m,) in the batch of the m images; None stands for the whole batch in its order.
+    ``rows`` are the positions (m,) in the batch of the m images; None means the whole batch in its order.
     Attacks that work on a subset of the batch must pass them.
     """
 

@@ -195,11 +195,11 @@ def _has_gradient(gradient: Tensor) -> Tensor:
 
 def _with_guide_gradients(output: Output, guide: Output) -> Output:
     """Return the model's output, bit for bit, with the gradients of the guide's output."""
-    led = output.logits + (guide.logits - guide.logits.detach())
+    logits = output.logits + (guide.logits - guide.logits.detach())
     if output.score is None or guide.score is None:
-        return Output(led, output.score, output.accepted)
+        return Output(logits, output.score, output.accepted)
     clearance = output.clearance
     if clearance is not None and guide.clearance is not None:
         clearance = clearance + (guide.clearance - guide.clearance.detach())
     score = output.score + (guide.score - guide.score.detach())
-    return Output(led, score, output.accepted, clearance)
+    return Output(logits, score, output.accepted, clearance)

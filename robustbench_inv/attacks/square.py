@@ -72,13 +72,13 @@ class SquareAttack:
                     (QUERIES_PER_DRAW, numbers), step=1 + query // QUERIES_PER_DRAW
                 )
             if query == 0:
-                shown = proposal.first(ball, rng)
+                candidates = proposal.first(ball, rng)
             else:
                 known = best.images[rows].reshape(-1, *shape)
                 size = window(square_share(self.share, query / self.queries), shape)
-                shown = proposal.next(ball, known, size, drawn[:, query % QUERIES_PER_DRAW])
-            shown = ball.project(shown).reshape(-1, *batch.images.shape[1:])
-            active = best.update(shown, model(shown, rows), rows)
+                candidates = proposal.next(ball, known, size, drawn[:, query % QUERIES_PER_DRAW])
+            candidates = ball.project(candidates).reshape(-1, *batch.images.shape[1:])
+            active = best.update(candidates, model(candidates, rows), rows)
             if not active.all():
                 rows, drawn, ball = rows[active], drawn[active], ball[active]
             if not len(rows):

@@ -126,12 +126,12 @@ class Target:
 
     def margin(self, output: Output, labels: Tensor) -> Tensor:
         targets = self.classes(labels, output.logits.shape[1])
-        lead = -margin(output.logits, targets) - self.confidence
+        margins = -margin(output.logits, targets) - self.confidence
         if not self.accepted or output.accepted is None:
-            return lead
+            return margins
         if output.clearance is None:
-            return lead.clamp_max(0).where(~output.accepted, lead)
-        return torch.minimum(lead, output.clearance.gather(1, targets[:, None])[:, 0])
+            return margins.clamp_max(0).where(~output.accepted, margins)
+        return torch.minimum(margins, output.clearance.gather(1, targets[:, None])[:, 0])
 
     def reached(self, evidence: GoalInputs) -> Tensor:
         return self.output_reaches(evidence.after, evidence.labels)
@@ -139,9 +139,11 @@ class Target:
     def output_reaches(self, output: Output, labels: Tensor) -> Tensor:
         """Return whether an output meets the goal, (n,)."""
         targets = self.classes(labels, output.logits.shape[1])
-        lead = -margin(output.logits, targets)
-        there = (output.decision == targets) & (targets != labels) & (lead >= self.confidence)
-        return there & output.accepted if self.accepted and output.accepted is not None else there
+        margins = -margin(output.logits, targets)
+        reached = (output.decision == targets) & (targets != labels) & (margins >= self.confidence)
+        return (
+            reached & output.accepted if self.accepted and output.accepted is not None else reached
+        )
 
 
 @dataclass(frozen=True)

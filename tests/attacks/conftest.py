@@ -1,4 +1,4 @@
-"""A small classifier of images, a way to run an attack on it, and one to see what the engine would say."""
+"""A small classifier of images, and functions that run an attack on it."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -29,7 +29,7 @@ class SteadyClassifier(LinearClassifier):
 
 
 class Changed:
-    """A linear classifier whose output is changed before anyone sees it; it remembers the largest batch."""
+    """A linear classifier with a changed output, which records its largest batch."""
 
     dtype, bounds = torch.float64, (0.0, 1.0)
 
@@ -60,7 +60,7 @@ class Ran:
 
     @property
     def broken(self) -> Tensor:
-        """(n,): is the image shown misclassified?"""
+        """(n,): whether the result is misclassified."""
         output: Output = self.meter.classifier(self.images)
         return output.decision != self.meter.batch.labels
 
@@ -83,7 +83,7 @@ def problem(n=8, bounds=(0.0, 1.0), classes=4, shape=(1, 6, 6)):
 
 
 def threat_for(attack, norm=None, goal=None, eps=EPS):
-    """Return a threat that the attack can be asked for, in the last of its norms unless one is given."""
+    """Return a threat that the attack supports, in the last of its norms by default."""
     norm = norm or sorted(attack.norms)[-1]
     budget = LpBall(norm, eps[norm]) if attack.kind == "fixed-budget" else Unbounded(norm)
     return ThreatModel(budget, goal or Misclassify())
@@ -107,7 +107,7 @@ def whole(attack):
 
 
 def in_parts(attack, size, on=None, threat=None, count=None):
-    """Return the images shown in batches of a size, of the first samples or all."""
+    """Return the results in batches of a size, of the first samples or all."""
     count = count or len((on or problem())[2])
     parts = torch.split(torch.arange(count), size)
     return torch.cat([run(attack, on, threat, rows).images for rows in parts])

@@ -53,13 +53,13 @@ def run(attack, model, images, labels, threat, start=None):
     ],
     ids=repr,
 )
-def test_linear_model_falls_exactly_beyond_the_analytic_distance(attack, classes, name):
+def test_linear_model_is_broken_exactly_beyond_the_analytic_distance(attack, classes, name):
     model, images, labels = linear_problem(2, classes)
     nearest = float(model.distance(images[:1], labels[:1], name))
     for factor in (0.999, 1.01):
         threat = ThreatModel(LpBall(name, factor * nearest))
-        shown, _ = run(attack, model, images[:1], labels[:1], threat)
-        assert bool((model(shown).decision != labels[:1]).all()) == (factor > 1)
+        adversarial, _ = run(attack, model, images[:1], labels[:1], threat)
+        assert bool((model(adversarial).decision != labels[:1]).all()) == (factor > 1)
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,11 @@ def test_larger_budgets_lead_back_in_from_beyond_a_plateau(norm):
     labels, threat = torch.zeros(120, dtype=torch.int64), ThreatModel(LpBall(norm, eps))
     model, broken = Model(plateau, 2), []
     for radius_schedule in ((), (8.0, 4.0, 2.0)):
-        shown, meter = run(APGD(80, radius_schedule=radius_schedule), model, images, labels, threat)
-        assert threat.budget.contains(images, shown).all()
-        broken.append(int((model(shown).decision != labels).sum()))
+        adversarial, meter = run(
+            APGD(80, radius_schedule=radius_schedule), model, images, labels, threat
+        )
+        assert threat.budget.contains(images, adversarial).all()
+        broken.append(int((model(adversarial).decision != labels).sum()))
         assert broken[-1] == int(meter.found.sum())
     assert broken[1] > broken[0]
 
@@ -110,7 +112,7 @@ def test_checkpoints_are_the_papers():
     assert checkpoint_steps(1, "l2") == [1]
 
 
-def test_steps_are_halved_where_they_led_nowhere_and_begin_again_at_the_best():
+def test_steps_without_progress_are_halved_and_restart_at_the_best():
     clean = torch.full((4, 1, 2, 2), 0.5, dtype=torch.float64)
     state = APGDState.start(Ball(clean, LpBall("linf", 0.1), (0.0, 1.0)), clean)
     state = replace(
@@ -130,7 +132,7 @@ def test_steps_are_halved_where_they_led_nowhere_and_begin_again_at_the_best():
     assert (after.images[~after.halved] == 0.6).all()
 
 
-def test_the_first_answer_is_no_rise():
+def test_the_first_query_is_no_increase():
     clean = torch.full((1, 4), 0.5, dtype=torch.float64)
     state = APGDState.start(Ball(clean, LpBall("linf", 0.1), (0.0, 1.0)), clean)
     for loss, increases in ((-3.0, 0), (-2.0, 1), (-2.5, 1), (-1.0, 2)):
@@ -166,7 +168,7 @@ def test_neither_shift_nor_scale_of_the_logits_matters(loss, scale, shift):
     torch.testing.assert_close(moved, plain, rtol=0, atol=1e-6)
 
 
-def test_targets_lead_where_the_runner_up_does_not():
+def test_targeted_runs_succeed_where_the_runner_up_misleads():
     """The runner-up's logit is constant; the class behind it can be reached."""
 
     def function(points):
@@ -177,31 +179,31 @@ def test_targets_lead_where_the_runner_up_does_not():
     labels, threat = torch.zeros(2, dtype=torch.int64), ThreatModel(LpBall("linf", 0.2))
     for classes, falls in ((0, False), (1, False), (2, True)):
         attack = APGD(steps=10, loss="margin", target_classes=classes)
-        shown, _ = run(attack, model, images, labels, threat, images - 0.1)
-        assert bool((model(shown).decision == 2).all()) == falls
+        adversarial, _ = run(attack, model, images, labels, threat, images - 0.1)
+        assert bool((model(adversarial).decision == 2).all()) == falls
 
 
-def test_fallen_samples_leave_and_the_last_step_is_judged():
+def test_broken_samples_stop_and_the_last_step_is_evaluated():
     model, images, labels = linear_problem(8, 2)
     distances = model.distance(images, labels, "linf")
     threat = ThreatModel(LpBall("linf", float(distances.median()) * 1.001))
-    shown, meter = run(APGD(steps=20), model, images, labels, threat)
-    fell = model(shown).decision != labels
+    adversarial, meter = run(APGD(steps=20), model, images, labels, threat)
+    fell = model(adversarial).decision != labels
     assert 0 < fell.sum() < 8
     assert (meter.forward_passes[~fell] == 21).all()
     assert (meter.backward_passes[~fell] == 20).all()
     assert (meter.forward_passes[fell] < 21).all()
 
 
-def test_aims_at_a_class_and_begins_where_the_batch_says():
+def test_it_reaches_a_target_and_uses_warm_starts():
     model, images, labels = linear_problem(9, 3)
     rows = labels != 2
     threat = ThreatModel(LpBall("l2", 0.4), Target(2))
     for attack in (APGD(), APGD(loss="dlr", target_classes=9)):
-        shown, _ = run(attack, model, images[rows], labels[rows], threat)
-        assert (model(shown).decision == 2).all()
+        adversarial, _ = run(attack, model, images[rows], labels[rows], threat)
+        assert (model(adversarial).decision == 2).all()
     start = images + 0.001
-    shown, meter = run(
+    adversarial, meter = run(
         APGD(steps=1),
         model,
         images,
@@ -212,15 +214,15 @@ def test_aims_at_a_class_and_begins_where_the_batch_says():
     assert (meter.forward_passes == 2).all()
 
 
-def test_knows_that_the_model_rejects():
-    """Accepted are only answers that are sure enough, which an attack must become as well."""
+def test_it_is_aware_of_the_reject_option():
+    """The model accepts confident predictions only, so the attack must reach that confidence."""
     linear, images, labels = linear_problem(6, 3)
     model = reject(linear, "margin", torch.full((3,), 0.2, dtype=torch.float64))
     eps = 2.5 * float(linear.distance(images, labels, "linf").max())
     threat = ThreatModel(LpBall("linf", eps), MisclassifyAccepted())
     for attack in (APGD(loss="dlr"), APGD(loss="margin", target_classes=2)):
-        shown, _ = run(attack, model, images, labels, threat)
-        answer = model(shown)
+        adversarial, _ = run(attack, model, images, labels, threat)
+        answer = model(adversarial)
         assert ((answer.decision != labels) & answer.accepted).all()
 
 
@@ -228,8 +230,8 @@ def test_a_stochastic_model_is_pushed_to_the_end():
     linear, images, labels = linear_problem(4, 3)
     model = StochasticToy(linear, scale=0.01)
     threat = ThreatModel(LpBall("linf", 0.05))
-    shown, meter = run(APGD(steps=10), model, images, labels, threat)
-    assert (linear(shown).decision != labels).all()
+    adversarial, meter = run(APGD(steps=10), model, images, labels, threat)
+    assert (linear(adversarial).decision != labels).all()
     assert (meter.forward_passes == 11).all()
 
 

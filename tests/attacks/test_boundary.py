@@ -19,7 +19,7 @@ from robustbench_inv.threat.threat_model import ThreatModel
 THREAT = ThreatModel(Unbounded("l2"))
 
 
-def test_it_keeps_to_the_rules():
+def test_it_passes_the_harness():
     check_attack(BoundaryAttack(steps=60), max_distance_ratio=5.0)
 
 
@@ -36,13 +36,15 @@ def test_a_sample_does_not_depend_on_its_batch(lab):
     assert torch.equal(alone, lab.in_parts(attack, 6, on, THREAT))
 
 
-def test_one_failed_start_ends_nothing(lab):
+def test_one_failed_start_does_not_affect_other_samples(lab):
     """Whatever is as bright as the second image is of its class: nothing of that brightness is a success."""
     linear, images, labels = linear_problem(3, 2, shape=(1, 4, 4))
 
-    def stubborn(output, shown):
+    def stubborn(output, adversarial):
         logits = output.logits.clone()
-        own = (shown.flatten(1)[:, :1] >= 0).expand_as(logits) & (labels[1] == torch.arange(2))
+        own = (adversarial.flatten(1)[:, :1] >= 0).expand_as(logits) & (
+            labels[1] == torch.arange(2)
+        )
         return Output(logits + 1e6 * own)
 
     model = lab.Changed(linear, stubborn)
@@ -56,7 +58,7 @@ def test_one_failed_start_ends_nothing(lab):
     assert ran.broken[~lost].all()
 
 
-def test_only_decisions_are_seen(lab):
+def test_only_decisions_are_used(lab):
     """Logits that are all alike but for their order."""
     linear, images, labels = linear_problem(4, 3, shape=(1, 4, 4))
     ranks = lab.Changed(
@@ -79,7 +81,7 @@ def test_more_steps_end_nearer(goal, lab):
 
 
 @pytest.mark.parametrize("attack", [BoundaryAttack(steps=100), HopSkipJump(steps=5)], ids=repr)
-def test_what_is_rejected_is_no_success(attack, lab):
+def test_a_rejected_input_is_no_success(attack, lab):
     linear, images, labels = linear_problem(4, 2, shape=(1, 4, 4))
 
     def cautious(output, _):
@@ -106,7 +108,7 @@ def test_settings_are_checked(wrong):
         BoundaryAttack(**wrong)
 
 
-def test_the_undefended_network_falls(lab):
+def test_the_undefended_network_is_broken(lab):
     """Of 5 digits all are wrong within an l2 of 8 after 150 steps: uniform noise alone is at 7 to 9."""
     data, model = load_dataset("mnist5k"), load_model("mnist-cnn").classifier
     images, labels = data.batch(list(select_samples(data.labels, 5)))

@@ -34,7 +34,7 @@ def run(attack, model, images, labels, goal=None, rows=None):
     return attack.run(meter, batch, threat, rng), meter
 
 
-def test_it_keeps_to_the_rules():
+def test_it_passes_the_harness():
     check_attack(CarliniWagner(60, 6, learning_rate=0.02, initial_constant=1.0))
 
 
@@ -44,9 +44,9 @@ def test_it_keeps_to_the_rules():
 )
 def test_it_ends_within_5_percent_of_the_closed_form_optimum(attack, classes, size):
     model, images, labels = linear_problem(size, classes, shape=(1, 5, 5))
-    shown, meter = run(attack, model, images, labels)
-    assert (model(shown).decision != labels).all()
-    ratio = norm(shown - images, "l2") / model.distance(images, labels, "l2")
+    adversarial, meter = run(attack, model, images, labels)
+    assert (model(adversarial).decision != labels).all()
+    ratio = norm(adversarial - images, "l2") / model.distance(images, labels, "l2")
     assert ratio.min() >= 1 - 1e-6
     assert ratio.max() <= 1.05
     assert (meter.forward_passes <= attack.searches * attack.steps).all()
@@ -56,8 +56,8 @@ def test_it_ends_within_5_percent_of_the_closed_form_optimum(attack, classes, si
 def test_with_many_classes_it_ends_near_the_optimum():
     """f6 pushes the class of the largest logit, whose boundary need not be the closest."""
     model, images, labels = linear_problem(8, 8, shape=(1, 5, 5))
-    shown, _ = run(SHORT, model, images, labels)
-    ratio = norm(shown - images, "l2") / model.distance(images, labels, "l2")
+    adversarial, _ = run(SHORT, model, images, labels)
+    ratio = norm(adversarial - images, "l2") / model.distance(images, labels, "l2")
     assert ratio.median() <= 1.05
     assert ratio.max() <= 1.2
 
@@ -66,14 +66,14 @@ def test_foolbox_with_the_same_parameters_is_no_closer():
     data, model = load_dataset("mnist5k"), load_model("mnist-cnn").classifier
     images, labels = data.batch(list(select_samples(data.labels, 10)))
     attack = CarliniWagner(100, 5, learning_rate=0.1, initial_constant=0.1, abort_early=False)
-    shown, _ = run(attack, model, images, labels)
-    assert (model(shown).decision != labels).all()
+    adversarial, _ = run(attack, model, images, labels)
+    assert (model(adversarial).decision != labels).all()
     peer = load_attack(
         "foolbox:L2CarliniWagnerAttack:steps=100,binary_search_steps=5,stepsize=0.1,initial_const=0.1,"
         "abort_early=false"
     )
     theirs, _ = run(peer.attack, model, images, labels)
-    ours = norm(shown - images, "l2").median()
+    ours = norm(adversarial - images, "l2").median()
     assert ours <= 1.02 * norm(theirs - images, "l2").median()
 
 
@@ -91,10 +91,10 @@ def test_elements_at_the_bounds_stay_in_the_box_and_can_move():
     model, images, labels = linear_problem(6, 3, shape=(1, 4, 4))
     images = images.round()
     labels = model(images).decision
-    shown, _ = run(CarliniWagner(steps=300, learning_rate=0.1), model, images, labels)
-    assert inside_box(shown, (0.0, 1.0)).all()
-    assert (model(shown).decision != labels).all()
-    assert ((shown - images).abs() > 0.05).any()
+    adversarial, _ = run(CarliniWagner(steps=300, learning_rate=0.1), model, images, labels)
+    assert inside_box(adversarial, (0.0, 1.0)).all()
+    assert (model(adversarial).decision != labels).all()
+    assert ((adversarial - images).abs() > 0.05).any()
 
 
 @pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.0, 255.0)])
@@ -112,9 +112,9 @@ def test_other_bounds(bounds):
             return model((x - low) / (high - low))
 
     wide = low + (high - low) * images
-    shown, _ = run(SHORT, Scaled(), wide, labels)
-    assert (Scaled()(shown).decision != labels).all()
-    assert inside_box(shown, bounds).all()
+    adversarial, _ = run(SHORT, Scaled(), wide, labels)
+    assert (Scaled()(adversarial).decision != labels).all()
+    assert inside_box(adversarial, bounds).all()
 
 
 def test_it_reaches_a_target_with_a_confidence():
@@ -122,8 +122,8 @@ def test_it_reaches_a_target_with_a_confidence():
     rows = (labels != 2).nonzero()[:, 0]
     for confidence in (0.0, 0.5):
         attack = CarliniWagner(100, 9, learning_rate=0.05, confidence=confidence)
-        shown, _ = run(attack, model, images, labels, Target(2), rows)
-        logits = model(shown).logits
+        adversarial, _ = run(attack, model, images, labels, Target(2), rows)
+        logits = model(adversarial).logits
         lead = logits[:, 2] - logits[:, [0, 1, 3]].amax(1)
         assert (lead > confidence).all()
         assert (lead < confidence + 0.2).all()
@@ -132,8 +132,8 @@ def test_it_reaches_a_target_with_a_confidence():
 def test_a_search_that_never_succeeds_returns_the_clean_input():
     model, images, labels = linear_problem(4, 3, shape=(1, 4, 4))
     attack = CarliniWagner(steps=10, searches=2, confidence=1e6)
-    shown, _ = run(attack, model, images, labels)
-    assert torch.equal(shown, images)
+    adversarial, _ = run(attack, model, images, labels)
+    assert torch.equal(adversarial, images)
 
 
 def test_a_rejected_input_is_no_adversarial_example():
@@ -153,14 +153,14 @@ def test_a_rejected_input_is_no_adversarial_example():
             clearance = (score - 0.5)[:, None].expand(-1, 3)
             return Output(linear(x).logits, score, score >= 0.5, clearance)
 
-    shown, _ = run(
+    adversarial, _ = run(
         CarliniWagner(200, 9, learning_rate=0.05),
         Rejecting(),
         images,
         labels,
         MisclassifyAccepted(),
     )
-    output = Rejecting()(shown)
+    output = Rejecting()(adversarial)
     assert (output.accepted & (output.decision != labels)).all()
 
 

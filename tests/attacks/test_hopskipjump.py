@@ -1,4 +1,4 @@
-"""HopSkipJump: estimated slopes lead along the boundary, for every sample by itself."""
+"""HopSkipJump: gradient estimates, binary search, batches and models with a reject option."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_a_sample_does_not_depend_on_its_batch(measured, momentum, lab):
         assert (parts - whole).abs().max() <= 1e-9
 
 
-def test_what_is_asked_at_once_is_bounded(lab, monkeypatch):
+def test_the_size_of_a_query_is_bounded(lab, monkeypatch):
     linear, images, labels = linear_problem(6, 3, shape=(1, 4, 4))
     most, asked = [], []
     for elements in (2**20, 7 * 16):
@@ -58,10 +58,10 @@ def test_what_is_asked_at_once_is_bounded(lab, monkeypatch):
         asked.append(ran.meter.forward_passes)
         assert ran.broken.all()
     assert most == [6 * 30, 7]
-    assert (asked[0] - asked[1]).abs().max() < 20  # as many probes, and other steps
+    assert (asked[0] - asked[1]).abs().max() < 20  # the same number of probes, but other steps
 
 
-def test_one_failed_start_ends_nothing(lab):
+def test_one_failed_start_does_not_affect_other_samples(lab):
     """Whatever is given as of class labels[1] stays of that class: those samples have no start."""
     linear, images, labels = linear_problem(3, 2, shape=(1, 4, 4))
 
@@ -79,7 +79,7 @@ def test_one_failed_start_ends_nothing(lab):
     assert ran.broken[~lost].all()
 
 
-def test_only_decisions_are_seen(lab):
+def test_only_decisions_are_used(lab):
     """Logits that are all alike but for their order."""
     linear, images, labels = linear_problem(4, 3, shape=(1, 4, 4))
     ranks = lab.Changed(
@@ -107,7 +107,7 @@ def test_more_steps_end_nearer(goal, measured, lab):
     assert nearer.double().mean() > 0.8
 
 
-def test_questions_are_as_many_as_the_paper_has(lab):
+def test_the_number_of_queries_is_that_of_the_paper(lab):
     """50·(1 + √2 + √3) probes and those of 4 searches for the boundary, besides the start's and the steps'."""
     model, images, labels = linear_problem(5, 3, shape=(1, 4, 4))
     ran = lab.run(HopSkipJump(steps=3), (model, images, labels), THREATS["l2"])
@@ -134,8 +134,8 @@ def test_settings_are_checked(wrong):
 
 
 @pytest.mark.parametrize(("measured", "near"), [("l2", 2.5), ("linf", 0.2)])
-def test_the_undefended_network_falls(measured, near, lab):
-    """Of 5 digits, after 800 questions each; C&W's median is at 0.96 in l2, FMN's at 0.07 in linf."""
+def test_the_undefended_network_is_broken(measured, near, lab):
+    """5 digits, 800 queries each; the median of C&W is 0.96 in l2, that of FMN 0.07 in linf."""
     data, model = load_dataset("mnist5k"), load_model("mnist-cnn").classifier
     images, labels = data.batch(list(select_samples(data.labels, 5)))
     ran = lab.run(HopSkipJump(steps=6), (model, images, labels), THREATS[measured])
@@ -144,7 +144,7 @@ def test_the_undefended_network_falls(measured, near, lab):
 
 
 @pytest.mark.parametrize("measured", NORMS)
-def test_the_way_back_ends_at_the_boundary(measured):
+def test_the_binary_search_ends_at_the_boundary(measured):
     """The boundary is at a mean of 0.8: on the line from 0.4 to 1, and at a clipping by 0.4."""
     clean = torch.full((2, 1, 3, 3), 0.4, dtype=torch.float64)
     batch = Batch(clean, torch.zeros(2, dtype=torch.int64), torch.arange(2))

@@ -33,19 +33,19 @@ def dark(classes=2, offset=100.0, shape=(1, 5, 5)):
 
 
 def probed(attack, model, images, lab):
-    """Return the images that a search asks about, in its order."""
+    """Return the queried images of a search, in order."""
     asked = []
 
-    def noting(shown):
-        asked.append(shown.clone())
-        return model(shown)
+    def noting(adversarial):
+        asked.append(adversarial.clone())
+        return model(adversarial)
 
     ran = lab.run(attack, (Recording(model, noting), images, model(images).decision), THREAT)
     return ran, torch.cat(asked)
 
 
 class Recording:
-    """A classifier that hands its questions on."""
+    """A classifier that records its queries."""
 
     dtype = torch.float64
 
@@ -56,7 +56,7 @@ class Recording:
         return self.call(images)
 
 
-def test_it_keeps_to_the_rules():
+def test_it_passes_the_harness():
     check_attack(LocalSearch())
 
 
@@ -69,10 +69,10 @@ def test_the_pixels_of_largest_weight_are_changed(lab):
     assert set(changed.tolist()) == set(gains.topk(4).indices.tolist())
 
 
-def test_each_round_changes_the_best_that_are_left(lab):
+def test_each_round_changes_the_best_remaining_pixels(lab):
     model, images = dark()
     _, asked = probed(replace(EVERYWHERE, factor=1.5, pixels=2, rounds=2), model, images, lab)
-    # a round asks about each of 25 pixels, and about what it has written
+    # a round queries each of 25 pixels, and the changed image
     first, second = asked[25].flatten(), asked[51].flatten()
     gains = model.weights[1] - model.weights[0]
     assert set(first.nonzero()[:, 0].tolist()) == set(gains.topk(2).indices.tolist())
@@ -95,7 +95,7 @@ def test_values_are_those_of_the_paper(lab):
 
 
 @pytest.mark.parametrize("probe", [0.3, 1.0, 10.0])
-def test_no_question_leaves_the_box(probe, lab):
+def test_no_query_leaves_the_box(probe, lab):
     model, images, _ = linear_problem(4, bounds=(-1.0, 3.0))
     _, asked = probed(replace(LocalSearch(), probe=probe, rounds=8), model, images, lab)
     assert -1 <= asked.min() <= asked.max() <= 3
@@ -109,7 +109,7 @@ def test_a_pixel_is_all_its_channels(lab):
     assert (changed == changed[0]).all()
 
 
-def test_the_next_round_looks_around_what_was_changed(lab):
+def test_the_next_round_searches_around_changed_pixels(lab):
     model, images = dark(shape=(1, 9, 9))
     attack = replace(EVERYWHERE, half_side=1, pixels=1, rounds=2)
     _, asked = probed(attack, model, images, lab)
@@ -121,7 +121,7 @@ def test_the_next_round_looks_around_what_was_changed(lab):
         assert abs(place % 9 - column) <= 1
 
 
-def test_a_question_that_is_a_success_ends_the_search(lab):
+def test_a_successful_probe_ends_the_search(lab):
     model, images = dark(offset=0.1)
     ran = lab.run(EVERYWHERE, (model, images, model(images).decision), THREAT)
     assert int((ran.images != images).sum()) == 1
@@ -129,13 +129,13 @@ def test_a_question_that_is_a_success_ends_the_search(lab):
     assert ran.broken.all()
 
 
-def test_a_probability_of_one_hides_nothing(lab):
+def test_saturated_probabilities_do_not_hide_differences(lab):
     """Margins of 1e4 nats: the published order, of softmax outputs, would be none."""
     model, images = dark()
     large = LinearClassifier(1e4 * model.weights, 1e4 * model.biases)
     attack = replace(EVERYWHERE, pixels=4, rounds=1)
-    shown = [probed(attack, m, images, lab)[1][-1] for m in (model, large)]
-    assert torch.equal(*shown)
+    adversarial = [probed(attack, m, images, lab)[1][-1] for m in (model, large)]
+    assert torch.equal(*adversarial)
 
 
 def test_a_sample_does_not_depend_on_its_batch(lab):
@@ -152,7 +152,7 @@ def test_it_aims_at_a_class(lab):
     assert (model(ran.images).decision == 2).all()
 
 
-def test_without_success_the_clean_image_is_shown(lab):
+def test_without_success_the_clean_image_is_returned(lab):
     model, images = dark(offset=1e6)
     ran = lab.run(LocalSearch(rounds=3), (model, images, torch.tensor([0])), THREAT)
     assert torch.equal(ran.images, images)
@@ -173,8 +173,8 @@ def test_settings_are_checked(wrong):
         LocalSearch(**wrong)
 
 
-def test_the_undefended_network_falls(lab):
-    """Of 10 digits at most 1 is left after 10 rounds; all fell when this was written."""
+def test_the_undefended_network_is_broken(lab):
+    """At most 1 of 10 digits is robust after 10 rounds; none was when this was written."""
     data, model = load_dataset("mnist5k"), load_model("mnist-cnn").classifier
     images, labels = data.batch(list(select_samples(data.labels, 10)))
     attack = load_attack("local-search", rounds=10).attack
@@ -183,7 +183,7 @@ def test_the_undefended_network_falls(lab):
     assert (ran.images != images).flatten(1).sum(1).float().median() <= 30
 
 
-def test_a_rejected_answer_is_no_success(lab):
+def test_a_rejected_input_is_no_success(lab):
     model, images = dark(offset=0.1)
     never = Recording(model, lambda x: Output(model(x).logits, accepted=torch.zeros(len(x)).bool()))
 

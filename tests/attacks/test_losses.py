@@ -83,7 +83,7 @@ def test_confidence_is_part_of_the_margin_and_of_no_other_loss():
 
 
 @pytest.mark.parametrize(("clearance", "climbed"), [(-5.0, -5.0), (5.0, None)])
-def test_a_target_that_must_be_accepted_is_climbed_where_it_is_furthest(clearance, climbed):
+def test_an_accepted_target_maximizes_the_smaller_of_margin_and_clearance(clearance, climbed):
     row, goal = ROWS["ordinary"], Target(3, accepted=True)
     output = Output(torch.tensor([row]), None, torch.tensor([False]), torch.full((1, 4), clearance))
     for name in ("ce", "dlr", "log-odds", "scaled-ce"):
@@ -92,7 +92,7 @@ def test_a_target_that_must_be_accepted_is_climbed_where_it_is_furthest(clearanc
         assert loss(output, torch.tensor([0])).item() == expected
 
 
-def test_at_an_unknown_threshold_the_score_of_a_reached_target_is_climbed():
+def test_at_an_unknown_threshold_the_score_of_a_reached_target_is_maximized():
     score = torch.tensor([4.0], requires_grad=True)
     output = Output(torch.tensor([ROWS["ordinary"]]), score, torch.tensor([False]))
     (reached,) = losses_for("ce", Target(0, accepted=True))
@@ -171,7 +171,7 @@ def test_names_are_taken_in_turn():
     assert losses_for("margin+ce", Misclassify()) == (LOSSES["margin"], LOSSES["ce"])
 
 
-def test_unknown_loss_names_the_known_ones():
+def test_an_unknown_loss_lists_the_known_ones():
     with pytest.raises(BadParameter, match="ce, dlr, log-odds, margin, scaled-ce"):
         losses_for("hinge", Misclassify())
 

@@ -59,13 +59,13 @@ def test_pgd_returns_the_best_iterate_of_the_published_algorithm(digits, budget)
     iterates = published_iterates(model, images, labels, budget, start)
     with torch.no_grad():
         broken = torch.stack([model(x).decision != labels for x in iterates])
-    shown = run(load_attack("pgd").attack, model, images, labels, budget)
-    ours = model(shown).decision != labels
+    adversarial = run(load_attack("pgd").attack, model, images, labels, budget)
+    ours = model(adversarial).decision != labels
     assert 0 < broken[-1].sum() < len(labels)
     assert torch.equal(ours, broken.any(0)), "at least what the last iterate breaks"
     first_broken = iterates[broken.int().argmax(0), ids]
     # kinks of the network amplify rounding differences over 40 steps
-    torch.testing.assert_close(shown[ours], first_broken[ours], rtol=0, atol=1e-3)
+    torch.testing.assert_close(adversarial[ours], first_broken[ours], rtol=0, atol=1e-3)
 
 
 def test_the_first_step_has_the_published_length():
@@ -76,8 +76,8 @@ def test_the_first_step_has_the_published_length():
     for steps in (1, 5, 50):
         attack = PGD(steps=steps, random_start=False)
         assert attack._rel_step(0) == attack._rel_step(steps - 1) == 2.5 / steps
-    shown = run(PGD(steps=1, random_start=False, rel_step=0.5), model, images, label, budget)
-    assert norm(shown - images, "l2").item() == pytest.approx(0.005, rel=1e-3)
+    adversarial = run(PGD(steps=1, random_start=False, rel_step=0.5), model, images, label, budget)
+    assert norm(adversarial - images, "l2").item() == pytest.approx(0.005, rel=1e-3)
 
 
 def test_the_presets_are_the_published_and_the_tuned_attack():

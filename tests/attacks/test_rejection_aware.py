@@ -1,4 +1,4 @@
-"""Attacks on models that reject: success is wrong and accepted, and what is left to do is climbed."""
+"""Detector-aware attacks: an accepted misclassification is a success, and losses follow the clearance where it limits."""
 
 import pytest
 import torch
@@ -44,8 +44,8 @@ def test_leads_are_margins():
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
-def test_what_is_wrong_and_rejected_climbs_to_acceptance(name):
-    """Class 1 is ahead and rejected: all that is left is its clearance."""
+def test_rejected_misclassifications_maximize_acceptance(name):
+    """Class 1 has the largest logit and is rejected: its clearance limits the margin."""
     clearance = torch.tensor([[5.0, -2.0, -9.0]], requires_grad=True)
     logits = torch.tensor([[1.0, 4.0, 0.0]], requires_grad=True)
     output = Output(logits, None, torch.tensor([False]), clearance)
@@ -58,7 +58,7 @@ def test_what_is_wrong_and_rejected_climbs_to_acceptance(name):
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
-def test_what_is_right_climbs_as_without_rejection(name):
+def test_correct_predictions_use_the_plain_loss(name):
     clearance = torch.tensor([[5.0, 2.0, -9.0]])
     logits = torch.tensor([[4.0, 3.0, 0.0]], requires_grad=True)
     labels = torch.tensor([0])
@@ -71,7 +71,7 @@ def test_what_is_right_climbs_as_without_rejection(name):
     torch.testing.assert_close(*found)
 
 
-def test_at_an_unknown_threshold_the_score_is_climbed():
+def test_at_an_unknown_threshold_the_score_is_maximized():
     score = torch.tensor([0.5], requires_grad=True)
     output = Output(torch.tensor([[1.0, 4.0]]), score, torch.tensor([False]))
     for loss in losses_for("margin+ce", ADAPTIVE):
@@ -92,12 +92,12 @@ def cautious(threshold=0.3, classes=3):
 
 @pytest.mark.parametrize("loss", sorted(LOSSES))
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_pgd_that_knows_of_the_rejection_is_not_detected_more_often(loss, norm, lab):
+def test_detector_aware_pgd_is_not_detected_more_often(loss, norm, lab):
     model, images, labels = cautious()
     threat = ThreatModel(LpBall(norm, {"linf": 0.08, "l2": 0.4}[norm]))
     fooled = []
     for goal in (ADAPTIVE, OBLIVIOUS):
-        # short steps, so that who does not know of the rejection stops just past the boundary
+        # short steps, so that the oblivious attack stops just past the boundary
         attack = PGD(steps=60, rel_step=0.05, decay=False, loss=loss, random_start=False)
         ran = lab.run(attack, (model, images, labels), threat.with_goal(goal))
         output = model(ran.images)
@@ -109,7 +109,7 @@ def test_pgd_that_knows_of_the_rejection_is_not_detected_more_often(loss, norm, 
 
 @pytest.mark.parametrize("attack", [AdaptiveCarliniWagner(), DDN(), FMN(steps=40)])
 def test_minimum_norm_attacks_end_where_they_are_accepted(attack, lab):
-    """Two classes: what is accepted lies a threshold beyond the boundary, at a distance that is known."""
+    """Two classes: inputs are accepted beyond a threshold past the boundary, at a known distance."""
     model, images, labels = cautious(0.5, classes=2)
     on, threat = (model, images, labels), ThreatModel(Unbounded("l2"), ADAPTIVE)
     ran = lab.run(attack, on, threat)
@@ -162,14 +162,14 @@ def test_more_confidence_costs_more_distance(lab):
 def test_noise_is_inside_the_box_and_each_sample_has_its_own(distribution, lab):
     model, images, labels = linear_problem(4, bounds=(-2.0, 2.0))
     threat = ThreatModel(Unbounded("l2"), Accept())
-    shown = lab.run(NoiseImage(distribution), (model, images, labels), threat).images
-    assert -2 <= shown.min() <= shown.max() <= 2
-    assert shown.std() == pytest.approx(
+    adversarial = lab.run(NoiseImage(distribution), (model, images, labels), threat).images
+    assert -2 <= adversarial.min() <= adversarial.max() <= 2
+    assert adversarial.std() == pytest.approx(
         {"uniform": 4 / 12**0.5, "gaussian": 0.95}[distribution], rel=0.15
     )
-    assert not torch.equal(shown[0], shown[1])
+    assert not torch.equal(adversarial[0], adversarial[1])
     assert torch.equal(
-        shown, lab.in_parts(NoiseImage(distribution), 1, (model, images, labels), threat)
+        adversarial, lab.in_parts(NoiseImage(distribution), 1, (model, images, labels), threat)
     )
 
 
@@ -177,8 +177,8 @@ def test_distal_inputs_are_accepted_where_noise_is_not(lab):
     linear, images, labels = linear_problem(8, 3)
     model = reject(linear, "margin", torch.full((3,), 8.0))
     on, threat = (model, images, labels), ThreatModel(Unbounded("l2"), Accept())
-    noise, distal = (model(lab.run(a, on, threat).images) for a in (NoiseImage(), Distal()))
-    assert not noise.accepted.all()
+    rng, distal = (model(lab.run(a, on, threat).images) for a in (NoiseImage(), Distal()))
+    assert not rng.accepted.all()
     assert distal.accepted.all()
 
 
@@ -191,12 +191,12 @@ def test_distal_inputs_do_not_depend_on_the_batch(lab):
         assert torch.allclose(lab.in_parts(Distal(), size, on, threat), whole, atol=1e-9)
 
 
-def test_what_is_never_accepted_stays_rejected(lab):
+def test_inputs_that_are_never_accepted_stay_rejected(lab):
     model, images, labels = cautious()
     always = reject(model.base, "margin", torch.full((3,), torch.inf))
     threat = ThreatModel(Unbounded("l2"), Accept())
-    shown = lab.run(Distal(steps=5), (always, images, labels), threat).images
-    assert not always(shown).accepted.any()
+    adversarial = lab.run(Distal(steps=5), (always, images, labels), threat).images
+    assert not always(adversarial).accepted.any()
 
 
 def test_settings_are_checked():

@@ -50,13 +50,13 @@ def pictures(shape, n=5):
 
 @pytest.mark.parametrize("name", NORMS)
 @pytest.mark.parametrize("shape", [(1, 12, 12), (3, 7, 9), (2, 2), (20,)], ids=str)
-def test_stays_in_ball_and_box_and_climbs(name, shape):
+def test_it_stays_in_ball_and_box_and_increases_the_margin(name, shape):
     images, labels = pictures(shape)
     threat = ThreatModel(LpBall(name, EPS[name]))
-    shown, meter = run(SquareAttack(60), Sure(), images, labels, threat)
-    assert inside_box(shown, (0.0, 1.0)).all()
-    assert threat.budget.contains(images, shown).all()
-    before, after = (Sure()(each).logits[:, 1] for each in (images, shown))
+    adversarial, meter = run(SquareAttack(60), Sure(), images, labels, threat)
+    assert inside_box(adversarial, (0.0, 1.0)).all()
+    assert threat.budget.contains(images, adversarial).all()
+    before, after = (Sure()(each).logits[:, 1] for each in (images, adversarial))
     assert (after > before).all()
     assert (meter.forward_passes == 60).all()
     assert (meter.backward_passes == 0).all()
@@ -66,12 +66,14 @@ def test_stays_in_ball_and_box_and_climbs(name, shape):
 def test_uses_the_whole_budget(name):
     images, labels = pictures((1, 16, 16))
     images = 0.3 + 0.4 * images  # no bound is near
-    shown, _ = run(SquareAttack(200), Sure(), images, labels, ThreatModel(LpBall(name, EPS[name])))
+    adversarial, _ = run(
+        SquareAttack(200), Sure(), images, labels, ThreatModel(LpBall(name, EPS[name]))
+    )
     torch.testing.assert_close(
-        norm(shown - images, name), torch.full((5,), EPS[name]), rtol=1e-3, atol=0
+        norm(adversarial - images, name), torch.full((5,), EPS[name]), rtol=1e-3, atol=0
     )
     if name == "linf":  # every element is at an end of its range
-        assert ((shown - images).abs() > 0.0999).all()
+        assert ((adversarial - images).abs() > 0.0999).all()
 
 
 def test_fulfils_the_contract():
@@ -107,13 +109,13 @@ def test_bumps_are_of_length_one_and_of_unlike_signs():
     assert middle[1, 1] == middle.max()
 
 
-def test_undefended_network_falls_in_seconds():
+def test_the_undefended_network_is_broken_with_few_queries():
     model, data = load_model("mnist-cnn").classifier, load_dataset("mnist5k")
     ids = torch.tensor(select_samples(data.labels, 20))
     images, labels = data.batch(ids)
     threat = ThreatModel(LpBall("linf", 0.3))
-    shown, _ = run(SquareAttack(300), model, images, labels, threat, ids)
-    assert (model(shown).decision == labels).sum() <= 1
+    adversarial, _ = run(SquareAttack(300), model, images, labels, threat, ids)
+    assert (model(adversarial).decision == labels).sum() <= 1
 
 
 @pytest.mark.parametrize("bad", [{"queries": 0}, {"share": 0.0}, {"share": 1.0}])

@@ -1,4 +1,4 @@
-"""Budgets: a projection is allowed, nearest, and leaves alone what is allowed already."""
+"""Budgets: projections are allowed, closest, and do not change allowed inputs."""
 
 import itertools
 
@@ -38,7 +38,7 @@ def test_projection_is_inside_and_nearest(name, delta, eps):
 
 @settings(deadline=None)
 @given(st.sampled_from(sorted(DUAL)), values, st.floats(0.1, 12))
-def test_projection_leaves_the_inside_alone(name, delta, eps):
+def test_projection_does_not_change_inputs_inside(name, delta, eps):
     delta = torch.tensor([delta], dtype=torch.float64)
     inside = CLEAN + delta * (0.99 * eps / norm(delta, name).clamp_min(eps))
     assert torch.allclose(LpBall(name, eps).project(CLEAN, inside), inside, rtol=0, atol=1e-15)
@@ -49,7 +49,7 @@ def test_projection_leaves_the_inside_alone(name, delta, eps):
 def test_l0_projection_is_the_best_of_all_choices(delta, count):
     delta = torch.tensor(delta, dtype=torch.float64)
     moved = LpBall("l0", count).project(CLEAN, CLEAN + delta) - CLEAN
-    # Subtracting the clean image again leaves rounding of 1e-16, which is a change of a pixel all the same.
+    # Subtracting the clean image again causes rounding errors of 1e-16, which l0 counts.
     assert (moved.abs() > 1e-12).sum() <= count
     choices = itertools.combinations(range(5), min(count, 5))
     best = min(sum(delta[i].item() ** 2 for i in set(range(5)) - set(kept)) for kept in choices)

@@ -1,4 +1,4 @@
-"""Goals: their truth tables, and margins that are positive only where the output is what is asked for."""
+"""Goals: truth tables, and margins that are positive only where the output meets the goal."""
 
 import itertools
 
@@ -157,7 +157,7 @@ def test_keep_logits(oracle, moved, close):
     assert KeepLogits(tolerance=0.01).reached(given).item() is (close and oracle == 1)
 
 
-def test_each_sample_is_judged_by_itself():
+def test_each_sample_is_evaluated_by_itself():
     given = GoalInputs(
         clean=torch.zeros(4, 2),
         adversarial=torch.ones(4, 2),
@@ -192,7 +192,7 @@ def test_a_positive_margin_means_success(goal):
 
 
 @pytest.mark.parametrize("goal", [KeepDecision(), KeepLogits()])
-def test_margin_of_an_invariance_goal_falls_when_the_class_is_lost(goal):
+def test_margin_of_an_invariance_goal_decreases_when_the_class_changes(goal):
     labels = torch.tensor([0, 0])
     output = Output(torch.tensor([[3.0, 1.0, 0.0], [1.0, 3.0, 0.0]]))
     assert goal.margin(output, labels).tolist() == [2.0, -2.0]

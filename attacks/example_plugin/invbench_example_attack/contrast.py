@@ -1,4 +1,4 @@
-"""Raises or lowers the contrast of an image: an attack that needs no gradient and three queries."""
+"""An attack that raises or lowers the contrast of an image, with three queries and no gradient."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,10 +15,10 @@ __all__ = ["Contrast"]
 
 @dataclass(frozen=True)
 class Contrast:
-    """Moves every pixel away from the image's mean, or towards it, whichever serves the goal.
+    """Moves every pixel away from the image's mean or toward it, whichever has the larger margin.
 
     Args:
-        strength: how far, in widths of the model's range, before the budget cuts it short; > 0.
+        strength: change of a pixel before projection onto the budget, in widths of the model's range, > 0.
     """
 
     strength: float = 1.0
@@ -30,11 +30,11 @@ class Contrast:
         low, high = model.bounds
         mean = broadcast(flatten(batch.images).mean(1), batch.images)
         step = self.strength * (high - low) * (batch.images - mean).sign()
-        shown = batch.images
-        margin = threat.goal.margin(model(shown), batch.labels)
+        best = batch.images
+        margin = threat.goal.margin(model(best), batch.labels)
         for proposal in (batch.images + step, batch.images - step):
             images = threat.budget.project(batch.images, proposal).clamp(low, high)
             found = threat.goal.margin(model(images), batch.labels)
-            shown = where_rows(found > margin, images, shown)
+            best = where_rows(found > margin, images, best)
             margin = found.maximum(margin)
-        return shown
+        return best

@@ -1,4 +1,4 @@
-"""What every attack must fulfil, asked of this one; and that the plugin is found by its entry point."""
+"""The plugin is found by its entry point, and its attack passes the harness."""
 
 import pytest
 
@@ -7,5 +7,5 @@ from robustbench_inv.testing.harness import check_attack
 
 
 @pytest.mark.parametrize("strength", [0.1, 1.0])
-def test_contrast_keeps_to_the_rules(strength):
+def test_contrast_passes_the_harness(strength):
     check_attack(load_attack(f"contrast:strength={strength}").attack)

@@ -119,7 +119,7 @@ class FoolboxAttack:
 
     @property
     def norms(self) -> frozenset[str]:
-        """The norm that the attack minimizes, or those that it can be set to; all norms if it minimizes none."""
+        """The norm that the attack minimizes, or those of its parameter; all norms if it minimizes none."""
         from foolbox.attacks.base import AttackWithDistance, FlexibleDistanceMinimizationAttack
 
         if "constraint" in self._accepts and "constraint" not in dict(self.parameters):

@@ -164,12 +164,12 @@ class TorchattacksAttack:
         return valid_proposals(images, model, batch, threat, bounded=self.kind == "fixed-budget")
 
     @property
-    def _title(self) -> str:
-        return f"torchattacks:{self.attack}"
-
-    @property
     def _class(self) -> type[Any]:
         return _classes()[self.attack]
+
+    @property
+    def _title(self) -> str:
+        return f"torchattacks:{self.attack}"
 
     @property
     def _one_by_one(self) -> bool:

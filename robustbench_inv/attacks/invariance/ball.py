@@ -70,16 +70,19 @@ class Alignment:
             )
             for few in rows
         ]
-        found, far = (torch.cat(each) for each in zip(*parts, strict=True))
-        return (found + low).reshape(*far.shape, *batch.images.shape[1:]), far
+        found, distances = (torch.cat(each) for each in zip(*parts, strict=True))
+        return (found + low).reshape(*distances.shape, *batch.images.shape[1:]), distances
 
     def _nearest(self, batch: Batch) -> Tensor:
         """Return (n, classes, neighbours) positions of the closest donors in the pool, −1 where there are fewer."""
         pool = required_pool(batch)
-        far = torch.cdist(flatten(batch.images), flatten(pool.images))
-        far = far.masked_fill(pool.labels == batch.labels[:, None], float("inf"))
-        kinds = torch.arange(int(pool.labels.max()) + 1, device=far.device)[:, None] == pool.labels
-        of_class = far[:, None].masked_fill(~kinds, float("inf"))
+        distances = torch.cdist(flatten(batch.images), flatten(pool.images))
+        distances = distances.masked_fill(pool.labels == batch.labels[:, None], float("inf"))
+        kinds = (
+            torch.arange(int(pool.labels.max()) + 1, device=distances.device)[:, None]
+            == pool.labels
+        )
+        of_class = distances[:, None].masked_fill(~kinds, float("inf"))
         few = of_class.topk(min(self.neighbours, len(pool.labels)), largest=False)
         return few.indices.where(few.values.isfinite(), -1)
 
@@ -181,16 +184,16 @@ class InvarianceBall:
         paths, possible = self._ranked(batch, threat, model.bounds[0])
         model.report_failure((~possible).nonzero()[:, 0], "no_start")
         decisions = model(batch.images).decision
-        shown, rows = batch.images.clone(), possible.nonzero()[:, 0]
+        results, rows = batch.images.clone(), possible.nonzero()[:, 0]
         for path in paths:
             if not len(rows):
                 break
             end = path[rows].at(1.0)
             kept = model(end, rows).decision == decisions[rows]
-            shown[rows[kept]] = end[kept]
+            results[rows[kept]] = end[kept]
             rows = rows[~kept]
-        shown[rows] = self._furthest(model, paths[0][rows], decisions[rows], rows)
-        return shown.clamp(*model.bounds)
+        results[rows] = self._furthest(model, paths[0][rows], decisions[rows], rows)
+        return results.clamp(*model.bounds)
 
     @property
     def _alignment(self) -> Alignment:
@@ -200,28 +203,28 @@ class InvarianceBall:
         self, batch: Batch, threat: ThreatModel, low: float
     ) -> tuple[list["_Path"], Tensor]:
         """Return paths to the targets, ordered by their final distance to the target, and (n,) whether there is one."""
-        aligned, far = self._alignment.targets(batch, low)
-        n, classes = far.shape
-        everyone = torch.arange(n, device=far.device)
+        aligned, distances = self._alignment.targets(batch, low)
+        n, classes = distances.shape
+        everyone = torch.arange(n, device=distances.device)
         ends = [_Path(batch.images, aligned[:, k], threat).at(1.0) for k in range(classes)]
-        left = [norm(end - aligned[:, k], "l2") for k, end in enumerate(ends)]
+        gaps = [norm(end - aligned[:, k], "l2") for k, end in enumerate(ends)]
         # among targets inside the budget the closest comes first
-        order = torch.stack(left, 1) + 1e-3 * far
+        order = torch.stack(gaps, 1) + 1e-3 * distances
         found = order.topk(min(self.targets, classes), largest=False)
         count = max(1, int(found.values.isfinite().any(0).sum()))
         ranks = found.indices.where(found.values.isfinite(), found.indices[:, :1])[:, :count]
         paths = [_Path(batch.images, aligned[everyone, each], threat) for each in ranks.unbind(1)]
-        return paths, far.isfinite().any(1)
+        return paths, distances.isfinite().any(1)
 
     def _furthest(self, model: Queries, path: "_Path", decisions: Tensor, rows: Tensor) -> Tensor:
         """Return the last point on each path with the initial prediction, up to the bisection's resolution."""
-        shown, kept_share = path.clean, torch.zeros_like(norm(path.clean, "l2"))
+        results, kept_share = path.clean, torch.zeros_like(norm(path.clean, "l2"))
         for halving in range(self.halvings if len(rows) else 0):
             share = kept_share + 0.5 ** (halving + 1)
             moved = path.at(share)
             kept = model(moved, rows).decision == decisions
-            shown, kept_share = where_rows(kept, moved, shown), share.where(kept, kept_share)
-        return shown
+            results, kept_share = where_rows(kept, moved, results), share.where(kept, kept_share)
+        return results
 
 
 @dataclass(frozen=True)

@@ -63,8 +63,8 @@ class Collision:
             output, gradients = model.gradient(
                 images[rows], _toward_decisions(decisions[rows]), rows
             )
-            left = output.decision != decisions[rows]
-            rows, gradients = rows[left], gradients[left]
+            active = output.decision != decisions[rows]
+            rows, gradients = rows[active], gradients[active]
             length = ball.eps * (1 - step / self.steps)
             images[rows] = ball[rows].project(
                 images[rows] + length * steepest_direction(gradients, ball.norm)

@@ -117,11 +117,11 @@ def _postprocessed(raw: Tensor, bounds: tuple[float, float]) -> Iterator[tuple[s
 
 def _log_stages(model: Queries, images: Tensor, stages: dict[str, Tensor]) -> None:
     clean = model(images)
-    for stage, shown in stages.items():
-        answer = model(shown)
-        moved = (answer.logits - clean.logits).abs().amax(1)
-        usable = moved.isfinite() & flatten(shown).isfinite().all(1)
-        kept = usable & (answer.decision == clean.decision)
+    for stage, candidates in stages.items():
+        output = model(candidates)
+        moved = (output.logits - clean.logits).abs().amax(1)
+        usable = moved.isfinite() & flatten(candidates).isfinite().all(1)
+        kept = usable & (output.decision == clean.decision)
         model.log(f"{COLUMNS[stage]}_same_prediction", kept.long())
         model.log(f"{COLUMNS[stage]}_logit_distance", moved)
 

@@ -176,7 +176,7 @@ class ReluPreimage:
         network = cast("Classifier", model.model)
         donors, found = assign_donors(model, batch, self.donor, rng)
         low, high = _element_limits(batch.images, threat, model.bounds)
-        shown = batch.images.clone()
+        results = batch.images.clone()
         dimensions, states = torch.zeros_like(batch.ids), torch.zeros_like(batch.ids)
         failed = torch.zeros_like(found)
         for row in found.nonzero()[:, 0].tolist():
@@ -188,21 +188,21 @@ class ReluPreimage:
                 nearest, states[row] = _nearest_in_polytope(pieces, *vectors)
                 failed[row] = nearest is None
                 if nearest is not None:
-                    shown[row] = torch.from_numpy(nearest).reshape(shown[row].shape).to(shown)
+                    results[row] = torch.from_numpy(nearest).reshape(results[row].shape).to(results)
         model.report_failure((found & (dimensions == 0)).nonzero()[:, 0], "no_start")
         model.report_failure(failed.nonzero()[:, 0], "numerics")
-        shown = _shorten_to_budget(batch.images, shown, threat).clamp(*model.bounds)
+        results = _shorten_to_budget(batch.images, results, threat).clamp(*model.bounds)
         model.log("dimension", dimensions)
         model.log("solver_status", states)
-        self._measure(model, batch.images, shown, donors)
-        model(shown)
-        return shown
+        self._measure(model, batch.images, results, donors)
+        model(results)
+        return results
 
-    def _measure(self, model: Queries, images: Tensor, shown: Tensor, donors: Tensor) -> None:
+    def _measure(self, model: Queries, images: Tensor, results: Tensor, donors: Tensor) -> None:
         network = cast("Classifier", model.model)
         pairs = zip(
             relu_inputs(network, images, self.layer),
-            relu_inputs(network, shown, self.layer),
+            relu_inputs(network, results, self.layer),
             strict=True,
         )
         changed = torch.zeros(len(images), dtype=torch.int64, device=images.device)
@@ -214,8 +214,8 @@ class ReluPreimage:
             moved = (after.clamp_min(0) - before.clamp_min(0)).abs().amax(1) / size
         model.log("activation_error", moved)
         model.log("changed_units", changed)
-        whole, left = norm(donors - images, "l1"), norm(donors - shown, "l1")
-        model.log("distance_share", 1 - left / whole.clamp_min(torch.finfo(whole.dtype).tiny))
+        whole, remaining = norm(donors - images, "l1"), norm(donors - results, "l1")
+        model.log("distance_share", 1 - remaining / whole.clamp_min(torch.finfo(whole.dtype).tiny))
 
 
 def _element_limits(
@@ -228,13 +228,13 @@ def _element_limits(
     return (images - eps).clamp_min(bounds[0]), (images + eps).clamp_max(bounds[1])
 
 
-def _shorten_to_budget(images: Tensor, shown: Tensor, threat: ThreatModel) -> Tensor:
-    """Return the last points (n, …) inside the budget on the lines from ``images`` to ``shown``."""
+def _shorten_to_budget(images: Tensor, results: Tensor, threat: ThreatModel) -> Tensor:
+    """Return the last points (n, …) inside the budget on the lines from ``images`` to ``results``."""
     if not isinstance(threat.budget, LpBall) or threat.norm == "linf":
-        return shown
-    length = norm(shown - images, threat.norm)
+        return results
+    length = norm(results - images, threat.norm)
     share = (threat.budget.eps / length.clamp_min(torch.finfo(length.dtype).tiny)).clamp_max(1)
-    return images + broadcast(share, images) * (shown - images)
+    return images + broadcast(share, images) * (results - images)
 
 
 def _nullspace_dimension(piece: AffinePiece) -> int:

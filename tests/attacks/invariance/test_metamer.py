@@ -20,7 +20,7 @@ from robustbench_inv.threat.goals import KeepDecision
 from robustbench_inv.threat.threat_model import ThreatModel
 
 WIDE = (-20.0, 20.0)
-"""Bounds that no metamer of the rotation leaves, so that what is shown is what was decoded."""
+"""Bounds that contain all metamers of the rotation, so that clipping changes nothing."""
 
 N = 24
 
@@ -39,7 +39,7 @@ def batch_for(model, n=N):
 
 
 def run(attack, model, batch=None):
-    """Return what is shown, and what was measured."""
+    """Return the results and the logged values."""
     batch = batch or batch_for(model)
     threat, rng = ThreatModel(Unbounded(), KeepDecision()), SampleRNG(0, batch.ids)
     meter = CountingModel(model, batch, threat, rng, keep_best=False)
@@ -59,18 +59,18 @@ def test_the_rotation_is_a_classifier_with_an_inverse():
 def test_a_metamer_has_the_logits_of_its_source_and_the_nuisances_of_its_donor(donor, mix):
     model = rotation(WIDE)
     batch = batch_for(model)
-    shown, meter = run(Metamer(donor, mix, finish="clip"), model, batch)
+    adversarial, meter = run(Metamer(donor, mix, finish="clip"), model, batch)
     semantic, nuisance = model.split(model.encode(batch.images))
-    code = model.split(model.encode(shown))
+    code = model.split(model.encode(adversarial))
     foreign = nuisance[meter.logged["donor"]]
     assert torch.allclose(code[0], semantic, atol=1e-12)
     assert torch.allclose(code[1], (1 - mix) * nuisance + mix * foreign, atol=1e-12)
 
 
-def test_what_is_measured():
+def test_logged_values():
     model = rotation()
     batch = batch_for(model)
-    shown, meter = run(Metamer(), model, batch)
+    adversarial, meter = run(Metamer(), model, batch)
     measured = meter.logged
     stages = ("raw", "clipped", "rounded")
     wanted = {f"{s}_{what}" for s in stages for what in ("same_prediction", "logit_distance")}
@@ -85,9 +85,9 @@ def test_what_is_measured():
     assert measured["reencoding_error"].max() < 1e-12
     assert measured["raw_logit_distance"].max() < 1e-12
     assert measured["raw_same_prediction"].all()
-    moved = (model(shown).logits - model(batch.images).logits).abs().amax(1)
+    moved = (model(adversarial).logits - model(batch.images).logits).abs().amax(1)
     assert torch.allclose(measured["rounded_logit_distance"], moved)
-    kept = model(shown).decision == model(batch.images).decision
+    kept = model(adversarial).decision == model(batch.images).decision
     assert torch.equal(measured["rounded_same_prediction"].bool(), kept)
     assert not kept.all()  # clipping moves these metamers' logits
     assert set(meter.forward_passes.tolist()) == {4}
@@ -152,11 +152,11 @@ def test_without_a_donor_there_is_no_metamer():
     same = batch.labels == batch.labels[0]
     images, labels, ids = batch.images[same], batch.labels[same], batch.ids[same]
     lone = replace(batch, pool=InputPool(ids, lambda _: (images, labels)))
-    shown, meter = run(Metamer(), model, lone)
+    adversarial, meter = run(Metamer(), model, lone)
     assert set(meter.failures.values()) == {"no_start"}
     assert sorted(meter.failures) == same.nonzero()[:, 0].tolist()
-    assert torch.equal(shown[same], batch.images[same])
-    assert not torch.equal(shown[~same], batch.images[~same])
+    assert torch.equal(adversarial[same], batch.images[same])
+    assert not torch.equal(adversarial[~same], batch.images[~same])
     assert set(meter.logged["donor"][same].tolist()) == {-1}
     with pytest.raises(CapabilityMismatch, match="a batch with a pool"):
         run(Metamer(), model, replace(batch, pool=None))
@@ -179,12 +179,12 @@ def test_a_small_firevnet_in_float32():
     images = SampleRNG(0, torch.arange(12), "test").uniform((1, 8, 8))
     labels, ids = torch.arange(12) % 3, torch.arange(12)
     pool = InputPool(ids, lambda rows: (images[rows], labels[rows]))
-    shown, meter = run(Metamer(), model, Batch(images, labels, ids, pool=pool))
+    adversarial, meter = run(Metamer(), model, Batch(images, labels, ids, pool=pool))
     assert meter.logged["reencoding_error"].max() < 1e-3
     assert meter.logged["reconstruction_error"].max() < 1e-3
     assert meter.logged["raw_same_prediction"].all()
-    assert shown.dtype == torch.float32
-    assert not shown.requires_grad
+    assert adversarial.dtype == torch.float32
+    assert not adversarial.requires_grad
 
 
 def test_a_model_without_an_inverse_is_refused():
@@ -205,10 +205,10 @@ def test_projections_find_metamers_inside_the_bounds():
     model = rotation()
     clipped = {}
     for count in (0, 200):
-        shown, meter = run(Metamer(projections=count, finish="clip"), model)
+        adversarial, meter = run(Metamer(projections=count, finish="clip"), model)
         clipped[count] = meter.logged["clipped_logit_distance"]
         assert meter.logged["reencoding_error"].max() < 1e-12  # each is a metamer still
-        assert torch.equal(shown, shown.clamp(0, 1))
+        assert torch.equal(adversarial, adversarial.clamp(0, 1))
     assert clipped[0].median() > 0.01
     assert clipped[200].median() < 1e-3
     with pytest.raises(BadParameter, match="unusable projections"):

@@ -71,7 +71,7 @@ def test_success_curve_equals_the_closed_form(tmp_path, kind, target):
 
 
 @pytest.mark.parametrize("attack", ["spheres-perturbation", "spheres-invariance"])
-def test_the_max_margin_classifier_withstands_both(tmp_path, attack):
+def test_the_max_margin_classifier_survives_both(tmp_path, attack):
     records = run(tmp_path, attack, "spheres:d=30,n=3,size=40", model="spheres-max-margin")
     assert not any(record.goal_reached for record in records.values())
 
@@ -94,7 +94,7 @@ def test_no_point_on_the_outer_sphere_is_misclassified_nearer(tmp_path):
             continue
         nearest = (points - images[i]).norm(dim=1).min().item()
         assert records[i].distance.l2 <= nearest
-        assert nearest < records[i].distance.l2 * 1.2  # dense enough to mean something
+        assert nearest < records[i].distance.l2 * 1.2  # a dense enough grid
 
 
 def test_example_6_is_right_on_all_points_and_at_chance_once_the_inner_ones_have_moved_outwards(
@@ -108,7 +108,7 @@ def test_example_6_is_right_on_all_points_and_at_chance_once_the_inner_ones_have
 
 
 def test_on_uneven_samples_one_attack_alone_misleads(tmp_path):
-    """Of the perturbations alone one would say that a model holds which invariance attacks break throughout."""
+    """A model that survives perturbation attacks is broken by invariance attacks on all samples."""
     spheres = "spheres:d=100,n=10,size=40,inner=0.9"
     held = {
         attack: [not r.goal_reached for r in run(tmp_path / attack, attack, spheres).values()]

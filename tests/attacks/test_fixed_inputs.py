@@ -47,7 +47,7 @@ OTHER = [0.42, 0.44, 0.46, 0.54, 0.02, 0.58]
 
 
 def opens(monkeypatch, other):
-    """Let every name stand for one data set."""
+    """Open one data set under every name."""
     monkeypatch.setattr(
         loading, "load_dataset", lambda source, **_: other if isinstance(source, str) else source
     )
@@ -70,13 +70,13 @@ def jobs(model, own, attack):
     return list(build_jobs(EvaluationRequest([model], [attack], dataset=own)))
 
 
-def test_the_order_is_fixed_and_leaves_nothing_out():
+def test_the_order_is_a_fixed_permutation():
     assert sorted(shuffled_ids(50).tolist()) == list(range(50))
     assert torch.equal(shuffled_ids(50), shuffled_ids(50))
     assert shuffled_ids(50).tolist() != list(range(50))
 
 
-def test_what_a_sample_is_shown_depends_on_its_id_alone(data):
+def test_the_input_of_a_sample_depends_on_its_id_alone(data):
     own, other = data
     attack = OODInputs(other)
     ids = torch.arange(6)
@@ -102,7 +102,7 @@ def test_success_is_an_input_of_other_data_that_is_accepted(data, careful, tmp_p
     assert [r.forward_passes for r in records] == [0] * 6
 
 
-def test_the_usual_data_set_is_the_one_that_is_named(data, careful, monkeypatch):
+def test_the_default_data_set_equals_the_named_one(data, careful, monkeypatch):
     own, _ = data
     monkeypatch.setattr(catalogue, "default_ood_dataset", lambda _: "middle")
     (usual,), (named,) = (
@@ -138,7 +138,7 @@ def test_the_bytes_of_the_other_data_are_part_of_the_cell(data, careful, monkeyp
         (ArrayDataset(torch.zeros(6, 1, 3, 3), [0] * 6, "large"), "differ in the shape or range"),
     ],
 )
-def test_what_cannot_be_shown_is_refused_before_anything_runs(
+def test_unusable_data_sets_are_rejected_before_anything_runs(
     data, careful, monkeypatch, other, says
 ):
     own, _ = data
@@ -147,13 +147,13 @@ def test_what_cannot_be_shown_is_refused_before_anything_runs(
         plan_jobs(jobs(careful, own, "out-of-distribution:dataset=middle"))
 
 
-def test_without_a_usual_data_set_it_is_refused(data, careful):
+def test_without_a_default_data_set_it_is_rejected(data, careful):
     own, _ = data
     with pytest.raises(CapabilityMismatch, match="no default one for own"):
         plan_jobs(jobs(careful, own, "out-of-distribution"))
 
 
-def test_files_that_are_not_here_stop_a_plan_unless_the_run_is_optional(data, careful):
+def test_missing_files_stop_a_plan_unless_the_run_is_optional(data, careful):
     own, _ = data
 
     def missing(name):

@@ -18,7 +18,7 @@ N = 30
 
 
 def mean_classifier():
-    """Class 1 if the mean of 16 pixels is above a half: a donor falls if its mean is within the radius of it."""
+    """Class 1 if the mean of 16 pixels is above 0.5: a donor collides if its mean is within the radius of 0.5."""
     linear = nn.Linear(16, 2)
     linear.weight.data = torch.stack([-torch.ones(16), torch.ones(16)])
     linear.bias.data = torch.tensor([8.0, -8.0])
@@ -45,18 +45,18 @@ def run(attack, given):
 @pytest.mark.parametrize("donor", ["other-class", "random", "nearest"])
 def test_donors_take_the_decision_exactly_where_the_ball_reaches_it(donor):
     given = batch()
-    shown, meter, model = run(Collision(donor, radius=0.1), given)
+    adversarial, meter, model = run(Collision(donor, radius=0.1), given)
     donors = given.images[meter.logged["donor"]]
-    assert (shown - donors).abs().max() <= 0.1 + 1e-6
+    assert (adversarial - donors).abs().max() <= 0.1 + 1e-6
     reach = (donors.flatten(1).mean(1) - 0.5).abs() < 0.1
     same_class = given.labels[meter.logged["donor"]] == given.labels
     assert reach.any()
     assert donor == "nearest" or not reach.all()
-    kept = model(shown).decision == model(given.images).decision
+    kept = model(adversarial).decision == model(given.images).decision
     assert torch.equal(kept, reach | same_class)
 
 
-def test_a_sample_is_left_alone_once_it_collides():
+def test_a_sample_stops_once_it_collides():
     given = batch()
     _, meter, _ = run(Collision(radius=0.5, steps=40), given)
     assert meter.backward_passes.max() <= 3

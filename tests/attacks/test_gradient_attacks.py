@@ -1,4 +1,4 @@
-"""FGSM, PGD and noise on models of which the answer is known."""
+"""FGSM, PGD and random perturbations on models with closed-form results."""
 
 from dataclasses import dataclass
 
@@ -40,9 +40,9 @@ class Model:
 
 def run(attack, model, images, labels, threat, start=None, ids=None):
     ids = torch.arange(len(labels)) if ids is None else ids
-    batch, noise = Batch(images, labels, ids, start), SampleRNG(0, ids)
-    meter = CountingModel(model, batch, threat, noise)
-    return attack.run(meter, batch, threat, noise), meter
+    batch, rng = Batch(images, labels, ids, start), SampleRNG(0, ids)
+    meter = CountingModel(model, batch, threat, rng)
+    return attack.run(meter, batch, threat, rng), meter
 
 
 def wrong(model, images, labels):
@@ -79,14 +79,14 @@ def test_fills_the_protocol(attack):
     ids=repr,
 )
 @pytest.mark.parametrize("name", ["l2", "linf"])
-def test_linear_model_falls_exactly_beyond_the_analytic_distance(attack, name, classes, beyond):
+def test_linear_model_is_broken_exactly_beyond_the_analytic_distance(attack, name, classes, beyond):
     model, images, labels = linear_problem(5, classes)
     nearest = model.distance(images, labels, name).tolist()
     for factor in (0.7, 0.999, beyond):
         for i, distance in enumerate(nearest):
             threat, one = ThreatModel(LpBall(name, factor * distance)), slice(i, i + 1)
-            shown, _ = run(attack, model, images[one], labels[one], threat)
-            assert bool(wrong(model, shown, labels[one])) == (factor > 1)
+            adversarial, _ = run(attack, model, images[one], labels[one], threat)
+            assert bool(wrong(model, adversarial, labels[one])) == (factor > 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -98,10 +98,10 @@ def test_stays_in_budget_and_bounds(attack, name, dtype):
         model = Model(bumpy, bounds=bounds, dtype=dtype)
         for eps in (0.0, 0.05, 10.0):
             budget = LpBall(name, eps)
-            shown, _ = run(attack, model, images, labels, ThreatModel(budget))
-            assert shown.dtype == dtype
-            assert inside_box(shown, bounds).all()
-            assert budget.contains(images, shown).all()
+            adversarial, _ = run(attack, model, images, labels, ThreatModel(budget))
+            assert adversarial.dtype == dtype
+            assert inside_box(adversarial, bounds).all()
+            assert budget.contains(images, adversarial).all()
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=repr)
@@ -121,22 +121,22 @@ def test_outcome_does_not_depend_on_the_batch(attack):
 def test_fgsm_step_is_eps_times_the_direction():
     model, images, labels = linear_problem(4, 2)
     slope = (model.weights[1 - labels] - model.weights[labels]).reshape(images.shape)
-    shown, meter = run(FGSM(), model, images, labels, ThreatModel(LpBall("linf", 0.01)))
-    assert torch.allclose(shown, images + 0.01 * slope.sign())
-    shown, _ = run(FGSM(), model, images, labels, ThreatModel(LpBall("l2", 0.2)))
+    adversarial, meter = run(FGSM(), model, images, labels, ThreatModel(LpBall("linf", 0.01)))
+    assert torch.allclose(adversarial, images + 0.01 * slope.sign())
+    adversarial, _ = run(FGSM(), model, images, labels, ThreatModel(LpBall("l2", 0.2)))
     direction = slope / norm(slope, "l2").reshape(-1, 1, 1, 1)
-    assert torch.allclose(shown, images + 0.2 * direction)
+    assert torch.allclose(adversarial, images + 0.2 * direction)
     assert (meter.forward_passes == 1).all()
     assert (meter.backward_passes == 1).all()
 
 
-def test_fallen_samples_leave_the_working_set():
+def test_broken_samples_leave_the_working_set():
     model, images, labels = linear_problem(8, 2)
     distance = model.distance(images, labels, "linf")
     threat = ThreatModel(LpBall("linf", 1.01 * float(distance.median())))
     pgd = PGD(rel_step=0.1, decay=False, random_start=False)
-    shown, meter = run(pgd, model, images, labels, threat)
-    fell = wrong(model, shown, labels)
+    adversarial, meter = run(pgd, model, images, labels, threat)
+    fell = wrong(model, adversarial, labels)
     assert 0 < fell.sum() < 8
     assert (meter.forward_passes[~fell] == 41).all()
     assert (meter.backward_passes[~fell] == 40).all()
@@ -145,7 +145,7 @@ def test_fallen_samples_leave_the_working_set():
     assert (meter.forward_passes[fell] == expected).all()
 
 
-def test_success_on_the_way_is_kept():
+def test_a_success_of_an_earlier_iterate_is_kept():
     """The only adversarial inputs are in a band that the search crosses and leaves (check C15)."""
 
     def band(points):
@@ -157,9 +157,9 @@ def test_success_on_the_way_is_kept():
     model, images = Model(band), torch.full((1, 1), 0.5, dtype=torch.float64)
     labels = torch.zeros(1, dtype=torch.int64)
     pgd = PGD(steps=10, rel_step=0.2, decay=False, loss="margin", random_start=False)
-    shown, meter = run(pgd, model, images, labels, ThreatModel(LpBall("linf", 0.5)))
-    assert shown.item() == pytest.approx(0.6)
-    assert wrong(model, shown, labels)
+    adversarial, meter = run(pgd, model, images, labels, ThreatModel(LpBall("linf", 0.5)))
+    assert adversarial.item() == pytest.approx(0.6)
+    assert wrong(model, adversarial, labels)
     assert meter.forward_passes.item() == 2
 
 
@@ -170,20 +170,20 @@ def test_without_success_the_best_margin_is_kept():
 
     model, images = Model(hill), torch.full((1, 1), 0.5, dtype=torch.float64)
     pgd = PGD(steps=7, rel_step=0.4, decay=False, random_start=False)
-    shown, _ = run(pgd, model, images, torch.tensor([0]), ThreatModel(LpBall("linf", 0.25)))
-    assert shown.item() == pytest.approx(0.6)  # the iterates are 0.5, 0.6, 0.7, 0.6, …
+    adversarial, _ = run(pgd, model, images, torch.tensor([0]), ThreatModel(LpBall("linf", 0.25)))
+    assert adversarial.item() == pytest.approx(0.6)  # the iterates are 0.5, 0.6, 0.7, 0.6, …
 
 
 def test_last_step_is_tested():
     model, images, labels = linear_problem(6, 2)
     eps = 1.05 * float(model.distance(images, labels, "linf").max())
     pgd = PGD(steps=1, rel_step=1.0, random_start=False)
-    shown, meter = run(pgd, model, images, labels, ThreatModel(LpBall("linf", eps)))
-    assert wrong(model, shown, labels).all()
+    adversarial, meter = run(pgd, model, images, labels, ThreatModel(LpBall("linf", eps)))
+    assert wrong(model, adversarial, labels).all()
     assert (meter.forward_passes == 2).all()
 
 
-def test_restarts_only_add_successes_and_spare_the_fallen():
+def test_restarts_only_add_successes_and_skip_broken_samples():
     model, images, labels = bumpy_problem()
     threat = ThreatModel(LpBall("linf", 0.1))
     once, meter_once = run(PGD(steps=5, loss="margin"), model, images, labels, threat)
@@ -199,10 +199,10 @@ def test_first_restart_begins_where_the_batch_says():
     model, images, labels = bumpy_problem(10)
     start = images + 0.02
     pgd = PGD(steps=1, rel_step=1e-9, decay=False)
-    shown, _ = run(pgd, model, images, labels, ThreatModel(LpBall("linf", 0.1)), start=start)
-    assert torch.allclose(shown, start, atol=1e-9)
-    shown, _ = run(pgd, model, images, labels, ThreatModel(LpBall("linf", 0.01)), start=start)
-    assert torch.allclose(shown, images + 0.01, atol=1e-9)
+    adversarial, _ = run(pgd, model, images, labels, ThreatModel(LpBall("linf", 0.1)), start=start)
+    assert torch.allclose(adversarial, start, atol=1e-9)
+    adversarial, _ = run(pgd, model, images, labels, ThreatModel(LpBall("linf", 0.01)), start=start)
+    assert torch.allclose(adversarial, images + 0.01, atol=1e-9)
 
 
 def test_aims_at_a_class():
@@ -210,8 +210,8 @@ def test_aims_at_a_class():
     rows = labels != 2
     threat = ThreatModel(LpBall("l2", 0.4), Target(2))
     for loss in ("ce", "margin", "dlr", "scaled-ce"):
-        shown, _ = run(PGD(loss=loss), model, images[rows], labels[rows], threat)
-        assert (model(shown).decision == 2).all()
+        adversarial, _ = run(PGD(loss=loss), model, images[rows], labels[rows], threat)
+        assert (model(adversarial).decision == 2).all()
 
 
 def test_useless_gradients_give_clean_finite_images():
@@ -221,16 +221,16 @@ def test_useless_gradients_give_clean_finite_images():
     model, images, labels = Model(constant), *bumpy_problem(5)[1:]
     for name in ("l2", "linf"):
         threat = ThreatModel(LpBall(name, 0.1))
-        shown, meter = run(PGD(random_start=False), model, images, labels, threat)
-        assert torch.equal(shown, images)
+        adversarial, meter = run(PGD(random_start=False), model, images, labels, threat)
+        assert torch.equal(adversarial, images)
         assert meter.zero_gradient.all()
 
 
 def test_noise_stops_at_the_first_success():
     model, images, labels = bumpy_problem()
     threat = ThreatModel(LpBall("linf", 0.15))
-    shown, meter = run(RandomPerturbation(draws=20), model, images, labels, threat)
-    fell = wrong(model, shown, labels)
+    adversarial, meter = run(RandomPerturbation(draws=20), model, images, labels, threat)
+    fell = wrong(model, adversarial, labels)
     assert 0 < fell.sum() < len(labels)
     assert (meter.forward_passes[~fell] == 20).all()
     assert (meter.forward_passes[fell] < 20).any()
@@ -250,7 +250,7 @@ def test_unusable_number_of_draws():
         RandomPerturbation(draws=0)
 
 
-def test_unknown_loss_is_refused():
+def test_unknown_loss_is_rejected():
     model, images, labels = linear_problem(2)
     with pytest.raises(BadParameter, match="unknown loss"):
         run(PGD(loss="hinge"), model, images, labels, ThreatModel(LpBall("l2", 1.0), Misclassify()))

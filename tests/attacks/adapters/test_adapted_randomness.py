@@ -1,4 +1,4 @@
-"""Foreign code draws each sample's own numbers and leaves the global generators alone."""
+"""Code of other libraries draws per-sample random numbers, and the global generators are restored."""
 
 import random
 
@@ -77,7 +77,7 @@ def draw_and_fail():
         raise ZeroDivisionError
 
 
-def test_the_global_generators_are_left_as_they_were_even_by_an_error():
+def test_the_global_generators_are_restored_even_after_an_error():
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]  # noqa: NPY002
     with pytest.raises(ZeroDivisionError):
         draw_and_fail()

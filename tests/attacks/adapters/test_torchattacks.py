@@ -38,7 +38,7 @@ def short(name):
     return TorchattacksAttack(name, tuple(SHORT.get(name, {}).items()))
 
 
-def test_every_attack_of_the_library_is_known_or_its_absence_explained():
+def test_every_attack_of_the_library_is_supported_or_its_absence_explained():
     assert set(TorchattacksAttack.names()) | set(UNUSABLE) == set(torchattacks.__all__)
 
 
@@ -107,11 +107,11 @@ def test_a_parameter_that_does_not_fit_is_explained_at_once(name, parameters, me
     assert "\n" not in str(caught.value)
 
 
-def test_a_whole_number_may_stand_for_a_real_one_and_the_other_way_round():
+def test_whole_and_real_numbers_are_converted():
     assert TorchattacksAttack("CW", (("c", 0.5), ("lr", 1)))
 
 
-def test_an_unknown_name_brings_the_nearest():
+def test_an_unknown_name_suggests_the_closest():
     with pytest.raises(UnknownName, match="did you mean DeepFool"):
         TorchattacksAttack("deepfol")
 

@@ -50,7 +50,7 @@ UNSEEING = {"L2ContrastReductionAttack", "LinfAdditiveUniformNoiseAttack"}
 
 
 def classes():
-    """Return a name for each attack, aliases left out."""
+    """Return a name for each attack, without aliases."""
     names = {FoolboxAttack(name)._class: name for name in reversed(able())}
     return sorted(names.values())
 
@@ -64,7 +64,7 @@ def short(name):
     return FoolboxAttack(name, tuple(SHORT.get(name, {"steps": 10} if takes else {}).items()))
 
 
-def test_all_names_are_known():
+def test_all_names_are_listed():
     names = FoolboxAttack.names()
     assert len(names) >= 69  # of Foolbox 3.3.4, aliases included
     assert {"LinfPGD", "PGD", "L2CarliniWagnerAttack", "BoundaryAttack", "SpatialAttack"} <= set(
@@ -91,7 +91,7 @@ def test_a_sample_fares_the_same_in_every_batch(name, lab):
         assert (parts - whole[:count]).abs().max() <= 1e-6
 
 
-def test_the_dataset_attack_shows_other_images_of_the_batch(lab):
+def test_the_dataset_attack_returns_other_images_of_the_batch(lab):
     attack = FoolboxAttack("DatasetAttack")
     ran = lab.run(attack)
     assert ran.broken.any()
@@ -100,7 +100,7 @@ def test_the_dataset_attack_shows_other_images_of_the_batch(lab):
 
 
 class Rounding:
-    """A linear classifier that sees its input rounded to 0 and 1."""
+    """A linear classifier of the input rounded to 0 and 1."""
 
     num_classes, bounds, dtype = 4, (0.0, 1.0), torch.float64
 
@@ -184,7 +184,7 @@ def test_a_parameter_that_does_not_fit_is_explained_at_once(name, parameters, me
 @pytest.mark.parametrize(
     ("name", "near"), [("linfpgd", "LinfPGD"), ("L2DeepFool", "L2DeepFoolAttack")]
 )
-def test_an_unknown_name_brings_the_nearest(name, near):
+def test_an_unknown_name_suggests_the_closest(name, near):
     with pytest.raises(UnknownName, match=near):
         FoolboxAttack(name)
 
@@ -244,7 +244,7 @@ class Island:
 
 
 @pytest.mark.parametrize("name", ["BoundaryAttack", "HopSkipJumpAttack", "PointwiseAttack"])
-def test_a_sample_without_a_starting_point_leaves_the_others_alone(name, lab):
+def test_a_sample_without_a_starting_point_does_not_affect_others(name, lab):
     shifts = torch.tensor([-0.2, 0.0, 0.1, 0.01], dtype=torch.float64).reshape(4, 1, 1, 1)
     images = Island.middle + shifts
     ran = lab.run(short(name), (Island(), images, torch.tensor([0, 1, 0, 1])))
@@ -259,7 +259,7 @@ def test_attacks_that_do_without_a_starting_point_draw_none(lab):
 
 
 class Fragile:
-    """A linear classifier that raises when it sees an image near a given one."""
+    """A linear classifier that raises an error for images close to a given one."""
 
     num_classes, bounds, dtype = 4, (0.0, 1.0), torch.float64
 
@@ -286,7 +286,7 @@ def test_an_exception_for_every_sample_is_one_line(lab):
     assert str(caught.value) == "foolbox:LinfPGD raised ZeroDivisionError: no luck"
 
 
-def test_nothing_is_printed_and_nothing_stays_behind(lab, capsys):
+def test_nothing_is_printed_and_no_handler_remains(lab, capsys):
     handlers, state = list(logging.getLogger().handlers), torch.get_rng_state()
     lab.run(short("LinearSearchBlendedUniformNoiseAttack"))
     lab.run(short("L2DeepFoolAttack"))

@@ -1,4 +1,4 @@
-"""Several attacks as one: what a cascade breaks is what its members break, and each gets what is left."""
+"""Ensembles: they break all samples that a member breaks, and members run on the survivors of earlier members."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -74,7 +74,7 @@ class Basins(Model):
 
 @dataclass(frozen=True)
 class Watched:
-    """An attack that finds nothing and tells which samples it was given."""
+    """An attack that finds nothing and records its samples."""
 
     given: list[list[int]]
     starts: list[bool]
@@ -82,7 +82,7 @@ class Watched:
     kind: ClassVar[Kind] = "fixed-budget"
     norms: ClassVar[frozenset[str]] = frozenset({"l2", "linf"})
 
-    def run(self, model, batch, threat, noise):
+    def run(self, model, batch, threat, rng):
         self.given.append(batch.ids.tolist())
         self.starts.append(batch.start is not None)
         return batch.images
@@ -95,19 +95,19 @@ def problem(n=40, dtype=torch.float64):
 
 def session(model, images, labels, eps=0.1, ids=None):
     ids = torch.arange(len(labels)) if ids is None else ids
-    batch, noise = Batch(images, labels, ids), SampleRNG(0, ids)
+    batch, rng = Batch(images, labels, ids), SampleRNG(0, ids)
     threat = ThreatModel(LpBall("linf", eps))
-    return CountingModel(model, batch, threat, noise), batch, threat, noise
+    return CountingModel(model, batch, threat, rng), batch, threat, rng
 
 
 def wrong(model, images, labels):
     return model(images).decision != labels
 
 
-def test_breaks_what_its_members_break_apart():
+def test_it_breaks_all_samples_that_its_members_break():
     model, (images, labels) = Model(), problem()
     given = session(model, images, labels)
-    shown = Ensemble(MEMBERS).run(*given)
+    adversarial = Ensemble(MEMBERS).run(*given)
     every, fell = torch.arange(len(labels)), []
     for number, member in enumerate(MEMBERS, 1):
         alone = SubsetRunner(*session(model, images, labels)).run(member, every, str(number))
@@ -115,29 +115,31 @@ def test_breaks_what_its_members_break_apart():
     apart = torch.stack(fell)
     assert apart.any(1).all()
     assert not apart.any(0).all()
-    assert torch.equal(wrong(model, shown, labels), apart.any(0))
+    assert torch.equal(wrong(model, adversarial, labels), apart.any(0))
     first = torch.where(apart.any(0), apart.int().argmax(0) + 1, 0)
     assert torch.equal(given[0].logged[BROKEN_BY], first)
     assert first.unique().tolist() == [0, 1, 2, 3]
 
 
-def test_members_get_what_those_before_them_left():
+def test_members_attack_the_survivors_of_earlier_members():
     model, (images, labels) = Model(), problem()
     watched, after = Watched([], []), Watched([], [])
-    meter, batch, threat, noise = session(model, images, labels)
+    meter, batch, threat, rng = session(model, images, labels)
     start = replace(batch, start=images)
-    shown = Ensemble((watched, APGD(steps=5), after)).run(meter, start, threat, noise)
-    left = (~wrong(model, shown, labels)).nonzero()[:, 0].tolist()
+    adversarial = Ensemble((watched, APGD(steps=5), after)).run(meter, start, threat, rng)
+    left = (~wrong(model, adversarial, labels)).nonzero()[:, 0].tolist()
     assert watched.given == [list(range(40))]
     assert after.given == [left]
     assert 0 < len(left) < 40
     assert (watched.starts, after.starts) == ([True], [False])
 
 
-def test_what_is_left_shows_the_image_that_came_nearest():
+def test_survivors_get_the_candidate_of_the_largest_margin():
     model, (images, labels) = Model(), problem(8)
     given = session(model, images, labels, eps=0.01)
-    shown = Ensemble((SquareAttack(5), APGD(steps=10), RandomPerturbation(draws=1))).run(*given)
+    adversarial = Ensemble((SquareAttack(5), APGD(steps=10), RandomPerturbation(draws=1))).run(
+        *given
+    )
     goal = given[2].goal
     for member, name in (
         (SquareAttack(5), "1"),
@@ -147,18 +149,18 @@ def test_what_is_left_shows_the_image_that_came_nearest():
         alone = SubsetRunner(*session(model, images, labels, 0.01)).run(
             member, torch.arange(8), name
         )
-        assert (goal.margin(model(shown), labels) >= goal.margin(model(alone), labels)).all()
+        assert (goal.margin(model(adversarial), labels) >= goal.margin(model(alone), labels)).all()
 
 
-def test_a_nearest_success_outside_the_budget_is_none():
+def test_a_minimum_norm_success_outside_the_budget_does_not_count():
     model, images, labels = linear_problem(8)
     eps = float(model.distance(images, labels, "linf").median())
-    meter, batch, threat, noise = session(model, images, labels, eps)
-    shown = Ensemble((FMN(),)).run(meter, batch, threat, noise)
-    assert threat.budget.contains(images, shown).all()
-    fell = wrong(model, shown, labels)
+    meter, batch, threat, rng = session(model, images, labels, eps)
+    adversarial = Ensemble((FMN(),)).run(meter, batch, threat, rng)
+    assert threat.budget.contains(images, adversarial).all()
+    fell = wrong(model, adversarial, labels)
     assert 0 < fell.sum() < 8
-    assert torch.equal(shown[~fell], images[~fell])
+    assert torch.equal(adversarial[~fell], images[~fell])
 
 
 def test_outcome_does_not_depend_on_the_batch():
@@ -169,23 +171,23 @@ def test_outcome_does_not_depend_on_the_batch():
         torch.testing.assert_close(apart, together[rows], rtol=0, atol=1e-12)
 
 
-def test_believes_a_stochastic_model_only_after_several_answers():
+def test_a_stochastic_model_must_confirm_a_success():
     linear, images, labels = linear_problem(6, 3)
     model = StochasticToy(linear, scale=0.05)
     after = Watched([], [])
-    shown = Ensemble((APGD(steps=10), after)).run(*session(model, images, labels, 0.05))
-    assert wrong(linear, shown, labels).all()
+    adversarial = Ensemble((APGD(steps=10), after)).run(*session(model, images, labels, 0.05))
+    assert wrong(linear, adversarial, labels).all()
     assert after.given == []
 
 
 def test_on_a_substitute_all_members_run_to_the_end():
     model, images, labels = linear_problem(6, 3)
-    meter, batch, threat, noise = session(model, images, labels, 0.05)
+    meter, batch, threat, rng = session(model, images, labels, 0.05)
     transfer = replace(threat, access="transfer", substitute="other")
-    meter = CountingModel(model, batch, transfer, noise, keep_best=False)
+    meter = CountingModel(model, batch, transfer, rng, keep_best=False)
     after = Watched([], [])
-    shown = Ensemble((APGD(steps=10), after)).run(meter, batch, transfer, noise)
-    assert wrong(model, shown, labels).all()
+    adversarial = Ensemble((APGD(steps=10), after)).run(meter, batch, transfer, rng)
+    assert wrong(model, adversarial, labels).all()
     assert after.given == [list(range(6))]
 
 
@@ -195,25 +197,25 @@ def test_many_queries_are_spent_only_where_gradients_mislead():
     eps = 0.8 * float(linear.distance(images, labels, "linf").min())
     honest = session(linear, images, labels, eps)
     attack.run(*honest)
-    assert (honest[0].forward_passes == 10 + 11 + 3).all()  # and the cascade's own questions
+    assert (honest[0].forward_passes == 10 + 11 + 3).all()  # and the ensemble's own queries
     images, labels = problem(20)
     masked = session(Stepped(), images, labels)
-    shown = attack.run(*masked)
-    left = ~wrong(Stepped(), shown, labels)
+    adversarial = attack.run(*masked)
+    left = ~wrong(Stepped(), adversarial, labels)
     assert (masked[0].forward_passes[left] == 10 + 11 + 3 + 300 + 1).all()
     blind = APGD(steps=10).run(*session(Stepped(), images, labels))
-    assert wrong(Stepped(), shown, labels).sum() > wrong(Stepped(), blind, labels).sum()
+    assert wrong(Stepped(), adversarial, labels).sum() > wrong(Stepped(), blind, labels).sum()
 
 
-def test_what_is_almost_there_is_attempted_again():
+def test_nearly_broken_samples_are_retried():
     images, labels = torch.full((30, 16), 0.5, dtype=torch.float64), torch.zeros(30).long()
     ways = (
         SquareThenAPGD(2, 30, long_queries=1, retry_threshold=1e-9),
         SquareThenAPGD(2, 30, long_queries=1, retry_threshold=0.2, retry_queries=2),
     )
     sessions = session(Basins(), images, labels), session(Basins(), images, labels)
-    shown = [way.run(*given) for way, given in zip(ways, sessions, strict=True)]
-    once, again = (wrong(Basins(), each, labels) for each in shown)
+    adversarial = [way.run(*given) for way, given in zip(ways, sessions, strict=True)]
+    once, again = (wrong(Basins(), each, labels) for each in adversarial)
     assert again[once].all()
     assert again.sum() > once.sum() + 5
     spent = [given[0].forward_passes for given in sessions]
@@ -231,7 +233,7 @@ def test_a_sample_named_twice_is_searched_for_with_other_draws():
     assert not torch.equal(both[2], both[0])
 
 
-def test_standard_fulfils_the_contract():
+def test_standard_passes_the_harness():
     attack = standard()
     assert attack == load_attack("standard").attack
     assert attack.norms == {"l1", "l2", "linf"}
@@ -241,15 +243,15 @@ def test_standard_fulfils_the_contract():
     check_attack(small, min_success_rate=1.0)
 
 
-def test_undefended_network_falls_in_seconds():
+def test_the_undefended_network_is_broken_with_few_queries():
     model, data = load_model("mnist-cnn").classifier, load_dataset("mnist5k")
     ids = torch.tensor(select_samples(data.labels, 20))
     images, labels = data.batch(ids)
-    shown = standard().run(*session(model, images, labels, 0.2, ids))
-    assert wrong(model, shown, labels).all()
+    adversarial = standard().run(*session(model, images, labels, 0.2, ids))
+    assert wrong(model, adversarial, labels).all()
 
 
-def test_a_cell_is_resumed_to_the_byte_and_tells_who_broke_what(tmp_path):
+def test_a_resumed_cell_is_byte_identical_and_logs_the_member(tmp_path):
     attack = Ensemble((APGD(steps=5), SquareThenAPGD(queries=20, steps=5, long_queries=30)))
 
     def evaluate():

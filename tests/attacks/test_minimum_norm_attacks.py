@@ -1,4 +1,4 @@
-"""C&W, DDN, DeepFool and FMN: nearest inputs of known models, whatever the scale, the goal and the batch."""
+"""cw-adaptive, DDN, DeepFool and FMN: closed-form optima, scales, goals and batches."""
 
 from dataclasses import dataclass, field, replace
 
@@ -46,7 +46,7 @@ each_attack = pytest.mark.parametrize(
 
 @dataclass(frozen=True)
 class Answering:
-    """A linear classifier whose output is changed before anyone sees it."""
+    """A linear classifier with a changed output."""
 
     linear: LinearClassifier
     change: object
@@ -71,28 +71,28 @@ def run(attack, name, model, images, labels, goal=None, budget=None):
     return attack.run(meter, batch, threat, SampleRNG(0, ids)), meter
 
 
-def distances(images, shown, name):
-    # adding and subtracting the clean image leaves rounding, which counts in l0
-    moved = shown - images
+def distances(images, adversarial, name):
+    # adding and subtracting the clean image causes rounding errors, which count in l0
+    moved = adversarial - images
     return norm(moved.where(moved.abs() > 1e-9, 0), name)
 
 
 @pytest.mark.parametrize(
     "attack", [AdaptiveCarliniWagner(steps=40), DDN(), DeepFool(), DeepFool("linf"), FMN(steps=15)]
 )
-def test_they_keep_to_the_rules(attack):
+def test_they_pass_the_harness(attack):
     check_attack(attack)
 
 
 @each_attack
 @pytest.mark.parametrize("classes", [2, 3, 8])
-def test_they_end_near_the_optimum(attack, name, classes):
+def test_they_end_close_to_the_optimum(attack, name, classes):
     model, images, labels = linear_problem(8, classes, shape=(1, 5, 5))
-    shown, _ = run(attack, name, model, images, labels)
-    assert (model(shown).decision != labels).all()
+    adversarial, _ = run(attack, name, model, images, labels)
+    assert (model(adversarial).decision != labels).all()
     if name == "l0":
         return
-    ratio = distances(images, shown, name) / model.distance(images, labels, name)
+    ratio = distances(images, adversarial, name) / model.distance(images, labels, name)
     assert ratio.min() >= 1 - 1e-9
     if classes == 2 or isinstance(attack, DeepFool):
         assert ratio.max() <= 1.03
@@ -106,9 +106,9 @@ def test_the_nearest_of_three_tied_classes_is_found():
     model = LinearClassifier(weights, torch.tensor([0.2, 0.0, -0.2, -0.4]) - weights.sum(1) / 2)
     images = torch.full((1, 1, 4, 4), 0.5, dtype=torch.float64)
     for attack in (DDN(), AdaptiveCarliniWagner(), DeepFool(), FMN()):
-        shown, _ = run(attack, "l2", model, images, torch.tensor([0]))
+        adversarial, _ = run(attack, "l2", model, images, torch.tensor([0]))
         best = model.distance(images, torch.tensor([0]), "l2").item()
-        assert best <= norm(shown - images, "l2").item() <= 1.05 * best
+        assert best <= norm(adversarial - images, "l2").item() <= 1.05 * best
 
 
 CHANGES = {
@@ -124,10 +124,10 @@ CHANGES = {
 def test_neither_offset_nor_scale_of_the_logits_matters(attack, name, change):
     model, images, labels = linear_problem(6, 3, shape=(1, 4, 4))
     plain, _ = run(attack, name, model, images, labels)
-    shown, _ = run(attack, name, Answering(model, CHANGES[change]), images, labels)
-    assert (model(shown).decision != labels).all()
+    adversarial, _ = run(attack, name, Answering(model, CHANGES[change]), images, labels)
+    assert (model(adversarial).decision != labels).all()
     expected = distances(images, plain, name)
-    assert torch.allclose(distances(images, shown, name), expected, rtol=0.01)
+    assert torch.allclose(distances(images, adversarial, name), expected, rtol=0.01)
 
 
 @each_attack
@@ -135,8 +135,8 @@ def test_the_scale_of_the_inputs_does_not_matter(attack, name):
     model, images, labels = linear_problem(6, 3, shape=(1, 4, 4))
     grey = LinearClassifier(model.weights / 255, model.biases, (0.0, 255.0))
     plain, _ = run(attack, name, model, images, labels)
-    shown, _ = run(attack, name, grey, 255 * images, labels)
-    assert torch.allclose(shown / 255, plain, atol=1e-6)
+    adversarial, _ = run(attack, name, grey, 255 * images, labels)
+    assert torch.allclose(adversarial / 255, plain, atol=1e-6)
 
 
 @each_attack
@@ -146,22 +146,22 @@ def test_elements_at_the_bounds_move(attack, name):
     images = (images > 0.5).double()
     model = replace(linear, weights=linear.weights * torch.where(images[0].flatten() > 0, -1, 1))
     labels = model(images).decision
-    shown, _ = run(attack, name, model, images, labels)
-    assert shown.isfinite().all()
-    assert 0 <= shown.min() <= shown.max() <= 1
-    assert (model(shown).decision != labels).all()
+    adversarial, _ = run(attack, name, model, images, labels)
+    assert adversarial.isfinite().all()
+    assert 0 <= adversarial.min() <= adversarial.max() <= 1
+    assert (model(adversarial).decision != labels).all()
 
 
 @each_attack
 def test_they_aim_at_a_class(attack, name):
     model, images, labels = linear_problem(9, 3)
     rows = labels != 2
-    shown, _ = run(attack, name, model, images[rows], labels[rows], Target(2))
-    assert (model(shown).decision == 2).all()
+    adversarial, _ = run(attack, name, model, images[rows], labels[rows], Target(2))
+    assert (model(adversarial).decision == 2).all()
 
 
 @each_attack
-def test_what_is_rejected_is_no_success(attack, name):
+def test_a_rejected_input_is_no_success(attack, name):
     """The model rejects what is less than 0.3 beyond the boundary."""
     model, images, labels = linear_problem(6, 2, shape=(1, 4, 4))
 
@@ -169,13 +169,13 @@ def test_what_is_rejected_is_no_success(attack, name):
         sure = (output.logits[:, 0] - output.logits[:, 1]).abs() > 0.3
         return Output(output.logits, accepted=sure)
 
-    shown, meter = run(
+    adversarial, meter = run(
         attack, name, Answering(model, cautious), images, labels, MisclassifyAccepted()
     )
     if isinstance(attack, DeepFool):  # it stops at the boundary
         return
-    assert meter.classifier(shown).accepted.all()
-    assert (model(shown).decision != labels).all()
+    assert meter.classifier(adversarial).accepted.all()
+    assert (model(adversarial).decision != labels).all()
 
 
 @each_attack
@@ -188,16 +188,16 @@ def test_other_goals_are_refused(attack, name):
 def test_a_bounded_threat_changes_nothing(attack, name):
     model, images, labels = linear_problem(4)
     plain, _ = run(attack, name, model, images, labels)
-    shown, _ = run(attack, name, model, images, labels, budget=LpBall(name, 1.0))
-    assert torch.equal(shown, plain)
+    adversarial, _ = run(attack, name, model, images, labels, budget=LpBall(name, 1.0))
+    assert torch.equal(adversarial, plain)
 
 
 @each_attack
 def test_without_gradient_the_search_ends_at_once(attack, name):
     model, images, labels = linear_problem(3)
     flat = Answering(model, lambda output, _: Output(output.logits.detach()))
-    shown, meter = run(attack, name, flat, images, labels)
-    assert torch.equal(shown, images)
+    adversarial, meter = run(attack, name, flat, images, labels)
+    assert torch.equal(adversarial, images)
     assert meter.forward_passes.max() <= 2
     assert meter.zero_gradient.all()
 
@@ -211,7 +211,7 @@ def test_a_lucky_draw_ends_no_search(attack, name):
     assert meter.forward_passes.min() == meter.forward_passes.max() > attack.steps
 
 
-def test_deepfool_leaves_a_sample_that_has_fallen():
+def test_deepfool_stops_a_broken_sample():
     model, images, labels = linear_problem(8, 3)
     _, meter = run(DeepFool(bisections=0), "l2", model, images, labels)
     assert (meter.forward_passes == 2).all()  # on a linear model the first step crosses
@@ -221,8 +221,10 @@ def test_deepfool_leaves_a_sample_that_has_fallen():
 def test_deepfool_among_many_classes():
     """Time and memory are those of its candidates, not of all thousand classes."""
     model, images, labels = linear_problem(8, 1000, shape=(1, 8, 8))
-    shown, meter = run(DeepFool(candidates=5, later_candidates=2), "l2", model, images, labels)
-    assert (model(shown).decision != labels).all()
+    adversarial, meter = run(
+        DeepFool(candidates=5, later_candidates=2), "l2", model, images, labels
+    )
+    assert (model(adversarial).decision != labels).all()
     steps = meter.forward_passes - DeepFool().bisections
     assert torch.equal(meter.backward_passes, 5 + 2 * (steps - 1))
     near, _ = run(DeepFool(candidates=999), "l2", model, images, labels)
@@ -230,7 +232,7 @@ def test_deepfool_among_many_classes():
     assert (norm(near - images, "l2") / best).max() <= 1.01
 
 
-def test_bisections_pull_a_success_to_the_boundary():
+def test_bisections_move_a_success_to_the_boundary():
     model, images, labels = linear_problem(6, 3)
     best = model.distance(images, labels, "l2")
     ratios = [
@@ -245,19 +247,19 @@ def test_bisections_pull_a_success_to_the_boundary():
 @pytest.mark.parametrize("confidence", [0.5, 2.0])
 def test_carlini_wagner_is_as_sure_as_it_should_be(confidence):
     model, images, labels = linear_problem(6, 3)
-    shown, _ = run(AdaptiveCarliniWagner(confidence=confidence), "l2", model, images, labels)
-    margins = logit_margin(model(shown), labels)
+    adversarial, _ = run(AdaptiveCarliniWagner(confidence=confidence), "l2", model, images, labels)
+    margins = logit_margin(model(adversarial), labels)
     assert margins.min() > confidence
     assert margins.max() <= 1.25 * confidence
 
 
-def test_carlini_wagner_shows_the_nearest_where_none_is_sure_enough():
+def test_cw_adaptive_returns_the_closest_if_none_has_the_confidence():
     model, images, labels = linear_problem(4, 3)
-    shown, _ = run(AdaptiveCarliniWagner(confidence=1e4), "l2", model, images, labels)
-    assert (model(shown).decision != labels).all()
+    adversarial, _ = run(AdaptiveCarliniWagner(confidence=1e4), "l2", model, images, labels)
+    assert (model(adversarial).decision != labels).all()
 
 
-def test_carlini_wagner_leaves_a_sample_whose_constant_was_right():
+def test_cw_adaptive_stops_a_sample_whose_constant_was_right():
     model, images, labels = linear_problem(6, 2)
     _, meter = run(AdaptiveCarliniWagner(steps=30), "l2", model, images, labels)
     assert (
@@ -265,7 +267,7 @@ def test_carlini_wagner_leaves_a_sample_whose_constant_was_right():
     ).all()  # one search, the clean image, the end, the balance
 
 
-def test_nearest_keeps_what_is_nearer_for_each_sample():
+def test_closest_adversarial_is_kept_for_each_sample():
     images = torch.zeros(2, 1, 1, 2)
     batch = Batch(images, torch.tensor([0, 0]), torch.arange(2))
     nearest = ClosestAdversarial(batch, ThreatModel(Unbounded("l1")))
@@ -289,7 +291,7 @@ def test_linearised_distances_are_those_of_a_linear_model(name):
         about.nearest(1)[:, 0],
         about.classes.gather(1, about.distances.argmin(1)[:, None])[:, 0],
     )
-    # as distances, the largest of the logits looked at is that of the nearest boundary
+    # scaled to distances, the largest logit belongs to the nearest boundary
     gaps = distance_scaled_loss(lambda output, _: output.logits, about.rates)(model(images), labels)
     assert torch.allclose(-gaps.gather(1, about.classes), about.distances)
 
@@ -358,7 +360,7 @@ def test_on_digits_the_median_is_no_further_than_foolbox(attack, name):
     _, peer, fell = getattr(foolbox.attacks, theirs)(**parameters)(
         model, images, labels, epsilons=None
     )
-    shown, _ = run(load_attack(attack).attack, name, classifier, images, labels)
-    assert (classifier(shown).decision != labels).all()
+    adversarial, _ = run(load_attack(attack).attack, name, classifier, images, labels)
+    assert (classifier(adversarial).decision != labels).all()
     far = torch.where(fell, distances(images, peer, name), float("inf"))
-    assert distances(images, shown, name).median() <= far.median()
+    assert distances(images, adversarial, name).median() <= far.median()

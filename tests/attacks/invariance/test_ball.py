@@ -20,7 +20,7 @@ from robustbench_inv.threat.threat_model import ThreatModel
 
 @dataclass(frozen=True)
 class Brightness:
-    """Class 1 where the mean is above a threshold, whatever else is shown; never, for a threshold above 1."""
+    """Class 1 if the mean is above a threshold; never for a threshold above 1."""
 
     threshold: float = 2.0
     bounds = (0.0, 1.0)
@@ -60,7 +60,7 @@ def shifted(image, dy, dx, low=0.0):
     return moved
 
 
-def test_alignment_finds_what_trying_every_shift_finds():
+def test_alignment_equals_an_exhaustive_search():
     images, donors = noise_images(4, (2, 5, 4)), noise_images(6, (2, 5, 4), "donors")
     labels = [0, 1, 2, 2, 1, 0]
     batch = batch_of(images, [0, 1, 2, 0], donors, labels)
@@ -110,7 +110,7 @@ def test_alignment_takes_the_nearest_of_several_donors_and_none_of_a_missing_cla
     assert few[0, 1] == float("inf")
 
 
-def test_what_is_no_image_is_neither_turned_nor_shifted():
+def test_inputs_that_are_no_images_are_neither_rotated_nor_shifted():
     points, donors = noise_images(3, (7,)), noise_images(2, (7,), "donors")
     targets, far = Alignment().targets(batch_of(points, [0, 0, 0], donors, [1, 1]), 0.0)
     assert targets.shape == (3, 2, 7)
@@ -121,22 +121,24 @@ def test_what_is_no_image_is_neither_turned_nor_shifted():
 def test_a_constant_classifier_ends_at_the_projection_of_the_target(budget):
     images, donors = noise_images(5), noise_images(3, stream="donors")
     batch = batch_of(images, [0] * 5, donors, [1, 1, 1])
-    shown, meter = attack(Brightness(), batch, budget)
+    adversarial, meter = attack(Brightness(), batch, budget)
     target = Alignment().targets(batch, 0.0)[0][:, 1]
-    assert torch.allclose(shown, budget.project(images, target))
-    assert budget.contains(images, shown).all()
-    assert torch.allclose(budget.distance(images, shown), torch.full((5,), budget.eps).double())
+    assert torch.allclose(adversarial, budget.project(images, target))
+    assert budget.contains(images, adversarial).all()
+    assert torch.allclose(
+        budget.distance(images, adversarial), torch.full((5,), budget.eps).double()
+    )
     assert set(meter.forward_passes.tolist()) == {2}
 
 
-def test_without_a_budget_the_target_itself_is_shown():
+def test_without_a_budget_the_target_itself_is_returned():
     images, donors = noise_images(5), noise_images(3, stream="donors")
     batch = batch_of(images, [0] * 5, donors, [1, 2, 1])
     targets, far = Alignment().targets(batch, 0.0)
     for name in ("l2", "linf", "l0"):
-        shown, _ = attack(Brightness(), batch, Unbounded(name))
+        adversarial, _ = attack(Brightness(), batch, Unbounded(name))
         nearest = far.argmin(1)
-        assert torch.allclose(shown, targets[torch.arange(5), nearest])
+        assert torch.allclose(adversarial, targets[torch.arange(5), nearest])
 
 
 @pytest.mark.parametrize("name", ["l2", "linf"])
@@ -146,8 +148,10 @@ def test_a_threshold_lets_it_go_as_far_as_the_threshold(name):
     batch = batch_of(image, [0], donor, [1])
     eps = {"linf": 0.3, "l2": 0.3 * 6}[name]
     for threshold in (0.21, 0.33, 0.4999, 0.501):
-        shown, meter = attack(Brightness(threshold), batch, LpBall(name, eps), shift=0, angle=0)
-        brightness = float(shown.mean())
+        adversarial, meter = attack(
+            Brightness(threshold), batch, LpBall(name, eps), shift=0, angle=0
+        )
+        brightness = float(adversarial.mean())
         end = min(threshold, 0.5)
         assert end - 0.3 / 2**8 - 1e-9 <= brightness <= end + 1e-12
         assert meter.forward_passes.item() == (2 if threshold > 0.5 else 2 + 8)
@@ -164,13 +168,13 @@ def test_another_class_is_tried_before_going_half_the_way():
     assert 0.59 < first.mean() <= 0.6
 
 
-def test_a_sample_without_another_class_is_left_as_it_is():
+def test_a_sample_without_another_class_does_not_change():
     images = noise_images(2)
     batch = batch_of(images, [0, 1], noise_images(1, stream="donors"), [1])
-    shown, meter = attack(Brightness(), batch, LpBall("linf", 0.1))
+    adversarial, meter = attack(Brightness(), batch, LpBall("linf", 0.1))
     assert meter.failures == {1: "no_start"}
-    assert torch.equal(shown[1], images[1])
-    assert norm(shown - images, "linf")[0] == pytest.approx(0.1)
+    assert torch.equal(adversarial[1], images[1])
+    assert norm(adversarial - images, "linf")[0] == pytest.approx(0.1)
 
 
 def test_it_keeps_the_rules_of_attacks():

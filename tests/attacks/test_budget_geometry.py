@@ -42,7 +42,7 @@ def test_projection_ends_inside_ball_and_box(name, eps, length, single):
 
 
 @pytest.mark.parametrize("name", NORMS)
-def test_projection_leaves_allowed_inputs_alone(name):
+def test_projection_does_not_change_allowed_inputs(name):
     some = ball(name, 0.2)
     drawn = some.draw(SampleRNG(3, torch.arange(50)), 0)
     assert torch.allclose(some.project(drawn), drawn, atol=1e-12)

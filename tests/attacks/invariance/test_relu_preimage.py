@@ -47,7 +47,7 @@ def batch_of(images, labels):
 
 
 def run(attack, module, budget=None, batch=None):
-    """Return what is shown, and the meter with what was measured; by default of two points, each the other's donor."""
+    """Return the results and the queries; by default of two points, each the other's donor."""
     points = torch.tensor([CLEAN, DONOR], dtype=torch.float64)
     batch = batch or batch_of(points, torch.tensor([0, 1]))
     threat = ThreatModel(budget or Unbounded("l1"), KeepDecision())
@@ -74,8 +74,8 @@ STOPPED = Layers(([[1.0, 0.0]], [-0.5]))
     ids=["blind", "stopped", "never active", "one each"],
 )
 def test_the_point_next_to_the_donor(module, nearest, dimension):
-    shown, meter = run(ReluPreimage(), module)
-    assert shown[0].tolist() == pytest.approx(nearest, abs=1e-9)
+    adversarial, meter = run(ReluPreimage(), module)
+    assert adversarial[0].tolist() == pytest.approx(nearest, abs=1e-9)
     assert meter.logged["dimension"][0] == dimension
     assert meter.logged["solver_status"].tolist() == [0, 0]
     assert meter.logged["changed_units"].tolist() == [0, 0]
@@ -86,8 +86,8 @@ def test_the_point_next_to_the_donor(module, nearest, dimension):
 
 def test_a_layer_that_determines_its_input_is_marked():
     everything = Layers(([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]], [0.0, 0.0, 0.0]))
-    shown, meter = run(ReluPreimage(), everything)
-    assert torch.equal(shown, meter.batch.images)
+    adversarial, meter = run(ReluPreimage(), everything)
+    assert torch.equal(adversarial, meter.batch.images)
     assert meter.failures == {0: "no_start", 1: "no_start"}
     assert meter.logged["dimension"].tolist() == [0, 0]
 
@@ -103,16 +103,16 @@ def test_a_layer_that_determines_its_input_is_marked():
     ids=str,
 )
 def test_budgets(budget, nearest):
-    shown, meter = run(ReluPreimage(), STOPPED, budget)
-    assert shown[0].tolist() == pytest.approx(nearest, abs=1e-9)
-    assert budget.contains(meter.batch.images, shown).all()
+    adversarial, meter = run(ReluPreimage(), STOPPED, budget)
+    assert adversarial[0].tolist() == pytest.approx(nearest, abs=1e-9)
+    assert budget.contains(meter.batch.images, adversarial).all()
 
 
 def test_a_deeper_layer_keeps_the_sides_of_those_before_it():
     split = ([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], [-0.1, -0.1, -1.0])
     deep = Layers(split, ([[1.0, 1.0, 5.0]], [0.0]))
-    shown, meter = run(ReluPreimage(layer=2), deep)
-    x, y = shown[0].tolist()
+    adversarial, meter = run(ReluPreimage(layer=2), deep)
+    x, y = adversarial[0].tolist()
     assert x + y == pytest.approx(0.5)
     assert min(x, y) >= 0.1 - 1e-9
     assert meter.logged["dimension"][0] == 1
@@ -120,24 +120,26 @@ def test_a_deeper_layer_keeps_the_sides_of_those_before_it():
 
 
 @pytest.mark.parametrize("layer", [1, 2])
-def test_random_networks_answer_alike(layer):
+def test_random_networks_have_equal_outputs(layer):
     torch.manual_seed(layer)
     module = MLP((12, 9), (1, 6, 6), 3).double()
     images = SampleRNG(0, torch.arange(12), "test").uniform((1, 6, 6), dtype=torch.float64)
     batch = batch_of(images, module(images).argmax(1) * 0 + torch.arange(12) % 3)
-    shown, meter = run(ReluPreimage(layer), module, batch=batch)
+    adversarial, meter = run(ReluPreimage(layer), module, batch=batch)
     measured = meter.logged
-    assert torch.allclose(module(shown), module(images), atol=1e-7)
+    assert torch.allclose(module(adversarial), module(images), atol=1e-7)
     for before, after in zip(
-        relu_inputs(module, images, layer)[-1:], relu_inputs(module, shown, layer)[-1:], strict=True
+        relu_inputs(module, images, layer)[-1:],
+        relu_inputs(module, adversarial, layer)[-1:],
+        strict=True,
     ):
         assert torch.allclose(before.relu(), after.relu(), atol=1e-7)
     assert (measured["dimension"] >= 36 - 12).all()
     assert (measured["distance_share"] > 0.1).all()
-    assert ((shown >= 0) & (shown <= 1)).all()
-    # what a sample is shown does not depend on its batch
+    assert ((adversarial >= 0) & (adversarial <= 1)).all()
+    # the result of a sample does not depend on its batch
     alone = batch_of(images, batch.labels)[torch.tensor([7])]
-    assert torch.equal(run(ReluPreimage(layer), module, batch=alone)[0][0], shown[7])
+    assert torch.equal(run(ReluPreimage(layer), module, batch=alone)[0][0], adversarial[7])
 
 
 def test_a_piece_is_the_network_around_its_input():
@@ -163,7 +165,7 @@ RELUS = {
 
 
 @pytest.mark.parametrize("name", RELUS)
-def test_every_way_to_compute_a_relu_is_heard(name):
+def test_every_way_to_compute_a_relu_is_recorded(name):
     relu = RELUS[name]
     inputs = relu_inputs(lambda x: relu(relu(x * 2 - 1) - 0.2), torch.tensor([[0.1, 0.9]]), 5)
     assert torch.allclose(torch.cat(inputs), torch.tensor([[-0.8, 0.8], [-0.2, 0.6]]))
@@ -175,10 +177,10 @@ def test_a_convolution_is_a_layer_as_any():
     module.bounds, module.num_classes = (0.0, 1.0), 2
     images = torch.rand((4, 1, 5, 5))
     batch = batch_of(images, torch.tensor([0, 1, 0, 1]))
-    shown, meter = run(ReluPreimage(), module, batch=batch)
+    adversarial, meter = run(ReluPreimage(), module, batch=batch)
     assert float(meter.logged["activation_error"].max()) < 1e-5
     assert (meter.logged["distance_share"] > 0.05).all()
-    assert torch.allclose(module(shown), module(images), atol=1e-5)
+    assert torch.allclose(module(adversarial), module(images), atol=1e-5)
 
 
 def test_a_solver_that_fails_spoils_one_sample(monkeypatch):
@@ -193,14 +195,14 @@ def test_a_solver_that_fails_spoils_one_sample(monkeypatch):
         return found
 
     monkeypatch.setattr(relu_preimage, "linprog", fails_first)
-    shown, meter = run(ReluPreimage(), BLIND)
+    adversarial, meter = run(ReluPreimage(), BLIND)
     assert meter.failures == {0: "numerics"}
     assert meter.logged["solver_status"].tolist() == [4, 0]
-    assert torch.equal(shown[0], meter.batch.images[0])
-    assert shown[1].tolist() == pytest.approx((0.9, 0.2))
+    assert torch.equal(adversarial[0], meter.batch.images[0])
+    assert adversarial[1].tolist() == pytest.approx((0.9, 0.2))
 
 
-def test_what_cannot_be_used_is_refused(digits_like):
+def test_unusable_models_are_rejected(digits_like):
     with pytest.raises(BadParameter, match="layer"):
         ReluPreimage(layer=0)
     with pytest.raises(BadParameter, match="donors"):
