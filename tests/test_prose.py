@@ -25,11 +25,9 @@ PENDING = frozenset(
     {
         "checks",
         "cli",
-        "models",
         "reporting",
         "reports",
         "results",
-        "training",
     }
 )
 """Parts of the repository whose prose is still to be rewritten; they are reported and do not fail."""
