@@ -27,12 +27,10 @@ PENDING = frozenset(
         "checks",
         "cli",
         "evaluation",
-        "models",
         "reporting",
         "reports",
         "results",
         "testing",
-        "training",
     }
 )
 """Parts of the repository whose prose is still to be rewritten; they are reported and do not fail."""

@@ -40,7 +40,7 @@ LIBRARIES = {
 """Prefixes under which every attack of a library can be named, and the adapter that runs it."""
 
 ADAPTERS_REVISION = 1
-"""Raised when an adapter comes to make another search of the same attack and parameters."""
+"""Raised when an adapter searches differently with the same attack and parameters."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class LoadedAttack:
     Args:
         name: as the user wrote it, parameters included.
         digest: SHA-256 of preset, revision, parameters and goal, of a user's attack that of its code.
-        card: what the catalogue says of it, with all parameters; plain values.
+        card: its entry in the catalogue, with all parameters; plain values.
         attack: the attack.
-        goal: what it wants.
+        goal: its default goal.
     """
 
     name: str
@@ -67,13 +67,13 @@ def load_attack(source: "str | Attack", **parameters: Scalar) -> LoadedAttack:
 
     Args:
         source: a preset's name, ``foolbox:NAME``, ``torchattacks:NAME``, ``module:Class`` or
-            ``file.py:Class``, each with ``:key=value,…`` if need be; or an attack.
+            ``file.py:Class``, each with optional ``:key=value,…``; or an attack.
         parameters: override those of the preset or of the reference.
 
     Raises:
-        UnknownName: if nothing is called so.
+        UnknownName: for an unknown name.
         BadParameter: for a parameter that the attack does not have or cannot use.
-        BadCatalogue: if the implementation cannot be imported or is no attack.
+        BadCatalogue: if the implementation cannot be imported or is not an attack.
     """
     if not isinstance(source, str):
         return _from_object(source, parameters)
@@ -100,7 +100,7 @@ def with_ood_data(
     *,
     optional: bool = False,
 ) -> LoadedAttack:
-    """Return an attack with its out-of-distribution data set; any attack that needs none is returned as it is.
+    """Return an attack with its out-of-distribution data set; any attack that needs none is returned unchanged.
 
     Args:
         loaded: the attack.
@@ -171,7 +171,7 @@ def _construct(
     if callable(found):
         found = call_factory(found, parameters, name)
     elif parameters:
-        raise BadParameter(f"{name} is no class", got=dict(parameters), expected="no parameters")
+        raise BadParameter(f"{name} is not a class", got=dict(parameters), expected="no parameters")
     return _check_attack(found, name)
 
 
@@ -181,22 +181,22 @@ def _check_attack(found: object, name: str) -> "Attack":
     frozen = getattr(found, "__dataclass_params__", None)
     if not isinstance(found, Attack) or frozen is None or not frozen.frozen:
         raise BadCatalogue(
-            f"{name} is no attack",
+            f"{name} is not an attack",
             got=type(found).__name__,
-            expected="a frozen dataclass with kind, norms and run(model, batch, threat, noise)",
+            expected="a frozen dataclass with kind, norms and run(model, batch, threat, rng)",
         )
     return found
 
 
 @dataclass(frozen=True)
 class _Preset:
-    """A preset that was shipped, and what it makes."""
+    """A shipped preset and its attack."""
 
     card: AttackCard
     attack: "Attack"
 
     def distance(self, attack: "Attack", goal: "Goal | None") -> tuple[int, bool, str]:
-        """Return in how much an attack of the same class differs from it, for a comparison."""
+        """Return a sort key: how much an attack of the same class differs from the preset."""
         aim = goal is not None and _described(goal) != _described(self.goal)
         return len(self.differing(attack)), aim, self.card.name
 
@@ -206,7 +206,7 @@ class _Preset:
 
     @property
     def is_class(self) -> bool:
-        """Does its card name a class, rather than a function that makes one attack?"""
+        """Does its card name a class, rather than a factory of one attack?"""
         return isinstance(import_object(self.card.implementation), type)
 
     def differing(self, attack: "Attack") -> dict[str, Any]:
@@ -214,7 +214,7 @@ class _Preset:
         return {name: value for name, value in other.items() if value != own[name]}
 
     def parameters(self, attack: "Attack") -> dict[str, Any]:
-        """Return what its card names and what an attack has otherwise than it."""
+        """Return the parameters on its card, and those in which an attack differs from the preset."""
         named = {k: v for k, v in _values(attack).items() if k in self.card.parameters}
         return {**named, **self.differing(attack)}
 
@@ -228,9 +228,9 @@ def _shipped() -> tuple[_Preset, ...]:
 
 
 def _identity(attack: "Attack", goal: "Goal | None" = None) -> dict[str, Any]:
-    """Return what an attack is, of our own without the names of classes and of the fields that presets leave out.
+    """Return an attack's identity; class names, and fields that no preset sets, do not count for shipped attacks.
 
-    One of a shipped class is the preset that it differs least from, and its differences.
+    The identity of a shipped class is its closest preset and the parameters in which it differs.
     """
     kind = type(attack)
     if origin_of(kind.__module__) != "package":
@@ -250,7 +250,7 @@ def _identity(attack: "Attack", goal: "Goal | None" = None) -> dict[str, Any]:
 
 
 def _values(attack: "Attack") -> dict[str, Any]:
-    """Return the values of an attack's fields, other attacks and data sets as what they are."""
+    """Return the values of an attack's fields; other attacks as their identity, data sets as their digest."""
     fields = dataclasses.fields(attack)  # type: ignore[arg-type]
     return {field.name: _value(getattr(attack, field.name)) for field in fields}
 

@@ -1,4 +1,4 @@
-"""Cards: what the catalogue says of an attack, model, suite, threat, oracle or data set, checked as it is read."""
+"""Cards: the catalogue's entries for attacks, models, suites, threats, oracles and data sets, checked when read."""
 
 import tomllib
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ GOALS = (
     "keep-decision",
     "keep-logits",
 )
-"""What a card's ``goal`` can be; ``target:label=3`` and ``keep-logits:tolerance=0.01`` take a parameter."""
+"""Values of a card's ``goal``; some take a parameter: ``target:label=3``, ``keep-logits:tolerance=0.01``."""
 
 
 @dataclass(frozen=True)
@@ -53,19 +53,18 @@ class AttackCard:
 
     Args:
         name: the file's stem.
-        folder: where the file lies; a relative ``file.py:Class`` is looked for there.
+        folder: folder of the file; a relative ``file.py:Class`` is relative to it.
         summary: one sentence.
         implementation: ``module:Class``, ``file.py:Class``, ``foolbox:NAME`` or ``torchattacks:NAME``.
         kind: how the engine calls it (see ``attacks.protocol.Kind``).
-        norms: the budgets it can be asked for.
-        goal: what it wants, one of GOALS; by default to misclassify, or to keep the decision if it is an
-            invariance attack.
-        cost: of one sample: a few queries, gradient steps, a long search, or many queries.
+        norms: the norms of its budgets.
+        goal: default goal, one of GOALS; empty for ``misclassify``, or ``keep-decision`` for an invariance attack.
+        cost: cost class of one sample: a few queries, gradient steps, a long search, or many queries.
         paper: where it was published; empty if nowhere.
         algorithm: the algorithm, section or equations of the paper, or what the attack does if no paper describes it.
         deviations: each difference from that algorithm, one sentence each; empty if there is none.
         parameters: fields of the implementation that differ from their defaults.
-        revision: raised when the same name and parameters come to mean another search (decision page 0018).
+        revision: raised when the search changes under the same name and parameters (decision page 0018).
     """
 
     name: str
@@ -89,21 +88,21 @@ class ModelCard:
 
     Args:
         name: the folder's name.
-        folder: where weights and golden logits lie.
+        folder: folder of weights and golden logits.
         summary: one sentence.
-        dataset: what it classifies; a data set name, with parameters if it needs them.
+        dataset: name of its data set, with parameters if necessary.
         implementation: ``module:factory``.
         num_classes: number of logits.
         bounds: least and largest value of an input element.
-        shape: of one input; empty if it follows from the data set.
+        shape: shape of an input; empty if it follows from the data set.
         parameters: arguments of the factory.
-        paper: where it was published.
-        weights_sha256: of weights.safetensors; None for a model that needs no training.
+        paper: the publication.
+        weights_sha256: SHA-256 of weights.safetensors; None for a model without training.
         training: recipe, seed, epochs, clean accuracies; for the reader.
-        stochastic: does its answer depend on a latent draw?
-        capabilities: protocols it fills besides Classifier, for the reader.
-        fits_dataset: is it built for the data set it is given (spheres)?
-        revision: raised when the same card and weights come to give other answers (decision page 0018).
+        stochastic: does its output depend on random draws?
+        capabilities: protocols that it implements in addition to Classifier, for the reader.
+        fits_dataset: is it built for the evaluated data set (spheres)?
+        revision: raised when outputs change under the same card and weights (decision page 0018).
     """
 
     name: str
@@ -130,9 +129,9 @@ class SuiteEntry:
 
     Args:
         attack: its name.
-        threat: its name, or the threat itself.
-        samples: how many it gets; None for as many as asked for.
-        optional: leave it out, and say so, where it does not fit model or data.
+        threat: name or text of the threat.
+        samples: largest number of samples; None for no limit.
+        optional: skip it with a warning if it is incompatible with model or data.
     """
 
     attack: str
@@ -147,11 +146,11 @@ class SuiteCard:
 
     Args:
         name: the file's stem.
-        folder: where the file lies.
+        folder: folder of the file.
         summary: one sentence.
         runs: the attacks and their threats.
-        probes: how the models are probed besides: as ``usual``, or ``deep``, which costs hundreds of passes more.
-        paper: where these attacks are customary.
+        probes: checks of the models: ``usual``, or ``deep``, which adds hundreds of passes.
+        paper: source of the list.
     """
 
     name: str
@@ -168,16 +167,16 @@ class ThreatCard:
 
     Args:
         name: the file's stem.
-        folder: where the file lies.
+        folder: folder of the file.
         summary: one sentence.
-        norm: what distances are measured in.
+        norm: norm of the distances.
         epsilons: an ascending sweep; empty for no budget.
-        goal: what the attacker wants; empty leaves it to the attack.
-        access: what the attacker sees of the model.
-        substitute: a model to search on (access transfer) or to take gradients of (access score); empty for
-            none, or for one that is named with the threat (``NAME:substitute=MODEL``).
-        oracle: who says what class a changed input has; empty leaves it to the data set.
-        paper: where this budget is customary.
+        goal: the attacker's goal; empty for the attack's default.
+        access: the attacker's access to the model.
+        substitute: queried model (access transfer) or source of gradients (access score); empty for none, or for the
+            one in the threat's text (``NAME:substitute=MODEL``).
+        oracle: gives the true class of a changed input; empty for the data set's default.
+        paper: source of the budget.
     """
 
     name: str
@@ -194,16 +193,16 @@ class ThreatCard:
 
 @dataclass(frozen=True)
 class OracleCard:
-    """A panel of models that says what class an input has: ``attacks/oracles/NAME.toml``.
+    """A panel of models that votes on the class of an input: ``attacks/oracles/NAME.toml``.
 
     Args:
         name: the file's stem.
-        folder: where the file lies.
+        folder: folder of the file.
         summary: one sentence.
-        members: models, trained apart from one another and of different architectures.
-        rule: ``majority``: the class that more than half of the members give; ``unanimous``: the one that all
-            give. Where there is none, the panel does not know.
-        paper: where such a panel was used.
+        members: independently trained models of different architectures.
+        rule: ``majority``: the class of more than half of the members; ``unanimous``: the class of all members.
+            Without such a class the result is unknown.
+        paper: source of the panel.
     """
 
     name: str
@@ -216,7 +215,7 @@ class OracleCard:
 
 @dataclass(frozen=True)
 class DatasetCard:
-    """A data set that can be opened by name; ``parameters`` are its defaults."""
+    """A data set of the catalogue; ``parameters`` are its defaults."""
 
     name: str
     summary: str
@@ -233,7 +232,7 @@ def read_attack(path: Path) -> AttackCard:
     """Read a preset.
 
     Raises:
-        BadCatalogue: for a file that is no TOML, or a key or value that does not fit.
+        BadCatalogue: for a file that is not TOML, or an invalid key or value.
     """
     card = _read(AttackCard, path, path.stem)
     if card.goal:
@@ -281,7 +280,7 @@ def read_oracle(path: Path, parameters: Mapping[str, object] | None = None) -> O
 
     Args:
         path: of the file.
-        parameters: what replaces its own values, as in ``mnist-panel:rule=unanimous``.
+        parameters: values that replace its own, as in ``mnist-panel:rule=unanimous``.
     """
     values = {**read_toml(path), **(parameters or {})}
     return OracleCard(**check_table(OracleCard, {**values, **_place(path, path.stem)}, path))
@@ -291,7 +290,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Read any file of the catalogue.
 
     Raises:
-        BadCatalogue: if it is no TOML, or says what its place says already.
+        BadCatalogue: if it is not TOML, or repeats ``name`` or ``folder``.
     """
     try:
         with path.open("rb") as file:
@@ -300,7 +299,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise BadCatalogue(f"{path}: cannot be read: {error}") from error
     for key in ("name", "folder"):
         if key in values:
-            raise BadCatalogue(f"{path}: unknown key {key}", remedy="the file's place says it")
+            raise BadCatalogue(
+                f"{path}: unknown key {key}", remedy="remove it: the path of the file defines it"
+            )
     return values
 
 
@@ -322,7 +323,7 @@ def check_table(kind: type[Any], values: object, place: Path | str) -> dict[str,
 
 
 def to_json(card: "DataclassInstance") -> dict[str, Any]:
-    """Return a card as plain values, without the place of its file."""
+    """Return a card as plain values, without its folder."""
     return {key: value for key, value in asdict(card).items() if key != "folder"}
 
 

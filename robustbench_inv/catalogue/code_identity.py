@@ -1,4 +1,4 @@
-"""What code is, for a digest: its file and the local files that this imports, or bytecode where there is no file."""
+"""Identity of code for digests: its file and the local files that it imports, or bytecode without a file."""
 
 import ast
 import dis
@@ -78,16 +78,16 @@ def read_files(module: str) -> list[tuple[str, str]]:
 
 
 def function_code(function: FunctionType) -> list[object]:
-    """Return what tells a user's function from others: where it stands in its file, or its bytecode.
+    """Return the identity of a user's function: its place in its file, or its bytecode.
 
-    The place is enough where the file, which is digested besides, compiles to this very code. Typed in, made by
-    ``exec``, edited since it was imported or put in another's place, it is the bytecode that counts.
+    The place is enough if the file, which is digested as well, compiles to this code. The bytecode counts for a
+    function that was typed in, made by ``exec``, edited since its import or put in another's place.
     """
     code = function.__code__
     source = _imported(str(function.__globals__.get("__name__")))
-    named = "<lambda>" not in code.co_qualname  # several may stand in one line
-    told = named and source and code.co_filename == str(source.path)
-    if told and source and _bytecode(code) in _compiled(source.text):
+    named = "<lambda>" not in code.co_qualname  # several may share a line
+    in_file = named and source and code.co_filename == str(source.path)
+    if in_file and source and _bytecode(code) in _compiled(source.text):
         return [code.co_qualname, code.co_firstlineno]
     return [code.co_qualname, _bytecode(code)]
 

@@ -28,13 +28,13 @@ def load_dataset(source: "str | Dataset", *, data_root: "str | Path | None" = No
     """Return a data set.
 
     Args:
-        source: a name, with ``:key=value,…`` if it has parameters (``spheres:d=500,n=10``); or a data set,
-            which is returned as it is.
-        data_root: where its files are; None for INVBENCH_DATA and the places that are known.
+        source: a name, with optional ``:key=value,…`` (``spheres:d=500,n=10``); or a data set,
+            which is returned unchanged.
+        data_root: folder of its files; None for INVBENCH_DATA and the default places.
 
     Raises:
-        UnknownName: if nothing is called so.
-        BadParameter: for a parameter that it does not have.
+        UnknownName: for an unknown name.
+        BadParameter: for an unknown parameter.
         BadData: if its files are missing or damaged.
     """
     if not isinstance(source, str):
@@ -47,7 +47,7 @@ def load_dataset(source: "str | Dataset", *, data_root: "str | Path | None" = No
 
 
 def identify_dataset(dataset: "Dataset") -> str:
-    """Return what the records of a data set's samples depend on: its digest, and the code of a user's own class."""
+    """Return a data set's identity: its digest, and the code of a user's own class."""
     kind = type(dataset)
     if origin_of(kind.__module__) != "local":
         return dataset.digest
@@ -55,7 +55,7 @@ def identify_dataset(dataset: "Dataset") -> str:
 
 
 def default_oracle(name: str) -> str:
-    """Return the proxy that says what class a changed input of a data set has, empty if there is none.
+    """Return the default oracle for changed inputs of a data set, empty if there is none.
 
     Args:
         name: of the data set, with or without parameters.
@@ -65,7 +65,7 @@ def default_oracle(name: str) -> str:
 
 
 def default_ood_dataset(name: str) -> str:
-    """Return the data set whose inputs are shown as out of another's distribution, empty if there is none.
+    """Return the default out-of-distribution data set for a data set, empty if there is none.
 
     Args:
         name: of the data set, with or without parameters.

@@ -1,4 +1,4 @@
-"""Checks values from outside against the annotations of the dataclass, or the signature of the factory, that they are passed to."""
+"""Checks values from files and users against the annotations of a dataclass, or the signature of a factory."""
 
 import dataclasses
 import inspect
@@ -19,7 +19,7 @@ SCALARS = {
     int: "a whole number",
     float: "a number",
 }
-"""How the types of a card or parameter are called in an error."""
+"""Names of types in error messages."""
 
 
 class Mismatch(Exception):
@@ -150,16 +150,16 @@ def _union(key: str, value: object, hints: tuple[object, ...]) -> object:
 def call_factory(
     factory: Callable[..., object], parameters: Mapping[str, Any], name: str
 ) -> object:
-    """Return what a class or function makes of the parameters.
+    """Return the result of a class or function, called with checked parameters.
 
     Args:
         factory: a dataclass, whose values are checked against its annotations, or any other callable, whose
             signature must accept the names.
         parameters: by name.
-        name: how the user called it, for messages.
+        name: the user's name for it, for messages.
 
     Raises:
-        BadParameter: for a parameter that it does not have, misses, or cannot use.
+        BadParameter: for an unknown, missing or unusable parameter.
     """
     if dataclasses.is_dataclass(factory):
         with explain_mismatch(BadParameter, name):

@@ -1,4 +1,4 @@
-"""What an object is made of, as plain values: for a reader, or so complete that equal objects have equal digests."""
+"""Objects as plain values: short for a reader, or complete for a digest."""
 
 import dataclasses
 import functools
@@ -26,15 +26,15 @@ __all__ = ["content", "describe", "digest_weights", "plain"]
 
 
 def describe(thing: object) -> dict[str, Any]:
-    """Return an object's type and what it is made of, as plain values (see ``plain``)."""
+    """Return an object's type and attributes as plain values (see ``plain``)."""
     return _Walk(path={id(thing)}).thing(thing)
 
 
 def plain(value: object) -> Any:  # noqa: ANN401 - nested plain values have no better type
     """Return a value as nested dicts and lists of strings, finite numbers, booleans and None.
 
-    Tensors and bytes become their SHA-256, functions and classes their names, other objects what
-    ``describe`` says of them.
+    Tensors and bytes become their SHA-256, functions and classes their names, other objects their description
+    (see ``describe``).
 
     Example:
         >>> plain({"eps": (0.1, float("inf")), "kind": int})
@@ -44,21 +44,21 @@ def plain(value: object) -> Any:  # noqa: ANN401 - nested plain values have no b
 
 
 def content(value: object) -> Any:  # noqa: ANN401 - nested plain values have no better type
-    """Return a value as ``plain`` does, with all that its behaviour depends on, for a digest.
+    """Return a value as ``plain`` does, with everything that its behaviour depends on, for a digest.
 
-    - An object is its class and all its attributes, private ones too; values that properties keep are left out.
-    - A network is besides all its tensors, those that are not saved as well, its parts and its hooks. ``training``
-      and the device are left out.
-    - A class or function of the user's is its code: the file and the local modules that it imports, bytecode where
-      no file says it, enclosed variables, defaults, and the global values that it looks up.
-    - One of a library is its name and the library's version (see ``code_identity.STABLE``), one of this package its
-      name; a method that the user put in its place is code again.
+    - An object: its class and all its attributes, also private ones, without cached values of properties.
+    - A network, in addition: all its tensors, also those that are not saved, its parts and its hooks, without
+      ``training`` and the device.
+    - A user's class or function: its code, that is the file and the local modules that it imports, or the bytecode
+      without a file, its enclosed variables, its defaults, and the global values that it uses.
+    - A library's class or function: its name and the library's version (see ``code_identity.STABLE``).
+    - A class or function of this package: its name. A method that the user replaced counts as the user's code.
     """
     return _Walk(by_code=True).value(value)
 
 
 def digest_weights(model: object) -> str | None:
-    """Return the SHA-256 of what a network saves, None for one that saves nothing, or no network."""
+    """Return the SHA-256 of a network's state, None for a network without state, or another object."""
     from torch import nn
 
     weights = model.state_dict() if isinstance(model, nn.Module) else {}
@@ -67,12 +67,12 @@ def digest_weights(model: object) -> str | None:
 
 @dataclass
 class _Walk:
-    """One way through an object.
+    """A walk through an object.
 
     Args:
-        by_code: classes and functions are what they do, rather than their names.
-        path: ids of the things around the one that is looked at.
-        known: digest of each class, function and module that was met, and the thing itself, which keeps its id.
+        by_code: identify classes and functions by their code instead of their names.
+        path: ids of the objects around the current one.
+        known: digest of each visited class, function and module, and the object itself, which keeps its id valid.
     """
 
     by_code: bool = False
@@ -99,7 +99,7 @@ class _Walk:
         return {**about, "()": self.value(_reduced(value))} if self.by_code and not parts else about
 
     def _inside(self, value: object, look: Callable[[Any], object]) -> object:
-        """Look into a thing, unless this happens inside of it."""
+        """Visit an object, unless the walk is inside of it already."""
         if id(value) in self.path:
             return "…"
         self.path.add(id(value))
@@ -259,7 +259,7 @@ def _bookkeeping() -> frozenset[str]:
 
 
 def _own_attributes(module: "nn.Module") -> dict[str, Any]:
-    """Return a network's attributes, those of a traced or exported one from the text that was made of it."""
+    """Return a network's attributes; for a traced or exported network, from its serialised form."""
     import torch
 
     if isinstance(module, torch.jit.ScriptModule):
@@ -302,7 +302,7 @@ def _reduced(value: object) -> object:
         return reduced
     parts = [list(each) if isinstance(each, Iterator) else each for each in reduced]
     if hasattr(value, "__dict__") and len(parts) > 2:
-        parts[2] = None  # its attributes, which are not asked for
+        parts[2] = None  # its attributes, which are not needed
     return parts
 
 
@@ -320,7 +320,7 @@ def _tensor(value: "Tensor") -> str:
 
 
 def _counts(name: str, member: object) -> bool:
-    """Does something in a class's body say what the class does?"""
+    """Return whether a member of a class's body defines its behaviour."""
     function = isinstance(member, types.FunctionType | staticmethod | classmethod | property)
     if name in _GENERATED and isinstance(member, types.FunctionType):
         return member.__code__.co_filename != "<string>"
@@ -334,7 +334,7 @@ def _is_local(member: object) -> bool:
 
 
 def _module_of(function: types.FunctionType) -> str:
-    """Return the name of the module that a function was written in, whoever put it elsewhere since."""
+    """Return the name of the module that defines a function, wherever it was assigned since."""
     return str(function.__globals__.get("__name__"))
 
 

@@ -1,4 +1,4 @@
-"""What there is: every entry of a kind, and one line for each that cannot be read."""
+"""Lists the catalogue: every entry of a kind, and one line for each that cannot be read."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ CATALOGUE_KINDS: tuple[CatalogueKind, ...] = get_args(CatalogueKind)
 
 @dataclass(frozen=True)
 class Listing:
-    """The entries of one kind as plain values, and what could not be read, one line each."""
+    """The entries of one kind as plain values, and the errors of unreadable ones, one line each."""
 
     entries: tuple[dict[str, Any], ...]
     problems: tuple[str, ...]
@@ -59,7 +59,7 @@ def list_entries(kind: CatalogueKind) -> Listing:
 
 
 def library_attacks() -> Listing:
-    """Return every attack of Foolbox and torchattacks, by the name it is asked for; imports them."""
+    """Return every attack of Foolbox and torchattacks with its ``--attack`` name; imports both libraries."""
     from robustbench_inv.catalogue.attacks import LIBRARIES
 
     found, problems = [], []
@@ -77,14 +77,14 @@ def library_attacks() -> Listing:
 def show_entry(
     name: str, kind: CatalogueKind | None = None
 ) -> tuple[CatalogueKind, dict[str, Any]]:
-    """Return the kind and the card of whatever has this name, an attack's with all its parameters.
+    """Return the kind and the card of an entry; an attack's card has all its parameters.
 
     Args:
-        name: of an entry; an attack's may have parameters, or name any code that is an attack.
-        kind: where to look; None for all kinds, in the order of CATALOGUE_KINDS.
+        name: name of an entry; an attack may have parameters, or be code (``file.py:Class``).
+        kind: kind of the entry; None for all kinds, in the order of CATALOGUE_KINDS.
 
     Raises:
-        UnknownName: if nothing has it; the remedy names what is near.
+        UnknownName: for an unknown name, with the closest names.
     """
     from robustbench_inv.catalogue.attacks import load_attack
 

@@ -25,17 +25,17 @@ __all__ = [
 
 
 ENTRY_POINT_GROUP = "robustbench_inv.catalogues"
-"""An entry point of this group names a package whose folder is a catalogue, or ``module:name`` of the
-path of one, or of a function that returns it."""
+"""Entry points of this group name a package whose folder is a catalogue, or ``module:name`` of a catalogue's path
+or of a function that returns the path."""
 
 
 CATALOGUE_FOLDERS = ("attacks", "models", "reports")
-"""The folders of a catalogue, of which a plugin brings one at least."""
+"""The folders of a catalogue; a plugin has at least one of them."""
 
 
 @dataclass(frozen=True)
 class Plugins:
-    """The catalogues that plugins brought, and one line for each plugin that could not be read."""
+    """The catalogues of plugins, and one line for each plugin that cannot be read."""
 
     roots: tuple[Path, ...]
     problems: tuple[str, ...]
@@ -43,12 +43,12 @@ class Plugins:
 
 @cache
 def find_plugins() -> Plugins:
-    """Find the plugins of this Python environment; looked for once in a process."""
+    """Find the plugins of this Python environment, once in a process."""
     roots, problems = [], []
     for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name):
         try:
             roots.append(_folder(point))
-        except Exception as error:  # whatever a plugin raises must not stop the others
+        except Exception as error:  # an error of one plugin must not hide the others
             problems.append(f"plugin {point.name} is broken: {type(error).__name__}: {error}")
     return Plugins(tuple(roots), tuple(problems))
 
@@ -70,7 +70,7 @@ def _returned(point: EntryPoint) -> Path:
 
 
 def _package_folder(package: str) -> Path:
-    # found without importing it: a listing must not wait for what the plugin imports
+    # found without importing it: a listing must not wait for the plugin's imports
     spec = importlib.util.find_spec(package)
     places = list(spec.submodule_search_locations or ()) if spec else []
     if not places:
@@ -92,12 +92,12 @@ _PLACES: dict[FileKind, str] = {
     "reports": "reports/definitions/*.toml",
     "reproductions": "reports/definitions/*/*-*.toml",
 }
-"""Where the file of an entry is. A reproduction is called PAPER/ITEM, and every ITEM has a hyphen, as in table-1;
-what the items of a paper share, protocol.toml beside them, has none."""
+"""Files of the entries. A reproduction's name is PAPER/ITEM, and every ITEM has a hyphen, as in table-1; the file
+protocol.toml, which a paper's items share, has none."""
 
 
 def catalogue_roots() -> tuple[Path, ...]:
-    """Return the folders that hold ``attacks/presets``, ``models`` and so on, the shipped one first.
+    """Return the folders with ``attacks/presets``, ``models`` and so on, the shipped one first.
 
     Raises:
         BadCatalogue: if a folder of INVBENCH_CATALOGUE (``--catalogue``) does not exist.
@@ -119,7 +119,7 @@ def find(kind: FileKind, name: str) -> Path:
     """Return the file of one entry.
 
     Raises:
-        UnknownName: if there is none; the remedy names the nearest ones, also of other kinds.
+        UnknownName: for an unknown name, with the closest names, also of other kinds.
     """
     known = entries(kind)
     if name not in known:
@@ -130,10 +130,10 @@ def find(kind: FileKind, name: str) -> Path:
 
 @cache
 def shipped_root() -> Path:
-    """Return the catalogue that came with this package: in the wheel beside the code, else the checkout's.
+    """Return the shipped catalogue: in the wheel beside the code, else that of the checkout.
 
     Raises:
-        BadCatalogue: if neither is there.
+        BadCatalogue: if neither exists.
     """
     package = Path(__file__).resolve().parent.parent
     for root in (package / "_catalogue", package.parent):

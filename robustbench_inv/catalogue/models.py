@@ -1,4 +1,4 @@
-"""Loads models by name: a published one with its weights, or a user's own network, with a reject option if asked for."""
+"""Loads models by name: a published model with its weights, or a user's own network, with an optional reject option."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -43,12 +43,12 @@ THRESHOLDS_FILE = "thresholds.safetensors"
 """Name of the file in a model's folder."""
 
 RUN_TIME_PARAMETERS = ("dtype", "noise", "draws")
-"""Parameters of a model that leave its thresholds valid."""
+"""Parameters of a model that do not invalidate its rejection thresholds."""
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """How a user wants a model to reject.
+    """The reject option that a user requests.
 
     Args:
         score: one of ``models.rejection.SCORES``.
@@ -64,10 +64,10 @@ class Rejection:
 def split_rejection(
     parameters: Mapping[str, Scalar],
 ) -> tuple[Rejection | None, dict[str, Scalar]]:
-    """Return what parameters say of rejection, None if nothing, and the rest of them.
+    """Return the reject option among parameters, None without one, and the other parameters.
 
     Raises:
-        BadParameter: for a percentile that is no number, or a score or file that is no text.
+        BadParameter: for a percentile that is not a number, or a score or file that is not a string.
 
     Example:
         >>> split_rejection({"reject": "margin", "width": 3})
@@ -88,16 +88,16 @@ def split_rejection(
 
 
 def add_rejection(loaded: "LoadedModel", wanted: Rejection, folder: Path | None) -> "LoadedModel":
-    """Return a loaded model that rejects.
+    """Return a loaded model with a reject option.
 
     Args:
-        loaded: the model itself.
+        loaded: the model.
         wanted: score, percentile and file.
-        folder: of the model in the catalogue, None for a user's own.
+        folder: folder of the model in the catalogue, None for a user's own.
 
     Raises:
         BadModel: if there are no thresholds, or they were fitted to another model.
-        BadParameter: for a score or percentile that there are none for.
+        BadParameter: for a score or percentile without thresholds.
     """
     from robustbench_inv.models.reject_option import ScoreQuantiles, reject
 
@@ -128,7 +128,7 @@ def add_rejection(loaded: "LoadedModel", wanted: Rejection, folder: Path | None)
 
 
 def calibration_digest(loaded: "LoadedModel") -> str:
-    """Return the digest of what thresholds are fitted to: all that the model is but for its RUN_TIME_PARAMETERS parameters."""
+    """Return the digest of the model that thresholds are fitted to: its identity without RUN_TIME_PARAMETERS."""
     given: Mapping[str, Any] = loaded.identity.get("parameters", {})
     kept = {key: value for key, value in given.items() if key not in RUN_TIME_PARAMETERS}
     return digest_value({**loaded.identity, "parameters": kept})
@@ -138,7 +138,7 @@ def _thresholds_file(loaded: "LoadedModel", wanted: Rejection, folder: Path | No
     if wanted.thresholds:
         return Path(wanted.thresholds).expanduser()
     if folder is None or not (folder / THRESHOLDS_FILE).is_file():
-        raise BadModel(f"{loaded.name} has no thresholds to reject by", remedy=_remedy(loaded))
+        raise BadModel(f"{loaded.name} has no rejection thresholds", remedy=_remedy(loaded))
     return folder / THRESHOLDS_FILE
 
 
@@ -148,15 +148,15 @@ def _remedy(loaded: "LoadedModel") -> str:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model that is ready to answer: called on images it gives the classifier's ``Output``.
+    """A model that is ready to use: called on images, it returns the classifier's ``Output``.
 
     Args:
         name: as the user wrote it, parameters included.
-        digest: SHA-256 of everything that its answers depend on: card, parameters, weights and, for a model
-            that is fitted to a data set, the data.
-        card: what the catalogue says of it, with all parameters; plain values.
+        digest: SHA-256 of everything that its outputs depend on: card, parameters, weights and, for a model that is
+            fitted to a data set, the data.
+        card: its entry in the catalogue, with all parameters; plain values.
         classifier: the model.
-        weights_digest: SHA-256 of its weights, None for a model without.
+        weights_digest: SHA-256 of its weights, None for a model without weights.
         identity: the plain values that the digest is computed from, but for rejection.
 
     ``inspections`` keeps what ``evaluation.loading.inspect_model`` returned, by digest of the data set.
@@ -182,19 +182,19 @@ def load_model(
     device: str = "cpu",
     **parameters: Scalar,
 ) -> LoadedModel:
-    """Return a model that is ready to answer.
+    """Return a model that is ready to use.
 
     Args:
-        source: a catalogue name, ``module:factory`` or ``file.py:factory``, each with ``:key=value,…`` if
-            need be; or a model: an ``nn.Module`` that declares ``bounds``, or a ``Classifier``.
-        dataset: what a model is built for if its card says ``fits_dataset``; None for the card's own.
+        source: a catalogue name, ``module:factory`` or ``file.py:factory``, each with optional
+            ``:key=value,…``; or a model: an ``nn.Module`` that declares ``bounds``, or a ``Classifier``.
+        dataset: data set of a model whose card has ``fits_dataset``; None for the card's own.
         device: where it computes, as torch names it.
-        parameters: override those of the card or of the reference; ``dtype`` fits every network, and
-            ``reject``, ``percentile`` and ``thresholds`` every model (see ``add_rejection.Rejection``).
+        parameters: override those of the card or of the reference; ``dtype`` applies to every network, and
+            ``reject``, ``percentile`` and ``thresholds`` to every model (see ``Rejection``).
 
     Raises:
-        UnknownName: if nothing is called so.
-        BadParameter: for a parameter that the model does not have, or a device that is not there.
+        UnknownName: for an unknown name.
+        BadParameter: for an unknown parameter, or a missing device.
         BadModel: if its weights are damaged, or it declares no bounds.
     """
     if not isinstance(source, str):
@@ -216,7 +216,7 @@ def load_model(
 def _with_rejection_on_device(
     loaded: LoadedModel, wanted: Rejection | None, folder: Path | None, device: str
 ) -> LoadedModel:
-    """Return a model that rejects, if that is wanted, where it is to compute."""
+    """Return a model on its device, with a reject option if one is requested."""
     return _on_device(add_rejection(loaded, wanted, folder) if wanted else loaded, device)
 
 
@@ -243,14 +243,14 @@ def _from_card(
 def _card_identity(
     card: ModelCard, parameters: Mapping[str, Any], classifier: "Classifier"
 ) -> dict[str, Any]:
-    """Return what a model of the catalogue is: a shipped one by name and revision, another by its code as well."""
+    """Return the identity of a model of the catalogue: name and revision; for a plugin's model, its code as well."""
     known = {"model": card.name, "revision": card.revision, "parameters": plain(parameters)}
     known |= {"num_classes": card.num_classes, "bounds": list(card.bounds)}
     known |= {"weights": card.weights_sha256}
     if Path(card.folder).resolve().is_relative_to(shipped_root().resolve()):
         return known
     known["code"] = content(import_object(card.implementation))
-    if card.weights_sha256 is None:  # nothing says that its weights are the same each time
+    if card.weights_sha256 is None:  # its weights may differ each time
         known["content"] = content(classifier)
     return known
 
@@ -263,13 +263,13 @@ def _from_code(reference: Reference) -> LoadedModel:
     found = import_object(reference.name)
     if _is_model(found):
         if parameters:
-            problem = f"{reference.name} is a model, not a factory"
+            problem = f"{reference.name} is a model and not a factory"
             raise BadParameter(problem, got=parameters, expected="no parameters")
         built = found
     elif callable(found):
         built = call_factory(found, parameters, reference.name)
     else:
-        raise BadModel(f"{reference.name} is no model", got=type(found).__name__)
+        raise BadModel(f"{reference.name} is not a model", got=type(found).__name__)
     path, given = source_file(reference.name), dict(reference.parameters)
     inner = reference.name.rpartition(":")[2]
     implementation = f"{path.name}:{inner}" if path else reference.name

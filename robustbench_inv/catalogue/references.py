@@ -1,4 +1,4 @@
-"""References: how a user names a thing and its parameters in one word, ``pgd:steps=20,loss=ce``."""
+"""References: a name with parameters in one word, ``pgd:steps=20,loss=ce``, and the code that a name imports."""
 
 import importlib
 import importlib.util
@@ -22,12 +22,12 @@ __all__ = [
 ]
 
 Scalar = int | float | bool | str
-"""What a parameter on the command line can be."""
+"""Types of a parameter on the command line."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A name and the parameters that were given with it.
+    """A name and its parameters.
 
     Example:
         >>> str(Reference("pgd", {"steps": 20, "warm_start": False}))
@@ -48,13 +48,13 @@ def parse_reference(text: str) -> Reference:
     """Read ``NAME[:key=value,…]``; the last ``:``-segment is parameters if and only if it contains ``=``.
 
     Args:
-        text: what the user wrote.
+        text: the user's text.
 
     Returns:
         Name and parameters; a value is an int, a finite float, a bool (``true``, ``false``) or else a string.
 
     Raises:
-        BadParameter: for an empty name, a parameter without ``=``, or one given twice.
+        BadParameter: for an empty name, a parameter without ``=``, or a repeated parameter.
 
     Example:
         >>> parse_reference("foolbox:LinfPGD:steps=20,rel_stepsize=0.1")
@@ -71,15 +71,15 @@ def parse_reference(text: str) -> Reference:
 
 
 def import_object(reference: str, folder: Path | None = None) -> object:
-    """Import what ``module:Name`` or ``file.py:Name`` refers to.
+    """Import the object of ``module:Name`` or ``file.py:Name``.
 
     Args:
         reference: module or file, a colon, and a name in it.
-        folder: what a relative file is relative to; None for the current directory.
+        folder: folder of relative paths; None for the current directory.
 
     Raises:
-        BadCatalogue: if there is no such module or file, or importing it fails.
-        UnknownName: if it has no such name.
+        BadCatalogue: for a missing module or file, or one whose import fails.
+        UnknownName: if it does not define the name.
     """
     place, _, name = reference.rpartition(":")
     module = import_module(reference, folder)

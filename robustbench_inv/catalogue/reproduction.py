@@ -1,4 +1,4 @@
-"""A reproduction: what a paper published, what has to be run or measured for it, and what it claims of its numbers."""
+"""A reproduction: a paper's published numbers, the attacks or experiments behind them, and the paper's claims."""
 
 import re
 from collections.abc import Mapping
@@ -28,11 +28,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is measured.
+    """An experiment and its parameters.
 
     Args:
         by: a name of ``experiments.protocol.EXPERIMENTS``, or ``module:function`` for your own code.
-        parameters: by name; ``{data}`` in a text stands for the data set.
+        parameters: by name; ``{data}`` in a text is replaced by the data set.
     """
 
     by: str
@@ -50,12 +50,12 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Expectation:
-    """A number, or the difference of two, that is to lie between limits.
+    """An expected range of a number, or of the difference of two numbers.
 
     Args:
         text: one sentence.
-        rows: labels of rows; every one must fulfil it.
-        columns: names of columns; every one must fulfil it.
+        rows: labels of rows; all must be in the range.
+        columns: names of columns; all must be in the range.
         minus: a column whose number in the same row is subtracted; empty to take the number itself.
         at_least: in per cent or points, or the amount itself; None for no limit.
         at_most: likewise.
@@ -90,7 +90,7 @@ adversarial example that the model accepts. ``detected``: of the samples on whic
 whose example the model rejects; adaptive, those for which no attack found an accepted one."""
 
 OBLIVIOUS_GOAL = re.compile(r":goal=misclassify(?=:|$)")
-"""The goal that goes without saying where records name a threat."""
+"""The default goal, which the threats of records leave out."""
 
 
 @dataclass(frozen=True)
@@ -98,10 +98,10 @@ class Column:
     """One model of the paper's table.
 
     Args:
-        name: as the paper calls it.
-        published: the model as it was attacked; ``{data}`` stands for the data set. Empty, where nothing is run,
-            for a column of published numbers alone.
-        adaptive: the same network as the strongest attack wants it; empty if that is the same.
+        name: the paper's name for it.
+        published: the model that the paper attacked; ``{data}`` is replaced by the data set. Empty for a column of
+            published numbers alone.
+        adaptive: the same network in the form for the strongest attack; empty if it is the same.
     """
 
     name: str
@@ -109,7 +109,7 @@ class Column:
     adaptive: str = ""
 
     def model(self, side: Side, data: str) -> str:
-        """Return the name of the model, written as the records write it."""
+        """Return the name of the model as records write it."""
         pattern = self.adaptive if side == "adaptive" and self.adaptive else self.published
         return str(parse_reference(pattern.format(data=data)))
 
@@ -119,16 +119,16 @@ class Trial:
     """One attack under one threat, run on every column.
 
     Args:
-        name: for rows and panels, and for the reader.
-        attack: as ``--attack`` takes it.
-        threat: as ``--threat`` takes it; ``{data}`` stands for the data set, and the name of a sweep in
-            braces for its eps.
-        group: what it competes with; the worst of groups is the adaptive number.
-        side: which of a column's models the trial attacks.
-        samples: at most so many; None for all.
-        targets: one cell is run for each value, which replaces ``{target}`` in the threat; the cells are counted
+        name: name of the trial, which rows and panels refer to.
+        attack: the attack in the syntax of ``--attack``.
+        threat: the threat in the syntax of ``--threat``; ``{data}`` is replaced by the data set, and the name of a
+            sweep in braces by its eps.
+        group: group of the trial; the worst case of groups is the adaptive number.
+        side: the attacked model of a column.
+        samples: largest number of samples; None for all.
+        targets: values that replace ``{target}`` in the threat; one cell is run for each, and all cells are counted
             together. Empty for a single cell.
-        columns: patterns of the columns that it attacks.
+        columns: patterns of the attacked columns.
     """
 
     name: str
@@ -141,7 +141,7 @@ class Trial:
     columns: tuple[str, ...] = ("*",)
 
     def attacks(self, column: Column) -> bool:
-        """Is a column one that it attacks?"""
+        """Return whether the trial attacks a column."""
         return any(fnmatchcase(column.name, pattern) for pattern in self.columns)
 
 
@@ -150,11 +150,11 @@ class Row:
     """One line of the paper's table.
 
     Args:
-        name: as the paper calls it.
-        eps: the budget; 0 for clean inputs, and where something else is told than who held.
+        name: the paper's name for it.
+        eps: the budget; 0 for clean inputs, and for metrics other than ``robust``.
         trial: the attack as published.
-        worst_of: the groups whose trials make the adaptive number; none for a row that has none.
-        metric: which share.
+        worst_of: groups whose trials define the adaptive number; empty for a row without one.
+        metric: the reported share.
     """
 
     name: str
@@ -165,7 +165,7 @@ class Row:
 
     @property
     def label(self) -> str:
-        """How numbers, claims and remarks refer to it.
+        """Label of the row in numbers, claims and remarks.
 
         Example:
             >>> Row("FGSM b", 0.15, "FGSM b").label, Row("Clean", 0, "FGSM b").label
@@ -183,10 +183,10 @@ class CurvePanel:
     """One plot of accuracy against eps: the attack as published, and the worst of groups.
 
     Args:
-        title: above the plot.
+        title: title of the plot.
         trial: the attack as published.
-        worst_of: the groups whose trials make the adaptive number.
-        label: the class whose samples are counted; None for all.
+        worst_of: groups whose trials define the adaptive number.
+        label: class of the counted samples; None for all classes.
     """
 
     title: str
@@ -197,15 +197,15 @@ class CurvePanel:
 
 @dataclass(frozen=True)
 class Claim:
-    """Something that the paper says its numbers show: left is more than ``min_difference`` points above right.
+    """A claim of the paper about its numbers: left is more than ``min_difference`` points above right.
 
     Args:
         text: one sentence.
         left: columns.
-        right: one column, or as many as left, compared in order; none to compare with the published numbers.
+        right: one column, or as many as left, compared in order; empty to compare with the published numbers.
         rows: patterns of row labels.
         min_difference: points; negative for "not worse than".
-        needs: ``every`` comparison must hold, or ``most`` of them: more than half.
+        needs: must ``every`` comparison be true, or ``most`` of them (more than half)?
     """
 
     text: str
@@ -217,14 +217,14 @@ class Claim:
 
     @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
-        """The pairs of columns; the second is empty where the published number is meant."""
+        """The pairs of columns; the second is empty for the published number."""
         right = self.right or ("",)
         return tuple(zip(self.left, right * (len(self.left) // len(right)), strict=True))
 
 
 @dataclass(frozen=True)
 class Remark:
-    """Why numbers differ from the published ones; ``rows`` and ``columns`` are patterns."""
+    """An explanation of numbers that differ from the published ones; ``rows`` and ``columns`` are patterns."""
 
     rows: str
     columns: str
@@ -233,7 +233,7 @@ class Remark:
 
 @dataclass(frozen=True)
 class CellAddress:
-    """What names a cell's records: model, attack and threat, as cell.json writes them."""
+    """Names of a cell's model, attack and threat, as cell.json writes them."""
 
     model: str
     attack: str
@@ -249,23 +249,23 @@ class Reproduction:
 
     Args:
         name: ``PAPER/ITEM``.
-        folder: where the file lies.
-        title: of the report.
+        folder: folder of the file.
+        title: title of the report.
         summary: one sentence, for listings.
-        paper: where it was published.
-        datasets: of the columns; a table has one.
+        paper: the publication.
+        datasets: data sets of the columns; a table has one.
         columns: the models.
-        trials: what is run.
+        trials: the attacks to run.
         sweeps: ascending eps by name, for the threats of trials.
-        rows: of the table.
+        rows: rows of the table.
         published: per cent for each column, by the label of a row.
-        panels: of the figure.
-        measurement: what is measured in place of trials; rows are then what it tells.
-        expectations: of measured numbers.
-        claims: what the paper says that its numbers show.
-        remarks: why numbers differ.
-        text: how it was done, a few sentences.
-        samples: of every trial, at most; None for all.
+        panels: plots of the figure.
+        measurement: the experiment, in place of trials; its numbers are the rows.
+        expectations: expected ranges of measured numbers.
+        claims: the paper's claims about its numbers.
+        remarks: explanations of differences.
+        text: description of the reproduction, a few sentences.
+        samples: largest number of samples of a trial; None for all.
     """
 
     name: str
@@ -293,35 +293,35 @@ class Reproduction:
         return (*self.rows, *self.panels)
 
     def only(self, pattern: str) -> "Reproduction":
-        """Return what is left if only the rows and panels are wanted whose label fits a pattern.
+        """Return the reproduction restricted to rows and panels whose label matches a pattern.
 
         Raises:
-            UnknownName: if none fits.
+            UnknownName: if no label matches.
         """
         rows = tuple(row for row in self.rows if fnmatchcase(row.label, pattern))
         panels = tuple(panel for panel in self.panels if fnmatchcase(panel.title, pattern))
         if not rows and not panels:
             known = [row.label for row in self.rows] + [panel.title for panel in self.panels]
-            raise UnknownName("no row fits", got=pattern, remedy=suggest(pattern, known))
-        left = replace(self, rows=rows, panels=panels)
-        wanted = {trial for line in left.lines for trial in self.worst_case_trials(line)}
-        return replace(left, trials=tuple(trial for trial in self.trials if trial in wanted))
+            raise UnknownName("no row matches", got=pattern, remedy=suggest(pattern, known))
+        chosen = replace(self, rows=rows, panels=panels)
+        wanted = {trial for line in chosen.lines for trial in self.worst_case_trials(line)}
+        return replace(chosen, trials=tuple(trial for trial in self.trials if trial in wanted))
 
     def places(self, dataset: str | None = None) -> dict[str, str]:
-        """Return which data set each of the item's own is evaluated on.
+        """Return the evaluated data set for each of the item's own.
 
         Args:
-            dataset: another one that stands in for it, as mnist5k does for mnist; None for themselves.
+            dataset: a variant that replaces its original, as mnist5k replaces mnist; None for the originals.
 
         Raises:
-            UsageError: if it stands for none: the models of one data set cannot answer for another.
+            UsageError: if it is a variant of none: models of one data set cannot be evaluated on another.
         """
         if dataset is None:
             return {name: name for name in self.datasets}
         places = {name: dataset for name in self.datasets if dataset.startswith(name)}
         if not places:
             expected = " or ".join(f"{name}…" for name in self.datasets)
-            raise UsageError(f"{self.name} needs other data", got=dataset, expected=expected)
+            raise UsageError(f"{self.name} needs another data set", got=dataset, expected=expected)
         return places
 
     def worst_case_trials(self, line: Row | CurvePanel) -> tuple[Trial, ...]:
@@ -339,13 +339,13 @@ class Reproduction:
         return tuple(column for column in self.columns if trial.attacks(column))
 
     def addresses(self, trial: Trial, column: Column, data: str) -> tuple[CellAddress, ...]:
-        """Return where the records of a trial on a column's model are, one address for each of its cells."""
+        """Return the address of each cell of a trial on a column's model."""
         model, attack = column.model(trial.side, data), str(parse_reference(trial.attack))
         threats = (OBLIVIOUS_GOAL.sub("", threat) for threat in self.threats(trial, data))
         return tuple(CellAddress(model, attack, threat) for threat in threats)
 
     def sweep(self, trial: Trial) -> tuple[float, ...]:
-        """Return the eps at which a trial says who falls; none for one that is told at every distance."""
+        """Return the eps of a trial's sweep; empty for a trial without a budget."""
         named = [name or "" for _, name, _, _ in Formatter().parse(trial.threat)]
         return next((self.sweeps[name] for name in named if name in self.sweeps), ())
 

@@ -31,17 +31,17 @@ def load_reproduction(name: str) -> Reproduction:
     """Return a reproduction by its name ``PAPER/ITEM``, or by its file.
 
     Raises:
-        UnknownName: if the catalogue has none of that name.
-        BadCatalogue: if the file cannot be read or says something that has no meaning.
+        UnknownName: for an unknown name.
+        BadCatalogue: if the file cannot be read, or has an invalid or inconsistent value.
     """
     return read_reproduction(Path(name) if name.endswith(".toml") else find("reproductions", name))
 
 
 def read_reproduction(path: Path) -> Reproduction:
-    """Read and check one file; what it does not say, the file that it names as ``protocol`` does.
+    """Read and check one file; missing keys are read from the file that it names as ``protocol``.
 
     Raises:
-        BadCatalogue: if it cannot be read or says something that has no meaning.
+        BadCatalogue: if a file cannot be read, or has an invalid or inconsistent value.
     """
     values = read_toml(path)
     protocol = values.pop("protocol", None)
@@ -52,7 +52,7 @@ def read_reproduction(path: Path) -> Reproduction:
 
 
 def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what both files say; the item's own word counts, sweep by sweep."""
+    """Return the values of both files; the item's own override the shared ones, sweep by sweep."""
     sweeps = {**shared.get("sweeps", {}), **own.get("sweeps", {})}
     return {**shared, **own, "sweeps": sweeps}
 
@@ -66,7 +66,7 @@ _PARTS: dict[str, type[Any]] = {
     "claims": Claim,
     "remarks": Remark,
 }
-"""The lists of tables in a file, and what each table is."""
+"""The lists of tables in a file, and the class of each table."""
 
 
 def _reproduction(path: Path, values: dict[str, Any]) -> Reproduction:
@@ -109,11 +109,11 @@ def _numbers(name: str, value: object) -> tuple[float, ...]:
 
 
 def _check(item: Reproduction) -> None:
-    """Hold the parts of an item against one another."""
+    """Check that the parts of an item are consistent."""
     runs = item.columns and item.trials and (item.published or item.panels)
     if bool(runs) == bool(item.measurement):
         expected = "trials with published numbers or panels, or a measurement"
-        raise Mismatch("there is nothing to reproduce, or two things", expected=expected)
+        raise Mismatch("an item needs either trials or a measurement", expected=expected)
     if item.published and len(item.datasets) != 1:
         raise Mismatch("a table has one data set", got=list(item.datasets))
     columns = _distinct("column", [column.name for column in item.columns])
@@ -175,7 +175,7 @@ def _check_patterns(item: Reproduction, trial: Trial) -> None:
 
 
 def _check_worst(item: Reproduction, line: Row | CurvePanel) -> None:
-    """The worst case must hold the attack as published, or it would not be the worst."""
+    """Check that a worst case includes the attack as published."""
     _known("trial", line.trial, [trial.name for trial in item.trials])
     for group in line.worst_of:
         _known("group", group, {trial.group for trial in item.trials})
@@ -184,9 +184,9 @@ def _check_worst(item: Reproduction, line: Row | CurvePanel) -> None:
         if trial.targets != own.targets:
             raise Mismatch(f"{trial.name} has other cells than {own.name}", got=list(trial.targets))
     if isinstance(line, Row) and line.eps and line.metric != "robust":
-        raise Mismatch(f"{line.label} tells of no single eps", got=line.eps, expected="0")
+        raise Mismatch(f"{line.label} has no single eps", got=line.eps, expected="0")
     if line.worst_of and own.group not in line.worst_of:
-        raise Mismatch("worst_of leaves the published attack out", expected=own.group)
+        raise Mismatch("worst_of does not include the published attack", expected=own.group)
     sweep = item.sweep(own)
     if isinstance(line, Row) and line.eps and sweep and line.eps not in sweep:
         raise Mismatch(f"{line.label} is not in the sweep of its trial", expected=str(sweep))
@@ -199,4 +199,4 @@ def _check_claim(claim: Claim, columns: Sequence[str], labels: Sequence[str]) ->
         raise Mismatch("left and right are not paired", got=list(claim.right))
     for pattern in claim.rows:
         if not any(fnmatchcase(label, pattern) for label in labels):
-            raise Mismatch("no row fits", got=pattern, remedy=suggest(pattern, labels))
+            raise Mismatch("no row matches", got=pattern, remedy=suggest(pattern, labels))

@@ -1,4 +1,4 @@
-"""Threats and goals from text: ``linf=0.1,0.2``, ``none``, or a name in the catalogue, each with an oracle and a substitute."""
+"""Parses threats and goals: ``linf=0.1,0.2``, ``none``, or a name in the catalogue, with oracle and substitute."""
 
 import re
 from collections.abc import Mapping
@@ -28,21 +28,20 @@ PREFERRED_NORMS = ("linf", "l2", "l1", "l0")
 def load_threat(
     text: "str | ThreatModel", goal: "Goal | None" = None, norm: str = "l2"
 ) -> "ThreatModel":
-    """Return the threat that a text names.
+    """Return the threat of a text.
 
     Args:
-        text: ``NORM=EPS[,EPS…]`` with NORM one of l0, l1, l2, linf and EPS ascending, in input units
-            (``8/255`` may be written); ``none``, or ``none:norm=linf`` to say what distances are measured in;
-            or a name in the catalogue. Each may be followed by ``:goal=GOAL`` (see ``load_goal``), then by
-            ``:oracle=NAME`` (a panel, or a CSV of human labels, that says what class a changed input has), and then by ``:substitute=MODEL`` (transfer:
-            that model answers while an attack searches) or ``:guide=MODEL`` (score: its gradients lead),
-            where all that follows names the model. A threat is returned as it is.
-        goal: what the attacker wants where the text does not say; None to misclassify.
-        norm: what distances of ``none`` are measured in where the text does not say.
+        text: ``NORM=EPS[,EPS…]`` with NORM one of l0, l1, l2, linf and EPS ascending, in input units (``8/255`` is
+            allowed); ``none``, or ``none:norm=linf`` for distances in another norm than l2; or a name in the
+            catalogue. Optional suffixes, in this order: ``:goal=GOAL`` (see ``load_goal``), ``:oracle=NAME`` (a panel,
+            or a CSV of human labels), and ``:substitute=MODEL`` (transfer attack) or ``:guide=MODEL`` (gradients of
+            that model); everything after the last one is the model's name. A threat is returned unchanged.
+        goal: default goal; None for misclassification.
+        norm: default norm of distances under ``none``.
 
     Raises:
-        BadParameter: for an unknown norm, eps that are not ascending numbers >= 0, or no name of a model
-            or oracle.
+        BadParameter: for an unknown norm, eps that are not ascending numbers >= 0, or a missing name of a model or
+            oracle.
         UnknownName: for a name that is not in the catalogue.
 
     Example:
@@ -105,14 +104,14 @@ def _preferred_norms(attack: "Attack") -> list[str]:
 
 
 def load_goal(text: str) -> "Goal":
-    """Return the goal that a text names: one of GOALS, with parameters where it has any.
+    """Return the goal of a text: one of GOALS, with optional parameters.
 
-    ``target:label=3`` is one class for all samples, ``target:offset=1`` the one above the true class of each, and
-    ``target-accepted`` the same with acceptance; ``keep-logits:tolerance=0.01``.
+    ``target:label=3`` is one class for all samples, ``target:offset=1`` the class after each true class, and
+    ``target-accepted`` also requires acceptance. ``keep-logits:tolerance=0.01`` limits the change of the logits.
 
     Raises:
-        UnknownName: for another name.
-        BadParameter: for a parameter that the goal does not have.
+        UnknownName: for an unknown goal.
+        BadParameter: for an unknown parameter of the goal.
     """
     from robustbench_inv.threat import goals
 
@@ -140,7 +139,7 @@ def load_goal(text: str) -> "Goal":
 
 
 def _split(text: str) -> tuple[str, dict[str, Any]]:
-    """Return a threat's text without goal, oracle and substitute, and what these say of it."""
+    """Return a threat's text without its suffixes, and the fields that the suffixes define."""
     from robustbench_inv.threat.threat_model import GOAL, GUIDE, ORACLE, SUBSTITUTE
 
     budget, word, rest = _split_at(text, GOAL, ORACLE, SUBSTITUTE, GUIDE)
@@ -158,7 +157,7 @@ def _split(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _split_at(text: str, *words: str) -> tuple[str, str, str]:
-    """Return what stands before the first ``:word=``, the word, and what stands behind it."""
+    """Return the text before the first ``:word=``, the word, and the text after it."""
     found = re.search(rf":\s*({'|'.join(words)})\s*=", text)
     if found is None:
         return text.strip(), "", ""

@@ -30,6 +30,7 @@ __all__ = [
     "Json",
     "SamplesOption",
     "Seed",
+    "TrainingDevice",
     "Workers",
     "convert_plain_values",
     "exit_with_failures",
@@ -81,6 +82,10 @@ Device = Annotated[
     str, option(metavar="DEVICE", help="Run models on this device: cpu, cuda, cuda:1, mps.")
 ]
 
+TrainingDevice = Annotated[
+    str, option(metavar="DEVICE", help="Train on this device: cpu, cuda, cuda:1, mps or auto.")
+]
+
 ExistingOption = Annotated[
     Existing, option(help="Resume, skip or redo cells with existing results.")
 ]
@@ -94,7 +99,7 @@ SamplesOption = Annotated[
     ),
 ]
 
-Seed = Annotated[int, option(help="Random seed.")]
+Seed = Annotated[int, option(metavar="N", help="Random seed.")]
 
 DryRun = Annotated[
     bool, option("--dry-run", help="Print the planned cells and their estimated cost; run nothing.")

@@ -55,7 +55,9 @@ def reproduce(  # noqa: PLR0913, PLR0917 - one parameter is one option
     name: Annotated[
         str | None,
         typer.Argument(
-            help="Table or figure to reproduce: PAPER/ITEM or a TOML file.", show_default="list all"
+            metavar="NAME",
+            help="Table or figure to reproduce: PAPER/ITEM or a TOML file.",
+            show_default="list all",
         ),
     ] = None,
     rows: Annotated[
@@ -68,7 +70,11 @@ def reproduce(  # noqa: PLR0913, PLR0917 - one parameter is one option
     ] = None,
     dataset: Annotated[
         str | None,
-        option(metavar="NAME", help="Use this data set in place of the paper's."),
+        option(
+            metavar="NAME",
+            help="Use this data set in place of the paper's.",
+            show_default="the paper's",
+        ),
     ] = None,
     samples: SamplesOption = None,
     seed: Seed = 0,
@@ -103,9 +109,10 @@ def reproduce(  # noqa: PLR0913, PLR0917 - one parameter is one option
     checks: Checks = True,
     json: Json = False,
 ) -> None:
-    """Reproduce a table or figure of a paper: its numbers, our run of its attacks, and our adaptive attacks.
+    """Reproduce a table or figure of a paper.
 
-    Without a name, list all reproductions. Completed cells are not repeated. The exit code is 1 if a cell fails.
+    The report compares the published numbers, our run of the paper's attacks, and our adaptive attacks. Without a
+    name, list all reproductions. Completed cells are not repeated. The exit code is 1 if a cell fails.
     """
     if name is None:
         return list_catalogue(EntryKind.reproductions, json=json)

@@ -14,7 +14,10 @@ __all__ = ["rescore"]
 
 def rescore(
     run: Annotated[
-        Path, typer.Argument(help="Folder of results with stored images; it is not modified.")
+        Path,
+        typer.Argument(
+            metavar="RUN", help="Folder of results with stored images; it is not modified."
+        ),
     ],
     oracle: Annotated[
         str,
@@ -35,7 +38,10 @@ def rescore(
     data_root: DataRoot = None,
     json: Json = False,
 ) -> None:
-    """Re-score a run with human labels or a panel oracle, without querying the attacked models."""
+    """Re-score a run with human labels or a panel oracle.
+
+    The attacked models are not queried.
+    """
     from robustbench_inv.checks.suite import check_records
     from robustbench_inv.cli.run_tables import print_invariance
     from robustbench_inv.evaluation.rejudge import LoadOptions, rejudge

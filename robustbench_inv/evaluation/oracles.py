@@ -225,7 +225,7 @@ class HumanOracle:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        disputed, open_ = self.labels.disputed()
+        disputed, open_ = self.labels.disagreements()
         if not disputed:
             return ()
         count = f"{disputed} image{'' if disputed == 1 else 's'}"
@@ -305,7 +305,7 @@ def load_oracle(
         raise CapabilityMismatch(
             f"{reference} has too few eligible members",
             got="; ".join(notes) or ", ".join(card.members),
-            expected=f"at least {MIN_MEMBERS} besides the attacked model",
+            expected=f"at least {MIN_MEMBERS} other than the attacked model",
             remedy="name another panel, or a CSV of human labels",
         )
     return PanelOracle(str(reference), card.rule, members, dataset, notes)

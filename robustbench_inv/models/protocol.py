@@ -51,7 +51,7 @@ class Stochastic(Protocol):
     """A classifier whose output depends on latent draws, which are an argument.
 
     ``draws`` is the number of draws averaged per output. With ``fixed_noise`` a sample has the same draws in every
-    query, and the attacker knows them; otherwise every query has fresh draws (check C13).
+    query, which the attacker may use; otherwise every query has fresh draws (check C13).
     """
 
     @property

@@ -112,7 +112,7 @@ def render(figure: Figure) -> str:
 
 
 def inline_svg(svg: str, prefix: str) -> str:
-    """Return a document as an element that can stand in HTML, in the page's own colours.
+    """Return a document as an HTML element in the colours of the page.
 
     Args:
         svg: what ``render`` returned.

@@ -69,8 +69,8 @@ def draw_attack_images(cells: Sequence[FinishedCell], columns: int) -> Iterator[
         yield ReportFigure(
             slug(f"images-{panel.dataset}-{panel.norm}-{panel.goal}-{attack}"),
             f"{attack}: {panel.title}",
-            "Clean inputs, then for each model what the attack shows and the difference "
-            f"(red: more, blue: less). Beneath: label → decision, {norm_symbol(panel.norm)} distance.",
+            "Clean inputs, then for each model the adversarial inputs and the difference "
+            f"(red: more, blue: less). Below: label → prediction, {norm_symbol(panel.norm)} distance.",
             f"{len(ids)} samples attacked by {attack} against {models}.",
             render(_attack_grid(group, ids)),
         )
@@ -215,8 +215,8 @@ def draw_image_grid(grid: ImageGrid, prefix: str = "") -> ReportFigure:
     """Return the picture of a grid.
 
     Args:
-        grid: what is shown.
-        prefix: of its name, to tell it from grids of other data.
+        grid: the images.
+        prefix: of its name, to distinguish grids of other data.
     """
     layout = _GridLayout.of(grid)
     with styled():
@@ -235,7 +235,7 @@ def draw_image_grid(grid: ImageGrid, prefix: str = "") -> ReportFigure:
 
 @dataclass(frozen=True)
 class _GridLayout:
-    """Where everything stands, in inches from the upper left: left edges of columns, upper edges of rows."""
+    """The layout in inches from the upper left: left edges of columns, upper edges of rows."""
 
     side: float
     left: tuple[float, ...]

@@ -60,7 +60,7 @@ class LinearClassifier:
         """Return the distance (n,) of each input to the nearest one of another decision.
 
         It is min_{j≠y} (z_y − z_j) / ‖w_y − w_j‖ in the dual norm, 0 if the decision is wrong already. It
-        does not know of the bounds: the inputs must be further from them than from the decision boundary.
+        ignores the bounds: the inputs must be further from them than from the decision boundary.
 
         Args:
             images: (n, …).
@@ -87,8 +87,8 @@ def linear_problem(
 ) -> tuple[LinearClassifier, Tensor, Tensor]:
     """Return a linear classifier, inputs near the middle of its bounds, and its decisions on them as labels.
 
-    Every input is nearer to the decision boundary than to the bounds, at l2 distances of 0.02 to 0.1 of
-    their width: the analytic distances hold.
+    Every input is closer to the decision boundary than to the bounds, at l2 distances of 0.02 to 0.1 of their
+    width, so that the analytic distances are exact.
 
     Args:
         samples: number of inputs.
@@ -214,7 +214,7 @@ def column_images(count: int = 12) -> ArrayDataset:
 
 
 class _ColumnClassifier(nn.Module):
-    """Decides for the column that is brightest in some rows."""
+    """Predicts the brightest column of some rows."""
 
     bounds = (0.0, 1.0)
     num_classes = COLUMN_CLASSES
@@ -225,7 +225,7 @@ class _ColumnClassifier(nn.Module):
 
 
 class FirstRowClassifier(_ColumnClassifier):
-    """Sees the first row alone, and is blind to all others."""
+    """Uses the first row alone."""
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__(scale)
@@ -235,7 +235,7 @@ class FirstRowClassifier(_ColumnClassifier):
 
 
 class BodyMeanClassifier(_ColumnClassifier):
-    """Sees the mean of all rows but the first."""
+    """Uses the mean of all rows but the first."""
 
     def __init__(self, scale: float = 2.0) -> None:
         super().__init__(scale)
@@ -245,7 +245,7 @@ class BodyMeanClassifier(_ColumnClassifier):
 
 
 class BodyMaxClassifier(_ColumnClassifier):
-    """Sees the largest element of all rows but the first."""
+    """Uses the largest element of all rows but the first."""
 
     def __init__(self, scale: float = 3.0) -> None:
         super().__init__(scale)
@@ -255,7 +255,7 @@ class BodyMaxClassifier(_ColumnClassifier):
 
 
 class AllRowsClassifier(_ColumnClassifier):
-    """Sees the mean of all rows."""
+    """Uses the mean of all rows."""
 
     def __init__(self, scale: float = 4.0) -> None:
         super().__init__(scale)
@@ -266,10 +266,10 @@ class AllRowsClassifier(_ColumnClassifier):
 
 @dataclass(frozen=True)
 class ShiftBodyAttack:
-    """Moves all rows but the first by one column: whoever sees the image names the next class.
+    """Shifts all rows but the first by one column: a person would label the image as the next class.
 
     Args:
-        first_changed_id: samples below this id stay as they are.
+        first_changed_id: samples below this id are not changed.
     """
 
     first_changed_id: int = 0

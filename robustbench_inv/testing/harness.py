@@ -1,4 +1,4 @@
-"""What every attack and every classifier must fulfil, asked in one call, for the tests of a plugin's author."""
+"""Checks the contract of attacks and classifiers in one call, for the tests of plugins."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,10 +19,10 @@ from robustbench_inv.threat.threat_model import ThreatModel
 __all__ = ["BATCH_SIZES", "check_attack", "check_model"]
 
 BATCH_SIZES = (1, 3, 8)
-"""An attack that mixes up samples or ends when the first has fallen shows it between these."""
+"""Batch sizes that reveal attacks that mix up samples, or stop when the first sample breaks."""
 
 BUDGETS = {"l0": 9.0, "l1": 0.4, "l2": 0.12, "linf": 0.03}
-"""Budgets that reach beyond the nearest adversarial input of every sample of the linear problem."""
+"""Budgets larger than the distance of the closest adversarial example of every sample of the linear problem."""
 
 
 def check_attack(
@@ -32,29 +32,30 @@ def check_attack(
     max_distance_ratio: float = 1.25,
     batch_invariant: bool = True,
 ) -> None:
-    """Run an attack on a linear classifier, alone, in threes and all at once, and check what it shows.
+    """Run an attack on a linear classifier in batches of several sizes, and check its proposals.
 
-    Its proposals must have the shape and type of the inputs, be finite, inside the bounds and, for an attack
-    with a fixed budget, inside the budget. Inputs and global random numbers must stay as they were, a second
-    run must show the same. A minimum-norm attack must come near the nearest adversarial input. The brief form of one
-    that has any must lose no success that it begins at.
+    - Proposals have the shape and type of the inputs; they are finite, inside the bounds and, for a fixed-budget
+      attack, inside the budget.
+    - Inputs and global random numbers are unchanged, and a second run returns the same proposals.
+    - A minimum-norm attack ends close to the closest adversarial example.
+    - A short run, if the attack has one, loses no success of its warm start.
 
     Args:
-        attack: any attack that needs no more of a model than logits and gradients.
-        min_success_rate: the share of samples that it must break in a budget in which all can be broken, 0 to 1.
-        max_distance_ratio: how much further than the nearest adversarial input a minimum-norm attack may end.
+        attack: any attack that needs only logits and gradients of a model.
+        min_success_rate: smallest share of broken samples, 0 to 1, in a budget in which every sample can be broken.
+        max_distance_ratio: largest distance of a minimum-norm attack, relative to the closest adversarial example.
         batch_invariant: must a sample's proposal be the same for every batch size, to 1e-6?
 
     Raises:
-        AssertionError: saying what is not fulfilled.
+        AssertionError: naming the violated requirement.
 
     Example:
         >>> from robustbench_inv.attacks.pgd import FGSM
         >>> check_attack(FGSM(), min_success_rate=1.0)
     """
     parameters: Any = getattr(attack, "__dataclass_params__", None)
-    _require(isinstance(attack, Attack), f"{attack!r} has not kind, norms and run")
-    _require(parameters is not None and parameters.frozen, f"{attack!r} is no frozen dataclass")
+    _require(isinstance(attack, Attack), f"{attack!r} lacks kind, norms or run")
+    _require(parameters is not None and parameters.frozen, f"{attack!r} is not a frozen dataclass")
     for norm in sorted(attack.norms):
         trials = [_AttackTrial(attack, norm, size) for size in BATCH_SIZES]
         shown = [trial.check(min_success_rate, max_distance_ratio) for trial in trials]
@@ -68,20 +69,20 @@ def check_attack(
 
 
 def check_model(classifier: Classifier, images: Tensor) -> None:
-    """Ask a classifier about some inputs in several ways, and check its answers.
+    """Query a classifier in several ways, and check its outputs.
 
-    It must declare its bounds, answer with finite logits of the right shape and floating-point type, give the
-    same answer again, in another order and in another batch (to 1e-4), and have a gradient.
+    It must declare its bounds and return finite logits of the right shape and floating-point type. Its output must be
+    the same (to 1e-4) in a second query, in another order and in another batch, and have a gradient.
 
     Args:
-        classifier: any classifier; a stochastic one is asked under the same draws.
+        classifier: any classifier; a stochastic one is queried under the same draws.
         images: (n, …) inputs inside the bounds, n >= 2.
 
     Raises:
-        AssertionError: saying what is not fulfilled.
+        AssertionError: naming the violated requirement.
     """
     low, high = classifier.bounds
-    _require(low < high, f"bounds {classifier.bounds} are no range")
+    _require(low < high, f"bounds {classifier.bounds} are not a range")
     _require(bool(inside_box(images, classifier.bounds).all()), "the inputs are outside its bounds")
     rng, n = SampleRNG(0, torch.arange(len(images))), len(images)
     logits = classify(classifier, images, rng).logits
@@ -96,7 +97,9 @@ def check_model(classifier: Classifier, images: Tensor) -> None:
     for how, rows in orders.items():
         other = classify(classifier, images[rows], rng.rows(rows)).logits
         apart = float((other - logits[rows]).abs().max())
-        _require(apart <= 1e-4, f"asked {how}, it answers otherwise: logits {apart:.2g} apart")
+        _require(
+            apart <= 1e-4, f"its output differs if queried {how}: logits differ by {apart:.2g}"
+        )
     _check_gradient(classifier, images, rng)
 
 
@@ -125,7 +128,7 @@ class _AttackTrial:
         return images
 
     def check_short_run(self, images: Tensor) -> None:
-        """Check that the brief form, begun at what the attack shows (8, …), shows no fewer successes."""
+        """Check that the short run, started from the attack's proposals (8, …), loses no success."""
         short_run = short_run_of(self.attack)
         if short_run is None:
             return
@@ -133,13 +136,13 @@ class _AttackTrial:
         batch = Batch(clean, labels, torch.arange(len(labels)), start=images)
         shown, _ = replace(self, attack=short_run, size=len(labels))._run_batch(model, batch)
         lost = (model(images).decision != labels) & (model(shown).decision == labels)
-        self.require(not lost.any(), "does not begin where the batch says, in brief")
+        self.require(not lost.any(), "its short run loses successes of its warm start")
 
     def require(self, condition: bool, message: str) -> None:
         _require(condition, f"{self.attack!r} in {self.norm}, {self.size} at a time: {message}")
 
     def _run(self, model: LinearClassifier, clean: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what the attack shows, and the distance of the nearest success on its way or inf."""
+        """Return the attack's proposals, and the distance of the closest success that any query showed, or inf."""
         parts = torch.split(torch.arange(len(labels)), self.size)
         pool = InputPool(torch.arange(len(labels)), lambda ids: (clean[ids], labels[ids]))
         batches = [Batch(clean[rows], labels[rows], rows, pool=pool) for rows in parts]

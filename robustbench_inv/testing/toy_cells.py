@@ -10,7 +10,7 @@ __all__ = ["toy_cell", "toy_record"]
 
 
 def toy_record(sample: int, broken_at: float | None = None, /, **changes: object) -> Record:
-    """Return the record of a sample of class 3 under a linf attack, consistent unless changes say otherwise.
+    """Return the record of a sample of class 3 under a linf attack, consistent unless ``changes`` override it.
 
     Args:
         sample: sample id.

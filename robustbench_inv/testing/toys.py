@@ -167,7 +167,7 @@ def squashed(toy: Toy, factor: float = 1.0) -> Toy:
 def confident(toy: Toy, factor: float = 1000.0) -> Toy:
     """Multiply the logits: the same decisions, but cross-entropy has no gradient (C6, C7, C8).
 
-    As a network answers that was distilled at a temperature of ``factor`` and is asked at 1.
+    Such logits result from distillation at a temperature of ``factor`` and evaluation at 1.
 
     References:
         Carlini and Wagner, Towards evaluating the robustness of neural networks, IEEE S&P 2017, section VIII.
@@ -219,7 +219,7 @@ def batch_dependent(toy: Toy) -> Toy:
 
 
 def in_train_mode(toy: Toy) -> Toy:
-    """Normalise the logits by a batch norm that was left in train mode (C11)."""
+    """Normalise the logits by a batch norm in train mode (C11)."""
     norm = nn.BatchNorm1d(toy.num_classes, affine=False)
     return replace(toy, module=nn.Sequential(toy.module, norm))
 
@@ -280,7 +280,7 @@ class CrashingAttack:
 
 @dataclass(frozen=True)
 class ForgetfulAttack:
-    """An attack that tries one gradient step, asks the model about it, and returns the clean image (C15)."""
+    """An attack that queries the model on one gradient step, and returns the clean image (C15)."""
 
     kind: ClassVar[Kind] = "fixed-budget"
     norms: ClassVar[frozenset[str]] = frozenset({"linf"})

@@ -184,7 +184,7 @@ _ALWAYS_DIGESTED = ("model_parameters", "objective_parameters")
 
 
 def _name_of(reference: str, known: dict[str, str]) -> str:
-    """Return the stable name of an architecture or objective; a path of other code stays as it is."""
+    """Return the stable name of an architecture or objective; a path of other code is returned unchanged."""
     return next((name for name, path in known.items() if path == reference), reference)
 
 

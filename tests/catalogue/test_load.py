@@ -207,7 +207,7 @@ def test_wraps_a_users_network():
         ("def build(): raise OSError('gone')", "build", BadParameter, "raised OSError: gone"),
         ("def build(width): return 3", "build", BadParameter, "width is missing.*:width=VALUE"),
         ("def build(width=1): return 3", "build:widht=3", BadParameter, "did you mean width"),
-        ("build = 3", "build", BadModel, "no model"),
+        ("build = 3", "build", BadModel, "not a model"),
         ("def build(): pass", "bild", UnknownName, "did you mean build"),
     ],
 )

@@ -190,7 +190,7 @@ def test_only_keeps_the_trials_that_its_rows_need(tmp_path):
     clean = item.only("Clean")
     assert ([r.label for r in clean.rows], [t.name for t in clean.trials]) == (["Clean"], ["fgsm"])
     assert item.only("F*").trials == item.trials
-    with pytest.raises(UnknownName, match=r"no row fits.*did you mean Clean"):
+    with pytest.raises(UnknownName, match=r"no row matches.*did you mean Clean"):
         item.only("Claen")
 
 
@@ -207,7 +207,7 @@ def test_a_data_set_stands_in_for_the_one_whose_name_it_begins_with():
     item = load_reproduction("guess-first/figure-3")
     assert item.places() == {"mnist": "mnist", "fashion-mnist": "fashion-mnist"}
     assert item.places("mnist5k") == {"mnist": "mnist5k"}
-    with pytest.raises(UsageError, match=r"needs other data.*fashion-mnist…"):
+    with pytest.raises(UsageError, match=r"needs another data set.*fashion-mnist…"):
         load_reproduction("guess-first/table-2").places("mnist5k")
 
 
@@ -230,7 +230,7 @@ def test_a_data_set_stands_in_for_the_one_whose_name_it_begins_with():
         ('worst_of = ["linf"]', 'worst_of = ["l2"]', "unknown group"),
         ("linf={sweep}", "linf={swep}", "braces do not fit"),
         ('left = ["B"]', 'left = ["C"]', "unknown column"),
-        ('rows = ["F*"]', 'rows = ["G*"]', "no row fits"),
+        ('rows = ["F*"]', 'rows = ["G*"]', "no row matches"),
         ("sweeps = {", "sweeps = 3 # {", "sweeps does not fit"),
         ('attack = "pgd"', 'attack = "pgd", targets = [1, 2]', "the cells of pgd are the same"),
         ('attack = "pgd"', 'attack = "pgd", columns = ["C"]', "pgd attacks no column"),
@@ -249,7 +249,7 @@ def test_a_worst_case_holds_the_published_attack(tmp_path):
     text = GOOD.replace('group = "linf", side', 'group = "other", side').replace(
         'worst_of = ["linf"]', 'worst_of = ["other"]'
     )
-    with pytest.raises(BadCatalogue, match="leaves the published attack out"):
+    with pytest.raises(BadCatalogue, match="worst_of does not include the published attack"):
         read(tmp_path, text)
 
 

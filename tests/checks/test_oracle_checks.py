@@ -43,10 +43,7 @@ def grades(*cells):
 def test_both_are_silent_on_an_honest_cell():
     verdict = check_oracle(cell())
     assert verdict.verdict == "PASS"
-    assert (
-        "wrong itself on 2 of 100 clean inputs [0.6, 7.0] %, and does not know 3"
-        in verdict.evidence
-    )
+    assert "wrong on 2 of 100 clean inputs [0.6, 7.0] %, undecided on 3" in verdict.evidence
     assert grades(cell()) == {"C34": "PASS", "C35": "PASS"}
 
 
@@ -68,7 +65,7 @@ def test_c34_needs_an_oracle_for_each_success():
 def test_c34_never_lets_the_model_judge_itself(oracle):
     verdict = check_oracle(cell(oracle=oracle))
     assert verdict.verdict == "FAIL"
-    assert "toy judges itself" in verdict.evidence
+    assert "toy is part of its own oracle" in verdict.evidence
 
 
 @pytest.mark.parametrize(
@@ -88,7 +85,7 @@ def test_c34_asks_how_often_a_proxy_errs(error, oracle, expected):
 def test_c35_tells_both_agreements():
     verdict = check_oracle_agreement(cell((5, 5, None, 3)))
     assert "Of 2 changed inputs" in verdict.evidence  # the samples that held were not changed
-    assert "0 are decided as the oracle says and 2 as the label" in verdict.evidence
+    assert "0 are predicted as the oracle's class and 2 as the label" in verdict.evidence
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_c15_tells_of_successes_that_were_none_when_judged_again():
     note = {"event": "silent_success", "samples": [1, 3, 5]}
     verdict = check_lost_successes(view(events=(note,)))
     assert (verdict.verdict, verdict.value) == ("WARN", 3)
-    assert "1 of 3 successes were met in the search and not returned; 2 others" in verdict.evidence
+    assert "1 of 3 successes were found by a query and not returned; 2 others" in verdict.evidence
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_c22_and_c14_are_silent_on_any_consistent_cell(broken):
     [
         (range(7), HONEST.records, "1 missing"),
         (range(6), (*HONEST.records, HONEST.records[5]), "1 doubled"),
-        (range(6), (*HONEST.records, toy_record(99)), "1 not asked for: samples 99"),
+        (range(6), (*HONEST.records, toy_record(99)), "1 not requested: samples 99"),
     ],
 )
 def test_c23_fires_on_wrong_sets_of_samples(requested, lines, fault):

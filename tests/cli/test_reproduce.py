@@ -117,8 +117,8 @@ def test_without_a_name_lists_all_reproductions(invbench):
     ("command", "message"),
     [
         (("guess-first/tabel-1",), "did you mean guess-first/table-1"),
-        (("guess-first/table-1", "--rows", "PGD x*"), "no row fits"),
-        (("guess-first/table-2", "--dataset", "mnist5k"), "needs other data"),
+        (("guess-first/table-1", "--rows", "PGD x*"), "no row matches"),
+        (("guess-first/table-2", "--dataset", "mnist5k"), "needs another data set"),
         (("guess-first/table-1", "--from", "nowhere"), "nowhere"),
         (("absent.toml",), "cannot be read"),
     ],

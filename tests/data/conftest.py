@@ -1,4 +1,4 @@
-"""IDX files and a mirror to fetch them from, for the tests of the data sets."""
+"""IDX files and a mirror for the tests of data sets."""
 
 import gzip
 import hashlib

@@ -1,4 +1,4 @@
-"""Data sets made of arrays: conversion, identity, and each way in which arrays can be wrong."""
+"""Data sets of arrays: conversion, digest, and errors for invalid arrays."""
 
 import numpy as np
 import pytest
@@ -43,20 +43,20 @@ def test_floats_are_kept(dtype):
     assert (data.num_classes, data.shape, len(data)) == (3, (2, 3), 4)
 
 
-def test_changing_a_batch_leaves_the_data_alone():
+def test_changing_a_batch_does_not_change_the_data():
     data = ArrayDataset(floats(), [0, 1, 0, 1], "floats")
     data.batch(range(4))[0].zero_()
     data.batch(torch.arange(4))[0].zero_()
     assert torch.equal(data.batch(range(4))[0], floats())
 
 
-def test_read_only_arrays_are_taken():
+def test_read_only_arrays_are_accepted():
     images = floats().numpy()
     images.flags.writeable = False
     assert len(ArrayDataset(images, (0, 1, 0, 1), "read-only")) == 4
 
 
-def test_digest_tells_apart_what_differs():
+def test_digest_depends_on_every_property():
     images, labels = floats(), [0, 1, 0, 1]
     altered = images.clone()
     altered[3, 1, 1] += 2**-20
@@ -117,7 +117,7 @@ def with_value(value):
         (floats(), [0] * 4, {"bounds": 1}, "invalid bounds"),
     ],
 )
-def test_wrong_arrays_are_refused(images, labels, extra, message):
+def test_invalid_arrays_raise(images, labels, extra, message):
     with pytest.raises(BadData, match=message) as caught:
         ArrayDataset(images, labels, "mine", **extra)
     assert str(caught.value).startswith("mine: ")
@@ -150,6 +150,6 @@ def test_no_ids(ids):
         (2, "integers"),
     ],
 )
-def test_wrong_ids_are_refused(ids, message):
+def test_invalid_ids_raise(ids, message):
     with pytest.raises(BadParameter, match=message):
         checked_ids(ids, 4)

@@ -1,4 +1,4 @@
-"""CIFAR-10: its format, its records in any order, and files that hold something else."""
+"""CIFAR-10: its format, records in any order, and files with other content."""
 
 import hashlib
 
@@ -60,7 +60,7 @@ def test_shuffled_images_are_the_same_data_set_with_other_ids(root):
 
 
 @pytest.mark.parametrize("spoil", ["bit", "end", "absent"])
-def test_other_content_is_one_line(root, spoil, monkeypatch):
+def test_wrong_content_raises_a_one_line_error(root, spoil, monkeypatch):
     monkeypatch.setenv("INVBENCH_DATA", str(root / "nowhere"))
     path = root / "cifar-10-batches-bin" / "test_batch.bin"
     content = bytearray(path.read_bytes())
@@ -74,13 +74,13 @@ def test_other_content_is_one_line(root, spoil, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_an_unknown_split_is_refused():
+def test_an_unknown_split_raises():
     with pytest.raises(BadParameter, match="unknown split"):
         open_cifar10("validation")
 
 
 @pytest.mark.parametrize(("split", "count"), [("test", 1_000), ("train", 5_000)])
-def test_every_class_has_as_many_images(split, count):
+def test_classes_have_equal_numbers_of_images(split, count):
     try:
         data = open_cifar10(split)
     except BadData as error:

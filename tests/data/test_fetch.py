@@ -1,4 +1,4 @@
-"""Fetching: a file enters the cache whole and checked, or not at all."""
+"""Fetching: only complete, verified files enter the cache."""
 
 import gzip
 from pathlib import Path
@@ -68,7 +68,7 @@ SAID = {
 
 
 @pytest.mark.parametrize("case", sorted(SAID))
-def test_a_wrong_answer_is_one_line_and_leaves_nothing(
+def test_a_wrong_download_raises_a_one_line_error_and_leaves_no_file(
     mirror, tiny_mnist, idx, tmp_path, monkeypatch, case
 ):
     monkeypatch.setenv(MIRROR, mirror.url)
@@ -87,7 +87,7 @@ def test_a_wrong_answer_is_one_line_and_leaves_nothing(
     assert len(open_dataset("mnist")) == 20
 
 
-def test_falls_back_and_lists_what_each_mirror_said(mirror, tiny_mnist, tmp_path):
+def test_failures_of_all_mirrors_are_listed(mirror, tiny_mnist, tmp_path):
     origin = sources.find_source("mnist")
     mirrors = [f"{mirror.url}/gone", f"{mirror.url}/page/", f"{mirror.url}/good"]
     mirror.serve(f"/page/{LABELS}.gz", b"<html></html>")
@@ -103,13 +103,13 @@ def test_falls_back_and_lists_what_each_mirror_said(mirror, tiny_mnist, tmp_path
 
 
 @pytest.mark.usefixtures("tiny_mnist")
-def test_a_server_that_is_not_there(tmp_path, monkeypatch):
+def test_an_unreachable_server_raises(tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with pytest.raises(BadData, match=r"gz: ConnectionError\)"):
         fetch_file(sources.find_source("mnist"), LABELS, tmp_path, ["http://127.0.0.1:9"])
 
 
-def test_an_interrupted_download_of_before_is_ignored(mirror, tiny_mnist, tmp_path, monkeypatch):
+def test_an_earlier_interrupted_download_is_ignored(mirror, tiny_mnist, tmp_path, monkeypatch):
     monkeypatch.setenv(MIRROR, mirror.url)
     serve_all(mirror, tiny_mnist)
     left = tmp_path / "cache" / "mnist" / ".fetch-killed"
@@ -119,7 +119,7 @@ def test_an_interrupted_download_of_before_is_ignored(mirror, tiny_mnist, tmp_pa
 
 
 @pytest.mark.usefixtures("tiny_mnist")
-def test_interrupting_leaves_nothing(mirror, tmp_path, monkeypatch):
+def test_an_interrupted_download_leaves_no_file(mirror, tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
@@ -129,7 +129,7 @@ def test_interrupting_leaves_nothing(mirror, tmp_path, monkeypatch):
     assert not any((tmp_path / "a").iterdir())
 
 
-def test_where_files_are_looked_for(tiny_mnist, tmp_path, monkeypatch):
+def test_search_order_of_files(tiny_mnist, tmp_path, monkeypatch):
     for folder, name in (("one/mnist", IMAGES), ("one/MNIST/raw", LABELS)):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / name).write_bytes(tiny_mnist.files[name])
@@ -140,7 +140,7 @@ def test_where_files_are_looked_for(tiny_mnist, tmp_path, monkeypatch):
         open_dataset("mnist", root=tmp_path / "two")
 
 
-def test_a_damaged_file_of_the_users_is_named_not_replaced(tiny_mnist, tmp_path):
+def test_a_damaged_file_of_the_user_is_reported_and_not_replaced(tiny_mnist, tmp_path):
     folder = tmp_path / "root" / "mnist"
     folder.mkdir(parents=True)
     (folder / LABELS).write_bytes(tiny_mnist.files[LABELS])
@@ -163,7 +163,7 @@ def test_fetch_dataset_completes_and_repairs(mirror, tiny_mnist, tmp_path, monke
     assert len(mirror.asked) == 1
 
 
-def test_fetch_dataset_does_not_touch_what_is_not_its_own(
+def test_fetch_dataset_does_not_replace_files_outside_its_folder(
     mirror, tiny_mnist, tmp_path, monkeypatch
 ):
     monkeypatch.setenv(MIRROR, mirror.url)

@@ -1,4 +1,4 @@
-"""PlantedFeatures features: they tell the class, nothing of it after the shift, and leave the digit as it was."""
+"""Planted features: they determine the class, are independent of it after the shift, and do not hide the digit."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_the_feature_is_that_of_the_label_and_then_of_a_random_class(digits, fea
 
 
 @pytest.mark.parametrize("feature", PLANTED_FEATURES)
-def test_the_digit_is_hidden_nowhere(digits, feature):
+def test_the_feature_hides_no_pixel_of_the_digit(digits, feature):
     data, ids = PlantedFeatures(digits, feature, strength=0.4), torch.arange(0, 5000, 50)
     plain = digits.batch(ids)[0]
     for images in (data.batch(ids)[0], data.counterparts(ids)):
@@ -51,7 +51,7 @@ def test_the_digit_is_hidden_nowhere(digits, feature):
         assert images.max() <= 1
 
 
-def test_random_classes_are_uniform_and_tell_nothing_of_the_label(digits):
+def test_random_classes_are_uniform_and_independent_of_the_label(digits):
     data = PlantedFeatures(digits)
     drawn = data.random_classes(torch.arange(5000))
     counts = torch.zeros(10, 10)
@@ -62,7 +62,7 @@ def test_random_classes_are_uniform_and_tell_nothing_of_the_label(digits):
     assert torch.equal(alone, data.counterparts([7, 4000]))
 
 
-def test_a_shifted_data_set_shows_the_counterparts(digits):
+def test_a_shifted_data_set_returns_the_counterparts(digits):
     ids = [3, 800, 4999]
     shifted, plain = PlantedFeatures(digits, shifted=True), PlantedFeatures(digits)
     assert torch.equal(shifted.batch(ids)[0], plain.counterparts(ids))
@@ -72,7 +72,7 @@ def test_a_shifted_data_set_shows_the_counterparts(digits):
     )
 
 
-def test_names_can_be_opened_and_tell_data_sets_apart(digits):
+def test_names_can_be_opened_and_differ(digits):
     made = [
         PlantedFeatures(digits),
         PlantedFeatures(digits, "texture"),
@@ -91,6 +91,6 @@ def test_names_can_be_opened_and_tell_data_sets_apart(digits):
     ("wrong", "says"),
     [({"feature": "smell"}, "one of pixel, texture"), ({"strength": 1.5}, "0 to 1")],
 )
-def test_wrong_parameters_are_refused(digits, wrong, says):
+def test_invalid_parameters_raise(digits, wrong, says):
     with pytest.raises(BadParameter, match=says):
         PlantedFeatures(digits, **wrong)

@@ -23,7 +23,7 @@ def test_listing_and_verifying_import_no_torch():
 
 
 @pytest.mark.parametrize("name", ["mnist5k", "mnist-planted", "spheres"])
-def test_entries_tell_the_truth(name):
+def test_entries_agree_with_the_data_sets(name):
     data = open_dataset(name)
     assert isinstance(data, Dataset)
     assert (data.num_classes, data.shape) == (
@@ -55,7 +55,7 @@ def test_entries_are_listed_under_their_names():
         ("qqq", "known: cifar10"),
     ],
 )
-def test_unknown_names_are_answered_with_the_nearest(name, remedy):
+def test_unknown_names_raise_with_similar_names(name, remedy):
     with pytest.raises(UnknownName, match=remedy):
         open_dataset(name)
 
@@ -89,6 +89,6 @@ def test_parameters_reach_the_data_set():
         ("invariance-mnist", {"set": "l1"}, "expected one of l0, linf-0.3"),
     ],
 )
-def test_wrong_parameters_are_refused(name, parameters, message):
+def test_invalid_parameters_raise(name, parameters, message):
     with pytest.raises(BadParameter, match=message):
         open_dataset(name, parameters)

@@ -1,4 +1,4 @@
-"""The fixed draw of samples: balanced, nested, the same for ever."""
+"""The fixed selection of samples: balanced, nested and frozen."""
 
 import itertools
 
@@ -16,7 +16,7 @@ labelings = st.lists(st.integers(0, 4), min_size=1, max_size=40).map(torch.tenso
 
 @given(labelings, st.data())
 @settings(max_examples=60, deadline=None)
-def test_balanced_as_far_as_the_classes_reach(labels, data):
+def test_balanced_if_the_classes_are_large_enough(labels, data):
     count = data.draw(st.integers(1, len(labels)))
     ids = select_samples(labels, count)
     assert list(ids) == sorted(set(ids))
@@ -35,11 +35,11 @@ def test_nested(labels):
     assert draws[-1] == set(range(len(labels)))
 
 
-def test_the_draw_is_frozen():
+def test_the_selection_is_frozen():
     assert select_samples(LABELS, 12) == (2, 80, 136, 168, 234, 279, 303, 309, 388, 413, 485, 499)
 
 
-def test_the_draw_is_spread_over_each_class():
+def test_the_selection_is_spread_over_each_class():
     ids = torch.tensor(select_samples(LABELS, 100))
     places = ids % 50
     assert places.unique().numel() > 35
@@ -56,7 +56,7 @@ def test_other_specifications():
 
 
 @pytest.mark.parametrize("spec", [0, -1, 501, "0", "501", "first:0", "first:501"])
-def test_out_of_range_is_refused(spec):
+def test_out_of_range_raises(spec):
     with pytest.raises(BadParameter, match="expected 1 to 500"):
         select_samples(LABELS, spec)
 
@@ -64,7 +64,7 @@ def test_out_of_range_is_refused(spec):
 @pytest.mark.parametrize(
     "spec", ["", "ten", "first:", "first", "last:3", "-1", "1.5", 1.5, True, "first:-2", "²", [3]]
 )
-def test_garbage_is_refused(spec):
+def test_invalid_specifications_raise(spec):
     with pytest.raises(BadParameter, match="expected N or first:N"):
         select_samples(LABELS, spec)
 

@@ -1,4 +1,4 @@
-"""The adversarial spheres: geometry, oracle, independence of what has been asked for together."""
+"""The adversarial spheres: geometry, oracle, and points that depend only on their id."""
 
 import platform
 
@@ -34,7 +34,7 @@ def test_contract():
     assert data.batch([3])[0].dtype == torch.float64
 
 
-def test_a_point_depends_on_its_id_alone():
+def test_a_point_depends_only_on_its_id():
     small, large = Spheres(d=30, size=5), Spheres(d=30, size=2500)
     points = large.batch(range(2500))[0]
     assert torch.equal(small.batch(range(5))[0], points[:5])
@@ -53,7 +53,7 @@ def test_directions_are_uniform():
     assert (directions.T @ directions / len(points) - torch.eye(3) / 3).abs().max() < 0.02
 
 
-def test_training_points_are_others():
+def test_training_points_differ_from_the_data_set():
     data = Spheres(d=20, size=50)
     points, labels = data.training(50)
     assert torch.equal(data.classify(points), labels)
@@ -62,7 +62,7 @@ def test_training_points_are_others():
     assert torch.equal(data.training(80)[0][:50], points)
 
 
-def test_judge_knows_what_is_between():
+def test_the_oracle_labels_points_between_the_spheres():
     data = Spheres(d=4, n=1, r1=1.0, r2=1.3)
     axis = torch.tensor([0.0, 0.0, 1.0, 0.0], dtype=torch.float64)
     radii = torch.tensor(
@@ -75,7 +75,7 @@ def test_judge_knows_what_is_between():
     assert data.classify(torch.empty(0, 4)).tolist() == []
 
 
-def test_name_names_all_that_matters():
+def test_the_name_contains_all_parameters():
     assert Spheres().name == "spheres:d=500,n=10,r1=1,r2=1.3"
     assert Spheres(d=5, n=0, r1=0.25, seed=3, size=7).name == (
         "spheres:d=5,n=0,r1=0.25,r2=1.3,seed=3,size=7"
@@ -93,11 +93,11 @@ def test_any_share_of_the_points_can_lie_on_the_inner_sphere(inner):
     assert data.training(900)[1].tolist() == labels.tolist()
 
 
-def test_the_share_is_in_the_name_where_it_is_uneven():
+def test_the_name_contains_an_unequal_share():
     assert Spheres(d=5, n=0, inner=0.9).name == "spheres:d=5,n=0,r1=1,r2=1.3,inner=0.9"
 
 
-def test_with_half_each_the_spheres_take_turns():
+def test_with_equal_shares_the_classes_alternate():
     assert Spheres(size=6).labels.tolist() == [0, 1, 0, 1, 0, 1]
 
 
@@ -140,12 +140,12 @@ def test_digest_is_frozen():
         ({"inner": 1.0}, "between 0 and 1"),
     ],
 )
-def test_wrong_parameters_are_refused(parameters, message):
+def test_invalid_parameters_raise(parameters, message):
     with pytest.raises(BadParameter, match=message):
         Spheres(**parameters)
 
 
-def test_wrong_requests_are_refused():
+def test_invalid_requests_raise():
     with pytest.raises(BadParameter, match="expected 0 to 999"):
         Spheres().batch([1000])
     with pytest.raises(BadParameter, match="training points"):

@@ -60,7 +60,7 @@ def axis(i: int, length: float) -> Tensor:
     return length * torch.eye(6)[i]
 
 
-def test_the_spheres_are_circles_and_their_classifier_is_right_on_both():
+def test_the_optimal_classifier_is_correct_on_both_circles():
     marked = {"a": axis(0, 1.0), "b": axis(1, 10.0) + axis(0, 2.0)}
     plane = decision_plane(marked, {"norm": by_norm}, SPHERES, (12.0, 25))
     assert plane["right"] == {"norm": [1.0, 1.0]}
@@ -87,7 +87,7 @@ def test_rows_run_from_the_lowest_y_and_x_runs_inside_them():
     assert flipped["decisions"]["f"] == ["01", "01"]
 
 
-def test_a_classifier_of_one_direction_is_wrong_on_half_of_each_circle():
+def test_a_linear_classifier_is_wrong_on_half_of_each_circle():
     def upper(x: Tensor) -> Tensor:
         return torch.stack([-x[:, 1], x[:, 1]], 1)
 
@@ -97,7 +97,7 @@ def test_a_classifier_of_one_direction_is_wrong_on_half_of_each_circle():
     assert outer == pytest.approx(0.5, abs=1e-3)
 
 
-def test_planes_of_a_network_ask_its_logits_and_its_nuisances():
+def test_planes_of_a_network_have_predictions_of_logits_and_nuisances():
     model = wrap_module(FirstTwo(), "first two")
     asked = []
 
@@ -129,7 +129,7 @@ class Sheared(FirstTwo):
         return torch.cat([z[:, :1] + 10 * z[:, 2:3], z[:, 1:]], 1)
 
 
-def test_a_metamer_far_out_is_looked_at_from_afar_as_well():
+def test_a_distant_metamer_has_a_wide_plane():
     model = wrap_module(Sheared(), "sheared")
     _, metamer, afar = decision_planes(model, by_norm, SPHERES, resolution=3)
     distance = math.hypot(*metamer["points"]["x_met"])
@@ -154,7 +154,7 @@ def test_metamers_have_the_logits_of_their_sources():
         torch.testing.assert_close(nuisance, model.split(model.encode(donors))[1])
 
 
-def test_points_moved_outwards_lie_on_the_outer_sphere_towards_the_metamers():
+def test_projected_metamers_lie_on_the_outer_sphere():
     model = wrap_module(FirstTwo(), "first two")
     moved = project_to_outer_sphere(model, SPHERES, 3)
     assert SPHERES.classify(moved).tolist() == [1, 1, 1]
@@ -165,7 +165,7 @@ def test_points_moved_outwards_lie_on_the_outer_sphere_towards_the_metamers():
     torch.testing.assert_close(moved, 10 * metamers / metamers.norm(dim=1, keepdim=True))
 
 
-def test_a_model_without_a_code_is_refused():
+def test_a_model_without_a_code_raises():
     plain = ModuleClassifier(nn.Linear(6, 2), (-10.0, 10.0), 2)
     with pytest.raises(BadModel, match="no nuisance variables"):
         decision_planes(plain, by_norm, SPHERES)

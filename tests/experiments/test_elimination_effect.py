@@ -1,4 +1,4 @@
-"""Views of the regularised layer: widths, what chance would show, planes, and what the files say."""
+"""Statistics of the regularised layer: kernel widths, MMD² by chance, planes and plain values."""
 
 from itertools import permutations
 
@@ -39,13 +39,13 @@ def test_chance_is_the_mean_over_all_permutations_of_the_labels():
     torch.testing.assert_close(chance_mmd2(hidden, labels, 1.5), torch.stack(every).mean(0))
 
 
-def test_chance_is_none_for_a_class_that_is_not_there():
+def test_chance_is_zero_for_a_missing_class():
     found = chance_mmd2(drawn(4, 3, 2), torch.tensor([0, 0, 1, 1]), 1.0)
     assert found[2] == 0
     assert (found[:2] > 0).all()
 
 
-def test_outputs_that_do_not_differ_have_nothing_to_tell():
+def test_identical_outputs_have_zero_mmd():
     hidden, labels = torch.ones(4, 2, 3), torch.tensor([0, 1, 0, 1])
     width = median_distance(hidden)
     assert (hypothesis_mmd2(hidden, labels, width) == 0).all()
@@ -53,7 +53,7 @@ def test_outputs_that_do_not_differ_have_nothing_to_tell():
     assert not principal_plane(hidden, labels)[1].any()
 
 
-def test_mmd_under_its_own_width_does_not_depend_on_scale():
+def test_mmd_with_the_median_width_is_scale_invariant():
     hidden, labels = drawn(30, 2, 4), torch.arange(30) % 2
     hidden[labels == 0] += 1
     small, large = (
@@ -63,7 +63,7 @@ def test_mmd_under_its_own_width_does_not_depend_on_scale():
     torch.testing.assert_close(small, large, rtol=1e-3, atol=1e-4)
 
 
-def test_planes_keep_a_plane_as_it_is():
+def test_principal_planes_preserve_planar_data():
     flat = drawn(20, 3, 2, seed=1) * torch.tensor([5.0, 1.0])
     turn, _ = torch.linalg.qr(drawn(7, 7, seed=2))
     hidden = flat @ turn[:2] + 4  # two dimensions, turned and moved within seven
@@ -94,7 +94,7 @@ def samples():
     return HeldOutSamples("noise", torch.rand(30, 1, 28, 28), torch.arange(30) % 10)
 
 
-def test_a_view_is_of_the_second_layer(samples):
+def test_statistics_are_those_of_the_second_layer(samples):
     net = load_model(f"{__file__}:build_net").classifier.module
     view = layer_statistics(f"{__file__}:build_net", samples, 3.0)
     hidden = net.hidden(samples.images).detach()
@@ -116,21 +116,21 @@ def test_plain_values_are_rounded(samples):
     assert len(before["plane"]) == 10
 
 
-def test_a_network_without_guesses_is_refused(samples):
+def test_a_network_without_hypotheses_raises(samples):
     with pytest.raises(BadModel, match="has no hypotheses"):
         layer_statistics(f"{__file__}:build_cnn", samples)
     with pytest.raises(UnknownName):
         layer_statistics("mnist-c-vd", samples)
 
 
-def test_samples_are_the_balanced_draw():
+def test_samples_are_balanced():
     found = draw_samples("mnist5k", 20)
     assert torch.bincount(found.labels).tolist() == [2] * 10
     with pytest.raises(BadParameter):
         draw_samples("mnist5k", 6000)
 
 
-def test_a_trained_net_tells_right_from_wrong_guesses_far_above_chance():
+def test_a_trained_network_has_mmd_far_above_chance():
     view = layer_statistics("mnist-c-dv", draw_samples("mnist5k", 200))
     assert (view.mmd2["median"] > 10 * view.chance["median"]).all()
     assert view.accuracy > 0.95

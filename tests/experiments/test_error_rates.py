@@ -28,7 +28,7 @@ def by_row(measured):
     return {number.row: number for number in measured.numbers}
 
 
-def test_logits_of_blank_pixels_know_nothing_and_the_rest_knows_the_digit():
+def test_logits_of_blank_pixels_are_uninformative_and_nuisances_are_not():
     found = by_row(measure_errors(asked(samples=400), "mnist5k", 0, 5000, [PROBE]))
     assert found["Test error, logits"].value == pytest.approx(0.9, abs=0.01)  # all say 0
     assert found["Test error, nuisances"].value < 0.2
@@ -47,7 +47,7 @@ def test_a_probe_with_an_unknown_field_is_refused():
         measure_errors(asked(), "mnist5k", 0, 5000, [{"hiden": [3], "name": "nuisances"}])
 
 
-def test_who_reads_the_feature_alone_falls_to_chance_when_it_is_random():
+def test_a_model_of_the_feature_has_chance_accuracy_after_the_shift():
     columns = {"CNN": "mnist-cnn", "W": f"{NETWORKS}:Watermark"}
     question = asked(dataset="mnist-planted", columns=columns, samples=200)
     measured = measure_feature_shift(question, "mnist-planted", 0, 5000)

@@ -41,7 +41,7 @@ def test_interpolations_go_from_the_source_to_the_donor():
     assert not np.array_equal(first, last)
 
 
-def test_all_models_are_shown_the_same_samples_and_donors():
+def test_all_models_use_the_same_samples_and_donors():
     measured = measure_interpolations(
         asked(columns={"R": READER, "S": READER}), num_examples=3, steps=2
     )

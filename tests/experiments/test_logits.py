@@ -1,4 +1,4 @@
-"""One image under attacks: what is shown, what its logits are, and what is said where an attack fails."""
+"""One image under several attacks: adversarial examples, logits, and failed attacks."""
 
 from math import isnan
 from types import SimpleNamespace
@@ -46,7 +46,7 @@ def asked():
     )
 
 
-def test_logits_of_the_image_and_of_what_is_shown(asked, tmp_path):
+def test_logits_of_the_image_and_its_adversarial_examples(asked, tmp_path):
     found = measure_logits(
         asked,
         {"DeepFool": ("deepfool", "none"), "nothing": ("fgsm", "linf=0.01")},
@@ -81,7 +81,7 @@ def test_logits_of_the_image_and_of_what_is_shown(asked, tmp_path):
     assert result_to_gzip(read_result(path)) == path.read_bytes()
 
 
-def test_towards_each_of_the_other_classes(asked):
+def test_targeted_attacks_have_one_column_per_class(asked):
     runs = {
         "near": ("cw", "none:goal=target:label={target}"),
         "sure": ("cw", "none:goal=target:label={target},confidence=4"),
@@ -99,7 +99,7 @@ def test_towards_each_of_the_other_classes(asked):
     )
 
 
-def test_without_the_model_there_is_what_the_paper_prints(asked):
+def test_without_the_model_only_published_logits_are_returned(asked):
     def missing():
         raise UnknownName("unknown model", got="cifar10-sdim")
 

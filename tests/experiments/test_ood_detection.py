@@ -30,7 +30,7 @@ def by_place(measured):
     return {(n.row, n.column): n for n in measured.numbers}
 
 
-def test_below_is_about_each_class_and_rejected_about_the_decision(rejecting):
+def test_below_is_per_class_and_rejected_uses_the_predicted_class(rejecting):
     scores = torch.tensor([[3.0, 1.0], [0.5, 0.0], [-1.0, 4.0]])
     model = rejecting(f"{MODEL}:reject=likelihood,percentile=1")
     model.classifier.thresholds.copy_(torch.tensor([1.0, 2.0]))
@@ -42,7 +42,7 @@ def test_below_is_about_each_class_and_rejected_about_the_decision(rejecting):
 
 
 @pytest.mark.usefixtures("data", "rejecting")
-def test_strangers_are_counted_for_each_class_and_by_the_decision():
+def test_ood_inputs_are_counted_per_class_and_by_the_predicted_class():
     pair = {
         "column": "C",
         "data": "own",
@@ -59,7 +59,7 @@ def test_strangers_are_counted_for_each_class_and_by_the_decision():
 
 
 @pytest.mark.usefixtures("data", "rejecting")
-def test_classes_that_exclude_one_another_reach_their_share_by_construction():
+def test_exclusive_scores_have_a_high_rate_by_construction():
     """By log-odds at most one class is above 0, whatever is shown: half of two classes are told for nothing."""
     name = f"{MODEL}:reject=max-softmax,percentile=20"
     pair = {"column": "C", "data": "own", "ood": "others", "models": {"M": name}}
@@ -69,7 +69,7 @@ def test_classes_that_exclude_one_another_reach_their_share_by_construction():
 
 
 @pytest.mark.usefixtures("data", "rejecting")
-def test_a_network_answers_once_however_many_thresholds_are_tried(monkeypatch):
+def test_outputs_are_computed_once_for_all_thresholds(monkeypatch):
     counted = []
     collect = ood_detection.collect_outputs
     monkeypatch.setattr(
@@ -86,7 +86,7 @@ def test_a_network_answers_once_however_many_thresholds_are_tried(monkeypatch):
 
 
 @pytest.mark.usefixtures("data", "rejecting")
-def test_scores_are_spread_over_common_bins_with_both_limits(monkeypatch):
+def test_histograms_have_common_bins_and_both_thresholds(monkeypatch):
     columns = {f"{p}": f"{MODEL}:reject=likelihood,percentile={p}" for p in (1, 20)}
     named = type("Entry", (), {"classes": ("dark", "bright")})
     monkeypatch.setattr(ood_detection, "dataset_entry", lambda _: named)

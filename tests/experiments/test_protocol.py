@@ -19,7 +19,7 @@ def asked(**others):
     )
 
 
-def test_what_cannot_be_carried_out_is_one_line():
+def test_unknown_experiments_and_parameters_raise():
     with pytest.raises(BadCatalogue, match="does not take these parameters"):
         run_experiment("error-rates", asked(), {"hidden": 3})
     with pytest.raises(BadCatalogue, match="did you mean error-rates"):

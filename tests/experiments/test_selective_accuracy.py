@@ -28,7 +28,7 @@ def by_place(measured):
 
 
 @pytest.mark.usefixtures("data", "rejecting")
-def test_what_is_left_after_rejection_is_right():
+def test_accepted_inputs_are_classified_correctly():
     about = {"row": "R", "data": "own", "model": MODEL, "score": "likelihood"}
     found = by_place(measure_selective_accuracy(asked(), [about], {"1st": 1}))
     assert found["R, accuracy", "Original"].value == 7 / 8
@@ -37,7 +37,7 @@ def test_what_is_left_after_rejection_is_right():
 
 
 @pytest.mark.usefixtures("rejecting")
-def test_what_rejects_everything_has_no_accuracy(data, monkeypatch):
+def test_rejecting_everything_has_no_accuracy(data, monkeypatch):
     monkeypatch.setitem(data, "own", data["others"])
     about = {"row": "R", "data": "own", "model": MODEL, "score": "margin"}
     monkeypatch.setattr(
@@ -66,7 +66,7 @@ def test_parameters_and_accuracy_of_each_column():
 
 
 @pytest.mark.usefixtures("data")
-def test_the_critic_of_sdim_is_counted_apart():
+def test_the_critic_of_sdim_is_counted_separately():
     rows = [{"row": "own", "data": "own", "models": {"S": f"{NETWORKS}:small_sdim"}}]
     found = by_place(measure_accuracies(asked(), rows))
     whole, answering = (
@@ -79,7 +79,7 @@ def test_the_critic_of_sdim_is_counted_apart():
 
 
 @pytest.mark.usefixtures("data", "rejecting")
-def test_a_row_whose_files_are_not_there_is_left_out_if_it_is_optional(monkeypatch):
+def test_an_optional_row_with_missing_files_is_skipped(monkeypatch):
     opened = ExperimentRequest.open_dataset
 
     def open_dataset(self, name=""):

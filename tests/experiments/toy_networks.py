@@ -1,4 +1,4 @@
-"""Networks whose codes are known: the image itself, with its first pixels as logits."""
+"""Networks with known codes: the image itself, with its first pixels as logits."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Networks of the zoo against what their papers say, and against naive forms of themselves."""
+"""Networks of the catalogue against their papers and against naive implementations; wrapping of networks."""
 
 from types import SimpleNamespace
 
@@ -50,7 +50,7 @@ def test_sigmoid_scores_are_those_of_t():
     torch.testing.assert_close(published(IMAGES), plain(IMAGES).sigmoid())
 
 
-def test_vib_answers_with_the_mean_softmax_over_draws():
+def test_vib_returns_the_log_of_the_mean_softmax_over_draws():
     net = BottleneckCNN().eval()
     model = StochasticClassifier(net, draws=4, fixed_noise=False)
     latent = torch.randn(4, 6, 256, generator=torch.Generator().manual_seed(1))
@@ -73,7 +73,7 @@ def test_wrapping_reads_bounds_and_classes():
 
 
 @pytest.mark.parametrize("bounds", [None, (1, 0), (0, 0), "ab", (0,), (float("nan"), 1)])
-def test_unusable_bounds_are_refused_with_the_remedy(bounds):
+def test_invalid_bounds_raise_an_error_with_a_remedy(bounds):
     module = nn.Linear(2, 3)
     module.bounds = bounds
     with pytest.raises(BadModel, match="bounds"):
@@ -124,7 +124,7 @@ def test_a_stochastic_network_is_not_hidden_in_a_wrapper():
 
 
 @pytest.mark.parametrize(("key", "value"), [("draws", 0), ("draws", True), ("noise", "")])
-def test_a_value_that_counts_as_false_is_not_taken_for_the_default(key, value):
+def test_a_falsy_value_does_not_mean_the_default(key, value):
     with pytest.raises(BadParameter, match=key):
         build_model(_card("robustbench_inv.models.vib:BottleneckCNN"), None, {key: value})
 

@@ -1,4 +1,4 @@
-"""The class-conditional flow: a density, the right one, of every class at once."""
+"""The class-conditional flow: its densities integrate to one and agree with the change of variables."""
 
 from math import log, pi
 
@@ -100,7 +100,7 @@ def test_every_parameter_gets_a_gradient():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in flow.parameters())
 
 
-def test_it_rejects_by_the_likelihood_of_its_decision():
+def test_it_rejects_by_the_likelihood_of_the_predicted_class():
     flow, images = randomised(), pixels(200)
     classifier = wrap_module(flow, "flow")
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Deep Bayes GBZ: its estimate against quadrature over z, and what a stochastic classifier must offer."""
+"""Deep Bayes GBZ: its estimate against quadrature over z, and the protocol of stochastic classifiers."""
 
 from math import log
 from types import SimpleNamespace
@@ -45,7 +45,7 @@ def joint(net, image, code):
 
 
 @torch.no_grad()
-def test_the_estimate_comes_to_the_integral_over_z():
+def test_the_estimate_converges_to_the_integral_over_z():
     net, (steps, reach) = network(dimensions=1), (2001, 12.0)
     net.infer[1].bias[1] = 0.5  # q is wide, so that no weight is large
     grid = torch.linspace(-reach, reach, steps, dtype=torch.float64)[:, None]
@@ -58,7 +58,7 @@ def test_the_estimate_comes_to_the_integral_over_z():
 
 
 @torch.no_grad()
-def test_a_weight_is_that_of_the_densities():
+def test_a_log_weight_is_the_sum_of_the_log_densities():
     net, latent = network(), draws(1, 3, 2)
     posterior = net.posterior(IMAGES)
     answer = net.averaged_logits(IMAGES, latent)
@@ -96,12 +96,12 @@ def test_one_class_at_a_time_is_that_column_of_all():
 
 
 @torch.no_grad()
-def test_without_draws_it_answers_at_the_mean_of_q():
+def test_without_draws_it_uses_the_mean_of_q():
     net = network()
     torch.testing.assert_close(net(IMAGES), net.averaged_logits(IMAGES, torch.zeros(1, 3, 2)))
 
 
-def test_it_is_a_stochastic_classifier_and_stays_one_when_it_rejects():
+def test_it_is_a_stochastic_classifier_also_with_a_reject_option():
     model = StochasticClassifier(network(), draws=4, fixed_noise=False)
     rejecting = reject(model, "likelihood", torch.full((3,), -1000.0))
     for each in (model, rejecting):
@@ -121,12 +121,12 @@ def test_it_is_a_stochastic_classifier_and_stays_one_when_it_rejects():
     ("parameters", "draws", "fixed"),
     [({}, 10, False), ({"draws": 3}, 3, False), ({"noise": "fixed"}, 10, True)],
 )
-def test_it_averages_ten_draws_as_its_authors_do_unless_told_otherwise(parameters, draws, fixed):
+def test_it_averages_ten_draws_by_default(parameters, draws, fixed):
     model = build_model(CARD, None, parameters)
     assert (model.draws, model.fixed_noise) == (draws, fixed)
 
 
-def test_its_mean_is_a_classifier_like_others():
+def test_with_noise_mean_it_is_a_plain_classifier():
     model = build_model(CARD, None, {"noise": "mean", "dtype": "float64"})
     assert not isinstance(model, Stochastic)
     torch.testing.assert_close(model(IMAGES).logits, model.module(IMAGES))
@@ -135,7 +135,7 @@ def test_its_mean_is_a_classifier_like_others():
 
 
 @pytest.mark.parametrize("part", ["draw", "judge"])
-def test_what_is_decoded_depends_on_z_from_the_start(part):
+def test_decoded_images_depend_on_z_at_initialisation(part):
     torch.manual_seed(0)
     net, code = GBZ(), torch.randn(500, 64)
     layers = getattr(net, part)[0] if part == "draw" else net.judge
@@ -153,6 +153,6 @@ def test_the_authors_variance_is_the_squared_distance_up_to_a_constant():
     torch.testing.assert_close(of_image[0] - of_image[1], squares[1] - squares[0])
 
 
-def test_an_unusable_variance_is_refused():
+def test_an_invalid_variance_raises():
     with pytest.raises(BadParameter, match="invalid variance"):
         GBZ(variance=0.0)

@@ -1,4 +1,4 @@
-"""All hypotheses in one pass: the same answers and slopes as the naive form, units asleep or not."""
+"""All hypotheses in one pass: the same outputs and gradients as the naive form, with and without inactive units."""
 
 from copy import deepcopy
 
@@ -48,14 +48,14 @@ def test_a_trained_net_equals_the_naive_form(name, digits):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_so_do_its_slopes(name, digits):
+def test_its_gradients_equal_the_naive_ones(name, digits):
     net, images = shipped(name).double(), digits[:8].double()
     found, expected = (slopes(form, images) for form in (net, lambda x: naive(net, x)))
     assert expected.abs().max() > 0
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_slopes_of_weights_are_those_of_the_layers_one_by_one():
+def test_weight_gradients_equal_those_of_the_separate_layers():
     torch.manual_seed(0)
     net = LabelHypothesisNet().double().train()
     net.guess.bias.data[::3] = -100  # a third of the units sleeps
@@ -68,7 +68,7 @@ def test_slopes_of_weights_are_those_of_the_layers_one_by_one():
     assert (net.guess.weight.grad[::3] == 0).all()
 
 
-def test_awake_is_who_is_positive_somewhere():
+def test_active_units_are_positive_for_some_row():
     layer = HypothesisLinear(3, 2, 4)
     layer.label.data = torch.tensor([[0.0, 1.0, -1.0, 0.0], [0.0, 0.0, -2.0, 3.0]])
     shared = torch.tensor([[-1.0, -0.5, 1.0, -4.0], [0.0, -2.0, 0.5, -3.0]])
@@ -77,7 +77,7 @@ def test_awake_is_who_is_positive_somewhere():
     assert positive.any(0).any(0).nonzero()[:, 0].tolist() == [1]
 
 
-def test_a_net_whose_units_all_sleep_still_answers():
+def test_a_network_without_active_units_returns_its_bias():
     net = LabelHypothesisNet().eval()
     net.guess.bias.data.fill_(-100)
     images = torch.rand(3, 1, 28, 28)
@@ -85,7 +85,7 @@ def test_a_net_whose_units_all_sleep_still_answers():
     assert (slopes(net, images) == 0).all()
 
 
-def test_a_nan_stays_visible_and_touches_no_other_sample(digits):
+def test_a_nan_propagates_to_its_own_sample_only(digits):
     net, images = shipped("mnist-c-dv"), digits[:4].clone()
     before = net(images)
     images[1, 0, 14, 14] = float("nan")

@@ -19,7 +19,7 @@ def parameters(module: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(("blocks", "channels", "millions"), [(1, 1, 1.25), (3, 3, 4.39)])
-def test_the_counterparts_have_the_parameters_of_table_1(blocks, channels, millions):
+def test_the_baselines_have_the_parameters_of_table_1(blocks, channels, millions):
     model = ResNetClassifier(blocks=blocks, channels=channels)
     assert parameters(model) / 1e6 == pytest.approx(millions, abs=0.005)
 
@@ -40,7 +40,7 @@ def test_the_encoder_has_8n_plus_2_layers_but_for_the_hidden_one(blocks, depth):
     assert (local.shape, code.shape) == ((4, 256, 4, 4), (4, 64))
 
 
-def test_small_images_are_framed_by_zeros_inside_the_model():
+def test_small_images_are_padded_with_zeros_inside_the_model():
     encoder = ResNetEncoder().eval()
     framed = nn.functional.pad(IMAGES, (2, 2, 2, 2))
     assert torch.equal(encoder(IMAGES)[1], encoder(framed)[1])
@@ -69,14 +69,14 @@ def test_class_conditionals_are_gaussian_densities(kind):
         torch.testing.assert_close(conditionals(code)[:, k], density)
 
 
-def test_the_mean_scale_divides_the_sum_by_d_and_decides_alike():
+def test_the_mean_scale_divides_by_d_and_keeps_predictions():
     whole, scaled = SDIM().eval(), SDIM(scale="mean").eval()
     scaled.load_state_dict(whole.state_dict())
     torch.testing.assert_close(scaled(IMAGES) * 64, whole(IMAGES))
     assert torch.equal(scaled(IMAGES).argmax(1), whole(IMAGES).argmax(1))
 
 
-def test_a_margin_that_is_kept_leaves_cross_entropy_a_gradient_at_the_mean_scale_only():
+def test_cross_entropy_has_a_gradient_at_the_training_margin_only_at_the_mean_scale():
     likelihoods = torch.tensor([[0.0] + [-10.0] * 9], requires_grad=True)
     for factor, least, most in ((64, 0.0, 0.0), (1, 1e-5, 1e-3)):
         loss = nn.functional.cross_entropy(likelihoods * factor, torch.tensor([0]))

@@ -1,4 +1,4 @@
-"""Every model of the catalogue: its card loads, its weights are the card's, its golden logits come out."""
+"""Every model of the catalogue: card, digest of weights, golden logits and clean accuracy."""
 
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def is_absent(name: str) -> bool:
     return any(locate(origin, file, None) is None for file in origin.sha256)
 
 
-def test_the_zoo_has_the_models_of_the_first_release():
+def test_the_catalogue_has_the_models_of_the_first_release():
     first = {"mnist-cnn", "mnist-c-dv", "mnist-vib", "spheres-max-margin", "spheres-misaligned"}
     assert first <= {folder.name for folder in FOLDERS}
 
@@ -106,7 +106,7 @@ def test_golden_logits(folder):
 
 
 @pytest.mark.parametrize("folder", TRAINED, ids=named)
-def test_recipe_is_the_one_trained(folder):
+def test_the_card_has_the_digest_of_the_recipe(folder):
     card, recipe = rbi.load_model(folder.name).card, read_recipe(folder / "recipe.toml")
     assert card["training"]["recipe"] == recipe.digest
     assert recipe.held_out
@@ -123,7 +123,7 @@ def is_slow(folder: Path) -> bool:
     [pytest.param(*each, marks=[pytest.mark.slow] * is_slow(each[0])) for each in HELD_OUT],
     ids=str,
 )
-def test_clean_accuracy_on_held_out_data_is_the_cards(folder, name):
+def test_clean_accuracy_on_held_out_data_equals_the_card(folder, name):
     if is_absent(name):
         pytest.skip(f"the files of {name} are not on this machine")
     loaded = rbi.load_model(folder.name)

@@ -108,7 +108,7 @@ def test_what_survives_of_metamers(writer, record):
     assert shown(table, 0, "Metamers").text == "4"
     assert shown(table, 0, "Error").text == "2e-05"
     shares = {c: cell.share for c, cell in zip(table.columns, table.rows[0], strict=True)}
-    assert [shares[f"Decision {w}"] for w in ("decoded", "clipped", "rounded")] == [1, 0.75, 0.5]
+    assert [shares[f"Prediction {w}"] for w in ("decoded", "clipped", "rounded")] == [1, 0.75, 0.5]
     assert [shares[f"Logits {w}"] for w in ("decoded", "clipped", "rounded")] == [0.75, 0.25, 0]
     assert (shares["Donor's class"], shares["Source's class"]) == (0.25, 0.25)
     assert table.frame.donors_class.tolist() == [0.25]

@@ -50,7 +50,9 @@ def test_the_table_has_a_column_for_each_member(run):
     told = run.to_json()[0]["ensemble"]
     numbers = (told["misclassified_clean"], *told["broken_by"].values(), told["robust"])
     counts = list(map(str, numbers))
-    assert table.columns[4:] == ("Wrong before", "RandomPerturbation", "FGSM", "PGD", "Left")
+    assert table.columns[4:] == (
+        *("Misclassified clean", "RandomPerturbation", "FGSM", "PGD", "Robust"),
+    )
     assert [[cell.text for cell in row[4:]] for row in table.rows] == [counts]
     assert table.frame["count"].sum() == 40
     assert build_tables("breakers", cells_of(run)[1:]) == []

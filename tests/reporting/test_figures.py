@@ -86,7 +86,7 @@ def test_names_are_drawn_as_text_and_never_as_mathematics(writer, sweep_records)
     records = sweep_records(10, [5], [0.1])
     run = writer.cell(records, model="$x$_model").cell(records, model="other").finish()
     (picture,) = draw_figures("curves", plot_of(run))
-    assert {"$x$_model", "other", "Worst of all attacks", "pgd"} <= set(texts(picture.svg))
+    assert {"$x$_model", "other", "Worst case over attacks", "pgd"} <= set(texts(picture.svg))
 
 
 def test_long_names_are_shortened(writer, sweep_records):

@@ -48,7 +48,7 @@ def test_the_figure_shows_every_plane_for_every_classifier():
     for text in ("classifier of the logits", "classifier of the nuisances", "x₁", "x₂"):
         assert text in picture.svg
     assert picture.svg.count("<image") == 4
-    assert "Plane of x and its metamer: the logits are right on 100.0 % of the inner" in picture.alt
+    assert "Plane of x and its metamer: the logits classify 100.0 % of the inner" in picture.alt
     assert "77.4 % of the outer circle" in picture.alt
 
 

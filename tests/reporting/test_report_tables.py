@@ -131,7 +131,7 @@ def test_distances_count_what_never_fell_as_infinite(writer, record):
     (table,) = build_tables("distances", [cell])
     figures = [shown(table, 0, c) for c in ("Attacked", "1st quartile", "Median", "3rd quartile")]
     assert figures == ["8", "2", "∞ [1–∞]", "∞"]
-    assert shown(table, 0, "Fell %").startswith("50.0")
+    assert shown(table, 0, "Broken %").startswith("50.0")
 
 
 @given(st.lists(st.floats(0, 9), min_size=1), st.floats(0.01, 1))
@@ -174,11 +174,11 @@ def test_a_model_that_refuses_everything_looks_bad(writer, record):
     ]
     table, score = build_tables("rejection", cells_of(writer.cell(records).finish()))
     assert score.name.startswith("detection")
-    assert shown(table, 0, "Detected of wrong").startswith("100.0")
-    assert shown(table, 0, "Right").startswith("0.0")
-    assert shown(table, 0, "Rejected clean").startswith("100.0")
-    assert shown(table, 0, "Right clean").startswith("0.0")
-    assert shown(table, 0, "Right of answered") == "—"
+    assert shown(table, 0, "Rejected errors").startswith("100.0")
+    assert shown(table, 0, "Accuracy").startswith("0.0")
+    assert shown(table, 0, "False rejection").startswith("100.0")
+    assert shown(table, 0, "Clean accuracy").startswith("0.0")
+    assert shown(table, 0, "Accuracy on accepted") == "—"
 
 
 def test_models_that_never_refuse_have_no_rejection_table(writer, record):

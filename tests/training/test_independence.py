@@ -51,7 +51,7 @@ def network():
 
 
 @pytest.mark.parametrize("form", ["uniform", "published"])
-def test_training_on_it_takes_the_class_out_of_the_nuisances(tmp_path, form):
+def test_training_removes_class_information_from_the_nuisances(tmp_path, form):
     data, model = told_twice(), {}
     for weight in (0.0, 1.0):
         goal = objective(nuisance=weight, likelihood=0.0, form=form)
@@ -64,7 +64,7 @@ def test_training_on_it_takes_the_class_out_of_the_nuisances(tmp_path, form):
     assert weight == pytest.approx(-1, abs=0.2)  # what takes the class out of the third element
 
 
-def test_a_resume_takes_up_the_nuisance_classifiers(tmp_path):
+def test_a_resumed_training_restores_the_nuisance_classifiers(tmp_path):
     data = told_twice()
     whole = train(recipe(3), network(), objective(), data, tmp_path / "whole").state_dict()
 
@@ -86,7 +86,7 @@ def test_a_resume_takes_up_the_nuisance_classifiers(tmp_path):
         assert torch.equal(value, parts[name]), name
 
 
-def test_the_recoding_alone_is_trained_and_the_logits_stay(tmp_path):
+def test_recoding_only_trains_the_recoding_and_keeps_the_logits(tmp_path):
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(90) % 3
     images = torch.rand(90, 1, 12, 12, generator=generator)
@@ -103,7 +103,7 @@ def test_the_recoding_alone_is_trained_and_the_logits_stay(tmp_path):
     assert (trained.decode(trained.encode(images)) - images).abs().max() < 1e-4
 
 
-def test_the_loss_is_what_its_parts_say():
+def test_the_loss_without_weights_is_cross_entropy():
     model = network().eval()
     data = told_twice(32)
     goal = objective(nuisance=2.0, likelihood=0.5, adversaries=2)
@@ -118,7 +118,7 @@ def test_the_loss_is_what_its_parts_say():
     assert loss.item() != plain.item()
 
 
-def test_bad_parameters_and_models_are_refused():
+def test_invalid_parameters_and_models_raise():
     with pytest.raises(BadParameter, match="unknown form"):
         objective(form="saturating")
     with pytest.raises(BadParameter, match="inner_steps"):

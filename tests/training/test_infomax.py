@@ -61,14 +61,14 @@ def test_donsker_varadhan_is_tight_for_the_log_ratio(correlation):
 
 @pytest.mark.parametrize("name", ["donsker-varadhan", "infonce"])
 @pytest.mark.parametrize("critic", [torch.mul, lambda x, y: -((x - y) ** 2), lambda x, y: x + y])
-def test_no_critic_gets_above_the_information(name, critic):
+def test_no_critic_exceeds_the_information(name, critic):
     for correlation in CORRELATIONS:
         bound = MI_BOUNDS[name](*values(correlation, 3, critic))
         assert bound <= information(correlation) + 0.02
 
 
 @pytest.mark.parametrize("negatives", [1, 7])
-def test_infonce_is_at_most_the_logarithm_of_the_pairs_and_reaches_it_where_all_are_told_apart(
+def test_infonce_is_at_most_the_logarithm_of_the_number_of_pairs(
     negatives,
 ):
     joint, product = (
@@ -102,7 +102,7 @@ def test_jensen_shannon_is_twice_the_divergence_for_the_log_ratio():
 
 
 @pytest.mark.parametrize("name", sorted(MI_BOUNDS))
-def test_positions_are_bounded_each_by_itself(name):
+def test_positions_are_bounded_separately(name):
     generator = torch.Generator().manual_seed(2)
     joint, product = (
         torch.randn(6, 4, generator=generator),
@@ -143,14 +143,14 @@ def begun(**fields):
     return objective
 
 
-def test_the_margin_loss_is_0_exactly_when_every_margin_is_kept():
+def test_the_margin_loss_is_0_exactly_when_every_margin_is_large_enough():
     kept = torch.tensor([[10.0, 0.0, -3.0], [0.0, 0.0, 10.5]])
     labels = torch.tensor([0, 2])
     assert likelihood_margin(kept, labels, 10.0) == 0
     assert likelihood_margin(kept, labels, 10.0 + 1e-3) > 0
 
 
-def test_the_margin_loss_is_the_mean_square_of_what_is_missing():
+def test_the_margin_loss_is_the_mean_squared_deficit():
     likelihoods = torch.tensor([[0.0, -4.0, -9.0], [5.0, 1.0, 2.0]])
     missing = (6.0**2 + 1.0**2) + (14.0**2 + 11.0**2)  # K − (ℓ_y − ℓ_c), of true classes 0 and 1
     assert likelihood_margin(likelihoods, torch.tensor([0, 1]), 10.0) == pytest.approx(missing / 4)
@@ -179,7 +179,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(bound):
     torch.testing.assert_close(whole, sum(alone))
 
 
-def test_the_critic_is_1x1_convolutions_on_what_is_concatenated():
+def test_the_critic_is_1x1_convolutions_on_concatenated_features():
     critic, local, code = LocalCritic(5, 3, hidden=8), torch.randn(4, 5, 2, 2), torch.randn(4, 3)
     first = nn.Conv2d(8, 8, 1)
     with torch.no_grad():
@@ -197,7 +197,7 @@ def test_the_critic_is_1x1_convolutions_on_what_is_concatenated():
         torch.testing.assert_close(product[step - 1], naive(local.roll(-step, 0)))
 
 
-def test_the_critic_learns_which_features_belong_to_which_code():
+def test_the_critic_learns_to_match_features_and_codes():
     torch.manual_seed(0)
     critic, code = LocalCritic(3, 3, hidden=32), torch.randn(64, 3)
     local = code[:, :, None, None].expand(-1, -1, 2, 2)
@@ -233,7 +233,7 @@ def test_a_resumed_training_has_the_same_critic_and_network(tmp_path):
     assert all(not torch.equal(v, whole[f"critic/{k}"]) for k, v in before.items())
 
 
-def test_the_critic_is_no_part_of_the_model():
+def test_the_critic_is_not_part_of_the_model():
     objective = begun()
     assert isinstance(objective, StatefulObjective)
     assert isinstance(objective, TrainableObjective)
@@ -242,7 +242,7 @@ def test_the_critic_is_no_part_of_the_model():
     assert all(name.startswith(("encoder", "conditionals")) for name in network().state_dict())
 
 
-def test_what_cannot_be_minimised_is_refused():
+def test_invalid_objectives_and_models_raise():
     with pytest.raises(BadParameter, match="unknown bound"):
         SupervisedInfoMax(bound="kl-ish")
     with pytest.raises(BadParameter, match="unusable negatives"):

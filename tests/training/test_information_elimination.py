@@ -1,4 +1,4 @@
-"""MMD against closed forms and naive sums, and where its gradient goes."""
+"""MMD against closed forms and naive sums, and the parameters with a gradient."""
 
 from math import exp, sqrt
 
@@ -52,7 +52,7 @@ def test_agrees_with_the_sums_of_equation_7(m, n, seed, width):
     assert mmd2(x, y, width).item() == pytest.approx(expected, abs=2e-5)
 
 
-def test_equal_samples_have_none_and_order_does_not_matter():
+def test_equal_samples_have_zero_mmd_and_order_does_not_matter():
     x, y = torch.randn(5, 4), torch.randn(7, 4)
     assert mmd2(x, x.flip(0), 1.0).item() == pytest.approx(0, abs=1e-6)
     torch.testing.assert_close(mmd2(x, y, 1.0), mmd2(y, x, 1.0))
@@ -68,7 +68,7 @@ def test_each_hypothesis_compares_its_class_with_the_rest():
 
 
 @pytest.mark.parametrize("bound", BOUND_OBJECTIVES)
-def test_the_regulariser_reaches_the_two_fully_connected_layers_alone(bound):
+def test_the_regulariser_has_gradients_only_for_two_fully_connected_layers(bound):
     torch.manual_seed(0)
     model = LabelHypothesisNet().train()
     images, labels = torch.rand(12, 1, 28, 28), torch.arange(12) % 10
@@ -89,7 +89,7 @@ def test_the_regulariser_reaches_the_two_fully_connected_layers_alone(bound):
     assert reached == {"guess", "second"}
 
 
-def test_the_median_width_does_not_care_for_the_layers_scale():
+def test_the_median_width_is_scale_invariant():
     hidden, labels = torch.randn(40, 3, 8), torch.arange(40) % 3
     found = hypothesis_mmd2(hidden, labels, None)
     torch.testing.assert_close(
@@ -109,11 +109,11 @@ def test_the_median_width_is_the_median_distance():
     )
 
 
-def test_a_layer_without_any_distances_is_no_division_by_zero():
+def test_identical_outputs_do_not_divide_by_zero():
     assert hypothesis_mmd2(torch.ones(6, 2, 3), torch.arange(6) % 2, None).tolist() == [0, 0]
 
 
-def test_without_the_regulariser_the_bound_is_left():
+def test_without_the_regulariser_the_loss_is_the_bound():
     torch.manual_seed(0)
     model = LabelHypothesisNet().eval()
     images, labels = torch.rand(12, 1, 28, 28), torch.arange(12) % 10
@@ -126,6 +126,6 @@ def test_without_the_regulariser_the_bound_is_left():
     "wrong",
     [("hellinger", 1.0, 1.0), ("js", -1.0, 1.0), ("js", 1.0, 0.0), ("js", float("nan"), 1.0)],
 )
-def test_unusable_parameters_are_named(wrong):
+def test_invalid_parameters_raise(wrong):
     with pytest.raises(BadParameter):
         InformationElimination(*wrong)

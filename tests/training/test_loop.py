@@ -98,7 +98,7 @@ def test_mirroring_and_precision_survive_a_resume(tmp_path):
         assert not torch.equal(whole["1.weight"], plain["1.weight"])
 
 
-def test_mirroring_takes_another_half_in_each_epoch():
+def test_each_epoch_mirrors_another_half():
     images, ids = torch.arange(200.0).reshape(50, 1, 1, 4), torch.arange(50)
     halves = []
     for epoch in (0, 1):
@@ -110,7 +110,7 @@ def test_mirroring_takes_another_half_in_each_epoch():
     assert not torch.equal(*halves)
 
 
-def test_shifts_move_each_image_by_its_own_whole_pixels():
+def test_each_image_has_its_own_translation():
     images = torch.rand(40, 2, 6, 5)
     moved = random_shift(images, SampleRNG(1, torch.arange(40), "train/0"), 1)
     wide, ways = torch.nn.functional.pad(images, [1] * 4), []
@@ -141,7 +141,7 @@ def test_training_learns(tmp_path):
     assert 0 < epochs[-1].learning_rate < 1e-3
 
 
-def test_a_finished_training_is_not_run_again(tmp_path):
+def test_a_completed_training_is_not_repeated(tmp_path):
     train(RECIPE, network(), CrossEntropy(), data(), tmp_path)
     train(
         RECIPE,
@@ -153,21 +153,21 @@ def test_a_finished_training_is_not_run_again(tmp_path):
     )
 
 
-def test_another_recipes_checkpoint_is_refused(tmp_path):
+def test_a_checkpoint_of_another_recipe_raises(tmp_path):
     train(RECIPE, network(), CrossEntropy(), data(), tmp_path)
     with pytest.raises(BadResults, match="another recipe"):
         train(replace(RECIPE, seed=4), network(), CrossEntropy(), data(), tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"\x08\0\0\0\0\0\0\0{}      "])
-def test_a_damaged_checkpoint_is_one_line(tmp_path, content):
+def test_a_damaged_checkpoint_raises_a_one_line_error(tmp_path, content):
     (tmp_path / "checkpoint.safetensors").write_bytes(content)
     with pytest.raises(BadResults, match="damaged checkpoint") as caught:
         train(RECIPE, network(), CrossEntropy(), data(), tmp_path)
     assert "\n" not in str(caught.value)
 
 
-def test_the_bottleneck_objective_draws_by_sample_and_epoch_alone():
+def test_draws_of_the_bottleneck_objective_depend_only_on_sample_and_epoch():
     from robustbench_inv.models.vib import BottleneckCNN
     from robustbench_inv.randomness import SampleRNG
 

@@ -47,7 +47,7 @@ PROBING = ProbeConfig(
 
 
 @pytest.mark.parametrize(("tell", "low", "high"), [(True, 0, 2), (False, 35, 65)])
-def test_a_probe_reads_what_is_told_at_any_scale_and_nothing_else(tell, low, high):
+def test_a_probe_finds_class_information_at_any_scale_and_only_if_present(tell, low, high):
     found = probe_nuisance(Plain(), vectors(1000, tell), vectors(100, tell, seed=1), PROBING)
     assert found.trials == 100
     assert low <= found.errors <= high
@@ -65,12 +65,12 @@ def test_a_probe_is_the_same_for_the_same_seed():
         assert torch.equal(a, b)
 
 
-def test_a_model_without_nuisances_is_refused():
+def test_a_model_without_nuisances_raises():
     with pytest.raises(BadModel, match="no nuisance variables"):
         encode_nuisance(nn.Linear(2, 2), torch.zeros(1, 2))
 
 
-def test_standardising_follows_what_changes():
+def test_standardising_follows_the_running_statistics():
     layer, drawn = Standardise(2), torch.randn(500, 2) * torch.tensor([3.0, 1e-3]) + 7
     for _ in range(50):
         layer.update(drawn, 0.3)

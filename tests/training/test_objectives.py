@@ -120,7 +120,7 @@ def test_the_bound_is_tight_at_the_true_ratio_and_nowhere_above(name, ratio):
     assert abs(bound.max().item() - F[name](ratio)) < 1e-6
 
 
-def test_an_unknown_divergence_is_one_line():
+def test_an_unknown_divergence_raises():
     with pytest.raises(BadParameter, match="js, kl"):
         ConvexConjugate("jensen")
 
@@ -158,7 +158,7 @@ def points():
 
 
 @pytest.mark.parametrize(("norm", "dual"), [("linf", 1), ("l2", 2)])
-def test_the_search_reaches_the_worst_input_of_a_linear_classifier(two_classes, norm, dual):
+def test_the_attack_reaches_the_optimum_for_a_linear_classifier(two_classes, norm, dual):
     objective = AdversarialCrossEntropy(eps=0.1, norm=norm, steps=20)
     worst = objective._attack(
         two_classes.eval(),
@@ -187,7 +187,7 @@ def test_eps_grows_over_the_ramp(two_classes):
     assert loss[2] == pytest.approx(loss[3], rel=1e-4)
 
 
-def test_the_network_is_trained_in_training_mode_on_inputs_found_in_evaluation_mode(two_classes):
+def test_adversarial_examples_are_computed_in_evaluation_mode(two_classes):
     seen = []
     two_classes.norm.register_forward_hook(lambda module, *_: seen.append(module.training))
     loss, scores = AdversarialCrossEntropy(eps=0.1, steps=2)(
@@ -202,7 +202,7 @@ def test_the_network_is_trained_in_training_mode_on_inputs_found_in_evaluation_m
 @pytest.mark.parametrize(
     "fields", [{"eps": 0.0}, {"eps": 0.1, "norm": "l1"}, {"eps": 0.1, "ramp": 1.0}]
 )
-def test_what_cannot_be_used_is_refused(fields):
+def test_invalid_fields_raise(fields):
     with pytest.raises(BadParameter):
         AdversarialCrossEntropy(**fields)
 
@@ -244,7 +244,7 @@ def test_likelihood_of_the_true_class_in_nats_for_each_element():
     torch.testing.assert_close(more - loss, 0.5 * cross_entropy(model.scores, DIGIT_LABELS))
 
 
-def test_a_flow_of_images_of_one_class_each_learns_to_tell_them_apart():
+def test_a_conditional_flow_learns_to_classify():
     torch.manual_seed(0)
     model = glow((1, 4, 4), 3, stages=1, blocks=1, width=4).train()
     images = DIGITS[:, :, :4, :4] / 3 + DIGIT_LABELS[:, None, None, None] / 3
@@ -274,7 +274,7 @@ def test_the_evidence_bound_is_the_mean_weight_of_the_true_class():
 
 
 @pytest.mark.parametrize(("progress", "share"), [(0.0, 0.0), (0.1, 0.5), (0.2, 1.0), (0.9, 1.0)])
-def test_what_z_costs_is_counted_step_by_step(progress, share):
+def test_the_kl_weight_rises_over_the_warm_up(progress, share):
     model = gbz()
     free, whole, now = (
         EvidenceLowerBound(warm_up)(model, TrainingBatch(DIGITS, DIGIT_LABELS, DIGIT_RNG, at))[0]
@@ -292,7 +292,7 @@ def test_every_parameter_gets_a_gradient():
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_random_logits_cost_what_classes_do():
+def test_equal_logits_cost_log_c():
     model = Fixed()
     with torch.no_grad():
         model.scores.fill_(-7.0)

@@ -57,7 +57,7 @@ def data():
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_two_steps_of_sgd_are_those_calculated_by_hand(nesterov):
+def test_two_steps_of_sgd_match_a_manual_calculation(nesterov):
     recipe = replace(RECIPE, optimiser="sgd", momentum=0.75, nesterov=nesterov, weight_decay=0.25)
     line = nn.Linear(1, 1, bias=False)
     with torch.no_grad():
@@ -163,7 +163,7 @@ def test_each_key_changes_the_digest(changes):
     assert replace(RECIPE, **changes).digest != RECIPE.digest
 
 
-def test_defaults_leave_the_digest_as_it_was_before_the_keys_existed():
+def test_defaults_of_later_keys_do_not_change_the_digest():
     frozen = "9cb1e2484f4e"
     assert RECIPE.digest.startswith(frozen)
 
@@ -187,7 +187,7 @@ seed = 0
 """
 
 
-def test_a_recipe_with_all_of_them_is_read(tmp_path):
+def test_a_recipe_with_all_schedule_keys_is_read(tmp_path):
     path = tmp_path / "toy" / "recipe.toml"
     path.parent.mkdir()
     path.write_text(
@@ -230,7 +230,7 @@ clip_norm = 5.0
         ('weight_decays = { "*.bias" = "none" }', "numbers >= 0"),
     ],
 )
-def test_a_wrong_value_is_one_line(tmp_path, line, told):
+def test_an_invalid_value_raises_a_one_line_error(tmp_path, line, told):
     path = tmp_path / "recipe.toml"
     path.write_text(GOOD + line + "\n")
     with pytest.raises(BadCatalogue, match=told) as caught:

@@ -1,4 +1,4 @@
-"""A queue trains what is not completed, survives kills and failures, and never trains one entry twice at a time."""
+"""A queue trains jobs that are not completed, survives kills and failures, and never trains one job twice at a time."""
 
 import fcntl
 import json
@@ -207,7 +207,7 @@ def test_a_killed_queue_leaves_no_lock_and_is_resumed(folder):
         ("good/recipe.toml", "none/recipe.toml", "none/recipe.toml: cannot be read"),
     ],
 )
-def test_a_wrong_queue_is_one_line(folder, old, new, told):
+def test_an_invalid_queue_raises_a_one_line_error(folder, old, new, told):
     path = write(folder, ("good", 1, ""))
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises(BadCatalogue, match=told) as caught:

@@ -1,4 +1,4 @@
-"""``invbench train`` from recipe to a catalogue whose model can be evaluated, and what goes wrong on the way."""
+"""``invbench train`` from a recipe to a catalogue whose model can be evaluated, and its errors."""
 
 import json
 import os
@@ -106,7 +106,7 @@ def test_a_stage_before_the_last_exports_no_model(recipe, tmp_path):
         ("[card]", "[model_parameters]\nwidth = 3\n[card]", BadCatalogue),
     ],
 )
-def test_a_recipe_that_cannot_be_followed_is_one_line_before_training(
+def test_an_invalid_recipe_raises_a_one_line_error_before_training(
     recipe, tmp_path, old, new, error
 ):
     recipe.write_text(RECIPE.replace(old, new))
@@ -116,6 +116,6 @@ def test_a_recipe_that_cannot_be_followed_is_one_line_before_training(
     assert not (tmp_path / "out" / "checkpoint.safetensors").exists()
 
 
-def test_an_unknown_device_is_one_line(recipe, tmp_path):
+def test_an_unavailable_device_raises_a_one_line_error(recipe, tmp_path):
     with pytest.raises(BadParameter, match="device not available"):
         train_recipe(recipe, tmp_path / "out", device="abacus")

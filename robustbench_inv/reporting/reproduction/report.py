@@ -332,7 +332,7 @@ def _page_of_runs(item: Reproduction, results: Sequence[RunResult]) -> ReportPag
         ("paper", item.paper),
         ("data sets", facts["data sets"]),
         ("samples per cell", " to ".join(f"{n:,}" for n in dict.fromkeys(sizes[:1] + sizes[-1:]))),
-        ("measured", facts["measured"]),
+        ("samples", facts["samples"]),
     )
     return replace(page, overview=overview, headlines=())
 

@@ -1,4 +1,4 @@
-"""Every invertible layer against its own inverse, its autograd Jacobian, and a saved copy of itself."""
+"""Every invertible layer against its inverse, its autograd Jacobian and a saved copy; squeeze, factor-out and logit transform."""
 
 import pytest
 import torch
@@ -6,7 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import jacrev
 
-from robustbench_inv.models.layers.bijection import Bijection, Chain, FactorOut, Squeeze
+from robustbench_inv.errors import BadParameter
+from robustbench_inv.models.layers.bijection import (
+    Bijection,
+    Chain,
+    FactorOut,
+    LogitTransform,
+    Squeeze,
+)
 from robustbench_inv.models.layers.coupling import (
     Additive,
     Affine,
@@ -67,6 +74,8 @@ LAYERS = {  # name: (builder, shape of a sample, whether it takes a condition)
     "condition-alone-maps": (lambda: ConditionalTransform(48, K, Affine()), MAPS, True),
     "multiscale": (multiscale, MAPS, False),
 }
+
+
 VOLUME_KEEPING = {n for n in LAYERS if n.startswith(("perm", "squ", "cos", "flat", "add", "fac"))}
 
 
@@ -123,7 +132,7 @@ def test_log_det_is_that_of_the_jacobian(name, seed):
 
 
 @pytest.mark.parametrize("name", sorted(VOLUME_KEEPING))
-def test_layers_that_keep_volumes_say_so(name):
+def test_volume_preserving_layers_have_log_determinant_zero(name):
     layer, shape, conditional = randomised(name, 0)
     assert (layer(*sample(shape, conditional, 0))[1] == 0).all()
 
@@ -168,7 +177,7 @@ def test_every_parameter_gets_a_gradient(name):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_flow_stays_in_float32_under_autocast(name):
+def test_the_flow_keeps_float32_under_autocast(name):
     build, shape, conditional = LAYERS[name]
     torch.manual_seed(0)
     layer = build().eval()
@@ -181,7 +190,7 @@ def test_the_flow_stays_in_float32_under_autocast(name):
     torch.testing.assert_close(again, x, rtol=0, atol=1e-5)
 
 
-def test_a_network_in_bfloat16_moves_the_active_half_by_what_it_says():
+def test_a_bfloat16_network_shifts_the_active_half_by_its_output():
     coupling = over_vectors(Additive(), swap=False)
     torch.nn.init.normal_(coupling.network[-1].weight)
     x = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
@@ -205,3 +214,46 @@ def test_chain_passes_the_condition_on_and_adds_the_log_determinants():
 def test_a_bijection_is_abstract():
     with pytest.raises(TypeError, match="abstract"):
         Bijection()
+
+
+def images(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_squeeze_turns_blocks_into_channels():
+    x = torch.arange(16.0).reshape(1, 1, 4, 4)
+    assert Squeeze()(x)[0][0, :, 0, 0].tolist() == [0, 1, 4, 5]
+
+
+def test_factored_out_channels_are_the_end_of_the_code():
+    x = images(2, 5, 2, 2)
+    code, _ = FactorOut(Flatten((3, 2, 2), low_pass_first(2, 2)), (5, 2, 2))(x)
+    assert torch.equal(code[:, 12:], x[:, 3:].flatten(1))
+
+
+PIXELS = torch.rand(3, 1, 4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def test_the_logit_transform_is_inverted():
+    layer = LogitTransform(0.01)
+    assert (layer.inverse(layer(PIXELS)[0]) - PIXELS).abs().max() < 1e-14
+
+
+def test_log_determinant_is_the_sum_of_log_derivatives():
+    pixels = PIXELS.clone().requires_grad_()
+    y, log_det = LogitTransform(0.01)(pixels)
+    (slopes,) = torch.autograd.grad(y.sum(), pixels)  # each element depends on itself alone
+    torch.testing.assert_close(log_det, slopes.log().flatten(1).sum(1))
+
+
+def test_both_ends_are_finite_and_opposite():
+    y, log_det = LogitTransform(1e-4)(torch.tensor([[0.0, 1.0, 0.5]]))
+    assert y[0, 0] == -y[0, 1]
+    assert y[0, 2] == 0
+    assert torch.isfinite(log_det).all()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, -0.1])
+def test_invalid_alphas_raise(alpha):
+    with pytest.raises(BadParameter, match="invalid alpha"):
+        LogitTransform(alpha)

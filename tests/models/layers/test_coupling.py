@@ -1,49 +1,27 @@
-"""What single invertible layers do besides being invertible."""
-
-import math
+"""Couplings, transforms and their networks: initialisation, bounds and layers of the paper."""
 
 import pytest
 import torch
 from safetensors.torch import load, save
+from torch import nn
 
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.models.layers.bijection import FactorOut, Squeeze
 from robustbench_inv.models.layers.coupling import (
     Affine,
     ConditionalTransform,
     Coupling,
+    LogitCoupling,
     convolutional,
     linear_conditioner,
     transform_named,
 )
 from robustbench_inv.models.layers.linear import (
     ActNorm,
-    CosineTransform,
-    Flatten,
-    Mixing,
-    low_pass_first,
 )
 
 
 def images(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def test_actnorm_standardises_its_first_training_batch():
-    x = 3 * images(50, 4, 5, 5) + torch.arange(4.0)[:, None, None]
-    y, log_det = ActNorm(4)(x)
-    torch.testing.assert_close(y.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-5)
-    torch.testing.assert_close(y.std((0, 2, 3), correction=0), torch.ones(4))
-    expected = -25 * x.std((0, 2, 3), correction=0).log().sum()
-    torch.testing.assert_close(log_det, expected.expand(50))
-
-
-def test_actnorm_is_the_identity_until_it_has_been_initialised():
-    layer, x = ActNorm(4).eval(), images(6, 4, 3, 3)
-    y, log_det = layer(x)
-    assert torch.equal(y, x)
-    assert (log_det == 0).all()
-    assert not layer.initialised
 
 
 def test_loaded_actnorm_is_not_initialised_again():
@@ -56,20 +34,6 @@ def test_loaded_actnorm_is_not_initialised_again():
     assert torch.equal(fresh.shift, trained.shift)
 
 
-def test_actnorm_of_a_constant_channel_stays_finite():
-    y, log_det = ActNorm(2)(torch.ones(5, 2, 3, 3))
-    assert y.isfinite().all()
-    assert log_det.isfinite().all()
-
-
-def test_mixing_starts_as_a_rotation():
-    torch.manual_seed(0)
-    layer, x = Mixing(6).double(), images(3, 6, 2, 2).double()
-    y, log_det = layer(x)
-    torch.testing.assert_close(y.norm(dim=1), x.norm(dim=1), rtol=0, atol=1e-6)
-    torch.testing.assert_close(log_det, torch.zeros(3).double(), rtol=0, atol=1e-5)
-
-
 def test_affine_scales_stay_inside_their_bound():
     raw = torch.tensor([[0.0, -1e9], [0.0, 1e9]])
     y, log_det = Affine(1.5).apply(torch.ones(2, 1), raw)
@@ -78,7 +42,7 @@ def test_affine_scales_stay_inside_their_bound():
 
 
 @pytest.mark.parametrize("swap", [False, True])
-def test_couplings_leave_the_passive_half_and_start_as_the_identity(swap):
+def test_couplings_keep_the_passive_half_and_start_as_the_identity(swap):
     coupling = Coupling(linear_conditioner(3, 6, 5), Affine(), swap=swap)
     x = images(4, 6)
     assert torch.equal(coupling(x)[0], x)
@@ -99,46 +63,14 @@ def test_condition_alone_is_a_table_of_shifts_and_log_scales():
     torch.testing.assert_close(log_det, log_scale.sum(1))
 
 
-def test_condition_alone_says_when_there_is_no_condition():
+def test_a_conditional_transform_without_condition_raises():
     with pytest.raises(BadParameter, match="needs a condition"):
         ConditionalTransform(2, 3, Affine())(images(1, 2))
 
 
-def test_unknown_transforms_are_named():
+def test_unknown_transforms_raise():
     with pytest.raises(BadParameter, match="additive or affine"):
         transform_named("rational")
-
-
-def test_squeeze_turns_blocks_into_channels():
-    x = torch.arange(16.0).reshape(1, 1, 4, 4)
-    assert Squeeze()(x)[0][0, :, 0, 0].tolist() == [0, 1, 4, 5]
-
-
-def test_factored_out_channels_are_the_end_of_the_code():
-    x = images(2, 5, 2, 2)
-    code, _ = FactorOut(Flatten((3, 2, 2), low_pass_first(2, 2)), (5, 2, 2))(x)
-    assert torch.equal(code[:, 12:], x[:, 3:].flatten(1))
-
-
-def test_lowest_frequency_is_the_scaled_mean_of_a_map():
-    x = images(3, 4, 7, 5).double()
-    y, _ = CosineTransform(7, 5)(x)
-    torch.testing.assert_close(y[:, :, 0, 0], x.mean((2, 3)) * math.sqrt(35))
-    torch.testing.assert_close(y.square().sum((2, 3)), x.square().sum((2, 3)))
-
-
-def test_cosine_transform_separates_a_cosine():
-    k = torch.cos(math.pi / 8 * 3 * (torch.arange(8).double() + 0.5))
-    y, _ = CosineTransform(8, 8)(k.expand(1, 1, 8, 8))
-    assert (y.abs() > 1e-9).nonzero().tolist() == [[0, 0, 0, 3]]
-
-
-def test_code_begins_with_the_means_of_all_maps():
-    x = images(2, 6, 3, 4).double()
-    waves, _ = CosineTransform(3, 4)(x)
-    code, _ = Flatten((6, 3, 4), low_pass_first(3, 4))(waves)
-    torch.testing.assert_close(code[:, :6], x.mean((2, 3)) * math.sqrt(12))
-    assert torch.equal(code[:, 6:12], waves[:, :, 0, 1])
 
 
 def test_convolutional_conditioner_has_the_layers_of_appendix_b2():
@@ -161,3 +93,31 @@ def test_batch_norm_of_the_conditioner_differs_between_the_modes():
     torch.nn.init.normal_(network[-1].weight)
     x = 3 * images(4, 2, 5, 5)
     assert not torch.allclose(network.train()(x), network.eval()(x))
+
+
+def jacobian_log_det(function, point):
+    jacobian = torch.autograd.functional.jacobian(lambda x: function(x[None])[0].flatten(), point)
+    return torch.linalg.slogdet(jacobian.reshape(point.numel(), point.numel())).logabsdet.item()
+
+
+def test_a_changed_logit_changes_only_its_own_pixels():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(144, 3))
+    layer = LogitCoupling(network, (1, 12, 12), 3, pixels=4, gain=10.0).double()
+    images = torch.rand(5, 1, 12, 12, dtype=torch.float64)
+    code, log_det = layer(images)
+    assert log_det[0].item() == pytest.approx(3 * torch.tensor(10.0).log().item(), abs=1e-6)
+    assert log_det[0].item() == pytest.approx(
+        jacobian_log_det(lambda x: layer(x)[0], images[0]), abs=1e-6
+    )
+    torch.testing.assert_close(layer.inverse(code), images, rtol=0, atol=1e-12)
+    code[:, 1] += 5.0
+    changed = (layer.inverse(code) - images).flatten(1)
+    assert (changed.abs() > 1e-12).sum(1).tolist() == [4] * 5
+    assert changed.norm(dim=1).tolist() == pytest.approx([0.5] * 5)  # 5 logits at a gain of 10
+    assert changed.sum(1).abs().max() < 1e-12  # half of the pixels up, half down
+
+
+@pytest.mark.parametrize("pixels", [0, 3, 48])
+def test_invalid_pixels_raise(pixels):
+    with pytest.raises(BadParameter, match="invalid pixels"):
+        LogitCoupling(nn.Identity(), (1, 12, 12), 3, pixels=pixels)

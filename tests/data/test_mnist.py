@@ -1,4 +1,4 @@
-"""The human-labelled invariance examples: what they are, whose word the oracle gives, and how they are fetched."""
+"""The digits in the package, MNIST and Fashion-MNIST if their files are present, and the human-labelled invariance examples."""
 
 import hashlib
 import io
@@ -11,12 +11,124 @@ import torch
 
 from robustbench_inv.data import fetch as sources
 from robustbench_inv.data.arrays import ArrayDataset
-from robustbench_inv.data.fetch import MIRROR, fetch_file, verify_dataset
+from robustbench_inv.data.fetch import (
+    MIRROR,
+    fetch_file,
+    find_source,
+    locate,
+    search_folders,
+    verify_dataset,
+)
 from robustbench_inv.data.formats import parse_array
-from robustbench_inv.data.mnist import SETS, HumanLabelled
+from robustbench_inv.data.mnist import SETS, HumanLabelled, open_images
 from robustbench_inv.data.protocol import Dataset, HasCounterparts, LabelOracle
 from robustbench_inv.data.registry import open_dataset
-from robustbench_inv.errors import BadData
+from robustbench_inv.errors import BadData, BadParameter
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return open_dataset("mnist5k")
+
+
+@pytest.fixture(scope="module")
+def real_mnist():
+    if not os.environ.get("INVBENCH_DATA"):
+        pytest.skip("INVBENCH_DATA is not set: no original MNIST files to compare with")
+    root = Path(os.environ["INVBENCH_DATA"])
+    if not (root / "mnist").is_dir():
+        pytest.skip(f"no folder mnist in {root}")
+    return root
+
+
+def test_digits_have_the_documented_shape(digits):
+    assert isinstance(digits, Dataset)
+    assert not isinstance(digits, LabelOracle)
+    assert (len(digits), digits.shape, digits.bounds) == (5000, (1, 28, 28), (0.0, 1.0))
+    assert digits.labels.tolist() == [label for label in range(10) for _ in range(500)]
+    images, labels = digits.batch(torch.arange(0, 5000, 10))
+    assert images.dtype == torch.float32
+    assert labels.dtype == torch.int64
+    assert (images.min(), images.max()) == (0, 1)
+    assert 0.12 < images.mean() < 0.14
+
+
+def test_digest_is_frozen(digits):
+    expected = "1d86c343cb175bb4e098ab87b99804ea90f601a05f42d16a767595f19d8a086c"
+    assert digits.digest == expected
+
+
+def test_digits_are_read_from_two_files_each_once(monkeypatch):
+    """No image is decoded by itself: loading 5,000 digits costs two reads."""
+    read = []
+    original = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or original(path))
+    open_dataset("mnist5k")
+    assert len(read) == len(set(read)) <= 2
+
+
+def test_digits_are_the_first_500_of_each_class_of_mnist_training(digits, real_mnist):
+    train = open_images("mnist", "train", real_mnist)
+    ids = torch.cat([(train.labels == label).nonzero()[:500, 0] for label in range(10)])
+    assert ids.max() == 5847
+    for block in torch.arange(5000).split(1000):
+        ours, theirs = digits.batch(block), train.batch(ids[block])
+        assert torch.equal(ours[0], theirs[0])
+        assert torch.equal(ours[1], theirs[1])
+
+
+def test_real_mnist(real_mnist):
+    data = open_dataset("mnist", root=real_mnist)
+    assert (len(data), data.name, data.num_classes) == (10_000, "mnist", 10)
+    assert data.labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
+    train = open_dataset("mnist", {"split": "train"}, real_mnist)
+    assert (len(train), train.name) == (60_000, "mnist:split=train")
+    assert train.digest != data.digest
+
+
+def test_fashion_mnist_from_the_systems_folder():
+    origin = find_source("fashion-mnist")
+    if not any(locate(origin, file, None) for file in origin.sha256):
+        pytest.skip("Fashion-MNIST is not on this machine")
+    data = open_dataset("fashion-mnist")
+    assert len(data) == 10_000
+    assert data.labels.bincount().tolist() == [1000] * 10
+
+
+def test_search_order_of_folders(monkeypatch):
+    monkeypatch.setenv("INVBENCH_DATA", "named")
+    found = [str(place) for place in search_folders(find_source("fashion-mnist"), Path("given"))]
+    assert found[:5] == [
+        "given/fashion-mnist",
+        "given/FashionMNIST/raw",
+        "named/fashion-mnist",
+        "named/FashionMNIST/raw",
+        "/usr/share/datasets/fashion-mnist",
+    ]
+    assert "robustbench-inv" in found[5]
+
+
+def test_unknown_split():
+    with pytest.raises(BadParameter, match=r"got 'valid', expected one of test, train"):
+        open_images("mnist", "valid")
+
+
+def test_padded_digits_have_a_black_border(real_mnist):
+    plain, framed = (
+        open_images("mnist", root=real_mnist),
+        open_images("mnist", root=real_mnist, pad=2),
+    )
+    assert (framed.name, framed.shape) == ("mnist:pad=2", (1, 32, 32))
+    ids = torch.arange(5)
+    assert torch.equal(framed.batch(ids)[0][:, :, 2:-2, 2:-2], plain.batch(ids)[0])
+    assert framed.batch(ids)[0].sum() == plain.batch(ids)[0].sum()
+    assert framed.digest != plain.digest
+
+
+def test_a_pad_out_of_range_raises():
+    with pytest.raises(BadParameter, match="out of range"):
+        open_images("mnist", pad=-1)
+
 
 PUBLISHED = {
     "l0": (100, 55, 1.0),
@@ -36,7 +148,7 @@ def root():
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_people_see_other_classes_as_often_as_published(root, name):
+def test_human_labels_change_as_often_as_published(root, name):
     data = open_dataset("invariance-mnist", {"set": name}, root)
     size, changed, furthest = PUBLISHED[name]
     everyone = torch.arange(size)
@@ -51,7 +163,7 @@ def test_people_see_other_classes_as_often_as_published(root, name):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_originals_are_the_test_images_that_the_files_name(root, name):
+def test_originals_are_the_test_images_with_the_listed_ids(root, name):
     data = open_dataset("invariance-mnist", {"set": name}, root)
     indices = np.load(root / "invariance-mnist" / f"{SETS[name][0]}.npy")
     images, labels = open_dataset("mnist", {}, root).batch(torch.from_numpy(indices))
@@ -66,7 +178,7 @@ def test_few_pixels_are_changed_in_l0(root):
     assert moved.flatten(1).sum(1).median() == 28
 
 
-def test_every_set_is_a_cell_of_its_own(root):
+def test_sets_have_different_names_and_digests(root):
     opened = [open_dataset("invariance-mnist", {"set": name}, root) for name in SETS]
     assert len({data.digest for data in opened}) == len(SETS)
     assert [data.name for data in opened] == [f"invariance-mnist:set={name}" for name in SETS]
@@ -80,7 +192,7 @@ def three():
     return HumanLabelled(originals, altered, torch.tensor([1, 1, 0]), "three")
 
 
-def test_the_oracle_knows_both_versions_and_nothing_else(three):
+def test_the_oracle_labels_both_versions_and_nothing_else(three):
     assert isinstance(three, Dataset)
     assert isinstance(three, HasCounterparts)
     assert isinstance(three, LabelOracle)
@@ -99,7 +211,7 @@ def test_the_digest_covers_altered_images_and_human_labels(three):
     assert len({three.digest, other_image.digest, other_label.digest}) == 3
 
 
-def test_altered_versions_must_fit():
+def test_altered_versions_of_another_shape_raise():
     originals = ArrayDataset(torch.zeros(3, 2), [0, 0, 1], "three")
     with pytest.raises(BadData, match="another shape than the originals"):
         HumanLabelled(originals, torch.zeros(2, 2), torch.tensor([0, 1]), "three")
@@ -134,7 +246,7 @@ def offered(monkeypatch, tmp_path, mirror):
     return content
 
 
-def test_an_array_is_fetched_as_it_is_from_its_place(offered, mirror, tmp_path, monkeypatch):
+def test_an_array_is_fetched_unchanged_from_its_remote_path(offered, mirror, tmp_path, monkeypatch):
     origin = sources.find_source("things")
     mirror.serve("/deep/a/b.npy", offered)
     path = fetch_file(origin, "a_b.npy", tmp_path / "kept")
@@ -151,14 +263,14 @@ def test_an_array_is_fetched_as_it_is_from_its_place(offered, mirror, tmp_path, 
     ("body", "says"),
     [(b"<html>", "no .npy file"), (npy(np.arange(6)), "wrong checksum")],
 )
-def test_a_wrong_array_is_named_and_leaves_nothing(mirror, tmp_path, body, says):
+def test_an_invalid_array_raises_and_leaves_no_file(mirror, tmp_path, body, says):
     mirror.serve("/deep/a/b.npy", body)
     with pytest.raises(BadData, match=says):
         fetch_file(sources.find_source("things"), "a_b.npy", tmp_path / "kept")
     assert not any((tmp_path / "kept").iterdir())
 
 
-def test_the_files_at_hand_are_verified(root):
+def test_present_files_are_verified(root):
     checks = verify_dataset("invariance-mnist", root)
     assert len(checks) == 10
     assert all(check.ok for check in checks)

@@ -1,4 +1,4 @@
-"""Rejection around any classifier: quantiles, thresholds by class, and a clearance that attacks can climb."""
+"""The reject option: quantiles, thresholds per class, and clearances with gradients."""
 
 import json
 
@@ -75,19 +75,19 @@ def fitted(**facts):
         ("energy", LOGITS.logsumexp(1)),
     ],
 )
-def test_the_score_is_that_of_the_decision(name, expected):
+def test_the_score_belongs_to_the_predicted_class(name, expected):
     output = reject(toy(), name, torch.zeros(3))(LOGITS)
     torch.testing.assert_close(output.score, expected)
 
 
-def test_a_softmax_of_one_is_still_compared():
+def test_saturated_softmax_outputs_keep_their_order():
     sure = torch.tensor([[60.0, 0.0, 0.0], [70.0, 0.0, 0.0]])
     scores = class_scores("max-softmax", Output(sure))[:, 0]
     assert (sure.softmax(1)[:, 0] == 1).all()
     assert scores[1] - scores[0] == pytest.approx(10, abs=1e-4)
 
 
-def test_acceptance_is_by_the_threshold_of_the_decided_class():
+def test_acceptance_uses_the_threshold_of_the_predicted_class():
     output = reject(toy(), "likelihood", torch.tensor([3.0, 2.5, -4.5]))(LOGITS)
     assert output.accepted.tolist() == [True, False, True]
     decided = output.clearance.gather(1, output.decision[:, None])[:, 0]
@@ -103,7 +103,7 @@ def test_every_clearance_has_a_gradient(name):
     assert (slope.abs().sum(1) > 0).all()
 
 
-def test_a_model_may_have_a_score_of_its_own():
+def test_a_model_may_return_a_score():
     class Scored(Identity):
         def forward(self, images):
             return Output(images, score=images.sum(1))
@@ -119,7 +119,7 @@ def test_a_model_may_have_a_score_of_its_own():
 
 
 @pytest.mark.parametrize("name", ["likelihood", "max-softmax", "margin", "energy"])
-def test_each_class_rejects_its_percentage_of_what_is_right(name):
+def test_each_class_rejects_its_percentage_of_correct_inputs(name):
     logits, labels = training()
     quantiles = fitted()
     for percentile in (0, 1, 2, 7.25, 20):
@@ -130,7 +130,7 @@ def test_each_class_rejects_its_percentage_of_what_is_right(name):
             assert share == pytest.approx(percentile / 100, abs=2 / int(right.sum()))
 
 
-def test_what_is_wrong_takes_no_part():
+def test_misclassified_inputs_do_not_change_the_quantiles():
     logits, labels = training()
     wrong = logits.argmax(1) != labels
     changed = torch.where(wrong[:, None], logits - 1e3, logits)
@@ -138,14 +138,14 @@ def test_what_is_wrong_takes_no_part():
     assert torch.equal(again.values["energy"], fitted().values["energy"])
 
 
-def test_a_class_that_is_never_right_cannot_be_fitted():
+def test_a_class_without_correct_inputs_raises():
     logits, labels = training()
     logits[:, 2] = -1e3
     with pytest.raises(BadModel, match="too few training inputs of class 2"):
         fit_quantiles(Output(logits), labels, {}, classes=3)
 
 
-def test_quantiles_come_back(tmp_path):
+def test_quantiles_survive_a_round_trip(tmp_path):
     before = fitted(model="abc", first="0")
     (tmp_path / "t.safetensors").write_bytes(before.to_bytes())
     after = ScoreQuantiles.load(tmp_path / "t.safetensors")
@@ -154,7 +154,7 @@ def test_quantiles_come_back(tmp_path):
     assert torch.equal(after.thresholds("margin", 1.3), before.thresholds("margin", 1.3))
 
 
-def test_other_files_are_refused(tmp_path):
+def test_other_files_raise(tmp_path):
     with pytest.raises(BadModel, match="rejection thresholds not found"):
         ScoreQuantiles.load(tmp_path / "none")
     (tmp_path / "text").write_text("no tensors")
@@ -166,12 +166,12 @@ def test_other_files_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("score", "percentile"), [("margin", -1), ("margin", 20.5), ("own", 1)])
-def test_other_thresholds_are_refused(score, percentile):
+def test_invalid_scores_and_percentiles_raise(score, percentile):
     with pytest.raises(BadParameter):
         fitted().thresholds(score, percentile)
 
 
-def test_a_stochastic_model_stays_one():
+def test_a_stochastic_model_stays_stochastic():
     model = reject(StochasticToy(toy(), fixed_noise=True), "margin", torch.full((3,), 1.5))
     assert isinstance(model, Stochastic)
     assert model.latent_shape == (3,)
@@ -179,7 +179,7 @@ def test_a_stochastic_model_stays_one():
     assert answer.accepted.tolist() == [True, False, False]
 
 
-def test_parameters_are_told_apart():
+def test_rejection_parameters_are_separated_from_model_parameters():
     assert split_rejection({"width": 3}) == (None, {"width": 3})
     assert split_rejection({"percentile": 2}) == (Rejection(percentile=2.0), {})
     wanted, rest = split_rejection({"reject": "energy", "percentile": 0.5, "dtype": "float64"})
@@ -247,7 +247,7 @@ def test_the_shipped_thresholds_are_those_of_the_shipped_weights():
     assert len(PERCENTILES) == 41
 
 
-def test_a_cell_says_what_it_was_rejected_by(thresholds, tmp_path):
+def test_a_cell_records_score_and_thresholds(thresholds, tmp_path):
     model, data, path = thresholds
     loaded = load_model(model, reject="margin", percentile=1, thresholds=path)
     run = rbi.evaluate(

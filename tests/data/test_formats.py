@@ -1,4 +1,4 @@
-"""The IDX reader: what it reads, and each way in which a file can be wrong."""
+"""The IDX reader: valid files, and errors for invalid files."""
 
 import gzip
 
@@ -16,25 +16,25 @@ PAGE = b"<!DOCTYPE html><html><body>404 Not Found</body></html>" * 10
 
 @settings(deadline=None)
 @given(arrays(np.uint8, array_shapes(min_dims=3, max_dims=3, max_side=6)))
-def test_images_survive_the_format(idx, images):
+def test_images_survive_a_round_trip(idx, images):
     np.testing.assert_array_equal(parse_images(idx(images), "file"), images)
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=50))
-def test_labels_survive_the_format(idx, labels):
+def test_labels_survive_a_round_trip(idx, labels):
     assert parse_labels(idx(np.array(labels)), "file").tolist() == labels
 
 
 @pytest.mark.parametrize("name", ["images.gz", "images"])
 @pytest.mark.parametrize("pack", [gzip.compress, bytes])
-def test_gzip_is_told_by_its_content_not_its_name(idx, tmp_path, name, pack):
+def test_gzip_is_detected_by_content(idx, tmp_path, name, pack):
     images = np.arange(24).reshape(2, 3, 4)
     (tmp_path / name).write_bytes(pack(idx(images)))
     np.testing.assert_array_equal(read_images(tmp_path / name), images)
 
 
-def test_arrays_may_be_written_to(idx):
+def test_arrays_are_writable(idx):
     parse_labels(idx(np.array([1, 2])), "file")[0] = 3
 
 
@@ -74,7 +74,7 @@ def damaged(idx):
         "pickle",
     ],
 )
-def test_a_wrong_file_is_one_clear_line(idx, tmp_path, case):
+def test_an_invalid_file_raises_a_one_line_error(idx, tmp_path, case):
     content, problem, detail = damaged(idx)[case]
     path = tmp_path / "t10k-images-idx3-ubyte.gz"
     path.write_bytes(content)
@@ -89,7 +89,7 @@ def test_a_wrong_file_is_one_clear_line(idx, tmp_path, case):
     assert len(message) < 300
 
 
-def test_label_out_of_range_names_value_and_place(idx, tmp_path):
+def test_label_out_of_range_reports_value_and_position(idx, tmp_path):
     path = tmp_path / "labels"
     path.write_bytes(idx(np.array([3, 9, 10, 200])))
     with pytest.raises(BadData, match=r"position 2, got 10, expected 0 to 9"):

@@ -21,12 +21,12 @@ class Points:
         return images, torch.tensor([0, 0, 1, 1])[:count]
 
 
-def test_max_margin_bias_is_the_middle():
+def test_max_margin_bias_is_the_mean_radius():
     model = max_margin(Points())
     assert (model.bias, model.unused_dimensions, model.bounds) == (1.5, 0, (-2.0, 2.0))
 
 
-def test_misaligned_bias_is_the_middle_of_the_gap_it_sees():
+def test_misaligned_bias_is_the_middle_of_the_gap():
     assert misaligned(Points(), points=4).bias == pytest.approx((0.6 + 1.6) / 2, abs=1e-12)
 
 
