@@ -1,5 +1,6 @@
 """The README and the pages that it links are followed: their files are written, their commands are run."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -57,7 +58,8 @@ def run(line, monkeypatch, capsys):
     """Run a command on few samples and return what it prints: ``invbench`` in this process, Python in another."""
     words = shlex.split(re.sub(r"--samples \d+", f"--samples {FEW_SAMPLES}", line))
     if words[0] == "python":
-        done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run([sys.executable, *words[1:]], env=env, capture_output=True, text=True)
         assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
         return done.stdout
     monkeypatch.setattr(sys, "argv", words)
