@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from robustbench_inv.cli.options import DataRoot, Device, Json, option
+from robustbench_inv.cli.options import DataRoot, Device, Json, folder_option, option
 from robustbench_inv.cli.output import print_json, print_warnings
 
 __all__ = ["rescore"]
@@ -28,14 +28,10 @@ def rescore(
     ],
     out: Annotated[
         Path | None,
-        option(
-            metavar="FOLDER",
-            help="Write the re-scored results to this folder.",
-            show_default="RUN-ORACLE",
-        ),
+        folder_option("Write the re-scored results to this folder.", "RUN-ORACLE"),
     ] = None,
-    device: Device = "cpu",
     data_root: DataRoot = None,
+    device: Device = "cpu",
     json: Json = False,
 ) -> None:
     """Re-score a run with human labels or a panel oracle.
