@@ -1,4 +1,4 @@
-"""Evaluate from names and objects: files by their schemas, the same in one process and in two."""
+"""Evaluation of names and objects: valid files, and the same records in one process and in two."""
 
 import json
 import shutil
@@ -66,7 +66,7 @@ def test_files_are_what_their_schemas_say(run):
             validate("record", json.loads(line))
 
 
-def test_a_schema_refuses_what_is_wrong(run):
+def test_a_schema_refuses_invalid_records(run):
     line = (RunFolder(run.path).cells()[0].path / "records.jsonl").read_text().splitlines()[0]
     good = json.loads(line)
     for wrong in ({"status": "fine"}, {"sample": -1}, {"distance": {}}, {"extra": 1}):
@@ -103,20 +103,20 @@ def test_ray_gives_the_same_records(run, tmp_path):
     assert records(far) == records(run)
 
 
-def test_ray_that_is_not_installed_is_named(tmp_path, monkeypatch):
+def test_missing_ray_is_reported(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtra, match=r"robustbench-inv\[ray\]"):
         evaluate(**NAMED, out=tmp_path / "r", checks=False, workers="ray")
 
 
 @pytest.mark.parametrize("workers", [0, -1, "far"])
-def test_workers_that_cannot_be_leave_nothing_behind(tmp_path, workers):
+def test_unusable_workers_leave_no_folder(tmp_path, workers):
     with pytest.raises(BadParameter, match="number of workers"):
         evaluate(**NAMED, out=tmp_path / "r", checks=False, workers=workers)
     assert not (tmp_path / "r").exists()
 
 
-def test_names_and_objects_are_the_same_cell(run, tmp_path):
+def test_names_and_objects_give_the_same_cell(run, tmp_path):
     again = evaluate(
         model=rbi.load_model("spheres-max-margin", dataset=rbi.load_dataset(SPHERES)),
         attack=rbi.load_attack("robustbench_inv.attacks.pgd:PGD", steps=5),
@@ -173,7 +173,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(toys, tmp_path, monkeypatch)
     assert {(p.cell, p.cells) for p in seen} == {(2, 2)}
 
 
-def test_what_cannot_be_sent_to_a_process_is_named(toys, tmp_path):
+def test_an_unpicklable_object_is_reported(toys, tmp_path):
     class Local(toys.TwoSides):
         pass
 
@@ -202,7 +202,7 @@ def test_defaults():
         make_plan(EvaluationRequest(models=["spheres-max-margin"]))
 
 
-def test_the_usual_budget_of_digits():
+def test_the_default_budget_of_digits():
     plan = make_plan(EvaluationRequest(models=["mnist-cnn"], attacks=[PGD], samples=10))
     (job,) = plan.jobs
     assert job.dataset.name == "mnist5k"
