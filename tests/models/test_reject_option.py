@@ -235,7 +235,7 @@ def test_thresholds_belong_to_their_model(thresholds):
     with pytest.raises(BadModel, match="fitted to another model") as caught:
         load_model(Small(99.0), percentile=1, thresholds=path)
     assert "invbench calibrate" in str(caught.value)
-    with pytest.raises(BadModel, match="has no thresholds"):
+    with pytest.raises(BadModel, match="has no rejection thresholds"):
         load_model(Small(), percentile=1)
 
 
