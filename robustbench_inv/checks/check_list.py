@@ -187,7 +187,7 @@ CHECKS: Mapping[str, Check] = {
                 "if some eps does"
             ),
             consequence=(
-                "eps does not mean what it says; use the same bounds and units for model, data and eps"
+                "eps is not in the units of the data; use the same bounds and units for model, data and eps"
             ),
         ),
         Check(
