@@ -2,7 +2,7 @@
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustbench_inv.identity import digest_value
 
-__all__ = ["SampleRNG", "philox", "seeded"]
+__all__ = ["SampleRNG", "philox", "seeded", "seeded_generators"]
 
 
 Shape = tuple[int, ...]
@@ -150,13 +150,24 @@ def seeded(seed: int, block: int, device: torch.device) -> Iterator[None]:
         device: its generator is seeded as well as the CPU's.
     """
     start = int(digest_value({"seed": seed, "block": block})[:8], 16)
-    devices = [device] if device.type == "cuda" else []
+    with seeded_generators(start, [device] if device.type == "cuda" else []):
+        yield
+
+
+@contextmanager
+def seeded_generators(seed: int, devices: Sequence[torch.device | int]) -> Iterator[None]:
+    """Seed the global generators of torch, NumPy and ``random``, and restore them afterwards.
+
+    Args:
+        seed: below 2**32.
+        devices: CUDA devices whose generators are seeded and restored as well.
+    """
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
     with torch.random.fork_rng(devices):
-        torch.manual_seed(start)
-        np.random.seed(start)  # noqa: NPY002
-        random.seed(start)
         try:
+            torch.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            random.seed(seed)
             yield
         finally:
             np.random.set_state(numpy_state)  # noqa: NPY002

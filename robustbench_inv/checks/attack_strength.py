@@ -8,8 +8,9 @@ from torch import Tensor
 
 from robustbench_inv.attacks.pgd import PGD
 from robustbench_inv.attacks.queries import CountingModel
+from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.probe import Probe
-from robustbench_inv.checks.verdict import CHECKS, Grade, Verdict, grade
+from robustbench_inv.checks.verdict import Grade, Verdict, grade
 from robustbench_inv.models.protocol import Classifier, Stochastic, classify
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.results.summary import Rate
@@ -36,11 +37,11 @@ TUNED_PGD = PGD(steps=40, restarts=1, rel_step=1.0, decay=True, loss="scaled-ce"
 
 
 def check_unbounded(probe: Probe) -> Verdict:
-    """C2: does PGD whose ball holds the whole box leave more accuracy than guessing would?
+    """C2: is the accuracy above chance under PGD whose ball contains the whole box?
 
-    100 steps of 1/50 of eps, eps the width of the box, on the margin, from the clean image: noise alone,
-    which a random start would add, breaks classifiers whose gradients are useless. Samples that are wrong
-    to begin with count as broken.
+    100 steps of 1/50 of eps (the width of the box) on the margin loss, from the clean image. A random start
+    would add noise, which alone breaks classifiers whose gradients are useless. Samples that are misclassified
+    without an attack count as broken.
 
     References:
         Carlini et al., On evaluating adversarial robustness, arXiv 1902.06705, section 4.2; Pintor et al.,
@@ -50,8 +51,8 @@ def check_unbounded(probe: Probe) -> Verdict:
     broken = broken_samples(attack, probe, probe.width, probe.rng)
     left, chance = Rate(int((~broken).sum()), len(broken)), 1 / probe.classifier.num_classes
     evidence = (
-        f"PGD of 100 steps with linf eps {probe.width:g}, the width of the box, left {left.value:.1%} of "
-        f"{left.trials} samples right (95 % interval from {left.low:.1%}); chance is {chance:.1%}."
+        f"PGD of 100 steps with linf eps {probe.width:g}, the width of the box, leaves {left.value:.1%} of "
+        f"{left.trials} samples robust (95 % interval from {left.low:.1%}); chance is {chance:.1%}."
     )
     return CHECKS["C2"].make_verdict(
         probe.model, grade(left.low, warn=1, fail=chance), left.value, evidence
@@ -59,12 +60,12 @@ def check_unbounded(probe: Probe) -> Verdict:
 
 
 def check_monotone_attack(probe: Probe) -> Verdict:
-    """C1: does a sample that fell at one eps hold at a larger one?
+    """C1: is a sample that one eps breaks robust at a larger eps?
 
-    It cannot, as the larger ball holds the smaller: what independent attacks (10 steps, their own random
-    starts, nothing shared) miss shows how far such attacks can be trusted. An evaluation's sweep shares its
-    successes upward, so that its own accuracies never rise. The probe doubles eps until two runs in a row
-    have broken everything: beyond, steps that are coarse for the model say nothing about its robustness.
+    The larger ball contains the smaller one, so such a sample shows that the attack missed it. The probe
+    runs independent attacks (10 steps, own random starts) and doubles eps until two runs in a row break
+    every sample. In a sweep of an evaluation an adversarial example counts at every larger eps, so its
+    accuracies never rise.
     """
     attack = PGD(steps=10, rel_step=0.25, decay=False, loss="margin")
     runs: list[Tensor] = []
@@ -80,15 +81,15 @@ def check_monotone_attack(probe: Probe) -> Verdict:
     eps = [fraction * probe.width for fraction in EPS_FRACTIONS[: len(runs)]]
     held = ", ".join(f"{1 - float(run.double().mean()):.0%}" for run in runs)
     evidence = (
-        f"Independent PGD at linf eps {eps[0]:.3g} to {eps[-1]:.3g} left {held} of {len(broken)} samples "
-        f"right; {int(missed.sum())} of {missed.numel()} (sample, eps) pairs hold although a smaller eps "
+        f"Independent PGD at linf eps {eps[0]:.3g} to {eps[-1]:.3g} leaves {held} of {len(broken)} samples "
+        f"robust; {int(missed.sum())} of {missed.numel()} (sample, eps) pairs are robust although a smaller eps "
         f"broke them ({share:.2%})."
     )
     return CHECKS["C1"].make_verdict(probe.model, grade(share, warn=0.005), share, evidence)
 
 
 def broken_samples(attack: PGD, probe: Probe, eps: float, rng: SampleRNG) -> Tensor:
-    """Return (n,): is the decision on what the attack shows wrong, under draws it has not seen?"""
+    """Return (n,): is the adversarial input misclassified, under noise that the search did not use?"""
     threat = ThreatModel(LpBall("linf", eps))
     meter = CountingModel(probe.classifier, probe.batch, threat, rng)
     shown = attack.run(meter, probe.batch, threat, rng)
@@ -100,7 +101,7 @@ RESOLUTION = 1e-3
 
 
 def check_convergence(probe: Probe) -> Verdict:
-    """C4: does twice the effort break what the attack did not?
+    """C4: do twice the steps and restarts break further samples?
 
     The attack of ``pgd-tuned``, and the same with twice the steps and twice the restarts, at an eps that some samples
     survive. It has converged if the accuracy differs by less than half the width of its interval.
@@ -114,18 +115,18 @@ def check_convergence(probe: Probe) -> Verdict:
     left, rest = _robust_rate(probe, usual, eps), _robust_rate(probe, more, eps)
     gap = left.value - rest.value
     evidence = (
-        f"At linf eps {eps:.3g} PGD of {usual.steps} steps left {left.value:.1%} of {left.trials} samples right, of "
-        f"{more.steps} steps and 2 restarts {rest.value:.1%}."
+        f"At linf eps {eps:.3g} PGD of {usual.steps} steps leaves {left.value:.1%} of {left.trials} samples "
+        f"robust, PGD of {more.steps} steps and 2 restarts {rest.value:.1%}."
     )
     return CHECKS["C4"].make_verdict(probe.model, grade(gap, warn=_half_width(left)), gap, evidence)
 
 
 def check_logit_scale(probe: Probe) -> Verdict:
-    """C8: do attacks fare otherwise when a constant is taken off the logits, or when they are scaled?
+    """C8: does the result of an attack change when a constant is subtracted from the logits, or when they are scaled?
 
-    Neither changes a decision. What the default loss leaves must agree to half the width of its interval (FAIL);
-    where plain cross-entropy disagrees, its numbers on this model are those of its scale (WARN). Logits that are
-    large for their margins have lost digits of them, which no attack finds again.
+    Neither changes a prediction. FAIL: the accuracy under the default loss changes by more than half the width of
+    its interval. WARN: the accuracy under plain cross-entropy does. Logits that are large compared with their
+    margins have lost digits of the margins by rounding.
     """
     model = probe.classifier
     if isinstance(model, Stochastic):
@@ -143,7 +144,7 @@ def check_logit_scale(probe: Probe) -> Verdict:
     left = {
         loss: [
             _robust_rate(
-                probe.with_classifier(_TransformedLogits(model, form)),
+                probe.with_classifier(_TransformedLogits.of(model, form)),
                 replace(TUNED_PGD, loss=loss),
                 eps,
             )
@@ -156,36 +157,36 @@ def check_logit_scale(probe: Probe) -> Verdict:
     wrong = gaps["scaled-ce"] > allowed or spacing > 10 * RESOLUTION
     doubtful = gaps["ce"] > allowed or spacing > RESOLUTION
     verdict: Grade = "FAIL" if wrong else "WARN" if doubtful else "PASS"
-    told = "; ".join(
+    listed = "; ".join(
         f"{loss} {', '.join(f'{rate.value:.1%}' for rate in rates)}" for loss, rates in left.items()
     )
     evidence = (
-        f"At linf eps {eps:.3g} PGD leaves right, on logits {', '.join(forms)}: {told}. Neighbouring numbers at the "
+        f"At linf eps {eps:.3g} PGD leaves robust, on logits {', '.join(forms)}: {listed}. Neighbouring numbers at the "
         f"largest logit lie {spacing:.1g} of the median margin apart."
     )
     return CHECKS["C8"].make_verdict(probe.model, verdict, gaps["scaled-ce"], evidence)
 
 
 def check_fixed_noise(probe: Probe) -> Verdict:
-    """C13: is a stochastic model, when its draws are known, at most as robust as when they are fresh?
+    """C13: is a stochastic model at most as robust against an attacker that has its noise?
 
-    Who knows the draws attacks a deterministic model, and can but do better. If that attack does worse,
-    its gradients are of little use, and neither are those of the attack that averages over draws.
+    With the noise fixed, the attacked model is deterministic, and the attack can only become stronger. If it
+    becomes weaker, its gradients are of little use, and so are those of an attack that averages over noise.
 
     References:
         Carlini et al., On evaluating adversarial robustness, arXiv 1902.06705, section 5.3.
     """
     model = probe.classifier
     if not isinstance(model, Stochastic) or model.fixed_noise:
-        reason = "The model's answers depend on no fresh draws."
+        reason = "The output depends on no fresh noise."
         return CHECKS["C13"].make_verdict(probe.model, "NA", None, reason)
     eps = _breaking_eps(probe)
     fresh = _robust_rate(probe, TUNED_PGD, eps)
     held = _robust_rate(probe.with_classifier(_FixedNoise(model)), TUNED_PGD, eps)
     gap = held.value - fresh.value
     evidence = (
-        f"At linf eps {eps:.3g} PGD left {fresh.value:.1%} of {fresh.trials} samples right under fresh draws and "
-        f"{held.value:.1%} under draws that it knows."
+        f"At linf eps {eps:.3g} PGD leaves {fresh.value:.1%} of {fresh.trials} samples robust under fresh noise and "
+        f"{held.value:.1%} under noise that is given to the attack."
     )
     verdict = grade(gap, warn=_half_width(fresh), fail=_half_width(fresh))
     return CHECKS["C13"].make_verdict(probe.model, verdict, gap, evidence)
@@ -193,22 +194,17 @@ def check_fixed_noise(probe: Probe) -> Verdict:
 
 @dataclass(frozen=True)
 class _TransformedLogits:
-    """A classifier whose logits are replaced by others of the same decision."""
+    """A classifier whose logits are transformed without a change of the prediction."""
 
     classifier: Classifier
     form: Callable[[Tensor], Tensor]
+    num_classes: int
+    bounds: tuple[float, float]
+    dtype: torch.dtype
 
-    @property
-    def num_classes(self) -> int:
-        return self.classifier.num_classes
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        return self.classifier.bounds
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.classifier.dtype
+    @classmethod
+    def of(cls, model: Classifier, form: Callable[[Tensor], Tensor]) -> "_TransformedLogits":
+        return cls(model, form, model.num_classes, model.bounds, model.dtype)
 
     def __call__(self, images: Tensor) -> Output:
         return Output(self.form(self.classifier(images).logits))
@@ -216,7 +212,7 @@ class _TransformedLogits:
 
 @dataclass(frozen=True)
 class _FixedNoise:
-    """A stochastic classifier that gives a sample the same draws in every answer."""
+    """A stochastic classifier that uses the same noise for a sample in every forward pass."""
 
     classifier: Stochastic
 
@@ -255,29 +251,29 @@ class _FixedNoise:
 
 
 def _short_sweep(probe: Probe) -> dict[float, float]:
-    """Return what ten steps leave right at each linf eps, up to the first at which that is at most half."""
-    brief = PGD(steps=10, rel_step=0.25, decay=False, loss="margin")
+    """Return the robust accuracy under ten steps at each linf eps, up to the first where it is at most half."""
+    attack = PGD(steps=10, rel_step=0.25, decay=False, loss="margin")
     left: dict[float, float] = {}
     for eps in (fraction * probe.width for fraction in EPS_FRACTIONS):
-        left[eps] = _robust_rate(probe, brief, eps).value
+        left[eps] = _robust_rate(probe, attack, eps).value
         if left[eps] <= 0.5:
             break
     return left
 
 
 def _breaking_eps(probe: Probe) -> float:
-    """Return the least eps at which most samples fall: what a weaker attack leaves shows there."""
+    """Return the smallest eps that breaks most samples; a weaker attack differs there."""
     return max(_short_sweep(probe))
 
 
 def _half_broken_eps(probe: Probe) -> float:
-    """Return the eps at which nearest to half of the samples fall: more could; if in doubt, the largest some survive."""
+    """Return the eps that breaks a share of samples closest to one half; of equal ones the largest that some survive."""
     left = _short_sweep(probe)
     return min(left, key=lambda eps: (abs(left[eps] - 0.5), not left[eps], -eps))
 
 
 def _robust_rate(probe: Probe, attack: PGD, eps: float) -> Rate:
-    """Return how many samples are right on what the attack shows."""
+    """Return the robust accuracy under an attack."""
     broken = broken_samples(attack, probe, eps, probe.rng)
     return Rate(int((~broken).sum()), len(broken))
 

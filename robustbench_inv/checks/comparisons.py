@@ -1,10 +1,10 @@
-"""Checks that hold finished cells against one another: C1, C3, C5, the eps of C17, the plan of C7."""
+"""Checks that compare finished cells: C1, C3, C5, the eps of C17, the losses of C7."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from itertools import permutations, product
 
-from robustbench_inv.checks.verdict import CHECKS, Verdict, format_ids, grade
+from robustbench_inv.checks.check_list import CHECKS
+from robustbench_inv.checks.verdict import Verdict, format_ids, grade
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.summary import Rate
 
@@ -21,15 +21,15 @@ CellGroupSequence = Sequence[FinishedCell]
 ComparisonKey = tuple[str, str, str, str]
 
 TOLERATED_SHARE = 0.002
-"""C5: share of samples that may fall to other attacks alone."""
+"""C5: share of samples that may be broken by other attacks only."""
 
 
 def check_monotone(cells: Sequence[FinishedCell]) -> list[Verdict]:
-    """C1: does a sample hold in one cell at an eps although a smaller one broke it in another?
+    """C1: is a sample robust at an eps in one cell although a smaller eps broke it in another?
 
-    A sweep shares its successes upward, so nothing can be seen inside one cell; only cells of the same
-    attack and seed with different eps are compared. Without such cells there is no verdict from records:
-    the probe of each model measures C1 with independent runs.
+    Inside a sweep an adversarial example counts at every larger eps, so a single cell has no such samples.
+    Only cells of the same attack and seed with different eps are compared. Without such cells the records
+    give no verdict; the probe of each model measures C1 with independent runs.
     """
     verdicts = []
     for comparison_key, group in _group_comparable(v for v in cells if v.epsilons).items():
@@ -40,11 +40,10 @@ def check_monotone(cells: Sequence[FinishedCell]) -> list[Verdict]:
 
 
 def check_single_step(cells: Sequence[FinishedCell]) -> list[Verdict]:
-    """C3: does one gradient step break a sample, at the same norm and eps, that iterations do not?
+    """C3: does one gradient step break a sample, at the same norm and eps, that iterations do not break?
 
-    Strictly, every such sample speaks against the iterative attack. A sample on the boundary may fall
-    to one of two nearly equal images by rounding, or because iterations from a random start end in
-    another corner, so up to 1 % of samples give WARN with their ids and more give FAIL.
+    Rounding, or a random start that ends in another corner, may explain a few samples near the decision
+    boundary. Up to 1 % of samples give WARN with their ids, more give FAIL.
     """
     return [
         _single_step(comparison_key, group)
@@ -53,11 +52,10 @@ def check_single_step(cells: Sequence[FinishedCell]) -> list[Verdict]:
 
 
 def check_gradient_free(cells: Sequence[FinishedCell]) -> list[Verdict]:
-    """C5: do noise, queries and substitutes break samples that no gradient attack breaks at the same eps?
+    """C5: do noise, score-based or transfer attacks break samples that no gradient attack breaks at the same eps?
 
-    An attacker who has the model has its substitutes as well. The limit is that of AutoAttack's flag for Square Attack: 0.2 points of worst-case accuracy.
-    One sample of a hundred is more than that and may be chance, as many attacks at many eps come near the boundary: FAIL
-    asks for the lower end of the interval to lie above.
+    The limit is that of AutoAttack's flag for Square Attack: 0.2 points of worst-case accuracy. One sample in a
+    hundred exceeds it by chance, so FAIL requires that the lower end of the interval lies above.
 
     References:
         Croce and Hein, Reliable evaluation of adversarial robustness, ICML 2020; Carlini et al.,
@@ -70,7 +68,7 @@ def check_gradient_free(cells: Sequence[FinishedCell]) -> list[Verdict]:
 
 
 def check_eps_scale(cells: Sequence[FinishedCell]) -> list[Verdict]:
-    """C17 for the plan: is eps, in the model's input units, smaller than the box is wide?"""
+    """C17 for the plan: is eps smaller than the diameter of the data's box?"""
     models: dict[str, list[FinishedCell]] = {}
     for cell in cells:
         models.setdefault(cell.model.name, []).append(cell)
@@ -123,7 +121,7 @@ def _monotone(model: str, pairs: Sequence[tuple[FinishedCell, FinishedCell]]) ->
                 trials += len(samples)
     share = violations / trials if trials else 0.0
     evidence = (
-        f"{violations} of {trials} (sample, eps) pairs hold in one cell although a smaller or equal eps "
+        f"{violations} of {trials} (sample, eps) pairs are robust in one cell although a smaller or equal eps "
         f"broke them in another cell of the same attack ({share:.2%})."
     )
     return CHECKS["C1"].make_verdict(model, grade(share, warn=0.005), share, evidence)
@@ -140,7 +138,7 @@ def _single_step(comparison_key: ComparisonKey, group: CellGroupSequence) -> Ver
             found = (len(extra) / len(samples), _single_step_evidence(one, many, eps, extra))
             worst = max(worst or found, found)
     if worst is None:
-        reason = f"No one-step and iterative attack at the same eps ({comparison_key[2]}, {comparison_key[1]})."
+        reason = f"There are no one-step and iterative attacks at the same eps ({comparison_key[2]}, {comparison_key[1]})."
         return CHECKS["C3"].make_verdict(comparison_key[0], "NA", None, reason)
     return CHECKS["C3"].make_verdict(
         comparison_key[0], grade(worst[0], warn=0, fail=0.01), worst[0], worst[1]
@@ -153,9 +151,9 @@ def _single_step_evidence(
     names = f"{one.attack_label} at {one.norm} eps {eps:g}", f"{many.attack_label} does not"
     samples = common_samples([one, many])
     if not extra:
-        fallen = len(one.broken_samples(eps) & samples)
-        return f"{many.attack_label} breaks all {fallen} of {len(samples)} samples that {names[0]} breaks."
-    count = f"{len(extra)} of {len(samples)} samples fall to {names[0]}"
+        broken = len(one.broken_samples(eps) & samples)
+        return f"{many.attack_label} breaks all {broken} of {len(samples)} samples that {names[0]} breaks."
+    count = f"{len(extra)} of {len(samples)} samples are broken by {names[0]}"
     return f"{count}, which {names[1]} break: {format_ids(extra)}."
 
 
@@ -170,7 +168,7 @@ def _gradient_free(comparison_key: ComparisonKey, group: CellGroupSequence) -> V
             found = _gradient_free_gain(here[0], here[1], eps, samples)
             worst = max(worst or found, found, key=lambda gap: gap[0].value)
     if worst is None:
-        reason = f"No gradient attack beside noise, queries or transfer at one eps ({comparison_key[2]}, {comparison_key[1]})."
+        reason = f"There are no gradient attack and gradient-free attack at the same eps ({comparison_key[2]}, {comparison_key[1]})."
         return CHECKS["C5"].make_verdict(comparison_key[0], "NA", None, reason)
     gap, evidence = worst
     verdict = "FAIL" if gap.low > TOLERATED_SHARE else grade(gap.value, warn=TOLERATED_SHARE)
@@ -180,10 +178,10 @@ def _gradient_free(comparison_key: ComparisonKey, group: CellGroupSequence) -> V
 def _gradient_free_gain(
     white: CellGroupSequence, black: CellGroupSequence, eps: float, samples: set[int]
 ) -> tuple[Rate, str]:
-    fallen = set().union(*(v.broken_samples(eps) for v in white)) & samples
-    extra = set().union(*(v.broken_samples(eps) for v in black)) & samples - fallen
+    broken = set().union(*(v.broken_samples(eps) for v in white)) & samples
+    extra = set().union(*(v.broken_samples(eps) for v in black)) & samples - broken
     n, names = len(samples), " and ".join(sorted({v.attack_label for v in black}))
-    accuracy = f"{1 - len(fallen) / n:.1%} to {1 - len(fallen | extra) / n:.1%}"
+    accuracy = f"{1 - len(broken) / n:.1%} to {1 - len(broken | extra) / n:.1%}"
     which = f" (samples {format_ids(extra)})" if extra else ""
     evidence = (
         f"At {white[0].norm} eps {eps:g} {names} lowered the worst-case accuracy of gradient attacks "
@@ -196,15 +194,15 @@ def _eps_scale(model: str, group: CellGroupSequence) -> Verdict:
     check = CHECKS["C17"]
     swept = [v for v in group if v.epsilons]
     if not swept:
-        return check.make_verdict(model, "NA", None, "No cell of the plan has a bounded eps.")
+        return check.make_verdict(model, "NA", None, "No cell of the plan has a budget.")
     worst = max(swept, key=lambda v: v.epsilons[-1] / v.dataset.box_diameter(v.norm))
     width = worst.dataset.box_diameter(worst.norm)
     share = worst.epsilons[-1] / width
-    lost = [v for v in swept if v.epsilons[0] > v.dataset.box_diameter(v.norm)]
-    verdict = "FAIL" if lost else grade(share, warn=1)
+    beyond = [v for v in swept if v.epsilons[0] > v.dataset.box_diameter(v.norm)]
+    verdict = "FAIL" if beyond else grade(share, warn=1)
     evidence = (
         f"The largest {worst.norm} eps is {worst.epsilons[-1]:g} in a box of {worst.norm} diameter "
-        f"{width:g}; {len(lost)} of {len(swept)} cells have every eps beyond their box."
+        f"{width:g}; {len(beyond)} of {len(swept)} cells have only eps beyond their box."
     )
     return check.make_verdict(model, verdict, share, evidence)
 
@@ -216,5 +214,7 @@ def _escalated(verdict: Verdict, cells: Sequence[FinishedCell]) -> Verdict:
     if not gradient or not all(v.uses_cross_entropy_only for v in gradient):
         return verdict
     names = ", ".join(sorted({v.attack_label for v in gradient}))
-    evidence = f"{verdict.evidence} Every gradient attack of the plan uses cross-entropy ({names})."
-    return replace(verdict, verdict="FAIL", evidence=evidence)
+    check = CHECKS["C7"]
+    figures = verdict.evidence.removeprefix(check.advice("WARN"))
+    evidence = f"{figures} Every gradient attack of the plan uses cross-entropy ({names})."
+    return check.make_verdict(verdict.subject, "FAIL", verdict.value, evidence)

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from robustbench_inv.attacks.losses import LOSSES
+from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.probe import Probe
-from robustbench_inv.checks.verdict import CHECKS, Verdict, grade
+from robustbench_inv.checks.verdict import Verdict, grade
 from robustbench_inv.models.protocol import query_model
 from robustbench_inv.tensors import flatten, margin, per_sample_gradient
 
@@ -21,15 +22,15 @@ SATURATION_MARGIN = 15.0
 MIN_PASSED_GRADIENT = 0.01
 """Share of a gradient that must get through a sigmoid, of 0.25 at most, at the true class and at the runner-up."""
 
-NONE_CORRECT = "No probed sample is classified right."
+NONE_CORRECT = "No probed sample is classified correctly."
 
 
 def check_gradients(probe: Probe) -> Verdict:
-    """C6: on how many samples is the gradient of the input zero, not finite or missing, for each loss?
+    """C6: on how many samples is the input gradient zero, not finite or missing, for each loss?
 
-    Samples that are wrong to begin with are left out: no attack touches them, and DLR is constant on some.
-    A loss without a gradient is of no use to an attack. One usable loss is enough to attack the model
-    (WARN); if no loss is usable on a tenth of the samples, gradient attacks say nothing about it (FAIL).
+    Samples that are misclassified without an attack are not counted: no attack changes them, and DLR is
+    constant on some. One usable loss is enough to attack the model (WARN). If no loss is usable on a tenth of
+    the samples, gradient attacks are not conclusive (FAIL).
 
     References:
         Croce and Hein, AutoAttack, flag for zero gradients; Pintor et al., Indicators of attack failure,
@@ -55,14 +56,14 @@ def check_gradients(probe: Probe) -> Verdict:
 
 
 def check_saturation(probe: Probe) -> Verdict:
-    """C7: how large are the margins of the samples that are classified right?
+    """C7: how large are the margins of the correctly classified samples?
 
     The softmax gradient of the true logit, p_y − 1, is exactly 0 in float32 from about 17 nats on, and
-    every component from about 104. Attacks on margin, DLR or scaled cross-entropy do not mind, so that the
-    probe alone gives WARN; ``escalate_saturation`` makes it FAIL when a plan has none of them.
+    every component from about 104. Margin, DLR and scaled cross-entropy losses are unaffected, so the probe
+    alone gives WARN; ``escalate_saturation`` turns it into FAIL when no attack of a plan uses such a loss.
 
-    Outputs in [0, 1] hide their margins: a sigmoid (or softmax) has squashed them, and passes s (1 − s) of a
-    gradient on. There no loss helps, and what the attack needs is the output before it.
+    Outputs in [0, 1] hide their margins: a sigmoid (or softmax) passes on s (1 − s) of a gradient. No loss
+    helps there; attack the outputs before the sigmoid.
     """
     logits, labels = probe.query().logits, probe.batch.labels
     margins = -margin(logits, labels)
@@ -91,30 +92,30 @@ def _check_squashed(model: str, scores: Tensor, labels: Tensor) -> Verdict:
     passed = (pair * (1 - pair)).amin(1)  # an attack must lower the one and raise the other
     flat, median = float((passed < MIN_PASSED_GRADIENT).double().mean()), float(passed.median())
     evidence = (
-        f"All outputs lie in [0, 1], as a sigmoid or softmax leaves them. It passes on s(1 − s) of a gradient: at the "
+        f"All outputs lie in [0, 1], as after a sigmoid or softmax, which passes on s(1 − s) of a gradient: at the "
         f"flatter of true class and runner-up, {median:.1g} in the median of {len(scores)} correct samples (0.25 "
-        f"where it is steepest), less than {MIN_PASSED_GRADIENT:g} for {flat:.1%} of them. Attack what is before it."
+        f"at most), less than {MIN_PASSED_GRADIENT:g} for {flat:.1%} of them. Attack the outputs before it."
     )
     return CHECKS["C7"].make_verdict(model, grade(flat, warn=0.1, fail=0.5), flat, evidence)
 
 
 def _unusable(values: Tensor, images: Tensor) -> Tensor:
-    """Return (n,): does the loss (n,) of a sample give it no gradient to follow?"""
+    """Return (n,): is the gradient of a sample's loss (n,) zero or not finite?"""
     size = flatten(per_sample_gradient(values, images, retain_graph=True)).abs().amax(1)
     return ~(size.isfinite() & (size > 0))
 
 
 def _zero_gradient_shares(logits: Tensor, labels: Tensor) -> tuple[float, float]:
     """Return the shares of samples whose softmax gradient is 0 at the true logit, and at every logit."""
-    slope = logits.softmax(1).scatter_add(
+    gradient = logits.softmax(1).scatter_add(
         1, labels[:, None], torch.full_like(logits[:, :1], -1.0).expand(len(logits), 1)
     )
-    true = slope.gather(1, labels[:, None])[:, 0] == 0
-    return float(true.float().mean()), float((slope == 0).all(1).float().mean())
+    true = gradient.gather(1, labels[:, None])[:, 0] == 0
+    return float(true.float().mean()), float((gradient == 0).all(1).float().mean())
 
 
 DIRECTIONS = 64
-"""C31: random directions along which a slope is measured."""
+"""C31: number of random directions of the finite differences."""
 
 MIN_COSINE = 0.9
 
@@ -125,19 +126,19 @@ DIFFERENCE_STEP = {torch.float64: 1e-6}
 def check_gradient_accuracy(probe: Probe) -> Verdict:
     """C31: do gradients agree with finite differences?
 
-    The margin's slope along 64 random sign vectors, by central differences, against what the gradient says of
-    them: the cosine of these two vectors, for each sample. A gradient that a model replaces by another (a
-    straight-through estimate, a custom backward pass) or hides shows here; steps over a rounded input do as well.
+    For each sample, the cosine between the margin's directional derivatives along 64 random sign vectors by
+    central differences and by the gradient. It is low if a model replaces its gradient (a straight-through
+    estimate, a custom backward pass), hides it, or rounds its input.
 
     References:
         Carlini et al., On evaluating adversarial robustness, arXiv 1902.06705, section 4.4.
     """
-    measured, said = _directional_derivatives(probe)
-    known = (measured != 0).any(1) | (said != 0).any(1)
+    measured, computed = _directional_derivatives(probe)
+    known = (measured != 0).any(1) | (computed != 0).any(1)
     if not known.any():
-        reason = "The output does not change, and no gradient says that it does."
+        reason = "The output does not change, and its gradient is zero."
         return CHECKS["C31"].make_verdict(probe.model, "NA", None, reason)
-    cosine = torch.cosine_similarity(measured[known], said[known], dim=1)
+    cosine = torch.cosine_similarity(measured[known], computed[known], dim=1)
     median = float(cosine.median())
     evidence = (
         f"On {len(cosine)} samples the gradient and central differences along {DIRECTIONS} random directions have a "
@@ -149,19 +150,17 @@ def check_gradient_accuracy(probe: Probe) -> Verdict:
 
 
 def check_single_pass(probe: Probe) -> Verdict:
-    """C12: does the model take gradients while it answers?
+    """C12: does the model take gradients in its forward pass?
 
-    A defence that optimises at inference time is another function of its input than what one backward pass
-    goes through; its loops cost more, and attacks through it need to be written for it.
+    One backward pass does not differentiate through a defence that optimises at inference time. It needs an
+    attack of its own, and its loops cost more.
 
     References:
         Croce and Hein, AutoAttack, flag for dynamic defenses.
     """
     with _CountGradients() as counter, torch.enable_grad():
         query_model(probe.classifier, probe.batch.images, probe.rng)
-    evidence = (
-        f"One answer to {len(probe.batch)} samples took {counter.count} gradients inside the model."
-    )
+    evidence = f"One forward pass of {len(probe.batch)} samples took {counter.count} gradients inside the model."
     return CHECKS["C12"].make_verdict(
         probe.model, "WARN" if counter.count else "PASS", counter.count, evidence
     )
@@ -184,18 +183,18 @@ class _CountGradients(TorchFunctionMode):
 
 
 def _directional_derivatives(probe: Probe) -> tuple[Tensor, Tensor]:
-    """Return the margin's slopes along random directions, measured and by the gradient, (n, DIRECTIONS) each."""
+    """Return the margin's directional derivatives by differences and by the gradient, (n, DIRECTIONS) each."""
     images, dtype = probe.batch.images, probe.classifier.dtype
     shape, step = tuple(images.shape[1:]), DIFFERENCE_STEP.get(dtype, 1e-3) * probe.width
     gradient = flatten(_gradient(probe)).double()
-    measured, said = [], []
+    measured, computed = [], []
     for number in range(DIRECTIONS):
         sign = 2.0 * probe.rng.named("probe/sign").integers(2, shape, step=number) - 1
         direction = sign.to(images)
         ahead, behind = (_margin(probe, images + s * step * direction) for s in (1, -1))
         measured.append((ahead - behind).double() / (2 * step))
-        said.append((gradient * flatten(direction).double()).sum(1))
-    return torch.stack(measured, 1), torch.stack(said, 1)
+        computed.append((gradient * flatten(direction).double()).sum(1))
+    return torch.stack(measured, 1), torch.stack(computed, 1)
 
 
 def _gradient(probe: Probe) -> Tensor:

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.probe import Probe
-from robustbench_inv.checks.verdict import CHECKS, Grade, Verdict
+from robustbench_inv.checks.verdict import Grade, Verdict
 from robustbench_inv.models.protocol import Classifier, Stochastic
 from robustbench_inv.tensors import SAME_ANSWER_TOLERANCE, relative_difference
 
@@ -40,12 +41,12 @@ def check_logits(probe: Probe) -> Verdict:
 
 
 def check_determinism(probe: Probe) -> Verdict:
-    """C11: does the answer to an input depend on anything else?
+    """C11: does the output depend on anything but the input?
 
     Five forward passes of the same batch, the samples one by one, the batch in reverse order; train mode;
-    random numbers drawn from a global generator. A model that is stochastic by declaration takes its draws
-    as an argument: it gets the same ones here, and WARN, because its attacks must average over draws
-    (EOT). Draws that it hides cannot be replayed and give FAIL.
+    random numbers drawn from a global generator. A model that declares itself stochastic takes its noise as an
+    argument. It gets the same noise here, and WARN, because its attacks must average over noise (EOT). Hidden
+    noise cannot be replayed and gives FAIL.
 
     References:
         Croce and Hein, AutoAttack, flag for randomized defenses.
@@ -69,7 +70,7 @@ def check_determinism(probe: Probe) -> Verdict:
     worst = max(differences.values())
     verdict, note = _determinism_grade(probe, faults)
     evidence = (
-        f"Answers to the same input differ by at most {worst:.2g} of the largest logit over 5 repeats, "
+        f"Outputs for the same input differ by at most {worst:.2g} of the largest logit over 5 repeats, "
         f"batches of 1 and {len(reference)}, and reverse order{note}."
     )
     return CHECKS["C11"].make_verdict(probe.model, verdict, worst, evidence)
@@ -82,16 +83,16 @@ def _determinism_grade(probe: Probe, faults: list[str]) -> tuple[Grade, str]:
     if not isinstance(model, Stochastic):
         return "PASS", ""
     if model.fixed_noise:
-        return "PASS", f"; it averages {model.draws} draws, the same in every answer"
+        return "PASS", f"; it averages {model.draws} draws, the same in every forward pass"
     changed = (probe.query().decision != probe.query(step=1).decision).double().mean()
     return "WARN", (
-        f" under the same draws; it averages {model.draws} fresh ones, which change {changed:.1%} of its "
-        "decisions, so that attacks take the EOT path"
+        f" with the same noise; it averages {model.draws} draws, which change {changed:.1%} of its "
+        "predictions, so attacks average over noise (EOT)"
     )
 
 
 def _single_sample_disagreement(probe: Probe, reference: Tensor) -> float:
-    """Disagreement of the answers in the batch and those to samples on their own (at most 16)."""
+    """Return the difference of outputs in the batch and of single samples (at most 16)."""
     count = min(16, len(reference))
     rows = torch.arange(count, device=reference.device)[:, None].unbind()
     try:
@@ -111,7 +112,7 @@ def _in_train_mode(classifier: Classifier) -> bool:
 
 
 def _networks(classifier: Classifier) -> Iterator[nn.Module]:
-    """The networks of a classifier: itself, or what it holds."""
+    """Yield the networks of a classifier: itself, or those among its attributes."""
     if isinstance(classifier, nn.Module):
         yield classifier
         return
@@ -119,21 +120,21 @@ def _networks(classifier: Classifier) -> Iterator[nn.Module]:
 
 
 def _random_state() -> tuple[object, ...]:
-    """The state of the global generators that a model could draw from."""
+    """Return the state of the global random generators."""
     gpu = [state.numpy().tobytes() for state in torch.cuda.get_rng_state_all()]
     legacy = np.random.get_state(legacy=False)  # noqa: NPY002 - to see whether a model uses it
     return torch.get_rng_state().numpy().tobytes(), *gpu, random.getstate(), repr(legacy)
 
 
 BOUNDS_TOLERANCE = 1e-6
-"""What rounding to the model's dtype may add to a bound."""
+"""Largest excess over a bound that rounding to the model's dtype explains."""
 
 
 def check_bounds(probe: Probe) -> Verdict:
-    """C17: do the data lie in the bounds that the model declares, and are those the data's own?
+    """C17: do the data lie in the bounds that the model declares, and are these the bounds of the data set?
 
-    Attacks clamp to the model's bounds and eps is in its input units, so that a model with other bounds than
-    its data is attacked with images that the data could never show, or with an eps of the wrong size.
+    Attacks clamp to the model's bounds, and eps is in its input units. With other bounds than those of the data,
+    a model is attacked with impossible images or with an eps of the wrong size.
     """
     low, high = map(float, probe.classifier.bounds)
     least, largest = float(probe.batch.images.min()), float(probe.batch.images.max())

@@ -1,4 +1,4 @@
-"""What a probe works on: one model and a few samples of the data it is evaluated on."""
+"""The input of a probe: one model and a few samples of its evaluation data."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -72,12 +72,12 @@ class Probe:
 
     @property
     def rng(self) -> SampleRNG:
-        """The samples' random numbers, apart from those of the evaluation."""
+        """The samples' random numbers, independent of those of the evaluation."""
         return SampleRNG(self.seed, self.batch.ids, "probe")
 
     @property
     def width(self) -> float:
-        """Width of the model's box; where it has no ends, the range of the data."""
+        """Width of the model's bounds; the range of the data if they are infinite."""
         low, high = self.classifier.bounds
         if isfinite(high - low):
             return float(high - low)

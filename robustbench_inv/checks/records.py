@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from robustbench_inv.checks.verdict import CHECKS, Grade, Verdict, format_ids, grade
+from robustbench_inv.checks.check_list import CHECKS
+from robustbench_inv.checks.verdict import Grade, Verdict, format_ids, grade
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.summary import summarise
@@ -34,11 +35,11 @@ BOUNDS_TOLERANCE = 1e-6
 
 
 def check_adversarial_inputs(cell: FinishedCell) -> Verdict:
-    """C14: does every shown input replay, and stay inside its budget and the data's box?
+    """C14: does every adversarial input replay, and lie inside its budget and the data's box?
 
-    Where images were kept, their box and distances are computed anew, in numpy and float64. A minimum-norm
-    attack may end beyond the largest eps of a sweep, which is no violation. A stochastic model is judged and
-    replayed under the same draws, which the search has not seen.
+    The bounds and distances of kept images are computed again, in numpy and float64. A minimum-norm attack may
+    end beyond the largest eps of a sweep, which is no violation. A stochastic model is evaluated and replayed
+    with the same noise, which the search did not use.
     """
     moved = [r.sample for r in cell.records if not r.replayed]
     outside = [r.sample for r in cell.records if _outside_budget(r, cell)]
@@ -57,35 +58,39 @@ def check_adversarial_inputs(cell: FinishedCell) -> Verdict:
 def check_lost_successes(cell: FinishedCell) -> Verdict:
     """C15: did the attack return a failure although one of its queries was a success?
 
-    The engine keeps that success, so that the number is right; the attack is not. On a substitute there is
-    none to keep: its answers are no successes.
+    The engine keeps that success, so the reported number is correct although the attack is not. For a transfer
+    attack the check does not apply: success on the substitute is no success.
 
     References:
         Pintor et al., Indicators of attack failure, NeurIPS 2022: silent success.
     """
     if cell.threat.access == "transfer":
-        reason = "The search saw the answers of a substitute, none of which is a success."
+        reason = "The search queries a substitute, whose outputs are no successes."
         return CHECKS["C15"].make_verdict(cell.subject, "NA", None, reason)
     notes = [event for event in cell.events if event.get("event") == "silent_success"]
     lost = {sample for event in notes for sample in event.get("samples", ())}
     broken = {r.sample for r in cell.records if r.is_broken}
-    gone = f"; {len(lost - broken)} others were none when judged again" if lost - broken else ""
+    gone = (
+        f"; {len(lost - broken)} others were no successes in the second evaluation"
+        if lost - broken
+        else ""
+    )
     evidence = (
-        f"{len(lost & broken)} of {len(broken)} successes were met in the search and not returned"
+        f"{len(lost & broken)} of {len(broken)} successes were found by a query and not returned"
         f"{gone}{_ids_text(lost)}."
     )
     return CHECKS["C15"].make_verdict(cell.subject, grade(len(lost), warn=0), len(lost), evidence)
 
 
 def check_consistency(cell: FinishedCell) -> Verdict:
-    """C22: do the records contradict themselves, or the rates derived from them?"""
+    """C22: do records contradict themselves or the rates computed from them?"""
     problems = [p for r in cell.records for p in _contradictions(r, cell)] + _rate_problems(cell)
     n, wrong = len(cell.records), sum(not r.was_attacked for r in cell.records)
     broken = sum(r.is_broken for r in cell.records)
     rejected = sum(r.clean.accepted is False for r in cell.records)
     evidence = (
-        f"{n} samples, {n - wrong} attacked, {broken} broken, {wrong} wrong to begin with, {rejected} "
-        f"rejected to begin with; {len(problems)} contradictions"
+        f"{n} samples, {n - wrong} attacked, {broken} broken, {wrong} misclassified before the "
+        f"attack, {rejected} rejected before the attack; {len(problems)} contradictions"
     )
     first = f", the first: {problems[0]}." if problems else "."
     verdict: Grade = "FAIL" if problems else "PASS"
@@ -93,43 +98,43 @@ def check_consistency(cell: FinishedCell) -> Verdict:
 
 
 def check_completeness(cell: FinishedCell, requested: Iterable[int]) -> Verdict:
-    """C23: is there one record of each requested sample, and none besides?
+    """C23: is there exactly one record of each requested sample?
 
     Args:
         cell: the cell; it may hold samples of earlier, larger requests.
-        requested: the samples asked for now.
+        requested: the samples of the current request.
     """
     counts = Counter(r.sample for r in cell.records)
-    asked = set(requested)
-    missing = asked - counts.keys()
+    wanted = set(requested)
+    missing = wanted - counts.keys()
     doubled = {sample for sample, count in counts.items() if count > 1}
-    foreign = counts.keys() - asked - set(cell.requested)
+    foreign = counts.keys() - wanted - set(cell.requested)
     bad = len(missing) + len(doubled) + len(foreign)
     evidence = (
-        f"{len(asked)} samples requested, {len(counts)} recorded: {len(missing)} missing, "
-        f"{len(doubled)} doubled, {len(foreign)} not asked for{_ids_text(missing | doubled | foreign)}."
+        f"{len(wanted)} samples requested, {len(counts)} recorded: {len(missing)} missing, "
+        f"{len(doubled)} doubled, {len(foreign)} not requested{_ids_text(missing | doubled | foreign)}."
     )
     return CHECKS["C23"].make_verdict(cell.subject, "FAIL" if bad else "PASS", bad, evidence)
 
 
 def check_crashes(cell: FinishedCell) -> Verdict:
-    """C30: on how many samples did the attack raise, and what?
+    """C30: on how many samples did the attack raise an exception, and which?
 
-    One that fell at a larger eps of the sweep than that at which the attack raised counts as well: below, it was not
-    searched for. Samples without a start, with a value that is not finite or with a proposal outside the budget
-    are counted in the evidence; like crashes they count as robust.
+    A sample also counts if the attack raised at a smaller eps than the one that broke it: at that eps it was not
+    searched. The evidence counts samples without a start, with a value that is not finite or with a proposal
+    outside the budget; like crashed ones they count as robust.
     """
     n = max(len(cell.records), 1)
     counts = Counter(r.status for r in cell.records)
     others = ", ".join(f"{counts[s]} {s}" for s in ("no_start", "numerics", "budget"))
     events = [event for event in cell.events if event.get("event") == "crash"]
     crashed = {r.sample for r in cell.records if r.status == "crash"}
-    fell = {r.sample: r.broken_at for r in cell.records if r.broken_at is not None}
+    broken_at = {r.sample: r.broken_at for r in cell.records if r.broken_at is not None}
     crashed.update(
         sample
         for event in events
         for sample in event.get("samples", ())
-        if fell.get(sample, math.inf) > event.get("eps", math.inf)
+        if broken_at.get(sample, math.inf) > event.get("eps", math.inf)
     )
     share = len(crashed) / n
     reasons = Counter(map(_reason, events))
@@ -143,7 +148,7 @@ def check_crashes(cell: FinishedCell) -> Verdict:
 
 
 def _outside_budget(record: Record, cell: FinishedCell) -> bool:
-    """Is what is shown not allowed, or said to have fallen at an eps that does not hold it?"""
+    """Is the adversarial input invalid, or farther away than the eps at which it counts?"""
     if not record.was_attacked:
         return False
     left = cell.kind == "fixed-budget" and not record.within_budget
@@ -151,7 +156,7 @@ def _outside_budget(record: Record, cell: FinishedCell) -> bool:
 
 
 def _outside_broken_eps(record: Record, cell: FinishedCell) -> bool:
-    """Is the shown success farther away than the eps at which it is said to have fallen?"""
+    """Is the adversarial example farther away than the eps at which its record counts it?"""
     if record.broken_at is None:
         return False
     distance: float = getattr(record.distance, cell.norm)
@@ -174,17 +179,18 @@ def _different_images(cell: FinishedCell) -> set[int]:
 def _differs_from_record(
     record: Record, clean: np.ndarray, shown: np.ndarray, bounds: tuple[float, float]
 ) -> bool:
-    """Does an image leave the box or lie at another distance than its record says?"""
+    """Does an image leave the bounds, or have another distance than its record?"""
     image = shown.astype(np.float64)
     inside = (image >= bounds[0] - BOUNDS_TOLERANCE) & (image <= bounds[1] + BOUNDS_TOLERANCE)
     if image.shape != clean.shape or not inside.all():
         return True
     delta = np.abs(image - clean.astype(np.float64)).ravel()
     l0, l1, l2 = np.count_nonzero(delta), delta.sum(), np.sqrt((delta**2).sum())
-    said = record.distance
-    pairs = ((l1, said.l1), (l2, said.l2), (delta.max(initial=0.0), said.linf))
+    distance = record.distance
+    largest = delta.max(initial=0.0)
+    pairs = ((l1, distance.l1), (l2, distance.l2), (largest, distance.linf))
     far = any(abs(a - b) > DISTANCE_TOLERANCE * max(1.0, abs(b)) for a, b in pairs)
-    return bool(l0 != said.l0 or far)
+    return bool(l0 != distance.l0 or far)
 
 
 def _contradictions(record: Record, cell: FinishedCell) -> list[str]:
@@ -210,9 +216,9 @@ def _contradictions(record: Record, cell: FinishedCell) -> list[str]:
 
 
 def _misclassified_clean(record: Record, cell: FinishedCell) -> bool | None:
-    """Did the model fail on the clean input? A rejected error is none where the goal asks for acceptance.
+    """Is the clean input misclassified? A rejected error does not count if the goal requires acceptance.
 
-    None where records do not tell: by how much a class led that is aimed at with confidence.
+    None if the record cannot show it: a targeted goal with confidence depends on the margin of the logits.
     """
     if cell.threat.no_class:
         return False
@@ -228,7 +234,7 @@ def _in_sweep(record: Record, cell: FinishedCell) -> bool:
 
 
 def _rate_problems(cell: FinishedCell) -> list[str]:
-    """Recompute the accuracies from sets of samples and compare with the summary's."""
+    """Recompute the accuracies from sets of samples, and compare them with the summary."""
     samples = {r.sample: r for r in cell.records}
     n, correct = len(samples), sum(r.clean.prediction == r.label for r in samples.values())
     summary = summarise(cell.records, cell.epsilons, cell.norm)
@@ -265,11 +271,11 @@ DEFAULT_STEP_BUDGET = 2.5
 
 
 def check_inputs_changed(cell: FinishedCell) -> Verdict:
-    """C16: does the attack show other inputs than the clean ones?
+    """C16: do the adversarial inputs differ from the clean ones?
 
-    A success on an unchanged input is none. An attack inside a budget that leaves most of what it does not break
-    as it was may not have run: a loss that is constant, a step of length 0, a mask that is wrong. An attack that
-    seeks the nearest success has nothing to show where it finds none.
+    A success on an unchanged input is no success. A fixed-budget attack that leaves most robust samples unchanged
+    may not have run: a constant loss, a step of length 0, a wrong mask. A minimum-norm attack without a success
+    returns the clean input, which is no fault.
     """
     attacked = [r for r in cell.records if r.status == "ok"]
     held = [r for r in attacked if not r.goal_reached and cell.kind == "fixed-budget"]
@@ -280,8 +286,8 @@ def check_inputs_changed(cell: FinishedCell) -> Verdict:
     share = len(idle) / max(len(held), 1)
     verdict = "FAIL" if false else grade(share, warn=0.1, fail=0.5)
     evidence = (
-        f"Of {len(attacked)} attacked samples {len(false)} count as broken although nothing was changed; of "
-        f"{len(held)} that hold {len(idle)} are shown as they were"
+        f"Of {len(attacked)} attacked samples {len(false)} count as broken although unchanged; of "
+        f"{len(held)} robust proposals {len(idle)} are unchanged"
         f"{': samples ' + format_ids([*false, *idle]) if false or idle else ''}."
     )
     return CHECKS["C16"].make_verdict(cell.subject, verdict, share, evidence)
@@ -291,16 +297,16 @@ def check_step_budget(cell: FinishedCell) -> Verdict:
     """C19: could all steps together cross the ball, from a start anywhere in it?"""
     reach = _step_budget(cell)
     if reach is None:
-        reason = "Not an attack of several steps of a stated length."
+        reason = "The attack has no fixed number of steps of a fixed length."
         return CHECKS["C19"].make_verdict(cell.subject, "NA", None, reason)
-    evidence = f"{cell.attack.own_parameters['steps']} steps can go {reach:.3g} eps; the ball is 2 eps wide."
+    evidence = f"{cell.attack.own_parameters['steps']} steps reach {reach:.3g} eps together; the ball is 2 eps wide."
     return CHECKS["C19"].make_verdict(
         cell.subject, "PASS" if reach >= MIN_STEP_BUDGET - 1e-9 else "WARN", reach, evidence
     )
 
 
 def _step_budget(cell: FinishedCell) -> float | None:
-    """Return how far all steps together can go, in the largest eps; None where steps have no fixed length."""
+    """Return the length of all steps together, in the largest eps; None if steps have no fixed length."""
     given: Mapping[str, Any] = cell.attack.own_parameters
     steps = given.get("steps")
     if cell.single_step or not isinstance(steps, int) or not cell.epsilons:

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
+from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.comparisons import common_samples
-from robustbench_inv.checks.verdict import CHECKS, Grade, Verdict, format_ids, grade
+from robustbench_inv.checks.verdict import Grade, Verdict, format_ids, grade
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import rejection_rates
 from robustbench_inv.results.record import Record
@@ -20,49 +21,49 @@ __all__ = [
 
 
 OOD_ATTACKS = ("noiseinput", "distal", "outofdistribution")
-"""Classes of the attacks that show no version of any input, in lower case."""
+"""Classes of the attacks whose inputs belong to no class, in lower case."""
 
 OBLIVIOUS_GOAL = {"misclassify-accepted": "misclassify", "target-accepted": "target"}
-"""Goals of attacks that know of the rejection, and those of the same attacks that do not."""
+"""Goals of detector-aware attacks, and those of the same attacks that are oblivious."""
 
 FALSE_REJECTION_LEVELS = (0.01, 0.02, 0.05)
-"""Shares of clean inputs whose rejection is borne."""
+"""False-rejection rates at which accuracy is reported."""
 
 
 def check_thresholds_frozen(cells: Sequence[FinishedCell]) -> list[Verdict]:
-    """C24: were the thresholds the same for all attacks, and fitted on other inputs than those attacked?"""
+    """C24: are the thresholds the same for all attacks, and fitted on inputs that were not attacked?"""
     return [_thresholds_verdict(model, group) for model, group in _by_model(cells).items()]
 
 
 def check_false_rejection(cells: Sequence[FinishedCell]) -> list[Verdict]:
-    """C25: how many clean inputs are rejected, and what is right and answered when 1, 2 or 5 % of them are?"""
+    """C25: how many clean inputs are rejected, and what is the robust accuracy when 1, 2 or 5 % of them are?"""
     return [_false_rejection(model, group) for model, group in _by_model(cells).items()]
 
 
 def check_detector_aware(cells: Sequence[FinishedCell]) -> list[Verdict]:
-    """C26: is an attack that knows of the rejection detected more often than the same that does not?
+    """C26: does a detector-aware attack fail on more samples than the same oblivious attack?
 
-    Then it is too weak: it could have done what the other did. Detected is what is not both wrong and accepted,
-    on the samples that both saw.
+    Then it is too weak, since it could return the oblivious attack's inputs. An input counts as a success if it
+    is misclassified and accepted; both attacks are compared on their common samples.
     """
     return [_detector_aware_verdict(model, group) for model, group in _by_model(cells).items()]
 
 
 def check_ood_rejection(cells: Sequence[FinishedCell]) -> list[Verdict]:
-    """C29: how much of what is of none of its classes does a model accept: noise, distal inputs, other data?"""
+    """C29: how many inputs that belong to no class does the model accept: noise, distal inputs, other data?"""
     groups = _by_model(v for v in cells if v.attack.algorithm in OOD_ATTACKS)
     return [_ood_verdict(model, group) for model, group in groups.items()]
 
 
 def check_detection_rates(cell: FinishedCell) -> Verdict:
-    """C27: detection of all inputs and of those that are wrong; the second says nothing of a weak attack."""
+    """C27: the detection rate of all attacked inputs and of misclassified ones; a weak attack has few of these."""
     rates = rejection_rates(cell.records)
     wrong, n = rates.rejected_errors.trials, rates.rejected_adversarial.trials
     share = wrong / n if n else 0.0
     verdict: Grade = "WARN" if n and share < 0.1 else "PASS"
     evidence = (
-        f"Wrong and accepted {_rate_text(rates.undetected_errors)} of all; rejected {_rate_text(rates.rejected_errors)} of the wrong and "
-        f"{_rate_text(rates.rejected_adversarial)} of the attacked."
+        f"Misclassified and accepted: {_rate_text(rates.undetected_errors)} inputs; rejected: "
+        f"{_rate_text(rates.rejected_errors)} misclassified and {_rate_text(rates.rejected_adversarial)} attacked inputs."
     )
     return CHECKS["C27"].make_verdict(
         cell.subject, verdict if n else "NA", rates.undetected_errors.value, evidence
@@ -70,7 +71,7 @@ def check_detection_rates(cell: FinishedCell) -> Verdict:
 
 
 def check_small_perturbations(cell: FinishedCell) -> Verdict:
-    """C28: how many inputs that were right and accepted are rejected within half of the largest eps?
+    """C28: how many correct and accepted inputs are rejected within half of the largest eps?
 
     References:
         Tramèr, Detecting adversarial examples is (nearly) as hard as classifying them, ICML 2022.
@@ -79,10 +80,10 @@ def check_small_perturbations(cell: FinishedCell) -> Verdict:
     fine = [r for r in cell.records if r.clean.accepted and r.clean.prediction == r.label]
     near = [r for r in fine if 0 < getattr(r.distance, cell.norm) <= eps / 2]
     if not near:
-        reason = "Nothing is shown within half of an eps."
+        reason = "No adversarial input lies within half of the largest eps."
         return check.make_verdict(cell.subject, "NA", None, reason)
     rate = Rate(sum(r.adversarial.accepted is False for r in near), len(near))
-    evidence = f"{_rate_text(rate)} of the inputs shown within {cell.norm} {eps / 2:g} are rejected, which were right before."
+    evidence = f"{_rate_text(rate)} adversarial inputs within {cell.norm} {eps / 2:g} are rejected although the clean input is correct and accepted."
     return check.make_verdict(cell.subject, "PASS", rate.value, evidence)
 
 
@@ -121,20 +122,20 @@ def _false_rejection(model: str, group: Sequence[FinishedCell]) -> Verdict:
     rate = rejection_rates(widest.records).false_rejection
     scores = [_scores_above(cell, clean=True) for cell in group]
     if any(None in each for each in scores):
-        evidence = f"{_rate_text(rate)} of clean inputs are rejected; without scores no other threshold can be tried."
+        evidence = f"{_rate_text(rate)} of clean inputs are rejected; there are no scores, so the accuracy at other thresholds is unknown."
         return CHECKS["C25"].make_verdict(model, "FAIL", rate.value, evidence)
     attacks = [cell for cell in group if cell.goal in ("misclassify", "misclassify-accepted")]
     left = (
         "; ".join(_accuracy_text_at(level, attacks) for level in FALSE_REJECTION_LEVELS if attacks)
-        or "none was run"
+        or "no attack was run"
     )
-    evidence = f"{_rate_text(rate)} of clean inputs are rejected. Right and answered under the worst attack: {left}."
+    evidence = f"{_rate_text(rate)} of clean inputs are rejected. Correct and accepted under the worst attack: {left}."
     verdict = grade(rate.low, warn=0.1, fail=0.5)
     return CHECKS["C25"].make_verdict(model, verdict, rate.value, evidence)
 
 
 def _accuracy_text_at(level: float, group: Sequence[FinishedCell]) -> str:
-    """Say what is right and answered under the worst attack when a share of clean inputs is rejected."""
+    """Return the share of correct and accepted inputs under the worst attack at a false-rejection rate."""
     worst = min(_accuracy_at(level, cell) for cell in group)
     return f"{worst:.1%} at {level:.0%}"
 
@@ -159,7 +160,9 @@ def _detector_aware_verdict(model: str, group: Sequence[FinishedCell]) -> Verdic
     if not pairs:
         verdict: Grade = "WARN" if oblivious and not adaptive else "NA"
         missing = (
-            "attack knows of the rejection" if verdict == "WARN" else "attack was run both ways"
+            "detector-aware attack was run"
+            if verdict == "WARN"
+            else "attack was run with both goals"
         )
         return CHECKS["C26"].make_verdict(model, verdict, None, f"No {missing}.")
     found = [_detection_difference(*pair) for pair in pairs]
@@ -178,21 +181,21 @@ def _same_search(one: FinishedCell, other: FinishedCell) -> bool:
 
 
 def _detection_difference(adaptive: FinishedCell, oblivious: FinishedCell) -> tuple[float, str]:
-    """Return by how much more the adaptive attack is detected, and the figures."""
+    """Return by how much more the detector-aware attack fails, and the figures."""
     samples = common_samples([adaptive, oblivious])
     rates = []
     for cell in (adaptive, oblivious):
         mine = [r for r in cell.records if r.sample in samples]
         rates.append(Rate(sum(not _is_undetected(r, cell) for r in mine), len(mine)))
     evidence = (
-        f"{adaptive.attack_label}, {adaptive.norm}: {_rate_text(rates[0])} not fooled by the attack that knows of the rejection, "
-        f"{_rate_text(rates[1])} by the one that does not."
+        f"{adaptive.attack_label}, {adaptive.norm}: the detector-aware attack fails on {_rate_text(rates[0])} samples, "
+        f"the oblivious one on {_rate_text(rates[1])}."
     )
     return rates[0].value - rates[1].value if samples else 0.0, evidence
 
 
 def _is_undetected(record: Record, cell: FinishedCell) -> bool:
-    """Is what is shown answered as the attacker wants, and accepted?"""
+    """Is the adversarial input accepted, and predicted as the attacker wants?"""
     if not cell.threat.is_targeted:
         return record.is_undetected_error
     return (
@@ -204,9 +207,9 @@ def _is_undetected(record: Record, cell: FinishedCell) -> bool:
 def _ood_verdict(model: str, group: Sequence[FinishedCell]) -> Verdict:
     accepted = {cell.attack_label: _accepted_rate(cell) for cell in group}
     worst = max(accepted.values(), key=lambda rate: rate.value)
-    told = ", ".join(f"{_rate_text(rate)} of {name}" for name, rate in accepted.items())
+    listed = ", ".join(f"{_rate_text(rate)} of {name}" for name, rate in accepted.items())
     return CHECKS["C29"].make_verdict(
-        model, grade(worst.value, warn=0.05), worst.value, f"Accepted {told}."
+        model, grade(worst.value, warn=0.05), worst.value, f"Accepted: {listed}."
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.comparisons import (
     check_eps_scale,
     check_gradient_free,
@@ -36,7 +37,7 @@ from robustbench_inv.checks.rejection_checks import (
     check_small_perturbations,
     check_thresholds_frozen,
 )
-from robustbench_inv.checks.verdict import CHECKS, Verdict
+from robustbench_inv.checks.verdict import Verdict
 from robustbench_inv.results.cell import FinishedCell
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ __all__ = [
 
 
 RequestedSamples = Sequence[int] | Mapping[str, Sequence[int]] | None
-"""The samples asked for: the same of every cell, or by a cell's digest; None: what each cell says itself."""
+"""The requested samples: the same for all cells, or by a cell's digest; None for those of each cell.json."""
 
 
 def probe_model(
@@ -65,7 +66,7 @@ def probe_model(
     *,
     deep: bool = False,
 ) -> list[Verdict]:
-    """Run the probes C1, C2, C6, C7, C10, C11, C12 and C17 on a model, the deep ones C4, C8, C13 and C31 if asked for.
+    """Run the probes C1, C2, C6, C7, C10, C11, C12 and C17 on a model, with ``deep`` also C4, C8, C13 and C31.
 
     Args:
         model: the loaded model.
@@ -73,7 +74,7 @@ def probe_model(
         samples: ids of the evaluation; at most 100 of them are probed and 64 attacked.
         seed: of the attacks' random numbers.
         device: where the model is.
-        deep: run the costly probes as well.
+        deep: run the costly probes too.
 
     Returns:
         one verdict for each check; a probe that raises gives NA and the reason.
@@ -123,19 +124,19 @@ def check_records(
     samples: RequestedSamples = None,
     probes: Sequence[Verdict] = (),
 ) -> list[Verdict]:
-    """Check the finished cells of a run, each by itself and against one another; imports no torch.
+    """Check the finished cells of a run, each alone and together; imports no torch.
 
     Args:
         cells: the cells.
-        samples: the samples asked for.
-        probes: verdicts of ``probe_model``, which come first in what is returned; C7 is decided here, as it
-            depends on which losses the plan uses.
+        samples: the requested samples.
+        probes: verdicts of ``probe_model``. C7 is decided here, since it depends on the losses of the attacks.
 
     Returns:
-        the probes' verdicts, those of each cell (C14, C15, C22, C23, C30, C16 where errors are sought, C19 of iterative attacks, C27
-        and C28 where the model rejects, C32 where an inverse was used, C33 where preimages were solved for, C34 and C35 where the decision is to be
-        kept), and those that compare cells (C1,
-        C3, C5, C17, and C24, C25, C26 and C29 of models that reject), which have the models as subjects.
+        the probes' verdicts, then those of each cell, then those that compare cells (subject: the model).
+        Every cell gets C14, C15, C22, C23 and C30; C16 unless it is an invariance attack; C19 if it is iterative;
+        C27 and C28 if the model has a reject option; C32 if an inverse was used; C33 if preimages were computed;
+        C34 and C35 if it is an invariance attack. Cells are compared by C1, C3, C5 and C17, those of models with
+        a reject option also by C24, C25, C26 and C29.
     """
     decided = escalate_saturation(probes, cells)
     alone = [v for cell in cells for v in _check_cell(cell, _requested(cell, samples))]
@@ -190,7 +191,7 @@ def _check_cell(cell: FinishedCell, requested: Sequence[int]) -> list[Verdict]:
 
 
 def _rejection_applies(cell: FinishedCell) -> bool:
-    """Does the model reject, and is what is shown to it of a class? Noise is of none."""
+    """Has the model a reject option, and do the inputs belong to a class? Noise does not."""
     return cell.can_reject and not cell.threat.no_class
 
 
@@ -203,7 +204,7 @@ def _requested(cell: FinishedCell, samples: RequestedSamples) -> Sequence[int]:
 
 
 def _run_check(id_: str, subject: str, run: Callable[[], list[Verdict]]) -> list[Verdict]:
-    """Run a check; what it raises is a verdict too, as a check must never end an evaluation."""
+    """Run a check; an exception becomes a verdict, since a check must never end an evaluation."""
     try:
         return run()
     except Exception as error:

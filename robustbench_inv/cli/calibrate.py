@@ -18,7 +18,8 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     model: Annotated[
         str,
         typer.Argument(
-            help="Model to calibrate: catalogue name, module:factory or file.py:factory."
+            metavar="MODEL",
+            help="Model to calibrate: catalogue name, module:factory or file.py:factory.",
         ),
     ],
     out: Annotated[
@@ -45,9 +46,9 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     data_root: DataRoot = None,
     json: Json = False,
 ) -> None:
-    """Fit the rejection thresholds of MODEL:reject=SCORE,percentile=P on training inputs.
+    """Fit the rejection thresholds of a model on training inputs.
 
-    Thresholds are quantiles, per class, of the scores of correctly classified training inputs, for every score and
+    MODEL:reject=SCORE,percentile=P uses them. Thresholds are quantiles, per class, of the scores of correctly classified training inputs, for every score and
     the percentiles 0 to 20. Data set and ids default to those of the model's recipe.
     """
     from robustbench_inv.catalogue.models import load_model

@@ -17,7 +17,8 @@ app = typer.Typer(
 )
 
 DatasetNames = Annotated[
-    list[str] | None, typer.Argument(help="Data sets to fetch or verify.", show_default="all")
+    list[str] | None,
+    typer.Argument(metavar="NAME", help="Data sets to fetch or verify.", show_default="all"),
 ]
 
 

@@ -17,13 +17,13 @@ __all__ = ["list_catalogue", "show"]
 
 
 def list_catalogue(
-    kind: Annotated[EntryKind, typer.Argument(help="Kind of entry to list.")],
+    kind: Annotated[EntryKind, typer.Argument(metavar="KIND", help="Kind of entry to list.")],
     all_attacks: Annotated[
         bool, option("--all", help="Also list the attacks of Foolbox and torchattacks.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """List models, attacks, suites, threats, oracles, data sets or reproductions."""
+    """List the entries of the catalogue."""
     from robustbench_inv.catalogue.listing import library_attacks, list_entries
 
     listing = list_entries(kind.value)
@@ -44,7 +44,10 @@ def list_catalogue(
 
 def show(
     name: Annotated[
-        str, typer.Argument(help="Name of the entry; a model or attack may carry parameters.")
+        str,
+        typer.Argument(
+            metavar="NAME", help="Name of the entry; a model or attack may carry parameters."
+        ),
     ],
     kind: Annotated[
         EntryKind | None, option(help="Choose the kind of entry if several share the name.")
@@ -52,7 +55,10 @@ def show(
     cite: Annotated[bool, option("--cite", help="Print only the citation.")] = False,
     json: Json = False,
 ) -> None:
-    """Print the card of one model, attack, data set, suite, threat or oracle."""
+    """Print the card of one catalogue entry.
+
+    The entry is a model, attack, data set, suite, threat, oracle or reproduction.
+    """
     from robustbench_inv.catalogue.listing import show_entry
     from robustbench_inv.errors import UsageError
 

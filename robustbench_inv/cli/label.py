@@ -15,7 +15,9 @@ __all__ = ["label"]
 def label(  # noqa: PLR0913, PLR0917 - one parameter is one option
     runs: Annotated[
         list[Path],
-        typer.Argument(help="Folders of results with stored images (evaluate --keep-images)."),
+        typer.Argument(
+            metavar="RUN", help="Folders of results with stored images (evaluate --keep-images)."
+        ),
     ],
     out: Annotated[Path, option(metavar="FILE", help="Write the page to this HTML file.")],
     cells: Annotated[
@@ -43,10 +45,13 @@ def label(  # noqa: PLR0913, PLR0917 - one parameter is one option
             help="Mix in N clean images of known class, to measure labelling errors.",
         ),
     ] = 20,
-    seed: Annotated[int, option(help="Random seed for the draw and the order.")] = 0,
+    seed: Annotated[int, option(metavar="N", help="Random seed for the draw and the order.")] = 0,
     json: Json = False,
 ) -> None:
-    """Write an HTML page on which people label the images of a run. Pass the CSV file that the page exports to rescore."""
+    """Write an HTML page on which people label images.
+
+    Pass the CSV file that the page exports to rescore.
+    """
     from robustbench_inv.reporting.labelling import LabelSelection, choose_tasks, write_label_page
 
     selection = LabelSelection(tuple(cells or ()), max_images, catch_trials, seed)

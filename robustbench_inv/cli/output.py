@@ -21,7 +21,7 @@ __all__ = [
 
 
 _OMITTED_VALUES: tuple[object, ...] = ("", None, [], (), {})
-"""What a card does not show."""
+"""Values that are left out of a printed card."""
 
 
 def print_json(value: object) -> None:
@@ -37,7 +37,7 @@ def print_names(entries: Sequence[Mapping[str, object]]) -> None:
 
 
 def print_card(kind: str, card: Mapping[str, object]) -> None:
-    """Print a card as ``key: value`` lines; what is empty is left out."""
+    """Print a card as ``key: value`` lines without empty values."""
     sys.stdout.write(f"kind of entry: {kind.removesuffix('s')}\n")
     for key, value in card.items():
         if key == "deviations" and card.get("algorithm"):
@@ -82,7 +82,7 @@ ProgressCallback = Callable[["Progress"], None]
 
 @contextmanager
 def show_progress() -> Iterator[ProgressCallback]:
-    """Yield what an evaluation calls as it goes on."""
+    """Yield a callback that displays the progress of an evaluation."""
     if not sys.stderr.isatty():
         yield _line_callback()
         return

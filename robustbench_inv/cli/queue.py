@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustbench_inv.cli.options import DataRoot, Device, Json, option
+from robustbench_inv.cli.options import DataRoot, Json, TrainingDevice, option
 from robustbench_inv.cli.output import print_json, print_message
 from robustbench_inv.cli.train import report_progress
 
@@ -23,19 +23,24 @@ __all__ = ["queue"]
 
 
 def queue(  # noqa: PLR0913, PLR0917 - one parameter is one option
-    file: Annotated[Path, typer.Argument(help="Queue of recipes, such as models/queue.toml.")],
-    out: Annotated[Path, option(help="Folder of the trainings.")] = Path("checkpoints"),
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Queue of recipes, such as models/queue.toml.")
+    ],
+    out: Annotated[
+        Path, option(metavar="FOLDER", help="Write checkpoints and models to this folder.")
+    ] = Path("checkpoints"),
     status: Annotated[
         bool, option("--status", help="List state, epochs and estimated time left; train nothing.")
     ] = False,
-    threads: Annotated[int, option(min=1, help="CPU threads.")] = 1,
-    device: Device = "cpu",
+    threads: Annotated[int, option(min=1, metavar="N", help="Number of CPU threads.")] = 1,
+    device: TrainingDevice = "cpu",
     data_root: DataRoot = None,
     json: Json = False,
 ) -> None:
-    """Train the recipes of a queue one after the other; the same command resumes an interrupted queue.
+    """Train the recipes of a queue one after the other.
 
-    A checkpoint is written after every epoch. An entry that fails is reported, and the next one begins.
+    A checkpoint is written after every epoch; run the same command again to resume. An entry that fails is reported,
+    and the next one begins.
     """
     import torch
 

@@ -14,7 +14,9 @@ def report(
     definition: Annotated[
         str | None,
         typer.Argument(
-            help="Report definition: catalogue name or TOML file.", show_default="all results"
+            metavar="DEFINITION",
+            help="Report definition: catalogue name or TOML file.",
+            show_default="default",
         ),
     ] = None,
     runs: Annotated[
@@ -31,7 +33,10 @@ def report(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Write a self-contained HTML report; tables and figures are also stored as separate files."""
+    """Write the HTML report of one or several runs.
+
+    The report is self-contained; its tables and figures are also stored as separate files.
+    """
     from robustbench_inv.errors import UsageError
 
     if not runs:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from robustbench_inv.cli.options import DataRoot, Device, Json, option
+from robustbench_inv.cli.options import DataRoot, Device, Json, folder_option, option
 from robustbench_inv.cli.output import print_json, print_warnings
 
 __all__ = ["rescore"]
@@ -14,7 +14,10 @@ __all__ = ["rescore"]
 
 def rescore(
     run: Annotated[
-        Path, typer.Argument(help="Folder of results with stored images; it is not modified.")
+        Path,
+        typer.Argument(
+            metavar="RUN", help="Folder of results with stored images; it is not modified."
+        ),
     ],
     oracle: Annotated[
         str,
@@ -25,17 +28,16 @@ def rescore(
     ],
     out: Annotated[
         Path | None,
-        option(
-            metavar="FOLDER",
-            help="Write the re-scored results to this folder.",
-            show_default="RUN-ORACLE",
-        ),
+        folder_option("Write the re-scored results to this folder.", "RUN-ORACLE"),
     ] = None,
-    device: Device = "cpu",
     data_root: DataRoot = None,
+    device: Device = "cpu",
     json: Json = False,
 ) -> None:
-    """Re-score a run with human labels or a panel oracle, without querying the attacked models."""
+    """Re-score a run with human labels or a panel oracle.
+
+    The attacked models are not queried.
+    """
     from robustbench_inv.checks.suite import check_records
     from robustbench_inv.cli.run_tables import print_invariance
     from robustbench_inv.evaluation.rejudge import LoadOptions, rejudge

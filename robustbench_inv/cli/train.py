@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustbench_inv.cli.options import DataRoot, Device, Json, option, print_path
+from robustbench_inv.cli.options import (
+    DataRoot,
+    Json,
+    TrainingDevice,
+    folder_option,
+    option,
+    print_path,
+)
 from robustbench_inv.cli.output import print_message
 
 if TYPE_CHECKING:
@@ -18,30 +25,32 @@ __all__ = ["report_progress", "train"]
 
 def train(
     recipe: Annotated[
-        str, typer.Argument(help="Catalogue model with a recipe, or a recipe.toml file.")
+        str,
+        typer.Argument(
+            metavar="RECIPE", help="Catalogue model with a recipe, or a recipe.toml file."
+        ),
     ],
     out: Annotated[
         Path | None,
-        option(
-            metavar="FOLDER",
-            help="Write checkpoints and the trained model to this folder.",
-            show_default="checkpoints/NAME",
+        folder_option(
+            "Write checkpoints and the trained model to this folder.", "checkpoints/NAME"
         ),
     ] = None,
     seed: Annotated[
         int | None,
         option(
+            metavar="N",
             help="Random seed; another than the recipe's names the model NAME-seedN.",
             show_default="the recipe's",
         ),
     ] = None,
-    device: Device = "cpu",
+    device: TrainingDevice = "cpu",
     data_root: DataRoot = None,
     json: Json = False,
 ) -> None:
-    """Train the model of a recipe. A checkpoint is written every epoch; run the same command again to resume.
+    """Train the model of a recipe.
 
-    OUT becomes a catalogue folder that contains the model: weights, card, recipe and golden logits.
+    A checkpoint is written every epoch; run the same command again to resume. OUT becomes a catalogue folder that contains the model: weights, card, recipe and golden logits.
     """
     from robustbench_inv.training.loop import TrainingOptions
     from robustbench_inv.training.recipe import find_recipe, read_recipe

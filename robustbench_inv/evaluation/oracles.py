@@ -225,7 +225,7 @@ class HumanOracle:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        disputed, open_ = self.labels.disputed()
+        disputed, open_ = self.labels.disagreements()
         if not disputed:
             return ()
         count = f"{disputed} image{'' if disputed == 1 else 's'}"

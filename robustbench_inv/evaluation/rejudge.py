@@ -167,9 +167,11 @@ def _oracles(
         return
     labels = read_labels(Path(text))
     labels.check_classes(min(each.info.dataset.num_classes for each in stored))
-    elsewhere = labels.check_places({each.cell.digest: each.digests() for each in stored})
+    elsewhere = labels.check_images({each.cell.digest: each.digests() for each in stored})
     if elsewhere:
-        notes.append(f"{labels.name}: {elsewhere} of {len(labels.asked)} rows belong to other runs")
+        notes.append(
+            f"{labels.name}: {elsewhere} of {len(labels.counted)} rows belong to other runs"
+        )
     yield from (HumanOracle(labels, each.bounds, each.cell.digest) for each in stored)
 
 

@@ -36,21 +36,21 @@ TableKind = Literal[
     "comparison",
     "cells",
 ]
-"""``worst``: the strongest attack on each sample. ``accuracy``: every attack along its sweep.
-``breakers``: which member of a cascade broke how many. ``distances``:
-minimum-norm attacks. ``invariance``: decisions that stayed, classes that changed, and the oracle's own error.
-``agreement``: inputs that the data set gives, with whom the models agree. ``metamers``: what survives clipping and
-rounding. ``rejection``: models that may refuse to answer. ``comparison``: paired differences of models. ``cells``:
-cost and status of every cell."""
+"""``worst``: worst case over attacks. ``accuracy``: every attack along its sweep. ``breakers``: samples that each
+member of an ensemble attack broke. ``distances``: minimum-norm attacks. ``invariance``: unchanged predictions,
+changed classes, and the oracle's error rate. ``agreement``: fixed inputs of a data set. ``metamers``: metamers after
+clipping and rounding. ``rejection``: models with a reject option. ``comparison``: paired differences of models.
+``cells``: cost and status of every cell."""
 
 FigureKind = Literal["curves", "classes", "distances", "risk", "images"]
-"""``curves``: accuracy against eps. ``classes``: accuracy against distance, split by class. ``distances``:
-how many samples fall within a distance. ``risk``: wrong among the answered, by coverage. ``images``: the inputs that were shown."""
+"""``curves``: robust accuracy against eps. ``classes``: accuracy against distance, by class. ``distances``: share of
+samples that are broken within a distance. ``risk``: errors among accepted inputs, by coverage. ``images``: clean and
+adversarial inputs."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Which cells are looked at: shell-style patterns, of which one must fit; none admits everything.
+    """Selects cells by shell-style patterns, of which one must fit; no pattern selects all.
 
     Example:
         >>> Selection(models=("mnist-*",)).matches(model="mnist-cnn", norm="linf")
@@ -92,7 +92,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Definition:
-    """A report: what is selected, in which order it is shown, and with which interval of a share.
+    """A report: the selected cells, its sections in order, and the interval of its rates.
 
     Args:
         name: the file's stem.
@@ -118,7 +118,7 @@ def load_definition(name: str | None = None) -> Definition:
 
     Raises:
         UnknownName: if the catalogue has none of that name.
-        BadCatalogue: if the file cannot be read or says something that has no meaning.
+        BadCatalogue: if the file cannot be read or has an unknown entry.
     """
     name = name or "default"
     if name.endswith(".toml"):
@@ -133,7 +133,7 @@ def read_definition(path: Path) -> Definition:
     """Read and check one file.
 
     Raises:
-        BadCatalogue: if it cannot be read or says something that has no meaning.
+        BadCatalogue: if it cannot be read or has an unknown entry.
     """
     try:
         with explain_mismatch(BadCatalogue, path.name):

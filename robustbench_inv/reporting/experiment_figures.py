@@ -206,8 +206,8 @@ def _distinct_planes(planes: DecisionPlanes) -> list[DecisionPlane]:
 def _describe_plane(plane: DecisionPlane, name: str) -> str:
     inner, outer = (f"{100 * share:.1f} %" for share in plane.right[name])
     return (
-        f"{PLANE_TITLES.get(plane.name, plane.name).capitalize()}: the {name} are right on {inner} of the inner "
-        f"and {outer} of the outer circle."
+        f"{PLANE_TITLES.get(plane.name, plane.name).capitalize()}: the {name} classify {inner} of the inner "
+        f"and {outer} of the outer circle correctly."
     )
 
 
@@ -220,7 +220,7 @@ def draw_histograms(spread: HistogramPanels, suffix: str = "") -> ReportFigure:
 
     Args:
         spread: what was counted.
-        suffix: tells figures of several data sets apart.
+        suffix: distinguishes figures of several data sets.
     """
     first = spread.panels[0]
     with styled():

@@ -1,4 +1,4 @@
-"""The figures of cells as flat facts: one mapping from column to number, text or None for each row of a frame."""
+"""The rows of data frames: one mapping from column to number, text or None for each cell."""
 
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil, nan
@@ -28,7 +28,7 @@ IntervalOf = Callable[[Rate], Interval]
 
 
 def summary_frame(cells: Sequence[FinishedCell], interval: IntervalOf = wilson) -> pd.DataFrame:
-    """Return one row for each cell and eps, with every count and share of it."""
+    """Return one row for each cell and eps, with all its counts and rates."""
     rows = []
     for cell in cells:
         sweep = cell.epsilons or (nan,)
@@ -39,18 +39,18 @@ def summary_frame(cells: Sequence[FinishedCell], interval: IntervalOf = wilson) 
 
 
 def distances_of(cell: FinishedCell) -> list[float]:
-    """Return the distance at which each attacked sample fell, inf where it held."""
+    """Return the distance at which each attacked sample is broken; inf for robust ones."""
     attacked = [r.was_attacked for r in cell.records]
     return [float(d) for d in cell.failure_distance[attacked]]
 
 
-def place_facts(model: str, panel: CellGroup) -> dict[str, Any]:
-    """Return which model was measured, on which data, in which norm, for which goal."""
-    return {"model": model, "dataset": panel.dataset, "norm": panel.norm, "goal": panel.goal}
+def place_facts(model: str, group: CellGroup) -> dict[str, Any]:
+    """Return the model, data set, norm and goal as columns."""
+    return {"model": model, "dataset": group.dataset, "norm": group.norm, "goal": group.goal}
 
 
 def identity_facts(cell: FinishedCell) -> dict[str, Any]:
-    """Return what tells one cell from another, and how many of its samples are done."""
+    """Return the columns that identify a cell, and its number of finished samples."""
     return {
         **place_facts(cell.model_label, CellGroup.of(cell)),
         "attack": cell.attack_label,
@@ -63,7 +63,7 @@ def identity_facts(cell: FinishedCell) -> dict[str, Any]:
 
 
 def rate_facts(rates: Mapping[str, Rate | None], interval: IntervalOf) -> dict[str, float]:
-    """Return of each share three columns: itself, and its interval as ``…_low`` and ``…_high``."""
+    """Return three columns for each rate: the rate, and its interval as ``…_low`` and ``…_high``."""
     facts = {}
     for name, rate in rates.items():
         bounds = interval(rate) if rate and rate.trials else Interval(nan, nan)
@@ -73,7 +73,7 @@ def rate_facts(rates: Mapping[str, Rate | None], interval: IntervalOf) -> dict[s
 
 
 def budget_of(cell: FinishedCell) -> str:
-    """Name a threat's budget in few words; a sweep by its ends."""
+    """Return a threat's budget as text; for a sweep its smallest and largest eps."""
     sign, eps = norm_symbol(cell.norm), cell.epsilons
     if not eps:
         return f"{sign}, any distance"

@@ -92,7 +92,7 @@ def robust_curve(broken_at: NDArray[np.float64], interval: IntervalOf) -> Curve:
     """Return the share that holds at each distance.
 
     Args:
-        broken_at: (n,) distances at which the samples fell, inf where they held.
+        broken_at: (n,) distances at which the samples are broken; inf for robust ones.
         interval: of a share.
     """
     x = _break_points(broken_at)
@@ -101,7 +101,7 @@ def robust_curve(broken_at: NDArray[np.float64], interval: IntervalOf) -> Curve:
 
 
 def broken_curve(distances: Sequence[float], interval: IntervalOf) -> Curve:
-    """Return the share that has fallen within each distance: the empirical distribution function."""
+    """Return the share that is broken within each distance: the empirical distribution function."""
     values = np.array(distances)
     x = _break_points(values)
     rates = [Rate(int((values <= at).sum()), len(values)) for at in x]
@@ -131,29 +131,29 @@ CLASS_COLOURS = (COLOURS[5], COLOURS[4], COLOURS[3], COLOURS[7])
 
 @dataclass(frozen=True)
 class FigureContext:
-    """What figures are drawn from.
+    """The data of figures.
 
     Args:
         cells: the selected cells.
         interval: of every share.
         columns: of a grid of images.
-        everything: all cells of the report, which decide on colours; by default ``cells``.
+        all_cells: all cells of the report, which decide on colours; by default ``cells``.
         ranked: attacks, the strongest first.
     """
 
     cells: tuple[FinishedCell, ...]
     interval: IntervalOf = wilson
     columns: int = 8
-    everything: tuple[FinishedCell, ...] = ()
+    all_cells: tuple[FinishedCell, ...] = ()
     ranked: tuple[str, ...] = ()
 
     def only(self, cells: tuple[FinishedCell, ...]) -> "FigureContext":
         """Return the plot of some of the cells, with the same colours."""
-        return replace(self, cells=cells, everything=self.everything or self.cells)
+        return replace(self, cells=cells, all_cells=self.all_cells or self.cells)
 
     def colour(self, model: str) -> str:
         """Return the model's colour, the same in every figure of the report."""
-        models = list(dict.fromkeys(cell.model_label for cell in self.everything or self.cells))
+        models = list(dict.fromkeys(cell.model_label for cell in self.all_cells or self.cells))
         return COLOURS[models.index(model) % len(COLOURS)]
 
     def style(self, attack: str) -> dict[str, Any]:
@@ -211,7 +211,7 @@ def _accuracy_curves(plot: FigureContext) -> Iterable[ReportFigure]:
         yield ReportFigure(
             slug(f"curves-{panel.dataset}-{panel.norm}-{panel.goal}"),
             f"Accuracy against {_distance_label(panel)}: {panel.title}",
-            "Accuracy that is left as the budget grows, with its 95 % interval. One colour for each "
+            "Robust accuracy against the budget, with its 95 % interval. One colour for each "
             "model; lines with markers were measured at the marked eps, lines with steps at every distance.",
             _describe_worst_cases(group),
             render(figure),
@@ -221,7 +221,7 @@ def _accuracy_curves(plot: FigureContext) -> Iterable[ReportFigure]:
 def _draw_worst_cases(
     axes: Axes, models: dict[str, list[FinishedCell]], plot: FigureContext
 ) -> None:
-    label_axes(axes, "Worst of all attacks")
+    label_axes(axes, "Worst case over attacks")
     for model, cells in models.items():
         found = worst_cases(cells)
         same = [worst for worst in found if worst.ids == found[0].ids]
@@ -265,7 +265,7 @@ def _class_curves(plot: FigureContext) -> Iterable[ReportFigure]:
         yield ReportFigure(
             slug(f"classes-{dataset}"),
             f"Two ways to fail, by class: {dataset_title(cells[0].dataset.name)}",
-            "Accuracy that is left as the change grows, split by the class of the clean input. "
+            "Accuracy against the distance, by the class of the clean input. "
             "Perturbation attacks change the decision and keep the class; invariance attacks change the "
             "class and keep the decision.",
             " ".join(_describe_classes(cell) for cell in cells),
@@ -287,7 +287,7 @@ def _distances(plot: FigureContext) -> Iterable[ReportFigure]:
     ]
     for panel, group in group_cells(chosen).items():
         figure, (axes, *_) = grid(1, 1, width=4.6, height=2.9)
-        label_axes(axes, "", f"{norm_symbol(panel.norm)} distance", "fell within, % of attacked")
+        label_axes(axes, "", f"{norm_symbol(panel.norm)} distance", "broken within, % of attacked")
         axes.set_xlim(0, _eps_limit(group))
         plot = plot.ranking(group)
         for cell in group:
@@ -304,7 +304,7 @@ def _distances(plot: FigureContext) -> Iterable[ReportFigure]:
         yield ReportFigure(
             slug(f"distances-{panel.dataset}-{panel.norm}-{panel.goal}"),
             f"Distance to failure: {panel.title}",
-            "Share of the attacked samples for which a success was found within each distance, with its "
+            "Share of the attacked samples that have an adversarial example within each distance, with its "
             "95 % interval; the dot marks the median.",
             " ".join(_describe_median(cell) for cell in group),
             render(figure),

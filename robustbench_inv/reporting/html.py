@@ -44,7 +44,7 @@ def write_report(runs: Sequence[Path], out: Path, definition: str | None = None)
 
 
 def files_of(path: Path) -> Path:
-    """Return the folder of what stands beside an HTML file."""
+    """Return the folder of the tables and figures of an HTML file."""
     return path.with_name(f"{path.stem}_files")
 
 
@@ -79,7 +79,7 @@ def export_files(tables: Iterable[Table], pictures: Iterable[ReportFigure]) -> d
 
 
 def write_page(path: Path, html: str, files: Mapping[str, bytes]) -> None:
-    """Write an HTML file and what stands beside it; nothing of an older one stays.
+    """Write an HTML file and its folder of files; those of an earlier report are deleted.
 
     Raises:
         BadResults: if they cannot be written.

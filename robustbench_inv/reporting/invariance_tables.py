@@ -25,33 +25,35 @@ __all__ = ["fixed_input_tables", "invariance_tables", "metamer_tables"]
 
 
 INVARIANCE_CAPTION = (
-    "Shares in % [95 % interval] of the attacked samples (those that were wrong before are not). Both: the decision "
-    "stayed although the oracle names another class, which is the failure. Unknown: the oracle names none. As the "
-    "oracle says, as the old label says: decisions on changed inputs whose class the oracle knows; to follow the old "
-    "label is no merit. Oracle wrong: its own error on clean inputs or catch trials."
+    "Shares in % [95 % interval] of the attacked samples (without those misclassified before). Both: the prediction "
+    "is unchanged although the oracle names another class, which is the invariance failure. Undecided: the oracle names "
+    "no class. Agrees with oracle, with label: predictions on changed inputs that have an oracle class; agreement with "
+    "the old label is no merit. Oracle error: its error rate on clean inputs or catch trials."
 )
 
-INVARIANCE_COLUMNS = ("Model", "Attack", "Attacked", "Stays", "Class changed", "Both", "Unknown")
+INVARIANCE_COLUMNS = (
+    *("Model", "Attack", "Attacked", "Same prediction", "Class changed", "Both", "Undecided"),
+)
 ORACLE_COLUMNS = (
-    "As the oracle says",
-    "As the old label says",
+    "Agrees with oracle",
+    "Agrees with label",
     "Oracle",
-    "Oracle wrong",
-    "Oracle unknown",
+    "Oracle error",
+    "Oracle undecided",
 )
 
 
 def invariance_tables(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
-    """Yield a table for each panel of invariance attacks.
+    """Yield a table for each group of invariance attacks.
 
     Args:
-        cells: of any kind; those that seek another decision are passed over.
+        cells: of any kind; cells of other attacks are skipped.
         interval: of every share.
     """
     for panel, group in group_cells(c for c in cells if c.threat.wants_same_prediction).items():
         yield Table(
             slug(f"invariance-{panel.dataset}-{panel.norm}-{panel.goal}"),
-            f"Decision kept, class changed: {panel.title}",
+            f"Prediction unchanged, class changed: {panel.title}",
             INVARIANCE_CAPTION,
             pd.DataFrame([_invariance_fact(cell, interval) for cell in group]),
             (*INVARIANCE_COLUMNS, *ORACLE_COLUMNS),
@@ -89,7 +91,7 @@ def _invariance_fact(cell: FinishedCell, interval: IntervalOf) -> dict[str, Any]
 
 
 def _oracle_error_rates(cell: FinishedCell) -> dict[str, Rate | None]:
-    """Return how often a cell's oracle errs itself; None where that was not measured."""
+    """Return the error rates of a cell's oracle; None if they were not measured."""
     error = cell.oracle_error
     return {
         "oracle_error_rate": error.error_rate if error else None,
@@ -98,17 +100,19 @@ def _oracle_error_rates(cell: FinishedCell) -> dict[str, Rate | None]:
 
 
 ALTERED_CAPTION = (
-    "Decisions on altered inputs, in % [95 % interval] of all of them: how many are the class that the oracle sees, and "
-    "how many the original label. To keep the label where the oracle sees another class is the failure. {truth}"
+    "Predictions on altered inputs, in % [95 % interval] of all of them, that agree with the oracle and with the "
+    "original label. Agreement with the label where the oracle names another class is the failure. {truth}"
 )
-SHIFTED_CAPTION = "Accuracy in % [95 % interval] on the inputs as they were, and on the same ones shifted. {truth}"
+SHIFTED_CAPTION = (
+    "Accuracy in % [95 % interval] on the clean inputs and on the shifted ones. {truth}"
+)
 
 
 def fixed_input_tables(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
-    """Yield a table for each family of data sets whose given inputs were shown: one row for each model.
+    """Yield a table for each family of data sets with fixed inputs: one row for each model.
 
     Args:
-        cells: of any kind; those of attacks that search, or show what is of no class, are passed over.
+        cells: of any kind; cells of attacks that search, and of inputs without a class, are skipped.
         interval: of every share.
     """
     families: dict[tuple[str, str], list[FinishedCell]] = {}
@@ -117,7 +121,7 @@ def fixed_input_tables(cells: Sequence[FinishedCell], interval: IntervalOf) -> I
             families.setdefault((_dataset_family(cell), cell.goal), []).append(cell)
     for (family, goal), group in families.items():
         altered = any(_has_oracle(cell) for cell in group)
-        title = "Agreement on altered inputs" if altered else "Accuracy before and after the shift"
+        title = "Agreement on altered inputs" if altered else "Accuracy on clean and shifted inputs"
         yield Table(
             slug(f"agreement-{family}-{goal}"),
             f"{title}: {family}",
@@ -140,7 +144,7 @@ def fixed_input_tables(cells: Sequence[FinishedCell], interval: IntervalOf) -> I
 def _agreement_rows(
     group: Sequence[FinishedCell], interval: IntervalOf
 ) -> Iterable[tuple[TableCell, ...]]:
-    """Yield a row for each model, a pair of columns for each set; a dash where it was not measured."""
+    """Yield a row for each model, a pair of columns for each set; a dash if it was not measured."""
     sets = [(cell.dataset.name, _agreement_rates(cell)) for cell in _dataset_cells(group)]
     for model in dict.fromkeys(cell.model_label for cell in group):
         mine = {
@@ -158,7 +162,7 @@ def _agreement_rows(
 
 
 def _agreement_rates(cell: FinishedCell) -> dict[str, Rate]:
-    """Return the pair of shares of a cell by their heading."""
+    """Return the two rates of a cell by their headings."""
     if not _has_oracle(cell):
         n = len(cell.records)
         clean = sum(r.clean.prediction == r.label for r in cell.records)
@@ -197,13 +201,15 @@ def _agreement_fact(cell: FinishedCell, interval: IntervalOf) -> dict[str, Any]:
 
 
 def _oracle_changes_text(group: Sequence[FinishedCell]) -> str:
-    """Say of each set how often the oracle itself sees another class."""
-    told = [
+    """Return for each data set how often the oracle names another class than the label."""
+    counts = [
         f"{_class_changes(cell)} of {len(cell.records)} ({_dataset_label(cell)})"
         for cell in _dataset_cells(group)
         if _has_oracle(cell)
     ]
-    return f"The oracle sees another class than the label in {', '.join(told)}." if told else ""
+    return (
+        f"The oracle names another class than the label in {', '.join(counts)}." if counts else ""
+    )
 
 
 def _class_changes(cell: FinishedCell) -> int:
@@ -224,9 +230,9 @@ def _dataset_family(cell: FinishedCell) -> str:
 
 
 def _dataset_label(cell: FinishedCell) -> str:
-    """Return what tells a data set from its family: the value of its only parameter, or all parameters.
+    """Return the label of a data set in its family: the value of its only parameter, or all parameters.
 
-    It is the whole name for a data set without parameters.
+    For a data set without parameters it is the name.
     """
     parameters = cell.dataset.name.partition(":")[2]
     if not parameters:
@@ -235,16 +241,16 @@ def _dataset_label(cell: FinishedCell) -> str:
 
 
 LOGIT_TOLERANCE = 1e-3
-"""How near logits must stay to count as the same where the goal does not say."""
+"""Largest difference of logits that count as equal, unless the goal gives another."""
 
 STAGES = {"raw": "decoded", "clipped": "clipped", "rounded": "rounded"}
 
 
 def metamer_tables(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
-    """Yield a table for each panel that has metamers.
+    """Yield a table for each group that has metamers.
 
     Args:
-        cells: of any kind; those without the measurements of metamers are passed over.
+        cells: of any kind; cells of other attacks are skipped.
         interval: of every share.
     """
     measured = [_MetamerCell(cell) for cell in cells]
@@ -274,17 +280,17 @@ class _MetamerCell:
 
     @property
     def ids(self) -> list[int]:
-        """The samples of which a metamer was shown."""
+        """The samples that have a metamer."""
         return [r.sample for r in self.cell.records if r.status == "ok"]
 
     @property
     def tolerance(self) -> float:
-        """How far logits may be off and still be the same."""
+        """Largest difference of logits that count as equal."""
         return float(self.cell.threat.goal_parameters.get("tolerance", LOGIT_TOLERANCE))
 
     @property
     def error(self) -> float:
-        """The largest difference of re-encoded logits from those that were given."""
+        """The largest difference of re-encoded logits from those of the source."""
         errors = [self.columns["reencoding_error"][i] for i in self.ids]
         return max((inf if error is None else error for error in errors), default=0.0)
 
@@ -292,7 +298,7 @@ class _MetamerCell:
     def rates(self) -> dict[str, Rate]:
         """Every share, by its heading."""
         shares = {
-            **{f"Decision {word}": self._decided(stage) for stage, word in STAGES.items()},
+            **{f"Prediction {word}": self._decided(stage) for stage, word in STAGES.items()},
             **{f"Logits {word}": self._near(stage) for stage, word in STAGES.items()},
             "Donor's class": self._seen(self.columns["donor_label"]),
             "Source's class": self._seen({r.sample: r.label for r in self.cell.records}),
@@ -314,10 +320,10 @@ class _MetamerCell:
 def _metamer_caption(told: Sequence[_MetamerCell]) -> str:
     near = " or ".join(f"{t:g}" for t in sorted({each.tolerance for each in told}))
     return (
-        "Shares in % [95 % interval] of the metamers. Error: largest difference of a decoded metamer's logits, encoded "
-        "anew, from those it was given. Decision, logits: those of the source are kept (logits to "
-        f"{near}) as decoded, when clipped to the bounds, when rounded to 256 grey levels. Donor's, source's: the class "
-        "that the oracle sees in what is shown."
+        "Shares in % [95 % interval] of the metamers. Error: largest difference between the logits of a re-encoded "
+        "metamer and those of its source. Prediction, logits: equal to those of the source (logits to "
+        f"{near}) after decoding, after clipping to the bounds, and after rounding to 256 grey levels. Donor's, "
+        "source's: the oracle's class of the metamer."
     )
 
 

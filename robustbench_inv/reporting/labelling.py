@@ -59,10 +59,10 @@ class LabelSelection:
     """What is to be labelled.
 
     Args:
-        cells: patterns, one of which a cell's attack, model, ``ATTACK on MODEL`` or digest must fit (of a digest,
-            the start will do); none admits every cell.
-        images: how many changed images, drawn at random; None for all.
-        catch: how many clean images of known class are mixed in.
+        cells: patterns, one of which must fit a cell's attack, model, ``ATTACK on MODEL``, or digest or its start;
+            no pattern selects every cell.
+        images: number of changed images, drawn at random; None for all.
+        catch: number of clean images of known class that are mixed in (catch trials).
         seed: of the draw and the order.
     """
 
@@ -72,7 +72,7 @@ class LabelSelection:
     seed: int = 0
 
     def matches(self, cell: CellFolder) -> bool:
-        """Say whether a cell is one of those that are meant."""
+        """Does a pattern fit the cell?"""
         model, attack = cell.info.model.name, cell.info.attack.name
         names = (model, attack, f"{attack} on {model}", cell.digest)
         fits = (fnmatchcase(n, p) or cell.digest.startswith(p) for p in self.cells for n in names)
@@ -81,12 +81,12 @@ class LabelSelection:
 
 @dataclass(frozen=True)
 class LabelTask:
-    """One image that a person is asked about.
+    """One image that a person labels.
 
     Args:
-        image: digest of what is seen.
-        cell: digest of the first cell that shows it.
-        sample: sample id there.
+        image: digest of its pixels.
+        cell: digest of the first cell that contains it.
+        sample: its sample id there.
         known: class of a clean image, a catch trial; None for a changed one.
         png: the image as a data URI.
     """
@@ -99,13 +99,13 @@ class LabelTask:
 
 
 def choose_tasks(runs: Sequence[Path], choice: LabelSelection) -> tuple[list[LabelTask], int]:
-    """Return the images to be labelled in the order in which they are asked, and the number of classes.
+    """Return the images to label in the order of the page, and the number of classes.
 
-    Every image that differs from its clean one to the eye is asked about once, whichever cells show it.
+    Every image whose pixels differ from the clean ones is labelled once, even if several cells contain it.
 
     Args:
         runs: run folders whose cells have images.
-        choice: which of them.
+        choice: selects cells and numbers of images.
 
     Raises:
         BadResults: if no image was kept, none was changed, or the cells do not have the same classes.
@@ -126,13 +126,13 @@ def choose_tasks(runs: Sequence[Path], choice: LabelSelection) -> tuple[list[Lab
 def write_label_page(
     out: Path, trials: Sequence[LabelTask], classes: Sequence[str], title: str
 ) -> None:
-    """Write the page: one file that needs nothing else and sends nothing anywhere.
+    """Write the page: one file without external resources, which sends no data.
 
     Args:
         out: the HTML file.
-        trials: in the order in which they are asked.
+        trials: in the order of the page.
         classes: their names, by number.
-        title: what is labelled.
+        title: of the page.
 
     Raises:
         BadResults: if it cannot be written.
@@ -211,9 +211,9 @@ def _shuffled_tasks(
     if choice.catch < 0 or (choice.images is not None and choice.images < 1):
         raise BadParameter("unusable number of images", got=(choice.images, choice.catch))
     draw = random.Random(choice.seed)
-    asked = sorted(changed)
-    asked = draw.sample(asked, min(choice.images or len(asked), len(asked)))
-    trials = [changed[image].trial(image, None) for image in asked]
+    images = sorted(changed)
+    images = draw.sample(images, min(choice.images or len(images), len(images)))
+    trials = [changed[image].trial(image, None) for image in images]
     catch = _catch_trials({k: v for k, v in clean.items() if k not in changed}, choice.catch, draw)
     trials += [clean[image].trial(image, clean[image].label) for image in catch]
     draw.shuffle(trials)

@@ -26,7 +26,7 @@ class LayerView:
 
     Args:
         model: its name.
-        digest: of everything that its answers depend on.
+        digest: of everything that its outputs depend on.
         accuracy: on the samples.
         widths: kernel widths σ by name; ``median`` is the median distance of the layer's outputs.
         mmd2: for each width the MMD² between right and wrong guesses, (C,).
@@ -47,7 +47,7 @@ class LayerView:
 
 @dataclass(frozen=True)
 class RegularizationEffect:
-    """What a regulariser did to pairs of networks.
+    """The effect of a regulariser on pairs of networks.
 
     Args:
         dataset: what the samples are from.

@@ -50,33 +50,33 @@ __all__ = [
 
 @dataclass(frozen=True)
 class HeadlineRow:
-    """One model's line: what it could do, and what is left of it."""
+    """One model's line: clean accuracy and result."""
 
     model: str
     clean: TableCell
-    left: TableCell
+    result: TableCell
 
 
 @dataclass(frozen=True)
 class Headline:
-    """The shortest true answer that a panel gives.
+    """The main result of a group of cells.
 
     Args:
-        panel: data set, norm and goal.
-        caption: what ``left`` means.
+        group: data set, norm, goal and oracle.
+        caption: what ``result`` means.
         rows: one for each model.
     """
 
-    panel: CellGroup
+    group: CellGroup
     caption: str
     rows: tuple[HeadlineRow, ...]
 
 
 def build_headlines(cells: Sequence[FinishedCell], interval: IntervalOf) -> list[Headline]:
-    """Return one headline for each panel.
+    """Return one headline for each group of cells.
 
-    Sweeps are told at the smallest eps at which some model falls below half, without choice by hand;
-    a model that is wrong on half of the clean inputs has no say in it.
+    For a sweep the result is that at the smallest eps where the accuracy of some model is below one half.
+    Models that misclassify half of the clean inputs do not count for this choice.
     """
     return [
         _headline(panel, worst_cases(group), interval)
@@ -102,29 +102,29 @@ def _headline_caption(panel: CellGroup, chosen: Sequence[WorstCase]) -> str:
     sign, eps = norm_symbol(panel.norm), chosen[0].eps
     samples = " to ".join(f"{n:,}" for n in sorted({len(worst.ids) for worst in chosen}))
     attacks = len({cell.attack_label for worst in chosen for cell in worst.cells})
-    by = f"the worst of {attacks} attacks" if attacks > 1 else chosen[0].cells[0].attack_label
+    by = f"worst case over {attacks} attacks" if attacks > 1 else chosen[0].cells[0].attack_label
     if panel.no_class:
         return f"rejected, % of {samples} out-of-distribution inputs, by {by}"
     if panel.keeps:
-        return f"decision kept though the class changed, % of {samples} samples, by {by}"
+        return f"prediction unchanged although the class changed, % of {samples} samples, by {by}"
     if eps == inf and not _medians_exist(chosen):
-        return f"decision changed at any {sign} distance, % of {samples} samples, by {by}"
+        return f"misclassified at any {sign} distance, % of {samples} samples, by {by}"
     if eps == inf:
-        return f"median {sign} distance to a wrong decision, {samples} samples, by {by}"
-    return f"accuracy in % at {sign} ≤ {format_number(eps)}, {samples} samples, {by}"
+        return f"median {sign} distance to a misclassified input, {samples} samples, by {by}"
+    return f"robust accuracy in % at {sign} ≤ {format_number(eps)}, {samples} samples, {by}"
 
 
 def _headline_row(worst: WorstCase, measurable: bool, interval: IntervalOf) -> HeadlineRow:
-    clean, left = rate_cell(worst.clean, interval(worst.clean)), worst.rate
+    clean, rate = rate_cell(worst.clean, interval(worst.clean)), worst.rate
     if worst.eps == inf and measurable:
         return HeadlineRow(worst.model, clean, median_cell(_median_distance(worst)))
     if worst.eps == inf and not worst.group.no_class:
-        left = Rate(left.trials - left.successes, left.trials)
-    return HeadlineRow(worst.model, clean, rate_cell(left, interval(left)))
+        rate = Rate(rate.trials - rate.successes, rate.trials)
+    return HeadlineRow(worst.model, clean, rate_cell(rate, interval(rate)))
 
 
 def _medians_exist(chosen: Sequence[WorstCase]) -> bool:
-    """Say whether half of every model's samples fell, so that medians can be compared."""
+    """Is half of every model's samples broken, so that medians can be compared?"""
     medians = [_median_distance(worst) for worst in chosen]
     panel = chosen[0].group
     return not (panel.keeps or panel.no_class) and all(
@@ -138,7 +138,7 @@ def _median_distance(worst: WorstCase) -> Median | None:
 
 @dataclass(frozen=True)
 class FilledSection:
-    """A section with the tables and figures that its cells give."""
+    """A section with the tables and figures of its cells."""
 
     section: Section
     tables: tuple[Table, ...]
@@ -147,17 +147,17 @@ class FilledSection:
 
 @dataclass(frozen=True)
 class ReportPage:
-    """All that the template shows.
+    """The content of the template.
 
     Args:
         definition: title, text, interval.
         overview: models, attacks, data sets and number of samples.
-        headlines: the shortest true answers.
+        headlines: the main results.
         colours: of each model, the same as in the figures.
-        sections: those that are not empty.
+        sections: without empty ones.
         pending: unfinished cells: what, samples done, samples planned.
         verdicts: of the checks, by grade, worst first.
-        failures: samples for which an attack has no valid proposal.
+        failures: samples without a valid adversarial input.
         facts: provenance.
     """
 
@@ -186,8 +186,8 @@ def build_page(definition: Definition, runs: Sequence[RunResult]) -> ReportPage:
     """Fill a definition.
 
     Args:
-        definition: what is to be shown.
-        runs: what was read, selected already.
+        definition: title, sections, interval.
+        runs: the results, already restricted to the selected cells.
     """
     cells = [cell for run in runs for cell in run.cells]
     interval = INTERVALS[definition.interval]
@@ -224,7 +224,7 @@ def _fill_sections(definition: Definition, plot: FigureContext) -> Iterator[Fill
 
 
 def _unique(name: str, names: Counter[str]) -> str:
-    """Return the name, numbered where sections with other selections gave it before."""
+    """Return the name, numbered if an earlier section used it."""
     names[name] += 1
     return name if names[name] == 1 else f"{name}-{names[name]}"
 
@@ -237,4 +237,4 @@ def _overview(cells: Sequence[FinishedCell]) -> tuple[tuple[str, str], ...]:
     }
     records = sum(len(cell.records) for cell in cells)
     counts = [(name, ", ".join(dict.fromkeys(values))) for name, values in named.items()]
-    return (*counts, ("measured", f"{records:,} attacked samples in {len(cells)} cells"))
+    return (*counts, ("samples", f"{records:,} attacked samples in {len(cells)} cells"))

@@ -1,4 +1,4 @@
-"""Where the numbers come from: what went wrong, verdicts of the checks, versions, digests, seeds, commands."""
+"""Provenance of a report: failures, verdicts of the checks, versions, digests, seeds, commands."""
 
 import json
 import shlex
@@ -21,12 +21,12 @@ __all__ = [
 ]
 
 GRADES = ("FAIL", "WARN", "NA", "PASS")
-"""Verdicts in the order in which a reader should see them."""
+"""Verdicts in the order of the report."""
 
 
 @dataclass(frozen=True)
 class FailedSamples:
-    """Samples of one cell for which an attack has no valid proposal."""
+    """Samples of one cell without a valid adversarial input, by status."""
 
     cell: FinishedCell
     status: str
@@ -43,7 +43,7 @@ class ProvenanceFacts:
 
 
 def list_failures(cells: Iterable[FinishedCell]) -> list[FailedSamples]:
-    """Return what went wrong in each cell, with the first reason that was noted."""
+    """Return the samples of each cell without a valid adversarial input, with the first reason."""
     return [
         FailedSamples(
             cell, status.replace("_", " "), cell.summary.statuses[status], _reason(cell, status)
@@ -71,7 +71,7 @@ def collect_verdicts(runs: Sequence[RunResult]) -> dict[str, list[dict[str, Any]
 
 
 def collect_provenance(runs: Sequence[RunResult]) -> list[ProvenanceFacts]:
-    """Return all that somebody needs to repeat the runs: commands, models, attacks, data, machine."""
+    """Return everything that is needed to repeat the runs: commands, models, attacks, data, machine."""
     cells = [cell for run in runs for cell in run.cells]
     return [
         ProvenanceFacts(
@@ -95,7 +95,7 @@ def _reason(cell: FinishedCell, status: str) -> str:
 
 
 def _is_selected(verdict: Mapping[str, Any], cells: Sequence[FinishedCell]) -> bool:
-    """Say whether a verdict is about a run as a whole, or about a model that the report selects."""
+    """Is a verdict about the run as a whole, or about a selected model?"""
     names = {cell.model.name for cell in cells}
     subject = str(verdict["subject"])
     if verdict["scope"] == "run":

@@ -49,35 +49,35 @@ from robustbench_inv.results.summary import Rate
 __all__ = ["draw_risk", "rejecting_cells", "rejection_tables"]
 
 
-CELL_COLUMNS = ("Model", "Shown instead", "Samples")
+CELL_COLUMNS = ("Model", "Attack", "Samples")
 
 RATE_HEADINGS = {
-    "false_rejection": "Rejected clean",
-    "clean_accuracy_with_rejection": "Right clean",
-    "accuracy_with_rejection": "Right",
-    "accuracy_on_accepted": "Right of answered",
-    "undetected_errors": "Fooled",
-    "rejected_errors": "Detected of wrong",
-    "rejected_adversarial": "Rejected of shown",
+    "false_rejection": "False rejection",
+    "clean_accuracy_with_rejection": "Clean accuracy",
+    "accuracy_with_rejection": "Accuracy",
+    "accuracy_on_accepted": "Accuracy on accepted",
+    "undetected_errors": "Undetected errors",
+    "rejected_errors": "Rejected errors",
+    "rejected_adversarial": "Rejected attacked",
 }
 OOD_RATES = ("false_rejection", "clean_accuracy_with_rejection", "rejected_adversarial")
-"""What can be said where what is shown is of no class that the model knows: noise, and inputs of other data."""
+"""The rates that are defined for inputs without a class: noise, and inputs of other data."""
 
 GOAL_TEXTS = {
     "accept": "accepted",
-    "misclassify": "wrong",
-    "misclassify-accepted": "wrong and accepted",
-    "misclassify-same-class": "wrong, same class",
+    "misclassify": "misclassified",
+    "misclassify-accepted": "misclassified and accepted",
+    "misclassify-same-class": "misclassified, same class",
 }
-"""How a reader is told what the attacker wants; other goals by their names."""
+"""Names of goals in tables; other goals keep their own."""
 
 FALSE_REJECTION_RATES = {"detected_at_1": 0.01, "detected_at_2": 0.02, "detected_at_5": 0.05}
 
 
 def rejection_tables(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
-    """Yield two tables for each data set with models that reject: what they answer, and what their scores tell apart.
+    """Yield two tables for each data set with models that have a reject option: rates, and quality of the scores.
 
-    Attacks, noise and inputs of other data stand in one table: they are held against the same clean inputs.
+    Attacks, noise and inputs of other data are in one table: they are compared with the same clean inputs.
     """
     for group in rejecting_cells(cells).values():
         yield _rates_table(group, interval)
@@ -86,7 +86,7 @@ def rejection_tables(cells: Sequence[FinishedCell], interval: IntervalOf) -> Ite
 
 
 def rejecting_cells(cells: Sequence[FinishedCell]) -> dict[str, list[FinishedCell]]:
-    """Return the cells whose models reject, by data set: each model's together, in the order of the panels."""
+    """Return the cells of models with a reject option, by data set: each model's together, in the order of groups."""
     models = list(dict.fromkeys(cell.model_label for cell in cells))
     found: dict[str, list[FinishedCell]] = {}
     for panel, group in group_cells(c for c in cells if c.can_reject).items():
@@ -99,11 +99,11 @@ def rejecting_cells(cells: Sequence[FinishedCell]) -> dict[str, list[FinishedCel
 
 def _rates_table(group: Sequence[FinishedCell], interval: IntervalOf) -> Table:
     caption = (
-        "Shares in % [95 % interval]. Rejected clean: inputs refused before any attack. Right: answered and "
-        "correct, a rejection counts as failure; before the attack (clean) and after it. Right of answered: correct "
-        "among the answered. Fooled: wrong and not rejected, of all. Detected of wrong: rejected among the wrong "
-        "decisions on attacked inputs, which says little where these are few. Rejected of shown: whatever the decision. "
-        "Noise and inputs of other data are of no class, so that no answer to them is right."
+        "Rates in % [95 % interval]. False rejection: rejected clean inputs. Clean accuracy, accuracy: accepted and "
+        "correct before and after the attack; a rejection counts as an error. Accuracy on accepted: correct among the "
+        "accepted inputs. Undetected errors: misclassified and accepted, of all. Rejected errors: rejected among the "
+        "misclassified attacked inputs; not reliable if these are few. Rejected attacked: whatever the prediction. "
+        "Noise and inputs of other data belong to no class, so no prediction is correct."
     )
     rows, facts = [], []
     for cell in group:
@@ -115,17 +115,16 @@ def _rates_table(group: Sequence[FinishedCell], interval: IntervalOf) -> Table:
         facts.append({**identity_facts(cell), **rate_facts(each, interval)})
     columns = (*CELL_COLUMNS, *RATE_HEADINGS.values())
     return _rejection_table(
-        "rejection", "With rejection", CellGroup.of(group[0]), caption, (facts, columns, rows)
+        "rejection", "With reject option", CellGroup.of(group[0]), caption, (facts, columns, rows)
     )
 
 
 def _scores_table(group: Sequence[FinishedCell], interval: IntervalOf) -> Table:
     caption = (
-        "What the score, counted from the threshold of the class decided for, tells apart: clean inputs and those that are "
-        "shown instead (of these, the wrong ones alone where they are of a class). Detected at 1, 2, 5 %: rejected at the "
-        "threshold that rejects so many clean inputs. FPR@95: accepted while 95 % of clean inputs are. In %, with "
-        "95 % intervals (DeLong's for AUROC). Risk: wrong answers among the surest 90 % of clean inputs; AURC: their mean "
-        "over all shares."
+        "How well the score, minus the threshold of the predicted class, separates clean inputs from the attack's inputs "
+        "(only misclassified ones if they belong to a class). Detected at 1, 2, 5 %: rejected at that false-rejection "
+        "rate. FPR@95: accepted while 95 % of clean inputs are. In %, with 95 % intervals (DeLong's for AUROC). Risk: "
+        "errors among the 90 % of clean inputs with the highest scores; AURC: the mean risk over all coverages."
     )
     rows, facts = [], []
     for cell in group:
@@ -143,7 +142,7 @@ def _scores_table(group: Sequence[FinishedCell], interval: IntervalOf) -> Table:
         *("FPR@95", "Risk at 90 %", "AURC"),
     )
     return _rejection_table(
-        "detection", "What the score tells", CellGroup.of(group[0]), caption, (facts, columns, rows)
+        "detection", "Quality of the score", CellGroup.of(group[0]), caption, (facts, columns, rows)
     )
 
 
@@ -168,7 +167,7 @@ def _cell_columns(cell: FinishedCell) -> tuple[TableCell, ...]:
         wanted = f"{wanted}, {budget_of(cell)}"
     return (
         TableCell(cell.model_label, tone="name"),
-        TableCell(cell.attack_label, f"wanted: {wanted}", tone="name"),
+        TableCell(cell.attack_label, f"goal: {wanted}", tone="name"),
         TableCell(f"{len(cell.records):,}"),
     )
 
@@ -220,18 +219,17 @@ MIN_COVERAGE = 0.1
 """Coverage from which a curve is steady enough to decide how high the axes reach."""
 
 RISK_CAPTION = (
-    "Wrong answers among those given, with their 95 % interval, when only the surest inputs are answered, ranked by the score "
-    "counted from the threshold of the class decided for. The dot is the model as it is, at its own threshold. A score that "
-    "knows its errors gives a curve that falls to 0 on the left. AURC: the mean over all coverages. Attacked: whatever an "
-    "attack showed last, its failures included."
+    "Errors among accepted inputs, with their 95 % interval, against the share of accepted inputs. Inputs are ranked by the "
+    "score minus the threshold of the predicted class. The dot is the model at its own threshold. The curve of a good score "
+    "approaches 0 on the left. AURC: the mean over all coverages. Attacked: the attack's last inputs, failures included."
 )
 
 
 @dataclass(frozen=True)
 class RiskCurve:
-    """One curve: what is answered, how the legend calls it, and how it is drawn."""
+    """One curve with its label, colour and line style."""
 
-    answered: SelectiveAccuracy
+    selective: SelectiveAccuracy
     label: str
     colour: str
     style: int = 0
@@ -239,16 +237,16 @@ class RiskCurve:
     @property
     def area(self) -> str:
         """The area under it, in per cent."""
-        return f"{format_number(100 * self.answered.curve.area)} %"
+        return f"{format_number(100 * self.selective.curve.area)} %"
 
 
 def draw_risk(
     cells: Sequence[FinishedCell], colour: Callable[[str], str], interval: IntervalOf
 ) -> Iterable[ReportFigure]:
-    """Yield one figure for each data set: clean inputs of all models that reject, then each model attacked.
+    """Yield one figure for each data set: clean inputs of all models with a reject option, then each model attacked.
 
     Args:
-        cells: of any models; those without a score and a rejection are left out.
+        cells: of any models; those without scores and a reject option are skipped.
         colour: of a model.
         interval: of a share.
 
@@ -261,18 +259,18 @@ def draw_risk(
         for ax, (title, lines) in zip(axes, panels.items(), strict=True):
             _draw_risk_panel(ax, title, lines, interval)
         for ax in axes[::RISK_COLUMNS]:
-            ax.set_ylabel("wrong of answered, %")
+            ax.set_ylabel("errors among accepted, %")
         title = f"Risk and coverage: {dataset_title(group[0].dataset.name)}"
-        said = (
+        descriptions = (
             f"{name}: {_describe_risk(line)}" for name, lines in panels.items() for line in lines
         )
         yield ReportFigure(
-            slug(f"risk-{dataset}"), title, RISK_CAPTION, " ".join(said), render(figure)
+            slug(f"risk-{dataset}"), title, RISK_CAPTION, " ".join(descriptions), render(figure)
         )
 
 
 def _clean_curves(group: Sequence[FinishedCell], colour: Callable[[str], str]) -> list[RiskCurve]:
-    """Return the curve of each model, from the cell that saw most inputs."""
+    """Return the curve of each model, from the cell with most inputs."""
     widest: dict[str, FinishedCell] = {}
     for cell in group:
         if cell.model_label not in widest or len(cell.records) > len(
@@ -287,13 +285,13 @@ def _clean_curves(group: Sequence[FinishedCell], colour: Callable[[str], str]) -
 def _attacked_curves(
     group: Sequence[FinishedCell], colour: Callable[[str], str]
 ) -> dict[str, list[RiskCurve]]:
-    """Return the curves of each model under the attacks that want a wrong decision."""
+    """Return the curves of each model under attacks whose goal is misclassification."""
     found: dict[str, list[RiskCurve]] = {}
     for cell in group:
         if cell.goal.startswith("misclassify"):
             lines = found.setdefault(f"{shorten(cell.model_label, 26)}, attacked", [])
-            knows = " (knows)" if cell.goal == "misclassify-accepted" else ""
-            label = f"{cell.attack_label}{knows}"
+            aware = " (detector-aware)" if cell.goal == "misclassify-accepted" else ""
+            label = f"{cell.attack_label}{aware}"
             lines.append(
                 RiskCurve(selective_adversarial(cell), label, colour(cell.model_label), len(lines))
             )
@@ -305,15 +303,15 @@ def _draw_risk_panel(
 ) -> None:
     tops = [_draw_risk_curve(axes, line, interval) for line in lines]
     axes.set_title(title)
-    axes.set_xlabel("answered, % of inputs")
+    axes.set_xlabel("accepted, % of inputs")
     axes.set_xlim(0, 101)
     axes.set_ylim(0, min(101.0, 1.15 * max([*tops, 0.1])))
     axes.legend(handlelength=1.4, loc="best").set_in_layout(False)
 
 
 def _draw_risk_curve(axes: Axes, line: RiskCurve, interval: IntervalOf) -> float:
-    """Draw a curve, its band and the model's own threshold; return how high the axes must reach to show it."""
-    curve, place = line.answered.curve, line.answered
+    """Draw a curve, its band and the model's own threshold; return the height that the axes need."""
+    curve, place = line.selective.curve, line.selective
     n = len(curve.risk)
     counts = np.unique(np.linspace(1, n, min(n, RISK_POINTS)).round().astype(int))
     rates = [Rate(round(float(curve.risk[k - 1]) * k), int(k)) for k in counts]
@@ -336,6 +334,10 @@ def _draw_risk_curve(axes: Axes, line: RiskCurve, interval: IntervalOf) -> float
 
 
 def _describe_risk(line: RiskCurve) -> str:
-    place = line.answered
-    own = "nothing is answered" if not place.risk.trials else f"{place.risk.value:.2%} wrong"
-    return f"{line.label}, AURC {line.area}; {place.coverage.value:.1%} answered, {own}."
+    place = line.selective
+    own = (
+        "none accepted"
+        if not place.risk.trials
+        else f"{place.risk.value:.2%} of these misclassified"
+    )
+    return f"{line.label}, AURC {line.area}; {place.coverage.value:.1%} accepted, {own}."

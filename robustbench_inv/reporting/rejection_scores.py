@@ -43,11 +43,11 @@ class AreaUnderCurve:
 
 
 def auroc(clean: Sequence[float], shown: Sequence[float]) -> AreaUnderCurve | None:
-    """Return the probability that a clean input scores higher than one that ought to be rejected, ties counted half.
+    """Return the probability that a clean input scores higher than an input to reject; ties count one half.
 
     Args:
         clean: scores of clean inputs; higher means more in-distribution.
-        shown: scores of those that ought to be rejected.
+        shown: scores of inputs to reject.
 
     Returns:
         None unless there are two of each.
@@ -78,7 +78,7 @@ def aupr(clean: Sequence[float], shown: Sequence[float]) -> AreaUnderCurve | Non
 
     Args:
         clean: scores of clean inputs.
-        shown: scores of those that ought to be rejected: the positives, whose share is the value of guessing.
+        shown: scores of inputs to reject: the positives, whose share is the value of a random score.
 
     Returns:
         None unless there are two of each.
@@ -103,12 +103,12 @@ def aupr(clean: Sequence[float], shown: Sequence[float]) -> AreaUnderCurve | Non
 
 
 def detection_at(clean: Sequence[float], shown: Sequence[float], false: float) -> Rate:
-    """Return the share that is rejected at the threshold that rejects at most this share of clean inputs.
+    """Return the share that is rejected at the threshold with this false-rejection rate.
 
     Args:
         clean: scores of clean inputs.
-        shown: scores of those that ought to be rejected.
-        false: borne share of clean inputs, 0 to below 1.
+        shown: scores of inputs to reject.
+        false: largest share of rejected clean inputs, 0 to below 1.
 
     Example:
         >>> detection_at([1.0, 2.0, 3.0, 4.0], [0.0, 1.5, 2.5], 0.25)
@@ -121,11 +121,11 @@ def detection_at(clean: Sequence[float], shown: Sequence[float], false: float) -
 
 
 def fpr_at(clean: Sequence[float], shown: Sequence[float], kept: float = 0.95) -> Rate:
-    """Return the share of what ought to be rejected that is accepted while this share of clean inputs is (FPR@95).
+    """Return the share of inputs to reject that is accepted while this share of clean inputs is (FPR@95).
 
     Args:
         clean: scores of clean inputs.
-        shown: scores of those that ought to be rejected.
+        shown: scores of inputs to reject.
         kept: share of clean inputs that must be accepted.
     """
     caught = detection_at(clean, shown, round(1 - kept, 12))
@@ -134,11 +134,11 @@ def fpr_at(clean: Sequence[float], shown: Sequence[float], kept: float = 0.95) -
 
 @dataclass(frozen=True)
 class RiskCoverage:
-    """The share of wrong answers among those given, for every number of answers given, surest first.
+    """The share of errors among accepted inputs, for every number of them, highest scores first.
 
     Args:
-        coverage: (n,) ascending shares of inputs that are answered.
-        risk: (n,) share of wrong answers among them.
+        coverage: (n,) ascending shares of accepted inputs.
+        risk: (n,) share of errors among them.
     """
 
     coverage: NDArray[np.float64]
@@ -150,13 +150,13 @@ class RiskCoverage:
         return float(self.risk.mean()) if len(self.risk) else float("nan")
 
     def at(self, coverage: float) -> Rate:
-        """Return the risk where this share of inputs is answered, as wrong of answered."""
+        """Return the errors among accepted inputs at this coverage."""
         k = max(1, round(coverage * len(self.risk)))
         return Rate(round(float(self.risk[k - 1]) * k), k)
 
 
 def risk_coverage(scores: Sequence[float], right: Sequence[bool]) -> RiskCoverage:
-    """Return the risk-coverage curve of a score; inputs of equal scores are answered together, at their mean risk.
+    """Return the risk-coverage curve of a score; inputs of equal scores are accepted together, at their mean risk.
 
     References:
         Geifman and El-Yaniv, Selective classification for deep neural networks, NeurIPS 2017, section 2.
@@ -190,19 +190,19 @@ def _on_logit(value: float, deviation: float, count: int) -> Interval:
 
 
 def has_scores(cell: FinishedCell) -> bool:
-    """Is the model of a cell one that rejects, and does every record hold its score?"""
+    """Has the model a reject option, and every record its score?"""
     if not cell.can_reject:
         return False
     return all(None not in (r.clean.score, r.adversarial.score) for r in cell.records)
 
 
 def clean_scores(cell: FinishedCell) -> list[float]:
-    """Return how far clean inputs score above the threshold of the class decided for."""
+    """Return the scores of clean inputs minus the threshold of the predicted class."""
     return [_score(cell, r.clean) for r in cell.records]
 
 
 def scores_to_reject(cell: FinishedCell) -> list[float]:
-    """Return the same for what ought to be rejected: wrong decisions, or everything where what is shown is of no class."""
+    """Return the same for inputs to reject: misclassified ones, or all inputs that belong to no class."""
     anything = cell.threat.no_class
     attacked = [r for r in cell.records if r.was_attacked]
     return [_score(cell, r.adversarial) for r in attacked if anything or not r.is_correct]
@@ -210,12 +210,12 @@ def scores_to_reject(cell: FinishedCell) -> list[float]:
 
 @dataclass(frozen=True)
 class SelectiveAccuracy:
-    """What a model answers as its threshold moves, and at the threshold that it has.
+    """Errors among accepted inputs as the threshold varies, and at the model's own threshold.
 
     Args:
-        curve: share of wrong answers over the share of inputs that are answered.
-        coverage: inputs that are answered, at the model's own threshold.
-        risk: wrong ones of these.
+        curve: share of errors against the share of accepted inputs.
+        coverage: accepted inputs at the model's own threshold.
+        risk: errors among these.
     """
 
     curve: RiskCoverage
@@ -224,13 +224,13 @@ class SelectiveAccuracy:
 
 
 def selective_clean(cell: FinishedCell) -> SelectiveAccuracy:
-    """Return what a model that rejects makes of the clean inputs of a cell."""
+    """Return the selective accuracy on the clean inputs of a cell."""
     right = [r.clean.prediction == r.label for r in cell.records]
     return _selective(cell, [r.clean for r in cell.records], right)
 
 
 def selective_adversarial(cell: FinishedCell) -> SelectiveAccuracy:
-    """Return what it makes of the inputs that an attack shows."""
+    """Return the selective accuracy on the adversarial inputs of a cell."""
     return _selective(
         cell, [r.adversarial for r in cell.records], [r.is_correct for r in cell.records]
     )

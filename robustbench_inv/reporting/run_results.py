@@ -99,7 +99,7 @@ class WorstCase:
         model: its name.
         group: data set, norm, goal and oracle.
         eps: inf for any distance.
-        ids: the samples that all the attacks saw, ascending.
+        ids: the samples that all attacks have records of, ascending.
         cells: the attacks that were run at this eps.
     """
 
@@ -110,8 +110,8 @@ class WorstCase:
     cells: tuple[FinishedCell, ...]
 
     @cached_property
-    def held(self) -> NDArray[np.bool_]:
-        """(n,) did the sample hold against every one of the attacks?"""
+    def robust(self) -> NDArray[np.bool_]:
+        """(n,) is the sample robust against all attacks?"""
         each = [cell.robust_mask(self.eps, self.ids) for cell in self.cells]
         return np.asarray(np.all(each, axis=0))
 
@@ -123,28 +123,28 @@ class WorstCase:
 
     @property
     def clean(self) -> Rate:
-        """The share of these samples that was right before any attack."""
+        """The accuracy on these samples before any attack."""
         records = [self.cells[0].records[i] for i in self.cells[0].positions(self.ids)]
         return Rate(sum(r.clean.prediction == r.label for r in records), len(records))
 
     @property
     def rate(self) -> Rate:
-        """The share that held."""
-        return Rate(int(self.held.sum()), len(self.ids))
+        """The worst-case robust accuracy."""
+        return Rate(int(self.robust.sum()), len(self.ids))
 
     @property
     def strongest(self) -> tuple[str, Rate]:
-        """The single attack that breaks most of these samples, and what it leaves."""
+        """The single attack that breaks most of these samples, and the robust accuracy under it."""
         rates = {cell.attack_label: cell.robust_rate(self.eps, self.ids) for cell in self.cells}
         name = min(rates, key=lambda attack: (rates[attack].successes, attack))
         return name, rates[name]
 
 
 def read_runs(runs: Sequence[Path], select: Selection | None = None) -> tuple[RunResult, ...]:
-    """Read run folders, or folders of run folders; a cell that lies in several of them is taken once.
+    """Read run folders, or folders of run folders; a cell that is in several of them is used once.
 
     Raises:
-        BadResults: if a folder is missing or damaged, or if nothing at all was selected.
+        BadResults: if a folder is missing or damaged, or if no cell is selected.
     """
     folders = [folder for run in runs for folder in _run_folders(Path(run))]
     results = [_read_run(folder, select or Selection()) for folder in folders]
@@ -158,9 +158,9 @@ def read_runs(runs: Sequence[Path], select: Selection | None = None) -> tuple[Ru
 
 
 def group_cells(cells: Iterable[FinishedCell]) -> dict[CellGroup, list[FinishedCell]]:
-    """Return the cells of each panel, sensitivity before invariance, each model's cells together.
+    """Return the cells of each group, sensitivity before invariance, each model's cells together.
 
-    Models and attacks keep the order in which they were asked for.
+    Models and attacks keep the order of the plan.
     """
     cells = list(cells)
     models = list(dict.fromkeys(c.model_label for c in cells))
@@ -169,13 +169,13 @@ def group_cells(cells: Iterable[FinishedCell]) -> dict[CellGroup, list[FinishedC
 
 
 def worst_cases(cells: Sequence[FinishedCell]) -> list[WorstCase]:
-    """Return the pointwise worst case over all attacks of a panel, for each model and eps.
+    """Return the worst case over all attacks of a group, for each model and eps.
 
-    Attacks are combined on the samples that all of them saw. Where an attack saw fewer samples than the
-    others, a second row combines all of them on those.
+    Attacks are combined on the samples that all of them have records of. If an attack has fewer samples than the
+    others, a second row combines all attacks on those.
 
     Args:
-        cells: of one panel.
+        cells: of one group.
     """
     found = []
     for model, group in groupby(cells, key=lambda c: c.model_label):
@@ -213,8 +213,8 @@ def _read_run(path: Path, select: Selection) -> RunResult:
     for entry in plan["cells"]:
         named = {key: str(entry[key]) for key in ("model", "attack", "dataset")}
         if entry["digest"] not in here and select.matches(**named):
-            asked = int(entry.get("samples", len(plan["samples"])))
-            pending.append((f"{named['attack']} on {named['model']}", 0, asked))
+            count = int(entry.get("samples", len(plan["samples"])))
+            pending.append((f"{named['attack']} on {named['model']}", 0, count))
     started = tuple(cell for cell in chosen if cell.records)
     return RunResult(path.resolve().name, plan, started, tuple(folder.checks()), tuple(pending))
 
@@ -224,7 +224,7 @@ def _unfinished(cell: FinishedCell) -> tuple[str, int, int]:
 
 
 def _deduplicated(results: Sequence[RunResult]) -> list[RunResult]:
-    """Keep of each cell the copy with the most records."""
+    """Keep the copy of each cell with the most records."""
     best: dict[str, FinishedCell] = {}
     for cell in (cell for result in results for cell in result.cells):
         name = cell.digest
@@ -235,7 +235,7 @@ def _deduplicated(results: Sequence[RunResult]) -> list[RunResult]:
 
 
 def _with_distinct_labels(results: Sequence[RunResult]) -> tuple[RunResult, ...]:
-    """Tell models and attacks apart that share a name, by the start of their digest or by their seed."""
+    """Make labels of models and attacks with the same name distinct, by the start of their digest or their seed."""
     cells = [cell for result in results for cell in result.cells]
     models = _digests_by_name((c.model_label, c.model.digest) for c in cells)
     attacks = _digests_by_name((c.attack_label, c.attack.digest) for c in cells)

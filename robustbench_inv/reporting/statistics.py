@@ -1,4 +1,4 @@
-"""How sure we may be: intervals of shares and medians, and paired comparisons on the same samples."""
+"""Confidence intervals of rates and medians, and paired comparisons on the same samples."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ INTERVALS: dict[str, Callable[[Rate], Interval]] = {
     "wilson": wilson,
     "clopper-pearson": clopper_pearson,
 }
-"""The intervals of a share that a report definition can ask for."""
+"""The intervals of a rate that a report definition can name."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def _tango_score(pairs: PairedOutcomes, Δ: float) -> float:
 
 
 def _bisect(decreasing: Callable[[float], float], low: float, high: float) -> float:
-    """Return where a decreasing function changes sign; 60 halvings leave 2 in 10¹⁸ of the range."""
+    """Return where a decreasing function changes sign; 60 bisections give 2 in 10¹⁸ of the range."""
     if decreasing(low) <= 0:
         return low
     for _ in range(60):

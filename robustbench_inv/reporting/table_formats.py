@@ -31,18 +31,18 @@ MAX_FILE_NAME = 80
 """Characters of a file name; file systems end at 255 bytes, and readers long before."""
 
 Tone = Literal["", "name", "note", "pass", "warn", "fail"]
-"""How a cell is to be seen: plain, as a row's name, as running text, as good news, a warning, a failure."""
+"""The style of a cell: plain, name of a row, running text, pass, warning or failure."""
 
 
 @dataclass(frozen=True)
 class TableCell:
-    """What a reader sees in one cell of a table.
+    """One cell of a table.
 
     Args:
-        text: the figure or word itself.
-        detail: what belongs in brackets behind it: the interval.
-        share: the figure as a fraction of 1, for a bar behind it.
-        tone: how it is to be seen.
+        text: the number or word.
+        detail: text in brackets after it: the interval.
+        share: the number as a fraction of 1, for a bar in the background.
+        tone: its style.
     """
 
     text: str

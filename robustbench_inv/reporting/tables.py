@@ -47,28 +47,37 @@ __all__ = ["TABLES", "build_tables", "ensemble_tables"]
 
 
 ENSEMBLE_CAPTION = (
-    "Numbers of samples. Each attack got what those to its left had not broken, and a sample counts for the one that "
-    "broke it, at the smallest eps where it fell. Left: what none of them broke at the largest eps."
+    "Numbers of samples. Attacks run from left to right on the surviving samples; each sample is credited to the attack "
+    "that broke it, at the smallest eps. Robust: broken by none of them at the largest eps."
 )
 
 
 def ensemble_tables(cells: Sequence[FinishedCell], _interval: IntervalOf) -> Iterable[Table]:
-    """Yield a table for each panel that has cascades.
+    """Yield a table for each group that has ensemble attacks.
 
     Args:
-        cells: of any kind; attacks that are no cascade are passed over.
+        cells: of any kind; cells of other attacks are skipped.
     """
     told = {c.digest: ensemble_breakdown(c) for c in cells}
     for panel, group in group_cells(c for c in cells if told[c.digest]).items():
         found = [(cell, each) for cell in group if (each := told[cell.digest])]
         members = tuple(dict.fromkeys(name for _, each in found for name in each.broken_by))
-        met = ("Met on the way",) if any(each.broken_during_search for _, each in found) else ()
+        met = ("During the search",) if any(each.broken_during_search for _, each in found) else ()
         yield Table(
             slug(f"broken-by-{panel.dataset}-{panel.norm}-{panel.goal}"),
             f"Broken by: {panel.title}",
             ENSEMBLE_CAPTION,
             pd.DataFrame([fact for cell, each in found for fact in _ensemble_facts(cell, each)]),
-            ("Model", "Attack", "Budget", "Samples", "Wrong before", *members, *met, "Left"),
+            (
+                "Model",
+                "Attack",
+                "Budget",
+                "Samples",
+                "Misclassified clean",
+                *members,
+                *met,
+                "Robust",
+            ),
             tuple(_ensemble_row(cell, each, members, bool(met)) for cell, each in found),
         )
 
@@ -93,7 +102,7 @@ def _count_cell(count: int | None) -> TableCell:
 
 
 def _ensemble_facts(cell: FinishedCell, told: EnsembleBreakdown) -> Iterable[dict[str, Any]]:
-    """Yield a row for each member, and one for each other end that a sample came to."""
+    """Yield a row for each member, and one for each other outcome of a sample."""
     ends = {
         "during the search": told.broken_during_search,
         "misclassified clean": told.misclassified_clean,
@@ -106,10 +115,10 @@ def _ensemble_facts(cell: FinishedCell, told: EnsembleBreakdown) -> Iterable[dic
 def build_tables(
     kind: TableKind, cells: Sequence[FinishedCell], interval: IntervalOf = wilson
 ) -> list[Table]:
-    """Return the tables of one kind; none where the cells hold nothing of it.
+    """Return the tables of one kind; none if no cell fits.
 
     Args:
-        kind: which facts.
+        kind: the kind of table.
         cells: the selected cells.
         interval: of every share.
     """
@@ -120,21 +129,21 @@ def _worst_case(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable
     for panel, group in group_cells(filter(_has_class, cells)).items():
         found = [worst for worst in worst_cases(group) if _is_informative(worst)]
         caption = (
-            "Accuracy in % [95 % interval] that is left when the strongest attack on each single "
-            "sample counts. Attacks are combined on the samples that all of them saw."
+            "Worst-case robust accuracy in % [95 % interval]: a sample counts as robust only if it survives "
+            "every attack. Attacks are combined on the samples that all of them have in common."
         )
         columns, rows = _worst_case_rows(found, interval)
         frame = pd.DataFrame([_worst_case_fact(worst, interval) for worst in found])
-        yield _table("worst", panel, "Worst of all attacks", caption, (frame, columns, rows))
+        yield _table("worst", panel, "Worst case over attacks", caption, (frame, columns, rows))
 
 
 def _has_class(cell: FinishedCell) -> bool:
-    """Can an answer to what is shown be right? Noise and inputs of other data stand in the tables of rejection."""
+    """Do the inputs belong to a class? Noise and inputs of other data are in the tables of rejection."""
     return not cell.threat.no_class
 
 
 def _is_informative(worst: WorstCase) -> bool:
-    """Say whether there is more to tell than the distances of a single attack do."""
+    """Does the row add anything to the distances of a single attack?"""
     return worst.eps < inf or len(worst.cells) > 1
 
 
@@ -175,13 +184,13 @@ def _accuracy(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[T
     for panel, group in group_cells(cells).items():
         levels = sorted({eps for cell in group for eps in cell.epsilons})
         if not levels:
-            continue  # without a sweep the distances say it all
+            continue  # without a sweep the table of distances is enough
         rows = [_accuracy_row(cell, levels, interval) for cell in group]
         median = f"Median {norm_symbol(panel.norm)}"
         columns = ("Model", "Attack", "Samples", "Clean", *map(_eps_text, levels), median)
         caption = (
-            "Accuracy in % [95 % interval] under each attack alone; the median distance is over the "
-            "samples that the attack broke."
+            "Robust accuracy in % [95 % interval] under each single attack; the median distance is over the "
+            "broken samples."
         )
         frame = summary_frame(group, interval)
         yield _table("accuracy", panel, "Each attack", caption, (frame, columns, rows))
@@ -211,15 +220,15 @@ def _rate_at(cell: FinishedCell, eps: float, interval: IntervalOf) -> TableCell:
 def _distances(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
     for panel, group in group_cells(filter(_minimizes_distance, cells)).items():
         caption = (
-            f"{norm_symbol(panel.norm)} distance of the nearest success that each attack found, over the "
-            "samples that were right before it; a sample that never fell counts as ∞. The interval of "
-            "the median is the order-statistic one, 95 %."
+            f"{norm_symbol(panel.norm)} distance of the closest adversarial example of each attack, over the "
+            "correctly classified samples; a robust sample counts as ∞. The interval of the median is that of "
+            "order statistics, 95 %."
         )
         columns = (
             "Model",
             "Attack",
             "Attacked",
-            "Fell %",
+            "Broken %",
             "1st quartile",
             "Median",
             "3rd quartile",
@@ -230,19 +239,19 @@ def _distances(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[
 
 
 def _minimizes_distance(cell: FinishedCell) -> bool:
-    """Is a distance what the attack is about? What is given lies where it lies."""
+    """Does the attack minimise a distance? Fixed inputs have a fixed one."""
     return cell.kind == "minimum-norm" or not (cell.epsilons or cell.kind == "fixed-input")
 
 
 def _distance_row(cell: FinishedCell, interval: IntervalOf) -> tuple[TableCell, ...]:
     d = distances_of(cell)
-    fell = Rate(sum(map(np.isfinite, d)), len(d))
+    broken = Rate(sum(map(np.isfinite, d)), len(d))
     low, high = (TableCell(format_number(quantile(d, q))) for q in (0.25, 0.75))
     return (
         TableCell(cell.model_label, tone="name"),
         TableCell(cell.attack_label, tone="name"),
         TableCell(f"{len(d):,}"),
-        rate_cell(fell, interval(fell)),
+        rate_cell(broken, interval(broken)),
         low,
         median_cell(median_of(d)),
         high,
@@ -270,11 +279,10 @@ def _comparison(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable
         for worst in worst_cases(group):
             by_place.setdefault((worst.eps, worst.ids), []).append(worst)
         pairs = [pair for each in by_place.values() for pair in combinations(each, 2)]
-        found = [(a, b) for a, b in pairs if a.eps < inf or (a.held != b.held).any()]
+        found = [(a, b) for a, b in pairs if a.eps < inf or (a.robust != b.robust).any()]
         caption = (
-            "Accuracy of the first minus accuracy of the second, in points [95 % Tango interval], under "
-            "the worst of all attacks on the same samples; exact McNemar p, not adjusted for the number "
-            "of comparisons."
+            "Worst-case accuracy of the first model minus that of the second, in points [95 % Tango interval], "
+            "on the same samples; exact McNemar p, not adjusted for the number of comparisons."
         )
         columns = ("First", "Second", "Samples", "Budget", "First %", "Second %", "Difference", "p")
         rows = [_comparison_row(a, b, interval) for a, b in found]
@@ -285,7 +293,7 @@ def _comparison(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable
 def _comparison_row(
     first: WorstCase, second: WorstCase, interval: IntervalOf
 ) -> tuple[TableCell, ...]:
-    pairs = PairedOutcomes.of(first.held.tolist(), second.held.tolist())
+    pairs = PairedOutcomes.of(first.robust.tolist(), second.robust.tolist())
     bounds, p = tango(pairs), mcnemar(pairs)
     detail = f"{100 * bounds.low:+.1f} to {100 * bounds.high:+.1f}"
     return (
@@ -301,7 +309,7 @@ def _comparison_row(
 
 
 def _comparison_fact(first: WorstCase, second: WorstCase, interval: IntervalOf) -> dict[str, Any]:
-    pairs = PairedOutcomes.of(first.held.tolist(), second.held.tolist())
+    pairs = PairedOutcomes.of(first.robust.tolist(), second.robust.tolist())
     bounds = tango(pairs)
     return {
         **place_facts(first.model, first.group),

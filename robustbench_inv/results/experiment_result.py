@@ -36,7 +36,7 @@ class Histogram:
         title: a few words.
         edges: (k + 1,) ascending ends of the bins.
         counts: (k,) numbers in each bin by whose they are; the first bin holds what lies below it as well.
-        limits: places of vertical lines, by name.
+        limits: positions of vertical lines, by name.
         note: one short line, such as a share.
     """
 
@@ -65,7 +65,7 @@ class HistogramPanels:
     Args:
         name: for file names.
         title: a few words.
-        caption: what is to be seen.
+        caption: how to read it.
         axis: what is counted, with its unit.
         panels: the histograms.
     """
@@ -126,14 +126,14 @@ class MeasuredNumber:
 
 @dataclass(frozen=True)
 class ImageGrid:
-    """Images to be looked at, in rows and columns.
+    """Images in rows and columns.
 
     Args:
         name: for file names.
         title: a few words.
-        caption: what is to be seen.
+        caption: how to read it.
         rows: names on the left.
-        groups: headings, and over how many columns each stands.
+        groups: headings, and the number of columns of each.
         images: (rows, columns, 1 or 3, height, width) of 0 to 255.
         heads: above each column; empty for none.
         words: beneath each image, row by row; a row without words may be empty.
@@ -175,8 +175,8 @@ class LogitRow:
     Args:
         name: of the row.
         values: one for each heading; nan for none.
-        accepted: is the largest of them one that the model accepts as its answer? None where it is no answer.
-        wrong: is it a wrong answer?
+        accepted: does the model accept the class of the largest value? None if the row is no output.
+        wrong: is that class wrong?
     """
 
     name: str
@@ -202,7 +202,7 @@ class LogitSheet:
     Args:
         name: for file names.
         title: a few words.
-        caption: what is to be seen.
+        caption: how to read it.
         heads: above the columns.
         lines: the rows.
     """
@@ -227,12 +227,12 @@ class LogitSheet:
 
 @dataclass(frozen=True)
 class ExperimentResult:
-    """All that was measured on one data set.
+    """The results on one data set.
 
     Args:
         dataset: its name, as opened.
-        samples: how many of it were looked at.
-        models: digest of all that a model's answers depend on, by its name.
+        samples: number of samples.
+        models: digest of everything that a model's outputs depend on, by its name.
         numbers: of the table.
         image_grids: of images.
         logit_sheets: of logits.
@@ -291,7 +291,7 @@ class ExperimentResult:
 
 
 def result_to_gzip(measured: ExperimentResult) -> bytes:
-    """Return what was measured as ``.json.gz``: the same bytes for the same values."""
+    """Return a result as ``.json.gz``: the same bytes for the same values."""
     text = json.dumps(measured.to_json(), ensure_ascii=False, separators=(",", ":"))
     return gzip.compress(text.encode(), mtime=0)
 
@@ -305,7 +305,7 @@ def read_result(path: Path) -> ExperimentResult:
     try:
         return ExperimentResult.from_json(json.loads(gzip.decompress(path.read_bytes())))
     except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
-        problem = f"cannot read what was measured in {path}"
+        problem = f"cannot read the result in {path}"
         raise BadResults(problem, remedy=f"{type(error).__name__}: {error}") from error
 
 

@@ -1,4 +1,4 @@
-"""What people said of images: a CSV with a row for each judgement, read, checked, and put to the vote."""
+"""Human labels: reads a CSV with a row for each judgement, checks it, and takes the majority."""
 
 import csv
 import io
@@ -16,11 +16,11 @@ from robustbench_inv.results.oracle_error import OracleError
 __all__ = ["COLUMNS", "UNCLEAR", "HumanLabel", "HumanLabels", "read_labels"]
 
 COLUMNS = ("image", "cell", "sample", "human_label", "rater", "known")
-"""Of the files that the labelling page exports. ``image`` is a digest of what was seen; ``known`` is the class of
-a catch trial. A file needs ``human_label``, and ``image`` or else ``cell`` and ``sample``."""
+"""The columns that the labelling page exports. ``image`` is a digest of its pixels; ``known`` is the class of a catch
+trial. A file needs ``human_label``, and ``image`` or else ``cell`` and ``sample``."""
 
 UNCLEAR = "unclear"
-"""What is written where a person sees none of the classes; ``none``, ``?`` and nothing are read like it."""
+"""The label of an image without a clear class; ``none``, ``?`` and an empty field mean the same."""
 
 Key = TypeVar("Key", str, tuple[str, int])
 _UNCLEAR = (UNCLEAR, "none", "?", "")
@@ -28,16 +28,16 @@ _UNCLEAR = (UNCLEAR, "none", "?", "")
 
 @dataclass(frozen=True)
 class HumanLabel:
-    """One row: what a person saw in one image.
+    """One row: the label that a person gave to one image.
 
     Args:
         line: in the file, from 2.
-        image: digest of what was seen; empty if the row names cell and sample alone.
-        cell: digest of the cell, or the start of one; empty if the row names the image alone.
-        sample: sample id, None likewise.
-        label: class, None where it was unclear.
-        rater: who said so; may be empty.
-        known: class of a catch trial, None for what is to be judged.
+        image: digest of its pixels; empty if the row has only cell and sample.
+        cell: digest of the cell, or its start; empty if the row has only the image.
+        sample: sample id; None likewise.
+        label: class; None if unclear.
+        rater: name or initials; may be empty.
+        known: class of a catch trial; None for other images.
     """
 
     line: int
@@ -62,23 +62,23 @@ class HumanLabels:
     judgements: tuple[HumanLabel, ...]
 
     @property
-    def asked(self) -> tuple[HumanLabel, ...]:
-        """The judgements that count: those that are no catch trials."""
+    def counted(self) -> tuple[HumanLabel, ...]:
+        """The judgements without catch trials."""
         return tuple(each for each in self.judgements if each.known is None)
 
     @property
     def raters(self) -> tuple[str, ...]:
-        """Who judged, in the order of the file; an empty name for those who gave none."""
+        """The raters in the order of the file; an empty name for those without one."""
         return tuple(dict.fromkeys(each.rater for each in self.judgements))
 
     @property
     def names_images(self) -> bool:
-        """Does any row name the image that was seen?"""
-        return any(each.image for each in self.asked)
+        """Does any row have the digest of an image?"""
+        return any(each.image for each in self.counted)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of what the images and samples were taken for."""
+        """SHA-256 of the classes of images and samples."""
         return digest_value(
             {
                 "images": {image: _majority(votes) for image, votes in self._of_images.items()},
@@ -90,11 +90,11 @@ class HumanLabels:
         )
 
     def of_image(self, image: str) -> int | None:
-        """Return the class that more than half of the judgements of an image name, None if there is none."""
+        """Return the class of more than half of the judgements of an image; None without a majority."""
         return _majority(self._of_images.get(image, ()))
 
     def of_sample(self, cell: str, sample: int) -> int | None:
-        """Return the like for a sample of a cell, by the rows that name no image.
+        """Return the same for a sample of a cell, by the rows without an image.
 
         Args:
             cell: whole digest of the cell.
@@ -104,7 +104,7 @@ class HumanLabels:
         return _majority([vote for votes in found for vote in votes])
 
     def error(self, rater: str | None = None) -> OracleError | None:
-        """Return how the catch trials of one rater or of all went, None if there were none."""
+        """Return the error rate of one rater or of all on catch trials; None without any."""
         trials = [each for each in self.judgements if each.known is not None]
         if rater is not None:
             trials = [each for each in trials if each.rater == rater]
@@ -113,28 +113,28 @@ class HumanLabels:
         found = OracleError("human", "catch trials", len(trials), wrong, unknown)
         return found if trials else None
 
-    def disputed(self) -> tuple[int, int]:
-        """Return how many images or samples were judged differently, and how many of these no majority settles."""
+    def disagreements(self) -> tuple[int, int]:
+        """Return the number of images or samples with different labels, and how many of these have no majority."""
         votes = [*self._of_images.values(), *self._of_samples.values()]
         split = [each for each in votes if len(set(each)) > 1]
         return len(split), sum(_majority(each) is None for each in split)
 
-    def check_places(self, shown: Mapping[str, Mapping[int, str]]) -> int:
-        """Hold the rows against what a run shows, and return how many are about something else.
+    def check_images(self, digests: Mapping[str, Mapping[int, str]]) -> int:
+        """Compare the rows with the images of a run, and return how many are about other images.
 
         Args:
-            shown: of each cell, by its digest, the digest of what was seen of each sample.
+            digests: by the digest of the cell and the sample id, the digest of the image.
 
         Raises:
-            BadData: naming the line, if it is about a cell of the run and yet not about what that shows; or if no
-                row is about the run at all.
+            BadData: with the line, if it names a cell of the run and another image than that cell contains; or
+                if no row is about the run.
         """
-        images = {image for samples in shown.values() for image in samples.values()}
-        elsewhere = sum(not self._fits(each, shown, images) for each in self.asked)
-        if elsewhere == len(self.asked):
+        images = {image for samples in digests.values() for image in samples.values()}
+        elsewhere = sum(not self._fits(each, digests, images) for each in self.counted)
+        if elsewhere == len(self.counted):
             raise BadData(
-                f"no row of {self.name} is about what this run shows",
-                remedy="name the run that the page was made from, with its images",
+                f"no row of {self.name} is about an image of this run",
+                remedy="give the run, with images, from which the labelling page was made",
             )
         return elsewhere
 
@@ -154,34 +154,34 @@ class HumanLabels:
                     )
 
     def _fits(
-        self, row: HumanLabel, shown: Mapping[str, Mapping[int, str]], images: set[str]
+        self, row: HumanLabel, digests: Mapping[str, Mapping[int, str]], images: set[str]
     ) -> bool:
-        where, cell = f"line {row.line} of {self.name}", _cell_of_row(row, shown, self.name)
+        where, cell = f"line {row.line} of {self.name}", _cell_of_row(row, digests, self.name)
         if row.image in images or cell is None:
             return row.image in images
-        if row.sample is None or row.sample not in shown[cell]:
+        if row.sample is None or row.sample not in digests[cell]:
             raise BadData(
                 f"{where}: unknown sample of cell {cell[:8]}",
                 got=row.sample,
-                expected=f"one of its {len(shown[cell])} samples with images",
+                expected=f"one of its {len(digests[cell])} samples with images",
             )
         if row.image:
             raise BadData(
-                f"{where}: sample {row.sample} of cell {cell[:8]} shows another image than was labelled",
+                f"{where}: sample {row.sample} of cell {cell[:8]} has another image than the labelled one",
                 got=row.image,
-                expected=shown[cell][row.sample],
+                expected=digests[cell][row.sample],
             )
         return True
 
     @cached_property
     def _of_images(self) -> Mapping[str, list[int | None]]:
-        return _group_votes((each.image, each.label) for each in self.asked if each.image)
+        return _group_votes((each.image, each.label) for each in self.counted if each.image)
 
     @cached_property
     def _of_samples(self) -> Mapping[tuple[str, int], list[int | None]]:
         return _group_votes(
             ((each.cell, each.sample), each.label)
-            for each in self.asked
+            for each in self.counted
             if not each.image and each.sample is not None
         )
 
@@ -190,14 +190,14 @@ def read_labels(path: Path) -> HumanLabels:
     """Read a CSV of human labels.
 
     Raises:
-        BadData: if it cannot be read, lacks columns, or a line says nothing that can be understood.
+        BadData: if it cannot be read, lacks columns, or a line has an unusable value.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise BadData(
             f"cannot read {path}: {getattr(error, 'strerror', None) or error}",
-            remedy="name the CSV that the labelling page exported",
+            remedy="give the CSV that the labelling page exported",
         ) from error
     rows = csv.DictReader(io.StringIO(text, newline=""))
     _check_columns(path.name, rows.fieldnames or ())
@@ -205,7 +205,7 @@ def read_labels(path: Path) -> HumanLabels:
         _read_row(path.name, rows.line_num, row) for row in rows if any(row.values())
     )
     if not judgements:
-        raise BadData(f"{path.name} holds no judgement", expected="a line for each image")
+        raise BadData(f"{path.name} has no judgement", expected="a line for each image")
     return HumanLabels(path.name, judgements)
 
 
@@ -224,14 +224,14 @@ def _read_row(name: str, line: int, row: Mapping[str, str | None]) -> HumanLabel
     values = {column: (row.get(column) or "").strip() for column in COLUMNS}
     sample = _whole_number(values["sample"], "sample", where)
     if not values["image"] and (not values["cell"] or sample is None):
-        raise BadData(f"{where} does not say which image it is about", expected="cell and sample")
-    said = values["human_label"]
+        raise BadData(f"{where} names no image", expected="cell and sample")
+    label = values["human_label"]
     return HumanLabel(
         line,
         values["image"],
         values["cell"],
         sample,
-        None if said.lower() in _UNCLEAR else _whole_number(said, "human_label", where),
+        None if label.lower() in _UNCLEAR else _whole_number(label, "human_label", where),
         values["rater"],
         _whole_number(values["known"], "known", where),
     )
@@ -246,11 +246,13 @@ def _whole_number(text: str, what: str, where: str) -> int | None:
     return int(text)
 
 
-def _cell_of_row(row: HumanLabel, shown: Mapping[str, object], name: str) -> str | None:
-    """Return the digest of the cell that a row names, None if it is not of the run or the row names none."""
-    found = [digest for digest in shown if row.cell and digest.startswith(row.cell)]
+def _cell_of_row(row: HumanLabel, digests: Mapping[str, object], name: str) -> str | None:
+    """Return the digest of a row's cell; None if the row has none or it is not in the run."""
+    found = [digest for digest in digests if row.cell and digest.startswith(row.cell)]
     if len(found) > 1:
-        raise BadData(f"line {row.line} of {name}: several cells begin so", got=row.cell)
+        raise BadData(
+            f"line {row.line} of {name}: several cells have digests that begin so", got=row.cell
+        )
     return found[0] if found else None
 
 
@@ -262,7 +264,7 @@ def _group_votes(pairs: Iterable[tuple[Key, int | None]]) -> dict[Key, list[int 
 
 
 def _majority(votes: Sequence[int | None]) -> int | None:
-    """Return what more than half of the votes say; an unclear one is a vote for nothing."""
+    """Return the class of more than half of the votes; an unclear one votes for no class."""
     if not votes:
         return None
     label, count = Counter(votes).most_common(1)[0]

@@ -12,16 +12,16 @@ Pixels = NDArray[np.uint8]
 
 
 def is_image_shape(shape: tuple[int, ...]) -> bool:
-    """Say whether an input of this shape can be shown: grey or colour, (channels, height, width)."""
+    """Is an input of this shape an image, grey or colour: (channels, height, width)?"""
     return len(shape) == 3 and shape[0] in (1, 3)
 
 
 def to_pixels(images: NDArray[np.floating], bounds: tuple[float, float]) -> Pixels:
-    """Return inputs rounded to 256 levels between the bounds; what lies outside is cut off.
+    """Return inputs rounded to 256 levels between the bounds; values outside are clipped.
 
     Args:
         images: (n, channels, height, width).
-        bounds: what is shown as black, and as white.
+        bounds: the values of black and of white.
 
     Example:
         >>> to_pixels(np.array([-0.1, 0.5, 1.0]), (0.0, 1.0)).tolist()
@@ -29,11 +29,11 @@ def to_pixels(images: NDArray[np.floating], bounds: tuple[float, float]) -> Pixe
     """
     low, high = bounds
     levels = (images.astype(np.float64) - low) * (255 / (high - low))
-    seen: Pixels = np.rint(levels.clip(0, 255)).astype(np.uint8)
-    return seen
+    pixels: Pixels = np.rint(levels.clip(0, 255)).astype(np.uint8)
+    return pixels
 
 
 def pixel_digest(image: Pixels) -> str:
-    """Return what names an image as it was seen: 32 hexadecimal digits over its shape and bytes."""
+    """Return the digest of an image: 32 hexadecimal digits over its shape and bytes."""
     shape = canonical_json(list(image.shape)).encode()
     return digest_bytes(shape + np.ascontiguousarray(image).tobytes())[:32]

@@ -1,4 +1,4 @@
-"""Results folders: the files of a run, of its cells, and the order of a cell's records."""
+"""Results folders: the files of a run and of its cells, and the order of a cell's records."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -282,7 +282,7 @@ _COLUMNS_V1 = {
 
 
 def upgrade_event_v1(event: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an event with the keys of version 2; one of version 2 stays as it is.
+    """Return an event with the keys of version 2; an event of version 2 is unchanged.
 
     Example:
         >>> upgrade_event_v1({"kind": "measured", "samples": [3], "values": {"solver": [0]}})

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.comparisons import (
     check_eps_scale,
     check_gradient_free,
@@ -11,7 +12,6 @@ from robustbench_inv.checks.comparisons import (
     check_single_step,
     escalate_saturation,
 )
-from robustbench_inv.checks.verdict import CHECKS
 from robustbench_inv.testing.toy_cells import toy_cell as cell
 
 STRONG = [0.1] * 150 + [0.2] * 40 + [None] * 10

@@ -146,7 +146,7 @@ def test_c7_value_is_the_median_margin(honest, probe):
 def test_c7_fires_on_a_sigmoid_that_is_saturated_and_not_on_a_steep_one(honest, probe):
     flat = check_saturation(probe(squashed(honest, 1e4)))
     assert (flat.verdict, flat.value) == ("FAIL", 1.0)
-    assert "Attack what is before it" in flat.evidence
+    assert "Attack the outputs before it" in flat.evidence
     assert check_saturation(probe(squashed(honest, 1e-3))).verdict == "PASS"
 
 

@@ -54,7 +54,7 @@ def test_all_are_silent_on_honest_cells():
     found = verdicts(cell(), oblivious())
     assert {v.verdict for v in found.values()} <= {"PASS", "NA"}
     assert set(found) == set(IDS) - {"C29"}
-    assert "5 of 10 (50.0%) not fooled by the attack that knows" in found["C26"].evidence
+    assert "the detector-aware attack fails on 5 of 10 (50.0%)" in found["C26"].evidence
     assert "7 of 10 (70.0%)" in found["C26"].evidence
 
 

@@ -39,10 +39,10 @@ HONEST = ("mnist-cnn", "mnist-cnn-at")
 
 FACTORY = """
 from robustbench_inv.data.registry import open_dataset
-from robustbench_inv.testing.toys import dead, least_squares
+from robustbench_inv.testing.toys import dead_relu, least_squares
 
 def toy():
-    return dead(least_squares(*open_dataset("mnist5k").batch(range(0, 5000, 5))))
+    return dead_relu(least_squares(*open_dataset("mnist5k").batch(range(0, 5000, 5))))
 """
 
 

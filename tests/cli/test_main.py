@@ -87,7 +87,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(invbench, arguments, says):
     [
         (("lst",), "no such command 'lst'"),
         (("list",), "missing argument"),
-        (("list", "modls"), "'kind': 'modls' is not one of 'models'"),
+        (("list", "modls"), "'KIND': 'modls' is not one of 'models'"),
         (("evaluate",), "missing option '--model'"),
         (("evaluate", "--modl", "x"), "no such option: --modl"),
         (("evaluate", "--model", "mnist-cnn", "--seed", "x"), "'--seed'"),

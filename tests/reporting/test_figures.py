@@ -86,7 +86,7 @@ def test_names_are_drawn_as_text_and_never_as_mathematics(writer, sweep_records)
     records = sweep_records(10, [5], [0.1])
     run = writer.cell(records, model="$x$_model").cell(records, model="other").finish()
     (picture,) = draw_figures("curves", plot_of(run))
-    assert {"$x$_model", "other", "Worst of all attacks", "pgd"} <= set(texts(picture.svg))
+    assert {"$x$_model", "other", "Worst case over attacks", "pgd"} <= set(texts(picture.svg))
 
 
 def test_long_names_are_shortened(writer, sweep_records):
@@ -140,7 +140,7 @@ def test_images_prefer_what_the_attack_broke_one_of_each_class(writer, record):
     clean = np.zeros((4, 1, 8, 8), np.float32)
     images = {"samples": np.arange(4), "clean": clean, "adversarial": clean + 0.1}
     (picture,) = draw_figures("images", plot_of(writer.cell(records, images=images).finish()))
-    assert {"0 → 1", "0.1", "5 → 5 (is 2)", "0.1 held"} <= set(texts(picture.svg))
+    assert {"0 → 1", "0.1", "5 → 5 (is 2)", "0.1 robust"} <= set(texts(picture.svg))
     assert "wrong before" not in texts(picture.svg)
 
 

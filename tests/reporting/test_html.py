@@ -53,7 +53,7 @@ def test_everything_is_on_the_page(report):
     page = Reader(report.read_text())
     for word in (
         "mnist-cnn", "mnist-vib", "mnist-sdim", "spheres-misaligned", "deepfool", "spheres-invariance",
-        "Worst of all attacks", "Each attack", "Distance to failure", "With rejection", "Models compared",
+        "Worst case over attacks", "Each attack", "Distance to failure", "With reject option", "Models compared",
         "invbench evaluate --model mnist-cnn", "2.13.0", "d" * 64, "f" * 40 + " with uncommitted changes",
         "C7", "Five of 40 gradients are zero.", "WARN above 1 %", "1 FAIL", "1 WARN", "1 PASS",
     ):  # fmt: skip
@@ -64,7 +64,7 @@ def test_everything_is_on_the_page(report):
 
 def test_failures_are_visible(report):
     text = Reader(report.read_text()).text
-    assert "1 sample without a valid proposal" in text
+    assert "1 sample without a valid adversarial input" in text
     assert "ValueError: no <b>luck</b>" in text
 
 
@@ -132,7 +132,7 @@ def test_a_second_report_replaces_the_first_and_its_files(report, writer, record
 def test_an_unfinished_run_says_so_at_the_top(writer, record, tmp_path):
     run = writer.cell([record(i) for i in range(3)], planned=list(range(1000))).finish()
     page = Reader(write_report([run], tmp_path / "r.html").read_text())
-    banner = "Not finished: figures below cover only the samples that are done."
+    banner = "Not finished: the numbers below are over the finished samples only."
     assert banner in page.text
     assert "pgd on mnist-cnn: 3 of 1,000 samples" in page.text
     assert page.text.index(banner) < page.text.index("At a glance")

@@ -31,7 +31,7 @@ def test_a_file_is_read(read):
     assert labels.raters == ("me, too", "you")
     assert (labels.of_image("aa"), labels.of_image("bb"), labels.of_image("zz")) == (7, None, None)
     assert labels.of_image("dd") is None  # a catch trial is no judgement
-    assert [each.line for each in labels.asked] == [2, 3, 4]
+    assert [each.line for each in labels.counted] == [2, 3, 4]
 
 
 def test_a_table_of_cells_and_samples_will_do(read):
@@ -52,8 +52,8 @@ def test_a_spreadsheets_mark_and_empty_lines_are_no_trouble(read):
         ("aa,c,1,7,,\naa,c,1,seven,,\n", "line 3 of l.csv: unusable human_label, got 'seven'"),
         ("aa,c,1,-1,,\n", "unusable human_label"),
         ("aa,c,1,²,,\n", "unusable human_label"),
-        (",c,,7,,\n", "line 2 of l.csv does not say which image"),
-        ("", "holds no judgement"),
+        (",c,,7,,\n", "line 2 of l.csv names no image"),
+        ("", "has no judgement"),
     ],
 )
 def test_a_bad_line_is_named(read, text, says):
@@ -95,7 +95,7 @@ def labels_of(*votes):
 )
 def test_the_majority_counts(votes, expected, disputed):
     assert labels_of(*votes).of_image("aa") == expected
-    assert labels_of(*votes).disputed() == disputed
+    assert labels_of(*votes).disagreements() == disputed
 
 
 @given(st.lists(st.sampled_from([None, 0, 1, 2]), max_size=9))
@@ -135,17 +135,17 @@ SHOWN = {"abcd": {1: "aa", 2: "bb"}, "abef": {1: "cc"}}
     ],
 )
 def test_rows_find_their_places(read, text, elsewhere):
-    assert read(text).check_places(SHOWN) == elsewhere
+    assert read(text).check_images(SHOWN) == elsewhere
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("aa,,,1,,\n,abcd,7,1,,\n", "line 3 of l.csv: unknown sample of cell abcd, got 7"),
-        ("zz,abcd,1,1,,\n", "line 2 .* shows another image than was labelled, got 'zz'"),
-        (",ab,1,1,,\n", "several cells begin so, got 'ab'"),
-        ("zz,,,1,,\n", "no row of l.csv is about what this run shows"),
+        ("zz,abcd,1,1,,\n", "line 2 .* has another image than the labelled one, got 'zz'"),
+        (",ab,1,1,,\n", "several cells have digests that begin so, got 'ab'"),
+        ("zz,,,1,,\n", "no row of l.csv is about an image of this run"),
     ],
 )
 def test_a_row_that_contradicts_the_run_is_named(read, text, says):
-    refuse(lambda: read(text).check_places(SHOWN), says)
+    refuse(lambda: read(text).check_images(SHOWN), says)

@@ -1,16 +1,14 @@
 """Per-sample random numbers for attacks of other libraries; the global generators are restored afterwards."""
 
-import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.randomness import SampleRNG, seeded_generators
 
 __all__ = ["adapted_randomness", "adapted_seed"]
 
@@ -27,10 +25,8 @@ def adapted_randomness(rng: SampleRNG, *, one_by_one: bool = False) -> Iterator[
         rng: the n samples' random numbers.
         one_by_one: the block works on a single sample, which also seeds the other draws.
     """
-    with (
-        _seeded_generators(adapted_seed(rng, one_by_one=one_by_one)),
-        _PerSampleDraws(rng.named("foreign")),
-    ):
+    seed, devices = adapted_seed(rng, one_by_one=one_by_one), range(torch.cuda.device_count())
+    with seeded_generators(seed, devices), _PerSampleDraws(rng.named("foreign")):
         yield
 
 
@@ -46,26 +42,12 @@ def adapted_seed(rng: SampleRNG, *, one_by_one: bool = False) -> int:
     return int(SampleRNG(rng.seed, ids, stream).integers(2**31)[0])
 
 
-@contextmanager
-def _seeded_generators(seed: int) -> Iterator[None]:
-    state, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what attacks draw from
-    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count()))):
-        try:
-            torch.manual_seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
-            random.seed(seed)
-            yield
-        finally:
-            random.setstate(state)
-            np.random.set_state(legacy)  # noqa: NPY002
-
-
 class _PerSampleDraws(TorchFunctionMode):
     """Replaces draws that have a row for each sample."""
 
     def __init__(self, rng: SampleRNG) -> None:
         super().__init__()
-        self._noise = rng
+        self._rng = rng
         self._calls = 0
 
     def __torch_function__(
@@ -92,10 +74,10 @@ class _PerSampleDraws(TorchFunctionMode):
         """Return whether a tensor has a row for each sample; (d, 1) is Foolbox's direction for all samples."""
         shape = place.shape
         column = len(shape) == 2 and shape[1] == 1
-        return len(shape) >= 2 and shape[0] == len(self._noise.ids) and not column
+        return len(shape) >= 2 and shape[0] == len(self._rng.ids) and not column
 
     def _draw(self, distribution: str, place: Tensor) -> Tensor:
-        draw = self._noise.normal if distribution == "normal" else self._noise.uniform
+        draw = self._rng.normal if distribution == "normal" else self._rng.uniform
         values = draw(tuple(place.shape[1:]), step=self._calls, dtype=place.dtype)
         self._calls += 1
         return values

@@ -9,7 +9,10 @@ import pytest
 from robustbench_inv.catalogue.reproduction_file import read_reproduction
 from robustbench_inv.errors import BadCatalogue, BadResults
 from robustbench_inv.reporting.image_figures import draw_image_grid
-from robustbench_inv.reporting.reproduction.report import find_results, report_from_results
+from robustbench_inv.reporting.reproduction.reproduction_report import (
+    find_results,
+    report_from_results,
+)
 from robustbench_inv.reporting.table_formats import to_markdown
 from robustbench_inv.results.experiment_result import (
     ExperimentResult,

@@ -57,7 +57,7 @@ def test_attacks_and_other_data_stand_in_one_table(run):
     assert [t.name for t in (answers, scores)] == ["rejection-mnist5k", "detection-mnist5k"]
     assert list(answers.frame.attack) == list(scores.frame.attack) == ["pgd", "out-of-distribution"]
     assert [row[1].detail for row in answers.rows] == [
-        "wanted: wrong and accepted, ℓ∞ ≤ 0.1", "wanted: accepted",
+        "goal: misclassified and accepted, ℓ∞ ≤ 0.1", "goal: accepted",
     ]  # fmt: skip
     assert list(answers.frame.rejected_adversarial) == [1 / 4, 3 / 4]
     assert answers.frame.undetected_errors[0] == 1 / 4
@@ -105,13 +105,18 @@ def test_the_curve_passes_the_model_s_own_threshold(run):
 def test_the_figure_shows_clean_inputs_and_each_attacked_model(run):
     (picture,) = draw_figures("risk", FigureContext(cells_of(run)))
     assert picture.name == "risk-mnist5k"
-    for word in ("Clean inputs", "m, attacked", "AURC 6.25 %", "pgd (knows)"):
+    for word in ("Clean inputs", "m, attacked", "AURC 6.25 %", "pgd (detector-aware)"):
         assert word in picture.svg
     assert "out-of-distribution" not in picture.svg
-    assert "Clean inputs: m, AURC 6.25 %; 75.0% answered, 0.00% wrong." in picture.alt
+    assert (
+        "Clean inputs: m, AURC 6.25 %; 75.0% accepted, 0.00% of these misclassified." in picture.alt
+    )
     # pgd, by score: 3.0 right, 2.0 wrong, 1.0 right, -2.0 wrong
     area = (0 + 1 / 2 + 1 / 3 + 1 / 2) / 4
-    assert f"pgd (knows), AURC {100 * area:.3g} %; 75.0% answered, 33.33% wrong" in picture.alt
+    assert (
+        f"pgd (detector-aware), AURC {100 * area:.3g} %; 75.0% accepted, 33.33% of these misclassified"
+        in picture.alt
+    )
 
 
 def test_a_model_without_rejection_or_score_has_no_curve(writer, record):
@@ -133,7 +138,7 @@ def test_what_rejects_everything_is_drawn_without_a_dot(writer, record):
         for i in range(4)
     ]
     (picture,) = draw_figures("risk", FigureContext(cells_of(writer.cell(refused).finish())))
-    assert "0.0% answered, nothing is answered" in picture.alt
+    assert "0.0% accepted, none accepted" in picture.alt
 
 
 def test_inputs_of_no_class_are_in_no_table_of_accuracies(run):
@@ -144,5 +149,5 @@ def test_inputs_of_no_class_are_in_no_table_of_accuracies(run):
         assert build_tables(kind, strange) == []
     assert list(fixed_input_tables(strange, wilson)) == []
     headline = build_headlines(strange, wilson)[0]
-    assert headline.panel.title == "mnist5k · out-of-distribution inputs"
+    assert headline.group.title == "mnist5k · out-of-distribution inputs"
     assert re.match(r"rejected, % of 4 out-of-distribution inputs", headline.caption)

@@ -22,8 +22,8 @@ def test_worst_is_taken_for_each_sample_by_itself(writer, record):
     second = [record(0), record(1, broken_at=0.2), record(2, broken_at=0.1), record(3)]
     run = writer.cell(first, attack="fgsm", epsilons=eps).cell(second, epsilons=eps).finish()
     small, large = worst_cases(cells_of(run))
-    assert (small.eps, small.held.tolist()) == (0.1, [False, True, False, True])
-    assert (large.eps, large.held.tolist()) == (0.2, [False, False, False, True])
+    assert (small.eps, small.robust.tolist()) == (0.1, [False, True, False, True])
+    assert (large.eps, large.robust.tolist()) == (0.2, [False, False, False, True])
     assert large.strongest[0] == "fgsm"
     assert large.strongest[1].successes == 2
 
@@ -32,7 +32,7 @@ def test_worst_never_exceeds_any_single_attack(full_run):
     for group in group_cells(cells_of(full_run)).values():
         for worst in worst_cases(group):
             for cell in worst.cells:
-                assert (worst.held <= cell.robust_mask(worst.eps, worst.ids)).all()
+                assert (worst.robust <= cell.robust_mask(worst.eps, worst.ids)).all()
 
 
 def test_a_smaller_sample_set_gets_a_row_of_its_own(writer, record):
@@ -54,7 +54,7 @@ def test_a_minimum_norm_attack_counts_at_every_eps(writer, record):
         .cell(minimal, attack="fmn", kind="minimum-norm", epsilons=[])
         .finish()
     )
-    held = {worst.eps: worst.held.tolist() for worst in worst_cases(cells_of(run))}
+    held = {worst.eps: worst.robust.tolist() for worst in worst_cases(cells_of(run))}
     assert held == {0.1: [False, True, True], 0.2: [False, False, True]}
 
 
@@ -174,6 +174,6 @@ def test_an_attack_on_a_substitute_is_told_apart(writer, record):
     assert substitutes == [None, *["lenet5"] * 4]
     assert [c.threat.access for c in cells][:3] == ["white-box", "transfer", "score"]
     ((worst,),) = (worst_cases(group) for group in group_cells(cells).values())
-    assert worst.held.tolist() == [False, False]
+    assert worst.robust.tolist() == [False, False]
     assert [c.attack_label for c in cells_of(run, attacks=("pgd",))] == ["pgd"]
     assert len(cells_of(run, attacks=("* via *",))) == 3

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from robustbench_inv.reporting.reproduction.outcomes import read_outcomes
-from robustbench_inv.reporting.reproduction.report import report_from_runs
+from robustbench_inv.reporting.reproduction.reproduction_report import report_from_runs
 from robustbench_inv.results.summary import Rate
 
 

@@ -1,0 +1,351 @@
+"""The list of all validity checks: what each tests, when it warns or fails, and what that means."""
+
+from collections.abc import Mapping
+
+from robustbench_inv.checks.verdict import Check
+
+__all__ = ["CHECKS"]
+
+CHECKS: Mapping[str, Check] = {
+    check.id: check
+    for check in (
+        Check(
+            "C1",
+            "robust accuracy does not increase with eps",
+            "model",
+            rule=(
+                "WARN above 0.5 % of (sample, eps) pairs that are robust although a smaller eps broke the sample"
+            ),
+            consequence=(
+                "the attacks miss samples, so the robust accuracy is too high; use more steps or restarts"
+            ),
+        ),
+        Check(
+            "C2",
+            "an unbounded attack reaches chance level",
+            "model",
+            rule=("FAIL if the 95 % interval of the robust accuracy lies above 1 / classes"),
+            consequence=(
+                "gradient attacks fail on this model, so the robust accuracy is too high; add a decision-based "
+                "or transfer attack"
+            ),
+        ),
+        Check(
+            "C3",
+            "iterative attacks break every sample that one step breaks",
+            "model",
+            rule=(
+                "WARN if one step breaks any sample that iterations do not; FAIL above 1 % of samples"
+            ),
+            consequence=("the iterative attack is too weak; tune its step length or its loss"),
+        ),
+        Check(
+            "C4",
+            "more steps and restarts break no further samples",
+            "model",
+            rule=(
+                "WARN if twice the steps and restarts lower the accuracy by more than half the width of its 95 "
+                "% interval"
+            ),
+            consequence=(
+                "the attack has not converged, so the robust accuracy is too high; use more steps and restarts"
+            ),
+        ),
+        Check(
+            "C5",
+            "gradient attacks break every sample that noise, score-based and transfer attacks break",
+            "model",
+            rule=(
+                "WARN if gradient-free attacks lower the worst-case accuracy by more than 0.2 points; FAIL if "
+                "the 95 % interval of that difference lies above"
+            ),
+            consequence=(
+                "gradient attacks fail on samples that simpler attacks break; report the worst case over all "
+                "attacks"
+            ),
+        ),
+        Check(
+            "C6",
+            "gradients do not vanish, for each loss",
+            "model",
+            rule=(
+                "WARN above 1 % of samples without a usable gradient for some loss; FAIL above 10 % for every "
+                "loss"
+            ),
+            consequence=(
+                "gradients vanish, so gradient attacks overestimate the robust accuracy; attack the logits, or "
+                "add a gradient-free attack"
+            ),
+        ),
+        Check(
+            "C7",
+            "margins do not saturate the cross-entropy",
+            "model",
+            rule=(
+                "WARN above a median margin of 15 nats; FAIL if also all gradient attacks use cross-entropy "
+                "only. Outputs in [0, 1]: less than 1 % of a gradient is passed on for 10 % (WARN) or half "
+                "(FAIL) of the samples"
+            ),
+            consequence=("gradients vanish in float32; use a margin loss on the logits"),
+        ),
+        Check(
+            "C8",
+            "adding a constant to the logits, or scaling them, does not change the result",
+            "model",
+            rule=(
+                "FAIL if the accuracy under PGD changes by more than half the width of its 95 % interval, or if"
+                " rounding of logits exceeds 1 % of the median margin; WARN if cross-entropy changes, or above "
+                "0.1 %"
+            ),
+            consequence=(
+                "the result depends on the scale of the logits; use a loss that is invariant to it, such as "
+                "scaled-ce"
+            ),
+        ),
+        Check(
+            "C10",
+            "the model returns logits, not probabilities",
+            "model",
+            rule=("WARN if outputs are >= 0 and have the same sum for every input"),
+            consequence=("losses apply a second softmax, which flattens gradients; return logits"),
+        ),
+        Check(
+            "C11",
+            "the output depends on the input only",
+            "model",
+            rule=(
+                "FAIL above 1e-4 of the largest logit between repeats, batch sizes or orders; WARN if the model"
+                " declares itself stochastic"
+            ),
+            consequence=(
+                "the output for an input is not fixed, so a success may not repeat; remove hidden randomness "
+                "and batch dependence"
+            ),
+            caution="the model is stochastic; use attacks that average over its noise (EOT)",
+        ),
+        Check(
+            "C12",
+            "a forward pass takes no gradients inside",
+            "model",
+            rule=("WARN if the model takes gradients in its forward pass"),
+            consequence=(
+                "the model optimises at inference time; use an attack that differentiates through that loop"
+            ),
+        ),
+        Check(
+            "C13",
+            "a stochastic model is not more robust if the attacker has its noise",
+            "model",
+            rule=(
+                "FAIL if PGD with the model's noise leaves a higher accuracy than PGD over fresh noise, by more"
+                " than half the width of the 95 % interval"
+            ),
+            consequence=(
+                "gradients of the stochastic model are of little use, so the robust accuracy is too high; "
+                "average over more draws (EOT)"
+            ),
+        ),
+        Check(
+            "C14",
+            "every proposal is evaluated again",
+            "cell",
+            rule=(
+                "FAIL above 0.1 % of samples that do not replay, leave budget or bounds, or differ from their "
+                "record"
+            ),
+            consequence=(
+                "some adversarial inputs are invalid or not reproducible; correct the attack or the model"
+            ),
+        ),
+        Check(
+            "C15",
+            "no adversarial example that a query found is lost",
+            "cell",
+            rule=("WARN if the attack returned a failure although a query was a success"),
+            consequence=(
+                "the attack loses adversarial examples; the engine keeps them, but numbers of the attack "
+                "elsewhere are too high"
+            ),
+        ),
+        Check(
+            "C16",
+            "proposals differ from the clean input",
+            "cell",
+            rule=(
+                "FAIL if an unchanged input counts as broken, or more than half of the robust proposals inside "
+                "a budget are unchanged; WARN above 10 %"
+            ),
+            consequence=(
+                "the attack did not change its inputs, so it may not have run; check its loss and step length"
+            ),
+        ),
+        Check(
+            "C17",
+            "bounds, data and eps have the same scale",
+            "model",
+            rule=(
+                "FAIL if data leave the model's bounds, the bounds differ, or every eps exceeds the box; WARN "
+                "if some eps does"
+            ),
+            consequence=(
+                "eps has another size than stated; use the same bounds and units for model, data and eps"
+            ),
+        ),
+        Check(
+            "C19",
+            "the steps can cross the ball",
+            "cell",
+            rule=("WARN if all steps together are shorter than 2 eps"),
+            consequence=(
+                "the attack cannot reach every point of the ball; use more or longer steps"
+            ),
+        ),
+        Check(
+            "C22",
+            "denominators are explicit and add up",
+            "cell",
+            rule=("FAIL if any record contradicts itself or a rate cannot be recomputed"),
+            consequence=(
+                "the records contradict each other; evaluate the cell again with --existing redo"
+            ),
+        ),
+        Check(
+            "C23",
+            "every requested sample has one record",
+            "cell",
+            rule=("FAIL if a sample is missing, doubled or was not requested"),
+            consequence=(
+                "the rates are over other samples than requested; run the same command again"
+            ),
+        ),
+        Check(
+            "C24",
+            "thresholds were fixed before the attacks and fitted on other inputs",
+            "model",
+            rule=(
+                "FAIL if cells of one model have different thresholds, or an attacked sample was used to fit them"
+            ),
+            consequence=(
+                "detection rates are too optimistic; fit the thresholds once, on training data"
+            ),
+        ),
+        Check(
+            "C25",
+            "the false-rejection rate is small, and reported at 1, 2 and 5 %",
+            "model",
+            rule=(
+                "WARN above 10 % of clean inputs, FAIL above 50 % (lower end of the 95 % interval), or without "
+                "scores"
+            ),
+            consequence=(
+                "the model rejects many clean inputs or gives no scores; report accuracy at a fixed false-"
+                "rejection rate"
+            ),
+        ),
+        Check(
+            "C26",
+            "a detector-aware attack is not detected more often than an oblivious one",
+            "model",
+            rule=(
+                "FAIL if the detector-aware attack succeeds less often than the same oblivious attack; WARN if "
+                "there is none"
+            ),
+            consequence=(
+                "the detector-aware attack is too weak or missing; run it with goal=misclassify-accepted and "
+                "more steps"
+            ),
+            caution="no detector-aware attack was run; run one with goal=misclassify-accepted",
+        ),
+        Check(
+            "C27",
+            "detection rates are reported for all attacked inputs and for misclassified ones",
+            "cell",
+            rule=("WARN if fewer than 10 % of attacked inputs are misclassified"),
+            consequence=(
+                "few inputs are misclassified, so the detection rate among them is not reliable; use a stronger"
+                " attack"
+            ),
+        ),
+        Check(
+            "C28",
+            "the rejection of small perturbations is reported",
+            "cell",
+            rule=("information: correct inputs that are rejected within half of the largest eps"),
+            consequence=(""),
+        ),
+        Check(
+            "C29",
+            "noise, distal and out-of-distribution inputs are rejected",
+            "model",
+            rule=("WARN above 5 % of noise, distal inputs or inputs of another data set accepted"),
+            consequence=(
+                "the model accepts inputs that belong to none of its classes; do not call its score an OOD "
+                "detector"
+            ),
+        ),
+        Check(
+            "C30",
+            "crashes stay visible",
+            "cell",
+            rule=("WARN if the attack crashed on any sample; FAIL above 1 % of samples"),
+            consequence=(
+                "crashed samples count as robust, so the robust accuracy is too high; correct the attack and "
+                "run it again"
+            ),
+        ),
+        Check(
+            "C31",
+            "gradients are those of the function that the model computes",
+            "model",
+            rule=("WARN below a median cosine of 0.9 between the gradient and finite differences"),
+            consequence=("the model replaces its gradient; use BPDA or a gradient-free attack"),
+        ),
+        Check(
+            "C34",
+            "the oracle is named, is not the model, and has a small error",
+            "cell",
+            rule=(
+                "FAIL if a success names no oracle or the model is part of its own oracle; WARN if the oracle's"
+                " error rate is unknown or above 10 %"
+            ),
+            consequence=("the true classes are not reliable; use another oracle or human labels"),
+        ),
+        Check(
+            "C35",
+            "agreement with the oracle is reported beside agreement with the old label",
+            "cell",
+            rule=(
+                "WARN if the oracle names no class for more than half of the attacked samples; FAIL if for all "
+                "of them"
+            ),
+            consequence=(
+                "the oracle is undecided on many inputs; use another oracle or human labels"
+            ),
+        ),
+        Check(
+            "C32",
+            "metamers encode to the logits that they were made from",
+            "cell",
+            rule=(
+                "WARN if for any sample the inverse, or the logits of a re-encoded metamer, are off by more "
+                "than 1e-3; FAIL above 0.1 % of samples"
+            ),
+            consequence=(
+                "the inverse is not exact, so a metamer proves nothing; evaluate in float64"
+            ),
+        ),
+        Check(
+            "C33",
+            "ReLU preimages have the activations of their sources",
+            "cell",
+            rule=(
+                "WARN if for any sample an activation is off by more than 1e-3, a unit changed sides or the "
+                "solver ended early; FAIL if activations or sides are wrong for more than 0.1 % of samples"
+            ),
+            consequence=(
+                "the inputs do not lie in the preimage, so they prove nothing; evaluate in float64"
+            ),
+        ),
+    )
+}
+"""Every check by id."""
