@@ -88,7 +88,7 @@ def test_the_readme_shows_python_that_runs(tmp_path, monkeypatch, capsys):
 
 def test_your_own_attack(follow):
     described, evaluated, tested = follow(DOCS / "extending.md", "Your own attack")
-    assert "raises or lowers the contrast" in described
+    assert "Raises or lowers the contrast" in described
     assert "contrast" in evaluated
     assert "1 passed" in tested
 
@@ -164,8 +164,8 @@ def test_every_preset_and_suite_is_listed():
 
 def test_every_check_and_goal_is_listed():
     from robustbench_inv.catalogue.cards import GOALS
-    from robustbench_inv.checks.verdict import CHECKS
+    from robustbench_inv.checks.check_list import CHECKS
 
     checks, glossary = (DOCS / "checks.md").read_text(), (DOCS / "glossary.md").read_text()
-    assert all(f"| {name} |" in checks for name in CHECKS)
+    assert all(f"| {check.id} | {check.title}" in checks for check in CHECKS.values())
     assert all(f"`{goal}`" in glossary for goal in GOALS)

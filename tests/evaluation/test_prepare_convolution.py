@@ -1,4 +1,4 @@
-"""Strided convolutions with a slope of their own: the same answers and derivatives as torch's."""
+"""Strided convolutions with a folded gradient: outputs and derivatives equal torch's."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def images(rows=3):
 
 
 @pytest.mark.parametrize("parameters", SUITED, ids=str)
-def test_answers_and_slopes_are_torchs(parameters):
+def test_output_and_gradient_equal_torch(parameters):
     theirs, shown = layer(**parameters), images()
     assert FoldedGradientConv.supports(theirs)
     ours = FoldedGradientConv(theirs)
@@ -45,17 +45,17 @@ def test_answers_and_slopes_are_torchs(parameters):
     torch.testing.assert_close(*slopes, rtol=1e-12, atol=1e-12)
 
 
-def test_slopes_have_slopes():
+def test_second_derivatives():
     ours = FoldedGradientConv(layer(kernel_size=4, stride=2))
     assert torch.autograd.gradcheck(ours, images(1))
     assert torch.autograd.gradgradcheck(ours, images(1))
 
 
 @pytest.mark.parametrize("parameters", UNSUITED, ids=str)
-def test_others_are_left_alone(parameters):
+def test_unsupported_convolutions_are_unchanged(parameters):
     assert not FoldedGradientConv.supports(layer(**parameters))
 
 
-def test_many_channels_are_left_alone():
+def test_convolutions_of_many_channels_are_unchanged():
     assert not FoldedGradientConv.supports(layer(channels=5, kernel_size=4, stride=2))
     assert not FoldedGradientConv.supports(nn.ConvTranspose2d(2, 6, 4, 2))

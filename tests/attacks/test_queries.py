@@ -1,4 +1,4 @@
-"""The meter counts every pass on its sample, averages a stochastic model, and keeps the nearest success."""
+"""CountingModel counts every pass of each sample, averages draws, and keeps the closest success."""
 
 import pytest
 import torch
@@ -47,11 +47,11 @@ def loss(output, labels):
     return margin(output.logits, labels)
 
 
-def test_it_answers_queries():
+def test_it_implements_queries():
     assert isinstance(meter(), Queries)
 
 
-def test_several_images_of_one_sample_are_each_counted_and_the_nearest_success_is_kept():
+def test_several_images_of_one_sample_are_counted_and_the_closest_success_is_kept():
     m = meter()
     images = m.batch.images[[2, 2, 2]].clone()
     images[:, 0, 0, 0] = torch.tensor([0.9, 0.6, 0.7])
@@ -101,7 +101,7 @@ def test_backward_passes_through_a_graph_are_counted(repeats):
     assert m.forward_passes.tolist() == [1] * 4
 
 
-def test_zero_gradient_means_every_gradient_was_useless():
+def test_zero_gradient_needs_every_gradient_to_be_zero():
     m = meter()
     assert m.zero_gradient.tolist() == [False] * 4
     m.gradient(m.batch.images, lambda output, _: output.logits[:, 0] * 0)
@@ -119,7 +119,7 @@ def test_a_loss_without_graph_gives_zeros_not_an_exception(leaf):
     assert m.zero_gradient.all()
 
 
-def test_the_nearest_allowed_success_is_kept():
+def test_the_closest_allowed_success_is_kept():
     m = meter(budget=LpBall("linf", 0.4))
     shown = [0.9, 0.65, 0.6, 0.45]  # too far; success; nearer success; no success
     for value in shown:
@@ -163,7 +163,7 @@ def test_fixed_noise_is_the_same_in_search_and_verdict_and_fresh_noise_is_not():
     )
 
 
-def test_marks_say_why():
+def test_failures_are_reported():
     m = meter()
     m.report_failure(torch.tensor([2]), "no_start")
     assert m.failures == {2: "no_start"}

@@ -1,4 +1,4 @@
-"""The plan of a reproduction: which trial runs on which model, on which samples, in which order."""
+"""The plan of a reproduction: models, samples and order of its trials."""
 
 import pytest
 
@@ -48,7 +48,7 @@ def test_each_side_of_a_column_is_attacked_by_its_own_trials(plan):
     ], "trial by trial"
 
 
-def test_samples_are_as_many_as_asked_and_not_more_than_a_trial_takes(plan):
+def test_samples_are_limited_by_request_and_trial(plan):
     def sizes(**asked):
         return [len(job.samples) for job in plan(**asked).jobs[::2]]
 
@@ -57,7 +57,7 @@ def test_samples_are_as_many_as_asked_and_not_more_than_a_trial_takes(plan):
     assert sizes(samples=4) == [4, 4, 4]
 
 
-def test_a_trial_of_several_cells_attacks_the_columns_it_names(tmp_path):
+def test_a_trial_with_several_cells_attacks_its_columns(tmp_path):
     aimed = (
         'threat = "l2={ball}:goal=target:offset={target}", targets = [1, 2], columns = ["A"] },\n]'
     )
@@ -70,7 +70,7 @@ def test_a_trial_of_several_cells_attacks_the_columns_it_names(tmp_path):
     assert told == [("mnist-cnn", 1), ("mnist-cnn", 2)]
 
 
-def test_threats_hold_the_sweep(plan):
+def test_threats_contain_the_sweep(plan):
     assert {job.epsilons for job in plan().jobs} == {(0.1, 0.2)}
 
 

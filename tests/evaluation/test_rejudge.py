@@ -1,4 +1,4 @@
-"""Another oracle's word in the records of a run: the same as if it had been asked at once, and nothing is lost."""
+"""Re-scoring: the records equal those of an evaluation with the new oracle, and the old run is unchanged."""
 
 import json
 from dataclasses import dataclass, replace
@@ -84,7 +84,7 @@ def content(path):
     return {f.relative_to(path): f.read_bytes() for f in path.rglob("*") if f.is_file()}
 
 
-def test_it_is_as_if_the_labels_had_been_there_from_the_beginning(tmp_path):
+def test_the_records_equal_those_of_an_evaluation_with_the_labels(tmp_path):
     old = run(tmp_path / "old")
     before, csv = content(old), label(tmp_path / "l.csv", old)
     found = rejudged(old, str(csv), tmp_path / "new", command=["invbench", "judge"])
@@ -121,7 +121,7 @@ def opened_as(data, monkeypatch):
     monkeypatch.setattr("robustbench_inv.evaluation.rejudge.load_dataset", lambda *_, **__: data)
 
 
-def test_a_panel_may_judge_what_another_oracle_has_judged(tmp_path, monkeypatch):
+def test_a_panel_may_replace_another_oracle(tmp_path, monkeypatch):
     old = run(tmp_path / "old")
     people = rejudged(old, str(label(tmp_path / "l.csv", old)), tmp_path / "people").run
     opened_as(column_images(), monkeypatch)
@@ -132,7 +132,7 @@ def test_a_panel_may_judge_what_another_oracle_has_judged(tmp_path, monkeypatch)
     assert mine.digest == first.digest
 
 
-def test_what_nobody_labelled_is_unknown_and_said(tmp_path):
+def test_unlabelled_samples_are_unknown_and_counted(tmp_path):
     old = run(tmp_path / "old")
     csv = label(tmp_path / "l.csv", old, lambda t: "unclear" if t.sample > 5 else 1)
     found = rejudged(old, str(csv), tmp_path / "new")
@@ -146,7 +146,7 @@ def test_what_nobody_labelled_is_unknown_and_said(tmp_path):
     assert records[2].broken_at == pytest.approx(records[2].distance.l2)
 
 
-def test_disagreement_is_put_to_the_vote_and_said(tmp_path):
+def test_disagreement_is_resolved_by_majority_and_reported(tmp_path):
     old = run(tmp_path / "old")
     (cell,) = cells(old)
     more = [f",{cell.digest[:6]},2,2,you,"]
@@ -160,7 +160,7 @@ def test_disagreement_is_put_to_the_vote_and_said(tmp_path):
     )
 
 
-def test_a_sweep_says_at_which_eps_the_sample_fell(tmp_path):
+def test_a_sweep_records_the_breaking_eps(tmp_path):
     old = run(tmp_path / "old", "l2=1.0,2.5:oracle=three")
     found = rejudged(old, str(label(tmp_path / "l.csv", old)), tmp_path / "new")
     assert {r.broken_at for r in found.run.cells()[0].records() if r.goal_reached} == {2.5}
@@ -170,7 +170,7 @@ def test_a_sweep_says_at_which_eps_the_sample_fell(tmp_path):
     ]
 
 
-def test_what_was_wrong_before_and_what_is_not_allowed_stay_so(tmp_path):
+def test_misclassified_and_forbidden_samples_are_unchanged(tmp_path):
     data = column_images()
     data.labels[3] = 1
     old = run(tmp_path / "old", "l2=0.5:oracle=three", dataset=data)  # every proposal is too far
@@ -181,7 +181,7 @@ def test_what_was_wrong_before_and_what_is_not_allowed_stay_so(tmp_path):
     assert not any(r.goal_reached for r in records.values() if r.sample != 3)
 
 
-def test_a_goal_that_asks_nobody_keeps_its_successes(tmp_path):
+def test_a_goal_without_oracle_keeps_its_successes(tmp_path):
     old = run(tmp_path / "old", "none", model=AllRowsClassifier(), attack=Moved(2))
     found = rejudged(old, str(label(tmp_path / "l.csv", old)), tmp_path / "new")
     pairs = zip(cells(old)[0].records(), found.run.cells()[0].records(), strict=True)
@@ -189,7 +189,7 @@ def test_a_goal_that_asks_nobody_keeps_its_successes(tmp_path):
     assert found.run.cells()[0].records()[4].oracle_label == 2
 
 
-def test_a_perturbation_that_changed_the_class_is_none(tmp_path):
+def test_a_perturbation_that_changed_the_class_is_no_success(tmp_path):
     wanted = load_threat("none:oracle=three").with_goal(Misclassify(same_class=True))
     old = run(tmp_path / "old", wanted, model=AllRowsClassifier(), attack=Moved(2))
     assert not any(r.goal_reached for r in cells(old)[0].records())
@@ -204,7 +204,7 @@ def test_logits_are_not_in_the_records(tmp_path):
         rejudged(old, "three", tmp_path / "new")
 
 
-def test_without_images_nothing_can_be_judged(tmp_path):
+def test_re_scoring_needs_images(tmp_path):
     old = run(tmp_path / "old", keep_images=False)
     with pytest.raises(BadResults, match="no images; evaluate with --keep-images") as error:
         rejudged(old, "three", tmp_path / "new")
@@ -224,14 +224,14 @@ def test_bad_rows_leave_nothing_behind(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["catalogue", "l.csv", "old"]
 
 
-def test_rows_about_other_runs_are_counted(tmp_path):
+def test_rows_of_other_runs_are_counted(tmp_path):
     old = run(tmp_path / "old")
     csv = label(tmp_path / "l.csv", old, rows=["ab12,,,1,me,"])
     found = rejudged(old, str(csv), tmp_path / "new")
     assert found.notes == ("l.csv: 1 of 11 rows belong to other runs",)
 
 
-def test_a_folder_that_is_there_is_left_alone(tmp_path):
+def test_an_existing_folder_is_not_changed(tmp_path):
     old = run(tmp_path / "old")
     csv = label(tmp_path / "l.csv", old)
     before = content(old)
@@ -249,7 +249,7 @@ def test_an_interrupted_writing_leaves_no_folder(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["catalogue", "l.csv", "old"]
 
 
-def test_a_model_does_not_judge_itself_afterwards_either(tmp_path, monkeypatch):
+def test_the_attacked_model_is_excluded_from_re_scoring(tmp_path, monkeypatch):
     old = run(tmp_path / "old", model=AllRowsClassifier(), attack=ShiftBodyAttack(12))
     opened_as(column_images(), monkeypatch)
     found = rejudged(old, "three", tmp_path / "new")

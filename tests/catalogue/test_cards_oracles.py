@@ -1,4 +1,4 @@
-"""The panels that are shipped: read, checked, and made of models that can be independent of one another."""
+"""The shipped panels: valid cards, and members of different architectures."""
 
 import pytest
 
@@ -33,7 +33,7 @@ def test_class_names_are_as_many_as_classes():
     assert all(len(d.classes) in (0, d.num_classes) for d in DATASETS.values())
 
 
-def test_they_are_listed_and_shown():
+def test_panels_are_listed_and_shown():
     assert {"mnist-panel", "fashion-mnist-panel"} <= {e["name"] for e in list_entries("oracles").entries}  # fmt: skip
     kind, card = show_entry("mnist-panel")
     assert (kind, card["rule"]) == ("oracles", "majority")
@@ -50,13 +50,13 @@ def test_they_are_listed_and_shown():
         ('summary = "s"\nmembers = ["a"]\nrules = "x"', "did you mean rule"),
     ],
 )
-def test_a_card_that_cannot_be_read_says_why(tmp_path, text, says):
+def test_the_error_of_an_invalid_card(tmp_path, text, says):
     (tmp_path / "p.toml").write_text(text)
     with pytest.raises(BadCatalogue, match=says):
         read_oracle(tmp_path / "p.toml")
 
 
-def test_parameters_replace_what_the_file_says():
+def test_parameters_replace_values_of_the_file():
     path = find("oracles", "mnist-panel")
     assert read_oracle(path, {"rule": "unanimous"}).rule == "unanimous"
     with pytest.raises(BadCatalogue, match="unknown key rul"):

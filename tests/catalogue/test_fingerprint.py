@@ -33,7 +33,7 @@ def network(seed=0, slope=0.1):
     return model
 
 
-def test_an_attack_is_its_implementation_parameters_and_goal():
+def test_the_digest_of_an_attack():
     same = [load_attack("pgd"), load_attack("pgd:steps=40")]
     assert load_attack("pgd").attack.steps == 40
     assert same[0].digest == same[1].digest
@@ -74,7 +74,7 @@ def card_digest(tmp_path, text, name="mine"):
     return load_model(name).digest
 
 
-def test_a_published_model_is_its_card_without_the_prose(tmp_path, monkeypatch):
+def test_the_digest_of_a_published_model_ignores_prose(tmp_path, monkeypatch):
     monkeypatch.setenv("INVBENCH_CATALOGUE", str(tmp_path))
     monkeypatch.setattr(nn.Linear, "bounds", (0.0, 1.0), raising=False)
     digest = card_digest(tmp_path, CARD)
@@ -92,7 +92,7 @@ def test_a_model_that_is_built_for_its_data_counts_them():
     assert len(digests) == 2
 
 
-def test_a_users_model_is_its_weights_and_settings():
+def test_the_digest_of_a_users_model():
     digest = load_model(network()).digest
     assert load_model(network()).digest == digest
     assert load_model(network(seed=1)).digest != digest
@@ -123,7 +123,7 @@ def test_tensors_count_by_type_shape_and_bytes(dtype):
     assert plain(torch.empty(0)) == plain(torch.empty(0))
 
 
-def test_objects_that_contain_themselves_end():
+def test_recursive_objects():
     class Node:
         pass
 

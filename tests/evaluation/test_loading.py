@@ -1,4 +1,4 @@
-"""What blocks are given besides their samples: a pool that never changes, and counterparts, shown to every sample."""
+"""Loaded batches: a constant pool of other inputs, and counterparts for fixed-input attacks."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -112,7 +112,7 @@ def test_the_pool_is_the_same_for_every_batch_size_and_resume(toys, tmp_path):
     assert sample_values(whole.events())["size"] == dict.fromkeys(attacked, 60)
 
 
-def test_given_inputs_are_shown_to_every_sample(toys, mirrored, tmp_path):
+def test_fixed_inputs_are_judged_for_every_sample(toys, mirrored, tmp_path):
     cell = evaluate(shift_job(toys, mirrored), tmp_path / "c", keep_images=True, batch_size=16)
     records = cell.records()
     wrong = {r.sample for r in records if r.status == "already_wrong"}
@@ -131,7 +131,7 @@ def test_given_inputs_are_shown_to_every_sample(toys, mirrored, tmp_path):
     assert check_adversarial_inputs(view).verdict == "PASS"
 
 
-def test_a_given_input_outside_the_budget_is_no_success(toys, mirrored, tmp_path):
+def test_a_fixed_input_outside_the_budget_is_no_success(toys, mirrored, tmp_path):
     near = ThreatModel(LpBall("linf", 1e-3), Misclassify())
     job = shift_job(toys, mirrored, threat=near)
     records = evaluate(job, tmp_path / "c").records()
@@ -144,17 +144,17 @@ def test_a_data_set_without_counterparts_is_refused(toys):
         plan_jobs([shift_job(toys, toys.points())])
 
 
-def test_an_optional_job_that_does_not_fit_is_left_out_and_said_so(toys):
+def test_an_incompatible_optional_job_is_skipped_with_a_warning(toys):
     fits = toys.make_job(toys.Straight(), toys.linf(0.05))
     other = shift_job(toys, toys.points(), optional=True)
     plan = plan_jobs([other, fits])
     assert plan.jobs == (fits,)
-    assert [line.split(":")[0] for line in plan.warnings] == ["left out"]
+    assert [line.split(":")[0] for line in plan.warnings] == ["skipped"]
     with pytest.raises(CapabilityMismatch, match="counterpart on twosides"):
         plan_jobs([other])
 
 
-def test_numbers_that_are_not_finite_are_noted_as_null(toys, tmp_path):
+def test_infinite_numbers_are_logged_as_null(toys, tmp_path):
     @dataclass(frozen=True)
     class Measures(Donates):
         def run(self, model, batch, threat, rng):
@@ -165,7 +165,7 @@ def test_numbers_that_are_not_finite_are_noted_as_null(toys, tmp_path):
     assert set(sample_values(cell.events())["bad"].values()) == {None}
 
 
-def test_the_last_measurement_of_a_sample_counts():
+def test_the_last_logged_number_of_a_sample_counts():
     notes = [
         {"event": "sample_values", "samples": [1, 2], "values": {"a": [0.1, 0.2]}},
         {"event": "block_time"},

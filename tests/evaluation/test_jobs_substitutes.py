@@ -1,4 +1,4 @@
-"""The substitute of a threat: what it must be, what it is called, and how it gets from a text to the results."""
+"""Substitutes: requirements, names, and the path from a threat's text to the results."""
 
 from dataclasses import replace
 
@@ -49,7 +49,7 @@ def refuse(job, words):
     assert "\n" not in str(error.value)
 
 
-def test_a_model_is_no_substitute_for_itself(toys):
+def test_a_model_cannot_be_its_own_substitute(toys):
     job = toys.make_job(toys.Straight(), THREAT, substitute=toys.TwoSides())
     refuse(job, "cannot be its own substitute; .* white-box")
 
@@ -77,7 +77,7 @@ def test_a_substitute_fits_data_and_model(toys, access, other, says):
     refuse(toys.make_job(toys.Straight(), replace(THREAT, access=access), substitute=other), says)
 
 
-def test_keeping_the_decision_needs_the_model_itself():
+def test_keep_decision_needs_the_attacked_model():
     spheres = rbi.load_dataset("spheres:d=500,n=10,size=8")
     names = ("spheres-misaligned", "spheres-max-margin")
     model, other = (load_model(name, dataset=spheres) for name in names)
@@ -89,7 +89,7 @@ def test_keeping_the_decision_needs_the_model_itself():
     )
 
 
-def test_a_substitute_is_part_of_what_a_cell_is(toys):
+def test_a_substitute_is_part_of_the_digest(toys):
     plain, led = ThreatModel(LpBall("linf", 0.1)), replace(THREAT, access="score")
     one, two = load_model(toys.TwoSides()), load_model(linear())
     digests = [threat_digest(threat, model) for threat in (THREAT, led) for model in (one, two)]
@@ -114,7 +114,7 @@ def build(seed: int = 0):
 """
 
 
-def test_names_go_from_the_threat_to_the_results(tmp_path):
+def test_names_from_the_threat_to_the_results(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(FILE)
     threat = f"linf=0.1:substitute={file}:build:seed=2"
@@ -135,7 +135,7 @@ def test_names_go_from_the_threat_to_the_results(tmp_path):
     assert high[1] < low[1]  # the second model's search is there already
 
 
-def test_a_job_without_names_crosses_processes_with_its_substitute(toys):
+def test_a_job_of_objects_crosses_processes_with_its_substitute(toys):
     job = toys.make_job(toys.Straight(), THREAT, substitute=linear())
     again = sent(job)
     assert again.spec == job.spec

@@ -1,4 +1,4 @@
-"""Evaluate from names and objects: files by their schemas, the same in one process and in two."""
+"""Evaluation of names and objects: valid files, and the same records in one process and in two."""
 
 import json
 import shutil
@@ -12,6 +12,7 @@ import pytest
 
 import robustbench_inv as rbi
 from robustbench_inv.api import evaluate, run_plan
+from robustbench_inv.checks.suite import check_records
 from robustbench_inv.errors import (
     BadParameter,
     BadResults,
@@ -23,6 +24,8 @@ from robustbench_inv.evaluation.engine import RunOptions
 from robustbench_inv.evaluation.jobs import EvaluationRequest
 from robustbench_inv.evaluation.plan import make_plan
 from robustbench_inv.evaluation.schedule import run_jobs
+from robustbench_inv.reporting.facts import summary_frame
+from robustbench_inv.reporting.run_results import read_runs
 from robustbench_inv.results.cell import CellInfo
 from robustbench_inv.results.cell_writing import CellRequest, CellWriter
 from robustbench_inv.results.run_files import RunFolder
@@ -63,7 +66,7 @@ def test_files_are_what_their_schemas_say(run):
             validate("record", json.loads(line))
 
 
-def test_a_schema_refuses_what_is_wrong(run):
+def test_a_schema_refuses_invalid_records(run):
     line = (RunFolder(run.path).cells()[0].path / "records.jsonl").read_text().splitlines()[0]
     good = json.loads(line)
     for wrong in ({"status": "fine"}, {"sample": -1}, {"distance": {}}, {"extra": 1}):
@@ -100,20 +103,20 @@ def test_ray_gives_the_same_records(run, tmp_path):
     assert records(far) == records(run)
 
 
-def test_ray_that_is_not_installed_is_named(tmp_path, monkeypatch):
+def test_missing_ray_is_reported(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtra, match=r"robustbench-inv\[ray\]"):
         evaluate(**NAMED, out=tmp_path / "r", checks=False, workers="ray")
 
 
 @pytest.mark.parametrize("workers", [0, -1, "far"])
-def test_workers_that_cannot_be_leave_nothing_behind(tmp_path, workers):
+def test_unusable_workers_leave_no_folder(tmp_path, workers):
     with pytest.raises(BadParameter, match="number of workers"):
         evaluate(**NAMED, out=tmp_path / "r", checks=False, workers=workers)
     assert not (tmp_path / "r").exists()
 
 
-def test_names_and_objects_are_the_same_cell(run, tmp_path):
+def test_names_and_objects_give_the_same_cell(run, tmp_path):
     again = evaluate(
         model=rbi.load_model("spheres-max-margin", dataset=rbi.load_dataset(SPHERES)),
         attack=rbi.load_attack("robustbench_inv.attacks.pgd:PGD", steps=5),
@@ -170,7 +173,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(toys, tmp_path, monkeypatch)
     assert {(p.cell, p.cells) for p in seen} == {(2, 2)}
 
 
-def test_what_cannot_be_sent_to_a_process_is_named(toys, tmp_path):
+def test_an_unpicklable_object_is_reported(toys, tmp_path):
     class Local(toys.TwoSides):
         pass
 
@@ -199,7 +202,7 @@ def test_defaults():
         make_plan(EvaluationRequest(models=["spheres-max-margin"]))
 
 
-def test_the_usual_budget_of_digits():
+def test_the_default_budget_of_digits():
     plan = make_plan(EvaluationRequest(models=["mnist-cnn"], attacks=[PGD], samples=10))
     (job,) = plan.jobs
     assert job.dataset.name == "mnist5k"
@@ -245,3 +248,11 @@ def test_records_are_never_added_to_a_run_of_version_1(tmp_path):
     with pytest.raises(BadResults, match=r"earlier version.*--out"):
         CellWriter(folder.path, request)
     assert (folder.path / "records.jsonl").read_bytes() == before
+
+
+def test_a_run_of_version_1_is_reported_and_checked_like_one_of_version_2():
+    folders = [Path(__file__).parent.parent / "data" / f"run-v{version}" for version in (1, 2)]
+    old, new = ([c for r in read_runs([folder]) for c in r.cells] for folder in folders)
+    assert check_records(old) == check_records(new)
+    assert summary_frame(old).equals(summary_frame(new))
+    assert [cell.kind for cell in old] == ["fixed-budget", "fixed-budget"]

@@ -1,4 +1,4 @@
-"""Targets: what is broken before any attack, who is left out, and how cells towards other classes are told apart."""
+"""Targeted goals: excluded samples, samples broken without an attack, and names of cells."""
 
 import pytest
 import torch
@@ -10,7 +10,6 @@ from robustbench_inv.errors import CapabilityMismatch
 from robustbench_inv.evaluation.engine import RunOptions, run_cell
 from robustbench_inv.evaluation.jobs import EvaluationRequest, build_jobs
 from robustbench_inv.evaluation.plan import plan_jobs
-from robustbench_inv.results.cell import attack_label
 from robustbench_inv.results.run_files import CellFolder
 
 FIRST = [0.62, 0.5, 0.4]
@@ -42,7 +41,7 @@ def run(job, folder):
     return CellFolder(folder / "cell")
 
 
-def test_another_wrong_class_is_not_the_one_aimed_at(tmp_path):
+def test_another_wrong_class_is_not_the_target(tmp_path):
     """Towards the next class: 1, 0, 2, 2. The second is there; the third is wrong, and yet to be led to 2."""
     (job,) = jobs("linf=0.05,0.1,0.2:goal=target:offset=1")
     records = run(job, tmp_path).records()
@@ -52,7 +51,7 @@ def test_another_wrong_class_is_not_the_one_aimed_at(tmp_path):
     assert [r.adversarial.prediction for r in records] == [1, 0, 2, 2]
 
 
-def test_confidence_is_a_lead(tmp_path):
+def test_confidence_is_a_logit_margin(tmp_path):
     """The first has to close 0.12, and to gain 0.25; the second leads by 0.12 and lacks 0.13."""
     (job,) = jobs("linf=0.1,0.2:goal=target:offset=1,confidence=0.25")
     records = run(job, tmp_path).records()
@@ -60,7 +59,7 @@ def test_confidence_is_a_lead(tmp_path):
     assert [r.status for r in records] == ["ok"] * 4
 
 
-def test_samples_of_the_class_aimed_at_are_left_out_and_it_is_said():
+def test_samples_of_the_target_class_are_excluded_with_a_warning():
     plan = plan_jobs(jobs("linf=0.1:goal=target:label=1"))
     assert plan.jobs[0].samples == (0, 1)
     (warning,) = plan.warnings
@@ -78,9 +77,9 @@ def test_without_samples_of_other_classes_there_is_nothing_to_do():
 
 
 @pytest.mark.parametrize("confidence", ["", ",confidence=0.3"])
-def test_records_of_a_target_contradict_nothing(confidence, tmp_path):
+def test_records_of_a_target_are_consistent(confidence, tmp_path):
     (job,) = jobs(f"linf=0.1:goal=target:offset=1{confidence}")
-    verdict = check_consistency(run(job, tmp_path))
+    verdict = check_consistency(run(job, tmp_path).read())
     assert verdict.verdict == "PASS", verdict.evidence
 
 
@@ -92,7 +91,7 @@ def test_records_of_a_target_contradict_nothing(confidence, tmp_path):
         ("target-accepted:offset=1,confidence=0.3", "fgsm:loss=margin → y+1 by 0.3"),
     ],
 )
-def test_every_class_aimed_at_is_an_attack_of_its_own(goal, name, tmp_path):
+def test_every_target_is_an_attack_of_its_own(goal, name, tmp_path):
     (job,) = jobs(f"linf=0.1:goal={goal}")
-    assert attack_label(run(job, tmp_path).cell) == name
+    assert run(job, tmp_path).info.attack_label == name
     assert job.to_json()["threat"] == f"linf=0.1:goal={goal}"

@@ -1,4 +1,4 @@
-"""Transfer: the substitute answers, the model judges. Two linear classifiers tell what must come out."""
+"""Transfer attacks on two linear classifiers: the substitute is queried, the attacked model judges."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -98,7 +98,7 @@ class OntoThePlane:
 @pytest.mark.parametrize(
     "attack", [FGSM(), PGD(steps=10), "foolbox:LinfPGD:steps=10,rel_stepsize=0.5"]
 )
-def test_a_gradient_attack_goes_to_the_corner_that_the_substitute_shows(tmp_path, attack):
+def test_a_gradient_attack_follows_the_substitute(tmp_path, attack):
     data = points()
     found = records(make_job(attack, transfer("linf", *SWEEP)), tmp_path)
     expected = falls(slope(SUBSTITUTE).sign(), SWEEP, data)
@@ -131,7 +131,7 @@ def test_a_minimum_norm_attack_takes_its_direction_from_the_substitute(tmp_path,
     assert all(r.distance.l2 == pytest.approx(r.broken_at or 0.4) for r in found)
 
 
-def test_without_a_budget_the_proposal_stands_as_it_is(tmp_path):
+def test_without_a_budget_the_proposal_is_unchanged(tmp_path):
     data = points()
     images, labels = data.batch(list(range(N)))
     found = records(make_job(OntoThePlane(), transfer("l2")), tmp_path)
@@ -170,7 +170,7 @@ class Forgetful(FGSM):
 
 
 @pytest.mark.parametrize(("access", "kept"), [("transfer", False), ("score", True)])
-def test_only_who_sees_the_model_keeps_a_success_that_was_not_returned(tmp_path, access, kept):
+def test_unreturned_successes_are_kept_with_access_to_the_model_only(tmp_path, access, kept):
     found = records(make_job(Forgetful(), transfer("linf", 0.1, access=access)), tmp_path)
     assert any(r.goal_reached for r in found) == kept
     assert any(e["event"] == "silent_success" for e in CellFolder(tmp_path).events()) == kept
@@ -192,13 +192,13 @@ def meter():
     )
 
 
-def test_an_answer_of_a_substitute_is_not_conclusive(meter):
+def test_success_on_a_substitute_is_not_final(meter):
     assert meter(TARGET, ThreatModel(LpBall("linf", 0.1))).success_is_final
     assert not meter(TARGET, transfer("linf", 0.1)).success_is_final
     assert meter(TARGET, transfer("linf", 0.1, access="score"), guide=SUBSTITUTE).success_is_final
 
 
-def test_a_guide_gives_gradients_and_the_model_the_answers(meter):
+def test_a_guide_gives_gradients_and_the_model_the_outputs(meter):
     silent = detached(Toy(_Module(TARGET), 2, dtype=torch.float64))
     large = replace(SUBSTITUTE, weights=1e9 * SUBSTITUTE.weights)  # it must not round the answers
     m = meter(silent, transfer("linf", 0.1, access="score"), large)
@@ -224,7 +224,7 @@ class _Module(nn.Module):
 
 
 @pytest.mark.parametrize("attack", [PGD(steps=10), "foolbox:LinfPGD:steps=10,rel_stepsize=0.5"])
-def test_a_guide_leads_where_the_model_gives_no_gradient(tmp_path, attack):
+def test_a_guide_helps_if_the_model_has_no_gradient(tmp_path, attack):
     silent = detached(Toy(_Module(TARGET), 2, dtype=torch.float64))
     led, alone = transfer("linf", 0.2, access="score"), ThreatModel(LpBall("linf", 0.2))
     guided = records(make_job(attack, led, silent), tmp_path / "g")
@@ -236,7 +236,7 @@ def test_a_guide_leads_where_the_model_gives_no_gradient(tmp_path, attack):
     assert not any(r.zero_gradient for r in guided)
 
 
-def test_a_guided_search_stops_when_the_model_is_fooled(tmp_path):
+def test_a_guided_search_stops_when_the_model_misclassifies(tmp_path):
     attack = PGD(40, 1, 1.0, decay=True, loss="scaled-ce")
     found = records(make_job(attack, transfer("linf", 0.2, access="score")), tmp_path)
     assert max(r.forward_passes for r in found if r.goal_reached) < 20
@@ -302,7 +302,7 @@ class Counting(FGSM):
 
 
 @pytest.mark.parametrize("attack", [Counting(), PGD(steps=3), OntoThePlane()])
-def test_targets_share_a_search_and_no_record_shows_it(tmp_path, attack):
+def test_shared_searches_do_not_change_records(tmp_path, attack):
     Counting.runs.clear()
     data = points()
     noisy = Toy(nn.Sequential(nn.Dropout(0.1), _Module(TARGET)), 2, dtype=torch.float64)
@@ -330,14 +330,14 @@ class Onward(FGSM):
 
 
 @pytest.mark.parametrize(("strays", "length"), [(False, 0.003), (True, 0.002)])
-def test_a_search_goes_on_from_what_it_last_proposed_if_that_is_allowed(tmp_path, strays, length):
+def test_a_search_starts_from_its_last_allowed_proposal(tmp_path, strays, length):
     found = records(make_job(Onward(strays=strays), transfer("linf", *SWEEP)), tmp_path)
     held = [r for r in found if not r.goal_reached]
     assert len(held) > 10
     assert all(r.distance.linf == pytest.approx(length) for r in held)
 
 
-def test_a_crash_on_a_substitute_stays_visible(tmp_path):
+def test_a_crash_on_a_substitute_is_recorded(tmp_path):
     @dataclass(frozen=True)
     class Raises(FGSM):
         def run(self, model, batch, threat, noise):
@@ -350,7 +350,7 @@ def test_a_crash_on_a_substitute_stays_visible(tmp_path):
 
 
 @pytest.mark.parametrize("name", sorted(NORMS))
-def test_lengthened_is_as_long_as_the_budget_allows(name):
+def test_scaled_directions_have_the_length_of_the_budget(name):
     clean, way = torch.full((4, 6), 0.5), torch.linspace(-1e-25, 2e-25, 24).reshape(4, 6)
     way[3] = 0
     ball = LpBall(name, 3 if name == "l0" else 0.2)

@@ -1,4 +1,4 @@
-"""Models that reject: what attacks on them want, what the engine takes for a success, and what it writes down."""
+"""Models with a reject option: default goals, successes and records."""
 
 import json
 
@@ -77,7 +77,7 @@ def goals(model, threat, greys, attack="pgd"):
     return [job.threat.goal for job in build_jobs(question)]
 
 
-def test_an_attack_on_a_model_that_rejects_must_be_accepted(greys):
+def test_an_attack_on_a_rejecting_model_must_be_accepted(greys):
     assert goals(Careful(), "linf=0.1", greys) == [MisclassifyAccepted()]
     assert goals(Careful(), "linf=0.1:goal=misclassify", greys) == [Misclassify()]
     assert goals(Careful(), "none", greys, "noise-image") == [Accept()]
@@ -86,7 +86,7 @@ def test_an_attack_on_a_model_that_rejects_must_be_accepted(greys):
     assert goals(plain, "linf=0.1", greys) == [Misclassify()]
 
 
-def test_success_is_wrong_and_accepted(tmp_path, greys):
+def test_success_is_a_misclassified_and_accepted_input(tmp_path, greys):
     """At eps the adaptive attack crosses both thresholds; the oblivious one is rejected between them."""
     knowing = evaluate(tmp_path / "a", greys, "pgd:steps=40", "linf=0.45")
     blind = "pgd:steps=60,rel_step=0.02,decay=false,random_start=false"
@@ -96,13 +96,13 @@ def test_success_is_wrong_and_accepted(tmp_path, greys):
     assert rejection_rates(oblivious).rejected_errors.value == 1
 
 
-def test_distal_inputs_count_from_clean_ones_that_are_accepted(tmp_path, greys):
+def test_distal_inputs_start_from_accepted_clean_inputs(tmp_path, greys):
     records = evaluate(tmp_path, greys, "distal", "none")
     assert {r.status for r in records} == {"ok"}
     assert all(r.goal_reached and r.adversarial.accepted for r in records)
 
 
-def test_rejecting_everything_is_of_no_use(tmp_path, greys):
+def test_rejecting_everything_does_not_help(tmp_path, greys):
     records = evaluate(tmp_path, greys, "pgd", "linf=0.4", band=0.6)
     rates = rejection_rates(records)
     assert not any(r.goal_reached for r in records)
@@ -110,7 +110,7 @@ def test_rejecting_everything_is_of_no_use(tmp_path, greys):
     assert rates.false_rejection.value == 1
 
 
-def test_the_toy_that_refuses_fails_its_check(tmp_path, greys):
+def test_the_toy_that_rejects_everything_fails_its_check(tmp_path, greys):
     images, labels = greys.batch(list(range(10)))
     toy = rejecting_all(least_squares(images, labels, hidden=16))
     run = rbi.evaluate(model=toy, attack="pgd", threat="linf=0.1", dataset=greys, out=tmp_path)

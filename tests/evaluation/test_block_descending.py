@@ -1,4 +1,4 @@
-"""Sweeps of attacks that have a brief form: from the largest eps down, with no other verdicts than eps by eps."""
+"""Descending sweeps with short runs: the verdicts equal those of each eps alone."""
 
 from dataclasses import dataclass
 
@@ -67,7 +67,7 @@ def nearest_eps(distance, sweep=SWEEP):
 
 @pytest.mark.parametrize("attack", [PGD(40), APGD(30), Ensemble((APGD(20), PGD(20)))])
 @pytest.mark.parametrize("batch_size", [16, 60])
-def test_a_sample_falls_at_the_smallest_eps_above_its_distance(toys, tmp_path, attack, batch_size):
+def test_a_sample_breaks_at_the_smallest_eps_above_its_distance(toys, tmp_path, attack, batch_size):
     job = toys.make_job(attack, toys.linf(*SWEEP))
     records, _ = run(job, tmp_path / "c", batch_size=batch_size)
     truth = [nearest_eps(d) for d in distances(toys, job)]
@@ -77,9 +77,7 @@ def test_a_sample_falls_at_the_smallest_eps_above_its_distance(toys, tmp_path, a
     assert all(r.distance.linf <= r.broken_at * (1 + 1e-9) for r in records[5:] if r.broken_at)
 
 
-def test_what_stands_at_the_largest_eps_is_searched_for_wholly_there_and_briefly_below(
-    toys, tmp_path
-):
+def test_robust_samples_get_a_full_search_at_the_largest_eps_and_short_runs_below(toys, tmp_path):
     job = toys.make_job(PGD(40), toys.linf(*SWEEP))
     swept, _ = run(job, tmp_path / "sweep")
     alone, _ = run(toys.make_job(PGD(40), toys.linf(SWEEP[-1])), tmp_path / "alone")
@@ -93,7 +91,7 @@ def test_what_stands_at_the_largest_eps_is_searched_for_wholly_there_and_briefly
     assert all(record.backward_passes >= 40 for record, _ in fell if record.broken_at > SWEEP[0])
 
 
-def test_the_brief_search_takes_back_that_a_sample_stands(toys, scripted, tmp_path):
+def test_a_short_run_can_break_a_sample_that_survived(toys, scripted, tmp_path):
     attack = scripted(blind=(0.08,), blind_in_brief=(0.02, 0.01))
     records, events = run(toys.make_job(attack, toys.linf(*SWEEP)), tmp_path / "c")
     truth = [nearest_eps(d) for d in distances(toys, toys.make_job(attack))]
@@ -108,7 +106,7 @@ def test_the_brief_search_takes_back_that_a_sample_stands(toys, scripted, tmp_pa
     assert (said[0.04], said[0.02], said[0.01]) == ({1.0}, {0.0}, {0.0})
 
 
-def test_what_no_search_breaks_stands_at_every_eps(toys, scripted, tmp_path):
+def test_samples_that_survive_all_searches_are_robust_at_every_eps(toys, scripted, tmp_path):
     attack = scripted(blind=(0.04,), blind_in_brief=SWEEP)
     job = toys.make_job(attack, toys.linf(*SWEEP))
     records, events = run(job, tmp_path / "c")
@@ -120,7 +118,7 @@ def test_what_no_search_breaks_stands_at_every_eps(toys, scripted, tmp_path):
     assert {sample_values(events)["short"][r.sample] for r in records[5:]} == {0.0}
 
 
-def test_a_success_that_lies_nearer_falls_at_the_eps_that_holds_it(toys, tmp_path):
+def test_a_closer_success_breaks_at_the_smallest_eps_that_contains_it(toys, tmp_path):
     @dataclass(frozen=True)
     class Careful(toys.Straight):
         short_run = None
@@ -145,7 +143,7 @@ def test_a_success_that_lies_nearer_falls_at_the_eps_that_holds_it(toys, tmp_pat
     assert {r.backward_passes for r in fell if r.broken_at == SWEEP[0]} == {1}
 
 
-def test_a_success_that_does_not_replay_leaves_the_one_at_the_larger_eps(toys, tmp_path):
+def test_a_success_without_replay_keeps_that_of_the_larger_eps(toys, tmp_path):
     @dataclass(frozen=True)
     class InBrief(toys.Straight):
         @property
@@ -169,7 +167,7 @@ def test_a_crash_at_a_smaller_eps_keeps_what_was_broken_before(toys, scripted, t
     assert event["samples"] == [r.sample for r in records[5:] if r.broken_at == 0.04]
 
 
-def test_attacks_without_a_brief_form_go_up(toys, tmp_path):
+def test_attacks_without_a_short_run_ascend(toys, tmp_path):
     assert not isinstance(FGSM(), SupportsWarmStart)
     assert Ensemble((FGSM(), PGD(20))).short_run is None
     records, _ = run(toys.make_job(FGSM(), toys.linf(*SWEEP)), tmp_path / "c")
@@ -178,7 +176,7 @@ def test_attacks_without_a_brief_form_go_up(toys, tmp_path):
         assert record.backward_passes == stages
 
 
-def test_a_model_whose_answers_differ_is_searched_wholly_at_every_eps(toys, tmp_path):
+def test_a_random_model_gets_full_searches_at_every_eps(toys, tmp_path):
     class Restless(nn.Module):
         bounds, num_classes = (0.0, 1.0), 2
 
@@ -199,7 +197,7 @@ def test_a_model_whose_answers_differ_is_searched_wholly_at_every_eps(toys, tmp_
 @pytest.mark.parametrize(
     ("attack", "steps"), [(PGD(40, restarts=3), 4), (PGD(5), 1), (APGD(100, target_classes=5), 10)]
 )
-def test_a_brief_form_takes_a_tenth_of_the_steps_from_one_start(attack, steps):
+def test_a_short_run_takes_a_tenth_of_the_steps_from_one_start(attack, steps):
     short_run = attack.short_run
     assert (short_run.steps, short_run.restarts) == (steps, 1)
     assert getattr(short_run, "target_classes", 0) == 0
