@@ -304,7 +304,7 @@ def _distances(plot: FigureContext) -> Iterable[ReportFigure]:
         yield ReportFigure(
             slug(f"distances-{panel.dataset}-{panel.norm}-{panel.goal}"),
             f"Distance to failure: {panel.title}",
-            "Share of the attacked samples for which a success was found within each distance, with its "
+            "Share of the attacked samples that have an adversarial example within each distance, with its "
             "95 % interval; the dot marks the median.",
             " ".join(_describe_median(cell) for cell in group),
             render(figure),

@@ -157,18 +157,17 @@ def _draw_image(axes: Axes, image: ImageArray, bounds: Sequence[float]) -> None:
 
 
 def _write_outcome(axes: Axes, record: Record, norm: str) -> None:
-    """Write beneath an image: label → decision, ✕ if rejected, the oracle's class if it is another; distance."""
-    wrong_before = record.status == "already_wrong"
-    fell = record.goal_reached or wrong_before
-    refused = " ✕" if record.adversarial.accepted is False else ""
-    truth = (
-        "" if record.oracle_label in (None, record.label, -1) else f" (is {record.oracle_label})"
-    )
+    """Write below an image: label → prediction, ✕ if rejected, the oracle's class if it differs; distance."""
+    broken = record.goal_reached or not record.was_attacked
+    rejected = " ✕" if record.adversarial.accepted is False else ""
+    known = record.oracle_label in (None, record.label, -1)
+    truth = "" if known else f" (is {record.oracle_label})"
     distance = format_number(float(getattr(record.distance, norm)))
-    below = "wrong before" if wrong_before else distance if fell else f"{distance} held"
+    outcome = distance if broken else f"{distance} robust"
+    below = outcome if record.was_attacked else "misclassified"
     place: dict[str, Any] = {"ha": "center", "va": "top", "transform": axes.transAxes}
-    weight, colour = ("bold", BROKEN_COLOUR) if fell else ("normal", ROBUST_COLOUR)
-    prediction = f"{record.label} → {record.adversarial.prediction}{refused}{truth}"
+    weight, colour = ("bold", BROKEN_COLOUR) if broken else ("normal", ROBUST_COLOUR)
+    prediction = f"{record.label} → {record.adversarial.prediction}{rejected}{truth}"
     axes.text(0.5, -0.06, prediction, fontsize=8, fontweight=weight, color=colour, **place)
     axes.text(0.5, -0.22, below, fontsize=7, color=MUTED, **place)
 

@@ -12,6 +12,7 @@ import pytest
 
 import robustbench_inv as rbi
 from robustbench_inv.api import evaluate, run_plan
+from robustbench_inv.checks.suite import check_records
 from robustbench_inv.errors import (
     BadParameter,
     BadResults,
@@ -23,6 +24,8 @@ from robustbench_inv.evaluation.engine import RunOptions
 from robustbench_inv.evaluation.jobs import EvaluationRequest
 from robustbench_inv.evaluation.plan import make_plan
 from robustbench_inv.evaluation.schedule import run_jobs
+from robustbench_inv.reporting.facts import summary_frame
+from robustbench_inv.reporting.run_results import read_runs
 from robustbench_inv.results.cell import CellInfo
 from robustbench_inv.results.cell_writing import CellRequest, CellWriter
 from robustbench_inv.results.run_files import RunFolder
@@ -245,3 +248,11 @@ def test_records_are_never_added_to_a_run_of_version_1(tmp_path):
     with pytest.raises(BadResults, match=r"earlier version.*--out"):
         CellWriter(folder.path, request)
     assert (folder.path / "records.jsonl").read_bytes() == before
+
+
+def test_a_run_of_version_1_is_reported_and_checked_like_one_of_version_2():
+    folders = [Path(__file__).parent.parent / "data" / f"run-v{version}" for version in (1, 2)]
+    old, new = ([c for r in read_runs([folder]) for c in r.cells] for folder in folders)
+    assert check_records(old) == check_records(new)
+    assert summary_frame(old).equals(summary_frame(new))
+    assert [cell.kind for cell in old] == ["fixed-budget", "fixed-budget"]
