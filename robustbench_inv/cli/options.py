@@ -174,7 +174,7 @@ class EvaluationOptions:
 
 
 def int_or_text(text: str) -> int | str:
-    """Return the number that a text contains, or the text if it is none (``first:100``, ``ray``)."""
+    """Return the number that a text contains, or the text itself (``first:100``, ``ray``)."""
     return int(text) if text.removeprefix("-").isdecimal() else text
 
 
