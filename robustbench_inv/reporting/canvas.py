@@ -84,7 +84,7 @@ class ReportFigure:
     Args:
         name: for file names.
         title: a few words.
-        caption: what is to be seen, and how it is to be read.
+        caption: the content, and how to read it.
         alt: the same for readers who do not see it, with the main figures.
         svg: a complete SVG document.
     """

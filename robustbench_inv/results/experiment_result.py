@@ -66,7 +66,7 @@ class HistogramPanels:
         name: for file names.
         title: a few words.
         caption: how to read it.
-        axis: what is counted, with its unit.
+        axis: label of the horizontal axis, with its unit.
         panels: the histograms.
     """
 
