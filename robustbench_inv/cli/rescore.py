@@ -47,9 +47,9 @@ def rescore(
     folder = out or run.with_name(f"{run.resolve().name}-{stem}")
     command = ["invbench", *sys.argv[1:]]
     options = LoadOptions(device, data_root)
-    judged = rejudge(run, oracle, folder, check_records, options, command)
-    print_warnings(judged.notes)
-    cells = [{**cell_to_json(cell.read()), "path": str(cell.path)} for cell in judged.run.cells()]
+    rescored = rejudge(run, oracle, folder, check_records, options, command)
+    print_warnings(rescored.notes)
+    cells = [{**cell_to_json(cell.read()), "path": str(cell.path)} for cell in rescored.run.cells()]
     if json:
         return print_json(cells)
     return print_invariance(cells, folder)

@@ -120,7 +120,7 @@ def test_the_closest_example_passes():
         ("shape", "shape"),
         ("dtype", "float32"),
         ("global", "global generator"),
-        ("batch", "one by one"),
+        ("batch", "depend on the batch size"),
         ("in place", "changes its inputs"),
     ],
 )
