@@ -93,7 +93,7 @@ class ModelCard:
         dataset: name of its data set, with parameters if necessary.
         implementation: ``module:factory``.
         num_classes: number of logits.
-        bounds: least and largest value of an input element.
+        bounds: smallest and largest value of an input element.
         shape: shape of an input; empty if it follows from the data set.
         parameters: arguments of the factory.
         paper: the publication.

@@ -99,7 +99,7 @@ def global_names(code: CodeType) -> set[str]:
 
 
 _SCRIPTS = ("__main__", "__mp_main__")
-"""Names of the program that Python runs, and of a notebook: what is defined there is never a library's."""
+"""Names of the program that Python runs, and of a notebook: their definitions are never a library's."""
 
 _LOOKUPS = ("LOAD_GLOBAL", "LOAD_NAME")
 
@@ -230,7 +230,7 @@ def _compiled(text: bytes) -> frozenset[str]:
 
 
 def _bytecode(code: CodeType) -> str:
-    """Return a digest of what a function does; file, lines and comments are left out."""
+    """Return a digest of a function's bytecode, without file, lines and comments."""
     return digest_value(_described(code))
 
 

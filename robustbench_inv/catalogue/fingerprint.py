@@ -239,12 +239,12 @@ _GENERATED = frozenset(
         "replace",
     )
 )
-"""Methods that ``dataclass`` makes of a class."""
+"""Methods that ``dataclass`` generates."""
 
 
 @functools.cache
 def _opaque() -> tuple[type, ...]:
-    """Return the types of what no answer depends on, and what may differ from process to process."""
+    """Return the types of values that no output depends on and that may differ between processes."""
     from torch.utils.hooks import RemovableHandle
 
     return (logging.Logger, io.IOBase, weakref.ReferenceType, RemovableHandle)

@@ -87,7 +87,7 @@ RowMetric = Literal["robust", "success", "detected", "undetected"]
 """What a row counts, as a share. ``robust``: of all samples, those that no counted attack broke. ``success``: of the
 attacked samples, those on which the attack reached its goal. ``undetected``: of the attacked samples, those with an
 adversarial example that the model accepts. ``detected``: of the samples on which the published attack succeeded, those
-whose example the model rejects; adaptive, those for which no attack found an accepted one."""
+whose example the model rejects; adaptive, those for which every attack's example is rejected."""
 
 OBLIVIOUS_GOAL = re.compile(r":goal=misclassify(?=:|$)")
 """The default goal, which the threats of records leave out."""

@@ -79,9 +79,9 @@ def check_monotone_attack(probe: Probe) -> Verdict:
     missed = (broken.int().cummax(1).values.bool() & ~broken)[:, 1:]
     share = float(missed.double().mean())
     eps = [fraction * probe.width for fraction in EPS_FRACTIONS[: len(runs)]]
-    held = ", ".join(f"{1 - float(run.double().mean()):.0%}" for run in runs)
+    surviving = ", ".join(f"{1 - float(run.double().mean()):.0%}" for run in runs)
     evidence = (
-        f"Independent PGD at linf eps {eps[0]:.3g} to {eps[-1]:.3g} leaves {held} of {len(broken)} samples "
+        f"Independent PGD at linf eps {eps[0]:.3g} to {eps[-1]:.3g} leaves {surviving} of {len(broken)} samples "
         f"robust; {int(missed.sum())} of {missed.numel()} (sample, eps) pairs are robust although a smaller eps "
         f"broke them ({share:.2%})."
     )
@@ -92,8 +92,8 @@ def broken_samples(attack: PGD, probe: Probe, eps: float, rng: SampleRNG) -> Ten
     """Return (n,): is the adversarial input misclassified, under noise that the search did not use?"""
     threat = ThreatModel(LpBall("linf", eps))
     meter = CountingModel(probe.classifier, probe.batch, threat, rng)
-    shown = attack.run(meter, probe.batch, threat, rng)
-    return classify(probe.classifier, shown, rng).decision != probe.batch.labels
+    adversarial = attack.run(meter, probe.batch, threat, rng)
+    return classify(probe.classifier, adversarial, rng).decision != probe.batch.labels
 
 
 RESOLUTION = 1e-3
@@ -182,11 +182,11 @@ def check_fixed_noise(probe: Probe) -> Verdict:
         return CHECKS["C13"].make_verdict(probe.model, "NA", None, reason)
     eps = _breaking_eps(probe)
     fresh = _robust_rate(probe, TUNED_PGD, eps)
-    held = _robust_rate(probe.with_classifier(_FixedNoise(model)), TUNED_PGD, eps)
-    gap = held.value - fresh.value
+    surviving = _robust_rate(probe.with_classifier(_FixedNoise(model)), TUNED_PGD, eps)
+    gap = surviving.value - fresh.value
     evidence = (
         f"At linf eps {eps:.3g} PGD leaves {fresh.value:.1%} of {fresh.trials} samples robust under fresh noise and "
-        f"{held.value:.1%} under noise that is given to the attack."
+        f"{surviving.value:.1%} under noise that is given to the attack."
     )
     verdict = grade(gap, warn=_half_width(fresh), fail=_half_width(fresh))
     return CHECKS["C13"].make_verdict(probe.model, verdict, gap, evidence)

@@ -121,6 +121,7 @@ CHECKS: Mapping[str, Check] = {
                 "the output for an input is not fixed, so a success may not repeat; remove hidden randomness "
                 "and batch dependence"
             ),
+            caution="the model is stochastic; use attacks that average over its noise (EOT)",
         ),
         Check(
             "C12",
@@ -187,7 +188,7 @@ CHECKS: Mapping[str, Check] = {
                 "if some eps does"
             ),
             consequence=(
-                "eps does not mean what it says; use the same bounds and units for model, data and eps"
+                "eps has another size than stated; use the same bounds and units for model, data and eps"
             ),
         ),
         Check(
@@ -253,6 +254,7 @@ CHECKS: Mapping[str, Check] = {
                 "the detector-aware attack is too weak or missing; run it with goal=misclassify-accepted and "
                 "more steps"
             ),
+            caution="no detector-aware attack was run; run one with goal=misclassify-accepted",
         ),
         Check(
             "C27",

@@ -239,12 +239,14 @@ def _rate_problems(cell: FinishedCell) -> list[str]:
     n, correct = len(samples), sum(r.clean.prediction == r.label for r in samples.values())
     summary = summarise(cell.records, cell.epsilons, cell.norm)
     clean = (summary.clean_accuracy.successes, summary.clean_accuracy.trials)
-    held = [len(cell.robust_samples(eps)) for eps in cell.epsilons or (float("inf"),)]
+    surviving = [len(cell.robust_samples(eps)) for eps in cell.epsilons or (float("inf"),)]
     robust = [rate.successes for rate in summary.robust_accuracy]
     trials = {rate.trials for rate in summary.robust_accuracy}
     problems = []
-    if clean != (correct, n) or robust != held or trials != {n}:
-        problems.append(f"rates {clean}, {robust} of {trials}, recomputed ({correct}, {n}), {held}")
+    if clean != (correct, n) or robust != surviving or trials != {n}:
+        problems.append(
+            f"rates {clean}, {robust} of {trials}, recomputed ({correct}, {n}), {surviving}"
+        )
     if sum(summary.statuses.values()) != n:
         problems.append(f"statuses add up to {sum(summary.statuses.values())}, not {n}")
     if robust != sorted(robust, reverse=True):
@@ -278,17 +280,17 @@ def check_inputs_changed(cell: FinishedCell) -> Verdict:
     returns the clean input, which is no fault.
     """
     attacked = [r for r in cell.records if r.status == "ok"]
-    held = [r for r in attacked if not r.goal_reached and cell.kind == "fixed-budget"]
-    idle = [r.sample for r in held if r.distance.l0 == 0]
+    surviving = [r for r in attacked if not r.goal_reached and cell.kind == "fixed-budget"]
+    unchanged_ids = [r.sample for r in surviving if r.distance.l0 == 0]
     false = [r.sample for r in attacked if r.goal_reached and r.distance.l0 == 0]
     if not attacked:
         return CHECKS["C16"].make_verdict(cell.subject, "NA", None, "No sample was attacked.")
-    share = len(idle) / max(len(held), 1)
+    share = len(unchanged_ids) / max(len(surviving), 1)
     verdict = "FAIL" if false else grade(share, warn=0.1, fail=0.5)
     evidence = (
         f"Of {len(attacked)} attacked samples {len(false)} count as broken although unchanged; of "
-        f"{len(held)} robust proposals {len(idle)} are unchanged"
-        f"{': samples ' + format_ids([*false, *idle]) if false or idle else ''}."
+        f"{len(surviving)} robust proposals {len(unchanged_ids)} are unchanged"
+        f"{': samples ' + format_ids([*false, *unchanged_ids]) if false or unchanged_ids else ''}."
     )
     return CHECKS["C16"].make_verdict(cell.subject, verdict, share, evidence)
 

@@ -143,9 +143,11 @@ def _accuracy_text_at(level: float, group: Sequence[FinishedCell]) -> str:
 def _accuracy_at(level: float, cell: FinishedCell) -> float:
     clean = sorted(s for s in _scores_above(cell, clean=True) if s is not None)
     limit = clean[int(level * len(clean))]
-    shown = zip(cell.records, _scores_above(cell, clean=False), strict=True)
-    held = [s is not None and s >= limit and r.adversarial.prediction == r.label for r, s in shown]
-    return sum(held) / len(held)
+    scored = zip(cell.records, _scores_above(cell, clean=False), strict=True)
+    accepted_and_correct = [
+        s is not None and s >= limit and r.adversarial.prediction == r.label for r, s in scored
+    ]
+    return sum(accepted_and_correct) / len(accepted_and_correct)
 
 
 def _scores_above(cell: FinishedCell, *, clean: bool) -> list[float | None]:

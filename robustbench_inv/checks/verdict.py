@@ -53,7 +53,8 @@ class Check:
         title: the property that the check tests.
         scope: whether its subject is a model, a cell or a run.
         rule: when it warns and when it fails.
-        consequence: what a FAIL or WARN means for the reported number, and what to do.
+        consequence: what a FAIL means for the reported number, and what to do.
+        caution: the same for a WARN; empty if it is that of a FAIL.
 
     Example:
         >>> check = Check("C23", "every sample has a record", "cell", "FAIL if not", "run it again")
@@ -66,6 +67,7 @@ class Check:
     scope: Scope
     rule: str
     consequence: str
+    caution: str = ""
 
     def make_verdict(
         self, subject: str, verdict: Grade, value: float | None, evidence: str
@@ -83,8 +85,11 @@ class Check:
 
     def advice(self, verdict: Grade) -> str:
         """Return what a FAIL or WARN means for the reported number; empty for other grades."""
-        start = {"FAIL": "Do not report this number", "WARN": "Report this number with care"}
-        return f"{start[verdict]}: {self.consequence}. " if verdict in start else ""
+        if verdict == "FAIL":
+            return f"Do not report this number: {self.consequence}. "
+        if verdict == "WARN":
+            return f"Report this number with care: {self.caution or self.consequence}. "
+        return ""
 
 
 def grade(value: float, *, warn: float, fail: float = float("inf")) -> Grade:

@@ -18,6 +18,7 @@ from robustbench_inv.cli.options import (
     Seed,
     Workers,
     exit_with_failures,
+    folder_option,
     option,
 )
 from robustbench_inv.cli.output import print_json
@@ -68,7 +69,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     seed: Seed = 0,
     out: Annotated[
         Path | None,
-        option(metavar="FOLDER", help="Write results to this folder.", show_default="runs/PLAN"),
+        folder_option("Write results to this folder.", "runs/PLAN"),
     ] = None,
     existing: ExistingOption = Existing.resume,
     dry_run: DryRun = False,

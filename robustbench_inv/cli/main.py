@@ -182,7 +182,7 @@ def _error_line(error: Exception) -> str:
 
 
 def _usage_error_line(message: str) -> str:
-    """Return a usage error as one line; the help of a command without arguments stays as it is."""
+    """Return a usage error as one line; the help of a command without arguments is not changed."""
     if message.startswith("Usage:"):
         return message
     line = " ".join(message.replace("Value error, ", "").split()).rstrip(".")

@@ -34,6 +34,7 @@ __all__ = [
     "Workers",
     "convert_plain_values",
     "exit_with_failures",
+    "folder_option",
     "int_or_text",
     "option",
     "print_path",
@@ -44,6 +45,11 @@ HELP_OPTIONS = ["-h", "--help"]
 
 option = partial(typer.Option, show_envvar=False)
 """An option; the help does not repeat its environment variable INVBENCH_<COMMAND>_<OPTION>."""
+
+
+def folder_option(text: str, default: str) -> Any:  # noqa: ANN401 - typer.Option
+    """Return the option of a folder for results, with its help text and the default that the help shows."""
+    return option(metavar="FOLDER", help=text, show_default=default)
 
 
 class EntryKind(StrEnum):
@@ -168,7 +174,7 @@ class EvaluationOptions:
 
 
 def int_or_text(text: str) -> int | str:
-    """Return the number that a text contains, or the text if it is none (``first:100``, ``ray``)."""
+    """Return the number that a text contains, or the text itself (``first:100``, ``ray``)."""
     return int(text) if text.removeprefix("-").isdecimal() else text
 
 

@@ -24,6 +24,7 @@ from robustbench_inv.cli.options import (
     Seed,
     Workers,
     exit_with_failures,
+    folder_option,
     int_or_text,
     option,
 )
@@ -31,24 +32,32 @@ from robustbench_inv.cli.output import print_json, print_message
 
 if TYPE_CHECKING:
     from robustbench_inv.catalogue.reproduction import Reproduction
-    from robustbench_inv.reporting.reproduction.report import ReproductionReport
+    from robustbench_inv.reporting.reproduction.reproduction_report import ReproductionReport
 
 __all__ = ["reproduce"]
 
 
 @dataclass(frozen=True)
-class _Files:
-    """The folders and the page of a reproduction.
+class _Task:
+    """What to reproduce, how, and where.
 
     Args:
+        item: the table or figure.
+        options: of its evaluation.
         runs: folders to build the report from; empty to run the item.
         folder: folder for new results.
         page: the HTML file.
+        dry_run: print the plan and run nothing.
+        json: print JSON.
     """
 
+    item: "Reproduction"
+    options: EvaluationOptions
     runs: Sequence[Path]
     folder: Path
     page: Path
+    dry_run: bool
+    json: bool
 
 
 def reproduce(  # noqa: PLR0913, PLR0917 - one parameter is one option
@@ -88,9 +97,7 @@ def reproduce(  # noqa: PLR0913, PLR0917 - one parameter is one option
     ] = None,
     out: Annotated[
         Path | None,
-        option(
-            metavar="FOLDER", help="Write results to this folder.", show_default="runs/PAPER-ITEM"
-        ),
+        folder_option("Write results to this folder.", "runs/PAPER-ITEM"),
     ] = None,
     report: Annotated[
         Path | None,
@@ -101,10 +108,10 @@ def reproduce(  # noqa: PLR0913, PLR0917 - one parameter is one option
         ),
     ] = None,
     existing: ExistingOption = Existing.resume,
-    dry_run: DryRun = False,
     batch_size: BatchSize = None,
     device: Device = "cpu",
     workers: Workers = "1",
+    dry_run: DryRun = False,
     data_root: DataRoot = None,
     checks: Checks = True,
     json: Json = False,
@@ -123,9 +130,8 @@ def reproduce(  # noqa: PLR0913, PLR0917 - one parameter is one option
     folder = out or Path("runs") / item.name.replace("/", "-")
     results = out or (runs or [folder])[0]
     page = report or results / f"{item.name.rpartition('/')[2]}.html"
-    files = _Files(runs or (), folder, page)
-    reproduce_item = _reproduce_experiment if item.measurement else _reproduce_attacks
-    return reproduce_item(item, options, files, dry_run=dry_run, json=json)
+    task = _Task(item, options, runs or (), folder, page, dry_run, json)
+    return _reproduce_experiment(task) if item.measurement else _reproduce_attacks(task)
 
 
 def _load_item(name: str, rows: str | None) -> "Reproduction":
@@ -146,49 +152,38 @@ def _write_report(report: "ReproductionReport", page: Path, *, json: bool) -> No
     return typer.echo(page)
 
 
-def _reproduce_attacks(
-    item: "Reproduction",
-    options: EvaluationOptions,
-    files: _Files,
-    *,
-    dry_run: bool,
-    json: bool,
-) -> None:
+def _reproduce_attacks(task: _Task) -> None:
     """Run the attacks of an item unless there are runs to report on, and write the report."""
     from robustbench_inv.cli.run_tables import print_plan
     from robustbench_inv.evaluation.plan import plan_reproduction
-    from robustbench_inv.reporting.reproduction.report import report_from_runs
+    from robustbench_inv.reporting.reproduction.reproduction_report import report_from_runs
 
-    if files.runs:
-        report = report_from_runs(item, files.runs, dataset=options.dataset)
-        return _write_report(report, files.page, json=json)
+    item, options = task.item, task.options
+    if task.runs:
+        report = report_from_runs(item, task.runs, dataset=options.dataset)
+        return _write_report(report, task.page, json=task.json)
     plan = plan_reproduction(item, options.request(models=()), ["invbench", *sys.argv[1:]])
-    if dry_run:
-        return print_plan(plan, json)
-    run = options.run(plan, files.folder)
+    if task.dry_run:
+        return print_plan(plan, task.json)
+    run = options.run(plan, task.folder)
     requested = {job.spec.digest: job.samples for job in plan.jobs}
-    report = report_from_runs(item, [files.folder], dataset=options.dataset, requested=requested)
-    _write_report(report, files.page, json=json)
+    report = report_from_runs(item, [task.folder], dataset=options.dataset, requested=requested)
+    _write_report(report, task.page, json=task.json)
     return exit_with_failures(run.failures)
 
 
-def _reproduce_experiment(
-    item: "Reproduction",
-    options: EvaluationOptions,
-    files: _Files,
-    *,
-    dry_run: bool,
-    json: bool,
-) -> None:
-    """Run the experiment of an item unless there are runs to report on, and write the report."""
-    from robustbench_inv.reporting.reproduction.report import find_results, report_from_results
-
-    if dry_run:
-        return _print_experiment_plan(item, options, json=json)
-    results = (
-        find_results(files.runs) if files.runs else _run_experiments(item, files.folder, options)
+def _reproduce_experiment(task: _Task) -> None:
+    """Run the experiment of an item unless there are results to report on, and write the report."""
+    from robustbench_inv.reporting.reproduction.reproduction_report import (
+        find_results,
+        report_from_results,
     )
-    return _write_report(report_from_results(item, results), files.page, json=json)
+
+    item, options = task.item, task.options
+    if task.dry_run:
+        return _print_experiment_plan(item, options, json=task.json)
+    results = find_results(task.runs) if task.runs else _run_experiments(item, task.folder, options)
+    return _write_report(report_from_results(item, results), task.page, json=task.json)
 
 
 def _print_experiment_plan(item: "Reproduction", options: EvaluationOptions, *, json: bool) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from robustbench_inv.cli.options import DataRoot, Device, Json, option
+from robustbench_inv.cli.options import DataRoot, Device, Json, folder_option, option
 from robustbench_inv.cli.output import print_json, print_warnings
 
 __all__ = ["rescore"]
@@ -28,14 +28,10 @@ def rescore(
     ],
     out: Annotated[
         Path | None,
-        option(
-            metavar="FOLDER",
-            help="Write the re-scored results to this folder.",
-            show_default="RUN-ORACLE",
-        ),
+        folder_option("Write the re-scored results to this folder.", "RUN-ORACLE"),
     ] = None,
-    device: Device = "cpu",
     data_root: DataRoot = None,
+    device: Device = "cpu",
     json: Json = False,
 ) -> None:
     """Re-score a run with human labels or a panel oracle.
@@ -51,9 +47,9 @@ def rescore(
     folder = out or run.with_name(f"{run.resolve().name}-{stem}")
     command = ["invbench", *sys.argv[1:]]
     options = LoadOptions(device, data_root)
-    judged = rejudge(run, oracle, folder, check_records, options, command)
-    print_warnings(judged.notes)
-    cells = [{**cell_to_json(cell.read()), "path": str(cell.path)} for cell in judged.run.cells()]
+    rescored = rejudge(run, oracle, folder, check_records, options, command)
+    print_warnings(rescored.notes)
+    cells = [{**cell_to_json(cell.read()), "path": str(cell.path)} for cell in rescored.run.cells()]
     if json:
         return print_json(cells)
     return print_invariance(cells, folder)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from robustbench_inv.evaluation.cost import Estimate
     from robustbench_inv.evaluation.plan import Plan
     from robustbench_inv.reporting.reproduction.claims import ClaimFinding
-    from robustbench_inv.reporting.reproduction.report import ReproductionReport
+    from robustbench_inv.reporting.reproduction.reproduction_report import ReproductionReport
     from robustbench_inv.reporting.table_formats import Table as ReportTable
 
 __all__ = ["print_invariance", "print_plan", "print_reproduction", "print_run"]

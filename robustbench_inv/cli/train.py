@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustbench_inv.cli.options import DataRoot, Json, TrainingDevice, option, print_path
+from robustbench_inv.cli.options import (
+    DataRoot,
+    Json,
+    TrainingDevice,
+    folder_option,
+    option,
+    print_path,
+)
 from robustbench_inv.cli.output import print_message
 
 if TYPE_CHECKING:
@@ -25,10 +32,8 @@ def train(
     ],
     out: Annotated[
         Path | None,
-        option(
-            metavar="FOLDER",
-            help="Write checkpoints and the trained model to this folder.",
-            show_default="checkpoints/NAME",
+        folder_option(
+            "Write checkpoints and the trained model to this folder.", "checkpoints/NAME"
         ),
     ] = None,
     seed: Annotated[

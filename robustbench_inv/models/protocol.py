@@ -135,15 +135,15 @@ def device_of(classifier: Classifier) -> torch.device:
 def query_model(
     classifier: Classifier, images: Tensor, rng: SampleRNG, step: int | Tensor = 0
 ) -> Output:
-    """Return a classifier's output; a stochastic one answers under its samples' draws.
+    """Return a classifier's output; a stochastic one uses its samples' draws.
 
-    The model gets a copy of the images: one that normalises in place would else move the clean inputs.
+    The model gets a copy of the images, since one that normalises in place would change the clean inputs.
 
     Args:
         classifier: any classifier.
         images: (n, …) inputs.
         rng: the n samples' random numbers.
-        step: which of each sample's draws, one number or (n,); without effect when its noise is fixed.
+        step: number of each sample's draw, one number or (n,); ignored if the noise is fixed.
     """
     if not isinstance(classifier, Stochastic):
         return classifier(images.clone())
@@ -156,17 +156,17 @@ def query_model(
 
 @torch.no_grad()
 def classify(classifier: Classifier, images: Tensor, rng: SampleRNG, replay: int = 0) -> Output:
-    """Return the output that counts: draws that no search has seen, unless the noise is fixed.
+    """Return the output that counts in records, with draws that no attack has used, unless the noise is fixed.
 
     Args:
         classifier: the original model.
         images: (n, …) inputs.
         rng: the n samples' random numbers.
-        replay: another number gives another set of draws.
+        replay: number of the set of draws.
     """
     return query_model(classifier, images, rng.named("verdict"), replay)
 
 
 def has_fresh_draws(classifier: Classifier) -> bool:
-    """Is it a stochastic classifier whose every answer is under other draws?"""
+    """Return whether a classifier is stochastic with fresh draws in every query."""
     return isinstance(classifier, Stochastic) and not classifier.fixed_noise

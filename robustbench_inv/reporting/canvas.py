@@ -152,7 +152,7 @@ def label_axes(axes: Axes, title: str, x: str = "", y: str = "") -> None:
 
 
 def shorten(name: str, most: int = 30) -> str:
-    """Return a name as it fits above or beside axes: its middle gives way, for parameters stand at its end.
+    """Return a name that fits above or beside axes; its middle is cut, since parameters are at its end.
 
     Example:
         >>> shorten("mnist-cnn"), shorten("thesis/experiments/model.py:build", 20)

@@ -234,8 +234,10 @@ def draw_histograms(spread: HistogramPanels, suffix: str = "") -> ReportFigure:
         names = (*first.counts, *first.limits)
         figure.legend(_histogram_legend(first), names, loc="outside lower center", ncols=len(names))
         svg = render(figure)
-    said = " ".join(_describe_histogram(panel) for panel in spread.panels)
-    return ReportFigure(slug(f"{spread.name}-{suffix}"), spread.title, spread.caption, said, svg)
+    sentences = " ".join(_describe_histogram(panel) for panel in spread.panels)
+    return ReportFigure(
+        slug(f"{spread.name}-{suffix}"), spread.title, spread.caption, sentences, svg
+    )
 
 
 def _draw_histogram(axes: Axes, panel: Histogram) -> None:

@@ -304,7 +304,7 @@ def _distances(plot: FigureContext) -> Iterable[ReportFigure]:
         yield ReportFigure(
             slug(f"distances-{panel.dataset}-{panel.norm}-{panel.goal}"),
             f"Distance to failure: {panel.title}",
-            "Share of the attacked samples for which a success was found within each distance, with its "
+            "Share of the attacked samples that have an adversarial example within each distance, with its "
             "95 % interval; the dot marks the median.",
             " ".join(_describe_median(cell) for cell in group),
             render(figure),
@@ -360,20 +360,20 @@ def _class_name(panel: CellGroup, label: int) -> str:
 
 
 def _describe_worst_cases(cells: Sequence[FinishedCell]) -> str:
-    said = [
+    sentences = [
         f"{worst.model}: {100 * worst.rate.value:.1f} % left at "
         + ("any distance." if worst.eps == inf else f"{format_number(worst.eps)}.")
         for worst in worst_cases(cells)
     ]
-    return "Worst of all attacks. " + " ".join(said)
+    return "Worst of all attacks. " + " ".join(sentences)
 
 
 def _describe_classes(cell: FinishedCell) -> str:
-    said = [
+    sentences = [
         f"{100 * float(np.mean(broken_at < inf)):.1f} % of the {_class_name(CellGroup.of(cell), label)}"
         for label, broken_at in _by_class(cell).items()
     ]
-    return f"{cell.attack_label} on {cell.model_label} breaks {', '.join(said)}."
+    return f"{cell.attack_label} on {cell.model_label} breaks {', '.join(sentences)}."
 
 
 def _describe_median(cell: FinishedCell) -> str:

@@ -46,7 +46,7 @@ class _KeptImages:
 
     cell: FinishedCell
     clean: dict[int, ImageArray]
-    shown: dict[int, ImageArray]
+    adversarial: dict[int, ImageArray]
     records: dict[int, Record]
 
 
@@ -60,8 +60,13 @@ def draw_attack_images(cells: Sequence[FinishedCell], columns: int) -> Iterator[
     groups: dict[tuple[str, CellGroup, str, frozenset[int]], list[_KeptImages]] = {}
     for cell in cells:
         kept = _read_images(cell)
-        if kept and kept.shown:
-            key = (cell.attack_label, CellGroup.of(cell), cell.threat.text, frozenset(kept.shown))
+        if kept and kept.adversarial:
+            key = (
+                cell.attack_label,
+                CellGroup.of(cell),
+                cell.threat.text,
+                frozenset(kept.adversarial),
+            )
             groups.setdefault(key, []).append(kept)
     for (attack, panel, _, _), group in groups.items():
         ids = _choose_samples(group, columns)
@@ -93,7 +98,7 @@ def _read_images(cell: FinishedCell) -> _KeptImages | None:
 def _choose_samples(group: Sequence[_KeptImages], columns: int) -> list[int]:
     """Take one sample of each class in turn, those first that the attack broke on most models."""
     records = group[0].records
-    broken = {s: sum(kept.records[s].goal_reached for kept in group) for s in group[0].shown}
+    broken = {s: sum(kept.records[s].goal_reached for kept in group) for s in group[0].adversarial}
     order = sorted(broken, key=lambda s: (-broken[s], s))
     turn: dict[int, int] = {}
     seen: Counter[int] = Counter()
@@ -135,12 +140,12 @@ def _attack_grid(group: Sequence[_KeptImages], ids: Sequence[int]) -> Figure:
 def _draw_model(
     axes: NDArray[Any], kept: _KeptImages, ids: Sequence[int], bounds: Sequence[float]
 ) -> None:
-    changes = [kept.shown[s].astype(float) - kept.clean[s] for s in ids]
+    changes = [kept.adversarial[s].astype(float) - kept.clean[s] for s in ids]
     largest = max(float(np.abs(change).max()) for change in changes) or 1.0
     for column, (sample, change) in enumerate(zip(ids, changes, strict=True)):
-        shown, difference = axes[0, column], axes[1, column]
-        _draw_image(shown, kept.shown[sample], bounds)
-        _write_outcome(shown, kept.records[sample], kept.cell.norm)
+        upper, difference = axes[0, column], axes[1, column]
+        _draw_image(upper, kept.adversarial[sample], bounds)
+        _write_outcome(upper, kept.records[sample], kept.cell.norm)
         mean = change.mean(0) if change.shape[0] == 3 else change[0]
         difference.imshow(mean, cmap="RdBu_r", vmin=-largest, vmax=largest, interpolation="none")
         _hide_axes(difference)
@@ -157,18 +162,17 @@ def _draw_image(axes: Axes, image: ImageArray, bounds: Sequence[float]) -> None:
 
 
 def _write_outcome(axes: Axes, record: Record, norm: str) -> None:
-    """Write beneath an image: label → decision, ✕ if rejected, the oracle's class if it is another; distance."""
-    wrong_before = record.status == "already_wrong"
-    fell = record.goal_reached or wrong_before
-    refused = " ✕" if record.adversarial.accepted is False else ""
-    truth = (
-        "" if record.oracle_label in (None, record.label, -1) else f" (is {record.oracle_label})"
-    )
+    """Write below an image: label → prediction, ✕ if rejected, the oracle's class if it differs; distance."""
+    broken = record.goal_reached or not record.was_attacked
+    rejected = " ✕" if record.adversarial.accepted is False else ""
+    known = record.oracle_label in (None, record.label, -1)
+    truth = "" if known else f" (is {record.oracle_label})"
     distance = format_number(float(getattr(record.distance, norm)))
-    below = "wrong before" if wrong_before else distance if fell else f"{distance} held"
+    outcome = distance if broken else f"{distance} robust"
+    below = outcome if record.was_attacked else "misclassified"
     place: dict[str, Any] = {"ha": "center", "va": "top", "transform": axes.transAxes}
-    weight, colour = ("bold", BROKEN_COLOUR) if fell else ("normal", ROBUST_COLOUR)
-    prediction = f"{record.label} → {record.adversarial.prediction}{refused}{truth}"
+    weight, colour = ("bold", BROKEN_COLOUR) if broken else ("normal", ROBUST_COLOUR)
+    prediction = f"{record.label} → {record.adversarial.prediction}{rejected}{truth}"
     axes.text(0.5, -0.06, prediction, fontsize=8, fontweight=weight, color=colour, **place)
     axes.text(0.5, -0.22, below, fontsize=7, color=MUTED, **place)
 
@@ -269,8 +273,8 @@ def _draw_grid_images(axes: Axes, grid: ImageGrid, layout: _GridLayout) -> None:
     for y, row in zip(layout.top, grid.images, strict=True):
         for x, image in zip(layout.left, row, strict=True):
             box = (x, x + layout.side, y + layout.side, y)
-            shown = np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)
-            axes.imshow(shown, extent=box, aspect="auto", interpolation="none")
+            pixels = np.broadcast_to(image, (3, *image.shape[1:])).transpose(1, 2, 0)
+            axes.imshow(pixels, extent=box, aspect="auto", interpolation="none")
     axes.set(xlim=(0, layout.width), ylim=(layout.height, 0))
 
 

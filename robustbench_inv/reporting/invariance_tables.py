@@ -256,14 +256,14 @@ def metamer_tables(cells: Sequence[FinishedCell], interval: IntervalOf) -> Itera
     measured = [_MetamerCell(cell) for cell in cells]
     found = {m.cell.digest: m for m in measured if "reencoding_error" in m.columns}
     for panel, group in group_cells(m.cell for m in found.values()).items():
-        told = [found[cell.digest] for cell in group]
+        metamers = [found[cell.digest] for cell in group]
         yield Table(
             slug(f"metamers-{panel.dataset}-{panel.norm}-{panel.goal}"),
             f"Metamers: {panel.title}",
-            _metamer_caption(told),
-            pd.DataFrame([_metamer_fact(each, interval) for each in told]),
-            ("Model", "Attack", "Metamers", "Error", *told[0].rates),
-            tuple(_metamer_row(each, interval) for each in told),
+            _metamer_caption(metamers),
+            pd.DataFrame([_metamer_fact(each, interval) for each in metamers]),
+            ("Model", "Attack", "Metamers", "Error", *metamers[0].rates),
+            tuple(_metamer_row(each, interval) for each in metamers),
         )
 
 
@@ -313,12 +313,12 @@ class _MetamerCell:
         return sum(far is not None and far <= self.tolerance for far in moved)
 
     def _seen(self, classes: Mapping[int, float | None]) -> int:
-        shown = [r for r in self.cell.records if r.status == "ok" and r.oracle_label is not None]
-        return sum(r.oracle_label == classes[r.sample] for r in shown)
+        judged = [r for r in self.cell.records if r.status == "ok" and r.oracle_label is not None]
+        return sum(r.oracle_label == classes[r.sample] for r in judged)
 
 
-def _metamer_caption(told: Sequence[_MetamerCell]) -> str:
-    near = " or ".join(f"{t:g}" for t in sorted({each.tolerance for each in told}))
+def _metamer_caption(metamers: Sequence[_MetamerCell]) -> str:
+    near = " or ".join(f"{t:g}" for t in sorted({each.tolerance for each in metamers}))
     return (
         "Shares in % [95 % interval] of the metamers. Error: largest difference between the logits of a re-encoded "
         "metamer and those of its source. Prediction, logits: equal to those of the source (logits to "
@@ -327,22 +327,24 @@ def _metamer_caption(told: Sequence[_MetamerCell]) -> str:
     )
 
 
-def _metamer_row(told: _MetamerCell, interval: IntervalOf) -> tuple[TableCell, ...]:
+def _metamer_row(metamers: _MetamerCell, interval: IntervalOf) -> tuple[TableCell, ...]:
     return (
-        TableCell(told.cell.model_label, tone="name"),
-        TableCell(told.cell.attack_label, tone="name"),
-        TableCell(f"{len(told.ids):,}"),
-        TableCell(format_number(told.error)),
-        *(rate_cell(rate, interval(rate)) for rate in told.rates.values()),
+        TableCell(metamers.cell.model_label, tone="name"),
+        TableCell(metamers.cell.attack_label, tone="name"),
+        TableCell(f"{len(metamers.ids):,}"),
+        TableCell(format_number(metamers.error)),
+        *(rate_cell(rate, interval(rate)) for rate in metamers.rates.values()),
     )
 
 
-def _metamer_fact(told: _MetamerCell, interval: IntervalOf) -> dict[str, Any]:
-    rates = {name.replace("'", "").replace(" ", "_").lower(): r for name, r in told.rates.items()}
+def _metamer_fact(metamers: _MetamerCell, interval: IntervalOf) -> dict[str, Any]:
+    rates = {
+        name.replace("'", "").replace(" ", "_").lower(): r for name, r in metamers.rates.items()
+    }
     return {
-        **identity_facts(told.cell),
-        "oracle": told.cell.oracle_source,
-        "tolerance": told.tolerance,
-        "largest_error": told.error,
+        **identity_facts(metamers.cell),
+        "oracle": metamers.cell.oracle_source,
+        "tolerance": metamers.tolerance,
+        "largest_error": metamers.error,
         **rate_facts(rates, interval),
     }

@@ -127,16 +127,16 @@ def _commands(run: RunResult) -> list[str]:
 
 def _model(cell: FinishedCell) -> str:
     weights = cell.model.weights_digest
-    told = f", weights {weights}" if weights else ", no weights"
-    return f"digest {cell.model.digest}{told}"
+    details = f", weights {weights}" if weights else ", no weights"
+    return f"digest {cell.model.digest}{details}"
 
 
 def _attack(cell: FinishedCell) -> str:
     attack, helper = cell.attack, cell.threat.substitute
     parameters = ", ".join(f"{k}={v}" for k, v in attack.parameters.items())
-    told = f" ({parameters})" if parameters else ""
+    details = f" ({parameters})" if parameters else ""
     helped = f", on {helper.name} of digest {helper.digest}" if helper else ""
-    return f"{attack.implementation}{told}, digest {attack.digest}{helped}"
+    return f"{attack.implementation}{details}, digest {attack.digest}{helped}"
 
 
 def _oracles(cells: Sequence[FinishedCell]) -> list[ProvenanceFacts]:
@@ -149,12 +149,12 @@ def _oracle(cell: FinishedCell) -> list[tuple[str, str]]:
     oracle, error = cell.threat.oracle, cell.oracle_error
     if oracle is None:
         return []
-    told = list(oracle.description)
+    details = list(oracle.description)
     if error:
-        told.append(
+        details.append(
             f"wrong on {error.errors}, undecided on {error.undecided} of {error.trials} {error.measured_on}"
         )
-    return [(oracle.source, "; ".join([*told, f"digest {oracle.digest}"]))]
+    return [(oracle.source, "; ".join([*details, f"digest {oracle.digest}"]))]
 
 
 def _data(cell: FinishedCell) -> str:

@@ -109,8 +109,8 @@ def _rates_table(group: Sequence[FinishedCell], interval: IntervalOf) -> Table:
     for cell in group:
         names = OOD_RATES if cell.threat.no_class else tuple(RATE_HEADINGS)
         rates = {name: getattr(rejection_rates(cell.records), name) for name in names}
-        shown = {name: rate_cell(rate, interval(rate)) for name, rate in rates.items()}
-        rows.append((*_cell_columns(cell), *(shown.get(name, BLANK) for name in RATE_HEADINGS)))
+        shares = {name: rate_cell(rate, interval(rate)) for name, rate in rates.items()}
+        rows.append((*_cell_columns(cell), *(shares.get(name, BLANK) for name in RATE_HEADINGS)))
         each = {name: rates.get(name) for name in RATE_HEADINGS}
         facts.append({**identity_facts(cell), **rate_facts(each, interval)})
     columns = (*CELL_COLUMNS, *RATE_HEADINGS.values())
@@ -149,12 +149,12 @@ def _scores_table(group: Sequence[FinishedCell], interval: IntervalOf) -> Table:
 def _score_metrics(
     cell: FinishedCell,
 ) -> tuple[dict[str, AreaUnderCurve | None], dict[str, Rate], float]:
-    clean, shown = clean_scores(cell), scores_to_reject(cell)
-    areas = {"auroc": auroc(clean, shown), "aupr": aupr(clean, shown)}
+    clean, to_reject = clean_scores(cell), scores_to_reject(cell)
+    areas = {"auroc": auroc(clean, to_reject), "aupr": aupr(clean, to_reject)}
     rates = {
-        name: detection_at(clean, shown, share) for name, share in FALSE_REJECTION_RATES.items()
+        name: detection_at(clean, to_reject, share) for name, share in FALSE_REJECTION_RATES.items()
     }
-    rates["fpr_at_95"] = fpr_at(clean, shown)
+    rates["fpr_at_95"] = fpr_at(clean, to_reject)
     curve = selective_clean(cell).curve
     rates["risk_at_90"] = curve.at(0.9)
     return areas, rates, curve.area

@@ -42,12 +42,12 @@ class AreaUnderCurve:
     interval: Interval
 
 
-def auroc(clean: Sequence[float], shown: Sequence[float]) -> AreaUnderCurve | None:
+def auroc(clean: Sequence[float], to_reject: Sequence[float]) -> AreaUnderCurve | None:
     """Return the probability that a clean input scores higher than an input to reject; ties count one half.
 
     Args:
         clean: scores of clean inputs; higher means more in-distribution.
-        shown: scores of inputs to reject.
+        to_reject: scores of inputs to reject.
 
     Returns:
         None unless there are two of each.
@@ -61,7 +61,7 @@ def auroc(clean: Sequence[float], shown: Sequence[float]) -> AreaUnderCurve | No
         >>> auroc([3.0, 4.0, 5.0], [1.0, 2.0, 4.0]).value
         0.8333333333333334
     """
-    x, y = np.asarray(clean, float), np.asarray(shown, float)
+    x, y = np.asarray(clean, float), np.asarray(to_reject, float)
     m, n = len(x), len(y)
     if min(m, n) < 2:
         return None
@@ -73,12 +73,12 @@ def auroc(clean: Sequence[float], shown: Sequence[float]) -> AreaUnderCurve | No
     return AreaUnderCurve(value, _on_logit(value, deviation, min(m, n)))
 
 
-def aupr(clean: Sequence[float], shown: Sequence[float]) -> AreaUnderCurve | None:
+def aupr(clean: Sequence[float], to_reject: Sequence[float]) -> AreaUnderCurve | None:
     """Return the average precision of rejecting the lowest scores first, ties taken together.
 
     Args:
         clean: scores of clean inputs.
-        shown: scores of inputs to reject: the positives, whose share is the value of a random score.
+        to_reject: scores of inputs to reject: the positives, whose share is the value of a random score.
 
     Returns:
         None unless there are two of each.
@@ -91,7 +91,7 @@ def aupr(clean: Sequence[float], shown: Sequence[float]) -> AreaUnderCurve | Non
         >>> aupr([3.0, 4.0], [1.0, 2.0]).value
         1.0
     """
-    x, y = np.asarray(clean, float), np.asarray(shown, float)
+    x, y = np.asarray(clean, float), np.asarray(to_reject, float)
     if min(len(x), len(y)) < 2:
         return None
     limits = np.unique(y)
@@ -102,12 +102,12 @@ def aupr(clean: Sequence[float], shown: Sequence[float]) -> AreaUnderCurve | Non
     return AreaUnderCurve(value, _of_share(value, len(y)))
 
 
-def detection_at(clean: Sequence[float], shown: Sequence[float], false: float) -> Rate:
+def detection_at(clean: Sequence[float], to_reject: Sequence[float], false: float) -> Rate:
     """Return the share that is rejected at the threshold with this false-rejection rate.
 
     Args:
         clean: scores of clean inputs.
-        shown: scores of inputs to reject.
+        to_reject: scores of inputs to reject.
         false: largest share of rejected clean inputs, 0 to below 1.
 
     Example:
@@ -117,18 +117,18 @@ def detection_at(clean: Sequence[float], shown: Sequence[float], false: float) -
     if not len(clean):
         return Rate(0, 0)
     threshold = sorted(clean)[int(false * len(clean))]
-    return Rate(sum(score < threshold for score in shown), len(shown))
+    return Rate(sum(score < threshold for score in to_reject), len(to_reject))
 
 
-def fpr_at(clean: Sequence[float], shown: Sequence[float], kept: float = 0.95) -> Rate:
+def fpr_at(clean: Sequence[float], to_reject: Sequence[float], kept: float = 0.95) -> Rate:
     """Return the share of inputs to reject that is accepted while this share of clean inputs is (FPR@95).
 
     Args:
         clean: scores of clean inputs.
-        shown: scores of inputs to reject.
+        to_reject: scores of inputs to reject.
         kept: share of clean inputs that must be accepted.
     """
-    caught = detection_at(clean, shown, round(1 - kept, 12))
+    caught = detection_at(clean, to_reject, round(1 - kept, 12))
     return Rate(caught.trials - caught.successes, caught.trials)
 
 

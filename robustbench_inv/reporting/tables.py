@@ -58,11 +58,13 @@ def ensemble_tables(cells: Sequence[FinishedCell], _interval: IntervalOf) -> Ite
     Args:
         cells: of any kind; cells of other attacks are skipped.
     """
-    told = {c.digest: ensemble_breakdown(c) for c in cells}
-    for panel, group in group_cells(c for c in cells if told[c.digest]).items():
-        found = [(cell, each) for cell in group if (each := told[cell.digest])]
+    breakdown = {c.digest: ensemble_breakdown(c) for c in cells}
+    for panel, group in group_cells(c for c in cells if breakdown[c.digest]).items():
+        found = [(cell, each) for cell in group if (each := breakdown[cell.digest])]
         members = tuple(dict.fromkeys(name for _, each in found for name in each.broken_by))
-        met = ("During the search",) if any(each.broken_during_search for _, each in found) else ()
+        during_search = (
+            ("During the search",) if any(each.broken_during_search for _, each in found) else ()
+        )
         yield Table(
             slug(f"broken-by-{panel.dataset}-{panel.norm}-{panel.goal}"),
             f"Broken by: {panel.title}",
@@ -75,25 +77,25 @@ def ensemble_tables(cells: Sequence[FinishedCell], _interval: IntervalOf) -> Ite
                 "Samples",
                 "Misclassified clean",
                 *members,
-                *met,
+                *during_search,
                 "Robust",
             ),
-            tuple(_ensemble_row(cell, each, members, bool(met)) for cell, each in found),
+            tuple(_ensemble_row(cell, each, members, bool(during_search)) for cell, each in found),
         )
 
 
 def _ensemble_row(
-    cell: FinishedCell, told: EnsembleBreakdown, members: Sequence[str], met: bool
+    cell: FinishedCell, breakdown: EnsembleBreakdown, members: Sequence[str], during_search: bool
 ) -> tuple[TableCell, ...]:
     return (
         TableCell(cell.model_label, tone="name"),
         TableCell(cell.attack_label, tone="name"),
         TableCell(budget_of(cell)),
         TableCell(f"{len(cell.records):,}"),
-        TableCell(f"{told.misclassified_clean:,}"),
-        *(_count_cell(told.broken_by.get(name)) for name in members),
-        *((_count_cell(told.broken_during_search),) if met else ()),
-        TableCell(f"{told.robust:,}"),
+        TableCell(f"{breakdown.misclassified_clean:,}"),
+        *(_count_cell(breakdown.broken_by.get(name)) for name in members),
+        *((_count_cell(breakdown.broken_during_search),) if during_search else ()),
+        TableCell(f"{breakdown.robust:,}"),
     )
 
 
@@ -101,14 +103,14 @@ def _count_cell(count: int | None) -> TableCell:
     return BLANK if count is None else TableCell(f"{count:,}")
 
 
-def _ensemble_facts(cell: FinishedCell, told: EnsembleBreakdown) -> Iterable[dict[str, Any]]:
+def _ensemble_facts(cell: FinishedCell, breakdown: EnsembleBreakdown) -> Iterable[dict[str, Any]]:
     """Yield a row for each member, and one for each other outcome of a sample."""
     ends = {
-        "during the search": told.broken_during_search,
-        "misclassified clean": told.misclassified_clean,
-        "robust": told.robust,
+        "during the search": breakdown.broken_during_search,
+        "misclassified clean": breakdown.misclassified_clean,
+        "robust": breakdown.robust,
     }
-    for name, count in {**told.broken_by, **ends}.items():
+    for name, count in {**breakdown.broken_by, **ends}.items():
         yield {**identity_facts(cell), "ensemble_member": name, "count": count}
 
 

@@ -1,4 +1,4 @@
-"""Models and data with known answers: nearest adversarial examples, metamers and classes follow from a formula."""
+"""Models and data with known solutions: closest adversarial examples, metamers and classes follow from a formula."""
 
 import math
 from dataclasses import dataclass, replace
@@ -38,7 +38,7 @@ class LinearClassifier:
     Args:
         weights: W, (classes, d).
         biases: b, (classes,).
-        bounds: least and largest value of an input element.
+        bounds: smallest and largest value of an input element.
     """
 
     weights: Tensor
@@ -137,7 +137,7 @@ class RotationClassifier:
         rotation: Q, (d, d).
         shape: of one input, d elements.
         num_classes: number of logits, below d.
-        bounds: least and largest value of an input element.
+        bounds: smallest and largest value of an input element.
         inverse_error: the inverse is wrong by this much in every element (check C32).
     """
 

@@ -58,13 +58,13 @@ def check_attack(
     _require(parameters is not None and parameters.frozen, f"{attack!r} is not a frozen dataclass")
     for norm in sorted(attack.norms):
         trials = [_AttackTrial(attack, norm, size) for size in BATCH_SIZES]
-        shown = [trial.check(min_success_rate, max_distance_ratio) for trial in trials]
-        trials[-1].check_short_run(shown[-1])
+        proposals = [trial.check(min_success_rate, max_distance_ratio) for trial in trials]
+        trials[-1].check_short_run(proposals[-1])
         if batch_invariant:
-            for trial, images in zip(trials, shown, strict=True):
-                apart = float((images - shown[0]).abs().max())
+            for trial, images in zip(trials, proposals, strict=True):
+                apart = float((images - proposals[0]).abs().max())
                 trial.require(
-                    apart <= 1e-6, f"shows other inputs than one by one, {apart:.2g} apart"
+                    apart <= 1e-6, f"proposals depend on the batch size, {apart:.2g} apart"
                 )
 
 
@@ -112,13 +112,13 @@ class _AttackTrial:
     size: int
 
     def check(self, min_success_rate: float, max_distance_ratio: float) -> Tensor:
-        """Return the inputs shown (8, …) after all checks."""
+        """Return the proposals (8, …) after all checks."""
         model, clean, labels = linear_problem(max(BATCH_SIZES))
         state = torch.get_rng_state()
         images, distances = self._run(model, clean, labels)
         again, _ = self._run(model, clean, labels)
         self.require(torch.equal(state, torch.get_rng_state()), "draws from the global generator")
-        self.require(torch.equal(images, again), "shows something else in a second run")
+        self.require(torch.equal(images, again), "a second run returns other proposals")
         self._check_success(
             distances,
             model.distance(clean, labels, self.norm),
@@ -134,8 +134,8 @@ class _AttackTrial:
             return
         model, clean, labels = linear_problem(max(BATCH_SIZES))
         batch = Batch(clean, labels, torch.arange(len(labels)), start=images)
-        shown, _ = replace(self, attack=short_run, size=len(labels))._run_batch(model, batch)
-        lost = (model(images).decision != labels) & (model(shown).decision == labels)
+        proposals, _ = replace(self, attack=short_run, size=len(labels))._run_batch(model, batch)
+        lost = (model(images).decision != labels) & (model(proposals).decision == labels)
         self.require(not lost.any(), "its short run loses successes of its warm start")
 
     def require(self, condition: bool, message: str) -> None:
@@ -168,8 +168,8 @@ class _AttackTrial:
 
     def _check_images(self, images: Tensor, clean: Tensor, model: LinearClassifier) -> None:
         same = images.shape == clean.shape and images.dtype == clean.dtype
-        self.require(same, f"shows {images.dtype} of shape {tuple(images.shape)}")
-        self.require(bool(flatten(images).isfinite().all()), "shows values that are not finite")
+        self.require(same, f"returns {images.dtype} of shape {tuple(images.shape)}")
+        self.require(bool(flatten(images).isfinite().all()), "returns values that are not finite")
         inside = bool(inside_box(images, model.bounds).all())
         self.require(inside, f"leaves the model's bounds {model.bounds}")
         furthest = float(self._threat.budget.distance(clean, images).max())

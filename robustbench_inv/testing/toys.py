@@ -49,7 +49,7 @@ class Toy:
     Args:
         module: maps (n, …) inputs to (n, num_classes) logits.
         num_classes: number of logits.
-        bounds: least and largest value of an input element.
+        bounds: smallest and largest value of an input element.
         dtype: what it computes in.
     """
 
@@ -67,10 +67,10 @@ class StochasticToy:
     """A classifier that is stochastic by declaration: it adds normal numbers to its logits.
 
     Args:
-        toy: answers without noise.
+        toy: the model without noise.
         scale: standard deviation of the noise.
-        draws: how many answers are averaged.
-        fixed_noise: the same draws for a sample in every answer.
+        draws: number of averaged outputs.
+        fixed_noise: use the same draws of a sample in every query.
     """
 
     toy: Toy
@@ -196,7 +196,7 @@ def wrong_gradient(toy: Toy) -> Toy:
 
 
 def input_optimising(toy: Toy) -> Toy:
-    """Move the input along a gradient before answering (C12)."""
+    """Move the input along a gradient before the classification (C12)."""
 
     def logits(images: Tensor) -> Tensor:
         with torch.enable_grad():
@@ -214,7 +214,7 @@ def adding_noise(toy: Toy, scale: float = 0.1) -> Toy:
 
 
 def batch_dependent(toy: Toy) -> Toy:
-    """Subtract the mean of the batch from the logits: an answer depends on its neighbours (C11)."""
+    """Subtract the mean of the batch from the logits: an output depends on the other inputs of the batch (C11)."""
     return _append(toy, lambda logits: logits - logits.mean(0))
 
 
@@ -230,14 +230,14 @@ def wrong_bounds(toy: Toy, bounds: tuple[float, float]) -> Toy:
 
 
 def rejecting_all(toy: Toy) -> RejectingClassifier:
-    """Reject everything: never fooled, every attack detected, and of no use (C25)."""
+    """Reject every input: all attacks are detected, and the model is useless (C25)."""
     return reject(toy, "margin", torch.full((toy.num_classes,), torch.inf))
 
 
 def narrow_band() -> Toy:
-    """Be wrong about grey images only where their mean is near 0.5 + 0.75 / 64 (C1).
+    """Misclassify grey images only if their mean is near 0.5 + 0.75 / 64 (C1).
 
-    The gradient always points to brighter images. Steps of 1/256 meet the band, larger ones leap over it, so
+    The gradient always points to brighter images. Steps of 1/256 end in the band, larger ones jump over it, so
     that an attack with a small eps succeeds and the same attack with a larger one fails.
     """
 
@@ -251,10 +251,10 @@ def narrow_band() -> Toy:
 
 
 def one_pixel_gradient() -> Toy:
-    """Be wrong about grey images only when every pixel is bright, and show the gradient of one pixel at a time (C4).
+    """Misclassify grey images only if every pixel is bright, with the gradient of one pixel at a time (C4).
 
-    The first pixel that is not bright yet is the only one with a gradient, so that an attack takes as many
-    steps as there are pixels left.
+    The first pixel that is not bright yet is the only one with a gradient, so that an attack needs
+    one step for each remaining pixel.
     """
 
     def logits(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Cards: every shipped one is right, and each kind of mistake is named with file and key."""
+"""Cards: every shipped card is valid, and each kind of mistake is reported with file and key."""
 
 import re
 

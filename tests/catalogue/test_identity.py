@@ -104,7 +104,7 @@ def test_the_frozen_identities_are_of_this_version_and_of_all_entries():
 @pytest.mark.parametrize(
     ("kind", "name"), [(kind, name) for kind, (names, _) in KINDS.items() for name in names()]
 )
-def test_a_shipped_entry_is_what_results_are_filed_under(kind, name):
+def test_the_identity_of_a_shipped_entry_is_frozen(kind, name):
     expected, found = frozen()[kind].get(name), json.loads(json.dumps(KINDS[kind][1](name)))
     assert found == expected, REMEDY.format(kind=kind.removesuffix("s"), name=name)
 
@@ -265,7 +265,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_what_a_network_answers_with_is_what_it_is(change):
+def test_changes_of_a_network_change_its_identity(change):
     assert load_model(Net()).digest == load_model(Net()).digest
     assert load_model(Net()).digest != load_model(changed(change)).digest
     assert load_model(changed(change)).digest == load_model(changed(change)).digest

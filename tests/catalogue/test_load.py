@@ -1,4 +1,4 @@
-"""Loading by name: attacks of every origin, models, threats and goals, and what is said of a mistake."""
+"""Loading by name: attacks of every origin, models, threats and goals, and their error messages."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_parameters_override_those_of_the_preset():
     assert isinstance(loaded.goal, Misclassify)
 
 
-def test_whole_numbers_stand_for_floats():
+def test_whole_numbers_are_valid_floats():
     attack = load_attack("pgd:rel_step=1").attack
     assert attack.rel_step == 1.0
     assert isinstance(attack.rel_step, float)
@@ -82,7 +82,7 @@ def test_loads_a_users_attack_from_a_file(own_attack):
 
 
 @pytest.mark.parametrize("name", ["Melting", "NoAttack"])
-def test_what_is_no_frozen_attack_is_refused(own_attack, name):
+def test_an_attack_must_be_a_frozen_dataclass(own_attack, name):
     with pytest.raises(BadCatalogue, match="frozen dataclass"):
         load_attack(f"{own_attack}:{name}")
 
@@ -211,14 +211,14 @@ def test_wraps_a_users_network():
         ("def build(): pass", "bild", UnknownName, "did you mean build"),
     ],
 )
-def test_what_is_wrong_with_a_users_model_is_said_in_one_line(tmp_path, code, source, error, says):
+def test_errors_of_a_users_model_are_one_line(tmp_path, code, source, error, says):
     (tmp_path / "mine.py").write_text("from torch import nn\n" + code + "\n")
     with pytest.raises(error, match=says) as caught:
         load_model(f"{tmp_path / 'mine.py'}:{source}")
     assert "\n" not in str(caught.value)
 
 
-def test_a_device_that_is_not_there_is_explained():
+def test_a_missing_device_is_explained():
     network = nn.Linear(2, 2)
     network.bounds = (0, 1)
     with pytest.raises(BadParameter, match="unusable device"):

@@ -1,4 +1,4 @@
-"""Where the catalogue is found, and what a broken plugin does to the rest."""
+"""Places of the catalogue, and the isolation of broken plugins."""
 
 import sys
 from importlib.metadata import EntryPoint
@@ -41,7 +41,7 @@ def names(kind):
     return {entry["name"] for entry in list_entries(kind).entries}
 
 
-def test_the_shipped_catalogue_is_found_wherever_one_stands(monkeypatch, tmp_path):
+def test_the_shipped_catalogue_is_found_from_any_directory(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     assert catalogue_roots()[0] == shipped_root()
     assert {"pgd", "fgsm", "random-perturbation"} <= entries("attacks").keys()
@@ -55,7 +55,7 @@ def test_named_folders_are_added_and_cannot_take_a_shipped_name(monkeypatch, tmp
     assert find("attacks", "pgd").is_relative_to(shipped_root())
 
 
-def test_a_folder_that_is_not_there_is_an_error(monkeypatch, tmp_path):
+def test_a_missing_folder_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setenv("INVBENCH_CATALOGUE", str(tmp_path / "nowhere"))
     with pytest.raises(BadCatalogue, match="no such catalogue folder"):
         entries("attacks")
@@ -104,7 +104,7 @@ def test_a_broken_card_is_one_line_and_hides_nothing(monkeypatch, tmp_path):
         ("attacks", "zzz", "known: .*fgsm"),
     ],
 )
-def test_an_unknown_name_is_answered_with_what_is_near(kind, name, says):
+def test_an_unknown_name_gives_the_closest_names(kind, name, says):
     with pytest.raises(UnknownName, match=says):
         find(kind, name)
 
@@ -120,7 +120,7 @@ def test_an_unknown_name_is_answered_with_what_is_near(kind, name, says):
         ("mnist5k", "datasets"),
     ],
 )
-def test_shows_whatever_has_the_name(name, kind):
+def test_show_finds_entries_of_every_kind(name, kind):
     found, card = show_entry(name)
     assert found == kind
     assert card["name"] == name

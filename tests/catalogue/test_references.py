@@ -1,4 +1,4 @@
-"""References: the grammar of names with parameters, and what can be imported by one."""
+"""References: the syntax of names with parameters, and imports."""
 
 import string
 
@@ -40,7 +40,7 @@ def test_reads_names_and_typed_parameters(text, name, parameters):
 
 
 @given(name=WORD, parameters=st.dictionaries(WORD, VALUE, max_size=3))
-def test_what_is_written_is_read_again(name, parameters):
+def test_references_are_parsed_again(name, parameters):
     reference = Reference(name, parameters)
     assert parse_reference(str(reference)) == reference
 
@@ -87,7 +87,7 @@ def test_a_changed_file_is_imported_again(tmp_path):
         ("math:ceill", UnknownName, "did you mean ceil"),
     ],
 )
-def test_says_what_cannot_be_imported(reference, error, says):
+def test_the_error_of_a_failed_import(reference, error, says):
     with pytest.raises(error, match=says):
         import_object(reference)
 

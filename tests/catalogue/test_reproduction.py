@@ -1,4 +1,4 @@
-"""Reproductions as data: the shipped ones name things that exist, and each kind of mistake is explained."""
+"""Reproductions: the shipped ones name existing entries, and each kind of mistake is explained."""
 
 import inspect
 
@@ -54,7 +54,7 @@ def test_every_shipped_model_is_in_the_catalogue(name):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_trial_can_be_run_and_tells_who_falls_at_its_rows(name):
+def test_every_shipped_trial_can_run_and_covers_the_eps_of_its_rows(name):
     item = load_reproduction(name)
     for trial in item.trials:
         loaded = load_attack(trial.attack)
@@ -71,7 +71,7 @@ def test_every_shipped_trial_can_be_run_and_tells_who_falls_at_its_rows(name):
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_every_shipped_measurement_can_be_asked(name):
+def test_every_shipped_measurement_has_valid_parameters(name):
     item = load_reproduction(name)
     if item.measurement is None:
         pytest.skip("it runs attacks")
@@ -127,7 +127,7 @@ def test_detection_and_success_are_those_of_the_paper(name, row, numbers):
     assert item.published.keys() == {each.label for each in item.rows}
 
 
-def test_the_targeted_table_aims_at_each_of_the_nine_others():
+def test_the_targeted_table_has_all_nine_targets():
     item = load_reproduction("sdim/table-7")
     first, _, counterpart = item.columns
     for trial in item.trials:
@@ -157,7 +157,7 @@ def test_the_figure_has_both_data_sets_and_no_rows():
     assert {0.15, 0.3, 2.0} <= swept
 
 
-def test_what_items_share_is_no_item():
+def test_a_shared_protocol_is_not_an_item():
     assert (shipped_root() / "reports/definitions/guess-first/protocol.toml").exists()
     assert "guess-first/protocol" not in SHIPPED
     assert "guess-first/table-1" not in entries("reports")
@@ -173,14 +173,14 @@ def test_names_are_written_as_records_write_them(tmp_path):
     assert Column("A", "m:eps=1e-2").model("adaptive", "x") == "m:eps=0.01"
 
 
-def test_the_item_has_the_last_word_over_its_protocol(tmp_path):
+def test_an_item_overrides_its_protocol(tmp_path):
     own = 'version = 1\nprotocol = "protocol.toml"\ntitle = "mine"\n[sweeps]\nsweep = [0.2, 0.4]\n'
     item = read(tmp_path, own, protocol=GOOD.replace("{ sweep", "{ other = [1], sweep"))
     assert (item.title, item.summary) == ("mine", "s")
     assert item.sweeps == {"other": (1.0,), "sweep": (0.2, 0.4)}
 
 
-def test_rows_without_published_numbers_are_left_out(tmp_path):
+def test_rows_without_published_numbers_are_dropped(tmp_path):
     item = read(tmp_path, GOOD.replace('"Clean" = [99, 98.5], ', ""))
     assert [row.label for row in item.rows] == ["F 0.2"]
 
@@ -203,7 +203,7 @@ def test_the_worst_case_begins_with_the_published_attack(tmp_path):
     ]
 
 
-def test_a_data_set_stands_in_for_the_one_whose_name_it_begins_with():
+def test_a_data_set_replaces_its_original():
     item = load_reproduction("guess-first/figure-3")
     assert item.places() == {"mnist": "mnist", "fashion-mnist": "fashion-mnist"}
     assert item.places("mnist5k") == {"mnist": "mnist5k"}
@@ -245,7 +245,7 @@ def test_a_mistake_is_explained_in_one_line(tmp_path, old, new, told):
     assert "\n" not in str(caught.value)
 
 
-def test_a_worst_case_holds_the_published_attack(tmp_path):
+def test_a_worst_case_includes_the_published_attack(tmp_path):
     text = GOOD.replace('group = "linf", side', 'group = "other", side').replace(
         'worst_of = ["linf"]', 'worst_of = ["other"]'
     )
@@ -260,7 +260,7 @@ def test_competing_attacks_have_the_same_cells(tmp_path):
         read(tmp_path, text)
 
 
-def test_a_goal_that_goes_without_saying_is_not_part_of_a_name(tmp_path):
+def test_the_default_goal_is_not_part_of_a_name(tmp_path):
     item = read(tmp_path, GOOD.replace("linf={sweep}", "linf={sweep}:goal=misclassify", 1))
     (place,) = item.addresses(item.trials[0], item.columns[0], "mnist")
     assert place.threat == "linf=0.1,0.2"

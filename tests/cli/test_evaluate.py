@@ -24,7 +24,7 @@ class Raises(nn.Module):
 
 
 @pytest.fixture
-def asked(tmp_path):
+def arguments(tmp_path):
     (tmp_path / "net.py").write_text(NETWORK)
     return (
         "evaluate",
@@ -34,8 +34,8 @@ def asked(tmp_path):
     )
 
 
-def test_prints_an_object_for_each_cell(invbench, asked):
-    done = invbench(*asked, "--json")
+def test_prints_an_object_for_each_cell(invbench, arguments):
+    done = invbench(*arguments, "--json")
     cells = json.loads(done.out)
     assert done.code == 0, done.err
     assert [cell["attack"] for cell in cells] == ["pgd:steps=2", "fgsm"]
@@ -51,37 +51,37 @@ def test_prints_an_object_for_each_cell(invbench, asked):
     assert done.err.count("done after") == 2
 
 
-def test_goes_on_where_it_stopped_and_prints_a_table(invbench, asked, tmp_path):
-    first = json.loads(invbench(*asked, "--no-checks", "--json").out)
+def test_resumes_and_prints_a_table(invbench, arguments, tmp_path):
+    first = json.loads(invbench(*arguments, "--no-checks", "--json").out)
     files = {path: path.read_bytes() for path in (tmp_path / "run").rglob("records.jsonl")}
-    again = invbench(*asked, "--no-checks")
+    again = invbench(*arguments, "--no-checks")
     assert {path: path.read_bytes() for path in files} == files
     assert len(files) == 2
     assert "net.py:build:width=6" in again.out
-    held = first[1]["robust_accuracy"][0]
-    assert f"{100 * held['successes'] / held['trials']:.1f} [" in again.out
+    robust = first[1]["robust_accuracy"][0]
+    assert f"{100 * robust['successes'] / robust['trials']:.1f} [" in again.out
     command = json.loads((tmp_path / "run" / "plan.json").read_text())["commands"][0]
     assert command[:2] == ["invbench", "evaluate"]
 
 
-def test_a_dry_run_writes_nothing(invbench, asked, tmp_path):
-    plain = invbench(*asked, "--dry-run")
-    cells = json.loads(invbench(*asked, "--dry-run", "--json").out)
+def test_a_dry_run_writes_nothing(invbench, arguments, tmp_path):
+    plain = invbench(*arguments, "--dry-run")
+    cells = json.loads(invbench(*arguments, "--dry-run", "--json").out)
     assert "nothing was run" in plain.out
     assert [cell["samples"] for cell in cells] == [20, 20]
     assert all(cell["low"] <= cell["high"] for cell in cells)
     assert not (tmp_path / "run").exists()
 
 
-def test_writes_a_report(invbench, asked, tmp_path):
-    invbench(*asked, "--no-checks", "--keep-images")
+def test_writes_a_report(invbench, arguments, tmp_path):
+    invbench(*arguments, "--no-checks", "--keep-images")
     done = invbench("report", "--from", "run", "--out", "mine.html", "--json")
     assert json.loads(done.out) == {"report": "mine.html"}
     assert "fgsm" in (tmp_path / "mine.html").read_text()
 
 
-def test_a_cell_that_fails_is_listed_and_the_exit_code_is_1(invbench, asked):
-    done = invbench("evaluate", "--model", "net.py:Raises", *asked[3:], "--no-checks", "--json")
+def test_a_cell_that_fails_is_listed_and_the_exit_code_is_1(invbench, arguments):
+    done = invbench("evaluate", "--model", "net.py:Raises", *arguments[3:], "--no-checks", "--json")
     assert done.code == 1
     assert "failed: " in done.err
     assert "boom" in done.err

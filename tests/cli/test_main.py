@@ -2,13 +2,15 @@
 
 import errno
 import json
+import os
+from types import SimpleNamespace
 
 import pytest
 
 from robustbench_inv import __version__
 from robustbench_inv.catalogue import listing
 from robustbench_inv.cli import output
-from robustbench_inv.cli.main import repeat_options
+from robustbench_inv.cli.main import MALLOC_SETTINGS, configure_process, repeat_options
 
 
 @pytest.mark.parametrize("kind", ["models", "attacks", "suites", "threats", "datasets"])
@@ -22,7 +24,7 @@ def test_list_prints_an_array_of_named_objects(invbench, kind):
     assert [line.split()[0] for line in plain.out.splitlines()] == [e["name"] for e in entries]
 
 
-def test_list_names_a_broken_card_on_standard_error_and_goes_on(invbench, tmp_path):
+def test_list_reports_a_broken_card_on_standard_error(invbench, tmp_path):
     (tmp_path / "attacks" / "presets").mkdir(parents=True)
     (tmp_path / "attacks" / "presets" / "broken.toml").write_text("summary = 3")
     done = invbench("--catalogue", tmp_path, "list", "attacks", "--json")
@@ -33,10 +35,10 @@ def test_list_names_a_broken_card_on_standard_error_and_goes_on(invbench, tmp_pa
 
 @pytest.fixture(autouse=True)
 def _keep_environment(monkeypatch):
-    monkeypatch.setenv("INVBENCH_CATALOGUE", "")  # so that --catalogue is undone after the test
+    monkeypatch.setenv("INVBENCH_CATALOGUE", "")  # undone after the test
 
 
-def test_list_all_names_the_attacks_of_both_libraries(invbench):
+def test_list_all_includes_the_attacks_of_both_libraries(invbench):
     names = {
         entry["name"] for entry in json.loads(invbench("list", "attacks", "--all", "--json").out)
     }
@@ -44,22 +46,22 @@ def test_list_all_names_the_attacks_of_both_libraries(invbench):
 
 
 def test_show_prints_the_card(invbench):
-    shown = json.loads(invbench("show", "pgd:steps=3", "--json").out)
-    assert (shown["name"], shown["parameters"]["steps"]) == ("pgd:steps=3", 3)
+    card = json.loads(invbench("show", "pgd:steps=3", "--json").out)
+    assert (card["name"], card["parameters"]["steps"]) == ("pgd:steps=3", 3)
     assert "summary: " in invbench("show", "mnist-cnn").out
     assert "spheres-invariance" in invbench("show", "spheres", "--kind", "suites").out
     assert "Madry" in invbench("show", "pgd", "--cite").out
 
 
 def test_show_prints_algorithm_and_deviations_of_a_preset(invbench):
-    shown = invbench("show", "cw").out
-    assert "algorithm: sections V and VI.A" in shown
-    assert "deviations from the algorithm: \n  - 9 searches" in shown
+    card = invbench("show", "cw").out
+    assert "algorithm: sections V and VI.A" in card
+    assert "deviations from the algorithm: \n  - 9 searches" in card
     assert "deviations from the algorithm: none" in invbench("show", "random-perturbation").out
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (("show", "mnist-cn"), "did you mean mnist-cnn"),
         (("show", "none-at-all", "--cite"), "nothing is called"),
@@ -73,17 +75,17 @@ def test_show_prints_algorithm_and_deviations_of_a_preset(invbench):
         (("data", "fetch", "mnits"), "did you mean mnist"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(invbench, arguments, says):
+def test_a_mistake_is_one_line_and_exit_code_2(invbench, arguments, message):
     done = invbench(*arguments)
     assert done.code == 2
     assert done.err.startswith("error: ")
-    assert says in done.err
+    assert message in done.err
     assert done.err.count("\n") == 1
     assert done.out == ""
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         (("lst",), "no such command 'lst'"),
         (("list",), "missing argument"),
@@ -94,17 +96,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(invbench, arguments, says):
         (("evaluate", "--model", "mnist-cnn", "--attack", "pgd", "--samples", "²"), "first:N"),
     ],
 )
-def test_wrong_usage_is_one_line_and_exit_code_2(invbench, arguments, says):
+def test_wrong_usage_is_one_line_and_exit_code_2(invbench, arguments, message):
     done = invbench(*arguments)
     assert done.code == 2
     assert done.err.startswith("error: ")
-    assert says in done.err
+    assert message in done.err
     assert done.err.count("\n") == 1
     assert done.out == ""
 
 
 @pytest.mark.parametrize("arguments", [(), ("data",)])
-def test_without_arguments_the_help_is_shown(invbench, arguments):
+def test_without_arguments_the_help_is_printed(invbench, arguments):
     done = invbench(*arguments)
     assert done.code == 2
     assert done.err.startswith("Usage: invbench")
@@ -112,7 +114,7 @@ def test_without_arguments_the_help_is_shown(invbench, arguments):
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "says"),
+    ("error", "code", "message"),
     [
         (
             RuntimeError("boom\nbang"),
@@ -123,18 +125,18 @@ def test_without_arguments_the_help_is_shown(invbench, arguments):
         (KeyboardInterrupt(), 130, "run the same command again to resume"),
     ],
 )
-def test_whatever_happens_is_one_line(invbench, monkeypatch, error, code, says):
+def test_any_error_is_one_line(invbench, monkeypatch, error, code, message):
     def fail(*_):
         raise error
 
     monkeypatch.setattr(listing, "list_entries", fail)
     done = invbench("list", "models")
     assert done.code == code
-    assert says in done.err
+    assert message in done.err
     assert done.err.count("\n") == 1
 
 
-def test_the_traceback_can_be_seen(monkeypatch, invbench):
+def test_an_environment_variable_shows_the_traceback(monkeypatch, invbench):
     def fail(*_):
         raise RuntimeError("boom")
 
@@ -159,21 +161,21 @@ def test_version_and_help(invbench):
         (["--model=a", "b"], ["--model=a", "b"]),
     ],
 )
-def test_options_that_take_several_values(given, expected):
+def test_options_with_several_values(given, expected):
     assert repeat_options(given) == (expected or repeat_options(repeat_options(given)))
     assert [a for a in repeat_options(given) if not a.startswith("--")] == [
         a for a in given if not a.startswith("--")
     ]
 
 
-def test_cards_are_printed_without_what_is_empty(capsys):
+def test_cards_are_printed_without_empty_values(capsys):
     output.print_card(
         "suites", {"name": "q", "paper": "", "runs": [{"attack": "a", "ok": True, "n": None}]}
     )
     assert capsys.readouterr().out == "kind of entry: suite\nname: q\nruns: \n  attack=a, ok=true\n"
 
 
-def test_data_verify_says_what_is_wrong(invbench, tmp_path):
+def test_data_verify_reports_damaged_files(invbench, tmp_path):
     assert invbench("data", "verify", "mnist5k").code == 0
     folder = tmp_path / "root"
     (folder / "mnist").mkdir(parents=True)
@@ -181,3 +183,33 @@ def test_data_verify_says_what_is_wrong(invbench, tmp_path):
     done = invbench("data", "verify", "mnist", "--data-root", folder, "--json")
     assert done.code == 1
     assert not all(file["ok"] for file in json.loads(done.out))
+
+
+def test_process_settings_keep_the_variables_of_the_user(monkeypatch):
+    for name in ("OMP_WAIT_POLICY", *MALLOC_SETTINGS):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "4096")
+    configure_process()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert os.environ["MALLOC_TRIM_THRESHOLD_"] == "4096"
+    assert os.environ["MALLOC_MMAP_THRESHOLD_"] == str(32 << 20)
+
+
+def test_freed_buffers_are_kept_by_the_allocator(monkeypatch):
+    """``mallopt`` gets both parameters; ``make bench`` measures the effect."""
+    calls = []
+    library = SimpleNamespace(mallopt=lambda number, size: calls.append((number, size)))
+    monkeypatch.setattr("ctypes.CDLL", lambda _: library)
+    for name in MALLOC_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    configure_process()
+    assert calls == list(MALLOC_SETTINGS.values())
+    configure_process()
+    assert len(calls) == 2  # the environment is set already
+
+
+def test_another_c_library_is_left_alone(monkeypatch):
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace())
+    for name in MALLOC_SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    configure_process()

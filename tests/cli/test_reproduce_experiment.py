@@ -26,8 +26,8 @@ def item(tmp_path):
 
 
 def test_runs_the_experiment_and_rebuilds_the_report_from_its_results(invbench, item, tmp_path):
-    asked = ("reproduce", item, "--dataset", "mnist5k", "--samples", 30, "--out", "run")
-    done = invbench(*asked, "--json")
+    arguments = ("reproduce", item, "--dataset", "mnist5k", "--samples", 30, "--out", "run")
+    done = invbench(*arguments, "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)
     (part,) = found["parts"]

@@ -34,7 +34,7 @@ class Mirror:
 
     url: str
     answers: dict[str, tuple[int, bytes, int]] = field(default_factory=dict)
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
 
     def serve(
         self, path: str, body: bytes, *, status: int = 200, promised: int | None = None
@@ -50,7 +50,7 @@ def mirror(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mirror]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            result.asked.append(self.path)
+            result.requests.append(self.path)
             status, body, length = result.answers.get(self.path, (404, b"gone", 4))
             self.send_response(status)
             self.send_header("Content-Length", str(length))

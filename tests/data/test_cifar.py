@@ -68,8 +68,8 @@ def test_wrong_content_raises_a_one_line_error(root, spoil, monkeypatch):
     path.write_bytes({"bit": bytes(content), "end": bytes(content[:-1]), "absent": b""}[spoil])
     if spoil == "absent":
         path.unlink()
-    said = {"bit": "does not contain", "end": "damaged", "absent": "cannot find"}[spoil]
-    with pytest.raises(BadData, match=said) as caught:
+    message = {"bit": "does not contain", "end": "damaged", "absent": "cannot find"}[spoil]
+    with pytest.raises(BadData, match=message) as caught:
         open_cifar10("test", root)
     assert "\n" not in str(caught.value)
 

@@ -37,7 +37,7 @@ def test_fetched_once_then_read_from_the_cache(mirror, tiny_mnist, tmp_path, mon
     ]
     mirror.answers.clear()
     assert open_dataset("mnist").digest == data.digest
-    assert len(mirror.asked) == 2
+    assert len(mirror.requests) == 2
 
 
 def wrong_answers(tiny_mnist, idx):
@@ -157,10 +157,10 @@ def test_fetch_dataset_completes_and_repairs(mirror, tiny_mnist, tmp_path, monke
     (folder / LABELS).write_bytes(tiny_mnist.files[LABELS])
     (folder / f"{IMAGES}.gz").write_bytes(b"half of a file")
     assert fetch_dataset("mnist", tmp_path / "root") == [folder / f"{IMAGES}.gz", folder / LABELS]
-    assert mirror.asked == [f"/mnist/{IMAGES}.gz"]
+    assert mirror.requests == [f"/mnist/{IMAGES}.gz"]
     assert [check.ok for check in verify_dataset("mnist", tmp_path / "root")] == [True, True]
     assert fetch_dataset("mnist", tmp_path / "root")
-    assert len(mirror.asked) == 1
+    assert len(mirror.requests) == 1
 
 
 def test_fetch_dataset_does_not_replace_files_outside_its_folder(

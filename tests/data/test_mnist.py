@@ -59,7 +59,7 @@ def test_digest_is_frozen(digits):
 
 
 def test_digits_are_read_from_two_files_each_once(monkeypatch):
-    """No image is decoded by itself: loading 5,000 digits costs two reads."""
+    """Images are decoded together: loading 5,000 digits takes two reads."""
     read = []
     original = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or original(path))
@@ -136,7 +136,7 @@ PUBLISHED = {
     "linf-0.4": (100, 37, 103 / 255),
     "linf-0.4-manual": (50, 44, 102 / 255),
 }
-"""Set → size, how many people see another class, largest change of a pixel: 0.4 of 255 is rounded up to 103."""
+"""Size, number of changed human labels and largest change of a pixel of each set; 0.4 of 255 is rounded up to 103."""
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_sets_have_different_names_and_digests(root):
 
 @pytest.fixture
 def three():
-    """Three images of two pixels, and an altered version of each that people call 1, 1, 0."""
+    """Three images of two pixels, and an altered version of each with human labels 1, 1, 0."""
     originals = ArrayDataset(torch.tensor([[0.0, 1], [0.5, 1], [1, 1]]), [0, 0, 1], "three")
     altered = originals.batch([0, 1, 2])[0] * torch.tensor([1.0, 0.5])
     return HumanLabelled(originals, altered, torch.tensor([1, 1, 0]), "three")
@@ -197,8 +197,8 @@ def test_the_oracle_labels_both_versions_and_nothing_else(three):
     assert isinstance(three, HasCounterparts)
     assert isinstance(three, LabelOracle)
     assert three.oracle_source == "human"
-    asked = torch.tensor([[0.0, 0.5], [0.5, 1.0], [0.5, 0.5], [0.5, 0.501], [0.2, 0.2]])
-    assert three.classify(asked).tolist() == [1, 0, 1, -1, -1]
+    requests = torch.tensor([[0.0, 0.5], [0.5, 1.0], [0.5, 0.5], [0.5, 0.501], [0.2, 0.2]])
+    assert three.classify(requests).tolist() == [1, 0, 1, -1, -1]
 
 
 def test_the_digest_covers_altered_images_and_human_labels(three):
@@ -255,7 +255,7 @@ def test_an_array_is_fetched_unchanged_from_its_remote_path(offered, mirror, tmp
     monkeypatch.setenv(MIRROR, mirror.url)
     mirror.serve("/things/a_b.npy", offered)
     assert fetch_file(origin, "a_b.npy", tmp_path / "again").read_bytes() == offered
-    assert mirror.asked == ["/deep/a/b.npy", "/things/a_b.npy"]
+    assert mirror.requests == ["/deep/a/b.npy", "/things/a_b.npy"]
 
 
 @pytest.mark.usefixtures("offered")

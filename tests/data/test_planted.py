@@ -32,11 +32,11 @@ def test_the_feature_is_that_of_the_label_and_then_of_a_random_class(digits, fea
     assert isinstance(data, HasCounterparts)
     assert torch.equal(ours, labels)
     shifted = told_class(data, data.counterparts(ids), plain)
-    for told, planted in (
+    for expected, planted in (
         (told_class(data, images, plain), labels),
         (shifted, data.random_classes(ids)),
     ):
-        assert (told == planted).double().mean() > 0.99  # a digit may cover the pixel
+        assert (expected == planted).double().mean() > 0.99  # a digit may cover the pixel
     assert 0.07 < (shifted == labels).double().mean() < 0.13
 
 

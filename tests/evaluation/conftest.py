@@ -1,4 +1,4 @@
-"""A linear classifier whose nearest adversarials are known, and attacks that go wrong in one way each."""
+"""A linear classifier with known closest adversarial examples, and attacks with one fault each."""
 
 import time
 from dataclasses import dataclass

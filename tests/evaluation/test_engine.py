@@ -1,4 +1,4 @@
-"""The engine: who falls at which eps, and what goes wrong stays visible."""
+"""The engine: at which eps samples break, and how failures are recorded."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -25,7 +25,7 @@ def expected_eps(distance, sweep):
 
 
 @pytest.mark.parametrize("attack", ["Straight", "Nearest"])
-def test_a_sample_falls_at_the_smallest_eps_above_its_distance(toys, tmp_path, attack):
+def test_a_sample_breaks_at_the_smallest_eps_above_its_distance(toys, tmp_path, attack):
     sweep = (0.01, 0.02, 0.04, 0.08)
     job = toys.make_job(getattr(toys, attack)(), toys.linf(*sweep))
     records, _ = run(job, tmp_path / "c", batch_size=16)
@@ -45,7 +45,7 @@ def test_a_sweep_gives_the_verdicts_of_its_eps_alone(toys, tmp_path):
         assert together == [r.broken_at is not None for r in alone]
 
 
-def test_fallen_samples_are_asked_no_more(toys, tmp_path):
+def test_broken_samples_are_not_queried_again(toys, tmp_path):
     sweep = (0.01, 0.02, 0.04, 0.08)
     records, _ = run(toys.make_job(toys.Straight(), toys.linf(*sweep)), tmp_path / "c")
     for record in records[5:]:
@@ -53,7 +53,7 @@ def test_fallen_samples_are_asked_no_more(toys, tmp_path):
         assert (record.forward_passes, record.backward_passes) == (stages, stages)
 
 
-def test_samples_that_are_wrong_need_no_attack(toys, tmp_path):
+def test_misclassified_samples_need_no_attack(toys, tmp_path):
     records, _ = run(toys.make_job(toys.Straight()), tmp_path / "c")
     for record in records[:5]:
         assert (record.status, record.broken_at, record.goal_reached) == (
@@ -78,7 +78,7 @@ def test_denominators(toys, tmp_path):
     ]
 
 
-def test_without_a_budget_a_sample_falls_at_its_distance(toys, tmp_path):
+def test_without_a_budget_a_sample_breaks_at_its_distance(toys, tmp_path):
     job = toys.make_job(toys.Nearest(), toys.none)
     records, _ = run(job, tmp_path / "c")
     distances = toys.TwoSides().distances(job.dataset.batch(list(job.samples))[0])
@@ -87,7 +87,7 @@ def test_without_a_budget_a_sample_falls_at_its_distance(toys, tmp_path):
         assert record.broken_at == pytest.approx(record.distance.linf, rel=1e-12)
 
 
-def test_a_minimal_attack_beyond_the_largest_eps_is_no_violation(toys, tmp_path):
+def test_a_minimum_norm_attack_may_exceed_the_largest_eps(toys, tmp_path):
     records, _ = run(toys.make_job(toys.Nearest(), toys.linf(0.01, 0.02)), tmp_path / "c")
     held = [r for r in records if r.broken_at is None]
     assert held
@@ -102,7 +102,7 @@ def test_a_success_that_the_attack_did_not_return_counts(toys, tmp_path):
     assert sorted(lost) == [r.sample for r in records[5:] if r.goal_reached]
 
 
-def test_a_crash_stays_visible_and_the_other_blocks_run(toys, tmp_path):
+def test_a_crash_is_recorded_and_the_other_blocks_run(toys, tmp_path):
     records, events = run(toys.make_job(toys.Breaks(sample=25)), tmp_path / "c", batch_size=20)
     crashed = [r for r in records if r.status == "crash"]
     assert [r.sample for r in crashed] == list(range(20, 40))
@@ -115,7 +115,7 @@ def test_a_crash_stays_visible_and_the_other_blocks_run(toys, tmp_path):
     assert event["block"] == 1
 
 
-def test_what_was_found_before_a_crash_counts(toys, tmp_path):
+def test_successes_before_a_crash_count(toys, tmp_path):
     job = toys.make_job(toys.Breaks(sample=25, after_query=True), toys.linf(0.1))
     records, _ = run(job, tmp_path / "c", batch_size=20)
     distances = toys.TwoSides().distances(job.dataset.batch(list(job.samples))[0])
@@ -128,7 +128,7 @@ def test_what_was_found_before_a_crash_counts(toys, tmp_path):
     ("what", "status"),
     [("nan", "numerics"), ("outside", "budget"), ("far", "budget"), ("none", "no_start")],
 )
-def test_proposals_that_may_not_be_shown(toys, tmp_path, what, status):
+def test_forbidden_proposals(toys, tmp_path, what, status):
     records, _ = run(toys.make_job(toys.Returns(what), toys.linf(0.02)), tmp_path / "c")
     assert {r.status for r in records[5:]} == {status}
     assert not any(r.goal_reached for r in records[5:])
@@ -141,7 +141,7 @@ def test_a_proposal_of_the_wrong_shape_is_a_crash(toys, tmp_path):
     assert "AttackFailed" in next(e["reason"] for e in events if e["event"] == "crash")
 
 
-def test_rounding_outside_the_box_is_put_back(toys, tmp_path):
+def test_rounding_outside_the_box_is_clamped(toys, tmp_path):
     run(toys.make_job(toys.Returns("hair"), toys.linf(0.7)), tmp_path / "c", keep_images=True)
     kept = CellFolder(tmp_path / "c").images()
     assert kept["adversarial"][5:].max() == 1.0
@@ -158,7 +158,7 @@ def test_batch_size_changes_neither_draws_nor_outcomes(toys, tmp_path):
     assert (images[0] == images[2]).all()
 
 
-def test_a_model_that_depends_on_its_batch_breaks_nothing(toys, tmp_path):
+def test_a_batch_dependent_model_is_never_broken(toys, tmp_path):
     class Moody(nn.Module):
         bounds, num_classes = (0.0, 1.0), 2
 
@@ -177,7 +177,7 @@ def test_a_model_that_depends_on_its_batch_breaks_nothing(toys, tmp_path):
     assert sum(e["count"] for e in events if e["event"] == "not_replayed") > 0
 
 
-def test_a_success_that_does_not_replay_is_sought_again_at_the_next_eps(toys, tmp_path):
+def test_a_success_without_replay_is_attacked_again_at_the_next_eps(toys, tmp_path):
     sweep = toys.linf(0.01, 0.02, 0.04, 0.2)
     job = toys.make_job(toys.Straight(), sweep, module=toys.Borderline(), samples=range(5, 60))
     records, events = run(job, tmp_path / "c")
@@ -222,7 +222,7 @@ def test_an_attack_that_writes_into_the_clean_inputs_is_judged_by_the_true_ones(
     assert not any(r.goal_reached or r.within_budget for r in records[5:])
 
 
-def test_grey_levels_fall_as_the_same_inputs_in_0_to_1(toys, tmp_path):
+def test_grey_levels_break_like_the_same_inputs_in_0_to_1(toys, tmp_path):
     class Grey(nn.Module):
         bounds, num_classes = (0.0, 255.0), 2
 
@@ -266,7 +266,7 @@ def test_models_with_random_numbers_of_their_own_are_repeatable(toys, tmp_path):
 
 
 @pytest.mark.parametrize("noisy", [False, True])
-def test_no_search_ends_at_one_lucky_answer_of_a_model_that_draws_numbers(toys, tmp_path, noisy):
+def test_no_search_stops_at_a_lucky_output_of_a_random_model(toys, tmp_path, noisy):
     class Noisy(toys.TwoSides):
         def forward(self, images):
             logits = super().forward(images)
@@ -285,7 +285,7 @@ def test_no_search_ends_at_one_lucky_answer_of_a_model_that_draws_numbers(toys, 
     assert attack.told == [not noisy]
 
 
-def test_a_model_whose_answer_is_not_a_number_is_named(toys, tmp_path):
+def test_a_model_with_nan_outputs_is_refused(toys, tmp_path):
     class Broken(nn.Module):
         bounds, num_classes = (0.0, 1.0), 2
 
@@ -296,7 +296,7 @@ def test_a_model_whose_answer_is_not_a_number_is_named(toys, tmp_path):
         run(toys.make_job(toys.Straight(), module=Broken()), tmp_path / "c")
 
 
-def test_data_outside_the_bounds_are_named(toys, tmp_path):
+def test_data_outside_the_bounds_are_refused(toys, tmp_path):
     module = toys.TwoSides()
     module.bounds = (0.45, 0.55)
     with pytest.raises(BadData, match="C17"):
@@ -320,7 +320,7 @@ def test_too_little_memory_halves_the_batch(toys, tmp_path, monkeypatch):
     assert CellFolder(tmp_path / "c").info.batch_size == 8
 
 
-def test_samples_that_an_attack_gives_up_on_are_noted(toys, tmp_path):
+def test_failures_of_single_samples_are_logged(toys, tmp_path):
     records, events = run(toys.make_job(toys.Returns("mark"), toys.linf(0.02)), tmp_path / "c")
     assert {r.status for r in records[5:]} == {"crash"}
     assert [e["samples"] for e in events if e["event"] == "crash"] == [list(range(5, 60))]

@@ -1,4 +1,4 @@
-"""Oracles: from a threat's text to the records, who may judge, what a panel knows, and how often it errs."""
+"""Oracles: from a threat's text to the records, eligible members, votes of a panel, and its own error."""
 
 import json
 from dataclasses import replace
@@ -97,13 +97,13 @@ def shifted(data, first_changed_id=0):
         "linf=0.1:substitute=mine.py:build:oracle=3",
     ],
 )
-def test_a_threat_is_written_as_it_is_read(text):
+def test_the_text_of_a_threat_is_parsed_again(text):
     threat = load_threat(text)
     assert threat.text == text
     assert load_threat(threat.text) == threat
 
 
-def test_what_follows_a_substitute_names_it():
+def test_the_name_of_a_substitute_is_the_rest_of_the_text():
     threat = load_threat("linf=0.1:oracle=three:substitute=a:oracle=3")
     assert (threat.oracle, threat.substitute) == ("three", "a:oracle=3")
     with pytest.raises(BadParameter, match="names no oracle, expected oracle=NAME"):
@@ -118,7 +118,7 @@ def test_a_threat_of_the_catalogue_may_name_an_oracle(tmp_path):
     assert load_threat("judged:oracle=other").oracle == "other"
 
 
-def test_an_oracle_is_part_of_what_a_cell_is_and_its_name_is_not():
+def test_an_oracle_is_part_of_the_digest_and_its_name_is_not():
     plain = ThreatModel(LpBall("linf", 0.3), sweep=(0.1, 0.3))
     frozen = threat_digest(plain)
     found = [
@@ -175,12 +175,12 @@ def test_the_rule_counts_all_members(members, rule, expected):
     assert found.vote(data.batch(ids)[0], ids).tolist() == [expected] * 3
 
 
-def test_a_panel_sees_the_class_change():
+def test_a_panel_detects_a_changed_class():
     images, ids = shifted(column_images(), first_changed_id=2)
     assert panel().classify(images, ids).tolist() == [0, 1, *((i + 1) % 3 for i in range(2, 12))]
 
 
-def test_a_panel_has_no_say_where_it_errs_on_the_clean_input():
+def test_a_panel_is_undecided_where_it_misclassifies_the_clean_input():
     data = column_images()
     labels = data.labels.clone()
     labels[4] = (labels[4] + 1) % 3
@@ -190,7 +190,7 @@ def test_a_panel_has_no_say_where_it_errs_on_the_clean_input():
     assert said == [1, -1, 0]
 
 
-def test_a_panels_own_error_is_counted_on_the_samples_that_are_asked_for():
+def test_the_error_of_a_panel_is_measured_on_the_given_samples():
     data = column_images()
     images = data.batch(range(12))[0].clone()
     images[5, 0, 1:3, 0] = 1.0  # the peak's reader alone is misled: two of three are right
@@ -212,7 +212,7 @@ def test_a_panels_own_error_is_counted_on_the_samples_that_are_asked_for():
         (BodyMeanClassifier(scale=7.0), "bodymeanclassifier has the same architecture"),
     ],
 )
-def test_who_is_attacked_does_not_judge(attacked, why):
+def test_the_attacked_model_is_excluded_from_a_panel(attacked, why):
     found = panel(attacked=[load_model(attacked)])
     assert [each.name for each in found.members] == [
         f"{HERE}:BodyMaxClassifier",
@@ -277,7 +277,7 @@ def test_from_the_threat_to_the_records(tmp_path):
     assert told["invariance"]["oracle_error_rate"]["trials"] == 12
 
 
-def test_the_error_grows_with_the_cell_and_is_not_measured_twice(tmp_path, monkeypatch):
+def test_the_error_covers_added_samples_and_is_measured_once(tmp_path, monkeypatch):
     _, cell = run(tmp_path, samples="first:4")
     assert cell.oracle_error().trials == 4
     _, cell = run(tmp_path)
@@ -309,7 +309,7 @@ class Minimal(ShiftBodyAttack):
     kind = "minimum-norm"
 
 
-def test_a_threats_oracle_goes_before_the_data_sets_own():
+def test_the_oracle_of_a_threat_precedes_the_data_set():
     spheres = rbi.load_dataset("spheres:d=50,n=5,size=8")
     assert dataset_oracle(spheres).source == "exact"
     assert dataset_oracle(column_images()) is None
@@ -320,7 +320,7 @@ def test_a_threats_oracle_goes_before_the_data_sets_own():
     assert (job.oracle, job.threat.oracle, job.effective_oracle.source) == (None, None, "exact")
 
 
-def test_the_usual_oracle_of_a_data_set_is_taken_where_the_goal_needs_one():
+def test_the_default_oracle_is_used_if_the_goal_needs_one():
     asked = {"models": ["mnist-cnn"], "dataset": "mnist5k", "samples": 4}
     plan = make_plan(EvaluationRequest(attacks=[ShiftBodyAttack()], threat="none", **asked))
     assert plan.jobs[0].threat.oracle == "mnist-panel"
@@ -346,7 +346,7 @@ def test_threat_and_job_agree(toys):
         plan_jobs([toys.make_job(toys.Straight(), threat)])
 
 
-def test_members_must_fit_the_data(tmp_path):
+def test_members_must_be_compatible_with_the_data(tmp_path):
     wide = ArrayDataset(
         255 * column_images().batch(range(12))[0], column_images().labels, "wide", (0.0, 255.0)
     )
@@ -383,13 +383,13 @@ def test_a_file_of_labels_is_an_oracle(tmp_path):
         (",c,1,1\n", "does not identify the labelled images"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused(tmp_path, rows, says):
+def test_an_unsuitable_label_file_is_refused(tmp_path, rows, says):
     (tmp_path / "l.csv").write_text(CSV + rows)
     with pytest.raises((BadData, CapabilityMismatch), match=says):
         panel(str(tmp_path / "l.csv"))
 
 
-def test_people_judge_images_alone(tmp_path):
+def test_human_labels_need_images(tmp_path):
     flat = ArrayDataset(torch.rand(3, 4), [0, 1, 1], "flat")
     with pytest.raises(CapabilityMismatch, match="human labels need images"):
         panel(str(tmp_path / "l.csv"), flat)

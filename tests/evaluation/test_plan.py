@@ -1,4 +1,4 @@
-"""Plans: digests that must not change, names, and mismatches that are found before anything runs."""
+"""Plans: frozen digests, names, and incompatible parts that are refused before anything runs."""
 
 import pytest
 import torch
@@ -82,7 +82,7 @@ def test_everything_in_a_threat_is_in_its_digest():
         "none:norm=linf:guide=a:substitute=b",
     ],
 )
-def test_a_threat_is_written_as_it_is_read(text):
+def test_the_text_of_a_threat_is_parsed_again(text):
     from robustbench_inv.catalogue.threats import load_threat
 
     threat = load_threat(text)
@@ -98,16 +98,16 @@ def test_the_same_cells_have_the_same_name(toys):
     assert few.name.startswith("twosides-points-")
 
 
-def test_no_cell_twice(toys):
+def test_cells_are_distinct(toys):
     job = toys.make_job(toys.Straight())
     assert plan_jobs([job, job]).jobs == (job,)
 
 
-def test_a_budget_is_demanded(toys):
+def test_a_fixed_budget_attack_needs_a_budget(toys):
     refuse(toys.make_job(toys.Straight(), toys.none), "budget")
 
 
-def test_a_norm_that_the_attack_does_not_have(toys):
+def test_an_unsupported_norm(toys):
     refuse(toys.make_job(toys.Straight(), ThreatModel(LpBall("l1", 2.0))), "norm, got 'l1'")
 
 
@@ -119,14 +119,14 @@ def test_a_target_that_is_the_true_class(toys):
     refuse(toys.make_job(toys.Straight(), toys.linf(0.1).with_goal(Target(1))), "true class of")
 
 
-def test_a_target_that_is_no_class(toys):
+def test_a_target_outside_the_classes(toys):
     for goal in (Target(2), Target(offset=2)):
         refuse(
             toys.make_job(toys.Straight(), toys.linf(0.1).with_goal(goal)), "no such target class"
         )
 
 
-def test_other_classes(toys):
+def test_another_number_of_classes(toys):
     images, labels = toys.points().batch(list(range(60)))
     data = ArrayDataset(images, labels, "three", num_classes=3)
     refuse(toys.make_job(toys.Straight(), data=data), "number of classes")
@@ -145,7 +145,7 @@ def test_another_shape(toys):
     )
 
 
-def test_eps_in_grey_levels_is_doubted(toys):
+def test_eps_in_grey_levels_gives_a_warning(toys):
     job = toys.make_job(toys.Straight(), toys.linf(8.0))
     (warning,) = plan_jobs([job]).warnings
     assert "8/255" in warning
@@ -163,7 +163,7 @@ def test_passes():
     [(PGD(steps=5), 6 + 2), (Ensemble((PGD(steps=5), PGD(steps=3))), 6 + 4 + 2)],
     ids=["alone", "cascade"],
 )
-def test_the_estimate_is_of_a_sample_that_never_falls(toys, tmp_path, attack, count):
+def test_the_estimate_is_for_a_sample_that_survives(toys, tmp_path, attack, count):
     from robustbench_inv.evaluation.engine import RunOptions, run_cell
     from robustbench_inv.results.run_files import CellFolder
 
@@ -189,7 +189,7 @@ def test_the_estimate_is_of_a_sample_that_never_falls(toys, tmp_path, attack, co
     assert {r.backward_passes for r in records if not r.goal_reached} == {count - searches}
 
 
-def test_an_attack_may_have_demands_of_its_own(toys):
+def test_an_attack_may_have_requirements(toys):
     from dataclasses import dataclass
 
     @dataclass(frozen=True)
@@ -218,7 +218,7 @@ def test_distances_of_an_unbounded_threat_are_in_a_norm_of_the_attack():
     assert (threat.norm, threat.substitute) == ("linf", "mnist-lenet5")
 
 
-def test_a_threat_goes_to_those_attacks_of_a_suite_that_know_its_norm():
+def test_a_threat_applies_to_the_attacks_of_a_suite_that_support_its_norm():
     threats = planned(suite="quick", threat="linf=0.1")
     assert {name: threat.norm for name, threat in threats.items() if threat.bounded} == {
         "random-perturbation": "linf",

@@ -1,4 +1,4 @@
-"""The copy that is searched on: frozen, folded, the same answers; the original untouched."""
+"""The prepared copy: frozen, folded, with the same outputs; the original is unchanged."""
 
 import threading
 
@@ -60,7 +60,7 @@ def norms(classifier):
     return [part for part in classifier.modules() if isinstance(part, nn.BatchNorm2d)]
 
 
-def test_folded_and_the_same(probe):
+def test_a_folded_copy_has_the_same_outputs(probe):
     original = network()
     copy = prepare(original, probe, fold=True)
     assert len(norms(original)) == 1
@@ -68,7 +68,7 @@ def test_folded_and_the_same(probe):
     torch.testing.assert_close(copy(probe).logits, original(probe).logits, atol=1e-5, rtol=1e-5)
 
 
-def test_frozen_and_the_original_is_not(probe):
+def test_the_copy_is_frozen_and_the_original_is_not(probe):
     original = network()
     copy = prepare(original, probe, fold=False)
     assert len(norms(copy)) == 1
@@ -76,7 +76,7 @@ def test_frozen_and_the_original_is_not(probe):
     assert all(weight.requires_grad for weight in original.parameters())
 
 
-def test_a_fold_that_changes_the_answer_is_not_used(probe):
+def test_a_fold_that_changes_outputs_is_discarded(probe):
     original = network()
     features = original.module[0]
     features[0].register_forward_hook(lambda *call: call[2] * 2)
@@ -102,7 +102,7 @@ def test_a_shared_convolution_is_not_folded(probe):
     torch.testing.assert_close(copy(probe).logits, twice(probe).logits, atol=1e-5, rtol=1e-5)
 
 
-def test_a_model_that_cannot_be_copied_is_searched_itself(probe):
+def test_a_model_that_cannot_be_copied_is_used_itself(probe):
     original = network()
     original.module.lock = threading.Lock()
     assert prepare(original, probe, fold=True) is original
@@ -119,14 +119,14 @@ def test_strided_convolutions_are_rearranged(probe):
     torch.testing.assert_close(slopes(copy, probe), slopes(original, probe), atol=1e-6, rtol=1e-5)
 
 
-def test_attacks_on_the_boundary_get_the_very_arithmetic(probe):
+def test_minimum_norm_attacks_get_the_exact_arithmetic(probe):
     original = strided(lambda maps: maps.flatten(1))
     copy = prepare(original, probe, fold=False)
     assert type(copy.module.first) is nn.Conv2d
     assert torch.equal(copy(probe).logits, original(probe).logits)
 
 
-def test_a_rearrangement_that_a_network_cannot_bear_is_left_out(probe):
+def test_a_rearrangement_that_raises_is_discarded(probe):
     """``view`` raises on maps whose channels come last; the slope's rearrangement goes well all the same."""
     original = strided(lambda maps: maps.view(len(maps), -1))
     copy = prepare(original, probe, fold=True)
@@ -150,14 +150,14 @@ class Strict(torch.autograd.Function):
         return slopes.reshape(ctx.shape)
 
 
-def test_nor_is_one_that_only_its_slopes_cannot_bear(probe):
+def test_a_rearrangement_whose_gradient_raises_is_discarded(probe):
     copy = prepare(strided(Strict.apply), probe, fold=True)
     assert channels_last(copy)[1] is False
     assert isinstance(copy.module.first, FoldedGradientConv)
     assert slopes(copy, probe).shape == probe.shape
 
 
-def test_nor_one_that_gives_other_slopes(probe, monkeypatch):
+def test_a_rearrangement_that_changes_gradients_is_discarded(probe, monkeypatch):
     def half(ctx, *slopes):
         given = backward(ctx, *slopes)
         return given[0] / 2, None

@@ -76,7 +76,7 @@ def test_another_batch_size_is_ignored_on_resume(finished, tmp_path):
     assert any("first batch size, 8" in note for note in notes)
 
 
-def test_more_samples_keep_the_ones_that_are_done(toys, tmp_path):
+def test_more_samples_keep_existing_records(toys, tmp_path):
     folder = tmp_path / "cell"
     few = toys.make_job(toys.Draws(), samples=range(0, 60, 3))
     more = toys.make_job(toys.Draws(), samples=range(0, 60, 2))
@@ -94,7 +94,7 @@ def test_more_samples_keep_the_ones_that_are_done(toys, tmp_path):
     assert all(found[sample] == record for sample, record in alone.items())
 
 
-def test_redo_forgets_and_skip_leaves_alone(toys, tmp_path):
+def test_redo_deletes_and_skip_keeps_results(toys, tmp_path):
     folder = tmp_path / "cell"
     job = toys.make_job(toys.Breaks(sample=10))
     run_cell(job, folder, RunOptions(batch_size=8, keep_images=True))

@@ -23,7 +23,7 @@ TRAIN = [*np.linspace(0.2, 0.4, 101), *np.linspace(0.6, 0.8, 101)]
 
 
 OWN = [0.3, 0.31, 0.29, 0.45, 0.7, 0.71, 0.69, 0.49]
-"""Of these, 0.45 and 0.49 are far from their class's mean, and 0.49 is decided for the wrong one."""
+"""Of these, 0.45 and 0.49 are far from their class's mean, and 0.49 is misclassified."""
 
 
 OTHERS = [0.0, 0.1, 0.3, 0.5, 0.9, 1.0, 0.95, 0.05]
@@ -41,14 +41,14 @@ def greys(name, levels):
 def data(monkeypatch):
     known = {"own": greys("own", OWN), "others": greys("others", OTHERS)}
     monkeypatch.setattr(
-        ExperimentRequest, "open_dataset", lambda asked, name="": known[name or asked.dataset]
+        ExperimentRequest, "open_dataset", lambda request, name="": known[name or request.dataset]
     )
     return known
 
 
 @pytest.fixture
 def rejecting(tmp_path, monkeypatch):
-    """Loads the network with thresholds of its own where it is to reject."""
+    """Load the network, with fitted thresholds if it has a reject option."""
     path = tmp_path / "thresholds.safetensors"
     train = greys("train", TRAIN)
     path.write_bytes(calibrate(load_model(MODEL), CalibrationData(train, 0, len(train))).to_bytes())

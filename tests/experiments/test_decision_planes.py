@@ -20,8 +20,8 @@ from robustbench_inv.models.protocol import swap_nuisance
 from robustbench_inv.models.wrapping import ModuleClassifier, wrap_module
 
 
-def asked(**others):
-    return ExperimentRequest(**{"dataset": "mnist5k", "columns": {}, "samples": 60, **others})
+def make_request(**options):
+    return ExperimentRequest(**{"dataset": "mnist5k", "columns": {}, "samples": 60, **options})
 
 
 SPHERES = Spheres(d=6, n=1, r1=1.0, r2=10.0, size=8)
@@ -99,10 +99,10 @@ def test_a_linear_classifier_is_wrong_on_half_of_each_circle():
 
 def test_planes_of_a_network_have_predictions_of_logits_and_nuisances():
     model = wrap_module(FirstTwo(), "first two")
-    asked = []
+    sizes = []
 
     def nuisance(z: Tensor) -> Tensor:
-        asked.append(z.shape[1])
+        sizes.append(z.shape[1])
         return by_norm(z)
 
     data, metamer = decision_planes(model, nuisance, SPHERES, resolution=5)
@@ -110,7 +110,7 @@ def test_planes_of_a_network_have_predictions_of_logits_and_nuisances():
     assert list(data["points"]) == ["x₁", "x₂"]
     assert list(metamer["points"]) == ["x", "x_met"]
     assert set(data["decisions"]) == {"logits", "nuisances"}
-    assert set(asked) == {4}
+    assert set(sizes) == {4}
     x, y = SPHERES.batch([0, 1])[0].float()
     expected = torch.cat([x[:2], y[2:]]).norm().item()
     assert math.hypot(*metamer["points"]["x_met"]) == pytest.approx(expected, rel=1e-5)
@@ -173,14 +173,16 @@ def test_a_model_without_a_code_raises():
 
 def test_planes_of_spheres_come_with_accuracies():
     spheres = "spheres:d=4,n=1,r1=1,r2=10,size=400"
-    question = asked(dataset=spheres, columns={"M": f"{__file__}:code_of_points"}, samples=200)
+    request = make_request(
+        dataset=spheres, columns={"M": f"{__file__}:code_of_points"}, samples=200
+    )
     probe = {"hidden": [16], "epochs": 2, "levels": 0, "batch_size": 50}
-    measured = measure_planes(question, f"{spheres},seed=1", probe, resolution=9)
+    measured = measure_planes(request, f"{spheres},seed=1", probe, resolution=9)
     assert [plane["name"] for plane in measured.planes["planes"]][:2] == ["data", "metamer"]
     assert {number.column for number in measured.numbers} == {"M"}
     assert len(measured.numbers) == 6
     with pytest.raises(BadParameter, match="need spheres"):
-        measure_planes(asked(), "mnist5k", probe)
+        measure_planes(make_request(), "mnist5k", probe)
 
 
 def code_of_points():

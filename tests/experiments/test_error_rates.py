@@ -18,9 +18,9 @@ READER = f"{NETWORKS}:reader"
 PROBE = {"name": "nuisances", "hidden": [32], "epochs": 8, "learning_rate": 5e-3, "levels": 0}
 
 
-def asked(**others):
+def make_request(**options):
     return ExperimentRequest(
-        **{"dataset": "mnist5k", "columns": {"R": READER}, "samples": 60, **others}
+        **{"dataset": "mnist5k", "columns": {"R": READER}, "samples": 60, **options}
     )
 
 
@@ -29,7 +29,7 @@ def by_row(measured):
 
 
 def test_logits_of_blank_pixels_are_uninformative_and_nuisances_are_not():
-    found = by_row(measure_errors(asked(samples=400), "mnist5k", 0, 5000, [PROBE]))
+    found = by_row(measure_errors(make_request(samples=400), "mnist5k", 0, 5000, [PROBE]))
     assert found["Test error, logits"].value == pytest.approx(0.9, abs=0.01)  # all say 0
     assert found["Test error, nuisances"].value < 0.2
     assert {number.trials for number in found.values()} == {400}
@@ -38,19 +38,19 @@ def test_logits_of_blank_pixels_are_uninformative_and_nuisances_are_not():
 
 
 def test_a_model_without_nuisances_has_no_row_for_them():
-    measured = measure_errors(asked(columns={"C": "mnist-cnn"}), "mnist5k", 0, 5000, [PROBE])
+    measured = measure_errors(make_request(columns={"C": "mnist-cnn"}), "mnist5k", 0, 5000, [PROBE])
     assert set(by_row(measured)) == {"Test error, logits", "Train error, logits"}
 
 
 def test_a_probe_with_an_unknown_field_is_refused():
     with pytest.raises(BadCatalogue, match="probe nuisances: unknown key hiden"):
-        measure_errors(asked(), "mnist5k", 0, 5000, [{"hiden": [3], "name": "nuisances"}])
+        measure_errors(make_request(), "mnist5k", 0, 5000, [{"hiden": [3], "name": "nuisances"}])
 
 
 def test_a_model_of_the_feature_has_chance_accuracy_after_the_shift():
     columns = {"CNN": "mnist-cnn", "W": f"{NETWORKS}:Watermark"}
-    question = asked(dataset="mnist-planted", columns=columns, samples=200)
-    measured = measure_feature_shift(question, "mnist-planted", 0, 5000)
+    request = make_request(dataset="mnist-planted", columns=columns, samples=200)
+    measured = measure_feature_shift(request, "mnist-planted", 0, 5000)
     numbers = {(n.row, n.column): n.value for n in measured.numbers}
     assert numbers["Accuracy with the feature", "W"] == 1
     assert numbers["Accuracy with the feature of a random class", "W"] == pytest.approx(
@@ -58,9 +58,9 @@ def test_a_model_of_the_feature_has_chance_accuracy_after_the_shift():
     )
     assert numbers["Accuracy without a feature", "W"] == pytest.approx(0.1)  # all say 0
     assert all(numbers[row, "CNN"] > 0.95 for row, column in numbers if column == "CNN")
-    told, random, bare = measured.image_grids[0].images
-    assert (told[:, 0, 1].max(1) == 255).all()
+    planted, random, bare = measured.image_grids[0].images
+    assert (planted[:, 0, 1].max(1) == 255).all()
     assert not (bare[:, 0, 1].max(1) == 255).any()
-    assert not np.array_equal(told, random)
+    assert not np.array_equal(planted, random)
     with pytest.raises(BadParameter, match="no planted feature"):
-        measure_feature_shift(asked(), "mnist-planted")
+        measure_feature_shift(make_request(), "mnist-planted")

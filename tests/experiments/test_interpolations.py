@@ -17,9 +17,9 @@ READER = f"{NETWORKS}:reader"
 PROBE = {"name": "nuisances", "hidden": [32], "epochs": 8, "learning_rate": 5e-3, "levels": 0}
 
 
-def asked(**others):
+def make_request(**options):
     return ExperimentRequest(
-        **{"dataset": "mnist5k", "columns": {"R": READER}, "samples": 60, **others}
+        **{"dataset": "mnist5k", "columns": {"R": READER}, "samples": 60, **options}
     )
 
 
@@ -28,7 +28,7 @@ def by_row(measured):
 
 
 def test_interpolations_go_from_the_source_to_the_donor():
-    measured = measure_interpolations(asked(), num_examples=4, steps=3)
+    measured = measure_interpolations(make_request(), num_examples=4, steps=3)
     found = by_row(measured)
     assert found["Panel label: source class, at 0 %"].value == pytest.approx(1, abs=0.1)
     assert found["Panel label: source class, at 100 %"].value == 0
@@ -43,7 +43,7 @@ def test_interpolations_go_from_the_source_to_the_donor():
 
 def test_all_models_use_the_same_samples_and_donors():
     measured = measure_interpolations(
-        asked(columns={"R": READER, "S": READER}), num_examples=3, steps=2
+        make_request(columns={"R": READER, "S": READER}), num_examples=3, steps=2
     )
     left, right = np.split(measured.image_grids[0].images, 2, axis=1)
     assert np.array_equal(left, right)

@@ -30,25 +30,25 @@ class Plain(nn.Module):
 
 
 @pytest.fixture
-def asked():
+def experiment_request():
     """Three grey images, of the classes 1, 0 and 2."""
     images = torch.tensor([[0.2, 0.8, 0.5, 0.0], [0.7, 0.5, 0.4, 0.0], [0.0, 0.0, 1.0, 0.0]])
     data = ArrayDataset(images.double().reshape(3, 1, 2, 2), torch.tensor([1, 0, 2]), "greys")
     model = load_model(Plain())
-    told = []
+    messages = []
     return SimpleNamespace(
         open_models=lambda: {"plain": model},
         open_dataset=lambda: data,
         seed=0,
         dataset="greys",
-        report=told.append,
-        told=told,
+        report=messages.append,
+        messages=messages,
     )
 
 
-def test_logits_of_the_image_and_its_adversarial_examples(asked, tmp_path):
+def test_logits_of_the_image_and_its_adversarial_examples(experiment_request, tmp_path):
     found = measure_logits(
-        asked,
+        experiment_request,
         {"DeepFool": ("deepfool", "none"), "nothing": ("fgsm", "linf=0.01")},
         {"DeepFool": ("deepfool:overshoot=0.5", "none")},
         published=PAPER,
@@ -81,12 +81,12 @@ def test_logits_of_the_image_and_its_adversarial_examples(asked, tmp_path):
     assert result_to_gzip(read_result(path)) == path.read_bytes()
 
 
-def test_targeted_attacks_have_one_column_per_class(asked):
+def test_targeted_attacks_have_one_column_per_class(experiment_request):
     runs = {
         "near": ("cw", "none:goal=target:label={target}"),
         "sure": ("cw", "none:goal=target:label={target},confidence=4"),
     }
-    found = measure_targeted_logits(asked, runs)
+    found = measure_targeted_logits(experiment_request, runs)
     (grid,), (sheet,) = found.image_grids, found.logit_sheets
     assert grid.rows == ("near", "sure")
     assert [head[0] for head in grid.heads] == ["1", "2"]
@@ -99,14 +99,16 @@ def test_targeted_attacks_have_one_column_per_class(asked):
     )
 
 
-def test_without_the_model_only_published_logits_are_returned(asked):
+def test_without_the_model_only_published_logits_are_returned(experiment_request):
     def missing():
         raise UnknownName("unknown model", got="cifar10-sdim")
 
-    asked.open_models = missing
-    found = measure_logits(asked, {"DeepFool": ("deepfool", "none")}, {}, published=PAPER)
+    experiment_request.open_models = missing
+    found = measure_logits(
+        experiment_request, {"DeepFool": ("deepfool", "none")}, {}, published=PAPER
+    )
     assert (found.samples, found.models, found.image_grids) == (0, {}, ())
     assert [sheet.name for sheet in found.logit_sheets] == ["logits-paper"]
-    assert "not reproduced" in asked.told[0]
+    assert "not reproduced" in experiment_request.messages[0]
     with pytest.raises(UnknownName):
-        measure_logits(asked, {"DeepFool": ("deepfool", "none")}, {})
+        measure_logits(experiment_request, {"DeepFool": ("deepfool", "none")}, {})

@@ -19,9 +19,9 @@ READER = f"{NETWORKS}:reader"
 PROBE = {"name": "nuisances", "hidden": [32], "epochs": 8, "learning_rate": 5e-3, "levels": 0}
 
 
-def asked(**others):
+def make_request(**options):
     return ExperimentRequest(
-        **{"dataset": "mnist5k", "columns": {"R": READER}, "samples": 60, **others}
+        **{"dataset": "mnist5k", "columns": {"R": READER}, "samples": 60, **options}
     )
 
 
@@ -30,7 +30,7 @@ def by_row(measured):
 
 
 def test_metamers_of_the_image_itself_are_their_donors():
-    measured = measure_metamers(asked(), num_examples=5, photographs=0)
+    measured = measure_metamers(make_request(), num_examples=5, photographs=0)
     found = by_row(measured)
     assert found["Largest error of a logit, decoded"].value < 1e-5
     for stage in ("decoded", "clipped", "rounded"):
@@ -50,7 +50,7 @@ def test_metamers_of_the_image_itself_are_their_donors():
 
 def test_a_model_without_a_code_has_no_metamers():
     with pytest.raises(BadModel, match="no metamers"):
-        measure_metamers(asked(columns={"C": "mnist-cnn"}), photographs=0)
+        measure_metamers(make_request(columns={"C": "mnist-cnn"}), photographs=0)
 
 
 def test_quantised_images_have_256_grey_levels_inside_the_bounds():

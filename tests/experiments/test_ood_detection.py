@@ -23,7 +23,7 @@ NETWORKS = Path(__file__).parent / "toy_networks.py"
 MODEL = f"{NETWORKS}:level"
 
 
-asked = partial(ExperimentRequest, "own", {})
+make_request = partial(ExperimentRequest, "own", {})
 
 
 def by_place(measured):
@@ -49,7 +49,7 @@ def test_ood_inputs_are_counted_per_class_and_by_the_predicted_class():
         "ood": "others",
         "models": {"M": f"{MODEL}:reject=likelihood,percentile=1"},
     }
-    found = by_place(measure_ood_detection(asked(), [pair]))
+    found = by_place(measure_ood_detection(make_request(), [pair]))
     # 0.3 reaches the threshold of class 0 and no other does: 7 of 8 there, 8 of 8 for class 1
     assert found["M", "C"].value == pytest.approx((7 / 8 + 1) / 2)
     assert found["M", "C"].trials == 8
@@ -60,10 +60,10 @@ def test_ood_inputs_are_counted_per_class_and_by_the_predicted_class():
 
 @pytest.mark.usefixtures("data", "rejecting")
 def test_exclusive_scores_have_a_high_rate_by_construction():
-    """By log-odds at most one class is above 0, whatever is shown: half of two classes are told for nothing."""
+    """At most one class has positive log-odds, so that with two classes the rate is at least one half."""
     name = f"{MODEL}:reject=max-softmax,percentile=20"
     pair = {"column": "C", "data": "own", "ood": "others", "models": {"M": name}}
-    found = by_place(measure_ood_detection(asked(), [pair]))
+    found = by_place(measure_ood_detection(make_request(), [pair]))
     assert found["M", "C"].value >= 0.5
     assert found["M", "C"].value == 0.5 + found["M, OOD inputs rejected", "C"].value / 2
 
@@ -77,7 +77,7 @@ def test_outputs_are_computed_once_for_all_thresholds(monkeypatch):
     )
     names = {f"{p}": f"{MODEL}:reject=likelihood,percentile={p}" for p in (1, 2, 5)}
     pair = {"column": "C", "data": "own", "ood": "others", "models": names}
-    measured = measure_ood_detection(asked(), [pair])
+    measured = measure_ood_detection(make_request(), [pair])
     assert len(counted) == 2
     rows = [n.row for n in measured.numbers]
     assert rows[:4] == ["1", "2", "5", "1, OOD inputs rejected"]

@@ -8,7 +8,7 @@ from robustbench_inv.experiments.photographs import open_photographs, untrained_
 
 @pytest.mark.slow
 def test_imagenet_sized_network_is_inverted_in_float32():
-    """108 million parameters at 224 × 224, untrained, its couplings at work."""
+    """108 million parameters at 224 × 224, untrained, with random couplings."""
     images = open_photographs(4)
     model = untrained_firevnet(images)
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(107.7e6, rel=1e-3)

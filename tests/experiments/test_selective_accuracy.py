@@ -20,7 +20,7 @@ NETWORKS = Path(__file__).parent / "toy_networks.py"
 MODEL = f"{NETWORKS}:level"
 
 
-asked = partial(ExperimentRequest, "own", {})
+make_request = partial(ExperimentRequest, "own", {})
 
 
 def by_place(measured):
@@ -30,7 +30,7 @@ def by_place(measured):
 @pytest.mark.usefixtures("data", "rejecting")
 def test_accepted_inputs_are_classified_correctly():
     about = {"row": "R", "data": "own", "model": MODEL, "score": "likelihood"}
-    found = by_place(measure_selective_accuracy(asked(), [about], {"1st": 1}))
+    found = by_place(measure_selective_accuracy(make_request(), [about], {"1st": 1}))
     assert found["R, accuracy", "Original"].value == 7 / 8
     assert (found["R, accuracy", "1st"].value, found["R, accuracy", "1st"].trials) == (1, 6)
     assert found["R, rejected", "1st"].counted == (3, 7)
@@ -45,7 +45,7 @@ def test_rejecting_everything_has_no_accuracy(data, monkeypatch):
         "threshold_margins",
         lambda *_: type("C", (), {"rejected": np.ones(8, dtype=bool)}),
     )
-    found = by_place(measure_selective_accuracy(asked(), [about], {"1st": 1}))
+    found = by_place(measure_selective_accuracy(make_request(), [about], {"1st": 1}))
     assert ("R, accuracy", "1st") not in found
     assert found["R, rejected", "1st"].value == 1
 
@@ -53,7 +53,7 @@ def test_rejecting_everything_has_no_accuracy(data, monkeypatch):
 @pytest.mark.usefixtures("data", "rejecting")
 def test_parameters_and_accuracy_of_each_column():
     rows = [{"row": name, "data": name, "models": {"M": MODEL}} for name in ("own", "others")]
-    measured = measure_accuracies(asked(), rows)
+    measured = measure_accuracies(make_request(), rows)
     found = by_place(measured)
     assert found["Parameters, millions", "M"].value == pytest.approx(2e-6)
     assert found["Parameters, millions", "M"].trials == 0
@@ -68,7 +68,7 @@ def test_parameters_and_accuracy_of_each_column():
 @pytest.mark.usefixtures("data")
 def test_the_critic_of_sdim_is_counted_separately():
     rows = [{"row": "own", "data": "own", "models": {"S": f"{NETWORKS}:small_sdim"}}]
-    found = by_place(measure_accuracies(asked(), rows))
+    found = by_place(measure_accuracies(make_request(), rows))
     whole, answering = (
         found[name, "S"].value
         for name in ("Parameters, millions", "Parameters at inference, millions")
@@ -90,7 +90,7 @@ def test_an_optional_row_with_missing_files_is_skipped(monkeypatch):
     monkeypatch.setattr(ExperimentRequest, "open_dataset", open_dataset)
     rows = [{"row": name, "data": name, "models": {"M": MODEL}} for name in ("own", "others")]
     with pytest.raises(BadData, match="others"):
-        measure_accuracies(asked(), rows)
-    measured = measure_accuracies(asked(), [rows[0], {**rows[1], "optional": True}])
+        measure_accuracies(make_request(), rows)
+    measured = measure_accuracies(make_request(), [rows[0], {**rows[1], "optional": True}])
     assert measured.dataset == "own"
     assert "others" not in {number.row for number in measured.numbers}

@@ -15,7 +15,7 @@ from robustbench_inv.tensors import Output
 
 
 def randomised(shape=(1, 4, 4), classes=3, strength=0.3, **architecture):
-    """A flow in float64 with weights that make it anything but the identity."""
+    """A flow in float64 with random weights."""
     torch.manual_seed(0)
     flow = glow(shape, classes, **{"blocks": 2, "width": 4, "stages": 1, **architecture})
     with torch.no_grad():

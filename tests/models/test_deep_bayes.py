@@ -110,8 +110,8 @@ def test_it_is_a_stochastic_classifier_also_with_a_reject_option():
         assert each.latent_shape == (2,)
         images = IMAGES.clone().requires_grad_()
         logits = each.respond(images, draws(4, 3, 2)).logits
-        (slope,) = torch.autograd.grad((logits[:, 0] - logits[:, 1]).sum(), images)
-        assert (slope.flatten(1).norm(dim=1) > 0).all()
+        (gradient,) = torch.autograd.grad((logits[:, 0] - logits[:, 1]).sum(), images)
+        assert (gradient.flatten(1).norm(dim=1) > 0).all()
     accepted = rejecting.respond(IMAGES, draws(4, 3, 2))
     assert torch.equal(accepted.score, accepted.logits.amax(1))
     assert accepted.accepted.all()

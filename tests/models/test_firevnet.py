@@ -42,7 +42,7 @@ NETWORKS = {
 
 
 def network(name, seed=0):
-    """A network in float64 whose actnorms have seen a batch and whose couplings do something."""
+    """A network in float64 with initialised actnorms and random couplings."""
     shape, build = NETWORKS[name]
     torch.manual_seed(seed)
     model = build().double()
@@ -113,8 +113,8 @@ def test_metamer_has_the_logits_of_one_image_and_the_nuisances_of_another():
 def test_dct_reads_logits_from_means_and_every_pixel_moves_them():
     model, x = network("native")
     pixel = x[:1].clone().requires_grad_()
-    (slope,) = torch.autograd.grad(model(pixel)[0, 0], pixel)
-    assert (slope != 0).all()
+    (gradient,) = torch.autograd.grad(model(pixel)[0, 0], pixel)
+    assert (gradient != 0).all()
 
 
 def test_fully_connected_network_preserves_volume():
@@ -127,7 +127,7 @@ def test_every_block_of_the_fully_connected_network_learns_from_its_logits():
     model(torch.randn(5, 6, generator=torch.Generator().manual_seed(0))).sum().backward()
     last = [p.grad.abs().sum() for name, p in model.named_parameters() if name.endswith("bias")]
     assert len(last) == 12
-    assert all(slope > 0 for slope in last)
+    assert all(gradient > 0 for gradient in last)
 
 
 def test_paper_sized_mnist_network_has_sixteen_blocks_in_three_stages():

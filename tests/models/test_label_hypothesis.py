@@ -23,7 +23,7 @@ def shipped(name):
 
 
 def naive(net, images):
-    """The label's one-hot behind the convolutions' output, and all that follows once for each label."""
+    """The naive form: append a one-hot label to the convolutions' output, and run the other layers once per label."""
     features, answers = net.features(images), []
     joint = torch.cat([net.guess.weight, net.guess.label.T], 1)
     for code in torch.eye(net.num_classes, dtype=images.dtype):
@@ -33,7 +33,7 @@ def naive(net, images):
     return torch.stack(answers, 1)
 
 
-def slopes(form, images):
+def gradients(form, images):
     shown = images.clone().requires_grad_()
     values = form(shown)
     weights = torch.linspace(-1, 2, values.numel(), dtype=values.dtype).view_as(values)
@@ -50,7 +50,7 @@ def test_a_trained_net_equals_the_naive_form(name, digits):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_its_gradients_equal_the_naive_ones(name, digits):
     net, images = shipped(name).double(), digits[:8].double()
-    found, expected = (slopes(form, images) for form in (net, lambda x: naive(net, x)))
+    found, expected = (gradients(form, images) for form in (net, lambda x: naive(net, x)))
     assert expected.abs().max() > 0
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
@@ -58,7 +58,7 @@ def test_its_gradients_equal_the_naive_ones(name, digits):
 def test_weight_gradients_equal_those_of_the_separate_layers():
     torch.manual_seed(0)
     net = LabelHypothesisNet().double().train()
-    net.guess.bias.data[::3] = -100  # a third of the units sleeps
+    net.guess.bias.data[::3] = -100  # a third of the units is inactive
     images = torch.rand(4, 1, 28, 28, dtype=torch.float64)
     twin = deepcopy(net)
     net(images).square().sum().backward()
@@ -82,7 +82,7 @@ def test_a_network_without_active_units_returns_its_bias():
     net.guess.bias.data.fill_(-100)
     images = torch.rand(3, 1, 28, 28)
     torch.testing.assert_close(net(images), naive(net, images))
-    assert (slopes(net, images) == 0).all()
+    assert (gradients(net, images) == 0).all()
 
 
 def test_a_nan_propagates_to_its_own_sample_only(digits):

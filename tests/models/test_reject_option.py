@@ -51,7 +51,7 @@ def toy():
 
 
 def training(count=3000):
-    """Logits and labels of three classes; a tenth is wrong, by far."""
+    """Logits and labels of three classes; a tenth is misclassified with a large margin."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(count) % 3
     logits = torch.randn(count, 3, generator=generator, dtype=torch.float64)
@@ -98,9 +98,9 @@ def test_acceptance_uses_the_threshold_of_the_predicted_class():
 def test_every_clearance_has_a_gradient(name):
     images = LOGITS.clone().requires_grad_(True)
     output = reject(toy(), name, torch.zeros(3))(images)
-    (slope,) = torch.autograd.grad(output.clearance[:, 1].sum(), images)
-    assert slope.isfinite().all()
-    assert (slope.abs().sum(1) > 0).all()
+    (gradient,) = torch.autograd.grad(output.clearance[:, 1].sum(), images)
+    assert gradient.isfinite().all()
+    assert (gradient.abs().sum(1) > 0).all()
 
 
 def test_a_model_may_return_a_score():
@@ -191,7 +191,7 @@ def test_rejection_parameters_are_separated_from_model_parameters():
 
 @pytest.fixture
 def thresholds(tmp_path):
-    """Return thresholds of a user's model that were fitted by the program."""
+    """Return thresholds fitted to a user's model."""
     logits, labels = training()
     data = ArrayDataset(((logits + 100) / 200).float(), labels, "logits", num_classes=3)
     model = Small()
@@ -235,7 +235,7 @@ def test_thresholds_belong_to_their_model(thresholds):
     with pytest.raises(BadModel, match="fitted to another model") as caught:
         load_model(Small(99.0), percentile=1, thresholds=path)
     assert "invbench calibrate" in str(caught.value)
-    with pytest.raises(BadModel, match="has no thresholds"):
+    with pytest.raises(BadModel, match="has no rejection thresholds"):
         load_model(Small(), percentile=1)
 
 

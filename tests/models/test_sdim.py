@@ -80,8 +80,8 @@ def test_cross_entropy_has_a_gradient_at_the_training_margin_only_at_the_mean_sc
     likelihoods = torch.tensor([[0.0] + [-10.0] * 9], requires_grad=True)
     for factor, least, most in ((64, 0.0, 0.0), (1, 1e-5, 1e-3)):
         loss = nn.functional.cross_entropy(likelihoods * factor, torch.tensor([0]))
-        (slope,) = torch.autograd.grad(loss, likelihoods)
-        assert least <= slope.abs().max() <= most
+        (gradient,) = torch.autograd.grad(loss, likelihoods)
+        assert least <= gradient.abs().max() <= most
     assert math.exp(-10.0) > 1e-5
 
 

@@ -140,7 +140,7 @@ def test_images_prefer_what_the_attack_broke_one_of_each_class(writer, record):
     clean = np.zeros((4, 1, 8, 8), np.float32)
     images = {"samples": np.arange(4), "clean": clean, "adversarial": clean + 0.1}
     (picture,) = draw_figures("images", plot_of(writer.cell(records, images=images).finish()))
-    assert {"0 → 1", "0.1", "5 → 5 (is 2)", "0.1 held"} <= set(texts(picture.svg))
+    assert {"0 → 1", "0.1", "5 → 5 (is 2)", "0.1 robust"} <= set(texts(picture.svg))
     assert "wrong before" not in texts(picture.svg)
 
 

@@ -187,7 +187,7 @@ def test_the_same_table_in_two_sections_is_written_twice(writer, record, tmp_pat
 def test_demo_definition_shows_digits_and_spheres(full_run, tmp_path):
     text = Reader(write_report([full_run], tmp_path / "d.html", "demo").read_text()).text
     assert "Spheres: two ways to fail" in text
-    assert "Digits: what is left of accuracy" in text
+    assert "Digits: worst-case robust accuracy" in text
 
 
 def test_reports_are_written_without_torch():

@@ -10,7 +10,10 @@ from robustbench_inv.catalogue.reproduction import Measurement
 from robustbench_inv.catalogue.reproduction_file import load_reproduction, read_reproduction
 from robustbench_inv.errors import BadCatalogue, BadResults
 from robustbench_inv.reporting.layer_figures import RegularizationEffect, draw_layers, layer_table
-from robustbench_inv.reporting.reproduction.report import find_results, report_from_results
+from robustbench_inv.reporting.reproduction.reproduction_report import (
+    find_results,
+    report_from_results,
+)
 from robustbench_inv.reporting.table_formats import to_markdown
 from robustbench_inv.results.experiment_result import ExperimentResult, result_to_gzip
 

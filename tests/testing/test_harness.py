@@ -1,4 +1,4 @@
-"""The harness for plugin authors lets good attacks and models pass, and catches each fault it looks for."""
+"""The harness for plugin authors passes good attacks and models, and catches each fault."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -102,13 +102,13 @@ def test_a_short_run_without_its_warm_start_fails():
         check_attack(Forgetful(10, 1, 1.0, decay=True, loss="margin"), min_success_rate=1.0)
 
 
-def test_noise_keeps_the_rules_without_power():
+def test_noise_passes_without_success():
     check_attack(RandomPerturbation(draws=2))
     with pytest.raises(AssertionError, match="breaks"):
         check_attack(RandomPerturbation(draws=2), min_success_rate=1.0)
 
 
-def test_nearest_input_passes():
+def test_the_closest_example_passes():
     check_attack(Straight())
 
 
@@ -120,11 +120,11 @@ def test_nearest_input_passes():
         ("shape", "shape"),
         ("dtype", "float32"),
         ("global", "global generator"),
-        ("batch", "one by one"),
+        ("batch", "depend on the batch size"),
         ("in place", "changes its inputs"),
     ],
 )
-def test_each_fault_is_named(fault, complaint):
+def test_each_fault_of_an_attack_fails(fault, complaint):
     with pytest.raises(AssertionError, match=complaint):
         check_attack(Straight(fault=fault))
 
@@ -133,18 +133,18 @@ def test_dependence_on_the_batch_can_be_tolerated():
     check_attack(Straight(fault="batch"), batch_invariant=False)
 
 
-def test_long_way_round_is_named():
+def test_a_too_distant_example_fails():
     check_attack(Straight(overshoot=1.2))
     with pytest.raises(AssertionError, match="as far away as necessary"):
         check_attack(Straight(overshoot=1.3))
 
 
-def test_leaving_the_budget_is_named():
+def test_leaving_the_budget_fails():
     with pytest.raises(AssertionError, match="leaves its budget"):
         check_attack(Reckless())
 
 
-def test_what_is_no_attack_is_named():
+def test_another_object_is_not_an_attack():
     with pytest.raises(AssertionError, match="lacks kind, norms or run"):
         check_attack(object())
 
@@ -207,13 +207,13 @@ class Faulty(LinearClassifier):
         ("detached", "gradient is zero"),
     ],
 )
-def test_each_fault_of_a_model_is_named(fault, complaint):
+def test_each_fault_of_a_model_fails(fault, complaint):
     model, images, _ = linear_problem()
     with pytest.raises(AssertionError, match=complaint):
         check_model(Faulty(model.weights, model.biases, fault=fault), images)
 
 
-def test_inputs_outside_the_bounds_are_named():
+def test_inputs_outside_the_bounds_fail():
     model, images, _ = linear_problem()
     with pytest.raises(AssertionError, match="outside its bounds"):
         check_model(model, images + 1)

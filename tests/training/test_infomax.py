@@ -185,10 +185,10 @@ def test_the_critic_is_1x1_convolutions_on_concatenated_features():
     with torch.no_grad():
         first.weight.copy_(torch.cat([critic.local.weight, critic.code.weight], 1)[..., None, None])
         first.bias.copy_(critic.local.bias)
-    told = code[:, :, None, None].expand(-1, -1, 2, 2)
+    codes = code[:, :, None, None].expand(-1, -1, 2, 2)
 
     def naive(features):
-        hidden = first(torch.cat([features, told], 1)).permute(0, 2, 3, 1).flatten(1, 2)
+        hidden = first(torch.cat([features, codes], 1)).permute(0, 2, 3, 1).flatten(1, 2)
         return critic.head(hidden)[..., 0]
 
     joint, product = critic(local, code, 2)

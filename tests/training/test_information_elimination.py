@@ -30,10 +30,10 @@ def test_two_points_have_the_closed_form():
 def test_two_normal_distributions_approach_the_closed_form():
     """E k = σ / √(σ² + 2 s²) exp(−δ² / 2(σ² + 2 s²)) for normals of deviation s whose means are δ apart."""
     generator = torch.Generator().manual_seed(0)
-    first, second = (torch.randn(3000, 1, generator=generator) + shift for shift in (0.0, 1.5))
+    first, second = (torch.randn(1000, 1, generator=generator) + shift for shift in (0.0, 1.5))
     spread = sqrt(2.0**2 + 2)
     exact = 2 * 2.0 / spread * (1 - exp(-(1.5**2) / (2 * spread**2)))
-    assert mmd2(first, second, 2.0).item() == pytest.approx(exact, rel=0.05)
+    assert mmd2(first, second, 2.0).item() == pytest.approx(exact, rel=0.1)
 
 
 @settings(max_examples=30, deadline=None)
@@ -72,7 +72,7 @@ def test_the_regulariser_has_gradients_only_for_two_fully_connected_layers(bound
     torch.manual_seed(0)
     model = LabelHypothesisNet().train()
     images, labels = torch.rand(12, 1, 28, 28), torch.arange(12) % 10
-    slopes = []
+    gradients = []
     for coefficient in (0.0, 3.0):
         model.zero_grad()
         loss, scores = InformationElimination(bound, coefficient, 2.0)(
@@ -80,11 +80,11 @@ def test_the_regulariser_has_gradients_only_for_two_fully_connected_layers(bound
         )
         loss.backward()
         assert scores.shape == (12, 10)
-        slopes.append({name: weight.grad.clone() for name, weight in model.named_parameters()})
+        gradients.append({name: weight.grad.clone() for name, weight in model.named_parameters()})
     reached = {
         name.split(".")[0]
-        for name in slopes[0]
-        if not torch.equal(slopes[0][name], slopes[1][name])
+        for name in gradients[0]
+        if not torch.equal(gradients[0][name], gradients[1][name])
     }
     assert reached == {"guess", "second"}
 

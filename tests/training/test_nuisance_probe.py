@@ -31,7 +31,7 @@ class Plain:
 
 
 def vectors(count, tell, seed=0):
-    """Two classes; nuisance 3 of 6 tells the class, at a small scale, if ``tell``."""
+    """Two classes; with ``tell``, nuisance 3 of 6 depends on the class at a small scale."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(2, (count,), generator=generator)
     points = torch.randn(count, 8, generator=generator)

@@ -66,8 +66,8 @@ def test_energy_based_with_all_labels_is_cross_entropy_and_so_are_its_gradients(
         CrossEntropy().score_loss(scores, labels),
     )
     assert abs((likelihood - energy).item() - log(5)) < 1e-12
-    slopes = [torch.autograd.grad(loss, scores)[0] for loss in (energy, likelihood)]
-    torch.testing.assert_close(*slopes, rtol=1e-12, atol=1e-12)
+    gradients = [torch.autograd.grad(loss, scores)[0] for loss in (energy, likelihood)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
 def test_energy_based_never_exceeds_donsker_varadhan_in_tightness():
@@ -132,7 +132,7 @@ FIVE_SAMPLES = SampleRNG(0, torch.arange(5))
 
 
 class TwoClasses(nn.Module):
-    """Logits (0, w·x): batch norm is there to be left alone by the search."""
+    """Logits (0, w·x): its batch norm must not change during the attack."""
 
     bounds = (0.0, 1.0)
 
@@ -142,8 +142,8 @@ class TwoClasses(nn.Module):
         self.weight = nn.Parameter(torch.tensor([2.0, -1.0, 0.5]))
 
     def forward(self, points: Tensor) -> Tensor:
-        rises = self.norm(points.flatten(1)) @ self.weight
-        return torch.stack([torch.zeros_like(rises), rises], 1)
+        margin = self.norm(points.flatten(1)) @ self.weight
+        return torch.stack([torch.zeros_like(margin), margin], 1)
 
 
 @pytest.fixture

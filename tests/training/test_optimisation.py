@@ -212,7 +212,7 @@ clip_norm = 5.0
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ('schedule = "linear"', "cosine, constant, step"),
         ('schedule = "step"', "milestones with step alone"),
@@ -230,9 +230,9 @@ clip_norm = 5.0
         ('weight_decays = { "*.bias" = "none" }', "numbers >= 0"),
     ],
 )
-def test_an_invalid_value_raises_a_one_line_error(tmp_path, line, told):
+def test_an_invalid_value_raises_a_one_line_error(tmp_path, line, message):
     path = tmp_path / "recipe.toml"
     path.write_text(GOOD + line + "\n")
-    with pytest.raises(BadCatalogue, match=told) as caught:
+    with pytest.raises(BadCatalogue, match=message) as caught:
         read_recipe(path)
     assert "\n" not in str(caught.value)

@@ -195,7 +195,7 @@ def test_a_killed_queue_leaves_no_lock_and_is_resumed(folder):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         ('why = "a test"', "", "good/recipe.toml: key why is missing"),
         ("priority = 1", 'priority = "high"', "priority does not fit, got 'high'"),
@@ -207,10 +207,10 @@ def test_a_killed_queue_leaves_no_lock_and_is_resumed(folder):
         ("good/recipe.toml", "none/recipe.toml", "none/recipe.toml: cannot be read"),
     ],
 )
-def test_an_invalid_queue_raises_a_one_line_error(folder, old, new, told):
+def test_an_invalid_queue_raises_a_one_line_error(folder, old, new, message):
     path = write(folder, ("good", 1, ""))
     path.write_text(path.read_text().replace(old, new))
-    with pytest.raises(BadCatalogue, match=told) as caught:
+    with pytest.raises(BadCatalogue, match=message) as caught:
         read_queue(path)
     assert "\n" not in str(caught.value)
 

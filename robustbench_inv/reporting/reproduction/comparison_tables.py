@@ -212,10 +212,10 @@ def _lines(
 def _numbers_caption(numbers: Sequence[ComparedNumber], bands: Sequence[NumberBand]) -> str:
     metrics = {number.row.metric for number in numbers}
     lines = {line for band in bands for line, _ in band.lines}
-    told = [text for metric, text in METRIC_MEANINGS.items() if metric in metrics]
+    texts = [text for metric, text in METRIC_MEANINGS.items() if metric in metrics]
     amounts = any(number.row.is_amount for number in numbers)
-    told += ["Shares in % [95 % Wilson interval]" + ("; amounts as they are." if amounts else ".")]
-    return " ".join(told + [text for line, text in LINE_MEANINGS.items() if line in lines])
+    texts += ["Shares in % [95 % Wilson interval]" + ("; amounts as they are." if amounts else ".")]
+    return " ".join(texts + [text for line, text in LINE_MEANINGS.items() if line in lines])
 
 
 def _share_cell(value: float, rate: Rate, style: NumberFormat) -> TableCell:

@@ -182,11 +182,11 @@ def _panel_figure(
         label_axes(ax, panel.title, f"ε in {_norm_of_threat(item.threats(trial, data)[0])}")
         ax.set_xlim(0, max(item.sweep(trial)))
         ax.set_ylabel("accuracy in %" if i % PANEL_COLUMNS == 0 else "")
-        shown = [curve for curve in curves if curve.panel == panel]
-        for curve in shown:
+        drawn = [curve for curve in curves if curve.panel == panel]
+        for curve in drawn:
             points = rates_curve(tuple(curve.rates), list(curve.rates.values()), wilson)
             draw_curve(ax, points, colours[curve.column.name], STYLES[curve.side])
-        _write_zero_gradient(ax, shown, colours)
+        _write_zero_gradient(ax, drawn, colours)
     sides = {curve.side for curve in curves}
     _legend(figure, colours, sides)
     return ReportFigure(

@@ -100,7 +100,7 @@ def read_outcomes(path: Path) -> pd.DataFrame:
 
 
 def _outcome_columns(name: str, cell: FinishedCell) -> pd.DataFrame:
-    """Return the columns of one cell: the breaking eps, and what its records contain besides."""
+    """Return the columns of one cell: the breaking eps, and other values of its records."""
     rows = [(cell.dataset.name, record.sample, record.label) for record in cell.records]
     columns = {name: cell.broken_at}
     if cell.can_reject:

@@ -80,7 +80,7 @@ VOLUME_KEEPING = {n for n in LAYERS if n.startswith(("perm", "squ", "cos", "flat
 
 
 def randomised(name, seed):
-    """The layer in float64 with weights that make it anything but the identity, in evaluation mode."""
+    """The layer in float64 and evaluation mode with random weights."""
     build, shape, conditional = LAYERS[name]
     torch.manual_seed(seed)
     layer = build().double().eval()
@@ -242,8 +242,8 @@ def test_the_logit_transform_is_inverted():
 def test_log_determinant_is_the_sum_of_log_derivatives():
     pixels = PIXELS.clone().requires_grad_()
     y, log_det = LogitTransform(0.01)(pixels)
-    (slopes,) = torch.autograd.grad(y.sum(), pixels)  # each element depends on itself alone
-    torch.testing.assert_close(log_det, slopes.log().flatten(1).sum(1))
+    (gradients,) = torch.autograd.grad(y.sum(), pixels)  # each element depends on itself alone
+    torch.testing.assert_close(log_det, gradients.log().flatten(1).sum(1))
 
 
 def test_both_ends_are_finite_and_opposite():

@@ -6,7 +6,7 @@ import pytest
 from robustbench_inv.catalogue.reproduction_file import read_reproduction
 from robustbench_inv.reporting.reproduction.comparison import find_datasets
 from robustbench_inv.reporting.reproduction.outcomes import ReproductionOutcomes, read_outcomes
-from robustbench_inv.reporting.reproduction.report import report_from_runs
+from robustbench_inv.reporting.reproduction.reproduction_report import report_from_runs
 
 ITEM = """
 version = 1

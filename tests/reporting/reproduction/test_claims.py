@@ -10,7 +10,7 @@ from robustbench_inv.reporting.reproduction.claims import (
     Limits,
     evaluate_claims,
 )
-from robustbench_inv.reporting.reproduction.report import report_from_runs
+from robustbench_inv.reporting.reproduction.reproduction_report import report_from_runs
 from robustbench_inv.reporting.statistics import Interval, PairedOutcomes, tango
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from robustbench_inv.errors import BadResults
 from robustbench_inv.reporting.reproduction.comparison import compare_outcomes
 from robustbench_inv.reporting.reproduction.outcomes import ReproductionOutcomes
-from robustbench_inv.reporting.reproduction.report import report_from_runs
+from robustbench_inv.reporting.reproduction.reproduction_report import report_from_runs
 from robustbench_inv.results.summary import Rate
 
 

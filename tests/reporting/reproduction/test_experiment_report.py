@@ -9,7 +9,10 @@ import pytest
 from robustbench_inv.catalogue.reproduction_file import read_reproduction
 from robustbench_inv.errors import BadCatalogue, BadResults
 from robustbench_inv.reporting.image_figures import draw_image_grid
-from robustbench_inv.reporting.reproduction.report import find_results, report_from_results
+from robustbench_inv.reporting.reproduction.reproduction_report import (
+    find_results,
+    report_from_results,
+)
 from robustbench_inv.reporting.table_formats import to_markdown
 from robustbench_inv.results.experiment_result import (
     ExperimentResult,
@@ -65,9 +68,9 @@ text = "because"
 
 
 def share(row, column, count, *, known=True):
-    held = np.zeros(N, dtype=bool)
-    held[:count] = True
-    number = MeasuredNumber.of(row, column, held)
+    counted = np.zeros(N, dtype=bool)
+    counted[:count] = True
+    number = MeasuredNumber.of(row, column, counted)
     return number if known else MeasuredNumber(row, column, number.value, N)
 
 
@@ -193,7 +196,7 @@ def test_a_folder_without_results_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ('columns = ["CE"]\nat_most = 1\n', 'columns = ["CEE"]\nat_most = 1\n', "unknown column"),
         ("at_most = 0.001", "", "needs a limit"),
@@ -201,11 +204,11 @@ def test_a_folder_without_results_is_an_error(tmp_path):
         ('by = "m:f"', 'from = "m:f"', "unknown key from"),
     ],
 )
-def test_mistakes_in_a_definition_are_explained(tmp_path, old, new, said):
+def test_mistakes_in_a_definition_are_explained(tmp_path, old, new, message):
     assert old in DEFINITION
     path = tmp_path / "table-9.toml"
     path.write_text(DEFINITION.replace(old, new, 1))
-    with pytest.raises(BadCatalogue, match=said):
+    with pytest.raises(BadCatalogue, match=message):
         read_reproduction(path)
 
 

@@ -1,0 +1,122 @@
+"""Rates of cells whose outcome is known: invariance, and members of ensemble attacks."""
+
+from dataclasses import replace
+
+import pytest
+
+from robustbench_inv.results.cell_parts import ThreatInfo
+from robustbench_inv.results.oracle_error import OracleError
+from robustbench_inv.results.rates import (
+    EnsembleBreakdown,
+    ensemble_breakdown,
+    invariance_rates,
+    invariance_to_json,
+)
+from robustbench_inv.results.record import Distances, ModelOutput
+from robustbench_inv.testing.toy_cells import toy_cell
+
+
+def shown(make, sample, adversarial, oracle, *, reached=False, status="ok", l0=5):
+    return replace(
+        make.record(sample, label=3, oracle_label=oracle, oracle_source="human", goal_reached=reached),
+        clean=ModelOutput(3, None, None), adversarial=ModelOutput(adversarial, None, None), status=status,
+        distance=Distances(l0, 1.0, 1.0, 1.0),
+    )  # fmt: skip
+
+
+def test_shares(make):
+    records = [
+        shown(make, 0, 3, 5, reached=True),  # the failure
+        shown(make, 1, 5, 5),  # decision and class move together
+        shown(make, 2, 3, 3),  # nothing happened but pixels
+        shown(make, 3, 5, 3),  # too sensitive
+        shown(make, 4, 3, None),  # nobody knows
+        shown(make, 5, 3, 3, l0=0),  # not changed at all
+        shown(make, 6, 4, 5, reached=True, status="already_wrong"),
+    ]
+    found = invariance_rates(records)
+    counts = {name: (rate.successes, rate.trials) for name, rate in vars(found).items()}
+    assert counts == {
+        "same_prediction": (4, 6),
+        "class_changed": (2, 6),
+        "success": (1, 6),
+        "oracle_undecided": (1, 6),
+        "agrees_with_oracle": (2, 5),
+        "agrees_with_label": (2, 5),
+    }
+    error = OracleError("human", "catch trials", 20, 1, 2)
+    cell = replace(toy_cell("metamer", []), records=tuple(records), oracle_error=error)
+    value = invariance_to_json(cell)
+    assert value["oracle"] == "human"
+    assert value["oracle_error_rate"]["successes"] == 1
+    assert value["oracle_undecided_rate"]["successes"] == 2
+    assert invariance_to_json(toy_cell("metamer", []))["oracle_error_rate"] is None
+
+
+def test_which_goals_keep_the_prediction():
+    assert ThreatInfo("l2", goal="keep-logits").wants_same_prediction
+    assert not ThreatInfo("l2", goal="misclassify").wants_same_prediction
+
+
+MEMBERS = [
+    {"type": "x.apgd:APGD", "target_classes": 0},
+    {"type": "x.fmn:FMN"},
+    {"type": "x.apgd:APGD", "target_classes": 9},
+    {"type": "x.scouted:Scouted"},
+]
+
+
+def told(broken, *numbers, members=MEMBERS):
+    """Tell of a cascade on the samples 0, 1, …, which fell at these eps to members of these numbers."""
+    notes = [
+        {
+            "event": "sample_values",
+            "samples": list(each),
+            "values": {"ensemble_member": list(each.values())},
+        }
+        for each in numbers
+    ]
+    cell = toy_cell("standard", broken, parameters={"members": members})
+    return ensemble_breakdown(replace(cell, events=tuple(notes)))
+
+
+def test_each_sample_counts_for_the_member_that_broke_it():
+    """Sample 0 falls at the first eps, 2 and 3 at the second; 1 was wrong before, 4 holds."""
+    found = told([0.1, 0.0, 0.2, 0.2, None], {0: 1, 2: 0, 3: 0, 4: 0}, {2: 3, 3: 1, 4: 0})
+    members = {"APGD": 2, "FMN": 0, "APGD toward 9 classes": 1, "Square with APGD": 0}
+    assert found == EnsembleBreakdown(members, 0, misclassified_clean=1, robust=1)
+    assert found.text.startswith("broken by APGD 2, FMN 0, APGD toward 9 classes 1,")
+    assert found.text.endswith("; misclassified before 1, robust 1")
+    assert EnsembleBreakdown(**found.to_json()) == found
+
+
+def test_records_say_what_fell_and_not_the_search():
+    """Sample 0 fell, the search says, and does not on the original model; 1 fell to a query on the way."""
+    found = told([None, 0.1], {0: 2, 1: 0})
+    assert set(found.broken_by.values()) == {0}
+    assert (found.broken_during_search, found.robust) == (1, 1)
+    assert "during the search 1; robust 1" in found.text
+
+
+def test_members_of_one_name_are_numbered():
+    found = told([0.1, 0.1, 0.1], {0: 1, 1: 2, 2: 2}, members=[{"type": "a:B"}, {"type": "c:B"}])
+    assert found.broken_by == {"B (1)": 1, "B (2)": 2}
+
+
+@pytest.mark.parametrize("parameters", [{}, {"members": []}, {"steps": 40}])
+def test_an_attack_without_members_has_none(parameters):
+    cell = toy_cell("pgd", [0.1], parameters=parameters)
+    note = {"event": "sample_values", "samples": [0], "values": {"ensemble_member": [1]}}
+    assert ensemble_breakdown(replace(cell, events=(note,))) is None
+    assert told([0.1]) is None
+    assert ensemble_breakdown(cell) is None
+
+
+def test_runs_through_larger_budgets_are_named():
+    far = {
+        "type": "robustbench_inv.attacks.apgd:APGD",
+        "target_classes": 2,
+        "radius_schedule": [3.0],
+    }
+    found = told([0.1, None], {0: 1, 1: 0}, members=[far])
+    assert found.broken_by == {"APGD from larger budgets": 1}
