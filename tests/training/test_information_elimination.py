@@ -30,10 +30,10 @@ def test_two_points_have_the_closed_form():
 def test_two_normal_distributions_approach_the_closed_form():
     """E k = σ / √(σ² + 2 s²) exp(−δ² / 2(σ² + 2 s²)) for normals of deviation s whose means are δ apart."""
     generator = torch.Generator().manual_seed(0)
-    first, second = (torch.randn(3000, 1, generator=generator) + shift for shift in (0.0, 1.5))
+    first, second = (torch.randn(1000, 1, generator=generator) + shift for shift in (0.0, 1.5))
     spread = sqrt(2.0**2 + 2)
     exact = 2 * 2.0 / spread * (1 - exp(-(1.5**2) / (2 * spread**2)))
-    assert mmd2(first, second, 2.0).item() == pytest.approx(exact, rel=0.05)
+    assert mmd2(first, second, 2.0).item() == pytest.approx(exact, rel=0.1)
 
 
 @settings(max_examples=30, deadline=None)

@@ -168,7 +168,7 @@ def test_hopskipjump_takes_its_norm_from_the_threat_or_a_parameter(lab):
         ("LinfPGD", {"steps": "many"}, "expected a number"),
         ("LinfPGD", {"random_start": 1}, "expected true or false"),
         ("HopSkipJumpAttack", {"constraint": "l1"}, "expected one of linf, l2"),
-        ("BoundaryAttack", {"tensorboard": "runs"}, "the records say"),
+        ("BoundaryAttack", {"tensorboard": "runs"}, "see the records"),
         ("DDNAttack", {"epsilon": 0.1}, "did you mean init_epsilon?"),
         ("InversionAttack", {"steps": 3}, "expected none at all"),
         ("PGD", {"steps": -1}, "expected a whole number"),

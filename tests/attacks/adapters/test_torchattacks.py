@@ -88,9 +88,9 @@ def test_kind_and_norms(name, kind, norms):
 @pytest.mark.parametrize(
     ("name", "parameters", "message"),
     [
-        ("PGD", {"eps": 0.3}, "give it with --threat"),
-        ("APGD", {"norm": "L2"}, "give it with --threat"),
-        ("APGD", {"seed": 3}, "give it with --seed"),
+        ("PGD", {"eps": 0.3}, "use --threat"),
+        ("APGD", {"norm": "L2"}, "use --threat"),
+        ("APGD", {"seed": 3}, "use --seed"),
         ("PGD", {"stpes": 3}, "expected one of alpha, steps, random_start; did you mean steps?"),
         ("PGD", {"steps": 2.5}, "expected a whole number"),
         ("PGD", {"alpha": "big"}, "expected a number"),

@@ -127,3 +127,11 @@ def test_the_plan_gives_the_address_of_a_cell(item, write_run):
     (cell,) = run.glob("*/cell.json")
     cell.write_text(cell.read_text().replace('"name": "fgsm"', '"name": "an older name"'))
     assert report_from_runs(item, [run]).parts[0].numbers[2].ours.rate.successes == 20
+
+
+def test_a_claim_without_our_numbers_is_not_measured(item, write_run, tmp_path):
+    run = write_run({("mnist-cnn", "pgd"): (30, 40)}).finish()
+    report = report_from_runs(item, [run])
+    report.write(tmp_path / "r.html")
+    assert [f.status("published") for f in report.parts[0].findings] == ["not measured"] * 2
+    assert "Every comparison" not in words(tmp_path / "r.html")
