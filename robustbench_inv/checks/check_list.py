@@ -125,7 +125,7 @@ CHECKS: Mapping[str, Check] = {
         ),
         Check(
             "C12",
-            "a forward pass takes no gradients inside",
+            "a forward pass does not compute gradients itself",
             "model",
             rule=("WARN if the model takes gradients in its forward pass"),
             consequence=(
@@ -134,7 +134,7 @@ CHECKS: Mapping[str, Check] = {
         ),
         Check(
             "C13",
-            "a stochastic model is not more robust if the attacker has its noise",
+            "giving the attacker the noise does not make a stochastic model look more robust",
             "model",
             rule=(
                 "FAIL if PGD with the model's noise leaves a higher accuracy than PGD over fresh noise, by more"
@@ -193,7 +193,7 @@ CHECKS: Mapping[str, Check] = {
         ),
         Check(
             "C19",
-            "the steps can cross the ball",
+            "all steps together are at least as long as the ball is wide",
             "cell",
             rule=("WARN if all steps together are shorter than 2 eps"),
             consequence=(
@@ -244,7 +244,7 @@ CHECKS: Mapping[str, Check] = {
         ),
         Check(
             "C26",
-            "a detector-aware attack is not detected more often than an oblivious one",
+            "a detector-aware attack succeeds at least as often as the oblivious one",
             "model",
             rule=(
                 "FAIL if the detector-aware attack succeeds less often than the same oblivious attack; WARN if "
