@@ -176,7 +176,7 @@ _OPENING = f"""
 ## PGD
 
 linf, {STEPS} steps, one random start, {SAMPLES} digits of `{DATA}` in one batch; one process, one thread, libraries in turn,
-medians of processor time. Our time includes the prepared copy, clean predictions, search and verdicts; our rows are from `pgd-tuned`.
+medians of processor time. Our time includes the prepared copy, clean predictions, search and judging; our rows are from `pgd-tuned`.
 
 | model | eps | attack | robust accuracy | time | ours / its time | forward passes | backward passes |
 |---|---|---|---|---|---|---|---|"""

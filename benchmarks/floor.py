@@ -155,7 +155,7 @@ between and after the search and the engine's run. Freed memory stays with the p
 
 - Floor of the search: its passes on {BLOCK} digits in one batch, times the cost of such a pass on the prepared copy.
 - Floor of the engine: the same for each of the two blocks of {SAMPLES} digits, plus three passes of the model itself for clean predictions,
-  verdicts and replay. The engine's time is all of `rbi.evaluate`, reading and writing included.
+  judging and replay. The engine's time is all of `rbi.evaluate`, reading and writing included.
 
 | model | passes | forward and backward pass | floor of the search | search | overhead | floor of the engine | engine | overhead |
 |---|---|---|---|---|---|---|---|---|"""

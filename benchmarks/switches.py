@@ -84,7 +84,7 @@ def _column(classifier: Classifier, count: int) -> dict[str, Switch]:
     batch = digits(classifier, count)
     searched = prepare(classifier, batch.images[:16], fold=True)
     found = _copies(classifier, searched, batch)
-    found["inference mode, a verdict"] = _inference(classifier, batch)
+    found["inference mode, judging"] = _inference(classifier, batch)
     found["inference mode, 10 samples"] = _inference(classifier, batch[torch.arange(10)])
     if count < 250:
         return found
@@ -235,7 +235,7 @@ the prepared copy: a forward and a backward pass of {MODELS["mnist-cnn"]} digits
 """
 
 _HALF = """
-Search in bfloat16 with verdicts in float32 (not used by the engine): gain in time, and robust samples of 250 under PGD-40.
+Search in bfloat16 with judging in float32 (not used by the engine): gain in time, and robust samples of 250 under PGD-40.
 
 | model | eps | gain | robust, float32 | robust, bfloat16 |
 |---|---|---|---|---|"""

@@ -336,7 +336,7 @@ CHECKS: Mapping[str, Check] = {
         ),
         Check(
             "C33",
-            "ReLU preimages have the activations of their sources",
+            "ReLU preimages have the activations of their original inputs",
             "cell",
             rule=(
                 "WARN if for any sample an activation is off by more than 1e-3, a unit changed sides or the "
