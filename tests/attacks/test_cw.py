@@ -40,7 +40,7 @@ def test_it_passes_the_harness():
 
 @pytest.mark.parametrize(
     ("attack", "classes", "size"),
-    [(SHORT, 2, 1), (SHORT, 3, 3), (SHORT, 2, 8), (SHORT, 3, 8), (CarliniWagner(), 3, 8)],
+    [(SHORT, 2, 1), (SHORT, 3, 3), (SHORT, 2, 8), (SHORT, 3, 8), (CarliniWagner(), 3, 2)],
 )
 def test_it_ends_within_5_percent_of_the_closed_form_optimum(attack, classes, size):
     model, images, labels = linear_problem(size, classes, shape=(1, 5, 5))
@@ -65,11 +65,11 @@ def test_with_many_classes_it_ends_near_the_optimum():
 def test_foolbox_with_the_same_parameters_is_no_closer():
     data, model = load_dataset("mnist5k"), load_model("mnist-cnn").classifier
     images, labels = data.batch(list(select_samples(data.labels, 10)))
-    attack = CarliniWagner(100, 5, learning_rate=0.1, initial_constant=0.1, abort_early=False)
+    attack = CarliniWagner(60, 4, learning_rate=0.1, initial_constant=0.1, abort_early=False)
     adversarial, _ = run(attack, model, images, labels)
     assert (model(adversarial).decision != labels).all()
     peer = load_attack(
-        "foolbox:L2CarliniWagnerAttack:steps=100,binary_search_steps=5,stepsize=0.1,initial_const=0.1,"
+        "foolbox:L2CarliniWagnerAttack:steps=60,binary_search_steps=4,stepsize=0.1,initial_const=0.1,"
         "abort_early=false"
     )
     theirs, _ = run(peer.attack, model, images, labels)
@@ -77,7 +77,7 @@ def test_foolbox_with_the_same_parameters_is_no_closer():
     assert ours <= 1.02 * norm(theirs - images, "l2").median()
 
 
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("size", [2, 3])
 def test_results_do_not_depend_on_the_batch(size):
     model, images, labels = linear_problem(7, 4, shape=(1, 4, 4))
     whole, meter = run(SHORT, model, images, labels)

@@ -335,7 +335,7 @@ RIVALS = {
     ("fmn", "l1"): ("L1FMNAttack", {"steps": 60}),
     ("fmn", "l2"): ("L2FMNAttack", {"steps": 60}),
     ("fmn", "linf"): ("LInfFMNAttack", {"steps": 60}),
-    ("cw", "l2"): (
+    ("cw-adaptive", "l2"): (
         "L2CarliniWagnerAttack",
         {
             "binary_search_steps": 4,

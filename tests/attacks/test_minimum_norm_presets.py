@@ -15,6 +15,7 @@ PRESETS = Path(__file__).parents[2] / "attacks" / "presets"
 
 QUICK = {
     "boundary": {"steps": 400},
+    "cw": {"steps": 100, "learning_rate": 0.05, "initial_constant": 1.0},
     "hopskipjump": {"steps": 15},
 }
 """Fewer steps, for as few inputs are enough."""

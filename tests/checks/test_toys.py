@@ -35,7 +35,7 @@ CAUGHT = {
 }
 """What is done to an honest model, and what the checks meant for it must say."""
 
-HONEST = ("mnist-cnn", "mnist-cnn-at")
+HONEST = ("mnist-cnn", pytest.param("mnist-cnn-at", marks=pytest.mark.slow))
 
 FACTORY = """
 from robustbench_inv.data.registry import open_dataset
