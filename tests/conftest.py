@@ -21,6 +21,7 @@ NEEDS_PROCESSES = {
 """Test files that start processes of their own, and the group whose tests run one after another."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests of one file that starts processes into one group (pytest-xdist, ``--dist loadgroup``)."""
     for item in items:

@@ -4,8 +4,6 @@ import importlib.util
 import sys
 from pathlib import Path
 
-import pytest
-
 SCRIPT = Path(__file__).parent.parent / "tools" / "structure.py"
 
 
@@ -20,11 +18,9 @@ def load_script():
 structure = load_script()
 
 
-@pytest.mark.parametrize(
-    "measure", list(structure.measures()), ids=lambda m: m.text.partition(":")[0]
-)
-def test_every_measure_keeps_its_limit(measure):
-    assert measure.kept, measure.text
+def test_every_measure_keeps_its_limit():
+    exceeded = [measure.text for measure in structure.measures() if not measure.kept]
+    assert exceeded == []
 
 
 def test_cycles_are_found():

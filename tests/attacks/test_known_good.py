@@ -144,7 +144,23 @@ def test_every_norm_that_is_searched_in_has_a_row(preset):
     assert found >= set(card.norms) or card.goal
 
 
-@pytest.mark.parametrize("row", ROWS, ids=str)
+BY_HAND = (
+    "apgd-targeted-l2=1.5",
+    "apgd-targeted-l1=10",
+    "standard-l2=1.5",
+    "standard-l1=10",
+    "square-l2=3",
+    "square-l1=20",
+    "hopskipjump-none:norm=linf",
+)
+"""Rows that take seconds and whose attack has a row in another norm: run by hand (marked slow)."""
+
+PARAMETERS = [
+    pytest.param(row, marks=[pytest.mark.slow] * (str(row) in BY_HAND), id=str(row)) for row in ROWS
+]
+
+
+@pytest.mark.parametrize("row", PARAMETERS)
 def test_the_attack_breaks_a_model_known_to_break(row, tmp_path):
     run = rbi.evaluate(
         model=row.model, attack=row.attack, threat=row.threat, dataset=row.data,

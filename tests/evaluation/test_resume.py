@@ -20,7 +20,7 @@ def contents(folder):
     return {name: (folder / name).read_bytes() for name in COMPARED}
 
 
-KILLS = 10
+KILLS = 6
 
 
 def test_killed_at_any_operation_on_files(tmp_path):
