@@ -36,6 +36,7 @@ LEAST = {
         ("cnn", "c-dv", "c-js", "c-dv-ie", "c-js-ie", "vib", "lenet5"), row, strict=True
     )
 } | {("spheres-firevnet", SPHERES): 1.0}
+LEAST |= {("c-js-200", name): 0.985 for name in ("mnist", "mnist5k")}
 LEAST |= {
     (model, name): percent / 100
     for model in ("sdim", "resnet10")
