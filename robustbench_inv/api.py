@@ -167,10 +167,7 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
         ),
         command,
     )
-    run = run_plan(plan, out, options, progress, workers)
-    if checks:
-        check_run(run, device)
-    return run
+    return run_plan(plan, out, options, progress, workers, checks=checks)
 
 
 def run_plan(
@@ -179,8 +176,10 @@ def run_plan(
     options: RunOptions | None = None,
     progress: ProgressCallback = ignore_progress,
     workers: Workers = 1,
+    *,
+    checks: bool = False,
 ) -> Run:
-    """Run a plan's cells, without the validity checks.
+    """Run a plan's cells, optionally with the validity checks.
 
     Args:
         plan: the cells.
@@ -188,6 +187,7 @@ def run_plan(
         options: how to run.
         progress: called with a ``Progress`` after each block.
         workers: number of local processes, or ``ray``.
+        checks: run the validity checks and write checks.json.
 
     Raises:
         BadResults: if the results cannot be written.
@@ -195,14 +195,18 @@ def run_plan(
     check_workers(workers)
     path = Path(out) if out else DEFAULT_FOLDER / plan.name
     write_plan(path, plan.to_json())
-    outcomes = run_jobs(plan.jobs, path, options or RunOptions(), progress, workers)
+    options = options or RunOptions()
+    outcomes = run_jobs(plan.jobs, path, options, progress, workers)
     failures = [
         CellFailure(outcome.title, reason)
         for outcome in outcomes
         for reason in _reasons(outcome, CellFolder(path / outcome.digest))
     ]
     notes = [note for outcome in outcomes for note in outcome.notes]
-    return Run(path, plan, tuple(failures), (*plan.warnings, *notes))
+    run = Run(path, plan, tuple(failures), (*plan.warnings, *notes))
+    if checks:
+        check_run(run, options.device)
+    return run
 
 
 def check_run(run: Run, device: str) -> None:

@@ -1,6 +1,7 @@
 """``invbench evaluate``: attacks models and prints their accuracy under attack."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,7 @@ from robustbench_inv.cli.options import (
     folder_option,
     option,
 )
-from robustbench_inv.cli.output import print_json
+from robustbench_inv.cli.output import print_json, print_warnings, show_progress
 
 __all__ = ["evaluate"]
 
@@ -90,6 +91,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
 
     A name may carry parameters, as in pgd:steps=100,loss=dlr. The exit code is 1 if a cell fails.
     """
+    from robustbench_inv.api import run_plan
     from robustbench_inv.cli.run_tables import print_plan, print_run
     from robustbench_inv.evaluation.plan import make_plan
 
@@ -105,10 +107,16 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
         checks,
         keep_images,
     )
-    request = options.request(models=model, attacks=attack or (), suite=suite, threat=threat)
+    request = replace(
+        options.request(), models=model, attacks=attack or (), suite=suite, threat=threat
+    )
     plan = make_plan(request, ["invbench", *sys.argv[1:]])
     if dry_run:
         return print_plan(plan, json)
-    run = options.run(plan, out)
+    with show_progress() as progress:
+        run = run_plan(
+            plan, out, options.run_options(), progress, options.worker_count, checks=checks
+        )
+    print_warnings(run.notes)
     print_json(run.to_json()) if json else print_run(run)
     return exit_with_failures(run.failures)

@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustbench_inv.cli.output import print_json, print_message, print_warnings
+from robustbench_inv.cli.output import print_json, print_message
 
 if TYPE_CHECKING:
-    from robustbench_inv.api import Run
+    from robustbench_inv.evaluation.engine import RunOptions
     from robustbench_inv.evaluation.jobs import EvaluationRequest
-    from robustbench_inv.evaluation.plan import Plan
 
 __all__ = [
     "HELP_OPTIONS",
@@ -136,21 +135,12 @@ class EvaluationOptions:
     checks: bool
     keep_images: bool = False
 
-    def request(
-        self,
-        models: Sequence[str],
-        attacks: Sequence[str] = (),
-        suite: str | None = None,
-        threat: str | None = None,
-    ) -> "EvaluationRequest":
-        """Return the request to evaluate models under attacks, a suite, or both."""
+    def request(self) -> "EvaluationRequest":
+        """Return the request that these options make, without models and attacks."""
         from robustbench_inv.evaluation.jobs import EvaluationRequest
 
         return EvaluationRequest(
-            models=models,
-            attacks=attacks,
-            suite=suite,
-            threat=threat,
+            models=(),
             dataset=self.dataset,
             samples=self.samples and int_or_text(self.samples),
             seed=self.seed,
@@ -158,19 +148,16 @@ class EvaluationOptions:
             data_root=None if self.data_root is None else str(self.data_root),
         )
 
-    def run(self, plan: "Plan", folder: Path | None) -> "Run":
-        """Run a plan with a progress display, then the validity checks unless they are switched off."""
-        from robustbench_inv.api import check_run, run_plan
-        from robustbench_inv.cli.output import show_progress
+    def run_options(self) -> "RunOptions":
+        """Return how to run, which changes no result."""
         from robustbench_inv.evaluation.engine import RunOptions
 
-        options = RunOptions(self.batch_size, self.device, self.keep_images, self.existing.value)
-        with show_progress() as progress:
-            run = run_plan(plan, folder, options, progress, int_or_text(self.workers))
-        if self.checks:
-            check_run(run, self.device)
-        print_warnings(run.notes)
-        return run
+        return RunOptions(self.batch_size, self.device, self.keep_images, self.existing.value)
+
+    @property
+    def worker_count(self) -> int | str:
+        """Number of local processes, or ``ray``."""
+        return int_or_text(self.workers)
 
 
 def int_or_text(text: str) -> int | str:

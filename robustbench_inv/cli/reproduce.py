@@ -28,7 +28,7 @@ from robustbench_inv.cli.options import (
     int_or_text,
     option,
 )
-from robustbench_inv.cli.output import print_json, print_message
+from robustbench_inv.cli.output import print_json, print_message, print_warnings, show_progress
 
 if TYPE_CHECKING:
     from robustbench_inv.catalogue.reproduction import Reproduction
@@ -154,6 +154,7 @@ def _write_report(report: "ReproductionReport", page: Path, *, json: bool) -> No
 
 def _reproduce_attacks(task: _Task) -> None:
     """Run the attacks of an item unless there are runs to report on, and write the report."""
+    from robustbench_inv.api import run_plan
     from robustbench_inv.cli.run_tables import print_plan
     from robustbench_inv.evaluation.plan import plan_reproduction
     from robustbench_inv.reporting.reproduction.reproduction_report import report_from_runs
@@ -162,10 +163,15 @@ def _reproduce_attacks(task: _Task) -> None:
     if task.runs:
         report = report_from_runs(item, task.runs, dataset=options.dataset)
         return _write_report(report, task.page, json=task.json)
-    plan = plan_reproduction(item, options.request(models=()), ["invbench", *sys.argv[1:]])
+    plan = plan_reproduction(item, options.request(), ["invbench", *sys.argv[1:]])
     if task.dry_run:
         return print_plan(plan, task.json)
-    run = options.run(plan, task.folder)
+    with show_progress() as progress:
+        how = options.run_options()
+        run = run_plan(
+            plan, task.folder, how, progress, options.worker_count, checks=options.checks
+        )
+    print_warnings(run.notes)
     requested = {job.spec.digest: job.samples for job in plan.jobs}
     report = report_from_runs(item, [task.folder], dataset=options.dataset, requested=requested)
     _write_report(report, task.page, json=task.json)
