@@ -81,7 +81,7 @@ class NuisanceProbe:
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Training of a nuisance classifier: Adam with a learning rate that falls to 0 by half a cosine.
+    """Training of a nuisance classifier: Adam with a learning rate that decays to 0 along half a cosine.
 
     Args:
         hidden: widths of the hidden layers.

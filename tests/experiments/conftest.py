@@ -1,4 +1,4 @@
-"""A classifier of two grey levels with rejection thresholds, and two data sets whose scores can be computed by hand."""
+"""Networks with known codes and scores, requests to experiment on them, and two data sets whose scores are known."""
 
 from pathlib import Path
 
@@ -62,3 +62,27 @@ def rejecting(tmp_path, monkeypatch):
     monkeypatch.setattr(selective_accuracy, "load_model", load)
     monkeypatch.setattr("robustbench_inv.experiments.protocol.load_model", load)
     return load
+
+
+@pytest.fixture
+def reader():
+    """Name of a network whose metamers differ from their donors in ten pixels."""
+    return f"{NETWORKS}:reader"
+
+
+@pytest.fixture
+def make_request(reader):
+    """Return a function that makes a request for a few digits and the reader, options replaced."""
+
+    def make(**options):
+        return ExperimentRequest(
+            **{"dataset": "mnist5k", "columns": {"R": reader}, "samples": 60, **options}
+        )
+
+    return make
+
+
+@pytest.fixture
+def by_row():
+    """Return a function from a result to its numbers by row."""
+    return lambda measured: {number.row: number for number in measured.numbers}

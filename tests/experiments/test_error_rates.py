@@ -7,28 +7,14 @@ import pytest
 
 from robustbench_inv.errors import BadCatalogue, BadParameter
 from robustbench_inv.experiments.error_rates import measure_errors, measure_feature_shift
-from robustbench_inv.experiments.protocol import ExperimentRequest
 
 NETWORKS = Path(__file__).parent / "toy_networks.py"
-
-
-READER = f"{NETWORKS}:reader"
 
 
 PROBE = {"name": "nuisances", "hidden": [32], "epochs": 8, "learning_rate": 5e-3, "levels": 0}
 
 
-def make_request(**options):
-    return ExperimentRequest(
-        **{"dataset": "mnist5k", "columns": {"R": READER}, "samples": 60, **options}
-    )
-
-
-def by_row(measured):
-    return {number.row: number for number in measured.numbers}
-
-
-def test_logits_of_blank_pixels_are_uninformative_and_nuisances_are_not():
+def test_logits_of_blank_pixels_are_uninformative_and_nuisances_are_not(make_request, by_row):
     found = by_row(measure_errors(make_request(samples=400), "mnist5k", 0, 5000, [PROBE]))
     assert found["Test error, logits"].value == pytest.approx(0.9, abs=0.01)  # all say 0
     assert found["Test error, nuisances"].value < 0.2
@@ -37,17 +23,17 @@ def test_logits_of_blank_pixels_are_uninformative_and_nuisances_are_not():
     assert len(counted) == round(400 * found["Test error, logits"].value)
 
 
-def test_a_model_without_nuisances_has_no_row_for_them():
+def test_a_model_without_nuisances_has_no_row_for_them(make_request, by_row):
     measured = measure_errors(make_request(columns={"C": "mnist-cnn"}), "mnist5k", 0, 5000, [PROBE])
     assert set(by_row(measured)) == {"Test error, logits", "Train error, logits"}
 
 
-def test_a_probe_with_an_unknown_field_is_refused():
+def test_a_probe_with_an_unknown_field_is_refused(make_request):
     with pytest.raises(BadCatalogue, match="probe nuisances: unknown key hiden"):
         measure_errors(make_request(), "mnist5k", 0, 5000, [{"hiden": [3], "name": "nuisances"}])
 
 
-def test_a_model_of_the_feature_has_chance_accuracy_after_the_shift():
+def test_a_model_of_the_feature_has_chance_accuracy_after_the_shift(make_request):
     columns = {"CNN": "mnist-cnn", "W": f"{NETWORKS}:Watermark"}
     request = make_request(dataset="mnist-planted", columns=columns, samples=200)
     measured = measure_feature_shift(request, "mnist-planted", 0, 5000)

@@ -1,33 +1,12 @@
 """Interpolations between an image and its metamer, for a network whose code is the image itself."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from robustbench_inv.experiments.interpolations import measure_interpolations
-from robustbench_inv.experiments.protocol import ExperimentRequest
-
-NETWORKS = Path(__file__).parent / "toy_networks.py"
 
 
-READER = f"{NETWORKS}:reader"
-
-
-PROBE = {"name": "nuisances", "hidden": [32], "epochs": 8, "learning_rate": 5e-3, "levels": 0}
-
-
-def make_request(**options):
-    return ExperimentRequest(
-        **{"dataset": "mnist5k", "columns": {"R": READER}, "samples": 60, **options}
-    )
-
-
-def by_row(measured):
-    return {number.row: number for number in measured.numbers}
-
-
-def test_interpolations_go_from_the_source_to_the_donor():
+def test_interpolations_go_from_the_source_to_the_donor(make_request, by_row):
     measured = measure_interpolations(make_request(), num_examples=4, steps=3)
     found = by_row(measured)
     assert found["Panel label: source class, at 0 %"].value == pytest.approx(1, abs=0.1)
@@ -41,9 +20,9 @@ def test_interpolations_go_from_the_source_to_the_donor():
     assert not np.array_equal(first, last)
 
 
-def test_all_models_use_the_same_samples_and_donors():
+def test_all_models_use_the_same_samples_and_donors(make_request, reader):
     measured = measure_interpolations(
-        make_request(columns={"R": READER, "S": READER}), num_examples=3, steps=2
+        make_request(columns={"R": reader, "S": reader}), num_examples=3, steps=2
     )
     left, right = np.split(measured.image_grids[0].images, 2, axis=1)
     assert np.array_equal(left, right)

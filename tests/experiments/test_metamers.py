@@ -1,35 +1,14 @@
 """Metamers of a network whose code is the image itself."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from robustbench_inv.errors import BadModel
 from robustbench_inv.experiments.metamers import measure_metamers, quantise_images
-from robustbench_inv.experiments.protocol import ExperimentRequest
-
-NETWORKS = Path(__file__).parent / "toy_networks.py"
 
 
-READER = f"{NETWORKS}:reader"
-
-
-PROBE = {"name": "nuisances", "hidden": [32], "epochs": 8, "learning_rate": 5e-3, "levels": 0}
-
-
-def make_request(**options):
-    return ExperimentRequest(
-        **{"dataset": "mnist5k", "columns": {"R": READER}, "samples": 60, **options}
-    )
-
-
-def by_row(measured):
-    return {number.row: number for number in measured.numbers}
-
-
-def test_metamers_of_the_image_itself_are_their_donors():
+def test_metamers_of_the_image_itself_are_their_donors(make_request, by_row):
     measured = measure_metamers(make_request(), num_examples=5, photographs=0)
     found = by_row(measured)
     assert found["Largest error of a logit, decoded"].value < 1e-5
@@ -48,7 +27,7 @@ def test_metamers_of_the_image_itself_are_their_donors():
     assert [words.partition(",")[0] for words in grid.words[1]] == ["0"] * 5
 
 
-def test_a_model_without_a_code_has_no_metamers():
+def test_a_model_without_a_code_has_no_metamers(make_request):
     with pytest.raises(BadModel, match="no metamers"):
         measure_metamers(make_request(columns={"C": "mnist-cnn"}), photographs=0)
 
