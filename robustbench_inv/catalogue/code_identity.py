@@ -16,7 +16,15 @@ from typing import Literal
 from robustbench_inv.catalogue.locate import ENTRY_POINT_GROUP
 from robustbench_inv.identity import digest_bytes, digest_value
 
-__all__ = ["Origin", "function_code", "global_names", "library_version", "origin_of", "read_files"]
+__all__ = [
+    "Origin",
+    "function_code",
+    "global_names",
+    "library_version",
+    "origin_of",
+    "read_files",
+    "used_names",
+]
 
 Origin = Literal["package", "library", "local"]
 
@@ -96,6 +104,29 @@ def global_names(code: CodeType) -> set[str]:
     """Return the global names that a function looks up, those of the functions inside it included."""
     names = {i.argval for i in dis.get_instructions(code) if i.opname in _LOOKUPS}
     return names.union(*(global_names(each) for each in code.co_consts if _is_code(each)))
+
+
+def global_values(function: FunctionType) -> dict[str, object]:
+    """Return the global values that a function looks up, by name."""
+    names, known = sorted(global_names(function.__code__)), function.__globals__
+    return {name: known[name] for name in names if name in known and not name.startswith("__")}
+
+
+def enclosed_values(function: FunctionType) -> list[object]:
+    """Return the values of a function's closure; None for one that is not yet assigned."""
+    found: list[object] = []
+    for cell in function.__closure__ or ():
+        try:
+            found.append(cell.cell_contents)
+        except ValueError:
+            found.append(None)
+    return found
+
+
+def used_names(code: CodeType) -> set[str]:
+    """Return every name that a function looks up or imports: globals, attributes, modules, those of inner functions."""
+    inner = (used_names(each) for each in code.co_consts if _is_code(each))
+    return set(code.co_names).union(*inner)
 
 
 _SCRIPTS = ("__main__", "__mp_main__")

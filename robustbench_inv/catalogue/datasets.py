@@ -47,11 +47,10 @@ def load_dataset(source: "str | Dataset", *, data_root: "str | Path | None" = No
 
 
 def identify_dataset(dataset: "Dataset") -> str:
-    """Return a data set's identity: its digest, and the code of a user's own class."""
-    kind = type(dataset)
-    if origin_of(kind.__module__) != "local":
+    """Return a data set's identity: its digest; for a class of the user or of a library, its code and all it holds."""
+    if origin_of(type(dataset).__module__) == "package":
         return dataset.digest
-    return digest_value({"data": dataset.digest, "code": content(kind)})
+    return digest_value({"data": dataset.digest, "content": content(dataset)})
 
 
 def default_oracle(name: str) -> str:

@@ -4,18 +4,22 @@ import dataclasses
 import functools
 import io
 import logging
+import random
+import sys
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from robustbench_inv.catalogue.code_identity import (
+    enclosed_values,
     function_code,
-    global_names,
+    global_values,
     library_version,
     origin_of,
     read_files,
+    used_names,
 )
 from robustbench_inv.identity import canonical_json, digest_bytes, digest_value
 
@@ -23,6 +27,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 __all__ = ["content", "describe", "digest_weights", "plain"]
+
+
+LARGE_FILE = 2**30
+"""Bytes of an array in a file beyond which at most 256 evenly spaced rows of it are digested."""
 
 
 def describe(thing: object) -> dict[str, Any]:
@@ -125,13 +133,18 @@ class _Walk:
         import numpy as np
         import torch
 
+        if isinstance(value, random.Random):
+            value = repr(value.getstate()).encode()
         if isinstance(value, bytes | bytearray | memoryview):
             return digest_bytes(bytes(value))
         if isinstance(value, torch.Tensor):
             return _tensor(value)
         if isinstance(value, np.ndarray | np.generic) and value.dtype != object:
+            if isinstance(value, np.memmap) and value.nbytes > LARGE_FILE:
+                value = value[:: len(value) // 256 + 1]
             array = np.ascontiguousarray(value).tobytes()
-            return f"{value.dtype.str} {list(value.shape)} {digest_bytes(array)}"
+            hidden = np.ma.getmaskarray(value).tobytes() if np.ma.isMaskedArray(value) else b""
+            return f"{value.dtype.str} {list(value.shape)} {digest_bytes(array + hidden)}"
         if isinstance(value, torch.dtype):
             return str(value)
         if isinstance(value, torch.device):  # where a model computes is no part of what it is
@@ -162,11 +175,17 @@ class _Walk:
             items = sorted(found, key=canonical_json) if self.by_code else sorted(map(str, found))
         else:
             items = [self.value(each) for each in value]
-        own = self.by_code and origin_of(type(value).__module__) == "local"
+        if not self.by_code:
+            return items
+        if (made := getattr(value, "default_factory", None)) is not None:
+            return {"items": items, "default": self.value(made)}
+        own = origin_of(type(value).__module__) == "local"
         return {"items": items, "as": self.thing(value)} if own else items
 
     def _mapping(self, value: Mapping[Any, Any]) -> object:
-        if self.by_code and not all(isinstance(key, str) for key in value):
+        """Return a dict; for a digest, pairs unless the keys are sorted, since JSON forgets their order."""
+        keys = list(value)
+        if self.by_code and not (all(isinstance(k, str) for k in keys) and keys == sorted(keys)):
             return [[self.value(key), self.value(each)] for key, each in value.items()]
         return {str(key): self.value(each) for key, each in value.items()}
 
@@ -175,12 +194,14 @@ class _Walk:
         if "_orig_mod" in parts:  # torch.compile changes how it is computed, not what
             return self._module(parts["_orig_mod"])  # type: ignore[arg-type]
         kept: dict[str, Any] = {"recurse": False, "remove_duplicate": False}
+        everywhere = self.value(_global_hooks())
         return {
+            **({"hooks of all modules": everywhere} if everywhere else {}),
             "type": self.value(type(module)),
             "attributes": {k: self.value(v) for k, v in _own_attributes(module).items()},
             "parameters": self.value(dict(module.named_parameters(**kept))),
             "buffers": self.value(dict(module.named_buffers(**kept))),
-            "parts": {name: self.value(part) for name, part in parts.items()},
+            "parts": self._mapping(parts),
             "hooks": self.value([list(getattr(module, kind, {}).values()) for kind in _HOOKS]),
         }
 
@@ -197,7 +218,7 @@ class _Walk:
 
     def _function(self, function: types.FunctionType) -> object:
         local, module = _is_local(function), _module_of(function)
-        enclosed = [self.value(each) for each in _enclosed(function)]
+        enclosed = [self.value(each) for each in enclosed_values(function)]
         if not local:
             name = function.__code__.co_qualname
             if origin_of(module) == "library":
@@ -209,8 +230,23 @@ class _Walk:
             "enclosed": enclosed,
             "defaults": self.value([function.__defaults__, function.__kwdefaults__]),
             "attributes": self.value(vars(function)),
-            "globals": {name: self.value(each) for name, each in _globals(function).items()},
+            "globals": {name: self.value(each) for name, each in global_values(function).items()},
+            **self._used(function),
         }
+
+    def _used(self, function: types.FunctionType) -> dict[str, object]:
+        """Return the values in other modules that a user's function names: they may differ from their files."""
+        names = used_names(function.__code__)
+        known = [v for v in global_values(function).values() if isinstance(v, types.ModuleType)]
+        pending = [*known, *(sys.modules[name] for name in names if name in sys.modules)]
+        found: dict[str, object] = {}
+        for module in pending:
+            local = origin_of(module.__name__) == "local"
+            values = {n: vars(module)[n] for n in sorted(names) if n in vars(module)}
+            pending += [v for v in values.values() if _is_new_module(v, pending)]
+            kept = {n: v for n, v in values.items() if _may_differ(v, local=local)}
+            found |= {f"{module.__name__}.{name}": self.value(v) for name, v in kept.items()}
+        return {"used": found} if found else {}
 
     def _source(self, module: types.ModuleType) -> object:
         name = module.__name__
@@ -338,19 +374,20 @@ def _module_of(function: types.FunctionType) -> str:
     return str(function.__globals__.get("__name__"))
 
 
-def _enclosed(function: types.FunctionType) -> list[object]:
-    found = []
-    for cell in function.__closure__ or ():
-        try:
-            found.append(cell.cell_contents)
-        except ValueError:  # not yet assigned
-            found.append(None)
-    return found
+def _is_new_module(value: object, known: Sequence[types.ModuleType]) -> bool:
+    return isinstance(value, types.ModuleType) and all(value is not each for each in known)
 
 
-def _globals(function: types.FunctionType) -> dict[str, object]:
-    names, known = sorted(global_names(function.__code__)), function.__globals__
-    return {name: known[name] for name in names if name in known and not name.startswith("__")}
+def _may_differ(value: object, *, local: bool) -> bool:
+    """Is a value of a module the user's? All of a local module are, but for modules; of a library, patches are."""
+    return _is_local(value) or (local and not isinstance(value, types.ModuleType))
+
+
+def _global_hooks() -> list[object]:
+    """Return the hooks that PyTorch runs for every module."""
+    from torch.nn.modules import module
+
+    return [each for kind in _HOOKS for each in getattr(module, f"_global{kind}", {}).values()]
 
 
 def _with_version(kind: type) -> str:

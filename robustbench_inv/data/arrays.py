@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from robustbench_inv.errors import BadData, BadParameter
-from robustbench_inv.identity import canonical_json
+from robustbench_inv.identity import canonical_json, digest_bytes
 
 __all__ = ["Array", "ArrayDataset", "Ids", "checked_ids", "digest_samples"]
 
@@ -115,10 +115,17 @@ class ArrayDataset:
         """Shape of one input."""
         return tuple(self._images.shape[1:])
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """SHA-256 over all samples, 64 hexadecimal digits."""
-        return digest_samples([self._images], self.labels, self.bounds)
+        """SHA-256 over all samples, 64 hexadecimal digits; it follows labels and bounds that are changed later."""
+        key = digest_bytes(_little_endian(self.labels.long())), self.bounds
+        if key not in self._digests:
+            self._digests[key] = digest_samples([self._images], self.labels, self.bounds)
+        return self._digests[key]
+
+    @cached_property
+    def _digests(self) -> dict[tuple[str, tuple[float, float]], str]:
+        return {}
 
     def batch(self, ids: Ids) -> tuple[Tensor, Tensor]:
         """Return images (n, *shape), floating point inside the bounds, and labels (n,) int64.
@@ -230,7 +237,9 @@ def _as_tensor(given: Array | list[int], what: str) -> Tensor:
     try:
         # PyTorch warns of read-only memory, so it is copied.
         array = given if isinstance(given, Tensor) else np.require(given, requirements=["C", "W"])
-        return torch.as_tensor(array).detach().cpu().contiguous()
+        tensor = torch.as_tensor(array).detach().cpu().contiguous()
+        # the user may change the array later: the data set stays what was validated and digested
+        return tensor.clone() if array is given else tensor
     except (TypeError, ValueError, RuntimeError) as error:
         raise BadData(
             f"{what} cannot be read", got=type(given).__name__, expected="a tensor or numeric array"

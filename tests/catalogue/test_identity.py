@@ -6,14 +6,17 @@
 import importlib
 import json
 import os
+import random
 import subprocess
 import sys
+from collections import OrderedDict, defaultdict
 from dataclasses import dataclass, make_dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from types import MethodType
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -221,6 +224,10 @@ class Net(nn.Module):
         self.register_buffer("mean", torch.zeros(4), persistent=False)
         self._scale = scale
         self.tables = [{"rows": torch.ones(2)}]
+        self.counts = defaultdict(lambda: 1.0)
+        self.masked = np.ma.array([1.0, 2.0], mask=[False, False])
+        self.random = random.Random(3)
+        self.order = {"a": 1, "b": 2}
 
     def forward(self, images):
         return self.layer(images - self.mean) * self._scale
@@ -260,6 +267,10 @@ CHANGES = {
     "a hook on gradients": lambda net: net.register_full_backward_hook(lambda *_: None),
     "a forward of its own": lambda net: setattr(net, "forward", MethodType(Net.__call__, net)),
     "a part that is replaced": lambda net: setattr(net, "layer", nn.Identity()),
+    "the default of a dictionary": lambda net: setattr(net.counts, "default_factory", lambda: 2.0),
+    "a masked element": lambda net: net.masked.mask.__setitem__(0, True),
+    "a state of random numbers": lambda net: net.random.random(),
+    "an order of keys": lambda net: setattr(net, "order", {"b": 2, "a": 1}),
     "a partial": lambda net: setattr(net, "act", partial(torch.clamp, min=0)),
 }
 
@@ -269,6 +280,51 @@ def test_changes_of_a_network_change_its_identity(change):
     assert load_model(Net()).digest == load_model(Net()).digest
     assert load_model(Net()).digest != load_model(changed(change)).digest
     assert load_model(changed(change)).digest == load_model(changed(change)).digest
+
+
+def test_the_order_of_layers_counts():
+    def stacked(*names):
+        layers = {"act": nn.ReLU(), "shift": nn.Threshold(0.1, 20.0)}
+        net = nn.Sequential(OrderedDict((name, layers[name]) for name in names))
+        net.bounds, net.num_classes = (0.0, 1.0), 2
+        return load_model(net).digest
+
+    assert stacked("act", "shift") == stacked("act", "shift") != stacked("shift", "act")
+
+
+def test_hooks_of_all_modules_count():
+    before = load_model(Net()).digest
+    handle = nn.modules.module.register_module_forward_hook(enclosing(2.0))
+    during = load_model(Net()).digest
+    handle.remove()
+    assert load_model(Net()).digest == before != during
+
+
+def test_values_of_other_modules_count_where_a_function_names_them(tmp_path, monkeypatch):
+    (tmp_path / "settings_of_mine.py").write_text(
+        "FACTOR = 1.0\nclass K:\n    slope = 1.0\ndef f(x):\n    return x * FACTOR\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    other = importlib.import_module("settings_of_mine")
+    bodies = {
+        "return x[:, :2] * settings_of_mine.FACTOR": partial(setattr, other, "FACTOR"),
+        "return x[:, :2] * settings_of_mine.K.slope": lambda value: setattr(
+            other.K, "slope", value
+        ),
+        "return settings_of_mine.f(x[:, :2])": partial(setattr, other, "FACTOR"),
+        "import settings_of_mine as s; return x[:, :2] * s.FACTOR": partial(
+            setattr, other, "FACTOR"
+        ),
+        "return torch.relu(x[:, :2])": partial(monkeypatch.setattr, torch, "relu"),
+    }
+    for body, assign in bodies.items():
+        kind = typed_in(body)
+        kind.forward.__globals__["settings_of_mine"] = other
+        before = load_model(kind()).digest
+        assign(enclosing(2.0))
+        assert load_model(kind()).digest != before, body
+        importlib.reload(other)
+    monkeypatch.delitem(sys.modules, "settings_of_mine")
 
 
 def test_enclosed_values_of_hooks_count():
@@ -513,6 +569,21 @@ def test_a_users_goal_budget_and_data_are_their_code():
     arrays = torch.zeros(2, 1, 2, 2), [0, 1], "two"
     assert Mine(*arrays).digest == identify_dataset(ArrayDataset(*arrays))
     assert identify_dataset(Mine(*arrays)) != Mine(*arrays).digest
+
+
+class Declared(ArrayDataset):
+    """A user's data whose declared digest never changes."""
+
+    digest = "0" * 64
+
+
+def test_a_users_data_set_is_all_that_it_holds():
+    def made(images, labels):
+        return identify_dataset(Declared(images, labels, "two"))
+
+    images, labels = torch.zeros(2, 1, 2, 2), [0, 1]
+    assert made(images, labels) == made(images.clone(), [0, 1])
+    assert len({made(images, labels), made(images + 0.1, labels), made(images, [1, 0])}) == 3
 
 
 def test_digests_of_plain_values_are_those_of_their_version():

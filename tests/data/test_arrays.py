@@ -73,6 +73,20 @@ def test_digest_depends_on_every_property():
     assert same.digest == variants[0].digest
 
 
+def test_data_do_not_change_with_the_array_that_they_were_made_of():
+    for images in (np.zeros((2, 1, 2), np.float32), torch.zeros(2, 1, 2)):
+        data = ArrayDataset(images, [0, 1], "two")
+        images += 0.5
+        assert data.batch([0])[0].max() == 0
+
+
+def test_digest_follows_labels_that_are_changed_later():
+    data = ArrayDataset(torch.zeros(2, 1, 2), [0, 1], "two")
+    before = data.digest
+    data.labels[0] = 1
+    assert data.digest == ArrayDataset(torch.zeros(2, 1, 2), [1, 1], "two").digest != before
+
+
 def test_digest_is_frozen():
     images = torch.arange(6, dtype=torch.float32).reshape(3, 2)
     expected = "e53f3457cc3c40e71915327fc6ae189afd2ebee8a2287b00b2ad4a3e39d165b5"
