@@ -11,10 +11,13 @@ __all__ = [
     "BadParameter",
     "BadResults",
     "CapabilityMismatch",
+    "ForeignCodeError",
     "InvbenchError",
     "MissingExtra",
+    "TimeLimitExceeded",
     "UnknownName",
     "UsageError",
+    "describe_error",
     "did_you_mean",
     "suggest",
 ]
@@ -91,6 +94,34 @@ class MissingExtra(UsageError):
 
 class AttackFailed(InvbenchError):
     """An attack that raised an exception, or did not return a batch of images."""
+
+
+class ForeignCodeError(InvbenchError):
+    """Code of a model, attack or plugin that tried to end the program."""
+
+
+class TimeLimitExceeded(ForeignCodeError):
+    """A call of foreign code that took longer than the time limit."""
+
+
+MAX_MESSAGE = 300
+"""Characters of a foreign exception's text that a message repeats."""
+
+
+def describe_error(error: BaseException) -> str:
+    """Return ``Type: text`` of any exception on one line of at most MAX_MESSAGE characters.
+
+    Example:
+        >>> describe_error(ValueError("too many"))
+        'ValueError: too many'
+    """
+    name = type(error).__name__
+    try:
+        text = " ".join(str(error).split())
+    except BaseException:  # whatever a user's class raises
+        text = "(its text cannot be read)"
+    line = f"{name}: {text}" if text else name
+    return line if len(line) <= MAX_MESSAGE else line[:MAX_MESSAGE] + "…"
 
 
 def _rebuild(

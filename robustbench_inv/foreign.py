@@ -1,0 +1,284 @@
+"""Runs foreign code: it cannot end the program, change the state of the process, or run for ever."""
+
+import faulthandler
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from robustbench_inv.errors import ForeignCodeError, TimeLimitExceeded, describe_error
+
+__all__ = ["foreign", "foreign_call", "time_limit"]
+
+
+@contextmanager
+def foreign(what: str) -> Iterator[None]:
+    """Run code of a model, attack, data set or plugin, and restore what it changed in the process.
+
+    That is folder, environment, module path, streams, signal handlers, timers and warning filters, and the modes,
+    defaults and flags of torch and NumPy. Random generators are kept by ``randomness.seeded_generators``: inside a
+    block, an attack's draws continue from call to call.
+
+    Args:
+        what: the code, for messages ("mine.py:build").
+
+    Raises:
+        ForeignCodeError: for exceptions that would end the program or a loop, such as SystemExit; other exceptions
+            pass, and so does the user's Ctrl-C.
+    """
+    process = os.getpid()
+    with _kept_process(), _kept_torch(), _without_exits(process), _interruptible() as interrupted:
+        try:
+            yield
+        except (StopIteration, StopAsyncIteration) as error:
+            raise _ended(what, error) from error
+        except (Exception, _TimeUp):
+            raise
+        except BaseException as error:
+            if not (isinstance(error, KeyboardInterrupt) and interrupted()):
+                raise _ended(what, error) from error
+            raise
+        finally:
+            if os.getpid() != process:  # the code forked, and this is the child
+                _EXITS["_exit"](0)
+        if interrupted():  # the code caught the exception
+            raise KeyboardInterrupt
+
+
+@contextmanager
+def foreign_call(what: str, seconds: float | None = None) -> Iterator[None]:
+    """Run one call of foreign code (``foreign``) within the time limit.
+
+    Args:
+        what: the code, for messages.
+        seconds: the time limit if ``time_limit`` sets none; None for no limit.
+
+    Raises:
+        TimeLimitExceeded: after the time limit.
+        ForeignCodeError: as ``foreign`` does.
+    """
+    limit = _limits[-1] if _limits and _limits[-1] is not None else seconds
+    with foreign(what), _alarm(what, limit):
+        yield
+
+
+@contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Limit every call of foreign code to some seconds; None for no limit.
+
+    Python interrupts the call in the main thread. A call that is deaf to that, in C, ends the process HARD_SECONDS
+    later, with the places of all threads on standard error.
+    """
+    _limits.append(seconds)
+    try:
+        yield
+    finally:
+        _limits.pop()
+
+
+_limits: list[float | None] = []
+
+AGAIN_SECONDS = 1.0
+"""Seconds between two interruptions of code that catches the first."""
+
+HARD_SECONDS = 20.0
+"""Seconds from the time limit to the end of a process that no interruption reaches."""
+
+
+class _TimeUp(BaseException):
+    """Interrupts foreign code that exceeds the time limit; not an Exception, which such code often catches."""
+
+
+@contextmanager
+def _alarm(what: str, seconds: float | None) -> Iterator[None]:
+    """Interrupt the code inside after some seconds; an alarm outside goes on."""
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    began, outer = time.monotonic(), signal.getsignal(signal.SIGALRM)
+    signal.signal(signal.SIGALRM, _ring)
+    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_SECONDS)
+    if not left:
+        faulthandler.dump_traceback_later(seconds + HARD_SECONDS, exit=True, file=2)
+    try:
+        yield
+    except _TimeUp:
+        raise TimeLimitExceeded(
+            f"{what} took longer than the time limit of {seconds:g} seconds",
+            remedy="raise it with --timeout SECONDS",
+        ) from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, outer)
+        if left:
+            rest = max(left - (time.monotonic() - began), 1e-3)
+            signal.setitimer(signal.ITIMER_REAL, rest, AGAIN_SECONDS)
+        else:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _ring(*_: object) -> NoReturn:
+    raise _TimeUp
+
+
+def _ended(what: str, error: BaseException) -> ForeignCodeError:
+    return ForeignCodeError(
+        f"{what} tried to end the program",
+        got=describe_error(error),
+        expected="a result, or an ordinary exception",
+    )
+
+
+class _Exit(BaseException):
+    """Replaces a function that ends the process."""
+
+
+_EXITS: dict[str, Callable[..., Any]] = {
+    name: getattr(os, name) for name in ("_exit", "abort", "execv", "execve")
+}
+"""Functions that end the process without an exception; ``os.execl`` and the like call the last two."""
+
+
+@contextmanager
+def _without_exits(process: int) -> Iterator[None]:
+    """Let the functions that end a process raise instead; in a child process they do what they always did."""
+    if os._exit is not _EXITS["_exit"]:
+        yield
+        return
+    for name, function in _EXITS.items():
+        setattr(os, name, _refusing(name, function, process))
+    try:
+        yield
+    finally:
+        for name, function in _EXITS.items():
+            setattr(os, name, function)
+
+
+def _refusing(name: str, function: Callable[..., Any], process: int) -> Callable[..., Any]:
+    def refuse(*arguments: object) -> Any:  # noqa: ANN401 - what the function returns
+        if os.getpid() != process:
+            return function(*arguments)
+        raise _Exit(f"os.{name}{arguments[:1]}")
+
+    return refuse
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns whether the user pressed Ctrl-C: code can raise KeyboardInterrupt as well."""
+    pressed: list[int] = []
+    if not _handles_interrupts():  # someone else does: every KeyboardInterrupt counts
+        yield lambda: False
+        return
+
+    def interrupt(number: int, frame: Any) -> None:  # noqa: ANN401 - a frame
+        pressed.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _handles_interrupts() -> bool:
+    default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return default and threading.current_thread() is threading.main_thread()
+
+
+def _kept_torch() -> AbstractContextManager[None]:
+    """Keep the settings of torch, if it is imported."""
+    if not hasattr(sys.modules.get("torch"), "set_default_dtype"):
+        return nullcontext()
+    from robustbench_inv.torch_state import kept_torch
+
+    return kept_torch()
+
+
+class _Setting(NamedTuple):
+    """How to get and set a setting of the process; ``==`` compares its values."""
+
+    get: Callable[[], Any]
+    set: Callable[[Any], object]
+
+
+@contextmanager
+def _kept_process() -> Iterator[None]:
+    """Restore the settings of Python that the code inside changed."""
+    before = [setting.get() for setting in _SETTINGS]
+    with warnings.catch_warnings():
+        try:
+            yield
+        finally:
+            for setting, value in zip(_SETTINGS, before, strict=True):
+                if setting.get() != value:
+                    with suppress(
+                        OSError, ValueError
+                    ):  # a folder that is gone, a thread without signals
+                        setting.set(value)
+
+
+def _folder() -> str:
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return ""
+
+
+def _set_environment(values: dict[str, str]) -> None:
+    for name in os.environ.keys() - values.keys():
+        del os.environ[name]
+    os.environ.update(values)
+
+
+def _attribute(place: Any, name: str) -> _Setting:  # noqa: ANN401
+    return _Setting(lambda: getattr(place, name), lambda value: setattr(place, name, value))
+
+
+def _items(place: Any, name: str) -> _Setting:  # noqa: ANN401
+    return _Setting(lambda: list(getattr(place, name)), lambda value: setattr(place, name, value))
+
+
+def _file_mask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGHUP, signal.SIGCHLD)
+
+
+def _set_handlers(handlers: list[Any]) -> None:
+    for number, handler in zip(SIGNALS, handlers, strict=True):
+        if handler is not None:  # of a C library
+            signal.signal(number, handler)
+
+
+def _stop_timer(running: bool) -> None:
+    if not running:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+_SETTINGS = (
+    _Setting(lambda: signal.getitimer(signal.ITIMER_REAL)[0] > 0, _stop_timer),
+    _Setting(lambda: [signal.getsignal(each) for each in SIGNALS], _set_handlers),
+    _Setting(_folder, os.chdir),
+    _Setting(_file_mask, os.umask),
+    _Setting(lambda: dict(os.environ), _set_environment),
+    _items(sys, "path"),
+    _items(sys, "argv"),
+    *(_attribute(sys, name) for name in ("stdin", "stdout", "stderr", "excepthook")),
+    _attribute(threading, "excepthook"),
+    _Setting(sys.gettrace, sys.settrace),
+    _Setting(sys.getprofile, sys.setprofile),
+    _Setting(sys.getrecursionlimit, sys.setrecursionlimit),
+    _Setting(gc.isenabled, lambda on: gc.enable() if on else gc.disable()),
+)

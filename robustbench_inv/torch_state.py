@@ -1,0 +1,269 @@
+"""State of torch, NumPy and a model that any code can change: saved before foreign code runs, restored after it."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+__all__ = ["KeptModules", "call_keeping_modes", "kept_torch", "state_torch", "stated_torch"]
+
+T = TypeVar("T")
+
+
+@contextmanager
+def kept_torch() -> Iterator[None]:
+    """Restore the settings of torch and NumPy that the code inside changed.
+
+    These are modes, default dtype and device, threads, determinism, precision and global hooks of torch, and the
+    error handling of NumPy.
+    """
+    before = [setting.get() for setting in _SETTINGS]
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+@contextmanager
+def stated_torch() -> Iterator[None]:
+    """Start from torch as it is after its import, and restore the caller's settings afterwards.
+
+    That is float32, on the CPU, with gradients, without inference mode, autocast and global hooks. Threads,
+    determinism and precision stay the user's.
+    """
+    with kept_torch(), torch.inference_mode(mode=False):
+        state_torch()
+        yield
+
+
+def state_torch() -> None:
+    """Set modes, default dtype and device, and global hooks to what they are after torch's import."""
+    for setting in _SETTINGS:
+        if setting.stated is not None and setting.get() != setting.stated:
+            setting.set(setting.stated)
+
+
+def call_keeping_modes(function: Callable[[Tensor], T], images: Tensor) -> T:
+    """Return what a model returns, and restore torch's modes and default dtype; cheap enough for every query."""
+    before = _modes()
+    try:
+        return function(images)
+    finally:
+        if _modes() != before:
+            _set_modes(before)
+
+
+class KeptModules:
+    """The state of some modules and of all modules inside them, to which they can be returned.
+
+    It covers weights, buffers and plain attributes, with dtype, device and ``requires_grad``, training flags, hooks,
+    and the content of lists, sets and dictionaries, but not changes inside other objects that an attribute holds.
+
+    Args:
+        roots: the modules; other objects are searched for modules among their attributes.
+    """
+
+    def __init__(self, roots: Iterable[object]) -> None:
+        found = dict.fromkeys(module for root in roots for module in _modules(root))
+        self._attributes = [(module, type(module), _attributes(module)) for module in found]
+        self._tensors = [_KeptTensor.of(each) for each in _tensors(found)]
+
+    def restore(self) -> None:
+        """Return the modules to their state; a lazy module that has become another since stays what it is."""
+        for module, kind, attributes in self._attributes:
+            if type(module) is kind:
+                _set_attributes(module, attributes)
+        for kept in self._tensors:
+            kept.restore()
+
+
+class _KeptTensor(NamedTuple):
+    """A weight or buffer, and what it was."""
+
+    tensor: Tensor
+    values: Tensor
+    requires_grad: bool
+    gradient: Tensor | None
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "_KeptTensor":
+        return cls(tensor, tensor.detach().clone(), tensor.requires_grad, tensor.grad)
+
+    def restore(self) -> None:
+        now = self.tensor.detach()
+        if (
+            now.dtype != self.values.dtype
+            or now.device != self.values.device
+            or _differ(now, self.values)
+        ):
+            self.tensor.data = self.values.clone()
+        if self.tensor.is_leaf and self.tensor.requires_grad != self.requires_grad:
+            self.tensor.requires_grad_(self.requires_grad)
+        self.tensor.grad = self.gradient
+
+
+def _differ(now: Tensor, before: Tensor) -> bool:
+    return now.shape != before.shape or not torch.equal(now, before)
+
+
+def _modules(root: object) -> Iterator[nn.Module]:
+    if isinstance(root, nn.Module):
+        yield from root.modules()
+        return
+    for value in getattr(root, "__dict__", {}).values():
+        if isinstance(value, nn.Module):
+            yield from value.modules()
+
+
+def _tensors(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
+    seen: dict[int, Tensor] = {}
+    for module in modules:
+        own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        plain = (value for value in vars(module).values() if isinstance(value, Tensor))
+        seen |= {id(each): each for each in (*own, *plain) if _is_plain(each)}
+    return iter(seen.values())
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Has a tensor values to keep? A lazy one has none yet, an inference tensor cannot be written."""
+    lazy = nn.parameter.is_lazy(tensor)
+    return not lazy and not tensor.is_inference()
+
+
+def _attributes(module: nn.Module) -> dict[str, tuple[object, object]]:
+    """Return a module's attributes, each with a copy if it is a collection: of submodules, weights, hooks."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return {"training": (module.training, None)}
+    return {name: (value, _copied(value)) for name, value in vars(module).items()}
+
+
+def _copied(value: object) -> object:
+    return value.copy() if isinstance(value, dict | set | list) else None
+
+
+def _set_attributes(module: nn.Module, kept: Mapping[str, tuple[object, object]]) -> None:
+    if isinstance(module, torch.jit.ScriptModule):
+        module.training = bool(kept["training"][0])
+        return
+    own = vars(module)
+    for name in own.keys() - kept.keys():
+        del own[name]
+    for name, (value, content) in kept.items():
+        own[name] = value
+        if isinstance(value, dict | set | list):
+            value.clear()
+            fill: Any = value.extend if isinstance(value, list) else value.update
+            fill(content)
+
+
+class _Setting(NamedTuple):
+    """How to get and set a setting, whose values ``==`` compares, and its value after torch's import; None to keep it."""
+
+    get: Callable[[], Any]
+    set: Callable[[Any], object]
+    stated: Any = None
+
+
+def _restore(values: Sequence[Any]) -> None:
+    for setting, value in zip(_SETTINGS, values, strict=True):
+        if setting.get() != value:
+            setting.set(value)
+
+
+AUTOCAST_DEVICES = ("cpu", "cuda")
+FRESH_MODES = (True, torch.float32, False, *(False for _ in AUTOCAST_DEVICES))
+
+
+def _modes() -> tuple[Any, ...]:
+    return (
+        torch.is_grad_enabled(),
+        torch.get_default_dtype(),
+        torch.is_inference_mode_enabled(),
+        *map(torch.is_autocast_enabled, AUTOCAST_DEVICES),
+    )
+
+
+_LEFT_OPEN: list[object] = []
+"""Guards of inference mode that live on: the mode ends when the cell does."""
+
+
+def _set_modes(modes: tuple[Any, ...]) -> None:
+    gradients, dtype, inference, *autocast = modes
+    if torch.is_inference_mode_enabled() != inference:
+        guard = torch.inference_mode(mode=inference)
+        guard.__enter__()
+        _LEFT_OPEN.append(guard)
+    torch.set_grad_enabled(gradients)
+    torch.set_default_dtype(dtype)
+    for device, on in zip(AUTOCAST_DEVICES, autocast, strict=True):
+        torch.set_autocast_enabled(device, on)
+
+
+def _default_device() -> str:
+    context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+    return "" if context is None else str(context.device)
+
+
+def _set_default_device(device: str) -> None:
+    torch.set_default_device(device or None)
+
+
+def _pop_function_modes(count: int) -> None:
+    for _ in range(torch._C._len_torch_function_stack() - count):
+        torch._C._pop_torch_function_stack()
+
+
+def _flags() -> tuple[Any, ...]:
+    cudnn = torch.backends.cudnn
+    return (
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.get_float32_matmul_precision(),
+        torch.is_anomaly_enabled(),
+        torch.is_anomaly_check_nan_enabled(),
+        (cudnn.enabled, cudnn.benchmark, cudnn.deterministic),
+    )
+
+
+def _set_flags(flags: tuple[Any, ...]) -> None:
+    threads, deterministic, warn_only, precision, anomaly, check_nan, cudnn = flags
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+    torch.set_float32_matmul_precision(precision)
+    torch.autograd.set_detect_anomaly(anomaly, check_nan)
+    for name, value in zip(("enabled", "benchmark", "deterministic"), cudnn, strict=True):
+        setattr(torch.backends.cudnn, name, value)
+
+
+_HOOK_TABLES = {
+    name: table
+    for name, table in vars(nn.modules.module).items()
+    if name.startswith("_global") and isinstance(table, dict)
+}
+"""Hooks that torch calls for every module of the process."""
+
+
+def _global_hooks() -> dict[str, dict[Any, Any]]:
+    return {name: dict(table) for name, table in _HOOK_TABLES.items()}
+
+
+def _set_global_hooks(hooks: dict[str, dict[Any, Any]]) -> None:
+    for name, table in _HOOK_TABLES.items():
+        table.clear()
+        table.update(hooks[name])
+
+
+_SETTINGS = (
+    _Setting(torch._C._len_torch_function_stack, _pop_function_modes),
+    _Setting(_default_device, _set_default_device, ""),
+    _Setting(_modes, _set_modes, FRESH_MODES),
+    _Setting(_flags, _set_flags),
+    _Setting(_global_hooks, _set_global_hooks, {name: {} for name in _HOOK_TABLES}),
+    _Setting(np.geterr, lambda errors: np.seterr(**errors)),
+)
+"""Function modes come first: a default device is one of them, and tensors on the device ``meta`` have no values."""
