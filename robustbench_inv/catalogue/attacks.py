@@ -207,7 +207,7 @@ class _Preset:
     @property
     def is_class(self) -> bool:
         """Does its card name a class, rather than a factory of one attack?"""
-        return isinstance(import_object(self.card.implementation), type)
+        return isinstance(import_object(self.card.implementation, Path(self.card.folder)), type)
 
     def differing(self, attack: "Attack") -> dict[str, Any]:
         own, other = _values(self.attack), _values(attack)
@@ -223,7 +223,8 @@ class _Preset:
 def _shipped() -> tuple[_Preset, ...]:
     cards = map(read_attack, sorted((shipped_root() / "attacks" / "presets").glob("*.toml")))
     return tuple(
-        _Preset(card, _construct(card.implementation, card.parameters, card.name)) for card in cards
+        _Preset(card, _construct(card.implementation, card.parameters, card.name, card.folder))
+        for card in cards
     )
 
 

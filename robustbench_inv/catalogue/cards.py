@@ -2,11 +2,17 @@
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from robustbench_inv.catalogue.fields import check_fields, explain_mismatch
+from robustbench_inv.catalogue.references import (
+    LIBRARY_PREFIXES,
+    check_implementation,
+    locate_code,
+    locate_substitute,
+)
 from robustbench_inv.errors import BadCatalogue, suggest
 
 if TYPE_CHECKING:
@@ -243,6 +249,8 @@ def read_attack(path: Path) -> AttackCard:
             got=card.implementation,
             expected="module:Class, file.py:Class, foolbox:NAME or torchattacks:NAME",
         )
+    if card.implementation.partition(":")[0] not in LIBRARY_PREFIXES:
+        check_implementation(card.implementation, path)
     return card
 
 
@@ -252,6 +260,7 @@ def read_model(path: Path) -> ModelCard:
     low, high = card.bounds
     if not low < high:
         raise BadCatalogue(f"{path}: bounds do not fit", got=card.bounds, expected="low < high")
+    check_implementation(card.implementation, path)
     return card
 
 
@@ -263,7 +272,9 @@ def read_suite(path: Path) -> SuiteCard:
         raise BadCatalogue(
             f"{path}: a suite needs runs", expected="[[runs]] with attack and threat"
         )
-    values["runs"] = [SuiteEntry(**check_table(SuiteEntry, run, path)) for run in runs]
+    values["runs"] = [
+        _located(SuiteEntry(**check_table(SuiteEntry, run, path)), path) for run in runs
+    ]
     return SuiteCard(**check_table(SuiteCard, {**values, **_place(path, path.stem)}, path))
 
 
@@ -272,7 +283,9 @@ def read_threat(path: Path) -> ThreatCard:
     card = _read(ThreatCard, path, path.stem)
     if card.goal:
         _check_goal(card.goal, path)
-    return card
+    return replace(
+        card, substitute=locate_code(card.substitute, path.parent) if card.substitute else ""
+    )
 
 
 def read_oracle(path: Path, parameters: Mapping[str, object] | None = None) -> OracleCard:
@@ -283,7 +296,8 @@ def read_oracle(path: Path, parameters: Mapping[str, object] | None = None) -> O
         parameters: values that replace its own, as in ``mnist-panel:rule=unanimous``.
     """
     values = {**read_toml(path), **(parameters or {})}
-    return OracleCard(**check_table(OracleCard, {**values, **_place(path, path.stem)}, path))
+    card = OracleCard(**check_table(OracleCard, {**values, **_place(path, path.stem)}, path))
+    return replace(card, members=tuple(locate_code(each, path.parent) for each in card.members))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -329,6 +343,14 @@ def to_json(card: "DataclassInstance") -> dict[str, Any]:
 
 def _read(kind: type[FileCard], path: Path, name: str) -> FileCard:
     return kind(**check_table(kind, {**read_toml(path), **_place(path, name)}, path))
+
+
+def _located(entry: SuiteEntry, path: Path) -> SuiteEntry:
+    attack, threat = (
+        locate_code(entry.attack, path.parent),
+        locate_substitute(entry.threat, path.parent),
+    )
+    return replace(entry, attack=attack, threat=threat)
 
 
 def _place(path: Path, name: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Literal
 from robustbench_inv.errors import BadCatalogue, UnknownName, did_you_mean, suggest
 
 __all__ = [
+    "CATALOGUE_FOLDERS",
     "CATALOGUE_VARIABLE",
     "ENTRY_POINT_GROUP",
     "FileKind",
@@ -20,6 +21,7 @@ __all__ = [
     "entries",
     "find",
     "find_plugins",
+    "plugin_packages",
     "shipped_root",
 ]
 
@@ -51,6 +53,13 @@ def find_plugins() -> Plugins:
         except Exception as error:  # an error of one plugin must not hide the others
             problems.append(f"plugin {point.name} is broken: {type(error).__name__}: {error}")
     return Plugins(tuple(roots), tuple(problems))
+
+
+@cache
+def plugin_packages() -> frozenset[str]:
+    """Return the top-level packages of the plugins of this Python environment, without importing them."""
+    points = entry_points(group=ENTRY_POINT_GROUP)
+    return frozenset(point.module.partition(".")[0] for point in points)
 
 
 def _folder(point: EntryPoint) -> Path:

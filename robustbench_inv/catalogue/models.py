@@ -18,7 +18,7 @@ from robustbench_inv.catalogue.references import (
     parse_reference,
     source_file,
 )
-from robustbench_inv.errors import BadModel, BadParameter
+from robustbench_inv.errors import BadCatalogue, BadModel, BadParameter, CapabilityMismatch
 from robustbench_inv.identity import digest_file, digest_value
 
 if TYPE_CHECKING:
@@ -229,8 +229,13 @@ def _from_card(
 ) -> LoadedModel:
     from robustbench_inv.models.wrapping import build_model
 
-    data = load_dataset(dataset or card.dataset) if card.fits_dataset else None
-    classifier = build_model(card, Path(card.folder), reference.parameters, data)
+    data = _fitting_dataset(card, dataset) if card.fits_dataset else None
+    folder = Path(card.folder)
+    factory = import_object(card.implementation, folder)
+    if not callable(factory):
+        got = type(factory).__name__
+        raise BadCatalogue(f"{card.implementation} is no factory", got=got, expected="a function")
+    classifier = build_model(factory, card, folder, reference.parameters, data)
     about = {**to_json(card), "name": str(reference)}
     about["parameters"] = {**card.parameters, **reference.parameters}
     identity = _card_identity(card, about["parameters"], classifier)
@@ -238,6 +243,18 @@ def _from_card(
     weights = card.weights_sha256 or digest_weights(classifier)
     digest = digest_value(identity)
     return LoadedModel(str(reference), digest, plain(about), classifier, weights, identity)
+
+
+def _fitting_dataset(card: ModelCard, dataset: "str | Dataset | None") -> "Dataset":
+    """Return the data set that a model is built for: the evaluated one, of the kind that its card names."""
+    data, kind = load_dataset(dataset or card.dataset), card.dataset.partition(":")[0]
+    if data.name.partition(":")[0] != kind:
+        raise CapabilityMismatch(
+            f"{card.name} is built for the data that it classifies",
+            got=data.name,
+            expected=f"{kind}, with any parameters",
+        )
+    return data
 
 
 def _card_identity(
@@ -249,7 +266,7 @@ def _card_identity(
     known |= {"weights": card.weights_sha256}
     if Path(card.folder).resolve().is_relative_to(shipped_root().resolve()):
         return known
-    known["code"] = content(import_object(card.implementation))
+    known["code"] = content(import_object(card.implementation, Path(card.folder)))
     if card.weights_sha256 is None:  # its weights may differ each time
         known["content"] = content(classifier)
     return known

@@ -3,20 +3,26 @@
 import importlib
 import importlib.util
 import math
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 
+from robustbench_inv.catalogue.trust import check_definition, check_file, check_module
 from robustbench_inv.errors import BadCatalogue, BadParameter, InvbenchError, UnknownName, suggest
 from robustbench_inv.identity import digest_file
 
 __all__ = [
+    "LIBRARY_PREFIXES",
     "Reference",
     "Scalar",
+    "check_implementation",
     "import_module",
     "import_object",
+    "locate_code",
+    "locate_substitute",
     "parse_reference",
     "source_file",
 ]
@@ -75,10 +81,11 @@ def import_object(reference: str, folder: Path | None = None) -> object:
 
     Args:
         reference: module or file, a colon, and a name in it.
-        folder: folder of relative paths; None for the current directory.
+        folder: folder of the catalogue file that contains the reference, which must be trusted (see ``trust``) and
+            whose paths are relative to it; None for a reference of the user.
 
     Raises:
-        BadCatalogue: for a missing module or file, or one whose import fails.
+        BadCatalogue: for a missing module or file, one whose import fails, or one that is not trusted.
         UnknownName: if it does not define the name.
     """
     place, _, name = reference.rpartition(":")
@@ -90,14 +97,18 @@ def import_object(reference: str, folder: Path | None = None) -> object:
         raise UnknownName(
             f"{place} has no {name!r}", remedy=suggest(name, public) or "check the spelling"
         ) from None
+    if folder is not None and not _is_file(place):
+        check_definition(found, reference, folder)
     return found
 
 
 def import_module(reference: str, folder: Path | None = None) -> ModuleType:
     """Import the module or file of ``module:Name`` or ``file.py:Name``; raises as ``import_object`` does."""
     place, _, name = reference.rpartition(":")
-    if not place or not name:
+    if not place or not name.isidentifier():
         raise BadCatalogue("not a reference to code", got=reference, expected="module:Name")
+    if folder is not None:
+        _check_trust(place, folder)
     return _import_file(source_file(reference, folder)) if _is_file(place) else _import(place)
 
 
@@ -105,6 +116,63 @@ def source_file(reference: str, folder: Path | None = None) -> Path | None:
     """Return the file that ``file.py:Name`` names, absolute; None for ``module:Name``."""
     place = reference.rpartition(":")[0]
     return ((folder or Path.cwd()) / place).resolve() if _is_file(place) else None
+
+
+def check_implementation(reference: str, path: Path) -> None:
+    """Check that a catalogue file may name its implementation, without importing it.
+
+    Args:
+        reference: ``module:Name`` or ``file.py:Name``.
+        path: the catalogue file.
+
+    Raises:
+        BadCatalogue: if it names no code, or code that it may not name.
+    """
+    place, _, name = reference.rpartition(":")
+    if not place or not name.isidentifier():
+        expected = "module:Name or file.py:Name"
+        raise BadCatalogue(f"{path}: implementation does not fit", got=reference, expected=expected)
+    _check_trust(place, path.parent)
+
+
+def locate_code(text: str, folder: Path) -> str:
+    """Return a name from a catalogue file, with the absolute path of its code; other names are returned unchanged.
+
+    Args:
+        text: name of a model or attack, with optional parameters.
+        folder: folder of the catalogue file.
+
+    Raises:
+        BadCatalogue: if it names code that the file may not name.
+    """
+    name = parse_reference(text).name
+    place, _, inner = name.rpartition(":")
+    if not (place and inner.isidentifier()) or name.partition(":")[0] in LIBRARY_PREFIXES:
+        return text
+    if path := source_file(name, folder):
+        _check_trust(place, folder)
+        return text.strip().replace(name, f"{path}:{inner}", 1)
+    import_object(name, folder)
+    return text
+
+
+def locate_substitute(threat: str, folder: Path) -> str:
+    """Return a threat from a catalogue file, with the absolute path of its substitute's code, as ``locate_code`` does."""
+    word = re.search(r":\s*(?:substitute|guide)\s*=", threat)
+    if word is None:
+        return threat
+    return threat[: word.end()] + locate_code(threat[word.end() :], folder)
+
+
+LIBRARY_PREFIXES = ("foolbox", "torchattacks")
+"""Names of libraries whose attacks are named like code, as in ``foolbox:LinfPGD``."""
+
+
+def _check_trust(place: str, folder: Path) -> None:
+    if _is_file(place):
+        check_file(folder / place, folder)
+    else:
+        check_module(place, folder)
 
 
 def _read_parameters(tail: str, text: str) -> dict[str, Scalar]:

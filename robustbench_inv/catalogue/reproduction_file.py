@@ -4,11 +4,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from robustbench_inv.catalogue.cards import read_toml
 from robustbench_inv.catalogue.fields import Mismatch, check_fields, explain_mismatch
 from robustbench_inv.catalogue.locate import find
+from robustbench_inv.catalogue.references import locate_code, locate_substitute
 from robustbench_inv.catalogue.reproduction import (
     Claim,
     Column,
@@ -18,6 +19,7 @@ from robustbench_inv.catalogue.reproduction import (
     Remark,
     Reproduction,
     Row,
+    Side,
     Trial,
 )
 from robustbench_inv.errors import BadCatalogue, suggest
@@ -83,7 +85,9 @@ def _reproduction(path: Path, values: dict[str, Any]) -> Reproduction:
     if isinstance(measured, Mapping):
         values = {**values, "measurement": Measurement(**check_fields(Measurement, measured))}
     item = Reproduction(**check_fields(Reproduction, {**values, **parts, **numbers, **place}))
+    item = _with_located_code(item)
     _check(item)
+    _check_filled_names(item)
     rows = tuple(row for row in item.rows if row.label in item.published)
     return replace(item, rows=rows)
 
@@ -106,6 +110,70 @@ def _numbers(name: str, value: object) -> tuple[float, ...]:
     if not fits:
         raise Mismatch(f"{name} does not fit", got=value, expected="a list of numbers")
     return tuple(map(float, value))  # type: ignore[call-overload]
+
+
+def _with_located_code(item: Reproduction) -> Reproduction:
+    """Return an item with absolute paths of code; raise BadCatalogue for code that its file may not name."""
+    folder = Path(item.folder)
+    columns = [
+        replace(
+            each,
+            published=_located(each.published, folder),
+            adaptive=_located(each.adaptive, folder),
+        )
+        for each in item.columns
+    ]
+    trials = [
+        replace(
+            each,
+            attack=_located(each.attack, folder),
+            threat=locate_substitute(each.threat, folder),
+        )
+        for each in item.trials
+    ]
+    measured = item.measurement
+    if measured is not None:
+        measured = replace(
+            measured,
+            by=_located(measured.by, folder),
+            parameters=_located(measured.parameters, folder),
+        )
+    return replace(item, columns=tuple(columns), trials=tuple(trials), measurement=measured)
+
+
+def _located(value: Any, folder: Path) -> Any:  # noqa: ANN401 - values of a TOML file
+    """Return a value with absolute paths of the code that any text in it names."""
+    if isinstance(value, str):
+        return locate_substitute(locate_code(value, folder), folder) if ":" in value else value
+    if isinstance(value, Mapping):
+        return {key: _located(each, folder) for key, each in value.items()}
+    return [_located(each, folder) for each in value] if isinstance(value, list) else value
+
+
+def _check_filled_names(item: Reproduction) -> None:
+    """Check the names as they are loaded, with the data set in place of ``{data}``."""
+    folder, measured = Path(item.folder), item.measurement
+    columns = [column for column in item.columns if column.published]
+    for data in item.datasets:
+        for column in columns:
+            _check_located(_models_of(column, data), folder)
+        for trial in item.trials:
+            for threat in item.threats(trial, data):
+                _check_located(threat, folder)
+        if measured is not None:
+            _check_located(measured.filled(data), folder)
+
+
+def _models_of(column: Column, data: str) -> list[str]:
+    try:
+        return [column.model(side, data) for side in get_args(Side)]
+    except (AttributeError, LookupError, ValueError) as error:
+        raise Mismatch("braces do not fit", got=column.published, expected="{data}") from error
+
+
+def _check_located(value: object, folder: Path) -> None:
+    if (located := _located(value, folder)) != value:
+        raise Mismatch("code is named in parts", got=value, expected=str(located))
 
 
 def _check(item: Reproduction) -> None:

@@ -152,6 +152,14 @@ def root(
             show_default="the shipped catalogue alone",
         ),
     ] = None,
+    trust: Annotated[
+        list[Path] | None,
+        option(
+            metavar="MODULE",
+            help="Let catalogue files and recipes name code of this module or FILE.py (repeatable).",
+            show_default="the package, plugins and the catalogue's own files",
+        ),
+    ] = None,
     version: Annotated[  # noqa: ARG001 - handled by its callback
         bool,
         option(
@@ -169,6 +177,11 @@ def root(
 
         # in the environment, so that worker processes use the same catalogue
         os.environ[CATALOGUE_VARIABLE] = os.pathsep.join(str(each.resolve()) for each in catalogue)
+    if trust:
+        from robustbench_inv.catalogue.trust import TRUST_VARIABLE
+
+        found = (each.resolve() if each.suffix == ".py" else each for each in trust)
+        os.environ[TRUST_VARIABLE] = os.pathsep.join(map(str, found))
 
 
 def _error_line(error: Exception) -> str:

@@ -1,8 +1,7 @@
 """Turns a network into a classifier with bounds, number of classes, weights and dtype."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any, Protocol, TypeGuard, cast
 
 import torch
@@ -10,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from robustbench_inv.errors import BadModel, BadParameter
+from robustbench_inv.errors import BadModel, BadParameter, InvbenchError
 from robustbench_inv.identity import digest_file
 from robustbench_inv.models.protocol import Classifier, Invertible, SplitsCode, Stochastic
 from robustbench_inv.models.stochastic import LatentSamplingNetwork, StochasticClassifier
@@ -171,9 +170,6 @@ class BuildableCard(Protocol):
     def name(self) -> str: ...
 
     @property
-    def implementation(self) -> str: ...
-
-    @property
     def parameters(self) -> Mapping[str, Any]: ...
 
     @property
@@ -184,12 +180,17 @@ class BuildableCard(Protocol):
 
 
 def build_model(
-    card: BuildableCard, folder: Path, parameters: Mapping[str, Any], dataset: object | None = None
+    factory: Callable[..., Any],
+    card: BuildableCard,
+    folder: Path,
+    parameters: Mapping[str, Any],
+    dataset: object | None = None,
 ) -> Classifier:
     """Return the classifier of a card.
 
     Args:
-        card: contains the factory ``module:name``, its parameters and the digest of its weights.
+        factory: the card's implementation.
+        card: contains the parameters of the factory and the digest of the weights.
         folder: contains ``weights.safetensors`` if the card has a digest.
         parameters: replace the card's parameters. In addition, ``dtype`` (float32 or float64) for any network, and
             ``noise`` (fresh, fixed or mean) and ``draws`` for a stochastic network.
@@ -203,9 +204,12 @@ def build_model(
     dtype, noise, draws = (chosen.pop(key, None) for key in ("dtype", "noise", "draws"))
     try:
         arguments = (dataset,) if card.fits_dataset else ()
-        module = resolve_name(card.implementation)(*arguments, **chosen)
-    except TypeError as error:
-        raise BadParameter(f"cannot build {card.name}", got=chosen, remedy=str(error)) from error
+        module = factory(*arguments, **chosen)
+    except InvbenchError:
+        raise
+    except Exception as error:
+        reason = str(error) if isinstance(error, TypeError) else f"{type(error).__name__}: {error}"
+        raise BadParameter(f"cannot build {card.name}", got=chosen, remedy=reason) from error
     if card.weights_sha256 is not None:
         load_weights(module, folder / "weights.safetensors", card.weights_sha256)
     if isinstance(module, LatentSamplingNetwork):

@@ -5,7 +5,6 @@ import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any, cast
 
 import torch
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 
 from robustbench_inv.catalogue.datasets import load_dataset
 from robustbench_inv.catalogue.locate import find
+from robustbench_inv.catalogue.references import import_object, source_file
 from robustbench_inv.data.protocol import Dataset
-from robustbench_inv.errors import BadCatalogue, BadParameter
+from robustbench_inv.errors import BadCatalogue, BadParameter, InvbenchError
 from robustbench_inv.identity import digest_file
 from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.tensors import blocks
@@ -63,7 +63,7 @@ def export_model(
     (folder / "recipe.toml").write_text(text, encoding="utf-8")
     card = {
         **recipe.card,
-        "implementation": recipe.model_path,
+        "implementation": _copy_code(recipe.model_path, source.parent, folder),
         "num_classes": int(golden["logits"].shape[1]),
         "shape": list(golden_images.shape[1:]),
         "bounds": list(cast("Classifier", model).bounds),
@@ -72,6 +72,15 @@ def export_model(
     tables = {"parameters": recipe.model_parameters, "training": measured}
     (folder / "card.toml").write_text(toml_text(card, tables), encoding="utf-8")
     return folder
+
+
+def _copy_code(reference: str, recipe: Path, folder: Path) -> str:
+    """Copy the file of a recipe's own network beside its card, and return the reference for the card."""
+    path = source_file(reference, recipe)
+    if path is None:
+        return reference
+    (folder / path.name).write_bytes(path.read_bytes())
+    return f"{path.name}:{reference.rpartition(':')[2]}"
 
 
 def round_weights(model: nn.Module, storage: str) -> nn.Module:
@@ -130,7 +139,9 @@ def train_recipe(
             recipe exports no model and returns ``out``.
 
     Raises:
-        BadCatalogue: if the recipe cannot be read, or has no valid network, objective or held-out data.
+        BadCatalogue: if the recipe cannot be read, or has no valid network, objective or held-out data, or names code
+            that is not trusted.
+        UnknownName: if a module or file does not define the network or the objective.
         BadParameter: if the device is not available, or the data set has no samples of these ids.
         BadData, BadResults: for damaged data or a checkpoint of another recipe.
     """
@@ -141,10 +152,10 @@ def train_recipe(
     held_out = {name: load_dataset(name, data_root=data_root) for name in recipe.held_out}
     place = _device(device)
     torch.manual_seed(recipe.seed)
-    model: nn.Module = _build(recipe.model_path, recipe.model_parameters).to(place)
+    model = _build_network(recipe, path.parent).to(place)
     if recipe.start:
         _load_initial_weights(model, recipe.start)
-    objective = _build(recipe.objective_path, recipe.objective_parameters)
+    objective = _build(recipe.objective_path, recipe.objective_parameters, path.parent)
     data = _training_data(recipe, load_dataset(recipe.dataset, data_root=data_root))
     model = train(recipe, model, objective, data, out, options).cpu()
     if options and options.until and options.until < recipe.epochs:
@@ -202,12 +213,23 @@ def _training_data(recipe: Recipe, dataset: Dataset) -> TrainingData:
     return TrainingData(ids, images.float(), labels)
 
 
-def _build(reference: str, parameters: dict[str, object]) -> nn.Module:
-    try:
-        built: nn.Module = resolve_name(reference)(**parameters)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise BadCatalogue("cannot build", got=reference, remedy=str(error)) from error
+def _build_network(recipe: Recipe, folder: Path) -> nn.Module:
+    built = _build(recipe.model_path, recipe.model_parameters, folder)
+    if not isinstance(built, nn.Module):
+        got = type(built).__name__
+        raise BadCatalogue(f"{recipe.model} is no network", got=got, expected="a torch.nn.Module")
     return built
+
+
+def _build(reference: str, parameters: dict[str, object], folder: Path) -> Any:  # noqa: ANN401
+    factory = import_object(reference, folder)
+    try:
+        return factory(**parameters)  # type: ignore[operator]
+    except InvbenchError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise BadCatalogue("cannot build", got=reference, remedy=reason) from error
 
 
 def _device(name: str) -> torch.device:

@@ -76,6 +76,7 @@ def card_digest(tmp_path, text, name="mine"):
 
 def test_the_digest_of_a_published_model_ignores_prose(tmp_path, monkeypatch):
     monkeypatch.setenv("INVBENCH_CATALOGUE", str(tmp_path))
+    monkeypatch.setenv("INVBENCH_TRUST", "torch")
     monkeypatch.setattr(nn.Linear, "bounds", (0.0, 1.0), raising=False)
     digest = card_digest(tmp_path, CARD)
     assert card_digest(tmp_path, 'paper = "new"\n' + CARD.replace("a network", "other")) == digest

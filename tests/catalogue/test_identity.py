@@ -518,6 +518,7 @@ def test_a_card_without_weights_is_the_weights_that_it_got(tmp_path, monkeypatch
     text = CARD.format(implementation="torch.nn:Linear")
     (folder / "card.toml").write_text(text + "[parameters]\nin_features = 4\nout_features = 2\n")
     monkeypatch.setenv("INVBENCH_CATALOGUE", str(tmp_path / "catalogue"))
+    monkeypatch.setenv("INVBENCH_TRUST", "torch")
     monkeypatch.setattr(nn.Linear, "bounds", (0.0, 1.0), raising=False)
     digests = []
     for seed in (0, 0, 1):

@@ -12,7 +12,7 @@ from robustbench_inv.models.plain_networks import GuessFirstCNN
 from robustbench_inv.models.protocol import Classifier, Stochastic
 from robustbench_inv.models.stochastic import StochasticClassifier
 from robustbench_inv.models.vib import BottleneckCNN
-from robustbench_inv.models.wrapping import ModuleClassifier, build_model, wrap_module
+from robustbench_inv.models.wrapping import ModuleClassifier, wrap_module
 from robustbench_inv.tensors import Output
 
 IMAGES = torch.rand(6, 1, 28, 28, generator=torch.Generator().manual_seed(0))
@@ -124,17 +124,17 @@ def test_a_stochastic_network_is_not_hidden_in_a_wrapper():
 
 
 @pytest.mark.parametrize(("key", "value"), [("draws", 0), ("draws", True), ("noise", "")])
-def test_a_falsy_value_does_not_mean_the_default(key, value):
+def test_a_falsy_value_does_not_mean_the_default(key, value, build_card):
     with pytest.raises(BadParameter, match=key):
-        build_model(_card("robustbench_inv.models.vib:BottleneckCNN"), None, {key: value})
+        build_card(_card("robustbench_inv.models.vib:BottleneckCNN"), {key: value})
 
 
-def test_parameter_errors_are_one_line():
+def test_parameter_errors_are_one_line(build_card):
     card = _card("robustbench_inv.models.plain_networks:GuessFirstCNN")
-    assert build_model(card, None, {"dtype": "float64"}).dtype == torch.float64
+    assert build_card(card, {"dtype": "float64"}).dtype == torch.float64
     for wrong in ({"dtype": "float8"}, {"noise": "fixed"}, {"width": 3}):
         with pytest.raises(BadParameter) as caught:
-            build_model(card, None, wrong)
+            build_card(card, wrong)
         assert "\n" not in str(caught.value)
 
 

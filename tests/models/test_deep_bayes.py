@@ -13,7 +13,6 @@ from robustbench_inv.models.deep_bayes import GBZ
 from robustbench_inv.models.protocol import Classifier, Stochastic
 from robustbench_inv.models.reject_option import reject
 from robustbench_inv.models.stochastic import StochasticClassifier
-from robustbench_inv.models.wrapping import build_model
 
 CARD = SimpleNamespace(
     name="toy",
@@ -121,17 +120,17 @@ def test_it_is_a_stochastic_classifier_also_with_a_reject_option():
     ("parameters", "draws", "fixed"),
     [({}, 10, False), ({"draws": 3}, 3, False), ({"noise": "fixed"}, 10, True)],
 )
-def test_it_averages_ten_draws_by_default(parameters, draws, fixed):
-    model = build_model(CARD, None, parameters)
+def test_it_averages_ten_draws_by_default(parameters, draws, fixed, build_card):
+    model = build_card(CARD, parameters)
     assert (model.draws, model.fixed_noise) == (draws, fixed)
 
 
-def test_with_noise_mean_it_is_a_plain_classifier():
-    model = build_model(CARD, None, {"noise": "mean", "dtype": "float64"})
+def test_with_noise_mean_it_is_a_plain_classifier(build_card):
+    model = build_card(CARD, {"noise": "mean", "dtype": "float64"})
     assert not isinstance(model, Stochastic)
     torch.testing.assert_close(model(IMAGES).logits, model.module(IMAGES))
     with pytest.raises(BadParameter, match="noise=mean uses no draws"):
-        build_model(CARD, None, {"noise": "mean", "draws": 3})
+        build_card(CARD, {"noise": "mean", "draws": 3})
 
 
 @pytest.mark.parametrize("part", ["draw", "judge"])

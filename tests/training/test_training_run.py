@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from robustbench_inv.catalogue.models import load_model
-from robustbench_inv.errors import BadCatalogue, BadParameter
+from robustbench_inv.errors import BadCatalogue, BadParameter, UnknownName
 from robustbench_inv.training.loop import TrainingOptions
 from robustbench_inv.training.recipe import read_recipe
 from robustbench_inv.training.training_run import train_recipe
@@ -49,6 +49,17 @@ def test_the_finished_folder_is_a_catalogue(recipe, tmp_path, monkeypatch):
         torch.testing.assert_close(model(golden["images"]).logits, golden["logits"])
     assert model.card["training"]["epochs"] == 3
     assert 0 < model.card["training"]["accuracy_mnist5k"] <= 1
+
+
+def test_a_network_of_your_own_is_copied_beside_its_card(recipe, tmp_path, monkeypatch):
+    (recipe.parent / "net.py").write_text(
+        "from robustbench_inv.models.plain_networks import GuessFirstCNN as Network\n"
+    )
+    recipe.write_text(RECIPE.replace("guess-first-cnn", "net.py:Network").replace("3", "1"))
+    train_recipe(recipe, tmp_path / "out")
+    recipe.parent.rename(tmp_path / "elsewhere")
+    monkeypatch.setenv("INVBENCH_CATALOGUE", str(tmp_path / "out"))
+    assert load_model("mnist-tiny").card["implementation"] == "net.py:Network"
 
 
 def train_in_child(recipe, out, epochs):
@@ -101,7 +112,7 @@ def test_a_stage_before_the_last_exports_no_model(recipe, tmp_path):
     [
         ("last = 400", "last = 5001", BadParameter),
         ("guess-first-cnn", "guess-last-cnn", BadCatalogue),
-        ("cross-entropy", "robustbench_inv.training.objectives:Entropy", BadCatalogue),
+        ("cross-entropy", "robustbench_inv.training.objectives:Entropy", UnknownName),
         ('held_out = ["mnist5k"]', "", BadCatalogue),
         ("[card]", "[model_parameters]\nwidth = 3\n[card]", BadCatalogue),
     ],
