@@ -7,22 +7,34 @@ from typing import TYPE_CHECKING, Any
 
 from robustbench_inv.catalogue.cards import GOALS, read_threat
 from robustbench_inv.catalogue.fields import check_fields, explain_mismatch
-from robustbench_inv.catalogue.locate import entries, find
+from robustbench_inv.catalogue.locate import find
 from robustbench_inv.catalogue.references import Reference, parse_reference
 from robustbench_inv.errors import BadParameter, CapabilityMismatch, UnknownName, suggest
 
 if TYPE_CHECKING:
     from robustbench_inv.attacks.protocol import Attack
+    from robustbench_inv.data.protocol import Dataset
     from robustbench_inv.threat.goals import Goal
     from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["default_threat", "load_goal", "load_threat", "threat_for_attack"]
+__all__ = [
+    "CUSTOMARY",
+    "is_customary",
+    "load_goal",
+    "load_threat",
+    "replace_budget",
+    "resolve_customary",
+    "threat_for_attack",
+]
 
-DEFAULT_BUDGETS = {"mnist-linf": "linf=0.3"}
-"""Customary budgets for which the catalogue has no threat of this name."""
+CUSTOMARY = "customary"
+"""In a threat's text: the budget that is customary for the data set that is evaluated."""
+
+SUFFIXES = ("goal", "oracle", "substitute", "guide")
+"""What may follow a threat's budget, in this order; the last two exclude each other."""
 
 PREFERRED_NORMS = ("linf", "l2", "l1", "l0")
-"""Norms in the order in which an attack's default budget is chosen."""
+"""Norms in the order in which an attack's customary budget is chosen."""
 
 
 def load_threat(
@@ -57,6 +69,10 @@ def load_threat(
         return text
     budget, known = _split(text)
     goal = goal or Misclassify()
+    if is_customary(budget):
+        raise BadParameter(
+            "customary is the budget of the evaluated data set", got=text, remedy="name linf=EPS"
+        )
     if budget.partition(":")[0] == "none":
         return replace(_unbounded(parse_reference(budget), goal, norm), **known)
     named, equals, epsilons = budget.partition("=")
@@ -66,31 +82,91 @@ def load_threat(
     return _from_card(budget, goal, known)
 
 
-def default_threat(name: str, attack: "Attack", dataset: str) -> str:
-    """Return the data set's customary budget for a fixed-budget attack, ``none`` for any other attack.
+def is_customary(text: "str | ThreatModel") -> bool:
+    """Return whether a threat's budget is that of the data set.
+
+    Example:
+        >>> is_customary("customary:norm=l2:goal=misclassify"), is_customary("l2=1")
+        (True, False)
+    """
+    return isinstance(text, str) and _split_at(text, *SUFFIXES)[0].partition(":")[0] == CUSTOMARY
+
+
+def resolve_customary(
+    text: "str | ThreatModel", name: str, attack: "Attack", data: "Dataset"
+) -> "str | ThreatModel":
+    """Return a threat with the customary budget of a data set in place of the word ``customary``.
 
     Args:
+        text: ``customary`` is the data set's first budget in a norm of the attack, ``customary:norm=l2`` the one in
+            this norm; with ``sweep=false`` its largest eps alone. Suffixes are kept, and any other threat is returned
+            unchanged.
         name: of the attack, for the message.
         attack: the attack, whose norms count.
-        dataset: name of the data set, with or without parameters.
+        data: the data set.
 
     Raises:
-        CapabilityMismatch: if there is no customary budget.
+        BadParameter: for another parameter than norm and sweep.
+        CapabilityMismatch: if the data set has no such budget.
     """
-    if attack.kind != "fixed-budget":
-        return "none"
-    data = dataset.partition(":")[0]
-    families = (data, data.removesuffix("5k"), data.partition("-")[0])
-    for norm in _preferred_norms(attack):
-        for usual in (f"{family}-{norm}" for family in families):
-            if usual in entries("threats"):
-                return usual
-            if usual in DEFAULT_BUDGETS:
-                return DEFAULT_BUDGETS[usual]
+    if not isinstance(text, str) or not is_customary(text):
+        return text
+    budget, word, rest = _split_at(text, *SUFFIXES)
+    parameters = parse_reference(budget).parameters
+    norm, sweep = parameters.get("norm"), parameters.get("sweep", True)
+    if parameters.keys() - {"norm", "sweep"} or not isinstance(sweep, bool):
+        raise BadParameter("unusable threat", got=text, expected="customary:norm=NORM,sweep=false")
+    norms = _preferred_norms(attack) if norm is None else [_norm(norm)]
+    found = _customary_budget(norms, name, data)
+    chosen = found if sweep else f"{load_threat(found).norm}={load_threat(found).epsilons[-1]!r}"
+    return f"{chosen}:{word}={rest}" if word else chosen
+
+
+def _customary_budget(norms: list[str], name: str, data: "Dataset") -> str:
+    """Return the first of a data set's budgets in one of the norms, in the order of the norms."""
+    from robustbench_inv.data.protocol import HasBudgets
+
+    own = tuple(data.budgets) if isinstance(data, HasBudgets) else ()
+    known = {load_threat(text).norm: text for text in reversed(own) if load_threat(text).bounded}
+    for norm in norms:
+        if norm in known:
+            return known[norm]
+    low, high = data.bounds
     raise CapabilityMismatch(
-        f"there is no customary budget for {name} on {dataset}",
-        remedy="name a threat, such as linf=0.1",
+        f"{data.name} has no customary {' or '.join(norms)} budget for {name}",
+        got=f"budgets {', '.join(own)}" if own else "no budget",
+        remedy=f"name one in input units of [{low:g}, {high:g}]: --threat {(norms or ['linf'])[0]}=EPS",
     )
+
+
+def replace_budget(text: str, requested: "str | ThreatModel") -> "str | ThreatModel":
+    """Return the requested threat with the goal, oracle and substitute of another one that it does not name itself.
+
+    Args:
+        text: the other threat.
+        requested: the requested threat; an object is complete, and returned unchanged.
+
+    Example:
+        >>> replace_budget("customary:goal=misclassify", "linf=0.1:guide=b")
+        'linf=0.1:goal=misclassify:guide=b'
+    """
+    if not isinstance(requested, str):
+        return requested
+    budget, own = _suffixes(requested)
+    kept = {**_suffixes(text)[1], **own}
+    if own.keys() & {"substitute", "guide"}:
+        kept = {word: value for word, value in kept.items() if word in own or word in SUFFIXES[:2]}
+    return ":".join([budget, *(f"{word}={kept[word]}" for word in SUFFIXES if word in kept)])
+
+
+def _suffixes(text: str) -> tuple[str, dict[str, str]]:
+    """Return the budget of a threat, and the value of each suffix."""
+    budget, word, rest = _split_at(text, *SUFFIXES)
+    found = {}
+    while word:
+        later = SUFFIXES[SUFFIXES.index(word) + 1 :] if word in SUFFIXES[:2] else ()
+        found[word], word, rest = _split_at(rest, *later) if later else (rest, "", "")
+    return budget, found
 
 
 def threat_for_attack(text: "str | ThreatModel", attack: "Attack", goal: "Goal") -> "ThreatModel":
@@ -140,19 +216,15 @@ def load_goal(text: str) -> "Goal":
 
 def _split(text: str) -> tuple[str, dict[str, Any]]:
     """Return a threat's text without its suffixes, and the fields that the suffixes define."""
-    from robustbench_inv.threat.threat_model import GOAL, GUIDE, ORACLE, SUBSTITUTE
-
-    budget, word, rest = _split_at(text, GOAL, ORACLE, SUBSTITUTE, GUIDE)
+    budget, given = _suffixes(text)
+    named = {word: _named(value, word, text) for word, value in given.items()}
     known: dict[str, Any] = {}
-    if word == GOAL:
-        goal, word, rest = _split_at(rest, ORACLE, SUBSTITUTE, GUIDE)
-        known["goal"] = load_goal(_named(goal, GOAL, text))
-    if word == ORACLE:
-        oracle, word, rest = _split_at(rest, SUBSTITUTE, GUIDE)
-        known["oracle"] = _named(oracle, ORACLE, text)
-    if word:
-        access = "transfer" if word == SUBSTITUTE else "score"
-        known |= {"access": access, "substitute": _named(rest, word, text)}
+    for word, value in named.items():
+        if word in ("substitute", "guide"):
+            access = "transfer" if word == "substitute" else "score"
+            known |= {"access": access, "substitute": value}
+        else:
+            known[word] = load_goal(value) if word == "goal" else value
     return budget, known
 
 

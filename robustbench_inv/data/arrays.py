@@ -79,6 +79,7 @@ class ArrayDataset:
         name: name of the data set in reports.
         bounds: smallest and largest value of an input element.
         num_classes: number of classes; None for the largest label plus one.
+        budgets: customary budgets of the data, such as ``("linf=0.1", "l2=1.5")``, used by suites.
 
     Raises:
         BadData: for a wrong shape, type or range; an element outside the bounds fails check C17.
@@ -97,8 +98,10 @@ class ArrayDataset:
         bounds: tuple[float, float] = (0.0, 1.0),
         *,
         num_classes: int | None = None,
+        budgets: Sequence[str] = (),
     ) -> None:
         self.name = name
+        self.budgets = (budgets,) if isinstance(budgets, str) else tuple(budgets)
         self.bounds = _checked_bounds(bounds, name)
         self._images = _checked_images(images, self.bounds, name)
         self.labels = _checked_labels(labels, len(self._images), name)

@@ -25,6 +25,9 @@ SPLITS = {
 }
 """Files of each split, and ``records_digest`` of their content."""
 
+BUDGETS = ("cifar10-linf", "cifar10-l2", "l1=12")
+"""Customary budgets; the l1 eps is that of Croce and Hein, Mind the box, ICML 2021."""
+
 FOLDER = "cifar-10-batches-bin"
 RECORD = 1 + 3 * 32 * 32
 
@@ -62,7 +65,7 @@ def open_cifar10(split: str = "test", root: Path | None = None) -> ArrayDataset:
         )
     name = "cifar10" if split == "test" else f"cifar10:split={split}"
     images = torch.from_numpy(records[:, 1:].reshape(-1, 3, 32, 32))
-    return ArrayDataset(images, records[:, 0].copy(), name, num_classes=10)
+    return ArrayDataset(images, records[:, 0].copy(), name, num_classes=10, budgets=BUDGETS)
 
 
 def records_digest(records: NDArray[np.uint8]) -> str:

@@ -28,6 +28,13 @@ SPLITS = {"test": "t10k", "train": "train"}
 """Prefix of the file names of each split."""
 
 
+BUDGETS = {
+    "mnist": ("mnist-linf", "mnist-l2", "l0=25"),
+    "fashion-mnist": ("fashion-linf",),
+}
+"""Customary budgets; the largest l0 eps is the number of pixels in Tramèr et al., ICML 2020."""
+
+
 def open_mnist5k() -> ArrayDataset:
     """Return the 5,000 digits that are part of the package, sorted by class."""
     origin = find_source("mnist5k")
@@ -78,7 +85,8 @@ def _read_images_and_labels(
     ]
     images, labels = parse_images(data[0], str(paths[0])), parse_labels(data[1], str(paths[1]))
     framed = padded(torch.from_numpy(images)[:, None], [pad] * 4)
-    return ArrayDataset(framed, labels, name, num_classes=10)
+    budgets = BUDGETS[origin.name.removesuffix("5k")]
+    return ArrayDataset(framed, labels, name, num_classes=10, budgets=budgets)
 
 
 SETS = {
@@ -126,6 +134,7 @@ class HumanLabelled:
             )
         self._originals, self.name = originals, name
         self.num_classes, self.bounds = originals.num_classes, originals.bounds
+        self.budgets = originals.budgets
         self.shape, self.labels, self.human = originals.shape, originals.labels, human
 
     def __repr__(self) -> str:
@@ -192,7 +201,7 @@ def open_invariance_mnist(chosen: str, root: Path | None = None) -> HumanLabelle
     human = _read_npy(origin, f"{stem}_labels.npy", root).long()
     images, labels = open_images("mnist", "test", root).batch(ids)
     name = f"invariance-mnist:set={chosen}"
-    originals = ArrayDataset(images, labels, name, num_classes=10)
+    originals = ArrayDataset(images, labels, name, num_classes=10, budgets=BUDGETS["mnist"])
     return HumanLabelled(originals, altered, human, name)
 
 

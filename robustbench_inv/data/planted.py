@@ -1,7 +1,7 @@
 """The data set ``mnist-planted``: digits with a planted feature of their class, or of a random class."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.data.arrays import Ids, checked_ids, digest_samples
-from robustbench_inv.data.protocol import Dataset
+from robustbench_inv.data.protocol import Dataset, HasBudgets
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import blocks
@@ -102,6 +102,10 @@ class PlantedFeatures:
     @property
     def bounds(self) -> tuple[float, float]:
         return self.base.bounds
+
+    @property
+    def budgets(self) -> Sequence[str]:
+        return self.base.budgets if isinstance(self.base, HasBudgets) else ()
 
     @property
     def labels(self) -> Tensor:

@@ -1,10 +1,11 @@
 """Protocols of data sets."""
 
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["Dataset", "HasCounterparts", "LabelOracle"]
+__all__ = ["Dataset", "HasBudgets", "HasCounterparts", "LabelOracle"]
 
 
 @runtime_checkable
@@ -66,4 +67,14 @@ class HasCounterparts(Protocol):
 
     def counterparts(self, ids: Tensor | list[int]) -> Tensor:
         """Return the second version of each sample, (n, *shape), inside the bounds."""
+        ...
+
+
+@runtime_checkable
+class HasBudgets(Protocol):
+    """A data set with customary budgets, for suites and for attacks without a named threat."""
+
+    @property
+    def budgets(self) -> Sequence[str]:
+        """Threats such as ``linf=0.1`` or ``mnist-linf``, in input units; at most one for each norm."""
         ...

@@ -86,6 +86,12 @@ class Spheres:
         """−r2 and r2, the range of coordinates."""
         return (-self.r2, self.r2)
 
+    @property
+    def budgets(self) -> tuple[str, ...]:
+        """``spheres-l2``, which is relative to the gap between the default radii; none for other radii."""
+        usual = (self.r1, self.r2) == (Spheres.r1, Spheres.r2)
+        return ("spheres-l2",) if usual else ()
+
     @cached_property
     def labels(self) -> Tensor:
         """(size,) int64: 0, 1, 0, 1, … for equal shares."""

@@ -15,10 +15,16 @@ from robustbench_inv.catalogue.datasets import (
 from robustbench_inv.catalogue.fingerprint import content
 from robustbench_inv.catalogue.locate import find
 from robustbench_inv.catalogue.models import LoadedModel
-from robustbench_inv.catalogue.threats import default_threat, threat_for_attack
+from robustbench_inv.catalogue.threats import (
+    CUSTOMARY,
+    is_customary,
+    replace_budget,
+    resolve_customary,
+    threat_for_attack,
+)
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.data.sampling import select_samples
-from robustbench_inv.errors import BadResults, UsageError
+from robustbench_inv.errors import BadResults, CapabilityMismatch, UsageError
 from robustbench_inv.evaluation.loading import LoadCache, inspect_model
 from robustbench_inv.evaluation.oracles import (
     Oracle,
@@ -206,8 +212,14 @@ def load_suite(name: str) -> SuiteCard:
     return read_suite(find("suites", name))
 
 
-def build_jobs(request: EvaluationRequest) -> Iterator[Job]:
+def build_jobs(
+    request: EvaluationRequest, skipped: list[CapabilityMismatch] | None = None
+) -> Iterator[Job]:
     """Yield the jobs of a request, model by model.
+
+    Args:
+        request: what to evaluate.
+        skipped: is given the reason for each optional job that has no threat; None to raise it.
 
     Raises:
         UsageError: for an unknown name, or an omitted value that has no default.
@@ -218,7 +230,12 @@ def build_jobs(request: EvaluationRequest) -> Iterator[Job]:
     cells = list(_single_attacks(request, cache))
     for model in request.models:
         for cell in cells:
-            yield _build_job(replace(cell, models=(model,)), cache)
+            try:
+                yield _build_job(replace(cell, models=(model,)), cache)
+            except CapabilityMismatch as error:
+                if skipped is None or not cell.optional:
+                    raise
+                skipped.append(error)
 
 
 def rebuild_job(
@@ -256,24 +273,31 @@ def _single_attacks(request: EvaluationRequest, cache: LoadCache) -> Iterator[Ev
         yield replace(plain, attacks=(source,))
     suite = load_suite(request.suite).runs if request.suite else ()
     for entry in (*suite, *request.runs):
-        own = _supports_threat(request.threat, cache.attack(entry.attack))
         yield replace(
             plain,
             attacks=(entry.attack,),
-            threat=request.threat if own else entry.threat,
+            threat=_suite_threat(request.threat, entry.threat, cache.attack(entry.attack)),
             sample_limit=entry.samples,
             optional=entry.optional,
         )
 
 
-def _supports_threat(threat: str | ThreatModel | None, attack: LoadedAttack) -> bool:
+def _suite_threat(
+    requested: str | ThreatModel | None, usual: str, attack: LoadedAttack
+) -> str | ThreatModel:
+    """Return the requested threat with the suite's goal if the attack supports it, else the suite's own."""
+    if requested is None or not _supports_threat(requested, attack):
+        return usual
+    return replace_budget(usual, requested)
+
+
+def _supports_threat(threat: str | ThreatModel, attack: LoadedAttack) -> bool:
     """Return whether a suite's attack can run under the requested threat; else it keeps its own."""
-    if threat is None:
-        return False
+    needs_budget = attack.attack.kind == "fixed-budget"
+    if is_customary(threat):
+        return needs_budget
     wanted = threat_for_attack(threat, attack.attack, attack.goal)
-    return wanted.norm in attack.attack.norms and (
-        wanted.bounded or attack.attack.kind != "fixed-budget"
-    )
+    return wanted.norm in attack.attack.norms and (wanted.bounded or not needs_budget)
 
 
 def _build_job(request: EvaluationRequest, cache: LoadCache) -> Job:
@@ -332,12 +356,13 @@ def _threat(
     request: EvaluationRequest, attack: LoadedAttack, goal: Goal, dataset: Dataset
 ) -> ThreatModel:
     """Return the requested or the default threat, with the data set's default oracle if it needs one."""
-    text = request.threat or default_threat(attack.name, attack.attack, dataset.name)
+    usual = CUSTOMARY if attack.attack.kind == "fixed-budget" else "none"
+    text = resolve_customary(request.threat or usual, attack.name, attack.attack, dataset)
     threat = threat_for_attack(text, attack.attack, goal)
     if threat.oracle or dataset_oracle(dataset) or not needs_oracle(threat.goal):
         return threat
-    usual = default_oracle(dataset.name)
-    return replace(threat, oracle=usual) if usual else threat
+    oracle = default_oracle(dataset.name)
+    return replace(threat, oracle=oracle) if oracle else threat
 
 
 def _samples(dataset: Dataset, request: EvaluationRequest) -> tuple[int, ...]:

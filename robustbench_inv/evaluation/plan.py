@@ -50,7 +50,9 @@ def make_plan(request: EvaluationRequest, command: Sequence[str] = ()) -> Plan:
         UsageError: for an unknown name, or incompatible parts.
     """
     deep = request.suite is not None and load_suite(request.suite).probes == "deep"
-    return plan_jobs(build_jobs(request), label=request.suite, command=command, deep=deep)
+    skipped: list[CapabilityMismatch] = []
+    jobs = list(build_jobs(request, skipped))
+    return plan_jobs(jobs, label=request.suite, command=command, deep=deep, skipped=skipped)
 
 
 def plan_jobs(
@@ -59,6 +61,7 @@ def plan_jobs(
     label: str | None = None,
     command: Iterable[str] = (),
     deep: bool = False,
+    skipped: Iterable[CapabilityMismatch] = (),
 ) -> Plan:
     """Return the plan of some jobs, checked.
 
@@ -67,11 +70,12 @@ def plan_jobs(
         label: first part of the plan's name; None for the name of the first model.
         command: the user's command.
         deep: run the expensive checks of the models as well.
+        skipped: why optional cells were not built, for the warnings.
 
     Raises:
         CapabilityMismatch: if model, attack, threat and data set of a cell are incompatible.
     """
-    chosen, excluded = _compatible({job.spec.digest: job for job in jobs}.values())
+    chosen, excluded = _compatible({job.spec.digest: job for job in jobs}.values(), skipped)
     lines = dict.fromkeys([*excluded, *(line for job in chosen for line in warnings(job))])
     return Plan(_name(chosen, label), chosen, tuple(lines), tuple(command), deep)
 
@@ -97,13 +101,15 @@ def plan_reproduction(
     return plan_jobs(jobs, label=item.name, command=command)
 
 
-def _compatible(jobs: Iterable[Job]) -> tuple[tuple[Job, ...], list[str]]:
+def _compatible(
+    jobs: Iterable[Job], skipped: Iterable[CapabilityMismatch]
+) -> tuple[tuple[Job, ...], list[str]]:
     """Return the compatible jobs, and one line about each optional job that is skipped.
 
     Raises:
         CapabilityMismatch: if a job that is not optional is incompatible, or if every job is.
     """
-    fitting, errors = [], []
+    fitting, errors = [], list(skipped)
     for job in jobs:
         try:
             check_compatible(job)

@@ -12,9 +12,10 @@ from robustbench_inv.catalogue.cards import (
     read_threat,
     to_json,
 )
+from robustbench_inv.catalogue.datasets import load_dataset
 from robustbench_inv.catalogue.locate import entries
 from robustbench_inv.catalogue.references import import_object
-from robustbench_inv.catalogue.threats import load_threat
+from robustbench_inv.catalogue.threats import load_threat, resolve_customary
 from robustbench_inv.errors import BadCatalogue
 from robustbench_inv.identity import digest_file
 
@@ -57,9 +58,16 @@ def test_every_shipped_model_names_code_and_its_weights(name):
 def test_every_shipped_suite_names_attacks_and_threats_that_fit(name):
     for run in read_suite(entries("suites")[name]).runs:
         loaded = load_attack(run.attack)
-        threat = load_threat(run.threat, loaded.goal)
+        text = resolve_customary(run.threat, run.attack, loaded.attack, load_dataset("mnist5k"))
+        threat = load_threat(text, loaded.goal)
         assert threat.norm in loaded.attack.norms
         assert threat.bounded or loaded.attack.kind != "fixed-budget"
+
+
+@pytest.mark.parametrize("name", entries("suites"))
+def test_no_shipped_suite_names_the_budget_of_one_data_set(name):
+    budgets = {run.threat.partition(":")[0] for run in read_suite(entries("suites")[name]).runs}
+    assert budgets <= {"customary", "none"}
 
 
 @pytest.mark.parametrize("name", entries("threats"))

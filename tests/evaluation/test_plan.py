@@ -10,8 +10,8 @@ from robustbench_inv.catalogue.fingerprint import content
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import CapabilityMismatch
 from robustbench_inv.evaluation.cost import estimate_jobs, passes
-from robustbench_inv.evaluation.jobs import CellSpec
-from robustbench_inv.evaluation.plan import plan_jobs
+from robustbench_inv.evaluation.jobs import CellSpec, EvaluationRequest, build_jobs
+from robustbench_inv.evaluation.plan import make_plan, plan_jobs
 from robustbench_inv.identity import IDENTITY_VERSION
 from robustbench_inv.threat.budgets import LpBall, OnSphere, Unbounded
 from robustbench_inv.threat.goals import KeepDecision, Misclassify, MisclassifyAccepted, Target
@@ -201,8 +201,6 @@ def test_an_attack_may_have_requirements(toys):
 
 
 def planned(**asked):
-    from robustbench_inv.evaluation.jobs import EvaluationRequest, build_jobs
-
     question = {"models": ["mnist-cnn"], "attacks": [], "dataset": "mnist5k", "samples": 10}
     return {
         job.attack.name: job.threat
@@ -228,3 +226,63 @@ def test_a_threat_applies_to_the_attacks_of_a_suite_that_support_its_norm():
     assert threats["pgd-tuned"].budget == LpBall("linf", 0.1)
     assert threats["ddn"] == ThreatModel(Unbounded("l2"))
     assert planned(suite="quick", threat="none")["pgd-tuned"].bounded
+
+
+class AnyImage(nn.Module):
+    """Takes inputs of any shape in [0, 1] or in the bounds of the data."""
+
+    num_classes = 10
+
+    def __init__(self, bounds=(0.0, 1.0), num_classes=10):
+        super().__init__()
+        self.bounds, self.num_classes = tuple(bounds), num_classes
+
+    def forward(self, images):
+        return images.flatten(1)[:, : self.num_classes].float()
+
+
+@pytest.mark.parametrize("suite", ["quick", "standard", "diagnostics", "rejection"])
+def test_a_suite_on_unknown_data_is_refused_with_what_to_type(suite):
+    data = ArrayDataset(torch.rand(20, 1, 5, 5), [*range(10)] * 2, "mine")
+    asked = {"models": [AnyImage()], "dataset": data, "suite": suite}
+    with pytest.raises(CapabilityMismatch, match=r"mine has no customary.*--threat linf=EPS"):
+        planned(**asked)
+    bounded = [t for t in planned(**asked, threat="linf=0.01").values() if t.bounded]
+    assert {threat.epsilons for threat in bounded} == {(0.01,)}
+
+
+def test_suites_and_single_attacks_use_the_budgets_of_the_data():
+    data = ArrayDataset(torch.rand(20, 1, 5, 5), [*range(10)] * 2, "a", budgets=("linf=0.02",))
+    asked = {"models": [AnyImage()], "dataset": data}
+    assert planned(**asked, suite="standard")["standard"].epsilons == (0.02,)
+    assert planned(**asked, attacks=["pgd"])["pgd"].epsilons == (0.02,)
+    spheres = {"models": ["spheres-max-margin"], "dataset": "spheres:d=20,n=2"}
+    assert planned(**spheres, suite="quick")["pgd-tuned"].norm == "l2"
+
+
+def test_a_requested_budget_keeps_the_oblivious_attack_of_a_suite():
+    request = EvaluationRequest(
+        ["mnist-sdim:reject=likelihood,percentile=1"],
+        suite="rejection",
+        threat="linf=0.1",
+        samples=10,
+    )
+    threats = [job.threat for job in build_jobs(request) if job.attack.name == "pgd-tuned"]
+    assert [threat.goal.name for threat in threats] == ["misclassify-accepted", "misclassify"]
+    assert {threat.epsilons for threat in threats} == {(0.1,)}
+
+
+def test_an_optional_attack_without_a_customary_budget_is_skipped_and_told():
+    class Judged(ArrayDataset):
+        oracle_source = "exact"
+
+        def classify(self, images):
+            return torch.zeros(len(images), dtype=torch.int64)
+
+    data = Judged(torch.rand(20, 1, 5, 5), [*range(10)] * 2, "mine", budgets=("l2=1,2",))
+    request = EvaluationRequest([AnyImage()], suite="invariance", dataset=data, samples=10)
+    plan = make_plan(request)
+    assert {job.threat.text for job in plan.jobs} == {"l2=2"}
+    told = [line for line in plan.warnings if "no customary" in line]
+    assert len(told) == 2
+    assert "skipped: mine has no customary l0 budget for invariance-ball" in told[1]
