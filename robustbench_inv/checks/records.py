@@ -1,6 +1,7 @@
 """Checks of one finished cell by its records, events and kept images: C14, C15, C16, C19, C22, C23, C30."""
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,7 +12,6 @@ from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.verdict import Grade, Verdict, format_ids, grade
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.record import Record
-from robustbench_inv.results.summary import summarise
 
 __all__ = [
     "check_adversarial_inputs",
@@ -234,12 +234,14 @@ def _in_sweep(record: Record, cell: FinishedCell) -> bool:
 
 
 def _rate_problems(cell: FinishedCell) -> list[str]:
-    """Recompute the accuracies from sets of samples, and compare them with the summary."""
+    """Recompute the accuracies from one record of each sample, and compare them with the summary."""
     samples = {r.sample: r for r in cell.records}
     n, correct = len(samples), sum(r.clean.prediction == r.label for r in samples.values())
-    summary = summarise(cell.records, cell.epsilons, cell.norm)
+    summary = cell.summary
     clean = (summary.clean_accuracy.successes, summary.clean_accuracy.trials)
-    surviving = [len(cell.robust_samples(eps)) for eps in cell.epsilons or (float("inf"),)]
+    broken_at = [math.inf if r.broken_at is None else r.broken_at for r in samples.values()]
+    limits = [eps * (1 + 1e-9) for eps in cell.epsilons] or [sys.float_info.max]
+    surviving = [sum(at > limit for at in broken_at) for limit in limits]
     robust = [rate.successes for rate in summary.robust_accuracy]
     trials = {rate.trials for rate in summary.robust_accuracy}
     problems = []

@@ -6,9 +6,8 @@ from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.comparisons import common_samples
 from robustbench_inv.checks.verdict import Grade, Verdict, format_ids, grade
 from robustbench_inv.results.cell import FinishedCell
-from robustbench_inv.results.rates import rejection_rates
 from robustbench_inv.results.record import Record
-from robustbench_inv.results.summary import Rate
+from robustbench_inv.results.summary import Rate, rejection_rates
 
 __all__ = [
     "check_detection_rates",

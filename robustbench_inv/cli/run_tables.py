@@ -159,7 +159,6 @@ def _table(*headings: str, title: str) -> Table:
 
 
 def _result_row(cell: dict[str, Any]) -> tuple[str, ...]:
-    distance = cell["median_distance"]
     passes = cell["forward_passes"] + cell["backward_passes"]
     return (
         cell["model"],
@@ -169,7 +168,7 @@ def _result_row(cell: dict[str, Any]) -> tuple[str, ...]:
         _format_rate(cell["clean_accuracy"]),
         "\n".join(f"{eps:g}" for eps in cell["epsilons"]),
         "\n".join(map(_format_rate, cell["robust_accuracy"])),
-        "" if distance is None else f"{distance:.3g}",
+        _format_median(cell),
         f"{passes:.0f}",
         _count_verdicts(cell["checks"]),
     )
@@ -200,6 +199,14 @@ def _ensemble_line(cell: Mapping[str, Any]) -> str:
 
 def _check_line(verdict: Mapping[str, Any]) -> str:
     return f"{verdict['verdict']} {verdict['id']} {verdict['subject']}: {verdict['evidence']}"
+
+
+def _format_median(cell: Mapping[str, Any]) -> str:
+    """Return the median distance over the attacked samples: ∞ if half of them are robust, nothing if none was sought."""
+    if cell["median_distance"] is not None:
+        return f"{cell['median_distance']:.3g}"
+    sought = cell["kind"] == "minimum-norm" and cell["attack_success_rate"]["trials"]
+    return "∞" if sought else ""
 
 
 def _format_rate(rate: dict[str, float]) -> str:

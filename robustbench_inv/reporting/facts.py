@@ -8,7 +8,7 @@ import pandas as pd
 
 from robustbench_inv.reporting.run_results import CellGroup
 from robustbench_inv.reporting.statistics import Interval, wilson
-from robustbench_inv.reporting.table_formats import format_number, norm_symbol
+from robustbench_inv.reporting.table_formats import format_eps, norm_symbol
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.record import STATUSES
 from robustbench_inv.results.summary import Rate
@@ -16,7 +16,6 @@ from robustbench_inv.results.summary import Rate
 __all__ = [
     "IntervalOf",
     "budget_of",
-    "distances_of",
     "identity_facts",
     "place_facts",
     "quantile",
@@ -36,12 +35,6 @@ def summary_frame(cells: Sequence[FinishedCell], interval: IntervalOf = wilson) 
             robust = rate_facts({"robust_accuracy": rate}, interval)
             rows.append({**identity_facts(cell), "eps": eps, **robust, **_cost(cell, interval)})
     return pd.DataFrame(rows)
-
-
-def distances_of(cell: FinishedCell) -> list[float]:
-    """Return the distance at which each attacked sample is broken; inf for robust ones."""
-    attacked = [r.was_attacked for r in cell.records]
-    return [float(d) for d in cell.failure_distance[attacked]]
 
 
 def place_facts(model: str, group: CellGroup) -> dict[str, Any]:
@@ -77,11 +70,7 @@ def budget_of(cell: FinishedCell) -> str:
     sign, eps = norm_symbol(cell.norm), cell.epsilons
     if not eps:
         return f"{sign}, any distance"
-    ends = (
-        f"{format_number(eps[0])} … {format_number(eps[-1])}"
-        if len(eps) > 1
-        else format_number(eps[0])
-    )
+    ends = f"{format_eps(eps[0])} … {format_eps(eps[-1])}" if len(eps) > 1 else format_eps(eps[0])
     return f"{sign} ≤ {ends}"
 
 
@@ -94,15 +83,14 @@ def quantile(values: Sequence[float], q: float) -> float:
 def _cost(cell: FinishedCell, interval: IntervalOf) -> dict[str, Any]:
     s = cell.summary
     return {
-        **rate_facts({"clean_accuracy": s.clean_accuracy}, interval),
-        "median_distance": nan if s.median_distance is None else s.median_distance,
         **rate_facts(
             {
-                "clean_acceptance_rate": s.clean_acceptance_rate,
-                "rejected_error_rate": s.rejected_error_rate,
+                "clean_accuracy": s.clean_accuracy,
+                "attack_success_rate": s.attack_success_rate,
             },
             interval,
         ),
+        "median_distance": nan if s.median_distance is None else s.median_distance,
         "forward_passes": s.forward_passes,
         "backward_passes": s.backward_passes,
         **{status: s.statuses.get(status, 0) for status in STATUSES},

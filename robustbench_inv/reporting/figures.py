@@ -26,12 +26,24 @@ from robustbench_inv.reporting.canvas import (
     styled,
 )
 from robustbench_inv.reporting.definitions import FigureKind
-from robustbench_inv.reporting.facts import IntervalOf, distances_of
+from robustbench_inv.reporting.facts import IntervalOf
 from robustbench_inv.reporting.image_figures import draw_attack_images
 from robustbench_inv.reporting.rejection_report import draw_risk
-from robustbench_inv.reporting.run_results import CellGroup, WorstCase, group_cells, worst_cases
+from robustbench_inv.reporting.run_results import (
+    CellGroup,
+    WorstCase,
+    group_cells,
+    most_attacked,
+    worst_cases,
+)
 from robustbench_inv.reporting.statistics import median_of, wilson
-from robustbench_inv.reporting.table_formats import dataset_title, format_number, norm_symbol, slug
+from robustbench_inv.reporting.table_formats import (
+    dataset_title,
+    format_eps,
+    format_number,
+    norm_symbol,
+    slug,
+)
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.summary import Rate
 
@@ -76,8 +88,8 @@ def cell_curve(cell: FinishedCell, interval: IntervalOf) -> Curve:
     """Return the accuracy of a cell along its sweep, or at every distance if it minimised distances."""
     if cell.kind != "fixed-budget":
         return robust_curve(cell.failure_distance, interval)
-    rates = [Rate(int(cell.robust_mask(eps).sum()), len(cell.records)) for eps in cell.epsilons]
-    return rates_curve((0.0, *cell.epsilons), [cell.summary.clean_accuracy, *rates], interval)
+    rates = [cell.robust_rate(0.0), *cell.summary.robust_accuracy]
+    return rates_curve((0.0, *cell.epsilons), rates, interval)
 
 
 def worst_curve(found: Sequence[WorstCase], interval: IntervalOf) -> Curve:
@@ -85,7 +97,7 @@ def worst_curve(found: Sequence[WorstCase], interval: IntervalOf) -> Curve:
     if found[0].eps == inf:
         return robust_curve(found[0].broken_at, interval)
     levels = (0.0, *(worst.eps for worst in found))
-    return rates_curve(levels, [found[0].clean, *(worst.rate for worst in found)], interval)
+    return rates_curve(levels, [found[0].at(0.0).rate, *(w.rate for w in found)], interval)
 
 
 def robust_curve(broken_at: NDArray[np.float64], interval: IntervalOf) -> Curve:
@@ -223,11 +235,9 @@ def _draw_worst_cases(
 ) -> None:
     label_axes(axes, "Worst case over attacks")
     for model, cells in models.items():
-        found = worst_cases(cells)
-        same = [worst for worst in found if worst.ids == found[0].ids]
         draw_curve(
             axes,
-            worst_curve(same, plot.interval),
+            worst_curve(most_attacked(worst_cases(cells)), plot.interval),
             plot.colour(model),
             {"label": shorten(model), "marker": "o"},
         )
@@ -283,7 +293,9 @@ def _draw_classes(axes: Axes, cell: FinishedCell, plot: FigureContext) -> None:
 
 def _distances(plot: FigureContext) -> Iterable[ReportFigure]:
     chosen = [
-        c for c in plot.cells if c.kind == "minimum-norm" and any(np.isfinite(distances_of(c)))
+        c
+        for c in plot.cells
+        if c.kind == "minimum-norm" and c.summary.attack_success_rate.successes
     ]
     for panel, group in group_cells(chosen).items():
         figure, (axes, *_) = grid(1, 1, width=4.6, height=2.9)
@@ -291,7 +303,7 @@ def _distances(plot: FigureContext) -> Iterable[ReportFigure]:
         axes.set_xlim(0, _eps_limit(group))
         plot = plot.ranking(group)
         for cell in group:
-            d, colour = distances_of(cell), plot.colour(cell.model_label)
+            d, colour = cell.attacked_distances, plot.colour(cell.model_label)
             style = {
                 **plot.style(cell.attack_label),
                 "label": f"{shorten(cell.model_label)}, {shorten(cell.attack_label)}",
@@ -361,22 +373,25 @@ def _class_name(panel: CellGroup, label: int) -> str:
 
 def _describe_worst_cases(cells: Sequence[FinishedCell]) -> str:
     sentences = [
-        f"{worst.model}: {100 * worst.rate.value:.1f} % left at "
-        + ("any distance." if worst.eps == inf else f"{format_number(worst.eps)}.")
+        f"{worst.model}: {100 * worst.rate.value:.1f} % of {len(worst.ids):,} robust at "
+        + ("any distance." if worst.eps == inf else f"{format_eps(worst.eps)}.")
         for worst in worst_cases(cells)
     ]
-    return "Worst of all attacks. " + " ".join(sentences)
+    return "Worst case over attacks. " + " ".join(sentences)
 
 
 def _describe_classes(cell: FinishedCell) -> str:
-    sentences = [
-        f"{100 * float(np.mean(broken_at < inf)):.1f} % of the {_class_name(CellGroup.of(cell), label)}"
-        for label, broken_at in _by_class(cell).items()
-    ]
+    """Return the share of broken samples of each class, of the attacked ones as in the table of distances."""
+    sentences = []
+    for label in sorted({r.label for r in cell.records}):
+        attacked = [r for r in cell.records if r.label == label and r.was_attacked]
+        rate = Rate(sum(r.is_broken for r in attacked), len(attacked))
+        share = f"{100 * rate.value:.1f} % of {rate.trials:,}" if attacked else "none of 0"
+        sentences.append(f"{share} attacked ({_class_name(CellGroup.of(cell), label)})")
     return f"{cell.attack_label} on {cell.model_label} breaks {', '.join(sentences)}."
 
 
 def _describe_median(cell: FinishedCell) -> str:
-    middle = median_of(distances_of(cell))
+    middle = median_of(cell.attacked_distances)
     value = format_number(middle.value) if middle else "unknown"
     return f"{cell.attack_label} on {cell.model_label}: median {value}."

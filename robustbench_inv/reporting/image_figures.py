@@ -98,7 +98,7 @@ def _read_images(cell: FinishedCell) -> _KeptImages | None:
 def _choose_samples(group: Sequence[_KeptImages], columns: int) -> list[int]:
     """Take one sample of each class in turn, those first that the attack broke on most models."""
     records = group[0].records
-    broken = {s: sum(kept.records[s].goal_reached for kept in group) for s in group[0].adversarial}
+    broken = {s: sum(kept.records[s].is_broken for kept in group) for s in group[0].adversarial}
     order = sorted(broken, key=lambda s: (-broken[s], s))
     turn: dict[int, int] = {}
     seen: Counter[int] = Counter()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from robustbench_inv.reporting.facts import IntervalOf, identity_facts, rate_facts
+from robustbench_inv.reporting.facts import IntervalOf, budget_of, identity_facts, rate_facts
 from robustbench_inv.reporting.run_results import group_cells
 from robustbench_inv.reporting.table_formats import (
     BLANK,
@@ -18,7 +18,7 @@ from robustbench_inv.reporting.table_formats import (
     slug,
 )
 from robustbench_inv.results.cell import FinishedCell
-from robustbench_inv.results.rates import invariance_rates
+from robustbench_inv.results.rates import AgreementRates, agreement_rates, invariance_rates
 from robustbench_inv.results.summary import Rate
 
 __all__ = ["fixed_input_tables", "invariance_tables", "metamer_tables"]
@@ -26,13 +26,14 @@ __all__ = ["fixed_input_tables", "invariance_tables", "metamer_tables"]
 
 INVARIANCE_CAPTION = (
     "Shares in % [95 % interval] of the attacked samples (without those misclassified before). Both: the prediction "
-    "is unchanged although the oracle names another class, which is the invariance failure. Undecided: the oracle names "
-    "no class. Agrees with oracle, with label: predictions on changed inputs that have an oracle class; agreement with "
+    "is unchanged although the oracle names another class inside the budget, which is the invariance failure. "
+    "Undecided: the oracle names no class. Agrees with oracle, with label: predictions on changed inputs that have an oracle class; agreement with "
     "the old label is no merit. Oracle error: its error rate on clean inputs or catch trials."
 )
 
 INVARIANCE_COLUMNS = (
-    *("Model", "Attack", "Attacked", "Same prediction", "Class changed", "Both", "Undecided"),
+    *("Model", "Attack", "Budget", "Attacked", "Same prediction", "Class changed", "Both"),
+    "Undecided",
 )
 ORACLE_COLUMNS = (
     "Agrees with oracle",
@@ -70,6 +71,7 @@ def _invariance_row(cell: FinishedCell, interval: IntervalOf) -> tuple[TableCell
     return (
         TableCell(cell.model_label, tone="name"),
         TableCell(cell.attack_label, tone="name"),
+        TableCell(budget_of(cell), tone="note"),
         TableCell(f"{found.success.trials:,}"),
         *map(
             show,
@@ -100,8 +102,9 @@ def _oracle_error_rates(cell: FinishedCell) -> dict[str, Rate | None]:
 
 
 ALTERED_CAPTION = (
-    "Predictions on altered inputs, in % [95 % interval] of all of them, that agree with the oracle and with the "
-    "original label. Agreement with the label where the oracle names another class is the failure. {truth}"
+    "Predictions on altered inputs, in % [95 % interval] of those that have a class by the oracle, that agree with the "
+    "oracle and with the original label. Agreement with the label where the oracle names another class is the failure. "
+    "{truth}"
 )
 SHIFTED_CAPTION = (
     "Accuracy in % [95 % interval] on the clean inputs and on the shifted ones. {truth}"
@@ -115,114 +118,81 @@ def fixed_input_tables(cells: Sequence[FinishedCell], interval: IntervalOf) -> I
         cells: of any kind; cells of attacks that search, and of inputs without a class, are skipped.
         interval: of every share.
     """
-    families: dict[tuple[str, str], list[FinishedCell]] = {}
+    families: dict[tuple[str, str], list[_FixedInputCell]] = {}
     for cell in cells:
-        if cell.kind == "fixed-input" and not cell.threat.no_class:
-            families.setdefault((_dataset_family(cell), cell.goal), []).append(cell)
+        if rates := agreement_rates(cell):
+            key = _dataset_family(cell), cell.goal
+            families.setdefault(key, []).append(_FixedInputCell(cell, rates))
     for (family, goal), group in families.items():
-        altered = any(_has_oracle(cell) for cell in group)
+        altered = any(each.rates.agrees_with_oracle for each in group)
         title = "Agreement on altered inputs" if altered else "Accuracy on clean and shifted inputs"
+        columns = list(dict.fromkeys(name for each in group for name in each.shares))
         yield Table(
             slug(f"agreement-{family}-{goal}"),
             f"{title}: {family}",
             (ALTERED_CAPTION if altered else SHIFTED_CAPTION)
             .format(truth=_oracle_changes_text(group))
             .strip(),
-            pd.DataFrame([_agreement_fact(cell, interval) for cell in group]),
-            (
-                "Model",
-                *(
-                    f"{_dataset_label(cell)}: {who}"
-                    for cell in _dataset_cells(group)
-                    for who in _agreement_rates(cell)
-                ),
-            ),
-            tuple(_agreement_rows(group, interval)),
+            pd.DataFrame([_agreement_fact(each, interval) for each in group]),
+            ("Model", *columns),
+            tuple(_agreement_rows(group, columns, interval)),
         )
 
 
-def _agreement_rows(
-    group: Sequence[FinishedCell], interval: IntervalOf
-) -> Iterable[tuple[TableCell, ...]]:
-    """Yield a row for each model, a pair of columns for each set; a dash if it was not measured."""
-    sets = [(cell.dataset.name, _agreement_rates(cell)) for cell in _dataset_cells(group)]
-    for model in dict.fromkeys(cell.model_label for cell in group):
-        mine = {
-            cell.dataset.name: _agreement_rates(cell) for cell in group if cell.model_label == model
-        }
-        row = [TableCell(model, tone="name")]
-        for name, usual in sets:
-            found = mine.get(name)
-            row += (
-                [rate_cell(r, interval(r)) for r in found.values()]
-                if found
-                else [BLANK] * len(usual)
-            )
-        yield tuple(row)
+@dataclass(frozen=True)
+class _FixedInputCell:
+    """A cell of fixed inputs with its rates."""
 
+    cell: FinishedCell
+    rates: AgreementRates
 
-def _agreement_rates(cell: FinishedCell) -> dict[str, Rate]:
-    """Return the two rates of a cell by their headings."""
-    if not _has_oracle(cell):
-        n = len(cell.records)
-        clean = sum(r.clean.prediction == r.label for r in cell.records)
+    @property
+    def shares(self) -> dict[str, Rate]:
+        """The two shares that readers see, by their headings."""
+        rates, name = self.rates, _dataset_label(self.cell)
+        if rates.agrees_with_oracle is None:
+            return {
+                f"{name}: clean": rates.clean_accuracy,
+                f"{name}: adversarial": rates.agrees_with_label,
+            }
         return {
-            "clean": Rate(clean, n),
-            "adversarial": _agreement_rate(cell, "label", changed=False),
+            f"{name}: {self.cell.oracle_source}": rates.agrees_with_oracle,
+            f"{name}: label": rates.agrees_with_label,
         }
-    who = cell.oracle_source or "oracle"
-    return {
-        who: _agreement_rate(cell, "oracle_label", changed=False),
-        "label": _agreement_rate(cell, "label", changed=False),
-    }
 
 
-def _agreement_rate(cell: FinishedCell, field: str, *, changed: bool) -> Rate:
-    """Return how many decisions are the oracle's class or the label; ``changed``: only where these differ."""
-    records = [r for r in cell.records if r.oracle_label is not None or not _has_oracle(cell)]
-    records = [r for r in records if not changed or r.oracle_label != r.label]
-    return Rate(sum(r.adversarial.prediction == getattr(r, field) for r in records), len(records))
+def _agreement_rows(
+    group: Sequence[_FixedInputCell], columns: Sequence[str], interval: IntervalOf
+) -> Iterable[tuple[TableCell, ...]]:
+    """Yield a row for each model, and another one for each further cell with the same columns."""
+    rows: list[tuple[str, dict[str, Rate]]] = []
+    for each in group:
+        model, shares = each.cell.model_label, each.shares
+        free = (row for name, row in rows if name == model and not row.keys() & shares.keys())
+        if (row := next(free, None)) is None:
+            rows.append((model, row := {}))
+        row.update(shares)
+    for model, row in rows:
+        cells = (rate_cell(row[c], interval(row[c])) if c in row else BLANK for c in columns)
+        yield TableCell(model, tone="name"), *cells
 
 
-def _agreement_fact(cell: FinishedCell, interval: IntervalOf) -> dict[str, Any]:
-    n, judged = len(cell.records), _has_oracle(cell)
-    rates = {
-        "clean_accuracy": cell.summary.clean_accuracy,
-        "agrees_with_label": _agreement_rate(cell, "label", changed=False),
-        "agrees_with_oracle": _agreement_rate(cell, "oracle_label", changed=False)
-        if judged
-        else None,
-        "agrees_with_oracle_where_changed": _agreement_rate(cell, "oracle_label", changed=True)
-        if judged
-        else None,
-        "class_changed": Rate(_class_changes(cell), n) if judged else None,
-    }
-    return {**identity_facts(cell), "oracle": cell.oracle_source, **rate_facts(rates, interval)}
+def _agreement_fact(each: _FixedInputCell, interval: IntervalOf) -> dict[str, Any]:
+    about = {**identity_facts(each.cell), "oracle": each.cell.oracle_source}
+    return {**about, **rate_facts(vars(each.rates), interval)}
 
 
-def _oracle_changes_text(group: Sequence[FinishedCell]) -> str:
+def _oracle_changes_text(group: Sequence[_FixedInputCell]) -> str:
     """Return for each data set how often the oracle names another class than the label."""
+    first = {each.cell.dataset.name: each for each in reversed(group) if each.rates.class_changed}
     counts = [
-        f"{_class_changes(cell)} of {len(cell.records)} ({_dataset_label(cell)})"
-        for cell in _dataset_cells(group)
-        if _has_oracle(cell)
+        f"{rate.successes} of {rate.trials} ({_dataset_label(each.cell)})"
+        for each in reversed(first.values())
+        if (rate := each.rates.class_changed)
     ]
     return (
         f"The oracle names another class than the label in {', '.join(counts)}." if counts else ""
     )
-
-
-def _class_changes(cell: FinishedCell) -> int:
-    return sum(r.oracle_label not in (None, r.label) for r in cell.records)
-
-
-def _has_oracle(cell: FinishedCell) -> bool:
-    return any(r.oracle_label is not None for r in cell.records)
-
-
-def _dataset_cells(group: Sequence[FinishedCell]) -> list[FinishedCell]:
-    """Return the first cell of each data set."""
-    return list({cell.dataset.name: cell for cell in reversed(group)}.values())[::-1]
 
 
 def _dataset_family(cell: FinishedCell) -> str:
@@ -291,7 +261,7 @@ class _MetamerCell:
     @property
     def error(self) -> float:
         """The largest difference of re-encoded logits from those of the source."""
-        errors = [self.columns["reencoding_error"][i] for i in self.ids]
+        errors = [self.columns["reencoding_error"].get(i) for i in self.ids]
         return max((inf if error is None else error for error in errors), default=0.0)
 
     @property
@@ -300,21 +270,25 @@ class _MetamerCell:
         shares = {
             **{f"Prediction {word}": self._decided(stage) for stage, word in STAGES.items()},
             **{f"Logits {word}": self._near(stage) for stage, word in STAGES.items()},
-            "Donor's class": self._seen(self.columns["donor_label"]),
+            "Donor's class": self._seen(self._column("donor_label")),
             "Source's class": self._seen({r.sample: r.label for r in self.cell.records}),
         }
         return {name: Rate(count, len(self.ids)) for name, count in shares.items()}
 
     def _decided(self, stage: str) -> int:
-        return sum(self.columns[f"{stage}_same_prediction"][i] == 1 for i in self.ids)
+        return sum(self._column(f"{stage}_same_prediction").get(i) == 1 for i in self.ids)
 
     def _near(self, stage: str) -> int:
-        moved = [self.columns[f"{stage}_logit_distance"][i] for i in self.ids]
+        moved = map(self._column(f"{stage}_logit_distance").get, self.ids)
         return sum(far is not None and far <= self.tolerance for far in moved)
 
     def _seen(self, classes: Mapping[int, float | None]) -> int:
         judged = [r for r in self.cell.records if r.status == "ok" and r.oracle_label is not None]
-        return sum(r.oracle_label == classes[r.sample] for r in judged)
+        return sum(r.oracle_label == classes.get(r.sample) for r in judged)
+
+    def _column(self, name: str) -> Mapping[int, float | None]:
+        """Return the numbers of one name; a sample without one has none of the properties that are counted."""
+        return self.columns.get(name, {})
 
 
 def _metamer_caption(metamers: Sequence[_MetamerCell]) -> str:

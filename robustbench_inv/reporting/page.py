@@ -1,7 +1,7 @@
 """The content of a report page: headline numbers, sections, checks, provenance."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
@@ -17,26 +17,28 @@ from robustbench_inv.reporting.provenance import (
     collect_verdicts,
     list_failures,
 )
+from robustbench_inv.reporting.rejection_report import GOAL_TEXTS
 from robustbench_inv.reporting.run_results import (
     CellGroup,
     RunResult,
     WorstCase,
     group_cells,
+    most_attacked,
     worst_cases,
 )
-from robustbench_inv.reporting.statistics import INTERVALS, Median, median_of
+from robustbench_inv.reporting.statistics import INTERVALS, median_of
 from robustbench_inv.reporting.table_formats import (
+    BLANK,
     Table,
     TableCell,
     dataset_title,
-    format_number,
+    format_eps,
     median_cell,
     norm_symbol,
     rate_cell,
 )
 from robustbench_inv.reporting.tables import build_tables
 from robustbench_inv.results.cell import FinishedCell
-from robustbench_inv.results.summary import Rate
 
 __all__ = [
     "FilledSection",
@@ -73,67 +75,90 @@ class Headline:
 
 
 def build_headlines(cells: Sequence[FinishedCell], interval: IntervalOf) -> list[Headline]:
-    """Return one headline for each group of cells.
+    """Return one headline for each group of cells, with a row for each model.
 
     For a sweep the result is that at the smallest eps where the accuracy of some model is below one half.
-    Models that misclassify half of the clean inputs do not count for this choice.
+    Models that misclassify half of the clean inputs do not count for this choice. Of invariance attacks it is that at
+    the largest eps.
     """
-    return [
-        _headline(panel, worst_cases(group), interval)
-        for panel, group in group_cells(cells).items()
-    ]
+    groups = ((panel, worst_cases(group)) for panel, group in group_cells(cells).items())
+    return [_headline(panel, found, interval) for panel, found in groups if found]
 
 
 def _headline(panel: CellGroup, found: Sequence[WorstCase], interval: IntervalOf) -> Headline:
-    eps = _headline_eps(found)
-    chosen = list({worst.model: worst for worst in reversed(found) if worst.eps == eps}.values())
-    chosen.reverse()
-    measurable = _medians_exist(chosen)
-    rows = tuple(_headline_row(worst, measurable, interval) for worst in chosen)
-    return Headline(panel, _headline_caption(panel, chosen), rows)
+    eps = _headline_eps(panel, found)
+    by_model: dict[str, list[WorstCase]] = {}
+    for worst in found:
+        by_model.setdefault(worst.model, []).append(worst)
+    at_eps = {model: [w for w in mine if w.eps == eps] for model, mine in by_model.items()}
+    chosen = {model: most_attacked(here)[0] for model, here in at_eps.items() if here}
+    measure = _measure(panel, list(chosen.values()))
+    rows = []
+    for model, mine in by_model.items():
+        worst = chosen.get(model) or most_attacked(mine)[0]
+        result = measure.show(worst, interval) if model in chosen else BLANK
+        rows.append(HeadlineRow(model, rate_cell(worst.clean, interval(worst.clean)), result))
+    return Headline(panel, _headline_caption(measure, list(chosen.values())), tuple(rows))
 
 
-def _headline_eps(found: Sequence[WorstCase]) -> float:
+def _headline_eps(panel: CellGroup, found: Sequence[WorstCase]) -> float:
     below = [worst.eps for worst in found if worst.rate.value < 0.5 <= worst.clean.value]
-    return min(below) if below else max(worst.eps for worst in found)
+    return min(below) if below and not panel.keeps else max(worst.eps for worst in found)
 
 
-def _headline_caption(panel: CellGroup, chosen: Sequence[WorstCase]) -> str:
+@dataclass(frozen=True)
+class _Measure:
+    """The quantity of a headline: what it is, the inputs that it is a share of, and how it is shown."""
+
+    text: str
+    inputs: str
+    show: Callable[[WorstCase, IntervalOf], TableCell]
+
+
+def _measure(panel: CellGroup, chosen: Sequence[WorstCase]) -> _Measure:
     sign, eps = norm_symbol(panel.norm), chosen[0].eps
-    samples = " to ".join(f"{n:,}" for n in sorted({len(worst.ids) for worst in chosen}))
-    attacks = len({cell.attack_label for worst in chosen for cell in worst.cells})
-    by = f"worst case over {attacks} attacks" if attacks > 1 else chosen[0].cells[0].attack_label
+    within = "" if eps == inf else f" at {sign} ≤ {format_eps(eps)}"
+    reached = GOAL_TEXTS.get(panel.goal, f"goal {panel.goal} reached")
     if panel.no_class:
-        return f"rejected, % of {samples} out-of-distribution inputs, by {by}"
+        return _Measure("rejected, % of", "out-of-distribution inputs", _show_rate)
     if panel.keeps:
-        return f"prediction unchanged although the class changed, % of {samples} samples, by {by}"
-    if eps == inf and not _medians_exist(chosen):
-        return f"misclassified at any {sign} distance, % of {samples} samples, by {by}"
-    if eps == inf:
-        return f"median {sign} distance to a misclassified input, {samples} samples, by {by}"
-    return f"robust accuracy in % at {sign} ≤ {format_number(eps)}, {samples} samples, {by}"
+        text = f"prediction unchanged although the class changed{within}, % of"
+        return _Measure(text, "attacked samples", _show_success)
+    if panel.fixed:
+        return _Measure("correct predictions on fixed inputs, % of", "samples", _show_rate)
+    if eps < inf:
+        return _Measure(f"robust accuracy{within}, % of", "samples", _show_rate)
+    if all(_has_median(worst) for worst in chosen):
+        text = f"median {sign} distance to an input that is {reached}, over"
+        return _Measure(text, "attacked samples", _show_median)
+    return _Measure(f"{reached} at any {sign} distance, % of", "attacked samples", _show_success)
 
 
-def _headline_row(worst: WorstCase, measurable: bool, interval: IntervalOf) -> HeadlineRow:
-    clean, rate = rate_cell(worst.clean, interval(worst.clean)), worst.rate
-    if worst.eps == inf and measurable:
-        return HeadlineRow(worst.model, clean, median_cell(_median_distance(worst)))
-    if worst.eps == inf and not worst.group.no_class:
-        rate = Rate(rate.trials - rate.successes, rate.trials)
-    return HeadlineRow(worst.model, clean, rate_cell(rate, interval(rate)))
+def _headline_caption(measure: _Measure, chosen: Sequence[WorstCase]) -> str:
+    attacked = measure.inputs == "attacked samples"
+    counts = {w.success_rate.trials if attacked else w.rate.trials for w in chosen}
+    count = " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
+    attacks = list(dict.fromkeys(name for worst in chosen for name in worst.attacks))
+    by = f"worst case over {len(attacks)} attacks" if len(attacks) > 1 else attacks[0]
+    return f"{measure.text} {count} {measure.inputs}, by {by}"
 
 
-def _medians_exist(chosen: Sequence[WorstCase]) -> bool:
-    """Is half of every model's samples broken, so that medians can be compared?"""
-    medians = [_median_distance(worst) for worst in chosen]
-    panel = chosen[0].group
-    return not (panel.keeps or panel.no_class) and all(
-        m is not None and m.value < inf for m in medians
-    )
+def _show_rate(worst: WorstCase, interval: IntervalOf) -> TableCell:
+    return rate_cell(worst.rate, interval(worst.rate))
 
 
-def _median_distance(worst: WorstCase) -> Median | None:
-    return median_of([float(d) for d in worst.broken_at if d > 0])
+def _show_success(worst: WorstCase, interval: IntervalOf) -> TableCell:
+    return rate_cell(worst.success_rate, interval(worst.success_rate))
+
+
+def _show_median(worst: WorstCase, _: IntervalOf) -> TableCell:
+    return median_cell(median_of(worst.distances))
+
+
+def _has_median(worst: WorstCase) -> bool:
+    """Is half of the attacked samples broken, so that medians can be compared?"""
+    median = median_of(worst.distances)
+    return median is not None and median.value < inf
 
 
 @dataclass(frozen=True)
@@ -237,4 +262,4 @@ def _overview(cells: Sequence[FinishedCell]) -> tuple[tuple[str, str], ...]:
     }
     records = sum(len(cell.records) for cell in cells)
     counts = [(name, ", ".join(dict.fromkeys(values))) for name, values in named.items()]
-    return (*counts, ("samples", f"{records:,} attacked samples in {len(cells)} cells"))
+    return (*counts, ("samples", f"{records:,} evaluated samples in {len(cells)} cells"))

@@ -43,7 +43,6 @@ from robustbench_inv.reporting.table_formats import (
     slug,
 )
 from robustbench_inv.results.cell import FinishedCell
-from robustbench_inv.results.rates import rejection_rates
 from robustbench_inv.results.summary import Rate
 
 __all__ = ["draw_risk", "rejecting_cells", "rejection_tables"]
@@ -60,9 +59,6 @@ RATE_HEADINGS = {
     "rejected_errors": "Rejected errors",
     "rejected_adversarial": "Rejected attacked",
 }
-OOD_RATES = ("false_rejection", "clean_accuracy_with_rejection", "rejected_adversarial")
-"""The rates that are defined for inputs without a class: noise, and inputs of other data."""
-
 GOAL_TEXTS = {
     "accept": "accepted",
     "misclassify": "misclassified",
@@ -103,16 +99,16 @@ def _rates_table(group: Sequence[FinishedCell], interval: IntervalOf) -> Table:
         "correct before and after the attack; a rejection counts as an error. Accuracy on accepted: correct among the "
         "accepted inputs. Undetected errors: misclassified and accepted, of all. Rejected errors: rejected among the "
         "misclassified attacked inputs; not reliable if these are few. Rejected attacked: whatever the prediction. "
-        "Noise and inputs of other data belong to no class, so no prediction is correct."
+        "Noise and inputs of other data belong to no class, so no prediction is correct; without a valid input they count as "
+        "rejected."
     )
     rows, facts = [], []
     for cell in group:
-        names = OOD_RATES if cell.threat.no_class else tuple(RATE_HEADINGS)
-        rates = {name: getattr(rejection_rates(cell.records), name) for name in names}
-        shares = {name: rate_cell(rate, interval(rate)) for name, rate in rates.items()}
-        rows.append((*_cell_columns(cell), *(shares.get(name, BLANK) for name in RATE_HEADINGS)))
-        each = {name: rates.get(name) for name in RATE_HEADINGS}
-        facts.append({**identity_facts(cell), **rate_facts(each, interval)})
+        found = vars(cell.summary.rejection)
+        rates: dict[str, Rate] = {name: found[name] for name in RATE_HEADINGS}
+        shares = (rate_cell(rate, interval(rate)) for rate in rates.values())
+        rows.append((*_cell_columns(cell), *shares))
+        facts.append({**identity_facts(cell), **rate_facts(rates, interval)})
     columns = (*CELL_COLUMNS, *RATE_HEADINGS.values())
     return _rejection_table(
         "rejection", "With reject option", CellGroup.of(group[0]), caption, (facts, columns, rows)

@@ -1,6 +1,6 @@
 """The cells of a report: read from run folders, grouped by threat, combined to the worst case over attacks."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
@@ -15,14 +15,17 @@ from robustbench_inv.errors import BadResults
 from robustbench_inv.reporting.definitions import Selection
 from robustbench_inv.reporting.table_formats import dataset_title, norm_symbol
 from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.record import Record
 from robustbench_inv.results.run_files import PLAN, RunFolder
-from robustbench_inv.results.summary import Rate
+from robustbench_inv.results.summary import Rate, same_eps
 
 __all__ = [
     "CellGroup",
     "RunResult",
     "WorstCase",
+    "eps_levels",
     "group_cells",
+    "most_attacked",
     "read_runs",
     "worst_cases",
 ]
@@ -32,7 +35,8 @@ __all__ = [
 class CellGroup:
     """Cells that are comparable: they share the data set, the norm of distances and the attacker's goal.
 
-    Where the goal depends on the true class of a changed input, they share the oracle as well.
+    Where the goal depends on the true class of a changed input, they share the oracle as well. Fixed inputs of a data
+    set are not combined with attacks that search.
     """
 
     dataset: str
@@ -41,6 +45,7 @@ class CellGroup:
     oracle: str = ""
     keeps: bool = False
     no_class: bool = False
+    fixed: bool = False
 
     @classmethod
     def of(cls, cell: FinishedCell) -> "CellGroup":
@@ -48,15 +53,17 @@ class CellGroup:
         threat = cell.threat
         needs_oracle = threat.wants_same_prediction or cell.goal.endswith("same-class")
         oracle = threat.oracle.source if threat.oracle and needs_oracle else ""
-        flags = threat.wants_same_prediction, threat.no_class
+        fixed = cell.kind == "fixed-input" and not threat.no_class
+        flags = threat.wants_same_prediction, threat.no_class, fixed
         return cls(cell.dataset.name, cell.norm, cell.goal, oracle, *flags)
 
     @property
-    def rank(self) -> tuple[str, bool, bool, int, str, str, str]:
+    def rank(self) -> tuple[str, bool, bool, bool, int, str, str, str]:
         """The order in a report: sensitivity before invariance, linf before l2 before the others."""
         norms = ("linf", "l2", "l1", "l0")
         order = norms.index(self.norm) if self.norm in norms else len(norms)
-        return self.dataset, self.no_class, self.keeps, order, self.norm, self.goal, self.oracle
+        kinds = self.no_class, self.keeps, self.fixed
+        return self.dataset, *kinds, order, self.norm, self.goal, self.oracle
 
     @property
     def title(self) -> str:
@@ -71,7 +78,8 @@ class CellGroup:
         }
         plain = usual.get(self.goal, f" ({self.goal})")
         judged = f" · oracle: {self.oracle}" if self.oracle else ""
-        return f"{self.data} · {norm_symbol(self.norm)} · {wanted}{plain}{judged}"
+        given = " · fixed inputs" if self.fixed else ""
+        return f"{self.data} · {norm_symbol(self.norm)} · {wanted}{plain}{given}{judged}"
 
     @property
     def data(self) -> str:
@@ -100,7 +108,7 @@ class WorstCase:
         group: data set, norm, goal and oracle.
         eps: inf for any distance.
         ids: the samples that all attacks have records of, ascending.
-        cells: the attacks that were run at this eps.
+        cells: the attacks that were run at this eps or at a smaller one, whose successes count at this eps too.
     """
 
     model: str
@@ -111,9 +119,16 @@ class WorstCase:
 
     @cached_property
     def robust(self) -> NDArray[np.bool_]:
-        """(n,) is the sample robust against all attacks?"""
+        """(n,) is the sample robust against all attacks? Of shifted inputs: are they all classified correctly?"""
+        if self.group.fixed and not self.group.keeps:
+            return self._all(lambda record: record.is_correct)
         each = [cell.robust_mask(self.eps, self.ids) for cell in self.cells]
         return np.asarray(np.all(each, axis=0))
+
+    @cached_property
+    def attacked(self) -> NDArray[np.bool_]:
+        """(n,) was the sample attacked? One that is misclassified before the attack is not."""
+        return self._all(lambda record: record.was_attacked)
 
     @cached_property
     def broken_at(self) -> NDArray[np.float64]:
@@ -122,10 +137,16 @@ class WorstCase:
         return np.asarray(np.min(each, axis=0))
 
     @property
+    def distances(self) -> list[float]:
+        """The distance at which any of the attacks broke each attacked sample; inf for robust ones."""
+        each = [cell.failure_distance[cell.positions(self.ids)] for cell in self.cells]
+        return [float(d) for d in np.min(each, axis=0)[self.attacked]]
+
+    @property
     def clean(self) -> Rate:
         """The accuracy on these samples before any attack."""
         records = [self.cells[0].records[i] for i in self.cells[0].positions(self.ids)]
-        return Rate(sum(r.clean.prediction == r.label for r in records), len(records))
+        return Rate(sum(r.is_clean_correct for r in records), len(records))
 
     @property
     def rate(self) -> Rate:
@@ -133,11 +154,30 @@ class WorstCase:
         return Rate(int(self.robust.sum()), len(self.ids))
 
     @property
+    def success_rate(self) -> Rate:
+        """Samples on which any attack reached its goal, of the attacked ones."""
+        return Rate(int((self.attacked & ~self.robust).sum()), int(self.attacked.sum()))
+
+    @property
+    def attacks(self) -> tuple[str, ...]:
+        """Names of the attacks."""
+        return tuple(dict.fromkeys(cell.attack_label for cell in self.cells))
+
+    @property
     def strongest(self) -> tuple[str, Rate]:
         """The single attack that breaks most of these samples, and the robust accuracy under it."""
-        rates = {cell.attack_label: cell.robust_rate(self.eps, self.ids) for cell in self.cells}
+        rates = {cell.attack_label: replace(self, cells=(cell,)).rate for cell in self.cells}
         name = min(rates, key=lambda attack: (rates[attack].successes, attack))
         return name, rates[name]
+
+    def at(self, eps: float) -> "WorstCase":
+        """Return the worst case of the same attacks on the same samples at another eps."""
+        return replace(self, eps=eps)
+
+    def _all(self, holds: Callable[[Record], bool]) -> NDArray[np.bool_]:
+        """Return for which samples the records of all attacks have a property, (n,)."""
+        each = [[holds(cell.records[i]) for i in cell.positions(self.ids)] for cell in self.cells]
+        return np.asarray(np.all(each, axis=0))
 
 
 def read_runs(runs: Sequence[Path], select: Selection | None = None) -> tuple[RunResult, ...]:
@@ -172,29 +212,59 @@ def worst_cases(cells: Sequence[FinishedCell]) -> list[WorstCase]:
     """Return the worst case over all attacks of a group, for each model and eps.
 
     Attacks are combined on the samples that all of them have records of. If an attack has fewer samples than the
-    others, a second row combines all attacks on those.
+    others, a second row combines all attacks on those. A success counts at every larger eps.
 
     Args:
         cells: of one group.
     """
-    found = []
-    for model, group in groupby(cells, key=lambda c: c.model_label):
-        mine = list(group)
-        for ids in sorted(
-            {c.sample_ids for c in mine}, key=lambda ids: (-len(ids), min(ids, default=0))
-        ):
-            covering = [c for c in mine if c.sample_ids >= ids]
-            for eps in _eps_levels(covering):
-                covers = tuple(c for c in covering if c.covers(eps))
-                if any(c.sample_ids == ids for c in covers):
-                    found.append(
-                        WorstCase(model, CellGroup.of(cells[0]), eps, tuple(sorted(ids)), covers)
-                    )
-    return found
+    models: dict[str, list[FinishedCell]] = {}
+    for cell in cells:
+        models.setdefault(cell.model_label, []).append(cell)
+    levels = eps_levels(cells)
+    return [
+        worst for model, mine in models.items() for worst in _worst_cases_of(model, mine, levels)
+    ]
 
 
-def _eps_levels(cells: Iterable[FinishedCell]) -> list[float]:
-    return sorted({eps for cell in cells for eps in cell.epsilons}) or [inf]
+def _worst_cases_of(
+    model: str, cells: Sequence[FinishedCell], levels: Sequence[float]
+) -> list[WorstCase]:
+    """Return the worst cases of one model at those levels of eps where it was attacked."""
+    group, found = CellGroup.of(cells[0]), []
+    for eps in levels:
+        for ids, combined in _combinations([c for c in cells if c.bounds_accuracy(eps)]):
+            if any(c.covers(eps) for c in combined):
+                found.append(WorstCase(model, group, eps, tuple(sorted(ids)), combined))
+    return sorted(found, key=lambda worst: (-len(worst.ids), worst.ids[0], worst.eps))
+
+
+def most_attacked(found: Sequence[WorstCase]) -> list[WorstCase]:
+    """Return the rows of one model that combine most attacks, of these on most samples; one for each eps."""
+    best = max(found, key=lambda worst: (len(worst.cells), len(worst.ids)))
+    return [worst for worst in found if worst.ids == best.ids]
+
+
+def eps_levels(cells: Iterable[FinishedCell]) -> list[float]:
+    """Return the ascending eps of some cells, those that differ by rounding once; inf if no cell has a budget."""
+    levels: list[float] = []
+    for eps in sorted({eps for cell in cells for eps in cell.epsilons}):
+        if not levels or not same_eps(levels[-1], eps):
+            levels.append(eps)
+    return levels or [inf]
+
+
+def _combinations(
+    cells: Sequence[FinishedCell],
+) -> Iterator[tuple[frozenset[int], tuple[FinishedCell, ...]]]:
+    """Yield sets of samples, the largest first, with the cells that have records of them; no set of cells twice."""
+    sets = {cell.sample_ids for cell in cells}
+    candidates = {*sets, frozenset.intersection(*sets)} - {frozenset()} if sets else set()
+    seen = set()
+    for ids in sorted(candidates, key=lambda ids: (-len(ids), min(ids))):
+        combined = tuple(cell for cell in cells if cell.sample_ids >= ids)
+        if combined not in seen:
+            seen.add(combined)
+            yield ids, combined
 
 
 def _run_folders(path: Path) -> list[Path]:

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import bdtr, betaincinv, ndtri
 
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.results.summary import Rate
+from robustbench_inv.results.summary import Rate, median_distance
 
 __all__ = [
     "CONFIDENCE",
@@ -180,10 +180,9 @@ def median_of(values: Sequence[float]) -> Median | None:
         >>> median_of(range(1, 11))
         Median(value=5.5, interval=Interval(low=2, high=9))
     """
-    x, n = sorted(values), len(values)
-    if not x:
+    x, n, middle = sorted(values), len(values), median_distance(values)
+    if middle is None:
         return None
-    middle = x[n // 2] if n % 2 or x[n // 2] == inf else (x[n // 2 - 1] + x[n // 2]) / 2
     r = _order_rank(n)
     return Median(middle, Interval(x[r - 1], x[n - r]) if r else None)
 

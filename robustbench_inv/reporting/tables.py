@@ -5,14 +5,12 @@ from itertools import combinations
 from math import inf, isinf, nan
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from robustbench_inv.reporting.definitions import TableKind
 from robustbench_inv.reporting.facts import (
     IntervalOf,
     budget_of,
-    distances_of,
     identity_facts,
     place_facts,
     quantile,
@@ -25,13 +23,20 @@ from robustbench_inv.reporting.invariance_tables import (
     metamer_tables,
 )
 from robustbench_inv.reporting.rejection_report import rejection_tables
-from robustbench_inv.reporting.run_results import CellGroup, WorstCase, group_cells, worst_cases
+from robustbench_inv.reporting.run_results import (
+    CellGroup,
+    WorstCase,
+    eps_levels,
+    group_cells,
+    worst_cases,
+)
 from robustbench_inv.reporting.statistics import PairedOutcomes, mcnemar, median_of, tango, wilson
 from robustbench_inv.reporting.table_formats import (
     BLANK,
     Table,
     TableCell,
     dataset_title,
+    format_eps,
     format_number,
     median_cell,
     norm_symbol,
@@ -41,7 +46,6 @@ from robustbench_inv.reporting.table_formats import (
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import EnsembleBreakdown, ensemble_breakdown
 from robustbench_inv.results.record import FAILURES, STATUSES
-from robustbench_inv.results.summary import Rate
 
 __all__ = ["TABLES", "build_tables", "ensemble_tables"]
 
@@ -50,6 +54,8 @@ ENSEMBLE_CAPTION = (
     "Numbers of samples. Attacks run from left to right on the surviving samples; each sample is credited to the attack "
     "that broke it, at the smallest eps. Robust: broken by none of them at the largest eps."
 )
+
+ENSEMBLE_COLUMNS = ("Model", "Attack", "Budget", "Samples", "Misclassified clean")
 
 
 def ensemble_tables(cells: Sequence[FinishedCell], _interval: IntervalOf) -> Iterable[Table]:
@@ -70,16 +76,7 @@ def ensemble_tables(cells: Sequence[FinishedCell], _interval: IntervalOf) -> Ite
             f"Broken by: {panel.title}",
             ENSEMBLE_CAPTION,
             pd.DataFrame([fact for cell, each in found for fact in _ensemble_facts(cell, each)]),
-            (
-                "Model",
-                "Attack",
-                "Budget",
-                "Samples",
-                "Misclassified clean",
-                *members,
-                *during_search,
-                "Robust",
-            ),
+            (*ENSEMBLE_COLUMNS, *members, *during_search, "Robust"),
             tuple(_ensemble_row(cell, each, members, bool(during_search)) for cell, each in found),
         )
 
@@ -127,12 +124,16 @@ def build_tables(
     return [table for table in TABLES[kind](cells, interval) if table.rows]
 
 
+NOT_ROBUST = "Samples that are misclassified without an attack are not robust."
+
+
 def _worst_case(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
     for panel, group in group_cells(filter(_has_class, cells)).items():
         found = [worst for worst in worst_cases(group) if _is_informative(worst)]
         caption = (
             "Worst-case robust accuracy in % [95 % interval]: a sample counts as robust only if it survives "
-            "every attack. Attacks are combined on the samples that all of them have in common."
+            f"every attack. {NOT_ROBUST} Attacks are combined on the samples that all of them have in common; an "
+            "example within one budget counts for every larger one."
         )
         columns, rows = _worst_case_rows(found, interval)
         frame = pd.DataFrame([_worst_case_fact(worst, interval) for worst in found])
@@ -153,7 +154,7 @@ def _worst_case_fact(worst: WorstCase, interval: IntervalOf) -> dict[str, Any]:
     name, rate = worst.strongest
     return {
         **place_facts(worst.model, worst.group),
-        "attacks": "+".join(cell.attack_label for cell in worst.cells),
+        "attacks": "+".join(worst.attacks),
         "samples": len(worst.ids),
         "eps": nan if isinf(worst.eps) else worst.eps,
         **rate_facts({"clean_accuracy": worst.clean}, interval),
@@ -184,15 +185,15 @@ def _worst_case_rows(
 
 def _accuracy(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
     for panel, group in group_cells(cells).items():
-        levels = sorted({eps for cell in group for eps in cell.epsilons})
-        if not levels:
+        levels = eps_levels(group)
+        if levels == [inf]:
             continue  # without a sweep the table of distances is enough
         rows = [_accuracy_row(cell, levels, interval) for cell in group]
         median = f"Median {norm_symbol(panel.norm)}"
         columns = ("Model", "Attack", "Samples", "Clean", *map(_eps_text, levels), median)
         caption = (
-            "Robust accuracy in % [95 % interval] under each single attack; the median distance is over the "
-            "broken samples."
+            f"Robust accuracy in % [95 % interval] under each single attack. {NOT_ROBUST} Median: distance over the "
+            "attacked samples, of attacks that minimise it; a robust sample counts as ∞."
         )
         frame = summary_frame(group, interval)
         yield _table("accuracy", panel, "Each attack", caption, (frame, columns, rows))
@@ -219,35 +220,24 @@ def _rate_at(cell: FinishedCell, eps: float, interval: IntervalOf) -> TableCell:
     return rate_cell(rate, interval(rate))
 
 
+QUARTILES = ("1st quartile", "Median", "3rd quartile")
+
+
 def _distances(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
-    for panel, group in group_cells(filter(_minimizes_distance, cells)).items():
+    for panel, group in group_cells(c for c in cells if c.minimizes_distance).items():
         caption = (
             f"{norm_symbol(panel.norm)} distance of the closest adversarial example of each attack, over the "
             "correctly classified samples; a robust sample counts as ∞. The interval of the median is that of "
             "order statistics, 95 %."
         )
-        columns = (
-            "Model",
-            "Attack",
-            "Attacked",
-            "Broken %",
-            "1st quartile",
-            "Median",
-            "3rd quartile",
-        )
+        columns = ("Model", "Attack", "Attacked", "Broken %", *QUARTILES)
         rows = [_distance_row(cell, interval) for cell in group]
         frame = pd.DataFrame([_distance_fact(cell, interval) for cell in group])
         yield _table("distances", panel, "Distance to failure", caption, (frame, columns, rows))
 
 
-def _minimizes_distance(cell: FinishedCell) -> bool:
-    """Does the attack minimise a distance? Fixed inputs have a fixed one."""
-    return cell.kind == "minimum-norm" or not (cell.epsilons or cell.kind == "fixed-input")
-
-
 def _distance_row(cell: FinishedCell, interval: IntervalOf) -> tuple[TableCell, ...]:
-    d = distances_of(cell)
-    broken = Rate(sum(map(np.isfinite, d)), len(d))
+    d, broken = cell.attacked_distances, cell.summary.attack_success_rate
     low, high = (TableCell(format_number(quantile(d, q))) for q in (0.25, 0.75))
     return (
         TableCell(cell.model_label, tone="name"),
@@ -261,12 +251,12 @@ def _distance_row(cell: FinishedCell, interval: IntervalOf) -> tuple[TableCell, 
 
 
 def _distance_fact(cell: FinishedCell, interval: IntervalOf) -> dict[str, Any]:
-    d, median = distances_of(cell), median_of(distances_of(cell))
+    d, median = cell.attacked_distances, median_of(cell.attacked_distances)
     bounds = median.interval if median else None
     return {
         **identity_facts(cell),
         "attacked": len(d),
-        **rate_facts({"broken": Rate(sum(map(np.isfinite, d)), len(d))}, interval),
+        **rate_facts({"broken": cell.summary.attack_success_rate}, interval),
         "quartile_1": quantile(d, 0.25),
         "median": median.value if median else nan,
         "median_low": bounds.low if bounds else nan,
@@ -284,7 +274,8 @@ def _comparison(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable
         found = [(a, b) for a, b in pairs if a.eps < inf or (a.robust != b.robust).any()]
         caption = (
             "Worst-case accuracy of the first model minus that of the second, in points [95 % Tango interval], "
-            "on the same samples; exact McNemar p, not adjusted for the number of comparisons."
+            "on the same samples; exact McNemar p, not adjusted for the number of comparisons. Different attacks: the "
+            "worst cases are over other attacks, so that the difference may be that of the attacks."
         )
         columns = ("First", "Second", "Samples", "Budget", "First %", "Second %", "Difference", "p")
         rows = [_comparison_row(a, b, interval) for a, b in found]
@@ -302,7 +293,10 @@ def _comparison_row(
         TableCell(first.model, tone="name"),
         TableCell(second.model, tone="name"),
         TableCell(f"{pairs.total:,}"),
-        TableCell(_eps_text(first.eps)),
+        TableCell(
+            _eps_text(first.eps),
+            "" if set(first.attacks) == set(second.attacks) else "different attacks",
+        ),
         rate_cell(first.rate, interval(first.rate)),
         rate_cell(second.rate, interval(second.rate)),
         TableCell(f"{100 * pairs.difference:+.1f}", detail),
@@ -318,6 +312,8 @@ def _comparison_fact(first: WorstCase, second: WorstCase, interval: IntervalOf) 
         "second": second.model,
         "eps": nan if isinf(first.eps) else first.eps,
         "samples": pairs.total,
+        "attacks": "+".join(first.attacks),
+        "second_attacks": "+".join(second.attacks),
         **rate_facts({"accuracy": first.rate}, interval),
         **rate_facts({"second_accuracy": second.rate}, interval),
         "difference": pairs.difference,
@@ -392,4 +388,4 @@ def _table(
 
 
 def _eps_text(eps: float) -> str:
-    return "any distance" if isinf(eps) else f"≤ {format_number(eps)}"
+    return "any distance" if isinf(eps) else f"≤ {format_eps(eps)}"

@@ -1,11 +1,10 @@
 """A finished cell: one attack on one model under one threat on one data set, with its records."""
 
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import inf, isfinite
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -18,10 +17,17 @@ from robustbench_inv.results.cell_parts import (
     ModelInfo,
     Segment,
     ThreatInfo,
+    upgrade_cell_v1,
 )
 from robustbench_inv.results.oracle_error import OracleError
 from robustbench_inv.results.record import Record
-from robustbench_inv.results.summary import CellSummary, Rate, summarise
+from robustbench_inv.results.summary import (
+    CellSummary,
+    Rate,
+    broken_within,
+    same_eps,
+    summarise,
+)
 
 __all__ = [
     "SAMPLE_VALUES",
@@ -32,8 +38,6 @@ __all__ = [
 ]
 
 SOFTWARE = ("device", "dtype", "versions", "git")
-
-KINDS_V1 = {"budget": "fixed-budget", "minimal": "minimum-norm", "given": "fixed-input"}
 
 
 @dataclass(frozen=True)
@@ -136,25 +140,6 @@ def label_with_substitute(attack: str, access: str, substitute: str | None) -> s
     return f"{attack} {'via' if access == 'transfer' else 'guided by'} {substitute}"
 
 
-def upgrade_cell_v1(value: JSON) -> dict[str, Any]:
-    """Return the content of a cell.json of version 1 with the keys of version 2."""
-    spec = dict(value.get("spec") or {})
-    card = dict(value["model"].get("card") or {})
-    model = {**value["model"], "weights_digest": value.get("weights_digest")}
-    attack, threat = dict(value["attack"]), dict(value["threat"])
-    oracle = dict(threat.get("oracle") or {})
-    if "left_out" in oracle:
-        oracle["excluded"] = oracle.pop("left_out")
-    return {
-        **{key: part for key, part in value.items() if key not in ("spec", "weights_digest")},
-        "identity": {"version": spec.pop("identity_version", 1), **spec},
-        "model": {**model, "rejection": card.pop("rejection", None), "card": card},
-        "attack": {**attack, "kind": KINDS_V1.get(attack.get("kind", ""), attack.get("kind"))},
-        "threat": {**threat, "oracle": oracle or None},
-        "rejudged_from": value.get("judged_from"),
-    }
-
-
 _SINGLE_STEP = re.compile(r"f?fgsm|fgm|(l1|l2|linf)fastgradientattack")
 _CROSS_ENTROPY = re.compile(r"(?!apgdt).*(pgd|fgsm|fgm|bim|fastgradient|basiciterative).*")
 
@@ -249,7 +234,7 @@ class FinishedCell:
     @property
     def finished(self) -> bool:
         """Does every requested sample have a record?"""
-        return len(self.records) >= len(self.requested)
+        return self.sample_ids.issuperset(self.requested)
 
     @property
     def can_reject(self) -> bool:
@@ -270,7 +255,14 @@ class FinishedCell:
     @cached_property
     def summary(self) -> CellSummary:
         """The rates of the records."""
-        return summarise(self.records, self.epsilons, self.norm)
+        distances = self.attacked_distances if self.minimizes_distance else None
+        no_class = self.threat.no_class
+        return summarise(self.records, self.epsilons, distances, no_class=no_class)
+
+    @property
+    def minimizes_distance(self) -> bool:
+        """Does the attack minimise a distance? One inside a budget does not, and fixed inputs have a fixed one."""
+        return self.kind == "minimum-norm" or not (self.epsilons or self.kind == "fixed-input")
 
     @property
     def uses_substitute(self) -> bool:
@@ -326,17 +318,27 @@ class FinishedCell:
     @cached_property
     def failure_distance(self) -> NDArray[np.float64]:
         """(n,) distance of each adversarial example; 0 if misclassified before the attack, inf if robust."""
-        found = [getattr(r.distance, self.norm) if r.goal_reached else inf for r in self.records]
+        found = [getattr(r.distance, self.norm) if r.is_broken else inf for r in self.records]
         wrong = [not r.was_attacked for r in self.records]
         return np.where(wrong, 0.0, np.array(found, dtype=float))
 
+    @cached_property
+    def attacked_distances(self) -> list[float]:
+        """The distance at which each attacked sample is broken; inf for robust ones."""
+        attacked = [r.was_attacked for r in self.records]
+        return [float(d) for d in self.failure_distance[attacked]]
+
     def covers(self, eps: float) -> bool:
         """Do the records show which samples are broken at this eps?"""
-        return not self.epsilons or any(_same_eps(eps, own) for own in self.epsilons)
+        return not self.epsilons or any(same_eps(eps, own) for own in self.epsilons)
+
+    def bounds_accuracy(self, eps: float) -> bool:
+        """Do the records limit the robust accuracy at this eps? A sample broken at a smaller eps is broken here."""
+        return not self.epsilons or self.epsilons[0] < eps or same_eps(self.epsilons[0], eps)
 
     def robust_mask(self, eps: float, ids: Sequence[int] | None = None) -> NDArray[np.bool_]:
         """Return which samples are robust at ``eps`` (inf: at any distance), for ``ids`` or for all, in order."""
-        robust: NDArray[np.bool_] = self.broken_at > min(eps, sys.float_info.max)
+        robust: NDArray[np.bool_] = ~broken_within(self.broken_at, eps)
         return robust if ids is None else robust[self.positions(ids)]
 
     def robust_rate(self, eps: float, ids: Sequence[int] | None = None) -> Rate:
@@ -350,20 +352,16 @@ class FinishedCell:
 
     def broken_samples(self, eps: float) -> set[int]:
         """Return the samples broken at this eps or below, and those misclassified before the attack."""
-        slack = eps * (1 + 1e-9)
-        return {r.sample for r in self.records if r.broken_at is not None and r.broken_at <= slack}
+        robust = self.robust_mask(eps)
+        return {r.sample for r, holds in zip(self.records, robust, strict=True) if not holds}
 
     def robust_samples(self, eps: float) -> set[int]:
         """Return the samples that are not broken at this eps."""
-        return {r.sample for r in self.records} - self.broken_samples(eps)
+        return set(self.sample_ids) - self.broken_samples(eps)
 
     @cached_property
     def _position(self) -> dict[int, int]:
         return {r.sample: i for i, r in enumerate(self.records)}
-
-
-def _same_eps(one: float, other: float) -> bool:
-    return isfinite(one) and abs(one - other) <= 1e-9 * max(1.0, abs(one))
 
 
 SAMPLE_VALUES = "sample_values"

@@ -331,3 +331,25 @@ class Segment:
     def to_json(self) -> dict[str, object]:
         """Return the entry of cell.json's ``segments``."""
         return {"batch_size": self.batch_size, "samples": list(self.samples)}
+
+
+KINDS_V1 = {"budget": "fixed-budget", "minimal": "minimum-norm", "given": "fixed-input"}
+
+
+def upgrade_cell_v1(value: JSON) -> dict[str, Any]:
+    """Return the content of a cell.json of version 1 with the keys of version 2."""
+    spec = dict(value.get("spec") or {})
+    card = dict(value["model"].get("card") or {})
+    model = {**value["model"], "weights_digest": value.get("weights_digest")}
+    attack, threat = dict(value["attack"]), dict(value["threat"])
+    oracle = dict(threat.get("oracle") or {})
+    if "left_out" in oracle:
+        oracle["excluded"] = oracle.pop("left_out")
+    return {
+        **{key: part for key, part in value.items() if key not in ("spec", "weights_digest")},
+        "identity": {"version": spec.pop("identity_version", 1), **spec},
+        "model": {**model, "rejection": card.pop("rejection", None), "card": card},
+        "attack": {**attack, "kind": KINDS_V1.get(attack.get("kind", ""), attack.get("kind"))},
+        "threat": {**threat, "oracle": oracle or None},
+        "rejudged_from": value.get("judged_from"),
+    }

@@ -1,8 +1,9 @@
-"""Rates beyond accuracy, computed from the records of a cell: invariance, rejection, members of an ensemble."""
+"""Rates beyond accuracy, computed from the records of a cell: invariance, fixed inputs, members of an ensemble."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import isinf
 from typing import Any
 
 from robustbench_inv.results.cell import FinishedCell
@@ -10,14 +11,14 @@ from robustbench_inv.results.record import Record
 from robustbench_inv.results.summary import Rate
 
 __all__ = [
+    "AgreementRates",
     "EnsembleBreakdown",
     "InvarianceRates",
-    "RejectionRates",
+    "agreement_rates",
     "cell_to_json",
     "ensemble_breakdown",
     "invariance_rates",
     "invariance_to_json",
-    "rejection_rates",
 ]
 
 
@@ -67,64 +68,64 @@ def invariance_rates(records: Sequence[Record]) -> InvarianceRates:
     """
     attacked = [r for r in records if r.was_attacked]
     changed = [r for r in records if r.oracle_label is not None and r.distance.l0]
-    n, m = len(attacked), len(changed)
+    n = len(attacked)
     return InvarianceRates(
         same_prediction=Rate(
             sum(r.adversarial.prediction == r.clean.prediction for r in attacked), n
         ),
         class_changed=Rate(sum(r.oracle_label not in (None, r.label) for r in attacked), n),
-        success=Rate(sum(r.goal_reached for r in attacked), n),
+        success=Rate(sum(r.is_broken for r in attacked), n),
         oracle_undecided=Rate(sum(r.oracle_label is None for r in attacked), n),
-        agrees_with_oracle=Rate(
-            sum(r.adversarial.prediction == r.oracle_label for r in changed), m
-        ),
-        agrees_with_label=Rate(sum(r.adversarial.prediction == r.label for r in changed), m),
+        agrees_with_oracle=_share(changed, lambda r: r.oracle_label),
+        agrees_with_label=_share(changed, lambda r: r.label),
     )
 
 
 @dataclass(frozen=True)
-class RejectionRates:
-    """The rates of a model with a reject option; a model that rejects everything scores well on none of them.
+class AgreementRates:
+    """Correct predictions on fixed inputs: altered ones, whose class an oracle names, or shifted ones.
 
     Args:
-        false_rejection: rejected clean inputs.
-        clean_accuracy_with_rejection: clean inputs that are accepted and correct.
-        accuracy_with_rejection: adversarial inputs that are accepted and correct; a rejection is an error.
-        accuracy_on_accepted: correct predictions among the accepted adversarial inputs.
-        undetected_errors: adversarial inputs that are misclassified and accepted, of all.
-        rejected_errors: rejected inputs among the misclassified adversarial ones; of few, it means little.
-        rejected_adversarial: rejected inputs among the attacked ones, whatever the prediction.
+        clean_accuracy: correct predictions for the clean inputs.
+        agrees_with_label: predictions that are the label of the clean input. With an oracle, of the changed inputs
+            that have a class by the oracle; else of all inputs: the accuracy on shifted inputs.
+        agrees_with_oracle: predictions that are the oracle's class, of the same inputs; None without an oracle.
+        agrees_with_oracle_where_changed: the same, where the oracle's class is not the label.
+        class_changed: changed inputs whose class by the oracle is not the label, of all.
     """
 
-    false_rejection: Rate
-    clean_accuracy_with_rejection: Rate
-    accuracy_with_rejection: Rate
-    accuracy_on_accepted: Rate
-    undetected_errors: Rate
-    rejected_errors: Rate
-    rejected_adversarial: Rate
+    clean_accuracy: Rate
+    agrees_with_label: Rate
+    agrees_with_oracle: Rate | None
+    agrees_with_oracle_where_changed: Rate | None
+    class_changed: Rate | None
+
+    def to_json(self) -> dict[str, dict[str, float] | None]:
+        """Return each share as ``--json`` prints it."""
+        return {name: rate and rate.to_json() for name, rate in vars(self).items()}
 
 
-def rejection_rates(records: Sequence[Record]) -> RejectionRates:
-    """Return the rates of a cell; a prediction is correct if it is the oracle's class, or the label without one."""
-    n, attacked = len(records), [r for r in records if r.was_attacked]
-    accepted = [r for r in records if r.adversarial.accepted is not False]
-    correct = sum(r.is_correct for r in accepted)
-    errors = [r for r in attacked if not r.is_correct]
-    clean = [r for r in records if r.clean.accepted is not False]
-    return RejectionRates(
-        false_rejection=Rate(n - len(clean), n),
-        clean_accuracy_with_rejection=Rate(sum(r.clean.prediction == r.label for r in clean), n),
-        accuracy_with_rejection=Rate(correct, n),
-        accuracy_on_accepted=Rate(correct, len(accepted)),
-        undetected_errors=Rate(len(accepted) - correct, n),
-        rejected_errors=_rejected_rate(errors),
-        rejected_adversarial=_rejected_rate(attacked),
+def agreement_rates(cell: FinishedCell) -> AgreementRates | None:
+    """Return the agreement rates of a cell; None for a search, and for inputs of no class."""
+    if cell.kind != "fixed-input" or cell.threat.no_class:
+        return None
+    records, n = cell.records, len(cell.records)
+    judged = [r for r in records if r.oracle_label is not None and r.distance.l0]
+    has_oracle = cell.oracle_source is not None
+    changed = [r for r in judged if r.oracle_label != r.label]
+    return AgreementRates(
+        cell.summary.clean_accuracy,
+        _share(judged if has_oracle else records, lambda r: r.label),
+        _share(judged, lambda r: r.oracle_label) if has_oracle else None,
+        _share(changed, lambda r: r.oracle_label) if has_oracle else None,
+        Rate(len(changed), n) if has_oracle else None,
     )
 
 
-def _rejected_rate(records: Sequence[Record]) -> Rate:
-    return Rate(sum(r.adversarial.accepted is False for r in records), len(records))
+def _share(records: Sequence[Record], class_of: Callable[[Record], int | None]) -> Rate:
+    """Return how many predictions for the adversarial inputs are a class."""
+    found = sum(r.adversarial.prediction == class_of(r) for r in records)
+    return Rate(found, len(records))
 
 
 MEMBER_COLUMN = "ensemble_member"
@@ -178,7 +179,8 @@ def ensemble_breakdown(cell: FinishedCell) -> EnsembleBreakdown | None:
         return None
     wrong = sum(not r.was_attacked for r in cell.records)
     broken = [r.sample for r in cell.records if r.is_broken]
-    counts = Counter(int(column.get(sample) or 0) for sample in broken)
+    numbers = (int(column.get(sample) or 0) for sample in broken)
+    counts = Counter(number if number <= len(names) else 0 for number in numbers)
     members = {name: counts[number] for number, name in enumerate(names, 1)}
     return EnsembleBreakdown(members, counts[0], wrong, len(cell.records) - wrong - len(broken))
 
@@ -203,11 +205,12 @@ def _member_name(member: Mapping[str, Any]) -> str:
 def cell_to_json(cell: FinishedCell) -> dict[str, Any]:
     """Return a cell as ``--json`` prints it, without the verdicts of the checks."""
     summary, helper, breakdown = cell.summary, cell.threat.substitute, ensemble_breakdown(cell)
-    clean, rejected = summary.clean_acceptance_rate, summary.rejected_error_rate
-    invariance = cell.threat.wants_same_prediction
+    invariance, agreement = cell.threat.wants_same_prediction, agreement_rates(cell)
+    median = summary.median_distance
     return {
         "model": cell.model.name,
         "attack": cell.attack.name,
+        "kind": cell.kind,
         "threat": cell.threat.text,
         "norm": cell.norm,
         "goal": cell.goal,
@@ -219,12 +222,13 @@ def cell_to_json(cell: FinishedCell) -> dict[str, Any]:
         "epsilons": list(cell.epsilons),
         "clean_accuracy": summary.clean_accuracy.to_json(),
         "robust_accuracy": [rate.to_json() for rate in summary.robust_accuracy],
-        "clean_acceptance_rate": clean and clean.to_json(),
-        "rejected_error_rate": rejected and rejected.to_json(),
-        "median_distance": summary.median_distance,
+        "attack_success_rate": summary.attack_success_rate.to_json(),
+        "median_distance": None if median is None or isinf(median) else median,
+        "rejection": summary.rejection and summary.rejection.to_json(),
         "forward_passes": summary.forward_passes,
         "backward_passes": summary.backward_passes,
         "statuses": summary.statuses,
         "invariance": invariance_to_json(cell) if invariance else None,
+        "agreement": agreement and agreement.to_json(),
         "ensemble": breakdown and breakdown.to_json(),
     }

@@ -97,7 +97,12 @@ class Record:
     @property
     def is_broken(self) -> bool:
         """Did the attack succeed on a sample that was correct before?"""
-        return self.goal_reached and self.was_attacked
+        return self.broken_at is not None and self.was_attacked
+
+    @property
+    def is_clean_correct(self) -> bool:
+        """Is the prediction for the clean input its label?"""
+        return self.clean.prediction == self.label
 
     @property
     def is_correct(self) -> bool:

@@ -2,12 +2,62 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
-from statistics import median
+from math import inf, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
 
 from robustbench_inv.results.record import Record
 
-__all__ = ["CellSummary", "Rate", "summarise"]
+__all__ = [
+    "CellSummary",
+    "Rate",
+    "RejectionRates",
+    "broken_within",
+    "median_distance",
+    "rejection_rates",
+    "same_eps",
+    "summarise",
+]
+
+EPS_TOLERANCE = 1e-9
+"""Relative difference up to which two numbers are the same eps: threats and tables hold eps with ten digits."""
+
+
+def same_eps(one: float, other: float) -> bool:
+    """Are two numbers the same eps, but for rounding?
+
+    Example:
+        >>> same_eps(0.3, 3 * 0.1), same_eps(1e-10, 2e-10)
+        (True, False)
+    """
+    return abs(one - other) <= EPS_TOLERANCE * max(abs(one), abs(other))
+
+
+def broken_within(broken_at: NDArray[np.float64], eps: float) -> NDArray[np.bool_]:
+    """Return which samples are broken at ``eps``: the only comparison of distances with a budget.
+
+    Args:
+        broken_at: (n, …) smallest eps or distance that breaks each sample; inf for robust ones.
+        eps: the budget; inf for any distance.
+    """
+    broken: NDArray[np.bool_] = (broken_at < inf) & (broken_at <= eps * (1 + EPS_TOLERANCE))
+    return broken
+
+
+def median_distance(distances: Sequence[float]) -> float | None:
+    """Return the median of distances, of which robust samples have inf; None without any.
+
+    Example:
+        >>> median_distance([1.0, 2.0, inf]), median_distance([1.0, inf]), median_distance([])
+        (2.0, inf, None)
+    """
+    x, n = sorted(distances), len(distances)
+    if not n:
+        return None
+    high = x[n // 2]
+    return high if n % 2 or high == inf else (x[n // 2 - 1] + high) / 2
+
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""
@@ -61,17 +111,78 @@ class Rate:
 
 
 @dataclass(frozen=True)
+class RejectionRates:
+    """The rates of a model with a reject option; a model that rejects everything scores well on none of them.
+
+    A prediction is correct if it is the oracle's class, or the label without one. Inputs that belong to no class have
+    no correct prediction: their rates of correct and wrong predictions are of no trials.
+
+    Args:
+        false_rejection: rejected clean inputs.
+        clean_accuracy_with_rejection: clean inputs that are accepted and correct.
+        accuracy_with_rejection: adversarial inputs that are accepted and correct; a rejection is an error.
+        accuracy_on_accepted: correct predictions among the accepted adversarial inputs.
+        undetected_errors: adversarial inputs that are misclassified and accepted, of all.
+        rejected_errors: rejected inputs among the misclassified adversarial ones; of few, it means little.
+        rejected_adversarial: rejected inputs among the attacked ones, whatever the prediction; where they belong to no
+            class, samples without a valid input count as rejected.
+    """
+
+    false_rejection: Rate
+    clean_accuracy_with_rejection: Rate
+    accuracy_with_rejection: Rate
+    accuracy_on_accepted: Rate
+    undetected_errors: Rate
+    rejected_errors: Rate
+    rejected_adversarial: Rate
+
+    def to_json(self) -> dict[str, dict[str, float]]:
+        """Return each rate as ``--json`` prints it."""
+        return {name: rate.to_json() for name, rate in vars(self).items()}
+
+
+def rejection_rates(records: Sequence[Record], *, no_class: bool = False) -> RejectionRates:
+    """Return the rates of a cell whose model has a reject option.
+
+    Args:
+        records: one for each sample.
+        no_class: do the adversarial inputs belong to no class?
+    """
+    n, attacked = len(records), [r for r in records if r.was_attacked]
+    clean = [r for r in records if r.clean.accepted is not False]
+    classed = () if no_class else records
+    accepted = [r for r in classed if r.adversarial.accepted is not False]
+    correct = sum(r.is_correct for r in accepted)
+    # inputs of no class that break no sample are rejected, or there was no valid input
+    unbroken = Rate(sum(not r.is_broken for r in attacked), len(attacked))
+    return RejectionRates(
+        false_rejection=Rate(n - len(clean), n),
+        clean_accuracy_with_rejection=Rate(sum(r.is_clean_correct for r in clean), n),
+        accuracy_with_rejection=Rate(correct, len(classed)),
+        accuracy_on_accepted=Rate(correct, len(accepted)),
+        undetected_errors=Rate(len(accepted) - correct, len(classed)),
+        rejected_errors=_rejected_rate([r for r in classed if r.was_attacked and not r.is_correct]),
+        rejected_adversarial=unbroken if no_class else _rejected_rate(attacked),
+    )
+
+
+def _rejected_rate(records: Sequence[Record]) -> Rate:
+    return Rate(sum(r.adversarial.accepted is False for r in records), len(records))
+
+
+@dataclass(frozen=True)
 class CellSummary:
     """The rates of one cell.
 
     Args:
         epsilons: the sweep, ascending; empty without a budget.
         clean_accuracy: correct predictions before the attack, of all samples.
-        robust_accuracy: samples that are not broken, of all; one rate for each eps, or one without a budget.
-        clean_acceptance_rate: accepted clean inputs; None for a model without a reject option.
-        rejected_error_rate: rejected inputs among the attacked ones that are misclassified; None likewise.
-        median_distance: over the broken samples (not those misclassified before), in the threat's norm; None
-            if there are none.
+        robust_accuracy: samples that are neither misclassified before the attack nor broken by it, of all; one rate
+            for each eps, or one without a budget.
+        attack_success_rate: samples that the attack broke, of the attacked ones, at the largest eps.
+        median_distance: over the attacked samples, in the threat's norm, inf for robust ones; None if no sample was
+            attacked, or if the attack minimises no distance.
+        rejection: rates of a model with a reject option; None for any other model.
         forward_passes: mean over the attacked samples.
         backward_passes: mean over the attacked samples.
         statuses: number of samples with each status.
@@ -80,54 +191,48 @@ class CellSummary:
     epsilons: tuple[float, ...]
     clean_accuracy: Rate
     robust_accuracy: tuple[Rate, ...]
-    clean_acceptance_rate: Rate | None
-    rejected_error_rate: Rate | None
+    attack_success_rate: Rate
     median_distance: float | None
+    rejection: RejectionRates | None
     forward_passes: float
     backward_passes: float
     statuses: dict[str, int]
 
 
-def summarise(records: Sequence[Record], epsilons: Sequence[float], norm: str) -> CellSummary:
+def summarise(
+    records: Sequence[Record],
+    epsilons: Sequence[float],
+    distances: Sequence[float] | None,
+    *,
+    no_class: bool = False,
+) -> CellSummary:
     """Return the rates of one cell.
 
     Args:
         records: one for each sample.
         epsilons: ascending; empty without a budget.
-        norm: the norm that distances are measured in: l0, l1, l2 or linf.
+        distances: of the attacked samples, inf for robust ones; None if the attack minimises no distance.
+        no_class: do the adversarial inputs belong to no class?
     """
-    broken = [r for r in records if r.is_broken]
     attacked = [r for r in records if r.was_attacked]
+    broken_at = np.array([inf if r.broken_at is None else r.broken_at for r in records])
+    can_reject = any(r.clean.accepted is not None for r in records)
+    n = len(records)
     return CellSummary(
         epsilons=tuple(epsilons),
-        clean_accuracy=Rate(sum(r.clean.prediction == r.label for r in records), len(records)),
-        robust_accuracy=tuple(_robust_rate(records, eps) for eps in epsilons or (float("inf"),)),
-        clean_acceptance_rate=_clean_acceptance_rate(records),
-        rejected_error_rate=_rejected_error_rate(attacked),
-        median_distance=median(getattr(r.distance, norm) for r in broken) if broken else None,
+        clean_accuracy=Rate(sum(r.is_clean_correct for r in records), n),
+        robust_accuracy=tuple(
+            Rate(n - int(broken_within(broken_at, eps).sum()), n) for eps in epsilons or (inf,)
+        ),
+        attack_success_rate=Rate(sum(r.is_broken for r in attacked), len(attacked)),
+        median_distance=None if distances is None else median_distance(distances),
+        rejection=rejection_rates(records, no_class=no_class) if can_reject else None,
         forward_passes=_mean([r.forward_passes for r in attacked]),
         backward_passes=_mean([r.backward_passes for r in attacked]),
         statuses={
             s: sum(r.status == s for r in records) for s in sorted({r.status for r in records})
         },
     )
-
-
-def _robust_rate(records: Sequence[Record], eps: float) -> Rate:
-    robust = sum(r.broken_at is None or r.broken_at > eps for r in records)
-    return Rate(robust, len(records))
-
-
-def _clean_acceptance_rate(records: Sequence[Record]) -> Rate | None:
-    accepted = [r.clean.accepted for r in records if r.clean.accepted is not None]
-    return Rate(sum(accepted), len(accepted)) if accepted else None
-
-
-def _rejected_error_rate(attacked: Sequence[Record]) -> Rate | None:
-    wrong = [r.adversarial for r in attacked if r.adversarial.prediction != r.label]
-    known = [output.accepted for output in wrong if output.accepted is not None]
-    never_rejects = all(r.clean.accepted is None for r in attacked)
-    return None if never_rejects else Rate(sum(not a for a in known), len(known))
 
 
 def _mean(values: Sequence[int]) -> float:

@@ -19,8 +19,8 @@ from robustbench_inv.evaluation.plan import plan_jobs
 from robustbench_inv.evaluation.schedule import _pack, _unpack
 from robustbench_inv.models.reject_option import reject
 from robustbench_inv.models.wrapping import wrap_module
-from robustbench_inv.results.rates import rejection_rates
 from robustbench_inv.results.run_files import CellFolder
+from robustbench_inv.results.summary import rejection_rates
 from robustbench_inv.threat.goals import Accept
 
 

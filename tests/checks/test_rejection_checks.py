@@ -6,9 +6,8 @@ import pytest
 
 from robustbench_inv.checks.suite import check_records
 from robustbench_inv.results.cell_parts import ModelInfo, ThresholdInfo
-from robustbench_inv.results.rates import rejection_rates
 from robustbench_inv.results.record import ModelOutput
-from robustbench_inv.results.summary import Rate
+from robustbench_inv.results.summary import Rate, rejection_rates
 from robustbench_inv.testing.toy_cells import toy_cell
 
 FITTED = {"dataset": "four:split=train", "dataset_digest": "7" * 64, "first": "0", "last": "9"}

@@ -40,7 +40,7 @@ def test_prints_an_object_for_each_cell(invbench, arguments):
     assert done.code == 0, done.err
     assert [cell["attack"] for cell in cells] == ["pgd:steps=2", "fgsm"]
     for cell in cells:
-        assert (cell["samples"], cell["dataset"], cell["clean_acceptance_rate"]) == (
+        assert (cell["samples"], cell["dataset"], cell["rejection"]) == (
             20,
             "mnist5k",
             None,

@@ -79,7 +79,7 @@ def test_the_results_from_python(run):
     assert (first["model"], first["attack"]) == ("spheres-max-margin", PGD)
     assert [r["trials"] for r in first["robust_accuracy"]] == [40, 40]
     assert set(first["clean_accuracy"]) == {"successes", "trials", "low", "high"}
-    assert first["rejected_error_rate"] is None
+    assert first["rejection"] is None
     assert Path(second["path"]).is_dir()
     assert len(run.records()) == 80
     frame = run.to_frame()

@@ -11,7 +11,7 @@ from robustbench_inv.catalogue.threats import load_threat
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import BadParameter, UnknownName
 from robustbench_inv.evaluation.jobs import EvaluationRequest, build_jobs
-from robustbench_inv.results.rates import rejection_rates
+from robustbench_inv.results.summary import rejection_rates
 from robustbench_inv.tensors import Output
 from robustbench_inv.testing.toys import least_squares, rejecting_all
 from robustbench_inv.threat.goals import Accept, Misclassify, MisclassifyAccepted, Target

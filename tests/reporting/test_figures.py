@@ -116,9 +116,10 @@ def test_spheres_show_both_attacks_split_by_class(full_run):
     said = set(texts(picture.svg))
     assert {"inner sphere", "outer sphere", "spheres-perturbation", "spheres-invariance"} <= said
     assert (
-        "spheres-perturbation on spheres-misaligned breaks 0.0 % of the inner sphere" in picture.alt
+        "spheres-perturbation on spheres-misaligned breaks 0.0 % of 20 attacked (inner sphere)"
+        in picture.alt
     )
-    assert "100.0 % of the outer sphere" in picture.alt
+    assert "100.0 % of 20 attacked (outer sphere)" in picture.alt
 
 
 def test_images_show_clean_adversarial_and_difference_of_every_model(full_run):

@@ -37,7 +37,12 @@ def run(writer, record):
         for i, r in enumerate(clean)
     ]
     strange = [
-        replace(r, adversarial=ModelOutput(3, (-3.0, -4.0, 4.5, -1.5)[i], i == 2))
+        replace(
+            r,
+            adversarial=ModelOutput(3, (-3.0, -4.0, 4.5, -1.5)[i], i == 2),
+            broken_at=0.1 if i == 2 else None,
+            goal_reached=i == 2,
+        )
         for i, r in enumerate(clean)
     ]
     return (

@@ -18,11 +18,7 @@ from robustbench_inv.attacks.pgd import FGSM, PGD
 from robustbench_inv.attacks.random_inputs import RandomPerturbation
 from robustbench_inv.cli.run_tables import print_run
 from robustbench_inv.data.arrays import ArrayDataset
-from robustbench_inv.reporting.facts import (
-    distances_of,
-    quantile,
-    summary_frame,
-)
+from robustbench_inv.reporting.facts import quantile, summary_frame
 from robustbench_inv.reporting.html import write_report
 from robustbench_inv.reporting.run_results import read_runs
 from robustbench_inv.reporting.statistics import clopper_pearson
@@ -135,7 +131,7 @@ def test_distances_count_what_never_fell_as_infinite(writer, record):
     about = {"attack": "deepfool", "kind": "minimum-norm", "norm": "l2", "epsilons": []}
     run = writer.cell([*fell, *held, *wrong], **about).finish()
     (cell,) = cells_of(run)
-    assert distances_of(cell) == [1, 2, 3, 4, *[math.inf] * 4]
+    assert cell.attacked_distances == [1, 2, 3, 4, *[math.inf] * 4]
     (table,) = build_tables("distances", [cell])
     figures = [shown(table, 0, c) for c in ("Attacked", "1st quartile", "Median", "3rd quartile")]
     assert figures == ["8", "2", "∞ [1–∞]", "∞"]

@@ -18,7 +18,8 @@ from robustbench_inv.testing.toy_cells import toy_cell
 
 def shown(make, sample, adversarial, oracle, *, reached=False, status="ok", l0=5):
     return replace(
-        make.record(sample, label=3, oracle_label=oracle, oracle_source="human", goal_reached=reached),
+        make.record(sample, label=3, oracle_label=oracle, oracle_source="human", goal_reached=reached,
+                    broken_at=1.0 if reached else None),
         clean=ModelOutput(3, None, None), adversarial=ModelOutput(adversarial, None, None), status=status,
         distance=Distances(l0, 1.0, 1.0, 1.0),
     )  # fmt: skip

@@ -22,7 +22,7 @@ from robustbench_inv.catalogue.reproduction import (
 )
 from robustbench_inv.errors import BadResults
 from robustbench_inv.results.cell import FinishedCell
-from robustbench_inv.results.summary import Rate
+from robustbench_inv.results.summary import Rate, broken_within, same_eps
 
 __all__ = [
     "NO_GRADIENT",
@@ -184,13 +184,19 @@ class ReproductionOutcomes:
             eps: budget; attacks that did not run at this eps do not count.
         """
         trials = self._trials(line, side)
-        at_eps = [t for t in trials if not eps or eps in (self.item.sweep(t) or (eps,))]
+        at_eps = [
+            t
+            for t in trials
+            if not eps or any(same_eps(eps, e) for e in self.item.sweep(t) or (eps,))
+        ]
 
         def survives(names: Sequence[str], dataset: str) -> SampleMask:
             known = self._known(names)
-            return (
-                self._select(line, known, dataset).gt(eps).all(axis=1) if known else _no_samples()
-            )
+            if not known:
+                return _no_samples()
+            broken_at = self._select(line, known, dataset)
+            robust = ~broken_within(broken_at.to_numpy(), eps).any(axis=1)
+            return pd.Series(robust, index=broken_at.index)
 
         return self._join_cells(at_eps, column, data, survives)
 
