@@ -18,6 +18,7 @@ from robustbench_inv.evaluation.engine import (
 from robustbench_inv.evaluation.jobs import EvaluationRequest, Job, as_list
 from robustbench_inv.evaluation.plan import Plan, make_plan
 from robustbench_inv.evaluation.schedule import CellOutcome, Workers, check_workers, run_jobs
+from robustbench_inv.evaluation.stored_answers import refuse_changed_cells
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import cell_to_json
 from robustbench_inv.results.record import Record
@@ -193,9 +194,11 @@ def run_plan(
         BadResults: if the results cannot be written.
     """
     check_workers(workers)
-    path = Path(out) if out else DEFAULT_FOLDER / plan.name
-    write_plan(path, plan.to_json())
     options = options or RunOptions()
+    path = Path(out) if out else DEFAULT_FOLDER / plan.name
+    if options.existing != "redo":
+        refuse_changed_cells(plan.jobs, path, options.device)
+    write_plan(path, plan.to_json())
     outcomes = run_jobs(plan.jobs, path, options, progress, workers)
     failures = [
         CellFailure(outcome.title, reason)

@@ -22,6 +22,7 @@ from robustbench_inv.evaluation.search import (
     is_out_of_memory,
     make_searches,
 )
+from robustbench_inv.evaluation.stored_answers import store_answers
 from robustbench_inv.randomness import seeded
 from robustbench_inv.results.cell_writing import CellRequest, CellWriter
 from robustbench_inv.results.oracle_error import write_oracle_error
@@ -120,7 +121,10 @@ def run_cell(
         return [f"{job.title}: skipped, since it has results already"]
     redo = options.existing == "redo"
     size = options.batch_size or BATCH_SIZE
-    request = CellRequest(describe_cell(job, options.device), job.samples, size, redo)
+    description = describe_cell(job, options.device)
+    if redo or not (folder / CELL).exists():
+        description["answers"] = store_answers(job, options.device)
+    request = CellRequest(description, job.samples, size, redo)
     with CellWriter(folder, request) as writer:
         notes = _messages(job, writer, options)
         report(Progress(job.title, writer.done, writer.total))

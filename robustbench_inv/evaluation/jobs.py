@@ -121,6 +121,7 @@ class Job:
         oracle: the oracle that the threat names, None if it names none.
         optional: skip the cell with a warning if its parts are incompatible.
         excluded: number of requested samples that already belong to the target class.
+        shared: values that the jobs of an evaluation compute once.
     """
 
     model: LoadedModel
@@ -134,6 +135,11 @@ class Job:
     oracle: Oracle | None = None
     optional: bool = field(default=False, compare=False)
     excluded: int = field(default=0, compare=False)
+    shared: dict[tuple[object, ...], Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave ``shared`` to this process."""
+        return {**vars(self), "spec": self.spec, "shared": {}}
 
     @cached_property
     def spec(self) -> CellSpec:
@@ -142,7 +148,7 @@ class Job:
             model=self.model.digest,
             attack=self.attack.digest,
             threat=digest_threat(self.threat_description),
-            dataset=identify_dataset(self.dataset),
+            dataset=self._dataset_identity,
             seed=self.seed,
         )
 
@@ -156,6 +162,14 @@ class Job:
             None if helper is None else {"name": helper.name, "digest": helper.digest},
             None if oracle is None else describe_oracle(str(self.threat.oracle), oracle),
         )
+
+    @property
+    def _dataset_identity(self) -> str:
+        key = ("data set", id(self.dataset))
+        if key not in self.shared:
+            self.shared[key] = identify_dataset(self.dataset)
+        identity: str = self.shared[key]
+        return identity
 
     @property
     def search_key(self) -> tuple[object, ...]:
@@ -322,6 +336,7 @@ def _build_job(request: EvaluationRequest, cache: LoadCache) -> Job:
         oracle=cache.oracle(threat, dataset, model),
         optional=request.optional,
         excluded=len(ids) - len(kept),
+        shared=cache.shared,
     )
 
 

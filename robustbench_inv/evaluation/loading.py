@@ -37,10 +37,13 @@ class LoadCache:
     Args:
         device: where the models compute.
         data_root: folder of data files.
+
+    ``shared`` keeps values that the jobs of an evaluation compute once.
     """
 
     device: str = "cpu"
     data_root: str | None = None
+    shared: dict[tuple[object, ...], Any] = field(default_factory=dict, init=False, repr=False)
     _loaded: dict[tuple[object, ...], Any] = field(default_factory=dict, init=False, repr=False)
 
     def attack(self, source: Any) -> LoadedAttack:  # noqa: ANN401

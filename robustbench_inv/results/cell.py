@@ -56,6 +56,7 @@ class CellInfo:
         segments: the samples in the order of their records.
         rejudged_from: digest of the cell whose images another oracle judged; None for an evaluation.
         version: of the file that was read.
+        answers: what model, substitute, oracle and data set return for fixed inputs; empty in older files.
     """
 
     identity: JSON
@@ -69,6 +70,7 @@ class CellInfo:
     segments: tuple[Segment, ...] = ()
     rejudged_from: str | None = None
     version: int = 2
+    answers: JSON = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_json(cls, value: JSON) -> "CellInfo":
@@ -91,6 +93,7 @@ class CellInfo:
             segments=tuple(map(Segment.from_json, value.get("segments", ()))),
             rejudged_from=value.get("rejudged_from"),
             version=version,
+            answers=dict(value.get("answers") or {}),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -107,6 +110,7 @@ class CellInfo:
             "seed": self.seed,
             **self.software,
             **rejudged,
+            **({"answers": dict(self.answers)} if self.answers else {}),
             "batch_size": self.batch_size,
             "segments": [segment.to_json() for segment in self.segments],
         }
