@@ -15,12 +15,15 @@ __all__ = [
     "blocks",
     "broadcast",
     "class_margins",
+    "finite_size",
     "flatten",
+    "logit_change",
     "margin",
     "mask_true_class",
     "norm",
     "per_sample_gradient",
     "relative_difference",
+    "subtract",
     "top_other_classes",
     "where_rows",
 ]
@@ -52,6 +55,15 @@ class Output:
     def decision(self) -> Tensor:
         """(n,) int64: the predicted class, that of the largest logit, even if the input is rejected."""
         return self.logits.argmax(1)
+
+    @property
+    def valid(self) -> Tensor:
+        """(n,): is no logit NaN, some logit above −inf, and the score, if any, finite?
+
+        A logit of −inf rules its class out. Where every class is ruled out, there is no prediction.
+        """
+        predicted = self.logits.amax(1) > -torch.inf  # the maximum of a NaN and a number is NaN
+        return predicted if self.score is None else predicted & self.score.isfinite()
 
     def __getitem__(self, rows: Tensor) -> "Output":
         """Return the output of a subset of the batch."""
@@ -114,13 +126,24 @@ def where_rows(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     return torch.where(broadcast(mask, old), new, old)
 
 
+def subtract(first: Tensor, second: Tensor) -> Tensor:
+    """Return first − second, but 0 where both are the same infinity, such as the logits of two ruled-out classes."""
+    return (first - second).masked_fill((first == second) & first.isinf(), 0)
+
+
+def finite_size(values: Tensor) -> float:
+    """Return the largest absolute value among the finite elements, 0 if there are none."""
+    return float(values.masked_fill(~values.isfinite(), 0).abs().max())
+
+
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Return max_{j≠y} z_j − z_y for each sample, (n,): positive when misclassified.
 
-    The true class is masked with −inf, so that all-negative and huge logits give the right result (check C9).
+    The true class is masked with −inf, so that all-negative and huge logits give the right result (check C9). A class
+    worth −inf never wins: the margin is −inf if all other classes are ruled out, and inf if only the true class is.
     """
     true = logits.gather(1, labels[:, None])
-    return mask_true_class(logits, labels).max(1).values - true[:, 0]
+    return subtract(mask_true_class(logits, labels).max(1).values, true[:, 0])
 
 
 def mask_true_class(logits: Tensor, labels: Tensor) -> Tensor:
@@ -129,9 +152,21 @@ def mask_true_class(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def top_other_classes(logits: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Return the other classes of the largest logits, (n, at most count), in descending order."""
-    most = min(count, logits.shape[1] - 1)
-    return mask_true_class(logits, labels).topk(most, dim=1).indices
+    """Return the other classes of the largest logits, (n, at most count), in descending order.
+
+    A class worth −inf is left out: where a sample has fewer other classes than the rest of the batch, its best one is
+    repeated, and any other class stands in for it if all are ruled out.
+
+    Example:
+        >>> top_other_classes(torch.tensor([[3.0, -torch.inf, 1.0, 2.0]]), torch.tensor([0]), 3).tolist()
+        [[3, 2]]
+    """
+    others = mask_true_class(logits, labels)
+    most = int((others > -torch.inf).sum(1).amax()) if len(labels) else 1
+    found = others.topk(max(min(count, most), 1), dim=1)
+    possible, best = found.values > -torch.inf, found.indices[:, :1]
+    best = best.where(possible[:, :1], ((labels + 1) % logits.shape[1])[:, None])
+    return found.indices.where(possible, best)
 
 
 def class_margins(logits: Tensor) -> Tensor:
@@ -143,7 +178,8 @@ def class_margins(logits: Tensor) -> Tensor:
     """
     best = logits.topk(2).values
     first, second = best[:, :1], best[:, 1:]
-    return (logits - first).scatter(1, logits.argmax(1, keepdim=True), first - second)
+    lead = subtract(first, second)
+    return subtract(logits, first).scatter(1, logits.argmax(1, keepdim=True), lead)
 
 
 def accepted_margin(output: Output, labels: Tensor) -> Tensor:
@@ -172,14 +208,19 @@ def acceptance_margin(output: Output) -> Tensor:
     return largest if output.accepted is None else (-largest).where(~output.accepted, largest)
 
 
+def logit_change(after: Tensor, before: Tensor) -> Tensor:
+    """Return the largest change of a logit of each sample, (n,): 0 for a class that stays ruled out, at −inf."""
+    return subtract(after, before).abs().amax(1)
+
+
 def relative_difference(logits: Tensor, again: Tensor) -> float:
-    """Return the largest difference between two logits for the same inputs, relative to the largest logit.
+    """Return the largest difference between two logits for the same inputs, relative to the largest finite logit.
 
     Example:
         >>> relative_difference(torch.tensor([[0.0, -4.0]]), torch.tensor([[0.0, -3.0]]))
         0.25
     """
-    apart, size = float((logits - again).abs().max()), float(logits.abs().max())
+    apart, size = float(logit_change(again, logits).max()), finite_size(logits)
     if apart == 0:
         return 0.0
     return apart / size if size else math.inf

@@ -1,11 +1,24 @@
 """Per-sample functions: margins that are right for any logits, norms over the whole sample."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustbench_inv.tensors import Output, broadcast, flatten, margin, norm, where_rows
+from robustbench_inv.tensors import (
+    Output,
+    broadcast,
+    class_margins,
+    flatten,
+    logit_change,
+    margin,
+    norm,
+    relative_difference,
+    top_other_classes,
+    where_rows,
+)
 
 numbers = st.floats(-1e8, 1e8, width=32)
 
@@ -93,3 +106,58 @@ def test_detached_output():
     output = Output(logits, logits.sum(1)).detach()
     assert not output.logits.requires_grad
     assert not output.score.requires_grad
+
+
+INF = math.inf
+
+
+@pytest.mark.parametrize(
+    ("logits", "label", "expected"),
+    [
+        ([2.0, -INF, 1.0], 0, -1.0),  # as without the second class
+        ([2.0, -INF, 1.0], 1, INF),  # a ruled-out class never wins
+        ([2.0, -INF, -INF], 0, -INF),  # nothing else can win
+        ([2.0, -INF, -INF], 1, INF),
+        ([-INF, -INF, -INF], 0, 0.0),
+        ([INF, 0.0, INF], 0, 0.0),  # a tie, as of any equal logits
+        ([INF, 0.0, 1.0], 0, -INF),
+    ],
+)
+def test_margin_of_infinite_logits(logits, label, expected):
+    rows = torch.tensor([logits], requires_grad=True)
+    found = margin(rows, torch.tensor([label]))
+    found.sum().backward()
+    assert found.item() == expected
+    assert rows.grad.isfinite().all()
+
+
+def test_the_true_class_is_never_another_class():
+    logits = torch.tensor([[3.0, -INF, 1.0, -INF], [0.0, 1.0, 2.0, -INF], [-INF, 5.0, -INF, -INF]])
+    labels = torch.tensor([0, 2, 1])
+    found = top_other_classes(logits, labels, 9)
+    assert found.tolist() == [[2, 2], [1, 0], [2, 2]]
+    assert top_other_classes(logits[:0], labels[:0], 9).shape[0] == 0
+
+
+def test_class_margins_of_ruled_out_classes():
+    logits = torch.tensor([[1.0, -INF, 4.0, -INF], [-INF, 2.0, -INF, -INF], [INF, INF, 0.0, 1.0]])
+    assert class_margins(logits).tolist() == [
+        [-3.0, -INF, 3.0, -INF],
+        [-INF, INF, -INF, -INF],
+        [0.0, 0.0, -INF, -INF],
+    ]
+
+
+def test_an_output_without_a_possible_class_is_not_valid():
+    rows = [[0.0, -INF], [-INF, -INF], [math.nan, 0.0], [-INF, math.nan], [INF, 0.0]]
+    assert Output(torch.tensor(rows)).valid.tolist() == [True, False, False, False, True]
+    score = torch.tensor([0.0, 0.0, 0.0, 0.0, math.nan])
+    assert Output(torch.tensor(rows), score).valid.tolist() == [True] + [False] * 4
+
+
+def test_ruled_out_classes_do_not_hide_or_make_a_difference():
+    logits = torch.tensor([[1.0, -INF], [2.0, -4.0]])
+    assert relative_difference(logits, logits) == 0
+    assert relative_difference(logits, logits + 1) == 0.25
+    assert relative_difference(logits, logits.flip(1)) == INF
+    assert logit_change(logits, logits + 1).tolist() == [1.0, 1.0]

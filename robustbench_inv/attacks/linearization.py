@@ -12,6 +12,7 @@ from robustbench_inv.tensors import (
     flatten,
     norm,
     per_sample_gradient,
+    subtract,
     top_other_classes,
     where_rows,
 )
@@ -77,7 +78,7 @@ def distance_scaled_loss(loss: Loss, rates: Tensor) -> Loss:
     def of_distances(output: Output, labels: Tensor) -> Tensor:
         true = output.logits.gather(1, labels[:, None])
         clearance = None if output.clearance is None else output.clearance / rates
-        scaled = Output((output.logits - true) / rates, None, output.accepted, clearance)
+        scaled = Output(subtract(output.logits, true) / rates, None, output.accepted, clearance)
         return loss(scaled, labels)
 
     return of_distances
@@ -127,7 +128,7 @@ def linear_distance(gaps: Tensor, gradients: Tensor, name: str, width: float = 1
     number of elements.
 
     Args:
-        gaps: (n,) by how much the functions must increase.
+        gaps: (n,) by how much the functions must increase; inf for a class that is ruled out, −inf if the true class is.
         gradients: (n, …); elements that are not finite count as zero.
         name: of the norm.
         width: of the box, for l0.
@@ -141,8 +142,10 @@ def linear_distance(gaps: Tensor, gradients: Tensor, name: str, width: float = 1
     if name == "l0":
         gains = width * gradients.abs().sort(dim=1, descending=True).values.cumsum(1)
         counts = (gains < gaps[:, None]).sum(1) + (gaps > 0)
-        return counts.clamp_max(gradients.shape[1]).to(gaps.dtype)
-    return gaps / norm(gradients, DUAL[name])
+        distances = counts.clamp_max(gradients.shape[1]).to(gaps.dtype)
+    else:
+        distances = gaps / norm(gradients, DUAL[name])
+    return torch.where(gaps.isinf(), gaps.clamp_min(0), distances)
 
 
 def max_distance(images: Tensor, bounds: tuple[float, float], name: str) -> Tensor:
@@ -161,4 +164,4 @@ def _margins(
     if isinstance(classes, int):
         classes = top_other_classes(output.logits.detach(), labels, classes)
     true = output.logits.gather(1, labels[:, None])
-    return classes, output.logits.gather(1, classes) - true
+    return classes, subtract(output.logits.gather(1, classes), true)

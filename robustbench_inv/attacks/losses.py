@@ -1,5 +1,7 @@
 """Losses that gradient attacks maximize: one value per sample."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -15,6 +17,7 @@ from robustbench_inv.tensors import (
     class_margins,
     margin,
     mask_true_class,
+    subtract,
 )
 from robustbench_inv.threat.goals import (
     Accept,
@@ -110,7 +113,11 @@ def log_odds_against(output: Output, labels: Tensor) -> Tensor:
     It ranks inputs as cross-entropy does, has the same direction of steepest ascent, and never saturates. Softmax
     outputs are exactly 0 and 1 in float32 from a margin of 104 nats on.
     """
-    return torch.logsumexp(_logit_gaps(output, labels), 1)
+    return _if_finite(
+        lambda finite: torch.logsumexp(_logit_gaps(finite, labels), 1),
+        output,
+        lambda logits: margin(logits, labels),
+    )
 
 
 def logit_margin(output: Output, labels: Tensor) -> Tensor:
@@ -123,16 +130,19 @@ def logit_margin(output: Output, labels: Tensor) -> Tensor:
 
 
 def difference_of_logits_ratio(output: Output, labels: Tensor) -> Tensor:
-    """Return (max_{j≠y} z_j − z_y) / (z_(1) − z_(3)), (n,); the margin for two classes.
+    """Return (max_{j≠y} z_j − z_y) / (z_(1) − z_(3)), (n,); the margin for two classes that are not ruled out.
 
     References:
         Croce and Hein, 2020, equation 6.
     """
-    gap = margin(output.logits, labels)
     if output.logits.shape[1] < 3:
-        return gap
-    top = output.logits.topk(3).values
-    return gap / _at_least_eps(top[:, 0] - top[:, 2])
+        return margin(output.logits, labels)
+
+    def ratio(finite: Output) -> Tensor:
+        first, _, third = finite.logits.topk(3).values.unbind(1)
+        return margin(finite.logits, labels) / _spread(first, third, third)
+
+    return _if_finite(ratio, output, lambda logits: margin(logits, labels))
 
 
 def scaled_cross_entropy(output: Output, labels: Tensor) -> Tensor:
@@ -140,13 +150,17 @@ def scaled_cross_entropy(output: Output, labels: Tensor) -> Tensor:
 
     The scaling makes the loss independent of the scale of the logits, and keeps the softmax from saturating.
     """
-    ahead = _logit_gaps(output, labels)
-    scale = _at_least_eps(ahead.detach().amax(1).abs()) / SCALED_MARGIN
-    return softplus(torch.logsumexp(ahead / scale[:, None], 1))
+
+    def scaled(finite: Output) -> Tensor:
+        ahead = _logit_gaps(finite, labels)
+        scale = _at_least_eps(ahead.detach().amax(1).abs()) / SCALED_MARGIN
+        return torch.logsumexp(ahead / scale[:, None], 1)
+
+    return softplus(_if_finite(scaled, output, lambda logits: margin(logits, labels)))
 
 
 def targeted_logits_ratio(output: Output, labels: Tensor, targets: Tensor) -> Tensor:
-    """Return (z_t − z_y) / (z_(1) − (z_(3) + z_(4)) / 2), (n,); undivided for fewer than four classes.
+    """Return (z_t − z_y) / (z_(1) − (z_(3) + z_(4)) / 2), (n,); undivided for fewer than four classes that are not ruled out.
 
     Args:
         output: of the model.
@@ -156,12 +170,19 @@ def targeted_logits_ratio(output: Output, labels: Tensor, targets: Tensor) -> Te
     References:
         Croce and Hein, 2020, equation 7.
     """
-    logits = output.logits
-    gap = (logits.gather(1, targets[:, None]) - logits.gather(1, labels[:, None]))[:, 0]
-    if logits.shape[1] < 4:
-        return gap
-    top = logits.topk(4).values
-    return gap / _at_least_eps(top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
+
+    def gap(logits: Tensor) -> Tensor:
+        pair = logits.gather(1, torch.stack([targets, labels], 1))
+        return subtract(pair[:, 0], pair[:, 1])
+
+    if output.logits.shape[1] < 4:
+        return gap(output.logits)
+
+    def ratio(finite: Output) -> Tensor:
+        first, _, third, fourth = finite.logits.topk(4).values.unbind(1)
+        return gap(finite.logits) / _spread(first, (third + fourth) / 2, fourth)
+
+    return _if_finite(ratio, output, gap)
 
 
 LOSSES: dict[str, Loss] = {
@@ -251,6 +272,29 @@ def _logit_gaps(output: Output, labels: Tensor) -> Tensor:
     """Return the logit of each class minus that of the true class, (n, classes), −inf for the true class."""
     true = output.logits.gather(1, labels[:, None])
     return mask_true_class(output.logits, labels) - true
+
+
+def _if_finite(
+    loss: Callable[[Output], Tensor], output: Output, lead: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Return a loss (n,), but its lead, without a gradient, where that is infinite: one side of a difference is ruled out.
+
+    Args:
+        loss: of an output in which no sample's lead is infinite; single logits may be −inf.
+        output: of the model.
+        lead: returns the difference (n,) of the loss from logits (n, classes).
+    """
+    if output.logits.isfinite().all():
+        return loss(output)
+    certain = lead(output.logits.detach())
+    rows = certain.isinf()
+    logits = output.logits.masked_fill(rows[:, None], 0)
+    return torch.where(rows, certain, loss(replace(output, logits=logits)))
+
+
+def _spread(first: Tensor, other: Tensor, last: Tensor) -> Tensor:
+    """Return first − other, (n,), at least eps; 1 where the last class that it takes is ruled out."""
+    return _at_least_eps((first - other).where(last > -torch.inf, 1))
 
 
 def _at_least_eps(values: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from robustbench_inv.checks.verdict import Grade, Verdict, grade
 from robustbench_inv.models.protocol import Classifier, Stochastic, classify
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.results.summary import Rate
-from robustbench_inv.tensors import Output, margin
+from robustbench_inv.tensors import Output, finite_size, margin
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.threat_model import ThreatModel
 
@@ -134,8 +134,9 @@ def check_logit_scale(probe: Probe) -> Verdict:
         return CHECKS["C8"].make_verdict(probe.model, "NA", None, reason)
     logits, eps = probe.query().logits, _breaking_eps(probe)
     margins = margin(logits, probe.batch.labels).abs()
-    size = float(margins.median().clamp_min(torch.finfo(logits.dtype).tiny))
-    spacing = float(torch.finfo(logits.dtype).eps * logits.abs().max()) / size
+    known = margins[margins.isfinite()]  # infinite where all other classes are ruled out
+    size = float(known.median().clamp_min(torch.finfo(logits.dtype).tiny)) if len(known) else 1.0
+    spacing = torch.finfo(logits.dtype).eps * finite_size(logits) / size
     forms: dict[str, Callable[[Tensor], Tensor]] = {
         "as they are": lambda z: z,
         "without their maximum": lambda z: z - z.amax(1, keepdim=True).detach(),

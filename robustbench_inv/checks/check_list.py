@@ -106,8 +106,12 @@ CHECKS: Mapping[str, Check] = {
             "C10",
             "the model returns logits, not probabilities",
             "model",
-            rule=("WARN if outputs are >= 0 and have the same sum for every input"),
-            consequence=("losses apply a second softmax, which flattens gradients; return logits"),
+            rule=(
+                "WARN if outputs are >= 0 and have the same sum for every input; FAIL if a logit is NaN or +inf"
+            ),
+            consequence=(
+                "losses of probabilities or undefined numbers have no useful gradients; return finite logits"
+            ),
         ),
         Check(
             "C11",

@@ -11,7 +11,7 @@ from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.probe import Probe
 from robustbench_inv.checks.verdict import Verdict, grade
 from robustbench_inv.models.protocol import query_model
-from robustbench_inv.tensors import flatten, margin, per_sample_gradient
+from robustbench_inv.tensors import flatten, margin, per_sample_gradient, subtract
 
 __all__ = ["check_gradient_accuracy", "check_gradients", "check_saturation", "check_single_pass"]
 
@@ -67,7 +67,7 @@ def check_saturation(probe: Probe) -> Verdict:
     """
     logits, labels = probe.query().logits, probe.batch.labels
     margins = -margin(logits, labels)
-    right = margins > 0
+    right = (margins > 0) & margins.isfinite()  # infinite where all other classes are ruled out
     if not right.any():
         return CHECKS["C7"].make_verdict(probe.model, "NA", None, NONE_CORRECT)
     if logits.min() >= 0 and logits.max() <= 1:
@@ -134,7 +134,7 @@ def check_gradient_accuracy(probe: Probe) -> Verdict:
         Carlini et al., On evaluating adversarial robustness, arXiv 1902.06705, section 4.4.
     """
     measured, computed = _directional_derivatives(probe)
-    known = (measured != 0).any(1) | (computed != 0).any(1)
+    known = ((measured != 0) | (computed != 0)).any(1) & measured.isfinite().all(1)
     if not known.any():
         reason = "The output does not change, and its gradient is zero."
         return CHECKS["C31"].make_verdict(probe.model, "NA", None, reason)
@@ -192,7 +192,7 @@ def _directional_derivatives(probe: Probe) -> tuple[Tensor, Tensor]:
         sign = 2.0 * probe.rng.named("probe/sign").integers(2, shape, step=number) - 1
         direction = sign.to(images)
         ahead, behind = (_margin(probe, images + s * step * direction) for s in (1, -1))
-        measured.append((ahead - behind).double() / (2 * step))
+        measured.append(subtract(ahead, behind).double() / (2 * step))
         computed.append((gradient * flatten(direction).double()).sum(1))
     return torch.stack(measured, 1), torch.stack(computed, 1)
 

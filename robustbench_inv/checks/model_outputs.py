@@ -21,19 +21,32 @@ def check_logits(probe: Probe) -> Verdict:
     """C10: are the outputs probabilities, or a multiple of them, instead of logits?
 
     Probabilities are >= 0 and have the same sum for every input; losses that take a softmax of them have
-    gradients that are too flat.
+    gradients that are too flat. Logits that are NaN or +inf have no usable loss at all; −inf rules a class out.
 
     References:
         Croce and Hein, AutoAttack, flag for the output range.
     """
     logits = probe.query().logits.double()
-    sums = logits.sum(1)
+    undefined = logits.isnan().any(1) | (logits == torch.inf).any(1)
+    if undefined.any():
+        evidence = (
+            f"Of {len(logits)} samples {int(logits.isnan().any(1).sum())} have a logit of NaN and "
+            f"{int((logits == torch.inf).any(1).sum())} one of +inf, where losses and gradients are undefined."
+        )
+        share = float(undefined.double().mean())
+        return CHECKS["C10"].make_verdict(probe.model, "FAIL", share, evidence)
+    known = logits[logits.isfinite()]  # −inf rules a class out
+    sums = logits.where(logits.isfinite(), 0).sum(1)
     total, spread = float(sums.mean()), float(sums.max() - sums.min())
-    least, largest = float(logits.min()), float(logits.max())
-    suspicious = least >= 0 and total > 0 and spread <= 1e-3 * total
+    least, largest = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
+    suspicious = (
+        least >= 0 and total > 0 and spread <= 1e-3 * total and len(known) == logits.numel()
+    )
+    ruled_out = logits.numel() - len(known)
+    note = f"; {ruled_out} of {logits.numel()} logits are −inf" if ruled_out else ""
     evidence = (
         f"Outputs of {len(logits)} samples lie in [{least:.3g}, {largest:.3g}], with sums of {total:.3g} "
-        f"± {spread / 2:.2g}."
+        f"± {spread / 2:.2g}{note}."
     )
     return CHECKS["C10"].make_verdict(
         probe.model, "WARN" if suspicious else "PASS", spread, evidence

@@ -14,7 +14,6 @@ from robustbench_inv.evaluation.judge import (
     BlockState,
     Judge,
     already_wrong,
-    is_valid_output,
 )
 from robustbench_inv.evaluation.search import SearchFunction, SearchResult, scale_to_budget
 from robustbench_inv.results.cell import SAMPLE_VALUES
@@ -181,7 +180,7 @@ def _start_block(context: CellContext, batch: Batch) -> BlockState:
             expected=str(tuple(judge.classifier.bounds)),
         )
     before = judge.predict(batch.images, batch.ids)
-    if not is_valid_output(before).all():
+    if not before.valid.all():
         raise BadModel("the model's output for a clean input is not a number")
     wrong = already_wrong(context.threat, before, batch.labels)
     return BlockState(batch, before, wrong, judge.true_classes(batch.images, batch.ids))

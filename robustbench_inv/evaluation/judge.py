@@ -29,7 +29,6 @@ __all__ = [
     "BlockState",
     "Judge",
     "already_wrong",
-    "is_valid_output",
     "smallest_breaking_eps",
 ]
 
@@ -111,7 +110,7 @@ class Judge:
         bounds = self.classifier.bounds
         images = _clamp_rounding(where_rows(finite, proposals, batch.images), bounds)
         after = self.predict(images, batch.ids)
-        valid = finite & is_valid_output(after)
+        valid = finite & after.valid
         images, after = (
             where_rows(valid, images, batch.images),
             _select_outputs(valid, after, before),
@@ -280,12 +279,6 @@ def already_wrong(threat: ThreatModel, before: Output, labels: Tensor) -> Tensor
     if isinstance(threat.goal, MisclassifyAccepted) and before.accepted is not None:
         return wrong & before.accepted
     return wrong
-
-
-def is_valid_output(output: Output) -> Tensor:
-    """Return (n,): are no logit NaN and the score, if any, finite?"""
-    numbers = ~output.logits.isnan().any(1)
-    return numbers if output.score is None else numbers & output.score.isfinite()
 
 
 def smallest_breaking_eps(

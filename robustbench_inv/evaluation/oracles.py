@@ -172,7 +172,7 @@ class PanelOracle:
         ballots = torch.zeros(len(images), self.dataset.num_classes, device=place)
         for member in self.members:
             output = classify(member.classifier, images.to(place, member.classifier.dtype), rng)
-            valid = torch.ones(len(images)) if output.accepted is None else output.accepted
+            valid = output.valid if output.accepted is None else output.valid & output.accepted
             ballots.scatter_add_(1, output.decision[:, None], valid[:, None].to(ballots))
         most, classes = ballots.max(1)
         needed = n if self.rule == "unanimous" else n // 2 + 1

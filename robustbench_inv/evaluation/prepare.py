@@ -11,7 +11,12 @@ from torch.nn.functional import conv2d, fold
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from robustbench_inv.models.protocol import Classifier, device_of
-from robustbench_inv.tensors import SAME_ANSWER_TOLERANCE, per_sample_gradient, relative_difference
+from robustbench_inv.tensors import (
+    SAME_ANSWER_TOLERANCE,
+    logit_change,
+    per_sample_gradient,
+    relative_difference,
+)
 
 __all__ = [
     "FoldedGradientConv",
@@ -246,7 +251,7 @@ def _same_outputs(plain: Classifier, changed: Classifier, probe: Tensor) -> bool
     # a unit that rounding switches changes one gradient, a wrong derivative all of them
     difference = (gradients - expected_gradients).norm()
     same = difference <= GRADIENT_TOLERANCE * expected_gradients.norm()
-    return bool(((expected - logits).abs() < LOGIT_TOLERANCE).all() & same)
+    return bool((logit_change(logits, expected) < LOGIT_TOLERANCE).all() & same)
 
 
 def _logits_and_gradients(classifier: Classifier, probe: Tensor) -> tuple[Tensor, Tensor]:

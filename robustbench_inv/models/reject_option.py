@@ -40,7 +40,11 @@ def _log_odds(output: Output) -> Tensor:
     logits = output.logits
     same = torch.eye(logits.shape[1], dtype=torch.bool, device=logits.device)
     others = logits[:, None].expand(-1, logits.shape[1], -1).masked_fill(same, float("-inf"))
-    return logits - torch.logsumexp(others, 2)
+    # where all other classes are ruled out the odds are infinite, and constant
+    alone = (others == float("-inf")).all(2)
+    return (logits - torch.logsumexp(others.masked_fill(alone[..., None], 0), 2)).masked_fill(
+        alone, float("inf")
+    )
 
 
 def _energy(output: Output) -> Tensor:
@@ -84,7 +88,8 @@ def class_scores(name: str, output: Output) -> Tensor:
     """
     if name not in SCORES:
         raise BadParameter("unknown score", got=name, expected="one of " + ", ".join(SCORES))
-    return SCORES[name](output)
+    largest = torch.finfo(output.logits.dtype).max  # a finite score, if infinitely certain
+    return SCORES[name](output).clamp(-largest, largest)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.tensors import Output, acceptance_margin, accepted_margin, margin
+from robustbench_inv.tensors import Output, acceptance_margin, accepted_margin, logit_change, margin
 
 __all__ = [
     "Accept",
@@ -198,7 +198,7 @@ class KeepLogits:
         return -margin(output.logits, labels)
 
     def reached(self, evidence: GoalInputs) -> Tensor:
-        moved = (evidence.after.logits - evidence.before.logits).abs().amax(1)
+        moved = logit_change(evidence.after.logits, evidence.before.logits)
         return (moved <= self.tolerance) & _oracle_changed(evidence)
 
 

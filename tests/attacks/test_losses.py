@@ -179,3 +179,59 @@ def test_an_unknown_loss_lists_the_known_ones():
 def test_no_loss_leads_to_keeping_the_decision():
     with pytest.raises(CapabilityMismatch, match="invariance"):
         losses_for("ce", KeepDecision())
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(-300, 300), min_size=2, max_size=6, unique=True),
+    st.lists(st.integers(0, 6), min_size=1, max_size=4),
+)
+def test_a_ruled_out_class_leaves_value_and_gradient_as_without_it(row, places):
+    row = [z / 10 for z in row]
+    wide, kept = list(row), list(range(len(row)))
+    for place in places:
+        place = min(place, len(wide))
+        wide.insert(place, -math.inf)
+        kept.insert(place, None)
+    where = [kept.index(k) for k in range(len(row))]
+    for name in NAMES:
+        for goal, wide_goal in ((Misclassify(), Misclassify()), (Target(1), Target(where[1]))):
+            without = value(name, row, 0, goal)
+            assert value(name, wide, where[0], wide_goal) == pytest.approx(without, rel=1e-9)
+            found = gradient(name, wide, where[0], wide_goal)
+            assert torch.allclose(found[where], gradient(name, row, 0, goal), rtol=1e-9)
+            assert found.abs().sum().item() == pytest.approx(found[where].abs().sum().item())
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ([-math.inf, 1.0, 2.0, 0.0, 3.0], math.inf),  # the true class is ruled out
+        ([1.0, *[-math.inf] * 4], -math.inf),  # all other classes are
+        ([1.0, 2.0, math.inf, 0.0, 3.0], math.inf),
+    ],
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_infinite_difference_has_its_sign_and_no_gradient(name, row, expected):
+    bounded = name in ("ce", "scaled-ce") and expected < 0
+    assert value(name, row, 0) == (0 if bounded else expected)
+    if name != "margin":
+        assert gradient(name, row, 0).tolist() == [0.0] * 5
+    assert gradient(name, row, 0).isfinite().all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_target_that_is_ruled_out_never_wins(name):
+    row = [1.0, -math.inf, 2.0, 0.0, 3.0]
+    assert value(name, row, 0, Target(1)) == -math.inf
+    assert gradient(name, row, 0, Target(1)).isfinite().all()
+
+
+def test_other_samples_of_a_batch_keep_their_loss():
+    rows = torch.tensor([[1.0, 3.0, 2.0, 0.0], [-math.inf, 1.0, 2.0, 3.0]], requires_grad=True)
+    for name in NAMES:
+        (loss,) = losses_for(name, Misclassify())
+        found = loss(Output(rows), torch.tensor([0, 0]))
+        (gradients,) = torch.autograd.grad(found.sum(), rows)
+        assert found[0].item() == value(name, rows[0].tolist(), 0, dtype=torch.float32)
+        assert torch.equal(gradients[0], gradient(name, rows[0].tolist(), 0, dtype=torch.float32))

@@ -1,5 +1,6 @@
 """Each probe fires on the toy that it is for and is silent on an honest model."""
 
+import math
 import random
 
 import pytest
@@ -27,6 +28,7 @@ from robustbench_inv.models.wrapping import wrap_module
 from robustbench_inv.testing.toys import (
     RandomGradientToy,
     StochasticToy,
+    Toy,
     adding_noise,
     batch_dependent,
     confident,
@@ -190,6 +192,41 @@ def test_c10_is_silent_on_logits_with_a_constant_sum(probe, honest):
     sums = subject.query().logits.sum(1)
     assert (sums - sums[0]).abs().max() < 1e-3
     assert check_logits(subject).verdict == "PASS"
+
+
+def with_infinities(honest, value, last=10):
+    """Return the honest toy with twelve classes, of which the last two have a logit of ``value``."""
+
+    def add(logits):
+        extra = torch.full_like(logits[:, :2], value)
+        return torch.cat([logits, extra.where(torch.arange(len(logits))[:, None] < last, -1e3)], 1)
+
+    return Toy(torch.nn.Sequential(honest.module, _Function(add)).eval(), 12)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_c10_names_logits_that_are_not_numbers(honest, probe, value):
+    verdict = check_logits(probe(with_infinities(honest, value)))
+    assert (verdict.verdict, verdict.value) == ("FAIL", 0.1)
+    named = "10 have a logit of NaN and 0" if math.isnan(value) else "0 have a logit of NaN and 10"
+    assert named in verdict.evidence
+
+
+def test_ruled_out_classes_change_no_verdict(honest, probe, few):
+    rule = with_infinities(honest, -math.inf, 1000)
+    assert "200 of 1200 logits are −inf" in check_logits(probe(rule)).evidence
+    for check, maker in (
+        (check_logits, probe),
+        (check_determinism, probe),
+        (check_gradients, probe),
+        (check_saturation, probe),
+        (check_logit_scale, few),
+        (check_gradient_accuracy, few),
+    ):
+        expected, found = check(maker(honest)), check(maker(rule))
+        assert (found.verdict, found.value) == (expected.verdict, pytest.approx(expected.value))
+    noisy = Toy(torch.nn.Sequential(adding_noise(honest).module, rule.module[1]).eval(), 12)
+    assert "5 repeats disagree" in check_determinism(probe(noisy)).evidence
 
 
 def test_c11_fires_on_hidden_random_numbers(honest, probe):

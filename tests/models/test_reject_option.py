@@ -87,6 +87,28 @@ def test_saturated_softmax_outputs_keep_their_order():
     assert scores[1] - scores[0] == pytest.approx(10, abs=1e-4)
 
 
+@pytest.mark.parametrize("name", [name for name in SCORES if name != "own"])
+def test_a_ruled_out_class_changes_no_score(name):
+    wide = torch.cat([LOGITS[:, :1], torch.full_like(LOGITS[:, :1], -torch.inf), LOGITS[:, 1:]], 1)
+    wide.requires_grad_()
+    scores = class_scores(name, Output(wide))
+    assert torch.allclose(scores[:, [0, 2, 3]], class_scores(name, Output(LOGITS)))
+    assert scores.isfinite().all()
+    scores.sum().backward()
+    assert wide.grad.isfinite().all()
+
+
+def test_a_sample_with_one_possible_class_is_accepted():
+    rows = torch.tensor([[-torch.inf, 1.0, -torch.inf]], requires_grad=True)
+    for name in ("max-softmax", "margin"):
+        scores = class_scores(name, Output(rows))
+        assert scores.argmax(1).item() == 1
+        assert scores[0, 1] > 1e30
+        (gradient,) = torch.autograd.grad(scores[0, 1], rows)
+        assert gradient.isfinite().all()
+        assert Output(rows, scores[:, 1]).valid.all()
+
+
 def test_acceptance_uses_the_threshold_of_the_predicted_class():
     output = reject(toy(), "likelihood", torch.tensor([3.0, 2.5, -4.5]))(LOGITS)
     assert output.accepted.tolist() == [True, False, True]

@@ -83,12 +83,26 @@ class AdaptedModel(nn.Module):
         """Return the logits (k, classes) of k images, which belong to the m samples in order if k = m."""
         mapped = self._scale.to_model(images).to(self._queries.dtype)
         output = self._queries.differentiable(mapped, self._rows_of(len(images)))
-        return output.logits.to(images.dtype)
+        return _replace_ruled_out(output.logits).to(images.dtype)
 
     def _rows_of(self, count: int) -> Tensor | None:
         if count == len(self._rows):
             return self._rows
         return self._rows.expand(count) if len(self._rows) == 1 else None
+
+
+RULED_OUT_GAP = 100.0
+"""Distance of a ruled-out class below the smallest finite logit, at least: its softmax output is 0 in float32."""
+
+
+def _replace_ruled_out(logits: Tensor) -> Tensor:
+    """Return logits (n, classes) with a constant far below the others for −inf, of which other libraries subtract others."""
+    ruled_out = logits == -torch.inf
+    if not ruled_out.any():
+        return logits
+    known = logits.detach().masked_fill(~logits.isfinite(), 0)
+    low, high = known.amin(1, keepdim=True), known.amax(1, keepdim=True)
+    return logits.where(~ruled_out, low - (high - low) - RULED_OUT_GAP)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadParameter, CapabilityMismatch
 from robustbench_inv.models.protocol import Invertible, SplitsCode
 from robustbench_inv.randomness import SampleRNG
-from robustbench_inv.tensors import NORMS, flatten, norm, where_rows
+from robustbench_inv.tensors import NORMS, flatten, logit_change, norm, where_rows
 from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = ["FINISHES", "STAGES", "Metamer"]
@@ -119,7 +119,7 @@ def _log_stages(model: Queries, images: Tensor, stages: dict[str, Tensor]) -> No
     clean = model(images)
     for stage, candidates in stages.items():
         output = model(candidates)
-        moved = (output.logits - clean.logits).abs().amax(1)
+        moved = logit_change(output.logits, clean.logits)
         usable = moved.isfinite() & flatten(candidates).isfinite().all(1)
         kept = usable & (output.decision == clean.decision)
         model.log(f"{COLUMNS[stage]}_same_prediction", kept.long())
