@@ -58,7 +58,7 @@ class RunWriter:
             "goal": "misclassify", "dataset": "mnist5k", "shape": [1, 8, 8], "bounds": [0.0, 1.0],
             "classes": 10, "seed": 0, "planned": [r.sample for r in records], "events": (),
             "images": None, "version": 0, "started": True, "access": "white-box",
-            "substitute": None, **about,
+            "substitute": None, "goal_parameters": {}, **about,
         }  # fmt: skip
         digest = digest_value(
             {k: str(v) for k, v in about.items() if k not in {"images", "planned"}}
@@ -104,7 +104,7 @@ class RunWriter:
 
     def _info(self, about):
         helped = {"access": about["access"], "substitute": about["substitute"]}
-        goal = {"goal": about["goal"], **helped}
+        goal = {"goal": about["goal"], "goal_parameters": about["goal_parameters"], **helped}
         attack = {"kind": about["kind"], "implementation": "robustbench_inv.attacks.pgd:PGD"}
         return {
             "version": 2,
@@ -212,7 +212,7 @@ def make_sweep_records():
     return sweep_records
 
 
-@pytest.fixture(name="run_writer")
+@pytest.fixture(name="run_writer", scope="session")
 def make_run_writer():
     """The class that writes run folders."""
     return RunWriter
