@@ -23,7 +23,7 @@ from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import cell_to_json
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.run_files import CELL, CellFolder, RunFolder
-from robustbench_inv.results.run_writing import write_checks, write_plan
+from robustbench_inv.results.run_writing import read_old_verdicts, write_checks, write_plan
 from robustbench_inv.results.summary import CellSummary
 from robustbench_inv.threat.threat_model import ThreatModel
 
@@ -197,8 +197,11 @@ def run_plan(
     options = options or RunOptions()
     path = Path(out) if out else DEFAULT_FOLDER / plan.name
     if options.existing != "redo":
-        refuse_changed_cells(plan.jobs, path, options.device)
-    write_plan(path, plan.to_json())
+        repair = options.existing == "repair"
+        refuse_changed_cells(plan.jobs, path, options.device, repair=repair)
+    folder = write_plan(path, plan.to_json())
+    if checks:
+        read_old_verdicts(folder, repair=options.existing == "repair")
     outcomes = run_jobs(plan.jobs, path, options, progress, workers)
     failures = [
         CellFailure(outcome.title, reason)

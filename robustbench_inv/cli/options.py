@@ -69,6 +69,7 @@ class Existing(StrEnum):
     resume = "resume"
     skip = "skip"
     redo = "redo"
+    repair = "repair"
 
 
 Json = Annotated[bool, option("--json", help="Print JSON on standard output.")]
@@ -92,7 +93,7 @@ TrainingDevice = Annotated[
 ]
 
 ExistingOption = Annotated[
-    Existing, option(help="Resume, skip or redo cells with existing results.")
+    Existing, option(help="Resume, skip, redo or repair cells with existing results.")
 ]
 
 SamplesOption = Annotated[

@@ -37,8 +37,9 @@ PGD-40 at six eps on 1,000 digits and the baseline CNN takes 8.4 s on one core a
 7.0 s at 500 and 7.0 s at 1,000. Larger blocks gain nothing, and a crash loses one block.
 """
 
-Existing = Literal["resume", "skip", "redo"]
-"""What to do with existing results of a cell: add the missing samples, skip the cell, or delete them and start again."""
+Existing = Literal["resume", "skip", "redo", "repair"]
+"""What to do with existing results of a cell: add the missing samples, skip the cell, delete them and start again, or
+compute what is damaged again and add the missing samples."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class RunOptions:
         batch_size: samples of a block; None for BATCH_SIZE. A resumed cell keeps its first batch size.
         device: where the model computes, as torch names it.
         keep_images: store the clean and the adversarial images.
-        existing: resume, skip or redo existing results.
+        existing: resume, skip, redo or repair existing results.
 
     Raises:
         BadParameter: for an unusable value.
@@ -119,12 +120,12 @@ def run_cell(
     """
     if options.existing == "skip" and (folder / CELL).exists():
         return [f"{job.title}: skipped, since it has results already"]
-    redo = options.existing == "redo"
     size = options.batch_size or BATCH_SIZE
+    redo, repair = options.existing == "redo", options.existing == "repair"
     description = describe_cell(job, options.device)
-    if redo or not (folder / CELL).exists():
+    if redo or not CellFolder(folder).has_description(repair=repair):
         description["answers"] = store_answers(job, options.device)
-    request = CellRequest(description, job.samples, size, redo)
+    request = CellRequest(description, job.samples, size, redo=redo, repair=repair)
     with CellWriter(folder, request) as writer:
         notes = _messages(job, writer, options)
         report(Progress(job.title, writer.done, writer.total))
@@ -132,18 +133,28 @@ def run_cell(
             _run_blocks(job, writer, options, report, cache)
         writer.finish()
         _write_oracle_error(job, folder)
+        notes += _lost_images(job, writer)
     return notes
 
 
 def _messages(job: Job, writer: CellWriter, options: RunOptions) -> list[str]:
     notes = []
+    if writer.repaired:
+        notes.append(f"{job.title}: {writer.repaired} damaged or later samples are computed again")
     if options.batch_size not in (None, writer.batch_size):
         notes.append(f"{job.title}: resumed with its first batch size, {writer.batch_size}")
-    if options.keep_images and writer.done and not writer.has_images:
+    if options.keep_images and writer.done and not (writer.has_images or writer.lost_images):
         notes.append(
             f"{job.title}: images are missing for the {writer.done} samples of earlier runs"
         )
     return notes
+
+
+def _lost_images(job: Job, writer: CellWriter) -> list[str]:
+    if not (lost := writer.lost_images):
+        return []
+    found = f"the images of {len(lost)} samples were removed (first: {lost[0]})"
+    return [f"{job.title}: {found}; --existing repair computes them again"]
 
 
 def _run_blocks(
@@ -174,7 +185,8 @@ def _run_blocks(
             continue
         seconds = round(time.perf_counter() - began, 4)
         log_event("block_time", seconds=seconds, n_samples=len(ids))
-        writer.append(state.records(source), _images(state) if options.keep_images else None)
+        keep = options.keep_images or writer.restores_images
+        writer.append(state.records(source), _images(state) if keep else None)
         report(Progress(job.title, writer.done, writer.total))
 
 

@@ -124,20 +124,23 @@ def store_answers(job: Job, device: str) -> dict[str, Any]:
     return {key: None if isinstance(v, BaseException) else v for key, v in found.items()}
 
 
-def refuse_changed_cells(jobs: Sequence[Job], root: Path, device: str) -> None:
+def refuse_changed_cells(
+    jobs: Sequence[Job], root: Path, device: str, *, repair: bool = False
+) -> None:
     """Compare the parts of every job that has results with the answers stored in its cell.
 
     Args:
         jobs: the jobs to resume or to skip.
         root: the run's folder.
         device: where the models compute.
+        repair: pass over cells whose cell.json is damaged.
 
     Raises:
         BadResults: if a part of a job returns something else than it did when its cell was evaluated.
     """
     for job in jobs:
         folder = CellFolder(root / job.spec.digest)
-        if (folder.path / CELL).exists():
+        if folder.has_description(repair=repair):
             _refuse_change(folder, _Probe(job, torch.device(device)))
 
 

@@ -19,6 +19,7 @@ from robustbench_inv.results.cell_parts import (
     ThreatInfo,
     upgrade_cell_v1,
 )
+from robustbench_inv.results.files import DIGEST
 from robustbench_inv.results.oracle_error import OracleError
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.summary import (
@@ -57,6 +58,7 @@ class CellInfo:
         rejudged_from: digest of the cell whose images another oracle judged; None for an evaluation.
         version: of the file that was read.
         answers: what model, substitute, oracle and data set return for fixed inputs; empty in older files.
+        sealed: did the file carry its digest?
     """
 
     identity: JSON
@@ -71,6 +73,7 @@ class CellInfo:
     rejudged_from: str | None = None
     version: int = 2
     answers: JSON = field(default_factory=dict, repr=False)
+    sealed: bool = False
 
     @classmethod
     def from_json(cls, value: JSON) -> "CellInfo":
@@ -79,7 +82,7 @@ class CellInfo:
         Raises:
             KeyError, TypeError, ValueError: if an entry is missing or has the wrong type.
         """
-        version = int(value.get("version", 2))
+        version = value.get("version", 2)
         value = upgrade_cell_v1(value) if version == 1 else value
         return cls(
             identity=value.get("identity") or {},
@@ -87,13 +90,14 @@ class CellInfo:
             attack=AttackInfo.from_json(value["attack"]),
             threat=ThreatInfo.from_json(value["threat"]),
             dataset=DatasetInfo.from_json(value["dataset"]),
-            seed=int(value["seed"]),
+            seed=value["seed"],
             software={key: value[key] for key in SOFTWARE if key in value},
             batch_size=value.get("batch_size"),
             segments=tuple(map(Segment.from_json, value.get("segments", ()))),
             rejudged_from=value.get("rejudged_from"),
             version=version,
             answers=dict(value.get("answers") or {}),
+            sealed=DIGEST in value,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -159,6 +163,7 @@ class FinishedCell:
         requested: ids of the requested samples, ascending.
         events: the entries of events.jsonl.
         oracle_error: the error rate of the oracle itself; None if it was not measured.
+        remarks: what a reader must know about the files, one clause each.
         read_images: returns ``samples`` (n,), ``clean`` and ``adversarial`` (n, …); None without kept images.
         model_label: how a report calls the model.
         attack_label: how a report calls the attack, with its target class and its substitute.
@@ -170,6 +175,7 @@ class FinishedCell:
     requested: tuple[int, ...]
     events: tuple[JSON, ...] = ()
     oracle_error: OracleError | None = None
+    remarks: tuple[str, ...] = ()
     read_images: Callable[[], Mapping[str, np.ndarray] | None] = field(default=lambda: None)
     model_label: str = ""
     attack_label: str = ""

@@ -50,7 +50,7 @@ class ThresholdInfo:
         """Read ``model.rejection`` of cell.json, or the rejection entry of a model's card."""
         values = value.get("thresholds", value.get("values")) or ()
         fitted = value.get("fitted") or {}
-        return cls(tuple(map(float, values)), str(value.get("digest", "")), fitted, value)
+        return cls(tuple(values), value.get("digest", ""), fitted, value)
 
     def to_json(self) -> dict[str, Any]:
         """Return ``model.rejection`` of cell.json."""
@@ -92,8 +92,8 @@ class ModelInfo:
         """Read ``model`` of cell.json."""
         rejection = value.get("rejection")
         return cls(
-            name=str(value["name"]),
-            digest=str(value.get("digest", "")),
+            name=value["name"],
+            digest=value.get("digest", ""),
             weights_digest=value.get("weights_digest"),
             rejection=ThresholdInfo.from_json(rejection) if rejection else None,
             card=value.get("card") or {},
@@ -183,10 +183,9 @@ class OracleInfo:
     def from_json(cls, value: JSON) -> "OracleInfo":
         """Read ``threat.oracle`` of cell.json."""
         members = (
-            NamedDigest(str(each.get("name", "")), str(each["digest"]))
-            for each in value.get("members", ())
+            NamedDigest(each.get("name", ""), each["digest"]) for each in value.get("members", ())
         )
-        return cls(str(value["source"]), str(value["digest"]), tuple(members), value)
+        return cls(value["source"], value["digest"], tuple(members), value)
 
     @property
     def description(self) -> list[str]:
@@ -227,15 +226,15 @@ class ThreatInfo:
         """Read ``threat`` of cell.json."""
         helper, oracle = value.get("substitute"), value.get("oracle")
         return cls(
-            norm=str(value["norm"]),
-            epsilons=tuple(map(float, value.get("epsilons") or ())),
-            goal=str(value.get("goal") or "misclassify"),
+            norm=value["norm"],
+            epsilons=tuple(value.get("epsilons") or ()),
+            goal=value.get("goal") or "misclassify",
             goal_parameters=value.get("goal_parameters") or {},
-            access=str(value.get("access") or "white-box"),
+            access=value.get("access") or "white-box",
             substitute=NamedDigest(helper["name"], helper["digest"]) if helper else None,
             oracle=OracleInfo.from_json(oracle) if oracle else None,
             budget=value.get("budget") or {},
-            text=str(value.get("text") or ""),
+            text=value.get("text") or "",
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -289,12 +288,12 @@ class DatasetInfo:
         """Read ``dataset`` of cell.json."""
         low, high = value["bounds"]
         return cls(
-            name=str(value["name"]),
-            digest=str(value.get("digest", "")),
-            size=int(value.get("size", 0)),
-            num_classes=int(value.get("num_classes", 0)),
-            bounds=(float(low), float(high)),
-            shape=tuple(map(int, value["shape"])),
+            name=value["name"],
+            digest=value.get("digest", ""),
+            size=value.get("size", 0),
+            num_classes=value.get("num_classes", 0),
+            bounds=(low, high),
+            shape=tuple(value["shape"]),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -326,7 +325,7 @@ class Segment:
     @classmethod
     def from_json(cls, value: JSON) -> "Segment":
         """Read one entry of cell.json's ``segments``."""
-        return cls(int(value["batch_size"]), tuple(map(int, value["samples"])))
+        return cls(value["batch_size"], tuple(value["samples"]))
 
     def to_json(self) -> dict[str, object]:
         """Return the entry of cell.json's ``segments``."""

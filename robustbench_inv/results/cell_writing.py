@@ -2,9 +2,7 @@
 
 import fcntl
 import json
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -12,109 +10,36 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
 from robustbench_inv.errors import BadResults
-from robustbench_inv.results.cell_parts import Segment
-from robustbench_inv.results.files import (
-    FORMAT_VERSION,
-    explain_write_errors,
-    read_versioned,
-    write_all,
-    write_atomically,
-    write_json,
-)
-from robustbench_inv.results.oracle_error import ORACLE_FILE
-from robustbench_inv.results.record import Record
-from robustbench_inv.results.run_files import (
-    ADVERSARIAL,
-    CELL,
+from robustbench_inv.results.cell_content import (
     EVENTS,
     RECORDS,
+    REPAIR,
+    CellContent,
+    Checkpoint,
+    GrowingFile,
     block_samples,
-    complete_lines,
     count_complete,
     extend_segments,
+    read_content,
     sample_order,
 )
+from robustbench_inv.results.cell_parts import Segment
+from robustbench_inv.results.files import (
+    DIGEST,
+    FORMAT_VERSION,
+    explain_write_errors,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
+from robustbench_inv.results.image_files import ImageShards, differing_samples
+from robustbench_inv.results.oracle_error import ORACLE_FILE, read_oracle_error
+from robustbench_inv.results.record import Record
+from robustbench_inv.results.run_files import CELL, CellFolder, cell_salt
 
-__all__ = ["CellRequest", "CellWriter", "ImageShards"]
-
-
-Tensors = dict[str, np.ndarray]
-
-
-class ImageShards:
-    """The images of a cell: one file for each block under ``images/``, later one adversarial.safetensors.
-
-    The file of a block (shard) is written before its records, so that every record has its image. A block
-    that is evaluated again replaces its shard. After a crash during ``consolidate`` some rows are in both
-    places; they are equal.
-    """
-
-    def __init__(self, cell: Path) -> None:
-        self._cell, self._folder = cell, cell / "images"
-
-    @property
-    def any(self) -> bool:
-        """Are images stored?"""
-        return (self._cell / ADVERSARIAL).exists() or self._folder.exists()
-
-    def add(self, block: int, samples: Sequence[int], images: Mapping[str, np.ndarray]) -> None:
-        """Write the shard of a block.
-
-        Args:
-            block: number of the block.
-            samples: its n sample ids.
-            images: ``clean`` and ``adversarial``, each (n, …).
-        """
-        with explain_write_errors(self._folder):
-            self._folder.mkdir(exist_ok=True)
-        shard = {"samples": np.asarray(samples, np.int64), **images}
-        write_atomically(self._folder / f"{block:06d}.safetensors", save(shard))
-
-    def consolidate(self, samples: Sequence[int]) -> None:
-        """Merge the shards into adversarial.safetensors, rows in ascending order of sample id.
-
-        Args:
-            samples: those that have records; after a crash a shard may hold others.
-        """
-        shards = sorted(self._folder.glob("*.safetensors"))
-        if shards:
-            path = self._cell / ADVERSARIAL
-            parts = [_load(file) for file in (path, *shards) if file.exists()]
-            write_atomically(path, save(_merge(parts, samples)))
-        self._remove_shards()
-
-    def forget(self) -> None:
-        """Remove all images of the cell."""
-        (self._cell / ADVERSARIAL).unlink(missing_ok=True)
-        self._remove_shards()
-
-    def _remove_shards(self) -> None:
-        if self._folder.exists():
-            with explain_write_errors(self._folder):
-                for file in self._folder.iterdir():
-                    file.unlink()
-                self._folder.rmdir()
-
-
-def _merge(parts: Sequence[Tensors], recorded: Sequence[int]) -> Tensors:
-    samples = np.concatenate([part["samples"] for part in parts])
-    _, rows = np.unique(samples, return_index=True)
-    rows = rows[np.isin(samples[rows], np.asarray(recorded))]
-    merged = {"samples": samples[rows]}
-    for name in ("clean", "adversarial"):
-        merged[name] = np.concatenate([part[name] for part in parts])[rows]
-    return merged
-
-
-def _load(path: Path) -> Tensors:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise BadResults(f"cannot read {path}: {error}") from error
+__all__ = ["CellRequest", "CellWriter"]
 
 
 @dataclass(frozen=True)
@@ -126,12 +51,14 @@ class CellRequest:
         samples: sample ids, in any order.
         batch_size: of the blocks, if the cell has none yet.
         redo: delete the existing records first.
+        repair: delete damaged blocks and those after them, instead of refusing the cell.
     """
 
     description: Mapping[str, Any]
     samples: tuple[int, ...]
     batch_size: int
     redo: bool = False
+    repair: bool = False
 
 
 class CellWriter:
@@ -144,6 +71,10 @@ class CellWriter:
         path: the cell's folder; it is made if it does not exist.
         request: the samples to add.
 
+    Attributes:
+        repaired: number of records that a repair deleted.
+        restores_images: does a repair replace images that were kept?
+
     Raises:
         BadResults: if another process writes the cell, it cannot be written, is damaged, is of version 1, or
             belongs to another evaluation.
@@ -151,15 +82,22 @@ class CellWriter:
 
     def __init__(self, path: Path, request: CellRequest) -> None:
         self.path = path
-        self._images = ImageShards(path)
+        salt = cell_salt(request.description["identity"])
+        self._images = ImageShards(path, salt)
         with explain_write_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-            self._records = os.open(path / RECORDS, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        _check_present(path, request)
+        self._records = GrowingFile(path / RECORDS, salt)
         try:
             self._lock()
-            self._prepare(request)
+            self._events = GrowingFile(path / EVENTS, salt)
+            try:
+                self._prepare(request)
+            except BaseException:
+                self._events.close()
+                raise
         except BaseException:
-            self.close()
+            self._records.close()
             raise
 
     def __enter__(self) -> Self:
@@ -175,7 +113,8 @@ class CellWriter:
 
     def close(self) -> None:
         """Release the lock."""
-        os.close(self._records)
+        self._events.close()
+        self._records.close()
 
     @property
     def batch_size(self) -> int:
@@ -191,6 +130,11 @@ class CellWriter:
     def has_images(self) -> bool:
         """Are images of earlier blocks kept?"""
         return self._images.any
+
+    @property
+    def lost_images(self) -> list[int]:
+        """The samples whose images were kept and are no longer there."""
+        return sorted(self._with_images - self._images.samples())
 
     @property
     def total(self) -> int:
@@ -217,14 +161,17 @@ class CellWriter:
         assert samples == tuple(record.sample for record in records), "not the next block"
         if images is not None:
             self._images.add(number, samples, images)
-        self._write("".join(record.to_json_line() for record in records).encode())
+            self._with_images |= set(samples)
+        lines = "".join(record.to_json_line() for record in records)
+        self._records.append(lines.encode(), flush=True)
         self._done += len(records)
+        self._add_checkpoint(images=images is not None)
 
     def note(self, event: str, **values: object) -> None:
         """Append an event to events.jsonl; ``block`` in its values is the number of the block."""
         line = json.dumps({"event": event, **values}) + "\n"
-        with explain_write_errors(self.path / EVENTS), (self.path / EVENTS).open("ab", 0) as file:
-            file.write(line.encode())
+        self._events.append(line.encode(), flush=False)
+        self._closed = False
 
     def lower_batch_size(self, batch_size: int) -> None:
         """Divide the samples without records into smaller blocks."""
@@ -236,10 +183,19 @@ class CellWriter:
     def finish(self) -> None:
         """Put the kept images into one file; call it when there is no next block."""
         self._images.consolidate(sample_order(self._segments)[: self._done])
+        if self._sealed and not self._closed:
+            self._add_checkpoint(finished=True)
+
+    def _add_checkpoint(self, *, images: bool = False, finished: bool = False) -> None:
+        line = Checkpoint.line(
+            (self._records, self._events), records=self._done, images=images, finished=finished
+        )
+        self._events.append(line, flush=True)
+        self._closed = finished
 
     def _lock(self) -> None:
         try:
-            fcntl.flock(self._records, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._records.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise BadResults(
                 f"another process is writing {self.path}",
@@ -247,82 +203,122 @@ class CellWriter:
             ) from error
 
     def _prepare(self, request: CellRequest) -> None:
-        if request.redo:
-            self._forget()
-        known = {} if request.redo else self._known(request)
+        self._remove_leftovers()
+        before = (self.path / RECORDS).read_bytes().count(b"\n")
+        self.restores_images = request.repair and self._images.any
+        if request.repair and not _has_readable_oracle(self.path):
+            (self.path / ORACLE_FILE).unlink()
+        known = self._known(request)
         segments = tuple(map(Segment.from_json, known.get("segments", ())))
-        self._done = self._keep_whole_blocks(segments)
+        self._go_on_after(self._content(known, segments, repair=request.repair))
+        self.repaired = before - self._done if request.repair else 0
         size = int(known.get("batch_size", request.batch_size))
         extended = extend_segments(segments, self._done, request.samples, size)
-        if known and extended == segments:
+        old = bool(known) and DIGEST not in known
+        if known and extended == segments and not (old and self._pending(extended)):
             self._use(known, segments)
-        else:
-            self._describe({**(known or request.description), "batch_size": size}, extended)
+            self._sealed = not old
+            return
+        if old:
+            self._add_checkpoint()  # before cell.json says that there are digests
+        self._describe({**(known or request.description), "batch_size": size}, extended)
 
     def _known(self, request: CellRequest) -> dict[str, Any]:
-        """Return the content of cell.json; empty for a new cell."""
-        path, identity = self.path / CELL, request.description["identity"]
-        if not path.exists() and not os.fstat(self._records).st_size:
+        """Return the content of cell.json; empty for a new cell, or one that starts again."""
+        path = self.path / CELL
+        if request.redo or (
+            request.repair and not CellFolder(self.path).has_description(repair=True)
+        ):
+            # without samples, so that a process that is killed now leaves no records that belong to it
+            if path.exists():
+                self._describe({**request.description, "batch_size": request.batch_size}, ())
+            self._forget()
             return {}
-        known = read_versioned(path)
-        if known["version"] < FORMAT_VERSION:
+        if not path.exists() and not (self.path / RECORDS).stat().st_size:
+            return {}
+        info = CellFolder(self.path).info
+        if info.version < FORMAT_VERSION:
             raise BadResults(
                 f"{path} is of an earlier version, to which no records can be added",
-                got=f"version {known['version']}",
+                got=f"version {info.version}",
                 expected=f"version {FORMAT_VERSION}",
                 remedy="evaluate into another folder with --out, or use --existing redo",
             )
-        if known.get("identity") != identity:
+        if info.identity != request.description["identity"]:
             raise BadResults(
                 f"{path} belongs to another cell",
-                got=known.get("identity"),
-                expected=str(identity),
+                got=info.identity,
+                expected=str(request.description["identity"]),
                 remedy="evaluate into another folder with --out",
             )
+        known = read_json(path)
+        assert isinstance(known, dict)  # CellInfo read it
+        if not info.segments:
+            self._forget()
         return known
 
     def _forget(self) -> None:
+        self._events.keep(b"")
+        self._records.keep(b"")
         with explain_write_errors(self.path):
-            os.ftruncate(self._records, 0)
-            for name in (EVENTS, ORACLE_FILE):
-                (self.path / name).unlink(missing_ok=True)
+            (self.path / ORACLE_FILE).unlink(missing_ok=True)
             self._images.forget()
 
-    def _keep_whole_blocks(self, segments: Sequence[Segment]) -> int:
-        """Delete an incomplete line and the records of an incomplete block; return the number of other records."""
-        lines = complete_lines(self.path / RECORDS)
-        samples = self._readable(lines)
-        if samples != sample_order(segments)[: len(samples)]:
+    def _content(
+        self, known: Mapping[str, Any], segments: Sequence[Segment], *, repair: bool
+    ) -> CellContent:
+        """Return the undamaged records and events of whole blocks.
+
+        Raises:
+            BadResults: if something is damaged and shall not be repaired.
+        """
+        salt, sealed = cell_salt(known.get("identity", {})), DIGEST in known
+        content = read_content(self.path, segments, salt, sealed=sealed)
+        damage, good = content.damage, len(content.records)
+        if not repair and damage:
+            raise damage
+        good = count_complete(
+            segments, min(good, self._first_without_images(content, repair=repair))
+        )
+        return content.first(good)
+
+    def _first_without_images(self, content: CellContent, *, repair: bool) -> int:
+        """Return the number of records before the first one whose image is damaged, or lost while repairing."""
+        images, wrong = self._images.read(repair=repair), set()
+        if images is not None:
+            wrong = set(differing_samples(images, content.records))
+        if wrong and not repair:
             raise BadResults(
-                f"{self.path / RECORDS} does not fit {CELL}",
-                remedy="restore it, or evaluate this cell again with --existing redo",
+                f"images of {self.path} do not fit {RECORDS}: sample {min(wrong)} has another distance",
+                remedy=REPAIR,
             )
-        kept = count_complete(segments, len(samples))
+        if repair:
+            self.restores_images |= bool(content.with_images)
+            wrong |= content.with_images - self._images.samples()
+        return next(
+            (i for i, r in enumerate(content.records) if r.sample in wrong), len(content.records)
+        )
+
+    def _go_on_after(self, content: CellContent) -> None:
+        self._records.keep(b"".join(content.lines))
+        self._events.keep(content.events)
+        self._done, self._with_images = len(content.records), content.with_images
+        last = content.checked[-1] if content.checked else None
+        self._closed = bool(last and last.finished and last.end == len(content.events))
+
+    def _remove_leftovers(self) -> None:
         with explain_write_errors(self.path):
-            os.ftruncate(self._records, sum(map(len, lines[:kept])))
-            self._end_last_note()
-        return kept
+            remove_leftovers(self.path)
+            self._images.remove_leftovers()
 
-    def _readable(self, lines: Sequence[bytes]) -> list[int]:
-        """Return the sample ids of the readable lines; only the last ones may be incomplete."""
-        samples = [_sample_of(line) for line in lines]
-        good = samples.index(None) if None in samples else len(samples)
-        if any(sample is not None for sample in samples[good:]):
-            raise BadResults(
-                f"line {good + 1} of {self.path / RECORDS} is damaged",
-                remedy="restore it, or evaluate this cell again with --existing redo",
-            )
-        return [sample for sample in samples[:good] if sample is not None]
-
-    def _end_last_note(self) -> None:
-        path = self.path / EVENTS
-        if path.exists():
-            os.truncate(path, sum(map(len, complete_lines(path))))
+    def _pending(self, segments: Sequence[Segment]) -> bool:
+        return len(sample_order(segments)) > self._done
 
     def _describe(self, cell: Mapping[str, Any], segments: tuple[Segment, ...]) -> None:
         listed = [segment.to_json() for segment in segments]
         self._use({"version": FORMAT_VERSION, **cell, "segments": listed}, segments)
         write_json(self.path / CELL, self._cell)
+        self._sealed = True
 
     def _use(self, cell: dict[str, Any], segments: tuple[Segment, ...]) -> None:
         listed = block_samples(segments)
@@ -330,19 +326,19 @@ class CellWriter:
         self._cell, self._segments = cell, segments
         self._blocks = dict(zip(starts, enumerate(listed), strict=False))
 
-    def _write(self, data: bytes) -> None:
-        size = os.fstat(self._records).st_size
-        with explain_write_errors(self.path / RECORDS):
-            try:
-                write_all(self._records, data)
-            except OSError:
-                with suppress(OSError):
-                    os.ftruncate(self._records, size)
-                raise
+
+def _check_present(path: Path, request: CellRequest) -> None:
+    """Raise BadResults if a cell has lost its records."""
+    if request.redo or request.repair or not (path / CELL).exists():
+        return
+    if not (path / RECORDS).exists():
+        raise BadResults(f"{path / RECORDS} is missing", remedy=REPAIR)
 
 
-def _sample_of(line: bytes) -> int | None:
+def _has_readable_oracle(folder: Path) -> bool:
+    """Is the oracle's error rate undamaged, or missing?"""
     try:
-        return Record.from_json_line(line.decode()).sample
-    except (BadResults, UnicodeDecodeError):
-        return None
+        read_oracle_error(folder)
+    except BadResults:
+        return False
+    return True

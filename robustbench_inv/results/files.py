@@ -1,23 +1,37 @@
 """Files that survive a crash: they are written whole or not at all; a damaged file gives a one-line error."""
 
+import glob
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
+from math import isfinite
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from robustbench_inv.errors import BadResults
+from robustbench_inv.identity import digest_bytes
 
 __all__ = [
+    "DIGEST",
     "FORMAT_VERSION",
+    "check_types",
     "explain_write_errors",
+    "parse_json",
     "read_json",
     "read_versioned",
+    "remove_leftovers",
+    "temporary_path",
     "write_all",
     "write_atomically",
     "write_json",
 ]
+
+DIGEST = "sha256"
+"""The last key of a JSON file, and the metadata of a file of images: the digest of the content before it."""
 
 FORMAT_VERSION = 2
 """The version of the files that this program writes; it reads version 1 as well."""
@@ -39,12 +53,13 @@ def explain_write_errors(path: Path) -> Iterator[None]:
         ) from error
 
 
-def write_all(descriptor: int, data: bytes) -> None:
+def write_all(descriptor: int, data: bytes, *, flush: bool = True) -> None:
     """Write bytes to the end in as few calls as the system needs (one, as a rule), and flush them to disk."""
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-    os.fsync(descriptor)
+    if flush:
+        os.fsync(descriptor)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -53,7 +68,7 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         BadResults: if it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary_path(path)
     with explain_write_errors(path):
         try:
             _write_new(temporary, data)
@@ -63,30 +78,69 @@ def write_atomically(path: Path, data: bytes) -> None:
         _flush_folder(path.parent)
 
 
-def write_json(path: Path, value: Mapping[str, object] | Sequence[object]) -> None:
-    """Replace a JSON file atomically; each entry of the outermost object or list is one line."""
-    if isinstance(value, Mapping):
-        text = ",\n".join(f" {json.dumps(key)}: {_dump(entry)}" for key, entry in value.items())
-        text = f"{{\n{text}\n}}\n"
-    else:
-        text = "[\n" + ",\n".join(f" {_dump(entry)}" for entry in value) + "\n]\n"
-    write_atomically(path, text.encode())
+def temporary_path(path: Path) -> Path:
+    """Return a hidden path beside a file or folder, where this process prepares its new content."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove the temporary files and folders of processes that were killed; those of living processes stay.
+
+    Args:
+        folder: where they are; it may not exist.
+        name: the file or folder whose new content they were; ``*`` for any.
+    """
+    pattern = name if name == "*" else glob.escape(name)
+    for path in folder.glob(f".{pattern}.*.tmp"):
+        process = path.stem.rpartition(".")[2]
+        if process.isdecimal() and not _is_running(int(process)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Mapping[str, object]) -> None:
+    """Replace a JSON file atomically; each entry of the object is one line, the last is the digest of the others."""
+    entries = {key: entry for key, entry in value.items() if key != DIGEST}
+    lines = (
+        f" {json.dumps(key)}: {json.dumps(v, allow_nan=False)},\n" for key, v in entries.items()
+    )
+    write_atomically(path, _with_digest("".join(["{\n", *lines]).encode()))
 
 
 def read_json(path: Path) -> object:
     """Read a JSON file.
 
     Raises:
-        BadResults: if it is missing, unreadable or no JSON.
+        BadResults: if it is missing, unreadable or no JSON, or was changed after it was written.
     """
     try:
-        return json.loads(path.read_bytes())
+        data = path.read_bytes()
+        value = parse_json(data)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise BadResults(
             f"cannot read {path}: {reason}",
             remedy="restore the file, or evaluate into another folder",
         ) from error
+    if isinstance(value, dict) and DIGEST in value:
+        text = data.rpartition(f' "{DIGEST}": '.encode())[0]
+        if data != _with_digest(text):
+            raise BadResults(
+                f"{path} was changed after it was written",
+                remedy="restore the file, or evaluate again with --existing repair",
+            )
+    return value
+
+
+def parse_json(data: bytes) -> object:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: if it is no JSON, nests too deeply, or holds NaN or Infinity.
+    """
+    try:
+        return json.loads(data, parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("it nests too deeply") from error
 
 
 def read_versioned(path: Path) -> dict[str, Any]:
@@ -97,7 +151,7 @@ def read_versioned(path: Path) -> dict[str, Any]:
     """
     value = read_json(path)
     version = value.get("version") if isinstance(value, dict) else None
-    if not isinstance(value, dict) or not isinstance(version, int) or version < 1:
+    if not isinstance(value, dict) or type(version) is not int or version < 1:
         raise BadResults(f"{path} is not a results file", got=version, expected="a version")
     if version > FORMAT_VERSION:
         raise BadResults(
@@ -109,8 +163,65 @@ def read_versioned(path: Path) -> dict[str, Any]:
     return value
 
 
-def _dump(value: object) -> str:
-    return json.dumps(value, allow_nan=False)
+def check_types(value: object) -> None:
+    """Check the fields of a dataclass against their annotations, nested dataclasses and tuples included.
+
+    Raises:
+        TypeError: for a value of another type; a whole number is a number.
+        ValueError: for a number that is not finite.
+    """
+    for name, hint in get_type_hints(type(value)).items():
+        _check_type(getattr(value, name), hint, name)
+
+
+def _check_type(value: object, hint: object, name: str) -> None:
+    origin, parts = get_origin(hint) or hint, get_args(hint)
+    if origin in (Union, UnionType):
+        fitting = [part for part in parts if _is_kind(value, part)]
+        if not fitting:
+            _refuse_type(value, name)
+        _check_type(value, fitting[0], name)
+    elif not _is_kind(value, hint):
+        _refuse_type(value, name)
+    elif is_dataclass(value):
+        check_types(value)
+    elif isinstance(value, tuple):
+        hints = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+        for each, part in zip(value, hints, strict=True):
+            _check_type(each, part, name)
+    elif isinstance(value, float) and not isfinite(value):
+        raise ValueError(f"{name} is not finite")
+
+
+def _is_kind(value: object, hint: object) -> bool:
+    kind = get_origin(hint) or hint
+    if kind is float:
+        return type(value) in (int, float)
+    if kind in (int, str, bool):
+        return type(value) is kind
+    return kind is Any or (isinstance(kind, type) and isinstance(value, kind)) or value is kind
+
+
+def _refuse_type(value: object, name: str) -> NoReturn:
+    raise TypeError(f"{name} is {str(value)[:60]!r}")
+
+
+def _with_digest(text: bytes) -> bytes:
+    return text + f' "{DIGEST}": "{digest_bytes(text)}"\n}}\n'.encode()
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 def _write_new(path: Path, data: bytes) -> None:

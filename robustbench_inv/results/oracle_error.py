@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_inv.errors import BadResults
-from robustbench_inv.results.files import FORMAT_VERSION, read_versioned, write_json
+from robustbench_inv.results.files import FORMAT_VERSION, check_types, read_versioned, write_json
 from robustbench_inv.results.summary import Rate
 
 __all__ = ["ORACLE_FILE", "OracleError", "read_oracle_error", "write_oracle_error"]
@@ -53,7 +53,9 @@ class OracleError:
     def from_json(cls, value: Mapping[str, Any]) -> "OracleError":
         """Read oracle.json of version 1 or 2; other keys are ignored."""
         known = {_KEYS_V1.get(key, key): entry for key, entry in value.items()}
-        return cls(**{name: known[name] for name in cls.__dataclass_fields__})
+        error = cls(**{name: known[name] for name in cls.__dataclass_fields__})
+        check_types(error)
+        return error
 
 
 def read_oracle_error(cell: Path) -> OracleError | None:
@@ -67,8 +69,9 @@ def read_oracle_error(cell: Path) -> OracleError | None:
         return None
     try:
         return OracleError.from_json(read_versioned(path))
-    except (KeyError, TypeError) as error:
-        raise BadResults(f"{path} is damaged: {error!r}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        remedy = "restore it, or evaluate again with --existing repair"
+        raise BadResults(f"{path} is damaged: {error!r}", remedy=remedy) from error
 
 
 def write_oracle_error(cell: Path, error: OracleError) -> None:

@@ -3,7 +3,10 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from functools import cache
+from math import isfinite
+from types import UnionType
+from typing import Any, Literal, get_args, get_type_hints
 
 from robustbench_inv.errors import BadResults
 
@@ -122,7 +125,7 @@ class Record:
         return json.dumps(value, allow_nan=False) + "\n"
 
     @classmethod
-    def from_json_line(cls, line: str) -> "Record":
+    def from_json_line(cls, line: str | bytes) -> "Record":
         """Read one line.
 
         Raises:
@@ -138,11 +141,51 @@ class Record:
                 "distance": Distances(**value["distance"]),
             }
             record = cls(**{**value, **nested})
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadResults("unreadable record", got=line[:80], remedy=str(error)) from error
-        if record.status not in STATUSES:
-            raise BadResults("unknown record status", got=record.status, expected=str(STATUSES))
+            _check_types(record)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            start = line[:80] if isinstance(line, str) else line[:80].decode(errors="replace")
+            raise BadResults("unreadable record", got=start, remedy=str(error)) from error
         return record
+
+
+def _check_types(record: Record) -> None:
+    """Raise TypeError or ValueError if a value has another type than its annotation, or is not finite."""
+    for part in (record, record.clean, record.adversarial, record.distance):
+        values = part.__dict__
+        kind: type = type(part)
+        if wrong := _misfits(kind, tuple(map(type, values.values()))):
+            name = tuple(values)[wrong[0]]
+            raise TypeError(f"{name} is {values[name]!r}")
+    d, scores = record.distance, (record.broken_at, record.clean.score, record.adversarial.score)
+    if not isfinite(sum((d.l1, d.l2, d.linf, *(value or 0.0 for value in scores)))):
+        raise ValueError("a number is not finite")
+    if record.status not in STATUSES:
+        raise ValueError(f"status is {record.status!r}, not one of {', '.join(STATUSES)}")
+
+
+@cache
+def _misfits(kind: type, found: tuple[type, ...]) -> list[int]:
+    """Return the positions of the fields whose values have a wrong type."""
+    wanted = [kinds for (owner, _), kinds in _TYPES.items() if owner is kind]
+    return [i for i, (own, kinds) in enumerate(zip(found, wanted, strict=True)) if own not in kinds]
+
+
+_SCALARS: dict[object, tuple[type, ...]] = {float: (float, int), Status: (str,)}
+
+
+def _types(kind: type) -> dict[tuple[type, str], frozenset[type]]:
+    """Return the types of the values of a dataclass by field."""
+    found = {}
+    for name, hint in get_type_hints(kind).items():
+        hints = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        kinds = (each for part in hints for each in _SCALARS.get(part, (part,)))
+        found[kind, name] = frozenset(kinds)
+    return found
+
+
+_TYPES = {
+    key: kinds for kind in (Record, ModelOutput, Distances) for key, kinds in _types(kind).items()
+}
 
 
 _KEYS_V1 = {

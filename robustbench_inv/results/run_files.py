@@ -1,22 +1,28 @@
 """Results folders: the files of a run and of its cells, and the order of a cell's records."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from functools import cached_property
-from itertools import accumulate
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
-
 from robustbench_inv.errors import BadResults
-from robustbench_inv.results.cell import CellInfo, FinishedCell
-from robustbench_inv.results.cell_parts import Segment
-from robustbench_inv.results.files import read_json, read_versioned
+from robustbench_inv.identity import digest_value
+from robustbench_inv.results.cell import CellInfo, FinishedCell, sample_values
+from robustbench_inv.results.cell_content import (
+    EVENTS,
+    RECORDS,
+    REPAIR,
+    CellContent,
+    complete_lines,
+    read_content,
+    sample_order,
+)
+from robustbench_inv.results.files import FORMAT_VERSION, check_types, read_json, read_versioned
+from robustbench_inv.results.image_files import ADVERSARIAL, Images, read_images
 from robustbench_inv.results.oracle_error import OracleError, read_oracle_error
 from robustbench_inv.results.record import Record
 
@@ -29,80 +35,20 @@ __all__ = [
     "RECORDS",
     "CellFolder",
     "RunFolder",
-    "block_samples",
-    "count_complete",
-    "extend_segments",
-    "sample_order",
+    "cell_salt",
 ]
-
-
-def sample_order(segments: Iterable[Segment]) -> list[int]:
-    """Return the sample ids in the order of their records."""
-    return [sample for segment in segments for sample in segment.samples]
-
-
-def block_samples(segments: Iterable[Segment]) -> list[tuple[int, ...]]:
-    """Return the sample ids of each block, in the order of their records.
-
-    Example:
-        >>> block_samples([Segment(2, (1, 4, 7)), Segment(2, (2, 3))])
-        [(1, 4), (7,), (2, 3)]
-    """
-    return [
-        segment.samples[first : first + segment.batch_size]
-        for segment in segments
-        for first in range(0, len(segment.samples), segment.batch_size)
-    ]
-
-
-def count_complete(segments: Iterable[Segment], records: int) -> int:
-    """Return how many of the first ``records`` records belong to complete blocks.
-
-    Example:
-        >>> count_complete([Segment(4, (0, 1, 2, 3, 4, 5))], 5)
-        4
-    """
-    ends = accumulate(len(block) for block in block_samples(segments))
-    return max((end for end in ends if end <= records), default=0)
-
-
-def extend_segments(
-    segments: Sequence[Segment], done: int, samples: Iterable[int], batch_size: int
-) -> tuple[Segment, ...]:
-    """Return the segments that keep the existing records and end with the samples of a new request.
-
-    Args:
-        segments: the segments so far.
-        done: number of records in complete blocks.
-        samples: of the new request, in any order.
-        batch_size: of the segment that is added.
-    """
-    known = sample_order(segments)
-    todo = sorted(set(samples) - set(known[:done]))
-    if todo == known[done:]:
-        return tuple(segments)
-    added = (Segment(batch_size, tuple(todo)),) if todo else ()
-    return (*_leading(segments, done), *added)
-
-
-def _leading(segments: Sequence[Segment], count: int) -> tuple[Segment, ...]:
-    kept: list[Segment] = []
-    for segment in segments:
-        samples = segment.samples[:count]
-        count -= len(samples)
-        if samples:
-            kept.append(replace(segment, samples=samples))
-    return tuple(kept)
 
 
 PLAN = "plan.json"
 CHECKS = "checks.json"
 CELL = "cell.json"
-RECORDS = "records.jsonl"
-EVENTS = "events.jsonl"
-ADVERSARIAL = "adversarial.safetensors"
 
 STAGES_V1 = {"raw": "raw", "clip": "clipped", "round": "rounded"}
+
+
+def cell_salt(identity: Mapping[str, Any]) -> str:
+    """Return what the digests of a cell's files begin with, so that files of another cell do not fit."""
+    return digest_value(identity)
 
 
 class CellFolder:
@@ -123,12 +69,27 @@ class CellFolder:
         """
         value = read_versioned(self.path / CELL)
         try:
-            return CellInfo.from_json(value)
+            info = CellInfo.from_json(value)
+            check_types(info)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadResults(
                 f"{self.path / CELL} is damaged: {error!r}",
-                remedy="restore it, or evaluate this cell again with --existing redo",
+                remedy=REPAIR,
             ) from error
+        return info
+
+    def has_description(self, *, repair: bool = False) -> bool:
+        """Is there a cell.json? A damaged one does not count if it shall be repaired."""
+        path = self.path / CELL
+        if not path.exists() or not repair:
+            return path.exists()
+        try:
+            value = read_json(path)
+            version = value.get("version") if isinstance(value, dict) else None
+            newer = type(version) is int and version > FORMAT_VERSION
+            return newer or bool(self.info)
+        except BadResults:
+            return False
 
     @property
     def digest(self) -> str:
@@ -145,52 +106,53 @@ class CellFolder:
         """Are there as many records as samples?"""
         return len(self.records()) == len(self.samples)
 
+    @property
+    def salt(self) -> str:
+        """What the digests of the cell's files begin with: the digest of its identity."""
+        return cell_salt(self.info.identity)
+
     def read(self) -> FinishedCell:
         """Return the cell with its records.
 
         Raises:
             BadResults: if a file is missing or damaged.
         """
+        content = self._undamaged()
         return FinishedCell(
             digest=self.digest,
             info=self.info,
-            records=tuple(self.records()),
+            records=content.records,
             requested=self.samples,
-            events=tuple(self.events()),
+            events=tuple(_events(content)),
             oracle_error=read_oracle_error(self.path),
             read_images=self.images,
+            remarks=tuple(self._remarks(content)),
         )
 
     def records(self) -> list[Record]:
-        """Return the records in the order of the file; an incomplete last line is ignored.
+        """Return the records of whole blocks, in the order of the file.
 
         Raises:
-            BadResults: if another line is damaged, naming it.
+            BadResults: if the file is missing or damaged.
         """
-        lines = complete_lines(self.path / RECORDS)
-        return [self._record(number, line) for number, line in enumerate(lines, 1)]
+        return list(self._undamaged().records)
 
     def events(self) -> list[dict[str, Any]]:
-        """Return the events of the evaluation (crashes, lost successes, times), oldest first."""
-        found = []
-        for line in complete_lines(self.path / EVENTS):
-            with suppress(ValueError):  # events are no results: an unreadable one is ignored
-                found.append(upgrade_event_v1(json.loads(line)))
-        return found
+        """Return the events of the evaluation (crashes, lost successes, times), oldest first.
 
-    def images(self) -> Mapping[str, np.ndarray] | None:
-        """Return ``samples`` (n,), ``clean`` and ``adversarial`` (n, …); None if no images were kept.
+        Raises:
+            BadResults: if a file of the cell is missing or damaged.
+        """
+        return _events(self._undamaged())
+
+    def images(self) -> Images | None:
+        """Return ``samples`` (n,), ``clean`` and ``adversarial`` (n, …); None if no images are there.
 
         Raises:
             BadResults: if the file is damaged.
         """
         path = self.path / ADVERSARIAL
-        if not path.exists():
-            return None
-        try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise BadResults(f"cannot read {path}: {error}") from error
+        return read_images(path, self.salt) if path.exists() else None
 
     def oracle_error(self) -> OracleError | None:
         """Return the error rate of the cell's oracle; None if it was not measured, as for an exact one.
@@ -200,14 +162,29 @@ class CellFolder:
         """
         return read_oracle_error(self.path)
 
-    def _record(self, number: int, line: bytes) -> Record:
-        try:
-            return Record.from_json_line(line.decode())
-        except (BadResults, UnicodeDecodeError) as error:
-            raise BadResults(
-                f"line {number} of {self.path / RECORDS} is damaged: {error}",
-                remedy="evaluate this cell again with --existing redo",
-            ) from error
+    def content(self) -> CellContent:
+        """Read records and events, and compare them with their digests."""
+        return read_content(self.path, self.info.segments, self.salt, sealed=self.info.sealed)
+
+    def _undamaged(self) -> CellContent:
+        content = self.content()
+        if content.damage:
+            raise content.damage
+        return content
+
+    def _remarks(self, content: CellContent) -> Iterator[str]:
+        """Yield what a reader of the results must know about the files."""
+        if not content.checked and content.records:
+            yield "an earlier version wrote it without digests: damage cannot be told"
+        if (
+            content.with_images
+            and not (self.path / ADVERSARIAL).exists()
+            and self._complete(content)
+        ):
+            yield f"the images of {len(content.with_images)} samples were removed"
+
+    def _complete(self, content: CellContent) -> bool:
+        return bool(content.checked) and content.checked[-1].finished
 
 
 class RunFolder:
@@ -221,24 +198,44 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        """Is there a plan in the folder?"""
-        return (self.path / PLAN).exists()
+        """Is there a plan in the folder, or a cell?"""
+        return (self.path / PLAN).exists() or bool(self._cell_folders())
 
     @property
     def plan(self) -> dict[str, Any]:
-        """The content of plan.json.
+        """The content of plan.json; without it, or if it is damaged, the same from the cells.
 
         Raises:
-            BadResults: if the folder is not one of results, or the plan is damaged or of a later version.
+            BadResults: if the folder is not one of results, or the plan is of a later version.
         """
-        if not self.exists:
+        return self._read_plan()[0]
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a reader of the results must know about the files of the run, one clause each."""
+        problem = self._read_plan()[1]
+        return (f"the plan comes from the cells, since {problem}",) if problem else ()
+
+    def _read_plan(self) -> tuple[dict[str, Any], str]:
+        """Return the plan, and why it was made from the cells; empty if it was not."""
+        path, cells = self.path / PLAN, self._cell_folders()
+        if not path.exists() and not cells:
             raise BadResults(
                 "not a results folder",
                 got=str(self.path),
                 expected=f"a folder with a {PLAN}",
                 remedy="give the folder that evaluate printed",
             )
-        return read_versioned(self.path / PLAN)
+        try:
+            return _checked_plan(path), ""
+        except BadResults as error:
+            if not cells or error.problem.endswith("by a newer program"):
+                raise
+            problem = error.problem if path.exists() else f"{PLAN} is missing"
+        return _plan_of_cells(self.path.resolve().name, cells), problem
+
+    def _cell_folders(self) -> list[CellFolder]:
+        return [CellFolder(path.parent) for path in sorted(self.path.glob(f"*/{CELL}"))]
 
     def cells(self) -> list[CellFolder]:
         """Return the cells that have been started, in the order of the plan."""
@@ -255,12 +252,26 @@ class RunFolder:
         if not path.exists():
             return []
         value = read_json(path)
-        verdicts = value.get("verdicts") if isinstance(value, dict) else value
-        if not isinstance(verdicts, list):
-            raise BadResults(f"{path} does not hold verdicts", expected="a list")
+        found = value.get("verdicts") if isinstance(value, dict) else value
+        if not isinstance(found, list) or not all(map(_is_verdict, found)):
+            raise BadResults(
+                f"{path} does not hold verdicts",
+                expected="a list of verdicts",
+                remedy="evaluate again with --existing repair",
+            )
         return [
-            {("rule" if key == "limit" else key): v for key, v in each.items()} for each in verdicts
+            {("rule" if key == "limit" else key): v for key, v in each.items()} for each in found
         ]
+
+
+def _is_verdict(value: object) -> bool:
+    """Is it a verdict, with strings and one number or null?"""
+    if not isinstance(value, dict):
+        return False
+    texts = (value.get(key) for key in ("id", "title", "scope", "subject", "verdict", "evidence"))
+    number = value.get("value")
+    fitting = number is None or (type(number) in (int, float) and isfinite(number))
+    return fitting and all(isinstance(text, str) for text in texts)
 
 
 _EVENTS_V1 = {
@@ -297,8 +308,73 @@ def upgrade_event_v1(event: Mapping[str, Any]) -> dict[str, Any]:
     return new
 
 
-def complete_lines(path: Path) -> list[bytes]:
-    """Return a file's lines that end in a newline, newline included; none without the file."""
-    if not path.exists():
-        return []
-    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+_PLAN_ENTRY = {"digest": str, "model": str, "attack": str, "dataset": str}
+
+
+def _checked_plan(path: Path) -> dict[str, Any]:
+    """Read plan.json, and check the types of its entries.
+
+    Raises:
+        BadResults: if it is missing, damaged or of a later version.
+    """
+    plan = read_versioned(path)
+    try:
+        cells, samples, commands = (plan[key] for key in ("cells", "samples", "commands"))
+        fitting = (
+            type(plan["name"]) is str
+            and all(type(each) is int for each in samples)
+            and all(type(word) is str for line in commands for word in line)
+            and all(type(cell[key]) is kind for cell in cells for key, kind in _PLAN_ENTRY.items())
+            and all(_DIGEST.fullmatch(cell["digest"]) for cell in cells)
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadResults(f"{path} is damaged: {error!r}", remedy=REPAIR) from error
+    if not fitting or not isinstance(samples, list) or not isinstance(commands, list):
+        raise BadResults(f"{path} is damaged: a value has the wrong type", remedy=REPAIR)
+    return plan
+
+
+_DIGEST = re.compile("[0-9a-f]+")
+
+
+def _plan_of_cells(name: str, cells: Sequence[CellFolder]) -> dict[str, Any]:
+    """Return a plan with all cells of a folder; which command made them is unknown."""
+    infos = {cell.digest: _info_or_none(cell) for cell in cells}
+    readable = [info for info in infos.values() if info]
+    return {
+        "name": name,
+        "created_by": dict(readable[0].software.get("versions", {})) if readable else {},
+        "commands": [],
+        "samples": sorted({s for info in readable for s in sample_order(info.segments)}),
+        "cells": [{"digest": digest, **_plan_names(info)} for digest, info in infos.items()],
+    }
+
+
+def _plan_names(info: CellInfo | None) -> dict[str, Any]:
+    if info is None:  # the cell is damaged, as all who read it are told
+        return {**dict.fromkeys(("model", "attack", "threat", "dataset"), "unknown"), "seed": 0}
+    return {
+        "model": info.model.name,
+        "attack": info.attack.name,
+        "threat": info.threat.text,
+        "dataset": info.dataset.name,
+        "seed": info.seed,
+    }
+
+
+def _info_or_none(cell: CellFolder) -> CellInfo | None:
+    try:
+        return cell.info
+    except BadResults:
+        return None
+
+
+def _events(content: CellContent) -> list[dict[str, Any]]:
+    """Return the events; an unreadable one, which has no digest, is passed over."""
+    found = []
+    for line in complete_lines(content.events):
+        with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            event = upgrade_event_v1(json.loads(line))
+            sample_values([event])
+            found.append(event)
+    return found

@@ -2,36 +2,51 @@
 
 import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from robustbench_inv.errors import BadResults
 from robustbench_inv.results.cell import CellInfo, FinishedCell
+from robustbench_inv.results.cell_content import (
+    DIGESTS,
+    EVENTS,
+    RECORDS,
+    Checkpoint,
+    GrowingFile,
+)
 from robustbench_inv.results.files import (
+    DIGEST,
     FORMAT_VERSION,
     explain_write_errors,
+    remove_leftovers,
+    temporary_path,
     write_atomically,
     write_json,
 )
+from robustbench_inv.results.image_files import ADVERSARIAL, images_to_bytes
 from robustbench_inv.results.oracle_error import OracleError, write_oracle_error
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.run_files import (
-    ADVERSARIAL,
     CELL,
     CHECKS,
-    EVENTS,
     PLAN,
-    RECORDS,
     CellFolder,
     RunFolder,
+    cell_salt,
 )
 
-__all__ = ["CheckFunction", "RewrittenCell", "write_checks", "write_plan", "write_run"]
+__all__ = [
+    "CheckFunction",
+    "RewrittenCell",
+    "read_old_verdicts",
+    "write_checks",
+    "write_plan",
+    "write_run",
+]
 
 
 LOCK = ".lock"
@@ -58,9 +73,23 @@ def write_plan(path: Path, plan: Mapping[str, Any]) -> RunFolder:
             expected="a new folder, an empty one, or one of an earlier evaluation",
             remedy="give another folder with --out",
         )
-    with _locked(path):
-        write_json(path / PLAN, {"version": FORMAT_VERSION, **_merge_plans(run, plan)})
+    known = run.exists and not run.remarks and _is_covered(run.plan, plan)
+    try:
+        with _locked(path):
+            remove_leftovers(path)
+            merged = {"version": FORMAT_VERSION, **_merge_plans(run, plan)}
+            if not known or {DIGEST: run.plan.get(DIGEST), **merged} != run.plan:
+                write_json(path / PLAN, merged)
+    except BadResults:
+        if not known:  # a finished run on a read-only disk can be read
+            raise
     return run
+
+
+def _is_covered(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Does a plan name all cells and samples of a new one?"""
+    cells, samples = {cell["digest"] for cell in old["cells"]}, set(old["samples"])
+    return {cell["digest"] for cell in new["cells"]} <= cells and set(new["samples"]) <= samples
 
 
 def write_checks(run: RunFolder, verdicts: Sequence[Mapping[str, Any]]) -> None:
@@ -69,15 +98,37 @@ def write_checks(run: RunFolder, verdicts: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         BadResults: if it cannot be written.
     """
+    if run.checks() == _merge_verdicts(run.checks(), verdicts):
+        return  # as in a finished run, which may be on a read-only disk
     with _locked(run.path):
-        new = {(verdict["id"], verdict["subject"]) for verdict in verdicts}
-        old = [
-            verdict
-            for verdict in run.checks()
-            if verdict["scope"] == "model" and (verdict["id"], verdict["subject"]) not in new
-        ]
-        content = {"version": FORMAT_VERSION, "verdicts": [*old, *verdicts]}
-        write_json(run.path / CHECKS, content)
+        merged = _merge_verdicts(run.checks(), verdicts)
+        write_json(run.path / CHECKS, {"version": FORMAT_VERSION, "verdicts": merged})
+
+
+def read_old_verdicts(run: RunFolder, *, repair: bool) -> None:
+    """Read checks.json before an evaluation whose verdicts will be added to it.
+
+    Args:
+        run: the run.
+        repair: delete a damaged file instead of raising.
+
+    Raises:
+        BadResults: if it is damaged.
+    """
+    try:
+        run.checks()
+    except BadResults:
+        if not repair:
+            raise
+        (run.path / CHECKS).unlink()
+
+
+def _merge_verdicts(
+    old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    known = {(verdict["id"], verdict["subject"]) for verdict in new}
+    kept = (v for v in old if v["scope"] == "model" and (v["id"], v["subject"]) not in known)
+    return [*kept, *new]
 
 
 def _merge_plans(run: RunFolder, plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,9 +204,10 @@ def write_run(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadResults(f"{out} exists already", remedy="give another folder with --out")
-    fresh = out.with_name(f".{out.name}.{os.getpid()}")
+    fresh = temporary_path(out)
     with explain_write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out.parent, out.name)
         try:
             _write_files(RunFolder(fresh), old, cells, check, command)
             fresh.replace(out)
@@ -200,11 +252,19 @@ def _rewritten_plan(
 def _write_cell(folder: Path, cell: RewrittenCell) -> None:
     folder.mkdir()
     write_json(folder / CELL, cell.info.to_json())
-    lines = "".join(record.to_json_line() for record in cell.records)
-    write_atomically(folder / RECORDS, lines.encode())
-    events = "".join(json.dumps(event) + "\n" for event in cell.old.events())
-    write_atomically(folder / EVENTS, events.encode())
-    if (cell.old.path / ADVERSARIAL).exists():
-        shutil.copyfile(cell.old.path / ADVERSARIAL, folder / ADVERSARIAL)
+    salt, images = cell_salt(cell.info.identity), cell.old.images()
+    with (
+        closing(GrowingFile(folder / RECORDS, salt)) as records,
+        closing(GrowingFile(folder / EVENTS, salt)) as events,
+    ):
+        lines = "".join(record.to_json_line() for record in cell.records)
+        records.append(lines.encode(), flush=True)
+        kept = (event for event in cell.old.events() if event["event"] != DIGESTS)
+        notes = "".join(json.dumps(event) + "\n" for event in kept)
+        events.append(notes.encode(), flush=False)
+        values = {"records": len(cell.records), "images": images is not None, "finished": True}
+        events.append(Checkpoint.line((records, events), **values), flush=True)
+    if images is not None:
+        write_atomically(folder / ADVERSARIAL, images_to_bytes(images, salt))
     if cell.error is not None:
         write_oracle_error(folder, cell.error)

@@ -51,7 +51,7 @@ def finished(toys, tmp_path_factory):
     max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
-    cut=st.floats(0, 1), garbage=st.sampled_from([b"", b'{"sample": 3', b"\x00\x00\x00", b"x\n"])
+    cut=st.floats(0, 0.99), garbage=st.sampled_from([b"", b'{"sample": 3', b"\x00\x00\x00", b"x\n"])
 )
 def test_torn_at_any_byte(finished, tmp_path, cut, garbage):
     job, whole = finished
@@ -61,7 +61,9 @@ def test_torn_at_any_byte(finished, tmp_path, cut, garbage):
     (torn / "adversarial.safetensors").unlink()  # images would be shards at this moment
     lines = (whole / "records.jsonl").read_bytes()
     (torn / "records.jsonl").write_bytes(lines[: int(cut * len(lines))] + garbage)
-    run_cell(job, torn, RunOptions())
+    with pytest.raises(BadResults, match="repair"):
+        run_cell(job, torn, RunOptions())
+    run_cell(job, torn, RunOptions(existing="repair"))
     assert (torn / "records.jsonl").read_bytes() == lines
 
 
@@ -71,7 +73,7 @@ def test_another_batch_size_is_ignored_on_resume(finished, tmp_path):
     shutil.copytree(whole, torn)
     lines = (whole / "records.jsonl").read_bytes()
     (torn / "records.jsonl").write_bytes(lines[:5000])
-    notes = run_cell(job, torn, RunOptions(batch_size=5))
+    notes = run_cell(job, torn, RunOptions(batch_size=5, existing="repair"))
     assert (torn / "records.jsonl").read_bytes() == lines
     assert any("first batch size, 8" in note for note in notes)
 

@@ -23,7 +23,7 @@ def record(sample, **changes):
         "adversarial": answer,
         "oracle_label": None,
         "oracle_source": None,
-        "distance": Distances(3, 0.3, 0.1 + sample / 7, 0.1),
+        "distance": Distances(3, 1.5, 0.75**0.5, 0.5),
         "broken_at": None,
         "within_budget": True,
         "goal_reached": False,

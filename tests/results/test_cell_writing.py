@@ -10,15 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustbench_inv.errors import BadResults
-from robustbench_inv.results.cell_writing import CellWriter
-from robustbench_inv.results.run_files import (
-    CellFolder,
-    RunFolder,
+from robustbench_inv.results.cell_content import (
     block_samples,
     count_complete,
     extend_segments,
     sample_order,
 )
+from robustbench_inv.results.cell_writing import CellWriter
+from robustbench_inv.results.run_files import CellFolder, RunFolder
 from robustbench_inv.results.run_writing import write_checks, write_plan
 
 PLAN = {
@@ -26,7 +25,7 @@ PLAN = {
     "created_by": {},
     "commands": [],
     "samples": [1, 2],
-    "cells": [{"digest": "a", "model": "m"}],
+    "cells": [{"digest": "a", "model": "m", "attack": "pgd", "dataset": "d"}],
 }
 
 
@@ -188,7 +187,8 @@ def test_a_folder_of_other_things(tmp_path):
 
 def test_a_later_plan_adds_its_cells(tmp_path):
     write_plan(tmp_path, PLAN)
-    more = {**PLAN, "name": "q", "samples": [2, 3], "cells": [{"digest": "b", "model": "n"}]}
+    cell = {**PLAN["cells"][0], "digest": "b", "model": "n"}
+    more = {**PLAN, "name": "q", "samples": [2, 3], "cells": [cell]}
     more["commands"] = [["invbench", "evaluate"]]
     plan = write_plan(tmp_path, more).plan
     assert plan["commands"] == [["invbench", "evaluate"]]
@@ -202,7 +202,8 @@ def test_verdicts_on_other_models_stay(tmp_path):
     assert run.checks() == []
 
     def verdict(subject, scope="model"):
-        return {"id": "C6", "subject": subject, "scope": scope, "verdict": "PASS"}
+        texts = dict.fromkeys(("title", "rule", "evidence"), "")
+        return {"id": "C6", "subject": subject, "scope": scope, "verdict": "PASS", **texts}
 
     write_checks(run, [verdict("m"), verdict("old cell", "cell")])
     write_checks(run, [verdict("n"), verdict("m") | {"verdict": "FAIL"}])
