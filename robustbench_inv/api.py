@@ -17,7 +17,13 @@ from robustbench_inv.evaluation.engine import (
 )
 from robustbench_inv.evaluation.jobs import EvaluationRequest, Job, as_list
 from robustbench_inv.evaluation.plan import Plan, make_plan
-from robustbench_inv.evaluation.schedule import CellOutcome, Workers, check_workers, run_jobs
+from robustbench_inv.evaluation.schedule import (
+    CellOutcome,
+    Workers,
+    check_locks,
+    check_workers,
+    run_jobs,
+)
 from robustbench_inv.evaluation.stored_answers import refuse_changed_cells
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import cell_to_json
@@ -196,6 +202,7 @@ def run_plan(
     check_workers(workers)
     options = options or RunOptions()
     path = Path(out) if out else DEFAULT_FOLDER / plan.name
+    check_locks(plan.jobs, path, options)
     if options.existing != "redo":
         repair = options.existing == "repair"
         refuse_changed_cells(plan.jobs, path, options.device, repair=repair)

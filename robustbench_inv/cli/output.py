@@ -101,15 +101,14 @@ def show_progress() -> Iterator[ProgressCallback]:
 
 
 def _line_callback() -> ProgressCallback:
-    start, finished = time.perf_counter(), set[str]()
+    start = time.perf_counter()
 
     def report(progress: "Progress") -> None:
-        if progress.done >= progress.total and progress.title not in finished:
-            finished.add(progress.title)
+        if progress.state != "running":
+            word = "done" if progress.state == "completed" else "failed"
             seconds = time.perf_counter() - start
-            print_message(
-                f"[{progress.cell}/{progress.cells}] {progress.title}: done after {seconds:.1f} s"
-            )
+            place = f"[{progress.cell}/{progress.cells}] {progress.title}"
+            print_message(f"{place}: {word} after {seconds:.1f} s")
 
     return report
 
@@ -118,9 +117,11 @@ def _bar_callback(add: Callable[..., object], update: Callable[..., None]) -> Pr
     tasks: dict[str, object] = {}
 
     def report(progress: "Progress") -> None:
-        if progress.title not in tasks:
-            description = f"[{progress.cell}/{progress.cells}] {progress.title}"
-            tasks[progress.title] = add(description, total=progress.total)
-        update(tasks[progress.title], completed=progress.done)
+        description = f"[{progress.cell}/{progress.cells}] {progress.title}"
+        if progress.digest not in tasks:
+            tasks[progress.digest] = add(description, total=progress.total)
+        if progress.state == "failed":
+            description += ": failed"
+        update(tasks[progress.digest], completed=progress.done, description=description)
 
     return report

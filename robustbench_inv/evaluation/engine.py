@@ -28,7 +28,15 @@ from robustbench_inv.results.cell_writing import CellRequest, CellWriter
 from robustbench_inv.results.oracle_error import write_oracle_error
 from robustbench_inv.results.run_files import CELL, CellFolder
 
-__all__ = ["BATCH_SIZE", "Existing", "Progress", "RunOptions", "ignore_progress", "run_cell"]
+__all__ = [
+    "BATCH_SIZE",
+    "CellState",
+    "Existing",
+    "Progress",
+    "RunOptions",
+    "ignore_progress",
+    "run_cell",
+]
 
 BATCH_SIZE = 250
 """Default number of samples in a block.
@@ -69,23 +77,30 @@ class RunOptions:
             raise BadParameter("unknown value of existing", got=self.existing, expected=expected)
 
 
+CellState = Literal["running", "completed", "failed"]
+
+
 @dataclass(frozen=True)
 class Progress:
     """Progress of a cell.
 
     Args:
         title: the cell's title.
+        digest: the cell's digest.
         done: number of records written.
         total: number of samples to evaluate.
         cell: number of the cell in the evaluation, from 1.
         cells: number of cells.
+        state: ``running``, until the cell is ``completed`` or has ``failed``.
     """
 
     title: str
-    done: int
-    total: int
+    digest: str
+    done: int = 0
+    total: int = 0
     cell: int = 1
     cells: int = 1
+    state: CellState = "running"
 
 
 ProgressCallback = Callable[[Progress], None]
@@ -128,7 +143,7 @@ def run_cell(
     request = CellRequest(description, job.samples, size, redo=redo, repair=repair)
     with CellWriter(folder, request) as writer:
         notes = _messages(job, writer, options)
-        report(Progress(job.title, writer.done, writer.total))
+        report(Progress(job.title, job.spec.digest, writer.done, writer.total))
         if writer.next_block():
             _run_blocks(job, writer, options, report, cache)
         writer.finish()
@@ -187,7 +202,7 @@ def _run_blocks(
         log_event("block_time", seconds=seconds, n_samples=len(ids))
         keep = options.keep_images or writer.restores_images
         writer.append(state.records(source), _images(state) if keep else None)
-        report(Progress(job.title, writer.done, writer.total))
+        report(Progress(job.title, job.spec.digest, writer.done, writer.total))
 
 
 def _write_oracle_error(job: Job, folder: Path) -> None:

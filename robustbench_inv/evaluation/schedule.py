@@ -1,15 +1,14 @@
 """Runs cells one after the other, in several processes, or on a Ray cluster."""
 
 import importlib
-import logging
-import multiprocessing
-import pickle
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from functools import partial
+from multiprocessing.connection import wait
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -20,35 +19,28 @@ from robustbench_inv.evaluation.engine import (
     ProgressCallback,
     RunOptions,
     ignore_progress,
-    run_cell,
 )
-from robustbench_inv.evaluation.jobs import Job, rebuild_job
-from robustbench_inv.evaluation.loading import LoadCache
-from robustbench_inv.evaluation.search import CACHE_BYTES, SearchCache
+from robustbench_inv.evaluation.jobs import Job
+from robustbench_inv.evaluation.worker import (
+    CellOutcome,
+    WorkerDied,
+    WorkerProcess,
+    failed_outcome,
+    pack_jobs,
+    run_group,
+    run_packed,
+)
+from robustbench_inv.results.cell_content import RECORDS
+from robustbench_inv.results.files import check_unlocked
+from robustbench_inv.results.run_files import CELL
 
-__all__ = ["CellOutcome", "Workers", "check_workers", "run_jobs"]
+__all__ = ["CellOutcome", "Workers", "check_locks", "check_workers", "run_jobs"]
 
 Workers = int | str
 """1: this process. N: so many local processes. ``ray`` or ``ray:ADDRESS``: a Ray cluster."""
 
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class CellOutcome:
-    """Outcome of a cell.
-
-    Args:
-        digest: the cell's digest.
-        title: the cell's title.
-        notes: messages for the user.
-        failure: why the cell failed, one line; None if it is complete.
-    """
-
-    digest: str
-    title: str
-    notes: tuple[str, ...] = ()
-    failure: str | None = None
+Task = tuple[int, ...]
+"""Numbers of cells that share their searches and run one after the other."""
 
 
 def run_jobs(
@@ -64,24 +56,35 @@ def run_jobs(
         jobs: the cells.
         root: the run's folder, on a file system that all workers share.
         options: how to run.
-        report: called as the cells progress; for cells in other processes, when they are complete.
+        report: called as the cells progress, and when each is completed or has failed.
         workers: where to run.
 
     Raises:
-        BadResults: if results cannot be written; the remaining cells are not run.
+        BadResults: if another process writes a cell, before anything runs; if results cannot be written, the
+            remaining cells are not run.
         MissingExtra: if Ray is requested and not installed.
         UsageError: if a job cannot be sent to another process.
     """
     run = _scheduler(workers)
-    found = {
-        outcome.digest: outcome for outcome in run(jobs, root, options, _numbered(jobs, report))
-    }
+    check_locks(jobs, root, options)
+    numbered, found = _numbered(jobs, report), {}
+    for outcome in run(jobs, root, options, numbered):
+        found[outcome.digest] = outcome
+        numbered(_end_of(outcome))
     return [found[job.spec.digest] for job in jobs]
 
 
 def check_workers(workers: Workers) -> None:
     """Raise BadParameter for an unusable value of ``workers``."""
     _scheduler(workers)
+
+
+def check_locks(jobs: Sequence[Job], root: Path, options: RunOptions) -> None:
+    """Raise BadResults if another process is writing one of the cells."""
+    for job in jobs:
+        folder = root / job.spec.digest
+        if options.existing != "skip" or not (folder / CELL).exists():
+            check_unlocked(folder / RECORDS)
 
 
 def _scheduler(workers: Workers) -> Callable[..., Iterator[CellOutcome]]:
@@ -95,61 +98,116 @@ def _scheduler(workers: Workers) -> Callable[..., Iterator[CellOutcome]]:
 def _in_process(
     jobs: Sequence[Job], root: Path, options: RunOptions, report: ProgressCallback
 ) -> Iterator[CellOutcome]:
-    for group in _group_by_search(jobs):
-        yield from _run_group(group, root, options, report)
+    for task in _tasks(jobs):
+        yield from run_group([jobs[number] for number in task], root, options, report)
 
 
 def _in_processes(
     jobs: Sequence[Job], root: Path, options: RunOptions, report: ProgressCallback, workers: int
 ) -> Iterator[CellOutcome]:
-    """Run each group of cells in one of several fresh processes that share this machine's threads."""
-    groups = _group_by_search(jobs)
-    parcels = [_pack(group) for group in groups]
-    pool = ProcessPoolExecutor(
-        min(workers, len(groups)) or 1,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(max(1, torch.get_num_threads() // workers),),
-    )
-    try:
-        futures = {
-            pool.submit(_unpack_and_run, parcel, root, options): group
-            for group, parcel in zip(groups, parcels, strict=True)
-        }
-        for future in as_completed(futures):
+    """Run the tasks in several fresh processes that share this machine's threads."""
+    queue, threads = _Queue(jobs), max(1, torch.get_num_threads() // workers)
+    with TemporaryFile() as parcel:
+        parcel.write(pack_jobs(jobs))
+        parcel.flush()
+        start = partial(WorkerProcess, parcel.fileno(), root, options, threads)
+        with closing(_Pool(start, workers)) as pool:
+            while pool.submit(queue.tasks):
+                for message in pool.receive():
+                    if isinstance(message, Progress):
+                        report(message)
+                    elif isinstance(message, CellOutcome):
+                        yield queue.annotated(message)
+                    else:
+                        yield from queue.put_back(*message)
+
+
+@dataclass
+class _Pool:
+    """Worker processes, each with at most one task.
+
+    Args:
+        start: starts one.
+        size: largest number of processes.
+    """
+
+    start: Callable[[], WorkerProcess]
+    size: int
+    _idle: list[WorkerProcess] = field(default_factory=list)
+    _busy: dict[Any, tuple[WorkerProcess, list[int]]] = field(default_factory=dict)
+
+    def submit(self, tasks: deque[Task]) -> bool:
+        """Give waiting tasks to idle or new processes; return whether any process has a task."""
+        while tasks and len(self._busy) < self.size:
+            worker, task = self._idle.pop() if self._idle else self.start(), tasks.popleft()
+            self._busy[worker.connection] = worker, list(task)
+            worker.submit(task)
+        return bool(self._busy)
+
+    def receive(self) -> Iterator[CellOutcome | Progress | tuple[list[int], str]]:
+        """Yield messages, and for a process that died the numbers of its cells without an outcome, and how it died."""
+        for connection in wait(list(self._busy)):
+            worker, remaining = self._busy[connection]
             try:
-                outcomes = future.result()
-            except BrokenProcessPool:
-                reason = "a worker process was killed, perhaps for lack of memory"
-                outcomes = [_failed(job, reason) for job in futures[future]]
-            _report_all(futures[future], report)
-            yield from outcomes
-    finally:
-        pool.shutdown(cancel_futures=True)
+                message = worker.receive()
+            except WorkerDied as death:
+                del self._busy[connection]
+                worker.close()
+                yield remaining, str(death)
+                continue
+            if message is not None:
+                del remaining[: isinstance(message, CellOutcome)]
+                yield message
+            else:
+                del self._busy[connection]
+                self._idle.append(worker)
+
+    def close(self) -> None:
+        """End all processes."""
+        for worker in (*self._idle, *(worker for worker, _ in self._busy.values())):
+            worker.close()
 
 
 def _on_ray(
     jobs: Sequence[Job],
     root: Path,
     options: RunOptions,
-    report: ProgressCallback,
+    report: ProgressCallback,  # noqa: ARG001 - a Ray task reports nothing before its end
     address: str | None,
 ) -> Iterator[CellOutcome]:
-    ray, groups = _import_ray(), _group_by_search(jobs)
-    parcels = [_pack(group) for group in groups]
+    ray, queue = _import_ray(), _Queue(jobs)
+    parcel = pack_jobs(jobs)
     if not ray.is_initialized():
+        _connect(ray, address)
+    shared = ray.put(parcel)
+    remote = ray.remote(max_retries=0)(run_packed)
+    running: dict[Any, Task] = {}
+    while queue.tasks or running:
+        while queue.tasks:
+            task = queue.tasks.popleft()
+            running[remote.remote(shared, task, root.resolve(), options)] = task
+        (done, *_), _ = ray.wait(list(running))
+        task = running.pop(done)
+        try:
+            outcomes: list[CellOutcome] = ray.get(done)
+        except BadResults:
+            raise
+        except ray.exceptions.RayError as error:
+            reason = str(error).strip().splitlines()[0]
+            yield from queue.put_back(task, f"its Ray task ended: {reason}")
+        else:
+            yield from map(queue.annotated, outcomes)
+
+
+def _connect(ray: Any, address: str | None) -> None:  # noqa: ANN401 - a module that is not always installed
+    try:
         ray.init(address=address, log_to_driver=False)
-    remote = ray.remote(_unpack_and_run)
-    tasks = {
-        remote.remote(parcel, root.resolve(), options): group
-        for group, parcel in zip(groups, parcels, strict=True)
-    }
-    waiting = list(tasks)
-    while waiting:
-        done, waiting = ray.wait(waiting)
-        outcomes: list[CellOutcome] = ray.get(done[0])
-        _report_all(tasks[done[0]], report)
-        yield from outcomes
+    except Exception as error:
+        raise UsageError(
+            "cannot reach the Ray cluster",
+            got=address,
+            remedy=f"{type(error).__name__}: {error}".splitlines()[0],
+        ) from error
 
 
 def _import_ray() -> Any:  # noqa: ANN401 - a module that is not always installed
@@ -161,89 +219,80 @@ def _import_ray() -> Any:  # noqa: ANN401 - a module that is not always installe
         ) from error
 
 
-def _report_all(group: Sequence[Job], report: ProgressCallback) -> None:
-    for job in group:
-        report(Progress(job.title, len(job.samples), len(job.samples)))
+ATTEMPTS = 2
+"""How often a cell is started whose process dies: memory may be short for a moment only."""
 
 
-def _pack(group: Sequence[Job]) -> bytes:
-    """Return jobs as bytes: their requests where they have one, else the objects themselves.
+class _Queue:
+    """The tasks that wait for a process, and the cells whose process died.
 
-    Raises:
-        UsageError: if an object cannot be pickled.
+    Args:
+        jobs: the cells.
     """
-    parcel = [(job.request, job.samples, job.spec.digest) if job.request else job for job in group]
-    try:
-        return pickle.dumps(parcel)
-    except Exception as error:
-        raise UsageError(
-            f"{group[0].title} cannot be sent to another process: {error}",
-            remedy="name model and attack as file.py:factory, or run in one process",
-        ) from error
+
+    def __init__(self, jobs: Sequence[Job]) -> None:
+        self._jobs, self._deaths = jobs, Counter[int]()
+        self._notes: dict[str, str] = {}
+        self.tasks = deque(_tasks(jobs))
+
+    def put_back(self, remaining: Sequence[int], reason: str) -> Iterator[CellOutcome]:
+        """Queue the cells of a task whose process died again; yield the outcome of one that died too often.
+
+        Args:
+            remaining: numbers of the cells without an outcome; the first one was running.
+            reason: how the process died.
+        """
+        if not remaining:
+            return
+        first, *rest = remaining
+        job = self._jobs[first]
+        self._deaths[first] += 1
+        if self._deaths[first] < ATTEMPTS:
+            self._notes[job.spec.digest] = f"{job.title}: resumed in a new process, since {reason}"
+            self.tasks.append((first,))
+        else:
+            yield failed_outcome(job.spec.digest, job.title, f"{reason}, {ATTEMPTS} times")
+        if rest:
+            self.tasks.append(tuple(rest))
+
+    def annotated(self, outcome: CellOutcome) -> CellOutcome:
+        """Return an outcome with a note if a process died before."""
+        note = self._notes.get(outcome.digest)
+        return replace(outcome, notes=(*outcome.notes, note)) if note else outcome
 
 
-def _unpack(parcel: bytes) -> list[Job]:
-    """Return the jobs that ``_pack`` packed; each model and data set is loaded once."""
-    packed = pickle.loads(parcel)  # made by _pack, in the process that started this one
-    caches: dict[tuple[str, str | None], LoadCache] = {}
-    jobs = []
-    for each in packed:
-        if isinstance(each, Job):
-            jobs.append(each)
-            continue
-        request, samples, digest = each
-        place = request.device, request.data_root
-        cache = caches.setdefault(place, LoadCache(*place))
-        jobs.append(rebuild_job(request, samples, digest, cache))
-    return jobs
-
-
-def _unpack_and_run(parcel: bytes, root: Path, options: RunOptions) -> list[CellOutcome]:
-    return list(_run_group(_unpack(parcel), root, options, ignore_progress))
-
-
-def _group_by_search(jobs: Sequence[Job]) -> list[list[Job]]:
-    """Return the jobs in groups that share their searches, in the order of the first of each group."""
-    groups: dict[object, list[Job]] = {}
-    for job in jobs:
+def _tasks(jobs: Sequence[Job]) -> list[Task]:
+    """Return the numbers of the jobs in groups that share their searches, in the order of the first of each group."""
+    groups: dict[object, list[int]] = {}
+    for number, job in enumerate(jobs):
         key = job.search_key if job.threat.is_transfer else job.spec.digest
-        groups.setdefault(key, []).append(job)
-    return list(groups.values())
+        groups.setdefault(key, []).append(number)
+    return [tuple(group) for group in groups.values()]
 
 
-def _run_group(
-    group: Sequence[Job], root: Path, options: RunOptions, report: ProgressCallback
-) -> Iterator[CellOutcome]:
-    """Run cells that share their searches, one after the other."""
-    cache = SearchCache(CACHE_BYTES if len(group) > 1 else 0)
-    for job in group:
-        yield _run_guarded(job, root, options, report, cache)
-
-
-def _run_guarded(
-    job: Job, root: Path, options: RunOptions, report: ProgressCallback, cache: SearchCache
-) -> CellOutcome:
-    """Run a cell; an error becomes its outcome, so that the other cells run."""
-    try:
-        notes = run_cell(job, root / job.spec.digest, options, report, cache)
-    except BadResults:
-        raise
-    except Exception as error:
-        _log.debug("%s failed", job.title, exc_info=True)
-        name = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
-        return _failed(job, f"{name}{error}")
-    return CellOutcome(job.spec.digest, job.title, tuple(notes))
-
-
-def _failed(job: Job, reason: str) -> CellOutcome:
-    return CellOutcome(job.spec.digest, job.title, (), " ".join(reason.split()))
+def _end_of(outcome: CellOutcome) -> Progress:
+    return Progress(
+        outcome.title, outcome.digest, state="failed" if outcome.failure else "completed"
+    )
 
 
 def _numbered(jobs: Sequence[Job], report: ProgressCallback) -> ProgressCallback:
-    """Return a callback that adds the number of each cell and the number of all cells."""
-    numbers = {job.title: number for number, job in enumerate(jobs, 1)}
+    """Return a callback that adds the number of each cell and the number of all cells.
+
+    The last call about a cell keeps the number of records of the call before.
+    """
+    known = {
+        job.spec.digest: Progress(
+            job.title, job.spec.digest, 0, len(job.samples), number, len(jobs)
+        )
+        for number, job in enumerate(jobs, 1)
+    }
 
     def numbered(progress: Progress) -> None:
-        report(replace(progress, cell=numbers[progress.title], cells=len(jobs)))
+        last = known[progress.digest]
+        if progress.state == "running":
+            last = replace(last, done=progress.done, total=progress.total)
+        known[progress.digest] = last
+        report(replace(last, state=progress.state))
 
     return numbered

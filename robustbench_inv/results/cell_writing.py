@@ -1,6 +1,5 @@
 """Writes a cell and its images block by block: a crash loses at most the current block."""
 
-import fcntl
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from robustbench_inv.results.files import (
     DIGEST,
     FORMAT_VERSION,
     explain_write_errors,
+    lock,
     read_json,
     remove_leftovers,
     write_json,
@@ -89,7 +89,7 @@ class CellWriter:
         _check_present(path, request)
         self._records = GrowingFile(path / RECORDS, salt)
         try:
-            self._lock()
+            lock(self._records.descriptor, path)
             self._events = GrowingFile(path / EVENTS, salt)
             try:
                 self._prepare(request)
@@ -192,15 +192,6 @@ class CellWriter:
         )
         self._events.append(line, flush=True)
         self._closed = finished
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._records.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise BadResults(
-                f"another process is writing {self.path}",
-                remedy="wait for it, or evaluate into another folder",
-            ) from error
 
     def _prepare(self, request: CellRequest) -> None:
         self._remove_leftovers()

@@ -1,11 +1,13 @@
 """Files that survive a crash: they are written whole or not at all; a damaged file gives a one-line error."""
 
+import fcntl
 import glob
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from math import isfinite
 from pathlib import Path
@@ -19,7 +21,9 @@ __all__ = [
     "DIGEST",
     "FORMAT_VERSION",
     "check_types",
+    "check_unlocked",
     "explain_write_errors",
+    "lock",
     "parse_json",
     "read_json",
     "read_versioned",
@@ -238,3 +242,32 @@ def _flush_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+LOCK_TRIES = 10
+"""How often a lock is tried in one second: a process that was killed, or ``check_unlocked``, frees it in a moment."""
+
+
+def check_unlocked(path: Path) -> None:
+    """Raise BadResults if another process is writing a file; a missing one is free."""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        lock(file.fileno(), path.parent)
+
+
+def lock(descriptor: int, folder: Path) -> None:
+    """Lock a file of a folder until its descriptor is closed.
+
+    Raises:
+        BadResults: if another process holds the lock.
+    """
+    for tries_left in reversed(range(LOCK_TRIES)):
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if not tries_left:
+                raise BadResults(
+                    f"another process is writing {folder}",
+                    remedy="wait for it, or evaluate into another folder with --out",
+                ) from error
+        time.sleep(1 / LOCK_TRIES)
+    return None

@@ -16,7 +16,7 @@ from robustbench_inv.evaluation import loading
 from robustbench_inv.evaluation.engine import RunOptions, run_cell
 from robustbench_inv.evaluation.jobs import EvaluationRequest, build_jobs
 from robustbench_inv.evaluation.plan import plan_jobs
-from robustbench_inv.evaluation.schedule import _pack, _unpack
+from robustbench_inv.evaluation.worker import pack_jobs, unpack_jobs
 from robustbench_inv.models.reject_option import reject
 from robustbench_inv.models.wrapping import wrap_module
 from robustbench_inv.results.run_files import CellFolder
@@ -116,7 +116,7 @@ def test_the_default_data_set_equals_the_named_one(data, careful, monkeypatch):
 
 def test_another_process_opens_the_same_data(data, careful):
     (job,) = jobs(careful, data[0], "out-of-distribution:dataset=middle")
-    again = _unpack(_pack([job]))[0]
+    (again,) = unpack_jobs(pack_jobs([job]))
     assert again.spec.digest == job.spec.digest
     assert isinstance(again.attack.attack, OODInputs)
 

@@ -13,7 +13,7 @@ from robustbench_inv.errors import CapabilityMismatch
 from robustbench_inv.evaluation.cost import estimate_jobs
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.plan import plan_jobs
-from robustbench_inv.evaluation.schedule import _pack, _unpack
+from robustbench_inv.evaluation.worker import pack_jobs, unpack_jobs
 from robustbench_inv.results.run_files import CellFolder
 from robustbench_inv.testing.analytic_problems import LinearClassifier
 from robustbench_inv.threat.budgets import LpBall
@@ -23,7 +23,8 @@ from robustbench_inv.threat.threat_model import ThreatModel, describe_threat, di
 
 def sent(job):
     """Return a job as another process receives it."""
-    return _unpack(_pack([job]))[0]
+    (packed,) = unpack_jobs(pack_jobs([job]))
+    return packed if isinstance(packed, Job) else packed.build({})
 
 
 def described(threat, substitute=None):

@@ -29,7 +29,7 @@ from robustbench_inv.evaluation.oracles import (
     load_oracle,
 )
 from robustbench_inv.evaluation.plan import make_plan, plan_jobs
-from robustbench_inv.evaluation.schedule import _pack, _unpack
+from robustbench_inv.evaluation.worker import pack_jobs, unpack_jobs
 from robustbench_inv.results.run_files import RunFolder
 from robustbench_inv.tensors import Output
 from robustbench_inv.testing.analytic_problems import (
@@ -327,9 +327,8 @@ def test_the_default_oracle_is_used_if_the_goal_needs_one():
     assert plan.warnings == ("mnist-cnn is excluded from mnist-panel: it is the attacked model",)
     plan = make_plan(EvaluationRequest(attacks=["fgsm"], threat="linf=0.1", **asked))
     assert plan.jobs[0].threat.oracle is None
-    (again,) = _unpack(
-        _pack([make_plan(EvaluationRequest(attacks=[ShiftBodyAttack()], **asked)).jobs[0]])
-    )
+    job = make_plan(EvaluationRequest(attacks=[ShiftBodyAttack()], **asked)).jobs[0]
+    (again,) = unpack_jobs(pack_jobs([job]))
     assert len(again.oracle.members) == 3
 
 
