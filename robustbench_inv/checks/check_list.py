@@ -200,9 +200,7 @@ CHECKS: Mapping[str, Check] = {
             "all steps together are at least as long as the ball is wide",
             "cell",
             rule=("WARN if all steps together are shorter than 2 eps"),
-            consequence=(
-                "the attack cannot reach every point of the ball; use more or longer steps"
-            ),
+            consequence="the attack cannot reach every point of the ball; use more or longer steps",
         ),
         Check(
             "C22",
@@ -349,6 +347,46 @@ CHECKS: Mapping[str, Check] = {
             consequence=(
                 "the inputs do not lie in the preimage, so they prove nothing; evaluate in float64"
             ),
+        ),
+        Check(
+            "C39",
+            "clean accuracy is above chance",
+            "model",
+            rule=(
+                "FAIL if the 95 % interval of the clean accuracy reaches 1 / classes, or if every prediction is the "
+                "same class; WARN below a tenth of the way from there to 100 %"
+            ),
+            consequence="robustness of such a model means nothing; check labels, inputs and weights",
+        ),
+        Check(
+            "C40",
+            "clean accuracy is that of the model's card",
+            "model",
+            rule=(
+                "WARN if the 95 % interval of the clean accuracy lies more than 5 points from the card's accuracy on "
+                "these data; FAIL above 20 points"
+            ),
+            consequence="model or data differ from those of the card; check weights and data",
+        ),
+        Check(
+            "C41",
+            "the inputs have the range and layout that the model expects",
+            "model",
+            rule=(
+                "WARN if rescaled, inverted, transposed, flipped or channel-swapped inputs raise the clean accuracy by "
+                "5 points (p < 0.001); FAIL if they double it, or if data use less than 2 % of their bounds"
+            ),
+            consequence="accuracy and eps have another meaning; correct range, layout or normalisation",
+        ),
+        Check(
+            "C42",
+            "the labels are the classes of the model",
+            "model",
+            rule=(
+                "FAIL if shifted, renamed or displaced labels raise the clean accuracy by 10 points (p < 0.001), or if "
+                "labels of the data set and its batches differ"
+            ),
+            consequence="correct predictions count as errors; correct the labels",
         ),
     )
 }

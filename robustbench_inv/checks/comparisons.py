@@ -1,6 +1,6 @@
-"""Checks that compare finished cells: C1, C3, C5, the eps of C17, the losses of C7."""
+"""Checks that compare finished cells: C1, C3, C5, C40, the eps of C17, the losses of C7."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations, product
 
 from robustbench_inv.checks.check_list import CHECKS
@@ -9,6 +9,7 @@ from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.summary import Rate
 
 __all__ = [
+    "check_card_accuracy",
     "check_eps_scale",
     "check_gradient_free",
     "check_monotone",
@@ -22,6 +23,13 @@ ComparisonKey = tuple[str, str, str, str]
 
 TOLERATED_SHARE = 0.002
 """C5: share of samples that may be broken by other attacks only."""
+
+
+CARD_DIFFERENCE, CARD_FAILURE = 0.05, 0.2
+"""C40: distances from the card's accuracy that WARN and FAIL."""
+
+FEWEST_SAMPLES = 20
+"""C40: samples from which on a clean accuracy is compared with that of the card."""
 
 
 def check_monotone(cells: Sequence[FinishedCell]) -> list[Verdict]:
@@ -73,6 +81,20 @@ def check_eps_scale(cells: Sequence[FinishedCell]) -> list[Verdict]:
     for cell in cells:
         models.setdefault(cell.model.name, []).append(cell)
     return [_eps_scale(model, group) for model, group in models.items()]
+
+
+def check_card_accuracy(cells: Sequence[FinishedCell]) -> list[Verdict]:
+    """C40: is the clean accuracy that of the model's card on the same data?
+
+    The samples of all cells of a model on a data set count once. A model without a card, or whose card states no
+    accuracy on these data, gets no verdict.
+    """
+    groups: dict[tuple[str, ...], list[FinishedCell]] = {}
+    for cell in cells:
+        key = cell.model.name, cell.model.digest, cell.dataset.name, cell.dataset.digest
+        if not cell.threat.no_class and _stated_accuracy(cell) is not None:
+            groups.setdefault(key, []).append(cell)
+    return [_card_accuracy(group) for group in groups.values()]
 
 
 def escalate_saturation(probes: Sequence[Verdict], cells: Sequence[FinishedCell]) -> list[Verdict]:
@@ -205,6 +227,33 @@ def _eps_scale(model: str, group: CellGroupSequence) -> Verdict:
         f"{width:g}; {len(beyond)} of {len(swept)} cells have only eps beyond their box."
     )
     return check.make_verdict(model, verdict, share, evidence)
+
+
+def _stated_accuracy(cell: FinishedCell) -> float | None:
+    """Return the accuracy that the model's card states on the data of a cell."""
+    training = cell.model.card.get("training")
+    measured: Mapping[str, object] = training if isinstance(training, Mapping) else {}
+    stated = measured.get(f"accuracy_{cell.dataset.name}")
+    if isinstance(stated, bool) or not isinstance(stated, int | float) or not 0 <= stated <= 1:
+        return None
+    return float(stated)
+
+
+def _card_accuracy(group: CellGroupSequence) -> Verdict:
+    check, model, data = CHECKS["C40"], group[0].model.name, group[0].dataset.name
+    stated = _stated_accuracy(group[0]) or 0.0
+    right = {r.sample: r.clean.prediction == r.label for cell in group for r in cell.records}
+    rate = Rate(sum(right.values()), len(right))
+    if rate.trials < FEWEST_SAMPLES:
+        reason = f"{rate.trials} samples are too few to compare with the card's accuracy."
+        return check.make_verdict(model, "NA", None, reason)
+    apart = max(rate.low - stated, stated - rate.high, 0.0)
+    evidence = (
+        f"{rate.successes} of {rate.trials} samples of {data} are classified correctly: {rate.value:.1%}, 95 % interval "
+        f"{rate.low:.1%} to {rate.high:.1%}; the card states {stated:.1%}."
+    )
+    verdict = grade(apart, warn=CARD_DIFFERENCE, fail=CARD_FAILURE)
+    return check.make_verdict(model, verdict, apart, evidence)
 
 
 def _escalated(verdict: Verdict, cells: Sequence[FinishedCell]) -> Verdict:

@@ -53,6 +53,7 @@ class Probe:
         batch: n samples.
         data_bounds: least and largest value that an element of the data set can take.
         seed: of the random numbers.
+        all_labels: (N,) int64, the labels of the whole data set; None if they are unknown.
     """
 
     model: str
@@ -60,6 +61,7 @@ class Probe:
     batch: Batch
     data_bounds: tuple[float, float]
     seed: int = 0
+    all_labels: Tensor | None = None
 
     @classmethod
     def of(
@@ -68,7 +70,7 @@ class Probe:
         """Return the probe of a model on some samples of a data set, in the model's dtype."""
         images, labels = dataset.batch(list(ids))
         batch = Batch(images.to(classifier.dtype), labels, torch.tensor(list(ids)))
-        return cls(name, classifier, batch, dataset.bounds, seed)
+        return cls(name, classifier, batch, dataset.bounds, seed, dataset.labels)
 
     @property
     def rng(self) -> SampleRNG:
@@ -87,7 +89,8 @@ class Probe:
         """Return the same probe with its samples on the model's device."""
         batch = self.batch
         moved = Batch(batch.images.to(device), batch.labels.to(device), batch.ids.to(device))
-        return replace(self, batch=moved)
+        every = None if self.all_labels is None else self.all_labels.to(device)
+        return replace(self, batch=moved, all_labels=every)
 
     def with_classifier(self, classifier: Classifier) -> "Probe":
         """Return the same probe of another classifier."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.comparisons import (
+    check_card_accuracy,
     check_eps_scale,
     check_gradient_free,
     check_monotone,
@@ -53,6 +54,9 @@ __all__ = [
 ]
 
 
+OF_THE_DATA_SET = ("C39", "C41", "C42")
+"""Probes of the whole data set: a few requested samples, or those of one class, may hide wrong labels."""
+
 RequestedSamples = Sequence[int] | Mapping[str, Sequence[int]] | None
 """The requested samples: the same for all cells, or by a cell's digest; None for those of each cell.json."""
 
@@ -66,12 +70,13 @@ def probe_model(
     *,
     deep: bool = False,
 ) -> list[Verdict]:
-    """Run the probes C1, C2, C6, C7, C10, C11, C12 and C17 on a model, with ``deep`` also C4, C8, C13 and C31.
+    """Run the probes C1, C2, C6, C7, C10 to C12, C17, C39, C41 and C42 on a model, with ``deep`` C4, C8, C13 and C31.
 
     Args:
         model: the loaded model.
         dataset: the data it is evaluated on.
-        samples: ids of the evaluation; at most 100 of them are probed and 64 attacked.
+        samples: ids of the evaluation; at most 100 of them are probed and 64 attacked. C39, C41 and C42 use 100 of
+            the whole data set.
         seed: of the attacks' random numbers.
         device: where the model is.
         deep: run the costly probes too.
@@ -81,12 +86,15 @@ def probe_model(
     """
     from robustbench_inv.checks.probe import Probe, evenly_spaced
 
-    def run(check: Callable[[Probe], Verdict], count: int) -> list[Verdict]:
-        ids = evenly_spaced(samples, count)
+    def run(check: Callable[[Probe], Verdict], count: int, chosen: Sequence[int]) -> list[Verdict]:
+        ids = evenly_spaced(chosen, count)
         return [check(Probe.of(model.name, model.classifier, dataset, ids, seed).to_device(device))]
 
+    every = range(len(dataset))
     guarded = (
-        _run_check(id_, model.name, partial(run, check, n))
+        _run_check(
+            id_, model.name, partial(run, check, n, every if id_ in OF_THE_DATA_SET else samples)
+        )
         for id_, n, check in list_probes(deep=deep)
     )
     return [verdict for verdicts in guarded for verdict in verdicts]
@@ -97,7 +105,7 @@ def list_probes(*, deep: bool = False) -> list[tuple[str, int, "Callable[[Probe]
 
     The deep ones take hundreds of passes for each sample.
     """
-    from robustbench_inv.checks import attack_strength, gradients, model_outputs
+    from robustbench_inv.checks import attack_strength, clean_accuracy, gradients, model_outputs
     from robustbench_inv.checks.probe import ATTACK_SAMPLES, DIFFERENCE_SAMPLES, PROBE_SAMPLES
 
     usual: list[tuple[str, int, Callable[[Probe], Verdict]]] = [
@@ -109,6 +117,9 @@ def list_probes(*, deep: bool = False) -> list[tuple[str, int, "Callable[[Probe]
         ("C11", PROBE_SAMPLES, model_outputs.check_determinism),
         ("C12", PROBE_SAMPLES, gradients.check_single_pass),
         ("C17", PROBE_SAMPLES, model_outputs.check_bounds),
+        ("C39", PROBE_SAMPLES, clean_accuracy.check_clean_accuracy),
+        ("C41", PROBE_SAMPLES, clean_accuracy.check_inputs),
+        ("C42", PROBE_SAMPLES, clean_accuracy.check_labels),
     ]
     costly: list[tuple[str, int, Callable[[Probe], Verdict]]] = [
         ("C4", ATTACK_SAMPLES, attack_strength.check_convergence),
@@ -135,7 +146,7 @@ def check_records(
         the probes' verdicts, then those of each cell, then those that compare cells (subject: the model).
         Every cell gets C14, C15, C22, C23 and C30; C16 unless it is an invariance attack; C19 if it is iterative;
         C27 and C28 if the model has a reject option; C32 if an inverse was used; C33 if preimages were computed;
-        C34 and C35 if it is an invariance attack. Cells are compared by C1, C3, C5 and C17, those of models with
+        C34 and C35 if it is an invariance attack. Cells are compared by C1, C3, C5, C17 and C40, those of models with
         a reject option also by C24, C25, C26 and C29.
     """
     decided = escalate_saturation(probes, cells)
@@ -149,6 +160,7 @@ def check_records(
         ("C25", check_false_rejection),
         ("C26", check_detector_aware),
         ("C29", check_ood_rejection),
+        ("C40", check_card_accuracy),
     )
     models = ", ".join(sorted({cell.model.name for cell in cells}))
     compared = [v for id_, f in comparisons for v in _run_check(id_, models, partial(f, cells))]

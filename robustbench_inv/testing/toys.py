@@ -1,6 +1,7 @@
 """Toy models and attacks that each make a validity check fire, and honest ones that leave all silent."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -25,6 +26,7 @@ __all__ = [
     "adding_noise",
     "batch_dependent",
     "confident",
+    "constant",
     "dead_relu",
     "detached",
     "in_train_mode",
@@ -33,10 +35,13 @@ __all__ = [
     "narrow_band",
     "offset",
     "one_pixel_gradient",
+    "other_classes",
+    "other_inputs",
     "probabilities",
     "quantised",
     "rejecting_all",
     "squashed",
+    "untrained",
     "wrong_bounds",
     "wrong_gradient",
 ]
@@ -227,6 +232,32 @@ def in_train_mode(toy: Toy) -> Toy:
 def wrong_bounds(toy: Toy, bounds: tuple[float, float]) -> Toy:
     """Declare other bounds than those of the data (C17)."""
     return replace(toy, bounds=bounds)
+
+
+def other_inputs(toy: Toy, change: Callable[[Tensor], Tensor]) -> Toy:
+    """Change the input first, such as a second division by 255: the model gets other inputs than it expects (C41)."""
+    return _prepend(toy, change)
+
+
+def other_classes(toy: Toy, names: Sequence[int]) -> Toy:
+    """Give the logit of class ``names[k]`` as that of class k: labels of another order (C42)."""
+    return _append(toy, lambda logits: logits[:, list(names)])
+
+
+def constant(toy: Toy, label: int = 0) -> Toy:
+    """Predict the same class for every input (C39)."""
+    favoured = nn.functional.one_hot(torch.tensor(label), toy.num_classes)
+    return _append(toy, lambda logits: 1e-3 * logits + 100.0 * favoured.to(logits))
+
+
+def untrained(toy: Toy, seed: int = 0) -> Toy:
+    """Replace every weight by a random one, as a network whose weights were not loaded (C39)."""
+    module = deepcopy(toy.module)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight.normal_(0, weight[0].numel() ** -0.5, generator=generator)
+    return replace(toy, module=module)
 
 
 def rejecting_all(toy: Toy) -> RejectingClassifier:

@@ -14,9 +14,12 @@ from robustbench_inv.testing.toys import (
     adding_noise,
     batch_dependent,
     confident,
+    constant,
     dead_relu,
     detached,
     offset,
+    other_classes,
+    other_inputs,
     probabilities,
     quantised,
     rejecting_all,
@@ -32,6 +35,15 @@ CAUGHT = {
     "batch-dependent": (batch_dependent, {"C11": "FAIL", "C14": "FAIL"}),
     "logit offset 1e6": (offset, {"C8": "FAIL"}),
     "always-reject": (rejecting_all, {"C25": "FAIL"}),
+    "divided by 255 twice": (
+        partial(other_inputs, change=lambda images: images / 255),
+        {"C39": "FAIL", "C41": "FAIL"},
+    ),
+    "labels of another order": (
+        partial(other_classes, names=[3, 0, 7, 1, 9, 2, 5, 4, 6, 8]),
+        {"C39": "FAIL", "C42": "FAIL"},
+    ),
+    "one class": (constant, {"C39": "FAIL"}),
 }
 """What is done to an honest model, and what the checks meant for it must say."""
 
