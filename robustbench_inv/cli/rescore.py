@@ -39,7 +39,7 @@ def rescore(
     The attacked models are not queried.
     """
     from robustbench_inv.checks.suite import check_records
-    from robustbench_inv.cli.run_tables import print_invariance
+    from robustbench_inv.cli.run_tables import print_rescored
     from robustbench_inv.evaluation.rejudge import LoadOptions, rejudge
     from robustbench_inv.results.rates import cell_to_json
 
@@ -52,4 +52,4 @@ def rescore(
     cells = [{**cell_to_json(cell.read()), "path": str(cell.path)} for cell in rescored.run.cells()]
     if json:
         return print_json(cells)
-    return print_invariance(cells, folder)
+    return print_rescored(cells, folder)

@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from robustbench_inv.cli.output import print_json, print_warnings
-from robustbench_inv.results.cell import label_with_substitute
 from robustbench_inv.results.rates import EnsembleBreakdown
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from robustbench_inv.reporting.reproduction.reproduction_report import ReproductionReport
     from robustbench_inv.reporting.table_formats import Table as ReportTable
 
-__all__ = ["print_invariance", "print_plan", "print_reproduction", "print_run"]
+__all__ = ["print_plan", "print_reproduction", "print_rescored", "print_run"]
 
 
 WIDTH = 200
@@ -38,9 +37,7 @@ def print_run(run: "Run") -> None:
     """
     cells = run.to_json()
     console = _console()
-    console.print(_result_table(cells))
-    if invariance := [cell for cell in cells if cell["invariance"]]:
-        console.print(_invariance_table(invariance))
+    _print_rates(console, cells)
     lines = [
         *(_ensemble_line(cell) for cell in cells if cell["ensemble"]),
         *map(_check_line, _warnings_and_failures(cells)),
@@ -49,15 +46,15 @@ def print_run(run: "Run") -> None:
     _print_lines(console, lines)
 
 
-def print_invariance(cells: "Sequence[Mapping[str, Any]]", folder: "Path") -> None:
-    """Print the invariance rates of each cell, then the folder of the records.
+def print_rescored(cells: "Sequence[Mapping[str, Any]]", folder: "Path") -> None:
+    """Print the accuracies of each cell, the invariance rates of invariance attacks, and the folder of the records.
 
     Args:
-        cells: each with ``model``, ``attack`` and ``invariance``, as ``--json`` prints them.
+        cells: as ``--json`` prints them, without checks.
         folder: of the run.
     """
     console = _console()
-    console.print(_invariance_table(cells))
+    _print_rates(console, [{**cell, "checks": []} for cell in cells])
     _print_lines(console, [f"records: {folder}"])
 
 
@@ -108,6 +105,13 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=WIDTH)
 
 
+def _print_rates(console: Console, cells: Sequence[dict[str, Any]]) -> None:
+    """Print the accuracies of each cell, and the invariance rates of those that have any."""
+    console.print(_result_table(cells))
+    if invariance := [cell for cell in cells if cell["invariance"]]:
+        console.print(_invariance_table(invariance))
+
+
 def _print_lines(console: Console, lines: Iterable[str]) -> None:
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -147,7 +151,7 @@ def _invariance_table(cells: Sequence[Mapping[str, Any]]) -> Table:
         found = cell["invariance"]
         error = _format_rate(found["oracle_error_rate"]) if found["oracle_error_rate"] else ""
         shares = [_format_rate(found[name]) for name in headings]
-        table.add_row(cell["model"], cell["attack"], *shares, found["oracle"], error)
+        table.add_row(cell["model"], cell["attack_label"], *shares, found["oracle"], error)
     return table
 
 
@@ -162,7 +166,7 @@ def _result_row(cell: dict[str, Any]) -> tuple[str, ...]:
     passes = cell["forward_passes"] + cell["backward_passes"]
     return (
         cell["model"],
-        label_with_substitute(cell["attack"], cell["access"], cell["substitute"]),
+        cell["attack_label"],
         cell["norm"],
         str(cell["samples"]),
         _format_rate(cell["clean_accuracy"]),
@@ -194,7 +198,7 @@ def _claim_line(finding: "ClaimFinding") -> str:
 
 def _ensemble_line(cell: Mapping[str, Any]) -> str:
     breakdown = EnsembleBreakdown(**cell["ensemble"])
-    return f"{cell['attack']} on {cell['model']}, {cell['threat']}: {breakdown.text}"
+    return f"{cell['attack_label']} on {cell['model']}, {cell['threat']}: {breakdown.text}"
 
 
 def _check_line(verdict: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Images on the path from a sample to its metamer at constant logits: Figure 6 of Excessive invariance."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ def measure_interpolations(
         Jacobsen et al., Excessive invariance, ICLR 2019, section 4 and figure 6.
     """
     dataset = request.open_dataset()
-    ids, numbers, columns, digests = request.draw(dataset), list[MeasuredNumber](), {}, {}
+    ids, numbers, paths, digests = request.draw(dataset), list[MeasuredNumber](), list[_Path](), {}
     shares: list[float] = torch.linspace(0, 1, steps).tolist()
     for subject in open_invertible_models(request, dataset, oracle):
         request.report(f"interpolations of {subject.model.name}: {len(ids):,} samples")
@@ -52,9 +53,9 @@ def measure_interpolations(
         (mixture,) = metamer_batches(
             subject, balanced_subset(dataset.labels, ids, num_examples), rule, request.seed
         )
-        columns[subject.column] = (mixture, _interpolation_images(subject, mixture, shares))
+        paths.append(_Path.of(subject, mixture, shares))
         digests[subject.model.name] = subject.model.digest
-    grid = _interpolation_grid(columns, shares)
+    grid = _interpolation_grid(paths, shares)
     return ExperimentResult(dataset.name, len(ids), digests, tuple(numbers), (grid,))
 
 
@@ -82,33 +83,54 @@ def _row_values(subject: InvertibleModel, mixture: MetamerBatch, share: float) -
     }
 
 
-@torch.no_grad()
-def _interpolation_images(
-    subject: InvertibleModel, mixture: MetamerBatch, shares: Sequence[float]
-) -> Pixels:
-    """Return (rows, n, c, h, w): the images along the path, and the donors in the last row."""
-    rows = [mixture.decode(subject.network, share) for share in shares]
-    bounds = subject.network.bounds
-    return np.stack([to_pixels(row.cpu().numpy(), bounds) for row in (*rows, mixture.donors)])
+@dataclass(frozen=True)
+class _Path:
+    """The images of one model, as they are drawn: clipped to the bounds and rounded to 256 grey levels.
+
+    Args:
+        column: the model's name in the figure.
+        images: (rows, n, c, h, w) along the path, and the donors in the last row.
+        predicted: for each point of the path, the predictions for its n images as drawn.
+        donor_labels: classes of the donors.
+    """
+
+    column: str
+    images: Pixels
+    predicted: tuple[tuple[int, ...], ...]
+    donor_labels: tuple[int, ...]
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls, subject: InvertibleModel, mixture: MetamerBatch, shares: Sequence[float]
+    ) -> "_Path":
+        """Decode the path of each sample."""
+        network, bounds = subject.network, subject.network.bounds
+        rows = [mixture.decode(network, share) for share in shares]
+        drawn = [network(quantise_images(row, bounds)).logits.argmax(1) for row in rows]
+        pixels = [to_pixels(row.cpu().numpy(), bounds) for row in (*rows, mixture.donors)]
+        predicted = tuple(tuple(each.tolist()) for each in drawn)
+        return cls(
+            subject.column, np.stack(pixels), predicted, tuple(mixture.donor_labels.tolist())
+        )
 
 
-def _interpolation_grid(
-    columns: dict[str, tuple[MetamerBatch, Pixels]], shares: Sequence[float]
-) -> ImageGrid:
-    decided = [str(k) for m, _ in columns.values() for k in m.semantic.argmax(1).tolist()]
-    donors = [str(k) for m, _ in columns.values() for k in m.donor_labels.tolist()]
-    nothing = ((),) * len(shares)
+def _interpolation_grid(paths: Sequence[_Path], shares: Sequence[float]) -> ImageGrid:
+    points = [
+        tuple(str(k) for path in paths for k in path.predicted[row]) for row in range(len(shares))
+    ]
+    donors = tuple(str(k) for path in paths for k in path.donor_labels)
     return ImageGrid(
         name="interpolations",
         title="From each image to its metamer",
-        caption="All images of a column have the same logits. Their nuisance variables go in equal steps from those of the "
-        "image on top to those of the donor in the last row. Above each column: its prediction. Below: the donor's class. "
-        "All models use the same images and donors. Images are drawn clipped and rounded.",
+        caption="Decoded, all images of a column have the same logits; clipped and rounded, as drawn, they need not. Their "
+        "nuisance variables go in equal steps from those of the image on top to those of the donor in the last row. Below "
+        "each image: the prediction for it as drawn; below the donors: their class. All models use the same images and "
+        "donors. The table counts the predictions that clipping and rounding leave unchanged.",
         rows=(*map(percent, shares), "nuisances of"),
-        groups=tuple((column, images.shape[1]) for column, (_, images) in columns.items()),
-        images=np.concatenate([images for _, images in columns.values()], 1),
-        heads=tuple(decided),
-        words=(*nothing, tuple(donors)),
+        groups=tuple((path.column, path.images.shape[1]) for path in paths),
+        images=np.concatenate([path.images for path in paths], 1),
+        words=(*points, donors),
     )
 
 

@@ -227,7 +227,7 @@ def _distances(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[
     for panel, group in group_cells(c for c in cells if c.minimizes_distance).items():
         caption = (
             f"{norm_symbol(panel.norm)} distance of the closest adversarial example of each attack, over the "
-            "correctly classified samples; a robust sample counts as ∞. The interval of the median is that of "
+            "attacked samples; a robust sample counts as ∞. The interval of the median is that of "
             "order statistics, 95 %."
         )
         columns = ("Model", "Attack", "Attacked", "Broken %", *QUARTILES)

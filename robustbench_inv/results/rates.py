@@ -210,6 +210,7 @@ def cell_to_json(cell: FinishedCell) -> dict[str, Any]:
     return {
         "model": cell.model.name,
         "attack": cell.attack.name,
+        "attack_label": cell.attack_label,
         "kind": cell.kind,
         "threat": cell.threat.text,
         "norm": cell.norm,

@@ -1,9 +1,13 @@
 """Interpolations between an image and its metamer, for a network whose code is the image itself."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from robustbench_inv.experiments.interpolations import measure_interpolations
+
+NETWORKS = Path(__file__).parent / "toy_networks.py"
 
 
 def test_interpolations_go_from_the_source_to_the_donor(make_request, by_row):
@@ -18,6 +22,21 @@ def test_interpolations_go_from_the_source_to_the_donor(make_request, by_row):
     assert np.array_equal(last, donor)
     assert np.abs(middle - (first + last) / 2).max() <= 1
     assert not np.array_equal(first, last)
+
+
+def test_predictions_below_the_images_are_those_of_the_table(make_request, by_row):
+    """The caption said that all images of a column share a prediction; once drawn, half of them had another one."""
+    request = make_request(columns={"D": f"{NETWORKS}:difference"})
+    measured = measure_interpolations(request, num_examples=request.samples, steps=3)
+    (grid,) = measured.image_grids
+    *path, _ = grid.words
+    source = path[0]  # at 0 % the image is the source, up to rounding
+    unchanged = np.mean([k == s for k, s in zip(path[-1], source, strict=True)])
+    found = by_row(measured)
+    assert found["Prediction unchanged, rounded, at 0 %"].value == 1
+    assert found["Prediction unchanged, rounded, at 100 %"].value == pytest.approx(unchanged)
+    assert 0 < unchanged < 1
+    assert grid.heads == ()
 
 
 def test_all_models_use_the_same_samples_and_donors(make_request, reader):

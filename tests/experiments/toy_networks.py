@@ -39,6 +39,27 @@ def reader() -> Reader:
     return Reader().requires_grad_(False)
 
 
+class Difference(Reader):
+    """The logits are the differences of two rows of pixels, so that metamers leave the bounds where these differ."""
+
+    upper, lower = slice(285, 295), slice(397, 407)
+
+    def encode(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)
+        rest = torch.cat([flat[:, :285], flat[:, 295:]], 1)
+        return torch.cat([flat[:, self.upper] - flat[:, self.lower], rest], 1) * self.scale
+
+    def decode(self, z: Tensor) -> Tensor:
+        semantic, rest = self.split(z / self.scale)
+        upper = semantic + rest[:, 387:397]  # the lower row, without the upper one before it
+        return torch.cat([rest[:, :285], upper, rest[:, 285:]], 1).reshape(-1, 1, 28, 28)
+
+
+def difference() -> Difference:
+    """Return the network, whose metamers change when they are clipped."""
+    return Difference().requires_grad_(False)
+
+
 class Watermark(nn.Module):
     """Reads the planted pixel of each class, and nothing else."""
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from robustbench_inv.checks.records import check_consistency
-from robustbench_inv.cli.run_tables import print_run
+from robustbench_inv.cli.run_tables import print_rescored, print_run
 from robustbench_inv.reporting.definitions import load_definition
 from robustbench_inv.reporting.figures import cell_curve, worst_curve
 from robustbench_inv.reporting.html import export_files, render_page
@@ -460,10 +460,13 @@ def test_the_terminal_shows_the_numbers_of_the_page(shown, capsys):
     told = [{**cell_to_json(shown.cell), "checks": []}]
     print_run(SimpleNamespace(to_json=lambda: told, path="runs/x"))
     printed = capsys.readouterr().out
+    print_rescored([cell_to_json(shown.cell)], "runs/x")
+    assert capsys.readouterr().out == printed
     shares = re.findall(r"([0-9.]+) \[[0-9.]+, [0-9.]+\]", printed)
     clean = ratio(lambda r: r.clean.prediction == r.label, records)
     robust = [robust_at(records, eps) for eps in case.epsilons or (1e9,)]
     assert shares[: 1 + len(robust)] == [percent(clean), *map(percent, robust)]
+    assert ("a → 3" in printed) == (case.goal == "target")
     if case.kind == "minimum-norm" and attacked_of(records):
         median = median_of(records, case.norm)
         assert ("∞" if median == inf else f" {median:.3g} ") in printed

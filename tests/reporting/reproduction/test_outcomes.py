@@ -48,6 +48,15 @@ def test_the_worst_case_is_taken_sample_by_sample(item, outcome_frame):
     ]
 
 
+def test_an_eps_of_ten_digits_is_the_eps_of_the_row(item, outcome_frame):
+    """The file holds ten digits, and 8/255 is rounded up: a sample broken there counted as robust at 8/255."""
+    assert float(f"{8 / 255:.10g}") > 8 / 255
+    frame = outcome_frame([[0.1 * (1 + 4e-11), 0.2, inf]])
+    outcomes = ReproductionOutcomes(item, frame, HERE)
+    row, cnn = item.rows[1], item.columns[0]
+    assert outcomes.robust(row, cnn, "published", "mnist", 0.1).tolist() == [False, True, True]
+
+
 def test_only_samples_of_all_cells_are_combined(item, outcome_frame):
     frame = outcome_frame([[inf, inf, 0.1], [nan, inf, nan]])
     outcomes = ReproductionOutcomes(item, frame, HERE)
