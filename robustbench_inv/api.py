@@ -1,7 +1,7 @@
 """Evaluates models, with validity checks: the entry point for the command line and for Python."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from robustbench_inv.evaluation.schedule import (
     run_jobs,
 )
 from robustbench_inv.evaluation.stored_answers import refuse_changed_cells
+from robustbench_inv.foreign import foreign, time_limit
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import cell_to_json
 from robustbench_inv.results.record import Record
@@ -32,6 +33,7 @@ from robustbench_inv.results.run_files import CELL, CellFolder, RunFolder
 from robustbench_inv.results.run_writing import read_old_verdicts, write_checks, write_plan
 from robustbench_inv.results.summary import CellSummary
 from robustbench_inv.threat.threat_model import ThreatModel
+from robustbench_inv.torch_state import kept_modules
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -128,9 +130,10 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
     data_root: str | Path | None = None,
     progress: ProgressCallback = ignore_progress,
     checks: bool = True,
+    timeout: float | None = None,
     command: Sequence[str] = (),
 ) -> Run:
-    """Attack models, write a record for each sample, and return the results.
+    """Attack models, write a record for each sample, and return the results; your models are unchanged.
 
     Args:
         model: a name, an ``nn.Module`` that declares bounds, a ``Classifier``, or a list of these.
@@ -149,6 +152,8 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
         data_root: folder of data files.
         progress: called with a ``Progress`` after each block.
         checks: run the validity checks and write checks.json.
+        timeout: seconds that one call of a model, attack or other code outside this package may take; None for no
+            limit. It holds in the main thread.
         command: the user's command, for plan.json.
 
     Raises:
@@ -159,22 +164,23 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
         >>> run.summary()[0].robust_accuracy[0].value  # doctest: +SKIP
         0.04
     """
-    options = RunOptions(batch_size, device, keep_images, existing)
-    plan = make_plan(
-        EvaluationRequest(
-            models=as_list(model),
-            attacks=[] if attack is None else as_list(attack),
-            suite=suite,
-            threat=threat,
-            dataset=dataset,
-            samples=samples,
-            seed=seed,
-            device=device,
-            data_root=None if data_root is None else str(data_root),
-        ),
-        command,
-    )
-    return run_plan(plan, out, options, progress, workers, checks=checks)
+    options = RunOptions(batch_size, device, keep_images, existing, timeout)
+    with foreign("the evaluation"), time_limit(timeout), kept_modules(_objects(model)):
+        plan = make_plan(
+            EvaluationRequest(
+                models=as_list(model),
+                attacks=[] if attack is None else as_list(attack),
+                suite=suite,
+                threat=threat,
+                dataset=dataset,
+                samples=samples,
+                seed=seed,
+                device=device,
+                data_root=None if data_root is None else str(data_root),
+            ),
+            command,
+        )
+        return run_plan(plan, out, options, progress, workers, checks=checks)
 
 
 def run_plan(
@@ -237,6 +243,12 @@ def check_run(run: Run, device: str) -> None:
     cells = [cell.read() for cell in folder.cells()]
     verdicts = check_records(cells, asked, probes)
     write_checks(folder, [verdict.to_json() for verdict in verdicts])
+
+
+def _objects(model: object) -> list[object]:
+    """Return the models of a request that are objects, not names."""
+    models = model.values() if isinstance(model, Mapping) else as_list(model)
+    return [each for each in models if not isinstance(each, str)]
 
 
 def _reasons(outcome: CellOutcome, folder: CellFolder) -> Iterator[str]:

@@ -109,7 +109,7 @@ MAX_MESSAGE = 300
 
 
 def describe_error(error: BaseException) -> str:
-    """Return ``Type: text`` of any exception on one line of at most MAX_MESSAGE characters.
+    """Return the type and the first line of text of any exception, at most MAX_MESSAGE characters.
 
     Example:
         >>> describe_error(ValueError("too many"))
@@ -117,7 +117,7 @@ def describe_error(error: BaseException) -> str:
     """
     name = type(error).__name__
     try:
-        text = " ".join(str(error).split())
+        text = " ".join(str(error).strip().partition("\n")[0].split())
     except BaseException:  # whatever a user's class raises
         text = "(its text cannot be read)"
     line = f"{name}: {text}" if text else name

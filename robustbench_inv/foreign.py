@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from robustbench_inv.errors import ForeignCodeError, TimeLimitExceeded, describe_error
+from robustbench_inv.errors import BadParameter, ForeignCodeError, TimeLimitExceeded, describe_error
 
 __all__ = ["foreign", "foreign_call", "time_limit"]
 
@@ -75,7 +75,12 @@ def time_limit(seconds: float | None) -> Iterator[None]:
 
     Python interrupts the call in the main thread. A call that is deaf to that, in C, ends the process HARD_SECONDS
     later, with the places of all threads on standard error.
+
+    Raises:
+        BadParameter: for a limit that is not positive.
     """
+    if seconds is not None and not 0 < seconds <= threading.TIMEOUT_MAX:
+        raise BadParameter("unusable timeout", got=seconds, expected="> 0 seconds")
     _limits.append(seconds)
     try:
         yield
@@ -98,7 +103,7 @@ class _TimeUp(BaseException):
 
 @contextmanager
 def _alarm(what: str, seconds: float | None) -> Iterator[None]:
-    """Interrupt the code inside after some seconds; an alarm outside goes on."""
+    """Interrupt the code inside after some seconds; an alarm outside keeps running."""
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -131,7 +136,7 @@ def _ring(*_: object) -> NoReturn:
 def _ended(what: str, error: BaseException) -> ForeignCodeError:
     return ForeignCodeError(
         f"{what} tried to end the program",
-        got=describe_error(error),
+        got=str(error) if isinstance(error, _Exit) else describe_error(error),
         expected="a result, or an ordinary exception",
     )
 
@@ -165,7 +170,7 @@ def _refusing(name: str, function: Callable[..., Any], process: int) -> Callable
     def refuse(*arguments: object) -> Any:  # noqa: ANN401 - what the function returns
         if os.getpid() != process:
             return function(*arguments)
-        raise _Exit(f"os.{name}{arguments[:1]}")
+        raise _Exit(f"os.{name}({', '.join(map(repr, arguments[:1]))})")
 
     return refuse
 

@@ -1,14 +1,23 @@
 """State of torch, NumPy and a model that any code can change: saved before foreign code runs, restored after it."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = ["KeptModules", "call_keeping_modes", "kept_torch", "state_torch", "stated_torch"]
+__all__ = [
+    "KeptModules",
+    "call_keeping_modes",
+    "evaluation_mode",
+    "kept_modules",
+    "kept_torch",
+    "set_evaluation_mode",
+    "state_torch",
+    "stated_torch",
+]
 
 T = TypeVar("T")
 
@@ -31,8 +40,8 @@ def kept_torch() -> Iterator[None]:
 def stated_torch() -> Iterator[None]:
     """Start from torch as it is after its import, and restore the caller's settings afterwards.
 
-    That is float32, on the CPU, with gradients, without inference mode, autocast and global hooks. Threads,
-    determinism and precision stay the user's.
+    That is float32, on the CPU, with gradients, without inference mode and autocast. Threads,
+    determinism, precision and global hooks stay the user's.
     """
     with kept_torch(), torch.inference_mode(mode=False):
         state_torch()
@@ -40,7 +49,7 @@ def stated_torch() -> Iterator[None]:
 
 
 def state_torch() -> None:
-    """Set modes, default dtype and device, and global hooks to what they are after torch's import."""
+    """Set modes, default dtype and device to what they are after torch's import."""
     for setting in _SETTINGS:
         if setting.stated is not None and setting.get() != setting.stated:
             setting.set(setting.stated)
@@ -78,6 +87,40 @@ class KeptModules:
                 _set_attributes(module, attributes)
         for kept in self._tensors:
             kept.restore()
+
+
+@contextmanager
+def kept_modules(roots: Iterable[object]) -> Iterator[KeptModules]:
+    """Hold modules in evaluation mode, yield their state, and return them to their mode and state afterwards."""
+    held = tuple(roots)
+    with ExitStack() as stack:
+        for root in held:
+            if isinstance(root, nn.Module):
+                stack.enter_context(evaluation_mode(root))
+        kept = KeptModules(held)
+        stack.callback(kept.restore)
+        yield kept
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Hold a network in evaluation mode, whatever mode it is in, and restore the mode of each of its parts."""
+    modes = [(part, part.training) for part in module.modules()]
+    if any(training for _, training in modes):
+        set_evaluation_mode(module)
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            if part.training != training:
+                part.training = training
+
+
+def set_evaluation_mode(module: object) -> None:
+    """Set a network to evaluation mode; an exported one has none."""
+    if isinstance(module, nn.Module):
+        with suppress(NotImplementedError):
+            module.eval()
 
 
 class _KeptTensor(NamedTuple):
@@ -263,7 +306,7 @@ _SETTINGS = (
     _Setting(_default_device, _set_default_device, ""),
     _Setting(_modes, _set_modes, FRESH_MODES),
     _Setting(_flags, _set_flags),
-    _Setting(_global_hooks, _set_global_hooks, {name: {} for name in _HOOK_TABLES}),
+    _Setting(_global_hooks, _set_global_hooks),
     _Setting(np.geterr, lambda errors: np.seterr(**errors)),
 )
 """Function modes come first: a default device is one of them, and tensors on the device ``meta`` have no values."""

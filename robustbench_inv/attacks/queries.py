@@ -11,6 +11,7 @@ from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output, norm, per_sample_gradient
 from robustbench_inv.threat.budgets import inside_box
 from robustbench_inv.threat.threat_model import ThreatModel
+from robustbench_inv.torch_state import call_keeping_modes
 
 __all__ = ["CountingModel"]
 
@@ -135,7 +136,7 @@ class CountingModel:
         if self._draws or self.guide is not None:
             output = self._output(images, self._latent.rows(rows), self._forward[rows].long())
         else:  # the code for random draws takes one percent of a small network's pass
-            output = self.classifier(images.clone())
+            output = call_keeping_modes(self.classifier, images.clone())
         self._forward.index_add_(0, rows, torch.ones_like(rows, dtype=torch.float64))
         if self.keep_best:
             self._keep_nearest(images.detach(), output.detach(), rows)

@@ -23,6 +23,7 @@ from robustbench_inv.catalogue.references import (
 )
 from robustbench_inv.catalogue.threats import load_goal
 from robustbench_inv.errors import BadCatalogue, BadData, BadParameter
+from robustbench_inv.foreign import foreign_call
 from robustbench_inv.identity import digest_value
 
 if TYPE_CHECKING:
@@ -74,7 +75,13 @@ def load_attack(source: "str | Attack", **parameters: Scalar) -> LoadedAttack:
         UnknownName: for an unknown name.
         BadParameter: for a parameter that the attack does not have or cannot use.
         BadCatalogue: if the implementation cannot be imported or is not an attack.
+        ForeignCodeError: if its code tries to end the program, or exceeds the time limit.
     """
+    with foreign_call(source if isinstance(source, str) else type(source).__name__):
+        return _load(source, parameters)
+
+
+def _load(source: "str | Attack", parameters: Mapping[str, Scalar]) -> LoadedAttack:
     if not isinstance(source, str):
         return _from_object(source, parameters)
     reference = parse_reference(source)

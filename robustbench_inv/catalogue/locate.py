@@ -9,7 +9,14 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Literal
 
-from robustbench_inv.errors import BadCatalogue, UnknownName, did_you_mean, suggest
+from robustbench_inv.errors import (
+    BadCatalogue,
+    UnknownName,
+    describe_error,
+    did_you_mean,
+    suggest,
+)
+from robustbench_inv.foreign import foreign_call
 
 __all__ = [
     "CATALOGUE_FOLDERS",
@@ -43,15 +50,20 @@ class Plugins:
     problems: tuple[str, ...]
 
 
+PLUGIN_SECONDS = 20.0
+"""Time limit in which a plugin must name its catalogue, if the user sets none; it may have to import torch."""
+
+
 @cache
 def find_plugins() -> Plugins:
     """Find the plugins of this Python environment, once in a process."""
     roots, problems = [], []
     for point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda point: point.name):
         try:
-            roots.append(_folder(point))
+            with foreign_call(f"plugin {point.name}", PLUGIN_SECONDS):
+                roots.append(_folder(point))
         except Exception as error:  # an error of one plugin must not hide the others
-            problems.append(f"plugin {point.name} is broken: {type(error).__name__}: {error}")
+            problems.append(f"plugin {point.name} is broken: {describe_error(error)}")
     return Plugins(tuple(roots), tuple(problems))
 
 

@@ -1,6 +1,7 @@
 """Loads models by name: a published model with its weights, or a user's own network, with an optional reject option."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from robustbench_inv.catalogue.references import (
     source_file,
 )
 from robustbench_inv.errors import BadCatalogue, BadModel, BadParameter, CapabilityMismatch
+from robustbench_inv.foreign import foreign_call
 from robustbench_inv.identity import digest_file, digest_value
 
 if TYPE_CHECKING:
@@ -170,6 +172,11 @@ class LoadedModel:
     identity: Mapping[str, Any] = field(default_factory=dict, repr=False)
     inspections: dict[str, Any] = field(init=False, default_factory=dict, compare=False, repr=False)
 
+    @property
+    def is_foreign(self) -> bool:
+        """Is its code the user's, or that of a plugin? Its identity then contains the code or the object."""
+        return bool({"code", "content"} & self.identity.keys())
+
     def __call__(self, images: "Tensor") -> "Output":
         """Return the classifier's output for (n, …) images inside its bounds."""
         return self.classifier(images)
@@ -196,7 +203,29 @@ def load_model(
         UnknownName: for an unknown name.
         BadParameter: for an unknown parameter, or a missing device.
         BadModel: if its weights are damaged, or it declares no bounds.
+        ForeignCodeError: if its code tries to end the program, or exceeds the time limit.
     """
+    what = source if isinstance(source, str) else type(source).__name__
+    with foreign_call(what), _stated():
+        return _load(source, dataset, device, parameters)
+
+
+@contextmanager
+def _stated() -> Iterator[None]:
+    """State torch's settings and seed the global generators: a random network is the same in every process."""
+    from robustbench_inv.randomness import seeded_generators
+    from robustbench_inv.torch_state import stated_torch
+
+    with stated_torch(), seeded_generators(0, []):
+        yield
+
+
+def _load(
+    source: "str | nn.Module | Classifier",
+    dataset: "str | Dataset | None",
+    device: str,
+    parameters: Mapping[str, Scalar],
+) -> LoadedModel:
     if not isinstance(source, str):
         wanted, rest = split_rejection(parameters)
         return _with_rejection_on_device(_from_object(source, rest), wanted, None, device)
@@ -274,6 +303,7 @@ def _card_identity(
 
 def _from_code(reference: Reference) -> LoadedModel:
     from robustbench_inv.models.wrapping import cast_module
+    from robustbench_inv.torch_state import set_evaluation_mode
 
     parameters = dict(reference.parameters)
     dtype = parameters.pop("dtype", None)
@@ -287,6 +317,7 @@ def _from_code(reference: Reference) -> LoadedModel:
         built = call_factory(found, parameters, reference.name)
     else:
         raise BadModel(f"{reference.name} is not a model", got=type(found).__name__)
+    set_evaluation_mode(built)
     path, given = source_file(reference.name), dict(reference.parameters)
     inner = reference.name.rpartition(":")[2]
     implementation = f"{path.name}:{inner}" if path else reference.name
@@ -332,10 +363,9 @@ def _is_model(found: object) -> bool:
 def _on_device(loaded: LoadedModel, device: str) -> LoadedModel:
     from torch import nn
 
+    from robustbench_inv.models.wrapping import move_to_device
+
     if device == "cpu" or not isinstance(loaded.classifier, nn.Module):
         return loaded
-    try:
-        moved: Any = loaded.classifier.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise BadParameter("unusable device", got=device, remedy=str(error)) from error
+    moved: Any = move_to_device(loaded.classifier, device)
     return replace(loaded, classifier=moved)

@@ -39,6 +39,8 @@ from robustbench_inv.checks.rejection_checks import (
     check_thresholds_frozen,
 )
 from robustbench_inv.checks.verdict import Verdict
+from robustbench_inv.errors import describe_error
+from robustbench_inv.foreign import foreign_call
 from robustbench_inv.results.cell import FinishedCell
 
 if TYPE_CHECKING:
@@ -85,18 +87,23 @@ def probe_model(
         one verdict for each check; a probe that raises gives NA and the reason.
     """
     from robustbench_inv.checks.probe import Probe, evenly_spaced
+    from robustbench_inv.randomness import seeded_generators
+    from robustbench_inv.torch_state import kept_modules, stated_torch
 
     def run(check: Callable[[Probe], Verdict], count: int, chosen: Sequence[int]) -> list[Verdict]:
         ids = evenly_spaced(chosen, count)
+        kept.restore()
         return [check(Probe.of(model.name, model.classifier, dataset, ids, seed).to_device(device))]
 
-    every = range(len(dataset))
-    guarded = (
-        _run_check(
-            id_, model.name, partial(run, check, n, every if id_ in OF_THE_DATA_SET else samples)
-        )
-        for id_, n, check in list_probes(deep=deep)
-    )
+    every, guarded = range(len(dataset)), []
+    with (
+        stated_torch(),
+        seeded_generators(seed % 2**32, []),
+        kept_modules([model.classifier]) as kept,
+    ):
+        for id_, n, check in list_probes(deep=deep):
+            chosen = every if id_ in OF_THE_DATA_SET else samples
+            guarded.append(_run_check(id_, model.name, partial(run, check, n, chosen)))
     return [verdict for verdicts in guarded for verdict in verdicts]
 
 
@@ -218,7 +225,8 @@ def _requested(cell: FinishedCell, samples: RequestedSamples) -> Sequence[int]:
 def _run_check(id_: str, subject: str, run: Callable[[], list[Verdict]]) -> list[Verdict]:
     """Run a check; an exception becomes a verdict, since a check must never end an evaluation."""
     try:
-        return run()
+        with foreign_call(f"check {id_}"):
+            return run()
     except Exception as error:
-        reason = f"The check could not be made: {type(error).__name__}: {error}"
-        return [CHECKS[id_].make_verdict(subject, "NA", None, " ".join(reason.split()))]
+        reason = f"The check could not be made: {describe_error(error)}"
+        return [CHECKS[id_].make_verdict(subject, "NA", None, reason)]

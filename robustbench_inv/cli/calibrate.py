@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustbench_inv.cli.options import DataRoot, Device, Json, option, print_path
+from robustbench_inv.cli.options import DataRoot, Device, Json, Timeout, option, print_path
 from robustbench_inv.cli.output import print_message
+from robustbench_inv.foreign import time_limit
 
 if TYPE_CHECKING:
     from robustbench_inv.experiments.calibration import CalibrationData
@@ -44,6 +45,7 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     ] = None,
     device: Device = "cpu",
     data_root: DataRoot = None,
+    timeout: Timeout = None,
     json: Json = False,
 ) -> None:
     """Fit the rejection thresholds of a model on training inputs.
@@ -55,12 +57,14 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     from robustbench_inv.experiments.calibration import calibrate as fit
     from robustbench_inv.results.files import write_atomically
 
-    loaded = load_model(model, device=device)
+    with time_limit(timeout):
+        loaded = load_model(model, device=device)
     inputs = _calibration_data(model, dataset, ids, data_root)
     print_message(
         f"computing scores of {loaded.name} on {inputs.last - inputs.first:,} inputs of {inputs.dataset.name}"
     )
-    fitted = fit(loaded, inputs)
+    with time_limit(timeout):
+        fitted = fit(loaded, inputs)
     path = out or Path(f"{Path(model.partition(':')[0]).stem}.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, fitted.to_bytes())

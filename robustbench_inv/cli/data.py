@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from robustbench_inv.cli.options import DataRoot, Json
-from robustbench_inv.cli.output import print_json
+from robustbench_inv.cli.output import print_json, print_line
 
 __all__ = ["app"]
 
@@ -35,7 +35,7 @@ def fetch(names: DatasetNames = None, data_root: DataRoot = None, json: Json = F
         return print_json([{"name": name, "files": files} for name, files in found.items()])
     for name, files in found.items():
         for line in files or ["already complete"]:
-            typer.echo(f"{name}: {line}")
+            print_line(f"{name}: {line}")
     return None
 
 
@@ -56,7 +56,7 @@ def verify(names: DatasetNames = None, data_root: DataRoot = None, json: Json = 
         )
     else:
         for name, check in checks:
-            typer.echo(f"{name}: {check.file}: {'ok' if check.ok else check.message}")
+            print_line(f"{name}: {check.file}: {'ok' if check.ok else check.message}")
     raise typer.Exit(0 if all(check.ok for _, check in checks) else 1)
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from robustbench_inv.cli.options import EntryKind, Json, option
+from robustbench_inv.cli.options import EntryKind, Json, Timeout, option
 from robustbench_inv.cli.output import (
     print_card,
     print_json,
@@ -12,6 +12,7 @@ from robustbench_inv.cli.output import (
     print_names,
     print_warnings,
 )
+from robustbench_inv.foreign import time_limit
 
 __all__ = ["list_catalogue", "show"]
 
@@ -21,12 +22,14 @@ def list_catalogue(
     all_attacks: Annotated[
         bool, option("--all", help="Also list the attacks of Foolbox and torchattacks.")
     ] = False,
+    timeout: Timeout = None,
     json: Json = False,
 ) -> None:
     """List the entries of the catalogue."""
     from robustbench_inv.catalogue.listing import library_attacks, list_entries
 
-    listing = list_entries(kind.value)
+    with time_limit(timeout):
+        listing = list_entries(kind.value)
     entries, problems = listing.entries, listing.problems
     if all_attacks and kind is EntryKind.attacks:
         more = library_attacks()
@@ -53,6 +56,7 @@ def show(
         EntryKind | None, option(help="Choose the kind of entry if several share the name.")
     ] = None,
     cite: Annotated[bool, option("--cite", help="Print only the citation.")] = False,
+    timeout: Timeout = None,
     json: Json = False,
 ) -> None:
     """Print the card of one catalogue entry.
@@ -62,7 +66,8 @@ def show(
     from robustbench_inv.catalogue.listing import show_entry
     from robustbench_inv.errors import UsageError
 
-    found, card = show_entry(name, kind.value if kind else None)
+    with time_limit(timeout):
+        found, card = show_entry(name, kind.value if kind else None)
     if cite:
         if not card.get("paper"):
             raise UsageError(f"the card of {name} names no paper")

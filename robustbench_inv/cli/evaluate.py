@@ -17,12 +17,14 @@ from robustbench_inv.cli.options import (
     Json,
     SamplesOption,
     Seed,
+    Timeout,
     Workers,
     exit_with_failures,
     folder_option,
     option,
 )
 from robustbench_inv.cli.output import print_json, print_warnings, show_progress
+from robustbench_inv.foreign import time_limit
 
 __all__ = ["evaluate"]
 
@@ -85,6 +87,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     workers: Workers = "1",
     data_root: DataRoot = None,
     checks: Checks = True,
+    timeout: Timeout = None,
     json: Json = False,
 ) -> None:
     """Attack models and write one record per sample. Completed cells are not repeated (see --existing).
@@ -105,15 +108,17 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
         workers,
         data_root,
         checks,
+        timeout,
         keep_images,
     )
     request = replace(
         options.request(), models=model, attacks=attack or (), suite=suite, threat=threat
     )
-    plan = make_plan(request, ["invbench", *sys.argv[1:]])
+    with time_limit(timeout):
+        plan = make_plan(request, ["invbench", *sys.argv[1:]])
     if dry_run:
         return print_plan(plan, json)
-    with show_progress() as progress:
+    with time_limit(timeout), show_progress() as progress:
         run = run_plan(
             plan, out, options.run_options(), progress, options.worker_count, checks=checks
         )

@@ -4,8 +4,10 @@ import ctypes
 import errno
 import os
 import sys
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
@@ -16,12 +18,14 @@ from robustbench_inv.cli.entries import list_catalogue, show
 from robustbench_inv.cli.evaluate import evaluate
 from robustbench_inv.cli.label import label
 from robustbench_inv.cli.options import HELP_OPTIONS, convert_plain_values, option
+from robustbench_inv.cli.output import reserved_stdout
 from robustbench_inv.cli.queue import queue
 from robustbench_inv.cli.report import report
 from robustbench_inv.cli.reproduce import reproduce
 from robustbench_inv.cli.rescore import rescore
 from robustbench_inv.cli.train import train
 from robustbench_inv.errors import InvbenchError
+from robustbench_inv.foreign import foreign
 
 __all__ = ["app", "configure_process", "main"]
 
@@ -128,10 +132,28 @@ def _run(arguments: list[str]) -> None:
     # in standalone mode typer prints usage errors on several lines
     command = typer.main.get_command(app)
     convert_plain_values(command)
+    _guard_commands(command)
     code = command(arguments, prog_name="invbench", standalone_mode=False)
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     raise SystemExit(code or 0)
+
+
+def _guard_commands(command: Any) -> None:  # noqa: ANN401 - a command of typer
+    """Reserve standard output for the results of each command, which no code that it runs can end."""
+    for subcommand in getattr(command, "commands", {}).values():
+        _guard_commands(subcommand)
+    if not hasattr(command, "commands"):
+        command.callback = _guarded(command.callback)
+
+
+def _guarded(function: Callable[..., None]) -> Callable[..., None]:
+    @wraps(function)
+    def guarded(*arguments: Any, **options: Any) -> None:  # noqa: ANN401 - of any command
+        with reserved_stdout(), foreign("the command"):
+            function(*arguments, **options)
+
+    return guarded
 
 
 def _print_version(wanted: bool) -> None:

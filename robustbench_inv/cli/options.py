@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustbench_inv.cli.output import print_json, print_message
+from robustbench_inv.cli.output import print_json, print_line, print_message
 
 if TYPE_CHECKING:
     from robustbench_inv.evaluation.engine import RunOptions
@@ -29,6 +29,7 @@ __all__ = [
     "Json",
     "SamplesOption",
     "Seed",
+    "Timeout",
     "TrainingDevice",
     "Workers",
     "convert_plain_values",
@@ -118,6 +119,15 @@ BatchSize = Annotated[
 
 Workers = Annotated[str, option(metavar="N|ray", help="Number of worker processes, or ray.")]
 
+Timeout = Annotated[
+    float | None,
+    option(
+        metavar="SECONDS",
+        help="Stop a call of a model, attack or plugin after this time.",
+        show_default="no limit",
+    ),
+]
+
 Checks = Annotated[bool, option(help="Run the validity checks after the attacks.")]
 
 
@@ -134,6 +144,7 @@ class EvaluationOptions:
     workers: str
     data_root: Path | None
     checks: bool
+    timeout: float | None
     keep_images: bool = False
 
     def request(self) -> "EvaluationRequest":
@@ -153,7 +164,9 @@ class EvaluationOptions:
         """Return how to run, which changes no result."""
         from robustbench_inv.evaluation.engine import RunOptions
 
-        return RunOptions(self.batch_size, self.device, self.keep_images, self.existing.value)
+        return RunOptions(
+            self.batch_size, self.device, self.keep_images, self.existing.value, self.timeout
+        )
 
     @property
     def worker_count(self) -> int | str:
@@ -177,7 +190,7 @@ def print_path(path: Path, *, json: bool, key: str, **facts: object) -> None:
     """Print the path that a command wrote; as JSON, under a key and with further facts."""
     if json:
         return print_json({key: str(path), **facts})
-    return typer.echo(path)
+    return print_line(path)
 
 
 class _PlainValues:

@@ -1,11 +1,12 @@
 """Output of the commands: results on standard output; progress, messages and warnings on standard error."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from robustbench_inv.evaluation.engine import Progress
@@ -13,9 +14,12 @@ if TYPE_CHECKING:
 __all__ = [
     "print_card",
     "print_json",
+    "print_line",
     "print_message",
     "print_names",
     "print_warnings",
+    "reserved_stdout",
+    "results_stream",
     "show_progress",
 ]
 
@@ -24,32 +28,87 @@ _OMITTED_VALUES: tuple[object, ...] = ("", None, [], (), {})
 """Values that are left out of a printed card."""
 
 
+_reserved: list[TextIO] = []
+
+
+def results_stream() -> TextIO:
+    """Return the stream of results: standard output, also while ``reserved_stdout`` keeps other code from it."""
+    return _reserved[-1] if _reserved else sys.stdout
+
+
+@contextmanager
+def reserved_stdout() -> Iterator[None]:
+    """Keep standard output for results, so that ``--json`` prints JSON alone.
+
+    What other code prints there, in C, in threads and in worker processes as well, goes to standard error.
+    """
+    with ExitStack() as stack:
+        reserve = _reserved_descriptor if _is_descriptor(sys.stdout) else nullcontext
+        _reserved.append(stack.enter_context(reserve(sys.stdout)))
+        stack.callback(_reserved.pop)
+        stack.enter_context(redirect_stdout(sys.stderr))
+        yield
+
+
+def _is_descriptor(stream: TextIO) -> bool:
+    try:
+        return stream.fileno() == STDOUT
+    except (OSError, ValueError):  # closed, or replaced by a test
+        return False
+
+
+STDOUT, STDERR = 1, 2
+
+
+@contextmanager
+def _reserved_descriptor(stream: TextIO) -> Iterator[TextIO]:
+    """Yield standard output under another descriptor, while its own leads to standard error."""
+    stream.flush()
+    kept = os.dup(STDOUT)
+    try:
+        os.dup2(STDERR, STDOUT)
+    except OSError:  # standard error is closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+    try:
+        with open(kept, "w", encoding=stream.encoding, errors=stream.errors, closefd=False) as own:
+            yield own
+    finally:
+        os.dup2(kept, STDOUT)
+        os.close(kept)
+
+
+def print_line(text: object) -> None:
+    """Print one line of results on standard output."""
+    results_stream().write(f"{text}\n")
+
+
 def print_json(value: object) -> None:
     """Print a value as JSON on standard output."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    print_line(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def print_names(entries: Sequence[Mapping[str, object]]) -> None:
     """Print name and summary of each entry, aligned."""
     width = max((len(str(entry["name"])) for entry in entries), default=0)
     for entry in entries:
-        sys.stdout.write(f"{entry['name']!s:<{width}}  {entry.get('summary', '')}".rstrip() + "\n")
+        print_line(f"{entry['name']!s:<{width}}  {entry.get('summary', '')}".rstrip())
 
 
 def print_card(kind: str, card: Mapping[str, object]) -> None:
     """Print a card as ``key: value`` lines without empty values."""
-    sys.stdout.write(f"kind of entry: {kind.removesuffix('s')}\n")
+    print_line(f"kind of entry: {kind.removesuffix('s')}")
     for key, value in card.items():
         if key == "deviations" and card.get("algorithm"):
-            sys.stdout.write(f"deviations from the algorithm: {_format_sentences(value)}\n")
+            print_line(f"deviations from the algorithm: {_format_sentences(value)}")
         elif value not in _OMITTED_VALUES:
-            sys.stdout.write(f"{key}: {_format_value(value)}\n")
+            print_line(f"{key}: {_format_value(value)}")
 
 
 def print_message(line: str) -> None:
     """Print one line of progress on standard error."""
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+    with suppress(OSError, ValueError):  # standard error is closed: the results are not lost
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
 
 
 def print_warnings(problems: Iterable[str]) -> None:

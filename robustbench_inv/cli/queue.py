@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from robustbench_inv.cli.options import DataRoot, Json, TrainingDevice, option
-from robustbench_inv.cli.output import print_json, print_message
+from robustbench_inv.cli.output import print_json, print_line, print_message
 from robustbench_inv.cli.train import report_progress
 
 if TYPE_CHECKING:
@@ -86,14 +86,14 @@ def _list(jobs: "TrainingQueue", out: Path, *, json: bool) -> None:
         print_json({"jobs": list(map(_plain, found)), "seeds": spread})
         return
     width = max((len(each.job.name) for each in found), default=0)
-    typer.echo(f"{'entry':<{width}}  {'state':<11}  {'epochs':>9}  {'s/epoch':>7}  {'left':>7}")
+    print_line(f"{'entry':<{width}}  {'state':<11}  {'epochs':>9}  {'s/epoch':>7}  {'left':>7}")
     for each in found:
-        typer.echo(f"{each.job.name:<{width}}  {_row(each)}")
+        print_line(f"{each.job.name:<{width}}  {_row(each)}")
     left = sum(each.seconds_left for each in found)
-    typer.echo(f"{'all':<{width}}  {'':<31}  {_hours(left):>7}")
+    print_line(f"{'all':<{width}}  {'':<31}  {_hours(left):>7}")
     for name, accuracies in spread.items():
         for dataset, (mean, deviation, seeds) in accuracies.items():
-            typer.echo(
+            print_line(
                 f"{name}: accuracy on {dataset} {mean:.2%} ± {deviation:.2%} ({seeds} seeds)"
             )
 

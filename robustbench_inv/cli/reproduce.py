@@ -22,13 +22,21 @@ from robustbench_inv.cli.options import (
     Json,
     SamplesOption,
     Seed,
+    Timeout,
     Workers,
     exit_with_failures,
     folder_option,
     int_or_text,
     option,
 )
-from robustbench_inv.cli.output import print_json, print_message, print_warnings, show_progress
+from robustbench_inv.cli.output import (
+    print_json,
+    print_line,
+    print_message,
+    print_warnings,
+    show_progress,
+)
+from robustbench_inv.foreign import time_limit
 
 if TYPE_CHECKING:
     from robustbench_inv.catalogue.reproduction import Reproduction
@@ -114,6 +122,7 @@ def reproduce(  # noqa: PLR0913, PLR0917 - one parameter is one option
     dry_run: DryRun = False,
     data_root: DataRoot = None,
     checks: Checks = True,
+    timeout: Timeout = None,
     json: Json = False,
 ) -> None:
     """Reproduce a table or figure of a paper.
@@ -125,13 +134,14 @@ def reproduce(  # noqa: PLR0913, PLR0917 - one parameter is one option
         return list_catalogue(EntryKind.reproductions, json=json)
     item = _load_item(name, rows)
     options = EvaluationOptions(
-        dataset, samples, seed, existing, batch_size, device, workers, data_root, checks
+        dataset, samples, seed, existing, batch_size, device, workers, data_root, checks, timeout
     )
     folder = out or Path("runs") / item.name.replace("/", "-")
     results = out or (runs or [folder])[0]
     page = report or results / f"{item.name.rpartition('/')[2]}.html"
     task = _Task(item, options, runs or (), folder, page, dry_run, json)
-    return _reproduce_experiment(task) if item.measurement else _reproduce_attacks(task)
+    with time_limit(timeout):
+        return _reproduce_experiment(task) if item.measurement else _reproduce_attacks(task)
 
 
 def _load_item(name: str, rows: str | None) -> "Reproduction":
@@ -149,7 +159,7 @@ def _write_report(report: "ReproductionReport", page: Path, *, json: bool) -> No
     if json:
         return print_json({**report.to_json(), "report": str(page)})
     print_reproduction(report)
-    return typer.echo(page)
+    return print_line(page)
 
 
 def _reproduce_attacks(task: _Task) -> None:
@@ -209,7 +219,7 @@ def _print_experiment_plan(item: "Reproduction", options: EvaluationOptions, *, 
     for plan in plans:
         models = ", ".join(plan["models"].values()) or "the models of its parameters"
         count = plan["samples"] or "all"
-        typer.echo(f"{plan['by']} on {count} samples of {plan['dataset']}: {models}")
+        print_line(f"{plan['by']} on {count} samples of {plan['dataset']}: {models}")
     return None
 
 

@@ -1,6 +1,5 @@
 """Tables on standard output: results of a run, estimated cost of a plan, comparison with a paper."""
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from robustbench_inv.cli.output import print_json, print_warnings
+from robustbench_inv.cli.output import print_json, print_warnings, results_stream
 from robustbench_inv.results.rates import EnsembleBreakdown
 
 if TYPE_CHECKING:
@@ -102,7 +101,8 @@ def _print_estimates(plan: "Plan", estimates: "Sequence[Estimate]") -> None:
 
 
 def _console() -> Console:
-    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
+    stream = results_stream()
+    return Console(file=stream) if stream.isatty() else Console(file=stream, width=WIDTH)
 
 
 def _print_rates(console: Console, cells: Sequence[dict[str, Any]]) -> None:

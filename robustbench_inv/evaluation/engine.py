@@ -27,6 +27,7 @@ from robustbench_inv.randomness import seeded
 from robustbench_inv.results.cell_writing import CellRequest, CellWriter
 from robustbench_inv.results.oracle_error import write_oracle_error
 from robustbench_inv.results.run_files import CELL, CellFolder
+from robustbench_inv.torch_state import KeptModules, kept_modules
 
 __all__ = [
     "BATCH_SIZE",
@@ -59,6 +60,7 @@ class RunOptions:
         device: where the model computes, as torch names it.
         keep_images: store the clean and the adversarial images.
         existing: resume, skip, redo or repair existing results.
+        timeout: seconds that one call of a model, attack or oracle may take; None for no limit.
 
     Raises:
         BadParameter: for an unusable value.
@@ -68,6 +70,7 @@ class RunOptions:
     device: str = "cpu"
     keep_images: bool = False
     existing: Existing = "resume"
+    timeout: float | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is not None and self.batch_size < 1:
@@ -145,7 +148,8 @@ def run_cell(
         notes = _messages(job, writer, options)
         report(Progress(job.title, job.spec.digest, writer.done, writer.total))
         if writer.next_block():
-            _run_blocks(job, writer, options, report, cache)
+            with kept_modules([job.model.classifier] if job.model.is_foreign else []) as kept:
+                _run_blocks(job, writer, options, report, cache, kept)
         writer.finish()
         _write_oracle_error(job, folder)
         notes += _lost_images(job, writer)
@@ -178,6 +182,7 @@ def _run_blocks(
     options: RunOptions,
     report: ProgressCallback,
     cache: SearchCache | None,
+    kept: KeptModules,
 ) -> None:
     device = torch.device(options.device)
     search, short_run = make_searches(job, device, cache)
@@ -191,6 +196,7 @@ def _run_blocks(
         kind = job.attack.attack.kind
         context = CellContext(kind, job.threat, search, short_run, judge, log_event)
         try:
+            kept.restore()  # each block starts from the same model, so that a resumed run does
             with seeded(job.seed, ids[0], device):
                 state = evaluate_block(context, loader.batch(ids))
         except (RuntimeError, MemoryError) as error:

@@ -10,6 +10,7 @@ from robustbench_inv.attacks.protocol import Batch
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.evaluation.oracles import Oracle
 from robustbench_inv.evaluation.search import SearchResult
+from robustbench_inv.foreign import foreign_call
 from robustbench_inv.models.protocol import Classifier, classify
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.results.record import Distances, ModelOutput, Record, Status
@@ -87,7 +88,8 @@ class Judge:
 
     def predict(self, images: Tensor, ids: Tensor) -> Output:
         """Return the output that counts for (n, …) images of the samples (n,)."""
-        return classify(self.classifier, images, self.rng(ids))
+        with foreign_call("the model"):
+            return classify(self.classifier, images, self.rng(ids))
 
     def replay(self, images: Tensor, ids: Tensor) -> Output:
         """Return the output of the same images in another batch: reversed, with one image more."""
@@ -125,7 +127,8 @@ class Judge:
     def true_classes(self, images: Tensor, ids: Tensor) -> Tensor:
         """Return the oracle's classes (n,) of (n, …) versions of the samples ``ids`` (n,), −1 where unknown."""
         if self.oracle is not None:
-            return self.oracle.classify(images, ids)
+            with foreign_call("the oracle"):
+                return self.oracle.classify(images, ids)
         return torch.full((len(images),), UNKNOWN, device=images.device)
 
 

@@ -15,8 +15,9 @@ from robustbench_inv.catalogue.datasets import load_dataset
 from robustbench_inv.catalogue.models import LoadedModel, load_model
 from robustbench_inv.data.protocol import Dataset, HasCounterparts
 from robustbench_inv.data.sampling import select_samples
-from robustbench_inv.errors import BadModel, CapabilityMismatch, InvbenchError
+from robustbench_inv.errors import BadModel, CapabilityMismatch, InvbenchError, describe_error
 from robustbench_inv.evaluation.oracles import AttackedModel, Oracle, load_oracle
+from robustbench_inv.foreign import foreign_call
 from robustbench_inv.models.protocol import device_of
 from robustbench_inv.threat.budgets import inside_box
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -123,7 +124,7 @@ def _inspect(model: LoadedModel, dataset: Dataset) -> ModelInspection:
             expected=str(tuple(dataset.bounds)),
         )
     try:
-        with torch.no_grad():
+        with foreign_call(model.name), torch.no_grad():
             place = device_of(model.classifier), model.classifier.dtype
             accepted = model.classifier(images.to(*place)).accepted
     except BadModel as error:
@@ -132,7 +133,7 @@ def _inspect(model: LoadedModel, dataset: Dataset) -> ModelInspection:
         mismatch = CapabilityMismatch(
             f"{model.name} cannot take an input of {dataset.name}",
             got=f"shape {tuple(dataset.shape)}",
-            remedy=f"{type(error).__name__}: {error}".splitlines()[0][:200],
+            remedy=describe_error(error),
         )
         mismatch.__cause__ = error
         return ModelInspection(rejects=False, problem=problem or mismatch)

@@ -10,15 +10,17 @@ from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Attack, Batch, FailureReason, short_run_of
 from robustbench_inv.attacks.queries import CountingModel
-from robustbench_inv.errors import AttackFailed, UsageError
+from robustbench_inv.errors import AttackFailed, UsageError, describe_error
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.loading import Loader
 from robustbench_inv.evaluation.prepare import is_deterministic, prepare
+from robustbench_inv.foreign import foreign_call
 from robustbench_inv.models.protocol import Classifier, has_fresh_draws
 from robustbench_inv.randomness import SampleRNG, seeded
 from robustbench_inv.tensors import broadcast, flatten, norm
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.threat_model import ThreatModel
+from robustbench_inv.torch_state import KeptModules
 
 __all__ = [
     "CACHE_BYTES",
@@ -105,6 +107,7 @@ class Searcher:
         guide: the model whose gradients replace those of the classifier; None for the classifier's own.
         seed: random seed.
         deterministic: does the classifier return the same output twice, apart from draws that it declares?
+        kept: the state of a foreign classifier, from which each search starts.
     """
 
     attack: Attack
@@ -112,6 +115,7 @@ class Searcher:
     guide: Classifier | None
     seed: int
     deterministic: bool = True
+    kept: KeptModules = field(default_factory=lambda: KeptModules(()), repr=False)
 
     def __call__(self, batch: Batch, start: Tensor | None, stage: ThreatModel) -> SearchResult:
         """Run the attack on a batch; an attack that raises proposes the clean inputs.
@@ -119,6 +123,7 @@ class Searcher:
         Raises:
             UsageError: if the attack refuses the batch or the threat.
         """
+        self.kept.restore()
         # separate draws for each eps: an image that looked broken by luck must not look so again
         rng = SampleRNG(self.seed, batch.ids, f"attack/{stage.budget}")
         keeps_best = self.attack.kind != "invariance" and not stage.is_transfer
@@ -155,14 +160,15 @@ class Searcher:
 
     def _propose(self, meter: CountingModel, own: Batch) -> tuple[Tensor, str | None]:
         try:
-            proposals = self.attack.run(meter, own, meter.threat, meter.rng)
-            return self._finished(meter, checked_proposals(proposals, meter.batch)), None
+            with foreign_call("the attack"):
+                proposals = self.attack.run(meter, own, meter.threat, meter.rng)
+                return self._finished(meter, checked_proposals(proposals, meter.batch)), None
         except UsageError:
             raise
         except Exception as error:
             if is_out_of_memory(error):
                 raise
-            return meter.batch.images, f"{type(error).__name__}: {error}".splitlines()[0]
+            return meter.batch.images, describe_error(error)
 
     def _finished(self, meter: CountingModel, proposals: Tensor) -> Tensor:
         if meter.threat.is_transfer:
@@ -229,9 +235,10 @@ def make_searches(
     copy = partial(prepare, probe=probe, fold=job.attack.attack.kind == "fixed-budget")
     guide = copy(job.guide.classifier) if job.guide else None
     search_model = copy(job.search_model.classifier)
+    kept = KeptModules([search_model, guide] if job.search_model.is_foreign else ())
     with seeded(job.seed, 0, device):
         deterministic = is_deterministic(search_model, probe)
-    search = Searcher(job.attack.attack, search_model, guide, job.seed, deterministic)
+    search = Searcher(job.attack.attack, search_model, guide, job.seed, deterministic, kept)
     if job.threat.is_transfer:
         return (cache or SearchCache(limit=0)).cached(job, search), None
     return search, search.short_run

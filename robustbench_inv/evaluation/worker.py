@@ -30,6 +30,8 @@ from robustbench_inv.evaluation.engine import (
 from robustbench_inv.evaluation.jobs import EvaluationRequest, Job, rebuild_job
 from robustbench_inv.evaluation.loading import LoadCache
 from robustbench_inv.evaluation.search import CACHE_BYTES, SearchCache
+from robustbench_inv.foreign import foreign, time_limit
+from robustbench_inv.torch_state import stated_torch
 
 __all__ = [
     "CellOutcome",
@@ -45,6 +47,9 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+
+_end_process = os._exit
+"""The function itself, which ``foreign`` replaces while foreign code runs."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,8 @@ class PackedJob:
         place = self.request.device, self.request.data_root
         cache = caches.setdefault(place, LoadCache(*place))
         try:
-            return rebuild_job(self.request, self.samples, self.digest, cache)
+            with foreign(self.title):
+                return rebuild_job(self.request, self.samples, self.digest, cache)
         except Exception as error:
             return failed_outcome(self.digest, self.title, _explain(error))
 
@@ -108,15 +114,18 @@ def run_group(
     """
     cache = SearchCache(CACHE_BYTES if len(group) > 1 else 0)
     for each in group:
-        job = each if isinstance(each, Job) else each.build({} if caches is None else caches)
-        yield job if isinstance(job, CellOutcome) else _run(job, root, options, report, cache)
+        with time_limit(options.timeout):
+            job = each if isinstance(each, Job) else each.build({} if caches is None else caches)
+            done = job if isinstance(job, CellOutcome) else _run(job, root, options, report, cache)
+        yield done
 
 
 def _run(
     job: Job, root: Path, options: RunOptions, report: ProgressCallback, cache: SearchCache
 ) -> CellOutcome:
     try:
-        notes = run_cell(job, root / job.spec.digest, options, report, cache)
+        with foreign(job.title), stated_torch():
+            notes = run_cell(job, root / job.spec.digest, options, report, cache)
     except BadResults:
         raise
     except Exception as error:
@@ -292,4 +301,4 @@ def _end_with_parent(lifeline: int) -> None:
     parent = os.getppid()
     while os.getppid() == parent and not select.select([lifeline], [], [], 1.0)[0]:
         pass
-    os._exit(1)
+    _end_process(1)

@@ -10,10 +10,12 @@ from robustbench_inv.catalogue.models import LoadedModel, calibration_digest
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.evaluation.loading import Loader
+from robustbench_inv.foreign import foreign_call
 from robustbench_inv.models.protocol import Classifier, classify, device_of
 from robustbench_inv.models.reject_option import ScoreQuantiles, fit_quantiles
-from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.randomness import SampleRNG, seeded_generators
 from robustbench_inv.tensors import Output
+from robustbench_inv.torch_state import kept_modules, stated_torch
 
 __all__ = ["CalibrationData", "calibrate", "collect_outputs"]
 
@@ -57,7 +59,9 @@ def calibrate(model: LoadedModel, inputs: CalibrationData) -> ScoreQuantiles:
         BadModel: if too few inputs of a class are classified correctly.
     """
     dataset, ids = inputs.dataset, range(inputs.first, inputs.last)
-    output, labels = collect_outputs(model.classifier, dataset, ids)
+    roots = [model.classifier] if model.is_foreign else []
+    with stated_torch(), seeded_generators(0, []), kept_modules(roots):
+        output, labels = collect_outputs(model.classifier, dataset, ids)
     facts = {
         "model": calibration_digest(model),
         "name": model.name,
@@ -86,7 +90,8 @@ def collect_outputs(
     outputs, labels = [], []
     for start in range(0, len(ids), BATCH):
         batch = loader.batch(ids[start : start + BATCH])
-        outputs.append(classify(classifier, batch.images, SampleRNG(0, batch.ids)))
+        with foreign_call("the model"):
+            outputs.append(classify(classifier, batch.images, SampleRNG(0, batch.ids)))
         labels.append(batch.labels.cpu())
     scores = [output.score.double().cpu() for output in outputs if output.score is not None]
     logits = torch.cat([output.logits.double().cpu() for output in outputs])

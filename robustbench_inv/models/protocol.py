@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from robustbench_inv.errors import BadModel
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output
+from robustbench_inv.torch_state import call_keeping_modes
 
 __all__ = [
     "Classifier",
@@ -146,12 +147,12 @@ def query_model(
         step: number of each sample's draw, one number or (n,); ignored if the noise is fixed.
     """
     if not isinstance(classifier, Stochastic):
-        return classifier(images.clone())
+        return call_keeping_modes(classifier, images.clone())
     if classifier.fixed_noise:
         rng, step = rng.named("fixed"), 0
     shape = (classifier.draws, *classifier.latent_shape)
     latent = rng.normal(shape, step=step, dtype=images.dtype).transpose(0, 1)
-    return classifier.respond(images.clone(), latent)
+    return call_keeping_modes(lambda given: classifier.respond(given, latent), images.clone())
 
 
 @torch.no_grad()

@@ -206,7 +206,7 @@ class RejectingClassifier(nn.Module):
         self.base, self.score = base, score
         self.num_classes, self.bounds, self.dtype = base.num_classes, base.bounds, base.dtype
         self.register_buffer("thresholds", thresholds.to(base.dtype))
-        self.eval()
+        self.training = False
 
     def forward(self, images: Tensor) -> Output:
         return self.with_acceptance(self.base(images))

@@ -1,6 +1,7 @@
 """Turns a network into a classifier with bounds, number of classes, weights and dtype."""
 
 from collections.abc import Callable, Iterable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Protocol, TypeGuard, cast
 
@@ -9,11 +10,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from robustbench_inv.errors import BadModel, BadParameter, InvbenchError
+from robustbench_inv.errors import BadModel, BadParameter, InvbenchError, describe_error
 from robustbench_inv.identity import digest_file
 from robustbench_inv.models.protocol import Classifier, Invertible, SplitsCode, Stochastic
 from robustbench_inv.models.stochastic import LatentSamplingNetwork, StochasticClassifier
 from robustbench_inv.tensors import Output
+from robustbench_inv.torch_state import evaluation_mode, set_evaluation_mode
 
 __all__ = [
     "InvertibleClassifier",
@@ -22,6 +24,7 @@ __all__ = [
     "build_model",
     "cast_module",
     "load_weights",
+    "move_to_device",
     "wrap_module",
 ]
 
@@ -38,7 +41,7 @@ class ModuleClassifier(nn.Module):
     def __init__(self, module: nn.Module, bounds: tuple[float, float], num_classes: int) -> None:
         super().__init__()
         self.module, self.bounds, self.num_classes = module, bounds, num_classes
-        self.eval()
+        self.training = False  # the module keeps its mode, but for its calls
 
     @property
     def dtype(self) -> torch.dtype:
@@ -47,7 +50,8 @@ class ModuleClassifier(nn.Module):
         return next((w.dtype for w in weights if w.is_floating_point()), torch.float32)
 
     def forward(self, images: Tensor) -> Output:
-        answer = self.module(images)
+        with evaluation_mode(self.module):
+            answer = self.module(images)
         output = answer if isinstance(answer, Output) else Output(answer)
         expected = (len(images), self.num_classes)
         if not isinstance(output.logits, Tensor) or tuple(output.logits.shape) != expected:
@@ -82,7 +86,7 @@ class SplitCodeClassifier(InvertibleClassifier):
 
 
 def cast_module(module: object, dtype: object) -> object:
-    """Return a network converted to another dtype; return any object unchanged for None.
+    """Return a copy of a network in another dtype; return any object unchanged for None.
 
     Args:
         module: a network.
@@ -96,7 +100,32 @@ def cast_module(module: object, dtype: object) -> object:
         return module
     if not isinstance(module, nn.Module) or not isinstance(dtype, str) or dtype not in kinds:
         raise BadParameter("unusable dtype", got=dtype, expected="float32 or float64, of a network")
-    return module.to(kinds[dtype])
+    return _copy(module).to(kinds[dtype])
+
+
+def move_to_device(module: nn.Module, device: str) -> nn.Module:
+    """Return a copy of a network on a device; the network itself if it is there.
+
+    Raises:
+        BadParameter: for an unusable device.
+        BadModel: if the network cannot be copied.
+    """
+    try:
+        place = torch.zeros(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise BadParameter("unusable device", got=device, remedy=str(error)) from error
+    tensors = (*module.parameters(), *module.buffers())
+    return module if all(each.device == place for each in tensors) else _copy(module).to(place)
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    try:
+        return deepcopy(module)
+    except Exception as error:
+        raise BadModel(
+            f"the network cannot be copied: {describe_error(error)}",
+            remedy="give it in the dtype and on the device of the evaluation",
+        ) from error
 
 
 def wrap_module(module: object, name: str) -> Classifier:
@@ -113,7 +142,7 @@ def wrap_module(module: object, name: str) -> Classifier:
     """
     if _is_classifier(module):
         if isinstance(module, nn.Module):
-            module.eval()
+            set_evaluation_mode(module)
         return module
     if not isinstance(module, nn.Module):
         raise BadModel(
@@ -210,6 +239,7 @@ def build_model(
     except Exception as error:
         reason = str(error) if isinstance(error, TypeError) else f"{type(error).__name__}: {error}"
         raise BadParameter(f"cannot build {card.name}", got=chosen, remedy=reason) from error
+    set_evaluation_mode(module)
     if card.weights_sha256 is not None:
         load_weights(module, folder / "weights.safetensors", card.weights_sha256)
     if isinstance(module, LatentSamplingNetwork):

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from robustbench_inv.catalogue.cards import check_table, read_toml
 from robustbench_inv.errors import BadCatalogue, InvbenchError
+from robustbench_inv.foreign import foreign
 from robustbench_inv.identity import digest_file
 from robustbench_inv.training.loop import EpochMetrics, TrainingOptions, read_position
 from robustbench_inv.training.recipe import Recipe, find_recipe, read_recipe
@@ -191,14 +192,15 @@ def run_queue(
             (folder / FAILURE).unlink(missing_ok=True)
             options = TrainingOptions(job.until, queue.snapshots, callbacks.epoch)
             try:
-                train_recipe(
-                    job.path,
-                    folder,
-                    device=device,
-                    data_root=data_root,
-                    seed=job.recipe.seed,
-                    options=options,
-                )
+                with foreign(job.recipe.name):
+                    train_recipe(
+                        job.path,
+                        folder,
+                        device=device,
+                        data_root=data_root,
+                        seed=job.recipe.seed,
+                        options=options,
+                    )
             except Exception as error:  # the next job begins after any failure
                 (folder / FAILURE).write_text(_explain(error), encoding="utf-8")
         callbacks.end(found := job_status(job, out))

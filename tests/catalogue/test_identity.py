@@ -520,9 +520,15 @@ def test_a_card_without_weights_is_the_weights_that_it_got(tmp_path, monkeypatch
     monkeypatch.setenv("INVBENCH_CATALOGUE", str(tmp_path / "catalogue"))
     monkeypatch.setenv("INVBENCH_TRUST", "torch")
     monkeypatch.setattr(nn.Linear, "bounds", (0.0, 1.0), raising=False)
+
+    def ones(layer):
+        nn.init.ones_(layer.weight)
+
     digests = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
+    for seed, changed in ((0, False), (1, False), (1, True)):
+        torch.manual_seed(seed)  # loading draws from a stated seed
+        if changed:
+            monkeypatch.setattr(nn.Linear, "reset_parameters", ones)
         loaded = load_model("random-weights")
         digests.append((loaded.digest, loaded.weights_digest))
     assert digests[0] == digests[1]

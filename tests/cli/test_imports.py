@@ -32,6 +32,7 @@ HELP = {
     "robustbench_inv",
     "robustbench_inv.cli",
     "robustbench_inv.errors",
+    "robustbench_inv.foreign",
     *(f"robustbench_inv.cli.{n}" for n in COMMANDS),
 }
 LISTING = {

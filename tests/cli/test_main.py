@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -123,10 +124,13 @@ def test_without_arguments_the_help_is_printed(invbench, arguments):
         ),
         (OSError(errno.ENOSPC, "No space left", "runs/x"), 1, "the disk is full at runs/x"),
         (KeyboardInterrupt(), 130, "run the same command again to resume"),
+        (SystemExit(0), 1, "error: the command tried to end the program, got 'SystemExit: 0'"),
     ],
 )
 def test_any_error_is_one_line(invbench, monkeypatch, error, code, message):
     def fail(*_):
+        if isinstance(error, KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
         raise error
 
     monkeypatch.setattr(listing, "list_entries", fail)
