@@ -11,6 +11,7 @@ from pathlib import Path
 
 from robustbench_inv.errors import BadResults
 from robustbench_inv.results.cell_parts import Segment
+from robustbench_inv.results.field_types import check_types
 from robustbench_inv.results.files import explain_write_errors, parse_json, write_all
 from robustbench_inv.results.record import Record
 
@@ -152,7 +153,9 @@ def _checkpoints(events: Sequence[bytes]) -> Iterator[Checkpoint]:
         with suppress(ValueError, TypeError, KeyError):
             value = parse_json(line)
             if isinstance(value, dict) and value.pop("event", "") == DIGESTS:
-                yield Checkpoint(**value, events_size=start, end=end)
+                found = Checkpoint(**value, events_size=start, end=end)
+                check_types(found)
+                yield found
 
 
 class GrowingFile:
@@ -302,6 +305,8 @@ def read_content(
         data = data[:end]
     else:
         damage = None if whole else _changed(folder, good, found[len(good)])
+    if not whole:
+        events = events[: good[-1].end] if good else b""
     records, lines, wrong = _parse(path, complete_lines(data), order)
     content = CellContent(records, lines, b"".join(complete_lines(events)), good, wrong or damage)
     return content if whole else content.first(good[-1].records if good else 0)

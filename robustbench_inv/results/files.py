@@ -8,11 +8,8 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import is_dataclass
-from math import isfinite
 from pathlib import Path
-from types import UnionType
-from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn
 
 from robustbench_inv.errors import BadResults
 from robustbench_inv.identity import digest_bytes
@@ -20,7 +17,6 @@ from robustbench_inv.identity import digest_bytes
 __all__ = [
     "DIGEST",
     "FORMAT_VERSION",
-    "check_types",
     "check_unlocked",
     "explain_write_errors",
     "lock",
@@ -165,49 +161,6 @@ def read_versioned(path: Path) -> dict[str, Any]:
             remedy="upgrade robustbench-inv",
         )
     return value
-
-
-def check_types(value: object) -> None:
-    """Check the fields of a dataclass against their annotations, nested dataclasses and tuples included.
-
-    Raises:
-        TypeError: for a value of another type; a whole number is a number.
-        ValueError: for a number that is not finite.
-    """
-    for name, hint in get_type_hints(type(value)).items():
-        _check_type(getattr(value, name), hint, name)
-
-
-def _check_type(value: object, hint: object, name: str) -> None:
-    origin, parts = get_origin(hint) or hint, get_args(hint)
-    if origin in (Union, UnionType):
-        fitting = [part for part in parts if _is_kind(value, part)]
-        if not fitting:
-            _refuse_type(value, name)
-        _check_type(value, fitting[0], name)
-    elif not _is_kind(value, hint):
-        _refuse_type(value, name)
-    elif is_dataclass(value):
-        check_types(value)
-    elif isinstance(value, tuple):
-        hints = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
-        for each, part in zip(value, hints, strict=True):
-            _check_type(each, part, name)
-    elif isinstance(value, float) and not isfinite(value):
-        raise ValueError(f"{name} is not finite")
-
-
-def _is_kind(value: object, hint: object) -> bool:
-    kind = get_origin(hint) or hint
-    if kind is float:
-        return type(value) in (int, float)
-    if kind in (int, str, bool):
-        return type(value) is kind
-    return kind is Any or (isinstance(kind, type) and isinstance(value, kind)) or value is kind
-
-
-def _refuse_type(value: object, name: str) -> NoReturn:
-    raise TypeError(f"{name} is {str(value)[:60]!r}")
 
 
 def _with_digest(text: bytes) -> bytes:

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_inv.errors import BadResults
-from robustbench_inv.results.files import FORMAT_VERSION, check_types, read_versioned, write_json
+from robustbench_inv.results.field_types import check_types
+from robustbench_inv.results.files import FORMAT_VERSION, read_versioned, write_json
 from robustbench_inv.results.summary import Rate
 
 __all__ = ["ORACLE_FILE", "OracleError", "read_oracle_error", "write_oracle_error"]

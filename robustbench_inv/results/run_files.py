@@ -1,11 +1,9 @@
 """Results folders: the files of a run and of its cells, and the order of a cell's records."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,8 @@ from robustbench_inv.results.cell_content import (
     read_content,
     sample_order,
 )
-from robustbench_inv.results.files import FORMAT_VERSION, check_types, read_json, read_versioned
+from robustbench_inv.results.field_types import check_plan, check_types, is_verdict
+from robustbench_inv.results.files import FORMAT_VERSION, read_json, read_versioned
 from robustbench_inv.results.image_files import ADVERSARIAL, Images, read_images
 from robustbench_inv.results.oracle_error import OracleError, read_oracle_error
 from robustbench_inv.results.record import Record
@@ -51,6 +50,25 @@ def cell_salt(identity: Mapping[str, Any]) -> str:
     return digest_value(identity)
 
 
+_SOFTWARE = {"device": str, "dtype": str, "versions": Mapping, "git": Mapping | None}
+
+
+def _check_info(info: CellInfo) -> None:
+    """Raise TypeError or ValueError if a value of cell.json has the wrong type or is impossible."""
+    check_types(info)
+    for key, value in info.software.items():
+        if not isinstance(value, _SOFTWARE[key]):
+            raise TypeError(f"{key} is {value!r}")
+    eps = info.threat.epsilons
+    if list(eps) != sorted(set(eps)) or (eps and eps[0] < 0):
+        raise ValueError(f"epsilons are {list(eps)}, not ascending")
+    order = sample_order(info.segments)
+    if len(set(order)) < len(order) or min((0, *order)) < 0:
+        raise ValueError("segments repeat a sample, or name one below 0")
+    if min((1, *(segment.batch_size for segment in info.segments))) < 1:
+        raise ValueError("a batch size is below 1")
+
+
 class CellFolder:
     """One cell on disk; it may still be growing."""
 
@@ -70,13 +88,19 @@ class CellFolder:
         value = read_versioned(self.path / CELL)
         try:
             info = CellInfo.from_json(value)
-            check_types(info)
+            _check_info(info)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadResults(
                 f"{self.path / CELL} is damaged: {error!r}",
                 remedy=REPAIR,
             ) from error
         return info
+
+    @property
+    def started(self) -> bool:
+        """Is there a cell.json, or are there records that have lost it?"""
+        records = self.path / RECORDS
+        return (self.path / CELL).exists() or (records.exists() and records.stat().st_size > 0)
 
     def has_description(self, *, repair: bool = False) -> bool:
         """Is there a cell.json? A damaged one does not count if it shall be repaired."""
@@ -240,7 +264,7 @@ class RunFolder:
     def cells(self) -> list[CellFolder]:
         """Return the cells that have been started, in the order of the plan."""
         folders = [CellFolder(self.path / cell["digest"]) for cell in self.plan["cells"]]
-        return [folder for folder in folders if (folder.path / CELL).exists()]
+        return [folder for folder in folders if folder.started]
 
     def checks(self) -> list[dict[str, Any]]:
         """Return the verdicts of the validity checks; none if the checks were not run.
@@ -253,7 +277,7 @@ class RunFolder:
             return []
         value = read_json(path)
         found = value.get("verdicts") if isinstance(value, dict) else value
-        if not isinstance(found, list) or not all(map(_is_verdict, found)):
+        if not isinstance(found, list) or not all(map(is_verdict, found)):
             raise BadResults(
                 f"{path} does not hold verdicts",
                 expected="a list of verdicts",
@@ -262,16 +286,6 @@ class RunFolder:
         return [
             {("rule" if key == "limit" else key): v for key, v in each.items()} for each in found
         ]
-
-
-def _is_verdict(value: object) -> bool:
-    """Is it a verdict, with strings and one number or null?"""
-    if not isinstance(value, dict):
-        return False
-    texts = (value.get(key) for key in ("id", "title", "scope", "subject", "verdict", "evidence"))
-    number = value.get("value")
-    fitting = number is None or (type(number) in (int, float) and isfinite(number))
-    return fitting and all(isinstance(text, str) for text in texts)
 
 
 _EVENTS_V1 = {
@@ -308,9 +322,6 @@ def upgrade_event_v1(event: Mapping[str, Any]) -> dict[str, Any]:
     return new
 
 
-_PLAN_ENTRY = {"digest": str, "model": str, "attack": str, "dataset": str}
-
-
 def _checked_plan(path: Path) -> dict[str, Any]:
     """Read plan.json, and check the types of its entries.
 
@@ -319,22 +330,10 @@ def _checked_plan(path: Path) -> dict[str, Any]:
     """
     plan = read_versioned(path)
     try:
-        cells, samples, commands = (plan[key] for key in ("cells", "samples", "commands"))
-        fitting = (
-            type(plan["name"]) is str
-            and all(type(each) is int for each in samples)
-            and all(type(word) is str for line in commands for word in line)
-            and all(type(cell[key]) is kind for cell in cells for key, kind in _PLAN_ENTRY.items())
-            and all(_DIGEST.fullmatch(cell["digest"]) for cell in cells)
-        )
-    except (KeyError, TypeError, AttributeError) as error:
+        check_plan(plan)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BadResults(f"{path} is damaged: {error!r}", remedy=REPAIR) from error
-    if not fitting or not isinstance(samples, list) or not isinstance(commands, list):
-        raise BadResults(f"{path} is damaged: a value has the wrong type", remedy=REPAIR)
     return plan
-
-
-_DIGEST = re.compile("[0-9a-f]+")
 
 
 def _plan_of_cells(name: str, cells: Sequence[CellFolder]) -> dict[str, Any]:

@@ -1,0 +1,18 @@
+"""Damaged results are refused or show the same numbers, and a repair brings them back."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = Path(__file__).with_name("corruptions.py")
+
+
+@pytest.mark.parametrize(
+    ("count", "first"), [(25, 0), pytest.param(500, 100, marks=pytest.mark.slow)]
+)
+def test_no_corruption_changes_a_number(count, first):
+    command = [sys.executable, str(PROGRAM), str(count), str(first)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
