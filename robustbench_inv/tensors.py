@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "HALF_PRECISION",
     "NORMS",
     "SAME_ANSWER_TOLERANCE",
     "Output",
@@ -17,6 +18,7 @@ __all__ = [
     "class_margins",
     "finite_size",
     "flatten",
+    "graph_dtypes",
     "logit_change",
     "margin",
     "mask_true_class",
@@ -30,13 +32,16 @@ __all__ = [
 
 NORMS = ("l0", "l1", "l2", "linf")
 
+HALF_PRECISION = (torch.float16, torch.bfloat16)
+"""Types of 16 bits: a model may compute in them, images and outputs are float32, so that rounding leaves no budget."""
+
 SAME_ANSWER_TOLERANCE = 1e-4
 """Relative difference up to which outputs for the same inputs count as equal, due to rounding (check C11)."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """The output of a classifier for a batch.
+    """The output of a classifier for a batch; numbers of 16 bits become float32.
 
     Args:
         logits: (n, classes) unnormalized class scores.
@@ -50,6 +55,11 @@ class Output:
     score: Tensor | None = None
     accepted: Tensor | None = None
     clearance: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("logits", "score", "clearance"):
+            if getattr(getattr(self, name), "dtype", None) in HALF_PRECISION:
+                object.__setattr__(self, name, getattr(self, name).float())
 
     @property
     def decision(self) -> Tensor:
@@ -240,3 +250,19 @@ def per_sample_gradient(values: Tensor, images: Tensor, *, retain_graph: bool = 
         values.sum(), images, retain_graph=retain_graph, allow_unused=True, materialize_grads=True
     )
     return gradients
+
+
+def graph_dtypes(logits: Tensor) -> set[torch.dtype]:
+    """Return the types of the tensors through which a gradient of some logits passes, by their graph."""
+    seen: set[object] = set()
+    found: set[torch.dtype] = set()
+    remaining = [logits.grad_fn]
+    while remaining:
+        node = remaining.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        # an attribute that is not documented, but in every version since 2.1; without it nothing is found
+        found |= {part.dtype for part in getattr(node, "_input_metadata", ())}
+        remaining += [before for before, _ in node.next_functions]
+    return found

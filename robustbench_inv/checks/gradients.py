@@ -122,6 +122,10 @@ MIN_COSINE = 0.9
 DIFFERENCE_STEP = {torch.float64: 1e-6}
 """C31: length of a step, in widths of the box, by dtype; 1e-3 in others."""
 
+HALF_STEP = 0.02
+"""C31: length of a step if the model computes in 16 bits. With 1e-3 the median cosine of mnist-cnn in bfloat16 is 0.42, with
+0.01 and 0.03 it is 0.97, and that of float32 with 0.03 as well."""
+
 
 def check_gradient_accuracy(probe: Probe) -> Verdict:
     """C31: do gradients agree with finite differences?
@@ -185,7 +189,8 @@ class _CountGradients(TorchFunctionMode):
 def _directional_derivatives(probe: Probe) -> tuple[Tensor, Tensor]:
     """Return the margin's directional derivatives by differences and by the gradient, (n, DIRECTIONS) each."""
     images, dtype = probe.batch.images, probe.classifier.dtype
-    shape, step = tuple(images.shape[1:]), DIFFERENCE_STEP.get(dtype, 1e-3) * probe.width
+    relative = HALF_STEP if probe.half_precision else DIFFERENCE_STEP.get(dtype, 1e-3)
+    shape, step = tuple(images.shape[1:]), relative * probe.width
     gradient = flatten(_gradient(probe)).double()
     measured, computed = [], []
     for number in range(DIRECTIONS):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import isfinite
 from typing import Protocol
 
@@ -12,7 +13,7 @@ from robustbench_inv.attacks.protocol import Batch
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.models.protocol import Classifier, query_model
 from robustbench_inv.randomness import SampleRNG
-from robustbench_inv.tensors import Output
+from robustbench_inv.tensors import HALF_PRECISION, Output, graph_dtypes
 
 __all__ = [
     "ATTACK_SAMPLES",
@@ -84,6 +85,15 @@ class Probe:
         if isfinite(high - low):
             return float(high - low)
         return float(self.batch.images.max() - self.batch.images.min())
+
+    @cached_property
+    def half_precision(self) -> bool:
+        """Does the model compute its logits in a type of 16 bits, by the graph of two samples?"""
+        few = torch.arange(min(2, len(self.batch)), device=self.batch.ids.device)
+        images = self.batch.images[few].clone().requires_grad_(True)
+        with torch.enable_grad():
+            logits = query_model(self.classifier, images, self.rng.rows(few)).logits
+        return not graph_dtypes(logits).isdisjoint(HALF_PRECISION)
 
     def to_device(self, device: str | torch.device) -> "Probe":
         """Return the same probe with its samples on the model's device."""

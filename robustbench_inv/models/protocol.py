@@ -30,7 +30,8 @@ __all__ = [
 class Classifier(Protocol):
     """A classifier of inputs inside ``bounds``, with any normalisation inside the model.
 
-    ``bounds`` are the smallest and largest value of an input element, ``dtype`` is the type of its computations.
+    ``bounds`` are the smallest and largest value of an input element, ``dtype`` is the type of its inputs,
+    float32 or float64: a model that computes in 16 bits casts its inputs itself (``models.precision``).
     """
 
     @property

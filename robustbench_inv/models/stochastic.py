@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from robustbench_inv.models.precision import cast_inputs, input_dtype
 from robustbench_inv.tensors import Output
 
 __all__ = ["LatentSamplingNetwork", "StochasticClassifier"]
@@ -49,11 +50,12 @@ class StochasticClassifier(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the network's weights."""
-        return next(self.module.parameters()).dtype
+        """Type of the inputs: float64 if the network's weights are, else float32."""
+        return input_dtype(self.module)
 
     def forward(self, images: Tensor) -> Output:
-        return Output(self.module(images))
+        return Output(self.module(cast_inputs(images, self.module)))
 
     def respond(self, images: Tensor, latent: Tensor) -> Output:
+        images, latent = (cast_inputs(each, self.module) for each in (images, latent))
         return Output(self.module.averaged_logits(images, latent))

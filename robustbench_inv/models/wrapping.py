@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from robustbench_inv.errors import BadModel, BadParameter, InvbenchError, describe_error
 from robustbench_inv.identity import digest_file
+from robustbench_inv.models.precision import cast_inputs, input_dtype, scale_gradients
 from robustbench_inv.models.protocol import Classifier, Invertible, SplitsCode, Stochastic
 from robustbench_inv.models.stochastic import LatentSamplingNetwork, StochasticClassifier
-from robustbench_inv.tensors import Output
+from robustbench_inv.tensors import HALF_PRECISION, Output
 from robustbench_inv.torch_state import evaluation_mode, set_evaluation_mode
 
 __all__ = [
@@ -32,6 +33,8 @@ __all__ = [
 class ModuleClassifier(nn.Module):
     """A module that maps (n, …) inputs to (n, classes) logits, or to an ``Output``.
 
+    A network of 16 bits gets its inputs cast to its type; the classifier's inputs and outputs are float32.
+
     Args:
         module: the network, normalisation included.
         bounds: smallest and largest value of an input element.
@@ -45,13 +48,14 @@ class ModuleClassifier(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the network's first floating-point weight."""
-        weights = (*self.module.parameters(), *self.module.buffers())
-        return next((w.dtype for w in weights if w.is_floating_point()), torch.float32)
+        """Type of the inputs: float64 if the network's first floating-point weight is, else float32."""
+        return input_dtype(self.module)
 
     def forward(self, images: Tensor) -> Output:
+        if images.requires_grad:
+            images = images.view_as(images)  # its gradient hooks belong to this call alone
         with evaluation_mode(self.module):
-            answer = self.module(images)
+            answer = self.module(cast_inputs(images, self.module))
         output = answer if isinstance(answer, Output) else Output(answer)
         expected = (len(images), self.num_classes)
         if not isinstance(output.logits, Tensor) or tuple(output.logits.shape) != expected:
@@ -62,6 +66,7 @@ class ModuleClassifier(nn.Module):
                 expected=f"a tensor of shape {expected}",
                 remedy="return the logits alone, or an Output",
             )
+        scale_gradients(self.module, images, output)
         return output
 
 
@@ -69,10 +74,12 @@ class InvertibleClassifier(ModuleClassifier):
     """A classifier that is also a bijection between inputs and codes (``Invertible``)."""
 
     def encode(self, images: Tensor) -> Tensor:
-        return cast("Invertible", self.module).encode(images)
+        inputs = cast_inputs(images, self.module)
+        return cast("Invertible", self.module).encode(inputs).to(images.dtype)
 
     def decode(self, code: Tensor) -> Tensor:
-        return cast("Invertible", self.module).decode(code)
+        inputs = cast_inputs(code, self.module)
+        return cast("Invertible", self.module).decode(inputs).to(code.dtype)
 
 
 class SplitCodeClassifier(InvertibleClassifier):
@@ -141,6 +148,13 @@ def wrap_module(module: object, name: str) -> Classifier:
         BadModel: if it is no module, or has no bounds or number of classes.
     """
     if _is_classifier(module):
+        if module.dtype in HALF_PRECISION:
+            raise BadModel(
+                f"{name} takes images of 16 bits, which rounding moves out of a budget",
+                got=module.dtype,
+                expected="float32 or float64",
+                remedy="declare dtype = torch.float32 and cast the images inside the model",
+            )
         if isinstance(module, nn.Module):
             set_evaluation_mode(module)
         return module
