@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from robustbench_inv.catalogue.code_identity import origin_of
 from robustbench_inv.catalogue.fingerprint import content
 from robustbench_inv.catalogue.references import parse_reference
+from robustbench_inv.foreign import foreign
 from robustbench_inv.identity import digest_value
 
 if TYPE_CHECKING:
@@ -28,16 +29,20 @@ def load_dataset(source: "str | Dataset", *, data_root: "str | Path | None" = No
     """Return a data set.
 
     Args:
-        source: a name, with optional ``:key=value,…`` (``spheres:d=500,n=10``); or a data set,
-            which is returned unchanged.
+        source: a name, with optional ``:key=value,…`` (``spheres:d=500,n=10``); or a data set, which is checked
+            (``data.protocol.check_dataset``) and returned unchanged.
         data_root: folder of its files; None for INVBENCH_DATA and the default places.
 
     Raises:
         UnknownName: for an unknown name.
         BadParameter: for an unknown parameter.
-        BadData: if its files are missing or damaged.
+        BadData: if its files are missing or damaged, or an object is no data set.
     """
     if not isinstance(source, str):
+        from robustbench_inv.data.protocol import check_dataset
+
+        with foreign("the data set"):
+            check_dataset(source)
         return source
     from robustbench_inv.data.registry import open_dataset
 

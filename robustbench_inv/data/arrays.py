@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robustbench_inv.data.protocol import beyond_classes_remedy
 from robustbench_inv.errors import BadData, BadParameter
 from robustbench_inv.identity import canonical_json, digest_bytes
 
@@ -215,11 +216,17 @@ def _checked_labels(given: Array | list[int], count: int, name: str) -> Tensor:
     labels = _as_tensor(given, f"{name}: labels")
     if tuple(labels.shape) != (count,):
         raise BadData(
-            f"{name}: labels of the wrong shape", got=tuple(labels.shape), expected=f"({count},)"
+            f"{name}: labels of the wrong shape",
+            got=tuple(labels.shape),
+            expected=f"({count},)",
+            remedy="take labels.argmax(1) of one-hot labels" if labels.ndim == 2 else "",
         )
     if labels.dtype not in _LABEL_DTYPES:
         raise BadData(
-            f"{name}: labels of the wrong type", got=str(labels.dtype), expected="integers"
+            f"{name}: labels of the wrong type",
+            got=str(labels.dtype),
+            expected="integers",
+            remedy="labels.long()",
         )
     return labels.long()
 
@@ -232,6 +239,7 @@ def _checked_classes(labels: Tensor, num_classes: int | None, name: str) -> int:
             f"{name}: label out of range",
             got=least if least < 0 else largest,
             expected=f"0 to {classes - 1}",
+            remedy=beyond_classes_remedy(int(least)),
         )
     return classes
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 from robustbench_inv.catalogue.models import LoadedModel
-from robustbench_inv.data.protocol import Dataset
+from robustbench_inv.data.protocol import Dataset, beyond_classes_remedy
 from robustbench_inv.errors import CapabilityMismatch
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.loading import inspect_model
@@ -130,6 +130,7 @@ def _check_classes(model: LoadedModel, data: Dataset) -> None:
             f"{model.name} and {data.name} differ in the number of classes",
             got=model.classifier.num_classes,
             expected=str(data.num_classes),
+            remedy=beyond_classes_remedy(int(data.labels.min())),
         )
 
 

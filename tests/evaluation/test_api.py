@@ -201,7 +201,7 @@ def test_an_object_needs_a_data_set_and_other_data_a_budget(toys):
     question = EvaluationRequest(
         models=[toys.TwoSides()], attacks=[toys.Straight()], dataset=toys.points()
     )
-    with pytest.raises(CapabilityMismatch, match="customary budget"):
+    with pytest.raises(CapabilityMismatch, match="no customary"):
         make_plan(question)
     with pytest.raises(UsageError, match="names no data set"):
         make_plan(EvaluationRequest(models=[toys.TwoSides()], attacks=[toys.Straight()]))
