@@ -47,7 +47,7 @@ DEFAULT_FOLDER = Path("runs")
 
 @dataclass(frozen=True)
 class CellFailure:
-    """A cell that is incomplete, or whose attack crashed on some samples.
+    """A cell that is incomplete, or on some samples of which the attack crashed or the model failed.
 
     Args:
         cell: the cell's title.
@@ -254,11 +254,25 @@ def _objects(model: object) -> list[object]:
 def _reasons(outcome: CellOutcome, folder: CellFolder) -> Iterator[str]:
     if outcome.failure is not None:
         yield outcome.failure
-    crashes = [event for event in folder.events() if event.get("event") == "crash"]
-    if crashes:
-        samples = {sample for event in crashes for sample in event.get("samples", ())}
-        count = f"{len(samples)} sample{'' if len(samples) == 1 else 's'}"
-        yield f"the attack crashed on {count}: {crashes[-1].get('reason')}"
+    events = folder.events()
+    for kind, problem in FAILED_SAMPLES.items():
+        found = [event for event in events if event.get("event") == kind]
+        if found:
+            samples = sorted({sample for event in found for sample in event.get("samples", ())})
+            named = ", ".join(map(str, samples[:NAMED_SAMPLES]))
+            more = ", …" if len(samples) > NAMED_SAMPLES else ""
+            count = f"{len(samples)} sample{'' if len(samples) == 1 else 's'} ({named}{more})"
+            yield problem.format(count=count, reason=found[-1].get("reason"))
+
+
+FAILED_SAMPLES = {
+    "crash": "the attack crashed on {count}: {reason}",
+    "model_failure": "the model failed on {count}, which count as misclassified: {reason}",
+}
+"""Failures of single samples by their event."""
+
+NAMED_SAMPLES = 5
+"""Number of samples that a failure names."""
 
 
 def _models(plan: Plan) -> list[Job]:

@@ -19,6 +19,7 @@ __all__ = [
     "finite_size",
     "flatten",
     "graph_dtypes",
+    "is_out_of_memory",
     "logit_change",
     "margin",
     "mask_true_class",
@@ -266,3 +267,20 @@ def graph_dtypes(logits: Tensor) -> set[torch.dtype]:
         found |= {part.dtype for part in getattr(node, "_input_metadata", ())}
         remaining += [before for before, _ in node.next_functions]
     return found
+
+
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "ALLOC_FAILED",
+)
+"""Parts of errors about missing memory that have no type of their own: of CUDA, MPS, cuDNN, the CPU's allocator."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error is about missing memory, of a device or of the CPU's allocator."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(each in text for each in OUT_OF_MEMORY)
+    )

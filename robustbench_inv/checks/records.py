@@ -11,7 +11,7 @@ import numpy as np
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.verdict import Grade, Verdict, format_ids, grade
 from robustbench_inv.results.cell import FinishedCell
-from robustbench_inv.results.record import Record
+from robustbench_inv.results.record import NOT_ATTACKED, Record, Status
 
 __all__ = [
     "check_adversarial_inputs",
@@ -126,7 +126,9 @@ def check_crashes(cell: FinishedCell) -> Verdict:
     """
     n = max(len(cell.records), 1)
     counts = Counter(r.status for r in cell.records)
-    others = ", ".join(f"{counts[s]} {s}" for s in ("no_start", "numerics", "budget"))
+    kinds: list[Status] = ["no_start", "numerics", "budget"]
+    kinds += ["model_failure"] if counts["model_failure"] else []
+    others = ", ".join(f"{counts[kind]} {kind}" for kind in kinds)
     events = [event for event in cell.events if event.get("event") == "crash"]
     crashed = {r.sample for r in cell.records if r.status == "crash"}
     broken_at = {r.sample: r.broken_at for r in cell.records if r.broken_at is not None}
@@ -198,12 +200,12 @@ def _contradictions(record: Record, cell: FinishedCell) -> list[str]:
     unchanged = record.distance.l0 == 0
     findings = {
         "goal_reached and broken_at disagree": record.goal_reached != broken,
-        "already_wrong, yet not broken at eps 0": wrong and record.broken_at != 0,
+        "misclassified before the attack, yet not broken at eps 0": wrong and record.broken_at != 0,
         "changed and broken at eps 0": record.broken_at == 0 and not wrong and not unchanged,
         "status and the clean decision disagree": _misclassified_clean(record, cell)
         not in (None, wrong),
         "a success with another status than ok": broken
-        and record.status not in ("ok", "already_wrong"),
+        and record.status not in ("ok", *NOT_ATTACKED),
         "a success that is not allowed": broken and not wrong and not record.within_budget,
         "broken at an eps that is not in the sweep": broken
         and not wrong
@@ -220,6 +222,8 @@ def _misclassified_clean(record: Record, cell: FinishedCell) -> bool | None:
 
     None if the record cannot show it: a targeted goal with confidence depends on the margin of the logits.
     """
+    if record.status == "model_failure":
+        return None
     if cell.threat.no_class:
         return False
     accepted = record.clean.accepted is not False or not cell.goal.endswith("-accepted")

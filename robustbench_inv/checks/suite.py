@@ -77,8 +77,8 @@ def probe_model(
     Args:
         model: the loaded model.
         dataset: the data it is evaluated on.
-        samples: ids of the evaluation; at most 100 of them are probed and 64 attacked. C39, C41 and C42 use 100 of
-            the whole data set.
+        samples: ids of the evaluation; at most 100 of them are probed and 64 attacked, fewer if memory is short.
+            C39, C41 and C42 use 100 of the whole data set.
         seed: of the attacks' random numbers.
         device: where the model is.
         deep: run the costly probes too.
@@ -88,12 +88,19 @@ def probe_model(
     """
     from robustbench_inv.checks.probe import Probe, evenly_spaced
     from robustbench_inv.randomness import seeded_generators
+    from robustbench_inv.tensors import is_out_of_memory
     from robustbench_inv.torch_state import kept_modules, stated_torch
 
     def run(check: Callable[[Probe], Verdict], count: int, chosen: Sequence[int]) -> list[Verdict]:
         ids = evenly_spaced(chosen, count)
         kept.restore()
-        return [check(Probe.of(model.name, model.classifier, dataset, ids, seed).to_device(device))]
+        try:
+            probe = Probe.of(model.name, model.classifier, dataset, ids, seed).to_device(device)
+            return [check(probe)]
+        except (RuntimeError, MemoryError) as error:
+            if len(ids) == 1 or not is_out_of_memory(error):
+                raise
+        return run(check, len(ids) // 2, chosen)
 
     every, guarded = range(len(dataset)), []
     with (

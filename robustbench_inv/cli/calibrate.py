@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from robustbench_inv.cli.options import DataRoot, Device, Json, Timeout, option, print_path
-from robustbench_inv.cli.output import print_message
+from robustbench_inv.cli.output import print_message, print_warnings
 from robustbench_inv.foreign import time_limit
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     )
     with time_limit(timeout):
         fitted = fit(loaded, inputs)
+    if invalid := fitted.facts.get("invalid"):
+        print_warnings([f"{invalid} inputs are left out: the model has no valid output for them"])
     path = out or Path(f"{Path(model.partition(':')[0]).stem}.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, fitted.to_bytes())

@@ -69,7 +69,7 @@ def evaluate_block(context: CellContext, batch: Batch) -> BlockState:
 
     Raises:
         BadData: if a clean input is outside the model's bounds.
-        BadModel: if the model's output for a clean input is not a number.
+        BadModel: if the model's output is not a number for every clean input and a few others.
     """
     state = _start_block(context, batch)
     for rows, result in run_searches(context, state):
@@ -126,7 +126,8 @@ def _descending(
         eps = stage.epsilons[-1]
         for search in (short_run, context.search) if number else (context.search,):
             not_broken = ~(state.broken_at <= eps)
-            rows = (not_broken if search is short_run else not_broken & ~survived).nonzero()[:, 0]
+            left = not_broken if search is short_run else not_broken & ~survived
+            rows = (left & ~state.abandoned).nonzero()[:, 0]
             if not len(rows):
                 continue
             batch = state.batch[rows]
@@ -173,17 +174,38 @@ def _search_once(context: CellContext, batch: Batch) -> Iterator[SearchResult]:
 
 def _start_block(context: CellContext, batch: Batch) -> BlockState:
     judge = context.judge
-    if not inside_box(batch.images, judge.classifier.bounds).all():
+    outside = ~inside_box(batch.images, judge.classifier.bounds)
+    if outside.any():
         raise BadData(
-            f"{judge.dataset.name} leaves the model's bounds (check C17)",
+            f"sample {batch.ids[outside][0]} of {judge.dataset.name} leaves the model's bounds (check C17)",
             got=f"[{batch.images.min():g}, {batch.images.max():g}]",
             expected=str(tuple(judge.classifier.bounds)),
         )
     before = judge.predict(batch.images, batch.ids)
-    if not before.valid.all():
-        raise BadModel("the model's output for a clean input is not a number")
-    wrong = already_wrong(context.threat, before, batch.labels)
+    failed = ~before.valid
+    if failed.all() and not judge.works_on_others(batch.ids):
+        raise BadModel("the model's output for every clean input is not a number")
+    _log_failures(context, "model_failure", batch.ids[failed])
+    wrong = already_wrong(context.threat, before, batch.labels) | failed
     return BlockState(batch, before, wrong, judge.true_classes(batch.images, batch.ids))
+
+
+NOT_A_NUMBER = {
+    "model_failure": "the model's output is not a number",
+    "numerics": "the proposal or the model's output is not a number",
+}
+"""Why samples without a valid output have these statuses, unless the model raised."""
+
+
+def _log_failures(context: CellContext, event: str, ids: Tensor) -> None:
+    """Log the samples (m,) for which the model has no valid output, by the reason."""
+    reasons = context.judge.take_raised()
+    groups: dict[str, list[int]] = {}
+    for sample in ids.tolist():
+        reason = reasons.get(sample, NOT_A_NUMBER[event])
+        groups.setdefault(reason, []).append(sample)
+    for reason, samples in groups.items():
+        context.log_event(event, reason=reason, samples=samples)
 
 
 def _apply_result(
@@ -197,6 +219,10 @@ def _apply_result(
     if not rerun:
         statuses = _failure_statuses(context.kind, result, assessment)
         state.set_status({int(rows[row]): status for row, status in statuses.items()})
+        _log_failures(
+            context, "numerics", batch.ids[[r for r, s in statuses.items() if s == "numerics"]]
+        )
+    state.abandoned[rows[list(result.crashes)]] = True
     _log_crashes(context, batch, result)
     _record_successes(context, state, result.threat, rows, assessment)
     # a success that a query showed and the attack did not return (check C15)
@@ -265,20 +291,24 @@ def _failure_statuses(
     statuses: dict[int, Status] = dict.fromkeys(range(n), "ok")
     statuses |= dict.fromkeys(outside.nonzero()[:, 0].tolist(), "budget")
     statuses |= dict.fromkeys((~assessment.valid).nonzero()[:, 0].tolist(), "numerics")
-    return {**statuses, **result.failures}
+    return {**statuses, **result.failures, **dict.fromkeys(result.crashes, "crash")}
 
 
 def _log_crashes(context: CellContext, batch: Batch, result: SearchResult) -> None:
     """Log that an attack raised, for the whole batch or for single samples."""
     epsilons = result.threat.epsilons
     where = {"eps": epsilons[-1]} if epsilons else {}
-    single = [row for row, status in result.failures.items() if status == "crash"]
-    if result.crash is not None:
-        context.log_event("crash", reason=result.crash, samples=batch.ids.tolist(), **where)
-    if single:
-        samples = batch.ids[single].tolist()
-        reason = "the attack raised for single samples"
-        context.log_event("crash", reason=reason, samples=samples, **where)
+    reasons: dict[int, str] = (
+        dict.fromkeys(range(len(batch)), result.crash) if result.crash else {**result.crashes}
+    )
+    for row, status in result.failures.items():
+        if status == "crash":
+            reasons.setdefault(row, "the attack raised for single samples")
+    groups: dict[str, list[int]] = {}
+    for row, reason in reasons.items():
+        groups.setdefault(reason, []).append(row)
+    for reason, rows in groups.items():
+        context.log_event("crash", reason=reason, samples=batch.ids[rows].tolist(), **where)
 
 
 def _log_numbers(context: CellContext, ids: Tensor, logged: Mapping[str, Tensor]) -> None:

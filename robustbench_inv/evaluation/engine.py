@@ -19,7 +19,6 @@ from robustbench_inv.evaluation.loading import Loader
 from robustbench_inv.evaluation.provenance import describe_cell
 from robustbench_inv.evaluation.search import (
     SearchCache,
-    is_out_of_memory,
     make_searches,
 )
 from robustbench_inv.evaluation.stored_answers import store_answers
@@ -27,6 +26,7 @@ from robustbench_inv.randomness import seeded
 from robustbench_inv.results.cell_writing import CellRequest, CellWriter
 from robustbench_inv.results.oracle_error import write_oracle_error
 from robustbench_inv.results.run_files import CELL, CellFolder
+from robustbench_inv.tensors import is_out_of_memory
 from robustbench_inv.torch_state import KeptModules, kept_modules
 
 __all__ = [

@@ -2,19 +2,28 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Batch
 from robustbench_inv.data.protocol import Dataset
+from robustbench_inv.errors import TimeLimitExceeded, describe_error
+from robustbench_inv.evaluation.isolation import (
+    isolate,
+    joined_classes,
+    joined_output,
+    other_samples,
+)
+from robustbench_inv.evaluation.loading import Loader
 from robustbench_inv.evaluation.oracles import Oracle
 from robustbench_inv.evaluation.search import SearchResult
 from robustbench_inv.foreign import foreign_call
 from robustbench_inv.models.protocol import Classifier, classify
 from robustbench_inv.randomness import SampleRNG
-from robustbench_inv.results.record import Distances, ModelOutput, Record, Status
-from robustbench_inv.tensors import NORMS, Output, flatten, norm, where_rows
+from robustbench_inv.results.record import NO_PREDICTION, Distances, ModelOutput, Record, Status
+from robustbench_inv.tensors import NORMS, Output, flatten, is_out_of_memory, norm, where_rows
 from robustbench_inv.threat.budgets import LpBall, inside_box
 from robustbench_inv.threat.goals import (
     UNKNOWN,
@@ -75,19 +84,57 @@ class Judge:
         dataset: the data that is evaluated.
         seed: seed of a stochastic model's draws.
         oracle: classifies changed inputs; None if there is no oracle.
+        raised: what the model raised for single samples, until ``take_raised``.
     """
 
     classifier: Classifier
     dataset: Dataset
     seed: int
     oracle: Oracle | None = None
+    raised: dict[int, str] = field(init=False, default_factory=dict, compare=False, repr=False)
+
+    def take_raised(self) -> dict[int, str]:
+        """Return what the model raised since the last call, by sample."""
+        return {sample: self.raised.pop(sample) for sample in list(self.raised)}
 
     def rng(self, ids: Tensor) -> SampleRNG:
         """Return the random numbers of some samples."""
         return SampleRNG(self.seed, ids)
 
     def predict(self, images: Tensor, ids: Tensor) -> Output:
-        """Return the output that counts for (n, …) images of the samples (n,)."""
+        """Return the output that counts for (n, …) images of the samples (n,).
+
+        The logits of an image on which the model raises are NaN, and ``raised`` keeps the reason. What it raises for
+        a few other samples as well passes.
+        """
+        try:
+            return self._classify(images, ids)
+        except Exception as error:
+            if isinstance(error, TimeLimitExceeded) or is_out_of_memory(error):
+                raise
+            rows = torch.arange(len(images), device=images.device)
+            parts = list(isolate(lambda part: self._classify(images[part], ids[part]), rows, error))
+            works = any(isinstance(output, Output) for _, output in parts)
+            if not works and not self.works_on_others(ids):
+                raise
+            for part, raised in parts:
+                if isinstance(raised, Exception):
+                    self.raised.update(dict.fromkeys(ids[part].tolist(), describe_error(raised)))
+            return joined_output(parts, images, self.classifier.num_classes)
+
+    def works_on_others(self, ids: Tensor) -> bool:
+        """Return whether the model has a valid output for one of a few samples besides these."""
+        loader = Loader(self.dataset, ids.device, self.classifier.dtype)
+        for batch in map(loader.batch, other_samples(ids, len(self.dataset))):
+            try:
+                if self._classify(batch.images, batch.ids).valid.all():
+                    return True
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+        return False
+
+    def _classify(self, images: Tensor, ids: Tensor) -> Output:
         with foreign_call("the model"):
             return classify(self.classifier, images, self.rng(ids))
 
@@ -126,10 +173,15 @@ class Judge:
 
     def true_classes(self, images: Tensor, ids: Tensor) -> Tensor:
         """Return the oracle's classes (n,) of (n, …) versions of the samples ``ids`` (n,), −1 where unknown."""
-        if self.oracle is not None:
+        oracle = self.oracle
+        if oracle is None:
+            return torch.full((len(images),), UNKNOWN, device=images.device)
+
+        def classes(rows: Tensor) -> Tensor:
             with foreign_call("the oracle"):
-                return self.oracle.classify(images, ids)
-        return torch.full((len(images),), UNKNOWN, device=images.device)
+                return oracle.classify(images[rows], ids[rows])
+
+        return joined_classes(classes, images)
 
 
 @dataclass
@@ -139,7 +191,7 @@ class BlockState:
     Args:
         batch: the samples.
         before: the output for the clean inputs.
-        wrong: (n,) samples that fail without an attack.
+        wrong: (n,) samples that fail without an attack; the model's output for some of them may be invalid.
         oracle: (n,) the oracle's classes of the clean inputs, −1 where unknown.
     """
 
@@ -153,6 +205,8 @@ class BlockState:
     allowed: Tensor = field(init=False)
     replayed: Tensor = field(init=False)
     status: list[Status] = field(init=False)
+    abandoned: Tensor = field(init=False)
+    """(n,) samples on which the attack raised; they are not attacked at other eps."""
 
     def __post_init__(self) -> None:
         n, device = len(self.batch), self.batch.images.device
@@ -163,6 +217,9 @@ class BlockState:
         self.allowed = torch.ones(n, dtype=torch.bool, device=device)
         self.replayed = torch.ones(n, dtype=torch.bool, device=device)
         self.status = ["already_wrong" if wrong else "ok" for wrong in self.wrong.tolist()]
+        for row in self.failed.tolist():
+            self.status[row] = "model_failure"
+        self.abandoned = torch.zeros(n, dtype=torch.bool, device=device)
         self._forward = torch.zeros(n, dtype=torch.int64, device=device)
         self._backward = torch.zeros(n, dtype=torch.int64, device=device)
         self._useful = torch.zeros(n, dtype=torch.bool, device=device)
@@ -173,9 +230,14 @@ class BlockState:
         return torch.arange(len(self.batch), device=self.batch.images.device)
 
     @property
+    def failed(self) -> Tensor:
+        """(m,) positions of the samples for whose clean inputs the model has no valid output."""
+        return (~self.before.valid).nonzero()[:, 0]
+
+    @property
     def undecided(self) -> Tensor:
-        """(m,) positions of the samples that are neither broken nor wrong without an attack."""
-        return self.broken_at.isnan().nonzero()[:, 0]
+        """(m,) positions of the samples that are neither broken, nor wrong without an attack, nor abandoned."""
+        return (self.broken_at.isnan() & ~self.abandoned).nonzero()[:, 0]
 
     @property
     def is_broken(self) -> Tensor:
@@ -320,10 +382,15 @@ def _clamp_rounding(images: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 
 def _answers(output: Output) -> list[ModelOutput]:
+    """Return each sample's output; without a valid one, no class is predicted, and the input counts as accepted."""
+    invalid = (~output.valid).nonzero()[:, 0].tolist()
     predictions = output.decision.tolist()
-    blank = [None] * len(predictions)
+    blank: list[Any] = [None] * len(predictions)
     scores = blank if output.score is None else output.score.double().tolist()
     accepted = blank if output.accepted is None else output.accepted.bool().tolist()
+    for row in invalid:
+        predictions[row], scores[row] = NO_PREDICTION, None
+        accepted[row] = output.accepted is not None or None
     return [ModelOutput(*row) for row in zip(predictions, scores, accepted, strict=True)]
 
 

@@ -123,21 +123,30 @@ def _inspect(model: LoadedModel, dataset: Dataset) -> ModelInspection:
             got=f"[{images.min():g}, {images.max():g}]",
             expected=str(tuple(dataset.bounds)),
         )
-    try:
-        with foreign_call(model.name), torch.no_grad():
-            place = device_of(model.classifier), model.classifier.dtype
-            accepted = model.classifier(images.to(*place)).accepted
-    except BadModel as error:
-        return ModelInspection(rejects=False, problem=problem or error)
-    except Exception as error:
-        mismatch = CapabilityMismatch(
-            f"{model.name} cannot take an input of {dataset.name}",
-            got=f"shape {tuple(dataset.shape)}",
-            remedy=describe_error(error),
-        )
-        mismatch.__cause__ = error
-        return ModelInspection(rejects=False, problem=problem or mismatch)
-    return ModelInspection(accepted is not None, problem)
+    size, errors = len(dataset), []
+    for sample in dict.fromkeys((0, size // 2, size - 1)):  # it may fail on a single sample
+        try:
+            with foreign_call(model.name), torch.no_grad():
+                place = device_of(model.classifier), model.classifier.dtype
+                accepted = model.classifier(dataset.batch([sample])[0].to(*place)).accepted
+        except Exception as error:
+            errors.append(error)
+        else:
+            return ModelInspection(accepted is not None, problem)
+    return ModelInspection(rejects=False, problem=problem or _mismatch(model, dataset, errors[0]))
+
+
+def _mismatch(model: LoadedModel, dataset: Dataset, error: Exception) -> InvbenchError:
+    """Return the error of a model that cannot take the samples of a data set."""
+    if isinstance(error, BadModel):
+        return error
+    mismatch = CapabilityMismatch(
+        f"{model.name} cannot take an input of {dataset.name}",
+        got=f"shape {tuple(dataset.shape)}",
+        remedy=describe_error(error),
+    )
+    mismatch.__cause__ = error
+    return mismatch
 
 
 @dataclass(frozen=True)

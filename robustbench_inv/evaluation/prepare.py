@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, fold
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from robustbench_inv.evaluation.isolation import isolate
 from robustbench_inv.models.protocol import Classifier, device_of
 from robustbench_inv.tensors import (
     SAME_ANSWER_TOLERANCE,
+    is_out_of_memory,
     logit_change,
     per_sample_gradient,
     relative_difference,
@@ -28,6 +30,7 @@ __all__ = [
     "order_channels_last",
     "prepare",
     "rearrange",
+    "usable_probe",
 ]
 
 
@@ -130,6 +133,27 @@ def is_deterministic(classifier: Classifier, probe: Tensor) -> bool:
     """
     first, second = classifier(probe.clone()).logits, classifier(probe.clone()).logits
     return relative_difference(first, second) <= SAME_ANSWER_TOLERANCE
+
+
+@torch.no_grad()
+def usable_probe(classifier: Classifier, images: Tensor) -> Tensor:
+    """Return the images (m, …) of a probe (n, …) with valid outputs; fewer if memory is short."""
+    rows = torch.arange(len(images), device=images.device)
+
+    def valid(part: Tensor) -> Tensor:
+        return part[classifier(images[part]).valid]
+
+    while True:
+        try:
+            return images[valid(rows)]
+        except Exception as error:
+            if not is_out_of_memory(error):
+                parts = isolate(valid, rows, error)
+                kept = [part for _, part in parts if isinstance(part, Tensor)]
+                return images[torch.cat([rows[:0], *kept])]
+            if len(rows) == 1:
+                raise
+            rows = rows[: len(rows) // 2]
 
 
 def rearrange(plain: Classifier, probe: Tensor, changes: Sequence[Rearrangement]) -> Classifier:

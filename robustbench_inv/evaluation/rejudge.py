@@ -225,7 +225,7 @@ def _records(stored: _KeptImages, oracle: Oracle) -> Iterator[Record]:
     for row, record in enumerate(stored.records):
         label = None if classes[row] == UNKNOWN else int(classes[row])
         updated = replace(record, oracle_label=label, oracle_source=oracle.source)
-        if not needs_oracle(goal) or record.status == "already_wrong":
+        if not needs_oracle(goal) or not record.was_attacked:
             yield updated
         elif reached[row] and record.within_budget and record.replayed:
             yield replace(
@@ -249,7 +249,7 @@ def _evidence(stored: _KeptImages, classes: Tensor) -> GoalInputs:
 
 
 def _output(outputs: Sequence[ModelOutput], classes: int) -> Output:
-    predictions = torch.tensor([output.prediction for output in outputs])
+    predictions = torch.tensor([max(output.prediction, 0) for output in outputs])
     return Output(one_hot(predictions, classes).float())
 
 

@@ -1,6 +1,6 @@
 """Runs one attack on a batch: counts its queries, and prepares its proposals for the judge."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -10,14 +10,20 @@ from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Attack, Batch, FailureReason, short_run_of
 from robustbench_inv.attacks.queries import CountingModel
-from robustbench_inv.errors import AttackFailed, UsageError, describe_error
+from robustbench_inv.errors import (
+    AttackFailed,
+    BadModel,
+    UsageError,
+    describe_error,
+)
+from robustbench_inv.evaluation.isolation import attempts_for, isolate, joined_values
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.loading import Loader
-from robustbench_inv.evaluation.prepare import is_deterministic, prepare
+from robustbench_inv.evaluation.prepare import is_deterministic, prepare, usable_probe
 from robustbench_inv.foreign import foreign_call
 from robustbench_inv.models.protocol import Classifier, has_fresh_draws
 from robustbench_inv.randomness import SampleRNG, seeded
-from robustbench_inv.tensors import broadcast, flatten, norm
+from robustbench_inv.tensors import broadcast, flatten, is_out_of_memory, norm
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.threat_model import ThreatModel
 from robustbench_inv.torch_state import KeptModules
@@ -31,7 +37,6 @@ __all__ = [
     "Searcher",
     "checked_proposals",
     "initial_step",
-    "is_out_of_memory",
     "make_searches",
     "push_past_boundary",
     "scale_to_budget",
@@ -51,7 +56,8 @@ class SearchResult:
         backward_passes: (n,) int64 number of gradients.
         zero_gradient: (n,) were gradients taken, and was every one zero or not finite?
         failures: reasons for missing proposals, by position.
-        crash: the attack's exception, one line; None without one.
+        crash: the attack's exception, one line, if it raised for every sample; None otherwise.
+        crashes: the attack's exceptions for single samples, one line each, by position.
         logged: numbers that the attack reports for each sample, (n,), by name.
     """
 
@@ -64,6 +70,7 @@ class SearchResult:
     zero_gradient: Tensor
     failures: Mapping[int, FailureReason]
     crash: str | None = None
+    crashes: Mapping[int, str] = field(default_factory=dict)
     logged: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __getitem__(self, rows: Tensor) -> "SearchResult":
@@ -71,10 +78,33 @@ class SearchResult:
         tensors: dict[str, Any] = {
             name: value[rows] for name, value in vars(self).items() if torch.is_tensor(value)
         }
-        places = enumerate(rows.tolist())
+        places = list(enumerate(rows.tolist()))
         failures = {new: self.failures[old] for new, old in places if old in self.failures}
+        crashes = {new: self.crashes[old] for new, old in places if old in self.crashes}
         logged = {name: values[rows] for name, values in self.logged.items()}
-        return replace(self, **tensors, failures=failures, logged=logged)
+        return replace(self, **tensors, failures=failures, crashes=crashes, logged=logged)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[tuple[Tensor, SearchResult]]") -> "SearchResult":
+        """Return the result for the samples of all parts, each given with its rows (m,), in ascending order."""
+        results = [result for _, result in parts]
+        tensors: dict[str, Any] = {
+            name: torch.cat([getattr(result, name) for result in results])
+            for name, value in vars(results[0]).items()
+            if torch.is_tensor(value)
+        }
+        failures: dict[int, FailureReason] = {}
+        crashes: dict[int, str] = {}
+        for rows, result in parts:
+            places = rows.tolist()
+            failures |= {places[row]: reason for row, reason in result.failures.items()}
+            crashes |= {places[row]: reason for row, reason in result.crashes.items()}
+            if result.crash is not None:
+                crashes |= dict.fromkeys(places, result.crash)
+        logged = joined_values([(len(rows), result.logged) for rows, result in parts])
+        every = results[0].crash if len(crashes) == len(tensors["succeeded"]) else None
+        tensors |= {"failures": failures, "crashes": {} if every else crashes, "logged": logged}
+        return replace(results[0], **tensors, crash=every)
 
     def with_proposals(
         self, proposals: Tensor, threat: ThreatModel, *, already_counted: bool
@@ -118,11 +148,32 @@ class Searcher:
     kept: KeptModules = field(default_factory=lambda: KeptModules(()), repr=False)
 
     def __call__(self, batch: Batch, start: Tensor | None, stage: ThreatModel) -> SearchResult:
-        """Run the attack on a batch; an attack that raises proposes the clean inputs.
+        """Run the attack on a batch; where an attack raises, it proposes the clean inputs.
+
+        An attack that raises is run on halves of the batch, so that the other samples are attacked.
 
         Raises:
             UsageError: if the attack refuses the batch or the threat.
         """
+        result = self._run(batch, start, stage)
+        if result.crash is None or len(batch) == 1:
+            return result
+
+        def run(rows: Tensor) -> SearchResult:
+            part = self._run(batch[rows], None if start is None else start[rows], stage)
+            if part.crash is not None and len(rows) > 1:
+                raise AttackFailed(part.crash)
+            return part
+
+        every = torch.arange(len(batch), device=batch.ids.device)
+        found = isolate(run, every, AttackFailed(result.crash), attempts_for(len(batch)))
+        parts = [
+            (rows, replace(result[rows], crash=str(part)) if isinstance(part, Exception) else part)
+            for rows, part in found
+        ]
+        return SearchResult.joined(parts)
+
+    def _run(self, batch: Batch, start: Tensor | None, stage: ThreatModel) -> SearchResult:
         self.kept.restore()
         # separate draws for each eps: an image that looked broken by luck must not look so again
         rng = SampleRNG(self.seed, batch.ids, f"attack/{stage.budget}")
@@ -163,10 +214,9 @@ class Searcher:
             with foreign_call("the attack"):
                 proposals = self.attack.run(meter, own, meter.threat, meter.rng)
                 return self._finished(meter, checked_proposals(proposals, meter.batch)), None
-        except UsageError:
-            raise
         except Exception as error:
-            if is_out_of_memory(error):
+            refuses = isinstance(error, UsageError) and not isinstance(error, BadModel)
+            if refuses or is_out_of_memory(error):
                 raise
             return meter.batch.images, describe_error(error)
 
@@ -232,12 +282,15 @@ def make_searches(
     """
     loader = Loader(job.dataset, device, job.model.classifier.dtype)
     probe = loader.batch(range(min(PROBE_SAMPLES, len(job.dataset)))).images
-    copy = partial(prepare, probe=probe, fold=job.attack.attack.kind == "fixed-budget")
+    with seeded(job.seed, 0, device):
+        probe = usable_probe(job.search_model.classifier, probe)
+    fold = job.attack.attack.kind == "fixed-budget" and len(probe) > 0
+    copy = partial(prepare, probe=probe, fold=fold)
     guide = copy(job.guide.classifier) if job.guide else None
     search_model = copy(job.search_model.classifier)
     kept = KeptModules([search_model, guide] if job.search_model.is_foreign else ())
     with seeded(job.seed, 0, device):
-        deterministic = is_deterministic(search_model, probe)
+        deterministic = not len(probe) or is_deterministic(search_model, probe)
     search = Searcher(job.attack.attack, search_model, guide, job.seed, deterministic, kept)
     if job.threat.is_transfer:
         return (cache or SearchCache(limit=0)).cached(job, search), None
@@ -343,11 +396,3 @@ def push_past_boundary(meter: CountingModel, proposals: Tensor) -> Tensor:
         pushed[rows[sure]] = images[sure]
         rows = rows[~sure]
     return pushed
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error is about missing memory, of a device or of the CPU's allocator."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in text and "memory" in text
-    )

@@ -19,11 +19,10 @@ from robustbench_inv.errors import BadResults
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.judge import Judge
 from robustbench_inv.evaluation.loading import Loader
-from robustbench_inv.evaluation.search import is_out_of_memory
 from robustbench_inv.identity import digest_value
 from robustbench_inv.randomness import seeded
 from robustbench_inv.results.run_files import CELL, CellFolder
-from robustbench_inv.tensors import SAME_ANSWER_TOLERANCE, Output
+from robustbench_inv.tensors import SAME_ANSWER_TOLERANCE, Output, is_out_of_memory
 
 __all__ = ["ModelAnswers", "refuse_changed_cells", "store_answers"]
 

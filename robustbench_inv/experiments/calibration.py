@@ -9,12 +9,12 @@ from torch import Tensor
 from robustbench_inv.catalogue.models import LoadedModel, calibration_digest
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadParameter
+from robustbench_inv.evaluation.judge import Judge
 from robustbench_inv.evaluation.loading import Loader
-from robustbench_inv.foreign import foreign_call
-from robustbench_inv.models.protocol import Classifier, classify, device_of
+from robustbench_inv.models.protocol import Classifier, device_of
 from robustbench_inv.models.reject_option import ScoreQuantiles, fit_quantiles
-from robustbench_inv.randomness import SampleRNG, seeded_generators
-from robustbench_inv.tensors import Output
+from robustbench_inv.randomness import seeded_generators
+from robustbench_inv.tensors import Output, is_out_of_memory
 from robustbench_inv.torch_state import kept_modules, stated_torch
 
 __all__ = ["CalibrationData", "calibrate", "collect_outputs"]
@@ -49,7 +49,8 @@ class CalibrationData:
 def calibrate(model: LoadedModel, inputs: CalibrationData) -> ScoreQuantiles:
     """Return the quantiles of a model's scores over its correctly classified training inputs.
 
-    A stochastic model uses one draw of its noise per input, as in an evaluation.
+    A stochastic model uses one draw of its noise per input, as in an evaluation. Inputs on which the model fails or
+    whose score is not a number are left out; ``facts["invalid"]`` is their number, if there are any.
 
     Args:
         model: the model without reject option.
@@ -78,6 +79,8 @@ def collect_outputs(
 ) -> tuple[Output, Tensor]:
     """Return a model's outputs as in an evaluation, in float64 on the CPU, and the labels.
 
+    Inputs are halved if memory is short. The logits of an input on which the model raises are NaN.
+
     Args:
         classifier: a model without reject option.
         dataset: the data set.
@@ -86,13 +89,22 @@ def collect_outputs(
     Returns:
         Output with logits (n, classes), and the score (n,) if the model returns one; labels (n,).
     """
-    loader = Loader(dataset, device_of(classifier), classifier.dtype)
-    outputs, labels = [], []
-    for start in range(0, len(ids), BATCH):
-        batch = loader.batch(ids[start : start + BATCH])
-        with foreign_call("the model"):
-            outputs.append(classify(classifier, batch.images, SampleRNG(0, batch.ids)))
+    loader, judge = (
+        Loader(dataset, device_of(classifier), classifier.dtype),
+        Judge(classifier, dataset, 0),
+    )
+    outputs, labels, size, start = [], [], BATCH, 0
+    while start < len(ids):
+        batch = loader.batch(ids[start : start + size])
+        try:
+            outputs.append(judge.predict(batch.images, batch.ids))
+        except (RuntimeError, MemoryError) as error:
+            if len(batch) == 1 or not is_out_of_memory(error):
+                raise
+            size = len(batch) // 2
+            continue
         labels.append(batch.labels.cpu())
+        start += len(batch)
     scores = [output.score.double().cpu() for output in outputs if output.score is not None]
     logits = torch.cat([output.logits.double().cpu() for output in outputs])
     return Output(logits, torch.cat(scores) if scores else None), torch.cat(labels)

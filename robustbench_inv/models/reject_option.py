@@ -99,7 +99,7 @@ class ScoreQuantiles:
     Args:
         values: quantiles (classes, percentiles of PERCENTILES) by score.
         facts: provenance of the fit: ``model`` (digest), ``dataset``, ``dataset_digest``, ``first``, ``last``,
-            ``correct``.
+            ``correct``, and ``invalid`` if inputs were left out.
     """
 
     values: Mapping[str, Tensor]
@@ -161,6 +161,8 @@ def fit_quantiles(
 ) -> ScoreQuantiles:
     """Return the quantiles of each class over the correctly classified inputs.
 
+    Inputs whose output or score is not a number are left out; the fact ``invalid`` is their number, if there are any.
+
     Args:
         output: the model's output on training inputs.
         labels: (n,) classes of the inputs.
@@ -170,7 +172,12 @@ def fit_quantiles(
     Raises:
         BadModel: if too few inputs of a class are classified correctly.
     """
-    right = output.decision == labels
+    names = [name for name in SCORES if name != "own" or output.score is not None]
+    scores = {
+        name: class_scores(name, output).gather(1, labels[:, None])[:, 0].double() for name in names
+    }
+    usable = output.valid & ~torch.stack([*scores.values()]).isnan().any(0)
+    right = (output.decision == labels) & usable
     counts = torch.bincount(labels[right], minlength=classes)
     if int(counts.min()) < MIN_CORRECT:
         raise BadModel(
@@ -178,14 +185,17 @@ def fit_quantiles(
             got=int(counts.min()),
             expected=f">= {MIN_CORRECT}",
         )
-    names = [name for name in SCORES if name != "own" or output.score is not None]
     grid = torch.tensor(PERCENTILES, dtype=torch.float64) / 100
-    values = {}
-    for name in names:
-        scores = class_scores(name, output).gather(1, labels[:, None])[:, 0].double()
-        rows = [scores[right & (labels == label)].quantile(grid) for label in range(classes)]
-        values[name] = torch.stack(rows)
-    return ScoreQuantiles(values, {**facts, "correct": f"{int(right.sum())} of {len(labels)}"})
+    values = {
+        name: torch.stack(
+            [each[right & (labels == label)].quantile(grid) for label in range(classes)]
+        )
+        for name, each in scores.items()
+    }
+    found = {**facts, "correct": f"{int(right.sum())} of {len(labels)}"}
+    return ScoreQuantiles(
+        values, found if usable.all() else {**found, "invalid": str(int((~usable).sum()))}
+    )
 
 
 class RejectingClassifier(nn.Module):

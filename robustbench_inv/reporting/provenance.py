@@ -9,7 +9,7 @@ from typing import Any
 from robustbench_inv.reporting.run_results import RunResult
 from robustbench_inv.reporting.table_formats import format_number
 from robustbench_inv.results.cell import FinishedCell
-from robustbench_inv.results.record import FAILURES
+from robustbench_inv.results.record import FAILURES, NOT_ATTACKED
 
 __all__ = [
     "GRADES",
@@ -26,7 +26,7 @@ GRADES = ("FAIL", "WARN", "NA", "PASS")
 
 @dataclass(frozen=True)
 class FailedSamples:
-    """Samples of one cell without a valid adversarial input, by status."""
+    """Samples of one cell on which the model failed, or without a valid adversarial input, by status."""
 
     cell: FinishedCell
     status: str
@@ -43,13 +43,13 @@ class ProvenanceFacts:
 
 
 def list_failures(cells: Iterable[FinishedCell]) -> list[FailedSamples]:
-    """Return the samples of each cell without a valid adversarial input, with the first reason."""
+    """Return the samples of each cell on which model or attack failed, with the first reason."""
     return [
         FailedSamples(
             cell, status.replace("_", " "), cell.summary.statuses[status], _reason(cell, status)
         )
         for cell in cells
-        for status in FAILURES
+        for status in (*NOT_ATTACKED[1:], *FAILURES)
         if cell.summary.statuses.get(status)
     ]
 

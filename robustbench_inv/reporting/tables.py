@@ -45,7 +45,7 @@ from robustbench_inv.reporting.table_formats import (
 )
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import EnsembleBreakdown, ensemble_breakdown
-from robustbench_inv.results.record import FAILURES, STATUSES
+from robustbench_inv.results.record import STATUSES
 
 __all__ = ["TABLES", "build_tables", "ensemble_tables"]
 
@@ -332,7 +332,7 @@ def _cells(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Tabl
     )
     caption = (
         "Every cell: mean forward and backward passes for an attacked sample, and how many samples ended "
-        "in each state. Samples without a valid proposal count as robust and are shown in colour."
+        "in each state. Samples without a valid proposal count as robust, those of a failed model as misclassified; both are shown in colour."
     )
     yield Table(
         "cells", "Cost and state", caption, summary_frame(cells, interval), columns, tuple(rows)
@@ -342,7 +342,9 @@ def _cells(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Tabl
 def _cell_row(cell: FinishedCell) -> tuple[TableCell, ...]:
     counts = cell.summary.statuses
     states = [
-        TableCell(f"{counts.get(s, 0):,}", tone="fail" if s in FAILURES and counts.get(s) else "")
+        TableCell(
+            f"{counts.get(s, 0):,}", tone="fail" if s in STATUSES[2:] and counts.get(s) else ""
+        )
         for s in STATUSES
     ]
     done = TableCell(

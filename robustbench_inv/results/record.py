@@ -12,6 +12,8 @@ from robustbench_inv.errors import BadResults
 
 __all__ = [
     "FAILURES",
+    "NOT_ATTACKED",
+    "NO_PREDICTION",
     "STATUSES",
     "Distances",
     "ModelOutput",
@@ -20,14 +22,21 @@ __all__ = [
     "upgrade_record_v1",
 ]
 
-Status = Literal["ok", "already_wrong", "no_start", "numerics", "crash", "budget"]
-"""``ok``: the attack ran. ``already_wrong``: misclassified before the attack. The others give the reason why
+Status = Literal["ok", "already_wrong", "model_failure", "no_start", "numerics", "crash", "budget"]
+"""``ok``: the attack ran. ``already_wrong``: misclassified before the attack. ``model_failure``: the model raised, or
+its output was not a number, for the clean input, which counts as misclassified. The others give the reason why
 the attack has no valid adversarial input for the sample, which then counts as robust: no starting point, a
 non-finite value, an exception, or an input outside the budget or the model's bounds."""
 
 STATUSES: tuple[Status, ...] = get_args(Status)
 
-FAILURES = STATUSES[2:]
+NOT_ATTACKED: tuple[Status, ...] = ("already_wrong", "model_failure")
+"""The statuses of samples that count as misclassified without an attack."""
+
+NO_PREDICTION = -1
+"""The prediction of a model that has none: it raised, or its output was not a number."""
+
+FAILURES = STATUSES[3:]
 """The statuses of samples for which the attack has no valid adversarial input."""
 
 
@@ -35,7 +44,8 @@ FAILURES = STATUSES[2:]
 class ModelOutput:
     """The output for one input: predicted class (also if rejected), rejection score, accepted or rejected.
 
-    Score and ``accepted`` are None for a model without a reject option.
+    Score and ``accepted`` are None for a model without a reject option. Without a valid output the prediction is
+    NO_PREDICTION, the score None, and the input counts as accepted.
     """
 
     prediction: int
@@ -95,7 +105,7 @@ class Record:
     @property
     def was_attacked(self) -> bool:
         """Was the sample attacked? One that is misclassified before the attack is not."""
-        return self.status != "already_wrong"
+        return self.status not in NOT_ATTACKED
 
     @property
     def is_broken(self) -> bool:

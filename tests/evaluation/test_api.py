@@ -145,8 +145,8 @@ def test_a_crash_is_a_failure_and_the_others_run(toys, tmp_path):
         batch_size=20,
     )
     (failure,) = run.failures
-    assert "crashed on 15 samples: ZeroDivisionError" in str(failure)
-    assert [c["statuses"].get("crash", 0) for c in run.to_json()] == [15, 0]
+    assert "crashed on 1 sample (7): ZeroDivisionError" in str(failure)
+    assert [c["statuses"].get("crash", 0) for c in run.to_json()] == [1, 0]
     verdicts = {v["id"]: v["verdict"] for v in run.to_json()[0]["checks"]}
     assert verdicts["C30"] == "FAIL"
     assert {v["id"]: v["verdict"] for v in run.to_json()[1]["checks"]}["C30"] == "PASS"
