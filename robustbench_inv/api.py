@@ -7,8 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robustbench_inv.arguments import check_flag, check_folder, check_path
 from robustbench_inv.checks.suite import check_records, probe_model, verdicts_about
 from robustbench_inv.checks.verdict import Verdict
+from robustbench_inv.errors import BadParameter
 from robustbench_inv.evaluation.engine import (
     Existing,
     ProgressCallback,
@@ -38,7 +40,7 @@ from robustbench_inv.torch_state import kept_modules
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["CellFailure", "Run", "check_run", "evaluate", "run_plan"]
+__all__ = ["CellFailure", "Run", "check_run", "check_target", "evaluate", "run_plan"]
 
 
 DEFAULT_FOLDER = Path("runs")
@@ -165,6 +167,8 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
         0.04
     """
     options = RunOptions(batch_size, device, keep_images, existing, timeout)
+    _check_extras(progress, checks, command)
+    check_target(out, workers)
     with foreign("the evaluation"), time_limit(timeout), kept_modules(_objects(model)):
         plan = make_plan(
             EvaluationRequest(
@@ -176,11 +180,19 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
                 samples=samples,
                 seed=seed,
                 device=device,
-                data_root=None if data_root is None else str(data_root),
+                data_root=None if data_root is None else str(check_path(data_root, "data root")),
             ),
             command,
         )
         return run_plan(plan, out, options, progress, workers, checks=checks)
+
+
+def _check_extras(progress: object, checks: object, command: Sequence[object]) -> None:
+    check_flag(checks, "value of checks")
+    if isinstance(command, str) or not all(isinstance(word, str) for word in command):
+        raise BadParameter("unusable command", got=command, expected="a list of words")
+    if not callable(progress):
+        raise BadParameter("unusable progress", got=progress, expected="a function")
 
 
 def run_plan(
@@ -205,9 +217,9 @@ def run_plan(
     Raises:
         BadResults: if the results cannot be written.
     """
-    check_workers(workers)
+    check_target(out, workers)
     options = options or RunOptions()
-    path = Path(out) if out else DEFAULT_FOLDER / plan.name
+    path = Path(out) if out is not None else DEFAULT_FOLDER / plan.name
     check_locks(plan.jobs, path, options)
     if options.existing != "redo":
         repair = options.existing == "repair"
@@ -226,6 +238,22 @@ def run_plan(
     if checks:
         check_run(run, options.device)
     return run
+
+
+def check_target(out: str | Path | None, workers: Workers) -> None:
+    """Check where an evaluation writes and runs, before anything is loaded; nothing is written.
+
+    Args:
+        out: folder of the results; None for the default.
+        workers: number of local processes, or ``ray``.
+
+    Raises:
+        BadParameter: for an unusable number of workers, or no path.
+        BadResults: if the folder cannot be written.
+        MissingExtra: if Ray is requested and not installed.
+    """
+    check_workers(workers)
+    check_folder(DEFAULT_FOLDER if out is None else out)
 
 
 def check_run(run: Run, device: str) -> None:

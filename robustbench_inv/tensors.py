@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robustbench_inv.errors import BadParameter
+
 __all__ = [
     "HALF_PRECISION",
     "NORMS",
@@ -15,6 +17,7 @@ __all__ = [
     "accepted_margin",
     "blocks",
     "broadcast",
+    "check_device",
     "class_margins",
     "finite_size",
     "flatten",
@@ -90,6 +93,27 @@ class Output:
         score = None if self.score is None else self.score.detach()
         clearance = None if self.clearance is None else self.clearance.detach()
         return Output(self.logits.detach(), score, self.accepted, clearance)
+
+
+def check_device(name: object) -> torch.device:
+    """Return a device that can compute.
+
+    Args:
+        name: as torch names it: cpu, cuda, cuda:1, mps.
+
+    Raises:
+        BadParameter: for an unknown device, or one that this machine does not have.
+    """
+    reason = "cpu, cuda, cuda:1 or mps"
+    try:
+        if isinstance(name, str) and name.strip() == name and name != "meta":
+            device = torch.device(name)
+            torch.zeros(1, device=device)
+            if device.type != "cpu" or device.index is None:
+                return device
+    except Exception as error:  # an unavailable device raises errors of many kinds
+        reason = f"{reason}; torch reports: {str(error).splitlines()[0][:200]}"
+    raise BadParameter("unusable device", got=name, expected=reason)
 
 
 def blocks(rows: Tensor, size: int) -> tuple[Tensor, ...]:

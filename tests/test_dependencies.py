@@ -15,12 +15,13 @@ sys.modules[spec.name] = structure  # dataclasses look their module up while the
 spec.loader.exec_module(structure)
 
 PACKAGE = Path(__file__).parent.parent / "robustbench_inv"
-GROUND = ("errors", "identity", "foreign")
+GROUND = ("arguments", "errors", "identity", "foreign")
 NUMBERS = (*GROUND, "randomness", "tensors", "torch_state")
 PROTOCOLS = ("attacks.protocol", "models.protocol", "data.protocol")
 
 MAY_IMPORT = {
     "errors": (),
+    "arguments": ("errors",),
     "identity": ("errors",),
     "foreign": ("errors", "torch_state"),
     "torch_state": (),

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robustbench_inv.arguments import check_text
 from robustbench_inv.catalogue.cards import AttackCard, read_attack, to_json
 from robustbench_inv.catalogue.code_identity import origin_of
 from robustbench_inv.catalogue.datasets import default_ood_dataset
@@ -22,7 +23,7 @@ from robustbench_inv.catalogue.references import (
     source_file,
 )
 from robustbench_inv.catalogue.threats import load_goal
-from robustbench_inv.errors import BadCatalogue, BadData, BadParameter
+from robustbench_inv.errors import BadCatalogue, BadData, BadParameter, InvbenchError, did_you_mean
 from robustbench_inv.foreign import foreign_call
 from robustbench_inv.identity import digest_value
 
@@ -84,7 +85,7 @@ def load_attack(source: "str | Attack", **parameters: Scalar) -> LoadedAttack:
 def _load(source: "str | Attack", parameters: Mapping[str, Scalar]) -> LoadedAttack:
     if not isinstance(source, str):
         return _from_object(source, parameters)
-    reference = parse_reference(source)
+    reference = parse_reference(check_text(source, "attack"))
     reference = Reference(reference.name, {**reference.parameters, **parameters})
     card = _preset(reference.name)
     if card is None:
@@ -162,8 +163,25 @@ def _from_code(reference: Reference) -> LoadedAttack:
 def _from_object(attack: "Attack", parameters: Mapping[str, Any]) -> LoadedAttack:
     _check_attack(attack, repr(attack))
     if parameters:
-        attack = dataclasses.replace(attack, **parameters)  # type: ignore[type-var]
+        attack = _with_parameters(attack, parameters)
     return _loaded(type(attack).__name__.lower(), attack, _goal("", attack))
+
+
+def _with_parameters(attack: "Attack", parameters: Mapping[str, Any]) -> "Attack":
+    known = [field.name for field in dataclasses.fields(attack) if field.init]  # type: ignore[arg-type]
+    for key in parameters:
+        if key not in known:
+            expected = "one of " + ", ".join(known) if known else "none at all"
+            problem = f"{type(attack).__name__}: unknown parameter {key}"
+            raise BadParameter(problem, expected=expected, remedy=did_you_mean(key, known))
+    try:
+        changed: Attack = dataclasses.replace(attack, **parameters)  # type: ignore[type-var]
+    except InvbenchError:
+        raise
+    except Exception as error:
+        problem = f"{type(attack).__name__} cannot take these parameters"
+        raise BadParameter(problem, got=dict(parameters), remedy=str(error)) from error
+    return changed
 
 
 def _construct(

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from robustbench_inv.arguments import check_path, check_text
 from robustbench_inv.catalogue.code_identity import origin_of
 from robustbench_inv.catalogue.fingerprint import content
 from robustbench_inv.catalogue.references import parse_reference
@@ -38,6 +39,7 @@ def load_dataset(source: "str | Dataset", *, data_root: "str | Path | None" = No
         BadParameter: for an unknown parameter.
         BadData: if its files are missing or damaged, or an object is no data set.
     """
+    root = None if data_root is None else check_path(data_root, "data root").expanduser()
     if not isinstance(source, str):
         from robustbench_inv.data.protocol import check_dataset
 
@@ -46,8 +48,7 @@ def load_dataset(source: "str | Dataset", *, data_root: "str | Path | None" = No
         return source
     from robustbench_inv.data.registry import open_dataset
 
-    reference = parse_reference(source)
-    root = Path(data_root).expanduser() if data_root else None
+    reference = parse_reference(check_text(source, "data set"))
     return open_dataset(reference.name, reference.parameters, root)
 
 

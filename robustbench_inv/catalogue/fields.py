@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from robustbench_inv.errors import BadParameter, InvbenchError, did_you_mean
 
-__all__ = ["Mismatch", "call_factory", "check_fields", "explain_mismatch"]
+__all__ = ["Mismatch", "call_factory", "check_fields", "check_signature", "explain_mismatch"]
 
 
 SCALARS = {
@@ -164,7 +164,7 @@ def call_factory(
     if dataclasses.is_dataclass(factory):
         with explain_mismatch(BadParameter, name):
             return factory(**check_fields(factory, parameters))
-    _check_signature(factory, parameters, name)
+    check_signature(factory, parameters, name)
     try:
         return factory(**parameters)
     except InvbenchError:
@@ -174,9 +174,14 @@ def call_factory(
         raise BadParameter(problem, got=dict(parameters) or None) from error
 
 
-def _check_signature(
+def check_signature(
     factory: Callable[..., object], parameters: Mapping[str, Any], name: str
 ) -> None:
+    """Check that a factory takes parameters of these names and needs no others.
+
+    Raises:
+        BadParameter: for an unknown or missing parameter.
+    """
     known = inspect.signature(factory).parameters
     if any(p.kind is p.VAR_KEYWORD for p in known.values()):
         return

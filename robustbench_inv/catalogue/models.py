@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robustbench_inv.arguments import check_text
 from robustbench_inv.catalogue.cards import ModelCard, read_model, to_json
 from robustbench_inv.catalogue.datasets import load_dataset
-from robustbench_inv.catalogue.fields import call_factory
+from robustbench_inv.catalogue.fields import call_factory, check_signature
 from robustbench_inv.catalogue.fingerprint import content, digest_weights, plain
 from robustbench_inv.catalogue.locate import entries, find, shipped_root
 from robustbench_inv.catalogue.references import (
@@ -227,9 +229,11 @@ def _load(
     parameters: Mapping[str, Scalar],
 ) -> LoadedModel:
     if not isinstance(source, str):
+        if _is_value(source):
+            raise BadModel("unusable model", got=source, expected="a name or a model")
         wanted, rest = split_rejection(parameters)
         return _with_rejection_on_device(_from_object(source, rest), wanted, None, device)
-    reference = parse_reference(source)
+    reference = parse_reference(check_text(source, "model"))
     reference = Reference(reference.name, {**reference.parameters, **parameters})
     wanted, rest = split_rejection(reference.parameters)
     plain_reference = Reference(reference.name, rest)
@@ -264,6 +268,10 @@ def _from_card(
     if not callable(factory):
         got = type(factory).__name__
         raise BadCatalogue(f"{card.implementation} is no factory", got=got, expected="a function")
+    given = {**card.parameters, **reference.parameters}
+    own = {key: value for key, value in given.items() if key not in RUN_TIME_PARAMETERS}
+    checked = partial(factory, data) if card.fits_dataset else factory
+    check_signature(checked, own, str(reference))
     classifier = build_model(factory, card, folder, reference.parameters, data)
     about = {**to_json(card), "name": str(reference)}
     about["parameters"] = {**card.parameters, **reference.parameters}
@@ -276,7 +284,8 @@ def _from_card(
 
 def _fitting_dataset(card: ModelCard, dataset: "str | Dataset | None") -> "Dataset":
     """Return the data set that a model is built for: the evaluated one, of the kind that its card names."""
-    data, kind = load_dataset(dataset or card.dataset), card.dataset.partition(":")[0]
+    data = load_dataset(card.dataset if dataset is None else dataset)
+    kind = card.dataset.partition(":")[0]
     if data.name.partition(":")[0] != kind:
         raise CapabilityMismatch(
             f"{card.name} is built for the data that it classifies",
@@ -350,6 +359,11 @@ def _wrapped(
     return LoadedModel(name, digest, card, classifier, weights, identity)
 
 
+def _is_value(source: object) -> bool:
+    """Return whether a source is a plain value, which can be neither the name of a model nor a model."""
+    return isinstance(source, bytes | int | float | list | tuple | dict | None)
+
+
 def _is_model(found: object) -> bool:
     from torch import nn
 
@@ -364,7 +378,9 @@ def _on_device(loaded: LoadedModel, device: str) -> LoadedModel:
     from torch import nn
 
     from robustbench_inv.models.wrapping import move_to_device
+    from robustbench_inv.tensors import check_device
 
+    check_device(device)
     if device == "cpu" or not isinstance(loaded.classifier, nn.Module):
         return loaded
     moved: Any = move_to_device(loaded.classifier, device)

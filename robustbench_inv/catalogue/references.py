@@ -190,6 +190,8 @@ def _read_parameters(tail: str, text: str) -> dict[str, Scalar]:
 def _read(value: str) -> Scalar:
     if value.lower() in ("true", "false"):
         return value.lower() == "true"
+    if "_" in value or not value.isascii():  # Python reads 1_0 as 10
+        return value
     try:
         return int(value)
     except ValueError:

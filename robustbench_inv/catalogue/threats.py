@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from robustbench_inv.arguments import check_text
 from robustbench_inv.catalogue.cards import GOALS, read_threat
 from robustbench_inv.catalogue.fields import check_fields, explain_mismatch
 from robustbench_inv.catalogue.locate import find
@@ -67,6 +68,7 @@ def load_threat(
 
     if isinstance(text, ThreatModel):
         return text
+    check_text(text, "threat")
     budget, known = _split(text)
     goal = goal or Misclassify()
     if is_customary(budget):
@@ -272,13 +274,17 @@ def _norm(norm: object) -> str:
     return str(norm)
 
 
+_NUMBER = re.compile(r"[-+.0-9eE]+(\s*/\s*[-+.0-9eE]+)?")
+"""A number, or a ratio of two; Python's ``float`` also reads ``1_0`` and digits of other scripts."""
+
+
 def _number(text: str, whole: str) -> float:
     top, slash, bottom = text.partition("/")
     try:
         value = float(top) / float(bottom) if slash else float(top)
     except (ValueError, ZeroDivisionError):
         value = float("nan")
-    if not 0 <= value < float("inf"):
+    if not 0 <= value < float("inf") or not _NUMBER.fullmatch(text.strip()):
         raise BadParameter(f"unusable eps in {whole}", got=text, expected="a finite number >= 0")
     return value
 

@@ -9,9 +9,9 @@ from robustbench_inv.catalogue.locate import (
     plugin_packages,
     shipped_root,
 )
-from robustbench_inv.errors import BadCatalogue
+from robustbench_inv.errors import BadCatalogue, UsageError
 
-__all__ = ["TRUST_VARIABLE", "check_definition", "check_file", "check_module"]
+__all__ = ["TRUST_VARIABLE", "check_definition", "check_file", "check_module", "trusted_name"]
 
 TRUST_VARIABLE = "INVBENCH_TRUST"
 """Environment variable with the modules and files that every catalogue file may name, separated as in PATH."""
@@ -82,6 +82,19 @@ def check_definition(found: object, reference: str, folder: Path) -> None:
             got=home or type(found).__name__,
             expected="a class or function of that module",
         )
+
+
+def trusted_name(text: str) -> str:
+    """Return a module or file that the user trusts, as TRUST_VARIABLE holds it.
+
+    Raises:
+        UsageError: for a file that does not exist, or what is neither a module nor a Python file.
+    """
+    if text.endswith(".py") and Path(text).is_file():
+        return str(Path(text).resolve())
+    if text.endswith(".py") or not all(part.isidentifier() for part in text.split(".")):
+        raise UsageError("cannot trust this", got=text, expected="a module, or an existing FILE.py")
+    return text
 
 
 def _root(folder: Path) -> Path:

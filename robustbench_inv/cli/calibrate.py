@@ -53,13 +53,19 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     MODEL:reject=SCORE,percentile=P uses them. Thresholds are quantiles, per class, of the scores of correctly classified training inputs, for every score and
     the percentiles 0 to 20. Data set and ids default to those of the model's recipe.
     """
+    from robustbench_inv.arguments import check_file, check_root
     from robustbench_inv.catalogue.models import load_model
     from robustbench_inv.experiments.calibration import calibrate as fit
+    from robustbench_inv.experiments.calibration import check_calibrated
     from robustbench_inv.results.files import write_atomically
 
-    with time_limit(timeout):
-        loaded = load_model(model, device=device)
+    path = out or Path(f"{Path(model.partition(':')[0]).stem}.safetensors")
+    check_file(path, "file of thresholds")
+    check_root(data_root)
     inputs = _calibration_data(model, dataset, ids, data_root)
+    with time_limit(timeout):
+        loaded = load_model(model, dataset=inputs.dataset, device=device)
+        check_calibrated(loaded, inputs.dataset)
     print_message(
         f"computing scores of {loaded.name} on {inputs.last - inputs.first:,} inputs of {inputs.dataset.name}"
     )
@@ -67,7 +73,6 @@ def calibrate(  # noqa: PLR0913, PLR0917 - one parameter is one option
         fitted = fit(loaded, inputs)
     if invalid := fitted.facts.get("invalid"):
         print_warnings([f"{invalid} inputs are left out: the model has no valid output for them"])
-    path = out or Path(f"{Path(model.partition(':')[0]).stem}.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, fitted.to_bytes())
     return print_path(path, json=json, key="thresholds", **fitted.facts)
@@ -85,7 +90,7 @@ def _calibration_data(
         recipe = read_recipe(find_recipe(model.partition(":")[0]))
         dataset, ids = recipe.dataset, ids or f"{recipe.first}:{recipe.last}"
     data = load_dataset(dataset, data_root=root)
-    first, last = _parse_id_range(ids or f"0:{len(data)}")
+    first, last = _parse_id_range(f"0:{len(data)}" if ids is None else ids)
     return CalibrationData(data, first, last)
 
 

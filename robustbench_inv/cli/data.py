@@ -42,8 +42,10 @@ def fetch(names: DatasetNames = None, data_root: DataRoot = None, json: Json = F
 @app.command()
 def verify(names: DatasetNames = None, data_root: DataRoot = None, json: Json = False) -> None:
     """Verify the checksum of every file. The exit code is 1 if a file is missing or damaged."""
+    from robustbench_inv.arguments import check_root
     from robustbench_inv.data.fetch import verify_dataset
 
+    check_root(data_root)
     checks = [
         (name, check) for name in _dataset_names(names) for check in verify_dataset(name, data_root)
     ]

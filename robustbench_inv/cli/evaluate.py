@@ -94,7 +94,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
 
     A name may carry parameters, as in pgd:steps=100,loss=dlr. The exit code is 1 if a cell fails.
     """
-    from robustbench_inv.api import run_plan
+    from robustbench_inv.api import check_target, run_plan
     from robustbench_inv.cli.run_tables import print_plan, print_run
     from robustbench_inv.evaluation.plan import make_plan
 
@@ -114,14 +114,14 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     request = replace(
         options.request(), models=model, attacks=attack or (), suite=suite, threat=threat
     )
+    how = options.run_options()
+    check_target(out, options.worker_count)
     with time_limit(timeout):
         plan = make_plan(request, ["invbench", *sys.argv[1:]])
     if dry_run:
         return print_plan(plan, json)
     with time_limit(timeout), show_progress() as progress:
-        run = run_plan(
-            plan, out, options.run_options(), progress, options.worker_count, checks=checks
-        )
+        run = run_plan(plan, out, how, progress, options.worker_count, checks=checks)
     print_warnings(run.notes)
     print_json(run.to_json()) if json else print_run(run)
     return exit_with_failures(run.failures)

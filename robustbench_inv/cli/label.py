@@ -52,8 +52,11 @@ def label(  # noqa: PLR0913, PLR0917 - one parameter is one option
 
     Pass the CSV file that the page exports to rescore.
     """
+    from robustbench_inv.arguments import check_file, check_seed
     from robustbench_inv.reporting.labelling import LabelSelection, choose_tasks, write_label_page
 
+    check_file(out, "labelling page")
+    check_seed(seed)
     selection = LabelSelection(tuple(cells or ()), max_images, catch_trials, seed)
     tasks, classes = choose_tasks(runs, selection)
     write_label_page(out, tasks, _class_names(runs, classes), "Which class does this image show?")

@@ -200,10 +200,9 @@ def root(
         # in the environment, so that worker processes use the same catalogue
         os.environ[CATALOGUE_VARIABLE] = os.pathsep.join(str(each.resolve()) for each in catalogue)
     if trust:
-        from robustbench_inv.catalogue.trust import TRUST_VARIABLE
+        from robustbench_inv.catalogue.trust import TRUST_VARIABLE, trusted_name
 
-        found = (each.resolve() if each.suffix == ".py" else each for each in trust)
-        os.environ[TRUST_VARIABLE] = os.pathsep.join(map(str, found))
+        os.environ[TRUST_VARIABLE] = os.pathsep.join(trusted_name(str(each)) for each in trust)
 
 
 def _error_line(error: Exception) -> str:
@@ -216,11 +215,22 @@ def _error_line(error: Exception) -> str:
     return f"error: unexpected {text}; set {TRACEBACK}=1 for the traceback"
 
 
+_REWORDED = {
+    "Value error, ": "",
+    "Got unexpected extra arguments": "Too many arguments",
+    "Got unexpected extra argument(s)": "Too many arguments",
+    "Got unexpected extra argument": "Too many arguments",
+}
+"""Parts of typer's messages, and what is printed instead: only an error of this program is called unexpected."""
+
+
 def _usage_error_line(message: str) -> str:
     """Return a usage error as one line; the help of a command without arguments is not changed."""
     if message.startswith("Usage:"):
         return message
-    line = " ".join(message.replace("Value error, ", "").split()).rstrip(".")
+    for words, plain in _REWORDED.items():
+        message = message.replace(words, plain)
+    line = " ".join(message.split()).rstrip(".")
     return f"error: {line[0].lower()}{line[1:]}; run with --help for the options"
 
 

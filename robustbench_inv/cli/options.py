@@ -176,7 +176,7 @@ class EvaluationOptions:
 
 def int_or_text(text: str) -> int | str:
     """Return the number that a text contains, or the text itself (``first:100``, ``ray``)."""
-    return int(text) if text.removeprefix("-").isdecimal() else text
+    return int(text) if text.isascii() and text.removeprefix("-").isdecimal() else text
 
 
 def exit_with_failures(failures: Sequence[object]) -> None:
@@ -202,6 +202,8 @@ class _PlainValues:
     def coerce(self, value: object, param: Any, ctx: object) -> object:  # noqa: ANN401 - typer's
         """Return the converted value; typer's own converter reports a value that does not fit."""
         annotation = param.type_descriptor.annotation
+        if _is_blank(value):
+            raise typer.BadParameter(f"{value!r} is empty", param=param)
         if value is None:
             return () if param.multiple or param.nargs == -1 else None
         if isinstance(annotation, type) and isinstance(value, annotation):
@@ -212,6 +214,12 @@ class _PlainValues:
                 return members[str(value)]
         param._runtime_param = None
         return param.get_runtime_param().coerce(value, param=param, ctx=ctx)
+
+
+def _is_blank(value: object) -> bool:
+    """Return whether a value, or one of several values, is a blank text."""
+    values = value if isinstance(value, list | tuple) else (value,)
+    return any(isinstance(each, str) and not each.strip() for each in values)
 
 
 def convert_plain_values(command: Any) -> None:  # noqa: ANN401 - a command of typer

@@ -44,9 +44,13 @@ def queue(  # noqa: PLR0913, PLR0917 - one parameter is one option
     """
     import torch
 
+    from robustbench_inv.arguments import check_folder
+    from robustbench_inv.tensors import check_device
     from robustbench_inv.training.training_queue import read_queue, run_queue
 
     jobs = read_queue(file)
+    check_folder(out, "folder of the models")
+    check_device("cpu" if device == "auto" else device)
     if not status:
         torch.set_num_threads(threads)
         failed = run_queue(jobs, out, device=device, data_root=data_root, callbacks=_callbacks())

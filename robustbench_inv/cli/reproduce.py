@@ -140,8 +140,27 @@ def reproduce(  # noqa: PLR0913, PLR0917 - one parameter is one option
     results = out or (runs or [folder])[0]
     page = report or results / f"{item.name.rpartition('/')[2]}.html"
     task = _Task(item, options, runs or (), folder, page, dry_run, json)
+    _check_task(task)
     with time_limit(timeout):
         return _reproduce_experiment(task) if item.measurement else _reproduce_attacks(task)
+
+
+def _check_task(task: _Task) -> None:
+    """Check the options before anything runs; nothing is written."""
+    from robustbench_inv.api import check_target
+    from robustbench_inv.arguments import check_file, check_root, check_seed
+    from robustbench_inv.data.sampling import check_selection
+    from robustbench_inv.tensors import check_device
+
+    options = task.options
+    options.run_options()
+    check_seed(options.seed)
+    check_device(options.device)
+    check_selection(_sample_count(task.item, options))
+    check_root(options.data_root)
+    if not task.runs:
+        check_target(task.folder, options.worker_count)
+    check_file(task.page, "report")
 
 
 def _load_item(name: str, rows: str | None) -> "Reproduction":

@@ -38,13 +38,18 @@ def rescore(
 
     The attacked models are not queried.
     """
+    from robustbench_inv.arguments import check_folder, check_root
     from robustbench_inv.checks.suite import check_records
     from robustbench_inv.cli.run_tables import print_rescored
     from robustbench_inv.evaluation.rejudge import LoadOptions, rejudge
     from robustbench_inv.results.rates import cell_to_json
+    from robustbench_inv.tensors import check_device
 
     stem = Path(oracle).stem if oracle.lower().endswith(".csv") else oracle.partition(":")[0]
     folder = out or run.with_name(f"{run.resolve().name}-{stem}")
+    check_folder(folder)
+    check_device(device)
+    check_root(data_root)
     command = ["invbench", *sys.argv[1:]]
     options = LoadOptions(device, data_root)
     rescored = rejudge(run, oracle, folder, check_records, options, command)

@@ -52,14 +52,16 @@ def train(
 
     A checkpoint is written every epoch; run the same command again to resume. OUT becomes a catalogue folder that contains the model: weights, card, recipe and golden logits.
     """
+    from robustbench_inv.arguments import check_folder
     from robustbench_inv.training.loop import TrainingOptions
     from robustbench_inv.training.recipe import find_recipe, read_recipe
-    from robustbench_inv.training.training_run import train_recipe
+    from robustbench_inv.training.training_run import check_training, train_recipe
 
     path = find_recipe(recipe)
     plain = read_recipe(path)
     name = plain.name if seed is None else plain.with_seed(seed).name
-    folder = out or Path("checkpoints") / name
+    folder = check_folder(out or Path("checkpoints") / name, "folder of the model")
+    check_training(plain, seed, device, data_root)
     print_message(f"training {name} in {folder}")
     options = TrainingOptions(report=report_progress())
     model = train_recipe(

@@ -6,7 +6,7 @@ from torch import Tensor
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.randomness import SampleRNG
 
-__all__ = ["balanced_subset", "select_samples"]
+__all__ = ["balanced_subset", "check_selection", "select_samples"]
 
 
 def select_samples(labels: Tensor, spec: int | str | None = None) -> tuple[int, ...]:
@@ -46,6 +46,16 @@ def select_samples(labels: Tensor, spec: int | str | None = None) -> tuple[int, 
     return tuple(sorted(_balanced_order(labels)[:count].tolist()))
 
 
+def check_selection(spec: int | str | None) -> None:
+    """Check a selection of samples without the data set, whose size limits it as well.
+
+    Raises:
+        BadParameter: if the specification cannot be read, or N is less than 1.
+    """
+    if spec is not None and _parse(spec)[1] < 1:
+        raise BadParameter("number of samples out of range", got=spec, expected=">= 1")
+
+
 def balanced_subset(labels: Tensor, ids: Tensor, count: int) -> Tensor:
     """Return at most ``count`` of the ids (n,), balanced over the classes.
 
@@ -62,7 +72,7 @@ def _parse(spec: int | str) -> tuple[bool, int]:
     text = spec.strip() if isinstance(spec, str) else spec
     first = isinstance(text, str) and text.startswith("first:")
     number = text.removeprefix("first:") if isinstance(text, str) else text
-    if isinstance(number, str) and number.isdecimal():
+    if isinstance(number, str) and number.isascii() and number.isdecimal():
         number = int(number)
     if isinstance(number, bool) or not isinstance(number, int):
         raise BadParameter("invalid number of samples", got=spec, expected="N or first:N")

@@ -9,10 +9,10 @@ from robustbench_inv.errors import CapabilityMismatch
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.loading import inspect_model
 from robustbench_inv.evaluation.oracles import PanelOracle, needs_oracle
-from robustbench_inv.threat.goals import KeepDecision, KeepLogits, Target
+from robustbench_inv.threat.goals import Accept, KeepDecision, KeepLogits, Target
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["RestrictsUse", "check_compatible", "warnings"]
+__all__ = ["RestrictsUse", "check_compatible", "check_fits", "warnings"]
 
 
 @runtime_checkable
@@ -35,9 +35,7 @@ def check_compatible(job: Job) -> None:
     _check_goal(job)
     for model in (job.model, job.substitute):
         if model is not None:
-            _check_classes(model, job.dataset)
-            _check_bounds(model, job.dataset)
-            _check_output(model, job.dataset)
+            check_fits(model, job.dataset)
     _check_substitute(job)
     _check_oracle(job)
     if isinstance(job.attack.attack, RestrictsUse):
@@ -102,6 +100,20 @@ def _check_goal(job: Job) -> None:
             got=f"the goal {goal.name}",
             expected="keep-decision or keep-logits",
         )
+    searches = job.attack.attack.kind in ("fixed-budget", "minimum-norm")
+    if searches and isinstance(goal, KeepDecision | KeepLogits | Accept):
+        raise CapabilityMismatch(
+            f"{job.attack.name} searches for another prediction",
+            got=f"the goal {goal.name}",
+            expected="misclassify, misclassify-accepted, misclassify-same-class, target or target-accepted",
+            remedy="for this goal, name an attack of another kind: invbench list attacks",
+        )
+    if isinstance(job.attack.goal, Accept) and not isinstance(goal, Accept):
+        raise CapabilityMismatch(
+            f"{job.attack.name} has inputs of no class of the data",
+            got=f"the goal {goal.name}",
+            expected="accept",
+        )
     if isinstance(goal, Target):
         _check_target(job, goal)
 
@@ -122,6 +134,18 @@ def _check_target(job: Job, goal: Target) -> None:
             f"the target {text} is the true class of {same or job.excluded} of the samples",
             remedy="choose samples of other classes, or another target",
         )
+
+
+def check_fits(model: LoadedModel, data: Dataset) -> None:
+    """Check that a model can classify a data set.
+
+    Raises:
+        CapabilityMismatch: for other classes, another range or shape of inputs.
+        BadModel: for a model whose output cannot be used.
+    """
+    _check_classes(model, data)
+    _check_bounds(model, data)
+    _check_output(model, data)
 
 
 def _check_classes(model: LoadedModel, data: Dataset) -> None:
@@ -194,9 +218,7 @@ def _check_oracle(job: Job) -> None:
         )
     if isinstance(job.oracle, PanelOracle):
         for member in job.oracle.members:
-            _check_classes(member, job.dataset)
-            _check_bounds(member, job.dataset)
-            _check_output(member, job.dataset)
+            check_fits(member, job.dataset)
 
 
 def _dtype(model: LoadedModel) -> str:

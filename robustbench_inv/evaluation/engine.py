@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustbench_inv.arguments import check_flag, check_number, check_text
 from robustbench_inv.errors import AttackFailed, BadParameter
 from robustbench_inv.evaluation.block import CellContext, evaluate_block
 from robustbench_inv.evaluation.jobs import Job
@@ -73,8 +74,10 @@ class RunOptions:
     timeout: float | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size is not None and self.batch_size < 1:
-            raise BadParameter("unusable batch size", got=self.batch_size, expected=">= 1")
+        if self.batch_size is not None:
+            check_number(self.batch_size, "batch size")
+        check_text(self.device, "device")
+        check_flag(self.keep_images, "value of keep_images")
         if self.existing not in get_args(Existing):
             expected = "one of " + ", ".join(get_args(Existing))
             raise BadParameter("unknown value of existing", got=self.existing, expected=expected)

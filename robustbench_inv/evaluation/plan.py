@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from robustbench_inv.arguments import check_root, check_seed, check_text
 from robustbench_inv.catalogue.cards import SuiteEntry
 from robustbench_inv.catalogue.reproduction import Reproduction
 from robustbench_inv.errors import BadCatalogue, CapabilityMismatch
@@ -10,6 +11,7 @@ from robustbench_inv.evaluation.compatibility import check_compatible, warnings
 from robustbench_inv.evaluation.jobs import EvaluationRequest, Job, build_jobs, load_suite
 from robustbench_inv.evaluation.provenance import versions
 from robustbench_inv.identity import digest_value
+from robustbench_inv.tensors import check_device
 
 __all__ = ["Plan", "make_plan", "plan_jobs", "plan_reproduction"]
 
@@ -47,8 +49,9 @@ def make_plan(request: EvaluationRequest, command: Sequence[str] = ()) -> Plan:
     """Return the plan of a request, checked; nothing is written.
 
     Raises:
-        UsageError: for an unknown name, or incompatible parts.
+        UsageError: for an unknown name, an unusable value, or incompatible parts.
     """
+    _check_request(request)
     deep = request.suite is not None and load_suite(request.suite).probes == "deep"
     skipped: list[CapabilityMismatch] = []
     jobs = list(build_jobs(request, skipped))
@@ -94,11 +97,35 @@ def plan_reproduction(
     Raises:
         UsageError: for an unknown name, or incompatible parts.
     """
+    _check_request(request)
     ranked = [each for data in item.places(request.dataset) for each in _jobs(item, data, request)]
     # trial by trial, so that an interrupted run has complete rows
     jobs = [job for _, job in sorted(ranked, key=lambda each: each[0])]
     _check_distinct(jobs)
     return plan_jobs(jobs, label=item.name, command=command)
+
+
+def _check_request(request: EvaluationRequest) -> None:
+    """Check the single values of a request.
+
+    Raises:
+        BadParameter: for a blank text, or a value of another type or out of range.
+        BadData: for a data root that does not exist.
+    """
+    texts = [(model, "model") for model in request.models if not _is_object(model)]
+    texts += [(attack, "attack") for attack in request.attacks if not _is_object(attack)]
+    texts += [(getattr(request, key), key) for key in ("suite", "threat", "dataset")]
+    for value, name in texts:
+        if value is not None and not (name in ("threat", "dataset") and _is_object(value)):
+            check_text(value, name)
+    check_seed(request.seed)
+    check_device(request.device)
+    check_root(request.data_root)
+
+
+def _is_object(value: object) -> bool:
+    """Return whether a value is an object to evaluate, rather than a name, a number or nothing."""
+    return not isinstance(value, str | bytes | int | float | list | tuple | dict | None)
 
 
 def _compatible(

@@ -1,6 +1,7 @@
 """Runs cells one after the other, in several processes, or on a Ray cluster."""
 
-import importlib
+import importlib.util
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -88,9 +89,11 @@ def check_locks(jobs: Sequence[Job], root: Path, options: RunOptions) -> None:
 
 
 def _scheduler(workers: Workers) -> Callable[..., Iterator[CellOutcome]]:
-    if isinstance(workers, str) and workers.split(":")[0] == "ray":
+    if isinstance(workers, str) and workers.split(":")[0] == "ray" and workers != "ray:":
+        if "ray" not in sys.modules and importlib.util.find_spec("ray") is None:
+            raise _missing_ray()
         return partial(_on_ray, address=workers.partition(":")[2] or None)
-    if not isinstance(workers, int) or workers < 1:
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
         raise BadParameter("unusable number of workers", got=workers, expected=">= 1, or ray")
     return _in_process if workers == 1 else partial(_in_processes, workers=workers)
 
@@ -214,9 +217,11 @@ def _import_ray() -> Any:  # noqa: ANN401 - a module that is not always installe
     try:
         return importlib.import_module("ray")
     except ImportError as error:
-        raise MissingExtra(
-            "Ray is not installed", remedy="pip install 'robustbench-inv[ray]'"
-        ) from error
+        raise _missing_ray() from error
+
+
+def _missing_ray() -> MissingExtra:
+    return MissingExtra("Ray is not installed", remedy="pip install 'robustbench-inv[ray]'")
 
 
 ATTEMPTS = 2

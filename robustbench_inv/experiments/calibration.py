@@ -8,7 +8,8 @@ from torch import Tensor
 
 from robustbench_inv.catalogue.models import LoadedModel, calibration_digest
 from robustbench_inv.data.protocol import Dataset
-from robustbench_inv.errors import BadParameter
+from robustbench_inv.errors import BadModel, BadParameter
+from robustbench_inv.evaluation.compatibility import check_fits
 from robustbench_inv.evaluation.judge import Judge
 from robustbench_inv.evaluation.loading import Loader
 from robustbench_inv.models.protocol import Classifier, device_of
@@ -17,7 +18,7 @@ from robustbench_inv.randomness import seeded_generators
 from robustbench_inv.tensors import Output, is_out_of_memory
 from robustbench_inv.torch_state import kept_modules, stated_torch
 
-__all__ = ["CalibrationData", "calibrate", "collect_outputs"]
+__all__ = ["CalibrationData", "calibrate", "check_calibrated", "collect_outputs"]
 
 
 BATCH = 500
@@ -72,6 +73,23 @@ def calibrate(model: LoadedModel, inputs: CalibrationData) -> ScoreQuantiles:
         "last": str(inputs.last),
     }
     return fit_quantiles(output, labels, facts, classes=dataset.num_classes)
+
+
+def check_calibrated(model: LoadedModel, dataset: Dataset) -> None:
+    """Check that thresholds of a model can be fitted on a data set.
+
+    Raises:
+        BadModel: for a model that has thresholds already.
+        CapabilityMismatch: for a data set that the model cannot classify.
+    """
+    if "rejection" in model.card:
+        raise BadModel(
+            f"{model.name} has a reject option already",
+            got="reject",
+            expected="the model without it",
+            remedy="remove reject, percentile and thresholds from its name",
+        )
+    check_fits(model, dataset)
 
 
 def collect_outputs(

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
+from robustbench_inv.arguments import check_text
 from robustbench_inv.catalogue.fields import Mismatch, check_fields, explain_mismatch
 from robustbench_inv.catalogue.locate import entries
 from robustbench_inv.errors import BadCatalogue, UnknownName, suggest
@@ -120,7 +121,7 @@ def load_definition(name: str | None = None) -> Definition:
         UnknownName: if the catalogue has none of that name.
         BadCatalogue: if the file cannot be read or has an unknown entry.
     """
-    name = name or "default"
+    name = "default" if name is None else check_text(name, "report definition")
     if name.endswith(".toml"):
         return read_definition(Path(name))
     known = entries("reports")

@@ -8,6 +8,8 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from robustbench_inv.arguments import check_file, check_path
+from robustbench_inv.errors import BadParameter
 from robustbench_inv.reporting.canvas import ReportFigure, inline_svg
 from robustbench_inv.reporting.definitions import load_definition
 from robustbench_inv.reporting.page import build_page
@@ -20,7 +22,9 @@ __all__ = ["export_files", "files_of", "render_page", "write_page", "write_repor
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(runs: Sequence[Path], out: Path, definition: str | None = None) -> Path:
+def write_report(
+    runs: Sequence[str | Path] | str | Path, out: str | Path, definition: str | None = None
+) -> Path:
     """Write the report of some runs, all of it or nothing.
 
     Args:
@@ -35,12 +39,24 @@ def write_report(runs: Sequence[Path], out: Path, definition: str | None = None)
         BadResults: if there is nothing to report, or something cannot be read or written.
         UnknownName, BadCatalogue: for a definition that does not exist or has no meaning.
     """
+    folders = [check_path(run, "run") for run in _as_paths(runs)]
+    out = check_path(out, "report")
     chosen = load_definition(definition)
-    page = build_page(chosen, read_runs(runs, chosen.select))
     path = out if out.suffix in {".html", ".htm"} else out / "report.html"
+    check_file(path, "report")
+    page = build_page(chosen, read_runs(folders, chosen.select))
     html = render_page("report.html", page=page, files=files_of(path).name)
     write_page(path, html, export_files(page.tables, page.pictures))
     return path
+
+
+def _as_paths(runs: object) -> list[object]:
+    """Return one run or several as a list."""
+    if isinstance(runs, str | Path):
+        return [runs]
+    if not isinstance(runs, Iterable) or not (paths := list(runs)):
+        raise BadParameter("no results to report on", got=runs, expected="one or more folders")
+    return paths
 
 
 def files_of(path: Path) -> Path:

@@ -194,6 +194,10 @@ class KeepLogits:
     tolerance: float = 1e-3
     name: str = "keep-logits"
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance < float("inf"):
+            raise BadParameter("unusable tolerance", got=self.tolerance, expected=">= 0")
+
     def margin(self, output: Output, labels: Tensor) -> Tensor:
         return -margin(output.logits, labels)
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from robustbench_inv.catalogue.cards import check_table, read_toml
 from robustbench_inv.catalogue.locate import catalogue_roots, find
-from robustbench_inv.errors import BadCatalogue, suggest
+from robustbench_inv.errors import BadCatalogue, UnknownName, suggest
 from robustbench_inv.identity import digest_value
 
 __all__ = ["ARCHITECTURES", "OBJECTIVES", "Recipe", "find_recipe", "read_recipe"]
@@ -156,6 +156,8 @@ def find_recipe(source: str) -> Path:
     """
     if source.endswith(".toml") or Path(source).is_file():
         return Path(source)
+    if "/" in source or source in (".", ".."):
+        raise UnknownName("no such recipe", got=source, expected="a model's name, or a .toml file")
     for root in catalogue_roots():
         if (path := root / "models" / source / "recipe.toml").is_file():
             return path

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from robustbench_inv.arguments import check_root, check_seed
 from robustbench_inv.catalogue.datasets import load_dataset
 from robustbench_inv.catalogue.locate import find
 from robustbench_inv.catalogue.references import import_object, source_file
@@ -18,7 +19,7 @@ from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadCatalogue, BadParameter, InvbenchError
 from robustbench_inv.identity import digest_file
 from robustbench_inv.models.protocol import Classifier
-from robustbench_inv.tensors import blocks
+from robustbench_inv.tensors import blocks, check_device
 from robustbench_inv.training.loop import TrainingData, TrainingOptions, stored_weights, train
 from robustbench_inv.training.recipe import Recipe, read_recipe
 
@@ -146,11 +147,9 @@ def train_recipe(
         BadData, BadResults: for damaged data or a checkpoint of another recipe.
     """
     recipe = read_recipe(path)
+    place = check_training(recipe, seed, device, data_root)
     recipe = recipe if seed is None else recipe.with_seed(seed)
-    if not recipe.held_out:
-        raise BadCatalogue(f"{path}: held_out is empty", expected="at least one data set")
     held_out = {name: load_dataset(name, data_root=data_root) for name in recipe.held_out}
-    place = _device(device)
     torch.manual_seed(recipe.seed)
     model = _build_network(recipe, path.parent).to(place)
     if recipe.start:
@@ -161,6 +160,25 @@ def train_recipe(
     if options and options.until and options.until < recipe.epochs:
         return out
     return _export(recipe, path, model, held_out, out / "models" / recipe.name)
+
+
+def check_training(
+    recipe: Recipe, seed: int | None, device: str, data_root: Path | None
+) -> torch.device:
+    """Check the options of a training before it starts, and return its device.
+
+    Raises:
+        BadCatalogue: if the recipe names no held-out data.
+        BadParameter: for a seed out of range, or a device that is not available.
+        BadData: for a data root that does not exist.
+    """
+    if not recipe.held_out:
+        raise BadCatalogue(f"{recipe.name}: held_out is empty", expected="at least one data set")
+    if seed is not None:
+        check_seed(seed)
+    check_root(data_root)
+    automatic = "cuda" if torch.cuda.is_available() else "cpu"
+    return check_device(automatic if device == "auto" else device)
 
 
 def clean_accuracy(model: nn.Module, dataset: Dataset, batch_size: int = 500) -> float:
@@ -230,14 +248,3 @@ def _build(reference: str, parameters: dict[str, object], folder: Path) -> Any: 
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
         raise BadCatalogue("cannot build", got=reference, remedy=reason) from error
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise BadParameter(
-            "device not available", got=name, remedy=str(error).splitlines()[0]
-        ) from error

@@ -37,7 +37,7 @@ HELP = {
 }
 LISTING = {
     "robustbench_inv.catalogue",
-    *(f"robustbench_inv.catalogue.{n}" for n in ("cards", "fields", "listing", "locate")),
+    *(f"robustbench_inv.catalogue.{n}" for n in ("cards", "fields", "listing", "locate", "trust")),
     "robustbench_inv.catalogue.references",
     "robustbench_inv.identity",
 }

@@ -44,8 +44,8 @@ claims = [{ text = "JS beats CNN.", rows = ["F *"], left = ["JS"], right = ["CNN
 
 @pytest.fixture
 def arguments(tmp_path):
-    (tmp_path / "net.py").write_text(NETWORK)
     (tmp_path / "paper").mkdir()
+    (tmp_path / "paper" / "net.py").write_text(NETWORK)
     (tmp_path / "paper" / "table-1.toml").write_text(ITEM)
     return "reproduce", "paper/table-1.toml", "--no-checks"
 
@@ -91,8 +91,8 @@ def test_checks_are_run_by_default(invbench, arguments, tmp_path):
 def test_a_dry_run_writes_nothing(invbench, arguments, tmp_path):
     cells = json.loads(invbench(*arguments, "--dry-run", "--json", "--rows", "Clean").out)
     assert [cell["model"] for cell in cells] == [
-        "net.py:build:width=6",
-        "net.py:build:sigmoid=true",
+        f"{tmp_path}/paper/net.py:build:width=6",
+        f"{tmp_path}/paper/net.py:build:sigmoid=true",
     ]
     assert "nothing was run" in invbench(*arguments, "--dry-run").out
     assert not (tmp_path / "runs").exists()

@@ -128,5 +128,5 @@ def test_an_invalid_recipe_raises_a_one_line_error_before_training(
 
 
 def test_an_unavailable_device_raises_a_one_line_error(recipe, tmp_path):
-    with pytest.raises(BadParameter, match="device not available"):
+    with pytest.raises(BadParameter, match="unusable device"):
         train_recipe(recipe, tmp_path / "out", device="abacus")

@@ -122,6 +122,10 @@ def report_from_runs(
         BadResults: if there are no records, or two cells have the same address.
     """
     results = [_cells_of_item(result, item, requested) for result in read_runs(runs)]
+    if not any(result.cells for result in results):
+        folders = ", ".join(map(str, runs))
+        expected = "a run of its attacks"
+        raise BadResults(f"no cell of {item.name} in this run", got=folders, expected=expected)
     frame = outcomes_frame(
         (addresses[cell.digest], cell)
         for result in results

@@ -1,0 +1,146 @@
+"""Checks of single arguments: texts, numbers, and places to write to, before anything runs."""
+
+import os
+from pathlib import Path
+
+from robustbench_inv.errors import BadData, BadParameter, BadResults
+
+__all__ = [
+    "MAX_SEED",
+    "check_file",
+    "check_flag",
+    "check_folder",
+    "check_number",
+    "check_path",
+    "check_root",
+    "check_seed",
+    "check_text",
+]
+
+MAX_SEED = 2**63 - 1
+"""Largest random seed, that of torch."""
+
+
+def check_text(value: object, name: str) -> str:
+    """Return a text that is not blank.
+
+    Args:
+        value: the user's value.
+        name: what it is, such as ``threat``, for the message.
+
+    Raises:
+        BadParameter: for another type, or a blank text.
+    """
+    if not isinstance(value, str):
+        raise BadParameter(f"unusable {name}", got=value, expected="a text")
+    if not value.strip():
+        raise BadParameter(f"empty {name}", got=value, expected="a text", remedy="leave it out")
+    return value
+
+
+def check_number(value: object, name: str, low: int = 1, high: int | None = None) -> int:
+    """Return a whole number.
+
+    Args:
+        value: the user's value.
+        name: what it is, for the message.
+        low: smallest number.
+        high: largest number; None for no limit.
+
+    Raises:
+        BadParameter: for another type, or a number out of range.
+    """
+    fits = isinstance(value, int) and not isinstance(value, bool)
+    if not fits or not low <= value or (high is not None and value > high):  # type: ignore[operator]
+        expected = f"a whole number >= {low}" if high is None else f"{low} to {high}"
+        raise BadParameter(f"unusable {name}", got=value, expected=expected)
+    return value  # type: ignore[return-value]
+
+
+def check_seed(value: object) -> int:
+    """Return a random seed; raises BadParameter for other than a whole number from 0 to MAX_SEED."""
+    return check_number(value, "seed", 0, MAX_SEED)
+
+
+def check_flag(value: object, name: str) -> bool:
+    """Return a flag; raises BadParameter for other than True or False."""
+    if not isinstance(value, bool):
+        raise BadParameter(f"unusable {name}", got=value, expected="True or False")
+    return value
+
+
+def check_path(value: object, name: str) -> Path:
+    """Return a path.
+
+    Args:
+        value: the user's path.
+        name: what it is, for the message.
+
+    Raises:
+        BadParameter: for a blank text, a NUL character, or no path at all.
+    """
+    if isinstance(value, Path):
+        value = str(value)
+    text = check_text(value, name)
+    if "\0" in text:
+        raise BadParameter(f"unusable {name}", got=text, expected="a path without NUL")
+    return Path(text)
+
+
+def check_root(value: object) -> None:
+    """Check a folder of data files, None for the default places.
+
+    Raises:
+        BadParameter: for no path.
+        BadData: for a folder that does not exist.
+    """
+    if value is None:
+        return
+    root = check_path(value, "data root").expanduser()
+    if not root.is_dir():
+        raise BadData("no such data root", got=str(root), expected="an existing folder")
+
+
+def check_folder(value: object, name: str = "folder of results") -> Path:
+    """Return a folder that exists or can be created; nothing is written.
+
+    Args:
+        value: the user's path.
+        name: what it is, for the message.
+
+    Raises:
+        BadParameter: for no path.
+        BadResults: if a file is in its place, or it cannot be written.
+    """
+    path = check_path(value, name)
+    _check_writable(path, path, name)
+    return path
+
+
+def check_file(value: object, name: str = "file") -> Path:
+    """Return a file that can be written; nothing is written.
+
+    Args:
+        value: the user's path.
+        name: what it is, for the message.
+
+    Raises:
+        BadParameter: for no path.
+        BadResults: if a folder is in its place, or it cannot be written.
+    """
+    path = check_path(value, name)
+    if path.is_dir() or not path.name:
+        raise BadResults(f"unusable {name}", got=str(path), expected="a file, not a folder")
+    _check_writable(path, path.parent, name)
+    return path
+
+
+def _check_writable(path: Path, folder: Path, name: str) -> None:
+    """Check that a folder, or the nearest one above it that exists, is a folder and can be written."""
+    whole = Path(os.path.normpath(folder.absolute()))
+    nearest = next(place for place in (whole, *whole.parents) if os.path.lexists(place))
+    problem = f"cannot write {path}"
+    if not nearest.is_dir():
+        raise BadResults(problem, got=f"the file {nearest}", expected=f"a folder for the {name}")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise BadResults(problem, got=f"the read-only folder {nearest}", expected="write access")
