@@ -235,8 +235,9 @@ def _bin_edges(
     spread: Sequence[NDArray[np.float64]], limits: Sequence[float]
 ) -> NDArray[np.float64]:
     """Return bin edges that cover the thresholds and all values except the lowest TAIL of each series."""
-    low = min(*(float(np.quantile(values, TAIL)) for values in spread), *limits)
-    high = max(*(float(values.max()) for values in spread), *limits)
+    known = [values for values in spread if len(values)]
+    low = min([*(float(np.quantile(values, TAIL)) for values in known), *limits])
+    high = max([*(float(values.max()) for values in known), *limits])
     return np.linspace(low, high if high > low else low + 1, BINS + 1)
 
 

@@ -114,9 +114,9 @@ class MeasuredNumber:
 
     @classmethod
     def of(cls, row: str, column: str, held: "np.typing.NDArray[np.bool_]") -> "MeasuredNumber":
-        """Return the share of trials that hold, each known by its position."""
-        counted = tuple(np.flatnonzero(held).tolist())
-        return cls(row, column, len(counted) / len(held), len(held), counted)
+        """Return the share of trials that hold, each known by its position; nan without trials."""
+        counted, n = tuple(np.flatnonzero(held).tolist()), len(held)
+        return cls(row, column, len(counted) / n if n else nan, n, counted)
 
     @property
     def rate(self) -> Rate | None:
@@ -253,7 +253,10 @@ class ExperimentResult:
 
     def to_json(self) -> dict[str, object]:
         """Return plain values, version first."""
-        numbers = [vars(number) for number in self.numbers]
+        numbers = [
+            {**vars(number), "value": None if isnan(number.value) else number.value}
+            for number in self.numbers
+        ]
         image_grids = [grid.to_json() for grid in self.image_grids]
         logit_sheets = [sheet.to_json() for sheet in self.logit_sheets]
         histograms = [spread.to_json() for spread in self.histograms]
@@ -311,7 +314,7 @@ def read_result(path: Path) -> ExperimentResult:
 
 def _number_from_json(found: Mapping[str, Any]) -> MeasuredNumber:
     counted = found["counted"]
-    value = float(found["value"])
+    value = nan if found["value"] is None else float(found["value"])
     place = str(found["row"]), str(found["column"])
     return MeasuredNumber(
         *place, value, int(found["trials"]), None if counted is None else tuple(counted)

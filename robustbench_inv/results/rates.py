@@ -28,7 +28,7 @@ class InvarianceRates:
 
     Args:
         same_prediction: the prediction is that for the clean input.
-        class_changed: the oracle names another class than the label.
+        class_changed: the input was changed, and the oracle names another class than the label.
         success: the goal was reached; for ``keep-decision`` that is both of these.
         oracle_undecided: the oracle names no class.
         agrees_with_oracle: the prediction is the oracle's class, among changed inputs with such a class.
@@ -73,7 +73,9 @@ def invariance_rates(records: Sequence[Record]) -> InvarianceRates:
         same_prediction=Rate(
             sum(r.adversarial.prediction == r.clean.prediction for r in attacked), n
         ),
-        class_changed=Rate(sum(r.oracle_label not in (None, r.label) for r in attacked), n),
+        class_changed=Rate(
+            sum(r.oracle_label not in (None, r.label) and r.distance.l0 > 0 for r in attacked), n
+        ),
         success=Rate(sum(r.is_broken for r in attacked), n),
         oracle_undecided=Rate(sum(r.oracle_label is None for r in attacked), n),
         agrees_with_oracle=_share(changed, lambda r: r.oracle_label),

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.tensors import Output, acceptance_margin, accepted_margin, logit_change, margin
+from robustbench_inv.tensors import (
+    Output,
+    acceptance_margin,
+    accepted_margin,
+    flatten,
+    logit_change,
+    margin,
+)
 
 __all__ = [
     "Accept",
@@ -239,6 +246,8 @@ def describe_goal(goal: Goal, content: Callable[[object], object]) -> tuple[str,
 
 
 def _oracle_changed(evidence: GoalInputs) -> Tensor:
+    """Return whether an input has another class than its label, (n,); an unchanged one has not, by any oracle."""
     if evidence.oracle is None:
         return torch.zeros_like(evidence.labels, dtype=torch.bool)
-    return (evidence.oracle != UNKNOWN) & (evidence.oracle != evidence.labels)
+    moved = flatten(evidence.adversarial != evidence.clean).any(1)
+    return moved & (evidence.oracle != UNKNOWN) & (evidence.oracle != evidence.labels)

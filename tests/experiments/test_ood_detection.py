@@ -102,6 +102,8 @@ def test_histograms_have_common_bins_and_both_thresholds(monkeypatch):
         assert len(panel.edges) == len(own) + 1
         assert list(panel.edges) == sorted(panel.edges)
     assert dark.note == "87.5 % below"
+    (only,) = measure_score_distributions(ExperimentRequest("own", columns, samples=1), "others").histograms  # fmt: skip
+    assert sorted(sum(next(iter(p.counts.values()))) for p in only.panels) == [0, 1]
     found = by_place(measured)
     assert found["dark: OOD inputs below threshold", "1"].value == 7 / 8
     assert found["dark: inputs of the class below threshold", "1"].value == 1 / 4

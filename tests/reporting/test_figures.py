@@ -122,6 +122,18 @@ def test_spheres_show_both_attacks_split_by_class(full_run):
     assert "100.0 % of 20 attacked (outer sphere)" in picture.alt
 
 
+def test_a_caption_by_class_does_not_count_clean_errors_as_broken(writer, record):
+    about = {"dataset": "spheres:d=5", "kind": "minimum-norm", "epsilons": [], "classes": 2}
+    records = [
+        record(0, label=0, status="already_wrong"),
+        record(1, label=0),
+        record(2, label=1, broken_at=0.5, distance=0.5),
+        record(3, label=1, status="already_wrong"),
+    ]
+    (picture,) = draw_figures("classes", plot_of(writer.cell(records, **about).finish()))
+    assert "0.0 % of 1 attacked (inner sphere), 100.0 % of 1 attacked (outer sphere)" in picture.alt
+
+
 def test_images_show_clean_adversarial_and_difference_of_every_model(full_run):
     pictures = {
         p.title.split(":")[0]: p for p in draw_figures("images", plot_of(full_run, columns=4))

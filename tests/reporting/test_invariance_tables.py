@@ -1,6 +1,7 @@
 """Tables of invariance attacks, fixed inputs and metamers."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -147,6 +148,43 @@ def test_accuracy_before_and_after_a_shift(writer, record):
     assert table.columns == ("Model", "planted: clean", "planted: adversarial")
     assert shown(table, 0, "planted: clean").share == 4 / 5
     assert shown(table, 0, "planted: adversarial").share == 3 / 5
+
+
+def test_a_cell_without_a_class_by_the_oracle_has_columns_of_its_own(writer, record):
+    """Clean accuracy stood in the oracle's column, and the second of two cells replaced the first."""
+    about = {**GIVEN, "goal": "keep-decision", "dataset": "set-x:set=a", "model": "one"}
+    nobody = [replace(r, oracle_source=None) for r in seen(record, [3, 3, 1], [None] * 3)]
+    run = writer.cell(seen(record, [3, 7, 7], [3, 7, 7]), **about)
+    run.cell(nobody, **{**about, "model": "two"})
+    run.cell(seen(record, [3, 3, 3], [3, 7, 7]), **about, seed=1)
+    (table,) = build_tables("agreement", cells_of(run.finish()))
+    assert table.columns[1:] == ("a: human", "a: label", "a: clean", "a: adversarial")
+    assert [[cell.text for cell in row] for row in table.rows] == [
+        ["one", "100.0", "33.3", "—", "—"],
+        ["two", "—", "—", "100.0", "66.7"],
+        ["one", "33.3", "100.0", "—", "—"],
+    ]
+
+
+def test_an_input_that_was_not_altered_does_not_agree(writer, record):
+    """An attack without a valid input keeps the clean one, on which every model agrees with the oracle."""
+    unaltered = [replace(r, distance=replace(r.distance, l0=0)) for r in seen(record, [3], [3])]
+    about = {**GIVEN, "goal": "keep-decision", "dataset": "set-x:set=a"}
+    altered = [replace(r, sample=1) for r in seen(record, [3], [7])]
+    (table,) = build_tables("agreement", cells_of(writer.cell([*unaltered, *altered], **about).finish()))  # fmt: skip
+    assert shown(table, 0, "a: human").text == "0.0"
+
+
+def test_a_metamer_without_numbers_has_none_of_the_properties(writer, record):
+    """A record whose numbers a kill lost ended the report with a KeyError."""
+    values = {"donor_label": [7], "reencoding_error": [1e-6]}
+    note = {"event": "sample_values", "samples": [0], "values": values}
+    about = {"attack": "metamer", "kind": "invariance", "epsilons": [], "goal": "keep-decision"}
+    run = writer.cell(seen(record, [3, 3], [7, 7]), events=[note], **about).finish()
+    (table,) = build_tables("metamers", cells_of(run))
+    assert shown(table, 0, "Error").text == "∞"
+    assert shown(table, 0, "Prediction rounded").share == 0
+    assert shown(table, 0, "Donor's class").share == 1 / 2
 
 
 def test_attacks_that_search_are_passed_over(writer, record):

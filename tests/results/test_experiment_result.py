@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 from math import isnan, nan
 
 import numpy as np
@@ -54,6 +55,17 @@ def test_a_share_has_an_interval_and_an_amount_has_none():
     share, amount = measured().numbers
     assert (share.rate.successes, share.rate.trials) == (2, 4)
     assert amount.rate is None
+
+
+def test_a_share_of_no_trials_is_stored_and_was_not_measured(tmp_path):
+    """A subset without a class ended a reproduction with "unexpected ZeroDivisionError"."""
+    none = MeasuredNumber.of("errors of class 3", "CE", np.zeros(0, bool))
+    assert (isnan(none.value), none.trials, none.rate) == (True, 0, None)
+    path = tmp_path / "measured-mnist.json.gz"
+    path.write_bytes(result_to_gzip(replace(measured(), numbers=(none,))))
+    (found,) = read_result(path).numbers
+    assert (isnan(found.value), found.trials, found.rate) == (True, 0, None)
+    assert b"NaN" not in gzip.decompress(path.read_bytes())
 
 
 DAMAGED = {

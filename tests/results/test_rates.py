@@ -13,6 +13,7 @@ from robustbench_inv.results.rates import (
     invariance_to_json,
 )
 from robustbench_inv.results.record import Distances, ModelOutput
+from robustbench_inv.results.summary import Rate
 from robustbench_inv.testing.toy_cells import toy_cell
 
 
@@ -89,6 +90,18 @@ def test_each_sample_counts_for_the_member_that_broke_it():
     assert found.text.startswith("broken by APGD 2, FMN 0, APGD toward 9 classes 1,")
     assert found.text.endswith("; misclassified before 1, robust 1")
     assert EnsembleBreakdown(**found.to_json()) == found
+
+
+def test_a_number_without_a_member_is_counted_with_the_search():
+    """The counts add up to all samples, whatever the attack reported."""
+    found = told([0.1, 0.1, None], {0: 1, 1: 7, 2: 0})
+    assert (found.broken_by["APGD"], found.broken_during_search, found.robust) == (1, 1, 1)
+
+
+def test_an_unchanged_input_has_no_changed_class(make):
+    """An oracle that errs on clean inputs counted as a changed class."""
+    records = [shown(make, 0, 3, 5, l0=0), shown(make, 1, 3, 5), shown(make, 2, 3, 3)]
+    assert invariance_rates(records).class_changed == Rate(1, 3)
 
 
 def test_records_say_what_fell_and_not_the_search():

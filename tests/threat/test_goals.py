@@ -1,6 +1,7 @@
 """Goals: truth tables, and margins that are positive only where the output meets the goal."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -155,6 +156,14 @@ def test_keep_logits(oracle, moved, close):
     given = evidence(oracle=oracle)
     given.after.logits[0, 2] += moved
     assert KeepLogits(tolerance=0.01).reached(given).item() is (close and oracle == 1)
+
+
+@pytest.mark.parametrize("goal", [KeepDecision(), KeepLogits()])
+def test_an_unchanged_input_has_no_new_class(goal):
+    """An oracle that errs on a clean input made a success of every attack that returned it."""
+    given = evidence(oracle=1)
+    assert goal.reached(given).item()
+    assert not goal.reached(replace(given, adversarial=given.clean)).item()
 
 
 def test_each_sample_is_evaluated_by_itself():

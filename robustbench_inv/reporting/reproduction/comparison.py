@@ -119,9 +119,10 @@ def compare_outcomes(outcomes: ReproductionOutcomes) -> list[ComparedNumber]:
 
 def compare_result(item: Reproduction, result: ExperimentResult) -> list[ComparedNumber]:
     """Return every number of an item that runs an experiment: the published rows first, then further ones."""
-    measured = {(each.row, each.column): each for each in result.numbers}
+    # a share of no samples, such as of a class that a small subset lacks, was not measured
+    measured = {(each.row, each.column): each for each in result.numbers if not isnan(each.value)}
     labels = dict.fromkeys((*item.published, *(each.row for each in result.numbers)))
-    amounts = {each.row for each in result.numbers if not each.trials}
+    amounts = {each.row for each in measured.values() if not each.trials}
     rows = [ComparedRow(label, label, is_amount=label in amounts) for label in labels]
     return [
         _compare_measured(item, row, column, measured.get((row.label, column.name)))
