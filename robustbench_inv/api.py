@@ -17,7 +17,8 @@ from robustbench_inv.evaluation.engine import (
     RunOptions,
     ignore_progress,
 )
-from robustbench_inv.evaluation.jobs import EvaluationRequest, Job, as_list
+from robustbench_inv.evaluation.jobs import EvaluationRequest, Job
+from robustbench_inv.evaluation.loading import as_list, as_models
 from robustbench_inv.evaluation.plan import Plan, make_plan
 from robustbench_inv.evaluation.schedule import (
     CellOutcome,
@@ -29,6 +30,7 @@ from robustbench_inv.evaluation.schedule import (
 from robustbench_inv.evaluation.stored_answers import refuse_changed_cells
 from robustbench_inv.foreign import foreign, time_limit
 from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.labels import Labels
 from robustbench_inv.results.rates import cell_to_json
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.run_files import CELL, CellFolder, RunFolder
@@ -82,8 +84,13 @@ class Run:
     @cached_property
     def cells(self) -> list[FinishedCell]:
         """The cells that have results, in the order of the plan, with the requested samples only."""
-        read = ((job, CellFolder(self.path / job.spec.digest).read()) for job in self._jobs)
-        return [_restrict(cell, job.samples) for job, cell in read]
+        found = RunFolder(self.path).cells()
+        folders = {cell.digest: cell for cell in found}
+        labels = Labels.of((cell.info, cell.label) for cell in found)
+        return [
+            _restrict(labels.apply(folders[job.spec.digest].read()), job.samples)
+            for job in self._jobs
+        ]
 
     @property
     def _jobs(self) -> list[Job]:
@@ -98,11 +105,14 @@ class Run:
         return [cell.summary for cell in self.cells]
 
     def to_frame(self) -> "pd.DataFrame":
-        """Return one row for each record; nested fields are joined by a dot (``adversarial.prediction``)."""
+        """Return one row for each record; nested fields are joined by a dot (``adversarial.prediction``).
+
+        Digests distinguish cells, models, attacks and data sets; names are labels.
+        """
         import pandas as pd
 
         rows = [
-            {**job.to_json(), **json.loads(record.to_json_line())}
+            {**job.to_json(), **_labels_and_digests(cell), **json.loads(record.to_json_line())}
             for job, cell in zip(self._jobs, self.cells, strict=True)
             for record in cell.records
         ]
@@ -110,7 +120,7 @@ class Run:
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return one object for each cell, as ``evaluate --json`` prints them."""
-        verdicts = [Verdict(**value) for value in RunFolder(self.path).checks()]
+        verdicts = [Verdict.from_json(value) for value in RunFolder(self.path).checks()]
         return [_cell_json(cell, self.path, verdicts) for cell in self.cells]
 
 
@@ -138,7 +148,8 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
     """Attack models, write a record for each sample, and return the results; your models are unchanged.
 
     Args:
-        model: a name, an ``nn.Module`` that declares bounds, a ``Classifier``, or a list of these.
+        model: a name, an ``nn.Module`` that declares bounds, a ``Classifier``, a list of these, or a mapping from your
+            labels to these.
         attack: a name, an attack, or a list of these; optional if there is a suite.
         suite: name of a list of attacks and threats.
         threat: ``NORM=EPS[,EPS…]``, ``none``, a name, or a threat; None for the default of attack and data set.
@@ -172,7 +183,7 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
     with foreign("the evaluation"), time_limit(timeout), kept_modules(_objects(model)):
         plan = make_plan(
             EvaluationRequest(
-                models=as_list(model),
+                models=as_models(model),
                 attacks=[] if attack is None else as_list(attack),
                 suite=suite,
                 threat=threat,
@@ -264,11 +275,15 @@ def check_run(run: Run, device: str) -> None:
         device: where the models compute.
     """
     folder = RunFolder(run.path)
+    found = folder.cells()
+    labels = Labels.of((cell.info, cell.label) for cell in found)
     probes = [
-        verdict for job in _models(run.plan) for verdict in _probe(job, device, run.plan.deep)
+        replace(verdict, subject=labels.models.get(job.model.digest, verdict.subject))
+        for job in _models(run.plan)
+        for verdict in _probe(job, device, run.plan.deep)
     ]
     asked = {job.spec.digest: job.samples for job in run.plan.jobs}
-    cells = [cell.read() for cell in folder.cells()]
+    cells = [labels.apply(cell.read()) for cell in found]
     verdicts = check_records(cells, asked, probes)
     write_checks(folder, [verdict.to_json() for verdict in verdicts])
 
@@ -306,11 +321,22 @@ NAMED_SAMPLES = 5
 def _models(plan: Plan) -> list[Job]:
     """Return one job for each pair of model and data set, the one with the most samples."""
     ascending = sorted(plan.jobs, key=lambda job: len(job.samples))
-    return list({(job.model.digest, job.dataset.digest): job for job in ascending}.values())
+    return list({(job.model.digest, job.spec.dataset): job for job in ascending}.values())
 
 
 def _probe(job: Job, device: str, deep: bool) -> list[Verdict]:
-    return probe_model(job.model, job.dataset, job.samples, job.seed, device, deep=deep)
+    found = probe_model(job.model, job.dataset, job.samples, job.seed, device, deep=deep)
+    return [replace(verdict, about=(job.model.digest, job.spec.dataset)) for verdict in found]
+
+
+def _labels_and_digests(cell: FinishedCell) -> dict[str, str]:
+    named = {"model": cell.model.name, "attack": cell.attack.name, "dataset": cell.dataset.name}
+    return {
+        **named,
+        "model_digest": cell.model.key,
+        "attack_digest": cell.attack.key,
+        "dataset_digest": cell.info.dataset_key,
+    }
 
 
 def _restrict(cell: FinishedCell, samples: Sequence[int]) -> FinishedCell:

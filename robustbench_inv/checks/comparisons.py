@@ -1,10 +1,12 @@
 """Checks that compare finished cells: C1, C3, C5, C40, the eps of C17, the losses of C7."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import permutations, product
 
 from robustbench_inv.checks.check_list import CHECKS
-from robustbench_inv.checks.verdict import Verdict, format_ids, grade
+from robustbench_inv.checks.verdict import Grade, Verdict, format_ids, grade
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.summary import Rate
 
@@ -16,10 +18,12 @@ __all__ = [
     "check_single_step",
     "common_samples",
     "escalate_saturation",
+    "group_by",
+    "group_comparable",
+    "verdict_about",
 ]
 
 CellGroupSequence = Sequence[FinishedCell]
-ComparisonKey = tuple[str, str, str, str]
 
 TOLERATED_SHARE = 0.002
 """C5: share of samples that may be broken by other attacks only."""
@@ -40,10 +44,10 @@ def check_monotone(cells: Sequence[FinishedCell]) -> list[Verdict]:
     give no verdict; the probe of each model measures C1 with independent runs.
     """
     verdicts = []
-    for comparison_key, group in _group_comparable(v for v in cells if v.epsilons).items():
+    for group in group_comparable(v for v in cells if v.epsilons):
         pairs = [p for p in permutations(group, 2) if _same_attack(*p) and p[0] is not p[1]]
         if pairs:
-            verdicts.append(_monotone(comparison_key[0], pairs))
+            verdicts.append(_monotone(group[0], pairs))
     return verdicts
 
 
@@ -53,10 +57,7 @@ def check_single_step(cells: Sequence[FinishedCell]) -> list[Verdict]:
     Rounding, or a random start that ends in another corner, may explain a few samples near the decision
     boundary. Up to 1 % of samples give WARN with their ids, more give FAIL.
     """
-    return [
-        _single_step(comparison_key, group)
-        for comparison_key, group in _group_comparable(cells).items()
-    ]
+    return [_single_step(group) for group in group_comparable(cells)]
 
 
 def check_gradient_free(cells: Sequence[FinishedCell]) -> list[Verdict]:
@@ -69,18 +70,12 @@ def check_gradient_free(cells: Sequence[FinishedCell]) -> list[Verdict]:
         Croce and Hein, Reliable evaluation of adversarial robustness, ICML 2020; Carlini et al.,
         On evaluating adversarial robustness, arXiv 1902.06705, section 4.3.
     """
-    return [
-        _gradient_free(comparison_key, group)
-        for comparison_key, group in _group_comparable(cells).items()
-    ]
+    return [_gradient_free(group) for group in group_comparable(cells)]
 
 
 def check_eps_scale(cells: Sequence[FinishedCell]) -> list[Verdict]:
     """C17 for the plan: is eps smaller than the diameter of the data's box?"""
-    models: dict[str, list[FinishedCell]] = {}
-    for cell in cells:
-        models.setdefault(cell.model.name, []).append(cell)
-    return [_eps_scale(model, group) for model, group in models.items()]
+    return [_eps_scale(group) for group in group_by(cells, lambda cell: cell.model.key)]
 
 
 def check_card_accuracy(cells: Sequence[FinishedCell]) -> list[Verdict]:
@@ -89,12 +84,9 @@ def check_card_accuracy(cells: Sequence[FinishedCell]) -> list[Verdict]:
     The samples of all cells of a model on a data set count once. A model without a card, or whose card states no
     accuracy on these data, gets no verdict.
     """
-    groups: dict[tuple[str, ...], list[FinishedCell]] = {}
-    for cell in cells:
-        key = cell.model.name, cell.model.digest, cell.dataset.name, cell.dataset.digest
-        if not cell.threat.no_class and _stated_accuracy(cell) is not None:
-            groups.setdefault(key, []).append(cell)
-    return [_card_accuracy(group) for group in groups.values()]
+    stated = (c for c in cells if not c.threat.no_class and _stated_accuracy(c) is not None)
+    groups = group_by(stated, lambda cell: (cell.model.key, cell.info.dataset_key))
+    return [_card_accuracy(group) for group in groups]
 
 
 def escalate_saturation(probes: Sequence[Verdict], cells: Sequence[FinishedCell]) -> list[Verdict]:
@@ -116,21 +108,56 @@ def common_samples(cells: Iterable[FinishedCell]) -> set[int]:
     return set(frozenset.intersection(*sets)) if sets else set()
 
 
-def _group_comparable(cells: Iterable[FinishedCell]) -> dict[ComparisonKey, list[FinishedCell]]:
-    """Return the cells that share model, data set, norm and goal, without invariance cells."""
-    groups: dict[ComparisonKey, list[FinishedCell]] = {}
+def group_by(
+    cells: Iterable[FinishedCell], key: Callable[[FinishedCell], Hashable]
+) -> list[list[FinishedCell]]:
+    """Return the cells of each key, in order; keys are digests, since two models may have one name."""
+    groups: dict[Hashable, list[FinishedCell]] = {}
     for cell in cells:
-        if not cell.threat.wants_same_prediction:
-            groups.setdefault(cell.comparison_key, []).append(cell)
-    return groups
+        groups.setdefault(key(cell), []).append(cell)
+    return list(groups.values())
+
+
+def group_comparable(cells: Iterable[FinishedCell]) -> list[list[FinishedCell]]:
+    """Return the cells that share model, data set, norm, goal and its oracle, without invariance cells."""
+    return group_by((c for c in cells if not c.threat.wants_same_prediction), _comparison_key)
+
+
+def verdict_about(
+    id_: str,
+    cell: FinishedCell,
+    verdict: Grade,
+    value: float | None,
+    evidence: str,
+    *,
+    any_data: bool = False,
+) -> Verdict:
+    """Return a check's verdict about the model of a cell on its data set, or on any."""
+    made = CHECKS[id_].make_verdict(cell.model_label, verdict, value, evidence)
+    data = () if any_data else (cell.info.dataset_key,)
+    return replace(made, about=(cell.model.key, *data))
+
+
+def _comparison_key(cell: FinishedCell) -> Hashable:
+    """Return what comparable cells share: digests of model and data set, norm, goal, and the oracle if it matters."""
+    threat, goal = cell.threat, tuple(sorted(cell.threat.goal_parameters.items()))
+    judged = threat.oracle if cell.goal.endswith("same-class") else None
+    oracle = judged.digest if judged else ""
+    return cell.model.key, cell.info.dataset_key, cell.norm, cell.goal, str(goal), oracle
 
 
 def _same_attack(one: FinishedCell, other: FinishedCell) -> bool:
+    """Are two cells of the same attack, on the same substitute, with the same seed?"""
+
+    def about(cell: FinishedCell) -> Hashable:
+        helper = cell.threat.substitute
+        return cell.attack.key, cell.threat.access, helper and helper.digest, cell.info.seed
+
     same = one.attack.own_parameters == other.attack.own_parameters
-    return one.attack_label == other.attack_label and same and one.info.seed == other.info.seed
+    return same and about(one) == about(other)
 
 
-def _monotone(model: str, pairs: Sequence[tuple[FinishedCell, FinishedCell]]) -> Verdict:
+def _monotone(cell: FinishedCell, pairs: Sequence[tuple[FinishedCell, FinishedCell]]) -> Verdict:
     violations = trials = 0
     for smaller, larger in pairs:
         samples = common_samples([smaller, larger])
@@ -146,10 +173,10 @@ def _monotone(model: str, pairs: Sequence[tuple[FinishedCell, FinishedCell]]) ->
         f"{violations} of {trials} (sample, eps) pairs are robust in one cell although a smaller or equal eps "
         f"broke them in another cell of the same attack ({share:.2%})."
     )
-    return CHECKS["C1"].make_verdict(model, grade(share, warn=0.005), share, evidence)
+    return verdict_about("C1", cell, grade(share, warn=0.005), share, evidence)
 
 
-def _single_step(comparison_key: ComparisonKey, group: CellGroupSequence) -> Verdict:
+def _single_step(group: CellGroupSequence) -> Verdict:
     single = [v for v in group if v.single_step]
     iterative = [v for v in group if v.iterative]
     worst: tuple[float, str] | None = None
@@ -160,11 +187,9 @@ def _single_step(comparison_key: ComparisonKey, group: CellGroupSequence) -> Ver
             found = (len(extra) / len(samples), _single_step_evidence(one, many, eps, extra))
             worst = max(worst or found, found)
     if worst is None:
-        reason = f"There are no one-step and iterative attacks at the same eps ({comparison_key[2]}, {comparison_key[1]})."
-        return CHECKS["C3"].make_verdict(comparison_key[0], "NA", None, reason)
-    return CHECKS["C3"].make_verdict(
-        comparison_key[0], grade(worst[0], warn=0, fail=0.01), worst[0], worst[1]
-    )
+        reason = f"There are no one-step and iterative attacks at the same eps ({group[0].norm}, {group[0].dataset.name})."
+        return verdict_about("C3", group[0], "NA", None, reason)
+    return verdict_about("C3", group[0], grade(worst[0], warn=0, fail=0.01), worst[0], worst[1])
 
 
 def _single_step_evidence(
@@ -179,7 +204,7 @@ def _single_step_evidence(
     return f"{count}, which {names[1]} break: {format_ids(extra)}."
 
 
-def _gradient_free(comparison_key: ComparisonKey, group: CellGroupSequence) -> Verdict:
+def _gradient_free(group: CellGroupSequence) -> Verdict:
     white = [v for v in group if v.uses_gradients]
     black = [v for v in group if v.gradient_free]
     worst: tuple[Rate, str] | None = None
@@ -190,11 +215,11 @@ def _gradient_free(comparison_key: ComparisonKey, group: CellGroupSequence) -> V
             found = _gradient_free_gain(here[0], here[1], eps, samples)
             worst = max(worst or found, found, key=lambda gap: gap[0].value)
     if worst is None:
-        reason = f"There are no gradient attack and gradient-free attack at the same eps ({comparison_key[2]}, {comparison_key[1]})."
-        return CHECKS["C5"].make_verdict(comparison_key[0], "NA", None, reason)
+        reason = f"There are no gradient attack and gradient-free attack at the same eps ({group[0].norm}, {group[0].dataset.name})."
+        return verdict_about("C5", group[0], "NA", None, reason)
     gap, evidence = worst
     verdict = "FAIL" if gap.low > TOLERATED_SHARE else grade(gap.value, warn=TOLERATED_SHARE)
-    return CHECKS["C5"].make_verdict(comparison_key[0], verdict, gap.value, evidence)
+    return verdict_about("C5", group[0], verdict, gap.value, evidence)
 
 
 def _gradient_free_gain(
@@ -212,11 +237,11 @@ def _gradient_free_gain(
     return Rate(len(extra), n), evidence
 
 
-def _eps_scale(model: str, group: CellGroupSequence) -> Verdict:
-    check = CHECKS["C17"]
+def _eps_scale(group: CellGroupSequence) -> Verdict:
+    about_model = partial(verdict_about, "C17", group[0], any_data=True)
     swept = [v for v in group if v.epsilons]
     if not swept:
-        return check.make_verdict(model, "NA", None, "No cell of the plan has a budget.")
+        return about_model("NA", None, "No cell of the plan has a budget.")
     worst = max(swept, key=lambda v: v.epsilons[-1] / v.dataset.box_diameter(v.norm))
     width = worst.dataset.box_diameter(worst.norm)
     share = worst.epsilons[-1] / width
@@ -226,7 +251,7 @@ def _eps_scale(model: str, group: CellGroupSequence) -> Verdict:
         f"The largest {worst.norm} eps is {worst.epsilons[-1]:g} in a box of {worst.norm} diameter "
         f"{width:g}; {len(beyond)} of {len(swept)} cells have only eps beyond their box."
     )
-    return check.make_verdict(model, verdict, share, evidence)
+    return about_model(verdict, share, evidence)
 
 
 def _stated_accuracy(cell: FinishedCell) -> float | None:
@@ -240,30 +265,32 @@ def _stated_accuracy(cell: FinishedCell) -> float | None:
 
 
 def _card_accuracy(group: CellGroupSequence) -> Verdict:
-    check, model, data = CHECKS["C40"], group[0].model.name, group[0].dataset.name
+    about_model, data = partial(verdict_about, "C40", group[0]), group[0].dataset.name
     stated = _stated_accuracy(group[0]) or 0.0
     right = {r.sample: r.clean.prediction == r.label for cell in group for r in cell.records}
     rate = Rate(sum(right.values()), len(right))
     if rate.trials < FEWEST_SAMPLES:
         reason = f"{rate.trials} samples are too few to compare with the card's accuracy."
-        return check.make_verdict(model, "NA", None, reason)
+        return about_model("NA", None, reason)
     apart = max(rate.low - stated, stated - rate.high, 0.0)
     evidence = (
         f"{rate.successes} of {rate.trials} samples of {data} are classified correctly: {rate.value:.1%}, 95 % interval "
         f"{rate.low:.1%} to {rate.high:.1%}; the card states {stated:.1%}."
     )
     verdict = grade(apart, warn=CARD_DIFFERENCE, fail=CARD_FAILURE)
-    return check.make_verdict(model, verdict, apart, evidence)
+    return about_model(verdict, apart, evidence)
 
 
 def _escalated(verdict: Verdict, cells: Sequence[FinishedCell]) -> Verdict:
     if (verdict.id, verdict.verdict) != ("C7", "WARN"):
         return verdict
-    gradient = [v for v in cells if v.model.name == verdict.subject and v.uses_gradients]
+    gradient = [v for v in cells if verdict.concerns(v) and v.uses_gradients]
     if not gradient or not all(v.uses_cross_entropy_only for v in gradient):
         return verdict
     names = ", ".join(sorted({v.attack_label for v in gradient}))
     check = CHECKS["C7"]
     figures = verdict.evidence.removeprefix(check.advice("WARN"))
     evidence = f"{figures} Every gradient attack of the plan uses cross-entropy ({names})."
-    return check.make_verdict(verdict.subject, "FAIL", verdict.value, evidence)
+    return replace(
+        check.make_verdict(verdict.subject, "FAIL", verdict.value, evidence), about=verdict.about
+    )

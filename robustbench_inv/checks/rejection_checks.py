@@ -1,9 +1,10 @@
 """Checks of models with a reject option: C24 to C29."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from robustbench_inv.checks.check_list import CHECKS
-from robustbench_inv.checks.comparisons import common_samples
+from robustbench_inv.checks.comparisons import common_samples, group_by, verdict_about
 from robustbench_inv.checks.verdict import Grade, Verdict, format_ids, grade
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.record import Record
@@ -31,12 +32,12 @@ FALSE_REJECTION_LEVELS = (0.01, 0.02, 0.05)
 
 def check_thresholds_frozen(cells: Sequence[FinishedCell]) -> list[Verdict]:
     """C24: are the thresholds the same for all attacks, and fitted on inputs that were not attacked?"""
-    return [_thresholds_verdict(model, group) for model, group in _by_model(cells).items()]
+    return [_thresholds_verdict(group) for group in group_by(_rejecting(cells), _fitted_model)]
 
 
 def check_false_rejection(cells: Sequence[FinishedCell]) -> list[Verdict]:
     """C25: how many clean inputs are rejected, and what is the robust accuracy when 1, 2 or 5 % of them are?"""
-    return [_false_rejection(model, group) for model, group in _by_model(cells).items()]
+    return [_false_rejection(group) for group in group_by(_rejecting(cells), _model_key)]
 
 
 def check_detector_aware(cells: Sequence[FinishedCell]) -> list[Verdict]:
@@ -45,13 +46,13 @@ def check_detector_aware(cells: Sequence[FinishedCell]) -> list[Verdict]:
     Then it is too weak, since it could return the oblivious attack's inputs. An input counts as a success if it
     is misclassified and accepted; both attacks are compared on their common samples.
     """
-    return [_detector_aware_verdict(model, group) for model, group in _by_model(cells).items()]
+    return [_detector_aware_verdict(group) for group in group_by(_rejecting(cells), _model_key)]
 
 
 def check_ood_rejection(cells: Sequence[FinishedCell]) -> list[Verdict]:
     """C29: how many inputs that belong to no class does the model accept: noise, distal inputs, other data?"""
-    groups = _by_model(v for v in cells if v.attack.algorithm in OOD_ATTACKS)
-    return [_ood_verdict(model, group) for model, group in groups.items()]
+    found = (v for v in _rejecting(cells) if v.attack.algorithm in OOD_ATTACKS)
+    return [_ood_verdict(group) for group in group_by(found, _model_key)]
 
 
 def check_detection_rates(cell: FinishedCell) -> Verdict:
@@ -86,15 +87,25 @@ def check_small_perturbations(cell: FinishedCell) -> Verdict:
     return check.make_verdict(cell.subject, "PASS", rate.value, evidence)
 
 
-def _by_model(cells: Iterable[FinishedCell]) -> dict[str, list[FinishedCell]]:
-    groups: dict[str, list[FinishedCell]] = {}
-    for cell in cells:
-        if cell.can_reject:
-            groups.setdefault(cell.model.name, []).append(cell)
-    return groups
+_verdict = partial(verdict_about, any_data=True)
 
 
-def _thresholds_verdict(model: str, group: Sequence[FinishedCell]) -> Verdict:
+def _rejecting(cells: Iterable[FinishedCell]) -> list[FinishedCell]:
+    return [cell for cell in cells if cell.can_reject]
+
+
+def _model_key(cell: FinishedCell) -> str:
+    return cell.model.key
+
+
+def _fitted_model(cell: FinishedCell) -> tuple[str, str]:
+    """Return the model without its thresholds, and its name, which has other thresholds on purpose."""
+    rejection = cell.model.rejection
+    fitted = rejection.fitted.get("model") if rejection else None
+    return cell.model.name, str(fitted or cell.model.key)
+
+
+def _thresholds_verdict(group: Sequence[FinishedCell]) -> Verdict:
     digests = {cell.model.thresholds_digest for cell in group}
     used = sorted({sample for cell in group for sample in _fitted_samples(cell)})
     rejection = group[0].model.rejection
@@ -105,7 +116,7 @@ def _thresholds_verdict(model: str, group: Sequence[FinishedCell]) -> Verdict:
     )
     evidence += f": {format_ids(used)}." if used else "."
     verdict: Grade = "FAIL" if len(digests) > 1 or used else "PASS"
-    return CHECKS["C24"].make_verdict(model, verdict, len(digests), evidence)
+    return _verdict("C24", group[0], verdict, len(digests), evidence)
 
 
 def _fitted_samples(cell: FinishedCell) -> set[int]:
@@ -116,13 +127,13 @@ def _fitted_samples(cell: FinishedCell) -> set[int]:
     return {r.sample for r in cell.records if rejection.was_fitted_on(digest, r.sample)}
 
 
-def _false_rejection(model: str, group: Sequence[FinishedCell]) -> Verdict:
+def _false_rejection(group: Sequence[FinishedCell]) -> Verdict:
     widest = max(group, key=lambda cell: len(cell.records))
     rate = rejection_rates(widest.records).false_rejection
     scores = [_scores_above(cell, clean=True) for cell in group]
     if any(None in each for each in scores):
         evidence = f"{_rate_text(rate)} of clean inputs are rejected; there are no scores, so the accuracy at other thresholds is unknown."
-        return CHECKS["C25"].make_verdict(model, "FAIL", rate.value, evidence)
+        return _verdict("C25", group[0], "FAIL", rate.value, evidence)
     attacks = [cell for cell in group if cell.goal in ("misclassify", "misclassify-accepted")]
     left = (
         "; ".join(_accuracy_text_at(level, attacks) for level in FALSE_REJECTION_LEVELS if attacks)
@@ -130,7 +141,7 @@ def _false_rejection(model: str, group: Sequence[FinishedCell]) -> Verdict:
     )
     evidence = f"{_rate_text(rate)} of clean inputs are rejected. Correct and accepted under the worst attack: {left}."
     verdict = grade(rate.low, warn=0.1, fail=0.5)
-    return CHECKS["C25"].make_verdict(model, verdict, rate.value, evidence)
+    return _verdict("C25", group[0], verdict, rate.value, evidence)
 
 
 def _accuracy_text_at(level: float, group: Sequence[FinishedCell]) -> str:
@@ -154,7 +165,7 @@ def _scores_above(cell: FinishedCell, *, clean: bool) -> list[float | None]:
     return [cell.model.score_above_threshold(output) for output in outputs]
 
 
-def _detector_aware_verdict(model: str, group: Sequence[FinishedCell]) -> Verdict:
+def _detector_aware_verdict(group: Sequence[FinishedCell]) -> Verdict:
     oblivious = [v for v in group if v.goal in OBLIVIOUS_GOAL.values()]
     adaptive = [v for v in group if v.goal in OBLIVIOUS_GOAL]
     pairs = [(one, other) for one in adaptive for other in oblivious if _same_search(one, other)]
@@ -165,18 +176,19 @@ def _detector_aware_verdict(model: str, group: Sequence[FinishedCell]) -> Verdic
             if verdict == "WARN"
             else "attack was run with both goals"
         )
-        return CHECKS["C26"].make_verdict(model, verdict, None, f"No {missing}.")
+        return _verdict("C26", group[0], verdict, None, f"No {missing}.")
     found = [_detection_difference(*pair) for pair in pairs]
     worst = max(found)
-    return CHECKS["C26"].make_verdict(model, grade(worst[0], warn=0, fail=0), worst[0], worst[1])
+    return _verdict("C26", group[0], grade(worst[0], warn=0, fail=0), worst[0], worst[1])
 
 
 def _same_search(one: FinishedCell, other: FinishedCell) -> bool:
     def about(cell: FinishedCell) -> tuple[object, ...]:
         threat = cell.threat
         goal = OBLIVIOUS_GOAL.get(cell.goal, cell.goal), dict(threat.goal_parameters)
-        search = cell.attack_label, cell.attack.own_parameters
-        return (*search, cell.norm, cell.epsilons, threat.access, cell.dataset.name, *goal)
+        helper = threat.substitute and threat.substitute.digest
+        search = cell.attack.key, cell.attack.own_parameters, helper, cell.info.dataset_key
+        return (*search, cell.norm, cell.epsilons, threat.access, *goal)
 
     return about(one) == about(other)
 
@@ -205,13 +217,11 @@ def _is_undetected(record: Record, cell: FinishedCell) -> bool:
     )
 
 
-def _ood_verdict(model: str, group: Sequence[FinishedCell]) -> Verdict:
-    accepted = {cell.attack_label: _accepted_rate(cell) for cell in group}
-    worst = max(accepted.values(), key=lambda rate: rate.value)
-    listed = ", ".join(f"{_rate_text(rate)} of {name}" for name, rate in accepted.items())
-    return CHECKS["C29"].make_verdict(
-        model, grade(worst.value, warn=0.05), worst.value, f"Accepted: {listed}."
-    )
+def _ood_verdict(group: Sequence[FinishedCell]) -> Verdict:
+    accepted = [(cell.attack_label, _accepted_rate(cell)) for cell in group]
+    worst = max(rate.value for _, rate in accepted)
+    listed = ", ".join(f"{_rate_text(rate)} of {name}" for name, rate in accepted)
+    return _verdict("C29", group[0], grade(worst, warn=0.05), worst, f"Accepted: {listed}.")
 
 
 def _accepted_rate(cell: FinishedCell) -> Rate:

@@ -1,6 +1,7 @@
 """The validity checks of a run: probes of its models, and checks of its finished cells."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -183,8 +184,7 @@ def check_records(
 
 def verdicts_about(verdicts: Iterable[Verdict], cell: FinishedCell) -> list[Verdict]:
     """Return the verdicts that concern a cell: its own, its model's, and the run's."""
-    subjects = {"cell": cell.subject, "model": cell.model.name}
-    return [v for v in verdicts if subjects.get(v.scope, v.subject) == v.subject]
+    return [verdict for verdict in verdicts if verdict.concerns(cell)]
 
 
 def _check_cell(cell: FinishedCell, requested: Sequence[int]) -> list[Verdict]:
@@ -213,7 +213,8 @@ def _check_cell(cell: FinishedCell, requested: Sequence[int]) -> list[Verdict]:
     def run(check: Callable[[FinishedCell], Verdict]) -> list[Verdict]:
         return [check(cell)]
 
-    return [v for id_, c in checks for v in _run_check(id_, cell.subject, partial(run, c))]
+    found = [v for id_, c in checks for v in _run_check(id_, cell.subject, partial(run, c))]
+    return [replace(verdict, about=(cell.digest,)) for verdict in found]
 
 
 def _rejection_applies(cell: FinishedCell) -> bool:

@@ -1,9 +1,11 @@
 """Verdicts of validity checks with their evidence."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import isfinite
-from typing import Literal
+from typing import Any, Literal
+
+from robustbench_inv.results.cell import FinishedCell
 
 __all__ = ["Check", "Grade", "Scope", "Verdict", "format_ids", "grade"]
 
@@ -27,6 +29,8 @@ class Verdict:
         value: the number that decides; None without one.
         rule: the limits, in words.
         evidence: the consequence of a FAIL or WARN for the reported number, then the figures.
+        about: digests of the subject: of a cell, or of a model and perhaps a data set; empty in older files, and for
+            a verdict about several models.
     """
 
     id: str
@@ -37,11 +41,25 @@ class Verdict:
     value: float | None
     rule: str
     evidence: str
+    about: tuple[str, ...] = ()
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Verdict":
+        """Read one verdict of checks.json."""
+        return cls(**{**value, "about": tuple(value.get("about") or ())})
+
+    def concerns(self, cell: FinishedCell) -> bool:
+        """Return whether the verdict is about a cell, about its model, or about the run as a whole."""
+        if self.scope == "run":
+            return True
+        if self.about:
+            return {cell.digest, cell.model.key, cell.info.dataset_key} >= set(self.about)
+        return self.subject == (cell.subject if self.scope == "cell" else cell.model.name)
 
     def to_json(self) -> dict[str, object]:
         """Return the mapping that checks.json holds; a value that is not finite becomes null."""
         value = self.value if self.value is not None and isfinite(self.value) else None
-        return {**asdict(self), "value": value}
+        return {**asdict(self), "value": value, "about": list(self.about)}
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,8 @@ Models = Annotated[
     option(
         "--model",
         metavar="M…",
-        help="Attack these models: catalogue names, module:factory or file.py:factory (one or more).",
+        help="Attack these models: catalogue names, module:factory or file.py:factory (one or more). LABEL=M sets the name in "
+        "tables and reports.",
     ),
 ]
 Attacks = Annotated[
@@ -96,6 +97,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     """
     from robustbench_inv.api import check_target, run_plan
     from robustbench_inv.cli.run_tables import print_plan, print_run
+    from robustbench_inv.evaluation.loading import NamedModel
     from robustbench_inv.evaluation.plan import make_plan
 
     options = EvaluationOptions(
@@ -111,8 +113,9 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
         timeout,
         keep_images,
     )
+    models = list(map(NamedModel.parse, model))
     request = replace(
-        options.request(), models=model, attacks=attack or (), suite=suite, threat=threat
+        options.request(), models=models, attacks=attack or (), suite=suite, threat=threat
     )
     how = options.run_options()
     check_target(out, options.worker_count)

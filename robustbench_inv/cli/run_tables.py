@@ -89,8 +89,7 @@ def _print_estimates(plan: "Plan", estimates: "Sequence[Estimate]") -> None:
     for heading in ("samples", "passes", "seconds"):
         table.add_column(heading, justify="right", no_wrap=True)
     for job, cost in zip(plan.jobs, estimates, strict=True):
-        about = job.to_json()
-        names = [str(about[key]) for key in ("model", "attack", "threat", "dataset")]
+        names = (*job.shown, job.threat.text, job.dataset.name)
         sign = "~" if cost.guessed else ""
         seconds = f"{cost.low:.0f} to {sign}{cost.high:.0f}"
         table.add_row(*names, str(cost.samples), f"{sign}{cost.passes}", seconds)

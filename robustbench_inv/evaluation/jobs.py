@@ -6,14 +6,13 @@ from functools import cached_property
 from typing import Any
 
 from robustbench_inv.catalogue.attacks import LoadedAttack, with_ood_data
-from robustbench_inv.catalogue.cards import SuiteCard, SuiteEntry, read_suite
+from robustbench_inv.catalogue.cards import SuiteEntry
 from robustbench_inv.catalogue.datasets import (
     EVALUATION_DATASETS,
     default_oracle,
     identify_dataset,
 )
 from robustbench_inv.catalogue.fingerprint import content
-from robustbench_inv.catalogue.locate import find
 from robustbench_inv.catalogue.models import LoadedModel
 from robustbench_inv.catalogue.threats import (
     CUSTOMARY,
@@ -25,7 +24,7 @@ from robustbench_inv.catalogue.threats import (
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.errors import BadResults, CapabilityMismatch, UsageError
-from robustbench_inv.evaluation.loading import LoadCache, inspect_model
+from robustbench_inv.evaluation.loading import LoadCache, NamedModel, inspect_model, load_suite
 from robustbench_inv.evaluation.oracles import (
     Oracle,
     dataset_oracle,
@@ -40,9 +39,7 @@ __all__ = [
     "CellSpec",
     "EvaluationRequest",
     "Job",
-    "as_list",
     "build_jobs",
-    "load_suite",
     "rebuild_job",
 ]
 
@@ -76,7 +73,7 @@ class EvaluationRequest:
     """The user's request: names or objects to evaluate, None for a default.
 
     Args:
-        models: names or objects.
+        models: names or objects, or these with a label (``loading.NamedModel``).
         attacks: names or objects.
         suite: name of a list of attacks and threats that is run in addition to ``attacks``.
         runs: attacks with their threats, as a suite lists them, in addition to these.
@@ -121,6 +118,8 @@ class Job:
         oracle: the oracle that the threat names, None if it names none.
         optional: skip the cell with a warning if its parts are incompatible.
         excluded: number of requested samples that already belong to the target class.
+        label: the user's label of the model; empty for its name.
+        shown: model and attack as titles call them, distinct in a plan; empty for their names.
         shared: values that the jobs of an evaluation compute once.
     """
 
@@ -135,6 +134,8 @@ class Job:
     oracle: Oracle | None = None
     optional: bool = field(default=False, compare=False)
     excluded: int = field(default=0, compare=False)
+    label: str = field(default="", compare=False)
+    shown: tuple[str, str] = field(default=("", ""), compare=False)
     shared: dict[tuple[object, ...], Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -199,31 +200,22 @@ class Job:
     @property
     def title(self) -> str:
         """Name of the cell in messages and in the verdicts of checks."""
-        return (
-            f"{self.attack.name} on {self.model.name}, {self.threat.text}, {self.dataset.name}, "
-            f"seed {self.seed}"
-        )
+        model = self.shown[0] or self.label or self.model.name
+        attack = self.shown[1] or self.attack.name
+        data = self.dataset.name
+        return f"{attack} on {model}, {self.threat.text}, {data}, seed {self.seed}"
 
     def to_json(self) -> dict[str, object]:
         """Return the cell's entry in plan.json."""
         return {
             "digest": self.spec.digest,
             "model": self.model.name,
+            **({"label": self.label} if self.label else {}),
             "attack": self.attack.name,
             "threat": self.threat.text,
             "dataset": self.dataset.name,
             "seed": self.seed,
         }
-
-
-def as_list(value: Any) -> list[Any]:  # noqa: ANN401 - names or objects of any kind
-    """Return one thing or several as a list."""
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def load_suite(name: str) -> SuiteCard:
-    """Return a suite by name; raises as ``find`` and ``read_suite`` do."""
-    return read_suite(find("suites", name))
 
 
 def build_jobs(
@@ -317,7 +309,8 @@ def _supports_threat(threat: str | ThreatModel, attack: LoadedAttack) -> bool:
 def _build_job(request: EvaluationRequest, cache: LoadCache) -> Job:
     """Build the job of a request with one model and one attack."""
     (source,), (attack_source,) = request.models, request.attacks
-    model, named = _model_and_dataset(source, request, cache)
+    plain = source.source if isinstance(source, NamedModel) else source
+    model, named = _model_and_dataset(plain, request, cache)
     dataset, attack = cache.dataset(named), cache.attack(attack_source)
     threat = _threat(request, attack, _goal(attack, model, dataset), dataset)
     ids = _samples(dataset, request)
@@ -336,6 +329,7 @@ def _build_job(request: EvaluationRequest, cache: LoadCache) -> Job:
         oracle=cache.oracle(threat, dataset, model),
         optional=request.optional,
         excluded=len(ids) - len(kept),
+        label=source.label if isinstance(source, NamedModel) else "",
         shared=cache.shared,
     )
 

@@ -1,6 +1,6 @@
 """Loads what an evaluation needs: models and data sets once, a first look at each model, the samples of each block."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,24 +11,91 @@ from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Batch, InputPool
 from robustbench_inv.catalogue.attacks import LoadedAttack, load_attack
+from robustbench_inv.catalogue.cards import SuiteCard, read_suite
 from robustbench_inv.catalogue.datasets import load_dataset
+from robustbench_inv.catalogue.locate import find
 from robustbench_inv.catalogue.models import LoadedModel, load_model
 from robustbench_inv.data.protocol import Dataset, HasCounterparts
 from robustbench_inv.data.sampling import select_samples
-from robustbench_inv.errors import BadModel, CapabilityMismatch, InvbenchError, describe_error
+from robustbench_inv.errors import (
+    BadModel,
+    BadParameter,
+    CapabilityMismatch,
+    InvbenchError,
+    describe_error,
+)
 from robustbench_inv.evaluation.oracles import AttackedModel, Oracle, load_oracle
 from robustbench_inv.foreign import foreign_call
 from robustbench_inv.models.protocol import device_of
 from robustbench_inv.threat.budgets import inside_box
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["POOL_SIZE", "LoadCache", "Loader", "ModelInspection", "inspect_model"]
+__all__ = [
+    "POOL_SIZE",
+    "LoadCache",
+    "Loader",
+    "ModelInspection",
+    "NamedModel",
+    "as_list",
+    "as_models",
+    "inspect_model",
+    "load_suite",
+]
 
 POOL_SIZE = 1000
 """Largest number of other inputs: a balanced draw of 100 of each of ten classes, 3 MB of digits."""
 
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A model, by name or itself, and the label that the user chose for it."""
+
+    label: str
+    source: Any
+
+    @classmethod
+    def parse(cls, text: str) -> "NamedModel | str":
+        """Return the model of ``LABEL=REFERENCE``, or the reference itself without a label.
+
+        The first ``=`` ends a label if no ``:`` is before it, since parameters follow a colon. The path of an
+        existing file has no label.
+
+        Raises:
+            BadParameter: for an empty label.
+
+        Example:
+            >>> NamedModel.parse("A=mnist-cnn:dtype=float64")
+            NamedModel(label='A', source='mnist-cnn:dtype=float64')
+            >>> NamedModel.parse("mnist-cnn:dtype=float64")
+            'mnist-cnn:dtype=float64'
+        """
+        label, sign, reference = text.partition("=")
+        if not sign or ":" in label or Path(text.rpartition(":")[0]).is_file():
+            return text
+        found: list[NamedModel] = as_models({label: reference})
+        return found[0]
+
+
+def as_list(value: Any) -> list[Any]:  # noqa: ANN401 - names or objects of any kind
+    """Return one thing or several as a list."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def as_models(value: Any) -> list[Any]:  # noqa: ANN401 - names or objects of any kind
+    """Return one model or several as a list; of a mapping from labels to models, each with its label.
+
+    Raises:
+        BadParameter: for a label that is empty or no text.
+    """
+    if not isinstance(value, Mapping):
+        return as_list(value)
+    for label in value:
+        if not isinstance(label, str) or not label.strip():
+            raise BadParameter("unusable label of a model", got=label, expected="a text")
+    return [NamedModel(label.strip(), source) for label, source in value.items()]
 
 
 @dataclass(frozen=True)
@@ -104,6 +171,11 @@ class ModelInspection:
 
     rejects: bool
     problem: InvbenchError | None
+
+
+def load_suite(name: str) -> SuiteCard:
+    """Return a suite by name; raises as ``find`` and ``read_suite`` do."""
+    return read_suite(find("suites", name))
 
 
 def inspect_model(model: LoadedModel, dataset: Dataset) -> ModelInspection:

@@ -8,9 +8,11 @@ from robustbench_inv.catalogue.cards import SuiteEntry
 from robustbench_inv.catalogue.reproduction import Reproduction
 from robustbench_inv.errors import BadCatalogue, CapabilityMismatch
 from robustbench_inv.evaluation.compatibility import check_compatible, warnings
-from robustbench_inv.evaluation.jobs import EvaluationRequest, Job, build_jobs, load_suite
+from robustbench_inv.evaluation.jobs import EvaluationRequest, Job, build_jobs
+from robustbench_inv.evaluation.loading import load_suite
 from robustbench_inv.evaluation.provenance import versions
 from robustbench_inv.identity import digest_value
+from robustbench_inv.results.labels import distinct_labels
 from robustbench_inv.tensors import check_device
 
 __all__ = ["Plan", "make_plan", "plan_jobs", "plan_reproduction"]
@@ -78,8 +80,12 @@ def plan_jobs(
     Raises:
         CapabilityMismatch: if model, attack, threat and data set of a cell are incompatible.
     """
+    jobs = list(jobs)
     chosen, excluded = _compatible({job.spec.digest: job for job in jobs}.values(), skipped)
-    lines = dict.fromkeys([*excluded, *(line for job in chosen for line in warnings(job))])
+    chosen = _with_distinct_titles(chosen)
+    lines = dict.fromkeys(
+        [*excluded, *_repeated_models(jobs), *(line for job in chosen for line in warnings(job))]
+    )
     return Plan(_name(chosen, label), chosen, tuple(lines), tuple(command), deep)
 
 
@@ -149,6 +155,26 @@ def _compatible(
     if errors and not fitting:
         raise errors[0]
     return tuple(fitting), [f"skipped: {error}" for error in errors]
+
+
+def _repeated_models(jobs: Iterable[Job]) -> Iterator[str]:
+    """Yield a line for each model that has several labels: it is evaluated once."""
+    labels: dict[str, dict[str, None]] = {}
+    for job in jobs:
+        labels.setdefault(job.model.digest, {})[job.label] = None
+    for found in labels.values():
+        if len(found) > 1:
+            names = " and ".join(label or "a model without label" for label in found)
+            yield f"{names} are the same model, which is evaluated once"
+
+
+def _with_distinct_titles(jobs: Sequence[Job]) -> tuple[Job, ...]:
+    """Return the jobs with models and attacks of one name distinguished by their digests."""
+    models = distinct_labels((job.model.digest, job.label or job.model.name) for job in jobs)
+    attacks = distinct_labels((job.attack.digest, job.attack.name) for job in jobs)
+    return tuple(
+        replace(job, shown=(models[job.model.digest], attacks[job.attack.digest])) for job in jobs
+    )
 
 
 def _name(jobs: tuple[Job, ...], label: str | None) -> str:

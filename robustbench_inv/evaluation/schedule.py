@@ -72,7 +72,7 @@ def run_jobs(
     for outcome in run(jobs, root, options, numbered):
         found[outcome.digest] = outcome
         numbered(_end_of(outcome))
-    return [found[job.spec.digest] for job in jobs]
+    return [replace(found[job.spec.digest], title=job.title) for job in jobs]
 
 
 def check_workers(workers: Workers) -> None:

@@ -1,6 +1,6 @@
 """What model, substitute, oracle and data set of a cell return for fixed inputs: stored with it, compared on resume."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf, isfinite
@@ -19,6 +19,7 @@ from robustbench_inv.errors import BadResults
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.judge import Judge
 from robustbench_inv.evaluation.loading import Loader
+from robustbench_inv.foreign import foreign_call
 from robustbench_inv.identity import digest_value
 from robustbench_inv.randomness import seeded
 from robustbench_inv.results.run_files import CELL, CellFolder
@@ -41,7 +42,7 @@ COARSE_ROUNDING = 1e-2
 SPREAD_FACTOR = 10
 """How many times the spread of repeated answers a difference may be."""
 
-REPEATS = 6
+REPEATS = 8
 """Further repetitions for a model whose answers vary."""
 
 
@@ -104,10 +105,24 @@ class ModelAnswers:
         largest: NDArray[np.float64] = np.max(parts, axis=0)
         return largest
 
-    def spread_of(self, outputs: Iterable[tuple[slice, Output]]) -> float:
-        """Return the largest difference to other outputs for the same inputs, or for a part of them."""
-        found = (_relative(self.logits[rows], ModelAnswers.of(out).logits) for rows, out in outputs)
-        return max(float(each.max(initial=0.0)) for each in found)
+    @classmethod
+    def typical(cls, answers: Sequence["ModelAnswers"]) -> "ModelAnswers":
+        """Return the median of repeated answers, with their largest difference from it as the spread.
+
+        A median, so that a rare fault of a model is not what is stored of it.
+        """
+        middle = len(answers) // 2
+        logits = np.sort([each.logits for each in answers], axis=0)[middle]
+        scores = [each.score for each in answers if each.score is not None]
+        accepted = [each.accepted for each in answers if each.accepted is not None]
+        found = cls(
+            logits,
+            np.sort(scores, axis=0)[middle] if scores else None,
+            np.sort(accepted, axis=0)[middle] if accepted else None,
+        )
+        apart = max(float(found.differences(each).max(initial=0.0)) for each in answers)
+        varies = any(found.accepts_otherwise(each).any() for each in answers)
+        return replace(found, spread=max(apart, float(varies)))
 
     def accepts_otherwise(self, other: "ModelAnswers") -> NDArray[np.bool_]:
         """Return which inputs one accepts and the other rejects, (m,)."""
@@ -184,8 +199,10 @@ def _difference(old: object, answer: Answer, *, coarse: bool) -> str:
     problem = _model_difference(stored, found, stored.spread, coarse=coarse)
     again = answer(True) if problem else None  # it may vary only since its cell was stored
     if isinstance(again, Mapping):
-        spread = max(stored.spread, _model_answers(again).spread)
-        return _model_difference(stored, found, spread, coarse=coarse)
+        typical = _model_answers(again)
+        spread = max(stored.spread, typical.spread)
+        problems = [_model_difference(stored, m, spread, coarse=coarse) for m in (found, typical)]
+        return problem if all(problems) else ""
     return problem
 
 
@@ -264,11 +281,12 @@ class _Probe:
             first = ModelAnswers.of(judge.predict(images, ids))
             if not repeated:
                 return first
-            spread = first.spread_of(_in_other_batches(judge, images, ids))
-            if spread > ROUNDING:
-                more = ((slice(None), judge.predict(images, ids)) for _ in range(REPEATS))
-                spread = max(spread, first.spread_of(more))
-        return replace(first, spread=spread)
+            outputs = [judge.predict(images, ids), judge.replay(images, ids)]
+            found = [first, *map(ModelAnswers.of, outputs)]
+            if ModelAnswers.typical(found).spread > ROUNDING:
+                outputs = [judge.predict(images, ids) for _ in range(REPEATS)]
+                found += map(ModelAnswers.of, outputs)
+        return ModelAnswers.typical(found)
 
     def _oracle(self, repeated: bool) -> object:
         oracle, classifier = self.job.effective_oracle, self.job.model.classifier
@@ -293,10 +311,9 @@ class _Probe:
         """Return an answer or the exception that it raised, the same for all jobs of an evaluation."""
         if key not in self.job.shared:
             try:
-                self.job.shared[key] = answer()
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:  # the evaluation reports what a user's code raises
+                with foreign_call(self.job.title):
+                    self.job.shared[key] = answer()
+            except Exception as error:  # the evaluation reports what a user's code raises
                 self.job.shared[key] = error
         return self.job.shared[key]
 
@@ -308,15 +325,6 @@ class _Probe:
         noise = low + (high - low) * torch.rand(shape, generator=generator)
         blended = (batch.images + noise.to(batch.images)) / 2
         return torch.cat([batch.images, blended]), torch.cat([batch.ids, batch.ids])
-
-
-def _in_other_batches(judge: Judge, images: Tensor, ids: Tensor) -> Iterator[tuple[slice, Output]]:
-    """Yield the outputs for all inputs again, in reversed order, and in two halves."""
-    half = len(ids) // 2
-    yield slice(None), judge.predict(images, ids)
-    yield slice(None), judge.replay(images, ids)
-    for part in (slice(0, half), slice(half, None)):
-        yield part, judge.predict(images[part], ids[part])
 
 
 def _relative(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:

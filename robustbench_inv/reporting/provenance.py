@@ -95,11 +95,13 @@ def _reason(cell: FinishedCell, status: str) -> str:
 
 
 def _is_selected(verdict: Mapping[str, Any], cells: Sequence[FinishedCell]) -> bool:
-    """Is a verdict about the run as a whole, or about a selected model?"""
-    names = {cell.model.name for cell in cells}
-    subject = str(verdict["subject"])
+    """Is a verdict about the run as a whole, about a selected model, or about a cell of one?"""
     if verdict["scope"] == "run":
         return True
+    digests = {key for c in cells for key in (c.digest, c.model.key, c.info.dataset_key)}
+    if about := verdict.get("about"):
+        return digests >= set(about)
+    names, subject = {cell.model.name for cell in cells}, str(verdict["subject"])
     if verdict["scope"] == "model":
         return subject in names
     return any(f" on {name}," in f"{subject}," for name in names)

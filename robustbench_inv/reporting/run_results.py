@@ -15,6 +15,7 @@ from robustbench_inv.errors import BadResults
 from robustbench_inv.reporting.definitions import Selection
 from robustbench_inv.reporting.table_formats import dataset_title, norm_symbol
 from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.labels import Labels
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.run_files import PLAN, RunFolder
 from robustbench_inv.results.summary import Rate, same_eps
@@ -305,34 +306,14 @@ def _deduplicated(results: Sequence[RunResult]) -> list[RunResult]:
 
 
 def _with_distinct_labels(results: Sequence[RunResult]) -> tuple[RunResult, ...]:
-    """Make labels of models and attacks with the same name distinct, by the start of their digest or their seed."""
+    """Make labels of models, attacks and data sets of one name distinct, by their digest or the seed."""
     cells = [cell for result in results for cell in result.cells]
-    models = _digests_by_name((c.model_label, c.model.digest) for c in cells)
-    attacks = _digests_by_name((c.attack_label, c.attack.digest) for c in cells)
-    substitutes = _digests_by_name((c.attack_label, _substitute_digest(c)) for c in cells)
+    labels = Labels.of((cell.info, cell.model_label) for cell in cells)
     several = len({c.info.seed for c in cells}) > 1
 
     def rename(cell: FinishedCell) -> FinishedCell:
-        model, attack = cell.model_label, cell.attack_label
-        model += _digest_suffix(models[model], cell.model.digest)
-        suffix = _digest_suffix(attacks[attack], cell.attack.digest)
-        suffix += _digest_suffix(substitutes[attack], _substitute_digest(cell))
-        suffix += f" seed {cell.info.seed}" if several else ""
-        return replace(cell, model_label=model, attack_label=attack + suffix)
+        named = labels.apply(cell)
+        suffix = f" seed {cell.info.seed}" if several else ""
+        return replace(named, attack_label=named.attack_label + suffix)
 
     return tuple(replace(r, cells=tuple(map(rename, r.cells))) for r in results)
-
-
-def _substitute_digest(cell: FinishedCell) -> str:
-    return cell.threat.substitute.digest if cell.threat.substitute else ""
-
-
-def _digests_by_name(named: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
-    for name, digest in named:
-        found.setdefault(name, set()).add(digest)
-    return found
-
-
-def _digest_suffix(digests: set[str], digest: str) -> str:
-    return f" #{digest[:4]}" if len(digests) > 1 else ""

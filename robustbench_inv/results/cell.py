@@ -120,6 +120,11 @@ class CellInfo:
         }
 
     @property
+    def dataset_key(self) -> str:
+        """What distinguishes the data set: its identity, which covers a user's code; its name if a file has none."""
+        return str(self.identity.get("dataset") or self.dataset.digest or self.dataset.name)
+
+    @property
     def attack_label(self) -> str:
         """The attack's name with its target class and its substitute."""
         name = self.attack.name + self.threat.target_label
@@ -233,13 +238,6 @@ class FinishedCell:
         text = self.threat.text or f"{self.norm}={','.join(map(str, self.epsilons))}"
         name = f"{self.attack.name} on {self.model.name}"
         return f"{name}, {text}, {self.dataset.name}, seed {self.info.seed}"
-
-    @property
-    def comparison_key(self) -> tuple[str, str, str, str]:
-        """Model, data set, norm and goal: cells that share them can be compared."""
-        about = sorted(self.threat.goal_parameters.items())
-        goal = " ".join([self.goal, *(f"{key}={value}" for key, value in about)])
-        return self.model.name, self.dataset.name, self.norm, goal
 
     @property
     def finished(self) -> bool:

@@ -105,6 +105,11 @@ class ModelInfo:
         return {**vars(self), "rejection": rejection}
 
     @property
+    def key(self) -> str:
+        """What distinguishes the model: its digest, its name if a file has none."""
+        return self.digest or self.name
+
+    @property
     def thresholds_digest(self) -> str:
         """The digest of the thresholds, or of the model if the thresholds are part of it."""
         return (self.rejection.digest if self.rejection else "") or self.digest or "unknown"
@@ -144,6 +149,11 @@ class AttackInfo:
         """Read ``attack`` of cell.json."""
         known = {key: value[key] for key in cls.__dataclass_fields__ if value.get(key) is not None}
         return cls(**known)
+
+    @property
+    def key(self) -> str:
+        """What distinguishes the attack: its digest, its name if a file has none."""
+        return self.digest or self.name
 
     @property
     def own_parameters(self) -> dict[str, Any]:

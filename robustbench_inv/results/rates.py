@@ -210,9 +210,12 @@ def cell_to_json(cell: FinishedCell) -> dict[str, Any]:
     invariance, agreement = cell.threat.wants_same_prediction, agreement_rates(cell)
     median = summary.median_distance
     return {
+        "digest": cell.digest,
         "model": cell.model.name,
+        "model_digest": cell.model.key,
         "attack": cell.attack.name,
         "attack_label": cell.attack_label,
+        "attack_digest": cell.attack.key,
         "kind": cell.kind,
         "threat": cell.threat.text,
         "norm": cell.norm,
@@ -220,6 +223,7 @@ def cell_to_json(cell: FinishedCell) -> dict[str, Any]:
         "access": cell.threat.access,
         "substitute": helper and helper.name,
         "dataset": cell.dataset.name,
+        "dataset_digest": cell.info.dataset_key,
         "seed": cell.info.seed,
         "samples": len(cell.records),
         "epsilons": list(cell.epsilons),

@@ -70,10 +70,15 @@ def _check_info(info: CellInfo) -> None:
 
 
 class CellFolder:
-    """One cell on disk; it may still be growing."""
+    """One cell on disk; it may still be growing.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    Args:
+        path: its folder.
+        label: the user's label of its model; empty for the model's name.
+    """
+
+    def __init__(self, path: Path, label: str = "") -> None:
+        self.path, self.label = path, label
 
     def __repr__(self) -> str:
         return f"CellFolder({str(self.path)!r})"
@@ -150,6 +155,7 @@ class CellFolder:
             events=tuple(_events(content)),
             oracle_error=read_oracle_error(self.path),
             read_images=self.images,
+            model_label=self.label,
             remarks=tuple(self._remarks(content)),
         )
 
@@ -263,7 +269,10 @@ class RunFolder:
 
     def cells(self) -> list[CellFolder]:
         """Return the cells that have been started, in the order of the plan."""
-        folders = [CellFolder(self.path / cell["digest"]) for cell in self.plan["cells"]]
+        folders = [
+            CellFolder(self.path / cell["digest"], str(cell.get("label") or ""))
+            for cell in self.plan["cells"]
+        ]
         return [folder for folder in folders if folder.started]
 
     def checks(self) -> list[dict[str, Any]]:

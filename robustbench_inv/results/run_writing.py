@@ -126,16 +126,24 @@ def read_old_verdicts(run: RunFolder, *, repair: bool) -> None:
 def _merge_verdicts(
     old: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
-    known = {(verdict["id"], verdict["subject"]) for verdict in new}
-    kept = (v for v in old if v["scope"] == "model" and (v["id"], v["subject"]) not in known)
+    known = {key for verdict in new for key in _verdict_keys(verdict)}
+    kept = (v for v in old if v["scope"] == "model" and _verdict_keys(v)[0] not in known)
     return [*kept, *new]
+
+
+def _verdict_keys(verdict: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Return what replaces a verdict: its check and the digests of its subject; in older files the subject's name."""
+    about, named = verdict.get("about") or (), (verdict["id"], verdict["subject"])
+    return [(verdict["id"], *about), named] if about else [named]
 
 
 def _merge_plans(run: RunFolder, plan: Mapping[str, Any]) -> dict[str, Any]:
     if not run.exists:
         return dict(plan)
     old = run.plan
-    cells = {cell["digest"]: cell for cell in (*old["cells"], *plan["cells"])}
+    labels = {c["digest"]: {"label": c["label"]} for c in old["cells"] if c.get("label")}
+    both = (*old["cells"], *plan["cells"])
+    cells = {cell["digest"]: {**labels.get(cell["digest"], {}), **cell} for cell in both}
     new = [command for command in plan["commands"] if command not in old["commands"]]
     return {
         **plan,

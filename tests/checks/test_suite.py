@@ -98,7 +98,8 @@ def test_a_cell_that_cannot_be_judged_is_a_verdict():
 
 
 def test_concerning_picks_the_verdicts_of_a_cell_and_its_model():
-    mine, other = toy_cell("pgd", [0.1]), toy_cell("fgsm", [0.1], model={"name": "another"})
+    mine = toy_cell("pgd", [0.1])
+    other = replace(toy_cell("fgsm", [0.1], model={"name": "another"}), digest="1" * 32)
     found = verdicts_about(check_records([mine, other]), mine)
     assert {v.subject for v in found} == {"toy", "pgd on toy, linf=0.1,0.2, four, seed 0"}
     assert {"C3", "C14"} <= {v.id for v in found}
@@ -116,6 +117,7 @@ def test_verdicts_are_json_with_the_documented_keys():
         "value",
         "rule",
         "evidence",
+        "about",
     ]
     assert value["value"] is None
     assert isinstance(verdict, Verdict)

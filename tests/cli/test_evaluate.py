@@ -85,3 +85,15 @@ def test_a_cell_that_fails_is_listed_and_the_exit_code_is_1(invbench, arguments)
     assert done.code == 1
     assert "failed: " in done.err
     assert "boom" in done.err
+
+
+def test_models_take_labels_of_the_user(invbench, arguments):
+    given = [*arguments, "--no-checks"]
+    given[1:3] = ["--model", "A=net.py:build:width=6", "net.py:build:width=5"]
+    planned = invbench(*given, "--dry-run").out
+    cells = json.loads(invbench(*given, "--json").out)
+    names = ["A", "A", "net.py:build:width=5", "net.py:build:width=5"]
+    assert [cell["model"] for cell in cells] == names
+    assert len({cell["model_digest"] for cell in cells}) == 2
+    assert all(line in planned for line in names)
+    assert invbench("evaluate", "--model", "=net.py:build", *given[4:]).code == 2

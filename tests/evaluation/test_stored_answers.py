@@ -15,6 +15,7 @@ from robustbench_inv.api import evaluate
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import BadResults
 from robustbench_inv.evaluation.stored_answers import ModelAnswers
+from robustbench_inv.results.files import DIGEST
 from robustbench_inv.results.run_files import CELL, RECORDS, RunFolder
 from robustbench_inv.tensors import Output
 
@@ -222,7 +223,7 @@ def test_a_cell_without_stored_answers_is_resumed(tmp_path):
     (cell,) = RunFolder(done.path).cells()
     value = json.loads((cell.path / CELL).read_text())
     assert set(value["answers"]) == {"data set", "model", "oracle"}
-    del value["answers"]
+    del value["answers"], value[DIGEST]
     (cell.path / CELL).write_text(json.dumps(value))
     assert len(run(tmp_path / "r", samples="first:20").records()) == 20
 
@@ -234,6 +235,7 @@ def test_damaged_answers_are_reported(damage, tmp_path):
     done = run(tmp_path / "r", samples="first:10")
     (cell,) = RunFolder(done.path).cells()
     value = json.loads((cell.path / CELL).read_text())
+    del value[DIGEST]
     value["answers"]["model"] = {**value["answers"]["model"], **damage} if damage else []
     (cell.path / CELL).write_text(json.dumps(value))
     with pytest.raises(BadResults, match="redo"):

@@ -110,21 +110,25 @@ class RunWriter:
             "version": 2,
             "identity": {"seed": about["seed"]},
             "model": {
-                "name": about["model"], "digest": str(about["version"]).ljust(64, "a"), "card": {},
+                "name": about["model"], "digest": _digest(about, "model", "version"), "card": {},
                 "weights_digest": "d" * 64, "rejection": None,
             },
-            "attack": {"name": about["attack"], "digest": "b" * 64, "parameters": {"steps": 40}, **attack},
+            "attack": {"name": about["attack"], "digest": _digest(about, "attack"), "parameters": {"steps": 40}, **attack},
             "threat": {
                 "norm": about["norm"], "epsilons": about["epsilons"], "text": _threat(about), **goal
             },
             "dataset": {
-                "name": about["dataset"], "digest": "c" * 64, "size": 5000, "num_classes": about["classes"],
+                "name": about["dataset"], "digest": _digest(about, "dataset"), "size": 5000, "num_classes": about["classes"],
                 "bounds": about["bounds"], "shape": about["shape"],
             },
             "seed": about["seed"], "batch_size": 256, "device": "cpu", "dtype": "float32",
             "segments": [{"batch_size": 256, "samples": about["planned"]}],
             "versions": VERSIONS, "git": {"commit": "f" * 40, "dirty": True},
         }  # fmt: skip
+
+
+def _digest(about, *keys):
+    return digest_value({key: about[key] for key in keys})
 
 
 def _threat(about):

@@ -28,6 +28,7 @@ def run(writer, record):
         file = path / entry["digest"] / "cell.json"
         info = json.loads(file.read_text())
         source, info["dataset"]["name"] = info["dataset"]["name"], "mnist5k"
+        info["dataset"]["digest"] = "c" * 64
         info["threat"]["oracle"] = {
             "name": "p", "digest": "e" * 64, "source": source, "rule": "majority",
             "members": [{"name": n, "digest": "d" * 64} for n in "ab"], "excluded": ["c is left out"],

@@ -165,14 +165,14 @@ def test_an_attack_on_a_substitute_is_told_apart(writer, record):
         .finish()
     )  # fmt: skip
     cells = cells_of(run)
-    names = ["pgd", "pgd via lenet5", "pgd guided by lenet5"]
+    names = ["pgd", "pgd via lenet5 #1111", "pgd guided by lenet5 #1111"]
     assert [c.attack_label for c in cells] == [
         *names,
         "fgsm via lenet5 #1111",
         "fgsm via lenet5 #2222",
     ]
     substitutes = [c.threat.substitute and c.threat.substitute.name for c in cells]
-    assert substitutes == [None, *["lenet5"] * 4]
+    assert substitutes == [None, *["lenet5 #1111"] * 3, "lenet5 #2222"]
     assert [c.threat.access for c in cells][:3] == ["white-box", "transfer", "score"]
     ((worst,),) = (worst_cases(group) for group in group_cells(cells).values())
     assert worst.robust.tolist() == [False, False]

@@ -1,0 +1,81 @@
+"""Labels of models, attacks and data sets: names for display, made distinct where several digests share one."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from robustbench_inv.results.cell import CellInfo, FinishedCell
+
+__all__ = ["Labels", "distinct_labels"]
+
+MIN_DIGITS = 4
+"""Smallest number of digits of a digest that distinguish two things of one name."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of the models, attacks and data sets of several cells, by digest."""
+
+    models: Mapping[str, str]
+    attacks: Mapping[str, str]
+    datasets: Mapping[str, str]
+
+    @classmethod
+    def of(cls, cells: Iterable[tuple[CellInfo, str]]) -> "Labels":
+        """Return the labels of cells, each given with the user's label of its model, empty for its name."""
+        known = list(cells)
+        models = [(info.model.key, label or info.model.name) for info, label in known]
+        helpers = [info.threat.substitute for info, _ in known if info.threat.substitute]
+        return cls(
+            distinct_labels([*models, *((each.digest, each.name) for each in helpers)]),
+            distinct_labels((info.attack.key, info.attack.name) for info, _ in known),
+            distinct_labels((info.dataset_key, info.dataset.name) for info, _ in known),
+        )
+
+    def apply(self, cell: FinishedCell) -> FinishedCell:
+        """Return a cell whose model, attack, substitute and data set are named by their labels."""
+        info, helper = cell.info, cell.threat.substitute
+        if helper:
+            helper = replace(helper, name=self.models.get(helper.digest, helper.name))
+        named = replace(
+            info,
+            model=replace(info.model, name=self.models[info.model.key]),
+            attack=replace(info.attack, name=self.attacks[info.attack.key]),
+            dataset=replace(info.dataset, name=self.datasets[info.dataset_key]),
+            threat=replace(info.threat, substitute=helper),
+        )
+        return replace(cell, info=named, model_label="", attack_label="")
+
+
+def distinct_labels(named: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return a label for each digest: its first name, with the start of the digest where others share the name.
+
+    Args:
+        named: digests and names.
+
+    Example:
+        >>> distinct_labels([("1ab2c", "net"), ("77f3d", "net"), ("03bbb", "other"), ("1ab2c", "again")])
+        {'1ab2c': 'net #1ab2', '77f3d': 'net #77f3', '03bbb': 'other'}
+    """
+    names: dict[str, str] = {}
+    for digest, name in named:
+        names.setdefault(digest, name)
+    sharing: dict[str, list[str]] = {}
+    for digest, name in names.items():
+        sharing.setdefault(name, []).append(digest)
+    return {
+        digest: name if len(sharing[name]) == 1 else f"{name} #{_start(digest, name, sharing)}"
+        for digest, name in names.items()
+    }
+
+
+def _start(digest: str, name: str, sharing: Mapping[str, list[str]]) -> str:
+    """Return the shortest start of a digest that no other of the same name has, and that gives no other's name."""
+    others = [each for each in sharing[name] if each != digest]
+    lengths = range(MIN_DIGITS, len(digest) + 1)
+    starts = (digest[:length] for length in lengths)
+    fitting = (
+        start
+        for start in starts
+        if f"{name} #{start}" not in sharing and not any(each.startswith(start) for each in others)
+    )
+    return next(fitting, digest)

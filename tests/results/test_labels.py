@@ -1,0 +1,55 @@
+"""Labels: digests are keys, and names for display are distinct."""
+
+from robustbench_inv.results.labels import Labels, distinct_labels
+from robustbench_inv.testing.toy_cells import toy_cell
+
+
+def test_names_without_a_namesake_stay():
+    assert distinct_labels([("1a", "one"), ("2b", "two"), ("1a", "one")]) == {
+        "1a": "one",
+        "2b": "two",
+    }
+
+
+def test_digests_of_one_name_are_shown_as_far_as_they_differ():
+    digests = ["aaaa11", "aaaa22", "bbbb11"]
+    found = distinct_labels([(digest, "net") for digest in digests])
+    assert list(found.values()) == ["net #aaaa1", "net #aaaa2", "net #bbbb"]
+
+
+def test_no_label_is_the_name_of_another():
+    named = [("aaaa11", "net"), ("bbbb22", "net"), ("cccc33", "net #aaaa")]
+    assert len(set(distinct_labels(named).values())) == 3
+
+
+def test_cells_are_named_by_their_labels():
+    def cell(digest, substitute=None, data="d"):
+        return toy_cell(
+            "pgd",
+            [0.1],
+            model={"digest": digest},
+            attack={"digest": digest},
+            threat={"substitute": substitute},
+            dataset={"digest": data},
+        )
+
+    cells = [
+        cell("1" * 64),
+        cell("2" * 64),
+        cell("1" * 64, {"name": "toy", "digest": "2" * 64}, "e"),
+    ]
+    labels = Labels.of((each.info, "") for each in cells)
+    named = [labels.apply(each) for each in cells]
+    assert [each.model.name for each in named] == ["toy #1111", "toy #2222", "toy #1111"]
+    assert [each.dataset.name for each in named] == ["four #d", "four #d", "four #e"]
+    assert (
+        named[2].attack_label == "pgd #1111 guided by toy #2222"
+        or "toy #2222" in named[2].attack_label
+    )
+    assert len({each.subject for each in named}) == 3
+
+
+def test_a_label_of_the_user_wins():
+    cells = [toy_cell("pgd", [0.1], model={"digest": digit * 64}) for digit in "12"]
+    labels = Labels.of(zip([each.info for each in cells], ["A", ""], strict=True))
+    assert [labels.apply(each).model_label for each in cells] == ["A", "toy"]
