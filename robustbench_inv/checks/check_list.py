@@ -374,7 +374,7 @@ CHECKS: Mapping[str, Check] = {
             "model",
             rule=(
                 "WARN if rescaled, inverted, transposed, flipped or channel-swapped inputs raise the clean accuracy by "
-                "5 points (p < 0.001); FAIL if they double it, or if data use less than 2 % of their bounds"
+                "10 points (p < 0.001); FAIL if they double it, or if data use less than 2 % of their bounds"
             ),
             consequence="accuracy and eps have another meaning; correct range, layout or normalisation",
         ),
