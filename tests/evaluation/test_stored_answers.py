@@ -80,7 +80,7 @@ class Masked(Net):
 
 class Raising(Net):
     def changed(self, logits):
-        if setting() == 2 and len(logits) > 1:
+        if setting() == 2 and (logits[:, 0] > 0.1).any():
             raise SystemExit(0)
         return logits
 
@@ -165,7 +165,7 @@ CHANGED = {
     "classes in another order": lambda: {"model": Rolled()},
     "a difference that changes no prediction": lambda: {"model": Slightly()},
     "another class ruled out": lambda: {"model": Masked()},
-    "an exit in larger batches": lambda: {"model": Raising()},
+    "an exit for some inputs": lambda: {"model": Raising()},
     "a threshold": lambda: {"model": Rejecting()},
     "images": lambda: {"data": Unlike("images")},
     "an oracle": lambda: {"data": Unlike("oracle")},
