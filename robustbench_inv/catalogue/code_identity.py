@@ -21,6 +21,7 @@ __all__ = [
     "function_code",
     "global_names",
     "library_version",
+    "module_of",
     "origin_of",
     "read_files",
     "used_names",
@@ -104,6 +105,17 @@ def global_names(code: CodeType) -> set[str]:
     """Return the global names that a function looks up, those of the functions inside it included."""
     names = {i.argval for i in dis.get_instructions(code) if i.opname in _LOOKUPS}
     return names.union(*(global_names(each) for each in code.co_consts if _is_code(each)))
+
+
+def is_local(member: object) -> bool:
+    """Return whether a function, method or property is the user's."""
+    function = getattr(member, "fget", None) or getattr(member, "__func__", member)
+    return isinstance(function, FunctionType) and origin_of(module_of(function)) == "local"
+
+
+def module_of(function: FunctionType) -> str:
+    """Return the name of the module that defines a function, wherever it was assigned since."""
+    return str(function.__globals__.get("__name__"))
 
 
 def global_values(function: FunctionType) -> dict[str, object]:

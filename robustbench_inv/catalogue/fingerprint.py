@@ -16,7 +16,9 @@ from robustbench_inv.catalogue.code_identity import (
     enclosed_values,
     function_code,
     global_values,
+    is_local,
     library_version,
+    module_of,
     origin_of,
     read_files,
     used_names,
@@ -26,7 +28,7 @@ from robustbench_inv.identity import canonical_json, digest_bytes, digest_value
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["content", "describe", "digest_weights", "plain"]
+__all__ = ["content", "describe", "digest_tensors", "digest_weights", "plain"]
 
 
 LARGE_FILE = 2**30
@@ -71,6 +73,16 @@ def digest_weights(model: object) -> str | None:
 
     weights = model.state_dict() if isinstance(model, nn.Module) else {}
     return digest_value({key: plain(each) for key, each in weights.items()}) if weights else None
+
+
+def digest_tensors(model: object) -> str:
+    """Return the SHA-256 of a network's parameters and buffers, saved or not; empty for another object."""
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        return ""
+    named = (*model.named_parameters(), *model.named_buffers())
+    return digest_value({name: plain(tensor) for name, tensor in named})
 
 
 @dataclass
@@ -213,11 +225,11 @@ class _Walk:
             return {"name": name, "files": files, "bases": self.value(kind.__bases__), "own": own}
         text = name if origin == "package" else _with_version(kind)
         members = [(base, key, each) for base in kind.__mro__ for key, each in vars(base).items()]
-        patches = {f"{b.__qualname__}.{k}": self.value(v) for b, k, v in members if _is_local(v)}
+        patches = {f"{b.__qualname__}.{k}": self.value(v) for b, k, v in members if is_local(v)}
         return {"name": text, "patches": patches} if patches else text
 
     def _function(self, function: types.FunctionType) -> object:
-        local, module = _is_local(function), _module_of(function)
+        local, module = is_local(function), module_of(function)
         enclosed = [self.value(each) for each in enclosed_values(function)]
         if not local:
             name = function.__code__.co_qualname
@@ -364,23 +376,13 @@ def _counts(name: str, member: object) -> bool:
     return function or not (known or name.startswith("__") or name == "_abc_impl")
 
 
-def _is_local(member: object) -> bool:
-    function = getattr(member, "fget", None) or getattr(member, "__func__", member)
-    return isinstance(function, types.FunctionType) and origin_of(_module_of(function)) == "local"
-
-
-def _module_of(function: types.FunctionType) -> str:
-    """Return the name of the module that defines a function, wherever it was assigned since."""
-    return str(function.__globals__.get("__name__"))
-
-
 def _is_new_module(value: object, known: Sequence[types.ModuleType]) -> bool:
     return isinstance(value, types.ModuleType) and all(value is not each for each in known)
 
 
 def _may_differ(value: object, *, local: bool) -> bool:
     """Is a value of a module the user's? All of a local module are, but for modules; of a library, patches are."""
-    return _is_local(value) or (local and not isinstance(value, types.ModuleType))
+    return is_local(value) or (local and not isinstance(value, types.ModuleType))
 
 
 def _global_hooks() -> list[object]:

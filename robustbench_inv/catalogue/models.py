@@ -11,7 +11,7 @@ from robustbench_inv.arguments import check_text
 from robustbench_inv.catalogue.cards import ModelCard, read_model, to_json
 from robustbench_inv.catalogue.datasets import load_dataset
 from robustbench_inv.catalogue.fields import call_factory, check_signature
-from robustbench_inv.catalogue.fingerprint import content, digest_weights, plain
+from robustbench_inv.catalogue.fingerprint import content, digest_tensors, digest_weights, plain
 from robustbench_inv.catalogue.locate import entries, find, shipped_root
 from robustbench_inv.catalogue.references import (
     Reference,
@@ -163,7 +163,7 @@ class LoadedModel:
         weights_digest: SHA-256 of its weights, None for a model without weights.
         identity: the plain values that the digest is computed from, but for rejection.
 
-    ``inspections`` keeps what ``evaluation.loading.inspect_model`` returned, by digest of the data set.
+    ``sealed`` is the digest of all its tensors when it was loaded; ``inspections`` keeps what ``evaluation.loading.inspect_model`` returned, by digest of the data set.
     """
 
     name: str
@@ -172,6 +172,7 @@ class LoadedModel:
     classifier: "Classifier"
     weights_digest: str | None
     identity: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    sealed: str = field(default="", compare=False, repr=False)
     inspections: dict[str, Any] = field(init=False, default_factory=dict, compare=False, repr=False)
 
     @property
@@ -209,7 +210,8 @@ def load_model(
     """
     what = source if isinstance(source, str) else type(source).__name__
     with foreign_call(what), _stated():
-        return _load(source, dataset, device, parameters)
+        loaded = _load(source, dataset, device, parameters)
+        return replace(loaded, sealed=digest_tensors(loaded.classifier))
 
 
 @contextmanager

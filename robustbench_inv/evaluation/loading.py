@@ -13,6 +13,7 @@ from robustbench_inv.attacks.protocol import Batch, InputPool
 from robustbench_inv.catalogue.attacks import LoadedAttack, load_attack
 from robustbench_inv.catalogue.cards import SuiteCard, read_suite
 from robustbench_inv.catalogue.datasets import load_dataset
+from robustbench_inv.catalogue.fingerprint import digest_tensors
 from robustbench_inv.catalogue.locate import find
 from robustbench_inv.catalogue.models import LoadedModel, load_model
 from robustbench_inv.data.protocol import Dataset, HasCounterparts
@@ -128,7 +129,7 @@ class LoadCache:
     def model(self, source: Any, dataset: Dataset | None) -> LoadedModel:  # noqa: ANN401
         """Return a model, given its name, the model itself, or a loaded one."""
         if isinstance(source, LoadedModel):
-            return source
+            return _checked_tensors(source)
         key = ("model", dataset and dataset.digest)
         return self._once(
             source, key, lambda: load_model(source, dataset=dataset, device=self.device)
@@ -158,6 +159,21 @@ class LoadCache:
             self._loaded[key] = (load(), source)
         found: T = self._loaded[key][0]
         return found
+
+
+def _checked_tensors(model: LoadedModel) -> LoadedModel:
+    """Return a loaded model whose tensors are those that it was loaded with.
+
+    Raises:
+        BadModel: if the user has changed them: its digest would file the results under the earlier model.
+    """
+    if model.sealed and digest_tensors(model.classifier) != model.sealed:
+        raise BadModel(
+            f"{model.name} was changed after it was loaded",
+            expected="the weights and buffers that load_model returned",
+            remedy="evaluate the changed network itself (its classifier), or load the model again",
+        )
+    return model
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from robustbench_inv.api import evaluate
+from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.data.arrays import ArrayDataset
-from robustbench_inv.errors import BadResults
+from robustbench_inv.errors import BadModel, BadResults
 from robustbench_inv.evaluation.stored_answers import ModelAnswers
 from robustbench_inv.results.files import DIGEST
 from robustbench_inv.results.run_files import CELL, RECORDS, RunFolder
@@ -206,6 +207,18 @@ def test_a_model_whose_outputs_vary_is_not_refused(model, tmp_path):
     for _ in range(5):
         run(tmp_path / "r", model=model(), samples="first:4")
     assert len(RunFolder(tmp_path / "r").cells()) == 1
+
+
+def test_a_loaded_model_that_was_changed_since_is_refused(tmp_path):
+    """Else a new folder would hold its records under the digest of the model that was loaded."""
+    for network in (Net(), f"{__name__}:Net"):
+        loaded = load_model(network)
+        run(tmp_path / "r", model=loaded)
+        with torch.no_grad():
+            loaded.classifier.module.layer.bias += 1
+        with pytest.raises(BadModel, match=r"was changed after it was loaded"):
+            run(tmp_path / "fresh", model=loaded)
+        run(tmp_path / "fresh", model=loaded.classifier)
 
 
 def test_rounding_is_no_change(tmp_path, monkeypatch):
