@@ -105,14 +105,14 @@ def kept_modules(roots: Iterable[object]) -> Iterator[KeptModules]:
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Hold a network in evaluation mode, whatever mode it is in, and restore the mode of each of its parts."""
-    modes = [(part, part.training) for part in module.modules()]
+    modes = [(part, _mode(part)) for part in module.modules()]
     if any(training for _, training in modes):
         set_evaluation_mode(module)
     try:
         yield
     finally:
         for part, training in modes:
-            if part.training != training:
+            if _mode(part) != training:
                 part.training = training
 
 
@@ -173,14 +173,20 @@ def _tensors(modules: Iterable[nn.Module]) -> Iterator[Tensor]:
 def _is_plain(tensor: Tensor) -> bool:
     """Has a tensor values to keep? A lazy one has none yet, an inference tensor cannot be written."""
     lazy = nn.parameter.is_lazy(tensor)
-    return not lazy and not tensor.is_inference()
+    plain = not lazy and not tensor.is_meta and tensor.layout == torch.strided
+    return plain and not tensor.is_inference()
 
 
 def _attributes(module: nn.Module) -> dict[str, tuple[object, object]]:
     """Return a module's attributes, each with a copy if it is a collection: of submodules, weights, hooks."""
     if isinstance(module, torch.jit.ScriptModule):
-        return {"training": (module.training, None)}
+        return {"training": (_mode(module), None)}
     return {name: (value, _copied(value)) for name, value in vars(module).items()}
+
+
+def _mode(module: nn.Module) -> bool:
+    """Is a network in training mode? A frozen traced one has no mode."""
+    return bool(getattr(module, "training", False))
 
 
 def _copied(value: object) -> object:
@@ -189,7 +195,8 @@ def _copied(value: object) -> object:
 
 def _set_attributes(module: nn.Module, kept: Mapping[str, tuple[object, object]]) -> None:
     if isinstance(module, torch.jit.ScriptModule):
-        module.training = bool(kept["training"][0])
+        if _mode(module) != kept["training"][0]:
+            module.training = bool(kept["training"][0])
         return
     own = vars(module)
     for name in own.keys() - kept.keys():

@@ -122,7 +122,10 @@ class CountingModel:
             self._count_backward(torch.zeros_like(images), rows)  # no graph: the gradient is zero
         elif images.requires_grad:
             images.register_hook(  # type: ignore[no-untyped-call]
-                lambda gradient: self._count_backward(gradient, rows)
+                # an operation without a derivative, as of a quantised layer, gives None
+                lambda gradient: self._count_backward(
+                    torch.zeros_like(images) if gradient is None else gradient, rows
+                )
             )
         return output
 

@@ -2,8 +2,10 @@
 
 import ast
 import dis
+import io
 import sys
 import sysconfig
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -24,6 +26,7 @@ __all__ = [
     "module_of",
     "origin_of",
     "read_files",
+    "saved_constants",
     "used_names",
 ]
 
@@ -99,6 +102,17 @@ def function_code(function: FunctionType) -> list[object]:
     if in_file and source and _bytecode(code) in _compiled(source.text):
         return [code.co_qualname, code.co_firstlineno]
     return [code.co_qualname, _bytecode(code)]
+
+
+def saved_constants(module: object) -> dict[str, str]:
+    """Return the digests of the constants of a frozen traced network, which hold its weights, by their place in its code."""
+    import torch
+
+    buffer = io.BytesIO()
+    torch.jit.save(module, buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        names = (name for name in archive.namelist() if "/constants/" in name)
+        return {name.partition("/")[2]: digest_bytes(archive.read(name)) for name in sorted(names)}
 
 
 def global_names(code: CodeType) -> set[str]:

@@ -21,6 +21,7 @@ from robustbench_inv.catalogue.code_identity import (
     module_of,
     origin_of,
     read_files,
+    saved_constants,
     used_names,
 )
 from robustbench_inv.identity import canonical_json, digest_bytes, digest_value
@@ -311,9 +312,10 @@ def _own_attributes(module: "nn.Module") -> dict[str, Any]:
     import torch
 
     if isinstance(module, torch.jit.ScriptModule):
-        known = module._concrete_type
-        names = (*known.get_constants(), *known.get_attributes())
         code = getattr(module, "code", "") if module._c._has_method("forward") else ""
+        if not hasattr(module, "_concrete_type"):
+            return {"code": code, "constants": saved_constants(module)}
+        names = (*module._concrete_type.get_constants(), *module._concrete_type.get_attributes())
         return {"code": code, **{name: getattr(module, name) for name in names}}
     if isinstance(module, torch.fx.GraphModule):
         return {"code": module.code}

@@ -234,13 +234,13 @@ def _load(
         if _is_value(source):
             raise BadModel("unusable model", got=source, expected="a name or a model")
         wanted, rest = split_rejection(parameters)
-        return _with_rejection_on_device(_from_object(source, rest), wanted, None, device)
+        return _with_rejection_on_device(_from_object(source, rest, dataset), wanted, None, device)
     reference = parse_reference(check_text(source, "model"))
     reference = Reference(reference.name, {**reference.parameters, **parameters})
     wanted, rest = split_rejection(reference.parameters)
     plain_reference = Reference(reference.name, rest)
     if ":" in reference.name and reference.name not in entries("models"):
-        loaded, folder = _from_code(plain_reference), None
+        loaded, folder = _from_code(plain_reference, dataset), None
     else:
         card = read_model(find("models", reference.name))
         loaded, folder = _from_card(card, plain_reference, dataset), Path(card.folder)
@@ -312,7 +312,7 @@ def _card_identity(
     return known
 
 
-def _from_code(reference: Reference) -> LoadedModel:
+def _from_code(reference: Reference, dataset: "str | Dataset | None") -> LoadedModel:
     from robustbench_inv.models.wrapping import cast_module
     from robustbench_inv.torch_state import set_evaluation_mode
 
@@ -334,10 +334,14 @@ def _from_code(reference: Reference) -> LoadedModel:
     implementation = f"{path.name}:{inner}" if path else reference.name
     code = {"code": content([import_module(reference.name), None if built is found else found])}
     about = {"implementation": implementation, "parameters": given}
-    return _wrapped(cast_module(built, dtype), str(reference), about, code)
+    return _wrapped(cast_module(built, dtype), str(reference), about, code, dataset)
 
 
-def _from_object(model: "nn.Module | Classifier", parameters: Mapping[str, Any]) -> LoadedModel:
+def _from_object(
+    model: "nn.Module | Classifier",
+    parameters: Mapping[str, Any],
+    dataset: "str | Dataset | None",
+) -> LoadedModel:
     from robustbench_inv.models.wrapping import cast_module
 
     if parameters.keys() - {"dtype"}:
@@ -345,14 +349,20 @@ def _from_object(model: "nn.Module | Classifier", parameters: Mapping[str, Any])
     kind = type(model)
     about = {"implementation": f"{kind.__module__}:{kind.__qualname__}", "parameters": {}}
     cast = cast_module(model, parameters.get("dtype"))
-    return _wrapped(cast, kind.__name__.lower(), about, {})
+    return _wrapped(cast, kind.__name__.lower(), about, {}, dataset)
 
 
 def _wrapped(
-    model: object, name: str, about: Mapping[str, Any], code: Mapping[str, Any]
+    model: object,
+    name: str,
+    about: Mapping[str, Any],
+    code: Mapping[str, Any],
+    dataset: "str | Dataset | None",
 ) -> LoadedModel:
-    from robustbench_inv.models.wrapping import wrap_module
+    from robustbench_inv.models.wrapping import initialise_lazy, wrap_module
 
+    data = dataset or None
+    initialise_lazy(model, name, lambda: load_dataset(data).batch([0])[0] if data else None)
     classifier = wrap_module(model, name)
     told = {"num_classes": classifier.num_classes, "bounds": list(classifier.bounds)}
     identity = {**code, "parameters": about["parameters"], **told, "content": content(model)}

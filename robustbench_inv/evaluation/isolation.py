@@ -137,7 +137,7 @@ OTHER_SAMPLES = 3
 
 
 def other_samples(ids: Tensor, size: int) -> list[list[int]]:
-    """Return the ids of a few samples of a data set besides some samples (n,), each alone."""
+    """Return the ids of a few samples of a data set other than some samples (n,), each alone."""
     known = {*ids.tolist()}
     spaced = (place * size // OTHER_SAMPLES for place in range(OTHER_SAMPLES))
     others = (sample for sample in (*spaced, *range(size)) if sample not in known)

@@ -123,7 +123,7 @@ class Judge:
             return joined_output(parts, images, self.classifier.num_classes)
 
     def works_on_others(self, ids: Tensor) -> bool:
-        """Return whether the model has a valid output for one of a few samples besides these."""
+        """Return whether the model has a valid output for one of a few samples other than these."""
         loader = Loader(self.dataset, ids.device, self.classifier.dtype)
         for batch in map(loader.batch, other_samples(ids, len(self.dataset))):
             try:

@@ -11,6 +11,7 @@ from torch.nn.functional import conv2d, fold
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from robustbench_inv.evaluation.isolation import isolate
+from robustbench_inv.foreign import foreign_call
 from robustbench_inv.models.protocol import Classifier, device_of
 from robustbench_inv.tensors import (
     SAME_ANSWER_TOLERANCE,
@@ -118,7 +119,7 @@ def prepare(classifier: Classifier, probe: Tensor, *, fold: bool) -> Classifier:
             convolutions of few channels.
     """
     plain = frozen_copy(classifier)
-    if plain is None:
+    if plain is None or not _is_faithful(plain, classifier, probe):
         return classifier
     return rearrange(plain, probe, _rearrangements(plain)) if fold else plain
 
@@ -141,19 +142,36 @@ def usable_probe(classifier: Classifier, images: Tensor) -> Tensor:
     rows = torch.arange(len(images), device=images.device)
 
     def valid(part: Tensor) -> Tensor:
-        return part[classifier(images[part]).valid]
+        with foreign_call("the model"):
+            return part[classifier(images[part]).valid]
 
-    while True:
+    while len(rows):
         try:
             return images[valid(rows)]
         except Exception as error:
+            size = len(rows)
             if not is_out_of_memory(error):
                 parts = isolate(valid, rows, error)
                 kept = [part for _, part in parts if isinstance(part, Tensor)]
-                return images[torch.cat([rows[:0], *kept])]
-            if len(rows) == 1:
-                raise
-            rows = rows[: len(rows) // 2]
+                rows = torch.cat([rows[:0], *kept])
+            if len(rows) == size:  # the batch is too large
+                rows = rows[: size // 2]
+    return images[:0]
+
+
+@torch.no_grad()
+def _is_faithful(copy: Classifier, classifier: Classifier, probe: Tensor) -> bool:
+    """Return whether a copy has the model's outputs on a probe, as far as the model itself repeats them."""
+
+    def apart(one: Classifier, other: Classifier) -> bool:
+        first, second = one(probe.clone()).logits, other(probe.clone()).logits
+        return relative_difference(first, second) > SAME_ANSWER_TOLERANCE
+
+    try:
+        with foreign_call("the copy of the model"):
+            return not len(probe) or not apart(copy, classifier) or apart(classifier, classifier)
+    except Exception:
+        return False
 
 
 def rearrange(plain: Classifier, probe: Tensor, changes: Sequence[Rearrangement]) -> Classifier:
@@ -181,11 +199,13 @@ def frozen_copy(classifier: Classifier) -> Classifier | None:
     if not isinstance(classifier, nn.Module):
         return None
     try:
-        copy = deepcopy(classifier)
+        # a traced network's copy has weights without a graph only if none is recorded
+        with foreign_call("the copy of the model"), torch.no_grad():
+            copy = deepcopy(classifier)
+            copy.eval().requires_grad_(False)
     except Exception:  # a user's module may hold anything: a file, a lock, a tensor with a graph
         return None
-    copy.eval().requires_grad_(False)
-    return copy
+    return copy if type(copy) is type(classifier) else None
 
 
 def fold_batch_norm(module: Classifier) -> bool:

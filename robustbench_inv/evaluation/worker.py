@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import cloudpickle
 import torch
@@ -159,7 +160,7 @@ def pack_jobs(jobs: Sequence[Job]) -> bytes:
             cloudpickle.register_pickle_by_value(module)
     buffer = io.BytesIO()
     try:
-        cloudpickle.Pickler(buffer).dump(packed)
+        _Pickler(buffer).dump(packed)
     except Exception as error:
         titles = jobs[0].title if len(jobs) == 1 else f"{jobs[0].title} or another cell"
         raise UsageError(
@@ -167,6 +168,21 @@ def pack_jobs(jobs: Sequence[Job]) -> bytes:
             remedy="name model and attack as file.py:factory, or run in one process",
         ) from error
     return buffer.getvalue()
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles traced networks as well, which pickle refuses, in the form in which torch saves them."""
+
+    def reducer_override(self, value: Any) -> Any:  # noqa: ANN401
+        if not isinstance(value, torch.jit.ScriptModule):
+            return super().reducer_override(value)
+        buffer = io.BytesIO()
+        torch.jit.save(value, buffer)
+        return _load_traced, (buffer.getvalue(),)
+
+
+def _load_traced(saved: bytes) -> Any:  # noqa: ANN401 - a ScriptModule
+    return torch.jit.load(io.BytesIO(saved))  # type: ignore[no-untyped-call]
 
 
 def _has_names(request: EvaluationRequest) -> bool:

@@ -11,10 +11,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robustbench_inv.errors import BadModel, BadParameter, InvbenchError, describe_error
+from robustbench_inv.foreign import foreign_call
 from robustbench_inv.identity import digest_file
 from robustbench_inv.models.precision import cast_inputs, input_dtype, scale_gradients
 from robustbench_inv.models.protocol import Classifier, Invertible, SplitsCode, Stochastic
 from robustbench_inv.models.stochastic import LatentSamplingNetwork, StochasticClassifier
+from robustbench_inv.randomness import seeded_generators
 from robustbench_inv.tensors import HALF_PRECISION, Output
 from robustbench_inv.torch_state import evaluation_mode, set_evaluation_mode
 
@@ -24,6 +26,7 @@ __all__ = [
     "SplitCodeClassifier",
     "build_model",
     "cast_module",
+    "initialise_lazy",
     "load_weights",
     "move_to_device",
     "wrap_module",
@@ -133,6 +136,32 @@ def _copy(module: nn.Module) -> nn.Module:
             f"the network cannot be copied: {describe_error(error)}",
             remedy="give it in the dtype and on the device of the evaluation",
         ) from error
+
+
+def initialise_lazy(module: object, name: str, images: Callable[[], Tensor | None]) -> None:
+    """Give the lazy weights of a network their shapes and values, by one forward pass under a fixed seed.
+
+    Args:
+        module: a network, or any other object, which is left alone.
+        name: name of the model in messages.
+        images: returns (n, …) inputs; None if there are none.
+
+    Raises:
+        BadModel: if there are lazy weights and no inputs.
+    """
+    if not isinstance(module, nn.Module):
+        return
+    if not any(map(nn.parameter.is_lazy, (*module.parameters(), *module.buffers()))):
+        return
+    inputs = images()
+    if inputs is None:
+        raise BadModel(
+            f"{name} has lazy weights, which have no shape yet",
+            expected="a data set, or weights with shapes",
+            remedy="call the model once on a batch of images",
+        )
+    with foreign_call(name), seeded_generators(0, []), torch.no_grad():
+        module(inputs)
 
 
 def wrap_module(module: object, name: str) -> Classifier:
