@@ -1,6 +1,7 @@
-"""Checks of single arguments: texts, numbers, and places to write to, before anything runs."""
+"""Checks of single arguments before anything runs, and texts without control characters."""
 
 import os
+import re
 from pathlib import Path
 
 from robustbench_inv.errors import BadData, BadParameter, BadResults
@@ -15,10 +16,44 @@ __all__ = [
     "check_root",
     "check_seed",
     "check_text",
+    "printable",
+    "printable_json",
 ]
+
+_SEQUENCES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours and the cursor
+    r"|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"  # titles and links
+    r"|\x1b[PX^_][^\x1b]*(?:\x1b\\)?|\x1b[ -/]*[0-~]?"
+)
+"""Escape sequences of terminals (ECMA-48)."""
+
+_CONTROLS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Control characters but tab and newline, separators of lines, marks of direction, and halves of characters."""
 
 MAX_SEED = 2**63 - 1
 """Largest random seed, that of torch."""
+
+
+def printable(text: str) -> str:
+    r"""Return a text without escape sequences of terminals and control characters, except tabs and newlines.
+
+    Example:
+        >>> printable("a \x1b[31mred\x1b[0m name\x07")
+        'a red name'
+    """
+    return _CONTROLS.sub("", _SEQUENCES.sub("", text))
+
+
+def printable_json(text: str) -> str:
+    r"""Return a JSON text in which control characters are escaped.
+
+    Example:
+        >>> printable_json('"\x9b"')
+        '"\\u009b"'
+    """
+    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def check_text(value: object, name: str) -> str:

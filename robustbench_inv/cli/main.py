@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
+from robustbench_inv.arguments import printable
 from robustbench_inv.cli import data
 from robustbench_inv.cli.calibrate import calibrate
 from robustbench_inv.cli.entries import list_catalogue, show
@@ -235,5 +236,5 @@ def _usage_error_line(message: str) -> str:
 
 
 def _exit_with_line(line: str, code: int) -> None:
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(printable(line) + "\n")
     raise SystemExit(code) from None

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from typing import TYPE_CHECKING, TextIO
 
+from robustbench_inv.arguments import printable, printable_json
+
 if TYPE_CHECKING:
     from robustbench_inv.evaluation.engine import Progress
 
@@ -78,13 +80,13 @@ def _reserved_descriptor(stream: TextIO) -> Iterator[TextIO]:
 
 
 def print_line(text: object) -> None:
-    """Print one line of results on standard output."""
-    results_stream().write(f"{text}\n")
+    """Print one line of results on standard output, without control characters."""
+    results_stream().write(printable(f"{text}\n"))
 
 
 def print_json(value: object) -> None:
     """Print a value as JSON on standard output."""
-    print_line(json.dumps(value, indent=2, ensure_ascii=False))
+    print_line(printable_json(json.dumps(value, indent=2, ensure_ascii=False)))
 
 
 def print_names(entries: Sequence[Mapping[str, object]]) -> None:
@@ -105,9 +107,9 @@ def print_card(kind: str, card: Mapping[str, object]) -> None:
 
 
 def print_message(line: str) -> None:
-    """Print one line of progress on standard error."""
+    """Print one line of progress on standard error, without control characters."""
     with suppress(OSError, ValueError):  # standard error is closed: the results are not lost
-        sys.stderr.write(line + "\n")
+        sys.stderr.write(printable(" ".join(line.splitlines())) + "\n")
         sys.stderr.flush()
 
 
@@ -150,7 +152,7 @@ def show_progress() -> Iterator[ProgressCallback]:
     from rich.progress import Progress as Bars
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -176,7 +178,7 @@ def _bar_callback(add: Callable[..., object], update: Callable[..., None]) -> Pr
     tasks: dict[str, object] = {}
 
     def report(progress: "Progress") -> None:
-        description = f"[{progress.cell}/{progress.cells}] {progress.title}"
+        description = printable(f"[{progress.cell}/{progress.cells}] {progress.title}")
         if progress.digest not in tasks:
             tasks[progress.digest] = add(description, total=progress.total)
         if progress.state == "failed":

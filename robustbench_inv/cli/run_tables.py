@@ -2,13 +2,14 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from robustbench_inv.arguments import printable
 from robustbench_inv.cli.output import print_json, print_warnings, results_stream
 from robustbench_inv.results.rates import EnsembleBreakdown
 
@@ -113,7 +114,7 @@ def _print_rates(console: Console, cells: Sequence[dict[str, Any]]) -> None:
 
 def _print_lines(console: Console, lines: Iterable[str]) -> None:
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        console.print(printable(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def _result_table(cells: Sequence[dict[str, Any]]) -> Table:
@@ -154,8 +155,15 @@ def _invariance_table(cells: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+class _PlainTable(Table):
+    """A table whose texts are printed as they are: neither markup nor control characters have an effect."""
+
+    def add_row(self, *cells: Any, **options: Any) -> None:  # noqa: ANN401 - rich's
+        super().add_row(*(Text(printable(str(cell))) for cell in cells), **options)
+
+
 def _table(*headings: str, title: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    table = _PlainTable(box=box.SIMPLE_HEAD, title=Text(printable(title)), title_justify="left")
     for heading in headings:
         table.add_column(heading, overflow="fold")
     return table
@@ -178,13 +186,14 @@ def _result_row(cell: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _report_table(report: "ReportTable") -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title=report.title, title_justify="left")
+    table = _table(title=report.title)
     words = ("name", "note")
     for heading, cell in zip(report.columns, report.rows[0], strict=True):
         number = cell.tone not in words
-        table.add_column(heading, justify="right" if number else "left", no_wrap=number)
+        side: Literal["left", "right"] = "right" if number else "left"
+        table.add_column(Text(printable(heading)), justify=side, no_wrap=number)
     for row in report.rows:
-        table.add_row(*(escape(cell.plain) for cell in row))
+        table.add_row(*(cell.plain for cell in row))
     return table
 
 

@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from robustbench_inv.arguments import printable
+
 __all__ = [
     "COLOURS",
     "DASHES",
@@ -104,11 +106,11 @@ def styled() -> Iterator[None]:
 
 
 def render(figure: Figure) -> str:
-    """Return a figure as an SVG document without date, the same for the same content."""
+    """Return a figure as an SVG document without date and control characters, the same for the same content."""
     FigureCanvasSVG(figure)
     out = StringIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    return out.getvalue()
+    return printable(out.getvalue())
 
 
 def inline_svg(svg: str, prefix: str) -> str:

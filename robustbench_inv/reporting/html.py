@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from robustbench_inv.arguments import check_file, check_path
+from robustbench_inv.arguments import check_file, check_path, printable
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.reporting.canvas import ReportFigure, inline_svg
 from robustbench_inv.reporting.definitions import load_definition
@@ -79,7 +79,7 @@ def render_page(template: str, **content: object) -> str:
         lstrip_blocks=True,
     )
     environment.filters["svg"] = _inline_picture
-    return environment.get_template(template).render(**content)
+    return printable(environment.get_template(template).render(**content))
 
 
 def export_files(tables: Iterable[Table], pictures: Iterable[ReportFigure]) -> dict[str, bytes]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import pandas as pd
 
+from robustbench_inv.arguments import printable
 from robustbench_inv.reporting.statistics import Interval, Median
 from robustbench_inv.results.summary import Rate
 
@@ -20,6 +21,7 @@ __all__ = [
     "format_number",
     "median_cell",
     "norm_symbol",
+    "plain_text",
     "rate_cell",
     "slug",
     "to_csv",
@@ -166,16 +168,40 @@ def slug(text: str) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Return the numbers, one fact a row, with full precision; absent is empty."""
-    return str(table.frame.to_csv(index=False, lineterminator="\n"))
+    """Return the numbers, one fact a row, with full precision; absent is empty. No text is a formula."""
+    frame = table.frame.rename(columns=lambda name: plain_text(str(name)))
+    for column in frame.columns[[not pd.api.types.is_numeric_dtype(kind) for kind in frame.dtypes]]:
+        frame[column] = frame[column].map(lambda v: plain_text(v) if isinstance(v, str) else v)
+    return str(frame.to_csv(index=False, lineterminator="\n"))
+
+
+def plain_text(text: str) -> str:
+    """Return a text that a spreadsheet shows as it is; one that would be a formula gets an apostrophe in front.
+
+    Example:
+        >>> [plain_text(text) for text in ("=1+1", "@x", "-0.5", "pgd")]
+        ["'=1+1", "'@x", '-0.5', 'pgd']
+    """
+    shown = printable(text)
+    if not shown.lstrip().startswith(("=", "+", "-", "@")) and not shown.startswith(("\t", "\n")):
+        return shown
+    return shown if _AMOUNT.fullmatch(shown) else f"'{shown}"
+
+
+_AMOUNT = re.compile(
+    r"[-+]?(?:inf|nan|\d[\d.,]*(?:e[-+]?\d+)?)%?(?: \[[-+–\d.,% to]*\])?", re.IGNORECASE
+)
+"""A number, with its interval in brackets where it has one."""
 
 
 def to_markdown(table: Table) -> str:
     """Return the laid-out rows as a Markdown table under its title."""
     rule = ["---" if column in _text_columns(table) else "---:" for column in table.columns]
     body = [[cell.plain for cell in row] for row in table.rows]
-    lines = [_markdown_line(cells) for cells in (list(table.columns), rule, *body)]
-    return f"**{table.title}.** {table.caption}\n\n" + "\n".join(lines) + "\n"
+    lines = [_markdown_line(cells) for cells in (list(table.columns), *body)]
+    lines.insert(1, f"| {' | '.join(rule)} |")
+    title, caption = _markdown(table.title), _markdown(table.caption)
+    return f"**{title}.** {caption}\n\n" + "\n".join(lines) + "\n"
 
 
 def to_latex(table: Table) -> str:
@@ -207,7 +233,13 @@ def _text_columns(table: Table) -> set[str]:
 
 
 def _markdown_line(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+    return "| " + " | ".join(map(_markdown, cells)) + " |"
+
+
+def _markdown(text: str) -> str:
+    """Return a text on one line, in which no cell ends, no HTML begins and no link."""
+    line = plain_text(" ".join(text.split()))
+    return line.replace("|", r"\|").replace("<", "&lt;").replace("](", r"]\(")
 
 
 _LATEX = {
@@ -231,4 +263,4 @@ _LATEX = {
 
 
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(sign, sign) for sign in text)
+    return "".join(_LATEX.get(sign, sign) for sign in printable(text))

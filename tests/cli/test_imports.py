@@ -31,6 +31,7 @@ COMMANDS = {
 HELP = {
     "robustbench_inv",
     "robustbench_inv.cli",
+    "robustbench_inv.arguments",
     "robustbench_inv.errors",
     "robustbench_inv.foreign",
     *(f"robustbench_inv.cli.{n}" for n in COMMANDS),

@@ -132,8 +132,8 @@ def test_a_definition_has_trials_or_a_measurement(tmp_path):
     path.write_text(text)
     with pytest.raises(BadCatalogue, match="or a measurement"):
         read_reproduction(path)
-    path.write_text(text + '[measurement]\nby = "m:f"\n')
-    assert read_reproduction(path).measurement == Measurement("m:f")
+    path.write_text(text + '[measurement]\nby = "logits"\n')
+    assert read_reproduction(path).measurement == Measurement("logits")
 
 
 def _texts(svg):

@@ -331,3 +331,33 @@ def test_report_and_terminal_show_it(run, tmp_path, capsys):
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "broken by" in line]
     assert line.startswith("ensemble on ")
     assert line.endswith(f"; misclassified before 1, robust {left}")
+
+
+FORMULAS = ("=HYPERLINK(1)", "+1+1", "-2+3", "@SUM(1)", " =1", "\t=1")
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_no_cell_of_an_export_is_a_formula(name):
+    row = (TableCell(name, tone="name"), TableCell("-0.5"))
+    table = Table("t", name, name, pd.DataFrame({name: [name], "x": [-0.5]}), (name, "x"), (row,))
+    head, body = csv.reader(io.StringIO(to_csv(table)))
+    assert head[0].startswith("'")
+    assert body[0].startswith("'")
+    assert body[1] == "-0.5"
+    lines = [x for x in to_markdown(table).splitlines() if x.startswith("|")]
+    assert _markdown_cells(lines[0])[0].startswith("'")
+    assert [cell[0] for cell in _markdown_cells(lines[2])] == ["'", "-"]
+
+
+def test_no_cell_of_an_export_is_html_a_link_or_an_escape_sequence():
+    name = "a<script>alert(1)</script>[x](javascript:1)\n| b |\x1b[31m\x9b"
+    row = (TableCell(name, tone="name"), TableCell("1"))
+    table = Table("t", name, name, pd.DataFrame({"n": [name]}), ("n", "x"), (row,))
+    text = to_markdown(table)
+    assert "<script" not in text
+    assert "](" not in text
+    assert len(text.splitlines()) == 5
+    for written in (text, to_csv(table), to_latex(table)):
+        assert "\x1b" not in written
+        assert "[31m" not in written
+        assert "\x9b" not in written

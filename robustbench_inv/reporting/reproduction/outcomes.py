@@ -21,6 +21,7 @@ from robustbench_inv.catalogue.reproduction import (
     Trial,
 )
 from robustbench_inv.errors import BadResults
+from robustbench_inv.reporting.table_formats import plain_text
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.files import read_gzip
 from robustbench_inv.results.summary import Rate, broken_within, same_eps
@@ -81,7 +82,8 @@ def outcomes_frame(cells: Iterable[tuple[CellAddress, FinishedCell]]) -> pd.Data
 
 def outcomes_to_gzip(outcomes: pd.DataFrame) -> bytes:
     """Return outcomes as ``outcomes.csv.gz``: the same bytes for the same outcomes."""
-    text = outcomes.map(_outcome_text).to_csv(lineterminator="\n")
+    texts = outcomes.map(_outcome_text).rename(columns=plain_text)
+    text = texts.to_csv(lineterminator="\n")
     return gzip.compress(text.encode(), mtime=0)
 
 
@@ -94,6 +96,7 @@ def read_outcomes(path: Path) -> pd.DataFrame:
     text = read_gzip(path)
     try:
         frame = pd.read_csv(BytesIO(text), dtype=str, keep_default_na=False)
+        frame = frame.rename(columns=lambda name: name.removeprefix("'"))
         frame[INDEX[1:]] = frame[INDEX[1:]].astype(np.int64)
         return frame.set_index(INDEX).map(_outcome_value)
     except (ValueError, LookupError, TypeError) as error:

@@ -125,7 +125,7 @@ def report_from_runs(
     if not any(result.cells for result in results):
         folders = ", ".join(map(str, runs))
         expected = "a run of its attacks"
-        raise BadResults(f"no cell of {item.name} in this run", got=folders, expected=expected)
+        raise BadResults(f"no records of {item.name}", got=folders, expected=expected)
     frame = outcomes_frame(
         (addresses[cell.digest], cell)
         for result in results

@@ -59,7 +59,7 @@ const undo = () => {
 const field = (value) => (/[",\n\r]/.test(value) ? `"${value.replaceAll('"', '""')}"` : value);
 
 const table = () => {
-  const rater = at("rater").value.trim();
+  const rater = at("rater").value.trim().replace(/^(?=[=+@-])/, "'"); // no formula in a spreadsheet
   const rows = answers.map((label, i) => {
     const { image, cell, sample, known } = page.trials[i];
     const row = { image, cell, sample, human_label: label ?? page.unclear, rater, known: known ?? "" };

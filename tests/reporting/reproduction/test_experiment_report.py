@@ -32,7 +32,7 @@ datasets = ["mnist"]
 columns = [{ name = "CE", published = "{data}-ce" }, { name = "iCE", published = "{data}-ice" }, { name = "other" }]
 published = { "error" = [0.4, 30, 1.7], "never measured" = [1, 2, nan] }
 [measurement]
-by = "m:f"
+by = "logits"
 [[expectations]]
 text = "par"
 rows = ["error"]
@@ -201,7 +201,7 @@ def test_a_folder_without_results_is_an_error(tmp_path):
         ('columns = ["CE"]\nat_most = 1\n', 'columns = ["CEE"]\nat_most = 1\n', "unknown column"),
         ("at_most = 0.001", "", "needs a limit"),
         ("[0.4, 30, 1.7]", "[0.4, 30]", "number for each column"),
-        ('by = "m:f"', 'from = "m:f"', "unknown key from"),
+        ('by = "logits"', 'from = "logits"', "unknown key from"),
     ],
 )
 def test_mistakes_in_a_definition_are_explained(tmp_path, old, new, message):
