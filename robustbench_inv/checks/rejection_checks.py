@@ -130,8 +130,13 @@ def _fitted_samples(cell: FinishedCell) -> set[int]:
 def _false_rejection(group: Sequence[FinishedCell]) -> Verdict:
     widest = max(group, key=lambda cell: len(cell.records))
     rate = rejection_rates(widest.records).false_rejection
-    scores = [_scores_above(cell, clean=True) for cell in group]
-    if any(None in each for each in scores):
+    valid = [
+        score
+        for cell in group
+        for record, score in zip(cell.records, _scores_above(cell, clean=True), strict=True)
+        if record.status != "model_failure"
+    ]
+    if not valid or None in valid:
         evidence = f"{_rate_text(rate)} of clean inputs are rejected; there are no scores, so the accuracy at other thresholds is unknown."
         return _verdict("C25", group[0], "FAIL", rate.value, evidence)
     attacks = [cell for cell in group if cell.goal in ("misclassify", "misclassify-accepted")]

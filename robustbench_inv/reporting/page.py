@@ -115,27 +115,31 @@ class _Measure:
     show: Callable[[WorstCase, IntervalOf], TableCell]
 
 
+ATTACKED, OOD_INPUTS = "attacked samples", "out-of-distribution inputs"
+"""Inputs of a share that leaves out samples which are misclassified without an attack."""
+
+
 def _measure(panel: CellGroup, chosen: Sequence[WorstCase]) -> _Measure:
     sign, eps = norm_symbol(panel.norm), chosen[0].eps
     within = "" if eps == inf else f" at {sign} ≤ {format_eps(eps)}"
     reached = GOAL_TEXTS.get(panel.goal, f"goal {panel.goal} reached")
     if panel.no_class:
-        return _Measure("rejected, % of", "out-of-distribution inputs", _show_rate)
+        return _Measure("rejected, % of", OOD_INPUTS, _show_withstood)
     if panel.keeps:
         text = f"prediction unchanged although the class changed{within}, % of"
-        return _Measure(text, "attacked samples", _show_success)
+        return _Measure(text, ATTACKED, _show_success)
     if panel.fixed:
         return _Measure("correct predictions on fixed inputs, % of", "samples", _show_rate)
     if eps < inf:
         return _Measure(f"robust accuracy{within}, % of", "samples", _show_rate)
     if all(_has_median(worst) for worst in chosen):
         text = f"median {sign} distance to an input that is {reached}, over"
-        return _Measure(text, "attacked samples", _show_median)
-    return _Measure(f"{reached} at any {sign} distance, % of", "attacked samples", _show_success)
+        return _Measure(text, ATTACKED, _show_median)
+    return _Measure(f"{reached} at any {sign} distance, % of", ATTACKED, _show_success)
 
 
 def _headline_caption(measure: _Measure, chosen: Sequence[WorstCase]) -> str:
-    attacked = measure.inputs == "attacked samples"
+    attacked = measure.inputs in (ATTACKED, OOD_INPUTS)
     counts = {w.success_rate.trials if attacked else w.rate.trials for w in chosen}
     count = " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
     attacks = list(dict.fromkeys(name for worst in chosen for name in worst.attacks))
@@ -145,6 +149,10 @@ def _headline_caption(measure: _Measure, chosen: Sequence[WorstCase]) -> str:
 
 def _show_rate(worst: WorstCase, interval: IntervalOf) -> TableCell:
     return rate_cell(worst.rate, interval(worst.rate))
+
+
+def _show_withstood(worst: WorstCase, interval: IntervalOf) -> TableCell:
+    return rate_cell(worst.withstood_rate, interval(worst.withstood_rate))
 
 
 def _show_success(worst: WorstCase, interval: IntervalOf) -> TableCell:

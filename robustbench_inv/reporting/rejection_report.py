@@ -120,7 +120,8 @@ def _scores_table(group: Sequence[FinishedCell], interval: IntervalOf) -> Table:
         "How well the score, minus the threshold of the predicted class, separates clean inputs from the attack's inputs "
         "(only misclassified ones if they belong to a class). Detected at 1, 2, 5 %: rejected at that false-rejection "
         "rate. FPR@95: accepted while 95 % of clean inputs are. In %, with 95 % intervals (DeLong's for AUROC). Risk: "
-        "errors among the 90 % of clean inputs with the highest scores; AURC: the mean risk over all coverages."
+        "errors among the 90 % of clean inputs with the highest scores; AURC: the mean risk over all coverages. "
+        "An input without a valid output counts as accepted at any threshold."
     )
     rows, facts = [], []
     for cell in group:

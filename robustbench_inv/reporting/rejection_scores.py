@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, fsum, log, nan, sqrt
+from math import exp, fsum, inf, log, nan, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 
 from robustbench_inv.reporting.statistics import CONFIDENCE, Interval
 from robustbench_inv.results.cell import FinishedCell
-from robustbench_inv.results.record import ModelOutput
+from robustbench_inv.results.record import NO_PREDICTION, ModelOutput
 from robustbench_inv.results.summary import Rate
 
 __all__ = [
@@ -190,10 +190,10 @@ def _on_logit(value: float, deviation: float, count: int) -> Interval:
 
 
 def has_scores(cell: FinishedCell) -> bool:
-    """Has the model a reject option, and every record its score?"""
-    if not cell.can_reject:
-        return False
-    return all(None not in (r.clean.score, r.adversarial.score) for r in cell.records)
+    """Has the model a reject option, and every valid output its score?"""
+    outputs = [output for r in cell.records for output in (r.clean, r.adversarial)]
+    valid = [output for output in outputs if output.prediction != NO_PREDICTION]
+    return cell.can_reject and bool(valid) and all(o.score is not None for o in valid)
 
 
 def clean_scores(cell: FinishedCell) -> list[float]:
@@ -247,5 +247,8 @@ def _selective(
 
 
 def _score(cell: FinishedCell, answer: ModelOutput) -> float:
+    """Return the score minus the threshold; inf without a valid output, which counts as accepted at any threshold."""
+    if answer.prediction == NO_PREDICTION:
+        return inf
     value = cell.model.score_above_threshold(answer)
     return nan if value is None else value

@@ -160,6 +160,12 @@ class WorstCase:
         return Rate(int((self.attacked & ~self.robust).sum()), int(self.attacked.sum()))
 
     @property
+    def withstood_rate(self) -> Rate:
+        """Samples on which no attack reached its goal, of the attacked ones."""
+        failed = self.success_rate
+        return Rate(failed.trials - failed.successes, failed.trials)
+
+    @property
     def attacks(self) -> tuple[str, ...]:
         """Names of the attacks."""
         return tuple(dict.fromkeys(cell.attack_label for cell in self.cells))

@@ -53,6 +53,7 @@ class Case:
     reached: float = 0.6
     accepted: float = 0.7
     undecided: float = 0.2
+    silent: float = 0.0
 
     @property
     def no_class(self):
@@ -98,6 +99,12 @@ CASES = {
     "all-broken": Case("minimum-norm", norm="l2", reached=1, failures=0, wrong=0),
     "all-robust": Case("minimum-norm", norm="l2", reached=0),
     "all-undecided": Case("invariance", **KEEP, undecided=1),
+    "model-failures": Case("fixed-budget", epsilons=SWEEP, silent=0.3),
+    "model-failures-distance": Case("minimum-norm", norm="l2", silent=0.3, reached=0.9),
+    "model-failures-invariance": Case("invariance", **KEEP, epsilons=(0.3,), silent=0.3),
+    "model-failures-rejects": Case("fixed-budget", epsilons=(0.1,), rejects=True, silent=0.3),
+    "model-failures-noise": Case("fixed-input", "accept", "l2", rejects=True, silent=0.3),
+    "only-model-failures": Case("fixed-budget", epsilons=(0.1,), rejects=True, silent=1),
     "one-sample": Case("fixed-budget", epsilons=(0.1,), n=1, wrong=0),
     "one-sample-invariance": Case("invariance", **KEEP, n=1, wrong=0, reached=1, failures=0),
     "one-wrong-sample": Case("minimum-norm", norm="l2", n=1, wrong=1),
@@ -119,6 +126,13 @@ def _record(case, sample, rng):
     predicted = label if rng.random() >= case.wrong else 3 if case.goal == "target" else label + 1
     clean = _output(case, predicted, bool(rng.random() < case.accepted))
     before = _without_attack(case, clean, label)
+    if rng.random() < case.silent:
+        clean = ModelOutput(-1, None, True if case.rejects else None)
+        oracle, source = (label, "human") if case.keeps else (None, None)
+        return Record(
+            sample, label, clean, clean, oracle, source, _distances(case, 0.0),
+            0.0, True, True, 5, 4, False, True, "model_failure",
+        )  # fmt: skip
     failed = rng.random() < case.failures
     status = str(rng.choice(["crash", "no_start", "numerics"])) if failed else "ok"
     oracle = _oracle(case, label, rng)
@@ -218,7 +232,7 @@ def ratio(found, records):
 
 
 def attacked_of(records):
-    return [r for r in records if r.status != "already_wrong"]
+    return [r for r in records if r.status not in ("already_wrong", "model_failure")]
 
 
 def robust_at(records, eps):
@@ -286,7 +300,7 @@ def test_the_card_shows_the_number_of_its_caption(shown):
     attacked, pair = len(attacked_of(records)), success_of(records)
     assert row.clean.text == percent(ratio(lambda r: r.clean.prediction == r.label, records))
     if case.no_class:
-        caption, pair = "rejected, % of", ratio(lambda r: r.broken_at is None, records)
+        caption, pair = "rejected, % of", ratio(lambda r: r.broken_at is None, attacked_of(records))
     elif case.keeps:
         within = f" at {_sign(case.norm)} ≤ {case.epsilons[-1]:g}" if case.epsilons else ""
         caption = f"prediction unchanged although the class changed{within}, % of {attacked} "
@@ -407,7 +421,7 @@ def test_rates_of_rejection(shown):
     errors = [r for r in attacked_of(classed) if not correct(r)]
     rejected = ratio(lambda r: not r.adversarial.accepted, attacked_of(records))
     if case.no_class:
-        rejected = ratio(lambda r: r.broken_at is None, records)
+        rejected = ratio(lambda r: r.broken_at is None, attacked_of(records))
         assert shown.page.headlines[0].rows[0].result == rows[0]["Rejected attacked"]
     expected = {
         "false_rejection": ("False rejection", ratio(lambda r: not r.clean.accepted, records)),
