@@ -33,8 +33,15 @@ def foreign(what: str) -> Iterator[None]:
         ForeignCodeError: for exceptions that would end the program or a loop, such as SystemExit; other exceptions
             pass, and so does the user's Ctrl-C.
     """
-    process = os.getpid()
-    with _kept_process(), _kept_torch(), _without_exits(process), _interruptible() as interrupted:
+    process = _owner[-1] if _owner else os.getpid()
+    _end_child(process)
+    with (
+        _owned(process),
+        _kept_process(),
+        _kept_torch(),
+        _without_exits(process),
+        _interruptible() as interrupted,
+    ):
         try:
             yield
         except (StopIteration, StopAsyncIteration) as error:
@@ -46,8 +53,7 @@ def foreign(what: str) -> Iterator[None]:
                 raise _ended(what, error) from error
             raise
         finally:
-            if os.getpid() != process:  # the code forked, and this is the child
-                _EXITS["_exit"](0)
+            _end_child(process)
         if interrupted():  # the code caught the exception
             raise KeyboardInterrupt
 
@@ -107,7 +113,7 @@ def _alarm(what: str, seconds: float | None) -> Iterator[None]:
     if seconds is None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    began, outer = time.monotonic(), signal.getsignal(signal.SIGALRM)
+    began, outer, process = time.monotonic(), signal.getsignal(signal.SIGALRM), os.getpid()
     signal.signal(signal.SIGALRM, _ring)
     left, _ = signal.setitimer(signal.ITIMER_REAL, seconds, AGAIN_SECONDS)
     if not left:
@@ -120,6 +126,7 @@ def _alarm(what: str, seconds: float | None) -> Iterator[None]:
             remedy="raise it with --timeout SECONDS",
         ) from None
     finally:
+        _end_child(process)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, outer)
         if left:
@@ -149,6 +156,25 @@ _EXITS: dict[str, Callable[..., Any]] = {
     name: getattr(os, name) for name in ("_exit", "abort", "execv", "execve")
 }
 """Functions that end the process without an exception; ``os.execl`` and the like call the last two."""
+
+
+_owner: list[int] = []
+"""The process whose guards are open, once for each guard."""
+
+
+@contextmanager
+def _owned(process: int) -> Iterator[None]:
+    _owner.append(process)
+    try:
+        yield
+    finally:
+        _owner.pop()
+
+
+def _end_child(process: int) -> None:
+    """End a process that foreign code forked, and that would continue the evaluation of its parent."""
+    if os.getpid() != process:
+        _EXITS["_exit"](0)
 
 
 @contextmanager
@@ -272,7 +298,51 @@ def _stop_timer(running: bool) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+STREAMS = ("stdin", "stdout", "stderr")
+
+
+def _open_descriptors() -> list[bool]:
+    """Return which of the descriptors 0, 1 and 2 are open: the next file would get one that is closed."""
+    return [_is_open(number) for number in range(len(STREAMS))]
+
+
+def _is_open(number: int) -> bool:
+    try:
+        return os.fstat(number) is not None
+    except OSError:
+        return False
+
+
+def _open_again(wanted: list[bool]) -> None:
+    for number, was_open in enumerate(wanted):
+        if was_open and not _is_open(number):
+            null = os.open(
+                os.devnull, os.O_RDWR
+            )  # the lowest free number, and so this one or one before it
+            if null != number:
+                os.dup2(null, number)
+
+
+def _streams() -> list[Any]:
+    """Return the standard streams, and whether each is closed."""
+    found = [getattr(sys, name) for name in STREAMS]
+    return [*found, *(bool(getattr(each, "closed", False)) for each in found)]
+
+
+def _set_streams(values: list[Any]) -> None:
+    count = len(STREAMS)
+    for number, (stream, was_closed) in enumerate(zip(values[:count], values[count:], strict=True)):
+        name = STREAMS[number]
+        setattr(sys, name, stream)
+        if getattr(stream, "closed", False) and not was_closed:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+            if stream is getattr(sys, f"__{name}__"):
+                setattr(sys, f"__{name}__", getattr(sys, name))
+
+
 _SETTINGS = (
+    _Setting(_open_descriptors, _open_again),
+    _Setting(_streams, _set_streams),
     _Setting(lambda: signal.getitimer(signal.ITIMER_REAL)[0] > 0, _stop_timer),
     _Setting(lambda: [signal.getsignal(each) for each in SIGNALS], _set_handlers),
     _Setting(_folder, os.chdir),
@@ -280,7 +350,7 @@ _SETTINGS = (
     _Setting(lambda: dict(os.environ), _set_environment),
     _items(sys, "path"),
     _items(sys, "argv"),
-    *(_attribute(sys, name) for name in ("stdin", "stdout", "stderr", "excepthook")),
+    _attribute(sys, "excepthook"),
     _attribute(threading, "excepthook"),
     _Setting(sys.gettrace, sys.settrace),
     _Setting(sys.getprofile, sys.setprofile),

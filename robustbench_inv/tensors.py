@@ -88,6 +88,11 @@ class Output:
             None if self.clearance is None else self.clearance[rows],
         )
 
+    def copied(self) -> "Output":
+        """Return the same output with copies of tensors without a graph: a model may write into them again."""
+        tensors = (self.logits, self.score, self.accepted, self.clearance)
+        return Output(*(_copied(each) for each in tensors))  # type: ignore[arg-type]
+
     def detach(self) -> "Output":
         """Return the same output without its graph."""
         score = None if self.score is None else self.score.detach()
@@ -114,6 +119,10 @@ def check_device(name: object) -> torch.device:
     except Exception as error:  # an unavailable device raises errors of many kinds
         reason = f"{reason}; torch reports: {str(error).splitlines()[0][:200]}"
     raise BadParameter("unusable device", got=name, expected=reason)
+
+
+def _copied(tensor: Tensor | None) -> Tensor | None:
+    return tensor if tensor is None or tensor.requires_grad else tensor.clone()
 
 
 def blocks(rows: Tensor, size: int) -> tuple[Tensor, ...]:

@@ -1,5 +1,6 @@
 """State of torch, NumPy and a model that any code can change: saved before foreign code runs, restored after it."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
@@ -57,10 +58,12 @@ def state_torch() -> None:
 
 def call_keeping_modes(function: Callable[[Tensor], T], images: Tensor) -> T:
     """Return what a model returns, and restore torch's modes and default dtype; cheap enough for every query."""
-    before = _modes()
+    before, process = _modes(), os.getpid()
     try:
         return function(images)
     finally:
+        if os.getpid() != process:  # the model forked, and this is the child
+            os._exit(0)
         if _modes() != before:
             _set_modes(before)
 
@@ -283,7 +286,8 @@ def _set_flags(flags: tuple[Any, ...]) -> None:
     threads, deterministic, warn_only, precision, anomaly, check_nan, cudnn = flags
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+    # the public function imports the compiler, which takes seconds
+    torch._C._set_deterministic_algorithms(deterministic, warn_only=warn_only)
     torch.set_float32_matmul_precision(precision)
     torch.autograd.set_detect_anomaly(anomaly, check_nan)
     for name, value in zip(("enabled", "benchmark", "deterministic"), cudnn, strict=True):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from robustbench_inv.arguments import check_text
 from robustbench_inv.catalogue.cards import AttackCard, read_attack, to_json
@@ -201,7 +201,7 @@ def _construct(
 
 
 def _check_attack(found: object, name: str) -> "Attack":
-    from robustbench_inv.attacks.protocol import Attack
+    from robustbench_inv.attacks.protocol import Attack, Kind
 
     frozen = getattr(found, "__dataclass_params__", None)
     if not isinstance(found, Attack) or frozen is None or not frozen.frozen:
@@ -210,6 +210,9 @@ def _check_attack(found: object, name: str) -> "Attack":
             got=type(found).__name__,
             expected="a frozen dataclass with kind, norms and run(model, batch, threat, rng)",
         )
+    if found.kind not in get_args(Kind):
+        known = "one of " + ", ".join(get_args(Kind))
+        raise BadCatalogue(f"{name} has no known kind", got=found.kind, expected=known)
     return found
 
 

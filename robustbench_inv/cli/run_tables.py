@@ -102,7 +102,7 @@ def _print_estimates(plan: "Plan", estimates: "Sequence[Estimate]") -> None:
 
 def _console() -> Console:
     stream = results_stream()
-    return Console(file=stream) if stream.isatty() else Console(file=stream, width=WIDTH)
+    return Console(file=stream, emoji=False, width=None if stream.isatty() else WIDTH)
 
 
 def _print_rates(console: Console, cells: Sequence[dict[str, Any]]) -> None:

@@ -20,6 +20,7 @@ from robustbench_inv.tensors import (
     per_sample_gradient,
     relative_difference,
 )
+from robustbench_inv.torch_state import call_keeping_modes
 
 __all__ = [
     "FoldedGradientConv",
@@ -132,7 +133,7 @@ def is_deterministic(classifier: Classifier, probe: Tensor) -> bool:
         classifier: the model; a stochastic one is queried without its declared draws.
         probe: (n, …) inputs.
     """
-    first, second = classifier(probe.clone()).logits, classifier(probe.clone()).logits
+    first, second = (call_keeping_modes(classifier, probe.clone()).logits for _ in range(2))
     return relative_difference(first, second) <= SAME_ANSWER_TOLERANCE
 
 
@@ -302,5 +303,5 @@ def _logits_and_gradients(classifier: Classifier, probe: Tensor) -> tuple[Tensor
     """Return the logits of a probe, and the gradient of each input's largest logit."""
     with torch.enable_grad():
         images = probe.detach().clone().requires_grad_()
-        logits = classifier(images).logits
+        logits = call_keeping_modes(classifier, images).logits
         return logits.detach(), per_sample_gradient(logits.amax(1), images)

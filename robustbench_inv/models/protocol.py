@@ -166,7 +166,7 @@ def classify(classifier: Classifier, images: Tensor, rng: SampleRNG, replay: int
         rng: the n samples' random numbers.
         replay: number of the set of draws.
     """
-    return query_model(classifier, images, rng.named("verdict"), replay)
+    return query_model(classifier, images, rng.named("verdict"), replay).copied()
 
 
 def has_fresh_draws(classifier: Classifier) -> bool:

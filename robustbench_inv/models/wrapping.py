@@ -18,7 +18,7 @@ from robustbench_inv.models.protocol import Classifier, Invertible, SplitsCode, 
 from robustbench_inv.models.stochastic import LatentSamplingNetwork, StochasticClassifier
 from robustbench_inv.randomness import seeded_generators
 from robustbench_inv.tensors import HALF_PRECISION, Output
-from robustbench_inv.torch_state import evaluation_mode, set_evaluation_mode
+from robustbench_inv.torch_state import call_keeping_modes, evaluation_mode, set_evaluation_mode
 
 __all__ = [
     "InvertibleClassifier",
@@ -58,7 +58,7 @@ class ModuleClassifier(nn.Module):
         if images.requires_grad:
             images = images.view_as(images)  # its gradient hooks belong to this call alone
         with evaluation_mode(self.module):
-            answer = self.module(cast_inputs(images, self.module))
+            answer = call_keeping_modes(self.module, cast_inputs(images, self.module))
         output = answer if isinstance(answer, Output) else Output(answer)
         expected = (len(images), self.num_classes)
         if not isinstance(output.logits, Tensor) or tuple(output.logits.shape) != expected:
@@ -69,8 +69,19 @@ class ModuleClassifier(nn.Module):
                 expected=f"a tensor of shape {expected}",
                 remedy="return the logits alone, or an Output",
             )
+        _check_kind(output.logits, images.device)
         scale_gradients(self.module, images, output)
-        return output
+        return output.copied()
+
+
+def _check_kind(logits: Tensor, device: torch.device) -> None:
+    real = not logits.is_complex() and logits.dtype is not torch.bool
+    if not real or logits.layout is not torch.strided or logits.device != device:
+        raise BadModel(
+            "the model's logits cannot be used",
+            got=f"{logits.dtype} on {logits.device}, {logits.layout}",
+            expected=f"dense real numbers on {device}",
+        )
 
 
 class InvertibleClassifier(ModuleClassifier):
