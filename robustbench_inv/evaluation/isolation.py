@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from robustbench_inv.errors import TimeLimitExceeded
 from robustbench_inv.tensors import Output, is_out_of_memory
 from robustbench_inv.threat.goals import UNKNOWN
 
@@ -37,7 +38,12 @@ def isolate(
 
     Yields:
         Rows (m,) with their result, or with an exception for rows that raise, in order.
+
+    Raises:
+        TimeLimitExceeded: if a call takes longer than the time limit.
     """
+    if isinstance(error, TimeLimitExceeded):  # each half may take as long
+        raise error
     left = [rows.numel() * 2 if attempts is None else attempts]
 
     def visit(part: Tensor, raised: Exception) -> Iterator[tuple[Tensor, T | Exception]]:
@@ -49,7 +55,7 @@ def isolate(
             try:
                 result = run(half)
             except Exception as again:
-                if is_out_of_memory(again):
+                if is_out_of_memory(again) or isinstance(again, TimeLimitExceeded):
                     raise
                 yield from visit(half, again)
             else:
