@@ -235,6 +235,7 @@ def run_plan(
     if options.existing != "redo":
         repair = options.existing == "repair"
         refuse_changed_cells(plan.jobs, path, options.device, repair=repair)
+    remarks = RunFolder(path).remarks if RunFolder(path).exists else ()
     folder = write_plan(path, plan.to_json())
     if checks:
         read_old_verdicts(folder, repair=options.existing == "repair")
@@ -245,7 +246,7 @@ def run_plan(
         for reason in _reasons(outcome, CellFolder(path / outcome.digest))
     ]
     notes = [note for outcome in outcomes for note in outcome.notes]
-    run = Run(path, plan, tuple(failures), (*plan.warnings, *notes))
+    run = Run(path, plan, tuple(failures), (*plan.warnings, *remarks, *notes))
     if checks:
         check_run(run, options.device)
     return run
@@ -264,7 +265,9 @@ def check_target(out: str | Path | None, workers: Workers) -> None:
         MissingExtra: if Ray is requested and not installed.
     """
     check_workers(workers)
-    check_folder(DEFAULT_FOLDER if out is None else out)
+    folder = check_path(DEFAULT_FOLDER if out is None else out, "folder of results")
+    if not RunFolder(folder).exists:  # a finished run can be read on a read-only disk
+        check_folder(folder)
 
 
 def check_run(run: Run, device: str) -> None:

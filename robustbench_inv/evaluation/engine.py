@@ -26,7 +26,7 @@ from robustbench_inv.evaluation.stored_answers import store_answers
 from robustbench_inv.randomness import seeded
 from robustbench_inv.results.cell_writing import CellRequest, CellWriter
 from robustbench_inv.results.oracle_error import write_oracle_error
-from robustbench_inv.results.run_files import CELL, CellFolder
+from robustbench_inv.results.run_files import CELL, WITHOUT_DIGESTS, CellFolder
 from robustbench_inv.tensors import is_out_of_memory
 from robustbench_inv.torch_state import KeptModules, kept_modules
 
@@ -163,6 +163,8 @@ def _messages(job: Job, writer: CellWriter, options: RunOptions) -> list[str]:
     notes = []
     if writer.repaired:
         notes.append(f"{job.title}: {writer.repaired} damaged or later samples are computed again")
+    if writer.unprotected:
+        notes.append(f"{job.title}: {WITHOUT_DIGESTS}")
     if options.batch_size not in (None, writer.batch_size):
         notes.append(f"{job.title}: resumed with its first batch size, {writer.batch_size}")
     if options.keep_images and writer.done and not (writer.has_images or writer.lost_images):

@@ -84,6 +84,7 @@ def collect_provenance(runs: Sequence[RunResult]) -> list[ProvenanceFacts]:
         *_oracles(cells),
         ProvenanceFacts("Data", _unique_rows((cell.dataset.name, _data(cell)) for cell in cells)),
         ProvenanceFacts("Made with", _made_with(cells)),
+        *_files(runs),
         ProvenanceFacts("Cells", _unique_rows((_name(cell), cell.digest) for cell in cells)),
     ]
 
@@ -125,6 +126,13 @@ def _unique_rows(rows: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]
 def _commands(run: RunResult) -> list[str]:
     lines = [shlex.join(map(str, command)) for command in run.plan.get("commands", ())]
     return lines or ["called from Python"]
+
+
+def _files(runs: Sequence[RunResult]) -> list[ProvenanceFacts]:
+    """Return what a reader must know about the files, such as cells whose damage cannot be told."""
+    rows = [(run.name, remark) for run in runs for remark in run.remarks]
+    rows += [(_name(cell), remark) for run in runs for cell in run.cells for remark in cell.remarks]
+    return [ProvenanceFacts("Files", _unique_rows(rows))] if rows else []
 
 
 def _model(cell: FinishedCell) -> str:

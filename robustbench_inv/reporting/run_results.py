@@ -17,7 +17,7 @@ from robustbench_inv.reporting.table_formats import dataset_title, norm_symbol
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.labels import Labels
 from robustbench_inv.results.record import Record
-from robustbench_inv.results.run_files import PLAN, RunFolder
+from robustbench_inv.results.run_files import RunFolder
 from robustbench_inv.results.summary import Rate, same_eps
 
 __all__ = [
@@ -98,6 +98,8 @@ class RunResult:
     checks: tuple[Mapping[str, Any], ...]
     pending: tuple[tuple[str, int, int], ...]
     """Unfinished cells: what, samples done, samples planned."""
+    remarks: tuple[str, ...] = ()
+    """What a reader must know about the files of the run, one clause each."""
 
 
 @dataclass(frozen=True)
@@ -276,8 +278,9 @@ def _combinations(
 
 def _run_folders(path: Path) -> list[Path]:
     """Return the folder itself, or the runs in it if it is a folder of runs."""
-    inner = sorted(plan.parent for plan in path.glob(f"*/{PLAN}"))
-    return inner if inner and not RunFolder(path).exists else [path]
+    if RunFolder(path).exists or not path.is_dir():
+        return [path]
+    return [inner for inner in sorted(path.iterdir()) if RunFolder(inner).exists] or [path]
 
 
 def _read_run(path: Path, select: Selection) -> RunResult:
@@ -293,7 +296,8 @@ def _read_run(path: Path, select: Selection) -> RunResult:
             count = int(entry.get("samples", len(plan["samples"])))
             pending.append((f"{named['attack']} on {named['model']}", 0, count))
     started = tuple(cell for cell in chosen if cell.records)
-    return RunResult(path.resolve().name, plan, started, tuple(folder.checks()), tuple(pending))
+    name, checks = path.resolve().name, tuple(folder.checks())
+    return RunResult(name, plan, started, checks, tuple(pending), folder.remarks)
 
 
 def _unfinished(cell: FinishedCell) -> tuple[str, int, int]:

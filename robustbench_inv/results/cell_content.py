@@ -1,5 +1,6 @@
 """Records and events of a cell: the order of its records, the files that grow, and digests that tell damage."""
 
+import errno
 import hashlib
 import json
 import os
@@ -175,7 +176,7 @@ class GrowingFile:
         self.path, self._salt, self.size = path, salt, 0
         self._hash = hashlib.sha256(salt.encode())
         with explain_write_errors(path):
-            self.descriptor = _open(path)
+            self.descriptor, self._writable = _open(path)
 
     def close(self) -> None:
         """Close the file, which releases a lock on its descriptor."""
@@ -190,6 +191,7 @@ class GrowingFile:
         """Go on after ``data``, the first bytes of the file; what follows them is deleted."""
         with explain_write_errors(self.path):
             if os.fstat(self.descriptor).st_size != len(data):
+                self._check_writable()
                 os.ftruncate(self.descriptor, len(data))
         self.size, self._hash = len(data), hashlib.sha256(self._salt.encode() + data)
 
@@ -201,6 +203,7 @@ class GrowingFile:
         """
         self._check_in_place()
         with explain_write_errors(self.path):
+            self._check_writable()
             try:
                 write_all(self.descriptor, data, flush=flush)
             except OSError:
@@ -209,6 +212,10 @@ class GrowingFile:
                 raise
         self._hash.update(data)
         self.size += len(data)
+
+    def _check_writable(self) -> None:
+        if not self._writable:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     def _check_in_place(self) -> None:
         found = None
@@ -227,13 +234,14 @@ def complete_lines(data: bytes) -> list[bytes]:
     return [line + b"\n" for line in data.split(b"\n")[:-1]]
 
 
-def _open(path: Path) -> int:
+def _open(path: Path) -> tuple[int, bool]:
+    """Open or create a file; return its descriptor, and whether it can be written."""
     try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666), True
     except OSError:
         if not path.exists():
             raise
-        return os.open(path, os.O_RDONLY)
+        return os.open(path, os.O_RDONLY), False
 
 
 @dataclass(frozen=True)

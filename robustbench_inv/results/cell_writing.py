@@ -74,6 +74,7 @@ class CellWriter:
     Attributes:
         repaired: number of records that a repair deleted.
         restores_images: does a repair replace images that were kept?
+        unprotected: did an earlier version write records, without digests?
 
     Raises:
         BadResults: if another process writes the cell, it cannot be written, is damaged, is of version 1, or
@@ -206,6 +207,7 @@ class CellWriter:
         size = int(known.get("batch_size", request.batch_size))
         extended = extend_segments(segments, self._done, request.samples, size)
         old = bool(known) and DIGEST not in known
+        self.unprotected = old and self._done > 0
         if known and extended == segments and not (old and self._pending(extended)):
             self._use(known, segments)
             self._sealed = not old

@@ -32,6 +32,7 @@ __all__ = [
     "EVENTS",
     "PLAN",
     "RECORDS",
+    "WITHOUT_DIGESTS",
     "CellFolder",
     "RunFolder",
     "cell_salt",
@@ -40,6 +41,10 @@ __all__ = [
 
 PLAN = "plan.json"
 CHECKS = "checks.json"
+
+WITHOUT_DIGESTS = (
+    "an earlier version wrote the records without digests, so damage to them cannot be told"
+)
 CELL = "cell.json"
 
 STAGES_V1 = {"raw": "raw", "clip": "clipped", "round": "rounded"}
@@ -205,7 +210,7 @@ class CellFolder:
     def _remarks(self, content: CellContent) -> Iterator[str]:
         """Yield what a reader of the results must know about the files."""
         if not content.checked and content.records:
-            yield "an earlier version wrote it without digests: damage cannot be told"
+            yield WITHOUT_DIGESTS
         if (
             content.with_images
             and not (self.path / ADVERSARIAL).exists()

@@ -149,3 +149,11 @@ def test_a_mistake_in_a_suite_is_named(tmp_path, text, says):
     path.write_text(text)
     with pytest.raises(BadCatalogue, match=says):
         read_suite(path)
+
+
+def test_a_card_that_nests_too_deeply_is_one_line(tmp_path):
+    path = tmp_path / "deep.toml"
+    path.write_text("a = " + "[" * 100_000)
+    with pytest.raises(BadCatalogue, match="nests too deeply") as caught:
+        read_attack(path)
+    assert "\n" not in str(caught.value)

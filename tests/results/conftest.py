@@ -36,10 +36,14 @@ def record(sample, **changes):
     return Record(**(values | changes))
 
 
-def request(samples, batch_size=4, *, seed=0, redo=False):
+def request(samples, batch_size=4, *, seed=0, redo=False, repair=False):
     """Return a request for samples of a cell."""
     return CellRequest(
-        {**CONTENT, "identity": {**IDENTITY, "seed": seed}}, tuple(samples), batch_size, redo
+        {**CONTENT, "identity": {**IDENTITY, "seed": seed}},
+        tuple(samples),
+        batch_size,
+        redo,
+        repair,
     )
 
 
