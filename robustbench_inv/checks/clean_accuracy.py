@@ -1,6 +1,7 @@
 """Checks of what precedes the attack: clean accuracy (C39), that of the card (C40), inputs (C41) and labels (C42)."""
 
 from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from math import comb, isfinite
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.probe import Probe
 from robustbench_inv.checks.verdict import Grade, Verdict
-from robustbench_inv.models.protocol import Stochastic
+from robustbench_inv.models.protocol import Classifier, Stochastic
 from robustbench_inv.results.summary import Rate
 
 __all__ = ["check_clean_accuracy", "check_inputs", "check_labels"]
@@ -213,12 +214,14 @@ def _likely_cause(probe: Probe, answers: _Answers) -> str:
 def _better_input(probe: Probe, answers: _Answers) -> _Better | None:
     """Return the form of the inputs that gives the highest accuracy, None if that of the data does.
 
-    A form is tried on a third of the samples first, and none on a model with too few errors for a gain.
+    A form is tried on a third of the samples first, and none on a model with too few errors for a gain. A copy of the
+    model is queried: inputs outside the bounds would widen the ranges that a quantised model observes.
     """
     if (~answers.right).sum() < LEAST_GAIN * len(answers.right):
         return None
     rows = torch.arange(0, len(answers.right), 3, device=answers.right.device)
     found: list[_Better] = []
+    probe = replace(probe, classifier=_copied(probe.classifier))
     for how, images in _other_inputs(probe):
         changed = replace(
             probe, batch=replace(probe.batch, images=images.to(probe.classifier.dtype))
@@ -232,6 +235,13 @@ def _better_input(probe: Probe, answers: _Answers) -> _Better | None:
         better = _compared(f"With inputs {how}", right, answers.right, of_inputs=True)
         found += [better] if better else []
     return max(found, key=lambda each: each.gain, default=None)
+
+
+def _copied(classifier: Classifier) -> Classifier:
+    try:
+        return deepcopy(classifier)
+    except Exception:  # some models cannot be copied
+        return classifier
 
 
 def _other_inputs(probe: Probe) -> Iterator[tuple[str, Tensor]]:

@@ -197,6 +197,15 @@ def test_floats_that_were_divided_twice_fail(digits, honest):
         assert check_inputs(looking(constant(honest), data)).verdict == "FAIL"
 
 
+def test_other_forms_of_the_inputs_leave_no_trace_in_the_model():
+    labels = torch.arange(200) // 2 % 2
+    images = (20 + 200 * labels[:, None, None, None]).float().expand(200, 1, 4, 4).contiguous()
+    data = ArrayDataset(images, labels, "bright", (0.0, 255.0))
+    observer = Observer()
+    assert check_inputs(looking(Toy(observer, 2, (0.0, 255.0)), data)).verdict == "FAIL"
+    assert observer.largest == 220.0
+
+
 # C42
 
 
@@ -346,6 +355,16 @@ class Brightness(torch.nn.Module):
     def forward(self, images):
         bright = images.flatten(1).mean(1) - 0.5
         return torch.stack([-bright, bright], 1)
+
+
+class Observer(Brightness):
+    """Records the largest input, as a network does that is prepared for quantisation."""
+
+    largest = 0.0
+
+    def forward(self, images):
+        self.largest = max(self.largest, float(images.max()))
+        return super().forward(images)
 
 
 class Appended(torch.nn.Module):
