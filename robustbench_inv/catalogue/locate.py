@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -29,6 +29,7 @@ __all__ = [
     "find",
     "find_plugins",
     "plugin_packages",
+    "shadowed",
     "shipped_root",
 ]
 
@@ -129,10 +130,34 @@ def catalogue_roots() -> tuple[Path, ...]:
 
 def entries(kind: FileKind) -> dict[str, Path]:
     """Return the file of each entry by name; an earlier root wins, so that names are stable."""
-    found: dict[str, Path] = {}
+    return {name: paths[0] for name, paths in _files(kind).items()}
+
+
+def shadowed(kinds: Iterable[FileKind] | None = None) -> tuple[str, ...]:
+    """Return one line for each file whose name an earlier root, such as the shipped catalogue, has already.
+
+    Args:
+        kinds: kinds of entries; None for all.
+    """
+    found = []
+    shipped = shipped_root().resolve()
+    for kind in _PLACES if kinds is None else kinds:
+        for name, (first, *others) in _files(kind).items():
+            owner = (
+                f"the shipped {_singular(kind)}" if first.is_relative_to(shipped) else str(first)
+            )
+            found += [
+                f"{path} is not used: {owner} {name} has its name; rename it" for path in others
+            ]
+    return tuple(found)
+
+
+def _files(kind: FileKind) -> dict[str, list[Path]]:
+    """Return the files of each name, that of the earliest root first."""
+    found: dict[str, list[Path]] = {}
     for root in catalogue_roots():
         for path in sorted(root.glob(_PLACES[kind])):
-            found.setdefault(_name(kind, path), path)
+            found.setdefault(_name(kind, path), []).append(path)
     return found
 
 

@@ -19,7 +19,7 @@ from robustbench_inv.cli.entries import list_catalogue, show
 from robustbench_inv.cli.evaluate import evaluate
 from robustbench_inv.cli.label import label
 from robustbench_inv.cli.options import HELP_OPTIONS, convert_plain_values, option
-from robustbench_inv.cli.output import reserved_stdout
+from robustbench_inv.cli.output import print_warnings, reserved_stdout
 from robustbench_inv.cli.queue import queue
 from robustbench_inv.cli.report import report
 from robustbench_inv.cli.reproduce import reproduce
@@ -71,6 +71,9 @@ INTERRUPTED = 130
 
 MULTI_VALUE_OPTIONS = ("--model", "--attack", "--from", "--cells")
 """Options that take one or several values."""
+
+TELL_THEMSELVES = ("list", "evaluate", "reproduce")
+"""Commands that report entries of a catalogue which another entry of the same name hides."""
 
 app = typer.Typer(
     name="invbench",
@@ -167,6 +170,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     catalogue: Annotated[
         list[Path] | None,
         option(
@@ -204,6 +208,10 @@ def root(
         from robustbench_inv.catalogue.trust import TRUST_VARIABLE, trusted_name
 
         os.environ[TRUST_VARIABLE] = os.pathsep.join(trusted_name(str(each)) for each in trust)
+    if catalogue and context.invoked_subcommand not in TELL_THEMSELVES:
+        from robustbench_inv.catalogue.locate import shadowed
+
+        print_warnings(shadowed())
 
 
 def _error_line(error: Exception) -> str:

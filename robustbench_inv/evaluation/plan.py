@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from robustbench_inv.arguments import check_root, check_seed, check_text
 from robustbench_inv.catalogue.cards import SuiteEntry
+from robustbench_inv.catalogue.locate import shadowed
 from robustbench_inv.catalogue.reproduction import Reproduction
 from robustbench_inv.errors import BadCatalogue, CapabilityMismatch
 from robustbench_inv.evaluation.compatibility import check_compatible, warnings
@@ -83,9 +84,8 @@ def plan_jobs(
     jobs = list(jobs)
     chosen, excluded = _compatible({job.spec.digest: job for job in jobs}.values(), skipped)
     chosen = _with_distinct_titles(chosen)
-    lines = dict.fromkeys(
-        [*excluded, *_repeated_models(jobs), *(line for job in chosen for line in warnings(job))]
-    )
+    doubts = [line for job in chosen for line in warnings(job)]
+    lines = dict.fromkeys([*shadowed(), *excluded, *_repeated_models(jobs), *doubts])
     return Plan(_name(chosen, label), chosen, tuple(lines), tuple(command), deep)
 
 

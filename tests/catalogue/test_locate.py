@@ -1,5 +1,6 @@
 """Places of the catalogue, and the isolation of broken plugins."""
 
+import os
 import sys
 from importlib.metadata import EntryPoint
 
@@ -7,7 +8,13 @@ import pytest
 
 from robustbench_inv.catalogue import locate as plugins
 from robustbench_inv.catalogue.listing import list_entries, show_entry
-from robustbench_inv.catalogue.locate import catalogue_roots, entries, find, shipped_root
+from robustbench_inv.catalogue.locate import (
+    catalogue_roots,
+    entries,
+    find,
+    shadowed,
+    shipped_root,
+)
 from robustbench_inv.errors import BadCatalogue, UnknownName
 
 PRESET = """
@@ -142,3 +149,18 @@ def test_a_plugin_that_was_built_without_its_cards_is_named(monkeypatch, tmp_pat
     (problem,) = list_entries("attacks").problems
     assert "plugin empty is broken" in problem
     assert "in the wheel" in problem
+
+
+def test_an_entry_that_another_one_hides_is_told(tmp_path, monkeypatch):
+    for folder, name in (("first", "pgd"), ("first", "own"), ("second", "own"), ("second", "new")):
+        path = tmp_path / folder / "attacks" / "presets" / f"{name}.toml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    roots = f"{tmp_path / 'first'}{os.pathsep}{tmp_path / 'second'}"
+    monkeypatch.setenv("INVBENCH_CATALOGUE", roots)
+    lines = shadowed(["attacks"])
+    assert len(lines) == 2
+    assert "first/attacks/presets/pgd.toml is not used: the shipped attack pgd" in lines[0]
+    assert "second/attacks/presets/own.toml is not used" in lines[1]
+    assert "first/attacks/presets/own.toml own has its name" in lines[1]
+    assert shadowed(["models"]) == ()

@@ -217,3 +217,52 @@ def test_another_c_library_is_left_alone(monkeypatch):
     for name in MALLOC_SETTINGS:
         monkeypatch.delenv(name, raising=False)
     configure_process()
+
+
+PRESET = """
+summary = "mine \\u001b[31mred\\u009b1m"
+implementation = "robustbench_inv.attacks.pgd:PGD"
+kind = "fixed-budget"
+norms = ["linf"]
+"""
+
+
+@pytest.fixture
+def own_catalogue(tmp_path):
+    """A catalogue whose preset has the name of a shipped one, and another whose summary has escape sequences."""
+    for name in ("pgd", "mine"):
+        path = tmp_path / "own" / "attacks" / "presets" / f"{name}.toml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(PRESET)
+    return tmp_path / "own"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("list", "attacks"),
+        ("show", "pgd"),
+        ("evaluate", "--model", "mnist-cnn", "--attack", "pgd", "--dry-run"),
+    ],
+)
+def test_a_catalogue_is_told_that_a_shipped_entry_has_its_name(invbench, own_catalogue, command):
+    done = invbench("--catalogue", own_catalogue, *command)
+    assert done.code == 0, done.err
+    assert done.err.count("pgd.toml is not used: the shipped attack pgd") == 1
+
+
+@pytest.mark.parametrize("command", [("list", "attacks"), ("show", "mine")])
+def test_a_card_cannot_control_the_terminal(invbench, own_catalogue, command):
+    done = invbench("--catalogue", own_catalogue, *command)
+    assert "mine red" in done.out
+    assert not {"\x1b", "\x9b"} & set(done.out)
+    shown = json.loads(invbench("--catalogue", own_catalogue, *command, "--json").out)
+    cards = shown if isinstance(shown, list) else [shown]
+    assert "mine \x1b[31mred\x9b1m" in [card["summary"] for card in cards]
+
+
+@pytest.mark.parametrize("name", ["x\x1b[31m", "x\x1b]0;title\x07", "x\u202e", "x\x9b2J"])
+def test_a_message_cannot_control_the_terminal(invbench, name):
+    done = invbench("evaluate", "--model", name, "--attack", "pgd")
+    assert done.code == 2
+    assert "no model is called x;" in done.err
