@@ -111,6 +111,14 @@ def test_c25_without_scores_fails():
     assert verdicts(cell(clean=clean))["C25"].verdict == "FAIL"
 
 
+def test_c25_one_input_without_an_output_is_no_lack_of_scores():
+    whole = cell()
+    silent = replace(whole.records[0], clean=ModelOutput(-1, None, True), broken_at=0.0, status="model_failure")  # fmt: skip
+    mixed = replace(whole, records=(silent, *whole.records[1:]))
+    assert "there are no scores" not in verdicts(mixed)["C25"].evidence
+    assert "there are no scores" in verdicts(replace(whole, records=(silent,)))["C25"].evidence
+
+
 def test_c26_an_adaptive_attack_that_is_weaker():
     weak = [answer(5, 9.0)] * 2 + [answer(5, 0.5, accepted=False)] * 8
     found = verdicts(cell(adversarial=weak), oblivious())["C26"]

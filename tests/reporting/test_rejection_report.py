@@ -135,6 +135,18 @@ def test_a_model_without_rejection_or_score_has_no_curve(writer, record):
     assert draw_figures("risk", FigureContext(cells)) == []
 
 
+def test_an_input_without_a_valid_output_is_accepted_at_any_threshold(run):
+    """One such input emptied the table of scores and the figure."""
+    cell = cells_of(run)[0]
+    silent = ModelOutput(-1, None, True)
+    failed = replace(cell.records[3], clean=silent, adversarial=silent, broken_at=0.0, status="model_failure")  # fmt: skip
+    mixed = replace(cell, records=(*cell.records[:3], failed))
+    assert has_scores(mixed)
+    assert selective_clean(mixed).risk == Rate(1, 4)
+    assert selective_clean(mixed).curve.risk.tolist() == [1, 1 / 2, 1 / 3, 1 / 4]
+    assert not has_scores(replace(cell, records=(failed,)))
+
+
 def test_what_rejects_everything_is_drawn_without_a_dot(writer, record):
     refused = [
         replace(
