@@ -144,7 +144,8 @@ def _headline_caption(measure: _Measure, chosen: Sequence[WorstCase]) -> str:
     count = " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
     attacks = list(dict.fromkeys(name for worst in chosen for name in worst.attacks))
     by = f"worst case over {len(attacks)} attacks" if len(attacks) > 1 else attacks[0]
-    return f"{measure.text} {count} {measure.inputs}, by {by}"
+    inputs = measure.inputs.removesuffix("s") if count == "1" else measure.inputs
+    return f"{measure.text} {count} {inputs}, by {by}"
 
 
 def _show_rate(worst: WorstCase, interval: IntervalOf) -> TableCell:
