@@ -13,6 +13,7 @@ from robustbench_inv.checks.probe import Probe
 from robustbench_inv.checks.verdict import Grade, Verdict
 from robustbench_inv.models.protocol import Classifier, Stochastic
 from robustbench_inv.results.summary import Rate
+from robustbench_inv.tensors import is_out_of_memory
 
 __all__ = ["check_clean_accuracy", "check_inputs", "check_labels"]
 
@@ -41,7 +42,7 @@ def check_clean_accuracy(probe: Probe) -> Verdict:
     A model near chance was not given its own labels, inputs or weights, and looks as robust as it is useless. The
     evidence names the likely cause, as found by C41 and C42.
     """
-    answers = _Answers.of(probe)
+    answers = _Answers.one_by_one(probe)
     classes, n = probe.classifier.num_classes, len(answers.right)
     rate = Rate(int(answers.right.sum()), n)
     others = n - int(answers.labels.bincount().max())
@@ -67,7 +68,7 @@ def check_inputs(probe: Probe) -> Verdict:
     images = probe.batch.images
     low, high = probe.data_bounds
     used = float(images.max() - images.min()) / (high - low) if isfinite(high - low) else 1.0
-    better = _explanation(probe, _Answers.of(probe))
+    better = _explanation(probe, _Answers.one_by_one(probe))
     better = better if better and better.of_inputs else None
     noisy = isinstance(probe.classifier, Stochastic)  # more contrast drowns its noise
     grade: Grade = "PASS"
@@ -91,7 +92,7 @@ def check_labels(probe: Probe) -> Verdict:
     predictions gain nothing.
     """
     batch, every = probe.batch, probe.all_labels
-    better = _explanation(probe, _Answers.of(probe), labels_first=True)
+    better = _explanation(probe, _Answers.one_by_one(probe), labels_first=True)
     better = None if better is None or better.of_inputs else better
     evidence = f"No other labels suit the {len(batch)} predictions better."
     if better:
@@ -112,7 +113,7 @@ class _Answers:
     Args:
         predicted: (n,) int64.
         labels: (n,) int64.
-        valid: (n,) booleans: no logit is nan.
+        valid: (n,) booleans: the model did not fail, and no logit is nan.
     """
 
     predicted: Tensor
@@ -124,6 +125,28 @@ class _Answers:
         output = probe.query(rows)
         labels = probe.batch.labels if rows is None else probe.batch.labels[rows]
         return cls(output.decision, labels, ~output.logits.isnan().any(1))
+
+    @classmethod
+    def one_by_one(cls, probe: Probe) -> "_Answers":
+        """Return the predictions; if the model fails on the batch, on every sample alone."""
+        try:
+            return cls.of(probe)
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            alone = [cls._alone(probe, row) for row in range(len(probe.batch))]
+            if not any(each.valid for each in alone):
+                raise
+        parts = zip(*((each.predicted, each.labels, each.valid) for each in alone), strict=True)
+        return cls(*(torch.cat(part) for part in parts))
+
+    @classmethod
+    def _alone(cls, probe: Probe, row: int) -> "_Answers":
+        labels = probe.batch.labels[row : row + 1]
+        try:
+            return cls.of(probe, torch.tensor([row], device=labels.device))
+        except Exception:
+            return cls(torch.zeros_like(labels), labels, torch.zeros_like(labels, dtype=torch.bool))
 
     @property
     def right(self) -> Tensor:
@@ -199,7 +222,7 @@ def _likely_cause(probe: Probe, answers: _Answers) -> str:
     """Name what explains an accuracy near chance."""
     invalid = int((~answers.valid).sum())
     if invalid:
-        return f"Outputs of {invalid} samples are not numbers."
+        return f"The outputs of {invalid} samples are not numbers, or the model failed."
     better = _explanation(probe, answers)
     if better:
         return better.text

@@ -110,6 +110,20 @@ def test_outputs_that_are_not_numbers_are_errors_and_named(honest, digits):
     assert "are not numbers" in verdict.evidence
 
 
+def test_a_model_that_fails_on_some_samples_is_checked_on_the_others(honest, digits):
+    def failing(images):
+        if (images.flatten(1).mean(1) > 0.25).any():
+            raise RuntimeError("too bright")
+        return honest(images).logits
+
+    probe = looking(Toy(failing, CLASSES), digits)
+    verdict = check_clean_accuracy(probe)
+    assert (verdict.verdict, check_labels(probe).verdict) == ("PASS", "PASS")
+    assert 0.5 < verdict.value < 0.95
+    with pytest.raises(RuntimeError, match="too bright"):
+        check_clean_accuracy(looking(Toy(lambda images: failing(images + 1), CLASSES), digits))
+
+
 def test_requested_samples_of_one_class_do_not_hide_it(honest, digits):
     verdicts = {v.id: v for v in probe_model(Named("toy", constant(honest, 0)), digits, range(5))}
     assert verdicts["C39"].verdict == "FAIL"
