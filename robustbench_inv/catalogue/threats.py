@@ -1,7 +1,7 @@
 """Parses threats and goals: ``linf=0.1,0.2``, ``none``, or a name in the catalogue, with oracle and substitute."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from robustbench_inv.catalogue.cards import GOALS, read_threat
 from robustbench_inv.catalogue.fields import check_fields, explain_mismatch
 from robustbench_inv.catalogue.locate import find
 from robustbench_inv.catalogue.references import Reference, parse_reference
-from robustbench_inv.errors import BadParameter, CapabilityMismatch, UnknownName, suggest
+from robustbench_inv.errors import BadData, BadParameter, CapabilityMismatch, UnknownName, suggest
 
 if TYPE_CHECKING:
     from robustbench_inv.attacks.protocol import Attack
@@ -128,8 +128,13 @@ def _customary_budget(norms: list[str], name: str, data: "Dataset") -> str:
     """Return the first of a data set's budgets in one of the norms, in the order of the norms."""
     from robustbench_inv.data.protocol import HasBudgets
 
-    own = tuple(data.budgets) if isinstance(data, HasBudgets) else ()
-    known = {load_threat(text).norm: text for text in reversed(own) if load_threat(text).bounded}
+    own: Sequence[str] = data.budgets if isinstance(data, HasBudgets) else ()
+    if not isinstance(own, list | tuple) or not all(isinstance(text, str) for text in own):
+        expected = "texts such as linf=0.1"
+        raise BadData(f"{data.name} has invalid budgets", got=own, expected=expected)
+    known: dict[str, str] = {
+        load_threat(text).norm: text for text in reversed(own) if load_threat(text).bounded
+    }
     for norm in norms:
         if norm in known:
             return known[norm]

@@ -102,7 +102,7 @@ class ArrayDataset:
         budgets: Sequence[str] = (),
     ) -> None:
         self.name = name
-        self.budgets = (budgets,) if isinstance(budgets, str) else tuple(budgets)
+        self.budgets = (budgets,) if isinstance(budgets, str) else budgets
         self.bounds = _checked_bounds(bounds, name)
         self._images = _checked_images(images, self.bounds, name)
         self.labels = _checked_labels(labels, len(self._images), name)

@@ -9,7 +9,7 @@ from robustbench_inv.attacks.pgd import PGD
 from robustbench_inv.catalogue.datasets import load_dataset
 from robustbench_inv.catalogue.threats import load_threat, replace_budget, resolve_customary
 from robustbench_inv.data.arrays import ArrayDataset
-from robustbench_inv.errors import BadParameter, CapabilityMismatch
+from robustbench_inv.errors import BadData, BadParameter, CapabilityMismatch
 
 
 def array(name="mine", bounds=(0.0, 1.0), budgets=()):
@@ -67,6 +67,12 @@ def test_a_data_set_of_ones_own_may_declare_its_budgets():
 def test_an_unknown_budget_is_refused_with_what_to_type(data, text, says):
     with pytest.raises(CapabilityMismatch, match=says):
         resolve_customary(text, "pgd", PGD(), load_dataset(data))
+
+
+@pytest.mark.parametrize("budgets", [None, 0.1, {"linf": 0.1}, [0.1], [None]])
+def test_budgets_that_are_no_texts_are_refused(budgets):
+    with pytest.raises(BadData, match=r"mine has invalid budgets.*expected texts"):
+        resolve_customary("customary", "pgd", PGD(), array(budgets=budgets))
 
 
 @pytest.mark.parametrize(
