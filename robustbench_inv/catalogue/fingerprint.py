@@ -8,7 +8,7 @@ import random
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -256,7 +256,8 @@ class _Walk:
         for module in pending:
             local = origin_of(module.__name__) == "local"
             values = {n: vars(module)[n] for n in sorted(names) if n in vars(module)}
-            pending += [v for v in values.values() if _is_new_module(v, pending)]
+            inner = (v for v in values.values() if isinstance(v, types.ModuleType))
+            pending += [v for v in inner if id(v) not in map(id, pending)]
             kept = {n: v for n, v in values.items() if _may_differ(v, local=local)}
             found |= {f"{module.__name__}.{name}": self.value(v) for name, v in kept.items()}
         return {"used": found} if found else {}
@@ -376,10 +377,6 @@ def _counts(name: str, member: object) -> bool:
         return member.__code__.co_filename != "<string>"
     known = isinstance(member, types.MemberDescriptorType | types.GetSetDescriptorType)
     return function or not (known or name.startswith("__") or name == "_abc_impl")
-
-
-def _is_new_module(value: object, known: Sequence[types.ModuleType]) -> bool:
-    return isinstance(value, types.ModuleType) and all(value is not each for each in known)
 
 
 def _may_differ(value: object, *, local: bool) -> bool:

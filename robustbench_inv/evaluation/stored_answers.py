@@ -342,7 +342,7 @@ def _relative(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[n
 def _digest(dataset: Dataset, ids: list[int]) -> str:
     images, labels = dataset.batch(ids)
     given = dataset.counterparts(ids) if isinstance(dataset, HasCounterparts) else labels
-    return digest_value({"of": plain([images, labels, given])})
+    return digest_value({"of": plain([images, labels, given, dataset.labels])})
 
 
 def _numbers(values: NDArray[np.float64]) -> list[float | str]:

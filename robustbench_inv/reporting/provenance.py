@@ -60,6 +60,7 @@ def collect_verdicts(runs: Sequence[RunResult]) -> dict[str, list[dict[str, Any]
     seen = {
         json.dumps(dict(verdict), sort_keys=True): {
             **verdict,
+            "subject": _subject(verdict, cells),
             "value_text": _value_text(verdict.get("value")),
         }
         for run in runs
@@ -93,6 +94,14 @@ def _reason(cell: FinishedCell, status: str) -> str:
     notes = (event for event in cell.events if event.get("event") == status)
     first = next(notes, {})
     return str(first.get("error") or first.get("message") or first.get("reason") or "")
+
+
+def _subject(verdict: Mapping[str, Any], cells: Sequence[FinishedCell]) -> str:
+    """Return a verdict's subject by the labels of the report, which distinguish two models of one name."""
+    about = tuple(verdict.get("about") or ())
+    known = {cell.digest: cell.subject for cell in cells}
+    known |= {cell.model.key: cell.model_label for cell in cells}
+    return known.get(about[0], str(verdict["subject"])) if about else str(verdict["subject"])
 
 
 def _is_selected(verdict: Mapping[str, Any], cells: Sequence[FinishedCell]) -> bool:
@@ -138,7 +147,9 @@ def _files(runs: Sequence[RunResult]) -> list[ProvenanceFacts]:
 def _model(cell: FinishedCell) -> str:
     weights = cell.model.weights_digest
     details = f", weights {weights}" if weights else ", no weights"
-    return f"digest {cell.model.digest}{details}"
+    reference = str(cell.model.card.get("name") or cell.model_label)
+    named = "" if cell.model_label.startswith(reference) else f"{reference}, "
+    return f"{named}digest {cell.model.digest}{details}"
 
 
 def _attack(cell: FinishedCell) -> str:

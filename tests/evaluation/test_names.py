@@ -12,6 +12,7 @@ from robustbench_inv.api import evaluate
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.evaluation.loading import NamedModel, as_models
+from robustbench_inv.reporting.provenance import collect_provenance, collect_verdicts
 from robustbench_inv.reporting.run_results import read_runs
 from robustbench_inv.results.run_files import RunFolder
 
@@ -85,6 +86,9 @@ def test_a_retrained_model_in_the_same_folder_keeps_both_verdicts(tmp_path):
     }
     assert len(both) == 2 * len(first)
     assert first.items() <= both.items()
+    results = read_runs([tmp_path / "r"])
+    shown = [v for found in collect_verdicts(results).values() for v in found if v["id"] == "C10"]
+    assert {v["subject"] for v in shown} == {c.model_label for r in results for c in r.cells}
     assert {cell.model.name for cell in second.cells} < {
         cell.model_label for result in read_runs([tmp_path / "r"]) for cell in result.cells
     }
@@ -109,6 +113,11 @@ def test_the_user_chooses_labels(tmp_path):
     (result,) = read_runs([tmp_path / "r"])
     assert [cell.model_label for cell in result.cells] == ["A", "B"]
     assert {v["subject"] for v in verdicts(tmp_path / "r", "C2")} == {"A", "B"}
+    (models,) = [each.rows for each in collect_provenance([result]) if each.title == "Models"]
+    assert [(label, text.split(",")[0]) for label, text in models] == [
+        ("A", "sequential"),
+        ("B", "sequential"),
+    ]
     again = run(tmp_path / "r", [made(1.0)], "fgsm", samples="first:4")
     assert [cell.model.name for cell in again.cells] == ["A"]
 
