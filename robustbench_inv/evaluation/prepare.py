@@ -287,8 +287,9 @@ def _has_hooks(layer: nn.Module) -> bool:
 
 def _same_outputs(plain: Classifier, changed: Classifier, probe: Tensor) -> bool:
     try:
-        logits, gradients = _logits_and_gradients(changed, probe)
-        expected, expected_gradients = _logits_and_gradients(plain, probe)
+        with foreign_call("the copy of the model"):
+            logits, gradients = _logits_and_gradients(changed, probe)
+            expected, expected_gradients = _logits_and_gradients(plain, probe)
     except (
         Exception
     ):  # a user's network may access anything in its layers: contiguous maps, a weight

@@ -13,6 +13,7 @@ from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.errors import (
     AttackFailed,
     BadModel,
+    TimeLimitExceeded,
     UsageError,
     describe_error,
 )
@@ -156,7 +157,7 @@ class Searcher:
             UsageError: if the attack refuses the batch or the threat.
         """
         result = self._run(batch, start, stage)
-        if result.crash is None or len(batch) == 1:
+        if result.crash is None or len(batch) == 1 or _timed_out(result.crash):
             return result
 
         def run(rows: Tensor) -> SearchResult:
@@ -227,6 +228,11 @@ class Searcher:
         return proposals if sure else push_past_boundary(meter, proposals)
 
 
+def _timed_out(crash: str) -> bool:
+    """Return whether a search exceeded the time limit, as each half of its samples may, too."""
+    return crash.startswith(f"{TimeLimitExceeded.__name__}:")
+
+
 CACHE_BYTES = 2**30
 """Bytes of proposals that are kept: ten thousand digits at 34 eps. Results beyond the limit are computed again."""
 
@@ -289,7 +295,7 @@ def make_searches(
     guide = copy(job.guide.classifier) if job.guide else None
     search_model = copy(job.search_model.classifier)
     kept = KeptModules([search_model, guide] if job.search_model.is_foreign else ())
-    with seeded(job.seed, 0, device):
+    with seeded(job.seed, 0, device), foreign_call("the model"):
         deterministic = not len(probe) or is_deterministic(search_model, probe)
     search = Searcher(job.attack.attack, search_model, guide, job.seed, deterministic, kept)
     if job.threat.is_transfer:
