@@ -13,7 +13,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from robustbench_inv.errors import BadParameter, ForeignCodeError, TimeLimitExceeded, describe_error
+from robustbench_inv.errors import (
+    BadParameter,
+    BadResults,
+    ForeignCodeError,
+    TimeLimitExceeded,
+    describe_error,
+)
 
 __all__ = ["foreign", "foreign_call", "time_limit"]
 
@@ -72,7 +78,10 @@ def foreign_call(what: str, seconds: float | None = None) -> Iterator[None]:
     """
     limit = _limits[-1] if _limits and _limits[-1] is not None else seconds
     with foreign(what), _alarm(what, limit):
-        yield
+        try:
+            yield
+        except BadResults as error:  # ends an evaluation; foreign code writes no results
+            raise ForeignCodeError(f"{what} raised {describe_error(error)}") from error
 
 
 @contextmanager

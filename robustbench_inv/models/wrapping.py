@@ -75,12 +75,15 @@ class ModuleClassifier(nn.Module):
 
 
 def _check_kind(logits: Tensor, device: torch.device) -> None:
-    real = not logits.is_complex() and logits.dtype is not torch.bool
-    if not real or logits.layout is not torch.strided or logits.device != device:
+    if (
+        not logits.is_floating_point()
+        or logits.layout is not torch.strided
+        or logits.device != device
+    ):
         raise BadModel(
             "the model's logits cannot be used",
             got=f"{logits.dtype} on {logits.device}, {logits.layout}",
-            expected=f"dense real numbers on {device}",
+            expected=f"dense floating-point numbers on {device}",
         )
 
 

@@ -164,3 +164,17 @@ def test_an_entry_that_another_one_hides_is_told(tmp_path, monkeypatch):
     assert "second/attacks/presets/own.toml is not used" in lines[1]
     assert "first/attacks/presets/own.toml own has its name" in lines[1]
     assert shadowed(["models"]) == ()
+
+
+@pytest.mark.parametrize("fault", ["sys.exit(0)", "time.sleep(60)", "raise StopIteration"])
+def test_a_plugin_that_ends_the_program_or_hangs_is_a_problem_of_its_own(
+    monkeypatch, tmp_path, fault
+):
+    (tmp_path / "bad_plugin.py").write_text(f"import sys, time\n\ndef catalogue():\n    {fault}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "bad_plugin", raising=False)
+    monkeypatch.setattr(plugins, "PLUGIN_SECONDS", 0.5)
+    install(monkeypatch, bad="bad_plugin:catalogue")
+    listing = list_entries("attacks")
+    assert "pgd" in {entry["name"] for entry in listing.entries}
+    assert [line.partition(" is broken: ")[0] for line in listing.problems] == ["plugin bad"]

@@ -481,7 +481,7 @@ class AddsHooks(Honest):
         self.layer.register_forward_hook(lambda *_: None)
 
 
-class ForgetsLayer(Honest):
+class ForgetsLayer(Failed):
     def fault(self):
         self._modules.pop("layer", None)
 
@@ -501,7 +501,7 @@ class CountsCalls(Noted):
         return super().classify(images).roll(self.calls, 1)
 
 
-class LearnsAtTest(Noted):
+class LearnsAtTest(Failed):
     def fault(self):
         with torch.no_grad():
             self.layer.weight += 0.5 * torch.ones_like(self.layer.weight).cumsum(1)
@@ -556,9 +556,7 @@ class ReturnsScalar(Refused):
 
 
 class ReturnsTooFew(Honest):
-    """Can be queried with one image only, and so has the same results with more passes."""
-
-    outcome = "done"
+    """Can be queried with one image only, and so it is."""
 
     def forward(self, images):
         return self.classify(images)[: max(1, len(images) - 1)]
@@ -589,7 +587,7 @@ class ReturnsMeta(Refused):
         return self.classify(images).to("meta")
 
 
-class ReturnsNaN(Noted):
+class ReturnsNaN(Failed):
     def forward(self, images):
         return self.classify(images) * float("nan")
 
@@ -675,7 +673,7 @@ class CannotBeCopied(Honest):
         self.lock = threading.Lock()
 
 
-class CannotBeCompared(Honest):
+class CannotBeCompared(Failed):
     def __eq__(self, other):
         raise TypeError("no comparison")
 
