@@ -157,9 +157,7 @@ class Searcher:
             UsageError: if the attack refuses the batch or the threat.
         """
         result = self._run(batch, start, stage)
-        if result.crash is None or len(batch) == 1:
-            return result
-        if result.crash.startswith(TimeLimitExceeded.__name__):  # each half may take as long
+        if result.crash is None or len(batch) == 1 or result.crash.startswith(TIME_LIMIT):
             return result
 
         def run(rows: Tensor) -> SearchResult:
@@ -229,6 +227,8 @@ class Searcher:
         sure = meter.success_is_final or self.attack.kind != "minimum-norm"
         return proposals if sure else push_past_boundary(meter, proposals)
 
+
+TIME_LIMIT = TimeLimitExceeded.__name__  # a search on each half of the samples may take as long
 
 CACHE_BYTES = 2**30
 """Bytes of proposals that are kept: ten thousand digits at 34 eps. Results beyond the limit are computed again."""
