@@ -22,6 +22,7 @@ __all__ = [
     "finite_size",
     "flatten",
     "graph_dtypes",
+    "image_shape",
     "is_out_of_memory",
     "logit_change",
     "margin",
@@ -134,6 +135,17 @@ def blocks(rows: Tensor, size: int) -> tuple[Tensor, ...]:
     """
     parts: tuple[Tensor, ...] = rows.split(size)  # type: ignore[no-untyped-call]
     return parts
+
+
+def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return channels, height and width of a sample's shape: all dimensions before the last two are channels.
+
+    Example:
+        >>> image_shape((3, 16, 8, 8)), image_shape((8, 8)), image_shape((8,)), image_shape(())
+        ((48, 8, 8), (1, 8, 8), (1, 1, 8), (1, 1, 1))
+    """
+    *channels, height, width = (1, 1, *shape)
+    return math.prod(channels), height, width
 
 
 def flatten(images: Tensor) -> Tensor:
@@ -253,8 +265,9 @@ def acceptance_margin(output: Output) -> Tensor:
 
 
 def logit_change(after: Tensor, before: Tensor) -> Tensor:
-    """Return the largest change of a logit of each sample, (n,): 0 for a class that stays ruled out, at −inf."""
-    return subtract(after, before).abs().amax(1)
+    """Return the largest change of a logit of each sample, (n,): 0 for a class that stays ruled out (−inf), or NaN."""
+    same = after.isnan() & before.isnan()
+    return subtract(after, before).abs().masked_fill(same, 0).amax(1)
 
 
 def relative_difference(logits: Tensor, again: Tensor) -> float:

@@ -15,7 +15,7 @@ from robustbench_inv.attacks.parameters import check_least
 from robustbench_inv.attacks.protocol import Batch, Kind, Loss, Queries
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.randomness import SampleRNG
-from robustbench_inv.tensors import where_rows
+from robustbench_inv.tensors import image_shape, where_rows
 from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = ["LocalSearch"]
@@ -106,9 +106,7 @@ class _Search:
         self.model, self.batch, self.settings = model, batch, settings
         self.closest = ClosestAdversarial(batch, threat)
         self.loss: Loss = losses_for(settings.loss, threat.goal)[0]
-        # inputs without channels or height get one channel or one row
-        shape = (1, 1, *batch.images.shape[1:])[-3:]
-        self.channels, self.height, self.width = shape
+        self.channels, self.height, self.width = image_shape(batch.images.shape[1:])
 
     @property
     def count(self) -> int:

@@ -13,6 +13,7 @@ from robustbench_inv.attacks.budget_geometry import BALL_NORMS, Ball
 from robustbench_inv.attacks.parameters import check_below, check_least
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
 from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.tensors import image_shape
 from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = ["SquareAttack", "square_share", "two_bumps", "window"]
@@ -56,7 +57,7 @@ class SquareAttack:
         check_below(self, share=1.0)
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
-        shape = (1, 1, *batch.images.shape[1:])[-3:]
+        shape = image_shape(batch.images.shape[1:])
         ball = Ball.of(threat, batch.images.reshape(-1, *shape), model.bounds, BALL_NORMS)
         proposal = (
             _LinfProposals()
