@@ -152,7 +152,8 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
             labels to these.
         attack: a name, an attack, or a list of these; optional if there is a suite.
         suite: name of a list of attacks and threats.
-        threat: ``NORM=EPS[,EPS…]``, ``none``, a name, or a threat; None for the default of attack and data set.
+        threat: ``NORM=EPS[,EPS…]``, ``none``, ``customary``, a name, or a threat; None for the default of attack and
+            data set.
         dataset: a name or a data set; None for the data set of each model's card.
         samples: N for a class-balanced subset, ``first:N`` for the first N, None for all.
         seed: random seed.

@@ -50,7 +50,7 @@ Threat = Annotated[
     str | None,
     option(
         metavar="THREAT",
-        help="Set the threat model: NORM=EPS[,EPS…], none (no budget), or a catalogue name. Append :oracle=NAME for the oracle that "
+        help="Set the threat model: NORM=EPS[,EPS…], none (no budget), customary (that of the data set), or a catalogue name. Append :oracle=NAME for the oracle that "
         "decides the true class of a changed input, :substitute=MODEL for a transfer attack crafted on MODEL.",
         show_default="the suite's, or the usual one of attack and data set",
     ),
