@@ -32,12 +32,16 @@ __all__ = [
 ]
 
 
+GOAL_LIMITS = ("confidence", "tolerance")
+"""Parameters that make one goal easier to reach than another; target classes only name different goals."""
+
+
 @dataclass(frozen=True)
 class CellGroup:
     """Cells that are comparable: they share the data set, the norm of distances and the attacker's goal.
 
     Where the goal depends on the true class of a changed input, they share the oracle as well. Fixed inputs of a data
-    set are not combined with attacks that search.
+    set are not combined with attacks that search. ``limits`` are the goal's parameters but for the target class.
     """
 
     dataset: str
@@ -47,6 +51,7 @@ class CellGroup:
     keeps: bool = False
     no_class: bool = False
     fixed: bool = False
+    limits: str = ""
 
     @classmethod
     def of(cls, cell: FinishedCell) -> "CellGroup":
@@ -56,15 +61,17 @@ class CellGroup:
         oracle = threat.oracle.source if threat.oracle and needs_oracle else ""
         fixed = cell.kind == "fixed-input" and not threat.no_class
         flags = threat.wants_same_prediction, threat.no_class, fixed
-        return cls(cell.dataset.name, cell.norm, cell.goal, oracle, *flags)
+        parameters = sorted(threat.goal_parameters.items())
+        limits = (f", {key} {v:g}" for key, v in parameters if key in GOAL_LIMITS and v)
+        return cls(cell.dataset.name, cell.norm, cell.goal, oracle, *flags, "".join(limits))
 
     @property
-    def rank(self) -> tuple[str, bool, bool, bool, int, str, str, str]:
+    def rank(self) -> tuple[str, bool, bool, bool, int, str, str, str, str]:
         """The order in a report: sensitivity before invariance, linf before l2 before the others."""
         norms = ("linf", "l2", "l1", "l0")
         order = norms.index(self.norm) if self.norm in norms else len(norms)
         kinds = self.no_class, self.keeps, self.fixed
-        return self.dataset, *kinds, order, self.norm, self.goal, self.oracle
+        return self.dataset, *kinds, order, self.norm, self.goal, self.limits, self.oracle
 
     @property
     def title(self) -> str:
@@ -77,7 +84,7 @@ class CellGroup:
             "misclassify-same-class": " (same class)",
             "keep-decision": "",
         }
-        plain = usual.get(self.goal, f" ({self.goal})")
+        plain = usual.get(self.goal, f" ({self.goal}{self.limits})")
         judged = f" · oracle: {self.oracle}" if self.oracle else ""
         given = " · fixed inputs" if self.fixed else ""
         return f"{self.data} · {norm_symbol(self.norm)} · {wanted}{plain}{given}{judged}"

@@ -606,6 +606,27 @@ def test_eps_that_differ_by_rounding_share_a_column():
     assert [row[4].text for row in table.rows] == ["0.0", "0.0"]
 
 
+def test_goals_of_another_tolerance_are_not_combined():
+    """The card showed the failures of the loosest tolerance."""
+    cells = [
+        toy_cell(
+            name, broken, epsilons=[], attack={"kind": "invariance"},
+            threat={"goal": "keep-logits", "goal_parameters": {"tolerance": tolerance}, "epsilons": []},
+        )
+        for name, broken, tolerance in (("a", [None, 0.1], 1e-3), ("b", [0.1, 0.1], 0.5))
+    ]  # fmt: skip
+    found = {h.group.title: h.rows[0].result.text for h in build_headlines(cells, wilson)}
+    assert found == {
+        "four · ℓ∞ · invariance (keep-logits, tolerance 0.001)": "50.0",
+        "four · ℓ∞ · invariance (keep-logits, tolerance 0.5)": "100.0",
+    }
+    targets = [
+        toy_cell(name, [0.1], threat={"goal": "target", "goal_parameters": {"label": k, "confidence": 0.0}})
+        for name, k in (("a", 1), ("b", 2))
+    ]  # fmt: skip
+    assert len(group_cells(targets)) == 1
+
+
 def test_fixed_inputs_are_not_combined_with_a_search():
     search = toy_cell("a", [0.1], epsilons=[], attack={"kind": "minimum-norm"})
     fixed = toy_cell("b", [None], epsilons=[], attack={"kind": "fixed-input"})
