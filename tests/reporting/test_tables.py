@@ -31,7 +31,7 @@ from robustbench_inv.reporting.table_formats import (
     to_markdown,
 )
 from robustbench_inv.reporting.tables import TABLES, build_tables
-from robustbench_inv.results.record import FAILURES, STATUSES
+from robustbench_inv.results.record import FAILURES, NOT_ATTACKED, STATUSES, ModelOutput
 from robustbench_inv.testing.analytic_problems import linear_problem
 
 
@@ -49,7 +49,7 @@ def test_statuses_are_those_of_the_records():
     from robustbench_inv.results.record import Status
 
     assert set(STATUSES) == set(get_args(Status))
-    assert set(FAILURES) == set(STATUSES) - {"ok", "already_wrong"}
+    assert set(FAILURES) == set(STATUSES) - {"ok", *NOT_ATTACKED}
 
 
 def test_summary_has_a_row_for_each_cell_and_eps(full_run):
@@ -68,14 +68,15 @@ def test_summary_counts_what_went_wrong(writer, record):
     records = [
         record(0, status="crash"), record(1, status="crash"), record(2, status="no_start"),
         record(3, status="numerics"), record(4, status="already_wrong"), record(5, broken_at=0.1),
+        record(6, broken_at=0.0, status="model_failure", clean=ModelOutput(-1, None, None)),
     ]  # fmt: skip
     (row,) = summary_frame(cells_of(writer.cell(records).finish())).to_dict("records")
     counts = {status: row[status] for status in STATUSES}
     assert counts == {
-        "ok": 1, "already_wrong": 1, "no_start": 1, "numerics": 1, "crash": 2, "budget": 0
+        "ok": 1, "already_wrong": 1, "model_failure": 1, "no_start": 1, "numerics": 1, "crash": 2, "budget": 0,
     }  # fmt: skip
-    assert row["clean_accuracy"] == pytest.approx(5 / 6)
-    assert row["robust_accuracy"] == pytest.approx(4 / 6)
+    assert row["clean_accuracy"] == pytest.approx(5 / 7)
+    assert row["robust_accuracy"] == pytest.approx(4 / 7)
     assert row["oracle"] is None
 
 
@@ -270,6 +271,7 @@ def test_numbers_are_short(value, text):
 
 
 def _markdown_cells(line):
+    line = line.replace("&lt;", "<")
     return [cell.strip().replace(r"\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
 
 
