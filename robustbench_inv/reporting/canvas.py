@@ -153,6 +153,10 @@ def label_axes(axes: Axes, title: str, x: str = "", y: str = "") -> None:
     axes.set_yticks([0, 25, 50, 75, 100])
 
 
+WORD_JOINER = "\u2060"
+"""An invisible character."""
+
+
 def shorten(name: str, most: int = 30) -> str:
     """Return a name that fits above or beside axes; its middle is cut, since parameters are at its end.
 
@@ -160,6 +164,8 @@ def shorten(name: str, most: int = 30) -> str:
         >>> shorten("mnist-cnn"), shorten("thesis/experiments/model.py:build", 20)
         ('mnist-cnn', 'thesis/e…el.py:build')
     """
+    if name.startswith("_"):  # matplotlib leaves such names out of legends
+        name = f"{WORD_JOINER}{name}"
     if len(name) <= most:
         return name
     return f"{name[: most * 2 // 5]}…{name[most * 2 // 5 + 1 - most :]}"

@@ -98,6 +98,14 @@ def test_long_names_are_shortened(writer, sweep_records):
     assert texts(picture.svg).count("thesis/exper…py:build:width=32") == 2
 
 
+def test_a_name_that_begins_with_an_underscore_is_in_the_legend(writer, sweep_records):
+    for model in ("_mine", "other"):
+        writer.cell(sweep_records(10, [5], [0.1]), model=model)
+    (picture,) = draw_figures("curves", plot_of(writer.finish()))
+    drawn = [text.strip("\u2060") for text in texts(picture.svg)]
+    assert drawn.count("_mine") == drawn.count("other")
+
+
 def test_more_models_than_colours_have_no_legend(writer, sweep_records):
     for i in range(9):
         writer.cell(sweep_records(10, [5], [0.1]), model=f"m{i}")
