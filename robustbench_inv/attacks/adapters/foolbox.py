@@ -24,6 +24,7 @@ from robustbench_inv.attacks.adapters.adapted_randomness import adapted_randomne
 from robustbench_inv.attacks.decision_based import find_starting_points
 from robustbench_inv.attacks.parameters import check_parameters, find_attack
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
+from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadParameter, MissingExtra
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import NORMS
@@ -129,6 +130,11 @@ class FoolboxAttack:
             return frozenset(NORMS)
         return frozenset({_name_of(self._build("l2").distance.p)})
 
+    def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:
+        """Raise CapabilityMismatch for a target class if the attack has no targeted mode."""
+        if isinstance(threat.goal, Target) and not _has_targeted_mode(self._class):
+            raise targeting_unsupported(self._title)
+
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         check_decision_goal(self._title, threat.goal)
         starts, rows = None, torch.arange(len(batch), device=batch.labels.device)
@@ -226,6 +232,13 @@ def _explain_errors(title: str) -> Iterator[None]:
         if str(error) != "unsupported criterion":
             raise
         raise targeting_unsupported(title) from error
+
+
+def _has_targeted_mode(attack: type[Any]) -> bool:
+    """Return whether an attack accepts a target class; Foolbox states it only in the code that would refuse one."""
+    bases = [base for base in attack.__mro__ if base.__module__.startswith("foolbox.")]
+    code = "".join(map(inspect.getsource, bases))
+    return "unsupported criterion" not in code or "TargetedMisclassification" in code
 
 
 @cache

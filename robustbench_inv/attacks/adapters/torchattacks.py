@@ -22,6 +22,7 @@ from robustbench_inv.attacks.adapters.adapted_model import (
 from robustbench_inv.attacks.adapters.adapted_randomness import adapted_randomness, adapted_seed
 from robustbench_inv.attacks.parameters import check_parameters, find_attack
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
+from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadParameter, CapabilityMismatch, MissingExtra
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import NORMS
@@ -153,6 +154,13 @@ class TorchattacksAttack:
         if "norm" in self._defaults:  # FAB accepts l1 as well, and raises an error
             return frozenset({"l2", "linf"})
         return frozenset({"l2" if self.attack.endswith("L2") else "linf"})
+
+    def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:
+        """Raise CapabilityMismatch for a target class if the attack has no targeted mode."""
+        if isinstance(threat.goal, Target):
+            attack = self._build(_placeholder(), {})
+            if "targeted" not in attack.supported_mode:
+                raise targeting_unsupported(self._title)
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         check_decision_goal(self._title, threat.goal)
