@@ -182,9 +182,8 @@ class WorstCase:
     @property
     def strongest(self) -> tuple[str, Rate]:
         """The single attack that breaks most of these samples, and the robust accuracy under it."""
-        rates = {cell.attack_label: replace(self, cells=(cell,)).rate for cell in self.cells}
-        name = min(rates, key=lambda attack: (rates[attack].successes, attack))
-        return name, rates[name]
+        rates = [(cell.attack_label, replace(self, cells=(cell,)).rate) for cell in self.cells]
+        return min(rates, key=lambda each: (each[1].successes, each[0]))
 
     def at(self, eps: float) -> "WorstCase":
         """Return the worst case of the same attacks on the same samples at another eps."""

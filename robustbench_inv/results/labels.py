@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from robustbench_inv.results.cell import CellInfo, FinishedCell
+from robustbench_inv.results.cell_parts import OracleInfo
 
 __all__ = ["Labels", "distinct_labels"]
 
@@ -13,11 +14,12 @@ MIN_DIGITS = 4
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels of the models, attacks and data sets of several cells, by digest."""
+    """The labels of the models, attacks, data sets and files of human labels of several cells, by digest."""
 
     models: Mapping[str, str]
     attacks: Mapping[str, str]
     datasets: Mapping[str, str]
+    oracles: Mapping[str, str]
 
     @classmethod
     def of(cls, cells: Iterable[tuple[CellInfo, str]]) -> "Labels":
@@ -29,21 +31,32 @@ class Labels:
             distinct_labels([*models, *((each.digest, each.name) for each in helpers)]),
             distinct_labels((info.attack.key, info.attack.name) for info, _ in known),
             distinct_labels((info.dataset_key, info.dataset.name) for info, _ in known),
+            distinct_labels(
+                (each.digest, each.source) for info, _ in known for each in _human(info)
+            ),
         )
 
     def apply(self, cell: FinishedCell) -> FinishedCell:
         """Return a cell whose model, attack, substitute and data set are named by their labels."""
-        info, helper = cell.info, cell.threat.substitute
+        info, helper, oracle = cell.info, cell.threat.substitute, cell.threat.oracle
         if helper:
             helper = replace(helper, name=self.models.get(helper.digest, helper.name))
+        for each in _human(info):
+            oracle = replace(each, source=self.oracles[each.digest])
         named = replace(
             info,
             model=replace(info.model, name=self.models[info.model.key]),
             attack=replace(info.attack, name=self.attacks[info.attack.key]),
             dataset=replace(info.dataset, name=self.datasets[info.dataset_key]),
-            threat=replace(info.threat, substitute=helper),
+            threat=replace(info.threat, substitute=helper, oracle=oracle),
         )
         return replace(cell, info=named, model_label="", attack_label="")
+
+
+def _human(info: CellInfo) -> list[OracleInfo]:
+    """Return the oracle of a cell if it is a file of labels; a panel differs between models, and stays one."""
+    oracle = info.threat.oracle
+    return [oracle] if oracle and not oracle.members else []
 
 
 def distinct_labels(named: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Labels: digests are keys, and names for display are distinct."""
 
+from robustbench_inv.reporting.run_results import CellGroup
 from robustbench_inv.results.labels import Labels, distinct_labels
 from robustbench_inv.testing.toy_cells import toy_cell
 
@@ -42,11 +43,22 @@ def test_cells_are_named_by_their_labels():
     named = [labels.apply(each) for each in cells]
     assert [each.model.name for each in named] == ["toy #1111", "toy #2222", "toy #1111"]
     assert [each.dataset.name for each in named] == ["four #d", "four #d", "four #e"]
-    assert (
-        named[2].attack_label == "pgd #1111 guided by toy #2222"
-        or "toy #2222" in named[2].attack_label
-    )
+    assert named[2].attack_label == "pgd #1111 guided by toy #2222"
     assert len({each.subject for each in named}) == 3
+
+
+def test_two_files_of_human_labels_are_two_oracles():
+    def cell(digest, members=()):
+        oracle = {"source": "human", "digest": digest, "members": members}
+        return toy_cell("metamer", [0.1], threat={"oracle": oracle, "goal": "keep-decision"})
+
+    cells = [cell("1" * 64), cell("2" * 64)]
+    labels = Labels.of((each.info, "") for each in cells)
+    groups = [CellGroup.of(labels.apply(each)) for each in cells]
+    assert [group.oracle for group in groups] == ["human #1111", "human #2222"]
+    panels = [cell(digit * 64, [{"name": "a", "digest": digit}]) for digit in "12"]
+    labels = Labels.of((each.info, "") for each in panels)
+    assert {CellGroup.of(labels.apply(each)).oracle for each in panels} == {"human"}
 
 
 def test_a_label_of_the_user_wins():
