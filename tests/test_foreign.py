@@ -68,6 +68,16 @@ def test_the_users_interrupt_passes():
         signal.raise_signal(signal.SIGINT)
 
 
+def test_the_users_interrupt_passes_every_guard():
+    with pytest.raises(KeyboardInterrupt), foreign("outer"), foreign_call("inner"):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_false_interrupt_in_an_inner_guard_is_an_error():
+    with pytest.raises(ForeignCodeError, match="inner"), foreign("outer"), foreign_call("inner"):
+        raise KeyboardInterrupt
+
+
 def press_and_ignore():
     with contextlib.suppress(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
