@@ -149,7 +149,7 @@ def test_without_checks_the_page_says_so(writer, record, tmp_path):
     (run / "checks.json").unlink()
     text = Reader(write_report([run], tmp_path / "r.html").read_text()).text
     assert "No checks were run" in text
-    assert "None: no crash" in text
+    assert "None: no failure of the model, no crash" in text
 
 
 def test_nothing_to_report_leaves_nothing_behind(writer, tmp_path):
