@@ -178,9 +178,8 @@ class Searcher:
         # separate draws for each eps: an image that looked broken by luck must not look so again
         rng = SampleRNG(self.seed, batch.ids, f"attack/{stage.budget}")
         keeps_best = self.attack.kind != "invariance" and not stage.is_transfer
-        meter = CountingModel(
-            self.classifier, batch, stage, rng, keeps_best, self.guide, self.deterministic
-        )
+        about = (rng, keeps_best, self.guide, self.deterministic)
+        meter = CountingModel(self.classifier, batch, stage, *about)
         # indexed, and so copied: an attack may write into its own batch
         own = replace(batch, start=start)[torch.arange(len(batch), device=batch.ids.device)]
         proposals, crash = self._propose(meter, own)

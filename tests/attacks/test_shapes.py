@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from robustbench_inv.api import evaluate
+from robustbench_inv.catalogue.attacks import load_attack
 from robustbench_inv.data.arrays import ArrayDataset
+from robustbench_inv.errors import CapabilityMismatch
 from robustbench_inv.tensors import image_shape
 
 SHAPES = ((16,), (4, 4), (1, 4, 4), (2, 3, 4, 4), (2, 1, 2, 2, 4))
@@ -57,3 +59,25 @@ def test_inputs_of_any_shape_are_attacked(tmp_path, attack, threat):
 def test_leading_dimensions_are_channels():
     assert image_shape((3, 16, 8, 8)) == (48, 8, 8)
     assert [image_shape(shape) for shape in SHAPES[:3]] == [(1, 1, 16), (1, 4, 4), (1, 4, 4)]
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "foolbox:GaussianBlurAttack",
+        "torchattacks:Square",
+        "torchattacks:DIFGSM",
+        "torchattacks:Pixle",
+    ],
+)
+def test_attacks_on_images_refuse_other_inputs_at_planning(tmp_path, attack):
+    pytest.importorskip("torchattacks", reason="the extra [torchattacks] is not installed")
+    images = torch.rand((4, 2, 3, 4, 4), generator=torch.Generator().manual_seed(1))
+    model = Flat(96)
+    data = ArrayDataset(images, torch.tensor([0, 1, 0, 1]), "volumes")
+    norm = sorted(load_attack(attack).attack.norms)[0]
+    with pytest.raises(
+        CapabilityMismatch, match=r"needs images, got 'inputs of shape \(2, 3, 4, 4\)"
+    ):
+        evaluate(model=model, attack=attack, threat=f"{norm}=1", dataset=data, out=tmp_path / "r")
+    assert not (tmp_path / "r").exists()

@@ -26,6 +26,7 @@ __all__ = [
     "InputScaling",
     "call_attack",
     "check_decision_goal",
+    "check_images",
     "collect_candidates",
     "suppressed_output",
     "targeting_unsupported",
@@ -265,3 +266,13 @@ def _call_once(name: str, attack: Callable[[Tensor], Tensor], rows: Tensor) -> T
             raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise AttackFailed(f"{name} raised {reason}") from error
+
+
+def check_images(shape: tuple[int, ...]) -> None:
+    """Raise CapabilityMismatch if a data set's inputs are no images."""
+    if len(shape) != 3:
+        raise CapabilityMismatch(
+            "the attack needs images",
+            got=f"inputs of shape {tuple(shape)}",
+            expected="shape (channels, height, width)",
+        )

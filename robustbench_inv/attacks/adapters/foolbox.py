@@ -15,6 +15,7 @@ from robustbench_inv.attacks.adapters.adapted_model import (
     AttackCall,
     InputScaling,
     check_decision_goal,
+    check_images,
     collect_candidates,
     suppressed_output,
     targeting_unsupported,
@@ -74,6 +75,10 @@ OWN_START = frozenset({"L0FMNAttack", "L1FMNAttack", "L2FMNAttack", "LInfFMNAtta
 """Attacks that accept a starting point but work better without."""
 
 
+IMAGES_ONLY = frozenset({"GaussianBlurAttack", "SpatialAttack"})
+"""Attacks that need inputs of shape (channels, height, width)."""
+
+
 @dataclass(frozen=True)
 class FoolboxAttack:
     """An attack of Foolbox 3.
@@ -131,9 +136,11 @@ class FoolboxAttack:
         return frozenset({_name_of(self._build("l2").distance.p)})
 
     def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:
-        """Raise CapabilityMismatch for a target class if the attack has no targeted mode."""
+        """Raise CapabilityMismatch for a target class without a targeted mode, and for inputs that must be images."""
         if isinstance(threat.goal, Target) and not _has_targeted_mode(self._class):
             raise targeting_unsupported(self._title)
+        if self.attack in IMAGES_ONLY:
+            check_images(data.shape)
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         check_decision_goal(self._title, threat.goal)

@@ -14,6 +14,7 @@ from robustbench_inv.attacks.adapters.adapted_model import (
     GreyFromRGB,
     InputScaling,
     check_decision_goal,
+    check_images,
     collect_candidates,
     suppressed_output,
     targeting_unsupported,
@@ -95,6 +96,10 @@ TARGETED_ONLY = frozenset({"JSMA"})
 would use the label plus one, modulo ten."""
 
 
+IMAGES_ONLY = frozenset({"AutoAttack", "DIFGSM", "OnePixel", "Pixle", "Square", *THREE_CHANNELS})
+"""Attacks that need inputs of shape (channels, height, width)."""
+
+
 @dataclass(frozen=True)
 class TorchattacksAttack:
     """An attack of torchattacks, run on inputs mapped to [0, 1].
@@ -156,11 +161,13 @@ class TorchattacksAttack:
         return frozenset({"l2" if self.attack.endswith("L2") else "linf"})
 
     def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:
-        """Raise CapabilityMismatch for a target class if the attack has no targeted mode."""
+        """Raise CapabilityMismatch for a target class without a targeted mode, and for inputs that must be images."""
         if isinstance(threat.goal, Target):
             attack = self._build(_placeholder(), {})
             if "targeted" not in attack.supported_mode:
                 raise targeting_unsupported(self._title)
+        if self.attack in IMAGES_ONLY:
+            check_images(data.shape)
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         check_decision_goal(self._title, threat.goal)
