@@ -1,19 +1,18 @@
 """Records and events of a cell: the order of its records, the files that grow, and digests that tell damage."""
 
-import errno
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
 from robustbench_inv.errors import BadResults
 from robustbench_inv.results.cell_parts import Segment
 from robustbench_inv.results.field_types import check_types
-from robustbench_inv.results.files import explain_write_errors, parse_json, write_all
+from robustbench_inv.results.files import GrowingFile, parse_json
 from robustbench_inv.results.record import Record
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "REPAIR",
     "CellContent",
     "Checkpoint",
-    "GrowingFile",
     "block_samples",
     "complete_lines",
     "count_complete",
@@ -159,89 +157,9 @@ def _checkpoints(events: Sequence[bytes]) -> Iterator[Checkpoint]:
                 yield found
 
 
-class GrowingFile:
-    """A file that grows by whole writes, and the SHA-256 of its content.
-
-    On a disk that is read-only, an existing file is opened for reading.
-
-    Args:
-        path: the file; it is made if it does not exist.
-        salt: precedes the content in the digest, so that a file of another cell has another digest.
-
-    Raises:
-        BadResults: if it cannot be opened.
-    """
-
-    def __init__(self, path: Path, salt: str) -> None:
-        self.path, self._salt, self.size = path, salt, 0
-        self._hash = hashlib.sha256(salt.encode())
-        with explain_write_errors(path):
-            self.descriptor, self._writable = _open(path)
-
-    def close(self) -> None:
-        """Close the file, which releases a lock on its descriptor."""
-        os.close(self.descriptor)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the salt and the content."""
-        return self._hash.hexdigest()
-
-    def keep(self, data: bytes) -> None:
-        """Go on after ``data``, the first bytes of the file; what follows them is deleted."""
-        with explain_write_errors(self.path):
-            if os.fstat(self.descriptor).st_size != len(data):
-                self._check_writable()
-                os.ftruncate(self.descriptor, len(data))
-        self.size, self._hash = len(data), hashlib.sha256(self._salt.encode() + data)
-
-    def append(self, data: bytes, *, flush: bool) -> None:
-        """Write bytes at the end, in one piece or not at all.
-
-        Raises:
-            BadResults: if they cannot be written, or if the file was removed or changed since the last write.
-        """
-        self._check_in_place()
-        with explain_write_errors(self.path):
-            self._check_writable()
-            try:
-                write_all(self.descriptor, data, flush=flush)
-            except OSError:
-                with suppress(OSError):
-                    os.ftruncate(self.descriptor, self.size)
-                raise
-        self._hash.update(data)
-        self.size += len(data)
-
-    def _check_writable(self) -> None:
-        if not self._writable:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    def _check_in_place(self) -> None:
-        found = None
-        with suppress(OSError):
-            found = self.path.stat()
-        mine = os.fstat(self.descriptor)
-        if found is None or not os.path.samestat(found, mine) or found.st_size != self.size:
-            raise BadResults(
-                f"{self.path} was {'changed' if found else 'removed'} while the evaluation ran",
-                remedy="run the same command again with --existing repair",
-            )
-
-
 def complete_lines(data: bytes) -> list[bytes]:
     """Return the lines that end in a newline, newline included."""
     return [line + b"\n" for line in data.split(b"\n")[:-1]]
-
-
-def _open(path: Path) -> tuple[int, bool]:
-    """Open or create a file; return its descriptor, and whether it can be written."""
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666), True
-    except OSError:
-        if not path.exists():
-            raise
-        return os.open(path, os.O_RDONLY), False
 
 
 @dataclass(frozen=True)
@@ -249,18 +167,32 @@ class CellContent:
     """The undamaged content of records.jsonl and events.jsonl.
 
     Args:
-        records: of whole blocks, in the order of the file.
-        lines: their lines.
+        path: of records.jsonl.
+        lines: of the records of whole blocks, in the order of the file.
+        samples: of these records.
         events: bytes of events.jsonl, without an incomplete last line.
         checked: the checkpoints whose digests fit; none for a cell of an earlier version.
         damage: what is wrong with the rest; None if nothing is.
     """
 
-    records: tuple[Record, ...]
-    lines: tuple[bytes, ...]
-    events: bytes
-    checked: tuple[Checkpoint, ...]
-    damage: BadResults | None
+    path: Path
+    lines: tuple[bytes, ...] = ()
+    samples: tuple[int, ...] = ()
+    events: bytes = b""
+    checked: tuple[Checkpoint, ...] = ()
+    damage: BadResults | None = None
+
+    @cached_property
+    def records(self) -> tuple[Record, ...]:
+        """The records, parsed when they are needed; their digests were compared before.
+
+        Raises:
+            BadResults: if a line is no record of its sample all the same.
+        """
+        records, damage = _parse(self.path, self.lines, self.samples)
+        if damage:
+            raise damage
+        return records
 
     @property
     def with_images(self) -> set[int]:
@@ -268,10 +200,10 @@ class CellContent:
         starts = (0, *(point.records for point in self.checked))
         spans = zip(starts, self.checked, strict=False)
         return {
-            record.sample
+            sample
             for start, point in spans
             if point.images
-            for record in self.records[start : point.records]
+            for sample in self.samples[start : point.records]
         }
 
     def first(self, count: int) -> "CellContent":
@@ -280,8 +212,8 @@ class CellContent:
         events = self.events
         if len(checked) < len(self.checked):
             events = events[: checked[-1].end] if checked else b""
-        records, lines = self.records[:count], self.lines[:count]
-        return replace(self, records=records, lines=lines, events=events, checked=checked)
+        lines, samples = self.lines[:count], self.samples[:count]
+        return replace(self, lines=lines, samples=samples, events=events, checked=checked)
 
 
 def read_content(
@@ -299,25 +231,28 @@ def read_content(
     """
     # first the events, so that a block that is written meanwhile is not among them
     events, data = _bytes(folder / EVENTS), _bytes(folder / RECORDS)
-    path, order = folder / RECORDS, sample_order(segments)
-    damage: BadResults | None
+    path, order = folder / RECORDS, tuple(sample_order(segments))
     if not path.exists():
-        missing = BadResults(f"{path} is missing", remedy=REPAIR)
-        return CellContent((), (), b"", (), missing)
+        return CellContent(path, damage=BadResults(f"{path} is missing", remedy=REPAIR))
     found = list(_checkpoints(complete_lines(events)))
     good = tuple(_matching(found, data, events, salt))
-    whole = len(good) == len(found)
-    if whole and (good or sealed):
+    if len(good) == len(found) and (good or sealed):
         end = good[-1].size if good else 0
         damage = _unexpected(folder, complete_lines(data[end:]), segments, good)
         data = data[:end]
     else:
-        damage = None if whole else _changed(folder, good, found[len(good)])
-    if not whole:
-        events = events[: good[-1].end] if good else b""
-    records, lines, wrong = _parse(path, complete_lines(data), order)
-    content = CellContent(records, lines, b"".join(complete_lines(events)), good, wrong or damage)
-    return content if whole else content.first(good[-1].records if good else 0)
+        records, damage = _parse(path, complete_lines(data), order)
+        data = b"".join(complete_lines(data)[: len(records)])
+    lines = complete_lines(data)
+    whole = b"".join(complete_lines(events))
+    content = CellContent(path, tuple(lines), order[: len(lines)], whole, good, damage)
+    if len(lines) > len(order):
+        content = replace(content, damage=_too_many(path, lines, order))
+    if len(good) == len(found):
+        return content
+    changed = content.damage or _changed(folder, good, found[len(good)])
+    cut = replace(content, damage=changed, events=events[: good[-1].end] if good else b"")
+    return cut.first(good[-1].records if good else 0)
 
 
 def _matching(
@@ -361,23 +296,33 @@ def _unexpected(
 
 def _parse(
     path: Path, lines: Sequence[bytes], order: Sequence[int]
-) -> tuple[tuple[Record, ...], tuple[bytes, ...], BadResults | None]:
-    """Return the records before the first damaged line, their lines, and the error about that line."""
+) -> tuple[tuple[Record, ...], BadResults | None]:
+    """Return the records before the first damaged line, and the error about that line."""
     records: list[Record] = []
-    damage = None
     for number, line in enumerate(lines):
         try:
             record = Record.from_json_line(line)
         except BadResults as error:
-            damage = BadResults(f"line {number + 1} of {path} is damaged: {error}", remedy=REPAIR)
-            break
-        if number >= len(order) or record.sample != order[number]:
+            problem = f"line {number + 1} of {path} is damaged: {error}"
+            return tuple(records), BadResults(problem, remedy=REPAIR)
+        if number >= len(order):
+            return tuple(records), _too_many(path, lines, order)
+        if record.sample != order[number]:
             problem = f"line {number + 1} of {path} does not fit the samples of the cell"
-            expected = str(order[number]) if number < len(order) else f"{len(order)} lines"
+            expected = f"sample {order[number]}"
             damage = BadResults(problem, got=record.sample, expected=expected, remedy=REPAIR)
-            break
+            return tuple(records), damage
         records.append(record)
-    return tuple(records), tuple(lines[: len(records)]), damage
+    return tuple(records), None
+
+
+def _too_many(path: Path, lines: Sequence[bytes], order: Sequence[int]) -> BadResults:
+    return BadResults(
+        f"{path} does not fit the samples of the cell",
+        got=f"{len(lines)} lines",
+        expected=f"{len(order)}",
+        remedy=REPAIR,
+    )
 
 
 def _bytes(path: Path) -> bytes:

@@ -17,7 +17,6 @@ from robustbench_inv.results.cell_content import (
     REPAIR,
     CellContent,
     Checkpoint,
-    GrowingFile,
     block_samples,
     count_complete,
     extend_segments,
@@ -28,6 +27,7 @@ from robustbench_inv.results.cell_parts import Segment
 from robustbench_inv.results.files import (
     DIGEST,
     FORMAT_VERSION,
+    GrowingFile,
     explain_write_errors,
     lock,
     read_json,
@@ -267,7 +267,7 @@ class CellWriter:
         """
         salt, sealed = cell_salt(known.get("identity", {})), DIGEST in known
         content = read_content(self.path, segments, salt, sealed=sealed)
-        damage, good = content.damage, len(content.records)
+        damage, good = content.damage, len(content.lines)
         if not repair and damage:
             raise damage
         good = count_complete(
@@ -277,9 +277,8 @@ class CellWriter:
 
     def _first_without_images(self, content: CellContent, *, repair: bool) -> int:
         """Return the number of records before the first one whose image is damaged, or lost while repairing."""
-        images, wrong = self._images.read(repair=repair), set()
-        if images is not None:
-            wrong = set(differing_samples(images, content.records))
+        images = self._images.read(repair=repair)
+        wrong = set() if images is None else set(differing_samples(images, content.records))
         if wrong and not repair:
             raise BadResults(
                 f"images of {self.path} do not fit {RECORDS}: sample {min(wrong)} has another distance",
@@ -288,14 +287,13 @@ class CellWriter:
         if repair:
             self.restores_images |= bool(content.with_images)
             wrong |= content.with_images - self._images.samples()
-        return next(
-            (i for i, r in enumerate(content.records) if r.sample in wrong), len(content.records)
-        )
+        rows = (row for row, sample in enumerate(content.samples) if sample in wrong)
+        return next(rows, len(content.samples))
 
     def _go_on_after(self, content: CellContent) -> None:
         self._records.keep(b"".join(content.lines))
         self._events.keep(content.events)
-        self._done, self._with_images = len(content.records), content.with_images
+        self._done, self._with_images = len(content.lines), content.with_images
         last = content.checked[-1] if content.checked else None
         self._closed = bool(last and last.finished and last.end == len(content.events))
 

@@ -32,6 +32,9 @@ def _check_type(value: object, hint: object, name: str) -> None:
         _refuse_type(value, name)
     elif is_dataclass(value):
         check_types(value)
+    elif isinstance(value, tuple) and parts == (int, ...):
+        if not {int}.issuperset(map(type, value)):  # many, as the ids of samples
+            _refuse_type(value, name)
     elif isinstance(value, tuple):
         hints = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
         for each, part in zip(value, hints, strict=True):

@@ -1,7 +1,9 @@
 """Files that survive a crash: they are written whole or not at all; a damaged file gives a one-line error."""
 
+import errno
 import fcntl
 import glob
+import hashlib
 import json
 import os
 import shutil
@@ -17,6 +19,7 @@ from robustbench_inv.identity import digest_bytes
 __all__ = [
     "DIGEST",
     "FORMAT_VERSION",
+    "GrowingFile",
     "check_unlocked",
     "explain_write_errors",
     "lock",
@@ -60,6 +63,86 @@ def write_all(descriptor: int, data: bytes, *, flush: bool = True) -> None:
         view = view[os.write(descriptor, view) :]
     if flush:
         os.fsync(descriptor)
+
+
+class GrowingFile:
+    """A file that grows by whole writes, and the SHA-256 of its content.
+
+    On a disk that is read-only, an existing file is opened for reading.
+
+    Args:
+        path: the file; it is made if it does not exist.
+        salt: precedes the content in the digest, so that a file of another cell has another digest.
+
+    Raises:
+        BadResults: if it cannot be opened.
+    """
+
+    def __init__(self, path: Path, salt: str) -> None:
+        self.path, self._salt, self.size = path, salt, 0
+        self._hash = hashlib.sha256(salt.encode())
+        with explain_write_errors(path):
+            self.descriptor, self._writable = _open(path)
+
+    def close(self) -> None:
+        """Close the file, which releases a lock on its descriptor."""
+        os.close(self.descriptor)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the salt and the content."""
+        return self._hash.hexdigest()
+
+    def keep(self, data: bytes) -> None:
+        """Go on after ``data``, the first bytes of the file; what follows them is deleted."""
+        with explain_write_errors(self.path):
+            if os.fstat(self.descriptor).st_size != len(data):
+                self._check_writable()
+                os.ftruncate(self.descriptor, len(data))
+        self.size, self._hash = len(data), hashlib.sha256(self._salt.encode() + data)
+
+    def append(self, data: bytes, *, flush: bool) -> None:
+        """Write bytes at the end, in one piece or not at all.
+
+        Raises:
+            BadResults: if they cannot be written, or if the file was removed or changed since the last write.
+        """
+        self._check_in_place()
+        with explain_write_errors(self.path):
+            self._check_writable()
+            try:
+                write_all(self.descriptor, data, flush=flush)
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(self.descriptor, self.size)
+                raise
+        self._hash.update(data)
+        self.size += len(data)
+
+    def _check_writable(self) -> None:
+        if not self._writable:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def _check_in_place(self) -> None:
+        found = None
+        with suppress(OSError):
+            found = self.path.stat()
+        mine = os.fstat(self.descriptor)
+        if found is None or not os.path.samestat(found, mine) or found.st_size != self.size:
+            raise BadResults(
+                f"{self.path} was {'changed' if found else 'removed'} while the evaluation ran",
+                remedy="run the same command again with --existing repair",
+            )
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    """Open or create a file; return its descriptor, and whether it can be written."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666), True
+    except OSError:
+        if not path.exists():
+            raise
+        return os.open(path, os.O_RDONLY), False
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -138,7 +138,7 @@ class CellFolder:
     @property
     def finished(self) -> bool:
         """Are there as many records as samples?"""
-        return len(self.records()) == len(self.samples)
+        return len(self._undamaged().lines) == len(self.samples)
 
     @property
     def salt(self) -> str:
@@ -209,7 +209,7 @@ class CellFolder:
 
     def _remarks(self, content: CellContent) -> Iterator[str]:
         """Yield what a reader of the results must know about the files."""
-        if not content.checked and content.records:
+        if not content.checked and content.lines:
             yield WITHOUT_DIGESTS
         if (
             content.with_images

@@ -16,11 +16,11 @@ from robustbench_inv.results.cell_content import (
     EVENTS,
     RECORDS,
     Checkpoint,
-    GrowingFile,
 )
 from robustbench_inv.results.files import (
     DIGEST,
     FORMAT_VERSION,
+    GrowingFile,
     explain_write_errors,
     remove_leftovers,
     temporary_path,
