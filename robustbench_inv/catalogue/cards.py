@@ -309,8 +309,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             values = tomllib.load(file)
-    except (OSError, ValueError) as error:
-        raise BadCatalogue(f"{path}: cannot be read: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "it nests too deeply" if isinstance(error, RecursionError) else error
+        raise BadCatalogue(f"{path}: cannot be read: {reason}") from error
     for key in ("name", "folder"):
         if key in values:
             raise BadCatalogue(

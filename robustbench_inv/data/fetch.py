@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -44,6 +45,7 @@ class Source:
         system: folders of an operating system's package.
         mirrors: URLs of folders with the files.
         remote: path below a mirror by file, if it differs from the stored name.
+        sizes: bytes of each uncompressed file.
     """
 
     name: str
@@ -52,6 +54,11 @@ class Source:
     system: tuple[str, ...] = ()
     mirrors: tuple[str, ...] = ()
     remote: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+
+    def content(self, path: Path, file: str) -> bytes:
+        """Return the content of a file that was found; see ``verified_content``."""
+        return verified_content(path, self.sha256[file], self.sizes.get(file))
 
     def stored(self, file: str) -> str:
         """Return the name of a stored file; IDX files are compressed."""
@@ -71,7 +78,8 @@ def find_source(name: str) -> Source:
     """Return the source of a data set that consists of files."""
     entry = _sources()[name]
     lists = {key: tuple(entry.get(key, ())) for key in ("folders", "system", "mirrors")}
-    return Source(name, dict(entry["sha256"]), **lists, remote=dict(entry.get("remote", {})))
+    remote, sizes = dict(entry.get("remote", {})), dict(entry.get("bytes", {}))
+    return Source(name, dict(entry["sha256"]), **lists, remote=remote, sizes=sizes)
 
 
 def search_folders(origin: Source, root: Path | None) -> Iterator[Path]:
@@ -102,13 +110,18 @@ def locate(origin: Source, file: str, root: Path | None) -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
-def verified_content(path: Path, sha256: str) -> bytes:
+def verified_content(path: Path, sha256: str, size: int | None = None) -> bytes:
     """Return the uncompressed content of a file after comparing its SHA-256.
+
+    Args:
+        path: the file, plain or gzip.
+        sha256: of its uncompressed bytes.
+        size: their number, beyond which nothing is read; None for the one in its header.
 
     Raises:
         BadData: if it cannot be read, or its content differs.
     """
-    data = unpacked(path)
+    data = unpacked(path, size)
     digest = hashlib.sha256(data).hexdigest()
     if digest == sha256:
         return data
@@ -192,7 +205,7 @@ def fetch_file(
     failures, stored = [], origin.stored(file)
     for address in _addresses(origin, file, mirrors):
         try:
-            return _download(address, origin.sha256[file], folder / stored)
+            return _download(address, origin, file, folder / stored)
         except BadData as error:
             failures.append(f"{address}: {error}")
     raise BadData(
@@ -210,7 +223,7 @@ def _ensure_present(origin: Source, file: str, root: Path | None) -> Path:
     found = locate(origin, file, root)
     if found is not None:
         try:
-            verified_content(found, origin.sha256[file])
+            origin.content(found, file)
         except BadData:
             if found.parent != folder:
                 raise
@@ -226,7 +239,7 @@ def _check_file(origin: Source, file: str, root: Path | None) -> FileCheck:
         missing = origin.target(root) / origin.stored(file)
         return FileCheck(missing, False, f"missing; run invbench data fetch {origin.name}")
     try:
-        verified_content(found, origin.sha256[file])
+        origin.content(found, file)
     except BadData as error:
         return FileCheck(found, False, str(error))
     return FileCheck(found, True, "ok")
@@ -241,19 +254,34 @@ def _addresses(origin: Source, file: str, mirrors: Sequence[str] | None) -> list
     return [f"{mirror.rstrip('/')}/{origin.stored(file)}" for mirror in mirrors]
 
 
-def _download(address: str, sha256: str, target: Path) -> Path:
+def _download(address: str, origin: Source, file: str, target: Path) -> Path:
     """Download and verify a file and move it to its path; raise BadData with a short message."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         # In the target's folder, because a rename is atomic only within one file system.
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as folder:
+        _remove_leftovers(target.parent)
+        with tempfile.TemporaryDirectory(
+            prefix=f"{LEFTOVER}{os.getpid()}-", dir=target.parent
+        ) as folder:
             part = Path(folder) / target.name
             _request(address, part)
-            _verify_download(part, sha256)
+            _verify_download(part, origin, file)
             part.replace(target)
     except OSError as error:
         raise BadData(f"cannot write {target}", got=error.strerror or str(error)) from error
     return target
+
+
+LEFTOVER = ".fetch-"
+"""Start of the name of a temporary folder; the id of its process follows."""
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove the temporary folders of downloads that were killed."""
+    for path in folder.glob(f"{LEFTOVER}*-*"):
+        process = path.name.removeprefix(LEFTOVER).partition("-")[0]
+        if process.isdecimal() and not Path(f"/proc/{process}").exists():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _request(address: str, part: Path) -> None:
@@ -267,9 +295,9 @@ def _request(address: str, part: Path) -> None:
         raise BadData(reason if len(reason) < 60 else type(error).__name__) from error
 
 
-def _verify_download(part: Path, sha256: str) -> None:
+def _verify_download(part: Path, origin: Source, file: str) -> None:
     try:
-        verified_content(part, sha256)
+        origin.content(part, file)
     except BadData as error:
         problem = error.problem.replace(f"{part} ", "it ")
         raise BadData(problem, got=error.got, expected=error.expected) from error

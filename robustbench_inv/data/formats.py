@@ -62,31 +62,62 @@ def read_labels(path: Path, num_classes: int = 10) -> Bytes:
     return parse_labels(unpacked(path), str(path), num_classes)
 
 
-def unpacked(path: Path) -> bytes:
+LARGEST = 1 << 32
+"""Bytes of the largest file whose size is not known beforehand."""
+
+
+def unpacked(path: Path, size: int | None = None) -> bytes:
     """Return the content of a file, decompressed if it is a gzip file.
 
+    Args:
+        path: the file.
+        size: bytes of the right content, of which one more is read; None for the size in its IDX header, or LARGEST.
+
     Raises:
-        BadData: if the file cannot be read, or is a damaged or truncated gzip file.
+        BadData: if the file cannot be read, is a damaged or truncated gzip file, or holds more bytes than that.
     """
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BadData(f"cannot read {path}", got=error.strerror) from error
-    if not data.startswith(_GZIP):
-        return data
-    try:
-        return gzip.decompress(data)
+        with path.open("rb") as file:
+            packed = file.read(2) == _GZIP
+            file.seek(0)
+            stream = gzip.GzipFile(fileobj=file) if packed else file
+            start = b"" if size is not None else stream.read(_LONGEST_HEADER)
+            limit = _declared_size(start) if size is None else size
+            data = start + stream.read(max(0, limit + 1 - len(start)))
     except EOFError as error:
         raise BadData(
             f"{path} is truncated",
-            got=f"{len(data)} bytes that end inside the gzip stream",
+            got=f"{path.stat().st_size} bytes that end inside the gzip stream",
             expected="a complete gzip file",
             remedy=_FETCH_AGAIN,
         ) from error
-    except (OSError, zlib.error) as error:
+    except (gzip.BadGzipFile, zlib.error) as error:
         raise BadData(
             f"{path} is damaged", got=str(error), expected="a gzip file", remedy=_FETCH_AGAIN
         ) from error
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or "not enough memory"
+        raise BadData(f"cannot read {path}", got=reason) from error
+    if len(data) > limit and size is not None:  # else the reader of the header says so
+        raise BadData(
+            f"{path} is longer than the right file",
+            got=f"more than {size} bytes",
+            expected=f"{size} bytes",
+            remedy=_FETCH_AGAIN,
+        )
+    return data
+
+
+_LONGEST_HEADER = 4 + 4 * 3
+
+
+def _declared_size(start: bytes) -> int:
+    """Return the size that the header of an IDX file declares; LARGEST for other files."""
+    if int.from_bytes(start[:4], "big") not in (_IMAGES, _LABELS) or len(start) < _LONGEST_HEADER:
+        return LARGEST
+    end = 4 + 4 * start[3]
+    shape = [int.from_bytes(start[at : at + 4], "big") for at in range(4, end, 4)]
+    return min(end + math.prod(shape), LARGEST)
 
 
 def parse_images(data: bytes, name: str) -> Bytes:
@@ -164,13 +195,15 @@ def parse_array(data: bytes, name: str) -> Numbers:
     """
     try:
         array = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError) as error:
+    except Exception as error:  # numpy raises many kinds for a damaged header
         raise BadData(
             f"{name} is no .npy file of numbers",
-            got=str(error).splitlines()[0][:80],
+            got=(str(error).splitlines() or [type(error).__name__])[0][:80],
             expected="an array without pickled objects",
-            remedy="delete it and fetch it again",
+            remedy=_FETCH_AGAIN,
         ) from error
     if not isinstance(array, np.ndarray):
         raise BadData(f"{name} is an archive", expected="one array", remedy="fetch it again")
+    if array.dtype.kind not in "biuf":
+        raise BadData(f"{name} holds no numbers", got=str(array.dtype), remedy=_FETCH_AGAIN)
     return array

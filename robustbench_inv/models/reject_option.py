@@ -147,8 +147,12 @@ class ScoreQuantiles:
             with safe_open(path, "pt") as file:
                 values = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 facts = json.loads((file.metadata() or {})["facts"])
-        except (SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, LookupError, ValueError, RecursionError) as error:
             raise BadModel(f"{path} holds no thresholds", remedy=str(error)) from error
+        if not isinstance(facts, dict) or not all(isinstance(v, str) for v in facts.values()):
+            raise BadModel(f"{path} holds no thresholds", got=facts, expected="facts in words")
+        if any(not value.is_floating_point() or value.isnan().any() for value in values.values()):
+            raise BadModel(f"{path} holds no thresholds", expected="numbers")
         if any(value.ndim != 2 or value.shape[1] != len(PERCENTILES) for value in values.values()):
             raise BadModel(
                 f"{path} holds no thresholds", expected=f"{len(PERCENTILES)} percentiles"

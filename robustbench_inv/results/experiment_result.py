@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from robustbench_inv.errors import BadResults
+from robustbench_inv.results.files import read_gzip
 from robustbench_inv.results.pixels import Pixels
 from robustbench_inv.results.summary import Rate
 
@@ -305,9 +306,10 @@ def read_result(path: Path) -> ExperimentResult:
     Raises:
         BadResults: if the file is missing, damaged, or something else.
     """
+    data = read_gzip(path)
     try:
-        return ExperimentResult.from_json(json.loads(gzip.decompress(path.read_bytes())))
-    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError) as error:
+        return ExperimentResult.from_json(json.loads(data))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         problem = f"cannot read the result in {path}"
         raise BadResults(problem, remedy=f"{type(error).__name__}: {error}") from error
 

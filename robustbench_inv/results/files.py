@@ -3,11 +3,13 @@
 import errno
 import fcntl
 import glob
+import gzip
 import hashlib
 import json
 import os
 import shutil
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +26,7 @@ __all__ = [
     "explain_write_errors",
     "lock",
     "parse_json",
+    "read_gzip",
     "read_json",
     "read_versioned",
     "remove_leftovers",
@@ -224,6 +227,27 @@ def parse_json(data: bytes) -> object:
         return json.loads(data, parse_constant=_refuse_constant)
     except RecursionError as error:
         raise ValueError("it nests too deeply") from error
+
+
+LARGEST_UNPACKED = 1 << 30
+"""Bytes that a compressed result may unpack to."""
+
+
+def read_gzip(path: Path) -> bytes:
+    """Return the content of a gzip file.
+
+    Raises:
+        BadResults: if it cannot be read, is damaged, or unpacks to more than LARGEST_UNPACKED bytes.
+    """
+    try:
+        with gzip.open(path) as file:
+            data = file.read(LARGEST_UNPACKED + 1)
+    except (OSError, EOFError, zlib.error, MemoryError) as error:
+        raise BadResults(f"cannot read {path}: {error}", remedy="restore the file") from error
+    if len(data) > LARGEST_UNPACKED:
+        problem = f"{path} unpacks to more than {LARGEST_UNPACKED >> 20} MiB"
+        raise BadResults(problem, remedy="restore the file")
+    return data
 
 
 def read_versioned(path: Path) -> dict[str, Any]:

@@ -88,27 +88,43 @@ def load_checkpoint(
     remedy = f"delete {path} or train into another folder"
     try:
         with safe_open(path, "pt") as file:
-            position = TrainingPosition(**json.loads(file.metadata()["position"]))
+            position = _position(file.metadata())
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except DAMAGED as error:
         raise BadResults(f"damaged checkpoint {path}", remedy=f"{remedy} ({error})") from error
     if position.recipe != recipe:
         expected = recipe[:12]
         problem = "the checkpoint belongs to another recipe"
         raise BadResults(problem, got=position.recipe[:12], expected=expected, remedy=remedy)
-    model.load_state_dict(_with_prefix("model/", tensors))
-    restore_optimiser(optimiser, _with_prefix("optimiser/", tensors))
-    if objective:
-        objective.load(_with_prefix("objective/", tensors))
+    try:
+        model.load_state_dict(_with_prefix("model/", tensors))
+        restore_optimiser(optimiser, _with_prefix("optimiser/", tensors))
+        if objective:
+            objective.load(_with_prefix("objective/", tensors))
+    except (*DAMAGED, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadResults(f"damaged checkpoint {path}", remedy=f"{remedy} ({reason})") from error
     return position.epoch
+
+
+DAMAGED = (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError)
+"""Errors for a damaged checkpoint."""
+
+
+def _position(metadata: dict[str, str] | None) -> TrainingPosition:
+    """Return the position in a checkpoint's metadata."""
+    found = TrainingPosition(**json.loads((metadata or {})["position"]))
+    if type(found.epoch) is not int or found.epoch < 0 or type(found.recipe) is not str:
+        raise ValueError(f"its position is {found}")
+    return found
 
 
 def read_position(path: Path) -> TrainingPosition | None:
     """Return the position of a checkpoint without reading its weights; None if it is missing or damaged."""
     try:
         with safe_open(path, "pt") as file:
-            return TrainingPosition(**json.loads(file.metadata()["position"]))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return _position(file.metadata())
+    except DAMAGED:
         return None
 
 
@@ -162,11 +178,13 @@ class TrainingOptions:
         until: epoch to stop after, for a training in stages; None for the last epoch of the recipe.
         snapshots: epochs after which float16 weights are saved to ``snapshots/epoch-N.safetensors``.
         report: called after each epoch.
+        locked: does the caller hold the lock of the output folder (``training_run.try_lock``)?
     """
 
     until: int | None = None
     snapshots: frozenset[int] = frozenset()
     report: Callable[[EpochMetrics], None] | None = None
+    locked: bool = False
 
 
 @dataclass

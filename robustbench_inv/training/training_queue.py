@@ -2,17 +2,14 @@
 
 import fcntl
 import json
-import os
-import time
 import tomllib
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from statistics import mean, median, stdev
-from typing import Any, TextIO
+from typing import Any
 
 from robustbench_inv.catalogue.cards import check_table, read_toml
 from robustbench_inv.errors import BadCatalogue, InvbenchError
@@ -20,7 +17,7 @@ from robustbench_inv.foreign import foreign
 from robustbench_inv.identity import digest_file
 from robustbench_inv.training.loop import EpochMetrics, TrainingOptions, read_position
 from robustbench_inv.training.recipe import Recipe, find_recipe, read_recipe
-from robustbench_inv.training.training_run import train_recipe
+from robustbench_inv.training.training_run import LOCK, train_recipe, try_lock
 
 __all__ = [
     "MAX_SECONDS",
@@ -185,12 +182,12 @@ def run_queue(
     failed = []
     for job in queue.jobs:
         folder = out / job.recipe.name
-        with _lock(folder) as acquired:
+        with try_lock(folder) as acquired:
             if not acquired or _is_completed(job, folder) or _count_epochs(job, folder) < job.first:
                 continue
             callbacks.begin(job)
             (folder / FAILURE).unlink(missing_ok=True)
-            options = TrainingOptions(job.until, queue.snapshots, callbacks.epoch)
+            options = TrainingOptions(job.until, queue.snapshots, callbacks.epoch, locked=True)
             try:
                 with foreign(job.recipe.name):
                     train_recipe(
@@ -257,9 +254,6 @@ def seed_spread(queue: TrainingQueue, out: Path) -> dict[str, dict[str, tuple[fl
 FAILURE = "failure.txt"
 """File in a model's folder with the error of the last attempt: one line, then the traceback."""
 
-LOCK = ".lock"
-"""File in a model's folder that the training process locks; the operating system unlocks it when the process ends."""
-
 
 @dataclass(frozen=True)
 class _QueueFile:
@@ -291,30 +285,6 @@ def _jobs_of_entry(entry: _Entry, queue: Path) -> Iterator[TrainingJob]:
 
 def _after_earlier_stage(job: TrainingJob, ends: set[int]) -> TrainingJob:
     return replace(job, first=max((end for end in ends if end < job.until), default=0))
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[bool]:
-    """Lock a model's folder while the block runs; yield False if another process holds the lock."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+", encoding="utf-8") as file:
-        if acquired := _try_to_lock(file):
-            file.truncate(0)
-            file.write(f"{os.getpid()}\n")
-            file.flush()
-        yield acquired
-
-
-def _try_to_lock(file: TextIO, tries: int = 10) -> bool:
-    """Try to lock a file for one second, because ``job_status`` may hold the lock for a moment."""
-    for _ in range(tries):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return True
-    return False
 
 
 def _is_locked(folder: Path) -> bool:

@@ -1,11 +1,15 @@
 """Trains the model of a recipe and exports it to a catalogue folder: card, recipe, weights, golden logits."""
 
+import fcntl
 import json
+import os
 import platform
 import re
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 import torch
 from safetensors.torch import load_file, save
@@ -16,7 +20,7 @@ from robustbench_inv.catalogue.datasets import load_dataset
 from robustbench_inv.catalogue.locate import find
 from robustbench_inv.catalogue.references import import_object, source_file
 from robustbench_inv.data.protocol import Dataset
-from robustbench_inv.errors import BadCatalogue, BadParameter, InvbenchError
+from robustbench_inv.errors import BadCatalogue, BadParameter, BadResults, InvbenchError
 from robustbench_inv.identity import digest_file
 from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.tensors import blocks, check_device
@@ -24,12 +28,14 @@ from robustbench_inv.training.loop import TrainingData, TrainingOptions, stored_
 from robustbench_inv.training.recipe import Recipe, read_recipe
 
 __all__ = [
+    "LOCK",
     "NUM_GOLDEN",
     "clean_accuracy",
     "export_model",
     "round_weights",
     "toml_text",
     "train_recipe",
+    "try_lock",
 ]
 
 
@@ -144,11 +150,29 @@ def train_recipe(
             that is not trusted.
         UnknownName: if a module or file does not define the network or the objective.
         BadParameter: if the device is not available, or the data set has no samples of these ids.
-        BadData, BadResults: for damaged data or a checkpoint of another recipe.
+        BadData, BadResults: for damaged data, a checkpoint of another recipe, a folder that cannot be written, or one
+            in which another process is training.
     """
     recipe = read_recipe(path)
     place = check_training(recipe, seed, device, data_root)
     recipe = recipe if seed is None else recipe.with_seed(seed)
+    with nullcontext(True) if options and options.locked else try_lock(out) as acquired:
+        if not acquired:
+            raise BadResults(
+                f"another process is training in {out}",
+                remedy="wait for it, or train into another folder with --out",
+            )
+        return _train_recipe(recipe, path, out, place, data_root, options)
+
+
+def _train_recipe(
+    recipe: Recipe,
+    path: Path,
+    out: Path,
+    place: torch.device,
+    data_root: Path | None,
+    options: TrainingOptions | None,
+) -> Path:
     held_out = {name: load_dataset(name, data_root=data_root) for name in recipe.held_out}
     torch.manual_seed(recipe.seed)
     model = _build_network(recipe, path.parent).to(place)
@@ -179,6 +203,45 @@ def check_training(
     check_root(data_root)
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     return check_device(automatic if device == "auto" else device)
+
+
+LOCK = ".lock"
+"""File in a model's folder that the training process locks; the operating system unlocks it when the process ends."""
+
+
+@contextmanager
+def try_lock(folder: Path) -> Iterator[bool]:
+    """Lock a model's folder while the block runs; yield False if another process holds the lock.
+
+    Raises:
+        BadResults: if the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise BadResults(
+            f"cannot write {folder}: {error.strerror or error}",
+            remedy="give another folder with --out",
+        ) from error
+    with file:
+        if acquired := _is_free(file):
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+        yield acquired
+
+
+def _is_free(file: TextIO, tries: int = 10) -> bool:
+    """Try to lock a file for one second, because ``job_status`` may hold the lock for a moment."""
+    for _ in range(tries):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return True
+    return False
 
 
 def clean_accuracy(model: nn.Module, dataset: Dataset, batch_size: int = 500) -> float:

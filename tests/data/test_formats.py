@@ -1,6 +1,8 @@
 """The IDX reader: valid files, and errors for invalid files."""
 
 import gzip
+import io
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -8,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from robustbench_inv.data.formats import parse_images, parse_labels, read_images, read_labels
+from robustbench_inv.data.fetch import find_source
+from robustbench_inv.data.formats import (
+    parse_array,
+    parse_images,
+    parse_labels,
+    read_images,
+    read_labels,
+    unpacked,
+)
 from robustbench_inv.errors import BadData
 
 PAGE = b"<!DOCTYPE html><html><body>404 Not Found</body></html>" * 10
@@ -102,3 +112,82 @@ def test_missing_file_and_folder(tmp_path):
         read_images(tmp_path / "absent.gz")
     with pytest.raises(BadData, match="cannot read"):
         read_images(tmp_path)
+
+
+def bomb(start=b""):
+    """Return a gzip file of some kilobytes that unpacks to more than 100 MB."""
+    return gzip.compress(start + bytes(100 << 20), 9)
+
+
+def peak_of(action):
+    tracemalloc.start()
+    with pytest.raises(BadData) as caught:
+        action()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "\n" not in str(caught.value)
+    return peak, str(caught.value)
+
+
+def test_a_file_that_unpacks_beyond_its_header_does_not_fill_the_memory(idx, tmp_path):
+    (tmp_path / "images.gz").write_bytes(bomb(idx(np.arange(24).reshape(2, 3, 4))))
+    peak, message = peak_of(lambda: read_images(tmp_path / "images.gz"))
+    assert peak < 4 << 20
+    assert "not as long as its header" in message
+
+
+@pytest.mark.parametrize("file", ["t10k-labels-idx1-ubyte", "t10k-images-idx3-ubyte"])
+def test_a_file_of_a_data_set_is_refused_at_its_known_size(tmp_path, file):
+    (tmp_path / "file.gz").write_bytes(bomb())
+    source = find_source("mnist")
+    peak, message = peak_of(lambda: source.content(tmp_path / "file.gz", file))
+    assert peak < 3 * source.sizes[file] + (4 << 20)
+    assert f"expected {source.sizes[file]} bytes" in message
+
+
+def test_every_file_has_a_known_size():
+    for name in ("mnist", "fashion-mnist", "invariance-mnist", "mnist5k"):
+        source = find_source(name)
+        assert set(source.sizes) == set(source.sha256)
+
+
+def test_an_archive_of_another_kind_is_refused_at_the_known_size(tmp_path):
+    (tmp_path / "indexs.npy").write_bytes(bomb(b"\x93NUMPY"))
+    peak, _ = peak_of(lambda: unpacked(tmp_path / "indexs.npy", 928))
+    assert peak < 4 << 20
+
+
+def npy(header):
+    text = header.encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(64)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999999,), }"),
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': (-1,), }"),
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': ('a',), }"),
+        npy("{'descr': '<f8', 'fortran_order': False, 'shape': 3, }"),
+        npy("{'descr': 7, 'fortran_order': False, 'shape': (1,), }"),
+        npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"),
+        npy("{'descr': '<U4', 'fortran_order': False, 'shape': (1,), }"),
+        npy("{'descr': [('a', '<f8')], 'fortran_order': False, 'shape': (1,), }"),
+        npy("{'descr': '<M8[s]', 'fortran_order': False, 'shape': (1,), }"),
+        npy("[" * 110),
+        npy("__import__('os')"),
+        b"\x93NUMPY\x09\x09",
+        b"PK\x03\x04" + bytes(40),
+    ],
+)
+def test_an_odd_array_file_is_one_line(data):
+    with pytest.raises(BadData) as caught:
+        parse_array(data, "odd.npy")
+    assert "odd.npy" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_array_file_is_read():
+    buffer = io.BytesIO()
+    np.save(buffer, np.arange(3))
+    assert parse_array(buffer.getvalue(), "a.npy").tolist() == [0, 1, 2]

@@ -1,9 +1,6 @@
-"""After a kill -9 at any moment and a resume, the records equal those of an uninterrupted run to the byte."""
+"""A resumed cell has the records of an uninterrupted run to the byte; kills: ``tests/robustness/kills.py``."""
 
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,31 +9,6 @@ from hypothesis import strategies as st
 from robustbench_inv.errors import BadResults
 from robustbench_inv.evaluation.engine import RunOptions, run_cell
 from robustbench_inv.results.run_files import CellFolder
-
-COMPARED = ("records.jsonl", "adversarial.safetensors", "cell.json")
-
-
-def contents(folder):
-    return {name: (folder / name).read_bytes() for name in COMPARED}
-
-
-KILLS = 6
-
-
-def test_killed_at_any_operation_on_files(tmp_path):
-    program = Path(__file__).with_name("killed_run.py")
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    command = [sys.executable, str(program), str(whole), str(killed), str(KILLS)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) > 10 * KILLS
-    (expected,) = whole.glob("*/cell.json")
-    cells = list(killed.glob("*/*/cell.json"))
-    assert len(cells) == KILLS
-    for cell in cells:
-        assert contents(cell.parent) == contents(expected.parent)
-        assert not (cell.parent / "images").exists()
-        assert [r.sample for r in CellFolder(cell.parent).records()] == list(range(60))
 
 
 @pytest.fixture(scope="module")

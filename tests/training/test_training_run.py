@@ -7,13 +7,13 @@ import tomllib
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from robustbench_inv.catalogue.models import load_model
-from robustbench_inv.errors import BadCatalogue, BadParameter, UnknownName
+from robustbench_inv.errors import BadCatalogue, BadParameter, BadResults, UnknownName
 from robustbench_inv.training.loop import TrainingOptions
 from robustbench_inv.training.recipe import read_recipe
-from robustbench_inv.training.training_run import train_recipe
+from robustbench_inv.training.training_run import train_recipe, try_lock
 
 RECIPE = """model = "guess-first-cnn"
 objective = "cross-entropy"
@@ -130,3 +130,45 @@ def test_an_invalid_recipe_raises_a_one_line_error_before_training(
 def test_an_unavailable_device_raises_a_one_line_error(recipe, tmp_path):
     with pytest.raises(BadParameter, match="unusable device"):
         train_recipe(recipe, tmp_path / "out", device="abacus")
+
+
+def test_a_folder_in_which_another_process_trains_is_refused(recipe, tmp_path):
+    with try_lock(tmp_path / "out") as acquired:
+        assert acquired
+        with pytest.raises(BadResults, match="another process is training"):
+            train_recipe(recipe, tmp_path / "out")
+    assert not (tmp_path / "out" / "checkpoint.safetensors").exists()
+
+
+def test_a_file_instead_of_a_folder_is_refused(recipe, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    for out in (tmp_path / "out", tmp_path / "out" / "inner"):
+        with pytest.raises(BadResults, match="cannot write"):
+            train_recipe(recipe, out)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("epoch", "two"), ("epoch", -1), ("recipe", 3), ("other", 1)],
+)
+def test_a_checkpoint_with_an_odd_position_is_damaged(recipe, tmp_path, key, value):
+    train_recipe(recipe, tmp_path / "out", options=TrainingOptions(until=1))
+    path = tmp_path / "out" / "checkpoint.safetensors"
+    tensors = load_file(path)
+    position = {"recipe": read_recipe(recipe).digest, "epoch": 1, key: value}
+    save_file(tensors, path, metadata={"position": json.dumps(position)})
+    with pytest.raises(BadResults, match="damaged checkpoint"):
+        train_recipe(recipe, tmp_path / "out")
+
+
+def test_a_checkpoint_without_a_weight_is_damaged(recipe, tmp_path):
+    train_recipe(recipe, tmp_path / "out", options=TrainingOptions(until=1))
+    path = tmp_path / "out" / "checkpoint.safetensors"
+    tensors = load_file(path)
+    del tensors["model/features.conv1.weight"]
+    position = {"recipe": read_recipe(recipe).digest, "epoch": 1}
+    save_file(tensors, path, metadata={"position": json.dumps(position)})
+    with pytest.raises(BadResults, match="damaged checkpoint") as caught:
+        train_recipe(recipe, tmp_path / "out")
+    assert "\n" not in str(caught.value)

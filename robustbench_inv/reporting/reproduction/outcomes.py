@@ -23,6 +23,7 @@ from robustbench_inv.catalogue.reproduction import (
 from robustbench_inv.errors import BadResults
 from robustbench_inv.reporting.table_formats import plain_text
 from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.files import read_gzip
 from robustbench_inv.results.summary import Rate, broken_within, same_eps
 
 __all__ = [
@@ -92,13 +93,13 @@ def read_outcomes(path: Path) -> pd.DataFrame:
     Raises:
         BadResults: if the file is missing, damaged or of another kind.
     """
+    text = read_gzip(path)
     try:
-        text = gzip.decompress(path.read_bytes())
         frame = pd.read_csv(BytesIO(text), dtype=str, keep_default_na=False)
         frame = frame.rename(columns=lambda name: name.removeprefix("'"))
         frame[INDEX[1:]] = frame[INDEX[1:]].astype(np.int64)
         return frame.set_index(INDEX).map(_outcome_value)
-    except (OSError, EOFError, ValueError, KeyError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         raise BadResults(f"cannot read the outcomes in {path}", remedy=str(error)) from error
 
 

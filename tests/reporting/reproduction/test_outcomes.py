@@ -81,7 +81,7 @@ def test_the_file_separates_robust_from_not_requested_and_is_reproducible(outcom
 @pytest.mark.parametrize("data", [b"", b"no gzip", gzip.compress(b"a,b\n1,2\n", mtime=0)])
 def test_a_damaged_file_is_one_line(tmp_path, data):
     (tmp_path / "o.csv.gz").write_bytes(data)
-    with pytest.raises(BadResults, match="cannot read the outcomes") as caught:
+    with pytest.raises(BadResults, match="cannot read") as caught:
         read_outcomes(tmp_path / "o.csv.gz")
     assert "\n" not in str(caught.value)
 
