@@ -221,7 +221,8 @@ def try_corruption(whole, expected, folder, seed):
     done = corrupt(folder, draw)
     faults = []
     found, refused = outcome(lambda: numbers(folder))
-    if not refused and without_images(found) != without_images(expected):
+    unfinished = found and json.loads(found)[2]  # a cut at the end is like a kill: reports say so
+    if not refused and not unfinished and without_images(found) != without_images(expected):
         faults.append("accepted with other numbers")
     found, error = outcome(lambda: run(folder) and numbers(folder))
     if not error and without_images(found) != without_images(expected):
