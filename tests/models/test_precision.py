@@ -92,7 +92,7 @@ def trained():
 
 
 def network(kind):
-    return Network(trained()[0], **KINDS.get(kind, {}))
+    return Network(trained()[0], **KINDS.get(kind, {})).eval()
 
 
 def attacked(classifier, name, measured, eps, goal=None):
