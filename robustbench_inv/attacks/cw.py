@@ -9,6 +9,7 @@ from torch import Tensor
 from robustbench_inv.attacks.best_so_far import ClosestAdversarial
 from robustbench_inv.attacks.linearization import linear_distance, max_distance
 from robustbench_inv.attacks.losses import losses_for
+from robustbench_inv.attacks.minimum_norm import FMN
 from robustbench_inv.attacks.parameters import check_least, check_positive
 from robustbench_inv.attacks.protocol import Batch, Kind, Loss, Queries
 from robustbench_inv.randomness import SampleRNG
@@ -189,6 +190,10 @@ class _Descent:
         self.w = self.w - learning_rate * mean / (square.sqrt() + ADAM_EPSILON)
 
 
+FIRST_SEARCH = FMN(steps=60, loss="margin+scaled-ce", bisections=12)
+"""The adaptive attack starts at the examples of this search, so that it is at least as strong. Median l2 with and without
+on three small networks that the benchmark trains: 0.908 and 0.961, 0.836 and 0.858, 1.227 and 1.251."""
+
 # Why `cw-adaptive` differs: the published attack starts all samples at the same constant, and its change of variables
 # hardly moves elements at exactly 0 or 1, which are most of a digit. Median and mean l2 and passes of 100 digits of
 # mnist5k on mnist-cnn, two searches of 50 steps unless another number is given:
@@ -210,11 +215,12 @@ class _Descent:
 class AdaptiveCarliniWagner:
     """Minimizes ‖x' − x‖² + c·max(0, κ − margin(x')) over x' by Adam, with a constant c adapted to each sample.
 
-    At a minimum on the boundary 2‖x' − x‖ = c‖∇margin‖. The first c is computed so from the linearized model. It
-    grows tenfold until a search succeeds, and is then computed from the closest adversarial example. A sample is done
-    when its constant was right and a search no longer reduced its distance. Clamping keeps x' inside the box, the first
-    of the paper's three methods. Step lengths are relative to the distance of the linearized boundary, and Adam keeps
-    one second moment per sample, so that scale and number of logits and input elements do not matter.
+    It starts at the examples of a minimum-norm attack on two losses (``FIRST_SEARCH``). At a minimum on the boundary
+    2‖x' − x‖ = c‖∇margin‖, so the first c is computed from the gradient there, or from the linearized model. It grows
+    tenfold until a search succeeds, and is then computed from the closest adversarial example. A sample is done when its
+    constant was right and a search no longer reduced its distance. Clamping keeps x' inside the box, the first of the
+    paper's three methods. Step lengths are relative to the distance of the linearized boundary, and Adam keeps one
+    second moment per sample, so that scale and number of logits and input elements do not matter.
 
     Args:
         steps: iterations of each search, whose step lengths decay linearly, >= 1.
@@ -243,6 +249,7 @@ class AdaptiveCarliniWagner:
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         search = _Search(model, batch, threat, self)
         rows = search.initialize()
+        search.start_at(FIRST_SEARCH.run(model, batch, threat, rng))
         for _ in range(self.searches):
             if not len(rows):
                 break
@@ -285,6 +292,15 @@ class _Search:
         self.scales = linear_distance(gaps, gradients, "l2").minimum(limits)
         self.constants = _balanced_constants(self.scales, gradients)
         return rows[flatten(gradients != 0).any(1) | (not self.model.success_is_final)]
+
+    def start_at(self, images: Tensor) -> None:
+        """Start at given images (n, …) where they are adversarial, with the constants that balance there."""
+        rows = torch.arange(len(images), device=images.device)
+        self._update(images, self.model(images, rows), rows)
+        rows = self.confident.found.nonzero()[:, 0]
+        self.starts[rows] = self.confident.images[rows]
+        if len(rows):
+            self.update_constants(rows, self.confident.distances[rows])
 
     def descend(self, rows: Tensor) -> None:
         """Minimise the objective of the samples at (m,) positions."""

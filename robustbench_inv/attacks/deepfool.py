@@ -24,6 +24,11 @@ geometrically and the boundary is never crossed. On mnist-cnn, 30 backward passe
 end at a median l2 of 1.162, 16 passes with 0.1 at 1.160."""
 
 
+FREE_STEPS = 6
+"""Steps before the minimal length applies. Median l2 on three small networks of our own (benchmarks/minimum_norm.py) with
+0 and 6 such steps: 0.927 and 0.926, 0.985 and 0.978, 1.58 and 1.55; Foolbox 0.927, 0.989, 1.60."""
+
+
 @dataclass(frozen=True)
 class DeepFool:
     """DeepFool in l2 or linf on all samples at once; a sample stops when it has crossed a boundary.
@@ -47,7 +52,7 @@ class DeepFool:
     candidates: int = 9
     later_candidates: int = 3
     overshoot: float = 0.02
-    bisections: int = 6
+    bisections: int = 12
 
     kind: ClassVar[Kind] = "minimum-norm"
 
@@ -83,7 +88,9 @@ class DeepFool:
             hit = closest.update(images, about.output, rows) > 0
             lengths = about.distances.amin(1).minimum(limits[rows])
             least = MIN_STEP * lengths if step == 0 else least
-            lengths = torch.where(hit, lengths, lengths.maximum(least))
+            lengths = (
+                lengths if step < FREE_STEPS else torch.where(hit, lengths, lengths.maximum(least))
+            )
             perturbation = perturbation + broadcast(lengths, perturbation) * steepest_direction(
                 about.gradient, self.norm
             )

@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from robustbench_inv.attacks.minimum_norm import FMN
 from robustbench_inv.catalogue.attacks import load_attack
 from robustbench_inv.catalogue.cards import read_attack
+from robustbench_inv.data.registry import open_dataset
 from robustbench_inv.testing.analytic_problems import linear_problem
+from robustbench_inv.testing.toys import least_squares
 from robustbench_inv.threat.budgets import Unbounded
 from robustbench_inv.threat.threat_model import ThreatModel
 
@@ -78,3 +81,47 @@ def test_it_ends_within_a_quarter_of_the_optimum(name, size, lab):
         ratio = threat.budget.distance(images, adversarial) / model.distance(images, labels, norm)
         assert ratio.max() <= 1.25
         assert ratio.min() >= 1 - 1e-9
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2", "linf"])
+def test_a_second_loss_and_bisections_never_lengthen_a_result(norm, lab):
+    threat = lab.threat_for(FMN(), norm)
+    once, twice, fine = (
+        lab.run(attack, threat=threat)
+        for attack in (
+            FMN(steps=8, loss="margin"),
+            FMN(steps=8, loss="margin+scaled-ce"),
+            FMN(steps=8, loss="margin+scaled-ce", bisections=12),
+        )
+    )
+    far = [
+        threat.budget.distance(ran.meter.batch.images, ran.images) for ran in (once, twice, fine)
+    ]
+    assert fine.broken.all()
+    assert (far[1] <= far[0]).all()
+    assert (far[2] <= far[1] * (1 + 1e-12)).all()
+    assert far[2].sum() < far[0].sum()
+
+
+@pytest.mark.parametrize(
+    ("name", "norm", "peer"),
+    [
+        ("deepfool", "l2", "foolbox:L2DeepFoolAttack"),
+        ("deepfool-linf", "linf", "foolbox:LinfDeepFoolAttack"),
+        ("ddn", "l2", "foolbox:DDNAttack:steps=100"),
+        ("cw-adaptive", "l2", "foolbox:DDNAttack:steps=100"),
+    ],
+)
+def test_a_preset_is_as_strong_as_the_same_attack_of_foolbox(name, norm, peer, lab):
+    digits = open_dataset("mnist5k")
+    toy = least_squares(*digits.batch([i for i in range(5000) if i % 5 < 2]))
+    images, labels = digits.batch(range(2, 5000, 100))
+    right = toy(images).decision == labels
+    on, threat = (toy, images[right], labels[right]), ThreatModel(Unbounded(norm))
+    ours, theirs = (lab.run(load_attack(each).attack, on, threat) for each in (name, peer))
+    assert ours.broken.all()
+    found, expected = (
+        threat.budget.distance(on[1], ran.images).where(ran.broken, torch.inf).median()
+        for ran in (ours, theirs)
+    )
+    assert found <= expected * (1 + 1e-5)
