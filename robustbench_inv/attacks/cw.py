@@ -249,7 +249,8 @@ class AdaptiveCarliniWagner:
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         search = _Search(model, batch, threat, self)
         rows = search.initialize()
-        search.start_at(FIRST_SEARCH.run(model, batch, threat, rng))
+        if len(rows):
+            search.start_at(FIRST_SEARCH.run(model, batch, threat, rng))
         for _ in range(self.searches):
             if not len(rows):
                 break
