@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustbench_inv.arguments import check_flag, check_folder, check_path
+from robustbench_inv.catalogue.datasets import load_arrays
 from robustbench_inv.checks.suite import check_records, probe_model, verdicts_about
 from robustbench_inv.checks.verdict import Verdict
 from robustbench_inv.errors import BadParameter
@@ -131,6 +132,8 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
     suite: str | None = None,
     threat: str | ThreatModel | None = None,
     dataset: object = None,
+    x: object = None,
+    y: object = None,
     samples: int | str | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -154,7 +157,10 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
         suite: name of a list of attacks and threats.
         threat: ``NORM=EPS[,EPS…]``, ``none``, ``customary``, a name, or a threat; None for the default of attack and
             data set.
-        dataset: a name or a data set; None for the data set of each model's card.
+        dataset: a name or a data set; None for x and y, else the data set of each model's card.
+        x: (N, …) inputs, tensor or array, instead of a data set; grey levels 0 to 255 and channels in the last dimension
+            are recognised, and ``Run.notes`` names them.
+        y: (N,) labels of x.
         samples: N for a class-balanced subset, ``first:N`` for the first N, None for all.
         seed: random seed.
         out: folder of the results; None for ``runs/<plan>``.
@@ -188,7 +194,7 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
                 attacks=[] if attack is None else as_list(attack),
                 suite=suite,
                 threat=threat,
-                dataset=dataset,
+                dataset=_dataset(dataset, x, y, model),
                 samples=samples,
                 seed=seed,
                 device=device,
@@ -197,6 +203,15 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
             command,
         )
         return run_plan(plan, out, options, progress, workers, checks=checks)
+
+
+def _dataset(dataset: object, x: object, y: object, model: object) -> object:
+    """Return the data set of a request, of x and y if they are given."""
+    if x is None and y is None:
+        return dataset
+    if dataset is not None:
+        raise BadParameter("both a data set and x, y", got=dataset, expected="one of them")
+    return load_arrays(x, y, model)
 
 
 def _check_extras(progress: object, checks: object, command: Sequence[object]) -> None:

@@ -1,5 +1,6 @@
 """Loads data sets by name."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,6 +8,7 @@ from robustbench_inv.arguments import check_path, check_text
 from robustbench_inv.catalogue.code_identity import origin_of
 from robustbench_inv.catalogue.fingerprint import content
 from robustbench_inv.catalogue.references import parse_reference
+from robustbench_inv.errors import BadParameter
 from robustbench_inv.foreign import foreign
 from robustbench_inv.identity import digest_value
 
@@ -19,6 +21,7 @@ __all__ = [
     "default_ood_dataset",
     "default_oracle",
     "identify_dataset",
+    "load_arrays",
     "load_dataset",
 ]
 
@@ -50,6 +53,31 @@ def load_dataset(source: "str | Dataset", *, data_root: "str | Path | None" = No
 
     reference = parse_reference(check_text(source, "data set"))
     return open_dataset(reference.name, reference.parameters, root)
+
+
+def load_arrays(x: object, y: object, model: object = None) -> "Dataset":
+    """Return your arrays as a data set, as ``data.own_data.arrays_to_dataset`` reads them.
+
+    Args:
+        x: (N, …) images, signals or rows of a table.
+        y: (N,) labels.
+        model: a model, or several, whose attribute ``bounds`` the data set takes; (0, 1) without one.
+
+    Raises:
+        BadParameter: if one of the arrays is missing.
+        BadData: for arrays that are no data set.
+    """
+    from robustbench_inv.data.own_data import arrays_to_dataset
+
+    if x is None or y is None:
+        missing, given = ("labels y", "x") if y is None else ("inputs x", "y")
+        raise BadParameter(f"no {missing}", got=f"{given} alone", expected="both x and y")
+    models = list(model.values()) if isinstance(model, Mapping) else model
+    several = models if isinstance(models, list | tuple) else [models]
+    declared = (getattr(each, "bounds", None) for each in several)
+    bounds = next((tuple(each) for each in declared if isinstance(each, tuple | list)), None)
+    with foreign("the arrays"):
+        return arrays_to_dataset(x, y, bounds=bounds)  # type: ignore[arg-type]
 
 
 def identify_dataset(dataset: "Dataset") -> str:

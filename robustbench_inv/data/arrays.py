@@ -1,5 +1,6 @@
 """A data set in memory, such as MNIST or your own arrays, and the check of sample ids."""
 
+import copy
 import hashlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -13,7 +14,7 @@ from robustbench_inv.data.protocol import beyond_classes_remedy
 from robustbench_inv.errors import BadData, BadParameter
 from robustbench_inv.identity import canonical_json, digest_bytes
 
-__all__ = ["Array", "ArrayDataset", "Ids", "checked_ids", "digest_samples"]
+__all__ = ["Array", "ArrayDataset", "Ids", "checked_bounds", "checked_ids", "digest_samples"]
 
 
 Ids = Tensor | Sequence[int]
@@ -79,8 +80,11 @@ class ArrayDataset:
         labels: (N,) integers in 0 … num_classes − 1.
         name: name of the data set in reports.
         bounds: smallest and largest value of an input element.
-        num_classes: number of classes; None for the largest label plus one.
+        num_classes: number of classes; None for the largest label plus one, at least two. A model may then have more.
         budgets: customary budgets of the data, such as ``("linf=0.1", "l2=1.5")``, used by suites.
+        classes: names of the classes; empty if they have none.
+
+    ``notes`` are messages for the user about how the data were read.
 
     Raises:
         BadData: for a wrong shape, type or range; an element outside the bounds fails check C17.
@@ -91,7 +95,7 @@ class ArrayDataset:
         (tensor([[[0., 1.]]]), tensor([1]))
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the last four are options
         self,
         images: Array,
         labels: Array | list[int],
@@ -100,10 +104,14 @@ class ArrayDataset:
         *,
         num_classes: int | None = None,
         budgets: Sequence[str] = (),
+        classes: Sequence[str] = (),
     ) -> None:
-        self.name = name
+        self.name, self.classes = name, tuple(classes)
+        self.notes: tuple[str, ...] = ()
+        self._may_lack_classes = num_classes is None
+        self._variants: dict[int, ArrayDataset] = {}
         self.budgets = (budgets,) if isinstance(budgets, str) else budgets
-        self.bounds = _checked_bounds(bounds, name)
+        self.bounds = checked_bounds(bounds, name)
         self._images = _checked_images(images, self.bounds, name)
         self.labels = _checked_labels(labels, len(self._images), name)
         self.num_classes = _checked_classes(self.labels, num_classes, name)
@@ -118,6 +126,21 @@ class ArrayDataset:
     def shape(self) -> tuple[int, ...]:
         """Shape of one input."""
         return tuple(self._images.shape[1:])
+
+    def with_classes(self, count: int) -> "ArrayDataset":
+        """Return the same samples with a model's number of classes, if the data set was given none and has no more.
+
+        Every call with one number returns the same object.
+        """
+        if not self._may_lack_classes or count <= self.num_classes:
+            return self
+        if count not in self._variants:
+            variant = copy.copy(self)
+            variant.num_classes = count
+            note = f"{self.name}: the labels are 0 to {int(self.labels.max())} of the model's {count} classes"
+            variant.notes = (*self.notes, note)
+            self._variants[count] = variant
+        return self._variants[count]
 
     @property
     def digest(self) -> str:
@@ -168,7 +191,8 @@ def _little_endian(tensor: Tensor) -> memoryview:
     return array.astype(array.dtype.newbyteorder("<"), copy=False).data.cast("B")
 
 
-def _checked_bounds(bounds: tuple[float, float], name: str) -> tuple[float, float]:
+def checked_bounds(bounds: tuple[float, float], name: str) -> tuple[float, float]:
+    """Return the bounds of a data set as floats; raises BadData unless they are finite, and low < high."""
     try:
         low, high = (float(bound) for bound in bounds)
     except (TypeError, ValueError) as error:
@@ -233,7 +257,7 @@ def _checked_labels(given: Array | list[int], count: int, name: str) -> Tensor:
 
 def _checked_classes(labels: Tensor, num_classes: int | None, name: str) -> int:
     least, largest = labels.min().item(), labels.max().item()
-    classes = int(largest) + 1 if num_classes is None else num_classes
+    classes = max(2, int(largest) + 1) if num_classes is None else num_classes
     if least < 0 or largest >= classes:
         raise BadData(
             f"{name}: label out of range",

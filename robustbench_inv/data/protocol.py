@@ -9,9 +9,11 @@ from torch import Tensor
 from robustbench_inv.errors import BadData, describe_error
 
 __all__ = [
+    "AdaptsClasses",
     "Dataset",
     "HasBudgets",
     "HasCounterparts",
+    "HasNotes",
     "LabelOracle",
     "beyond_classes_remedy",
     "check_dataset",
@@ -90,6 +92,23 @@ class HasBudgets(Protocol):
     @property
     def budgets(self) -> Sequence[str]:
         """Threats such as ``linf=0.1`` or ``mnist-linf``, in input units; at most one for each norm."""
+        ...
+
+
+@runtime_checkable
+class HasNotes(Protocol):
+    """A data set with messages for the user about how it was read."""
+
+    @property
+    def notes(self) -> Sequence[str]: ...
+
+
+@runtime_checkable
+class AdaptsClasses(Protocol):
+    """A data set whose number of classes may be that of the model, such as one with samples of some classes only."""
+
+    def with_classes(self, count: int) -> Dataset:
+        """Return the data set for a model with that many classes."""
         ...
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 from robustbench_inv.catalogue.models import LoadedModel
-from robustbench_inv.data.protocol import Dataset, beyond_classes_remedy
+from robustbench_inv.data.protocol import Dataset, HasNotes, beyond_classes_remedy
 from robustbench_inv.errors import CapabilityMismatch
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.loading import inspect_model
@@ -45,6 +45,7 @@ def check_compatible(job: Job) -> None:
 def warnings(job: Job) -> Iterator[str]:
     """Yield warnings about likely mistakes, one line each."""
     yield from job.oracle.notes if job.oracle else ()
+    yield from job.dataset.notes if isinstance(job.dataset, HasNotes) else ()
     if job.excluded:
         n = len(job.samples) + job.excluded
         yield f"{job.title}: {job.excluded} of {n} samples belong to the target class and are excluded"

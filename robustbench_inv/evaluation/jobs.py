@@ -311,7 +311,7 @@ def _build_job(request: EvaluationRequest, cache: LoadCache) -> Job:
     (source,), (attack_source,) = request.models, request.attacks
     plain = source.source if isinstance(source, NamedModel) else source
     model, named = _model_and_dataset(plain, request, cache)
-    dataset, attack = cache.dataset(named), cache.attack(attack_source)
+    dataset, attack = cache.dataset_for(model, named), cache.attack(attack_source)
     threat = _threat(request, attack, _goal(attack, model, dataset), dataset)
     ids = _samples(dataset, request)
     kept = _without_target_class(dataset, ids, threat)

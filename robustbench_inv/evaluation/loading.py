@@ -16,7 +16,7 @@ from robustbench_inv.catalogue.datasets import load_dataset
 from robustbench_inv.catalogue.fingerprint import digest_tensors
 from robustbench_inv.catalogue.locate import find
 from robustbench_inv.catalogue.models import LoadedModel, load_model
-from robustbench_inv.data.protocol import Dataset, HasCounterparts
+from robustbench_inv.data.protocol import AdaptsClasses, Dataset, HasCounterparts
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.errors import (
     BadModel,
@@ -125,6 +125,13 @@ class LoadCache:
         """Return a data set, given its name or the data set itself."""
         root = Path(self.data_root) if self.data_root else None
         return self._once(source, ("data",), lambda: load_dataset(source, data_root=root))
+
+    def dataset_for(self, model: LoadedModel, source: Any) -> Dataset:  # noqa: ANN401
+        """Return a data set as ``dataset`` does; one that may lack classes of the model, with all of them."""
+        found = self.dataset(source)
+        if not isinstance(found, AdaptsClasses):
+            return found
+        return found.with_classes(model.classifier.num_classes)
 
     def model(self, source: Any, dataset: Dataset | None) -> LoadedModel:  # noqa: ANN401
         """Return a model, given its name, the model itself, or a loaded one."""

@@ -1,0 +1,70 @@
+"""``evaluate(x=…, y=…)``: arrays are evaluated as the data set that they hold."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import robustbench_inv as rbi
+from robustbench_inv.data.arrays import ArrayDataset
+from robustbench_inv.errors import BadParameter, CapabilityMismatch
+
+
+def network(inputs, classes, bounds=(0.0, 1.0)):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(inputs, classes))
+    net.bounds = bounds
+    return net
+
+
+def evaluate(net, x, y, path, **rest):
+    rest = {"threat": "linf=8/255", "attack": "pgd:steps=3", **rest}
+    return rbi.evaluate(model=net, x=x, y=y, out=path, checks=False, **rest)
+
+
+def outcomes(run):
+    return [(r.label, r.clean.prediction, r.status) for r in run.records()]
+
+
+def test_bytes_with_channels_last_are_the_images_of_torch(tmp_path):
+    net, rng = network(3 * 8 * 8, 3), np.random.default_rng(0)
+    x, y = rng.integers(0, 256, (20, 8, 8, 3), dtype=np.uint8), np.arange(20) % 3
+    run = evaluate(net, x, y, tmp_path / "a")
+    images = torch.tensor(x).permute(0, 3, 1, 2) / 255
+    same = evaluate(net, None, None, tmp_path / "b", dataset=ArrayDataset(images, y, "floats"))
+    assert outcomes(run) == outcomes(same)
+    assert any("grey levels" in note for note in run.notes)
+    assert any("(N, 3, 8, 8)" in note for note in run.notes)
+    clean = net(images).argmax(1).eq(torch.tensor(y)).sum().item()
+    assert run.summary()[0].clean_accuracy.successes == clean
+
+
+def test_labels_of_some_classes_fit_a_model_of_more(tmp_path):
+    run = evaluate(network(5, 10), torch.rand(12, 5), torch.arange(12) % 4, tmp_path)
+    assert not run.failures
+    assert run.cells[0].dataset.num_classes == 10
+    assert any("0 to 3 of the model's 10 classes" in note for note in run.notes)
+
+
+def test_labels_beyond_the_model_are_refused(tmp_path):
+    with pytest.raises(CapabilityMismatch, match="number of classes"):
+        evaluate(network(5, 3), torch.rand(12, 5), torch.arange(12) % 4, tmp_path)
+
+
+def test_a_table_takes_the_bounds_of_its_model(tmp_path):
+    x = torch.linspace(-2, 3, 60).reshape(12, 5)
+    run = evaluate(network(5, 2, (-4.0, 4.0)), x, torch.arange(12) % 2, tmp_path, threat="l2=0.5")
+    assert run.cells[0].dataset.bounds == (-4, 4)
+    labelled = {"A": network(5, 2, (-4.0, 4.0))}
+    again = evaluate(labelled, x, torch.arange(12) % 2, tmp_path / "b", threat="l2=0.5")
+    assert outcomes(again) == outcomes(run)
+
+
+def test_x_and_y_belong_together(tmp_path):
+    net, x, y = network(5, 2), torch.rand(4, 5), [0, 1, 0, 1]
+    with pytest.raises(BadParameter, match="no labels y"):
+        evaluate(net, x, None, tmp_path)
+    with pytest.raises(BadParameter, match="no inputs x"):
+        evaluate(net, None, y, tmp_path)
+    with pytest.raises(BadParameter, match="both a data set and x, y"):
+        evaluate(net, x, y, tmp_path, dataset="mnist5k")
