@@ -10,9 +10,9 @@ from robustbench_inv.tensors import flatten
 
 __all__ = ["RULES", "assign_donors", "check_rule", "choose_donors", "required_pool"]
 
-RULES = ("other-class", "random", "nearest")
-"""``other-class``: a random sample of another class. ``random``: a random other sample. ``nearest``: the sample of another
-class that is closest in l2."""
+RULES = ("other-class", "random", "nearest", "farthest")
+"""``other-class``: a random sample of another class. ``random``: a random other sample. ``nearest`` and ``farthest``: the
+sample of another class that is closest or farthest in l2."""
 
 
 def check_rule(rule: str) -> None:
@@ -36,10 +36,9 @@ def choose_donors(batch: Batch, rule: str, rng: SampleRNG) -> tuple[Tensor, Tens
     allowed = pool.ids != batch.ids[:, None]
     if rule != "random":
         allowed &= pool.labels != batch.labels[:, None]
-    donors = (
-        _nearest_donors(batch, pool, allowed) if rule == "nearest" else _random_donors(allowed, rng)
-    )
-    return donors, allowed.any(1)
+    if rule in ("nearest", "farthest"):
+        return _donors_by_distance(batch, pool, allowed, rule), allowed.any(1)
+    return _random_donors(allowed, rng), allowed.any(1)
 
 
 def assign_donors(model: Queries, batch: Batch, rule: str, rng: SampleRNG) -> tuple[Tensor, Tensor]:
@@ -72,8 +71,10 @@ def required_pool(batch: Batch) -> InputPool:
     return batch.pool
 
 
-def _nearest_donors(batch: Batch, pool: InputPool, allowed: Tensor) -> Tensor:
+def _donors_by_distance(batch: Batch, pool: InputPool, allowed: Tensor, rule: str) -> Tensor:
     far = torch.cdist(flatten(batch.images), flatten(pool.images))
+    if rule == "farthest":
+        return far.masked_fill(~allowed, -1).argmax(1)
     return far.masked_fill(~allowed, float("inf")).argmin(1)
 
 

@@ -1,0 +1,159 @@
+"""Level set traversal: a walk from an input to an image of another class, along which the prediction stays."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.attacks.invariance.donors import (
+    check_rule,
+    choose_donors,
+    required_pool,
+)
+from robustbench_inv.attacks.parameters import check_least, check_positive
+from robustbench_inv.attacks.protocol import Batch, Kind, Queries
+from robustbench_inv.errors import BadParameter
+from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.tensors import (
+    NORMS,
+    Output,
+    broadcast,
+    flatten,
+    mask_true_class,
+    norm,
+    where_rows,
+)
+from robustbench_inv.threat.threat_model import ThreatModel
+
+__all__ = ["LevelSetTraversal"]
+
+
+@dataclass(frozen=True)
+class LevelSetTraversal:
+    """Walks from x toward a donor orthogonally to the gradient of the loss, while the confidence stays.
+
+    Each step moves by ``rate`` of the way to the donor, without its component along the gradient g of the
+    cross-entropy of x's prediction. A second component, the running sum of −``push`` · g clipped to ±``push`` in each
+    element, keeps the confidence. A step is made if the softmax probability of the prediction stays within ``drop``
+    of that of x, the prediction stays, and a model with a reject option still accepts the input.
+
+    Logged for each sample: ``donor`` and ``donor_label`` of the returned walk, and ``remaining_distance``, the l2
+    distance of its end from the donor, relative to that of x.
+
+    Args:
+        donor: rule for donors, one of ``donors.RULES``.
+        donors: number of donors tried for each sample, >= 1; the walk that ends closest to its donor is returned.
+        steps: m, number of steps, >= 1.
+        rate: η, share of the remaining way of each step, above 0, at most 1.
+        push: ε, bound of the component that keeps the confidence, relative to the width of the bounds, > 0.
+        drop: δ, largest drop of the confidence, above 0, at most 1.
+
+    References:
+        Balasubramanian, Sriramanan, Sadasivan and Feizi, Exploring geometry of blind spots in vision models, NeurIPS
+        2023, algorithm 1. The defaults are those of the published code.
+    """
+
+    donor: str = "other-class"
+    donors: int = 1
+    steps: int = 100
+    rate: float = 0.05
+    push: float = 1 / 255
+    drop: float = 0.05
+
+    kind: ClassVar[Kind] = "invariance"
+    norms: ClassVar[frozenset[str]] = frozenset(NORMS)
+
+    def __post_init__(self) -> None:
+        check_rule(self.donor)
+        check_least(self, donors=1, steps=1)
+        check_positive(self, "rate", "push", "drop")
+        for name in ("rate", "drop"):
+            if getattr(self, name) > 1:
+                raise BadParameter(
+                    f"unusable {name}", got=getattr(self, name), expected="at most 1"
+                )
+
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
+        pool, clean = required_pool(batch), model(batch.images)
+        best, least = batch.images.clone(), torch.full_like(clean.logits[:, 0], float("inf"))
+        chosen = torch.full_like(batch.ids, -1)
+        for number in range(self.donors):
+            own = rng if number == 0 else rng.named(f"{rng.stream}/{number}")
+            places, found = choose_donors(batch, self.donor, own)
+            images = self._walk(model, batch, pool.images[places], clean, threat)
+            remaining = _relative_distance(images, batch.images, pool.images[places])
+            closer = found & (remaining < least)
+            best, least = where_rows(closer, images, best), remaining.where(closer, least)
+            chosen = places.where(closer, chosen)
+        model.report_failure((chosen < 0).nonzero()[:, 0], "no_start")
+        model.log("donor", pool.ids[chosen].where(chosen >= 0, -1))
+        model.log("donor_label", pool.labels[chosen].where(chosen >= 0, -1))
+        model.log("remaining_distance", least)
+        return best
+
+    def _walk(
+        self, model: Queries, batch: Batch, donors: Tensor, clean: Output, threat: ThreatModel
+    ) -> Tensor:
+        """Return the last allowed point (n, …) of each walk to a donor; a refused step leaves the point where it is.
+
+        The gradient at a point is computed when the step to it is tried, so each step costs one forward and one
+        backward pass.
+        """
+        images, push = batch.images.clone(), torch.zeros_like(batch.images)
+        bound = self.push * (model.bounds[1] - model.bounds[0])
+        output, gradients = _log_odds(model, images, clean.decision)
+        doubt = _doubt(output, clean.decision)
+        for _ in range(self.steps):
+            push = (push - bound * broadcast(doubt, images) * gradients).clamp(-bound, bound)
+            step = self.rate * _orthogonal(donors - images, gradients) + push
+            tried = threat.budget.project(batch.images, images + step).clamp(*model.bounds)
+            output, found = _log_odds(model, tried, clean.decision)
+            allowed = self._allowed(output, clean)
+            images = where_rows(allowed, tried, images)
+            gradients = where_rows(allowed, found, gradients)
+            doubt = _doubt(output, clean.decision).where(allowed, doubt)
+        return images
+
+    def _allowed(self, output: Output, clean: Output) -> Tensor:
+        """Return (n,): do prediction and acceptance stay, and does the confidence drop by at most δ?"""
+        classes = clean.decision
+        more_doubt = _doubt(output, classes) - _doubt(clean, classes)
+        allowed = (output.decision == classes) & (more_doubt <= self.drop)
+        if output.accepted is None or clean.accepted is None:
+            return allowed
+        return allowed & (output.accepted | ~clean.accepted)
+
+
+def _odds(output: Output, classes: Tensor) -> Tensor:
+    """Return log(q / (1 − q)), (n,), with q the softmax probability of all classes but ``classes`` (n,)."""
+    others = mask_true_class(output.logits, classes).logsumexp(1)
+    return others - output.logits.gather(1, classes[:, None])[:, 0]
+
+
+def _doubt(output: Output, classes: Tensor) -> Tensor:
+    """Return q, (n,): the confidence in ``classes`` is 1 − q."""
+    return _odds(output, classes).sigmoid()
+
+
+def _log_odds(model: Queries, images: Tensor, classes: Tensor) -> tuple[Output, Tensor]:
+    """Return the output for images (n, …), and the gradients of the logarithm of the odds against ``classes``.
+
+    The gradient of the cross-entropy is q times this one, and underflows where the softmax is saturated.
+    """
+    return model.gradient(images, lambda output, _labels: _odds(output, classes))
+
+
+def _orthogonal(vectors: Tensor, gradients: Tensor) -> Tensor:
+    """Return vectors (n, …) without their components along the gradients; unchanged where a gradient is zero."""
+    size = norm(gradients, "linf").clamp_min(torch.finfo(gradients.dtype).tiny)
+    unit = gradients / broadcast(size, gradients)
+    squares = flatten(unit).square().sum(1).clamp_min(1)
+    along = (flatten(unit) * flatten(vectors)).sum(1) / squares
+    return vectors - broadcast(along, unit) * unit
+
+
+def _relative_distance(images: Tensor, clean: Tensor, donors: Tensor) -> Tensor:
+    """Return the l2 distance (n,) of images from the donors, relative to that of the clean inputs."""
+    whole = norm(donors - clean, "l2")
+    return norm(donors - images, "l2") / whole.clamp_min(torch.finfo(whole.dtype).tiny)
