@@ -86,6 +86,9 @@ class Batch:
         start: (n, …) warm starts (adversarial examples of another eps of the sweep), or None.
         pool: other inputs of the data set, or None if there are none.
         counterparts: (n, …) the data set's altered version of each input (``data.protocol.HasCounterparts``), or None.
+        oracle: returns the true classes (m,) of (m, …) versions of the samples with ids (m,), −1 where unknown; None
+            if the threat has no oracle. Attacks may take its decisions, but no gradient: a change that fools the
+            oracle's own networks is no change of the class.
     """
 
     images: Tensor
@@ -94,6 +97,7 @@ class Batch:
     start: Tensor | None = None
     pool: InputPool | None = None
     counterparts: Tensor | None = None
+    oracle: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -191,7 +191,7 @@ def _run_blocks(
 ) -> None:
     device = torch.device(options.device)
     search, short_run = make_searches(job, device, cache)
-    loader = Loader(job.dataset, device, job.model.classifier.dtype)
+    loader = Loader(job.dataset, device, job.model.classifier.dtype, job.effective_oracle)
     judge = Judge(job.model.classifier, job.dataset, job.seed, job.effective_oracle)
     source = judge.oracle.source if judge.oracle else None
     while pending := writer.next_block():

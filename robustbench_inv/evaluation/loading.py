@@ -252,11 +252,13 @@ class Loader:
         dataset: the data that is evaluated.
         device: the model's device.
         dtype: the model's dtype.
+        oracle: classifies changed inputs; None if the threat has no oracle.
     """
 
     dataset: Dataset
     device: torch.device
     dtype: torch.dtype
+    oracle: Oracle | None = None
 
     def batch(self, ids: Sequence[int]) -> Batch:
         """Return some samples, their counterparts where the data set has them, and the pool."""
@@ -271,6 +273,7 @@ class Loader:
             ids=rows.to(self.device),
             pool=self.pool,
             counterparts=None if given is None else self._placed(given),
+            oracle=self.oracle.classify if self.oracle else None,
         )
 
     @cached_property

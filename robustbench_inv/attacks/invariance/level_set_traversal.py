@@ -81,7 +81,7 @@ class LevelSetTraversal:
         for number in range(self.donors):
             own = rng if number == 0 else rng.named(f"{rng.stream}/{number}")
             places, found = choose_donors(batch, self.donor, own)
-            images = self._walk(model, batch, pool.images[places], clean, threat)
+            images = self.walk(model, batch, pool.images[places], clean, threat)
             remaining = _relative_distance(images, batch.images, pool.images[places])
             closer = found & (remaining < least)
             best, least = where_rows(closer, images, best), remaining.where(closer, least)
@@ -92,13 +92,20 @@ class LevelSetTraversal:
         model.log("remaining_distance", least)
         return best
 
-    def _walk(
+    def walk(
         self, model: Queries, batch: Batch, donors: Tensor, clean: Output, threat: ThreatModel
     ) -> Tensor:
         """Return the last allowed point (n, …) of each walk to a donor; a refused step leaves the point where it is.
 
         The gradient at a point is computed when the step to it is tried, so each step costs one forward and one
         backward pass.
+
+        Args:
+            model: the queried model.
+            batch: n samples.
+            donors: (n, …) inputs to walk to.
+            clean: the model's output for the clean inputs.
+            threat: its budget contains the walk.
         """
         images, push = batch.images.clone(), torch.zeros_like(batch.images)
         bound = self.push * (model.bounds[1] - model.bounds[0])

@@ -1,0 +1,159 @@
+"""The worst case over invariance attacks, with an oracle that is known exactly."""
+
+import pytest
+import torch
+from torch import nn
+
+from robustbench_inv.attacks.invariance.ball import InvarianceBall
+from robustbench_inv.attacks.invariance.invariance_standard import MEMBERS, InvarianceStandard
+from robustbench_inv.attacks.invariance.level_set_traversal import LevelSetTraversal
+from robustbench_inv.attacks.protocol import Batch, InputPool
+from robustbench_inv.attacks.queries import CountingModel
+from robustbench_inv.attacks.spheres import SpheresInvariance
+from robustbench_inv.data.spheres import Spheres
+from robustbench_inv.errors import BadParameter, CapabilityMismatch
+from robustbench_inv.models.spheres import max_margin, misaligned
+from robustbench_inv.models.wrapping import ModuleClassifier
+from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.tensors import norm
+from robustbench_inv.threat.budgets import LpBall, OnSphere, Unbounded
+from robustbench_inv.threat.goals import KeepDecision
+from robustbench_inv.threat.threat_model import ThreatModel
+
+N, WIDTH = 20, 8
+"""Inputs are rows of eight pixels. The model looks at the first half, the oracle at the mean of the second half."""
+
+
+def classifier(first=0):
+    """Class 1 if the mean of four pixels, from ``first`` on, is above a half."""
+    linear = nn.Linear(WIDTH, 2)
+    seen = torch.zeros(WIDTH)
+    seen[first : first + 4] = 1
+    linear.weight.data = 10 * torch.stack([-seen, seen])
+    linear.bias.data = torch.tensor([20.0, -20.0])
+    return ModuleClassifier(nn.Sequential(nn.Flatten(), linear), (0.0, 1.0), 2)
+
+
+def true_classes(images, _ids):
+    return (images.flatten(1)[:, WIDTH // 2 :].mean(1) > 0.5).long()
+
+
+def batch(oracle=true_classes):
+    generator = torch.Generator().manual_seed(0)
+    labels, ids = torch.arange(N) % 2, torch.arange(N)
+    images = 0.3 + 0.1 * torch.rand(N, 1, 1, WIDTH, generator=generator)
+    images += 0.3 * labels[:, None, None, None]
+    pool = InputPool(ids, lambda rows: (images[rows], labels[rows]))
+    return Batch(images, labels, ids, pool=pool, oracle=oracle)
+
+
+def run(given, model=None, budget=None, attack=None):
+    model = model or classifier()
+    threat = ThreatModel(budget or Unbounded("l2"), KeepDecision())
+    rng = SampleRNG(0, given.ids)
+    meter = CountingModel(model, given, threat, rng, keep_best=False)
+    return (attack or InvarianceStandard()).run(meter, given, threat, rng), meter, model
+
+
+def test_the_class_changes_and_the_prediction_stays_at_a_distance_close_to_the_smallest_possible():
+    given = batch()
+    found, meter, model = run(given)
+    assert torch.equal(model(found).decision, model(given.images).decision)
+    assert (true_classes(found, given.ids) != given.labels).all()
+    gap = (given.images.flatten(1)[:, WIDTH // 2 :].mean(1) - 0.5).abs()
+    least = 2 * gap  # l2 distance of four pixels that change by the gap each
+    distance = norm(found - given.images, "l2")
+    assert (distance >= least - 1e-5).all()
+    assert (distance <= 1.5 * least).all()
+    assert (meter.logged["ensemble_member"] > 0).all()
+
+
+def test_no_single_attack_finds_a_closer_input():
+    given = batch()
+    distance = norm(run(given)[0] - given.images, "l2")
+    for attack in (LevelSetTraversal(), LevelSetTraversal("nearest"), InvarianceBall()):
+        other, _, model = run(given, attack=attack)
+        kept = model(other).decision == model(given.images).decision
+        reached = kept & (true_classes(other, given.ids) != given.labels)
+        assert reached.any()
+        assert (distance[reached] <= norm(other - given.images, "l2")[reached] + 1e-6).all()
+
+
+def test_the_oracle_itself_as_model_has_no_failure():
+    given = batch()
+    found, meter, model = run(given, classifier(first=WIDTH // 2))
+    kept = model(found).decision == model(given.images).decision
+    assert not (kept & (true_classes(found, given.ids) != given.labels)).any()
+    assert meter.logged["ensemble_member"].tolist() == [0] * N
+    assert meter.logged["smallest_distance_l2"].isinf().all()
+
+
+@pytest.mark.parametrize("norm_name", ["l0", "l1", "l2", "linf"])
+def test_the_logged_distance_is_that_of_the_returned_input(norm_name):
+    given = batch()
+    found, meter, _ = run(given, budget=Unbounded(norm_name))
+    logged = meter.logged[f"smallest_distance_{norm_name}"]
+    torch.testing.assert_close(logged, norm(found - given.images, norm_name).to(logged))
+
+
+@pytest.mark.parametrize(("norm_name", "eps"), [("linf", 0.15), ("l2", 0.35), ("l0", 6)])
+def test_a_budget_contains_every_result_and_only_far_classes_are_out_of_reach(norm_name, eps):
+    given, ball = batch(), LpBall(norm_name, eps)
+    found, meter, _ = run(given, budget=ball)
+    assert ball.contains(given.images, found).all()
+    free = run(given, budget=Unbounded(norm_name))[1].logged[f"smallest_distance_{norm_name}"]
+    inside = meter.logged["ensemble_member"] > 0
+    assert inside.any()
+    assert (free[~inside] > eps * 0.8).all()
+
+
+def test_an_oracle_that_never_knows_yields_no_failure_and_the_end_of_a_traversal():
+    given = batch(lambda _images, ids: torch.full_like(ids, -1))
+    found, meter, model = run(given)
+    assert meter.logged["ensemble_member"].tolist() == [0] * N
+    assert torch.equal(model(found).decision, model(given.images).decision)
+    assert (found != given.images).flatten(1).any(1).all()
+
+
+def test_the_altered_inputs_of_a_data_set_are_tried():
+    given = batch()
+    altered = given.images.clone()
+    altered[..., WIDTH // 2 :] += 0.4 * (1 - 2 * given.labels)[:, None, None, None]
+    known = Batch(**{**vars(given), "counterparts": altered})
+    _, meter, _ = run(known)
+    assert MEMBERS.index("altered-input") + 1 in meter.logged["ensemble_member"].tolist()
+
+
+@pytest.mark.parametrize("build", [misaligned, max_margin])
+def test_on_spheres_the_closed_form_is_reached(build):
+    data = Spheres(d=100, n=4, r1=1.0, r2=1.3, size=40)
+    images, labels = data.batch(range(40))
+    ids = torch.arange(40)
+    pool = InputPool(ids, data.batch)
+    given = Batch(images, labels, ids, pool=pool, oracle=lambda x, _ids: data.classify(x))
+    model = build(data)
+    exact, _, _ = run(given, model, OnSphere(1.3), SpheresInvariance())
+    found, meter, _ = run(given, model, Unbounded("l2"))
+    reached = data.classify(exact) != labels
+    reached &= model(exact).decision == model(images).decision
+    assert bool(reached.any()) == (build is misaligned)
+    assert torch.equal(meter.logged["ensemble_member"] > 0, reached)
+    torch.testing.assert_close(found[reached], exact[reached])
+
+
+def test_batches_do_not_matter():
+    given = batch()
+    whole = run(given)[0]
+    parts = [run(given[torch.tensor([k, k + 1])])[0] for k in range(0, N, 2)]
+    torch.testing.assert_close(torch.cat(parts), whole)
+
+
+def test_without_an_oracle_it_is_refused():
+    with pytest.raises(CapabilityMismatch):
+        run(batch(oracle=None))
+
+
+@pytest.mark.parametrize("bad", [{"aligned": 0}, {"walks": 0}, {"grid": 0}, {"halvings": -1}])
+def test_bad_parameters_are_refused(bad):
+    with pytest.raises(BadParameter):
+        InvarianceStandard(**bad)
