@@ -98,7 +98,7 @@ def unpacked(path: Path, size: int | None = None) -> bytes:
     except (OSError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or "not enough memory"
         raise BadData(f"cannot read {path}", got=reason) from error
-    if len(data) > limit and size is not None:  # else the reader of the header says so
+    if len(data) > limit and size is not None:  # else the reader of the header raises
         raise BadData(
             f"{path} is longer than the right file",
             got=f"more than {size} bytes",

@@ -138,7 +138,7 @@ def _commands(run: RunResult) -> list[str]:
 
 
 def _files(runs: Sequence[RunResult]) -> list[ProvenanceFacts]:
-    """Return what a reader must know about the files, such as cells whose damage cannot be told."""
+    """Return remarks on the files, such as cells whose damage cannot be detected."""
     rows = [(run.name, remark) for run in runs for remark in run.remarks]
     rows += [(_name(cell), remark) for run in runs for cell in run.cells for remark in cell.remarks]
     return [ProvenanceFacts("Files", _unique_rows(rows))] if rows else []

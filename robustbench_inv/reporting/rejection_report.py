@@ -210,7 +210,7 @@ RISK_COLUMNS, RISK_WIDTH, RISK_HEIGHT = 3, 3.6, 2.8
 """Panels side by side, and inches of each: together as wide as the page."""
 
 RISK_POINTS = 240
-"""Coverages at which a curve is drawn; more cannot be told apart on paper."""
+"""Coverages at which a curve is drawn; more cannot be distinguished on paper."""
 
 MIN_COVERAGE = 0.1
 """Coverage from which a curve is steady enough to decide how high the axes reach."""

@@ -106,7 +106,7 @@ class RunResult:
     pending: tuple[tuple[str, int, int], ...]
     """Unfinished cells: what, samples done, samples planned."""
     remarks: tuple[str, ...] = ()
-    """What a reader must know about the files of the run, one clause each."""
+    """Remarks on the files of the run, one clause each."""
 
 
 @dataclass(frozen=True)

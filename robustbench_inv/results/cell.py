@@ -168,7 +168,7 @@ class FinishedCell:
         requested: ids of the requested samples, ascending.
         events: the entries of events.jsonl.
         oracle_error: the error rate of the oracle itself; None if it was not measured.
-        remarks: what a reader must know about the files, one clause each.
+        remarks: on the files, one clause each.
         read_images: returns ``samples`` (n,), ``clean`` and ``adversarial`` (n, …); None without kept images.
         model_label: how a report calls the model.
         attack_label: how a report calls the attack, with its target class and its substitute.

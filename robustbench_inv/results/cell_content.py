@@ -1,4 +1,4 @@
-"""Records and events of a cell: the order of its records, the files that grow, and digests that tell damage."""
+"""Records and events of a cell: the order of its records, the files that grow, and digests that detect damage."""
 
 import hashlib
 import json

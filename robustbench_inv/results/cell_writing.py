@@ -213,7 +213,7 @@ class CellWriter:
             self._sealed = not old
             return
         if old:
-            self._add_checkpoint()  # before cell.json says that there are digests
+            self._add_checkpoint()  # before cell.json declares digests
         self._describe({**(known or request.description), "batch_size": size}, extended)
 
     def _known(self, request: CellRequest) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Types of the values in result files: a damaged value is told when a file is read, not where it is used."""
+"""Types of the values in result files: a damaged value is refused when a file is read, not where it is used."""
 
 import re
 from collections.abc import Mapping

@@ -97,7 +97,7 @@ class GrowingFile:
         return self._hash.hexdigest()
 
     def keep(self, data: bytes) -> None:
-        """Go on after ``data``, the first bytes of the file; what follows them is deleted."""
+        """Continue after ``data``, the first bytes of the file; what follows them is deleted."""
         with explain_write_errors(self.path):
             if os.fstat(self.descriptor).st_size != len(data):
                 self._check_writable()

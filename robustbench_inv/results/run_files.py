@@ -43,7 +43,7 @@ PLAN = "plan.json"
 CHECKS = "checks.json"
 
 WITHOUT_DIGESTS = (
-    "an earlier version wrote the records without digests, so damage to them cannot be told"
+    "an earlier version wrote the records without digests, so damage to them cannot be detected"
 )
 CELL = "cell.json"
 
@@ -208,7 +208,7 @@ class CellFolder:
         return content
 
     def _remarks(self, content: CellContent) -> Iterator[str]:
-        """Yield what a reader of the results must know about the files."""
+        """Yield remarks on the files for readers of the results."""
         if not content.checked and content.lines:
             yield WITHOUT_DIGESTS
         if (
@@ -247,7 +247,7 @@ class RunFolder:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What a reader of the results must know about the files of the run, one clause each."""
+        """Remarks on the files of the run for readers of the results, one clause each."""
         problem = self._read_plan()[1]
         return (f"the plan comes from the cells, since {problem}",) if problem else ()
 
@@ -364,7 +364,7 @@ def _plan_of_cells(name: str, cells: Sequence[CellFolder]) -> dict[str, Any]:
 
 
 def _plan_names(info: CellInfo | None) -> dict[str, Any]:
-    if info is None:  # the cell is damaged, as all who read it are told
+    if info is None:  # the cell is damaged, and every read raises that
         return {**dict.fromkeys(("model", "attack", "threat", "dataset"), "unknown"), "seed": 0}
     return {
         "model": info.model.name,
