@@ -1,5 +1,6 @@
 """Checks of single arguments before anything runs, and texts without control characters."""
 
+import math
 import os
 import re
 from pathlib import Path
@@ -16,6 +17,7 @@ __all__ = [
     "check_root",
     "check_seed",
     "check_text",
+    "format_eps",
     "printable",
     "printable_json",
 ]
@@ -54,6 +56,28 @@ def printable_json(text: str) -> str:
         '"\\u009b"'
     """
     return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def format_eps(eps: float, digits: int = 6) -> str:
+    """Return an eps as the field writes it: multiples of half a grey level as a fraction, others as a decimal number.
+
+    Args:
+        eps: in input units.
+        digits: significant digits of decimal numbers; different budgets must stay distinct.
+
+    Example:
+        >>> format_eps(8 / 255), format_eps(0.1), format_eps(51 / 255)
+        ('8/255', '0.1', '0.2')
+    """
+    short = f"{eps:.{digits}g}"
+    halves = round(2 * GREY_LEVELS * eps) if 0 < eps < math.inf else 0
+    if halves and float(short) != eps and math.isclose(halves / 2 / GREY_LEVELS, eps, rel_tol=1e-9):
+        return f"{halves / 2:g}/{GREY_LEVELS}"
+    return short
+
+
+GREY_LEVELS = 255
+"""Steps between black and white in eight bits."""
 
 
 def check_text(value: object, name: str) -> str:

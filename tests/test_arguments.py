@@ -15,6 +15,7 @@ from robustbench_inv.arguments import (
     check_root,
     check_seed,
     check_text,
+    format_eps,
     printable,
     printable_json,
 )
@@ -112,3 +113,31 @@ def test_a_printed_text_has_no_control_characters(text):
 def test_ordinary_texts_are_printed_as_they_are():
     text = "pgd:steps=3\tℓ∞ ≤ 0.1 → 98 % [96, 99]\nséance 模型 🙂"
     assert printable(text) == printable_json(text) == text
+
+
+@pytest.mark.parametrize(
+    ("eps", "text"),
+    [
+        (8 / 255, "8/255"),
+        (0.5 / 255, "0.5/255"),
+        (128 / 255, "128/255"),
+        (51 / 255, "0.2"),
+        (1.0, "1"),
+        (0.031, "0.031"),
+        (0.0314, "0.0314"),
+        (1 / 7, "0.142857"),
+        (0.0, "0"),
+        (8.0, "8"),
+        (float("inf"), "inf"),
+    ],
+)
+def test_budgets_of_grey_levels_are_fractions(eps, text):
+    assert format_eps(eps) == text
+
+
+def test_a_threat_is_read_back_from_its_text():
+    from robustbench_inv.catalogue.threats import load_threat
+
+    threat = load_threat("linf=0.5/255,8/255,0.1")
+    assert threat.text == "linf=0.5/255,8/255,0.1"
+    assert load_threat(threat.text) == threat

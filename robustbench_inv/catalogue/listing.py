@@ -15,7 +15,7 @@ from robustbench_inv.catalogue.cards import (
     read_threat,
     to_json,
 )
-from robustbench_inv.catalogue.locate import entries, find_plugins, shadowed
+from robustbench_inv.catalogue.locate import entries, find_plugins, shadowed, unread
 from robustbench_inv.catalogue.references import import_object, parse_reference
 from robustbench_inv.errors import BadCatalogue, MissingExtra, UnknownName, suggest
 
@@ -49,7 +49,7 @@ def list_entries(kind: CatalogueKind) -> Listing:
     """Return every entry of a kind; a broken one is reported and does not hide the others."""
     if kind == "datasets":
         return Listing(tuple(map(to_json, _datasets())), ())
-    found, problems = [], [*find_plugins().problems, *shadowed([kind])]
+    found, problems = [], [*find_plugins().problems, *shadowed([kind]), *unread()]
     for path in entries(kind).values():
         try:
             found.append(to_json(_READERS[kind](path)))

@@ -31,6 +31,7 @@ __all__ = [
     "plugin_packages",
     "shadowed",
     "shipped_root",
+    "unread",
 ]
 
 
@@ -152,6 +153,31 @@ def shadowed(kinds: Iterable[FileKind] | None = None) -> tuple[str, ...]:
     return tuple(found)
 
 
+COMPANIONS = ("recipe.toml", "queue.toml", "protocol.toml")
+"""Files beside those of the entries that other commands read."""
+
+
+def unread() -> tuple[str, ...]:
+    """Return one line for each TOML file in the folders of added catalogues and plugins that no entry is read from."""
+    shipped, *others = catalogue_roots()
+    read = {path for kind in _PLACES for paths in _files(kind).values() for path in paths}
+    return tuple(line for root in others if root != shipped for line in _unread(root, read))
+
+
+def _unread(root: Path, read: set[Path]) -> Iterator[str]:
+    if not any((root / part).is_dir() for part in CATALOGUE_FOLDERS):
+        yield f"{root} adds nothing: a catalogue has a folder {' or '.join(CATALOGUE_FOLDERS)}"
+    for part in CATALOGUE_FOLDERS:
+        for depth in ("*", "*/*", "*/*/*"):
+            for path in sorted((root / part).glob(f"{depth}.toml")):
+                if path not in read and path.name not in COMPANIONS:
+                    yield f"{path} is not read: entries are {_places(part)}"
+
+
+def _places(part: str) -> str:
+    return ", ".join(place for place in _PLACES.values() if place.startswith(f"{part}/"))
+
+
 def _files(kind: FileKind) -> dict[str, list[Path]]:
     """Return the files of each name, that of the earliest root first."""
     found: dict[str, list[Path]] = {}
@@ -207,8 +233,42 @@ def _singular(kind: FileKind) -> str:
     return kind.removesuffix("s")
 
 
+_FOREIGN_NAMES = {
+    "aa": "write standard, an AutoAttack-style ensemble, or torchattacks:AutoAttack",
+    "autoattack": "write standard, an AutoAttack-style ensemble, or torchattacks:AutoAttack",
+    "apgdce": "write apgd:loss=ce",
+    "apgddlr": "write apgd:loss=dlr",
+    "apgdt": "write apgd-targeted",
+    "bim": "write pgd, or torchattacks:BIM",
+    "carliniwagner": "write cw, or cw-adaptive",
+    "cwl2": "write cw, or cw-adaptive",
+    "fab": "write fmn, or torchattacks:FAB",
+    "fabt": "write fmn, or torchattacks:FABT",
+    "ifgsm": "write pgd, or torchattacks:BIM",
+    "squareattack": "write square",
+}
+"""What to write for attacks of other libraries, whose names are given without case and punctuation."""
+
+WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".onnx", ".h5", ".pkl")
+"""Endings of files that hold weights, not the network."""
+
+
+def _hint(kind: FileKind, name: str) -> str:
+    """Return what to write for a name that users of other tools try; empty for all others."""
+    plain = "".join(letter for letter in name.lower() if letter.isalnum())
+    if kind == "attacks":
+        return _FOREIGN_NAMES.get(plain, "")
+    if kind == "models" and name.endswith(".py"):
+        return f"name the network or the function that builds it: {name}:NAME"
+    if kind == "models" and name.lower().endswith(WEIGHT_FILES):
+        return "weights need their network: write FILE.py:FUNCTION, a function that builds the network and loads them"
+    if kind == "threats" and name.replace("/", "").replace(".", "").isdecimal():
+        return f"name the norm: linf={name}"
+    return ""
+
+
 def _remedy(kind: FileKind, name: str, known: dict[str, Path]) -> str:
-    near = did_you_mean(name, known)
+    near = _hint(kind, name) or did_you_mean(name, known)
     elsewhere = [other for other in _PLACES if other != kind and name in entries(other)]
     if not near and elsewhere:
         near = f"{name} is among the {elsewhere[0]}"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from robustbench_inv.arguments import format_eps
 from robustbench_inv.attacks.pgd import PGD
 from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.checks.check_list import CHECKS
@@ -81,7 +82,7 @@ def check_monotone_attack(probe: Probe) -> Verdict:
     eps = [fraction * probe.width for fraction in EPS_FRACTIONS[: len(runs)]]
     surviving = ", ".join(f"{1 - float(run.double().mean()):.0%}" for run in runs)
     evidence = (
-        f"Independent PGD at linf eps {eps[0]:.3g} to {eps[-1]:.3g} leaves {surviving} of {len(broken)} samples "
+        f"Independent PGD at linf eps {format_eps(eps[0])} to {format_eps(eps[-1])} leaves {surviving} of {len(broken)} samples "
         f"robust; {int(missed.sum())} of {missed.numel()} (sample, eps) pairs are robust although a smaller eps "
         f"broke them ({share:.2%})."
     )
@@ -115,7 +116,7 @@ def check_convergence(probe: Probe) -> Verdict:
     left, rest = _robust_rate(probe, usual, eps), _robust_rate(probe, more, eps)
     gap = left.value - rest.value
     evidence = (
-        f"At linf eps {eps:.3g} PGD of {usual.steps} steps leaves {left.value:.1%} of {left.trials} samples "
+        f"At linf eps {format_eps(eps)} PGD of {usual.steps} steps leaves {left.value:.1%} of {left.trials} samples "
         f"robust, PGD of {more.steps} steps and 2 restarts {rest.value:.1%}."
     )
     return CHECKS["C4"].make_verdict(probe.model, grade(gap, warn=_half_width(left)), gap, evidence)
@@ -162,7 +163,7 @@ def check_logit_scale(probe: Probe) -> Verdict:
         f"{loss} {', '.join(f'{rate.value:.1%}' for rate in rates)}" for loss, rates in left.items()
     )
     evidence = (
-        f"At linf eps {eps:.3g} PGD leaves robust, on logits {', '.join(forms)}: {listed}. Neighbouring numbers at the "
+        f"At linf eps {format_eps(eps)} PGD leaves robust, on logits {', '.join(forms)}: {listed}. Neighbouring numbers at the "
         f"largest logit lie {spacing:.1g} of the median margin apart."
     )
     return CHECKS["C8"].make_verdict(probe.model, verdict, gaps["scaled-ce"], evidence)
@@ -186,7 +187,7 @@ def check_fixed_noise(probe: Probe) -> Verdict:
     surviving = _robust_rate(probe.with_classifier(_FixedNoise(model)), TUNED_PGD, eps)
     gap = surviving.value - fresh.value
     evidence = (
-        f"At linf eps {eps:.3g} PGD leaves {fresh.value:.1%} of {fresh.trials} samples robust under fresh noise and "
+        f"At linf eps {format_eps(eps)} PGD leaves {fresh.value:.1%} of {fresh.trials} samples robust under fresh noise and "
         f"{surviving.value:.1%} under noise that is given to the attack."
     )
     verdict = grade(gap, warn=_half_width(fresh), fail=_half_width(fresh))

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import permutations, product
 
+from robustbench_inv.arguments import format_eps
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.verdict import Grade, Verdict, format_ids, grade
 from robustbench_inv.results.cell import FinishedCell
@@ -195,7 +196,10 @@ def _single_step(group: CellGroupSequence) -> Verdict:
 def _single_step_evidence(
     one: FinishedCell, many: FinishedCell, eps: float, extra: set[int]
 ) -> str:
-    names = f"{one.attack_label} at {one.norm} eps {eps:g}", f"{many.attack_label} does not"
+    names = (
+        f"{one.attack_label} at {one.norm} eps {format_eps(eps)}",
+        f"{many.attack_label} does not",
+    )
     samples = common_samples([one, many])
     if not extra:
         broken = len(one.broken_samples(eps) & samples)
@@ -231,7 +235,7 @@ def _gradient_free_gain(
     accuracy = f"{1 - len(broken) / n:.1%} to {1 - len(broken | extra) / n:.1%}"
     which = f" (samples {format_ids(extra)})" if extra else ""
     evidence = (
-        f"At {white[0].norm} eps {eps:g} {names} lowered the worst-case accuracy of gradient attacks "
+        f"At {white[0].norm} eps {format_eps(eps)} {names} lowered the worst-case accuracy of gradient attacks "
         f"from {accuracy} on {n} samples{which}."
     )
     return Rate(len(extra), n), evidence
@@ -248,7 +252,7 @@ def _eps_scale(group: CellGroupSequence) -> Verdict:
     beyond = [v for v in swept if v.epsilons[0] > v.dataset.box_diameter(v.norm)]
     verdict = "FAIL" if beyond else grade(share, warn=1)
     evidence = (
-        f"The largest {worst.norm} eps is {worst.epsilons[-1]:g} in a box of {worst.norm} diameter "
+        f"The largest {worst.norm} eps is {format_eps(worst.epsilons[-1])} in a box of {worst.norm} diameter "
         f"{width:g}; {len(beyond)} of {len(swept)} cells have only eps beyond their box."
     )
     return about_model(verdict, share, evidence)

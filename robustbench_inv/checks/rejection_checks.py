@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from functools import partial
 
+from robustbench_inv.arguments import format_eps
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.comparisons import common_samples, group_by, verdict_about
 from robustbench_inv.checks.verdict import Grade, Verdict, format_ids, grade
@@ -83,7 +84,7 @@ def check_small_perturbations(cell: FinishedCell) -> Verdict:
         reason = "No adversarial input lies within half of the largest eps."
         return check.make_verdict(cell.subject, "NA", None, reason)
     rate = Rate(sum(r.adversarial.accepted is False for r in near), len(near))
-    evidence = f"{_rate_text(rate)} adversarial inputs within {cell.norm} {eps / 2:g} are rejected although the clean input is correct and accepted."
+    evidence = f"{_rate_text(rate)} adversarial inputs within {cell.norm} {format_eps(eps / 2)} are rejected although the clean input is correct and accepted."
     return check.make_verdict(cell.subject, "PASS", rate.value, evidence)
 
 

@@ -11,6 +11,7 @@ from robustbench_inv.cli.options import (
     DataRoot,
     Device,
     DryRun,
+    EntryKind,
     EvaluationOptions,
     Existing,
     ExistingOption,
@@ -19,6 +20,7 @@ from robustbench_inv.cli.options import (
     Seed,
     Timeout,
     Workers,
+    complete,
     exit_with_failures,
     folder_option,
     option,
@@ -32,6 +34,7 @@ Models = Annotated[
     list[str],
     option(
         "--model",
+        autocompletion=complete(EntryKind.models),
         metavar="M…",
         help="Attack these models: catalogue names, module:factory or file.py:factory (one or more). LABEL=M sets the name in "
         "tables and reports.",
@@ -41,6 +44,7 @@ Attacks = Annotated[
     list[str] | None,
     option(
         "--attack",
+        autocompletion=complete(EntryKind.attacks),
         metavar="A…",
         help="Run these attacks: presets, foolbox:NAME, torchattacks:NAME, module:Class or file.py:Class (one or more).",
         show_default="those of --suite",
@@ -50,6 +54,7 @@ Threat = Annotated[
     str | None,
     option(
         metavar="THREAT",
+        autocompletion=complete(EntryKind.threats),
         help="Set the threat model: NORM=EPS[,EPS…], none (no budget), customary (that of the data set), or a catalogue name. Append :oracle=NAME for the oracle that "
         "decides the true class of a changed input, :substitute=MODEL for a transfer attack crafted on MODEL.",
         show_default="the suite's, or the usual one of attack and data set",
@@ -62,12 +67,21 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     attack: Attacks = None,
     suite: Annotated[
         str | None,
-        option(metavar="NAME", help="Run a predefined list of attacks and threat models."),
+        option(
+            metavar="NAME",
+            autocompletion=complete(EntryKind.suites),
+            help="Run a predefined list of attacks and threat models.",
+        ),
     ] = None,
     threat: Threat = None,
     dataset: Annotated[
         str | None,
-        option(metavar="NAME", help="Use this data set.", show_default="each model's own"),
+        option(
+            metavar="NAME",
+            autocompletion=complete(EntryKind.datasets),
+            help="Use this data set.",
+            show_default="each model's own",
+        ),
     ] = None,
     samples: SamplesOption = None,
     seed: Seed = 0,

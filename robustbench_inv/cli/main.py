@@ -78,7 +78,6 @@ TELL_THEMSELVES = ("list", "evaluate", "reproduce")
 app = typer.Typer(
     name="invbench",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # rich would double the time of --help
     pretty_exceptions_enable=False,
     epilog="Every option can be set by an environment variable: INVBENCH_EVALUATE_SEED=3 means evaluate --seed 3.",
@@ -136,6 +135,8 @@ def _run(arguments: list[str]) -> None:
     # in standalone mode typer prints usage errors on several lines
     command = typer.main.get_command(app)
     convert_plain_values(command)
+    for param in command.params:  # those of completion are typer's own
+        param.show_envvar = False  # type: ignore[attr-defined]
     _guard_commands(command)
     code = command(arguments, prog_name="invbench", standalone_mode=False)
     if code == INTERRUPTED:
@@ -209,9 +210,9 @@ def root(
 
         os.environ[TRUST_VARIABLE] = os.pathsep.join(trusted_name(str(each)) for each in trust)
     if catalogue and context.invoked_subcommand not in TELL_THEMSELVES:
-        from robustbench_inv.catalogue.locate import shadowed
+        from robustbench_inv.catalogue.locate import shadowed, unread
 
-        print_warnings(shadowed())
+        print_warnings((*shadowed(), *unread()))
 
 
 def _error_line(error: Exception) -> str:

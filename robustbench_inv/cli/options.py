@@ -1,6 +1,6 @@
 """The options that several commands share, and the evaluation that they describe."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -32,6 +32,7 @@ __all__ = [
     "Timeout",
     "TrainingDevice",
     "Workers",
+    "complete",
     "convert_plain_values",
     "exit_with_failures",
     "folder_option",
@@ -71,6 +72,18 @@ class Existing(StrEnum):
     skip = "skip"
     redo = "redo"
     repair = "repair"
+
+
+def complete(*kinds: EntryKind) -> Callable[[str], list[str]]:
+    """Return the completion of an option whose value names an entry of these kinds."""
+
+    def names(incomplete: str) -> list[str]:
+        from robustbench_inv.catalogue.listing import list_entries
+
+        found = [str(entry["name"]) for kind in kinds for entry in list_entries(kind.value).entries]
+        return sorted(name for name in found if name.startswith(incomplete))
+
+    return names
 
 
 Json = Annotated[bool, option("--json", help="Print JSON on standard output.")]

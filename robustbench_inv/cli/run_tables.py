@@ -1,5 +1,6 @@
 """Tables on standard output: results of a run, estimated cost of a plan, comparison with a paper."""
 
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from robustbench_inv.arguments import printable
+from robustbench_inv.arguments import format_eps, printable
 from robustbench_inv.cli.output import print_json, print_warnings, results_stream
 from robustbench_inv.results.rates import EnsembleBreakdown
 
@@ -42,6 +43,7 @@ def print_run(run: "Run") -> None:
         *(_ensemble_line(cell) for cell in cells if cell["ensemble"]),
         *map(_check_line, _warnings_and_failures(cells)),
         f"records: {run.path}",
+        f"next: invbench report --from {shlex.quote(str(run.path))}",
     ]
     _print_lines(console, lines)
 
@@ -177,7 +179,7 @@ def _result_row(cell: dict[str, Any]) -> tuple[str, ...]:
         cell["norm"],
         str(cell["samples"]),
         _format_rate(cell["clean_accuracy"]),
-        "\n".join(f"{eps:g}" for eps in cell["epsilons"]),
+        "\n".join(map(format_eps, cell["epsilons"])),
         "\n".join(map(_format_rate, cell["robust_accuracy"])),
         _format_median(cell),
         f"{passes:.0f}",

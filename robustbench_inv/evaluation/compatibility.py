@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
+from robustbench_inv.arguments import format_eps
+from robustbench_inv.catalogue.attacks import LoadedAttack
+from robustbench_inv.catalogue.listing import list_entries
 from robustbench_inv.catalogue.models import LoadedModel
 from robustbench_inv.data.protocol import Dataset, HasNotes, beyond_classes_remedy
 from robustbench_inv.errors import CapabilityMismatch
@@ -53,7 +56,7 @@ def warnings(job: Job) -> Iterator[str]:
     largest = max(job.epsilons, default=0.0)
     if job.threat.norm == "linf" and largest > high - low:
         yield (
-            f"eps {largest:g} is larger than the whole range [{low:g}, {high:g}] of {job.dataset.name}: "
+            f"eps {format_eps(largest)} is larger than the whole range [{low:g}, {high:g}] of {job.dataset.name}: "
             f"eps is in input units; for 8 of 255 grey levels write linf=8/255"
         )
 
@@ -82,7 +85,20 @@ def _check_budget(job: Job) -> None:
             f"{attack.name} does not support this norm",
             got=threat.norm,
             expected="one of " + ", ".join(sorted(attack.attack.norms)),
+            remedy=_similar_attacks(attack, threat.norm),
         )
+
+
+def _similar_attacks(attack: LoadedAttack, norm: str) -> str:
+    """Return the presets of the same kind that support a norm: variants of the attack, or else all."""
+    kind, word = attack.attack.kind, attack.name.partition(":")[0].partition("-")[0]
+    names = [
+        c["name"]
+        for c in list_entries("attacks").entries
+        if kind == c["kind"] and norm in c["norms"]
+    ]
+    chosen = sorted([name for name in names if name.partition("-")[0] == word] or names)
+    return f"for {norm} write {' or '.join(chosen)}" if chosen else ""
 
 
 def _check_goal(job: Job) -> None:

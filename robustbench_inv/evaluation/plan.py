@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from robustbench_inv.arguments import check_root, check_seed, check_text
 from robustbench_inv.catalogue.cards import SuiteEntry
-from robustbench_inv.catalogue.locate import shadowed
+from robustbench_inv.catalogue.locate import shadowed, unread
 from robustbench_inv.catalogue.reproduction import Reproduction
 from robustbench_inv.errors import BadCatalogue, CapabilityMismatch
 from robustbench_inv.evaluation.compatibility import check_compatible, warnings
@@ -85,7 +85,7 @@ def plan_jobs(
     chosen, excluded = _compatible({job.spec.digest: job for job in jobs}.values(), skipped)
     chosen = _with_distinct_titles(chosen)
     doubts = [line for job in chosen for line in warnings(job)]
-    lines = dict.fromkeys([*shadowed(), *excluded, *_repeated_models(jobs), *doubts])
+    lines = dict.fromkeys([*shadowed(), *unread(), *excluded, *_repeated_models(jobs), *doubts])
     return Plan(_name(chosen, label), chosen, tuple(lines), tuple(command), deep)
 
 

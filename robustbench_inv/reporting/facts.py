@@ -6,9 +6,10 @@ from typing import Any
 
 import pandas as pd
 
+from robustbench_inv.arguments import format_eps
 from robustbench_inv.reporting.run_results import CellGroup
 from robustbench_inv.reporting.statistics import Interval, wilson
-from robustbench_inv.reporting.table_formats import format_eps, norm_symbol
+from robustbench_inv.reporting.table_formats import norm_symbol
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.record import STATUSES
 from robustbench_inv.results.summary import Rate

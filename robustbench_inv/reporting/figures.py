@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from robustbench_inv.arguments import format_eps
 from robustbench_inv.reporting.canvas import (
     COLOURS,
     DASHES,
@@ -39,7 +40,6 @@ from robustbench_inv.reporting.run_results import (
 from robustbench_inv.reporting.statistics import median_of, wilson
 from robustbench_inv.reporting.table_formats import (
     dataset_title,
-    format_eps,
     format_number,
     norm_symbol,
     slug,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
+from robustbench_inv.arguments import format_eps
 from robustbench_inv.reporting.canvas import ReportFigure
 from robustbench_inv.reporting.definitions import Definition, Section
 from robustbench_inv.reporting.facts import IntervalOf
@@ -32,7 +33,6 @@ from robustbench_inv.reporting.table_formats import (
     Table,
     TableCell,
     dataset_title,
-    format_eps,
     median_cell,
     norm_symbol,
     rate_cell,

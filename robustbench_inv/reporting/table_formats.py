@@ -17,7 +17,6 @@ __all__ = [
     "TableCell",
     "Tone",
     "dataset_title",
-    "format_eps",
     "format_number",
     "median_cell",
     "norm_symbol",
@@ -145,16 +144,6 @@ def format_number(value: float) -> str:
     if abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3g}"
-
-
-def format_eps(eps: float) -> str:
-    """Return an eps with up to six significant digits, as ``evaluate`` prints it: budgets must stay distinct.
-
-    Example:
-        >>> format_eps(8 / 255), format_eps(0.1)
-        ('0.0313725', '0.1')
-    """
-    return f"{eps:g}"
 
 
 def slug(text: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from robustbench_inv.arguments import format_eps
 from robustbench_inv.reporting.definitions import TableKind
 from robustbench_inv.reporting.facts import (
     IntervalOf,
@@ -36,7 +37,6 @@ from robustbench_inv.reporting.table_formats import (
     Table,
     TableCell,
     dataset_title,
-    format_eps,
     format_number,
     median_cell,
     norm_symbol,

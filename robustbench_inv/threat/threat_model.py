@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from robustbench_inv.arguments import format_eps
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.identity import digest_value
 from robustbench_inv.threat.budgets import Budget, LpBall, OnSphere, Unbounded, describe_budget
@@ -177,5 +178,5 @@ def _budget_text(threat: ThreatModel) -> str:
     if isinstance(threat.budget, OnSphere):
         return f"sphere={threat.budget.radius:g}"
     if eps := threat.epsilons:
-        return f"{threat.norm}={','.join(f'{e:.10g}' for e in eps)}"
+        return f"{threat.norm}={','.join(format_eps(each, 10) for each in eps)}"
     return "none" if threat.norm == "l2" else f"none:norm={threat.norm}"

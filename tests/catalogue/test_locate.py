@@ -14,6 +14,7 @@ from robustbench_inv.catalogue.locate import (
     find,
     shadowed,
     shipped_root,
+    unread,
 )
 from robustbench_inv.errors import BadCatalogue, UnknownName
 
@@ -178,3 +179,36 @@ def test_a_plugin_that_ends_the_program_or_hangs_is_a_problem_of_its_own(
     listing = list_entries("attacks")
     assert "pgd" in {entry["name"] for entry in listing.entries}
     assert [line.partition(" is broken: ")[0] for line in listing.problems] == ["plugin bad"]
+
+
+def test_a_file_that_no_entry_is_read_from_is_told(tmp_path, monkeypatch):
+    for place in ("models/mine/model.toml", "models/mine/recipe.toml", "attacks/own.toml"):
+        path = tmp_path / "catalogue" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "presets").mkdir()
+    roots = f"{tmp_path / 'catalogue'}{os.pathsep}{tmp_path / 'presets'}"
+    assert unread() == ()
+    monkeypatch.setenv("INVBENCH_CATALOGUE", roots)
+    own, mine, empty = unread()
+    assert "attacks/own.toml is not read: entries are attacks/presets/*.toml" in own
+    assert "models/mine/model.toml is not read: entries are models/*/card.toml" in mine
+    assert "presets adds nothing: a catalogue has a folder attacks or models or reports" in empty
+    assert set(unread()) <= set(list_entries("suites").problems)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "hint"),
+    [
+        ("attacks", "AutoAttack", "write standard"),
+        ("attacks", "APGD-CE", "write apgd:loss=ce"),
+        ("models", "net.pt", "write FILE.py:FUNCTION"),
+        ("models", "runs/best.ckpt", "write FILE.py:FUNCTION"),
+        ("models", "mine.py", "mine.py:NAME"),
+        ("threats", "8/255", "linf=8/255"),
+        ("threats", "0.3", "linf=0.3"),
+    ],
+)
+def test_names_of_other_tools_get_a_hint(kind, name, hint):
+    with pytest.raises(UnknownName, match=hint):
+        find(kind, name)

@@ -97,3 +97,33 @@ def test_models_take_labels_of_the_user(invbench, arguments):
     assert len({cell["model_digest"] for cell in cells}) == 2
     assert all(line in planned for line in names)
     assert invbench("evaluate", "--model", "=net.py:build", *given[4:]).code == 2
+
+
+def test_the_table_shows_fractions_and_the_next_command(invbench, arguments):
+    words = [
+        {"linf=0.1,0.2": "linf=8/255,0.1", "run": "a run"}.get(word, word) for word in arguments
+    ]
+    done = invbench(*words)
+    assert done.code == 0, done.err
+    assert " 8/255 " in done.out
+    assert done.out.splitlines()[-1] == "next: invbench report --from 'a run'"
+    assert invbench("report", "--from", "a run").code == 0
+    cells = json.loads(invbench(*words, "--json").out)
+    assert cells[0]["epsilons"] == [8 / 255, 0.1]
+    assert cells[0]["threat"] == "linf=8/255,0.1"
+
+
+def test_completion_is_installed_and_completes_names(invbench, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    done = invbench("--install-completion", "bash")
+    assert done.code == 0, done.err
+    assert (tmp_path / ".bash_completions" / "invbench.sh").exists()
+    monkeypatch.setenv("_INVBENCH_COMPLETE", "complete_bash")
+    for words, found in (("inf", []), ("eval", ["evaluate"])):
+        monkeypatch.setenv("COMP_WORDS", f"invbench {words}")
+        monkeypatch.setenv("COMP_CWORD", "1")
+        assert invbench().out.split() == found
+    monkeypatch.setenv("COMP_WORDS", "invbench evaluate --attack apgd")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    assert invbench().out.split() == ["apgd", "apgd-targeted"]

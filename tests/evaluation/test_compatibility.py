@@ -49,3 +49,16 @@ def test_a_goal_that_does_not_fit_the_attack_is_refused(attack, threat):
 )
 def test_a_goal_that_fits_is_planned(attack, threat):
     assert len(plan(attack, threat).jobs) == 1
+
+
+@pytest.mark.parametrize(
+    ("attack", "threat", "hint"),
+    [
+        ("deepfool", "linf=0.1", "for linf write deepfool-linf$"),
+        ("deepfool-linf", "l2=1", "for l2 write deepfool$"),
+        ("fgsm", "l1=3", "for l1 write apgd or apgd-targeted"),
+    ],
+)
+def test_an_attack_of_another_norm_names_those_that_fit(attack, threat, hint):
+    with pytest.raises(CapabilityMismatch, match=hint):
+        plan(attack, threat)

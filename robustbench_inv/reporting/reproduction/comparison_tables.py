@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from robustbench_inv.arguments import format_eps
 from robustbench_inv.catalogue.reproduction import RowMetric
 from robustbench_inv.reporting.facts import rate_facts
 from robustbench_inv.reporting.reproduction.claims import (
@@ -112,7 +113,7 @@ def number_bands(numbers: Sequence[ComparedNumber], style: NumberFormat) -> list
     """Return one band for each row; rows without a published number have our line alone."""
     bands = []
     for row, group in groupby(numbers, key=lambda number: number.row):
-        budget = f"ε = {row.eps:g}" if row.eps else ""
+        budget = f"ε = {format_eps(row.eps)}" if row.eps else ""
         note = METRIC_NAMES.get(row.metric) or budget
         lines = tuple(_lines(list(group), style))
         bands.append(NumberBand(row.label, row.name, note, lines))
