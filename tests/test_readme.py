@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
+from PIL import Image
 
 from robustbench_inv.catalogue.locate import CATALOGUE_VARIABLE
 from robustbench_inv.cli.main import app, main, repeat_options
@@ -97,6 +99,27 @@ def test_your_own_attack(follow):
 def test_your_own_model(follow):
     (evaluated,) = follow(DOCS / "extending.md", "Your own model")
     assert "mymodel" in evaluated
+
+
+def test_your_own_data(tmp_path, monkeypatch, capsys):
+    page = DOCS / "own-data.md"
+    monkeypatch.chdir(tmp_path)
+    blocks = list(BLOCK.finditer(page.read_text()))
+    (tmp_path / "own.py").write_text(next(b["text"] for b in blocks if b["file"] == "own.py"))
+    (command,) = commands(page.read_text())
+    assert "own.py:network" in run(command, monkeypatch, capsys)
+    x, y = np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8), [0, 1] * 10
+    np.savez("data.npz", x=x, y=y)
+    np.save("x.npy", x)
+    np.save("y.npy", y)
+    for i, image in enumerate(x):
+        file = Path("photos", "ab"[y[i]], f"{i}.png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+    for source in ("folder:photos,resize=20,size=16", "npz:data.npz", "npy:x.npy,labels=y.npy"):
+        assert "own.py:network" in run(
+            command.replace("own.py:data,count=30", source), monkeypatch, capsys
+        )
 
 
 def test_every_command_of_the_documentation_parses():

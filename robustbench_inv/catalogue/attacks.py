@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from robustbench_inv.arguments import check_text
 from robustbench_inv.catalogue.cards import AttackCard, read_attack, to_json
 from robustbench_inv.catalogue.code_identity import origin_of
-from robustbench_inv.catalogue.datasets import default_ood_dataset
+from robustbench_inv.catalogue.datasets import default_ood_dataset, refuse_code
 from robustbench_inv.catalogue.fields import call_factory
 from robustbench_inv.catalogue.fingerprint import content, describe
 from robustbench_inv.catalogue.locate import entries, find, shipped_root
@@ -127,6 +127,7 @@ def with_ood_data(
     name = loaded.attack.dataset or default_ood_dataset(dataset.name)
     if not name:
         return loaded
+    refuse_code(name)
     plain: Any = source.attack if isinstance(source, LoadedAttack) else source
     named = loaded if loaded.attack.dataset else load_attack(plain, dataset=name)
     try:

@@ -6,10 +6,16 @@ from typing import TYPE_CHECKING
 
 from robustbench_inv.arguments import check_path, check_text
 from robustbench_inv.catalogue.code_identity import origin_of
+from robustbench_inv.catalogue.fields import call_factory
 from robustbench_inv.catalogue.fingerprint import content
-from robustbench_inv.catalogue.references import parse_reference
-from robustbench_inv.errors import BadParameter
-from robustbench_inv.foreign import foreign
+from robustbench_inv.catalogue.references import (
+    Reference,
+    import_object,
+    parse_reference,
+    parse_source,
+)
+from robustbench_inv.errors import BadCatalogue, BadParameter, UnknownName
+from robustbench_inv.foreign import foreign, foreign_call
 from robustbench_inv.identity import digest_value
 
 if TYPE_CHECKING:
@@ -23,24 +29,30 @@ __all__ = [
     "identify_dataset",
     "load_arrays",
     "load_dataset",
+    "refuse_code",
 ]
 
 EVALUATION_DATASETS = {"mnist": "mnist5k"}
 """Data set that replaces the one of a model's card in evaluations, because it needs no download."""
 
 
-def load_dataset(source: "str | Dataset", *, data_root: "str | Path | None" = None) -> "Dataset":
+def load_dataset(
+    source: "str | Dataset", *, data_root: "str | Path | None" = None, code: bool = True
+) -> "Dataset":
     """Return a data set.
 
     Args:
-        source: a name, with optional ``:key=value,…`` (``spheres:d=500,n=10``); or a data set, which is checked
-            (``data.protocol.check_dataset``) and returned unchanged.
+        source: a name, with optional ``:key=value,…`` (``spheres:d=500,n=10``); your own data as
+            ``folder:PATH,size=224``, ``npz:FILE``, ``npy:FILE,labels=FILE`` or ``file.py:function``; or a data set,
+            which is checked (``data.protocol.check_dataset``) and returned unchanged.
         data_root: folder of its files; None for INVBENCH_DATA and the default places.
+        code: may the name refer to Python code? False for a name that a file contains.
 
     Raises:
         UnknownName: for an unknown name.
         BadParameter: for an unknown parameter.
         BadData: if its files are missing or damaged, or an object is no data set.
+        BadCatalogue: for code that cannot be imported, or that the name may not refer to.
     """
     root = None if data_root is None else check_path(data_root, "data root").expanduser()
     if not isinstance(source, str):
@@ -51,8 +63,64 @@ def load_dataset(source: "str | Dataset", *, data_root: "str | Path | None" = No
         return source
     from robustbench_inv.data.registry import open_dataset
 
-    reference = parse_reference(check_text(source, "data set"))
+    if own := parse_source(check_text(source, "data set")):
+        return _open_own(*own, source.strip(), code)
+    reference = parse_reference(source)
+    _hint_at_sources(reference.name)
     return open_dataset(reference.name, reference.parameters, root)
+
+
+def _open_own(kind: str, reference: Reference, text: str, code: bool) -> "Dataset":
+    """Return the user's own data set."""
+    from robustbench_inv.data.sources import dataset_of, open_source
+
+    if kind != "code":
+        with foreign(text):
+            return open_source(kind, reference.name, reference.parameters, text)
+    if not code:
+        refuse_code(text)
+    from robustbench_inv.randomness import seeded_generators
+
+    with foreign_call(text), seeded_generators(0, []):
+        factory = import_object(reference.name)
+        built = factory
+        if callable(factory) and not hasattr(factory, "__getitem__"):
+            built = call_factory(factory, reference.parameters, reference.name)
+        elif reference.parameters:
+            problem = f"{reference.name} is data and not a function"
+            raise BadParameter(problem, got=dict(reference.parameters), expected="no parameters")
+        return dataset_of(built, text)
+
+
+def refuse_code(text: str) -> None:
+    """Check the name of a data set that a file contains: it must not refer to Python code.
+
+    Raises:
+        BadCatalogue: for ``file.py:function``.
+    """
+    found = parse_source(text)
+    if found and found[0] == "code":
+        raise BadCatalogue(
+            "a file names a data set by Python code",
+            got=text,
+            expected="a name, or a source such as npz:FILE",
+            remedy="name the data set yourself: --dataset FILE.py:FUNCTION",
+        )
+
+
+def _hint_at_sources(name: str) -> None:
+    """Raise UnknownName with the right reference for the path of a folder or file."""
+    path = Path(name).expanduser()
+    kinds = {".npz": "npz:{}", ".npy": "npy:{},labels=FILE", ".py": "{}:FUNCTION"}
+    hint = "folder:{}" if path.is_dir() else kinds.get(path.suffix)
+    if hint and path.exists() and name not in _names():
+        raise UnknownName("no such data set", got=name, remedy="write " + hint.format(name))
+
+
+def _names() -> "Mapping[str, DatasetEntry]":
+    from robustbench_inv.data.registry import DATASETS
+
+    return DATASETS
 
 
 def load_arrays(x: object, y: object, model: object = None) -> "Dataset":
@@ -112,6 +180,4 @@ def default_ood_dataset(name: str) -> str:
 
 
 def _known(name: str) -> "DatasetEntry | None":
-    from robustbench_inv.data.registry import DATASETS
-
-    return DATASETS.get(name.partition(":")[0])
+    return _names().get(name.partition(":")[0])

@@ -286,7 +286,7 @@ def _from_card(
 
 def _fitting_dataset(card: ModelCard, dataset: "str | Dataset | None") -> "Dataset":
     """Return the data set that a model is built for: the evaluated one, of the kind that its card names."""
-    data = load_dataset(card.dataset if dataset is None else dataset)
+    data = load_dataset(card.dataset, code=False) if dataset is None else load_dataset(dataset)
     kind = card.dataset.partition(":")[0]
     if data.name.partition(":")[0] != kind:
         raise CapabilityMismatch(

@@ -15,6 +15,7 @@ from robustbench_inv.errors import BadCatalogue, BadParameter, InvbenchError, Un
 from robustbench_inv.identity import digest_file
 
 __all__ = [
+    "DATA_SOURCES",
     "LIBRARY_PREFIXES",
     "Reference",
     "Scalar",
@@ -24,6 +25,7 @@ __all__ = [
     "locate_code",
     "locate_substitute",
     "parse_reference",
+    "parse_source",
     "source_file",
 ]
 
@@ -74,6 +76,41 @@ def parse_reference(text: str) -> Reference:
     if not name:
         raise BadParameter("no name", got=text, expected="NAME or NAME:key=value,key=value")
     return Reference(name, _read_parameters(tail, text))
+
+
+def parse_source(text: str) -> tuple[str, Reference] | None:
+    """Read ``SOURCE:PLACE[,key=value…]`` or ``FILE.py:NAME[,key=value…]``; a colon may come before the parameters, too.
+
+    Args:
+        text: the user's text.
+
+    Returns:
+        The source (``code`` for a Python file) and its place with parameters; None for any other text.
+
+    Raises:
+        BadParameter: for a parameter without ``=``, or a repeated one.
+
+    Example:
+        >>> parse_source("folder:photos,size=224")
+        ('folder', Reference(name='photos', parameters={'size': 224}))
+        >>> parse_source("mine.py:build:count=5")
+        ('code', Reference(name='mine.py:build', parameters={'count': 5}))
+    """
+    text = text.strip()
+    code = re.fullmatch(r"(.+\.py:\w+)(?:[:,](.*))?", text, re.DOTALL)
+    if code:
+        return "code", Reference(code[1], _read_parameters(code[2] or "", text))
+    kind, _, rest = text.partition(":")
+    if kind not in DATA_SOURCES or not rest:
+        return None
+    found = re.fullmatch(r"(.*?)[:,](\s*\w+\s*=.*)", rest, re.DOTALL)
+    if found is None or Path(rest).expanduser().exists():
+        return kind, Reference(rest)
+    return kind, Reference(found[1], _read_parameters(found[2], text))
+
+
+DATA_SOURCES = ("folder", "npz", "npy")
+"""Sources of data that are named with a path; see ``data.sources.SOURCES``."""
 
 
 def import_object(reference: str, folder: Path | None = None) -> object:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from robustbench_inv.catalogue.cards import read_toml
+from robustbench_inv.catalogue.datasets import refuse_code
 from robustbench_inv.catalogue.fields import Mismatch, check_fields, explain_mismatch
 from robustbench_inv.catalogue.locate import find
 from robustbench_inv.catalogue.references import locate_code, locate_substitute
@@ -155,6 +156,7 @@ def _check_filled_names(item: Reproduction) -> None:
     folder, measured = Path(item.folder), item.measurement
     columns = [column for column in item.columns if column.published]
     for data in item.datasets:
+        refuse_code(data)
         for column in columns:
             _check_located(_models_of(column, data), folder)
         for trial in item.trials:

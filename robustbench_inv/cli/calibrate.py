@@ -82,12 +82,13 @@ def _calibration_data(
     model: str, dataset: str | None, ids: str | None, root: Path | None
 ) -> "CalibrationData":
     """Return the training inputs that the options name, or those of the model's recipe."""
-    from robustbench_inv.catalogue.datasets import load_dataset
+    from robustbench_inv.catalogue.datasets import load_dataset, refuse_code
     from robustbench_inv.experiments.calibration import CalibrationData
     from robustbench_inv.training.recipe import find_recipe, read_recipe
 
     if dataset is None:
         recipe = read_recipe(find_recipe(model.partition(":")[0]))
+        refuse_code(recipe.dataset)
         dataset, ids = recipe.dataset, ids or f"{recipe.first}:{recipe.last}"
     data = load_dataset(dataset, data_root=root)
     first, last = _parse_id_range(f"0:{len(data)}" if ids is None else ids)

@@ -79,7 +79,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
         option(
             metavar="NAME",
             autocompletion=complete(EntryKind.datasets),
-            help="Use this data set.",
+            help="Use this data set: a name, folder:PATH, npz:FILE, npy:FILE,labels=FILE or file.py:function.",
             show_default="each model's own",
         ),
     ] = None,

@@ -11,6 +11,7 @@ from robustbench_inv.catalogue.datasets import (
     EVALUATION_DATASETS,
     default_oracle,
     identify_dataset,
+    refuse_code,
 )
 from robustbench_inv.catalogue.fingerprint import content
 from robustbench_inv.catalogue.models import LoadedModel
@@ -348,6 +349,7 @@ def _model_and_dataset(
         raise UsageError(
             f"the card of {model.name} names no data set", remedy="name one: --dataset NAME"
         )
+    refuse_code(card)
     return model, EVALUATION_DATASETS.get(card, card)
 
 

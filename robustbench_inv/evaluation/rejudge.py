@@ -176,7 +176,7 @@ def _oracles(
 
 
 def _panel(text: str, info: CellInfo, options: LoadOptions) -> Oracle:
-    dataset = load_dataset(info.dataset.name, data_root=options.data_root)
+    dataset = load_dataset(info.dataset.name, data_root=options.data_root, code=False)
     if dataset.digest != info.dataset.digest:
         raise BadResults(
             f"{dataset.name} is not the data set of the run",

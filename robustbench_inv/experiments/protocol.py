@@ -63,7 +63,7 @@ class ExperimentRequest:
 
     def open_dataset(self, name: str = "") -> Dataset:
         """Return a data set by name, by default the held-out data."""
-        return load_dataset(name or self.dataset, data_root=self.data_root)
+        return load_dataset(name or self.dataset, data_root=self.data_root, code=False)
 
     def resolve_dataset(self, name: str) -> str:
         """Return the requested data set if it replaces the named one, such as ``mnist5k`` for ``mnist``; else the name."""

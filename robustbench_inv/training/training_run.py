@@ -173,13 +173,15 @@ def _train_recipe(
     data_root: Path | None,
     options: TrainingOptions | None,
 ) -> Path:
-    held_out = {name: load_dataset(name, data_root=data_root) for name in recipe.held_out}
+    held_out = {
+        name: load_dataset(name, data_root=data_root, code=False) for name in recipe.held_out
+    }
     torch.manual_seed(recipe.seed)
     model = _build_network(recipe, path.parent).to(place)
     if recipe.start:
         _load_initial_weights(model, recipe.start)
     objective = _build(recipe.objective_path, recipe.objective_parameters, path.parent)
-    data = _training_data(recipe, load_dataset(recipe.dataset, data_root=data_root))
+    data = _training_data(recipe, load_dataset(recipe.dataset, data_root=data_root, code=False))
     model = train(recipe, model, objective, data, out, options).cpu()
     if options and options.until and options.until < recipe.epochs:
         return out
