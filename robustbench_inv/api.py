@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from robustbench_inv.arguments import check_flag, check_folder, check_path
 from robustbench_inv.catalogue.datasets import load_arrays
+from robustbench_inv.checks.audit_verdict import Conclusion, conclude
 from robustbench_inv.checks.suite import check_records, probe_model, verdicts_about
 from robustbench_inv.checks.verdict import Verdict
 from robustbench_inv.errors import BadParameter
@@ -121,8 +122,16 @@ class Run:
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return one object for each cell, as ``evaluate --json`` prints them."""
-        verdicts = [Verdict.from_json(value) for value in RunFolder(self.path).checks()]
-        return [_cell_json(cell, self.path, verdicts) for cell in self.cells]
+        return [_cell_json(cell, self) for cell in self.cells]
+
+    @cached_property
+    def conclusions(self) -> list[Conclusion]:
+        """Whether the numbers of each model on each data set can be published, why not, and the next command."""
+        return conclude(self.cells, self._verdicts)
+
+    @cached_property
+    def _verdicts(self) -> list[Verdict]:
+        return [Verdict.from_json(value) for value in RunFolder(self.path).checks()]
 
 
 def evaluate(  # noqa: PLR0913 - the command line's options, each of which a user may leave out
@@ -364,6 +373,8 @@ def _restrict(cell: FinishedCell, samples: Sequence[int]) -> FinishedCell:
     return replace(cell, records=tuple(r for r in cell.records if r.sample in wanted))
 
 
-def _cell_json(cell: FinishedCell, path: Path, verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    checks = [verdict.to_json() for verdict in verdicts_about(verdicts, cell)]
-    return {**cell_to_json(cell), "checks": checks, "path": str(path / cell.digest)}
+def _cell_json(cell: FinishedCell, run: Run) -> dict[str, Any]:
+    checks = [verdict.to_json() for verdict in verdicts_about(run._verdicts, cell)]
+    verdict = next((c.to_json() for c in run.conclusions if c.concerns(cell)), None)
+    place = str(run.path / cell.digest)
+    return {**cell_to_json(cell), "checks": checks, "verdict": verdict, "path": place}

@@ -55,7 +55,7 @@ MAY_IMPORT = {
         "evaluation",
         "training",
     ),
-    "reporting": (*GROUND, "results", "catalogue"),
+    "reporting": (*GROUND, "results", "catalogue", "checks.audit_verdict", "checks.verdict"),
     "training": (*NUMBERS, "threat", "models", "data", "attacks", "catalogue"),
     "testing": None,
     "cli": None,

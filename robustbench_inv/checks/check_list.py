@@ -82,25 +82,27 @@ CHECKS: Mapping[str, Check] = {
             "margins do not saturate the cross-entropy",
             "model",
             rule=(
-                "WARN above a median margin of 15 nats; FAIL if also all gradient attacks use cross-entropy "
-                "only. Outputs in [0, 1]: less than 1 % of a gradient is passed on for 10 % (WARN) or half "
-                "(FAIL) of the samples"
+                "NOTE above a median margin of 15 nats; FAIL if also all gradient attacks use cross-entropy "
+                "only. Probabilities, or outputs in [0, 1]: less than 1 % of a gradient is passed on for 10 % "
+                "(WARN) or half (FAIL) of the samples"
             ),
             consequence=("gradients vanish in float32; use a margin loss on the logits"),
+            note="only cross-entropy saturates, and the attacks use other losses",
         ),
         Check(
             "C8",
             "adding a constant to the logits, or scaling them, does not change the result",
             "model",
             rule=(
-                "FAIL if the accuracy under PGD changes by more than half the width of its 95 % interval, or if"
-                " rounding of logits exceeds 1 % of the median margin; WARN if cross-entropy changes, or above "
-                "0.1 %"
+                "FAIL if the accuracy under PGD changes by more than half the width of its 95 % interval, if "
+                "cross-entropy misses half of the broken samples, or if rounding exceeds 1 % of the median margin; "
+                "WARN above 0.1 %; NOTE if cross-entropy changes otherwise"
             ),
             consequence=(
-                "the result depends on the scale of the logits; use a loss that is invariant to it, such as "
-                "scaled-ce"
+                "the scale of the logits hides gradients or rounds them away, as defensive distillation does; "
+                "divide the logits by their median margin"
             ),
+            note="it depends on the scale of the logits under cross-entropy only",
         ),
         Check(
             "C10",

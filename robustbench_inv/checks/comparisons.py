@@ -91,7 +91,7 @@ def check_card_accuracy(cells: Sequence[FinishedCell]) -> list[Verdict]:
 
 
 def escalate_saturation(probes: Sequence[Verdict], cells: Sequence[FinishedCell]) -> list[Verdict]:
-    """C7 for the plan: turn the probe's WARN into FAIL if every gradient attack uses cross-entropy alone.
+    """C7 for the plan: turn the probe's NOTE or WARN into FAIL if every gradient attack uses cross-entropy alone.
 
     Args:
         probes: verdicts of the models' probes.
@@ -286,14 +286,14 @@ def _card_accuracy(group: CellGroupSequence) -> Verdict:
 
 
 def _escalated(verdict: Verdict, cells: Sequence[FinishedCell]) -> Verdict:
-    if (verdict.id, verdict.verdict) != ("C7", "WARN"):
+    if verdict.id != "C7" or verdict.verdict not in ("NOTE", "WARN"):
         return verdict
     gradient = [v for v in cells if verdict.concerns(v) and v.uses_gradients]
     if not gradient or not all(v.uses_cross_entropy_only for v in gradient):
         return verdict
     names = ", ".join(sorted({v.attack_label for v in gradient}))
     check = CHECKS["C7"]
-    figures = verdict.evidence.removeprefix(check.advice("WARN"))
+    figures = verdict.evidence.removeprefix(check.advice(verdict.verdict))
     evidence = f"{figures} Every gradient attack of the plan uses cross-entropy ({names})."
     return replace(
         check.make_verdict(verdict.subject, "FAIL", verdict.value, evidence), about=verdict.about

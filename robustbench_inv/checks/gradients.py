@@ -8,8 +8,9 @@ from torch.overrides import TorchFunctionMode
 
 from robustbench_inv.attacks.losses import LOSSES
 from robustbench_inv.checks.check_list import CHECKS
+from robustbench_inv.checks.model_outputs import squashed_scores
 from robustbench_inv.checks.probe import Probe
-from robustbench_inv.checks.verdict import Verdict, grade
+from robustbench_inv.checks.verdict import Grade, Verdict, grade
 from robustbench_inv.models.protocol import query_model
 from robustbench_inv.tensors import flatten, margin, per_sample_gradient, subtract
 
@@ -60,18 +61,18 @@ def check_saturation(probe: Probe) -> Verdict:
 
     The softmax gradient of the true logit, p_y − 1, is exactly 0 in float32 from about 17 nats on, and
     every component from about 104. Margin, DLR and scaled cross-entropy losses are unaffected, so the probe
-    alone gives WARN; ``escalate_saturation`` turns it into FAIL when no attack of a plan uses such a loss.
+    alone gives NOTE; ``escalate_saturation`` turns it into FAIL when no attack of a plan uses such a loss.
 
-    Outputs in [0, 1] hide their margins: a sigmoid (or softmax) passes on s (1 − s) of a gradient. No loss
-    helps there; attack the outputs before the sigmoid.
+    Probabilities, multiples of them and other outputs in [0, 1] hide their margins: a sigmoid (or softmax) passes
+    on s (1 − s) of a gradient. No loss helps there; attack the outputs before it.
     """
     logits, labels = probe.query().logits, probe.batch.labels
     margins = -margin(logits, labels)
     right = (margins > 0) & margins.isfinite()  # infinite where all other classes are ruled out
     if not right.any():
         return CHECKS["C7"].make_verdict(probe.model, "NA", None, NONE_CORRECT)
-    if logits.min() >= 0 and logits.max() <= 1:
-        return _check_squashed(probe.model, logits[right], labels[right])
+    if (scores := squashed_scores(logits)) is not None:
+        return _check_squashed(probe.model, scores[right], labels[right])
     low, median, high = (float(margins[right].double().quantile(q)) for q in (0.05, 0.5, 0.95))
     true, every = _zero_gradient_shares(logits[right].float(), labels[right])
     evidence = (
@@ -79,9 +80,8 @@ def check_saturation(probe: Probe) -> Verdict:
         f"{high:.1f}); in float32 the cross-entropy gradient is exactly 0 at the true logit for {true:.1%} "
         f"of them, at every logit for {every:.1%}."
     )
-    return CHECKS["C7"].make_verdict(
-        probe.model, grade(median, warn=SATURATION_MARGIN), median, evidence
-    )
+    saturated: Grade = "NOTE" if median > SATURATION_MARGIN else "PASS"
+    return CHECKS["C7"].make_verdict(probe.model, saturated, median, evidence)
 
 
 def _check_squashed(model: str, scores: Tensor, labels: Tensor) -> Verdict:
@@ -92,7 +92,7 @@ def _check_squashed(model: str, scores: Tensor, labels: Tensor) -> Verdict:
     passed = (pair * (1 - pair)).amin(1)  # an attack must lower the one and raise the other
     flat, median = float((passed < MIN_PASSED_GRADIENT).double().mean()), float(passed.median())
     evidence = (
-        f"All outputs lie in [0, 1], as after a sigmoid or softmax, which passes on s(1 − s) of a gradient: at the "
+        f"All outputs are those of a sigmoid or softmax, but for a factor, which passes on s(1 − s) of a gradient: at the "
         f"flatter of true class and runner-up, {median:.1g} in the median of {len(scores)} correct samples (0.25 "
         f"at most), less than {MIN_PASSED_GRADIENT:g} for {flat:.1%} of them. Attack the outputs before it."
     )

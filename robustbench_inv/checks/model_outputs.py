@@ -14,7 +14,7 @@ from robustbench_inv.checks.verdict import Grade, Verdict
 from robustbench_inv.models.protocol import Classifier, Stochastic
 from robustbench_inv.tensors import SAME_ANSWER_TOLERANCE, relative_difference
 
-__all__ = ["check_bounds", "check_determinism", "check_logits"]
+__all__ = ["check_bounds", "check_determinism", "check_logits", "squashed_scores"]
 
 
 def check_logits(probe: Probe) -> Verdict:
@@ -39,9 +39,7 @@ def check_logits(probe: Probe) -> Verdict:
     sums = logits.where(logits.isfinite(), 0).sum(1)
     total, spread = float(sums.mean()), float(sums.max() - sums.min())
     least, largest = (float(known.min()), float(known.max())) if len(known) else (0.0, 0.0)
-    suspicious = (
-        least >= 0 and total > 0 and spread <= 1e-3 * total and len(known) == logits.numel()
-    )
+    suspicious = _are_probabilities(logits)
     ruled_out = logits.numel() - len(known)
     note = f"; {ruled_out} of {logits.numel()} logits are −inf" if ruled_out else ""
     evidence = (
@@ -50,6 +48,24 @@ def check_logits(probe: Probe) -> Verdict:
     )
     return CHECKS["C10"].make_verdict(
         probe.model, "WARN" if suspicious else "PASS", spread, evidence
+    )
+
+
+def squashed_scores(logits: Tensor) -> Tensor | None:
+    """Return outputs (n, C) of a sigmoid or softmax without a factor; None for logits."""
+    if logits.min() >= 0 and logits.max() <= 1:
+        return logits
+    if _are_probabilities(logits):
+        return logits / logits.sum(1, keepdim=True)
+    return None
+
+
+def _are_probabilities(logits: Tensor) -> bool:
+    """Return whether outputs (n, C) are finite and >= 0 with the same sum for every input."""
+    sums = logits.double().sum(1)
+    total, spread = float(sums.mean()), float(sums.max() - sums.min())
+    return bool(logits.isfinite().all() and logits.min() >= 0 and total > 0) and (
+        spread <= 1e-3 * total
     )
 
 

@@ -9,8 +9,9 @@ from robustbench_inv.results.cell import FinishedCell
 
 __all__ = ["Check", "Grade", "Scope", "Verdict", "format_ids", "grade"]
 
-Grade = Literal["PASS", "WARN", "FAIL", "NA"]
-"""``NA``: the check does not apply; its evidence gives the reason."""
+Grade = Literal["PASS", "NOTE", "WARN", "FAIL", "NA"]
+"""``NOTE``: a property of the model that does not affect this number. ``NA``: the check does not apply; its evidence
+gives the reason."""
 
 Scope = Literal["model", "cell", "run"]
 """The subject of a verdict: one model, one cell (attack × model × threat × data set), or the whole run."""
@@ -25,7 +26,7 @@ class Verdict:
         title: the property that the check tests.
         scope: whether the subject is a model, a cell or a run.
         subject: the model's name, or a cell (``FinishedCell.subject``).
-        verdict: PASS, WARN, FAIL or NA.
+        verdict: PASS, NOTE, WARN, FAIL or NA.
         value: the number that decides; None without one.
         rule: the limits, in words.
         evidence: the consequence of a FAIL or WARN for the reported number, then the figures.
@@ -73,6 +74,7 @@ class Check:
         rule: when it warns and when it fails.
         consequence: what a FAIL means for the reported number, and what to do.
         caution: the same for a WARN; empty if it is that of a FAIL.
+        note: why a NOTE does not affect the number; empty for checks that give none.
 
     Example:
         >>> check = Check("C23", "every sample has a record", "cell", "FAIL if not", "run it again")
@@ -86,6 +88,7 @@ class Check:
     rule: str
     consequence: str
     caution: str = ""
+    note: str = ""
 
     def make_verdict(
         self, subject: str, verdict: Grade, value: float | None, evidence: str
@@ -102,11 +105,13 @@ class Check:
         return Verdict(self.id, self.title, self.scope, subject, verdict, value, self.rule, text)
 
     def advice(self, verdict: Grade) -> str:
-        """Return what a FAIL or WARN means for the reported number; empty for other grades."""
+        """Return what a FAIL, WARN or NOTE means for the reported number; empty for other grades."""
         if verdict == "FAIL":
             return f"Do not report this number: {self.consequence}. "
         if verdict == "WARN":
             return f"Report this number with care: {self.caution or self.consequence}. "
+        if verdict == "NOTE" and self.note:
+            return f"This number is unaffected: {self.note}. "
         return ""
 
 

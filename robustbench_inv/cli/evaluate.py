@@ -15,13 +15,14 @@ from robustbench_inv.cli.options import (
     EvaluationOptions,
     Existing,
     ExistingOption,
+    FailOnOption,
     Json,
     SamplesOption,
     Seed,
     Timeout,
     Workers,
     complete,
-    exit_with_failures,
+    exit_with_verdict,
     folder_option,
     option,
 )
@@ -103,11 +104,13 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     data_root: DataRoot = None,
     checks: Checks = True,
     timeout: Timeout = None,
+    fail_on: FailOnOption = None,
     json: Json = False,
 ) -> None:
     """Attack models and write one record per sample. Completed cells are not repeated (see --existing).
 
-    A name may carry parameters, as in pgd:steps=100,loss=dlr. The exit code is 1 if a cell fails.
+    A name may carry parameters, as in pgd:steps=100,loss=dlr. The exit code is 1 if a cell fails, and 3 if
+    the verdict is one of --fail-on.
     """
     from robustbench_inv.api import check_target, run_plan
     from robustbench_inv.cli.run_tables import print_plan, print_run
@@ -141,4 +144,4 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
         run = run_plan(plan, out, how, progress, options.worker_count, checks=checks)
     print_warnings(run.notes)
     print_json(run.to_json()) if json else print_run(run)
-    return exit_with_failures(run.failures)
+    return exit_with_verdict(run, fail_on)

@@ -12,6 +12,7 @@ import typer
 from robustbench_inv.cli.output import print_json, print_line, print_message
 
 if TYPE_CHECKING:
+    from robustbench_inv.api import Run
     from robustbench_inv.evaluation.engine import RunOptions
     from robustbench_inv.evaluation.jobs import EvaluationRequest
 
@@ -26,6 +27,8 @@ __all__ = [
     "EvaluationOptions",
     "Existing",
     "ExistingOption",
+    "FailOn",
+    "FailOnOption",
     "Json",
     "SamplesOption",
     "Seed",
@@ -35,6 +38,7 @@ __all__ = [
     "complete",
     "convert_plain_values",
     "exit_with_failures",
+    "exit_with_verdict",
     "folder_option",
     "int_or_text",
     "option",
@@ -84,6 +88,13 @@ def complete(*kinds: EntryKind) -> Callable[[str], list[str]]:
         return sorted(name for name in found if name.startswith(incomplete))
 
     return names
+
+
+class FailOn(StrEnum):
+    """The verdicts on which a command exits with 3."""
+
+    reservations = "reservations"
+    do_not_publish = "do-not-publish"
 
 
 Json = Annotated[bool, option("--json", help="Print JSON on standard output.")]
@@ -144,6 +155,16 @@ Timeout = Annotated[
 Checks = Annotated[bool, option(help="Run the validity checks after the attacks.")]
 
 
+FailOnOption = Annotated[
+    FailOn | None,
+    option(
+        "--fail-on",
+        help="Exit with 3 if a verdict is do not publish, or also if it has reservations.",
+        show_default="never",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class EvaluationOptions:
     """The options of an evaluation, for ``evaluate`` and ``reproduce``."""
@@ -197,6 +218,21 @@ def exit_with_failures(failures: Sequence[object]) -> None:
     for failure in failures:
         print_message(f"failed: {failure}")
     raise typer.Exit(1 if failures else 0)
+
+
+def exit_with_verdict(run: "Run", fail_on: FailOn | None) -> None:
+    """Exit with 1 if a cell failed, else with 3 if the verdict on a model is as bad as ``fail_on``, else with 0."""
+    bad: tuple[str, ...] = ("do not publish",)
+    if fail_on == FailOn.reservations:
+        bad = ("publishable with reservations", *bad)
+    found = any(conclusion.verdict in bad for conclusion in run.conclusions)
+    if fail_on and found and not run.failures:
+        raise typer.Exit(FAILED_VERDICT)
+    exit_with_failures(run.failures)
+
+
+FAILED_VERDICT = 3
+"""Exit code after a verdict that ``--fail-on`` names."""
 
 
 def print_path(path: Path, *, json: bool, key: str, **facts: object) -> None:

@@ -2,7 +2,7 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robustbench_inv.arguments import format_eps, printable
+from robustbench_inv.checks.audit_verdict import mark_of
 from robustbench_inv.cli.output import print_json, print_warnings, results_stream
 from robustbench_inv.results.rates import EnsembleBreakdown
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from robustbench_inv.api import Run
+    from robustbench_inv.checks.audit_verdict import Conclusion
     from robustbench_inv.evaluation.cost import Estimate
     from robustbench_inv.evaluation.plan import Plan
     from robustbench_inv.reporting.reproduction.claims import ClaimFinding
@@ -32,7 +34,7 @@ WIDTH = 200
 
 
 def print_run(run: "Run") -> None:
-    """Print one row for each cell, then every check that fails or warns, then the folder of the records.
+    """Print one row for each cell, every check that fails or warns, the verdict on each model, and the records' folder.
 
     Invariance cells get a second table, ensembles a line with the number of samples that each member broke.
     """
@@ -42,6 +44,7 @@ def print_run(run: "Run") -> None:
     lines = [
         *(_ensemble_line(cell) for cell in cells if cell["ensemble"]),
         *map(_check_line, _warnings_and_failures(cells)),
+        *(line for conclusion in run.conclusions for line in _conclusion_lines(conclusion)),
         f"records: {run.path}",
         f"next: invbench report --from {shlex.quote(str(run.path))}",
     ]
@@ -120,7 +123,12 @@ def _print_lines(console: Console, lines: Iterable[str]) -> None:
 
 
 def _result_table(cells: Sequence[dict[str, Any]]) -> Table:
-    table = _table("model", "attack", "norm", title="accuracy in per cent, with 95 % intervals")
+    table = _table(
+        "model",
+        "attack",
+        "norm",
+        title="accuracy in per cent, with 95 % intervals; ✗ do not publish, ! with reservations",
+    )
     for heading in (
         "samples",
         "clean accuracy",
@@ -173,6 +181,7 @@ def _table(*headings: str, title: str) -> Table:
 
 def _result_row(cell: dict[str, Any]) -> tuple[str, ...]:
     passes = cell["forward_passes"] + cell["backward_passes"]
+    mark = mark_of(verdict["verdict"] for verdict in cell["checks"])
     return (
         cell["model"],
         cell["attack_label"],
@@ -180,7 +189,7 @@ def _result_row(cell: dict[str, Any]) -> tuple[str, ...]:
         str(cell["samples"]),
         _format_rate(cell["clean_accuracy"]),
         "\n".join(map(format_eps, cell["epsilons"])),
-        "\n".join(map(_format_rate, cell["robust_accuracy"])),
+        "\n".join(_format_rate(rate) + mark for rate in cell["robust_accuracy"]),
         _format_median(cell),
         f"{passes:.0f}",
         _count_verdicts(cell["checks"]),
@@ -215,6 +224,15 @@ def _check_line(verdict: Mapping[str, Any]) -> str:
     return f"{verdict['verdict']} {verdict['id']} {verdict['subject']}: {verdict['evidence']}"
 
 
+def _conclusion_lines(conclusion: "Conclusion") -> Iterator[str]:
+    """Yield the verdict on a model, its other reasons, and the next command."""
+    yield f"verdict on {conclusion.model}, {conclusion.dataset}: {conclusion.text}"
+    yield from (f"  also: {reason.text}" for reason in conclusion.reasons[1:])
+    yield from (f"  {number}" for number in conclusion.numbers if conclusion.reasons)
+    if conclusion.command:
+        yield f"  next: {conclusion.command}"
+
+
 def _format_median(cell: Mapping[str, Any]) -> str:
     """Return the median distance over the attacked samples: ∞ if half of them are robust, nothing if none was sought."""
     if cell["median_distance"] is not None:
@@ -232,7 +250,7 @@ def _format_rate(rate: dict[str, float]) -> str:
 
 def _count_verdicts(verdicts: Sequence[dict[str, Any]]) -> str:
     grades = Counter(verdict["verdict"] for verdict in verdicts)
-    return "\n".join(f"{grades[g]} {g}" for g in ("FAIL", "WARN", "PASS") if grades[g])
+    return "\n".join(f"{grades[g]} {g}" for g in ("FAIL", "WARN", "NOTE", "PASS") if grades[g])
 
 
 def _warnings_and_failures(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

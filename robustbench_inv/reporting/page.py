@@ -7,6 +7,8 @@ from math import inf
 from typing import Any
 
 from robustbench_inv.arguments import format_eps
+from robustbench_inv.checks.audit_verdict import Conclusion, conclude, mark_of
+from robustbench_inv.checks.verdict import Verdict
 from robustbench_inv.reporting.canvas import ReportFigure
 from robustbench_inv.reporting.definitions import Definition, Section
 from robustbench_inv.reporting.facts import IntervalOf
@@ -190,6 +192,7 @@ class ReportPage:
         colours: of each model, the same as in the figures.
         sections: without empty ones.
         pending: unfinished cells: what, samples done, samples planned.
+        conclusions: whether the numbers of each model can be published.
         verdicts: of the checks, by grade, worst first.
         failures: samples without a valid adversarial input.
         facts: provenance.
@@ -201,6 +204,7 @@ class ReportPage:
     colours: dict[str, str]
     sections: tuple[FilledSection, ...]
     pending: tuple[tuple[str, int, int], ...]
+    conclusions: tuple[Conclusion, ...]
     verdicts: dict[str, list[dict[str, Any]]]
     failures: tuple[FailedSamples, ...]
     facts: tuple[ProvenanceFacts, ...]
@@ -226,17 +230,55 @@ def build_page(definition: Definition, runs: Sequence[RunResult]) -> ReportPage:
     cells = [cell for run in runs for cell in run.cells]
     interval = INTERVALS[definition.interval]
     plot = FigureContext(tuple(cells), interval, definition.images)
+    verdicts = [Verdict.from_json(value) for run in runs for value in run.checks]
+    marks = _Marks(cells, verdicts)
     return ReportPage(
         definition=definition,
         overview=_overview(cells),
-        headlines=tuple(build_headlines(cells, interval)),
+        headlines=tuple(marks.on_headline(each) for each in build_headlines(cells, interval)),
         colours={cell.model_label: plot.colour(cell.model_label) for cell in cells},
-        sections=tuple(_fill_sections(definition, plot)),
+        sections=tuple(
+            replace(filled, tables=tuple(map(marks.on_table, filled.tables)))
+            for filled in _fill_sections(definition, plot)
+        ),
         pending=tuple(each for run in runs for each in run.pending),
+        conclusions=tuple(conclude(cells, verdicts)),
         verdicts=collect_verdicts(runs),
         failures=tuple(list_failures(cells)),
         facts=tuple(collect_provenance(runs)),
     )
+
+
+@dataclass(frozen=True)
+class _Marks:
+    """Puts a sign beside each number that a failing or warning check concerns."""
+
+    cells: Sequence[FinishedCell]
+    verdicts: Sequence[Verdict]
+
+    def on_headline(self, headline: Headline) -> Headline:
+        """Return a headline with marked results."""
+        rows = (
+            replace(row, result=_marked(row.result, self._mark(row.model))) for row in headline.rows
+        )
+        return replace(headline, rows=tuple(rows))
+
+    def on_table(self, table: Table) -> Table:
+        """Return a table whose shares are marked; its first cells name the model, and perhaps the attack."""
+        return replace(table, rows=tuple(map(self._on_row, table.rows)))
+
+    def _on_row(self, row: tuple[TableCell, ...]) -> tuple[TableCell, ...]:
+        mark = self._mark(*(cell.text for cell in row[:2] if cell.tone == "name"))
+        return tuple(cell if cell.share is None else _marked(cell, mark) for cell in row)
+
+    def _mark(self, model: str = "", attack: str = "") -> str:
+        named = [cell for cell in self.cells if cell.model_label == model]
+        about = [cell for cell in named if cell.attack_label == attack] or named
+        return mark_of(v.verdict for v in self.verdicts for cell in about if v.concerns(cell))
+
+
+def _marked(cell: TableCell, mark: str) -> TableCell:
+    return cell if cell == BLANK else replace(cell, text=cell.text + mark)
 
 
 def _fill_sections(definition: Definition, plot: FigureContext) -> Iterator[FilledSection]:

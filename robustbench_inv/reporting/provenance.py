@@ -20,7 +20,7 @@ __all__ = [
     "list_failures",
 ]
 
-GRADES = ("FAIL", "WARN", "NA", "PASS")
+GRADES = ("FAIL", "WARN", "NOTE", "NA", "PASS")
 """Verdicts in the order of the report."""
 
 

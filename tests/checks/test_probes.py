@@ -135,7 +135,7 @@ def test_c6_and_c7_have_nothing_to_say_of_a_model_that_is_always_wrong(grey_prob
 
 def test_c7_fires_on_margins_that_saturate_cross_entropy(honest, probe):
     verdict = check_saturation(probe(confident(honest, 1e6)))
-    assert verdict.verdict == "WARN"
+    assert verdict.verdict == "NOTE"
     assert verdict.value > 1000
     assert "at every logit for 100.0%" in verdict.evidence
 
@@ -157,10 +157,10 @@ def test_c8_fires_on_logits_that_an_offset_has_rounded(honest, few):
     assert verdict.verdict == "FAIL", verdict.evidence
 
 
-def test_c8_warns_where_cross_entropy_depends_on_the_scale(honest, few):
+def test_c8_fails_where_the_scale_hides_the_gradients_of_cross_entropy(honest, few):
     verdict = check_logit_scale(few(confident(honest)))
-    assert verdict.verdict == "WARN", verdict.evidence
-    assert verdict.value == 0
+    assert verdict.verdict == "FAIL", verdict.evidence
+    assert verdict.value > 0.5
 
 
 def test_c12_fires_on_a_model_that_optimises_before_it_answers(honest, probe):

@@ -127,3 +127,17 @@ def test_completion_is_installed_and_completes_names(invbench, monkeypatch, tmp_
     monkeypatch.setenv("COMP_WORDS", "invbench evaluate --attack apgd")
     monkeypatch.setenv("COMP_CWORD", "3")
     assert invbench().out.split() == ["apgd", "apgd-targeted"]
+
+
+def test_the_verdict_is_printed_and_sets_the_exit_code_on_request(invbench, arguments):
+    done = invbench(*arguments, "--fail-on", "reservations")
+    assert done.code == 3
+    assert (
+        "verdict on net.py:build:width=6, mnist5k: do not publish. The model classifies" in done.out
+    )
+    assert "next: invbench evaluate --model net.py:build:width=6 --dataset mnist5k" in done.out
+    assert " ✗" in done.out
+    cells = json.loads(invbench(*arguments, "--json").out)
+    assert {cell["verdict"]["verdict"] for cell in cells} == {"do not publish"}
+    invbench("report", "--from", "run")
+    assert invbench(*arguments, "--fail-on", "never").code == 2

@@ -194,6 +194,7 @@ def _page_of_results(item: Reproduction, results: Mapping[Path, ExperimentResult
         colours={},
         sections=(),
         pending=(),
+        conclusions=(),
         verdicts={grade: [] for grade in GRADES},
         failures=(),
         facts=(

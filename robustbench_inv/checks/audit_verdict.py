@@ -1,0 +1,294 @@
+"""The verdict on a model's numbers: publishable, publishable with reservations, or do not publish, and the next command."""
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from math import inf
+from typing import Literal, get_args
+
+from robustbench_inv.arguments import format_eps
+from robustbench_inv.checks.check_list import CHECKS
+from robustbench_inv.checks.comparisons import common_samples, group_by, group_comparable
+from robustbench_inv.checks.verdict import Grade, Verdict
+from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.summary import Rate, median_distance
+
+__all__ = ["CONCLUSIONS", "Conclusion", "ConclusionName", "Reason", "conclude", "mark_of"]
+
+ConclusionName = Literal["publishable", "publishable with reservations", "do not publish"]
+
+CONCLUSIONS: tuple[ConclusionName, ...] = get_args(ConclusionName)
+"""The three verdicts, the best first."""
+
+MARKS: Mapping[str, str] = {"FAIL": "✗", "WARN": "!"}
+"""Signs beside numbers that a check concerns."""
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a number needs a reservation or must not be published.
+
+    Args:
+        check: id of the check, C1 … C42; empty for what no check tests.
+        text: one sentence for a person.
+        evidence: the figures of the check.
+    """
+
+    check: str
+    text: str
+    evidence: str = ""
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """Whether the numbers of one model on one data set can be published.
+
+    Args:
+        model: its label.
+        dataset: name of the data set.
+        verdict: one of ``CONCLUSIONS``.
+        numbers: the worst-case results with their 95 % intervals, and the attacks, one sentence for each budget.
+        reasons: why not, or why with reservations; the most important one first.
+        notes: evidence of checks that found a property which does not affect the numbers.
+        command: the next command to type.
+        model_digest: of the model.
+        dataset_digest: identity of the data set.
+    """
+
+    model: str
+    dataset: str
+    verdict: ConclusionName
+    numbers: tuple[str, ...]
+    reasons: tuple[Reason, ...]
+    notes: tuple[str, ...]
+    command: str
+    model_digest: str
+    dataset_digest: str
+
+    @property
+    def text(self) -> str:
+        """The verdict, then the first reason if there is one, else the numbers."""
+        said = self.reasons[0].text if self.reasons else " ".join(self.numbers)
+        return f"{self.verdict}. {said}"
+
+    def concerns(self, cell: FinishedCell) -> bool:
+        """Return whether the conclusion is about the model and data set of a cell."""
+        return (self.model_digest, self.dataset_digest) == _subject(cell)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the mapping that ``--json`` prints."""
+        return asdict(self)
+
+
+def conclude(cells: Sequence[FinishedCell], verdicts: Sequence[Verdict]) -> list[Conclusion]:
+    """Return a conclusion for each model and data set: the checks' verdicts and the attacks that were run.
+
+    A FAIL means *do not publish*. A WARN is a reservation, and so are checks that were not run, samples that are
+    missing, and a number that no ensemble of strong attacks supports.
+
+    Args:
+        cells: the finished cells.
+        verdicts: of the checks; empty if they were not run.
+    """
+    groups = group_by((c for c in cells if c.records), _subject)
+    return [_Evidence(tuple(group), tuple(verdicts)).conclusion() for group in groups]
+
+
+def mark_of(grades: Iterable[str]) -> str:
+    """Return the sign beside a number that checks of these grades concern.
+
+    Example:
+        >>> mark_of(["PASS", "WARN", "FAIL"]), mark_of(["WARN"]), mark_of(["NOTE"])
+        (' ✗', ' !', '')
+    """
+    found = set(grades)
+    return next((f" {sign}" for grade, sign in MARKS.items() if grade in found), "")
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """The cells of one model on one data set, and all verdicts of the run."""
+
+    cells: tuple[FinishedCell, ...]
+    verdicts: tuple[Verdict, ...]
+
+    def conclusion(self) -> Conclusion:
+        failed, doubtful = self._reasons("FAIL"), [*self._reasons("WARN"), *self._missing]
+        grade = 2 if failed else 1 if doubtful else 0
+        reasons = (*failed, *doubtful)
+        first, digests = self.cells[0], _subject(self.cells[0])
+        numbers = tuple(_numbers(self.cells))
+        notes = tuple(f"{v.evidence} ({v.id})" for v in self._about if v.verdict == "NOTE")
+        command = _next_command(first, reasons[0].check if reasons else None, self.cells)
+        name, data = first.model_label, first.dataset.name
+        return Conclusion(
+            name, data, CONCLUSIONS[grade], numbers, reasons, notes, command, *digests
+        )
+
+    @cached_property
+    def _about(self) -> list[Verdict]:
+        """The verdicts that concern the cells, each once, the most important first."""
+        found = [v for v in self.verdicts if any(v.concerns(cell) for cell in self.cells)]
+        return sorted(dict.fromkeys(found), key=lambda v: (_rank(v.id), v.scope == "cell"))
+
+    def _reasons(self, grade: Grade) -> list[Reason]:
+        """Return a reason for each check of a grade; its first verdict gives the evidence."""
+        found: dict[str, Reason] = {}
+        for verdict in self._about:
+            if verdict.verdict == grade and verdict.id not in found:
+                found[verdict.id] = _reason(verdict)
+        return list(found.values())
+
+    @property
+    def _missing(self) -> list[Reason]:
+        """What no check tests: were the checks run, are all samples there, and is there a strong attack?"""
+        found = []
+        if not self.verdicts:
+            found.append(Reason("", "The validity checks were not run."))
+        if late := [cell for cell in self.cells if not cell.finished]:
+            found.append(
+                Reason("", f"Samples are missing in {len(late)} of {len(self.cells)} cells.")
+            )
+        return [*found, *(Reason("", text) for text in _weak_groups(_attacking(self.cells)))]
+
+
+def _subject(cell: FinishedCell) -> tuple[str, str]:
+    return cell.model.key, cell.info.dataset_key
+
+
+FIRST = ("C17", "C39", "C42", "C41", "C40", "C11", "C24", "C25", "C10", "C7", "C6", "C8", "C31")
+"""Checks whose failure explains those of others, the deepest cause first."""
+
+
+def _rank(check: str) -> tuple[int, int]:
+    position = FIRST.index(check) if check in FIRST else len(FIRST)
+    return position, int(check[1:])
+
+
+SENTENCES: Mapping[str, str] = {
+    "C2": "Attacks without a budget leave {value:.0%} of the samples robust",
+    "C6": "Gradients are zero or missing on {value:.0%} of the samples",
+    "C11": "The output is not a function of the input alone: repeats, batch or order change it",
+    "C25": "The model rejects {value:.0%} of the clean inputs",
+    "C39": "The model classifies {value:.0%} of the clean samples correctly, which is close to chance",
+}
+"""Reasons in words, with the number that decides; those of other checks are the consequences in the list of checks."""
+
+
+def _reason(verdict: Verdict) -> Reason:
+    check = CHECKS[verdict.id]
+    consequence = check.consequence
+    if verdict.verdict == "WARN" and check.caution:
+        consequence = check.caution
+    text = f"{consequence[:1].upper()}{consequence[1:]} ({verdict.id})."
+    if verdict.id in SENTENCES and verdict.value is not None and verdict.verdict == "FAIL":
+        problem = SENTENCES[verdict.id].format(value=verdict.value)
+        remedy = check.consequence.partition("; ")[2]
+        text = f"{problem} ({verdict.id}). {remedy[:1].upper()}{remedy[1:]}."
+    return Reason(verdict.id, text, verdict.evidence.removeprefix(check.advice(verdict.verdict)))
+
+
+def _attacking(cells: Sequence[FinishedCell]) -> list[FinishedCell]:
+    """Return the cells that search for misclassified inputs: not those of fixed inputs, noise or invariance."""
+    return [c for c in cells if c.kind in ("fixed-budget", "minimum-norm") and _misclassifies(c)]
+
+
+def _misclassifies(cell: FinishedCell) -> bool:
+    return not cell.threat.wants_same_prediction and not cell.threat.no_class
+
+
+def _weak_groups(cells: Sequence[FinishedCell]) -> list[str]:
+    """Return a sentence for each norm in which no ensemble was run; without a budget another norm's is enough."""
+    groups = group_by(cells, lambda cell: cell.norm)
+    weak = [group for group in groups if not any(map(_is_ensemble, group))]
+    some = len(weak) < len(groups)
+    return [
+        f"In {group[0].norm} no ensemble of attacks such as standard was run, only {_attack_names(group)}."
+        for group in weak
+        if not some or any(cell.epsilons for cell in group)
+    ]
+
+
+def _attack_names(cells: Sequence[FinishedCell]) -> str:
+    return ", ".join(dict.fromkeys(cell.attack_label for cell in cells))
+
+
+def _is_ensemble(cell: FinishedCell) -> bool:
+    """Is it an ensemble of strong attacks, ours or AutoAttack?"""
+    return bool(cell.attack.members) or "autoattack" in cell.attack.algorithm
+
+
+def _numbers(cells: Sequence[FinishedCell]) -> list[str]:
+    """Return a sentence for each group of comparable cells: the worst case over its attacks."""
+    return [_number(group) for group in group_comparable(_attacking(cells))] + [
+        _invariance_number(cell) for cell in cells if cell.threat.wants_same_prediction
+    ]
+
+
+def _number(group: Sequence[FinishedCell]) -> str:
+    samples = sorted(common_samples(group))
+    unaware = " (not aware of the detector)" if _is_oblivious(group[0]) else ""
+    by = f"on {len(samples)} samples, attacks{unaware}: {_attack_names(group)}."
+    levels = sorted({eps for cell in group for eps in cell.epsilons})
+    if levels:
+        rates = [
+            f"{_worst_rate(group, eps, samples)} at {group[0].norm} {format_eps(eps)}"
+            for eps in levels
+        ]
+        return f"Robust accuracy {', '.join(rates)}, {by}"
+    each = [cell.failure_distance[cell.positions(samples)] for cell in group]
+    attacked = [group[0].records[i].was_attacked for i in group[0].positions(samples)]
+    nearest = [
+        min(found) for found, was in zip(zip(*each, strict=True), attacked, strict=True) if was
+    ]
+    median = median_distance([float(d) for d in nearest])
+    words = "unknown" if median is None else "infinite" if median == inf else f"{median:.3g}"
+    return f"Median {group[0].norm} distance {words}, {by}"
+
+
+def _is_oblivious(cell: FinishedCell) -> bool:
+    return cell.can_reject and not cell.goal.endswith("accepted")
+
+
+def _worst_rate(group: Sequence[FinishedCell], eps: float, samples: Sequence[int]) -> str:
+    """Return the worst case over the attacks at an eps or a smaller one."""
+    broken = set().union(*(c.broken_samples(eps) for c in group if c.bounds_accuracy(eps)))
+    return _percent(Rate(len(set(samples) - broken), len(samples)))
+
+
+def _invariance_number(cell: FinishedCell) -> str:
+    rate, name = cell.summary.attack_success_rate, cell.attack_label
+    judged = f", oracle {cell.oracle_source}" if cell.oracle_source else ""
+    return f"Invariance failures {_percent(rate)} of {rate.trials} samples, attack: {name}{judged}."
+
+
+def _percent(rate: Rate) -> str:
+    if not rate.trials:
+        return "unknown"
+    return f"{100 * rate.value:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+
+
+GRADIENT_FREE = ("C2", "C5", "C6", "C7", "C10", "C12", "C31")
+"""Checks after which gradients prove nothing: the next command attacks without them."""
+
+FAULTY_FILES = ("C14", "C22", "C23", "C30")
+"""Checks after which the records are made again."""
+
+
+def _next_command(cell: FinishedCell, check: str | None, cells: Sequence[FinishedCell]) -> str:
+    """Return what to type next: an attack that the fault does not mislead, else the strongest one; nothing if all is well."""
+    if check is None:
+        return ""
+    bounded = next((c for c in _attacking(cells) if c.epsilons), None)
+    threat = ["--threat", bounded.threat.text] if bounded else []
+    where = ["--model", _reference(cell), "--dataset", cell.dataset.name]
+    attack = "square" if check in GRADIENT_FREE else "standard"
+    again = ["--existing", "redo"] if check in FAULTY_FILES else []
+    return shlex.join(["invbench", "evaluate", *where, "--attack", attack, *threat, *again])
+
+
+def _reference(cell: FinishedCell) -> str:
+    """Return what the command line calls a model; the pattern of a reference if it was an object."""
+    known = ":" in cell.model.name or cell.model.card.get("summary")
+    return cell.model.name if known else "FILE.py:FUNCTION"

@@ -1,0 +1,99 @@
+"""The three verdicts on a model, from the checks and records of a run."""
+
+from dataclasses import replace
+
+import pytest
+
+from robustbench_inv.checks.audit_verdict import conclude, mark_of
+from robustbench_inv.checks.check_list import CHECKS
+from robustbench_inv.reporting.page import build_headlines
+from robustbench_inv.reporting.statistics import wilson
+from robustbench_inv.testing.toy_cells import toy_cell as cell
+
+STRONG = [0.1] * 150 + [0.2] * 40 + [None] * 10
+WEAK = [0.1] * 100 + [0.2] * 40 + [None] * 60
+MEMBERS = {"members": [{"attack": "apgd"}, {"attack": "square"}]}
+
+
+def standard(broken=STRONG, **options):
+    return cell("standard", broken, parameters=MEMBERS, **options)
+
+
+def said(id_, grade, value=0.88, subject="toy"):
+    return CHECKS[id_].make_verdict(subject, grade, value, "Figures.")
+
+
+PASSED = said("C14", "PASS", 0.0, standard().subject)
+
+
+def test_a_strong_attack_without_findings_is_publishable():
+    (found,) = conclude([standard()], [PASSED])
+    assert (found.verdict, found.reasons, found.command) == ("publishable", (), "")
+    assert "25.0 % [19.5, 31.4] at linf 0.1, 5.0 % [2.7, 9.0] at linf 0.2" in found.text
+    assert "200 samples, attacks: standard" in found.text
+
+
+def test_the_number_is_the_worst_case_of_the_report():
+    cells = [standard(WEAK), replace(cell("pgd", WEAK[::-1]), digest="1" * 32)]
+    (found,) = conclude(cells, [PASSED])
+    (headline,) = build_headlines(cells, wilson)
+    assert f"{headline.rows[0].result.text} % [" in found.numbers[0]
+
+
+def test_a_failure_is_not_to_be_published_and_names_the_next_command():
+    (found,) = conclude([standard()], [said("C2", "FAIL"), said("C6", "FAIL"), said("C31", "WARN")])
+    assert found.verdict == "do not publish"
+    assert found.text.startswith(
+        "do not publish. Gradients are zero or missing on 88% of the samples (C6). Attack the logits"
+    )
+    assert [reason.check for reason in found.reasons] == ["C6", "C2", "C31"]
+    assert "--attack square" in found.command
+    assert found.command.startswith("invbench evaluate --model FILE.py:FUNCTION --dataset four")
+
+
+def test_a_cause_precedes_what_follows_from_it():
+    every = [said(id_, "FAIL") for id_ in ("C2", "C5", "C6", "C14", "C25", "C11", "C39", "C17")]
+    (found,) = conclude([standard()], every)
+    assert [r.check for r in found.reasons][:5] == ["C17", "C39", "C11", "C25", "C6"]
+
+
+@pytest.mark.parametrize(
+    ("cells", "verdicts", "reason"),
+    [
+        ([standard()], [], "checks were not run"),
+        ([cell("pgd", STRONG)], [PASSED], "only pgd"),
+        ([replace(standard(), requested=tuple(range(300)))], [PASSED], "Samples are missing"),
+        ([standard()], [said("C11", "WARN")], "stochastic"),
+    ],
+    ids=["no checks", "weak attack", "unfinished", "warning"],
+)
+def test_reservations(cells, verdicts, reason):
+    (found,) = conclude(cells, verdicts)
+    assert found.verdict == "publishable with reservations"
+    assert reason in found.reasons[0].text
+
+
+def test_a_note_is_told_and_changes_nothing():
+    (found,) = conclude([standard()], [PASSED, said("C7", "NOTE", 29.0)])
+    assert found.verdict == "publishable"
+    assert "only cross-entropy saturates" in found.notes[0]
+
+
+def test_each_model_has_its_own_verdict():
+    other = replace(standard(model={"name": "other"}), digest="1" * 32)
+    found = conclude([standard(), other], [PASSED, said("C6", "FAIL", subject="other")])
+    assert [(c.model, c.verdict) for c in found] == [
+        ("toy", "publishable"),
+        ("other", "do not publish"),
+    ]
+
+
+def test_a_minimum_norm_attack_needs_no_ensemble_of_its_own_beside_one():
+    ddn = cell("ddn", STRONG, epsilons=(), attack={"kind": "minimum-norm"}, threat={"norm": "l2"})
+    (found,) = conclude([standard(), replace(ddn, digest="1" * 32)], [PASSED])
+    assert found.verdict == "publishable"
+    assert "Median l2 distance 0.2" in found.numbers[1]
+
+
+def test_marks():
+    assert [mark_of(g) for g in (["PASS", "NOTE"], ["WARN"], ["WARN", "FAIL"])] == ["", " !", " ✗"]
