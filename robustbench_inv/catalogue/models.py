@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any
 from robustbench_inv.arguments import check_text
 from robustbench_inv.catalogue.cards import ModelCard, read_model, to_json
 from robustbench_inv.catalogue.datasets import load_dataset
-from robustbench_inv.catalogue.fields import call_factory, check_signature
+from robustbench_inv.catalogue.fields import check_signature
 from robustbench_inv.catalogue.fingerprint import content, digest_tensors, digest_weights, plain
 from robustbench_inv.catalogue.locate import entries, find, shipped_root
 from robustbench_inv.catalogue.references import (
     Reference,
     Scalar,
-    import_module,
     import_object,
     parse_reference,
-    source_file,
 )
+from robustbench_inv.catalogue.user_models import UserModel, from_code, from_object
 from robustbench_inv.errors import BadCatalogue, BadModel, BadParameter, CapabilityMismatch
 from robustbench_inv.foreign import foreign_call
 from robustbench_inv.identity import digest_file, digest_value
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from robustbench_inv.data.protocol import Dataset
+    from robustbench_inv.models.outputs import SampleInputs
     from robustbench_inv.models.protocol import Classifier
     from robustbench_inv.tensors import Output
 
@@ -234,13 +234,14 @@ def _load(
         if _is_value(source):
             raise BadModel("unusable model", got=source, expected="a name or a model")
         wanted, rest = split_rejection(parameters)
-        return _with_rejection_on_device(_from_object(source, rest, dataset), wanted, None, device)
+        loaded = _wrapped(from_object(source, rest), dataset)
+        return _with_rejection_on_device(loaded, wanted, None, device)
     reference = parse_reference(check_text(source, "model"))
     reference = Reference(reference.name, {**reference.parameters, **parameters})
     wanted, rest = split_rejection(reference.parameters)
     plain_reference = Reference(reference.name, rest)
     if ":" in reference.name and reference.name not in entries("models"):
-        loaded, folder = _from_code(plain_reference, dataset), None
+        loaded, folder = _wrapped(from_code(plain_reference), dataset), None
     else:
         card = read_model(find("models", reference.name))
         loaded, folder = _from_card(card, plain_reference, dataset), Path(card.folder)
@@ -312,78 +313,35 @@ def _card_identity(
     return known
 
 
-def _from_code(reference: Reference, dataset: "str | Dataset | None") -> LoadedModel:
-    from robustbench_inv.models.wrapping import cast_module
-    from robustbench_inv.torch_state import set_evaluation_mode
-
-    parameters = dict(reference.parameters)
-    dtype = parameters.pop("dtype", None)
-    found = import_object(reference.name)
-    if _is_model(found):
-        if parameters:
-            problem = f"{reference.name} is a model and not a factory"
-            raise BadParameter(problem, got=parameters, expected="no parameters")
-        built = found
-    elif callable(found):
-        built = call_factory(found, parameters, reference.name)
-    else:
-        raise BadModel(f"{reference.name} is not a model", got=type(found).__name__)
-    set_evaluation_mode(built)
-    path, given = source_file(reference.name), dict(reference.parameters)
-    inner = reference.name.rpartition(":")[2]
-    implementation = f"{path.name}:{inner}" if path else reference.name
-    code = {"code": content([import_module(reference.name), None if built is found else found])}
-    about = {"implementation": implementation, "parameters": given}
-    return _wrapped(cast_module(built, dtype), str(reference), about, code, dataset)
-
-
-def _from_object(
-    model: "nn.Module | Classifier",
-    parameters: Mapping[str, Any],
-    dataset: "str | Dataset | None",
-) -> LoadedModel:
-    from robustbench_inv.models.wrapping import cast_module
-
-    if parameters.keys() - {"dtype"}:
-        raise BadParameter("a model takes no parameters", got=dict(parameters), expected="dtype")
-    kind = type(model)
-    about = {"implementation": f"{kind.__module__}:{kind.__qualname__}", "parameters": {}}
-    cast = cast_module(model, parameters.get("dtype"))
-    return _wrapped(cast, kind.__name__.lower(), about, {}, dataset)
-
-
-def _wrapped(
-    model: object,
-    name: str,
-    about: Mapping[str, Any],
-    code: Mapping[str, Any],
-    dataset: "str | Dataset | None",
-) -> LoadedModel:
+def _wrapped(given: UserModel, dataset: "str | Dataset | None") -> LoadedModel:
+    """Return a user's model as a classifier, with the digest of all that it contains."""
     from robustbench_inv.models.wrapping import initialise_lazy, wrap_module
 
-    data = dataset or None
+    data, name, model = dataset or None, given.name, given.model
     initialise_lazy(model, name, lambda: load_dataset(data).batch([0])[0] if data else None)
-    classifier = wrap_module(model, name)
+    classifier = wrap_module(model, name, given.bounds, lambda: _probe(data))
     told = {"num_classes": classifier.num_classes, "bounds": list(classifier.bounds)}
-    identity = {**code, "parameters": about["parameters"], **told, "content": content(model)}
-    card = {"name": name, "summary": "", "paper": "", **about, **told}
+    parameters = given.about["parameters"]
+    identity = {**given.code, "parameters": parameters, **told, "content": content(model)}
+    card = {"name": name, "summary": "", "paper": "", **given.about, **told}
     digest, weights = digest_value(identity), digest_weights(model)
     return LoadedModel(name, digest, card, classifier, weights, identity)
+
+
+def _probe(dataset: "str | Dataset | None") -> "SampleInputs | None":
+    """Return a hundred inputs of a data set, spread over it."""
+    from robustbench_inv.models.outputs import SampleInputs
+
+    if not dataset:
+        return None
+    data = load_dataset(dataset)
+    images, labels = data.batch(list(range(0, len(data), max(1, len(data) // 100)))[:100])
+    return SampleInputs(images, labels, data.name, data.bounds)
 
 
 def _is_value(source: object) -> bool:
     """Return whether a source is a plain value, which can be neither the name of a model nor a model."""
     return isinstance(source, bytes | int | float | list | tuple | dict | None)
-
-
-def _is_model(found: object) -> bool:
-    from torch import nn
-
-    from robustbench_inv.models.protocol import Classifier
-
-    return isinstance(found, nn.Module) or (
-        isinstance(found, Classifier) and not isinstance(found, type)
-    )
 
 
 def _on_device(loaded: LoadedModel, device: str) -> LoadedModel:

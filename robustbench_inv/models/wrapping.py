@@ -13,6 +13,13 @@ from torch import Tensor, nn
 from robustbench_inv.errors import BadModel, BadParameter, InvbenchError, describe_error
 from robustbench_inv.foreign import foreign_call
 from robustbench_inv.identity import digest_file
+from robustbench_inv.models.outputs import (
+    SampleInputs,
+    find_logits,
+    likely_range,
+    probe_classes,
+    two_logits,
+)
 from robustbench_inv.models.precision import cast_inputs, input_dtype, scale_gradients
 from robustbench_inv.models.protocol import Classifier, Invertible, SplitsCode, Stochastic
 from robustbench_inv.models.stochastic import LatentSamplingNetwork, StochasticClassifier
@@ -29,13 +36,15 @@ __all__ = [
     "initialise_lazy",
     "load_weights",
     "move_to_device",
+    "read_bounds",
     "wrap_module",
 ]
 
 
 class ModuleClassifier(nn.Module):
-    """A module that maps (n, …) inputs to (n, classes) logits, or to an ``Output``.
+    """A module that maps (n, …) inputs to (n, classes) logits, to an ``Output``, or to what contains logits.
 
+    A binary classifier may return one logit an input, positive for class 1 (``outputs.two_logits``).
     A network of 16 bits gets its inputs cast to its type; the classifier's inputs and outputs are float32.
 
     Args:
@@ -59,7 +68,8 @@ class ModuleClassifier(nn.Module):
             images = images.view_as(images)  # its gradient hooks belong to this call alone
         with evaluation_mode(self.module):
             answer = call_keeping_modes(self.module, cast_inputs(images, self.module))
-        output = answer if isinstance(answer, Output) else Output(answer)
+        found = two_logits(find_logits(answer), self.num_classes)
+        output = found if isinstance(found, Output) else Output(found)  # type: ignore[arg-type]
         expected = (len(images), self.num_classes)
         if not isinstance(output.logits, Tensor) or tuple(output.logits.shape) != expected:
             got = getattr(output.logits, "shape", type(output.logits).__name__)
@@ -178,14 +188,21 @@ def initialise_lazy(module: object, name: str, images: Callable[[], Tensor | Non
         module(inputs)
 
 
-def wrap_module(module: object, name: str) -> Classifier:
+def wrap_module(
+    module: object,
+    name: str,
+    bounds: object = None,
+    probe: Callable[[], SampleInputs | None] = lambda: None,
+) -> Classifier:
     """Return a user's model as a classifier.
 
     Args:
         module: a ``Classifier`` that is no network, or is also stochastic or invertible; or an ``nn.Module`` with
-            an attribute ``bounds``. Its number of classes is the attribute ``num_classes``, or else the width of
-            its last linear layer.
+            an attribute ``bounds``. Its number of classes is the attribute ``num_classes``, else that of its output
+            for a probe, or the width of its last linear layer if there is no probe.
         name: name of the model in messages.
+        bounds: the pair (low, high) if the module does not declare it, or else declares the same.
+        probe: returns a few inputs of the data set; None if there is none.
 
     Raises:
         BadModel: if it is no module, or has no bounds or number of classes.
@@ -205,16 +222,24 @@ def wrap_module(module: object, name: str) -> Classifier:
         raise BadModel(
             f"{name} is not a model", got=type(module).__name__, expected="a torch.nn.Module"
         )
-    bounds = _declared_bounds(module, name)
-    classes = getattr(module, "num_classes", None) or _last_layer_width(module.modules())
+    low, high = _declared_bounds(module, name, bounds, probe)
+    return _wrapper(module)(module, (low, high), _count_classes(module, name, probe))
+
+
+def _count_classes(module: nn.Module, name: str, probe: Callable[[], SampleInputs | None]) -> int:
+    classes = getattr(module, "num_classes", None)
     if not isinstance(classes, int) or classes < 2:
+        last = _last_layer_width(module.modules())
+        classes = probe_classes(module, probe(), name) or last or classes
+    if not isinstance(classes, int) or classes < 2:
+        single = classes == 1
         raise BadModel(
-            f"{name} has no number of classes",
+            f"{name} has {'one output, of which the probe failed' if single else 'no number of classes'}",
             got=classes,
             expected="an attribute num_classes >= 2",
-            remedy="set model.num_classes = 10",
+            remedy="pass the data set as well" if single else "set model.num_classes = 10",
         )
-    return _wrapper(module)(module, bounds, classes)
+    return classes
 
 
 def _wrapper(module: nn.Module) -> type[ModuleClassifier]:
@@ -230,18 +255,34 @@ def _is_classifier(module: object) -> TypeGuard[Classifier]:
     return special and isinstance(module, Classifier)
 
 
-def _declared_bounds(module: nn.Module, name: str) -> tuple[float, float]:
-    bounds = getattr(module, "bounds", None)
-    remedy = "set model.bounds = (0.0, 1.0) and normalise inside the model"
-    try:
-        low, high = bounds  # type: ignore[misc]
-        low, high = float(low), float(high)
-    except (TypeError, ValueError):
-        low, high = 0.0, 0.0
-    if not low < high:
+def _declared_bounds(
+    module: nn.Module, name: str, given: object, probe: Callable[[], SampleInputs | None]
+) -> tuple[float, float]:
+    declared = getattr(module, "bounds", None)
+    bounds = read_bounds(declared if given is None else given)
+    if bounds is None:
         problem = f"{name} has no valid bounds"
-        raise BadModel(problem, got=bounds, expected="a pair (low, high)", remedy=remedy)
-    return low, high
+        got = declared if given is None else given
+        remedy = likely_range(module, probe())
+        raise BadModel(problem, got=got, expected="a pair (low, high)", remedy=remedy)
+    if given is not None and read_bounds(declared) not in (None, bounds):
+        raise BadModel(f"{name} declares other bounds", got=given, expected=str(declared))
+    return bounds
+
+
+def read_bounds(value: object) -> tuple[float, float] | None:
+    """Return bounds given as a pair, or as text such as ``0..1``; None for anything else.
+
+    Example:
+        >>> read_bounds("-1..1")
+        (-1.0, 1.0)
+    """
+    pair = value.split("..") if isinstance(value, str) else value
+    try:
+        low, high = map(float, pair)  # type: ignore[call-overload]
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    return (low, high) if low < high else None
 
 
 def _last_layer_width(modules: Iterable[nn.Module]) -> int | None:

@@ -1,0 +1,112 @@
+"""Finds a user's network: a factory's, or an object; it has no card."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from robustbench_inv.catalogue.fields import call_factory
+from robustbench_inv.catalogue.fingerprint import content
+from robustbench_inv.catalogue.references import (
+    Reference,
+    import_module,
+    import_object,
+    source_file,
+)
+from robustbench_inv.errors import BadModel, BadParameter
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from robustbench_inv.models.protocol import Classifier
+
+__all__ = ["UserModel", "from_code", "from_object"]
+
+
+@dataclass(frozen=True)
+class UserModel:
+    """A network, and the entries of its card.
+
+    Args:
+        model: the network, or a ``Classifier``.
+        name: as the user wrote it.
+        about: entries of its card: implementation and parameters.
+        code: the part of its identity that is not the network itself.
+        bounds: smallest and largest value of an input element, None if the network declares them.
+    """
+
+    model: object
+    name: str
+    about: Mapping[str, Any]
+    code: Mapping[str, Any] = field(default_factory=dict)
+    bounds: object = None
+
+
+def from_code(reference: Reference) -> UserModel:
+    """Return the network of ``module:factory`` or ``file.py:factory``.
+
+    The parameters ``dtype`` and ``bounds`` (``0..1``) apply to every network, unless the factory has a
+    parameter ``bounds``; the factory gets the others.
+
+    Raises:
+        BadParameter: for a parameter that the factory does not have.
+        BadModel: for what is no network, or for a factory that fails.
+    """
+    from robustbench_inv.models.wrapping import cast_module
+    from robustbench_inv.torch_state import set_evaluation_mode
+
+    parameters = dict(reference.parameters)
+    dtype = parameters.pop("dtype", None)
+    found = import_object(reference.name)
+    bounds = None if _accepts(found, "bounds") else parameters.pop("bounds", None)
+    if _is_model(found):
+        if parameters:
+            problem = f"{reference.name} is a model and not a factory"
+            raise BadParameter(problem, got=parameters, expected="no parameters")
+        built = found
+    elif callable(found):
+        built = call_factory(found, parameters, reference.name)
+    else:
+        raise BadModel(f"{reference.name} is not a model", got=type(found).__name__)
+    set_evaluation_mode(built)
+    path, given = source_file(reference.name), dict(reference.parameters)
+    inner = reference.name.rpartition(":")[2]
+    implementation = f"{path.name}:{inner}" if path else reference.name
+    code = {"code": content([import_module(reference.name), None if built is found else found])}
+    about = {"implementation": implementation, "parameters": given}
+    return UserModel(cast_module(built, dtype), str(reference), about, code, bounds)
+
+
+def from_object(model: "nn.Module | Classifier", parameters: Mapping[str, Any]) -> UserModel:
+    """Return a network that is an object, with optional ``dtype`` and ``bounds``.
+
+    Raises:
+        BadParameter: for another parameter.
+    """
+    from robustbench_inv.models.wrapping import cast_module
+
+    if parameters.keys() - {"dtype", "bounds"}:
+        expected = "dtype or bounds"
+        raise BadParameter("a model takes no parameters", got=dict(parameters), expected=expected)
+    kind = type(model)
+    about = {"implementation": f"{kind.__module__}:{kind.__qualname__}", "parameters": {}}
+    cast = cast_module(model, parameters.get("dtype"))
+    return UserModel(cast, kind.__name__.lower(), about, bounds=parameters.get("bounds"))
+
+
+def _accepts(factory: object, name: str) -> bool:
+    """Return whether a factory has a parameter of a name."""
+    try:
+        return callable(factory) and name in inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_model(found: object) -> bool:
+    from torch import nn
+
+    from robustbench_inv.models.protocol import Classifier
+
+    return isinstance(found, nn.Module) or (
+        isinstance(found, Classifier) and not isinstance(found, type)
+    )
