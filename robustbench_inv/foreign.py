@@ -21,7 +21,7 @@ from robustbench_inv.errors import (
     describe_error,
 )
 
-__all__ = ["foreign", "foreign_call", "time_limit"]
+__all__ = ["code_folders", "foreign", "foreign_call", "keep_on_path", "time_limit"]
 
 
 @contextmanager
@@ -266,9 +266,8 @@ def _kept_process() -> Iterator[None]:
         finally:
             for setting, value in zip(_SETTINGS, before, strict=True):
                 if setting.get() != value:
-                    with suppress(
-                        OSError, ValueError
-                    ):  # a folder that is gone, a thread without signals
+                    # a folder that is gone, a thread without signals
+                    with suppress(OSError, ValueError):
                         setting.set(value)
 
 
@@ -297,6 +296,27 @@ def _attribute(place: Any, name: str) -> _Setting:  # noqa: ANN401
 
 def _items(place: Any, name: str) -> _Setting:  # noqa: ANN401
     return _Setting(lambda: list(getattr(place, name)), lambda value: setattr(place, name, value))
+
+
+code_folders: list[str] = []
+"""Folders of the user's Python files, which stay on the module path; the latest is first."""
+
+
+def keep_on_path(folder: str) -> None:
+    """Put a folder on the module path for the rest of the process: before installed packages, behind Python's own."""
+    if folder not in (others := _module_path()):
+        code_folders[:] = [folder, *(each for each in code_folders if each != folder)]
+        _set_module_path(others)
+
+
+def _module_path() -> list[str]:
+    return [each for each in sys.path if each not in code_folders]
+
+
+def _set_module_path(folders: list[str]) -> None:
+    packages = (place for place, each in enumerate(folders) if "-packages" in each)
+    place = next(packages, len(folders))
+    sys.path = [*folders[:place], *code_folders, *folders[place:]]
 
 
 def _file_mask() -> int:
@@ -369,7 +389,7 @@ _SETTINGS = (
     _Setting(_folder, os.chdir),
     _Setting(_file_mask, os.umask),
     _Setting(_environment, _set_environment),
-    _items(sys, "path"),
+    _Setting(_module_path, _set_module_path),
     _items(sys, "argv"),
     _attribute(sys, "excepthook"),
     _attribute(threading, "excepthook"),

@@ -122,6 +122,19 @@ def test_your_own_data(tmp_path, monkeypatch, capsys):
         )
 
 
+@pytest.mark.parametrize(
+    ("titles", "name"),
+    [
+        (["From weights"], "net.py:build"),
+        (["From weights", "From a saved network"], "net.pt2"),
+        (["A card without code"], "my-net"),
+    ],
+)
+def test_the_guide_to_your_own_model(follow, titles, name):
+    printed = [follow(DOCS / "own-model.md", title) for title in titles]
+    assert name in printed[-1][-1]
+
+
 def test_every_command_of_the_documentation_parses():
     """Options and commands exist, names are those of the catalogue; nothing is run."""
     group = typer.main.get_command(app)
@@ -148,7 +161,12 @@ def test_every_model_and_attack_of_the_documentation_is_in_the_catalogue():
             for value in values(words, "--attack"):
                 assert value == "contrast" or load_attack(value), line
             for value in values(words, "--model"):
-                assert ".py" in value or find("models", value.partition(":")[0]), line
+                assert is_own(value) or find("models", value.partition(":")[0]), line
+
+
+def is_own(model):
+    """Is a model of the documentation one that the page makes?"""
+    return ".py" in model or ".pt" in model or model == "my-net"
 
 
 def values(words, option):

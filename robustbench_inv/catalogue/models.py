@@ -1,6 +1,6 @@
 """Loads models by name: a published model with its weights, or a user's own network, with an optional reject option."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,7 +19,15 @@ from robustbench_inv.catalogue.references import (
     import_object,
     parse_reference,
 )
-from robustbench_inv.catalogue.user_models import UserModel, from_code, from_object
+from robustbench_inv.catalogue.user_models import (
+    UserModel,
+    from_code,
+    from_file,
+    from_library,
+    from_object,
+    is_file,
+    is_library,
+)
 from robustbench_inv.errors import BadCatalogue, BadModel, BadParameter, CapabilityMismatch
 from robustbench_inv.foreign import foreign_call
 from robustbench_inv.identity import digest_file, digest_value
@@ -240,13 +248,24 @@ def _load(
     reference = Reference(reference.name, {**reference.parameters, **parameters})
     wanted, rest = split_rejection(reference.parameters)
     plain_reference = Reference(reference.name, rest)
-    if ":" in reference.name and reference.name not in entries("models"):
-        loaded, folder = _wrapped(from_code(plain_reference), dataset), None
+    if find_user_model := _kind_of(reference.name):
+        loaded, folder = _wrapped(find_user_model(plain_reference), dataset), None
     else:
         card = read_model(find("models", reference.name))
         loaded, folder = _from_card(card, plain_reference, dataset), Path(card.folder)
     finished = _with_rejection_on_device(loaded, wanted, folder, device)
     return _renamed(finished, str(reference)) if wanted else finished
+
+
+def _kind_of(name: str) -> Callable[[Reference], UserModel] | None:
+    """Return what loads a model without a card; None for a name of the catalogue."""
+    if name in entries("models"):
+        return None
+    if is_library(name):
+        return from_library
+    if is_file(name):
+        return from_file
+    return from_code if ":" in name else None
 
 
 def _with_rejection_on_device(

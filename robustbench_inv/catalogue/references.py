@@ -12,11 +12,13 @@ from types import ModuleType
 
 from robustbench_inv.catalogue.trust import check_definition, check_file, check_module
 from robustbench_inv.errors import BadCatalogue, BadParameter, InvbenchError, UnknownName, suggest
+from robustbench_inv.foreign import code_folders, keep_on_path
 from robustbench_inv.identity import digest_file
 
 __all__ = [
     "DATA_SOURCES",
     "LIBRARY_PREFIXES",
+    "MODEL_LIBRARIES",
     "Reference",
     "Scalar",
     "check_implementation",
@@ -184,7 +186,10 @@ def locate_code(text: str, folder: Path) -> str:
     """
     name = parse_reference(text).name
     place, _, inner = name.rpartition(":")
-    if not (place and inner.isidentifier()) or name.partition(":")[0] in LIBRARY_PREFIXES:
+    if not (place and inner.isidentifier()) or name.partition(":")[0] in (
+        *LIBRARY_PREFIXES,
+        *MODEL_LIBRARIES,
+    ):
         return text
     if path := source_file(name, folder):
         _check_trust(place, folder)
@@ -203,6 +208,9 @@ def locate_substitute(threat: str, folder: Path) -> str:
 
 LIBRARY_PREFIXES = ("foolbox", "torchattacks")
 """Names of libraries whose attacks are named like code, as in ``foolbox:LinfPGD``."""
+
+MODEL_LIBRARIES = ("timm", "torchvision", "hf", "robustbench")
+"""Prefixes of networks of other libraries, as in ``timm:resnet18``."""
 
 
 def _check_trust(place: str, folder: Path) -> None:
@@ -273,9 +281,25 @@ def _import_file(path: Path | None) -> ModuleType:
         raise BadCatalogue("not a Python file", got=str(path))
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up while the file runs
+    _add_folder(path.parent)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
         raise BadCatalogue(f"{path.name} raised {type(error).__name__}: {error}") from error
     return module
+
+
+def _add_folder(folder: Path) -> None:
+    """Let a file import modules of its own folder, now and when they are needed, also in other processes.
+
+    Modules of the same name that came from the folder of another file are imported again.
+    """
+    for name in {each.stem for each in folder.iterdir()} & sys.modules.keys():
+        place = Path(getattr(sys.modules[name], "__file__", None) or "").parent
+        homes = {str(place), str(place.parent)}  # of a module, and of a package
+        if homes & set(code_folders) and str(folder) not in homes:
+            for each in [each for each in sys.modules if each.partition(".")[0] == name]:
+                del sys.modules[each]
+    keep_on_path(str(folder))
+    importlib.invalidate_caches()

@@ -3,11 +3,13 @@
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustbench_inv.catalogue.fields import call_factory
 from robustbench_inv.catalogue.fingerprint import content
 from robustbench_inv.catalogue.references import (
+    MODEL_LIBRARIES,
     Reference,
     import_module,
     import_object,
@@ -20,7 +22,18 @@ if TYPE_CHECKING:
 
     from robustbench_inv.models.protocol import Classifier
 
-__all__ = ["UserModel", "from_code", "from_object"]
+__all__ = [
+    "UserModel",
+    "from_code",
+    "from_file",
+    "from_library",
+    "from_object",
+    "is_file",
+    "is_library",
+]
+
+SUFFIXES = (".pt", ".pth", ".pt2", ".ts", ".jit", ".ckpt", ".bin", ".safetensors")
+"""Endings of files that hold weights, or a network."""
 
 
 @dataclass(frozen=True)
@@ -45,20 +58,23 @@ class UserModel:
 def from_code(reference: Reference) -> UserModel:
     """Return the network of ``module:factory`` or ``file.py:factory``.
 
-    The parameters ``dtype`` and ``bounds`` (``0..1``) apply to every network, unless the factory has a
-    parameter ``bounds``; the factory gets the others.
+    The parameters ``dtype``, ``bounds`` (``0..1``) and ``weights`` (a file) apply to every network, unless the factory
+    has a parameter ``bounds`` or ``weights``; the factory gets the others.
 
     Raises:
         BadParameter: for a parameter that the factory does not have.
         BadModel: for what is no network, or for a factory that fails.
     """
+    from robustbench_inv.models.sources import fill_weights
     from robustbench_inv.models.wrapping import cast_module
     from robustbench_inv.torch_state import set_evaluation_mode
 
     parameters = dict(reference.parameters)
     dtype = parameters.pop("dtype", None)
     found = import_object(reference.name)
-    bounds = None if _accepts(found, "bounds") else parameters.pop("bounds", None)
+    bounds, weights = (
+        None if _accepts(found, key) else parameters.pop(key, None) for key in ("bounds", "weights")
+    )
     if _is_model(found):
         if parameters:
             problem = f"{reference.name} is a model and not a factory"
@@ -70,11 +86,80 @@ def from_code(reference: Reference) -> UserModel:
         raise BadModel(f"{reference.name} is not a model", got=type(found).__name__)
     set_evaluation_mode(built)
     path, given = source_file(reference.name), dict(reference.parameters)
+    if weights is not None:
+        fill_weights(
+            built, Path(str(given.pop("weights"))).expanduser()
+        )  # the tensors count, not the path
     inner = reference.name.rpartition(":")[2]
     implementation = f"{path.name}:{inner}" if path else reference.name
     code = {"code": content([import_module(reference.name), None if built is found else found])}
     about = {"implementation": implementation, "parameters": given}
     return UserModel(cast_module(built, dtype), str(reference), about, code, bounds)
+
+
+def from_file(reference: Reference) -> UserModel:
+    """Return the network of a TorchScript or ``torch.export`` file, with optional ``dtype`` and ``bounds``.
+
+    Raises:
+        BadParameter: for another parameter.
+        BadModel: for a file that holds no network.
+    """
+    from robustbench_inv.models.sources import load_program
+    from robustbench_inv.models.wrapping import cast_module
+    from robustbench_inv.torch_state import set_evaluation_mode
+
+    given = dict(reference.parameters)
+    if given.keys() - {"dtype", "bounds"}:
+        raise BadParameter(
+            "a saved network takes no parameters", got=given, expected="dtype or bounds"
+        )
+    path = Path(reference.name).expanduser()
+    network = load_program(path)
+    set_evaluation_mode(network)
+    about = {"implementation": path.name, "parameters": given}
+    cast = cast_module(network, given.get("dtype"))
+    return UserModel(cast, str(reference), about, {"code": "saved network"}, given.get("bounds"))
+
+
+def from_library(reference: Reference) -> UserModel:
+    """Return the network of ``timm:NAME``, ``torchvision:NAME``, ``hf:NAME`` or ``robustbench:NAME``.
+
+    The parameters ``dtype`` and ``bounds`` apply to every network, and so does ``weights`` if it is a file; see
+    ``models.sources.load_network`` for the others.
+
+    Raises:
+        MissingExtra: if the library cannot be imported.
+        BadModel: if it has no such network.
+        BadParameter: for an unusable parameter.
+    """
+    from robustbench_inv.models.sources import fill_weights, load_network
+    from robustbench_inv.models.wrapping import cast_module
+    from robustbench_inv.torch_state import set_evaluation_mode
+
+    given = dict(reference.parameters)
+    library, _, name = reference.name.partition(":")
+    options = {key: value for key, value in given.items() if key not in ("dtype", "bounds")}
+    file = str(options.get("weights", ""))
+    if is_file(file):
+        del options["weights"], given["weights"]
+        options["pretrained"] = False
+    network = load_network(library, name, options)
+    set_evaluation_mode(network)
+    if is_file(file):
+        fill_weights(network.network, Path(file).expanduser())
+    about = {"implementation": reference.name, "parameters": given}
+    cast = cast_module(network, given.get("dtype"))
+    return UserModel(cast, str(reference), about, {"code": library}, given.get("bounds"))
+
+
+def is_library(name: str) -> bool:
+    """Return whether a reference names a network of a library, as in ``timm:resnet18``."""
+    return name.partition(":")[0] in MODEL_LIBRARIES and ":" in name
+
+
+def is_file(name: str) -> bool:
+    """Return whether a reference names a file of weights or of a network."""
+    return Path(name).suffix.lower() in SUFFIXES
 
 
 def from_object(model: "nn.Module | Classifier", parameters: Mapping[str, Any]) -> UserModel:

@@ -96,3 +96,56 @@ def test_a_file_that_raises_is_named(tmp_path):
     (tmp_path / "broken.py").write_text("raise RuntimeError('boom')\n")
     with pytest.raises(BadCatalogue, match=r"broken\.py raised RuntimeError: boom"):
         import_object("broken.py:Thing", tmp_path)
+
+
+HELPED = """
+from torch import nn
+import layers
+def build():
+    import later
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, layers.WIDTH))
+    model.bounds, model.later = (0.0, later.HIGH), later.HIGH
+    return model
+"""
+
+
+def helped(folder, width, high=1.0):
+    folder.mkdir()
+    (folder / "mine.py").write_text(HELPED)
+    (folder / "layers.py").write_text(f"WIDTH = {width}\n")
+    (folder / "later.py").write_text(f"HIGH = {high}\n")
+    return f"{folder / 'mine.py'}:build"
+
+
+def test_a_file_imports_modules_of_its_own_folder_also_when_it_is_called(tmp_path):
+    from robustbench_inv.catalogue.models import load_model
+
+    loaded = load_model(helped(tmp_path / "one", 3, 2.0))
+    assert (loaded.classifier.num_classes, loaded.classifier.bounds) == (3, (0.0, 2.0))
+    other = load_model(helped(tmp_path / "two", 4, 5.0))
+    assert (other.classifier.num_classes, other.classifier.bounds) == (4, (0.0, 5.0))
+
+
+def test_the_digest_covers_the_modules_of_the_folder(tmp_path):
+    from robustbench_inv.catalogue.models import load_model
+
+    digests = [
+        load_model(helped(tmp_path / name, 3, high)).identity["code"]
+        for name, high in (("a", 1.0), ("b", 2.0), ("c", 1.0))
+    ]
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_a_card_names_a_file_that_imports_modules_of_its_folder(tmp_path, monkeypatch):
+    from robustbench_inv.catalogue.locate import CATALOGUE_VARIABLE
+    from robustbench_inv.catalogue.models import load_model
+
+    (tmp_path / "models").mkdir()
+    folder = tmp_path / "models" / "helped"
+    helped(folder, 3)
+    (folder / "card.toml").write_text(
+        'summary = "Helped"\npaper = "none"\nimplementation = "mine.py:build"\nnum_classes = 3\n'
+        'shape = [1, 2, 2]\nbounds = [0.0, 1.0]\ndataset = "mnist5k"\n'
+    )
+    monkeypatch.setenv(CATALOGUE_VARIABLE, str(tmp_path))
+    assert load_model("helped").classifier.num_classes == 3
