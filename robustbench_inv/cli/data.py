@@ -25,16 +25,16 @@ DatasetNames = Annotated[
 @app.command()
 def fetch(names: DatasetNames = None, data_root: DataRoot = None, json: Json = False) -> None:
     """Download missing files of data sets, and verify their checksums."""
-    from robustbench_inv.data.fetch import fetch_dataset
+    from robustbench_inv.data.archives import fetch_or_unpack
 
     found = {
-        name: [str(path) for path in fetch_dataset(name, data_root)]
+        name: [str(path) for path in fetch_or_unpack(name, data_root)]
         for name in _dataset_names(names)
     }
     if json:
         return print_json([{"name": name, "files": files} for name, files in found.items()])
     for name, files in found.items():
-        for line in files or ["already complete"]:
+        for line in files or ["nothing to fetch: it is generated"]:
             print_line(f"{name}: {line}")
     return None
 
@@ -43,11 +43,11 @@ def fetch(names: DatasetNames = None, data_root: DataRoot = None, json: Json = F
 def verify(names: DatasetNames = None, data_root: DataRoot = None, json: Json = False) -> None:
     """Verify the checksum of every file. The exit code is 1 if a file is missing or damaged."""
     from robustbench_inv.arguments import check_root
-    from robustbench_inv.data.fetch import verify_dataset
+    from robustbench_inv.data.archives import verify_files
 
     check_root(data_root)
     checks = [
-        (name, check) for name in _dataset_names(names) for check in verify_dataset(name, data_root)
+        (name, check) for name in _dataset_names(names) for check in verify_files(name, data_root)
     ]
     if json:
         print_json(

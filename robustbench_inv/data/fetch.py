@@ -20,6 +20,7 @@ __all__ = [
     "FileCheck",
     "Source",
     "cache_folder",
+    "download",
     "fetch_dataset",
     "fetch_file",
     "find_source",
@@ -264,7 +265,7 @@ def _download(address: str, origin: Source, file: str, target: Path) -> Path:
             prefix=f"{LEFTOVER}{os.getpid()}-", dir=target.parent
         ) as folder:
             part = Path(folder) / target.name
-            _request(address, part)
+            download(address, part)
             _verify_download(part, origin, file)
             part.replace(target)
     except OSError as error:
@@ -284,7 +285,8 @@ def _remove_leftovers(folder: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def _request(address: str, part: Path) -> None:
+def download(address: str, part: Path) -> None:
+    """Download a file; raise BadData with a short message if that fails."""
     import pooch
 
     try:

@@ -32,7 +32,7 @@ class DatasetEntry:
         opener: opens the data set with parameters and data root.
         parameters: default values by name, which also determine the types.
         has_files: whether its files are fetched and verified one by one. False for a generated data set, and for one
-            that the user unpacks (cifar10), which is verified when it is opened.
+            that is one archive (cifar10), which is verified when it is opened.
         oracle: default proxy oracle; empty if there is none.
         ood: default out-of-distribution data set of the same shape; empty if there is none.
         classes: names of the classes; empty for digits.
@@ -138,6 +138,12 @@ def _open_cifar10(parameters: Parameters, root: Path | None) -> Dataset:
     return open_cifar10(str(parameters["split"]), root)
 
 
+def _open_cifar100(parameters: Parameters, root: Path | None) -> Dataset:
+    from robustbench_inv.data.cifar import open_cifar100
+
+    return open_cifar100(str(parameters["split"]), root)
+
+
 def _open_spheres(parameters: Parameters, _root: Path | None) -> Dataset:
     from robustbench_inv.data.spheres import Spheres
 
@@ -172,6 +178,18 @@ CIFAR10_CLASSES = (
     *("Dog", "Frog", "Horse", "Ship", "Lorry"),
 )
 """The classes of CIFAR-10 (Krizhevsky, Learning multiple layers of features from tiny images, 2009)."""
+
+_CIFAR100_NAMES = (
+    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle "
+    "caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant "
+    "flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man "
+    "maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree "
+    "plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper "
+    "snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train "
+    "trout tulip turtle wardrobe whale willow_tree wolf woman worm"
+)
+CIFAR100_CLASSES = tuple(_CIFAR100_NAMES.split())
+"""The classes of CIFAR-100, as its file ``meta`` lists them."""
 
 DATASETS: Mapping[str, DatasetEntry] = {
     known.name: known
@@ -215,6 +233,16 @@ DATASETS: Mapping[str, DatasetEntry] = {
             {"split": "test"},
             has_files=False,
             classes=CIFAR10_CLASSES,
+        ),
+        DatasetEntry(
+            "cifar100",
+            "colour images of 100 classes: 10,000 test or 50,000 training images",
+            100,
+            (3, 32, 32),
+            _open_cifar100,
+            {"split": "test"},
+            has_files=False,
+            classes=CIFAR100_CLASSES,
         ),
         DatasetEntry(
             "invariance-mnist",

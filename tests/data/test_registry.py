@@ -38,6 +38,7 @@ def test_entries_are_listed_under_their_names():
         "mnist",
         "fashion-mnist",
         "cifar10",
+        "cifar100",
         "invariance-mnist",
         "mnist-planted",
         "spheres",
