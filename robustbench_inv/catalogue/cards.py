@@ -30,6 +30,7 @@ __all__ = [
     "ThreatCard",
     "check_table",
     "read_attack",
+    "read_entries",
     "read_model",
     "read_oracle",
     "read_suite",
@@ -267,15 +268,18 @@ def read_model(path: Path) -> ModelCard:
 def read_suite(path: Path) -> SuiteCard:
     """Read a suite; raises as read_attack does."""
     values = read_toml(path)
-    runs = values.get("runs")
+    values["runs"] = read_entries(values.get("runs"), path)
+    return SuiteCard(**check_table(SuiteCard, {**values, **_place(path, path.stem)}, path))
+
+
+def read_entries(runs: object, path: Path) -> list[SuiteEntry]:
+    """Return the ``[[runs]]`` of a suite, with the absolute paths of their code; raises as read_attack does."""
     if not isinstance(runs, list) or not runs:
         raise BadCatalogue(
             f"{path}: a suite needs runs", expected="[[runs]] with attack and threat"
         )
-    values["runs"] = [
-        _located(SuiteEntry(**check_table(SuiteEntry, run, path)), path) for run in runs
-    ]
-    return SuiteCard(**check_table(SuiteCard, {**values, **_place(path, path.stem)}, path))
+    entries = [SuiteEntry(**check_table(SuiteEntry, run, path)) for run in runs]
+    return [_located(entry, path) for entry in entries]
 
 
 def read_threat(path: Path) -> ThreatCard:

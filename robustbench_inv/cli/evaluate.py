@@ -3,7 +3,7 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from robustbench_inv.cli.options import (
     BatchSize,
@@ -15,6 +15,7 @@ from robustbench_inv.cli.options import (
     EvaluationOptions,
     Existing,
     ExistingOption,
+    FailOn,
     FailOnOption,
     Json,
     SamplesOption,
@@ -29,7 +30,10 @@ from robustbench_inv.cli.options import (
 from robustbench_inv.cli.output import print_json, print_warnings, show_progress
 from robustbench_inv.foreign import time_limit
 
-__all__ = ["evaluate"]
+if TYPE_CHECKING:
+    from robustbench_inv.evaluation.plan import Plan
+
+__all__ = ["carry_out", "evaluate"]
 
 Models = Annotated[
     list[str],
@@ -112,8 +116,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     A name may carry parameters, as in pgd:steps=100,loss=dlr. The exit code is 1 if a cell fails, and 3 if
     the verdict is one of --fail-on.
     """
-    from robustbench_inv.api import check_target, run_plan
-    from robustbench_inv.cli.run_tables import print_plan, print_run
+    from robustbench_inv.api import check_target
     from robustbench_inv.evaluation.loading import NamedModel
     from robustbench_inv.evaluation.plan import make_plan
 
@@ -134,14 +137,31 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     request = replace(
         options.request(), models=models, attacks=attack or (), suite=suite, threat=threat
     )
-    how = options.run_options()
+    options.run_options()  # checked before anything is loaded
     check_target(out, options.worker_count)
     with time_limit(timeout):
         plan = make_plan(request, ["invbench", *sys.argv[1:]])
+    return carry_out(plan, options, out, dry_run=dry_run, fail_on=fail_on, json=json)
+
+
+def carry_out(
+    plan: "Plan",
+    options: EvaluationOptions,
+    out: Path | None,
+    *,
+    dry_run: bool,
+    fail_on: FailOn | None,
+    json: bool,
+) -> None:
+    """Run a plan, print its results and exit; or print its estimated cost."""
+    from robustbench_inv.api import run_plan
+    from robustbench_inv.cli.run_tables import print_plan, print_run
+
     if dry_run:
         return print_plan(plan, json)
-    with time_limit(timeout), show_progress() as progress:
-        run = run_plan(plan, out, how, progress, options.worker_count, checks=checks)
+    how, workers = options.run_options(), options.worker_count
+    with time_limit(options.timeout), show_progress() as progress:
+        run = run_plan(plan, out, how, progress, workers, checks=options.checks)
     print_warnings(run.notes)
     print_json(run.to_json()) if json else print_run(run)
     return exit_with_verdict(run, fail_on)

@@ -2,21 +2,25 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
 
 from robustbench_inv.arguments import check_root, check_seed, check_text
+from robustbench_inv.catalogue.benchmark_file import read_benchmark
 from robustbench_inv.catalogue.cards import SuiteEntry
 from robustbench_inv.catalogue.locate import shadowed, unread
+from robustbench_inv.catalogue.references import locate_code
 from robustbench_inv.catalogue.reproduction import Reproduction
 from robustbench_inv.errors import BadCatalogue, CapabilityMismatch
 from robustbench_inv.evaluation.compatibility import check_compatible, warnings
 from robustbench_inv.evaluation.jobs import EvaluationRequest, Job, build_jobs
-from robustbench_inv.evaluation.loading import load_suite
+from robustbench_inv.evaluation.loading import NamedModel, load_suite
 from robustbench_inv.evaluation.provenance import versions
 from robustbench_inv.identity import digest_value
 from robustbench_inv.results.labels import distinct_labels
 from robustbench_inv.tensors import check_device
 
-__all__ = ["Plan", "make_plan", "plan_jobs", "plan_reproduction"]
+__all__ = ["Plan", "make_plan", "plan_benchmark", "plan_jobs", "plan_reproduction"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,43 @@ def plan_jobs(
     doubts = [line for job in chosen for line in warnings(job)]
     lines = dict.fromkeys([*shadowed(), *unread(), *excluded, *_repeated_models(jobs), *doubts])
     return Plan(_name(chosen, label), chosen, tuple(lines), tuple(command), deep)
+
+
+def plan_benchmark(path: Path, request: EvaluationRequest, command: Iterable[str] = ()) -> Plan:
+    """Return the plan of a benchmark file, checked; nothing is written.
+
+    Args:
+        path: the file.
+        request: samples that replace those of the file, device and data root; all else is the file's.
+        command: the user's command.
+
+    Raises:
+        UsageError: for an invalid file, an unknown name, or incompatible parts.
+    """
+    card = read_benchmark(path)
+    samples = card.samples if request.samples is None else request.samples
+    models = [_located_model(each, path.resolve().parent) for each in card.models]
+    whole = replace(request, models=models, samples=samples)
+    skipped: list[CapabilityMismatch] = []
+    jobs: list[Job] = []
+    for seed, dataset in product(card.seeds, card.datasets or (None,)):
+        each = replace(whole, seed=seed, dataset=dataset)
+        parts = [replace(each, runs=card.runs)] if card.runs else []
+        listed = product(card.suites, card.threats or (None,))
+        parts += [replace(each, suite=suite, threat=threat) for suite, threat in listed]
+        for part in parts:
+            _check_request(part)
+            jobs += build_jobs(part, skipped)
+    deep = "deep" in (card.probes, *(load_suite(name).probes for name in card.suites))
+    return plan_jobs(jobs, label=path.stem, command=command, deep=deep, skipped=skipped)
+
+
+def _located_model(text: str, folder: Path) -> NamedModel | str:
+    """Return a model with the absolute path of its code; its label is the name in the file, or the user's."""
+    model = NamedModel.parse(text)
+    label, source = (model.label, model.source) if isinstance(model, NamedModel) else ("", model)
+    found = locate_code(source, folder)
+    return NamedModel(label or source, found) if label or found != source else found
 
 
 def plan_reproduction(

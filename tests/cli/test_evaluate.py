@@ -141,3 +141,19 @@ def test_the_verdict_is_printed_and_sets_the_exit_code_on_request(invbench, argu
     assert {cell["verdict"]["verdict"] for cell in cells} == {"do not publish"}
     invbench("report", "--from", "run")
     assert invbench(*arguments, "--fail-on", "never").code == 2
+
+
+def test_a_benchmark_file_is_run_resumed_and_reported(invbench, tmp_path):
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "net.py").write_text(NETWORK)
+    lines = ('models = ["net.py:build"]', 'datasets = ["mnist5k"]', "samples = 6", "[[runs]]")
+    runs = ('attack = "fgsm"', 'threat = "linf=8/255"')
+    (tmp_path / "bench" / "own.toml").write_text("\n".join([*lines, *runs]))
+    words = ("run", "bench/own.toml", "--out", "run", "--no-checks")
+    assert "nothing was run" in invbench(*words, "--dry-run").out
+    first, again = json.loads(invbench(*words, "--json").out), invbench(*words)
+    assert again.code == 0, again.err
+    assert [cell["threat"] for cell in first] == ["linf=8/255"]
+    assert "next: invbench report --from run" in again.out
+    assert invbench("report", "--from", "run").code == 0
+    assert invbench("run", "none.toml").code == 2

@@ -25,7 +25,18 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 """
 
 COMMANDS = {
-    *("calibrate", "data", "entries", "evaluate", "label", "main", "options", "output", "queue"),
+    *(
+        "benchmark",
+        "calibrate",
+        "data",
+        "entries",
+        "evaluate",
+        "label",
+        "main",
+        "options",
+        "output",
+        "queue",
+    ),
     *("report", "reproduce", "rescore", "train"),
 }
 HELP = {
