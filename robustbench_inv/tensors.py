@@ -184,7 +184,11 @@ def where_rows(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
 
 def subtract(first: Tensor, second: Tensor) -> Tensor:
     """Return first − second, but 0 where both are the same infinity, such as the logits of two ruled-out classes."""
-    return (first - second).masked_fill((first == second) & first.isinf(), 0)
+    difference = first - second
+    undefined = difference.isnan()
+    if not undefined.any():
+        return difference
+    return difference.masked_fill(undefined & (first == second), 0)
 
 
 def finite_size(values: Tensor) -> float:

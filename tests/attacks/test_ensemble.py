@@ -254,7 +254,7 @@ def test_the_undefended_network_is_broken_with_few_queries():
 def test_a_resumed_cell_is_byte_identical_and_logs_the_member(tmp_path):
     attack = Ensemble((APGD(steps=5), SquareThenAPGD(queries=20, steps=5, long_queries=30)))
 
-    def evaluate():
+    def evaluate(existing="resume"):
         return rbi.evaluate(
             model="mnist-cnn",
             attack=attack,
@@ -263,6 +263,7 @@ def test_a_resumed_cell_is_byte_identical_and_logs_the_member(tmp_path):
             batch_size=4,
             out=tmp_path,
             checks=False,
+            existing=existing,
         )
 
     (cell,) = evaluate().cells
@@ -273,7 +274,7 @@ def test_a_resumed_cell_is_byte_identical_and_logs_the_member(tmp_path):
     assert 0 < len(fell) < 12
     assert {sample for sample, member in by.items() if member} == fell
     records.write_bytes(b"".join(whole.splitlines(keepends=True)[:6]))
-    evaluate()
+    evaluate("repair")
     assert records.read_bytes() == whole
 
 

@@ -95,13 +95,15 @@ ROWS = (
     Row("hopskipjump", "none", 3, 0.0, 0.0, far=2.0, median=1.47),
     Row("hopskipjump", "none:norm=linf", 3, 0.0, 0.0, far=0.16, median=0.105),
     # attacks that change the class: on models that are too invariant, or as far as it takes
-    Row("spheres-perturbation", "none", 40, 0.5, 0.5, far=0.52, median=0.487, **SPHERES),
-    Row("spheres-invariance", "none", 40, 0.5, 0.5, far=0.74, median=0.702, **SPHERES),
+    Row("spheres-perturbation", "none", 40, 0.5, 0.5, **SPHERES),
+    Row("spheres-invariance", "none", 40, 0.5, 0.5, **SPHERES),
     Row("metamer", "none", 20, 0.6, 0.4, model="mnist-firevnet-ce"),
     Row("invariance-ball", "l0=100", 20, 0.8, 0.65),
     Row("invariance-ball", "l2=8", 20, 0.85, 0.7),
     Row("invariance-ball", "linf=0.8", 20, 0.9, 0.8),
     Row("collision", "none", 20, 0.8, 0.6),
+    Row("level-set-traversal", "none", 20, 0.3, 0.15),
+    Row("invariance-standard", "none", 10, 0.1, 0.0),
     Row("relu-preimage", "none", 20, 0.7, 0.55, model="mnist-mlp"),
 )
 
@@ -170,7 +172,9 @@ def test_the_attack_breaks_a_model_known_to_break(row, tmp_path):
     assert not run.failures
     assert summary.clean_accuracy.value > max(row.left, 0.9)
     assert summary.robust_accuracy[0].value <= row.left
-    assert summary.median_distance <= row.far
+    if row.far < inf:
+        assert summary.median_distance is not None
+        assert summary.median_distance <= row.far
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
