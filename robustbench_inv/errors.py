@@ -1,7 +1,9 @@
 """Errors for users: each states the problem, the value got, the value expected and the remedy on one line."""
 
 import difflib
+import importlib
 from collections.abc import Iterable
+from types import ModuleType
 
 __all__ = [
     "AttackFailed",
@@ -19,6 +21,7 @@ __all__ = [
     "UsageError",
     "describe_error",
     "did_you_mean",
+    "import_library",
     "suggest",
 ]
 
@@ -90,6 +93,25 @@ class CapabilityMismatch(UsageError):
 
 class MissingExtra(UsageError):
     """A missing optional package; the remedy gives the command that installs it."""
+
+
+def import_library(module: str, extra: str) -> ModuleType:
+    """Return a module of an optional library.
+
+    Args:
+        module: its dotted name.
+        extra: the extra of this package that installs it.
+
+    Raises:
+        MissingExtra: if it cannot be imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # torchvision raises RuntimeError beside another build of torch
+        top = module.partition(".")[0]
+        missing = isinstance(error, ModuleNotFoundError) and error.name == top
+        reason = f"{top} is not installed" if missing else f"{top} cannot be imported: {error}"
+        raise MissingExtra(reason, remedy=f'pip install "robustbench-inv[{extra}]"') from error
 
 
 class AttackFailed(InvbenchError):

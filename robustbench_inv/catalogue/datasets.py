@@ -43,8 +43,8 @@ def load_dataset(
 
     Args:
         source: a name, with optional ``:key=value,…`` (``spheres:d=500,n=10``); your own data as
-            ``folder:PATH,size=224``, ``npz:FILE``, ``npy:FILE,labels=FILE`` or ``file.py:function``; or a data set,
-            which is checked (``data.protocol.check_dataset``) and returned unchanged.
+            ``folder:PATH,size=224``, ``npz:FILE``, ``npy:FILE,labels=FILE`` or ``file.py:function``; one of a library as
+            ``torchvision:CIFAR10`` or ``hf:ORG/NAME``; or a data set, which is checked (``data.protocol.check_dataset``) and returned unchanged.
         data_root: folder of its files; None for INVBENCH_DATA and the default places.
         code: may the name refer to Python code? False for a name that a file contains.
 
@@ -64,19 +64,24 @@ def load_dataset(
     from robustbench_inv.data.registry import open_dataset
 
     if own := parse_source(check_text(source, "data set")):
-        return _open_own(*own, source.strip(), code)
+        return _open_own(*own, source.strip(), root, code=code)
     reference = parse_reference(source)
     _hint_at_sources(reference.name)
     return open_dataset(reference.name, reference.parameters, root)
 
 
-def _open_own(kind: str, reference: Reference, text: str, code: bool) -> "Dataset":
+def _open_own(
+    kind: str, reference: Reference, text: str, root: Path | None, *, code: bool
+) -> "Dataset":
     """Return the user's own data set."""
     from robustbench_inv.data.sources import dataset_of, open_source
 
     if kind != "code":
+        given = dict(reference.parameters)
+        if kind == "torchvision" and root:
+            given.setdefault("root", str(root))
         with foreign(text):
-            return open_source(kind, reference.name, reference.parameters, text)
+            return open_source(kind, reference.name, given, text)
     if not code:
         refuse_code(text)
     from robustbench_inv.randomness import seeded_generators

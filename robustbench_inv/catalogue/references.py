@@ -111,8 +111,8 @@ def parse_source(text: str) -> tuple[str, Reference] | None:
     return kind, Reference(found[1], _read_parameters(found[2], text))
 
 
-DATA_SOURCES = ("folder", "npz", "npy")
-"""Sources of data that are named with a path; see ``data.sources.SOURCES``."""
+DATA_SOURCES = ("folder", "npz", "npy", "torchvision", "hf")
+"""Sources of data that are named with a path or the library's name; see ``data.sources.SOURCES``."""
 
 
 def import_object(reference: str, folder: Path | None = None) -> object:

@@ -1,4 +1,4 @@
-"""Sources of a user's data, named ``SOURCE:PLACE``: folders of images, files of arrays, and what a function returns."""
+"""Sources of data, named ``SOURCE:PLACE``: folders, files of arrays, other libraries, and what a function returns."""
 
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.data.image_folder import Resizing, open_image_folder
+from robustbench_inv.data.library_datasets import load_hf, load_torchvision
 from robustbench_inv.data.own_data import arrays_to_dataset
 from robustbench_inv.data.protocol import Dataset, check_dataset
 from robustbench_inv.errors import BadData, BadParameter
@@ -28,6 +29,8 @@ LARGEST = 8 << 30
 INPUT_KEYS = ("x", "images", "x_test", "inputs", "data", "arr_0")
 LABEL_KEYS = ("y", "labels", "y_test", "targets", "label", "arr_1")
 """Names of arrays in an .npz file, in the order in which they are searched."""
+
+UNCHANGED = Resizing()
 
 ARRAY_PARAMETERS = {"low": 0.0, "high": 1.0, "layout": "auto", "classes": ""}
 
@@ -101,6 +104,17 @@ def _from_arrays(x: object, y: object, name: str, parameters: Parameters) -> Arr
     )
 
 
+def _open_torchvision(path: Path, name: str, parameters: Parameters) -> Dataset:
+    samples = load_torchvision(str(path), str(parameters["root"]), str(parameters["split"]))
+    return _from_samples(samples, name, Resizing(parameters["size"], parameters["resize"]))
+
+
+def _open_hf(path: Path, name: str, parameters: Parameters) -> Dataset:
+    split, image, label = (str(parameters[key]) for key in ("split", "image", "label"))
+    samples = load_hf(path.as_posix(), split, image, label)
+    return _from_samples(samples, name, Resizing(parameters["size"], parameters["resize"]))
+
+
 SOURCES: Mapping[str, tuple[Callable[[Path, str, Parameters], Dataset], Parameters]] = {
     "folder": (
         _open_folder,
@@ -108,6 +122,11 @@ SOURCES: Mapping[str, tuple[Callable[[Path, str, Parameters], Dataset], Paramete
     ),
     "npz": (_open_npz, {"x": "", "y": "", **ARRAY_PARAMETERS}),
     "npy": (_open_npy, {"labels": "", **ARRAY_PARAMETERS}),
+    "torchvision": (_open_torchvision, {"root": "", "split": "test", "size": 0, "resize": 0}),
+    "hf": (
+        _open_hf,
+        {"split": "test", "image": "", "label": "", "size": 0, "resize": 0},
+    ),
 }
 """Opener and default parameters of each source; the defaults determine the types."""
 
@@ -219,12 +238,16 @@ def dataset_of(built: object, name: str) -> Dataset:
     return _from_samples(built, name)
 
 
-def _from_samples(samples: Any, name: str) -> ArrayDataset:  # noqa: ANN401 - a torch data set
-    """Return the samples of a torch data set, read once."""
+def _from_samples(
+    samples: Any,  # noqa: ANN401 - a torch data set
+    name: str,
+    resizing: Resizing = UNCHANGED,
+) -> ArrayDataset:
+    """Return the samples of a torch data set, read once; images of Pillow get the size."""
     count = len(samples)
-    pairs = [_pair(samples[i], name) for i in range(count)]
+    pairs = [_pair(samples[i], name, resizing) for i in range(count)]
     for i in range(0, count, max(1, count // CHECKED_SAMPLES)):
-        again = _pair(samples[i], name)
+        again = _pair(samples[i], name, resizing)
         if not np.array_equal(pairs[i][0], again[0]) or pairs[i][1] != again[1]:
             raise BadData(
                 f"{name}: sample {i} differs if it is read again",
@@ -233,7 +256,7 @@ def _from_samples(samples: Any, name: str) -> ArrayDataset:  # noqa: ANN401 - a 
     shapes = dict.fromkeys(image.shape for image, _ in pairs)
     if len(shapes) != 1:
         shown = ", ".join(map(str, list(shapes)[:3])) or "no samples"
-        remedy = "resize the images in its transform"
+        remedy = "resize the images in its transform, or give size=224"
         raise BadData(f"{name}: images differ in shape", got=shown, remedy=remedy)
     words = getattr(samples, "classes", ())
     named = isinstance(words, list | tuple) and all(isinstance(word, str) for word in words)
@@ -241,7 +264,7 @@ def _from_samples(samples: Any, name: str) -> ArrayDataset:  # noqa: ANN401 - a 
     return arrays_to_dataset(images, labels, name, classes=tuple(words) if named else ())
 
 
-def _pair(sample: object, name: str) -> tuple[NDArray[Any], Any]:
+def _pair(sample: object, name: str, resizing: Resizing) -> tuple[NDArray[Any], Any]:
     """Return image and label of a sample as an array and a plain value."""
     if isinstance(sample, Mapping):
         keys = (("x", "image", "img", "pixel_values"), ("y", "label", "labels"))
@@ -250,4 +273,7 @@ def _pair(sample: object, name: str) -> tuple[NDArray[Any], Any]:
         got = type(sample).__name__
         raise BadData(f"{name}: a sample is no pair", got=got, expected="(image, label)")
     image, label = sample
+    if hasattr(image, "getbands") and hasattr(image, "convert"):  # of Pillow
+        colour = image if image.mode in ("L", "RGB") else image.convert("RGB")
+        image = resizing.apply(colour)
     return np.asarray(image), label.item() if hasattr(label, "item") else label

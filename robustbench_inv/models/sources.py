@@ -1,6 +1,5 @@
 """Networks of other libraries, with their preprocessing inside, and networks and weights in files."""
 
-import importlib
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
@@ -15,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from robustbench_inv.errors import BadModel, BadParameter, InvbenchError, MissingExtra
+from robustbench_inv.errors import BadModel, BadParameter, InvbenchError, import_library
 
 __all__ = ["LIBRARIES", "Preprocessed", "fill_weights", "load_network", "load_program"]
 
@@ -153,14 +152,8 @@ LIBRARIES: Mapping[str, Callable[[str, dict[str, Any], bool], Found]] = {
 
 
 def _import(module: str) -> Any:  # noqa: ANN401 - an untyped library
-    try:
-        return importlib.import_module(module)
-    except Exception as error:  # torchvision raises RuntimeError beside another build of torch
-        top = module.partition(".")[0]
-        missing = isinstance(error, ModuleNotFoundError) and error.name == top
-        reason = f"{top} is not installed" if missing else f"{top} cannot be imported: {error}"
-        extra = "hf" if top == "transformers" else top
-        raise MissingExtra(reason, remedy=f'pip install "robustbench-inv[{extra}]"') from error
+    top = module.partition(".")[0]
+    return import_library(module, "hf" if top == "transformers" else top)
 
 
 def _numbers(value: object) -> list[float]:
