@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from robustbench_inv.api import Run, evaluate
+    from robustbench_inv.auditing import audit
     from robustbench_inv.catalogue.attacks import LoadedAttack, load_attack
     from robustbench_inv.catalogue.datasets import load_dataset
     from robustbench_inv.catalogue.models import LoadedModel, load_model
@@ -29,6 +30,7 @@ __all__ = [
     "Run",
     "ThreatModel",
     "__version__",
+    "audit",
     "evaluate",
     "load_attack",
     "load_dataset",
@@ -49,6 +51,7 @@ _PLACES = {
     "Record": "results.record",
     "Run": "api",
     "ThreatModel": "threat.threat_model",
+    "audit": "auditing",
     "evaluate": "api",
     "load_attack": "catalogue.attacks",
     "load_dataset": "catalogue.datasets",

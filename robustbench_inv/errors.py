@@ -91,6 +91,10 @@ class CapabilityMismatch(UsageError):
     """Incompatible model, attack, threat and data set; raised before anything runs."""
 
 
+class RangeMismatch(CapabilityMismatch):
+    """A model whose declared bounds are not those of the data: eps would have another size than stated."""
+
+
 class MissingExtra(UsageError):
     """A missing optional package; the remedy gives the command that installs it."""
 

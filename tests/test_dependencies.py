@@ -44,6 +44,7 @@ MAY_IMPORT = {
     ),
     "checks": (*NUMBERS, *PROTOCOLS, "threat", "attacks", "results"),
     "api": (*NUMBERS, "threat", "data.protocol", "catalogue", "evaluation", "checks", "results"),
+    "auditing": ("api", "errors", "arguments", "catalogue", "evaluation"),
     "experiments": (
         *NUMBERS,
         "threat",

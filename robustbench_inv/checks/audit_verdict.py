@@ -277,15 +277,18 @@ FAULTY_FILES = ("C14", "C22", "C23", "C30")
 
 
 def _next_command(cell: FinishedCell, check: str | None, cells: Sequence[FinishedCell]) -> str:
-    """Return what to type next: an attack that the fault does not mislead, else the strongest one; nothing if all is well."""
+    """Return what to type next: an attack that the fault does not mislead, else the audit; nothing if all is well."""
     if check is None:
         return ""
     bounded = next((c for c in _attacking(cells) if c.epsilons), None)
-    threat = ["--threat", bounded.threat.text] if bounded else []
-    where = ["--model", _reference(cell), "--dataset", cell.dataset.name]
-    attack = "square" if check in GRADIENT_FREE else "standard"
-    again = ["--existing", "redo"] if check in FAULTY_FILES else []
-    return shlex.join(["invbench", "evaluate", *where, "--attack", attack, *threat, *again])
+    threat = ["--threat", bounded.threat.text] if bounded and bounded.threat.text else []
+    where = ["--dataset", cell.dataset.name, *threat]
+    if check in GRADIENT_FREE:
+        words = ["evaluate", "--model", _reference(cell), "--attack", "square", *where]
+    else:
+        again = ["--existing", "redo"] if check in FAULTY_FILES else []
+        words = ["audit", _reference(cell), *where, *again]
+    return shlex.join(["invbench", *words])
 
 
 def _reference(cell: FinishedCell) -> str:

@@ -14,6 +14,7 @@ from typer.exceptions import TyperException
 
 from robustbench_inv.arguments import printable
 from robustbench_inv.cli import data
+from robustbench_inv.cli.audit import audit
 from robustbench_inv.cli.benchmark import run
 from robustbench_inv.cli.calibrate import calibrate
 from robustbench_inv.cli.entries import list_catalogue, show
@@ -73,7 +74,7 @@ INTERRUPTED = 130
 MULTI_VALUE_OPTIONS = ("--model", "--attack", "--from", "--cells")
 """Options that take one or several values."""
 
-TELL_THEMSELVES = ("list", "evaluate", "run", "reproduce")
+TELL_THEMSELVES = ("list", "evaluate", "audit", "run", "reproduce")
 """Commands that report entries of a catalogue which another entry of the same name hides."""
 
 app = typer.Typer(
@@ -88,6 +89,7 @@ app.command("list")(list_catalogue)
 app.command()(show)
 app.command()(evaluate)
 app.command()(run)
+app.command()(audit)
 app.command()(report)
 app.command()(label)
 app.command()(rescore)

@@ -8,7 +8,7 @@ from robustbench_inv.catalogue.attacks import LoadedAttack
 from robustbench_inv.catalogue.listing import list_entries
 from robustbench_inv.catalogue.models import LoadedModel
 from robustbench_inv.data.protocol import Dataset, HasNotes, beyond_classes_remedy
-from robustbench_inv.errors import CapabilityMismatch
+from robustbench_inv.errors import CapabilityMismatch, RangeMismatch
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.loading import inspect_model
 from robustbench_inv.evaluation.oracles import PanelOracle, needs_oracle
@@ -178,7 +178,7 @@ def _check_classes(model: LoadedModel, data: Dataset) -> None:
 def _check_bounds(model: LoadedModel, data: Dataset) -> None:
     """Check that data, model and search use the same bounds (checks C17 and C18)."""
     if tuple(model.classifier.bounds) != tuple(data.bounds):
-        raise CapabilityMismatch(
+        raise RangeMismatch(
             f"{model.name} and {data.name} differ in the range of their inputs",
             got=tuple(model.classifier.bounds),
             expected=str(tuple(data.bounds)),

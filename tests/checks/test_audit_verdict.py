@@ -48,7 +48,7 @@ def test_a_failure_is_not_to_be_published_and_names_the_next_command():
     )
     assert [reason.check for reason in found.reasons] == ["C6", "C2", "C31"]
     assert "--attack square" in found.command
-    assert found.command.startswith("invbench evaluate --model FILE.py:FUNCTION --dataset four")
+    assert found.command.startswith("invbench evaluate --model FILE.py:FUNCTION --attack square")
 
 
 def test_a_cause_precedes_what_follows_from_it():

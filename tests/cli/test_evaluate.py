@@ -135,7 +135,7 @@ def test_the_verdict_is_printed_and_sets_the_exit_code_on_request(invbench, argu
     assert (
         "verdict on net.py:build:width=6, mnist5k: do not publish. The model classifies" in done.out
     )
-    assert "next: invbench evaluate --model net.py:build:width=6 --dataset mnist5k" in done.out
+    assert "next: invbench audit net.py:build:width=6 --dataset mnist5k" in done.out
     assert " ✗" in done.out
     cells = json.loads(invbench(*arguments, "--json").out)
     assert {cell["verdict"]["verdict"] for cell in cells} == {"do not publish"}

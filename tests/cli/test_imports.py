@@ -27,6 +27,7 @@ print(json.dumps(sorted(set(sys.modules) - before)))
 COMMANDS = {
     *(
         "benchmark",
+        "audit",
         "calibrate",
         "data",
         "entries",

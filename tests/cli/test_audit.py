@@ -1,0 +1,43 @@
+"""``invbench audit`` from end to end."""
+
+import json
+
+import pytest
+
+NETWORK = """
+import torch
+from torch import nn
+
+def build(high: float = 1.0):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    model.bounds = (0.0, high)
+    return model
+"""
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    (tmp_path / "net.py").write_text(NETWORK)
+    return ("--dataset", "mnist5k", "--threat", "linf=0.1", "--samples", 8, "--out", "run")
+
+
+def test_an_untrained_network_is_not_to_be_published(invbench, arguments):
+    done = invbench("audit", "net.py:build", *arguments, "--fail-on", "do-not-publish")
+    assert done.code == 3, done.err
+    assert "verdict on net.py:build, mnist5k: do not publish. The model classifies" in done.out
+    cells = json.loads(invbench("audit", "net.py:build", *arguments, "--json").out)
+    assert "standard" in {cell["attack"] for cell in cells}
+    assert {cell["samples"] for cell in cells} == {8}
+
+
+def test_wrong_bounds_are_named_and_set_the_exit_code(invbench, arguments):
+    done = invbench("audit", "net.py:build:high=255.0", *arguments, "--fail-on", "reservations")
+    assert done.code == 3
+    assert "do not publish. net.py:build:high=255.0 and mnist5k differ in the range" in done.err
+    assert invbench("audit", "net.py:build:high=255.0", *arguments).code == 2
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan"])
+def test_a_time_limit_is_positive(invbench, arguments, minutes):
+    assert invbench("audit", "net.py:build", *arguments, f"--minutes={minutes}").code == 2
