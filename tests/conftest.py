@@ -1,6 +1,7 @@
 """What holds for the whole suite: one thread a process, and property tests without a time limit."""
 
 import os
+import signal
 
 # Set before torch is imported: the suite runs in as many processes as there are cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,6 +12,9 @@ from hypothesis import settings
 
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the suite runs in the background of a shell
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 NEEDS_PROCESSES = {
     "test_browser.py": "browser",

@@ -2,6 +2,7 @@
 
 import json
 
+from robustbench_inv.results.files import write_json
 from robustbench_inv.results.run_files import RunFolder
 
 
@@ -16,10 +17,10 @@ def test_several_patterns_of_cells(invbench, labelled_run, tmp_path):
 def test_the_classes_of_clothes_have_names(invbench, labelled_run, tmp_path):
     plan = json.loads((labelled_run / "plan.json").read_text())
     plan["cells"][0]["dataset"] = "fashion-mnist:split=test"
-    (labelled_run / "plan.json").write_text(json.dumps(plan))
+    write_json(labelled_run / "plan.json", plan)
     (cell,) = RunFolder(labelled_run).cells()
     info = json.loads((cell.path / "cell.json").read_text())
     info["dataset"]["num_classes"] = 10
-    (cell.path / "cell.json").write_text(json.dumps(info))
+    write_json(cell.path / "cell.json", info)
     invbench("label", labelled_run, "--out", tmp_path / "p.html")
     assert "Ankle boot" in (tmp_path / "p.html").read_text()
