@@ -72,9 +72,10 @@ def _class_names(runs: Sequence[Path], classes: int) -> tuple[str, ...]:
     from robustbench_inv.data.registry import DATASETS
     from robustbench_inv.results.run_files import RunFolder
 
-    datasets = {
-        cell["dataset"].partition(":")[0] for r in runs for cell in RunFolder(r).plan["cells"]
-    }
-    known = {DATASETS[name].classes for name in datasets if name in DATASETS}
+    cells = [cell for r in runs for cell in RunFolder(r).plan["cells"]]
+    own = [cell["classes"] for cell in cells if isinstance(cell.get("classes"), list)]
+    known = {tuple(map(str, names)) for names in own}
+    datasets = {cell["dataset"].partition(":")[0] for cell in cells}
+    known |= {DATASETS[name].classes for name in datasets if name in DATASETS}
     numbers = tuple(map(str, range(classes)))
     return next((names for names in known if len(names) == classes), numbers)

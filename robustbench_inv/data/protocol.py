@@ -12,6 +12,7 @@ __all__ = [
     "AdaptsClasses",
     "Dataset",
     "HasBudgets",
+    "HasClassNames",
     "HasCounterparts",
     "HasNotes",
     "LabelOracle",
@@ -93,6 +94,14 @@ class HasBudgets(Protocol):
     def budgets(self) -> Sequence[str]:
         """Threats such as ``linf=0.1`` or ``mnist-linf``, in input units; at most one for each norm."""
         ...
+
+
+@runtime_checkable
+class HasClassNames(Protocol):
+    """A data set with names of its classes."""
+
+    @property
+    def classes(self) -> Sequence[str]: ...
 
 
 @runtime_checkable

@@ -7,7 +7,7 @@ from robustbench_inv.arguments import format_eps
 from robustbench_inv.catalogue.attacks import LoadedAttack
 from robustbench_inv.catalogue.listing import list_entries
 from robustbench_inv.catalogue.models import LoadedModel
-from robustbench_inv.data.protocol import Dataset, HasNotes, beyond_classes_remedy
+from robustbench_inv.data.protocol import Dataset, HasClassNames, HasNotes, beyond_classes_remedy
 from robustbench_inv.errors import CapabilityMismatch, RangeMismatch
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.loading import inspect_model
@@ -166,12 +166,16 @@ def check_fits(model: LoadedModel, data: Dataset) -> None:
 
 
 def _check_classes(model: LoadedModel, data: Dataset) -> None:
-    if model.classifier.num_classes != data.num_classes:
+    classes = model.classifier.num_classes
+    if classes != data.num_classes:
+        remedy = beyond_classes_remedy(int(data.labels.min()))
+        if isinstance(data, HasClassNames) and classes > data.num_classes and data.classes:
+            remedy = f"list the names of the {classes} classes in the model's order: classes=FILE"
         raise CapabilityMismatch(
             f"{model.name} and {data.name} differ in the number of classes",
-            got=model.classifier.num_classes,
+            got=classes,
             expected=str(data.num_classes),
-            remedy=beyond_classes_remedy(int(data.labels.min())),
+            remedy=remedy,
         )
 
 

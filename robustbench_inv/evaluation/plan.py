@@ -11,6 +11,7 @@ from robustbench_inv.catalogue.cards import SuiteEntry
 from robustbench_inv.catalogue.locate import shadowed, unread
 from robustbench_inv.catalogue.references import locate_code
 from robustbench_inv.catalogue.reproduction import Reproduction
+from robustbench_inv.data.protocol import Dataset, HasClassNames
 from robustbench_inv.errors import BadCatalogue, CapabilityMismatch
 from robustbench_inv.evaluation.compatibility import check_compatible, warnings
 from robustbench_inv.evaluation.jobs import EvaluationRequest, Job, build_jobs
@@ -48,8 +49,14 @@ class Plan:
             "created_by": versions(),
             "commands": [list(self.command)] if self.command else [],
             "samples": sorted({sample for job in self.jobs for sample in job.samples}),
-            "cells": [job.to_json() for job in self.jobs],
+            "cells": [{**job.to_json(), **_class_names(job.dataset)} for job in self.jobs],
         }
+
+
+def _class_names(data: Dataset) -> dict[str, list[str]]:
+    """Return the names of the classes of the user's own data, for the page on which people label images."""
+    names = data.classes if isinstance(data, HasClassNames) else ()
+    return {"classes": list(names)} if names else {}
 
 
 def make_plan(request: EvaluationRequest, command: Sequence[str] = ()) -> Plan:

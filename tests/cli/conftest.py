@@ -37,17 +37,26 @@ def invbench(monkeypatch, capsys, tmp_path):
 
 
 @pytest.fixture
-def labelled_run(tmp_path):
-    """A run of one invariance cell with images, on images that one row decides."""
-    labels = tmp_path / "first.csv"
-    labels.write_text("image,human_label\nff,1\n")
-    run = evaluate(
-        model=FirstRowClassifier(),
-        attack=ShiftBodyAttack(2),
-        threat=f"none:oracle={labels}",
-        dataset=column_images(),
-        keep_images=True,
-        checks=False,
-        out=tmp_path / "run",
-    )
-    return run.path
+def labelled(tmp_path):
+    """Return a function that evaluates one invariance cell with images, on images that one row decides."""
+
+    def run(dataset):
+        labels = tmp_path / "first.csv"
+        labels.write_text("image,human_label\nff,1\n")
+        return evaluate(
+            model=FirstRowClassifier(),
+            attack=ShiftBodyAttack(2),
+            threat=f"none:oracle={labels}",
+            dataset=dataset,
+            keep_images=True,
+            checks=False,
+            out=tmp_path / "run",
+        )
+
+    return run
+
+
+@pytest.fixture
+def labelled_run(labelled):
+    """The folder of such a run."""
+    return labelled(column_images()).path

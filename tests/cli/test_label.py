@@ -4,6 +4,7 @@ import json
 
 from robustbench_inv.results.files import write_json
 from robustbench_inv.results.run_files import RunFolder
+from robustbench_inv.testing.analytic_problems import column_images
 
 
 def test_several_patterns_of_cells(invbench, labelled_run, tmp_path):
@@ -12,6 +13,15 @@ def test_several_patterns_of_cells(invbench, labelled_run, tmp_path):
     )
     page = str(tmp_path / "p.html")
     assert json.loads(done.out) == {"page": page, "images": 10, "catch_trials": 12}
+
+
+def test_the_classes_of_your_own_data_have_names(invbench, labelled, tmp_path):
+    data = column_images()
+    data.classes = tuple(f"animal <{k}>" for k in range(data.num_classes))
+    invbench("label", labelled(data).path, "--out", tmp_path / "p.html")
+    page = (tmp_path / "p.html").read_text()
+    assert "animal" in page
+    assert "animal <1>" not in page
 
 
 def test_the_classes_of_clothes_have_names(invbench, labelled_run, tmp_path):

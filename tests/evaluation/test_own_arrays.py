@@ -1,5 +1,7 @@
 """``evaluate(x=…, y=…)``: arrays are evaluated as the data set that they hold."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +60,16 @@ def test_a_table_takes_the_bounds_of_its_model(tmp_path):
     labelled = {"A": network(5, 2, (-4.0, 4.0))}
     again = evaluate(labelled, x, torch.arange(12) % 2, tmp_path / "b", threat="l2=0.5")
     assert outcomes(again) == outcomes(run)
+
+
+def test_names_of_classes_are_in_the_plan_and_hint_at_missing_ones(tmp_path):
+    x, y = torch.rand(12, 5), ["up", "down"] * 6
+    run = evaluate(network(5, 2), x, y, tmp_path)
+    (cell,) = json.loads((tmp_path / "plan.json").read_text())["cells"]
+    assert cell["classes"] == ["down", "up"]
+    assert "classes" not in run.to_frame()
+    with pytest.raises(CapabilityMismatch, match=r"names of the 4 classes .*classes=FILE"):
+        evaluate(network(5, 4), x, y, tmp_path)
 
 
 def test_x_and_y_belong_together(tmp_path):
