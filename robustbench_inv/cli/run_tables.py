@@ -92,17 +92,35 @@ def print_reproduction(report: "ReproductionReport") -> None:
 
 def _print_estimates(plan: "Plan", estimates: "Sequence[Estimate]") -> None:
     table = _table("model", "attack", "threat", "data set", title=plan.name)
-    for heading in ("samples", "passes", "seconds"):
+    for heading in ("samples", "passes", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
     for job, cost in zip(plan.jobs, estimates, strict=True):
         names = (*job.shown, job.threat.text, job.dataset.name)
         sign = "~" if cost.guessed else ""
-        seconds = f"{cost.low:.0f} to {sign}{cost.high:.0f}"
-        table.add_row(*names, str(cost.samples), f"{sign}{cost.passes}", seconds)
+        table.add_row(*names, str(cost.samples), f"{sign}{cost.passes}", _duration(cost))
     console = _console()
     console.print(table)
-    low, high = sum(cost.low for cost in estimates), sum(cost.high for cost in estimates)
-    console.print(f"{low:.0f} to {high:.0f} seconds in total; nothing was run", highlight=False)
+    rows = [(cost.seconds, cost.low, cost.high) for cost in estimates]
+    total = format_duration(*map(sum, zip(*rows, strict=True)))
+    console.print(f"{total} in total; nothing was run", highlight=False)
+
+
+def _duration(cost: "Estimate") -> str:
+    return format_duration(cost.seconds, cost.low, cost.high)
+
+
+def format_duration(seconds: float, low: float, high: float) -> str:
+    """Return an expected time and its range in the unit that suits it.
+
+    Example:
+        >>> format_duration(3000, 1800, 5400), format_duration(4.2, 2, 9)
+        ('about 50 min (30 to 90)', 'about 4 s (2 to 9)')
+    """
+    unit, name = next(((s, n) for s, n in ((3600, "h"), (60, "min")) if seconds >= 2 * s), (1, "s"))
+    numbers = [
+        f"{value / unit:.{0 if value >= 2 * unit else 1}f}" for value in (seconds, low, high)
+    ]
+    return f"about {numbers[0]} {name} ({numbers[1]} to {numbers[2]})"
 
 
 def _console() -> Console:

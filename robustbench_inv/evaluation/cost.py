@@ -1,19 +1,26 @@
-"""Estimates the cost of an evaluation: passes of each attack times the measured time of a pass of each model."""
+"""Estimates the cost of an evaluation: the attack is timed on a few samples, a transfer attack by its passes."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustbench_inv.attacks.protocol import short_run_of
 from robustbench_inv.attacks.queries import CountingModel
+from robustbench_inv.errors import InvbenchError, TimeLimitExceeded
+from robustbench_inv.evaluation.block import CellContext, evaluate_block
+from robustbench_inv.evaluation.engine import BATCH_SIZE
 from robustbench_inv.evaluation.jobs import Job
+from robustbench_inv.evaluation.judge import Judge
 from robustbench_inv.evaluation.loading import Loader
+from robustbench_inv.evaluation.search import make_searches
 from robustbench_inv.models.protocol import device_of, has_fresh_draws
-from robustbench_inv.randomness import SampleRNG
+from robustbench_inv.randomness import SampleRNG, seeded
 from robustbench_inv.tensors import margin
+from robustbench_inv.torch_state import kept_modules
 
 __all__ = ["Estimate", "estimate_jobs", "passes"]
 
@@ -22,6 +29,18 @@ TIMED_SAMPLES = 32
 
 TIMING_SECONDS = 0.2
 """Seconds spent on timing each model."""
+
+TRIAL_SIZES = (4, 16, 64, 250)
+"""Numbers of samples on which an attack is tried, as long as the next number is likely to take TRIAL_SECONDS at most."""
+
+TRIAL_SECONDS, TRIALS_SECONDS = 8.0, 60.0
+"""Seconds after which the trial of one attack ends, and after which no further attack is tried."""
+
+MIN_SPREAD = 0.3
+"""Least relative uncertainty of an estimate: the machine's load, and samples that differ from those of the trial."""
+
+LEAST_SLOPE, SINGLE_SLOPE = 0.25, 0.5
+"""Share of a small batch's time that is proportional to its samples: the least, and that assumed from one batch."""
 
 DEFAULT_STEPS: Mapping[str, int] = {"probe": 10, "gradient": 100, "search": 1000, "query": 5000}
 """Steps assumed for an attack without such a parameter, by the cost class of its card."""
@@ -35,9 +54,12 @@ class Estimate:
         title: the cell's title.
         samples: number of samples.
         passes: forward and backward passes of a sample that survives.
-        low: seconds if every sample breaks at the first query (on a substitute, at the first eps).
-        high: seconds if every sample survives.
+        low: likely least seconds. Without a trial: if every sample breaks at the first query (on a substitute, at the
+            first eps).
+        high: likely most seconds. Without a trial: if every sample survives.
         guessed: is the number of steps assumed, since the attack has no such parameter?
+        seconds: expected seconds.
+        timed: number of samples that the attack was tried on.
     """
 
     title: str
@@ -46,6 +68,8 @@ class Estimate:
     low: float
     high: float
     guessed: bool
+    seconds: float = 0.0
+    timed: int = 0
 
     def to_json(self) -> dict[str, object]:
         """Return the mapping that ``--dry-run --json`` prints."""
@@ -53,7 +77,11 @@ class Estimate:
 
 
 def estimate_jobs(jobs: Iterable[Job]) -> list[Estimate]:
-    """Estimate each cell; each model is timed once, and a shared search counts for the first cell."""
+    """Estimate each cell; each model is timed once, and a shared search counts for the first cell.
+
+    Attacks are tried on a few samples until TRIALS_SECONDS have passed.
+    """
+    began = time.perf_counter()
     times: dict[str, float] = {}
     searches: set[object] = set()
     found = []
@@ -63,7 +91,9 @@ def estimate_jobs(jobs: Iterable[Job]) -> list[Estimate]:
             times[key] = _seconds_per_pass(job)
         shared = job.threat.is_transfer and job.search_key in searches
         searches.add(job.search_key)
-        found.append(_estimate(job, times[key], shared=shared))
+        bounds = _estimate(job, times[key], shared=shared)
+        tried = not job.threat.is_transfer and time.perf_counter() - began < TRIALS_SECONDS
+        found.append(_refined(job, bounds) if tried else bounds)
     return found
 
 
@@ -105,7 +135,88 @@ def _estimate(job: Job, seconds: float, *, shared: bool) -> Estimate:
     n, taken = len(job.samples), 1 if shared else once
     low = n * seconds * (taken if job.threat.is_transfer else 1)
     high = n * seconds * (taken + further * (1 if shared else below))
-    return Estimate(job.title, n, once + further * below, low, high, guessed)
+    return Estimate(job.title, n, once + further * below, low, high, guessed, (low * high) ** 0.5)
+
+
+def _refined(job: Job, bounds: Estimate) -> Estimate:
+    """Return an estimate from runs of the attack on more and more samples; bounds where the first takes too long."""
+    times: dict[int, float] = {}
+    attempt = _Trial(job)
+    for size in TRIAL_SIZES:
+        count = min(size, bounds.samples)
+        taken = attempt.seconds(count) if count and count not in times else None
+        if taken is None:
+            break
+        times[count] = taken
+        if taken * 3 > TRIAL_SECONDS:
+            break
+    if not times:
+        return bounds
+    timed = max(times)
+    expected = _extrapolated(times, bounds.samples)
+    spread = 1 + max(MIN_SPREAD, 2 / timed**0.5)
+    low, high = expected / spread, expected * spread
+    return replace(bounds, low=low, high=high, seconds=expected, timed=timed)
+
+
+def _extrapolated(times: Mapping[int, float], samples: int) -> float:
+    """Return the seconds of all samples in blocks from those of small batches.
+
+    Example:
+        >>> round(_extrapolated({4: 0.6, 16: 1.2}, 500), 1)
+        25.8
+    """
+    *_, size = sorted(times)
+    per_sample = times[size] / size
+    slope = SINGLE_SLOPE * per_sample
+    if len(times) > 1:
+        before = sorted(times)[-2]
+        slope = (times[size] - times[before]) / (size - before)
+    slope = min(max(slope, LEAST_SLOPE * per_sample), per_sample)
+    return -(-samples // BATCH_SIZE) * (times[size] - slope * size) + samples * slope
+
+
+class _Trial:
+    """Runs the attack of a job on a few samples; nothing is written.
+
+    Args:
+        job: the cell.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job, self._device = job, device_of(job.model.classifier)
+        self._searches = make_searches(job, self._device)
+        self._deadline = inf
+        for search in self._searches:
+            queried = getattr(search, "classifier", None)
+            if isinstance(queried, nn.Module):
+                queried.register_forward_pre_hook(self._check)
+
+    def seconds(self, count: int) -> float | None:
+        """Return the seconds that a number of samples takes; None beyond TRIAL_SECONDS, or if a model or attack fails."""
+        job = self._job
+        judge = Judge(job.model.classifier, job.dataset, job.seed, job.effective_oracle)
+        loader = Loader(job.dataset, self._device, job.model.classifier.dtype)
+        step = max(1, len(job.samples) // count)
+        ids = list(job.samples[::step][:count])
+        kind = job.attack.attack.kind
+        context = CellContext(kind, job.threat, *self._searches, judge, lambda *_, **__: None)
+        began = time.perf_counter()
+        self._deadline = began + TRIAL_SECONDS
+        try:
+            with (
+                kept_modules([job.model.classifier] if job.model.is_foreign else []),
+                seeded(job.seed, ids[0], self._device),
+            ):
+                evaluate_block(context, loader.batch(ids))
+        except (InvbenchError, RuntimeError, MemoryError):
+            return None  # the evaluation itself reports it
+        taken = time.perf_counter() - began
+        return taken if taken < TRIAL_SECONDS else None
+
+    def _check(self, *_: object) -> None:
+        if time.perf_counter() > self._deadline:
+            raise TimeLimitExceeded("the trial takes too long")
 
 
 def _short_run_passes(job: Job) -> int | None:
