@@ -179,7 +179,7 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
         workers: number of local processes, or ``ray``.
         keep_images: store the clean and the adversarial images.
         data_root: folder of data files.
-        progress: called with a ``Progress`` after each block.
+        progress: called with a ``Progress`` after each block, and about every second within one.
         checks: run the validity checks and write checks.json.
         timeout: seconds that one call of a model, attack or other code outside this package may take; None for no
             limit. It holds in the main thread.
@@ -246,7 +246,7 @@ def run_plan(
         plan: the cells.
         out: folder of the results; None for ``runs/<plan>``.
         options: how to run.
-        progress: called with a ``Progress`` after each block.
+        progress: called with a ``Progress`` after each block, and about every second within one.
         workers: number of local processes, or ``ray``.
         checks: run the validity checks and write checks.json.
 

@@ -19,6 +19,7 @@ from robustbench_inv.attacks.protocol import (
     Kind,
     Loss,
     Queries,
+    ReportsStage,
     short_run_of,
 )
 from robustbench_inv.attacks.square import SquareAttack
@@ -201,6 +202,8 @@ class Ensemble:
             rows = (~runner.broken(margins)).nonzero()[:, 0]
             if not len(rows):
                 break
+            if isinstance(model, ReportsStage):
+                model.enter(f"attack {number} of {len(self.members)}")
             start = None if number > 1 or batch.start is None else batch.start[rows]
             candidates = runner.run(member, rows, str(number), start)
             found = runner.margins(candidates, rows)

@@ -22,6 +22,7 @@ __all__ = [
     "Loss",
     "NeedsOODData",
     "Queries",
+    "ReportsStage",
     "SupportsWarmStart",
     "short_run_of",
 ]
@@ -213,6 +214,15 @@ class NeedsOODData(Protocol):
 
     def with_ood_data(self, ood: Dataset) -> Attack:
         """Return the attack with its out-of-distribution data set."""
+        ...
+
+
+@runtime_checkable
+class ReportsStage(Protocol):
+    """Queries that report which part of an attack runs."""
+
+    def enter(self, stage: str) -> None:
+        """Name the part of the attack that begins, such as ``attack 2 of 5``."""
         ...
 
 

@@ -1,5 +1,6 @@
 """The model as attacks query it: counts passes, addresses random draws, keeps the closest adversarial example."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +14,7 @@ from robustbench_inv.threat.budgets import inside_box
 from robustbench_inv.threat.threat_model import ThreatModel
 from robustbench_inv.torch_state import call_keeping_modes
 
-__all__ = ["CountingModel"]
+__all__ = ["CountingModel", "Watch"]
 
 
 @dataclass
@@ -29,6 +30,7 @@ class CountingModel:
             clean input's output already meets, and for substitutes.
         guide: another model, whose gradients replace those of the classifier.
         deterministic: whether the model gives the same output twice, apart from declared latent draws.
+        watch: called before each query, to report progress; ``stage`` is the part of the attack that runs.
     """
 
     classifier: Classifier
@@ -38,6 +40,8 @@ class CountingModel:
     keep_best: bool = True
     guide: Classifier | None = None
     deterministic: bool = True
+    watch: "Watch | None" = field(default=None, repr=False)
+    stage: str = field(init=False, default="")
     found: Tensor = field(init=False)
     best: Tensor = field(init=False)
     failures: dict[int, FailureReason] = field(init=False, default_factory=dict)
@@ -97,6 +101,10 @@ class CountingModel:
         """Report why there is no candidate for some samples (positions in the batch)."""
         self.failures.update(dict.fromkeys(rows.tolist(), status))
 
+    def enter(self, stage: str) -> None:
+        """Name the part of the attack that begins, for the progress."""
+        self.stage = stage
+
     def log(self, name: str, values: Tensor) -> None:
         """Log one number per sample (n,), for events.jsonl."""
         self.logged[name] = values.detach()
@@ -130,6 +138,8 @@ class CountingModel:
         return output
 
     def _query(self, images: Tensor, rows: Tensor | None) -> Output:
+        if self.watch is not None:
+            self.watch(self)
         whole = rows is None and len(images) == len(self.batch)
         if whole:
             rows = torch.arange(len(self.batch), device=images.device)
@@ -189,6 +199,10 @@ class CountingModel:
         if not self._all_useful:
             self._useful[chosen[_has_gradient(gradient)]] = True
             self._all_useful = bool(self._useful.all())
+
+
+Watch = Callable[[CountingModel], None]
+"""Called with the queried model before each query, to report progress."""
 
 
 def _has_gradient(gradient: Tensor) -> Tensor:

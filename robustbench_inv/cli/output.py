@@ -161,15 +161,27 @@ def show_progress() -> Iterator[ProgressCallback]:
         yield _bar_callback(bars.add_task, bars.update)
 
 
+LINE_SECONDS = 30.0
+"""Seconds between two lines about a running evaluation if standard error is no terminal."""
+
+
 def _line_callback() -> ProgressCallback:
-    start = time.perf_counter()
+    start = printed = time.perf_counter()
 
     def report(progress: "Progress") -> None:
+        nonlocal printed
+        now = time.perf_counter()
+        place = f"[{progress.cell}/{progress.cells}] {progress.title}"
         if progress.state != "running":
             word = "done" if progress.state == "completed" else "failed"
-            seconds = time.perf_counter() - start
-            place = f"[{progress.cell}/{progress.cells}] {progress.title}"
-            print_message(f"{place}: {word} after {seconds:.1f} s")
+            print_message(f"{place}: {word} after {now - start:.1f} s")
+        elif now - printed >= LINE_SECONDS:
+            done = f"{progress.done} of {progress.total} samples done"
+            inside = f"; {progress.detail}" if progress.detail else ""
+            print_message(f"{place}: {done} after {now - start:.0f} s{inside}")
+        else:
+            return
+        printed = now
 
     return report
 
@@ -183,6 +195,8 @@ def _bar_callback(add: Callable[..., object], update: Callable[..., None]) -> Pr
             tasks[progress.digest] = add(description, total=progress.total)
         if progress.state == "failed":
             description += ": failed"
+        elif progress.detail:
+            description += f": {progress.detail}"
         update(tasks[progress.digest], completed=progress.done, description=description)
 
     return report

@@ -39,6 +39,9 @@ TRIAL_SECONDS, TRIALS_SECONDS = 8.0, 60.0
 MIN_SPREAD = 0.3
 """Least relative uncertainty of an estimate: the machine's load, and samples that differ from those of the trial."""
 
+STOPPED_SPREAD = 2.5
+"""Factor between the estimate and the ends of its range if the last trial was stopped."""
+
 LEAST_SLOPE, SINGLE_SLOPE = 0.25, 0.5
 """Share of a small batch's time that is proportional to its samples: the least, and that assumed from one batch."""
 
@@ -153,8 +156,10 @@ def _refined(job: Job, bounds: Estimate) -> Estimate:
     if not times:
         return bounds
     timed = max(times)
-    expected = _extrapolated(times, bounds.samples)
     spread = 1 + max(MIN_SPREAD, 2 / timed**0.5)
+    if times[timed] == inf:  # stopped, so that this is a guess
+        times[timed], spread = 2 * TRIAL_SECONDS, STOPPED_SPREAD
+    expected = _extrapolated(times, bounds.samples)
     low, high = expected / spread, expected * spread
     return replace(bounds, low=low, high=high, seconds=expected, timed=timed)
 
@@ -193,7 +198,7 @@ class _Trial:
                 queried.register_forward_pre_hook(self._check)
 
     def seconds(self, count: int) -> float | None:
-        """Return the seconds that a number of samples takes; None beyond TRIAL_SECONDS, or if a model or attack fails."""
+        """Return the seconds that a number of samples takes; infinity beyond TRIAL_SECONDS, None if a part fails."""
         job = self._job
         judge = Judge(job.model.classifier, job.dataset, job.seed, job.effective_oracle)
         loader = Loader(job.dataset, self._device, job.model.classifier.dtype)
@@ -212,7 +217,7 @@ class _Trial:
         except (InvbenchError, RuntimeError, MemoryError):
             return None  # the evaluation itself reports it
         taken = time.perf_counter() - began
-        return taken if taken < TRIAL_SECONDS else None
+        return taken if taken < TRIAL_SECONDS else inf
 
     def _check(self, *_: object) -> None:
         if time.perf_counter() > self._deadline:

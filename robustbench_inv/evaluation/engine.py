@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustbench_inv.arguments import check_flag, check_number, check_text
+from robustbench_inv.arguments import check_flag, check_number, check_text, format_eps
+from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.errors import AttackFailed, BadParameter
 from robustbench_inv.evaluation.block import CellContext, evaluate_block
 from robustbench_inv.evaluation.jobs import Job
@@ -98,6 +100,8 @@ class Progress:
         cell: number of the cell in the evaluation, from 1.
         cells: number of cells.
         state: ``running``, until the cell is ``completed`` or has ``failed``.
+        detail: what the attack does within a block, such as ``eps 0.1, attack 2 of 5, 31 of 250 samples robust``;
+            empty between blocks.
     """
 
     title: str
@@ -107,6 +111,7 @@ class Progress:
     cell: int = 1
     cells: int = 1
     state: CellState = "running"
+    detail: str = ""
 
 
 ProgressCallback = Callable[[Progress], None]
@@ -114,6 +119,43 @@ ProgressCallback = Callable[[Progress], None]
 
 def ignore_progress(progress: Progress) -> None:
     """Do nothing."""
+
+
+REPORT_SECONDS = 1.0
+"""Least seconds between two reports within a block."""
+
+
+class BlockProgress:
+    """Reports what an attack does within a block, at most once in REPORT_SECONDS.
+
+    Args:
+        report: called with one line of details.
+    """
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report, self._next = report, time.monotonic() + REPORT_SECONDS
+
+    def __call__(self, model: CountingModel) -> None:
+        """Report the state of the queried model, if it is time."""
+        if time.monotonic() < self._next:
+            return
+        with suppress(Exception):  # within the attack, which would be blamed
+            self._report(_detail(model))
+        self._next = time.monotonic() + REPORT_SECONDS
+
+
+def _detail(model: CountingModel) -> str:
+    """Return the eps, the part of the attack, and the samples on which it has not succeeded yet."""
+    epsilons, count = model.threat.epsilons, len(model.batch)
+    robust = count - int(model.found.sum()) if model.keep_best else None
+    passes = int((model.forward_passes + model.backward_passes).sum())
+    parts = (
+        f"eps {format_eps(epsilons[-1])}" if epsilons else "",
+        model.stage,
+        f"{count} samples" if robust is None else f"{robust} of {count} samples robust",
+        f"{passes:,} passes",
+    )
+    return ", ".join(part for part in parts if part)
 
 
 def run_cell(
@@ -129,7 +171,7 @@ def run_cell(
         job: the cell and its samples.
         folder: the cell's folder.
         options: how to run.
-        report: called when the cell is opened and after each block.
+        report: called when the cell is opened, within blocks, and after each block.
         cache: results of other cells that search on the same substitute.
 
     Returns:
@@ -149,7 +191,7 @@ def run_cell(
     request = CellRequest(description, job.samples, size, redo=redo, repair=repair)
     with CellWriter(folder, request) as writer:
         notes = _messages(job, writer, options)
-        report(Progress(job.title, job.spec.digest, writer.done, writer.total))
+        report(_progress(job, writer))
         if writer.next_block():
             with kept_modules([job.model.classifier] if job.model.is_foreign else []) as kept:
                 _run_blocks(job, writer, options, report, cache, kept)
@@ -190,7 +232,8 @@ def _run_blocks(
     kept: KeptModules,
 ) -> None:
     device = torch.device(options.device)
-    search, short_run = make_searches(job, device, cache)
+    watch = BlockProgress(lambda detail: report(_progress(job, writer, detail)))
+    search, short_run = make_searches(job, device, cache, watch)
     loader = Loader(job.dataset, device, job.model.classifier.dtype, job.effective_oracle)
     judge = Judge(job.model.classifier, job.dataset, job.seed, job.effective_oracle)
     source = judge.oracle.source if judge.oracle else None
@@ -213,7 +256,11 @@ def _run_blocks(
         log_event("block_time", seconds=seconds, n_samples=len(ids))
         keep = options.keep_images or writer.restores_images
         writer.append(state.records(source), _images(state) if keep else None)
-        report(Progress(job.title, job.spec.digest, writer.done, writer.total))
+        report(_progress(job, writer))
+
+
+def _progress(job: Job, writer: CellWriter, detail: str = "") -> Progress:
+    return Progress(job.title, job.spec.digest, writer.done, writer.total, detail=detail)
 
 
 def _write_oracle_error(job: Job, folder: Path) -> None:

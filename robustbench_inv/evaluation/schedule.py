@@ -298,6 +298,6 @@ def _numbered(jobs: Sequence[Job], report: ProgressCallback) -> ProgressCallback
         if progress.state == "running":
             last = replace(last, done=progress.done, total=progress.total)
         known[progress.digest] = last
-        report(replace(last, state=progress.state))
+        report(replace(last, state=progress.state, detail=progress.detail))
 
     return numbered

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Attack, Batch, FailureReason, short_run_of
-from robustbench_inv.attacks.queries import CountingModel
+from robustbench_inv.attacks.queries import CountingModel, Watch
 from robustbench_inv.errors import (
     AttackFailed,
     BadModel,
@@ -138,6 +138,7 @@ class Searcher:
         seed: random seed.
         deterministic: does the classifier return the same output twice, apart from draws that it declares?
         kept: the state of a foreign classifier, from which each search starts.
+        watch: called before each query.
     """
 
     attack: Attack
@@ -146,6 +147,7 @@ class Searcher:
     seed: int
     deterministic: bool = True
     kept: KeptModules = field(default_factory=lambda: KeptModules(()), repr=False)
+    watch: Watch | None = field(default=None, repr=False)
 
     def __call__(self, batch: Batch, start: Tensor | None, stage: ThreatModel) -> SearchResult:
         """Run the attack on a batch; where an attack raises, it proposes the clean inputs.
@@ -178,7 +180,7 @@ class Searcher:
         # separate draws for each eps: an image that looked broken by luck must not look so again
         rng = SampleRNG(self.seed, batch.ids, f"attack/{stage.budget}")
         keeps_best = self.attack.kind != "invariance" and not stage.is_transfer
-        about = (rng, keeps_best, self.guide, self.deterministic)
+        about = (rng, keeps_best, self.guide, self.deterministic, self.watch)
         meter = CountingModel(self.classifier, batch, stage, *about)
         # indexed, and so copied: an attack may write into its own batch
         own = replace(batch, start=start)[torch.arange(len(batch), device=batch.ids.device)]
@@ -265,7 +267,7 @@ PROBE_SAMPLES = 16
 
 
 def make_searches(
-    job: Job, device: torch.device, cache: SearchCache | None = None
+    job: Job, device: torch.device, cache: SearchCache | None = None, watch: Watch | None = None
 ) -> tuple[SearchFunction, SearchFunction | None]:
     """Return a job's search on a prepared copy of the model, and its short run.
 
@@ -275,6 +277,7 @@ def make_searches(
         job: the cell.
         device: where the model computes.
         cache: results of other cells that search on the same substitute.
+        watch: called before each query.
 
     Returns:
         The search, and its short run for descending sweeps; None for an ascending sweep.
@@ -290,7 +293,7 @@ def make_searches(
     kept = KeptModules([search_model, guide] if job.search_model.is_foreign else ())
     with seeded(job.seed, 0, device), foreign_call("the model"):
         deterministic = not len(probe) or is_deterministic(search_model, probe)
-    search = Searcher(job.attack.attack, search_model, guide, job.seed, deterministic, kept)
+    search = Searcher(job.attack.attack, search_model, guide, job.seed, deterministic, kept, watch)
     if job.threat.is_transfer:
         return (cache or SearchCache(limit=0)).cached(job, search), None
     return search, search.short_run
