@@ -264,11 +264,12 @@ CHECKS: Mapping[str, Check] = {
             "C27",
             "detection rates are reported for all attacked inputs and for misclassified ones",
             "cell",
-            rule=("WARN if fewer than 10 % of attacked inputs are misclassified"),
+            rule="WARN below 10 % of attacked inputs misclassified; NOTE for attacks without gradients",
             consequence=(
                 "few inputs are misclassified, so the detection rate among them is not reliable; use a stronger"
                 " attack"
             ),
+            note="an attack without gradients breaks few inputs; use the detection rates of the others",
         ),
         Check(
             "C28",

@@ -9,6 +9,7 @@ from torch import nn
 import robustbench_inv as rbi
 from robustbench_inv.catalogue.locate import shipped_root
 from robustbench_inv.errors import RangeMismatch
+from robustbench_inv.models.reject_option import reject
 from robustbench_inv.testing.toys import (
     adding_noise,
     batch_dependent,
@@ -114,6 +115,12 @@ def test_the_honest_network_is_publishable_without_a_warning(honest, audit):
     assert (found.verdict, found.reasons, found.command) == ("publishable", (), "")
     assert "standard" in found.numbers[0]
     assert any("audited" in note for note in run.notes) is False
+
+
+def test_a_reject_option_alone_is_no_reservation(honest, audit):
+    (found,) = audit(reject(honest, "margin", torch.full((10,), 1.0))).conclusions
+    assert (found.verdict, found.reasons) == ("publishable", ())
+    assert any("not aware of the detector" in number for number in found.numbers)
 
 
 @pytest.mark.parametrize("model", HONEST)

@@ -160,6 +160,12 @@ def test_c27_of_a_weak_attack():
     assert verdicts(cell())["C27"].value == 0.5
 
 
+def test_c27_only_notes_that_an_attack_without_gradients_is_weak():
+    weak = cell(adversarial=[answer(3, 5.0)] * 10)
+    random = replace(weak, records=tuple(replace(r, backward_passes=0) for r in weak.records))
+    assert verdicts(random)["C27"].verdict == "NOTE"
+
+
 def test_c28_rejections_nearby():
     found = verdicts(cell())["C28"]
     assert (found.verdict, found.value) == ("PASS", 0.5)
