@@ -66,12 +66,13 @@ def format_eps(eps: float, digits: int = 6) -> str:
         digits: significant digits of decimal numbers; different budgets must stay distinct.
 
     Example:
-        >>> format_eps(8 / 255), format_eps(0.1), format_eps(51 / 255)
-        ('8/255', '0.1', '0.2')
+        >>> format_eps(8 / 255), format_eps(0.1 + 0.2), format_eps(51 / 255)
+        ('8/255', '0.3', '0.2')
     """
     short = f"{eps:.{digits}g}"
     halves = round(2 * GREY_LEVELS * eps) if 0 < eps < math.inf else 0
-    if halves and float(short) != eps and math.isclose(halves / 2 / GREY_LEVELS, eps, rel_tol=1e-9):
+    is_decimal = math.isclose(float(short), eps, rel_tol=1e-9)  # 0.1 + 0.2 is
+    if halves and not is_decimal and math.isclose(halves / 2 / GREY_LEVELS, eps, rel_tol=1e-9):
         return f"{halves / 2:g}/{GREY_LEVELS}"
     return short
 

@@ -302,14 +302,14 @@ def test_the_card_shows_the_number_of_its_caption(shown):
     if case.no_class:
         caption, pair = "rejected, % of", ratio(lambda r: r.broken_at is None, attacked_of(records))
     elif case.keeps:
-        within = f" at {_sign(case.norm)} ≤ {case.epsilons[-1]:g}" if case.epsilons else ""
+        within = f" at {_sign(case.norm)} ≤ {eps_text(case.epsilons[-1])}" if case.epsilons else ""
         caption = f"prediction unchanged although the class changed{within}, % of {attacked} "
     elif case.kind == "fixed-input":
         caption = "correct predictions on fixed inputs, % of"
         pair = ratio(lambda r: r.adversarial.prediction == r.label, records)
     elif case.epsilons:
-        (eps,) = re.findall(r"≤ ([0-9.]+), %", headline.caption)
-        pair = robust_at(records, min(case.epsilons, key=lambda own: abs(own - float(eps))))
+        (eps,) = re.findall(r"≤ ([0-9./]+), %", headline.caption)
+        pair = robust_at(records, next(own for own in case.epsilons if eps_text(own) == eps))
         caption = "robust accuracy at"
     else:
         median = median_of(records, case.norm)
@@ -324,6 +324,13 @@ def test_the_card_shows_the_number_of_its_caption(shown):
     assert f"<strong>{row.result.text}</strong> <small>{row.result.detail}</small>" in shown.html
 
 
+def eps_text(eps):
+    """A multiple of 1/255 as a fraction, unless it is a short decimal number."""
+    level, short = round(255 * eps), f"{eps:.6g}"
+    grey = isclose(level / 255, eps, rel_tol=1e-9) and not isclose(float(short), eps, rel_tol=1e-9)
+    return f"{level}/255" if grey else short
+
+
 def _sign(norm):
     return {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1", "l0": "ℓ0"}[norm]
 
@@ -335,12 +342,16 @@ def test_tables_and_csv_show_the_same_accuracies(shown):
     assert bool(rows) == bool(case.epsilons)
     for fact, eps in zip(facts, case.epsilons, strict=True):
         assert isclose(float(fact["eps"]), eps)
-        assert_share(fact["robust_accuracy"], robust_at(records, eps), rows[0][f"≤ {eps:g}"])
+        assert_share(
+            fact["robust_accuracy"], robust_at(records, eps), rows[0][f"≤ {eps_text(eps)}"]
+        )
         assert_share(fact["clean_accuracy"], clean, rows[0]["Clean"])
         assert_share(fact["attack_success_rate"], success_of(records))
     rows, facts = table_of(shown, "worst")
     for fact, eps in zip(facts, case.epsilons, strict=True):
-        assert_share(fact["worst_case_accuracy"], robust_at(records, eps), rows[0][f"≤ {eps:g}"])
+        assert_share(
+            fact["worst_case_accuracy"], robust_at(records, eps), rows[0][f"≤ {eps_text(eps)}"]
+        )
         assert_share(fact["strongest_accuracy"], robust_at(records, eps))
         assert_share(fact["clean_accuracy"], clean, rows[0]["Clean"])
 
@@ -454,9 +465,9 @@ def test_captions_of_figures_show_the_numbers_of_the_tables(shown):
     texts = {picture.name.partition("-")[0]: picture.alt for picture in shown.page.pictures}
     assert bool("curves" in texts) == bool(case.epsilons)
     if case.epsilons:
-        found = re.findall(r"m: ([0-9.]+) % of (\d+) robust at ([0-9.]+)\.", texts["curves"])
+        found = re.findall(r"m: ([0-9.]+) % of (\d+) robust at ([0-9./]+)\.", texts["curves"])
         assert found == [
-            (percent(robust_at(records, eps)), str(case.n), f"{eps:g}") for eps in case.epsilons
+            (percent(robust_at(records, eps)), str(case.n), eps_text(eps)) for eps in case.epsilons
         ]
     if "distances" in texts:
         ((row,), _) = table_of(shown, "distances")
@@ -475,7 +486,7 @@ def test_the_terminal_shows_the_numbers_of_the_page(shown, capsys):
     print_run(SimpleNamespace(to_json=lambda: told, path="runs/x", conclusions=()))
     printed = capsys.readouterr().out
     print_rescored([cell_to_json(shown.cell)], "runs/x")
-    assert capsys.readouterr().out == printed
+    assert capsys.readouterr().out + "next: invbench report --from runs/x\n" == printed
     shares = re.findall(r"([0-9.]+) \[[0-9.]+, [0-9.]+\]", printed)
     clean = ratio(lambda r: r.clean.prediction == r.label, records)
     robust = [robust_at(records, eps) for eps in case.epsilons or (1e9,)]
