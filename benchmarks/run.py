@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from adapters import adapters_section
 from chart import draw_chart
 from fixed_budget import fixed_budget_section
 from floor import floor_section
@@ -31,6 +32,7 @@ SECTIONS = {
     "standard": standard_section,
     "minimum-norm": minimum_norm_section,
     "query": query_section,
+    "adapters": adapters_section,
     "switches": switch_section,
     "sweeps": sweep_section,
     "hypothesis": hypothesis_section,

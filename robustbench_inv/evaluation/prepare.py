@@ -20,7 +20,7 @@ from robustbench_inv.tensors import (
     per_sample_gradient,
     relative_difference,
 )
-from robustbench_inv.torch_state import call_keeping_modes
+from robustbench_inv.torch_state import call_keeping_modes, set_evaluation_mode
 
 __all__ = [
     "FoldedGradientConv",
@@ -122,7 +122,11 @@ def prepare(classifier: Classifier, probe: Tensor, *, fold: bool) -> Classifier:
     plain = frozen_copy(classifier)
     if plain is None or not _is_faithful(plain, classifier, probe):
         return classifier
-    return rearrange(plain, probe, _rearrangements(plain)) if fold else plain
+    copy = rearrange(plain, probe, _rearrangements(plain)) if fold else plain
+    set_evaluation_mode(
+        copy
+    )  # new parts are in training mode, which every query would change and restore
+    return copy
 
 
 @torch.no_grad()

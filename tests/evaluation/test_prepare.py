@@ -22,6 +22,11 @@ def network(classes=4):
     return wrap_module(net, "net")
 
 
+def test_no_part_of_the_copy_changes_its_mode_in_each_query(probe):
+    copy = prepare(network(), probe, fold=True)
+    assert not any(part.training for part in copy.modules())
+
+
 @pytest.fixture
 def probe():
     return torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))

@@ -57,10 +57,7 @@ ONE_SAMPLE_AT_A_TIME = frozenset(
         "SparseL1DescentAttack",  # takes a quantile over the whole batch
     }
 )
-"""Attacks in which samples influence each other; each sample is attacked separately."""
-
-STOPS_EARLY = frozenset({"L2CarliniWagnerAttack", "EADAttack"})
-"""Attacks that, with ``abort_early``, stop the whole batch when its summed loss stagnates."""
+"""Attacks that a batch weakens, or that the library runs sample after sample; each sample is attacked separately."""
 
 SINGLE_PRECISION = frozenset({"SpatialAttack"})
 """Attacks that do not support float64."""
@@ -169,10 +166,7 @@ class FoolboxAttack:
 
     @property
     def _one_by_one(self) -> bool:
-        aborts = self._class.__name__ in STOPS_EARLY
-        return self._class.__name__ in ONE_SAMPLE_AT_A_TIME or (
-            aborts and bool(dict(self.parameters).get("abort_early", True))
-        )
+        return self._class.__name__ in ONE_SAMPLE_AT_A_TIME
 
     @property
     def _needs_start(self) -> bool:

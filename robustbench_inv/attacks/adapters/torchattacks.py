@@ -66,23 +66,8 @@ MINIMUM_NORM: dict[str, frozenset[str]] = {
 LIBRARY_NORMS = {"l2": "L2", "linf": "Linf"}
 """Names of the norms in the library, for attacks that support several."""
 
-ONE_SAMPLE_AT_A_TIME = frozenset(
-    {
-        "APGDT",  # continues with the surviving samples, and draws for them together
-        "AutoAttack",
-        "CW",  # stops the whole batch when its summed loss stagnates
-        "EADEN",
-        "EADL1",
-        "FAB",
-        "MultiAttack",
-        "OnePixel",  # draws sample after sample
-        "PGDRS",
-        "PGDRSL2",
-        "Pixle",
-        "Square",
-    }
-)
-"""Attacks in which samples influence each other; each sample is attacked separately."""
+ONE_SAMPLE_AT_A_TIME = frozenset({"OnePixel", "Pixle"})
+"""Attacks that the library runs sample after sample; each sample is attacked separately, with its own draws."""
 
 SINGLE_PRECISION = frozenset({"EADEN", "EADL1", "PIFGSM", "PIFGSMPP", "TIFGSM"})
 """Attacks that do not support float64."""
@@ -188,9 +173,7 @@ class TorchattacksAttack:
 
     @property
     def _one_by_one(self) -> bool:
-        return (
-            self.attack in ONE_SAMPLE_AT_A_TIME or dict(self.parameters).get("n_restarts", 1) != 1
-        )
+        return self.attack in ONE_SAMPLE_AT_A_TIME
 
     @property
     def _defaults(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Code of other libraries draws per-sample random numbers, and the global generators are restored."""
 
+import contextlib
 import random
 
 import numpy as np
@@ -15,8 +16,8 @@ DRAWS = {
     "rand": lambda x: torch.rand(x.shape),
     "rand with sizes": lambda x: torch.rand(len(x), 2, 3, dtype=torch.float64),
     "randn": lambda x: torch.randn(tuple(x.shape), device="cpu"),
-    "rand_like": torch.rand_like,
-    "randn_like": torch.randn_like,
+    "rand_like": lambda x: torch.rand_like(x),
+    "randn_like": lambda x: torch.randn_like(x),
     "uniform_": lambda x: torch.empty_like(x).uniform_(-2, 3),
     "normal_": lambda x: torch.empty_like(x).normal_(mean=1.0, std=0.1),
     "after a shared draw": lambda x: (torch.rand(1), torch.rand_like(x))[1],
@@ -84,3 +85,15 @@ def test_the_global_generators_are_restored_even_after_an_error():
     assert torch.equal(before[0], torch.get_rng_state())
     assert before[1] == random.getstate()
     assert (before[2] == np.random.get_state()[1]).all()  # noqa: NPY002
+
+
+def test_torch_is_what_it_was_afterwards():
+    def functions():
+        inherited = {"uniform_", "normal_"} & vars(torch.Tensor).keys()
+        return torch.rand, torch.randn, torch.rand_like, torch.randn_like, inherited
+
+    before = functions()
+    with contextlib.suppress(KeyError), adapted_randomness(SampleRNG(0, torch.tensor([1]))):
+        inside = functions()
+        raise KeyError
+    assert functions() == before != inside

@@ -50,12 +50,45 @@ def test_it_runs_inside_its_budget_and_finds_adversarials(name, lab):
     assert ran.broken.any() or name in UNSEEING
 
 
-@pytest.mark.parametrize("name", TorchattacksAttack.names())
+BATCHWISE = [
+    "APGD",
+    "APGDT",
+    "AutoAttack",
+    "CW",
+    "EADEN",
+    "EADL1",
+    "FAB",
+    "MultiAttack",
+    "PGDRS",
+    "PGDRSL2",
+    "Square",
+]
+"""Attacks in which samples influence each other: they share draws, or stop together."""
+
+
+@pytest.mark.parametrize("name", sorted({*TorchattacksAttack.names()} - {*BATCHWISE}))
 def test_a_sample_fares_the_same_in_every_batch(name, lab):
     whole = lab.whole(short(name)).images
     for size, count in ((1, 3), (3, 6)):
         parts = lab.in_parts(short(name), size, count=count)
         assert (parts - whole[:count]).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("name", ["AutoAttack", "CW", "Square"])
+def test_the_library_is_called_once_for_a_batch_with_the_same_result_each_time(
+    name, lab, monkeypatch
+):
+    sizes, call = [], TorchattacksAttack._call
+
+    def counted(self, task, rows):
+        sizes.append(len(rows))
+        return call(self, task, rows)
+
+    monkeypatch.setattr(TorchattacksAttack, "_call", counted)
+    attack = short(name)
+    first, second = (lab.run(attack, threat=lab.threat_for(attack)).images for _ in range(2))
+    assert torch.equal(first, second)
+    assert sizes == [len(first)] * 2
 
 
 @pytest.mark.parametrize("name", ["APGD", "APGDT", "AutoAttack", "FAB", "Square"])
