@@ -71,7 +71,7 @@ def format_eps(eps: float, digits: int = 6) -> str:
     """
     short = f"{eps:.{digits}g}"
     halves = round(2 * GREY_LEVELS * eps) if 0 < eps < math.inf else 0
-    is_decimal = math.isclose(float(short), eps, rel_tol=1e-9)  # 0.1 + 0.2 is
+    is_decimal = math.isclose(float(short), eps, rel_tol=1e-13)  # so is 0.1 + 0.2
     if halves and not is_decimal and math.isclose(halves / 2 / GREY_LEVELS, eps, rel_tol=1e-9):
         return f"{halves / 2:g}/{GREY_LEVELS}"
     return short
