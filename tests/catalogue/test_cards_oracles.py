@@ -29,7 +29,7 @@ def test_the_usual_oracles_exist():
 
 
 def test_class_names_are_as_many_as_classes():
-    assert {len(known.classes) for known in DATASETS.values()} == {0, 10}
+    assert all(d.classes for d in DATASETS.values() if d.name.startswith(("cifar", "fashion")))
     assert all(len(d.classes) in (0, d.num_classes) for d in DATASETS.values())
 
 
