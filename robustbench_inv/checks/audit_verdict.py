@@ -282,7 +282,8 @@ def _next_command(cell: FinishedCell, check: str | None, cells: Sequence[Finishe
         return ""
     bounded = next((c for c in _attacking(cells) if c.epsilons), None)
     threat = ["--threat", bounded.threat.text] if bounded and bounded.threat.text else []
-    where = ["--dataset", cell.dataset.name, *threat]
+    data = cell.dataset.name.partition(" #")[0]  # the rest is the digest of the user's own data
+    where = ["--dataset", data, *threat]
     if check in GRADIENT_FREE:
         words = ["evaluate", "--model", _reference(cell), "--attack", "square", *where]
     else:

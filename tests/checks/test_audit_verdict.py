@@ -51,6 +51,14 @@ def test_a_failure_is_not_to_be_published_and_names_the_next_command():
     assert found.command.startswith("invbench evaluate --model FILE.py:FUNCTION --attack square")
 
 
+def test_the_next_command_names_data_as_it_is_typed():
+    labelled = standard()
+    data = replace(labelled.dataset, name="folder:digits,size=28 #e59e")
+    labelled = replace(labelled, info=replace(labelled.info, dataset=data))
+    (found,) = conclude([labelled], [said("C6", "FAIL")])
+    assert "--dataset folder:digits,size=28 " in found.command + " "
+
+
 def test_a_cause_precedes_what_follows_from_it():
     every = [said(id_, "FAIL") for id_ in ("C2", "C5", "C6", "C14", "C25", "C11", "C39", "C17")]
     (found,) = conclude([standard()], every)
