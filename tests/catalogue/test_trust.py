@@ -264,18 +264,18 @@ def test_a_file_that_two_names_reach_is_the_one_that_was_checked(catalogue):
 
 
 def test_trusted_code_may_be_named(catalogue, monkeypatch):
-    write(catalogue / "models" / "m" / "card.toml", MODEL.format("mine.sub:build"))
-    (catalogue.parent / "mine").mkdir()
-    (catalogue.parent / "mine" / "sub.py").write_text(CODE)
+    write(catalogue / "models" / "m" / "card.toml", MODEL.format("trusted_code.sub:build"))
+    (catalogue.parent / "trusted_code").mkdir()
+    (catalogue.parent / "trusted_code" / "sub.py").write_text(CODE)
     monkeypatch.syspath_prepend(catalogue.parent)
-    with pytest.raises(BadCatalogue, match="--trust mine"):
+    with pytest.raises(BadCatalogue, match="--trust trusted_code"):
         load_model("m")
-    monkeypatch.setenv("INVBENCH_TRUST", "mine")
+    monkeypatch.setenv("INVBENCH_TRUST", "trusted_code")
     assert load_model("m").classifier.num_classes == 10
-    monkeypatch.delitem(sys.modules, "mine.sub")
+    monkeypatch.delitem(sys.modules, "trusted_code.sub")
     write(catalogue / "models" / "m" / "card.toml", MODEL.format("../../../elsewhere.py:build"))
     (catalogue.parent / "elsewhere.py").write_text(CODE)
     with pytest.raises(BadCatalogue, match=r"--trust .*elsewhere.py"):
         load_model("m")
-    monkeypatch.setenv("INVBENCH_TRUST", f"mine:{catalogue.parent / 'elsewhere.py'}")
+    monkeypatch.setenv("INVBENCH_TRUST", f"trusted_code:{catalogue.parent / 'elsewhere.py'}")
     assert load_model("m").classifier.num_classes == 10
