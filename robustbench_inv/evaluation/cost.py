@@ -42,7 +42,7 @@ MIN_SPREAD = 0.3
 STOPPED_SPREAD = 2.5
 """Factor between the estimate and the ends of its range if the last trial was stopped."""
 
-LEAST_SLOPE, SINGLE_SLOPE = 0.25, 0.5
+LEAST_MARGINAL, SINGLE_MARGINAL = 0.25, 0.5
 """Share of a small batch's time that is proportional to its samples: the least, and that assumed from one batch."""
 
 DEFAULT_STEPS: Mapping[str, int] = {"probe": 10, "gradient": 100, "search": 1000, "query": 5000}
@@ -173,12 +173,12 @@ def _extrapolated(times: Mapping[int, float], samples: int) -> float:
     """
     *_, size = sorted(times)
     per_sample = times[size] / size
-    slope = SINGLE_SLOPE * per_sample
+    marginal = SINGLE_MARGINAL * per_sample
     if len(times) > 1:
         before = sorted(times)[-2]
-        slope = (times[size] - times[before]) / (size - before)
-    slope = min(max(slope, LEAST_SLOPE * per_sample), per_sample)
-    return -(-samples // BATCH_SIZE) * (times[size] - slope * size) + samples * slope
+        marginal = (times[size] - times[before]) / (size - before)
+    marginal = min(max(marginal, LEAST_MARGINAL * per_sample), per_sample)
+    return -(-samples // BATCH_SIZE) * (times[size] - marginal * size) + samples * marginal
 
 
 class _Trial:

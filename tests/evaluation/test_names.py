@@ -17,12 +17,12 @@ from robustbench_inv.reporting.run_results import read_runs
 from robustbench_inv.results.run_files import RunFolder
 
 
-def made(slope):
-    """Return a network whose class is that of the sign of the sum; a smaller slope does not change it."""
+def made(scale):
+    """Return a network whose class is that of the sign of the sum; a smaller scale does not change it."""
     layer = nn.Linear(4, 2)
     with torch.no_grad():
-        layer.weight.copy_(slope * torch.tensor([[-1.0] * 4, [1.0] * 4]))
-        layer.bias.copy_(slope * torch.tensor([2.0, -2.0]))
+        layer.weight.copy_(scale * torch.tensor([[-1.0] * 4, [1.0] * 4]))
+        layer.bias.copy_(scale * torch.tensor([2.0, -2.0]))
     net = nn.Sequential(nn.Flatten(), layer)
     net.bounds, net.num_classes = (0.0, 1.0), 2
     return net
@@ -42,8 +42,8 @@ class Step:
     norms: ClassVar[frozenset[str]] = frozenset({"linf"})
 
     def run(self, model, batch, threat, rng):
-        _, slope = model.gradient(batch.images, threat.goal.margin)
-        return (batch.images + self.length * threat.budget.eps * slope.sign()).clamp(0, 1)
+        _, gradient = model.gradient(batch.images, threat.goal.margin)
+        return (batch.images + self.length * threat.budget.eps * gradient.sign()).clamp(0, 1)
 
 
 def run(path, model, attack=None, dataset=None, **options):
@@ -136,7 +136,7 @@ def test_two_labels_of_one_model_are_told(tmp_path):
 
 def test_workers_take_labels(tmp_path):
     (tmp_path / "two.py").write_text(Path(__file__).read_text())
-    names = {"A": f"{tmp_path}/two.py:made:slope=1.0", "B": f"{tmp_path}/two.py:made:slope=-1.0"}
+    names = {"A": f"{tmp_path}/two.py:made:scale=1.0", "B": f"{tmp_path}/two.py:made:scale=-1.0"}
     found = run(tmp_path / "r", names, "fgsm", workers=2, checks=False)
     assert [cell.model.name for cell in found.cells] == ["A", "B"]
 

@@ -32,8 +32,8 @@ class Step:
     norms: ClassVar[frozenset[str]] = frozenset({"linf"})
 
     def step(self, model, batch, threat):
-        _, slope = model.gradient(batch.images, loss)
-        return (batch.images + threat.budget.eps * slope.sign()).clamp(*model.bounds)
+        _, gradient = model.gradient(batch.images, loss)
+        return (batch.images + threat.budget.eps * gradient.sign()).clamp(*model.bounds)
 
     def fault(self, model, batch, images):
         """Misbehave, and return the proposals."""

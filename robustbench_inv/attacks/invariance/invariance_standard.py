@@ -27,13 +27,15 @@ from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = ["MEMBERS", "InvarianceStandard"]
 
+TRAVERSAL = "level-set-traversal"
+
 MEMBERS = (
     "altered-input",
     "spheres-invariance",
     "metamer",
     "aligned image",
-    "level-set-traversal to an aligned image",
-    "level-set-traversal",
+    f"{TRAVERSAL} to an aligned image",
+    TRAVERSAL,
     "collision",
 )
 """Names of the attacks, in the order in which they run; the logged number of a member counts from 1."""
@@ -89,34 +91,37 @@ class InvarianceStandard:
             raise CapabilityMismatch("invariance-standard needs an oracle for changed inputs")
         with torch.no_grad():
             closest = _Closest(self, model, batch, threat, model(batch.images))
-        for number, ends in self._end_points(model, batch, threat, closest.clean, rng):
+        for member, ends in self._end_points(model, batch, threat, closest.clean, rng):
             with torch.no_grad():
-                closest.search_paths(ends, number)
+                closest.search_paths(ends, MEMBERS.index(member) + 1)
+                if member == TRAVERSAL:
+                    closest.keep_ends(ends)
         closest.log()
         return closest.images
 
     def _end_points(
         self, model: Queries, batch: Batch, threat: ThreatModel, clean: Output, rng: SampleRNG
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Yield the number of each attack in MEMBERS, from 1, and its end points (n, …)."""
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Yield the name of each attack in MEMBERS, and its end points (n, …)."""
         free = ThreatModel(Unbounded(threat.norm), threat.goal)
         if batch.counterparts is not None:
-            yield 1, batch.counterparts
-        exact: list[tuple[int, type, Attack]] = [
-            (2, NormThresholdModel, SpheresInvariance()),
-            (3, InvertibleWithSplitCode, Metamer()),
+            yield "altered-input", batch.counterparts
+        exact: list[tuple[str, type, Attack]] = [
+            ("spheres-invariance", NormThresholdModel, SpheresInvariance()),
+            ("metamer", InvertibleWithSplitCode, Metamer()),
         ]
-        for number, capability, attack in exact:
+        for name, capability, attack in exact:
             if isinstance(model.model, capability):
-                yield number, attack.run(model, batch, free, rng)
+                yield name, attack.run(model, batch, free, rng)
         walk = LevelSetTraversal()
         targets = _closest_targets(batch, model.bounds[0], self.aligned)
-        yield from ((4, each) for each in targets)
-        yield from ((5, walk.walk(model, batch, each, clean, threat)) for each in targets)
+        yield from (("aligned image", each) for each in targets)
+        for target in targets:
+            yield f"{TRAVERSAL} to an aligned image", walk.walk(model, batch, target, clean, threat)
         for number in range(self.walks):
             donors = _random_donors(batch, rng, number)
-            yield 6, walk.walk(model, batch, donors, clean, threat)
-        yield 7, Collision().run(model, batch, free, rng)
+            yield TRAVERSAL, walk.walk(model, batch, donors, clean, threat)
+        yield "collision", Collision().run(model, batch, free, rng)
 
 
 def _closest_targets(batch: Batch, low: float, count: int) -> list[Tensor]:
@@ -161,10 +166,7 @@ class _Closest:
 
     def search_paths(self, ends: Tensor, number: int) -> None:
         """Search the paths from the clean inputs to ends (n, …) of the attack with this number."""
-        delta = (ends.detach() - self.batch.images).nan_to_num(0, 0, 0)
-        length = norm(delta, self.threat.norm)
-        if isinstance(self.threat.budget, LpBall):
-            length = length.clamp_max(self.threat.budget.eps)
+        delta, length = self._paths(ends)
         length = torch.minimum(length, self.distance)
         rows = (length > 0).nonzero()[:, 0]
         low, high, rows = self._first_on_grid(delta, length, rows, number)
@@ -172,15 +174,26 @@ class _Closest:
             middle = (low + high) / 2
             reached = self._try(delta, middle, rows, number)
             low, high = low.where(reached, middle), middle.where(reached, high)
-        if number == MEMBERS.index("level-set-traversal") + 1:
-            nothing = self.distance.isinf() & (self.images == self.batch.images).flatten(1).all(1)
-            self.images = where_rows(nothing, self._point(delta, length), self.images)
+
+    def keep_ends(self, ends: Tensor) -> None:
+        """Keep ends (n, …), inside the budget, of the samples for which there is no other input yet."""
+        delta, length = self._paths(ends)
+        nothing = self.distance.isinf() & (self.images == self.batch.images).flatten(1).all(1)
+        self.images = where_rows(nothing, self._point(delta, length), self.images)
 
     def log(self) -> None:
         """Log the attack that found each input, and the smallest distances."""
         self.model.log(BROKEN_BY, self.by)
         for name, values in self.smallest.items():
             self.model.log(f"{SMALLEST}_{name}", values)
+
+    def _paths(self, ends: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the perturbations (n, …) of ends, and their lengths (n,), at most eps inside a ball."""
+        delta = (ends.detach() - self.batch.images).nan_to_num(0, 0, 0)
+        length = norm(delta, self.threat.norm)
+        if isinstance(self.threat.budget, LpBall):
+            length = length.clamp_max(self.threat.budget.eps)
+        return delta, length
 
     def _first_on_grid(
         self, delta: Tensor, length: Tensor, rows: Tensor, number: int

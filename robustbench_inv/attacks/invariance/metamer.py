@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from robustbench_inv.attacks.parameters import check_least
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadParameter, CapabilityMismatch
-from robustbench_inv.models.protocol import Invertible, SplitsCode
+from robustbench_inv.models.protocol import InvertibleWithSplitCode
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import NORMS, flatten, logit_change, norm, where_rows
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -27,11 +27,6 @@ COLUMNS = {"raw": "raw", "clip": "clipped", "round": "rounded"}
 
 FINISHES = STAGES[1:]
 """The stages that an attack can return; a raw metamer may lie outside the bounds."""
-
-
-@runtime_checkable
-class _InvertibleWithSplitCode(Invertible, SplitsCode, Protocol):
-    """A model whose code has a semantic and a nuisance part."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +85,7 @@ class Metamer:
         return where_rows(found, stages[self.finish], batch.images)
 
     def _sample(
-        self, model: Queries, network: _InvertibleWithSplitCode, images: Tensor, donors: Tensor
+        self, model: Queries, network: InvertibleWithSplitCode, images: Tensor, donors: Tensor
     ) -> Tensor:
         """Return raw metamers, and log the error of the inverse."""
         code = network.encode(images)
@@ -126,13 +121,13 @@ def _log_stages(model: Queries, images: Tensor, stages: dict[str, Tensor]) -> No
         model.log(f"{COLUMNS[stage]}_logit_distance", moved)
 
 
-def _require_bijective(model: object) -> _InvertibleWithSplitCode:
+def _require_bijective(model: object) -> InvertibleWithSplitCode:
     """Return a model that is a bijection with a semantic and a nuisance part.
 
     Raises:
         CapabilityMismatch: if it is no such model.
     """
-    if not isinstance(model, _InvertibleWithSplitCode):
+    if not isinstance(model, InvertibleWithSplitCode):
         raise CapabilityMismatch(
             "metamers need an invertible model whose code has a semantic part",
             got=type(model).__name__,
