@@ -21,10 +21,11 @@ import json, warnings
 from functools import partial
 warnings.simplefilter("ignore")
 import robustbench_inv as rbi
-from floor import BLOCK, EPS, MODELS, SAMPLES, digits
+from floor import BLOCK, DATA, EPS, MODELS, SAMPLES, digits
 from robustbench_inv.cli.main import configure_process
 from robustbench_inv.evaluation.prepare import prepare
 from robustbench_inv.evaluation.search import Searcher
+from peers import is_there
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.threat_model import ThreatModel
 from sweeps import evaluated
@@ -33,7 +34,7 @@ from timing import one_thread, seconds_of
 configure_process()
 found = {}
 with one_thread():
-    for model in MODELS:
+    for model in (each for each in MODELS if is_there(each, DATA)):
         classifier = rbi.load_model(model).classifier
         batch = digits(classifier, BLOCK)
         searched = prepare(classifier, batch.images[:16], fold=True)

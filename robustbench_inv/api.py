@@ -113,11 +113,10 @@ class Run:
         """
         import pandas as pd
 
-        rows = [
-            {**job.to_json(), **_labels_and_digests(cell), **json.loads(record.to_json_line())}
-            for job, cell in zip(self._jobs, self.cells, strict=True)
-            for record in cell.records
-        ]
+        rows = []
+        for job, cell in zip(self._jobs, self.cells, strict=True):
+            about = {**job.to_json(), **_labels_and_digests(cell)}
+            rows += [{**about, **json.loads(record.to_json_line())} for record in cell.records]
         return pd.json_normalize(rows)
 
     def to_json(self) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """Audits a model within a time limit: the suite ``audit`` on as many samples as fit, and every check."""
 
 from dataclasses import replace
+from math import inf
 from time import perf_counter
 from typing import Any
 
@@ -73,7 +74,7 @@ def audit(
 
 
 def _check_minutes(minutes: object) -> float:
-    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not minutes > 0:
+    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 < minutes < inf:
         raise BadParameter("unusable time limit", got=minutes, expected="minutes > 0")
     return float(minutes)
 

@@ -23,6 +23,7 @@ __all__ = [
     "did_you_mean",
     "import_library",
     "suggest",
+    "text_of",
 ]
 
 
@@ -134,6 +135,14 @@ MAX_MESSAGE = 300
 """Characters of a foreign exception's text that a message repeats."""
 
 
+def text_of(error: BaseException) -> str:
+    """Return the text of any exception, also of one that raises when it is printed."""
+    try:
+        return str(error)
+    except BaseException:  # whatever a user's class raises
+        return "(its text cannot be read)"
+
+
 def describe_error(error: BaseException) -> str:
     """Return the type and the first line of text of any exception, at most MAX_MESSAGE characters.
 
@@ -142,10 +151,7 @@ def describe_error(error: BaseException) -> str:
         'ValueError: too many'
     """
     name = type(error).__name__
-    try:
-        text = " ".join(str(error).strip().partition("\n")[0].split())
-    except BaseException:  # whatever a user's class raises
-        text = "(its text cannot be read)"
+    text = " ".join(text_of(error).strip().partition("\n")[0].split())
     line = f"{name}: {text}" if text else name
     return line if len(line) <= MAX_MESSAGE else line[:MAX_MESSAGE] + "…"
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustbench_inv.errors import BadParameter
+from robustbench_inv.errors import BadParameter, text_of
 
 __all__ = [
     "HALF_PRECISION",
@@ -330,7 +330,7 @@ OUT_OF_MEMORY = (
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error is about missing memory, of a device or of the CPU's allocator."""
-    text = str(error)
+    text = text_of(error)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
         isinstance(error, RuntimeError) and any(each in text for each in OUT_OF_MEMORY)
     )

@@ -1,5 +1,6 @@
 """Benchmark files of ``invbench run``: models, data sets, suites, budgets and seeds, with the runs of a suite."""
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -10,7 +11,12 @@ from robustbench_inv.catalogue.cards import (
     read_entries,
     read_toml,
 )
-from robustbench_inv.catalogue.references import locate_code, locate_substitute
+from robustbench_inv.catalogue.references import (
+    MODEL_LIBRARIES,
+    locate_code,
+    locate_substitute,
+    parse_source,
+)
 from robustbench_inv.errors import BadCatalogue
 
 __all__ = ["Benchmark", "read_benchmark"]
@@ -75,9 +81,22 @@ def read_benchmark(path: Path) -> Benchmark:
 
 
 def _dataset(text: str, folder: Path) -> str:
-    """Return a data set with the absolute path of its code, or of the files that it is read from."""
-    kind, sign, rest = text.partition(":")
-    path, comma, parameters = rest.partition(",")
-    if sign and not kind.endswith(".py") and (folder / path).exists():
-        return f"{kind}:{(folder / path).resolve()}{comma}{parameters}"
-    return locate_code(text, folder)
+    """Return a data set with the absolute paths of its code, or of the files that it is read from."""
+    source = parse_source(text)
+    if source is None or source[0] in MODEL_LIBRARIES:
+        return text
+    kind, reference = source
+    if kind == "code":
+        tail = text.strip()[len(reference.name) :]
+        return locate_code(reference.name, folder) + tail
+    place = text.strip()[len(kind) + 1 :]
+    tail = re.sub(
+        r"\b(labels|classes)=([^,]+)",
+        lambda found: f"{found[1]}={_absolute(found[2], folder)}",
+        place[len(reference.name) :],
+    )
+    return f"{kind}:{_absolute(reference.name, folder)}{tail}"
+
+
+def _absolute(path: str, folder: Path) -> Path:
+    return (folder / Path(path.strip()).expanduser()).resolve()

@@ -97,7 +97,7 @@ def open_image_folder(
         problem = f"{path} has a class that the model does not have"
         raise BadData(problem, got=unknown[0], expected="one of " + ", ".join(known[:10]))
     files = [file for each in found.values() for file in each]
-    labels = [known.index(each) for each, own in found.items() for _ in own]
+    labels = [k for each, own in found.items() for k in [known.index(each)] * len(own)]
     shape, notes = _common_shape(files, resizing, channels, path)
     images = np.empty((len(files), *shape), np.uint8)
     with ThreadPoolExecutor() as pool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustbench_inv.attacks.protocol import short_run_of
 from robustbench_inv.attacks.queries import CountingModel
@@ -190,12 +190,8 @@ class _Trial:
 
     def __init__(self, job: Job) -> None:
         self._job, self._device = job, device_of(job.model.classifier)
-        self._searches = make_searches(job, self._device)
         self._deadline = inf
-        for search in self._searches:
-            queried = getattr(search, "classifier", None)
-            if isinstance(queried, nn.Module):
-                queried.register_forward_pre_hook(self._check)
+        self._searches = make_searches(job, self._device, watch=self._check)
 
     def seconds(self, count: int) -> float | None:
         """Return the seconds that a number of samples takes; infinity beyond TRIAL_SECONDS, None if a part fails."""

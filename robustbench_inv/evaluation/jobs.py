@@ -220,20 +220,23 @@ class Job:
 
 
 def build_jobs(
-    request: EvaluationRequest, skipped: list[CapabilityMismatch] | None = None
+    request: EvaluationRequest,
+    skipped: list[CapabilityMismatch] | None = None,
+    cache: LoadCache | None = None,
 ) -> Iterator[Job]:
     """Yield the jobs of a request, model by model.
 
     Args:
         request: what to evaluate.
         skipped: is given the reason for each optional job that has no threat; None to raise it.
+        cache: loads what the request names; None for a new one.
 
     Raises:
         UsageError: for an unknown name, or an omitted value that has no default.
     """
     if not request.models:
         raise UsageError("no model to evaluate", remedy="name one: invbench list models")
-    cache = LoadCache(request.device, request.data_root)
+    cache = cache or LoadCache(request.device, request.data_root)
     cells = list(_single_attacks(request, cache))
     for model in request.models:
         for cell in cells:

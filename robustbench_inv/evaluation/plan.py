@@ -15,7 +15,7 @@ from robustbench_inv.data.protocol import Dataset, HasClassNames
 from robustbench_inv.errors import BadCatalogue, CapabilityMismatch
 from robustbench_inv.evaluation.compatibility import check_compatible, warnings
 from robustbench_inv.evaluation.jobs import EvaluationRequest, Job, build_jobs
-from robustbench_inv.evaluation.loading import NamedModel, load_suite
+from robustbench_inv.evaluation.loading import LoadCache, NamedModel, load_suite
 from robustbench_inv.evaluation.provenance import versions
 from robustbench_inv.identity import digest_value
 from robustbench_inv.results.labels import distinct_labels
@@ -115,6 +115,7 @@ def plan_benchmark(path: Path, request: EvaluationRequest, command: Iterable[str
     samples = card.samples if request.samples is None else request.samples
     models = [_located_model(each, path.resolve().parent) for each in card.models]
     whole = replace(request, models=models, samples=samples)
+    cache = LoadCache(request.device, request.data_root)
     skipped: list[CapabilityMismatch] = []
     jobs: list[Job] = []
     for seed, dataset in product(card.seeds, card.datasets or (None,)):
@@ -124,7 +125,7 @@ def plan_benchmark(path: Path, request: EvaluationRequest, command: Iterable[str
         parts += [replace(each, suite=suite, threat=threat) for suite, threat in listed]
         for part in parts:
             _check_request(part)
-            jobs += build_jobs(part, skipped)
+            jobs += build_jobs(part, skipped, cache)
     deep = "deep" in (card.probes, *(load_suite(name).probes for name in card.suites))
     return plan_jobs(jobs, label=path.stem, command=command, deep=deep, skipped=skipped)
 
@@ -152,7 +153,9 @@ def plan_reproduction(
         UsageError: for an unknown name, or incompatible parts.
     """
     _check_request(request)
-    ranked = [each for data in item.places(request.dataset) for each in _jobs(item, data, request)]
+    cache = LoadCache(request.device, request.data_root)
+    places = item.places(request.dataset)
+    ranked = [each for data in places for each in _jobs(item, data, request, cache)]
     # trial by trial, so that an interrupted run has complete rows
     jobs = [job for _, job in sorted(ranked, key=lambda each: each[0])]
     _check_distinct(jobs)
@@ -247,13 +250,16 @@ def _check_distinct(jobs: Iterable[Job]) -> None:
             raise BadCatalogue("two trials are the same", got=[known, job.title], expected="one")
 
 
-def _jobs(item: Reproduction, data: str, request: EvaluationRequest) -> Iterator[tuple[int, Job]]:
+def _jobs(
+    item: Reproduction, data: str, request: EvaluationRequest, cache: LoadCache
+) -> Iterator[tuple[int, Job]]:
     """Yield the jobs of one data set, each with the position of its trial; each model is loaded once."""
     dataset = item.places(request.dataset)[data]
     for model, trials in _models(item, data).items():
         ranked = [(rank, run) for rank in sorted(trials) for run in _runs(item, rank, data)]
         runs = tuple(run for _, run in ranked)
-        jobs = build_jobs(replace(request, models=[model], runs=runs, dataset=dataset))
+        part = replace(request, models=[model], runs=runs, dataset=dataset)
+        jobs = build_jobs(part, cache=cache)
         yield from ((rank, job) for (rank, _), job in zip(ranked, jobs, strict=True))
 
 

@@ -14,7 +14,13 @@ from typing import Any
 
 import torch
 
-from robustbench_inv.errors import BadParameter, BadResults, MissingExtra, UsageError
+from robustbench_inv.errors import (
+    BadParameter,
+    BadResults,
+    MissingExtra,
+    UsageError,
+    describe_error,
+)
 from robustbench_inv.evaluation.engine import (
     Progress,
     ProgressCallback,
@@ -209,7 +215,7 @@ def _connect(ray: Any, address: str | None) -> None:  # noqa: ANN401 - a module 
         raise UsageError(
             "cannot reach the Ray cluster",
             got=address,
-            remedy=f"{type(error).__name__}: {error}".splitlines()[0],
+            remedy=describe_error(error),
         ) from error
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robustbench_inv.catalogue.fingerprint import plain
 from robustbench_inv.catalogue.models import LoadedModel
 from robustbench_inv.data.protocol import Dataset, HasCounterparts
-from robustbench_inv.errors import BadResults
+from robustbench_inv.errors import BadResults, describe_error
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.judge import Judge
 from robustbench_inv.evaluation.loading import Loader
@@ -189,8 +189,7 @@ def _difference(old: object, answer: Answer, *, coarse: bool) -> str:
     """Return how a part's answers differ from stored ones; empty if they do not."""
     new = answer(False)
     if isinstance(new, BaseException):
-        raised = f"{type(new).__name__}: {new}".splitlines()[0]
-        return "" if is_out_of_memory(new) else raised
+        return "" if is_out_of_memory(new) else describe_error(new)
     if isinstance(old, str):
         return "" if old == new else "other images or labels"
     if isinstance(old, list) and isinstance(new, list):

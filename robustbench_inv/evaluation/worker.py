@@ -20,7 +20,7 @@ from typing import Any
 import cloudpickle
 import torch
 
-from robustbench_inv.errors import BadResults, UsageError
+from robustbench_inv.errors import BadResults, UsageError, text_of
 from robustbench_inv.evaluation.engine import (
     Progress,
     ProgressCallback,
@@ -136,7 +136,8 @@ def _run(
 
 
 def _explain(error: Exception) -> str:
-    return str(error) if isinstance(error, UsageError) else f"{type(error).__name__}: {error}"
+    text = text_of(error)
+    return text if isinstance(error, UsageError) else f"{type(error).__name__}: {text}"
 
 
 def pack_jobs(jobs: Sequence[Job]) -> bytes:

@@ -196,7 +196,7 @@ class CellWriter:
 
     def _prepare(self, request: CellRequest) -> None:
         self._remove_leftovers()
-        before = (self.path / RECORDS).read_bytes().count(b"\n")
+        before = (self.path / RECORDS).read_bytes().count(b"\n") if request.repair else 0
         self.restores_images = request.repair and self._images.any
         if request.repair and not _has_readable_oracle(self.path):
             (self.path / ORACLE_FILE).unlink()

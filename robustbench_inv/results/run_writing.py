@@ -98,7 +98,8 @@ def write_checks(run: RunFolder, verdicts: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         BadResults: if it cannot be written.
     """
-    if run.checks() == _merge_verdicts(run.checks(), verdicts):
+    old = run.checks()
+    if old == _merge_verdicts(old, verdicts):
         return  # as in a finished run, which may be on a read-only disk
     with _locked(run.path):
         merged = _merge_verdicts(run.checks(), verdicts)

@@ -38,6 +38,6 @@ def test_wrong_bounds_are_named_and_set_the_exit_code(invbench, arguments):
     assert invbench("audit", "net.py:build:high=255.0", *arguments).code == 2
 
 
-@pytest.mark.parametrize("minutes", ["0", "-1", "nan"])
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
 def test_a_time_limit_is_positive(invbench, arguments, minutes):
     assert invbench("audit", "net.py:build", *arguments, f"--minutes={minutes}").code == 2

@@ -1,5 +1,6 @@
 """Estimates: the attack is tried on a few samples, and the trial changes nothing."""
 
+import threading
 import time
 
 import torch
@@ -40,6 +41,16 @@ def test_the_attack_is_tried_and_the_model_gets_no_hook(toys):
     assert estimate.timed == 60
     assert 0 < estimate.low < estimate.seconds < estimate.high
     assert not any(model._forward_pre_hooks.values())
+
+
+def test_a_model_that_cannot_be_copied_gets_no_hook_either(toys, monkeypatch):
+    monkeypatch.setattr(cost, "TRIAL_SECONDS", 0.05)
+    model = Sleeps(toys.TwoSides(torch.float32), 0.01)
+    model.lock = threading.Lock()
+    job = toys.make_job(PGD(400), toys.linf(0.001), module=model)
+    found = [estimate_jobs([job])[0].timed for _ in range(2)]
+    assert found == [4, 4]
+    assert not any(each._forward_pre_hooks for each in model.modules())
 
 
 def test_a_trial_that_takes_too_long_is_stopped(toys, monkeypatch):

@@ -1,6 +1,8 @@
 """Benchmark files: what they list is planned, and what does not fit is refused with the file's name."""
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from robustbench_inv.errors import UnknownName, UsageError
 from robustbench_inv.evaluation.jobs import EvaluationRequest
@@ -91,6 +93,42 @@ def test_without_threats_suites_keep_theirs_and_cards_name_the_data(plan):
 def test_a_network_beside_the_file_is_called_as_the_file_calls_it(plan):
     found = plan('models = ["net.py:build", "A=net.py:build:dtype=float64"]\n' + RUN)
     assert [job.shown[0] for job in found.jobs] == ["net.py:build", "A"]
+
+
+DATA = """
+import numpy as np
+
+def build(count=5):
+    return np.zeros((count, 1, 28, 28), np.float32), np.arange(count)
+"""
+
+
+@pytest.mark.parametrize(
+    "dataset",
+    [
+        "npy:digits.npy,labels=labels.npy",
+        "npy:digits.npy:labels=labels.npy",
+        "npz:digits.npz",
+        "npz:digits.npz,x=x,y=y",
+        "data.py:build",
+        "data.py:build,count=6",
+        "data.py:build:count=6",
+        "folder:folder",
+        "folder:folder,size=28,channels=1",
+    ],
+)
+def test_own_data_beside_the_file_are_found(plan, tmp_path, dataset):
+    x, y = np.zeros((5, 1, 28, 28), np.float32), np.arange(5)
+    np.save(tmp_path / "digits.npy", x)
+    np.save(tmp_path / "labels.npy", y)
+    np.savez(tmp_path / "digits.npz", x=x, y=y)
+    (tmp_path / "data.py").write_text(DATA)
+    for name in "abcdefghij":
+        (tmp_path / "folder" / name).mkdir(parents=True)
+        Image.new("L", (28, 28)).save(tmp_path / "folder" / name / "1.png")
+    model = 'models = ["net.py:build"]\nsamples = 2'
+    runs = '[[runs]]\nattack = "fgsm"\nthreat = "linf=0.1"'
+    assert len(plan(f'{model}\ndatasets = ["{dataset}"]\n{runs}').jobs) == 1
 
 
 def test_deep_probes_of_a_suite_count(plan):

@@ -110,23 +110,22 @@ class LevelSetTraversal:
         images, push = batch.images.clone(), torch.zeros_like(batch.images)
         bound = self.push * (model.bounds[1] - model.bounds[0])
         output, gradients = _log_odds(model, images, clean.decision)
-        doubt = _doubt(output, clean.decision)
+        doubt, initial = _doubt(output, clean.decision), _doubt(clean, clean.decision)
         for _ in range(self.steps):
             push = (push - bound * broadcast(doubt, images) * gradients).clamp(-bound, bound)
             step = self.rate * _orthogonal(donors - images, gradients) + push
             tried = threat.budget.project(batch.images, images + step).clamp(*model.bounds)
             output, found = _log_odds(model, tried, clean.decision)
-            allowed = self._allowed(output, clean)
+            risen = _doubt(output, clean.decision)
+            allowed = self._allowed(output, clean, risen - initial)
             images = where_rows(allowed, tried, images)
             gradients = where_rows(allowed, found, gradients)
-            doubt = _doubt(output, clean.decision).where(allowed, doubt)
+            doubt = risen.where(allowed, doubt)
         return images
 
-    def _allowed(self, output: Output, clean: Output) -> Tensor:
+    def _allowed(self, output: Output, clean: Output, more_doubt: Tensor) -> Tensor:
         """Return (n,): do prediction and acceptance stay, and does the confidence drop by at most δ?"""
-        classes = clean.decision
-        more_doubt = _doubt(output, classes) - _doubt(clean, classes)
-        allowed = (output.decision == classes) & (more_doubt <= self.drop)
+        allowed = (output.decision == clean.decision) & (more_doubt <= self.drop)
         if output.accepted is None or clean.accepted is None:
             return allowed
         return allowed & (output.accepted | ~clean.accepted)
