@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from robustbench_inv.catalogue.threats import load_threat
     from robustbench_inv.data.protocol import Dataset
     from robustbench_inv.models.protocol import Classifier, Output
+    from robustbench_inv.reporting.compare import RunComparison, compare
     from robustbench_inv.reporting.html import write_report
     from robustbench_inv.results.record import Record
     from robustbench_inv.results.summary import Rate
@@ -28,9 +29,11 @@ __all__ = [
     "Rate",
     "Record",
     "Run",
+    "RunComparison",
     "ThreatModel",
     "__version__",
     "audit",
+    "compare",
     "evaluate",
     "load_attack",
     "load_dataset",
@@ -50,8 +53,10 @@ _PLACES = {
     "Rate": "results.summary",
     "Record": "results.record",
     "Run": "api",
+    "RunComparison": "reporting.compare",
     "ThreatModel": "threat.threat_model",
     "audit": "auditing",
+    "compare": "reporting.compare",
     "evaluate": "api",
     "load_attack": "catalogue.attacks",
     "load_dataset": "catalogue.datasets",

@@ -17,6 +17,7 @@ from robustbench_inv.cli import data
 from robustbench_inv.cli.audit import audit
 from robustbench_inv.cli.benchmark import run
 from robustbench_inv.cli.calibrate import calibrate
+from robustbench_inv.cli.compare import compare
 from robustbench_inv.cli.entries import list_catalogue, show
 from robustbench_inv.cli.evaluate import evaluate
 from robustbench_inv.cli.label import label
@@ -91,6 +92,7 @@ app.command()(evaluate)
 app.command()(run)
 app.command()(audit)
 app.command()(report)
+app.command()(compare)
 app.command()(label)
 app.command()(rescore)
 app.command()(reproduce)

@@ -17,6 +17,7 @@ __all__ = [
     "Median",
     "PairedOutcomes",
     "clopper_pearson",
+    "holm",
     "mcnemar",
     "median_of",
     "tango",
@@ -127,6 +128,24 @@ def mcnemar(pairs: PairedOutcomes) -> float:
     """
     n, k = pairs.first + pairs.second, min(pairs.first, pairs.second)
     return min(1.0, 2 * float(bdtr(k, n, 0.5))) if n else 1.0
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Return p values adjusted for their number: below 5 % by chance for any of them in at most 5 % of repetitions.
+
+    References:
+        Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 1979.
+
+    Example:
+        >>> holm([0.01, 0.5, 0.02])
+        [0.03, 0.5, 0.04]
+    """
+    p = np.asarray(values, dtype=float)
+    order, n = p.argsort(kind="stable"), len(p)
+    steps = np.maximum.accumulate(np.minimum(1.0, p[order] * np.arange(n, 0, -1)))
+    found = np.empty(n)
+    found[order] = steps
+    return [float(each) for each in found]
 
 
 def tango(pairs: PairedOutcomes) -> Interval:

@@ -1,7 +1,6 @@
 """The tables of a report: worst case, each attack, ensembles, distances, paired comparison, cost."""
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import combinations
 from math import inf, isinf, nan
 from typing import Any
 
@@ -23,6 +22,12 @@ from robustbench_inv.reporting.invariance_tables import (
     invariance_tables,
     metamer_tables,
 )
+from robustbench_inv.reporting.model_comparison import (
+    PairedResult,
+    adjusted,
+    pairs_of_models,
+    worst_case_result,
+)
 from robustbench_inv.reporting.rejection_report import rejection_tables
 from robustbench_inv.reporting.run_results import (
     CellGroup,
@@ -31,11 +36,12 @@ from robustbench_inv.reporting.run_results import (
     group_cells,
     worst_cases,
 )
-from robustbench_inv.reporting.statistics import PairedOutcomes, mcnemar, median_of, tango, wilson
+from robustbench_inv.reporting.statistics import median_of, wilson
 from robustbench_inv.reporting.table_formats import (
     BLANK,
     Table,
     TableCell,
+    Tone,
     dataset_title,
     format_number,
     median_cell,
@@ -47,7 +53,7 @@ from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import EnsembleBreakdown, ensemble_breakdown
 from robustbench_inv.results.record import STATUSES
 
-__all__ = ["TABLES", "build_tables", "ensemble_tables"]
+__all__ = ["TABLES", "build_tables", "comparison_table", "ensemble_tables"]
 
 
 ENSEMBLE_CAPTION = (
@@ -267,60 +273,52 @@ def _distance_fact(cell: FinishedCell, interval: IntervalOf) -> dict[str, Any]:
 
 def _comparison(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
     for panel, group in group_cells(filter(_has_class, cells)).items():
-        by_place: dict[tuple[float, tuple[int, ...]], list[WorstCase]] = {}
-        for worst in worst_cases(group):
-            by_place.setdefault((worst.eps, worst.ids), []).append(worst)
-        pairs = [pair for each in by_place.values() for pair in combinations(each, 2)]
-        found = [(a, b) for a, b in pairs if a.eps < inf or (a.robust != b.robust).any()]
-        caption = (
-            "Worst-case accuracy of the first model minus that of the second, in points [95 % Tango interval], "
-            "on the same samples; exact McNemar p, not adjusted for the number of comparisons. Different attacks: the "
-            "worst cases are over other attacks, so that the difference may be that of the attacks."
-        )
-        columns = ("First", "Second", "Samples", "Budget", "First %", "Second %", "Difference", "p")
-        rows = [_comparison_row(a, b, interval) for a, b in found]
-        frame = pd.DataFrame([_comparison_fact(a, b, interval) for a, b in found])
-        yield _table("comparison", panel, "Models compared", caption, (frame, columns, rows))
+        found = adjusted(worst_case_result(a, b) for a, b in pairs_of_models(group))
+        name, title = _names("comparison", panel, "Models compared")
+        yield comparison_table(name, title, found, interval)
 
 
-def _comparison_row(
-    first: WorstCase, second: WorstCase, interval: IntervalOf
-) -> tuple[TableCell, ...]:
-    pairs = PairedOutcomes.of(first.robust.tolist(), second.robust.tolist())
-    bounds, p = tango(pairs), mcnemar(pairs)
+PAIRED_CAPTION = (
+    "The second share minus the first, in points [95 % Tango interval], on the same samples; exact McNemar p, adjusted "
+    "by Holm's method for all rows. Different attacks: the difference may be that of the attacks."
+)
+PAIRED_COLUMNS = (
+    "First",
+    "Second",
+    "Quantity",
+    "Samples",
+    "First %",
+    "Second %",
+    "Difference",
+    "p",
+)
+
+
+def comparison_table(
+    name: str, title: str, results: Sequence[PairedResult], interval: IntervalOf = wilson
+) -> Table:
+    """Return the table of some results, whose p values are adjusted."""
+    frame = pd.DataFrame([each.facts(interval) for each in results])
+    rows = tuple(_paired_row(each, interval) for each in results)
+    return Table(name, title, PAIRED_CAPTION, frame, PAIRED_COLUMNS, rows)
+
+
+def _paired_row(result: PairedResult, interval: IntervalOf) -> tuple[TableCell, ...]:
+    bounds, p = result.interval, result.p_adjusted
     detail = f"{100 * bounds.low:+.1f} to {100 * bounds.high:+.1f}"
+    tone: Tone = ""
+    if result.differs:
+        tone = "pass" if result.difference > 0 else "fail"
+    attacks = "" if result.same_attacks else "different attacks"
     return (
-        TableCell(first.model, tone="name"),
-        TableCell(second.model, tone="name"),
-        TableCell(f"{pairs.total:,}"),
-        TableCell(
-            _eps_text(first.eps),
-            "" if set(first.attacks) == set(second.attacks) else "different attacks",
-        ),
-        rate_cell(first.rate, interval(first.rate)),
-        rate_cell(second.rate, interval(second.rate)),
-        TableCell(f"{100 * pairs.difference:+.1f}", detail),
+        TableCell(result.models[0], tone="name"),
+        TableCell(result.models[1], tone="name"),
+        TableCell(f"{result.name}, {result.place}", attacks, tone="note"),
+        TableCell(f"{len(result.ids):,}"),
+        *(rate_cell(rate, interval(rate)) for rate in result.rates),
+        TableCell(f"{100 * result.difference:+.1f}", detail, tone=tone),
         TableCell("< 0.001" if p < 0.001 else f"{p:.3f}"),
     )
-
-
-def _comparison_fact(first: WorstCase, second: WorstCase, interval: IntervalOf) -> dict[str, Any]:
-    pairs = PairedOutcomes.of(first.robust.tolist(), second.robust.tolist())
-    bounds = tango(pairs)
-    return {
-        **place_facts(first.model, first.group),
-        "second": second.model,
-        "eps": nan if isinf(first.eps) else first.eps,
-        "samples": pairs.total,
-        "attacks": "+".join(first.attacks),
-        "second_attacks": "+".join(second.attacks),
-        **rate_facts({"accuracy": first.rate}, interval),
-        **rate_facts({"second_accuracy": second.rate}, interval),
-        "difference": pairs.difference,
-        "difference_low": bounds.low,
-        "difference_high": bounds.high,
-        "p_mcnemar": mcnemar(pairs),
-    }
 
 
 def _cells(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
@@ -385,8 +383,13 @@ def _table(
     content: tuple[pd.DataFrame, Sequence[str], Sequence[tuple[TableCell, ...]]],
 ) -> Table:
     frame, columns, rows = content
+    return Table(*_names(kind, panel, title), caption, frame, tuple(columns), tuple(rows))
+
+
+def _names(kind: str, panel: CellGroup, title: str) -> tuple[str, str]:
+    """Return a table's name and title."""
     name = slug(f"{kind}-{panel.dataset}-{panel.norm}-{panel.goal}")
-    return Table(name, f"{title}: {panel.title}", caption, frame, tuple(columns), tuple(rows))
+    return name, f"{title}: {panel.title}"
 
 
 def _eps_text(eps: float) -> str:

@@ -29,6 +29,7 @@ COMMANDS = {
         "benchmark",
         "audit",
         "calibrate",
+        "compare",
         "data",
         "entries",
         "evaluate",

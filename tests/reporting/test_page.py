@@ -580,9 +580,9 @@ def test_cards_tables_and_comparisons_show_that_worst_case(seed):
             assert row.result.text == percent(expected)
     for table in build_tables("comparison", cells):
         for fact, row in zip(table.frame.to_dict("records"), table.rows, strict=True):
-            assert isclose(fact["difference"], fact["accuracy"] - fact["second_accuracy"], abs_tol=1e-12)  # fmt: skip
+            assert isclose(fact["difference"], fact["second_share"] - fact["share"], abs_tol=1e-12)
             same = set(fact["attacks"].split("+")) == set(fact["second_attacks"].split("+"))
-            assert row[3].detail == ("" if same else "different attacks")
+            assert row[2].detail == ("" if same else "different attacks")
 
 
 def test_samples_that_two_unfinished_attacks_share_are_combined():

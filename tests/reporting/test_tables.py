@@ -198,10 +198,10 @@ def test_models_are_compared_on_the_same_samples(writer, sweep_records):
     )
     (table,) = build_tables("comparison", cells_of(run))
     fact = table.frame.iloc[0]
-    assert (fact.accuracy, fact.second_accuracy) == (0.75, 0.9)
-    assert fact.difference == pytest.approx(-0.15)
+    assert (fact.share, fact.second_share) == (0.75, 0.9)
+    assert fact.difference == pytest.approx(0.15)
     assert fact.p_mcnemar == pytest.approx(2 * 0.5**6)  # six discordant samples, all the same way
-    assert fact.difference_low < -0.15 < fact.difference_high < 0
+    assert 0 < fact.difference_low < 0.15 < fact.difference_high
     assert shown(table, 0, "p") == "0.031"
 
 

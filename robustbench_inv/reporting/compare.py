@@ -1,0 +1,262 @@
+"""Compares models that were evaluated: before and after a defence, in words, as a table and as a page."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robustbench_inv.arguments import check_file, check_path
+from robustbench_inv.checks.audit_verdict import Conclusion, conclude
+from robustbench_inv.checks.verdict import Verdict
+from robustbench_inv.errors import BadParameter, BadResults, UnknownName, suggest
+from robustbench_inv.reporting.canvas import (
+    COLOURS,
+    MUTED,
+    ReportFigure,
+    render,
+    shorten,
+    styled,
+)
+from robustbench_inv.reporting.html import export_files, files_of, render_page, write_page
+from robustbench_inv.reporting.model_comparison import (
+    PairedResult,
+    adjusted,
+    compare_models,
+)
+from robustbench_inv.reporting.run_results import RunResult, read_runs
+from robustbench_inv.reporting.table_formats import Table
+from robustbench_inv.reporting.tables import comparison_table
+from robustbench_inv.results.cell import FinishedCell
+
+__all__ = ["RunComparison", "compare"]
+
+Cells = tuple[FinishedCell, ...]
+
+
+@dataclass(frozen=True)
+class RunComparison:
+    """What ``compare`` found.
+
+    Args:
+        results: every quantity of each pair of models; p values are adjusted for their number.
+        conclusions: whether the numbers of each model can be published.
+        notes: what limits the comparison.
+        sources: the folders that were read.
+    """
+
+    results: tuple[PairedResult, ...]
+    conclusions: tuple[Conclusion, ...]
+    notes: tuple[str, ...]
+    sources: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(result.sentence for result in self.results)
+
+    @property
+    def models(self) -> list[str]:
+        """The models, the baseline first."""
+        return list(dict.fromkeys(model for each in self.results for model in each.models))
+
+    @property
+    def table(self) -> Table:
+        """All results."""
+        return comparison_table("comparison", "Every comparison", self.results)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what ``--json`` prints."""
+        return {
+            "results": [each.to_json() for each in self.results],
+            "verdicts": [each.to_json() for each in self.conclusions],
+            "notes": list(self.notes),
+        }
+
+    def write(self, out: str | Path) -> Path:
+        """Write the page, with table and figure beside it, and return its path.
+
+        Raises:
+            BadResults: if it cannot be written.
+        """
+        path = check_path(out, "page")
+        path = path if path.suffix in {".html", ".htm"} else path / "compare.html"
+        check_file(path, "page")
+        picture, table = _draw(self.results), self.table
+        html = render_page(
+            "compare.html", page=self, table=table, picture=picture, files=files_of(path).name
+        )
+        write_page(path, html, export_files([table], [picture]))
+        return path
+
+
+def compare(
+    first: str | Path, second: str | Path | None = None, models: Sequence[str] = ()
+) -> RunComparison:
+    """Compare models on the samples and attacks that they have in common; nothing is evaluated.
+
+    Args:
+        first: folder of results, the baseline's.
+        second: folder of results; None to compare the models in ``first``, with its first model as the baseline.
+        models: names of models, the baseline first; of two folders one name, or one for each. By default models of one
+            name are compared, or those of folders with one model each.
+
+    Raises:
+        BadResults: if a folder cannot be read, or nothing is in common.
+        UnknownName: for a model without results.
+    """
+    folders = [check_path(each, "run") for each in (first, second) if each is not None]
+    runs = [_merge(read_runs([folder])) for folder in folders]
+    pairs = list(_pairs(runs, list(models)))
+    results = adjusted(each for pair in pairs for each in compare_models(*pair))
+    if not results:
+        raise BadResults(
+            "the models have nothing in common",
+            got=" and ".join(cells[0].model_label for cells in pairs[0]),
+            expected="results on the same samples of the same data set",
+        )
+    compared = {cell.digest for pair in pairs for cells in pair for cell in cells}
+    cells = [cell for run in runs for cell in run.cells if cell.digest in compared]
+    verdicts = [Verdict.from_json(value) for run in runs for value in run.checks]
+    return RunComparison(
+        tuple(results),
+        tuple(conclude(cells, verdicts)),
+        tuple(_notes(pairs, runs, results)),
+        tuple(map(str, folders)),
+    )
+
+
+def _merge(runs: Sequence[RunResult]) -> RunResult:
+    """Return the runs of one folder as one."""
+    return RunResult(
+        runs[0].name,
+        runs[0].plan,
+        tuple(cell for run in runs for cell in run.cells),
+        tuple(verdict for run in runs for verdict in run.checks),
+        tuple(each for run in runs for each in run.pending),
+    )
+
+
+def _pairs(runs: Sequence[RunResult], models: list[str]) -> Iterator[tuple[Cells, Cells]]:
+    """Yield the cells of the two models of each comparison."""
+    ours, theirs = _by_model(runs[0]), _by_model(runs[-1])
+    if len(runs) == 1:
+        names = models or list(ours)
+        if len(names) < 2:
+            problem = "one model cannot be compared"
+            raise BadParameter(problem, got=names, expected="two models, or two folders")
+        chosen = [_cells_of(name, ours) for name in names]
+        yield from ((chosen[0], each) for each in chosen[1:])
+        return
+    for name, other in _matches(list(ours), list(theirs), models):
+        yield _distinct(_cells_of(name, ours), _cells_of(other, theirs), runs)
+
+
+def _matches(ours: list[str], theirs: list[str], models: list[str]) -> list[tuple[str, str]]:
+    """Return the names of the models to compare, of two folders."""
+    if len(models) > 2:
+        raise BadParameter("too many models", got=models, expected="one for each folder")
+    if models:
+        return [(models[0], models[-1])]
+    if len(ours) == len(theirs) == 1:
+        return [(ours[0], theirs[0])]
+    if common := [(name, name) for name in ours if name in theirs]:
+        return common
+    raise BadParameter(
+        "no model is in both folders",
+        got=[*ours, *theirs],
+        remedy="name one of each: --model BASELINE OTHER",
+    )
+
+
+def _by_model(run: RunResult) -> dict[str, Cells]:
+    found: dict[str, Cells] = {}
+    for cell in run.cells:
+        found[cell.model_label] = (*found.get(cell.model_label, ()), cell)
+    return found
+
+
+def _cells_of(name: str, known: dict[str, Cells]) -> Cells:
+    if name not in known:
+        remedy = suggest(name, known) or f"one of {', '.join(known)}"
+        raise UnknownName(f"there are no results of {name!r}", remedy=remedy)
+    return known[name]
+
+
+def _distinct(first: Cells, second: Cells, runs: Sequence[RunResult]) -> tuple[Cells, Cells]:
+    """Return the cells with labels that name the folder where the models' names are equal."""
+    if first[0].model_label != second[0].model_label:
+        return first, second
+    names = [run.name for run in runs]
+    if names[0] == names[1]:
+        names = ["first", "second"]
+    a, b = (
+        tuple(replace(cell, model_label=f"{cell.model_label} ({name})") for cell in cells)
+        for cells, name in zip((first, second), names, strict=True)
+    )
+    return a, b
+
+
+def _notes(
+    pairs: Sequence[tuple[Cells, Cells]],
+    runs: Sequence[RunResult],
+    results: Sequence[PairedResult],
+) -> Iterator[str]:
+    for first, second in pairs:
+        a, b = first[0], second[0]
+        if a.model.key == b.model.key:
+            yield f"{a.model_label} and {b.model_label} are the same network"
+        keys = [{(c.dataset.name, c.info.dataset_key) for c in cells} for cells in (first, second)]
+        same = {name for name, _ in keys[0]} & {name for name, _ in keys[1]}
+        for name in sorted(same - {name for name, _ in keys[0] & keys[1]}):
+            yield f"{name} are other data in each folder, which were not compared"
+    if any(not each.same_attacks for each in results):
+        yield "some models were attacked by other attacks, so that a difference may be that of the attacks"
+    for what, done, planned in (each for run in runs for each in run.pending):
+        yield f"{what} is not finished: {done} of {planned} samples"
+
+
+SHOWN = 40
+"""Rows of the figure; the table has all."""
+
+
+def _draw(results: Sequence[PairedResult]) -> ReportFigure:
+    """Draw each difference with its interval."""
+    from matplotlib.figure import Figure
+
+    shown = list(results)[:SHOWN]
+    with styled():
+        figure = Figure(figsize=(7.2, 0.75 + 0.34 * len(shown)), layout="constrained")
+        axes = figure.subplots()
+        rows = np.arange(len(shown))[::-1]
+        axes.axvline(0, color=MUTED, linewidth=1)
+        for row, each in zip(rows, shown, strict=True):
+            colour = _colour(each)
+            axes.plot([100 * each.interval.low, 100 * each.interval.high], [row, row], color=colour)
+            axes.plot([100 * each.difference], [row], "o", color=colour)
+        several = len({each.models for each in shown}) > 1
+        axes.set_yticks(rows, [_row_name(each, several) for each in shown])
+        axes.set_ylim(-0.6, len(shown) - 0.4)
+        axes.set_xlabel("difference in points: right of zero the compared model is better")
+        axes.grid(visible=False, axis="y")
+        svg = render(figure)
+    facts = " ".join(each.sentence for each in shown)
+    caption = (
+        "Share of the second model minus that of the first, with 95 % interval. Coloured: a difference after "
+        f"adjustment. {_cut(len(results))}"
+    )
+    return ReportFigure("differences", "Differences", caption.strip(), facts, svg)
+
+
+def _cut(number: int) -> str:
+    return f"The first {SHOWN} of {number} comparisons." if number > SHOWN else ""
+
+
+def _colour(result: PairedResult) -> str:
+    if not result.differs:
+        return COLOURS[7]
+    return COLOURS[2] if result.difference > 0 else COLOURS[1]
+
+
+def _row_name(result: PairedResult, several: bool) -> str:
+    pair = f"{shorten(result.models[1], 18)}: " if several else ""
+    return f"{pair}{result.name}, {result.place}"
