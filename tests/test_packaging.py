@@ -39,3 +39,13 @@ def test_the_version_has_one_source():
     assert PROJECT["project"]["dynamic"] == ["version"]
     assert version("robustbench-inv") == robustbench_inv.__version__
     assert f"## {robustbench_inv.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_citation_names_this_version():
+    assert f"\nversion: {robustbench_inv.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_workflow_runs_what_must_pass():
+    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert "- run: .ci/run" in text
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
