@@ -1,8 +1,9 @@
 """Estimates the cost of an evaluation: the attack is timed on a few samples, a transfer attack by its passes."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -25,25 +26,31 @@ from robustbench_inv.torch_state import kept_modules
 __all__ = ["Estimate", "estimate_jobs", "passes"]
 
 TIMED_SAMPLES = 32
-"""Samples in a timed batch; a small batch is slower per sample, so that the estimate is an upper bound."""
+"""Samples in a timed batch, fewer of a slow model."""
 
 TIMING_SECONDS = 0.2
 """Seconds spent on timing each model."""
 
 TRIAL_SIZES = (4, 16, 64, 250)
-"""Numbers of samples on which an attack is tried, as long as the next number is likely to take TRIAL_SECONDS at most."""
+"""Numbers of samples on which an attack is tried, one after the other."""
 
 TRIAL_SECONDS, TRIALS_SECONDS = 8.0, 60.0
-"""Seconds after which the trial of one attack ends, and after which no further attack is tried."""
+"""Seconds after which the trials of one attack end, and after which no further attack is tried."""
+
+ENOUGH_SAMPLES, ENOUGH_SECONDS, TRIAL_SHARE = 16, 1.0, 0.2
+"""No further trial after one of so many samples if the trials took so long, and this share of the expected time."""
+
+RARE_QUERIES = "long_queries"
+"""Parameter of a member: queries that only samples get on which gradients do not help."""
+
+LEAST_CALLS = 10
+"""Passes of a batch that a trial must have time for."""
 
 MIN_SPREAD = 0.3
 """Least relative uncertainty of an estimate: the machine's load, and samples that differ from those of the trial."""
 
 STOPPED_SPREAD = 2.5
 """Factor between the estimate and the ends of its range if the last trial was stopped."""
-
-LEAST_MARGINAL, SINGLE_MARGINAL = 0.25, 0.5
-"""Share of a small batch's time that is proportional to its samples: the least, and that assumed from one batch."""
 
 DEFAULT_STEPS: Mapping[str, int] = {"probe": 10, "gradient": 100, "search": 1000, "query": 5000}
 """Steps assumed for an attack without such a parameter, by the cost class of its card."""
@@ -96,7 +103,7 @@ def estimate_jobs(jobs: Iterable[Job]) -> list[Estimate]:
         searches.add(job.search_key)
         bounds = _estimate(job, times[key], shared=shared)
         tried = not job.threat.is_transfer and time.perf_counter() - began < TRIALS_SECONDS
-        found.append(_refined(job, bounds) if tried else bounds)
+        found.append(_refined(job, bounds, times[key]) if tried else bounds)
     return found
 
 
@@ -129,10 +136,7 @@ def passes(parameters: Mapping[str, Any], cost: str) -> tuple[int, bool]:
 
 
 def _estimate(job: Job, seconds: float, *, shared: bool) -> Estimate:
-    parameters = job.attack.card.get("parameters") or {}
-    inner = parameters.get("parameters") or ()
-    known = {**parameters, **(inner if isinstance(inner, Mapping) else dict(inner))}
-    once, guessed = passes(known, str(job.attack.card.get("cost", "")))
+    once, guessed = passes(_parameters(job), str(job.attack.card.get("cost", "")))
     further = max(len(job.epsilons), 1) - 1 if job.attack.attack.kind == "fixed-budget" else 0
     below = _short_run_passes(job) or once
     n, taken = len(job.samples), 1 if shared else once
@@ -141,47 +145,129 @@ def _estimate(job: Job, seconds: float, *, shared: bool) -> Estimate:
     return Estimate(job.title, n, once + further * below, low, high, guessed, (low * high) ** 0.5)
 
 
-def _refined(job: Job, bounds: Estimate) -> Estimate:
-    """Return an estimate from runs of the attack on more and more samples; bounds where the first takes too long."""
-    times: dict[int, float] = {}
-    attempt = _Trial(job)
-    for size in TRIAL_SIZES:
-        count = min(size, bounds.samples)
-        taken = attempt.seconds(count) if count and count not in times else None
-        if taken is None:
-            break
-        times[count] = taken
-        if taken * 3 > TRIAL_SECONDS:
-            break
-    if not times:
+def _parameters(job: Job) -> Mapping[str, Any]:
+    """Return an attack's parameters, and those that an adapter passes to another library."""
+    parameters = job.attack.card.get("parameters") or {}
+    inner = parameters.get("parameters") or ()
+    return {**parameters, **(inner if isinstance(inner, Mapping) else dict(inner))}
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """An attack's run on a few samples.
+
+    Args:
+        samples: their number.
+        seconds: the time it took.
+        calls: forward and backward passes of a batch.
+        passes: forward and backward passes of single samples.
+        finished: did it end by itself, not by the time limit?
+        surviving: share of the samples that nothing broke.
+        calls_each: forward and backward passes for each forward pass, between 1 and 2.
+    """
+
+    samples: int
+    seconds: float
+    calls: float
+    passes: float
+    finished: bool = True
+    surviving: float = 1.0
+    calls_each: float = 2.0
+
+
+def _refined(job: Job, bounds: Estimate, seconds: float) -> Estimate:
+    """Return an estimate from runs of the attack on more and more samples; bounds where the first fails.
+
+    Args:
+        job: the cell.
+        bounds: its estimate from the number of passes.
+        seconds: of a forward and backward pass of one sample.
+    """
+    trials = _try(job, bounds)
+    if not trials:
         return bounds
-    timed = max(times)
-    spread = 1 + max(MIN_SPREAD, 2 / timed**0.5)
-    if times[timed] == inf:  # stopped, so that this is a guess
-        times[timed], spread = 2 * TRIAL_SECONDS, STOPPED_SPREAD
-    expected = _extrapolated(times, bounds.samples)
+    *_, base = [t for t in trials if t.finished] or trials
+    spread = 1 + max(MIN_SPREAD, 2 / base.samples**0.5)
+    if not base.finished:
+        base, spread = _completed(job, base), STOPPED_SPREAD
+    expected = _extrapolated(trials, base, bounds.samples, seconds / 3)
     low, high = expected / spread, expected * spread
-    return replace(bounds, low=low, high=high, seconds=expected, timed=timed)
+    return replace(bounds, low=low, high=high, seconds=expected, timed=base.samples)
 
 
-def _extrapolated(times: Mapping[int, float], samples: int) -> float:
-    """Return the seconds of all samples in blocks from those of small batches.
+def _try(job: Job, bounds: Estimate) -> list[_Trial]:
+    """Return trials of growing size until they suffice, or TRIAL_SECONDS have passed; the last one may be unfinished."""
+    run, trials, end = _TrialRunner(job), list[_Trial](), time.perf_counter() + TRIAL_SECONDS
+    for count in sorted({min(size, bounds.samples) for size in TRIAL_SIZES} - {0}):
+        trial = run.trial(count, end)
+        if trial is None:
+            break
+        trials.append(trial)
+        left = end - time.perf_counter()
+        longest_call = max(TRIAL_SIZES) / min(TRIAL_SIZES) * trial.seconds / max(trial.calls, 1)
+        if not trial.finished or left < LEAST_CALLS * min(longest_call, trial.seconds):
+            break
+        taken = TRIAL_SECONDS - left
+        enough = max(ENOUGH_SECONDS, TRIAL_SHARE * _extrapolated(trials, trial, bounds.samples))
+        if count >= ENOUGH_SAMPLES and taken > enough:
+            break
+    return trials
+
+
+def _completed(job: Job, trial: _Trial) -> _Trial:
+    """Return what a stopped trial would have needed if its unbroken samples took the usual passes to the end."""
+    calls = max(_without_rare_queries(job) * trial.calls_each, 2 * trial.calls)
+    passes = max(trial.passes, trial.surviving * trial.samples * calls)
+    return replace(trial, calls=calls, passes=passes)
+
+
+def _without_rare_queries(job: Job) -> int:
+    """Return the passes of a sample that survives, without the long runs of members that few samples get."""
+    parameters = _parameters(job)
+    members = [{**each, RARE_QUERIES: 0} for each in parameters.get("members") or ()]
+    return passes({**parameters, "members": members}, str(job.attack.card.get("cost", "")))[0]
+
+
+def _extrapolated(
+    trials: Sequence[_Trial], base: _Trial, samples: int, least: float = 0.0
+) -> float:
+    """Return the seconds of all samples in blocks.
+
+    A pass of a batch takes a time that does not depend on its samples, and a time for each sample. Both are fitted to
+    the trials.
+
+    Args:
+        trials: timed ones.
+        base: its passes are those of the other samples, too; its calls are those of a block.
+        samples: number of all samples.
+        least: seconds of a sample's pass, at least.
 
     Example:
-        >>> round(_extrapolated({4: 0.6, 16: 1.2}, 500), 1)
+        >>> small, large = _Trial(4, 0.6, 100, 400), _Trial(16, 1.2, 100, 1600)
+        >>> round(_extrapolated([small, large], large, 500), 1)
         25.8
     """
-    *_, size = sorted(times)
-    per_sample = times[size] / size
-    marginal = SINGLE_MARGINAL * per_sample
-    if len(times) > 1:
-        before = sorted(times)[-2]
-        marginal = (times[size] - times[before]) / (size - before)
-    marginal = min(max(marginal, LEAST_MARGINAL * per_sample), per_sample)
-    return -(-samples // BATCH_SIZE) * (times[size] - marginal * size) + samples * marginal
+    blocks = -(-samples // BATCH_SIZE)
+    if base.finished and base.samples == min(samples, BATCH_SIZE):
+        return base.seconds * samples / base.samples
+    call, single = _fitted(trials, least)
+    return blocks * call * base.calls + samples * single * base.passes / base.samples
 
 
-class _Trial:
+def _fitted(trials: Sequence[_Trial], least: float) -> tuple[float, float]:
+    """Return the seconds of a batch's pass, and those of each sample in it, with the least relative error."""
+    from scipy.optimize import nnls
+
+    rows = [(trial.calls / trial.seconds, trial.passes / trial.seconds) for trial in trials]
+    (_, single), _ = nnls(rows, [1.0] * len(rows)) if len(rows) > 1 else ((0.0, least), 0.0)
+    single = min(max(float(single), least), min(t.seconds / max(t.passes, 1.0) for t in trials))
+    call = max(
+        sum(t.seconds - single * t.passes for t in trials) / sum(t.calls for t in trials), 0.0
+    )
+    return call, single
+
+
+class _TrialRunner:
     """Runs the attack of a job on a few samples; nothing is written.
 
     Args:
@@ -190,11 +276,11 @@ class _Trial:
 
     def __init__(self, job: Job) -> None:
         self._job, self._device = job, device_of(job.model.classifier)
-        self._deadline = inf
+        self._deadline, self._calls = inf, 0
         self._searches = make_searches(job, self._device, watch=self._check)
 
-    def seconds(self, count: int) -> float | None:
-        """Return the seconds that a number of samples takes; infinity beyond TRIAL_SECONDS, None if a part fails."""
+    def trial(self, count: int, deadline: float) -> _Trial | None:
+        """Run the attack on a number of samples until a time of ``time.perf_counter``; return None if a part fails."""
         job = self._job
         judge = Judge(job.model.classifier, job.dataset, job.seed, job.effective_oracle)
         loader = Loader(job.dataset, self._device, job.model.classifier.dtype)
@@ -203,19 +289,27 @@ class _Trial:
         kind = job.attack.attack.kind
         context = CellContext(kind, job.threat, *self._searches, judge, lambda *_, **__: None)
         began = time.perf_counter()
-        self._deadline = began + TRIAL_SECONDS
+        self._deadline, self._calls = deadline, 0
         try:
             with (
                 kept_modules([job.model.classifier] if job.model.is_foreign else []),
                 seeded(job.seed, ids[0], self._device),
             ):
-                evaluate_block(context, loader.batch(ids))
+                state = evaluate_block(context, loader.batch(ids))
         except (InvbenchError, RuntimeError, MemoryError):
             return None  # the evaluation itself reports it
-        taken = time.perf_counter() - began
-        return taken if taken < TRIAL_SECONDS else inf
+        now = time.perf_counter()
+        records = state.records(None)
+        forward = sum(record.forward_passes for record in records)
+        backward = sum(record.backward_passes for record in records)
+        each = 1 + backward / max(forward, 1)
+        surviving = int(state.broken_at.isnan().sum()) / count
+        calls = max(1, self._calls) * each
+        total = max(forward + backward, 1)
+        return _Trial(count, now - began, calls, total, now < deadline, surviving, each)
 
     def _check(self, *_: object) -> None:
+        self._calls += 1
         if time.perf_counter() > self._deadline:
             raise TimeLimitExceeded("the trial takes too long")
 
@@ -231,18 +325,22 @@ def _short_run_passes(job: Job) -> int | None:
 
 def _seconds_per_pass(job: Job) -> float:
     """Return the seconds of one forward and backward pass of one sample, on the queried model."""
-    classifier, ids = job.search_model.classifier, list(job.samples[:TIMED_SAMPLES])
-    device = device_of(classifier)
-    batch = Loader(job.dataset, device, classifier.dtype).batch(ids)
-    rng, guide = SampleRNG(0, batch.ids), job.guide.classifier if job.guide else None
-    meter = CountingModel(classifier, batch, job.threat, rng, keep_best=False, guide=guide)
-    return _fastest(lambda: meter.gradient(batch.images, _loss)) / len(ids)
+    classifier, device = job.search_model.classifier, device_of(job.search_model.classifier)
+    loader = Loader(job.dataset, device, classifier.dtype)
+    seconds, count = 0.0, 1
+    while count and seconds * count < TIMING_SECONDS:
+        batch = loader.batch(list(job.samples[:count]))
+        rng, guide = SampleRNG(0, batch.ids), job.guide.classifier if job.guide else None
+        meter = CountingModel(classifier, batch, job.threat, rng, keep_best=False, guide=guide)
+        seconds = _fastest(partial(meter.gradient, batch.images, _loss)) / len(batch)
+        count = 0 if count == TIMED_SAMPLES else TIMED_SAMPLES
+    return seconds
 
 
 def _fastest(call: Callable[[], object]) -> float:
-    call()
+    """Return the seconds of the fastest of a few calls, of a single one that is slow."""
     times: list[float] = []
-    while len(times) < 3 or sum(times) < TIMING_SECONDS:
+    while len(times) < 4 or sum(times) < TIMING_SECONDS:
         began = time.perf_counter()
         call()
         times.append(time.perf_counter() - began)

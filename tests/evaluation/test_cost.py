@@ -28,11 +28,30 @@ class Sleeps(nn.Module):
         return self.inner(images)
 
 
-def test_a_trial_is_extrapolated_block_by_block():
-    one, two = cost._extrapolated({4: 0.4}, 250), cost._extrapolated({4: 0.4, 16: 0.4}, 250)
-    assert one == 12.7
-    assert 0.3 < two < 2.0  # a batch takes the same time whatever its size
-    assert cost._extrapolated({4: 0.4, 16: 1.6}, 1000) == 100.0
+def test_times_are_extrapolated_by_passes_of_batches_and_of_samples():
+    small, large = cost._Trial(4, 0.4, 10, 40), cost._Trial(16, 0.4, 10, 160)
+    slow = cost._Trial(16, 1.6, 10, 160)
+    assert 0.3 < cost._extrapolated([small, large], large, 250) < 2.0  # whatever the batch's size
+    assert abs(cost._extrapolated([small, slow], slow, 1000) - 100.0) < 1  # in proportion to it
+
+
+def test_passes_that_most_samples_do_not_need_count_once_for_a_block():
+    """Of four samples one survived long; an ensemble's time for 500 samples is not 125 times as long."""
+    small, large = cost._Trial(4, 3.0, 1000, 1100), cost._Trial(16, 3.3, 1000, 1700)
+    assert 6.0 < cost._extrapolated([small, large], large, 500) < 35.0
+
+
+def test_a_whole_block_needs_no_model_of_its_time():
+    block = cost._Trial(250, 5.0, 100, 9000)
+    assert cost._extrapolated([cost._Trial(4, 4.0, 90, 300), block], block, 1000) == 20.0
+
+
+def test_a_stopped_trial_is_completed_by_the_passes_of_survivors(toys):
+    job = toys.make_job(PGD(400), toys.linf(0.001), module=Sleeps(toys.TwoSides(torch.float32)))
+    begun = cost._Trial(4, 2.0, 20, 80, finished=False, surviving=0.5)
+    whole = cost._completed(job, begun)
+    assert whole.calls == 2 * 401
+    assert whole.passes == 0.5 * 4 * 2 * 401
 
 
 def test_the_attack_is_tried_and_the_model_gets_no_hook(toys):
@@ -60,7 +79,7 @@ def test_a_trial_that_takes_too_long_is_stopped(toys, monkeypatch):
     )
     (estimate,) = estimate_jobs([job])
     assert estimate.timed == 4
-    assert estimate.seconds >= 2 * 0.05
+    assert estimate.seconds >= 401 * 0.01
     assert estimate.high == cost.STOPPED_SPREAD * estimate.seconds
 
 
