@@ -14,7 +14,7 @@ from robustbench_inv.catalogue.cards import (
 from robustbench_inv.catalogue.references import (
     MODEL_LIBRARIES,
     locate_code,
-    locate_substitute,
+    locate_threat,
     parse_source,
 )
 from robustbench_inv.errors import BadCatalogue
@@ -76,7 +76,7 @@ def read_benchmark(path: Path) -> Benchmark:
     return replace(
         card,
         datasets=tuple(_dataset(each, folder) for each in card.datasets),
-        threats=tuple(locate_substitute(each, folder) for each in card.threats),
+        threats=tuple(locate_threat(each, folder) for each in card.threats),
     )
 
 

@@ -11,7 +11,7 @@ from robustbench_inv.catalogue.references import (
     LIBRARY_PREFIXES,
     check_implementation,
     locate_code,
-    locate_substitute,
+    locate_threat,
 )
 from robustbench_inv.errors import BadCatalogue, suggest
 
@@ -353,7 +353,7 @@ def _read(kind: type[FileCard], path: Path, name: str) -> FileCard:
 def _located(entry: SuiteEntry, path: Path) -> SuiteEntry:
     attack, threat = (
         locate_code(entry.attack, path.parent),
-        locate_substitute(entry.threat, path.parent),
+        locate_threat(entry.threat, path.parent),
     )
     return replace(entry, attack=attack, threat=threat)
 

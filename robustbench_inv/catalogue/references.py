@@ -25,7 +25,8 @@ __all__ = [
     "import_module",
     "import_object",
     "locate_code",
-    "locate_substitute",
+    "locate_threat",
+    "parse_panel",
     "parse_reference",
     "parse_source",
     "source_file",
@@ -111,6 +112,29 @@ def parse_source(text: str) -> tuple[str, Reference] | None:
     return kind, Reference(found[1], _read_parameters(found[2], text))
 
 
+def parse_panel(text: str) -> tuple[list[str], str] | None:
+    """Read ``panel:MODEL,MODEL,…[,rule=RULE]``: an oracle of the user's own models.
+
+    Args:
+        text: the oracle of a threat. A part ``key=value`` is a parameter of the model before it; ``rule`` is the last.
+
+    Returns:
+        The models' references, and the rule (``majority`` if there is none); None for any other oracle.
+
+    Example:
+        >>> parse_panel("panel:a.py:build:width=8,weights=a.pt,b.py:build,rule=unanimous")
+        (['a.py:build:width=8,weights=a.pt', 'b.py:build'], 'unanimous')
+        >>> parse_panel("mnist-panel")
+    """
+    kind, colon, rest = text.strip().partition(":")
+    if kind != "panel" or not colon:
+        return None
+    listed, *rule = re.split(r"(?:^|[:,])\s*rule\s*=", rest, maxsplit=1)
+    members = re.split(r",(?!\s*\w+\s*=)", listed)
+    named = [member.strip() for member in members if member.strip()]
+    return named, "".join(rule).strip() or "majority"
+
+
 DATA_SOURCES = ("folder", "npz", "npy", "torchvision", "hf")
 """Sources of data that are named with a path or the library's name; see ``data.sources.SOURCES``."""
 
@@ -175,7 +199,7 @@ def check_implementation(reference: str, path: Path) -> None:
 
 
 def locate_code(text: str, folder: Path) -> str:
-    """Return a name from a catalogue file, with the absolute path of its code; other names are returned unchanged.
+    """Return a name from a catalogue file, with the absolute paths of its code and of its files of weights.
 
     Args:
         text: name of a model or attack, with optional parameters.
@@ -184,6 +208,7 @@ def locate_code(text: str, folder: Path) -> str:
     Raises:
         BadCatalogue: if it names code that the file may not name.
     """
+    text = _locate_files(text, folder)
     name = parse_reference(text).name
     place, _, inner = name.rpartition(":")
     if not (place and inner.isidentifier()) or name.partition(":")[0] in (
@@ -198,12 +223,41 @@ def locate_code(text: str, folder: Path) -> str:
     return text
 
 
-def locate_substitute(threat: str, folder: Path) -> str:
-    """Return a threat from a catalogue file, with the absolute path of its substitute's code, as ``locate_code`` does."""
-    word = re.search(r":\s*(?:substitute|guide)\s*=", threat)
-    if word is None:
-        return threat
-    return threat[: word.end()] + locate_code(threat[word.end() :], folder)
+def locate_threat(threat: str, folder: Path) -> str:
+    """Return a threat from a catalogue file, with the absolute paths of the files of its substitute and its oracle.
+
+    Raises:
+        BadCatalogue: if it names code that the file may not name.
+    """
+    first, word, model = _partition(threat, "substitute|guide")
+    budget, given, oracle = _partition(first, "oracle")
+    if panel := parse_panel(oracle):
+        members = [locate_code(member, folder) for member in panel[0]]
+        oracle = f"panel:{','.join(members)},rule={panel[1]}"
+    elif (folder / oracle).is_file():
+        oracle = str((folder / oracle).resolve())
+    return f"{budget}{given}{oracle}{word}{locate_code(model, folder) if model.strip() else model}"
+
+
+def _partition(threat: str, words: str) -> tuple[str, str, str]:
+    """Return what comes before the first of the words, the word as it is written, and what comes after it."""
+    before, *rest = re.split(rf"(:\s*(?:{words})\s*=)", threat, maxsplit=1)
+    word, after = rest or ("", "")
+    return before, word, after
+
+
+def _locate_files(text: str, folder: Path) -> str:
+    """Return a name with the absolute paths of the files in a folder that it names, as a network or as weights."""
+    return re.sub(
+        r"(^|\b(?:weights|thresholds)=)([^,:]+)",
+        lambda found: found[1] + _absolute(found[2].strip(), folder),
+        text.strip(),
+    )
+
+
+def _absolute(place: str, folder: Path) -> str:
+    path = folder / Path(place).expanduser()
+    return str(path.resolve()) if path.is_file() and not _is_file(place) else place
 
 
 LIBRARY_PREFIXES = ("foolbox", "torchattacks")

@@ -10,7 +10,7 @@ from robustbench_inv.catalogue.cards import read_toml
 from robustbench_inv.catalogue.datasets import refuse_code
 from robustbench_inv.catalogue.fields import Mismatch, check_fields, explain_mismatch
 from robustbench_inv.catalogue.locate import find
-from robustbench_inv.catalogue.references import locate_code, locate_substitute
+from robustbench_inv.catalogue.references import locate_code, locate_threat
 from robustbench_inv.catalogue.reproduction import (
     Claim,
     Column,
@@ -128,7 +128,7 @@ def _with_located_code(item: Reproduction) -> Reproduction:
         replace(
             each,
             attack=_located(each.attack, folder),
-            threat=locate_substitute(each.threat, folder),
+            threat=locate_threat(each.threat, folder),
         )
         for each in item.trials
     ]
@@ -145,7 +145,7 @@ def _with_located_code(item: Reproduction) -> Reproduction:
 def _located(value: Any, folder: Path) -> Any:  # noqa: ANN401 - values of a TOML file
     """Return a value with absolute paths of the code that any text in it names."""
     if isinstance(value, str):
-        return locate_substitute(locate_code(value, folder), folder) if ":" in value else value
+        return locate_threat(locate_code(value, folder), folder) if ":" in value else value
     if isinstance(value, Mapping):
         return {key: _located(each, folder) for key, each in value.items()}
     return [_located(each, folder) for each in value] if isinstance(value, list) else value

@@ -23,7 +23,7 @@ def rescore(
         str,
         option(
             metavar="CSV|PANEL",
-            help="Take true classes from this CSV file of human labels, or from this panel oracle.",
+            help="Take true classes from this CSV file of human labels, or from this panel: mnist-panel, or panel:MODEL,MODEL,… of your own.",
         ),
     ],
     out: Annotated[

@@ -109,7 +109,7 @@ def _check_goal(job: Job) -> None:
             f"the goal {goal.name} of {job.attack.name} needs the true class of a changed input",
             got=f"{data.name}, which has labels for its own inputs only",
             expected="an oracle, or a data set that classifies any input, such as spheres",
-            remedy="name an oracle in the threat: none:oracle=mnist-panel, or none:oracle=labels.csv",
+            remedy="name an oracle in the threat: none:oracle=panel:MODEL,MODEL of your own models, or none:oracle=labels.csv",
         )
     if job.attack.attack.kind == "invariance" and not judged:
         raise CapabilityMismatch(

@@ -1,6 +1,6 @@
 """Oracles: data sets, panels of models and human labels that give the true class of a changed input."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -8,12 +8,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from robustbench_inv.catalogue.cards import OracleCard, read_oracle
+from robustbench_inv.catalogue.cards import read_oracle
 from robustbench_inv.catalogue.locate import find
 from robustbench_inv.catalogue.models import LoadedModel
-from robustbench_inv.catalogue.references import parse_reference
+from robustbench_inv.catalogue.references import parse_panel, parse_reference
 from robustbench_inv.data.protocol import Dataset, LabelOracle
-from robustbench_inv.errors import BadCatalogue, CapabilityMismatch
+from robustbench_inv.errors import BadParameter, CapabilityMismatch
 from robustbench_inv.identity import digest_value
 from robustbench_inv.models.protocol import classify, device_of
 from robustbench_inv.randomness import SampleRNG
@@ -37,6 +37,9 @@ __all__ = [
 
 MIN_MEMBERS = 2
 """Smallest number of members: a single network is not a panel."""
+
+RULES = ("majority", "unanimous")
+"""Rules of a panel: the class of more than half of the members, or of all of them."""
 
 PANEL_BATCH_SIZE = 250
 """Clean inputs in a batch that a panel classifies."""
@@ -94,10 +97,14 @@ class AttackedModel:
         implementation = str(model.card.get("implementation", ""))
         return cls(model.name, model.digest, model.weights_digest, implementation)
 
+    def is_same(self, member: LoadedModel) -> bool:
+        """Is a member the attacked model, by its digest or its weights?"""
+        same_weights = self.weights is not None and self.weights == member.weights_digest
+        return self.digest == member.digest or same_weights
+
     def exclusion_reason(self, member: LoadedModel) -> str:
         """Return why a member is excluded; empty if it is not."""
-        same_weights = self.weights is not None and self.weights == member.weights_digest
-        if self.digest == member.digest or same_weights:
+        if self.is_same(member):
             return "it is the attacked model"
         if self.implementation == member.card.get("implementation"):
             return f"{self.name} has the same architecture"
@@ -273,7 +280,7 @@ def dataset_oracle(dataset: Dataset) -> Oracle | None:
 
 def is_label_file(text: str) -> bool:
     """Return whether a threat's oracle is a file of human labels."""
-    return text.lower().endswith(".csv")
+    return text.lower().endswith(".csv") and parse_panel(text) is None
 
 
 def load_oracle(
@@ -285,43 +292,84 @@ def load_oracle(
     """Return the oracle that a threat names.
 
     Args:
-        text: ``FILE.csv``, or the name of a panel with optional parameters (``mnist-panel:rule=unanimous``).
+        text: ``FILE.csv``; ``panel:MODEL,MODEL,…`` with the user's models; or the name of a panel of the catalogue. A
+            panel takes a rule: ``mnist-panel:rule=unanimous``, ``panel:MODEL,MODEL,MODEL,rule=unanimous``.
         dataset: the data that is evaluated.
-        attacked: the queried models, which are excluded from the panel.
+        attacked: the queried models, which are excluded from the panel. Models of their architecture are excluded from
+            a panel of the catalogue; in the user's panel they vote, with a note.
         load: loads a member by its name.
 
     Raises:
         UnknownName: for a name that is not in the catalogue.
         BadData: for a CSV that cannot be read, or labels that are not classes of the data set.
+        BadParameter: for a panel that names a member twice, or has an unknown rule.
         CapabilityMismatch: if fewer than two members remain, or the inputs are not images.
     """
     if is_label_file(text):
         return _load_human_oracle(text, dataset)
+    if (own := parse_panel(text)) is not None:
+        return _own_panel(*own, dataset, attacked, load)
     reference = parse_reference(text)
     card = read_oracle(find("oracles", reference.name), reference.parameters)
-    members, excluded = _eligible_members(card, attacked, load)
-    notes = tuple(f"{name} is excluded from {reference}: {why}" for name, why in excluded.items())
-    if len(members) < MIN_MEMBERS:
+    members = _distinct(str(reference), card.members, load)
+    reasons = [(each, _first(m.exclusion_reason(each) for m in attacked)) for each in members]
+    name = str(reference)
+    notes = tuple(f"{each.name} is excluded from {name}: {why}" for each, why in reasons if why)
+    voting = tuple(each for each, why in reasons if not why)
+    _check_members(name, voting, notes, card.members)
+    return PanelOracle(name, card.rule, voting, dataset, notes)
+
+
+def _own_panel(
+    named: Sequence[str],
+    rule: str,
+    dataset: Dataset,
+    attacked: Sequence[AttackedModel],
+    load: Callable[[str], LoadedModel],
+) -> PanelOracle:
+    """Return a panel of the user's models."""
+    if rule not in RULES:
+        raise BadParameter("unknown rule of a panel", got=rule, expected=" or ".join(RULES))
+    members = _distinct("the panel", named, load)
+    itself = [each for each in members if any(m.is_same(each) for m in attacked)]
+    voting = tuple(each for each in members if each not in itself)
+    related = [
+        f"{each.name} votes on {model.name}, which has the same architecture: they may share mistakes"
+        for each in voting
+        for model in attacked
+        if model.exclusion_reason(each)
+    ]
+    notes = [f"{each.name} is excluded from the panel: it is the attacked model" for each in itself]
+    _check_members("the panel", voting, notes, named)
+    tag = digest_value({"members": sorted(each.digest for each in voting)})[:4]
+    name = f"of {len(voting)} models #{tag}"
+    return PanelOracle(name, rule, voting, dataset, (*notes, *related))
+
+
+def _distinct(
+    panel: str, named: Sequence[str], load: Callable[[str], LoadedModel]
+) -> list[LoadedModel]:
+    """Return the members of a panel, which must differ."""
+    members = [load(name) for name in named]
+    if len({each.weights_digest or each.digest for each in members}) < len(members):
+        raise BadParameter(f"{panel} names a member twice", got=", ".join(named))
+    return members
+
+
+def _check_members(
+    panel: str, voting: Sequence[LoadedModel], notes: Sequence[str], named: Sequence[str]
+) -> None:
+    if len(voting) < MIN_MEMBERS:
         raise CapabilityMismatch(
-            f"{reference} has too few eligible members",
-            got="; ".join(notes) or ", ".join(card.members),
+            f"{panel} has too few eligible members",
+            got="; ".join(notes) or ", ".join(named) or "none",
             expected=f"at least {MIN_MEMBERS} other than the attacked model",
             remedy="name another panel, or a CSV of human labels",
         )
-    return PanelOracle(str(reference), card.rule, members, dataset, notes)
 
 
-def _eligible_members(
-    card: OracleCard, attacked: Sequence[AttackedModel], load: Callable[[str], LoadedModel]
-) -> tuple[tuple[LoadedModel, ...], Mapping[str, str]]:
-    """Return the eligible members, and the reasons why the others are excluded."""
-    members = [load(name) for name in card.members]
-    digests = {member.weights_digest or member.digest for member in members}
-    if len(digests) < len(members):
-        raise BadCatalogue(f"{card.name} names a member twice", got=", ".join(card.members))
-    reasons = {each.name: [model.exclusion_reason(each) for model in attacked] for each in members}
-    excluded = {name: next(filter(None, why)) for name, why in reasons.items() if any(why)}
-    return tuple(each for each in members if each.name not in excluded), excluded
+def _first(reasons: Iterable[str]) -> str:
+    return next(filter(None, reasons), "")
 
 
 def _load_human_oracle(text: str, dataset: Dataset) -> HumanOracle:

@@ -16,12 +16,14 @@ from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.catalogue.references import Reference, parse_reference
 from robustbench_inv.catalogue.threats import load_goal, load_threat
 from robustbench_inv.errors import BadResults
+from robustbench_inv.evaluation.compatibility import check_fits
 from robustbench_inv.evaluation.jobs import CellSpec
 from robustbench_inv.evaluation.judge import smallest_breaking_eps
 from robustbench_inv.evaluation.oracles import (
     AttackedModel,
     HumanOracle,
     Oracle,
+    PanelOracle,
     describe_oracle,
     is_label_file,
     load_oracle,
@@ -189,7 +191,11 @@ def _panel(text: str, info: CellInfo, options: LoadOptions) -> Oracle:
     if substitute:
         attacked.append(AttackedModel(substitute.name, substitute.digest, None, ""))
     load = partial(load_model, dataset=dataset, device=options.device)
-    return load_oracle(text, dataset, attacked, load)
+    panel = load_oracle(text, dataset, attacked, load)
+    if isinstance(panel, PanelOracle):
+        for member in panel.members:
+            check_fits(member, dataset)
+    return panel
 
 
 def _network(model: ModelInfo) -> str:

@@ -241,12 +241,91 @@ def test_a_panel_of_one_is_refused(catalogue):
         panel("two", attacked=[load_model(BodyMeanClassifier())])
     assert "\n" not in str(error.value)
     catalogue("double", "BodyMeanClassifier", "BodyMeanClassifier:scale=2.0")
-    with pytest.raises(BadCatalogue, match="names a member twice"):
+    with pytest.raises(BadParameter, match="names a member twice"):
         panel("double")
     with pytest.raises(UnknownName, match="did you mean three"):
         panel("thre")
     with pytest.raises(BadCatalogue, match="rule does not fit"):
         panel("three:rule=any")
+
+
+OWN = f"panel:{HERE}:BodyMeanClassifier:scale=2.0,{HERE}:BodyMaxClassifier,{HERE}:AllRowsClassifier"
+
+
+def test_own_models_form_a_panel():
+    found = panel(OWN)
+    assert [each.name.removeprefix(f"{HERE}:") for each in found.members] == [
+        "BodyMeanClassifier:scale=2.0",
+        "BodyMaxClassifier",
+        "AllRowsClassifier",
+    ]
+    assert found.rule == "majority"
+    assert found.source.startswith("panel of 3 models #")
+    assert found.notes == ()
+    images, ids = shifted(column_images(), first_changed_id=2)
+    assert found.classify(images, ids).tolist() == [0, 1, *((i + 1) % 3 for i in range(2, 12))]
+
+
+def test_the_order_of_own_models_does_not_matter_but_their_rule_and_weights_do():
+    one, two = f"{HERE}:BodyMeanClassifier", f"{HERE}:BodyMaxClassifier"
+    texts = [
+        f"panel:{one},{two}",
+        f"panel: {two} , {one}",
+        f"panel:{one},{two},rule=unanimous",
+        f"panel:{one}:scale=2.0,{two}",
+    ]
+    digests = [panel(text).digest for text in texts]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+
+
+def test_own_models_of_the_attacked_architecture_vote_and_the_attacked_model_does_not():
+    itself, related = load_model(BodyMeanClassifier(scale=2.0)), BodyMeanClassifier(scale=7.0)
+    found = panel(OWN, attacked=[itself])
+    assert len(found.members) == 2
+    assert "BodyMeanClassifier:scale=2.0 is excluded from the panel" in found.notes[0]
+    found = panel(OWN, attacked=[load_model(related)])
+    assert len(found.members) == 3
+    assert "which has the same architecture: they may share mistakes" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "says"),
+    [
+        ("panel:", CapabilityMismatch, "the panel has too few eligible members, got 'none'"),
+        ("panel:BodyMax", CapabilityMismatch, "too few eligible members, got .*:BodyMax"),
+        ("panel:BodyMax,BodyMax", BadParameter, "the panel names a member twice"),
+        ("panel:BodyMax,AllRows,rule=any", BadParameter, "unknown rule of a panel, got 'any'"),
+        ("panel:BodyMax,AllRow", UnknownName, "AllRow"),
+        ("panel:BodyMax,lables.csv", UnknownName, "lables.csv"),
+    ],
+)
+def test_an_unusable_panel_of_own_models_is_refused(text, error, says):
+    for name in ("BodyMax", "AllRows"):
+        text = text.replace(name, f"{HERE}:{name}Classifier")
+        says = says.replace(f":{name}", f":{name}Classifier")
+    with pytest.raises(error, match=says) as raised:
+        panel(text)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_panel_of_own_models_from_the_threat_to_the_records(tmp_path):
+    found, cell = run(tmp_path, threat=f"none:oracle={OWN}")
+    assert [r.goal_reached for r in found.records()] == [False] * 2 + [True] * 10
+    assert {r.oracle_source for r in found.records()} == {panel(OWN).source}
+    assert cell.info.threat.text == f"none:oracle={OWN}"
+    assert cell.oracle_error().trials == 12
+    (job,) = make_plan(
+        EvaluationRequest(
+            models=["mnist-cnn"],
+            attacks=["collision"],
+            dataset="mnist5k",
+            samples=4,
+            threat="none:oracle=panel:mnist-lenet5,mnist-mlp",
+        )
+    ).jobs
+    (packed,) = unpack_jobs(pack_jobs([job]))
+    assert packed.build({}).oracle.digest == job.oracle.digest
 
 
 def run(tmp_path, model=None, threat="none:oracle=three", attack=None, **more):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from robustbench_inv.errors import UnknownName, UsageError
@@ -93,6 +94,28 @@ def test_without_threats_suites_keep_theirs_and_cards_name_the_data(plan):
 def test_a_network_beside_the_file_is_called_as_the_file_calls_it(plan):
     found = plan('models = ["net.py:build", "A=net.py:build:dtype=float64"]\n' + RUN)
     assert [job.shown[0] for job in found.jobs] == ["net.py:build", "A"]
+
+
+def test_weights_and_oracles_beside_the_file_are_found(plan, tmp_path):
+    from robustbench_inv.results.human_labels import COLUMNS
+
+    members = []
+    for name in "abc":
+        torch.manual_seed(ord(name))
+        weights = {"1.weight": torch.randn(10, 784), "1.bias": torch.zeros(10)}
+        torch.save(weights, tmp_path / f"{name}.pt")
+        members.append(f"net.py:build:weights={name}.pt")
+    (tmp_path / "labels.csv").write_text(",".join(COLUMNS) + "\naa,,,3,,\n")
+    runs = "".join(
+        f'[[runs]]\nattack = "collision"\nthreat = "none:oracle={oracle}"\n'
+        for oracle in (f"panel:{members[1]},{members[2]},rule=unanimous", "labels.csv")
+    )
+    panel, people = plan(
+        f'models = ["A={members[0]}"]\ndatasets = ["mnist5k"]\nsamples = 2\n{runs}'
+    ).jobs
+    assert [len(panel.oracle.members), panel.oracle.rule] == [2, "unanimous"]
+    assert panel.model.digest not in {each.digest for each in panel.oracle.members}
+    assert people.oracle.source == "human"
 
 
 DATA = """
