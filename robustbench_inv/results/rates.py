@@ -133,7 +133,12 @@ def _share(records: Sequence[Record], class_of: Callable[[Record], int | None]) 
 MEMBER_COLUMN = "ensemble_member"
 """What an ensemble attack measures of each sample: the number of the member that broke it, from 1; 0 for none."""
 
-DISPLAY_NAMES = {"Scouted": "Square with APGD", "SquareThenAPGD": "Square with APGD"}
+DISPLAY_NAMES = {
+    "Scouted": "Square with APGD",
+    "SquareThenAPGD": "Square with APGD",
+    "Counterpart": "altered input",
+    "LevelSetTraversal": "LST",
+}
 """Members that readers do not know by the name of their class."""
 
 
@@ -199,6 +204,8 @@ def _member_names(members: Sequence[Mapping[str, Any]]) -> list[str]:
 def _member_name(member: Mapping[str, Any]) -> str:
     kind = str(member["type"]).rpartition(":")[2]
     name, classes = DISPLAY_NAMES.get(kind, kind), member.get("target_classes")
+    if member.get("donor") == "aligned":
+        return f"{name} to aligned images"
     if member.get("radius_schedule") or member.get("widths"):
         return f"{name} from larger budgets"
     return f"{name} toward {classes} classes" if classes else name

@@ -1,5 +1,6 @@
 """Norm-bounded invariance attack on any classifier: move toward an aligned image of another class while the prediction stays."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -72,6 +73,21 @@ class Alignment:
         ]
         found, distances = (torch.cat(each) for each in zip(*parts, strict=True))
         return (found + low).reshape(*distances.shape, *batch.images.shape[1:]), distances
+
+    def closest(self, batch: Batch, low: float, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the closest aligned donors (n, …), the first of another class each, and their classes (n,).
+
+        Args:
+            batch: n samples with their pool.
+            low: smallest value of an element.
+            count: number of donors; fewer where the pool has fewer classes. A sample without one has class −1.
+        """
+        aligned, distances = self.targets(batch, low)
+        classes = max(1, int(distances.isfinite().sum(1).max()))
+        order = distances.topk(min(count, classes), largest=False)
+        rows = torch.arange(len(batch), device=distances.device)
+        for far, each in zip(order.values.unbind(1), order.indices.unbind(1), strict=True):
+            yield aligned[rows, each], each.where(far.isfinite(), -1)
 
     def _nearest(self, batch: Batch) -> Tensor:
         """Return (n, classes, neighbours) positions of the closest donors in the pool, −1 where there are fewer."""
@@ -194,6 +210,14 @@ class InvarianceBall:
             rows = rows[~kept]
         results[rows] = self._furthest(model, paths[0][rows], decisions[rows], rows)
         return results.clamp(*model.bounds)
+
+    def proposals(
+        self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG
+    ) -> Iterator[Tensor]:
+        """Yield the attack's result (n, …), and the targets themselves, whatever the budget."""
+        yield self.run(model, batch, threat, rng)
+        for images, classes in self._alignment.closest(batch, model.bounds[0], self.targets):
+            yield where_rows(classes >= 0, images, batch.images)
 
     @property
     def _alignment(self) -> Alignment:

@@ -22,7 +22,9 @@ def check_rule(rule: str) -> None:
         raise BadParameter("unknown rule for donors", got=rule, expected=known)
 
 
-def choose_donors(batch: Batch, rule: str, rng: SampleRNG) -> tuple[Tensor, Tensor]:
+def choose_donors(
+    batch: Batch, rule: str, rng: SampleRNG, number: int = 0
+) -> tuple[Tensor, Tensor]:
     """Return the position of each sample's donor in the pool (n,), and (n,) whether there is one.
 
     A sample is never its own donor, and its draw depends on no other sample.
@@ -31,14 +33,16 @@ def choose_donors(batch: Batch, rule: str, rng: SampleRNG) -> tuple[Tensor, Tens
         batch: n samples with their pool.
         rule: one of ``RULES``.
         rng: the samples' random numbers.
+        number: of the donor, from 0: other draws, or the next distances, the last one again if there are no more.
     """
     pool = required_pool(batch)
     allowed = pool.ids != batch.ids[:, None]
     if rule != "random":
         allowed &= pool.labels != batch.labels[:, None]
     if rule in ("nearest", "farthest"):
-        return _donors_by_distance(batch, pool, allowed, rule), allowed.any(1)
-    return _random_donors(allowed, rng), allowed.any(1)
+        return _donors_by_distance(batch, pool, allowed, rule, number), allowed.any(1)
+    own = rng if number == 0 else rng.named(f"{rng.stream}/{number}")
+    return _random_donors(allowed, own), allowed.any(1)
 
 
 def assign_donors(model: Queries, batch: Batch, rule: str, rng: SampleRNG) -> tuple[Tensor, Tensor]:
@@ -71,11 +75,14 @@ def required_pool(batch: Batch) -> InputPool:
     return batch.pool
 
 
-def _donors_by_distance(batch: Batch, pool: InputPool, allowed: Tensor, rule: str) -> Tensor:
+def _donors_by_distance(
+    batch: Batch, pool: InputPool, allowed: Tensor, rule: str, number: int
+) -> Tensor:
     far = torch.cdist(flatten(batch.images), flatten(pool.images))
-    if rule == "farthest":
-        return far.masked_fill(~allowed, -1).argmax(1)
-    return far.masked_fill(~allowed, float("inf")).argmin(1)
+    far = -far if rule == "nearest" else far
+    order = far.masked_fill(~allowed, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    last = (allowed.sum(1) - 1).clamp(0, number)
+    return order.gather(1, last[:, None])[:, 0]
 
 
 def _random_donors(allowed: Tensor, rng: SampleRNG) -> Tensor:

@@ -2,84 +2,97 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.ensemble import BROKEN_BY
-from robustbench_inv.attacks.invariance.ball import Alignment
+from robustbench_inv.attacks.ensemble import BROKEN_BY, CONFIRMATIONS, SubsetQueries
+from robustbench_inv.attacks.fixed_inputs import Counterpart
+from robustbench_inv.attacks.invariance.ball import InvarianceBall
 from robustbench_inv.attacks.invariance.collision import Collision
-from robustbench_inv.attacks.invariance.donors import choose_donors, required_pool
 from robustbench_inv.attacks.invariance.level_set_traversal import LevelSetTraversal
 from robustbench_inv.attacks.invariance.metamer import Metamer
+from robustbench_inv.attacks.invariance.relu_preimage import ReluPreimage
 from robustbench_inv.attacks.parameters import check_least
-from robustbench_inv.attacks.protocol import Attack, Batch, Kind, Queries
-from robustbench_inv.attacks.spheres import NormThresholdModel, SpheresInvariance
+from robustbench_inv.attacks.protocol import Attack, Batch, Kind, Queries, ReportsStage
+from robustbench_inv.attacks.spheres import SpheresInvariance
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import CapabilityMismatch
-from robustbench_inv.models.protocol import InvertibleWithSplitCode
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import NORMS, Output, norm, where_rows
 from robustbench_inv.threat.budgets import LpBall, Unbounded, project_perturbations
 from robustbench_inv.threat.goals import GoalInputs
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["MEMBERS", "InvarianceStandard"]
+__all__ = ["MEMBERS", "SMALLEST", "InvarianceStandard"]
 
-TRAVERSAL = "level-set-traversal"
-
-MEMBERS = (
-    "altered-input",
-    "spheres-invariance",
-    "metamer",
-    "aligned image",
-    f"{TRAVERSAL} to an aligned image",
-    TRAVERSAL,
-    "collision",
+MEMBERS: tuple[Attack, ...] = (
+    Counterpart(),
+    SpheresInvariance(),
+    Metamer(),
+    ReluPreimage(),
+    InvarianceBall(),
+    LevelSetTraversal("aligned", donors=3),
+    LevelSetTraversal(donors=2),
+    Collision(),
 )
-"""Names of the attacks, in the order in which they run; the logged number of a member counts from 1."""
+"""The attacks, in the order in which they run; the logged number of a member counts from 1."""
+
+SEARCHED = ("l2", "linf", "l0")
+"""Without a budget the paths are searched in these norms as well."""
 
 SMALLEST = "smallest_distance"
 """Beginning of the names of logged numbers: the smallest distance at which the goal was reached, by norm."""
+
+
+@runtime_checkable
+class ProposesSeveral(Protocol):
+    """An attack that finds several candidates for each sample, one of which ``run`` returns."""
+
+    def proposals(
+        self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG
+    ) -> Iterator[Tensor]:
+        """Yield candidates (n, …), the clean input where there is none."""
+        ...
 
 
 @dataclass(frozen=True)
 class InvarianceStandard:
     """Runs every invariance attack that model and data allow, and returns the closest input that reaches the goal.
 
-    Each attack proposes an end point. The path from x to it, along projections onto growing balls, is searched for the
-    smallest distance at which the goal is reached: the oracle's class has changed, and the prediction stays. Points of
-    a grid are tried first; bisection then refines the first one that reaches the goal. Only distances below the
-    smallest one so far are tried, so that another attack never makes the result worse.
+    Each attack proposes inputs, as it does alone with the same seed. A proposal is tried itself; then the path from x to
+    it, along projections onto growing balls, is searched for the smallest distance at which the goal is reached: the
+    oracle's class has changed, and the prediction stays. Points of a grid are tried first; bisection refines the first
+    one that reaches the goal. So the result is never farther from x than that of any member. Without a budget the
+    paths are searched in l2, linf and l0.
 
     The oracle's decisions are used, its gradients never: a change that fools the oracle's networks is no change of the
-    class. Where no attack reaches the goal, the end of the first level set traversal is returned.
+    class. Where no attack reaches the goal, the end of a level set traversal is returned.
 
-    Logged for each sample: the attack that found the returned input (``MEMBERS``, from 1; 0 for none), and the smallest
-    distance at which the goal was reached in each norm, infinite where it was not.
+    Logged for each sample: the attack that found the returned input (from 1; 0 for none), and the smallest distance in
+    each searched norm at which the goal was reached, infinite where it was not.
 
     Args:
-        aligned: number of closest aligned images of other classes that serve as targets, >= 1.
-        walks: number of level set traversals toward random samples of other classes, >= 1.
         grid: number of points tried on each path, >= 1.
         halvings: steps of the bisection, >= 0.
+        members: the attacks; those that do not fit the model or the data are left out.
 
     References:
         Balasubramanian et al., NeurIPS 2023, algorithm 1; Tramèr et al., ICML 2020, section 4; Jacobsen et al., ICLR
-        2019, section 2.2; Sabour et al., ICLR 2016. The search for the smallest distance is ours.
+        2019, section 2.2; Sabour et al., ICLR 2016; Behrmann, thesis, sections 3.3 and 6.2.1. The search for the
+        smallest distance is ours.
     """
 
-    aligned: int = 3
-    walks: int = 2
     grid: int = 8
     halvings: int = 5
+    members: tuple[Attack, ...] = MEMBERS
 
     kind: ClassVar[Kind] = "invariance"
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
 
     def __post_init__(self) -> None:
-        check_least(self, aligned=1, walks=1, grid=1, halvings=0)
+        check_least(self, grid=1, halvings=0)
 
     def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:
         """Raise CapabilityMismatch for a transfer attack: the goal depends on the attacked model's predictions."""
@@ -91,57 +104,50 @@ class InvarianceStandard:
             raise CapabilityMismatch("invariance-standard needs an oracle for changed inputs")
         with torch.no_grad():
             closest = _Closest(self, model, batch, threat, model(batch.images))
-        for member, ends in self._end_points(model, batch, threat, closest.clean, rng):
-            with torch.no_grad():
-                closest.search_paths(ends, MEMBERS.index(member) + 1)
-                if member == TRAVERSAL:
-                    closest.keep_ends(ends)
+        for number, member in enumerate(self.members, 1):
+            if isinstance(model, ReportsStage):
+                model.enter(f"attack {number} of {len(self.members)}")
+            for proposal in _proposals(member, model, batch, threat, rng):
+                with torch.no_grad():
+                    closest.search(proposal.detach(), number)
+                    if isinstance(member, LevelSetTraversal):
+                        closest.keep_ends(proposal.detach())
         closest.log()
         return closest.images
 
-    def _end_points(
-        self, model: Queries, batch: Batch, threat: ThreatModel, clean: Output, rng: SampleRNG
-    ) -> Iterator[tuple[str, Tensor]]:
-        """Yield the name of each attack in MEMBERS, and its end points (n, …)."""
-        free = ThreatModel(Unbounded(threat.norm), threat.goal)
-        if batch.counterparts is not None:
-            yield "altered-input", batch.counterparts
-        exact: list[tuple[str, type, Attack]] = [
-            ("spheres-invariance", NormThresholdModel, SpheresInvariance()),
-            ("metamer", InvertibleWithSplitCode, Metamer()),
-        ]
-        for name, capability, attack in exact:
-            if isinstance(model.model, capability):
-                yield name, attack.run(model, batch, free, rng)
-        walk = LevelSetTraversal()
-        targets = _closest_targets(batch, model.bounds[0], self.aligned)
-        yield from (("aligned image", each) for each in targets)
-        for target in targets:
-            yield f"{TRAVERSAL} to an aligned image", walk.walk(model, batch, target, clean, threat)
-        for number in range(self.walks):
-            donors = _random_donors(batch, rng, number)
-            yield TRAVERSAL, walk.walk(model, batch, donors, clean, threat)
-        yield "collision", Collision().run(model, batch, free, rng)
+
+@dataclass(frozen=True)
+class _MemberQueries(SubsetQueries):
+    """The queries of a member, which logs nothing: its numbers are about inputs that may not be returned."""
+
+    def log(self, name: str, values: Tensor) -> None:
+        """Drop the numbers."""
 
 
-def _closest_targets(batch: Batch, low: float, count: int) -> list[Tensor]:
-    """Return the closest aligned images of other classes, at most ``count`` tensors (n, …)."""
-    aligned, distances = Alignment().targets(batch, low)
-    classes = max(1, int(distances.isfinite().sum(1).max()))
-    order = distances.topk(min(count, classes), largest=False).indices
-    rows = torch.arange(len(batch), device=order.device)
-    return [aligned[rows, each] for each in order.unbind(1)]
-
-
-def _random_donors(batch: Batch, rng: SampleRNG, number: int) -> Tensor:
-    own = rng if number == 0 else rng.named(f"{rng.stream}/{number}")
-    places, found = choose_donors(batch, "other-class", own)
-    return where_rows(found, required_pool(batch).images[places], batch.images)
+def _proposals(
+    member: Attack, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG
+) -> Iterator[Tensor]:
+    """Yield the proposals of an attack, none if it does not fit the model or the data."""
+    every = torch.arange(len(batch), device=batch.labels.device)
+    queries = _MemberQueries(model, every, len(batch))
+    if threat.norm not in member.norms:
+        threat = ThreatModel(Unbounded(), threat.goal)
+    try:
+        if isinstance(member, ReluPreimage) and not member.is_narrow(model.model, batch.images):
+            return
+        if isinstance(member, ProposesSeveral):
+            yield from member.proposals(queries, batch, threat, rng)
+        else:
+            yield member.run(queries, batch, threat, rng)
+    except CapabilityMismatch:
+        return
 
 
 @dataclass
 class _Closest:
-    """The closest inputs found so far that reach the goal.
+    """The closest inputs found so far that reach the goal, in each searched norm.
+
+    A *slot* is a sample in one of these norms: its number is that of the norm times n, plus the sample's position.
 
     Args:
         attack: grid and halvings of the search.
@@ -159,94 +165,102 @@ class _Closest:
     images: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.images = self.batch.images.clone()
-        self.by = torch.zeros_like(self.batch.labels)
-        self.distance = self._infinite()
-        self.smallest = {name: self._infinite() for name in NORMS}
+        others = SEARCHED if isinstance(self.threat.budget, Unbounded) else ()
+        self.norms = tuple(dict.fromkeys((self.threat.norm, *others)))
+        self.images, self.by = self.batch.images.clone(), torch.zeros_like(self.batch.labels)
+        shape, place = (len(self.norms), len(self.batch)), self.batch.images
+        self.distances = torch.full(shape, torch.inf, dtype=place.dtype, device=place.device)
 
-    def search_paths(self, ends: Tensor, number: int) -> None:
-        """Search the paths from the clean inputs to ends (n, …) of the attack with this number."""
-        delta, length = self._paths(ends)
-        length = torch.minimum(length, self.distance)
-        rows = (length > 0).nonzero()[:, 0]
-        low, high, rows = self._first_on_grid(delta, length, rows, number)
-        for _ in range(self.attack.halvings if len(rows) else 0):
+    def search(self, proposals: Tensor, number: int) -> None:
+        """Try proposals (n, …) of the attack with this number, then the paths to them."""
+        usable = proposals.clamp(*self.model.bounds)
+        usable = usable.where(usable.isfinite(), self.batch.images)
+        delta = usable - self.batch.images
+        moved = delta.flatten(1).any(1).nonzero()[:, 0]
+        if not len(moved):
+            return
+        self._try(usable[moved], moved, number)
+        lengths = torch.stack([self._length(delta, name) for name in self.norms])
+        lengths = torch.minimum(lengths, self.distances).flatten()
+        slots = (lengths > 0).nonzero()[:, 0]
+        low, high, slots = self._first_on_grid(delta, lengths, slots, number)
+        for _ in range(self.attack.halvings if len(slots) else 0):
             middle = (low + high) / 2
-            reached = self._try(delta, middle, rows, number)
+            reached = self._try(self._points(delta, middle, slots), self._rows(slots), number)
             low, high = low.where(reached, middle), middle.where(reached, high)
 
     def keep_ends(self, ends: Tensor) -> None:
         """Keep ends (n, …), inside the budget, of the samples for which there is no other input yet."""
-        delta, length = self._paths(ends)
-        nothing = self.distance.isinf() & (self.images == self.batch.images).flatten(1).all(1)
-        self.images = where_rows(nothing, self._point(delta, length), self.images)
+        delta = (ends - self.batch.images).nan_to_num(0, 0, 0)
+        every = torch.arange(len(self.batch), device=ends.device)
+        points = self._points(delta, self._length(delta, self.threat.norm), every)
+        nothing = self.distances[0].isinf() & (self.images == self.batch.images).flatten(1).all(1)
+        self.images = where_rows(nothing, points, self.images)
 
     def log(self) -> None:
         """Log the attack that found each input, and the smallest distances."""
         self.model.log(BROKEN_BY, self.by)
-        for name, values in self.smallest.items():
+        for name, values in zip(self.norms, self.distances, strict=True):
             self.model.log(f"{SMALLEST}_{name}", values)
 
-    def _paths(self, ends: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the perturbations (n, …) of ends, and their lengths (n,), at most eps inside a ball."""
-        delta = (ends.detach() - self.batch.images).nan_to_num(0, 0, 0)
-        length = norm(delta, self.threat.norm)
-        if isinstance(self.threat.budget, LpBall):
-            length = length.clamp_max(self.threat.budget.eps)
-        return delta, length
+    def _length(self, delta: Tensor, name: str) -> Tensor:
+        """Return the lengths (n,) of perturbations in a norm, at most eps inside a ball."""
+        length = norm(delta, name).to(self.distances)
+        ball = self.threat.budget
+        return length.clamp_max(ball.eps) if isinstance(ball, LpBall) else length
 
     def _first_on_grid(
-        self, delta: Tensor, length: Tensor, rows: Tensor, number: int
+        self, delta: Tensor, lengths: Tensor, slots: Tensor, number: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return distances (m,) of the first grid point that reaches the goal and of the one before, and positions."""
-        done = torch.zeros_like(length, dtype=torch.bool)
-        low, high = torch.zeros_like(length), torch.zeros_like(length)
+        """Return distances (m,) of the first grid point that reaches the goal and of the one before, and the slots."""
+        done = torch.zeros_like(lengths, dtype=torch.bool)
+        low, high = torch.zeros_like(lengths), torch.zeros_like(lengths)
         for step in range(1, self.attack.grid + 1):
-            left = rows[~done[rows]]
+            left = slots[~done[slots]]
             if not len(left):
                 break
-            radii = length[left] * (step / self.attack.grid)
-            reached = self._try(delta, radii, left, number)
+            radii = lengths[left] * (step / self.attack.grid)
+            reached = self._try(self._points(delta, radii, left), self._rows(left), number)
             high[left[reached]], done[left[reached]] = radii[reached], True
             low[left[~reached]] = radii[~reached]
-        found = rows[done[rows]]
+        found = slots[done[slots]]
         return low[found], high[found], found
 
-    def _try(self, delta: Tensor, radii: Tensor, rows: Tensor, number: int) -> Tensor:
-        """Return whether points at distances (m,) reach the goal, (m,), and keep those that are the closest so far."""
-        clean, ids = self.batch.images[rows], self.batch.ids[rows]
-        points = self._point(delta[rows], radii, clean)
-        after = self.model(points, rows)
+    def _rows(self, slots: Tensor) -> Tensor:
+        return slots % len(self.batch)
+
+    def _points(self, delta: Tensor, radii: Tensor, slots: Tensor) -> Tensor:
+        """Return the points (m, …) at distances (m,) on the paths of slots (m,), inside the bounds."""
+        rows = self._rows(slots)
+        points = self.batch.images[rows]
+        for place, name in enumerate(self.norms):
+            mine = (slots // len(self.batch) == place).nonzero()[:, 0]
+            points[mine] += project_perturbations(delta[rows[mine]], radii[mine], name)
+        return points.clamp(*self.model.bounds)
+
+    def _try(self, points: Tensor, rows: Tensor, number: int) -> Tensor:
+        """Return whether points (m, …) of samples (m,) reach the goal, (m,), and keep those that are the closest so far.
+
+        A model whose outputs differ between queries must confirm a point.
+        """
+        clean, labels, before = self.batch.images[rows], self.batch.labels[rows], self.clean[rows]
         assert self.batch.oracle is not None
-        evidence = GoalInputs(
-            clean,
-            points,
-            self.batch.labels[rows],
-            self.clean[rows],
-            after,
-            self.batch.oracle(points, ids),
-        )
-        allowed = self.threat.budget.contains(clean, points)
-        reached = self.threat.goal.reached(evidence) & allowed
+        oracle = self.batch.oracle(points, self.batch.ids[rows])
+        reached = self.threat.budget.contains(clean, points)
+        for _ in range(1 if self.model.success_is_final else CONFIRMATIONS):
+            after = self.model(points, rows)
+            evidence = GoalInputs(clean, points, labels, before, after, oracle)
+            reached = reached & self.threat.goal.reached(evidence)
         self._keep(points[reached], rows[reached], number)
         return reached
 
     def _keep(self, points: Tensor, rows: Tensor, number: int) -> None:
         delta = points - self.batch.images[rows]
-        for name, values in self.smallest.items():
-            values[rows] = torch.minimum(values[rows], norm(delta, name).to(values))
-        distance = norm(delta, self.threat.norm).to(self.distance)
-        closer = distance < self.distance[rows]
-        rows = rows[closer]
-        self.images[rows], self.distance[rows] = points[closer], distance[closer]
-        self.by[rows] = number
-
-    def _point(self, delta: Tensor, radii: Tensor, clean: Tensor | None = None) -> Tensor:
-        """Return the points (m, …) at distances (m,) on the paths, inside the bounds."""
-        start = self.batch.images if clean is None else clean
-        moved = start + project_perturbations(delta, radii, self.threat.norm)
-        return moved.clamp(*self.model.bounds)
-
-    def _infinite(self) -> Tensor:
-        shape, place = self.batch.labels.shape, self.batch.images
-        return torch.full(shape, torch.inf, dtype=place.dtype, device=place.device)
+        for place, name in enumerate(self.norms):
+            distance = norm(delta, name).to(self.distances)
+            before = self.distances[place].clone()
+            self.distances[place].scatter_reduce_(0, rows, distance, "amin")
+            closest = (distance == self.distances[place][rows]) & (distance < before[rows])
+            if place == 0:
+                mine = rows[closest]
+                self.images[mine], self.by[mine] = points[closest], number

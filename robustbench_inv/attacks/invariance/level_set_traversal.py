@@ -1,16 +1,14 @@
 """Level set traversal: a walk from an input to an image of another class, along which the prediction stays."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.invariance.donors import (
-    check_rule,
-    choose_donors,
-    required_pool,
-)
+from robustbench_inv.attacks.invariance.ball import Alignment
+from robustbench_inv.attacks.invariance.donors import check_rule, choose_donors, required_pool
 from robustbench_inv.attacks.parameters import check_least, check_positive
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
 from robustbench_inv.errors import BadParameter
@@ -28,6 +26,9 @@ from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = ["LevelSetTraversal"]
 
+ALIGNED = "aligned"
+"""Rule for donors: images of the closest other classes, rotated and shifted (``ball.Alignment``)."""
+
 
 @dataclass(frozen=True)
 class LevelSetTraversal:
@@ -42,7 +43,7 @@ class LevelSetTraversal:
     distance of its end from the donor, relative to that of x.
 
     Args:
-        donor: rule for donors, one of ``donors.RULES``.
+        donor: rule for donors: one of ``donors.RULES``, or ``aligned``.
         donors: number of donors tried for each sample, >= 1; the walk that ends closest to its donor is returned.
         steps: m, number of steps, >= 1.
         rate: η, share of the remaining way of each step, above 0, at most 1.
@@ -65,7 +66,8 @@ class LevelSetTraversal:
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
 
     def __post_init__(self) -> None:
-        check_rule(self.donor)
+        if self.donor != ALIGNED:
+            check_rule(self.donor)
         check_least(self, donors=1, steps=1)
         check_positive(self, "rate", "push", "drop")
         for name in ("rate", "drop"):
@@ -75,22 +77,47 @@ class LevelSetTraversal:
                 )
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
-        pool, clean = required_pool(batch), model(batch.images)
-        best, least = batch.images.clone(), torch.full_like(clean.logits[:, 0], float("inf"))
-        chosen = torch.full_like(batch.ids, -1)
-        for number in range(self.donors):
-            own = rng if number == 0 else rng.named(f"{rng.stream}/{number}")
-            places, found = choose_donors(batch, self.donor, own)
-            images = self.walk(model, batch, pool.images[places], clean, threat)
-            remaining = _relative_distance(images, batch.images, pool.images[places])
-            closer = found & (remaining < least)
+        best, least = (
+            batch.images.clone(),
+            torch.full_like(batch.labels, torch.inf, dtype=model.dtype),
+        )
+        chosen = torch.full((2, len(batch)), -1, dtype=torch.int64, device=batch.ids.device)
+        for donors, about, images in self._walks(model, batch, threat, rng):
+            remaining = _relative_distance(images, batch.images, donors)
+            closer = (about[1] >= 0) & (remaining < least)
             best, least = where_rows(closer, images, best), remaining.where(closer, least)
-            chosen = places.where(closer, chosen)
-        model.report_failure((chosen < 0).nonzero()[:, 0], "no_start")
-        model.log("donor", pool.ids[chosen].where(chosen >= 0, -1))
-        model.log("donor_label", pool.labels[chosen].where(chosen >= 0, -1))
+            chosen = about.where(closer, chosen)
+        model.report_failure((chosen[1] < 0).nonzero()[:, 0], "no_start")
+        model.log("donor", chosen[0])
+        model.log("donor_label", chosen[1])
         model.log("remaining_distance", least)
         return best
+
+    def proposals(
+        self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG
+    ) -> Iterator[Tensor]:
+        """Yield the end (n, …) of the walk to each donor, the clean input where there is none."""
+        for _, about, images in self._walks(model, batch, threat, rng):
+            yield where_rows(about[1] >= 0, images, batch.images)
+
+    def _walks(
+        self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield donors (n, …), their ids and labels (2, n), −1 where there is none, and the ends of the walks."""
+        clean = model(batch.images)
+        for donors, about in self._donors(batch, model.bounds[0], rng):
+            yield donors, about, self.walk(model, batch, donors, clean, threat)
+
+    def _donors(self, batch: Batch, low: float, rng: SampleRNG) -> Iterator[tuple[Tensor, Tensor]]:
+        if self.donor == ALIGNED:  # an aligned image is no sample of the pool
+            for images, labels in Alignment().closest(batch, low, self.donors):
+                yield images, torch.stack([torch.full_like(labels, -1), labels])
+            return
+        pool = required_pool(batch)
+        for number in range(self.donors):
+            places, found = choose_donors(batch, self.donor, rng, number)
+            about = torch.stack([pool.ids[places], pool.labels[places]])
+            yield pool.images[places], about.where(found, -1)
 
     def walk(
         self, model: Queries, batch: Batch, donors: Tensor, clean: Output, threat: ThreatModel

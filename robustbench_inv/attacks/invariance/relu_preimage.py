@@ -172,6 +172,15 @@ class ReluPreimage:
             )
 
     @torch.no_grad()
+    def is_narrow(self, model: object, images: Tensor) -> bool:
+        """Return whether the layer exists and has at most as many units as the input has elements.
+
+        Wider layers as a rule determine the input, and a linear program with one constraint for each unit takes long.
+        """
+        found = relu_inputs(cast("Classifier", model), images[:1], self.layer)
+        return len(found) == self.layer and found[-1].shape[1] <= images[0].numel()
+
+    @torch.no_grad()
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         network = cast("Classifier", model.model)
         donors, found = assign_donors(model, batch, self.donor, rng)
