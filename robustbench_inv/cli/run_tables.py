@@ -173,13 +173,19 @@ def _invariance_table(cells: Sequence[Mapping[str, Any]]) -> Table:
     }
     for heading in headings.values():
         table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("median distance", overflow="fold")
     table.add_column("oracle", overflow="fold")
     table.add_column("oracle error", justify="right", no_wrap=True)
     for cell in cells:
         found = cell["invariance"]
         error = _format_rate(found["oracle_error_rate"]) if found["oracle_error_rate"] else ""
         shares = [_format_rate(found[name]) for name in headings]
-        table.add_row(cell["model"], cell["attack_label"], *shares, found["oracle"], error)
+        medians = ", ".join(
+            f"{norm} {'∞' if each['median'] is None else format(each['median'], '.3g')}"
+            for norm, each in found["distances"].items()
+        )
+        row = cell["model"], cell["attack_label"], *shares, medians, found["oracle"], error
+        table.add_row(*row)
     return table
 
 

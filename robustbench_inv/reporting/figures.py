@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from math import inf, isfinite
+from math import inf
 from statistics import fmean
 from typing import Any
 
@@ -45,7 +45,8 @@ from robustbench_inv.reporting.table_formats import (
     slug,
 )
 from robustbench_inv.results.cell import FinishedCell
-from robustbench_inv.results.summary import Rate
+from robustbench_inv.results.rates import distances_by_norm
+from robustbench_inv.results.summary import Rate, break_points, distance_curve
 
 __all__ = [
     "FIGURES",
@@ -59,10 +60,6 @@ __all__ = [
     "robust_curve",
     "worst_curve",
 ]
-
-
-CURVE_POINTS = 240
-"""More steps than this in one curve cannot be told apart on paper."""
 
 
 @dataclass(frozen=True)
@@ -107,17 +104,15 @@ def robust_curve(broken_at: NDArray[np.float64], interval: IntervalOf) -> Curve:
         broken_at: (n,) distances at which the samples are broken; inf for robust ones.
         interval: of a share.
     """
-    x = _break_points(broken_at)
+    x = break_points(broken_at.tolist())
     rates = [Rate(int((broken_at > at).sum()), len(broken_at)) for at in x]
     return rates_curve(x, rates, interval, True)
 
 
 def broken_curve(distances: Sequence[float], interval: IntervalOf) -> Curve:
     """Return the share that is broken within each distance: the empirical distribution function."""
-    values = np.array(distances)
-    x = _break_points(values)
-    rates = [Rate(int((values <= at).sum()), len(values)) for at in x]
-    return rates_curve(x, rates, interval, True)
+    found = distance_curve(distances)
+    return rates_curve(found.distances, found.rates, interval, True)
 
 
 def rates_curve(
@@ -128,13 +123,6 @@ def rates_curve(
     y = tuple(100 * rate.value for rate in rates)
     low, high = tuple(100 * b.low for b in bounds), tuple(100 * b.high for b in bounds)
     return Curve(x, y, low, high, stepped)
-
-
-def _break_points(values: NDArray[np.float64]) -> tuple[float, ...]:
-    """0 and the distances at which something falls, thinned evenly where there are too many."""
-    x = [0.0, *sorted({float(v) for v in values if isfinite(v) and v > 0})]
-    keep = np.unique(np.linspace(0, len(x) - 1, min(len(x), CURVE_POINTS)).round().astype(int))
-    return tuple(x[i] for i in keep)
 
 
 CLASS_COLOURS = (COLOURS[5], COLOURS[4], COLOURS[3], COLOURS[7])
@@ -292,27 +280,19 @@ def _draw_classes(axes: Axes, cell: FinishedCell, plot: FigureContext) -> None:
 
 
 def _distances(plot: FigureContext) -> Iterable[ReportFigure]:
-    chosen = [
-        c
-        for c in plot.cells
-        if c.kind == "minimum-norm" and c.summary.attack_success_rate.successes
-    ]
+    kinds = "minimum-norm", "invariance"
+    chosen = [cell for cell in plot.cells if cell.kind in kinds and cell.minimizes_distance]
     for panel, group in group_cells(chosen).items():
-        figure, (axes, *_) = grid(1, 1, width=4.6, height=2.9)
-        label_axes(axes, "", f"{norm_symbol(panel.norm)} distance", "broken within, % of attacked")
-        axes.set_xlim(0, _eps_limit(group))
+        if not any(cell.summary.attack_success_rate.successes for cell in group):
+            continue
+        found = [(cell, distances_by_norm(cell)) for cell in group]
+        norms = list(dict.fromkeys(name for _, each in found for name in each))
+        figure, axes = grid(len(norms), 3, width=4.6, height=2.9)
         plot = plot.ranking(group)
-        for cell in group:
-            d, colour = cell.attacked_distances, plot.colour(cell.model_label)
-            style = {
-                **plot.style(cell.attack_label),
-                "label": f"{shorten(cell.model_label)}, {shorten(cell.attack_label)}",
-            }
-            draw_curve(axes, broken_curve(d, plot.interval), colour, style)
-            middle = median_of(d)
-            if middle and middle.value < inf:
-                axes.plot([middle.value], [50], "o", color=colour, markersize=6)
-        axes.legend(handlelength=1.8)
+        for ax, name in zip(axes, norms, strict=True):
+            label_axes(ax, "", f"{norm_symbol(name)} distance", "broken within, % of attacked")
+            _draw_distances(ax, [(cell, each[name]) for cell, each in found if name in each], plot)
+        axes[0].legend(handlelength=1.8)
         yield ReportFigure(
             slug(f"distances-{panel.dataset}-{panel.norm}-{panel.goal}"),
             f"Distance to failure: {panel.title}",
@@ -321,6 +301,22 @@ def _distances(plot: FigureContext) -> Iterable[ReportFigure]:
             " ".join(_describe_median(cell) for cell in group),
             render(figure),
         )
+
+
+def _draw_distances(
+    axes: Axes, found: Sequence[tuple[FinishedCell, Sequence[float]]], plot: FigureContext
+) -> None:
+    axes.set_xlim(0, 1.04 * max((d for _, each in found for d in each if d < inf), default=1.0))
+    for cell, distances in found:
+        label = f"{shorten(cell.model_label)}, {shorten(cell.attack_label)}"
+        style, colour = (
+            plot.style(cell.attack_label) | {"label": label},
+            plot.colour(cell.model_label),
+        )
+        draw_curve(axes, broken_curve(distances, plot.interval), colour, style)
+        middle = median_of(distances)
+        if middle and middle.value < inf:
+            axes.plot([middle.value], [50], "o", color=colour, markersize=6)
 
 
 def _images(plot: FigureContext) -> Iterable[ReportFigure]:

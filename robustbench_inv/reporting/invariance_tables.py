@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf
+from math import inf, nan
 from typing import Any
 
 import pandas as pd
@@ -14,12 +14,18 @@ from robustbench_inv.reporting.table_formats import (
     Table,
     TableCell,
     format_number,
+    norm_symbol,
     rate_cell,
     slug,
 )
 from robustbench_inv.results.cell import FinishedCell
-from robustbench_inv.results.rates import AgreementRates, agreement_rates, invariance_rates
-from robustbench_inv.results.summary import Rate
+from robustbench_inv.results.rates import (
+    AgreementRates,
+    agreement_rates,
+    distances_by_norm,
+    invariance_rates,
+)
+from robustbench_inv.results.summary import Rate, median_distance
 
 __all__ = ["fixed_input_tables", "invariance_tables", "metamer_tables"]
 
@@ -28,12 +34,13 @@ INVARIANCE_CAPTION = (
     "Shares in % [95 % interval] of the attacked samples (without those misclassified before). Both: the prediction "
     "is unchanged although the oracle names another class inside the budget, which is the invariance failure. "
     "Undecided: the oracle names no class. Agrees with oracle, with label: predictions on changed inputs that have an oracle class; agreement with "
-    "the old label is no merit. Oracle error: its error rate on clean inputs or catch trials."
+    "the old label is no merit. Oracle error: its error rate on clean inputs or catch trials. Median distance: of the "
+    "failures from the clean inputs over the attacked samples, ∞ where fewer than half fail."
 )
 
 INVARIANCE_COLUMNS = (
     *("Model", "Attack", "Budget", "Attacked", "Same prediction", "Class changed", "Both"),
-    "Undecided",
+    *("Undecided", "Median distance"),
 )
 ORACLE_COLUMNS = (
     "Agrees with oracle",
@@ -77,6 +84,7 @@ def _invariance_row(cell: FinishedCell, interval: IntervalOf) -> tuple[TableCell
             show,
             (found.same_prediction, found.class_changed, found.success, found.oracle_undecided),
         ),
+        TableCell(_medians_text(cell)),
         *map(show, (found.agrees_with_oracle, found.agrees_with_label)),
         TableCell(cell.oracle_source or "—", tone="note"),
         *map(show, errors.values()),
@@ -89,7 +97,19 @@ def _invariance_fact(cell: FinishedCell, interval: IntervalOf) -> dict[str, Any]
         **identity_facts(cell),
         "oracle": cell.oracle_source,
         **rate_facts({**found, **_oracle_error_rates(cell)}, interval),
+        **{f"median_{name}": value for name, value in _medians(cell).items()},
     }
+
+
+def _medians(cell: FinishedCell) -> dict[str, float]:
+    found = distances_by_norm(cell)
+    medians = {name: median_distance(each) for name, each in found.items()}
+    return {name: nan if value is None else value for name, value in medians.items()}
+
+
+def _medians_text(cell: FinishedCell) -> str:
+    medians = _medians(cell).items()
+    return ", ".join(f"{norm_symbol(name)} {format_number(value)}" for name, value in medians)
 
 
 def _oracle_error_rates(cell: FinishedCell) -> dict[str, Rate | None]:

@@ -3,12 +3,12 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import isinf
+from math import inf, isinf
 from typing import Any
 
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.record import Record
-from robustbench_inv.results.summary import Rate
+from robustbench_inv.results.summary import Rate, distance_curve
 
 __all__ = [
     "AgreementRates",
@@ -16,6 +16,7 @@ __all__ = [
     "InvarianceRates",
     "agreement_rates",
     "cell_to_json",
+    "distances_by_norm",
     "ensemble_breakdown",
     "invariance_rates",
     "invariance_to_json",
@@ -56,7 +57,38 @@ def invariance_to_json(cell: FinishedCell) -> dict[str, Any]:
         "oracle": cell.oracle_source,
         "oracle_error_rate": error and error.error_rate.to_json(),
         "oracle_undecided_rate": error and error.undecided_rate.to_json(),
+        "distances": {
+            name: distance_curve(found, JSON_POINTS).to_json()
+            for name, found in distances_by_norm(cell).items()
+        },
     }
+
+
+JSON_POINTS = 50
+"""Largest number of points of a curve that ``--json`` prints."""
+
+SMALLEST = "smallest_distance_"
+"""Beginning of the names of numbers that an attack measures: the smallest distance of a success, by norm."""
+
+
+def distances_by_norm(cell: FinishedCell) -> dict[str, list[float]]:
+    """Return the distances at which the attacked samples are broken, by norm, that of the threat first; inf for none.
+
+    In other norms they are those of a search that reports them (``invariance-standard`` without a budget); a sample
+    counts only if the judge confirmed its failure.
+    """
+    found = {cell.norm: cell.attacked_distances}
+    attacked = [record for record in cell.records if record.was_attacked]
+    for key, column in cell.sample_values.items():
+        norm = key.removeprefix(SMALLEST)
+        if norm == key or norm == cell.norm or cell.epsilons:
+            continue
+        values = [(r, column.get(r.sample)) for r in attacked]
+        found[norm] = [
+            min(inf if near is None else near, getattr(r.distance, norm)) if r.is_broken else inf
+            for r, near in values
+        ]
+    return found
 
 
 def invariance_rates(records: Sequence[Record]) -> InvarianceRates:

@@ -11,9 +11,12 @@ from robustbench_inv.results.record import Record
 
 __all__ = [
     "CellSummary",
+    "DistanceCurve",
     "Rate",
     "RejectionRates",
+    "break_points",
     "broken_within",
+    "distance_curve",
     "median_distance",
     "rejection_rates",
     "same_eps",
@@ -108,6 +111,60 @@ class Rate:
     def _half(self) -> float:
         n, p = self.trials, self.value
         return Z95 / (n + Z95**2) * sqrt(n * p * (1 - p) + Z95**2 / 4)
+
+
+CURVE_POINTS = 240
+"""More steps than this in one curve cannot be told apart on paper."""
+
+
+def break_points(values: Sequence[float], most: int = CURVE_POINTS) -> tuple[float, ...]:
+    """Return 0 and the distances at which a sample is broken, thinned evenly if there are more than ``most``."""
+    x = [0.0, *sorted({float(v) for v in values if 0 < v < inf})]
+    keep = np.unique(np.linspace(0, len(x) - 1, min(len(x), most)).round().astype(int))
+    return tuple(x[i] for i in keep)
+
+
+@dataclass(frozen=True)
+class DistanceCurve:
+    """The attacked samples that are broken within each distance, as a step function.
+
+    Args:
+        distances: ascending, from 0.
+        rates: the share at each of them.
+        median: of all distances, inf if at most half of the samples are broken; None without samples.
+        at_any_distance: the share without a budget.
+    """
+
+    distances: tuple[float, ...]
+    rates: tuple[Rate, ...]
+    median: float | None
+    at_any_distance: Rate
+
+    def to_json(self) -> dict[str, object]:
+        """Return the mapping that ``--json`` prints; an infinite median becomes null."""
+        points = zip(self.distances, self.rates, strict=True)
+        return {
+            "median": None if self.median == inf else self.median,
+            "at_any_distance": self.at_any_distance.to_json(),
+            "curve": [{"distance": at, **rate.to_json()} for at, rate in points],
+        }
+
+
+def distance_curve(values: Sequence[float], most: int = CURVE_POINTS) -> DistanceCurve:
+    """Return the curve of the distances at which samples are broken, inf for those that are not.
+
+    Example:
+        >>> curve = distance_curve([0.5, 2.0, inf])
+        >>> curve.distances, [rate.successes for rate in curve.rates], curve.median
+        ((0.0, 0.5, 2.0), [0, 1, 2], 2.0)
+    """
+    found = np.array(values, dtype=float)
+
+    def rate(at: float) -> Rate:
+        return Rate(int(((found <= at) & (found < inf)).sum()), len(found))
+
+    x = break_points(values, most)
+    return DistanceCurve(x, tuple(map(rate, x)), median_distance(values), rate(inf))
 
 
 @dataclass(frozen=True)

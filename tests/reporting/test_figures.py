@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from math import inf
 
 import matplotlib as mpl
@@ -21,6 +22,7 @@ from robustbench_inv.reporting.figures import (
 )
 from robustbench_inv.reporting.run_results import read_runs
 from robustbench_inv.reporting.statistics import wilson
+from robustbench_inv.testing.toy_cells import toy_cell
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -59,6 +61,20 @@ def test_a_long_curve_is_thinned_but_keeps_its_ends():
     curve = robust_curve(np.arange(1.0, 5001.0), wilson)
     assert len(curve.x) <= 240
     assert (curve.x[0], curve.x[-1], curve.y[-1]) == (0.0, 5000.0, 0.0)
+
+
+def test_an_invariance_search_has_a_curve_for_each_norm():
+    threat = {"norm": "l2", "epsilons": [], "goal": "keep-decision"}
+    kind = {"kind": "invariance"}
+    cell = toy_cell("x", [1.0, 2.0, None], epsilons=(), threat=threat, attack=kind)
+    values = {"smallest_distance_linf": [0.5, 2.0, None], "smallest_distance_l2": [2.0, 4.0, None]}
+    event = {"event": "sample_values", "samples": [0, 1, 2], "values": values}
+    none = toy_cell("y", [None] * 3, epsilons=(), threat=threat, attack=kind)
+    (figure,) = draw_figures(
+        "distances", FigureContext((replace(cell, events=(event,)), none), wilson)
+    )
+    assert {"ℓ2 distance", "ℓ∞ distance", "toy, x", "toy, y"} <= set(texts(figure.svg))
+    assert draw_figures("distances", FigureContext((none,), wilson)) == []
 
 
 @pytest.mark.parametrize("kind", FIGURES)

@@ -53,9 +53,11 @@ def test_shares_and_the_oracles_own_error(run):
     human, panel = build_tables("invariance", cells)
     rows = {table.title.rpartition(" ")[2]: [cell.text for cell in table.rows[0]] for table in (human, panel)}  # fmt: skip
     assert rows["p"][2:8] == ["ℓ2, any distance", "4", "50.0", "50.0", "50.0", "25.0"]
-    assert rows["p"][10:] == ["panel p", "2.0", "4.0"]
+    assert rows["p"][8] == "ℓ2 ∞"
+    assert rows["human"][8] == "ℓ2 0.1"
+    assert rows["p"][11:] == ["panel p", "2.0", "4.0"]
     assert rows["human"][5:8] == ["75.0", "75.0", "0.0"]
-    assert rows["human"][11:] == ["—", "—"]
+    assert rows["human"][12:] == ["—", "—"]
     (fact,) = panel.frame.to_dict("records")
     assert (fact["success"], fact["oracle_error_rate"], fact["oracle"]) == (0.5, 0.02, "panel p")
     assert fact["oracle_error_rate_low"] < 0.02 < fact["oracle_error_rate_high"]

@@ -1,6 +1,7 @@
 """Rates of cells whose outcome is known: invariance, and members of ensemble attacks."""
 
 from dataclasses import replace
+from math import inf
 
 import pytest
 
@@ -8,12 +9,13 @@ from robustbench_inv.results.cell_parts import ThreatInfo
 from robustbench_inv.results.oracle_error import OracleError
 from robustbench_inv.results.rates import (
     EnsembleBreakdown,
+    distances_by_norm,
     ensemble_breakdown,
     invariance_rates,
     invariance_to_json,
 )
 from robustbench_inv.results.record import Distances, ModelOutput
-from robustbench_inv.results.summary import Rate
+from robustbench_inv.results.summary import Rate, distance_curve
 from robustbench_inv.testing.toy_cells import toy_cell
 
 
@@ -53,6 +55,38 @@ def test_shares(make):
     assert value["oracle_error_rate"]["successes"] == 1
     assert value["oracle_undecided_rate"]["successes"] == 2
     assert invariance_to_json(toy_cell("metamer", []))["oracle_error_rate"] is None
+
+
+def smallest(distances):
+    """An invariance cell whose search reports distances in linf; sample 2 is not confirmed, sample 3 has none."""
+    threat = {"norm": "l2", "epsilons": [], "goal": "keep-decision"}
+    broken = [1.0, 2.0, None, 3.0, 0]
+    cell = toy_cell("x", broken, epsilons=(), threat=threat, attack={"kind": "invariance"})
+    values = {"smallest_distance_linf": distances, "smallest_distance_l2": [9.0] * 5}
+    event = {"event": "sample_values", "samples": [0, 1, 2, 3, 4], "values": values}
+    return replace(cell, events=(event,))
+
+
+def test_distances_in_other_norms_are_those_of_confirmed_failures_and_never_above_the_record():
+    found = distances_by_norm(smallest([0.5, 5.0, 0.1, None, 0.2]))
+    assert found == {"l2": [2.0, 4.0, inf, 6.0], "linf": [0.5, 2.0, inf, 3.0]}
+
+
+def test_the_curve_of_failures_over_distance_is_in_the_json():
+    told = invariance_to_json(smallest([0.5, 5.0, 0.1, None, 0.2]))["distances"]
+    assert list(told) == ["l2", "linf"]
+    assert told["linf"]["median"] == 2.5
+    assert told["linf"]["at_any_distance"]["successes"] == 3
+    steps = [(each["distance"], each["successes"]) for each in told["linf"]["curve"]]
+    assert steps == [(0.0, 0), (0.5, 1), (2.0, 2), (3.0, 3)]
+    assert told["linf"]["curve"][1]["low"] < 0.25 < told["linf"]["curve"][1]["high"]
+
+
+def test_without_failures_the_median_is_infinite_and_null_in_json():
+    threat = {"norm": "l2", "epsilons": [], "goal": "keep-decision"}
+    cell = toy_cell("x", [None] * 3, epsilons=(), threat=threat, attack={"kind": "invariance"})
+    assert distance_curve(distances_by_norm(cell)["l2"]).median == inf
+    assert invariance_to_json(cell)["distances"]["l2"]["median"] is None
 
 
 def test_which_goals_keep_the_prediction():
