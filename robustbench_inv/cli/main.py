@@ -17,10 +17,13 @@ from robustbench_inv.cli import data
 from robustbench_inv.cli.audit import audit
 from robustbench_inv.cli.benchmark import run
 from robustbench_inv.cli.calibrate import calibrate
+from robustbench_inv.cli.check import check
 from robustbench_inv.cli.compare import compare
+from robustbench_inv.cli.doctor import doctor
 from robustbench_inv.cli.entries import list_catalogue, show
 from robustbench_inv.cli.evaluate import evaluate
 from robustbench_inv.cli.label import label
+from robustbench_inv.cli.new import new
 from robustbench_inv.cli.options import HELP_OPTIONS, convert_plain_values, option
 from robustbench_inv.cli.output import print_warnings, reserved_stdout
 from robustbench_inv.cli.queue import queue
@@ -99,6 +102,9 @@ app.command()(reproduce)
 app.command()(train)
 app.command()(queue)
 app.command()(calibrate)
+app.command()(new)
+app.command()(check)
+app.command()(doctor)
 app.add_typer(data.app)
 
 

@@ -305,6 +305,9 @@ class BuildableCard(Protocol):
     @property
     def fits_dataset(self) -> bool: ...
 
+    @property
+    def bounds(self) -> tuple[float, float]: ...
+
 
 def build_model(
     factory: Callable[..., Any],
@@ -317,7 +320,7 @@ def build_model(
 
     Args:
         factory: the card's implementation.
-        card: contains the parameters of the factory and the digest of the weights.
+        card: contains the parameters of the factory, the digest of the weights, and the bounds of a module without any.
         folder: contains ``weights.safetensors`` if the card has a digest.
         parameters: replace the card's parameters. In addition, ``dtype`` (float32 or float64) for any network, and
             ``noise`` (fresh, fixed or mean) and ``draws`` for a stochastic network.
@@ -338,6 +341,8 @@ def build_model(
         reason = str(error) if isinstance(error, TypeError) else f"{type(error).__name__}: {error}"
         raise BadParameter(f"cannot build {card.name}", got=chosen, remedy=reason) from error
     set_evaluation_mode(module)
+    if isinstance(module, nn.Module) and not hasattr(module, "bounds"):
+        module.bounds = card.bounds  # type: ignore[assignment]
     if card.weights_sha256 is not None:
         load_weights(module, folder / "weights.safetensors", card.weights_sha256)
     if isinstance(module, LatentSamplingNetwork):

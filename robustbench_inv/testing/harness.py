@@ -1,4 +1,4 @@
-"""Checks the contract of attacks and classifiers in one call, for the tests of plugins."""
+"""Checks the rules for attacks, classifiers and oracles in one call, for the tests of plugins."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,6 +8,10 @@ from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Attack, Batch, InputPool, short_run_of
 from robustbench_inv.attacks.queries import CountingModel
+from robustbench_inv.catalogue.models import load_model
+from robustbench_inv.data.protocol import Dataset
+from robustbench_inv.data.sampling import select_samples
+from robustbench_inv.evaluation.oracles import load_oracle
 from robustbench_inv.models.protocol import Classifier, classify
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import flatten
@@ -16,7 +20,7 @@ from robustbench_inv.threat.budgets import Budget, LpBall, Unbounded, inside_box
 from robustbench_inv.threat.goals import KeepDecision, Misclassify
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["BATCH_SIZES", "check_attack", "check_model"]
+__all__ = ["BATCH_SIZES", "check_attack", "check_model", "check_oracle"]
 
 BATCH_SIZES = (1, 3, 8)
 """Batch sizes that reveal attacks that mix up samples, or stop when the first sample breaks."""
@@ -101,6 +105,31 @@ def check_model(classifier: Classifier, images: Tensor) -> None:
             apart <= 1e-4, f"its output differs if queried {how}: logits differ by {apart:.2g}"
         )
     _check_gradient(classifier, images, rng)
+
+
+ORACLE_SAMPLES = 200
+"""Clean samples that an oracle classifies."""
+
+
+def check_oracle(name: str, dataset: Dataset, *, max_error: float = 0.1) -> None:
+    """Compare the classes that an oracle names for clean samples with the labels.
+
+    Args:
+        name: of a panel, or a file of labels.
+        dataset: the data.
+        max_error: largest share of samples for which it names another class, or none.
+
+    Raises:
+        AssertionError: if it misses more.
+    """
+    oracle = load_oracle(name, dataset, [], lambda each: load_model(each, dataset=dataset))
+    ids = select_samples(dataset.labels, min(ORACLE_SAMPLES, len(dataset)))
+    images, labels = dataset.batch(torch.tensor(ids))
+    missed = float((oracle.classify(images, torch.tensor(ids)) != labels).double().mean())
+    _require(
+        missed <= max_error,
+        f"misses the class of {missed:.1%} of clean samples, not {max_error:.0%}",
+    )
 
 
 @dataclass(frozen=True)
