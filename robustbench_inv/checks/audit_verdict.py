@@ -177,7 +177,11 @@ SENTENCES: Mapping[str, str] = {
 
 
 def _reason(verdict: Verdict) -> Reason:
-    check = CHECKS[verdict.id]
+    check = CHECKS.get(verdict.id)
+    if check is None:  # of another version
+        return Reason(
+            verdict.id, f"{verdict.title}: {verdict.verdict} ({verdict.id}).", verdict.evidence
+        )
     consequence = check.consequence
     if verdict.verdict == "WARN" and check.caution:
         consequence = check.caution

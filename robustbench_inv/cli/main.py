@@ -22,6 +22,7 @@ from robustbench_inv.cli.compare import compare
 from robustbench_inv.cli.doctor import doctor
 from robustbench_inv.cli.entries import list_catalogue, show
 from robustbench_inv.cli.evaluate import evaluate
+from robustbench_inv.cli.export import export
 from robustbench_inv.cli.label import label
 from robustbench_inv.cli.new import new
 from robustbench_inv.cli.options import HELP_OPTIONS, convert_plain_values, option
@@ -96,6 +97,7 @@ app.command()(run)
 app.command()(audit)
 app.command()(report)
 app.command()(compare)
+app.command()(export)
 app.command()(label)
 app.command()(rescore)
 app.command()(reproduce)

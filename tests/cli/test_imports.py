@@ -36,6 +36,7 @@ COMMANDS = {
         "data",
         "entries",
         "evaluate",
+        "export",
         "label",
         "main",
         "options",

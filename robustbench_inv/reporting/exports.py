@@ -1,0 +1,233 @@
+"""Results in formats of other tools: Parquet, evaluation results of model repositories, JUnit."""
+
+import json
+from collections.abc import Iterator, Sequence
+from datetime import date
+from io import BytesIO
+from math import isfinite, isinf, nan
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pandas as pd
+
+from robustbench_inv.arguments import format_eps, printable
+from robustbench_inv.checks.audit_verdict import conclude
+from robustbench_inv.checks.verdict import Verdict
+from robustbench_inv.errors import BadResults, import_library
+from robustbench_inv.reporting.run_results import (
+    RunResult,
+    WorstCase,
+    group_cells,
+    most_attacked,
+    worst_cases,
+)
+from robustbench_inv.reporting.statistics import median_of
+from robustbench_inv.results.cell import FinishedCell
+
+__all__ = ["metrics_of", "records_frame", "to_eval_results", "to_junit", "to_parquet"]
+
+TYPES = {
+    "eps": "string",
+    "oracle_label": "Int64",
+    "oracle_source": "string",
+    "broken_at": "Float64",
+    "clean.score": "Float64",
+    "clean.accepted": "boolean",
+    "adversarial.score": "Float64",
+    "adversarial.accepted": "boolean",
+}
+"""Types of columns that may be empty: the same, whatever a run contains."""
+
+
+def records_frame(cells: Sequence[FinishedCell]) -> pd.DataFrame:
+    """Return one row for each record, with the columns of docs/records.md."""
+    rows = [
+        {**about, **_flat(json.loads(record.to_json_line()))}
+        for cell in cells
+        for about in [_about(cell)]
+        for record in cell.records
+    ]
+    frame = pd.DataFrame(rows)
+    return frame.astype({name: kind for name, kind in TYPES.items() if name in frame})
+
+
+def _about(cell: FinishedCell) -> dict[str, Any]:
+    return {
+        "cell": cell.digest,
+        "model": cell.model_label,
+        "model_digest": cell.model.key,
+        "attack": cell.attack_label,
+        "attack_digest": cell.attack.key,
+        "attack_kind": cell.kind,
+        "dataset": cell.dataset.name,
+        "dataset_digest": cell.info.dataset_key,
+        "norm": cell.norm,
+        "eps": ",".join(f"{eps:.10g}" for eps in cell.epsilons),
+        "goal": cell.goal,
+        "access": cell.threat.access,
+        "seed": cell.info.seed,
+    }
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested fields joined by a dot."""
+    found: dict[str, Any] = {}
+    for key, each in value.items():
+        if isinstance(each, dict):
+            found |= _flat(each, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = each
+    return found
+
+
+def to_parquet(cells: Sequence[FinishedCell]) -> bytes:
+    """Return the records as a Parquet file.
+
+    Raises:
+        MissingExtra: if pyarrow is not installed.
+    """
+    import_library("pyarrow", "parquet")
+    out = BytesIO()
+    records_frame(cells).to_parquet(out, index=False, engine="pyarrow")
+    return out.getvalue()
+
+
+def metrics_of(cells: Sequence[FinishedCell]) -> dict[str, float]:
+    """Return clean and worst-case numbers of each model under short names, for loggers of experiments.
+
+    Example:
+        ``robust_accuracy/mnist-cnn/mnist5k/linf=0.1``: 0.04
+    """
+    found: dict[str, float] = {}
+    for worst in _worst(cells):
+        place = f"{worst.model}/{worst.group.dataset}"
+        found[f"clean_accuracy/{place}"] = worst.clean.value
+        found[f"{_metric(worst)}/{place}/{_budget(worst)}"] = _value(worst)
+    return found
+
+
+def to_eval_results(cells: Sequence[FinishedCell], dataset_id: str, source: str = "") -> str:
+    """Return the worst case of one model as a file for ``.eval_results/`` of its model repository.
+
+    Shares are in per cent; a median distance that is infinite is left out.
+
+    Args:
+        cells: of one model on one data set.
+        dataset_id: the benchmark's data set on the hub, ``ORG/NAME``.
+        source: URL of a report.
+
+    Raises:
+        BadResults: for several models or data sets.
+
+    References:
+        Hub documentation, Evaluation Results.
+    """
+    models = {cell.model_label for cell in cells}
+    datasets = {cell.dataset.name for cell in cells}
+    if len(models) != 1 or len(datasets) != 1:
+        raise BadResults(
+            "a file of evaluation results is about one model on one data set",
+            got=", ".join(sorted(models | datasets)),
+            remedy="choose one: --model NAME --dataset NAME",
+        )
+    lines = []
+    for worst in _worst(cells):
+        value = _value(worst)
+        if not isfinite(value):
+            continue
+        task = f"{_metric(worst)}_{_budget(worst)}".replace("=", "_").replace("/", "_")
+        notes = f"{len(worst.ids)} samples, worst case over {', '.join(worst.attacks)}"
+        lines += [
+            "- dataset:",
+            f"    id: {_text(dataset_id)}",
+            f"    task_id: {_text(task)}",
+            f"  value: {value if _metric(worst) == 'median_distance' else 100 * value:.4g}",
+            f"  date: {_text(date.today().isoformat())}",
+            *(
+                [f"  source:\n    url: {_text(source)}\n    name: robustbench-inv"]
+                if source
+                else []
+            ),
+            f"  notes: {_text(notes)}",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _text(value: str) -> str:
+    """A JSON string is a YAML string."""
+    return json.dumps(printable(value), ensure_ascii=False)
+
+
+def _worst(cells: Sequence[FinishedCell]) -> Iterator[WorstCase]:
+    """Yield the rows of each model that combine most attacks."""
+    for group in group_cells(cells).values():
+        by_model: dict[str, list[WorstCase]] = {}
+        for worst in worst_cases(group):
+            by_model.setdefault(worst.model, []).append(worst)
+        for found in by_model.values():
+            yield from most_attacked(found)
+
+
+def _metric(worst: WorstCase) -> str:
+    if worst.group.no_class:
+        return "rejected"
+    if worst.group.keeps:
+        return "invariance_failure"
+    if worst.group.fixed:
+        return "fixed_input_accuracy"
+    return "median_distance" if isinf(worst.eps) else "robust_accuracy"
+
+
+def _value(worst: WorstCase) -> float:
+    if _metric(worst) == "median_distance":
+        median = median_of(worst.distances)
+        return median.value if median else nan
+    if worst.group.no_class:
+        return worst.withstood_rate.value
+    return worst.success_rate.value if worst.group.keeps else worst.rate.value
+
+
+def _budget(worst: WorstCase) -> str:
+    norm = worst.group.norm
+    return norm if isinf(worst.eps) else f"{norm}={format_eps(worst.eps)}"
+
+
+def to_junit(runs: Sequence[RunResult]) -> str:
+    """Return the checks and the verdicts on the models as JUnit XML: one test for each.
+
+    A check that fails, and a model whose numbers must not be published, is a failure; a check that does not apply is
+    skipped; warnings are output of a passed test.
+    """
+    root = ET.Element("testsuites", name="invbench")
+    for run in runs:
+        suite = ET.SubElement(root, "testsuite", name=printable(run.name))
+        verdicts = [Verdict.from_json(value) for value in run.checks]
+        for conclusion in conclude(run.cells, verdicts):
+            case = _case(suite, "verdict", f"{conclusion.model}, {conclusion.dataset}")
+            reasons = "\n".join(each.text for each in conclusion.reasons)
+            bad = conclusion.verdict == "do not publish"
+            _outcome(case, conclusion.verdict, reasons, failed=bad)
+        for verdict in verdicts:
+            case = _case(suite, verdict.subject, f"{verdict.id} {verdict.title}")
+            if verdict.verdict == "NA":
+                ET.SubElement(case, "skipped", message=printable(verdict.evidence))
+            elif verdict.verdict != "PASS":
+                failed = verdict.verdict == "FAIL"
+                _outcome(case, verdict.verdict, verdict.evidence, failed=failed)
+        suite.set("tests", str(len(suite)))
+        suite.set("failures", str(len(suite.findall("testcase/failure"))))
+        suite.set("skipped", str(len(suite.findall("testcase/skipped"))))
+    ET.indent(root)
+    return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _case(suite: ET.Element, about: str, name: str) -> ET.Element:
+    return ET.SubElement(suite, "testcase", classname=printable(about), name=printable(name))
+
+
+def _outcome(case: ET.Element, message: str, text: str, *, failed: bool) -> None:
+    text = printable(text)
+    if failed:
+        ET.SubElement(case, "failure", message=message).text = text
+    elif text:
+        ET.SubElement(case, "system-out").text = f"{message}: {text}"

@@ -1,0 +1,105 @@
+"""Exports: every record in documented columns, and files that the readers of other tools accept."""
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from robustbench_inv.errors import BadResults
+from robustbench_inv.reporting.exports import (
+    metrics_of,
+    records_frame,
+    to_eval_results,
+    to_junit,
+    to_parquet,
+)
+from robustbench_inv.reporting.run_results import read_runs
+from robustbench_inv.testing.toy_cells import toy_cell
+
+DOCUMENTED = Path(__file__).parents[2] / "docs" / "records.md"
+
+
+def documented_columns():
+    rows = [line for line in DOCUMENTED.read_text().splitlines() if line.startswith("| `")]
+    return [name for row in rows for name in re.findall(r"`([a-z_.0-9]+)`", row.split("|")[1])]
+
+
+def test_every_column_is_documented_and_every_record_is_a_row(full_run):
+    cells = [cell for run in read_runs([full_run]) for cell in run.cells]
+    frame = records_frame(cells)
+    assert sorted(frame.columns) == sorted(documented_columns())
+    assert len(frame) == sum(len(cell.records) for cell in cells)
+
+
+def test_robust_accuracy_follows_from_the_rows_as_documented():
+    cell = toy_cell("pgd", [0.1, 0.2, None, 0.0])
+    frame = records_frame([cell])
+    for eps in cell.epsilons:
+        robust = frame["broken_at"].isna() | (frame["broken_at"] > eps)
+        assert robust.mean() == cell.robust_rate(eps).value
+
+
+def test_parquet_reads_back_with_its_types(full_run):
+    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    import io
+
+    import pandas as pd
+
+    cells = [cell for run in read_runs([full_run]) for cell in run.cells]
+    back = pd.read_parquet(io.BytesIO(to_parquet(cells)))
+    meant = records_frame(cells)
+    assert list(back.columns) == list(meant.columns)
+    assert back["broken_at"].isna().sum() == meant["broken_at"].isna().sum()
+    assert back["sample"].tolist() == meant["sample"].tolist()
+    one = pd.read_parquet(io.BytesIO(to_parquet(cells[:1])))
+    assert one.dtypes.equals(back.dtypes)  # whatever is missing
+
+
+def test_metrics_are_the_worst_case():
+    cells = [toy_cell("pgd", [0.1, None, None, 0.0]), toy_cell("square", [None, 0.2, None, 0.0])]
+    assert metrics_of(cells) == {
+        "clean_accuracy/toy/four": 0.75,
+        "robust_accuracy/toy/four/linf=0.1": 0.5,
+        "robust_accuracy/toy/four/linf=0.2": 0.25,
+    }
+
+
+def test_evaluation_results_have_the_keys_of_the_hub():
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    cells = [toy_cell("pgd", [0.1, None, None, 0.0])]
+    found = yaml.safe_load(to_eval_results(cells, "org/bench", "https://example.org/r"))
+    assert [each["value"] for each in found] == [50.0, 50.0]
+    assert found[0]["dataset"] == {"id": "org/bench", "task_id": "robust_accuracy_linf_0.1"}
+    assert found[0]["source"] == {"url": "https://example.org/r", "name": "robustbench-inv"}
+    assert found[0]["notes"] == "4 samples, worst case over pgd"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", found[0]["date"])
+
+
+def test_a_name_cannot_break_out_of_the_file():
+    yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+    name = 'a": {b: c}\n- x: y # "'
+    found = yaml.safe_load(to_eval_results([toy_cell(name, [None])], name))
+    assert len(found) == 2
+    assert {each["dataset"]["id"] for each in found} == {name}
+
+
+def test_several_models_are_refused():
+    cells = [toy_cell("pgd", [None], model={"name": name}) for name in "ab"]
+    with pytest.raises(BadResults, match="one model on one data set"):
+        to_eval_results(cells, "org/bench")
+
+
+def test_junit_has_a_test_for_each_check_and_each_model(writer, record):
+    run = writer.cell([record(0)], model="<net>&").verdict("FAIL", "<net>&", evidence="bad <b>")
+    run.verdict("PASS", "<net>&", id="C7").verdict("NA", "<net>&", id="C8", evidence="none")
+    run.verdict("WARN", "<net>&", id="C99", evidence="look")
+    root = ET.fromstring(to_junit(read_runs([run.finish()])))
+    (suite,) = root
+    cases = {case.get("name").split(" ")[0]: case for case in suite}
+    assert cases["C6"].find("failure").text == "bad <b>"
+    assert cases["C8"].find("skipped").get("message") == "none"
+    assert cases["C99"].find("system-out").text == "WARN: look"
+    assert len(cases["C7"]) == 0
+    assert cases["<net>&,"].find("failure").get("message") == "do not publish"
+    assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == ("5", "2", "1")
