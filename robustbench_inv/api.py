@@ -1,6 +1,7 @@
 """Evaluates models, with validity checks: the entry point for the command line and for Python."""
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from robustbench_inv.arguments import check_flag, check_folder, check_path
 from robustbench_inv.catalogue.datasets import load_arrays
 from robustbench_inv.checks.audit_verdict import Conclusion, conclude
-from robustbench_inv.checks.suite import check_records, probe_model, verdicts_about
+from robustbench_inv.checks.model_checks import TimeLimit, probe_model
+from robustbench_inv.checks.suite import check_records, verdicts_about
 from robustbench_inv.checks.verdict import Verdict
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.evaluation.engine import (
@@ -33,10 +35,15 @@ from robustbench_inv.evaluation.stored_answers import refuse_changed_cells
 from robustbench_inv.foreign import foreign, time_limit
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.labels import Labels
-from robustbench_inv.results.rates import cell_to_json
+from robustbench_inv.results.rates import attack_seconds, cell_to_json
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.run_files import CELL, CellFolder, RunFolder
-from robustbench_inv.results.run_writing import read_old_verdicts, write_checks, write_plan
+from robustbench_inv.results.run_writing import (
+    check_seconds,
+    read_old_verdicts,
+    write_checks,
+    write_plan,
+)
 from robustbench_inv.results.summary import CellSummary
 from robustbench_inv.threat.threat_model import ThreatModel
 from robustbench_inv.torch_state import kept_modules
@@ -294,25 +301,32 @@ def check_target(out: str | Path | None, workers: Workers) -> None:
         check_folder(folder)
 
 
-def check_run(run: Run, device: str) -> None:
-    """Check the models and the records of all cells in the folder, and write the verdicts to checks.json.
+CHECK_SECONDS = 20.0
+"""Seconds that the checks of a model may take, more if its attacks took longer."""
+
+
+def check_run(run: Run, device: str, seconds: float | None = None) -> None:
+    """Check the models and the records of all cells in the folder, and write checks.json.
 
     Args:
         run: the evaluated run.
         device: where the models compute.
+        seconds: time for the checks of all models; None for that of the attacks, at least CHECK_SECONDS each.
     """
-    folder = RunFolder(run.path)
+    began, folder, jobs = time.perf_counter(), RunFolder(run.path), _models(run.plan)
     found = folder.cells()
     labels = Labels.of((cell.info, cell.label) for cell in found)
-    probes = [
-        replace(verdict, subject=labels.models.get(job.model.digest, verdict.subject))
-        for job in _models(run.plan)
-        for verdict in _probe(job, device, run.plan.deep)
-    ]
+    cells, probes = [labels.apply(cell.read()) for cell in found], list[Verdict]()
+    for job in jobs:
+        attacks = sum(attack_seconds(cell) for cell in cells if cell.model.key == job.model.digest)
+        limit = TimeLimit(max(attacks, CHECK_SECONDS))
+        limit = TimeLimit(seconds / len(jobs), by_the_clock=True) if seconds else limit
+        subject = labels.models.get(job.model.digest, job.model.name)
+        verdicts = _probe(job, device, run.plan.deep, limit)
+        probes += [replace(verdict, subject=subject) for verdict in verdicts]
     asked = {job.spec.digest: job.samples for job in run.plan.jobs}
-    cells = [labels.apply(cell.read()) for cell in found]
-    verdicts = check_records(cells, asked, probes)
-    write_checks(folder, [verdict.to_json() for verdict in verdicts])
+    checked = [verdict.to_json() for verdict in check_records(cells, asked, probes)]
+    write_checks(folder, checked, round(time.perf_counter() - began, 1))
 
 
 def _objects(model: object) -> list[object]:
@@ -324,7 +338,7 @@ def _objects(model: object) -> list[object]:
 def _reasons(outcome: CellOutcome, folder: CellFolder) -> Iterator[str]:
     if outcome.failure is not None:
         yield outcome.failure
-    events = folder.events()
+    events = folder.events() if folder.started else []
     for kind, problem in FAILED_SAMPLES.items():
         found = [event for event in events if event.get("event") == kind]
         if found:
@@ -351,9 +365,10 @@ def _models(plan: Plan) -> list[Job]:
     return list({(job.model.digest, job.spec.dataset): job for job in ascending}.values())
 
 
-def _probe(job: Job, device: str, deep: bool) -> list[Verdict]:
-    found = probe_model(job.model, job.dataset, job.samples, job.seed, device, deep=deep)
-    return [replace(verdict, about=(job.model.digest, job.spec.dataset)) for verdict in found]
+def _probe(job: Job, device: str, deep: bool, limit: TimeLimit) -> list[Verdict]:
+    about = (job.model.digest, job.spec.dataset)
+    settings = (job.model, job.dataset, job.samples, job.seed, device)
+    return [replace(v, about=about) for v in probe_model(*settings, deep=deep, limit=limit)]
 
 
 def _labels_and_digests(cell: FinishedCell) -> dict[str, str]:
@@ -376,4 +391,8 @@ def _cell_json(cell: FinishedCell, run: Run) -> dict[str, Any]:
     checks = [verdict.to_json() for verdict in verdicts_about(run._verdicts, cell)]
     verdict = next((c.to_json() for c in run.conclusions if c.concerns(cell)), None)
     place = str(run.path / cell.digest)
-    return {**cell_to_json(cell), "checks": checks, "verdict": verdict, "path": place}
+    seconds = {
+        "attack_seconds": attack_seconds(cell),
+        "check_seconds": check_seconds(RunFolder(run.path)),
+    }
+    return {**cell_to_json(cell), **seconds, "checks": checks, "verdict": verdict, "path": place}

@@ -1,20 +1,22 @@
 """Audits a model within a time limit: the suite ``audit`` on as many samples as fit, and every check."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from math import inf
-from time import perf_counter
+from time import time
 from typing import Any
 
-from robustbench_inv.api import Run, evaluate
+from robustbench_inv.api import CellFailure, Run, check_run, evaluate
 from robustbench_inv.arguments import check_number
 from robustbench_inv.catalogue.datasets import load_dataset
-from robustbench_inv.errors import BadParameter
-from robustbench_inv.evaluation.engine import Existing
+from robustbench_inv.errors import DEADLINE_PASSED, BadParameter
+from robustbench_inv.evaluation.engine import Existing, until
 
 __all__ = ["audit"]
 
-FIRST_SAMPLES = 16
-"""Samples of the first stage, which measures the time of a sample."""
+FIRST_SAMPLES: Mapping[int, float] = {16: 0.25, 4: 0.5, 1: 1.0}
+"""Samples of the first stage, which measures the time of a sample, and the share of the attacks' time it may take. If it
+takes longer, it is tried with fewer samples."""
 
 GROWTH = 4
 """Largest factor by which a stage adds samples: larger batches need less time for each sample."""
@@ -22,8 +24,11 @@ GROWTH = 4
 LEAST_GROWTH = 1.25
 """Smallest factor by which a further stage adds samples."""
 
-ATTACK_SHARE = 0.6
-"""Share of the time limit for the attacks; the rest is for the checks."""
+ATTACK_SHARE, LAST_SHARE = 0.6, 0.75
+"""Share of the time limit that is planned for the attacks, and after which they are stopped; the rest is for the checks."""
+
+LEAST_CHECK_SECONDS = 5.0
+"""Seconds for the checks, however late it is."""
 
 
 def audit(
@@ -36,12 +41,13 @@ def audit(
 ) -> Run:
     """Attack a model with the suite ``audit``, run every check, and return the results.
 
-    The attacks start on 16 class-balanced samples, and add samples as long as the measured time of a sample lets them
+    The attacks start on 16 class-balanced samples, fewer if these take too long, and add samples as long as the measured time of a sample lets them
     end in time. ``Run.conclusions`` holds the verdict: publishable, publishable with reservations or do not publish.
 
     Args:
         model: as for ``evaluate``.
-        minutes: the time limit, an aim: the first stage and the checks are run to their end.
+        minutes: the time limit. Attacks that it stops are named in ``Run.notes``, checks have fewer samples or are not
+            made, and the verdict is one with reservations.
         samples: largest number of samples; None for all.
         existing: resume, skip or redo existing results.
         options: threat, dataset, x, y, seed, out and all others of ``evaluate`` but attack, suite and checks.
@@ -55,22 +61,78 @@ def audit(
         >>> run.conclusions[0].verdict  # doctest: +SKIP
         'publishable'
     """
-    end = perf_counter() + 60 * ATTACK_SHARE * _check_minutes(minutes)
+    began, seconds = time(), 60 * _check_minutes(minutes)
     most = _size(options) if samples is None else check_number(samples, "number of samples")
-    settings = {"model": model, "suite": "audit", **options}
-    done, count = 0, min(FIRST_SAMPLES, most)
-    while count > done:
-        start = perf_counter()
-        run = evaluate(**settings, samples=count, existing=existing, checks=False)
-        now, existing = perf_counter(), "resume"
-        most = min(most, *(len(job.dataset) for job in run.plan.jobs))
-        further = max(0, int((end - now) * (count - done) / (now - start)))
-        done, count = count, min(most, count + min(further, GROWTH * count))
-        if count < min(most, LEAST_GROWTH * done):
+    stages = _Stages({"model": model, "suite": "audit", **options}, existing, began, seconds)
+    run = stages.first(most)
+    most = min(most, *(len(job.dataset) for job in run.plan.jobs))
+    while (count := stages.next_count(most)) > stages.done:
+        run = stages.evaluate(count)
+        if _stopped(run):
+            run = stages.evaluate(stages.done, inf)  # read from its records
             break
-    finished = evaluate(**settings, samples=done, existing="resume", checks=True)
-    note = f"audited {done} of {most} samples within {minutes:g} minutes" if done < most else ""
-    return replace(finished, notes=(*finished.notes, *([note] if note else [])))
+    left = max(began + seconds - time(), LEAST_CHECK_SECONDS)
+    check_run(run, str(options.get("device", "cpu")), left)
+    notes = [f"{failure}; raise --minutes" for failure in _stopped(run)]
+    if stages.done < most:
+        notes.append(f"audited {stages.done} of {most} samples within {minutes:g} minutes")
+    failures = tuple(failure for failure in run.failures if failure not in _stopped(run))
+    return replace(run, failures=failures, notes=(*run.notes, *notes))
+
+
+def _stopped(run: Run) -> list[CellFailure]:
+    """Return the cells that the deadline stopped."""
+    return [failure for failure in run.failures if failure.reason == DEADLINE_PASSED]
+
+
+class _Stages:
+    """Evaluates more and more samples.
+
+    Args:
+        settings: arguments of ``evaluate``.
+        existing: what the first stage does with existing results; the others resume.
+        began: time of ``time.time``.
+        seconds: the time limit.
+    """
+
+    def __init__(
+        self, settings: dict[str, Any], existing: Existing, began: float, seconds: float
+    ) -> None:
+        self._settings, self._existing = settings, existing
+        self._end, self._last_end = (
+            began + share * seconds for share in (ATTACK_SHARE, LAST_SHARE)
+        )
+        self._per_sample = 0.0
+        self.done = 0
+        """Number of samples of the last stage that was not stopped."""
+
+    def first(self, most: int) -> Run:
+        """Return the first stage; if even a single sample takes too long, the last attacks are missing."""
+        *many, least = FIRST_SAMPLES.items()
+        for samples, share in many:
+            run = self.evaluate(
+                min(samples, most), time() + share * max(self._last_end - time(), 0.0)
+            )
+            if not _stopped(run):
+                return run
+        run = self.evaluate(min(least[0], most))
+        self.done = min(least[0], most)
+        return run
+
+    def evaluate(self, samples: int, deadline: float | None = None) -> Run:
+        """Evaluate a number of samples, until a time of ``time.time`` at most."""
+        start, existing, self._existing = time(), self._existing, "resume"
+        with until(self._last_end if deadline is None else deadline):
+            run = evaluate(**self._settings, samples=samples, existing=existing, checks=False)
+        self._per_sample = (time() - start) / max(samples - self.done, 1)
+        self.done = self.done if _stopped(run) else samples
+        return run
+
+    def next_count(self, most: int) -> int:
+        """Return the number of samples of the next stage; that of the last one if there is no time for more."""
+        further = max(0, int((self._end - time()) / max(self._per_sample, 1e-9)))
+        count = min(most, self.done + min(further, GROWTH * self.done))
+        return count if count >= min(most, LEAST_GROWTH * self.done) else self.done
 
 
 def _check_minutes(minutes: object) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from types import ModuleType
 
 __all__ = [
+    "DEADLINE_PASSED",
     "AttackFailed",
     "BadCatalogue",
     "BadData",
@@ -13,6 +14,7 @@ __all__ = [
     "BadParameter",
     "BadResults",
     "CapabilityMismatch",
+    "DeadlinePassed",
     "ForeignCodeError",
     "InvbenchError",
     "MissingExtra",
@@ -125,6 +127,13 @@ class AttackFailed(InvbenchError):
 
 class ForeignCodeError(InvbenchError):
     """Code of a model, attack or plugin that tried to end the program."""
+
+
+DEADLINE_PASSED = "the time for all attacks is over"
+
+
+class DeadlinePassed(UsageError):
+    """The time for a whole evaluation is over; what is finished is kept."""
 
 
 class TimeLimitExceeded(ForeignCodeError):

@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from robustbench_inv.arguments import format_eps
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.comparisons import common_samples, group_by, group_comparable
-from robustbench_inv.checks.verdict import Grade, Verdict
+from robustbench_inv.checks.verdict import NOT_MADE, Grade, Verdict
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.summary import Rate, median_distance
 
@@ -146,6 +146,14 @@ class _Evidence:
         found = []
         if not self.verdicts:
             found.append(Reason("", "The validity checks were not run."))
+        if skipped := [v.id for v in self._about if v.evidence.startswith(NOT_MADE)]:
+            listed = ", ".join(dict.fromkeys(skipped))
+            found.append(
+                Reason(
+                    "",
+                    f"There was no time for the checks {listed}: raise --minutes of invbench audit.",
+                )
+            )
         if late := [cell for cell in self.cells if not cell.finished]:
             found.append(
                 Reason("", f"Samples are missing in {len(late)} of {len(self.cells)} cells.")

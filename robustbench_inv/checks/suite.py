@@ -1,9 +1,8 @@
-"""The validity checks of a run: probes of its models, and checks of its finished cells."""
+"""The validity checks of the finished cells of a run."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.comparisons import (
@@ -44,105 +43,16 @@ from robustbench_inv.errors import describe_error
 from robustbench_inv.foreign import foreign_call
 from robustbench_inv.results.cell import FinishedCell
 
-if TYPE_CHECKING:
-    from robustbench_inv.checks.probe import Probe, ProbedModel
-    from robustbench_inv.data.protocol import Dataset
-
 __all__ = [
     "RequestedSamples",
     "check_records",
-    "list_probes",
-    "probe_model",
+    "run_check",
     "verdicts_about",
 ]
 
 
-OF_THE_DATA_SET = ("C39", "C41", "C42")
-"""Probes of the whole data set: a few requested samples, or those of one class, may hide wrong labels."""
-
 RequestedSamples = Sequence[int] | Mapping[str, Sequence[int]] | None
 """The requested samples: the same for all cells, or by a cell's digest; None for those of each cell.json."""
-
-
-def probe_model(
-    model: "ProbedModel",
-    dataset: "Dataset",
-    samples: Sequence[int],
-    seed: int = 0,
-    device: str = "cpu",
-    *,
-    deep: bool = False,
-) -> list[Verdict]:
-    """Run the probes C1, C2, C6, C7, C10 to C12, C17, C39, C41 and C42 on a model, with ``deep`` C4, C8, C13 and C31.
-
-    Args:
-        model: the loaded model.
-        dataset: the data it is evaluated on.
-        samples: ids of the evaluation; at most 100 of them are probed and 64 attacked, fewer if memory is short.
-            C39, C41 and C42 use 100 of the whole data set.
-        seed: of the attacks' random numbers.
-        device: where the model is.
-        deep: run the costly probes too.
-
-    Returns:
-        one verdict for each check; a probe that raises gives NA and the reason.
-    """
-    from robustbench_inv.checks.probe import Probe, evenly_spaced
-    from robustbench_inv.randomness import seeded_generators
-    from robustbench_inv.tensors import is_out_of_memory
-    from robustbench_inv.torch_state import kept_modules, stated_torch
-
-    def run(check: Callable[[Probe], Verdict], count: int, chosen: Sequence[int]) -> list[Verdict]:
-        ids = evenly_spaced(chosen, count)
-        kept.restore()
-        try:
-            probe = Probe.of(model.name, model.classifier, dataset, ids, seed).to_device(device)
-            return [check(probe)]
-        except (RuntimeError, MemoryError) as error:
-            if len(ids) == 1 or not is_out_of_memory(error):
-                raise
-        return run(check, len(ids) // 2, chosen)
-
-    every, guarded = range(len(dataset)), []
-    with (
-        stated_torch(),
-        seeded_generators(seed % 2**32, []),
-        kept_modules([model.classifier]) as kept,
-    ):
-        for id_, n, check in list_probes(deep=deep):
-            chosen = every if id_ in OF_THE_DATA_SET else samples
-            guarded.append(_run_check(id_, model.name, partial(run, check, n, chosen)))
-    return [verdict for verdicts in guarded for verdict in verdicts]
-
-
-def list_probes(*, deep: bool = False) -> list[tuple[str, int, "Callable[[Probe], Verdict]"]]:
-    """Return the id of each check of a model, its number of samples, and its function.
-
-    The deep ones take hundreds of passes for each sample.
-    """
-    from robustbench_inv.checks import attack_strength, clean_accuracy, gradients, model_outputs
-    from robustbench_inv.checks.probe import ATTACK_SAMPLES, DIFFERENCE_SAMPLES, PROBE_SAMPLES
-
-    usual: list[tuple[str, int, Callable[[Probe], Verdict]]] = [
-        ("C1", ATTACK_SAMPLES, attack_strength.check_monotone_attack),
-        ("C2", ATTACK_SAMPLES, attack_strength.check_unbounded),
-        ("C6", PROBE_SAMPLES, gradients.check_gradients),
-        ("C7", PROBE_SAMPLES, gradients.check_saturation),
-        ("C10", PROBE_SAMPLES, model_outputs.check_logits),
-        ("C11", PROBE_SAMPLES, model_outputs.check_determinism),
-        ("C12", PROBE_SAMPLES, gradients.check_single_pass),
-        ("C17", PROBE_SAMPLES, model_outputs.check_bounds),
-        ("C39", PROBE_SAMPLES, clean_accuracy.check_clean_accuracy),
-        ("C41", PROBE_SAMPLES, clean_accuracy.check_inputs),
-        ("C42", PROBE_SAMPLES, clean_accuracy.check_labels),
-    ]
-    costly: list[tuple[str, int, Callable[[Probe], Verdict]]] = [
-        ("C4", ATTACK_SAMPLES, attack_strength.check_convergence),
-        ("C8", ATTACK_SAMPLES, attack_strength.check_logit_scale),
-        ("C13", ATTACK_SAMPLES, attack_strength.check_fixed_noise),
-        ("C31", DIFFERENCE_SAMPLES, gradients.check_gradient_accuracy),
-    ]
-    return [*usual, *costly] if deep else usual
 
 
 def check_records(
@@ -155,7 +65,7 @@ def check_records(
     Args:
         cells: the cells.
         samples: the requested samples.
-        probes: verdicts of ``probe_model``. C7 is decided here, since it depends on the losses of the attacks.
+        probes: verdicts of ``model_checks.probe_model``. C7 is decided here, since it depends on the losses of the attacks.
 
     Returns:
         the probes' verdicts, then those of each cell, then those that compare cells (subject: the model).
@@ -178,7 +88,7 @@ def check_records(
         ("C40", check_card_accuracy),
     )
     models = ", ".join(sorted({cell.model.name for cell in cells}))
-    compared = [v for id_, f in comparisons for v in _run_check(id_, models, partial(f, cells))]
+    compared = [v for id_, f in comparisons for v in run_check(id_, models, partial(f, cells))]
     return [*decided, *alone, *compared]
 
 
@@ -213,7 +123,7 @@ def _check_cell(cell: FinishedCell, requested: Sequence[int]) -> list[Verdict]:
     def run(check: Callable[[FinishedCell], Verdict]) -> list[Verdict]:
         return [check(cell)]
 
-    found = [v for id_, c in checks for v in _run_check(id_, cell.subject, partial(run, c))]
+    found = [v for id_, c in checks for v in run_check(id_, cell.subject, partial(run, c))]
     return [replace(verdict, about=(cell.digest,)) for verdict in found]
 
 
@@ -230,7 +140,7 @@ def _requested(cell: FinishedCell, samples: RequestedSamples) -> Sequence[int]:
     return samples
 
 
-def _run_check(id_: str, subject: str, run: Callable[[], list[Verdict]]) -> list[Verdict]:
+def run_check(id_: str, subject: str, run: Callable[[], list[Verdict]]) -> list[Verdict]:
     """Run a check; an exception becomes a verdict, since a check must never end an evaluation."""
     try:
         with foreign_call(f"check {id_}"):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from robustbench_inv.results.cell import FinishedCell
 
-__all__ = ["Check", "Grade", "Scope", "Verdict", "format_ids", "grade"]
+__all__ = ["NOT_MADE", "Check", "Grade", "Scope", "Verdict", "format_ids", "grade"]
 
 Grade = Literal["PASS", "NOTE", "WARN", "FAIL", "NA"]
 """``NOTE``: a property of the model that does not affect this number. ``NA``: the check does not apply; its evidence
@@ -113,6 +113,10 @@ class Check:
         if verdict == "NOTE" and self.note:
             return f"This number is unaffected: {self.note}. "
         return ""
+
+
+NOT_MADE = "The check was not made"
+"""First words of the evidence of a check that applies and was not made; its grade is NA."""
 
 
 def grade(value: float, *, warn: float, fail: float = float("inf")) -> Grade:

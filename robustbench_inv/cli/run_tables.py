@@ -43,6 +43,7 @@ def print_run(run: "Run") -> None:
     _print_rates(console, cells)
     lines = [
         *(_ensemble_line(cell) for cell in cells if cell["ensemble"]),
+        *_time_lines(cells),
         *map(_check_line, _warnings_and_failures(cells)),
         *(line for conclusion in run.conclusions for line in _conclusion_lines(conclusion)),
         f"records: {run.path}",
@@ -154,6 +155,7 @@ def _result_table(cells: Sequence[dict[str, Any]]) -> Table:
         "robust accuracy",
         "median distance",
         "passes",
+        "attack time",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("checks", no_wrap=True)
@@ -216,6 +218,7 @@ def _result_row(cell: dict[str, Any]) -> tuple[str, ...]:
         "\n".join(_format_rate(rate) + mark for rate in cell["robust_accuracy"]),
         _format_median(cell),
         f"{passes:.0f}",
+        f"{cell['attack_seconds']:.1f} s" if "attack_seconds" in cell else "",
         _count_verdicts(cell["checks"]),
     )
 
@@ -237,6 +240,13 @@ def _claim_line(finding: "ClaimFinding") -> str:
     return (
         f"{finding.text} (paper: {paper}; our run as published: {published}; adaptive: {adaptive})"
     )
+
+
+def _time_lines(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the times of all attacks and of the checks, if the checks were timed."""
+    if cells and (checks := cells[0].get("check_seconds")) is not None:
+        attacks = sum(cell["attack_seconds"] for cell in cells)
+        yield f"time: {attacks:.1f} s for the attacks, {checks:.1f} s for the checks"
 
 
 def _ensemble_line(cell: Mapping[str, Any]) -> str:

@@ -1,10 +1,11 @@
 """Runs a cell: evaluates the blocks that have no records yet, and writes each as soon as it is finished."""
 
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from robustbench_inv.arguments import check_flag, check_number, check_text, format_eps
 from robustbench_inv.attacks.queries import CountingModel
-from robustbench_inv.errors import AttackFailed, BadParameter
+from robustbench_inv.errors import DEADLINE_PASSED, AttackFailed, BadParameter, DeadlinePassed
 from robustbench_inv.evaluation.block import CellContext, evaluate_block
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.judge import BlockState, Judge
@@ -40,6 +41,7 @@ __all__ = [
     "RunOptions",
     "ignore_progress",
     "run_cell",
+    "until",
 ]
 
 BATCH_SIZE = 250
@@ -54,6 +56,19 @@ Existing = Literal["resume", "skip", "redo", "repair"]
 compute what is damaged again and add the missing samples."""
 
 
+_deadlines: list[float] = []
+
+
+@contextmanager
+def until(deadline: float) -> Iterator[None]:
+    """Stop the evaluations inside at a time of ``time.time``; their cells fail with DeadlinePassed."""
+    _deadlines.append(deadline)
+    try:
+        yield
+    finally:
+        _deadlines.pop()
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """How to run a cell; no option is part of the cell's identity.
@@ -64,6 +79,8 @@ class RunOptions:
         keep_images: store the clean and the adversarial images.
         existing: resume, skip, redo or repair existing results.
         timeout: seconds that one call of a model, attack or oracle may take; None for no limit.
+        deadline: time of ``time.time`` after which attacks are stopped and the present block is not written; by default
+            that of the innermost ``until``.
 
     Raises:
         BadParameter: for an unusable value.
@@ -74,6 +91,7 @@ class RunOptions:
     keep_images: bool = False
     existing: Existing = "resume"
     timeout: float | None = None
+    deadline: float = field(default_factory=lambda: min(_deadlines, default=inf))
 
     def __post_init__(self) -> None:
         if self.batch_size is not None:
@@ -126,17 +144,25 @@ REPORT_SECONDS = 1.0
 
 
 class BlockProgress:
-    """Reports what an attack does within a block, at most once in REPORT_SECONDS.
+    """Reports what an attack does within a block, at most once in REPORT_SECONDS, and stops it at the deadline.
 
     Args:
         report: called with one line of details.
+        deadline: time of ``time.time``.
     """
 
-    def __init__(self, report: Callable[[str], None]) -> None:
+    def __init__(self, report: Callable[[str], None], deadline: float = inf) -> None:
         self._report, self._next = report, time.monotonic() + REPORT_SECONDS
+        self._deadline = deadline
 
     def __call__(self, model: CountingModel) -> None:
-        """Report the state of the queried model, if it is time."""
+        """Report the state of the queried model, if it is time.
+
+        Raises:
+            DeadlinePassed: after the deadline.
+        """
+        if time.time() > self._deadline:
+            raise DeadlinePassed(DEADLINE_PASSED)
         if time.monotonic() < self._next:
             return
         with suppress(Exception):  # within the attack, which would be blamed
@@ -180,7 +206,10 @@ def run_cell(
     Raises:
         BadResults: if the folder cannot be written, or belongs to another process or cell.
         BadModel: if the model's output for a clean input is not a number.
+        DeadlinePassed: after the deadline; finished blocks are kept.
     """
+    if time.time() > options.deadline:
+        raise DeadlinePassed(DEADLINE_PASSED)
     if options.existing == "skip" and (folder / CELL).exists():
         return [f"{job.title}: skipped, since it has results already"]
     size = options.batch_size or BATCH_SIZE
@@ -232,7 +261,7 @@ def _run_blocks(
     kept: KeptModules,
 ) -> None:
     device = torch.device(options.device)
-    watch = BlockProgress(lambda detail: report(_progress(job, writer, detail)))
+    watch = BlockProgress(lambda detail: report(_progress(job, writer, detail)), options.deadline)
     search, short_run = make_searches(job, device, cache, watch)
     loader = Loader(job.dataset, device, job.model.classifier.dtype, job.effective_oracle)
     judge = Judge(job.model.classifier, job.dataset, job.seed, job.effective_oracle)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -262,8 +263,9 @@ class SearchCache:
         return lookup
 
 
-PROBE_SAMPLES = 16
-"""Samples on which the prepared copy must agree: the first of the data set, whichever are evaluated."""
+PROBE_SAMPLES, LEAST_PROBE_SAMPLES, PROBE_ELEMENTS = 16, 4, 800_000
+"""Samples on which the prepared copy must agree: the first of the data set, whichever are evaluated. Of large inputs
+fewer, whose elements number PROBE_ELEMENTS at most: sixteen images of 224×224 take a ResNet as long as an attack's step."""
 
 
 def make_searches(
@@ -283,7 +285,8 @@ def make_searches(
         The search, and its short run for descending sweeps; None for an ascending sweep.
     """
     loader = Loader(job.dataset, device, job.model.classifier.dtype)
-    probe = loader.batch(range(min(PROBE_SAMPLES, len(job.dataset)))).images
+    fitting = max(PROBE_ELEMENTS // max(prod(job.dataset.shape), 1), LEAST_PROBE_SAMPLES)
+    probe = loader.batch(range(min(PROBE_SAMPLES, fitting, len(job.dataset)))).images
     with seeded(job.seed, 0, device):
         probe = usable_probe(job.search_model.classifier, probe)
     fold = job.attack.attack.kind == "fixed-budget" and len(probe) > 0

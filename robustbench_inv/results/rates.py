@@ -243,6 +243,12 @@ def _member_name(member: Mapping[str, Any]) -> str:
     return f"{name} toward {classes} classes" if classes else name
 
 
+def attack_seconds(cell: FinishedCell) -> float:
+    """Return the seconds that the blocks of samples took, in all runs that the cell was resumed in."""
+    times = [e.get("seconds") for e in cell.events if e.get("event") == "block_time"]
+    return round(sum(float(t) for t in times if isinstance(t, float | int)), 1)
+
+
 def cell_to_json(cell: FinishedCell) -> dict[str, Any]:
     """Return a cell as ``--json`` prints it, without the verdicts of the checks."""
     summary, helper, breakdown = cell.summary, cell.threat.substitute, ensemble_breakdown(cell)

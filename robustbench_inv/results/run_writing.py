@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from robustbench_inv.results.files import (
     FORMAT_VERSION,
     GrowingFile,
     explain_write_errors,
+    read_json,
     remove_leftovers,
     temporary_path,
     write_atomically,
@@ -42,6 +44,7 @@ from robustbench_inv.results.run_files import (
 __all__ = [
     "CheckFunction",
     "RewrittenCell",
+    "check_seconds",
     "read_old_verdicts",
     "write_checks",
     "write_plan",
@@ -92,8 +95,15 @@ def _is_covered(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return {cell["digest"] for cell in new["cells"]} <= cells and set(new["samples"]) <= samples
 
 
-def write_checks(run: RunFolder, verdicts: Sequence[Mapping[str, Any]]) -> None:
+def write_checks(
+    run: RunFolder, verdicts: Sequence[Mapping[str, Any]], seconds: float | None = None
+) -> None:
     """Write checks.json and keep older verdicts about other models.
+
+    Args:
+        run: the run.
+        verdicts: the new verdicts.
+        seconds: the time that the checks took; not written if the verdicts are the old ones.
 
     Raises:
         BadResults: if it cannot be written.
@@ -103,7 +113,21 @@ def write_checks(run: RunFolder, verdicts: Sequence[Mapping[str, Any]]) -> None:
         return  # as in a finished run, which may be on a read-only disk
     with _locked(run.path):
         merged = _merge_verdicts(run.checks(), verdicts)
-        write_json(run.path / CHECKS, {"version": FORMAT_VERSION, "verdicts": merged})
+        content = {"version": FORMAT_VERSION, "verdicts": merged}
+        known = {} if seconds is None else {CHECK_SECONDS: seconds}
+        write_json(run.path / CHECKS, {**content, **known})
+
+
+CHECK_SECONDS = "seconds"
+"""Key of checks.json: the time that the checks took."""
+
+
+def check_seconds(run: RunFolder) -> float | None:
+    """Return the seconds that the checks took; None if they were not run or not timed."""
+    path = run.path / CHECKS
+    value = read_json(path) if path.exists() else None
+    found = value.get(CHECK_SECONDS) if isinstance(value, dict) else None
+    return float(found) if isinstance(found, float | int) and 0 <= found < inf else None
 
 
 def read_old_verdicts(run: RunFolder, *, repair: bool) -> None:

@@ -10,8 +10,8 @@ from robustbench_inv.checks.clean_accuracy import (
     check_labels,
 )
 from robustbench_inv.checks.comparisons import check_card_accuracy
+from robustbench_inv.checks.model_checks import probe_model
 from robustbench_inv.checks.probe import Probe, evenly_spaced
-from robustbench_inv.checks.suite import probe_model
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.results.run_files import RunFolder

@@ -19,9 +19,9 @@ from robustbench_inv.checks.gradients import (
     check_saturation,
     check_single_pass,
 )
+from robustbench_inv.checks.model_checks import list_probes
 from robustbench_inv.checks.model_outputs import check_bounds, check_determinism, check_logits
 from robustbench_inv.checks.probe import Probe
-from robustbench_inv.checks.suite import list_probes
 from robustbench_inv.data.registry import open_dataset
 from robustbench_inv.models.spheres import max_margin, misaligned
 from robustbench_inv.models.wrapping import wrap_module
@@ -47,7 +47,7 @@ from robustbench_inv.testing.toys import (
 )
 
 
-@pytest.mark.parametrize(("id_", "check"), [(id_, check) for id_, _, check in list_probes()])
+@pytest.mark.parametrize(("id_", "check"), [(id_, check) for id_, _, _, check in list_probes()])
 def test_every_probe_is_silent_on_an_honest_model(honest, probe, id_, check):
     verdict = check(probe(honest))
     assert (verdict.id, verdict.verdict, verdict.subject) == (id_, "PASS", "toy"), verdict.evidence
@@ -58,7 +58,7 @@ def test_every_probe_is_silent_on_an_honest_model(honest, probe, id_, check):
     ("id_", "check"),
     [
         (id_, check)
-        for id_, _, check in list_probes(deep=True)[len(list_probes()) :]
+        for id_, _, _, check in list_probes(deep=True)[len(list_probes()) :]
         if id_ != "C13"
     ],
 )
@@ -82,7 +82,7 @@ def test_c1_fires_where_larger_steps_leap_over_the_error(grey_probe):
 def test_probes_are_silent_on_the_classifiers_of_the_spheres(make):
     spheres = open_dataset("spheres", {"d": 100, "n": 2, "size": 100})
     subject = Probe.of("toy", make(spheres), spheres, range(40))
-    verdicts = [check(subject) for _, _, check in list_probes()]
+    verdicts = [check(subject) for _, _, _, check in list_probes()]
     assert {v.verdict for v in verdicts} == {"PASS"}, verdicts
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 from robustbench_inv.checks.check_list import CHECKS
-from robustbench_inv.checks.suite import check_records, probe_model, verdicts_about
+from robustbench_inv.checks.model_checks import probe_model
+from robustbench_inv.checks.suite import check_records, verdicts_about
 from robustbench_inv.checks.verdict import Verdict, grade
 from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.testing.toy_cells import toy_cell

@@ -1,6 +1,7 @@
 """``invbench audit`` from end to end."""
 
 import json
+import re
 
 import pytest
 
@@ -41,3 +42,18 @@ def test_wrong_bounds_are_named_and_set_the_exit_code(invbench, arguments):
 @pytest.mark.parametrize("minutes", ["0", "-1", "nan", "inf"])
 def test_a_time_limit_is_positive(invbench, arguments, minutes):
     assert invbench("audit", "net.py:build", *arguments, f"--minutes={minutes}").code == 2
+
+
+def test_attacks_that_the_time_limit_stops_are_named_and_the_others_count(invbench, arguments):
+    """The first queries are quick, and after the deadline every attack is stopped: the checks still end in a verdict."""
+    done = invbench("audit", "net.py:build", *arguments, "--minutes", "0.0001")
+    assert done.code == 0, done.err
+    assert "the time for all attacks is over; raise --minutes" in done.err
+
+
+def test_times_of_attacks_and_checks_are_told_apart(invbench, arguments):
+    done = invbench("audit", "net.py:build", *arguments)
+    assert "attack time" in done.out
+    assert re.search(r"time: [\d.]+ s for the attacks, [\d.]+ s for the checks", done.out)
+    cells = json.loads(invbench("audit", "net.py:build", *arguments, "--json").out)
+    assert all(cell["attack_seconds"] >= 0 and cell["check_seconds"] >= 0 for cell in cells)

@@ -1,14 +1,17 @@
 """The engine: at which eps samples break, and how failures are recorded."""
 
 from dataclasses import dataclass
+from itertools import count
 from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 
+from robustbench_inv.attacks.pgd import PGD
 from robustbench_inv.data.arrays import ArrayDataset
-from robustbench_inv.errors import BadData, BadModel
+from robustbench_inv.errors import BadData, BadModel, DeadlinePassed
+from robustbench_inv.evaluation import engine
 from robustbench_inv.evaluation.engine import RunOptions, run_cell
 from robustbench_inv.results.run_files import CellFolder
 from robustbench_inv.results.summary import summarise
@@ -325,3 +328,19 @@ def test_failures_of_single_samples_are_logged(toys, tmp_path):
     records, events = run(toys.make_job(toys.Returns("mark"), toys.linf(0.02)), tmp_path / "c")
     assert {r.status for r in records[5:]} == {"crash"}
     assert [e["samples"] for e in events if e["event"] == "crash"] == [list(range(5, 60))]
+
+
+def test_a_deadline_stops_an_attack_and_keeps_the_finished_blocks(toys, tmp_path, monkeypatch):
+    job, ticks = toys.make_job(PGD(40), toys.linf(0.001)), count()
+    whole, _ = run(job, tmp_path / "whole", batch_size=20)
+    monkeypatch.setattr(engine.time, "time", lambda: next(ticks))  # a second for each query
+    with engine.until(60), pytest.raises(DeadlinePassed):
+        run(job, tmp_path / "cut", batch_size=20)
+    kept = CellFolder(tmp_path / "cut").records()
+    assert [r.to_json_line() for r in kept] == [r.to_json_line() for r in whole[:20]]
+
+
+def test_no_cell_is_begun_after_the_deadline(toys, tmp_path):
+    with engine.until(0.0), pytest.raises(DeadlinePassed):
+        run(toys.make_job(PGD(2), toys.linf(0.001)), tmp_path / "late")
+    assert not (tmp_path / "late").exists()
