@@ -11,12 +11,7 @@ from torch import Tensor
 
 from robustbench_inv.attacks.protocol import Attack, Batch, FailureReason, short_run_of
 from robustbench_inv.attacks.queries import CountingModel, Watch
-from robustbench_inv.errors import (
-    AttackFailed,
-    BadModel,
-    UsageError,
-    describe_error,
-)
+from robustbench_inv.errors import AttackFailed, BadModel, UsageError, describe_error
 from robustbench_inv.evaluation.isolation import attempts_for, isolate, joined_values
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.loading import Loader
@@ -264,8 +259,7 @@ class SearchCache:
 
 
 PROBE_SAMPLES, LEAST_PROBE_SAMPLES, PROBE_ELEMENTS = 16, 4, 800_000
-"""Samples on which the prepared copy must agree: the first of the data set, whichever are evaluated. Of large inputs
-fewer, whose elements number PROBE_ELEMENTS at most: sixteen images of 224×224 take a ResNet as long as an attack's step."""
+"""Samples on which the prepared copy must agree: the first of the data set; fewer of inputs with many elements."""
 
 
 def make_searches(
