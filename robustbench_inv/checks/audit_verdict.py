@@ -284,6 +284,9 @@ def _percent(rate: Rate) -> str:
 GRADIENT_FREE = ("C2", "C5", "C6", "C7", "C10", "C12", "C31")
 """Checks after which gradients prove nothing: the next command attacks without them."""
 
+ORACLE = ("C34", "C35")
+"""Checks after which people label the images."""
+
 FAULTY_FILES = ("C14", "C22", "C23", "C30")
 """Checks after which the records are made again."""
 
@@ -296,12 +299,23 @@ def _next_command(cell: FinishedCell, check: str | None, cells: Sequence[Finishe
     threat = ["--threat", bounded.threat.text] if bounded and bounded.threat.text else []
     data = cell.dataset.name.partition(" #")[0]  # the rest is the digest of the user's own data
     where = ["--dataset", data, *threat]
+    judged = next((c for c in cells if c.threat.wants_same_prediction), None)
+    if check in ORACLE and judged:
+        return _labelling_command(judged, data)
     if check in GRADIENT_FREE:
         words = ["evaluate", "--model", _reference(cell), "--attack", "square", *where]
     else:
         again = ["--existing", "redo"] if check in FAULTY_FILES else []
         words = ["audit", _reference(cell), *where, *again]
     return shlex.join(["invbench", *words])
+
+
+def _labelling_command(cell: FinishedCell, data: str) -> str:
+    """Return the commands after which people can give the images of a cell their classes."""
+    words = ["--model", _reference(cell), "--attack", cell.attack.name, "--dataset", data]
+    kept = ["--threat", cell.threat.text or "none", "--keep-images", "--out", "runs/to-label"]
+    label = ["label", "runs/to-label", "--out", "label.html"]
+    return f"{shlex.join(['invbench', 'evaluate', *words, *kept])} && {shlex.join(['invbench', *label])}"
 
 
 def _reference(cell: FinishedCell) -> str:

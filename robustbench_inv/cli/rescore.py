@@ -12,7 +12,7 @@ from robustbench_inv.cli.output import print_json, print_warnings
 __all__ = ["rescore"]
 
 
-def rescore(
+def rescore(  # noqa: PLR0913, PLR0917 - one parameter is one option
     run: Annotated[
         Path,
         typer.Argument(
@@ -29,6 +29,10 @@ def rescore(
     out: Annotated[
         Path | None,
         folder_option("Write the re-scored results to this folder.", "RUN-ORACLE"),
+    ] = None,
+    dataset: Annotated[
+        str | None,
+        option(metavar="DATASET", help="Data set of the run, if a Python function makes it."),
     ] = None,
     data_root: DataRoot = None,
     device: Device = "cpu",
@@ -51,7 +55,7 @@ def rescore(
     check_device(device)
     check_root(data_root)
     command = ["invbench", *sys.argv[1:]]
-    options = LoadOptions(device, data_root)
+    options = LoadOptions(device, data_root, dataset)
     rescored = rejudge(run, oracle, folder, check_records, options, command)
     print_warnings(rescored.notes)
     cells = [{**cell_to_json(cell.read()), "path": str(cell.path)} for cell in rescored.run.cells()]

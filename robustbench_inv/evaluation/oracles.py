@@ -1,6 +1,6 @@
 """Oracles: data sets, panels of models and human labels that give the true class of a changed input."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -84,18 +84,27 @@ class AttackedModel:
         digest: the model's digest.
         weights: digest of its weights, None for a model without weights.
         implementation: code of its network.
+        parameters: those of its network.
     """
 
     name: str
     digest: str
     weights: str | None
     implementation: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: LoadedModel) -> "AttackedModel":
         """Return the description of a loaded model."""
-        implementation = str(model.card.get("implementation", ""))
-        return cls(model.name, model.digest, model.weights_digest, implementation)
+        return cls.of_card(model.name, model.digest, model.weights_digest, model.card)
+
+    @classmethod
+    def of_card(
+        cls, name: str, digest: str, weights: str | None, card: Mapping[str, Any]
+    ) -> "AttackedModel":
+        """Return the description of a model by its card."""
+        code, parameters = str(card.get("implementation", "")), card.get("parameters", {})
+        return cls(name, digest, weights, code, parameters)
 
     def is_same(self, member: LoadedModel) -> bool:
         """Is a member the attacked model, by its digest or its weights?"""
@@ -337,7 +346,7 @@ def _own_panel(
         f"{each.name} votes on {model.name}, which has the same architecture: they may share mistakes"
         for each in voting
         for model in attacked
-        if model.exclusion_reason(each)
+        if model.exclusion_reason(each) and model.parameters == each.card.get("parameters")
     ]
     notes = [f"{each.name} is excluded from the panel: it is the attacked model" for each in itself]
     _check_members("the panel", voting, notes, named)

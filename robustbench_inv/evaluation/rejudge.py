@@ -15,6 +15,7 @@ from robustbench_inv.catalogue.locate import entries
 from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.catalogue.references import Reference, parse_reference
 from robustbench_inv.catalogue.threats import load_goal, load_threat
+from robustbench_inv.data.protocol import AdaptsClasses
 from robustbench_inv.errors import BadResults
 from robustbench_inv.evaluation.compatibility import check_fits
 from robustbench_inv.evaluation.jobs import CellSpec
@@ -50,10 +51,12 @@ class LoadOptions:
     Args:
         device: options its members compute, as torch names it.
         data_root: folder of data files; None for the default places.
+        dataset: the run's data set, if Python code makes it; None for the name in the run.
     """
 
     device: str = "cpu"
     data_root: Path | None = None
+    dataset: str | None = None
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,10 @@ def _oracles(
 
 
 def _panel(text: str, info: CellInfo, options: LoadOptions) -> Oracle:
-    dataset = load_dataset(info.dataset.name, data_root=options.data_root, code=False)
+    name, own = options.dataset or info.dataset.name, options.dataset is not None
+    dataset = load_dataset(name, data_root=options.data_root, code=own)
+    if isinstance(dataset, AdaptsClasses):
+        dataset = dataset.with_classes(info.dataset.num_classes)
     if dataset.digest != info.dataset.digest:
         raise BadResults(
             f"{dataset.name} is not the data set of the run",
@@ -186,8 +192,8 @@ def _panel(text: str, info: CellInfo, options: LoadOptions) -> Oracle:
             expected=info.dataset.digest[:12],
         )
     model, substitute = info.model, info.threat.substitute
-    network = _network(model)
-    attacked = [AttackedModel(model.name, model.digest, model.weights_digest, network)]
+    card = {**model.card, "implementation": _network(model)}
+    attacked = [AttackedModel.of_card(model.name, model.digest, model.weights_digest, card)]
     if substitute:
         attacked.append(AttackedModel(substitute.name, substitute.digest, None, ""))
     load = partial(load_model, dataset=dataset, device=options.device)

@@ -51,6 +51,16 @@ def test_a_failure_is_not_to_be_published_and_names_the_next_command():
     assert found.command.startswith("invbench evaluate --model FILE.py:FUNCTION --attack square")
 
 
+def test_an_unreliable_oracle_leads_to_the_labelling_page():
+    threat = {"goal": "keep-decision", "epsilons": [], "text": "none:oracle=panel:a.py:b,c.py:d"}
+    judged = cell("collision", STRONG, threat=threat, attack={"kind": "invariance"})
+    (found,) = conclude([standard(), judged], [said("C34", "WARN", subject=judged.subject)])
+    evaluate, label = found.command.split(" && ")
+    assert "--attack collision --dataset four --threat none:oracle=panel:a.py:b,c.py:d" in evaluate
+    assert "--keep-images --out runs/to-label" in evaluate
+    assert label == "invbench label runs/to-label --out label.html"
+
+
 def test_the_next_command_names_data_as_it_is_typed():
     labelled = standard()
     data = replace(labelled.dataset, name="folder:digits,size=28 #e59e")

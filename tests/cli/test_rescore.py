@@ -58,3 +58,38 @@ def test_a_mistake_is_one_line(invbench, monkeypatch, arguments, message):
     done = invbench(*arguments)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert message in done.err
+
+
+DATA = """
+from robustbench_inv.testing.analytic_problems import column_images
+
+def data():
+    images, labels = column_images().batch(range(12))
+    return images, labels
+"""
+
+HERE = "robustbench_inv.testing.analytic_problems"
+
+
+def test_a_panel_rescores_data_that_a_function_makes(invbench, tmp_path, monkeypatch):
+    from robustbench_inv.api import evaluate
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(DATA)
+    panel = f"panel:{HERE}:BodyMaxClassifier,{HERE}:AllRowsClassifier"
+    made = evaluate(
+        model=f"{HERE}:FirstRowClassifier",
+        attack=f"{HERE}:ShiftBodyAttack",
+        dataset="mine.py:data",
+        threat=f"none:oracle={panel}",
+        out="run",
+        keep_images=True,
+        checks=False,
+    )
+    refused = invbench("rescore", "run", "--oracle", panel)
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "--dataset" in refused.err
+    done = invbench("rescore", "run", "--oracle", panel, "--dataset", "mine.py:data", "--json")
+    assert done.code == 0, done.err
+    (cell,) = json.loads(done.out)
+    assert cell["invariance"]["success"] == made.to_json()[0]["invariance"]["success"]
