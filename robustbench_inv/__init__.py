@@ -6,23 +6,29 @@ Importing this package imports neither torch nor numpy; each name below is fetch
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from robustbench_inv.api import Run, evaluate
+    from robustbench_inv.api import evaluate
     from robustbench_inv.auditing import audit
     from robustbench_inv.catalogue.attacks import LoadedAttack, load_attack
     from robustbench_inv.catalogue.datasets import load_dataset
     from robustbench_inv.catalogue.models import LoadedModel, load_model
     from robustbench_inv.catalogue.threats import load_threat
+    from robustbench_inv.checks.audit_verdict import Conclusion
+    from robustbench_inv.checks.verdict import Verdict
     from robustbench_inv.data.protocol import Dataset
+    from robustbench_inv.errors import EvaluationWarning
     from robustbench_inv.models.protocol import Classifier, Output
     from robustbench_inv.reporting.compare import RunComparison, compare
     from robustbench_inv.reporting.html import write_report
     from robustbench_inv.results.record import Record
     from robustbench_inv.results.summary import Rate
+    from robustbench_inv.run import Run
     from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = [
     "Classifier",
+    "Conclusion",
     "Dataset",
+    "EvaluationWarning",
     "LoadedAttack",
     "LoadedModel",
     "Output",
@@ -31,6 +37,7 @@ __all__ = [
     "Run",
     "RunComparison",
     "ThreatModel",
+    "Verdict",
     "__version__",
     "audit",
     "compare",
@@ -46,15 +53,18 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "Classifier": "models.protocol",
+    "Conclusion": "checks.audit_verdict",
     "Dataset": "data.protocol",
+    "EvaluationWarning": "errors",
     "LoadedAttack": "catalogue.attacks",
     "LoadedModel": "catalogue.models",
     "Output": "models.protocol",
     "Rate": "results.summary",
     "Record": "results.record",
-    "Run": "api",
+    "Run": "run",
     "RunComparison": "reporting.compare",
     "ThreatModel": "threat.threat_model",
+    "Verdict": "checks.verdict",
     "audit": "auditing",
     "compare": "reporting.compare",
     "evaluate": "api",

@@ -1,19 +1,23 @@
 """Evaluates models, with validity checks: the entry point for the command line and for Python."""
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from robustbench_inv.arguments import check_flag, check_folder, check_path
+from robustbench_inv.attacks.protocol import Attack
+from robustbench_inv.catalogue.attacks import LoadedAttack
 from robustbench_inv.catalogue.datasets import load_arrays
-from robustbench_inv.checks.audit_verdict import Conclusion, conclude
+from robustbench_inv.catalogue.models import LoadedModel
 from robustbench_inv.checks.model_checks import TimeLimit, probe_model
-from robustbench_inv.checks.suite import check_records, verdicts_about
+from robustbench_inv.checks.suite import check_records
 from robustbench_inv.checks.verdict import Verdict
+from robustbench_inv.data.arrays import Array
+from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.evaluation.engine import (
     Existing,
@@ -33,122 +37,58 @@ from robustbench_inv.evaluation.schedule import (
 )
 from robustbench_inv.evaluation.stored_answers import refuse_changed_cells
 from robustbench_inv.foreign import foreign, time_limit
-from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.models.protocol import Classifier
+from robustbench_inv.progress import is_interactive, show_progress
 from robustbench_inv.results.labels import Labels
-from robustbench_inv.results.rates import attack_seconds, cell_to_json
-from robustbench_inv.results.record import Record
-from robustbench_inv.results.run_files import CELL, CellFolder, RunFolder
-from robustbench_inv.results.run_writing import (
-    check_seconds,
-    read_old_verdicts,
-    write_checks,
-    write_plan,
-)
-from robustbench_inv.results.summary import CellSummary
+from robustbench_inv.results.rates import attack_seconds
+from robustbench_inv.results.run_files import CellFolder, RunFolder
+from robustbench_inv.results.run_writing import read_old_verdicts, write_checks, write_plan
+from robustbench_inv.run import CellFailure, Run, warn_of_failures
 from robustbench_inv.threat.threat_model import ThreatModel
 from robustbench_inv.torch_state import kept_modules
 
-if TYPE_CHECKING:
-    import pandas as pd
+__all__ = [
+    "AttackSource",
+    "Inputs",
+    "Labelling",
+    "ModelSource",
+    "Models",
+    "check_run",
+    "check_target",
+    "evaluate",
+    "progress_callback",
+    "run_plan",
+]
 
-__all__ = ["CellFailure", "Run", "check_run", "check_target", "evaluate", "run_plan"]
+ModelSource = str | nn.Module | Classifier | LoadedModel
+"""A name, a network that declares ``bounds``, an object with the protocol, or what ``load_model`` returned."""
+
+Models = ModelSource | Sequence[ModelSource] | Mapping[str, ModelSource]
+"""One model, several, or a mapping from your labels to models."""
+
+AttackSource = str | Attack | LoadedAttack
+"""A name, an attack, or what ``load_attack`` returned."""
+
+Inputs = Array | Sequence[object]
+"""(N, …) numbers: a tensor, an array, or nested lists."""
+
+Labelling = Array | Sequence[int] | Sequence[str]
+"""(N,) labels: whole numbers, or names of classes."""
 
 
 DEFAULT_FOLDER = Path("runs")
 """Where results go if no folder is named, relative to the current directory."""
 
 
-@dataclass(frozen=True)
-class CellFailure:
-    """A cell that is incomplete, or on some samples of which the attack crashed or the model failed.
-
-    Args:
-        cell: the cell's title.
-        reason: one line.
-    """
-
-    cell: str
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.cell}: {self.reason}"
-
-
-@dataclass(frozen=True)
-class Run:
-    """The results of an evaluation, restricted to its samples.
-
-    Args:
-        path: folder of the results.
-        plan: the evaluated cells.
-        failures: cells that failed; the command line exits with 1 if there are any.
-        notes: messages for the user.
-    """
-
-    path: Path
-    plan: Plan
-    failures: tuple[CellFailure, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @cached_property
-    def cells(self) -> list[FinishedCell]:
-        """The cells that have results, in the order of the plan, with the requested samples only."""
-        found = RunFolder(self.path).cells()
-        folders = {cell.digest: cell for cell in found}
-        labels = Labels.of((cell.info, cell.label) for cell in found)
-        return [
-            _restrict(labels.apply(folders[job.spec.digest].read()), job.samples)
-            for job in self._jobs
-        ]
-
-    @property
-    def _jobs(self) -> list[Job]:
-        return [job for job in self.plan.jobs if (self.path / job.spec.digest / CELL).exists()]
-
-    def records(self) -> list[Record]:
-        """Return the records of all cells, cell by cell, in ascending order of sample id."""
-        return [record for cell in self.cells for record in cell.records]
-
-    def summary(self) -> list[CellSummary]:
-        """Return the rates and counts of each cell."""
-        return [cell.summary for cell in self.cells]
-
-    def to_frame(self) -> "pd.DataFrame":
-        """Return one row for each record; nested fields are joined by a dot (``adversarial.prediction``).
-
-        Digests distinguish cells, models, attacks and data sets; names are labels.
-        """
-        import pandas as pd
-
-        rows = []
-        for job, cell in zip(self._jobs, self.cells, strict=True):
-            about = {**job.to_json(), **_labels_and_digests(cell)}
-            rows += [{**about, **json.loads(record.to_json_line())} for record in cell.records]
-        return pd.json_normalize(rows)
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """Return one object for each cell, as ``evaluate --json`` prints them."""
-        return [_cell_json(cell, self) for cell in self.cells]
-
-    @cached_property
-    def conclusions(self) -> list[Conclusion]:
-        """Whether the numbers of each model on each data set can be published, why not, and the next command."""
-        return conclude(self.cells, self._verdicts)
-
-    @cached_property
-    def _verdicts(self) -> list[Verdict]:
-        return [Verdict.from_json(value) for value in RunFolder(self.path).checks()]
-
-
 def evaluate(  # noqa: PLR0913 - the command line's options, each of which a user may leave out
+    model: Models,
     *,
-    model: object,
-    attack: object = None,
+    attack: AttackSource | Sequence[AttackSource] | None = None,
     suite: str | None = None,
     threat: str | ThreatModel | None = None,
-    dataset: object = None,
-    x: object = None,
-    y: object = None,
+    dataset: str | Dataset | None = None,
+    x: Inputs | None = None,
+    y: Labelling | None = None,
     samples: int | str | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -158,17 +98,20 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
     workers: Workers = 1,
     keep_images: bool = False,
     data_root: str | Path | None = None,
-    progress: ProgressCallback = ignore_progress,
+    progress: ProgressCallback | bool = True,
     checks: bool = True,
     timeout: float | None = None,
     command: Sequence[str] = (),
 ) -> Run:
     """Attack models, write a record for each sample, and return the results; your models are unchanged.
 
+    ``Run.verdict`` is the verdict on the numbers: can they be published? If they must not, or if a cell fails, an
+    ``EvaluationWarning`` gives the reason.
+
     Args:
         model: a name, an ``nn.Module`` that declares bounds, a ``Classifier``, a list of these, or a mapping from your
             labels to these.
-        attack: a name, an attack, or a list of these; optional if there is a suite.
+        attack: a name, an attack, or a list of these; None for those of the suite, else for ``standard``.
         suite: name of a list of attacks and threats.
         threat: ``NORM=EPS[,EPS…]``, ``none``, ``customary``, a name, or a threat; None for the default of attack and
             data set.
@@ -185,7 +128,8 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
         workers: number of local processes, or ``ray``.
         keep_images: store the clean and the adversarial images.
         data_root: folder of data files.
-        progress: called with a ``Progress`` after each block, and about every second within one.
+        progress: True for a bar if standard error is a terminal, and in notebooks; False for none; or a function,
+            called with a ``Progress`` after each block, and about every second within one.
         checks: run the validity checks and write checks.json.
         timeout: seconds that one call of a model, attack or other code outside this package may take; None for no
             limit. It holds in the main thread.
@@ -195,12 +139,14 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
         UsageError: for an impossible request, before anything runs.
 
     Example:
-        >>> run = evaluate(model="mnist-cnn", attack="pgd", threat="linf=0.1", samples=100)  # doctest: +SKIP
-        >>> run.summary()[0].robust_accuracy[0].value  # doctest: +SKIP
-        0.04
+        >>> run = evaluate("mnist-cnn", threat="linf=0.1", samples=100)  # doctest: +SKIP
+        >>> run.verdict, run.summary()[0].robust_accuracy[0].value  # doctest: +SKIP
+        ('publishable', 0.04)
     """
     options = RunOptions(batch_size, device, keep_images, existing, timeout)
     _check_extras(progress, checks, command)
+    if isinstance(attack, list | tuple) and not attack:
+        raise BadParameter("no attack", got=attack, expected="one or more, or None for standard")
     check_target(out, workers)
     with foreign("the evaluation"), time_limit(timeout), kept_modules(_objects(model)):
         plan = make_plan(
@@ -217,7 +163,19 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
             ),
             command,
         )
-        return run_plan(plan, out, options, progress, workers, checks=checks)
+        with progress_callback(progress) as report:
+            run = run_plan(plan, out, options, report, workers, checks=checks)
+    warn_of_failures(run, checked=checks)
+    return run
+
+
+def progress_callback(
+    progress: ProgressCallback | bool,
+) -> AbstractContextManager[ProgressCallback]:
+    """Return a context that shows the progress as ``evaluate`` does, and gives the function to call."""
+    if not isinstance(progress, bool):
+        return nullcontext(progress)
+    return show_progress() if progress and is_interactive() else nullcontext(ignore_progress)
 
 
 def _dataset(dataset: object, x: object, y: object, model: object) -> object:
@@ -233,8 +191,9 @@ def _check_extras(progress: object, checks: object, command: Sequence[object]) -
     check_flag(checks, "value of checks")
     if isinstance(command, str) or not all(isinstance(word, str) for word in command):
         raise BadParameter("unusable command", got=command, expected="a list of words")
-    if not callable(progress):
-        raise BadParameter("unusable progress", got=progress, expected="a function")
+    if not isinstance(progress, bool) and not callable(progress):
+        expected = "True, False or a function"
+        raise BadParameter("unusable progress", got=progress, expected=expected)
 
 
 def run_plan(
@@ -369,30 +328,3 @@ def _probe(job: Job, device: str, deep: bool, limit: TimeLimit) -> list[Verdict]
     about = (job.model.digest, job.spec.dataset)
     settings = (job.model, job.dataset, job.samples, job.seed, device)
     return [replace(v, about=about) for v in probe_model(*settings, deep=deep, limit=limit)]
-
-
-def _labels_and_digests(cell: FinishedCell) -> dict[str, str]:
-    named = {"model": cell.model.name, "attack": cell.attack.name, "dataset": cell.dataset.name}
-    return {
-        **named,
-        "model_digest": cell.model.key,
-        "attack_digest": cell.attack.key,
-        "dataset_digest": cell.info.dataset_key,
-    }
-
-
-def _restrict(cell: FinishedCell, samples: Sequence[int]) -> FinishedCell:
-    """Return a cell with the records of some samples alone."""
-    wanted = frozenset(samples)
-    return replace(cell, records=tuple(r for r in cell.records if r.sample in wanted))
-
-
-def _cell_json(cell: FinishedCell, run: Run) -> dict[str, Any]:
-    checks = [verdict.to_json() for verdict in verdicts_about(run._verdicts, cell)]
-    verdict = next((c.to_json() for c in run.conclusions if c.concerns(cell)), None)
-    place = str(run.path / cell.digest)
-    seconds = {
-        "attack_seconds": attack_seconds(cell),
-        "check_seconds": check_seconds(RunFolder(run.path)),
-    }
-    return {**cell_to_json(cell), **seconds, "checks": checks, "verdict": verdict, "path": place}

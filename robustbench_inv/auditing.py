@@ -1,16 +1,22 @@
 """Audits a model within a time limit: the suite ``audit`` on as many samples as fit, and every check."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import inf
+from pathlib import Path
 from time import time
-from typing import Any
+from typing import Any, TypedDict, Unpack
+from warnings import catch_warnings, simplefilter
 
-from robustbench_inv.api import CellFailure, Run, check_run, evaluate
+from robustbench_inv.api import Inputs, Labelling, Models, check_run, evaluate
 from robustbench_inv.arguments import check_number
 from robustbench_inv.catalogue.datasets import load_dataset
-from robustbench_inv.errors import DEADLINE_PASSED, BadParameter
-from robustbench_inv.evaluation.engine import Existing, until
+from robustbench_inv.data.protocol import Dataset
+from robustbench_inv.errors import DEADLINE_PASSED, BadParameter, EvaluationWarning
+from robustbench_inv.evaluation.engine import Existing, ProgressCallback, until
+from robustbench_inv.evaluation.schedule import Workers
+from robustbench_inv.run import CellFailure, Run, warn_of_failures
+from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = ["audit"]
 
@@ -31,18 +37,37 @@ LEAST_CHECK_SECONDS = 5.0
 """Seconds for the checks, however late it is."""
 
 
+class AuditOptions(TypedDict, total=False):
+    """The options that an audit shares with ``evaluate``."""
+
+    threat: str | ThreatModel | None
+    dataset: str | Dataset | None
+    x: Inputs | None
+    y: Labelling | None
+    seed: int
+    out: str | Path | None
+    batch_size: int | None
+    device: str
+    workers: Workers
+    keep_images: bool
+    data_root: str | Path | None
+    progress: ProgressCallback | bool
+    timeout: float | None
+    command: Sequence[str]
+
+
 def audit(
-    model: object,
+    model: Models,
     *,
     minutes: float = 10.0,
     samples: int | None = None,
     existing: Existing = "resume",
-    **options: Any,  # noqa: ANN401 - those of evaluate
+    **options: Unpack[AuditOptions],
 ) -> Run:
     """Attack a model with the suite ``audit``, run every check, and return the results.
 
     The attacks start on 16 class-balanced samples, fewer if these take too long, and add samples as long as the measured time of a sample lets them
-    end in time. ``Run.conclusions`` holds the verdict: publishable, publishable with reservations or do not publish.
+    end in time. ``Run.verdict`` is publishable, publishable with reservations or do not publish; ``Run.conclusions`` has reasons.
 
     Args:
         model: as for ``evaluate``.
@@ -50,7 +75,7 @@ def audit(
             made, and the verdict is one with reservations.
         samples: largest number of samples; None for all.
         existing: resume, skip or redo existing results.
-        options: threat, dataset, x, y, seed, out and all others of ``evaluate`` but attack, suite and checks.
+        options: threat, dataset, x, y, seed, out and the others of ``evaluate`` but attack, suite and checks.
 
     Raises:
         UsageError: for an impossible request, before anything runs.
@@ -58,7 +83,7 @@ def audit(
 
     Example:
         >>> run = audit("mnist-cnn", threat="linf=0.1", minutes=5)  # doctest: +SKIP
-        >>> run.conclusions[0].verdict  # doctest: +SKIP
+        >>> run.verdict  # doctest: +SKIP
         'publishable'
     """
     began, seconds = time(), 60 * _check_minutes(minutes)
@@ -77,7 +102,9 @@ def audit(
     if stages.done < most:
         notes.append(f"audited {stages.done} of {most} samples within {minutes:g} minutes")
     failures = tuple(failure for failure in run.failures if failure not in _stopped(run))
-    return replace(run, failures=failures, notes=(*run.notes, *notes))
+    audited = replace(run, failures=failures, notes=(*run.notes, *notes))
+    warn_of_failures(audited, checked=True)
+    return audited
 
 
 def _stopped(run: Run) -> list[CellFailure]:
@@ -122,7 +149,8 @@ class _Stages:
     def evaluate(self, samples: int, deadline: float | None = None) -> Run:
         """Evaluate a number of samples, until a time of ``time.time`` at most."""
         start, existing, self._existing = time(), self._existing, "resume"
-        with until(self._last_end if deadline is None else deadline):
+        with until(self._last_end if deadline is None else deadline), catch_warnings():
+            simplefilter("ignore", EvaluationWarning)  # of cells that the deadline stops
             run = evaluate(**self._settings, samples=samples, existing=existing, checks=False)
         self._per_sample = (time() - start) / max(samples - self.done, 1)
         self.done = self.done if _stopped(run) else samples
@@ -141,7 +169,7 @@ def _check_minutes(minutes: object) -> float:
     return float(minutes)
 
 
-def _size(options: dict[str, Any]) -> int:
+def _size(options: AuditOptions) -> int:
     """Return the number of samples of a data set; that of a model's card is larger than the first stage."""
     x, dataset = options.get("x"), options.get("dataset")
     if isinstance(dataset, str):

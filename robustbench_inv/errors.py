@@ -15,6 +15,7 @@ __all__ = [
     "BadResults",
     "CapabilityMismatch",
     "DeadlinePassed",
+    "EvaluationWarning",
     "ForeignCodeError",
     "InvbenchError",
     "MissingExtra",
@@ -58,6 +59,10 @@ class InvbenchError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         """Keep the four parts when the error is pickled."""
         return _rebuild, (type(self), self.problem, self.got, self.expected, self.remedy)
+
+
+class EvaluationWarning(UserWarning):
+    """Numbers of an evaluation in Python must not be published, or cells failed."""
 
 
 class UsageError(InvbenchError):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import typer
 from PIL import Image
 
@@ -85,13 +86,24 @@ def test_the_commands_of_the_readme(follow):
 
 
 def test_the_readme_shows_python_that_runs(tmp_path, monkeypatch, capsys):
+    from robustbench_inv.models.plain_networks import LeNet5
+
     monkeypatch.chdir(tmp_path)
+    x, y = torch.rand(FEW_SAMPLES, 1, 28, 28), torch.arange(FEW_SAMPLES)
+    printed = []
     for page in (ROOT / "README.md", DOCS / "python.md"):
         for block in BLOCK.finditer(page.read_text()):
             if block["kind"] == "python":
                 text = re.sub(r"samples=\d+", f"samples={FEW_SAMPLES}", block["text"])
-                exec(compile(text, page.name, "exec"), {})
-                assert "Rate(successes=" in capsys.readouterr().out
+                exec(compile(text, page.name, "exec"), {"net": LeNet5(), "x": x, "y": y})
+                printed.append(capsys.readouterr().out)
+    short, again, named, own = printed
+    assert "linf 8/255" in short
+    assert "verdict on " in again
+    assert "pgd" in named
+    assert "Rate(successes=" in named
+    assert "torch.Size([5, 1, 28, 28])" in named
+    assert "Rate(successes=" in own
 
 
 def test_your_own_attack(follow):

@@ -7,11 +7,14 @@ from typing import Any, Literal
 
 from robustbench_inv.results.cell import FinishedCell
 
-__all__ = ["NOT_MADE", "Check", "Grade", "Scope", "Verdict", "format_ids", "grade"]
+__all__ = ["GRADES", "NOT_MADE", "Check", "Grade", "Scope", "Verdict", "format_ids", "grade"]
 
 Grade = Literal["PASS", "NOTE", "WARN", "FAIL", "NA"]
 """``NOTE``: a property of the model that does not affect this number. ``NA``: the check does not apply; its evidence
 gives the reason."""
+
+GRADES: tuple[Grade, ...] = ("FAIL", "WARN", "NOTE", "NA", "PASS")
+"""The grades in the order in which a reader should see them."""
 
 Scope = Literal["model", "cell", "run"]
 """The subject of a verdict: one model, one cell (attack × model × threat × data set), or the whole run."""

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 from typing import Annotated
+from warnings import catch_warnings, simplefilter
 
 import typer
 
@@ -26,7 +27,7 @@ from robustbench_inv.cli.options import (
     option,
 )
 from robustbench_inv.cli.output import print_json, print_message, print_warnings, show_progress
-from robustbench_inv.errors import RangeMismatch
+from robustbench_inv.errors import EvaluationWarning, RangeMismatch
 
 __all__ = ["audit"]
 
@@ -79,7 +80,8 @@ def audit(  # noqa: PLR0913, PLR0917 - one parameter is one option
 
     named = NamedModel.parse(model)
     try:
-        with show_progress() as progress:
+        with show_progress() as progress, catch_warnings():
+            simplefilter("ignore", EvaluationWarning)  # the verdict is printed
             run = run_audit(
                 named if isinstance(named, str) else {named.label: named.source},
                 minutes=minutes,

@@ -52,7 +52,7 @@ Attacks = Annotated[
         autocompletion=complete(EntryKind.attacks),
         metavar="A…",
         help="Run these attacks: presets, foolbox:NAME, torchattacks:NAME, module:Class or file.py:Class (one or more).",
-        show_default="those of --suite",
+        show_default="those of --suite, else standard",
     ),
 ]
 Threat = Annotated[

@@ -12,9 +12,9 @@ import typer
 from robustbench_inv.cli.output import print_json, print_line, print_message
 
 if TYPE_CHECKING:
-    from robustbench_inv.api import Run
     from robustbench_inv.evaluation.engine import RunOptions
     from robustbench_inv.evaluation.jobs import EvaluationRequest
+    from robustbench_inv.run import Run
 
 __all__ = [
     "HELP_OPTIONS",

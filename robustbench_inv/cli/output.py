@@ -3,15 +3,12 @@
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
-from typing import TYPE_CHECKING, TextIO
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
+from typing import TextIO
 
 from robustbench_inv.arguments import printable, printable_json
-
-if TYPE_CHECKING:
-    from robustbench_inv.evaluation.engine import Progress
+from robustbench_inv.progress import print_message, show_progress
 
 __all__ = [
     "print_card",
@@ -106,13 +103,6 @@ def print_card(kind: str, card: Mapping[str, object]) -> None:
             print_line(f"{key}: {_format_value(value)}")
 
 
-def print_message(line: str) -> None:
-    """Print one line of progress on standard error, without control characters."""
-    with suppress(OSError, ValueError):  # standard error is closed: the results are not lost
-        sys.stderr.write(printable(" ".join(line.splitlines())) + "\n")
-        sys.stderr.flush()
-
-
 def print_warnings(problems: Iterable[str]) -> None:
     """Print each problem as one line on standard error."""
     for problem in problems:
@@ -136,67 +126,3 @@ def _format_value(value: object) -> str:
 def _format_sentences(value: object) -> str:
     assert isinstance(value, list | tuple)
     return "".join(f"\n  - {sentence}" for sentence in value) or "none"
-
-
-ProgressCallback = Callable[["Progress"], None]
-
-
-@contextmanager
-def show_progress() -> Iterator[ProgressCallback]:
-    """Yield a callback that displays the progress of an evaluation."""
-    if not sys.stderr.isatty():
-        yield _line_callback()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Bars(*columns, console=Console(stderr=True)) as bars:
-        yield _bar_callback(bars.add_task, bars.update)
-
-
-LINE_SECONDS = 30.0
-"""Seconds between two lines about a running evaluation if standard error is no terminal."""
-
-
-def _line_callback() -> ProgressCallback:
-    start = printed = time.perf_counter()
-
-    def report(progress: "Progress") -> None:
-        nonlocal printed
-        now = time.perf_counter()
-        place = f"[{progress.cell}/{progress.cells}] {progress.title}"
-        if progress.state != "running":
-            word = "done" if progress.state == "completed" else "failed"
-            print_message(f"{place}: {word} after {now - start:.1f} s")
-        elif now - printed >= LINE_SECONDS:
-            done = f"{progress.done} of {progress.total} samples done"
-            inside = f"; {progress.detail}" if progress.detail else ""
-            print_message(f"{place}: {done} after {now - start:.0f} s{inside}")
-        else:
-            return
-        printed = now
-
-    return report
-
-
-def _bar_callback(add: Callable[..., object], update: Callable[..., None]) -> ProgressCallback:
-    tasks: dict[str, object] = {}
-
-    def report(progress: "Progress") -> None:
-        description = printable(f"[{progress.cell}/{progress.cells}] {progress.title}")
-        if progress.digest not in tasks:
-            tasks[progress.digest] = add(description, total=progress.total)
-        if progress.state == "failed":
-            description += ": failed"
-        elif progress.detail:
-            description += f": {progress.detail}"
-        update(tasks[progress.digest], completed=progress.done, description=description)
-
-    return report

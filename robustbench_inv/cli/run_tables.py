@@ -18,13 +18,13 @@ from robustbench_inv.results.rates import EnsembleBreakdown
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from robustbench_inv.api import Run
     from robustbench_inv.checks.audit_verdict import Conclusion
     from robustbench_inv.evaluation.cost import Estimate
     from robustbench_inv.evaluation.plan import Plan
     from robustbench_inv.reporting.reproduction.claims import ClaimFinding
     from robustbench_inv.reporting.reproduction.reproduction_report import ReproductionReport
     from robustbench_inv.reporting.table_formats import Table as ReportTable
+    from robustbench_inv.run import Run
 
 __all__ = ["print_plan", "print_reproduction", "print_rescored", "print_run"]
 

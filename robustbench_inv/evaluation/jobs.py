@@ -75,7 +75,7 @@ class EvaluationRequest:
 
     Args:
         models: names or objects, or these with a label (``loading.NamedModel``).
-        attacks: names or objects.
+        attacks: names or objects; with neither suite nor runs, none means ``standard``.
         suite: name of a list of attacks and threats that is run in addition to ``attacks``.
         runs: attacks with their threats, as a suite lists them, in addition to these.
         threat: budget or sweep; None for the suite's, or the default of attack and data set.
@@ -275,10 +275,9 @@ def rebuild_job(
 
 def _single_attacks(request: EvaluationRequest, cache: LoadCache) -> Iterator[EvaluationRequest]:
     """Yield a request for each attack of a request, with the threat of its suite where it applies."""
-    if not request.attacks and request.suite is None and not request.runs:
-        raise UsageError("nothing to attack with", remedy="name an attack or a suite")
     plain = replace(request, suite=None, runs=())
-    for source in request.attacks:
+    named = request.attacks or request.suite is not None or request.runs
+    for source in request.attacks if named else ("standard",):
         cache.attack(source)  # an unknown name is reported before any model is loaded
         yield replace(plain, attacks=(source,))
     suite = load_suite(request.suite).runs if request.suite else ()

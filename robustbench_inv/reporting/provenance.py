@@ -6,22 +6,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from robustbench_inv.checks.verdict import GRADES
 from robustbench_inv.reporting.run_results import RunResult
 from robustbench_inv.reporting.table_formats import format_number
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.record import FAILURES, NOT_ATTACKED
 
 __all__ = [
-    "GRADES",
     "FailedSamples",
     "ProvenanceFacts",
     "collect_provenance",
     "collect_verdicts",
     "list_failures",
 ]
-
-GRADES = ("FAIL", "WARN", "NOTE", "NA", "PASS")
-"""Verdicts in the order of the report."""
 
 
 @dataclass(frozen=True)

@@ -185,8 +185,12 @@ def test_defaults():
         EvaluationRequest(models=["spheres-max-margin"], attacks=[PGD], threat="l2=0.1")
     )
     assert plan.jobs[0].dataset.name.startswith("spheres")
-    with pytest.raises(UsageError, match="nothing to attack with"):
-        make_plan(EvaluationRequest(models=["spheres-max-margin"]))
+    unnamed = make_plan(EvaluationRequest(models=["spheres-max-margin"], threat="l2=0.1"))
+    assert [job.attack.name for job in unnamed.jobs] == ["standard"]
+    suite = make_plan(
+        EvaluationRequest(models=["spheres-max-margin"], suite="quick", threat="l2=0.1")
+    )
+    assert "standard" not in {job.attack.name for job in suite.jobs}
 
 
 def test_the_default_budget_of_digits():

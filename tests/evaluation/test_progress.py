@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from robustbench_inv import progress as progress_module
 from robustbench_inv.attacks.ensemble import Ensemble
 from robustbench_inv.attacks.pgd import PGD
-from robustbench_inv.cli import output
 from robustbench_inv.evaluation import engine
 from robustbench_inv.evaluation.engine import Progress, RunOptions, run_cell
 from robustbench_inv.results.run_files import CellFolder
@@ -43,8 +43,8 @@ def test_a_report_that_fails_is_no_fault_of_the_attack(toys, tmp_path):
 
 def test_without_a_terminal_a_running_cell_prints_a_line_now_and_then(monkeypatch, capsys):
     now = iter([0.0, 1.0, 29.0, 31.0, 50.0, 62.0])
-    monkeypatch.setattr(output.time, "perf_counter", lambda: next(now))
-    report = output._line_callback()
+    monkeypatch.setattr(progress_module.time, "perf_counter", lambda: next(now))
+    report = progress_module._line_callback()
     running = Progress("pgd on net", "d", 250, 1000, 1, 2, detail="eps 8/255, attack 2 of 5")
     for _ in range(5):
         report(running)

@@ -182,7 +182,7 @@ BAD: dict[str, dict[str, str]] = {
         "--threat": "none:oracle=labels.csv; none:oracle=mnist-panel",
     },
     "suite": {
-        "": "; --suite standard --threat mnist-linff; --suite standard --attack nope; --suite spheres-invariance; --suite standard --dataset spheres:d=5"
+        "": "--suite standard --threat mnist-linff; --suite standard --attack nope; --suite spheres-invariance; --suite standard --dataset spheres:d=5"
     },
     "report": {
         "": "nope; file; run; net.py; ../default; default default; folder",

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_inv.catalogue.reproduction import CellAddress, Reproduction
+from robustbench_inv.checks.verdict import GRADES
 from robustbench_inv.errors import BadResults
 from robustbench_inv.reporting.definitions import Definition, Section
 from robustbench_inv.reporting.html import export_files, files_of, render_page, write_page
 from robustbench_inv.reporting.page import ReportPage, build_page
-from robustbench_inv.reporting.provenance import GRADES, ProvenanceFacts
+from robustbench_inv.reporting.provenance import ProvenanceFacts
 from robustbench_inv.reporting.reproduction.comparison import (
     find_datasets,
 )
