@@ -56,6 +56,7 @@ class CountingModel:
         self._backward = torch.zeros(n, dtype=torch.float64, device=device)
         self._useful = torch.zeros(n, dtype=torch.bool, device=device)
         self._all_useful = False
+        self._every = torch.arange(n, device=device)
         self._draws = isinstance(self.classifier, Stochastic) or isinstance(self.guide, Stochastic)
         self._latent = self.rng.named(f"{self.rng.stream}/search")
 
@@ -142,7 +143,7 @@ class CountingModel:
             self.watch(self)
         whole = rows is None and len(images) == len(self.batch)
         if whole:
-            rows = torch.arange(len(self.batch), device=images.device)
+            rows = self._every
         if rows is None:
             self._forward += len(images) / len(self.batch)
             return self._output(images, self._anonymous(images), 0)
@@ -150,7 +151,10 @@ class CountingModel:
             output = self._output(images, self._latent.rows(rows), self._forward[rows].long())
         else:  # the code for random draws takes one percent of a small network's pass
             output = call_keeping_modes(self.classifier, images.clone())
-        self._forward.index_add_(0, rows, torch.ones_like(rows, dtype=torch.float64))
+        if whole:
+            self._forward += 1
+        else:
+            self._forward.index_add_(0, rows, torch.ones_like(rows, dtype=torch.float64))
         if self.keep_best:
             self._keep_nearest(images.detach(), output.detach(), rows)
         return output

@@ -98,9 +98,9 @@ RULED_OUT_GAP = 100.0
 
 def _replace_ruled_out(logits: Tensor) -> Tensor:
     """Return logits (n, classes) with a constant far below the others for −inf, of which other libraries subtract others."""
-    ruled_out = logits == -torch.inf
-    if not ruled_out.any():
+    if logits.detach().amin() > -torch.inf:  # not for NaN
         return logits
+    ruled_out = logits == -torch.inf
     known = logits.detach().masked_fill(~logits.isfinite(), 0)
     low, high = known.amin(1, keepdim=True), known.amax(1, keepdim=True)
     return logits.where(~ruled_out, low - (high - low) - RULED_OUT_GAP)
