@@ -14,6 +14,7 @@ from robustbench_inv.catalogue.references import (
     locate_threat,
 )
 from robustbench_inv.errors import BadCatalogue, suggest
+from robustbench_inv.results.oracle_error import ChangeDetection
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -208,16 +209,24 @@ class OracleCard:
         summary: one sentence.
         members: independently trained models of different architectures.
         rule: ``majority``: the class of more than half of the members; ``unanimous``: the class of all members.
-            Without such a class the result is unknown.
+            Without such a class the result is unknown. ``pool``: the class of the largest weighted mean of the
+            members' probabilities, unknown below ``threshold``.
         paper: source of the panel.
+        weights, temperatures, contrast, threshold: of a ``pool``, as in ``evaluation.panel.Pooling``.
+        detection: changes of class that it reports; None if a reference changes a parameter.
     """
 
     name: str
     folder: str
     summary: str
     members: tuple[str, ...]
-    rule: Literal["majority", "unanimous"] = "majority"
+    rule: Literal["majority", "unanimous", "pool"] = "majority"
     paper: str = ""
+    weights: tuple[float, ...] = ()
+    temperatures: tuple[float, ...] = ()
+    contrast: tuple[float, ...] = (1.0,)
+    threshold: float = 0.5
+    detection: ChangeDetection | None = None
 
 
 @dataclass(frozen=True)
@@ -300,8 +309,30 @@ def read_oracle(path: Path, parameters: Mapping[str, object] | None = None) -> O
         parameters: values that replace its own, as in ``mnist-panel:rule=unanimous``.
     """
     values = {**read_toml(path), **(parameters or {})}
+    detection = values.pop("detection", None)
     card = OracleCard(**check_table(OracleCard, {**values, **_place(path, path.stem)}, path))
+    _check_pool(card, path)
+    if detection is not None and not parameters:
+        about = check_table(ChangeDetection, detection, f"{path}: detection")
+        card = replace(card, detection=ChangeDetection(**about))
     return replace(card, members=tuple(locate_code(each, path.parent) for each in card.members))
+
+
+def _check_pool(card: OracleCard, path: Path) -> None:
+    """Raise BadCatalogue if the numbers of a pool do not fit."""
+    if card.rule != "pool":
+        if card.weights or card.temperatures:
+            raise BadCatalogue(f"{path}: weights without a pool", got=card.rule, expected="pool")
+        return
+    for name in ("weights", "temperatures"):
+        numbers = getattr(card, name)
+        if len(numbers) != len(card.members) or min(numbers, default=0) <= 0:
+            expected = f"{len(card.members)} numbers above 0, one for each member"
+            raise BadCatalogue(f"{path}: unusable {name}", got=numbers, expected=expected)
+    if min(card.contrast, default=0) <= 0:
+        raise BadCatalogue(f"{path}: unusable contrast", got=card.contrast, expected="above 0")
+    if not 0 <= card.threshold <= 1:
+        raise BadCatalogue(f"{path}: unusable threshold", got=card.threshold, expected="0 to 1")
 
 
 def read_toml(path: Path) -> dict[str, Any]:

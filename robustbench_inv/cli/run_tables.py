@@ -178,6 +178,7 @@ def _invariance_table(cells: Sequence[Mapping[str, Any]]) -> Table:
     table.add_column("median distance", overflow="fold")
     table.add_column("oracle", overflow="fold")
     table.add_column("oracle error", justify="right", no_wrap=True)
+    table.add_column("failure, corrected", justify="right", no_wrap=True)
     for cell in cells:
         found = cell["invariance"]
         error = _format_rate(found["oracle_error_rate"]) if found["oracle_error_rate"] else ""
@@ -187,7 +188,7 @@ def _invariance_table(cells: Sequence[Mapping[str, Any]]) -> Table:
             for norm, each in found["distances"].items()
         )
         row = cell["model"], cell["attack_label"], *shares, medians, found["oracle"], error
-        table.add_row(*row)
+        table.add_row(*row, _format_estimate(found["corrected_success"]))
     return table
 
 
@@ -273,6 +274,13 @@ def _format_median(cell: Mapping[str, Any]) -> str:
         return f"{cell['median_distance']:.3g}"
     sought = cell["kind"] == "minimum-norm" and cell["attack_success_rate"]["trials"]
     return "∞" if sought else ""
+
+
+def _format_estimate(rate: dict[str, float] | None) -> str:
+    """Return a corrected rate in per cent with its interval; empty without one."""
+    if rate is None:
+        return ""
+    return f"{100 * rate['value']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
 
 
 def _format_rate(rate: dict[str, float]) -> str:

@@ -11,7 +11,8 @@ from robustbench_inv.data.protocol import Dataset, HasClassNames, HasNotes, beyo
 from robustbench_inv.errors import CapabilityMismatch, RangeMismatch
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.loading import inspect_model
-from robustbench_inv.evaluation.oracles import PanelOracle, needs_oracle
+from robustbench_inv.evaluation.oracles import needs_oracle
+from robustbench_inv.evaluation.panel import PanelOracle
 from robustbench_inv.threat.goals import Accept, KeepDecision, KeepLogits, Target
 from robustbench_inv.threat.threat_model import ThreatModel
 

@@ -25,7 +25,8 @@ from robustbench_inv.errors import (
     InvbenchError,
     describe_error,
 )
-from robustbench_inv.evaluation.oracles import AttackedModel, Oracle, load_oracle
+from robustbench_inv.evaluation.oracles import Oracle, load_oracle
+from robustbench_inv.evaluation.panel import AttackedModel
 from robustbench_inv.foreign import foreign_call
 from robustbench_inv.models.protocol import device_of
 from robustbench_inv.threat.budgets import inside_box

@@ -21,15 +21,14 @@ from robustbench_inv.evaluation.compatibility import check_fits
 from robustbench_inv.evaluation.jobs import CellSpec
 from robustbench_inv.evaluation.judge import smallest_breaking_eps
 from robustbench_inv.evaluation.oracles import (
-    AttackedModel,
     HumanOracle,
     Oracle,
-    PanelOracle,
     describe_oracle,
     is_label_file,
     load_oracle,
     needs_oracle,
 )
+from robustbench_inv.evaluation.panel import AttackedModel, PanelOracle
 from robustbench_inv.results.cell import CellInfo
 from robustbench_inv.results.cell_parts import ModelInfo, OracleInfo, ThreatInfo
 from robustbench_inv.results.human_labels import read_labels

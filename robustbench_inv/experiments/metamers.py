@@ -14,7 +14,8 @@ from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.data.sampling import balanced_subset
 from robustbench_inv.errors import BadModel
 from robustbench_inv.evaluation.loading import Loader
-from robustbench_inv.evaluation.oracles import AttackedModel, Oracle, load_oracle
+from robustbench_inv.evaluation.oracles import Oracle, load_oracle
+from robustbench_inv.evaluation.panel import AttackedModel
 from robustbench_inv.experiments.photographs import draw_photographs
 from robustbench_inv.experiments.protocol import ExperimentRequest
 from robustbench_inv.models.wrapping import SplitCodeClassifier

@@ -21,7 +21,9 @@ from robustbench_inv.reporting.table_formats import (
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import (
     AgreementRates,
+    CorrectedRate,
     agreement_rates,
+    corrected_rate,
     distances_by_norm,
     invariance_rates,
 )
@@ -34,7 +36,9 @@ INVARIANCE_CAPTION = (
     "Shares in % [95 % interval] of the attacked samples (without those misclassified before). Both: the prediction "
     "is unchanged although the oracle names another class inside the budget, which is the invariance failure. "
     "Undecided: the oracle names no class. Agrees with oracle, with label: predictions on changed inputs that have an oracle class; agreement with "
-    "the old label is no merit. Oracle error: its error rate on clean inputs or catch trials. Median distance: of the "
+    "the old label is no merit. Oracle error: its error rate on clean inputs or catch trials. Corrected: both, corrected for the "
+    "changes that the oracle misses and for those that it reports falsely on changed inputs that people labelled; the "
+    "lower end of the interval assumes no recall. Median distance: of the "
     "failures from the clean inputs over the attacked samples, ∞ where fewer than half fail."
 )
 
@@ -48,6 +52,7 @@ ORACLE_COLUMNS = (
     "Oracle",
     "Oracle error",
     "Oracle undecided",
+    "Corrected",
 )
 
 
@@ -88,7 +93,17 @@ def _invariance_row(cell: FinishedCell, interval: IntervalOf) -> tuple[TableCell
         *map(show, (found.agrees_with_oracle, found.agrees_with_label)),
         TableCell(cell.oracle_source or "—", tone="note"),
         *map(show, errors.values()),
+        _corrected_cell(cell),
     )
+
+
+def _corrected_cell(cell: FinishedCell) -> TableCell:
+    """Return the failure rate corrected for the oracle's error; blank if that was not measured."""
+    found = corrected_rate(cell)
+    if found is None:
+        return BLANK
+    detail = f"{100 * found.low:.1f}–{100 * found.high:.1f}"
+    return TableCell(f"{100 * found.value:.1f}", detail, found.value)
 
 
 def _invariance_fact(cell: FinishedCell, interval: IntervalOf) -> dict[str, Any]:
@@ -97,8 +112,15 @@ def _invariance_fact(cell: FinishedCell, interval: IntervalOf) -> dict[str, Any]
         **identity_facts(cell),
         "oracle": cell.oracle_source,
         **rate_facts({**found, **_oracle_error_rates(cell)}, interval),
+        **_corrected_facts(cell),
         **{f"median_{name}": value for name, value in _medians(cell).items()},
     }
+
+
+def _corrected_facts(cell: FinishedCell) -> dict[str, float]:
+    found = corrected_rate(cell) or CorrectedRate(nan, nan, nan)
+    name = "corrected_success"
+    return {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
 
 
 def _medians(cell: FinishedCell) -> dict[str, float]:

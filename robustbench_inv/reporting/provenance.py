@@ -172,6 +172,8 @@ def _oracle(cell: FinishedCell) -> list[tuple[str, str]]:
         details.append(
             f"wrong on {error.errors}, undecided on {error.undecided} of {error.trials} {error.measured_on}"
         )
+    if error and error.detection:
+        details.append(error.detection.text)
     return [(oracle.source, "; ".join([*details, f"digest {oracle.digest}"]))]
 
 

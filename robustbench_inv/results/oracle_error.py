@@ -1,7 +1,7 @@
 """The oracle's own error rate, measured on inputs of known class and stored beside a cell's records."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,65 @@ from robustbench_inv.results.field_types import check_types
 from robustbench_inv.results.files import FORMAT_VERSION, read_versioned, write_json
 from robustbench_inv.results.summary import Rate
 
-__all__ = ["ORACLE_FILE", "OracleError", "read_oracle_error", "write_oracle_error"]
+__all__ = [
+    "ORACLE_FILE",
+    "ChangeDetection",
+    "OracleError",
+    "read_oracle_error",
+    "write_oracle_error",
+]
 
 
 ORACLE_FILE = "oracle.json"
 
 _KEYS_V1 = {"wrong": "errors", "unknown": "undecided"}
+
+
+@dataclass(frozen=True)
+class ChangeDetection:
+    """How many changes of the true class an oracle reports, on changed inputs that people labelled.
+
+    Args:
+        measured_on: the inputs, and how the oracle was kept from seeing them.
+        changed: inputs whose class has changed for people.
+        found: those of them that have another class than the label for the oracle as well.
+        unchanged: inputs whose class has not changed for people.
+        false: those of them that have another class than the label for the oracle.
+    """
+
+    measured_on: str
+    changed: int
+    found: int
+    unchanged: int
+    false: int
+
+    @property
+    def recall(self) -> Rate:
+        """Share of the changes that the oracle reports: its sensitivity."""
+        return Rate(self.found, self.changed)
+
+    @property
+    def precision(self) -> Rate:
+        """Share of the oracle's changes that are changes for people."""
+        return Rate(self.found, self.found + self.false)
+
+    @property
+    def false_rate(self) -> Rate:
+        """Share of the unchanged inputs for which the oracle reports a change: one minus its specificity."""
+        return Rate(self.false, self.unchanged)
+
+    @property
+    def text(self) -> str:
+        """One line.
+
+        Example:
+            >>> ChangeDetection("altered digits", 157, 59, 193, 11).text
+            'of 157 changes that people see on altered digits it reports 59, of 193 others 11'
+        """
+        return (
+            f"of {self.changed} changes that people see on {self.measured_on} it reports {self.found}, "
+            f"of {self.unchanged} others {self.false}"
+        )
 
 
 @dataclass(frozen=True)
@@ -28,6 +81,7 @@ class OracleError:
         trials: number of inputs.
         errors: inputs for which it names a wrong class.
         undecided: inputs for which it names no class.
+        detection: changes of the class that it reports; None if that was not measured.
     """
 
     source: str
@@ -35,6 +89,7 @@ class OracleError:
     trials: int
     errors: int
     undecided: int
+    detection: ChangeDetection | None = None
 
     @property
     def error_rate(self) -> Rate:
@@ -48,15 +103,23 @@ class OracleError:
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of oracle.json but for its version."""
-        return asdict(self)
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "OracleError":
         """Read oracle.json of version 1 or 2; other keys are ignored."""
         known = {_KEYS_V1.get(key, key): entry for key, entry in value.items()}
-        error = cls(**{name: known[name] for name in cls.__dataclass_fields__})
+        detection = known.pop("detection", None)
+        names = cls.__dataclass_fields__.keys() - {"detection"}
+        error = cls(**{name: known[name] for name in names})
         check_types(error)
-        return error
+        return replace(error, detection=_read_detection(detection)) if detection else error
+
+
+def _read_detection(value: Mapping[str, Any]) -> ChangeDetection:
+    detection = ChangeDetection(**{k: value[k] for k in ChangeDetection.__dataclass_fields__})
+    check_types(detection)
+    return detection
 
 
 def read_oracle_error(cell: Path) -> OracleError | None:

@@ -6,16 +6,23 @@ from dataclasses import asdict, dataclass
 from math import inf, isinf
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.oracle_error import ChangeDetection
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.summary import Rate, distance_curve
 
 __all__ = [
     "AgreementRates",
+    "CorrectedRate",
     "EnsembleBreakdown",
     "InvarianceRates",
     "agreement_rates",
     "cell_to_json",
+    "corrected_failure_rate",
+    "corrected_rate",
     "distances_by_norm",
     "ensemble_breakdown",
     "invariance_rates",
@@ -49,11 +56,86 @@ class InvarianceRates:
         return {name: rate.to_json() for name, rate in vars(self).items()}
 
 
+@dataclass(frozen=True)
+class CorrectedRate:
+    """A failure rate corrected for the changes that an oracle misses and for those that it reports falsely.
+
+    Args:
+        value: the estimate of Rogan and Gladen.
+        low: lower end of the 95 % interval; it assumes no recall.
+        high: upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def to_json(self) -> dict[str, float]:
+        """Return what ``--json`` prints."""
+        return asdict(self)
+
+
+CORRECTION_DRAWS = 10_000
+"""Draws of the Monte Carlo interval of a corrected rate; its ends vary by about 0.3 points."""
+
+
+def corrected_failure_rate(
+    found: InvarianceRates, detection: ChangeDetection | None
+) -> CorrectedRate | None:
+    """Return the failure rate corrected for the oracle's error; None if that was not measured on changed inputs.
+
+    Of k inputs with an unchanged prediction the oracle reports a changed class for a. With recall R and false rate F,
+    a = t R + (k − t) F, so the true failures are t = (a − k F) / (R − F). The upper end of the interval uses R as
+    measured. The lower end uses R = 1: then t ≥ (a − k F) / (1 − F), so changes that are easier to see than those on
+    which R was measured do not inflate it. Both ends are quantiles over draws of the counts, R and F from their
+    posteriors with Jeffreys priors. The draws are the same for each call.
+
+    References:
+        Rogan and Gladen, Estimating prevalence from the results of a screening test, American Journal of
+        Epidemiology 1978.
+    """
+    n, kept = found.success.trials, found.same_prediction.successes
+    if detection is None or not (n and detection.changed and detection.unchanged):
+        return None
+    reported = min(found.success.successes, kept)
+    rng = np.random.default_rng(0)
+    counts = np.array([reported, kept - reported, n - kept]) + 0.5
+    shares = rng.dirichlet(counts, CORRECTION_DRAWS)
+    a, k = shares[:, 0], shares[:, 0] + shares[:, 1]
+    recall = _draws(rng, detection.found, detection.changed)
+    false = _draws(rng, detection.false, detection.unchanged)
+    least = np.clip((a - k * false) / (1 - false), 0, k)
+    most = np.where(recall > false, (a - k * false) / np.maximum(recall - false, 1e-12), k)
+    low, high = np.quantile(least, 0.025), np.quantile(np.clip(most, 0, k), 0.975)
+    recall_value, false_value = detection.recall.value, detection.false_rate.value
+    power = recall_value - false_value
+    value = (reported - kept * false_value) / (n * power) if power > 0 else kept / n
+    value = min(max(value, 0.0), kept / n)
+    return CorrectedRate(value, float(min(low, value)), float(max(high, value)))
+
+
+def corrected_rate(cell: FinishedCell) -> CorrectedRate | None:
+    """Return a cell's failure rate, corrected as ``corrected_failure_rate`` does."""
+    error = cell.oracle_error
+    return corrected_failure_rate(
+        invariance_rates(cell.records), error.detection if error else None
+    )
+
+
+def _draws(rng: np.random.Generator, successes: int, trials: int) -> NDArray[np.float64]:
+    return rng.beta(successes + 0.5, trials - successes + 0.5, CORRECTION_DRAWS)
+
+
 def invariance_to_json(cell: FinishedCell) -> dict[str, Any]:
     """Return the shares, the oracle and its error rates as ``--json`` prints them."""
-    error = cell.oracle_error
+    error, found = cell.oracle_error, invariance_rates(cell.records)
+    detection = error.detection if error else None
+    corrected = corrected_rate(cell)
     return {
-        **invariance_rates(cell.records).to_json(),
+        **found.to_json(),
+        "corrected_success": corrected and corrected.to_json(),
+        "oracle_recall": detection and detection.recall.to_json(),
+        "oracle_precision": detection and detection.precision.to_json(),
         "oracle": cell.oracle_source,
         "oracle_error_rate": error and error.error_rate.to_json(),
         "oracle_undecided_rate": error and error.undecided_rate.to_json(),

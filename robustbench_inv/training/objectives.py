@@ -1,17 +1,17 @@
 """Training objectives: protocols, cross-entropy, f-divergence bounds, adversarial training and likelihoods."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import log
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, softplus
+from torch.nn.functional import affine_grid, cross_entropy, grid_sample, interpolate, softplus
 
 from robustbench_inv.attacks.budget_geometry import GRADIENT_NORMS, Ball, steepest_direction
-from robustbench_inv.attacks.parameters import check_positive
+from robustbench_inv.attacks.parameters import check_least, check_positive
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.models.deep_bayes import GBZ
 from robustbench_inv.models.vib import BottleneckCNN
@@ -21,6 +21,7 @@ from robustbench_inv.threat.budgets import LpBall
 __all__ = [
     "F_DIVERGENCES",
     "AdversarialCrossEntropy",
+    "AugmentedCrossEntropy",
     "ClassLikelihood",
     "ConvexConjugate",
     "CrossEntropy",
@@ -266,6 +267,83 @@ class AdversarialCrossEntropy:
             step = self.rel_step * ball.eps * steepest_direction(gradient, ball.norm)
             images = ball.project(images.detach() + step)
         return images
+
+
+@dataclass(frozen=True)
+class AugmentedCrossEntropy:
+    """Cross-entropy on images (n, 1, h, w) in [0, 1] of deformed, faded and noisy strokes.
+
+    The changes keep the class for people, and are drawn again for each sample in each epoch.
+
+    Args:
+        deform: strength of a random affine map and of a smooth displacement; 1 rotates by at most 15 degrees.
+        fade: largest loss of grey level; where strokes fade is a smooth random field.
+        dots: largest share of pixels that get a random grey level.
+        noise: largest amplitude of uniform noise.
+        hole: side in pixels of a square that is set to 0.
+
+    References:
+        Simard, Steinkraus and Platt, Best practices for convolutional neural networks applied to visual document
+        analysis, ICDAR 2003, for the displacements; DeVries and Taylor, arXiv 1708.04552, for the squares.
+    """
+
+    deform: float = 1.0
+    fade: float = 0.0
+    dots: float = 0.0
+    noise: float = 0.0
+    hole: int = 0
+
+    def __post_init__(self) -> None:
+        check_least(self, deform=0, fade=0, dots=0, noise=0, hole=0)
+
+    def __call__(self, model: nn.Module, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+        images = self.augment(batch.images, batch.rng)
+        return CrossEntropy()(model, replace(batch, images=images))
+
+    def augment(self, images: Tensor, rng: SampleRNG) -> Tensor:
+        """Return changed versions of images (n, 1, h, w); each change applies to a random half of them or more."""
+        size, of = images.shape[1:], rng.named(f"{rng.stream}/augment")
+        draw = of.uniform((16,), dtype=images.dtype)[..., None, None, None]
+        if self.deform:
+            images = self._deformed(images, draw[:, :7].flatten(1) * 2 - 1, of)
+        if self.fade:
+            field = _smooth(of.uniform((1, 5, 5), step=2, dtype=images.dtype), size)
+            tone = (4 * field - 1.5).clamp(0, 1)
+            images = images * (1 - self.fade * draw[:, 7] * (1 - tone))
+        if self.dots:
+            values = of.uniform((2, *size), step=3, dtype=images.dtype)
+            images = values[:, 1].where(values[:, 0] < self.dots * draw[:, 8] ** 2, images)
+        if self.noise:
+            signs = of.uniform(tuple(size), step=4, dtype=images.dtype) * 2 - 1
+            images = (images + self.noise * (2 * draw[:, 9] - 1).clamp_min(0) * signs).clamp(0, 1)
+        return self._erased(images, draw[:, 10:12]) if self.hole else images
+
+    def _deformed(self, images: Tensor, draw: Tensor, rng: SampleRNG) -> Tensor:
+        angle, shear = 0.26 * self.deform * draw[:, 0], 0.2 * self.deform * draw[:, 1]
+        wide, high = 1 + 0.15 * self.deform * draw[:, 2], 1 + 0.15 * self.deform * draw[:, 3]
+        across = torch.stack(
+            [angle.cos() * wide, shear - angle.sin() * high, 0.12 * self.deform * draw[:, 4]], 1
+        )
+        down = torch.stack(
+            [angle.sin() * wide, angle.cos() * high, 0.12 * self.deform * draw[:, 5]], 1
+        )
+        grid = affine_grid(torch.stack([across, down], 1), list(images.shape), align_corners=False)
+        moves = _smooth(rng.normal((2, 5, 5), step=1, dtype=images.dtype), images.shape[1:])
+        grid = grid + 0.05 * self.deform * moves.permute(0, 2, 3, 1)
+        return grid_sample(images, grid, align_corners=False)
+
+    def _erased(self, images: Tensor, corner: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        top, left = (corner[:, 0] * height).floor(), (corner[:, 1] * width).floor()
+        rows = torch.arange(height, device=images.device)[:, None]
+        columns = torch.arange(width, device=images.device)
+        inside = (rows >= top) & (rows < top + self.hole) & (columns >= left)
+        return images.masked_fill(inside & (columns < left + self.hole), 0)
+
+
+def _smooth(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Return coarse fields (n, c, 5, 5) at the height and width of images of shape (…, h, w)."""
+    return interpolate(values, size=tuple(size[-2:]), mode="bicubic", align_corners=True)
 
 
 @dataclass(frozen=True)

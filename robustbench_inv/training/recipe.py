@@ -21,14 +21,17 @@ ARCHITECTURES = {
     "label-hypothesis": "robustbench_inv.models.label_hypothesis:LabelHypothesisNet",
     "lenet5": "robustbench_inv.models.plain_networks:LeNet5",
     "mlp": "robustbench_inv.models.plain_networks:MLP",
+    "prototypes": "robustbench_inv.models.panel_members:PrototypeClassifier",
     "resnet": "robustbench_inv.models.resnet:ResNetClassifier",
     "sdim": "robustbench_inv.models.sdim:SDIM",
+    "stroke-cnn": "robustbench_inv.models.panel_members:StrokeCNN",
     "vib": "robustbench_inv.models.vib:BottleneckCNN",
 }
 """Architecture names and their code, as ``module:factory``. A name never changes: recipe digests contain it."""
 
 OBJECTIVES = {
     "adversarial": "robustbench_inv.training.objectives:AdversarialCrossEntropy",
+    "augmented": "robustbench_inv.training.objectives:AugmentedCrossEntropy",
     "class-likelihood": "robustbench_inv.training.objectives:ClassLikelihood",
     "convex-conjugate": "robustbench_inv.training.objectives:ConvexConjugate",
     "cross-entropy": "robustbench_inv.training.objectives:CrossEntropy",

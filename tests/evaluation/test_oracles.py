@@ -22,12 +22,11 @@ from robustbench_inv.errors import (
 )
 from robustbench_inv.evaluation.jobs import EvaluationRequest
 from robustbench_inv.evaluation.oracles import (
-    AttackedModel,
-    PanelOracle,
     dataset_oracle,
     describe_oracle,
     load_oracle,
 )
+from robustbench_inv.evaluation.panel import AttackedModel, PanelOracle
 from robustbench_inv.evaluation.plan import make_plan, plan_jobs
 from robustbench_inv.evaluation.worker import pack_jobs, unpack_jobs
 from robustbench_inv.results.run_files import RunFolder

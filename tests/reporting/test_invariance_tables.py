@@ -9,7 +9,7 @@ from robustbench_inv.reporting.html import write_report
 from robustbench_inv.reporting.run_results import group_cells, read_runs
 from robustbench_inv.reporting.table_formats import BLANK
 from robustbench_inv.reporting.tables import build_tables
-from robustbench_inv.results.oracle_error import OracleError, write_oracle_error
+from robustbench_inv.results.oracle_error import ChangeDetection, OracleError, write_oracle_error
 from robustbench_inv.results.record import ModelOutput
 
 
@@ -35,7 +35,8 @@ def run(writer, record):
         }  # fmt: skip
         file.write_text(json.dumps(info))
         if source == "panel p":
-            write_oracle_error(file.parent, OracleError(source, "clean inputs", 50, 1, 2))
+            seen = ChangeDetection("altered inputs", 100, 80, 100, 10)
+            write_oracle_error(file.parent, OracleError(source, "clean inputs", 50, 1, 2, seen))
     return path
 
 
@@ -55,11 +56,17 @@ def test_shares_and_the_oracles_own_error(run):
     assert rows["p"][2:8] == ["ℓ2, any distance", "4", "50.0", "50.0", "50.0", "25.0"]
     assert rows["p"][8] == "ℓ2 ∞"
     assert rows["human"][8] == "ℓ2 0.1"
-    assert rows["p"][11:] == ["panel p", "2.0", "4.0"]
+    assert rows["p"][11:] == [
+        "panel p",
+        "2.0",
+        "4.0",
+        "50.0",
+    ]  # 0.5 changed of 0.5 unchanged predictions
     assert rows["human"][5:8] == ["75.0", "75.0", "0.0"]
-    assert rows["human"][12:] == ["—", "—"]
+    assert rows["human"][12:] == ["—", "—", "—"]
     (fact,) = panel.frame.to_dict("records")
     assert (fact["success"], fact["oracle_error_rate"], fact["oracle"]) == (0.5, 0.02, "panel p")
+    assert 0 < fact["corrected_success_low"] < fact["corrected_success"] == 0.5
     assert fact["oracle_error_rate_low"] < 0.02 < fact["oracle_error_rate_high"]
 
 

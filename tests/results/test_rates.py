@@ -3,12 +3,15 @@
 from dataclasses import replace
 from math import inf
 
+import numpy as np
 import pytest
 
 from robustbench_inv.results.cell_parts import ThreatInfo
-from robustbench_inv.results.oracle_error import OracleError
+from robustbench_inv.results.oracle_error import ChangeDetection, OracleError
 from robustbench_inv.results.rates import (
     EnsembleBreakdown,
+    InvarianceRates,
+    corrected_failure_rate,
     distances_by_norm,
     ensemble_breakdown,
     invariance_rates,
@@ -55,6 +58,55 @@ def test_shares(make):
     assert value["oracle_error_rate"]["successes"] == 1
     assert value["oracle_undecided_rate"]["successes"] == 2
     assert invariance_to_json(toy_cell("metamer", []))["oracle_error_rate"] is None
+
+
+def with_failures(failures, kept, attacked):
+    """Return the rates of a cell with some failures among inputs of unchanged prediction."""
+    none = Rate(0, 0)
+    return InvarianceRates(Rate(kept, attacked), none, Rate(failures, attacked), none, none, none)
+
+
+def test_the_corrected_rate_is_that_of_rogan_and_gladen():
+    detection = ChangeDetection("altered digits", 100, 60, 100, 10)
+    found = corrected_failure_rate(with_failures(40, 80, 100), detection)
+    assert found.value == pytest.approx((0.4 - 0.8 * 0.1) / (0.6 - 0.1))
+    assert 0 < found.low < 0.4 - 0.8 * 0.1 < found.value < found.high <= 0.9
+
+
+@pytest.mark.parametrize(
+    ("failures", "kept", "detection", "expected"),
+    [
+        (0, 80, ChangeDetection("a", 100, 60, 100, 10), 0.0),
+        (80, 80, ChangeDetection("a", 100, 60, 100, 0), 0.8),  # more than all are not possible
+        (10, 80, ChangeDetection("a", 100, 10, 100, 10), 0.8),  # the oracle says nothing
+    ],
+)
+def test_a_corrected_rate_stays_among_unchanged_predictions(failures, kept, detection, expected):
+    found = corrected_failure_rate(with_failures(failures, kept, 100), detection)
+    assert found.value == pytest.approx(expected)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+def test_a_rate_without_a_measured_oracle_is_not_corrected():
+    rates = with_failures(4, 8, 10)
+    assert corrected_failure_rate(rates, None) is None
+    assert corrected_failure_rate(rates, ChangeDetection("a", 0, 0, 100, 10)) is None
+    assert corrected_failure_rate(with_failures(0, 0, 0), ChangeDetection("a", 9, 5, 9, 1)) is None
+
+
+@pytest.mark.parametrize("truth", [0.02, 0.3, 0.9])
+@pytest.mark.parametrize("easier", [0.0, 0.3], ids=["same recall", "easier changes"])
+def test_the_corrected_interval_covers_the_truth(truth, easier):
+    """Simulation: also where the attack's changes are easier to see than those on which recall was measured."""
+    rng, recall, false, n, covered, runs = np.random.default_rng(1), 0.6, 0.08, 200, 0, 200
+    for _ in range(runs):
+        seen = ChangeDetection("a", 157, rng.binomial(157, recall), 193, rng.binomial(193, false))
+        kept = rng.binomial(n, 0.95)
+        failing = rng.binomial(kept, truth / 0.95)
+        reported = rng.binomial(failing, recall + easier) + rng.binomial(kept - failing, false)
+        found = corrected_failure_rate(with_failures(reported, kept, n), seen)
+        covered += found.low <= truth <= found.high
+    assert covered / runs >= 0.93
 
 
 def smallest(distances):

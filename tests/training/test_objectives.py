@@ -17,6 +17,7 @@ from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.training.objectives import (
     F_DIVERGENCES,
     AdversarialCrossEntropy,
+    AugmentedCrossEntropy,
     ClassLikelihood,
     ConvexConjugate,
     CrossEntropy,
@@ -298,3 +299,37 @@ def test_equal_logits_cost_log_c():
         model.scores.fill_(-7.0)
     loss, _ = ClassLikelihood(2.0)(model, TrainingBatch(torch.zeros(4, 7), DIGIT_LABELS, DIGIT_RNG))
     assert loss.item() == pytest.approx(1 + 2 * log(3))
+
+
+STROKES = torch.zeros(3, 1, 28, 28)
+STROKES[:, :, 6:22, 12:16] = 1.0
+
+
+def augmented(**strength):
+    return AugmentedCrossEntropy(**{"deform": 0.0, **strength}).augment(STROKES, NOISE)
+
+
+def test_without_a_strength_images_stay():
+    assert torch.equal(augmented(), STROKES)
+
+
+@pytest.mark.parametrize(
+    "strength", [{"deform": 1.0}, {"fade": 0.75}, {"dots": 0.9}, {"noise": 0.3}, {"hole": 9}]
+)
+def test_augmentation_changes_pixels_inside_the_bounds(strength):
+    images = augmented(**strength)
+    assert not torch.equal(images, STROKES)
+    assert images.min() >= 0
+    assert images.max() <= 1
+    assert torch.equal(images, augmented(**strength))  # the same draw for the same epoch
+
+
+def test_fading_adds_nothing_and_keeps_part_of_every_stroke():
+    images = augmented(fade=0.75)
+    assert (images <= STROKES).all()
+    assert (images >= 0.2499 * STROKES).all()
+
+
+def test_a_hole_erases_at_most_its_square():
+    erased = (augmented(hole=9) != STROKES).flatten(1).sum(1)
+    assert (erased <= 81).all()
