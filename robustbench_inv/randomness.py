@@ -165,10 +165,19 @@ def seeded_generators(seed: int, devices: Sequence[torch.device | int]) -> Itera
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
     with torch.random.fork_rng(devices):
         try:
-            torch.manual_seed(seed)
+            _seed_torch(seed)
             np.random.seed(seed)  # noqa: NPY002
             random.seed(seed)
             yield
         finally:
             np.random.set_state(numpy_state)  # noqa: NPY002
             random.setstate(python_state)
+
+
+def _seed_torch(seed: int) -> None:
+    """Seed the generators of devices in use; ``torch.manual_seed`` remembers a stack for each of the others."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)

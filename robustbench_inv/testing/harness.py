@@ -25,6 +25,9 @@ __all__ = ["BATCH_SIZES", "check_attack", "check_model", "check_oracle"]
 BATCH_SIZES = (1, 3, 8)
 """Batch sizes that reveal attacks that mix up samples, or stop when the first sample breaks."""
 
+REPEATED_SIZE = 3
+"""The batch size in which an attack runs twice."""
+
 BUDGETS = {"l0": 9.0, "l1": 0.4, "l2": 0.12, "linf": 0.03}
 """Budgets larger than the distance of the closest adversarial example of every sample of the linear problem."""
 
@@ -40,7 +43,7 @@ def check_attack(
 
     - Proposals have the shape and type of the inputs; they are finite, inside the bounds and, for a fixed-budget
       attack, inside the budget.
-    - Inputs and global random numbers are unchanged, and a second run returns the same proposals.
+    - Inputs and global random numbers are unchanged, and a second run, in one of the sizes, returns the same proposals.
     - A minimum-norm attack ends close to the closest adversarial example.
     - A short run, if the attack has one, loses no success of its warm start.
 
@@ -145,9 +148,10 @@ class _AttackTrial:
         model, clean, labels = linear_problem(max(BATCH_SIZES))
         state = torch.get_rng_state()
         images, distances = self._run(model, clean, labels)
-        again, _ = self._run(model, clean, labels)
+        if self.size == REPEATED_SIZE:
+            again, _ = self._run(model, clean, labels)
+            self.require(torch.equal(images, again), "a second run returns other proposals")
         self.require(torch.equal(state, torch.get_rng_state()), "draws from the global generator")
-        self.require(torch.equal(images, again), "a second run returns other proposals")
         self._check_success(
             distances,
             model.distance(clean, labels, self.norm),

@@ -73,7 +73,7 @@ BROKEN = {
 def audit(digits, tmp_path):
     """Return a function that audits a model on a few digits."""
     return lambda model: rbi.audit(
-        model, dataset=digits, threat="linf=0.1", samples=16, minutes=5, out=tmp_path / "run"
+        model, dataset=digits, threat="linf=0.2", samples=16, minutes=5, out=tmp_path / "run"
     )
 
 

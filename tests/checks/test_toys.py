@@ -60,12 +60,11 @@ def toy():
 
 @pytest.fixture
 def verdicts(digits, tmp_path):
-    """Return a function that evaluates a model on a few digits, by default with the suite."""
+    """Return a function that evaluates a model on a few digits, by default with the suite at two budgets."""
 
-    def run(model, samples=10, suite="diagnostics", **plan):
-        ran = rbi.evaluate(
-            model=model, suite=suite, dataset=digits, samples=samples, out=tmp_path, **plan
-        )
+    def run(model, suite="diagnostics", threat="linf=0.1,0.3", **plan):
+        plan = {"suite": suite, "threat": threat, "dataset": digits, "samples": 10, **plan}
+        ran = rbi.evaluate(model=model, out=tmp_path, **plan)
         assert not ran.failures
         return RunFolder(ran.path).checks()
 
@@ -88,7 +87,7 @@ def test_each_toy_is_caught_by_the_checks_meant_for_it(name, honest, verdicts):
 
 
 def test_the_model_that_was_spoilt_leaves_all_silent(honest, verdicts):
-    found = worst(verdicts(honest))
+    found = worst(verdicts(honest, threat=None))
     assert set(found.values()) <= {"NA", "PASS"}, found
     assert {"C4", "C8", "C31"} <= found.keys()
 

@@ -21,19 +21,21 @@ def test_each_kind_has_files_and_no_placeholder_is_left(kind):
     assert not any("$" in text for text in (*files, *files.values()))
 
 
-@pytest.mark.parametrize("kind", ["attack", "model", "dataset"])
-def test_the_tests_of_a_new_plugin_pass(invbench, tmp_path, kind):
-    assert invbench("new", kind, "my-own").code == 0
-    path = os.pathsep.join([str(tmp_path / "my-own"), *sys.path])
+def test_the_tests_of_a_new_plugin_pass(invbench, tmp_path):
+    names = [f"my-{kind}" for kind in ("attack", "model", "dataset")]
+    for name in names:
+        assert invbench("new", name.removeprefix("my-"), name).code == 0
+    path = os.pathsep.join([*(str(tmp_path / name) for name in names), *sys.path])
+    options = ["-q", "-p", "no:cacheprovider", "--rootdir", "."]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", "."],
-        cwd=tmp_path / "my-own",
+        [sys.executable, "-m", "pytest", *options, *names],
+        cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert "1 passed" in done.stdout, done.stdout + done.stderr
+    assert "3 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_a_new_oracle_and_a_new_model_keep_the_rules(invbench, tmp_path, monkeypatch):

@@ -52,7 +52,9 @@ def jobs(toys, tmp_path, monkeypatch):
     return [toys.make_job(a, module=m) for m, a in zip(models, attacks, strict=True)]
 
 
-def test_a_dead_process_fails_no_other_cell(jobs, tmp_path):
+def test_a_dead_process_fails_no_other_cell(jobs, tmp_path, monkeypatch):
+    """Neither a cell of another process, nor one before or after it in its own."""
+    monkeypatch.setattr("robustbench_inv.evaluation.schedule._tasks", lambda _: [(2, 0, 1), (3,)])
     seen = []
     outcomes = run_jobs(jobs, tmp_path / "r", RunOptions(), seen.append, workers=2)
     assert [bool(outcome.failure) for outcome in outcomes] == [True, False, False, False]
@@ -65,16 +67,11 @@ def test_a_dead_process_fails_no_other_cell(jobs, tmp_path):
     for job in jobs[1:]:
         records = CellFolder(tmp_path / "r" / job.spec.digest).records()
         assert [r.sample for r in records] == list(range(60))
+    monkeypatch.undo()
     run_jobs(jobs[2:], tmp_path / "alone", RunOptions())
     for job in jobs[2:]:
         one, other = (tmp_path / at / job.spec.digest / "records.jsonl" for at in ("r", "alone"))
         assert one.read_bytes() == other.read_bytes()
-
-
-def test_cells_of_a_group_after_a_dead_one_run(tmp_path, jobs, monkeypatch):
-    monkeypatch.setattr("robustbench_inv.evaluation.schedule._tasks", lambda _: [(2, 0, 1, 3)])
-    outcomes = run_jobs(jobs, tmp_path / "r", RunOptions(), workers=3)
-    assert [bool(outcome.failure) for outcome in outcomes] == [True, False, False, False]
 
 
 class RayError(Exception):

@@ -22,6 +22,9 @@ from robustbench_inv.api import evaluate
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.results.run_files import RunFolder
 
+SAMPLES = 30
+"""Samples of the run, in blocks of 3."""
+
 COMPARED = ("records.jsonl", "adversarial.safetensors", "cell.json")
 
 
@@ -49,10 +52,10 @@ class RandomPoints:
         return images
 
 
-def run(folder, samples=60, existing="resume", checks=False):
+def run(folder, samples=SAMPLES, existing="resume", checks=False):
     """Evaluate samples in blocks of 3, images kept."""
     torch.set_num_threads(1)
-    images = torch.rand((60, 16), generator=torch.Generator().manual_seed(1))
+    images = torch.rand((SAMPLES, 16), generator=torch.Generator().manual_seed(1))
     data = ArrayDataset(images, (images.mean(1) > 0.5).long(), "halves")
     evaluate(
         model=Halves(),
@@ -103,11 +106,11 @@ class Scenario:
 
 SCENARIOS = (
     Scenario(),
-    Scenario(before=30),
-    Scenario(before=60, existing="redo"),
-    Scenario(before=60, existing="redo", again="redo"),
-    Scenario(before=60, existing="repair", again="repair", damaged=True),
-    Scenario(before=57, checks=True),
+    Scenario(before=SAMPLES // 2),
+    Scenario(before=SAMPLES, existing="redo"),
+    Scenario(before=SAMPLES, existing="redo", again="redo"),
+    Scenario(before=SAMPLES, existing="repair", again="repair", damaged=True),
+    Scenario(before=SAMPLES - 3, checks=True),
 )
 
 FILE_OPERATIONS = ("open", "write", "fsync", "ftruncate", "replace", "unlink", "mkdir", "rmdir")
@@ -195,7 +198,7 @@ class Prepared:
     def run(self, folder, *, again=False):
         """Run the command of the scenario, or the one after a kill."""
         existing = self.scenario.again if again else self.scenario.existing
-        run(folder, 60, existing, self.scenario.checks)
+        run(folder, SAMPLES, existing, self.scenario.checks)
 
     def kill(self, folder, number, draw):
         """Kill the command at an operation, then perhaps its successors at random ones, and run it to its end."""
