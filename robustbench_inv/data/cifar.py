@@ -45,10 +45,14 @@ PICKLES_100 = {
 }
 """MD5 of the pickled file of each split of CIFAR-100, as published with the data set."""
 
+PER_CLASS_100 = {"test": 100, "train": 500}
+"""Images of each class of CIFAR-100."""
+
 BUDGETS = ("cifar10-linf", "cifar10-l2", "l1=12")
 """Customary budgets; the l1 eps is that of Croce and Hein, Mind the box, ICML 2021."""
 
-FOLDER, PICKLED, PICKLED_100 = "cifar-10-batches-bin", "cifar-10-batches-py", "cifar-100-python"
+FOLDER, PICKLED = "cifar-10-batches-bin", "cifar-10-batches-py"
+BINARY_100, PICKLED_100 = "cifar-100-binary", "cifar-100-python"
 PIXELS = 3 * 32 * 32
 RECORD = 1 + PIXELS
 
@@ -99,8 +103,8 @@ def open_cifar100(split: str = "test", root: Path | None = None) -> ArrayDataset
 
     Args:
         split: ``test`` (10,000 images) or ``train`` (50,000).
-        root: folder with ``cifar-100-python/``, which torchvision unpacks, or with it in a folder ``cifar100/``; None
-            for ``INVBENCH_DATA`` and the cache.
+        root: folder with ``cifar-100-binary/`` or with ``cifar-100-python/``, which torchvision unpacks, or with these in
+            a folder ``cifar100/``; None for ``INVBENCH_DATA`` and the cache.
 
     Raises:
         BadParameter: for an unknown split.
@@ -110,7 +114,10 @@ def open_cifar100(split: str = "test", root: Path | None = None) -> ArrayDataset
         Krizhevsky, Learning multiple layers of features from tiny images, 2009.
     """
     _check_split("cifar100", split)
-    path = find_folder("cifar100", split, root) / split
+    folder = find_folder("cifar100", split, root)
+    if (binary := folder / f"{split}.bin").is_file():
+        return _dataset("cifar100", split, _fine_records(binary, split), 100)
+    path = folder / split
     found = hashlib.md5(_content(path), usedforsecurity=False).hexdigest()
     if found != PICKLES_100[split]:
         raise BadData(
@@ -149,7 +156,7 @@ def _dataset(name: str, split: str, records: NDArray[np.uint8], classes: int) ->
 
 def find_folder(name: str, split: str, root: Path | None) -> Path:
     """Return the first folder with all files of a split, in one of the layouts; raises BadData if there is none."""
-    layouts: dict[str, tuple[str, ...]] = {PICKLED_100: (split,)}
+    layouts: dict[str, tuple[str, ...]] = {BINARY_100: (f"{split}.bin",), PICKLED_100: (split,)}
     if name == "cifar10":
         layouts = {FOLDER: SPLITS[split][0], PICKLED: PICKLES[split]}
     places = tuple(place for each in layouts for place in (each, f"{name}/{each}"))
@@ -158,8 +165,11 @@ def find_folder(name: str, split: str, root: Path | None) -> Path:
     for folder in searched:
         if any(all((folder / file).is_file() for file in files) for files in layouts.values()):
             return folder
-    archives = {FOLDER: "binary", PICKLED: "python", PICKLED_100: "python"}
-    known = [f"{name.replace('cifar', 'cifar-')}-{archives[each]}.tar.gz" for each in layouts]
+    archives = {FOLDER: "binary", BINARY_100: "binary"}
+    known = [
+        f"{name.replace('cifar', 'cifar-')}-{archives.get(each, 'python')}.tar.gz"
+        for each in layouts
+    ]
     raise BadData(
         f"cannot find the files of {name}",
         got=f"none in {', '.join(map(str, searched))}",
@@ -174,12 +184,31 @@ def _content(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _records(path: Path) -> NDArray[np.uint8]:
-    content = np.fromfile(path, np.uint8)
-    if content.size % RECORD:
-        expected = f"a multiple of {RECORD}"
+def _records(path: Path, size: int = RECORD) -> NDArray[np.uint8]:
+    content = np.frombuffer(_content(path), np.uint8)
+    if content.size % size:
+        expected = f"a multiple of {size}"
         raise BadData(f"{path} is damaged", got=f"{content.size} bytes", expected=expected)
-    return content.reshape(-1, RECORD)
+    return content.reshape(-1, size)
+
+
+def _fine_records(path: Path, split: str) -> NDArray[np.uint8]:
+    """Return the records (n, 3073) of a binary file of CIFAR-100, whose records begin with one of 20 groups of classes.
+
+    No digest of this file is published. Each class has as many images as it must have, and one group.
+    """
+    records = _records(path, RECORD + 1)
+    groups, classes = records[:, 0], records[:, 1]
+    pairs = np.unique(records[:, :2], axis=0)
+    each = np.bincount(classes, minlength=100)
+    if len(pairs) != 100 or groups.max() != 19 or set(each.tolist()) != {PER_CLASS_100[split]}:
+        raise BadData(
+            f"{path} does not contain the {split} images of CIFAR-100",
+            got=f"{len(records)} images, {len(pairs)} pairs of group and class",
+            expected=f"{PER_CLASS_100[split]} images of each of 100 classes, in 20 groups",
+            remedy="unpack cifar-100-binary.tar.gz again",
+        )
+    return np.ascontiguousarray(records[:, 1:])
 
 
 def _unpickled(path: Path, key: bytes) -> NDArray[np.uint8]:

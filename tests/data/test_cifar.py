@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from robustbench_inv.data import cifar
-from robustbench_inv.data.cifar import SPLITS, open_cifar10, records_digest
+from robustbench_inv.data.cifar import SPLITS, open_cifar10, open_cifar100, records_digest
 from robustbench_inv.data.registry import dataset_entry, open_dataset
 from robustbench_inv.errors import BadData, BadParameter
 
@@ -86,3 +86,29 @@ def test_classes_have_equal_numbers_of_images(split, count):
     except BadData as error:
         pytest.skip(f"the files of cifar10 are not on this machine: {error.problem}")
     assert torch.bincount(data.labels).tolist() == [count] * 10
+
+
+def binary_100(root, count, shift=0):
+    """Write a test file of CIFAR-100 with so many images of each class; return the labels."""
+    classes = np.tile(np.arange(100, dtype=np.uint8), count)
+    records = np.zeros((len(classes), 3074), np.uint8)
+    records[:, 0], records[:, 1], records[:, 2] = (classes + shift) // 5 % 20, classes, classes
+    (root / "cifar-100-binary").mkdir()
+    records.tofile(root / "cifar-100-binary" / "test.bin")
+    return classes
+
+
+def test_the_binary_files_of_cifar100_have_the_fine_label_second(tmp_path):
+    classes = binary_100(tmp_path, 100)
+    data = open_cifar100("test", tmp_path)
+    assert data.labels.tolist() == classes.tolist()
+    assert data.num_classes == 100
+    images, _ = data.batch([7])
+    assert images.shape == (1, 3, 32, 32)
+    assert float(images[0, 0, 0, 0]) == pytest.approx(7 / 255)
+
+
+def test_a_binary_file_of_cifar100_without_all_images_is_refused(tmp_path):
+    binary_100(tmp_path, 99)
+    with pytest.raises(BadData, match="100 images of each of 100 classes"):
+        open_cifar100("test", tmp_path)

@@ -31,6 +31,12 @@ BASES: dict[str, tuple[str, dict[str, str]]] = {
     "dry": ("evaluate --dry-run", EVALUATE),
     "spheres": ("evaluate", SPHERES),
     "suite": ("evaluate", {"--model": "mnist-cnn", "--samples": "10", "--out": "new"}),
+    "audit": (
+        "audit mnist-cnn",
+        {"--threat": "linf=0.1", "--samples": "4", "--minutes": "0.1", "--out": "new"},
+    ),
+    "audited": ("audit", {"--threat": "linf=0.1", "--samples": "4", "--out": "new"}),
+    "benchmark": ("run", {"--out": "new"}),
     "report": ("report", {"--from": "run", "--out": "new.html"}),
     "label": ("label run", {"--out": "new.html"}),
     "rescore": ("rescore run", {"--oracle": "mnist-panel", "--out": "new"}),
@@ -240,6 +246,27 @@ BAD: dict[str, dict[str, str]] = {
     "queue": {
         "": "nowhere.toml; file; broken.toml; folder; notes.csv; recipe.toml; queue.toml",
         "--threads": "0; -1; x; 1.5",
+    },
+    "audit": {
+        "": "extra; --nope; --attack pgd; --suite standard",
+        "--minutes": "0; -1; x; nan; inf; '1 min'; 1,5",
+        "--threat": "0.1; linf; linf=; linf=x; linf=-0.1; l3=0.1; nope; linf=0.1:goal=nope; linf=0.1:oracle=nope",
+        "--dataset": "nope; spheres; mnist5k:pad=2; folder:nowhere; npz:nowhere.npz",
+        "--samples": "0; -5; x; 1.5",
+        "--out": "file; /dev/null/x",
+        "--existing": "again; ''",
+        "--batch-size": "0; -1; x",
+        "--device": "tpu; cuda:99",
+        "--workers": "0; -1; x; ray:",
+        "--fail-on": "nope; ''",
+        "--data-root": "file",
+    },
+    "audited": {
+        "": "mnist-cn; net.py; net.py:; net.py:build2; mnist-cnn:width=3; nowhere.py:build; ''"
+    },
+    "benchmark": {
+        "": "nowhere.toml; folder; notes.csv; recipe.toml; file; ''; bench.toml; empty.toml extra",
+        "--out": "file; /dev/null/x",
     },
     "calibrate": {
         "": "extra; --nope",
