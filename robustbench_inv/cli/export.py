@@ -82,7 +82,7 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter is one option
     content = {
         ExportFormat.parquet: lambda: to_parquet(cells),
         ExportFormat.eval_results: lambda: to_eval_results(
-            cells, hub_dataset or "", source
+            cells, hub_dataset or "", source or ""
         ).encode(),
         ExportFormat.junit: lambda: to_junit(found).encode(),
     }[format_]()

@@ -19,7 +19,7 @@ from robustbench_inv.reporting.canvas import (
     shorten,
     styled,
 )
-from robustbench_inv.reporting.html import export_files, files_of, render_page, write_page
+from robustbench_inv.reporting.html import export_files, render_page, write_page
 from robustbench_inv.reporting.model_comparison import (
     PairedResult,
     adjusted,
@@ -82,10 +82,9 @@ class RunComparison:
         path = path if path.suffix in {".html", ".htm"} else path / "compare.html"
         check_file(path, "page")
         picture, table = _draw(self.results), self.table
-        html = render_page(
-            "compare.html", page=self, table=table, picture=picture, files=files_of(path).name
-        )
-        write_page(path, html, export_files([table], [picture]))
+        files = export_files([table], [picture])
+        html = render_page("compare.html", files, page=self, table=table, picture=picture)
+        write_page(path, html, files)
         return path
 
 

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -45,8 +47,9 @@ def write_report(
     path = out if out.suffix in {".html", ".htm"} else out / "report.html"
     check_file(path, "report")
     page = build_page(chosen, read_runs(folders, chosen.select))
-    html = render_page("report.html", page=page, files=files_of(path).name)
-    write_page(path, html, export_files(page.tables, page.pictures))
+    files = export_files(page.tables, page.pictures)
+    html = render_page("report.html", files, page=page, folder=files_of(path).name)
+    write_page(path, html, files)
     return path
 
 
@@ -64,12 +67,13 @@ def files_of(path: Path) -> Path:
     return path.with_name(f"{path.stem}_files")
 
 
-def render_page(template: str, **content: object) -> str:
+def render_page(template: str, files: Mapping[str, bytes], **content: object) -> str:
     """Return a template filled with what it shows.
 
     Args:
         template: its name.
-        content: by name; ``page`` and ``files``, the name of the folder that holds tables and figures.
+        files: tables and figures by name, which the page contains as downloads.
+        content: by name; ``page`` and ``folder``, the name of the folder that holds the files as well.
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -79,7 +83,27 @@ def render_page(template: str, **content: object) -> str:
         lstrip_blocks=True,
     )
     environment.filters["svg"] = _inline_picture
+    environment.globals["address"] = partial(_address, files, str(content.get("folder", "")))
     return printable(environment.get_template(template).render(**content))
+
+
+LARGEST_DOWNLOAD = 1 << 20
+"""Bytes beyond which a file is not part of the page, which then links to the folder beside it."""
+
+MEDIA_TYPES = {
+    ".csv": "text/csv",
+    ".md": "text/markdown",
+    ".tex": "application/x-tex",
+    ".svg": "image/svg+xml",
+}
+
+
+def _address(files: Mapping[str, bytes], folder: str, name: str) -> str:
+    """Return the address of a file: its content, so that the link survives if the page is sent alone."""
+    if name not in files or len(files[name]) > LARGEST_DOWNLOAD:
+        return f"{folder}/{name}"
+    kind = MEDIA_TYPES.get(Path(name).suffix, "application/octet-stream")
+    return f"data:{kind};base64,{b64encode(files[name]).decode()}"
 
 
 def export_files(tables: Iterable[Table], pictures: Iterable[ReportFigure]) -> dict[str, bytes]:

@@ -1,9 +1,6 @@
 """The labelling page: images of a run, shuffled, for people to label by class."""
 
-import base64
 import random
-import struct
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
@@ -17,37 +14,10 @@ from robustbench_inv.identity import digest_value
 from robustbench_inv.reporting.html import render_page
 from robustbench_inv.results.files import explain_write_errors, write_atomically
 from robustbench_inv.results.human_labels import COLUMNS, UNCLEAR
-from robustbench_inv.results.pixels import Pixels, is_image_shape, pixel_digest, to_pixels
+from robustbench_inv.results.pixels import Pixels, is_image_shape, pixel_digest, png_uri, to_pixels
 from robustbench_inv.results.run_files import CellFolder, RunFolder
 
-__all__ = ["LabelSelection", "LabelTask", "choose_tasks", "png_uri", "write_label_page"]
-
-
-_GREY, _COLOUR = 0, 2
-
-
-def png_uri(image: Pixels) -> str:
-    """Return a data URI of an image.
-
-    Args:
-        image: (1 or 3, height, width) of 0 to 255.
-
-    References:
-        Portable Network Graphics (PNG) Specification, W3C, 2003, sections 5, 9.2 (filter type 0) and 11.2.
-    """
-    channels, height, width = image.shape
-    kind = _GREY if channels == 1 else _COLOUR
-    rows = np.ascontiguousarray(image.transpose(1, 2, 0)).reshape(height, -1)
-    data = b"".join(b"\0" + row.tobytes() for row in rows)
-    header = struct.pack(">2I5B", width, height, 8, kind, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(data, 9)), (b"IEND", b""))
-    file = b"\x89PNG\r\n\x1a\n" + b"".join(_png_chunk(name, content) for name, content in chunks)
-    return "data:image/png;base64," + base64.b64encode(file).decode()
-
-
-def _png_chunk(name: bytes, content: bytes) -> bytes:
-    checksum = zlib.crc32(name + content)
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+__all__ = ["LabelSelection", "LabelTask", "choose_tasks", "write_label_page"]
 
 
 MAX_CLASSES = 10
@@ -144,7 +114,7 @@ def write_label_page(
         "classes": list(classes),
         "trials": [asdict(trial) for trial in trials],
     }
-    html = render_page("label.html", title=title, page=page, classes=list(classes))
+    html = render_page("label.html", {}, title=title, page=page, classes=list(classes))
     with explain_write_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, html.encode())

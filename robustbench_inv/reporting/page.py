@@ -1,18 +1,19 @@
 """The content of a report page: headline numbers, sections, checks, provenance."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import inf
+from functools import cached_property
 from typing import Any
 
-from robustbench_inv.arguments import format_eps
 from robustbench_inv.checks.audit_verdict import Conclusion, conclude, mark_of
 from robustbench_inv.checks.verdict import Verdict
 from robustbench_inv.reporting.canvas import ReportFigure
 from robustbench_inv.reporting.definitions import Definition, Section
-from robustbench_inv.reporting.facts import IntervalOf
 from robustbench_inv.reporting.figures import FigureContext, draw_figures
+from robustbench_inv.reporting.gallery import NO_GALLERY, Gallery, collect_gallery
+from robustbench_inv.reporting.glance import Glance, draw_both_failures, take_glance
+from robustbench_inv.reporting.headlines import Headline, build_headlines
 from robustbench_inv.reporting.provenance import (
     FailedSamples,
     ProvenanceFacts,
@@ -20,156 +21,24 @@ from robustbench_inv.reporting.provenance import (
     collect_verdicts,
     list_failures,
 )
-from robustbench_inv.reporting.rejection_report import GOAL_TEXTS
 from robustbench_inv.reporting.run_results import (
-    CellGroup,
     RunResult,
-    WorstCase,
-    group_cells,
-    most_attacked,
-    worst_cases,
 )
-from robustbench_inv.reporting.statistics import INTERVALS, median_of
+from robustbench_inv.reporting.statistics import INTERVALS
 from robustbench_inv.reporting.table_formats import (
     BLANK,
     Table,
     TableCell,
     dataset_title,
-    median_cell,
-    norm_symbol,
-    rate_cell,
 )
 from robustbench_inv.reporting.tables import build_tables
 from robustbench_inv.results.cell import FinishedCell
 
 __all__ = [
     "FilledSection",
-    "Headline",
-    "HeadlineRow",
     "ReportPage",
-    "build_headlines",
     "build_page",
 ]
-
-
-@dataclass(frozen=True)
-class HeadlineRow:
-    """One model's line: clean accuracy and result."""
-
-    model: str
-    clean: TableCell
-    result: TableCell
-
-
-@dataclass(frozen=True)
-class Headline:
-    """The main result of a group of cells.
-
-    Args:
-        group: data set, norm, goal and oracle.
-        caption: what ``result`` means.
-        rows: one for each model.
-    """
-
-    group: CellGroup
-    caption: str
-    rows: tuple[HeadlineRow, ...]
-
-
-def build_headlines(cells: Sequence[FinishedCell], interval: IntervalOf) -> list[Headline]:
-    """Return one headline for each group of cells, with a row for each model.
-
-    For a sweep the result is that at the smallest eps where the accuracy of some model is below one half.
-    Models that misclassify half of the clean inputs do not count for this choice. Of invariance attacks it is that at
-    the largest eps.
-    """
-    groups = ((panel, worst_cases(group)) for panel, group in group_cells(cells).items())
-    return [_headline(panel, found, interval) for panel, found in groups if found]
-
-
-def _headline(panel: CellGroup, found: Sequence[WorstCase], interval: IntervalOf) -> Headline:
-    eps = _headline_eps(panel, found)
-    by_model: dict[str, list[WorstCase]] = {}
-    for worst in found:
-        by_model.setdefault(worst.model, []).append(worst)
-    at_eps = {model: [w for w in mine if w.eps == eps] for model, mine in by_model.items()}
-    chosen = {model: most_attacked(here)[0] for model, here in at_eps.items() if here}
-    measure = _measure(panel, list(chosen.values()))
-    rows = []
-    for model, mine in by_model.items():
-        worst = chosen.get(model) or most_attacked(mine)[0]
-        result = measure.show(worst, interval) if model in chosen else BLANK
-        rows.append(HeadlineRow(model, rate_cell(worst.clean, interval(worst.clean)), result))
-    return Headline(panel, _headline_caption(measure, list(chosen.values())), tuple(rows))
-
-
-def _headline_eps(panel: CellGroup, found: Sequence[WorstCase]) -> float:
-    below = [worst.eps for worst in found if worst.rate.value < 0.5 <= worst.clean.value]
-    return min(below) if below and not panel.keeps else max(worst.eps for worst in found)
-
-
-@dataclass(frozen=True)
-class _Measure:
-    """The quantity of a headline: what it is, the inputs that it is a share of, and how it is shown."""
-
-    text: str
-    inputs: str
-    show: Callable[[WorstCase, IntervalOf], TableCell]
-
-
-ATTACKED, OOD_INPUTS = "attacked samples", "out-of-distribution inputs"
-"""Inputs of a share that leaves out samples which are misclassified without an attack."""
-
-
-def _measure(panel: CellGroup, chosen: Sequence[WorstCase]) -> _Measure:
-    sign, eps = norm_symbol(panel.norm), chosen[0].eps
-    within = "" if eps == inf else f" at {sign} ≤ {format_eps(eps)}"
-    reached = GOAL_TEXTS.get(panel.goal, f"goal {panel.goal} reached")
-    if panel.no_class:
-        return _Measure("rejected, % of", OOD_INPUTS, _show_withstood)
-    if panel.keeps:
-        text = f"prediction unchanged although the class changed{within}, % of"
-        return _Measure(text, ATTACKED, _show_success)
-    if panel.fixed:
-        return _Measure("correct predictions on fixed inputs, % of", "samples", _show_rate)
-    if eps < inf:
-        return _Measure(f"robust accuracy{within}, % of", "samples", _show_rate)
-    if all(_has_median(worst) for worst in chosen):
-        text = f"median {sign} distance to an input that is {reached}, over"
-        return _Measure(text, ATTACKED, _show_median)
-    return _Measure(f"{reached} at any {sign} distance, % of", ATTACKED, _show_success)
-
-
-def _headline_caption(measure: _Measure, chosen: Sequence[WorstCase]) -> str:
-    attacked = measure.inputs in (ATTACKED, OOD_INPUTS)
-    counts = {w.success_rate.trials if attacked else w.rate.trials for w in chosen}
-    count = " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
-    attacks = list(dict.fromkeys(name for worst in chosen for name in worst.attacks))
-    by = f"worst case over {len(attacks)} attacks" if len(attacks) > 1 else attacks[0]
-    inputs = measure.inputs.removesuffix("s") if count == "1" else measure.inputs
-    return f"{measure.text} {count} {inputs}, by {by}"
-
-
-def _show_rate(worst: WorstCase, interval: IntervalOf) -> TableCell:
-    return rate_cell(worst.rate, interval(worst.rate))
-
-
-def _show_withstood(worst: WorstCase, interval: IntervalOf) -> TableCell:
-    return rate_cell(worst.withstood_rate, interval(worst.withstood_rate))
-
-
-def _show_success(worst: WorstCase, interval: IntervalOf) -> TableCell:
-    return rate_cell(worst.success_rate, interval(worst.success_rate))
-
-
-def _show_median(worst: WorstCase, _: IntervalOf) -> TableCell:
-    return median_cell(median_of(worst.distances))
-
-
-def _has_median(worst: WorstCase) -> bool:
-    """Is half of the attacked samples broken, so that medians can be compared?"""
-    median = median_of(worst.distances)
-    return median is not None and median.value < inf
 
 
 @dataclass(frozen=True)
@@ -196,6 +65,7 @@ class ReportPage:
         verdicts: of the checks, by grade, worst first.
         failures: samples without a valid adversarial input.
         facts: provenance.
+        gallery: samples with their images.
     """
 
     definition: Definition
@@ -208,6 +78,32 @@ class ReportPage:
     verdicts: dict[str, list[dict[str, Any]]]
     failures: tuple[FailedSamples, ...]
     facts: tuple[ProvenanceFacts, ...]
+    gallery: Gallery = NO_GALLERY
+
+    @cached_property
+    def glance(self) -> Glance:
+        """The headlines by model, with the verdicts."""
+        return take_glance(self.headlines, self.conclusions)
+
+    @cached_property
+    def both_failures(self) -> ReportFigure | None:
+        """A picture of the headlines; None unless a model was attacked in both ways."""
+        return draw_both_failures(self.glance, self.colours)
+
+    @property
+    def checks(self) -> list[tuple[str, list[dict[str, Any]], list[dict[str, Any]]]]:
+        """The topics of the checks: those that fail or warn, and the others; topics with a failure first."""
+        ranked = [verdict for found in self.verdicts.values() for verdict in found]
+        topics = dict.fromkeys(verdict["topic"] for verdict in ranked)
+        urgent = [v for grade in ("FAIL", "WARN") for v in self.verdicts.get(grade, ())]
+        return [
+            (
+                topic,
+                [v for v in urgent if v["topic"] == topic],
+                [v for v in ranked if v["topic"] == topic and v not in urgent],
+            )
+            for topic in topics
+        ]
 
     @property
     def tables(self) -> list[Table]:
@@ -216,8 +112,9 @@ class ReportPage:
 
     @property
     def pictures(self) -> list[ReportFigure]:
-        """The figures of all sections."""
-        return [picture for filled in self.sections for picture in filled.pictures]
+        """The figures of the first screen and of all sections."""
+        first = [self.both_failures] if self.both_failures else []
+        return first + [picture for filled in self.sections for picture in filled.pictures]
 
 
 def build_page(definition: Definition, runs: Sequence[RunResult]) -> ReportPage:
@@ -246,6 +143,7 @@ def build_page(definition: Definition, runs: Sequence[RunResult]) -> ReportPage:
         verdicts=collect_verdicts(runs),
         failures=tuple(list_failures(cells)),
         facts=tuple(collect_provenance(runs)),
+        gallery=collect_gallery(cells),
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from robustbench_inv.checks.topics import topic_of
 from robustbench_inv.checks.verdict import GRADES
 from robustbench_inv.reporting.run_results import RunResult
 from robustbench_inv.reporting.table_formats import format_number
@@ -59,6 +60,7 @@ def collect_verdicts(runs: Sequence[RunResult]) -> dict[str, list[dict[str, Any]
             **verdict,
             "subject": _subject(verdict, cells),
             "value_text": _value_text(verdict.get("value")),
+            "topic": topic_of(verdict["id"]),
         }
         for run in runs
         for verdict in run.checks

@@ -6,7 +6,7 @@ import pytest
 
 from robustbench_inv.checks.audit_verdict import conclude, mark_of
 from robustbench_inv.checks.check_list import CHECKS
-from robustbench_inv.reporting.page import build_headlines
+from robustbench_inv.reporting.headlines import build_headlines
 from robustbench_inv.reporting.statistics import wilson
 from robustbench_inv.testing.toy_cells import toy_cell as cell
 

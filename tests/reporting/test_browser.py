@@ -61,6 +61,38 @@ def test_a_heading_sorts_its_table(browser, report):
     page.close()
 
 
+def test_samples_are_filtered_and_shown_side_by_side(browser, report):
+    page = browser.new_page()
+    page.goto(report.as_uri())
+    everything = page.locator("#gallery-count").text_content()
+    page.select_option("#gallery-filters select[name=model]", "mnist-vib")
+    page.select_option("#gallery-filters select[name=outcome]", "attack succeeded")
+    count = page.locator("#gallery-count").text_content()
+    assert count != everything
+    first = page.locator("article.sample").first
+    captions = first.locator("figcaption").all_text_contents()
+    assert captions[0] == "clean"
+    assert all("mnist-vib" in each for each in captions[1::2])
+    assert {each.split(" on ")[0] for each in captions[1::2]} == {"fgsm", "pgd", "noise"}
+    drawn = "canvas => new Uint8Array(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.buffer).some(v => v > 0 && v < 255)"
+    page.wait_for_function(f"({drawn})(document.querySelector('article.sample canvas'))")
+    page.close()
+
+
+def test_commands_are_copied(browser, report):
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(report.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    button = page.locator("button.copy[data-copy]").first
+    text = button.get_attribute("data-copy")
+    assert text.startswith("invbench ")
+    button.click()
+    copied = "text => navigator.clipboard.readText().then(found => found === text)"
+    page.wait_for_function(copied, arg=text)
+    context.close()
+
+
 def _assert_all_visible(page, selector, at_least):
     sizes = page.eval_on_selector_all(
         selector,

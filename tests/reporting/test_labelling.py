@@ -14,11 +14,10 @@ from robustbench_inv.errors import BadParameter, BadResults
 from robustbench_inv.reporting.labelling import (
     LabelSelection,
     choose_tasks,
-    png_uri,
     write_label_page,
 )
 from robustbench_inv.results.human_labels import read_labels
-from robustbench_inv.results.pixels import pixel_digest, to_pixels
+from robustbench_inv.results.pixels import pixel_digest, png_uri, to_pixels
 
 
 def pictures(n, *, changed=None):

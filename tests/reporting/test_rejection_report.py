@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from robustbench_inv.reporting.figures import FigureContext, draw_figures
+from robustbench_inv.reporting.headlines import build_headlines
 from robustbench_inv.reporting.invariance_tables import fixed_input_tables
-from robustbench_inv.reporting.page import build_headlines
 from robustbench_inv.reporting.rejection_scores import has_scores, scores_to_reject, selective_clean
 from robustbench_inv.reporting.run_results import read_runs
 from robustbench_inv.reporting.statistics import wilson

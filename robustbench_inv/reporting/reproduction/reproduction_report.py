@@ -9,6 +9,7 @@ from robustbench_inv.catalogue.reproduction import CellAddress, Reproduction
 from robustbench_inv.checks.verdict import GRADES
 from robustbench_inv.errors import BadResults
 from robustbench_inv.reporting.definitions import Definition, Section
+from robustbench_inv.reporting.gallery import NO_GALLERY
 from robustbench_inv.reporting.html import export_files, files_of, render_page, write_page
 from robustbench_inv.reporting.page import ReportPage, build_page
 from robustbench_inv.reporting.provenance import ProvenanceFacts
@@ -87,14 +88,15 @@ class ReproductionReport:
         for part in self.parts:
             files |= part.files
         html = render_page(
-            "reproduction.html", page=self.page, report=self, files=files_of(path).name
+            "reproduction.html", files, page=self.page, report=self, folder=files_of(path).name
         )
         write_page(path, html, files)
 
     def to_json(self) -> dict[str, Any]:
         """Return the mapping that ``--json`` prints."""
         checks = [
-            {k: v for k, v in each.items() if k != "value_text"} for each in self.failed_checks
+            {k: v for k, v in each.items() if k not in ("value_text", "topic")}
+            for each in self.failed_checks
         ]
         return {
             "item": self.item.name,
@@ -178,7 +180,7 @@ def _page_of_runs(item: Reproduction, results: Sequence[RunResult]) -> ReportPag
         ("samples per cell", " to ".join(f"{n:,}" for n in dict.fromkeys(sizes[:1] + sizes[-1:]))),
         ("samples", facts["samples"]),
     )
-    return replace(page, overview=overview, headlines=())
+    return replace(page, overview=overview, headlines=(), gallery=NO_GALLERY)
 
 
 def _page_of_results(item: Reproduction, results: Mapping[Path, ExperimentResult]) -> ReportPage:
