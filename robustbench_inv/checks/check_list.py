@@ -13,18 +13,14 @@ CHECKS: Mapping[str, Check] = {
             "C1",
             "robust accuracy does not increase with eps",
             "model",
-            rule=(
-                "WARN above 0.5 % of (sample, eps) pairs that are robust although a smaller eps broke the sample"
-            ),
-            consequence=(
-                "the attacks miss samples, so the robust accuracy is too high; use more steps or restarts"
-            ),
+            rule="WARN above 0.5 % of (sample, eps) pairs that are robust although a smaller eps broke the sample",
+            consequence="the attacks miss samples, so the robust accuracy is too high; use more steps or restarts",
         ),
         Check(
             "C2",
             "an unbounded attack reaches chance level",
             "model",
-            rule=("FAIL if the 95 % interval of the robust accuracy lies above 1 / classes"),
+            rule="FAIL if the 95 % interval of the robust accuracy lies above 1 / classes",
             consequence=(
                 "gradient attacks fail on this model, so the robust accuracy is too high; add a decision-based "
                 "or transfer attack"
@@ -34,10 +30,8 @@ CHECKS: Mapping[str, Check] = {
             "C3",
             "iterative attacks break every sample that one step breaks",
             "model",
-            rule=(
-                "WARN if one step breaks any sample that iterations do not; FAIL above 1 % of samples"
-            ),
-            consequence=("the iterative attack is too weak; tune its step length or its loss"),
+            rule="WARN if one step breaks any sample that iterations do not; FAIL above 1 % of samples",
+            consequence="the iterative attack is too weak; tune its step length or its loss",
         ),
         Check(
             "C4",
@@ -47,9 +41,7 @@ CHECKS: Mapping[str, Check] = {
                 "WARN if twice the steps and restarts lower the accuracy by more than half the width of its 95 "
                 "% interval"
             ),
-            consequence=(
-                "the attack has not converged, so the robust accuracy is too high; use more steps and restarts"
-            ),
+            consequence="the attack has not converged, so the robust accuracy is too high; use more steps and restarts",
         ),
         Check(
             "C5",
@@ -86,7 +78,7 @@ CHECKS: Mapping[str, Check] = {
                 "only. Probabilities, or outputs in [0, 1]: less than 1 % of a gradient is passed on for 10 % "
                 "(WARN) or half (FAIL) of the samples"
             ),
-            consequence=("gradients vanish in float32; use a margin loss on the logits"),
+            consequence="gradients vanish in float32; use a margin loss on the logits",
             note="only cross-entropy saturates, and the attacks use other losses",
         ),
         Check(
@@ -108,12 +100,8 @@ CHECKS: Mapping[str, Check] = {
             "C10",
             "the model returns logits, not probabilities",
             "model",
-            rule=(
-                "WARN if outputs are >= 0 and have the same sum for every input; FAIL if a logit is NaN or +inf"
-            ),
-            consequence=(
-                "losses of probabilities or undefined numbers have no useful gradients; return finite logits"
-            ),
+            rule="WARN if outputs are >= 0 and have the same sum for every input; FAIL if a logit is NaN or +inf",
+            consequence="losses of probabilities or undefined numbers have no useful gradients; return finite logits",
         ),
         Check(
             "C11",
@@ -133,10 +121,8 @@ CHECKS: Mapping[str, Check] = {
             "C12",
             "a forward pass does not compute gradients itself",
             "model",
-            rule=("WARN if the model takes gradients in its forward pass"),
-            consequence=(
-                "the model optimises at inference time; use an attack that differentiates through that loop"
-            ),
+            rule="WARN if the model takes gradients in its forward pass",
+            consequence="the model optimises at inference time; use an attack that differentiates through that loop",
         ),
         Check(
             "C13",
@@ -159,15 +145,13 @@ CHECKS: Mapping[str, Check] = {
                 "FAIL above 0.1 % of samples that do not replay, leave budget or bounds, or differ from their "
                 "record"
             ),
-            consequence=(
-                "some adversarial inputs are invalid or not reproducible; correct the attack or the model"
-            ),
+            consequence="some adversarial inputs are invalid or not reproducible; correct the attack or the model",
         ),
         Check(
             "C15",
             "no adversarial example that a query found is lost",
             "cell",
-            rule=("WARN if the attack returned a failure although a query was a success"),
+            rule="WARN if the attack returned a failure although a query was a success",
             consequence=(
                 "the attack loses adversarial examples; the engine keeps them, but numbers of the attack "
                 "elsewhere are too high"
@@ -181,9 +165,7 @@ CHECKS: Mapping[str, Check] = {
                 "FAIL if an unchanged input counts as broken, or more than half of the robust proposals inside "
                 "a budget are unchanged; WARN above 10 %"
             ),
-            consequence=(
-                "the attack did not change its inputs, so it may not have run; check its loss and step length"
-            ),
+            consequence="the attack did not change its inputs, so it may not have run; check its loss and step length",
         ),
         Check(
             "C17",
@@ -193,45 +175,35 @@ CHECKS: Mapping[str, Check] = {
                 "FAIL if data leave the model's bounds, the bounds differ, or every eps exceeds the box; WARN "
                 "if some eps does"
             ),
-            consequence=(
-                "eps has another size than stated; use the same bounds and units for model, data and eps"
-            ),
+            consequence="eps has another size than stated; use the same bounds and units for model, data and eps",
         ),
         Check(
             "C19",
             "all steps together are at least as long as the ball is wide",
             "cell",
-            rule=("WARN if all steps together are shorter than 2 eps"),
+            rule="WARN if all steps together are shorter than 2 eps",
             consequence="the attack cannot reach every point of the ball; use more or longer steps",
         ),
         Check(
             "C22",
             "denominators are explicit and add up",
             "cell",
-            rule=("FAIL if any record contradicts itself or a rate cannot be recomputed"),
-            consequence=(
-                "the records contradict each other; evaluate the cell again with --existing redo"
-            ),
+            rule="FAIL if any record contradicts itself or a rate cannot be recomputed",
+            consequence="the records contradict each other; evaluate the cell again with --existing redo",
         ),
         Check(
             "C23",
             "every requested sample has one record",
             "cell",
-            rule=("FAIL if a sample is missing, doubled or was not requested"),
-            consequence=(
-                "the rates are over other samples than requested; run the same command again"
-            ),
+            rule="FAIL if a sample is missing, doubled or was not requested",
+            consequence="the rates are over other samples than requested; run the same command again",
         ),
         Check(
             "C24",
             "thresholds were fixed before the attacks and fitted on other inputs",
             "model",
-            rule=(
-                "FAIL if cells of one model have different thresholds, or an attacked sample was used to fit them"
-            ),
-            consequence=(
-                "detection rates are too optimistic; fit the thresholds once, on training data"
-            ),
+            rule="FAIL if cells of one model have different thresholds, or an attacked sample was used to fit them",
+            consequence="detection rates are too optimistic; fit the thresholds once, on training data",
         ),
         Check(
             "C25",
@@ -275,14 +247,14 @@ CHECKS: Mapping[str, Check] = {
             "C28",
             "the rejection of small perturbations is reported",
             "cell",
-            rule=("information: correct inputs that are rejected within half of the largest eps"),
-            consequence=(""),
+            rule="information: correct inputs that are rejected within half of the largest eps",
+            consequence="",
         ),
         Check(
             "C29",
             "noise, distal and out-of-distribution inputs are rejected",
             "model",
-            rule=("WARN above 5 % of noise, distal inputs or inputs of another data set accepted"),
+            rule="WARN above 5 % of noise, distal inputs or inputs of another data set accepted",
             consequence=(
                 "the model accepts inputs that belong to none of its classes; do not call its score an OOD "
                 "detector"
@@ -292,7 +264,7 @@ CHECKS: Mapping[str, Check] = {
             "C30",
             "crashes stay visible",
             "cell",
-            rule=("WARN if the attack crashed on any sample; FAIL above 1 % of samples"),
+            rule="WARN if the attack crashed on any sample; FAIL above 1 % of samples",
             consequence=(
                 "crashed samples count as robust, so the robust accuracy is too high; correct the attack and "
                 "run it again"
@@ -302,8 +274,8 @@ CHECKS: Mapping[str, Check] = {
             "C31",
             "gradients are those of the function that the model computes",
             "model",
-            rule=("WARN below a median cosine of 0.9 between the gradient and finite differences"),
-            consequence=("the model replaces its gradient; use BPDA or a gradient-free attack"),
+            rule="WARN below a median cosine of 0.9 between the gradient and finite differences",
+            consequence="the model replaces its gradient; use BPDA or a gradient-free attack",
         ),
         Check(
             "C34",
@@ -313,7 +285,7 @@ CHECKS: Mapping[str, Check] = {
                 "FAIL if a success names no oracle or the model is part of its own oracle; WARN if the oracle's"
                 " error rate is unknown or above 10 %"
             ),
-            consequence=("the true classes are not reliable; use another oracle or human labels"),
+            consequence="the true classes are not reliable; use another oracle or human labels",
         ),
         Check(
             "C35",
@@ -323,9 +295,7 @@ CHECKS: Mapping[str, Check] = {
                 "WARN if the oracle names no class for more than half of the attacked samples; FAIL if for all "
                 "of them"
             ),
-            consequence=(
-                "the oracle is undecided on many inputs; use another oracle or human labels"
-            ),
+            consequence="the oracle is undecided on many inputs; use another oracle or human labels",
         ),
         Check(
             "C32",
@@ -335,9 +305,7 @@ CHECKS: Mapping[str, Check] = {
                 "WARN if for any sample the inverse, or the logits of a re-encoded metamer, are off by more "
                 "than 1e-3; FAIL above 0.1 % of samples"
             ),
-            consequence=(
-                "the inverse is not exact, so a metamer proves nothing; evaluate in float64"
-            ),
+            consequence="the inverse is not exact, so a metamer proves nothing; evaluate in float64",
         ),
         Check(
             "C33",
@@ -347,9 +315,7 @@ CHECKS: Mapping[str, Check] = {
                 "WARN if for any sample an activation is off by more than 1e-3, a unit changed sides or the "
                 "solver ended early; FAIL if activations or sides are wrong for more than 0.1 % of samples"
             ),
-            consequence=(
-                "the inputs do not lie in the preimage, so they prove nothing; evaluate in float64"
-            ),
+            consequence="the inputs do not lie in the preimage, so they prove nothing; evaluate in float64",
         ),
         Check(
             "C39",
@@ -390,6 +356,33 @@ CHECKS: Mapping[str, Check] = {
                 "labels of the data set and its batches differ"
             ),
             consequence="correct predictions count as errors; correct the labels",
+        ),
+        Check(
+            "C43",
+            "the worst case over invariance attacks finds every failure that a single one finds",
+            "model",
+            rule=(
+                "WARN if single invariance attacks raise the failure rate of invariance-standard by more than 0.2 points; "
+                "FAIL if the 95 % interval of that difference lies above"
+            ),
+            consequence="the failure rate is too low; report the worst case over all attacks",
+        ),
+        Check(
+            "C44",
+            "metamers match the activations of a layer better than random inputs do",
+            "cell",
+            rule=(
+                "WARN if a failure does not match better, or if more than half of the searches end without a match; FAIL "
+                "if more than 0.1 % of the failures do not"
+            ),
+            consequence="the inputs are no metamers of the layer; use more steps, or a later layer",
+        ),
+        Check(
+            "C45",
+            "a low rate of invariance failures is that of the worst case over attacks",
+            "model",
+            rule="FAIL if single attacks alone find failures for less than 10 % of 20 or more samples; WARN below 50 %",
+            consequence="a weak attack proves no absence of invariance; run invariance-standard",
         ),
     )
 }

@@ -1,23 +1,35 @@
-"""Checks of invariance cells: exact inverse (C32), exact ReLU preimage (C33), oracle (C34, C35)."""
+"""Checks of invariance cells: exact inverse (C32), ReLU preimage (C33), oracle (C34, C35), strength (C43 to C45)."""
 
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from math import inf
 
+from robustbench_inv.arguments import format_eps
 from robustbench_inv.checks.check_list import CHECKS
+from robustbench_inv.checks.comparisons import (
+    TOLERATED_SHARE,
+    common_samples,
+    group_by,
+    verdict_about,
+)
 from robustbench_inv.checks.verdict import Grade, Verdict, format_ids, grade
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import invariance_rates
 from robustbench_inv.results.record import Record
+from robustbench_inv.results.summary import Rate
 
 __all__ = [
     "EXACT_TOLERANCE",
     "FAILURE_SHARE",
+    "check_activation_match",
+    "check_invariance_effort",
     "check_inverse",
     "check_oracle",
     "check_oracle_agreement",
     "check_preimage",
+    "check_weaker_invariance",
     "exceeds_tolerance",
     "largest_error",
+    "matches_activations",
     "uses_inverse",
     "uses_preimage_solver",
 ]
@@ -166,3 +178,145 @@ def check_preimage(cell: FinishedCell) -> Verdict:
     if verdict == "PASS" and stopped:
         verdict = "WARN"
     return CHECKS["C33"].make_verdict(cell.subject, verdict, share, evidence)
+
+
+MATCH_VALUES = ("match_error", "null_error")
+
+UNMATCHED_SHARE = 0.5
+"""C44: share of samples without a match above which the check warns: the search did not converge."""
+
+
+def matches_activations(cell: FinishedCell) -> bool:
+    """Did the attack measure how well activations match, and how well those of random inputs do?"""
+    return set(MATCH_VALUES) <= cell.sample_values.keys()
+
+
+def check_activation_match(cell: FinishedCell) -> Verdict:
+    """C44: do the activations of every counted metamer match better than those of random inputs?
+
+    Otherwise the layer distinguishes the metamer from its source as it does any other input, and the failure is no
+    evidence of invariance of the layer. Where most searches end without a match, the failure rate is too low.
+
+    References:
+        Feather, Leclerc, Mądry and McDermott, Model metamers reveal divergent invariances between biological and
+        artificial neural networks, Nature Neuroscience 2023: a metamer must match better than random pairs.
+    """
+    match, null = (cell.sample_values[name] for name in MATCH_VALUES)
+    broken = [record.sample for record in cell.records if record.is_broken]
+    missed = [sample for sample, error in match.items() if not _beats(error, null.get(sample))]
+    counted = [sample for sample in broken if sample in set(missed) or sample not in match]
+    share, open_ = len(counted) / max(len(broken), 1), len(missed) / max(len(match), 1)
+    which = f" (samples {format_ids(counted)})" if counted else ""
+    evidence = (
+        f"{len(counted)} of {len(broken)} failures have activations that match no better than the closest of random "
+        f"inputs{which}; of all {len(match)} searches {len(missed)} ended without a match."
+    )
+    verdict = grade(share, warn=0, fail=FAILURE_SHARE)
+    if verdict == "PASS" and open_ > UNMATCHED_SHARE:
+        verdict = "WARN"
+    return CHECKS["C44"].make_verdict(cell.subject, verdict, share, evidence)
+
+
+def _beats(error: float | None, null: float | None) -> bool:
+    return error is not None and null is not None and error < null
+
+
+def check_weaker_invariance(cells: Sequence[FinishedCell]) -> list[Verdict]:
+    """C43: does a single invariance attack reach its goal for a sample that the worst case over attacks missed?
+
+    The limit is that of C5. Models that only one of the two kinds was run on get no verdict.
+    """
+    pairs = ((group, *_by_strength(group)) for group in _invariance_groups(cells))
+    return [_weaker(*pair) for pair in pairs if pair[1] and pair[2]]
+
+
+FEW_FAILURES, MANY_FAILURES = 0.1, 0.5
+"""C45: failure rates below which a report calls a model not invariant, and below which its rate is doubtful."""
+
+FEWEST_ATTACKED = 20
+"""C45: attacked samples from which on a failure rate is a claim."""
+
+
+def check_invariance_effort(cells: Sequence[FinishedCell]) -> list[Verdict]:
+    """C45: does the worst case over invariance attacks support a low failure rate?
+
+    Single attacks miss most failures: ``collision`` finds 0.2 % on mnist-cnn-at, where other attacks find all. The closed
+    form on spheres is a worst case too.
+    """
+    found = ((group, *_by_strength(group)) for group in _invariance_groups(cells))
+    return [_effort(group, weak) for group, strong, weak in found if weak and not strong]
+
+
+def _invariance_groups(cells: Sequence[FinishedCell]) -> list[list[FinishedCell]]:
+    searched = (c for c in cells if c.threat.wants_same_prediction and c.kind == "invariance")
+    return group_by(searched, _invariance_key)
+
+
+def _invariance_key(cell: FinishedCell) -> Hashable:
+    threat = cell.threat
+    oracle = threat.oracle.digest if threat.oracle else cell.oracle_source
+    return cell.model.key, cell.info.dataset_key, cell.norm, cell.goal, oracle
+
+
+def _by_strength(
+    group: Sequence[FinishedCell],
+) -> tuple[list[FinishedCell], list[FinishedCell]]:
+    """Return the worst cases over attacks, and the single attacks."""
+    strong = [c for c in group if c.attack.members or c.attack.algorithm == "spheresinvariance"]
+    return strong, [cell for cell in group if cell not in strong]
+
+
+def _weaker(
+    group: Sequence[FinishedCell], strong: Sequence[FinishedCell], weak: Sequence[FinishedCell]
+) -> Verdict:
+    worst: tuple[Rate, str] | None = None
+    for eps in sorted({eps for cell in group for eps in cell.epsilons or (inf,)}):
+        here = [[c for c in kind if _searched_up_to(c, eps)] for kind in (strong, weak)]
+        samples = common_samples([*here[0], *here[1]])
+        if all(here) and samples:
+            found = _missed(here[0], here[1], eps, samples)
+            worst = max(worst or found, found, key=lambda gap: gap[0].value)
+    if worst is None:
+        return verdict_about("C43", group[0], "NA", None, "No samples and budgets are common.")
+    gap, evidence = worst
+    verdict = "FAIL" if gap.low > TOLERATED_SHARE else grade(gap.value, warn=TOLERATED_SHARE)
+    return verdict_about("C43", group[0], verdict, gap.value, evidence)
+
+
+def _searched_up_to(cell: FinishedCell, eps: float) -> bool:
+    """Was the cell's search allowed to go as far, so that a sample without a failure is one that it missed?"""
+    return not cell.epsilons or (eps < inf and cell.covers(eps))
+
+
+def _missed(
+    strong: Sequence[FinishedCell], weak: Sequence[FinishedCell], eps: float, samples: set[int]
+) -> tuple[Rate, str]:
+    ours, theirs = (set().union(*(c.broken_samples(eps) for c in k)) for k in (strong, weak))
+    extra = theirs & samples - ours
+    which = f": samples {format_ids(extra)}" if extra else ""
+    where = "at any distance" if eps == inf else f"at {strong[0].norm} eps {format_eps(eps)}"
+    names = " and ".join(sorted({cell.attack_label for cell in weak}))
+    evidence = (
+        f"{where[:1].upper()}{where[1:]}, {names} found failures for {len(extra)} of {len(samples)} samples that "
+        f"{strong[0].attack_label} missed{which}."
+    )
+    return Rate(len(extra), len(samples)), evidence
+
+
+def _effort(group: Sequence[FinishedCell], weak: Sequence[FinishedCell]) -> Verdict:
+    samples = sorted(common_samples(weak))
+    attacked = {
+        s for s in samples if all(c.records[c.positions([s])[0]].was_attacked for c in weak)
+    }
+    broken = set().union(*({r.sample for r in c.records if r.is_broken} for c in weak)) & attacked
+    rate, names = Rate(len(broken), len(attacked)), sorted({c.attack_label for c in weak})
+    if rate.trials < FEWEST_ATTACKED:
+        reason = f"{rate.trials} attacked samples are too few for a claim."
+        return verdict_about("C45", group[0], "NA", None, reason)
+    evidence = (
+        f"{' and '.join(names)} found failures for {rate.successes} of {rate.trials} samples, and invariance-standard was "
+        f"not run in {group[0].norm}."
+    )
+    verdict: Grade = "PASS" if rate.value >= MANY_FAILURES else "WARN"
+    verdict = "FAIL" if rate.value < FEW_FAILURES else verdict
+    return verdict_about("C45", group[0], verdict, rate.value, evidence)

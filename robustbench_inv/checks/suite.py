@@ -14,10 +14,14 @@ from robustbench_inv.checks.comparisons import (
     escalate_saturation,
 )
 from robustbench_inv.checks.invariance_checks import (
+    check_activation_match,
+    check_invariance_effort,
     check_inverse,
     check_oracle,
     check_oracle_agreement,
     check_preimage,
+    check_weaker_invariance,
+    matches_activations,
     uses_inverse,
     uses_preimage_solver,
 )
@@ -71,8 +75,9 @@ def check_records(
         the probes' verdicts, then those of each cell, then those that compare cells (subject: the model).
         Every cell gets C14, C15, C22, C23 and C30; C16 unless it is an invariance attack; C19 if it is iterative;
         C27 and C28 if the model has a reject option; C32 if an inverse was used; C33 if preimages were computed;
-        C34 and C35 if it is an invariance attack. Cells are compared by C1, C3, C5, C17 and C40, those of models with
-        a reject option also by C24, C25, C26 and C29.
+        C34 and C35 if it is an invariance attack, C44 if it matches activations. Cells are compared by C1, C3, C5, C17
+        and C40, those of invariance attacks by C43 and C45, those of models with a reject option by C24, C25, C26
+        and C29.
     """
     decided = escalate_saturation(probes, cells)
     alone = [v for cell in cells for v in _check_cell(cell, _requested(cell, samples))]
@@ -86,6 +91,8 @@ def check_records(
         ("C26", check_detector_aware),
         ("C29", check_ood_rejection),
         ("C40", check_card_accuracy),
+        ("C43", check_weaker_invariance),
+        ("C45", check_invariance_effort),
     )
     models = ", ".join(sorted({cell.model.name for cell in cells}))
     compared = [v for id_, f in comparisons for v in run_check(id_, models, partial(f, cells))]
@@ -108,6 +115,7 @@ def _check_cell(cell: FinishedCell, requested: Sequence[int]) -> list[Verdict]:
         ("C30", check_crashes),
         *((("C32", check_inverse),) if uses_inverse(cell) else ()),
         *((("C33", check_preimage),) if uses_preimage_solver(cell) else ()),
+        *((("C44", check_activation_match),) if matches_activations(cell) else ()),
         *(
             (("C27", check_detection_rates), ("C28", check_small_perturbations))
             if _rejection_applies(cell)

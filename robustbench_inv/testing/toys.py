@@ -298,6 +298,16 @@ def one_pixel_gradient() -> Toy:
     return Toy(_FunctionModule(logits), 2)
 
 
+def half_blind() -> Toy:
+    """Predict from the left half of grey images, whatever the right half shows, where an oracle may look (C43, C45)."""
+
+    def logits(images: Tensor) -> Tensor:
+        left = images[..., : images.shape[-1] // 2].flatten(1).mean(1) - 0.5
+        return 20 * torch.stack([-left, left], 1)
+
+    return Toy(_FunctionModule(logits), 2)
+
+
 @dataclass(frozen=True)
 class CrashingAttack:
     """An attack that raises as soon as it is run (C30)."""
@@ -342,6 +352,23 @@ class OverBudgetAttack:
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         return _gradient_step(model, batch, threat, length=3.0)
+
+
+@dataclass(frozen=True)
+class UnmatchedMetamer:
+    """Inverts the right half of the image, and reports activations that match no better than random ones (C44)."""
+
+    kind: ClassVar[Kind] = "invariance"
+    norms: ClassVar[frozenset[str]] = frozenset(NORMS)
+
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
+        low, high = model.bounds
+        images, middle = batch.images.clone(), batch.images.shape[-1] // 2
+        images[..., middle:] = low + high - images[..., middle:]
+        output = model(images)
+        for name, value in (("match_error", 1.0), ("null_error", 0.5)):
+            model.log(name, torch.full_like(output.logits[:, 0], value))
+        return images
 
 
 class _FunctionModule(nn.Module):

@@ -104,6 +104,7 @@ ROWS = (
     Row("collision", "none", 20, 0.8, 0.6),
     Row("level-set-traversal", "none", 20, 0.3, 0.15),
     Row("invariance-standard", "none", 5, 0.1, 0.0),
+    Row("layer-metamer", "none", 10, 0.9, 0.75),
     Row("relu-preimage", "none", 10, 0.7, 0.5, model="mnist-mlp"),
 )
 

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 import robustbench_inv as rbi
+from robustbench_inv.attacks.invariance.invariance_standard import InvarianceStandard
+from robustbench_inv.attacks.invariance.metamer import Metamer
 from robustbench_inv.checks.invariance_checks import (
     check_inverse,
     check_oracle,
@@ -24,6 +26,7 @@ from robustbench_inv.results.record import ModelOutput
 from robustbench_inv.results.run_files import RunFolder
 from robustbench_inv.testing.analytic_problems import rotation_classifier
 from robustbench_inv.testing.toy_cells import toy_cell
+from robustbench_inv.testing.toys import UnmatchedMetamer, half_blind
 
 PANEL = {
     "name": "p",
@@ -235,3 +238,128 @@ def test_preimage_through_the_engine(tmp_path, kind, wanted):
     grades = {v["id"]: v["verdict"] for v in RunFolder(run.path).checks()}
     assert grades["C33"] == wanted
     assert grades["C22"] == "PASS"
+
+
+def invariance_cell(name, broken, *, members=(), epsilons=()):
+    """A cell that searches for invariance failures: the distances at which it found them."""
+    threat = {"norm": "linf", "goal": "keep-decision", "oracle": PANEL}
+    return toy_cell(
+        name, broken, epsilons=epsilons, threat=threat, attack={"kind": "invariance"},
+        parameters={"members": list(members)},
+    )  # fmt: skip
+
+
+def suite(broken, **parts):
+    return invariance_cell("invariance-standard", broken, members=[{"type": "x:Y"}], **parts)
+
+
+def verdicts_of(id_, *cells):
+    return [(v.verdict, v.value) for v in check_records(cells) if v.id == id_]
+
+
+@pytest.mark.parametrize(("missed", "wanted"), [(0, "PASS"), (1, "WARN"), (10, "FAIL")])
+def test_c43_a_single_attack_finds_what_the_suite_missed(missed, wanted):
+    strong = suite([0.1] * (200 - missed) + [None] * missed)
+    weak = invariance_cell("collision", [None] * 150 + [0.2] * 50)
+    assert verdicts_of("C43", strong, weak) == [(wanted, missed / 200)]
+
+
+def test_c43_compares_inside_budgets_and_on_common_samples():
+    strong = suite([0.1, None, None, 0.1] * 10, epsilons=(0.15,))
+    free = invariance_cell("collision", [None, 0.12, 0.2] + [None] * 30)  # 0.2 is outside
+    assert verdicts_of("C43", strong, free)[0][1] == pytest.approx(1 / 33)
+    assert verdicts_of("C43", strong) == []
+    assert verdicts_of("C43", free) == []
+    assert verdicts_of("C43", toy_cell("pgd", [0.1]), free) == []
+
+
+@pytest.mark.parametrize(
+    ("failures", "samples", "wanted"),
+    [(0, 19, "NA"), (0, 20, "FAIL"), (9, 100, "FAIL"), (10, 100, "WARN"), (50, 100, "PASS")],
+)
+def test_c45_a_low_rate_of_one_weak_attack_is_no_result(failures, samples, wanted):
+    weak = invariance_cell("collision", [0.1] * failures + [None] * (samples - failures))
+    assert [grade for grade, _ in verdicts_of("C45", weak)] == [wanted]
+
+
+def test_c45_is_silent_beside_the_worst_case_and_on_exact_attacks():
+    weak = invariance_cell("collision", [None] * 50)
+    assert verdicts_of("C45", weak, suite([None] * 50)) == []
+    assert verdicts_of("C45", suite([None] * 50)) == []
+    exact = replace(weak.info.attack, implementation="x:SpheresInvariance")
+    assert verdicts_of("C45", replace(weak, info=replace(weak.info, attack=exact))) == []
+
+
+def matched(broken, match, null):
+    cell = invariance_cell("layer-metamer", broken)
+    values = {"match_error": match, "null_error": null}
+    event = {"event": "sample_values", "samples": list(range(len(broken))), "values": values}
+    return replace(cell, events=(event,))
+
+
+@pytest.mark.parametrize(
+    ("broken", "match", "wanted"),
+    [
+        ([0.1, 0.1], [0.1, 0.1], "PASS"),
+        ([0.1, 0.1], [0.1, 0.5], "FAIL"),
+        ([0.1, 0.1], [0.1, None], "FAIL"),
+        ([0.1, None, None], [0.1, 0.7, 0.9], "WARN"),
+    ],
+)
+def test_c44_a_failure_must_match_better_than_random_inputs(broken, match, wanted):
+    found = verdicts_of("C44", matched(broken, match, [0.5] * len(broken)))
+    assert [grade for grade, _ in found] == [wanted]
+    assert verdicts_of("C44", invariance_cell("x", [0.1])) == []
+
+
+class RightHalf(ArrayDataset):
+    """Grey images, whose true class is the brightness of the right half."""
+
+    oracle_source = "exact"
+
+    def classify(self, images):
+        return (images[..., 4:].flatten(1).mean(1) > 0.5).long()
+
+
+def halves():
+    images = 0.25 + 0.1 * SampleRNG(0, torch.arange(24), "test").uniform((1, 8, 8))
+    labels = torch.arange(24) % 2
+    return RightHalf(images + 0.4 * labels[:, None, None, None], labels, "halves")
+
+
+@pytest.mark.parametrize(
+    ("attacks", "expected"),
+    [
+        (["collision"], {"C45": "FAIL"}),
+        (["collision", "level-set-traversal:steps=40"], {"C45": "PASS"}),
+        (
+            [InvarianceStandard(members=(Metamer(),)), "level-set-traversal:steps=40"],
+            {"C43": "FAIL"},
+        ),
+        ([InvarianceStandard(), "collision"], {"C43": "PASS"}),
+        ([UnmatchedMetamer()], {"C44": "FAIL"}),
+        (["layer-metamer:steps=100"], {"C44": "PASS"}),
+    ],
+    ids=["weak", "two", "one member", "suite", "unmatched", "matched"],
+)
+def test_strength_through_the_engine(tmp_path, attacks, expected):
+    run = rbi.evaluate(
+        model=half_blind() if "layer" not in str(attacks) else half_network(),
+        attack=attacks, threat="none", dataset=halves(), out=tmp_path,
+    )  # fmt: skip
+    found = {v["id"]: v["verdict"] for v in RunFolder(run.path).checks()}
+    assert {id_: found.get(id_) for id_ in expected} == expected
+
+
+def half_network():
+    """The same function as a layer of one unit."""
+    linear = nn.Linear(64, 2)
+    left = torch.zeros(8, 8)
+    left[:, :4] = 20 / 32
+    linear.weight.data = torch.stack([-left.flatten(), left.flatten()])
+    linear.bias.data = torch.tensor([10.0, -10.0])
+    layers = [nn.Flatten(), linear, nn.Identity(), nn.Linear(2, 2, bias=False)]
+    layers[3].weight.data = torch.eye(2)
+    network = nn.Sequential(*layers)
+    network.bounds = (0.0, 1.0)
+    return network

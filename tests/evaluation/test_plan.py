@@ -282,7 +282,7 @@ def test_an_optional_attack_without_a_customary_budget_is_skipped_and_told():
     data = Judged(torch.rand(20, 1, 5, 5), [*range(10)] * 2, "mine", budgets=("l2=1,2",))
     request = EvaluationRequest([AnyImage()], suite="invariance", dataset=data, samples=10)
     plan = make_plan(request)
-    assert {job.threat.text for job in plan.jobs} == {"l2=2"}
+    assert {job.threat.text for job in plan.jobs} == {"none", "l2=2"}
     told = [line for line in plan.warnings if "no customary" in line]
     assert len(told) == 2
-    assert "skipped: mine has no customary l0 budget for invariance-ball" in told[1]
+    assert "skipped: mine has no customary l0 budget for invariance-standard" in told[1]

@@ -16,7 +16,7 @@ from robustbench_inv.tensors import flatten, norm, where_rows
 from robustbench_inv.threat.budgets import LpBall, project_perturbations
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["Alignment", "InvarianceBall"]
+__all__ = ["Alignment", "InvarianceBall", "closest_of"]
 
 
 ALIGNED_AT_ONCE = 8
@@ -73,21 +73,6 @@ class Alignment:
         ]
         found, distances = (torch.cat(each) for each in zip(*parts, strict=True))
         return (found + low).reshape(*distances.shape, *batch.images.shape[1:]), distances
-
-    def closest(self, batch: Batch, low: float, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the closest aligned donors (n, …), the first of another class each, and their classes (n,).
-
-        Args:
-            batch: n samples with their pool.
-            low: smallest value of an element.
-            count: number of donors; fewer where the pool has fewer classes. A sample without one has class −1.
-        """
-        aligned, distances = self.targets(batch, low)
-        classes = max(1, int(distances.isfinite().sum(1).max()))
-        order = distances.topk(min(count, classes), largest=False)
-        rows = torch.arange(len(batch), device=distances.device)
-        for far, each in zip(order.values.unbind(1), order.indices.unbind(1), strict=True):
-            yield aligned[rows, each], each.where(far.isfinite(), -1)
 
     def _nearest(self, batch: Batch) -> Tensor:
         """Return (n, classes, neighbours) positions of the closest donors in the pool, −1 where there are fewer."""
@@ -158,6 +143,21 @@ def _windows(images: Tensor, max_shift: int) -> Tensor:
     return windows.permute(0, 2, 3, 1, 4, 5)
 
 
+def closest_of(aligned: Tensor, distances: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the closest aligned donors (n, …), the first of another class each, and their classes (n,).
+
+    Args:
+        aligned: (n, classes, …) as ``Alignment.targets`` returns them.
+        distances: (n, classes).
+        count: number of donors; fewer where there are fewer classes. A sample without one has class −1.
+    """
+    classes = max(1, int(distances.isfinite().sum(1).max()))
+    order = distances.topk(min(count, classes), largest=False)
+    rows = torch.arange(len(distances), device=distances.device)
+    for far, each in zip(order.values.unbind(1), order.indices.unbind(1), strict=True):
+        yield aligned[rows, each], each.where(far.isfinite(), -1)
+
+
 @dataclass(frozen=True)
 class InvarianceBall:
     """Moves x toward an aligned image of another class, as far as the budget allows and the prediction stays.
@@ -195,9 +195,15 @@ class InvarianceBall:
         check_least(self, targets=1, halvings=0)
         self._alignment  # noqa: B018 - checks its parameters
 
-    @torch.no_grad()
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
-        paths, possible = self._ranked(batch, threat, model.bounds[0])
+        return next(self.proposals(model, batch, threat, rng))
+
+    @torch.no_grad()
+    def _moved(
+        self, model: Queries, batch: Batch, threat: ThreatModel, found: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """Return the attack's result (n, …) with targets and distances of ``Alignment.targets``."""
+        paths, possible = self._ranked(batch, threat, found)
         model.report_failure((~possible).nonzero()[:, 0], "no_start")
         decisions = model(batch.images).decision
         results, rows = batch.images.clone(), possible.nonzero()[:, 0]
@@ -215,8 +221,9 @@ class InvarianceBall:
         self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG
     ) -> Iterator[Tensor]:
         """Yield the attack's result (n, …), and the targets themselves, whatever the budget."""
-        yield self.run(model, batch, threat, rng)
-        for images, classes in self._alignment.closest(batch, model.bounds[0], self.targets):
+        found = self._alignment.targets(batch, model.bounds[0])
+        yield self._moved(model, batch, threat, found)
+        for images, classes in closest_of(*found, self.targets):
             yield where_rows(classes >= 0, images, batch.images)
 
     @property
@@ -224,19 +231,19 @@ class InvarianceBall:
         return Alignment(self.shift, self.angle, self.angles, self.neighbours)
 
     def _ranked(
-        self, batch: Batch, threat: ThreatModel, low: float
+        self, batch: Batch, threat: ThreatModel, found: tuple[Tensor, Tensor]
     ) -> tuple[list["_Path"], Tensor]:
         """Return paths to the targets, ordered by their final distance to the target, and (n,) whether there is one."""
-        aligned, distances = self._alignment.targets(batch, low)
+        aligned, distances = found
         n, classes = distances.shape
         everyone = torch.arange(n, device=distances.device)
         ends = [_Path(batch.images, aligned[:, k], threat).at(1.0) for k in range(classes)]
         gaps = [norm(end - aligned[:, k], "l2") for k, end in enumerate(ends)]
         # among targets inside the budget the closest comes first
         order = torch.stack(gaps, 1) + 1e-3 * distances
-        found = order.topk(min(self.targets, classes), largest=False)
-        count = max(1, int(found.values.isfinite().any(0).sum()))
-        ranks = found.indices.where(found.values.isfinite(), found.indices[:, :1])[:, :count]
+        first = order.topk(min(self.targets, classes), largest=False)
+        count = max(1, int(first.values.isfinite().any(0).sum()))
+        ranks = first.indices.where(first.values.isfinite(), first.indices[:, :1])[:, :count]
         paths = [_Path(batch.images, aligned[everyone, each], threat) for each in ranks.unbind(1)]
         return paths, distances.isfinite().any(1)
 

@@ -172,7 +172,10 @@ class _Closest:
         self.distances = torch.full(shape, torch.inf, dtype=place.dtype, device=place.device)
 
     def search(self, proposals: Tensor, number: int) -> None:
-        """Try proposals (n, …) of the attack with this number, then the paths to them."""
+        """Try proposals (n, …) of the attack with this number, then the paths to them.
+
+        A path is not searched if the class at its end, inside a ball that of the ball, has not changed.
+        """
         usable = proposals.clamp(*self.model.bounds)
         usable = usable.where(usable.isfinite(), self.batch.images)
         delta = usable - self.batch.images
@@ -181,7 +184,10 @@ class _Closest:
             return
         self._try(usable[moved], moved, number)
         lengths = torch.stack([self._length(delta, name) for name in self.norms])
-        lengths = torch.minimum(lengths, self.distances).flatten()
+        ends = self._points(delta, lengths[0], torch.arange(len(delta), device=delta.device))
+        unchanged = torch.ones_like(lengths[0], dtype=torch.bool)
+        unchanged[moved] = self._classes(ends[moved], moved) == self.batch.labels[moved]
+        lengths = torch.minimum(lengths, self.distances).masked_fill(unchanged, 0).flatten()
         slots = (lengths > 0).nonzero()[:, 0]
         low, high, slots = self._first_on_grid(delta, lengths, slots, number)
         for _ in range(self.attack.halvings if len(slots) else 0):
@@ -241,18 +247,32 @@ class _Closest:
     def _try(self, points: Tensor, rows: Tensor, number: int) -> Tensor:
         """Return whether points (m, …) of samples (m,) reach the goal, (m,), and keep those that are the closest so far.
 
-        A model whose outputs differ between queries must confirm a point.
+        A model whose outputs differ between queries must confirm a point. The oracle, which may cost more than the
+        model, classifies only points that would reach the goal if their class had changed.
         """
-        clean, labels, before = self.batch.images[rows], self.batch.labels[rows], self.clean[rows]
-        assert self.batch.oracle is not None
-        oracle = self.batch.oracle(points, self.batch.ids[rows])
-        reached = self.threat.budget.contains(clean, points)
-        for _ in range(1 if self.model.success_is_final else CONFIRMATIONS):
-            after = self.model(points, rows)
-            evidence = GoalInputs(clean, points, labels, before, after, oracle)
-            reached = reached & self.threat.goal.reached(evidence)
+        labels = self.batch.labels[rows]
+        reached = self.threat.budget.contains(self.batch.images[rows], points)
+        outputs = [
+            self.model(points, rows)
+            for _ in range(1 if self.model.success_is_final else CONFIRMATIONS)
+        ]
+        for after in outputs:
+            reached = reached & self._reaches(points, rows, after, labels + 1)
+        left = reached.nonzero()[:, 0]
+        if len(left):
+            oracle = self._classes(points[left], rows[left])
+            reached[left] = self._reaches(points[left], rows[left], outputs[-1][left], oracle)
         self._keep(points[reached], rows[reached], number)
         return reached
+
+    def _reaches(self, points: Tensor, rows: Tensor, after: Output, oracle: Tensor) -> Tensor:
+        """Return whether points (m, …) of samples (m,) reach the goal if the oracle names these classes, (m,)."""
+        clean, labels, before = self.batch.images[rows], self.batch.labels[rows], self.clean[rows]
+        return self.threat.goal.reached(GoalInputs(clean, points, labels, before, after, oracle))
+
+    def _classes(self, points: Tensor, rows: Tensor) -> Tensor:
+        assert self.batch.oracle is not None
+        return self.batch.oracle(points, self.batch.ids[rows])
 
     def _keep(self, points: Tensor, rows: Tensor, number: int) -> None:
         delta = points - self.batch.images[rows]

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.invariance.ball import Alignment
+from robustbench_inv.attacks.invariance.ball import Alignment, closest_of
 from robustbench_inv.attacks.invariance.donors import check_rule, choose_donors, required_pool
 from robustbench_inv.attacks.parameters import check_least, check_positive
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
@@ -110,7 +110,7 @@ class LevelSetTraversal:
 
     def _donors(self, batch: Batch, low: float, rng: SampleRNG) -> Iterator[tuple[Tensor, Tensor]]:
         if self.donor == ALIGNED:  # an aligned image is no sample of the pool
-            for images, labels in Alignment().closest(batch, low, self.donors):
+            for images, labels in closest_of(*Alignment().targets(batch, low), self.donors):
                 yield images, torch.stack([torch.full_like(labels, -1), labels])
             return
         pool = required_pool(batch)
