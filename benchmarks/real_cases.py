@@ -85,7 +85,7 @@ def _rows(case: Case) -> Iterator[str]:
 def _write_guide() -> None:
     """Write the files of the guide into the current folder, and sort the photographs."""
     for name, text in re.findall(
-        r"^`(.+\.py)`:\n\n```python\n(.*?)^```", PAGE.read_text(), re.M | re.S
+        r"^`([\w.]+)`:\n\n```python\n(.*?)^```", PAGE.read_text(), re.M | re.S
     ):
         Path(name).write_text(text)
     subprocess.run([sys.executable, "photos.py"], check=True)

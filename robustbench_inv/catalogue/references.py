@@ -126,8 +126,8 @@ def parse_panel(text: str) -> tuple[list[str], str] | None:
         (['a.py:build:width=8,weights=a.pt', 'b.py:build'], 'unanimous')
         >>> parse_panel("mnist-panel")
     """
-    kind, colon, rest = text.strip().partition(":")
-    if kind != "panel" or not colon:
+    kind, _, rest = text.strip().partition(":")
+    if kind != "panel":
         return None
     listed, *rule = re.split(r"(?:^|[:,])\s*rule\s*=", rest, maxsplit=1)
     members = re.split(r",(?!\s*\w+\s*=)", listed)

@@ -320,5 +320,6 @@ def _labelling_command(cell: FinishedCell, data: str) -> str:
 
 def _reference(cell: FinishedCell) -> str:
     """Return what the command line calls a model; the pattern of a reference if it was an object."""
-    known = ":" in cell.model.name or cell.model.card.get("summary")
-    return cell.model.name if known else "FILE.py:FUNCTION"
+    name = str(cell.model.card.get("name") or cell.model.name)  # the latter may be the user's label
+    known = ":" in name or cell.model.card.get("summary")
+    return name if known else "FILE.py:FUNCTION"

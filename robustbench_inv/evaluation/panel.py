@@ -257,7 +257,7 @@ def _own_panel(
     itself = [each for each in members if any(m.is_same(each) for m in attacked)]
     voting = tuple(each for each in members if each not in itself)
     related = [
-        f"{each.name} votes on {model.name}, which has the same architecture: they may share mistakes"
+        f"{each.name} votes on {model.name}, which has the same architecture: shared mistakes hide failures"
         for each in voting
         for model in attacked
         if model.exclusion_reason(each) and model.parameters == each.card.get("parameters")
@@ -287,7 +287,7 @@ def _check_members(
             f"{panel} has too few eligible members",
             got="; ".join(notes) or ", ".join(named) or "none",
             expected=f"at least {MIN_MEMBERS} other than the attacked model",
-            remedy="name another panel, or a CSV of human labels",
+            remedy="name another panel, as panel:MODEL,MODEL, or a CSV of human labels",
         )
 
 

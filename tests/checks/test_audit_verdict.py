@@ -51,6 +51,12 @@ def test_a_failure_is_not_to_be_published_and_names_the_next_command():
     assert found.command.startswith("invbench evaluate --model FILE.py:FUNCTION --attack square")
 
 
+def test_the_next_command_names_a_labelled_model_as_it_is_typed():
+    model = {"name": "mine", "card": {"name": "net.py:build:weights=a.pt"}}
+    (found,) = conclude([standard(model=model)], [said("C6", "FAIL", subject="mine")])
+    assert "--model net.py:build:weights=a.pt --attack square" in found.command
+
+
 def test_an_unreliable_oracle_leads_to_the_labelling_page():
     threat = {"goal": "keep-decision", "epsilons": [], "text": "none:oracle=panel:a.py:b,c.py:d"}
     judged = cell("collision", STRONG, threat=threat, attack={"kind": "invariance"})

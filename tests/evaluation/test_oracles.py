@@ -285,13 +285,14 @@ def test_own_models_of_the_attacked_architecture_vote_and_the_attacked_model_doe
     related = [load_model(BodyMeanClassifier(scale=7.0))]
     found = panel(OWN.replace(":scale=2.0", ""), attacked=related)
     assert len(found.members) == 3
-    assert "which has the same architecture: they may share mistakes" in found.notes[0]
+    assert "which has the same architecture: shared mistakes hide failures" in found.notes[0]
     assert panel(OWN, attacked=related).notes == ()
 
 
 @pytest.mark.parametrize(
     ("text", "error", "says"),
     [
+        ("panel", CapabilityMismatch, "as panel:MODEL,MODEL, or a CSV"),
         ("panel:", CapabilityMismatch, "the panel has too few eligible members, got 'none'"),
         ("panel:BodyMax", CapabilityMismatch, "too few eligible members, got .*:BodyMax"),
         ("panel:BodyMax,BodyMax", BadParameter, "the panel names a member twice"),
