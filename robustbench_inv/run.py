@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from robustbench_inv.arguments import format_eps, printable
+from robustbench_inv.arguments import printable
 from robustbench_inv.checks.audit_verdict import (
     CONCLUSIONS,
     Conclusion,
@@ -33,10 +33,12 @@ from robustbench_inv.results.rates import attack_seconds, cell_to_json
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.run_files import CELL, RunFolder
 from robustbench_inv.results.run_writing import check_seconds
-from robustbench_inv.results.summary import CellSummary, Rate
+from robustbench_inv.results.summary import CellSummary
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from robustbench_inv.reporting.run_plot import RunPlot
 
 __all__ = ["AdversarialExamples", "CellFailure", "Run", "warn_of_failures"]
 
@@ -165,8 +167,8 @@ class Run:
     def table(self, *, details: bool = False) -> "pd.DataFrame":
         """Return one row for each model, attack and eps.
 
-        The columns are model, attack, norm, eps (nan without a budget), clean and robust accuracy, low and high (the
-        95 % interval of the robust accuracy), n (samples), and checks: FAIL, WARN or PASS, the worst that a check
+        The columns are model, attack, norm, eps (nan without a budget), clean and robust accuracy (without a budget: at
+        any distance), low and high (the 95 % interval of the robust accuracy), n (samples), and checks: FAIL, WARN or PASS, the worst that a check
         gives; empty without checks. Dataset, goal and oracle follow if they differ between rows.
 
         Args:
@@ -231,6 +233,18 @@ class Run:
             samples=torch.tensor(ids),
         )
 
+    def plot(self) -> "RunPlot":
+        """Return a figure of matplotlib: accuracy against eps, one panel for each data set, norm and goal.
+
+        Invariance attacks get the share of failures within each distance. Save it by ``run.plot().savefig("a.pdf")``.
+
+        Raises:
+            BadResults: if no attack of the run searches inputs.
+        """
+        from robustbench_inv.reporting.run_plot import plot_cells
+
+        return plot_cells(self.cells)
+
     def _find(self, **names: str | None) -> FinishedCell:
         """Return the only cell with some names.
 
@@ -274,23 +288,12 @@ class Run:
         """The table as texts for people."""
         import pandas as pd
 
-        return pd.DataFrame([row for cell in self.cells for row in self._rows(cell)], dtype=str)
+        from robustbench_inv.reporting.facts import result_texts
 
-    def _rows(self, cell: FinishedCell) -> Iterator[dict[str, str]]:
-        mark, summary = mark_of([self._grade(cell)]), cell.summary
-        budgets = [f"{cell.norm} {format_eps(eps)}" for eps in cell.epsilons]
-        for budget, rate in zip(
-            budgets or [cell.threat.text], summary.robust_accuracy, strict=True
-        ):
-            interval = f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
-            yield {
-                "model": cell.model_label,
-                "attack": cell.attack_label,
-                "threat": budget,
-                "samples": str(rate.trials),
-                "clean": _percent(summary.clean_accuracy),
-                "robust": f"{_percent(rate)} {interval}{mark}",
-            }
+        rows = [
+            row for cell in self.cells for row in result_texts(cell, mark_of([self._grade(cell)]))
+        ]
+        return pd.DataFrame(rows, dtype=str).fillna("")
 
     def _lines(self) -> Iterator[str]:
         """Yield the failures, then the verdict on each model, its further reasons, and the next command."""
@@ -337,10 +340,6 @@ def _names_of(cell: FinishedCell) -> dict[str, tuple[str, ...]]:
         "attack": (cell.attack_label, cell.attack.name),
         "threat": (cell.threat.text, cell.norm),
     }
-
-
-def _percent(rate: Rate) -> str:
-    return f"{100 * rate.value:.1f} %"
 
 
 def _labels_and_digests(cell: FinishedCell) -> dict[str, str]:

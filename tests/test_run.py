@@ -6,6 +6,7 @@ import sys
 import types
 import typing
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,9 @@ from robustbench_inv import progress as progress_module
 from robustbench_inv.api import evaluate
 from robustbench_inv.auditing import AuditOptions, audit
 from robustbench_inv.errors import BadParameter, BadResults
+from robustbench_inv.reporting.run_plot import plot_cells
 from robustbench_inv.results.run_files import RunFolder
+from robustbench_inv.testing.toy_cells import toy_cell
 
 EPS = 8 / 255
 
@@ -78,16 +81,6 @@ def test_the_table_has_one_row_for_each_attack_and_eps(run):
     details = run.table(details=True)
     assert list(details.robust_accuracy) == list(table.robust)
     assert {"goal", "seed", "median_distance", "dataset", "checks"} <= set(details)
-
-
-def test_the_table_tells_goals_apart_and_has_no_eps_without_a_budget(tmp_path):
-    x, y = data()
-    attack = ["deepfool-linf", "noise-image"]
-    run = rbi.evaluate(network(), attack=attack, x=x, y=y, threat="none:norm=linf", out=tmp_path)
-    table = run.table()
-    assert list(table.goal) == ["misclassify", "accept"]
-    assert all(map(math.isnan, table.eps))
-    assert list(table.checks) != ["", ""]
 
 
 def test_checks_are_those_of_the_run_the_worst_first(run):
@@ -199,6 +192,49 @@ def test_a_run_is_shown_briefly_and_printed_as_a_table(run):
     assert "<b>" not in html
     assert "&lt;b&gt;net&lt;/b&gt;" in html
     assert "80.0 % [58.4, 91.9]" in html
+
+
+def test_a_run_is_plotted(run, tmp_path):
+    figure = run.plot()
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "ε in ℓ∞"
+    names = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sorted(names) == ["<b>net</b>, fgsm", "<b>net</b>, pgd:steps=5"]
+    (first, _) = axes.lines
+    assert list(first.get_xdata()) == [0.0, EPS, 0.1]
+    assert list(first.get_ydata()) == [100.0, 80.0, 50.0]
+    assert figure._repr_svg_().startswith("<?xml")
+    figure.savefig(tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_goals_are_told_apart_and_fixed_inputs_have_neither_eps_nor_curve(tmp_path):
+    x, y = data()
+    attack = ["deepfool-linf", "noise-image"]
+    run = rbi.evaluate(network(), attack=attack, x=x, y=y, threat="none:norm=linf", out=tmp_path)
+    (axes,) = run.plot().axes
+    (line,) = axes.lines
+    assert line.get_ydata()[0] == 100.0
+    table = run.table()
+    assert list(table.goal) == ["misclassify", "accept"]
+    assert all(map(math.isnan, table.eps))
+    assert list(table.checks) != ["", ""]
+    distances, noise = str(run).splitlines()[1:3]
+    assert "linf 0.1" in distances  # the median of distances from 0.01 to 0.2
+    assert "%" in noise
+    with pytest.raises(BadResults, match="nothing to plot"):
+        replace(run, plan=replace(run.plan, jobs=run.plan.jobs[1:])).plot()
+
+
+def test_invariance_is_plotted_as_failures():
+    threat = {"norm": "l2", "epsilons": [], "goal": "keep-decision"}
+    cell = toy_cell(
+        "x", [1.0, 2.0, None, 4.0], epsilons=(), threat=threat, attack={"kind": "invariance"}
+    )
+    (axes,) = plot_cells([cell]).axes
+    assert axes.get_ylabel() == "failures, % of attacked"
+    (line,) = axes.lines
+    assert max(line.get_ydata()) == 75.0
 
 
 def test_a_run_whose_folder_is_gone_has_a_repr(run):

@@ -1,6 +1,6 @@
 """The rows of data frames: one mapping from column to number, text or None for each cell."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import ceil, nan
 from typing import Any
 
@@ -21,6 +21,7 @@ __all__ = [
     "place_facts",
     "quantile",
     "rate_facts",
+    "result_texts",
     "summary_frame",
 ]
 
@@ -73,6 +74,38 @@ def budget_of(cell: FinishedCell) -> str:
         return f"{sign}, any distance"
     ends = f"{format_eps(eps[0])} … {format_eps(eps[-1])}" if len(eps) > 1 else format_eps(eps[0])
     return f"{sign} ≤ {ends}"
+
+
+def result_texts(cell: FinishedCell, mark: str = "") -> Iterator[dict[str, str]]:
+    """Yield the rows of a table for people: names, samples, clean accuracy, and the result at each eps with a mark."""
+    for threat, quantity, value in _results(cell):
+        yield {
+            "model": cell.model_label,
+            "attack": cell.attack_label,
+            "threat": threat,
+            "samples": str(len(cell.records)),
+            "clean": f"{100 * cell.summary.clean_accuracy.value:.1f} %",
+            quantity: value + mark,
+        }
+
+
+def _results(cell: FinishedCell) -> Iterator[tuple[str, str, str]]:
+    """Yield budget, quantity and value of each result: accuracies, failures of invariance, or the median distance."""
+    summary, threat = cell.summary, cell.threat.text
+    if cell.threat.wants_same_prediction:
+        yield threat, "failures", _percent(summary.attack_success_rate)
+    elif cell.kind == "minimum-norm" and summary.median_distance is not None:
+        yield threat, "median distance", f"{cell.norm} {summary.median_distance:.3g}"
+    else:
+        budgets = [f"{cell.norm} {format_eps(eps)}" for eps in cell.epsilons] or [threat]
+        for budget, rate in zip(budgets, summary.robust_accuracy, strict=True):
+            yield budget, "robust", _percent(rate)
+
+
+def _percent(rate: Rate) -> str:
+    if not rate.trials:
+        return "none"
+    return f"{100 * rate.value:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
 
 
 def quantile(values: Sequence[float], q: float) -> float:
