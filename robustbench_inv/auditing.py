@@ -20,7 +20,7 @@ from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = ["audit"]
 
-FIRST_SAMPLES: Mapping[int, float] = {16: 0.25, 4: 0.5, 1: 1.0}
+FIRST_SAMPLES: Mapping[int, float] = {16: 0.5, 2: 1.0}
 """Samples of the first stage, which measures the time of a sample, and the share of the attacks' time it may take. If it
 takes longer, it is tried with fewer samples."""
 
@@ -78,7 +78,7 @@ def audit(
         options: threat, dataset, x, y, seed, out and the others of ``evaluate`` but attack, suite and checks.
 
     Raises:
-        UsageError: for an impossible request, before anything runs.
+        UsageError: for an impossible request, before anything runs; if no attack ended within the time limit.
         RangeMismatch: if the model declares other bounds than the data have.
 
     Example:
@@ -96,6 +96,12 @@ def audit(
         if _stopped(run):
             run = stages.evaluate(stages.done, inf)  # read from its records
             break
+    if not run.records():
+        raise BadParameter(
+            "no attack ended within the time limit",
+            got=f"{minutes:g} minutes",
+            remedy="raise --minutes",
+        )
     left = max(began + seconds - time(), LEAST_CHECK_SECONDS)
     check_run(run, str(options.get("device", "cpu")), left)
     notes = [f"{failure}; raise --minutes" for failure in _stopped(run)]
@@ -134,7 +140,7 @@ class _Stages:
         """Number of samples of the last stage that was not stopped."""
 
     def first(self, most: int) -> Run:
-        """Return the first stage; if even a single sample takes too long, the last attacks are missing."""
+        """Return the first stage; if even its least samples take too long, the last attacks are missing."""
         *many, least = FIRST_SAMPLES.items()
         for samples, share in many:
             run = self.evaluate(

@@ -5,6 +5,9 @@ import re
 
 import pytest
 
+from robustbench_inv.attacks.ensemble import Ensemble
+from robustbench_inv.errors import DEADLINE_PASSED, DeadlinePassed
+
 NETWORK = """
 import torch
 from torch import nn
@@ -44,11 +47,26 @@ def test_a_time_limit_is_positive(invbench, arguments, minutes):
     assert invbench("audit", "net.py:build", *arguments, f"--minutes={minutes}").code == 2
 
 
-def test_attacks_that_the_time_limit_stops_are_named_and_the_others_count(invbench, arguments):
-    """The first queries are quick, and after the deadline every attack is stopped: the checks still end in a verdict."""
+def test_a_time_limit_that_no_attack_meets_is_an_error(invbench, arguments):
     done = invbench("audit", "net.py:build", *arguments, "--minutes", "0.0001")
+    assert done.code == 2
+    assert "no attack ended within the time limit" in done.err
+    assert "raise --minutes" in done.err
+
+
+def test_attacks_that_the_time_limit_stops_are_named_and_the_others_count(
+    invbench, arguments, monkeypatch
+):
+    monkeypatch.setattr(Ensemble, "run", lambda *_: raise_deadline())
+    done = invbench("audit", "mnist-cnn", *arguments)
     assert done.code == 0, done.err
+    assert "standard on mnist-cnn" in done.err
     assert "the time for all attacks is over; raise --minutes" in done.err
+    assert "verdict on mnist-cnn, mnist5k: publishable with reservations" in done.out
+
+
+def raise_deadline():
+    raise DeadlinePassed(DEADLINE_PASSED)
 
 
 def test_times_of_attacks_and_checks_are_told_apart(invbench, arguments):
