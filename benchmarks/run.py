@@ -15,6 +15,7 @@ from chart import draw_chart
 from fixed_budget import fixed_budget_section
 from floor import floor_section
 from hypothesis_forward import hypothesis_section
+from invariance import invariance_section
 from minimum_norm import minimum_norm_section
 from query_attacks import query_section
 from real_cases import real_cases_section
@@ -33,6 +34,7 @@ SECTIONS = {
     "standard": standard_section,
     "minimum-norm": minimum_norm_section,
     "query": query_section,
+    "invariance": invariance_section,
     "adapters": adapters_section,
     "real-cases": real_cases_section,
     "switches": switch_section,
