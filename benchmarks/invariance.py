@@ -4,6 +4,7 @@ Failures are those of the oracle ``mnist-panel-v1``. Times are processor time in
 """
 
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from peers import is_there
@@ -93,10 +94,11 @@ def _rows(name: str) -> list[str]:
 
 def _row(model: str, label: str, found: _Trial) -> str:
     distances = found.distance.where(found.failed, torch.inf).tolist()
-    median = median_distance([float(d) for d in distances])
+    median = median_distance([float(d) for d in distances]) or 0.0
+    middle = "∞" if median == inf else f"{median:.3g}"
     return (
         f"| {model} | {label} | {found.passes:,.0f} | {int(found.failed.sum())} of {len(found.failed)} | "
-        f"{median:.3g} | {found.seconds:.1f} s |"
+        f"{middle} | {found.seconds:.1f} s |"
     )
 
 
