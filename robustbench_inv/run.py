@@ -1,6 +1,7 @@
 """The results of an evaluation in Python: records, rates, tables, images, verdicts."""
 
 import json
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -302,7 +303,28 @@ class Run:
             yield f"verdict on {each.model}, {each.dataset}: {each.text}"
             yield from (f"also: {reason.text}" for reason in each.reasons[1:])
             if each.command:
-                yield f"next: {each.command}"
+                yield f"next: {_in_python(each.command)}"
+
+
+def _in_python(command: str) -> str:
+    """Return the call that does what a command does; a command of several steps is returned unchanged.
+
+    Example:
+        >>> _in_python("invbench audit FILE.py:FUNCTION --dataset arrays --threat linf=8/255")
+        'rbi.audit(net, x=x, y=y, threat="linf=8/255")'
+    """
+    _, verb, *words = shlex.split(command)
+    if "&&" in words or verb not in ("audit", "evaluate"):
+        return command
+    words = ["--model", *words] if verb == "audit" else words
+    options = {
+        key.removeprefix("--"): value for key, value in zip(words[::2], words[1::2], strict=True)
+    }
+    model, data = options.pop("model"), options.pop("dataset", "")
+    named = "net" if model == "FILE.py:FUNCTION" else f'"{model}"'
+    where = ["x=x, y=y"] if data == "arrays" else [f'dataset="{data}"'] if data else []
+    rest = [f'{key}="{value}"' for key, value in options.items()]
+    return f"rbi.{verb}({', '.join([named, *where, *rest])})"
 
 
 def warn_of_failures(run: Run, *, checked: bool) -> None:

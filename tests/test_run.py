@@ -188,6 +188,7 @@ def test_a_run_is_shown_briefly_and_printed_as_a_table(run):
     assert "linf 8/255" in lines[1]
     assert "80.0 % [58.4, 91.9]" in lines[1]
     assert f"verdict on <b>net</b>, arrays: {run.verdict}" in str(run)
+    assert 'next: rbi.audit(net, x=x, y=y, threat="linf=8/255,0.1")' in lines
     html = run._repr_html_()
     assert "<b>" not in html
     assert "&lt;b&gt;net&lt;/b&gt;" in html
