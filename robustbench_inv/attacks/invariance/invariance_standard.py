@@ -176,7 +176,7 @@ class _Closest:
 
         A path is not searched if the class at its end, inside a ball that of the ball, has not changed.
         """
-        usable = proposals.clamp(*self.model.bounds)
+        usable = proposals.to(self.batch.images).clamp(*self.model.bounds)
         usable = usable.where(usable.isfinite(), self.batch.images)
         delta = usable - self.batch.images
         moved = delta.flatten(1).any(1).nonzero()[:, 0]
@@ -197,7 +197,7 @@ class _Closest:
 
     def keep_ends(self, ends: Tensor) -> None:
         """Keep ends (n, …), inside the budget, of the samples for which there is no other input yet."""
-        delta = (ends - self.batch.images).nan_to_num(0, 0, 0)
+        delta = (ends.to(self.batch.images) - self.batch.images).nan_to_num(0, 0, 0)
         every = torch.arange(len(self.batch), device=ends.device)
         points = self._points(delta, self._length(delta, self.threat.norm), every)
         nothing = self.distances[0].isinf() & (self.images == self.batch.images).flatten(1).all(1)

@@ -189,6 +189,26 @@ def test_on_spheres_the_closed_form_is_reached(build):
     torch.testing.assert_close(found[reached], exact[reached])
 
 
+def test_altered_inputs_of_another_type_and_not_finite_ones_do_no_harm():
+    given, short = batch(), InvarianceStandard(members=SHORT[:1])
+    altered = given.images.double()
+    altered[..., WIDTH // 2 :] += 0.4 * (1 - 2 * given.labels)[:, None, None, None]
+    altered[0], altered[1] = torch.nan, torch.inf
+    found, meter, _ = run(Batch(**{**vars(given), "counterparts": altered}), attack=short)
+    assert found.dtype == given.images.dtype
+    assert found.isfinite().all()
+    assert (meter.logged["ensemble_member"][2:] == 1).all()
+
+
+def test_without_a_donor_of_another_class_nothing_is_found():
+    given = batch()
+    alike = InputPool(given.ids, lambda rows: (given.images[rows], torch.zeros_like(rows)))
+    same = Batch(**{**vars(given), "labels": torch.zeros_like(given.labels), "pool": alike})
+    found, meter, _ = run(same, attack=InvarianceStandard(members=SHORT))
+    assert torch.equal(found, given.images)
+    assert meter.logged["ensemble_member"].tolist() == [0] * N
+
+
 def test_batches_do_not_matter():
     given, short = batch(), InvarianceStandard(members=SHORT)
     whole = run(given, attack=short)[0]
