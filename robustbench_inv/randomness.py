@@ -177,7 +177,7 @@ def seeded_generators(seed: int, devices: Sequence[torch.device | int]) -> Itera
 def _seed_torch(seed: int) -> None:
     """Seed the generators of devices in use; ``torch.manual_seed`` remembers a stack for each of the others."""
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)

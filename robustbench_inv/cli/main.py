@@ -24,6 +24,7 @@ from robustbench_inv.cli.entries import list_catalogue, show
 from robustbench_inv.cli.evaluate import evaluate
 from robustbench_inv.cli.export import export
 from robustbench_inv.cli.label import label
+from robustbench_inv.cli.leaderboard import leaderboard
 from robustbench_inv.cli.new import new
 from robustbench_inv.cli.options import HELP_OPTIONS, convert_plain_values, option
 from robustbench_inv.cli.output import print_warnings, reserved_stdout
@@ -98,6 +99,7 @@ app.command()(audit)
 app.command()(report)
 app.command()(compare)
 app.command()(export)
+app.command()(leaderboard)
 app.command()(label)
 app.command()(rescore)
 app.command()(reproduce)

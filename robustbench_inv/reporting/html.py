@@ -126,7 +126,8 @@ def write_page(path: Path, html: str, files: Mapping[str, bytes]) -> None:
     """
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        _replace_folder(files_of(path), files)
+        if files:
+            _replace_folder(files_of(path), files)
     write_atomically(path, html.encode())
 
 

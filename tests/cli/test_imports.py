@@ -38,6 +38,7 @@ COMMANDS = {
         "evaluate",
         "export",
         "label",
+        "leaderboard",
         "main",
         "options",
         "output",
