@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_inv.errors import BadResults
+from robustbench_inv.results.change_detection import ChangeDetection
 from robustbench_inv.results.field_types import check_types
 from robustbench_inv.results.files import FORMAT_VERSION, read_versioned, write_json
-from robustbench_inv.results.summary import Rate
+from robustbench_inv.results.rate import Rate
 
 __all__ = [
     "ORACLE_FILE",
-    "ChangeDetection",
     "OracleError",
     "read_oracle_error",
     "write_oracle_error",
@@ -22,53 +22,6 @@ __all__ = [
 ORACLE_FILE = "oracle.json"
 
 _KEYS_V1 = {"wrong": "errors", "unknown": "undecided"}
-
-
-@dataclass(frozen=True)
-class ChangeDetection:
-    """How many changes of the true class an oracle reports, on changed inputs that people labelled.
-
-    Args:
-        measured_on: the inputs, and how the oracle was kept from seeing them.
-        changed: inputs whose class has changed for people.
-        found: those of them that have another class than the label for the oracle as well.
-        unchanged: inputs whose class has not changed for people.
-        false: those of them that have another class than the label for the oracle.
-    """
-
-    measured_on: str
-    changed: int
-    found: int
-    unchanged: int
-    false: int
-
-    @property
-    def recall(self) -> Rate:
-        """Share of the changes that the oracle reports: its sensitivity."""
-        return Rate(self.found, self.changed)
-
-    @property
-    def precision(self) -> Rate:
-        """Share of the oracle's changes that are changes for people."""
-        return Rate(self.found, self.found + self.false)
-
-    @property
-    def false_rate(self) -> Rate:
-        """Share of the unchanged inputs for which the oracle reports a change: one minus its specificity."""
-        return Rate(self.false, self.unchanged)
-
-    @property
-    def text(self) -> str:
-        """One line.
-
-        Example:
-            >>> ChangeDetection("altered digits", 157, 59, 193, 11).text
-            'of 157 changes that people see on altered digits it reports 59, of 193 others 11'
-        """
-        return (
-            f"of {self.changed} changes that people see on {self.measured_on} it reports {self.found}, "
-            f"of {self.unchanged} others {self.false}"
-        )
 
 
 @dataclass(frozen=True)

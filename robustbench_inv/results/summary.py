@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
 
+from robustbench_inv.results.rate import Rate
 from robustbench_inv.results.record import Record
 
 __all__ = [
@@ -60,57 +61,6 @@ def median_distance(distances: Sequence[float]) -> float | None:
         return None
     high = x[n // 2]
     return high if n % 2 or high == inf else (x[n // 2 - 1] + high) / 2
-
-
-Z95 = 1.959963984540054
-"""Two-sided 95 % quantile of the standard normal distribution."""
-
-
-@dataclass(frozen=True)
-class Rate:
-    """A share of trials, with its 95 % Wilson interval; 0 trials give the whole interval.
-
-    Example:
-        >>> Rate(9, 10).value, round(Rate(9, 10).low, 3), round(Rate(9, 10).high, 3)
-        (0.9, 0.596, 0.982)
-
-    References:
-        Wilson, Probable inference, the law of succession, and statistical inference, JASA 1927.
-    """
-
-    successes: int
-    trials: int
-
-    @property
-    def value(self) -> float:
-        """The share; nan without trials."""
-        return self.successes / self.trials if self.trials else float("nan")
-
-    @property
-    def low(self) -> float:
-        """Lower end of the interval."""
-        return 0.0 if self.successes == 0 else self._centre() - self._half()
-
-    @property
-    def high(self) -> float:
-        """Upper end of the interval."""
-        return 1.0 if self.successes == self.trials else self._centre() + self._half()
-
-    def to_json(self) -> dict[str, float]:
-        """Return the mapping that ``--json`` prints."""
-        return {
-            "successes": self.successes,
-            "trials": self.trials,
-            "low": self.low,
-            "high": self.high,
-        }
-
-    def _centre(self) -> float:
-        return (self.successes + Z95**2 / 2) / (self.trials + Z95**2)
-
-    def _half(self) -> float:
-        n, p = self.trials, self.value
-        return Z95 / (n + Z95**2) * sqrt(n * p * (1 - p) + Z95**2 / 4)
 
 
 CURVE_POINTS = 240

@@ -52,6 +52,7 @@ HELP = {
     "robustbench_inv.arguments",
     "robustbench_inv.errors",
     "robustbench_inv.foreign",
+    "robustbench_inv.progress",
     *(f"robustbench_inv.cli.{n}" for n in COMMANDS),
 }
 LISTING = {
@@ -59,6 +60,8 @@ LISTING = {
     *(f"robustbench_inv.catalogue.{n}" for n in ("cards", "fields", "listing", "locate", "trust")),
     "robustbench_inv.catalogue.references",
     "robustbench_inv.identity",
+    "robustbench_inv.results",
+    *(f"robustbench_inv.results.{n}" for n in ("change_detection", "rate")),
 }
 KINDS = ("models", "attacks", "suites", "threats", "oracles", "datasets", "reproductions")
 
