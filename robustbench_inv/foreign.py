@@ -21,7 +21,7 @@ from robustbench_inv.errors import (
     describe_error,
 )
 
-__all__ = ["code_folders", "foreign", "foreign_call", "keep_on_path", "time_limit"]
+__all__ = ["code_folders", "foreign", "foreign_call", "keep_on_path", "limited", "time_limit"]
 
 
 @contextmanager
@@ -82,6 +82,15 @@ def foreign_call(what: str, seconds: float | None = None) -> Iterator[None]:
             yield
         except BadResults as error:  # ends an evaluation; foreign code writes no results
             raise ForeignCodeError(f"{what} raised {describe_error(error)}") from error
+
+
+def limited(what: str) -> AbstractContextManager[None]:
+    """Run a part of foreign code, which is guarded as a whole, within the time limit; without one it costs nothing.
+
+    Raises:
+        TimeLimitExceeded: after the time limit.
+    """
+    return _alarm(what, _limits[-1] if _limits else None)
 
 
 @contextmanager

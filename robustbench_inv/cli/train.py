@@ -10,6 +10,7 @@ import typer
 from robustbench_inv.cli.options import (
     DataRoot,
     Json,
+    Timeout,
     TrainingDevice,
     folder_option,
     option,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["report_progress", "train"]
 
 
-def train(
+def train(  # noqa: PLR0913, PLR0917 - one parameter is one option
     recipe: Annotated[
         str,
         typer.Argument(
@@ -46,6 +47,7 @@ def train(
     ] = None,
     device: TrainingDevice = "cpu",
     data_root: DataRoot = None,
+    timeout: Timeout = None,
     json: Json = False,
 ) -> None:
     """Train the model of a recipe.
@@ -53,6 +55,7 @@ def train(
     A checkpoint is written every epoch; run the same command again to resume. OUT becomes a catalogue folder that contains the model: weights, card, recipe and golden logits.
     """
     from robustbench_inv.arguments import check_folder
+    from robustbench_inv.foreign import time_limit
     from robustbench_inv.training.loop import TrainingOptions
     from robustbench_inv.training.recipe import find_recipe, read_recipe
     from robustbench_inv.training.training_run import check_training, train_recipe
@@ -64,9 +67,10 @@ def train(
     check_training(plain, seed, device, data_root)
     print_message(f"training {name} in {folder}")
     options = TrainingOptions(report=report_progress())
-    model = train_recipe(
-        path, folder, device=device, data_root=data_root, seed=seed, options=options
-    )
+    with time_limit(timeout):
+        model = train_recipe(
+            path, folder, device=device, data_root=data_root, seed=seed, options=options
+        )
     return print_path(model, json=json, key="model", catalogue=str(folder))
 
 

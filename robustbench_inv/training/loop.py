@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from robustbench_inv.errors import BadResults
+from robustbench_inv.foreign import limited
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import where_rows
 from robustbench_inv.training.objectives import (
@@ -284,18 +285,25 @@ def _run_epoch(
         rng = SampleRNG(recipe.seed, data.ids[rows].to(state.device), f"train/{epoch}")
         images = _augment(data.images[rows].to(state.device), rng, recipe)
         batch = TrainingBatch(images, data.labels[rows].to(state.device), rng, progress)
-        with torch.autocast(state.device.type, torch.bfloat16, recipe.precision == "bfloat16"):
-            loss, logits = state.objective(state.model, batch)
-        state.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        clip_gradient(state.optimiser, recipe.clip_norm)
-        state.optimiser.step()
+        with limited(f"a step of {recipe.name}"):
+            loss, logits = _step(state, recipe, batch)
         losses += loss.item()
         correct += int((logits.detach().argmax(1) == batch.labels).sum())
     seen = len(batches) * recipe.batch_size
     seconds = time.perf_counter() - start
     mean, accuracy = losses / len(batches), correct / seen
     return EpochMetrics(epoch + 1, recipe.epochs, mean, accuracy, rate, seconds)
+
+
+def _step(state: _TrainingState, recipe: Recipe, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
+    """Update the weights on one batch; return its loss and logits."""
+    with torch.autocast(state.device.type, torch.bfloat16, recipe.precision == "bfloat16"):
+        loss, logits = state.objective(state.model, batch)
+    state.optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    clip_gradient(state.optimiser, recipe.clip_norm)
+    state.optimiser.step()
+    return loss, logits
 
 
 def _augment(images: Tensor, rng: SampleRNG, recipe: Recipe) -> Tensor:

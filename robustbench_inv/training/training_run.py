@@ -21,9 +21,11 @@ from robustbench_inv.catalogue.locate import find
 from robustbench_inv.catalogue.references import import_object, source_file
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadCatalogue, BadParameter, BadResults, InvbenchError
+from robustbench_inv.foreign import foreign, limited
 from robustbench_inv.identity import digest_file
 from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.tensors import blocks, check_device
+from robustbench_inv.torch_state import stated_torch
 from robustbench_inv.training.loop import TrainingData, TrainingOptions, stored_weights, train
 from robustbench_inv.training.recipe import Recipe, read_recipe
 
@@ -150,6 +152,7 @@ def train_recipe(
             that is not trusted.
         UnknownName: if a module or file does not define the network or the objective.
         BadParameter: if the device is not available, or the data set has no samples of these ids.
+        ForeignCodeError, TimeLimitExceeded: if network or objective try to end the program, or exceed ``time_limit``.
         BadData, BadResults: for damaged data, a checkpoint of another recipe, a folder that cannot be written, or one
             in which another process is training.
     """
@@ -162,7 +165,8 @@ def train_recipe(
                 f"another process is training in {out}",
                 remedy="wait for it, or train into another folder with --out",
             )
-        return _train_recipe(recipe, path, out, place, data_root, options)
+        with foreign(f"the training of {recipe.name}"), stated_torch():
+            return _train_recipe(recipe, path, out, place, data_root, options)
 
 
 def _train_recipe(
@@ -305,9 +309,9 @@ def _build_network(recipe: Recipe, folder: Path) -> nn.Module:
 
 
 def _build(reference: str, parameters: dict[str, object], folder: Path) -> Any:  # noqa: ANN401
-    factory = import_object(reference, folder)
     try:
-        return factory(**parameters)  # type: ignore[operator]
+        with limited(reference):
+            return import_object(reference, folder)(**parameters)  # type: ignore[operator]
     except InvbenchError:
         raise
     except Exception as error:

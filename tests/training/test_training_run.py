@@ -4,13 +4,23 @@ import json
 import os
 import signal
 import tomllib
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from robustbench_inv.catalogue.models import load_model
-from robustbench_inv.errors import BadCatalogue, BadParameter, BadResults, UnknownName
+from robustbench_inv.errors import (
+    BadCatalogue,
+    BadParameter,
+    BadResults,
+    ForeignCodeError,
+    TimeLimitExceeded,
+    UnknownName,
+)
+from robustbench_inv.foreign import time_limit
 from robustbench_inv.training.loop import TrainingOptions
 from robustbench_inv.training.recipe import read_recipe
 from robustbench_inv.training.training_run import train_recipe, try_lock
@@ -60,6 +70,62 @@ def test_a_network_of_your_own_is_copied_beside_its_card(recipe, tmp_path, monke
     recipe.parent.rename(tmp_path / "elsewhere")
     monkeypatch.setenv("INVBENCH_CATALOGUE", str(tmp_path / "out"))
     assert load_model("mnist-tiny").card["implementation"] == "net.py:Network"
+
+
+MISBEHAVING = """
+import os, sys, time
+import torch
+from torch import nn
+
+class Network(nn.Module):
+    bounds, num_classes = (0.0, 1.0), 10
+    def __init__(self, fault):
+        super().__init__()
+        self.layer, self.fault = nn.Linear(784, 10), fault
+        if fault == "hangs when built":
+            time.sleep(60)
+
+    def forward(self, images):
+        match self.fault:
+            case "exits":
+                sys.exit(0)
+            case "hangs":
+                time.sleep(60)
+            case "ends the process":
+                os._exit(0)
+            case "changes the state":
+                torch.set_grad_enabled(True)
+                torch.set_default_dtype(torch.float64)
+                os.chdir("/")
+                os.environ["STRANGE"] = "1"
+        return self.layer(images.flatten(1).float())
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("exits", ForeignCodeError),
+        ("ends the process", ForeignCodeError),
+        ("hangs", TimeLimitExceeded),
+        ("hangs when built", TimeLimitExceeded),
+        ("changes the state", None),
+    ],
+)
+def test_a_network_that_misbehaves_neither_ends_nor_changes_the_process(
+    recipe, tmp_path, fault, error
+):
+    (recipe.parent / "net.py").write_text(MISBEHAVING)
+    recipe.write_text(
+        RECIPE.replace("guess-first-cnn", "net.py:Network").replace("= 3", "= 1")
+        + f'\n[model_parameters]\nfault = "{fault}"\n'
+    )
+    before = Path.cwd(), dict(os.environ), torch.get_default_dtype()
+    with time_limit(2.0), pytest.raises(error) if error else nullcontext():
+        train_recipe(recipe, tmp_path / "out")
+    assert (Path.cwd(), dict(os.environ), torch.get_default_dtype()) == before
+    with try_lock(tmp_path / "out") as free:
+        assert free
 
 
 def train_in_child(recipe, out, epochs):
