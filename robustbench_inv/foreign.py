@@ -28,9 +28,8 @@ __all__ = ["code_folders", "foreign", "foreign_call", "keep_on_path", "limited",
 def foreign(what: str) -> Iterator[None]:
     """Run code of a model, attack, data set or plugin, and restore what it changed in the process.
 
-    That is folder, environment, module path, streams, signal handlers, timers and warning filters, and the modes,
-    defaults and flags of torch and NumPy. Random generators are kept by ``randomness.seeded_generators``: inside a
-    block, an attack's draws continue from call to call.
+    That is folder, environment, module path, streams, signal handlers, timers and warning filters, and the state of
+    torch and NumPy but for random generators (``randomness.seeded_generators``): draws continue from call to call.
 
     Args:
         what: the code, for messages ("mine.py:build").
@@ -76,21 +75,16 @@ def foreign_call(what: str, seconds: float | None = None) -> Iterator[None]:
         TimeLimitExceeded: after the time limit.
         ForeignCodeError: as ``foreign`` does.
     """
-    limit = _limits[-1] if _limits and _limits[-1] is not None else seconds
-    with foreign(what), _alarm(what, limit):
+    with foreign(what), limited(what, seconds):
         try:
             yield
         except BadResults as error:  # ends an evaluation; foreign code writes no results
             raise ForeignCodeError(f"{what} raised {describe_error(error)}") from error
 
 
-def limited(what: str) -> AbstractContextManager[None]:
-    """Run a part of foreign code, which is guarded as a whole, within the time limit; without one it costs nothing.
-
-    Raises:
-        TimeLimitExceeded: after the time limit.
-    """
-    return _alarm(what, _limits[-1] if _limits else None)
+def limited(what: str, seconds: float | None = None) -> AbstractContextManager[None]:
+    """Limit the time of a part of guarded code, as ``foreign_call`` does; costs nothing without a limit."""
+    return _alarm(what, _limits[-1] if _limits and _limits[-1] is not None else seconds)
 
 
 @contextmanager
@@ -366,9 +360,7 @@ def _is_open(number: int) -> bool:
 def _open_again(wanted: list[bool]) -> None:
     for number, was_open in enumerate(wanted):
         if was_open and not _is_open(number):
-            null = os.open(
-                os.devnull, os.O_RDWR
-            )  # the lowest free number, and so this one or one before it
+            null = os.open(os.devnull, os.O_RDWR)  # the lowest free number: this or one before it
             if null != number:
                 os.dup2(null, number)
 
@@ -380,9 +372,8 @@ def _streams() -> list[Any]:
 
 
 def _set_streams(values: list[Any]) -> None:
-    count = len(STREAMS)
-    for number, (stream, was_closed) in enumerate(zip(values[:count], values[count:], strict=True)):
-        name = STREAMS[number]
+    triples = zip(STREAMS, values[:3], values[3:], strict=True)
+    for number, (name, stream, was_closed) in enumerate(triples):
         setattr(sys, name, stream)
         if getattr(stream, "closed", False) and not was_closed:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
