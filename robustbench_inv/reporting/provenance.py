@@ -11,6 +11,7 @@ from robustbench_inv.checks.verdict import GRADES
 from robustbench_inv.reporting.run_results import RunResult
 from robustbench_inv.reporting.table_formats import format_number
 from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.rates import attack_seconds
 from robustbench_inv.results.record import FAILURES, NOT_ATTACKED
 
 __all__ = [
@@ -77,6 +78,7 @@ def collect_provenance(runs: Sequence[RunResult]) -> list[ProvenanceFacts]:
         ProvenanceFacts(
             "Runs", _unique_rows((run.name, line) for run in runs for line in _commands(run))
         ),
+        *_times(runs),
         ProvenanceFacts("Models", _unique_rows((cell.model_label, _model(cell)) for cell in cells)),
         ProvenanceFacts(
             "Attacks", _unique_rows((cell.attack_label, _attack(cell)) for cell in cells)
@@ -134,6 +136,17 @@ def _unique_rows(rows: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]
 def _commands(run: RunResult) -> list[str]:
     lines = [shlex.join(map(str, command)) for command in run.plan.get("commands", ())]
     return lines or ["called from Python"]
+
+
+def _times(runs: Sequence[RunResult]) -> list[ProvenanceFacts]:
+    """Return the seconds of attacks and checks, of the runs whose checks were timed."""
+    rows = [
+        (run.name, f"{seconds:.1f} s for the attacks, {run.check_seconds:.1f} s for the checks")
+        for run in runs
+        if run.check_seconds is not None
+        for seconds in [sum(map(attack_seconds, run.cells))]
+    ]
+    return [ProvenanceFacts("Time", _unique_rows(rows))] if rows else []
 
 
 def _files(runs: Sequence[RunResult]) -> list[ProvenanceFacts]:

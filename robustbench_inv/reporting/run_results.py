@@ -18,6 +18,7 @@ from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.labels import Labels
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.run_files import RunFolder
+from robustbench_inv.results.run_writing import check_seconds
 from robustbench_inv.results.summary import Rate, same_eps
 
 __all__ = [
@@ -107,6 +108,8 @@ class RunResult:
     """Unfinished cells: what, samples done, samples planned."""
     remarks: tuple[str, ...] = ()
     """Remarks on the files of the run, one clause each."""
+    check_seconds: float | None = None
+    """Seconds that the checks took, None if they were not timed."""
 
 
 @dataclass(frozen=True)
@@ -303,7 +306,8 @@ def _read_run(path: Path, select: Selection) -> RunResult:
             pending.append((f"{named['attack']} on {named['model']}", 0, count))
     started = tuple(cell for cell in chosen if cell.records)
     name, checks = path.resolve().name, tuple(folder.checks())
-    return RunResult(name, plan, started, checks, tuple(pending), folder.remarks)
+    seconds = check_seconds(folder)
+    return RunResult(name, plan, started, checks, tuple(pending), folder.remarks, seconds)
 
 
 def _unfinished(cell: FinishedCell) -> tuple[str, int, int]:

@@ -10,7 +10,7 @@ from robustbench_inv.errors import BadResults
 from robustbench_inv.results.cell_writing import CellWriter
 from robustbench_inv.results.files import write_json
 from robustbench_inv.results.run_files import CellFolder, RunFolder
-from robustbench_inv.results.run_writing import write_checks, write_plan
+from robustbench_inv.results.run_writing import check_seconds, write_checks, write_plan
 
 OLD_RUNS = Path(__file__).parent.parent / "data"
 DIGEST = "396368ac991fb89284b504e2e76aacbe"
@@ -232,3 +232,10 @@ def test_a_damaged_description_is_repaired(make, tmp_path):
         assert writer.done == 0
         make.fill(writer)
     assert (tmp_path / "c" / "records.jsonl").read_bytes() == records
+
+
+@pytest.mark.parametrize(("seconds", "read"), [(2.5, 2.5), (None, None), ("x", None), (-1, None)])
+def test_the_time_of_the_checks_is_read_if_it_is_one(tmp_path, seconds, read):
+    content = {"version": 2, "verdicts": []} | ({} if seconds is None else {"seconds": seconds})
+    (tmp_path / "checks.json").write_text(json.dumps(content))
+    assert check_seconds(RunFolder(tmp_path)) == read
