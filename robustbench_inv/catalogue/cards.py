@@ -212,7 +212,7 @@ class OracleCard:
             Without such a class the result is unknown. ``pool``: the class of the largest weighted mean of the
             members' probabilities, unknown below ``threshold``.
         paper: source of the panel.
-        weights, temperatures, contrast, threshold: of a ``pool``, as in ``evaluation.panel.Pooling``.
+        weights, temperatures, threshold: of a ``pool``, as in ``evaluation.panel.Pooling``.
         detection: changes of class that it reports; None if a reference changes a parameter.
     """
 
@@ -224,7 +224,6 @@ class OracleCard:
     paper: str = ""
     weights: tuple[float, ...] = ()
     temperatures: tuple[float, ...] = ()
-    contrast: tuple[float, ...] = (1.0,)
     threshold: float = 0.5
     detection: ChangeDetection | None = None
 
@@ -329,8 +328,6 @@ def _check_pool(card: OracleCard, path: Path) -> None:
         if len(numbers) != len(card.members) or min(numbers, default=0) <= 0:
             expected = f"{len(card.members)} numbers above 0, one for each member"
             raise BadCatalogue(f"{path}: unusable {name}", got=numbers, expected=expected)
-    if min(card.contrast, default=0) <= 0:
-        raise BadCatalogue(f"{path}: unusable contrast", got=card.contrast, expected="above 0")
     if not 0 <= card.threshold <= 1:
         raise BadCatalogue(f"{path}: unusable threshold", got=card.threshold, expected="0 to 1")
 

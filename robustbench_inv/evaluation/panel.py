@@ -85,7 +85,6 @@ class Pooling:
     Args:
         weights: one for each member.
         temperatures: one for each member; its logits are divided by it.
-        contrast: contrasts at which each member classifies an input.
         threshold: smallest mean probability of the class; below it the class is unknown.
 
     References:
@@ -94,7 +93,6 @@ class Pooling:
 
     weights: tuple[float, ...]
     temperatures: tuple[float, ...]
-    contrast: tuple[float, ...]
     threshold: float
 
     def rows(self, kept: Sequence[int]) -> "Pooling":
@@ -164,18 +162,11 @@ class PanelOracle:
     def pool(self, images: Tensor, ids: Tensor, pooling: Pooling) -> Tensor:
         """Return the weighted mean (n, C) of the members' probabilities; a rejection counts as probability 0."""
         total = torch.zeros(len(images), self.dataset.num_classes, device=self._place)
-        scale = sum(pooling.weights) * len(pooling.contrast)
-        low, high = self.dataset.bounds
-        for contrast in pooling.contrast:
-            stretched = (
-                images if contrast == 1 else (low + contrast * (images - low)).clamp(low, high)
-            )
-            for member, weight, temperature in zip(
-                self.members, pooling.weights, pooling.temperatures, strict=True
-            ):
-                output, valid = self._answer(member, stretched, ids)
-                probabilities = (output.logits.float() / temperature).softmax(1)
-                total += weight / scale * probabilities.where(valid[:, None], 0)
+        voters = zip(self.members, pooling.weights, pooling.temperatures, strict=True)
+        for member, weight, temperature in voters:
+            output, valid = self._answer(member, images, ids)
+            probabilities = (output.logits.float() / temperature).softmax(1)
+            total += weight / sum(pooling.weights) * probabilities.where(valid[:, None], 0)
         return total
 
     @property
@@ -241,7 +232,7 @@ def _pooling(card: OracleCard, rows: Sequence[int]) -> Pooling | None:
     """Return the pool of the members at some positions; None for another rule."""
     if card.rule != "pool":
         return None
-    return Pooling(card.weights, card.temperatures, card.contrast, card.threshold).rows(rows)
+    return Pooling(card.weights, card.temperatures, card.threshold).rows(rows)
 
 
 def _own_panel(

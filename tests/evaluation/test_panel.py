@@ -1,4 +1,4 @@
-"""Panels that pool probabilities: weights, temperatures, contrast, operating point and identity."""
+"""Panels that pool probabilities: weights, temperatures, operating point and identity."""
 
 from dataclasses import replace
 
@@ -40,16 +40,6 @@ def fixed(*probabilities):
     return LinearClassifier(torch.zeros(len(probabilities), 4), bias, (0.0, 1.0))
 
 
-class Brightness(nn.Module):
-    """Class 1 where the mean is above a half."""
-
-    bounds, num_classes = (0.0, 1.0), 2
-
-    def forward(self, images):
-        bright = 100 * (images.flatten(1).mean(1) - 0.5)
-        return torch.stack([-bright, bright], 1)
-
-
 class Refusing(nn.Module):
     """Is sure of class 1 and rejects."""
 
@@ -76,12 +66,12 @@ def probabilities(oracle):
 
 
 def test_the_pool_is_the_weighted_mean_of_probabilities():
-    oracle = pooled([fixed(0.2, 0.8), fixed(0.9, 0.1)], Pooling((3.0, 1.0), (1.0, 1.0), (1.0,), 0))
+    oracle = pooled([fixed(0.2, 0.8), fixed(0.9, 0.1)], Pooling((3.0, 1.0), (1.0, 1.0), 0))
     assert probabilities(oracle) == pytest.approx([0.375, 0.625])
 
 
 def test_a_temperature_divides_the_logits():
-    pooling = Pooling((1.0,) * 2, (2.0, 1.0), (1.0,), 0)
+    pooling = Pooling((1.0,) * 2, (2.0, 1.0), 0)
     found = probabilities(pooled([fixed(0.1, 0.9), fixed(0.3, 0.7)], pooling))
     assert found[1] == pytest.approx((0.75 + 0.7) / 2)
 
@@ -89,29 +79,22 @@ def test_a_temperature_divides_the_logits():
 @pytest.mark.parametrize(("threshold", "expected"), [(0.6, 1), (0.65, -1)])
 def test_below_the_threshold_the_class_is_unknown(threshold, expected):
     members, weights = [fixed(0.2, 0.8), fixed(0.9, 0.1)], (3.0, 1.0)
-    oracle = pooled(members, Pooling(weights, (1.0, 1.0), (1.0,), threshold))
+    oracle = pooled(members, Pooling(weights, (1.0, 1.0), threshold))
     assert vote(oracle) == [expected] * 2
 
 
 def test_a_member_that_rejects_adds_no_probability():
     members, ones = [Refusing(), fixed(0.4, 0.6)], (1.0, 1.0)
-    assert vote(pooled(members, Pooling(ones, ones, (1.0,), 0.31))) == [-1, -1]
-    assert vote(pooled(members, Pooling(ones, ones, (1.0,), 0.29))) == [1, 1]
-
-
-@pytest.mark.parametrize(("contrast", "expected"), [(1.0, 0), (2.2, 1)])
-def test_members_see_the_input_at_a_contrast(contrast, expected):
-    pooling = Pooling((1.0, 1.0), (1.0, 1.0), (contrast,), 0.5)
-    assert vote(pooled([Brightness(), Brightness()], pooling)) == [expected] * 2
+    assert vote(pooled(members, Pooling(ones, ones, 0.31))) == [-1, -1]
+    assert vote(pooled(members, Pooling(ones, ones, 0.29))) == [1, 1]
 
 
 def test_everything_that_changes_the_class_is_in_the_digest():
-    members, base = [fixed(0.2, 0.8), fixed(0.9, 0.1)], Pooling((3.0, 1.0), (1.0, 1.0), (1.0,), 0.5)
+    members, base = [fixed(0.2, 0.8), fixed(0.9, 0.1)], Pooling((3.0, 1.0), (1.0, 1.0), 0.5)
     changes = [
         {},
         {"weights": (1.0, 3.0)},
         {"temperatures": (1.0, 2.0)},
-        {"contrast": (1.0, 2.0)},
         {"threshold": 0.4},
     ]
     digests = {pooled(members, replace(base, **change)).digest for change in changes}
@@ -132,7 +115,7 @@ def shipped(tmp_path, monkeypatch):
 def test_the_others_keep_their_weights_where_a_member_is_excluded():
     attacked = [AttackedModel.of(load_model(BodyMeanClassifier()))]
     found = load_panel("readers", column_images(), attacked, load_model)
-    assert found.pooling == Pooling((2.0, 3.0), (0.2, 0.3), (1.0,), 0.4)
+    assert found.pooling == Pooling((2.0, 3.0), (0.2, 0.3), 0.4)
     ids = torch.arange(12)
     images, labels = found.dataset.batch(ids)
     assert torch.equal(found.classify(images, ids), labels)
@@ -156,7 +139,6 @@ def test_measured_changes_belong_to_the_operating_point_of_the_card():
         ("[1.0, 2.0, 3.0]", "[1.0, 2.0, 0.0]", "unusable weights"),
         ("[0.1, 0.2, 0.3]", "[0.1, 0.2, -1.0]", "unusable temperatures"),
         ("threshold = 0.4", "threshold = 1.4", "unusable threshold"),
-        ("threshold = 0.4", "contrast = [0.0]", "unusable contrast"),
         ('rule = "pool"', 'rule = "majority"', "weights without a pool"),
         ("false = 1", "", "key false is missing"),
     ],
