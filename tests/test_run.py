@@ -94,7 +94,9 @@ def test_checks_are_those_of_the_run_the_worst_first(run):
 
 def test_without_checks_no_number_is_publishable(tmp_path):
     x, y = data()
-    run = rbi.evaluate(network(), x=x, y=y, threat="linf=0.1", out=tmp_path, checks=False)
+    run = rbi.evaluate(
+        network(), x=x, y=y, threat="linf=0.1", out=tmp_path, checks=False, samples=2
+    )
     assert run.checks == []
     assert list(run.table().checks) == [""]
     assert run.verdict == "publishable with reservations"
@@ -121,7 +123,7 @@ def test_an_honest_model_gives_no_warning(tmp_path):
     x, y = data()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run = rbi.evaluate(network(), x=x, y=y, threat="linf=0.1", out=tmp_path)
+        run = rbi.evaluate(network(), attack="fgsm", x=x, y=y, threat="linf=0.1", out=tmp_path)
     assert run.verdict != "do not publish"
 
 
@@ -137,7 +139,9 @@ def test_a_cell_that_fails_warns(tmp_path):
 
     x, y = data()
     with pytest.warns(rbi.EvaluationWarning, match="no luck"):
-        run = rbi.evaluate(Fails(), x=x, y=y, threat="linf=0.1", out=tmp_path, checks=False)
+        run = rbi.evaluate(
+            Fails(), attack="fgsm", x=x, y=y, threat="linf=0.1", out=tmp_path, checks=False
+        )
     assert run.failures
 
 
