@@ -94,18 +94,21 @@ class ClosestAdversarial:
         """(n,) booleans: whether there is an adversarial example."""
         return self.distances.isfinite()
 
-    def update(self, images: Tensor, output: Output, rows: Tensor) -> Tensor:
+    def update(
+        self, images: Tensor, output: Output, rows: Tensor, slack: Tensor | float = 0.0
+    ) -> Tensor:
         """Keep the adversarial examples that are closer than the best so far.
 
         Args:
             images: (m, …) inputs inside the model's bounds.
             output: the model's output for them.
             rows: (m,) positions of their samples.
+            slack: (m,) or one number: margin required in addition to the confidence.
 
         Returns:
-            (m,) margins of the goal minus the confidence: positive for an adversarial example.
+            (m,) margins of the goal minus confidence and slack: positive for an adversarial example.
         """
-        margins = self.threat.goal.margin(output, self.batch.labels[rows]) - self.confidence
+        margins = self.threat.goal.margin(output, self.batch.labels[rows]) - self.confidence - slack
         distances = self.threat.budget.distance(self.batch.images[rows], images)
         nearer = (margins > 0) & (distances < self.distances[rows])
         self.images[rows[nearer]] = images[nearer]

@@ -40,7 +40,7 @@ class DeepFool:
             needs one backward pass; memory does not grow with their number.
         later_candidates: number of these that later steps consider, those of the nearest boundaries, >= 1.
         overshoot: relative length by which iterates exceed the sum of the steps, >= 0.
-        bisections: final bisections between clean input and adversarial example, >= 0.
+        bisections: final bisections of the sum of all steps, >= 0.
 
     References:
         Moosavi-Dezfooli, Fawzi and Frossard, DeepFool: a simple and accurate method to fool deep neural
@@ -52,7 +52,7 @@ class DeepFool:
     candidates: int = 9
     later_candidates: int = 3
     overshoot: float = 0.02
-    bisections: int = 12
+    bisections: int = 14
 
     kind: ClassVar[Kind] = "minimum-norm"
 
@@ -67,15 +67,18 @@ class DeepFool:
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         closest = ClosestAdversarial(batch, threat)
-        self._step_to_boundary(model, batch, closest)
+        far = self._step_to_boundary(model, batch, closest)
         if (
             model.success_is_final
         ):  # else a lucky draw could move an example back across the boundary
-            self._bisect_to_boundary(model, closest)
+            self._bisect_to_boundary(model, closest, far)
         return closest.images
 
-    def _step_to_boundary(self, model: Queries, batch: Batch, closest: ClosestAdversarial) -> None:
-        """Step toward the nearest boundaries until all samples have crossed one."""
+    def _step_to_boundary(
+        self, model: Queries, batch: Batch, closest: ClosestAdversarial
+    ) -> Tensor:
+        """Step toward the nearest boundaries until all samples have crossed one; return the sums of steps, (n, …)."""
+        far = torch.zeros_like(batch.images)
         rows = torch.arange(len(batch), device=batch.labels.device)
         images, perturbation = batch.images, torch.zeros_like(batch.images)
         later_candidates: Tensor | int = self.candidates
@@ -94,29 +97,29 @@ class DeepFool:
             perturbation = perturbation + broadcast(lengths, perturbation) * steepest_direction(
                 about.gradient, self.norm
             )
-            images = (batch.images[rows] + (1 + self.overshoot) * perturbation).clamp(*model.bounds)
             done = (hit | (flatten(about.gradient) == 0).all(1)) & model.success_is_final
-            rows, images, perturbation, least = (
-                rows[~done],
-                images[~done],
-                perturbation[~done],
-                least[~done],
-            )
+            rows, perturbation, least = rows[~done], perturbation[~done], least[~done]
             later_candidates = about.nearest(self.later_candidates)[~done]
             if not len(rows):
-                return
+                return far
+            far[rows] = (1 + self.overshoot) * perturbation
+            images = (batch.images[rows] + far[rows]).clamp(*model.bounds)
         closest.update(images, model(images, rows), rows)
+        return far
 
-    def _bisect_to_boundary(self, model: Queries, closest: ClosestAdversarial) -> None:
-        """Look for a closer adversarial example on the line from each clean input."""
+    def _bisect_to_boundary(self, model: Queries, closest: ClosestAdversarial, far: Tensor) -> None:
+        """Look for a closer adversarial example among shorter steps than ``far`` (n, …), each clipped to the box.
+
+        The line to the clipped example is longer: it draws back elements at the bound as well.
+        """
         rows = closest.found.nonzero()[:, 0]
-        clean, far = closest.batch.images[rows], closest.images[rows]
+        clean, far = closest.batch.images[rows], far[rows]
         low, high = (
             torch.zeros_like(closest.distances[rows]),
             torch.ones_like(closest.distances[rows]),
         )
         for _ in range(self.bisections if len(rows) else 0):
             middle = (low + high) / 2
-            images = torch.lerp(clean, far, broadcast(middle, far)).clamp(*model.bounds)
+            images = (clean + broadcast(middle, far) * far).clamp(*model.bounds)
             hit = closest.update(images, model(images, rows), rows) > 0
             low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)

@@ -20,6 +20,7 @@ from robustbench_inv.attacks.linearization import (
 from robustbench_inv.attacks.losses import check_losses, losses_for
 from robustbench_inv.attacks.parameters import check_below, check_least
 from robustbench_inv.attacks.protocol import Batch, Kind, Loss, Queries
+from robustbench_inv.attacks.refinement import refine
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import NORMS, broadcast, flatten, norm
 from robustbench_inv.threat.budgets import project_perturbations
@@ -73,6 +74,7 @@ class RadiusSearch:
         gamma: relative change of the radius after the first step, between 0 and 1.
         project: moves perturbations (n, …) into balls or onto spheres around 0, given radii (n,) and the norm.
         bisections: final bisections between clean input and adversarial example, >= 0, not in l0.
+        refinements: final exact steps to the linearized boundary at most, >= 0, not in l0.
     """
 
     steps: int
@@ -81,11 +83,12 @@ class RadiusSearch:
     gamma: float
     project: Callable[[Tensor, Tensor, str], Tensor]
     bisections: int = 0
+    refinements: int = 0
 
     def __post_init__(self) -> None:
         check_losses(self.loss)
         check_below(self, steps=math.inf, rel_step=math.inf, gamma=1.0)
-        check_least(self, bisections=0)
+        check_least(self, bisections=0, refinements=0)
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel) -> Tensor:
         """Return the closest adversarial example of each sample, (n, …), the clean input where there is none."""
@@ -94,12 +97,18 @@ class RadiusSearch:
         about = linearize(model, threat, batch.images, batch.labels, rows, NUM_CANDIDATES)
         for loss in losses_for(self.loss, threat.goal):
             self._descend(model, closest, loss, about)
-        if not self.bisections or threat.norm == "l0" or not model.success_is_final:
-            return closest.images
-        oracle, rows = DecisionOracle(model, batch, threat.goal), closest.found.nonzero()[:, 0]
-        found = closest.images[rows]
-        closest.images[rows] = oracle.binary_search(found, rows, self.bisections, threat.norm)
+        if threat.norm != "l0" and model.success_is_final:
+            self._bisect(model, closest)
+            refine(model, closest, self.refinements)
         return closest.images
+
+    def _bisect(self, model: Queries, closest: ClosestAdversarial) -> None:
+        """Look for closer examples between the clean inputs and the closest ones."""
+        batch, threat, rows = closest.batch, closest.threat, closest.found.nonzero()[:, 0]
+        oracle = DecisionOracle(model, batch, threat.goal)
+        images = oracle.binary_search(closest.images[rows], rows, self.bisections, threat.norm)
+        closest.images[rows] = images
+        closest.distances[rows] = threat.budget.distance(batch.images[rows], images)
 
     def _descend(
         self, model: Queries, closest: ClosestAdversarial, loss: Loss, about: Linearization
@@ -173,6 +182,7 @@ class FMN:
         rel_step: length of the first step relative to the radius, > 0.
         gamma: relative change of the radius after the first step, between 0 and 1.
         bisections: final bisections between clean input and adversarial example, >= 0.
+        refinements: final exact steps to the linearized boundary at most, >= 0, not in l0.
 
     References:
         Pintor, Roli, Brendel and Biggio, Fast minimum-norm adversarial attacks through adaptive norm
@@ -184,6 +194,7 @@ class FMN:
     rel_step: float = 1.0
     gamma: float = 0.3
     bisections: int = 0
+    refinements: int = 0
 
     kind: ClassVar[Kind] = "minimum-norm"
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
@@ -195,9 +206,8 @@ class FMN:
         return self._search().run(model, batch, threat)
 
     def _search(self) -> RadiusSearch:
-        return RadiusSearch(
-            self.steps, self.loss, self.rel_step, self.gamma, self._project, self.bisections
-        )
+        names = ("steps", "loss", "rel_step", "gamma", "bisections", "refinements")
+        return RadiusSearch(**{name: getattr(self, name) for name in names}, project=self._project)
 
     @staticmethod
     def _project(delta: Tensor, radii: Tensor, name: str) -> Tensor:
@@ -214,6 +224,7 @@ class DDN(FMN):
         rel_step: length of the first step relative to the radius, > 0.
         gamma: relative change of the radius after the first step, between 0 and 1.
         bisections: final bisections between clean input and adversarial example, >= 0.
+        refinements: final exact steps to the linearized boundary at most, >= 0, not in l0.
 
     References:
         Rony et al., Decoupling direction and norm for efficient gradient-based l2 adversarial attacks and

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robustbench_inv.attacks.best_so_far import ClosestAdversarial
-from robustbench_inv.attacks.cw import FIRST_SEARCH, AdaptiveCarliniWagner
+from robustbench_inv.attacks.cw import FIRST_SEARCH, REFINEMENTS, AdaptiveCarliniWagner
 from robustbench_inv.attacks.deepfool import DeepFool
 from robustbench_inv.attacks.linearization import (
     distance_scaled_loss,
@@ -207,9 +207,14 @@ def test_without_gradient_the_search_ends_at_once(attack, name):
 def test_a_lucky_draw_ends_no_search(attack, name):
     model, images, labels = linear_problem(3, shape=(1, 4, 4))
     fresh = StochasticToy(model, scale=0.05, draws=2)
+    adaptive = isinstance(attack, AdaptiveCarliniWagner)
+    if adaptive:  # the number of its searches follows the distances, and balancing takes a pass
+        attack = replace(attack, searches=1)
     _, meter = run(attack, name, fresh, images, labels)
     assert meter.found.any()
-    assert meter.forward_passes.min() == meter.forward_passes.max() > attack.steps
+    passes = meter.forward_passes
+    assert passes.max() - passes.min() <= int(adaptive)
+    assert passes.min() > attack.steps
 
 
 def test_deepfool_stops_a_broken_sample():
@@ -264,8 +269,9 @@ def test_cw_adaptive_stops_a_sample_whose_constant_was_right():
     model, images, labels = linear_problem(6, 2)
     _, meter = run(AdaptiveCarliniWagner(steps=30), "l2", model, images, labels)
     _, first = run(FIRST_SEARCH, "l2", model, images, labels)
-    # one search, the clean image, the end, the balance; after the first search its result and the balance there
-    assert torch.equal(meter.forward_passes, first.forward_passes + 2 + 30 + 3)
+    # one search, the clean image, the end, the balance; after the first search its result and the balance there; refinement
+    more = meter.forward_passes - (first.forward_passes + 2 + 30 + 3)
+    assert 1 <= more.min() <= more.max() <= 7 * REFINEMENTS
 
 
 def test_closest_adversarial_is_kept_for_each_sample():
