@@ -69,7 +69,6 @@ def test_show_prints_algorithm_and_deviations_of_a_preset(invbench):
         (("--catalogue", "nowhere", "list", "models"), "no such catalogue folder"),
         (("evaluate", "--model", "mnist-cn", "--attack", "pgd"), "did you mean mnist-cnn"),
         (("evaluate", "--model", "mnist-cnn", "--attack", "pgd:stps=3"), "did you mean steps"),
-        (("evaluate", "--model", "mnist-cnn"), "name an attack or a suite"),
         (("evaluate", "--model", "m.py:f", "--attack", "pgd"), "no such file"),
         (("report",), "add --from RUNS"),
         (("report", "--from", "nowhere"), "nowhere"),
