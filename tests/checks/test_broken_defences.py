@@ -74,7 +74,7 @@ BROKEN = {
 def audit(digits, tmp_path):
     """Return a function that audits a model on a few digits."""
     return lambda model, dataset=digits: rbi.audit(
-        model, dataset=dataset, threat="linf=0.2", samples=16, minutes=5, out=tmp_path / "run"
+        model, dataset=dataset, threat="linf=0.2", samples=16, minutes=60, out=tmp_path / "run"
     )
 
 
