@@ -116,7 +116,7 @@ def pool(logits: Mapping[str, Tensor], pooling: Pooling) -> Tensor:
 
 
 def cross_validated(digits: Labelled, parts: int = PARTS) -> Tensor:
-    """Return the probabilities (2, n, 10) of altered digits and originals by fits that saw no version of them."""
+    """Return the probabilities (2, n, 10) of altered digits and originals by fits without any version of them."""
     order = torch.randperm(
         int(digits.original.max()) + 1, generator=torch.Generator().manual_seed(0)
     )

@@ -58,6 +58,11 @@ LEAST |= {
 }
 LEAST |= {("cifar10-sdim", "cifar10"): 0.74, ("mlp", "mnist"): 0.967, ("mlp", "mnist5k"): 0.967}
 LEAST |= {("glow", "fashion-mnist"): 0.83, ("gbz", "mnist"): 0.98, ("gbz", "mnist5k"): 0.98}
+LEAST |= {
+    (model, name): least
+    for model, least in (("strokes", 0.985), ("prototypes", 0.965), ("lenet5-holes", 0.97))
+    for name in ("mnist", "mnist5k")
+}
 PLANTED = "mnist-planted:base=mnist,feature=texture"
 LEAST |= {
     (f"planted-firevnet-{loss}", name): least
