@@ -21,10 +21,10 @@ ARCHITECTURES = {
     "label-hypothesis": "robustbench_inv.models.label_hypothesis:LabelHypothesisNet",
     "lenet5": "robustbench_inv.models.plain_networks:LeNet5",
     "mlp": "robustbench_inv.models.plain_networks:MLP",
-    "prototypes": "robustbench_inv.models.panel_members:PrototypeClassifier",
+    "prototypes": "robustbench_inv.models.plain_networks:PrototypeClassifier",
     "resnet": "robustbench_inv.models.resnet:ResNetClassifier",
     "sdim": "robustbench_inv.models.sdim:SDIM",
-    "stroke-cnn": "robustbench_inv.models.panel_members:StrokeCNN",
+    "stroke-cnn": "robustbench_inv.models.plain_networks:StrokeCNN",
     "vib": "robustbench_inv.models.vib:BottleneckCNN",
 }
 """Architecture names and their code, as ``module:factory``. A name never changes: recipe digests contain it."""
