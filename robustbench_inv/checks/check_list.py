@@ -236,7 +236,10 @@ CHECKS: Mapping[str, Check] = {
             "C27",
             "detection rates are reported for all attacked inputs and for misclassified ones",
             "cell",
-            rule="WARN below 10 % of attacked inputs misclassified; NOTE for attacks without gradients",
+            rule=(
+                "WARN if an attack that changes predictions has below 10 % of attacked inputs misclassified; NOTE for "
+                "attacks without gradients"
+            ),
             consequence=(
                 "few inputs are misclassified, so the detection rate among them is not reliable; use a stronger"
                 " attack"

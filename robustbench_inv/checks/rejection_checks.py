@@ -62,7 +62,8 @@ def check_detection_rates(cell: FinishedCell) -> Verdict:
     wrong, n = rates.rejected_errors.trials, rates.rejected_adversarial.trials
     share = wrong / n if n else 0.0
     few: Grade = "NOTE" if cell.gradient_free else "WARN"
-    verdict: Grade = few if n and share < 0.1 else "PASS"
+    weak = share < 0.1 and not cell.threat.wants_same_prediction  # C45 judges those attacks
+    verdict: Grade = few if weak else "PASS"
     evidence = (
         f"Misclassified and accepted: {_rate_text(rates.undetected_errors)} inputs; rejected: "
         f"{_rate_text(rates.rejected_errors)} misclassified and {_rate_text(rates.rejected_adversarial)} attacked inputs."

@@ -6,7 +6,6 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from scipy.optimize import linprog
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -268,6 +267,8 @@ def _nearest_in_polytope(
         away = np.where(piece.active, -1.0, 1.0)
         sides.append((away[:, None] * piece.jacobian, away * piece.offsets))
     below, offset = (np.concatenate(parts) for parts in zip(*sides, strict=True))
+    from scipy.optimize import linprog  # takes half a second
+
     found = linprog(
         np.ones(2 * len(start)),
         A_ub=np.hstack([below, -below]),
