@@ -79,10 +79,12 @@ def run(line, monkeypatch, capsys):
 
 
 def test_the_commands_of_the_readme(follow):
-    models, attack, *_, report = follow(ROOT / "README.md", "On the command line")
+    models, attack, *_, report, compared = follow(ROOT / "README.md", "On the command line")
     assert "mnist-cnn-at" in models
     assert "Madry" in attack
     assert Path(report.strip()).name == "report.html"
+    assert "mnist-cnn-at" in compared
+    assert compared.strip().endswith("compare.html")
 
 
 def test_the_readme_shows_python_that_runs(tmp_path, monkeypatch, capsys):

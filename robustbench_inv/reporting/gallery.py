@@ -16,7 +16,7 @@ from robustbench_inv.results.record import Record
 
 __all__ = ["LARGEST_GALLERY", "NO_GALLERY", "Gallery", "collect_gallery"]
 
-LARGEST_GALLERY = 6 << 20
+LARGEST_GALLERY = 3 << 20
 """Characters of all images of a page together; samples beyond are left out."""
 
 
