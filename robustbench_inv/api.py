@@ -39,7 +39,6 @@ from robustbench_inv.evaluation.stored_answers import refuse_changed_cells
 from robustbench_inv.foreign import foreign, time_limit
 from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.progress import is_interactive, show_progress
-from robustbench_inv.results.labels import Labels
 from robustbench_inv.results.rates import attack_seconds
 from robustbench_inv.results.run_files import CellFolder, RunFolder
 from robustbench_inv.results.run_writing import read_old_verdicts, write_checks, write_plan
@@ -273,14 +272,13 @@ def check_run(run: Run, device: str, seconds: float | None = None) -> None:
         seconds: time for the checks of all models; None for that of the attacks, at least CHECK_SECONDS each.
     """
     began, folder, jobs = time.perf_counter(), RunFolder(run.path), _models(run.plan)
-    found = folder.cells()
-    labels = Labels.of((cell.info, cell.label) for cell in found)
-    cells, probes = [labels.apply(cell.read()) for cell in found], list[Verdict]()
+    cells, probes = run.folder_cells, list[Verdict]()
+    labels = {cell.model.key: cell.model.name for cell in cells}
     for job in jobs:
         attacks = sum(attack_seconds(cell) for cell in cells if cell.model.key == job.model.digest)
         limit = TimeLimit(max(attacks, CHECK_SECONDS))
         limit = TimeLimit(seconds / len(jobs), by_the_clock=True) if seconds else limit
-        subject = labels.models.get(job.model.digest, job.model.name)
+        subject = labels.get(job.model.digest, job.model.name)
         verdicts = _probe(job, device, run.plan.deep, limit)
         probes += [replace(verdict, subject=subject) for verdict in verdicts]
     asked = {job.spec.digest: job.samples for job in run.plan.jobs}

@@ -2,10 +2,9 @@
 
 import math
 import os
-import re
 from pathlib import Path
 
-from robustbench_inv.errors import BadData, BadParameter, BadResults
+from robustbench_inv.errors import CONTROLS, BadData, BadParameter, BadResults, printable
 
 __all__ = [
     "MAX_SEED",
@@ -22,30 +21,8 @@ __all__ = [
     "printable_json",
 ]
 
-_SEQUENCES = re.compile(
-    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours and the cursor
-    r"|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"  # titles and links
-    r"|\x1b[PX^_][^\x1b]*(?:\x1b\\)?|\x1b[ -/]*[0-~]?"
-)
-"""Escape sequences of terminals (ECMA-48)."""
-
-_CONTROLS = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-"""Control characters but tab and newline, separators of lines, marks of direction, and halves of characters."""
-
 MAX_SEED = 2**63 - 1
 """Largest random seed, that of torch."""
-
-
-def printable(text: str) -> str:
-    r"""Return a text without escape sequences of terminals and control characters, except tabs and newlines.
-
-    Example:
-        >>> printable("a \x1b[31mred\x1b[0m name\x07")
-        'a red name'
-    """
-    return _CONTROLS.sub("", _SEQUENCES.sub("", text))
 
 
 def printable_json(text: str) -> str:
@@ -55,7 +32,7 @@ def printable_json(text: str) -> str:
         >>> printable_json('"\x9b"')
         '"\\u009b"'
     """
-    return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def format_eps(eps: float, digits: int = 6) -> str:

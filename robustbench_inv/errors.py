@@ -2,10 +2,12 @@
 
 import difflib
 import importlib
+import re
 from collections.abc import Iterable
 from types import ModuleType
 
 __all__ = [
+    "CONTROLS",
     "DEADLINE_PASSED",
     "AttackFailed",
     "BadCatalogue",
@@ -25,6 +27,7 @@ __all__ = [
     "describe_error",
     "did_you_mean",
     "import_library",
+    "printable",
     "suggest",
     "text_of",
 ]
@@ -145,14 +148,37 @@ class TimeLimitExceeded(ForeignCodeError):
     """A call of foreign code that took longer than the time limit."""
 
 
+_SEQUENCES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"  # colours and the cursor
+    r"|(?:\x1b\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"  # titles and links
+    r"|\x1b[PX^_][^\x1b]*(?:\x1b\\)?|\x1b[ -/]*[0-~]?"
+)
+"""Escape sequences of terminals (ECMA-48)."""
+
+CONTROLS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""Control characters but tab and newline, separators of lines, marks of direction, and halves of characters."""
+
+
+def printable(text: str) -> str:
+    r"""Return a text without escape sequences of terminals and control characters, except tabs and newlines.
+
+    Example:
+        >>> printable("a \x1b[31mred\x1b[0m name\x07")
+        'a red name'
+    """
+    return CONTROLS.sub("", _SEQUENCES.sub("", text))
+
+
 MAX_MESSAGE = 300
 """Characters of a foreign exception's text that a message repeats."""
 
 
 def text_of(error: BaseException) -> str:
-    """Return the text of any exception, also of one that raises when it is printed."""
+    """Return the printable text of any exception, also of one that raises when it is printed."""
     try:
-        return str(error)
+        return printable(str(error))
     except BaseException:  # whatever a user's class raises
         return "(its text cannot be read)"
 

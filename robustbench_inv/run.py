@@ -4,9 +4,9 @@ import json
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from html import escape
 from pathlib import Path
 from types import FrameType
@@ -124,13 +124,20 @@ class Run:
     @cached_property
     def cells(self) -> list[FinishedCell]:
         """The cells that have results, in the order of the plan, with the requested samples only."""
+        return [_restrict(self._reader(job.spec.digest), job.samples) for job in self._jobs]
+
+    @property
+    def folder_cells(self) -> list[FinishedCell]:
+        """Every cell in the folder with all its samples, also those of earlier runs."""
+        return [self._reader(cell.digest) for cell in RunFolder(self.path).cells()]
+
+    @cached_property
+    def _reader(self) -> Callable[[str], FinishedCell]:
+        """Reads a cell by its digest, once."""
         found = RunFolder(self.path).cells()
         folders = {cell.digest: cell for cell in found}
         labels = Labels.of((cell.info, cell.label) for cell in found)
-        return [
-            _restrict(labels.apply(folders[job.spec.digest].read()), job.samples)
-            for job in self._jobs
-        ]
+        return cache(lambda digest: labels.apply(folders[digest].read()))
 
     @property
     def _jobs(self) -> list[Job]:
@@ -377,6 +384,8 @@ def _labels_and_digests(cell: FinishedCell) -> dict[str, str]:
 def _restrict(cell: FinishedCell, samples: Sequence[int]) -> FinishedCell:
     """Return a cell with the records of some samples alone."""
     wanted = frozenset(samples)
+    if cell.sample_ids <= wanted:
+        return cell
     return replace(cell, records=tuple(r for r in cell.records if r.sample in wanted))
 
 

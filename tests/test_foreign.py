@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_inv.errors import ForeignCodeError, TimeLimitExceeded
+from robustbench_inv.errors import ForeignCodeError, TimeLimitExceeded, describe_error
 from robustbench_inv.foreign import foreign, foreign_call, time_limit
 from robustbench_inv.torch_state import KeptModules, call_keeping_modes, stated_torch
 
@@ -305,3 +305,10 @@ def test_a_lazy_module_that_was_completed_stays_complete():
     net(torch.ones(1, 3))
     kept.restore()
     assert net(torch.ones(1, 3)).shape == (1, 2)
+
+
+def test_texts_of_errors_have_no_escapes():
+    assert (
+        describe_error(ValueError("a \x1b[31mred\x1b[0m\x07 line\nmore"))
+        == "ValueError: a red line"
+    )

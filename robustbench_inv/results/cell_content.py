@@ -234,6 +234,8 @@ def read_content(
     path, order = folder / RECORDS, tuple(sample_order(segments))
     if not path.exists():
         return CellContent(path, damage=BadResults(f"{path} is missing", remedy=REPAIR))
+    if sealed and not segments:  # it starts again: what lies here is of the cell before it
+        return CellContent(path)
     found = list(_checkpoints(complete_lines(events)))
     good = tuple(_matching(found, data, events, salt))
     if len(good) == len(found) and (good or sealed):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from robustbench_inv.errors import BadResults
 from robustbench_inv.results.cell_content import (
+    GrowingFile,
     block_samples,
     count_complete,
     extend_segments,
@@ -53,6 +54,30 @@ def test_an_unfinished_cell_goes_on_with_the_next_block(make, tmp_path):
         assert writer.next_block() == (1, (4, 5, 6, 7))
         make.fill(writer)
     assert [r.sample for r in CellFolder(tmp_path / "c").records()] == list(range(10))
+
+
+@pytest.mark.parametrize("file", ["events", "records", None])
+def test_a_cell_that_starts_again_is_empty_at_every_moment(make, tmp_path, monkeypatch, file):
+    """A process that is killed between two files of a cell leaves no damage."""
+    path = tmp_path / "c"
+    with CellWriter(path, make.request(range(10))) as writer:
+        make.fill(writer)
+    keep, calls = GrowingFile.keep, []
+
+    def killed(self, data):
+        calls.append(self)
+        if len(calls) > {"events": 0, "records": 1, None: 2}[file]:
+            raise KeyboardInterrupt
+        return keep(self, data)
+
+    monkeypatch.setattr(GrowingFile, "keep", killed)
+    with pytest.raises(KeyboardInterrupt):
+        CellWriter(path, make.request(range(10), redo=True))
+    monkeypatch.undo()
+    assert CellFolder(path).read().records == ()
+    with CellWriter(path, make.request(range(10))) as writer:
+        make.fill(writer)
+    assert [r.sample for r in CellFolder(path).records()] == list(range(10))
 
 
 @given(

@@ -540,12 +540,12 @@ class ReturnsArray(Refused):
         return self.classify(images).detach().numpy()
 
 
-class ReturnsDictionary(Refused):
+class ReturnsDictionary(Honest):
     def forward(self, images):
         return {"logits": self.classify(images)}
 
 
-class ReturnsPair(Refused):
+class ReturnsPair(Honest):
     def forward(self, images):
         return self.classify(images), None
 
