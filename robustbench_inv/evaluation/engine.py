@@ -215,7 +215,8 @@ def run_cell(
     size = options.batch_size or BATCH_SIZE
     redo, repair = options.existing == "redo", options.existing == "repair"
     description = describe_cell(job, options.device)
-    if redo or not CellFolder(folder).has_description(repair=repair):
+    identity = description["identity"]
+    if redo or not CellFolder(folder).has_description(repair=repair, identity=identity):
         description["answers"] = store_answers(job, options.device)
     request = CellRequest(description, job.samples, size, redo=redo, repair=repair)
     with CellWriter(folder, request) as writer:

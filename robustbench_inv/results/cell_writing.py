@@ -219,8 +219,9 @@ class CellWriter:
     def _known(self, request: CellRequest) -> dict[str, Any]:
         """Return the content of cell.json; empty for a new cell, or one that starts again."""
         path = self.path / CELL
+        identity, cell = request.description["identity"], CellFolder(self.path)
         if request.redo or (
-            request.repair and not CellFolder(self.path).has_description(repair=True)
+            request.repair and not cell.has_description(repair=True, identity=identity)
         ):
             # without samples, so that a process that is killed now leaves no records that belong to it
             if path.exists():
@@ -229,7 +230,7 @@ class CellWriter:
             return {}
         if not path.exists() and not (self.path / RECORDS).stat().st_size:
             return {}
-        info = CellFolder(self.path).info
+        info = cell.info
         if info.version < FORMAT_VERSION:
             raise BadResults(
                 f"{path} is of an earlier version, to which no records can be added",
@@ -237,11 +238,11 @@ class CellWriter:
                 expected=f"version {FORMAT_VERSION}",
                 remedy="evaluate into another folder with --out, or use --existing redo",
             )
-        if info.identity != request.description["identity"]:
+        if info.identity != identity:
             raise BadResults(
                 f"{path} belongs to another cell",
                 got=info.identity,
-                expected=str(request.description["identity"]),
+                expected=str(identity),
                 remedy="evaluate into another folder with --out",
             )
         known = read_json(path)

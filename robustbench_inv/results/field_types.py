@@ -61,7 +61,7 @@ _VERDICT_TEXTS = ("id", "title", "scope", "subject", "verdict", "evidence")
 
 def is_verdict(value: object) -> bool:
     """Is it a verdict, with strings and one number or null?"""
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or "value" not in value:
         return False
     texts = [value.get(key) for key in _VERDICT_TEXTS] + [value.get("rule", value.get("limit"))]
     number = value.get("value")

@@ -112,18 +112,22 @@ class CellFolder:
         records = self.path / RECORDS
         return (self.path / CELL).exists() or (records.exists() and records.stat().st_size > 0)
 
-    def has_description(self, *, repair: bool = False) -> bool:
-        """Is there a cell.json? A damaged one does not count if it shall be repaired."""
+    def has_description(
+        self, *, repair: bool = False, identity: Mapping[str, Any] | None = None
+    ) -> bool:
+        """Is there a cell.json? One that is damaged, or of another identity, does not count if it shall be repaired."""
         path = self.path / CELL
         if not path.exists() or not repair:
             return path.exists()
         try:
             value = read_json(path)
             version = value.get("version") if isinstance(value, dict) else None
-            newer = type(version) is int and version > FORMAT_VERSION
-            return newer or bool(self.info)
+            if type(version) is int and version > FORMAT_VERSION:
+                return True
+            info = self.info
         except BadResults:
             return False
+        return identity is None or info.identity == identity
 
     @property
     def digest(self) -> str:

@@ -80,6 +80,19 @@ def test_a_cell_that_starts_again_is_empty_at_every_moment(make, tmp_path, monke
     assert [r.sample for r in CellFolder(path).records()] == list(range(10))
 
 
+def test_a_description_of_another_cell_is_repaired(make, tmp_path):
+    for name, seed in (("c", 0), ("other", 1)):
+        with CellWriter(tmp_path / name, make.request(range(10), seed=seed)) as writer:
+            make.fill(writer)
+    (tmp_path / "other" / "cell.json").replace(tmp_path / "c" / "cell.json")
+    with pytest.raises(BadResults, match="belongs to another cell"):
+        CellWriter(tmp_path / "c", make.request(range(10)))
+    with CellWriter(tmp_path / "c", make.request(range(10), repair=True)) as writer:
+        make.fill(writer)
+    cell = CellFolder(tmp_path / "c").read()
+    assert (cell.info.identity["seed"], len(cell.records)) == (0, 10)
+
+
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=4),
     asked=st.lists(st.sets(st.integers(0, 30)), min_size=1, max_size=4),
@@ -228,7 +241,14 @@ def test_verdicts_on_other_models_stay(tmp_path):
 
     def verdict(subject, scope="model"):
         texts = dict.fromkeys(("title", "rule", "evidence"), "")
-        return {"id": "C6", "subject": subject, "scope": scope, "verdict": "PASS", **texts}
+        return {
+            "id": "C6",
+            "subject": subject,
+            "scope": scope,
+            "value": None,
+            "verdict": "PASS",
+            **texts,
+        }
 
     write_checks(run, [verdict("m"), verdict("old cell", "cell")])
     write_checks(run, [verdict("n"), verdict("m") | {"verdict": "FAIL"}])
