@@ -29,7 +29,7 @@ from robustbench_inv.errors import BadParameter, BadResults, EvaluationWarning, 
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.plan import Plan
 from robustbench_inv.results.cell import FinishedCell
-from robustbench_inv.results.labels import Labels
+from robustbench_inv.results.labels import Labels, names_and_digests
 from robustbench_inv.results.rates import attack_seconds, cell_to_json
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.run_files import CELL, RunFolder
@@ -164,6 +164,10 @@ class Run:
     def _verdicts(self) -> list[Verdict]:
         return [Verdict.from_json(value) for value in RunFolder(self.path).checks()]
 
+    @cached_property
+    def _check_seconds(self) -> float | None:
+        return check_seconds(RunFolder(self.path))
+
     def records(self) -> list[Record]:
         """Return the records of all cells, cell by cell, in ascending order of sample id."""
         return [record for cell in self.cells for record in cell.records]
@@ -200,7 +204,7 @@ class Run:
 
         rows = []
         for job, cell in zip(self._jobs, self.cells, strict=True):
-            about = {**job.to_json(), **_labels_and_digests(cell)}
+            about = {**job.to_json(), **names_and_digests(cell)}
             rows += [{**about, **json.loads(record.to_json_line())} for record in cell.records]
         return pd.json_normalize(rows)
 
@@ -371,16 +375,6 @@ def _names_of(cell: FinishedCell) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _labels_and_digests(cell: FinishedCell) -> dict[str, str]:
-    named = {"model": cell.model.name, "attack": cell.attack.name, "dataset": cell.dataset.name}
-    return {
-        **named,
-        "model_digest": cell.model.key,
-        "attack_digest": cell.attack.key,
-        "dataset_digest": cell.info.dataset_key,
-    }
-
-
 def _restrict(cell: FinishedCell, samples: Sequence[int]) -> FinishedCell:
     """Return a cell with the records of some samples alone."""
     wanted = frozenset(samples)
@@ -395,6 +389,6 @@ def _cell_json(cell: FinishedCell, run: Run) -> dict[str, Any]:
     place = str(run.path / cell.digest)
     seconds = {
         "attack_seconds": attack_seconds(cell),
-        "check_seconds": check_seconds(RunFolder(run.path)),
+        "check_seconds": run._check_seconds,
     }
     return {**cell_to_json(cell), **seconds, "checks": checks, "verdict": verdict, "path": place}

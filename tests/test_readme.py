@@ -16,6 +16,7 @@ from PIL import Image
 from robustbench_inv.catalogue.datasets import load_dataset
 from robustbench_inv.catalogue.locate import CATALOGUE_VARIABLE, entries
 from robustbench_inv.catalogue.models import load_model
+from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.cli.main import app, main, repeat_options
 from robustbench_inv.errors import BadData
 from robustbench_inv.results.run_files import RunFolder
@@ -280,3 +281,12 @@ def test_every_check_and_goal_is_listed():
     checks, glossary = (DOCS / "checks.md").read_text(), (DOCS / "glossary.md").read_text()
     assert all(f"| {check.id} | {check.title}" in checks for check in CHECKS.values())
     assert all(f"`{goal}`" in glossary for goal in GOALS)
+
+
+def test_the_readme_counts_the_shipped_models_and_the_checks():
+    text = " ".join((ROOT / "README.md").read_text().split())
+    names = [path.parent.name for path in (ROOT / "models").glob("*/card.toml")]
+    kinds = [sum(kind in name for name in names) for kind in ("mnist", "cifar10", "spheres")]
+    assert f"{len(names)} shipped models: {kinds[0]} for MNIST and Fashion-MNIST" in text
+    assert (kinds[1:], sum(kinds)) == ([1, 3], len(names))
+    assert f"{len(CHECKS)} checks give a verdict" in text

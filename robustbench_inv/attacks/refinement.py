@@ -115,15 +115,15 @@ def nearest_across(
     References:
         Croce and Hein, Minimally distorted adversarial examples with a fast adaptive boundary attack, ICML 2020, section 2.2.
     """
-    centre, slope = flatten(clean).double(), flatten(gradients).double()
-    room = torch.where(slope > 0, bounds[1] - centre, centre - bounds[0]).clamp_min(0)
-    size = slope.abs()
+    centre, gradient = flatten(clean).double(), flatten(gradients).double()
+    room = torch.where(gradient > 0, bounds[1] - centre, centre - bounds[0]).clamp_min(0)
+    size = gradient.abs()
     needed = needed.double()[:, None]
     if name == "l1":
-        delta = slope.sign() * _fill_steepest(size, room, needed)
+        delta = gradient.sign() * _fill_steepest(size, room, needed)
     else:
         scale = size if name == "l2" else (size > 0).double()
-        delta = slope.sign() * _fill_evenly(size, scale, room, needed)
+        delta = gradient.sign() * _fill_evenly(size, scale, room, needed)
     return delta.reshape(clean.shape).to(clean.dtype)
 
 

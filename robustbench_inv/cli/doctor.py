@@ -141,11 +141,10 @@ def _data(root: Path | None) -> Iterator[Finding]:
 
 
 def _weights() -> Iterator[Finding]:
-    import hashlib
-
     from robustbench_inv.catalogue.cards import read_model
     from robustbench_inv.catalogue.locate import entries
     from robustbench_inv.errors import BadCatalogue
+    from robustbench_inv.identity import digest_file
 
     good = 0
     for name, path in entries("models").items():
@@ -159,7 +158,7 @@ def _weights() -> Iterator[Finding]:
             continue
         if not file.is_file():
             yield Finding("weights", name, "broken", f"{file} is missing")
-        elif hashlib.sha256(file.read_bytes()).hexdigest() != expected:
+        elif digest_file(file) != expected:
             yield Finding("weights", name, "broken", f"{file} has another SHA-256 than its card")
         else:
             good += 1

@@ -18,11 +18,11 @@ from robustbench_inv.reporting.run_results import (
     RunResult,
     WorstCase,
     group_cells,
-    most_attacked,
-    worst_cases,
+    main_cases,
 )
 from robustbench_inv.reporting.statistics import median_of
 from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.labels import names_and_digests
 
 __all__ = ["metrics_of", "records_frame", "to_eval_results", "to_junit", "to_parquet"]
 
@@ -42,42 +42,28 @@ TYPES = {
 def records_frame(cells: Sequence[FinishedCell]) -> pd.DataFrame:
     """Return one row for each record, with the columns of docs/records.md."""
     rows = [
-        {**about, **_flat(json.loads(record.to_json_line()))}
+        {**about, **json.loads(record.to_json_line())}
         for cell in cells
         for about in [_about(cell)]
         for record in cell.records
     ]
-    frame = pd.DataFrame(rows)
+    frame = pd.json_normalize(rows)
     return frame.astype({name: kind for name, kind in TYPES.items() if name in frame})
 
 
 def _about(cell: FinishedCell) -> dict[str, Any]:
     return {
         "cell": cell.digest,
+        **names_and_digests(cell),
         "model": cell.model_label,
-        "model_digest": cell.model.key,
         "attack": cell.attack_label,
-        "attack_digest": cell.attack.key,
         "attack_kind": cell.kind,
-        "dataset": cell.dataset.name,
-        "dataset_digest": cell.info.dataset_key,
         "norm": cell.norm,
         "eps": ",".join(f"{eps:.10g}" for eps in cell.epsilons),
         "goal": cell.goal,
         "access": cell.threat.access,
         "seed": cell.info.seed,
     }
-
-
-def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested fields joined by a dot."""
-    found: dict[str, Any] = {}
-    for key, each in value.items():
-        if isinstance(each, dict):
-            found |= _flat(each, f"{prefix}{key}.")
-        else:
-            found[f"{prefix}{key}"] = each
-    return found
 
 
 def to_parquet(cells: Sequence[FinishedCell]) -> bytes:
@@ -161,11 +147,7 @@ def _text(value: str) -> str:
 def _worst(cells: Sequence[FinishedCell]) -> Iterator[WorstCase]:
     """Yield the rows of each model that combine most attacks."""
     for group in group_cells(cells).values():
-        by_model: dict[str, list[WorstCase]] = {}
-        for worst in worst_cases(group):
-            by_model.setdefault(worst.model, []).append(worst)
-        for found in by_model.values():
-            yield from most_attacked(found)
+        yield from main_cases(group)
 
 
 def _metric(worst: WorstCase) -> str:

@@ -126,7 +126,7 @@ def write_page(path: Path, html: str, files: Mapping[str, bytes]) -> None:
     """
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if files:
+        if files or files_of(path).exists():
             _replace_folder(files_of(path), files)
     write_atomically(path, html.encode())
 

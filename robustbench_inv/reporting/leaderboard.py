@@ -22,9 +22,8 @@ from robustbench_inv.reporting.run_results import (
     RunResult,
     WorstCase,
     group_cells,
-    most_attacked,
+    main_cases,
     read_runs,
-    worst_cases,
 )
 from robustbench_inv.reporting.statistics import PairedOutcomes, holm, mcnemar, wilson
 from robustbench_inv.reporting.table_formats import TableCell, norm_symbol, rate_cell, slug
@@ -168,10 +167,7 @@ def _boards(
         if group.no_class or group.fixed:
             continue
         found: dict[tuple[float, tuple[int, ...]], list[WorstCase]] = {}
-        by_model: dict[str, list[WorstCase]] = {}
-        for worst in worst_cases(mine):
-            by_model.setdefault(worst.model, []).append(worst)
-        for worst in (each for every in by_model.values() for each in most_attacked(every)):
+        for worst in main_cases(mine):
             found.setdefault((worst.eps, worst.ids), []).append(worst)
         for (eps, ids), compared in found.items():
             if eps < inf or group.keeps:
@@ -195,7 +191,7 @@ def _board(
         key=lambda w: (
             w.model not in places,
             places.get(w.model, (0,))[0],
-            -_good(w).value,
+            -w.rate.value,
             w.model,
         ),
     )
@@ -220,10 +216,6 @@ def _board(
     title = f"{group.title}, {within}, {len(ids):,} samples"
     name = f"board-{digest_value({'title': title, 'ids': list(ids)})[:8]}"
     return Board(name, title, measure, tuple(placings))
-
-
-def _good(worst: WorstCase) -> Rate:
-    return Rate(int(worst.robust.sum()), len(worst.ids))
 
 
 def _cell(rate: Rate) -> TableCell:

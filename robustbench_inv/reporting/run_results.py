@@ -27,6 +27,7 @@ __all__ = [
     "WorstCase",
     "eps_levels",
     "group_cells",
+    "main_cases",
     "most_attacked",
     "read_runs",
     "worst_cases",
@@ -260,6 +261,14 @@ def most_attacked(found: Sequence[WorstCase]) -> list[WorstCase]:
     """Return the rows of one model that combine most attacks, of these on most samples; one for each eps."""
     best = max(found, key=lambda worst: (len(worst.cells), len(worst.ids)))
     return [worst for worst in found if worst.ids == best.ids]
+
+
+def main_cases(cells: Sequence[FinishedCell]) -> list[WorstCase]:
+    """Return the rows of each model that ``most_attacked`` chooses, of the cells of one group."""
+    models: dict[str, list[WorstCase]] = {}
+    for worst in worst_cases(cells):
+        models.setdefault(worst.model, []).append(worst)
+    return [worst for found in models.values() for worst in most_attacked(found)]
 
 
 def eps_levels(cells: Iterable[FinishedCell]) -> list[float]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from robustbench_inv.results.cell import CellInfo, FinishedCell
 from robustbench_inv.results.cell_parts import OracleInfo
 
-__all__ = ["Labels", "distinct_labels"]
+__all__ = ["Labels", "distinct_labels", "names_and_digests"]
 
 MIN_DIGITS = 4
 """Smallest number of digits of a digest that distinguish two things of one name."""
@@ -57,6 +57,18 @@ def _human(info: CellInfo) -> list[OracleInfo]:
     """Return the oracle of a cell if it is a file of labels; a panel differs between models, and stays one."""
     oracle = info.threat.oracle
     return [oracle] if oracle and not oracle.members else []
+
+
+def names_and_digests(cell: FinishedCell) -> dict[str, str]:
+    """Return the names of a cell's model, attack and data set, and the digests that distinguish parts of one name."""
+    return {
+        "model": cell.model.name,
+        "attack": cell.attack.name,
+        "dataset": cell.dataset.name,
+        "model_digest": cell.model.key,
+        "attack_digest": cell.attack.key,
+        "dataset_digest": cell.info.dataset_key,
+    }
 
 
 def distinct_labels(named: Iterable[tuple[str, str]]) -> dict[str, str]:

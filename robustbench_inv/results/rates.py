@@ -130,7 +130,7 @@ def invariance_to_json(cell: FinishedCell) -> dict[str, Any]:
     """Return the shares, the oracle and its error rates as ``--json`` prints them."""
     error, found = cell.oracle_error, invariance_rates(cell.records)
     detection = error.detection if error else None
-    corrected = corrected_rate(cell)
+    corrected = corrected_failure_rate(found, detection)
     return {
         **found.to_json(),
         "corrected_success": corrected and corrected.to_json(),

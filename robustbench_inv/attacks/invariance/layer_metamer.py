@@ -50,7 +50,7 @@ class LayerMetamer:
             last layer with weights. Names such as 0 and 1.2 are read as numbers; write ``module.1.10`` for 1.10.
         start: rule for donors, one of ``donors.RULES``, or ``noise``.
         steps: gradient steps, >= 1.
-        rate: of the first step, relative to the width of the bounds, > 0; it falls to 0 along a cosine.
+        rate: of the first step, relative to the width of the bounds, > 0; it decreases to 0 along a cosine.
 
     References:
         Feather, Leclerc, Mądry and McDermott, Model metamers reveal divergent invariances between biological and
