@@ -71,6 +71,11 @@ class Output:
         """(n,) int64: the predicted class, that of the largest logit, even if the input is rejected."""
         return self.logits.argmax(1)
 
+    def predicts(self, classes: Tensor) -> Tensor:
+        """Return (n,): are these classes (n,) predicted, and the inputs accepted? A rejected input has no prediction."""
+        same = self.decision == classes
+        return same if self.accepted is None else same & self.accepted
+
     @property
     def valid(self) -> Tensor:
         """(n,): is no logit NaN, some logit above −inf, and the score, if any, finite?

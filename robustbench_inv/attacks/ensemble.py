@@ -140,7 +140,7 @@ class SubsetQueries:
     def differentiable(self, images: Tensor, rows: Tensor | None = None) -> Output:
         return self.queries.differentiable(images, self._positions(images, rows))
 
-    def report_failure(self, rows: Tensor, status: FailureReason) -> None:
+    def report_failure(self, rows: Tensor, status: FailureReason, error: str = "") -> None:
         """Ignore the failure of a single member, since the others may succeed."""
 
     def log(self, name: str, values: Tensor) -> None:

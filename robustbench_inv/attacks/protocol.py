@@ -156,8 +156,8 @@ class Queries(Protocol):
         """Return the output with its graph; a backward pass through it is counted when it happens."""
         ...
 
-    def report_failure(self, rows: Tensor, status: FailureReason) -> None:
-        """Report why there is no candidate for the samples at positions (m,) in the batch."""
+    def report_failure(self, rows: Tensor, status: FailureReason, error: str = "") -> None:
+        """Report why there is no candidate for the samples at positions (m,) in the batch; the error of a crash, one line."""
         ...
 
     def log(self, name: str, values: Tensor) -> None:

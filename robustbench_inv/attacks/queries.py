@@ -45,6 +45,7 @@ class CountingModel:
     found: Tensor = field(init=False)
     best: Tensor = field(init=False)
     failures: dict[int, FailureReason] = field(init=False, default_factory=dict)
+    crashes: dict[int, str] = field(init=False, default_factory=dict)
     logged: dict[str, Tensor] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -98,9 +99,11 @@ class CountingModel:
         """(n,): whether gradients were computed and all of them were zero or not finite."""
         return (self._backward > 0) & ~self._useful
 
-    def report_failure(self, rows: Tensor, status: FailureReason) -> None:
-        """Report why there is no candidate for some samples (positions in the batch)."""
+    def report_failure(self, rows: Tensor, status: FailureReason, error: str = "") -> None:
+        """Report why there is no candidate for some samples (positions in the batch); the error of a crash, one line."""
         self.failures.update(dict.fromkeys(rows.tolist(), status))
+        if error:
+            self.crashes.update(dict.fromkeys(rows.tolist(), error))
 
     def enter(self, stage: str) -> None:
         """Name the part of the attack that begins, for the progress."""

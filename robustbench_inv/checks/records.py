@@ -207,6 +207,9 @@ def _contradictions(record: Record, cell: FinishedCell) -> list[str]:
         "a success with another status than ok": broken
         and record.status not in ("ok", *NOT_ATTACKED),
         "a success that is not allowed": broken and not wrong and not record.within_budget,
+        "an invariance failure whose prediction changes or is rejected": cell.threat.wants_same_prediction
+        and record.is_broken
+        and not record.keeps_prediction,
         "broken at an eps that is not in the sweep": broken
         and not wrong
         and not _in_sweep(record, cell),

@@ -10,16 +10,16 @@ from torch import Tensor
 from robustbench_inv.attacks.protocol import Batch
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import TimeLimitExceeded, describe_error
-from robustbench_inv.evaluation.isolation import (
+from robustbench_inv.evaluation.loading import Loader
+from robustbench_inv.evaluation.oracles import Oracle
+from robustbench_inv.evaluation.search import SearchResult
+from robustbench_inv.foreign import foreign_call
+from robustbench_inv.isolation import (
     isolate,
     joined_classes,
     joined_output,
     other_samples,
 )
-from robustbench_inv.evaluation.loading import Loader
-from robustbench_inv.evaluation.oracles import Oracle
-from robustbench_inv.evaluation.search import SearchResult
-from robustbench_inv.foreign import foreign_call
 from robustbench_inv.models.protocol import Classifier, classify
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.results.record import NO_PREDICTION, Distances, ModelOutput, Record, Status

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, fold
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from robustbench_inv.evaluation.isolation import isolate
 from robustbench_inv.foreign import foreign_call
+from robustbench_inv.isolation import isolate
 from robustbench_inv.models.protocol import Classifier, device_of
 from robustbench_inv.tensors import (
     SAME_ANSWER_TOLERANCE,

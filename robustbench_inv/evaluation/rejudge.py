@@ -261,7 +261,8 @@ def _evidence(stored: _KeptImages, classes: Tensor) -> GoalInputs:
 
 def _output(outputs: Sequence[ModelOutput], classes: int) -> Output:
     predictions = torch.tensor([max(output.prediction, 0) for output in outputs])
-    return Output(one_hot(predictions, classes).float())
+    accepted = torch.tensor([output.accepted is not False for output in outputs])
+    return Output(one_hot(predictions, classes).float(), accepted=accepted)
 
 
 def _count_unknown(stored: _KeptImages, rescored: RewrittenCell) -> list[str]:

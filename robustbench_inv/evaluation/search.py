@@ -12,11 +12,11 @@ from torch import Tensor
 from robustbench_inv.attacks.protocol import Attack, Batch, FailureReason, short_run_of
 from robustbench_inv.attacks.queries import CountingModel, Watch
 from robustbench_inv.errors import AttackFailed, BadModel, UsageError, describe_error
-from robustbench_inv.evaluation.isolation import attempts_for, isolate, joined_values
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.loading import Loader
 from robustbench_inv.evaluation.prepare import is_deterministic, prepare, usable_probe
 from robustbench_inv.foreign import foreign_call
+from robustbench_inv.isolation import attempts_for, isolate, joined_values
 from robustbench_inv.models.protocol import Classifier, has_fresh_draws
 from robustbench_inv.randomness import SampleRNG, seeded
 from robustbench_inv.tensors import broadcast, flatten, is_out_of_memory, norm
@@ -191,6 +191,7 @@ class Searcher:
             zero_gradient=meter.zero_gradient,
             failures=meter.failures,
             crash=crash,
+            crashes=meter.crashes,
             logged=meter.logged,
         )
 

@@ -35,6 +35,7 @@ __all__ = ["fixed_input_tables", "invariance_tables", "metamer_tables"]
 INVARIANCE_CAPTION = (
     "Shares in % [95 % interval] of the attacked samples (without those misclassified before). Both: the prediction "
     "is unchanged although the oracle names another class inside the budget, which is the invariance failure. "
+    "A rejected input keeps no prediction. "
     "Undecided: the oracle names no class. Agrees with oracle, with label: predictions on changed inputs that have an oracle class; agreement with "
     "the old label is no merit. Oracle error: its error rate on clean inputs or catch trials. Corrected: both, corrected for the "
     "changes that the oracle misses and for those that it reports falsely on changed inputs that people labelled; the "

@@ -35,11 +35,12 @@ class InvarianceRates:
     """Shares of the attacked samples of an invariance attack.
 
     Args:
-        same_prediction: the prediction is that for the clean input.
+        same_prediction: the prediction is that for the clean input, and a model with a reject option accepts the input.
         class_changed: the input was changed, and the oracle names another class than the label.
         success: the goal was reached; for ``keep-decision`` that is both of these.
         oracle_undecided: the oracle names no class.
-        agrees_with_oracle: the prediction is the oracle's class, among changed inputs with such a class.
+        agrees_with_oracle: the prediction is the oracle's class, among changed inputs with such a class. The
+            prediction of a rejected input agrees with nothing.
         agrees_with_label: the prediction is the label of the clean input, among the same inputs. A model
             that follows the label on all of them is wrong wherever the class has changed.
     """
@@ -184,9 +185,7 @@ def invariance_rates(records: Sequence[Record]) -> InvarianceRates:
     changed = [r for r in records if r.oracle_label is not None and r.distance.l0]
     n = len(attacked)
     return InvarianceRates(
-        same_prediction=Rate(
-            sum(r.adversarial.prediction == r.clean.prediction for r in attacked), n
-        ),
+        same_prediction=Rate(sum(r.keeps_prediction for r in attacked), n),
         class_changed=Rate(
             sum(r.oracle_label not in (None, r.label) and r.distance.l0 > 0 for r in attacked), n
         ),
@@ -204,7 +203,8 @@ class AgreementRates:
     Args:
         clean_accuracy: correct predictions for the clean inputs.
         agrees_with_label: predictions that are the label of the clean input. With an oracle, of the changed inputs
-            that have a class by the oracle; else of all inputs: the accuracy on shifted inputs.
+            that have a class by the oracle, where a rejected input agrees with nothing; else of all inputs: the
+            accuracy on shifted inputs.
         agrees_with_oracle: predictions that are the oracle's class, of the same inputs; None without an oracle.
         agrees_with_oracle_where_changed: the same, where the oracle's class is not the label.
         class_changed: changed inputs whose class by the oracle is not the label, of all.
@@ -231,7 +231,7 @@ def agreement_rates(cell: FinishedCell) -> AgreementRates | None:
     changed = [r for r in judged if r.oracle_label != r.label]
     return AgreementRates(
         cell.summary.clean_accuracy,
-        _share(judged if has_oracle else records, lambda r: r.label),
+        _share(judged, lambda r: r.label) if has_oracle else _accuracy(records),
         _share(judged, lambda r: r.oracle_label) if has_oracle else None,
         _share(changed, lambda r: r.oracle_label) if has_oracle else None,
         Rate(len(changed), n) if has_oracle else None,
@@ -239,9 +239,13 @@ def agreement_rates(cell: FinishedCell) -> AgreementRates | None:
 
 
 def _share(records: Sequence[Record], class_of: Callable[[Record], int | None]) -> Rate:
-    """Return how many predictions for the adversarial inputs are a class."""
-    found = sum(r.adversarial.prediction == class_of(r) for r in records)
-    return Rate(found, len(records))
+    """Return how many adversarial inputs are accepted and predicted as a class."""
+    return Rate(sum(r.predicts(class_of(r)) for r in records), len(records))
+
+
+def _accuracy(records: Sequence[Record]) -> Rate:
+    """Return how many predictions for the adversarial inputs are the label, rejected or not."""
+    return Rate(sum(r.adversarial.prediction == r.label for r in records), len(records))
 
 
 MEMBER_COLUMN = "ensemble_member"

@@ -123,6 +123,15 @@ class Record:
         known = self.oracle_label is not None and self.oracle_label >= 0
         return self.adversarial.prediction == (self.oracle_label if known else self.label)
 
+    def predicts(self, label: int | None) -> bool:
+        """Is this class predicted for the adversarial input, and the input accepted?"""
+        return self.adversarial.accepted is not False and self.adversarial.prediction == label
+
+    @property
+    def keeps_prediction(self) -> bool:
+        """Is the prediction for the adversarial input that for the clean one? That of a rejected input is not."""
+        return self.predicts(self.clean.prediction)
+
     @property
     def is_undetected_error(self) -> bool:
         """Is the adversarial input misclassified and accepted?"""

@@ -183,7 +183,10 @@ class Accept:
 
 @dataclass(frozen=True)
 class KeepDecision:
-    """The prediction stays while the oracle's class changes (Behrmann, thesis, definition 6.3)."""
+    """The prediction stays while the oracle's class changes (Behrmann, thesis, definition 6.3).
+
+    A model with a reject option that rejects the changed input does not keep its prediction, so it does not fail.
+    """
 
     name: str = "keep-decision"
 
@@ -191,12 +194,12 @@ class KeepDecision:
         return -margin(output.logits, labels)
 
     def reached(self, evidence: GoalInputs) -> Tensor:
-        return (evidence.after.decision == evidence.before.decision) & _oracle_changed(evidence)
+        return evidence.after.predicts(evidence.before.decision) & _oracle_changed(evidence)
 
 
 @dataclass(frozen=True)
 class KeepLogits:
-    """All logits stay within ``tolerance`` while the oracle's class changes."""
+    """All logits stay within ``tolerance`` while the oracle's class changes, and the model accepts the changed input."""
 
     tolerance: float = 1e-3
     name: str = "keep-logits"
@@ -210,7 +213,10 @@ class KeepLogits:
 
     def reached(self, evidence: GoalInputs) -> Tensor:
         moved = logit_change(evidence.after.logits, evidence.before.logits)
-        return (moved <= self.tolerance) & _oracle_changed(evidence)
+        kept = moved <= self.tolerance
+        if evidence.after.accepted is not None:
+            kept = kept & evidence.after.accepted
+        return kept & _oracle_changed(evidence)
 
 
 def describe_goal(goal: Goal, content: Callable[[object], object]) -> tuple[str, dict[str, Any]]:

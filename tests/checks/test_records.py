@@ -153,6 +153,22 @@ def test_c22_knows_that_a_rejected_error_is_no_failure():
     assert check_consistency(with_record(rejected)).verdict == "FAIL"
 
 
+@pytest.mark.parametrize(
+    "shown", [ModelOutput(5, 0.0, accepted=True), ModelOutput(3, 0.0, accepted=False)]
+)
+def test_c22_fires_on_an_invariance_failure_without_the_prediction(shown):
+    goal = {"norm": "linf", "epsilons": [0.1, 0.2], "goal": "keep-decision"}
+    kept = with_record(
+        toy_record(1, 0.1, adversarial=ModelOutput(3, 0.0, accepted=True)),
+        toy_cell("lst", BROKEN, threat=goal),
+    )
+    failure = with_record(
+        toy_record(1, 0.1, adversarial=shown), toy_cell("lst", BROKEN, threat=goal)
+    )
+    counts = [check_consistency(cell).value for cell in (kept, failure)]
+    assert counts[1] == counts[0] + 1
+
+
 def test_c22_sees_rates_that_cannot_be_recomputed():
     verdict = check_consistency(view(records=(*HONEST.records, HONEST.records[0])))
     assert (verdict.verdict, "recomputed" in verdict.evidence) == ("FAIL", True)

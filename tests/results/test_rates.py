@@ -12,6 +12,7 @@ from robustbench_inv.results.oracle_error import OracleError
 from robustbench_inv.results.rates import (
     EnsembleBreakdown,
     InvarianceRates,
+    agreement_rates,
     corrected_failure_rate,
     distances_by_norm,
     ensemble_breakdown,
@@ -59,6 +60,20 @@ def test_shares(make):
     assert value["oracle_error_rate"]["successes"] == 1
     assert value["oracle_undecided_rate"]["successes"] == 2
     assert invariance_to_json(toy_cell("metamer", []))["oracle_error_rate"] is None
+
+
+def test_a_rejected_input_keeps_no_prediction_and_agrees_with_nothing(make):
+    records = [
+        replace(shown(make, k, 3, oracle), adversarial=ModelOutput(3, 0.0, accepted))
+        for k, (oracle, accepted) in enumerate([(5, True), (5, False), (3, True), (3, False)])
+    ]
+    found = invariance_rates(records)
+    assert (found.same_prediction.successes, found.class_changed.successes) == (2, 2)
+    assert found.agrees_with_oracle == Rate(1, 4)
+    assert found.agrees_with_label == Rate(2, 4)
+    altered = toy_cell("altered-input", [], attack={"kind": "fixed-input"})
+    rates = agreement_rates(replace(altered, records=tuple(records)))
+    assert (rates.agrees_with_oracle, rates.agrees_with_label) == (Rate(1, 4), Rate(2, 4))
 
 
 def with_failures(failures, kept, attacked):

@@ -159,6 +159,15 @@ def test_keep_logits(oracle, moved, close):
 
 
 @pytest.mark.parametrize("goal", [KeepDecision(), KeepLogits()])
+@pytest.mark.parametrize(("accepted", "expected"), [(True, True), (False, False), (None, True)])
+def test_a_rejected_input_keeps_no_prediction(goal, accepted, expected):
+    given = evidence(oracle=1, accepted=accepted)
+    assert goal.reached(given).item() is expected
+    clean_rejected = replace(given, before=deciding(0, accepted=False))
+    assert goal.reached(clean_rejected).item() is expected  # the changed input alone counts
+
+
+@pytest.mark.parametrize("goal", [KeepDecision(), KeepLogits()])
 def test_an_unchanged_input_has_no_new_class(goal):
     """An oracle that errs on a clean input made a success of every attack that returned it."""
     given = evidence(oracle=1)

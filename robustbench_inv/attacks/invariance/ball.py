@@ -211,7 +211,7 @@ class InvarianceBall:
             if not len(rows):
                 break
             end = path[rows].at(1.0)
-            kept = model(end, rows).decision == decisions[rows]
+            kept = model(end, rows).predicts(decisions[rows])
             results[rows[kept]] = end[kept]
             rows = rows[~kept]
         results[rows] = self._furthest(model, paths[0][rows], decisions[rows], rows)
@@ -253,7 +253,7 @@ class InvarianceBall:
         for halving in range(self.halvings if len(rows) else 0):
             share = kept_share + 0.5 ** (halving + 1)
             moved = path.at(share)
-            kept = model(moved, rows).decision == decisions
+            kept = model(moved, rows).predicts(decisions)
             results, kept_share = where_rows(kept, moved, results), share.where(kept, kept_share)
         return results
 

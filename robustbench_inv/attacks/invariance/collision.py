@@ -7,14 +7,19 @@ from torch import Tensor
 
 from robustbench_inv.attacks.budget_geometry import Ball, steepest_direction
 from robustbench_inv.attacks.invariance.donors import assign_donors, check_rule
+from robustbench_inv.attacks.losses import targeted_loss
 from robustbench_inv.attacks.parameters import check_positive
-from robustbench_inv.attacks.protocol import Batch, Kind, Loss, Queries
+from robustbench_inv.attacks.protocol import Batch, Kind, Queries
 from robustbench_inv.randomness import SampleRNG
-from robustbench_inv.tensors import NORMS, margin, where_rows
+from robustbench_inv.tensors import NORMS, where_rows
 from robustbench_inv.threat.budgets import LpBall
+from robustbench_inv.threat.goals import MisclassifyAccepted
 from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = ["Collision"]
+
+ACCEPTED = MisclassifyAccepted()
+"""A model with a reject option must accept the collision: its rejection is no prediction."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +65,12 @@ class Collision:
         for step in range(self.steps):
             if not len(rows):
                 break
-            output, gradients = model.gradient(
-                images[rows], _toward_decisions(decisions[rows]), rows
-            )
-            active = output.decision != decisions[rows]
+            loss = targeted_loss("margin", decisions[rows], ACCEPTED)
+            output, gradients = model.gradient(images[rows], loss, rows)
+            active = ~output.predicts(decisions[rows])
             rows, gradients = rows[active], gradients[active]
             length = ball.eps * (1 - step / self.steps)
             images[rows] = ball[rows].project(
                 images[rows] + length * steepest_direction(gradients, ball.norm)
             )
         return images
-
-
-def _toward_decisions(decisions: Tensor) -> Loss:
-    """Return a loss that is positive where the prediction equals ``decisions`` (m,)."""
-    return lambda output, _labels: -margin(output.logits, decisions)

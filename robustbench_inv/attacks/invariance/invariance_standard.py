@@ -18,9 +18,10 @@ from robustbench_inv.attacks.parameters import check_least
 from robustbench_inv.attacks.protocol import Attack, Batch, Kind, Queries, ReportsStage
 from robustbench_inv.attacks.spheres import SpheresInvariance
 from robustbench_inv.data.protocol import Dataset
-from robustbench_inv.errors import CapabilityMismatch
+from robustbench_inv.errors import CapabilityMismatch, describe_error
+from robustbench_inv.isolation import attempts_for, isolate
 from robustbench_inv.randomness import SampleRNG
-from robustbench_inv.tensors import NORMS, Output, norm, where_rows
+from robustbench_inv.tensors import NORMS, Output, is_out_of_memory, norm, where_rows
 from robustbench_inv.threat.budgets import LpBall, Unbounded, project_perturbations
 from robustbench_inv.threat.goals import GoalInputs
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -67,6 +68,8 @@ class InvarianceStandard:
     one that reaches the goal. So the result is never farther from x than that of any member. Without a budget the
     paths are searched in l2, linf and l0.
 
+    A member that raises for a sample does not keep the others from it; the exception is reported.
+
     The oracle's decisions are used, its gradients never: a change that fools the oracle's networks is no change of the
     class. Where no attack reaches the goal, the end of a level set traversal is returned.
 
@@ -107,7 +110,7 @@ class InvarianceStandard:
         for number, member in enumerate(self.members, 1):
             if isinstance(model, ReportsStage):
                 model.enter(f"attack {number} of {len(self.members)}")
-            for proposal in _proposals(member, model, batch, threat, rng):
+            for proposal in _MemberRun(member, model, batch, threat, rng).proposals():
                 with torch.no_grad():
                     closest.search(proposal.detach(), number)
                     if isinstance(member, LevelSetTraversal):
@@ -124,23 +127,54 @@ class _MemberQueries(SubsetQueries):
         """Drop the numbers."""
 
 
-def _proposals(
-    member: Attack, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG
-) -> Iterator[Tensor]:
-    """Yield the proposals of an attack, none if it does not fit the model or the data."""
-    every = torch.arange(len(batch), device=batch.labels.device)
-    queries = _MemberQueries(model, every, len(batch))
-    if threat.norm not in member.norms:
-        threat = ThreatModel(Unbounded(), threat.goal)
-    try:
-        if isinstance(member, ReluPreimage) and not member.is_narrow(model.model, batch.images):
+@dataclass(frozen=True)
+class _MemberRun:
+    """An attack of the ensemble on n samples."""
+
+    member: Attack
+    model: Queries
+    batch: Batch
+    threat: ThreatModel
+    rng: SampleRNG
+
+    def proposals(self) -> Iterator[Tensor]:
+        """Yield proposals (n, …), none if the attack does not fit the model or the data.
+
+        An attack that raises is run on halves of the batch, and what it raises for single samples is reported.
+        """
+        every = torch.arange(len(self.batch), device=self.batch.labels.device)
+        try:
+            yield from self._propose(every)
+        except CapabilityMismatch:
+            return
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            yield from self._on_halves(every, error)
+
+    def _propose(self, rows: Tensor) -> Iterator[Tensor]:
+        """Yield proposals (m, …) for the samples at positions (m,)."""
+        member, threat = self.member, self.threat
+        if threat.norm not in member.norms:
+            threat = ThreatModel(Unbounded(), threat.goal)
+        queries = _MemberQueries(self.model, rows, len(self.batch))
+        batch, rng = self.batch[rows], self.rng.rows(rows)
+        if isinstance(member, ReluPreimage) and not member.is_narrow(queries.model, batch.images):
             return
         if isinstance(member, ProposesSeveral):
             yield from member.proposals(queries, batch, threat, rng)
         else:
             yield member.run(queries, batch, threat, rng)
-    except CapabilityMismatch:
-        return
+
+    def _on_halves(self, every: Tensor, error: Exception) -> Iterator[Tensor]:
+        images, attempts = self.batch.images, attempts_for(len(every))
+        for rows, found in isolate(lambda part: list(self._propose(part)), every, error, attempts):
+            if isinstance(found, Exception):
+                reason = f"{type(self.member).__name__}: {describe_error(found)}"
+                self.model.report_failure(rows, "crash", reason)
+                continue
+            for part in found:
+                yield images.index_put((rows,), part.to(images))
 
 
 @dataclass

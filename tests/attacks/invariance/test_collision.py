@@ -8,6 +8,7 @@ from robustbench_inv.attacks.invariance.collision import Collision
 from robustbench_inv.attacks.protocol import Batch, InputPool
 from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.errors import BadParameter
+from robustbench_inv.models.reject_option import reject
 from robustbench_inv.models.wrapping import ModuleClassifier
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.threat.budgets import Unbounded
@@ -36,8 +37,8 @@ def batch():
     )
 
 
-def run(attack, given):
-    model, threat = mean_classifier(), ThreatModel(Unbounded(), KeepDecision())
+def run(attack, given, model=None):
+    model, threat = model or mean_classifier(), ThreatModel(Unbounded(), KeepDecision())
     meter = CountingModel(model, given, threat, SampleRNG(0, given.ids), keep_best=False)
     return attack.run(meter, given, threat, SampleRNG(0, given.ids)), meter, model
 
@@ -54,6 +55,18 @@ def test_donors_take_the_decision_exactly_where_the_ball_reaches_it(donor):
     assert donor == "nearest" or not reach.all()
     kept = model(adversarial).decision == model(given.images).decision
     assert torch.equal(kept, reach | same_class)
+
+
+def test_of_a_model_that_rejects_the_collision_must_be_accepted():
+    """It stopped at the first input of the wanted class, rejected or not."""
+    given = batch()
+    plain = mean_classifier()
+    model = reject(plain, "margin", torch.tensor([4.0, 4.0]))
+    adversarial, _, _ = run(Collision("random", radius=0.5), given, model)
+    wanted = plain(given.images).decision
+    assert model(adversarial).predicts(wanted).all()
+    oblivious, _, _ = run(Collision("random", radius=0.5), given, plain)
+    assert not model(oblivious).predicts(wanted).all()
 
 
 def test_a_sample_stops_once_it_collides():

@@ -1,6 +1,7 @@
 """The worst case over invariance attacks, with an oracle that is known exactly."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.attacks.spheres import SpheresInvariance
 from robustbench_inv.data.spheres import Spheres
 from robustbench_inv.errors import BadParameter, CapabilityMismatch
+from robustbench_inv.models.reject_option import reject
 from robustbench_inv.models.spheres import max_margin, misaligned
 from robustbench_inv.models.wrapping import ModuleClassifier
 from robustbench_inv.randomness import SampleRNG
@@ -214,6 +216,63 @@ def test_batches_do_not_matter():
     whole = run(given, attack=short)[0]
     parts = [run(given[torch.arange(k, k + 5)], attack=short)[0] for k in range(0, N, 5)]
     torch.testing.assert_close(torch.cat(parts), whole)
+
+
+@dataclass(frozen=True)
+class Raising:
+    """Proposes an input of another class, but raises if the batch has one of some samples."""
+
+    ids: tuple
+    kind: ClassVar[str] = "invariance"
+    norms: ClassVar[frozenset] = frozenset({"l0", "l1", "l2", "linf"})
+
+    def run(self, model, batch, threat, rng):
+        if bad := set(self.ids) & set(batch.ids.tolist()):
+            raise ValueError(f"no use for {sorted(bad)[0]}")
+        images = batch.images.clone()
+        images[..., WIDTH // 2 :] = (1 - batch.labels)[:, None, None, None].float()
+        return images
+
+
+def test_what_a_member_raises_for_a_sample_takes_no_other_result():
+    given = batch()
+    attack = InvarianceStandard(members=(Raising((3, 7)), *SHORT))
+    found, meter, _ = run(given, attack=attack)
+    by = meter.logged["ensemble_member"]
+    assert (by > 0).all()
+    assert meter.logged["smallest_distance_linf"].isfinite().all()
+    assert meter.crashes == {k: f"Raising: ValueError: no use for {k}" for k in (3, 7)}
+    assert meter.failures == dict.fromkeys((3, 7), "crash")
+    reference, _, _ = run(given, attack=InvarianceStandard(members=(Raising(()), *SHORT)))
+    others = torch.tensor([k for k in range(N) if k not in (3, 7)])
+    torch.testing.assert_close(found[others], reference[others])
+
+
+def test_a_member_that_always_raises_is_reported_for_each_sample():
+    given = batch()
+    _, meter, _ = run(given, attack=InvarianceStandard(members=(Raising(tuple(range(N))), *SHORT)))
+    assert (meter.logged["ensemble_member"] > 0).all()
+    assert sorted(meter.crashes) == list(range(N))
+
+
+def test_missing_memory_is_not_a_members_fault():
+    class Hungry(Raising):
+        def run(self, model, batch, threat, rng):
+            raise torch.OutOfMemoryError("out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        run(batch(), attack=InvarianceStandard(members=(Hungry(()),)))
+
+
+def test_of_a_model_that_rejects_no_rejected_input_is_returned_as_a_failure():
+    given, plain = batch(), classifier()
+    model = reject(plain, "margin", plain(given.images).logits.amax(1).median().expand(2).clone())
+    found, meter, _ = run(given, model)
+    failing = meter.logged["ensemble_member"] > 0
+    assert failing.any()
+    assert model(found).accepted[failing].all()
+    everything = reject(plain, "margin", torch.full((2,), torch.inf))
+    assert not (run(given, everything)[1].logged["ensemble_member"] > 0).any()
 
 
 def test_without_an_oracle_it_is_refused():
