@@ -15,7 +15,7 @@ from robustbench_inv.catalogue.datasets import load_arrays
 from robustbench_inv.catalogue.models import LoadedModel
 from robustbench_inv.checks.model_checks import TimeLimit, probe_model
 from robustbench_inv.checks.suite import check_records
-from robustbench_inv.checks.verdict import Verdict
+from robustbench_inv.checks.verdict import IMPOSSIBLE, NOT_MADE, Verdict
 from robustbench_inv.data.arrays import Array
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadParameter
@@ -26,8 +26,9 @@ from robustbench_inv.evaluation.engine import (
     ignore_progress,
 )
 from robustbench_inv.evaluation.jobs import EvaluationRequest, Job
-from robustbench_inv.evaluation.loading import as_list, as_models
+from robustbench_inv.evaluation.loading import as_list, as_models, as_oracle
 from robustbench_inv.evaluation.plan import Plan, make_plan
+from robustbench_inv.evaluation.provenance import digest_package, versions
 from robustbench_inv.evaluation.schedule import (
     CellOutcome,
     Workers,
@@ -37,11 +38,17 @@ from robustbench_inv.evaluation.schedule import (
 )
 from robustbench_inv.evaluation.stored_answers import refuse_changed_cells
 from robustbench_inv.foreign import foreign, time_limit
+from robustbench_inv.identity import digest_file, digest_value
 from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.progress import is_interactive, show_progress
 from robustbench_inv.results.rates import attack_seconds
-from robustbench_inv.results.run_files import CellFolder, RunFolder
-from robustbench_inv.results.run_writing import read_old_verdicts, write_checks, write_plan
+from robustbench_inv.results.run_files import CELL, CellFolder, RunFolder
+from robustbench_inv.results.run_writing import (
+    checked_subject,
+    read_old_verdicts,
+    write_checks,
+    write_plan,
+)
 from robustbench_inv.run import CellFailure, Run, warn_of_failures
 from robustbench_inv.threat.threat_model import ThreatModel
 from robustbench_inv.torch_state import kept_modules
@@ -85,6 +92,7 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
     attack: AttackSource | Sequence[AttackSource] | None = None,
     suite: str | None = None,
     threat: str | ThreatModel | None = None,
+    oracle: str | Models | None = None,
     dataset: str | Dataset | None = None,
     x: Inputs | None = None,
     y: Labelling | None = None,
@@ -114,6 +122,8 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
         suite: name of a list of attacks and threats.
         threat: ``NORM=EPS[,EPS…]``, ``none``, ``customary``, a name, or a threat; None for the default of attack and
             data set.
+        oracle: gives the true class of a changed input to attacks that need it: ``FILE.csv``, the name of a panel, or
+            models that vote, as ``model`` takes several; None for that of the threat, else of the data set.
         dataset: a name or a data set; None for x and y, else the data set of each model's card.
         x: (N, …) inputs, tensor or array, instead of a data set; grey levels 0 to 255 and channels in the last dimension
             are recognised, and ``Run.notes`` names them.
@@ -147,13 +157,20 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
     if isinstance(attack, list | tuple) and not attack:
         raise BadParameter("no attack", got=attack, expected="one or more, or None for standard")
     check_target(out, workers)
-    with foreign("the evaluation"), time_limit(timeout), kept_modules(_objects(model)):
+    with (
+        foreign("the evaluation"),
+        time_limit(timeout),
+        kept_modules([*_objects(model), *_objects(oracle)]),
+    ):
+        voters, panel = as_oracle(oracle)
         plan = make_plan(
             EvaluationRequest(
                 models=as_models(model),
                 attacks=[] if attack is None else as_list(attack),
                 suite=suite,
                 threat=threat,
+                oracle=voters,
+                panel=panel,
                 dataset=_dataset(dataset, x, y, model),
                 samples=samples,
                 seed=seed,
@@ -266,12 +283,17 @@ CHECK_SECONDS = 20.0
 def check_run(run: Run, device: str, seconds: float | None = None) -> None:
     """Check the models and the records of all cells in the folder, and write checks.json.
 
+    Verdicts that were written of the same cells by the same code are kept.
+
     Args:
         run: the evaluated run.
         device: where the models compute.
         seconds: time for the checks of all models; None for that of the attacks, at least CHECK_SECONDS each.
     """
     began, folder, jobs = time.perf_counter(), RunFolder(run.path), _models(run.plan)
+    subject_digest = _digest_checked(run, device)
+    if checked_subject(folder) == subject_digest:
+        return
     cells, probes = run.folder_cells, list[Verdict]()
     labels = {cell.model.key: cell.model.name for cell in cells}
     for job in jobs:
@@ -282,8 +304,25 @@ def check_run(run: Run, device: str, seconds: float | None = None) -> None:
         verdicts = _probe(job, device, run.plan.deep, limit)
         probes += [replace(verdict, subject=subject) for verdict in verdicts]
     asked = {job.spec.digest: job.samples for job in run.plan.jobs}
-    checked = [verdict.to_json() for verdict in check_records(cells, asked, probes)]
-    write_checks(folder, checked, round(time.perf_counter() - began, 1))
+    verdicts = check_records(cells, asked, probes)
+    complete = not any(verdict.evidence.startswith((NOT_MADE, IMPOSSIBLE)) for verdict in verdicts)
+    checked = [verdict.to_json() for verdict in verdicts]
+    taken = round(time.perf_counter() - began, 1)
+    write_checks(folder, checked, taken, subject_digest if complete else None)
+
+
+def _digest_checked(run: Run, device: str) -> str:
+    """Return the digest of all that the verdicts depend on: cells, models, requested samples and the software."""
+    cells = RunFolder(run.path).cells()
+    return digest_value(
+        {
+            "cells": {cell.digest: [cell.label, digest_file(cell.path / CELL)] for cell in cells},
+            "jobs": {job.spec.digest: list(job.samples) for job in run.plan.jobs},
+            "deep": run.plan.deep,
+            "device": device,
+            "software": {**versions(), "package": digest_package()},
+        }
+    )
 
 
 def _objects(model: object) -> list[object]:

@@ -41,6 +41,7 @@ class AuditOptions(TypedDict, total=False):
     """The options that an audit shares with ``evaluate``."""
 
     threat: str | ThreatModel | None
+    oracle: str | Models | None
     dataset: str | Dataset | None
     x: Inputs | None
     y: Labelling | None
@@ -75,7 +76,7 @@ def audit(
             made, and the verdict is one with reservations.
         samples: largest number of samples; None for all.
         existing: resume, skip or redo existing results.
-        options: threat, dataset, x, y, seed, out and the others of ``evaluate`` but attack, suite and checks.
+        options: threat, oracle, dataset, x, y, seed, out and the others of ``evaluate`` but attack, suite and checks.
 
     Raises:
         UsageError: for an impossible request, before anything runs; if no attack ended within the time limit.

@@ -124,7 +124,7 @@ def with_ood_data(
 
     if not isinstance(loaded.attack, NeedsOODData):
         return loaded
-    name = loaded.attack.dataset or default_ood_dataset(dataset.name)
+    name = loaded.attack.dataset or default_ood_dataset(dataset)
     if not name:
         return loaded
     refuse_code(name)

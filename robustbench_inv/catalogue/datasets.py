@@ -160,29 +160,24 @@ def identify_dataset(dataset: "Dataset") -> str:
     return digest_value({"data": dataset.digest, "content": content(dataset)})
 
 
-def default_oracle(name: str) -> str:
-    """Return the default oracle for changed inputs of a data set, empty if there is none.
-
-    Args:
-        name: of the data set, with or without parameters.
-    """
-    known = _known(name)
+def default_oracle(dataset: "Dataset") -> str:
+    """Return the default oracle for changed inputs of a data set, empty if there is none."""
+    known = _opened_entry(dataset)
     return known.oracle if known else ""
 
 
-def default_ood_dataset(name: str) -> str:
+def default_ood_dataset(dataset: "Dataset") -> str:
     """Return the default out-of-distribution data set for a data set, empty if there is none.
 
-    Args:
-        name: of the data set, with or without parameters.
-
     Example:
-        >>> default_ood_dataset("fashion-mnist:split=train"), default_ood_dataset("spheres")
-        ('mnist', '')
+        >>> default_ood_dataset(load_dataset("mnist5k")), default_ood_dataset(load_dataset("spheres"))
+        ('fashion-mnist', '')
     """
-    known = _known(name)
+    known = _opened_entry(dataset)
     return known.ood if known else ""
 
 
-def _known(name: str) -> "DatasetEntry | None":
-    return _names().get(name.partition(":")[0])
+def _opened_entry(dataset: "Dataset") -> "DatasetEntry | None":
+    from robustbench_inv.data.registry import opened_entry
+
+    return opened_entry(dataset)

@@ -131,7 +131,8 @@ def probe_model(  # noqa: PLR0913 - a caller may leave out most
         schedule = _Schedule(list_probes(deep=deep), max(len(samples), 1), limit or TimeLimit())
         if limit is not None:
             with seeded_generators(seed % 2**32, []), suppress(Exception):  # the checks report it
-                schedule.per_pass = _seconds_per_pass(probe(evenly_spaced(samples, ATTACK_SAMPLES)))
+                timed = probe(evenly_spaced(samples, ATTACK_SAMPLES))
+                schedule.per_pass = _seconds_per_pass(timed, schedule.since)
         with seeded_generators(seed % 2**32, []):
             for check in schedule:
                 chosen = every if check.id in OF_THE_DATA_SET else samples
@@ -174,9 +175,9 @@ class _Schedule:
         """Seconds of a pass of one sample."""
 
     def __iter__(self) -> Iterator[ModelCheck]:
-        began, passes = self._now(), 0
+        began, passes = _clocks(), 0
         for number, check in enumerate(self._checks):
-            taken = self._since(began)
+            taken = self.since(began)
             if taken > TRUSTED_SHARE * self._seconds:
                 self.per_pass = taken / max(passes, 1)
             waiting = [
@@ -188,13 +189,9 @@ class _Schedule:
             passes += count * check.passes
             yield check._replace(samples=count)
 
-    @staticmethod
-    def _now() -> tuple[float, float]:
-        return time.perf_counter(), time.process_time()
-
-    def _since(self, began: tuple[float, float]) -> float:
+    def since(self, began: "Clocks") -> float:
         """Return the seconds since a time; a processor's time is larger where a model uses several threads."""
-        clock, processor = (now - then for now, then in zip(self._now(), began, strict=True))
+        clock, processor = (now - then for now, then in zip(_clocks(), began, strict=True))
         return clock if self._by_the_clock else min(clock, processor)
 
     def skipped(self, check: ModelCheck, model: str) -> list[Verdict]:
@@ -242,22 +239,31 @@ def affordable_samples(
         made.remove(max(late, key=lambda check: check.passes))
 
 
-def _seconds_per_pass(probe: Probe) -> float:
+Clocks = tuple[float, float]
+"""A time on the clock and of the processor."""
+
+
+def _clocks() -> Clocks:
+    return time.perf_counter(), time.process_time()
+
+
+def _seconds_per_pass(probe: Probe, since: Callable[[Clocks], float]) -> float:
     """Return the seconds of one forward or backward pass of one sample, in the largest batch that is timed quickly."""
     seconds, count = 0.0, 1
     for count in sorted({min(size, len(probe.batch)) for size in TIMED_SAMPLES}):
         rows = torch.arange(count, device=probe.batch.ids.device)
-        seconds = min(_gradient_seconds(probe, rows) for _ in range(TIMINGS)) / 2
+        seconds = min(since(_compute_gradient(probe, rows)) for _ in range(TIMINGS)) / 2
         if seconds > TIMING_SECONDS:
             break
     return seconds / count
 
 
-def _gradient_seconds(probe: Probe, rows: Tensor) -> float:
-    began, batch = time.perf_counter(), probe.batch[rows]
+def _compute_gradient(probe: Probe, rows: Tensor) -> Clocks:
+    """Make two passes and return when they began."""
+    began, batch = _clocks(), probe.batch[rows]
     images = batch.images.clone().requires_grad_(True)
     with torch.enable_grad():
         output = query_model(probe.classifier, images, probe.rng.rows(rows))
         if output.logits.requires_grad:
             per_sample_gradient(margin(output.logits, batch.labels), images)
-    return time.perf_counter() - began
+    return began

@@ -42,7 +42,7 @@ from robustbench_inv.checks.rejection_checks import (
     check_small_perturbations,
     check_thresholds_frozen,
 )
-from robustbench_inv.checks.verdict import Verdict
+from robustbench_inv.checks.verdict import IMPOSSIBLE, Verdict
 from robustbench_inv.errors import describe_error
 from robustbench_inv.foreign import foreign_call
 from robustbench_inv.results.cell import FinishedCell
@@ -154,5 +154,5 @@ def run_check(id_: str, subject: str, run: Callable[[], list[Verdict]]) -> list[
         with foreign_call(f"check {id_}"):
             return run()
     except Exception as error:
-        reason = f"The check could not be made: {describe_error(error)}"
+        reason = f"{IMPOSSIBLE}: {describe_error(error)}"
         return [CHECKS[id_].make_verdict(subject, "NA", None, reason)]

@@ -7,7 +7,17 @@ from typing import Any, Literal
 
 from robustbench_inv.results.cell import FinishedCell
 
-__all__ = ["GRADES", "NOT_MADE", "Check", "Grade", "Scope", "Verdict", "format_ids", "grade"]
+__all__ = [
+    "GRADES",
+    "IMPOSSIBLE",
+    "NOT_MADE",
+    "Check",
+    "Grade",
+    "Scope",
+    "Verdict",
+    "format_ids",
+    "grade",
+]
 
 Grade = Literal["PASS", "NOTE", "WARN", "FAIL", "NA"]
 """``NOTE``: a property of the model that does not affect this number. ``NA``: the check does not apply; its evidence
@@ -120,6 +130,9 @@ class Check:
 
 NOT_MADE = "The check was not made"
 """First words of the evidence of a check that applies and was not made; its grade is NA."""
+
+IMPOSSIBLE = "The check could not be made"
+"""First words of the evidence of a check that raised an exception; its grade is NA."""
 
 
 def grade(value: float, *, warn: float, fail: float = float("inf")) -> Grade:

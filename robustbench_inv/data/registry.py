@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from robustbench_inv.data.protocol import Dataset
 
-__all__ = ["DATASETS", "DatasetEntry", "dataset_entry", "open_dataset"]
+__all__ = ["DATASETS", "DatasetEntry", "dataset_entry", "open_dataset", "opened_entry"]
 
 Scalar = int | float | str | bool
 Parameters = dict[str, Scalar]
@@ -77,7 +77,18 @@ def open_dataset(
         BadData: if files are damaged or cannot be fetched.
     """
     found = dataset_entry(name)
-    return found.opener(_filled(found, parameters or {}), root)
+    opened = found.opener(_filled(found, parameters or {}), root)
+    _OPENED[opened.digest] = found
+    return opened
+
+
+_OPENED: dict[str, DatasetEntry] = {}
+"""Entries of the data sets that were opened, by their digests."""
+
+
+def opened_entry(dataset: Dataset) -> DatasetEntry | None:
+    """Return the entry that a data set was opened by; None for another one, even of the same name."""
+    return _OPENED.get(dataset.digest)
 
 
 def _filled(found: DatasetEntry, given: Mapping[str, object]) -> Parameters:

@@ -1,6 +1,6 @@
 """Builds the jobs of an evaluation: every model under every attack and threat, with defaults for what is omitted."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -9,7 +9,6 @@ from robustbench_inv.catalogue.attacks import LoadedAttack, with_ood_data
 from robustbench_inv.catalogue.cards import SuiteEntry
 from robustbench_inv.catalogue.datasets import (
     EVALUATION_DATASETS,
-    default_oracle,
     identify_dataset,
     refuse_code,
 )
@@ -30,7 +29,7 @@ from robustbench_inv.evaluation.oracles import (
     Oracle,
     dataset_oracle,
     describe_oracle,
-    needs_oracle,
+    with_oracle,
 )
 from robustbench_inv.identity import IDENTITY_VERSION, digest_value
 from robustbench_inv.threat.goals import Goal, Misclassify, MisclassifyAccepted, Target
@@ -86,6 +85,8 @@ class EvaluationRequest:
         data_root: folder of data files.
         sample_limit: largest number of samples for a suite's attack; None for no limit.
         optional: skip cells whose parts are incompatible, with a warning.
+        oracle: the oracle of attacks that need one, as ``loading.as_oracle`` returns it; empty for that of the threat.
+        panel: the oracle's members that are objects, by the names that the threat gives them.
     """
 
     models: Sequence[Any]
@@ -100,6 +101,8 @@ class EvaluationRequest:
     data_root: str | None = None
     sample_limit: int | str | None = None
     optional: bool = False
+    oracle: str = ""
+    panel: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -329,7 +332,7 @@ def _build_job(request: EvaluationRequest, cache: LoadCache) -> Job:
         samples=kept,
         request=replace(request, threat=threat, dataset=named),
         substitute=cache.substitute(threat, dataset),
-        oracle=cache.oracle(threat, dataset, model),
+        oracle=cache.oracle(threat, dataset, model, request.panel),
         optional=request.optional,
         excluded=len(ids) - len(kept),
         label=source.label if isinstance(source, NamedModel) else "",
@@ -371,11 +374,7 @@ def _threat(
     """Return the requested or the default threat, with the data set's default oracle if it needs one."""
     usual = CUSTOMARY if attack.attack.kind == "fixed-budget" else "none"
     text = resolve_customary(request.threat or usual, attack.name, attack.attack, dataset)
-    threat = threat_for_attack(text, attack.attack, goal)
-    if threat.oracle or dataset_oracle(dataset) or not needs_oracle(threat.goal):
-        return threat
-    oracle = default_oracle(dataset.name)
-    return replace(threat, oracle=oracle) if oracle else threat
+    return with_oracle(threat_for_attack(text, attack.attack, goal), dataset, request.oracle)
 
 
 def _samples(dataset: Dataset, request: EvaluationRequest) -> tuple[int, ...]:

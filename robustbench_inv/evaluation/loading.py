@@ -1,5 +1,6 @@
 """Loads what an evaluation needs: models and data sets once, a first look at each model, the samples of each block."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from robustbench_inv.arguments import check_text
 from robustbench_inv.attacks.protocol import Batch, InputPool
 from robustbench_inv.catalogue.attacks import LoadedAttack, load_attack
 from robustbench_inv.catalogue.cards import SuiteCard, read_suite
@@ -40,6 +42,7 @@ __all__ = [
     "NamedModel",
     "as_list",
     "as_models",
+    "as_oracle",
     "inspect_model",
     "load_suite",
 ]
@@ -100,6 +103,39 @@ def as_models(value: Any) -> list[Any]:  # noqa: ANN401 - names or objects of an
     return [NamedModel(label.strip(), source) for label, source in value.items()]
 
 
+def as_oracle(value: Any) -> tuple[str, dict[str, Any]]:  # noqa: ANN401 - a text, or names and objects
+    """Return an oracle as a threat names it, and its members that are objects, by their names in it.
+
+    Args:
+        value: an oracle as in a threat; models that vote, or a mapping from labels to these; None for the default.
+
+    Raises:
+        BadParameter: for a text or a label that names nothing, or a model that is neither name nor object.
+
+    Example:
+        >>> as_oracle({"small": small, "large": "mnist-cnn"})  # doctest: +SKIP
+        ('panel:small,mnist-cnn', {'small': Sequential(...)})
+    """
+    if value is None:
+        return "", {}
+    if isinstance(value, str):
+        return check_text(value, "oracle"), {}
+    members: dict[str, Any] = {}
+    names = list[str]()
+    for number, given in enumerate(as_models(value), 1):
+        known = isinstance(given, NamedModel)
+        source, label = (given.source, given.label) if known else (given, f"member-{number}")
+        if isinstance(source, str):
+            names.append(source)
+            continue
+        if not re.fullmatch(r"[\w.-]+", label) or label in members:
+            expected = "letters, digits, _, . and -"
+            raise BadParameter("unusable label of a panel's member", got=label, expected=expected)
+        members[label] = source
+        names.append(label)
+    return f"panel:{','.join(names)}", members
+
+
 @dataclass(frozen=True)
 class LoadCache:
     """Models, attacks, data sets and oracles, each loaded once.
@@ -147,18 +183,32 @@ class LoadCache:
         """Return the substitute that a threat names, None if it names none."""
         return self.model(threat.substitute, dataset) if threat.substitute else None
 
-    def oracle(self, threat: ThreatModel, dataset: Dataset, model: LoadedModel) -> Oracle | None:
-        """Return the oracle that a threat names for an attacked model, None if it names none."""
+    def oracle(
+        self,
+        threat: ThreatModel,
+        dataset: Dataset,
+        model: LoadedModel,
+        panel: Mapping[str, Any],
+    ) -> Oracle | None:
+        """Return the oracle that a threat names for an attacked model, None if it names none.
+
+        Args:
+            threat: the threat.
+            dataset: the data that is evaluated.
+            model: the attacked model.
+            panel: members that are objects, by their names in the threat.
+        """
         if threat.oracle is None:
             return None
         named, substitute = threat.oracle, self.substitute(threat, dataset)
         attacked = [AttackedModel.of(each) for each in (model, substitute) if each]
-        key = ("oracle", dataset.digest, *(each.digest for each in attacked))
-        return self._once(
-            named,
-            key,
-            lambda: load_oracle(named, dataset, attacked, lambda name: self.model(name, dataset)),
-        )
+        members = (id(each) for each in panel.values())
+        key = ("oracle", dataset.digest, *(each.digest for each in attacked), *members)
+
+        def load(name: str) -> LoadedModel:
+            return self.model(panel.get(name, name), dataset)
+
+        return self._once(named, key, lambda: load_oracle(named, dataset, attacked, load))
 
     def _once(self, source: object, key: tuple[object, ...], load: Callable[[], T]) -> T:
         """Return what ``load`` returned at its first call; objects are known by identity, and kept."""

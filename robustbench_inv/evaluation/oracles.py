@@ -1,23 +1,25 @@
 """Oracles: data sets, panels of models and human labels that give the true class of a changed input."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from robustbench_inv.catalogue.datasets import default_oracle
 from robustbench_inv.catalogue.models import LoadedModel
 from robustbench_inv.catalogue.references import parse_panel
 from robustbench_inv.data.protocol import Dataset, LabelOracle
-from robustbench_inv.errors import CapabilityMismatch
+from robustbench_inv.errors import BadParameter, CapabilityMismatch
 from robustbench_inv.evaluation.panel import AttackedModel, load_panel
 from robustbench_inv.identity import digest_value
 from robustbench_inv.results.human_labels import HumanLabels, read_labels
 from robustbench_inv.results.oracle_error import OracleError
 from robustbench_inv.results.pixels import is_image_shape, pixel_digest, to_pixels
 from robustbench_inv.threat.goals import UNKNOWN, Goal, KeepDecision, KeepLogits, Misclassify
+from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = [
     "DatasetOracle",
@@ -28,6 +30,7 @@ __all__ = [
     "is_label_file",
     "load_oracle",
     "needs_oracle",
+    "with_oracle",
 ]
 
 
@@ -148,6 +151,26 @@ def needs_oracle(goal: Goal) -> bool:
     """Return whether a goal depends on the true class of a changed input."""
     keeps = isinstance(goal, KeepDecision | KeepLogits)
     return keeps or (isinstance(goal, Misclassify) and goal.same_class)
+
+
+def with_oracle(threat: ThreatModel, dataset: Dataset, requested: str) -> ThreatModel:
+    """Return a threat with the requested oracle, or the default one of the data set, if it needs one and names none.
+
+    Args:
+        threat: the threat.
+        dataset: the data that is evaluated.
+        requested: the oracle as a threat names it; empty for the default.
+
+    Raises:
+        BadParameter: if the threat names another oracle than the requested one.
+    """
+    if threat.oracle and requested not in ("", threat.oracle):
+        problem = "the threat names another oracle than the argument"
+        raise BadParameter(problem, got=threat.oracle, expected=requested)
+    if threat.oracle or not needs_oracle(threat.goal):
+        return threat
+    usual = "" if dataset_oracle(dataset) else default_oracle(dataset)
+    return replace(threat, oracle=requested or usual or None)
 
 
 def dataset_oracle(dataset: Dataset) -> Oracle | None:

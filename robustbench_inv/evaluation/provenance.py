@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_inv.evaluation.jobs import Job
-from robustbench_inv.identity import IDENTITY_VERSION
+from robustbench_inv.identity import IDENTITY_VERSION, digest_file, digest_value
 from robustbench_inv.results.cell_parts import ThresholdInfo
 
-__all__ = ["describe_cell", "git_state", "versions"]
+__all__ = ["describe_cell", "digest_package", "git_state", "versions"]
 
 
 PACKAGES = ("robustbench-inv", "torch", "numpy", "foolbox", "torchattacks", "safetensors")
@@ -72,6 +72,14 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+@cache
+def digest_package() -> str:
+    """Return the digest of this package's source files: whether code changed that has one version."""
+    root = Path(__file__).resolve().parent.parent
+    files = {str(path.relative_to(root)): digest_file(path) for path in root.rglob("*.py")}
+    return digest_value(files)
 
 
 @cache

@@ -187,9 +187,8 @@ def _load_traced(saved: bytes) -> Any:  # noqa: ANN401 - a ScriptModule
 
 
 def _has_names(request: EvaluationRequest) -> bool:
-    return all(
-        isinstance(each, str) for each in (*request.models, *request.attacks, request.dataset)
-    )
+    parts = (*request.models, *request.attacks, request.dataset, *request.panel.values())
+    return all(isinstance(each, str) for each in parts)
 
 
 def unpack_jobs(parcel: "bytes | mmap.mmap") -> list[Job | PackedJob]:

@@ -129,7 +129,7 @@ def measure_score_distributions(request: ExperimentRequest, ood: str = "") -> Ex
         Supervised Deep Infomax, appendix C and figure 2.
     """
     dataset = request.open_dataset()
-    ood = ood or default_ood_dataset(dataset.name)
+    ood = ood or default_ood_dataset(dataset)
     models, known, digests = request.open_models(), _OutputCache(request), dict[str, str]()
     found: dict[str, tuple[ThresholdMargins, ThresholdMargins]] = {}
     for column, model in models.items():

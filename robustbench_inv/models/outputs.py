@@ -7,12 +7,19 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from robustbench_inv.errors import BadModel
+from robustbench_inv.errors import BadModel, describe_error
 from robustbench_inv.models.precision import cast_inputs, input_dtype
 from robustbench_inv.tensors import Output
 from robustbench_inv.torch_state import call_keeping_modes, kept_modules
 
-__all__ = ["SampleInputs", "find_logits", "likely_range", "probe_classes", "two_logits"]
+__all__ = [
+    "SampleInputs",
+    "find_logits",
+    "likely_range",
+    "probe_classes",
+    "probe_failure",
+    "two_logits",
+]
 
 CLEARLY_BETTER = 0.1
 """Accuracy by which another range of inputs must exceed that of the data to be the likely one."""
@@ -143,18 +150,33 @@ def _accuracy(module: nn.Module, images: Tensor, labels: Tensor) -> float:
     return float((shown.argmax(1).cpu() == labels.cpu()).float().mean())
 
 
+def probe_failure(module: nn.Module, probe: SampleInputs | None) -> str:
+    """Return the error that a network raises on a few inputs; empty if it raises none, or without inputs."""
+    if probe is None:
+        return ""
+    try:
+        _answer(module, probe.images[:16])
+    except Exception as error:
+        return f"on images of {probe.dataset}: {describe_error(error)}"
+    return ""
+
+
 def _logits(module: nn.Module, images: Tensor) -> object:
     """Return what a network returns for images; None if it fails, as the evaluation will report."""
+    try:
+        return _answer(module, images)
+    except BadModel:
+        raise
+    except Exception:
+        return None
+
+
+def _answer(module: nn.Module, images: Tensor) -> object:
     weights = chain(module.parameters(), module.buffers())
     device = next((each.device for each in weights), images.device)
     given = cast_inputs(images.to(device, input_dtype(module)), module)
     with kept_modules([module]), torch.no_grad():
-        try:
-            answer = find_logits(call_keeping_modes(module, given))
-        except BadModel:
-            raise
-        except Exception:
-            return None
+        answer = find_logits(call_keeping_modes(module, given))
     return answer.logits if isinstance(answer, Output) else answer
 
 

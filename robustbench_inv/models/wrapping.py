@@ -18,6 +18,7 @@ from robustbench_inv.models.outputs import (
     find_logits,
     likely_range,
     probe_classes,
+    probe_failure,
     two_logits,
 )
 from robustbench_inv.models.precision import cast_inputs, input_dtype, scale_gradients
@@ -232,6 +233,8 @@ def _count_classes(module: nn.Module, name: str, probe: Callable[[], SampleInput
         last = _last_layer_width(module.modules())
         classes = probe_classes(module, probe(), name) or last or classes
     if not isinstance(classes, int) or classes < 2:
+        if failure := probe_failure(module, probe()):
+            raise BadModel(f"{name} fails {failure}", expected="logits of shape (n, classes)")
         single = classes == 1
         raise BadModel(
             f"{name} has {'one output, of which the probe failed' if single else 'no number of classes'}",

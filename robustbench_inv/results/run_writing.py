@@ -45,6 +45,7 @@ __all__ = [
     "CheckFunction",
     "RewrittenCell",
     "check_seconds",
+    "checked_subject",
     "read_old_verdicts",
     "write_checks",
     "write_plan",
@@ -96,7 +97,10 @@ def _is_covered(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
 
 
 def write_checks(
-    run: RunFolder, verdicts: Sequence[Mapping[str, Any]], seconds: float | None = None
+    run: RunFolder,
+    verdicts: Sequence[Mapping[str, Any]],
+    seconds: float | None = None,
+    subject: str | None = None,
 ) -> None:
     """Write checks.json and keep older verdicts about other models.
 
@@ -104,30 +108,51 @@ def write_checks(
         run: the run.
         verdicts: the new verdicts.
         seconds: the time that the checks took; not written if the verdicts are the old ones.
+        subject: digest of all that the verdicts depend on, for ``checked_subject``; None to check again next time.
 
     Raises:
         BadResults: if it cannot be written.
     """
     old = run.checks()
-    if old == _merge_verdicts(old, verdicts):
-        return  # as in a finished run, which may be on a read-only disk
-    with _locked(run.path):
-        merged = _merge_verdicts(run.checks(), verdicts)
-        content = {"version": FORMAT_VERSION, "verdicts": merged}
-        known = {} if seconds is None else {CHECK_SECONDS: seconds}
-        write_json(run.path / CHECKS, {**content, **known})
+    same = old == _merge_verdicts(old, verdicts)
+    if same and subject == checked_subject(run):
+        return
+    taken = check_seconds(run) if same else seconds
+    try:
+        with _locked(run.path):
+            merged = _merge_verdicts(run.checks(), verdicts)
+            content = {"version": FORMAT_VERSION, "verdicts": merged}
+            known = {CHECK_SECONDS: taken, SUBJECT: subject}
+            present = {key: value for key, value in known.items() if value is not None}
+            write_json(run.path / CHECKS, {**content, **present})
+    except BadResults:
+        if not same:  # a finished run on a read-only disk can be read
+            raise
 
 
 CHECK_SECONDS = "seconds"
 """Key of checks.json: the time that the checks took."""
 
+SUBJECT = "subject"
+"""Key of checks.json: digest of all that the verdicts depend on."""
+
 
 def check_seconds(run: RunFolder) -> float | None:
     """Return the seconds that the checks took; None if they were not run or not timed."""
+    found = _checks_value(run, CHECK_SECONDS)
+    return float(found) if isinstance(found, float | int) and 0 <= found < inf else None
+
+
+def checked_subject(run: RunFolder) -> str | None:
+    """Return the digest of what the last checks depended on; None if they must be made again."""
+    found = _checks_value(run, SUBJECT)
+    return found if isinstance(found, str) else None
+
+
+def _checks_value(run: RunFolder, key: str) -> object:
     path = run.path / CHECKS
     value = read_json(path) if path.exists() else None
-    found = value.get(CHECK_SECONDS) if isinstance(value, dict) else None
-    return float(found) if isinstance(found, float | int) and 0 <= found < inf else None
+    return value.get(key) if isinstance(value, dict) else None
 
 
 def read_old_verdicts(run: RunFolder, *, repair: bool) -> None:

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 
 from robustbench_inv.catalogue.cards import read_model, read_oracle
-from robustbench_inv.catalogue.datasets import default_oracle
+from robustbench_inv.catalogue.datasets import default_ood_dataset, default_oracle, load_dataset
 from robustbench_inv.catalogue.listing import list_entries, show_entry
 from robustbench_inv.catalogue.locate import entries, find
 from robustbench_inv.catalogue.references import parse_reference
+from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.data.registry import DATASETS
 from robustbench_inv.errors import BadCatalogue
 
@@ -21,7 +22,7 @@ def test_members_are_shipped_models_of_different_architectures(name):
     assert len({card.weights_sha256 for card in cards}) == len(cards)
     (dataset,) = {card.dataset for card in cards}
     assert name in {
-        default_oracle(dataset),
+        DATASETS[dataset].oracle,
         "mnist-panel-v1",
         "mnist-panel-v2",
         "fashion-mnist-panel-v2",
@@ -38,8 +39,17 @@ def test_the_first_panel_keeps_its_members_under_both_names():
 def test_the_usual_oracles_exist():
     named = {known.oracle for known in DATASETS.values() if known.oracle}
     assert named <= entries("oracles").keys()
-    assert default_oracle("mnist:split=train") == "mnist-panel"
-    assert default_oracle("spheres:d=5") == default_oracle("points") == ""
+    assert default_oracle(load_dataset("mnist5k")) == "mnist-panel"
+    assert default_oracle(load_dataset("spheres:d=5,n=2")) == ""
+
+
+def test_own_data_of_a_known_name_has_no_default_oracle():
+    digits = load_dataset("mnist5k")
+    images, labels = digits.batch(list(range(8)))
+    own = ArrayDataset(1 - images, labels, digits.name, num_classes=10)
+    assert own.name == digits.name
+    assert default_oracle(own) == default_ood_dataset(own) == ""
+    assert default_ood_dataset(digits) == "fashion-mnist"
 
 
 def test_class_names_are_as_many_as_classes():

@@ -74,3 +74,12 @@ def test_a_limit_that_is_long_enough_changes_nothing(honest, digits, held_out):
     loaded = Loaded("toy", honest)
     limited = probe_model(loaded, digits, held_out[:20], limit=TimeLimit(1e6))
     assert limited == probe_model(loaded, digits, held_out[:20])
+
+
+def test_time_of_other_processes_takes_no_check_away(honest, digits, held_out, monkeypatch):
+    slow(monkeypatch)
+    monkeypatch.setattr(time, "process_time", lambda: 0.0)
+    loaded = Loaded("toy", honest)
+    assert probe_model(loaded, digits, held_out, limit=TimeLimit(1.0)) == probe_model(
+        loaded, digits, held_out
+    )

@@ -247,3 +247,41 @@ def test_a_run_of_version_1_is_reported_and_checked_like_one_of_version_2():
     assert check_records(old) == check_records(new)
     assert summary_frame(old).equals(summary_frame(new))
     assert [cell.kind for cell in old] == ["fixed-budget", "fixed-budget"]
+
+
+def test_verdicts_of_the_same_cells_are_kept_and_others_made_again(tmp_path, monkeypatch):
+    from robustbench_inv import api
+
+    probed = []
+    real = api.probe_model
+    monkeypatch.setattr(
+        api,
+        "probe_model",
+        lambda model, *rest, **k: probed.append(model.name) or real(model, *rest, **k),
+    )
+    asked = {**NAMED, "out": tmp_path / "r", "samples": 8}
+    first = evaluate(**asked)
+    assert len(probed) == 2
+    text = (first.path / "checks.json").read_bytes()
+    assert evaluate(**asked).checks == first.checks
+    assert (first.path / "checks.json").read_bytes() == text
+    assert len(probed) == 2
+    evaluate(**{**asked, "samples": 12})
+    assert len(probed) == 4
+    monkeypatch.setattr(api, "digest_package", lambda: "other code")
+    evaluate(**{**asked, "samples": 12})
+    assert len(probed) == 6
+
+
+def test_a_check_that_could_not_be_made_is_made_again(tmp_path, monkeypatch):
+    from robustbench_inv.checks import gradients
+
+    def fail(_):
+        raise MemoryError("no memory")
+
+    asked = {**NAMED, "out": tmp_path / "r", "samples": 8}
+    with monkeypatch.context() as patched:
+        patched.setattr(gradients, "check_saturation", fail)
+        first = {v.verdict for v in evaluate(**asked).checks if v.id == "C7"}
+    assert first == {"NA"}
+    assert {v.verdict for v in evaluate(**asked).checks if v.id == "C7"} == {"PASS"}

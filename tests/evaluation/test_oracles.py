@@ -18,6 +18,7 @@ from robustbench_inv.errors import (
     BadData,
     BadParameter,
     CapabilityMismatch,
+    InvbenchError,
     UnknownName,
 )
 from robustbench_inv.evaluation.jobs import EvaluationRequest
@@ -32,6 +33,7 @@ from robustbench_inv.evaluation.worker import pack_jobs, unpack_jobs
 from robustbench_inv.results.run_files import RunFolder
 from robustbench_inv.tensors import Output
 from robustbench_inv.testing.analytic_problems import (
+    AllRowsClassifier,
     BodyMeanClassifier,
     FirstRowClassifier,
     LinearClassifier,
@@ -472,3 +474,37 @@ def test_human_labels_need_images(tmp_path):
     flat = ArrayDataset(torch.rand(3, 4), [0, 1, 1], "flat")
     with pytest.raises(CapabilityMismatch, match="human labels need images"):
         panel(str(tmp_path / "l.csv"), flat)
+
+
+@pytest.mark.parametrize("labels", [None, ("mean", "rows")])
+def test_networks_in_memory_are_a_panel(tmp_path, labels):
+    members = [BodyMeanClassifier(), AllRowsClassifier()]
+    asked = {
+        "model": FirstRowClassifier(),
+        "attack": ShiftBodyAttack(),
+        "dataset": column_images(),
+        "checks": False,
+    }
+    oracle = members if labels is None else dict(zip(labels, members, strict=True))
+    found = evaluate(**asked, oracle=oracle, out=tmp_path / "a")
+    named = f"panel:{HERE}:BodyMeanClassifier,{HERE}:AllRowsClassifier"
+    same = evaluate(**asked, threat=f"none:oracle={named}", out=tmp_path / "b")
+    assert [r.oracle_label for r in found.records()] == [r.oracle_label for r in same.records()]
+    assert -1 not in {r.oracle_label for r in found.records()}
+    again = evaluate(**asked, oracle=oracle, workers=2, out=tmp_path / "c")
+    assert [r.oracle_label for r in again.records()] == [r.oracle_label for r in found.records()]
+
+
+@pytest.mark.parametrize(
+    ("oracle", "message"),
+    [
+        ({"x,y": BodyMeanClassifier(), "z": AllRowsClassifier()}, "unusable label"),
+        ("mnist-panel", "another oracle"),
+        ("", "oracle"),
+    ],
+)
+def test_unusable_oracles_are_refused(tmp_path, oracle, message):
+    asked = {"model": FirstRowClassifier(), "attack": ShiftBodyAttack(), "dataset": column_images()}
+    with pytest.raises(InvbenchError, match=message):
+        evaluate(**asked, threat=f"none:oracle={tmp_path}/x.csv", oracle=oracle, out=tmp_path / "r")
+    assert not (tmp_path / "r").exists()

@@ -132,3 +132,13 @@ def test_bounds_are_a_parameter_of_every_model_without_them(tmp_path, monkeypatc
         load_model("mine.py:build:bounds=1..0")
     with pytest.raises(BadModel, match="declares other bounds"):
         load_model(Network(), bounds=(-1, 1))
+
+
+def test_a_network_that_fails_on_the_data_is_reported_with_its_error():
+    def fail(*_):
+        raise RuntimeError("expects 3 channels")
+
+    network = Network(fail)
+    del network.projection  # no linear layer tells the number of classes
+    with pytest.raises(BadModel, match=rf"fails on images of {DATA.name}: .*expects 3 channels"):
+        load_model(network, dataset=DATA)
