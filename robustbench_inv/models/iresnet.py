@@ -1,0 +1,298 @@
+"""Invertible residual networks (i-ResNets): classifiers with a Lipschitz bound, bijections and flows."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_inv.errors import BadParameter
+from robustbench_inv.models.conditional_flow import ConditionalFlow
+from robustbench_inv.models.firevnet import FiRevNet, GreyLevelCentres
+from robustbench_inv.models.layers.bijection import Bijection, Chain, LogitTransform, Squeeze
+from robustbench_inv.models.layers.coupling import Affine, ConditionalTransform
+from robustbench_inv.models.layers.linear import (
+    ActNorm,
+    CosineTransform,
+    Flatten,
+    low_pass_first,
+)
+from robustbench_inv.models.layers.residual import (
+    LogDeterminant,
+    ResidualBlock,
+    convolutional_residual,
+)
+
+__all__ = [
+    "Centred",
+    "InvertibleResNet",
+    "ResidualArchitecture",
+    "bijective",
+    "classifier",
+    "residual_blocks",
+    "residual_flow",
+]
+
+Shape = tuple[int, int, int]
+
+
+class Centred(Bijection):
+    """x ↦ x − ½."""
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return x - 0.5, x.new_zeros(len(x))
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+        return y + 0.5
+
+
+@dataclass(frozen=True)
+class ResidualArchitecture:
+    """Stages of residual blocks with a squeeze between the stages, and ActNorm between the blocks.
+
+    Args:
+        blocks: blocks per stage.
+        width: hidden channels of the blocks, one number or one per stage.
+        coefficient: c, largest spectral norm of each convolution, in (0, 1); None for a vanilla network.
+        input_squeezes: squeezes before the first stage.
+        padding: channels of zeros that are added to the input of the first stage.
+        boundary: ``circular`` or ``zeros``; norms of circular convolutions are exact.
+    """
+
+    blocks: Sequence[int] = (4, 4)
+    width: int | Sequence[int] = 32
+    coefficient: float | None = 0.9
+    input_squeezes: int = 1
+    padding: int = 0
+    boundary: str = "circular"
+
+    def __post_init__(self) -> None:
+        if not self.blocks or min(self.blocks) < 1:
+            raise BadParameter(
+                "invalid blocks", got=self.blocks, expected="one number per stage, >= 1"
+            )
+        if not isinstance(self.width, int) and len(self.width) != len(self.blocks):
+            raise BadParameter(
+                "invalid width", got=self.width, expected="one number, or one per stage"
+            )
+        if min(self.input_squeezes, self.padding) < 0:
+            raise BadParameter("invalid architecture", got=self, expected="numbers >= 0")
+
+    def inside(self, shape: Sequence[int]) -> Shape:
+        """Return the shape of the first stage's maps, for inputs of this shape.
+
+        Raises:
+            BadParameter: for inputs that cannot be squeezed.
+        """
+        squeezes = self.input_squeezes + len(self.blocks) - 1
+        if len(shape) != 3 or any(side % 2**squeezes for side in shape[1:]):
+            expected = f"(c, h, w) with h and w divisible by {2**squeezes}"
+            raise BadParameter("invalid shape of an i-ResNet", got=tuple(shape), expected=expected)
+        factor = 2**self.input_squeezes
+        return shape[0] * factor**2 + self.padding, shape[1] // factor, shape[2] // factor
+
+    def outside(self, shape: Sequence[int]) -> Shape:
+        """Return the shape of the last stage's maps."""
+        c, h, w = self.inside(shape)
+        factor = 2 ** (len(self.blocks) - 1)
+        return c * factor**2, h // factor, w // factor
+
+
+def residual_stages(
+    plan: ResidualArchitecture, inside: Shape, log_determinant: LogDeterminant | None = None
+) -> Chain:
+    """Return the stages as a bijection of maps (n, *inside).
+
+    Args:
+        plan: the architecture.
+        inside: shape of the first stage's maps.
+        log_determinant: estimator of each block.
+    """
+    (c, h, w), steps = inside, list[Bijection]()
+    for stage, blocks in enumerate(plan.blocks):
+        if stage:
+            steps.append(Squeeze())
+            c, h, w = 4 * c, h // 2, w // 2
+        width = plan.width if isinstance(plan.width, int) else plan.width[stage]
+        for block in range(blocks):
+            residual = convolutional_residual(
+                c,
+                width,
+                (h, w),
+                plan.coefficient,
+                activate_first=stage + block > 0,
+                boundary=plan.boundary,
+            )
+            # none before the first block, where it would scale channels of zeros by 1,000
+            steps += [ActNorm(c)] if stage + block else []
+            steps.append(ResidualBlock(residual, log_determinant, seed=len(steps)))
+    return Chain(*steps)
+
+
+class InvertibleResNet(nn.Module):
+    """logits = head(F(x, 0)): F is a bijection of the input with added channels of zeros, so x ↦ F(x, 0) is injective.
+
+    The head has batch norm, ELU, the mean over positions and a linear layer. ``decode`` inverts F and drops the added
+    channels; it is exact for codes of inputs.
+
+    Args:
+        plan: the architecture.
+        shape: (c, h, w) of one input.
+        num_classes: C.
+        bounds: smallest and largest value of an input element.
+
+    References:
+        Behrmann, thesis, chapter 4 and appendix A.1.
+    """
+
+    def __init__(
+        self,
+        plan: ResidualArchitecture,
+        shape: Sequence[int] = (1, 28, 28),
+        num_classes: int = 10,
+        bounds: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        super().__init__()
+        self.padding, self.shape, self.num_classes = plan.padding, tuple(shape), num_classes
+        self.bounds = (float(bounds[0]), float(bounds[1]))
+        self.start = Chain(Centred(), *[Squeeze() for _ in range(plan.input_squeezes)])
+        self.stages = residual_stages(plan, plan.inside(shape))
+        self.outside = plan.outside(shape)
+        self.norm = nn.BatchNorm1d(self.outside[0])
+        self.linear = nn.Linear(self.outside[0], num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits (n, C) of (n, *shape) images."""
+        features = self.norm(self._maps(images).flatten(2))
+        logits: Tensor = self.linear(nn.functional.elu(features).mean(2))
+        return logits
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return codes (n, d) with d >= the elements of an input."""
+        return self._maps(images).flatten(1)
+
+    def decode(self, code: Tensor) -> Tensor:
+        """Return the inputs (n, *shape) of codes (n, d), which may lie outside the bounds."""
+        maps = self.stages.inverse(code.reshape(-1, *self.outside))
+        return self.start.inverse(maps[:, : maps.shape[1] - self.padding])
+
+    def _maps(self, images: Tensor) -> Tensor:
+        maps = nn.functional.pad(self.start(images)[0], (0, 0, 0, 0, 0, self.padding))
+        return self.stages(maps)[0]
+
+    @torch.no_grad()
+    def lipschitz(self) -> float:
+        """Return a Lipschitz constant in l2 of the logits as a function of the input.
+
+        It is the product of those of ActNorms, residual layers (1 + L) and head. The mean over p positions has norm
+        1/√p, as a map of all positions.
+        """
+        assert self.norm.running_var is not None
+        scale = self.norm.weight / (self.norm.running_var + self.norm.eps).sqrt()
+        positions = math.prod(self.outside[1:])
+        head = float(scale.abs().max() * torch.linalg.matrix_norm(self.linear.weight, 2))
+        return chain_lipschitz(self.stages) * head / math.sqrt(positions)
+
+
+def residual_blocks(network: nn.Module) -> Iterator[ResidualBlock]:
+    """Yield the residual blocks of a network."""
+    return (part for part in network.modules() if isinstance(part, ResidualBlock))
+
+
+def chain_lipschitz(chain: Chain) -> float:
+    """Return the product of the Lipschitz constants of ActNorms and residual blocks; other steps must have 1.
+
+    References:
+        Behrmann, thesis, lemma 4.6.
+    """
+    total = 1.0
+    for step in chain:
+        if isinstance(step, ActNorm):
+            total *= float(step.log_scale.max().exp())
+        if isinstance(step, ResidualBlock):
+            total *= 1 + step.lipschitz()
+    return total
+
+
+def classifier(
+    shape: Sequence[int] = (1, 28, 28),
+    num_classes: int = 10,
+    **architecture: Any,  # noqa: ANN401 - the fields of ResidualArchitecture, which declares their types
+) -> InvertibleResNet:
+    """Return an i-ResNet with injective padding and a linear classifier on the mean of its last maps.
+
+    Args:
+        shape: (c, h, w), h and w divisible by two for every squeeze.
+        num_classes: C.
+        architecture: fields of ``ResidualArchitecture``; a ``coefficient`` of 0 stands for None.
+    """
+    return InvertibleResNet(_plan(architecture), shape, num_classes)
+
+
+def bijective(
+    shape: Sequence[int] = (1, 28, 28),
+    num_classes: int = 10,
+    **architecture: Any,  # noqa: ANN401 - the fields of ResidualArchitecture, which declares their types
+) -> FiRevNet:
+    """Return an i-ResNet whose logits are the low frequencies of its last maps: a bijection with a split code.
+
+    Args:
+        shape: (c, h, w), h and w divisible by two for every squeeze.
+        num_classes: C.
+        architecture: fields of ``ResidualArchitecture`` without padding; a ``coefficient`` of 0 stands for None.
+
+    References:
+        Jacobsen et al., Excessive invariance, ICLR 2019, section 2.2, for the read-out.
+    """
+    plan = _plan(architecture)
+    if plan.padding:
+        raise BadParameter("a bijection has no padding", got=plan.padding, expected="0")
+    outside = plan.outside(shape)
+    start = [Centred(), *[Squeeze() for _ in range(plan.input_squeezes)]]
+    # one gain for all elements of the code: without it the logits of a contraction are too small
+    end = [ActNorm(outside[0]), *_read_out(outside)]
+    return FiRevNet(
+        Chain(*start, *residual_stages(plan, plan.inside(shape)), *end), shape, num_classes
+    )
+
+
+def residual_flow(
+    shape: Sequence[int] = (1, 28, 28),
+    num_classes: int = 10,
+    log_determinant: dict[str, Any] | None = None,
+    **architecture: Any,  # noqa: ANN401 - the fields of ResidualArchitecture, which declares their types
+) -> ConditionalFlow:
+    """Return an i-ResNet flow of the log-odds of grey levels, with a Gaussian prior per class.
+
+    Args:
+        shape: (c, h, w), h and w divisible by two for every squeeze.
+        num_classes: C.
+        log_determinant: fields of ``LogDeterminant``.
+        architecture: fields of ``ResidualArchitecture`` without padding.
+
+    References:
+        Behrmann, thesis, section 5.4 and appendix A.2, which has a standard normal prior.
+    """
+    plan = _plan(architecture)
+    if plan.padding:
+        raise BadParameter("a bijection has no padding", got=plan.padding, expected="0")
+    outside = plan.outside(shape)
+    start = [GreyLevelCentres(), LogitTransform(0.05), *[Squeeze()] * plan.input_squeezes]
+    stages = residual_stages(plan, plan.inside(shape), LogDeterminant(**(log_determinant or {})))
+    prior = ConditionalTransform(math.prod(outside), num_classes, Affine())
+    return ConditionalFlow(
+        Chain(*start, *stages, ActNorm(outside[0]), *_read_out(outside)), prior, num_classes
+    )
+
+
+def _plan(architecture: dict[str, Any]) -> ResidualArchitecture:
+    """Return the architecture; TOML has no None, so that a coefficient of 0 stands for it."""
+    coefficient = architecture.get("coefficient", ResidualArchitecture.coefficient)
+    return ResidualArchitecture(**{**architecture, "coefficient": coefficient or None})
+
+
+def _read_out(shape: Shape) -> list[Bijection]:
+    _, h, w = shape
+    return [CosineTransform(h, w), Flatten(shape, low_pass_first(h, w))]
