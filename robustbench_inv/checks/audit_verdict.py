@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from robustbench_inv.arguments import format_eps
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.comparisons import common_samples, group_by, group_comparable
-from robustbench_inv.checks.verdict import NOT_MADE, Grade, Verdict
+from robustbench_inv.checks.verdict import NOT_MADE, Verdict
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.summary import Rate, median_distance
 
@@ -114,7 +114,10 @@ class _Evidence:
     verdicts: tuple[Verdict, ...]
 
     def conclusion(self) -> Conclusion:
-        failed, doubtful = self._reasons("FAIL"), [*self._reasons("WARN"), *self._missing]
+        idle = [v for v in self._about if v.verdict == "FAIL" and self._is_superseded(v)]
+        failed = _reasons(v for v in self._about if v.verdict == "FAIL" and v not in idle)
+        warned = _reasons([*(v for v in self._about if v.verdict == "WARN"), *idle])
+        doubtful = [*warned, *self._missing]
         grade = 2 if failed else 1 if doubtful else 0
         reasons = (*failed, *doubtful)
         first, digests = self.cells[0], _subject(self.cells[0])
@@ -132,13 +135,20 @@ class _Evidence:
         found = [v for v in self.verdicts if any(v.concerns(cell) for cell in self.cells)]
         return sorted(dict.fromkeys(found), key=lambda v: (_rank(v.id), v.scope == "cell"))
 
-    def _reasons(self, grade: Grade) -> list[Reason]:
-        """Return a reason for each check of a grade; its first verdict gives the evidence."""
-        found: dict[str, Reason] = {}
-        for verdict in self._about:
-            if verdict.verdict == grade and verdict.id not in found:
-                found[verdict.id] = _reason(verdict)
-        return list(found.values())
+    def _is_superseded(self, verdict: Verdict) -> bool:
+        """Did an attack change nothing (C16), beside one of several gradient steps that did all that it should?
+
+        The number is the worst case over all attacks, which an attack without effect neither raises nor lowers.
+        """
+        if verdict.id != "C16":
+            return False
+        cell = next(cell for cell in self.cells if verdict.concerns(cell))
+        if any(record.broken_at and record.distance.l0 == 0 for record in cell.records):
+            return False
+        failed = [v for v in self._about if (v.id, v.verdict) == ("C16", "FAIL")]
+        group = next((group for group in group_comparable(self.cells) if cell in group), [])
+        others = (c for c in group if c.finished and not any(v.concerns(c) for v in failed))
+        return any(other.iterative or _is_ensemble(other) for other in others)
 
     @property
     def _missing(self) -> list[Reason]:
@@ -159,6 +169,14 @@ class _Evidence:
                 Reason("", f"Samples are missing in {len(late)} of {len(self.cells)} cells.")
             )
         return [*found, *(Reason("", text) for text in _weak_groups(_attacking(self.cells)))]
+
+
+def _reasons(verdicts: Iterable[Verdict]) -> list[Reason]:
+    """Return a reason for each check; its first verdict gives the evidence."""
+    found: dict[str, Reason] = {}
+    for verdict in verdicts:
+        found.setdefault(verdict.id, _reason(verdict))
+    return list(found.values())
 
 
 def _subject(cell: FinishedCell) -> tuple[str, str]:

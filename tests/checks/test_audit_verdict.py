@@ -8,7 +8,9 @@ from robustbench_inv.checks.audit_verdict import conclude, mark_of
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.reporting.headlines import build_headlines
 from robustbench_inv.reporting.statistics import wilson
+from robustbench_inv.results.record import Distances
 from robustbench_inv.testing.toy_cells import toy_cell as cell
+from robustbench_inv.testing.toy_cells import toy_record
 
 STRONG = [0.1] * 150 + [0.2] * 40 + [None] * 10
 WEAK = [0.1] * 100 + [0.2] * 40 + [None] * 60
@@ -121,3 +123,36 @@ def test_a_minimum_norm_attack_needs_no_ensemble_of_its_own_beside_one():
 
 def test_marks():
     assert [mark_of(g) for g in (["PASS", "NOTE"], ["WARN"], ["WARN", "FAIL"])] == ["", " !", " ✗"]
+
+
+def idle(**options):
+    return replace(cell("fgsm", [None] * 200, **options), digest="1" * 32)
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        ([standard()], "publishable with reservations"),
+        ([replace(cell("pgd", STRONG), digest="2" * 32)], "do not publish"),
+        ([], "do not publish"),
+    ],
+)
+def test_an_attack_without_effect_is_a_reservation_beside_one_that_works(others, expected):
+    first = idle()
+    failed = [
+        replace(said("C16", "FAIL", subject=each.subject), about=(each.digest,))
+        for each in (first, *others)
+        if not each.attack.members
+    ]
+    (found,) = conclude([first, *others], [PASSED, *failed])
+    assert found.verdict == expected
+    assert found.reasons[0].check == "C16"
+
+
+def test_an_unchanged_input_that_counts_as_broken_is_no_matter_of_strength():
+    made = idle()
+    same = toy_record(0, 0.1, distance=Distances(0, 0.0, 0.0, 0.0))
+    first = replace(made, records=(same, *made.records[1:]))
+    failed = replace(said("C16", "FAIL", subject=first.subject), about=(first.digest,))
+    (found,) = conclude([first, standard()], [PASSED, failed])
+    assert found.verdict == "do not publish"
