@@ -55,7 +55,9 @@ def show(
     kind: Annotated[
         EntryKind | None, option(help="Choose the kind of entry if several share the name.")
     ] = None,
-    cite: Annotated[bool, option("--cite", help="Print only the citation.")] = False,
+    cite: Annotated[
+        bool, option("--cite", help="Print only the citation, in words and in BibTeX.")
+    ] = False,
     timeout: Timeout = None,
     json: Json = False,
 ) -> None:
@@ -71,7 +73,10 @@ def show(
     if cite:
         if not card.get("paper"):
             raise UsageError(f"the card of {name} names no paper")
-        card = {"name": card["name"], "paper": card["paper"]}
+        from robustbench_inv.reporting.citations import references_of
+
+        bibtex = "\n\n".join(each.text for each in references_of(card["paper"], card["name"]))
+        card = {"name": card["name"], "paper": card["paper"], "bibtex": bibtex}
     if json:
         return print_json(card)
     return print_card(found, card)

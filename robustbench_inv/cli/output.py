@@ -99,6 +99,8 @@ def print_card(kind: str, card: Mapping[str, object]) -> None:
     for key, value in card.items():
         if key == "deviations" and card.get("algorithm"):
             print_line(f"deviations from the algorithm: {_format_sentences(value)}")
+        elif key == "bibtex":
+            print_line(f"\n{value}")
         elif value not in _OMITTED_VALUES:
             print_line(f"{key}: {_format_value(value)}")
 

@@ -1,6 +1,6 @@
 """The rows of data frames: one mapping from column to number, text or None for each cell."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import ceil, nan
 from typing import Any
 
@@ -18,6 +18,7 @@ __all__ = [
     "IntervalOf",
     "budget_of",
     "identity_facts",
+    "judges_text",
     "place_facts",
     "quantile",
     "rate_facts",
@@ -74,6 +75,25 @@ def budget_of(cell: FinishedCell) -> str:
         return f"{sign}, any distance"
     ends = f"{format_eps(eps[0])} … {format_eps(eps[-1])}" if len(eps) > 1 else format_eps(eps[0])
     return f"{sign} ≤ {ends}"
+
+
+JUDGES = {"human": "people", "exact": "the exact rule"}
+"""Oracles that are no networks, in words."""
+
+
+def judges_text(cells: Iterable[FinishedCell]) -> str:
+    """Return the oracles of changed inputs in words; empty without an oracle.
+
+    A panel leaves out the attacked model and models like it, so that several models may have panels of several sizes.
+    """
+    oracles = [cell.threat.oracle for cell in cells if cell.threat.oracle]
+    counts = sorted({len(oracle.members) for oracle in oracles if oracle.members})
+    networks = (
+        [f"{' to '.join(map(str, {counts[0]: 0, counts[-1]: 0}))} other networks"] if counts else []
+    )
+    others = [JUDGES.get(o.source, o.source) for o in oracles if not o.members]
+    found = " or ".join(dict.fromkeys([*networks, *others]))
+    return "1 other network" if found == "1 other networks" else found
 
 
 def result_texts(cell: FinishedCell, mark: str = "") -> Iterator[dict[str, str]]:

@@ -68,9 +68,7 @@ class Curve:
 
     Args:
         x: ascending, from 0.
-        y: shares.
-        low: lower ends.
-        high: upper ends.
+        y, low, high: shares, and the ends of their intervals.
         stepped: known at every x (from distances), not only at the points of a sweep.
     """
 
@@ -156,6 +154,17 @@ class FigureContext:
         models = list(dict.fromkeys(cell.model_label for cell in self.all_cells or self.cells))
         return COLOURS[models.index(model) % len(COLOURS)]
 
+    @property
+    def one_model(self) -> bool:
+        """Is the report about a single model, so that each attack can have a colour of its own?"""
+        return len({cell.model_label for cell in self.all_cells or self.cells}) == 1
+
+    def line_colour(self, cell: FinishedCell) -> str:
+        """Return the colour of a cell's line: the model's, or of a single model the attack's."""
+        if not self.one_model:
+            return self.colour(cell.model_label)
+        return COLOURS[self.ranked.index(cell.attack_label) % len(COLOURS)]
+
     def style(self, attack: str) -> dict[str, Any]:
         """Return the attack's marker and dashes; the strongest attack has a full line."""
         i = self.ranked.index(attack)
@@ -197,7 +206,8 @@ def _accuracy_curves(plot: FigureContext) -> Iterable[ReportFigure]:
         plot = plot.ranking(group)
         models = {m: list(cells) for m, cells in groupby(group, key=lambda c: c.model_label)}
         first = 1 if len(models) > 1 else 0
-        figure, axes = grid(len(models) + first, 4)
+        size = () if first else (6.4, 2.9)  # a single panel has the legend beside it
+        figure, axes = grid(len(models) + first, 4, *size)
         for ax in axes:
             ax.set_xlim(0, _eps_limit(group))
         if first:
@@ -212,7 +222,8 @@ def _accuracy_curves(plot: FigureContext) -> Iterable[ReportFigure]:
             slug(f"curves-{panel.dataset}-{panel.norm}-{panel.goal}"),
             f"Accuracy against {_distance_label(panel)}: {panel.title}",
             "Robust accuracy against the budget, with its 95 % interval. One colour for each "
-            "model; lines with markers were measured at the marked eps, lines with steps at every distance.",
+            f"{'attack' if plot.one_model else 'model'}; lines with markers were measured at the marked eps, lines "
+            "with steps at every distance.",
             _describe_worst_cases(group),
             render(figure),
         )
@@ -239,7 +250,7 @@ def _draw_attacks(
     label_axes(axes, shorten(model))
     for cell in cells:
         curve = cell_curve(cell, plot.interval)
-        draw_curve(axes, curve, plot.colour(model), plot.style(cell.attack_label))
+        draw_curve(axes, curve, plot.line_colour(cell), plot.style(cell.attack_label))
 
 
 def _class_curves(plot: FigureContext) -> Iterable[ReportFigure]:
@@ -287,12 +298,13 @@ def _distances(plot: FigureContext) -> Iterable[ReportFigure]:
             continue
         found = [(cell, distances_by_norm(cell)) for cell in group]
         norms = list(dict.fromkeys(name for _, each in found for name in each))
-        figure, axes = grid(len(norms), 3, width=4.6, height=2.9)
+        height = max(2.9, 0.5 + 0.17 * len(group))
+        figure, axes = grid(len(norms), 3, width=4.6 + 1.9 / len(norms), height=height)
         plot = plot.ranking(group)
         for ax, name in zip(axes, norms, strict=True):
             label_axes(ax, "", f"{norm_symbol(name)} distance", "broken within, % of attacked")
             _draw_distances(ax, [(cell, each[name]) for cell, each in found if name in each], plot)
-        axes[0].legend(handlelength=1.8)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
         yield ReportFigure(
             slug(f"distances-{panel.dataset}-{panel.norm}-{panel.goal}"),
             f"Distance to failure: {panel.title}",
@@ -308,41 +320,34 @@ def _draw_distances(
 ) -> None:
     axes.set_xlim(0, 1.04 * max((d for _, each in found for d in each if d < inf), default=1.0))
     for cell, distances in found:
-        label = f"{shorten(cell.model_label)}, {shorten(cell.attack_label)}"
-        style, colour = (
-            plot.style(cell.attack_label) | {"label": label},
-            plot.colour(cell.model_label),
-        )
+        named = "" if plot.one_model else f"{shorten(cell.model_label, 20)}, "
+        label = f"{named}{shorten(cell.attack_label)}"
+        style, colour = plot.style(cell.attack_label) | {"label": label}, plot.line_colour(cell)
         draw_curve(axes, broken_curve(distances, plot.interval), colour, style)
         middle = median_of(distances)
         if middle and middle.value < inf:
             axes.plot([middle.value], [50], "o", color=colour, markersize=6)
 
 
-def _images(plot: FigureContext) -> Iterable[ReportFigure]:
-    return draw_attack_images(plot.cells, plot.columns)
-
-
-def _risk(plot: FigureContext) -> Iterable[ReportFigure]:
-    return draw_risk(plot.cells, plot.colour, plot.interval)
-
-
 FIGURES: dict[FigureKind, Callable[[FigureContext], Iterable[ReportFigure]]] = {
     "curves": _accuracy_curves,
     "classes": _class_curves,
     "distances": _distances,
-    "risk": _risk,
-    "images": _images,
+    "risk": lambda plot: draw_risk(plot.cells, plot.colour, plot.interval),
+    "images": lambda plot: draw_attack_images(plot.cells, plot.columns),
 }
 """How each kind of figure is drawn."""
 
 
 def _attack_legend(figure: Figure, cells: Sequence[FinishedCell], plot: FigureContext) -> None:
-    names = list(dict.fromkeys(cell.attack_label for cell in cells))
-    lines = [Line2D([], [], color=MUTED, **plot.style(name)) for name in names]
-    figure.legend(
-        lines, [*map(shorten, names)], loc="outside lower center", ncols=4, handlelength=2.6
-    )
+    colours = {c.attack_label: plot.line_colour(c) if plot.one_model else MUTED for c in cells}
+    names = [name for name in plot.ranked if name in colours]
+    lines = [Line2D([], [], color=colours[name], **plot.style(name)) for name in names]
+    labels = [*map(shorten, names)]
+    if len(figure.axes) == 1:
+        figure.legend(lines, labels, loc="outside right upper", handlelength=2.8)
+    else:
+        figure.legend(lines, labels, loc="outside lower center", ncols=4, handlelength=2.8)
 
 
 def _eps_limit(cells: Iterable[FinishedCell]) -> float:

@@ -94,8 +94,7 @@ def _column(headline: Headline) -> GlanceColumn:
     if group.no_class:
         title = "Inputs of no class"
     elif group.keeps:
-        judge = f", judged by {group.oracle}" if group.oracle else ""
-        title = f"{BLINDNESS}{judge}"
+        title = f"{BLINDNESS}, judged by {headline.judges}" if headline.judges else BLINDNESS
     elif group.fixed:
         title = "Fixed inputs"
     sign = norm_symbol(group.norm)

@@ -1,11 +1,11 @@
 """The main result of each group of cells, for the first screen of a report."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import inf
 
 from robustbench_inv.arguments import format_eps
-from robustbench_inv.reporting.facts import IntervalOf
+from robustbench_inv.reporting.facts import IntervalOf, judges_text
 from robustbench_inv.reporting.rejection_report import GOAL_TEXTS
 from robustbench_inv.reporting.run_results import (
     CellGroup,
@@ -46,12 +46,16 @@ class Headline:
         caption: what ``result`` means, of how many samples and by which attacks.
         measure: what ``result`` means.
         rows: one for each model.
+        judges: the oracles of changed inputs, in words; empty without an oracle.
+        cases: the worst case behind the result, by model.
     """
 
     group: CellGroup
     caption: str
     measure: str
     rows: tuple[HeadlineRow, ...]
+    judges: str = ""
+    cases: Mapping[str, WorstCase] = field(default_factory=dict, repr=False)
 
 
 def build_headlines(cells: Sequence[FinishedCell], interval: IntervalOf) -> list[Headline]:
@@ -81,9 +85,9 @@ def _headline(panel: CellGroup, found: Sequence[WorstCase], interval: IntervalOf
         clean = rate_cell(worst.clean, interval(worst.clean))
         rows.append(HeadlineRow(model, clean, result, attack))
     caption = _headline_caption(measure, list(chosen.values()))
-    return Headline(
-        panel, caption, measure.text.removesuffix(" of").removesuffix(", over"), tuple(rows)
-    )
+    text = measure.text.removesuffix(" of").removesuffix(", over")
+    judges = judges_text(cell for worst in found for cell in worst.cells) if panel.oracle else ""
+    return Headline(panel, caption, text, tuple(rows), judges, chosen)
 
 
 def _headline_eps(panel: CellGroup, found: Sequence[WorstCase]) -> float:

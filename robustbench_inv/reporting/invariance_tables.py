@@ -7,7 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from robustbench_inv.reporting.facts import IntervalOf, budget_of, identity_facts, rate_facts
+from robustbench_inv.reporting.facts import (
+    IntervalOf,
+    budget_of,
+    identity_facts,
+    judges_text,
+    rate_facts,
+)
 from robustbench_inv.reporting.run_results import group_cells
 from robustbench_inv.reporting.table_formats import (
     BLANK,
@@ -33,18 +39,19 @@ __all__ = ["fixed_input_tables", "invariance_tables", "metamer_tables"]
 
 
 INVARIANCE_CAPTION = (
-    "Shares in % [95 % interval] of the attacked samples (without those misclassified before). Both: the prediction "
-    "is unchanged although the oracle names another class inside the budget, which is the invariance failure. "
+    "Shares in % [95 % interval] of the attacked samples (without those misclassified before). Failure: the prediction "
+    "is unchanged although the oracle names another class inside the budget. "
     "A rejected input keeps no prediction. "
     "Undecided: the oracle names no class. Agrees with oracle, with label: predictions on changed inputs that have an oracle class; agreement with "
-    "the old label is no merit. Oracle error: its error rate on clean inputs or catch trials. Corrected: both, corrected for the "
+    "the old label is no merit. Oracle error: its error rate on clean inputs or catch trials. Corrected: failures, corrected for the "
     "changes that the oracle misses and for those that it reports falsely on changed inputs that people labelled; the "
     "lower end of the interval assumes no recall. Median distance: of the "
     "failures from the clean inputs over the attacked samples, ∞ where fewer than half fail."
 )
 
 INVARIANCE_COLUMNS = (
-    *("Model", "Attack", "Budget", "Attacked", "Same prediction", "Class changed", "Both"),
+    *("Model", "Attack", "Budget", "Attacked"),
+    *("Decision unchanged", "True class changed", "Failure (both)"),
     *("Undecided", "Median distance"),
 )
 ORACLE_COLUMNS = (
@@ -67,12 +74,17 @@ def invariance_tables(cells: Sequence[FinishedCell], interval: IntervalOf) -> It
     for panel, group in group_cells(c for c in cells if c.threat.wants_same_prediction).items():
         yield Table(
             slug(f"invariance-{panel.dataset}-{panel.norm}-{panel.goal}"),
-            f"Prediction unchanged, class changed: {panel.title}",
+            f"Blindness to class changes{_judged_by(group)}: {panel.title}",
             INVARIANCE_CAPTION,
             pd.DataFrame([_invariance_fact(cell, interval) for cell in group]),
             (*INVARIANCE_COLUMNS, *ORACLE_COLUMNS),
             tuple(_invariance_row(cell, interval) for cell in group),
         )
+
+
+def _judged_by(group: Sequence[FinishedCell]) -> str:
+    judges = judges_text(group)
+    return f", judged by {judges}" if judges else ""
 
 
 def _invariance_row(cell: FinishedCell, interval: IntervalOf) -> tuple[TableCell, ...]:

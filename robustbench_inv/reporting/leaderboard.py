@@ -2,11 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
 from math import inf
 from pathlib import Path
-
-import numpy as np
 
 from robustbench_inv.arguments import check_path, format_eps
 from robustbench_inv.checks.audit_verdict import Conclusion, conclude
@@ -15,7 +12,6 @@ from robustbench_inv.errors import BadResults
 from robustbench_inv.identity import digest_value
 from robustbench_inv.reporting.definitions import load_definition
 from robustbench_inv.reporting.html import export_files, render_page, write_page
-from robustbench_inv.reporting.model_comparison import SIGNIFICANCE
 from robustbench_inv.reporting.page import build_page
 from robustbench_inv.reporting.run_results import (
     CellGroup,
@@ -25,12 +21,12 @@ from robustbench_inv.reporting.run_results import (
     main_cases,
     read_runs,
 )
-from robustbench_inv.reporting.statistics import PairedOutcomes, holm, mcnemar, wilson
+from robustbench_inv.reporting.statistics import rank_interval, wilson
 from robustbench_inv.reporting.table_formats import TableCell, norm_symbol, rate_cell, slug
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.summary import Rate
 
-__all__ = ["Board", "Leaderboard", "Placing", "rank_interval", "read_leaderboard"]
+__all__ = ["Board", "Leaderboard", "Placing", "read_leaderboard"]
 
 
 @dataclass(frozen=True)
@@ -224,30 +220,3 @@ def _cell(rate: Rate) -> TableCell:
 
 def _conclusion(worst: WorstCase, conclusions: Sequence[Conclusion]) -> str:
     return next((each.verdict for each in conclusions if each.concerns(worst.cells[0])), "")
-
-
-def rank_interval(robust: Sequence[np.ndarray]) -> list[tuple[int, int]]:
-    """Return the best and the worst rank of each model that paired tests on the same samples allow.
-
-    A model is better than another one if McNemar's exact test, adjusted for all pairs by Holm's method, is significant.
-
-    Args:
-        robust: of each model (n,), the samples on which it is robust.
-
-    Example:
-        >>> good, bad = np.arange(100) < 90, np.arange(100) < 20
-        >>> rank_interval([good, bad, ~bad])
-        [(1, 2), (3, 3), (1, 2)]
-    """
-    pairs = list(combinations(range(len(robust)), 2))
-    outcomes = [PairedOutcomes.of(robust[i].tolist(), robust[j].tolist()) for i, j in pairs]
-    better = [0] * len(robust)
-    worse = [0] * len(robust)
-    for (i, j), found, p in zip(
-        pairs, outcomes, holm([mcnemar(each) for each in outcomes]), strict=True
-    ):
-        if p <= SIGNIFICANCE:
-            winner, loser = (i, j) if found.difference > 0 else (j, i)
-            better[loser] += 1
-            worse[winner] += 1
-    return [(1 + b, len(robust) - w) for b, w in zip(better, worse, strict=True)]

@@ -14,6 +14,7 @@ from robustbench_inv.arguments import format_eps
 from robustbench_inv.reporting.facts import IntervalOf, place_facts, rate_facts
 from robustbench_inv.reporting.run_results import CellGroup, WorstCase, group_cells, worst_cases
 from robustbench_inv.reporting.statistics import (
+    SIGNIFICANCE,
     Interval,
     PairedOutcomes,
     holm,
@@ -27,7 +28,6 @@ from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.summary import Rate
 
 __all__ = [
-    "SIGNIFICANCE",
     "PairedResult",
     "adjusted",
     "compare_models",
@@ -38,9 +38,6 @@ __all__ = [
 Quantity = Literal["clean", "robust", "fixed", "follows", "rejects", "distance"]
 """What is compared: correct clean or fixed inputs, robust samples, predictions that follow a change of class, rejected
 inputs of no class, the larger distance."""
-
-SIGNIFICANCE = 0.05
-"""Largest adjusted p value of a difference that is called one."""
 
 VERBS: dict[Quantity, tuple[str, str]] = {
     "clean": ("classifies", " of clean samples correctly"),

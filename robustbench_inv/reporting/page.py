@@ -8,7 +8,9 @@ from typing import Any
 
 from robustbench_inv.checks.audit_verdict import Conclusion, conclude, mark_of
 from robustbench_inv.checks.verdict import Verdict
+from robustbench_inv.reporting.answers import Answer, answer_questions
 from robustbench_inv.reporting.canvas import ReportFigure
+from robustbench_inv.reporting.citations import Citation, collect_citations
 from robustbench_inv.reporting.definitions import Definition, Section
 from robustbench_inv.reporting.figures import FigureContext, draw_figures
 from robustbench_inv.reporting.gallery import NO_GALLERY, Gallery, collect_gallery
@@ -65,6 +67,7 @@ class ReportPage:
         verdicts: of the checks, by grade, worst first.
         failures: samples without a valid adversarial input.
         facts: provenance.
+        citations: of the attacks and models.
         gallery: samples with their images.
     """
 
@@ -78,7 +81,13 @@ class ReportPage:
     verdicts: dict[str, list[dict[str, Any]]]
     failures: tuple[FailedSamples, ...]
     facts: tuple[ProvenanceFacts, ...]
+    citations: tuple[Citation, ...] = ()
     gallery: Gallery = NO_GALLERY
+
+    @cached_property
+    def answers(self) -> tuple[Answer, ...]:
+        """Which model is best, whether the numbers can be trusted, and what broke the models."""
+        return answer_questions(self.headlines, self.conclusions)
 
     @cached_property
     def glance(self) -> Glance:
@@ -143,6 +152,7 @@ def build_page(definition: Definition, runs: Sequence[RunResult]) -> ReportPage:
         verdicts=collect_verdicts(runs),
         failures=tuple(list_failures(cells)),
         facts=tuple(collect_provenance(runs)),
+        citations=collect_citations(cells),
         gallery=collect_gallery(cells),
     )
 

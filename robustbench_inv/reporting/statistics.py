@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from math import inf, sqrt
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import bdtr, betaincinv, ndtri
 
 from robustbench_inv.errors import BadParameter
@@ -13,6 +15,7 @@ from robustbench_inv.results.summary import Rate, median_distance
 __all__ = [
     "CONFIDENCE",
     "INTERVALS",
+    "SIGNIFICANCE",
     "Interval",
     "Median",
     "PairedOutcomes",
@@ -20,11 +23,15 @@ __all__ = [
     "holm",
     "mcnemar",
     "median_of",
+    "rank_interval",
     "tango",
     "wilson",
 ]
 
 CONFIDENCE = 0.95
+
+SIGNIFICANCE = 0.05
+"""Largest adjusted p value of a difference that is called one."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +180,33 @@ def tango(pairs: PairedOutcomes) -> Interval:
     low = _bisect(lambda Δ: _tango_score(pairs, Δ) - z, -1.0, difference)
     high = _bisect(lambda Δ: _tango_score(pairs, Δ) + z, difference, 1.0)
     return Interval(low, high)
+
+
+def rank_interval(robust: Sequence[NDArray[np.bool_]]) -> list[tuple[int, int]]:
+    """Return the best and the worst rank of each model that paired tests on the same samples allow.
+
+    A model is better than another one if McNemar's exact test, adjusted for all pairs by Holm's method, is significant.
+
+    Args:
+        robust: of each model (n,), the samples on which it is robust.
+
+    Example:
+        >>> good, bad = np.arange(100) < 90, np.arange(100) < 20
+        >>> rank_interval([good, bad, ~bad])
+        [(1, 2), (3, 3), (1, 2)]
+    """
+    pairs = list(combinations(range(len(robust)), 2))
+    outcomes = [PairedOutcomes.of(robust[i].tolist(), robust[j].tolist()) for i, j in pairs]
+    better = [0] * len(robust)
+    worse = [0] * len(robust)
+    for (i, j), found, p in zip(
+        pairs, outcomes, holm([mcnemar(each) for each in outcomes]), strict=True
+    ):
+        if p <= SIGNIFICANCE:
+            winner, loser = (i, j) if found.difference > 0 else (j, i)
+            better[loser] += 1
+            worse[winner] += 1
+    return [(1 + b, len(robust) - w) for b, w in zip(better, worse, strict=True)]
 
 
 @dataclass(frozen=True)

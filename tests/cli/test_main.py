@@ -51,7 +51,8 @@ def test_show_prints_the_card(invbench):
     assert (card["name"], card["parameters"]["steps"]) == ("pgd:steps=3", 3)
     assert "summary: " in invbench("show", "mnist-cnn").out
     assert "spheres-invariance" in invbench("show", "spheres", "--kind", "suites").out
-    assert "Madry" in invbench("show", "pgd", "--cite").out
+    assert "Madry" in (cited := invbench("show", "pgd", "--cite").out)
+    assert "\n@inproceedings{madry2018towards,\n  title = {Towards" in cited
 
 
 def test_show_prints_algorithm_and_deviations_of_a_preset(invbench):

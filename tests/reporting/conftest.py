@@ -16,6 +16,7 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update",
     "--disable-sync", "--no-first-run", "--disable-dev-shm-usage",
 ]  # fmt: skip
+PAPER = "Zhu, An and Niu, Guess First, arXiv 2001.03311"
 VERSIONS = {"python": "3.11.2", "torch": "2.13.0", "robustbench-inv": "0.1.0"}
 
 
@@ -110,7 +111,7 @@ class RunWriter:
             "version": 2,
             "identity": {"seed": about["seed"]},
             "model": {
-                "name": about["model"], "digest": _digest(about, "model", "version"), "card": {},
+                "name": about["model"], "digest": _digest(about, "model", "version"), "card": {"paper": PAPER},
                 "weights_digest": "d" * 64, "rejection": None,
             },
             "attack": {"name": about["attack"], "digest": _digest(about, "attack"), "parameters": {"steps": 40}, **attack},

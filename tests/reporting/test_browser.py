@@ -100,3 +100,31 @@ def _assert_all_visible(page, selector, at_least):
     )
     assert len(sizes) >= at_least
     assert all(width > 5 and height > 5 for width, height in sizes)
+
+
+def test_a_long_table_is_filtered_by_words(browser, report):
+    page = browser.new_page()
+    page.goto(report.as_uri())
+    block = page.locator(".block", has=page.locator("table.sortable tbody tr:nth-child(6)")).first
+    rows = block.locator("tbody tr")
+    total = rows.count()
+    block.get_by_label("Filter rows").fill("VIB pgd")
+    shown = [row.inner_text() for row in rows.all() if row.is_visible()]
+    assert 0 < len(shown) < total
+    assert all("mnist-vib" in text and "pgd" in text for text in shown)
+    assert block.get_by_role("status").text_content() == f"{len(shown)} of {total} rows"
+    block.get_by_label("Filter rows").fill("")
+    assert sum(row.is_visible() for row in rows.all()) == total
+    page.close()
+
+
+def test_references_are_on_the_page_and_can_be_copied(browser, report):
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(report.as_uri())
+    assert "mnist-cnn, mnist-vib" in page.locator("#references").inner_text()
+    page.locator("#references summary").click()
+    page.locator("#references button.copy").click()
+    copied = "navigator.clipboard.readText().then(text => text.startsWith('@article{zhu2020guess'))"
+    page.wait_for_function(copied)
+    context.close()

@@ -73,7 +73,7 @@ def test_an_invariance_search_has_a_curve_for_each_norm():
     (figure,) = draw_figures(
         "distances", FigureContext((replace(cell, events=(event,)), none), wilson)
     )
-    assert {"ℓ2 distance", "ℓ∞ distance", "toy, x", "toy, y"} <= set(texts(figure.svg))
+    assert {"ℓ2 distance", "ℓ∞ distance", "x", "y"} <= set(texts(figure.svg))
     assert draw_figures("distances", FigureContext((none,), wilson)) == []
 
 
@@ -204,3 +204,28 @@ def test_inline_figures_share_no_ids_and_take_the_colours_of_the_page(full_run):
         ElementTree.fromstring(body)
         assert INK not in body
         assert "<metadata>" not in body
+
+
+def test_seven_attacks_on_one_model_have_a_colour_and_a_line_each():
+    names = ["a", "b", "c", "d", "e", "f", "g"]
+    cells = [toy_cell(name, [0.1, None, 0.2], epsilons=[0.1, 0.2]) for name in names]
+    plot = FigureContext(tuple(cells)).ranking(cells)
+    assert len({plot.line_colour(cell) for cell in cells}) == 7
+    styles = [plot.style(name) for name in names]
+    assert len({(each["marker"], str(each["linestyle"])) for each in styles}) == 7
+    two = [toy_cell("a", [0.1], model={"name": name}) for name in "xy"]
+    plot = FigureContext(tuple(two)).ranking(two)
+    assert [plot.line_colour(cell) for cell in two] == [plot.colour("x"), plot.colour("y")]
+
+
+def test_the_legend_of_one_panel_lies_beside_it_and_is_not_cut():
+    cells = [toy_cell(f"an-attack-with-a-long-name-of-its-own-{i}", [0.1, None]) for i in range(7)]
+    (figure,) = draw_figures("curves", FigureContext(tuple(cells)))
+    root = ElementTree.fromstring(figure.svg)
+    width, height = (float(root.get(side).removesuffix("pt")) for side in ("width", "height"))
+    names = [e for e in root.iter(f"{SVG}text") if "…" in (e.text or "")]
+    assert len(names) == 7
+    for name in names:
+        x, y = float(name.get("x")), float(name.get("y"))
+        assert 0 < x < width - 100
+        assert 0 < y < height

@@ -80,7 +80,7 @@ def test_there_is_no_table_without_invariance_cells(writer, record):
 def test_the_report_says_who_judged(run, tmp_path):
     html = write_report([run], tmp_path / "r.html").read_text()
     for words in (
-        "Prediction unchanged, class changed", "majority of a, b; c is left out; wrong on 1, undecided on 2 of 50",
+        "Blindness to class changes, judged by 2 other networks", "majority of a, b; c is left out; wrong on 1, undecided on 2 of 50",
         "Agrees with label", "e" * 64,
     ):  # fmt: skip
         assert words in html

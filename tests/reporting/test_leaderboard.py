@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustbench_inv.errors import BadResults
-from robustbench_inv.reporting.leaderboard import rank_interval, read_leaderboard
+from robustbench_inv.reporting.leaderboard import read_leaderboard
+from robustbench_inv.reporting.statistics import rank_interval
 
 
 @pytest.fixture

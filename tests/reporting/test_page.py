@@ -381,17 +381,20 @@ def test_invariance_failures_are_those_of_the_card(shown):
         expected = {
             "same_prediction": (
                 lambda r: r.adversarial.prediction == r.clean.prediction,
-                "Same prediction",
+                "Decision unchanged",
             ),
-            "class_changed": (lambda r: r.oracle_label not in (None, r.label), "Class changed"),
-            "success": (lambda r: r.broken_at is not None, "Both"),
+            "class_changed": (
+                lambda r: r.oracle_label not in (None, r.label),
+                "True class changed",
+            ),
+            "success": (lambda r: r.broken_at is not None, "Failure (both)"),
             "oracle_undecided": (lambda r: r.oracle_label is None, "Undecided"),
         }
         for name, (found, heading) in expected.items():
             assert_share(fact[name], ratio(found, attacked), row[heading])
             assert counts(told[name]) == ratio(found, attacked)
         (headline,) = shown.page.headlines
-        assert headline.rows[0].result == row["Both"]
+        assert headline.rows[0].result == row["Failure (both)"]
 
 
 def test_fixed_inputs_are_those_of_the_card(shown):

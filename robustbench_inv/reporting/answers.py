@@ -1,0 +1,148 @@
+"""The first screen in sentences: which model is best, can the numbers be trusted, and what broke the models?"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+
+from robustbench_inv.arguments import format_eps
+from robustbench_inv.checks.audit_verdict import CONCLUSIONS, Conclusion
+from robustbench_inv.reporting.headlines import Headline
+from robustbench_inv.reporting.run_results import WorstCase
+from robustbench_inv.reporting.statistics import rank_interval
+from robustbench_inv.reporting.table_formats import dataset_title, norm_symbol
+from robustbench_inv.results.rates import ensemble_breakdown
+
+__all__ = ["Answer", "answer_questions"]
+
+LISTED = 4
+"""Names in one answer; further ones are counted."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer to one question, as sentences."""
+
+    question: str
+    sentences: tuple[str, ...]
+
+
+def answer_questions(
+    headlines: Sequence[Headline], conclusions: Sequence[Conclusion]
+) -> tuple[Answer, ...]:
+    """Return the answers of a first screen.
+
+    Args:
+        headlines: of all groups of cells.
+        conclusions: about the same models.
+    """
+    ranked = [each for each in headlines if _is_robustness(each)]
+    about = {(each.model, each.dataset): each.verdict for each in conclusions}
+    found = (
+        Answer("Which model is best?", tuple(_best(each, about) for each in ranked)),
+        Answer("Can the numbers be trusted?", tuple(_trust(conclusions))),
+        Answer("What broke the models?", tuple(_broken(headlines))),
+    )
+    return tuple(answer for answer in found if answer.sentences)
+
+
+def _is_robustness(headline: Headline) -> bool:
+    """Is the headline a robust accuracy at a budget?"""
+    group, cases = headline.group, headline.cases.values()
+    other = group.keeps or group.no_class or group.fixed
+    return not other and all(case.eps < inf for case in cases) and len(cases) > 0
+
+
+def _best(headline: Headline, verdicts: Mapping[tuple[str, str], str]) -> str:
+    """Return which models the paired tests leave as the best, of those whose numbers can be published."""
+    cases, data = headline.cases, headline.group.dataset
+    barred = [m for m in cases if verdicts.get((m, data)) == CONCLUSIONS[-1]]
+    rivals = {m: case for m, case in cases.items() if m not in barred} or dict(cases)
+    same = len({case.ids for case in rivals.values()}) == 1
+    ranks = (
+        dict(zip(rivals, rank_interval([c.robust for c in rivals.values()]), strict=True))
+        if same
+        else {}
+    )
+    best = [m for m, (first, _) in ranks.items() if first == 1] or list(rivals)
+    best.sort(key=lambda m: -rivals[m].rate.value)
+    text = f"{_share(best[0], rivals[best[0]])} on {dataset_title(data)}"
+    if not same:
+        text += "; the models have different samples, so that they are not ranked"
+    elif len(best) > 1:
+        text += f"; on these samples it is not shown to be better than {_listed(best[1:])}"
+    elif len(rivals) > 1:
+        text += ", more than every other model"
+    return f"{text}{_left_out(barred, len(cases))}."
+
+
+def _share(model: str, case: WorstCase) -> str:
+    rate, at = case.rate, f"{norm_symbol(case.group.norm)} ≤ {format_eps(case.eps)}"
+    share = f"{100 * rate.value:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+    return f"{model}: {share} robust at {at}"
+
+
+def _left_out(barred: Sequence[str], total: int) -> str:
+    if not barred or len(barred) == total:
+        return ""
+    return f". Left out, for numbers that must not be published: {_listed(barred)}"
+
+
+def _trust(conclusions: Sequence[Conclusion]) -> Iterator[str]:
+    """Yield how many models each verdict has, with the names and the first reason where it is not the best one."""
+    for verdict in CONCLUSIONS:
+        found = [each for each in conclusions if each.verdict == verdict]
+        if not found:
+            continue
+        count = f"{verdict.capitalize()}: {len(found)} of {len(conclusions)}"
+        if verdict == CONCLUSIONS[0]:
+            yield f"{count}. A strong ensemble was run, and no check objects."
+        else:
+            models = _listed(list(dict.fromkeys(each.model for each in found)))
+            reasons = [r.text for each in found for r in each.reasons[:1]]
+            yield f"{count} ({models}). {_most_common(reasons)}"
+
+
+def _broken(headlines: Sequence[Headline]) -> Iterator[str]:
+    """Yield for each kind of failure the attack that is strongest on most models, with its member if it has some."""
+    for headline in headlines:
+        strongest = [_strongest(each) for each in headline.cases.values() if _succeeded(each)]
+        if not strongest:
+            continue
+        name = _most_common(strongest)
+        count = sum(each == name for each in strongest)
+        where = f" on {count} of {len(headline.cases)} models" if len(headline.cases) > 1 else ""
+        yield f"{_kind(headline)}: {name}{where}."
+
+
+def _kind(headline: Headline) -> str:
+    """Return data set, norm and kind of failure in words."""
+    group = headline.group
+    kinds = {group.keeps: "class changes missed", group.fixed: "fixed inputs"}
+    kind = "inputs of no class" if group.no_class else kinds.get(True, "small changes")
+    return f"{group.data}, {norm_symbol(group.norm)}, {kind}"
+
+
+def _succeeded(case: WorstCase) -> bool:
+    return case.success_rate.successes > 0
+
+
+def _strongest(case: WorstCase) -> str:
+    """Return the attack that breaks most samples; of an ensemble the member with most as well."""
+    name, _ = case.strongest
+    cell = next(cell for cell in case.cells if cell.attack_label == name)
+    members = ensemble_breakdown(cell)
+    if not members or not any(members.broken_by.values()):
+        return name
+    return f"{name}, mostly by its {max(members.broken_by, key=lambda m: members.broken_by[m])}"
+
+
+def _most_common(values: Iterable[str]) -> str:
+    found = list(values)
+    return max(dict.fromkeys(found), key=found.count, default="")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - LISTED
+    if more > 0:
+        return f"{', '.join(names[:LISTED])} and {more} more"
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
