@@ -283,7 +283,8 @@ class _TrialRunner:
         """Run the attack on a number of samples until a time of ``time.perf_counter``; return None if a part fails."""
         job = self._job
         judge = Judge(job.model.classifier, job.dataset, job.seed, job.effective_oracle)
-        loader = Loader(job.dataset, self._device, job.model.classifier.dtype)
+        place = self._device, job.model.classifier.dtype
+        loader = Loader(job.dataset, *place, job.effective_oracle)
         step = max(1, len(job.samples) // count)
         ids = list(job.samples[::step][:count])
         kind = job.attack.attack.kind

@@ -10,6 +10,7 @@ from robustbench_inv.attacks.pgd import PGD
 from robustbench_inv.cli.run_tables import format_duration
 from robustbench_inv.evaluation import cost
 from robustbench_inv.evaluation.cost import estimate_jobs
+from robustbench_inv.evaluation.jobs import EvaluationRequest, build_jobs
 
 
 class Sleeps(nn.Module):
@@ -78,7 +79,7 @@ def test_a_trial_that_takes_too_long_is_stopped(toys, monkeypatch):
         PGD(400), toys.linf(0.001), module=Sleeps(toys.TwoSides(torch.float32), 0.01)
     )
     (estimate,) = estimate_jobs([job])
-    assert estimate.timed == 4
+    assert estimate.timed == 4  # perhaps stopped by the time limit
     assert estimate.seconds >= 401 * 0.01
     assert estimate.high == cost.STOPPED_SPREAD * estimate.seconds
 
@@ -93,3 +94,14 @@ def test_times_are_written_in_the_unit_that_suits_them():
     assert format_duration(3000, 1800, 5400) == "about 50 min (30 to 90)"
     assert format_duration(0.4, 0.2, 0.8) == "about 0.4 s (0.2 to 0.8)"
     assert format_duration(90_000, 45_000, 180_000) == "about 25 h (12 to 50)"
+
+
+def test_an_attack_that_asks_the_oracle_is_tried():
+    request = EvaluationRequest(
+        ["spheres-misaligned"],
+        ["invariance-standard"],
+        dataset="spheres:d=20,n=2,size=8",
+        samples=4,
+    )
+    (estimate,) = estimate_jobs(build_jobs(request))
+    assert estimate.timed == 4  # perhaps stopped by the time limit
