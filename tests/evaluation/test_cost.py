@@ -97,11 +97,7 @@ def test_times_are_written_in_the_unit_that_suits_them():
 
 
 def test_an_attack_that_asks_the_oracle_is_tried():
-    request = EvaluationRequest(
-        ["spheres-misaligned"],
-        ["invariance-standard"],
-        dataset="spheres:d=20,n=2,size=8",
-        samples=4,
-    )
+    asked = {"dataset": "mnist5k", "samples": 4}
+    request = EvaluationRequest(["mnist-mlp"], ["invariance-standard"], **asked)
     (estimate,) = estimate_jobs(build_jobs(request))
     assert estimate.timed == 4  # perhaps stopped by the time limit
