@@ -20,6 +20,7 @@ __all__ = [
     "EvaluationWarning",
     "ForeignCodeError",
     "InvbenchError",
+    "MissingData",
     "MissingExtra",
     "TimeLimitExceeded",
     "UnknownName",
@@ -88,6 +89,10 @@ class BadCatalogue(UsageError):
 
 class BadData(UsageError):
     """A data file that is missing, damaged, or of the wrong checksum, shape, type or range."""
+
+
+class MissingData(BadData):
+    """Files of a data set that are neither on this machine nor fetched."""
 
 
 class BadModel(UsageError):

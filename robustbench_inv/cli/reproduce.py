@@ -244,6 +244,7 @@ def _print_experiment_plan(item: "Reproduction", options: EvaluationOptions, *, 
 
 def _run_experiments(item: "Reproduction", folder: Path, options: EvaluationOptions) -> list[Path]:
     """Run the experiment on every data set, and return the files with the results."""
+    from robustbench_inv.errors import MissingData
     from robustbench_inv.experiments.protocol import ExperimentRequest, run_experiment
     from robustbench_inv.reporting.table_formats import slug
     from robustbench_inv.results.experiment_result import result_to_gzip
@@ -253,7 +254,8 @@ def _run_experiments(item: "Reproduction", folder: Path, options: EvaluationOpti
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for data, dataset in item.places(options.dataset).items():
+    places, missing = item.places(options.dataset), list[MissingData]()
+    for data, dataset in places.items():
         request = ExperimentRequest(
             dataset,
             _model_columns(item, data),
@@ -263,7 +265,14 @@ def _run_experiments(item: "Reproduction", folder: Path, options: EvaluationOpti
             data_root=options.data_root,
             report=print_message,
         )
-        result = run_experiment(item.measurement.by, request, item.measurement.filled(data))
+        try:
+            result = run_experiment(item.measurement.by, request, item.measurement.filled(data))
+        except MissingData as error:
+            missing.append(error)
+            if len(missing) == len(places):
+                raise
+            print_message(f"{data} is left out: {error}")
+            continue
         files.append(folder / f"measured-{slug(data)}.json.gz")
         write_atomically(files[-1], result_to_gzip(result))
     return files

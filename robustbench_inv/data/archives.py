@@ -16,7 +16,7 @@ from robustbench_inv.data.fetch import (
     fetch_dataset,
     verify_dataset,
 )
-from robustbench_inv.errors import BadData
+from robustbench_inv.errors import BadData, MissingData
 
 __all__ = ["ARCHIVES", "Archive", "fetch_or_unpack", "verify_files"]
 
@@ -133,7 +133,7 @@ def _archive_file(name: str, archive: Archive, target: Path, folder: Path) -> Pa
         except BadData as error:
             failure = f" ({address}/{archive.name}: {error})"
     if failure:
-        raise BadData(
+        raise MissingData(
             f"cannot fetch {archive.name} of {name}{failure}",
             remedy=f"put {archive.name} into a folder DIR, and repeat the command with --data-root DIR",
         )

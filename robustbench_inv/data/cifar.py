@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.data.fetch import Source, search_folders
-from robustbench_inv.errors import BadData, BadParameter
+from robustbench_inv.errors import BadData, BadParameter, MissingData
 
 __all__ = [
     "PICKLES",
@@ -170,7 +170,7 @@ def find_folder(name: str, split: str, root: Path | None) -> Path:
         f"{name.replace('cifar', 'cifar-')}-{archives.get(each, 'python')}.tar.gz"
         for each in layouts
     ]
-    raise BadData(
+    raise MissingData(
         f"cannot find the files of {name}",
         got=f"none in {', '.join(map(str, searched))}",
         remedy=f"run invbench data fetch {name}, or unpack {' or '.join(known)} so that DIR/"

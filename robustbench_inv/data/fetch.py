@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustbench_inv.data.formats import parse_array, parse_images, parse_labels, unpacked
-from robustbench_inv.errors import BadData
+from robustbench_inv.errors import BadData, MissingData
 
 __all__ = [
     "EMBEDDED",
@@ -209,7 +209,7 @@ def fetch_file(
             return _download(address, origin, file, folder / stored)
         except BadData as error:
             failures.append(f"{address}: {error}")
-    raise BadData(
+    raise MissingData(
         f"cannot fetch {stored} of {origin.name} ({'; '.join(failures)})",
         remedy=f"try again, or put the file into DIR/{origin.folders[0]} and give --data-root DIR",
     )

@@ -12,7 +12,7 @@ from robustbench_inv.catalogue.locate import shadowed, unread
 from robustbench_inv.catalogue.references import locate_code
 from robustbench_inv.catalogue.reproduction import Reproduction
 from robustbench_inv.data.protocol import Dataset, HasClassNames
-from robustbench_inv.errors import BadCatalogue, CapabilityMismatch
+from robustbench_inv.errors import BadCatalogue, CapabilityMismatch, MissingData
 from robustbench_inv.evaluation.compatibility import check_compatible, warnings
 from robustbench_inv.evaluation.jobs import EvaluationRequest, Job, build_jobs
 from robustbench_inv.evaluation.loading import LoadCache, NamedModel, load_suite
@@ -151,15 +151,26 @@ def plan_reproduction(
 
     Raises:
         UsageError: for an unknown name, or incompatible parts.
+        MissingData: if no data set is at hand; a warning names each that is not.
     """
     _check_request(request)
     cache = LoadCache(request.device, request.data_root)
-    places = item.places(request.dataset)
-    ranked = [each for data in places for each in _jobs(item, data, request, cache)]
+    places, missing = item.places(request.dataset), dict[str, MissingData]()
+    for data, dataset in places.items():
+        try:
+            cache.dataset(dataset)
+        except MissingData as error:
+            missing[data] = error
+    if len(missing) == len(places):
+        raise next(iter(missing.values()))
+    present = (data for data in places if data not in missing)
+    ranked = [each for data in present for each in _jobs(item, data, request, cache)]
     # trial by trial, so that an interrupted run has complete rows
     jobs = [job for _, job in sorted(ranked, key=lambda each: each[0])]
     _check_distinct(jobs)
-    return plan_jobs(jobs, label=item.name, command=command)
+    lines = [f"{data} is left out: {error}" for data, error in missing.items()]
+    plan = plan_jobs(jobs, label=item.name, command=command)
+    return replace(plan, warnings=(*lines, *plan.warnings))
 
 
 def _check_request(request: EvaluationRequest) -> None:

@@ -105,6 +105,7 @@ def measure_ood_detection(
         Supervised Deep Infomax, section 5.2 and table 3.
     """
     found, digests, known = list[list[MeasuredNumber]](), dict[str, str](), _OutputCache(request)
+    pairs = list(request.available(pairs, "column", "data", "ood"))
     for pair in pairs:
         for row, model in _load_models(request, pair).items():
             request.report(f"{model.name}: {pair['ood']} against {pair['data']}")

@@ -1,8 +1,8 @@
 """Experiments by name, and the request that every experiment takes as argument."""
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from robustbench_inv.catalogue.models import LoadedModel, load_model
 from robustbench_inv.catalogue.references import import_object
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.data.sampling import select_samples
-from robustbench_inv.errors import BadCatalogue, suggest
+from robustbench_inv.errors import BadCatalogue, MissingData, suggest
 from robustbench_inv.results.experiment_result import ExperimentResult
 from robustbench_inv.training.objectives import TrainingData
 
@@ -51,6 +51,8 @@ class ExperimentRequest:
         device: torch device of the models.
         data_root: folder of the data, if they were not fetched.
         report: callback for progress, one line per call.
+
+    ``left_out`` collects why rows or columns are not measured, by their names.
     """
 
     dataset: str
@@ -60,6 +62,34 @@ class ExperimentRequest:
     device: str = "cpu"
     data_root: Path | None = None
     report: Callable[[str], object] = str
+    left_out: dict[str, str] = field(default_factory=dict, init=False)
+
+    def available(
+        self, parts: Sequence[Mapping[str, Any]], name: str, *keys: str
+    ) -> Iterator[Mapping[str, Any]]:
+        """Yield the rows or columns whose data sets are at hand; report the others and note them in ``left_out``.
+
+        Args:
+            parts: the rows or columns.
+            name: key of their names.
+            keys: keys of the names of their data sets.
+
+        Raises:
+            MissingData: if no part is left.
+        """
+        missing: MissingData | None = None
+        for part in parts:
+            try:
+                for key in keys:
+                    self.open_dataset(self.resolve_dataset(str(part[key])))
+            except MissingData as error:
+                missing = error
+                self.left_out[str(part[name])] = str(error)
+                self.report(f"{part[name]} is left out: {error}")
+            else:
+                yield part
+        if missing and len(self.left_out) == len({str(part[name]) for part in parts}):
+            raise missing
 
     def open_dataset(self, name: str = "") -> Dataset:
         """Return a data set by name, by default the held-out data."""
@@ -118,7 +148,7 @@ def run_experiment(
         raise BadCatalogue(f"{by} does not take these parameters", remedy=str(error)) from error
     measured = experiment(request, **parameters)
     assert isinstance(measured, ExperimentResult)
-    return measured
+    return replace(measured, left_out=dict(request.left_out))
 
 
 def load_samples(dataset: Dataset, ids: Tensor) -> TrainingData:

@@ -10,7 +10,7 @@ from torch import nn
 
 from robustbench_inv.catalogue.models import LoadedModel, load_model
 from robustbench_inv.data.protocol import Dataset
-from robustbench_inv.errors import BadCatalogue, BadData
+from robustbench_inv.errors import BadCatalogue
 from robustbench_inv.experiments.calibration import collect_outputs
 from robustbench_inv.experiments.ood_detection import threshold_margins
 from robustbench_inv.experiments.protocol import ExperimentRequest
@@ -33,8 +33,7 @@ def measure_accuracies(
     Args:
         request: number of samples per data set, and a data set that replaces that of the definition.
         rows: for each row of the table ``row``, ``data`` (name of the data set) and ``models`` (model name by column).
-            With ``optional``, a row is skipped if the files of its data set are missing. The number of parameters of
-            a column is that of its model in the first row.
+            The number of parameters of a column is that of its model in the first row.
 
     References:
         Supervised Deep Infomax, table 1.
@@ -127,13 +126,6 @@ def _selective_numbers(
 def _available_rows(
     request: ExperimentRequest, rows: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[Mapping[str, Any], Dataset]]:
-    """Yield rows and their data sets; report and skip ``optional`` rows whose files are missing."""
-    for about in rows:
-        try:
-            dataset = request.open_dataset(request.resolve_dataset(str(about["data"])))
-        except BadData as error:
-            if not about.get("optional"):
-                raise
-            request.report(f"row {about['row']} is skipped: {error}")
-            continue
-        yield about, dataset
+    """Yield rows and their data sets, where these are at hand."""
+    for about in request.available(rows, "row", "data"):
+        yield about, request.open_dataset(request.resolve_dataset(str(about["data"])))

@@ -240,6 +240,7 @@ class ExperimentResult:
         histograms: of scores, in histograms.
         planes: decisions on planes, as ``reporting.decision_planes`` reads them; None without.
         layers: hidden layers before and after, as ``reporting.layer_views`` reads them; None without.
+        left_out: why a part was not measured, by its name.
     """
 
     dataset: str
@@ -251,6 +252,7 @@ class ExperimentResult:
     histograms: tuple[HistogramPanels, ...] = ()
     planes: Mapping[str, Any] | None = field(default=None, repr=False)
     layers: Mapping[str, Any] | None = field(default=None, repr=False)
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, object]:
         """Return plain values, version first."""
@@ -267,7 +269,8 @@ class ExperimentResult:
             "logit_sheets": logit_sheets,
             "histograms": histograms,
         }
-        return {"version": RESULT_VERSION, **vars(self), **named}
+        present = {key: value for key, value in vars(self).items() if key != "left_out" or value}
+        return {"version": RESULT_VERSION, **present, **named}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "ExperimentResult":
@@ -291,6 +294,7 @@ class ExperimentResult:
             histograms=tuple(map(HistogramPanels.from_json, found.get("histograms", ()))),
             planes=found["planes"],
             layers=found["layers"],
+            left_out=dict(found.get("left_out", {})),
         )
 
 

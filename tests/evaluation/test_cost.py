@@ -96,7 +96,8 @@ def test_times_are_written_in_the_unit_that_suits_them():
     assert format_duration(90_000, 45_000, 180_000) == "about 25 h (12 to 50)"
 
 
-def test_an_attack_that_asks_the_oracle_is_tried():
+def test_an_attack_that_asks_the_oracle_is_tried(monkeypatch):
+    monkeypatch.setattr(cost, "TRIAL_SECONDS", 0.3)
     asked = {"dataset": "mnist5k", "samples": 4}
     request = EvaluationRequest(["mnist-mlp"], ["invariance-standard"], **asked)
     (estimate,) = estimate_jobs(build_jobs(request))

@@ -3,7 +3,9 @@
 import pytest
 
 from robustbench_inv.catalogue.reproduction_file import read_reproduction
+from robustbench_inv.errors import MissingData
 from robustbench_inv.evaluation.jobs import EvaluationRequest
+from robustbench_inv.evaluation.loading import LoadCache
 from robustbench_inv.evaluation.plan import plan_reproduction
 
 ITEM = """
@@ -77,3 +79,28 @@ def test_threats_contain_the_sweep(plan):
 def test_every_model_is_loaded_once(plan):
     models = {id(job.model) for job in plan().jobs}
     assert len(models) == 3
+
+
+def test_a_data_set_that_is_not_at_hand_is_left_out(tmp_path, monkeypatch):
+    text = ITEM.replace('["mnist"]', '["mnist", "fashion-mnist"]').replace(
+        "{data}-c-js:", "mnist-c-js:"
+    )
+    (tmp_path / "figure-1.toml").write_text(text.replace("{data}", "mnist"))
+    item, opened, absent = (
+        read_reproduction(tmp_path / "figure-1.toml"),
+        LoadCache.dataset,
+        {"fashion-mnist"},
+    )
+
+    def dataset(self, source):
+        if source in absent:
+            raise MissingData(f"cannot fetch {source}")
+        return opened(self, "mnist5k" if source == "mnist" else source)
+
+    monkeypatch.setattr(LoadCache, "dataset", dataset)
+    found = plan_reproduction(item, EvaluationRequest((), samples=4))
+    assert {job.dataset.name for job in found.jobs} == {"mnist5k"}
+    assert found.warnings[0] == "fashion-mnist is left out: cannot fetch fashion-mnist"
+    absent.add("mnist")
+    with pytest.raises(MissingData):
+        plan_reproduction(item, EvaluationRequest((), samples=4))

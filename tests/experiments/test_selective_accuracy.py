@@ -1,18 +1,20 @@
 """Tables 1 and 2 of SDIM on a network with one parameter, so that every number can be computed by hand."""
 
+import json
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from robustbench_inv.errors import BadData
+from robustbench_inv.errors import BadData, MissingData
 from robustbench_inv.experiments import selective_accuracy
-from robustbench_inv.experiments.protocol import ExperimentRequest
+from robustbench_inv.experiments.protocol import ExperimentRequest, run_experiment
 from robustbench_inv.experiments.selective_accuracy import (
     measure_accuracies,
     measure_selective_accuracy,
 )
+from robustbench_inv.results.experiment_result import ExperimentResult
 
 NETWORKS = Path(__file__).parent / "toy_networks.py"
 
@@ -79,18 +81,28 @@ def test_the_critic_of_sdim_is_counted_separately():
 
 
 @pytest.mark.usefixtures("data", "rejecting")
-def test_an_optional_row_with_missing_files_is_skipped(monkeypatch):
-    opened = ExperimentRequest.open_dataset
+def test_a_row_without_its_data_is_left_out_and_damaged_data_are_not(monkeypatch):
+    opened, absent = ExperimentRequest.open_dataset, {"others"}
 
     def open_dataset(self, name=""):
-        if name == "others":
-            raise BadData("cannot find the files of others")
+        if name in absent:
+            raise MissingData(f"cannot find the files of {name}")
         return opened(self, name)
 
     monkeypatch.setattr(ExperimentRequest, "open_dataset", open_dataset)
     rows = [{"row": name, "data": name, "models": {"M": MODEL}} for name in ("own", "others")]
-    with pytest.raises(BadData, match="others"):
-        measure_accuracies(make_request(), rows)
-    measured = measure_accuracies(make_request(), [rows[0], {**rows[1], "optional": True}])
+    measured = run_experiment("accuracies", make_request(), {"rows": rows})
     assert measured.dataset == "own"
     assert "others" not in {number.row for number in measured.numbers}
+    assert measured.left_out == {"others": "cannot find the files of others"}
+    assert ExperimentResult.from_json(json.loads(json.dumps(measured.to_json()))) == measured
+    absent.add("own")
+    with pytest.raises(MissingData, match="others"):
+        measure_accuracies(make_request(), rows)
+
+    def damaged(_, name=""):
+        raise BadData(f"{name} is damaged")
+
+    monkeypatch.setattr(ExperimentRequest, "open_dataset", damaged)
+    with pytest.raises(BadData, match="own is damaged"):
+        measure_accuracies(make_request(), rows)

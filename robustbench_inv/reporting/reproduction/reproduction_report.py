@@ -179,6 +179,7 @@ def _page_of_runs(item: Reproduction, results: Sequence[RunResult]) -> ReportPag
         ("data sets", facts["data sets"]),
         ("samples per cell", " to ".join(f"{n:,}" for n in dict.fromkeys(sizes[:1] + sizes[-1:]))),
         ("samples", facts["samples"]),
+        *_absent(", ".join(_without_records(item, results))),
     )
     return replace(page, overview=overview, headlines=(), gallery=NO_GALLERY)
 
@@ -192,7 +193,7 @@ def _page_of_results(item: Reproduction, results: Mapping[Path, ExperimentResult
     models = dict(pair for result in results.values() for pair in result.models.items())
     return ReportPage(
         definition=Definition(item.name, item.title, (), item.text),
-        overview=(("paper", item.paper), *samples),
+        overview=(("paper", item.paper), *samples, *_absent(_left_out(item, results))),
         headlines=(),
         colours={},
         sections=(),
@@ -205,6 +206,25 @@ def _page_of_results(item: Reproduction, results: Mapping[Path, ExperimentResult
             ProvenanceFacts("Digests of models", tuple(models.items())),
         ),
     )
+
+
+def _absent(text: str) -> list[tuple[str, str]]:
+    return [("left out", text)] if text else []
+
+
+def _without_records(item: Reproduction, results: Sequence[RunResult]) -> list[str]:
+    """Return the item's data sets on which nothing was run, such as those that were not at hand."""
+    names = {cell.dataset.name for result in results for cell in result.cells}
+    return [data for data in item.datasets if not any(name.startswith(data) for name in names)]
+
+
+def _left_out(item: Reproduction, results: Mapping[Path, ExperimentResult]) -> str:
+    """Return what was not measured, and why: rows and columns, and data sets without results."""
+    names = {result.dataset for result in results.values()}
+    several = len(item.datasets) > 1  # a result on several data sets may name each of them
+    absent = [d for d in item.datasets if several and not any(n.startswith(d) for n in names)]
+    reasons = (pair for result in results.values() for pair in result.left_out.items())
+    return "; ".join([*absent, *(f"{name}: {reason}" for name, reason in reasons)])
 
 
 def _cells_of_item(
