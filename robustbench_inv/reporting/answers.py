@@ -12,7 +12,7 @@ from robustbench_inv.reporting.statistics import rank_interval
 from robustbench_inv.reporting.table_formats import dataset_title, norm_symbol
 from robustbench_inv.results.rates import ensemble_breakdown
 
-__all__ = ["Answer", "answer_questions"]
+__all__ = ["Answer", "answer_questions", "strongest_attack"]
 
 LISTED = 4
 """Names in one answer; further ones are counted."""
@@ -105,7 +105,7 @@ def _trust(conclusions: Sequence[Conclusion]) -> Iterator[str]:
 def _broken(headlines: Sequence[Headline]) -> Iterator[str]:
     """Yield for each kind of failure the attack that is strongest on most models, with its member if it has some."""
     for headline in headlines:
-        strongest = [_strongest(each) for each in headline.cases.values() if _succeeded(each)]
+        strongest = [strongest_attack(each) for each in headline.cases.values() if _succeeded(each)]
         if not strongest:
             continue
         name = _most_common(strongest)
@@ -126,7 +126,7 @@ def _succeeded(case: WorstCase) -> bool:
     return case.success_rate.successes > 0
 
 
-def _strongest(case: WorstCase) -> str:
+def strongest_attack(case: WorstCase) -> str:
     """Return the attack that breaks most samples; of an ensemble the member with most as well."""
     name, _ = case.strongest
     cell = next(cell for cell in case.cells if cell.attack_label == name)

@@ -1,7 +1,8 @@
 """Compares models that were evaluated: before and after a defence, in words, as a table and as a page."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from robustbench_inv.arguments import check_file, check_path
 from robustbench_inv.checks.audit_verdict import Conclusion, conclude
 from robustbench_inv.checks.verdict import Verdict
 from robustbench_inv.errors import BadParameter, BadResults, UnknownName, suggest
+from robustbench_inv.reporting.answers import Answer, answer_questions
 from robustbench_inv.reporting.canvas import (
     COLOURS,
     MUTED,
@@ -19,6 +21,9 @@ from robustbench_inv.reporting.canvas import (
     shorten,
     styled,
 )
+from robustbench_inv.reporting.gallery import Change, Gallery, collect_changes
+from robustbench_inv.reporting.glance import Glance, draw_both_failures, take_glance
+from robustbench_inv.reporting.headlines import Headline, build_headlines
 from robustbench_inv.reporting.html import export_files, render_page, write_page
 from robustbench_inv.reporting.model_comparison import (
     PairedResult,
@@ -26,7 +31,8 @@ from robustbench_inv.reporting.model_comparison import (
     compare_models,
 )
 from robustbench_inv.reporting.run_results import RunResult, read_runs
-from robustbench_inv.reporting.table_formats import Table
+from robustbench_inv.reporting.statistics import wilson
+from robustbench_inv.reporting.table_formats import Table, dataset_title
 from robustbench_inv.reporting.tables import comparison_table
 from robustbench_inv.results.cell import FinishedCell
 
@@ -44,12 +50,14 @@ class RunComparison:
         conclusions: whether the numbers of each model can be published.
         notes: what limits the comparison.
         sources: the folders that were read.
+        cells: of the compared models.
     """
 
     results: tuple[PairedResult, ...]
     conclusions: tuple[Conclusion, ...]
     notes: tuple[str, ...]
     sources: tuple[str, ...]
+    cells: Cells = field(default=(), repr=False)
 
     def __str__(self) -> str:
         return "\n".join(result.sentence for result in self.results)
@@ -63,6 +71,55 @@ class RunComparison:
     def table(self) -> Table:
         """All results."""
         return comparison_table("comparison", "Every comparison", self.results)
+
+    @cached_property
+    def headlines(self) -> list[Headline]:
+        """The main result of each model."""
+        return build_headlines(self.cells, wilson)
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """Which model is best, whether the numbers can be trusted, and what broke the models."""
+        return answer_questions(self.headlines, self.conclusions)
+
+    @property
+    def glance(self) -> Glance:
+        """The headlines by model, with the verdicts."""
+        return take_glance(self.headlines, self.conclusions)
+
+    @property
+    def both_failures(self) -> ReportFigure | None:
+        """A picture of the headlines; None unless a model was attacked in both ways."""
+        return draw_both_failures(self.glance, self.colours)
+
+    @property
+    def colours(self) -> dict[str, str]:
+        """The colour of each model."""
+        return {model: COLOURS[i % len(COLOURS)] for i, model in enumerate(self.models)}
+
+    @cached_property
+    def gallery(self) -> Gallery:
+        """The samples that differ, with their images where images were kept."""
+        return collect_changes(self.cells, self._changes)
+
+    @property
+    def _changes(self) -> dict[tuple[str, int], Change]:
+        """The samples that differ, and in what."""
+        keys = {cell.dataset.name: cell.info.dataset_key for cell in self.cells}
+        found: dict[tuple[str, int], dict[str, list[str]]] = {}
+        for each in self.results:
+            model = f"{each.models[1]}: " if len(self.models) > 2 else ""
+            for kind, samples in (("gained", each.gained), ("lost", each.lost)):
+                for sample in samples:
+                    places = found.setdefault((keys[each.group.dataset], sample), {})
+                    places.setdefault(f"{model}{kind}", []).append(each.name + _budget(each))
+        return {
+            sample: Change(
+                " and ".join(places),
+                "; ".join(f"{kind} in {', '.join(where)}" for kind, where in places.items()),
+            )
+            for sample, places in found.items()
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""
@@ -82,7 +139,7 @@ class RunComparison:
         path = path if path.suffix in {".html", ".htm"} else path / "compare.html"
         check_file(path, "page")
         picture, table = _draw(self.results), self.table
-        files = export_files([table], [picture])
+        files = export_files([table], [picture, *filter(None, [self.both_failures])])
         html = render_page("compare.html", files, page=self, table=table, picture=picture)
         write_page(path, html, files)
         return path
@@ -113,15 +170,21 @@ def compare(
             got=" and ".join(cells[0].model_label for cells in pairs[0]),
             expected="results on the same samples of the same data set",
         )
-    compared = {cell.digest for pair in pairs for cells in pair for cell in cells}
-    cells = [cell for run in runs for cell in run.cells if cell.digest in compared]
+    compared = {(c.model_label, c.digest): c for pair in pairs for cells in pair for c in cells}
+    cells = tuple(compared.values())
     verdicts = [Verdict.from_json(value) for run in runs for value in run.checks]
     return RunComparison(
         tuple(results),
         tuple(conclude(cells, verdicts)),
         tuple(_notes(pairs, runs, results)),
         tuple(map(str, folders)),
+        cells,
     )
+
+
+def _budget(result: PairedResult) -> str:
+    """Return the budget of a result as words; empty without one."""
+    return result.place.removeprefix(dataset_title(result.group.dataset))
 
 
 def _merge(runs: Sequence[RunResult]) -> RunResult:

@@ -1,7 +1,7 @@
 """The gallery of a report: samples with their images under every attack, to be filtered in the page."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
@@ -14,7 +14,14 @@ from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.pixels import is_image_shape, png_uri, to_pixels
 from robustbench_inv.results.record import Record
 
-__all__ = ["LARGEST_GALLERY", "NO_GALLERY", "Gallery", "collect_gallery"]
+__all__ = [
+    "LARGEST_GALLERY",
+    "NO_GALLERY",
+    "Change",
+    "Gallery",
+    "collect_changes",
+    "collect_gallery",
+]
 
 LARGEST_GALLERY = 3 << 20
 """Characters of all images of a page together; samples beyond are left out."""
@@ -60,6 +67,38 @@ def collect_gallery(cells: Sequence[FinishedCell], largest: int = LARGEST_GALLER
     return Gallery(tuple(entries), tuple(images), len(entries))
 
 
+@dataclass(frozen=True)
+class Change:
+    """How a sample differs between two models: a filter's value, and where it differs, in words."""
+
+    kind: str
+    places: str
+
+
+def collect_changes(
+    cells: Sequence[FinishedCell], changes: Mapping[tuple[str, int], Change]
+) -> Gallery:
+    """Return the gallery of the samples that differ between compared models, under the attacks of both.
+
+    Args:
+        cells: of all models; those without images are passed over.
+        changes: by identity of the data set and sample.
+    """
+
+    def changed(cell: FinishedCell) -> FinishedCell:
+        key = cell.info.dataset_key
+        return replace(cell, records=tuple(r for r in cell.records if (key, r.sample) in changes))
+
+    keys = {cell.dataset.name: cell.info.dataset_key for cell in cells}
+    found = collect_gallery([each for each in map(changed, cells) if each.records])
+    entries = (
+        {**entry, "change": change.kind, "places": change.places}
+        for entry in found.entries
+        for change in [changes[keys[entry["dataset"]], entry["sample"]]]
+    )
+    return replace(found, entries=tuple(entries))
+
+
 @dataclass(frozen=True, eq=False)
 class _Kept:
     """The images of one cell: rows of ``clean`` and ``adversarial`` by sample."""
@@ -99,6 +138,7 @@ class _Kept:
         found = {
             "model": self.cell.model_label,
             "attack": self.cell.attack_label,
+            "dataset": self.cell.dataset.name,
             "threat": CellGroup.of(self.cell).title,
             "sample": sample,
             "label": record.label,

@@ -24,7 +24,7 @@ from robustbench_inv.reporting.table_formats import (
 )
 from robustbench_inv.results.cell import FinishedCell
 
-__all__ = ["Headline", "HeadlineRow", "build_headlines"]
+__all__ = ["Headline", "HeadlineRow", "build_headlines", "decisive_eps"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def build_headlines(cells: Sequence[FinishedCell], interval: IntervalOf) -> list
 
 
 def _headline(panel: CellGroup, found: Sequence[WorstCase], interval: IntervalOf) -> Headline:
-    eps = _headline_eps(panel, found)
+    eps = decisive_eps(panel, found)
     by_model: dict[str, list[WorstCase]] = {}
     for worst in found:
         by_model.setdefault(worst.model, []).append(worst)
@@ -90,7 +90,13 @@ def _headline(panel: CellGroup, found: Sequence[WorstCase], interval: IntervalOf
     return Headline(panel, caption, text, tuple(rows), judges, chosen)
 
 
-def _headline_eps(panel: CellGroup, found: Sequence[WorstCase]) -> float:
+def decisive_eps(panel: CellGroup, found: Sequence[WorstCase]) -> float:
+    """Return the eps of a sweep at which models are compared: the smallest that takes a model below one half.
+
+    Args:
+        panel: the group of the cells; of invariance attacks it is the largest eps.
+        found: the worst cases of all models of the group.
+    """
     below = [worst.eps for worst in found if worst.rate.value < 0.5 <= worst.clean.value]
     return min(below) if below and not panel.keeps else max(worst.eps for worst in found)
 

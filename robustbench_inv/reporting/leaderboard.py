@@ -2,15 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import inf
 from pathlib import Path
 
 from robustbench_inv.arguments import check_path, format_eps
-from robustbench_inv.checks.audit_verdict import Conclusion, conclude
+from robustbench_inv.checks.audit_verdict import CONCLUSIONS, Conclusion, conclude
 from robustbench_inv.checks.verdict import Verdict
 from robustbench_inv.errors import BadResults
 from robustbench_inv.identity import digest_value
+from robustbench_inv.reporting.answers import Answer, answer_questions, strongest_attack
+from robustbench_inv.reporting.canvas import COLOURS, ReportFigure
 from robustbench_inv.reporting.definitions import load_definition
+from robustbench_inv.reporting.glance import draw_both_failures, take_glance
+from robustbench_inv.reporting.headlines import Headline, build_headlines, decisive_eps
 from robustbench_inv.reporting.html import export_files, render_page, write_page
 from robustbench_inv.reporting.page import build_page
 from robustbench_inv.reporting.run_results import (
@@ -37,36 +42,53 @@ class Placing:
         model: its label.
         page: address of its page.
         clean: clean accuracy.
-        result: robust accuracy, or the rate of invariance failures, with interval.
-        attacks: that were run, as words.
+        results: at each eps of the board: robust accuracy, or the rate of invariance failures, with interval.
+        strongest: the attack that broke most samples where the models are ranked.
         verdict: whether the number can be published; empty without checks.
-        ranks: the best and the worst rank that the data allow; None for a model without a publishable number.
+        reason: the first one against it, or a reservation; empty for none.
+        ranks: the best and the worst rank that the data allow, among the models that are listed together.
     """
 
     model: str
     page: str
     clean: TableCell
-    result: TableCell
-    attacks: str
+    results: tuple[TableCell, ...]
+    strongest: str
     verdict: str
-    ranks: tuple[int, int] | None
+    reason: str
+    ranks: tuple[int, int]
 
 
 @dataclass(frozen=True)
 class Board:
-    """The models of one protocol: the same samples of the same data, norm, goal, budget and oracle.
+    """The models of one protocol: the same attacks on the same samples of the same data, norm, goal, budgets, oracle.
 
     Args:
         name: for links.
-        title: of the table.
-        measure: what the result is, and which direction is better.
-        placings: ranked models, the best first, then those without a publishable number.
+        title: data set, norm and kind of failure.
+        protocol: attacks, samples and oracle, in words.
+        measure: what the results are, and which direction is better.
+        levels: the eps of the results, as words.
+        decisive: the number of the level by which the models are ranked.
+        ranked: models with a publishable number, the best first.
+        apart: the other ones, ranked among themselves.
     """
 
     name: str
     title: str
+    protocol: str
     measure: str
-    placings: tuple[Placing, ...]
+    levels: tuple[str, ...]
+    decisive: int
+    ranked: tuple[Placing, ...]
+    apart: tuple[Placing, ...]
+
+    @property
+    def parts(self) -> list[tuple[str, tuple[Placing, ...]]]:
+        """The two tables of the board with their headings; without those that are empty."""
+        apart = "Apart: numbers with reservations, or that must not be published"
+        parts = [("Ranked: every check that applies is passed", self.ranked), (apart, self.apart)]
+        return [(title, found) for title, found in parts if found]
 
 
 @dataclass(frozen=True)
@@ -77,11 +99,30 @@ class Leaderboard:
         boards: those with most models first.
         runs: merged results.
         pages: file of each model, by label.
+        conclusions: whether the numbers of each model can be published.
     """
 
     boards: tuple[Board, ...]
     runs: tuple[RunResult, ...]
     pages: dict[str, str]
+    conclusions: tuple[Conclusion, ...]
+
+    @cached_property
+    def headlines(self) -> list[Headline]:
+        """The main result of each group of cells."""
+        return build_headlines([cell for run in self.runs for cell in run.cells], wilson)
+
+    @property
+    def answers(self) -> tuple[Answer, ...]:
+        """Which model is best, whether the numbers can be trusted, and what broke the models."""
+        return answer_questions(self.headlines, self.conclusions)
+
+    @cached_property
+    def pictures(self) -> list[ReportFigure]:
+        """Pictures of all models: both ways to fail, where models were attacked in both."""
+        colours = {model: COLOURS[i % len(COLOURS)] for i, model in enumerate(self.pages)}
+        both = draw_both_failures(take_glance(self.headlines, self.conclusions), colours)
+        return [both] if both else []
 
     def write(self, out: str | Path) -> Path:
         """Write the site into a folder, and return its first page.
@@ -97,7 +138,8 @@ class Leaderboard:
             files = export_files(page.tables, page.pictures)
             html = render_page("report.html", files, page=page, folder=f"{Path(name).stem}_files")
             write_page(folder / name, html, files)
-        write_page(index, render_page("leaderboard.html", {}, page=self), {})
+        files = export_files([], self.pictures)
+        write_page(index, render_page("leaderboard.html", files, page=self), files)
         return index
 
 
@@ -116,11 +158,12 @@ def read_leaderboard(runs: Sequence[str | Path]) -> Leaderboard:
     cells = [cell for run in results for cell in run.cells]
     verdicts = [Verdict.from_json(value) for run in results for value in run.checks]
     pages = _pages(cells)
-    boards = list(_boards(cells, conclude(cells, verdicts), pages))
+    conclusions = tuple(conclude(cells, verdicts))
+    boards = list(_boards(cells, conclusions, pages))
     if not boards:
         raise BadResults("there is nothing to rank", expected="runs of invbench evaluate")
-    boards.sort(key=lambda board: -len(board.placings))
-    return Leaderboard(tuple(boards), results, pages)
+    boards.sort(key=lambda board: -len(board.ranked) - len(board.apart))
+    return Leaderboard(tuple(boards), results, pages, conclusions)
 
 
 def _check_equal(folders: Sequence[Path]) -> None:
@@ -156,67 +199,117 @@ def _only(run: RunResult, model: str) -> RunResult:
     return replace(run, cells=cells, pending=())
 
 
+@dataclass(frozen=True)
+class _Protocol:
+    """What models must share to be on one board."""
+
+    group: CellGroup
+    ids: tuple[int, ...]
+    attacks: frozenset[str]
+    levels: tuple[float, ...]
+
+    @property
+    def title(self) -> str:
+        kind = "blindness to class changes" if self.group.keeps else "robustness to small changes"
+        return f"{self.group.data}, {norm_symbol(self.group.norm)}: {kind}"
+
+    @property
+    def words(self) -> str:
+        oracle = f", {self.group.oracle}" if self.group.oracle else ""
+        return f"{', '.join(sorted(self.attacks))} on {len(self.ids):,} samples{oracle}"
+
+    @property
+    def name(self) -> str:
+        facts = [self.group.title, self.words, list(self.ids), [f"{e:g}" for e in self.levels]]
+        return f"board-{digest_value({'protocol': facts})[:8]}"
+
+
 def _boards(
     cells: Sequence[FinishedCell], conclusions: Sequence[Conclusion], pages: dict[str, str]
 ) -> Iterator[Board]:
+    found: dict[_Protocol, dict[str, list[WorstCase]]] = {}
     for group, mine in group_cells(cells).items():
         if group.no_class or group.fixed:
             continue
-        found: dict[tuple[float, tuple[int, ...]], list[WorstCase]] = {}
+        models: dict[str, list[WorstCase]] = {}
         for worst in main_cases(mine):
-            found.setdefault((worst.eps, worst.ids), []).append(worst)
-        for (eps, ids), compared in found.items():
-            if eps < inf or group.keeps:
-                yield _board(group, eps, ids, compared, conclusions, pages)
+            models.setdefault(worst.model, []).append(worst)
+        for model, cases in models.items():
+            levels = tuple(worst.eps for worst in cases)
+            if levels != (inf,) or group.keeps:
+                attacks = frozenset(name for worst in cases for name in worst.attacks)
+                key = _Protocol(group, cases[0].ids, attacks, levels)
+                found.setdefault(key, {})[model] = cases
+    for protocol, compared in found.items():
+        yield _board(protocol, compared, conclusions, pages)
 
 
 def _board(
-    group: CellGroup,
-    eps: float,
-    ids: tuple[int, ...],
-    compared: Sequence[WorstCase],
+    protocol: _Protocol,
+    compared: dict[str, list[WorstCase]],
     conclusions: Sequence[Conclusion],
     pages: dict[str, str],
 ) -> Board:
-    about = {worst.model: _conclusion(worst, conclusions) for worst in compared}
-    ranked = [worst for worst in compared if about[worst.model] == "publishable"]
-    ranks = rank_interval([worst.robust for worst in ranked])
-    places = {worst.model: rank for worst, rank in zip(ranked, ranks, strict=True)}
-    order = sorted(
-        compared,
-        key=lambda w: (
-            w.model not in places,
-            places.get(w.model, (0,))[0],
-            -w.rate.value,
-            w.model,
-        ),
-    )
-    within = (
-        "at any distance" if eps == inf else f"at {norm_symbol(group.norm)} ≤ {format_eps(eps)}"
-    )
+    group, levels = protocol.group, protocol.levels
+    eps = decisive_eps(group, [worst for cases in compared.values() for worst in cases])
+    decisive = levels.index(eps)
+    about = {model: _conclusion(cases[0], conclusions) for model, cases in compared.items()}
+
+    def placed(*, publishable: bool) -> tuple[Placing, ...]:
+        chosen = {
+            model: cases
+            for model, cases in compared.items()
+            if _is_publishable(about[model]) == publishable
+        }
+        ranks = rank_interval([cases[decisive].robust for cases in chosen.values()])
+        found = [
+            _placing(cases, decisive, pages[model], about[model], rank)
+            for (model, cases), rank in zip(chosen.items(), ranks, strict=True)
+        ]
+        best = {model: -cases[decisive].rate.value for model, cases in chosen.items()}
+        return tuple(sorted(found, key=lambda each: (each.ranks, best[each.model], each.model)))
+
     measure = "robust accuracy, higher is better"
     if group.keeps:
         measure = "predictions unchanged although the class changed, lower is better"
-    placings = (
-        Placing(
-            worst.model,
-            pages[worst.model],
-            _cell(worst.clean),
-            _cell(worst.success_rate if group.keeps else worst.rate),
-            ", ".join(worst.attacks),
-            about[worst.model],
-            places.get(worst.model),
-        )
-        for worst in order
+    at = tuple(
+        "any distance" if e == inf else f"{norm_symbol(group.norm)} ≤ {format_eps(e)}"
+        for e in levels
     )
-    title = f"{group.title}, {within}, {len(ids):,} samples"
-    name = f"board-{digest_value({'title': title, 'ids': list(ids)})[:8]}"
-    return Board(name, title, measure, tuple(placings))
+    ranked, apart = placed(publishable=True), placed(publishable=False)
+    return Board(
+        protocol.name, protocol.title, protocol.words, measure, at, decisive, ranked, apart
+    )
+
+
+def _is_publishable(conclusion: Conclusion | None) -> bool:
+    return conclusion is not None and conclusion.verdict == CONCLUSIONS[0]
+
+
+def _placing(
+    cases: Sequence[WorstCase],
+    decisive: int,
+    page: str,
+    conclusion: Conclusion | None,
+    ranks: tuple[int, int],
+) -> Placing:
+    first = cases[decisive]
+    reasons = conclusion.reasons if conclusion else ()
+    return Placing(
+        first.model,
+        page,
+        _cell(first.clean),
+        tuple(_cell(w.success_rate if w.group.keeps else w.rate) for w in cases),
+        strongest_attack(first) if first.success_rate.successes else "",
+        conclusion.verdict if conclusion else "",
+        reasons[0].text if reasons else "",
+        ranks,
+    )
 
 
 def _cell(rate: Rate) -> TableCell:
     return rate_cell(rate, wilson(rate))
 
 
-def _conclusion(worst: WorstCase, conclusions: Sequence[Conclusion]) -> str:
-    return next((each.verdict for each in conclusions if each.concerns(worst.cells[0])), "")
+def _conclusion(worst: WorstCase, conclusions: Sequence[Conclusion]) -> Conclusion | None:
+    return next((each for each in conclusions if each.concerns(worst.cells[0])), None)

@@ -59,7 +59,7 @@ class RunWriter:
             "goal": "misclassify", "dataset": "mnist5k", "shape": [1, 8, 8], "bounds": [0.0, 1.0],
             "classes": 10, "seed": 0, "planned": [r.sample for r in records], "events": (),
             "images": None, "version": 0, "started": True, "access": "white-box",
-            "substitute": None, "goal_parameters": {}, **about,
+            "substitute": None, "goal_parameters": {}, "members": 0, **about,
         }  # fmt: skip
         digest = digest_value(
             {k: str(v) for k, v in about.items() if k not in {"images", "planned"}}
@@ -107,6 +107,10 @@ class RunWriter:
         helped = {"access": about["access"], "substitute": about["substitute"]}
         goal = {"goal": about["goal"], "goal_parameters": about["goal_parameters"], **helped}
         attack = {"kind": about["kind"], "implementation": "robustbench_inv.attacks.pgd:PGD"}
+        member = {"type": "robustbench_inv.attacks.apgd:APGD"}
+        parameters = {"steps": 40} | (
+            {"members": [member] * about["members"]} if about["members"] else {}
+        )
         return {
             "version": 2,
             "identity": {"seed": about["seed"]},
@@ -114,7 +118,7 @@ class RunWriter:
                 "name": about["model"], "digest": _digest(about, "model", "version"), "card": {"paper": PAPER},
                 "weights_digest": "d" * 64, "rejection": None,
             },
-            "attack": {"name": about["attack"], "digest": _digest(about, "attack"), "parameters": {"steps": 40}, **attack},
+            "attack": {"name": about["attack"], "digest": _digest(about, "attack"), "parameters": parameters, **attack},
             "threat": {
                 "norm": about["norm"], "epsilons": about["epsilons"], "text": _threat(about), **goal
             },
@@ -211,7 +215,13 @@ def make_record():
     return record
 
 
-@pytest.fixture(name="sweep_records")
+@pytest.fixture(name="tiny_images", scope="session")
+def make_tiny_images():
+    """The function that makes images."""
+    return tiny_images
+
+
+@pytest.fixture(name="sweep_records", scope="session")
 def make_sweep_records():
     """The function that makes the records of a sweep."""
     return sweep_records

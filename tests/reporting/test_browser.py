@@ -2,7 +2,9 @@
 
 import pytest
 
+import robustbench_inv as rbi
 from robustbench_inv.reporting.html import write_report
+from robustbench_inv.reporting.leaderboard import read_leaderboard
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
@@ -71,7 +73,7 @@ def test_samples_are_filtered_and_shown_side_by_side(browser, report):
     assert count != everything
     first = page.locator("article.sample").first
     captions = first.locator("figcaption").all_text_contents()
-    assert captions[0] == "clean"
+    assert captions[0] == "original"
     assert all("mnist-vib" in each for each in captions[1::2])
     assert {each.split(" on ")[0] for each in captions[1::2]} == {"fgsm", "pgd", "noise"}
     drawn = "canvas => new Uint8Array(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.buffer).some(v => v > 0 && v < 255)"
@@ -100,6 +102,80 @@ def _assert_all_visible(page, selector, at_least):
     )
     assert len(sizes) >= at_least
     assert all(width > 5 and height > 5 for width, height in sizes)
+
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory, run_writer, sweep_records, tiny_images):
+    """A page of one network before and after a defence, with images of both."""
+    folder = tmp_path_factory.mktemp("compared")
+    for version, (name, fall) in enumerate({"before": 24, "after": 9}.items()):
+        run = run_writer(folder / name).cell(
+            sweep_records(40, [fall], [0.2]),
+            version=version,
+            images=tiny_images(40, 0.2),
+            epsilons=[0.2],
+        )
+        run.verdict("PASS", "mnist-cnn").finish()
+    return rbi.compare(folder / "before", folder / "after").write(folder / "page.html")
+
+
+@pytest.fixture(scope="module")
+def leaderboard(tmp_path_factory, run_writer, sweep_records):
+    """The first page of a site over seven models, one of which has no publishable number."""
+    writer = run_writer(tmp_path_factory.mktemp("runs") / "zoo")
+    for i, model in enumerate("abcdefg"):
+        about = {"model": model, "attack": "standard", "epsilons": [0.1, 0.2], "members": 2}
+        writer.cell(sweep_records(40, [5 * i, 6 * i], [0.1, 0.2]), **about)
+        writer.verdict("FAIL" if model == "c" else "PASS", model)
+    return read_leaderboard([writer.finish()]).write(tmp_path_factory.mktemp("site") / "out")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["comparison", "leaderboard"])
+@pytest.mark.parametrize("width", [1400, 390])
+def test_other_pages_open_cleanly(browser, request, name, scheme, width):
+    path = request.getfixturevalue(name)
+    context = browser.new_context(
+        offline=True, viewport={"width": width, "height": 900}, color_scheme=scheme
+    )
+    page, troubles = context.new_page(), []
+    page.on("console", lambda message: troubles.append(message.text))
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.goto(path.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    assert troubles == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    context.close()
+
+
+def test_changed_samples_are_shown_under_both_models(browser, comparison):
+    page = browser.new_page()
+    page.goto(comparison.as_uri())
+    assert page.locator("#gallery-count").text_content() == "15 samples, 30 results"
+    first = page.locator("article.sample").first
+    assert "gained in robust accuracy at ℓ∞ ≤ 0.2" in first.inner_text()
+    captions = first.locator("figcaption").all_text_contents()
+    assert captions[0] == "original"
+    assert [each.partition(":")[0] for each in captions[1::2]] == [
+        "pgd on mnist-cnn (before)",
+        "pgd on mnist-cnn (after)",
+    ]
+    page.close()
+
+
+def test_a_leaderboard_is_sorted_and_filtered(browser, leaderboard):
+    page = browser.new_page()
+    page.goto(leaderboard.as_uri())
+    ranked, apart = (page.locator("table.sortable").nth(i) for i in (0, 1))
+    names = lambda: [each.strip() for each in ranked.locator("tbody tr:visible th").all_text_contents()]  # fmt: skip  # noqa: E731
+    assert names() == ["a", "b", "d", "e", "f", "g"]
+    assert apart.locator("tbody tr").count() == 1
+    assert "do not publish" in apart.locator("tbody tr", has_text="c").inner_text()
+    ranked.locator("thead th button").nth(2).click()
+    assert names() == ["g", "f", "e", "d", "b", "a"]
+    page.get_by_label("Filter rows").first.fill("87.5 standard")
+    assert names() == ["b"]
+    page.close()
 
 
 def test_a_long_table_is_filtered_by_words(browser, report):

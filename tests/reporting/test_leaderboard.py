@@ -12,27 +12,57 @@ from robustbench_inv.errors import BadResults
 from robustbench_inv.reporting.leaderboard import read_leaderboard
 from robustbench_inv.reporting.statistics import rank_interval
 
+ABOUT = {"attack": "standard", "epsilons": [0.1], "members": 2}
+
 
 @pytest.fixture
 def run(writer, sweep_records):
     """Return a folder with an ensemble of attacks on three models: 30, 30 and 4 of 40 robust."""
-    about = {"attack": "standard", "epsilons": [0.1]}
     for model, fall in (("a", 10), ("b", 10), ("c", 36)):
-        writer.cell(sweep_records(40, [fall], [0.1]), model=model, **about)
+        writer.cell(sweep_records(40, [fall], [0.1]), model=model, **ABOUT)
         writer.verdict("PASS", model)
-    return writer.cell(sweep_records(20, [1], [0.1]), model="d", **about).finish()
+    return writer.cell(sweep_records(20, [1], [0.1]), model="d", **ABOUT).finish()
+
+
+def models(placings):
+    return [(each.model, each.ranks) for each in placings]
 
 
 def test_models_on_other_samples_have_a_board_of_their_own(run):
-    boards = read_leaderboard([run]).boards
-    assert [[each.model for each in board.placings] for board in boards] == [["a", "b", "c"], ["d"]]
-    assert [board.title.endswith(end) for board, end in zip(boards, ("40 samples", "20 samples"), strict=True)] == [True, True]  # fmt: skip
+    first, second = read_leaderboard([run]).boards
+    assert [each.model for each in first.ranked] == ["a", "b", "c"]
+    assert [each.model for each in (*second.ranked, *second.apart)] == ["d"]
+    assert first.protocol == "standard on 40 samples"
 
 
-def test_a_rank_is_an_interval_and_doubtful_numbers_have_none(run, monkeypatch):
-    monkeypatch.setattr("robustbench_inv.reporting.leaderboard._conclusion", lambda w, _: "do not publish" if w.model == "b" else "publishable")  # fmt: skip
-    board = read_leaderboard([run]).boards[0]
-    assert [(each.model, each.ranks) for each in board.placings] == [("a", (1, 1)), ("c", (2, 2)), ("b", None)]  # fmt: skip
+def test_other_attacks_and_other_budgets_are_other_protocols(writer, sweep_records):
+    for model, attack, epsilons in (("a", "x", [0.1]), ("b", "y", [0.1]), ("c", "x", [0.1, 0.2])):
+        fall = [10] * len(epsilons)
+        records = sweep_records(40, fall, epsilons)
+        writer.cell(records, model=model, **{**ABOUT, "attack": attack, "epsilons": epsilons})
+    boards = read_leaderboard([writer.finish()]).boards
+    assert len(boards) == len({board.name for board in boards}) == 3
+
+
+def test_a_rank_is_an_interval_and_doubtful_numbers_are_ranked_apart(writer, sweep_records):
+    for model, fall in (("a", 10), ("b", 10), ("c", 36), ("d", 1), ("e", 38)):
+        writer.cell(sweep_records(40, [fall], [0.1]), model=model, **ABOUT)
+        writer.verdict("FAIL" if model in "de" else "PASS", model)
+    (board,) = read_leaderboard([writer.finish()]).boards
+    assert models(board.ranked) == [("a", (1, 2)), ("b", (1, 2)), ("c", (3, 3))]
+    assert models(board.apart) == [("d", (1, 1)), ("e", (2, 2))]
+    assert all("C6" in each.reason for each in board.apart)
+
+
+def test_a_sweep_has_a_column_for_each_eps_and_ranks_where_a_model_falls_below_one_half(
+    writer, sweep_records
+):
+    for model, fall in (("a", [2, 8, 39]), ("b", [4, 30, 39])):
+        about = {**ABOUT, "epsilons": [0.1, 0.2, 0.3]}
+        writer.cell(sweep_records(40, fall, [0.1, 0.2, 0.3]), model=model, **about)
+    (board,) = read_leaderboard([writer.finish()]).boards
+    assert board.levels[board.decisive] == "ℓ∞ ≤ 0.2"
+    assert [cell.text for cell in board.apart[0].results] == ["95.0", "80.0", "2.5"]
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=30, max_size=30), min_size=1, max_size=5))
@@ -50,7 +80,7 @@ def test_intervals_of_ranks_contain_every_order_that_the_tests_allow(outcomes):
 def test_the_same_cell_from_two_machines_counts_once_and_other_results_are_refused(run, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(run, again)
-    assert len(read_leaderboard([run, again]).boards[0].placings) == 3
+    assert len(read_leaderboard([run, again]).boards[0].ranked) == 3
     records = next(again.glob("*/records.jsonl"))
     text = records.read_text()
     assert '"within_budget":true' in text or '"within_budget": true' in text

@@ -7,7 +7,7 @@
   const place = document.getElementById("gallery-samples");
   const more = document.getElementById("gallery-more");
   const count = document.getElementById("gallery-count");
-  const filters = { model: "Model", attack: "Attack", threat: "Threat", outcome: "Outcome", label: "Class", sample: "Sample" };
+  const filters = { model: "Model", attack: "Attack", threat: "Threat", change: "Change", outcome: "Outcome", label: "Class", sample: "Sample" };
   const make = (tag, text, parent, name) => {
     const element = document.createElement(tag);
     if (text !== undefined) element.textContent = text;
@@ -16,7 +16,7 @@
     return element;
   };
   for (const [key, title] of Object.entries(filters)) {
-    const values = [...new Set(entries.map((entry) => entry[key]))];
+    const values = [...new Set(entries.map((entry) => entry[key]))].filter((value) => value !== undefined);
     if (values.length < 2) continue;
     if (typeof values[0] === "number") values.sort((a, b) => a - b);
     const label = make("label", `${title} `, form);
@@ -59,17 +59,19 @@
     const first = group[0];
     const box = make("article", undefined, undefined, "sample");
     make("h3", `Sample ${first.sample}, class ${first.label}`, box);
+    if (first.places) make("p", first.places, box, "caption");
     const row = make("div", undefined, box, "pictures");
-    const clean = picture(first.images[0], "clean", row);
+    const clean = picture(first.images[0], "original", row);
     for (const entry of group) {
       const name = `${entry.attack} on ${entry.model}`;
       const arrow = `${entry.clean} → ${entry.prediction}`;
-      const image = picture(entry.images[1], `${name}: ${arrow}`, row);
+      const pair = make("div", undefined, row, "pair");
+      const image = picture(entry.images[1], `${name}: ${arrow}`, pair);
       const facts = [entry.outcome, entry.distance];
       if (entry.oracle !== undefined) facts.push(`oracle: ${entry.oracle}`);
       if (entry.accepted !== undefined) facts.push(entry.accepted ? "accepted" : "rejected");
       make("small", facts.join(", "), image.parentElement);
-      const figure = make("figure", undefined, row);
+      const figure = make("figure", undefined, pair);
       const canvas = make("canvas", undefined, figure);
       canvas.setAttribute("role", "img");
       canvas.setAttribute("aria-label", `difference of ${name}`);
