@@ -1,6 +1,6 @@
 """Times two real cases: a network of another package on photographs, and an adversarially trained one on CIFAR-10.
 
-Files of docs/real-cases.md are written into a temporary folder and used as they are. Cases whose packages or data are
+Files of docs/guides/real-cases.md are written into a temporary folder and used as they are. Cases whose packages or data are
 not installed are left out.
 """
 
@@ -22,7 +22,7 @@ from robustbench_inv.errors import InvbenchError
 
 __all__ = ["real_cases_section"]
 
-PAGE = Path(__file__).parents[1] / "docs" / "real-cases.md"
+PAGE = Path(__file__).parents[1] / "docs" / "guides" / "real-cases.md"
 
 ATTACKS = ("pgd", "foolbox:LinfPGD:steps=40", "standard")
 
@@ -116,7 +116,7 @@ def _row(case: Case, attack: str) -> str:
 _OPENING = """
 ## Two real cases
 
-The models and data of [the guide](real-cases.md), loading included; one process, one thread, processor time. PGD has
+The models and data of [the guide](guides/real-cases.md), loading included; one process, one thread, processor time. PGD has
 40 steps in each library. Cases whose packages or data are not installed are left out.
 
 | case | attack | budget | clean accuracy, % | robust accuracy, % | attack | checks |

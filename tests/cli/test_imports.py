@@ -28,7 +28,6 @@ COMMANDS = {
     *(
         "benchmark",
         "audit",
-        "analyse",
         "calibrate",
         "check",
         "compare",
