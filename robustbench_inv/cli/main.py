@@ -14,6 +14,7 @@ from typer.exceptions import TyperException
 
 from robustbench_inv.arguments import printable
 from robustbench_inv.cli import data
+from robustbench_inv.cli.analyse import analyse
 from robustbench_inv.cli.audit import audit
 from robustbench_inv.cli.benchmark import run
 from robustbench_inv.cli.calibrate import calibrate
@@ -105,6 +106,7 @@ app.command()(rescore)
 app.command()(reproduce)
 app.command()(train)
 app.command()(queue)
+app.command()(analyse)
 app.command()(calibrate)
 app.command()(new)
 app.command()(check)

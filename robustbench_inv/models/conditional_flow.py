@@ -22,13 +22,13 @@ class ConditionalFlow(nn.Module):
 
     Args:
         flow: F, maps (n, *shape) in [0, 1] to flat codes (n, d).
-        prior: T, a bijection of codes under a one-hot condition (n, C).
+        prior: T, a map of codes under a one-hot condition (n, C).
         num_classes: C.
     """
 
     bounds = (0.0, 1.0)
 
-    def __init__(self, flow: Bijection, prior: Bijection, num_classes: int) -> None:
+    def __init__(self, flow: Bijection, prior: ConditionalTransform, num_classes: int) -> None:
         super().__init__()
         self.flow, self.prior, self.num_classes = flow, prior, num_classes
 
@@ -36,6 +36,24 @@ class ConditionalFlow(nn.Module):
         """Return log p(x|y) in nats, (n, C), of (n, *shape) images."""
         code, log_det = self.flow(images)
         return self._densities(code) + log_det[:, None]
+
+    def marginal(self, images: Tensor) -> Tensor:
+        """Return log p(x) in nats, (n,), with equally likely classes."""
+        densities: Tensor = self(images)
+        return densities.logsumexp(1) - log(self.num_classes)
+
+    @torch.no_grad()
+    def sample(self, labels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return images (n, *shape) drawn from p(x|y), which may lie a little outside [0, 1].
+
+        Args:
+            labels: classes y (n,).
+            generator: of the draws, on the CPU.
+        """
+        classes = torch.eye(self.num_classes)[labels.cpu()]
+        weight = self.prior.table.weight
+        normal = torch.randn(len(labels), self.prior.features, generator=generator).to(weight)
+        return self.flow.inverse(self.prior.inverse(normal, classes.to(weight)))
 
     def _densities(self, code: Tensor) -> Tensor:
         """Return the log-density of codes (n, d) under each class, (n, C)."""

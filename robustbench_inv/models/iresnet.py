@@ -13,12 +13,7 @@ from robustbench_inv.models.conditional_flow import ConditionalFlow
 from robustbench_inv.models.firevnet import FiRevNet, GreyLevelCentres
 from robustbench_inv.models.layers.bijection import Bijection, Chain, LogitTransform, Squeeze
 from robustbench_inv.models.layers.coupling import Affine, ConditionalTransform
-from robustbench_inv.models.layers.linear import (
-    ActNorm,
-    CosineTransform,
-    Flatten,
-    low_pass_first,
-)
+from robustbench_inv.models.layers.linear import ActNorm, Flatten, Mixing
 from robustbench_inv.models.layers.residual import (
     LogDeterminant,
     ResidualBlock,
@@ -28,6 +23,7 @@ from robustbench_inv.models.layers.residual import (
 __all__ = [
     "Centred",
     "InvertibleResNet",
+    "LinearReadOut",
     "ResidualArchitecture",
     "bijective",
     "classifier",
@@ -46,6 +42,28 @@ class Centred(Bijection):
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
         return y + 0.5
+
+
+class LinearReadOut(Bijection):
+    """(s, r) ↦ (s + V r + b, r) for the first C elements s of a vector and the others r; log-determinant 0.
+
+    Args:
+        features: elements of the vector.
+        num_classes: C.
+    """
+
+    def __init__(self, features: int, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.linear = nn.Linear(features - num_classes, num_classes)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        first, rest = x[:, : self.num_classes], x[:, self.num_classes :]
+        return torch.cat([first + self.linear(rest), rest], 1), x.new_zeros(len(x))
+
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+        first, rest = y[:, : self.num_classes], y[:, self.num_classes :]
+        return torch.cat([first - self.linear(rest), rest], 1)
 
 
 @dataclass(frozen=True)
@@ -134,13 +152,14 @@ def residual_stages(
 class InvertibleResNet(nn.Module):
     """logits = head(F(x, 0)): F is a bijection of the input with added channels of zeros, so x ↦ F(x, 0) is injective.
 
-    The head has batch norm, ELU, the mean over positions and a linear layer. ``decode`` inverts F and drops the added
+    The head has batch norm, ELU, if asked the mean over positions, and a linear layer. ``decode`` inverts F and drops the added
     channels; it is exact for codes of inputs.
 
     Args:
         plan: the architecture.
         shape: (c, h, w) of one input.
         num_classes: C.
+        pool: take the mean over positions, as in the paper; else the linear layer has weights for each position.
         bounds: smallest and largest value of an input element.
 
     References:
@@ -152,21 +171,24 @@ class InvertibleResNet(nn.Module):
         plan: ResidualArchitecture,
         shape: Sequence[int] = (1, 28, 28),
         num_classes: int = 10,
+        *,
+        pool: bool = True,
         bounds: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         super().__init__()
+        self.pool = pool
         self.padding, self.shape, self.num_classes = plan.padding, tuple(shape), num_classes
         self.bounds = (float(bounds[0]), float(bounds[1]))
         self.start = Chain(Centred(), *[Squeeze() for _ in range(plan.input_squeezes)])
         self.stages = residual_stages(plan, plan.inside(shape))
         self.outside = plan.outside(shape)
         self.norm = nn.BatchNorm1d(self.outside[0])
-        self.linear = nn.Linear(self.outside[0], num_classes)
+        self.linear = nn.Linear(self.outside[0] if pool else math.prod(self.outside), num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (n, C) of (n, *shape) images."""
-        features = self.norm(self._maps(images).flatten(2))
-        logits: Tensor = self.linear(nn.functional.elu(features).mean(2))
+        features = nn.functional.elu(self.norm(self._maps(images).flatten(2)))
+        logits: Tensor = self.linear(features.mean(2) if self.pool else features.flatten(1))
         return logits
 
     def encode(self, images: Tensor) -> Tensor:
@@ -191,7 +213,7 @@ class InvertibleResNet(nn.Module):
         """
         assert self.norm.running_var is not None
         scale = self.norm.weight / (self.norm.running_var + self.norm.eps).sqrt()
-        positions = math.prod(self.outside[1:])
+        positions = math.prod(self.outside[1:]) if self.pool else 1
         head = float(scale.abs().max() * torch.linalg.matrix_norm(self.linear.weight, 2))
         return chain_lipschitz(self.stages) * head / math.sqrt(positions)
 
@@ -219,16 +241,19 @@ def chain_lipschitz(chain: Chain) -> float:
 def classifier(
     shape: Sequence[int] = (1, 28, 28),
     num_classes: int = 10,
+    *,
+    pool: bool = True,
     **architecture: Any,  # noqa: ANN401 - the fields of ResidualArchitecture, which declares their types
 ) -> InvertibleResNet:
-    """Return an i-ResNet with injective padding and a linear classifier on the mean of its last maps.
+    """Return an i-ResNet with injective padding and a linear classifier of its last maps.
 
     Args:
         shape: (c, h, w), h and w divisible by two for every squeeze.
         num_classes: C.
+        pool: classify the mean over positions.
         architecture: fields of ``ResidualArchitecture``; a ``coefficient`` of 0 stands for None.
     """
-    return InvertibleResNet(_plan(architecture), shape, num_classes)
+    return InvertibleResNet(_plan(architecture), shape, num_classes, pool=pool)
 
 
 def bijective(
@@ -236,7 +261,7 @@ def bijective(
     num_classes: int = 10,
     **architecture: Any,  # noqa: ANN401 - the fields of ResidualArchitecture, which declares their types
 ) -> FiRevNet:
-    """Return an i-ResNet whose logits are the low frequencies of its last maps: a bijection with a split code.
+    """Return an i-ResNet followed by a ``LinearReadOut``: a bijection with a split code, whose logits are linear in F(x).
 
     Args:
         shape: (c, h, w), h and w divisible by two for every squeeze.
@@ -251,8 +276,9 @@ def bijective(
         raise BadParameter("a bijection has no padding", got=plan.padding, expected="0")
     outside = plan.outside(shape)
     start = [Centred(), *[Squeeze() for _ in range(plan.input_squeezes)]]
-    # one gain for all elements of the code: without it the logits of a contraction are too small
-    end = [ActNorm(outside[0]), *_read_out(outside)]
+    positions = torch.arange(math.prod(outside[1:]))
+    end = [ActNorm(outside[0]), Flatten(outside, positions)]
+    end.append(LinearReadOut(math.prod(outside), num_classes))
     return FiRevNet(
         Chain(*start, *residual_stages(plan, plan.inside(shape)), *end), shape, num_classes
     )
@@ -261,14 +287,19 @@ def bijective(
 def residual_flow(
     shape: Sequence[int] = (1, 28, 28),
     num_classes: int = 10,
+    mixing: bool = True,
     log_determinant: dict[str, Any] | None = None,
     **architecture: Any,  # noqa: ANN401 - the fields of ResidualArchitecture, which declares their types
 ) -> ConditionalFlow:
     """Return an i-ResNet flow of the log-odds of grey levels, with a Gaussian prior per class.
 
+    A linear layer of the whole code precedes the prior: residual blocks of a small network hardly remove correlations
+    of distant pixels.
+
     Args:
         shape: (c, h, w), h and w divisible by two for every squeeze.
         num_classes: C.
+        mixing: use the linear layer of the whole code.
         log_determinant: fields of ``LogDeterminant``.
         architecture: fields of ``ResidualArchitecture`` without padding.
 
@@ -279,20 +310,17 @@ def residual_flow(
     if plan.padding:
         raise BadParameter("a bijection has no padding", got=plan.padding, expected="0")
     outside = plan.outside(shape)
-    start = [GreyLevelCentres(), LogitTransform(0.05), *[Squeeze()] * plan.input_squeezes]
+    start = [GreyLevelCentres(), LogitTransform(), *[Squeeze()] * plan.input_squeezes]
+    start.append(ActNorm(plan.inside(shape)[0]))
     stages = residual_stages(plan, plan.inside(shape), LogDeterminant(**(log_determinant or {})))
-    prior = ConditionalTransform(math.prod(outside), num_classes, Affine())
-    return ConditionalFlow(
-        Chain(*start, *stages, ActNorm(outside[0]), *_read_out(outside)), prior, num_classes
-    )
+    d = math.prod(outside)
+    end = [ActNorm(outside[0]), Flatten(outside, torch.arange(math.prod(outside[1:]))), ActNorm(d)]
+    end += [Mixing(d, rotated=False)] if mixing else []
+    prior = ConditionalTransform(d, num_classes, Affine())
+    return ConditionalFlow(Chain(*start, *stages, *end), prior, num_classes)
 
 
 def _plan(architecture: dict[str, Any]) -> ResidualArchitecture:
     """Return the architecture; TOML has no None, so that a coefficient of 0 stands for it."""
     coefficient = architecture.get("coefficient", ResidualArchitecture.coefficient)
     return ResidualArchitecture(**{**architecture, "coefficient": coefficient or None})
-
-
-def _read_out(shape: Shape) -> list[Bijection]:
-    _, h, w = shape
-    return [CosineTransform(h, w), Flatten(shape, low_pass_first(h, w))]

@@ -28,6 +28,7 @@ COMMANDS = {
     *(
         "benchmark",
         "audit",
+        "analyse",
         "calibrate",
         "check",
         "compare",

@@ -6,7 +6,7 @@ from safetensors.torch import load, save
 
 import robustbench_inv as rbi
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.models.iresnet import bijective, classifier, residual_blocks
+from robustbench_inv.models.iresnet import bijective, classifier, residual_blocks, residual_flow
 from robustbench_inv.models.protocol import Classifier, Invertible, SplitsCode
 from robustbench_inv.models.wrapping import InvertibleClassifier, SplitCodeClassifier, wrap_module
 
@@ -110,3 +110,59 @@ def test_invariance_attacks_run_on_a_bijection(attack, tmp_path):
     )
     assert not run.failures
     assert {record.status for record in run.records()} <= {"ok", "already_wrong"}
+
+
+def flow(**plan):
+    """A flow of 4×4 images in float64, with weights away from their start."""
+    torch.manual_seed(0)
+    fields = {"terms": 3, **plan}
+    model = residual_flow((1, 4, 4), 3, blocks=(1, 1), width=4, log_determinant=fields).double()
+    images = torch.rand(32, 1, 4, 4).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    model.train()(images)
+    return model.eval().requires_grad_(False), images
+
+
+def test_the_density_of_a_flow_is_that_of_its_exact_jacobian():
+    model, images = flow(evaluation_probes=3000, evaluation_tolerance=1e-6)
+    found = model(images[:2])
+    for x, densities in zip(images[:2], found, strict=True):
+        jacobian = torch.func.jacrev(lambda v: silent(model)(v[None])[0][0])(x).flatten(1)
+        code = silent(model)(x[None])[0]
+        classes = torch.eye(3).double()
+        normal, scale = model.prior(code.expand(3, -1), classes)
+        log_normal = -(normal.square().sum(1) + 16 * torch.log(torch.tensor(2 * torch.pi))) / 2
+        truth = log_normal + scale + torch.linalg.slogdet(jacobian)[1]
+        torch.testing.assert_close(densities, truth, rtol=0, atol=0.3)
+
+
+def silent(model):
+    """The flow without estimates of log-determinants, which cannot be traced."""
+    for block in residual_blocks(model):
+        block.log_determinant = None
+    return model.flow
+
+
+def test_samples_of_a_flow_are_coded_as_the_draws_they_come_from():
+    model, _ = flow()
+    labels = torch.tensor([0, 2, 1])
+    samples = model.sample(labels, torch.Generator().manual_seed(1))
+    assert samples.shape == (3, 1, 4, 4)
+    normal = model.prior(model.flow(samples)[0], torch.eye(3)[labels].double())[0]
+    drawn = torch.randn(3, 16, generator=torch.Generator().manual_seed(1)).double()
+    torch.testing.assert_close(normal, drawn, rtol=0, atol=1e-6)
+
+
+def test_the_marginal_density_mixes_the_classes():
+    model, images = flow()
+    expected = model(images[:4]).exp().mean(1).log()
+    torch.testing.assert_close(model.marginal(images[:4]), expected)
+
+
+def test_every_weight_of_a_flow_gets_a_gradient():
+    model, images = flow(estimator="roulette")
+    model.train().requires_grad_(True)
+    model.marginal(images).mean().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []

@@ -160,7 +160,7 @@ class ConditionalTransform(Bijection):
 
     def __init__(self, features: int, condition: int, transform: Transform) -> None:
         super().__init__()
-        self.transform = transform
+        self.features, self.transform = features, transform
         self.table = nn.Linear(condition, features * transform.parameters)
         nn.init.zeros_(self.table.weight)
         nn.init.zeros_(self.table.bias)

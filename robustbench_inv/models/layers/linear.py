@@ -72,12 +72,13 @@ def _along_channels(values: Tensor, x: Tensor) -> Tensor:
 class Mixing(Bijection):
     """A 1×1 convolution: y = W x at every position, W = P L (U + diag(±exp s)) of channels × channels.
 
-    W is initialised as a random rotation. P and the signs are constants. L is unit lower triangular and U strictly upper
+    W starts as a random rotation or the identity. P and the signs are constants. L is unit lower triangular and U strictly upper
     triangular, so that W stays invertible and log |det W| = Σ s. One parameter matrix stores both L and U. A vector
     counts as one position.
 
     Args:
         channels: size of dimension 1.
+        rotated: start with the rotation; False for the identity.
 
     References:
         Kingma and Dhariwal, Glow, NeurIPS 2018, equations 9 to 11.
@@ -86,9 +87,10 @@ class Mixing(Bijection):
     order: Tensor
     signs: Tensor
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, rotated: bool = True) -> None:
         super().__init__()
-        start = nn.init.orthogonal_(torch.empty(channels, channels, dtype=torch.float64))
+        start = torch.eye(channels, dtype=torch.float64)
+        start = nn.init.orthogonal_(start) if rotated else start
         permutation, lower, upper = torch.linalg.lu(start)
         default = torch.get_default_dtype()
         self.triangles = nn.Parameter((lower.tril(-1) + upper.triu(1)).to(default))

@@ -304,18 +304,17 @@ def power_series(
     """
     with torch.inference_mode(False), torch.enable_grad():
         inputs = x if x.requires_grad and graph else x.detach().clone().requires_grad_()
-        outputs = residual(inputs)
-        total = inputs.new_zeros(len(x))
-        for probe in probes:
-            product = fixed = probe.expand_as(inputs)
-            for k, factor in enumerate(factors, 1):
-                (product,) = torch.autograd.grad(
-                    outputs, inputs, product, retain_graph=True, create_graph=graph
-                )
-                total = total + (-1) ** (k + 1) * factor / k * flatten(product * fixed).sum(1)
-        if graph:
-            return inputs + outputs, total / len(probes)
-    return x + outputs.detach(), total.detach() / len(probes)
+        copies = inputs.repeat(len(probes), *[1] * (x.ndim - 1))
+        outputs = residual(copies)
+        fixed = probes.expand(len(probes), *x.shape).reshape(copies.shape)
+        product, total = fixed, inputs.new_zeros(len(copies))
+        for k, factor in enumerate(factors, 1):
+            (product,) = torch.autograd.grad(
+                outputs, copies, product, retain_graph=True, create_graph=graph
+            )
+            total = total + (-1) ** (k + 1) * factor / k * flatten(product * fixed).sum(1)
+        estimate, values = total.reshape(len(probes), -1).mean(0), outputs[: len(x)]
+    return (inputs + values, estimate) if graph else (x + values.detach(), estimate.detach())
 
 
 def exact_log_determinant(residual: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

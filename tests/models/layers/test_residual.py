@@ -5,13 +5,19 @@ from itertools import islice
 import pytest
 import torch
 
+from robustbench_inv.errors import BadParameter
 from robustbench_inv.models.layers.residual import (
+    LogDeterminant,
     ResidualBlock,
     convolutional_residual,
     error_bound,
+    exact_log_determinant,
     fixed_point,
     fixed_point_iterates,
     linear_residual,
+    power_series,
+    truncation_bound,
+    truncation_terms,
 )
 
 SHAPE = (3, 4, 6)
@@ -111,3 +117,111 @@ def test_a_block_of_vectors_is_inverted():
     step = ResidualBlock(linear_residual((2, 8, 8, 2), 0.9)).double().eval()
     x = torch.randn(5, 2).double()
     assert (step.inverse(step(x)[0]) - x).abs().max() < 1e-12
+
+
+def vectors(lipschitz=0.8, d=6, n=4):
+    """A residual map of vectors whose Jacobian is far from constant, and inputs."""
+    torch.manual_seed(2)
+    step = ResidualBlock(linear_residual((d, 12, d), lipschitz**0.5)).double()
+    with torch.no_grad():
+        for layer in step.layers():
+            layer.weight.mul_(3)
+    return step.eval().requires_grad_(False), torch.randn(n, d).double()
+
+
+def unit_probes(d):
+    """Probes whose mean is the exact trace."""
+    return (torch.eye(d) * d**0.5)[:, None].double()
+
+
+@pytest.mark.parametrize("terms", [1, 2, 5, 10, 40])
+def test_the_truncated_series_is_within_its_bound_of_slogdet(terms):
+    step, x = vectors()
+    truth = exact_log_determinant(step.residual, x)
+    _, found = power_series(step.residual, x, unit_probes(6), [1.0] * terms, graph=False)
+    assert ((found - truth).abs() <= truncation_bound(step.lipschitz(), terms, 6)).all()
+    if terms == 40:
+        torch.testing.assert_close(found, truth, rtol=0, atol=1e-6)
+
+
+def test_the_number_of_terms_keeps_the_tolerance():
+    terms = truncation_terms(0.73, 1e-4)
+    assert truncation_bound(0.73, terms) <= 1e-4 < truncation_bound(0.73, terms - 1)
+
+
+def test_the_gradient_converges_at_the_rate_of_theorem_5_9():
+    step, x = vectors()
+    lipschitz, weights = step.lipschitz(), [layer.weight for layer in step.layers()]
+
+    def gradient(terms):
+        for weight in weights:
+            weight.requires_grad_()
+        _, found = power_series(step.residual, x, unit_probes(6), [1.0] * terms, graph=True)
+        grads = torch.autograd.grad(found.sum(), weights)
+        return torch.cat([grad.flatten() for grad in grads])
+
+    truth = gradient(80)
+    errors = [float((gradient(n) - truth).abs().max()) for n in (2, 6, 10, 14)]
+    scaled = [error / lipschitz**n for error, n in zip(errors, (2, 6, 10, 14), strict=True)]
+    assert errors[0] > 1e-3
+    assert max(scaled) <= 2 * scaled[0]
+
+
+def hutchinson(estimator, terms, draws=2000):
+    step, x = vectors(n=1)
+    plan = LogDeterminant(terms=terms, estimator=estimator, continuation=0.7)
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(draws // 50):
+        probes = torch.randn(1, 50, 6, generator=generator).double()
+        factors = plan.factors(generator)
+        found.append(power_series(step.residual, x.expand(50, -1), probes, factors, graph=False)[1])
+    batches = torch.stack(found).mean(1)
+    error = float(batches.std() / len(batches) ** 0.5)
+    return float(batches.mean() - exact_log_determinant(step.residual, x)), error
+
+
+def test_the_roulette_has_no_bias_where_the_truncated_estimate_has_one():
+    bias, error = hutchinson("truncated", 1)
+    assert abs(bias) > 5 * error
+    bias, error = hutchinson("roulette", 1)
+    assert abs(bias) < 3 * error
+    assert error < 0.1
+
+
+def test_hutchinsons_estimate_of_many_terms_has_no_bias():
+    bias, error = hutchinson("truncated", 30, draws=1000)
+    assert abs(bias) < 3 * error
+
+
+def test_a_block_in_evaluation_estimates_its_log_determinant_in_every_batch_alike():
+    torch.manual_seed(2)
+    plan = LogDeterminant(evaluation_probes=4000, evaluation_tolerance=1e-5)
+    step = ResidualBlock(linear_residual((3, 8, 3), 0.7), plan).double().eval()
+    x = torch.randn(4, 3).double()
+    with torch.inference_mode():
+        y, found = step(x)
+        torch.testing.assert_close(step(x[2:])[1], found[2:])
+    torch.testing.assert_close(y, x + step.residual(x))
+    truth = exact_log_determinant(step.residual.requires_grad_(False), x)
+    torch.testing.assert_close(found, truth, rtol=0, atol=0.03)
+
+
+def test_draws_in_training_depend_on_the_step_alone():
+    plan = LogDeterminant(terms=3)
+    step, other = (ResidualBlock(linear_residual((3, 8, 3), 0.7), plan, seed=5) for _ in range(2))
+    x = torch.randn(4, 3)
+    first = step.train()(x)[1]
+    step(x)
+    other.load_state_dict({name: value.clone() for name, value in step.state_dict().items()})
+    third = step(x)[1]
+    assert not torch.equal(first, third)
+    torch.testing.assert_close(other.train()(x)[1], third)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"terms": 0}, {"estimator": "exact"}, {"continuation": 1.0}, {"probes": 0}]
+)
+def test_bad_estimators_are_refused(fields):
+    with pytest.raises(BadParameter):
+        LogDeterminant(**fields)

@@ -1,0 +1,284 @@
+"""Stability of a network's inverse: singular values of its linearisation, layer by layer."""
+
+import fnmatch
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from robustbench_inv.catalogue.datasets import EVALUATION_DATASETS, load_dataset
+from robustbench_inv.catalogue.models import LoadedModel
+from robustbench_inv.data.sampling import select_samples
+from robustbench_inv.errors import BadModel, UsageError
+from robustbench_inv.experiments.preimages import KINDS, Kind, hooked, relu_layers
+from robustbench_inv.foreign import foreign_call
+from robustbench_inv.models.layers.bijection import Bijection, Chain, FactorOut
+from robustbench_inv.models.protocol import device_of
+from robustbench_inv.models.wrapping import cast_module
+
+__all__ = [
+    "Analysis",
+    "LayerSpectrum",
+    "analyse_model",
+    "layer_jacobians",
+    "linear_units",
+    "measure_spectra",
+]
+
+
+@dataclass(frozen=True)
+class LayerSpectrum:
+    """Singular values of the linearisation of a network up to one layer.
+
+    Args:
+        name: path of the layer in the network.
+        kind: its class.
+        size: number of elements of its output.
+        values: for each sample the singular values in descending order, min(size, d) of d input elements.
+    """
+
+    name: str
+    kind: str
+    size: int
+    values: tuple[tuple[float, ...], ...]
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Number of non-zero singular values of each sample."""
+        return tuple(_rank(values, self.size) for values in self.values)
+
+    @property
+    def conditions(self) -> tuple[float, ...]:
+        """Largest over smallest non-zero singular value of each sample; 0 if all are zero."""
+        pairs = zip(self.values, self.ranks, strict=True)
+        return tuple(values[0] / values[rank - 1] if rank else 0.0 for values, rank in pairs)
+
+    @property
+    def median_values(self) -> tuple[float, ...]:
+        """The median over the samples of each singular value."""
+        return tuple(median(each) for each in zip(*self.values, strict=True))
+
+
+def _rank(values: Sequence[float], size: int) -> int:
+    """Return how many singular values are not zero up to rounding."""
+    limit = values[0] * max(len(values), size) * float(np.finfo(np.float64).eps)
+    return sum(bool(value > limit) for value in values)
+
+
+def measure_spectra(
+    network: nn.Module,
+    inputs: Tensor,
+    report: Callable[[str], object] = str,
+    pattern: str = "*",
+) -> list[LayerSpectrum]:
+    """Return the singular values of the linearisation A_P up to each layer, in float64.
+
+    Args:
+        network: in evaluation mode and float64, of any layers that support forward derivatives.
+        inputs: (n, …) samples.
+        report: callback for progress, one line per sample.
+        pattern: of the names of the layers to measure, as in a shell.
+
+    References:
+        Behrmann, thesis, section 3.4.2.
+    """
+    spectra: dict[str, list[LayerSpectrum]] = {}
+    names = [name for name, _ in linear_units(network) if fnmatch.fnmatchcase(name, pattern)]
+    for number, x in enumerate(inputs, 1):
+        for position, name in enumerate(names, 1):
+            # one layer at a time: the matrices of all layers of an image network do not fit into memory
+            for call, (kind, jacobian) in enumerate(layer_jacobians(network, x, name)):
+                title = f"{name} (call {call + 1})" if call else name
+                values = _singular_values(jacobian)
+                layer = LayerSpectrum(title, kind, len(jacobian), (values,))
+                spectra.setdefault(title, []).append(layer)
+            report(f"sample {number} of {len(inputs)}, layer {position} of {len(names)}: {name}")
+    return [
+        LayerSpectrum(
+            name, first.kind, first.size, tuple(each.values[0] for each in (first, *more))
+        )
+        for name, (first, *more) in spectra.items()
+    ]
+
+
+def _singular_values(matrix: Tensor) -> tuple[float, ...]:
+    if matrix.shape[0] > 2 * matrix.shape[1]:
+        matrix = torch.linalg.qr(matrix, mode="r")[1]
+    values: list[float] = torch.linalg.svdvals(matrix).tolist()
+    return tuple(values)
+
+
+@torch.no_grad()
+def layer_jacobians(network: nn.Module, x: Tensor, name: str) -> list[tuple[str, Tensor]]:
+    """Return class and ∂(output of the layer)/∂x, (size, d), for each call of one layer.
+
+    One forward pass of d copies of x carries the d derivatives. A layer that does not depend on x is left out.
+
+    Args:
+        network: in evaluation mode.
+        x: one input, of d elements.
+        name: of the layer, as ``linear_units`` yields it.
+
+    Raises:
+        BadModel: if a layer has no forward derivative.
+    """
+    d, found = x.numel(), list[tuple[str, Tensor]]()
+
+    def keep(module: nn.Module, _: object, output: object) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        tangent = _tangent(first) if isinstance(first, Tensor) else None
+        if tangent is not None:
+            found.append((type(module).__name__, tangent.flatten(1).T.clone()))
+
+    with (
+        warnings.catch_warnings(),  # of torch, about its own derivatives
+        forward_ad.dual_level(),
+        hooked([(dict(linear_units(network))[name], keep)]),
+    ):
+        warnings.simplefilter("ignore", DeprecationWarning)
+        units = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, *x.shape)
+        try:
+            network(_dual(x.expand(d, *x.shape).clone(), units))
+        except NotImplementedError as error:
+            raise BadModel(
+                "the network cannot be linearised",
+                got=str(error).splitlines()[0],
+                expected="layers with forward derivatives",
+            ) from error
+    return found
+
+
+def _tangent(value: Tensor) -> Tensor | None:
+    tangent: Tensor | None = forward_ad.unpack_dual(value).tangent  # type: ignore[no-untyped-call]
+    return tangent
+
+
+def _dual(value: Tensor, tangent: Tensor) -> Tensor:
+    dual: Tensor = forward_ad.make_dual(value, tangent)  # type: ignore[no-untyped-call]
+    return dual
+
+
+def linear_units(network: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield the layers of a network with their names: modules without parts, and whole invertible layers."""
+    whole = isinstance(network, Bijection) and not isinstance(network, Chain | FactorOut)
+    children = list(network.named_children())
+    if whole or not children:
+        if not isinstance(network, nn.Identity | nn.Flatten | nn.Dropout):
+            yield path or type(network).__name__, network
+        return
+    for name, child in children:
+        yield from linear_units(child, f"{path}.{name}" if path else name)
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What ``invbench analyse`` found out about one model.
+
+    Args:
+        model: its name.
+        dataset: of the inputs.
+        samples: their number.
+        layers: singular values by layer.
+        preimages: by ReLU layer the kind for each sample.
+    """
+
+    model: str
+    dataset: str
+    samples: int
+    layers: Sequence[LayerSpectrum]
+    preimages: Mapping[str, Sequence[Kind]]
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain values; singular values are medians over the samples."""
+        layers = [
+            {
+                "layer": layer.name,
+                "kind": layer.kind,
+                "outputs": layer.size,
+                "nonzero": median(layer.ranks),
+                "condition": median(layer.conditions),
+                "singular_values": list(layer.median_values),
+            }
+            for layer in self.layers
+        ]
+        preimages = {
+            name: {kind: list(kinds).count(kind) for kind in KINDS}
+            for name, kinds in self.preimages.items()
+        }
+        about = {"model": self.model, "dataset": self.dataset, "samples": self.samples}
+        return {**about, "layers": layers, "preimages": preimages}
+
+    def to_text(self) -> str:
+        """Return a table of the layers, and a line for each ReLU layer."""
+        lines = [f"{self.model} at {self.samples} inputs of {self.dataset}: medians", ""]
+        heads = ("layer", "kind", "outputs", "non-zero", "largest", "smallest", "condition")
+        rows = [heads, *map(_layer_row, self.layers)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(heads))]
+        lines += ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        for name, kinds in self.preimages.items():
+            counts = ", ".join(f"{list(kinds).count(kind)} {kind}" for kind in KINDS)
+            lines.append(f"preimages of {name} and ReLU: {counts}")
+        return "\n".join(lines)
+
+
+def _layer_row(layer: LayerSpectrum) -> tuple[str, ...]:
+    rank = int(median(layer.ranks))
+    values = layer.median_values
+    smallest = values[rank - 1] if rank else 0.0
+    numbers = (values[0], smallest, median(layer.conditions))
+    return (layer.name, layer.kind, str(layer.size), str(rank), *(f"{v:.3g}" for v in numbers))
+
+
+def analyse_model(
+    model: LoadedModel,
+    dataset: str | None = None,
+    samples: int | str | None = 10,
+    data_root: Path | None = None,
+    *,
+    report: Callable[[str], object] = str,
+    pattern: str = "*",
+) -> Analysis:
+    """Measure the singular values of a model's linearisation by layer, and the preimages of its ReLU layers.
+
+    Args:
+        model: a network that is differentiable in its inputs.
+        dataset: of the inputs; None for the model's own.
+        samples: selection of samples, as for ``--samples``.
+        data_root: folder of the data, if they were not fetched.
+        report: callback for progress, one line per call.
+        pattern: of the names of the layers to measure, as in a shell.
+
+    Raises:
+        BadModel: for a model that is no network, or has no chosen layer.
+    """
+    module = getattr(model.classifier, "module", model.classifier)
+    if not isinstance(module, nn.Module):
+        raise BadModel(
+            "only networks can be analysed", got=type(module).__name__, expected="a torch.nn.Module"
+        )
+    network = cast_module(module, "float64")
+    assert isinstance(network, nn.Module)
+    network.eval().requires_grad_(False)
+    names = [name for name, _ in linear_units(network)]
+    if not fnmatch.filter(names, pattern):
+        raise BadModel("no layer matches", got=pattern, expected="a pattern of " + ", ".join(names))
+    card = str(model.card.get("dataset") or "")
+    if not dataset and not card:
+        raise UsageError(f"the card of {model.name} names no data set", remedy="--dataset NAME")
+    data = load_dataset(dataset or EVALUATION_DATASETS.get(card, card), data_root=data_root)
+    ids = torch.tensor(select_samples(data.labels, samples))
+    inputs = data.batch(ids)[0].double().to(device_of(model.classifier))
+    with foreign_call(model.name):
+        layers = measure_spectra(network, inputs, report, pattern)
+        preimages: dict[str, list[Kind]] = {}
+        for x in inputs:
+            for layer in relu_layers(network, x):
+                if fnmatch.fnmatchcase(layer.name, pattern):
+                    preimages.setdefault(layer.name, []).append(layer.kind)
+    return Analysis(model.name, data.name, len(inputs), layers, preimages)
