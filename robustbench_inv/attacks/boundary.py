@@ -1,6 +1,5 @@
 """Boundary attack: a random walk along the decision boundary that uses decisions alone."""
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,15 +15,14 @@ from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = ["BoundaryAttack"]
 
-SPHERICAL_SUCCESS_RATE, SOURCE_SUCCESS_RATE = 0.35, 0.2
-"""Success rates at which the step sizes stay constant: of steps along the sphere, and of steps toward the source.
+SPHERICAL_WINDOW, SOURCE_WINDOW = 100, 30
+"""Numbers of decisions over which success rates are taken: of steps along the sphere, and of whole steps."""
 
-The paper aims at about 0.5 and 0.25. Where the boundary is flat, fewer than half of all steps along a sphere succeed, so
-that these steps would shrink for ever. Median and mean l2 of 10 digits on mnist-cnn after 1,500 steps: 1.81 2.11 with
-(0.5, 0.25), 1.69 1.85 with (0.35, 0.2), 1.82 1.88 with (0.25, 0.12), 1.95 2.02 with (0.25, 0.2)."""
+SPHERICAL_RATES, SOURCE_RATES = (0.2, 0.5), (0.1, 0.25)
+"""Success rates below which step sizes shrink and above which they grow."""
 
-MIN_STEP, MAX_STEP = 1e-7, 0.5
-"""Range of both step sizes, relative to the distance. A sample whose source step is below it has converged."""
+CONVERGED = 1e-7
+"""A sample whose step toward the clean input, relative to the distance, is below this has converged."""
 
 
 @dataclass(frozen=True)
@@ -32,62 +30,93 @@ class BoundaryAttack:
     """A random walk from an adversarial starting point toward the clean input.
 
     Each step moves along the sphere around the clean input and then toward it; it is accepted if the result is still
-    adversarial. Both lengths grow after a success and shrink after a failure, for each sample and query, so that they
-    balance at a given success rate. (The paper adapts them over windows of steps.)
+    adversarial. Every tenth step the decisions enter a window of each sample: both step sizes follow the success rate of
+    steps along the sphere, and the second that of whole steps. They grow or shrink by a factor, which empties the window.
 
     Args:
         steps: maximal number of steps, >= 1.
         spherical_step: first length of the steps along the sphere, relative to the distance, 0 to 1.
         source_step: first length of the steps toward the clean input, relative to the distance, 0 to 1.
-        spherical_check_interval: number of steps between queries of the spherical step alone, >= 1.
-        step_adaptation: increase of a length's logarithm after a success, > 0.
+        step_adaptation: factor by which step sizes grow and shrink, > 1.
+        update_interval: number of steps between decisions that enter the windows, >= 1.
 
     References:
-        Brendel, Rauber and Bethge, Decision-based adversarial attacks, ICLR 2018, algorithm 1 and section 2.
+        Brendel, Rauber and Bethge, Decision-based adversarial attacks, ICLR 2018, algorithm 1 and section 2. Windows,
+        rates and defaults: the authors' reference implementation, ``BoundaryAttack`` in Foolbox 3.
     """
 
-    steps: int = 5000
-    spherical_step: float = 0.1
-    source_step: float = 0.1
-    spherical_check_interval: int = 5
-    step_adaptation: float = 0.1
+    steps: int = 25000
+    spherical_step: float = 0.01
+    source_step: float = 0.01
+    step_adaptation: float = 1.5
+    update_interval: int = 10
 
     kind: ClassVar[Kind] = "minimum-norm"
     norms: ClassVar[frozenset[str]] = frozenset({"l2"})
 
     def __post_init__(self) -> None:
-        check_below(self, spherical_step=1.0, source_step=1.0, step_adaptation=math.inf)
-        check_least(self, steps=1, spherical_check_interval=1)
+        check_below(self, spherical_step=1.0, source_step=1.0)
+        check_least(self, steps=1, step_adaptation=1, update_interval=1)
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         starts, found = find_starting_points(model, batch, threat.goal, rng)
         model.report_failure((~found).nonzero()[:, 0], "no_start")
         walk = _RandomWalk(model, batch, threat, starts, found)
+        along = _Window(len(batch), SPHERICAL_WINDOW, SPHERICAL_RATES, batch.labels.device)
+        whole = _Window(len(batch), SOURCE_WINDOW, SOURCE_RATES, batch.labels.device)
         lengths = torch.tensor([self.spherical_step, self.source_step]).to(walk.distances)
         lengths = lengths.expand(len(batch), 2).clone()
         rows = found.nonzero()[:, 0]
-        for step in range(self.steps):
-            rows = rows[(lengths[rows, 1] > MIN_STEP) & (walk.distances[rows] > 0)]
+        for step in range(1, self.steps + 1):
+            rows = rows[(lengths[rows, 1] >= CONVERGED) & (walk.distances[rows] > 0)]
             if not len(rows):
                 break
             directions = rng.rows(rows).normal(
                 tuple(batch.images.shape[1:]), step=step, dtype=batch.images.dtype
             )
             around = walk.spherical_step(rows, directions, lengths[rows, 0])
-            if step % self.spherical_check_interval == 0:
-                hit = walk.decisions.reached(around, rows)
-                lengths[rows, 0] *= self._factor(
-                    hit, SPHERICAL_SUCCESS_RATE, self.spherical_check_interval
-                )
             hit = walk.advance(around, rows, lengths[rows, 1])
-            lengths[rows, 1] *= self._factor(hit, SOURCE_SUCCESS_RATE, 1)
-            lengths.clamp_max_(MAX_STEP)
+            if step % self.update_interval == 0:
+                reached = walk.decisions.reached(around, rows)
+                lengths[rows] *= self._factors(along.add(rows, reached))[:, None]
+                lengths[rows, 1] *= self._factors(whole.add(rows, hit))
         return walk.images
 
-    def _factor(self, hit: Tensor, share: float, weight: int) -> Tensor:
-        """Return the factor of a length, (m,); at this success rate the mean of its logarithm does not change."""
-        step_adaptation = self.step_adaptation * math.sqrt(weight)
-        return torch.where(hit, step_adaptation, -step_adaptation * share / (1 - share)).exp()
+    def _factors(self, trends: Tensor) -> Tensor:
+        return self.step_adaptation**trends
+
+
+class _Window:
+    """The latest decisions of n samples, each in a ring of its own.
+
+    Args:
+        count: n.
+        size: number of decisions that it holds.
+        rates: success rates below which it reports −1, and above which it reports 1.
+        device: of the samples.
+    """
+
+    def __init__(
+        self, count: int, size: int, rates: tuple[float, float], device: torch.device
+    ) -> None:
+        self.decisions = torch.zeros(count, size, dtype=torch.bool, device=device)
+        self.seen = torch.zeros(count, dtype=torch.int64, device=device)
+        self.rates = rates
+
+    def add(self, rows: Tensor, hit: Tensor) -> Tensor:
+        """Add decisions (m,) of the samples at (m,) positions.
+
+        Returns:
+            (m,) 1 where the success rate of a full window is too high, −1 where it is too low, which empties it; else 0.
+        """
+        size = self.decisions.shape[1]
+        self.decisions[rows, self.seen[rows] % size] = hit
+        self.seen[rows] += 1
+        rate = self.decisions[rows].double().mean(1)
+        trend = (rate > self.rates[1]).long() - (rate < self.rates[0]).long()
+        trend = trend.where(self.seen[rows] >= size, 0)
+        self.seen[rows] *= (trend == 0).long()
+        return trend
 
 
 class _RandomWalk:

@@ -1,4 +1,4 @@
-"""Carlini & Wagner in l2: the published attack, and a faster variant that adapts its constant to each sample."""
+"""Carlini & Wagner in l2 as published: change of variables, Adam, and a binary search over the constant."""
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -7,17 +7,14 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.attacks.best_so_far import ClosestAdversarial
-from robustbench_inv.attacks.linearization import linear_distance, max_distance
 from robustbench_inv.attacks.losses import losses_for
-from robustbench_inv.attacks.minimum_norm import FMN
 from robustbench_inv.attacks.parameters import check_least, check_positive
 from robustbench_inv.attacks.protocol import Batch, Kind, Loss, Queries
-from robustbench_inv.attacks.refinement import refine
 from robustbench_inv.randomness import SampleRNG
-from robustbench_inv.tensors import Output, broadcast, flatten, norm, where_rows
+from robustbench_inv.tensors import Output, broadcast, norm
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["AdaptiveCarliniWagner", "CarliniWagner"]
+__all__ = ["CarliniWagner"]
 
 BETAS = (0.9, 0.999)
 """Adam's decay rates β₁ and β₂, as Kingma and Ba give them."""
@@ -31,18 +28,8 @@ TANH_SHRINKAGE = 0.999999
 MIN_DECREASE = 0.9999
 """A search stops for a sample whose objective is not below this share of its value a tenth of the steps earlier."""
 
-CONSTANT_FACTOR = 1.5
-"""Constant c of the adaptive attack, relative to the one at which the gradients of distance and margin balance."""
-
-MAX_CONSTANT_RATIO = 3.0
-"""The adaptive attack keeps a constant that is at most this many times the balanced one at the closest example."""
-
-MIN_IMPROVEMENT = 0.98
-"""The adaptive attack stops a sample if a search leaves its distance above this share of the distance before."""
-
-
-REFINEMENTS = 10
-"""Exact steps to the linearized boundary at most, with which the adaptive attack ends."""
+REPEATING_SEARCHES, LARGEST_CONSTANT = 10, 1e10
+"""From this number of searches on, the last one repeats the smallest constant that succeeded; this large if none did."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +38,9 @@ class CarliniWagner:
 
     Adam descends in w; the tanh keeps x' inside the box. A binary search looks for the smallest c that reaches the
     goal: c grows tenfold until a search succeeds, then it is the mean of the largest constant that failed and the
-    smallest that succeeded. The closest example of all searches is returned, the clean input if there is none.
-    The margin follows the goal: any other class, a target class, or either of them accepted by the reject option.
+    smallest that succeeded. Of ten or more searches the last repeats the smallest that succeeded. The closest example of
+    all searches is returned, the clean input if there is none. The margin follows the goal: any other class, a
+    target class, or either of them accepted by the reject option.
 
     Args:
         steps: Adam's iterations in each search, >= 1.
@@ -68,7 +56,7 @@ class CarliniWagner:
         Kingma and Ba, Adam, ICLR 2015, algorithm 1.
     """
 
-    steps: int = 1000
+    steps: int = 10000
     searches: int = 9
     learning_rate: float = 0.01
     initial_constant: float = 1e-3
@@ -86,7 +74,9 @@ class CarliniWagner:
         closest = ClosestAdversarial(batch, threat, self.confidence)
         constants = torch.full_like(closest.distances, self.initial_constant)
         lower, upper = torch.zeros_like(constants), torch.full_like(constants, torch.inf)
-        for _ in range(self.searches):
+        for search in range(self.searches):
+            if search == self.searches - 1 and self.searches >= REPEATING_SEARCHES:
+                constants = upper.clamp_max(LARGEST_CONSTANT)
             reached = self._minimize(model, closest, constants)
             lower = lower.where(reached, constants)
             upper = constants.where(reached, upper)
@@ -193,177 +183,3 @@ class _Descent:
             self.square / (1 - beta2 ** (step + 1)),
         )
         self.w = self.w - learning_rate * mean / (square.sqrt() + ADAM_EPSILON)
-
-
-FIRST_SEARCH = FMN(100, "margin+dlr+scaled-ce", rel_step=4.0, bisections=12, refinements=10)
-"""The adaptive attack starts at the examples of this search, so that it is at least as strong. Median l2 with and without
-on three small networks that the benchmark trains: 0.908 and 0.961, 0.836 and 0.858, 1.227 and 1.251."""
-
-# Why `cw-adaptive` differs: the published attack starts all samples at the same constant, and its change of variables
-# hardly moves elements at exactly 0 or 1, which are most of a digit. Median and mean l2 and passes of 100 digits of
-# mnist5k on mnist-cnn, two searches of 50 steps unless another number is given:
-#
-#   Foolbox, 9 searches of 1,000 steps of 0.01                  0.966  1.015  9,000
-#   Foolbox, 5 searches of 100 steps of 0.1                     0.991  1.053    500
-#   tanh of 0.99 x, Adam for each element, steps of 0.1         0.989  1.065    100
-#   projection, Adam for each element, steps of 0.02            0.973  1.018    100
-#   projection, one scale for a sample                          0.968  1.007    100
-#   the same, one search of 100 steps from a balanced constant  0.964  1.006    100
-#   cw-adaptive                                                 0.965  1.007    105
-#
-# Medians of 50 digits each, Foolbox with 5 searches of 100 steps and cw-adaptive: mnist-c-dv 1.038 and 0.991,
-# mnist-c-js 1.009 and 0.930, its sigmoid scores 2.19 and 1.11. On the sigmoid scores the linearized model is far off:
-# if every search starts at the clean image with steps of the same length, the median is 2.87 and some searches fail.
-
-
-@dataclass(frozen=True)
-class AdaptiveCarliniWagner:
-    """Minimizes ‖x' − x‖² + c·max(0, κ − margin(x')) over x' by Adam, with a constant c adapted to each sample.
-
-    It starts at the examples of a minimum-norm attack on three losses (``FIRST_SEARCH``). At a minimum on the boundary
-    2‖x' − x‖ = c‖∇margin‖, so the first c is computed from the gradient there, or from the linearized model. It grows
-    tenfold until a search succeeds, and is then computed from the closest adversarial example. A sample is done when its
-    constant was right and a search no longer reduced its distance. Clamping keeps x' inside the box, the first of the
-    paper's three methods. Step lengths are relative to the distance of the linearized boundary, and Adam keeps one
-    second moment per sample, so that scale and number of logits and input elements do not matter.
-
-    Args:
-        steps: iterations of each search, whose step lengths decay linearly, >= 1.
-        searches: constants tried at most, >= 1.
-        rel_step: length of the first step, relative to the distance of the linearized boundary, > 0.
-        confidence: margin κ that an adversarial example should exceed, >= 0. If none does, the closest adversarial
-            example of any margin is returned.
-
-    References:
-        Carlini and Wagner, Towards evaluating the robustness of neural networks, IEEE S&P 2017, sections V.B
-        and VI.A, objective f6. Kingma and Ba, Adam, ICLR 2015, algorithm 1.
-    """
-
-    steps: int = 60
-    searches: int = 5
-    rel_step: float = 0.8
-    confidence: float = 0.0
-
-    kind: ClassVar[Kind] = "minimum-norm"
-    norms: ClassVar[frozenset[str]] = frozenset({"l2"})
-
-    def __post_init__(self) -> None:
-        check_least(self, steps=1, searches=1, confidence=0)
-        check_positive(self, "rel_step")
-
-    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
-        search = _Search(model, batch, threat, self)
-        rows = search.initialize()
-        if len(rows):
-            search.start_at(FIRST_SEARCH.run(model, batch, threat, rng))
-        for _ in range(self.searches):
-            if not len(rows):
-                break
-            before = search.confident.distances[rows]
-            search.descend(rows)
-            rows = search.update_constants(rows, before)
-        if model.success_is_final:
-            refine(model, search.confident, REFINEMENTS)
-        return where_rows(search.confident.found, search.confident.images, search.any.images)
-
-
-class _Search:
-    """The searches of n samples: their constants, and the closest adversarial examples.
-
-    Args:
-        model: the queried model.
-        batch: the samples.
-        threat: its goal defines success.
-        settings: of the attack.
-    """
-
-    def __init__(
-        self, model: Queries, batch: Batch, threat: ThreatModel, settings: AdaptiveCarliniWagner
-    ) -> None:
-        self.model, self.batch, self.settings = model, batch, settings
-        self.confident, self.any = (
-            ClosestAdversarial(batch, threat, settings.confidence),
-            ClosestAdversarial(batch, threat),
-        )
-        (self.margin,) = losses_for("margin", threat.goal)
-        self.scales = self.constants = torch.zeros_like(self.any.distances)
-        self.starts = batch.images.clone()
-
-    def initialize(self) -> Tensor:
-        """Compute the first constants from the linearized model; return the rows (m,) with a nonzero gradient."""
-        images, labels = self.batch.images, self.batch.labels
-        rows = torch.arange(len(labels), device=labels.device)
-        output, gradients = self.model.gradient(images, self.margin, rows)
-        self._update(images, output, rows)
-        gaps = self.settings.confidence - self.margin(output, labels)
-        limits = max_distance(images, self.model.bounds, "l2")
-        self.scales = linear_distance(gaps, gradients, "l2").minimum(limits)
-        self.constants = _balanced_constants(self.scales, gradients)
-        return rows[flatten(gradients != 0).any(1) | (not self.model.success_is_final)]
-
-    def start_at(self, images: Tensor) -> None:
-        """Start at given images (n, …) where they are adversarial, with the constants that balance there."""
-        rows = torch.arange(len(images), device=images.device)
-        self._update(images, self.model(images, rows), rows)
-        rows = self.confident.found.nonzero()[:, 0]
-        self.starts[rows] = self.confident.images[rows]
-        if len(rows):
-            self.update_constants(rows, self.confident.distances[rows])
-
-    def descend(self, rows: Tensor) -> None:
-        """Minimise the objective of the samples at (m,) positions."""
-        clean, images = self.batch.images[rows], self.starts[rows]
-        mean, square = torch.zeros_like(clean), torch.zeros_like(rows, dtype=torch.float64)
-        scales, steps, (beta1, beta2) = self.scales[rows], self.settings.steps, BETAS
-        for step in range(steps):
-            output, gradients = self.model.gradient(images, self._margin_if_not_reached, rows)
-            self._update(images, output, rows)
-            gradients = torch.nan_to_num(gradients, nan=0.0, posinf=0.0, neginf=0.0)
-            descent = 2 * (images - clean) - broadcast(self.constants[rows], images) * gradients
-            mean = beta1 * mean + (1 - beta1) * descent
-            square = beta2 * square + (1 - beta2) * norm(descent, "l2").double().square()
-            size = (square / (1 - beta2 ** (step + 1))).sqrt() * (1 - beta1 ** (step + 1))
-            along = mean / broadcast(size.where(size > 0, 1).to(mean), mean)
-            lengths = self.settings.rel_step * (1 - step / steps) * scales
-            images = (images - broadcast(lengths, images) * along).clamp(*self.model.bounds)
-        self._update(images, self.model(images, rows), rows)
-        self.starts[rows] = where_rows(
-            self.confident.found[rows], self.confident.images[rows], images
-        )
-
-    def update_constants(self, rows: Tensor, before: Tensor) -> Tensor:
-        """Update the constants of the samples at (m,) positions, and return those that need another search.
-
-        Args:
-            rows: the samples of the last search.
-            before: (m,) distances of their closest adversarial examples before it.
-        """
-        found, now, tried = (
-            self.confident.found[rows],
-            self.confident.distances[rows],
-            self.constants[rows],
-        )
-        _, gradients = self.model.gradient(self.starts[rows], self.margin, rows)
-        balanced = _balanced_constants(now, gradients)
-        self.constants[rows] = torch.where(found, balanced, 10 * tried)
-        self.scales[rows] = torch.where(found, now / 4, self.scales[rows])
-        improved = before.isfinite() & (now < MIN_IMPROVEMENT * before)
-        return rows[~found | (tried > MAX_CONSTANT_RATIO * balanced) | improved]
-
-    def _margin_if_not_reached(self, output: Output, labels: Tensor) -> Tensor:
-        """Return the margins, 0 where the goal is reached; a rejected input does not reach an accepted misclassification."""
-        margins: Tensor = self.margin(output, labels)
-        reached = (
-            self.confident.threat.goal.margin(output.detach(), labels) > self.settings.confidence
-        )
-        return margins.where(~reached, 0)
-
-    def _update(self, images: Tensor, output: Output, rows: Tensor) -> None:
-        self.any.update(images, output, rows)
-        self.confident.update(images, output, rows)
-
-
-def _balanced_constants(distances: Tensor, gradients: Tensor) -> Tensor:
-    """Return the constants at which the gradients of distance and margin balance at these distances, (n,)."""
-    lengths = norm(gradients, "l2")
-    return CONSTANT_FACTOR * 2 * distances / lengths.where(lengths > 0, 1)

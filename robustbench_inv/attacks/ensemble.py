@@ -10,7 +10,7 @@ from torch import Tensor
 from robustbench_inv.attacks.apgd import APGD
 from robustbench_inv.attacks.budget_geometry import BALL_NORMS
 from robustbench_inv.attacks.losses import check_losses
-from robustbench_inv.attacks.minimum_norm import FMN
+from robustbench_inv.attacks.minimum_norm import MinimumNorm
 from robustbench_inv.attacks.parameters import check_below, check_least
 from robustbench_inv.attacks.protocol import (
     Attack,
@@ -310,11 +310,11 @@ class _Progress:
 
 
 def standard() -> Ensemble:
-    """Return the ensemble of APGD, FMN, APGD toward five classes, APGD from larger balls, and Square attack with APGD."""
+    """Return the ensemble of APGD, a minimum-norm search, APGD toward five classes, APGD from larger balls, and Square attack with APGD."""
     return Ensemble(
         (
             APGD(),
-            FMN(),
+            MinimumNorm(30, "scaled-ce", rel_step=1.0, bisections=0, refinements=0),
             APGD(steps=25, loss="margin", target_classes=5),
             APGD(
                 steps=90, loss="margin", target_classes=2, radius_schedule=(8.0, 5.0, 3.0, 2.0, 1.4)

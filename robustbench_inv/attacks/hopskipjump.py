@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustbench_inv.attacks.budget_geometry import steepest_direction
 from robustbench_inv.attacks.decision_based import DecisionOracle, find_starting_points
-from robustbench_inv.attacks.parameters import check_below, check_least
+from robustbench_inv.attacks.parameters import check_least, check_positive
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.randomness import SampleRNG
@@ -36,35 +36,32 @@ class HopSkipJump:
     the mean decision. A step along it is halved until it is adversarial. A binary search then returns to the
     boundary: along the line in l2, by clipping in linf. The closest adversarial example is returned.
 
-    Deviations from the paper: earlier estimates count with ``momentum``, since the boundary turns little between
-    steps. The probe radius does not depend on the number d of elements; the paper's factor 1/d is below the resolution
-    of float32 for an image of 224².
-
     Args:
         steps: T, >= 1.
         initial_queries: B₀: step t uses B₀·√t probes for each sample, >= 1.
         max_queries: maximal number of probes of a step, >= 1.
-        probe_radius: radius of the probes relative to the distance, 0 to 1. The binary search stops at 1/√d of it in l2,
-            at 1/d in linf.
+        gamma: γ, > 0: of an input of d elements, the radius of the probes is γ/d of the distance after the last step,
+            and the binary search stops at γ/(d·√d) of it in l2, at γ/d² in linf.
         momentum: weight of the previous estimate, 0 to 1; 0 is the published attack.
 
     References:
         Chen, Jordan and Wainwright, HopSkipJumpAttack: a query-efficient decision-based attack, IEEE S&P 2020,
-        algorithms 1 and 2, section IV.
+        algorithms 1 and 2, section IV. Defaults, first radius and uniform probes in linf: the authors' code
+        (github.com/Jianbo-Lab/HSJA).
     """
 
-    steps: int = 25
-    initial_queries: int = 50
+    steps: int = 40
+    initial_queries: int = 100
     max_queries: int = 10000
-    probe_radius: float = 0.01
-    momentum: float = 0.7
+    gamma: float = 1.0
+    momentum: float = 0.0
 
     kind: ClassVar[Kind] = "minimum-norm"
     norms: ClassVar[frozenset[str]] = frozenset({"l2", "linf"})
 
     def __post_init__(self) -> None:
         check_least(self, steps=1, initial_queries=1, max_queries=1)
-        check_below(self, probe_radius=1.0)
+        check_positive(self, "gamma")
         if not 0 <= self.momentum < 1:
             raise BadParameter("unusable momentum", got=self.momentum, expected=">= 0 and < 1")
 
@@ -101,6 +98,7 @@ class _Search:
         self.settings = settings
         self.images, self.nearest = self.clean.clone(), self.clean.clone()
         self.distances = norm(self.clean - self.clean, self.norm)
+        self.reaches = self.distances.clone()
         self.closest_distances = torch.full_like(self.distances, torch.inf)
 
     @property
@@ -108,10 +106,16 @@ class _Search:
         """Number of elements of an input."""
         return math.prod(self.clean.shape[1:])
 
+    @property
+    def _share(self) -> float:
+        """Radius of the probes relative to the distance."""
+        return self.settings.gamma / self.count
+
     def project_to_boundary(self, images: Tensor, rows: Tensor) -> None:
         """Move adversarial examples (m, …) to the boundary by binary search, as exactly as the probes need (algorithm 1)."""
+        self.reaches[rows] = norm(images - self.clean[rows], self.norm)
         finer = math.sqrt(self.count) if self.norm == "l2" else self.count
-        halvings = math.ceil(math.log2(finer / self.settings.probe_radius))
+        halvings = max(0, math.ceil(math.log2(finer / self._share)))
         images = self.decisions.binary_search(images, rows, halvings, self.norm)
         distances = norm(images - self.clean[rows], self.norm)
         self.images[rows], self.distances[rows] = images, distances
@@ -154,7 +158,7 @@ class _Search:
         weighted, plain = torch.zeros_like(self.clean[rows]), torch.zeros_like(self.clean[rows])
         for call, size in enumerate(calls):
             shape = (size, *self.clean.shape[1:])
-            directions = rng.normal(shape, restart=call, step=step, dtype=self.clean.dtype)
+            directions = self._draw(shape, call, step, rng)
             offsets = self._offsets(rows, directions, step)
             signs = self._signs(rows, offsets)
             decisions += signs.sum(1)
@@ -164,10 +168,16 @@ class _Search:
         baseline = mean.where(mean.abs() < 1, 0)  # no baseline where all decisions agree
         return steepest_direction(weighted - broadcast(baseline, plain) * plain, "l2")
 
+    def _draw(self, shape: tuple[int, ...], call: int, step: int, rng: SampleRNG) -> Tensor:
+        """Return random directions (m, *shape) of any length: normal in l2, uniform in the cube in linf."""
+        if self.norm == "l2":
+            return rng.normal(shape, restart=call, step=step, dtype=self.clean.dtype)
+        return 2 * rng.uniform(shape, restart=call, step=step, dtype=self.clean.dtype) - 1
+
     def _offsets(self, rows: Tensor, directions: Tensor, step: int) -> Tensor:
         """Return the offsets of the probes (m, k, …) in random directions (m, k, …), clipped to the box."""
         low, high = self.bounds
-        widths = self.settings.probe_radius * self.distances[rows]
+        widths = self._share * self.reaches[rows]
         if step == 1:
             widths = torch.full_like(widths, INITIAL_PROBE_RADIUS * (high - low))
         flat = directions.flatten(0, 1)

@@ -45,11 +45,6 @@ class Linearization:
     distances: Tensor
     gradient: Tensor
 
-    def nearest(self, count: int) -> Tensor:
-        """Return the classes of the nearest boundaries, (m, at most count)."""
-        count = min(count, self.classes.shape[1])
-        return self.classes.gather(1, self.distances.topk(count, dim=1, largest=False).indices)
-
     @property
     def rates(self) -> Tensor:
         """(m, classes): rate at which each logit's gap closes with the distance from the image.

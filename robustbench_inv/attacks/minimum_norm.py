@@ -1,7 +1,6 @@
-"""Minimum-norm attacks FMN and DDN: gradient steps on a ball whose radius converges to the decision boundary."""
+"""Our strongest search for the closest adversarial example: several descents, bisection and exact steps along the boundary."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,7 +25,7 @@ from robustbench_inv.tensors import NORMS, broadcast, flatten, norm
 from robustbench_inv.threat.budgets import project_perturbations
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["DDN", "FMN", "RadiusSearch"]
+__all__ = ["MinimumNorm"]
 
 
 FINAL_SCALE = 0.01
@@ -61,37 +60,44 @@ nearest other class among the first four, 48 in the first place."""
 
 
 @dataclass(frozen=True)
-class RadiusSearch:
-    """Gradient ascent inside a ball whose radius shrinks where the iterate is adversarial, and grows otherwise.
+class MinimumNorm:
+    """The closest adversarial example of several runs in l0, l1, l2 or linf, the norm of the threat; ours, not published.
 
-    The first radius is the distance to the boundary of the linearized model. Step lengths are relative to the radius
-    (in l0 to the width of the box), so that the scales of inputs and logits do not matter.
+    Each run ascends a loss inside a ball whose radius shrinks where the iterate is adversarial, and grows otherwise, as
+    FMN does. The loss is that of logits divided by how fast their gaps close with distance. The first radius is the
+    distance to the boundary of the linearized model. Step lengths are relative to the radius (in l0 to the width of
+    the box), so that the scales of inputs and logits do not matter. Bisections toward the clean input and exact steps
+    to the linearized boundary (``refinement``) end the search.
 
     Args:
-        steps: gradient steps, >= 1.
+        steps: gradient steps of each run, >= 1.
         loss: one of ``losses.LOSSES``, or several joined by ``+``: a run for each, from the distance that was reached.
         rel_step: length of the first step, > 0.
         gamma: relative change of the radius after the first step, between 0 and 1.
-        project: moves perturbations (n, …) into balls or onto spheres around 0, given radii (n,) and the norm.
         bisections: final bisections between clean input and adversarial example, >= 0, not in l0.
         refinements: final exact steps to the linearized boundary at most, >= 0, not in l0.
+
+    References:
+        After Pintor, Roli, Brendel and Biggio, Fast minimum-norm adversarial attacks through adaptive norm constraints,
+        NeurIPS 2021, algorithm 1.
     """
 
-    steps: int
-    loss: str
-    rel_step: float
-    gamma: float
-    project: Callable[[Tensor, Tensor, str], Tensor]
-    bisections: int = 0
-    refinements: int = 0
+    steps: int = 100
+    loss: str = "margin+dlr+scaled-ce"
+    rel_step: float = 4.0
+    gamma: float = 0.3
+    bisections: int = 12
+    refinements: int = 10
+
+    kind: ClassVar[Kind] = "minimum-norm"
+    norms: ClassVar[frozenset[str]] = frozenset(NORMS)
 
     def __post_init__(self) -> None:
         check_losses(self.loss)
         check_below(self, steps=math.inf, rel_step=math.inf, gamma=1.0)
         check_least(self, bisections=0, refinements=0)
 
-    def run(self, model: Queries, batch: Batch, threat: ThreatModel) -> Tensor:
-        """Return the closest adversarial example of each sample, (n, …), the clean input where there is none."""
+    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         closest = ClosestAdversarial(batch, threat)
         rows = torch.arange(len(batch), device=batch.labels.device)
         about = linearize(model, threat, batch.images, batch.labels, rows, NUM_CANDIDATES)
@@ -128,7 +134,7 @@ class RadiusSearch:
             radii = _round_l0_radii(radii, hit, threat.norm).minimum(limits[rows])
             ahead = images + self._gradient_step(gradients, radii, model.bounds, threat.norm, step)
             clean = batch.images[rows]
-            ahead = clean + self.project(ahead - clean, radii, threat.norm)
+            ahead = clean + project_perturbations(ahead - clean, radii, threat.norm)
             ahead = ahead.clamp(*model.bounds)
             # with a zero gradient the iterate never moves, unless the model is stochastic
             stuck = flatten((ahead == images) & (gradients == 0)).all(1) & model.success_is_final
@@ -170,71 +176,3 @@ def _round_l0_radii(radii: Tensor, hit: Tensor, name: str) -> Tensor:
     if name != "l0":
         return radii
     return torch.where(hit, radii.floor(), radii.ceil()).clamp_min(1)
-
-
-@dataclass(frozen=True)
-class FMN:
-    """Fast minimum-norm attack in l0, l1, l2 or linf, the norm of the threat: ``RadiusSearch`` inside the ball.
-
-    Args:
-        steps: gradient steps, >= 1.
-        loss: ``ce``, ``margin`` (the paper's), ``dlr``, ``scaled-ce``, or several joined by ``+``, one run each.
-        rel_step: length of the first step relative to the radius, > 0.
-        gamma: relative change of the radius after the first step, between 0 and 1.
-        bisections: final bisections between clean input and adversarial example, >= 0.
-        refinements: final exact steps to the linearized boundary at most, >= 0, not in l0.
-
-    References:
-        Pintor, Roli, Brendel and Biggio, Fast minimum-norm adversarial attacks through adaptive norm
-        constraints, NeurIPS 2021, algorithm 1.
-    """
-
-    steps: int = 30
-    loss: str = "scaled-ce"
-    rel_step: float = 1.0
-    gamma: float = 0.3
-    bisections: int = 0
-    refinements: int = 0
-
-    kind: ClassVar[Kind] = "minimum-norm"
-    norms: ClassVar[frozenset[str]] = frozenset(NORMS)
-
-    def __post_init__(self) -> None:
-        self._search()
-
-    def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
-        return self._search().run(model, batch, threat)
-
-    def _search(self) -> RadiusSearch:
-        names = ("steps", "loss", "rel_step", "gamma", "bisections", "refinements")
-        return RadiusSearch(**{name: getattr(self, name) for name in names}, project=self._project)
-
-    @staticmethod
-    def _project(delta: Tensor, radii: Tensor, name: str) -> Tensor:
-        return project_perturbations(delta, radii, name)
-
-
-@dataclass(frozen=True)
-class DDN(FMN):
-    """Decoupled direction and norm in l2: ``RadiusSearch`` whose iterates are scaled onto the sphere.
-
-    Args:
-        steps: gradient steps, >= 1.
-        loss: ``ce`` (the paper's), ``margin``, ``dlr``, ``scaled-ce``, or several joined by ``+``, one run each.
-        rel_step: length of the first step relative to the radius, > 0.
-        gamma: relative change of the radius after the first step, between 0 and 1.
-        bisections: final bisections between clean input and adversarial example, >= 0.
-        refinements: final exact steps to the linearized boundary at most, >= 0, not in l0.
-
-    References:
-        Rony et al., Decoupling direction and norm for efficient gradient-based l2 adversarial attacks and
-        defenses, CVPR 2019, algorithm 1.
-    """
-
-    norms: ClassVar[frozenset[str]] = frozenset({"l2"})
-
-    @staticmethod
-    def _project(delta: Tensor, radii: Tensor, name: str) -> Tensor:
-        """Return perturbations (n, …) scaled to the l2 norms given by the radii (n,); zero stays zero."""
-        length = norm(delta, name).clamp_min(torch.finfo(delta.dtype).tiny)
-        return delta * broadcast(radii / length, delta)

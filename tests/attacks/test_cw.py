@@ -174,7 +174,7 @@ def test_abort_early_stops_each_sample_by_itself():
 
 
 def test_the_preset_has_the_published_parameters():
-    assert load_attack("cw").attack == CarliniWagner(1000, 9, 0.01, 1e-3, 0.0, abort_early=True)
+    assert load_attack("cw").attack == CarliniWagner(10000, 9, 0.01, 1e-3, 0.0, abort_early=True)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from robustbench_inv.attacks.ensemble import (
     standard,
 )
 from robustbench_inv.attacks.invariance.collision import Collision
-from robustbench_inv.attacks.minimum_norm import FMN
+from robustbench_inv.attacks.minimum_norm import MinimumNorm
 from robustbench_inv.attacks.protocol import Batch, Kind
 from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.attacks.random_inputs import RandomPerturbation
@@ -156,7 +156,7 @@ def test_a_minimum_norm_success_outside_the_budget_does_not_count():
     model, images, labels = linear_problem(8)
     eps = float(model.distance(images, labels, "linf").median())
     meter, batch, threat, rng = session(model, images, labels, eps)
-    adversarial = Ensemble((FMN(),)).run(meter, batch, threat, rng)
+    adversarial = Ensemble((MinimumNorm(),)).run(meter, batch, threat, rng)
     assert threat.budget.contains(images, adversarial).all()
     fell = wrong(model, adversarial, labels)
     assert 0 < fell.sum() < 8
@@ -238,7 +238,12 @@ def test_standard_passes_the_harness():
     assert attack == load_attack("standard").attack
     assert attack.norms == {"l1", "l2", "linf"}
     small = Ensemble(
-        (APGD(steps=10), FMN(), APGD(5, target_classes=9), SquareThenAPGD(20, 5, long_queries=40))
+        (
+            APGD(steps=10),
+            MinimumNorm(),
+            APGD(5, target_classes=9),
+            SquareThenAPGD(20, 5, long_queries=40),
+        )
     )
     check_attack(small, min_success_rate=1.0)
 

@@ -108,10 +108,10 @@ def test_more_steps_end_nearer(goal, measured, lab):
 
 
 def test_the_number_of_queries_is_that_of_the_paper(lab):
-    """50·(1 + √2 + √3) probes and those of 4 searches for the boundary, besides the start's and the steps'."""
+    """100·(1 + √2 + √3) probes and those of 4 searches for the boundary, besides the start's and the steps'."""
     model, images, labels = linear_problem(5, 3, shape=(1, 4, 4))
     ran = lab.run(HopSkipJump(steps=3), (model, images, labels), THREATS["l2"])
-    initial_queries, halvings = 50 + 70 + 86, 4 * 9
+    initial_queries, halvings = 100 + 141 + 173, 4 * 6
     assert ran.meter.forward_passes.min() >= initial_queries + halvings + 3
     assert ran.meter.forward_passes.max() <= initial_queries + halvings + 3 * 20 + 30
 
@@ -122,8 +122,7 @@ def test_the_number_of_queries_is_that_of_the_paper(lab):
         {"steps": 0},
         {"initial_queries": 0},
         {"max_queries": 0},
-        {"probe_radius": 0},
-        {"probe_radius": 1},
+        {"gamma": 0},
         {"momentum": 1},
         {"momentum": -0.1},
     ],

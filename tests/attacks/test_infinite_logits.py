@@ -8,13 +8,14 @@ import torch
 import robustbench_inv as rbi
 from robustbench_inv.attacks.apgd import APGD
 from robustbench_inv.attacks.boundary import BoundaryAttack
-from robustbench_inv.attacks.cw import AdaptiveCarliniWagner, CarliniWagner
+from robustbench_inv.attacks.cw import CarliniWagner
 from robustbench_inv.attacks.deepfool import DeepFool
 from robustbench_inv.attacks.ensemble import Ensemble, SquareThenAPGD
+from robustbench_inv.attacks.fast_minimum_norm import DDN, FMN
 from robustbench_inv.attacks.hopskipjump import HopSkipJump
 from robustbench_inv.attacks.local_search import LocalSearch
 from robustbench_inv.attacks.losses import LOSSES
-from robustbench_inv.attacks.minimum_norm import DDN, FMN
+from robustbench_inv.attacks.minimum_norm import MinimumNorm
 from robustbench_inv.attacks.pgd import FGSM, PGD
 from robustbench_inv.attacks.square import SquareAttack
 from robustbench_inv.models.reject_option import reject
@@ -37,7 +38,7 @@ ATTACKS = {
     "deepfool l2": (DeepFool(), "l2"),
     "deepfool linf": (DeepFool(norm="linf"), "linf"),
     "cw": (CW, "l2"),
-    "cw adaptive": (AdaptiveCarliniWagner(steps=15, searches=2), "l2"),
+    "minimum norm": (MinimumNorm(steps=15), "l2"),
     "square": (SquareAttack(queries=30), "linf"),
     "square then apgd": (SquareThenAPGD(queries=20, steps=5, long_queries=30), "linf"),
     "local search": (LocalSearch(rounds=8), "l0"),
@@ -89,7 +90,7 @@ def test_the_result_is_that_without_the_classes(lab, name, rule):
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize(
     "name",
-    ["pgd dlr", "fgsm dlr", "apgd targeted", "deepfool l2", "fmn l2", "fmn l0", "cw adaptive"],
+    ["pgd dlr", "fgsm dlr", "apgd targeted", "deepfool l2", "fmn l2", "fmn l0", "minimum norm"],
 )
 def test_two_or_three_possible_classes_of_ten(lab, name, classes):
     attack, measured = ATTACKS[name]
@@ -103,7 +104,7 @@ def test_two_or_three_possible_classes_of_ten(lab, name, classes):
 
 @pytest.mark.parametrize("goal", [Target(3), Target(offset=1, confidence=0.1)])
 @pytest.mark.parametrize(
-    "name", ["pgd dlr", "apgd targeted", "fmn l2", "deepfool l2", "cw adaptive"]
+    "name", ["pgd dlr", "apgd targeted", "fmn l2", "deepfool l2", "minimum norm"]
 )
 def test_a_target_is_reached_as_without_the_classes(lab, name, goal):
     attack, measured = ATTACKS[name]

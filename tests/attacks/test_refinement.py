@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robustbench_inv.attacks.best_so_far import ClosestAdversarial
-from robustbench_inv.attacks.minimum_norm import FMN
+from robustbench_inv.attacks.minimum_norm import MinimumNorm
 from robustbench_inv.attacks.protocol import Batch
 from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.attacks.refinement import nearest_across, refine
@@ -50,7 +50,9 @@ def searched(model, images, labels, name, refinements):
     batch = Batch(images, labels, torch.arange(len(labels)))
     threat, rng = ThreatModel(Unbounded(name)), SampleRNG(0, batch.ids)
     meter = CountingModel(model, batch, threat, rng)
-    return FMN(steps=20, bisections=6, refinements=refinements).run(meter, batch, threat, rng)
+    return MinimumNorm(steps=20, bisections=6, refinements=refinements).run(
+        meter, batch, threat, rng
+    )
 
 
 @pytest.mark.parametrize("name", NORMS)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from robustbench_inv.attacks.cw import AdaptiveCarliniWagner
+from robustbench_inv.attacks.fast_minimum_norm import DDN, FMN
 from robustbench_inv.attacks.losses import LOSSES, losses_for
-from robustbench_inv.attacks.minimum_norm import DDN, FMN
+from robustbench_inv.attacks.minimum_norm import MinimumNorm
 from robustbench_inv.attacks.pgd import PGD
 from robustbench_inv.attacks.random_inputs import Distal, NoiseImage
 from robustbench_inv.errors import BadParameter
@@ -107,7 +107,7 @@ def test_detector_aware_pgd_is_not_detected_more_often(loss, norm, lab):
     assert fooled[0] == len(labels)
 
 
-@pytest.mark.parametrize("attack", [AdaptiveCarliniWagner(), DDN(), FMN(steps=40)])
+@pytest.mark.parametrize("attack", [DDN(), FMN(), MinimumNorm(steps=40)])
 def test_minimum_norm_attacks_end_where_they_are_accepted(attack, lab):
     """Two classes: inputs are accepted beyond a threshold past the boundary, at a known distance."""
     model, images, labels = cautious(0.5, classes=2)
@@ -132,12 +132,15 @@ def likelihoods(target, shape=(1, 4, 4)):
 
 
 @pytest.mark.parametrize("confidence", [0.0, 500.0, 1000.0])
-def test_targeted_cw_keeps_its_confidence_on_negative_log_likelihoods(confidence, lab):
+def test_a_targeted_search_keeps_its_confidence_on_negative_log_likelihoods(confidence, lab):
     """Pixels are exactly 0 and 1, logits all negative (C9); the published protocol's κ are 0, 500 and 1,000."""
     model, images, labels = likelihoods(2)
     assert (model(images).logits < 0).all()
-    on, threat = (model, images, labels), ThreatModel(Unbounded("l2"), Target(2))
-    ran = lab.run(AdaptiveCarliniWagner(confidence=confidence), on, threat)
+    on, threat = (
+        (model, images, labels),
+        ThreatModel(Unbounded("l2"), Target(2, confidence=confidence)),
+    )
+    ran = lab.run(MinimumNorm(), on, threat)
     ahead = class_margins(model(ran.images).logits)[:, 2]
     assert ran.images.isfinite().all()
     assert 0 <= ran.images.min() <= ran.images.max() <= 1
@@ -147,12 +150,10 @@ def test_targeted_cw_keeps_its_confidence_on_negative_log_likelihoods(confidence
 
 def test_more_confidence_costs_more_distance(lab):
     model, images, labels = likelihoods(2)
-    on, threat = (model, images, labels), ThreatModel(Unbounded("l2"), Target(2))
+    threats = [ThreatModel(Unbounded("l2"), Target(2, confidence=k)) for k in (0.0, 500.0, 1000.0)]
     far = [
-        threat.budget.distance(
-            images, lab.run(AdaptiveCarliniWagner(confidence=k), on, threat).images
-        )
-        for k in (0.0, 500.0, 1000.0)
+        each.budget.distance(images, lab.run(MinimumNorm(), (model, images, labels), each).images)
+        for each in threats
     ]
     assert (far[0] < far[1]).all()
     assert (far[1] < far[2]).all()

@@ -70,7 +70,7 @@ ATTACKS = (
     ("ddn:steps=10", "l2", None),
     ("deepfool", "l2", None),
     ("deepfool-linf", "linf", None),
-    ("cw-adaptive:steps=10,searches=1", "l2", None),
+    ("minimum-norm:steps=10", "l2", None),
     ("cw:steps=30,searches=2,learning_rate=0.05,initial_constant=1", "l2", None),
     ("local-search:rounds=5", "l0", None),
     ("boundary:steps=20", "l2", None),
