@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from robustbench_inv.errors import EvaluationWarning
     from robustbench_inv.models.protocol import Classifier, Output
     from robustbench_inv.reporting.compare import RunComparison, compare
+    from robustbench_inv.reporting.exports import MetricLogger, log_metrics
     from robustbench_inv.reporting.html import write_report
     from robustbench_inv.results.record import Record
     from robustbench_inv.results.summary import Rate
@@ -31,6 +32,7 @@ __all__ = [
     "EvaluationWarning",
     "LoadedAttack",
     "LoadedModel",
+    "MetricLogger",
     "Output",
     "Rate",
     "Record",
@@ -46,6 +48,7 @@ __all__ = [
     "load_dataset",
     "load_model",
     "load_threat",
+    "log_metrics",
     "write_report",
 ]
 
@@ -58,6 +61,7 @@ _PLACES = {
     "EvaluationWarning": "errors",
     "LoadedAttack": "catalogue.attacks",
     "LoadedModel": "catalogue.models",
+    "MetricLogger": "reporting.exports",
     "Output": "models.protocol",
     "Rate": "results.summary",
     "Record": "results.record",
@@ -72,6 +76,7 @@ _PLACES = {
     "load_dataset": "catalogue.datasets",
     "load_model": "catalogue.models",
     "load_threat": "catalogue.threats",
+    "log_metrics": "reporting.exports",
     "write_report": "reporting.html",
 }
 

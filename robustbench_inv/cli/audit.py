@@ -9,6 +9,7 @@ import typer
 
 from robustbench_inv.cli.options import (
     FAILED_VERDICT,
+    AfterRun,
     BatchSize,
     DataRoot,
     Device,
@@ -16,12 +17,13 @@ from robustbench_inv.cli.options import (
     Existing,
     ExistingOption,
     FailOnOption,
+    FailUnder,
     Json,
+    LoggerOption,
     Seed,
     Timeout,
     Workers,
     complete,
-    exit_with_verdict,
     folder_option,
     int_or_text,
     option,
@@ -66,18 +68,21 @@ def audit(  # noqa: PLR0913, PLR0917 - one parameter is one option
     workers: Workers = "1",
     data_root: DataRoot = None,
     timeout: Timeout = None,
+    logger: LoggerOption = None,
+    fail_under: FailUnder = None,
     fail_on: FailOnOption = None,
     json: Json = False,
 ) -> None:
     """Find out whether a model's robust accuracy can be published: suite audit and every check, within a time limit.
 
     The last lines are the verdict, its reasons and the next command. The exit code is 3 if the verdict is one of
-    --fail-on, and 1 if a cell fails.
+    --fail-on or a robust accuracy may be below --fail-under, and 1 if a cell fails.
     """
     from robustbench_inv.auditing import audit as run_audit
     from robustbench_inv.cli.run_tables import print_run
     from robustbench_inv.evaluation.loading import NamedModel
 
+    after = AfterRun.of(fail_on, fail_under, logger)
     named = NamedModel.parse(model)
     try:
         with show_progress() as progress, catch_warnings():
@@ -101,7 +106,7 @@ def audit(  # noqa: PLR0913, PLR0917 - one parameter is one option
             )
     except RangeMismatch as error:
         print_message(f"verdict on {model}: do not publish. {error}")
-        raise typer.Exit(FAILED_VERDICT if fail_on else 2) from None
+        raise typer.Exit(FAILED_VERDICT if fail_on or fail_under is not None else 2) from None
     print_warnings(run.notes)
     print_json(run.to_json()) if json else print_run(run)
-    return exit_with_verdict(run, fail_on)
+    return after.finish(run)

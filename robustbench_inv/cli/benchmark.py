@@ -8,6 +8,7 @@ import typer
 
 from robustbench_inv.cli.evaluate import carry_out
 from robustbench_inv.cli.options import (
+    AfterRun,
     BatchSize,
     Checks,
     DataRoot,
@@ -17,7 +18,9 @@ from robustbench_inv.cli.options import (
     Existing,
     ExistingOption,
     FailOnOption,
+    FailUnder,
     Json,
+    LoggerOption,
     SamplesOption,
     Timeout,
     Workers,
@@ -36,6 +39,8 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter is one option
     out: Annotated[Path | None, folder_option("Write results to this folder.", "runs/PLAN")] = None,
     json: Json = False,
     fail_on: FailOnOption = None,
+    fail_under: FailUnder = None,
+    logger: LoggerOption = None,
     dry_run: DryRun = False,
     samples: SamplesOption = None,
     existing: ExistingOption = Existing.resume,
@@ -59,7 +64,8 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter is one option
     how = (existing, batch_size, device, workers, data_root, checks, timeout, keep_images)
     options = EvaluationOptions(None, samples, 0, *how)
     options.run_options()  # checked before anything is loaded
+    after = AfterRun.of(fail_on, fail_under, logger)
     check_target(out, options.worker_count)
     with time_limit(timeout):
         plan = plan_benchmark(file, options.request(), ["invbench", *sys.argv[1:]])
-    return carry_out(plan, options, out, dry_run=dry_run, fail_on=fail_on, json=json)
+    return carry_out(plan, options, out, dry_run=dry_run, after=after, json=json)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from robustbench_inv.cli.options import (
+    AfterRun,
     BatchSize,
     Checks,
     DataRoot,
@@ -15,15 +16,15 @@ from robustbench_inv.cli.options import (
     EvaluationOptions,
     Existing,
     ExistingOption,
-    FailOn,
     FailOnOption,
+    FailUnder,
     Json,
+    LoggerOption,
     SamplesOption,
     Seed,
     Timeout,
     Workers,
     complete,
-    exit_with_verdict,
     folder_option,
     option,
 )
@@ -109,12 +110,14 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     checks: Checks = True,
     timeout: Timeout = None,
     fail_on: FailOnOption = None,
+    fail_under: FailUnder = None,
+    logger: LoggerOption = None,
     json: Json = False,
 ) -> None:
     """Attack models and write one record per sample. Completed cells are not repeated (see --existing).
 
     A name may carry parameters, as in pgd:steps=100,loss=dlr. The exit code is 1 if a cell fails, and 3 if
-    the verdict is one of --fail-on.
+    the verdict is one of --fail-on, or a robust accuracy may be below --fail-under.
     """
     from robustbench_inv.api import check_target
     from robustbench_inv.evaluation.loading import NamedModel
@@ -133,6 +136,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
         timeout,
         keep_images,
     )
+    after = AfterRun.of(fail_on, fail_under, logger)
     models = list(map(NamedModel.parse, model))
     request = replace(
         options.request(), models=models, attacks=attack or (), suite=suite, threat=threat
@@ -141,7 +145,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     check_target(out, options.worker_count)
     with time_limit(timeout):
         plan = make_plan(request, ["invbench", *sys.argv[1:]])
-    return carry_out(plan, options, out, dry_run=dry_run, fail_on=fail_on, json=json)
+    return carry_out(plan, options, out, dry_run=dry_run, after=after, json=json)
 
 
 def carry_out(
@@ -150,7 +154,7 @@ def carry_out(
     out: Path | None,
     *,
     dry_run: bool,
-    fail_on: FailOn | None,
+    after: AfterRun,
     json: bool,
 ) -> None:
     """Run a plan, print its results and exit; or print its estimated cost."""
@@ -164,4 +168,4 @@ def carry_out(
         run = run_plan(plan, out, how, progress, workers, checks=options.checks)
     print_warnings(run.notes)
     print_json(run.to_json()) if json else print_run(run)
-    return exit_with_verdict(run, fail_on)
+    return after.finish(run)

@@ -17,12 +17,14 @@ class ExportFormat(StrEnum):
     parquet = "parquet"
     eval_results = "eval-results"
     junit = "junit"
+    metrics = "metrics"
 
 
 FILES = {
     ExportFormat.parquet: "records.parquet",
     ExportFormat.eval_results: "robustness.yaml",
     ExportFormat.junit: "junit.xml",
+    ExportFormat.metrics: "metrics.json",
 }
 
 
@@ -33,7 +35,7 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter is one option
         typer.Argument(
             metavar="FORMAT",
             help="parquet: every record; eval-results: the worst case, for .eval_results/ of a model repository; "
-            "junit: checks and verdicts, for continuous integration.",
+            "junit: checks and verdicts, for continuous integration; metrics: the worst case as JSON.",
         ),
     ],
     model: Annotated[
@@ -45,7 +47,7 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter is one option
         option(
             metavar="FILE",
             help="Write to this file.",
-            show_default="records.parquet, robustness.yaml or junit.xml in RUN",
+            show_default="records.parquet, robustness.yaml, junit.xml or metrics.json in RUN",
         ),
     ] = None,
     dataset: Annotated[
@@ -64,10 +66,12 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter is one option
     json: Json = False,
 ) -> None:
     """Write the results of a run in a format that other tools read."""
-    from robustbench_inv.arguments import check_file
+    from json import dumps
+
+    from robustbench_inv.arguments import check_file, printable_json
     from robustbench_inv.errors import UsageError
     from robustbench_inv.reporting.definitions import Selection
-    from robustbench_inv.reporting.exports import to_eval_results, to_junit, to_parquet
+    from robustbench_inv.reporting.exports import metrics_of, to_eval_results, to_junit, to_parquet
     from robustbench_inv.reporting.run_results import read_runs
     from robustbench_inv.results.files import explain_write_errors, write_atomically
 
@@ -85,6 +89,7 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter is one option
             cells, hub_dataset or "", source or ""
         ).encode(),
         ExportFormat.junit: lambda: to_junit(found).encode(),
+        ExportFormat.metrics: lambda: printable_json(dumps(metrics_of(cells), indent=2)).encode(),
     }[format_]()
     with explain_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,12 +12,16 @@ import typer
 from robustbench_inv.cli.output import print_json, print_line, print_message
 
 if TYPE_CHECKING:
+    from robustbench_inv.checks.audit_verdict import Conclusion
     from robustbench_inv.evaluation.engine import RunOptions
     from robustbench_inv.evaluation.jobs import EvaluationRequest
+    from robustbench_inv.reporting.exports import MetricLogger
+    from robustbench_inv.results.cell import FinishedCell
     from robustbench_inv.run import Run
 
 __all__ = [
     "HELP_OPTIONS",
+    "AfterRun",
     "BatchSize",
     "Checks",
     "DataRoot",
@@ -29,7 +33,9 @@ __all__ = [
     "ExistingOption",
     "FailOn",
     "FailOnOption",
+    "FailUnder",
     "Json",
+    "LoggerOption",
     "SamplesOption",
     "Seed",
     "Timeout",
@@ -38,9 +44,9 @@ __all__ = [
     "complete",
     "convert_plain_values",
     "exit_with_failures",
-    "exit_with_verdict",
     "folder_option",
     "int_or_text",
+    "load_logger",
     "option",
     "print_path",
 ]
@@ -165,6 +171,30 @@ FailOnOption = Annotated[
 ]
 
 
+FailUnder = Annotated[
+    float | None,
+    option(
+        "--fail-under",
+        min=0.0,
+        max=1.0,
+        metavar="SHARE",
+        help="Exit with 3 unless the lower end of every robust accuracy's 95 % interval reaches this share.",
+        show_default="never",
+    ),
+]
+
+LoggerOption = Annotated[
+    str | None,
+    option(
+        "--logger",
+        metavar="LOGGER",
+        help="Send the numbers to this object with a method log, or to what this function returns: module:name or "
+        "file.py:name.",
+        show_default="none",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class EvaluationOptions:
     """The options of an evaluation, for ``evaluate`` and ``reproduce``."""
@@ -220,19 +250,84 @@ def exit_with_failures(failures: Sequence[object]) -> None:
     raise typer.Exit(1 if failures else 0)
 
 
-def exit_with_verdict(run: "Run", fail_on: FailOn | None) -> None:
-    """Exit with 1 if a cell failed, else with 3 if the verdict on a model is as bad as ``fail_on``, else with 0."""
-    bad: tuple[str, ...] = ("do not publish",)
-    if fail_on == FailOn.reservations:
-        bad = ("publishable with reservations", *bad)
-    found = any(conclusion.verdict in bad for conclusion in run.conclusions)
-    if fail_on and found and not run.failures:
-        raise typer.Exit(FAILED_VERDICT)
-    exit_with_failures(run.failures)
+@dataclass(frozen=True)
+class AfterRun:
+    """What follows a run: its numbers are logged, and decide on the exit code."""
+
+    fail_on: FailOn | None
+    fail_under: float | None
+    logger: "MetricLogger | None" = None
+
+    def __post_init__(self) -> None:
+        if self.fail_under is not None and not 0 <= self.fail_under <= 1:  # nan passes a range
+            raise typer.BadParameter(f"--fail-under {self.fail_under} is not between 0 and 1")
+
+    @classmethod
+    def of(cls, fail_on: FailOn | None, fail_under: float | None, logger: str | None) -> "AfterRun":
+        """Load the logger, before anything is run."""
+        return cls(fail_on, fail_under, None if logger is None else load_logger(logger))
+
+    def finish(self, run: "Run") -> None:
+        """Log the numbers; exit with 1 if a cell failed, with 3 if the run is as bad as an option names, else with 0."""
+        if self.logger is not None:
+            _log(run, self.logger)
+        if not run.failures:
+            self.judge(run.cells, run.conclusions)
+        exit_with_failures(run.failures)
+
+    def judge(self, cells: "Sequence[FinishedCell]", conclusions: "Sequence[Conclusion]") -> None:
+        """Exit with 3 if a verdict is as bad as ``fail_on``, or a robust accuracy may be below ``fail_under``."""
+        bad: tuple[str, ...] = ("do not publish",)
+        if self.fail_on == FailOn.reservations:
+            bad = ("publishable with reservations", *bad)
+        if self.fail_on and any(each.verdict in bad for each in conclusions):
+            raise typer.Exit(FAILED_VERDICT)
+        if self.fail_under is not None:
+            from robustbench_inv.reporting.exports import robustness_below
+
+            found = robustness_below(cells, self.fail_under)
+            for each in found:
+                print_message(f"--fail-under: {each}")
+            if found:
+                raise typer.Exit(FAILED_VERDICT)
+
+
+def load_logger(reference: str) -> "MetricLogger":
+    """Return the logger of a reference: the object itself, or what the function returns.
+
+    Raises:
+        BadCatalogue, UnknownName: if it cannot be imported.
+        BadParameter: if it has no method ``log``.
+    """
+    from robustbench_inv.catalogue.references import import_object
+    from robustbench_inv.errors import BadParameter
+
+    found: Any = import_object(reference)
+    if not hasattr(found, "log") and callable(found):
+        found = found()
+    if not callable(getattr(found, "log", None)):
+        raise BadParameter(
+            f"{reference} cannot be used as a logger",
+            got=type(found),
+            expected="a method log(metrics)",
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def _log(run: "Run", logger: "MetricLogger") -> None:
+    """Send the numbers; the results are on the disk, so a logger that fails is a warning."""
+    from robustbench_inv.reporting.exports import log_metrics
+
+    try:
+        log_metrics(run, logger)
+    except Exception as error:
+        print_message(
+            f"warning: the logger failed: {' '.join(f'{type(error).__name__}: {error}'.split())}"
+        )
 
 
 FAILED_VERDICT = 3
-"""Exit code after a verdict that ``--fail-on`` names."""
+"""Exit code after a verdict that ``--fail-on`` names, and of ``--fail-under``."""
 
 
 def print_path(path: Path, *, json: bool, key: str, **facts: object) -> None:

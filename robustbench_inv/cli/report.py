@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from robustbench_inv.cli.options import Json, option, print_path
+from robustbench_inv.cli.options import AfterRun, FailOnOption, FailUnder, Json, option, print_path
 
 __all__ = ["report"]
 
@@ -31,17 +31,23 @@ def report(
             show_default="report.html in the first folder",
         ),
     ] = None,
+    fail_on: FailOnOption = None,
+    fail_under: FailUnder = None,
     json: Json = False,
 ) -> None:
     """Write the HTML report of one or several runs.
 
-    The report is self-contained; its tables and figures are also stored as separate files.
+    The report is self-contained; its tables and figures are also stored as separate files. The exit code is 3
+    if a verdict is one of --fail-on, or a robust accuracy may be below --fail-under.
     """
     from robustbench_inv.errors import UsageError
 
     if not runs:
         raise UsageError("no results to report on", remedy="add --from RUNS")
-    from robustbench_inv.reporting.html import write_report
+    after = AfterRun(fail_on, fail_under)
+    from robustbench_inv.reporting.html import read_conclusions, write_report
 
     path = write_report(runs, out or runs[0] / "report.html", definition)
-    return print_path(path, json=json, key="report")
+    print_path(path, json=json, key="report")
+    if fail_on or fail_under is not None:
+        after.judge(*read_conclusions(runs, definition))

@@ -4,17 +4,18 @@ import json
 from collections.abc import Iterator, Sequence
 from datetime import date
 from io import BytesIO
-from math import isfinite, isinf, nan
-from typing import Any
+from math import isfinite, isinf, isnan, nan
+from typing import TYPE_CHECKING, Any, Protocol
 from xml.etree import ElementTree as ET
 
 import pandas as pd
 
 from robustbench_inv.arguments import format_eps, printable
-from robustbench_inv.checks.audit_verdict import conclude
+from robustbench_inv.checks.audit_verdict import CONCLUSIONS, Conclusion, conclude
 from robustbench_inv.checks.verdict import Verdict
 from robustbench_inv.errors import BadResults, import_library
 from robustbench_inv.reporting.run_results import (
+    CellGroup,
     RunResult,
     WorstCase,
     group_cells,
@@ -24,7 +25,19 @@ from robustbench_inv.reporting.statistics import median_of
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.labels import names_and_digests
 
-__all__ = ["metrics_of", "records_frame", "to_eval_results", "to_junit", "to_parquet"]
+if TYPE_CHECKING:
+    from robustbench_inv.run import Run
+
+__all__ = [
+    "MetricLogger",
+    "log_metrics",
+    "metrics_of",
+    "records_frame",
+    "robustness_below",
+    "to_eval_results",
+    "to_junit",
+    "to_parquet",
+]
 
 TYPES = {
     "eps": "string",
@@ -78,6 +91,63 @@ def to_parquet(cells: Sequence[FinishedCell]) -> bytes:
     return out.getvalue()
 
 
+class MetricLogger(Protocol):
+    """What numbers are sent to: a run of Weights & Biases, the module trackio, or an object of yours."""
+
+    def log(self, metrics: dict[str, float], /) -> object:
+        """Take numbers by name."""
+
+
+def log_metrics(run: "Run", logger: MetricLogger) -> dict[str, float]:
+    """Send clean accuracies, worst-case numbers and verdicts of a run to a logger, in one call.
+
+    Args:
+        run: what ``evaluate`` or ``audit`` returned.
+        logger: any object with a method ``log`` that takes a dictionary.
+
+    Returns:
+        The numbers: those of ``metrics_of``, and ``publishable/MODEL/DATASET``, which is 1, with reservations 0.5,
+        and 0 for numbers that must not be published.
+    """
+    metrics = metrics_of(run.cells) | _verdict_metrics(run.conclusions)
+    logger.log(dict(metrics))
+    return metrics
+
+
+def _verdict_metrics(conclusions: Sequence[Conclusion]) -> dict[str, float]:
+    grades = dict(zip(CONCLUSIONS, (1.0, 0.5, 0.0), strict=True))
+    return {f"publishable/{c.model}/{c.dataset}": grades[c.verdict] for c in conclusions}
+
+
+def robustness_below(cells: Sequence[FinishedCell], limit: float) -> list[str]:
+    """Return a sentence for each robust accuracy that is not shown to reach a limit.
+
+    It is shown if the lower end of the 95 % interval of the worst case reaches the limit. Of a sweep the largest eps
+    counts, since no robust accuracy is higher there. If no robust accuracy was measured, that is a sentence as well.
+
+    Args:
+        cells: of any kind; those of invariance attacks and without a budget are passed over.
+        limit: a share, from 0 to 1.
+    """
+    largest: dict[tuple[str, CellGroup], WorstCase] = {}
+    for worst in _worst(cells):
+        key = worst.model, worst.group
+        if _metric(worst) == "robust_accuracy" and (
+            key not in largest or worst.eps > largest[key].eps
+        ):
+            largest[key] = worst
+    if not largest:
+        return ["no robust accuracy was measured"]
+    return [_short_of(worst, limit) for worst in largest.values() if worst.rate.low < limit]
+
+
+def _short_of(worst: WorstCase, limit: float) -> str:
+    rate, place = worst.rate, f"{worst.model}, {worst.group.dataset}, {_budget(worst)}"
+    share = f"{100 * rate.value:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+    reason = "" if rate.value < limit else "; more samples make the interval shorter"
+    return f"{place}: robust accuracy {share}, lower end below {100 * limit:g} %{reason}"
+
+
 def metrics_of(cells: Sequence[FinishedCell]) -> dict[str, float]:
     """Return clean and worst-case numbers of each model under short names, for loggers of experiments.
 
@@ -89,7 +159,7 @@ def metrics_of(cells: Sequence[FinishedCell]) -> dict[str, float]:
         place = f"{worst.model}/{worst.group.dataset}"
         found[f"clean_accuracy/{place}"] = worst.clean.value
         found[f"{_metric(worst)}/{place}/{_budget(worst)}"] = _value(worst)
-    return found
+    return {name: value for name, value in found.items() if not isnan(value)}
 
 
 def to_eval_results(cells: Sequence[FinishedCell], dataset_id: str, source: str = "") -> str:

@@ -11,15 +11,25 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from robustbench_inv.arguments import check_file, check_path, printable
+from robustbench_inv.checks.audit_verdict import Conclusion, conclude
+from robustbench_inv.checks.verdict import Verdict
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.reporting.canvas import ReportFigure, inline_svg
 from robustbench_inv.reporting.definitions import load_definition
 from robustbench_inv.reporting.page import build_page
 from robustbench_inv.reporting.run_results import read_runs
 from robustbench_inv.reporting.table_formats import Table, to_csv, to_latex, to_markdown
+from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.files import explain_write_errors, write_atomically
 
-__all__ = ["export_files", "files_of", "render_page", "write_page", "write_report"]
+__all__ = [
+    "export_files",
+    "files_of",
+    "read_conclusions",
+    "render_page",
+    "write_page",
+    "write_report",
+]
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -51,6 +61,16 @@ def write_report(
     html = render_page("report.html", files, page=page, folder=files_of(path).name)
     write_page(path, html, files)
     return path
+
+
+def read_conclusions(
+    runs: Sequence[str | Path], definition: str | None = None
+) -> tuple[list[FinishedCell], list[Conclusion]]:
+    """Return the cells of a report, and whether the numbers of each model can be published."""
+    found = read_runs([check_path(run, "run") for run in runs], load_definition(definition).select)
+    cells = [cell for run in found for cell in run.cells]
+    verdicts = [Verdict.from_json(value) for run in found for value in run.checks]
+    return cells, conclude(cells, verdicts)
 
 
 def _as_paths(runs: object) -> list[object]:

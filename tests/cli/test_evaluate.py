@@ -146,6 +146,48 @@ def test_the_verdict_is_printed_and_sets_the_exit_code_on_request(invbench, argu
     assert invbench(*arguments, "--fail-on", "never").code == 2
 
 
+LOGGER = """
+import json
+from pathlib import Path
+class Log:
+    def log(self, metrics):
+        Path("metrics.json").write_text(json.dumps(metrics))
+def make():
+    return Log()
+class Broken:
+    def log(self, metrics):
+        raise OSError("no network")
+broken = Broken()
+"""
+
+
+def test_a_limit_on_robust_accuracy_sets_the_exit_code_and_a_logger_gets_the_numbers(
+    invbench, arguments, tmp_path
+):
+    (tmp_path / "mylog.py").write_text(LOGGER)
+    done = invbench(*arguments, "--fail-under", "0.9", "--logger", "mylog.py:make")
+    assert done.code == 3
+    assert "--fail-under: net.py:build:width=6, mnist5k, linf=0.2: robust accuracy" in done.err
+    logged = json.loads((tmp_path / "metrics.json").read_text())
+    assert logged["publishable/net.py:build:width=6/mnist5k"] == 0
+    done = invbench(*arguments, "--fail-under", "0", "--logger", "mylog.py:broken")
+    assert done.code == 0
+    assert "warning: the logger failed: OSError: no network" in done.err
+    assert invbench("report", "--from", "run", "--fail-under", "0.9").code == 3
+    assert invbench("report", "--from", "run", "--fail-under", "0").code == 0
+    assert invbench("report", "--from", "run", "--fail-on", "do-not-publish").code == 3
+    for bad in (
+        ("--fail-under", "nan"),
+        ("--fail-under", "40"),
+        ("--logger", "mylog.py:json"),
+        ("--logger", "x"),
+    ):
+        assert invbench(*arguments, *bad).code == 2
+    assert invbench("export", "run", "metrics").code == 0
+    exported = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert exported.items() <= logged.items()
+
+
 def test_a_benchmark_file_is_run_resumed_and_reported(invbench, tmp_path):
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "net.py").write_text(NETWORK)

@@ -2,22 +2,64 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from robustbench_inv.checks.audit_verdict import conclude
 from robustbench_inv.errors import BadResults
 from robustbench_inv.reporting.exports import (
+    log_metrics,
     metrics_of,
     records_frame,
+    robustness_below,
     to_eval_results,
     to_junit,
     to_parquet,
 )
 from robustbench_inv.reporting.run_results import read_runs
+from robustbench_inv.reporting.statistics import wilson
+from robustbench_inv.results.summary import Rate
 from robustbench_inv.testing.toy_cells import toy_cell
 
 DOCUMENTED = Path(__file__).parents[2] / "docs" / "records.md"
+
+
+def test_robust_accuracy_is_shown_to_reach_a_limit_by_the_lower_end_of_its_interval():
+    cell = toy_cell("pgd", [0.1] * 20 + [0.2] * 20 + [None] * 60, epsilons=[0.1, 0.2])
+    low = wilson(Rate(60, 100)).low
+    assert robustness_below([cell], low - 1e-9) == []
+    (text,) = robustness_below([cell], 0.55)
+    assert text == "toy, four, linf=0.2: robust accuracy 60.0 % [50.2, 69.1], lower end below 55 %; more samples make the interval shorter"  # fmt: skip
+    assert robustness_below([cell], 0.7)[0].endswith("lower end below 70 %")
+    other = toy_cell("pgd", [0.1] * 100, epsilons=[0.1], model={"name": "b"})
+    assert len(robustness_below([cell, other], 0.1)) == 1
+
+
+def test_a_limit_is_not_reached_where_no_robust_accuracy_was_measured():
+    threat = {"norm": "l2", "epsilons": [], "goal": "keep-decision"}
+    cell = toy_cell("x", [1.0], epsilons=(), threat=threat, attack={"kind": "invariance"})
+    assert robustness_below([cell], 0.0) == ["no robust accuracy was measured"]
+
+
+class Logger:
+    def __init__(self):
+        self.metrics = []
+
+    def log(self, metrics):
+        self.metrics.append(metrics)
+
+
+def test_a_logger_gets_numbers_and_verdicts_in_one_call():
+    cells = [toy_cell("pgd", [0.1, None, None, 0.0], epsilons=[0.1])]
+    run, logger = SimpleNamespace(cells=cells, conclusions=conclude(cells, [])), Logger()
+    assert log_metrics(run, logger) == {
+        "clean_accuracy/toy/four": 0.75,
+        "robust_accuracy/toy/four/linf=0.1": 0.5,
+        "publishable/toy/four": 0.5,
+    }
+    assert logger.metrics == [log_metrics(run, Logger())]
 
 
 def documented_columns():

@@ -259,6 +259,8 @@ BAD: dict[str, dict[str, str]] = {
         "--device": "tpu; cuda:99",
         "--workers": "0; -1; x; ray:",
         "--fail-on": "nope; ''",
+        "--fail-under": "x; -0.1; 1.1; nan; inf; 40%; ''",
+        "--logger": "nope; nowhere.py:x; json:nope; math:pi; ''",
         "--data-root": "file",
     },
     "audited": {
