@@ -161,6 +161,12 @@ def _open_spheres(parameters: Parameters, _root: Path | None) -> Dataset:
     return Spheres(**parameters)  # type: ignore[arg-type]
 
 
+def _open_isotopes(parameters: Parameters, _root: Path | None) -> Dataset:
+    from robustbench_inv.data.isotopes import IsotopePatterns
+
+    return IsotopePatterns(**parameters)  # type: ignore[arg-type]
+
+
 def _open_invariance_mnist(parameters: Parameters, root: Path | None) -> Dataset:
     from robustbench_inv.data.mnist import open_invariance_mnist
 
@@ -288,6 +294,25 @@ DATASETS: Mapping[str, DatasetEntry] = {
             _open_spheres,
             {"d": 500, "n": 10, "r1": 1.0, "r2": 1.3, "seed": 0, "size": 1000, "inner": 0.5},
             has_files=False,
+        ),
+        DatasetEntry(
+            "isotopes",
+            "synthetic mass spectra of two classes, made of isotope patterns: generated",
+            2,
+            (2048,),
+            _open_isotopes,
+            {
+                "bins": 2048,
+                "peptides": 40,
+                "informative": 0.2,
+                "noise": 0.02,
+                "shift": 1.0,
+                "seed": 0,
+                "size": 1000,
+                "split": "test",
+            },
+            has_files=False,
+            classes=("synthetic tissue A", "synthetic tissue B"),
         ),
     )
 }

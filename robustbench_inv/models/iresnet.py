@@ -152,7 +152,7 @@ def residual_stages(
 class InvertibleResNet(nn.Module):
     """logits = head(F(x, 0)): F is a bijection of the input with added channels of zeros, so x ↦ F(x, 0) is injective.
 
-    The head has batch norm, ELU, if asked the mean over positions, and a linear layer. ``decode`` inverts F and drops the added
+    The head has batch norm, ELU, the mean over positions (with ``pool``) and a linear layer. ``decode`` inverts F and drops the added
     channels; it is exact for codes of inputs.
 
     Args:

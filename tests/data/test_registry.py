@@ -42,6 +42,7 @@ def test_entries_are_listed_under_their_names():
         "invariance-mnist",
         "mnist-planted",
         "spheres",
+        "isotopes",
     ]
     assert all(found.name == name for name, found in DATASETS.items())
     assert all("\n" not in found.summary for found in DATASETS.values())
