@@ -233,7 +233,7 @@ def wrong_numbers() -> None:
         axes.set_xlabel("largest change of a pixel")
         axes.set(ylim=(-3, 103), xticks=epsilons)
     all_axes[0].set_ylabel("robust accuracy, %")
-    all_axes[1].legend(frameon=False, fontsize=9)
+    all_axes[1].legend(frameon=False, fontsize=9, loc="upper right", bbox_to_anchor=(1.02, 0.9))
     save(figure, "wrong-numbers")
 
 
