@@ -2,9 +2,7 @@
 
 import pytest
 
-import robustbench_inv as rbi
 from robustbench_inv.reporting.html import write_report
-from robustbench_inv.reporting.leaderboard import read_leaderboard
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
@@ -102,32 +100,6 @@ def _assert_all_visible(page, selector, at_least):
     )
     assert len(sizes) >= at_least
     assert all(width > 5 and height > 5 for width, height in sizes)
-
-
-@pytest.fixture(scope="module")
-def comparison(tmp_path_factory, run_writer, sweep_records, tiny_images):
-    """A page of one network before and after a defence, with images of both."""
-    folder = tmp_path_factory.mktemp("compared")
-    for version, (name, fall) in enumerate({"before": 24, "after": 9}.items()):
-        run = run_writer(folder / name).cell(
-            sweep_records(40, [fall], [0.2]),
-            version=version,
-            images=tiny_images(40, 0.2),
-            epsilons=[0.2],
-        )
-        run.verdict("PASS", "mnist-cnn").finish()
-    return rbi.compare(folder / "before", folder / "after").write(folder / "page.html")
-
-
-@pytest.fixture(scope="module")
-def leaderboard(tmp_path_factory, run_writer, sweep_records):
-    """The first page of a site over seven models, one of which has no publishable number."""
-    writer = run_writer(tmp_path_factory.mktemp("runs") / "zoo")
-    for i, model in enumerate("abcdefg"):
-        about = {"model": model, "attack": "standard", "epsilons": [0.1, 0.2], "members": 2}
-        writer.cell(sweep_records(40, [5 * i, 6 * i], [0.1, 0.2]), **about)
-        writer.verdict("FAIL" if model == "c" else "PASS", model)
-    return read_leaderboard([writer.finish()]).write(tmp_path_factory.mktemp("site") / "out")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
