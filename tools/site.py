@@ -63,6 +63,12 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     return LINK.sub(led, markdown)
 
 
+def on_post_page(output: str, page: Any, config: Any) -> str:  # noqa: ANN401, ARG001
+    """Name the dialog of the search for screen readers, which the theme forgets."""
+    dialog = '<div class="md-search" data-md-component="search" role="dialog"'
+    return output.replace(dialog, f'{dialog} aria-label="Search"')
+
+
 def _place(repository: str) -> str | None:
     """Return where a file of the repository is in the site; None if it is not there."""
     if repository in PAGES:
