@@ -82,7 +82,13 @@ def arrow(axes: Axes, start: Tensor, end: Tensor, text: str) -> None:
     )
     axes.plot(*start, "o", color="black", markersize=6)
     axes.annotate(
-        text, end.tolist(), (9, 2), textcoords="offset points", fontsize=9, weight="bold", va="top"
+        text,
+        (start + end).div(2).tolist(),
+        (14, -12),
+        textcoords="offset points",
+        fontsize=9,
+        weight="bold",
+        va="top",
     )
 
 
