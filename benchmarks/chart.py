@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter
 
-__all__ = ["draw_chart"]
+__all__ = ["draw_chart", "draw_invariance"]
 
 Row = Mapping[str, str]
 PEERS = {"foolbox": "#d95f02", "torchattacks": "#7570b3", "adversarial-library": "#1b9e77"}
@@ -44,6 +44,34 @@ def draw_chart(text: str, path: Path) -> None:
         for axis, (title, bars) in zip(axes, panels, strict=True):
             _draw(axis, title, bars)
         axes[-1].set_xlabel("our time / its time (left of 1: ours is faster)")
+        figure.savefig(path, metadata={"Date": None})
+
+
+def draw_invariance(text: str, path: Path) -> None:
+    """Draw failures and median distance of ``invariance-standard`` against its passes; nothing if the page has none.
+
+    Args:
+        text: the page.
+        path: of the picture, an SVG.
+    """
+    rows = list(_table(text, "Failures against passes"))
+    if not rows:
+        return
+    passes = [int(name) for name in rows[0] if name.isdigit()]
+    with mpl.rc_context({"svg.hashsalt": "benchmarks", "svg.fonttype": "none", "font.size": 8}):
+        figure = Figure(figsize=(7, 2.6), layout="constrained")
+        for axis, result in zip(
+            figure.subplots(1, 2), dict.fromkeys(r["result"] for r in rows), strict=True
+        ):
+            for row in (row for row in rows if row["result"] == result):
+                known = [(p, float(row[str(p)])) for p in passes if row[str(p)] != "∞"]
+                axis.plot(*zip(*known, strict=True), marker="o", markersize=3, label=row["model"])
+            axis.set_xlabel("forward and backward passes for each digit")
+            axis.set_title(result, loc="left", fontweight="bold")
+            axis.set_xlim(0)
+            axis.set_ylim(0)
+            axis.spines[["top", "right"]].set_visible(False)
+        figure.axes[0].legend(frameon=False)
         figure.savefig(path, metadata={"Date": None})
 
 
@@ -102,7 +130,7 @@ def _ensemble(text: str) -> tuple[str, list[Bar]]:
 
 def _table(text: str, title: str) -> Iterator[Row]:
     """Yield the rows of the first table below a title."""
-    below = re.search(rf"^## {re.escape(title)}$.*?(^\|.*?)(?:\n\n|\Z)", text, re.M | re.S)
+    below = re.search(rf"^##+ {re.escape(title)}$.*?(^\|.*?)(?:\n\n|\Z)", text, re.M | re.S)
     if below is None:
         return
     head, _, *rows = (_cells(line) for line in below[1].strip().splitlines())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from adapters import adapters_section
-from chart import draw_chart
+from chart import draw_chart, draw_invariance
 from fixed_budget import fixed_budget_section
 from floor import floor_section
 from hypothesis_forward import hypothesis_section
@@ -26,6 +26,7 @@ from switches import switch_section
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE, PICTURE = DOCS / "benchmarks.md", DOCS / "images" / "benchmarks.svg"
+CURVES = DOCS / "images" / "invariance-passes.svg"
 
 # the last two change how the process allocates memory, so nothing may follow them
 SECTIONS = {
@@ -62,6 +63,7 @@ def main() -> None:
         text = "\n".join(parts)
         PAGE.write_text(text, encoding="utf-8")
         draw_chart(text, PICTURE)
+        draw_invariance(text, CURVES)
 
 
 def _opening() -> str:

@@ -14,12 +14,12 @@ from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output, broadcast, norm
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["CarliniWagner"]
+__all__ = ["Adam", "CarliniWagner"]
 
 BETAS = (0.9, 0.999)
 """Adam's decay rates β₁ and β₂, as Kingma and Ba give them."""
 
-ADAM_EPSILON = 1e-8
+EPSILON = 1e-8
 """Adam's ε, as Kingma and Ba give it."""
 
 TANH_SHRINKAGE = 0.999999
@@ -101,7 +101,7 @@ class CarliniWagner:
                 )
                 if not len(descent.rows):
                     break
-            descent.step(images, gradients, self.learning_rate, step)
+            descent.step(images, gradients, self.learning_rate)
         return reached
 
 
@@ -118,6 +118,43 @@ def _hinge(closest: ClosestAdversarial) -> Loss:
 
 
 @dataclass
+class Adam:
+    """Running means of the gradients of m samples, and of their squares.
+
+    Args:
+        mean: (m, …) first moment.
+        square: (m, …) second moment.
+        steps: number of steps taken.
+
+    References:
+        Kingma and Ba, Adam, ICLR 2015, algorithm 1.
+    """
+
+    mean: Tensor
+    square: Tensor
+    steps: int = 0
+
+    @classmethod
+    def start(cls, variables: Tensor) -> "Adam":
+        """Return the state before the first step in variables (m, …)."""
+        return cls(torch.zeros_like(variables), torch.zeros_like(variables))
+
+    def __getitem__(self, kept: Tensor) -> "Adam":
+        """Return the state of some of the samples, given a mask (m,)."""
+        return Adam(self.mean[kept], self.square[kept], self.steps)
+
+    def step(self, gradients: Tensor, learning_rate: float) -> Tensor:
+        """Return how far the variables move along the gradients (m, …) in the next step, (m, …)."""
+        beta1, beta2 = BETAS
+        self.steps += 1
+        self.mean = beta1 * self.mean + (1 - beta1) * gradients
+        self.square = beta2 * self.square + (1 - beta2) * gradients.square()
+        mean = self.mean / (1 - beta1**self.steps)
+        square = self.square / (1 - beta2**self.steps)
+        return learning_rate * mean / (square.sqrt() + EPSILON)
+
+
+@dataclass
 class _Descent:
     """Adam on w for m samples, their inputs being low + (high − low)·(tanh(w) + 1)/2.
 
@@ -127,8 +164,7 @@ class _Descent:
         clean: (m, …) the clean inputs.
         constants: (m,) c.
         bounds: (low, high) of an input element.
-        mean: (m, …) Adam's first moment.
-        square: (m, …) Adam's second moment.
+        adam: of w.
         objective: (m,) value at the last check.
     """
 
@@ -137,8 +173,7 @@ class _Descent:
     clean: Tensor
     constants: Tensor
     bounds: tuple[float, float]
-    mean: Tensor
-    square: Tensor
+    adam: Adam
     objective: Tensor
 
     @classmethod
@@ -146,9 +181,9 @@ class _Descent:
         """Return the state at (n, …) clean inputs."""
         low, high = bounds
         w = torch.atanh(TANH_SHRINKAGE * (2 * (clean - low) / (high - low) - 1))
-        rows, zeros = torch.arange(len(clean), device=clean.device), torch.zeros_like(clean)
+        rows = torch.arange(len(clean), device=clean.device)
         last = torch.full_like(constants, torch.inf)
-        return cls(rows, w, clean, constants, bounds, zeros, zeros, last)
+        return cls(rows, w, clean, constants, bounds, Adam.start(w), last)
 
     @property
     def images(self) -> Tensor:
@@ -161,7 +196,7 @@ class _Descent:
         tensors: dict[str, Any] = {
             name: value[kept] for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        return replace(self, **tensors)
+        return replace(self, **tensors, adam=self.adam[kept])
 
     def check_progress(self, images: Tensor, hinge: Tensor) -> Tensor:
         """Return whether the objective ‖x' − x‖² + c·hinge fell since the last check, (m,)."""
@@ -169,17 +204,10 @@ class _Descent:
         before, self.objective = self.objective, now
         return now <= MIN_DECREASE * before
 
-    def step(self, images: Tensor, gradients: Tensor, learning_rate: float, step: int) -> None:
-        """Take Adam's step number ``step`` from 0, given the gradients (m, …) of the hinge at the images."""
+    def step(self, images: Tensor, gradients: Tensor, learning_rate: float) -> None:
+        """Take Adam's next step, given the gradients (m, …) of the hinge at the images."""
         low, high = self.bounds
         derivative = (high - low) / 2 * (1 - self.w.tanh().square())
         objective = 2 * (images - self.clean) + broadcast(self.constants, images) * gradients
         gradient = torch.nan_to_num(objective * derivative, nan=0.0, posinf=0.0, neginf=0.0)
-        beta1, beta2 = BETAS
-        self.mean = beta1 * self.mean + (1 - beta1) * gradient
-        self.square = beta2 * self.square + (1 - beta2) * gradient.square()
-        mean, square = (
-            self.mean / (1 - beta1 ** (step + 1)),
-            self.square / (1 - beta2 ** (step + 1)),
-        )
-        self.w = self.w - learning_rate * mean / (square.sqrt() + ADAM_EPSILON)
+        self.w = self.w - self.adam.step(gradient, learning_rate)

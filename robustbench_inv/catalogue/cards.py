@@ -14,7 +14,7 @@ from robustbench_inv.catalogue.references import (
     locate_threat,
 )
 from robustbench_inv.errors import BadCatalogue, suggest
-from robustbench_inv.results.change_detection import ChangeDetection
+from robustbench_inv.results.rate import ChangeDetection
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

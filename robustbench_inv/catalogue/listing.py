@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -28,6 +29,7 @@ __all__ = [
     "Listing",
     "library_attacks",
     "list_entries",
+    "models_like",
     "show_entry",
 ]
 
@@ -43,6 +45,38 @@ class Listing:
 
     entries: tuple[dict[str, Any], ...]
     problems: tuple[str, ...]
+
+
+def models_like(text: str, dataset: str | None = None) -> list[str]:
+    """Return the models of the catalogue whose names fit a pattern such as ``mnist-*``; other texts as they are.
+
+    Args:
+        text: a model as the user gives it, or a pattern with * or ?, without parameters.
+        dataset: data set of the evaluation; only models of its data fit. None for all.
+
+    Raises:
+        UnknownName: if no model fits.
+
+    Example:
+        >>> models_like("mnist-cnn"), models_like("mnist-cnn?at", "mnist5k")
+        (['mnist-cnn'], ['mnist-cnn-at'])
+    """
+    if not ({"*", "?"} & set(text)) or {":", "/", "="} & set(text) or Path(text).exists():
+        return [text]
+    named = {name: path for name, path in entries("models").items() if fnmatchcase(name, text)}
+    found = [name for name, path in named.items() if _has_data(read_model(path).dataset, dataset)]
+    if not found:
+        where = f" of {dataset}" if dataset else ""
+        raise UnknownName(
+            f"no model{where} fits the pattern", got=text, remedy="invbench list models"
+        )
+    return sorted(found)
+
+
+def _has_data(own: str, dataset: str | None) -> bool:
+    from robustbench_inv.catalogue.datasets import EVALUATION_DATASETS  # listings stay fast
+
+    return dataset in (None, own, EVALUATION_DATASETS.get(own))
 
 
 def list_entries(kind: CatalogueKind) -> Listing:

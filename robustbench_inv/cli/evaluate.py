@@ -42,7 +42,7 @@ Models = Annotated[
         "--model",
         autocompletion=complete(EntryKind.models),
         metavar="M…",
-        help="Attack these models: catalogue names, module:factory or file.py:factory (one or more). LABEL=M sets the name in "
+        help="Attack these models: catalogue names or patterns such as 'mnist-*', module:factory or file.py:factory (one or more). LABEL=M sets the name in "
         "tables and reports.",
     ),
 ]
@@ -120,6 +120,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     the verdict is one of --fail-on, or a robust accuracy may be below --fail-under.
     """
     from robustbench_inv.api import check_target
+    from robustbench_inv.catalogue.listing import models_like
     from robustbench_inv.evaluation.loading import NamedModel
     from robustbench_inv.evaluation.plan import make_plan
 
@@ -137,7 +138,8 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
         keep_images,
     )
     after = AfterRun.of(fail_on, fail_under, logger)
-    models = list(map(NamedModel.parse, model))
+    named = [name for text in model for name in models_like(text, dataset)]
+    models = list(map(NamedModel.parse, named))
     request = replace(
         options.request(), models=models, attacks=attack or (), suite=suite, threat=threat
     )

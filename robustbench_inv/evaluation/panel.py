@@ -16,8 +16,8 @@ from robustbench_inv.errors import BadParameter, CapabilityMismatch
 from robustbench_inv.identity import digest_value
 from robustbench_inv.models.protocol import classify, device_of
 from robustbench_inv.randomness import SampleRNG
-from robustbench_inv.results.change_detection import ChangeDetection
 from robustbench_inv.results.oracle_error import OracleError
+from robustbench_inv.results.rate import ChangeDetection
 from robustbench_inv.tensors import Output
 from robustbench_inv.threat.goals import UNKNOWN
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from robustbench_inv.arguments import check_root, check_seed, check_text
 from robustbench_inv.catalogue.benchmark_file import read_benchmark
 from robustbench_inv.catalogue.cards import SuiteEntry
+from robustbench_inv.catalogue.listing import models_like
 from robustbench_inv.catalogue.locate import shadowed, unread
 from robustbench_inv.catalogue.references import locate_code
 from robustbench_inv.catalogue.reproduction import Reproduction
@@ -113,7 +114,8 @@ def plan_benchmark(path: Path, request: EvaluationRequest, command: Iterable[str
     """
     card = read_benchmark(path)
     samples = card.samples if request.samples is None else request.samples
-    models = [_located_model(each, path.resolve().parent) for each in card.models]
+    named = [name for text in card.models for name in models_like(text)]
+    models = [_located_model(each, path.resolve().parent) for each in named]
     whole = replace(request, models=models, samples=samples)
     cache = LoadCache(request.device, request.data_root)
     skipped: list[CapabilityMismatch] = []

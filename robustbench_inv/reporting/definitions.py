@@ -35,17 +35,19 @@ TableKind = Literal[
     "metamers",
     "rejection",
     "comparison",
+    "two-failures",
     "cells",
 ]
 """``worst``: worst case over attacks. ``accuracy``: every attack along its sweep. ``breakers``: samples that each
 member of an ensemble attack broke. ``distances``: minimum-norm attacks. ``invariance``: unchanged predictions,
 changed classes, and the oracle's error rate. ``agreement``: fixed inputs of a data set. ``metamers``: metamers after
 clipping and rounding. ``rejection``: models with a reject option. ``comparison``: paired differences of models.
+``two-failures``: distances to a changed prediction and to a missed change of the class.
 ``cells``: cost and status of every cell."""
 
-FigureKind = Literal["curves", "classes", "distances", "risk", "images"]
+FigureKind = Literal["curves", "classes", "distances", "two-failures", "risk", "images"]
 """``curves``: robust accuracy against eps. ``classes``: accuracy against distance, by class. ``distances``: share of
-samples that are broken within a distance. ``risk``: errors among accepted inputs, by coverage. ``images``: clean and
+samples that are broken within a distance. ``two-failures``: sensitivity against invariance. ``risk``: errors among accepted inputs, by coverage. ``images``: clean and
 adversarial inputs."""
 
 

@@ -44,6 +44,7 @@ from robustbench_inv.reporting.table_formats import (
     norm_symbol,
     slug,
 )
+from robustbench_inv.reporting.two_failures import draw_two_failures
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import distances_by_norm
 from robustbench_inv.results.summary import Rate, break_points, distance_curve
@@ -333,6 +334,7 @@ FIGURES: dict[FigureKind, Callable[[FigureContext], Iterable[ReportFigure]]] = {
     "curves": _accuracy_curves,
     "classes": _class_curves,
     "distances": _distances,
+    "two-failures": lambda plot: draw_two_failures(plot.cells),
     "risk": lambda plot: draw_risk(plot.cells, plot.colour, plot.interval),
     "images": lambda plot: draw_attack_images(plot.cells, plot.columns),
 }

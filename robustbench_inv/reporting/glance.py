@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from matplotlib.figure import Figure
 
 from robustbench_inv.checks.audit_verdict import Conclusion
-from robustbench_inv.reporting.canvas import ReportFigure, render, shorten, styled
+from robustbench_inv.reporting.canvas import ReportFigure, render, styled
 from robustbench_inv.reporting.headlines import Headline, HeadlineRow
 from robustbench_inv.reporting.run_results import CellGroup
 from robustbench_inv.reporting.table_formats import BLANK, TableCell, dataset_title, norm_symbol
+from robustbench_inv.reporting.two_failures import label_points
 
 __all__ = ["Glance", "GlanceColumn", "GlanceRow", "draw_both_failures", "take_glance"]
 
@@ -122,26 +123,18 @@ def draw_both_failures(glance: Glance, colours: Mapping[str, str]) -> ReportFigu
     with styled():
         figure = Figure(figsize=(4.6, 3.9), layout="constrained")
         axes = figure.subplots()
+        points = {}
         for row, robust, blind in shown:
             assert robust.share is not None
             assert blind.share is not None
-            x, y, colour = 100 * (1 - robust.share), 100 * blind.share, colours[row.model]
-            axes.plot([x], [y], "o", color=colour, markersize=6)
-            side = "left" if x < 60 else "right"
-            offset = (6, 4) if x < 60 else (-6, 4)
-            axes.annotate(
-                shorten(row.model, 24),
-                (x, y),
-                offset,
-                textcoords="offset points",
-                ha=side,
-                fontsize=8,
-            )
+            x, y = points[row.model] = 100 * (1 - robust.share), 100 * blind.share
+            axes.plot([x], [y], "o", color=colours[row.model], markersize=6)
         axes.set_xlim(-3, 103)
         axes.set_ylim(-3, 110)
         axes.set_yticks([0, 25, 50, 75, 100])
         axes.set_xlabel("too sensitive: not robust to small changes, %")
         axes.set_ylabel("too invariant: change of class missed, %")
+        label_points(axes, points)
         svg = render(figure)
     facts = "; ".join(f"{r.model}: {a.text} % robust, {b.text} % blind" for r, a, b in shown)
     columns = glance.columns

@@ -49,6 +49,7 @@ from robustbench_inv.reporting.table_formats import (
     rate_cell,
     slug,
 )
+from robustbench_inv.reporting.two_failures import two_failures_tables
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import EnsembleBreakdown, ensemble_breakdown
 from robustbench_inv.results.record import STATUSES
@@ -370,6 +371,7 @@ TABLES: dict[TableKind, Callable[[Sequence[FinishedCell], IntervalOf], Iterable[
     "metamers": metamer_tables,
     "rejection": rejection_tables,
     "comparison": _comparison,
+    "two-failures": two_failures_tables,
     "cells": _cells,
 }
 """How each kind of table is built."""

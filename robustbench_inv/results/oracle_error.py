@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_inv.errors import BadResults
-from robustbench_inv.results.change_detection import ChangeDetection
 from robustbench_inv.results.field_types import check_types
 from robustbench_inv.results.files import FORMAT_VERSION, read_versioned, write_json
-from robustbench_inv.results.rate import Rate
+from robustbench_inv.results.rate import ChangeDetection, Rate
 
 __all__ = [
     "ORACLE_FILE",

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustbench_inv.results.cell import FinishedCell
-from robustbench_inv.results.change_detection import ChangeDetection
+from robustbench_inv.results.rate import ChangeDetection
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.summary import Rate, distance_curve
 

@@ -62,7 +62,7 @@ LISTING = {
     "robustbench_inv.catalogue.references",
     "robustbench_inv.identity",
     "robustbench_inv.results",
-    *(f"robustbench_inv.results.{n}" for n in ("change_detection", "rate")),
+    "robustbench_inv.results.rate",
 }
 KINDS = ("models", "attacks", "suites", "threats", "oracles", "datasets", "reproductions")
 

@@ -9,8 +9,8 @@ from robustbench_inv.reporting.html import write_report
 from robustbench_inv.reporting.run_results import group_cells, read_runs
 from robustbench_inv.reporting.table_formats import BLANK
 from robustbench_inv.reporting.tables import build_tables
-from robustbench_inv.results.change_detection import ChangeDetection
 from robustbench_inv.results.oracle_error import OracleError, write_oracle_error
+from robustbench_inv.results.rate import ChangeDetection
 from robustbench_inv.results.record import ModelOutput
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from robustbench_inv.results.cell_parts import ThreatInfo
-from robustbench_inv.results.change_detection import ChangeDetection
 from robustbench_inv.results.oracle_error import OracleError
+from robustbench_inv.results.rate import ChangeDetection
 from robustbench_inv.results.rates import (
     EnsembleBreakdown,
     InvarianceRates,

@@ -11,6 +11,7 @@ from robustbench_inv.attacks.ensemble import BROKEN_BY, CONFIRMATIONS, SubsetQue
 from robustbench_inv.attacks.fixed_inputs import Counterpart
 from robustbench_inv.attacks.invariance.ball import InvarianceBall
 from robustbench_inv.attacks.invariance.collision import Collision
+from robustbench_inv.attacks.invariance.layer_metamer import LayerMetamer
 from robustbench_inv.attacks.invariance.level_set_traversal import LevelSetTraversal
 from robustbench_inv.attacks.invariance.metamer import Metamer
 from robustbench_inv.attacks.invariance.relu_preimage import ReluPreimage
@@ -34,9 +35,10 @@ MEMBERS: tuple[Attack, ...] = (
     Metamer(),
     ReluPreimage(),
     InvarianceBall(),
-    LevelSetTraversal("aligned", donors=3),
-    LevelSetTraversal(donors=2),
+    LevelSetTraversal("aligned", donors=3, steps=40, rate=0.1),
+    LevelSetTraversal(),
     Collision(),
+    LayerMetamer(),
 )
 """The attacks, in the order in which they run; the logged number of a member counts from 1."""
 

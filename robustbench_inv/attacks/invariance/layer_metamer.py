@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from robustbench_inv.attacks.cw import Adam
 from robustbench_inv.attacks.invariance.donors import (
     assign_donors,
     check_rule,
@@ -30,9 +31,6 @@ NOISE = "noise"
 
 NULL_INPUTS = 100
 """Other inputs whose activations are compared with those of x; the closest one is the null error."""
-
-DECAYS = 0.9, 0.999
-"""Of the running means of the gradient and of its square (Adam)."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class LayerMetamer:
 
     layer: str | float = ""
     start: str = "other-class"
-    steps: int = 200
+    steps: int = 100
     rate: float = 0.05
 
     kind: ClassVar[Kind] = "invariance"
@@ -124,7 +122,7 @@ class LayerMetamer:
         low, high = model.bounds
         images = threat.budget.project(batch.images, images).clamp(low, high)
         best, least = images, error
-        mean, square = torch.zeros_like(images), torch.zeros_like(images)
+        adam = Adam.start(images)
         for step in range(self.steps):
             _, gradients = model.gradient(images, loss)
             found = error.detach().to(least)
@@ -132,13 +130,9 @@ class LayerMetamer:
             # per sample, so that the length of a gradient, which falls with the error, does not matter
             gradients = gradients.nan_to_num(0, 0, 0)
             scale = norm(gradients, "l2").clamp_min(torch.finfo(gradients.dtype).tiny)
-            gradients = gradients / broadcast(scale, gradients)
-            mean = torch.lerp(gradients, mean, DECAYS[0])
-            square = torch.lerp(gradients.square(), square, DECAYS[1])
-            first, second = (1 - decay ** (step + 1) for decay in DECAYS)
             length = self.rate * (high - low) * (1 + cos(pi * step / self.steps)) / 2
-            direction = (mean / first) / ((square / second).sqrt() + 1e-8)
-            images = threat.budget.project(batch.images, images + length * direction)
+            moved = images + adam.step(gradients / broadcast(scale, gradients), length)
+            images = threat.budget.project(batch.images, moved)
             images = images.clamp(low, high)
         return best, least
 

@@ -115,11 +115,14 @@ class _ReLURecorder(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+_Constraints = tuple[np.ndarray, np.ndarray]
+"""A matrix (m, d) and a right side (m,)."""
+
 ZERO_TOLERANCE = 1e-5
 """Pre-activations below this, relative to the layer's largest or to 1, count as zero."""
 
 EIGENVALUE_TOLERANCE = 1e-10
-"""Eigenvalues of AᵀA below this share of the largest count as 0."""
+"""Eigenvalues of A Aᵀ below this share of the largest count as 0."""
 
 
 @dataclass(frozen=True)
@@ -248,8 +251,10 @@ def _shorten_to_budget(images: Tensor, results: Tensor, threat: ThreatModel) -> 
 def _nullspace_dimension(piece: AffinePiece) -> int:
     """Return the dimension of the null space of the active units."""
     seen = piece.jacobian[piece.active]
-    found = np.linalg.eigvalsh(seen.T @ seen)
-    return int((found <= EIGENVALUE_TOLERANCE * found.max(initial=0)).sum())
+    # A Aᵀ or AᵀA, whichever is smaller: their eigenvalues are the same but for zeros
+    found = np.linalg.eigvalsh(seen @ seen.T if len(seen) < seen.shape[1] else seen.T @ seen)
+    rank = (found > EIGENVALUE_TOLERANCE * found.max(initial=0)).sum()
+    return int(seen.shape[1] - rank)
 
 
 def _nearest_in_polytope(
@@ -267,18 +272,43 @@ def _nearest_in_polytope(
         away = np.where(piece.active, -1.0, 1.0)
         sides.append((away[:, None] * piece.jacobian, away * piece.offsets))
     below, offset = (np.concatenate(parts) for parts in zip(*sides, strict=True))
+    widths = np.concatenate([high - start, start - low])
+    free = widths > 0  # the donor's elements at their limits cannot move further
+    status, steps = _least_sum(
+        widths[free],
+        (np.hstack([below, -below])[:, free], -offset - below @ start),
+        (np.hstack([equal, -equal])[:, free], value - equal @ start),
+    )
+    if steps is None:
+        return None, status
+    moved = np.zeros(len(widths))
+    moved[free] = steps
+    up, down = np.split(moved, 2)
+    return start + up - down, status
+
+
+def _least_sum(
+    widths: np.ndarray, below: _Constraints, equal: _Constraints
+) -> tuple[int, np.ndarray | None]:
+    """Minimize Σp over 0 <= p <= widths with A p <= b for ``below`` and A p = b for ``equal``.
+
+    The presolver costs more than it saves on so few constraints; it is used if the solver fails without it.
+
+    Returns:
+        HiGHS's status, and p or None.
+    """
     from scipy.optimize import linprog  # takes half a second
 
-    found = linprog(
-        np.ones(2 * len(start)),
-        A_ub=np.hstack([below, -below]),
-        b_ub=-offset - below @ start,
-        A_eq=np.hstack([equal, -equal]),
-        b_eq=value - equal @ start,
-        bounds=np.stack([np.zeros(2 * len(start)), np.concatenate([high - start, start - low])], 1),
-        method="highs",
-    )
-    if found.x is None:
-        return None, int(found.status)
-    up, down = np.split(found.x, 2)
-    return start + up - down, int(found.status)
+    bounds = np.stack([np.zeros(len(widths)), widths], 1)
+    for presolve in (False, True):
+        found = linprog(
+            np.ones(len(widths)),
+            *below,
+            *equal,
+            bounds,
+            method="highs-ds",
+            options={"presolve": presolve},
+        )
+        if found.status == 0:
+            break
+    return int(found.status), found.x

@@ -1,12 +1,19 @@
 """ReLU preimages of small networks, known by hand, and of random ones, whose activations must stay."""
 
+import numpy as np
 import pytest
 import scipy.optimize
 import torch
 from torch import nn
 from torch.nn import functional
 
-from robustbench_inv.attacks.invariance.relu_preimage import ReluPreimage, pieces_at, relu_inputs
+from robustbench_inv.attacks.invariance.relu_preimage import (
+    AffinePiece,
+    ReluPreimage,
+    _nullspace_dimension,
+    pieces_at,
+    relu_inputs,
+)
 from robustbench_inv.attacks.protocol import Batch, InputPool
 from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.catalogue.models import load_model
@@ -184,8 +191,34 @@ def test_a_convolution_is_a_layer_as_any():
     assert torch.allclose(module(adversarial), module(images), atol=1e-5)
 
 
+def test_where_the_solver_fails_without_its_presolver_it_is_used(monkeypatch):
+    solve, presolved = scipy.optimize.linprog, []
+
+    def fails_without(*args, options, **more):
+        presolved.append(options["presolve"])
+        found = solve(*args, options=options, **more)
+        if not options["presolve"]:
+            found.status, found.x = 4, None
+        return found
+
+    monkeypatch.setattr("scipy.optimize.linprog", fails_without)
+    adversarial, meter = run(ReluPreimage(), BLIND)
+    assert meter.logged["solver_status"].tolist() == [0, 0]
+    assert presolved == [False, True] * 2
+    assert adversarial[1].tolist() == pytest.approx((0.9, 0.2))
+
+
+def test_the_dimension_is_that_of_the_null_space_for_narrow_and_wide_layers():
+    for units, elements, rank in ((3, 8, 2), (9, 4, 3), (4, 4, 4), (0, 5, 0)):
+        jacobian = np.random.default_rng(0).normal(size=(units, elements))
+        if units > 1 and rank < min(units, elements):
+            jacobian[rank:] = jacobian[:rank].sum(0)
+        piece = AffinePiece(jacobian, np.zeros(units), np.ones(units))
+        assert _nullspace_dimension(piece) == elements - rank
+
+
 def test_a_solver_that_fails_spoils_one_sample(monkeypatch):
-    solve, states = scipy.optimize.linprog, iter((4, 0))
+    solve, states = scipy.optimize.linprog, iter((4, 4, 0))
 
     def fails_first(*args, **options):
         found = solve(*args, **options)
