@@ -75,7 +75,7 @@ class ExperimentRequest:
             keys: keys of the names of their data sets.
 
         Raises:
-            MissingData: if no part is left.
+            MissingData: if there is no such part.
         """
         missing: MissingData | None = None
         for part in parts:
