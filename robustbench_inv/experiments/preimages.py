@@ -1,6 +1,6 @@
-"""Preimages of ReLU layers: one point, bounded or unbounded, decided by linear programming."""
+"""Preimages of ReLU layers, decided by linear programming, and bins of isotope patterns: what the thesis computes exactly."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,12 +11,19 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
+from robustbench_inv.data.isotopes import MassAxis, isotope_pattern, pattern_bins
+from robustbench_inv.experiments.protocol import ExperimentRequest
+from robustbench_inv.models.spectra import receptive_field
+from robustbench_inv.results.experiment_result import ExperimentResult, MeasuredNumber
+
 __all__ = [
     "KINDS",
     "Kind",
     "ReLULayer",
     "hooked",
     "is_omnidirectional",
+    "measure_isotope_bins",
+    "measure_preimages",
     "preimage_kind",
     "relu_layers",
 ]
@@ -168,3 +175,110 @@ def hooked(pairs: Sequence[tuple[nn.Module, Callable[..., None]]]) -> Iterator[N
     finally:
         for handle in handles:
             handle.remove()
+
+
+CASES: Mapping[str, tuple[Matrix, Matrix]] = {
+    "(a) hyperplanes meet in p, omnidirectional": (
+        np.array([[1.0, 0.0], [-0.5, 0.9], [-0.5, -0.9]]),
+        np.zeros(3),
+    ),
+    "(b) hyperplanes meet in p, two free half-planes": (
+        np.array([[1.0, 0.0], [0.8, 0.6]]),
+        np.zeros(2),
+    ),
+    "(c) hyperplanes meet in p, one free half-plane": (
+        np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.2]]),
+        np.zeros(3),
+    ),
+    "(d) no common point, omnidirectional": (
+        np.array([[1.0, 0.0], [-0.5, 0.9], [-0.5, -0.9]]),
+        np.full(3, -0.4),
+    ),
+}
+"""Rows of A, and the pre-activations at p, for the four drawings of figure 3.2."""
+
+
+def measure_preimages(request: ExperimentRequest, points: int = 60) -> ExperimentResult:
+    """Return the preimage of p in the cases of figure 3.2, and the kinds of preimages of a small trained network.
+
+    The network has one hidden layer of 3 neurons and separates two circles, as in figure 3.1.
+
+    Args:
+        request: seed of network and data.
+        points: per axis of the grid on [−2, 2]², at which the kinds are determined.
+
+    References:
+        Behrmann, thesis, figures 3.1 and 3.2.
+    """
+    numbers, p = list[MeasuredNumber](), np.array([0.3, -0.2])
+    for title, (rows, at_p) in CASES.items():
+        kind = preimage_kind(rows, at_p - rows @ p, p)
+        numbers.append(MeasuredNumber(title, "omnidirectional", float(is_omnidirectional(rows))))
+        numbers += [MeasuredNumber(title, each, float(kind == each)) for each in KINDS]
+    layer = _trained_layer(request.seed)
+    weight, bias = (part.detach().double().numpy() for part in (layer.weight, layer.bias))
+    axis = np.linspace(-2, 2, points)
+    grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
+    kinds = np.array([preimage_kind(weight, bias, x) for x in grid])
+    ranks = np.array([np.linalg.matrix_rank(weight[weight @ x + bias > 0]) for x in grid])
+    for kind in KINDS:
+        here = kinds == kind
+        numbers.append(MeasuredNumber.of("Share of the plane", kind, here))
+        values = [_condition(weight[weight @ x + bias > 0]) for x in grid[here]]
+        numbers.append(
+            MeasuredNumber("Largest condition number", kind, max(values, default=np.nan))
+        )
+        numbers.append(
+            MeasuredNumber("Smallest condition number", kind, min(values, default=np.nan))
+        )
+        assert kind != "unique" or (ranks[here] == 2).all()
+    return ExperimentResult("two circles", len(grid), {}, tuple(numbers))
+
+
+def _condition(rows: Matrix) -> float:
+    """Return largest over smallest non-zero singular value, 0 without rows."""
+    values = np.linalg.svd(rows, compute_uv=False) if len(rows) else np.zeros(1)
+    values = values[values > values.max() * 1e-12]
+    return float(values.max() / values.min()) if len(values) else 0.0
+
+
+def _trained_layer(seed: int) -> nn.Linear:
+    """Return the hidden layer of a network of 3 neurons, trained on two circles of radius 0.6 and 1.4."""
+    torch.manual_seed(seed)
+    angles, labels = 2 * torch.pi * torch.rand(400), torch.arange(400) % 2
+    radii = 0.6 + 0.8 * labels + 0.05 * torch.randn(400)
+    points = torch.stack([radii * angles.cos(), radii * angles.sin()], 1)
+    hidden = nn.Linear(2, 3)
+    network = nn.Sequential(hidden, nn.ReLU(), nn.Linear(3, 2))
+    optimiser = torch.optim.Adam(network.parameters(), 0.05)
+    for _ in range(300):
+        loss = nn.functional.cross_entropy(network(points), labels)
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    return hidden
+
+
+def measure_isotope_bins(request: ExperimentRequest, masses: Sequence[int]) -> ExperimentResult:
+    """Return the number of bins of isotope patterns and the width of a bin, by mass.
+
+    Args:
+        request: its progress callback.
+        masses: in Da.
+
+    References:
+        Behrmann, thesis, figures 7.3 and 7.4.
+    """
+    axis, numbers = MassAxis(), list[MeasuredNumber]()
+    request.report(f"{axis.bins:,} bins from {axis.lowest:g} Da")
+    for mass in masses:
+        width = float(axis.widths[int(axis.position(mass))])
+        for column, value in (
+            ("bins per pattern", pattern_bins(axis, mass)),
+            ("isotopes", float(len(isotope_pattern(mass)))),
+            ("width of a bin in Da", width),
+            ("bins per Da", 1 / width),
+            ("receptive field in bins", float(receptive_field())),
+        ):
+            numbers.append(MeasuredNumber(f"{mass:,} Da", column, value))
+    return ExperimentResult("averagine model", len(masses), {}, tuple(numbers))

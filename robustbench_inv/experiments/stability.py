@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 import numpy as np
 import torch
@@ -13,14 +13,26 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from robustbench_inv.catalogue.datasets import EVALUATION_DATASETS, load_dataset
-from robustbench_inv.catalogue.models import LoadedModel
+from robustbench_inv.catalogue.locate import entries
+from robustbench_inv.catalogue.models import LoadedModel, load_model
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.errors import BadModel, UsageError
 from robustbench_inv.experiments.preimages import KINDS, Kind, hooked, relu_layers
+from robustbench_inv.experiments.protocol import ExperimentRequest, load_samples
 from robustbench_inv.foreign import foreign_call
+from robustbench_inv.models.conditional_flow import ConditionalFlow, bits_per_dimension
+from robustbench_inv.models.iresnet import InvertibleResNet, residual_blocks
 from robustbench_inv.models.layers.bijection import Bijection, Chain, FactorOut
+from robustbench_inv.models.layers.residual import (
+    ResidualBlock,
+    convolutional_residual,
+    exact_log_determinant,
+    power_series,
+    truncation_bound,
+)
 from robustbench_inv.models.protocol import device_of
 from robustbench_inv.models.wrapping import cast_module
+from robustbench_inv.results.experiment_result import ExperimentResult, MeasuredNumber
 
 __all__ = [
     "Analysis",
@@ -28,7 +40,10 @@ __all__ = [
     "analyse_model",
     "layer_jacobians",
     "linear_units",
+    "measure_log_determinants",
+    "measure_residual_networks",
     "measure_spectra",
+    "network_numbers",
 ]
 
 
@@ -282,3 +297,103 @@ def analyse_model(
                 if fnmatch.fnmatchcase(layer.name, pattern):
                     preimages.setdefault(layer.name, []).append(layer.kind)
     return Analysis(model.name, data.name, len(inputs), layers, preimages)
+
+
+@torch.no_grad()
+def measure_residual_networks(
+    request: ExperimentRequest, models: Mapping[str, str], iterations: Sequence[int] = ()
+) -> ExperimentResult:
+    """Return error, spectral norms and reconstruction errors of invertible residual networks.
+
+    Args:
+        request: held-out data and samples; reconstructions use the first 100 of them.
+        models: by column, the name of an ``InvertibleResNet`` or of a density network. Models without weights are left out.
+        iterations: fixed-point iterations per block after which images are compared.
+
+    References:
+        Behrmann, thesis, table 4.1, figures 4.2 to 4.4 and table 5.1.
+    """
+    dataset = request.open_dataset()
+    ids = request.draw(dataset)
+    data, numbers, digests = load_samples(dataset, ids), list[MeasuredNumber](), {}
+    for column, name in models.items():
+        if name not in entries("models"):
+            request.report(f"{name} is not trained yet")
+            continue
+        model = load_model(name, device=request.device)
+        digests[model.name] = model.digest
+        network = getattr(model.classifier, "module", model.classifier)
+        if isinstance(network, InvertibleResNet):
+            wrong = model(data.images).logits.argmax(1) != data.labels
+            numbers.append(MeasuredNumber.of("Error", column, wrong.numpy()))
+            few = data.images[:100]
+            numbers += network_numbers(network, few, column, iterations)
+        if isinstance(network, ConditionalFlow):
+            bits = [_bits(network, images) for images in torch.split(data.images, 100)]
+            numbers.append(MeasuredNumber("Bits per dimension", column, fmean(bits)))
+    return ExperimentResult(dataset.name, len(ids), digests, tuple(numbers))
+
+
+def _bits(network: ConditionalFlow, images: Tensor) -> float:
+    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)) - 0.5
+    return float(
+        bits_per_dimension(network.marginal(images + noise / 255), images[0].numel()).mean()
+    )
+
+
+@torch.no_grad()
+def network_numbers(
+    network: InvertibleResNet, images: Tensor, column: str, iterations: Sequence[int]
+) -> Iterator[MeasuredNumber]:
+    """Yield spectral norms and, after each number of iterations, the largest error of a reconstructed pixel."""
+    blocks = list(residual_blocks(network))
+    norms = [layer.operator_norm() for block in blocks for layer in block.layers()]
+    yield MeasuredNumber("Largest spectral norm of a convolution", column, max(norms))
+    yield MeasuredNumber("Smallest spectral norm of a convolution", column, min(norms))
+    largest = max(block.lipschitz() for block in blocks)
+    yield MeasuredNumber("Largest Lipschitz constant of a block", column, largest)
+    code = network.encode(images)
+    for count in iterations:
+        error = float((network.decode_after(code, count) - images).abs().max())
+        yield MeasuredNumber(f"Largest pixel error, {count} iterations", column, error)
+
+
+def measure_log_determinants(
+    request: ExperimentRequest,
+    coefficients: Mapping[str, float],
+    terms: Sequence[int],
+    draws: int = 1_000,
+) -> ExperimentResult:
+    """Return bias and deviation of estimated log-determinants of small blocks with random weights, per dimension.
+
+    Args:
+        request: seed of weights and draws.
+        coefficients: c by column; the blocks map (1, 4, 4) with spectral norms of c.
+        terms: numbers of terms of the power series.
+        draws: of the random vector, for the deviation. The bias is that of the exact trace.
+
+    References:
+        Behrmann, thesis, figure 5.3 and theorem 5.8.
+    """
+    numbers = list[MeasuredNumber]()
+    for column, coefficient in coefficients.items():
+        torch.manual_seed(request.seed)
+        residual = convolutional_residual(1, 16, (4, 4), coefficient, boundary="circular")
+        block = ResidualBlock(residual).double().eval().requires_grad_(False)
+        x = torch.randn(1, 1, 4, 4, dtype=torch.float64)
+        truth = exact_log_determinant(residual, x)
+        units = 4 * torch.eye(16, dtype=torch.float64).reshape(16, 1, 1, 4, 4)
+        vectors = torch.randn(draws, 1, 1, 4, 4, dtype=torch.float64)
+        for count in terms:
+            trace = power_series(residual, x, units, [1.0] * count, graph=False)[1]
+            copies = x.expand(draws, 1, 4, 4)
+            found = power_series(residual, copies, vectors[None, :, 0], [1.0] * count, graph=False)
+            bound = truncation_bound(block.lipschitz(), count)
+            bias = float((trace - truth).abs()) / 16
+            for row, value in (
+                ("Bias", bias),
+                ("Bound of the bias", bound),
+                ("Deviation", float(found[1].std()) / 16),
+            ):
+                numbers.append(MeasuredNumber(f"{row}, {count} terms", column, value))
+    return ExperimentResult("random blocks", draws, {}, tuple(numbers))

@@ -200,6 +200,16 @@ class InvertibleResNet(nn.Module):
         maps = self.stages.inverse(code.reshape(-1, *self.outside))
         return self.start.inverse(maps[:, : maps.shape[1] - self.padding])
 
+    def decode_after(self, code: Tensor, iterations: int) -> Tensor:
+        """Return the inputs of codes, with a number of fixed-point iterations for each block."""
+        maps = code.reshape(-1, *self.outside)
+        for step in reversed(list(self.stages)):
+            if isinstance(step, ResidualBlock):
+                maps = step.iterate(maps, iterations)
+            else:
+                maps = step.inverse(maps)
+        return self.start.inverse(maps[:, : maps.shape[1] - self.padding])
+
     def _maps(self, images: Tensor) -> Tensor:
         maps = nn.functional.pad(self.start(images)[0], (0, 0, 0, 0, 0, self.padding))
         return self.stages(maps)[0]

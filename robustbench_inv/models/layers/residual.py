@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -79,6 +79,10 @@ class ResidualBlock(Bijection):
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
         return fixed_point(self.residual, y, self.lipschitz())
+
+    def iterate(self, y: Tensor, iterations: int) -> Tensor:
+        """Return the iterate x_k of algorithm 1, whether g is a contraction or not."""
+        return next(islice(fixed_point_iterates(self.residual, y), iterations, None))
 
     def lipschitz(self) -> float:
         """Return L, the product of the norms of the layers of g, a Lipschitz constant of g in l2."""

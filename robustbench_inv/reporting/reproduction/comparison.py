@@ -85,8 +85,8 @@ class ComparedNumber:
     @property
     def needs_remark(self) -> bool:
         """Is the difference above 10 points, or above a tenth of a published amount? A rounding error is ignored."""
-        scale = self.published if self.row.is_amount else 1
-        return abs(self.difference / scale) > REMARK_DIFFERENCE + 1e-9
+        scale = abs(self.published) if self.row.is_amount else 1
+        return abs(self.difference) > (REMARK_DIFFERENCE + 1e-9) * scale
 
     @property
     def lacks_remark(self) -> bool:

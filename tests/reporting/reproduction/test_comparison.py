@@ -7,9 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustbench_inv.errors import BadResults
-from robustbench_inv.reporting.reproduction.comparison import compare_outcomes
+from robustbench_inv.reporting.reproduction.comparison import (
+    ComparedNumber,
+    ComparedRow,
+    compare_outcomes,
+)
 from robustbench_inv.reporting.reproduction.outcomes import ReproductionOutcomes
 from robustbench_inv.reporting.reproduction.reproduction_report import report_from_runs
+from robustbench_inv.results.experiment_result import MeasuredNumber
 from robustbench_inv.results.summary import Rate
 
 
@@ -85,3 +90,11 @@ def test_records_of_other_cells_do_not_count(item, write_run):
     run = write_run({("mnist-other", "fgsm"): (1, 2)}).finish()
     with pytest.raises(BadResults, match="no records of paper/table-1"):
         report_from_runs(item, [run])
+
+
+def test_a_published_amount_of_zero_is_compared():
+    row = ComparedRow("a", "a", is_amount=True)
+    equal, other = (
+        ComparedNumber(row, "c", 0.0, MeasuredNumber("a", "c", value)) for value in (0.0, 0.5)
+    )
+    assert (equal.needs_remark, other.needs_remark) == (False, True)

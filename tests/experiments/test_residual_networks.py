@@ -1,0 +1,72 @@
+"""Experiments of the thesis: residual networks, log-determinants, preimages, and bins of isotope patterns."""
+
+import pytest
+import torch
+
+from robustbench_inv.experiments.preimages import measure_isotope_bins, measure_preimages
+from robustbench_inv.experiments.protocol import ExperimentRequest
+from robustbench_inv.experiments.stability import (
+    measure_log_determinants,
+    measure_residual_networks,
+    network_numbers,
+)
+from robustbench_inv.models.iresnet import classifier
+
+REQUEST = ExperimentRequest("mnist5k", {}, samples=10)
+
+
+def values(result):
+    return {(number.row, number.column): number.value for number in result.numbers}
+
+
+def test_a_model_that_is_not_trained_yet_is_named_and_left_out():
+    told = []
+    request = ExperimentRequest("mnist5k", {}, samples=10, report=told.append)
+    result = measure_residual_networks(request, {"c = 0.9": "mnist-iresnet-of-tomorrow"})
+    assert result.numbers == ()
+    assert told == ["mnist-iresnet-of-tomorrow is not trained yet"]
+
+
+def test_reconstructions_improve_with_the_iterations_and_norms_stay_below_c():
+    torch.manual_seed(0)
+    model = classifier((1, 8, 8), 3, blocks=(1, 1), width=8, padding=2, coefficient=0.7).eval()
+    with torch.no_grad():
+        for block in model.stages:
+            for layer in getattr(block, "residual", ()):
+                if hasattr(layer, "measure"):
+                    layer.weight.mul_(4)
+                    layer.measure()
+        found = list(network_numbers(model, torch.rand(4, 1, 8, 8), "c = 0.7", (1, 5, 60)))
+    named = {number.row: number.value for number in found}
+    assert named["Largest spectral norm of a convolution"] <= 0.7 * (1 + 1e-3)
+    assert named["Largest Lipschitz constant of a block"] == pytest.approx(0.343, rel=1e-3)
+    errors = [named[f"Largest pixel error, {k} iterations"] for k in (1, 5, 60)]
+    assert errors[0] > 10 * errors[1] > errors[2]
+    assert errors[2] <= 1e-5
+
+
+def test_the_bias_of_the_log_determinant_falls_below_its_bound():
+    found = values(measure_log_determinants(REQUEST, {"c": 0.9}, [1, 4], draws=50))
+    for terms in (1, 4):
+        assert (
+            0
+            < found[f"Bias, {terms} terms", "c"]
+            <= found[f"Bound of the bias, {terms} terms", "c"]
+        )
+    assert found["Bias, 4 terms", "c"] < found["Bias, 1 terms", "c"] / 100
+    assert found["Deviation, 4 terms", "c"] > found["Bias, 4 terms", "c"]
+
+
+def test_the_cases_of_figure_3_2_and_the_regions_of_figure_3_1():
+    found = values(measure_preimages(REQUEST, points=12))
+    assert found["(a) hyperplanes meet in p, omnidirectional", "unique"] == 1
+    assert found["(d) no common point, omnidirectional", "bounded"] == 1
+    shares = [found["Share of the plane", kind] for kind in ("unique", "bounded", "unbounded")]
+    assert sum(shares) == pytest.approx(1)
+    assert found["Smallest condition number", "unique"] > 1
+
+
+def test_patterns_fit_into_the_receptive_field_of_the_thesis():
+    found = values(measure_isotope_bins(REQUEST, [700, 3000]))
+    assert 20 < found["3,000 Da", "bins per pattern"] < found["700 Da", "bins per pattern"] < 43
+    assert found["700 Da", "bins per Da"] > found["3,000 Da", "bins per Da"]
