@@ -1,4 +1,4 @@
-"""Preimages of ReLU layers, decided by linear programming, and bins of isotope patterns: what the thesis computes exactly."""
+"""What the thesis computes exactly: preimages of ReLU layers, errors of log-determinants, bins of isotope patterns."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +13,13 @@ from torch import Tensor, nn
 
 from robustbench_inv.data.isotopes import MassAxis, isotope_pattern, pattern_bins
 from robustbench_inv.experiments.protocol import ExperimentRequest
+from robustbench_inv.models.layers.residual import (
+    ResidualBlock,
+    convolutional_residual,
+    exact_log_determinant,
+    power_series,
+    truncation_bound,
+)
 from robustbench_inv.models.spectra import receptive_field
 from robustbench_inv.results.experiment_result import ExperimentResult, MeasuredNumber
 
@@ -23,6 +30,7 @@ __all__ = [
     "hooked",
     "is_omnidirectional",
     "measure_isotope_bins",
+    "measure_log_determinants",
     "measure_preimages",
     "preimage_kind",
     "relu_layers",
@@ -282,3 +290,44 @@ def measure_isotope_bins(request: ExperimentRequest, masses: Sequence[int]) -> E
         ):
             numbers.append(MeasuredNumber(f"{mass:,} Da", column, value))
     return ExperimentResult("averagine model", len(masses), {}, tuple(numbers))
+
+
+def measure_log_determinants(
+    request: ExperimentRequest,
+    coefficients: Mapping[str, float],
+    terms: Sequence[int],
+    draws: int = 1_000,
+) -> ExperimentResult:
+    """Return bias and deviation of estimated log-determinants of small blocks with random weights, per dimension.
+
+    Args:
+        request: seed of weights and draws.
+        coefficients: c by column; the blocks map (1, 4, 4) with spectral norms of c.
+        terms: numbers of terms of the power series.
+        draws: of the random vector, for the deviation. The bias is that of the exact trace.
+
+    References:
+        Behrmann, thesis, figure 5.3 and theorem 5.8.
+    """
+    numbers = list[MeasuredNumber]()
+    for column, coefficient in coefficients.items():
+        torch.manual_seed(request.seed)
+        residual = convolutional_residual(1, 16, (4, 4), coefficient, boundary="circular")
+        block = ResidualBlock(residual).double().eval().requires_grad_(False)
+        x = torch.randn(1, 1, 4, 4, dtype=torch.float64)
+        truth = exact_log_determinant(residual, x)
+        units = 4 * torch.eye(16, dtype=torch.float64).reshape(16, 1, 1, 4, 4)
+        vectors = torch.randn(draws, 1, 1, 4, 4, dtype=torch.float64)
+        for count in terms:
+            trace = power_series(residual, x, units, [1.0] * count, graph=False)[1]
+            copies = x.expand(draws, 1, 4, 4)
+            found = power_series(residual, copies, vectors[None, :, 0], [1.0] * count, graph=False)
+            bound = truncation_bound(block.lipschitz(), count)
+            bias = float((trace - truth).abs()) / 16
+            for row, value in (
+                ("Bias", bias),
+                ("Bound of the bias", bound),
+                ("Deviation", float(found[1].std()) / 16),
+            ):
+                numbers.append(MeasuredNumber(f"{row}, {count} terms", column, value))
+    return ExperimentResult("random blocks", draws, {}, tuple(numbers))

@@ -30,7 +30,7 @@ EXPERIMENTS = {
     "interpolations": "robustbench_inv.experiments.interpolations:measure_interpolations",
     "logits": "robustbench_inv.experiments.logits:measure_logits",
     "isotope-bins": "robustbench_inv.experiments.preimages:measure_isotope_bins",
-    "log-determinants": "robustbench_inv.experiments.stability:measure_log_determinants",
+    "log-determinants": "robustbench_inv.experiments.preimages:measure_log_determinants",
     "metamers": "robustbench_inv.experiments.metamers:measure_metamers",
     "ood-detection": "robustbench_inv.experiments.ood_detection:measure_ood_detection",
     "photographs": "robustbench_inv.experiments.photographs:measure_architecture",

@@ -23,13 +23,6 @@ from robustbench_inv.foreign import foreign_call
 from robustbench_inv.models.conditional_flow import ConditionalFlow, bits_per_dimension
 from robustbench_inv.models.iresnet import InvertibleResNet, residual_blocks
 from robustbench_inv.models.layers.bijection import Bijection, Chain, FactorOut
-from robustbench_inv.models.layers.residual import (
-    ResidualBlock,
-    convolutional_residual,
-    exact_log_determinant,
-    power_series,
-    truncation_bound,
-)
 from robustbench_inv.models.protocol import device_of
 from robustbench_inv.models.wrapping import cast_module
 from robustbench_inv.results.experiment_result import ExperimentResult, MeasuredNumber
@@ -40,7 +33,6 @@ __all__ = [
     "analyse_model",
     "layer_jacobians",
     "linear_units",
-    "measure_log_determinants",
     "measure_residual_networks",
     "measure_spectra",
     "network_numbers",
@@ -328,6 +320,10 @@ def measure_residual_networks(
             numbers.append(MeasuredNumber.of("Error", column, wrong.numpy()))
             few = data.images[:100]
             numbers += network_numbers(network, few, column, iterations)
+            radii = network.certified_radii(data.images, data.labels)
+            numbers.append(
+                MeasuredNumber("Median certified l2 radius", column, float(radii.median()))
+            )
         if isinstance(network, ConditionalFlow):
             bits = [_bits(network, images) for images in torch.split(data.images, 100)]
             numbers.append(MeasuredNumber("Bits per dimension", column, fmean(bits)))
@@ -356,44 +352,3 @@ def network_numbers(
     for count in iterations:
         error = float((network.decode_after(code, count) - images).abs().max())
         yield MeasuredNumber(f"Largest pixel error, {count} iterations", column, error)
-
-
-def measure_log_determinants(
-    request: ExperimentRequest,
-    coefficients: Mapping[str, float],
-    terms: Sequence[int],
-    draws: int = 1_000,
-) -> ExperimentResult:
-    """Return bias and deviation of estimated log-determinants of small blocks with random weights, per dimension.
-
-    Args:
-        request: seed of weights and draws.
-        coefficients: c by column; the blocks map (1, 4, 4) with spectral norms of c.
-        terms: numbers of terms of the power series.
-        draws: of the random vector, for the deviation. The bias is that of the exact trace.
-
-    References:
-        Behrmann, thesis, figure 5.3 and theorem 5.8.
-    """
-    numbers = list[MeasuredNumber]()
-    for column, coefficient in coefficients.items():
-        torch.manual_seed(request.seed)
-        residual = convolutional_residual(1, 16, (4, 4), coefficient, boundary="circular")
-        block = ResidualBlock(residual).double().eval().requires_grad_(False)
-        x = torch.randn(1, 1, 4, 4, dtype=torch.float64)
-        truth = exact_log_determinant(residual, x)
-        units = 4 * torch.eye(16, dtype=torch.float64).reshape(16, 1, 1, 4, 4)
-        vectors = torch.randn(draws, 1, 1, 4, 4, dtype=torch.float64)
-        for count in terms:
-            trace = power_series(residual, x, units, [1.0] * count, graph=False)[1]
-            copies = x.expand(draws, 1, 4, 4)
-            found = power_series(residual, copies, vectors[None, :, 0], [1.0] * count, graph=False)
-            bound = truncation_bound(block.lipschitz(), count)
-            bias = float((trace - truth).abs()) / 16
-            for row, value in (
-                ("Bias", bias),
-                ("Bound of the bias", bound),
-                ("Deviation", float(found[1].std()) / 16),
-            ):
-                numbers.append(MeasuredNumber(f"{row}, {count} terms", column, value))
-    return ExperimentResult("random blocks", draws, {}, tuple(numbers))

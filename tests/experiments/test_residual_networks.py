@@ -3,10 +3,13 @@
 import pytest
 import torch
 
-from robustbench_inv.experiments.preimages import measure_isotope_bins, measure_preimages
+from robustbench_inv.experiments.preimages import (
+    measure_isotope_bins,
+    measure_log_determinants,
+    measure_preimages,
+)
 from robustbench_inv.experiments.protocol import ExperimentRequest
 from robustbench_inv.experiments.stability import (
-    measure_log_determinants,
     measure_residual_networks,
     network_numbers,
 )

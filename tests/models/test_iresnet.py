@@ -57,6 +57,26 @@ def test_the_logits_keep_their_lipschitz_bound():
     assert (change <= bound * (moved - images).flatten(1).norm(dim=1)).all()
 
 
+@pytest.mark.parametrize("pool", [True, False])
+def test_no_attack_changes_the_prediction_within_the_certified_radius(pool):
+    model, images = trained(classifier, padding=2, coefficient=0.5, pool=pool)
+    model, images = model.double(), images.double()
+    labels = model(images).argmax(1)
+    radii = model.certified_radii(images, labels)
+    assert (radii > 0).all()
+    assert (model.certified_radii(images, (labels + 1) % 3) == 0).all()
+    moved = images.clone()
+    for _ in range(20):
+        moved.requires_grad_()
+        loss = torch.nn.functional.cross_entropy(model(moved), labels, reduction="sum")
+        (gradient,) = torch.autograd.grad(loss, moved)
+        step = gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
+        moved = (images + radii[:, None, None, None] * step).detach()
+        assert (model(moved).argmax(1) == labels).all()
+    far = images + 50 * radii.max() * step
+    assert not (model(far).argmax(1) == labels).all()
+
+
 def test_a_vanilla_network_is_not_inverted():
     model, images = trained(classifier, coefficient=0)
     assert max(block.lipschitz() for block in residual_blocks(model)) > 1
