@@ -53,13 +53,16 @@ def _is_robustness(headline: Headline) -> bool:
 
 
 def _best(headline: Headline, verdicts: Mapping[tuple[str, str], str]) -> str:
-    """Return which models the paired tests leave as the best, of those whose numbers can be published."""
+    """Return which models the paired tests leave as the best, of those whose numbers can be published.
+
+    A model is better if its samples survive more of the budgets of the sweep.
+    """
     cases, data = headline.cases, headline.group.dataset
     barred = [m for m in cases if verdicts.get((m, data)) == CONCLUSIONS[-1]]
     rivals = {m: case for m, case in cases.items() if m not in barred} or dict(cases)
     same = len({case.ids for case in rivals.values()}) == 1
     ranks = (
-        dict(zip(rivals, rank_interval([c.robust for c in rivals.values()]), strict=True))
+        dict(zip(rivals, rank_interval([headline.survived[m] for m in rivals]), strict=True))
         if same
         else {}
     )

@@ -4,6 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
+import numpy as np
+from numpy.typing import NDArray
+
 from robustbench_inv.arguments import format_eps
 from robustbench_inv.reporting.facts import IntervalOf, judges_text
 from robustbench_inv.reporting.rejection_report import GOAL_TEXTS
@@ -24,7 +27,7 @@ from robustbench_inv.reporting.table_formats import (
 )
 from robustbench_inv.results.cell import FinishedCell
 
-__all__ = ["Headline", "HeadlineRow", "build_headlines", "decisive_eps"]
+__all__ = ["Headline", "HeadlineRow", "build_headlines", "count_survived", "decisive_eps"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Headline:
         rows: one for each model.
         judges: the oracles of changed inputs, in words; empty without an oracle.
         cases: the worst case behind the result, by model.
+        survived: by model (n,), at how many of the eps that all models have each sample of its case is robust.
     """
 
     group: CellGroup
@@ -56,6 +60,7 @@ class Headline:
     rows: tuple[HeadlineRow, ...]
     judges: str = ""
     cases: Mapping[str, WorstCase] = field(default_factory=dict, repr=False)
+    survived: Mapping[str, NDArray[np.int64]] = field(default_factory=dict, repr=False)
 
 
 def build_headlines(cells: Sequence[FinishedCell], interval: IntervalOf) -> list[Headline]:
@@ -87,7 +92,23 @@ def _headline(panel: CellGroup, found: Sequence[WorstCase], interval: IntervalOf
     caption = _headline_caption(measure, list(chosen.values()))
     text = measure.text.removesuffix(" of").removesuffix(", over")
     judges = judges_text(cell for worst in found for cell in worst.cells) if panel.oracle else ""
-    return Headline(panel, caption, text, tuple(rows), judges, chosen)
+    sweeps = {m: [w for w in by_model[m] if w.ids == case.ids] for m, case in chosen.items()}
+    common = set.intersection(*({w.eps for w in sweep} for sweep in sweeps.values()))
+    survived = {
+        model: count_survived([w for w in sweep if w.eps in common])
+        for model, sweep in sweeps.items()
+    }
+    return Headline(panel, caption, text, tuple(rows), judges, chosen, survived)
+
+
+def count_survived(cases: Sequence[WorstCase]) -> NDArray[np.int64]:
+    """Return at how many eps each sample is robust, (n,).
+
+    Args:
+        cases: of one model on the same samples, one for each eps.
+    """
+    found: NDArray[np.int64] = np.array([case.robust for case in cases]).sum(axis=0)
+    return found
 
 
 def decisive_eps(panel: CellGroup, found: Sequence[WorstCase]) -> float:

@@ -15,7 +15,12 @@ from robustbench_inv.reporting.answers import Answer, answer_questions, stronges
 from robustbench_inv.reporting.canvas import COLOURS, ReportFigure
 from robustbench_inv.reporting.definitions import load_definition
 from robustbench_inv.reporting.glance import draw_both_failures, take_glance
-from robustbench_inv.reporting.headlines import Headline, build_headlines, decisive_eps
+from robustbench_inv.reporting.headlines import (
+    Headline,
+    build_headlines,
+    count_survived,
+    decisive_eps,
+)
 from robustbench_inv.reporting.html import export_files, render_page, write_page
 from robustbench_inv.reporting.page import build_page
 from robustbench_inv.reporting.run_results import (
@@ -43,7 +48,7 @@ class Placing:
         page: address of its page.
         clean: clean accuracy.
         results: at each eps of the board: robust accuracy, or the rate of invariance failures, with interval.
-        strongest: the attack that broke most samples where the models are ranked.
+        strongest: the attack that broke most samples at the decisive eps.
         verdict: whether the number can be published; empty without checks.
         reason: the first one against it, or a reservation; empty for none.
         ranks: the best and the worst rank that the data allow, among the models that are listed together.
@@ -69,7 +74,7 @@ class Board:
         protocol: attacks, samples and oracle, in words.
         measure: what the results are, and which direction is better.
         levels: the eps of the results, as words.
-        decisive: the number of the level by which the models are ranked.
+        decisive: the number of the level at which the strongest attack is named.
         ranked: models with a publishable number, the best first.
         apart: the other ones, ranked among themselves.
     """
@@ -261,21 +266,18 @@ def _board(
             for model, cases in compared.items()
             if _is_publishable(about[model]) == publishable
         }
-        ranks = rank_interval([cases[decisive].robust for cases in chosen.values()])
+        ranks = rank_interval([count_survived(cases) for cases in chosen.values()])
         found = [
             _placing(cases, decisive, pages[model], about[model], rank)
             for (model, cases), rank in zip(chosen.items(), ranks, strict=True)
         ]
-        best = {model: -cases[decisive].rate.value for model, cases in chosen.items()}
+        best = {model: -sum(w.rate.value for w in cases) for model, cases in chosen.items()}
         return tuple(sorted(found, key=lambda each: (each.ranks, best[each.model], each.model)))
 
     measure = "robust accuracy, higher is better"
     if group.keeps:
         measure = "predictions unchanged although the class changed, lower is better"
-    at = tuple(
-        "any distance" if e == inf else f"{norm_symbol(group.norm)} ≤ {format_eps(e)}"
-        for e in levels
-    )
+    at = tuple("any distance" if e == inf else f"≤ {format_eps(e)}" for e in levels)
     ranked, apart = placed(publishable=True), placed(publishable=False)
     return Board(
         protocol.name, protocol.title, protocol.words, measure, at, decisive, ranked, apart

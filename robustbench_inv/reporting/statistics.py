@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import inf, sqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -182,31 +183,33 @@ def tango(pairs: PairedOutcomes) -> Interval:
     return Interval(low, high)
 
 
-def rank_interval(robust: Sequence[NDArray[np.bool_]]) -> list[tuple[int, int]]:
+def rank_interval(survived: Sequence[NDArray[Any]]) -> list[tuple[int, int]]:
     """Return the best and the worst rank of each model that paired tests on the same samples allow.
 
-    A model is better than another one if McNemar's exact test, adjusted for all pairs by Holm's method, is significant.
+    A model is better than another one if it survives more on significantly more samples: sign test, adjusted for all
+    pairs by Holm's method. Of truth values the sign test is McNemar's exact test.
 
     Args:
-        robust: of each model (n,), the samples on which it is robust.
+        survived: of each model (n,), whether it is robust on a sample, or at how many budgets.
 
     Example:
         >>> good, bad = np.arange(100) < 90, np.arange(100) < 20
         >>> rank_interval([good, bad, ~bad])
         [(1, 2), (3, 3), (1, 2)]
     """
-    pairs = list(combinations(range(len(robust)), 2))
-    outcomes = [PairedOutcomes.of(robust[i].tolist(), robust[j].tolist()) for i, j in pairs]
-    better = [0] * len(robust)
-    worse = [0] * len(robust)
-    for (i, j), found, p in zip(
-        pairs, outcomes, holm([mcnemar(each) for each in outcomes]), strict=True
-    ):
+    pairs = list(combinations(range(len(survived)), 2))
+    outcomes = [
+        PairedOutcomes.of((a > b).tolist(), (b > a).tolist()) for a, b in combinations(survived, 2)
+    ]
+    better = [0] * len(survived)
+    worse = [0] * len(survived)
+    adjusted = holm([mcnemar(each) for each in outcomes])
+    for (i, j), found, p in zip(pairs, outcomes, adjusted, strict=True):
         if p <= SIGNIFICANCE:
             winner, loser = (i, j) if found.difference > 0 else (j, i)
             better[loser] += 1
             worse[winner] += 1
-    return [(1 + b, len(robust) - w) for b, w in zip(better, worse, strict=True)]
+    return [(1 + b, len(survived) - w) for b, w in zip(better, worse, strict=True)]
 
 
 @dataclass(frozen=True)

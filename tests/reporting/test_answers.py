@@ -44,6 +44,16 @@ def test_a_model_whose_numbers_must_not_be_published_is_not_the_best():
     assert "Do not publish: 1 of 3 (a)" in found["Can"]
 
 
+def test_a_sweep_is_compared_over_all_its_budgets():
+    broken = {"a": [0.1] * 3 + [0.3] * 57, "b": [0.1] * 6 + [0.2] * 54}
+    cells = [
+        toy_cell("pgd", where, epsilons=[0.1, 0.2, 0.3], model={"name": model, "digest": model})
+        for model, where in broken.items()
+    ]
+    assert answers(cells)["Which"].endswith("more than every other model.")
+    assert answers(cells[::-1])["Which"].startswith("a: ")
+
+
 def test_models_with_other_samples_are_not_ranked():
     text = answers([cell("a", 50), cell("b", 20, n=40)])["Which"]
     assert "not ranked" in text

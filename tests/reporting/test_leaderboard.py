@@ -61,7 +61,7 @@ def test_a_sweep_has_a_column_for_each_eps_and_ranks_where_a_model_falls_below_o
         about = {**ABOUT, "epsilons": [0.1, 0.2, 0.3]}
         writer.cell(sweep_records(40, fall, [0.1, 0.2, 0.3]), model=model, **about)
     (board,) = read_leaderboard([writer.finish()]).boards
-    assert board.levels[board.decisive] == "ℓ∞ ≤ 0.2"
+    assert board.levels[board.decisive] == "≤ 0.2"
     assert [cell.text for cell in board.apart[0].results] == ["95.0", "80.0", "2.5"]
 
 
