@@ -1,6 +1,7 @@
 """Invertible layers with parameters per class, fitted in closed form, and a layer conditioned on the predicted class."""
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,6 +122,8 @@ class GaussianiseByClass(FittedByClass):
 class WhitenByClass(FittedByClass):
     """y = W_k (x − μ_k) with W_k = Σ_k^(−½): each class gets mean 0 and unit covariance.
 
+    W_k is symmetric: its state holds the upper triangles, (C, d (d + 1) / 2).
+
     Args:
         features: d.
         num_classes: C.
@@ -144,8 +147,27 @@ class WhitenByClass(FittedByClass):
             members = vectors[labels == label].double()
             values, axes = torch.linalg.eigh(torch.cov(members.T))
             self.mean[label] = members.mean(0)
-            self.weight[label] = axes * values.clamp_min(self.LEAST).rsqrt() @ axes.T
+            root = axes * values.clamp_min(self.LEAST).rsqrt() @ axes.T
+            self.weight[label] = (root + root.T) / 2
         self.fitted.fill_(True)
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        whole = destination[f"{prefix}weight"]
+        rows, columns = torch.triu_indices(*whole.shape[1:], device=whole.device)
+        destination[f"{prefix}weight"] = whole[:, rows, columns]
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:  # noqa: ANN401 - of torch
+        found = state.get(f"{prefix}weight")
+        if isinstance(found, Tensor) and found.ndim == 2:
+            rows, columns = torch.triu_indices(*self.weight.shape[1:], device=found.device)
+            if found.shape[1] == len(rows):  # else torch reports the shape
+                whole = found.new_zeros(len(found), *self.weight.shape[1:])
+                whole[:, rows, columns] = whole[:, columns, rows] = found
+                state = {**state, f"{prefix}weight": whole}
+        super()._load_from_state_dict(state, prefix, *rest)
 
     def _map(self, x: Tensor, label: int) -> tuple[Tensor, Tensor]:
         log_dets, _ = self._solve()

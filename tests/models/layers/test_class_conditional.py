@@ -113,3 +113,16 @@ def test_a_layer_without_condition_raises():
     layer, vectors, _ = fitted(WhitenByClass)
     with pytest.raises(BadParameter, match="needs a condition"):
         layer(vectors)
+
+
+def test_a_state_holds_each_symmetric_matrix_once_and_older_states_load():
+    layer, *_ = fitted(WhitenByClass)
+    state = layer.state_dict()
+    features = layer.mean.shape[1]
+    assert state["weight"].shape == (layer.num_classes, features * (features + 1) // 2)
+    for stored in (state, {**state, "weight": layer.weight.clone()}):
+        again = WhitenByClass(features, layer.num_classes).double()
+        again.load_state_dict(stored)
+        assert torch.equal(again.weight, layer.weight)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        WhitenByClass(features + 1, layer.num_classes).load_state_dict(state)
