@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import inf, isfinite
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from robustbench_inv.arguments import format_eps
@@ -283,12 +285,10 @@ def _draw_rates(axes: Axes, models: Sequence[TwoFailures], norm: str, eps: float
 
 
 def _drawn(axes: Axes, points: Points) -> Points:
-    """Draw the points and fix the limits, 0 included."""
+    """Draw the points and fix the limits."""
     for x, y in points.values():
         axes.plot([x], [y], "o", color=COLOURS[0], markersize=5)
-    axes.margins(0.08)
-    axes.set_xlim(min(0.0, axes.get_xlim()[0]))
-    axes.set_ylim(min(0.0, axes.get_ylim()[0]))
+    axes.margins(0.12)
     return points
 
 
@@ -308,7 +308,7 @@ DIRECTIONS = (
 
 
 def label_points(axes: Axes, points: Points) -> None:
-    """Write each point's name beside it, where it covers neither another name nor a point.
+    """Write each point's name beside it, where it covers neither another name nor a point; a name without room is left out.
 
     Args:
         axes: with final limits.
@@ -325,10 +325,9 @@ def label_points(axes: Axes, points: Points) -> None:
 
 
 def _place_label(axes: Axes, text: str, at: tuple[float, float], taken: Sequence[Bbox]) -> Bbox:
-    """Write a label at the first free place around a point, and return the box it covers."""
-    frame, box = axes.get_window_extent(), Bbox.null()
-    tries = [(reach, way) for reach in REACH for way in DIRECTIONS]
-    for number, (reach, (dx, dy)) in enumerate(tries, 1):
+    """Write a label at the first free place around a point, if there is one, and return the box it covers."""
+    frame = axes.get_window_extent()
+    for reach, (dx, dy) in product(REACH, DIRECTIONS):
         side = "left" if dx > 0 else "right"
         arrow = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5} if reach > REACH[0] else None
         label = axes.annotate(
@@ -341,11 +340,12 @@ def _place_label(axes: Axes, text: str, at: tuple[float, float], taken: Sequence
             fontsize=7.5,
             arrowprops=arrow,
         )
-        box = label.get_tightbbox() or Bbox.null()
+        label.get_window_extent()  # computes the position
+        box = Text.get_window_extent(label)  # without the arrow
         inside = (
             frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
         )
-        if number == len(tries) or (inside and not any(box.overlaps(other) for other in taken)):
-            break
+        if inside and not any(box.overlaps(other) for other in taken):
+            return box
         label.remove()
-    return box
+    return Bbox.null()
