@@ -292,7 +292,7 @@ def _drawn(axes: Axes, points: Points) -> Points:
     return points
 
 
-REACH = (6, 14, 24, 36, 50, 66, 84, 104, 126, 150)
+REACH = (6, 14, 24, 36, 50, 66)
 """Distances of a label from its point that are tried, in points."""
 
 DIRECTIONS = (
