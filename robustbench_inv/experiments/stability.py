@@ -4,6 +4,7 @@ import fnmatch
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from pathlib import Path
 from statistics import fmean, median
 
@@ -293,14 +294,18 @@ def analyse_model(
 
 @torch.no_grad()
 def measure_residual_networks(
-    request: ExperimentRequest, models: Mapping[str, str], iterations: Sequence[int] = ()
+    request: ExperimentRequest,
+    models: Mapping[str, str],
+    iterations: Sequence[int] = (),
+    rows: Sequence[str] = ("Error",),
 ) -> ExperimentResult:
     """Return error, spectral norms and reconstruction errors of invertible residual networks.
 
     Args:
         request: held-out data and samples; reconstructions use the first 100 of them.
-        models: by column, the name of an ``InvertibleResNet`` or of a density network. Models without weights are left out.
+        models: by column, the name of an ``InvertibleResNet`` or of a density network.
         iterations: fixed-point iterations per block after which images are compared.
+        rows: rows that a model without weights keeps, with nan.
 
     References:
         Behrmann, thesis, table 4.1, figures 4.2 to 4.4 and table 5.1.
@@ -311,6 +316,7 @@ def measure_residual_networks(
     for column, name in models.items():
         if name not in entries("models"):
             request.report(f"{name} is not trained yet")
+            numbers += [MeasuredNumber(row, column, nan) for row in rows]
             continue
         model = load_model(name, device=request.device)
         digests[model.name] = model.digest
