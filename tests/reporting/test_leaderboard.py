@@ -2,6 +2,8 @@
 
 import re
 import shutil
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,3 +103,16 @@ def test_nothing_to_rank_is_refused(writer, record):
     about = {"attack": "deepfool", "kind": "minimum-norm", "epsilons": []}
     with pytest.raises(BadResults, match="nothing to rank"):
         read_leaderboard([writer.cell([record(0)], **about).finish()])
+
+
+PUBLISHED = Path(__file__).parents[2] / "reports" / "published" / "leaderboard"
+
+
+def test_the_published_board_has_the_models_of_its_file_and_a_page_for_each():
+    models = tomllib.loads((PUBLISHED / "mnist5k.toml").read_text())["models"]
+    index = (PUBLISHED / "index.html").read_text()
+    links = re.findall(r'href="(models/[^"]+)"', index)
+    assert {f"models/{model}.html" for model in models} == set(links)
+    assert all((PUBLISHED / link).exists() for link in links)
+    assert 'href="#' in index
+    assert "http" not in index.replace("http://www.w3.org", "").replace("http-equiv", "")
