@@ -157,10 +157,14 @@ class _RandomWalk:
 
     def advance(self, around: Tensor, rows: Tensor, lengths: Tensor) -> Tensor:
         """Step toward the clean inputs and accept closer adversarial examples; return which were accepted, (m,)."""
-        clean = self.batch.images[rows]
-        ahead = torch.lerp(around, clean, broadcast(lengths, clean).expand_as(clean))
+        clean, before = self.batch.images[rows], self.distances[rows]
+        reached = norm(around - clean, "l2")
+        # clipping has moved the image inside its sphere, which counts toward the step
+        steps = (lengths * before + reached - before).clamp_min(0)
+        shares = steps / reached.where(reached > 0, 1)
+        ahead = torch.lerp(around, clean, broadcast(shares, clean).expand_as(clean))
         distances = norm(ahead - clean, "l2")
-        hit = self.decisions.reached(ahead, rows) & (distances < self.distances[rows])
+        hit = self.decisions.reached(ahead, rows) & (distances < before)
         self.images[rows[hit]] = ahead[hit]
         self.distances[rows[hit]] = distances[hit]
         return hit

@@ -28,6 +28,11 @@ FINAL_GAMMA = 0.001
 """FMN's last relative change of the radius."""
 
 
+CROSSING = 1e-4
+"""Share by which FMN's radius exceeds the linearized distance, so that a step crosses the boundary and does not end on it. Of 40
+digits on a perceptron, none has an adversarial example in l2 without it, here and in adversarial-library."""
+
+
 @dataclass(frozen=True)
 class FMN:
     """Fast minimum-norm attack in l0, l1, l2 or linf, the norm of the threat.
@@ -194,7 +199,7 @@ def _next_radius(at: _Iterates, gamma: float) -> Tensor:
     linear = norm(at.delta, at.norm) + linear_distance(at.losses.abs(), at.gradients, at.norm)
     # where only a rejection remains to be overcome, the loss is 0, whatever the distance
     known = at.nearest.isfinite() | (at.losses == 0)
-    ahead = torch.where(known, at.radii * (1 + gamma), linear)
+    ahead = torch.where(known, at.radii * (1 + gamma), linear * (1 + CROSSING))
     return torch.where(at.hit, (at.radii * (1 - gamma)).minimum(at.nearest), ahead)
 
 

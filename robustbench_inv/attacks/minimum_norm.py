@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robustbench_inv.attacks.augmented_lagrangian import descend_lagrangian
 from robustbench_inv.attacks.best_so_far import ClosestAdversarial
 from robustbench_inv.attacks.budget_geometry import steepest_direction
 from robustbench_inv.attacks.decision_based import DecisionOracle
@@ -75,6 +76,7 @@ class MinimumNorm:
         rel_step: length of the first step, > 0.
         gamma: relative change of the radius after the first step, between 0 and 1.
         bisections: final bisections between clean input and adversarial example, >= 0, not in l0.
+        lagrangian_steps: steps of each of two augmented Lagrangian descents after the runs, >= 0, only in l2.
         refinements: final exact steps to the linearized boundary at most, >= 0, not in l0.
 
     References:
@@ -88,6 +90,7 @@ class MinimumNorm:
     gamma: float = 0.3
     bisections: int = 12
     refinements: int = 10
+    lagrangian_steps: int = 0
 
     kind: ClassVar[Kind] = "minimum-norm"
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
@@ -95,7 +98,7 @@ class MinimumNorm:
     def __post_init__(self) -> None:
         check_losses(self.loss)
         check_below(self, steps=math.inf, rel_step=math.inf, gamma=1.0)
-        check_least(self, bisections=0, refinements=0)
+        check_least(self, bisections=0, refinements=0, lagrangian_steps=0)
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         closest = ClosestAdversarial(batch, threat)
@@ -103,6 +106,8 @@ class MinimumNorm:
         about = linearize(model, threat, batch.images, batch.labels, rows, NUM_CANDIDATES)
         for loss in losses_for(self.loss, threat.goal):
             self._descend(model, closest, loss, about)
+        if threat.norm == "l2" and model.success_is_final:
+            descend_lagrangian(model, closest, self.lagrangian_steps)
         if threat.norm != "l0" and model.success_is_final:
             self._bisect(model, closest)
             refine(model, closest, self.refinements)

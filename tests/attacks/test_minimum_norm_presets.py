@@ -20,6 +20,7 @@ QUICK = {
     "boundary": {"steps": 400, "spherical_step": 0.1, "source_step": 0.1, "update_interval": 1},
     "cw": {"steps": 100, "learning_rate": 0.05, "initial_constant": 1.0},
     "hopskipjump": {"steps": 15},
+    "minimum-norm": {"lagrangian_steps": 50},
 }
 """Fewer steps, for as few inputs are enough."""
 

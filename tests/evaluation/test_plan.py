@@ -222,7 +222,7 @@ def test_a_threat_applies_to_the_attacks_of_a_suite_that_support_its_norm():
         "random-perturbation": "linf",
         "fgsm": "linf",
         "pgd-tuned": "linf",
-        "minimum-norm": "linf",
+        "minimum-norm:lagrangian_steps=0": "linf",
     }
     assert threats["pgd-tuned"].budget == LpBall("linf", 0.1)
     assert planned(suite="quick", threat="none")["pgd-tuned"].bounded

@@ -87,7 +87,7 @@ def test_without_threats_suites_keep_theirs_and_cards_name_the_data(plan):
     found = plan('models = ["mnist-lenet5"]\nsuites = ["quick"]\nsamples = 5')
     assert {job.dataset.name for job in found.jobs} == {"mnist5k"}
     assert [job.attack.name for job in found.jobs] == [
-        *("random-perturbation", "fgsm", "pgd-tuned", "minimum-norm"),
+        *("random-perturbation", "fgsm", "pgd-tuned", "minimum-norm:lagrangian_steps=0"),
     ]
 
 
