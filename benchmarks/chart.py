@@ -36,7 +36,7 @@ def draw_chart(text: str, path: Path) -> None:
         text: the page.
         path: of the picture, an SVG.
     """
-    panels = [panel for panel in (_fixed(text), _minimum(text), _ensemble(text)) if panel[1]]
+    panels = [panel for panel in (_fixed(text), _ensemble(text)) if panel[1]]
     heights = [len(bars) + 2 for _, bars in panels]
     with mpl.rc_context({"svg.hashsalt": "benchmarks", "svg.fonttype": "none", "font.size": 8}):
         figure = Figure(figsize=(8, 0.19 * sum(heights)), layout="constrained")
@@ -101,20 +101,6 @@ def _fixed(text: str) -> tuple[str, list[Bar]]:
             label = f"{row['model']}, linf {row['eps']}, {row['attack']}"
             bars.append(Bar(label, row["attack"], float(row["ours / its time"]), result))
     return "PGD, 40 steps", bars
-
-
-def _minimum(text: str) -> tuple[str, list[Bar]]:
-    bars, best = [], ""
-    for row in _table(text, "Minimum-norm attacks"):
-        if row["whose"] == "ours":
-            best = row["median"]
-            continue
-        peer = row["whose"].split(",")[0]
-        label = f"{row['attack']}, {row['norm']}, {row['whose']}"
-        # the median of distances of which most are infinite
-        result = f"median {best} against {row['median']}".replace("inf", "none")
-        bars.append(Bar(label, peer, float(row["ours / its time"]), result))
-    return "Minimum-norm attacks on mnist-cnn, median distance", bars
 
 
 def _ensemble(text: str) -> tuple[str, list[Bar]]:
