@@ -273,9 +273,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 _OPENING = f"""
 ## Minimum-norm attacks
 
-Median distances and processor times on three networks that the benchmark trains and that are not in the zoo, with the
-correctly classified of {SAMPLES} digits of `mnist5k` ({FEW} for decision-based attacks); one process, one thread. A digit
-that is not broken counts as infinitely far. Ratio: our median over the smallest of the peers."""
+Median distances and processor times on three networks that the benchmark trains and that are not in the zoo. Attacked are
+the correctly classified of {SAMPLES} digits of `mnist5k`, and {FEW} of them by decision-based attacks. One process and one
+thread run. A digit that is not broken counts as infinitely far. Ratio: our median over the smallest of the peers."""
 
 _PUBLISHED = """
 ### Published forms: the same algorithm with the same parameters

@@ -20,7 +20,7 @@ MAX_GAP = 1e4
 """Largest absolute DLR that counts; it is infinite where all other classes are ruled out."""
 
 CHECK_INTERVAL, MIN_IMPROVEMENT, PENALTY_GROWTH = 10, 0.95, 1.2
-"""Every tenth step the penalty of a sample without an adversarial example grows, unless its gap fell to 95 %."""
+"""Every tenth step the penalty of a sample without an adversarial example grows, unless its gap is at most 95 % of the one before."""
 
 
 def descend_lagrangian(model: Queries, closest: ClosestAdversarial, steps: int) -> None:
