@@ -22,6 +22,7 @@ from PIL import Image
 
 from robustbench_inv.catalogue.attacks import load_attack
 from robustbench_inv.catalogue.datasets import load_dataset
+from robustbench_inv.catalogue.listing import models_like
 from robustbench_inv.catalogue.locate import CATALOGUE_VARIABLE, entries, find
 from robustbench_inv.cli.main import app, main, repeat_options
 from robustbench_inv.errors import BadData, UnknownName
@@ -278,7 +279,7 @@ def test_every_model_and_attack_of_the_documentation_is_in_the_catalogue():
         if words[1] in ("compare", "export"):
             continue  # labels of a run
         for value in values(words, "--model"):
-            name = value.partition(":")[0].rpartition("=")[-1]
+            name = models_like(value.strip("'"))[0].partition(":")[0].rpartition("=")[-1]
             recipe = ROOT / "models" / name / "recipe.toml"  # of a network that is not trained yet
             assert is_own(value) or recipe.is_file() or find("models", name), line
 
