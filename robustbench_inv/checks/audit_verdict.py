@@ -168,6 +168,8 @@ class _Evidence:
             found.append(
                 Reason("", f"Samples are missing in {len(late)} of {len(self.cells)} cells.")
             )
+        if one_class := [text for cell in self.cells if (text := _one_class(cell))]:
+            found.append(Reason("", one_class[0]))
         return [*found, *(Reason("", text) for text in _weak_groups(_attacking(self.cells)))]
 
 
@@ -182,6 +184,18 @@ def _reasons(verdicts: Iterable[Verdict]) -> list[Reason]:
 def _subject(cell: FinishedCell) -> tuple[str, str]:
     return cell.model.key, cell.info.dataset_key
 
+
+def _one_class(cell: FinishedCell) -> str:
+    """Return a sentence about samples that all belong to one class, as the first ones of a sorted data set do."""
+    labels = {record.label for record in cell.records}
+    if len(labels) > 1 or len(cell.records) < LEAST_OF_ONE_CLASS or cell.dataset.num_classes < 2:
+        return ""
+    count, (label,) = len(cell.records), labels
+    return f"All {count} samples belong to class {label}: name a class-balanced subset, --samples {count}."
+
+
+LEAST_OF_ONE_CLASS = 10
+"""Fewer samples may belong to one class by chance."""
 
 FIRST = ("C17", "C39", "C42", "C41", "C40", "C11", "C24", "C25", "C10", "C7", "C6", "C8", "C31")
 """Checks whose failure explains those of others, the deepest cause first."""

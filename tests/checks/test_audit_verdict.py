@@ -156,3 +156,16 @@ def test_an_unchanged_input_that_counts_as_broken_is_no_matter_of_strength():
     failed = replace(said("C16", "FAIL", subject=first.subject), about=(first.digest,))
     (found,) = conclude([first, standard()], [PASSED, failed])
     assert found.verdict == "do not publish"
+
+
+def test_samples_of_one_class_are_a_reservation():
+    def labelled(count):
+        made = standard(dataset={"num_classes": 10})
+        records = [replace(r, label=3 if r.sample < count else 4) for r in made.records]
+        return replace(made, records=tuple(records))
+
+    (found,) = conclude([labelled(200)], [PASSED])
+    assert found.verdict == "publishable with reservations"
+    assert "All 200 samples belong to class 3" in found.text
+    (found,) = conclude([labelled(199)], [PASSED])
+    assert found.verdict == "publishable"
