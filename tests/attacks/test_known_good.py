@@ -90,7 +90,7 @@ ROWS = (
         far=1.1,
         median=0.964,
     ),
-    Row("minimum-norm", "none", 10, 0.0, 0.0, far=1.0, median=0.887),
+    Row("minimum-norm:lagrangian_steps=0", "none", 10, 0.0, 0.0, far=1.0, median=0.887),
     Row("minimum-norm", "none:norm=linf", 10, 0.0, 0.0, far=0.07, median=0.064),
     Row("minimum-norm", "none:norm=l1", 10, 0.0, 0.0, far=4.8, median=4.35),
     Row("minimum-norm", "none:norm=l0", 10, 0.0, 0.0, far=6, median=5.5),

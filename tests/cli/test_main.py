@@ -58,7 +58,7 @@ def test_show_prints_the_card(invbench):
 def test_show_prints_algorithm_and_deviations_of_a_preset(invbench):
     card = invbench("show", "cw").out
     assert "algorithm: sections V and VI.A" in card
-    assert "deviations from the algorithm: \n  - 9 searches" in card
+    assert "deviations from the algorithm: \n  - The early abort" in card
     assert "deviations from the algorithm: none" in invbench("show", "random-perturbation").out
 
 

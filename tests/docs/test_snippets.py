@@ -113,11 +113,14 @@ def reader(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(CATALOGUE_VARIABLE, "")  # --catalogue sets it: this restores it afterwards
     images, labels = load_dataset("mnist5k").batch(range(5))
-    known = set(sys.modules)
+    forget_modules_of(tmp_path.parent)  # of other tests: a script imports those of its own folder
     yield Reader(tmp_path, capsys, monkeypatch, {"net": LeNet5(), "x": images, "y": labels})
-    for name in set(sys.modules) - known:
-        place = getattr(sys.modules[name], "__file__", None) or ""
-        if place.startswith(str(tmp_path)):
+    forget_modules_of(tmp_path)
+
+
+def forget_modules_of(folder):
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(f"{folder}/"):
             del sys.modules[name]
 
 
