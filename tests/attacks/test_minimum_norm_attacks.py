@@ -74,7 +74,13 @@ def distances(images, adversarial, name):
 
 @pytest.mark.parametrize(
     "attack",
-    [DDN(), DeepFool(), DeepFool("linf"), FMN(), MinimumNorm(steps=15)],
+    [
+        DDN(),
+        DeepFool(),
+        DeepFool("linf"),
+        FMN(steps=20),
+        MinimumNorm(steps=15, lagrangian_steps=20),
+    ],
 )
 def test_they_pass_the_harness(attack):
     if isinstance(attack, FMN):  # as published it may end before the boundary
