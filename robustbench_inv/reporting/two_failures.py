@@ -321,11 +321,14 @@ def label_points(axes: Axes, points: Points) -> None:
     dots: Any = axes.transData.transform(list(points.values())) if points else []
     taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in dots]
     for name, at in sorted(points.items(), key=lambda each: each[1]):
-        taken.append(_place_label(axes, shorten(name, 24), at, taken))
+        if placed := _place_label(axes, shorten(name, 24), at, taken):
+            taken.append(placed)
 
 
-def _place_label(axes: Axes, text: str, at: tuple[float, float], taken: Sequence[Bbox]) -> Bbox:
-    """Write a label at the first free place around a point, if there is one, and return the box it covers."""
+def _place_label(
+    axes: Axes, text: str, at: tuple[float, float], taken: Sequence[Bbox]
+) -> Bbox | None:
+    """Write a label at the first free place around a point, and return the box it covers; None without a free place."""
     frame = axes.get_window_extent()
     for reach, (dx, dy) in product(REACH, DIRECTIONS):
         side = "left" if dx > 0 else "right"
@@ -348,4 +351,4 @@ def _place_label(axes: Axes, text: str, at: tuple[float, float], taken: Sequence
         if inside and not any(box.overlaps(other) for other in taken):
             return box
         label.remove()
-    return Bbox.null()
+    return None

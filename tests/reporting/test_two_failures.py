@@ -123,3 +123,15 @@ def test_no_samples_are_within_an_unreachable_distance():
     (made,) = two_failures_tables(found, wilson)
     assert made.frame.loc[0, "eps_linf"] == 0.3
     assert inf not in made.frame.select_dtypes("number").to_numpy()
+
+
+def test_a_name_without_room_takes_no_room_from_others():
+    figure = Figure(figsize=(3, 3), dpi=100)
+    axes = figure.subplots()
+    axes.set_xlim(0, 10)
+    axes.set_ylim(0, 10)
+    crowd = {f"a network with a name {i}": (1.0, 5.0) for i in range(80)}
+    label_points(axes, {**crowd, "apart": (9.0, 1.0)})
+    names = [text.get_text() for text in axes.texts]
+    assert len(names) < 81
+    assert "apart" in names
