@@ -170,7 +170,9 @@ def test_classes_of_a_script_work_and_print_on_standard_error(tmp_path):
     assert out.count("noise") < err.count("noise")  # in this process models are only inspected
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_workers_end_with_their_parent(tmp_path, number):
     parent = start("Waits", tmp_path / "r")
     for _ in range(2000):

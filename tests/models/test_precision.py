@@ -143,7 +143,15 @@ def test_results_are_those_of_float32(kind, attack):
         assert found_median.item() == pytest.approx(median.item(), rel=0.05, abs=1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "bfloat16",
+        "float16",
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if "auto" in kind),
+        "float64",
+    ],
+)
 def test_the_whole_path_keeps_float32_images(kind, tmp_path):
     run = rbi.evaluate(
         model=network(kind),

@@ -21,8 +21,15 @@ def axe():
     return AXE.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1400, 390])
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (1400, "light"),
+        (390, "dark"),
+        pytest.param(1400, "dark", marks=pytest.mark.slow),
+        pytest.param(390, "light", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("name", ["report", "comparison", "leaderboard", "model"])
 def test_pages_are_accessible(browser, request, axe, name, width, scheme):
     path = request.getfixturevalue("leaderboard" if name == "model" else name)
