@@ -77,8 +77,8 @@ class _Descent:
         first = hit & (self.found_at > self.steps)
         self.found_at = self.found_at.masked_fill(first, float(step))
         self._adapt(gaps, step)
-        slope = _penalty_slope(gaps, self.penalties, self.multipliers)
-        descent = -broadcast(slope, gradients) * gradients.nan_to_num(0.0, 0.0, 0.0)
+        derivative = _penalty_derivative(gaps, self.penalties, self.multipliers)
+        descent = -broadcast(derivative, gradients) * gradients.nan_to_num(0.0, 0.0, 0.0)
         if step:
             descent = descent + self._distance_gradient()
         self.square = DECAY * self.square + (1 - DECAY) * descent.square()
@@ -98,7 +98,7 @@ class _Descent:
             done = (self.found_at <= self.steps) | (gaps < MIN_IMPROVEMENT * self.gaps)
             self.penalties = torch.where(done, self.penalties, PENALTY_GROWTH * self.penalties)
             self.gaps = gaps
-        latest = _penalty_slope(gaps, self.penalties, self.multipliers)
+        latest = _penalty_derivative(gaps, self.penalties, self.multipliers)
         mixed = DECAY * self.multipliers + (1 - DECAY) * latest
         self.multipliers = mixed.clamp(1e-6, 1e12)
 
@@ -109,7 +109,7 @@ class _Descent:
         return delta / broadcast(length.where(length > 0, 1), delta)
 
 
-def _penalty_slope(gaps: Tensor, penalties: Tensor, multipliers: Tensor) -> Tensor:
+def _penalty_derivative(gaps: Tensor, penalties: Tensor, multipliers: Tensor) -> Tensor:
     """Return the derivative of the penalty-Lagrangian P2 with respect to the gaps, (m,)."""
     above = multipliers + 2 * multipliers * penalties * gaps + (penalties * gaps).square() / 2
     below = multipliers / (1 - penalties * gaps.clamp_max(0)).square()

@@ -1,8 +1,8 @@
 """Loads data sets by name."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from robustbench_inv.arguments import check_path, check_text
 from robustbench_inv.catalogue.code_identity import origin_of
@@ -14,7 +14,7 @@ from robustbench_inv.catalogue.references import (
     parse_reference,
     parse_source,
 )
-from robustbench_inv.errors import BadCatalogue, BadParameter, UnknownName
+from robustbench_inv.errors import BadCatalogue, BadParameter, MissingData, UnknownName
 from robustbench_inv.foreign import foreign, foreign_call
 from robustbench_inv.identity import digest_value
 
@@ -30,6 +30,7 @@ __all__ = [
     "load_arrays",
     "load_dataset",
     "refuse_code",
+    "split_missing",
 ]
 
 EVALUATION_DATASETS = {"mnist": "mnist5k"}
@@ -126,6 +127,36 @@ def _names() -> "Mapping[str, DatasetEntry]":
     from robustbench_inv.data.registry import DATASETS
 
     return DATASETS
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def split_missing(
+    parts: Iterable[T], use: Callable[[T], R]
+) -> tuple[list[tuple[T, R]], list[tuple[T, MissingData]]]:
+    """Use parts of a table or figure, and return those whose data are at hand apart from the others.
+
+    Args:
+        parts: the parts.
+        use: opens or evaluates the data of one.
+
+    Returns:
+        The parts with what ``use`` returned, and those without data with the error.
+
+    Raises:
+        MissingData: if no part has its data.
+    """
+    found, missing = list[tuple[T, R]](), list[tuple[T, MissingData]]()
+    for part in parts:
+        try:
+            found.append((part, use(part)))
+        except MissingData as error:
+            missing.append((part, error))
+    if missing and not found:
+        raise missing[-1][1]
+    return found, missing
 
 
 def load_arrays(x: object, y: object, model: object = None) -> "Dataset":

@@ -168,8 +168,8 @@ class _Evidence:
             found.append(
                 Reason("", f"Samples are missing in {len(late)} of {len(self.cells)} cells.")
             )
-        if one_class := [text for cell in self.cells if (text := _one_class(cell))]:
-            found.append(Reason("", one_class[0]))
+        if one_class := next(filter(None, map(_one_class, self.cells)), ""):
+            found.append(Reason("", one_class))
         return [*found, *(Reason("", text) for text in _weak_groups(_attacking(self.cells)))]
 
 
@@ -298,19 +298,13 @@ def _is_oblivious(cell: FinishedCell) -> bool:
 def _worst_rate(group: Sequence[FinishedCell], eps: float, samples: Sequence[int]) -> str:
     """Return the worst case over the attacks at an eps or a smaller one."""
     broken = set().union(*(c.broken_samples(eps) for c in group if c.bounds_accuracy(eps)))
-    return _percent(Rate(len(set(samples) - broken), len(samples)))
+    return Rate(len(set(samples) - broken), len(samples)).percent
 
 
 def _invariance_number(cell: FinishedCell) -> str:
     rate, name = cell.summary.attack_success_rate, cell.attack_label
     judged = f", oracle {cell.oracle_source}" if cell.oracle_source else ""
-    return f"Invariance failures {_percent(rate)} of {rate.trials} samples, attack: {name}{judged}."
-
-
-def _percent(rate: Rate) -> str:
-    if not rate.trials:
-        return "unknown"
-    return f"{100 * rate.value:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+    return f"Invariance failures {rate.percent} of {rate.trials} samples, attack: {name}{judged}."
 
 
 GRADIENT_FREE = ("C2", "C5", "C6", "C7", "C10", "C12", "C31")

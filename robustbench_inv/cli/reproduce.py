@@ -244,20 +244,20 @@ def _print_experiment_plan(item: "Reproduction", options: EvaluationOptions, *, 
 
 def _run_experiments(item: "Reproduction", folder: Path, options: EvaluationOptions) -> list[Path]:
     """Run the experiment on every data set, and return the files with the results."""
-    from robustbench_inv.errors import MissingData
+    from robustbench_inv.catalogue.datasets import split_missing
     from robustbench_inv.experiments.protocol import ExperimentRequest, run_experiment
     from robustbench_inv.reporting.table_formats import slug
     from robustbench_inv.results.experiment_result import result_to_gzip
     from robustbench_inv.results.files import explain_write_errors, write_atomically
 
     assert item.measurement is not None
+    measurement, places = item.measurement, item.places(options.dataset)
     with explain_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    places, missing = item.places(options.dataset), list[MissingData]()
-    for data, dataset in places.items():
+
+    def measure(data: str) -> Path:
         request = ExperimentRequest(
-            dataset,
+            places[data],
             _model_columns(item, data),
             _sample_count(item, options),
             seed=options.seed,
@@ -265,17 +265,15 @@ def _run_experiments(item: "Reproduction", folder: Path, options: EvaluationOpti
             data_root=options.data_root,
             report=print_message,
         )
-        try:
-            result = run_experiment(item.measurement.by, request, item.measurement.filled(data))
-        except MissingData as error:
-            missing.append(error)
-            if len(missing) == len(places):
-                raise
-            print_message(f"{data} is left out: {error}")
-            continue
-        files.append(folder / f"measured-{slug(data)}.json.gz")
-        write_atomically(files[-1], result_to_gzip(result))
-    return files
+        result = run_experiment(measurement.by, request, measurement.filled(data))
+        file = folder / f"measured-{slug(data)}.json.gz"
+        write_atomically(file, result_to_gzip(result))
+        return file
+
+    found, missing = split_missing(places, measure)
+    for data, error in missing:
+        print_message(f"{data} is left out: {error}")
+    return [file for _, file in found]
 
 
 def _model_columns(item: "Reproduction", data: str) -> dict[str, str]:

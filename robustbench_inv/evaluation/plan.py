@@ -8,12 +8,13 @@ from pathlib import Path
 from robustbench_inv.arguments import check_root, check_seed, check_text
 from robustbench_inv.catalogue.benchmark_file import read_benchmark
 from robustbench_inv.catalogue.cards import SuiteEntry
+from robustbench_inv.catalogue.datasets import split_missing
 from robustbench_inv.catalogue.listing import models_like
 from robustbench_inv.catalogue.locate import shadowed, unread
 from robustbench_inv.catalogue.references import locate_code
 from robustbench_inv.catalogue.reproduction import Reproduction
 from robustbench_inv.data.protocol import Dataset, HasClassNames
-from robustbench_inv.errors import BadCatalogue, CapabilityMismatch, MissingData
+from robustbench_inv.errors import BadCatalogue, CapabilityMismatch
 from robustbench_inv.evaluation.compatibility import check_compatible, warnings
 from robustbench_inv.evaluation.jobs import EvaluationRequest, Job, build_jobs
 from robustbench_inv.evaluation.loading import LoadCache, NamedModel, load_suite
@@ -157,20 +158,13 @@ def plan_reproduction(
     """
     _check_request(request)
     cache = LoadCache(request.device, request.data_root)
-    places, missing = item.places(request.dataset), dict[str, MissingData]()
-    for data, dataset in places.items():
-        try:
-            cache.dataset(dataset)
-        except MissingData as error:
-            missing[data] = error
-    if len(missing) == len(places):
-        raise next(iter(missing.values()))
-    present = (data for data in places if data not in missing)
-    ranked = [each for data in present for each in _jobs(item, data, request, cache)]
+    places = item.places(request.dataset)
+    present, missing = split_missing(places, lambda data: cache.dataset(places[data]))
+    ranked = [each for data, _ in present for each in _jobs(item, data, request, cache)]
     # trial by trial, so that an interrupted run has complete rows
     jobs = [job for _, job in sorted(ranked, key=lambda each: each[0])]
     _check_distinct(jobs)
-    lines = [f"{data} is left out: {error}" for data, error in missing.items()]
+    lines = [f"{data} is left out: {error}" for data, error in missing]
     plan = plan_jobs(jobs, label=item.name, command=command)
     return replace(plan, warnings=(*lines, *plan.warnings))
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from robustbench_inv.catalogue.datasets import default_ood_dataset
 from robustbench_inv.catalogue.models import LoadedModel, calibration_digest, load_model
-from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.data.registry import dataset_entry
 from robustbench_inv.errors import BadModel
 from robustbench_inv.experiments.calibration import collect_outputs
@@ -105,7 +104,7 @@ def measure_ood_detection(
         Supervised Deep Infomax, section 5.2 and table 3.
     """
     found, digests, known = list[list[MeasuredNumber]](), dict[str, str](), _OutputCache(request)
-    pairs = list(request.available(pairs, "column", "data", "ood"))
+    pairs = request.available(pairs, "column", "data", "ood")
     for pair in pairs:
         for row, model in _load_models(request, pair).items():
             request.report(f"{model.name}: {pair['ood']} against {pair['data']}")
@@ -160,21 +159,17 @@ class _OutputCache:
 
     request: ExperimentRequest
     most: int = 0
-    data: dict[str, Dataset] = field(default_factory=dict)
     outputs: dict[tuple[str, str], tuple[Output, Tensor]] = field(default_factory=dict)
 
     def margins(self, model: LoadedModel, name: str) -> ThresholdMargins:
         """Return the scores of a data set's inputs with a model's thresholds."""
         name = self.request.resolve_dataset(name)
-        if name not in self.data:
-            self.data[name] = self.request.open_dataset(name)
+        dataset = self.request.open_dataset(name)
         key = (calibration_digest(model), name)
         if key not in self.outputs:
-            ids = self.request.draw(self.data[name]).tolist()
+            ids = self.request.draw(dataset).tolist()
             self.most = max(self.most, len(ids))
-            self.outputs[key] = collect_outputs(
-                _require_rejecting(model).base, self.data[name], ids
-            )
+            self.outputs[key] = collect_outputs(_require_rejecting(model).base, dataset, ids)
         return threshold_margins(model, *self.outputs[key])
 
 

@@ -1,7 +1,7 @@
 """Experiments by name, and the request that every experiment takes as argument."""
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustbench_inv.catalogue.datasets import load_dataset
+from robustbench_inv.catalogue.datasets import load_dataset, split_missing
 from robustbench_inv.catalogue.models import LoadedModel, load_model
 from robustbench_inv.catalogue.references import import_object
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.data.sampling import select_samples
-from robustbench_inv.errors import BadCatalogue, MissingData, suggest
+from robustbench_inv.errors import BadCatalogue, suggest
 from robustbench_inv.results.experiment_result import ExperimentResult
 from robustbench_inv.training.objectives import TrainingData
 
@@ -67,11 +67,12 @@ class ExperimentRequest:
     data_root: Path | None = None
     report: Callable[[str], object] = str
     left_out: dict[str, str] = field(default_factory=dict, init=False)
+    _opened: dict[str, Dataset] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def available(
         self, parts: Sequence[Mapping[str, Any]], name: str, *keys: str
-    ) -> Iterator[Mapping[str, Any]]:
-        """Yield the rows or columns whose data sets are at hand; report the others and note them in ``left_out``.
+    ) -> list[Mapping[str, Any]]:
+        """Return the rows or columns whose data sets are at hand; report the others and note them in ``left_out``.
 
         Args:
             parts: the rows or columns.
@@ -81,23 +82,21 @@ class ExperimentRequest:
         Raises:
             MissingData: if there is no such part.
         """
-        missing: MissingData | None = None
-        for part in parts:
-            try:
-                for key in keys:
-                    self.open_dataset(self.resolve_dataset(str(part[key])))
-            except MissingData as error:
-                missing = error
-                self.left_out[str(part[name])] = str(error)
-                self.report(f"{part[name]} is left out: {error}")
-            else:
-                yield part
-        if missing and len(self.left_out) == len({str(part[name]) for part in parts}):
-            raise missing
+        found, missing = split_missing(
+            parts,
+            lambda part: [self.open_dataset(self.resolve_dataset(str(part[key]))) for key in keys],
+        )
+        for part, error in missing:
+            self.left_out[str(part[name])] = str(error)
+            self.report(f"{part[name]} is left out: {error}")
+        return [part for part, _ in found]
 
     def open_dataset(self, name: str = "") -> Dataset:
-        """Return a data set by name, by default the held-out data."""
-        return load_dataset(name or self.dataset, data_root=self.data_root, code=False)
+        """Return a data set by name, by default the held-out data; it is opened once."""
+        name = name or self.dataset
+        if name not in self._opened:
+            self._opened[name] = load_dataset(name, data_root=self.data_root, code=False)
+        return self._opened[name]
 
     def resolve_dataset(self, name: str) -> str:
         """Return the requested data set if it replaces the named one, such as ``mnist5k`` for ``mnist``; else the name."""

@@ -79,9 +79,8 @@ def _best(headline: Headline, verdicts: Mapping[tuple[str, str], str]) -> str:
 
 
 def _share(model: str, case: WorstCase) -> str:
-    rate, at = case.rate, f"{norm_symbol(case.group.norm)} ≤ {format_eps(case.eps)}"
-    share = f"{100 * rate.value:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
-    return f"{model}: {share} robust at {at}"
+    at = f"{norm_symbol(case.group.norm)} ≤ {format_eps(case.eps)}"
+    return f"{model}: {case.rate.percent} robust at {at}"
 
 
 def _left_out(barred: Sequence[str], total: int) -> str:
@@ -120,8 +119,13 @@ def _broken(headlines: Sequence[Headline]) -> Iterator[str]:
 def _kind(headline: Headline) -> str:
     """Return data set, norm and kind of failure in words."""
     group = headline.group
-    kinds = {group.keeps: "class changes missed", group.fixed: "fixed inputs"}
-    kind = "inputs of no class" if group.no_class else kinds.get(True, "small changes")
+    kind = "small changes"
+    if group.no_class:
+        kind = "inputs of no class"
+    elif group.fixed:
+        kind = "fixed inputs"
+    elif group.keeps:
+        kind = "class changes missed"
     return f"{group.data}, {norm_symbol(group.norm)}, {kind}"
 
 

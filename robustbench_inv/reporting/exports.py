@@ -143,9 +143,8 @@ def robustness_below(cells: Sequence[FinishedCell], limit: float) -> list[str]:
 
 def _short_of(worst: WorstCase, limit: float) -> str:
     rate, place = worst.rate, f"{worst.model}, {worst.group.dataset}, {_budget(worst)}"
-    share = f"{100 * rate.value:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
     reason = "" if rate.value < limit else "; more samples make the interval shorter"
-    return f"{place}: robust accuracy {share}, lower end below {100 * limit:g} %{reason}"
+    return f"{place}: robust accuracy {rate.percent}, lower end below {100 * limit:g} %{reason}"
 
 
 def metrics_of(cells: Sequence[FinishedCell]) -> dict[str, float]:

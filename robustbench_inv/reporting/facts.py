@@ -123,9 +123,7 @@ def _results(cell: FinishedCell) -> Iterator[tuple[str, str, str]]:
 
 
 def _percent(rate: Rate) -> str:
-    if not rate.trials:
-        return "none"
-    return f"{100 * rate.value:.1f} % [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+    return rate.percent if rate.trials else "none"
 
 
 def quantile(values: Sequence[float], q: float) -> float:

@@ -39,6 +39,18 @@ class Rate:
         """Upper end of the interval."""
         return 1.0 if self.successes == self.trials else self._centre() + self._half()
 
+    @property
+    def percent(self) -> str:
+        """The share in per cent with its interval; ``unknown`` without trials.
+
+        Example:
+            >>> Rate(9, 10).percent
+            '90.0 % [59.6, 98.2]'
+        """
+        if not self.trials:
+            return "unknown"
+        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
     def to_json(self) -> dict[str, float]:
         """Return the mapping that ``--json`` prints."""
         return {

@@ -106,3 +106,13 @@ def test_a_row_without_its_data_is_left_out_and_damaged_data_are_not(monkeypatch
     monkeypatch.setattr(ExperimentRequest, "open_dataset", damaged)
     with pytest.raises(BadData, match="own is damaged"):
         measure_accuracies(make_request(), rows)
+
+
+def test_parts_of_one_name_are_left_out_one_by_one(monkeypatch):
+    def open_dataset(_, name=""):
+        if name == "others":
+            raise MissingData("cannot find the files of others")
+
+    monkeypatch.setattr(ExperimentRequest, "open_dataset", open_dataset)
+    parts = [{"column": "C", "data": "own"}, {"column": "C", "data": "others"}]
+    assert make_request().available(parts, "column", "data") == parts[:1]
