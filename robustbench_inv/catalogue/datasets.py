@@ -26,6 +26,7 @@ __all__ = [
     "EVALUATION_DATASETS",
     "default_ood_dataset",
     "default_oracle",
+    "describe_dataset",
     "identify_dataset",
     "load_arrays",
     "load_dataset",
@@ -131,6 +132,12 @@ def _names() -> "Mapping[str, DatasetEntry]":
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+def describe_dataset(name: str) -> str:
+    """Return the summary of a data set with parameters; empty for one that is not in the catalogue."""
+    entry = _names().get(name.partition(":")[0])
+    return entry.summary if entry else ""
 
 
 def split_missing(

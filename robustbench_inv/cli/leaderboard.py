@@ -18,16 +18,20 @@ def leaderboard(
     out: Annotated[
         Path | None, folder_option("Write the site to this folder.", "leaderboard")
     ] = None,
+    note: Annotated[
+        str, typer.Option(metavar="TEXT", help="Add a sentence to the first page (default none).")
+    ] = "",
     json: Json = False,
 ) -> None:
     """Rank the models of many runs, and write a page for each.
 
     Models are compared on the same samples, data and threat alone. Models whose numbers are not publishable are
-    listed apart. A cell that lies in two folders must have the same results.
+    listed apart. A cell that lies in two folders must have the same results. Pages that an earlier leaderboard left in
+    the folder are deleted, and nothing else.
     """
     from robustbench_inv.reporting.leaderboard import read_leaderboard
 
-    found = read_leaderboard(runs)
+    found = read_leaderboard(runs, note)
     path = found.write(out or Path("leaderboard"))
     boards = [
         {"title": board.title, "models": len(board.ranked) + len(board.apart)}

@@ -1,5 +1,6 @@
 """Writes the report: one HTML file that needs nothing else, and its tables and figures beside it."""
 
+import gzip
 import os
 import shutil
 from base64 import b64encode
@@ -23,6 +24,7 @@ from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.files import explain_write_errors, write_atomically
 
 __all__ = [
+    "GENERATOR",
     "export_files",
     "files_of",
     "read_conclusions",
@@ -32,6 +34,8 @@ __all__ = [
 ]
 
 TEMPLATES = Path(__file__).parent / "templates"
+GENERATOR = '<meta name="generator" content="robustbench-inv">'
+"""A line of each page that this program makes."""
 
 
 def write_report(
@@ -103,12 +107,13 @@ def render_page(template: str, files: Mapping[str, bytes], **content: object) ->
         lstrip_blocks=True,
     )
     environment.filters["svg"] = _inline_picture
-    environment.globals["address"] = partial(_address, files, str(content.get("folder", "")))
+    environment.globals["generator"] = Markup(GENERATOR)
+    environment.globals["download"] = partial(_download, files)
     return printable(environment.get_template(template).render(**content))
 
 
-LARGEST_DOWNLOAD = 1 << 20
-"""Bytes beyond which a file is not part of the page, which then links to the folder beside it."""
+LARGEST_PLAIN = 1 << 20
+"""Bytes beyond which a file is compressed inside the page."""
 
 MEDIA_TYPES = {
     ".csv": "text/csv",
@@ -118,12 +123,20 @@ MEDIA_TYPES = {
 }
 
 
-def _address(files: Mapping[str, bytes], folder: str, name: str) -> str:
-    """Return the address of a file: its content, so that the link survives if the page is sent alone."""
-    if name not in files or len(files[name]) > LARGEST_DOWNLOAD:
-        return f"{folder}/{name}"
-    kind = MEDIA_TYPES.get(Path(name).suffix, "application/octet-stream")
-    return f"data:{kind};base64,{b64encode(files[name]).decode()}"
+def _download(files: Mapping[str, bytes], name: str, label: str) -> Markup:
+    """Return a link that holds a file's content, so that it survives if the page is sent alone.
+
+    A large file is compressed. ``links.js`` unpacks it as it is saved; without JavaScript the reader gets the .gz file.
+    """
+    content, saved = files[name], Path(name).name
+    if len(content) <= LARGEST_PLAIN:
+        kind = MEDIA_TYPES.get(Path(name).suffix, "application/octet-stream")
+        attributes = Markup('download="{}"').format(saved)
+    else:
+        content, kind = gzip.compress(content, mtime=0), "application/gzip"
+        attributes = Markup('download="{}.gz" data-unpacked="{}"').format(saved, saved)
+    data = b64encode(content).decode()
+    return Markup('<a {} href="data:{};base64,{}">{}</a>').format(attributes, kind, data, label)
 
 
 def export_files(tables: Iterable[Table], pictures: Iterable[ReportFigure]) -> dict[str, bytes]:

@@ -1,5 +1,7 @@
 """A leaderboard as a static site: models ranked by their worst case, each protocol by itself, a page for each model."""
 
+import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -7,6 +9,7 @@ from math import inf
 from pathlib import Path
 
 from robustbench_inv.arguments import check_path, format_eps
+from robustbench_inv.catalogue.datasets import describe_dataset
 from robustbench_inv.checks.audit_verdict import CONCLUSIONS, Conclusion, conclude
 from robustbench_inv.checks.verdict import Verdict
 from robustbench_inv.errors import BadResults
@@ -21,7 +24,13 @@ from robustbench_inv.reporting.headlines import (
     count_survived,
     decisive_eps,
 )
-from robustbench_inv.reporting.html import export_files, render_page, write_page
+from robustbench_inv.reporting.html import (
+    GENERATOR,
+    export_files,
+    files_of,
+    render_page,
+    write_page,
+)
 from robustbench_inv.reporting.page import build_page
 from robustbench_inv.reporting.run_results import (
     CellGroup,
@@ -32,8 +41,14 @@ from robustbench_inv.reporting.run_results import (
     read_runs,
 )
 from robustbench_inv.reporting.statistics import rank_interval, wilson
-from robustbench_inv.reporting.table_formats import TableCell, norm_symbol, rate_cell, slug
+from robustbench_inv.reporting.table_formats import (
+    TableCell,
+    norm_symbol,
+    rate_cell,
+    slug,
+)
 from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.files import explain_write_errors
 from robustbench_inv.results.summary import Rate
 
 __all__ = ["Board", "Leaderboard", "Placing", "read_leaderboard"]
@@ -71,6 +86,7 @@ class Board:
     Args:
         name: for links.
         title: data set, norm and kind of failure.
+        data: what the data are; empty for a data set that the catalogue does not know.
         protocol: attacks, samples and oracle, in words.
         measure: what the results are, and which direction is better.
         levels: the eps of the results, as words.
@@ -81,6 +97,7 @@ class Board:
 
     name: str
     title: str
+    data: str
     protocol: str
     measure: str
     levels: tuple[str, ...]
@@ -105,12 +122,25 @@ class Leaderboard:
         runs: merged results.
         pages: file of each model, by label.
         conclusions: whether the numbers of each model can be published.
+        note: a sentence for the first page, such as what is missing and why.
     """
 
     boards: tuple[Board, ...]
     runs: tuple[RunResult, ...]
     pages: dict[str, str]
     conclusions: tuple[Conclusion, ...]
+    note: str = ""
+
+    @property
+    def pending(self) -> list[tuple[str, int, int]]:
+        """Cells without a result for each sample: name, finished and planned samples."""
+        return [each for run in self.runs for each in run.pending]
+
+    @property
+    def unranked(self) -> dict[str, str]:
+        """Models that are on no board, with their pages."""
+        listed = {each.model for b in self.boards for each in (*b.ranked, *b.apart)}
+        return {model: page for model, page in self.pages.items() if model not in listed}
 
     @cached_property
     def headlines(self) -> list[Headline]:
@@ -132,6 +162,8 @@ class Leaderboard:
     def write(self, out: str | Path) -> Path:
         """Write the site into a folder, and return its first page.
 
+        Pages of models that an earlier leaderboard wrote there are deleted unless they are written again.
+
         Raises:
             BadResults: if it cannot be written.
         """
@@ -143,16 +175,36 @@ class Leaderboard:
             files = export_files(page.tables, page.pictures)
             html = render_page("report.html", files, page=page, folder=f"{Path(name).stem}_files")
             write_page(folder / name, html, files)
+        _delete_old_pages(index, keep=set(self.pages.values()))
         files = export_files([], self.pictures)
         write_page(index, render_page("leaderboard.html", files, page=self), files)
         return index
 
 
-def read_leaderboard(runs: Sequence[str | Path]) -> Leaderboard:
+def _delete_old_pages(index: Path, keep: set[str]) -> None:
+    """Delete the pages of models that the present first page links to, and that this program made."""
+    if not index.is_file():
+        return
+    with explain_write_errors(index):
+        linked = re.findall(r'href="(models/[A-Za-z0-9.-]+\.html)"', _made_by_us(index))
+        for page in {index.parent / name for name in set(linked) - keep}:
+            if page.is_file() and _made_by_us(page):
+                shutil.rmtree(files_of(page), ignore_errors=True)
+                page.unlink()
+
+
+def _made_by_us(page: Path) -> str:
+    """Return a page's text if this program made it, else nothing."""
+    text = page.read_text(encoding="utf-8", errors="replace")
+    return text if GENERATOR in text else ""
+
+
+def read_leaderboard(runs: Sequence[str | Path], note: str = "") -> Leaderboard:
     """Return the leaderboard of some runs, of one machine or of several.
 
     Args:
         runs: folders of results, or folders of such.
+        note: a sentence for the first page, such as what is missing and why.
 
     Raises:
         BadResults: if a cell is in two folders with different results, or there is nothing to rank.
@@ -168,7 +220,7 @@ def read_leaderboard(runs: Sequence[str | Path]) -> Leaderboard:
     if not boards:
         raise BadResults("there is nothing to rank", expected="runs of invbench evaluate")
     boards.sort(key=lambda board: -len(board.ranked) - len(board.apart))
-    return Leaderboard(tuple(boards), results, pages, conclusions)
+    return Leaderboard(tuple(boards), results, pages, conclusions, note)
 
 
 def _check_equal(folders: Sequence[Path]) -> None:
@@ -280,7 +332,15 @@ def _board(
     at = tuple("any distance" if e == inf else f"≤ {format_eps(e)}" for e in levels)
     ranked, apart = placed(publishable=True), placed(publishable=False)
     return Board(
-        protocol.name, protocol.title, protocol.words, measure, at, decisive, ranked, apart
+        protocol.name,
+        protocol.title,
+        describe_dataset(group.dataset),
+        protocol.words,
+        measure,
+        at,
+        decisive,
+        ranked,
+        apart,
     )
 
 

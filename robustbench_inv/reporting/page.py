@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+from robustbench_inv.catalogue.datasets import describe_dataset
 from robustbench_inv.checks.audit_verdict import Conclusion, conclude, mark_of
 from robustbench_inv.checks.verdict import Verdict
 from robustbench_inv.reporting.answers import Answer, answer_questions
@@ -217,8 +218,13 @@ def _overview(cells: Sequence[FinishedCell]) -> tuple[tuple[str, str], ...]:
     named = {
         "models": [cell.model_label for cell in cells],
         "attacks": [cell.attack_label for cell in cells],
-        "data sets": [dataset_title(cell.dataset.name) for cell in cells],
+        "data sets": [_about_dataset(cell.dataset.name) for cell in cells],
     }
     records = sum(len(cell.records) for cell in cells)
     counts = [(name, ", ".join(dict.fromkeys(values))) for name, values in named.items()]
     return (*counts, ("samples", f"{records:,} evaluated samples in {len(cells)} cells"))
+
+
+def _about_dataset(name: str) -> str:
+    about = describe_dataset(name)
+    return f"{dataset_title(name)} ({about})" if about else dataset_title(name)

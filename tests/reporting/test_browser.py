@@ -1,5 +1,8 @@
 """The report in a real browser: no errors, no requests, tables and pictures that are really there."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from robustbench_inv.reporting.html import write_report
@@ -76,6 +79,22 @@ def test_samples_are_filtered_and_shown_side_by_side(browser, report):
     assert {each.split(" on ")[0] for each in captions[1::2]} == {"fgsm", "pgd", "noise"}
     drawn = "canvas => new Uint8Array(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.buffer).some(v => v > 0 && v < 255)"
     page.wait_for_function(f"({drawn})(document.querySelector('article.sample canvas'))")
+    page.close()
+
+
+def test_a_large_file_is_unpacked_as_it_is_saved(browser, writer, record, tmp_path, monkeypatch):
+    monkeypatch.setattr("robustbench_inv.reporting.html.LARGEST_PLAIN", 100)
+    path = write_report([writer.cell([record(0)]).finish()], tmp_path / "r.html")
+    assert not re.search(r'href="(?!data:|#)', path.read_text())
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    for _ in range(2):  # a second click saves it again
+        with page.expect_download() as saved:
+            page.locator("a[data-unpacked='cells.csv']").first.click()
+        table = tmp_path / "r_files" / "tables" / "cells.csv"
+        assert saved.value.suggested_filename == "cells.csv"
+        assert Path(saved.value.path()).read_bytes() == table.read_bytes()
     page.close()
 
 

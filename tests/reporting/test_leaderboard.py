@@ -3,6 +3,7 @@
 import re
 import shutil
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,35 @@ def test_every_model_has_a_page_that_the_table_links_to(run, tmp_path):
     assert set(links) == {f"models/{name}.html" for name in "abcd"}
     for link in links:
         assert "Robustness to small changes" in (index.parent / link).read_text()
+
+
+def test_pages_of_an_earlier_leaderboard_are_deleted_and_nothing_else(run, tmp_path):
+    site, board = tmp_path / "site", read_leaderboard([run])
+    models = board.write(site).parent / "models"
+    (models / "mine.html").write_text("not ours")
+    (models / "b.html").write_text("replaced by hand")
+    shutil.copy(
+        models / "a.html", models / "kept-report.html"
+    )  # ours, but no page of the leaderboard
+    replace(board, pages={"a": "models/a.html"}).write(site)
+    left = {path.name for path in models.iterdir()}
+    assert left == {"a.html", "a_files", "mine.html", "b.html", "b_files", "kept-report.html"}
+    assert "d.html" in board.pages["d"]
+
+
+def test_the_first_page_names_data_what_is_missing_and_models_on_no_board(
+    writer, record, sweep_records, tmp_path
+):
+    writer.cell(sweep_records(40, [10], [0.1]), **ABOUT)
+    about = {"kind": "minimum-norm", "norm": "l2", "epsilons": []}
+    writer.cell([record(0)], attack="deepfool", model="far", **about)
+    writer.cell([record(0)], model="later", started=False)
+    board = read_leaderboard([writer.finish()], note="mnist-gbz takes an hour.")
+    page = board.write(tmp_path / "site").read_text()
+    for text in ("in no shipped model", "mnist-gbz takes an hour.", "pgd on later: 0 of 1 samples"):
+        assert text in page
+    assert board.unranked == {"far": "models/far.html"}
+    assert '<a href="models/far.html">far</a>' in page
 
 
 def test_nothing_to_rank_is_refused(writer, record):
