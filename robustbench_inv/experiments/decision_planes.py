@@ -1,7 +1,7 @@
 """Predictions of logits and nuisance classifier on planes through the spheres: Figure 3 of Excessive invariance."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from robustbench_inv.experiments.error_rates import (
     predict,
     train_test_split,
 )
+from robustbench_inv.experiments.outer_sphere import ScoreFunction, metamer_numbers
 from robustbench_inv.experiments.protocol import ExperimentRequest
 from robustbench_inv.models.protocol import Classifier, require_split_code, swap_nuisance
 from robustbench_inv.results.experiment_result import ExperimentResult, MeasuredNumber
@@ -23,16 +24,11 @@ from robustbench_inv.tensors import blocks, norm
 from robustbench_inv.training.nuisance_probe import NuisanceProbe, encode_nuisance, probe_nuisance
 
 __all__ = [
-    "ScoreFunction",
     "decision_plane",
     "decision_planes",
     "measure_planes",
-    "project_to_outer_sphere",
 ]
 
-
-ScoreFunction = Callable[[Tensor], Tensor]
-"""Maps points or nuisances (n, …) to scores (n, classes)."""
 
 SPHERE_MARGIN, METAMER_MARGIN = 1.2, 1.1
 """Half-width of a plane, in radii of the outer sphere, or in norms of a metamer that lies further out."""
@@ -87,21 +83,6 @@ def decision_planes(
         {"name": name, **decision_plane(points_by_name, classifiers, spheres, (width, resolution))}
         for name, points_by_name, width in planes
     ]
-
-
-def project_to_outer_sphere(model: Classifier, spheres: Spheres, pairs: int) -> Tensor:
-    """Return metamers with logits of inner points, projected to the outer sphere, (pairs, d).
-
-    Logits are those of the first inner points, nuisances those of as many outer points. A metamer may lie on no
-    sphere; projected to the outer sphere, its true class is known.
-
-    Raises:
-        BadModel: for a model without nuisance variables.
-    """
-    inner, outer = ((spheres.labels == label).nonzero()[:pairs, 0] for label in (0, 1))
-    sources, donors = (spheres.batch(ids)[0].to(model.dtype) for ids in (inner, outer))
-    metamers = swap_nuisance(require_split_code(model), sources, donors)
-    return metamers * (spheres.r2 / norm(metamers, "l2"))[:, None]
 
 
 def decision_plane(
@@ -166,10 +147,6 @@ def _circle_accuracy(
     ]
 
 
-METAMER_PAIRS = 1000
-"""Number of metamers, each with the logits of an inner and the nuisances of an outer point."""
-
-
 def measure_planes(
     request: ExperimentRequest,
     train: str,
@@ -211,7 +188,7 @@ def measure_planes(
     }
     numbers = (
         *_accuracy_numbers(column, model, data, found),
-        *_outer_sphere_numbers(column, model, held_out, found),
+        *metamer_numbers(column, model.classifier, held_out, found.classifier),
     )
     digests = {model.name: model.digest}
     return ExperimentResult(held_out.name, len(data.test.ids), digests, numbers, planes=planes)
@@ -230,18 +207,3 @@ def _accuracy_numbers(
         yield MeasuredNumber(
             f"{name} accuracy, nuisance classifier", column, 1 - wrong / trials, trials
         )
-
-
-@torch.no_grad()
-def _outer_sphere_numbers(
-    column: str, model: LoadedModel, spheres: Spheres, probe: NuisanceProbe
-) -> Iterator[MeasuredNumber]:
-    """Yield the accuracies on metamers projected to the outer sphere."""
-    points = project_to_outer_sphere(model.classifier, spheres, METAMER_PAIRS)
-    scores = {
-        "logits": model.classifier(points).logits,
-        "nuisance classifier": probe.classifier(encode_nuisance(model.classifier, points)),
-    }
-    for name, found in scores.items():
-        row = f"Accuracy on metamers projected to the outer sphere, {name}"
-        yield MeasuredNumber.of(row, column, (found.argmax(1) == 1).numpy())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.catalogue.datasets import load_dataset, split_missing
+from robustbench_inv.catalogue.locate import catalogue_roots, entries
 from robustbench_inv.catalogue.models import LoadedModel, load_model
 from robustbench_inv.catalogue.references import import_object
 from robustbench_inv.data.protocol import Dataset
@@ -18,7 +19,14 @@ from robustbench_inv.errors import BadCatalogue, suggest
 from robustbench_inv.results.experiment_result import ExperimentResult
 from robustbench_inv.training.objectives import TrainingData
 
-__all__ = ["EXPERIMENTS", "ExperimentRequest", "find_experiment", "load_samples", "run_experiment"]
+__all__ = [
+    "EXPERIMENTS",
+    "ExperimentRequest",
+    "find_experiment",
+    "is_untrained",
+    "load_samples",
+    "run_experiment",
+]
 
 
 EXPERIMENTS = {
@@ -27,6 +35,8 @@ EXPERIMENTS = {
     "elimination-effect": "robustbench_inv.experiments.elimination_effect:measure_layers",
     "error-rates": "robustbench_inv.experiments.error_rates:measure_errors",
     "feature-shift": "robustbench_inv.experiments.error_rates:measure_feature_shift",
+    "ignored-coordinate": "robustbench_inv.experiments.outer_sphere:measure_ignored_coordinate",
+    "information": "robustbench_inv.experiments.information:measure_information",
     "interpolations": "robustbench_inv.experiments.interpolations:measure_interpolations",
     "logits": "robustbench_inv.experiments.logits:measure_logits",
     "isotope-bins": "robustbench_inv.experiments.preimages:measure_isotope_bins",
@@ -103,14 +113,26 @@ class ExperimentRequest:
         return self.dataset if self.dataset.startswith(name) else name
 
     def open_models(self) -> dict[str, LoadedModel]:
-        """Return the models by column."""
-        return {
-            column: load_model(name, device=self.device) for column, name in self.columns.items()
-        }
+        """Return the models by column; those whose training is still to come are noted in ``left_out``."""
+        opened = {}
+        for column, name in self.columns.items():
+            if is_untrained(name):
+                self.left_out[column] = f"{name} is not trained yet"
+                self.report(self.left_out[column])
+            else:
+                opened[column] = load_model(name, device=self.device)
+        return opened
 
     def draw(self, dataset: Dataset) -> Tensor:
         """Return the ids (n,) of the selected samples."""
         return torch.tensor(select_samples(dataset.labels, self.samples))
+
+
+def is_untrained(name: str) -> bool:
+    """Return whether a model has a recipe, and no weights yet."""
+    plain = name.partition(":")[0]
+    recipes = (root / "models" / plain / "recipe.toml" for root in catalogue_roots())
+    return plain not in entries("models") and any(recipe.is_file() for recipe in recipes)
 
 
 def find_experiment(by: str) -> Callable[..., ExperimentResult]:

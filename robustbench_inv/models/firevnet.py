@@ -162,6 +162,7 @@ class Architecture:
         width: filters inside the couplings' networks, one number or one per stage.
         coupling: ``additive`` or ``affine``, one for all stages or one per stage.
         input_squeezes: squeezes before the first stage.
+        last_squeeze: factor of the squeeze before the last stage; 7 turns a 7×7 map into one position.
         factor_out: factor out half of the channels after each stage except the last.
         norm: use batch norm in the couplings' networks.
         read_out: ``dct`` reads the logits from the low frequencies of the last feature maps (with at least C
@@ -173,6 +174,7 @@ class Architecture:
     width: int | Sequence[int] = 128
     coupling: str | Sequence[str] = "additive"
     input_squeezes: int = 1
+    last_squeeze: int = 2
     factor_out: bool = True
     norm: bool = True
     read_out: str = "dct"
@@ -195,6 +197,10 @@ class Architecture:
                 f"one value, or {self.stages} (one for each stage)",
             )
 
+    def squeeze_before(self, stage: int) -> int:
+        """Return the factor of the squeeze before a stage after the first."""
+        return self.last_squeeze if stage == self.stages - 1 else 2
+
 
 def convolutional(
     shape: Sequence[int] = (1, 28, 28),
@@ -212,10 +218,12 @@ def convolutional(
         Jacobsen et al., Excessive invariance, ICLR 2019, appendices B.2 (MNIST) and B.3 (ImageNet).
     """
     plan = Architecture(**architecture)
-    squeezes = plan.input_squeezes + plan.stages - 1
-    fits = len(shape) == 3 and all(side % 2**squeezes == 0 for side in shape[1:])
+    divisor = 2**plan.input_squeezes
+    for stage in range(1, plan.stages):
+        divisor *= plan.squeeze_before(stage)
+    fits = len(shape) == 3 and all(side % divisor == 0 for side in shape[1:])
     _check_architecture(
-        "shape", tuple(shape), fits, f"(c, h, w) with h and w divisible by {2**squeezes}"
+        "shape", tuple(shape), fits, f"(c, h, w) with h and w divisible by {divisor}"
     )
     c, h, w = shape
     start = [Squeeze() for _ in range(plan.input_squeezes)]
@@ -229,16 +237,19 @@ def convolutional(
 
 def _from_stage(plan: Architecture, stage: int, shape: Shape) -> Bijection:
     """Return the network from this stage to the end, which maps (n, *shape) to flat codes."""
-    steps = _stage(plan, stage, shape[0])
+    steps = _stage(plan, stage, shape)
     if stage == plan.stages - 1:
         return Chain(*steps, *_read_out(plan.read_out, shape))
     c, h, w = shape
     kept = c - c // 2 if plan.factor_out else c
-    rest = Chain(Squeeze(), _from_stage(plan, stage + 1, (4 * kept, h // 2, w // 2)))
+    factor = plan.squeeze_before(stage + 1)
+    inside = (factor**2 * kept, h // factor, w // factor)
+    rest = Chain(Squeeze(factor), _from_stage(plan, stage + 1, inside))
     return Chain(*steps, FactorOut(rest, shape) if plan.factor_out else rest)
 
 
-def _stage(plan: Architecture, stage: int, channels: int) -> list[Bijection]:
+def _stage(plan: Architecture, stage: int, shape: Shape) -> list[Bijection]:
+    channels, h, w = shape
     width = plan.width if isinstance(plan.width, int) else plan.width[stage]
     name = plan.coupling if isinstance(plan.coupling, str) else plan.coupling[stage]
     transform = transform_named(name)
@@ -246,7 +257,8 @@ def _stage(plan: Architecture, stage: int, channels: int) -> list[Bijection]:
     outputs = (channels - passive) * transform.parameters
     steps: list[Bijection] = []
     for _ in range(plan.blocks):
-        network = conditioner(passive, outputs, width, norm=plan.norm)
+        kernel = 1 if h == w == 1 else 3
+        network = conditioner(passive, outputs, width, norm=plan.norm, kernel=kernel)
         steps += [ActNorm(channels), Mixing(channels), Coupling(network, transform)]
     return steps
 

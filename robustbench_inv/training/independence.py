@@ -1,6 +1,7 @@
 """Independence cross-entropy: the nuisance variables of a classifier shall contain no class information."""
 
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import log, pi
 
@@ -27,12 +28,22 @@ STANDARDISE_MOMENTUM = 0.02
 """Weight of the newest batch in the running mean and deviation that standardise the adversaries' input."""
 
 
+_CHOICES = {
+    "form": ("published", "uniform"),
+    "optimiser": ("adam", "adamax"),
+    "prior": ("running", "learned"),
+}
+"""Values of the objective's options."""
+
+
 @dataclass
 class IndependenceCrossEntropy:
     """L_sCE(θ) + a L_nCE(θ, θ_nc) + b L_MLEn(θ), minimised over θ and maximised over the nuisance classifiers θ_nc.
 
     L_sCE is the cross-entropy of the logits z_s. L_MLEn is the negative log-likelihood of the nuisances z_n under a
-    learned Gaussian p_k = N(β_k, γ_k), in nats per dimension, with the log-determinant. L_nCE has two forms:
+    Gaussian p_k = N(β_k, γ_k), in nats per dimension, with the log-determinant. With the prior ``learned``, β_k and
+    γ_k are parameters that the network's optimiser trains, as in definition 7; ``running`` takes the running mean and
+    deviation of the nuisances, without a gradient. L_nCE has two forms:
     ``published`` is E[log D(z_n)_y] with the true labels, whose gradient vanishes when the nuisance classifier D is
     certain. ``uniform`` is the cross-entropy between the uniform distribution and D, which has the same optimum
     and keeps its gradient. Each nuisance classifier takes ``inner_steps`` steps per batch, on the most recent
@@ -51,7 +62,11 @@ class IndependenceCrossEntropy:
         inner_steps: steps of each nuisance classifier per step of the network.
         adversaries: number of nuisance classifiers.
         hidden: width of their three hidden layers.
-        learning_rate: learning rate of Adam for the nuisance classifiers.
+        dropout: share of their hidden units that are left out in training.
+        per_input: divide L_nCE by the number of its inputs in their own steps (appendix B.2).
+        optimiser: their optimiser: ``adam`` with decay rates 0.5 and 0.99, or ``adamax``.
+        learning_rate: its learning rate.
+        prior: ``running`` or ``learned``.
         onset: initial fraction of the training in which only the nuisance classifiers learn.
         ramp: fraction of the training over which a and b then rise from 0.
         recoding_only: train only the recoding.
@@ -70,7 +85,11 @@ class IndependenceCrossEntropy:
     inner_steps: int = 2
     adversaries: int = 2
     hidden: int = 512
+    dropout: float = 0.0
+    per_input: bool = False
+    optimiser: str = "adam"
     learning_rate: float = 1e-3
+    prior: str = "running"
     onset: float = 0.0
     ramp: float = 0.0
     recoding_only: bool = False
@@ -85,8 +104,9 @@ class IndependenceCrossEntropy:
     )
 
     def __post_init__(self) -> None:
-        if self.form not in ("published", "uniform"):
-            raise BadParameter("unknown form", got=self.form, expected="published or uniform")
+        for name, known in _CHOICES.items():
+            if (got := getattr(self, name)) not in known:
+                raise BadParameter(f"unknown {name}", got=got, expected=" or ".join(known))
         if self.inner_steps < 1 or self.adversaries < 1:
             got = (self.inner_steps, self.adversaries)
             raise BadParameter("invalid inner_steps or adversaries", got=got, expected=">= 1")
@@ -121,22 +141,35 @@ class IndependenceCrossEntropy:
         self._recent_batches.append((nuisance.detach(), batch.labels))
         while len(self._recent_batches) > self.inner_steps:
             self._recent_batches.popleft()
-        for recent in self._recent_batches if self.nuisance else ():
-            learners.step(*recent)
-        nuisance_loss = torch.stack(
-            [self._nuisance_loss(d(nuisance), batch.labels) for d in learners.classifiers()]
-        ).mean()
+        nuisance_loss = self._play(learners, nuisance, batch)
         negative_log_likelihood = learners.negative_log_likelihood(nuisance, log_det)
         loss = self._strength(batch.progress) * (
             self.nuisance * nuisance_loss + self.likelihood * negative_log_likelihood
         )
         return loss if self.recoding_only else loss + cross_entropy(logits, batch.labels), logits
 
+    def _play(self, learners: "_Adversaries", nuisance: Tensor, batch: TrainingBatch) -> Tensor:
+        """Train the nuisance classifiers, and return L_nCE; dropout depends only on seed, epoch and samples."""
+        drawn = batch.rng.named(f"{batch.rng.stream}/dropout").integers(2**31)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(drawn[0]))
+            for recent in self._recent_batches if self.nuisance else ():
+                learners.step(*recent)
+            return torch.stack(
+                [self._nuisance_loss(d(nuisance), batch.labels) for d in learners.classifiers()]
+            ).mean()
+
     def _strength(self, progress: float) -> float:
         """Return the factor by which a and b are multiplied at this stage of the training."""
         if not self.ramp:
             return float(progress >= self.onset)
         return float(progress >= self.onset) * min(1.0, (progress - self.onset) / self.ramp)
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """Return β_k and log γ_k of a learned prior, which the network's optimiser trains."""
+        assert self._learners is not None
+        prior = self._learners.prior
+        return () if prior is None else prior.parameters()
 
     def state(self) -> dict[str, Tensor]:
         """Return nuisance classifiers, their optimiser and the most recent batches, by name."""
@@ -191,11 +224,17 @@ class _Adversaries(nn.Module):
             torch.manual_seed(plan.seed)
             widths = (plan.hidden,) * 3
             self.networks = nn.ModuleList(
-                perceptron(nuisances, widths, classes) for _ in range(plan.adversaries)
+                perceptron(nuisances, widths, classes, plan.dropout)
+                for _ in range(plan.adversaries)
             )
         self.standardise = Standardise(nuisances)
-        self.optimiser = torch.optim.Adam(
-            self.networks.parameters(), plan.learning_rate, (0.5, 0.99)
+        self.prior = _LearnedPrior(nuisances) if plan.prior == "learned" else None
+        self.divisor = nuisances if plan.per_input else 1
+        parameters = self.networks.parameters()
+        self.optimiser: torch.optim.Optimizer = (
+            torch.optim.Adam(parameters, plan.learning_rate, (0.5, 0.99))
+            if plan.optimiser == "adam"
+            else torch.optim.Adamax(parameters, plan.learning_rate)
         )
 
     def classifiers(self) -> list[nn.Sequential]:
@@ -205,18 +244,29 @@ class _Adversaries(nn.Module):
         """Train every nuisance classifier for one step."""
         losses = [cross_entropy(d(nuisance).float(), labels) for d in self.classifiers()]
         self.optimiser.zero_grad(set_to_none=True)
-        torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
+        (torch.stack(losses).sum() / self.divisor).backward()  # type: ignore[no-untyped-call]
         self.optimiser.step()
 
     def negative_log_likelihood(self, nuisance: Tensor, log_det: Tensor) -> Tensor:
-        """Return the negative log-likelihood in nats per dimension under the maximum-likelihood Gaussian.
+        """Return the negative log-likelihood in nats per dimension under the prior of the nuisances.
 
-        This Gaussian has the running mean and deviation of the nuisances, which also standardise the adversaries'
-        input.
+        Without a learned prior, this Gaussian has the running mean and deviation of the nuisances, which also
+        standardise the adversaries' input.
         """
         mean, deviation = self.standardise.mean, self.standardise.deviation
+        if self.prior is not None:
+            mean, deviation = self.prior.mean, self.prior.log_deviation.exp()
         density = ((nuisance - mean) / deviation) ** 2 / 2 + deviation.log() + log(2 * pi) / 2
         return (density.sum(1) - log_det.float()).mean() / nuisance.shape[1]
+
+
+class _LearnedPrior(nn.Module):
+    """β_k and log γ_k of the prior p_k = N(β_k, γ_k) of definition 7, at first those of the standard normal."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(features))
+        self.log_deviation = nn.Parameter(torch.zeros(features))
 
 
 class _CodeCache:

@@ -21,6 +21,7 @@ __all__ = [
     "ProbeConfig",
     "Standardise",
     "encode_nuisance",
+    "fit_classifier",
     "perceptron",
     "probe_nuisance",
 ]
@@ -141,23 +142,39 @@ def probe_nuisance(
     plan = config or ProbeConfig()
     draws = min(plan.draws, plan.epochs) if plan.levels or plan.shift else 1
     codes = [_encode(model, train, plan, f"probe/{draw}", plan.shift) for draw in range(draws)]
-    classes = int(train.labels.max()) + 1
-    torch.manual_seed(plan.seed)
-    standardise = Standardise(codes[0].shape[1])
-    standardise.fit(codes[0])
-    network = nn.Sequential(standardise, perceptron(codes[0].shape[1], plan.hidden, classes))
-    optimiser = torch.optim.Adam(network.parameters(), lr=plan.learning_rate)
-    wrong, seen = 0, len(train.ids)
-    for epoch in range(plan.epochs):
-        nuisances = codes[epoch % draws]
-        wrong = _run_epoch(network, optimiser, nuisances, train.labels, (plan, epoch))
-        if report is not None:
-            report(epoch + 1, wrong / seen)
-    network.eval()
+    network, wrong = fit_classifier(codes, train.labels, plan, report)
     with torch.no_grad():
         predicted = network(_encode(model, held_out, plan, "probe/held-out")).argmax(1)
     errors = int((predicted != held_out.labels).sum())
-    return NuisanceProbe(network, wrong, seen, errors, len(held_out.ids))
+    return NuisanceProbe(network, wrong, len(train.ids), errors, len(held_out.ids))
+
+
+def fit_classifier(
+    codes: Sequence[Tensor],
+    labels: Tensor,
+    plan: ProbeConfig,
+    report: Callable[[int, float], None] | None = None,
+) -> tuple[nn.Module, int]:
+    """Train a classifier of codes, and return it in evaluation mode with its errors in the last epoch.
+
+    Args:
+        codes: one or more encodings (N, k) of the same samples, which the epochs use in turn.
+        labels: (N,) classes.
+        plan: settings of the training.
+        report: called after each epoch with its number, from 1, and the training error.
+    """
+    features, classes = codes[0].shape[1], int(labels.max()) + 1
+    torch.manual_seed(plan.seed)
+    standardise = Standardise(features)
+    standardise.fit(codes[0])
+    network = nn.Sequential(standardise, perceptron(features, plan.hidden, classes))
+    optimiser = torch.optim.Adam(network.parameters(), lr=plan.learning_rate)
+    wrong = 0
+    for epoch in range(plan.epochs):
+        wrong = _run_epoch(network, optimiser, codes[epoch % len(codes)], labels, (plan, epoch))
+        if report is not None:
+            report(epoch + 1, wrong / len(labels))
+    return network.eval(), wrong
 
 
 def encode_nuisance(model: object, images: Tensor) -> Tensor:
@@ -170,11 +187,14 @@ def encode_nuisance(model: object, images: Tensor) -> Tensor:
     return network.split(network.encode(images))[1]
 
 
-def perceptron(features: int, hidden: Sequence[int], classes: int) -> nn.Sequential:
-    """Return linear layers with ReLU between, (n, features) to (n, classes)."""
+def perceptron(
+    features: int, hidden: Sequence[int], classes: int, dropout: float = 0.0
+) -> nn.Sequential:
+    """Return linear layers with ReLU and dropout between, (n, features) to (n, classes)."""
     layers: list[nn.Module] = []
     for before, after in pairwise((features, *hidden)):
         layers += [nn.Linear(before, after), nn.ReLU()]
+        layers += [nn.Dropout(dropout)] if dropout else []
     return nn.Sequential(*layers, nn.Linear((features, *hidden)[-1], classes))
 
 

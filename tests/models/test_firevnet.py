@@ -32,6 +32,10 @@ NETWORKS = {
             (1, 8, 8), 3, stages=2, coupling=["additive", "affine"], read_out="first", **TINY
         ),
     ),
+    "whole": (
+        (1, 12, 12),
+        lambda: convolutional((1, 12, 12), 3, stages=3, last_squeeze=3, coupling="affine", **TINY),
+    ),
     "colour": (
         (3, 16, 16),
         lambda: convolutional(
@@ -63,7 +67,7 @@ def test_decoding_undoes_encoding(name):
         assert (model.decode(code) - x).abs().max() <= 1e-8
 
 
-@pytest.mark.parametrize("name", ["fc", "small"])
+@pytest.mark.parametrize("name", ["fc", "small", "whole"])
 def test_log_det_is_that_of_the_jacobian(name):
     model, x = network(name)
     _, claimed = model.transform(x)
@@ -115,6 +119,15 @@ def test_dct_reads_logits_from_means_and_every_pixel_moves_them():
     pixel = x[:1].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(model(pixel)[0, 0], pixel)
     assert (gradient != 0).all()
+
+
+def test_a_last_squeeze_over_the_whole_map_leaves_one_position_without_spatial_kernels():
+    model, _ = network("whole")
+    shapes = {m.kernel_size for m in model.modules() if isinstance(m, torch.nn.Conv2d)}
+    assert shapes == {(1, 1), (3, 3)}
+    last = [m for m in model.modules() if isinstance(m, ActNorm)][-1]
+    # 1 · 4 channels, half kept, · 4, half kept, · 9 positions
+    assert len(last.shift) == 36
 
 
 def test_fully_connected_network_preserves_volume():

@@ -1,5 +1,7 @@
 """Independence cross-entropy removes class information from the nuisance variables."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -72,9 +74,58 @@ def test_training_removes_class_information_from_the_nuisances(tmp_path, form):
     )  # this weight removes the class from the third element
 
 
+def test_the_settings_of_the_published_code_remove_class_information_too(tmp_path):
+    published = {"form": "published", "prior": "learned", "optimiser": "adamax"}
+    _, error = train_on(tmp_path, nuisance=1.0, dropout=0.1, per_input=True, **published)
+    assert error >= 0.1  # cross-entropy: at most 0.02
+
+
+def test_a_learned_prior_approaches_mean_and_deviation_of_the_nuisances(tmp_path):
+    goal, data = objective(nuisance=0.0, likelihood=1.0, prior="learned"), told_twice()
+    model = train(recipe(40), network(), goal, data, tmp_path)
+    nuisance = model.split(model.encode(data.images))[1]
+    mean, log_deviation = (p.detach() for p in goal.parameters())
+    torch.testing.assert_close(mean, nuisance.mean(0), rtol=0, atol=0.1)
+    torch.testing.assert_close(log_deviation.exp(), nuisance.std(0), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("prior", ["running", "learned"])
+def test_the_likelihood_is_that_of_the_gaussian_prior(prior):
+    model, data = network().eval(), told_twice(32)
+    goal = objective(nuisance=0.0, likelihood=1.0, prior=prior)
+    goal.begin(model, data, fresh=True)
+    learners = goal._learners
+    mean, deviation = (learners.standardise.mean, learners.standardise.deviation)
+    if prior == "learned":
+        with torch.no_grad():
+            goal._learners.prior.mean.fill_(0.3)
+            goal._learners.prior.log_deviation.fill_(-0.7)
+        mean, deviation = torch.tensor(0.3), torch.tensor(-0.7).exp()
+    nuisance, log_det = torch.randn(5, 1), torch.randn(5)
+    truth = torch.distributions.Normal(mean, deviation).log_prob(nuisance)[:, 0] + log_det
+    found = learners.negative_log_likelihood(nuisance, log_det)
+    torch.testing.assert_close(found, -truth.mean())
+
+
+def test_dividing_by_the_inputs_scales_the_step_of_the_nuisance_classifier_alone():
+    gradients = []
+    for per_input in (False, True):
+        goal = objective(per_input=per_input, nuisance=1.0)
+        goal.begin(network(), told_twice(), fresh=True)
+        goal._learners.divisor *= 1 if not per_input else 774
+        goal._learners.step(
+            torch.randn(8, 1, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 2
+        )
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in goal._learners.networks.parameters()])
+        )
+    torch.testing.assert_close(gradients[0], 774 * gradients[1])
+
+
 def test_a_resumed_training_restores_the_nuisance_classifiers(tmp_path):
     data = told_twice()
-    whole = train(recipe(3), network(), objective(), data, tmp_path / "whole").state_dict()
+    make = partial(objective, prior="learned", dropout=0.5)
+    whole = train(recipe(3), network(), make(), data, tmp_path / "whole").state_dict()
 
     def stop(epoch):
         if epoch.epoch == 2:
@@ -84,12 +135,12 @@ def test_a_resumed_training_restores_the_nuisance_classifiers(tmp_path):
         train(
             recipe(3),
             network(),
-            objective(),
+            make(),
             data,
             tmp_path / "parts",
             options=TrainingOptions(report=stop),
         )
-    parts = train(recipe(3), network(), objective(), data, tmp_path / "parts").state_dict()
+    parts = train(recipe(3), network(), make(), data, tmp_path / "parts").state_dict()
     for name, value in whole.items():
         assert torch.equal(value, parts[name]), name
 

@@ -64,17 +64,24 @@ class Chain(Bijection):
 
 
 class Squeeze(Bijection):
-    """(n, c, h, w) ↦ (n, 4c, h/2, w/2) for even h and w; log-determinant 0.
+    """(n, c, h, w) ↦ (n, c f², h/f, w/f) for h and w divisible by f; log-determinant 0.
+
+    Args:
+        factor: f.
 
     References:
         Dinh, Sohl-Dickstein and Bengio, Real NVP, ICLR 2017, section 3.6.
     """
 
+    def __init__(self, factor: int = 2) -> None:
+        super().__init__()
+        self.factor = factor
+
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return pixel_unshuffle(x, 2), x.new_zeros(len(x))
+        return pixel_unshuffle(x, self.factor), x.new_zeros(len(x))
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
-        return pixel_shuffle(y, 2)
+        return pixel_shuffle(y, self.factor)
 
 
 class FactorOut(Bijection):

@@ -180,24 +180,27 @@ class ConditionalTransform(Bijection):
         return raw
 
 
-def convolutional(inputs: int, outputs: int, width: int, *, norm: bool = False) -> nn.Sequential:
-    """Return 3×3, 1×1 and 3×3 convolutions with ReLU between, mapping (n, inputs, h, w) to (n, outputs, h, w).
+def convolutional(
+    inputs: int, outputs: int, width: int, *, norm: bool = False, kernel: int = 3
+) -> nn.Sequential:
+    """Return k×k, 1×1 and k×k convolutions with ReLU between, mapping (n, inputs, h, w) to (n, outputs, h, w).
 
     Args:
         inputs: channels of the passive half plus size of the condition.
         outputs: channels of the output.
         width: filters of the two hidden layers.
         norm: use batch norm before each ReLU.
+        kernel: k, an odd number.
 
     References:
         Jacobsen et al., Excessive invariance, ICLR 2019, appendix B.2.
     """
     layers: list[nn.Module] = []
-    for before, size in ((inputs, 3), (width, 1)):
+    for before, size in ((inputs, kernel), (width, 1)):
         layers.append(nn.Conv2d(before, width, size, padding=size // 2, bias=not norm))
         layers += [nn.BatchNorm2d(width)] if norm else []
         layers.append(nn.ReLU())
-    return nn.Sequential(*layers, _zeroed(nn.Conv2d(width, outputs, 3, padding=1)))
+    return nn.Sequential(*layers, _zeroed(nn.Conv2d(width, outputs, kernel, padding=kernel // 2)))
 
 
 def linear_conditioner(
