@@ -18,6 +18,12 @@ PAGES = {
 """Files of the repository that are pages of the site."""
 
 PUBLISHED = "reports/published"
+SECTION = re.compile(
+    r'(<nav class="md-nav" data-md-level="\d" )aria-labelledby="(\w+)_label"'
+    r'([^>]*>\s*<label class="md-nav__title" for="\2">\s*<span[^>]*></span>\s*)([^<]*?)(?=\s*</label>)'
+)
+"""A section of the navigation: the theme names it by a label that has an icon and no text."""
+
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|!\[[^\]]*\]\([^)]*\))*)\]\(([^)#:\s]+)(#[^)\s]*)?\)")
 
 
@@ -64,9 +70,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def on_post_page(output: str, page: Any, config: Any) -> str:  # noqa: ANN401, ARG001
-    """Name the dialog of the search for screen readers, which the theme forgets."""
+    """Name the dialog of the search and the sections of the navigation for screen readers."""
     dialog = '<div class="md-search" data-md-component="search" role="dialog"'
-    return output.replace(dialog, f'{dialog} aria-label="Search"')
+    output = output.replace(dialog, f'{dialog} aria-label="Search dialog"')
+    return SECTION.sub(r'\1aria-label="Pages of \4"\3\4', output)
 
 
 def _place(repository: str) -> str | None:

@@ -19,8 +19,9 @@ def leaderboard(
         Path | None, folder_option("Write the site to this folder.", "leaderboard")
     ] = None,
     note: Annotated[
-        str, typer.Option(metavar="TEXT", help="Add a sentence to the first page (default none).")
-    ] = "",
+        str | None,
+        typer.Option(metavar="TEXT", help="Add a sentence to the first page (default none)."),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Rank the models of many runs, and write a page for each.
@@ -31,7 +32,7 @@ def leaderboard(
     """
     from robustbench_inv.reporting.leaderboard import read_leaderboard
 
-    found = read_leaderboard(runs, note)
+    found = read_leaderboard(runs, note or "")
     path = found.write(out or Path("leaderboard"))
     boards = [
         {"title": board.title, "models": len(board.ranked) + len(board.apart)}
