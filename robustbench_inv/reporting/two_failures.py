@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import product, starmap
 from math import inf, isfinite
 from typing import Any
 
@@ -15,7 +15,7 @@ from matplotlib.transforms import Bbox
 from robustbench_inv.arguments import format_eps
 from robustbench_inv.reporting.canvas import COLOURS, MUTED, ReportFigure, grid, render, shorten
 from robustbench_inv.reporting.facts import IntervalOf, rate_facts
-from robustbench_inv.reporting.run_results import main_cases
+from robustbench_inv.reporting.run_results import WorstCase, main_cases
 from robustbench_inv.reporting.statistics import Median, median_of
 from robustbench_inv.reporting.table_formats import (
     BLANK,
@@ -37,6 +37,9 @@ __all__ = ["TwoFailures", "draw_two_failures", "label_points", "two_failures_tab
 NORMS = ("l2", "linf")
 """Norms of the distances, in the order of the panels."""
 
+DIGITS = 8
+"""Digits of a cell's digest in the table."""
+
 
 @dataclass(frozen=True)
 class TwoFailures:
@@ -48,6 +51,7 @@ class TwoFailures:
         changed: distances of the attacked samples to the closest changed prediction, inf for none.
         missed: distances of the attacked samples to the closest missed change of the class, inf for none.
         robust: by norm, the largest eps of the fixed-budget attacks and the worst-case robust accuracy there.
+        sources: for each part of the row, such as ``changed l2``, its number of samples and the cells it is from.
     """
 
     model: str
@@ -55,6 +59,7 @@ class TwoFailures:
     changed: Mapping[str, Sequence[float]]
     missed: Mapping[str, Sequence[float]]
     robust: Mapping[str, tuple[float, Rate]]
+    sources: Mapping[str, tuple[int, Sequence[FinishedCell]]]
 
     def missed_within(self, norm: str, eps: float = inf) -> Rate:
         """Return the share of samples with a missed change of the class within a distance."""
@@ -69,13 +74,25 @@ def both_ways(cells: Sequence[FinishedCell]) -> dict[tuple[str, str], list[TwoFa
     found: dict[tuple[str, str], list[TwoFailures]] = {}
     for model, data, oracle in dict.fromkeys(map(_place, searched)):
         here = [c for c in cells if (c.model_label, c.dataset.name) == (model, data)]
-        missed = _missed([c for c in searched if _place(c) == (model, data, oracle)])
-        changed = {norm: _changed(here, norm) for norm in NORMS}
-        changed = {norm: values for norm, values in changed.items() if values}
-        if missed and changed:
-            robust = {norm: at for norm in NORMS if (at := _robust(here, norm))}
-            clean = here[0].summary.clean_accuracy
-            each = TwoFailures(model, clean, changed, missed, robust)
+        mine = [c for c in searched if _place(c) == (model, data, oracle)]
+        most = max(mine, key=lambda cell: len(cell.records))
+        missed = distances_by_norm(most)
+        nearest = {norm: case for norm in NORMS if (case := _changed(here, norm))}
+        if missed and nearest:
+            worst = {norm: case for norm in NORMS if (case := _robust(here, norm))}
+            sources = {
+                **{f"changed {norm}": (len(c.distances), c.cells) for norm, c in nearest.items()},
+                **{f"robust {norm}": (c.rate.trials, c.cells) for norm, c in worst.items()},
+                "missed": (len(most.records), [most]),
+            }
+            each = TwoFailures(
+                model,
+                here[0].summary.clean_accuracy,
+                {norm: case.distances for norm, case in nearest.items()},
+                missed,
+                {norm: (case.eps, case.rate) for norm, case in worst.items()},
+                sources,
+            )
             found.setdefault((data, oracle), []).append(each)
     return found
 
@@ -84,21 +101,16 @@ def _place(cell: FinishedCell) -> tuple[str, str, str]:
     return cell.model_label, cell.dataset.name, cell.oracle_source or ""
 
 
-def _missed(cells: Sequence[FinishedCell]) -> dict[str, list[float]]:
-    """Return the distances of the cell with most samples, by norm."""
-    return distances_by_norm(max(cells, key=lambda cell: len(cell.records)))
-
-
-def _changed(cells: Sequence[FinishedCell], norm: str) -> list[float]:
-    """Return the smallest distance of any minimum-norm attack on each attacked sample."""
+def _changed(cells: Sequence[FinishedCell], norm: str) -> WorstCase | None:
+    """Return the smallest distances of any minimum-norm attack."""
     mine = [c for c in _sensitive(cells, norm) if c.kind == "minimum-norm" and not c.epsilons]
-    return main_cases(mine)[0].distances if mine else []
+    return main_cases(mine)[0] if mine else None
 
 
-def _robust(cells: Sequence[FinishedCell], norm: str) -> tuple[float, Rate] | None:
+def _robust(cells: Sequence[FinishedCell], norm: str) -> WorstCase | None:
+    """Return the worst case of all fixed-budget attacks at the largest eps."""
     mine = [c for c in _sensitive(cells, norm) if c.kind == "fixed-budget"]
-    worst = max(main_cases(mine), key=lambda case: case.eps) if mine else None
-    return (worst.eps, worst.rate) if worst else None
+    return max(main_cases(mine), key=lambda case: case.eps) if mine else None
 
 
 def _sensitive(cells: Sequence[FinishedCell], norm: str) -> list[FinishedCell]:
@@ -112,7 +124,8 @@ CAPTION = (
     "input whose class changes by the oracle {oracle} though the prediction stays (small: too invariant). Both are upper "
     "bounds; ∞ where fewer than half of the samples have such an input. Robust: worst-case accuracy within the budget. "
     "Missed: samples with a missed change of the class within the budget, found on the paths of a search without budget, "
-    "and at any distance. Rates in %."
+    "and at any distance. Rates in %. Samples and cells: the number of samples behind each part of the row, and the first "
+    "digits of the folders in the run that it is from."
 )
 
 
@@ -153,7 +166,7 @@ def _headings(models: Sequence[TwoFailures]) -> list[str]:
         for norm, eps in _budgets(models).items()
         for way in ("Robust", "Missed")
     ]
-    return [*distances, *rates, "Missed, any distance"]
+    return [*distances, *rates, "Missed, any distance", "Samples and cells"]
 
 
 def _budgets(models: Sequence[TwoFailures]) -> dict[str, float]:
@@ -180,10 +193,22 @@ def _row(
         yield rate_cell(found, interval(found))
     every = model.missed_within(next(iter(model.missed)))
     yield rate_cell(every, interval(every))
+    yield TableCell("; ".join(starmap(_source, model.sources.items())))
+
+
+def _source(part: str, source: tuple[int, Sequence[FinishedCell]]) -> str:
+    """Return what a part of a row is from: ``changed l2: 50 samples, 1ea25084``."""
+    count, cells = source
+    digests = ", ".join(cell.digest[:DIGITS] for cell in cells)
+    return f"{part}: {count:,} samples, {digests}"
 
 
 def _facts(model: TwoFailures, interval: IntervalOf) -> dict[str, Any]:
     facts: dict[str, Any] = {"model": model.model}
+    for part, (count, cells) in model.sources.items():
+        name = part.replace(" ", "_")
+        facts[f"{name}_samples"] = count
+        facts[f"{name}_cells"] = " ".join(cell.digest for cell in cells)
     rates = {"clean_accuracy": model.clean, "missed": model.missed_within(next(iter(model.missed)))}
     for norm in NORMS:
         for name, way in (("changed", model.changed), ("missed", model.missed)):

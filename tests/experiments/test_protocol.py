@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from robustbench_inv.errors import BadCatalogue
+from robustbench_inv.errors import BadCatalogue, UnknownName
+from robustbench_inv.experiments import protocol
 from robustbench_inv.experiments.protocol import ExperimentRequest, run_experiment
 
 NETWORKS = Path(__file__).parent / "toy_networks.py"
@@ -26,3 +27,16 @@ def test_unknown_experiments_and_parameters_raise():
         run_experiment("errors-rates", make_request(), {})
     with pytest.raises(BadCatalogue, match="is no experiment"):
         run_experiment("robustbench_inv.experiments.error_rates:BLOCK", make_request(), {})
+
+
+def test_a_model_that_is_not_trained_yet_is_left_out(monkeypatch):
+    known = {name: path for name, path in protocol.entries("models").items() if name != "mnist-mlp"}
+    monkeypatch.setattr(protocol, "entries", lambda _: known)
+    request = make_request(columns={"A": "mnist-mlp", "B": "mnist-lenet5"})
+    measured = run_experiment(
+        "error-rates", request, {"train": "mnist5k", "first": 0, "last": 5000}
+    )
+    assert {number.column for number in measured.numbers} == {"B"}
+    assert measured.left_out == {"A": "mnist-mlp is not trained yet"}
+    with pytest.raises(UnknownName):  # a name without a recipe stays an error
+        make_request(columns={"A": "mnist-mpl"}).open_models()

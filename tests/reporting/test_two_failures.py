@@ -68,6 +68,18 @@ def test_medians_and_rates_of_each_model():
     assert (fact.changed_l2_median, fact.missed_l2_median, fact.missed_linf) == (3.0, 0.5, 1.0)
 
 
+def test_each_row_states_its_samples_and_cells():
+    found = cells("a")
+    made, rows = table(found)
+    weak, strong, standard, suite = (cell.digest[:8] for cell in found)
+    assert rows["a"]["Samples and cells"].text == (
+        f"changed l2: 12 samples, {weak}, {strong}; robust linf: 12 samples, {standard}; "
+        f"missed: 12 samples, {suite}"
+    )
+    fact = made.frame.loc[0]
+    assert (fact.changed_l2_samples, fact.missed_cells) == (12, found[3].digest)
+
+
 def test_a_model_attacked_in_one_way_has_no_row():
     _, rows = table(cells("a"), cells("b")[:3], cells("c")[3:])
     assert list(rows) == ["a"]

@@ -29,9 +29,10 @@ def test_every_cell_has_published_outcomes(path):
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.parent.name)
 def test_every_expectation_has_published_results(path):
-    item = item_of(path)
-    numbers = compare_result(item, read_result(path))
-    findings = evaluate_expectations(item.expectations, numbers)
-    assert len(findings) == len(item.expectations)
+    item, result = item_of(path), read_result(path)
+    numbers = compare_result(item, result)
+    measured = [e for e in item.expectations if not set(e.columns) <= set(result.left_out)]
+    findings = evaluate_expectations(measured, numbers)
+    assert len(findings) == len(measured)
     for finding in findings:
         assert finding.status("published") != "not measured", finding.text
