@@ -18,7 +18,7 @@ from robustbench_inv.checks.suite import check_records
 from robustbench_inv.checks.verdict import IMPOSSIBLE, NOT_MADE, Verdict
 from robustbench_inv.data.arrays import Array
 from robustbench_inv.data.protocol import Dataset
-from robustbench_inv.errors import BadParameter
+from robustbench_inv.errors import BadParameter, UsageError
 from robustbench_inv.evaluation.engine import (
     Existing,
     ProgressCallback,
@@ -26,6 +26,7 @@ from robustbench_inv.evaluation.engine import (
     ignore_progress,
 )
 from robustbench_inv.evaluation.jobs import EvaluationRequest, Job
+from robustbench_inv.evaluation.joining import write_jobs
 from robustbench_inv.evaluation.loading import as_list, as_models, as_oracle
 from robustbench_inv.evaluation.plan import Plan, make_plan
 from robustbench_inv.evaluation.provenance import digest_package, versions
@@ -35,6 +36,7 @@ from robustbench_inv.evaluation.schedule import (
     check_locks,
     check_workers,
     run_jobs,
+    shared_searches,
 )
 from robustbench_inv.evaluation.stored_answers import refuse_changed_cells
 from robustbench_inv.foreign import foreign, time_limit
@@ -237,14 +239,23 @@ def run_plan(
     check_target(out, workers)
     options = options or RunOptions()
     path = Path(out) if out is not None else DEFAULT_FOLDER / plan.name
-    check_locks(plan.jobs, path, options)
+    check_locks(plan.jobs, path, options, alone=workers == 1)
     if options.existing != "redo":
         repair = options.existing == "repair"
         refuse_changed_cells(plan.jobs, path, options.device, repair=repair)
     remarks = RunFolder(path).remarks if RunFolder(path).exists else ()
     folder = write_plan(path, plan.to_json())
+    if workers != 1:
+        joined = write_jobs(path, plan.jobs, shared_searches(plan.jobs), options)
+        if workers == 0 and not joined:
+            raise UsageError(
+                "no other process can load these objects",
+                remedy="name model, attack and data, as file.py:factory, or use --workers 2",
+            )
     if checks:
         read_old_verdicts(folder, repair=options.existing == "repair")
+    if workers == 0:
+        return Run(path, plan, (), (*plan.warnings, *remarks, WAITS.format(path)))
     outcomes = run_jobs(plan.jobs, path, options, progress, workers)
     failures = [
         CellFailure(outcome.title, reason)
@@ -256,6 +267,11 @@ def run_plan(
     if checks:
         check_run(run, options.device)
     return run
+
+
+WAITS = (
+    "the run waits for processes: invbench work {}; afterwards run this command with --workers 1"
+)
 
 
 def check_target(out: str | Path | None, workers: Workers) -> None:

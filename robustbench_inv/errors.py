@@ -20,6 +20,7 @@ __all__ = [
     "EvaluationWarning",
     "ForeignCodeError",
     "InvbenchError",
+    "Locked",
     "MissingData",
     "MissingExtra",
     "TimeLimitExceeded",
@@ -101,6 +102,10 @@ class BadModel(UsageError):
 
 class BadResults(UsageError):
     """A results folder that cannot be read or does not belong to the plan."""
+
+
+class Locked(BadResults):
+    """A folder that another process is writing."""
 
 
 class CapabilityMismatch(UsageError):

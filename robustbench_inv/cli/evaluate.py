@@ -28,7 +28,7 @@ from robustbench_inv.cli.options import (
     folder_option,
     option,
 )
-from robustbench_inv.cli.output import print_json, print_warnings, show_progress
+from robustbench_inv.cli.output import print_json, print_line, print_warnings, show_progress
 from robustbench_inv.foreign import time_limit
 
 if TYPE_CHECKING:
@@ -169,5 +169,7 @@ def carry_out(
     with time_limit(options.timeout), show_progress() as progress:
         run = run_plan(plan, out, how, progress, workers, checks=options.checks)
     print_warnings(run.notes)
+    if workers == 0:
+        return print_json([]) if json else print_line(f"records: {run.path}")
     print_json(run.to_json()) if json else print_run(run)
     return after.finish(run)

@@ -34,6 +34,7 @@ from robustbench_inv.cli.report import report
 from robustbench_inv.cli.reproduce import reproduce
 from robustbench_inv.cli.rescore import rescore
 from robustbench_inv.cli.train import train
+from robustbench_inv.cli.work import status, work
 from robustbench_inv.errors import InvbenchError
 from robustbench_inv.foreign import foreign
 
@@ -96,6 +97,8 @@ app.command("list")(list_catalogue)
 app.command()(show)
 app.command()(evaluate)
 app.command()(run)
+app.command()(work)
+app.command()(status)
 app.command()(audit)
 app.command()(report)
 app.command()(compare)

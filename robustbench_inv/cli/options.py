@@ -147,7 +147,13 @@ BatchSize = Annotated[
     option(min=1, metavar="N", help="Process N samples at once.", show_default="250"),
 ]
 
-Workers = Annotated[str, option(metavar="N|ray", help="Number of worker processes, or ray.")]
+Workers = Annotated[
+    str,
+    option(
+        metavar="N|ray",
+        help="Number of worker processes, 0 to wait for invbench work, or ray[:ADDRESS][,gpus=F].",
+    ),
+]
 
 Timeout = Annotated[
     float | None,

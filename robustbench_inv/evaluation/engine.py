@@ -2,44 +2,39 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Literal, get_args
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from robustbench_inv.arguments import check_flag, check_number, check_text, format_eps
-from robustbench_inv.attacks.queries import CountingModel
-from robustbench_inv.errors import DEADLINE_PASSED, AttackFailed, BadParameter, DeadlinePassed
-from robustbench_inv.evaluation.block import CellContext, evaluate_block
+from robustbench_inv.arguments import check_flag, check_number, check_text
+from robustbench_inv.errors import DEADLINE_PASSED, BadParameter, DeadlinePassed
+from robustbench_inv.evaluation.block_runner import BlockRunner, half_of
 from robustbench_inv.evaluation.jobs import Job
-from robustbench_inv.evaluation.judge import BlockState, Judge
-from robustbench_inv.evaluation.loading import Loader
 from robustbench_inv.evaluation.provenance import describe_cell
 from robustbench_inv.evaluation.search import (
     SearchCache,
-    make_searches,
 )
 from robustbench_inv.evaluation.stored_answers import store_answers
-from robustbench_inv.randomness import seeded
+from robustbench_inv.results.block_board import BlockBoard
 from robustbench_inv.results.cell_writing import CellRequest, CellWriter
 from robustbench_inv.results.oracle_error import write_oracle_error
 from robustbench_inv.results.run_files import CELL, WITHOUT_DIGESTS, CellFolder
 from robustbench_inv.tensors import is_out_of_memory
-from robustbench_inv.torch_state import KeptModules, kept_modules
 
 __all__ = [
     "BATCH_SIZE",
+    "SKIPPED",
     "CellState",
     "Existing",
     "Progress",
     "RunOptions",
+    "cell_messages",
+    "complete_cell",
     "ignore_progress",
+    "open_cell",
     "run_cell",
     "until",
 ]
@@ -55,6 +50,8 @@ Existing = Literal["resume", "skip", "redo", "repair"]
 """What to do with existing results of a cell: add the missing samples, skip the cell, delete them and start again, or
 compute what is damaged again and add the missing samples."""
 
+
+SKIPPED = "skipped, since it has results already"
 
 _deadlines: list[float] = []
 
@@ -139,51 +136,6 @@ def ignore_progress(progress: Progress) -> None:
     """Do nothing."""
 
 
-REPORT_SECONDS = 1.0
-"""Least seconds between two reports within a block."""
-
-
-class BlockProgress:
-    """Reports what an attack does within a block, at most once in REPORT_SECONDS, and stops it at the deadline.
-
-    Args:
-        report: called with one line of details.
-        deadline: time of ``time.time``.
-    """
-
-    def __init__(self, report: Callable[[str], None], deadline: float = inf) -> None:
-        self._report, self._next = report, time.monotonic() + REPORT_SECONDS
-        self._deadline = deadline
-
-    def __call__(self, model: CountingModel) -> None:
-        """Report the state of the queried model, if it is time.
-
-        Raises:
-            DeadlinePassed: after the deadline.
-        """
-        if time.time() > self._deadline:
-            raise DeadlinePassed(DEADLINE_PASSED)
-        if time.monotonic() < self._next:
-            return
-        with suppress(Exception):  # within the attack, which would be blamed
-            self._report(_detail(model))
-        self._next = time.monotonic() + REPORT_SECONDS
-
-
-def _detail(model: CountingModel) -> str:
-    """Return the eps, the part of the attack, and the samples on which it has not succeeded yet."""
-    epsilons, count = model.threat.epsilons, len(model.batch)
-    robust = count - int(model.found.sum()) if model.keep_best else None
-    passes = int((model.forward_passes + model.backward_passes).sum())
-    parts = (
-        f"eps {format_eps(epsilons[-1])}" if epsilons else "",
-        model.stage,
-        f"{count} samples" if robust is None else f"{robust} of {count} samples robust",
-        f"{passes:,} passes",
-    )
-    return ", ".join(part for part in parts if part)
-
-
 def run_cell(
     job: Job,
     folder: Path,
@@ -211,27 +163,44 @@ def run_cell(
     if time.time() > options.deadline:
         raise DeadlinePassed(DEADLINE_PASSED)
     if options.existing == "skip" and (folder / CELL).exists():
-        return [f"{job.title}: skipped, since it has results already"]
+        return [f"{job.title}: {SKIPPED}"]
+    with open_cell(job, folder, options) as writer:
+        notes = cell_messages(job, writer, options)
+        board = BlockBoard(folder, worker="")
+        if options.existing == "resume":
+            writer.absorb(board)  # of worker processes that were killed
+        board.clear()
+        report(_progress(job, writer))
+        if writer.next_block():
+            _run_blocks(job, writer, options, report, cache)
+        notes += complete_cell(job, writer)
+    return notes
+
+
+def complete_cell(job: Job, writer: CellWriter) -> list[str]:
+    """Put the images of a cell without further blocks into one file, and write its oracle's error; return messages."""
+    writer.finish()
+    _write_oracle_error(job, writer.path)
+    return _lost_images(job, writer)
+
+
+def open_cell(job: Job, folder: Path, options: RunOptions) -> CellWriter:
+    """Return the writer of a cell, with the blocks that other processes have finished.
+
+    Raises:
+        BadResults: if the folder cannot be written, or belongs to another process or cell.
+    """
     size = options.batch_size or BATCH_SIZE
     redo, repair = options.existing == "redo", options.existing == "repair"
     description = describe_cell(job, options.device)
     identity = description["identity"]
     if redo or not CellFolder(folder).has_description(repair=repair, identity=identity):
         description["answers"] = store_answers(job, options.device)
-    request = CellRequest(description, job.samples, size, redo=redo, repair=repair)
-    with CellWriter(folder, request) as writer:
-        notes = _messages(job, writer, options)
-        report(_progress(job, writer))
-        if writer.next_block():
-            with kept_modules([job.model.classifier] if job.model.is_foreign else []) as kept:
-                _run_blocks(job, writer, options, report, cache, kept)
-        writer.finish()
-        _write_oracle_error(job, folder)
-        notes += _lost_images(job, writer)
-    return notes
+    return CellWriter(folder, CellRequest(description, job.samples, size, redo=redo, repair=repair))
 
 
-def _messages(job: Job, writer: CellWriter, options: RunOptions) -> list[str]:
+def cell_messages(job: Job, writer: CellWriter, options: RunOptions) -> list[str]:
+    """Return messages for the user about a cell that was opened."""
     notes = []
     if writer.repaired:
         notes.append(f"{job.title}: {writer.repaired} damaged or later samples are computed again")
@@ -259,34 +228,27 @@ def _run_blocks(
     options: RunOptions,
     report: ProgressCallback,
     cache: SearchCache | None,
-    kept: KeptModules,
 ) -> None:
-    device = torch.device(options.device)
-    watch = BlockProgress(lambda detail: report(_progress(job, writer, detail)), options.deadline)
-    search, short_run = make_searches(job, device, cache, watch)
-    loader = Loader(job.dataset, device, job.model.classifier.dtype, job.effective_oracle)
-    judge = Judge(job.model.classifier, job.dataset, job.seed, job.effective_oracle)
-    source = judge.oracle.source if judge.oracle else None
-    while pending := writer.next_block():
-        number, ids = pending
-        began = time.perf_counter()
-        log_event = partial(writer.note, block=number)
-        kind = job.attack.attack.kind
-        context = CellContext(kind, job.threat, search, short_run, judge, log_event)
-        try:
-            kept.restore()  # each block starts from the same model, so that a resumed run does
-            with seeded(job.seed, ids[0], device):
-                state = evaluate_block(context, loader.batch(ids))
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            _halve_batch_size(writer, len(ids), error)
-            continue
-        seconds = round(time.perf_counter() - began, 4)
-        log_event("block_time", seconds=seconds, n_samples=len(ids))
-        keep = options.keep_images or writer.restores_images
-        writer.append(state.records(source), _images(state) if keep else None)
-        report(_progress(job, writer))
+    runner = BlockRunner(
+        job,
+        options.device,
+        lambda detail: report(_progress(job, writer, detail)),
+        options.deadline,
+        keep=options.keep_images or writer.restores_images,
+        cache=cache,
+    )
+    with closing(runner):
+        while pending := writer.next_block():
+            number, ids = pending
+            try:
+                result = runner.run(ids, partial(writer.note, block=number))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                _halve_batch_size(writer, len(ids), error)
+                continue
+            writer.append(result.records, result.images)
+            report(_progress(job, writer))
 
 
 def _progress(job: Job, writer: CellWriter, detail: str = "") -> Progress:
@@ -309,19 +271,7 @@ def _halve_batch_size(writer: CellWriter, size: int, error: BaseException) -> No
     Raises:
         AttackFailed: if a single sample needs more memory than there is.
     """
-    if size == 1:
-        raise AttackFailed("not enough memory for a single sample") from error
-    writer.lower_batch_size(size // 2)
+    writer.lower_batch_size(half_of(size, error))
     writer.note(
         "batch_size_lowered", batch_size=writer.batch_size, reason=str(error).splitlines()[0]
     )
-
-
-def _images(state: BlockState) -> dict[str, np.ndarray]:
-    return {"clean": _array(state.batch.images), "adversarial": _array(state.images)}
-
-
-def _array(images: Tensor) -> np.ndarray:
-    kept = images if images.dtype in (torch.float32, torch.float64) else images.float()
-    array: np.ndarray = kept.cpu().contiguous().numpy()
-    return array

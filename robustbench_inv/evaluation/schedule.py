@@ -1,26 +1,22 @@
 """Runs cells one after the other, in several processes, or on a Ray cluster."""
 
 import importlib.util
+import re
 import sys
-from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from multiprocessing.connection import wait
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-import torch
-
 from robustbench_inv.errors import (
     BadParameter,
-    BadResults,
     MissingExtra,
     UsageError,
     describe_error,
 )
+from robustbench_inv.evaluation.crews import Processes, RayTasks, Task, prepare, share
 from robustbench_inv.evaluation.engine import (
     Progress,
     ProgressCallback,
@@ -28,26 +24,23 @@ from robustbench_inv.evaluation.engine import (
     ignore_progress,
 )
 from robustbench_inv.evaluation.jobs import Job
-from robustbench_inv.evaluation.worker import (
+from robustbench_inv.evaluation.packing import (
     CellOutcome,
-    WorkerDied,
-    WorkerProcess,
-    failed_outcome,
     pack_jobs,
     run_group,
-    run_packed,
 )
+from robustbench_inv.results.block_board import BlockBoard
 from robustbench_inv.results.cell_content import RECORDS
 from robustbench_inv.results.files import check_unlocked
 from robustbench_inv.results.run_files import CELL
 
-__all__ = ["CellOutcome", "Workers", "check_locks", "check_workers", "run_jobs"]
+__all__ = ["CellOutcome", "Workers", "check_locks", "check_workers", "run_jobs", "shared_searches"]
 
 Workers = int | str
-"""1: this process. N: so many local processes. ``ray`` or ``ray:ADDRESS``: a Ray cluster."""
+"""0: none, the run waits for ``invbench work``. 1: this process. N: so many local processes. ``ray`` or ``ray:ADDRESS``: a Ray cluster; ``,gpus=0.5`` is the share of a
+GPU that a task gets."""
 
-Task = tuple[int, ...]
-"""Numbers of cells that share their searches and run one after the other."""
+RAY = re.compile(r"ray(?::(?P<address>[^,]+))?(?:,gpus=(?P<gpus>\d*\.?\d+))?")
 
 
 def run_jobs(
@@ -73,7 +66,7 @@ def run_jobs(
         UsageError: if a job cannot be sent to another process.
     """
     run = _scheduler(workers)
-    check_locks(jobs, root, options)
+    check_locks(jobs, root, options, alone=workers == 1)
     numbered, found = _numbered(jobs, report), {}
     for outcome in run(jobs, root, options, numbered):
         found[outcome.digest] = outcome
@@ -86,95 +79,47 @@ def check_workers(workers: Workers) -> None:
     _scheduler(workers)
 
 
-def check_locks(jobs: Sequence[Job], root: Path, options: RunOptions) -> None:
-    """Raise BadResults if another process is writing one of the cells."""
+def check_locks(
+    jobs: Sequence[Job], root: Path, options: RunOptions, *, alone: bool = True
+) -> None:
+    """Raise BadResults if another process is writing one of the cells, or computes its blocks and would not share them."""
     for job in jobs:
         folder = root / job.spec.digest
         if options.existing != "skip" or not (folder / CELL).exists():
             check_unlocked(folder / RECORDS)
+            if alone:
+                BlockBoard(folder, "").check_unclaimed()
 
 
 def _scheduler(workers: Workers) -> Callable[..., Iterator[CellOutcome]]:
-    if isinstance(workers, str) and workers.split(":")[0] == "ray" and workers != "ray:":
+    if isinstance(workers, str) and (match := RAY.fullmatch(workers)):
         if "ray" not in sys.modules and importlib.util.find_spec("ray") is None:
             raise _missing_ray()
-        return partial(_on_ray, address=workers.partition(":")[2] or None)
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise BadParameter("unusable number of workers", got=workers, expected=">= 1, or ray")
+        gpus = float(match["gpus"] or 1)
+        if not gpus:
+            raise BadParameter("unusable share of a GPU", got=workers, expected="gpus=F with F > 0")
+        return partial(_on_ray, address=match["address"], gpus=gpus)
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+        raise BadParameter("unusable number of workers", got=workers, expected=">= 0, or ray")
     return _in_process if workers == 1 else partial(_in_processes, workers=workers)
 
 
 def _in_process(
     jobs: Sequence[Job], root: Path, options: RunOptions, report: ProgressCallback
 ) -> Iterator[CellOutcome]:
-    for task in _tasks(jobs):
+    for task in shared_searches(jobs):
         yield from run_group([jobs[number] for number in task], root, options, report)
 
 
 def _in_processes(
     jobs: Sequence[Job], root: Path, options: RunOptions, report: ProgressCallback, workers: int
 ) -> Iterator[CellOutcome]:
-    """Run the tasks in several fresh processes that share this machine's threads."""
-    queue, threads = _Queue(jobs), max(1, torch.get_num_threads() // workers)
+    """Share the cells' blocks among several fresh processes, which share this machine's threads."""
     with TemporaryFile() as parcel:
         parcel.write(pack_jobs(jobs))
         parcel.flush()
-        start = partial(WorkerProcess, parcel.fileno(), root, options, threads)
-        with closing(_Pool(start, workers)) as pool:
-            while pool.submit(queue.tasks):
-                for message in pool.receive():
-                    if isinstance(message, Progress):
-                        report(message)
-                    elif isinstance(message, CellOutcome):
-                        yield queue.annotated(message)
-                    else:
-                        yield from queue.put_back(*message)
-
-
-@dataclass
-class _Pool:
-    """Worker processes, each with at most one task.
-
-    Args:
-        start: starts one.
-        size: largest number of processes.
-    """
-
-    start: Callable[[], WorkerProcess]
-    size: int
-    _idle: list[WorkerProcess] = field(default_factory=list)
-    _busy: dict[Any, tuple[WorkerProcess, list[int]]] = field(default_factory=dict)
-
-    def submit(self, tasks: deque[Task]) -> bool:
-        """Give waiting tasks to idle or new processes; return whether any process has a task."""
-        while tasks and len(self._busy) < self.size:
-            worker, task = self._idle.pop() if self._idle else self.start(), tasks.popleft()
-            self._busy[worker.connection] = worker, list(task)
-            worker.submit(task)
-        return bool(self._busy)
-
-    def receive(self) -> Iterator[CellOutcome | Progress | tuple[list[int], str]]:
-        """Yield messages, and for a process that died the numbers of its cells without an outcome, and how it died."""
-        for connection in wait(list(self._busy)):
-            worker, remaining = self._busy[connection]
-            try:
-                message = worker.receive()
-            except WorkerDied as death:
-                del self._busy[connection]
-                worker.close()
-                yield remaining, str(death)
-                continue
-            if message is not None:
-                del remaining[: isinstance(message, CellOutcome)]
-                yield message
-            else:
-                del self._busy[connection]
-                self._idle.append(worker)
-
-    def close(self) -> None:
-        """End all processes."""
-        for worker in (*self._idle, *(worker for worker, _ in self._busy.values())):
-            worker.close()
+        shared = prepare(jobs, shared_searches(jobs), root, options)
+        yield from share(shared, Processes(shared, parcel.fileno(), workers, report))
 
 
 def _on_ray(
@@ -183,29 +128,13 @@ def _on_ray(
     options: RunOptions,
     report: ProgressCallback,  # noqa: ARG001 - a Ray task reports nothing before its end
     address: str | None,
+    gpus: float,
 ) -> Iterator[CellOutcome]:
-    ray, queue = _import_ray(), _Queue(jobs)
-    parcel = pack_jobs(jobs)
+    ray, parcel = _import_ray(), pack_jobs(jobs)
     if not ray.is_initialized():
         _connect(ray, address)
-    shared = ray.put(parcel)
-    remote = ray.remote(max_retries=0)(run_packed)
-    running: dict[Any, Task] = {}
-    while queue.tasks or running:
-        while queue.tasks:
-            task = queue.tasks.popleft()
-            running[remote.remote(shared, task, root.resolve(), options)] = task
-        (done, *_), _ = ray.wait(list(running))
-        task = running.pop(done)
-        try:
-            outcomes: list[CellOutcome] = ray.get(done)
-        except BadResults:
-            raise
-        except ray.exceptions.RayError as error:
-            reason = str(error).strip().splitlines()[0]
-            yield from queue.put_back(task, f"its Ray task ended: {reason}")
-        else:
-            yield from map(queue.annotated, outcomes)
+    shared = prepare(jobs, shared_searches(jobs), root.resolve(), options)
+    yield from share(shared, RayTasks(shared, ray, ray.put(parcel), gpus))
 
 
 def _connect(ray: Any, address: str | None) -> None:  # noqa: ANN401 - a module that is not always installed
@@ -230,49 +159,7 @@ def _missing_ray() -> MissingExtra:
     return MissingExtra("Ray is not installed", remedy="pip install 'robustbench-inv[ray]'")
 
 
-ATTEMPTS = 2
-"""How often a cell is started whose process dies: memory may be short for a moment only."""
-
-
-class _Queue:
-    """The tasks that wait for a process, and the cells whose process died.
-
-    Args:
-        jobs: the cells.
-    """
-
-    def __init__(self, jobs: Sequence[Job]) -> None:
-        self._jobs, self._deaths = jobs, Counter[int]()
-        self._notes: dict[str, str] = {}
-        self.tasks = deque(_tasks(jobs))
-
-    def put_back(self, remaining: Sequence[int], reason: str) -> Iterator[CellOutcome]:
-        """Queue the cells of a task whose process died again; yield the outcome of one that died too often.
-
-        Args:
-            remaining: numbers of the cells without an outcome; the first one was running.
-            reason: how the process died.
-        """
-        if not remaining:
-            return
-        first, *rest = remaining
-        job = self._jobs[first]
-        self._deaths[first] += 1
-        if self._deaths[first] < ATTEMPTS:
-            self._notes[job.spec.digest] = f"{job.title}: resumed in a new process, since {reason}"
-            self.tasks.append((first,))
-        else:
-            yield failed_outcome(job.spec.digest, job.title, f"{reason}, {ATTEMPTS} times")
-        if rest:
-            self.tasks.append(tuple(rest))
-
-    def annotated(self, outcome: CellOutcome) -> CellOutcome:
-        """Return an outcome with a note if a process died before."""
-        note = self._notes.get(outcome.digest)
-        return replace(outcome, notes=(*outcome.notes, note)) if note else outcome
-
-
-def _tasks(jobs: Sequence[Job]) -> list[Task]:
+def shared_searches(jobs: Sequence[Job]) -> list[Task]:
     """Return the numbers of the jobs in groups that share their searches, in the order of the first of each group."""
     groups: dict[object, list[int]] = {}
     for number, job in enumerate(jobs):

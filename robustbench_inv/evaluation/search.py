@@ -240,6 +240,11 @@ class SearchCache:
     limit: int = CACHE_BYTES
     _results: dict[tuple[object, ...], SearchResult] = field(default_factory=dict)
 
+    def clear(self) -> None:
+        """Forget all results, since the next block needs none of them."""
+        self.limit += sum(result.proposals.nbytes for result in self._results.values())
+        self._results.clear()
+
     def cached(self, job: Job, search: SearchFunction) -> SearchFunction:
         """Return a search that looks its result up in the cache first; the result is the same without the cache."""
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from robustbench_inv.errors import BadResults
+from robustbench_inv.results.block_board import BlockBoard
 from robustbench_inv.results.cell_content import (
     EVENTS,
     RECORDS,
@@ -39,7 +40,12 @@ from robustbench_inv.results.oracle_error import ORACLE_FILE, read_oracle_error
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.run_files import CELL, CellFolder, cell_salt
 
-__all__ = ["CellRequest", "CellWriter"]
+__all__ = ["CellRequest", "CellWriter", "event_line"]
+
+
+def event_line(event: str, **values: object) -> bytes:
+    """Return a line of events.jsonl."""
+    return (json.dumps({"event": event, **values}) + "\n").encode()
 
 
 @dataclass(frozen=True)
@@ -138,6 +144,11 @@ class CellWriter:
         return sorted(self._with_images - self._images.samples())
 
     @property
+    def blocks(self) -> list[tuple[int, ...]]:
+        """The sample ids of all blocks, in the order of their records."""
+        return [samples for _, samples in self._blocks.values()]
+
+    @property
     def total(self) -> int:
         """Number of samples that this and earlier runs requested."""
         return len(sample_order(self._segments))
@@ -162,16 +173,34 @@ class CellWriter:
         assert samples == tuple(record.sample for record in records), "not the next block"
         if images is not None:
             self._images.add(number, samples, images)
-            self._with_images |= set(samples)
         lines = "".join(record.to_json_line() for record in records)
-        self._records.append(lines.encode(), flush=True)
-        self._done += len(records)
-        self._add_checkpoint(images=images is not None)
+        self._append_lines(samples, lines.encode(), images=images is not None)
+
+    def absorb(self, board: BlockBoard) -> int:
+        """Append the next blocks that other processes have finished, in order; return how many there were."""
+        count = 0
+        while pending := self.next_block():
+            number, samples = pending
+            block = board.read(number, samples)
+            if block is None:
+                break
+            self._events.append(block.events, flush=False)
+            self._closed = False
+            self._append_lines(samples, block.records, images=block.images)
+            board.discard(number)
+            count += 1
+        return count
+
+    def _append_lines(self, samples: tuple[int, ...], lines: bytes, *, images: bool) -> None:
+        if images:
+            self._with_images |= set(samples)
+        self._records.append(lines, flush=True)
+        self._done += len(samples)
+        self._add_checkpoint(images=images)
 
     def note(self, event: str, **values: object) -> None:
         """Append an event to events.jsonl; ``block`` in its values is the number of the block."""
-        line = json.dumps({"event": event, **values}) + "\n"
-        self._events.append(line.encode(), flush=False)
+        self._events.append(event_line(event, **values), flush=False)
         self._closed = False
 
     def lower_batch_size(self, batch_size: int) -> None:

@@ -8,14 +8,16 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import time
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
-from robustbench_inv.errors import BadResults
+from robustbench_inv.errors import BadResults, Locked
 from robustbench_inv.identity import digest_bytes
 
 __all__ = [
@@ -24,8 +26,11 @@ __all__ = [
     "GrowingFile",
     "check_unlocked",
     "explain_write_errors",
+    "is_locked",
+    "is_running",
     "lock",
     "parse_json",
+    "place",
     "read_gzip",
     "read_json",
     "read_versioned",
@@ -164,13 +169,24 @@ def write_atomically(path: Path, data: bytes) -> None:
         _flush_folder(path.parent)
 
 
+@cache
+def place() -> str:
+    """Return what identifies this machine since it was started, and this namespace of process ids."""
+    parts = [socket.gethostname()]
+    with suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+    with suppress(OSError):
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return digest_bytes("\n".join(parts).encode())[:16]
+
+
 def temporary_path(path: Path) -> Path:
     """Return a hidden path beside a file or folder, where this process prepares its new content."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{place()}-{os.getpid()}.tmp")
 
 
 def remove_leftovers(folder: Path, name: str = "*") -> None:
-    """Remove the temporary files and folders of processes that were killed; those of living processes stay.
+    """Remove the temporary files and folders of this machine's killed processes; those of other processes stay.
 
     Args:
         folder: where they are; it may not exist.
@@ -178,8 +194,8 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
     """
     pattern = name if name == "*" else glob.escape(name)
     for path in folder.glob(f".{pattern}.*.tmp"):
-        process = path.stem.rpartition(".")[2]
-        if process.isdecimal() and not _is_running(int(process)):
+        origin, _, process = path.stem.rpartition(".")[2].rpartition("-")
+        if origin in ("", place()) and process.isdecimal() and not is_running(int(process)):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
@@ -278,13 +294,16 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Is a process of this machine running? A dead child that its parent has not noticed is not."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
         return True
+    with suppress(OSError, IndexError):
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     return True
 
 
@@ -308,6 +327,16 @@ LOCK_TRIES = 10
 """How often a lock is tried in one second: a process that was killed, or ``check_unlocked``, frees it in a moment."""
 
 
+def is_locked(path: Path) -> bool:
+    """Is another process writing a file? A missing one is free."""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        try:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def check_unlocked(path: Path) -> None:
     """Raise BadResults if another process is writing a file; a missing one is free."""
     with suppress(FileNotFoundError), path.open("rb") as file:
@@ -325,7 +354,7 @@ def lock(descriptor: int, folder: Path) -> None:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             if not tries_left:
-                raise BadResults(
+                raise Locked(
                     f"another process is writing {folder}",
                     remedy="wait for it, or evaluate into another folder with --out",
                 ) from error

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +169,8 @@ class ImageShards:
         if self._folder.exists():
             with explain_write_errors(self._folder):
                 for file in self._folder.iterdir():
-                    file.unlink()
+                    file.unlink(missing_ok=True)
+            with suppress(OSError):  # a process that lost its claim may be writing a shard again
                 self._folder.rmdir()
 
 

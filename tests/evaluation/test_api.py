@@ -155,7 +155,7 @@ def test_a_crash_is_a_failure_and_the_others_run(toys, tmp_path):
 
 
 def test_a_cell_that_fails_does_not_stop_the_others(toys, tmp_path, monkeypatch):
-    from robustbench_inv.evaluation import worker
+    from robustbench_inv.evaluation import packing as worker
 
     jobs = [toys.make_job(toys.Straight()), toys.make_job(toys.Draws())]
     real = worker.run_cell

@@ -308,7 +308,7 @@ def test_data_outside_the_bounds_are_refused(toys, tmp_path):
 
 
 def test_too_little_memory_halves_the_batch(toys, tmp_path, monkeypatch):
-    from robustbench_inv.evaluation import engine
+    from robustbench_inv.evaluation import block_runner as engine
 
     whole = engine.evaluate_block
 

@@ -12,9 +12,11 @@ import psutil
 import pytest
 
 from robustbench_inv.errors import BadResults, UsageError
-from robustbench_inv.evaluation import worker as worker_module
+from robustbench_inv.evaluation import packing as worker_module
 from robustbench_inv.evaluation.engine import RunOptions
+from robustbench_inv.evaluation.packing import unpack_jobs
 from robustbench_inv.evaluation.schedule import check_locks, run_jobs
+from robustbench_inv.results.block_board import BlockBoard
 from robustbench_inv.results.cell_writing import CellRequest, CellWriter
 from robustbench_inv.results.run_files import CellFolder
 
@@ -52,9 +54,8 @@ def jobs(toys, tmp_path, monkeypatch):
     return [toys.make_job(a, module=m) for m, a in zip(models, attacks, strict=True)]
 
 
-def test_a_dead_process_fails_no_other_cell(jobs, tmp_path, monkeypatch):
+def test_a_dead_process_fails_no_other_cell(jobs, tmp_path):
     """Neither a cell of another process, nor one before or after it in its own."""
-    monkeypatch.setattr("robustbench_inv.evaluation.schedule._tasks", lambda _: [(2, 0, 1), (3,)])
     seen = []
     outcomes = run_jobs(jobs, tmp_path / "r", RunOptions(), seen.append, workers=2)
     assert [bool(outcome.failure) for outcome in outcomes] == [True, False, False, False]
@@ -67,7 +68,6 @@ def test_a_dead_process_fails_no_other_cell(jobs, tmp_path, monkeypatch):
     for job in jobs[1:]:
         records = CellFolder(tmp_path / "r" / job.spec.digest).records()
         assert [r.sample for r in records] == list(range(60))
-    monkeypatch.undo()
     run_jobs(jobs[2:], tmp_path / "alone", RunOptions())
     for job in jobs[2:]:
         one, other = (tmp_path / at / job.spec.digest / "records.jsonl" for at in ("r", "alone"))
@@ -78,34 +78,48 @@ class RayError(Exception):
     """What the fake Ray below raises."""
 
 
-def fake_ray(dies):
-    """Return a Ray that runs tasks at once, and whose process dies in those that hold such a cell."""
+def fake_ray(dies, nodes=1):
+    """Return a Ray that runs tasks at once; a task that begins with such a block dies while it holds it."""
+    deaths = []
 
     def get(task):
-        function, arguments = task
-        if dies & set(arguments[1]):
+        function, (parcel, groups, root, options, name) = task
+        job = unpack_jobs(parcel)[dies]
+        board = BlockBoard(root / job.spec.digest, name)
+        if board.failure is None:
+            deaths.append(name)
+            assert board.claim(0)
             raise RayError("The worker died\nsomehow")
-        return function(*arguments)
+        return function(parcel, groups, root, options, name)
 
     def remote(**options):
         assert options == {"max_retries": 0}
-        return lambda function: SimpleNamespace(remote=lambda *args: (function, args))
+        return lambda function: SimpleNamespace(remote=lambda *args: _Reference((function, args)))
 
     return SimpleNamespace(
         is_initialized=lambda: True,
         put=lambda value: value,
+        cluster_resources=lambda: {"CPU": float(nodes)},
         remote=remote,
         wait=lambda tasks: (tasks[:1], tasks[1:]),
-        get=get,
+        get=lambda reference: get(reference.task),
+        cancel=lambda *_, **__: None,
         exceptions=SimpleNamespace(RayError=RayError),
+        deaths=deaths,
     )
 
 
-@pytest.mark.parametrize("tasks", [[(0,), (1,), (2,)], [(0, 1, 2)], [(1, 0), (2,)]])
-def test_a_dead_ray_task_fails_its_cell_alone(toys, tmp_path, monkeypatch, tasks):
-    monkeypatch.setitem(sys.modules, "ray", fake_ray(dies={1}))
-    monkeypatch.setattr("robustbench_inv.evaluation.schedule._tasks", lambda _: tasks)
+class _Reference:
+    def __init__(self, task):
+        self.task = task
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_block_that_kills_its_ray_tasks_fails_its_cell_alone(toys, tmp_path, monkeypatch, nodes):
+    ray = fake_ray(1, nodes)
+    monkeypatch.setitem(sys.modules, "ray", ray)
     jobs = [toys.make_job(attack) for attack in (toys.Straight(), toys.Draws(), toys.Forgets())]
+    (tmp_path / jobs[1].spec.digest).mkdir()
     seen = []
     outcomes = run_jobs(jobs, tmp_path, RunOptions(), seen.append, workers="ray")
     assert [outcome.failure for outcome in outcomes] == [
@@ -114,6 +128,7 @@ def test_a_dead_ray_task_fails_its_cell_alone(toys, tmp_path, monkeypatch, tasks
         None,
     ]
     assert [p.state for p in seen if p.cell == 2] == ["failed"]
+    assert len(ray.deaths) == 2
 
 
 def test_an_unreachable_ray_cluster_is_one_line(toys, tmp_path, monkeypatch):
@@ -182,11 +197,16 @@ def test_workers_end_with_their_parent(tmp_path, number):
     workers = psutil.Process(parent.pid).children()
     assert len(workers) == 2
     cell = next(tmp_path.glob("r/*/cell.json")).parent
-    with pytest.raises(BadResults, match="another process is writing"):
-        CellWriter(cell, CellRequest({"identity": {}}, (), 1))
+    for _ in range(200):
+        if BlockBoard(cell, "").claims():
+            break
+        time.sleep(0.05)
+    with pytest.raises(BadResults, match="other processes compute blocks"):
+        BlockBoard(cell, "").check_unclaimed()
     parent.send_signal(number)
     parent.communicate(timeout=60)
     assert psutil.wait_procs(workers, timeout=30)[1] == []
+    BlockBoard(cell, "").check_unclaimed()  # their claims count no longer
 
 
 def test_a_lock_is_reported_before_anything_runs(toys, tmp_path):

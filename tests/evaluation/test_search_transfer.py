@@ -14,7 +14,7 @@ from robustbench_inv.attacks.random_inputs import RandomPerturbation
 from robustbench_inv.catalogue.attacks import load_attack
 from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.data.arrays import ArrayDataset
-from robustbench_inv.evaluation import engine
+from robustbench_inv.evaluation import block_runner
 from robustbench_inv.evaluation.engine import RunOptions, run_cell
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.plan import plan_jobs
@@ -267,7 +267,7 @@ def test_neither_batch_nor_interruption_changes_a_record(tmp_path, attack, monke
     assert [(r.broken_at, r.forward_passes) for r in parts] == [
         (r.broken_at, r.forward_passes) for r in whole
     ]
-    evaluate, blocks = engine.evaluate_block, []
+    evaluate, blocks = block_runner.evaluate_block, []
 
     def killed(setting, batch):
         blocks.append(batch)
@@ -275,7 +275,7 @@ def test_neither_batch_nor_interruption_changes_a_record(tmp_path, attack, monke
             raise KeyboardInterrupt
         return evaluate(setting, batch)
 
-    monkeypatch.setattr(engine, "evaluate_block", killed)
+    monkeypatch.setattr(block_runner, "evaluate_block", killed)
     with pytest.raises(KeyboardInterrupt):
         records(job, tmp_path / "killed", batch_size=7)
     records(job, tmp_path / "killed")

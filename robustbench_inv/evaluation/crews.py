@@ -1,0 +1,303 @@
+"""An evaluation that several processes share, seen from the one that starts them: local processes, or Ray tasks."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import count
+from math import ceil
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from robustbench_inv.errors import BadResults
+from robustbench_inv.evaluation.engine import (
+    BATCH_SIZE,
+    SKIPPED,
+    Progress,
+    ProgressCallback,
+    RunOptions,
+    cell_messages,
+    open_cell,
+)
+from robustbench_inv.evaluation.jobs import Job
+from robustbench_inv.evaluation.packing import CellOutcome, explain, failed_outcome
+from robustbench_inv.evaluation.worker import WorkerDied, WorkerProcess, work_packed
+from robustbench_inv.foreign import foreign
+from robustbench_inv.results.block_board import BlockBoard, new_evaluation
+from robustbench_inv.results.run_files import CELL, CellFolder
+from robustbench_inv.torch_state import stated_torch
+
+__all__ = ["Processes", "RayTasks", "SharedRun", "Task", "prepare", "share"]
+
+Task = tuple[int, ...]
+"""Numbers of cells that share their searches."""
+
+
+@dataclass(frozen=True)
+class SharedRun:
+    """An evaluation that several processes share.
+
+    Args:
+        jobs: the cells.
+        groups: numbers of jobs that share their searches.
+        root: the run's folder.
+        options: how the processes run: they resume.
+        name: of the evaluation.
+        skipped: outcomes of the cells that are not run.
+        notes: messages about the other cells, by their digests.
+    """
+
+    jobs: Sequence[Job]
+    groups: Sequence[Task]
+    root: Path
+    options: RunOptions
+    name: str
+    skipped: Sequence[CellOutcome]
+    notes: dict[str, tuple[str, ...]]
+
+    @property
+    def left(self) -> list[Job]:
+        """The cells to run."""
+        return [self.jobs[number] for group in self.groups for number in group]
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are at most."""
+        size = self.options.batch_size or BATCH_SIZE
+        return sum(ceil(len(job.samples) / size) for job in self.left)
+
+    def board(self, job: Job) -> BlockBoard:
+        """Return the claims of a cell."""
+        return BlockBoard(self.root / job.spec.digest, f"{self.name}/")
+
+    def outcome(self, job: Job) -> CellOutcome:
+        """Return how a cell has ended that another process may have completed."""
+        digest, folder = job.spec.digest, CellFolder(self.root / job.spec.digest)
+        if reason := self.board(job).failure:
+            return failed_outcome(digest, job.title, reason)
+        if folder.started and folder.finished:
+            return CellOutcome(digest, job.title)
+        return failed_outcome(digest, job.title, "all processes ended before it was complete")
+
+    def annotated(self, outcome: CellOutcome) -> CellOutcome:
+        """Return an outcome with the messages about its cell."""
+        notes = self.notes.get(outcome.digest, ())
+        return replace(outcome, notes=(*outcome.notes, *notes)) if notes else outcome
+
+
+def prepare(
+    jobs: Sequence[Job], tasks: Iterable[Task], root: Path, options: RunOptions
+) -> SharedRun:
+    """Do what one process must do alone: skip cells, delete them or their damaged blocks, and forget failures.
+
+    Raises:
+        BadResults: if other processes compute blocks of a cell that is to be deleted or repaired.
+    """
+    resumed, name = replace(options, existing="resume"), new_evaluation()
+    found = SharedRun(jobs, [], root, resumed, name, [], {})
+    groups, skipped = list[Task](), list[CellOutcome]()
+    for task in tasks:
+        outcomes = {number: _prepare_cell(found, jobs[number], options) for number in task}
+        skipped += filter(None, outcomes.values())
+        if kept := tuple(number for number, outcome in outcomes.items() if outcome is None):
+            groups.append(kept)
+    return replace(found, groups=groups, skipped=skipped)
+
+
+def _prepare_cell(shared: SharedRun, job: Job, options: RunOptions) -> CellOutcome | None:
+    """Return the outcome of a cell that is not run, else None."""
+    digest, board = job.spec.digest, shared.board(job)
+    folder = shared.root / digest
+    board.forgive()
+    if not (folder / CELL).exists():
+        return None
+    if options.existing == "skip":
+        return CellOutcome(digest, job.title, (f"{job.title}: {SKIPPED}",))
+    if options.existing in ("redo", "repair"):
+        board.check_unclaimed()
+        board.clear()
+        try:
+            with foreign(job.title), stated_torch(), open_cell(job, folder, options) as writer:
+                shared.notes[digest] = tuple(cell_messages(job, writer, options))
+                if writer.restores_images:
+                    board.mark_images()
+        except BadResults:
+            raise
+        except Exception as error:
+            return failed_outcome(digest, job.title, explain(error))
+    return None
+
+
+@dataclass(frozen=True)
+class _Death:
+    """A process that ended before its work did.
+
+    Args:
+        worker: its name.
+        reason: how it ended.
+    """
+
+    worker: str
+    reason: str
+
+
+class _Crew(Protocol):
+    """Processes that share an evaluation."""
+
+    def start(self) -> None:
+        """Start one more."""
+
+    def events(self) -> Iterator[CellOutcome | _Death]:
+        """Yield outcomes and deaths until no process is left."""
+
+    def close(self) -> None:
+        """End all processes."""
+
+
+ATTEMPTS = 2
+"""How often a block is started whose process dies: memory may be short for a moment only."""
+
+
+def share(shared: SharedRun, crew: _Crew) -> Iterator[CellOutcome]:
+    """Yield the outcome of every cell; a process that dies is replaced while there is something to do."""
+    yield from shared.skipped
+    found, deaths, idle = dict[str, CellOutcome](), Counter[tuple[str, int]](), 0
+    with closing(crew):
+        for event in crew.events():
+            if isinstance(event, CellOutcome):
+                if event.digest not in found:
+                    found[event.digest] = event
+                    yield shared.annotated(event)
+                continue
+            held = list(_release(shared, event, deaths))
+            idle += not held
+            left = [job for job in shared.left if job.spec.digest not in found]
+            if idle <= ATTEMPTS and any(shared.board(job).failure is None for job in left):
+                crew.start()
+    for job in shared.left:
+        if job.spec.digest not in found:
+            yield shared.annotated(shared.outcome(job))
+
+
+def _release(
+    shared: SharedRun, death: _Death, deaths: Counter[tuple[str, int]]
+) -> Iterator[tuple[str, int]]:
+    """Release the blocks of a process that died, and yield them; the cell of a block fails when it has killed too many."""
+    for job in shared.left:
+        digest, board = job.spec.digest, shared.board(job)
+        for number, claim in board.claims().items():
+            if claim.worker != death.worker:
+                continue
+            deaths[digest, number] += 1
+            if deaths[digest, number] >= ATTEMPTS:
+                board.fail(f"{death.reason}, {ATTEMPTS} times")
+            else:
+                note = f"{job.title}: resumed in a new process, since {death.reason}"
+                shared.notes[digest] = (*shared.notes.get(digest, ()), note)
+            board.release(number, claim)
+            yield digest, number
+
+
+class Processes:
+    """Local processes, each of which works until nothing is left.
+
+    Args:
+        shared: what they share.
+        parcel: descriptor of the file of jobs.
+        workers: number of processes; fewer if there are fewer blocks.
+        report: called with their progress.
+    """
+
+    def __init__(
+        self, shared: SharedRun, parcel: int, workers: int, report: ProgressCallback
+    ) -> None:
+        self._shared, self._parcel, self._report = shared, parcel, report
+        self._threads = max(1, torch.get_num_threads() // workers)
+        self._running: dict[Any, WorkerProcess] = {}
+        self._numbers = count()
+        for _ in range(min(workers, shared.blocks) or bool(shared.groups)):
+            self.start()
+
+    def start(self) -> None:
+        """Start one more."""
+        name = f"{self._shared.name}/{next(self._numbers)}"
+        task = self._shared.groups, self._shared.root, self._shared.options
+        worker = WorkerProcess(self._parcel, self._threads, name, task)
+        self._running[worker.connection] = worker
+
+    def events(self) -> Iterator[CellOutcome | _Death]:
+        """Yield outcomes and deaths until no process is left; report progress meanwhile."""
+        while self._running:
+            for connection in wait(list(self._running)):
+                worker = self._running[connection]
+                try:
+                    message = worker.receive()
+                except WorkerDied as death:
+                    worker.close()
+                    del self._running[connection]
+                    yield _Death(worker.name, str(death))
+                    continue
+                if isinstance(message, Progress):
+                    self._report(message)
+                elif message is None:
+                    worker.close()
+                    del self._running[connection]
+                else:
+                    yield message
+
+    def close(self) -> None:
+        """End all processes."""
+        for worker in self._running.values():
+            worker.close()
+
+
+class RayTasks:
+    """Tasks of a Ray cluster, each of which works until nothing is left.
+
+    Args:
+        shared: what they share, in a folder that all nodes see.
+        ray: the module.
+        parcel: Ray's reference to the jobs.
+        gpus: share of a GPU that a task gets.
+    """
+
+    def __init__(self, shared: SharedRun, ray: Any, parcel: object, gpus: float) -> None:  # noqa: ANN401
+        self._shared, self._ray, self._parcel = shared, ray, parcel
+        wanted = {"GPU": gpus} if shared.options.device.startswith("cuda") else {"CPU": 1.0}
+        resource, share = next(iter(wanted.items()))
+        fitting = int(ray.cluster_resources().get(resource, share) / share)
+        needs = {"num_gpus": gpus} if resource == "GPU" else {}
+        self._remote = ray.remote(max_retries=0, **needs)(work_packed)
+        self._running: dict[Any, str] = {}
+        self._numbers = count()
+        for _ in range(max(1, min(fitting, shared.blocks)) if shared.groups else 0):
+            self.start()
+
+    def start(self) -> None:
+        """Start one more."""
+        shared, name = self._shared, f"{self._shared.name}/{next(self._numbers)}"
+        task = self._remote.remote(self._parcel, shared.groups, shared.root, shared.options, name)
+        self._running[task] = name
+
+    def events(self) -> Iterator[CellOutcome | _Death]:
+        """Yield outcomes and deaths until no task is left."""
+        while self._running:
+            (done, *_), _ = self._ray.wait(list(self._running))
+            name = self._running.pop(done)
+            try:
+                outcomes: list[CellOutcome] = self._ray.get(done)
+            except BadResults:
+                raise
+            except self._ray.exceptions.RayError as error:
+                reason = str(error).strip().splitlines()[0]
+                yield _Death(name, f"its Ray task ended: {reason}")
+            else:
+                yield from outcomes
+
+    def close(self) -> None:
+        """End all tasks."""
+        for task in self._running:
+            self._ray.cancel(task, force=True)

@@ -1,0 +1,360 @@
+"""The work of one process in an evaluation that several share: it claims blocks, computes them and stores them.
+
+No process directs the others. Whoever finds enough finished blocks moves them into the journal, in order.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import accumulate
+from pathlib import Path
+
+from robustbench_inv.errors import DEADLINE_PASSED, BadResults, DeadlinePassed, Locked
+from robustbench_inv.evaluation.block_runner import BlockRunner
+from robustbench_inv.evaluation.engine import (
+    BATCH_SIZE,
+    Progress,
+    ProgressCallback,
+    RunOptions,
+    cell_messages,
+    complete_cell,
+    open_cell,
+)
+from robustbench_inv.evaluation.jobs import Job
+from robustbench_inv.evaluation.packing import (
+    CellOutcome,
+    LoadCaches,
+    PackedJob,
+    explain,
+    failed_outcome,
+)
+from robustbench_inv.evaluation.search import CACHE_BYTES, SearchCache
+from robustbench_inv.foreign import foreign, time_limit
+from robustbench_inv.results.block_board import OPENING, BlockBoard, Claim, StoredBlock
+from robustbench_inv.results.cell_content import (
+    RECORDS,
+    block_samples,
+    count_complete,
+    extend_segments,
+)
+from robustbench_inv.results.cell_writing import CellWriter, event_line
+from robustbench_inv.results.files import is_locked
+from robustbench_inv.results.image_files import ImageShards
+from robustbench_inv.results.run_files import CELL, CellFolder
+from robustbench_inv.torch_state import stated_torch
+
+__all__ = ["SharedCell", "work"]
+
+POLL_SECONDS = 0.25
+"""Pause of a process that finds nothing to claim, before it looks again."""
+
+MOVED_AT_ONCE = 4
+"""Finished blocks are moved into the journal when there are so many, and a quarter of those in it: moving reads it all."""
+
+
+def work(
+    groups: Sequence[Sequence[Job | PackedJob]],
+    root: Path,
+    options: RunOptions,
+    report: ProgressCallback,
+    worker: str,
+) -> Iterator[CellOutcome]:
+    """Compute blocks until no cell has one left, and yield the outcome of each cell that this process ended.
+
+    Args:
+        groups: cells that share their searches; process number k begins with the k-th group.
+        root: the run's folder.
+        options: how to run; existing results are resumed, whatever they say.
+        report: called as the cells progress.
+        worker: name of this process, ``EVALUATION/NUMBER``.
+
+    Raises:
+        BadResults: if results cannot be written.
+    """
+    caches: LoadCaches = {}
+    waiting = [
+        _Group([SharedCell(job, root, options, report, worker, caches) for job in group])
+        for group in groups
+    ]
+    first = int(worker.rpartition("/")[2]) % max(len(waiting), 1)
+    waiting = [*waiting[first:], *waiting[:first]]
+    while waiting:
+        worked = False
+        for group in list(waiting):
+            while group.step():
+                worked = True
+                yield from group.outcomes()
+            group.rest()
+            yield from group.outcomes()
+            if group.ended:
+                waiting.remove(group)
+        if waiting and not worked:
+            time.sleep(POLL_SECONDS)
+
+
+class _Group:
+    """Cells that share their searches: a process computes the same block of all of them.
+
+    Args:
+        cells: the cells.
+    """
+
+    def __init__(self, cells: "Sequence[SharedCell]") -> None:
+        self._cells, self._told = cells, set[str]()
+        self._cache = SearchCache(CACHE_BYTES if len(cells) > 1 else 0)
+
+    @property
+    def ended(self) -> bool:
+        """Is no cell left to work on?"""
+        return all(cell.ended for cell in self._cells)
+
+    def outcomes(self) -> Iterator[CellOutcome]:
+        """Yield the outcomes that were not yielded before."""
+        for cell in self._cells:
+            if cell.outcome and cell.digest not in self._told:
+                self._told.add(cell.digest)
+                yield cell.outcome
+
+    def rest(self) -> None:
+        """Release what the cells hold, since another group is next."""
+        for cell in self._cells:
+            cell.rest()
+
+    def step(self) -> bool:
+        """Open a cell, compute one block of each, or move blocks into a journal; return whether anything was done."""
+        left = [cell for cell in self._cells if not cell.ended]
+        if unopened := [cell for cell in left if not cell.opened]:
+            return sum(cell.open() for cell in unopened) > 0
+        numbers = sorted({number for cell in left for number in cell.pending()})
+        claimed = {number for cell in left for number in cell.board.numbers()[1]}
+        for number in sorted(numbers, key=lambda each: each in claimed):
+            self._cache.clear()
+            if sum(cell.compute(number, self._cache) for cell in left):
+                return True
+        return sum(cell.move() for cell in left) > 0
+
+
+class SharedCell:
+    """A cell, seen from one of the processes that compute its blocks.
+
+    Args:
+        job: the cell.
+        root: the run's folder.
+        options: how to run.
+        report: called as the cell progresses.
+        worker: name of this process.
+        caches: what this process has loaded.
+
+    Attributes:
+        opened: is the order of its blocks known?
+        ended: is there nothing left to do, here or in another process?
+        outcome: how it ended, if it ended in this process.
+    """
+
+    def __init__(
+        self,
+        job: Job | PackedJob,
+        root: Path,
+        options: RunOptions,
+        report: ProgressCallback,
+        worker: str,
+        caches: LoadCaches,
+    ) -> None:
+        self._source, self._options, self._report, self._caches = job, options, report, caches
+        self.title = job.title
+        self.digest = job.digest if isinstance(job, PackedJob) else job.spec.digest
+        self.folder = root / self.digest
+        self.board = BlockBoard(self.folder, worker)
+        self.opened = self.ended = False
+        self.outcome: CellOutcome | None = None
+        self._job: Job | None = None
+        self._runner: BlockRunner | None = None
+        self._notes: tuple[str, ...] = ()
+        self._read = (0, 0)
+
+    def open(self) -> bool:
+        """Read the order of the blocks, or write it first; return whether that was possible."""
+        if self._has_failed() or (self.board.folder.exists() and self._read_order()):
+            return True
+        with self._claimed(OPENING) as claim:
+            if claim is None:
+                return False
+            with self._failing(), open_cell(self._built(), self.folder, self._options) as writer:
+                self._notes = tuple(cell_messages(self._built(), writer, self._options))
+                self._complete(writer)
+        return True
+
+    def pending(self) -> list[int]:
+        """Return the numbers of the blocks that are not finished."""
+        if self._has_failed():
+            return []
+        finished, moved = self.board.numbers()[0], self._moved()
+        return [number for number in range(moved, len(self._blocks)) if number not in finished]
+
+    def compute(self, number: int, cache: SearchCache) -> bool:
+        """Compute and store a block, unless another process has it; return whether this one did."""
+        if self.ended or number not in self.pending():
+            return False
+        with self._claimed(number) as claim:
+            if claim is None or number not in self.pending():
+                return False
+            with self._failing():
+                self._compute(number, cache)
+        return True
+
+    def move(self) -> bool:
+        """Move finished blocks into the journal if there are enough; return whether any was moved."""
+        finished, moved, total = self.board.numbers()[0], self._moved(), len(self._blocks)
+        ready = next(n for n in range(moved, total + 1) if n not in finished) - moved
+        if moved + ready < total and ready < max(MOVED_AT_ONCE, moved / 4):
+            return False
+        if is_locked(self.folder / RECORDS):
+            return False
+        if moved == total and not self.board.folder.exists():  # another process has completed it
+            self.ended = True
+            return True
+        done = False
+        with self._failing():
+            try:
+                with open_cell(self._built(), self.folder, self._options) as writer:
+                    done = self._complete(writer)
+            except Locked:
+                return False
+        return done or self.ended
+
+    def _complete(self, writer: CellWriter) -> bool:
+        """Move the next finished blocks into the journal, and end the cell if none is missing; return whether any moved."""
+        moved = writer.absorb(self.board) > 0
+        if writer.next_block() is None:
+            lost = complete_cell(self._built(), writer)
+            self._end(CellOutcome(self.digest, self.title, (*self._notes, *lost)))
+            self.board.clear()
+        return moved
+
+    def rest(self) -> None:
+        """Release the model."""
+        if self._runner:
+            self._runner.close()
+        self._runner = None
+
+    def _compute(self, number: int, cache: SearchCache) -> None:
+        if time.time() > self._options.deadline:
+            raise DeadlinePassed(DEADLINE_PASSED)
+        ids, events = self._blocks[number], list[bytes]()
+        self._detail = f"block {number + 1} of {len(self._blocks)}"
+
+        def log_event(event: str, **values: object) -> None:
+            events.append(event_line(event, block=number, **values))
+
+        result = self._running(cache).run_in_parts(ids, log_event)
+        if result.images is not None:
+            ImageShards(self.folder, CellFolder(self.folder).salt).add(number, ids, result.images)
+        lines = "".join(record.to_json_line() for record in result.records).encode()
+        kept = result.images is not None
+        block = StoredBlock(ids, lines, b"".join(events), kept, self.board.worker)
+        self.board.store(number, block)
+        self._report(self._progress(""))
+
+    def _running(self, cache: SearchCache) -> BlockRunner:
+        if self._runner is None:
+            self._runner = BlockRunner(
+                self._built(),
+                self._options.device,
+                lambda detail: self._report(self._progress(f"{self._detail}: {detail}")),
+                self._options.deadline,
+                keep=self._options.keep_images or self.board.keeps_images,
+                cache=cache,
+            )
+        return self._runner
+
+    def _built(self) -> Job:
+        """Return the job, which another process may have packed.
+
+        Raises:
+            _CannotBuild: if it cannot be built here.
+        """
+        if self._job is None:
+            built = (
+                self._source if isinstance(self._source, Job) else self._source.build(self._caches)
+            )
+            if isinstance(built, CellOutcome):
+                raise _CannotBuild(built.failure)
+            self._job = built
+        return self._job
+
+    def _progress(self, detail: str) -> Progress:
+        finished = self.board.numbers()[0] | set(range(self._moved()))
+        done = sum(len(self._blocks[n]) for n in finished if n < len(self._blocks))
+        return Progress(self.title, self.digest, done, sum(map(len, self._blocks)), detail=detail)
+
+    def _has_failed(self) -> bool:
+        if not self.ended and (reason := self.board.failure):
+            self._end(failed_outcome(self.digest, self.title, reason))
+        return self.ended
+
+    def _end(self, outcome: CellOutcome) -> None:
+        self.rest()
+        self.ended, self.outcome = True, outcome
+
+    def _read_order(self) -> bool:
+        """Read the order of the blocks from cell.json; return whether it holds the samples of this evaluation."""
+        if not (self.folder / CELL).exists():
+            return False
+        segments, samples = CellFolder(self.folder).info.segments, self._source.samples
+        done = count_complete(segments, self._count_records())
+        size = self._options.batch_size or BATCH_SIZE
+        if not segments or extend_segments(segments, done, samples, size) != segments:
+            return False
+        self._blocks = block_samples(segments)
+        self._ends = list(accumulate(map(len, self._blocks)))
+        self.opened = True
+        return True
+
+    def _moved(self) -> int:
+        """Return how many blocks are in the journal."""
+        records = self._count_records()
+        return sum(end <= records for end in self._ends)
+
+    def _count_records(self) -> int:
+        """Return the number of lines in the journal; only what has grown is read."""
+        path, (size, count) = self.folder / RECORDS, self._read
+        if not path.exists():
+            return 0
+        with path.open("rb") as file:
+            if file.seek(0, 2) < size:
+                size = count = 0
+            file.seek(size)
+            new = file.read()
+        self._read = size + len(new), count + new.count(b"\n")
+        return self._read[1]
+
+    @contextmanager
+    def _claimed(self, number: int) -> Iterator[Claim | None]:
+        """Hold the claim to a block; None if another process has it."""
+        claim = self.board.claim(number) or self.board.take_over(number)
+        if claim is None:
+            yield None
+            return
+        with self.board.held(number, claim):
+            yield claim
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """End the cell, for all processes, if what is inside raises anything but errors of writing."""
+        try:
+            with time_limit(self._options.timeout), foreign(self.title), stated_torch():
+                yield
+        except _CannotBuild as error:
+            self._fail(str(error))
+        except BadResults:
+            raise
+        except Exception as error:
+            self._fail(explain(error))
+
+    def _fail(self, reason: str) -> None:
+        self.board.fail(reason)
+        self._end(failed_outcome(self.digest, self.title, reason))
+
+
+class _CannotBuild(Exception):
+    """A packed job that cannot be built here; the message gives the reason."""
