@@ -231,18 +231,14 @@ CACHE_BYTES = 2**30
 
 @dataclass
 class SearchCache:
-    """Results of searches on a substitute, for the cells of one group.
-
-    Args:
-        limit: bytes that may be kept.
-    """
+    """Results of searches on a substitute, for the cells of one group; at most ``limit`` bytes are kept."""
 
     limit: int = CACHE_BYTES
     _results: dict[tuple[object, ...], SearchResult] = field(default_factory=dict)
 
     def clear(self) -> None:
-        """Forget all results, since the next block needs none of them."""
-        self.limit += sum(result.proposals.nbytes for result in self._results.values())
+        """Forget all results, since the next block needs none."""
+        self.limit += sum(each.proposals.nbytes for each in self._results.values())
         self._results.clear()
 
     def cached(self, job: Job, search: SearchFunction) -> SearchFunction:

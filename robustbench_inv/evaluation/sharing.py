@@ -30,7 +30,7 @@ from robustbench_inv.evaluation.packing import (
 )
 from robustbench_inv.evaluation.search import CACHE_BYTES, SearchCache
 from robustbench_inv.foreign import foreign, time_limit
-from robustbench_inv.results.block_board import OPENING, BlockBoard, Claim, StoredBlock
+from robustbench_inv.results.block_board import OPENING, BlockBoard, BlockClaim, StoredBlock
 from robustbench_inv.results.cell_content import (
     RECORDS,
     block_samples,
@@ -329,7 +329,7 @@ class SharedCell:
         return self._read[1]
 
     @contextmanager
-    def _claimed(self, number: int) -> Iterator[Claim | None]:
+    def _claimed(self, number: int) -> Iterator[BlockClaim | None]:
         """Hold the claim to a block; None if another process has it."""
         claim = self.board.claim(number) or self.board.take_over(number)
         if claim is None:

@@ -24,7 +24,7 @@ __all__ = [
     "LEASE_SECONDS",
     "OPENING",
     "BlockBoard",
-    "Claim",
+    "BlockClaim",
     "StoredBlock",
     "evaluation_of",
     "is_gone",
@@ -51,7 +51,7 @@ OPENING = -1
 
 
 @dataclass(frozen=True)
-class Claim:
+class BlockClaim:
     """The claim of a process to a block.
 
     Args:
@@ -98,7 +98,7 @@ def evaluation_of(worker: str) -> str:
     return worker.rpartition("/")[0]
 
 
-def is_gone(claim: Claim) -> bool:
+def is_gone(claim: BlockClaim) -> bool:
     """Has the process of a claim ended? False for a process of another machine, which cannot be known."""
     return claim.place == place() and not is_running(claim.process)
 
@@ -171,7 +171,7 @@ class BlockBoard:
                     found.add(int(path.stem))
         return finished, claimed
 
-    def claims(self) -> dict[int, Claim]:
+    def claims(self) -> dict[int, BlockClaim]:
         """Return the present claims by the numbers of their blocks."""
         found = {number: self._claim(number) for number in sorted(self.numbers()[1])}
         return {number: claim for number, claim in found.items() if claim}
@@ -182,16 +182,16 @@ class BlockBoard:
             return max(0.0, time.time() - self._path(number, "claim").stat().st_mtime)
         return 0.0
 
-    def claim(self, number: int) -> Claim | None:
-        """Claim a block; None if another process has it.
+    def claim(self, number: int) -> BlockClaim | None:
+        """BlockClaim a block; None if another process has it.
 
         Raises:
             BadResults: if the folder cannot be written.
         """
         return self._try(number, 1)
 
-    def take_over(self, number: int) -> Claim | None:
-        """Claim a block whose holder has ended, or has let its lease expire; None if it is still being computed.
+    def take_over(self, number: int) -> BlockClaim | None:
+        """BlockClaim a block whose holder has ended, or has let its lease expire; None if it is still being computed.
 
         A holder of the same evaluation that has ended is left to the process that started it, which knows why.
         The cell fails when the leases of ATTEMPTS holders have expired.
@@ -221,14 +221,14 @@ class BlockBoard:
             return None
         return self._try(number, 1 if ended else claim.attempt + 1)
 
-    def release(self, number: int, claim: Claim) -> None:
+    def release(self, number: int, claim: BlockClaim) -> None:
         """Give up a claim, if it is still this one."""
         found = self._claim(number)
         if found and found.token == claim.token:
             self._path(number, "claim").unlink(missing_ok=True)
 
     @contextmanager
-    def held(self, number: int, claim: Claim) -> Iterator[None]:
+    def held(self, number: int, claim: BlockClaim) -> Iterator[None]:
         """Renew a claim in the background, and give it up at the end."""
         ended = Event()
 
@@ -299,15 +299,15 @@ class BlockBoard:
     def _path(self, number: int, kind: str) -> Path:
         return self.folder / f"{number}.{kind}"
 
-    def _claim(self, number: int) -> Claim | None:
+    def _claim(self, number: int) -> BlockClaim | None:
         return _read_claim(self._path(number, "claim"))
 
-    def _try(self, number: int, attempt: int) -> Claim | None:
-        claim = Claim(uuid.uuid4().hex[:12], self.worker, place(), os.getpid(), attempt)
+    def _try(self, number: int, attempt: int) -> BlockClaim | None:
+        claim = BlockClaim(uuid.uuid4().hex[:12], self.worker, place(), os.getpid(), attempt)
         made = self._create(f"{number}.claim", json.dumps(asdict(claim)).encode(), flush=False)
         return claim if made else None
 
-    def _expired(self, number: int, claim: Claim) -> bool:
+    def _expired(self, number: int, claim: BlockClaim) -> bool:
         """Has a claim stayed the same for a lease, as seen by this process?"""
         with suppress(OSError), self._path(number, "claim").open("rb") as file:
             stamp = (
@@ -349,7 +349,7 @@ class BlockBoard:
         return True
 
 
-def _read_claim(path: Path) -> Claim | None:
+def _read_claim(path: Path) -> BlockClaim | None:
     with suppress(OSError, ValueError, TypeError):
-        return Claim(**json.loads(path.read_bytes()))
+        return BlockClaim(**json.loads(path.read_bytes()))
     return None

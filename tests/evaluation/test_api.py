@@ -109,7 +109,7 @@ def test_missing_ray_is_reported(tmp_path, monkeypatch):
         evaluate(**NAMED, out=tmp_path / "r", checks=False, workers="ray")
 
 
-@pytest.mark.parametrize("workers", [0, -1, "far"])
+@pytest.mark.parametrize("workers", [-2, -1, "far", "ray:,gpus=1"])
 def test_unusable_workers_leave_no_folder(tmp_path, workers):
     with pytest.raises(BadParameter, match="number of workers"):
         evaluate(**NAMED, out=tmp_path / "r", checks=False, workers=workers)
@@ -174,7 +174,7 @@ def test_a_cell_that_fails_does_not_stop_the_others(toys, tmp_path, monkeypatch)
     assert {(p.cell, p.cells) for p in seen} == {(1, 2), (2, 2)}
 
 
-@pytest.mark.parametrize("workers", [0, -1, "many"])
+@pytest.mark.parametrize("workers", [-1, "many", "ray,gpus=x"])
 def test_unusable_workers(workers, tmp_path):
     with pytest.raises(BadParameter, match="workers"):
         evaluate(**NAMED, out=tmp_path / "r", workers=workers)

@@ -12,8 +12,8 @@ from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.errors import CapabilityMismatch
 from robustbench_inv.evaluation.cost import estimate_jobs
 from robustbench_inv.evaluation.jobs import Job
+from robustbench_inv.evaluation.packing import pack_jobs, unpack_jobs
 from robustbench_inv.evaluation.plan import plan_jobs
-from robustbench_inv.evaluation.worker import pack_jobs, unpack_jobs
 from robustbench_inv.results.run_files import CellFolder
 from robustbench_inv.testing.analytic_problems import LinearClassifier
 from robustbench_inv.threat.budgets import LpBall

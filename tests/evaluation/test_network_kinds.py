@@ -142,7 +142,7 @@ def test_frozen_networks_of_other_weights_are_other_models():
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_scripted_network_can_be_sent_to_another_process(tmp_path):
-    from robustbench_inv.evaluation.worker import pack_jobs, unpack_jobs
+    from robustbench_inv.evaluation.packing import pack_jobs, unpack_jobs
 
     (job,) = run(Held(torch.jit.script(network())), tmp_path).plan.jobs
     (again,) = unpack_jobs(pack_jobs([job]))

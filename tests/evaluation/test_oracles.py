@@ -27,9 +27,9 @@ from robustbench_inv.evaluation.oracles import (
     describe_oracle,
     load_oracle,
 )
+from robustbench_inv.evaluation.packing import pack_jobs, unpack_jobs
 from robustbench_inv.evaluation.panel import AttackedModel, PanelOracle
 from robustbench_inv.evaluation.plan import make_plan, plan_jobs
-from robustbench_inv.evaluation.worker import pack_jobs, unpack_jobs
 from robustbench_inv.results.run_files import RunFolder
 from robustbench_inv.tensors import Output
 from robustbench_inv.testing.analytic_problems import (

@@ -137,7 +137,7 @@ def test_the_first_finished_block_stays(tmp_path):
         lambda data: data.replace(b'"a": 2', b'"a": 3'),
         lambda data: data[:-1],
         lambda data: data.replace(b'"images": false', b'"images": true'),
-        lambda data: b"",
+        lambda data: data[:0],
         lambda data: b"\xff" + data,
     ],
 )
@@ -161,6 +161,6 @@ def test_blocks_of_other_samples_or_cells_do_not_fit(tmp_path):
     assert mine.read(1, (3, 6)) is None
 
 
-def test_evaluations_have_names_of_their_own(monkeypatch):
+def test_evaluations_have_names_of_their_own():
     assert new_evaluation() != new_evaluation()
     assert block_board.evaluation_of("a-b/3") == "a-b"

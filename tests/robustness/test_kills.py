@@ -15,3 +15,11 @@ def test_no_kill_loses_a_record(kills):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert int(done.stdout) >= kills
+
+
+@pytest.mark.parametrize("times", [2, pytest.param(30, marks=pytest.mark.slow)])
+def test_neither_kills_nor_pauses_change_a_shared_run(times):
+    command = [sys.executable, str(PROGRAM.with_name("shared_kills.py")), str(times)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(done.stdout) >= times

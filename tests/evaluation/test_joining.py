@@ -1,0 +1,140 @@
+"""Other processes join a run by its folder alone: same records, no objects, a stranger's jobs are refused."""
+
+import json
+import os
+import signal
+
+import pytest
+from typer.testing import CliRunner
+
+import robustbench_inv as rbi
+from robustbench_inv.api import evaluate
+from robustbench_inv.cli.main import app
+from robustbench_inv.errors import BadResults, UsageError
+from robustbench_inv.evaluation.engine import ignore_progress
+from robustbench_inv.evaluation.joining import join
+from robustbench_inv.results.block_board import BlockBoard
+from robustbench_inv.results.files import write_json
+from robustbench_inv.results.run_files import RunFolder
+
+SPHERES = "spheres:d=500,n=10,r1=1,r2=1.3"
+ARGUMENTS = {
+    "model": {"A": "spheres-max-margin", "B": "spheres-misaligned"},
+    "attack": ["pgd:steps=2", "fgsm"],
+    "threat": "l2=0.1,0.4",
+    "dataset": SPHERES,
+    "samples": 40,
+    "batch_size": 7,
+    "keep_images": True,
+    "checks": False,
+}
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for name in ("records.jsonl", "adversarial.safetensors")
+        for path in folder.glob(f"*/{name}")
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone") / "r"
+    evaluate(**ARGUMENTS, out=folder)
+    return folder
+
+
+def test_a_run_without_workers_waits_for_others(alone, tmp_path):
+    folder = tmp_path / "r"
+    waiting = evaluate(**ARGUMENTS, out=folder, workers=0)
+    assert "invbench work" in waiting.notes[-1]
+    assert not list(folder.glob("*/cell.json"))
+    seen = []
+    outcomes = list(join(folder, "cpu", None, seen.append, worker=3))
+    assert [outcome.failure for outcome in outcomes] == [None] * 4
+    assert files(folder) == files(alone)
+    assert {(p.cell, p.cells) for p in seen} == {(n, 4) for n in range(1, 5)}
+    assert not list(folder.glob("*/blocks"))
+    assert [p.done for p in seen if p.cell == 4 and p.state == "running"] == [7, 14, 21, 28, 35, 40]
+    assert evaluate(**ARGUMENTS, out=folder).failures == ()
+    assert files(folder) == files(alone)
+
+
+def test_what_another_process_left_is_used(alone, tmp_path):
+    """Finished blocks that are not in the journal yet are neither lost nor computed again."""
+    folder = tmp_path / "r"
+    evaluate(**ARGUMENTS, out=folder, workers=0)
+    child = os.fork()
+    if not child:
+        list(join(folder, "cpu", None, kill_after(3)))
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    (cell,) = folder.glob("*/cell.json")
+    assert BlockBoard(cell.parent, "").numbers()[0] == {0, 1, 2}
+    assert not (cell.parent / "records.jsonl").read_bytes()
+    kept = (cell.parent / "blocks" / "1.block").read_bytes()
+    evaluate(**ARGUMENTS, out=folder)
+    assert files(folder) == files(alone)
+    events = (cell.parent / "events.jsonl").read_text()
+    seconds = json.loads(kept[kept.index(b'{"event": "block_time"') :].splitlines()[0])["seconds"]
+    assert f'"seconds": {seconds}' in events
+
+
+def kill_after(count):
+    seen = []
+
+    def report(progress):
+        seen.append(progress)
+        if sum(not each.detail for each in seen) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return report
+
+
+def test_objects_cannot_be_joined(tmp_path):
+    model = rbi.load_model("spheres-max-margin", dataset=rbi.load_dataset(SPHERES))
+    with pytest.raises(UsageError, match=r"no other process can load .*file\.py:factory"):
+        evaluate(**{**ARGUMENTS, "model": model}, out=tmp_path / "r", workers=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda value: {},
+        lambda value: {**value, "jobs": [3]},
+        lambda value: {**value, "groups": [[9]]},
+    ],
+)
+def test_damaged_jobs_are_one_line(tmp_path, change):
+    folder = tmp_path / "r"
+    evaluate(**ARGUMENTS, out=folder, workers=0)
+    write_json(folder / "jobs.json", change(json.loads((folder / "jobs.json").read_bytes())))
+    with pytest.raises(BadResults, match="has no jobs that another process can load"):
+        list(join(folder, "cpu", None, ignore_progress))
+
+
+def test_names_that_denote_something_else_fail_the_cell(tmp_path):
+    folder = tmp_path / "r"
+    evaluate(**ARGUMENTS, out=folder, workers=0)
+    value = json.loads((folder / "jobs.json").read_bytes())
+    value["jobs"][0]["seed"] = 1
+    write_json(folder / "jobs.json", value)
+    outcomes = list(join(folder, "cpu", None, ignore_progress))
+    assert ["another cell" in str(outcome.failure) for outcome in outcomes] == [True, *[False] * 3]
+
+
+def test_the_commands(alone, tmp_path):
+    folder = tmp_path / "r"
+    evaluate(**ARGUMENTS, out=folder, workers=0)
+    run = CliRunner().invoke
+    assert "waiting" in run(app, ["status", str(folder)]).output
+    script = run(app, ["work", str(folder), "--slurm", "8"]).output
+    assert "--array=0-7" in script
+    assert f"invbench work {folder}" in script
+    assert run(app, ["work", str(folder)]).exit_code == 0
+    rows = json.loads(run(app, ["status", str(folder), "--json"]).output)
+    assert [(row["state"], row["done"], row["samples"]) for row in rows] == [
+        ("completed", 40, 40)
+    ] * 4
+    assert len(RunFolder(folder).cells()) == 4
+    assert files(folder) == files(alone)
