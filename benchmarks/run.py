@@ -19,6 +19,7 @@ from invariance import invariance_section
 from minimum_norm import minimum_norm_section
 from query_attacks import query_section
 from real_cases import real_cases_section
+from sharing import sharing_section
 from standard import standard_section
 from start_up import start_up_section
 from sweeps import sweep_section
@@ -41,6 +42,7 @@ SECTIONS = {
     "switches": switch_section,
     "sweeps": sweep_section,
     "hypothesis": hypothesis_section,
+    "sharing": sharing_section,
     "floor": floor_section,
 }
 

@@ -49,9 +49,9 @@ def work(
         ),
     ] = None,
 ) -> None:
-    """Compute blocks of a run together with other processes, on this machine or others that see the folder.
+    """Compute blocks of a run together with other processes, on this machine or others with access to the folder.
 
-    It ends when no block is left. Run the command of the evaluation again afterwards for checks and tables.
+    It ends with the last block. Run the command of the evaluation again afterwards for checks and tables.
     """
     from robustbench_inv.arguments import check_number, check_root
 
@@ -82,12 +82,12 @@ def status(run: Run, json: Json = False) -> None:
         print_line(f"{row['cell']}: {row['state']}, {row['done']} of {row['samples']} samples")
         for claim in row["claims"]:
             block, age = claim["block"], claim["seconds"]
-            print_line(f"  block {block} by {claim['worker']}, who was heard of {age:.0f} s ago")
+            print_line(f"  block {block} by {claim['worker']}, renewed {age:.0f} s ago")
     return None
 
 
 def _describe(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is known of a cell while processes compute its blocks."""
+    """Return the state of a cell while processes compute its blocks."""
     from robustbench_inv.results.block_board import OPENING, BlockBoard
     from robustbench_inv.results.cell_content import block_samples
     from robustbench_inv.results.run_files import CellFolder

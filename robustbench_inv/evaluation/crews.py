@@ -151,7 +151,7 @@ class _Crew(Protocol):
         """Start one more."""
 
     def events(self) -> Iterator[CellOutcome | _Death]:
-        """Yield outcomes and deaths until no process is left."""
+        """Yield outcomes and deaths until all processes have ended."""
 
     def close(self) -> None:
         """End all processes."""
@@ -202,7 +202,7 @@ def _release(
 
 
 class Processes:
-    """Local processes, each of which works until nothing is left.
+    """Local processes, each of which works until the last block.
 
     Args:
         shared: what they share.
@@ -229,7 +229,7 @@ class Processes:
         self._running[worker.connection] = worker
 
     def events(self) -> Iterator[CellOutcome | _Death]:
-        """Yield outcomes and deaths until no process is left; report progress meanwhile."""
+        """Yield outcomes and deaths until all processes have ended; report progress meanwhile."""
         while self._running:
             for connection in wait(list(self._running)):
                 worker = self._running[connection]
@@ -255,7 +255,7 @@ class Processes:
 
 
 class RayTasks:
-    """Tasks of a Ray cluster, each of which works until nothing is left.
+    """Tasks of a Ray cluster, each of which works until the last block.
 
     Args:
         shared: what they share, in a folder that all nodes see.
@@ -283,7 +283,7 @@ class RayTasks:
         self._running[task] = name
 
     def events(self) -> Iterator[CellOutcome | _Death]:
-        """Yield outcomes and deaths until no task is left."""
+        """Yield outcomes and deaths until all tasks have ended."""
         while self._running:
             (done, *_), _ = self._ray.wait(list(self._running))
             name = self._running.pop(done)

@@ -53,7 +53,7 @@ def join(
     report: ProgressCallback,
     worker: int = 0,
 ) -> Iterator[CellOutcome]:
-    """Compute blocks of an evaluation until none is left, and yield the outcomes of the cells that ended here.
+    """Compute blocks of an evaluation until its last one, and yield the outcomes of the cells that ended here.
 
     Args:
         root: the run's folder, which all its processes see.
@@ -110,7 +110,7 @@ def _from_json(value: Mapping[str, Any], device: str, data_root: str | None) -> 
     """Return a job as another process packs it.
 
     Raises:
-        UsageError: for a value that is none of a job.
+        UsageError: for a job without samples.
     """
     label, model = str(value["label"]), str(value["model"])
     request = EvaluationRequest(

@@ -1,6 +1,6 @@
 """The work of one process in an evaluation that several share: it claims blocks, computes them and stores them.
 
-No process directs the others. Whoever finds enough finished blocks moves them into the journal, in order.
+No process directs the others. A process that finds enough finished blocks moves them into the journal, in order.
 """
 
 import time

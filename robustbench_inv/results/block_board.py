@@ -131,7 +131,7 @@ class BlockBoard:
         return None
 
     def fail(self, reason: str) -> None:
-        """Tell the other processes that the cell cannot be completed."""
+        """State for the other processes that the cell cannot be completed."""
         self._create("failure.json", json.dumps({"reason": reason}).encode())
 
     def check_unclaimed(self) -> None:
@@ -149,12 +149,12 @@ class BlockBoard:
                 )
 
     def mark_images(self) -> None:
-        """Tell the other processes that the cell keeps its images, as those that a repair replaces."""
+        """State for the other processes that the cell keeps its images, as those that a repair replaces."""
         self._create("images.keep", b"")
 
     @property
     def keeps_images(self) -> bool:
-        """Has a process told that the cell keeps its images?"""
+        """Does the cell keep its images?"""
         return (self.folder / "images.keep").exists()
 
     def forgive(self) -> None:
@@ -193,7 +193,7 @@ class BlockBoard:
     def take_over(self, number: int) -> BlockClaim | None:
         """BlockClaim a block whose holder has ended, or has let its lease expire; None if it is still being computed.
 
-        A holder of the same evaluation that has ended is left to the process that started it, which knows why.
+        A holder of the same evaluation that has ended is left to the process that started it, and that gets its exit code.
         The cell fails when the leases of ATTEMPTS holders have expired.
         """
         path, claim = self._path(number, "claim"), self._claim(number)
@@ -308,7 +308,7 @@ class BlockBoard:
         return claim if made else None
 
     def _expired(self, number: int, claim: BlockClaim) -> bool:
-        """Has a claim stayed the same for a lease, as seen by this process?"""
+        """Has a claim stayed the same for a lease, by the clock of this process?"""
         with suppress(OSError), self._path(number, "claim").open("rb") as file:
             stamp = (
                 claim.token,

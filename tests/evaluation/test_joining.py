@@ -100,7 +100,7 @@ def test_objects_cannot_be_joined(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda value: {},
+        lambda value: {**value, "options": 3},
         lambda value: {**value, "jobs": [3]},
         lambda value: {**value, "groups": [[9]]},
     ],
