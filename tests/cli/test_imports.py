@@ -45,7 +45,7 @@ COMMANDS = {
         "output",
         "queue",
     ),
-    *("report", "reproduce", "rescore", "train"),
+    *("report", "reproduce", "rescore", "train", "work"),
 }
 HELP = {
     "robustbench_inv",

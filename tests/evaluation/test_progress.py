@@ -6,7 +6,7 @@ import torch
 from robustbench_inv import progress as progress_module
 from robustbench_inv.attacks.ensemble import Ensemble
 from robustbench_inv.attacks.pgd import PGD
-from robustbench_inv.evaluation import engine
+from robustbench_inv.evaluation import block_runner
 from robustbench_inv.evaluation.engine import Progress, RunOptions, run_cell
 from robustbench_inv.results.run_files import CellFolder
 
@@ -14,7 +14,7 @@ from robustbench_inv.results.run_files import CellFolder
 @pytest.fixture(autouse=True)
 def often(monkeypatch):
     """Report before every query."""
-    monkeypatch.setattr(engine, "REPORT_SECONDS", -1.0)
+    monkeypatch.setattr(block_runner, "REPORT_SECONDS", -1.0)
 
 
 def test_an_ensemble_reports_its_part_and_the_samples_left(toys, tmp_path):
