@@ -53,7 +53,12 @@ class _Empty(ModuleType):
 
 
 def run_foolbox(
-    network: nn.Module, images: Tensor, labels: Tensor, name: str, **parameters: object
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    name: str,
+    seed: int = 0,
+    **parameters: object,
 ) -> Tensor:
     """Return the adversarial examples of an attack of Foolbox.
 
@@ -63,14 +68,19 @@ def run_foolbox(
     import foolbox as fb
     from foolbox.models.pytorch import PyTorchModel
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = PyTorchModel(network, bounds=(0, 1), device="cpu")
     found: Tensor = getattr(fb.attacks, name)(**parameters)(model, images, labels, epsilons=None)[1]
     return found
 
 
 def run_torchattacks(
-    network: nn.Module, images: Tensor, labels: Tensor, name: str, **parameters: object
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    name: str,
+    seed: int = 0,
+    **parameters: object,
 ) -> Tensor:
     """Return the adversarial examples of an attack of torchattacks.
 
@@ -79,7 +89,7 @@ def run_torchattacks(
     """
     import torchattacks as ta
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model = nn.Sequential(network)
     model.register_parameter("device", nn.Parameter(torch.zeros(1), requires_grad=False))
     found: Tensor = getattr(ta, name)(model.eval(), **parameters)(images, labels)
@@ -87,7 +97,12 @@ def run_torchattacks(
 
 
 def run_adversarial_library(
-    network: nn.Module, images: Tensor, labels: Tensor, name: str, **parameters: object
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    name: str,
+    seed: int = 0,
+    **parameters: object,
 ) -> Tensor:
     """Return the adversarial examples of an attack of adversarial-library.
 
@@ -97,13 +112,18 @@ def run_adversarial_library(
     library = adversarial_library()
     if library is None:
         raise ImportError("adv_lib")
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     found: Tensor = getattr(library, name)(network, images, labels, **parameters)
     return found
 
 
 def run_art(
-    network: nn.Module, images: Tensor, labels: Tensor, name: str, **parameters: object
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    name: str,
+    seed: int = 0,
+    **parameters: object,
 ) -> Tensor:
     """Return the adversarial examples of an attack of the Adversarial Robustness Toolbox.
 
@@ -113,7 +133,7 @@ def run_art(
     from art.attacks import evasion
     from art.estimators.classification import PyTorchClassifier
 
-    np.random.seed(0)  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
     shape = tuple(images.shape[1:])
     model = PyTorchClassifier(
         network, nn.CrossEntropyLoss(), shape, 10, clip_values=(0.0, 1.0), device_type="cpu"

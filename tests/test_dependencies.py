@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -112,9 +113,10 @@ def part_of(name):
     return name.split(".")[0]
 
 
+@cache
 def imports(path, *, functions):
     """Return the modules of the package that a file imports, without imports for type checkers."""
-    found, queue = set(), [ast.parse((PACKAGE / path).read_text())]
+    found, queue = set(), [structure.tree(PACKAGE / path)]
     while queue:
         node = queue.pop()
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):

@@ -354,26 +354,29 @@ def _place_label(
     axes: Axes, text: str, at: tuple[float, float], taken: Sequence[Bbox]
 ) -> Bbox | None:
     """Write a label at the first free place around a point, and return the box it covers; None without a free place."""
-    frame = axes.get_window_extent()
+    frame, style = (
+        axes.get_window_extent(),
+        {"textcoords": "offset points", "va": "center", "fontsize": 7.5},
+    )
+    measured = axes.annotate(text, at, (0, 0), ha="left", **style)
+    measured.get_window_extent()  # computes the position
+    box = Text.get_window_extent(measured)
+    measured.remove()
+    scale = axes.get_figure(root=True).dpi / 72
     for reach, (dx, dy) in product(REACH, DIRECTIONS):
-        side = "left" if dx > 0 else "right"
-        arrow = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5} if reach > REACH[0] else None
-        label = axes.annotate(
-            text,
-            at,
-            (reach * dx, reach * dy),
-            textcoords="offset points",
-            ha=side,
-            va="center",
-            fontsize=7.5,
-            arrowprops=arrow,
-        )
-        label.get_window_extent()  # computes the position
-        box = Text.get_window_extent(label)  # without the arrow
+        left = reach * dx * scale - (0 if dx > 0 else box.width)
+        place = box.translated(left, reach * dy * scale)
         inside = (
-            frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
+            frame.x0 <= place.x0
+            and place.x1 <= frame.x1
+            and frame.y0 <= place.y0
+            and place.y1 <= frame.y1
         )
-        if inside and not any(box.overlaps(other) for other in taken):
-            return box
-        label.remove()
+        if inside and not any(place.overlaps(other) for other in taken):
+            arrow = (
+                {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5} if reach > REACH[0] else None
+            )
+            side = "left" if dx > 0 else "right"
+            axes.annotate(text, at, (reach * dx, reach * dy), ha=side, arrowprops=arrow, **style)
+            return place
     return None
