@@ -72,6 +72,12 @@ class Conclusion:
         said = self.reasons[0].text if self.reasons else " ".join(self.numbers)
         return f"{self.verdict}. {said}"
 
+    @property
+    def mark(self) -> str:
+        """The sign beside the numbers of the model, as ``mark_of`` gives it."""
+        grade = dict(zip(CONCLUSIONS, ("PASS", "WARN", "FAIL"), strict=True))[self.verdict]
+        return mark_of([grade])
+
     def concerns(self, cell: FinishedCell) -> bool:
         """Return whether the conclusion is about the model and data set of a cell."""
         return (self.model_digest, self.dataset_digest) == _subject(cell)

@@ -81,6 +81,13 @@ def _check_budget(job: Job) -> None:
             got="threat none",
             expected="a budget such as linf=0.1 or l2=1.5",
         )
+    if isinstance(threat.goal, Accept) and threat.bounded:
+        raise CapabilityMismatch(
+            f"{attack.name} has inputs of no class, which have no distance to the sample",
+            got=f"the budget {threat.text}",
+            expected="none",
+            remedy=f"run it by itself: --attack {attack.name} --threat none, into the same --out",
+        )
     if threat.norm not in attack.attack.norms:
         raise CapabilityMismatch(
             f"{attack.name} does not support this norm",

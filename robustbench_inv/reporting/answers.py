@@ -8,8 +8,8 @@ from robustbench_inv.arguments import format_eps
 from robustbench_inv.checks.audit_verdict import CONCLUSIONS, Conclusion
 from robustbench_inv.reporting.headlines import Headline
 from robustbench_inv.reporting.run_results import WorstCase
-from robustbench_inv.reporting.statistics import rank_interval
-from robustbench_inv.reporting.table_formats import dataset_title, norm_symbol
+from robustbench_inv.reporting.statistics import median_of, rank_interval
+from robustbench_inv.reporting.table_formats import dataset_title, median_cell, norm_symbol
 from robustbench_inv.results.rates import ensemble_breakdown
 
 __all__ = ["Answer", "answer_questions", "strongest_attack"]
@@ -35,7 +35,7 @@ def answer_questions(
         headlines: of all groups of cells.
         conclusions: about the same models.
     """
-    ranked = [each for each in headlines if _is_robustness(each)]
+    ranked = [each for each in headlines if _can_rank(each)]
     about = {(each.model, each.dataset): each.verdict for each in conclusions}
     found = (
         Answer("Which model is best?", tuple(_best(each, about) for each in ranked)),
@@ -45,17 +45,16 @@ def answer_questions(
     return tuple(answer for answer in found if answer.sentences)
 
 
-def _is_robustness(headline: Headline) -> bool:
-    """Is the headline a robust accuracy at a budget?"""
-    group, cases = headline.group, headline.cases.values()
-    other = group.keeps or group.no_class or group.fixed
-    return not other and all(case.eps < inf for case in cases) and len(cases) > 0
+def _can_rank(headline: Headline) -> bool:
+    """Is there a better and a worse, that is, no fixed inputs and no inputs of no class?"""
+    return bool(headline.cases) and not (headline.group.no_class or headline.group.fixed)
 
 
 def _best(headline: Headline, verdicts: Mapping[tuple[str, str], str]) -> str:
     """Return which models the paired tests leave as the best, of those whose numbers can be published.
 
-    A model is better if its samples survive more of the budgets of the sweep.
+    A model is better if its samples survive more of the budgets of the sweep, if they are broken at larger distances,
+    or if it notices more changes of the class.
     """
     cases, data = headline.cases, headline.group.dataset
     barred = [m for m in cases if verdicts.get((m, data)) == CONCLUSIONS[-1]]
@@ -67,20 +66,40 @@ def _best(headline: Headline, verdicts: Mapping[tuple[str, str], str]) -> str:
         else {}
     )
     best = [m for m, (first, _) in ranks.items() if first == 1] or list(rivals)
-    best.sort(key=lambda m: -rivals[m].rate.value)
+    best.sort(key=lambda m: _value(rivals[m]), reverse=True)
     text = f"{_share(best[0], rivals[best[0]])} on {dataset_title(data)}"
-    if not same:
+    if len(cases) == 1:
+        text = f"The only model is {text}"
+    elif not same:
         text += "; the models have different samples, so that they are not ranked"
     elif len(best) > 1:
         text += f"; on these samples it is not shown to be better than {_listed(best[1:])}"
     elif len(rivals) > 1:
-        text += ", more than every other model"
+        text += f", {_comparative(rivals[best[0]])} than every other model"
     return f"{text}{_left_out(barred, len(cases))}."
 
 
+def _value(case: WorstCase) -> float:
+    """Return the number of the answer, the larger the better."""
+    if case.group.keeps:
+        return -case.success_rate.value
+    return case.reach if case.eps == inf else case.rate.value
+
+
+def _comparative(case: WorstCase) -> str:
+    return "less" if case.group.keeps else "farther" if case.eps == inf else "more"
+
+
 def _share(model: str, case: WorstCase) -> str:
-    at = f"{norm_symbol(case.group.norm)} ≤ {format_eps(case.eps)}"
-    return f"{model}: {case.rate.percent} robust at {at}"
+    sign = norm_symbol(case.group.norm)
+    at = f"{sign} ≤ {format_eps(case.eps)}" if case.eps < inf else f"any {sign} distance"
+    if case.group.keeps:
+        return f"{model}: misses {case.success_rate.percent} of class changes at {at}"
+    if case.eps < inf:
+        return f"{model}: {case.rate.percent} robust at {at}"
+    median = median_cell(median_of(case.distances))
+    interval = f" [{median.detail.replace('–', ', ')}]" if median.detail else ""
+    return f"{model}: broken at a median {sign} distance of {median.text}{interval}"
 
 
 def _left_out(barred: Sequence[str], total: int) -> str:
@@ -108,25 +127,24 @@ def _broken(headlines: Sequence[Headline]) -> Iterator[str]:
     """Yield for each kind of failure the attack that is strongest on most models, with its member if it has some."""
     for headline in headlines:
         strongest = [strongest_attack(each) for each in headline.cases.values() if _succeeded(each)]
-        if not strongest:
-            continue
-        name = _most_common(strongest)
+        name = _most_common(strongest) or "no attack succeeded"
         count = sum(each == name for each in strongest)
-        where = f" on {count} of {len(headline.cases)} models" if len(headline.cases) > 1 else ""
+        several = strongest and len(headline.cases) > 1
+        where = f" on {count} of {len(headline.cases)} models" if several else ""
         yield f"{_kind(headline)}: {name}{where}."
 
 
 def _kind(headline: Headline) -> str:
-    """Return data set, norm and kind of failure in words."""
+    """Return the kind of failure in words, with norm and data set."""
     group = headline.group
-    kind = "small changes"
+    kind = "Small changes"
     if group.no_class:
-        kind = "inputs of no class"
+        kind = "Inputs of no class"
     elif group.fixed:
-        kind = "fixed inputs"
+        kind = "Fixed inputs"
     elif group.keeps:
-        kind = "class changes missed"
-    return f"{group.data}, {norm_symbol(group.norm)}, {kind}"
+        kind = "Class changes missed"
+    return f"{kind} ({norm_symbol(group.norm)}, {group.data})"
 
 
 def _succeeded(case: WorstCase) -> bool:

@@ -41,7 +41,7 @@ class GlanceRow:
         dataset: its data.
         conclusion: whether its numbers can be published; None without checks.
         clean: clean accuracy.
-        results: for each column, and the attack that broke most samples.
+        results: for each column, and the strongest attack in words.
     """
 
     model: str

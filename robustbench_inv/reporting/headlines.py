@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ __all__ = ["Headline", "HeadlineRow", "build_headlines", "count_survived", "deci
 
 @dataclass(frozen=True)
 class HeadlineRow:
-    """One model's line: clean accuracy, result, and the attack that broke most samples."""
+    """One model's line: clean accuracy, result, and the strongest attack in words."""
 
     model: str
     clean: TableCell
@@ -51,7 +52,8 @@ class Headline:
         rows: one for each model.
         judges: the oracles of changed inputs, in words; empty without an oracle.
         cases: the worst case behind the result, by model.
-        survived: by model (n,), at how many of the eps that all models have each sample of its case is robust.
+        survived: by model (n,), a number for each sample of its case, larger for a better model: at how many of the eps
+            that all models have it is robust, the distance at which it is broken, or 1 if a change of class is noticed.
     """
 
     group: CellGroup
@@ -60,7 +62,7 @@ class Headline:
     rows: tuple[HeadlineRow, ...]
     judges: str = ""
     cases: Mapping[str, WorstCase] = field(default_factory=dict, repr=False)
-    survived: Mapping[str, NDArray[np.int64]] = field(default_factory=dict, repr=False)
+    survived: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
 
 
 def build_headlines(cells: Sequence[FinishedCell], interval: IntervalOf) -> list[Headline]:
@@ -86,7 +88,7 @@ def _headline(panel: CellGroup, found: Sequence[WorstCase], interval: IntervalOf
     for model, mine in by_model.items():
         worst = chosen.get(model) or most_attacked(mine)[0]
         result = measure.show(worst, interval) if model in chosen else BLANK
-        attack = worst.strongest[0] if model in chosen else ""
+        attack = _strongest(worst) if model in chosen else ""
         clean = rate_cell(worst.clean, interval(worst.clean))
         rows.append(HeadlineRow(model, clean, result, attack))
     caption = _headline_caption(measure, list(chosen.values()))
@@ -95,10 +97,24 @@ def _headline(panel: CellGroup, found: Sequence[WorstCase], interval: IntervalOf
     sweeps = {m: [w for w in by_model[m] if w.ids == case.ids] for m, case in chosen.items()}
     common = set.intersection(*({w.eps for w in sweep} for sweep in sweeps.values()))
     survived = {
-        model: count_survived([w for w in sweep if w.eps in common])
+        model: _survived(chosen[model], [w for w in sweep if w.eps in common])
         for model, sweep in sweeps.items()
     }
     return Headline(panel, caption, text, tuple(rows), judges, chosen, survived)
+
+
+def _strongest(worst: WorstCase) -> str:
+    if not worst.success_rate.successes:
+        return "no attack succeeded"
+    name = worst.strongest[0]
+    return f"strongest: {name}" if len(worst.cells) > 1 else f"by {name}"
+
+
+def _survived(case: WorstCase, sweep: Sequence[WorstCase]) -> NDArray[Any]:
+    """Return a number for each sample by which models are compared, (n,)."""
+    if case.group.keeps:
+        return case.robust & case.attacked
+    return case.broken_at if case.eps == inf else count_survived(sweep)
 
 
 def count_survived(cases: Sequence[WorstCase]) -> NDArray[np.int64]:

@@ -127,7 +127,10 @@ def _download(files: Mapping[str, bytes], name: str, label: str) -> Markup:
     """Return a link that holds a file's content, so that it survives if the page is sent alone.
 
     A large file is compressed. ``links.js`` unpacks it as it is saved; without JavaScript the reader gets the .gz file.
+    There is no link to a file that was not made.
     """
+    if name not in files:
+        return Markup()
     content, saved = files[name], Path(name).name
     if len(content) <= LARGEST_PLAIN:
         kind = MEDIA_TYPES.get(Path(name).suffix, "application/octet-stream")

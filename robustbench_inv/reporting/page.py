@@ -142,7 +142,7 @@ def build_page(definition: Definition, runs: Sequence[RunResult]) -> ReportPage:
     return ReportPage(
         definition=definition,
         overview=_overview(cells),
-        headlines=tuple(marks.on_headline(each) for each in build_headlines(cells, interval)),
+        headlines=tuple(build_headlines(cells, interval)),
         colours={cell.model_label: plot.colour(cell.model_label) for cell in cells},
         sections=tuple(
             replace(filled, tables=tuple(map(marks.on_table, filled.tables)))
@@ -164,13 +164,6 @@ class _Marks:
 
     cells: Sequence[FinishedCell]
     verdicts: Sequence[Verdict]
-
-    def on_headline(self, headline: Headline) -> Headline:
-        """Return a headline with marked results."""
-        rows = (
-            replace(row, result=_marked(row.result, self._mark(row.model))) for row in headline.rows
-        )
-        return replace(headline, rows=tuple(rows))
 
     def on_table(self, table: Table) -> Table:
         """Return a table whose shares are marked; its first cells name the model, and perhaps the attack."""

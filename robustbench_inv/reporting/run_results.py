@@ -185,9 +185,18 @@ class WorstCase:
 
     @property
     def strongest(self) -> tuple[str, Rate]:
-        """The single attack that breaks most of these samples, and the robust accuracy under it."""
-        rates = [(cell.attack_label, replace(self, cells=(cell,)).rate) for cell in self.cells]
-        return min(rates, key=lambda each: (each[1].successes, each[0]))
+        """The single attack that breaks most of these samples, and the robust accuracy under it.
+
+        Of attacks that break as many at any distance, it is the one with the smallest median distance.
+        """
+        alone = [(cell.attack_label, replace(self, cells=(cell,))) for cell in self.cells]
+        name, worst = min(alone, key=lambda each: (each[1].rate.successes, each[1].reach, each[0]))
+        return name, worst.rate
+
+    @property
+    def reach(self) -> float:
+        """The median distance of the attacks without a budget; 0 for a budget, inf without an attacked sample."""
+        return float(np.median(self.distances or inf)) if self.eps == inf else 0.0
 
     def at(self, eps: float) -> "WorstCase":
         """Return the worst case of the same attacks on the same samples at another eps."""

@@ -354,15 +354,14 @@ def _place_label(
     axes: Axes, text: str, at: tuple[float, float], taken: Sequence[Bbox]
 ) -> Bbox | None:
     """Write a label at the first free place around a point, and return the box it covers; None without a free place."""
-    frame, style = (
-        axes.get_window_extent(),
-        {"textcoords": "offset points", "va": "center", "fontsize": 7.5},
-    )
+    style: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 7.5}
+    frame, figure = axes.get_window_extent(), axes.get_figure(root=True)
+    assert figure is not None
     measured = axes.annotate(text, at, (0, 0), ha="left", **style)
     measured.get_window_extent()  # computes the position
     box = Text.get_window_extent(measured)
     measured.remove()
-    scale = axes.get_figure(root=True).dpi / 72
+    scale = figure.dpi / 72
     for reach, (dx, dy) in product(REACH, DIRECTIONS):
         left = reach * dx * scale - (0 if dx > 0 else box.width)
         place = box.translated(left, reach * dy * scale)

@@ -24,6 +24,8 @@ def plan(attack, threat):
         ("noise-image", "none:goal=misclassify"),
         ("noise-image", "none:goal=target:offset=1"),
         ("distal", "none:goal=keep-decision"),
+        ("noise-image", "linf=0.1"),
+        ("out-of-distribution", "l2=3"),
         ("invariance-ball", "linf=0.1:goal=misclassify"),
         ("collision", "none:goal=target:offset=1"),
         ("foolbox:NewtonFoolAttack", "none:goal=target:offset=1"),

@@ -59,7 +59,27 @@ def test_models_with_other_samples_are_not_ranked():
     assert "not ranked" in text
 
 
-@pytest.mark.parametrize(("robust", "expected"), [(60, None), (30, "strong on 1 of 2 models")])
-def test_the_strongest_attack_is_named_unless_nothing_broke(robust, expected):
+def far(model, distance, attack="ddn", n=60):
+    broken = [distance + i / 1000 for i in range(n)]
+    about = {"model": {"name": model, "digest": model}, "attack": {"kind": "minimum-norm"}}
+    return toy_cell(attack, broken, epsilons=[], **about)
+
+
+def test_models_are_compared_by_distance_without_a_budget():
+    found = answers([far("a", 1.0), far("b", 2.0), far("b", 1.5, "fmn")])
+    assert found["Which"].startswith("b: broken at a median ℓ∞ distance of 1.53 [1.5")
+    assert found["Which"].endswith("on four, farther than every other model.")
+
+
+def test_of_attacks_that_break_every_sample_the_strongest_has_the_smallest_distances():
+    found = answers([far("a", 2.0, "ddn"), far("a", 1.0, "fmn")])
+    assert found["What"] == "Small changes (ℓ∞, four): fmn."
+    assert found["Which"].startswith("The only model is a: broken at a median ℓ∞ distance of 1.03")
+
+
+@pytest.mark.parametrize(
+    ("robust", "expected"), [(60, "no attack succeeded"), (30, "strong on 1 of 2 models")]
+)
+def test_the_strongest_attack_is_named_and_whether_nothing_broke(robust, expected):
     cells = [cell("a", robust, "strong"), cell("b", 60, "strong")]
-    assert answers(cells).get("What") == (expected and f"four, ℓ∞, small changes: {expected}.")
+    assert answers(cells)["What"] == f"Small changes (ℓ∞, four): {expected}."

@@ -37,8 +37,8 @@ def test_a_row_has_both_failures_and_the_attack_that_broke_most():
         row.model: [(cell.text, attack) for cell, attack in row.results] for row in glance.rows
     }
     assert texts == {
-        "a": [("70.0", "pgd"), ("20.0", "collision")],
-        "b": [("10.0", "pgd"), ("90.0", "collision")],
+        "a": [("70.0", "strongest: pgd"), ("20.0", "by collision")],
+        "b": [("10.0", "strongest: pgd"), ("90.0", "by collision")],
     }
     assert all(row.conclusion is not None for row in glance.rows)
 
