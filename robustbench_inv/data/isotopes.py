@@ -101,12 +101,27 @@ def pattern_bins(axis: MassAxis, mass: float, deviation: float = 0.2) -> float:
     return axis.position(last + 2 * deviation) - axis.position(mass - 2 * deviation)
 
 
+SPREAD = 0.35
+"""Standard deviation of the logarithm of a peptide's abundance within a class."""
+
+CHANGE = 0.5
+"""Share by which the abundance of an informative peptide is larger in one class and smaller in the other."""
+
+OFFSETS_PER_BIN = 4
+"""Misalignments that the oracle tries."""
+
+UNEXPLAINED = 0.02
+"""Deviation beside the noise up to which the oracle accepts a fit."""
+
+
 @dataclass(frozen=True)
 class IsotopePatterns:
     """Synthetic spectra (bins,) in [0, 1] of two classes, which differ in the abundance of some peptides.
 
-    All spectra share the peptides. Those that differ have neighbours at half the distance of isotopes, whose single
-    peaks vary more: the class is in whole patterns rather than in single bins. A spectrum depends on seed and id alone.
+    All spectra share the peptides. Each has a single peak beside its second isotope, whose abundance varies more: the
+    class is in whole patterns rather than in single bins. A spectrum depends on seed and id alone.
+
+    ``classify`` gives the class of any spectrum: the likelihood ratio of the abundances that fit it best.
 
     Args:
         bins: elements of a spectrum; the bins are those of ``MassAxis`` with 0.163 Da on average.
@@ -131,6 +146,7 @@ class IsotopePatterns:
     num_classes = 2
     bounds = (0.0, 1.0)
     classes = ("synthetic tissue A", "synthetic tissue B")
+    oracle_source = "generator"
     budgets = ("linf=0.01,0.02,0.05",)
 
     def __post_init__(self) -> None:
@@ -181,20 +197,55 @@ class IsotopePatterns:
         ids = checked_ids(ids, self.size)
         rng = SampleRNG(self.seed, ids, f"isotopes-{self.split}")
         peaks = self._peaks
-        abundance = (0.35 * rng.normal((self.peptides,), dtype=torch.float64)).exp()
-        change = 1 + 0.5 * self._effect * (2 * self.labels[ids][:, None] - 1)
+        abundance = (SPREAD * rng.normal((self.peptides,), dtype=torch.float64)).exp()
+        change = 1 + CHANGE * self._effect * (2 * self.labels[ids][:, None] - 1)
         disturbed = (0.6 * rng.normal((self.peptides,), step=1, dtype=torch.float64)).exp()
         spectra = (abundance * change) @ peaks[0] + disturbed @ peaks[1]
         spectra = self._moved(spectra, rng)
         spectra = spectra + self.noise * rng.normal((self.bins,), step=2, dtype=torch.float64)
         return spectra.clamp(0, 1).float(), self.labels[ids]
 
+    def classify(self, images: Tensor) -> Tensor:
+        """Return the class of spectra (n, bins), (n,) int64: the more likely one, given their abundances.
+
+        Patterns and single peaks are fitted by least squares at several misalignments. The best fit gives the abundance
+        of each peptide, whose logarithm is normal in each class. An input that no fit explains has no class: −1, if
+        the deviation of its residuals is above twice the noise plus ``UNEXPLAINED``.
+        """
+        values = images.detach().to("cpu", torch.float64)
+        abundances = torch.stack([values @ inverse for inverse, _ in self._fits])
+        errors = [
+            (values - found @ peaks).square().sum(1)
+            for found, (_, peaks) in zip(abundances, self._fits, strict=True)
+        ]
+        error, best = torch.stack(errors).min(0)
+        chosen = abundances[best, torch.arange(len(values))][:, : self.peptides].clamp_min(1e-3)
+        effect = self._effect * CHANGE
+        distances = [(chosen.log() - (1 + sign * effect).log()).square() for sign in (-1, 1)]
+        ratio = ((distances[0] - distances[1]) * effect.abs()).sum(1)
+        explained = (error / self.bins).sqrt() <= 2 * self.noise + UNEXPLAINED
+        return torch.where(explained, (ratio > 0).long(), -1).to(images.device)
+
     def _moved(self, spectra: Tensor, rng: SampleRNG) -> Tensor:
-        offset = self.shift * (2 * rng.uniform((1,), step=3, dtype=torch.float64) - 1)
+        return self._at(
+            spectra, self.shift * (2 * rng.uniform((1,), step=3, dtype=torch.float64) - 1)
+        )
+
+    def _at(self, spectra: Tensor, offset: Tensor) -> Tensor:
+        """Return spectra (n, bins) moved by (n or 1, 1) bins."""
         position = (torch.arange(self.bins) + offset).clamp(0, self.bins - 1)
         before, part = position.floor().long(), position - position.floor()
         after = (before + 1).clamp(max=self.bins - 1)
-        return torch.lerp(spectra.gather(1, before), spectra.gather(1, after), part)
+        left, right, weight = (each.expand(len(spectra), -1) for each in (before, after, part))
+        return torch.lerp(spectra.gather(1, left), spectra.gather(1, right), weight)
+
+    @cached_property
+    def _fits(self) -> list[tuple[Tensor, Tensor]]:
+        """The least-squares inverse (bins, 2 peptides) of all peaks, and the peaks, for each misalignment."""
+        steps = round(2 * self.shift * OFFSETS_PER_BIN) + 1
+        offsets = torch.linspace(-self.shift, self.shift, steps, dtype=torch.float64)
+        moved = [self._at(torch.cat(self._peaks), offset.reshape(1, 1)) for offset in offsets]
+        return [(torch.linalg.pinv(peaks), peaks) for peaks in moved]
 
     @cached_property
     def _peptides(self) -> tuple[Tensor, Tensor]:

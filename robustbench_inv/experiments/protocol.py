@@ -31,6 +31,7 @@ __all__ = [
 
 EXPERIMENTS = {
     "accuracies": "robustbench_inv.experiments.selective_accuracy:measure_accuracies",
+    "architectures": "robustbench_inv.experiments.linearisations:measure_architectures",
     "decision-planes": "robustbench_inv.experiments.decision_planes:measure_planes",
     "elimination-effect": "robustbench_inv.experiments.elimination_effect:measure_layers",
     "error-rates": "robustbench_inv.experiments.error_rates:measure_errors",
@@ -40,14 +41,20 @@ EXPERIMENTS = {
     "interpolations": "robustbench_inv.experiments.interpolations:measure_interpolations",
     "logits": "robustbench_inv.experiments.logits:measure_logits",
     "isotope-bins": "robustbench_inv.experiments.preimages:measure_isotope_bins",
+    "linearisations": "robustbench_inv.experiments.linearisations:measure_linearisations",
     "log-determinants": "robustbench_inv.experiments.preimages:measure_log_determinants",
     "metamers": "robustbench_inv.experiments.metamers:measure_metamers",
     "ood-detection": "robustbench_inv.experiments.ood_detection:measure_ood_detection",
     "photographs": "robustbench_inv.experiments.photographs:measure_architecture",
     "preimages": "robustbench_inv.experiments.preimages:measure_preimages",
+    "removed-vectors": "robustbench_inv.experiments.linearisations:measure_removal",
     "residual-networks": "robustbench_inv.experiments.stability:measure_residual_networks",
     "score-distributions": "robustbench_inv.experiments.ood_detection:measure_score_distributions",
     "selective-accuracy": "robustbench_inv.experiments.selective_accuracy:measure_selective_accuracy",
+    "planar-densities": "robustbench_inv.experiments.planar_flows:measure_densities",
+    "planar-dynamics": "robustbench_inv.experiments.planar_flows:measure_dynamics",
+    "invertible-properties": "robustbench_inv.experiments.planar_flows:measure_properties",
+    "tissue-methods": "robustbench_inv.experiments.tissue_spectra:measure_tissue_methods",
     "targeted-logits": "robustbench_inv.experiments.logits:measure_targeted_logits",
 }
 """Experiments by the name that a definition gives in ``by``, and their code, as ``module:function``."""

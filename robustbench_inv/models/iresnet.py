@@ -220,7 +220,8 @@ class InvertibleResNet(nn.Module):
         It is the product of those of ActNorms, residual layers (1 + L) and head. The mean over p positions has norm
         1/√p, as a map of all positions.
         """
-        return self._feature_bound() * float(torch.linalg.matrix_norm(self.linear.weight, 2))
+        weight = self.linear.weight.detach()
+        return self._feature_bound() * float(torch.linalg.matrix_norm(weight, 2))
 
     @torch.no_grad()
     def certified_radii(self, images: Tensor, labels: Tensor) -> Tensor:

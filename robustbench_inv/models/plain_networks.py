@@ -1,6 +1,7 @@
-"""Small plain networks: the CNN of Guess First, LeNet-5, a perceptron, prototypes, and a CNN of strokes."""
+"""Small plain networks: the CNN of Guess First, LeNet-5, a perceptron, prototypes, and CNNs of strokes and of strides."""
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from itertools import pairwise
 from math import prod
 
@@ -14,6 +15,7 @@ __all__ = [
     "GuessFirstCNN",
     "LeNet5",
     "PrototypeClassifier",
+    "StridedCNN",
     "StrokeCNN",
     "convolutions",
 ]
@@ -176,6 +178,51 @@ class PrototypeClassifier(nn.Module):
         )
         scores = -self.log_scale.exp() * distances
         logits: Tensor = scores.reshape(len(images), self.num_classes, -1).logsumexp(2)
+        return logits
+
+
+STRIDES = (1, 2, 1, 1, 1, 2)
+"""Strides of the convolutions of WideCIFAR and ThinCIFAR."""
+
+
+class StridedCNN(nn.Module):
+    """3×3 convolutions with strides instead of pooling, then 512 units and the classes, with ReLU and no normalisation.
+
+    Maps (n, *shape) in [0, 1] to (n, C) logits.
+
+    Args:
+        maps: feature maps of the six convolutions: 32, 64, 64, 32, 32, 64 for WideCIFAR, 32, 32, 16, 16, 16, 32 for
+            ThinCIFAR.
+        shape: (c, h, w), h and w divisible by 4.
+        num_classes: C.
+        hidden: units of the dense layer.
+
+    References:
+        Behrmann, thesis, table 3.1.
+    """
+
+    bounds = (0.0, 1.0)
+
+    def __init__(
+        self,
+        maps: Sequence[int] = (32, 64, 64, 32, 32, 64),
+        shape: Sequence[int] = (3, 32, 32),
+        num_classes: int = 10,
+        hidden: int = 512,
+    ) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        parts: list[nn.Module] = []
+        for before, after, stride in zip((shape[0], *maps), maps, STRIDES, strict=False):
+            parts += [nn.Conv2d(before, after, 3, stride, padding=1), nn.ReLU()]
+        self.layers = nn.Sequential(*parts)
+        units = maps[-1] * (shape[1] // 4) * (shape[2] // 4)
+        self.head = nn.Sequential(
+            nn.Flatten(), nn.Linear(units, hidden), nn.ReLU(), nn.Linear(hidden, num_classes)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.layers(images))
         return logits
 
 

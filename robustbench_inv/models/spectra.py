@@ -5,12 +5,13 @@ from itertools import pairwise
 from math import ceil
 
 import torch
+from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from robustbench_inv.errors import BadParameter
 
-__all__ = ["BINS", "IsotopeNet", "ResidualNet", "receptive_field"]
+__all__ = ["BINS", "Discriminant", "IsotopeNet", "ResidualNet", "receptive_field"]
 
 BINS = 27_286
 """Number d of m/z-bins of the thesis, section 7.3.1. With it both networks have the published number of parameters."""
@@ -125,6 +126,53 @@ class ResidualNet(_Spectra):
         """Return the logits (n, C) of spectra (n, d)."""
         logits: Tensor = self.last(torch.relu(self.layers(spectra[:, None])).mean(2))
         return logits
+
+
+class Discriminant(_Spectra):
+    """Linear discriminant analysis of the K bins that separate two classes best (ROC/LDA).
+
+    Args:
+        bins: d, elements of a spectrum.
+        features: K; all bins if there are fewer.
+
+    References:
+        Behrmann, thesis, section 7.4.1; Hastie, Tibshirani and Friedman, The elements of statistical learning,
+        equation 4.10.
+    """
+
+    chosen: Tensor
+
+    def __init__(self, bins: int = BINS, features: int = 20) -> None:
+        super().__init__(bins, 2)
+        count = min(features, bins)
+        self.register_buffer("chosen", torch.arange(count))
+        self.linear = nn.Linear(count, 2)
+
+    def forward(self, spectra: Tensor) -> Tensor:
+        """Return the discriminants (n, 2) of spectra (n, d)."""
+        logits: Tensor = self.linear(spectra[:, self.chosen])
+        return logits
+
+    @torch.no_grad()
+    def fit(self, spectra: Tensor, labels: Tensor) -> "Discriminant":
+        """Choose the bins by the Mann-Whitney-Wilcoxon statistic, and fit means and common covariance, in float64.
+
+        Args:
+            spectra: (n, d).
+            labels: 0 or 1, (n,).
+        """
+        groups = [spectra[labels == k].double() for k in (0, 1)]
+        statistic = torch.from_numpy(mannwhitneyu(*(g.numpy() for g in groups), axis=0).statistic)
+        distance = (statistic / (len(groups[0]) * len(groups[1])) - 0.5).abs()
+        self.chosen.copy_(distance.argsort(descending=True, stable=True)[: len(self.chosen)])
+        parts = [group[:, self.chosen] for group in groups]
+        means = torch.stack([part.mean(0) for part in parts])
+        centred = torch.cat([part - mean for part, mean in zip(parts, means, strict=True)])
+        covariance = centred.T @ centred / (len(centred) - 2)
+        weight = means @ torch.linalg.pinv(covariance, hermitian=True)
+        self.linear.weight.copy_(weight)
+        self.linear.bias.copy_(-(weight * means).sum(1) / 2)
+        return self
 
 
 def receptive_field(layers: Sequence[tuple[int, int]] = ISOTOPE_LAYERS, kernel: int = 3) -> int:

@@ -36,6 +36,8 @@ from robustbench_inv.reporting.table_formats import (
 from robustbench_inv.results.experiment_result import (
     Histogram,
     HistogramPanels,
+    LinePanel,
+    LinePanels,
     LogitRow,
     LogitSheet,
 )
@@ -45,6 +47,7 @@ __all__ = [
     "DecisionPlanes",
     "draw_decision_planes",
     "draw_histograms",
+    "draw_lines",
     "logit_table",
 ]
 
@@ -269,6 +272,64 @@ def _histogram_legend(panel: Histogram) -> list[Patch | Line2D]:
 def _describe_histogram(panel: Histogram) -> str:
     limits = ", ".join(f"{name} {format_number(at)}" for name, at in panel.limits.items())
     return f"{panel.title}: {limits}; {panel.note}." if panel.note else f"{panel.title}: {limits}."
+
+
+LINE_COLUMNS, LINE_WIDTH, LINE_HEIGHT = 3, 3.6, 2.6
+"""Panels of lines side by side, and inches of each."""
+
+
+def draw_lines(found: LinePanels, suffix: str = "") -> ReportFigure:
+    """Return all panels of lines in one figure.
+
+    Args:
+        found: the lines.
+        suffix: distinguishes figures of several data sets.
+    """
+    names = list(dict.fromkeys(name for panel in found.panels for name in panel.lines))
+    with styled():
+        figure, axes = grid(len(found.panels), LINE_COLUMNS, LINE_WIDTH, LINE_HEIGHT)
+        for ax, panel in zip(axes, found.panels, strict=True):
+            _draw_line_panel(ax, panel, found, names)
+        if not found.thin:
+            handles = [Line2D([], [], **_line_style(names, name)) for name in names]
+            figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6))
+        svg = render(figure)
+    sentences = "" if found.thin else " ".join(map(_describe_lines, found.panels))
+    return ReportFigure(
+        slug(f"{found.name}-{suffix}"), found.title, found.caption, sentences or found.title, svg
+    )
+
+
+def _line_style(names: list[str], name: str) -> dict[str, Any]:
+    place = names.index(name)
+    return {
+        "color": COLOURS[place % len(COLOURS)],
+        "linestyle": DASHES[place // len(COLOURS) % len(DASHES)],
+    }
+
+
+def _draw_line_panel(axes: Axes, panel: LinePanel, found: LinePanels, names: list[str]) -> None:
+    for name, (x, y) in panel.lines.items():
+        thin: dict[str, Any] = {"color": COLOURS[0], "linewidth": 0.6, "alpha": 0.6}
+        values = np.array(y)
+        values[(values <= 0) & found.log] = np.nan
+        marker = "o" if len(x) <= 20 and not found.thin else None
+        style = thin if found.thin else _line_style(names, name)
+        axes.plot(x, values, marker=marker, markersize=2.6, **style)
+    axes.set_title(panel.title)
+    axes.set_xlabel(found.x)
+    axes.set_ylabel(found.y)
+    if found.log:
+        axes.set_yscale("log")
+
+
+def _describe_lines(panel: LinePanel) -> str:
+    ends = (
+        f"{name} from {format_number(y[0])} at {format_number(x[0])} to {format_number(y[-1])} at {format_number(x[-1])}"
+        for name, (x, y) in panel.lines.items()
+        if len(x)
+    )
+    return f"{panel.title}: {'; '.join(ends)}."
 
 
 def logit_table(sheet: LogitSheet, prefix: str = "") -> Table:

@@ -21,6 +21,8 @@ __all__ = [
     "Histogram",
     "HistogramPanels",
     "ImageGrid",
+    "LinePanel",
+    "LinePanels",
     "LogitRow",
     "LogitSheet",
     "MeasuredNumber",
@@ -86,6 +88,63 @@ class HistogramPanels:
         """Read what ``to_json`` returned."""
         words = {key: str(found[key]) for key in ("name", "title", "caption", "axis")}
         return cls(**words, panels=tuple(map(Histogram.from_json, found["panels"])))
+
+
+@dataclass(frozen=True)
+class LinePanel:
+    """One panel of lines.
+
+    Args:
+        title: a few words.
+        lines: positions x and values y by name; names that occur in other panels have the same colour there.
+    """
+
+    title: str
+    lines: Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "LinePanel":
+        """Read the plain values of one."""
+        lines = {
+            str(name): (tuple(map(float, x)), tuple(map(float, y)))
+            for name, (x, y) in found["lines"].items()
+        }
+        return cls(str(found["title"]), lines)
+
+
+@dataclass(frozen=True)
+class LinePanels:
+    """Panels of lines side by side that are read in the same way.
+
+    Args:
+        name: for file names.
+        title: a few words.
+        caption: how to read it.
+        x, y: labels of the axes, with their units.
+        panels: the lines.
+        log: do values have a logarithmic scale? Values that are not positive are left out.
+        thin: many lines without legend, such as paths.
+    """
+
+    name: str
+    title: str
+    caption: str
+    x: str
+    y: str
+    panels: tuple[LinePanel, ...]
+    log: bool = False
+    thin: bool = False
+
+    def to_json(self) -> dict[str, object]:
+        """Return plain values."""
+        return {**vars(self), "panels": [vars(panel) for panel in self.panels]}
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "LinePanels":
+        """Read what ``to_json`` returned."""
+        words = {key: str(found[key]) for key in ("name", "title", "caption", "x", "y")}
+        panels = tuple(map(LinePanel.from_json, found["panels"]))
+        return cls(**words, panels=panels, log=bool(found["log"]), thin=bool(found["thin"]))
 
 
 RESULT_VERSION = 2
@@ -239,6 +298,7 @@ class ExperimentResult:
         logit_sheets: of logits.
         histograms: of scores, in histograms.
         planes: decisions on planes, as ``reporting.decision_planes`` reads them; None without.
+        lines: curves of numbers, in panels.
         layers: hidden layers before and after, as ``reporting.layer_views`` reads them; None without.
         left_out: why a part was not measured, by its name.
     """
@@ -253,6 +313,7 @@ class ExperimentResult:
     planes: Mapping[str, Any] | None = field(default=None, repr=False)
     layers: Mapping[str, Any] | None = field(default=None, repr=False)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    lines: tuple[LinePanels, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """Return plain values, version first."""
@@ -269,8 +330,10 @@ class ExperimentResult:
             "logit_sheets": logit_sheets,
             "histograms": histograms,
         }
-        present = {key: value for key, value in vars(self).items() if key != "left_out" or value}
-        return {"version": RESULT_VERSION, **present, **named}
+        lines = {"lines": [panels.to_json() for panels in self.lines]} if self.lines else {}
+        later = ("left_out", "lines")  # keys that older files lack
+        present = {key: value for key, value in vars(self).items() if key not in later or value}
+        return {"version": RESULT_VERSION, **present, **named, **lines}
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> "ExperimentResult":
@@ -295,6 +358,7 @@ class ExperimentResult:
             planes=found["planes"],
             layers=found["layers"],
             left_out=dict(found.get("left_out", {})),
+            lines=tuple(map(LinePanels.from_json, found.get("lines", ()))),
         )
 
 

@@ -29,6 +29,7 @@ ARCHITECTURES = {
     "resnet": "robustbench_inv.models.resnet:ResNetClassifier",
     "residual-net-1d": "robustbench_inv.models.spectra:ResidualNet",
     "sdim": "robustbench_inv.models.sdim:SDIM",
+    "strided-cnn": "robustbench_inv.models.plain_networks:StridedCNN",
     "stroke-cnn": "robustbench_inv.models.plain_networks:StrokeCNN",
     "vib": "robustbench_inv.models.vib:BottleneckCNN",
 }

@@ -89,3 +89,13 @@ def test_the_data_set_keeps_the_rules_and_opens_by_its_name():
 def test_bad_parameters_are_refused(fields):
     with pytest.raises(BadParameter):
         IsotopePatterns(**fields)
+
+
+def test_the_oracle_knows_the_class_of_most_spectra_and_of_changed_abundances():
+    data = IsotopePatterns(bins=512, peptides=10, size=200, shift=3.0)
+    spectra, labels = data.batch(torch.arange(200))
+    assert float((data.classify(spectra) == labels).double().mean()) > 0.95
+    assert data.classify(torch.rand(3, 512)).tolist() == [-1, -1, -1]
+    patterns = data._peaks[0]
+    sure = [(1 + 0.5 * sign * data._effect) @ patterns for sign in (-1, 1)]
+    assert data.classify(torch.stack(sure)).tolist() == [0, 1]

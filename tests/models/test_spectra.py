@@ -8,6 +8,7 @@ from robustbench_inv.errors import BadParameter
 from robustbench_inv.models.spectra import (
     BINS,
     RESIDUAL_LAYERS,
+    Discriminant,
     IsotopeNet,
     ResidualNet,
     receptive_field,
@@ -33,7 +34,7 @@ def test_the_receptive_field_is_the_number_of_bins_that_change_a_feature():
 
 
 @pytest.mark.parametrize(
-    "attack", ["pgd:steps=5", "fmn:steps=20", "square:queries=50", "hopskipjump:steps=2"]
+    "attack", ["pgd:steps=5", "fmn:steps=20", "square:queries=50", "hopskipjump:steps=1"]
 )
 def test_attacks_run_on_spectra(attack, tmp_path):
     torch.manual_seed(0)
@@ -42,15 +43,38 @@ def test_attacks_run_on_spectra(attack, tmp_path):
     run = rbi.evaluate(
         model,
         attack=attack,
-        dataset="isotopes:bins=256,peptides=6,size=8",
+        dataset="isotopes:bins=256,peptides=6,size=4",
         threat=threat,
         out=tmp_path,
         checks=False,
     )
     assert not run.failures
-    assert len(list(run.records())) == 8
+    assert len(list(run.records())) == 4
 
 
 def test_bad_sizes_are_refused():
     with pytest.raises(BadParameter, match="spectra"):
         IsotopeNet(0)
+
+
+def test_the_discriminant_is_that_of_the_chosen_bins():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 2
+    spectra = torch.randn(400, 6, generator=generator)
+    spectra[:, 1] += 0.5 * spectra[:, 4]
+    spectra[:, 4] += 1.5 * labels
+    spectra[:, 1] -= 0.8 * labels
+    model = Discriminant(6, 2).fit(spectra, labels)
+    assert set(model.chosen.tolist()) == {1, 4}
+    groups = [spectra[labels == k][:, model.chosen].double() for k in (0, 1)]
+    means = [group.mean(0) for group in groups]
+    within = sum(
+        (group - mean).T @ (group - mean) for group, mean in zip(groups, means, strict=True)
+    )
+    direction = torch.linalg.solve(within / 398, means[1] - means[0])
+    weight = (model.linear.weight[1] - model.linear.weight[0]).double()
+    torch.testing.assert_close(weight, direction, rtol=1e-4, atol=1e-4)
+    middle = torch.zeros(1, 6)
+    middle[:, model.chosen] = ((means[0] + means[1]) / 2).float()
+    scores = model(middle)[0]
+    assert float((scores[1] - scores[0]).abs()) < 1e-5

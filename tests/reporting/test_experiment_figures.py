@@ -11,12 +11,15 @@ from robustbench_inv.reporting.experiment_figures import (
     DecisionPlanes,
     draw_decision_planes,
     draw_histograms,
+    draw_lines,
     logit_table,
 )
 from robustbench_inv.results.experiment_result import (
     ExperimentResult,
     Histogram,
     HistogramPanels,
+    LinePanel,
+    LinePanels,
     LogitRow,
     LogitSheet,
     read_result,
@@ -141,3 +144,20 @@ def test_the_table_holds_every_number_for_programs():
     table = logit_table(LogitSheet("s", "Logits", "c", ("0", "1"), (LogitRow("a", (1.0, 2.0)),)))
     assert (table.name, table.columns) == ("s", ("", "0", "1"))
     assert table.frame[["row", "column", "value"]].to_numpy().tolist() == [["a", "0", 1.0], ["a", "1", 2.0]]  # fmt: skip
+
+
+def test_lines_survive_their_file_and_are_drawn_with_their_ends(tmp_path):
+    panels = tuple(
+        LinePanel(title, {"a": ((1.0, 2.0), (4.0, 0.0)), "b": ((1.0, 2.0), (3.0, 2.0))})
+        for title in ("left", "right")
+    )
+    lines = LinePanels("n", "t", "c", "layer", "value", panels, log=True)
+    path = tmp_path / "measured-x.json.gz"
+    path.write_bytes(result_to_gzip(ExperimentResult("x", 1, {}, lines=(lines,))))
+    assert read_result(path).lines == (lines,)
+    figure = draw_lines(lines)
+    assert "left: a from 4 at 1 to 0 at 2; b from 3 at 1 to 2 at 2." in figure.alt
+    assert all(f">{text}<" in figure.svg for text in ("left", "right", "layer", "value", "a", "b"))
+    thin = draw_lines(LinePanels("n", "t", "c", "x", "y", panels, thin=True))
+    assert thin.alt == "t"
+    assert ">b<" not in thin.svg

@@ -101,8 +101,13 @@ class Mixing(Bijection):
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
             lower, upper = self._factors()
-            weight = (lower @ upper)[self.order]
-            y = torch.matmul(weight, _as_columns(x)).reshape(x.shape)
+            columns = _as_columns(x)
+            if self.training and columns[:, 0].numel() < columns.shape[1]:
+                # few vectors: two products with them are cheaper than that of the two triangles
+                y = torch.matmul(lower, torch.matmul(upper, columns))[:, self.order]
+            else:
+                y = torch.matmul((lower @ upper)[self.order], columns)
+            y = y.reshape(x.shape)
         return y, (self.log_scale.sum() * _as_columns(x).shape[2]).expand(len(x))
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from robustbench_inv.reporting.experiment_figures import (
     DecisionPlanes,
     draw_decision_planes,
     draw_histograms,
+    draw_lines,
     logit_table,
 )
 from robustbench_inv.reporting.image_figures import draw_image_grid
@@ -174,6 +175,8 @@ def _draw_result(
         yield draw_image_grid(grid, suffix)
     for panels in result.histograms:
         yield draw_histograms(panels, suffix)
+    for lines in result.lines:
+        yield draw_lines(lines, suffix)
     if result.planes is not None:
         yield draw_decision_planes(DecisionPlanes.from_json(result.planes))
     if layers:

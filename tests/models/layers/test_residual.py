@@ -15,6 +15,7 @@ from robustbench_inv.models.layers.residual import (
     fixed_point,
     fixed_point_iterates,
     linear_residual,
+    neumann_series,
     power_series,
     truncation_bound,
     truncation_terms,
@@ -165,6 +166,43 @@ def test_the_gradient_converges_at_the_rate_of_theorem_5_9():
     scaled = [error / lipschitz**n for error, n in zip(errors, (2, 6, 10, 14), strict=True)]
     assert errors[0] > 1e-3
     assert max(scaled) <= 2 * scaled[0]
+
+
+def parameter_gradient(step, log_determinants):
+    weights = [layer.weight for layer in step.layers()]
+    return torch.cat([g.flatten() for g in torch.autograd.grad(log_determinants.sum(), weights)])
+
+
+@pytest.mark.parametrize("factors", [[1.0] * 7, [1.0, 1.0, 1.8, 3.2]])
+def test_the_neumann_series_has_value_and_expected_gradient_of_the_power_series(factors):
+    step, x = vectors()
+    step.requires_grad_()
+    y, expected = power_series(step.residual, x, unit_probes(6), factors, graph=True)
+    z, found = neumann_series(step.residual, x, unit_probes(6), factors)
+    torch.testing.assert_close(z, y)
+    torch.testing.assert_close(found, expected)
+    gradients = [parameter_gradient(step, each) for each in (found, expected)]
+    torch.testing.assert_close(*gradients)
+    assert gradients[0].abs().max() > 1e-2
+
+
+def test_log_determinants_are_those_of_normflows():
+    """The library that continues the code of Residual Flows, with the same residual map and vectors v."""
+    flows = pytest.importorskip("normflows.flows.residual")
+    step, x = vectors()
+    step.requires_grad_()
+    peer = flows.iResBlock(step.residual, n_power_series=9, exact_trace=True).double()
+    step.eval()  # fixes the norms of the layers, which the library's block shares
+    _, theirs = peer(x.clone(), x.new_zeros(len(x), 1))
+    _, ours = power_series(step.residual, x, unit_probes(6), [1.0] * 9, graph=False)
+    torch.testing.assert_close(ours, -theirs[:, 0].detach())
+    peer = flows.iResBlock(step.residual, n_power_series=8).double()
+    step.eval()
+    torch.manual_seed(3)
+    _, theirs = peer(x.clone(), x.new_zeros(len(x), 1))
+    torch.manual_seed(3)
+    _, ours = neumann_series(step.residual, x, torch.randn_like(x)[None], [1.0] * 9)
+    torch.testing.assert_close(parameter_gradient(step, ours), -parameter_gradient(step, theirs))
 
 
 def hutchinson(estimator, terms, draws=2000):
