@@ -62,7 +62,7 @@ def measure_dynamics(
         half = (paths[:, blocks // 2] - paths[:, 0] ** 3).square().mean().sqrt()
         for row, value in (
             ("Pairs of neighbouring paths that cross, of 400", float(crossings(paths))),
-            ("Smallest slope of the whole map", float((paths[:, -1].diff() / 0.01).min())),
+            ("Smallest derivative of the whole map", float((paths[:, -1].diff() / 0.01).min())),
             ("Root mean square error at half depth", float(half)),
             ("Root mean square error at full depth", float(error)),
             ("Largest Lipschitz constant of a block", max(_block_norms(chain))),

@@ -42,7 +42,7 @@ FEATURES = (5, 10, 20, 40, 60, 80, 100)
 """Numbers K of bins that ROC/LDA chooses, from 5 to 100 as in the thesis."""
 
 WORST, BEST, GENERATOR = "ROC/LDA, worst K", "ROC/LDA, best K", "generator"
-"""Columns of the linear method, and of the likelihood ratio that knows the peptides (``IsotopePatterns.classify``)."""
+"""Columns of the linear method, and of the likelihood ratio with the true peptides (``IsotopePatterns.classify``)."""
 
 DEVIATION = ", deviation of the trainings"
 TEST_SIZE = 1_000

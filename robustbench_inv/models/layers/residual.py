@@ -351,8 +351,8 @@ def neumann_series(
             (product,) = torch.autograd.grad(outputs, copies, product, retain_graph=True)
             total = total + signed / k * flatten(product * fixed).sum(1)
         (product,) = torch.autograd.grad(outputs, copies, weights, create_graph=True)
-        slope = flatten(product * fixed).sum(1)
-        estimate = (total + slope - slope.detach()).reshape(len(probes), -1).mean(0)
+        surrogate = flatten(product * fixed).sum(1)
+        estimate = (total + surrogate - surrogate.detach()).reshape(len(probes), -1).mean(0)
     return inputs + outputs[: len(x)], estimate
 
 
