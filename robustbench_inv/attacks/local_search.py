@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from robustbench_inv.attacks.best_so_far import ClosestAdversarial
-from robustbench_inv.attacks.losses import check_losses, losses_for
+from robustbench_inv.attacks.losses import losses_for
 from robustbench_inv.attacks.parameters import check_least
 from robustbench_inv.attacks.protocol import Batch, Kind, Loss, Queries
 from robustbench_inv.errors import BadParameter
@@ -19,6 +19,8 @@ from robustbench_inv.tensors import image_shape, where_rows
 from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = ["LocalSearch"]
+
+SCORES = ("probability", "log-odds")
 
 MAX_IMAGES_PER_QUERY = 2048
 """Maximal number of images per query; a round needs up to 128 per sample."""
@@ -30,41 +32,48 @@ class LocalSearch:
 
     Pixel values are relative to the middle of the box, in widths of the box: −½ to ½. A candidate pixel v is probed
     at p·sign(v); the t best candidates become r·v. Both values are wrapped into the box, as the paper's CYCLIC does
-    for r·v alone, so that no query leaves the box and pixels at exactly 0 or 1 are probed at another value. A pixel at
-    exactly the middle does not change.
+    for r·v alone, so that no query leaves the box. A pixel at exactly the middle does not change.
 
-    Deviations from the paper: a probe that reaches the goal ends the search. The log-odds of the true class replace its
-    probability; they give the same ranking and still differ where all probabilities are 1.
+    The defaults are the paper's. Two settings are stronger: a probe that reaches the goal ends the search, and the
+    log-odds of the true class replace its probability; they give the same ranking and still differ where all
+    probabilities are 1.
 
     Args:
-        probe: p, > 0. With r / 2 a pixel at a bound is probed at its changed value.
+        probe: p, > 0. 1 is the paper's: a pixel is probed at the middle of the box, by the wrapping. With r / 2 a pixel
+            at a bound is probed at its changed value.
         factor: r, 0 to 2.
         half_side: d, half the side of the squares around changed pixels that the next round searches, >= 0.
         pixels: t, number of pixels changed in each round, >= 1.
         rounds: R, >= 1.
-        candidates: maximal number of pixels probed in each round, drawn at random, >= 1.
+        candidates: maximal number of pixels probed in each round, drawn at random, >= 1; 128 in public implementations.
         initial_share: share of all pixels that the first round may probe, 0 to 1.
-        loss: ranks the changes; one of ``losses.LOSSES``.
+        score: ranks the changes: the true class's ``probability``, which float32 rounds to 1 from a margin of 17 nats on,
+            or its ``log-odds``.
+        ends_on_probe: does a probe that reaches the goal end the search?
 
     References:
         Narodytska and Kasiviswanathan, Simple black-box adversarial perturbations for deep networks, 2016
         (arXiv 1612.06299), algorithms 1 and 2 with k = 1.
     """
 
-    probe: float = 0.75
+    probe: float = 1.0
     factor: float = 1.5
     half_side: int = 5
     pixels: int = 5
     rounds: int = 150
     candidates: int = 128
     initial_share: float = 0.1
-    loss: str = "log-odds"
+    score: str = "probability"
+    ends_on_probe: bool = False
 
     kind: ClassVar[Kind] = "minimum-norm"
     norms: ClassVar[frozenset[str]] = frozenset({"l0"})
 
     def __post_init__(self) -> None:
-        check_losses(self.loss, most=1)
+        if self.score not in SCORES:
+            raise BadParameter(
+                "unknown score", got=self.score, expected="one of " + ", ".join(SCORES)
+            )
         check_least(self, half_side=0, pixels=1, rounds=1, candidates=1)
         for name, most in (("probe", math.inf), ("factor", 2.0), ("initial_share", 1.0)):
             value = getattr(self, name)
@@ -80,8 +89,10 @@ class LocalSearch:
             scores, hits = search.try_each(images, pixels, rows)
             chosen = pixels.gather(1, scores.topk(min(self.pixels, scores.shape[1])).indices)
             written = search.write(images, chosen)
-            single = search.changed(images, pixels.gather(1, hits.argmax(1, keepdim=True)))
-            images = where_rows(hits.amax(1) > 0, single, written)
+            if self.ends_on_probe:
+                single = search.changed(images, pixels.gather(1, hits.argmax(1, keepdim=True)))
+                written = where_rows(hits.amax(1) > 0, single, written)
+            images = written
             active = ~(search.closest.update(images, model(images, rows), rows) > 0)
             active |= not model.success_is_final
             rows, images, allowed = rows[active], images[active], search.around(chosen)[active]
@@ -105,7 +116,7 @@ class _Search:
     ) -> None:
         self.model, self.batch, self.settings = model, batch, settings
         self.closest = ClosestAdversarial(batch, threat)
-        self.loss: Loss = losses_for(settings.loss, threat.goal)[0]
+        self.loss: Loss = losses_for("log-odds", threat.goal)[0]
         self.channels, self.height, self.width = image_shape(batch.images.shape[1:])
 
     @property
@@ -135,10 +146,15 @@ class _Search:
             probed = self.changed(images[sample], pixels[sample, column][:, None])
             output = self.model(probed, rows[sample])
             labels = self.batch.labels[rows[sample]]
-            scores[sample, column] = self.loss(output, labels).double()
+            scores[sample, column] = self.score(self.loss(output, labels))
             goal = self.closest.threat.goal
             hits[sample, column] = goal.margin(output, labels).double()
         return scores, hits
+
+    def score(self, against: Tensor) -> Tensor:
+        """Return what ranks the changes, from the log-odds against the true class (or for the target)."""
+        saturates = self.settings.score == "probability"
+        return (-(-against).sigmoid() if saturates else against).double()
 
     def changed(self, images: Tensor, pixels: Tensor) -> Tensor:
         """Return images (m, …) with the pixels (m, k) at their probed values."""

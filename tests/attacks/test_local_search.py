@@ -19,7 +19,8 @@ from robustbench_inv.threat.budgets import Unbounded
 from robustbench_inv.threat.goals import MisclassifyAccepted, Target
 from robustbench_inv.threat.threat_model import ThreatModel
 
-EVERYWHERE = LocalSearch(initial_share=1.0, candidates=10**6, half_side=100)
+STRONGER = LocalSearch(probe=0.75, score="log-odds", ends_on_probe=True)
+EVERYWHERE = replace(STRONGER, initial_share=1.0, candidates=10**6, half_side=100)
 THREAT = ThreatModel(Unbounded("l0"))
 
 
@@ -138,10 +139,45 @@ def test_saturated_probabilities_do_not_hide_differences(lab):
     assert torch.equal(*adversarial)
 
 
-def test_a_sample_does_not_depend_on_its_batch(lab):
+def test_the_published_search_does_not_end_with_a_probe(lab):
+    model, images = dark(offset=0.1)
+    published = replace(EVERYWHERE, ends_on_probe=False)
+    ran = lab.run(published, (model, images, model(images).decision), THREAT)
+    assert int((ran.images != images).sum()) == published.pixels
+    assert ran.broken.all()
+
+
+@pytest.mark.parametrize(("offset", "same"), [(3.0, True), (1e4, False)])
+def test_probabilities_rank_like_log_odds_until_they_are_all_one(lab, offset, same):
+    """With margins of 1e4 nats all probabilities of the true class are 1: the changed pixels are arbitrary."""
+    model, images = dark(offset=offset)
+    attack = replace(EVERYWHERE, pixels=4, rounds=1, ends_on_probe=False)
+    ours, published = (
+        probed(replace(attack, score=score), model, images, lab)[1][-1]
+        for score in ("log-odds", "probability")
+    )
+    assert torch.equal(ours, published) == same
+
+
+def test_the_defaults_are_those_of_the_paper():
+    """p = 1, r = 3/2, d = 5, t = 5, R = 150; scores are probabilities, and only a round's image may end the search."""
+    attack = LocalSearch()
+    assert (attack.probe, attack.factor, attack.half_side, attack.pixels, attack.rounds) == (
+        1.0,
+        1.5,
+        5,
+        5,
+        150,
+    )
+    assert attack.score == "probability"
+    assert not attack.ends_on_probe
+
+
+@pytest.mark.parametrize("attack", [LocalSearch(), STRONGER])
+def test_a_sample_does_not_depend_on_its_batch(lab, attack):
     on = lab.problem(8)
-    alone = lab.in_parts(LocalSearch(), 1, on, THREAT)
-    assert torch.equal(alone, lab.in_parts(LocalSearch(), 8, on, THREAT))
+    alone = lab.in_parts(attack, 1, on, THREAT)
+    assert torch.equal(alone, lab.in_parts(attack, 8, on, THREAT))
 
 
 def test_it_aims_at_a_class(lab):
@@ -177,7 +213,7 @@ def test_the_undefended_network_is_broken(lab):
     """At most 1 of 10 digits is robust after 10 rounds; none was when this was written."""
     data, model = load_dataset("mnist5k"), load_model("mnist-cnn").classifier
     images, labels = data.batch(list(select_samples(data.labels, 10)))
-    attack = load_attack("local-search", rounds=10).attack
+    attack = load_attack("local-search-log-odds", rounds=10).attack
     ran = lab.run(attack, (model, images.float(), labels), THREAT)
     assert (~ran.broken).sum() <= 1
     assert (ran.images != images).flatten(1).sum(1).float().median() <= 30

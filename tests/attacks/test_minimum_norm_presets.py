@@ -41,6 +41,7 @@ def test_all_presets_are_looked_at():
         "fmn",
         "hopskipjump",
         "local-search",
+        "local-search-log-odds",
         "minimum-norm",
     }
     assert wanted <= set(minimal())
