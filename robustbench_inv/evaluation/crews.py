@@ -20,6 +20,7 @@ from robustbench_inv.evaluation.engine import (
     ProgressCallback,
     RunOptions,
     cell_messages,
+    complete_cell,
     open_cell,
 )
 from robustbench_inv.evaluation.jobs import Job
@@ -84,14 +85,14 @@ class SharedRun:
 
     def annotated(self, outcome: CellOutcome) -> CellOutcome:
         """Return an outcome with the messages about its cell."""
-        notes = self.notes.get(outcome.digest, ())
-        return replace(outcome, notes=(*outcome.notes, *notes)) if notes else outcome
+        notes = (*outcome.notes, *self.notes.get(outcome.digest, ()))
+        return replace(outcome, notes=tuple(dict.fromkeys(notes)))
 
 
 def prepare(
     jobs: Sequence[Job], tasks: Iterable[Task], root: Path, options: RunOptions
 ) -> SharedRun:
-    """Do what one process must do alone: skip cells, delete them or their damaged blocks, and forget failures.
+    """Do what one process must do alone: skip cells, complete those without further blocks, delete damage, forget failures.
 
     Raises:
         BadResults: if other processes compute blocks of a cell that is to be deleted or repaired.
@@ -119,15 +120,19 @@ def _prepare_cell(shared: SharedRun, job: Job, options: RunOptions) -> CellOutco
     if options.existing in ("redo", "repair"):
         board.check_unclaimed()
         board.clear()
-        try:
-            with foreign(job.title), stated_torch(), open_cell(job, folder, options) as writer:
-                shared.notes[digest] = tuple(cell_messages(job, writer, options))
-                if writer.restores_images:
-                    board.mark_images()
-        except BadResults:
-            raise
-        except Exception as error:
-            return failed_outcome(digest, job.title, explain(error))
+    elif board.folder.exists():  # others may be at work
+        return None
+    try:
+        with foreign(job.title), stated_torch(), open_cell(job, folder, options) as writer:
+            notes = shared.notes[digest] = tuple(cell_messages(job, writer, options))
+            if writer.next_block() is None:
+                return CellOutcome(digest, job.title, (*notes, *complete_cell(job, writer)))
+            if writer.restores_images:
+                board.mark_images()
+    except BadResults:
+        raise
+    except Exception as error:
+        return failed_outcome(digest, job.title, explain(error))
     return None
 
 

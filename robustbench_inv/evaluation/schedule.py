@@ -115,10 +115,14 @@ def _in_processes(
     jobs: Sequence[Job], root: Path, options: RunOptions, report: ProgressCallback, workers: int
 ) -> Iterator[CellOutcome]:
     """Share the cells' blocks among several fresh processes, which share this machine's threads."""
+    parcel_bytes = pack_jobs(jobs)
+    shared = prepare(jobs, shared_searches(jobs), root, options)
+    if not shared.groups:
+        yield from shared.skipped
+        return
     with TemporaryFile() as parcel:
-        parcel.write(pack_jobs(jobs))
+        parcel.write(parcel_bytes)
         parcel.flush()
-        shared = prepare(jobs, shared_searches(jobs), root, options)
         yield from share(shared, Processes(shared, parcel.fileno(), workers, report))
 
 
