@@ -41,7 +41,12 @@ CONTESTS: tuple[tuple[Budget, tuple[str, ...]], ...] = (
     ),
     (
         Unbounded("l0"),
-        ("local-search", "local-search-log-odds", "torchattacks:Pixle", "torchattacks:OnePixel:pixels=15,steps=20"),
+        (
+            "local-search",
+            "local-search-log-odds",
+            "torchattacks:Pixle",
+            "torchattacks:OnePixel:pixels=15,steps=20",
+        ),
     ),
 )
 """Boundary and HopSkipJump with equal steps, Square with equal queries. Neither library has LocalSearch: it is compared with

@@ -202,7 +202,7 @@ def measure_tissue_methods(  # noqa: PLR0913, PLR0917 - the parameters of the de
             request.report(f"{name} on {column}")
             records = task.attack(model, attack, threat, attacked)
             robust = np.array([record.broken_at is None for record in records])
-            numbers.append(MeasuredNumber.of(f"{task.row}: {name}", column, robust))
+            numbers.append(MeasuredNumber.of(name, column, robust))
     return ExperimentResult("isotopes", len(task.test.ids), {}, tuple(numbers))
 
 

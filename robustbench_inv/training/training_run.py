@@ -99,7 +99,7 @@ def round_weights(model: nn.Module, storage: str) -> nn.Module:
 
 
 def toml_text(flat: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return a TOML text of plain values (strings, numbers, booleans and lists of them) and one level of tables.
+    """Return a TOML text of plain values (strings, numbers, booleans, lists and mappings of them) and one level of tables.
 
     Example:
         >>> print(toml_text({"a": [1, 2]}, {"t": {"b": "c"}}), end="")
@@ -108,13 +108,20 @@ def toml_text(flat: Mapping[str, Any], tables: Mapping[str, Mapping[str, Any]]) 
         [t]
         b = "c"
     """
-    lines = [
-        f"{_key(key)} = {json.dumps(value, ensure_ascii=False)}" for key, value in flat.items()
-    ]
+    lines = [f"{_key(key)} = {_value(value)}" for key, value in flat.items()]
     for name, table in tables.items():
         if table:
             lines += ["", f"[{name}]", *toml_text(table, {}).splitlines()]
     return "\n".join(lines) + "\n"
+
+
+def _value(value: object) -> str:
+    """Return a value; a mapping is an inline table."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _key(name: str) -> str:

@@ -23,7 +23,7 @@ from robustbench_inv.errors import (
 from robustbench_inv.foreign import time_limit
 from robustbench_inv.training.loop import TrainingOptions
 from robustbench_inv.training.recipe import read_recipe
-from robustbench_inv.training.training_run import train_recipe, try_lock
+from robustbench_inv.training.training_run import toml_text, train_recipe, try_lock
 
 RECIPE = """model = "guess-first-cnn"
 objective = "cross-entropy"
@@ -59,6 +59,15 @@ def test_the_finished_folder_is_a_catalogue(recipe, tmp_path, monkeypatch):
         torch.testing.assert_close(model(golden["images"]).logits, golden["logits"])
     assert model.card["training"]["epochs"] == 3
     assert 0 < model.card["training"]["accuracy_mnist5k"] <= 1
+
+
+def test_the_text_of_a_card_is_read_as_it_was_given():
+    """Nested settings of a network, such as those of the log-determinant of a flow, are inline tables."""
+    flat = {"a b": [1, 2.5], "name": 'x "y"', "tables": [{"k": True}]}
+    tables = {
+        "parameters": {"log_determinant": {"terms": 2, "estimator": "roulette"}, "mnist:x=1": []}
+    }
+    assert tomllib.loads(toml_text(flat, tables)) == {**flat, **tables}
 
 
 def test_a_network_of_your_own_is_copied_beside_its_card(recipe, tmp_path, monkeypatch):
