@@ -124,7 +124,7 @@ def test_dividing_by_the_inputs_scales_the_step_of_the_nuisance_classifier_alone
 
 def test_a_resumed_training_restores_the_nuisance_classifiers(tmp_path):
     data = told_twice()
-    make = partial(objective, prior="learned", dropout=0.5)
+    make = partial(objective, prior="learned", dropout=0.5, optimiser="adamax")
     whole = train(recipe(3), network(), make(), data, tmp_path / "whole").state_dict()
 
     def stop(epoch):
