@@ -247,7 +247,7 @@ def measure_densities(
                 density = flow.log_density(points.reshape(-1, 2)).exp().reshape(GRID, GRID)
             share = float(density.sum()) * float(axis[1] - axis[0]) ** 2
             numbers.append(MeasuredNumber(f"{row}: nats per point", column, float(nats)))
-            numbers.append(MeasuredNumber(f"{row}: mass on [-3, 3] × [-3, 3]", column, share))
+            numbers.append(MeasuredNumber(f"{row}: mass of the drawn density", column, share))
             shown.append(_grey(density))
         images.append(shown)
     grid = ImageGrid(
