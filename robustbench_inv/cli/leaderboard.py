@@ -34,8 +34,5 @@ def leaderboard(
 
     found = read_leaderboard(runs, note or "")
     path = found.write(out or Path("leaderboard"))
-    boards = [
-        {"title": board.title, "models": len(board.ranked) + len(board.apart)}
-        for board in found.boards
-    ]
+    boards = [{"title": board.title, "models": board.models} for board in found.boards]
     return print_path(path, json=json, key="leaderboard", boards=boards)

@@ -106,6 +106,11 @@ class Board:
     apart: tuple[Placing, ...]
 
     @property
+    def models(self) -> int:
+        """Their number."""
+        return len(self.ranked) + len(self.apart)
+
+    @property
     def parts(self) -> list[tuple[str, tuple[Placing, ...]]]:
         """The two tables of the board with their headings; without those that are empty."""
         apart = "Apart: numbers with reservations, or that must not be published"
@@ -135,6 +140,12 @@ class Leaderboard:
     def pending(self) -> list[tuple[str, int, int]]:
         """Cells without a result for each sample: name, finished and planned samples."""
         return [each for run in self.runs for each in run.pending]
+
+    @property
+    def repeated(self) -> set[str]:
+        """Titles of several boards, which their protocols tell apart."""
+        titles = [board.title for board in self.boards]
+        return {title for title in titles if titles.count(title) > 1}
 
     @property
     def unranked(self) -> dict[str, str]:
@@ -219,7 +230,7 @@ def read_leaderboard(runs: Sequence[str | Path], note: str = "") -> Leaderboard:
     boards = list(_boards(cells, conclusions, pages))
     if not boards:
         raise BadResults("there is nothing to rank", expected="runs of invbench evaluate")
-    boards.sort(key=lambda board: -len(board.ranked) - len(board.apart))
+    boards.sort(key=lambda board: -board.models)
     return Leaderboard(tuple(boards), results, pages, conclusions, note)
 
 

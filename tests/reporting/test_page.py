@@ -322,7 +322,7 @@ def test_the_card_shows_the_number_of_its_caption(shown):
     assert headline.caption.startswith(caption)
     assert f" {pair[1]} " in headline.caption
     assert row.result.text == percent(pair)
-    shown_text = rf"<strong>{re.escape(row.result.text)}</strong>( [!✗])? <small>{re.escape(row.result.detail)}<"
+    shown_text = rf"<strong>{re.escape(row.result.text)}( [!✗])?</strong> <small>{re.escape(row.result.detail)}<"
     assert re.search(shown_text, shown.html)
 
 
