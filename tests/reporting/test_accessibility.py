@@ -28,6 +28,8 @@ def axe():
         (390, "dark"),
         pytest.param(1400, "dark", marks=pytest.mark.slow),
         pytest.param(390, "light", marks=pytest.mark.slow),
+        pytest.param(768, "light", marks=pytest.mark.slow),
+        pytest.param(768, "dark", marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("name", ["report", "comparison", "leaderboard", "model"])
