@@ -36,7 +36,7 @@ class Flat(nn.Module):
         ("pgd:steps=5", "linf=0.1"),
         ("square:queries=100", "linf=0.1"),
         ("square:queries=100", "l2=0.5"),
-        ("local-search:rounds=5", "l0=8"),
+        ("local-search-log-odds:rounds=5", "l0=8"),
         ("fmn:steps=20", "l2=1"),
         ("boundary:steps=50", "l2=1"),
     ],

@@ -195,7 +195,7 @@ def test_workers_end_with_their_parent(tmp_path, number):
             break
         time.sleep(0.05)
     workers = psutil.Process(parent.pid).children()
-    assert len(workers) == 2
+    assert len(workers) == 2, parent.kill()
     cell = next(tmp_path.glob("r/*/cell.json")).parent
     for _ in range(200):
         if BlockBoard(cell, "").claims():

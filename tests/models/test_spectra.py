@@ -72,9 +72,9 @@ def test_the_discriminant_is_that_of_the_chosen_bins():
         (group - mean).T @ (group - mean) for group, mean in zip(groups, means, strict=True)
     )
     direction = torch.linalg.solve(within / 398, means[1] - means[0])
-    weight = (model.linear.weight[1] - model.linear.weight[0]).double()
+    weight = (model.linear.weight[1] - model.linear.weight[0]).detach().double()
     torch.testing.assert_close(weight, direction, rtol=1e-4, atol=1e-4)
     middle = torch.zeros(1, 6)
     middle[:, model.chosen] = ((means[0] + means[1]) / 2).float()
     scores = model(middle)[0]
-    assert float((scores[1] - scores[0]).abs()) < 1e-5
+    assert float((scores[1] - scores[0]).detach().abs()) < 1e-5

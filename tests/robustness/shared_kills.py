@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-os.environ["INVBENCH_LEASE"] = "0.5"
+if __name__ == "__main__":
+    os.environ["INVBENCH_LEASE"] = "0.5"
+sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from kills import COMPARED, Halves, RandomPoints, leftovers
