@@ -62,6 +62,7 @@ def test_with_many_classes_it_ends_near_the_optimum():
     assert ratio.max() <= 1.2
 
 
+@pytest.mark.slow
 def test_foolbox_with_the_same_parameters_is_no_closer():
     data, model = load_dataset("mnist5k"), load_model("mnist-cnn").classifier
     images, labels = data.batch(list(select_samples(data.labels, 10)))

@@ -94,7 +94,7 @@ ROWS = (
     Row("minimum-norm:steps=50", "none:norm=linf", 10, 0.0, 0.0, far=0.07, median=0.064),
     Row("minimum-norm:steps=50", "none:norm=l1", 10, 0.0, 0.0, far=4.8, median=4.35),
     Row("minimum-norm", "none:norm=l0", 10, 0.0, 0.0, far=6, median=5.5),
-    Row("local-search", "none:norm=l0", 20, 0.1, 0.0, far=65, median=56),
+    Row("local-search", "none:norm=l0", 6, 0.2, 0.0, far=130),
     Row("local-search-log-odds", "none:norm=l0", 20, 0.0, 0.0, far=17, median=15),
     Row("boundary:steps=1000", "none", 3, 0.0, 0.0, far=6.5, median=5.49),
     Row("hopskipjump:steps=8", "none", 2, 0.0, 0.0, far=2.5, median=1.778),

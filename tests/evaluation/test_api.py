@@ -91,6 +91,7 @@ def test_the_results_from_python(run):
     assert [r.value for r in run.summary()[0].robust_accuracy] == [1.0, 0.0]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_records(run, tmp_path):
     both = evaluate(**NAMED, out=tmp_path / "r", checks=False, batch_size=16, workers=2)
     assert both.failures == ()

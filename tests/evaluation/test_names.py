@@ -134,6 +134,7 @@ def test_two_labels_of_one_model_are_told(tmp_path):
     assert "A and B are the same model, which is evaluated once" in found.notes
 
 
+@pytest.mark.slow
 def test_workers_take_labels(tmp_path):
     (tmp_path / "two.py").write_text(Path(__file__).read_text())
     names = {"A": f"{tmp_path}/two.py:made:scale=1.0", "B": f"{tmp_path}/two.py:made:scale=-1.0"}

@@ -83,7 +83,7 @@ def test_logits_of_the_image_and_its_adversarial_examples(experiment_request, tm
 
 def test_targeted_attacks_have_one_column_per_class(experiment_request):
     runs = {
-        "near": ("minimum-norm", "none:goal=target:label={target}"),
+        "near": ("ddn", "none:goal=target:label={target}"),
         "sure": ("minimum-norm", "none:goal=target:label={target},confidence=4"),
     }
     found = measure_targeted_logits(experiment_request, runs)

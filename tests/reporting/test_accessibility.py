@@ -25,7 +25,7 @@ def axe():
     ("width", "scheme"),
     [
         (1400, "light"),
-        (390, "dark"),
+        pytest.param(390, "dark", marks=pytest.mark.slow),
         pytest.param(1400, "dark", marks=pytest.mark.slow),
         pytest.param(390, "light", marks=pytest.mark.slow),
         pytest.param(768, "light", marks=pytest.mark.slow),
