@@ -151,7 +151,7 @@ Workers = Annotated[
     str,
     option(
         metavar="N|ray",
-        help="Number of worker processes, 0 to wait for invbench work, or ray[:ADDRESS][,gpus=F].",
+        help="Number of worker processes, 0 to wait for invbench work, or ray, ray:ADDRESS (append ,gpus=F for a share of a GPU).",
     ),
 ]
 
