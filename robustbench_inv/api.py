@@ -158,7 +158,7 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
     _check_extras(progress, checks, command)
     if isinstance(attack, list | tuple) and not attack:
         raise BadParameter("no attack", got=attack, expected="one or more, or None for standard")
-    check_target(out, workers)
+    check_target(out, workers, may_wait=True)
     with (
         foreign("the evaluation"),
         time_limit(timeout),
@@ -236,7 +236,7 @@ def run_plan(
     Raises:
         BadResults: if the results cannot be written.
     """
-    check_target(out, workers)
+    check_target(out, workers, may_wait=True)
     options = options or RunOptions()
     path = Path(out) if out is not None else DEFAULT_FOLDER / plan.name
     check_locks(plan.jobs, path, options, alone=workers == 1)
@@ -274,19 +274,20 @@ WAITS = (
 )
 
 
-def check_target(out: str | Path | None, workers: Workers) -> None:
+def check_target(out: str | Path | None, workers: Workers, *, may_wait: bool = False) -> None:
     """Check where an evaluation writes and runs, before anything is loaded; nothing is written.
 
     Args:
         out: folder of the results; None for the default.
         workers: number of local processes, or ``ray``.
+        may_wait: are 0 workers allowed, so that the run waits for other processes?
 
     Raises:
         BadParameter: for an unusable number of workers, or no path.
         BadResults: if the folder cannot be written.
         MissingExtra: if Ray is requested and not installed.
     """
-    check_workers(workers)
+    check_workers(workers, may_wait=may_wait)
     folder = check_path(DEFAULT_FOLDER if out is None else out, "folder of results")
     if not RunFolder(folder).exists:  # a finished run can be read on a read-only disk
         check_folder(folder)

@@ -14,7 +14,7 @@ from robustbench_inv.catalogue.datasets import load_dataset
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import DEADLINE_PASSED, BadParameter, EvaluationWarning
 from robustbench_inv.evaluation.engine import Existing, ProgressCallback, until
-from robustbench_inv.evaluation.schedule import Workers
+from robustbench_inv.evaluation.schedule import Workers, check_workers
 from robustbench_inv.run import CellFailure, Run, warn_of_failures
 from robustbench_inv.threat.threat_model import ThreatModel
 
@@ -88,6 +88,7 @@ def audit(
         'publishable'
     """
     began, seconds = time(), 60 * _check_minutes(minutes)
+    check_workers(options.get("workers", 1))
     most = _size(options) if samples is None else check_number(samples, "number of samples")
     stages = _Stages({"model": model, "suite": "audit", **options}, existing, began, seconds)
     run = stages.first(most)

@@ -65,7 +65,7 @@ def run(  # noqa: PLR0913, PLR0917 - one parameter is one option
     options = EvaluationOptions(None, samples, 0, *how)
     options.run_options()  # checked before anything is loaded
     after = AfterRun.of(fail_on, fail_under, logger)
-    check_target(out, options.worker_count)
+    check_target(out, options.worker_count, may_wait=True)
     with time_limit(timeout):
         plan = plan_benchmark(file, options.request(), ["invbench", *sys.argv[1:]])
     return carry_out(plan, options, out, dry_run=dry_run, after=after, json=json)

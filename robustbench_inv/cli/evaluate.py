@@ -144,7 +144,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
         options.request(), models=models, attacks=attack or (), suite=suite, threat=threat
     )
     options.run_options()  # checked before anything is loaded
-    check_target(out, options.worker_count)
+    check_target(out, options.worker_count, may_wait=True)
     with time_limit(timeout):
         plan = make_plan(request, ["invbench", *sys.argv[1:]])
     return carry_out(plan, options, out, dry_run=dry_run, after=after, json=json)

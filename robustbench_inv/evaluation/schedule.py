@@ -74,9 +74,11 @@ def run_jobs(
     return [replace(found[job.spec.digest], title=job.title) for job in jobs]
 
 
-def check_workers(workers: Workers) -> None:
-    """Raise BadParameter for an unusable value of ``workers``."""
+def check_workers(workers: Workers, *, may_wait: bool = False) -> None:
+    """Raise BadParameter for an unusable value of ``workers``; 0 is one unless the run may wait for other processes."""
     _scheduler(workers)
+    if workers == 0 and not may_wait:
+        raise BadParameter("unusable number of workers", got=0, expected=">= 1, or ray")
 
 
 def check_locks(

@@ -164,13 +164,13 @@ BAD: dict[str, dict[str, str]] = {
         "--existing": "Resume; restart; redo,skip; 3",
         "--batch-size": "0; -1; x; 1.5",
         "--device": "tpu; cuda:x; cuda:99; cpu:x; meta; CPU; gpu; 'cpu '; cpu:1",
-        "--workers": "0; -1; x; 1.5; ray:; Ray; two; ray-address",
+        "--workers": "-2; -1; x; 1.5; ray:; Ray; two; ray-address; ray,gpus=0; ray,gpus=x; ray:,gpus=1; ray,cpus=2",
         "--data-root": "file; nowhere",
         "": "more; --nope; --dry-run=3; --keep-images=maybe; --checks=1; --json=x; --suite quick --suite; --threat linf=0.1 --threat",
     },
     "dry": {
         "--device": "tpu; cuda:99; meta",
-        "--workers": "0; x; 1.5; ray:",
+        "--workers": "-2; x; 1.5; ray:",
         "--batch-size": "0; x",
         "--out": "file; /dev/null; run/plan.json",
         "--existing": "again",
@@ -353,7 +353,7 @@ evaluate(**OK | {"device": None})
 evaluate(**OK | {"device": 0})
 evaluate(**OK | {"device": "tpu"})
 evaluate(**OK | {"device": "meta"})
-evaluate(**OK | {"workers": 0})
+evaluate(**OK | {"workers": -2})
 evaluate(**OK | {"workers": None})
 evaluate(**OK | {"workers": "2"})
 evaluate(**OK | {"workers": True})
