@@ -1,7 +1,7 @@
 """An evaluation that several processes share, seen from the one that starts them: local processes, or Ray tasks."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import count
@@ -166,11 +166,18 @@ ATTEMPTS = 2
 """How often a block is started whose process dies: memory may be short for a moment only."""
 
 
-def share(shared: SharedRun, crew: _Crew) -> Iterator[CellOutcome]:
-    """Yield the outcome of every cell; a process that dies is replaced while there is something to do."""
+def share(shared: SharedRun, gather: Callable[[], _Crew]) -> Iterator[CellOutcome]:
+    """Yield the outcome of every cell; a process that dies is replaced while there is something to do.
+
+    Args:
+        shared: the evaluation.
+        gather: starts the processes, if there is a cell to run.
+    """
     yield from shared.skipped
+    if not shared.groups:
+        return
     found, deaths, idle = dict[str, CellOutcome](), Counter[tuple[str, int]](), 0
-    with closing(crew):
+    with closing(gather()) as crew:
         for event in crew.events():
             if isinstance(event, CellOutcome):
                 if event.digest not in found:
@@ -223,7 +230,7 @@ class Processes:
         self._threads = max(1, torch.get_num_threads() // workers)
         self._running: dict[Any, WorkerProcess] = {}
         self._numbers = count()
-        for _ in range(min(workers, shared.blocks) or bool(shared.groups)):
+        for _ in range(max(1, min(workers, shared.blocks))):
             self.start()
 
     def start(self) -> None:
@@ -271,14 +278,14 @@ class RayTasks:
 
     def __init__(self, shared: SharedRun, ray: Any, parcel: object, gpus: float) -> None:  # noqa: ANN401
         self._shared, self._ray, self._parcel = shared, ray, parcel
-        wanted = {"GPU": gpus} if shared.options.device.startswith("cuda") else {"CPU": 1.0}
-        resource, share = next(iter(wanted.items()))
-        fitting = int(ray.cluster_resources().get(resource, share) / share)
-        needs = {"num_gpus": gpus} if resource == "GPU" else {}
+        on_gpu = shared.options.device.startswith("cuda")
+        resource, part = ("GPU", gpus) if on_gpu else ("CPU", 1.0)
+        fitting = int(ray.cluster_resources().get(resource, part) / part)
+        needs = {"num_gpus": gpus} if on_gpu else {}
         self._remote = ray.remote(max_retries=0, **needs)(work_packed)
         self._running: dict[Any, str] = {}
         self._numbers = count()
-        for _ in range(max(1, min(fitting, shared.blocks)) if shared.groups else 0):
+        for _ in range(max(1, min(fitting, shared.blocks))):
             self.start()
 
     def start(self) -> None:

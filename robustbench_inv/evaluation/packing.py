@@ -87,11 +87,7 @@ class PackedJob:
 
 
 def run_group(
-    group: Sequence[Job | PackedJob],
-    root: Path,
-    options: RunOptions,
-    report: ProgressCallback,
-    caches: LoadCaches | None = None,
+    group: Sequence[Job], root: Path, options: RunOptions, report: ProgressCallback
 ) -> Iterator[CellOutcome]:
     """Run cells that share their searches, one after the other, and yield their outcomes.
 
@@ -101,11 +97,10 @@ def run_group(
         BadResults: if results cannot be written.
     """
     cache = SearchCache(CACHE_BYTES if len(group) > 1 else 0)
-    for each in group:
+    for job in group:
         with time_limit(options.timeout):
-            job = each if isinstance(each, Job) else each.build({} if caches is None else caches)
-            done = job if isinstance(job, CellOutcome) else _run(job, root, options, report, cache)
-        yield done
+            outcome = _run(job, root, options, report, cache)
+        yield outcome
 
 
 def _run(

@@ -117,15 +117,11 @@ def _in_processes(
     jobs: Sequence[Job], root: Path, options: RunOptions, report: ProgressCallback, workers: int
 ) -> Iterator[CellOutcome]:
     """Share the cells' blocks among several fresh processes, which share this machine's threads."""
-    parcel_bytes = pack_jobs(jobs)
-    shared = prepare(jobs, shared_searches(jobs), root, options)
-    if not shared.groups:
-        yield from shared.skipped
-        return
     with TemporaryFile() as parcel:
-        parcel.write(parcel_bytes)
+        parcel.write(pack_jobs(jobs))
         parcel.flush()
-        yield from share(shared, Processes(shared, parcel.fileno(), workers, report))
+        shared = prepare(jobs, shared_searches(jobs), root, options)
+        yield from share(shared, partial(Processes, shared, parcel.fileno(), workers, report))
 
 
 def _on_ray(
@@ -140,7 +136,7 @@ def _on_ray(
     if not ray.is_initialized():
         _connect(ray, address)
     shared = prepare(jobs, shared_searches(jobs), root.resolve(), options)
-    yield from share(shared, RayTasks(shared, ray, ray.put(parcel), gpus))
+    yield from share(shared, lambda: RayTasks(shared, ray, ray.put(parcel), gpus))
 
 
 def _connect(ray: Any, address: str | None) -> None:  # noqa: ANN401 - a module that is not always installed

@@ -125,11 +125,13 @@ class _Group:
         left = [cell for cell in self._cells if not cell.ended]
         if unopened := [cell for cell in left if not cell.opened]:
             return sum(cell.open() for cell in unopened) > 0
-        numbers = sorted({number for cell in left for number in cell.pending()})
+        pending = [(cell, set(cell.pending())) for cell in left]
+        numbers = sorted(set[int]().union(*(each for _, each in pending)))
         claimed = {number for cell in left for number in cell.board.numbers()[1]}
         for number in sorted(numbers, key=lambda each: each in claimed):
             self._cache.clear()
-            if sum(cell.compute(number, self._cache) for cell in left):
+            wanted = [cell for cell, each in pending if number in each]
+            if sum(cell.compute(number, self._cache) for cell in wanted):
                 return True
         return sum(cell.move() for cell in left) > 0
 
@@ -193,8 +195,6 @@ class SharedCell:
 
     def compute(self, number: int, cache: SearchCache) -> bool:
         """Compute and store a block, unless another process has it; return whether this one did."""
-        if self.ended or number not in self.pending():
-            return False
         with self._claimed(number) as claim:
             if claim is None or number not in self.pending():
                 return False

@@ -183,7 +183,7 @@ class BlockBoard:
         return 0.0
 
     def claim(self, number: int) -> BlockClaim | None:
-        """BlockClaim a block; None if another process has it.
+        """Claim a block; None if another process has it.
 
         Raises:
             BadResults: if the folder cannot be written.
@@ -191,7 +191,7 @@ class BlockBoard:
         return self._try(number, 1)
 
     def take_over(self, number: int) -> BlockClaim | None:
-        """BlockClaim a block whose holder has ended, or has let its lease expire; None if it is still being computed.
+        """Claim a block whose holder has ended, or has let its lease expire; None if it is still being computed.
 
         A holder of the same evaluation that has ended is left to the process that started it, and that gets its exit code.
         The cell fails when the leases of ATTEMPTS holders have expired.
@@ -208,9 +208,8 @@ class BlockBoard:
         except FileNotFoundError:
             return None
         found = _read_claim(aside)
-        if (
-            found is None or found.token != claim.token
-        ):  # another process was faster: it is its claim
+        if found is None or found.token != claim.token:
+            # another process was faster, and this is its claim
             with suppress(OSError):
                 os.link(aside, path)
             aside.unlink(missing_ok=True)

@@ -144,11 +144,6 @@ class CellWriter:
         return sorted(self._with_images - self._images.samples())
 
     @property
-    def blocks(self) -> list[tuple[int, ...]]:
-        """The sample ids of all blocks, in the order of their records."""
-        return [samples for _, samples in self._blocks.values()]
-
-    @property
     def total(self) -> int:
         """Number of samples that this and earlier runs requested."""
         return len(sample_order(self._segments))
