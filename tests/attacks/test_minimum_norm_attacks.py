@@ -79,7 +79,7 @@ def distances(images, adversarial, name):
         DeepFool(),
         DeepFool("linf"),
         FMN(steps=20),
-        MinimumNorm(steps=15, lagrangian_steps=20),
+        MinimumNorm(steps=10, lagrangian_steps=10),
     ],
 )
 def test_they_pass_the_harness(attack):

@@ -118,16 +118,17 @@ class Rescaled(nn.Module):
         return self.network(images / 255)
 
 
-def test_the_honest_network_is_publishable_without_a_warning(honest, audit):
-    run = audit(honest)
+def test_the_honest_network_is_publishable_without_a_warning(honest, audit, without_oracle):
+    run = audit(honest, without_oracle)
     (found,) = run.conclusions
     assert (found.verdict, found.reasons, found.command) == ("publishable", (), "")
     assert "standard" in found.numbers[0]
     assert any("audited" in note for note in run.notes) is False
 
 
-def test_a_reject_option_alone_is_no_reservation(honest, audit):
-    (found,) = audit(reject(honest, "margin", torch.full((10,), 1.0))).conclusions
+def test_a_reject_option_alone_is_no_reservation(honest, audit, without_oracle):
+    cautious = reject(honest, "margin", torch.full((10,), 1.0))
+    (found,) = audit(cautious, without_oracle).conclusions
     assert not found.reasons, [(r.check, r.text, r.evidence) for r in found.reasons]
     assert found.verdict == "publishable"
     assert any("not aware of the detector" in number for number in found.numbers)

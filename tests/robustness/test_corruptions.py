@@ -10,7 +10,7 @@ PROGRAM = Path(__file__).with_name("corruptions.py")
 
 
 @pytest.mark.parametrize(
-    ("count", "first"), [(10, 0), pytest.param(500, 100, marks=pytest.mark.slow)]
+    ("count", "first"), [(6, 0), pytest.param(500, 100, marks=pytest.mark.slow)]
 )
 def test_no_corruption_changes_a_number(count, first):
     command = [sys.executable, str(PROGRAM), str(count), str(first)]
