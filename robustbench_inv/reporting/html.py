@@ -7,8 +7,11 @@ from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import CodeType
+from typing import cast
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import BytecodeCache, Environment, FileSystemLoader, StrictUndefined
+from jinja2.bccache import Bucket
 from markupsafe import Markup
 
 from robustbench_inv.arguments import check_file, check_path, printable
@@ -105,12 +108,28 @@ def render_page(template: str, files: Mapping[str, bytes], **content: object) ->
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        bytecode_cache=_COMPILED,
     )
     environment.filters["svg"] = _inline_picture
     environment.globals["generator"] = Markup(GENERATOR)
     environment.globals["download"] = partial(_download, files)
     return printable(environment.get_template(template).render(**content))
 
+
+class _CompiledTemplates(BytecodeCache):
+    """Code of the templates that this process has compiled."""
+
+    def __init__(self) -> None:
+        self._code: dict[tuple[str, str], CodeType] = {}
+
+    def load_bytecode(self, bucket: Bucket) -> None:
+        bucket.code = self._code.get((bucket.key, bucket.checksum))
+
+    def dump_bytecode(self, bucket: Bucket) -> None:
+        self._code[bucket.key, bucket.checksum] = cast(CodeType, bucket.code)
+
+
+_COMPILED = _CompiledTemplates()
 
 LARGEST_PLAIN = 1 << 20
 """Bytes beyond which a file is compressed inside the page."""

@@ -107,7 +107,9 @@ def test_a_gradient_attack_follows_the_substitute(tmp_path, attack):
     assert all(r.distance.linf == pytest.approx(r.broken_at or SWEEP[-1]) for r in found)
 
 
-@pytest.mark.parametrize("attack", [FGSM(), PGD(steps=10), OntoThePlane(), "torchattacks:APGD:steps=10"])
+@pytest.mark.parametrize(
+    "attack", [FGSM(), PGD(steps=10), OntoThePlane(), "torchattacks:APGD:steps=10"]
+)
 def test_samples_that_the_substitute_gets_wrong_are_attacked_as_well(tmp_path, attack):
     blind = replace(SUBSTITUTE, biases=torch.tensor([50.0, -50.0], dtype=torch.float64))
     data, threat = points(), transfer("l2" if isinstance(attack, OntoThePlane) else "linf", *SWEEP)

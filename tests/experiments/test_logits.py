@@ -84,7 +84,10 @@ def test_logits_of_the_image_and_its_adversarial_examples(experiment_request, tm
 def test_targeted_attacks_have_one_column_per_class(experiment_request):
     runs = {
         "near": ("ddn:steps=100", "none:goal=target:label={target}"),
-        "sure": ("minimum-norm:steps=10,lagrangian_steps=20", "none:goal=target:label={target},confidence=4"),
+        "sure": (
+            "minimum-norm:steps=10,lagrangian_steps=20",
+            "none:goal=target:label={target},confidence=4",
+        ),
     }
     found = measure_targeted_logits(experiment_request, runs)
     (grid,), (sheet,) = found.image_grids, found.logit_sheets
