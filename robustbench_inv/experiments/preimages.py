@@ -12,7 +12,7 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from robustbench_inv.data.isotopes import MassAxis, isotope_pattern, pattern_bins
-from robustbench_inv.experiments.protocol import ExperimentRequest
+from robustbench_inv.experiments.protocol import ExperimentRequest, counted_lines
 from robustbench_inv.models.layers.residual import (
     ResidualBlock,
     convolutional_residual,
@@ -21,7 +21,7 @@ from robustbench_inv.models.layers.residual import (
     truncation_bound,
 )
 from robustbench_inv.models.spectra import receptive_field
-from robustbench_inv.results.experiment_result import ExperimentResult, MeasuredNumber
+from robustbench_inv.results.experiment_result import ExperimentResult, LinePanels, MeasuredNumber
 
 __all__ = [
     "KINDS",
@@ -330,4 +330,15 @@ def measure_log_determinants(
                 ("Deviation", float(found[1].std()) / 16),
             ):
                 numbers.append(MeasuredNumber(f"{row}, {count} terms", column, value))
-    return ExperimentResult("random blocks", draws, {}, tuple(numbers))
+    lines = LinePanels(
+        name="log-determinant",
+        title="Error of the log-determinant by number of terms",
+        caption="Bias of the truncated power series, its bound of theorem 5.8, and deviation of Hutchinson's estimator with one random vector.",
+        x="terms",
+        y="nats per dimension",
+        panels=tuple(
+            counted_lines(row, numbers) for row in ("Bias", "Bound of the bias", "Deviation")
+        ),
+        log=True,
+    )
+    return ExperimentResult("random blocks", draws, {}, tuple(numbers), lines=(lines,))

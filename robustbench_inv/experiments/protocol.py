@@ -1,8 +1,9 @@
 """Experiments by name, and the request that every experiment takes as argument."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from robustbench_inv.catalogue.references import import_object
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.errors import BadCatalogue, suggest
-from robustbench_inv.results.experiment_result import ExperimentResult
+from robustbench_inv.results.experiment_result import ExperimentResult, LinePanel, MeasuredNumber
 from robustbench_inv.training.objectives import TrainingData
 
 __all__ = [
     "EXPERIMENTS",
     "ExperimentRequest",
+    "counted_lines",
     "find_experiment",
     "is_untrained",
     "load_samples",
@@ -187,3 +189,14 @@ def load_samples(dataset: Dataset, ids: Tensor) -> TrainingData:
     """Return samples of a data set in float32, by their ids (n,)."""
     images, labels = dataset.batch(ids)
     return TrainingData(ids, images.float(), labels)
+
+
+def counted_lines(row: str, numbers: Iterable[MeasuredNumber]) -> LinePanel:
+    """Return one line per column through the numbers of the rows "ROW, N …" with N on the x axis, nan left out."""
+    lines: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {}
+    for number in numbers:
+        name, _, rest = number.row.rpartition(", ")
+        if name == row and not isnan(number.value):
+            x, y = lines.get(number.column, ((), ()))
+            lines[number.column] = ((*x, float(rest.split()[0])), (*y, number.value))
+    return LinePanel(row, lines)

@@ -19,14 +19,18 @@ from robustbench_inv.catalogue.models import LoadedModel, load_model
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.errors import BadModel, UsageError
 from robustbench_inv.experiments.preimages import KINDS, Kind, hooked, relu_layers
-from robustbench_inv.experiments.protocol import ExperimentRequest, load_samples
+from robustbench_inv.experiments.protocol import ExperimentRequest, counted_lines, load_samples
 from robustbench_inv.foreign import foreign_call
 from robustbench_inv.models.conditional_flow import ConditionalFlow, bits_per_dimension
 from robustbench_inv.models.iresnet import InvertibleResNet, residual_blocks
 from robustbench_inv.models.layers.bijection import Bijection, Chain, FactorOut
 from robustbench_inv.models.protocol import device_of
 from robustbench_inv.models.wrapping import cast_module
-from robustbench_inv.results.experiment_result import ExperimentResult, MeasuredNumber
+from robustbench_inv.results.experiment_result import (
+    ExperimentResult,
+    LinePanels,
+    MeasuredNumber,
+)
 
 __all__ = [
     "Analysis",
@@ -333,7 +337,25 @@ def measure_residual_networks(
         if isinstance(network, ConditionalFlow):
             bits = [_bits(network, images) for images in torch.split(data.images, 100)]
             numbers.append(MeasuredNumber("Bits per dimension", column, fmean(bits)))
-    return ExperimentResult(dataset.name, len(ids), digests, tuple(numbers))
+    lines = _reconstruction(numbers) if iterations else ()
+    return ExperimentResult(dataset.name, len(ids), digests, tuple(numbers), lines=lines)
+
+
+def _reconstruction(numbers: Sequence[MeasuredNumber]) -> tuple[LinePanels, ...]:
+    panel = counted_lines("Largest pixel error", numbers)
+    if not panel.lines:
+        return ()
+    return (
+        LinePanels(
+            name="reconstruction",
+            title="Error of reconstructed images by number of fixed-point iterations",
+            caption="Largest error of a pixel over the images, for pixels in [0, 1]. A network whose blocks contract by c gains a factor of at least 1/c an iteration.",
+            x="fixed-point iterations per block",
+            y="largest pixel error",
+            panels=(panel,),
+            log=True,
+        ),
+    )
 
 
 def _bits(network: ConditionalFlow, images: Tensor) -> float:

@@ -12,6 +12,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Patch
+from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from robustbench_inv.reporting.canvas import (
@@ -321,6 +322,8 @@ def _draw_line_panel(axes: Axes, panel: LinePanel, found: LinePanels, names: lis
     axes.set_ylabel(found.y)
     if found.log:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _describe_lines(panel: LinePanel) -> str:

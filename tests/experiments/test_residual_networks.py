@@ -1,6 +1,6 @@
 """Experiments of the thesis: residual networks, log-determinants, preimages, and bins of isotope patterns."""
 
-from math import isnan
+from math import isnan, nan
 
 import pytest
 import torch
@@ -10,12 +10,13 @@ from robustbench_inv.experiments.preimages import (
     measure_log_determinants,
     measure_preimages,
 )
-from robustbench_inv.experiments.protocol import ExperimentRequest
+from robustbench_inv.experiments.protocol import ExperimentRequest, counted_lines
 from robustbench_inv.experiments.stability import (
     measure_residual_networks,
     network_numbers,
 )
 from robustbench_inv.models.iresnet import classifier
+from robustbench_inv.results.experiment_result import MeasuredNumber
 
 REQUEST = ExperimentRequest("mnist5k", {}, samples=10)
 
@@ -31,6 +32,18 @@ def test_a_model_that_is_not_trained_yet_is_named_and_keeps_its_row():
     (number,) = result.numbers
     assert (number.row, number.column, isnan(number.value)) == ("Error", "c = 0.9", True)
     assert told == ["mnist-iresnet-of-tomorrow is not trained yet"]
+    assert not result.lines
+
+
+def test_errors_of_reconstruction_become_one_line_per_network():
+    numbers = [
+        MeasuredNumber("Largest pixel error, 1 iterations", "c = 0.9", 0.5),
+        MeasuredNumber("Error", "c = 0.9", 0.1),
+        MeasuredNumber("Largest pixel error, 10 iterations", "c = 0.9", 0.25),
+        MeasuredNumber("Largest pixel error, 1 iterations", "vanilla", nan),
+    ]
+    panel = counted_lines("Largest pixel error", numbers)
+    assert panel.lines == {"c = 0.9": ((1.0, 10.0), (0.5, 0.25))}
 
 
 def test_reconstructions_improve_with_the_iterations_and_norms_stay_below_c():
@@ -52,7 +65,8 @@ def test_reconstructions_improve_with_the_iterations_and_norms_stay_below_c():
 
 
 def test_the_bias_of_the_log_determinant_falls_below_its_bound():
-    found = values(measure_log_determinants(REQUEST, {"c": 0.9}, [1, 4], draws=50))
+    measured = measure_log_determinants(REQUEST, {"c": 0.9}, [1, 4], draws=50)
+    found = values(measured)
     for terms in (1, 4):
         assert (
             0
@@ -61,6 +75,10 @@ def test_the_bias_of_the_log_determinant_falls_below_its_bound():
         )
     assert found["Bias, 4 terms", "c"] < found["Bias, 1 terms", "c"] / 100
     assert found["Deviation, 4 terms", "c"] > found["Bias, 4 terms", "c"]
+    (lines,) = measured.lines
+    assert [panel.title for panel in lines.panels] == ["Bias", "Bound of the bias", "Deviation"]
+    bias = found["Bias, 1 terms", "c"], found["Bias, 4 terms", "c"]
+    assert lines.panels[0].lines == {"c": ((1.0, 4.0), bias)}
 
 
 def test_the_cases_of_figure_3_2_and_the_regions_of_figure_3_1():

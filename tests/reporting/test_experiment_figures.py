@@ -161,3 +161,10 @@ def test_lines_survive_their_file_and_are_drawn_with_their_ends(tmp_path):
     thin = draw_lines(LinePanels("n", "t", "c", "x", "y", panels, thin=True))
     assert thin.alt == "t"
     assert ">b<" not in thin.svg
+
+
+def test_a_logarithmic_axis_has_plain_numbers():
+    panel = LinePanel("", {"a": ((1.0, 2.0), (1e-6, 10.0))})
+    figure = draw_lines(LinePanels("n", "t", "c", "x", "y", (panel,), log=True))
+    assert "$" not in figure.svg
+    assert any(f">{number}<" in figure.svg for number in ("0.001", "1"))
