@@ -18,6 +18,7 @@ from robustbench_inv.checks.suite import check_records
 from robustbench_inv.checks.verdict import IMPOSSIBLE, NOT_MADE, Verdict
 from robustbench_inv.data.arrays import Array
 from robustbench_inv.data.protocol import Dataset
+from robustbench_inv.deciding import StopRule, first_stage, run_until_decided
 from robustbench_inv.errors import BadParameter, UsageError
 from robustbench_inv.evaluation.engine import (
     Existing,
@@ -110,6 +111,8 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
     progress: ProgressCallback | bool = True,
     checks: bool = True,
     timeout: float | None = None,
+    fail_under: float | None = None,
+    until_decided: bool = False,
     command: Sequence[str] = (),
 ) -> Run:
     """Attack models, write a record for each sample, and return the results; your models are unchanged.
@@ -144,6 +147,9 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
         checks: run the validity checks and write checks.json.
         timeout: seconds that one call of a model, attack or other code outside this package may take; None for no
             limit. It holds in the main thread.
+        fail_under: with ``until_decided``, the share that each robust accuracy shall reach.
+        until_decided: evaluate samples in random order, and stop when it is decided which of the models is better, the
+            first or each other, or on which side of ``fail_under`` each is; see ``Run.decisions``.
         command: the user's command, for plan.json.
 
     Raises:
@@ -182,7 +188,8 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
             command,
         )
         with progress_callback(progress) as report:
-            run = run_plan(plan, out, options, report, workers, checks=checks)
+            rule = StopRule(fail_under) if until_decided else None
+            run = run_plan(plan, out, options, report, workers, checks=checks, rule=rule)
     warn_of_failures(run, checked=checks)
     return run
 
@@ -214,7 +221,7 @@ def _check_extras(progress: object, checks: object, command: Sequence[object]) -
         raise BadParameter("unusable progress", got=progress, expected=expected)
 
 
-def run_plan(
+def run_plan(  # noqa: PLR0913 - what to run, where, how, and when to stop
     plan: Plan,
     out: str | Path | None = None,
     options: RunOptions | None = None,
@@ -222,6 +229,7 @@ def run_plan(
     workers: Workers = 1,
     *,
     checks: bool = False,
+    rule: StopRule | None = None,
 ) -> Run:
     """Run a plan's cells, optionally with the validity checks.
 
@@ -232,12 +240,16 @@ def run_plan(
         progress: called with a ``Progress`` after each block, and about every second within one.
         workers: number of local processes, or ``ray``.
         checks: run the validity checks and write checks.json.
+        rule: stop when it is decided; None to evaluate all samples.
 
     Raises:
         BadResults: if the results cannot be written.
     """
     check_target(out, workers, may_wait=True)
-    options = options or RunOptions()
+    options, whole = options or RunOptions(), plan
+    if rule:
+        rule.check(plan, options, workers)
+        plan = first_stage(plan)
     path = Path(out) if out is not None else DEFAULT_FOLDER / plan.name
     check_locks(plan.jobs, path, options, alone=workers == 1)
     if options.existing != "redo":
@@ -256,7 +268,10 @@ def run_plan(
         read_old_verdicts(folder, repair=options.existing == "repair")
     if workers == 0:
         return Run(path, plan, (), (*plan.warnings, *remarks, WAITS.format(path)))
-    outcomes = run_jobs(plan.jobs, path, options, progress, workers)
+    if rule:
+        outcomes, plan = run_until_decided(whole, path, options, progress, workers, rule)
+    else:
+        outcomes = run_jobs(plan.jobs, path, options, progress, workers)
     failures = [
         CellFailure(outcome.title, reason)
         for outcome in outcomes

@@ -30,6 +30,7 @@ from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.plan import Plan
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.labels import Labels, names_and_digests
+from robustbench_inv.results.rate import Decision
 from robustbench_inv.results.rates import attack_seconds, cell_to_json
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.run_files import CELL, RunFolder
@@ -153,6 +154,11 @@ class Run:
     def conclusions(self) -> list[Conclusion]:
         """Whether the numbers of each model on each data set can be published, why not, and the next command."""
         return conclude(self.cells, self._verdicts)
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """What evaluations into this folder decided with as few samples as needed."""
+        return Decision.all_of(RunFolder(self.path).plan)
 
     @property
     def checks(self) -> list[Verdict]:
@@ -308,8 +314,11 @@ class Run:
         return pd.DataFrame(rows, dtype=str).fillna("")
 
     def _lines(self) -> Iterator[str]:
-        """Yield the failures, then the verdict on each model, its further reasons, and the next command."""
+        """Yield the failures, the decisions, then the verdict on each model, its further reasons, and the next command."""
+        from robustbench_inv.reporting.facts import early_texts
+
         yield from (f"failed: {failure}" for failure in self.failures)
+        yield from early_texts(self.decisions, self.cells)
         for each in self.conclusions:
             yield f"verdict on {each.model}, {each.dataset}: {each.text}"
             yield from (f"also: {reason.text}" for reason in each.reasons[1:])
@@ -387,8 +396,5 @@ def _cell_json(cell: FinishedCell, run: Run) -> dict[str, Any]:
     checks = [verdict.to_json() for verdict in verdicts_about(run._verdicts, cell)]
     verdict = next((c.to_json() for c in run.conclusions if c.concerns(cell)), None)
     place = str(run.path / cell.digest)
-    seconds = {
-        "attack_seconds": attack_seconds(cell),
-        "check_seconds": run._check_seconds,
-    }
+    seconds = {"attack_seconds": attack_seconds(cell), "check_seconds": run._check_seconds}
     return {**cell_to_json(cell), **seconds, "checks": checks, "verdict": verdict, "path": place}

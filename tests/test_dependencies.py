@@ -51,6 +51,7 @@ MAY_IMPORT = {
     "api": (
         *NUMBERS,
         *PROTOCOLS,
+        "deciding",
         "progress",
         "run",
         "threat",
@@ -58,6 +59,12 @@ MAY_IMPORT = {
         "catalogue",
         "evaluation",
         "checks",
+        "results",
+    ),
+    "deciding": (
+        *NUMBERS,
+        "evaluation",
+        "reporting",
         "results",
     ),
     "auditing": (

@@ -23,6 +23,7 @@ from robustbench_inv.cli.options import (
     SamplesOption,
     Seed,
     Timeout,
+    UntilDecided,
     Workers,
     complete,
     folder_option,
@@ -111,6 +112,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     timeout: Timeout = None,
     fail_on: FailOnOption = None,
     fail_under: FailUnder = None,
+    until_decided: UntilDecided = False,
     logger: LoggerOption = None,
     json: Json = False,
 ) -> None:
@@ -136,6 +138,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
         checks,
         timeout,
         keep_images,
+        until_decided,
     )
     after = AfterRun.of(fail_on, fail_under, logger)
     named = [name for text in model for name in models_like(text, dataset)]
@@ -162,12 +165,14 @@ def carry_out(
     """Run a plan, print its results and exit; or print its estimated cost."""
     from robustbench_inv.api import run_plan
     from robustbench_inv.cli.run_tables import print_plan, print_run
+    from robustbench_inv.deciding import StopRule
 
     if dry_run:
         return print_plan(plan, json)
     how, workers = options.run_options(), options.worker_count
+    rule = StopRule(after.fail_under) if options.until_decided else None
     with time_limit(options.timeout), show_progress() as progress:
-        run = run_plan(plan, out, how, progress, workers, checks=options.checks)
+        run = run_plan(plan, out, how, progress, workers, checks=options.checks, rule=rule)
     print_warnings(run.notes)
     if workers == 0:
         return print_json([]) if json else print_line(f"records: {run.path}")

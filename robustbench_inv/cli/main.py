@@ -79,7 +79,7 @@ TRACEBACK = "INVBENCH_TRACEBACK"
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as in shells."""
 
-MULTI_VALUE_OPTIONS = ("--model", "--attack", "--from", "--cells")
+MULTI_VALUE_OPTIONS = ("--model", "--models", "--attack", "--from", "--cells")
 """Options that take one or several values."""
 
 TELL_THEMSELVES = ("list", "evaluate", "audit", "run", "reproduce")

@@ -40,6 +40,7 @@ __all__ = [
     "Seed",
     "Timeout",
     "TrainingDevice",
+    "UntilDecided",
     "Workers",
     "complete",
     "convert_plain_values",
@@ -189,6 +190,14 @@ FailUnder = Annotated[
     ),
 ]
 
+UntilDecided = Annotated[
+    bool,
+    option(
+        "--until-decided",
+        help="Evaluate samples in random order, and stop when it is decided which model is better, or on which side of --fail-under each model is.",
+    ),
+]
+
 LoggerOption = Annotated[
     str | None,
     option(
@@ -216,6 +225,7 @@ class EvaluationOptions:
     checks: bool
     timeout: float | None
     keep_images: bool = False
+    until_decided: bool = False
 
     def request(self) -> "EvaluationRequest":
         """Return the request that these options make, without models and attacks."""

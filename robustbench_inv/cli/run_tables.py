@@ -38,12 +38,15 @@ def print_run(run: "Run") -> None:
 
     Invariance cells get a second table, ensembles a line with the number of samples that each member broke.
     """
+    from robustbench_inv.reporting.facts import early_texts
+
     cells = run.to_json()
     console = _console()
     _print_rates(console, cells)
     lines = [
         *(_ensemble_line(cell) for cell in cells if cell["ensemble"]),
         *_time_lines(cells),
+        *early_texts(run.decisions, run.cells),
         *map(_check_line, _warnings_and_failures(cells)),
         *(line for conclusion in run.conclusions for line in _conclusion_lines(conclusion)),
         f"records: {run.path}",

@@ -196,7 +196,9 @@ def open_cell(job: Job, folder: Path, options: RunOptions) -> CellWriter:
     identity = description["identity"]
     if redo or not CellFolder(folder).has_description(repair=repair, identity=identity):
         description["answers"] = store_answers(job, options.device)
-    return CellWriter(folder, CellRequest(description, job.samples, size, redo=redo, repair=repair))
+    seen = options.deadline == inf  # else the clock decides when to stop, not the results
+    request = CellRequest(description, job.samples, size, redo, repair, after_look=seen)
+    return CellWriter(folder, request)
 
 
 def cell_messages(job: Job, writer: CellWriter, options: RunOptions) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,13 @@ from robustbench_inv.reporting.canvas import (
     shorten,
     styled,
 )
+from robustbench_inv.reporting.facts import adjusted
 from robustbench_inv.reporting.gallery import Change, Gallery, collect_changes
 from robustbench_inv.reporting.glance import Glance, draw_both_failures, take_glance
 from robustbench_inv.reporting.headlines import Headline, build_headlines
 from robustbench_inv.reporting.html import export_files, render_page, write_page
 from robustbench_inv.reporting.model_comparison import (
     PairedResult,
-    adjusted,
     compare_models,
 )
 from robustbench_inv.reporting.run_results import RunResult, read_runs
@@ -35,6 +36,7 @@ from robustbench_inv.reporting.statistics import wilson
 from robustbench_inv.reporting.table_formats import Table, dataset_title
 from robustbench_inv.reporting.tables import comparison_table
 from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.rate import Decision
 
 __all__ = ["RunComparison", "compare"]
 
@@ -51,6 +53,7 @@ class RunComparison:
         notes: what limits the comparison.
         sources: the folders that were read.
         cells: of the compared models.
+        decisions: when and by which test the evaluation stopped, if it stopped before its last sample.
     """
 
     results: tuple[PairedResult, ...]
@@ -58,9 +61,10 @@ class RunComparison:
     notes: tuple[str, ...]
     sources: tuple[str, ...]
     cells: Cells = field(default=(), repr=False)
+    decisions: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return "\n".join(result.sentence for result in self.results)
+        return "\n".join([*self.decisions, *(result.sentence for result in self.results)])
 
     @property
     def models(self) -> list[str]:
@@ -124,6 +128,7 @@ class RunComparison:
     def to_json(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""
         return {
+            "decisions": list(self.decisions),
             "results": [each.to_json() for each in self.results],
             "verdicts": [each.to_json() for each in self.conclusions],
             "notes": list(self.notes),
@@ -163,7 +168,13 @@ def compare(
     folders = [check_path(each, "run") for each in (first, second) if each is not None]
     runs = [_merge(read_runs([folder])) for folder in folders]
     pairs = list(_pairs(runs, list(models)))
-    results = adjusted(each for pair in pairs for each in compare_models(*pair))
+    decisions = Decision.all_of(runs[0].plan) if len(runs) == 1 else []
+    results = adjusted(
+        replace(each, decided=stopped, looked=each.looked or stopped)
+        for pair in pairs
+        for each in compare_models(*pair)
+        for stopped in [_is_decided(each, decisions)]
+    )
     if not results:
         raise BadResults(
             "the models have nothing in common",
@@ -179,7 +190,14 @@ def compare(
         tuple(_notes(pairs, runs, results)),
         tuple(map(str, folders)),
         cells,
+        tuple(each.sentence for each in decisions if len(each.models) > 1),
     )
+
+
+def _is_decided(result: PairedResult, decisions: Sequence[Decision]) -> bool:
+    """Did the evaluation stop at a result?"""
+    eps = None if result.eps == inf else result.eps
+    return result.is_primary and (result.models, eps) in {(d.models, d.eps) for d in decisions}
 
 
 def _budget(result: PairedResult) -> str:
@@ -273,9 +291,16 @@ def _notes(
             yield f"{name} are other data in each folder, which were not compared"
     if any(not each.same_attacks for each in results):
         yield "some models were attacked by other attacks, so that a difference may be that of the attacks"
+    if any(each.looked for each in results):
+        yield LOOKED
     for what, done, planned in (each for run in runs for each in run.pending):
         yield f"{what} is not finished: {done} of {planned} samples"
 
+
+LOOKED = (
+    "the run was looked at before its end: p values are valid at any time, intervals of differences in the table and the "
+    "figure are those of a fixed number of samples"
+)
 
 SHOWN = 40
 """Rows of the figure; the table has all."""

@@ -24,12 +24,14 @@ from robustbench_inv.reporting.run_results import (
 from robustbench_inv.reporting.statistics import median_of
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.labels import names_and_digests
+from robustbench_inv.results.sequences import confidence_sequence
 
 if TYPE_CHECKING:
     from robustbench_inv.run import Run
 
 __all__ = [
     "MetricLogger",
+    "largest_budgets",
     "log_metrics",
     "metrics_of",
     "records_frame",
@@ -122,13 +124,22 @@ def _verdict_metrics(conclusions: Sequence[Conclusion]) -> dict[str, float]:
 def robustness_below(cells: Sequence[FinishedCell], limit: float) -> list[str]:
     """Return a sentence for each robust accuracy that is not shown to reach a limit.
 
-    It is shown if the lower end of the 95 % interval of the worst case reaches the limit. Of a sweep the largest eps
+    It is shown if the lower end of the 95 % interval of the worst case reaches the limit; of a run that was looked at
+    before its end that of the confidence sequence. Of a sweep the largest eps
     counts, since no robust accuracy is higher there. If no robust accuracy was measured, that is a sentence as well.
 
     Args:
         cells: of any kind; those of invariance attacks and without a budget are passed over.
         limit: a share, from 0 to 1.
     """
+    largest = largest_budgets(cells)
+    if not largest:
+        return ["no robust accuracy was measured"]
+    return [_short_of(worst, limit) for worst in largest if _low(worst) < limit]
+
+
+def largest_budgets(cells: Sequence[FinishedCell]) -> list[WorstCase]:
+    """Return the worst case of each model and group at its largest eps, where its robust accuracy is lowest."""
     largest: dict[tuple[str, CellGroup], WorstCase] = {}
     for worst in _worst(cells):
         key = worst.model, worst.group
@@ -136,9 +147,13 @@ def robustness_below(cells: Sequence[FinishedCell], limit: float) -> list[str]:
             key not in largest or worst.eps > largest[key].eps
         ):
             largest[key] = worst
-    if not largest:
-        return ["no robust accuracy was measured"]
-    return [_short_of(worst, limit) for worst in largest.values() if worst.rate.low < limit]
+    return list(largest.values())
+
+
+def _low(worst: WorstCase) -> float:
+    """Return the lower end of the interval; of the confidence sequence if the cells were looked at before their end."""
+    looked = any(cell.looks for cell in worst.cells)
+    return confidence_sequence(worst.rate)[0] if looked else worst.rate.low
 
 
 def _short_of(worst: WorstCase, limit: float) -> str:

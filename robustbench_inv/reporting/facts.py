@@ -1,24 +1,30 @@
 """The rows of data frames: one mapping from column to number, text or None for each cell."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from math import ceil, nan
+from dataclasses import replace
+from math import ceil, inf, nan
 from typing import Any
 
 import pandas as pd
 
 from robustbench_inv.arguments import format_eps
 from robustbench_inv.reporting.run_results import CellGroup
-from robustbench_inv.reporting.statistics import Interval, wilson
+from robustbench_inv.reporting.statistics import Interval, holm, wilson
 from robustbench_inv.reporting.table_formats import norm_symbol
 from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.rate import Decision
 from robustbench_inv.results.record import STATUSES
+from robustbench_inv.results.sequences import confidence_sequence
 from robustbench_inv.results.summary import Rate
 
 __all__ = [
     "IntervalOf",
+    "adjusted",
     "budget_of",
+    "early_texts",
     "identity_facts",
     "judges_text",
+    "looked_texts",
     "place_facts",
     "quantile",
     "rate_facts",
@@ -68,6 +74,17 @@ def rate_facts(rates: Mapping[str, Rate | None], interval: IntervalOf) -> dict[s
     return facts
 
 
+def adjusted(results: Iterable[Any]) -> list[Any]:
+    """Return ``PairedResult`` with p values adjusted for their number by Holm's method, decided ones for themselves."""
+    results, found = list(results), dict[int, Any]()
+    for decided in (False, True):
+        rows = [row for row, each in enumerate(results) if each.decided == decided]
+        values = holm([results[row].p for row in rows])
+        for row, p in zip(rows, values, strict=True):
+            found[row] = replace(results[row], p_adjusted=p, comparisons=len(rows))
+    return [found[row] for row in range(len(results))]
+
+
 def budget_of(cell: FinishedCell) -> str:
     """Return a threat's budget as text; for a sweep its smallest and largest eps."""
     sign, eps = norm_symbol(cell.norm), cell.epsilons
@@ -107,6 +124,35 @@ def result_texts(cell: FinishedCell, mark: str = "") -> Iterator[dict[str, str]]
             "clean": f"{100 * cell.summary.clean_accuracy.value:.1f} %",
             quantity: value + mark,
         }
+
+
+def looked_texts(cells: Iterable[FinishedCell]) -> Iterator[str]:
+    """Yield a line about each cell that was looked at before its end, with confidence sequences of its robust accuracies."""
+    for cell in cells:
+        if not cell.looks:
+            continue
+        found = []
+        for eps, rate in zip(cell.epsilons or (inf,), cell.summary.robust_accuracy, strict=True):
+            low, high = confidence_sequence(rate)
+            where = "" if eps == inf else f" at {cell.norm} {format_eps(eps)}"
+            found.append(f"robust accuracy{where} [{100 * low:.1f}, {100 * high:.1f}] %")
+        counts = f"after {_listed(cell.looks)} of {len(cell.records):,} samples"
+        yield (
+            f"{cell.attack_label} on {cell.model_label} was looked at {counts}, so its other intervals are too narrow. "
+            f"95 % confidence sequence: {', '.join(found)}"
+        )
+
+
+def early_texts(decisions: Iterable[Decision], cells: Iterable[FinishedCell]) -> list[str]:
+    """Return what was decided before the last sample, and what looking at the cells means for their intervals."""
+    return [*(decision.sentence for decision in decisions), *looked_texts(cells)]
+
+
+def _listed(counts: Sequence[int], most: int = 4) -> str:
+    """Return numbers as words, the last instead of many."""
+    listed = [f"{n:,}" for n in counts]
+    shown = listed if len(listed) <= most else [*listed[: most - 1], "…", listed[-1]]
+    return ", ".join(shown)
 
 
 def _results(cell: FinishedCell) -> Iterator[tuple[str, str, str]]:

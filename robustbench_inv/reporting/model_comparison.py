@@ -1,6 +1,6 @@
 """Two models on the same samples: paired differences, adjusted for their number, in words and as a table."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations, product
@@ -17,7 +17,6 @@ from robustbench_inv.reporting.statistics import (
     SIGNIFICANCE,
     Interval,
     PairedOutcomes,
-    holm,
     mcnemar,
     median_of,
     tango,
@@ -25,11 +24,11 @@ from robustbench_inv.reporting.statistics import (
 )
 from robustbench_inv.reporting.table_formats import dataset_title, format_number, norm_symbol
 from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.sequences import confidence_sequence, evidence
 from robustbench_inv.results.summary import Rate
 
 __all__ = [
     "PairedResult",
-    "adjusted",
     "compare_models",
     "pairs_of_models",
     "worst_case_result",
@@ -71,6 +70,8 @@ class PairedResult:
         medians: distances of the two, of the quantity ``distance``.
         p_adjusted: of all comparisons made together; nan until ``adjusted`` computes it.
         comparisons: their number.
+        looked: was a cell looked at before its end? Then the p value is one that is valid at any time.
+        decided: did the evaluation stop at this result? Such results are adjusted for each other alone.
     """
 
     quantity: Quantity
@@ -83,6 +84,8 @@ class PairedResult:
     medians: tuple[float, float] | None = None
     p_adjusted: float = nan
     comparisons: int = 1
+    looked: bool = False
+    decided: bool = False
 
     @property
     def rates(self) -> tuple[Rate, Rate]:
@@ -107,7 +110,17 @@ class PairedResult:
     @property
     def p(self) -> float:
         """McNemar's exact p value, not adjusted; of distances it is that of the sign test."""
+        if self.looked:
+            return min(1.0, 1 / evidence(self.pairs.first, self.pairs.second))
         return mcnemar(self.pairs)
+
+    @property
+    def is_primary(self) -> bool:
+        """Does the result answer which of two models is better? Clean accuracies and repetitions do not."""
+        repeats = self.group.keeps if self.quantity == "distance" else self.eps == inf
+        return self.quantity != "clean" and not (
+            repeats and self.quantity in ("robust", "distance")
+        )
 
     @property
     def differs(self) -> bool:
@@ -146,9 +159,8 @@ class PairedResult:
     def sentence(self) -> str:
         """The result in words, with interval, samples and p value."""
         first, second = self.models
-        low, high = 100 * self.interval.low, 100 * self.interval.high
         points = 100 * self.difference
-        end = f"[{low:.1f}, {high:.1f}]; {len(self.ids):,} samples, {self._p_text}."
+        end = f"{self._interval_text}; {len(self.ids):,} samples, {self._p_text}."
         if not self.differs:
             what = f"{second} minus {first}: {self.name}, {self.place}"
             return f"No difference shown: {what}, {points:+.1f} points {end}"
@@ -168,6 +180,15 @@ class PairedResult:
             f"{second} is broken at a larger {sign} distance than {first} {where} on {larger} of samples, at a smaller "
             f"one on {smaller}{medians}"
         )
+
+    @property
+    def _interval_text(self) -> str:
+        """Tango's interval; the share of discordant samples with its confidence sequence if it was looked at before."""
+        if not self.looked:
+            return f"[{100 * self.interval.low:.1f}, {100 * self.interval.high:.1f}]"
+        gained, discordant = self.pairs.first, self.pairs.first + self.pairs.second
+        low, high = confidence_sequence(Rate(gained, discordant))
+        return f"({gained} of {discordant} discordant samples, 95 % confidence sequence [{100 * low:.1f}, {100 * high:.1f}] %)"
 
     @property
     def _p_text(self) -> str:
@@ -213,17 +234,6 @@ def _medians(values: tuple[float, float]) -> str:
     return " and ".join(map(format_number, reversed(values)))
 
 
-def adjusted(results: Iterable[PairedResult]) -> list[PairedResult]:
-    """Return results with p values adjusted for their number, by Holm's method."""
-    results = list(results)
-    values = holm([each.p for each in results])
-    number = len(results)
-    return [
-        replace(each, p_adjusted=p, comparisons=number)
-        for each, p in zip(results, values, strict=True)
-    ]
-
-
 def compare_models(
     first: Sequence[FinishedCell], second: Sequence[FinishedCell]
 ) -> Iterator[PairedResult]:
@@ -233,6 +243,14 @@ def compare_models(
         first: cells of the first model, the baseline.
         second: cells of the second model, whose label differs.
     """
+    looked = any(cell.looks for cell in (*first, *second))
+    for result in _all_results(first, second):
+        yield replace(result, looked=looked)
+
+
+def _all_results(
+    first: Sequence[FinishedCell], second: Sequence[FinishedCell]
+) -> Iterator[PairedResult]:
     yield from _clean_results(first, second)
     ours, theirs = (_by_group(cells) for cells in (first, second))
     for key, mine in ours.items():

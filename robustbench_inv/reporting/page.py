@@ -13,6 +13,7 @@ from robustbench_inv.reporting.answers import Answer, answer_questions
 from robustbench_inv.reporting.canvas import ReportFigure
 from robustbench_inv.reporting.citations import Citation, collect_citations
 from robustbench_inv.reporting.definitions import Definition, Section
+from robustbench_inv.reporting.facts import looked_texts
 from robustbench_inv.reporting.figures import FigureContext, draw_figures
 from robustbench_inv.reporting.gallery import NO_GALLERY, Gallery, collect_gallery
 from robustbench_inv.reporting.glance import Glance, draw_both_failures, take_glance
@@ -141,7 +142,7 @@ def build_page(definition: Definition, runs: Sequence[RunResult]) -> ReportPage:
     marks = _Marks(cells, verdicts)
     return ReportPage(
         definition=definition,
-        overview=_overview(cells),
+        overview=(*_overview(cells), *_decided(runs)),
         headlines=tuple(build_headlines(cells, interval)),
         colours={cell.model_label: plot.colour(cell.model_label) for cell in cells},
         sections=tuple(
@@ -216,6 +217,13 @@ def _overview(cells: Sequence[FinishedCell]) -> tuple[tuple[str, str], ...]:
     records = sum(len(cell.records) for cell in cells)
     counts = [(name, ", ".join(dict.fromkeys(values))) for name, values in named.items()]
     return (*counts, ("samples", f"{records:,} evaluated samples in {len(cells)} cells"))
+
+
+def _decided(runs: Sequence[RunResult]) -> Iterator[tuple[str, str]]:
+    """Yield what an evaluation decided before its last sample, and what looking at it means for the intervals."""
+    for run in runs:
+        yield from (("decision", str(each["sentence"])) for each in run.plan.get("decisions", ()))
+        yield from (("looked at early", text) for text in looked_texts(run.cells))
 
 
 def _about_dataset(name: str) -> str:

@@ -10,6 +10,7 @@ from robustbench_inv.arguments import format_eps
 from robustbench_inv.reporting.definitions import TableKind
 from robustbench_inv.reporting.facts import (
     IntervalOf,
+    adjusted,
     budget_of,
     identity_facts,
     place_facts,
@@ -24,7 +25,6 @@ from robustbench_inv.reporting.invariance_tables import (
 )
 from robustbench_inv.reporting.model_comparison import (
     PairedResult,
-    adjusted,
     pairs_of_models,
     worst_case_result,
 )

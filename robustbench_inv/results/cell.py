@@ -21,14 +21,9 @@ from robustbench_inv.results.cell_parts import (
 )
 from robustbench_inv.results.files import DIGEST
 from robustbench_inv.results.oracle_error import OracleError
+from robustbench_inv.results.rate import looks_of
 from robustbench_inv.results.record import Record
-from robustbench_inv.results.summary import (
-    CellSummary,
-    Rate,
-    broken_within,
-    same_eps,
-    summarise,
-)
+from robustbench_inv.results.summary import CellSummary, Rate, broken_within, same_eps, summarise
 
 __all__ = [
     "SAMPLE_VALUES",
@@ -335,6 +330,11 @@ class FinishedCell:
         """The distance at which each attacked sample is broken; inf for robust ones."""
         attacked = [r.was_attacked for r in self.records]
         return [float(d) for d in self.failure_distance[attacked]]
+
+    @cached_property
+    def looks(self) -> tuple[int, ...]:
+        """Numbers of samples after which the results could be seen before more were added."""
+        return looks_of(self.events, len(self.records))
 
     def covers(self, eps: float) -> bool:
         """Do the records show which samples are broken at this eps?"""

@@ -37,6 +37,7 @@ from robustbench_inv.results.files import (
 )
 from robustbench_inv.results.image_files import ImageShards, differing_samples
 from robustbench_inv.results.oracle_error import ORACLE_FILE, read_oracle_error
+from robustbench_inv.results.rate import LOOK
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.run_files import CELL, CellFolder, cell_salt
 
@@ -58,6 +59,7 @@ class CellRequest:
         batch_size: of the blocks, if the cell has none yet.
         redo: delete the existing records first.
         repair: delete damaged blocks and those after them, instead of refusing the cell.
+        after_look: could the results of the samples so far have been seen, if they are complete?
     """
 
     description: Mapping[str, Any]
@@ -65,6 +67,7 @@ class CellRequest:
     batch_size: int
     redo: bool = False
     repair: bool = False
+    after_look: bool = False
 
 
 class CellWriter:
@@ -238,7 +241,10 @@ class CellWriter:
             return
         if old:
             self._add_checkpoint()  # before cell.json declares digests
+        complete = 0 < self._done == len(sample_order(segments))
         self._describe({**(known or request.description), "batch_size": size}, extended)
+        if complete and request.after_look:
+            self.note(LOOK, records=self._done)
 
     def _known(self, request: CellRequest) -> dict[str, Any]:
         """Return the content of cell.json; empty for a new cell, or one that starts again."""

@@ -7,6 +7,8 @@ from math import isfinite
 from types import UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
 
+from robustbench_inv.results.rate import Decision
+
 __all__ = ["check_plan", "check_types", "is_verdict"]
 
 
@@ -84,6 +86,8 @@ def check_plan(plan: Mapping[str, Any]) -> None:
         raise TypeError("samples are not whole numbers")
     if not all(type(word) is str for command in plan["commands"] for word in command):
         raise TypeError("commands are not lists of words")
+    for each in plan.get("decisions", ()):
+        Decision.from_json(each)
     for cell in plan["cells"]:
         if wrong := [key for key, kind in _PLAN_ENTRY.items() if type(cell[key]) is not kind]:
             raise TypeError(f"{wrong[0]} of a cell is {str(cell[wrong[0]])[:60]!r}")

@@ -1,9 +1,21 @@
-"""A share with its interval, and how well an oracle notices changes; imports nothing, so that listings stay fast."""
+"""A share with its interval, a decision, and how well an oracle notices changes; imports nothing, so that listings stay fast."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from math import sqrt
+from typing import Any
 
-__all__ = ["ChangeDetection", "Rate"]
+__all__ = ["LOOK", "ChangeDetection", "Decision", "Rate", "looks_of"]
+
+LOOK = "extended"
+"""The event of samples that are added to a cell whose results could be seen."""
+
+
+def looks_of(events: Iterable[Mapping[str, Any]], samples: int) -> tuple[int, ...]:
+    """Return the numbers of samples, less than all, after which the results could be seen."""
+    counts = {event.get("records") for event in events if event.get("event") == LOOK}
+    return tuple(sorted(n for n in counts if isinstance(n, int) and 0 < n < samples))
+
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""
@@ -113,3 +125,55 @@ class ChangeDetection:
             f"of {self.changed} changes that people see on {self.measured_on} it reports {self.found}, "
             f"of {self.unchanged} others {self.false}"
         )
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What an evaluation decided, with as many samples as it needed.
+
+    Args:
+        question: what was to decide, the same for the same models, eps and limit.
+        sentence: the answer, and how it was found.
+        decided: False if all samples were evaluated without a decision.
+        models: the names of the compared models, or of the one that is compared with a limit.
+        eps: the budget; None without one.
+        samples: evaluated samples at the decision.
+        population: samples that could have been evaluated.
+        looks: numbers of samples after which a decision was possible.
+        level: largest probability of a false decision.
+    """
+
+    question: str
+    sentence: str
+    decided: bool
+    models: tuple[str, ...]
+    eps: float | None
+    samples: int
+    population: int
+    looks: tuple[int, ...]
+    level: float
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Decision":
+        """Read a decision from plan.json.
+
+        Raises:
+            KeyError, TypeError: if a value is missing or has the wrong type.
+        """
+        texts = (value["question"], value["sentence"], *value["models"])
+        counts = (value["samples"], value["population"], *value["looks"])
+        if not all(isinstance(text, str) for text in texts) or {int}.union(map(type, counts)) != {
+            int
+        }:
+            raise TypeError(f"a decision is {str(dict(value))[:60]!r}")
+        lists = {key: tuple(value[key]) for key in ("models", "looks")}
+        return cls(**{**{key: value[key] for key in cls.__dataclass_fields__}, **lists})
+
+    @classmethod
+    def all_of(cls, plan: Mapping[str, Any]) -> "list[Decision]":
+        """Return what evaluations into a folder decided before their last sample."""
+        return [cls.from_json(each) for each in plan.get("decisions", ())]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what plan.json holds."""
+        return {**asdict(self), "models": list(self.models), "looks": list(self.looks)}

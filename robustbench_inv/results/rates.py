@@ -360,6 +360,7 @@ def cell_to_json(cell: FinishedCell) -> dict[str, Any]:
         "epsilons": list(cell.epsilons),
         "clean_accuracy": summary.clean_accuracy.to_json(),
         "robust_accuracy": [rate.to_json() for rate in summary.robust_accuracy],
+        **({"looks": list(cell.looks)} if cell.looks else {}),
         "attack_success_rate": summary.attack_success_rate.to_json(),
         "median_distance": None if median is None or isinf(median) else median,
         "rejection": summary.rejection and summary.rejection.to_json(),

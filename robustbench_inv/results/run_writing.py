@@ -194,6 +194,8 @@ def _merge_plans(run: RunFolder, plan: Mapping[str, Any]) -> dict[str, Any]:
     labels = {c["digest"]: {"label": c["label"]} for c in old["cells"] if c.get("label")}
     both = (*old["cells"], *plan["cells"])
     cells = {cell["digest"]: {**labels.get(cell["digest"], {}), **cell} for cell in both}
+    asked = [each for part in (old, plan) for each in part.get("decisions", ())]
+    decisions = list({each["question"]: each for each in asked}.values())
     new = [command for command in plan["commands"] if command not in old["commands"]]
     return {
         **plan,
@@ -201,6 +203,7 @@ def _merge_plans(run: RunFolder, plan: Mapping[str, Any]) -> dict[str, Any]:
         "commands": [*old["commands"], *new],
         "samples": sorted({*old["samples"], *plan["samples"]}),
         "cells": list(cells.values()),
+        **({"decisions": decisions} if decisions else {}),
     }
 
 

@@ -41,6 +41,37 @@ def test_json_lists_the_samples(invbench, run, tmp_path):
     assert data["page"] == str(tmp_path / "new" / "page.html")
 
 
+def test_it_evaluates_until_it_is_decided_and_says_how(invbench, tmp_path, models_file):
+    printed = invbench(
+        *("compare", tmp_path / "new", "--models", f"b={models_file}:bad", f"g={models_file}:good"),
+        *("--attack", "random-perturbation", "--threat", "linf=0.01", "--until-decided"),
+        *("--dataset", f"{models_file}:data", "--no-checks", "--json"),
+    )
+    assert printed.code == 0, printed.err
+    data = json.loads(printed.out)
+    assert data["decisions"][0].startswith(
+        "Decided after 20 of 40 samples in random order (1 look): g is"
+    )
+    assert data["results"][1]["samples"] == 20
+
+
+@pytest.fixture
+def models_file(tmp_path):
+    """Return a file with a linear model, one with its classes in another order, and their data set."""
+    path = tmp_path / "own.py"
+    path.write_text(
+        "from robustbench_inv.data.arrays import ArrayDataset\n"
+        "from robustbench_inv.testing.analytic_problems import LinearClassifier, linear_problem\n"
+        "model, x, y = linear_problem(40)\n"
+        "def good(): return model\n"
+        "def bad():\n"
+        "    w, b = model.weights.detach(), model.biases.detach()\n"
+        "    return LinearClassifier(w.roll(1, 0), b.roll(1, 0), model.bounds)\n"
+        'def data(): return ArrayDataset(x, y, "toy", model.bounds)\n'
+    )
+    return path
+
+
 @pytest.mark.usefixtures("run")
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -49,6 +80,9 @@ def test_json_lists_the_samples(invbench, run, tmp_path):
         (["run", "--model", "right"], "one model cannot be compared"),
         (["run", "run", "--model", "right", "rold"], "did you mean rolled"),
         (["run", "run", "--model", "a", "b", "c"], "too many models"),
+        (["run", "--until-decided"], "nothing to evaluate"),
+        (["--model", "a"], "nothing to compare"),
+        (["run", "run", "--model", "a", "--attack", "pgd"], "evaluates the models of --model"),
     ],
 )
 def test_what_does_not_fit_is_one_line(invbench, arguments, message):
