@@ -71,7 +71,7 @@ class CarliniWagner:
         check_positive(self, "learning_rate", "initial_constant")
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
-        closest = ClosestAdversarial(batch, threat, self.confidence)
+        closest = ClosestAdversarial(batch, threat, model, self.confidence)
         constants = torch.full_like(closest.distances, self.initial_constant)
         lower, upper = torch.zeros_like(constants), torch.full_like(constants, torch.inf)
         for search in range(self.searches):

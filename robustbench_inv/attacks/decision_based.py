@@ -76,7 +76,7 @@ BISECTION_STEPS = 10
 
 
 def find_starting_points(
-    model: Queries, batch: Batch, goal: Goal, rng: SampleRNG
+    model: Queries, batch: Batch, goal: Goal, rng: SampleRNG, rows: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return an adversarial starting point for each sample, moved toward its clean input by binary search.
 
@@ -85,14 +85,17 @@ def find_starting_points(
         batch: n samples.
         goal: goal that a starting point must reach.
         rng: the samples' random numbers.
+        rows: (m,) positions of the samples that need one, all by default.
 
     Returns:
         (n, …) starting points, the clean input where none was found, and (n,) whether one was found.
     """
     decisions = DecisionOracle(model, batch, goal)
     starts, found = batch.images.clone(), torch.zeros_like(batch.labels, dtype=torch.bool)
+    wanted = torch.ones_like(found) if rows is None else torch.zeros_like(found)
+    wanted[rows if rows is not None else slice(None)] = True
     for draw in range(MAX_DRAWS):
-        rows = (~found).nonzero()[:, 0]
+        rows = (wanted & ~found).nonzero()[:, 0]
         if not len(rows):
             break
         if batch.pool is not None and draw % POOL_INTERVAL == POOL_INTERVAL - 1:

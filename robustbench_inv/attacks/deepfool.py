@@ -57,7 +57,7 @@ class DeepFool:
         return frozenset({self.norm})
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
-        closest = ClosestAdversarial(batch, threat)
+        closest = ClosestAdversarial(batch, threat, model)
         rows = torch.arange(len(batch), device=batch.labels.device)
         images = batch.images
         limits = max_distance(batch.images, model.bounds, self.norm)

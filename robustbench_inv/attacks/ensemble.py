@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from robustbench_inv.attacks.apgd import APGD
+from robustbench_inv.attacks.best_so_far import CONFIRMATIONS
 from robustbench_inv.attacks.budget_geometry import BALL_NORMS
 from robustbench_inv.attacks.losses import check_losses
 from robustbench_inv.attacks.minimum_norm import MinimumNorm
@@ -29,10 +30,6 @@ from robustbench_inv.tensors import Output, where_rows
 from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = ["BROKEN_BY", "Ensemble", "SquareThenAPGD", "SubsetRunner", "common_norms", "standard"]
-
-
-CONFIRMATIONS = 3
-"""Number of queries that must confirm an adversarial example if the model's outputs differ between queries."""
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class FMN:
         rule = _next_count if threat.norm == "l0" else _next_radius
         # the authors' code scales to the sphere in l2, and so reaches the boundary more often
         project = _scale if threat.norm == "l2" else project_perturbations
-        search = _Search(model, ClosestAdversarial(batch, threat), "margin", project)
+        search = _Search(model, ClosestAdversarial(batch, threat, model), "margin", project)
         return search.run(self.steps, self.step_size, first, lambda at: rule(at, self._gamma(at)))
 
     def _gamma(self, at: "_Iterates") -> float:
@@ -107,7 +107,7 @@ class DDN:
         check_below(self, gamma=1.0)
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
-        search = _Search(model, ClosestAdversarial(batch, threat), "ce", _scale)
+        search = _Search(model, ClosestAdversarial(batch, threat, model), "ce", _scale)
         first = self.initial_norm * (model.bounds[1] - model.bounds[0])
         return search.run(
             self.steps,

@@ -115,7 +115,7 @@ class _Search:
         self, model: Queries, batch: Batch, threat: ThreatModel, settings: LocalSearch
     ) -> None:
         self.model, self.batch, self.settings = model, batch, settings
-        self.closest = ClosestAdversarial(batch, threat)
+        self.closest = ClosestAdversarial(batch, threat, model)
         self.loss: Loss = losses_for("log-odds", threat.goal)[0]
         self.channels, self.height, self.width = image_shape(batch.images.shape[1:])
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from robustbench_inv.attacks.augmented_lagrangian import descend_lagrangian
 from robustbench_inv.attacks.best_so_far import ClosestAdversarial
 from robustbench_inv.attacks.budget_geometry import steepest_direction
-from robustbench_inv.attacks.decision_based import DecisionOracle
+from robustbench_inv.attacks.decision_based import DecisionOracle, find_starting_points
 from robustbench_inv.attacks.linearization import (
     Linearization,
     distance_scaled_loss,
@@ -23,7 +23,7 @@ from robustbench_inv.attacks.protocol import Batch, Kind, Loss, Queries
 from robustbench_inv.attacks.refinement import refine
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import NORMS, broadcast, flatten, norm
-from robustbench_inv.threat.budgets import project_perturbations
+from robustbench_inv.threat.budgets import Unbounded, project_perturbations
 from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = ["MinimumNorm"]
@@ -67,8 +67,9 @@ class MinimumNorm:
     Each run ascends a loss inside a ball whose radius shrinks where the iterate is adversarial, and grows otherwise, as
     FMN does. The loss is that of logits divided by how fast their gaps close with distance. The first radius is the
     distance to the boundary of the linearized model. Step lengths are relative to the radius (in l0 to the width of
-    the box), so that the scales of inputs and logits do not matter. Bisections toward the clean input and exact steps
-    to the linearized boundary (``refinement``) end the search.
+    the box), so that the scales of inputs and logits do not matter. Where no run finds an example, as many begin at an
+    adversarial starting point of the decision-based attacks. Bisections toward the clean input and exact steps to the
+    linearized boundary (``refinement``) end the search.
 
     Args:
         steps: gradient steps of each run, >= 1.
@@ -101,11 +102,19 @@ class MinimumNorm:
         check_least(self, bisections=0, refinements=0, lagrangian_steps=0)
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
-        closest = ClosestAdversarial(batch, threat)
+        closest = ClosestAdversarial(batch, threat, model)
         rows = torch.arange(len(batch), device=batch.labels.device)
         about = linearize(model, threat, batch.images, batch.labels, rows, NUM_CANDIDATES)
-        for loss in losses_for(self.loss, threat.goal):
-            self._descend(model, closest, loss, about)
+        losses = losses_for(self.loss, threat.goal)
+        for loss in losses:
+            self._descend(model, closest, loss, about, rows, batch.images)
+        rows = (~closest.found).nonzero()[:, 0]
+        # gradients at the clean input may vanish where those at the boundary do not
+        if len(rows) and isinstance(threat.budget, Unbounded):
+            starts, found = find_starting_points(model, batch, threat.goal, rng, rows)
+            rows = found.nonzero()[:, 0]
+            for loss in losses if len(rows) else ():
+                self._descend(model, closest, loss, about, rows, starts[rows])
         if threat.norm == "l2" and model.success_is_final:
             descend_lagrangian(model, closest, self.lagrangian_steps)
         if threat.norm != "l0" and model.success_is_final:
@@ -122,13 +131,20 @@ class MinimumNorm:
         closest.distances[rows] = threat.budget.distance(batch.images[rows], images)
 
     def _descend(
-        self, model: Queries, closest: ClosestAdversarial, loss: Loss, about: Linearization
+        self,
+        model: Queries,
+        closest: ClosestAdversarial,
+        loss: Loss,
+        about: Linearization,
+        rows: Tensor,
+        images: Tensor,
     ) -> None:
-        """Search from the clean images, at the distance of the closest example or, without one, of the linearized boundary."""
-        batch, threat = closest.batch, closest.threat
-        rows = torch.arange(len(batch), device=batch.labels.device)
-        images, rates = batch.images, about.rates
-        radii = about.distances.amin(1).minimum(closest.distances)
+        """Search from images (m, …) of the samples at rows (m,).
+
+        The first radius is the distance of the closest example or, without one, of the linearized boundary.
+        """
+        batch, threat, rates = closest.batch, closest.threat, about.rates
+        radii = about.distances.amin(1).minimum(closest.distances)[rows]
         limits = max_distance(batch.images, model.bounds, threat.norm)
         for step in range(self.steps):
             output, gradients = model.gradient(

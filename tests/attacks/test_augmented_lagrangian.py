@@ -18,7 +18,7 @@ def test_it_ends_closer_and_leaves_unbroken_samples_alone():
     model, images, labels = linear_problem(6, 4, shape=(1, 4, 4))
     batch, threat = Batch(images, labels, torch.arange(6)), ThreatModel(Unbounded("l2"))
     meter = CountingModel(model, batch, threat, SampleRNG(0, batch.ids))
-    closest = ClosestAdversarial(batch, threat)
+    closest = ClosestAdversarial(batch, threat, meter)
     far = (model(1 - images).decision != labels).nonzero()[:3, 0]
     assert len(far) == 3
     closest.update((1 - images)[far], model((1 - images)[far]), far)

@@ -19,7 +19,7 @@ from robustbench_inv.attacks.protocol import Batch
 from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.errors import BadParameter, CapabilityMismatch
 from robustbench_inv.randomness import SampleRNG
-from robustbench_inv.tensors import Output, norm
+from robustbench_inv.tensors import NORMS, Output, norm
 from robustbench_inv.testing.analytic_problems import LinearClassifier, linear_problem
 from robustbench_inv.testing.harness import check_attack
 from robustbench_inv.testing.toys import StochasticToy
@@ -223,9 +223,34 @@ def test_a_lucky_draw_ends_no_search(attack, name):
     fresh = StochasticToy(model, scale=0.05, draws=2)
     _, meter = run(attack, name, fresh, images, labels)
     assert meter.found.any()
-    passes = meter.forward_passes
-    assert passes.max() == passes.min()
-    assert passes.min() > attack.steps
+    assert meter.forward_passes.min() > attack.steps
+
+
+@each_attack
+def test_examples_are_no_lucky_draws(attack, name):
+    """Half of them at least lie beyond the boundary of the mean; without confirmation nearly all lie before it."""
+    model, images, labels = linear_problem(12, shape=(1, 4, 4))
+    adversarial, _ = run(attack, name, StochasticToy(model, scale=0.2, draws=2), images, labels)
+    crossed = (model(adversarial).decision != labels).double().mean()
+    assert crossed >= 0.4
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_without_a_gradient_at_the_clean_input_a_search_begins_at_the_other_side(name):
+    model, images, labels = linear_problem(6, 2, shape=(1, 4, 4))
+    narrow = 0.4 * (model(images).logits[:, 0] - model(images).logits[:, 1]).abs().min()
+
+    def saturated(output, _):
+        return Output((output.logits - output.logits.mean(1, True)).clamp(-narrow, narrow))
+
+    masked = Answering(model, saturated)
+    adversarial, _ = run(MinimumNorm(steps=20), name, masked, images, labels)
+    assert (model(adversarial).decision != labels).all()
+    if name != "l0":
+        ratio = distances(images, adversarial, name) / model.distance(images, labels, name)
+        assert ratio.max() <= 1.5
+    inside, _ = run(MinimumNorm(steps=20), name, masked, images, labels, budget=LpBall(name, 0.1))
+    assert torch.equal(inside, images), "inside a ball nothing but the ball is searched"
 
 
 def test_deepfool_stops_a_broken_sample():
@@ -249,7 +274,9 @@ def test_deepfool_among_many_classes():
 def test_closest_adversarial_is_kept_for_each_sample():
     images = torch.zeros(2, 1, 1, 2)
     batch = Batch(images, torch.tensor([0, 0]), torch.arange(2))
-    nearest = ClosestAdversarial(batch, ThreatModel(Unbounded("l1")))
+    linear = LinearClassifier(torch.eye(2), torch.zeros(2))
+    meter = CountingModel(linear, batch, ThreatModel(Unbounded("l1")), SampleRNG(0, batch.ids))
+    nearest = ClosestAdversarial(batch, meter.threat, meter)
     right, wrong = Output(torch.tensor([[1.0, 0.0]])), Output(torch.tensor([[0.0, 1.0]]))
     for step, output in ((3.0, wrong), (1.0, right), (2.0, wrong), (2.5, wrong)):
         nearest.update(torch.full((1, 1, 1, 2), step), output, torch.tensor([1]))

@@ -86,5 +86,5 @@ def test_samples_without_an_example_cost_nothing():
     batch = Batch(images, labels, torch.arange(3))
     threat = ThreatModel(Unbounded("l2"), goal=Misclassify())
     meter = CountingModel(model, batch, threat, SampleRNG(0, batch.ids))
-    refine(meter, ClosestAdversarial(batch, threat), 10)
+    refine(meter, ClosestAdversarial(batch, threat, meter), 10)
     assert not meter.forward_passes.any()

@@ -7,7 +7,8 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.ensemble import BROKEN_BY, CONFIRMATIONS, SubsetQueries
+from robustbench_inv.attacks.best_so_far import CONFIRMATIONS
+from robustbench_inv.attacks.ensemble import BROKEN_BY, SubsetQueries
 from robustbench_inv.attacks.fixed_inputs import Counterpart
 from robustbench_inv.attacks.invariance.ball import InvarianceBall
 from robustbench_inv.attacks.invariance.collision import Collision
