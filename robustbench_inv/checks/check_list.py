@@ -387,6 +387,13 @@ CHECKS: Mapping[str, Check] = {
             rule="FAIL if single attacks alone find failures for less than 10 % of 20 or more samples; WARN below 50 %",
             consequence="a weak attack proves no absence of invariance; run invariance-standard",
         ),
+        Check(
+            "C47",
+            "no other attack finds closer adversarial examples",
+            "model",
+            rule="WARN if the minimum-norm attacks are farther on more than 0.2 % of the samples; FAIL above 10 %",
+            consequence="the distances are too large; report the smallest of all attacks",
+        ),
     )
 }
 """Every check by id."""

@@ -1,18 +1,21 @@
-"""Checks that compare finished cells: C1, C3, C5, C40, the eps of C17, the losses of C7."""
+"""Checks that compare finished cells: C1, C3, C5, C40, C47, the eps of C17, the losses of C7."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import permutations, product
+from math import isinf
 
 from robustbench_inv.arguments import format_eps
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.verdict import Grade, Verdict, format_ids, grade
 from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.rates import closest_distances
 from robustbench_inv.results.summary import Rate
 
 __all__ = [
     "check_card_accuracy",
+    "check_distances",
     "check_eps_scale",
     "check_gradient_free",
     "check_monotone",
@@ -28,6 +31,10 @@ CellGroupSequence = Sequence[FinishedCell]
 
 TOLERATED_SHARE = 0.002
 """C5: share of samples that may be broken by other attacks only."""
+
+
+FARTHER, TOO_FAR = 1.05, 0.1
+"""C47: ratio of distances that counts, and the share of samples that FAILs, since it moves the median."""
 
 
 CARD_DIFFERENCE, CARD_FAILURE = 0.05, 0.2
@@ -72,6 +79,17 @@ def check_gradient_free(cells: Sequence[FinishedCell]) -> list[Verdict]:
         On evaluating adversarial robustness, arXiv 1902.06705, section 4.3.
     """
     return [_gradient_free(group) for group in group_comparable(cells)]
+
+
+def check_distances(cells: Sequence[FinishedCell]) -> list[Verdict]:
+    """C47: does an attack that minimises another distance, or none, find closer adversarial examples?
+
+    The minimum-norm attacks of a norm are compared with all other attacks of the same goal, whose examples have a
+    distance in that norm too. A search that ends at infinity is farther than any example.
+    """
+    sought = [c for c in cells if c.minimizes_distance and not c.threat.wants_same_prediction]
+    sought = [c for c in sought if not (c.epsilons or c.threat.no_class)]
+    return [_distances(group, cells) for group in group_by(sought, _comparison_key)]
 
 
 def check_eps_scale(cells: Sequence[FinishedCell]) -> list[Verdict]:
@@ -141,10 +159,15 @@ def verdict_about(
 
 def _comparison_key(cell: FinishedCell) -> Hashable:
     """Return what comparable cells share: digests of model and data set, norm, goal, and the oracle if it matters."""
+    return cell.norm, _goal_key(cell)
+
+
+def _goal_key(cell: FinishedCell) -> Hashable:
+    """Return what cells share whose adversarial examples count for each other, whatever the norm."""
     threat, goal = cell.threat, tuple(sorted(cell.threat.goal_parameters.items()))
     judged = threat.oracle if cell.goal.endswith("same-class") else None
     oracle = judged.digest if judged else ""
-    return cell.model.key, cell.info.dataset_key, cell.norm, cell.goal, str(goal), oracle
+    return cell.model.key, cell.info.dataset_key, cell.goal, str(goal), oracle
 
 
 def _same_attack(one: FinishedCell, other: FinishedCell) -> bool:
@@ -239,6 +262,27 @@ def _gradient_free_gain(
         f"from {accuracy} on {n} samples{which}."
     )
     return Rate(len(extra), n), evidence
+
+
+def _distances(group: CellGroupSequence, cells: Sequence[FinishedCell]) -> Verdict:
+    norm, own = group[0].norm, closest_distances(group, group[0].norm)
+    others = [c for c in cells if _goal_key(c) == _goal_key(group[0]) and c not in group]
+    found = closest_distances(others, norm)
+    shared = sorted(own.keys() & found.keys())
+    if not shared:
+        reason = f"No attack but the minimum-norm attacks in {norm} has examples of these samples."
+        return verdict_about("C47", group[0], "NA", None, reason)
+    farther = [sample for sample in shared if own[sample] > FARTHER * found[sample]]
+    none = sum(isinf(own[sample]) for sample in farther)
+    names = " and ".join(sorted({cell.attack_label for cell in group}))
+    which = f": {format_ids(farther)}; on {none} of them it found none" if farther else ""
+    evidence = (
+        f"On {len(farther)} of {len(shared)} samples other attacks have an example that is closer in {norm} than that of "
+        f"{names}, by more than 5 %{which}."
+    )
+    share = len(farther) / len(shared)
+    verdict = grade(share, warn=TOLERATED_SHARE, fail=TOO_FAR)
+    return verdict_about("C47", group[0], verdict, share, evidence)
 
 
 def _eps_scale(group: CellGroupSequence) -> Verdict:

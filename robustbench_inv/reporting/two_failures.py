@@ -29,7 +29,7 @@ from robustbench_inv.reporting.table_formats import (
     slug,
 )
 from robustbench_inv.results.cell import FinishedCell
-from robustbench_inv.results.rates import distances_by_norm
+from robustbench_inv.results.rates import closest_distances, distances_by_norm
 from robustbench_inv.results.summary import Rate
 
 __all__ = ["TwoFailures", "draw_two_failures", "label_points", "two_failures_tables"]
@@ -77,18 +77,18 @@ def both_ways(cells: Sequence[FinishedCell]) -> dict[tuple[str, str], list[TwoFa
         mine = [c for c in searched if _place(c) == (model, data, oracle)]
         most = max(mine, key=lambda cell: len(cell.records))
         missed = distances_by_norm(most)
-        nearest = {norm: case for norm in NORMS if (case := _changed(here, norm))}
+        nearest = {norm: changed for norm in NORMS if (changed := _changed(here, norm))}
         if missed and nearest:
             worst = {norm: case for norm in NORMS if (case := _robust(here, norm))}
             sources = {
-                **{f"changed {norm}": (len(c.distances), c.cells) for norm, c in nearest.items()},
+                **{f"changed {norm}": (len(d), used) for norm, (d, used) in nearest.items()},
                 **{f"robust {norm}": (c.rate.trials, c.cells) for norm, c in worst.items()},
                 "missed": (len(most.records), [most]),
             }
             each = TwoFailures(
                 model,
                 here[0].summary.clean_accuracy,
-                {norm: case.distances for norm, case in nearest.items()},
+                {norm: distances for norm, (distances, _) in nearest.items()},
                 missed,
                 {norm: (case.eps, case.rate) for norm, case in worst.items()},
                 sources,
@@ -101,10 +101,31 @@ def _place(cell: FinishedCell) -> tuple[str, str, str]:
     return cell.model_label, cell.dataset.name, cell.oracle_source or ""
 
 
-def _changed(cells: Sequence[FinishedCell], norm: str) -> WorstCase | None:
-    """Return the smallest distances of any minimum-norm attack."""
+def _changed(
+    cells: Sequence[FinishedCell], norm: str
+) -> tuple[list[float], list[FinishedCell]] | None:
+    """Return the smallest distances on the samples of the minimum-norm attacks, and the cells that have them.
+
+    Adversarial examples of other attacks count too: a minimum-norm attack may miss what another one finds.
+    """
     mine = [c for c in _sensitive(cells, norm) if c.kind == "minimum-norm" and not c.epsilons]
-    return main_cases(mine)[0] if mine else None
+    if not mine:
+        return None
+    case = main_cases(mine)[0]
+    ids = [sample for sample, kept in zip(case.ids, case.attacked, strict=True) if kept]
+    others = [
+        c
+        for each in sorted({c.norm for c in cells})
+        for c in _sensitive(cells, each)
+        if c not in case.cells
+    ]
+    used, closest = list(case.cells), dict(zip(ids, case.distances, strict=True))
+    for cell in others:
+        found = closest_distances([cell], norm)
+        nearer = {i: found[i] for i in ids if found.get(i, inf) < closest[i]}
+        closest |= nearer
+        used += [cell] if nearer else []
+    return list(closest.values()), used
 
 
 def _robust(cells: Sequence[FinishedCell], norm: str) -> WorstCase | None:

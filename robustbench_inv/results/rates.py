@@ -1,7 +1,7 @@
 """Rates beyond accuracy, computed from the records of a cell: invariance, fixed inputs, members of an ensemble."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import inf, isinf
 from typing import Any
@@ -172,6 +172,21 @@ def distances_by_norm(cell: FinishedCell) -> dict[str, list[float]]:
             for r, near in values
         ]
     return found
+
+
+def closest_distances(cells: Iterable[FinishedCell], norm: str) -> dict[int, float]:
+    """Return the distance in a norm of the closest adversarial example of each attacked sample, inf for none.
+
+    Args:
+        cells: attacks with one goal on one model and data set; each example counts, whatever its attack's norm.
+        norm: ``l0``, ``l1``, ``l2`` or ``linf``.
+    """
+    closest: dict[int, float] = {}
+    for cell in cells:
+        for record in (record for record in cell.records if record.was_attacked):
+            found = getattr(record.distance, norm) if record.is_broken else inf
+            closest[record.sample] = min(found, closest.get(record.sample, inf))
+    return closest
 
 
 def invariance_rates(records: Sequence[Record]) -> InvarianceRates:

@@ -6,6 +6,7 @@ import pytest
 
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.comparisons import (
+    check_distances,
     check_eps_scale,
     check_gradient_free,
     check_monotone,
@@ -230,3 +231,39 @@ def test_attacks_that_aim_at_different_classes_are_not_compared():
 def test_targeted_apgd_does_not_climb_cross_entropy(attack, expected):
     (view,) = views(cell("x", WEAK, parameters={"attack": attack}))
     assert view.uses_cross_entropy_only == expected
+
+
+def near(broken, norm="l2", **parts):
+    """A minimum-norm attack; the toy's l2 distances are twice its linf distances."""
+    about = {"norm": norm, "epsilons": [], "goal": "misclassify", **parts}
+    return cell("minimum-norm", broken, epsilons=(), threat=about, attack={"kind": "minimum-norm"})
+
+
+@pytest.mark.parametrize(
+    ("missed", "expected"),
+    [
+        ([0.1] * 20, "PASS"),
+        ([0.1] * 19 + [0.2 * 1.04], "PASS"),  # not by more than 5 %
+        ([0.1] * 18 + [0.3], "WARN"),
+        ([0.1] * 17 + [None] * 3, "FAIL"),
+        ([0.1] * 17 + [0.4] * 3, "FAIL"),
+    ],
+)
+def test_c47_fires_when_another_attack_has_closer_examples(missed, expected):
+    """``standard`` inside linf 0.2 breaks all samples; its examples lie at an l2 distance of 0.4."""
+    standard = cell("standard", [0.2] * len(missed), epsilons=(0.2,))
+    (verdict,) = check_distances([near(missed), standard])
+    assert (verdict.id, verdict.verdict) == ("C47", expected)
+    assert ("found none" in verdict.evidence) == (expected in ("WARN", "FAIL"))
+
+
+def test_c47_compares_the_best_of_the_minimum_norm_attacks_with_the_same_goal():
+    standard = cell("standard", [0.2] * 3, epsilons=(0.2,))
+    weak, strong = near([None] * 3), near([0.1] * 3)
+    assert [v.verdict for v in check_distances([weak, strong, standard])] == ["PASS"]
+    assert [v.verdict for v in check_distances([weak])] == ["NA"]
+    targeted = near([None] * 3, goal="target", goal_parameters={"label": 5})
+    assert [v.verdict for v in check_distances([targeted, standard])] == ["NA"]
+    other = cell("standard", [0.2] * 3, epsilons=(0.2,), model={"name": "other", "digest": "1"})
+    assert [v.verdict for v in check_distances([weak, other])] == ["NA"]
+    assert not check_distances([standard])

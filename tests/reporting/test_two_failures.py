@@ -17,6 +17,11 @@ from robustbench_inv.testing.toy_cells import toy_cell
 N = 12
 
 
+def far(record):
+    """Return the record with an adversarial example that is far in l2."""
+    return replace(record, distance=replace(record.distance, l2=9.0))
+
+
 def cells(name, changed=1.0, missed=2.0, robust=6):
     """Minimum-norm attacks in l2, one fixed-budget attack in linf, and a search for missed changes of the class."""
     model = {"model": {"name": name}}
@@ -33,11 +38,10 @@ def cells(name, changed=1.0, missed=2.0, robust=6):
         )
         for attack, factor in (("weak", 2.0), ("strong", 1.0))
     ]
-    found.append(
-        toy_cell(
-            "standard", [None if k < robust else 0.3 for k in range(N)], epsilons=[0.3], **model
-        )
+    standard = toy_cell(
+        "standard", [None if k < robust else 0.3 for k in range(N)], epsilons=[0.3], **model
     )
+    found.append(replace(standard, records=tuple(map(far, standard.records))))
     lst = toy_cell(
         "suite", [missed / 2] * N, epsilons=(), threat=keep, attack={"kind": "invariance"}, **model
     )
@@ -66,6 +70,25 @@ def test_medians_and_rates_of_each_model():
     assert [each[0].text for each in made.rows] == ["a", "b"]  # b fails at 0.5 at the latest
     fact = made.frame.set_index("model").loc["b"]
     assert (fact.changed_l2_median, fact.missed_l2_median, fact.missed_linf) == (3.0, 0.5, 1.0)
+
+
+def test_an_example_of_another_attack_counts_where_the_minimum_norm_attacks_miss_it():
+    *near, standard, suite = cells("a", changed=3.0, robust=0)
+    lost = [replace(c, records=tuple(map(unbroken, c.records))) for c in near]
+    _, rows = table([*lost, standard, suite])
+    assert rows["a"]["Changed ℓ2"].text == "9", "not infinite: standard broke every sample"
+    assert standard.digest[:8] in rows["a"]["Samples and cells"].text
+    closer = replace(standard, records=tuple(map(at_one, standard.records)))
+    _, rows = table([*near, closer, suite])
+    assert rows["a"]["Changed ℓ2"].text == "1"
+
+
+def unbroken(record):
+    return replace(record, broken_at=None)
+
+
+def at_one(record):
+    return replace(record, distance=replace(record.distance, l2=1.0))
 
 
 def test_each_row_states_its_samples_and_cells():
