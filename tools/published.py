@@ -1,0 +1,231 @@
+"""Writes reports/published/index.html: each paper, table by table, with the claims that our runs confirm or do not.
+
+``python tools/published.py`` reads the pages' own tables; it evaluates nothing. A test fails if the page is not up to date.
+"""
+
+import csv
+import sys
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from robustbench_inv.catalogue.reproduction_file import load_reproduction
+from robustbench_inv.reporting.html import GENERATOR, TEMPLATES
+
+ROOT = Path(__file__).parent.parent
+DEFINITIONS, PUBLISHED, MODELS = (
+    ROOT / "reports" / "definitions",
+    ROOT / "reports" / "published",
+    ROOT / "models",
+)
+NOT_ITEMS = {"protocol"}
+PAPERS = {
+    "excessive-invariance": "Jacobsen et al., Excessive invariance causes adversarial vulnerability",
+    "guess-first": "Zhu, An and Niu, Guess first to enable better compression and adversarial robustness",
+    "sdim": "Anonymous, Reject illegal inputs: scaling generative classifiers with supervised deep infomax",
+    "thesis": "Behrmann, thesis on invertible networks",
+}
+FAR = 0.1
+"""A difference from the paper, as a share, that counts as far."""
+
+PAGE = """{% from "parts.html" import head %}
+{{ head("Reproduced papers") }}
+<body>
+<header>
+  <p class="eyebrow">robustbench-inv</p>
+  <h1>Reproduced papers</h1>
+  <p class="lead">Each table and figure of the four papers: how many of the paper's claims our runs confirm, and the page with all numbers, networks, schedules and samples.</p>
+  <p class="lead">A claim is confirmed if the 95 % interval of our result lies inside the claimed range, not confirmed if it lies outside, undecided if it crosses the limit. The pages of {{ reached }} of {{ total }} items are there.</p>
+  <nav aria-label="Contents">{% for paper, items in papers %}<a href="#{{ items[0].folder }}">{{ items[0].folder }}</a> {% endfor %}</nav>
+</header>
+<main>
+{% for paper, items in papers %}
+<section id="{{ items[0].folder }}" aria-labelledby="{{ items[0].folder }}-title">
+  <h2 id="{{ items[0].folder }}-title">{{ paper }}</h2>
+  <div class="scroll" tabindex="0" role="region" aria-label="{{ paper }}"><table class="data">
+    <caption class="unseen">{{ paper }}: outcomes of the claims</caption>
+    <thead><tr><th scope="col">Item</th><th scope="col">Outcome</th>{% for status in statuses %}<th scope="col" class="figure">{{ status|capitalize }}</th>{% endfor %}<th scope="col" class="figure">Numbers more than 10 points off</th><th scope="col">Claims and reasons</th></tr></thead>
+    <tbody>
+    {% for item in items %}
+    <tr>
+      <th scope="row">{% if item.page %}<a class="long" href="{{ item.page }}">{{ item.title }}</a>{% else %}<span class="long">{{ item.title }}</span>{% endif %}</th>
+      <td><span class="badge {{ item.tone }}">{{ item.outcome }}</span></td>
+      {% for status in statuses %}<td class="figure">{{ item.counts[status] }}</td>{% endfor %}
+      <td class="figure">{% if item.compared %}{{ item.far }} of {{ item.compared }}{% else %}—{% endif %}</td>
+      <td class="note">{% if item.reason %}{{ item.reason }}{% endif %}{% if item.claims %}<details><summary>{{ item.claims|length }} {{ "claim" if item.claims|length == 1 else "claims" }}</summary><ul>{% for text, status in item.claims %}<li>{{ text }} <strong>{{ names[status] }}</strong></li>{% endfor %}</ul></details>{% endif %}</td>
+    </tr>
+    {% endfor %}
+    </tbody>
+  </table></div>
+</section>
+{% endfor %}
+</main>
+</body>
+</html>
+"""
+
+NAMES = {
+    "holds": "confirmed",
+    "does not hold": "not confirmed",
+    "undecided": "undecided",
+    "not measured": "not reached",
+}
+TONES = {"confirmed": "pass", "not confirmed": "fail", "undecided": "warn"}
+SHOWN = "The page has the numbers; no claim about them is tested."
+
+
+@dataclass(frozen=True)
+class Item:
+    """A table or figure of a paper, and the outcomes of its claims.
+
+    Args:
+        folder: of the paper.
+        paper: the publication.
+        title: of the item.
+        page: path relative to the index; empty if it was not reached.
+        claims: each claim of the paper, with its status.
+        far: numbers that differ from the paper's by more than 10 points.
+        compared: numbers that the paper has as well.
+        reason: why it was not reached, or why it has no outcome.
+    """
+
+    folder: str
+    paper: str
+    title: str
+    page: str
+    claims: Sequence[tuple[str, str]]
+    far: int
+    compared: int
+    reason: str
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Number of claims of each outcome."""
+        return Counter(NAMES[status] for _, status in self.claims)
+
+    @property
+    def outcome(self) -> str:
+        """The item as a whole: one claim that does not hold decides, then one that is undecided."""
+        order = ("not confirmed", "undecided", "confirmed")
+        left = "shown" if self.page and not self.claims else "not reached"
+        return next((name for name in order if self.counts[name]), left)
+
+    @property
+    def tone(self) -> str:
+        """Class of the badge."""
+        return TONES.get(self.outcome, "none")
+
+
+def read_items() -> Iterator[Item]:
+    """Yield the items of all papers, in the order of their files."""
+    for path in sorted(DEFINITIONS.glob("*/*.toml"), key=_order):
+        if path.stem not in NOT_ITEMS:
+            yield _read_item(path)
+
+
+def _order(path: Path) -> tuple[str, str, tuple[int, ...]]:
+    word, _, number = path.stem.partition("-")
+    digits = "".join(each if each.isdigit() else " " for each in number).split()
+    return path.parent.name, word, tuple(map(int, digits))
+
+
+def _read_item(path: Path) -> Item:
+    about = tomllib.loads(path.read_text())
+    item = load_reproduction(f"{path.parent.name}/{path.stem}")
+    page = PUBLISHED / path.parent.name / f"{path.stem}.html"
+    tables = page.with_name(f"{path.stem}_files") / "tables"
+    claims = [(row["claim"], _status(row)) for row in _read(tables / "claims.csv")]
+    numbers = [row for name in ("comparison", "numbers") for row in _read(tables / f"{name}.csv")]
+    apart = [abs(float(row["difference"])) for row in numbers if row.get("difference")]
+    return Item(
+        path.parent.name,
+        PAPERS[path.parent.name],
+        item.title,
+        str(page.relative_to(PUBLISHED)) if page.exists() else "",
+        claims,
+        sum(each > FAR for each in apart),
+        len(apart),
+        _reason(about, page=page, claims=bool(claims)),
+    )
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _status(row: Mapping[str, str]) -> str:
+    """Return the status by the attacks as published; by the adaptive ones if these were not run."""
+    own = row["published"]
+    return row.get("adaptive") or own if own == "not measured" else own
+
+
+def _reason(about: Mapping[str, object], *, page: Path, claims: bool) -> str:
+    if page.exists():
+        return "" if claims else SHOWN
+    named = sorted(set(_model_names(about)))
+    missing = [name for name in named if not (MODELS / name / "weights.safetensors").exists()]
+    if missing:
+        return f"Not trained yet: {', '.join(missing)}."
+    return "Not run yet."
+
+
+def _model_names(value: object) -> Iterator[str]:
+    """Yield strings below keys that name models."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key in ("models", "published", "adaptive", "model"):
+                yield from (each for each in _strings(inner) if (MODELS / each).is_dir())
+            yield from _model_names(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _model_names(inner)
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str) and value:
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _strings(inner)
+
+
+def index() -> str:
+    """Return the page."""
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["svg"] = str
+    environment.globals["generator"] = Markup(GENERATOR)
+    items = list(read_items())
+    papers = [
+        (mine[0].paper, mine)
+        for mine in (list(group) for _, group in groupby(items, key=lambda item: item.folder))
+    ]
+    return environment.from_string(PAGE).render(
+        papers=papers,
+        names=NAMES,
+        statuses=list(NAMES.values()),
+        total=len(items),
+        reached=sum(bool(item.page) for item in items),
+    )
+
+
+if __name__ == "__main__":
+    PUBLISHED.joinpath("index.html").write_text(index())
+    sys.stdout.write(f"{PUBLISHED / 'index.html'}\n")
