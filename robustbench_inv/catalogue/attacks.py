@@ -1,4 +1,4 @@
-"""Loads attacks by name: a preset, a class of the user, or any attack of Foolbox and torchattacks."""
+"""Loads attacks by name: a preset, a class of the user, or any attack of Foolbox, torchattacks and adversarial-library."""
 
 import dataclasses
 import re
@@ -36,6 +36,7 @@ __all__ = ["LIBRARIES", "LoadedAttack", "load_attack", "with_ood_data"]
 
 
 LIBRARIES = {
+    "adv-lib": "robustbench_inv.attacks.adapters.adv_lib:AdvLibAttack",
     "foolbox": "robustbench_inv.attacks.adapters.foolbox:FoolboxAttack",
     "torchattacks": "robustbench_inv.attacks.adapters.torchattacks:TorchattacksAttack",
 }
@@ -68,7 +69,7 @@ def load_attack(source: "str | Attack", **parameters: Scalar) -> LoadedAttack:
     """Return an attack that is ready to run.
 
     Args:
-        source: a preset's name, ``foolbox:NAME``, ``torchattacks:NAME``, ``module:Class`` or
+        source: a preset's name, ``foolbox:NAME``, ``torchattacks:NAME``, ``adv-lib:NAME``, ``module:Class`` or
             ``file.py:Class``, each with optional ``:key=value,…``; or an attack.
         parameters: override those of the preset or of the reference.
 

@@ -93,7 +93,7 @@ def list_entries(kind: CatalogueKind) -> Listing:
 
 
 def library_attacks() -> Listing:
-    """Return every attack of Foolbox and torchattacks with its ``--attack`` name; imports both libraries."""
+    """Return every attack of Foolbox, torchattacks and adversarial-library with its ``--attack`` name; imports them."""
     from robustbench_inv.catalogue.attacks import LIBRARIES
 
     found, problems = [], []

@@ -260,7 +260,7 @@ def _absolute(place: str, folder: Path) -> str:
     return str(path.resolve()) if path.is_file() and not _is_file(place) else place
 
 
-LIBRARY_PREFIXES = ("foolbox", "torchattacks")
+LIBRARY_PREFIXES = ("foolbox", "torchattacks", "adv-lib")
 """Names of libraries whose attacks are named like code, as in ``foolbox:LinfPGD``."""
 
 MODEL_LIBRARIES = ("timm", "torchvision", "hf", "robustbench")

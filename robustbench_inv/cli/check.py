@@ -76,7 +76,7 @@ def _kind_of(name: str) -> str:
     first = plain.partition(":")[0]
     if ":" not in plain:
         return show_entry(name)[0].removesuffix("s")
-    if first in ("foolbox", "torchattacks"):
+    if first in ("foolbox", "torchattacks", "adv-lib"):
         return "attack"
     if first in MODEL_LIBRARIES:
         return "model"

@@ -19,6 +19,7 @@ State = Literal["ok", "absent", "broken"]
 
 EXTRAS = {
     "torchattacks": ("torchattacks", "torchattacks"),
+    "adv_lib": ("adv_lib", "adv-lib"),
     "ray": ("ray", "ray"),
     "timm": ("timm", "timm"),
     "torchvision": ("torchvision", "torchvision"),

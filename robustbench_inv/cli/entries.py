@@ -20,7 +20,10 @@ __all__ = ["list_catalogue", "show"]
 def list_catalogue(
     kind: Annotated[EntryKind, typer.Argument(metavar="KIND", help="Kind of entry to list.")],
     all_attacks: Annotated[
-        bool, option("--all", help="Also list the attacks of Foolbox and torchattacks.")
+        bool,
+        option(
+            "--all", help="Also list the attacks of Foolbox, torchattacks and adversarial-library."
+        ),
     ] = False,
     timeout: Timeout = None,
     json: Json = False,
@@ -40,7 +43,7 @@ def list_catalogue(
     print_names(entries)
     if kind is EntryKind.attacks and not all_attacks:
         print_message(
-            "plus every attack of Foolbox and torchattacks (foolbox:NAME, torchattacks:NAME); list them with --all"
+            "plus every attack of Foolbox, torchattacks and adversarial-library (foolbox:NAME, torchattacks:NAME, adv-lib:NAME); list them with --all"
         )
     return None
 

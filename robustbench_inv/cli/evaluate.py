@@ -53,7 +53,7 @@ Attacks = Annotated[
         "--attack",
         autocompletion=complete(EntryKind.attacks),
         metavar="A…",
-        help="Run these attacks: presets, foolbox:NAME, torchattacks:NAME, module:Class or file.py:Class (one or more).",
+        help="Run these attacks: presets, foolbox:NAME, torchattacks:NAME, adv-lib:NAME, module:Class or file.py:Class (one or more).",
         show_default="those of --suite, else standard",
     ),
 ]

@@ -15,7 +15,15 @@ from robustbench_inv.results.cell_parts import ThresholdInfo
 __all__ = ["describe_cell", "digest_package", "git_state", "versions"]
 
 
-PACKAGES = ("robustbench-inv", "torch", "numpy", "foolbox", "torchattacks", "safetensors")
+PACKAGES = (
+    "robustbench-inv",
+    "torch",
+    "numpy",
+    "foolbox",
+    "torchattacks",
+    "adv-lib",
+    "safetensors",
+)
 
 
 def describe_cell(job: Job, device: str) -> dict[str, Any]:

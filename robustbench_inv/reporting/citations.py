@@ -18,7 +18,7 @@ FILE = Path(__file__).with_name("references.bib")
 SHORT_TITLE = 3
 """Words below which the part of a title before its colon needs the first author beside it."""
 
-LIBRARIES = ("foolbox", "torchattacks")
+LIBRARIES = ("foolbox", "torchattacks", "adv-lib")
 """Libraries of attacks that are cited with their attacks."""
 
 
