@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from robustbench_inv.api import evaluate
-    from robustbench_inv.auditing import audit
+    from robustbench_inv.auditing import audit, certify
     from robustbench_inv.catalogue.attacks import LoadedAttack, load_attack
     from robustbench_inv.catalogue.datasets import load_dataset
     from robustbench_inv.catalogue.models import LoadedModel, load_model
@@ -42,6 +42,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "audit",
+    "certify",
     "compare",
     "evaluate",
     "load_attack",
@@ -70,6 +71,7 @@ _PLACES = {
     "ThreatModel": "threat.threat_model",
     "Verdict": "checks.verdict",
     "audit": "auditing",
+    "certify": "auditing",
     "compare": "reporting.compare",
     "evaluate": "api",
     "load_attack": "catalogue.attacks",

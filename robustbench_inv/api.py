@@ -30,7 +30,7 @@ from robustbench_inv.evaluation.jobs import EvaluationRequest, Job
 from robustbench_inv.evaluation.joining import write_jobs
 from robustbench_inv.evaluation.loading import as_list, as_models, as_oracle
 from robustbench_inv.evaluation.plan import Plan, make_plan
-from robustbench_inv.evaluation.provenance import digest_package, versions
+from robustbench_inv.evaluation.provenance import digest_subject
 from robustbench_inv.evaluation.schedule import (
     CellOutcome,
     Workers,
@@ -41,11 +41,11 @@ from robustbench_inv.evaluation.schedule import (
 )
 from robustbench_inv.evaluation.stored_answers import refuse_changed_cells
 from robustbench_inv.foreign import foreign, time_limit
-from robustbench_inv.identity import digest_file, digest_value
 from robustbench_inv.models.protocol import Classifier
 from robustbench_inv.progress import is_interactive, show_progress
+from robustbench_inv.results.certificates import CertificateOptions
 from robustbench_inv.results.rates import attack_seconds
-from robustbench_inv.results.run_files import CELL, CellFolder, RunFolder
+from robustbench_inv.results.run_files import CellFolder, RunFolder
 from robustbench_inv.results.run_writing import (
     checked_subject,
     read_old_verdicts,
@@ -113,6 +113,7 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
     timeout: float | None = None,
     fail_under: float | None = None,
     until_decided: bool = False,
+    certify: bool | CertificateOptions = False,
     command: Sequence[str] = (),
 ) -> Run:
     """Attack models, write a record for each sample, and return the results; your models are unchanged.
@@ -150,6 +151,7 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
         fail_under: with ``until_decided``, the share that each robust accuracy shall reach.
         until_decided: evaluate samples in random order, and stop when it is decided which of the models is better, the
             first or each other, or on which side of ``fail_under`` each is; see ``Run.decisions``.
+        certify: certify the samples after the attacks, in linf or l2; ``certify`` has the options.
         command: the user's command, for plan.json.
 
     Raises:
@@ -160,7 +162,8 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
         >>> run.verdict, run.summary()[0].robust_accuracy[0].value  # doctest: +SKIP
         ('publishable', 0.04)
     """
-    options = RunOptions(batch_size, device, keep_images, existing, timeout)
+    wanted = (CertificateOptions() if certify else None) if isinstance(certify, bool) else certify
+    options = RunOptions(batch_size, device, keep_images, existing, timeout, certify=wanted)
     _check_extras(progress, checks, command)
     if isinstance(attack, list | tuple) and not attack:
         raise BadParameter("no attack", got=attack, expected="one or more, or None for standard")
@@ -278,6 +281,10 @@ def run_plan(  # noqa: PLR0913 - what to run, where, how, and when to stop
         for reason in _reasons(outcome, CellFolder(path / outcome.digest))
     ]
     notes = [note for outcome in outcomes for note in outcome.notes]
+    if options.certify:
+        from robustbench_inv.certification.verify import certify_jobs
+
+        notes += certify_jobs(plan.jobs, path, options.certify)
     run = Run(path, plan, tuple(failures), (*plan.warnings, *remarks, *notes))
     if checks:
         check_run(run, options.device)
@@ -323,7 +330,7 @@ def check_run(run: Run, device: str, seconds: float | None = None) -> None:
         seconds: time for the checks of all models; None for that of the attacks, at least CHECK_SECONDS each.
     """
     began, folder, jobs = time.perf_counter(), RunFolder(run.path), _models(run.plan)
-    subject_digest = _digest_checked(run, device)
+    subject_digest = digest_subject(run.path, run.plan.jobs, device, deep=run.plan.deep)
     if checked_subject(folder) == subject_digest:
         return
     cells, probes = run.folder_cells, list[Verdict]()
@@ -341,20 +348,6 @@ def check_run(run: Run, device: str, seconds: float | None = None) -> None:
     checked = [verdict.to_json() for verdict in verdicts]
     taken = round(time.perf_counter() - began, 1)
     write_checks(folder, checked, taken, subject_digest if complete else None)
-
-
-def _digest_checked(run: Run, device: str) -> str:
-    """Return the digest of all that the verdicts depend on: cells, models, requested samples and the software."""
-    cells = RunFolder(run.path).cells()
-    return digest_value(
-        {
-            "cells": {cell.digest: [cell.label, digest_file(cell.path / CELL)] for cell in cells},
-            "jobs": {job.spec.digest: list(job.samples) for job in run.plan.jobs},
-            "deep": run.plan.deep,
-            "device": device,
-            "software": {**versions(), "package": digest_package()},
-        }
-    )
 
 
 def _objects(model: object) -> list[object]:

@@ -1,4 +1,4 @@
-"""Audits a model within a time limit: the suite ``audit`` on as many samples as fit, and every check."""
+"""Audits a model within a time limit, by the suite ``audit`` and every check; certifies models."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,17 +8,18 @@ from time import time
 from typing import Any, TypedDict, Unpack
 from warnings import catch_warnings, simplefilter
 
-from robustbench_inv.api import Inputs, Labelling, Models, check_run, evaluate
+from robustbench_inv.api import AttackSource, Inputs, Labelling, Models, check_run, evaluate
 from robustbench_inv.arguments import check_number
 from robustbench_inv.catalogue.datasets import load_dataset
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import DEADLINE_PASSED, BadParameter, EvaluationWarning
 from robustbench_inv.evaluation.engine import Existing, ProgressCallback, until
 from robustbench_inv.evaluation.schedule import Workers, check_workers
+from robustbench_inv.results.certificates import CertificateOptions
 from robustbench_inv.run import CellFailure, Run, warn_of_failures
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["audit"]
+__all__ = ["audit", "certify"]
 
 FIRST_SAMPLES: Mapping[int, float] = {16: 0.5, 2: 1.0}
 """Samples of the first stage, which measures the time of a sample, and the share of the attacks' time it may take. If it
@@ -55,6 +56,39 @@ class AuditOptions(TypedDict, total=False):
     progress: ProgressCallback | bool
     timeout: float | None
     command: Sequence[str]
+
+
+class EvaluateOptions(AuditOptions, total=False):
+    """The options that certification shares with ``evaluate``."""
+
+    attack: AttackSource | Sequence[AttackSource] | None
+    samples: int | str | None
+    existing: Existing
+    checks: bool
+
+
+def certify(
+    model: Models,
+    *,
+    milp_seconds: float = 0.0,
+    optimise: int = 20,
+    **options: Unpack[EvaluateOptions],
+) -> Run:
+    """Attack models and certify their samples, in linf or l2; results as of ``evaluate``, with certificates.
+
+    Each sample is certified robust, broken or open (``Run.to_json``, key ``certified``; ``Run.cells[i].certificates``).
+
+    Args:
+        model: as ``evaluate`` takes it.
+        milp_seconds: time for the MILP of each sample that linear bounds leave open; 0 for no MILP.
+        optimise: steps of the optimisation of the linear bounds; 0 for none.
+        options: those of ``evaluate``.
+
+    Example:
+        >>> run = certify("mnist-mlp", threat="linf=0.02", samples=100)  # doctest: +SKIP
+    """
+    check_number(optimise, "number of steps", 0)
+    return evaluate(model, certify=CertificateOptions(milp_seconds, optimise), **options)
 
 
 def audit(

@@ -46,6 +46,7 @@ MAY_IMPORT = {
         "attacks.queries",
     ),
     "checks": (*NUMBERS, *PROTOCOLS, "threat", "attacks", "results"),
+    "certification": (*NUMBERS, "threat", "models", "results", "evaluation"),
     "progress": ("arguments",),
     "run": (*GROUND, "evaluation", "checks", "results", "reporting"),
     "api": (
@@ -58,6 +59,7 @@ MAY_IMPORT = {
         "data.arrays",
         "catalogue",
         "evaluation",
+        "certification",
         "checks",
         "results",
     ),
@@ -76,6 +78,7 @@ MAY_IMPORT = {
         "data.protocol",
         "catalogue",
         "evaluation",
+        "results.certificates",
     ),
     "experiments": (
         *NUMBERS,

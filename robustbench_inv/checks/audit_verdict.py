@@ -30,7 +30,7 @@ class Reason:
     """Why a number needs a reservation or must not be published.
 
     Args:
-        check: id of the check, C1 … C45; empty for what no check tests.
+        check: id of the check, C1 … C47; empty for what no check tests.
         text: one sentence for a person.
         evidence: the figures of the check.
     """

@@ -21,10 +21,7 @@ CHECKS: Mapping[str, Check] = {
             "an unbounded attack reaches chance level",
             "model",
             rule="FAIL if the 95 % interval of the robust accuracy lies above 1 / classes",
-            consequence=(
-                "gradient attacks fail on this model, so the robust accuracy is too high; add a decision-based "
-                "or transfer attack"
-            ),
+            consequence="gradient attacks fail on this model, so the robust accuracy is too high; add a decision-based or transfer attack",
         ),
         Check(
             "C3",
@@ -51,10 +48,7 @@ CHECKS: Mapping[str, Check] = {
                 "WARN if gradient-free attacks lower the worst-case accuracy by more than 0.2 points; FAIL if "
                 "the 95 % interval of that difference lies above"
             ),
-            consequence=(
-                "gradient attacks fail on samples that simpler attacks break; report the worst case over all "
-                "attacks"
-            ),
+            consequence="gradient attacks fail on samples that simpler attacks break; report the worst case over all attacks",
         ),
         Check(
             "C6",
@@ -64,10 +58,7 @@ CHECKS: Mapping[str, Check] = {
                 "WARN above 1 % of samples without a usable gradient for some loss; FAIL above 10 % for every "
                 "loss"
             ),
-            consequence=(
-                "gradients vanish, so gradient attacks overestimate the robust accuracy; attack the logits, or "
-                "add a gradient-free attack"
-            ),
+            consequence="gradients vanish, so gradient attacks overestimate the robust accuracy; attack the logits, or add a gradient-free attack",
         ),
         Check(
             "C7",
@@ -386,6 +377,13 @@ CHECKS: Mapping[str, Check] = {
             "model",
             rule="FAIL if single attacks alone find failures for less than 10 % of 20 or more samples; WARN below 50 %",
             consequence="a weak attack proves no absence of invariance; run invariance-standard",
+        ),
+        Check(
+            "C46",
+            "no attack breaks a sample that is certified robust",
+            "model",
+            rule="FAIL if any input within a certified distance is misclassified",
+            consequence="certificates or records are wrong; report the attack alone, and the samples as a bug",
         ),
         Check(
             "C47",

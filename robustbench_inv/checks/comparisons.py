@@ -1,4 +1,4 @@
-"""Checks that compare finished cells: C1, C3, C5, C40, C47, the eps of C17, the losses of C7."""
+"""Checks that compare finished cells: C1, C3, C5, C40, C46, C47, the eps of C17, the losses of C7."""
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,11 +10,14 @@ from robustbench_inv.arguments import format_eps
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.verdict import Grade, Verdict, format_ids, grade
 from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.certificates import Certificates, SampleCertificate
 from robustbench_inv.results.rates import closest_distances
+from robustbench_inv.results.record import NO_PREDICTION, Record
 from robustbench_inv.results.summary import Rate
 
 __all__ = [
     "check_card_accuracy",
+    "check_certificates",
     "check_distances",
     "check_eps_scale",
     "check_gradient_free",
@@ -106,6 +109,19 @@ def check_card_accuracy(cells: Sequence[FinishedCell]) -> list[Verdict]:
     stated = (c for c in cells if not c.threat.no_class and _stated_accuracy(c) is not None)
     groups = group_by(stated, lambda cell: (cell.model.key, cell.info.dataset_key))
     return [_card_accuracy(group) for group in groups]
+
+
+def check_certificates(cells: Sequence[FinishedCell]) -> list[Verdict]:
+    """C46: does any attack on a model misclassify an input within a distance that is certified for its sample?
+
+    Every record counts, whatever the attack's norm and goal, if its input lies inside the bounds. A misclassified clean
+    input contradicts a certificate as well. Models without certificates get no verdict.
+
+    References:
+        Zhou et al., SoundnessBench: a soundness benchmark for neural network verifiers, arXiv 2412.03154.
+    """
+    groups = group_by(cells, lambda cell: (cell.model.key, cell.info.dataset_key))
+    return [_certificates(group) for group in groups if any(c.certificates for c in group)]
 
 
 def escalate_saturation(probes: Sequence[Verdict], cells: Sequence[FinishedCell]) -> list[Verdict]:
@@ -342,3 +358,37 @@ def _escalated(verdict: Verdict, cells: Sequence[FinishedCell]) -> Verdict:
     return replace(
         check.make_verdict(verdict.subject, "FAIL", verdict.value, evidence), about=verdict.about
     )
+
+
+def _certificates(group: Sequence[FinishedCell]) -> Verdict:
+    found = [cell.certificates for cell in group if cell.certificates]
+    certified = {e.sample for each in found for e in each.samples if e.radius > 0}
+    wrong = {
+        record.sample
+        for each, cell in product(found, group)
+        for record in cell.records
+        if _contradicts(record, each.norm, each.by_sample.get(record.sample))
+    }
+    text = (
+        f"{len(certified)} samples are certified at some distance, by {', '.join(_methods(found))}."
+    )
+    if wrong:
+        text += f" Misclassified within that distance: samples {format_ids(wrong)}."
+    verdict: Grade = "FAIL" if wrong else "PASS" if certified else "NA"
+    return verdict_about("C46", group[0], verdict, float(len(wrong)), text)
+
+
+def _methods(found: Sequence[Certificates]) -> list[str]:
+    """Return what made certificates, each once; ``no method`` if nothing was proven."""
+    return list(dict.fromkeys(name for each in found for name in each.methods)) or ["no method"]
+
+
+def _contradicts(record: Record, norm: str, proven: SampleCertificate | None) -> bool:
+    """Does a record hold an input within the certified distance that is misclassified?"""
+    if proven is None or not proven.radius:
+        return False
+    if record.clean.prediction not in (record.label, NO_PREDICTION):
+        return True
+    near = float(getattr(record.distance, norm)) <= proven.radius * (1 + 1e-6)
+    other = record.adversarial.prediction not in (record.label, NO_PREDICTION)
+    return near and other and record.within_budget and record.replayed

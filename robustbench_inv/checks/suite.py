@@ -7,6 +7,7 @@ from functools import partial
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.comparisons import (
     check_card_accuracy,
+    check_certificates,
     check_distances,
     check_eps_scale,
     check_gradient_free,
@@ -77,8 +78,8 @@ def check_records(
         Every cell gets C14, C15, C22, C23 and C30; C16 unless it is an invariance attack; C19 if it is iterative;
         C27 and C28 if the model has a reject option; C32 if an inverse was used; C33 if preimages were computed;
         C34 and C35 if it is an invariance attack, C44 if it matches activations. Cells are compared by C1, C3, C5, C17,
-        C40 and C47, those of invariance attacks by C43 and C45, those of models with a reject option by C24, C25, C26
-        and C29.
+        C40, C47 and, with certificates, C46, those of invariance attacks by C43 and C45, those of models with a reject
+        option by C24, C25, C26 and C29.
     """
     decided = escalate_saturation(probes, cells)
     alone = [v for cell in cells for v in _check_cell(cell, _requested(cell, samples))]
@@ -94,6 +95,7 @@ def check_records(
         ("C40", check_card_accuracy),
         ("C43", check_weaker_invariance),
         ("C45", check_invariance_effort),
+        ("C46", check_certificates),
         ("C47", check_distances),
     )
     models = ", ".join(sorted({cell.model.name for cell in cells}))

@@ -17,7 +17,7 @@ TOPICS: Mapping[str, tuple[str, ...]] = {
     ),
     "Do gradients lead the attacks?": ("C6", "C7", "C8", "C31"),
     "Are the attacks strong enough?": ("C1", "C2", "C3", "C4", "C5", "C13", "C19", "C47"),
-    "Are the records complete and right?": ("C14", "C15", "C16", "C22", "C23", "C30"),
+    "Are the records complete and right?": ("C14", "C15", "C16", "C22", "C23", "C30", "C46"),
     "Is the rejection measured fairly?": ("C24", "C25", "C26", "C27", "C28", "C29"),
     "Is the invariance real?": ("C32", "C33", "C34", "C35", "C43", "C44", "C45"),
 }

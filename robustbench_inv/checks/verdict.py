@@ -35,7 +35,7 @@ class Verdict:
     """The result of one check on one subject.
 
     Args:
-        id: stable id of the check, C1 … C45.
+        id: stable id of the check, C1 … C47.
         title: the property that the check tests.
         scope: whether the subject is a model, a cell or a run.
         subject: the model's name, or a cell (``FinishedCell.subject``).
@@ -81,7 +81,7 @@ class Check:
     """A rule that a trustworthy robustness number satisfies.
 
     Args:
-        id: stable id, C1 … C45.
+        id: stable id, C1 … C47.
         title: the property that the check tests.
         scope: whether its subject is a model, a cell or a run.
         rule: when it warns and when it fails.

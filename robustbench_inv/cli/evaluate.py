@@ -1,9 +1,10 @@
 """``invbench evaluate``: attacks models and prints their accuracy under attack."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from robustbench_inv.cli.options import (
     AfterRun,
@@ -35,7 +36,7 @@ from robustbench_inv.foreign import time_limit
 if TYPE_CHECKING:
     from robustbench_inv.evaluation.plan import Plan
 
-__all__ = ["carry_out", "evaluate"]
+__all__ = ["carry_out", "evaluate", "planned"]
 
 Models = Annotated[
     list[str],
@@ -67,6 +68,22 @@ Threat = Annotated[
         show_default="the suite's, or the usual one of attack and data set",
     ),
 ]
+DatasetName = Annotated[
+    str | None,
+    option(
+        metavar="NAME",
+        autocompletion=complete(EntryKind.datasets),
+        help="Use this data set: a name, folder:PATH, npz:FILE, npy:FILE,labels=FILE or file.py:function.",
+        show_default="each model's own",
+    ),
+]
+Certify = Annotated[
+    bool,
+    option(
+        "--certify",
+        help="Certify the samples after the attacks, and print the robust accuracy as an interval (linf and l2).",
+    ),
+]
 
 
 def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
@@ -81,15 +98,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
         ),
     ] = None,
     threat: Threat = None,
-    dataset: Annotated[
-        str | None,
-        option(
-            metavar="NAME",
-            autocompletion=complete(EntryKind.datasets),
-            help="Use this data set: a name, folder:PATH, npz:FILE, npy:FILE,labels=FILE or file.py:function.",
-            show_default="each model's own",
-        ),
-    ] = None,
+    dataset: DatasetName = None,
     samples: SamplesOption = None,
     seed: Seed = 0,
     out: Annotated[
@@ -110,6 +119,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     data_root: DataRoot = None,
     checks: Checks = True,
     timeout: Timeout = None,
+    certify: Certify = False,
     fail_on: FailOnOption = None,
     fail_under: FailUnder = None,
     until_decided: UntilDecided = False,
@@ -121,10 +131,7 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
     A name may carry parameters, as in pgd:steps=100,loss=dlr. The exit code is 1 if a cell fails, and 3 if
     the verdict is one of --fail-on, or a robust accuracy may be below --fail-under.
     """
-    from robustbench_inv.api import check_target
-    from robustbench_inv.catalogue.listing import models_like
-    from robustbench_inv.evaluation.loading import NamedModel
-    from robustbench_inv.evaluation.plan import make_plan
+    from robustbench_inv.results.certificates import CertificateOptions
 
     options = EvaluationOptions(
         dataset,
@@ -139,18 +146,32 @@ def evaluate(  # noqa: PLR0913, PLR0917 - one parameter is one option
         timeout,
         keep_images,
         until_decided,
+        CertificateOptions() if certify else None,
     )
     after = AfterRun.of(fail_on, fail_under, logger)
-    named = [name for text in model for name in models_like(text, dataset)]
-    models = list(map(NamedModel.parse, named))
-    request = replace(
-        options.request(), models=models, attacks=attack or (), suite=suite, threat=threat
-    )
+    plan = planned(options, out, model, attacks=attack or (), suite=suite, threat=threat)
+    return carry_out(plan, options, out, dry_run=dry_run, after=after, json=json)
+
+
+def planned(
+    options: EvaluationOptions,
+    out: Path | None,
+    models: Sequence[str],
+    **parts: Any,  # noqa: ANN401 - fields of EvaluationRequest, which declares their types
+) -> "Plan":
+    """Check the options and return the plan of an evaluation."""
+    from robustbench_inv.api import check_target
+    from robustbench_inv.catalogue.listing import models_like
+    from robustbench_inv.evaluation.loading import NamedModel
+    from robustbench_inv.evaluation.plan import make_plan
+
+    named = [name for text in models for name in models_like(text, options.dataset)]
+    found = list(map(NamedModel.parse, named))
+    request = replace(options.request(), models=found, **parts)
     options.run_options()  # checked before anything is loaded
     check_target(out, options.worker_count, may_wait=True)
-    with time_limit(timeout):
-        plan = make_plan(request, ["invbench", *sys.argv[1:]])
-    return carry_out(plan, options, out, dry_run=dry_run, after=after, json=json)
+    with time_limit(options.timeout):
+        return make_plan(request, ["invbench", *sys.argv[1:]])
 
 
 def carry_out(

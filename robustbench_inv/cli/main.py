@@ -18,6 +18,7 @@ from robustbench_inv.cli.analyse import analyse
 from robustbench_inv.cli.audit import audit
 from robustbench_inv.cli.benchmark import run
 from robustbench_inv.cli.calibrate import calibrate
+from robustbench_inv.cli.certify import certify
 from robustbench_inv.cli.check import check
 from robustbench_inv.cli.compare import compare
 from robustbench_inv.cli.doctor import doctor
@@ -82,7 +83,7 @@ INTERRUPTED = 130
 MULTI_VALUE_OPTIONS = ("--model", "--models", "--attack", "--from", "--cells")
 """Options that take one or several values."""
 
-TELL_THEMSELVES = ("list", "evaluate", "audit", "run", "reproduce")
+TELL_THEMSELVES = ("list", "evaluate", "audit", "certify", "run", "reproduce")
 """Commands that report entries of a catalogue which another entry of the same name hides."""
 
 app = typer.Typer(
@@ -100,6 +101,7 @@ app.command()(run)
 app.command()(work)
 app.command()(status)
 app.command()(audit)
+app.command()(certify)
 app.command()(report)
 app.command()(compare)
 app.command()(export)

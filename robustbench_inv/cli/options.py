@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from robustbench_inv.evaluation.jobs import EvaluationRequest
     from robustbench_inv.reporting.exports import MetricLogger
     from robustbench_inv.results.cell import FinishedCell
+    from robustbench_inv.results.certificates import CertificateOptions
     from robustbench_inv.run import Run
 
 __all__ = [
@@ -226,6 +227,7 @@ class EvaluationOptions:
     timeout: float | None
     keep_images: bool = False
     until_decided: bool = False
+    certify: "CertificateOptions | None" = None
 
     def request(self) -> "EvaluationRequest":
         """Return the request that these options make, without models and attacks."""
@@ -245,7 +247,12 @@ class EvaluationOptions:
         from robustbench_inv.evaluation.engine import RunOptions
 
         return RunOptions(
-            self.batch_size, self.device, self.keep_images, self.existing.value, self.timeout
+            self.batch_size,
+            self.device,
+            self.keep_images,
+            self.existing.value,
+            self.timeout,
+            certify=self.certify,
         )
 
     @property

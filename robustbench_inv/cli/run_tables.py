@@ -13,6 +13,7 @@ from rich.text import Text
 from robustbench_inv.arguments import format_eps, printable
 from robustbench_inv.checks.audit_verdict import mark_of
 from robustbench_inv.cli.output import print_json, print_warnings, results_stream
+from robustbench_inv.results.certificates import sandwiches
 from robustbench_inv.results.rates import EnsembleBreakdown
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from robustbench_inv.reporting.reproduction.claims import ClaimFinding
     from robustbench_inv.reporting.reproduction.reproduction_report import ReproductionReport
     from robustbench_inv.reporting.table_formats import Table as ReportTable
+    from robustbench_inv.results.cell import FinishedCell
     from robustbench_inv.run import Run
 
 __all__ = ["print_plan", "print_reproduction", "print_rescored", "print_run"]
@@ -45,6 +47,7 @@ def print_run(run: "Run") -> None:
     _print_rates(console, cells)
     lines = [
         *(_ensemble_line(cell) for cell in cells if cell["ensemble"]),
+        *(line for cell in run.cells for line in _certified_lines(cell)),
         *_time_lines(cells),
         *early_texts(run.decisions, run.cells),
         *map(_check_line, _warnings_and_failures(cells)),
@@ -256,6 +259,13 @@ def _time_lines(cells: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _ensemble_line(cell: Mapping[str, Any]) -> str:
     breakdown = EnsembleBreakdown(**cell["ensemble"])
     return f"{cell['attack_label']} on {cell['model']}, {cell['threat']}: {breakdown.text}"
+
+
+def _certified_lines(cell: "FinishedCell") -> Iterator[str]:
+    """Yield the robust accuracy at each eps as an interval, certified below and attacked above."""
+    for each in sandwiches(cell):
+        where = f"{cell.model_label}, {cell.attack_label}, {cell.norm} {format_eps(each.eps)}"
+        yield f"{where}: robust accuracy {each.text}"
 
 
 def _check_line(verdict: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from robustbench_inv.evaluation.search import (
 from robustbench_inv.evaluation.stored_answers import store_answers
 from robustbench_inv.results.block_board import BlockBoard
 from robustbench_inv.results.cell_writing import CellRequest, CellWriter
+from robustbench_inv.results.certificates import CertificateOptions
 from robustbench_inv.results.oracle_error import write_oracle_error
 from robustbench_inv.results.run_files import CELL, WITHOUT_DIGESTS, CellFolder
 from robustbench_inv.tensors import is_out_of_memory
@@ -78,6 +79,7 @@ class RunOptions:
         timeout: seconds that one call of a model, attack or oracle may take; None for no limit.
         deadline: time of ``time.time`` after which attacks are stopped and the present block is not written; by default
             that of the innermost ``until``.
+        certify: certify the samples after the attacks; None for no certificates.
 
     Raises:
         BadParameter: for an unusable value.
@@ -89,6 +91,7 @@ class RunOptions:
     existing: Existing = "resume"
     timeout: float | None = None
     deadline: float = field(default_factory=lambda: min(_deadlines, default=inf))
+    certify: CertificateOptions | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size is not None:

@@ -2,7 +2,7 @@
 
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,8 +11,10 @@ from typing import Any
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.identity import IDENTITY_VERSION, digest_file, digest_value
 from robustbench_inv.results.cell_parts import ThresholdInfo
+from robustbench_inv.results.certificates import CERTIFICATES_FILE
+from robustbench_inv.results.run_files import CELL, RunFolder
 
-__all__ = ["describe_cell", "digest_package", "git_state", "versions"]
+__all__ = ["describe_cell", "digest_package", "digest_subject", "git_state", "versions"]
 
 
 PACKAGES = (
@@ -114,3 +116,22 @@ def _git(*arguments: str, folder: Path) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
+
+
+def digest_subject(path: Path, jobs: Sequence[Job], device: str, *, deep: bool) -> str:
+    """Return the digest of all that verdicts depend on: cells, certificates, models, requested samples, software."""
+    cells = RunFolder(path).cells()
+    return digest_value(
+        {
+            "cells": {cell.digest: [cell.label, *_file_digests(cell.path)] for cell in cells},
+            "jobs": {job.spec.digest: list(job.samples) for job in jobs},
+            "deep": deep,
+            "device": device,
+            "software": {**versions(), "package": digest_package()},
+        }
+    )
+
+
+def _file_digests(cell: Path) -> list[str]:
+    paths = (cell / CELL, cell / CERTIFICATES_FILE)
+    return [digest_file(path) for path in paths if path.exists()]

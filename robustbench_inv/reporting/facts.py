@@ -12,6 +12,7 @@ from robustbench_inv.reporting.run_results import CellGroup
 from robustbench_inv.reporting.statistics import Interval, holm, wilson
 from robustbench_inv.reporting.table_formats import norm_symbol
 from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.certificates import sandwiches
 from robustbench_inv.results.rate import Decision
 from robustbench_inv.results.record import STATUSES
 from robustbench_inv.results.sequences import confidence_sequence
@@ -40,8 +41,10 @@ def summary_frame(cells: Sequence[FinishedCell], interval: IntervalOf = wilson) 
     rows = []
     for cell in cells:
         sweep = cell.epsilons or (nan,)
+        proven = {each.eps: each.certified for each in sandwiches(cell)}
         for eps, rate in zip(sweep, cell.summary.robust_accuracy, strict=True):
-            robust = rate_facts({"robust_accuracy": rate}, interval)
+            rates = {"robust_accuracy": rate, "certified_accuracy": proven.get(eps)}
+            robust = rate_facts(rates, interval)
             rows.append({**identity_facts(cell), "eps": eps, **robust, **_cost(cell, interval)})
     return pd.DataFrame(rows)
 

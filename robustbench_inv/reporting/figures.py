@@ -1,6 +1,6 @@
 """The figures of a report: accuracy curves, failures by class, distances."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from math import inf
@@ -11,7 +11,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from numpy.typing import NDArray
 
 from robustbench_inv.arguments import format_eps
 from robustbench_inv.reporting.canvas import (
@@ -26,13 +25,21 @@ from robustbench_inv.reporting.canvas import (
     shorten,
     styled,
 )
+from robustbench_inv.reporting.curves import (
+    CERTIFIED_TEXT,
+    broken_curve,
+    cell_curve,
+    draw_certified,
+    draw_curve,
+    robust_curve,
+    worst_curve,
+)
 from robustbench_inv.reporting.definitions import FigureKind
 from robustbench_inv.reporting.facts import IntervalOf
 from robustbench_inv.reporting.image_figures import draw_attack_images
 from robustbench_inv.reporting.rejection_report import draw_risk
 from robustbench_inv.reporting.run_results import (
     CellGroup,
-    WorstCase,
     group_cells,
     most_attacked,
     worst_cases,
@@ -47,81 +54,13 @@ from robustbench_inv.reporting.table_formats import (
 from robustbench_inv.reporting.two_failures import draw_two_failures
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import distances_by_norm
-from robustbench_inv.results.summary import Rate, break_points, distance_curve
+from robustbench_inv.results.summary import Rate
 
 __all__ = [
     "FIGURES",
-    "Curve",
     "FigureContext",
-    "broken_curve",
-    "cell_curve",
-    "draw_curve",
     "draw_figures",
-    "rates_curve",
-    "robust_curve",
-    "worst_curve",
 ]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Shares in per cent over eps or distance, with their intervals.
-
-    Args:
-        x: ascending, from 0.
-        y, low, high: shares, and the ends of their intervals.
-        stepped: known at every x (from distances), not only at the points of a sweep.
-    """
-
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    stepped: bool
-
-
-def cell_curve(cell: FinishedCell, interval: IntervalOf) -> Curve:
-    """Return the accuracy of a cell along its sweep, or at every distance if it minimised distances."""
-    if cell.kind != "fixed-budget":
-        return robust_curve(cell.failure_distance, interval)
-    rates = [cell.robust_rate(0.0), *cell.summary.robust_accuracy]
-    return rates_curve((0.0, *cell.epsilons), rates, interval)
-
-
-def worst_curve(found: Sequence[WorstCase], interval: IntervalOf) -> Curve:
-    """Return the worst case of one model over its levels of eps; on the same samples at each level."""
-    if found[0].eps == inf:
-        return robust_curve(found[0].broken_at, interval)
-    levels = (0.0, *(worst.eps for worst in found))
-    return rates_curve(levels, [found[0].at(0.0).rate, *(w.rate for w in found)], interval)
-
-
-def robust_curve(broken_at: NDArray[np.float64], interval: IntervalOf) -> Curve:
-    """Return the share that holds at each distance.
-
-    Args:
-        broken_at: (n,) distances at which the samples are broken; inf for robust ones.
-        interval: of a share.
-    """
-    x = break_points(broken_at.tolist())
-    rates = [Rate(int((broken_at > at).sum()), len(broken_at)) for at in x]
-    return rates_curve(x, rates, interval, True)
-
-
-def broken_curve(distances: Sequence[float], interval: IntervalOf) -> Curve:
-    """Return the share that is broken within each distance: the empirical distribution function."""
-    found = distance_curve(distances)
-    return rates_curve(found.distances, found.rates, interval, True)
-
-
-def rates_curve(
-    x: tuple[float, ...], rates: Sequence[Rate], interval: IntervalOf, stepped: bool = False
-) -> Curve:
-    """Return shares over x, known at these alone unless ``stepped``."""
-    bounds = [interval(rate) for rate in rates]
-    y = tuple(100 * rate.value for rate in rates)
-    low, high = tuple(100 * b.low for b in bounds), tuple(100 * b.high for b in bounds)
-    return Curve(x, y, low, high, stepped)
 
 
 CLASS_COLOURS = (COLOURS[5], COLOURS[4], COLOURS[3], COLOURS[7])
@@ -187,19 +126,6 @@ def draw_figures(kind: FigureKind, plot: FigureContext) -> list[ReportFigure]:
         return list(FIGURES[kind](plot))
 
 
-def draw_curve(axes: Axes, curve: Curve, colour: str, style: Mapping[str, Any]) -> None:
-    """Draw a line on its band, up to the axes' end; a stepped one is known everywhere and needs no markers."""
-    band: dict[str, Any] = {"color": colour, "alpha": 0.14, "linewidth": 0}
-    if not curve.stepped:
-        axes.plot(curve.x, curve.y, color=colour, **style)
-        axes.fill_between(curve.x, curve.low, curve.high, **band)
-        return
-    x = np.array([*curve.x, max(axes.get_xlim()[1], curve.x[-1])])
-    y, low, high = (np.array([*v, v[-1]]) for v in (curve.y, curve.low, curve.high))
-    axes.step(x, y, where="post", color=colour, **{**style, "marker": None})
-    axes.fill_between(x, low, high, step="post", **band)
-
-
 def _accuracy_curves(plot: FigureContext) -> Iterable[ReportFigure]:
     for panel, group in group_cells(plot.cells).items():
         if not any(cell.epsilons for cell in group):
@@ -224,7 +150,8 @@ def _accuracy_curves(plot: FigureContext) -> Iterable[ReportFigure]:
             f"Accuracy against {_distance_label(panel)}: {panel.title}",
             "Robust accuracy against the budget, with its 95 % interval. One colour for each "
             f"{'attack' if plot.one_model else 'model'}; lines with markers were measured at the marked eps, lines "
-            "with steps at every distance.",
+            "with steps at every distance."
+            + (CERTIFIED_TEXT if any(c.certificates for c in group) else ""),
             _describe_worst_cases(group),
             render(figure),
         )
@@ -235,12 +162,10 @@ def _draw_worst_cases(
 ) -> None:
     label_axes(axes, "Worst case over attacks")
     for model, cells in models.items():
-        draw_curve(
-            axes,
-            worst_curve(most_attacked(worst_cases(cells)), plot.interval),
-            plot.colour(model),
-            {"label": shorten(model), "marker": "o"},
-        )
+        found, colour = most_attacked(worst_cases(cells)), plot.colour(model)
+        style = {"label": shorten(model), "marker": "o"}
+        draw_curve(axes, worst_curve(found, plot.interval), colour, style)
+        draw_certified(axes, found, plot.interval, colour)
     if len(models) <= len(COLOURS):  # more would share colours, and cover the curves
         axes.legend(handlelength=1.4)
 
@@ -252,6 +177,7 @@ def _draw_attacks(
     for cell in cells:
         curve = cell_curve(cell, plot.interval)
         draw_curve(axes, curve, plot.line_colour(cell), plot.style(cell.attack_label))
+    draw_certified(axes, most_attacked(worst_cases(cells)), plot.interval, plot.colour(model))
 
 
 def _class_curves(plot: FigureContext) -> Iterable[ReportFigure]:

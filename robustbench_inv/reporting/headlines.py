@@ -88,7 +88,7 @@ def _headline(panel: CellGroup, found: Sequence[WorstCase], interval: IntervalOf
     for model, mine in by_model.items():
         worst = chosen.get(model) or most_attacked(mine)[0]
         result = measure.show(worst, interval) if model in chosen else BLANK
-        attack = _strongest(worst) if model in chosen else ""
+        attack = _strongest(worst) + _certified(worst, interval) if model in chosen else ""
         clean = rate_cell(worst.clean, interval(worst.clean))
         rows.append(HeadlineRow(model, clean, result, attack))
     caption = _headline_caption(measure, list(chosen.values()))
@@ -108,6 +108,20 @@ def _strongest(worst: WorstCase) -> str:
         return "no attack succeeded"
     name = worst.strongest[0]
     return f"strongest: {name}" if len(worst.cells) > 1 else f"by {name}"
+
+
+def _certified(worst: WorstCase, interval: IntervalOf) -> str:
+    """Return the certified accuracy with its interval, and how many samples are open; empty without certificates."""
+    found = worst.sandwich
+    if found is None:
+        return ""
+    more = (
+        f", {found.by_verifier} more broken by {', '.join(found.methods)}"
+        if found.by_verifier
+        else ""
+    )
+    lower = rate_cell(found.certified, interval(found.certified)).plain
+    return f"; certified {lower}, {found.open} open{more}"
 
 
 def _survived(case: WorstCase, sweep: Sequence[WorstCase]) -> NDArray[Any]:

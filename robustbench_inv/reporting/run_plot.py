@@ -1,6 +1,7 @@
 """The plot of a run in Python: accuracy against eps, or failures against distance, one panel for each threat."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from math import ceil, inf
 
 from matplotlib.axes import Axes
@@ -8,8 +9,9 @@ from matplotlib.figure import Figure
 
 from robustbench_inv.errors import BadResults
 from robustbench_inv.reporting.canvas import PAPER, label_axes, render, shorten, styled
-from robustbench_inv.reporting.figures import FigureContext, broken_curve, cell_curve, draw_curve
-from robustbench_inv.reporting.run_results import CellGroup, group_cells
+from robustbench_inv.reporting.curves import broken_curve, cell_curve, draw_certified, draw_curve
+from robustbench_inv.reporting.figures import FigureContext
+from robustbench_inv.reporting.run_results import CellGroup, group_cells, main_cases
 from robustbench_inv.reporting.table_formats import norm_symbol
 from robustbench_inv.results.cell import FinishedCell
 
@@ -72,6 +74,9 @@ def _draw_group(axes: Axes, group: CellGroup, plot: FigureContext) -> None:
         name = f"{shorten(cell.model_label)}, {shorten(cell.attack_label)}"
         style = plot.style(cell.attack_label) | {"label": name}
         draw_curve(axes, curve, plot.colour(cell.model_label), style)
+    if any(cell.certificates for cell in plot.cells):
+        for model, cases in groupby(main_cases(plot.cells), key=lambda worst: worst.model):
+            draw_certified(axes, list(cases), plot.interval, plot.colour(model))
     axes.legend(handlelength=1.8)
 
 

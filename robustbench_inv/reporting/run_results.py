@@ -15,6 +15,7 @@ from robustbench_inv.errors import BadResults
 from robustbench_inv.reporting.definitions import Selection
 from robustbench_inv.reporting.table_formats import dataset_title, norm_symbol
 from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.certificates import Sandwich, sandwich_of
 from robustbench_inv.results.labels import Labels
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.run_files import RunFolder
@@ -166,6 +167,11 @@ class WorstCase:
     def rate(self) -> Rate:
         """The worst-case robust accuracy."""
         return Rate(int(self.robust.sum()), len(self.ids))
+
+    @cached_property
+    def sandwich(self) -> Sandwich | None:
+        """The robust accuracy as an interval, certified below and attacked above; None without certificates."""
+        return sandwich_of(self.cells, self.ids, self.robust, self.eps)
 
     @property
     def success_rate(self) -> Rate:

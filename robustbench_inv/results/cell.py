@@ -19,6 +19,7 @@ from robustbench_inv.results.cell_parts import (
     ThreatInfo,
     upgrade_cell_v1,
 )
+from robustbench_inv.results.certificates import Certificates
 from robustbench_inv.results.files import DIGEST
 from robustbench_inv.results.oracle_error import OracleError
 from robustbench_inv.results.rate import looks_of
@@ -163,6 +164,7 @@ class FinishedCell:
         requested: ids of the requested samples, ascending.
         events: the entries of events.jsonl.
         oracle_error: the error rate of the oracle itself; None if it was not measured.
+        certificates: what verifiers proved about the samples; None if the model was not certified.
         remarks: on the files, one clause each.
         read_images: returns ``samples`` (n,), ``clean`` and ``adversarial`` (n, …); None without kept images.
         model_label: how a report calls the model.
@@ -175,6 +177,7 @@ class FinishedCell:
     requested: tuple[int, ...]
     events: tuple[JSON, ...] = ()
     oracle_error: OracleError | None = None
+    certificates: Certificates | None = None
     remarks: tuple[str, ...] = ()
     read_images: Callable[[], Mapping[str, np.ndarray] | None] = field(default=lambda: None)
     model_label: str = ""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.certificates import sandwiches
 from robustbench_inv.results.rate import ChangeDetection
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.summary import Rate, distance_curve
@@ -376,6 +377,7 @@ def cell_to_json(cell: FinishedCell) -> dict[str, Any]:
         "clean_accuracy": summary.clean_accuracy.to_json(),
         "robust_accuracy": [rate.to_json() for rate in summary.robust_accuracy],
         **({"looks": list(cell.looks)} if cell.looks else {}),
+        "certified": [each.to_json() for each in sandwiches(cell)],
         "attack_success_rate": summary.attack_success_rate.to_json(),
         "median_distance": None if median is None or isinf(median) else median,
         "rejection": summary.rejection and summary.rejection.to_json(),

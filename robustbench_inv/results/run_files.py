@@ -19,6 +19,7 @@ from robustbench_inv.results.cell_content import (
     read_content,
     sample_order,
 )
+from robustbench_inv.results.certificates import read_certificates
 from robustbench_inv.results.field_types import check_plan, check_types, is_verdict
 from robustbench_inv.results.files import FORMAT_VERSION, read_json, read_versioned
 from robustbench_inv.results.image_files import ADVERSARIAL, Images, read_images
@@ -163,6 +164,7 @@ class CellFolder:
             requested=self.samples,
             events=tuple(_events(content)),
             oracle_error=read_oracle_error(self.path),
+            certificates=read_certificates(self.path),
             read_images=self.images,
             model_label=self.label,
             remarks=tuple(self._remarks(content)),

@@ -22,6 +22,7 @@ __all__ = [
     "RotationClassifier",
     "ShiftBodyAttack",
     "column_images",
+    "hidden_counterexample",
     "linear_problem",
     "rotation_classifier",
 ]
@@ -283,3 +284,30 @@ class ShiftBodyAttack:
         return torch.where(
             (batch.ids < self.first_changed_id)[:, None, None, None], batch.images, moved
         )
+
+
+def hidden_counterexample(place: Tensor, reach: float) -> nn.Sequential:
+    """Return a ReLU network that predicts class 0 but within half an l1 distance ``reach`` of one input, where it is 1.
+
+    Gradients vanish outside of the whole distance, so that attacks that follow them do not find that input: a verifier
+    that certifies it is unsound. The logits are 1 and 2 relu(1 − ‖x − place‖₁ / reach).
+
+    Args:
+        place: (d,) the input.
+        reach: of the change.
+
+    References:
+        Zhou et al., SoundnessBench: a soundness benchmark for neural network verifiers, arXiv 2412.03154.
+    """
+    d = len(place)
+    sides, bump, logits = nn.Linear(d, 2 * d), nn.Linear(2 * d, 1), nn.Linear(1, 2)
+    with torch.no_grad():
+        sides.weight.copy_(torch.cat([torch.eye(d), -torch.eye(d)]))
+        sides.bias.copy_(torch.cat([-place, place]))
+        bump.weight.fill_(-1 / reach)
+        bump.bias.fill_(1.0)
+        logits.weight.copy_(torch.tensor([[0.0], [2.0]]))
+        logits.bias.copy_(torch.tensor([1.0, 0.0]))
+    network = nn.Sequential(nn.Flatten(), sides, nn.ReLU(), bump, nn.ReLU(), logits)
+    network.bounds, network.num_classes = (0.0, 1.0), 2  # type: ignore[assignment]
+    return network

@@ -92,4 +92,4 @@ def test_anchors_are_those_of_forges():
         slug("C6: `gradients` do not vanish, for each loss")
         == "c6-gradients-do-not-vanish-for-each-loss"
     )
-    assert slug("Validity checks, C1–C45") == "validity-checks-c1c45"
+    assert slug("Validity checks, C1–C47") == "validity-checks-c1c47"

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 
 from robustbench_inv.catalogue.reproduction import Column, CurvePanel, Side
 from robustbench_inv.reporting.canvas import MUTED, ReportFigure, grid, label_axes, render, styled
+from robustbench_inv.reporting.curves import draw_curve, rates_curve
 from robustbench_inv.reporting.facts import rate_facts
-from robustbench_inv.reporting.figures import draw_curve, rates_curve
 from robustbench_inv.reporting.reproduction.outcomes import ReproductionOutcomes, rate_of
 from robustbench_inv.reporting.statistics import wilson
 from robustbench_inv.reporting.table_formats import (
