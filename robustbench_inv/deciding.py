@@ -6,6 +6,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from robustbench_inv.arguments import format_eps
@@ -176,8 +177,8 @@ def _ask(
 
 
 def _read(folder: Path, digest: str, samples: Sequence[int]) -> "FinishedCell":
-    cell, wanted = CellFolder(folder / digest).read(), frozenset(samples)
-    return replace(cell, records=tuple(r for r in cell.records if r.sample in wanted))
+    cell = CellFolder(folder / digest).read()
+    return replace(cell, records=cell.records.where(np.isin(cell.ids, samples)))
 
 
 def _pair(

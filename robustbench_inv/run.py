@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -386,10 +387,10 @@ def _names_of(cell: FinishedCell) -> dict[str, tuple[str, ...]]:
 
 def _restrict(cell: FinishedCell, samples: Sequence[int]) -> FinishedCell:
     """Return a cell with the records of some samples alone."""
-    wanted = frozenset(samples)
-    if cell.sample_ids <= wanted:
+    if len(cell.records) == len(samples) and cell.requested == tuple(sorted(samples)):
         return cell
-    return replace(cell, records=tuple(r for r in cell.records if r.sample in wanted))
+    kept = np.isin(cell.ids, samples)
+    return cell if kept.all() else replace(cell, records=cell.records.where(kept))
 
 
 def _cell_json(cell: FinishedCell, run: Run) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from functools import cached_property
 from math import inf
 from typing import Literal, get_args
 
+import numpy as np
+
 from robustbench_inv.arguments import format_eps
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.comparisons import common_samples, group_by, group_comparable
@@ -149,7 +151,8 @@ class _Evidence:
         if verdict.id != "C16":
             return False
         cell = next(cell for cell in self.cells if verdict.concerns(cell))
-        if any(record.broken_at and record.distance.l0 == 0 for record in cell.records):
+        found = cell.records.columns
+        if bool((found.is_broken & (found.broken_at > 0) & (found.distance["l0"] == 0)).any()):
             return False
         failed = [v for v in self._about if (v.id, v.verdict) == ("C16", "FAIL")]
         group = next((group for group in group_comparable(self.cells) if cell in group), [])
@@ -193,7 +196,7 @@ def _subject(cell: FinishedCell) -> tuple[str, str]:
 
 def _one_class(cell: FinishedCell) -> str:
     """Return a sentence about samples that all belong to one class, as the first ones of a sorted data set do."""
-    labels = {record.label for record in cell.records}
+    labels = set(np.unique(cell.records.columns.label).tolist())
     if len(labels) > 1 or len(cell.records) < LEAST_OF_ONE_CLASS or cell.dataset.num_classes < 2:
         return ""
     count, (label,) = len(cell.records), labels
@@ -288,11 +291,8 @@ def _number(group: Sequence[FinishedCell]) -> str:
         ]
         return f"Robust accuracy {', '.join(rates)}, {by}"
     each = [cell.failure_distance[cell.positions(samples)] for cell in group]
-    attacked = [group[0].records[i].was_attacked for i in group[0].positions(samples)]
-    nearest = [
-        min(found) for found, was in zip(zip(*each, strict=True), attacked, strict=True) if was
-    ]
-    median = median_distance([float(d) for d in nearest])
+    attacked = group[0].was_attacked[group[0].positions(samples)]
+    median = median_distance(np.min(each, axis=0)[attacked])
     words = "unknown" if median is None else "infinite" if median == inf else f"{median:.3g}"
     return f"Median {group[0].norm} distance {words}, {by}"
 
@@ -303,8 +303,11 @@ def _is_oblivious(cell: FinishedCell) -> bool:
 
 def _worst_rate(group: Sequence[FinishedCell], eps: float, samples: Sequence[int]) -> str:
     """Return the worst case over the attacks at an eps or a smaller one."""
-    broken = set().union(*(c.broken_samples(eps) for c in group if c.bounds_accuracy(eps)))
-    return Rate(len(set(samples) - broken), len(samples)).percent
+    robust = np.ones(len(samples), bool)
+    for cell in group:
+        if cell.bounds_accuracy(eps):
+            robust &= cell.robust_mask(eps, samples)
+    return Rate(int(robust.sum()), len(samples)).percent
 
 
 def _invariance_number(cell: FinishedCell) -> str:

@@ -305,9 +305,7 @@ def _missed(
 
 def _effort(group: Sequence[FinishedCell], weak: Sequence[FinishedCell]) -> Verdict:
     samples = sorted(common_samples(weak))
-    attacked = {
-        s for s in samples if all(c.records[c.positions([s])[0]].was_attacked for c in weak)
-    }
+    attacked = set(samples).intersection(*(c.ids[c.was_attacked].tolist() for c in weak))
     broken = set().union(*({r.sample for r in c.records if r.is_broken} for c in weak)) & attacked
     rate, names = Rate(len(broken), len(attacked)), sorted({c.attack_label for c in weak})
     if rate.trials < FEWEST_ATTACKED:

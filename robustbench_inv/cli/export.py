@@ -73,7 +73,7 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter is one option
     from robustbench_inv.reporting.definitions import Selection
     from robustbench_inv.reporting.exports import metrics_of, to_eval_results, to_junit, to_parquet
     from robustbench_inv.reporting.run_results import read_runs
-    from robustbench_inv.results.files import explain_write_errors, write_atomically
+    from robustbench_inv.results.files import explain_write_errors, replaced, write_atomically
 
     path = out or run / FILES[format_]
     check_file(path, "export")
@@ -83,15 +83,18 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter is one option
     select = Selection(models=tuple(model or ()), datasets=(dataset,) if dataset else ())
     found = read_runs([run], select)
     cells = [cell for each in found for cell in each.cells]
+    with explain_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if format_ is ExportFormat.parquet:
+        with replaced(path) as temporary, temporary.open("wb") as file:
+            to_parquet(cells, file)
+        return print_path(path, json=json, key="export")
     content = {
-        ExportFormat.parquet: lambda: to_parquet(cells),
         ExportFormat.eval_results: lambda: to_eval_results(
             cells, hub_dataset or "", source or ""
         ).encode(),
         ExportFormat.junit: lambda: to_junit(found).encode(),
         ExportFormat.metrics: lambda: printable_json(dumps(metrics_of(cells), indent=2)).encode(),
     }[format_]()
-    with explain_write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, content)
     return print_path(path, json=json, key="export")

@@ -106,7 +106,7 @@ def _describe(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     if cell.started:
         blocks = block_samples(cell.info.segments)
         stored = sum(len(blocks[n]) for n in board.numbers()[0] if n < len(blocks))
-        records = len(cell.content().lines)
+        records = len(cell.content().samples)
         total = len(cell.samples)
         state = "completed" if records == total else "running" if claims else "interrupted"
         found |= {"state": state, "done": min(records + stored, total), "samples": total}

@@ -16,7 +16,7 @@ from robustbench_inv.evaluation.judge import (
     already_wrong,
 )
 from robustbench_inv.evaluation.search import SearchFunction, SearchResult, scale_to_budget
-from robustbench_inv.results.cell import SAMPLE_VALUES
+from robustbench_inv.results.cell_events import SAMPLE_VALUES
 from robustbench_inv.results.record import Status
 from robustbench_inv.tensors import Output, where_rows
 from robustbench_inv.threat.budgets import LpBall, inside_box

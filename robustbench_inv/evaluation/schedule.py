@@ -30,7 +30,7 @@ from robustbench_inv.evaluation.packing import (
     run_group,
 )
 from robustbench_inv.results.block_board import BlockBoard
-from robustbench_inv.results.cell_content import RECORDS
+from robustbench_inv.results.cell_content import EVENTS
 from robustbench_inv.results.files import check_unlocked
 from robustbench_inv.results.run_files import CELL
 
@@ -88,7 +88,7 @@ def check_locks(
     for job in jobs:
         folder = root / job.spec.digest
         if options.existing != "skip" or not (folder / CELL).exists():
-            check_unlocked(folder / RECORDS)
+            check_unlocked(folder / EVENTS)
             if alone:
                 BlockBoard(folder, "").check_unclaimed()
 

@@ -32,14 +32,17 @@ from robustbench_inv.evaluation.search import CACHE_BYTES, SearchCache
 from robustbench_inv.foreign import foreign, time_limit
 from robustbench_inv.results.block_board import OPENING, BlockBoard, BlockClaim, StoredBlock
 from robustbench_inv.results.cell_content import (
+    EVENTS,
     RECORDS,
     block_samples,
     count_complete,
     extend_segments,
 )
-from robustbench_inv.results.cell_writing import CellWriter, event_line
+from robustbench_inv.results.cell_events import event_line
+from robustbench_inv.results.cell_writing import CellWriter
 from robustbench_inv.results.files import is_locked
 from robustbench_inv.results.image_files import ImageShards
+from robustbench_inv.results.parquet_records import COMPACTED
 from robustbench_inv.results.run_files import CELL, CellFolder
 from robustbench_inv.torch_state import stated_torch
 
@@ -208,7 +211,7 @@ class SharedCell:
         ready = next(n for n in range(moved, total + 1) if n not in finished) - moved
         if moved + ready < total and ready < max(MOVED_AT_ONCE, moved / 4):
             return False
-        if is_locked(self.folder / RECORDS):
+        if is_locked(self.folder / EVENTS):
             return False
         if moved == total and not self.board.folder.exists():  # another process has completed it
             self.ended = True
@@ -316,10 +319,13 @@ class SharedCell:
         return sum(end <= records for end in self._ends)
 
     def _count_records(self) -> int:
-        """Return the number of lines in the journal; only what has grown is read."""
+        """Return the number of lines in the journal, all if it was compacted; only what has grown is read."""
         path, (size, count) = self.folder / RECORDS, self._read
-        if not path.exists():
-            return 0
+        while not path.exists():  # another process may restore it meanwhile
+            if (self.folder / COMPACTED).exists():
+                return len(CellFolder(self.folder).samples)
+            if not path.exists():
+                return 0
         with path.open("rb") as file:
             if file.seek(0, 2) < size:
                 size = count = 0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from robustbench_inv.reporting.facts import IntervalOf
 from robustbench_inv.reporting.run_results import WorstCase
 from robustbench_inv.results.cell import FinishedCell
-from robustbench_inv.results.summary import Rate, break_points, distance_curve
+from robustbench_inv.results.summary import Distances, Rate, break_points, distance_curve
 
 __all__ = [
     "CERTIFIED_TEXT",
@@ -70,12 +70,12 @@ def robust_curve(broken_at: NDArray[np.float64], interval: IntervalOf) -> Curve:
         broken_at: (n,) distances at which the samples are broken; inf for robust ones.
         interval: of a share.
     """
-    x = break_points(broken_at.tolist())
-    rates = [Rate(int((broken_at > at).sum()), len(broken_at)) for at in x]
+    x, found, n = break_points(broken_at), np.sort(broken_at), len(broken_at)
+    rates = [Rate(n - int(np.searchsorted(found, at, side="right")), n) for at in x]
     return rates_curve(x, rates, interval, True)
 
 
-def broken_curve(distances: Sequence[float], interval: IntervalOf) -> Curve:
+def broken_curve(distances: Distances, interval: IntervalOf) -> Curve:
     """Return the share that is broken within each distance: the empirical distribution function."""
     found = distance_curve(distances)
     return rates_curve(found.distances, found.rates, interval, True)

@@ -3,17 +3,19 @@
 import json
 from collections.abc import Iterator, Sequence
 from datetime import date
-from io import BytesIO
+from itertools import chain
 from math import isfinite, isinf, isnan, nan
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 from xml.etree import ElementTree as ET
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from robustbench_inv.arguments import format_eps, printable
 from robustbench_inv.checks.audit_verdict import CONCLUSIONS, Conclusion, conclude
 from robustbench_inv.checks.verdict import Verdict
-from robustbench_inv.errors import BadResults, import_library
+from robustbench_inv.errors import BadResults
 from robustbench_inv.reporting.run_results import (
     CellGroup,
     RunResult,
@@ -24,6 +26,8 @@ from robustbench_inv.reporting.run_results import (
 from robustbench_inv.reporting.statistics import median_of
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.labels import names_and_digests
+from robustbench_inv.results.record import STATUSES
+from robustbench_inv.results.record_columns import OPTIONAL_FIELDS, OutputColumns
 from robustbench_inv.results.sequences import confidence_sequence
 
 if TYPE_CHECKING:
@@ -41,29 +45,57 @@ __all__ = [
     "to_parquet",
 ]
 
-TYPES = {
-    "eps": "string",
-    "oracle_label": "Int64",
-    "oracle_source": "string",
-    "broken_at": "Float64",
-    "clean.score": "Float64",
-    "clean.accepted": "boolean",
-    "adversarial.score": "Float64",
-    "adversarial.accepted": "boolean",
-}
-"""Types of columns that may be empty: the same, whatever a run contains."""
-
 
 def records_frame(cells: Sequence[FinishedCell]) -> pd.DataFrame:
     """Return one row for each record, with the columns of docs/records.md."""
-    rows = [
-        {**about, **json.loads(record.to_json_line())}
-        for cell in cells
-        for about in [_about(cell)]
-        for record in cell.records
-    ]
-    frame = pd.json_normalize(rows)
-    return frame.astype({name: kind for name, kind in TYPES.items() if name in frame})
+    return pd.concat([_cell_frame(cell, OPTIONAL_FIELDS) for cell in cells], ignore_index=True)
+
+
+def _cell_frame(cell: FinishedCell, extras: Sequence[str]) -> pd.DataFrame:
+    found, n = cell.records.columns, len(cell.records)
+    sources = np.array([*found.sources, None], object)
+    columns: dict[str, Any] = {
+        **{name: [value] * n for name, value in _about(cell).items()},
+        "sample": found.sample,
+        "label": found.label,
+        **_output_columns("clean", found.clean),
+        **_output_columns("adversarial", found.adversarial),
+        "oracle_label": pd.arrays.IntegerArray(
+            np.where(found.has_oracle_label, found.oracle_label, 0), ~found.has_oracle_label
+        ),
+        "oracle_source": pd.array(sources[found.oracle_source], "string"),
+        **{f"distance.{norm}": column for norm, column in found.distance.items()},
+        "broken_at": _numbers(found.broken_at),
+        **{name: getattr(found, name) for name in PLAIN_FIELDS},
+        "status": np.array(STATUSES, object)[found.status],
+        **{name: pd.array(found.extras.get(name, [None] * n), "string") for name in extras},
+    }
+    return pd.DataFrame(columns).astype({"eps": "string"})
+
+
+PLAIN_FIELDS = (
+    "within_budget",
+    "goal_reached",
+    "forward_passes",
+    "backward_passes",
+    "zero_gradient",
+    "replayed",
+)
+
+
+def _output_columns(part: str, outputs: OutputColumns) -> dict[str, Any]:
+    accepted, unknown = outputs.accepted == 1, outputs.accepted < 0
+    return {
+        f"{part}.prediction": outputs.prediction,
+        f"{part}.score": _numbers(outputs.score),
+        f"{part}.accepted": pd.arrays.BooleanArray(accepted, unknown),
+    }
+
+
+def _numbers(values: NDArray[np.float64]) -> Any:  # noqa: ANN401 - an array of pandas
+    """Return numbers of which those that are not finite are missing."""
+    finite = np.isfinite(values)
+    return pd.arrays.FloatingArray(np.where(finite, values, 0.0), ~finite)
 
 
 def _about(cell: FinishedCell) -> dict[str, Any]:
@@ -81,16 +113,24 @@ def _about(cell: FinishedCell) -> dict[str, Any]:
     }
 
 
-def to_parquet(cells: Sequence[FinishedCell]) -> bytes:
-    """Return the records as a Parquet file.
+def to_parquet(cells: Sequence[FinishedCell], out: BinaryIO) -> None:
+    """Write the records to a Parquet file, cell by cell, so that one cell is in memory at a time.
 
-    Raises:
-        MissingExtra: if pyarrow is not installed.
+    Args:
+        cells: the cells.
+        out: where to write.
     """
-    import_library("pyarrow", "parquet")
-    out = BytesIO()
-    records_frame(cells).to_parquet(out, index=False, engine="pyarrow")
-    return out.getvalue()
+    import pyarrow
+    import pyarrow.parquet
+
+    names = [n for n in OPTIONAL_FIELDS if any(n in c.records.columns.extras for c in cells)]
+    tables = (
+        pyarrow.Table.from_pandas(_cell_frame(cell, names), preserve_index=False) for cell in cells
+    )
+    first = next(tables)
+    with pyarrow.parquet.ParquetWriter(out, first.schema) as writer:
+        for table in chain([first], tables):
+            writer.write_table(table.cast(first.schema))
 
 
 class MetricLogger(Protocol):

@@ -5,6 +5,7 @@ from dataclasses import replace
 from math import ceil, inf, nan
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from robustbench_inv.arguments import format_eps
@@ -16,7 +17,7 @@ from robustbench_inv.results.certificates import sandwiches
 from robustbench_inv.results.rate import Decision
 from robustbench_inv.results.record import STATUSES
 from robustbench_inv.results.sequences import confidence_sequence
-from robustbench_inv.results.summary import Rate
+from robustbench_inv.results.summary import Distances, Rate
 
 __all__ = [
     "IntervalOf",
@@ -175,10 +176,10 @@ def _percent(rate: Rate) -> str:
     return rate.percent if rate.trials else "none"
 
 
-def quantile(values: Sequence[float], q: float) -> float:
+def quantile(values: Distances, q: float) -> float:
     """Return the smallest value that at least a share ``q`` of the values does not exceed."""
-    x = sorted(values)
-    return x[max(0, ceil(q * len(x)) - 1)] if x else nan
+    x = np.sort(np.asarray(values, float))
+    return float(x[max(0, ceil(q * len(x)) - 1)]) if len(x) else nan
 
 
 def _cost(cell: FinishedCell, interval: IntervalOf) -> dict[str, Any]:

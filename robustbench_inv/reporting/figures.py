@@ -54,7 +54,7 @@ from robustbench_inv.reporting.table_formats import (
 from robustbench_inv.reporting.two_failures import draw_two_failures
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import distances_by_norm
-from robustbench_inv.results.summary import Rate
+from robustbench_inv.results.summary import Distances, largest_finite, share_of
 
 __all__ = [
     "FIGURES",
@@ -243,9 +243,9 @@ def _distances(plot: FigureContext) -> Iterable[ReportFigure]:
 
 
 def _draw_distances(
-    axes: Axes, found: Sequence[tuple[FinishedCell, Sequence[float]]], plot: FigureContext
+    axes: Axes, found: Sequence[tuple[FinishedCell, Distances]], plot: FigureContext
 ) -> None:
-    axes.set_xlim(0, 1.04 * max((d for _, each in found for d in each if d < inf), default=1.0))
+    axes.set_xlim(0, 1.04 * largest_finite((each for _, each in found), 1.0))
     for cell, distances in found:
         named = "" if plot.one_model else f"{shorten(cell.model_label, 20)}, "
         label = f"{named}{shorten(cell.attack_label)}"
@@ -282,8 +282,7 @@ def _eps_limit(cells: Iterable[FinishedCell]) -> float:
     """Where the eps axis ends: at the largest eps of a sweep, else a little beyond the last distance."""
     cells = list(cells)
     swept = max((eps for cell in cells for eps in cell.epsilons), default=0.0)
-    far = max((float(v) for c in cells for v in c.failure_distance if v < inf), default=0.0)
-    return swept or 1.04 * far or 1.0
+    return swept or 1.04 * largest_finite(c.failure_distance for c in cells) or 1.0
 
 
 def _distance_label(panel: CellGroup) -> str:
@@ -291,7 +290,7 @@ def _distance_label(panel: CellGroup) -> str:
 
 
 def _by_class(cell: FinishedCell) -> dict[int, Any]:
-    labels = np.array([r.label for r in cell.records])
+    labels = cell.records.columns.label
     return {int(k): cell.failure_distance[labels == k] for k in np.unique(labels)}
 
 
@@ -311,11 +310,10 @@ def _describe_worst_cases(cells: Sequence[FinishedCell]) -> str:
 
 def _describe_classes(cell: FinishedCell) -> str:
     """Return the share of broken samples of each class, of the attacked ones as in the table of distances."""
-    sentences = []
-    for label in sorted({r.label for r in cell.records}):
-        attacked = [r for r in cell.records if r.label == label and r.was_attacked]
-        rate = Rate(sum(r.is_broken for r in attacked), len(attacked))
-        share = f"{100 * rate.value:.1f} % of {rate.trials:,}" if attacked else "none of 0"
+    sentences, found = [], cell.records.columns
+    for label in np.unique(found.label).tolist():
+        rate = share_of(found.is_broken, found.was_attacked & (found.label == label))
+        share = f"{100 * rate.value:.1f} % of {rate.trials:,}" if rate.trials else "none of 0"
         sentences.append(f"{share} attacked ({_class_name(CellGroup.of(cell), label)})")
     return f"{cell.attack_label} on {cell.model_label} breaks {', '.join(sentences)}."
 

@@ -87,7 +87,8 @@ def collect_changes(
 
     def changed(cell: FinishedCell) -> FinishedCell:
         key = cell.info.dataset_key
-        return replace(cell, records=tuple(r for r in cell.records if (key, r.sample) in changes))
+        chosen = np.array([(key, sample) in changes for sample in cell.ids.tolist()], bool)
+        return replace(cell, records=cell.records.where(chosen))
 
     keys = {cell.dataset.name: cell.info.dataset_key for cell in cells}
     found = collect_gallery([each for each in map(changed, cells) if each.records])

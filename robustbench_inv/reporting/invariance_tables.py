@@ -316,7 +316,7 @@ class _MetamerCell:
     @property
     def error(self) -> float:
         """The largest difference of re-encoded logits from those of the source."""
-        errors = [self.columns["reencoding_error"].get(i) for i in self.ids]
+        errors = map(self.columns["reencoding_error"].get, self.ids)
         return max((inf if error is None else error for error in errors), default=0.0)
 
     @property

@@ -95,7 +95,7 @@ class PairedResult:
     @cached_property
     def pairs(self) -> PairedOutcomes:
         """The outcomes of the second model against those of the first."""
-        return PairedOutcomes.of(self.holds[1].tolist(), self.holds[0].tolist())
+        return PairedOutcomes.of(self.holds[1], self.holds[0])
 
     @property
     def difference(self) -> float:
@@ -303,8 +303,9 @@ def _common_samples(
 
 
 def _restrict(cell: FinishedCell, ids: frozenset[int]) -> FinishedCell:
-    kept = tuple(record for record in cell.records if record.sample in ids)
-    return replace(cell, records=kept)
+    if cell.sample_ids <= ids:
+        return cell
+    return replace(cell, records=cell.records.where(np.isin(cell.ids, list(ids))))
 
 
 def _clean_results(
@@ -319,7 +320,7 @@ def _clean_results(
             best[key] = (common, a, b)
     for _, a, b in best.values():
         ids = sorted(a.sample_ids & b.sample_ids)
-        holds = [[cell.records[i].is_clean_correct for i in cell.positions(ids)] for cell in (a, b)]
+        holds = [c.records.columns.is_clean_correct[c.positions(ids)] for c in (a, b)]
         models = a.model_label, b.model_label
         yield _result("clean", CellGroup.of(a), nan, models, ids, holds)
 
@@ -375,7 +376,7 @@ def _distance_results(
         np.array(chosen[0].ids)[attacked].tolist(),
         [x > y, y > x],
     )
-    medians = [median_of(each.tolist()) for each in (x, y)]
+    medians = [median_of(each) for each in (x, y)]
     values = tuple(median.value if median else nan for median in medians)
     yield replace(
         found, attacks=(chosen[0].attacks, chosen[1].attacks), medians=(values[0], values[1])

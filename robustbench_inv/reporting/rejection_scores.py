@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, fsum, inf, log, nan, sqrt
+from math import exp, fsum, inf, log, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +11,9 @@ from scipy.stats import rankdata
 
 from robustbench_inv.reporting.statistics import CONFIDENCE, Interval
 from robustbench_inv.results.cell import FinishedCell
-from robustbench_inv.results.record import NO_PREDICTION, ModelOutput
-from robustbench_inv.results.summary import Rate
+from robustbench_inv.results.record import NO_PREDICTION
+from robustbench_inv.results.record_columns import OutputColumns
+from robustbench_inv.results.summary import Distances, Rate, share_of
 
 __all__ = [
     "AreaUnderCurve",
@@ -42,7 +43,7 @@ class AreaUnderCurve:
     interval: Interval
 
 
-def auroc(clean: Sequence[float], to_reject: Sequence[float]) -> AreaUnderCurve | None:
+def auroc(clean: Distances, to_reject: Distances) -> AreaUnderCurve | None:
     """Return the probability that a clean input scores higher than an input to reject; ties count one half.
 
     Args:
@@ -73,7 +74,7 @@ def auroc(clean: Sequence[float], to_reject: Sequence[float]) -> AreaUnderCurve 
     return AreaUnderCurve(value, _on_logit(value, deviation, min(m, n)))
 
 
-def aupr(clean: Sequence[float], to_reject: Sequence[float]) -> AreaUnderCurve | None:
+def aupr(clean: Distances, to_reject: Distances) -> AreaUnderCurve | None:
     """Return the average precision of rejecting the lowest scores first, ties taken together.
 
     Args:
@@ -102,7 +103,7 @@ def aupr(clean: Sequence[float], to_reject: Sequence[float]) -> AreaUnderCurve |
     return AreaUnderCurve(value, _of_share(value, len(y)))
 
 
-def detection_at(clean: Sequence[float], to_reject: Sequence[float], false: float) -> Rate:
+def detection_at(clean: Distances, to_reject: Distances, false: float) -> Rate:
     """Return the share that is rejected at the threshold with this false-rejection rate.
 
     Args:
@@ -120,7 +121,7 @@ def detection_at(clean: Sequence[float], to_reject: Sequence[float], false: floa
     return Rate(sum(score < threshold for score in to_reject), len(to_reject))
 
 
-def fpr_at(clean: Sequence[float], to_reject: Sequence[float], kept: float = 0.95) -> Rate:
+def fpr_at(clean: Distances, to_reject: Distances, kept: float = 0.95) -> Rate:
     """Return the share of inputs to reject that is accepted while this share of clean inputs is (FPR@95).
 
     Args:
@@ -155,7 +156,7 @@ class RiskCoverage:
         return Rate(round(float(self.risk[k - 1]) * k), k)
 
 
-def risk_coverage(scores: Sequence[float], right: Sequence[bool]) -> RiskCoverage:
+def risk_coverage(scores: Distances, right: Sequence[bool] | NDArray[np.bool_]) -> RiskCoverage:
     """Return the risk-coverage curve of a score; inputs of equal scores are accepted together, at their mean risk.
 
     References:
@@ -191,21 +192,24 @@ def _on_logit(value: float, deviation: float, count: int) -> Interval:
 
 def has_scores(cell: FinishedCell) -> bool:
     """Has the model a reject option, and every valid output its score?"""
-    outputs = [output for r in cell.records for output in (r.clean, r.adversarial)]
-    valid = [output for output in outputs if output.prediction != NO_PREDICTION]
-    return cell.can_reject and bool(valid) and all(o.score is not None for o in valid)
+    if not cell.can_reject:
+        return False
+    outputs = cell.records.columns.clean, cell.records.columns.adversarial
+    valid = [each.score[each.prediction != NO_PREDICTION] for each in outputs]
+    scores = np.concatenate(valid)
+    return len(scores) > 0 and not bool(np.isnan(scores).any())
 
 
-def clean_scores(cell: FinishedCell) -> list[float]:
+def clean_scores(cell: FinishedCell) -> NDArray[np.float64]:
     """Return the scores of clean inputs minus the threshold of the predicted class."""
-    return [_score(cell, r.clean) for r in cell.records]
+    return _scores(cell, cell.records.columns.clean)
 
 
-def scores_to_reject(cell: FinishedCell) -> list[float]:
+def scores_to_reject(cell: FinishedCell) -> NDArray[np.float64]:
     """Return the same for inputs to reject: misclassified ones, or all inputs that belong to no class."""
-    anything = cell.threat.no_class
-    attacked = [r for r in cell.records if r.was_attacked]
-    return [_score(cell, r.adversarial) for r in attacked if anything or not r.is_correct]
+    found = cell.records.columns
+    chosen = found.was_attacked & (cell.threat.no_class | ~found.is_correct)
+    return _scores(cell, found.adversarial)[chosen]
 
 
 @dataclass(frozen=True)
@@ -225,30 +229,31 @@ class SelectiveAccuracy:
 
 def selective_clean(cell: FinishedCell) -> SelectiveAccuracy:
     """Return the selective accuracy on the clean inputs of a cell."""
-    right = [r.clean.prediction == r.label for r in cell.records]
-    return _selective(cell, [r.clean for r in cell.records], right)
+    found = cell.records.columns
+    return _selective(cell, found.clean, found.is_clean_correct)
 
 
 def selective_adversarial(cell: FinishedCell) -> SelectiveAccuracy:
     """Return the selective accuracy on the adversarial inputs of a cell."""
-    return _selective(
-        cell, [r.adversarial for r in cell.records], [r.is_correct for r in cell.records]
-    )
+    found = cell.records.columns
+    return _selective(cell, found.adversarial, found.is_correct)
 
 
 def _selective(
-    cell: FinishedCell, answers: Sequence[ModelOutput], right: Sequence[bool]
+    cell: FinishedCell, answers: OutputColumns, right: NDArray[np.bool_]
 ) -> SelectiveAccuracy:
-    given = [fine for answer, fine in zip(answers, right, strict=True) if answer.accepted]
-    curve = risk_coverage([_score(cell, answer) for answer in answers], right)
-    return SelectiveAccuracy(
-        curve, Rate(len(given), len(answers)), Rate(given.count(False), len(given))
+    taken = answers.accepted == 1
+    curve, coverage = (
+        risk_coverage(_scores(cell, answers), right),
+        Rate(int(taken.sum()), len(right)),
     )
+    return SelectiveAccuracy(curve, coverage, share_of(~right, taken))
 
 
-def _score(cell: FinishedCell, answer: ModelOutput) -> float:
-    """Return the score minus the threshold; inf without a valid output, which counts as accepted at any threshold."""
-    if answer.prediction == NO_PREDICTION:
-        return inf
-    value = cell.model.score_above_threshold(answer)
-    return nan if value is None else value
+def _scores(cell: FinishedCell, answers: OutputColumns) -> NDArray[np.float64]:
+    """Return the scores minus the thresholds; inf without a valid output, which counts as accepted at any threshold."""
+    valid, scores = answers.prediction != NO_PREDICTION, answers.score
+    if cell.model.rejection and cell.model.rejection.values:
+        thresholds = np.array(cell.model.rejection.values, float)
+        scores = scores - thresholds[np.where(valid, answers.prediction, 0)]
+    return np.where(valid, scores, inf)

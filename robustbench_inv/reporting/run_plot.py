@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import groupby
-from math import ceil, inf
+from math import ceil
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,6 +14,7 @@ from robustbench_inv.reporting.figures import FigureContext
 from robustbench_inv.reporting.run_results import CellGroup, group_cells, main_cases
 from robustbench_inv.reporting.table_formats import norm_symbol
 from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.summary import largest_finite
 
 __all__ = ["RunPlot", "plot_cells"]
 
@@ -83,5 +84,4 @@ def _draw_group(axes: Axes, group: CellGroup, plot: FigureContext) -> None:
 def _limit(cells: Sequence[FinishedCell], *, within: bool) -> float:
     """Return where the axis ends: at the largest eps, else a little beyond the largest distance."""
     swept = max((eps for cell in cells for eps in cell.epsilons if within), default=0.0)
-    far = max((float(d) for c in cells for d in c.failure_distance if d < inf), default=0.0)
-    return swept or 1.04 * far or 1.0
+    return swept or 1.04 * largest_finite(c.failure_distance for c in cells) or 1.0

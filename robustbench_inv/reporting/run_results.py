@@ -17,7 +17,6 @@ from robustbench_inv.reporting.table_formats import dataset_title, norm_symbol
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.certificates import Sandwich, sandwich_of
 from robustbench_inv.results.labels import Labels
-from robustbench_inv.results.record import Record
 from robustbench_inv.results.run_files import RunFolder
 from robustbench_inv.results.run_writing import check_seconds
 from robustbench_inv.results.summary import Rate, same_eps
@@ -136,14 +135,14 @@ class WorstCase:
     def robust(self) -> NDArray[np.bool_]:
         """(n,) is the sample robust against all attacks? Of shifted inputs: are they all classified correctly?"""
         if self.group.fixed and not self.group.keeps:
-            return self._all(lambda record: record.is_correct)
+            return self._all(lambda cell: cell.records.columns.is_correct)
         each = [cell.robust_mask(self.eps, self.ids) for cell in self.cells]
         return np.asarray(np.all(each, axis=0))
 
     @cached_property
     def attacked(self) -> NDArray[np.bool_]:
         """(n,) was the sample attacked? One that is misclassified before the attack is not."""
-        return self._all(lambda record: record.was_attacked)
+        return self._all(lambda cell: cell.was_attacked)
 
     @cached_property
     def broken_at(self) -> NDArray[np.float64]:
@@ -151,17 +150,20 @@ class WorstCase:
         each = [cell.broken_at[cell.positions(self.ids)] for cell in self.cells]
         return np.asarray(np.min(each, axis=0))
 
-    @property
-    def distances(self) -> list[float]:
+    @cached_property
+    def distances(self) -> NDArray[np.float64]:
         """The distance at which any of the attacks broke each attacked sample; inf for robust ones."""
         each = [cell.failure_distance[cell.positions(self.ids)] for cell in self.cells]
-        return [float(d) for d in np.min(each, axis=0)[self.attacked]]
+        return np.asarray(np.min(each, axis=0)[self.attacked])
 
     @property
     def clean(self) -> Rate:
         """The accuracy on these samples before any attack."""
-        records = [self.cells[0].records[i] for i in self.cells[0].positions(self.ids)]
-        return Rate(sum(r.is_clean_correct for r in records), len(records))
+        cell = self.cells[0]
+        if len(cell.records) == len(self.ids):
+            return cell.summary.clean_accuracy
+        right = cell.records.columns.is_clean_correct[cell.positions(self.ids)]
+        return Rate(int(right.sum()), len(right))
 
     @property
     def rate(self) -> Rate:
@@ -202,15 +204,17 @@ class WorstCase:
     @property
     def reach(self) -> float:
         """The median distance of the attacks without a budget; 0 for a budget, inf without an attacked sample."""
-        return float(np.median(self.distances or inf)) if self.eps == inf else 0.0
+        if self.eps < inf:
+            return 0.0
+        return float(np.median(self.distances)) if len(self.distances) else inf
 
     def at(self, eps: float) -> "WorstCase":
         """Return the worst case of the same attacks on the same samples at another eps."""
         return replace(self, eps=eps)
 
-    def _all(self, holds: Callable[[Record], bool]) -> NDArray[np.bool_]:
+    def _all(self, holds: Callable[[FinishedCell], NDArray[np.bool_]]) -> NDArray[np.bool_]:
         """Return for which samples the records of all attacks have a property, (n,)."""
-        each = [[holds(cell.records[i]) for i in cell.positions(self.ids)] for cell in self.cells]
+        each = [holds(cell)[cell.positions(self.ids)] for cell in self.cells]
         return np.asarray(np.all(each, axis=0))
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import bdtr, betaincinv, ndtri
 
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.results.summary import Rate, median_distance
+from robustbench_inv.results.summary import Distances, Rate, median_distance
 
 __all__ = [
     "CONFIDENCE",
@@ -79,6 +79,9 @@ INTERVALS: dict[str, Callable[[Rate], Interval]] = {
 """The intervals of a rate that a report definition can name."""
 
 
+Truths = Sequence[bool] | NDArray[np.bool_]
+
+
 @dataclass(frozen=True)
 class PairedOutcomes:
     """Two outcomes of each sample: how many are true in both, in one only, in neither.
@@ -96,19 +99,18 @@ class PairedOutcomes:
     neither: int
 
     @classmethod
-    def of(cls, first: Sequence[bool], second: Sequence[bool]) -> "PairedOutcomes":
+    def of(cls, first: Truths, second: Truths) -> "PairedOutcomes":
         """Count two outcomes, given in the same order of samples.
 
         Raises:
             BadParameter: if they are not equally many.
         """
-        if len(first) != len(second):
+        a, b = np.asarray(first, bool), np.asarray(second, bool)
+        if len(a) != len(b):
             raise BadParameter(
                 "outcomes are not paired", got=len(second), expected=f"{len(first)} samples"
             )
-        seen = list(zip(map(bool, first), map(bool, second), strict=True))
-        outcomes = ((True, True), (True, False), (False, True), (False, False))
-        return cls(*(seen.count(outcome) for outcome in outcomes))
+        return cls(*(int(each.sum()) for each in (a & b, a & ~b, ~a & b, ~a & ~b)))
 
     @property
     def total(self) -> int:
@@ -198,9 +200,7 @@ def rank_interval(survived: Sequence[NDArray[Any]]) -> list[tuple[int, int]]:
         [(1, 2), (3, 3), (1, 2)]
     """
     pairs = list(combinations(range(len(survived)), 2))
-    outcomes = [
-        PairedOutcomes.of((a > b).tolist(), (b > a).tolist()) for a, b in combinations(survived, 2)
-    ]
+    outcomes = [PairedOutcomes.of(a > b, b > a) for a, b in combinations(survived, 2)]
     better = [0] * len(survived)
     worse = [0] * len(survived)
     adjusted = holm([mcnemar(each) for each in outcomes])
@@ -220,7 +220,7 @@ class Median:
     interval: Interval | None
 
 
-def median_of(values: Sequence[float]) -> Median | None:
+def median_of(values: Distances) -> Median | None:
     """Return the median with its order-statistic interval, which assumes no distribution.
 
     Args:
@@ -236,11 +236,11 @@ def median_of(values: Sequence[float]) -> Median | None:
         >>> median_of(range(1, 11))
         Median(value=5.5, interval=Interval(low=2, high=9))
     """
-    x, n, middle = sorted(values), len(values), median_distance(values)
+    x, n, middle = np.sort(np.asarray(values)), len(values), median_distance(values)
     if middle is None:
         return None
     r = _order_rank(n)
-    return Median(middle, Interval(x[r - 1], x[n - r]) if r else None)
+    return Median(middle, Interval(x[r - 1].item(), x[n - r].item()) if r else None)
 
 
 def _tango_score(pairs: PairedOutcomes, Δ: float) -> float:

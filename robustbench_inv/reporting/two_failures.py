@@ -30,7 +30,7 @@ from robustbench_inv.reporting.table_formats import (
 )
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import closest_distances, distances_by_norm
-from robustbench_inv.results.summary import Rate
+from robustbench_inv.results.summary import Distances, Rate
 
 __all__ = ["TwoFailures", "draw_two_failures", "label_points", "two_failures_tables"]
 
@@ -56,8 +56,8 @@ class TwoFailures:
 
     model: str
     clean: Rate
-    changed: Mapping[str, Sequence[float]]
-    missed: Mapping[str, Sequence[float]]
+    changed: Mapping[str, Distances]
+    missed: Mapping[str, Distances]
     robust: Mapping[str, tuple[float, Rate]]
     sources: Mapping[str, tuple[int, Sequence[FinishedCell]]]
 
@@ -113,12 +113,8 @@ def _changed(
         return None
     case = main_cases(mine)[0]
     ids = [sample for sample, kept in zip(case.ids, case.attacked, strict=True) if kept]
-    others = [
-        c
-        for each in sorted({c.norm for c in cells})
-        for c in _sensitive(cells, each)
-        if c not in case.cells
-    ]
+    norms = sorted({c.norm for c in cells})
+    others = [c for each in norms for c in _sensitive(cells, each) if c not in case.cells]
     used, closest = list(case.cells), dict(zip(ids, case.distances, strict=True))
     for cell in others:
         found = closest_distances([cell], norm)
@@ -175,8 +171,8 @@ def _rank(model: TwoFailures) -> tuple[float, str]:
     return -min(m.value if m else 0.0 for m in middle), model.model
 
 
-def _median(values: Sequence[float] | None) -> Median | None:
-    return median_of(values) if values else None
+def _median(values: Distances | None) -> Median | None:
+    return None if values is None else median_of(values)
 
 
 def _headings(models: Sequence[TwoFailures]) -> list[str]:

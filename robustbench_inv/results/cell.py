@@ -1,7 +1,7 @@
 """A finished cell: one attack on one model under one threat on one data set, with its records."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robustbench_inv.results.cell_events import SampleValues, sample_values
 from robustbench_inv.results.cell_parts import (
     JSON,
     AttackInfo,
@@ -24,15 +25,23 @@ from robustbench_inv.results.files import DIGEST
 from robustbench_inv.results.oracle_error import OracleError
 from robustbench_inv.results.rate import looks_of
 from robustbench_inv.results.record import Record
-from robustbench_inv.results.summary import CellSummary, Rate, broken_within, same_eps, summarise
+from robustbench_inv.results.record_columns import Records, as_array, as_set
+from robustbench_inv.results.summary import (
+    CellSummary,
+    Rate,
+    broken_within,
+    same_eps,
+    summarise,
+)
 
 __all__ = [
-    "SAMPLE_VALUES",
     "CellInfo",
     "FinishedCell",
     "label_with_substitute",
-    "sample_values",
 ]
+
+KEPT_VALUES = 10_000
+"""The numbers of larger cells are read again each time, since they would fill the memory."""
 
 SOFTWARE = ("device", "dtype", "versions", "git")
 
@@ -173,20 +182,20 @@ class FinishedCell:
 
     digest: str
     info: CellInfo
-    records: tuple[Record, ...]
+    records: Records
     requested: tuple[int, ...]
-    events: tuple[JSON, ...] = ()
+    events: Sequence[JSON] = ()
     oracle_error: OracleError | None = None
     certificates: Certificates | None = None
     remarks: tuple[str, ...] = ()
     read_images: Callable[[], Mapping[str, np.ndarray] | None] = field(default=lambda: None)
     model_label: str = ""
     attack_label: str = ""
+    _values: "dict[str, SampleValues] | None" = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Sort the records, and take the labels of a report from the names."""
-        ordered = tuple(sorted(self.records, key=lambda record: record.sample))
-        object.__setattr__(self, "records", ordered)
+        object.__setattr__(self, "records", Records.of(self.records).by_sample())
         object.__setattr__(self, "model_label", self.model_label or self.info.model.name)
         object.__setattr__(self, "attack_label", self.attack_label or self.info.attack_label)
 
@@ -242,21 +251,27 @@ class FinishedCell:
         """Does every requested sample have a record?"""
         return self.sample_ids.issuperset(self.requested)
 
-    @property
+    @cached_property
     def can_reject(self) -> bool:
         """Does the model have a reject option?"""
-        return any(r.clean.accepted is not None for r in self.records)
+        return bool((self.records.columns.clean.accepted >= 0).any())
 
     @cached_property
     def oracle_source(self) -> str | None:
         """Who named the true classes of the adversarial inputs; None if nobody did."""
-        sources = {r.oracle_source for r in self.records if r.oracle_source is not None}
-        return "+".join(sorted(sources)) or None
+        found = self.records.columns
+        used = np.unique(found.oracle_source[found.oracle_source >= 0]).tolist()
+        return "+".join(sorted(found.sources[number] for number in used)) or None
 
-    @cached_property
+    @property
     def sample_values(self) -> "dict[str, SampleValues]":
         """What the attack measured of each sample: name → sample → number."""
-        return sample_values(self.events)
+        found = self._values
+        if found is None:
+            found = sample_values(self.events)
+            if len(self.records) <= KEPT_VALUES:
+                object.__setattr__(self, "_values", found)
+        return found
 
     @cached_property
     def summary(self) -> CellSummary:
@@ -278,7 +293,7 @@ class FinishedCell:
     @cached_property
     def uses_gradients(self) -> bool:
         """Did the attack take gradients of the attacked model on any sample?"""
-        return not self.uses_substitute and any(r.backward_passes > 0 for r in self.records)
+        return not self.uses_substitute and bool(self.records.columns.backward_passes.any())
 
     @cached_property
     def gradient_free(self) -> bool:
@@ -287,7 +302,7 @@ class FinishedCell:
         An analytic attack, which neither queries the model nor takes gradients, is not.
         """
         restricted = self.uses_substitute or self.threat.access in ("score", "decision")
-        queries = any(r.forward_passes > 0 for r in self.records)
+        queries = bool(self.records.columns.forward_passes.any())
         return not self.uses_gradients and (restricted or queries)
 
     @property
@@ -314,25 +329,34 @@ class FinishedCell:
     @cached_property
     def sample_ids(self) -> frozenset[int]:
         """The samples that have a record."""
-        return frozenset(r.sample for r in self.records)
+        return as_set(self.ids.tobytes())
+
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """(n,) the samples that have a record, ascending."""
+        return self.records.columns.sample
 
     @cached_property
     def broken_at(self) -> NDArray[np.float64]:
         """(n,) smallest eps, or distance without a budget, that broke each sample; inf for robust ones."""
-        return np.array([inf if r.broken_at is None else r.broken_at for r in self.records])
+        return self.records.columns.broken_at
 
     @cached_property
     def failure_distance(self) -> NDArray[np.float64]:
         """(n,) distance of each adversarial example; 0 if misclassified before the attack, inf if robust."""
-        found = [getattr(r.distance, self.norm) if r.is_broken else inf for r in self.records]
-        wrong = [not r.was_attacked for r in self.records]
-        return np.where(wrong, 0.0, np.array(found, dtype=float))
+        found = self.records.columns
+        distance = np.where(found.is_broken, found.distance[self.norm], inf).astype(float)
+        return np.where(found.was_attacked, distance, 0.0)
+
+    @property
+    def attacked_distances(self) -> NDArray[np.float64]:
+        """The distance at which each attacked sample is broken; inf for robust ones."""
+        return self.failure_distance[self.was_attacked]
 
     @cached_property
-    def attacked_distances(self) -> list[float]:
-        """The distance at which each attacked sample is broken; inf for robust ones."""
-        attacked = [r.was_attacked for r in self.records]
-        return [float(d) for d in self.failure_distance[attacked]]
+    def was_attacked(self) -> NDArray[np.bool_]:
+        """(n,) was the sample attacked? One that is misclassified before the attack is not."""
+        return self.records.columns.was_attacked
 
     @cached_property
     def looks(self) -> tuple[int, ...]:
@@ -349,7 +373,7 @@ class FinishedCell:
 
     def robust_mask(self, eps: float, ids: Sequence[int] | None = None) -> NDArray[np.bool_]:
         """Return which samples are robust at ``eps`` (inf: at any distance), for ``ids`` or for all, in order."""
-        robust: NDArray[np.bool_] = ~broken_within(self.broken_at, eps)
+        robust = ~broken_within(self.broken_at, eps)
         return robust if ids is None else robust[self.positions(ids)]
 
     def robust_rate(self, eps: float, ids: Sequence[int] | None = None) -> Rate:
@@ -357,44 +381,19 @@ class FinishedCell:
         robust = self.robust_mask(eps, ids)
         return Rate(int(robust.sum()), len(robust))
 
-    def positions(self, ids: Sequence[int]) -> list[int]:
+    def positions(self, ids: Sequence[int]) -> NDArray[np.intp]:
         """Return the positions of samples among the records."""
-        return [self._position[i] for i in ids]
+        wanted = as_array(tuple(ids))
+        places = np.searchsorted(self.ids, wanted)
+        known = np.append(self.ids, -1)[places] == wanted
+        if not known.all():
+            raise KeyError(int(wanted[~known][0]))
+        return places
 
     def broken_samples(self, eps: float) -> set[int]:
         """Return the samples broken at this eps or below, and those misclassified before the attack."""
-        robust = self.robust_mask(eps)
-        return {r.sample for r, holds in zip(self.records, robust, strict=True) if not holds}
+        return set(self.ids[~self.robust_mask(eps)].tolist())
 
     def robust_samples(self, eps: float) -> set[int]:
         """Return the samples that are not broken at this eps."""
-        return set(self.sample_ids) - self.broken_samples(eps)
-
-    @cached_property
-    def _position(self) -> dict[int, int]:
-        return {r.sample: i for i, r in enumerate(self.records)}
-
-
-SAMPLE_VALUES = "sample_values"
-"""The events that hold numbers of single samples."""
-
-SampleValues = dict[int, float | None]
-
-
-def sample_values(events: Iterable[JSON]) -> dict[str, SampleValues]:
-    """Return name → sample → number; None for one that is not finite.
-
-    A block that is evaluated again writes its numbers again: the last ones count.
-
-    Example:
-        >>> event = {"event": "sample_values", "samples": [3, 8], "values": {"donor": [5, 1]}}
-        >>> sample_values([{"event": "crash"}, event])
-        {'donor': {3: 5, 8: 1}}
-    """
-    columns: dict[str, SampleValues] = {}
-    for event in events:
-        if event.get("event") != SAMPLE_VALUES:
-            continue
-        for name, values in event["values"].items():
-            columns.setdefault(name, {}).update(zip(event["samples"], values, strict=True))
-    return columns
+        return set(self.ids[self.robust_mask(eps)].tolist())

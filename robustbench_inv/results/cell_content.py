@@ -1,31 +1,34 @@
 """Records and events of a cell: the order of its records, the files that grow, and digests that detect damage."""
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
 from robustbench_inv.errors import BadResults
+from robustbench_inv.results.cell_events import Checkpoint, checkpoints, complete_lines
 from robustbench_inv.results.cell_parts import Segment
-from robustbench_inv.results.field_types import check_types
-from robustbench_inv.results.files import GrowingFile, parse_json
+from robustbench_inv.results.parquet_records import (
+    COMPACTED,
+    compacted_digest,
+    records_of,
+    restore_lines,
+)
 from robustbench_inv.results.record import Record
+from robustbench_inv.results.record_columns import Records
 
 __all__ = [
-    "DIGESTS",
     "EVENTS",
     "RECORDS",
     "REPAIR",
     "CellContent",
-    "Checkpoint",
     "block_samples",
-    "complete_lines",
+    "count_checked",
     "count_complete",
     "extend_segments",
+    "is_compacted",
     "read_content",
     "sample_order",
 ]
@@ -95,100 +98,44 @@ def _leading(segments: Sequence[Segment], count: int) -> tuple[Segment, ...]:
     return tuple(kept)
 
 
-DIGESTS = "digests"
-"""The event that holds the digests of records.jsonl and events.jsonl up to it."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """An event with the digests of both files after a block, or at the end of an evaluation.
-
-    Args:
-        records: number of records.
-        size: bytes of records.jsonl.
-        records_digest: SHA-256 of these bytes.
-        events_size: bytes of events.jsonl before this event.
-        events_digest: SHA-256 of these bytes.
-        images: does the block have images?
-        finished: is it the end of an evaluation?
-        end: bytes of events.jsonl with this event.
-    """
-
-    records: int
-    size: int
-    records_digest: str
-    events_size: int
-    events_digest: str
-    images: bool
-    finished: bool
-    end: int
-
-    @classmethod
-    def line(cls, files: "tuple[GrowingFile, GrowingFile]", **values: object) -> bytes:
-        """Return the line of events.jsonl with the present digests of records and events.
-
-        Args:
-            files: records.jsonl and events.jsonl.
-            values: ``records``, ``images`` and ``finished``.
-        """
-        records, events = files
-        found = {
-            "event": DIGESTS,
-            **values,
-            "size": records.size,
-            "records_digest": records.digest,
-            "events_digest": events.digest,
-        }
-        return (json.dumps(found) + "\n").encode()
-
-
-def _checkpoints(events: Sequence[bytes]) -> Iterator[Checkpoint]:
-    """Yield the checkpoints among the lines of events.jsonl, in order; unreadable lines are passed over."""
-    end = 0
-    for line in events:
-        start, end = end, end + len(line)
-        if DIGESTS.encode() not in line:
-            continue
-        with suppress(ValueError, TypeError, KeyError):
-            value = parse_json(line)
-            if isinstance(value, dict) and value.pop("event", "") == DIGESTS:
-                found = Checkpoint(**value, events_size=start, end=end)
-                check_types(found)
-                yield found
-
-
-def complete_lines(data: bytes) -> list[bytes]:
-    """Return the lines that end in a newline, newline included."""
-    return [line + b"\n" for line in data.split(b"\n")[:-1]]
-
-
 @dataclass(frozen=True)
 class CellContent:
     """The undamaged content of records.jsonl and events.jsonl.
 
     Args:
         path: of records.jsonl.
-        lines: of the records of whole blocks, in the order of the file.
+        journal: lines of the records of whole blocks, in the order of the file.
         samples: of these records.
         events: bytes of events.jsonl, without an incomplete last line.
         checked: the checkpoints whose digests fit; none for a cell of an earlier version.
         damage: what is wrong with the rest; None if nothing is.
+        compacted: the records in the place of the journal, if they were compacted.
     """
 
     path: Path
-    lines: tuple[bytes, ...] = ()
+    journal: tuple[bytes, ...] = ()
     samples: tuple[int, ...] = ()
     events: bytes = b""
     checked: tuple[Checkpoint, ...] = ()
     damage: BadResults | None = None
+    compacted: Records | None = None
 
     @cached_property
-    def records(self) -> tuple[Record, ...]:
+    def lines(self) -> tuple[bytes, ...]:
+        """The lines of records.jsonl, restored if they were compacted."""
+        if self.compacted is None:
+            return self.journal
+        return tuple(record.to_json_line().encode() for record in self.compacted)
+
+    @cached_property
+    def records(self) -> Sequence[Record]:
         """The records, parsed when they are needed; their digests were compared before.
 
         Raises:
             BadResults: if a line is no record of its sample all the same.
         """
+        if self.compacted is not None:
+            return self.compacted
         records, damage = _parse(self.path, self.lines, self.samples)
         if damage:
             raise damage
@@ -208,12 +155,26 @@ class CellContent:
 
     def first(self, count: int) -> "CellContent":
         """Return the content that ends with the first ``count`` records, at the end of a block."""
+        if count == len(self.samples):
+            return self
         checked = tuple(point for point in self.checked if point.records <= count)
         events = self.events
         if len(checked) < len(self.checked):
             events = events[: checked[-1].end] if checked else b""
         lines, samples = self.lines[:count], self.samples[:count]
-        return replace(self, lines=lines, samples=samples, events=events, checked=checked)
+        shorter = replace(self, journal=lines, samples=samples, compacted=None)
+        return replace(shorter, events=events, checked=checked)
+
+
+def is_compacted(folder: Path) -> bool:
+    """Are the records of a cell in records.parquet alone? As long as records.jsonl exists, that one counts."""
+    return not (folder / RECORDS).exists() and (folder / COMPACTED).exists()
+
+
+def count_checked(folder: Path) -> int:
+    """Return the number of records that the last digest in events.jsonl covers, undamaged or not."""
+    found = checkpoints(complete_lines(_bytes(folder / EVENTS) or b""))
+    return max((point.records for point in found), default=0)
 
 
 def read_content(
@@ -229,14 +190,75 @@ def read_content(
         salt: of the digests.
         sealed: was the cell written by a version that writes digests?
     """
-    # first the events, so that a block that is written meanwhile is not among them
-    events, data = _bytes(folder / EVENTS), _bytes(folder / RECORDS)
     path, order = folder / RECORDS, tuple(sample_order(segments))
-    if not path.exists():
-        return CellContent(path, damage=BadResults(f"{path} is missing", remedy=REPAIR))
     if sealed and not segments:  # it starts again: what lies here is of the cell before it
         return CellContent(path)
-    found = list(_checkpoints(complete_lines(events)))
+    events, data, packed = _read_files(folder)
+    if data is None and packed is None:
+        return CellContent(path, damage=BadResults(f"{path} is missing", remedy=REPAIR))
+    found = list(checkpoints(complete_lines(events)))
+    if data is None:
+        content = _compacted(folder, order, salt, (events, found, packed or b""))
+        if content.damage is None:
+            return content
+        rest = b"".join(restore_lines(packed or b""))
+        kept = _read_journal(folder, segments, salt, sealed=sealed, files=(events, rest, found))
+        return replace(kept, damage=content.damage)
+    return _read_journal(folder, segments, salt, sealed=sealed, files=(events, data, found))
+
+
+def _read_files(folder: Path) -> tuple[bytes, bytes | None, bytes | None]:
+    """Return the content of events.jsonl, records.jsonl, and records.parquet if there is no records.jsonl.
+
+    One of the two is there at every moment while another process compacts the cell, or restores its journal.
+    """
+    for _ in range(READ_TRIES):
+        # first the events, so that a block that is written meanwhile is not among them
+        events = _bytes(folder / EVENTS) or b""
+        if (data := _bytes(folder / RECORDS)) is not None:
+            return events, data, None
+        events = _bytes(folder / EVENTS) or b""  # with the digest of the file that replaced it
+        if (packed := _bytes(folder / COMPACTED)) is not None:
+            return events, None, packed
+    return events, None, None
+
+
+READ_TRIES = 3
+"""How often the records of a cell are looked for while another process moves them."""
+
+
+def _compacted(
+    folder: Path,
+    order: tuple[int, ...],
+    salt: str,
+    files: tuple[bytes, Sequence[Checkpoint], bytes],
+) -> CellContent:
+    """Return the content of a cell whose records were compacted; with damage if its files do not fit their digests."""
+    events, found, packed = files
+    path, last = folder / COMPACTED, found[-1] if found else None
+    if last is None or last.compacted != compacted_digest(salt, packed):
+        damage = BadResults(f"{path} was changed after it was written", remedy=REPAIR)
+        return CellContent(path, damage=damage)
+    good = tuple(_matching(found, None, events, salt))
+    if len(good) < len(found) or last.end != len(events):
+        damage = BadResults(f"{folder / EVENTS} was changed after it was written", remedy=REPAIR)
+        return CellContent(path, damage=damage)
+    samples, digest = order[: last.records], last.compacted
+    records = records_of(path, salt, digest, samples)
+    return CellContent(path, (), samples, events, good, compacted=records)
+
+
+def _read_journal(
+    folder: Path,
+    segments: Sequence[Segment],
+    salt: str,
+    *,
+    sealed: bool,
+    files: tuple[bytes, bytes, Sequence[Checkpoint]],
+) -> CellContent:
+    """Return the content of events and records.jsonl."""
+    path, order = folder / RECORDS, tuple(sample_order(segments))
+    events, data, found = files
     good = tuple(_matching(found, data, events, salt))
     if len(good) == len(found) and (good or sealed):
         end = good[-1].size if good else 0
@@ -258,17 +280,18 @@ def read_content(
 
 
 def _matching(
-    found: Iterable[Checkpoint], records: bytes, events: bytes, salt: str
+    found: Iterable[Checkpoint], records: bytes | None, events: bytes, salt: str
 ) -> Iterator[Checkpoint]:
-    """Yield the checkpoints before the first one whose digests do not fit."""
+    """Yield the checkpoints before the first one whose digests do not fit; without ``records``, that of the events."""
     ends, hashes = [0, 0], [hashlib.sha256(salt.encode()) for _ in range(2)]
     for point in found:
         sizes = point.size, point.events_size
-        for file, data in enumerate((records, events)):
+        for file, data in enumerate((records or b"", events)):
             hashes[file].update(data[ends[file] : sizes[file]])
             ends[file] = sizes[file]
         digests = [each.hexdigest() for each in hashes]
-        if digests != [point.records_digest, point.events_digest] or len(records) < point.size:
+        fits = [digests[0] == point.records_digest, digests[1] == point.events_digest]
+        if not fits[1] or (records is not None and not (fits[0] and len(records) >= point.size)):
             return
         yield point
 
@@ -327,13 +350,15 @@ def _too_many(path: Path, lines: Sequence[bytes], order: Sequence[int]) -> BadRe
     )
 
 
-def _bytes(path: Path) -> bytes:
-    """Return the content of a file; nothing without it.
+def _bytes(path: Path) -> bytes | None:
+    """Return the content of a file; None without it.
 
     Raises:
         BadResults: if it cannot be read.
     """
     try:
-        return path.read_bytes() if path.exists() else b""
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise BadResults(f"cannot read {path}: {error.strerror or error}", remedy=REPAIR) from error

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from math import prod, sqrt
 from typing import Any
 
@@ -335,11 +336,17 @@ class Segment:
     @classmethod
     def from_json(cls, value: JSON) -> "Segment":
         """Read one entry of cell.json's ``segments``."""
-        return cls(value["batch_size"], tuple(value["samples"]))
+        return cls(value["batch_size"], _shared(tuple(value["samples"])))
 
     def to_json(self) -> dict[str, object]:
         """Return the entry of cell.json's ``segments``."""
         return {"batch_size": self.batch_size, "samples": list(self.samples)}
+
+
+@lru_cache(maxsize=8)
+def _shared(samples: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the same tuple for cells of the same samples, which saves memory."""
+    return samples
 
 
 KINDS_V1 = {"budget": "fixed-budget", "minimal": "minimum-norm", "given": "fixed-input"}

@@ -1,7 +1,8 @@
 """Writes a cell and its images block by block: a crash loses at most the current block."""
 
-import json
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -17,13 +18,15 @@ from robustbench_inv.results.cell_content import (
     RECORDS,
     REPAIR,
     CellContent,
-    Checkpoint,
     block_samples,
+    count_checked,
     count_complete,
     extend_segments,
+    is_compacted,
     read_content,
     sample_order,
 )
+from robustbench_inv.results.cell_events import Checkpoint, complete_lines, event_line
 from robustbench_inv.results.cell_parts import Segment
 from robustbench_inv.results.files import (
     DIGEST,
@@ -33,20 +36,20 @@ from robustbench_inv.results.files import (
     lock,
     read_json,
     remove_leftovers,
+    write_atomically,
     write_json,
 )
 from robustbench_inv.results.image_files import ImageShards, differing_samples
-from robustbench_inv.results.oracle_error import ORACLE_FILE, read_oracle_error
+from robustbench_inv.results.oracle_error import ORACLE_FILE, has_readable_oracle
+from robustbench_inv.results.parquet_records import COMPACTED, compact, compacted_digest
 from robustbench_inv.results.rate import LOOK
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.run_files import CELL, CellFolder, cell_salt
 
-__all__ = ["CellRequest", "CellWriter", "event_line"]
+__all__ = ["COMPACTED_FROM", "CellRequest", "CellWriter"]
 
-
-def event_line(event: str, **values: object) -> bytes:
-    """Return a line of events.jsonl."""
-    return (json.dumps({"event": event, **values}) + "\n").encode()
+COMPACTED_FROM = int(os.environ.get("INVBENCH_COMPACT") or 1000)
+"""A complete cell of so many records is compacted to a Parquet file; smaller ones stay readable by eye."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ class CellWriter:
     """The only writer of a cell: it locks the cell, returns the blocks without records and appends records.
 
     Records appear one block at a time, in one write. When the cell is opened again after a crash, the records
-    of an incomplete block are deleted and the whole block is evaluated again.
+    of an incomplete block are deleted and the whole block is evaluated again. A cell that is compacted gets its journal
+    back before it grows.
 
     Args:
         path: the cell's folder; it is made if it does not exist.
@@ -97,17 +101,16 @@ class CellWriter:
         with explain_write_errors(path):
             path.mkdir(parents=True, exist_ok=True)
         _check_present(path, request)
-        self._records = GrowingFile(path / RECORDS, salt)
+        self._salt = salt
+        self._journal: GrowingFile | None = None
+        self._events = GrowingFile(path / EVENTS, salt)
         try:
-            lock(self._records.descriptor, path)
-            self._events = GrowingFile(path / EVENTS, salt)
-            try:
-                self._prepare(request)
-            except BaseException:
-                self._events.close()
-                raise
+            lock(self._events.descriptor, path)
+            if not is_compacted(path):
+                self._journal = GrowingFile(path / RECORDS, salt)
+            self._prepare(request)
         except BaseException:
-            self._records.close()
+            self.close()
             raise
 
     def __enter__(self) -> Self:
@@ -124,7 +127,13 @@ class CellWriter:
     def close(self) -> None:
         """Release the lock."""
         self._events.close()
-        self._records.close()
+        if self._journal:
+            self._journal.close()
+
+    @property
+    def _records(self) -> GrowingFile:
+        self._journal = self._journal or GrowingFile(self.path / RECORDS, self._salt)
+        return self._journal
 
     @property
     def batch_size(self) -> int:
@@ -209,30 +218,51 @@ class CellWriter:
         self._describe({**self._cell, "batch_size": batch_size}, (*kept, *rest))
 
     def finish(self) -> None:
-        """Put the kept images into one file; call it when there is no next block."""
+        """Put the kept images into one file, and compact the records; call it when there is no next block."""
         self._images.consolidate(sample_order(self._segments)[: self._done])
         if self._sealed and not self._closed:
             self._add_checkpoint(finished=True)
+        if self._sealed and self._journal and self._done >= COMPACTED_FROM:
+            with suppress(BadResults, OSError):  # a full or read-only disk: the journal is complete
+                self._compact(self._journal)
 
-    def _add_checkpoint(self, *, images: bool = False, finished: bool = False) -> None:
-        line = Checkpoint.line(
-            (self._records, self._events), records=self._done, images=images, finished=finished
-        )
+    def _compact(self, journal: GrowingFile) -> None:
+        """Replace records.jsonl by records.parquet; one of them is complete at every moment."""
+        path, file = self.path / RECORDS, self.path / COMPACTED
+        lines = path.read_bytes()
+        whole = journal.writable and compacted_digest(self._salt, lines) == journal.digest
+        if not whole or (data := compact(complete_lines(lines))) is None:
+            return
+        write_atomically(file, data)
+        if file.read_bytes() == data:
+            self._add_checkpoint(finished=True, compacted=compacted_digest(self._salt, data))
+            path.unlink()
+            journal.close()
+            self._journal = None
+
+    def _add_checkpoint(
+        self, *, images: bool = False, finished: bool = False, compacted: str = ""
+    ) -> None:
+        more = {"compacted": compacted} if compacted else {}
+        values = {"records": self._done, "images": images, "finished": finished, **more}
+        line = Checkpoint.line((self._records, self._events), **values)
         self._events.append(line, flush=True)
         self._closed = finished
 
     def _prepare(self, request: CellRequest) -> None:
         self._remove_leftovers()
-        before = (self.path / RECORDS).read_bytes().count(b"\n") if request.repair else 0
+        before = self._count_lines() if request.repair else 0
         self.restores_images = request.repair and self._images.any
-        if request.repair and not _has_readable_oracle(self.path):
+        if request.repair and not has_readable_oracle(self.path):
             (self.path / ORACLE_FILE).unlink()
         known = self._known(request)
         segments = tuple(map(Segment.from_json, known.get("segments", ())))
-        self._go_on_after(self._content(known, segments, repair=request.repair))
-        self.repaired = before - self._done if request.repair else 0
+        content = self._content(known, segments, repair=request.repair)
         size = int(known.get("batch_size", request.batch_size))
-        extended = extend_segments(segments, self._done, request.samples, size)
+        done = len(content.samples)
+        extended = extend_segments(segments, done, request.samples, size)
+        self._go_on_after(content, grows=not known or extended != segments)
+        self.repaired = before - self._done if request.repair else 0
         old = bool(known) and DIGEST not in known
         self.unprotected = old and self._done > 0
         if known and extended == segments and not (old and self._pending(extended)):
@@ -258,7 +288,7 @@ class CellWriter:
                 self._describe({**request.description, "batch_size": request.batch_size}, ())
             self._forget()
             return {}
-        if not path.exists() and not (self.path / RECORDS).stat().st_size:
+        if not cell.started:
             return {}
         info = cell.info
         if info.version < FORMAT_VERSION:
@@ -285,6 +315,7 @@ class CellWriter:
         self._events.keep(b"")
         self._records.keep(b"")
         with explain_write_errors(self.path):
+            (self.path / COMPACTED).unlink(missing_ok=True)
             (self.path / ORACLE_FILE).unlink(missing_ok=True)
             self._images.forget()
 
@@ -298,7 +329,7 @@ class CellWriter:
         """
         salt, sealed = cell_salt(known.get("identity", {})), DIGEST in known
         content = read_content(self.path, segments, salt, sealed=sealed)
-        damage, good = content.damage, len(content.lines)
+        damage, good = content.damage, len(content.samples)
         if not repair and damage:
             raise damage
         good = count_complete(
@@ -321,12 +352,22 @@ class CellWriter:
         rows = (row for row, sample in enumerate(content.samples) if sample in wrong)
         return next(rows, len(content.samples))
 
-    def _go_on_after(self, content: CellContent) -> None:
-        self._records.keep(b"".join(content.lines))
+    def _go_on_after(self, content: CellContent, *, grows: bool) -> None:
+        self._done, self._with_images = len(content.samples), content.with_images
+        if is_compacted(self.path) and (grows or content.compacted is None):
+            write_atomically(self.path / RECORDS, b"".join(content.lines))
+            (self.path / COMPACTED).unlink()
+        if not is_compacted(self.path):
+            self._records.keep(b"".join(content.lines))
         self._events.keep(content.events)
-        self._done, self._with_images = len(content.lines), content.with_images
         last = content.checked[-1] if content.checked else None
         self._closed = bool(last and last.finished and last.end == len(content.events))
+
+    def _count_lines(self) -> int:
+        if is_compacted(self.path):
+            return count_checked(self.path)
+        path = self.path / RECORDS
+        return path.read_bytes().count(b"\n") if path.exists() else 0
 
     def _remove_leftovers(self) -> None:
         with explain_write_errors(self.path):
@@ -353,14 +394,5 @@ def _check_present(path: Path, request: CellRequest) -> None:
     """Raise BadResults if a cell has lost its records."""
     if request.redo or request.repair or not (path / CELL).exists():
         return
-    if not (path / RECORDS).exists():
+    if not (path / RECORDS).exists() and not (path / COMPACTED).exists():
         raise BadResults(f"{path / RECORDS} is missing", remedy=REPAIR)
-
-
-def _has_readable_oracle(folder: Path) -> bool:
-    """Is the oracle's error rate undamaged, or missing?"""
-    try:
-        read_oracle_error(folder)
-    except BadResults:
-        return False
-    return True

@@ -270,6 +270,6 @@ def sandwich_of(
 
 def sandwiches(cell: CertifiedCell) -> list[Sandwich]:
     """Return the interval of a cell at each eps; empty without certificates."""
-    ids = [record.sample for record in cell.records]
+    ids = cell.ids.tolist()
     found = (sandwich_of([cell], ids, cell.robust_mask(eps), eps) for eps in cell.epsilons)
     return [each for each in found if each is not None]

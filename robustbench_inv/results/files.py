@@ -35,6 +35,7 @@ __all__ = [
     "read_json",
     "read_versioned",
     "remove_leftovers",
+    "replaced",
     "temporary_path",
     "write_all",
     "write_atomically",
@@ -95,6 +96,11 @@ class GrowingFile:
     def close(self) -> None:
         """Close the file, which releases a lock on its descriptor."""
         os.close(self.descriptor)
+
+    @property
+    def writable(self) -> bool:
+        """Is the disk writable?"""
+        return self._writable
 
     @property
     def digest(self) -> str:
@@ -159,10 +165,21 @@ def write_atomically(path: Path, data: bytes) -> None:
     Raises:
         BadResults: if it cannot be written.
     """
+    with replaced(path) as temporary:
+        _write_new(temporary, data)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Yield a temporary path whose file takes the place of another at the end.
+
+    Raises:
+        BadResults: if it cannot be written.
+    """
     temporary = temporary_path(path)
     with explain_write_errors(path):
         try:
-            _write_new(temporary, data)
+            yield temporary
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

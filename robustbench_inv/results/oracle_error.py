@@ -13,6 +13,7 @@ from robustbench_inv.results.rate import ChangeDetection, Rate
 __all__ = [
     "ORACLE_FILE",
     "OracleError",
+    "has_readable_oracle",
     "read_oracle_error",
     "write_oracle_error",
 ]
@@ -97,3 +98,12 @@ def write_oracle_error(cell: Path, error: OracleError) -> None:
         BadResults: if it cannot be written.
     """
     write_json(cell / ORACLE_FILE, {"version": FORMAT_VERSION, **error.to_json()})
+
+
+def has_readable_oracle(folder: Path) -> bool:
+    """Is the oracle's error rate undamaged, or missing?"""
+    try:
+        read_oracle_error(folder)
+    except BadResults:
+        return False
+    return True

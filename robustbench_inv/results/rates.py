@@ -1,7 +1,7 @@
 """Rates beyond accuracy, computed from the records of a cell: invariance, fixed inputs, members of an ensemble."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import inf, isinf
 from typing import Any
@@ -13,7 +13,8 @@ from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.certificates import sandwiches
 from robustbench_inv.results.rate import ChangeDetection
 from robustbench_inv.results.record import Record
-from robustbench_inv.results.summary import Rate, distance_curve
+from robustbench_inv.results.record_columns import Records
+from robustbench_inv.results.summary import Rate, distance_curve, share_of
 
 __all__ = [
     "AgreementRates",
@@ -155,23 +156,24 @@ SMALLEST = "smallest_distance_"
 """Beginning of the names of numbers that an attack measures: the smallest distance of a success, by norm."""
 
 
-def distances_by_norm(cell: FinishedCell) -> dict[str, list[float]]:
+def distances_by_norm(cell: FinishedCell) -> dict[str, NDArray[np.float64]]:
     """Return the distances at which the attacked samples are broken, by norm, that of the threat first; inf for none.
 
     In other norms they are those of a search that reports them (``invariance-standard`` without a budget); a sample
     counts only if the judge confirmed its failure.
     """
     found = {cell.norm: cell.attacked_distances}
-    attacked = [record for record in cell.records if record.was_attacked]
+    if cell.epsilons:
+        return found
+    attacked, records = cell.was_attacked, cell.records.columns
     for key, column in cell.sample_values.items():
         norm = key.removeprefix(SMALLEST)
-        if norm == key or norm == cell.norm or cell.epsilons:
+        if norm == key or norm == cell.norm:
             continue
-        values = [(r, column.get(r.sample)) for r in attacked]
-        found[norm] = [
-            min(inf if near is None else near, getattr(r.distance, norm)) if r.is_broken else inf
-            for r, near in values
-        ]
+        values = [column.get(sample) for sample in cell.ids[attacked].tolist()]
+        near = np.array([inf if value is None else value for value in values], float)
+        least = np.minimum(near, records.distance[norm][attacked])
+        found[norm] = np.where(records.is_broken[attacked], least, inf)
     return found
 
 
@@ -184,9 +186,12 @@ def closest_distances(cells: Iterable[FinishedCell], norm: str) -> dict[int, flo
     """
     closest: dict[int, float] = {}
     for cell in cells:
-        for record in (record for record in cell.records if record.was_attacked):
-            found = getattr(record.distance, norm) if record.is_broken else inf
-            closest[record.sample] = min(found, closest.get(record.sample, inf))
+        records = cell.records.columns
+        nearest = np.where(records.is_broken, records.distance[norm], inf)[cell.was_attacked]
+        for sample, found in zip(
+            cell.ids[cell.was_attacked].tolist(), nearest.tolist(), strict=True
+        ):
+            closest[sample] = min(found, closest.get(sample, inf))
     return closest
 
 
@@ -197,18 +202,16 @@ def invariance_rates(records: Sequence[Record]) -> InvarianceRates:
         Behrmann, thesis on invertible networks, definition 6.3; Tramèr et al., Fundamental tradeoffs between
         invariance and sensitivity to adversarial perturbations, ICML 2020, for agreement with the oracle.
     """
-    attacked = [r for r in records if r.was_attacked]
-    changed = [r for r in records if r.oracle_label is not None and r.distance.l0]
-    n = len(attacked)
+    found = Records.of(records).columns
+    attacked, known = found.was_attacked, found.has_oracle_label
+    changed = known & (found.distance["l0"] > 0)
     return InvarianceRates(
-        same_prediction=Rate(sum(r.keeps_prediction for r in attacked), n),
-        class_changed=Rate(
-            sum(r.oracle_label not in (None, r.label) and r.distance.l0 > 0 for r in attacked), n
-        ),
-        success=Rate(sum(r.is_broken for r in attacked), n),
-        oracle_undecided=Rate(sum(r.oracle_label is None for r in attacked), n),
-        agrees_with_oracle=_share(changed, lambda r: r.oracle_label),
-        agrees_with_label=_share(changed, lambda r: r.label),
+        same_prediction=share_of(found.keeps_prediction, attacked),
+        class_changed=share_of(changed & (found.oracle_label != found.label), attacked),
+        success=share_of(found.is_broken, attacked),
+        oracle_undecided=share_of(~known, attacked),
+        agrees_with_oracle=share_of(found.predicts(found.oracle_label), changed),
+        agrees_with_label=share_of(found.predicts(found.label), changed),
     )
 
 
@@ -241,27 +244,22 @@ def agreement_rates(cell: FinishedCell) -> AgreementRates | None:
     """Return the agreement rates of a cell; None for a search, and for inputs of no class."""
     if cell.kind != "fixed-input" or cell.threat.no_class:
         return None
-    records, n = cell.records, len(cell.records)
-    judged = [r for r in records if r.oracle_label is not None and r.distance.l0]
-    has_oracle = cell.oracle_source is not None
-    changed = [r for r in judged if r.oracle_label != r.label]
+    found, everywhere = cell.records.columns, np.full(len(cell.records), True)
+    if cell.oracle_source is None:  # rejected or not
+        right = share_of(found.adversarial.prediction == found.label, everywhere)
+        return AgreementRates(cell.summary.clean_accuracy, right, None, None, None)
+    judged = found.has_oracle_label & (found.distance["l0"] > 0)
+    changed, agrees = (
+        judged & (found.oracle_label != found.label),
+        found.predicts(found.oracle_label),
+    )
     return AgreementRates(
         cell.summary.clean_accuracy,
-        _share(judged, lambda r: r.label) if has_oracle else _accuracy(records),
-        _share(judged, lambda r: r.oracle_label) if has_oracle else None,
-        _share(changed, lambda r: r.oracle_label) if has_oracle else None,
-        Rate(len(changed), n) if has_oracle else None,
+        share_of(found.predicts(found.label), judged),
+        share_of(agrees, judged),
+        share_of(agrees, changed),
+        share_of(changed, everywhere),
     )
-
-
-def _share(records: Sequence[Record], class_of: Callable[[Record], int | None]) -> Rate:
-    """Return how many adversarial inputs are accepted and predicted as a class."""
-    return Rate(sum(r.predicts(class_of(r)) for r in records), len(records))
-
-
-def _accuracy(records: Sequence[Record]) -> Rate:
-    """Return how many predictions for the adversarial inputs are the label, rejected or not."""
-    return Rate(sum(r.adversarial.prediction == r.label for r in records), len(records))
 
 
 MEMBER_COLUMN = "ensemble_member"
@@ -318,8 +316,8 @@ def ensemble_breakdown(cell: FinishedCell) -> EnsembleBreakdown | None:
     names = _member_names(cell.attack.members)
     if column is None or not names:
         return None
-    wrong = sum(not r.was_attacked for r in cell.records)
-    broken = [r.sample for r in cell.records if r.is_broken]
+    wrong = int((~cell.was_attacked).sum())
+    broken = cell.ids[cell.records.columns.is_broken].tolist()
     numbers = (int(column.get(sample) or 0) for sample in broken)
     counts = Counter(number if number <= len(names) else 0 for number in numbers)
     members = {name: counts[number] for number, name in enumerate(names, 1)}

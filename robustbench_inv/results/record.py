@@ -19,6 +19,7 @@ __all__ = [
     "ModelOutput",
     "Record",
     "Status",
+    "record_with",
     "upgrade_record_v1",
 ]
 
@@ -165,6 +166,13 @@ class Record:
             start = line[:80] if isinstance(line, str) else line[:80].decode(errors="replace")
             raise BadResults("unreadable record", got=start, remedy=str(error)) from error
         return record
+
+
+def record_with(record: Record, extras: Mapping[str, str]) -> Record:
+    """Return a record with optional keys, whose values are JSON."""
+    value = json.loads(record.to_json_line())
+    value |= {key: json.loads(text) for key, text in extras.items()}
+    return Record.from_json_line(json.dumps(value))
 
 
 def _check_types(record: Record) -> None:

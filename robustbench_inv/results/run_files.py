@@ -1,30 +1,30 @@
 """Results folders: the files of a run and of its cells, and the order of a cell's records."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
 from robustbench_inv.errors import BadResults
 from robustbench_inv.identity import digest_value
-from robustbench_inv.results.cell import CellInfo, FinishedCell, sample_values
+from robustbench_inv.results.cell import CellInfo, FinishedCell
 from robustbench_inv.results.cell_content import (
     EVENTS,
     RECORDS,
     REPAIR,
     CellContent,
-    complete_lines,
+    is_compacted,
     read_content,
     sample_order,
 )
+from robustbench_inv.results.cell_events import EVENT_BYTES, LaterEvents, parse_events
 from robustbench_inv.results.certificates import read_certificates
 from robustbench_inv.results.field_types import check_plan, check_types, is_verdict
 from robustbench_inv.results.files import FORMAT_VERSION, read_json, read_versioned
 from robustbench_inv.results.image_files import ADVERSARIAL, Images, read_images
 from robustbench_inv.results.oracle_error import OracleError, read_oracle_error
 from robustbench_inv.results.record import Record
+from robustbench_inv.results.record_columns import Records
 
 __all__ = [
     "ADVERSARIAL",
@@ -48,12 +48,16 @@ WITHOUT_DIGESTS = (
 )
 CELL = "cell.json"
 
-STAGES_V1 = {"raw": "raw", "clip": "clipped", "round": "rounded"}
-
 
 def cell_salt(identity: Mapping[str, Any]) -> str:
     """Return what the digests of a cell's files begin with, so that files of another cell do not fit."""
     return digest_value(identity)
+
+
+@lru_cache(maxsize=8)
+def _ascending(order: tuple[int, ...]) -> tuple[int, ...]:
+    """Return samples in ascending order, the same tuple for cells of the same samples, which saves memory."""
+    return tuple(sorted(order))
 
 
 _SOFTWARE = {"device": str, "dtype": str, "versions": Mapping, "git": Mapping | None}
@@ -111,7 +115,9 @@ class CellFolder:
     def started(self) -> bool:
         """Is there a cell.json, or are there records that have lost it?"""
         records = self.path / RECORDS
-        return (self.path / CELL).exists() or (records.exists() and records.stat().st_size > 0)
+        if (self.path / CELL).exists() or is_compacted(self.path):
+            return True
+        return records.exists() and records.stat().st_size > 0
 
     def has_description(
         self, *, repair: bool = False, identity: Mapping[str, Any] | None = None
@@ -138,12 +144,12 @@ class CellFolder:
     @property
     def samples(self) -> tuple[int, ...]:
         """The requested samples, ascending."""
-        return tuple(sorted(sample_order(self.info.segments)))
+        return _ascending(tuple(sample_order(self.info.segments)))
 
     @property
     def finished(self) -> bool:
         """Are there as many records as samples?"""
-        return len(self._undamaged().lines) == len(self.samples)
+        return len(self._undamaged().samples) == len(self.samples)
 
     @property
     def salt(self) -> str:
@@ -160,9 +166,9 @@ class CellFolder:
         return FinishedCell(
             digest=self.digest,
             info=self.info,
-            records=content.records,
+            records=Records.of(content.records),
             requested=self.samples,
-            events=tuple(_events(content)),
+            events=self._parsed_events(content),
             oracle_error=read_oracle_error(self.path),
             certificates=read_certificates(self.path),
             read_images=self.images,
@@ -184,7 +190,7 @@ class CellFolder:
         Raises:
             BadResults: if a file of the cell is missing or damaged.
         """
-        return _events(self._undamaged())
+        return parse_events(self._undamaged().events)
 
     def images(self) -> Images | None:
         """Return ``samples`` (n,), ``clean`` and ``adversarial`` (n, …); None if no images are there.
@@ -203,6 +209,11 @@ class CellFolder:
         """
         return read_oracle_error(self.path)
 
+    def _parsed_events(self, content: CellContent) -> Sequence[Mapping[str, Any]]:
+        """Return the events; those of a large cell are read again when they are needed."""
+        large = len(content.events) > EVENT_BYTES
+        return LaterEvents(self.events) if large else tuple(parse_events(content.events))
+
     def content(self) -> CellContent:
         """Read records and events, and compare them with their digests."""
         return read_content(self.path, self.info.segments, self.salt, sealed=self.info.sealed)
@@ -215,7 +226,7 @@ class CellFolder:
 
     def _remarks(self, content: CellContent) -> Iterator[str]:
         """Yield remarks on the files for readers of the results."""
-        if not content.checked and content.lines:
+        if not content.checked and content.samples:
             yield WITHOUT_DIGESTS
         if (
             content.with_images
@@ -308,40 +319,6 @@ class RunFolder:
         ]
 
 
-_EVENTS_V1 = {
-    "time": "block_time",
-    "batch_size": "batch_size_lowered",
-    "measured": "sample_values",
-}
-
-_COLUMNS_V1 = {
-    "broken_by": "ensemble_member",
-    "reencoding": "reencoding_error",
-    "reconstruction": "reconstruction_error",
-    "activation": "activation_error",
-    "pattern": "changed_units",
-    "solver": "solver_status",
-    **{f"{old}_decision": f"{new}_same_prediction" for old, new in STAGES_V1.items()},
-    **{f"{old}_logits": f"{new}_logit_distance" for old, new in STAGES_V1.items()},
-}
-
-
-def upgrade_event_v1(event: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an event with the keys of version 2; an event of version 2 is unchanged.
-
-    Example:
-        >>> upgrade_event_v1({"kind": "measured", "samples": [3], "values": {"solver": [0]}})
-        {'event': 'sample_values', 'samples': [3], 'values': {'solver_status': [0]}}
-    """
-    if "kind" not in event:
-        return dict(event)
-    new = {"event": _EVENTS_V1.get(event["kind"], event["kind"]), **event}
-    del new["kind"]
-    if new["event"] == "sample_values":
-        new["values"] = {_COLUMNS_V1.get(k, k): v for k, v in event["values"].items()}
-    return new
-
-
 def _checked_plan(path: Path) -> dict[str, Any]:
     """Read plan.json, and check the types of its entries.
 
@@ -386,14 +363,3 @@ def _info_or_none(cell: CellFolder) -> CellInfo | None:
         return cell.info
     except BadResults:
         return None
-
-
-def _events(content: CellContent) -> list[dict[str, Any]]:
-    """Return the events; an unreadable one, which has no digest, is passed over."""
-    found = []
-    for line in complete_lines(content.events):
-        with suppress(ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            event = upgrade_event_v1(json.loads(line))
-            sample_values([event])
-            found.append(event)
-    return found

@@ -13,11 +13,10 @@ from typing import Any, Protocol
 from robustbench_inv.errors import BadResults
 from robustbench_inv.results.cell import CellInfo, FinishedCell
 from robustbench_inv.results.cell_content import (
-    DIGESTS,
     EVENTS,
     RECORDS,
-    Checkpoint,
 )
+from robustbench_inv.results.cell_events import DIGESTS, Checkpoint
 from robustbench_inv.results.files import (
     DIGEST,
     FORMAT_VERSION,

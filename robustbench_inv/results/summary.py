@@ -1,6 +1,6 @@
 """Rates of the records of a cell, recomputed each time and never stored."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -8,19 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustbench_inv.results.rate import Rate
-from robustbench_inv.results.record import Record
+from robustbench_inv.results.record import STATUSES, Record
+from robustbench_inv.results.record_columns import Bools, Floats, OutputColumns, Records
 
 __all__ = [
     "CellSummary",
     "DistanceCurve",
+    "Distances",
     "Rate",
     "RejectionRates",
     "break_points",
     "broken_within",
     "distance_curve",
+    "largest_finite",
     "median_distance",
     "rejection_rates",
     "same_eps",
+    "share_of",
     "summarise",
 ]
 
@@ -49,29 +53,41 @@ def broken_within(broken_at: NDArray[np.float64], eps: float) -> NDArray[np.bool
     return broken
 
 
-def median_distance(distances: Sequence[float]) -> float | None:
+Distances = Sequence[float] | Floats
+"""Distances of samples, inf for robust ones."""
+
+
+def median_distance(distances: Distances) -> float | None:
     """Return the median of distances, of which robust samples have inf; None without any.
 
     Example:
         >>> median_distance([1.0, 2.0, inf]), median_distance([1.0, inf]), median_distance([])
         (2.0, inf, None)
     """
-    x, n = sorted(distances), len(distances)
+    x, n = np.sort(np.asarray(distances)), len(distances)
     if not n:
         return None
-    high = x[n // 2]
-    return high if n % 2 or high == inf else (x[n // 2 - 1] + high) / 2
+    high: float = x[n // 2].item()
+    return high if n % 2 or high == inf else (x[n // 2 - 1].item() + high) / 2
+
+
+def largest_finite(values: Iterable[Distances], otherwise: float = 0.0) -> float:
+    """Return the largest of some distances that is not inf; ``otherwise`` without one."""
+    each = (np.asarray(found, float) for found in values)
+    finite = (found[found < inf] for found in each)
+    return max((float(found.max()) for found in finite if len(found)), default=otherwise)
 
 
 CURVE_POINTS = 240
 """More steps than this in one curve cannot be told apart on paper."""
 
 
-def break_points(values: Sequence[float], most: int = CURVE_POINTS) -> tuple[float, ...]:
+def break_points(values: Distances, most: int = CURVE_POINTS) -> tuple[float, ...]:
     """Return 0 and the distances at which a sample is broken, thinned evenly if there are more than ``most``."""
-    x = [0.0, *sorted({float(v) for v in values if 0 < v < inf})]
+    found = np.unique(np.asarray(values, float))
+    x = np.concatenate([[0.0], found[(found > 0) & (found < inf)]])
     keep = np.unique(np.linspace(0, len(x) - 1, min(len(x), most)).round().astype(int))
-    return tuple(x[i] for i in keep)
+    return tuple(x[keep].tolist())
 
 
 @dataclass(frozen=True)
@@ -100,7 +116,7 @@ class DistanceCurve:
         }
 
 
-def distance_curve(values: Sequence[float], most: int = CURVE_POINTS) -> DistanceCurve:
+def distance_curve(values: Distances, most: int = CURVE_POINTS) -> DistanceCurve:
     """Return the curve of the distances at which samples are broken, inf for those that are not.
 
     Example:
@@ -108,10 +124,11 @@ def distance_curve(values: Sequence[float], most: int = CURVE_POINTS) -> Distanc
         >>> curve.distances, [rate.successes for rate in curve.rates], curve.median
         ((0.0, 0.5, 2.0), [0, 1, 2], 2.0)
     """
-    found = np.array(values, dtype=float)
+    found = np.sort(np.asarray(values, dtype=float))
+    broken = found[found < inf]
 
     def rate(at: float) -> Rate:
-        return Rate(int(((found <= at) & (found < inf)).sum()), len(found))
+        return Rate(int(np.searchsorted(broken, at, side="right")), len(found))
 
     x = break_points(values, most)
     return DistanceCurve(x, tuple(map(rate, x)), median_distance(values), rate(inf))
@@ -155,26 +172,36 @@ def rejection_rates(records: Sequence[Record], *, no_class: bool = False) -> Rej
         records: one for each sample.
         no_class: do the adversarial inputs belong to no class?
     """
-    n, attacked = len(records), [r for r in records if r.was_attacked]
-    clean = [r for r in records if r.clean.accepted is not False]
-    classed = () if no_class else records
-    accepted = [r for r in classed if r.adversarial.accepted is not False]
-    correct = sum(r.is_correct for r in accepted)
+    found, n = Records.of(records).columns, len(records)
+    attacked, right = found.was_attacked, found.is_correct
+    taken = ~found.clean.rejected
+    classed = np.full(n, not no_class)
+    accepted = classed & ~found.adversarial.rejected
+    correct = _count(right & accepted)
     # inputs of no class that break no sample are rejected, or there was no valid input
-    unbroken = Rate(sum(not r.is_broken for r in attacked), len(attacked))
+    unbroken = share_of(~found.is_broken, attacked)
     return RejectionRates(
-        false_rejection=Rate(n - len(clean), n),
-        clean_accuracy_with_rejection=Rate(sum(r.is_clean_correct for r in clean), n),
-        accuracy_with_rejection=Rate(correct, len(classed)),
-        accuracy_on_accepted=Rate(correct, len(accepted)),
-        undetected_errors=Rate(len(accepted) - correct, len(classed)),
-        rejected_errors=_rejected_rate([r for r in classed if r.was_attacked and not r.is_correct]),
-        rejected_adversarial=unbroken if no_class else _rejected_rate(attacked),
+        false_rejection=Rate(n - _count(taken), n),
+        clean_accuracy_with_rejection=Rate(_count(found.is_clean_correct & taken), n),
+        accuracy_with_rejection=Rate(correct, _count(classed)),
+        accuracy_on_accepted=Rate(correct, _count(accepted)),
+        undetected_errors=Rate(_count(accepted) - correct, _count(classed)),
+        rejected_errors=_rejected_rate(found.adversarial, classed & attacked & ~right),
+        rejected_adversarial=unbroken if no_class else _rejected_rate(found.adversarial, attacked),
     )
 
 
-def _rejected_rate(records: Sequence[Record]) -> Rate:
-    return Rate(sum(r.adversarial.accepted is False for r in records), len(records))
+def _rejected_rate(outputs: OutputColumns, among: Bools) -> Rate:
+    return share_of(outputs.rejected, among)
+
+
+def share_of(holds: Bools, among: Bools) -> Rate:
+    """Return how many samples have a property, both (n,), among some of them."""
+    return Rate(_count(holds & among), _count(among))
+
+
+def _count(holds: Bools) -> int:
+    return int(np.count_nonzero(holds))
 
 
 @dataclass(frozen=True)
@@ -209,7 +236,7 @@ class CellSummary:
 def summarise(
     records: Sequence[Record],
     epsilons: Sequence[float],
-    distances: Sequence[float] | None,
+    distances: Distances | None,
     *,
     no_class: bool = False,
 ) -> CellSummary:
@@ -221,26 +248,25 @@ def summarise(
         distances: of the attacked samples, inf for robust ones; None if the attack minimises no distance.
         no_class: do the adversarial inputs belong to no class?
     """
-    attacked = [r for r in records if r.was_attacked]
-    broken_at = np.array([inf if r.broken_at is None else r.broken_at for r in records])
-    can_reject = any(r.clean.accepted is not None for r in records)
-    n = len(records)
+    found, n = Records.of(records).columns, len(records)
+    attacked, counts = found.was_attacked, np.bincount(found.status, minlength=len(STATUSES))
+    can_reject = bool((found.clean.accepted >= 0).any())
     return CellSummary(
         epsilons=tuple(epsilons),
-        clean_accuracy=Rate(sum(r.is_clean_correct for r in records), n),
+        clean_accuracy=Rate(_count(found.is_clean_correct), n),
         robust_accuracy=tuple(
-            Rate(n - int(broken_within(broken_at, eps).sum()), n) for eps in epsilons or (inf,)
+            Rate(n - _count(broken_within(found.broken_at, eps)), n) for eps in epsilons or (inf,)
         ),
-        attack_success_rate=Rate(sum(r.is_broken for r in attacked), len(attacked)),
+        attack_success_rate=share_of(found.is_broken, attacked),
         median_distance=None if distances is None else median_distance(distances),
         rejection=rejection_rates(records, no_class=no_class) if can_reject else None,
-        forward_passes=_mean([r.forward_passes for r in attacked]),
-        backward_passes=_mean([r.backward_passes for r in attacked]),
+        forward_passes=_mean(found.forward_passes[attacked]),
+        backward_passes=_mean(found.backward_passes[attacked]),
         statuses={
-            s: sum(r.status == s for r in records) for s in sorted({r.status for r in records})
+            s: int(counts[STATUSES.index(s)]) for s in sorted(STATUSES) if counts[STATUSES.index(s)]
         },
     )
 
 
-def _mean(values: Sequence[int]) -> float:
-    return sum(values) / len(values) if values else 0.0
+def _mean(values: NDArray[np.int64]) -> float:
+    return int(values.sum()) / len(values) if len(values) else 0.0

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from robustbench_inv.results.cell import CellInfo, FinishedCell
 from robustbench_inv.results.record import Distances, ModelOutput, Record
+from robustbench_inv.results.record_columns import Records
 
 __all__ = ["toy_cell", "toy_record"]
 
@@ -74,4 +75,5 @@ def toy_cell(
     cell = {name: {**part, **parts.get(name, {})} for name, part in about.items()}
     records = tuple(toy_record(sample, eps, **passes) for sample, eps in enumerate(broken))
     requested = tuple(range(len(broken)))
-    return FinishedCell("0" * 32, CellInfo.from_json({**cell, "seed": 0}), records, requested)
+    info = CellInfo.from_json({**cell, "seed": 0})
+    return FinishedCell("0" * 32, info, Records.of(records), requested)

@@ -11,7 +11,7 @@ from robustbench_inv.attacks.ensemble import Ensemble
 from robustbench_inv.attacks.pgd import FGSM, PGD
 from robustbench_inv.attacks.protocol import SupportsWarmStart
 from robustbench_inv.evaluation.engine import RunOptions, run_cell
-from robustbench_inv.results.cell import sample_values
+from robustbench_inv.results.cell_events import sample_values
 from robustbench_inv.results.run_files import CellFolder
 
 SWEEP = (0.01, 0.02, 0.04, 0.08)

@@ -13,7 +13,7 @@ from robustbench_inv.errors import CapabilityMismatch
 from robustbench_inv.evaluation.engine import RunOptions, run_cell
 from robustbench_inv.evaluation.loading import Loader
 from robustbench_inv.evaluation.plan import plan_jobs
-from robustbench_inv.results.cell import sample_values
+from robustbench_inv.results.cell_events import sample_values
 from robustbench_inv.results.run_files import CellFolder
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.goals import Misclassify

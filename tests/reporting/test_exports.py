@@ -1,10 +1,12 @@
 """Exports: every record in documented columns, and files that the readers of other tools accept."""
 
+import io
 import re
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree as ET
 
+import pandas as pd
 import pytest
 
 from robustbench_inv.checks.audit_verdict import conclude
@@ -82,19 +84,20 @@ def test_robust_accuracy_follows_from_the_rows_as_documented():
         assert robust.mean() == cell.robust_rate(eps).value
 
 
+def read_back(cells):
+    out = io.BytesIO()
+    to_parquet(cells, out)
+    return pd.read_parquet(io.BytesIO(out.getvalue()))
+
+
 def test_parquet_reads_back_with_its_types(full_run):
-    pytest.importorskip("pyarrow", reason="pyarrow is not installed")
-    import io
-
-    import pandas as pd
-
     cells = [cell for run in read_runs([full_run]) for cell in run.cells]
-    back = pd.read_parquet(io.BytesIO(to_parquet(cells)))
+    back = read_back(cells)
     meant = records_frame(cells)
     assert list(back.columns) == list(meant.columns)
     assert back["broken_at"].isna().sum() == meant["broken_at"].isna().sum()
     assert back["sample"].tolist() == meant["sample"].tolist()
-    one = pd.read_parquet(io.BytesIO(to_parquet(cells[:1])))
+    one = read_back(cells[:1])
     assert one.dtypes.equals(back.dtypes)  # whatever is missing
 
 

@@ -132,7 +132,7 @@ def test_distances_count_what_never_fell_as_infinite(writer, record):
     about = {"attack": "deepfool", "kind": "minimum-norm", "norm": "l2", "epsilons": []}
     run = writer.cell([*fell, *held, *wrong], **about).finish()
     (cell,) = cells_of(run)
-    assert cell.attacked_distances == [1, 2, 3, 4, *[math.inf] * 4]
+    assert cell.attacked_distances.tolist() == [1, 2, 3, 4, *[math.inf] * 4]
     (table,) = build_tables("distances", [cell])
     figures = [shown(table, 0, c) for c in ("Attacked", "1st quartile", "Median", "3rd quartile")]
     assert figures == ["8", "2", "∞ [1–∞]", "∞"]

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from robustbench_inv.errors import BadResults
 from robustbench_inv.results.cell_content import (
-    GrowingFile,
     block_samples,
     count_complete,
     extend_segments,
     sample_order,
 )
 from robustbench_inv.results.cell_writing import CellWriter
+from robustbench_inv.results.files import GrowingFile
 from robustbench_inv.results.run_files import CellFolder, RunFolder
 from robustbench_inv.results.run_writing import write_checks, write_plan
 

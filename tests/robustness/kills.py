@@ -1,6 +1,7 @@
 """Kill evaluations of a toy at operations on files, several times each, and resume them: nothing is lost or doubled.
 
-Run as a program, it tries 100 kills: ``python tests/robustness/kills.py 100``.
+Run as a program, it tries 100 kills: ``python tests/robustness/kills.py 100``. With ``INVBENCH_COMPACT=6`` finished cells
+are compacted to Parquet files, and restored when they grow.
 """
 
 import os
@@ -25,7 +26,7 @@ from robustbench_inv.results.run_files import RunFolder
 SAMPLES = 30
 """Samples of the run, in blocks of 3."""
 
-COMPARED = ("records.jsonl", "adversarial.safetensors", "cell.json")
+COMPARED = ("records.jsonl", "records.parquet", "adversarial.safetensors", "cell.json")
 
 
 class Halves(nn.Module):
@@ -72,10 +73,14 @@ def run(folder, samples=SAMPLES, existing="resume", checks=False):
 
 
 def damage(folder):
-    """Double a line in the middle of the records."""
-    (path,) = folder.glob("*/records.jsonl")
+    """Double a line in the middle of the records, or change a byte in the middle of a compacted file."""
+    (path,) = folder.glob("*/records.*")
+    if path.suffix == ".parquet":
+        data = bytearray(path.read_bytes())
+        data[len(data) // 3] ^= 1
+        return path.write_bytes(data)
     lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([*lines[:20], lines[19], *lines[20:]]))
+    return path.write_bytes(b"".join([*lines[:20], lines[19], *lines[20:]]))
 
 
 @dataclass(frozen=True)
@@ -167,7 +172,8 @@ def in_child(action, number=0):
 def contents(folder):
     """Return the files of the only cell that must not depend on kills."""
     (cell,) = folder.glob("*/cell.json")
-    return {name: (cell.parent / name).read_bytes() for name in COMPARED}
+    paths = (cell.parent / name for name in COMPARED)
+    return {path.name: path.read_bytes() for path in paths if path.exists()}
 
 
 def leftovers(folder):

@@ -105,15 +105,14 @@ def read_outcomes(path: Path) -> pd.DataFrame:
 
 def _outcome_columns(name: str, cell: FinishedCell) -> pd.DataFrame:
     """Return the columns of one cell: the breaking eps, and other values of its records."""
-    rows = [(cell.dataset.name, record.sample, record.label) for record in cell.records]
+    found = cell.records.columns
+    names = [cell.dataset.name] * len(found)
+    rows = zip(names, found.sample.tolist(), found.label.tolist(), strict=True)
     columns = {name: cell.broken_at}
     if cell.can_reject:
-        columns[name + REJECTED] = np.array(
-            [r.adversarial.accepted is False for r in cell.records], float
-        )
-    if any(r.backward_passes for r in cell.records):
-        zero_gradient = [float(r.zero_gradient) if r.backward_passes else nan for r in cell.records]
-        columns[name + NO_GRADIENT] = np.array(zero_gradient)
+        columns[name + REJECTED] = found.adversarial.rejected.astype(float)
+    if found.backward_passes.any():
+        columns[name + NO_GRADIENT] = np.where(found.backward_passes > 0, found.zero_gradient, nan)
     return pd.DataFrame(columns, index=pd.MultiIndex.from_tuples(rows, names=INDEX))
 
 

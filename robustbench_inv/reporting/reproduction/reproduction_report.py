@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from robustbench_inv.catalogue.reproduction import CellAddress, Reproduction
 from robustbench_inv.checks.verdict import GRADES
 from robustbench_inv.errors import BadResults
@@ -260,7 +262,7 @@ def _with_requested_samples(
     return [
         replace(
             cell,
-            records=tuple(r for r in cell.records if r.sample in ids),
+            records=cell.records.where(np.isin(cell.ids, list(ids))),
             requested=tuple(sorted(ids)),
         )
         for cell, ids in chosen
