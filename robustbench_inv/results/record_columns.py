@@ -270,7 +270,7 @@ def _with_extras(
 
 @lru_cache(maxsize=2)
 def _chunk(records: "Records", number: int) -> tuple[Record, ...]:
-    """Return CHUNK records as they are: those that are asked for by index lie close to each other as a rule."""
+    """Return CHUNK records as they are: those that are read by index lie close to each other as a rule."""
     return tuple(records.columns.take(slice(number * CHUNK, (number + 1) * CHUNK)).records())
 
 
@@ -281,7 +281,7 @@ _loaded: "OrderedDict[Records, RecordColumns]" = OrderedDict()
 
 
 class Records(Sequence[Record]):
-    """Records, each made when it is asked for; ``columns`` has all values as arrays.
+    """Records, each made when it is needed; ``columns`` has all values as arrays.
 
     Args:
         count: how many there are.
