@@ -14,7 +14,6 @@ from robustbench_inv.errors import BadResults
 from robustbench_inv.results.field_types import check_types
 from robustbench_inv.results.files import FORMAT_VERSION, read_versioned, write_json
 from robustbench_inv.results.rate import Rate
-from robustbench_inv.results.record import Record
 
 __all__ = [
     "CERTIFICATES_FILE",
@@ -248,7 +247,7 @@ class CertifiedCell(Protocol):
     @property
     def epsilons(self) -> tuple[float, ...]: ...
     @property
-    def records(self) -> Sequence[Record]: ...
+    def ids(self) -> NDArray[np.int64]: ...
     def robust_mask(self, eps: float) -> NDArray[np.bool_]: ...
 
 
