@@ -387,8 +387,6 @@ def _names_of(cell: FinishedCell) -> dict[str, tuple[str, ...]]:
 
 def _restrict(cell: FinishedCell, samples: Sequence[int]) -> FinishedCell:
     """Return a cell with the records of some samples alone."""
-    if len(cell.records) == len(samples) and cell.requested == tuple(sorted(samples)):
-        return cell
     kept = np.isin(cell.ids, samples)
     return cell if kept.all() else replace(cell, records=cell.records.where(kept))
 
