@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "robustbench_inv"
 
-MODULES = 271
+MODULES = 273
 FILE_LINES = 400
 FUNCTION_MEDIAN, FUNCTION_P90, FUNCTION_MAX = 6, 20, 60
 RUN_LENGTH = 6

@@ -13,7 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 from robustbench_inv.arguments import printable
-from robustbench_inv.cli import data
+from robustbench_inv.cli import data, envelope
 from robustbench_inv.cli.analyse import analyse
 from robustbench_inv.cli.audit import audit
 from robustbench_inv.cli.benchmark import run
@@ -117,6 +117,7 @@ app.command()(new)
 app.command()(check)
 app.command()(doctor)
 app.add_typer(data.app)
+app.add_typer(envelope.app)
 
 
 def main() -> None:

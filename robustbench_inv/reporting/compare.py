@@ -170,7 +170,7 @@ def compare(
     pairs = list(_pairs(runs, list(models)))
     decisions = Decision.all_of(runs[0].plan) if len(runs) == 1 else []
     results = adjusted(
-        replace(each, decided=stopped, looked=each.looked or stopped)
+        replace(each, decided=stopped, looked=each.looked or bool(decisions))
         for pair in pairs
         for each in compare_models(*pair)
         for stopped in [_is_decided(each, decisions)]

@@ -9,20 +9,25 @@ import numpy as np
 import pandas as pd
 
 from robustbench_inv.arguments import format_eps
+from robustbench_inv.catalogue.locate import catalogue_roots
 from robustbench_inv.reporting.run_results import CellGroup
-from robustbench_inv.reporting.statistics import Interval, holm, wilson
+from robustbench_inv.reporting.statistics import Interval, holm, median_of, wilson
 from robustbench_inv.reporting.table_formats import norm_symbol
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.certificates import sandwiches
+from robustbench_inv.results.envelope import Envelope, read_envelope
 from robustbench_inv.results.rate import Decision
 from robustbench_inv.results.record import STATUSES
 from robustbench_inv.results.sequences import confidence_sequence
 from robustbench_inv.results.summary import Distances, Rate
 
 __all__ = [
+    "OPTIMALITY",
     "IntervalOf",
     "adjusted",
+    "best_known",
     "budget_of",
+    "distance_facts",
     "early_texts",
     "identity_facts",
     "judges_text",
@@ -128,6 +133,45 @@ def result_texts(cell: FinishedCell, mark: str = "") -> Iterator[dict[str, str]]
             "clean": f"{100 * cell.summary.clean_accuracy.value:.1f} %",
             quantity: value + mark,
         }
+
+
+OPTIMALITY = (
+    "Optimality: area between the curves of clean and robust accuracy, as a share of that of the smallest known "
+    "distances, which are those of all attacks here and of the envelope of the model (AttackBench, equation 5)."
+)
+
+
+def best_known(cells: Iterable[FinishedCell]) -> Envelope:
+    """Return the smallest known distances: of these cells, and of the envelopes beside the models of all catalogues."""
+    known = Envelope()
+    for root in catalogue_roots():
+        if (path := root / "models" / "envelope.json").exists():
+            known.merge(read_envelope(path))
+
+    def images_of(cell: FinishedCell) -> dict[int, str]:
+        key = cell.info.dataset_key
+        listed = known.images.get(key, {})
+        return {sample: listed.get(sample, f"{key} {sample}") for sample in cell.sample_ids}
+
+    known.add(cells, images_of)
+    return known
+
+
+def distance_facts(cell: FinishedCell, interval: IntervalOf, optimality: float) -> dict[str, Any]:
+    """Return the columns of the distances at which an attack broke the attacked samples."""
+    d, median = cell.attacked_distances, median_of(cell.attacked_distances)
+    bounds = median.interval if median else None
+    return {
+        **identity_facts(cell),
+        "attacked": len(d),
+        **rate_facts({"broken": cell.summary.attack_success_rate}, interval),
+        "quartile_1": quantile(d, 0.25),
+        "median": median.value if median else nan,
+        "median_low": bounds.low if bounds else nan,
+        "median_high": bounds.high if bounds else nan,
+        "quartile_3": quantile(d, 0.75),
+        "optimality": optimality,
+    }
 
 
 def looked_texts(cells: Iterable[FinishedCell]) -> Iterator[str]:

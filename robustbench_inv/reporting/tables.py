@@ -1,7 +1,7 @@
 """The tables of a report: worst case, each attack, ensembles, distances, paired comparison, cost."""
 
 from collections.abc import Callable, Iterable, Sequence
-from math import inf, isinf, nan
+from math import inf, isinf, isnan, nan
 from typing import Any
 
 import pandas as pd
@@ -9,9 +9,12 @@ import pandas as pd
 from robustbench_inv.arguments import format_eps
 from robustbench_inv.reporting.definitions import TableKind
 from robustbench_inv.reporting.facts import (
+    OPTIMALITY,
     IntervalOf,
     adjusted,
+    best_known,
     budget_of,
+    distance_facts,
     identity_facts,
     place_facts,
     quantile,
@@ -231,19 +234,22 @@ QUARTILES = ("1st quartile", "Median", "3rd quartile")
 
 
 def _distances(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
+    known = best_known(cells)
     for panel, group in group_cells(c for c in cells if c.minimizes_distance).items():
         caption = (
             f"{norm_symbol(panel.norm)} distance of the closest adversarial example of each attack, over the "
             "attacked samples; a robust sample counts as ∞. The interval of the median is that of "
-            "order statistics, 95 %."
+            f"order statistics, 95 %. {OPTIMALITY}"
         )
-        columns = ("Model", "Attack", "Attacked", "Broken %", *QUARTILES)
-        rows = [_distance_row(cell, interval) for cell in group]
-        frame = pd.DataFrame([_distance_fact(cell, interval) for cell in group])
+        columns = ("Model", "Attack", "Attacked", "Broken %", *QUARTILES, "Optimality")
+        rows = [_distance_row(cell, interval, known.optimality(cell)) for cell in group]
+        frame = pd.DataFrame([distance_facts(c, interval, known.optimality(c)) for c in group])
         yield _table("distances", panel, "Distance to failure", caption, (frame, columns, rows))
 
 
-def _distance_row(cell: FinishedCell, interval: IntervalOf) -> tuple[TableCell, ...]:
+def _distance_row(
+    cell: FinishedCell, interval: IntervalOf, optimality: float
+) -> tuple[TableCell, ...]:
     d, broken = cell.attacked_distances, cell.summary.attack_success_rate
     low, high = (TableCell(format_number(quantile(d, q))) for q in (0.25, 0.75))
     return (
@@ -254,22 +260,8 @@ def _distance_row(cell: FinishedCell, interval: IntervalOf) -> tuple[TableCell, 
         low,
         median_cell(median_of(d)),
         high,
+        BLANK if isnan(optimality) else TableCell(f"{optimality:.3f}"),
     )
-
-
-def _distance_fact(cell: FinishedCell, interval: IntervalOf) -> dict[str, Any]:
-    d, median = cell.attacked_distances, median_of(cell.attacked_distances)
-    bounds = median.interval if median else None
-    return {
-        **identity_facts(cell),
-        "attacked": len(d),
-        **rate_facts({"broken": cell.summary.attack_success_rate}, interval),
-        "quartile_1": quantile(d, 0.25),
-        "median": median.value if median else nan,
-        "median_low": bounds.low if bounds else nan,
-        "median_high": bounds.high if bounds else nan,
-        "quartile_3": quantile(d, 0.75),
-    }
 
 
 def _comparison(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
