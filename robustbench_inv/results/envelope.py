@@ -33,7 +33,7 @@ def hash_image(image: np.ndarray) -> str:
     return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()[:16]
 
 
-def local_optimality(distances: Sequence[float], best: Sequence[float]) -> float:
+def local_optimality(distances: Sequence[float] | np.ndarray, best: Sequence[float]) -> float:
     """Return how close the distances of an attack are to the best known ones: 1 if they are the same.
 
     LO = (ρ ε₀ − AUREC(a)) / (ρ ε₀ − AUREC(a*)) with the clean accuracy ρ, the area AUREC under robust accuracy from 0 to
@@ -104,7 +104,7 @@ class Envelope:
         hashes = self.images.get(cell.info.dataset_key, {})
         attacked = [record.sample for record in cell.records if record.was_attacked]
         listed = (known.get(hashes.get(sample, ""), (inf, ""))[0] for sample in attacked)
-        return list(map(min, listed, cell.attacked_distances))
+        return [min(pair) for pair in zip(listed, map(float, cell.attacked_distances), strict=True)]
 
     def optimality(self, cell: FinishedCell) -> float:
         """Return the local optimality of the attack of a cell; nan for cells whose examples do not count."""
