@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import inf
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from robustbench_inv.certification.bounds import (
     optimised_margins,
     wrong_class_rows,
 )
+from robustbench_inv.certification.handover import read_answers, write_properties
 from robustbench_inv.certification.milp import Program, refuse_unsuited
 from robustbench_inv.certification.tracing import trace
 from robustbench_inv.errors import BadModel, InvbenchError
@@ -33,6 +35,8 @@ from robustbench_inv.results.certificates import (
     read_certificates,
     write_certificates,
 )
+from robustbench_inv.results.run_files import CellFolder
+from robustbench_inv.results.summary import same_eps
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.goals import Misclassify
 from robustbench_inv.torch_state import evaluation_mode
@@ -79,7 +83,8 @@ def _certify_group(jobs: Sequence[Job], root: Path, options: CertificateOptions)
     eps = sorted({eps for job in suited for eps in job.epsilons})
     samples = sorted({sample for job in suited for sample in job.samples})
     try:
-        found = Verifier(suited[0], options).certify(samples, eps)
+        broken = _broken([root / job.spec.digest for job in suited])
+        found = Verifier(suited[0], options, broken).certify(samples, eps)
     except InvbenchError as error:
         yield f"no certificates for {name}: {error}"
         return
@@ -90,6 +95,15 @@ def _certify_group(jobs: Sequence[Job], root: Path, options: CertificateOptions)
         write_certificates(folder, replace(found, samples=mine).merged(known))
 
 
+def _broken(folders: Sequence[Path]) -> dict[int, float]:
+    """Return the smallest eps at which an attack broke each sample."""
+    found: dict[int, float] = {}
+    for record in (record for folder in folders for record in CellFolder(folder).records()):
+        if record.broken_at is not None:
+            found[record.sample] = min(record.broken_at, found.get(record.sample, inf))
+    return found
+
+
 @dataclass(frozen=True)
 class Verifier:
     """Certifies the decision of ``Judge.predict`` for samples of one model.
@@ -97,6 +111,7 @@ class Verifier:
     Args:
         job: names model, data, norm and seed.
         options: how samples are certified.
+        broken: smallest eps at which an attack broke a sample, for which no MILP is solved.
 
     Raises:
         BadModel: if the model has no sound certificate in this norm.
@@ -104,6 +119,7 @@ class Verifier:
 
     job: Job
     options: CertificateOptions = field(default_factory=CertificateOptions)
+    broken: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         classifier, norm = self.job.model.classifier, self.job.threat.budget.norm
@@ -182,8 +198,50 @@ class Verifier:
             network = self.network()
             for block in _blocks(samples, BATCH):
                 found |= _Block(self, network, block).certify(eps_values)
+            self._hand_over(network, found, eps_values)
         seconds = round(time.perf_counter() - began, 1)
         return Certificates(self.norm, tuple(found[sample] for sample in samples), seconds)
+
+    def _hand_over(
+        self, network: Network, found: dict[int, SampleCertificate], eps_values: Sequence[float]
+    ) -> None:
+        """Read the answers of a solver, then export the properties of the samples that are not certified."""
+        place = Path(f"{self.job.model.name.replace('/', '-')}-{self.norm}")
+        if self.options.answers:
+            answers = read_answers(self.options.answers / place, self.job.model.digest)
+            for sample, eps, status, image in answers:
+                if sample in found and any(same_eps(eps, each) for each in eps_values):
+                    found[sample] = found[sample].merged(self._answer(sample, eps, status, image))
+        if self.options.export:
+            for eps in eps_values:
+                self._export(self.options.export / place, network, found, eps)
+
+    def _answer(
+        self, sample: int, eps: float, status: str, image: Tensor | None
+    ) -> SampleCertificate:
+        """Return what an answer proves; a counterexample counts if the judge confirms it."""
+        clean, labels, ids = self.samples([sample])
+        before = self.judge.predict(clean, ids)
+        if status == "robust" and bool(before.valid) and int(before.decision) == int(labels):
+            return SampleCertificate(sample, eps, self.options.solver)
+        if image is None or image.numel() != clean.numel():
+            return SampleCertificate(sample)
+        given = (clean[0], image.reshape(clean.shape[1:]), int(labels), sample, eps)
+        if not self.is_counterexample(*given):
+            return SampleCertificate(sample)
+        return SampleCertificate(sample, broken_at=eps, verifier=self.options.solver)
+
+    def _export(
+        self, folder: Path, network: Network, found: dict[int, SampleCertificate], eps: float
+    ) -> None:
+        left = [i for i, each in found.items() if each.radius < eps * (1 - 1e-9)]
+        left = [i for i in left if found[i].broken_at is None]
+        for block in _blocks(left, 250):
+            images, labels, ids = self.samples(block)
+            right = (self.judge.predict(images, ids).decision == labels).nonzero()[:, 0]
+            region = Region.of(images[right], eps, self.norm, self.bounds)
+            about = dict(zip(ids[right].tolist(), labels[right].tolist(), strict=True))
+            write_properties(folder, network, region, eps, about, self.job.model.digest)
 
     def _lipschitz(self, samples: Sequence[int]) -> Mapping[int, SampleCertificate]:
         """Return the certified radii of an i-ResNet, less a thousandth for rounding."""
@@ -251,6 +309,9 @@ class _Block:
             last, rest = ~certified, rest[~certified]
             kept = bounds
             bounds = _select(kept, last) if method == "crown" else kept
+        known = self.verifier.broken
+        unbroken = [known.get(sample, inf) > eps for sample in self.ids[rest].tolist()]
+        rest = rest[torch.tensor(unbroken, dtype=torch.bool)]
         if self.verifier.options.milp_seconds and len(rest):
             proven.append(self._by_milp(rest, eps))
         self.todo = torch.cat(proven).sort().values

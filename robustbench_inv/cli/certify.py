@@ -39,6 +39,17 @@ def certify(  # noqa: PLR0913, PLR0917 - one parameter is one option
             help="Time for the MILP of each sample that linear bounds leave open (0: none).",
         ),
     ] = 0.0,
+    export: Annotated[
+        Path | None,
+        folder_option("Write the samples that are not certified as ONNX and VNN-LIB.", "none"),
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        folder_option("Read a solver's answers, NAME.result beside NAME.vnnlib.", "none"),
+    ] = None,
+    solver: Annotated[
+        str, option(metavar="NAME", help="Name of that solver in the results.")
+    ] = "external",
     out: Annotated[
         Path | None,
         folder_option("Write results to this folder.", "runs/PLAN"),
@@ -70,7 +81,7 @@ def certify(  # noqa: PLR0913, PLR0917 - one parameter is one option
         data_root=data_root,
         checks=checks,
         timeout=timeout,
-        certify=CertificateOptions(milp_seconds),
+        certify=CertificateOptions(milp_seconds, 20, export, answers, solver),
     )
     plan = planned(options, out, model, attacks=attack or (), threat=threat)
     after = AfterRun.of(fail_on, fail_under, None)

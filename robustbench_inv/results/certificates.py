@@ -37,10 +37,17 @@ class CertificateOptions:
     Args:
         milp_seconds: for the MILP of each sample that linear bounds leave open; 0 for no MILP.
         optimise: steps of the optimisation of the bounds (alpha-CROWN); 0 for plain CROWN.
+        export: folder for the properties of the samples that are not certified, a subfolder for each model and norm;
+            None for no export.
+        answers: folder with the answers of a solver to exported properties; None for no answers.
+        solver: its name, which becomes the method of its certificates.
     """
 
     milp_seconds: float = 0.0
     optimise: int = 20
+    export: Path | None = None
+    answers: Path | None = None
+    solver: str = "external"
 
 
 @dataclass(frozen=True)
