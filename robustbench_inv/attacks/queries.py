@@ -201,9 +201,10 @@ class CountingModel:
             self._backward += len(gradient) / len(self.batch)
             self._useful |= _has_gradient(gradient).any()
             return
-        chosen = torch.arange(len(gradient), device=gradient.device) if rows is None else rows
+        chosen = self._every if rows is None else rows
         self._backward.index_add_(0, chosen, torch.ones_like(chosen, dtype=torch.float64))
-        if not self._all_useful:
+        # a library may take one gradient for each sample and class: one look at a known sample is enough
+        if not self._all_useful and not self._useful[chosen].all():
             self._useful[chosen[_has_gradient(gradient)]] = True
             self._all_useful = bool(self._useful.all())
 
@@ -215,7 +216,7 @@ Watch = Callable[[CountingModel], None]
 def _has_gradient(gradient: Tensor) -> Tensor:
     """Return (n,): whether a gradient (n, …) is finite and not zero."""
     size = norm(gradient.detach(), "linf")
-    return size.isfinite() & (size > 0)
+    return (size > 0) & (size < torch.inf)  # both are false for NaN
 
 
 def _with_guide_gradients(output: Output, guide: Output) -> Output:

@@ -170,7 +170,7 @@ class _Evidence:
             found.append(
                 Reason(
                     "",
-                    f"There was no time for the checks {listed}: raise --minutes of invbench audit.",
+                    f"There was no time for the checks {listed}. Run invbench audit with more --minutes.",
                 )
             )
         if late := [cell for cell in self.cells if not cell.finished]:

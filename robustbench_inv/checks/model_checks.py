@@ -128,7 +128,9 @@ def probe_model(  # noqa: PLR0913 - a caller may leave out most
 
     every, found = range(len(dataset)), list[Verdict]()
     with stated_torch(), kept_modules([model.classifier]) as kept:
-        schedule = _Schedule(list_probes(deep=deep), max(len(samples), 1), limit or TimeLimit())
+        schedule = _Schedule(
+            list_probes(deep=deep), max(len(samples), 1), len(every), limit or TimeLimit()
+        )
         if limit is not None:
             with seeded_generators(seed % 2**32, []), suppress(Exception):  # the checks report it
                 timed = probe(evenly_spaced(samples, ATTACK_SAMPLES))
@@ -161,15 +163,17 @@ class _Schedule:
 
     Args:
         checks: the checks.
-        available: number of samples there are.
+        available: number of evaluated samples.
+        whole: number of samples of the data set.
         limit: time for all.
     """
 
-    def __init__(self, checks: Sequence[ModelCheck], available: int, limit: TimeLimit) -> None:
+    def __init__(
+        self, checks: Sequence[ModelCheck], available: int, whole: int, limit: TimeLimit
+    ) -> None:
         self._checks, (self._seconds, self._by_the_clock) = checks, limit
         self._available = {
-            check.id: check.samples if check.id in OF_THE_DATA_SET else available
-            for check in checks
+            check.id: whole if check.id in OF_THE_DATA_SET else available for check in checks
         }
         self.per_pass = 0.0
         """Seconds of a pass of one sample."""

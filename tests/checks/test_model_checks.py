@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from robustbench_inv.catalogue.datasets import load_arrays
 from robustbench_inv.checks.model_checks import (
     ModelCheck,
     TimeLimit,
@@ -83,3 +84,12 @@ def test_time_of_other_processes_takes_no_check_away(honest, digits, held_out, m
     assert probe_model(loaded, digits, held_out, limit=TimeLimit(1.0)) == probe_model(
         loaded, digits, held_out
     )
+
+
+def test_checks_of_the_whole_data_set_take_no_time_for_samples_that_it_lacks(
+    honest, digits, monkeypatch
+):
+    small = load_arrays(*digits.batch(range(0, 5000, 250)))
+    slow(monkeypatch)
+    verdicts = probe_model(Loaded("toy", honest), small, range(20), limit=TimeLimit(10.0, True))
+    assert not [v.id for v in verdicts if v.evidence.startswith(NOT_MADE)]
