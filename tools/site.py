@@ -69,6 +69,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     return LINK.sub(led, markdown)
 
 
+def on_post_template(output: str, template_name: str, config: Any) -> str:  # noqa: ANN401
+    """Name dialog and sections on the page for addresses that lead nowhere."""
+    return on_post_page(output, None, config) if template_name == "404.html" else output
+
+
 def on_post_page(output: str, page: Any, config: Any) -> str:  # noqa: ANN401, ARG001
     """Name the dialog of the search and the sections of the navigation for screen readers."""
     dialog = '<div class="md-search" data-md-component="search" role="dialog"'

@@ -35,7 +35,8 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter is one option
         typer.Argument(
             metavar="FORMAT",
             help="parquet: every record; eval-results: the worst case, for .eval_results/ of a model repository; "
-            "junit: checks and verdicts, for continuous integration; metrics: the worst case as JSON.",
+            "junit: checks and verdicts, for continuous integration; metrics: the worst case and verdicts as JSON. Tables "
+            "as CSV, LaTeX and Markdown are in the page of invbench report.",
         ),
     ],
     model: Annotated[
@@ -66,12 +67,19 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter is one option
     json: Json = False,
 ) -> None:
     """Write the results of a run in a format that other tools read."""
+    import re
     from json import dumps
 
     from robustbench_inv.arguments import check_file, printable_json
-    from robustbench_inv.errors import UsageError
+    from robustbench_inv.errors import BadParameter, UsageError
     from robustbench_inv.reporting.definitions import Selection
-    from robustbench_inv.reporting.exports import metrics_of, to_eval_results, to_junit, to_parquet
+    from robustbench_inv.reporting.exports import (
+        conclusions_of,
+        metrics_of,
+        to_eval_results,
+        to_junit,
+        to_parquet,
+    )
     from robustbench_inv.reporting.run_results import read_runs
     from robustbench_inv.results.files import explain_write_errors, replaced, write_atomically
 
@@ -80,6 +88,11 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter is one option
     if format_ is ExportFormat.eval_results and not hub_dataset:
         remedy = "add --hub-dataset ORG/NAME"
         raise UsageError("the benchmark's data set on the hub is not named", remedy=remedy)
+    if hub_dataset and not re.fullmatch(r"[\w.-]+/[\w.-]+", hub_dataset):
+        raise BadParameter("unusable --hub-dataset", got=hub_dataset, expected="ORG/NAME")
+    if source and not re.match(r"https?://[\w.-]+", source):
+        expected = "an address that begins with https://"
+        raise BadParameter("unusable --source", got=source, expected=expected)
     select = Selection(models=tuple(model or ()), datasets=(dataset,) if dataset else ())
     found = read_runs([run], select)
     cells = [cell for each in found for cell in each.cells]
@@ -89,12 +102,15 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter is one option
         with replaced(path) as temporary, temporary.open("wb") as file:
             to_parquet(cells, file)
         return print_path(path, json=json, key="export")
+    conclusions = [conclusion for each in found for conclusion in conclusions_of(each)]
     content = {
         ExportFormat.eval_results: lambda: to_eval_results(
-            cells, hub_dataset or "", source or ""
+            cells, hub_dataset or "", source or "", conclusions
         ).encode(),
         ExportFormat.junit: lambda: to_junit(found).encode(),
-        ExportFormat.metrics: lambda: printable_json(dumps(metrics_of(cells), indent=2)).encode(),
+        ExportFormat.metrics: lambda: printable_json(
+            dumps(metrics_of(cells, conclusions), indent=2)
+        ).encode(),
     }[format_]()
     write_atomically(path, content)
     return print_path(path, json=json, key="export")

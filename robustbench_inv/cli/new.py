@@ -5,11 +5,15 @@ import re
 from enum import StrEnum
 from pathlib import Path
 from string import Template
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from robustbench_inv.cli.options import Json, folder_option, print_path
+from robustbench_inv.cli.output import print_message
+
+if TYPE_CHECKING:
+    from robustbench_inv.catalogue.locate import FileKind
 
 __all__ = ["new"]
 
@@ -26,6 +30,14 @@ class PluginKind(StrEnum):
     dataset = "dataset"
 
 
+KINDS: dict[PluginKind, "FileKind"] = {
+    PluginKind.attack: "attacks",
+    PluginKind.model: "models",
+    PluginKind.oracle: "oracles",
+}
+"""Kinds of catalogue entries; a data set has none."""
+
+
 def new(
     kind: Annotated[PluginKind, typer.Argument(metavar="KIND", help="What the plugin adds.")],
     name: Annotated[
@@ -38,6 +50,7 @@ def new(
 
     It works as it is; replace the parts that its README names with your own.
     """
+    from robustbench_inv.catalogue.locate import entries
     from robustbench_inv.errors import BadParameter, BadResults
     from robustbench_inv.results.files import explain_write_errors
 
@@ -45,6 +58,9 @@ def new(
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name) or keyword.iskeyword(package):
         expected = "lower-case letters, digits, hyphens"
         raise BadParameter("unusable name of a plugin", got=name, expected=expected)
+    if kind is not PluginKind.dataset and name in entries(KINDS[kind]):
+        remedy = "choose another name: the shipped one would win"
+        raise BadParameter(f"the catalogue has this {kind.value}", got=name, remedy=remedy)
     folder = out or Path(name)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BadResults(
@@ -60,7 +76,10 @@ def new(
         for path, text in plugin_files(kind.value, words).items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(text)
-    print_path(folder, json=json, key="plugin", next=f"read {folder / 'README.md'}")
+    step = f"read {folder / 'README.md'}, which names the commands"
+    print_path(folder, json=json, key="plugin", next=step)
+    if not json:
+        print_message(f"next: {step}")
 
 
 def plugin_files(kind: str, words: dict[str, str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from robustbench_inv.arguments import format_eps, printable
-from robustbench_inv.checks.audit_verdict import CONCLUSIONS, Conclusion, conclude
+from robustbench_inv.checks.audit_verdict import CONCLUSIONS, Conclusion, Reason, conclude
 from robustbench_inv.checks.verdict import Verdict
 from robustbench_inv.errors import BadResults
 from robustbench_inv.reporting.run_results import (
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MetricLogger",
+    "conclusions_of",
     "largest_budgets",
     "log_metrics",
     "metrics_of",
@@ -148,17 +149,11 @@ def log_metrics(run: "Run", logger: MetricLogger) -> dict[str, float]:
         logger: any object with a method ``log`` that takes a dictionary.
 
     Returns:
-        The numbers: those of ``metrics_of``, and ``publishable/MODEL/DATASET``, which is 1, with reservations 0.5,
-        and 0 for numbers that must not be published.
+        The numbers, those of ``metrics_of``.
     """
-    metrics = metrics_of(run.cells) | _verdict_metrics(run.conclusions)
+    metrics = metrics_of(run.cells, run.conclusions)
     logger.log(dict(metrics))
     return metrics
-
-
-def _verdict_metrics(conclusions: Sequence[Conclusion]) -> dict[str, float]:
-    grades = dict(zip(CONCLUSIONS, (1.0, 0.5, 0.0), strict=True))
-    return {f"publishable/{c.model}/{c.dataset}": grades[c.verdict] for c in conclusions}
 
 
 def robustness_below(cells: Sequence[FinishedCell], limit: float) -> list[str]:
@@ -202,8 +197,15 @@ def _short_of(worst: WorstCase, limit: float) -> str:
     return f"{place}: robust accuracy {rate.percent}, lower end below {100 * limit:g} %{reason}"
 
 
-def metrics_of(cells: Sequence[FinishedCell]) -> dict[str, float]:
+def metrics_of(
+    cells: Sequence[FinishedCell], conclusions: Sequence[Conclusion] = ()
+) -> dict[str, float]:
     """Return clean and worst-case numbers of each model under short names, for loggers of experiments.
+
+    Args:
+        cells: of any kind.
+        conclusions: the verdicts; each gives ``publishable/MODEL/DATASET``, which is 1, with reservations 0.5, and 0
+            for numbers that must not be published.
 
     Example:
         ``robust_accuracy/mnist-cnn/mnist5k/linf=0.1``: 0.04
@@ -213,10 +215,17 @@ def metrics_of(cells: Sequence[FinishedCell]) -> dict[str, float]:
         place = f"{worst.model}/{worst.group.dataset}"
         found[f"clean_accuracy/{place}"] = worst.clean.value
         found[f"{_metric(worst)}/{place}/{_budget(worst)}"] = _value(worst)
+    grades = dict(zip(CONCLUSIONS, (1.0, 0.5, 0.0), strict=True))
+    found |= {f"publishable/{c.model}/{c.dataset}": grades[c.verdict] for c in conclusions}
     return {name: value for name, value in found.items() if not isnan(value)}
 
 
-def to_eval_results(cells: Sequence[FinishedCell], dataset_id: str, source: str = "") -> str:
+def to_eval_results(
+    cells: Sequence[FinishedCell],
+    dataset_id: str,
+    source: str = "",
+    conclusions: Sequence[Conclusion] = (),
+) -> str:
     """Return the worst case of one model as a file for ``.eval_results/`` of its model repository.
 
     Shares are in per cent; a median distance that is infinite is left out.
@@ -225,9 +234,10 @@ def to_eval_results(cells: Sequence[FinishedCell], dataset_id: str, source: str 
         cells: of one model on one data set.
         dataset_id: the benchmark's data set on the hub, ``ORG/NAME``.
         source: URL of a report.
+        conclusions: the verdicts on the cells; a reservation is written beside the numbers.
 
     Raises:
-        BadResults: for several models or data sets.
+        BadResults: for several models or data sets, and for numbers that must not be published.
 
     References:
         Hub documentation, Evaluation Results.
@@ -240,6 +250,7 @@ def to_eval_results(cells: Sequence[FinishedCell], dataset_id: str, source: str 
             got=", ".join(sorted(models | datasets)),
             remedy="choose one: --model NAME --dataset NAME",
         )
+    reservations = [reason.text for c in conclusions for reason in _publishable(c)]
     lines = []
     for worst in _worst(cells):
         value = _value(worst)
@@ -247,6 +258,7 @@ def to_eval_results(cells: Sequence[FinishedCell], dataset_id: str, source: str 
             continue
         task = f"{_metric(worst)}_{_budget(worst)}".replace("=", "_").replace("/", "_")
         notes = f"{len(worst.ids)} samples, worst case over {', '.join(worst.attacks)}"
+        notes = ". ".join([notes, *reservations[:1]])
         lines += [
             "- dataset:",
             f"    id: {_text(dataset_id)}",
@@ -261,6 +273,17 @@ def to_eval_results(cells: Sequence[FinishedCell], dataset_id: str, source: str 
             f"  notes: {_text(notes)}",
         ]
     return "\n".join(lines) + "\n"
+
+
+def _publishable(conclusion: Conclusion) -> Sequence[Reason]:
+    """Return the reservations about a number, and refuse one that must not be published."""
+    if conclusion.verdict == "do not publish":
+        raise BadResults(
+            f"the numbers of {conclusion.model} must not be published",
+            got=conclusion.reasons[0].text,
+            remedy="the last lines of invbench evaluate name the next command",
+        )
+    return conclusion.reasons
 
 
 def _text(value: str) -> str:
@@ -298,6 +321,11 @@ def _budget(worst: WorstCase) -> str:
     return norm if isinf(worst.eps) else f"{norm}={format_eps(worst.eps)}"
 
 
+def conclusions_of(run: RunResult) -> list[Conclusion]:
+    """Return whether the numbers of each model of a run can be published."""
+    return conclude(run.cells, [Verdict.from_json(value) for value in run.checks])
+
+
 def to_junit(runs: Sequence[RunResult]) -> str:
     """Return the checks and the verdicts on the models as JUnit XML: one test for each.
 
@@ -308,7 +336,7 @@ def to_junit(runs: Sequence[RunResult]) -> str:
     for run in runs:
         suite = ET.SubElement(root, "testsuite", name=printable(run.name))
         verdicts = [Verdict.from_json(value) for value in run.checks]
-        for conclusion in conclude(run.cells, verdicts):
+        for conclusion in conclusions_of(run):
             case = _case(suite, "verdict", f"{conclusion.model}, {conclusion.dataset}")
             reasons = "\n".join(each.text for each in conclusion.reasons)
             bad = conclusion.verdict == "do not publish"

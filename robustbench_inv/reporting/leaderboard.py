@@ -130,6 +130,7 @@ class Leaderboard:
         pages: file of each model, by label.
         conclusions: whether the numbers of each model can be published.
         note: a sentence for the first page, such as what is missing and why.
+        command: what writes the site again; empty for none.
     """
 
     boards: tuple[Board, ...]
@@ -137,6 +138,7 @@ class Leaderboard:
     pages: dict[str, str]
     conclusions: tuple[Conclusion, ...]
     note: str = ""
+    command: str = ""
 
     @property
     def pending(self) -> list[tuple[str, int, int]]:
@@ -212,12 +214,13 @@ def _made_by_us(page: Path) -> str:
     return text if GENERATOR in text else ""
 
 
-def read_leaderboard(runs: Sequence[str | Path], note: str = "") -> Leaderboard:
+def read_leaderboard(runs: Sequence[str | Path], note: str = "", command: str = "") -> Leaderboard:
     """Return the leaderboard of some runs, of one machine or of several.
 
     Args:
         runs: folders of results, or folders of such.
         note: a sentence for the first page, such as what is missing and why.
+        command: what writes the site again, for the first page.
 
     Raises:
         BadResults: if a cell is in two folders with different results, or there is nothing to rank.
@@ -233,7 +236,7 @@ def read_leaderboard(runs: Sequence[str | Path], note: str = "") -> Leaderboard:
     if not boards:
         raise BadResults("there is nothing to rank", expected="runs of invbench evaluate")
     boards.sort(key=lambda board: -board.models)
-    return Leaderboard(tuple(boards), results, pages, conclusions, note)
+    return Leaderboard(tuple(boards), results, pages, conclusions, note, command)
 
 
 def _check_equal(folders: Sequence[Path]) -> None:

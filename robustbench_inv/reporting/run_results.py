@@ -227,12 +227,26 @@ def read_runs(runs: Sequence[Path], select: Selection | None = None) -> tuple[Ru
     folders = [folder for run in runs for folder in _run_folders(Path(run))]
     results = [_read_run(folder, select or Selection()) for folder in folders]
     if not any(result.cells or result.pending for result in results):
+        _refuse_selection([_read_run(folder, Selection()) for folder in folders], select)
         raise BadResults(
             "there are no records to report",
             got=[str(run) for run in runs],
             expected="run folders of invbench evaluate",
         )
     return _with_distinct_labels(_deduplicated(results))
+
+
+def _refuse_selection(results: Sequence[RunResult], select: Selection | None) -> None:
+    """Raise an error that names what can be selected, if there is anything."""
+    cells = [cell for result in results for cell in result.cells]
+    if select is not None and cells:
+        names = [{cell.model_label for cell in cells}, {cell.dataset.name for cell in cells}]
+        models, data = (", ".join(sorted(each)) for each in names)
+        raise BadResults(
+            "no results fit the selection",
+            got="; ".join(", ".join(each) for each in (select.models, select.datasets) if each),
+            expected=f"models {models}; data sets {data}",
+        )
 
 
 def group_cells(cells: Iterable[FinishedCell]) -> dict[CellGroup, list[FinishedCell]]:

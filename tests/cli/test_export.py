@@ -36,7 +36,9 @@ def test_the_worst_case_is_a_file_of_evaluation_results(invbench, run, tmp_path)
     [
         (["run", "eval-results"], "--hub-dataset"),
         (["run", "csv"], "csv"),
-        (["run", "junit", "--model", "b"], "no records"),
+        (["run", "junit", "--model", "b"], "expected models a"),
+        (["run", "eval-results", "--hub-dataset", "bench"], "ORG/NAME"),
+        (["run", "eval-results", "--hub-dataset", "o/b", "--source", "javascript:1"], "https://"),
         (["missing", "junit"], "missing"),
     ],
 )

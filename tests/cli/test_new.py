@@ -38,6 +38,20 @@ def test_the_tests_of_a_new_plugin_pass(invbench, tmp_path):
     assert "3 passed" in done.stdout, done.stdout + done.stderr
 
 
+def test_the_card_of_a_new_attack_is_read(invbench, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path / "my-attack")
+    assert invbench("new", "attack", "my-attack").code == 0
+    catalogue = str(tmp_path / "my-attack" / "my_attack")
+    printed = invbench("--catalogue", catalogue, "--trust", "my_attack", "show", "my-attack")
+    assert printed.code == 0, printed.err
+
+
+def test_a_name_of_the_catalogue_is_refused(invbench):
+    printed = invbench("new", "attack", "pgd")
+    assert printed.code == 2
+    assert "choose another name" in printed.err
+
+
 def test_a_new_oracle_and_a_new_model_keep_the_rules(invbench, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path / "my-model")
     for kind in ("oracle", "model"):

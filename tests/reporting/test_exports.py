@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 import pandas as pd
 import pytest
 
-from robustbench_inv.checks.audit_verdict import conclude
+from robustbench_inv.checks.audit_verdict import Conclusion, Reason, conclude
 from robustbench_inv.errors import BadResults
 from robustbench_inv.reporting.exports import (
     log_metrics,
@@ -119,6 +119,21 @@ def test_evaluation_results_have_the_keys_of_the_hub():
     assert found[0]["source"] == {"url": "https://example.org/r", "name": "robustbench-inv"}
     assert found[0]["notes"] == "4 samples, worst case over pgd"
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", found[0]["date"])
+
+
+def test_numbers_that_must_not_be_published_are_refused_and_reservations_are_named():
+    cells = [toy_cell("pgd", [0.1, None])]
+    few, bad = (
+        Conclusion("toy", "four", verdict, (), (Reason("", reason),), (), "", "", "")
+        for reason, verdict in (
+            ("Few samples.", "publishable with reservations"),
+            ("Gradients vanish.", "do not publish"),
+        )
+    )
+    assert "over pgd. Few samples." in to_eval_results(cells, "org/bench", conclusions=[few])
+    assert metrics_of(cells, [few])["publishable/toy/four"] == 0.5
+    with pytest.raises(BadResults, match="must not be published, got 'Gradients vanish"):
+        to_eval_results(cells, "org/bench", conclusions=[bad])
 
 
 def test_a_name_cannot_break_out_of_the_file():

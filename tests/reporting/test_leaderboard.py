@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from robustbench_inv.cli.main import main
 from robustbench_inv.errors import BadResults
 from robustbench_inv.reporting.leaderboard import read_leaderboard
 from robustbench_inv.reporting.statistics import rank_interval
@@ -146,3 +148,19 @@ def test_the_published_board_has_the_models_of_its_file_and_a_page_for_each():
     assert all((PUBLISHED / link).exists() for link in links)
     assert 'href="#' in index
     assert "http" not in index.replace("http://www.w3.org", "").replace("http-equiv", "")
+
+
+def test_a_benchmark_file_is_run_and_the_page_names_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("bench.toml").write_text(
+        'models = ["mnist-prototypes"]\ndatasets = ["mnist5k"]\nsamples = 10\n'
+        '[[runs]]\nattack = "random-perturbation"\nthreat = "linf=0.1"\n'
+    )
+    monkeypatch.setattr(sys, "argv", ["invbench", "leaderboard", "bench.toml", "--out", "site"])
+    with pytest.raises(SystemExit) as leaving:
+        main()
+    assert not leaving.value.code, capsys.readouterr().err
+    assert (
+        "<code>invbench leaderboard bench.toml --out site</code>"
+        in Path("site/index.html").read_text()
+    )
