@@ -70,7 +70,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def on_post_template(output: str, template_name: str, config: Any) -> str:  # noqa: ANN401
-    """Name dialog and sections on the page for addresses that lead nowhere."""
+    """Name dialog and sections on the page for unknown addresses."""
     return on_post_page(output, None, config) if template_name == "404.html" else output
 
 
