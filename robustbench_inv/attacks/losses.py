@@ -36,6 +36,7 @@ __all__ = [
     "log_odds_against",
     "logit_margin",
     "losses_for",
+    "probability_margin",
     "scaled_cross_entropy",
     "targeted_logits_ratio",
     "targeted_loss",
@@ -129,6 +130,23 @@ def logit_margin(output: Output, labels: Tensor) -> Tensor:
     return margin(output.logits, labels)
 
 
+def probability_margin(output: Output, labels: Tensor) -> Tensor:
+    """Return max_{j≠y} p_j − p_y of the softmax outputs p, (n,), from −1 to 1.
+
+    Its gradient is that of the logit margin, weighted by how undecided the model is: it vanishes where a softmax output is
+    1 in float32.
+
+    References:
+        Xie, Zheng, Wei, Wang and Ma, Towards million-scale adversarial robustness evaluation with stronger individual
+        attacks, arXiv 2411.15210: the probability margin loss of PMA.
+    """
+    return _if_finite(
+        lambda finite: margin(finite.logits.softmax(1), labels),
+        output,
+        lambda logits: margin(logits, labels),
+    )
+
+
 def difference_of_logits_ratio(output: Output, labels: Tensor) -> Tensor:
     """Return (max_{j≠y} z_j − z_y) / (z_(1) − z_(3)), (n,); the margin for two classes that are not ruled out.
 
@@ -190,6 +208,7 @@ LOSSES: dict[str, Loss] = {
     "dlr": difference_of_logits_ratio,
     "log-odds": log_odds_against,
     "margin": logit_margin,
+    "probability-margin": probability_margin,
     "scaled-ce": scaled_cross_entropy,
 }
 """The losses by name."""

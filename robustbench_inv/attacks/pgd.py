@@ -60,7 +60,8 @@ class PGD:
         rel_step: length α of the first step relative to eps, > 0; None for 2.5/steps. The steps should be able to
             cross the ball: steps × rel_step >= 2, or >= 4 with decay (check C19).
         decay: shorten the steps linearly, the last one to 1/steps of the first. The published attack does not.
-        loss: ``ce``, ``margin``, ``dlr``, ``scaled-ce``, or several joined by ``+``, which the restarts use in turn.
+        loss: ``ce``, ``margin``, ``probability-margin``, ``dlr``, ``scaled-ce``, or several joined by ``+``, which the restarts
+            use in turn.
         random_start: start at a point drawn uniformly from the ball, not at the clean input. In a sweep over eps the
             first restart starts at the adversarial example of the previous eps (``batch.start``).
 
@@ -133,7 +134,7 @@ class FGSM:
     """Fast gradient sign method: x + eps·sign(∇ loss(x)) in linf, one step along the normalized gradient in l2.
 
     Args:
-        loss: ``ce``, ``margin``, ``dlr`` or ``scaled-ce``.
+        loss: ``ce``, ``margin``, ``probability-margin``, ``dlr`` or ``scaled-ce``.
 
     References:
         Goodfellow, Shlens and Szegedy, Explaining and harnessing adversarial examples, ICLR 2015, section 4.

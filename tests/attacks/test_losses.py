@@ -44,6 +44,14 @@ def test_margin_of_negative_logits():
     assert value("margin", ROWS["all negative"], 1) == 40.0
 
 
+def test_probability_margin_is_that_of_the_softmax_outputs():
+    p = torch.tensor(ROWS["ordinary"]).double().softmax(0)
+    others = torch.cat([p[:1], p[2:]])
+    assert value("probability-margin", ROWS["ordinary"], 1) == pytest.approx(others.max() - p[1])
+    assert value("probability-margin", [0.0, 0.0], 0) == 0.0
+    assert value("probability-margin", [900.0, 0.0], 0) == -1.0
+
+
 def test_dlr_closed_form():
     # sorted 2, 1, 0.5, -1: (1 - 2) / (2 - 0.5)
     assert value("dlr", ROWS["ordinary"], 0) == pytest.approx(-1 / 1.5)
@@ -116,7 +124,7 @@ def test_values_and_gradients_are_finite(name, row, goal):
 
 
 @pytest.mark.parametrize("goal", [Misclassify(), Target(2)])
-@pytest.mark.parametrize("name", ["ce", "dlr", "log-odds", "margin"])
+@pytest.mark.parametrize("name", ["ce", "dlr", "log-odds", "margin", "probability-margin"])
 def test_gradient_equals_finite_differences(name, goal):
     row, step = ROWS["ordinary"], 1e-6
     for j, slope in enumerate(gradient(name, row, 0, goal).tolist()):
@@ -154,7 +162,7 @@ def test_losses_do_not_see_a_shift(row, shift):
 @given(st.lists(st.integers(-30, 30), min_size=2, max_size=6))
 def test_decision_losses_are_positive_exactly_when_wrong(row):
     wrong = max(row[1:]) > row[0]
-    for name in ("margin", "dlr"):
+    for name in ("margin", "dlr", "probability-margin"):
         assert (value(name, [float(z) for z in row], 0) > 0) == wrong
 
 
@@ -172,7 +180,9 @@ def test_names_are_taken_in_turn():
 
 
 def test_an_unknown_loss_lists_the_known_ones():
-    with pytest.raises(BadParameter, match="ce, dlr, log-odds, margin, scaled-ce"):
+    with pytest.raises(
+        BadParameter, match="ce, dlr, log-odds, margin, probability-margin, scaled-ce"
+    ):
         losses_for("hinge", Misclassify())
 
 
