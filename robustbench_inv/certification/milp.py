@@ -189,8 +189,17 @@ class Program:
         variables = self._box(number)
         error = self.bounds.errors[number]
         slack = 0.0 if error is None else error[self.sample].flatten().numpy()
-        self._require([*terms, (_unit(size), variables)], bias - slack, bias + slack)
+        kept = self._needed(number).nonzero()[0]
+        rows = [(each[kept], names) for each, names in [*terms, (_unit(size), variables)]]
+        self._require(rows, (bias - slack)[kept], (bias + slack)[kept])
         return variables
+
+    def _needed(self, number: int) -> NDArray[np.bool_]:
+        """Return the units of a step whose value matters: not those that a ReLU alone takes, and sets to 0."""
+        users = [s.operation for s in self.bounds.network.steps if number in s.arguments]
+        off = all(isinstance(each, Activation) and not each.leak for each in users) and users
+        high = self._interval(number)[1]
+        return high > 0 if off else np.ones(len(high), bool)
 
     def _rectified(
         self, number: int, before: int, x: NDArray[np.int64], leak: float
