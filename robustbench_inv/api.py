@@ -191,7 +191,7 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
             command,
         )
         with progress_callback(progress) as report:
-            rule = StopRule(fail_under) if until_decided else None
+            rule = StopRule.of(fail_under, until_decided=until_decided)
             run = run_plan(plan, out, options, report, workers, checks=checks, rule=rule)
     warn_of_failures(run, checked=checks)
     return run

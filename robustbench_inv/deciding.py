@@ -43,6 +43,24 @@ class StopRule:
 
     fail_under: float | None = None
 
+    @classmethod
+    def of(cls, fail_under: float | None, *, until_decided: bool) -> "StopRule | None":
+        """Return the rule of an evaluation; None to evaluate all samples.
+
+        Raises:
+            BadParameter: for a limit that is no share, or that nothing is compared with.
+        """
+        if not isinstance(until_decided, bool):
+            expected = "True or False"
+            raise BadParameter("unusable until_decided", got=until_decided, expected=expected)
+        if fail_under is not None and not until_decided:
+            remedy = "until_decided=True, or compare Run.summary() with it"
+            raise BadParameter("fail_under has no effect", got=fail_under, remedy=remedy)
+        number = isinstance(fail_under, int | float) and not isinstance(fail_under, bool)
+        if fail_under is not None and not (number and 0 <= fail_under <= 1):
+            raise BadParameter("unusable fail_under", got=fail_under, expected="0 to 1")
+        return cls(fail_under) if until_decided else None
+
     def check(self, plan: Plan, options: RunOptions, workers: Workers) -> None:
         """Check that a plan has something to decide.
 

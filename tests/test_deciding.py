@@ -128,6 +128,10 @@ def test_a_damaged_decision_is_refused(decide):
     [
         ({"models": ["mnist-cnn"]}, "nothing to decide"),
         ({"existing": "skip"}, "cannot stop early"),
+        ({"fail_under": 40.0}, "unusable fail_under"),
+        ({"fail_under": float("nan")}, "unusable fail_under"),
+        ({"fail_under": 0.4, "until_decided": False}, "has no effect"),
+        ({"until_decided": "yes"}, "unusable until_decided"),
     ],
 )
 def test_what_cannot_be_decided_is_refused(decide, options, message, problem):
