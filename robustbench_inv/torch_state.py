@@ -49,6 +49,31 @@ def stated_torch() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Compute products of float32 in float32: TF32, which cuDNN uses by default, has 10 bits of mantissa.
+
+    Where the user has chosen a precision by torch's newer ``fp32_precision``, that stays.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    try:
+        before = bool(matmul.allow_tf32), bool(cudnn.allow_tf32)
+    except RuntimeError:  # torch refuses the older names then
+        yield
+        return
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = False
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def release_memory(device: torch.device) -> None:
+    """Return cached memory to a GPU, so that a smaller batch finds it in one piece."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
 def state_torch() -> None:
     """Set modes, default dtype and device to what they are after torch's import."""
     for setting in _SETTINGS:

@@ -21,9 +21,9 @@ from robustbench_inv.evaluation.search import SearchCache, make_searches
 from robustbench_inv.randomness import seeded
 from robustbench_inv.results.record import Record
 from robustbench_inv.tensors import is_out_of_memory
-from robustbench_inv.torch_state import kept_modules
+from robustbench_inv.torch_state import full_precision, kept_modules, release_memory
 
-__all__ = ["BlockResult", "BlockRunner", "half_of"]
+__all__ = ["BlockResult", "BlockRunner"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,7 @@ class BlockRunner:
         cache: SearchCache | None = None,
     ) -> None:
         self._job, self._device, self._keep = job, torch.device(device), keep
+        self._fitting: int | None = None
         self._stack = ExitStack()
         roots = [job.model.classifier] if job.model.is_foreign else []
         self._kept = self._stack.enter_context(kept_modules(roots))
@@ -119,18 +120,38 @@ class BlockRunner:
         self._stack.close()
 
     def run(self, ids: tuple[int, ...], log_event: EventLogger) -> BlockResult:
-        """Evaluate the samples of a block.
+        """Evaluate the samples of a block, in parts where memory runs out.
+
+        The size of the parts is halved until one fits, once for all later blocks.
 
         Raises:
-            RuntimeError: if there is not enough memory.
+            AttackFailed: if a single sample needs more memory than there is.
         """
+        parts, rest = [], ids
+        while rest:
+            part = rest[: self._fitting]
+            try:
+                parts.append(self._run(part, log_event))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._fitting = _half_of(len(part), error)
+                reason = str(error).splitlines()[0]
+                log_event("batch_size_lowered", batch_size=self._fitting, reason=reason)
+            else:
+                rest = rest[len(part) :]
+                continue
+            release_memory(self._device)  # outside of the handler, whose traceback holds tensors
+        return _joined(parts)
+
+    def _run(self, ids: tuple[int, ...], log_event: EventLogger) -> BlockResult:
         began = time.perf_counter()
         kind = self._job.attack.attack.kind
         context = CellContext(
             kind, self._job.threat, self._search, self._short_run, self._judge, log_event
         )
         self._kept.restore()  # each block starts from the same model, so that a resumed run does
-        with seeded(self._job.seed, ids[0], self._device):
+        with full_precision(), seeded(self._job.seed, ids[0], self._device):
             state = evaluate_block(context, self._loader.batch(ids))
         seconds = round(time.perf_counter() - began, 4)
         log_event("block_time", seconds=seconds, n_samples=len(ids))
@@ -138,31 +159,15 @@ class BlockRunner:
         records = state.records(oracle.source if oracle else None)
         return BlockResult(records, _images(state) if self._keep else None)
 
-    def run_in_parts(self, ids: tuple[int, ...], log_event: EventLogger) -> BlockResult:
-        """Evaluate the samples of a block, in halves where memory runs out.
 
-        Raises:
-            AttackFailed: if a single sample needs more memory than there is.
-        """
-        try:
-            return self.run(ids, log_event)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            half = half_of(len(ids), error)
-            reason = str(error).splitlines()[0]
-            log_event("batch_size_lowered", batch_size=half, reason=reason)
-        parts = [self.run_in_parts(each, log_event) for each in (ids[:half], ids[half:])]
-        kept = [part.images for part in parts if part.images]
-        images = (
-            {name: np.concatenate([each[name] for each in kept]) for name in kept[0]}
-            if kept
-            else None
-        )
-        return BlockResult([record for part in parts for record in part.records], images)
+def _joined(parts: Sequence[BlockResult]) -> BlockResult:
+    kept = [part.images for part in parts if part.images]
+    names = kept[0] if kept else ()
+    images = {name: np.concatenate([each[name] for each in kept]) for name in names}
+    return BlockResult([record for part in parts for record in part.records], images or None)
 
 
-def half_of(size: int, error: BaseException) -> int:
+def _half_of(size: int, error: BaseException) -> int:
     """Return half the size of a block for which memory ran out.
 
     Raises:

@@ -1,5 +1,6 @@
 """An evaluation that several processes share, seen from the one that starts them: local processes, or Ray tasks."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from robustbench_inv.errors import BadResults
+from robustbench_inv.errors import BadParameter, BadResults
 from robustbench_inv.evaluation.engine import (
     BATCH_SIZE,
     SKIPPED,
@@ -31,7 +32,7 @@ from robustbench_inv.results.block_board import BlockBoard, new_evaluation
 from robustbench_inv.results.run_files import CELL, CellFolder
 from robustbench_inv.torch_state import stated_torch
 
-__all__ = ["Processes", "RayTasks", "SharedRun", "Task", "prepare", "share"]
+__all__ = ["Processes", "RayTasks", "SharedRun", "Task", "prepare", "share", "worker_gpus"]
 
 Task = tuple[int, ...]
 """Numbers of cells that share their searches."""
@@ -213,13 +214,33 @@ def _release(
             yield digest, number
 
 
+def worker_gpus(device: str, workers: int) -> tuple[str, ...]:
+    """Return the GPU of each worker for CUDA_VISIBLE_DEVICES; none if ``device`` is not ``cuda``, so that they share it.
+
+    Raises:
+        BadParameter: for more workers than GPUs.
+    """
+    if device != "cuda":
+        return ()
+    count = torch.cuda.device_count()
+    if workers > count:
+        raise BadParameter(
+            "more workers than GPUs",
+            got=workers,
+            expected=f"at most {count}",
+            remedy="--device cuda:0 lets all workers share one GPU",
+        )
+    named = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    return tuple(named or map(str, range(count)))[:workers]
+
+
 class Processes:
     """Local processes, each of which works until the last block.
 
     Args:
         shared: what they share.
         parcel: descriptor of the file of jobs.
-        workers: number of processes; fewer if there are fewer blocks.
+        workers: number of processes; fewer if there are fewer blocks. With the device ``cuda`` each has its own GPU.
         report: called with their progress.
     """
 
@@ -228,6 +249,7 @@ class Processes:
     ) -> None:
         self._shared, self._parcel, self._report = shared, parcel, report
         self._threads = max(1, torch.get_num_threads() // workers)
+        self._gpus = worker_gpus(shared.options.device, workers)
         self._running: dict[Any, WorkerProcess] = {}
         self._numbers = count()
         for _ in range(max(1, min(workers, shared.blocks))):
@@ -237,7 +259,9 @@ class Processes:
         """Start one more."""
         name = f"{self._shared.name}/{next(self._numbers)}"
         task = self._shared.groups, self._shared.root, self._shared.options
-        worker = WorkerProcess(self._parcel, self._threads, name, task)
+        used = {worker.gpu for worker in self._running.values()}
+        gpu = next((each for each in self._gpus if each not in used), None)
+        worker = WorkerProcess(self._parcel, self._threads, name, task, gpu)
         self._running[worker.connection] = worker
 
     def events(self) -> Iterator[CellOutcome | _Death]:

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from robustbench_inv.arguments import check_flag, check_number, check_text
 from robustbench_inv.errors import DEADLINE_PASSED, BadParameter, DeadlinePassed
-from robustbench_inv.evaluation.block_runner import BlockRunner, half_of
+from robustbench_inv.evaluation.block_runner import BlockRunner
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.provenance import describe_cell
 from robustbench_inv.evaluation.search import (
@@ -23,7 +23,6 @@ from robustbench_inv.results.cell_writing import CellRequest, CellWriter
 from robustbench_inv.results.certificates import CertificateOptions
 from robustbench_inv.results.oracle_error import write_oracle_error
 from robustbench_inv.results.run_files import CELL, WITHOUT_DIGESTS, CellFolder
-from robustbench_inv.tensors import is_out_of_memory
 
 __all__ = [
     "BATCH_SIZE",
@@ -245,13 +244,7 @@ def _run_blocks(
     with closing(runner):
         while pending := writer.next_block():
             number, ids = pending
-            try:
-                result = runner.run(ids, partial(writer.note, block=number))
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                _halve_batch_size(writer, len(ids), error)
-                continue
+            result = runner.run(ids, partial(writer.note, block=number))
             writer.append(result.records, result.images)
             report(_progress(job, writer))
 
@@ -268,15 +261,3 @@ def _write_oracle_error(job: Job, folder: Path) -> None:
         return
     if error := job.effective_oracle.error(cell.samples):
         write_oracle_error(folder, error)
-
-
-def _halve_batch_size(writer: CellWriter, size: int, error: BaseException) -> None:
-    """Continue with half the batch size.
-
-    Raises:
-        AttackFailed: if a single sample needs more memory than there is.
-    """
-    writer.lower_batch_size(half_of(size, error))
-    writer.note(
-        "batch_size_lowered", batch_size=writer.batch_size, reason=str(error).splitlines()[0]
-    )

@@ -339,4 +339,7 @@ class Loader:
         return self._placed(images), labels.to(self.device)
 
     def _placed(self, images: Tensor) -> Tensor:
-        return images.to(self.device, self.dtype)
+        images = images.to(dtype=self.dtype)
+        if self.device.type == "cuda" and images.device.type == "cpu":
+            images = images.pin_memory()  # copied while the GPU computes
+        return images.to(self.device, non_blocking=True)

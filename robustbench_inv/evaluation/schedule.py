@@ -16,7 +16,7 @@ from robustbench_inv.errors import (
     UsageError,
     describe_error,
 )
-from robustbench_inv.evaluation.crews import Processes, RayTasks, Task, prepare, share
+from robustbench_inv.evaluation.crews import Processes, RayTasks, Task, prepare, share, worker_gpus
 from robustbench_inv.evaluation.engine import (
     Progress,
     ProgressCallback,
@@ -117,6 +117,7 @@ def _in_processes(
     jobs: Sequence[Job], root: Path, options: RunOptions, report: ProgressCallback, workers: int
 ) -> Iterator[CellOutcome]:
     """Share the cells' blocks among several fresh processes, which share this machine's threads."""
+    worker_gpus(options.device, workers)  # before anything is written
     with TemporaryFile() as parcel:
         parcel.write(pack_jobs(jobs))
         parcel.flush()

@@ -249,7 +249,7 @@ class SharedCell:
         def log_event(event: str, **values: object) -> None:
             events.append(event_line(event, block=number, **values))
 
-        result = self._running(cache).run_in_parts(ids, log_event)
+        result = self._running(cache).run(ids, log_event)
         if result.images is not None:
             ImageShards(self.folder, CellFolder(self.folder).salt).add(number, ids, result.images)
         lines = "".join(record.to_json_line() for record in result.records).encode()

@@ -48,12 +48,18 @@ class WorkerProcess:
         threads: number of threads in the process.
         name: ``EVALUATION/NUMBER``.
         task: numbers of the jobs that share their searches, the run's folder, and how to run.
+        gpu: the only GPU that the process has, which is its ``cuda``; None for all.
     """
 
     def __init__(
-        self, parcel: int, threads: int, name: str, task: tuple[Groups, Path, RunOptions]
+        self,
+        parcel: int,
+        threads: int,
+        name: str,
+        task: tuple[Groups, Path, RunOptions],
+        gpu: str | None = None,
     ) -> None:
-        self.name = name
+        self.name, self.gpu = name, gpu
         self.connection, theirs = Pipe()
         alive, self._lifeline = os.pipe()
         numbers = (theirs.fileno(), alive, parcel, threads)
@@ -65,6 +71,7 @@ class WorkerProcess:
             stdin=subprocess.DEVNULL,
             stdout=2,
             pass_fds=numbers[:3],
+            env=os.environ if gpu is None else {**os.environ, "CUDA_VISIBLE_DEVICES": gpu},
         )
         theirs.close()
         os.close(alive)

@@ -210,13 +210,6 @@ class CellWriter:
         self._events.append(event_line(event, **values), flush=False)
         self._closed = False
 
-    def lower_batch_size(self, batch_size: int) -> None:
-        """Divide the samples without records into smaller blocks."""
-        todo = sample_order(self._segments)[self._done :]
-        kept = extend_segments(self._segments, self._done, (), batch_size)
-        rest = (Segment(batch_size, tuple(todo)),) if todo else ()
-        self._describe({**self._cell, "batch_size": batch_size}, (*kept, *rest))
-
     def finish(self) -> None:
         """Put the kept images into one file, and compact the records; call it when there is no next block."""
         self._images.consolidate(sample_order(self._segments)[: self._done])

@@ -321,7 +321,9 @@ def test_too_little_memory_halves_the_batch(toys, tmp_path, monkeypatch):
     records, events = run(toys.make_job(toys.Straight()), tmp_path / "c", batch_size=32)
     assert [r.sample for r in records] == list(range(60))
     assert [e["batch_size"] for e in events if e["event"] == "batch_size_lowered"] == [16, 8]
-    assert CellFolder(tmp_path / "c").info.batch_size == 8
+    assert CellFolder(tmp_path / "c").info.batch_size == 32  # one search, and the blocks stay whole
+    assert [e["block"] for e in events if e["event"] == "batch_size_lowered"] == [0, 0]
+    assert [e["n_samples"] for e in events if e["event"] == "block_time"] == [8] * 7 + [4]
 
 
 def test_failures_of_single_samples_are_logged(toys, tmp_path):
