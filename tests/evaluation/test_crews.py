@@ -39,7 +39,8 @@ def test_more_workers_than_gpus_are_refused():
 
 @pytest.mark.usefixtures("two_gpus")
 def test_a_process_takes_the_gpu_of_the_one_that_it_replaces(monkeypatch):
-    def worker(parcel, threads, name, task, gpu):
+    def worker(*arguments):
+        _, _, name, _, gpu = arguments
         return SimpleNamespace(connection=name, name=name, gpu=gpu, close=lambda: None)
 
     monkeypatch.setattr(crews, "WorkerProcess", worker)
