@@ -116,7 +116,7 @@ def _trust(conclusions: Sequence[Conclusion]) -> Iterator[str]:
             continue
         count = f"{verdict.capitalize()}: {len(found)} of {len(conclusions)}"
         if verdict == CONCLUSIONS[0]:
-            yield f"{count}. A strong ensemble was run, and no check objects."
+            yield f"{count}. No check objects, and no strong attack is missing."
         else:
             models = _listed(list(dict.fromkeys(each.model for each in found)))
             reasons = [r.text for each in found for r in each.reasons[:1]]
