@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from adapters import adapters_section
+from certificates import certificates_section
 from chart import draw_chart, draw_invariance
 from fixed_budget import fixed_budget_section
 from floor import floor_section
@@ -38,6 +39,7 @@ SECTIONS = {
     "query": query_section,
     "invariance": invariance_section,
     "adapters": adapters_section,
+    "certificates": certificates_section,
     "real-cases": real_cases_section,
     "switches": switch_section,
     "sweeps": sweep_section,
