@@ -66,6 +66,10 @@ class Operation(Protocol):
         ...
 
 
+NARROW = 1e-12
+"""Bounds that are closer count as one point for the gradient of a line between them."""
+
+
 def _gamma(terms: int, unit: float) -> float:
     """Return the relative error of a sum of products in any order (Higham 2002, section 3.1)."""
     return terms * unit / (1 - terms * unit)
@@ -305,7 +309,7 @@ class Activation:
 
     def lines(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return leak and intercept of a line below the function between two bounds, then of one above."""
-        width = (high - low).clamp_min(1e-12)
+        width = (high - low).clamp_min(NARROW)
         below, above = self.function(low), self.function(high)
         secant = ((above - below) / width).clamp_min(0)
         if self.stationary is None:
@@ -319,6 +323,9 @@ class Activation:
         self, low: Tensor, high: Tensor, secant: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         open_ = self.undecided(low, high)
+        secant = torch.where(
+            high - low < NARROW, 1.0, secant
+        )  # divided by more than their distance
         straight = torch.where(low >= 0, 1.0, self.leak).to(low)
         steep = torch.where(high > -low, 1.0, self.leak).to(low)
         lower, upper = torch.where(open_, steep, straight), torch.where(open_, secant, straight)

@@ -15,6 +15,7 @@ from robustbench_inv.certification.bounds import (
     wrong_class_rows,
 )
 from robustbench_inv.certification.milp import Program
+from robustbench_inv.certification.operations import Activation
 from robustbench_inv.certification.tracing import trace
 from robustbench_inv.errors import BadModel
 from robustbench_inv.threat.budgets import project_perturbations
@@ -205,3 +206,12 @@ def test_batch_norm_in_training_mode_is_refused():
     network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 2)).train()
     with pytest.raises(BadModel, match="batch_norm"):
         trace(network, (1, 4, 4), 2)
+
+
+def test_lines_of_relu_are_sound_between_bounds_closer_than_rounding():
+    low, high = torch.tensor([-1e-14, -1e-13]).double(), torch.tensor([1e-13, 1e-15]).double()
+    lower, base, upper, roof = Activation("relu", torch.relu).lines(low, high)
+    for share in (0.0, 0.5, 1.0):
+        x = low + share * (high - low)
+        assert (lower * x + base <= x.relu()).all()
+        assert (x.relu() <= upper * x + roof).all()
