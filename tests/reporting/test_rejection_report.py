@@ -96,7 +96,7 @@ def test_what_an_oracle_sees_decides_what_is_wrong(writer, record):
         for i in range(5)
     ]
     (cell,) = cells_of(writer.cell(records, goal="keep-decision").finish())
-    assert scores_to_reject(cell) == [1.0, 1.0, 1.0]
+    assert scores_to_reject(cell).tolist() == [1.0, 1.0, 1.0]
 
 
 def test_the_curve_passes_the_model_s_own_threshold(run):
