@@ -252,6 +252,7 @@ def test_a_run_of_version_1_is_reported_and_checked_like_one_of_version_2():
 
 def test_verdicts_of_the_same_cells_are_kept_and_others_made_again(tmp_path, monkeypatch):
     from robustbench_inv import api
+    from robustbench_inv.evaluation import provenance
 
     probed = []
     real = api.probe_model
@@ -269,7 +270,7 @@ def test_verdicts_of_the_same_cells_are_kept_and_others_made_again(tmp_path, mon
     assert len(probed) == 2
     evaluate(**{**asked, "samples": 12})
     assert len(probed) == 4
-    monkeypatch.setattr(api, "digest_package", lambda: "other code")
+    monkeypatch.setattr(provenance, "digest_package", lambda: "other code")
     evaluate(**{**asked, "samples": 12})
     assert len(probed) == 6
 

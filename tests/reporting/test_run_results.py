@@ -125,7 +125,7 @@ def test_a_selection_keeps_what_fits(full_run, select, count):
 
 
 def test_an_empty_selection_says_so(full_run):
-    with pytest.raises(BadResults, match="no records to report"):
+    with pytest.raises(BadResults, match="no results fit the selection, got 'nobody'"):
         read_runs([full_run], Selection(models=("nobody",)))
 
 
