@@ -1,5 +1,6 @@
-"""What holds for the whole suite: one thread a process, and property tests without a time limit."""
+"""What holds for the whole suite: one thread a process, few searches for garbage, property tests without a time limit."""
 
+import gc
 import os
 import signal
 
@@ -18,6 +19,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the suite runs in the b
 
 os.fsync = lambda _: None  # no test cuts the power
 
+gc.set_threshold(100_000, 20, 100)  # a fifth of the suite's time went into looking for garbage
+
 NEEDS_PROCESSES = {
     "test_browser.py": "browser",
     "test_readme.py": "processes",
@@ -25,6 +28,12 @@ NEEDS_PROCESSES = {
     "test_ray.py": "processes",
 }
 """Test files that start processes of their own, and the group whose tests run one after another."""
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is imported by now out of later searches for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)
