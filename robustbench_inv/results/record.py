@@ -162,7 +162,14 @@ class Record:
             }
             record = cls(**{**value, **nested})
             _check_types(record)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (
+            ArithmeticError,
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             start = line[:80] if isinstance(line, str) else line[:80].decode(errors="replace")
             raise BadResults("unreadable record", got=start, remedy=str(error)) from error
         return record
@@ -173,6 +180,10 @@ def record_with(record: Record, extras: Mapping[str, str]) -> Record:
     value = json.loads(record.to_json_line())
     value |= {key: json.loads(text) for key, text in extras.items()}
     return Record.from_json_line(json.dumps(value))
+
+
+LARGEST = 2**62
+"""Whole numbers are read into arrays of 64 bits."""
 
 
 def _check_types(record: Record) -> None:
@@ -186,6 +197,10 @@ def _check_types(record: Record) -> None:
     d, scores = record.distance, (record.broken_at, record.clean.score, record.adversarial.score)
     if not isfinite(sum((d.l1, d.l2, d.linf, *(value or 0.0 for value in scores)))):
         raise ValueError("a number is not finite")
+    counts = (record.forward_passes, record.backward_passes, record.oracle_label or 0, d.l0)
+    classes = (record.label, record.clean.prediction or 0, record.adversarial.prediction or 0)
+    if max(map(abs, (record.sample, *counts, *classes))) > LARGEST:
+        raise ValueError(f"a whole number is above {LARGEST:,}")
     if record.status not in STATUSES:
         raise ValueError(f"status is {record.status!r}, not one of {', '.join(STATUSES)}")
 
