@@ -12,19 +12,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
+from robustbench_inv.catalogue.locate import entries
 from robustbench_inv.catalogue.reproduction_file import load_reproduction
-from robustbench_inv.reporting.html import GENERATOR, TEMPLATES
+from robustbench_inv.reporting.html import page_environment
 
 ROOT = Path(__file__).parent.parent
-DEFINITIONS, PUBLISHED, MODELS = (
-    ROOT / "reports" / "definitions",
-    ROOT / "reports" / "published",
-    ROOT / "models",
-)
-NOT_ITEMS = {"protocol"}
+PUBLISHED, MODELS = ROOT / "reports" / "published", ROOT / "models"
 PAPERS = {
     "excessive-invariance": "Jacobsen et al., Excessive invariance causes adversarial vulnerability",
     "guess-first": "Zhu, An and Niu, Guess first to enable better compression and adversarial robustness",
@@ -124,9 +117,7 @@ class Item:
 
 def read_items() -> Iterator[Item]:
     """Yield the items of all papers, in the order of their files."""
-    for path in sorted(DEFINITIONS.glob("*/*.toml"), key=_order):
-        if path.stem not in NOT_ITEMS:
-            yield _read_item(path)
+    yield from map(_read_item, sorted(entries("reproductions").values(), key=_order))
 
 
 def _order(path: Path) -> tuple[str, str, tuple[int, ...]]:
@@ -203,26 +194,21 @@ def _strings(value: object) -> Iterator[str]:
 
 def index() -> str:
     """Return the page."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["svg"] = str
-    environment.globals["generator"] = Markup(GENERATOR)
     items = list(read_items())
     papers = [
         (mine[0].paper, mine)
         for mine in (list(group) for _, group in groupby(items, key=lambda item: item.folder))
     ]
-    return environment.from_string(PAGE).render(
-        papers=papers,
-        names=NAMES,
-        statuses=list(NAMES.values()),
-        total=len(items),
-        reached=sum(bool(item.page) for item in items),
+    return (
+        page_environment({})
+        .from_string(PAGE)
+        .render(
+            papers=papers,
+            names=NAMES,
+            statuses=list(NAMES.values()),
+            total=len(items),
+            reached=sum(bool(item.page) for item in items),
+        )
     )
 
 

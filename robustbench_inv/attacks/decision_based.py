@@ -92,10 +92,9 @@ def find_starting_points(
     """
     decisions = DecisionOracle(model, batch, goal)
     starts, found = batch.images.clone(), torch.zeros_like(batch.labels, dtype=torch.bool)
-    wanted = torch.ones_like(found) if rows is None else torch.zeros_like(found)
-    wanted[rows if rows is not None else slice(None)] = True
+    if rows is None:
+        rows = torch.arange(len(batch), device=batch.labels.device)
     for draw in range(MAX_DRAWS):
-        rows = (wanted & ~found).nonzero()[:, 0]
         if not len(rows):
             break
         if batch.pool is not None and draw % POOL_INTERVAL == POOL_INTERVAL - 1:
@@ -105,6 +104,7 @@ def find_starting_points(
         hit = decisions.reached(images, rows)
         starts[rows[hit]] = images[hit]
         found[rows[hit]] = True
+        rows = rows[~hit]
     rows = found.nonzero()[:, 0]
     starts[rows] = decisions.binary_search(starts[rows], rows, BISECTION_STEPS)
     return starts, found

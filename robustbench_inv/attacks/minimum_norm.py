@@ -105,16 +105,13 @@ class MinimumNorm:
         closest = ClosestAdversarial(batch, threat, model)
         rows = torch.arange(len(batch), device=batch.labels.device)
         about = linearize(model, threat, batch.images, batch.labels, rows, NUM_CANDIDATES)
-        losses = losses_for(self.loss, threat.goal)
-        for loss in losses:
-            self._descend(model, closest, loss, about, rows, batch.images)
+        self._search(model, closest, about, rows, batch.images)
         rows = (~closest.found).nonzero()[:, 0]
         # gradients at the clean input may vanish where those at the boundary do not
         if len(rows) and isinstance(threat.budget, Unbounded):
             starts, found = find_starting_points(model, batch, threat.goal, rng, rows)
-            rows = found.nonzero()[:, 0]
-            for loss in losses if len(rows) else ():
-                self._descend(model, closest, loss, about, rows, starts[rows])
+            if len(rows := found.nonzero()[:, 0]):
+                self._search(model, closest, about, rows, starts[rows])
         if threat.norm == "l2" and model.success_is_final:
             descend_lagrangian(model, closest, self.lagrangian_steps)
         if threat.norm != "l0" and model.success_is_final:
@@ -129,6 +126,18 @@ class MinimumNorm:
         images = oracle.binary_search(closest.images[rows], rows, self.bisections, threat.norm)
         closest.images[rows] = images
         closest.distances[rows] = threat.budget.distance(batch.images[rows], images)
+
+    def _search(
+        self,
+        model: Queries,
+        closest: ClosestAdversarial,
+        about: Linearization,
+        rows: Tensor,
+        images: Tensor,
+    ) -> None:
+        """Make a run for each loss, from images (m, …) of the samples at rows (m,)."""
+        for loss in losses_for(self.loss, closest.threat.goal):
+            self._descend(model, closest, loss, about, rows, images)
 
     def _descend(
         self,

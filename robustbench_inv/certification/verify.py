@@ -306,14 +306,13 @@ class _Block:
             found = self._margins(method, bounds, rest)
             certified = (found > 0).all(1)
             proven.append(self._keep(rest[certified], eps, method))
-            last, rest = ~certified, rest[~certified]
-            kept = bounds
-            bounds = _select(kept, last) if method == "crown" else kept
+            rest, bounds = rest[~certified], _select(bounds, ~certified)
         known = self.verifier.broken
-        unbroken = [known.get(sample, inf) > eps for sample in self.ids[rest].tolist()]
-        rest = rest[torch.tensor(unbroken, dtype=torch.bool)]
-        if self.verifier.options.milp_seconds and len(rest):
-            proven.append(self._by_milp(rest, eps))
+        unbroken = torch.tensor(
+            [known.get(sample, inf) > eps for sample in self.ids[rest].tolist()], dtype=torch.bool
+        )
+        if self.verifier.options.milp_seconds and unbroken.any():
+            proven.append(self._by_milp(rest[unbroken], _select(bounds, unbroken), eps))
         self.todo = torch.cat(proven).sort().values
 
     def _margins(self, method: str, bounds: Bounds, rows: Tensor) -> Tensor:
@@ -330,9 +329,8 @@ class _Block:
             self.found[sample] = replace(self.found[sample], radius=eps, method=method)
         return rows
 
-    def _by_milp(self, rows: Tensor, eps: float) -> Tensor:
-        """Return the samples that a MILP certifies; keep the counterexamples of the others."""
-        bounds = bound(self.network, self._region(rows, eps))
+    def _by_milp(self, rows: Tensor, bounds: Bounds, eps: float) -> Tensor:
+        """Return the samples that a MILP certifies, given their bounds; keep the counterexamples of the others."""
         refuse_unsuited(bounds)
         lowest, seconds = margins(bounds, self.labels[rows]), self.verifier.options.milp_seconds
         return torch.cat(

@@ -1,13 +1,11 @@
 """``invbench compare``: paired differences of models that were evaluated, or are until they are decided."""
 
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from robustbench_inv.cli.evaluate import Threat
+from robustbench_inv.cli.evaluate import Threat, planned
 from robustbench_inv.cli.options import (
     BatchSize,
     Checks,
@@ -121,16 +119,11 @@ def _evaluate(
 ) -> Path:
     """Evaluate the models, and return the folder of the results."""
     from robustbench_inv.api import run_plan
-    from robustbench_inv.catalogue.listing import models_like
     from robustbench_inv.deciding import StopRule
     from robustbench_inv.errors import BadResults
-    from robustbench_inv.evaluation import loading
-    from robustbench_inv.evaluation.plan import make_plan
 
-    named = [loading.NamedModel.parse(name) for text in models for name in models_like(text)]
-    request = replace(options.request(), models=named, attacks=attacks, threat=threat)
+    plan = planned(options, out, models, attacks=attacks, threat=threat)
     with time_limit(options.timeout), show_progress() as progress:
-        plan = make_plan(request, ["invbench", *sys.argv[1:]])
         run = run_plan(
             plan,
             out,

@@ -30,6 +30,7 @@ __all__ = [
     "GENERATOR",
     "export_files",
     "files_of",
+    "page_environment",
     "read_conclusions",
     "render_page",
     "write_page",
@@ -102,6 +103,11 @@ def render_page(template: str, files: Mapping[str, bytes], **content: object) ->
         files: tables and figures by name, which the page contains as downloads.
         content: by name; ``page`` and ``folder``, the name of the folder that holds the files as well.
     """
+    return printable(page_environment(files).get_template(template).render(**content))
+
+
+def page_environment(files: Mapping[str, bytes]) -> Environment:
+    """Return what fills the templates of pages with these downloads."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -113,7 +119,7 @@ def render_page(template: str, files: Mapping[str, bytes], **content: object) ->
     environment.filters["svg"] = _inline_picture
     environment.globals["generator"] = Markup(GENERATOR)
     environment.globals["download"] = partial(_download, files)
-    return printable(environment.get_template(template).render(**content))
+    return environment
 
 
 class _CompiledTemplates(BytecodeCache):

@@ -113,8 +113,7 @@ def _changed(
         return None
     case = main_cases(mine)[0]
     ids = [sample for sample, kept in zip(case.ids, case.attacked, strict=True) if kept]
-    norms = sorted({c.norm for c in cells})
-    others = [c for each in norms for c in _sensitive(cells, each) if c not in case.cells]
+    others = [c for c in _sensitive(cells) if c not in case.cells]
     used, closest = list(case.cells), dict(zip(ids, case.distances, strict=True))
     for cell in others:
         found = closest_distances([cell], norm)
@@ -130,9 +129,11 @@ def _robust(cells: Sequence[FinishedCell], norm: str) -> WorstCase | None:
     return max(main_cases(mine), key=lambda case: case.eps) if mine else None
 
 
-def _sensitive(cells: Sequence[FinishedCell], norm: str) -> list[FinishedCell]:
+def _sensitive(cells: Sequence[FinishedCell], norm: str | None = None) -> list[FinishedCell]:
+    """Return the cells that search for changed predictions, in one norm or in any."""
     goals = "misclassify", "misclassify-accepted"
-    return [c for c in cells if c.norm == norm and c.goal in goals and not c.uses_substitute]
+    mine = (c for c in cells if c.goal in goals and not c.uses_substitute)
+    return [c for c in mine if norm in (None, c.norm)]
 
 
 CAPTION = (

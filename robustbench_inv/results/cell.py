@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustbench_inv.results.cell_events import SampleValues, sample_values
+from robustbench_inv.results.cell_events import SampleValues, looks_of, sample_values
 from robustbench_inv.results.cell_parts import (
     JSON,
     AttackInfo,
@@ -23,7 +23,6 @@ from robustbench_inv.results.cell_parts import (
 from robustbench_inv.results.certificates import Certificates
 from robustbench_inv.results.files import DIGEST
 from robustbench_inv.results.oracle_error import OracleError
-from robustbench_inv.results.rate import looks_of
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.record_columns import Records, as_array, as_set
 from robustbench_inv.results.summary import (

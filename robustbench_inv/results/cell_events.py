@@ -14,6 +14,7 @@ from robustbench_inv.results.files import GrowingFile, parse_json
 __all__ = [
     "DIGESTS",
     "EVENT_BYTES",
+    "LOOK",
     "SAMPLE_VALUES",
     "Checkpoint",
     "LaterEvents",
@@ -21,6 +22,7 @@ __all__ = [
     "checkpoints",
     "complete_lines",
     "event_line",
+    "looks_of",
     "parse_events",
     "sample_values",
 ]
@@ -122,6 +124,16 @@ def sample_values(events: Iterable[JSON]) -> dict[str, SampleValues]:
         for name, values in event["values"].items():
             columns.setdefault(name, {}).update(zip(event["samples"], values, strict=True))
     return columns
+
+
+LOOK = "extended"
+"""The event of samples that are added to a cell whose results could be seen."""
+
+
+def looks_of(events: Iterable[JSON], samples: int) -> tuple[int, ...]:
+    """Return the numbers of samples, less than all, after which the results could be seen."""
+    counts = {event.get("records") for event in events if event.get("event") == LOOK}
+    return tuple(sorted(n for n in counts if isinstance(n, int) and 0 < n < samples))
 
 
 EVENT_BYTES = 100_000

@@ -26,7 +26,7 @@ from robustbench_inv.results.cell_content import (
     read_content,
     sample_order,
 )
-from robustbench_inv.results.cell_events import Checkpoint, complete_lines, event_line
+from robustbench_inv.results.cell_events import LOOK, Checkpoint, complete_lines, event_line
 from robustbench_inv.results.cell_parts import Segment
 from robustbench_inv.results.files import (
     DIGEST,
@@ -42,7 +42,6 @@ from robustbench_inv.results.files import (
 from robustbench_inv.results.image_files import ImageShards, differing_samples
 from robustbench_inv.results.oracle_error import ORACLE_FILE, has_readable_oracle
 from robustbench_inv.results.parquet_records import COMPACTED, compact, compacted_digest
-from robustbench_inv.results.rate import LOOK
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.run_files import CELL, CellFolder, cell_salt
 

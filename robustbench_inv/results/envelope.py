@@ -12,11 +12,9 @@ import numpy as np
 from robustbench_inv.errors import BadResults
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.files import read_json, write_json
+from robustbench_inv.results.record_columns import NORMS
 
-__all__ = ["NORM_NAMES", "Best", "Envelope", "hash_image", "local_optimality", "read_envelope"]
-
-NORM_NAMES = ("l0", "l1", "l2", "linf")
-"""The norms in which each adversarial example has a distance, whichever of them its attack minimised."""
+__all__ = ["Best", "Envelope", "hash_image", "local_optimality", "read_envelope"]
 
 VERSION = 1
 
@@ -87,22 +85,22 @@ class Envelope:
             hashes = images_of(cell)
             self.images.setdefault(cell.info.dataset_key, {}).update(hashes)
             self.models[cell.model.key] = cell.model.name
-            for record in cell.records:
-                if record.is_broken and record.was_attacked:
-                    for norm in NORM_NAMES:
-                        distance = float(getattr(record.distance, norm))
-                        place = self.best.setdefault((cell.model.key, norm), {})
-                        key = hashes[record.sample]
-                        if isfinite(distance) and distance < place.get(key, (inf, ""))[0]:
-                            place[key] = (distance, cell.attack_label)
-                            shorter += 1
+            records = cell.records.columns
+            keys = [hashes[sample] for sample in cell.ids[records.is_broken].tolist()]
+            for norm in NORMS:
+                place = self.best.setdefault((cell.model.key, norm), {})
+                distances = records.distance[norm][records.is_broken].astype(float).tolist()
+                for key, distance in zip(keys, distances, strict=True):
+                    if isfinite(distance) and distance < place.get(key, (inf, ""))[0]:
+                        place[key] = (distance, cell.attack_label)
+                        shorter += 1
         return shorter
 
     def distances(self, cell: FinishedCell) -> list[float]:
         """Return the smallest known distance of each attacked sample of a cell, its own included; inf without any."""
         known = self.best.get((cell.model.key, cell.norm), {})
         hashes = self.images.get(cell.info.dataset_key, {})
-        attacked = [record.sample for record in cell.records if record.was_attacked]
+        attacked = cell.ids[cell.was_attacked].tolist()
         listed = (known.get(hashes.get(sample, ""), (inf, ""))[0] for sample in attacked)
         return [min(pair) for pair in zip(listed, map(float, cell.attacked_distances), strict=True)]
 
@@ -133,7 +131,7 @@ class Envelope:
         models = {
             digest: {
                 "name": name,
-                **{norm: self._column(digest, norm, order, attacks) for norm in NORM_NAMES},
+                **{norm: self._column(digest, norm, order, attacks) for norm in NORMS},
             }
             for digest, name in sorted(self.models.items())
         }
@@ -181,7 +179,7 @@ def _parse(value: Any) -> Envelope:  # noqa: ANN401 - JSON
     for dataset, rows in value["datasets"].items():
         found.images[dataset] = {int(sample): images[row] for sample, row in rows.items()}
     for digest, model in value["models"].items():
-        for norm in NORM_NAMES:
+        for norm in NORMS:
             entries = zip(images, model[norm], strict=True)
             found.best[digest, norm] = {
                 key: (_distance(each[0]), attacks[each[1]]) for key, each in entries if each

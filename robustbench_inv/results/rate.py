@@ -1,21 +1,11 @@
 """A share with its interval, a decision, and how well an oracle notices changes; imports nothing, so that listings stay fast."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from math import sqrt
 from typing import Any
 
-__all__ = ["LOOK", "ChangeDetection", "Decision", "Rate", "looks_of"]
-
-LOOK = "extended"
-"""The event of samples that are added to a cell whose results could be seen."""
-
-
-def looks_of(events: Iterable[Mapping[str, Any]], samples: int) -> tuple[int, ...]:
-    """Return the numbers of samples, less than all, after which the results could be seen."""
-    counts = {event.get("records") for event in events if event.get("event") == LOOK}
-    return tuple(sorted(n for n in counts if isinstance(n, int) and 0 < n < samples))
-
+__all__ = ["ChangeDetection", "Decision", "Rate"]
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""
