@@ -316,7 +316,7 @@ class Run:
 
     def _lines(self) -> Iterator[str]:
         """Yield the failures, the decisions, then the verdict on each model, its further reasons, and the next command."""
-        from robustbench_inv.reporting.facts import early_texts
+        from robustbench_inv.results.sequences import early_texts
 
         yield from (f"failed: {failure}" for failure in self.failures)
         yield from early_texts(self.decisions, self.cells)

@@ -40,7 +40,7 @@ def print_run(run: "Run") -> None:
 
     Invariance cells get a second table, ensembles a line with the number of samples that each member broke.
     """
-    from robustbench_inv.reporting.facts import early_texts
+    from robustbench_inv.results.sequences import early_texts
 
     cells = run.to_json()
     console = _console()

@@ -1,5 +1,7 @@
 """Selection of samples: a fixed class-balanced subset, the same for every model and attack."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -43,7 +45,7 @@ def select_samples(labels: Tensor, spec: int | str | None = None) -> tuple[int, 
         )
     if first:
         return tuple(range(count))
-    return tuple(sorted(_balanced_order(labels)[:count].tolist()))
+    return _balanced(tuple(labels.tolist()), count)
 
 
 def check_selection(spec: int | str | None) -> None:
@@ -77,6 +79,11 @@ def _parse(spec: int | str) -> tuple[bool, int]:
     if isinstance(number, bool) or not isinstance(number, int):
         raise BadParameter("invalid number of samples", got=spec, expected="N or first:N")
     return first, number
+
+
+@lru_cache(maxsize=8)  # every cell of a plan asks for the same selection
+def _balanced(labels: tuple[int, ...], count: int) -> tuple[int, ...]:
+    return tuple(sorted(_balanced_order(torch.tensor(labels))[:count].tolist()))
 
 
 def _balanced_order(labels: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from math import ceil, inf, nan
+from math import ceil, nan
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,7 @@ from robustbench_inv.reporting.table_formats import norm_symbol
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.certificates import sandwiches
 from robustbench_inv.results.envelope import Envelope, read_envelope
-from robustbench_inv.results.rate import Decision
 from robustbench_inv.results.record import STATUSES
-from robustbench_inv.results.sequences import confidence_sequence
 from robustbench_inv.results.summary import Distances, Rate
 
 __all__ = [
@@ -28,10 +26,8 @@ __all__ = [
     "best_known",
     "budget_of",
     "distance_facts",
-    "early_texts",
     "identity_facts",
     "judges_text",
-    "looked_texts",
     "place_facts",
     "quantile",
     "rate_facts",
@@ -172,35 +168,6 @@ def distance_facts(cell: FinishedCell, interval: IntervalOf, optimality: float) 
         "quartile_3": quantile(d, 0.75),
         "optimality": optimality,
     }
-
-
-def looked_texts(cells: Iterable[FinishedCell]) -> Iterator[str]:
-    """Yield a line about each cell that was looked at before its end, with confidence sequences of its robust accuracies."""
-    for cell in cells:
-        if not cell.looks:
-            continue
-        found = []
-        for eps, rate in zip(cell.epsilons or (inf,), cell.summary.robust_accuracy, strict=True):
-            low, high = confidence_sequence(rate)
-            where = "" if eps == inf else f" at {cell.norm} {format_eps(eps)}"
-            found.append(f"robust accuracy{where} [{100 * low:.1f}, {100 * high:.1f}] %")
-        counts = f"after {_listed(cell.looks)} of {len(cell.records):,} samples"
-        yield (
-            f"{cell.attack_label} on {cell.model_label} was looked at {counts}, so its other intervals are too narrow. "
-            f"95 % confidence sequence: {', '.join(found)}"
-        )
-
-
-def early_texts(decisions: Iterable[Decision], cells: Iterable[FinishedCell]) -> list[str]:
-    """Return what was decided before the last sample, and what looking at the cells means for their intervals."""
-    return [*(decision.sentence for decision in decisions), *looked_texts(cells)]
-
-
-def _listed(counts: Sequence[int], most: int = 4) -> str:
-    """Return numbers as words, the last instead of many."""
-    listed = [f"{n:,}" for n in counts]
-    shown = listed if len(listed) <= most else [*listed[: most - 1], "…", listed[-1]]
-    return ", ".join(shown)
 
 
 def _results(cell: FinishedCell) -> Iterator[tuple[str, str, str]]:

@@ -13,7 +13,6 @@ from robustbench_inv.reporting.answers import Answer, answer_questions
 from robustbench_inv.reporting.canvas import ReportFigure
 from robustbench_inv.reporting.citations import Citation, collect_citations
 from robustbench_inv.reporting.definitions import Definition, Section
-from robustbench_inv.reporting.facts import looked_texts
 from robustbench_inv.reporting.figures import FigureContext, draw_figures
 from robustbench_inv.reporting.gallery import NO_GALLERY, Gallery, collect_gallery
 from robustbench_inv.reporting.glance import Glance, draw_both_failures, take_glance
@@ -37,6 +36,7 @@ from robustbench_inv.reporting.table_formats import (
 )
 from robustbench_inv.reporting.tables import build_tables
 from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.sequences import looked_texts
 
 __all__ = [
     "FilledSection",

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import is_dataclass
+from functools import cache
 from math import isfinite
 from types import UnionType
 from typing import Any, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -19,8 +20,13 @@ def check_types(value: object) -> None:
         TypeError: for a value of another type; a whole number is a number.
         ValueError: for a number that is not finite.
     """
-    for name, hint in get_type_hints(type(value)).items():
+    for name, hint in _hints(type(value)).items():  # type: ignore[arg-type]
         _check_type(getattr(value, name), hint, name)
+
+
+@cache  # a run has many cells of one kind
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _check_type(value: object, hint: object, name: str) -> None:

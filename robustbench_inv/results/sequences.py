@@ -1,15 +1,23 @@
 """Tests and intervals that stay valid however often a run is looked at before its end."""
 
-from collections.abc import Callable
-from math import exp, log
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import exp, inf, log
 from typing import Any
 
 import numpy as np
-from scipy.special import betaln, gammaln, xlog1py, xlogy
 
-from robustbench_inv.results.rate import Rate
+from robustbench_inv.arguments import format_eps
+from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.rate import Decision, Rate
 
-__all__ = ["LEVEL", "confidence_sequence", "evidence", "log_evidence"]
+__all__ = [
+    "LEVEL",
+    "confidence_sequence",
+    "early_texts",
+    "evidence",
+    "log_evidence",
+    "looked_texts",
+]
 
 LEVEL = 0.05
 """Largest probability that a decision is false, or that a confidence sequence ever misses the truth."""
@@ -24,6 +32,8 @@ Median samples to a decision at 20, 10 and 5 points of difference, with one poin
 
 def log_evidence(first: Any, second: Any) -> Any:  # noqa: ANN401 - numbers or arrays
     """Return the logarithm of ``evidence``, also of arrays of counts."""
+    from scipy.special import betaln  # takes a tenth of a second, here and below
+
     mixture = betaln(PRIOR + first, PRIOR + second) - betaln(PRIOR, PRIOR)
     return (first + second) * log(2) + mixture
 
@@ -81,10 +91,34 @@ def confidence_sequence(
         return 0.0, 1.0
     if population is not None:
         return _finite_sequence(k, n, population, level)
+    from scipy.special import betaln, xlog1py, xlogy
+
     bound = betaln(PRIOR + k, PRIOR + n - k) - betaln(PRIOR, PRIOR) + log(level)
     low = _bisect(lambda p: xlogy(k, p) + xlog1py(n - k, -p) > bound, 0.0, k / n) if k else 0.0
     high = _bisect(lambda p: xlogy(k, p) + xlog1py(n - k, -p) <= bound, k / n, 1.0)
     return low, high if k < n else 1.0
+
+
+def looked_texts(cells: Iterable[FinishedCell]) -> Iterator[str]:
+    """Yield a line about each cell that was looked at before its end, with confidence sequences of its robust accuracies."""
+    for cell in cells:
+        if not cell.looks:
+            continue
+        found = []
+        for eps, rate in zip(cell.epsilons or (inf,), cell.summary.robust_accuracy, strict=True):
+            low, high = confidence_sequence(rate)
+            where = "" if eps == inf else f" at {cell.norm} {format_eps(eps)}"
+            found.append(f"robust accuracy{where} [{100 * low:.1f}, {100 * high:.1f}] %")
+        counts = f"after {_listed(cell.looks)} of {len(cell.records):,} samples"
+        yield (
+            f"{cell.attack_label} on {cell.model_label} was looked at {counts}, so its other intervals are too narrow. "
+            f"95 % confidence sequence: {', '.join(found)}"
+        )
+
+
+def early_texts(decisions: Iterable[Decision], cells: Iterable[FinishedCell]) -> list[str]:
+    """Return what was decided before the last sample, and what looking at the cells means for their intervals."""
+    return [*(decision.sentence for decision in decisions), *looked_texts(cells)]
 
 
 def _finite_sequence(k: int, n: int, population: int, level: float) -> tuple[float, float]:
@@ -98,6 +132,8 @@ def _finite_sequence(k: int, n: int, population: int, level: float) -> tuple[flo
 
 
 def _log_beta_binomial(k: np.ndarray, n: int, a: float, b: float) -> np.ndarray:
+    from scipy.special import betaln, gammaln
+
     chosen = gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
     return chosen + betaln(k + a, n - k + b) - betaln(a, b)  # type: ignore[no-any-return]
 
@@ -108,3 +144,10 @@ def _bisect(reached: Callable[[float], bool], low: float, high: float) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if reached(middle) else (middle, high)
     return high
+
+
+def _listed(counts: Sequence[int], most: int = 4) -> str:
+    """Return numbers as words, the last instead of many."""
+    listed = [f"{n:,}" for n in counts]
+    shown = listed if len(listed) <= most else [*listed[: most - 1], "…", listed[-1]]
+    return ", ".join(shown)
