@@ -142,18 +142,10 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
 
 def _to_columns(table: Any) -> RecordColumns:  # noqa: ANN401 - pyarrow has no types
     def column(name: str, empty: object = None) -> Any:  # noqa: ANN401
-        found = table.column(name)
-        if empty is not None and found.null_count:
-            found = found.fill_null(empty)
-        return found.to_numpy()
+        return _values(table.column(name), empty)
 
     def flags(name: str) -> Any:  # noqa: ANN401
-        found = table.column(name)
-        return (
-            found.cast("int8").fill_null(-1).to_numpy()
-            if found.null_count
-            else found.to_numpy().astype(np.int8)
-        )
+        return _values(table.column(name).cast("int8"), -1)
 
     def outputs(part: str) -> OutputColumns:
         scores = column(f"{part}.score", np.nan)
@@ -193,8 +185,22 @@ def _codes(column: Any) -> tuple[Any, list[str]]:  # noqa: ANN401
         column = column.dictionary_encode()
     whole = column.unify_dictionaries().combine_chunks()
     chunk = whole.chunk(0) if hasattr(whole, "num_chunks") else whole
-    codes = chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int8)
-    return codes, chunk.dictionary.to_pylist()
+    return _values(chunk.indices, -1).astype(np.int8), chunk.dictionary.to_pylist()
+
+
+def _values(column: Any, null: object = None) -> Any:  # noqa: ANN401
+    """Return a column of numbers or truth values as an array, nulls replaced; ``to_numpy`` and ``fill_null`` import pandas."""
+    if column.type == "bool":
+        return _values(column.cast("int8"), null).astype(bool)
+    whole = column.combine_chunks() if hasattr(column, "num_chunks") else column
+    name, memory = str(whole.type), whole.buffers()[1]
+    kind = np.dtype("float32" if name == "float" else name)
+    values = np.frombuffer(memory or b"", kind, len(whole), whole.offset * kind.itemsize)
+    return (
+        np.where(_values(whole.is_null()), null, values).astype(kind)
+        if whole.null_count
+        else values
+    )
 
 
 def records_of(path: Path, salt: str, digest: str, samples: Sequence[int]) -> Records:

@@ -48,6 +48,8 @@ LEAST |= {
         ("firevnet-ce", 99.2),
         ("firevnet-ice", 99.2),
         ("firevnet-deep-ce", 98.5),
+        ("firevnet-conv-ce", 99.2),
+        ("firevnet-conv-ice", 98.9),
     )
     for name in ("mnist", "mnist5k")
 }
