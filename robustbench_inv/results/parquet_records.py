@@ -141,7 +141,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_columns(table: Any) -> RecordColumns:  # noqa: ANN401 - pyarrow has no types
-    def column(name: str, empty: object = None) -> Any:  # noqa: ANN401
+    def column(name: str, empty: float = 0) -> Any:  # noqa: ANN401
         return _values(table.column(name), empty)
 
     def flags(name: str) -> Any:  # noqa: ANN401
@@ -188,7 +188,7 @@ def _codes(column: Any) -> tuple[Any, list[str]]:  # noqa: ANN401
     return _values(chunk.indices, -1).astype(np.int8), chunk.dictionary.to_pylist()
 
 
-def _values(column: Any, null: object = None) -> Any:  # noqa: ANN401
+def _values(column: Any, null: float = 0) -> Any:  # noqa: ANN401
     """Return a column of numbers or truth values as an array, nulls replaced; ``to_numpy`` and ``fill_null`` import pandas."""
     if column.type == "bool":
         return _values(column.cast("int8"), null).astype(bool)
