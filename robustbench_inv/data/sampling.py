@@ -81,7 +81,7 @@ def _parse(spec: int | str) -> tuple[bool, int]:
     return first, number
 
 
-@lru_cache(maxsize=8)  # every cell of a plan asks for the same selection
+@lru_cache(maxsize=8)  # every cell of a plan has the same selection
 def _balanced(labels: tuple[int, ...], count: int) -> tuple[int, ...]:
     return tuple(sorted(_balanced_order(torch.tensor(labels))[:count].tolist()))
 
