@@ -14,6 +14,7 @@ from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.comparisons import common_samples, group_by, group_comparable
 from robustbench_inv.checks.verdict import NOT_MADE, Verdict
 from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.rates import closer_attacks, example_distances
 from robustbench_inv.results.summary import Rate, median_distance
 
 __all__ = ["CONCLUSIONS", "Conclusion", "ConclusionName", "Reason", "conclude", "mark_of"]
@@ -274,27 +275,31 @@ def _is_ensemble(cell: FinishedCell) -> bool:
 
 def _numbers(cells: Sequence[FinishedCell]) -> list[str]:
     """Return a sentence for each group of comparable cells: the worst case over its attacks."""
-    return [_number(group) for group in group_comparable(_attacking(cells))] + [
+    attacking = _attacking(cells)
+    return [_number(group, attacking) for group in group_comparable(attacking)] + [
         _invariance_number(cell) for cell in cells if cell.threat.wants_same_prediction
     ]
 
 
-def _number(group: Sequence[FinishedCell]) -> str:
+def _number(group: Sequence[FinishedCell], cells: Sequence[FinishedCell]) -> str:
     samples = sorted(common_samples(group))
     unaware = " (not aware of the detector)" if _is_oblivious(group[0]) else ""
-    by = f"on {len(samples)} samples, attacks{unaware}: {_attack_names(group)}."
+    by = f"on {len(samples)} samples, attacks{unaware}: "
     levels = sorted({eps for cell in group for eps in cell.epsilons})
     if levels:
         rates = [
             f"{_worst_rate(group, eps, samples)} at {group[0].norm} {format_eps(eps)}"
             for eps in levels
         ]
-        return f"Robust accuracy {', '.join(rates)}, {by}"
-    each = [cell.failure_distance[cell.positions(samples)] for cell in group]
+        return f"Robust accuracy {', '.join(rates)}, {by}{_attack_names(group)}."
     attacked = group[0].was_attacked[group[0].positions(samples)]
-    median = median_distance(np.min(each, axis=0)[attacked])
+    samples = np.array(samples)[attacked].tolist()
+    own = example_distances(group, group[0].norm, samples)
+    others = [c for c in cells if c.goal == group[0].goal and c not in group]
+    closer = closer_attacks(own, others, group[0].norm, samples)
+    median = median_distance(example_distances([*group, *closer], group[0].norm, samples))
     words = "unknown" if median is None else "infinite" if median == inf else f"{median:.3g}"
-    return f"Median {group[0].norm} distance {words}, {by}"
+    return f"Median {group[0].norm} distance {words}, {by}{_attack_names([*group, *closer])}."
 
 
 def _is_oblivious(cell: FinishedCell) -> bool:

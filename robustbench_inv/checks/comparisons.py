@@ -4,14 +4,15 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import permutations, product
-from math import isinf
+
+import numpy as np
 
 from robustbench_inv.arguments import format_eps
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.verdict import Grade, Verdict, format_ids, grade
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.certificates import Certificates, SampleCertificate
-from robustbench_inv.results.rates import closest_distances
+from robustbench_inv.results.rates import example_distances
 from robustbench_inv.results.record import NO_PREDICTION, Record
 from robustbench_inv.results.summary import Rate
 
@@ -281,15 +282,15 @@ def _gradient_free_gain(
 
 
 def _distances(group: CellGroupSequence, cells: Sequence[FinishedCell]) -> Verdict:
-    norm, own = group[0].norm, closest_distances(group, group[0].norm)
+    norm = group[0].norm
     others = [c for c in cells if _goal_key(c) == _goal_key(group[0]) and c not in group]
-    found = closest_distances(others, norm)
-    shared = sorted(own.keys() & found.keys())
+    shared = sorted(_attacked_samples(group) & _attacked_samples(others))
     if not shared:
         reason = f"No attack but the minimum-norm attacks in {norm} has examples of these samples."
         return verdict_about("C47", group[0], "NA", None, reason)
-    farther = [sample for sample in shared if own[sample] > FARTHER * found[sample]]
-    none = sum(isinf(own[sample]) for sample in farther)
+    own, found = (example_distances(each, norm, shared) for each in (group, others))
+    far = own > FARTHER * found
+    farther, none = np.array(shared)[far].tolist(), int(np.isinf(own[far]).sum())
     names = " and ".join(sorted({cell.attack_label for cell in group}))
     which = f": {format_ids(farther)}; on {none} of them it found none" if farther else ""
     evidence = (
@@ -299,6 +300,10 @@ def _distances(group: CellGroupSequence, cells: Sequence[FinishedCell]) -> Verdi
     share = len(farther) / len(shared)
     verdict = grade(share, warn=TOLERATED_SHARE, fail=TOO_FAR)
     return verdict_about("C47", group[0], verdict, share, evidence)
+
+
+def _attacked_samples(cells: CellGroupSequence) -> set[int]:
+    return set().union(*(cell.ids[cell.was_attacked].tolist() for cell in cells))
 
 
 def _eps_scale(group: CellGroupSequence) -> Verdict:

@@ -294,7 +294,7 @@ def _text(value: str) -> str:
 def _worst(cells: Sequence[FinishedCell]) -> Iterator[WorstCase]:
     """Yield the rows of each model that combine most attacks."""
     for group in group_cells(cells).values():
-        yield from main_cases(group)
+        yield from main_cases(group, cells)
 
 
 def _metric(worst: WorstCase) -> str:

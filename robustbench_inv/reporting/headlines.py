@@ -72,7 +72,7 @@ def build_headlines(cells: Sequence[FinishedCell], interval: IntervalOf) -> list
     Models that misclassify half of the clean inputs do not count for this choice. Of invariance attacks it is that at
     the largest eps.
     """
-    groups = ((panel, worst_cases(group)) for panel, group in group_cells(cells).items())
+    groups = ((panel, worst_cases(group, cells)) for panel, group in group_cells(cells).items())
     return [_headline(panel, found, interval) for panel, found in groups if found]
 
 
@@ -107,7 +107,7 @@ def _strongest(worst: WorstCase) -> str:
     if not worst.success_rate.successes:
         return "no attack succeeded"
     name = worst.strongest[0]
-    return f"strongest: {name}" if len(worst.cells) > 1 else f"by {name}"
+    return f"strongest: {name}" if len(worst.attacks) > 1 else f"by {name}"
 
 
 def _certified(worst: WorstCase, interval: IntervalOf) -> str:

@@ -17,6 +17,7 @@ from robustbench_inv.reporting.table_formats import dataset_title, norm_symbol
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.certificates import Sandwich, sandwich_of
 from robustbench_inv.results.labels import Labels
+from robustbench_inv.results.rates import closer_attacks, example_distances
 from robustbench_inv.results.run_files import RunFolder
 from robustbench_inv.results.run_writing import check_seconds
 from robustbench_inv.results.summary import Rate, same_eps
@@ -33,6 +34,8 @@ __all__ = [
     "worst_cases",
 ]
 
+
+Cells = Sequence[FinishedCell]
 
 GOAL_LIMITS = ("confidence", "tolerance")
 """Parameters that make one goal easier to reach than another; target classes only name different goals."""
@@ -123,6 +126,7 @@ class WorstCase:
         eps: inf for any distance.
         ids: the samples that all attacks have records of, ascending.
         cells: the attacks that were run at this eps or at a smaller one, whose successes count at this eps too.
+        others: without a budget, attacks in other norms or within budgets that have closer adversarial examples.
     """
 
     model: str
@@ -130,6 +134,7 @@ class WorstCase:
     eps: float
     ids: tuple[int, ...]
     cells: tuple[FinishedCell, ...]
+    others: tuple[FinishedCell, ...] = ()
 
     @cached_property
     def robust(self) -> NDArray[np.bool_]:
@@ -137,7 +142,7 @@ class WorstCase:
         if self.group.fixed and not self.group.keeps:
             return self._all(lambda cell: cell.records.columns.is_correct)
         each = [cell.robust_mask(self.eps, self.ids) for cell in self.cells]
-        return np.asarray(np.all(each, axis=0))
+        return np.asarray(np.all(each, axis=0) & (self._closest_of_others == inf))
 
     @cached_property
     def attacked(self) -> NDArray[np.bool_]:
@@ -148,13 +153,18 @@ class WorstCase:
     def broken_at(self) -> NDArray[np.float64]:
         """(n,) the smallest eps or distance at which any of the attacks broke the sample; inf if none."""
         each = [cell.broken_at[cell.positions(self.ids)] for cell in self.cells]
-        return np.asarray(np.min(each, axis=0))
+        return np.asarray(np.min([*each, self._closest_of_others], axis=0))
 
     @cached_property
     def distances(self) -> NDArray[np.float64]:
         """The distance at which any of the attacks broke each attacked sample; inf for robust ones."""
         each = [cell.failure_distance[cell.positions(self.ids)] for cell in self.cells]
-        return np.asarray(np.min(each, axis=0)[self.attacked])
+        return np.asarray(np.min([*each, self._closest_of_others], axis=0)[self.attacked])
+
+    @cached_property
+    def _closest_of_others(self) -> NDArray[np.float64]:
+        """(n,) the distance of the closest adversarial example of the other attacks; inf for none."""
+        return example_distances(self.others, self.group.norm, self.ids)
 
     @property
     def clean(self) -> Rate:
@@ -189,7 +199,7 @@ class WorstCase:
     @property
     def attacks(self) -> tuple[str, ...]:
         """Names of the attacks."""
-        return tuple(dict.fromkeys(cell.attack_label for cell in self.cells))
+        return tuple(dict.fromkeys(cell.attack_label for cell in (*self.cells, *self.others)))
 
     @property
     def strongest(self) -> tuple[str, Rate]:
@@ -197,7 +207,7 @@ class WorstCase:
 
         Of attacks that break as many at any distance, it is the one with the smallest median distance.
         """
-        alone = [(cell.attack_label, replace(self, cells=(cell,))) for cell in self.cells]
+        alone = [(c.attack_label, replace(self, cells=(c,), others=())) for c in self.cells]
         name, worst = min(alone, key=lambda each: (each[1].rate.successes, each[1].reach, each[0]))
         return name, worst.rate
 
@@ -260,22 +270,35 @@ def group_cells(cells: Iterable[FinishedCell]) -> dict[CellGroup, list[FinishedC
     return {key: list(group) for key, group in groupby(ordered, key=CellGroup.of)}
 
 
-def worst_cases(cells: Sequence[FinishedCell]) -> list[WorstCase]:
+def worst_cases(cells: Cells, among: Cells = ()) -> list[WorstCase]:
     """Return the worst case over all attacks of a group, for each model and eps.
 
     Attacks are combined on the samples that all of them have records of. If an attack has fewer samples than the
-    others, a second row combines all attacks on those. A success counts at every larger eps.
+    others, a second row combines all attacks on those. A success counts at every larger eps. Without a budget, so do
+    the adversarial examples of attacks in other norms: a minimum-norm attack may miss what another one finds.
 
     Args:
         cells: of one group.
+        among: cells of any group.
     """
     models: dict[str, list[FinishedCell]] = {}
     for cell in cells:
         models.setdefault(cell.model_label, []).append(cell)
     levels = eps_levels(cells)
-    return [
+    found = [
         worst for model, mine in models.items() for worst in _worst_cases_of(model, mine, levels)
     ]
+    return [replace(worst, others=_closer(worst, among)) for worst in found]
+
+
+def _closer(worst: WorstCase, among: Cells) -> tuple[FinishedCell, ...]:
+    """Return the attacks outside the group that have the closest adversarial example of a sample."""
+    group = worst.group
+    if worst.eps < inf or group.keeps or group.no_class or group.fixed:
+        return ()
+    mine = (c for c in among if c.model_label == worst.model and c not in worst.cells)
+    others = [c for c in mine if replace(CellGroup.of(c), norm=group.norm) == group]
+    return closer_attacks(worst.broken_at, others, group.norm, worst.ids)
 
 
 def _worst_cases_of(
@@ -292,24 +315,21 @@ def _worst_cases_of(
 
 def most_attacked(found: Sequence[WorstCase]) -> list[WorstCase]:
     """Return the rows of one model that combine most attacks, of these on most samples; one for each eps."""
-    best = max(found, key=lambda worst: (len(worst.cells), len(worst.ids)))
-    return [worst for worst in found if worst.ids == best.ids]
+    ids = max(found, key=lambda worst: (len(worst.cells), len(worst.ids))).ids
+    return [worst for worst in found if worst.ids == ids]
 
 
-def main_cases(cells: Sequence[FinishedCell]) -> list[WorstCase]:
+def main_cases(cells: Cells, among: Cells = ()) -> list[WorstCase]:
     """Return the rows of each model that ``most_attacked`` chooses, of the cells of one group."""
-    models: dict[str, list[WorstCase]] = {}
-    for worst in worst_cases(cells):
-        models.setdefault(worst.model, []).append(worst)
-    return [worst for found in models.values() for worst in most_attacked(found)]
+    models = groupby(worst_cases(cells, among), key=lambda worst: worst.model)
+    return [worst for _, found in models for worst in most_attacked(list(found))]
 
 
 def eps_levels(cells: Iterable[FinishedCell]) -> list[float]:
     """Return the ascending eps of some cells, those that differ by rounding once; inf if no cell has a budget."""
     levels: list[float] = []
     for eps in sorted({eps for cell in cells for eps in cell.epsilons}):
-        if not levels or not same_eps(levels[-1], eps):
-            levels.append(eps)
+        levels += [] if levels and same_eps(levels[-1], eps) else [eps]
     return levels or [inf]
 
 
@@ -346,10 +366,9 @@ def _read_run(path: Path, select: Selection) -> RunResult:
         if entry["digest"] not in here and select.matches(**named):
             count = int(entry.get("samples", len(plan["samples"])))
             pending.append((f"{named['attack']} on {named['model']}", 0, count))
-    started = tuple(cell for cell in chosen if cell.records)
-    name, checks = path.resolve().name, tuple(folder.checks())
-    seconds = check_seconds(folder)
-    return RunResult(name, plan, started, checks, tuple(pending), folder.remarks, seconds)
+    started, name = tuple(cell for cell in chosen if cell.records), path.resolve().name
+    about = tuple(folder.checks()), tuple(pending), folder.remarks, check_seconds(folder)
+    return RunResult(name, plan, started, *about)
 
 
 def _unfinished(cell: FinishedCell) -> tuple[str, int, int]:
@@ -360,9 +379,9 @@ def _deduplicated(results: Sequence[RunResult]) -> list[RunResult]:
     """Keep the copy of each cell with the most records."""
     best: dict[str, FinishedCell] = {}
     for cell in (cell for result in results for cell in result.cells):
-        name = cell.digest
-        if name not in best or len(cell.records) > len(best[name].records):
-            best[name] = cell
+        known = best.setdefault(cell.digest, cell)
+        if len(cell.records) > len(known.records):
+            best[cell.digest] = cell
     kept = {id(cell) for cell in best.values()}
     return [replace(r, cells=tuple(c for c in r.cells if id(c) in kept)) for r in results]
 

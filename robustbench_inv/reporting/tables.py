@@ -139,7 +139,7 @@ NOT_ROBUST = "Samples that are misclassified without an attack are not robust."
 
 def _worst_case(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
     for panel, group in group_cells(filter(_has_class, cells)).items():
-        found = [worst for worst in worst_cases(group) if _is_informative(worst)]
+        found = [worst for worst in worst_cases(group, cells) if _is_informative(worst)]
         caption = (
             "Worst-case robust accuracy in % [95 % interval]: a sample counts as robust only if it survives "
             f"every attack. {NOT_ROBUST} Attacks are combined on the samples that all of them have in common; an "
@@ -157,7 +157,7 @@ def _has_class(cell: FinishedCell) -> bool:
 
 def _is_informative(worst: WorstCase) -> bool:
     """Does the row add anything to the distances of a single attack?"""
-    return worst.eps < inf or len(worst.cells) > 1
+    return worst.eps < inf or len(worst.attacks) > 1
 
 
 def _worst_case_fact(worst: WorstCase, interval: IntervalOf) -> dict[str, Any]:

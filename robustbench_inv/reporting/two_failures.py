@@ -29,7 +29,7 @@ from robustbench_inv.reporting.table_formats import (
     slug,
 )
 from robustbench_inv.results.cell import FinishedCell
-from robustbench_inv.results.rates import closest_distances, distances_by_norm
+from robustbench_inv.results.rates import distances_by_norm
 from robustbench_inv.results.summary import Distances, Rate
 
 __all__ = ["TwoFailures", "draw_two_failures", "label_points", "two_failures_tables"]
@@ -106,21 +106,13 @@ def _changed(
 ) -> tuple[list[float], list[FinishedCell]] | None:
     """Return the smallest distances on the samples of the minimum-norm attacks, and the cells that have them.
 
-    Adversarial examples of other attacks count too: a minimum-norm attack may miss what another one finds.
+    Adversarial examples of other attacks count too.
     """
     mine = [c for c in _sensitive(cells, norm) if c.kind == "minimum-norm" and not c.epsilons]
     if not mine:
         return None
-    case = main_cases(mine)[0]
-    ids = [sample for sample, kept in zip(case.ids, case.attacked, strict=True) if kept]
-    others = [c for c in _sensitive(cells) if c not in case.cells]
-    used, closest = list(case.cells), dict(zip(ids, case.distances, strict=True))
-    for cell in others:
-        found = closest_distances([cell], norm)
-        nearer = {i: found[i] for i in ids if found.get(i, inf) < closest[i]}
-        closest |= nearer
-        used += [cell] if nearer else []
-    return list(closest.values()), used
+    case = main_cases(mine, _sensitive(cells))[0]
+    return case.distances.tolist(), [*case.cells, *case.others]
 
 
 def _robust(cells: Sequence[FinishedCell], norm: str) -> WorstCase | None:

@@ -23,10 +23,12 @@ __all__ = [
     "InvarianceRates",
     "agreement_rates",
     "cell_to_json",
+    "closer_attacks",
     "corrected_failure_rate",
     "corrected_rate",
     "distances_by_norm",
     "ensemble_breakdown",
+    "example_distances",
     "invariance_rates",
     "invariance_to_json",
 ]
@@ -177,22 +179,29 @@ def distances_by_norm(cell: FinishedCell) -> dict[str, NDArray[np.float64]]:
     return found
 
 
-def closest_distances(cells: Iterable[FinishedCell], norm: str) -> dict[int, float]:
-    """Return the distance in a norm of the closest adversarial example of each attacked sample, inf for none.
-
-    Args:
-        cells: attacks with one goal on one model and data set; each example counts, whatever its attack's norm.
-        norm: ``l0``, ``l1``, ``l2`` or ``linf``.
-    """
-    closest: dict[int, float] = {}
+def example_distances(
+    cells: Iterable[FinishedCell], norm: str, ids: Sequence[int]
+) -> NDArray[np.float64]:
+    """Return the distance in a norm of the closest example that any cell has of each sample, (n,), inf for none."""
+    wanted, closest = np.array(ids, int), np.full(len(ids), inf)
     for cell in cells:
-        records = cell.records.columns
-        nearest = np.where(records.is_broken, records.distance[norm], inf)[cell.was_attacked]
-        for sample, found in zip(
-            cell.ids[cell.was_attacked].tolist(), nearest.tolist(), strict=True
-        ):
-            closest[sample] = min(found, closest.get(sample, inf))
+        found, known = cell.records.columns, np.isin(wanted, cell.ids)
+        distance = np.where(found.is_broken, found.distance[norm], inf)
+        mine = distance[np.searchsorted(cell.ids, wanted[known])]
+        closest[known] = np.minimum(closest[known], mine)
     return closest
+
+
+def closer_attacks(
+    closest: NDArray[np.float64], cells: Iterable[FinishedCell], norm: str, ids: Sequence[int]
+) -> tuple[FinishedCell, ...]:
+    """Return the cells that have a closer example than these distances (n,) and the cells before them."""
+    used = []
+    for cell in cells:
+        found = example_distances([cell], norm, ids)
+        used += [cell] if (found < closest).any() else []
+        closest = np.minimum(closest, found)
+    return tuple(used)
 
 
 def invariance_rates(records: Sequence[Record]) -> InvarianceRates:

@@ -75,10 +75,36 @@ def test_samples_are_filtered_and_shown_side_by_side(browser, report):
     first = page.locator("article.sample").first
     captions = first.locator("figcaption").all_text_contents()
     assert captions[0] == "original"
-    assert all("mnist-vib" in each for each in captions[1::2])
-    assert {each.split(" on ")[0] for each in captions[1::2]} == {"fgsm", "pgd", "noise"}
+    assert all("mnist-vib" in each for each in captions[1:])
+    assert {each.split(" on ")[0] for each in captions[1:]} == {"fgsm", "pgd", "noise"}
     drawn = "canvas => new Uint8Array(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.buffer).some(v => v > 0 && v < 255)"
     page.wait_for_function(f"({drawn})(document.querySelector('article.sample canvas'))")
+    page.close()
+
+
+SPLIT_WORDS = """() => [...document.querySelectorAll("figcaption")].flatMap(caption => {
+  const walk = document.createTreeWalker(caption, NodeFilter.SHOW_TEXT), range = document.createRange();
+  const broken = [];
+  while (walk.nextNode())
+    for (const word of walk.currentNode.data.matchAll(/[A-Za-z0-9]+/g)) {
+      range.setStart(walk.currentNode, word.index);
+      range.setEnd(walk.currentNode, word.index + word[0].length);
+      if (range.getClientRects().length > 1) broken.push(word[0]);
+    }
+  return broken;
+})"""
+
+
+def test_captions_break_long_names_between_their_words(browser, report, tmp_path):
+    long, copy = (
+        '"attack": "foolbox:L2CarliniWagnerAttack:steps=1000,abort_early=False"',
+        tmp_path / "r.html",
+    )
+    copy.write_text(report.read_text().replace('"attack": "fgsm"', long))
+    page = browser.new_page(viewport={"width": 390, "height": 900})
+    page.goto(copy.as_uri())
+    assert page.locator("figcaption", has_text="L2CarliniWagnerAttack").count()
+    assert page.evaluate(SPLIT_WORDS) == []
     page.close()
 
 
@@ -147,7 +173,7 @@ def test_changed_samples_are_shown_under_both_models(browser, comparison):
     assert "gained in robust accuracy at ℓ∞ ≤ 0.2" in first.inner_text()
     captions = first.locator("figcaption").all_text_contents()
     assert captions[0] == "original"
-    assert [each.partition(":")[0] for each in captions[1::2]] == [
+    assert [each.partition(":")[0] for each in captions[1:]] == [
         "pgd on mnist-cnn (before)",
         "pgd on mnist-cnn (after)",
     ]

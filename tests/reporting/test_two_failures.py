@@ -6,6 +6,7 @@ from math import inf
 import pytest
 from matplotlib.figure import Figure
 
+from robustbench_inv.reporting.headlines import build_headlines
 from robustbench_inv.reporting.statistics import wilson
 from robustbench_inv.reporting.two_failures import (
     draw_two_failures,
@@ -81,6 +82,19 @@ def test_an_example_of_another_attack_counts_where_the_minimum_norm_attacks_miss
     closer = replace(standard, records=tuple(map(at_one, standard.records)))
     _, rows = table([*near, closer, suite])
     assert rows["a"]["Changed ℓ2"].text == "1"
+
+
+def test_the_first_screen_and_the_figures_name_the_distance_of_the_table():
+    *near, standard, suite = cells("a", changed=3.0)
+    closer = replace(standard, records=tuple(map(at_one, standard.records)))
+    found = [*near, closer, suite]
+    _, rows = table(found)
+    first, *_ = (h for h in build_headlines(found, wilson) if h.group.norm == "l2")
+    assert first.rows[0].result.text == rows["a"]["Changed ℓ2"].text == "2"
+    assert first.caption.endswith("worst case over 3 attacks")
+    lost = [replace(c, records=tuple(map(unbroken, c.records))) for c in near]
+    first, *_ = (h for h in build_headlines([*lost, closer], wilson) if h.group.norm == "l2")
+    assert "50.0" in first.rows[0].result.text, "standard broke 6 of 12 samples"
 
 
 def unbroken(record):

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from robustbench_inv.randomness import SampleRNG, seeded_generators
 
-__all__ = ["adapted_randomness", "adapted_seed"]
+__all__ = ["PerSampleDraws", "adapted_randomness", "adapted_seed"]
 
 
 @contextmanager
-def adapted_randomness(rng: SampleRNG, *, one_by_one: bool = False) -> Iterator[None]:
+def adapted_randomness(rng: SampleRNG, *, one_by_one: bool = False) -> Iterator["PerSampleDraws"]:
     """Replace draws from torch, NumPy and ``random`` inside the block by per-sample random numbers.
 
     A torch draw with one row per sample gets the samples' own numbers, with the index of the call as their step. All
@@ -23,14 +23,18 @@ def adapted_randomness(rng: SampleRNG, *, one_by_one: bool = False) -> Iterator[
     Args:
         rng: the n samples' random numbers.
         one_by_one: the block works on a single sample, which also seeds the other draws.
+
+    Yields:
+        The draws, so that those that nobody uses can be left out.
     """
     seed, devices = adapted_seed(rng, one_by_one=one_by_one), range(torch.cuda.device_count())
-    with seeded_generators(seed, devices), _replaced(_PerSampleDraws(rng.named("foreign"))):
-        yield
+    draws = PerSampleDraws(rng.named("foreign"))
+    with seeded_generators(seed, devices), _replaced(draws):
+        yield draws
 
 
 @contextmanager
-def _replaced(draws: "_PerSampleDraws") -> Iterator[None]:
+def _replaced(draws: "PerSampleDraws") -> Iterator[None]:
     """Replace torch's functions by draws; a mode that intercepts every call costs a third of the time."""
     with ExitStack() as stack:
         for owner, name, how in _DRAWS:
@@ -53,12 +57,24 @@ def adapted_seed(rng: SampleRNG, *, one_by_one: bool = False) -> int:
     return int(SampleRNG(rng.seed, ids, stream).integers(2**31)[0])
 
 
-class _PerSampleDraws:
-    """Replaces draws that have a row for each sample."""
+class PerSampleDraws:
+    """Replaces draws that have a row for each sample.
+
+    Args:
+        rng: the samples' random numbers.
+    """
 
     def __init__(self, rng: SampleRNG) -> None:
-        self._rng = rng
-        self._calls = 0
+        self._rng, self._calls, self._unused = rng, 0, False
+
+    @contextmanager
+    def unused(self) -> Iterator[None]:
+        """Draw zeros inside the block, whose numbers nobody uses; later draws are the same as without it."""
+        self._unused = True
+        try:
+            yield
+        finally:
+            self._unused = False
 
     def in_place_of(self, function: Callable[..., Any], how: "_Draw") -> Callable[..., Any]:
         """Return a function that draws the samples' own numbers if there is a row for each sample."""
@@ -83,9 +99,10 @@ class _PerSampleDraws:
 
     def _draw(self, distribution: str, place: Tensor) -> Tensor:
         draw = self._rng.normal if distribution == "normal" else self._rng.uniform
-        values = draw(tuple(place.shape[1:]), step=self._calls, dtype=place.dtype)
         self._calls += 1
-        return values
+        if self._unused:
+            return place.new_zeros(())
+        return draw(tuple(place.shape[1:]), step=self._calls - 1, dtype=place.dtype)
 
 
 def _new(*args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401

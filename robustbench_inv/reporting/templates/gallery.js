@@ -48,12 +48,14 @@
     more.hidden = shown >= chosen.length;
   };
   const picture = (number, text, parent) => {
-    const figure = make("figure", undefined, parent);
-    const image = make("img", undefined, figure);
+    const image = make("img", undefined, parent);
     image.src = images[number];
     image.alt = text;
-    make("figcaption", text, figure);
     return image;
+  };
+  const caption = (text, parent) => {  // a long name breaks behind a sign, not inside a word
+    const place = make("figcaption", undefined, parent);
+    for (const part of text.split(/(?<=[:=,_/.])/)) place.append(part, document.createElement("wbr"));
   };
   const card = (group) => {
     const first = group[0];
@@ -61,21 +63,22 @@
     make("h3", `Sample ${first.sample}, class ${first.label}`, box);
     if (first.places) make("p", first.places, box, "caption");
     const row = make("div", undefined, box, "pictures");
-    const clean = picture(first.images[0], "original", row);
+    const original = make("figure", undefined, row);
+    const clean = picture(first.images[0], "original", original);
+    caption("original", original);
     for (const entry of group) {
       const name = `${entry.attack} on ${entry.model}`;
       const arrow = `${entry.clean} → ${entry.prediction}`;
-      const pair = make("div", undefined, row, "pair");
+      const pair = make("figure", undefined, row, "pair");
       const image = picture(entry.images[1], `${name}: ${arrow}`, pair);
+      const canvas = make("canvas", undefined, pair);
+      canvas.setAttribute("role", "img");
+      canvas.setAttribute("aria-label", `difference of ${name}`);
+      caption(`${name}: ${arrow}`, pair);
       const facts = [entry.outcome, entry.distance];
       if (entry.oracle !== undefined) facts.push(`oracle: ${entry.oracle}`);
       if (entry.accepted !== undefined) facts.push(entry.accepted ? "accepted" : "rejected");
-      make("small", facts.join(", "), image.parentElement);
-      const figure = make("figure", undefined, pair);
-      const canvas = make("canvas", undefined, figure);
-      canvas.setAttribute("role", "img");
-      canvas.setAttribute("aria-label", `difference of ${name}`);
-      make("figcaption", "difference", figure);
+      make("small", facts.join(", "), pair);
       Promise.all([clean.decode(), image.decode()]).then(() => difference(clean, image, canvas));
     }
     return box;

@@ -45,6 +45,17 @@ def test_samples_and_calls_differ(name):
     assert (first != second).all()
 
 
+def test_an_unused_draw_costs_no_numbers_and_leaves_later_ones_the_same(monkeypatch):
+    ids = torch.tensor([3, 5])
+    with adapted_randomness(SampleRNG(0, ids)) as draws:
+        with draws.unused():
+            monkeypatch.setattr(SampleRNG, "normal", None)
+            assert torch.equal(torch.randn(2, 3), torch.zeros(2, 3))
+            monkeypatch.undo()
+        later = torch.randn(2, 3)
+    assert torch.equal(later, drawn(lambda _: torch.randn(2, 3), [3, 5], times=2))
+
+
 def test_in_place_draws_keep_their_distribution():
     ids = list(range(2000))
     uniform, normal = drawn(DRAWS["uniform_"], ids), drawn(DRAWS["normal_"], ids)

@@ -14,6 +14,7 @@ from robustbench_inv.errors import (
     MissingExtra,
     UnknownName,
 )
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import Output
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.threat.goals import KeepDecision, Target
@@ -297,6 +298,20 @@ def test_nothing_is_printed_and_no_handler_remains(lab, capsys):
     assert logging.getLogger().handlers == handlers
     assert torch.equal(state, torch.get_rng_state())
     assert capsys.readouterr() == ("", "")
+
+
+def test_ddn_draws_noise_for_zero_gradients_alone(lab, monkeypatch):
+    attack = FoolboxAttack("DDNAttack", (("steps", 5),))
+    usual = lab.run(attack).images
+    steps, normal = [], SampleRNG.normal
+    monkeypatch.setattr(
+        SampleRNG, "normal", lambda *a, **k: steps.append(k.get("step")) or normal(*a, **k)
+    )
+    assert torch.equal(lab.run(attack).images, usual)
+    assert steps == [None], "drawn for the weights of the problem"
+    model, images, labels = lab.problem()
+    lab.run(attack, (replace(model, weights=0 * model.weights), images, labels))
+    assert steps[2:] == [0, 1, 2, 3, 4]
 
 
 def test_passes_are_counted_on_each_sample(lab):
