@@ -157,7 +157,7 @@ def _has_class(cell: FinishedCell) -> bool:
 
 def _is_informative(worst: WorstCase) -> bool:
     """Does the row add anything to the distances of a single attack?"""
-    return worst.eps < inf or len(worst.attacks) > 1
+    return worst.eps < inf or len(worst.cells) > 1
 
 
 def _worst_case_fact(worst: WorstCase, interval: IntervalOf) -> dict[str, Any]:
