@@ -254,19 +254,17 @@ def run_plan(  # noqa: PLR0913 - what to run, where, how, and when to stop
         rule.check(plan, options, workers)
         plan = first_stage(plan)
     path = Path(out) if out is not None else DEFAULT_FOLDER / plan.name
-    check_locks(plan.jobs, path, options, alone=workers == 1)
+    check_locks(plan.jobs, path, options)
     if options.existing != "redo":
         repair = options.existing == "repair"
         refuse_changed_cells(plan.jobs, path, options.device, repair=repair)
     remarks = RunFolder(path).remarks if RunFolder(path).exists else ()
     folder = write_plan(path, plan.to_json())
-    if workers != 1:
-        joined = write_jobs(path, plan.jobs, shared_searches(plan.jobs), options)
-        if workers == 0 and not joined:
-            raise UsageError(
-                "no other process can load these objects",
-                remedy="name model, attack and data, as file.py:factory, or use --workers 2",
-            )
+    if workers == 0 and not write_jobs(path, plan.jobs, shared_searches(plan.jobs), options):
+        raise UsageError(
+            "no other process can load these objects",
+            remedy="name model, attack and data, as file.py:factory, or use --workers 2",
+        )
     if checks:
         read_old_verdicts(folder, repair=options.existing == "repair")
     if workers == 0:

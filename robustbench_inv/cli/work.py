@@ -73,33 +73,44 @@ def work(
 
 def status(run: Run, json: Json = False) -> None:
     """Show how far the cells of a run are, and which processes compute them."""
+    from robustbench_inv.results.labels import distinct_labels
     from robustbench_inv.results.run_files import RunFolder
 
-    rows = [_describe(run / entry["digest"], entry) for entry in RunFolder(run).plan["cells"]]
+    entries = RunFolder(run).plan["cells"]
+    titles = distinct_labels((entry["digest"], _title(entry)) for entry in entries)
+    rows = [_describe(run / digest, title) for digest, title in titles.items()]
     if json:
         return print_json(rows)
     for row in rows:
         print_line(f"{row['cell']}: {row['state']}, {row['done']} of {row['samples']} samples")
         for claim in row["claims"]:
             block, age = claim["block"], claim["seconds"]
-            print_line(f"  block {block} by {claim['worker']}, renewed {age:.0f} s ago")
+            detail = f": {claim['detail']}" if claim["detail"] else ""
+            print_line(f"  block {block} by {claim['worker']}, renewed {age:.0f} s ago{detail}")
     return None
 
 
-def _describe(folder: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
+def _title(entry: Mapping[str, Any]) -> str:
+    from robustbench_inv.results.labels import cell_title
+
+    named = {key: entry[key] for key in ("attack", "threat", "dataset", "seed")}
+    return cell_title(model=entry.get("label") or entry["model"], **named)
+
+
+def _describe(folder: Path, title: str) -> dict[str, Any]:
     """Return the state of a cell while processes compute its blocks."""
     from robustbench_inv.results.block_board import OPENING, BlockBoard
     from robustbench_inv.results.cell_content import block_samples
     from robustbench_inv.results.run_files import CellFolder
 
     cell, board = CellFolder(folder), BlockBoard(folder, "")
-    title = f"{entry['attack']} on {entry.get('label') or entry['model']}, {entry['threat']}, {entry['dataset']}, seed {entry['seed']}"
     found = {"cell": title, "digest": folder.name, "state": "waiting", "done": 0, "samples": 0}
     claims = [
         {
             "block": "cell.json" if number == OPENING else number + 1,
             "worker": claim.worker,
             "seconds": board.age(number),
+            "detail": board.details(number),
         }
         for number, claim in board.claims().items()
     ]

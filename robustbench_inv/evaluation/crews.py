@@ -25,14 +25,24 @@ from robustbench_inv.evaluation.engine import (
     open_cell,
 )
 from robustbench_inv.evaluation.jobs import Job
+from robustbench_inv.evaluation.joining import write_jobs
 from robustbench_inv.evaluation.packing import CellOutcome, explain, failed_outcome
-from robustbench_inv.evaluation.worker import WorkerDied, WorkerProcess, work_packed
-from robustbench_inv.foreign import foreign
+from robustbench_inv.evaluation.worker import WorkerDied, WorkerProcess
+from robustbench_inv.foreign import foreign, time_limit
 from robustbench_inv.results.block_board import BlockBoard, new_evaluation
 from robustbench_inv.results.run_files import CELL, CellFolder
 from robustbench_inv.torch_state import stated_torch
 
-__all__ = ["Processes", "RayTasks", "SharedRun", "Task", "prepare", "share", "worker_gpus"]
+__all__ = [
+    "Death",
+    "Processes",
+    "SharedRun",
+    "Task",
+    "prepare",
+    "prepare_cell",
+    "share",
+    "worker_gpus",
+]
 
 Task = tuple[int, ...]
 """Numbers of cells that share their searches."""
@@ -102,43 +112,55 @@ def prepare(
     found = SharedRun(jobs, [], root, resumed, name, [], {})
     groups, skipped = list[Task](), list[CellOutcome]()
     for task in tasks:
-        outcomes = {number: _prepare_cell(found, jobs[number], options) for number in task}
+        outcomes = {number: _prepared(found, jobs[number], options) for number in task}
         skipped += filter(None, outcomes.values())
         if kept := tuple(number for number, outcome in outcomes.items() if outcome is None):
             groups.append(kept)
     return replace(found, groups=groups, skipped=skipped)
 
 
-def _prepare_cell(shared: SharedRun, job: Job, options: RunOptions) -> CellOutcome | None:
+def _prepared(shared: SharedRun, job: Job, options: RunOptions) -> CellOutcome | None:
     """Return the outcome of a cell that is not run, else None."""
-    digest, board = job.spec.digest, shared.board(job)
-    folder = shared.root / digest
-    board.forgive()
-    if not (folder / CELL).exists():
-        return None
-    if options.existing == "skip":
-        return CellOutcome(digest, job.title, (f"{job.title}: {SKIPPED}",))
-    if options.existing in ("redo", "repair"):
-        board.check_unclaimed()
-        board.clear()
-    elif board.folder.exists():  # others may be at work
-        return None
+    digest = job.spec.digest
     try:
-        with foreign(job.title), stated_torch(), open_cell(job, folder, options) as writer:
-            notes = shared.notes[digest] = tuple(cell_messages(job, writer, options))
-            if writer.next_block() is None:
-                return CellOutcome(digest, job.title, (*notes, *complete_cell(job, writer)))
-            if writer.restores_images:
-                board.mark_images()
+        notes, ended = prepare_cell(job, shared.board(job), options)
     except BadResults:
         raise
     except Exception as error:
         return failed_outcome(digest, job.title, explain(error))
-    return None
+    shared.notes[digest] = notes
+    return CellOutcome(digest, job.title, notes) if ended else None
+
+
+def prepare_cell(job: Job, board: BlockBoard, options: RunOptions) -> tuple[tuple[str, ...], bool]:
+    """Skip, complete, repair or delete a cell; return messages for the user, and whether nothing is left to do."""
+    folder = board.cell
+    if options.existing == "skip" and (folder / CELL).exists():
+        return (f"{job.title}: {SKIPPED}",), True
+    board.forgive()
+    if options.existing in ("redo", "repair"):
+        board.check_unclaimed()
+        board.clear()
+    elif board.folder.exists():  # others may be at work
+        return (), False
+    if not CellFolder(folder).started:
+        return (), False
+    with (
+        time_limit(options.timeout),
+        foreign(job.title),
+        stated_torch(),
+        open_cell(job, folder, options) as writer,
+    ):
+        notes = tuple(cell_messages(job, writer, options))
+        if writer.next_block() is None:
+            return (*notes, *complete_cell(job, writer)), True
+        if writer.restores_images:
+            board.mark_images()
+    return notes, False
 
 
 @dataclass(frozen=True)
-class _Death:
+class Death:
     """A process that ended before its work did.
 
     Args:
@@ -156,7 +178,7 @@ class _Crew(Protocol):
     def start(self) -> None:
         """Start one more."""
 
-    def events(self) -> Iterator[CellOutcome | _Death]:
+    def events(self) -> Iterator[CellOutcome | Death]:
         """Yield outcomes and deaths until all processes have ended."""
 
     def close(self) -> None:
@@ -177,6 +199,7 @@ def share(shared: SharedRun, gather: Callable[[], _Crew]) -> Iterator[CellOutcom
     yield from shared.skipped
     if not shared.groups:
         return
+    write_jobs(shared.root, shared.jobs, shared.groups, shared.options)
     found, deaths, idle = dict[str, CellOutcome](), Counter[tuple[str, int]](), 0
     with closing(gather()) as crew:
         for event in crew.events():
@@ -196,7 +219,7 @@ def share(shared: SharedRun, gather: Callable[[], _Crew]) -> Iterator[CellOutcom
 
 
 def _release(
-    shared: SharedRun, death: _Death, deaths: Counter[tuple[str, int]]
+    shared: SharedRun, death: Death, deaths: Counter[tuple[str, int]]
 ) -> Iterator[tuple[str, int]]:
     """Release the blocks of a process that died, and yield them; the cell of a block fails when it has killed too many."""
     for job in shared.left:
@@ -264,7 +287,7 @@ class Processes:
         worker = WorkerProcess(self._parcel, self._threads, name, task, gpu)
         self._running[worker.connection] = worker
 
-    def events(self) -> Iterator[CellOutcome | _Death]:
+    def events(self) -> Iterator[CellOutcome | Death]:
         """Yield outcomes and deaths until all processes have ended; report progress meanwhile."""
         while self._running:
             for connection in wait(list(self._running)):
@@ -274,7 +297,7 @@ class Processes:
                 except WorkerDied as death:
                     worker.close()
                     del self._running[connection]
-                    yield _Death(worker.name, str(death))
+                    yield Death(worker.name, str(death))
                     continue
                 if isinstance(message, Progress):
                     self._report(message)
@@ -288,52 +311,3 @@ class Processes:
         """End all processes."""
         for worker in self._running.values():
             worker.close()
-
-
-class RayTasks:
-    """Tasks of a Ray cluster, each of which works until the last block.
-
-    Args:
-        shared: what they share, in a folder that all nodes see.
-        ray: the module.
-        parcel: Ray's reference to the jobs.
-        gpus: share of a GPU that a task gets.
-    """
-
-    def __init__(self, shared: SharedRun, ray: Any, parcel: object, gpus: float) -> None:  # noqa: ANN401
-        self._shared, self._ray, self._parcel = shared, ray, parcel
-        on_gpu = shared.options.device.startswith("cuda")
-        resource, part = ("GPU", gpus) if on_gpu else ("CPU", 1.0)
-        fitting = int(ray.cluster_resources().get(resource, part) / part)
-        needs = {"num_gpus": gpus} if on_gpu else {}
-        self._remote = ray.remote(max_retries=0, **needs)(work_packed)
-        self._running: dict[Any, str] = {}
-        self._numbers = count()
-        for _ in range(max(1, min(fitting, shared.blocks))):
-            self.start()
-
-    def start(self) -> None:
-        """Start one more."""
-        shared, name = self._shared, f"{self._shared.name}/{next(self._numbers)}"
-        task = self._remote.remote(self._parcel, shared.groups, shared.root, shared.options, name)
-        self._running[task] = name
-
-    def events(self) -> Iterator[CellOutcome | _Death]:
-        """Yield outcomes and deaths until all tasks have ended."""
-        while self._running:
-            (done, *_), _ = self._ray.wait(list(self._running))
-            name = self._running.pop(done)
-            try:
-                outcomes: list[CellOutcome] = self._ray.get(done)
-            except BadResults:
-                raise
-            except self._ray.exceptions.RayError as error:
-                reason = str(error).strip().splitlines()[0]
-                yield _Death(name, f"its Ray task ended: {reason}")
-            else:
-                yield from outcomes
-
-    def close(self) -> None:
-        """End all tasks."""
-        for task in self._running:
-            self._ray.cancel(task, force=True)

@@ -1,28 +1,21 @@
-"""Runs a cell: evaluates the blocks that have no records yet, and writes each as soon as it is finished."""
+"""How a cell is run, opened and completed, and what is reported meanwhile."""
 
-import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Literal, get_args
 
 from robustbench_inv.arguments import check_flag, check_number, check_text
-from robustbench_inv.errors import DEADLINE_PASSED, BadParameter, DeadlinePassed
-from robustbench_inv.evaluation.block_runner import BlockRunner
+from robustbench_inv.errors import BadParameter
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.provenance import describe_cell
-from robustbench_inv.evaluation.search import (
-    SearchCache,
-)
 from robustbench_inv.evaluation.stored_answers import store_answers
-from robustbench_inv.results.block_board import BlockBoard
 from robustbench_inv.results.cell_writing import CellRequest, CellWriter
 from robustbench_inv.results.certificates import CertificateOptions
 from robustbench_inv.results.oracle_error import write_oracle_error
-from robustbench_inv.results.run_files import CELL, WITHOUT_DIGESTS, CellFolder
+from robustbench_inv.results.run_files import WITHOUT_DIGESTS, CellFolder
 
 __all__ = [
     "BATCH_SIZE",
@@ -35,7 +28,6 @@ __all__ = [
     "complete_cell",
     "ignore_progress",
     "open_cell",
-    "run_cell",
     "until",
 ]
 
@@ -138,47 +130,6 @@ def ignore_progress(progress: Progress) -> None:
     """Do nothing."""
 
 
-def run_cell(
-    job: Job,
-    folder: Path,
-    options: RunOptions,
-    report: ProgressCallback = ignore_progress,
-    cache: SearchCache | None = None,
-) -> list[str]:
-    """Evaluate the samples of a cell that have no records yet.
-
-    Args:
-        job: the cell and its samples.
-        folder: the cell's folder.
-        options: how to run.
-        report: called when the cell is opened, within blocks, and after each block.
-        cache: results of other cells that search on the same substitute.
-
-    Returns:
-        Messages for the user, one line each.
-
-    Raises:
-        BadResults: if the folder cannot be written, or belongs to another process or cell.
-        BadModel: if the model's output for a clean input is not a number.
-        DeadlinePassed: after the deadline; finished blocks are kept.
-    """
-    if time.time() > options.deadline:
-        raise DeadlinePassed(DEADLINE_PASSED)
-    if options.existing == "skip" and (folder / CELL).exists():
-        return [f"{job.title}: {SKIPPED}"]
-    with open_cell(job, folder, options) as writer:
-        notes = cell_messages(job, writer, options)
-        board = BlockBoard(folder, worker="")
-        if options.existing == "resume":
-            writer.absorb(board)  # of worker processes that were killed
-        board.clear()
-        report(_progress(job, writer))
-        if writer.next_block():
-            _run_blocks(job, writer, options, report, cache)
-        notes += complete_cell(job, writer)
-    return notes
-
-
 def complete_cell(job: Job, writer: CellWriter) -> list[str]:
     """Put the images of a cell without further blocks into one file, and write its oracle's error; return messages."""
     writer.finish()
@@ -224,33 +175,6 @@ def _lost_images(job: Job, writer: CellWriter) -> list[str]:
         return []
     found = f"the images of {len(lost)} samples were removed (first: {lost[0]})"
     return [f"{job.title}: {found}; --existing repair computes them again"]
-
-
-def _run_blocks(
-    job: Job,
-    writer: CellWriter,
-    options: RunOptions,
-    report: ProgressCallback,
-    cache: SearchCache | None,
-) -> None:
-    runner = BlockRunner(
-        job,
-        options.device,
-        lambda detail: report(_progress(job, writer, detail)),
-        options.deadline,
-        keep=options.keep_images or writer.restores_images,
-        cache=cache,
-    )
-    with closing(runner):
-        while pending := writer.next_block():
-            number, ids = pending
-            result = runner.run(ids, partial(writer.note, block=number))
-            writer.append(result.records, result.images)
-            report(_progress(job, writer))
-
-
-def _progress(job: Job, writer: CellWriter, detail: str = "") -> Progress:
-    return Progress(job.title, job.spec.digest, writer.done, writer.total, detail=detail)
 
 
 def _write_oracle_error(job: Job, folder: Path) -> None:

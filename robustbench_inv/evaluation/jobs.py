@@ -32,6 +32,7 @@ from robustbench_inv.evaluation.oracles import (
     with_oracle,
 )
 from robustbench_inv.identity import IDENTITY_VERSION, digest_value
+from robustbench_inv.results.labels import cell_title
 from robustbench_inv.threat.goals import Goal, Misclassify, MisclassifyAccepted, Target
 from robustbench_inv.threat.threat_model import ThreatModel, describe_threat, digest_threat
 
@@ -204,10 +205,13 @@ class Job:
     @property
     def title(self) -> str:
         """Name of the cell in messages and in the verdicts of checks."""
-        model = self.shown[0] or self.label or self.model.name
-        attack = self.shown[1] or self.attack.name
-        data = self.dataset.name
-        return f"{attack} on {model}, {self.threat.text}, {data}, seed {self.seed}"
+        return cell_title(
+            model=self.shown[0] or self.label or self.model.name,
+            attack=self.shown[1] or self.attack.name,
+            threat=self.threat.text,
+            dataset=self.dataset.name,
+            seed=self.seed,
+        )
 
     def to_json(self) -> dict[str, object]:
         """Return the cell's entry in plan.json."""

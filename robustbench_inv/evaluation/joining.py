@@ -5,12 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from robustbench_inv.errors import BadResults, UsageError
+from robustbench_inv.errors import BadResults
 from robustbench_inv.evaluation.engine import BATCH_SIZE, Progress, ProgressCallback, RunOptions
 from robustbench_inv.evaluation.jobs import EvaluationRequest, Job
 from robustbench_inv.evaluation.loading import NamedModel
 from robustbench_inv.evaluation.packing import CellOutcome, PackedJob, has_names
-from robustbench_inv.evaluation.sharing import work
+from robustbench_inv.evaluation.worker import work
 from robustbench_inv.results.block_board import new_evaluation
 from robustbench_inv.results.files import read_json, write_json
 
@@ -107,11 +107,7 @@ def _to_json(job: Job) -> dict[str, Any]:
 
 
 def _from_json(value: Mapping[str, Any], device: str, data_root: str | None) -> PackedJob:
-    """Return a job as another process packs it.
-
-    Raises:
-        UsageError: for a job without samples.
-    """
+    """Return a job as another process packs it."""
     label, model = str(value["label"]), str(value["model"])
     request = EvaluationRequest(
         models=[NamedModel(label, model) if label else model],
@@ -127,6 +123,4 @@ def _from_json(value: Mapping[str, Any], device: str, data_root: str | None) -> 
         panel=dict(value["panel"]),
     )
     samples = tuple(map(int, value["samples"]))
-    if not samples:
-        raise UsageError("a job has no samples")
     return PackedJob(request, samples, str(value["digest"]), str(value["title"]))

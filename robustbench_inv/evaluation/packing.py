@@ -1,25 +1,20 @@
-"""Jobs as bytes for another process, and what becomes of a cell; runs the cells of a group one after the other."""
+"""Jobs as bytes for another process, and what becomes of a cell."""
 
 import io
-import logging
 import mmap
 import pickle
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cloudpickle
 import torch
 
-from robustbench_inv.errors import BadResults, UsageError, text_of
-from robustbench_inv.evaluation.engine import ProgressCallback, RunOptions, run_cell
+from robustbench_inv.errors import UsageError, text_of
 from robustbench_inv.evaluation.jobs import EvaluationRequest, Job, rebuild_job
 from robustbench_inv.evaluation.loading import LoadCache, NamedModel
-from robustbench_inv.evaluation.search import CACHE_BYTES, SearchCache
-from robustbench_inv.foreign import foreign, time_limit
-from robustbench_inv.torch_state import stated_torch
+from robustbench_inv.foreign import foreign
 
 __all__ = [
     "CellOutcome",
@@ -30,11 +25,8 @@ __all__ = [
     "failed_outcome",
     "has_names",
     "pack_jobs",
-    "run_group",
     "unpack_jobs",
 ]
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -84,37 +76,6 @@ class PackedJob:
                 return rebuild_job(self.request, self.samples, self.digest, cache)
         except Exception as error:
             return failed_outcome(self.digest, self.title, explain(error))
-
-
-def run_group(
-    group: Sequence[Job], root: Path, options: RunOptions, report: ProgressCallback
-) -> Iterator[CellOutcome]:
-    """Run cells that share their searches, one after the other, and yield their outcomes.
-
-    An error becomes the outcome of its cell, so that the other cells run.
-
-    Raises:
-        BadResults: if results cannot be written.
-    """
-    cache = SearchCache(CACHE_BYTES if len(group) > 1 else 0)
-    for job in group:
-        with time_limit(options.timeout):
-            outcome = _run(job, root, options, report, cache)
-        yield outcome
-
-
-def _run(
-    job: Job, root: Path, options: RunOptions, report: ProgressCallback, cache: SearchCache
-) -> CellOutcome:
-    try:
-        with foreign(job.title), stated_torch():
-            notes = run_cell(job, root / job.spec.digest, options, report, cache)
-    except BadResults:
-        raise
-    except Exception as error:
-        _log.debug("%s failed", job.title, exc_info=True)
-        return failed_outcome(job.spec.digest, job.title, explain(error))
-    return CellOutcome(job.spec.digest, job.title, tuple(notes))
 
 
 def explain(error: Exception) -> str:

@@ -1,11 +1,9 @@
-"""The work of one process in an evaluation that several share: it claims blocks, computes them and stores them.
-
-No process directs the others. A process that finds enough finished blocks moves them into the journal, in order.
-"""
+"""A cell, seen from one of the processes that compute its blocks: claimed, computed, stored, moved into the journal."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from errno import ENOENT, ESTALE
 from itertools import accumulate
 from pathlib import Path
 
@@ -28,7 +26,7 @@ from robustbench_inv.evaluation.packing import (
     explain,
     failed_outcome,
 )
-from robustbench_inv.evaluation.search import CACHE_BYTES, SearchCache
+from robustbench_inv.evaluation.search import SearchCache
 from robustbench_inv.foreign import foreign, time_limit
 from robustbench_inv.results.block_board import OPENING, BlockBoard, BlockClaim, StoredBlock
 from robustbench_inv.results.cell_content import (
@@ -46,97 +44,24 @@ from robustbench_inv.results.parquet_records import COMPACTED
 from robustbench_inv.results.run_files import CELL, CellFolder
 from robustbench_inv.torch_state import stated_torch
 
-__all__ = ["SharedCell", "work"]
+__all__ = ["SharedCell", "check_time", "digest_of"]
 
-POLL_SECONDS = 0.25
-"""Pause of a process that finds nothing to claim, before it looks again."""
+DETAIL_SECONDS = 5.0
+"""Least seconds between two notes in the folder on how far a block is."""
 
 MOVED_AT_ONCE = 4
 """Finished blocks are moved into the journal when there are so many, and a quarter of those in it: moving reads it all."""
 
 
-def work(
-    groups: Sequence[Sequence[Job | PackedJob]],
-    root: Path,
-    options: RunOptions,
-    report: ProgressCallback,
-    worker: str,
-) -> Iterator[CellOutcome]:
-    """Compute blocks until no cell has one left, and yield the outcome of each cell that this process ended.
-
-    Args:
-        groups: cells that share their searches; process number k begins with the k-th group.
-        root: the run's folder.
-        options: how to run; existing results are resumed, whatever they say.
-        report: called as the cells progress.
-        worker: name of this process, ``EVALUATION/NUMBER``.
-
-    Raises:
-        BadResults: if results cannot be written.
-    """
-    caches: LoadCaches = {}
-    waiting = [
-        _Group([SharedCell(job, root, options, report, worker, caches) for job in group])
-        for group in groups
-    ]
-    first = int(worker.rpartition("/")[2]) % max(len(waiting), 1)
-    waiting = [*waiting[first:], *waiting[:first]]
-    while waiting:
-        worked = False
-        for group in list(waiting):
-            while group.step():
-                worked = True
-                yield from group.outcomes()
-            group.rest()
-            yield from group.outcomes()
-            if group.ended:
-                waiting.remove(group)
-        if waiting and not worked:
-            time.sleep(POLL_SECONDS)
+def check_time(options: RunOptions) -> None:
+    """Raise DeadlinePassed after the deadline."""
+    if time.time() > options.deadline:
+        raise DeadlinePassed(DEADLINE_PASSED)
 
 
-class _Group:
-    """Cells that share their searches: a process computes the same block of all of them.
-
-    Args:
-        cells: the cells.
-    """
-
-    def __init__(self, cells: "Sequence[SharedCell]") -> None:
-        self._cells, self._told = cells, set[str]()
-        self._cache = SearchCache(CACHE_BYTES if len(cells) > 1 else 0)
-
-    @property
-    def ended(self) -> bool:
-        """Is no cell left to work on?"""
-        return all(cell.ended for cell in self._cells)
-
-    def outcomes(self) -> Iterator[CellOutcome]:
-        """Yield the outcomes that were not yielded before."""
-        for cell in self._cells:
-            if cell.outcome and cell.digest not in self._told:
-                self._told.add(cell.digest)
-                yield cell.outcome
-
-    def rest(self) -> None:
-        """Release what the cells hold, since another group is next."""
-        for cell in self._cells:
-            cell.rest()
-
-    def step(self) -> bool:
-        """Open a cell, compute one block of each, or move blocks into a journal; return whether anything was done."""
-        left = [cell for cell in self._cells if not cell.ended]
-        if unopened := [cell for cell in left if not cell.opened]:
-            return sum(cell.open() for cell in unopened) > 0
-        pending = [(cell, set(cell.pending())) for cell in left]
-        numbers = sorted(set[int]().union(*(each for _, each in pending)))
-        claimed = {number for cell in left for number in cell.board.numbers()[1]}
-        for number in sorted(numbers, key=lambda each: each in claimed):
-            self._cache.clear()
-            wanted = [cell for cell, each in pending if number in each]
-            if sum(cell.compute(number, self._cache) for cell in wanted):
-                return True
-        return sum(cell.move() for cell in left) > 0
+def digest_of(job: Job | PackedJob) -> str:
+    """Return the digest of a cell."""
+    return job.digest if isinstance(job, PackedJob) else job.spec.digest
 
 
 class SharedCell:
@@ -144,7 +69,7 @@ class SharedCell:
 
     Args:
         job: the cell.
-        root: the run's folder.
+        folder: the cell's folder.
         options: how to run.
         report: called as the cell progresses.
         worker: name of this process.
@@ -154,12 +79,13 @@ class SharedCell:
         opened: is the order of its blocks known?
         ended: is there nothing left to do, here or in another process?
         outcome: how it ended, if it ended in this process.
+        error: the exception that ended it, if it failed in this process.
     """
 
     def __init__(
         self,
         job: Job | PackedJob,
-        root: Path,
+        folder: Path,
         options: RunOptions,
         report: ProgressCallback,
         worker: str,
@@ -167,11 +93,12 @@ class SharedCell:
     ) -> None:
         self._source, self._options, self._report, self._caches = job, options, report, caches
         self.title = job.title
-        self.digest = job.digest if isinstance(job, PackedJob) else job.spec.digest
-        self.folder = root / self.digest
+        self.digest = digest_of(job)
+        self.folder = folder
         self.board = BlockBoard(self.folder, worker)
         self.opened = self.ended = False
         self.outcome: CellOutcome | None = None
+        self.error: Exception | None = None
         self._job: Job | None = None
         self._runner: BlockRunner | None = None
         self._notes: tuple[str, ...] = ()
@@ -179,14 +106,19 @@ class SharedCell:
 
     def open(self) -> bool:
         """Read the order of the blocks, or write it first; return whether that was possible."""
-        if self._has_failed() or (self.board.folder.exists() and self._read_order()):
+        if self._has_failed():
+            return True
+        if self.board.folder.exists() and self._read_order():
+            self._report(self.progress())
             return True
         with self._claimed(OPENING) as claim:
             if claim is None:
                 return False
-            with self._failing(), open_cell(self._built(), self.folder, self._options) as writer:
-                self._notes = tuple(cell_messages(self._built(), writer, self._options))
-                self._complete(writer)
+            with self._failing():
+                check_time(self._options)
+                with open_cell(self._built(), self.folder, self._options) as writer:
+                    self._notes = tuple(cell_messages(self._built(), writer, self._options))
+                    self._complete(writer)
         return True
 
     def pending(self) -> list[int]:
@@ -234,6 +166,15 @@ class SharedCell:
             self.board.clear()
         return moved
 
+    def save(self) -> None:
+        """Move finished blocks into the journal, if another process does not."""
+        if self.board.numbers()[0]:
+            with (
+                suppress(Exception),
+                open_cell(self._built(), self.folder, self._options) as writer,
+            ):
+                writer.absorb(self.board)
+
     def rest(self) -> None:
         """Release the model."""
         if self._runner:
@@ -241,29 +182,42 @@ class SharedCell:
         self._runner = None
 
     def _compute(self, number: int, cache: SearchCache) -> None:
-        if time.time() > self._options.deadline:
-            raise DeadlinePassed(DEADLINE_PASSED)
+        check_time(self._options)
         ids, events = self._blocks[number], list[bytes]()
-        self._detail = f"block {number + 1} of {len(self._blocks)}"
+        self._number, self._described = number, 0.0
 
         def log_event(event: str, **values: object) -> None:
             events.append(event_line(event, block=number, **values))
 
         result = self._running(cache).run(ids, log_event)
         if result.images is not None:
-            ImageShards(self.folder, CellFolder(self.folder).salt).add(number, ids, result.images)
+            shards = ImageShards(self.folder, CellFolder(self.folder).salt)
+            try:
+                shards.add(number, ids, result.images)
+            except BadResults:  # others have completed the cell since this process lost its claim
+                if number in self.pending():
+                    raise
+                return
         lines = "".join(record.to_json_line() for record in result.records).encode()
         kept = result.images is not None
         block = StoredBlock(ids, lines, b"".join(events), kept, self.board.worker)
         self.board.store(number, block)
-        self._report(self._progress(""))
+        self._report(self.progress())
+
+    def _tell(self, detail: str) -> None:
+        """Report what the attack does within the present block, now and then to other processes too."""
+        text = f"block {self._number + 1} of {len(self._blocks)}: {detail}"
+        if time.monotonic() - self._described >= DETAIL_SECONDS:
+            self.board.describe(self._number, text)
+            self._described = time.monotonic()
+        self._report(self.progress(text))
 
     def _running(self, cache: SearchCache) -> BlockRunner:
         if self._runner is None:
             self._runner = BlockRunner(
                 self._built(),
                 self._options.device,
-                lambda detail: self._report(self._progress(f"{self._detail}: {detail}")),
+                self._tell,
                 self._options.deadline,
                 keep=self._options.keep_images or self.board.keeps_images,
                 cache=cache,
@@ -285,7 +239,14 @@ class SharedCell:
             self._job = built
         return self._job
 
-    def _progress(self, detail: str) -> Progress:
+    def look(self) -> None:
+        """Report what other processes do, as far as the folder says it."""
+        if self.opened or (self.board.folder.exists() and self._read_order()):
+            details = (self.board.details(number) for number in sorted(self.board.numbers()[1]))
+            self._report(self.progress("; ".join(filter(None, details))))
+
+    def progress(self, detail: str = "") -> Progress:
+        """Return how many samples are finished."""
         finished = self.board.numbers()[0] | set(range(self._moved()))
         done = sum(len(self._blocks[n]) for n in finished if n < len(self._blocks))
         return Progress(self.title, self.digest, done, sum(map(len, self._blocks)), detail=detail)
@@ -321,16 +282,18 @@ class SharedCell:
     def _count_records(self) -> int:
         """Return the number of lines in the journal, all if it was compacted; only what has grown is read."""
         path, (size, count) = self.folder / RECORDS, self._read
-        while not path.exists():  # another process may restore it meanwhile
+        try:
+            with path.open("rb") as file:
+                if file.seek(0, 2) < size:
+                    size = count = 0
+                file.seek(size)
+                new = file.read()
+        except OSError as error:  # another process compacts or restores it meanwhile
             if (self.folder / COMPACTED).exists():
                 return len(CellFolder(self.folder).samples)
-            if not path.exists():
-                return 0
-        with path.open("rb") as file:
-            if file.seek(0, 2) < size:
-                size = count = 0
-            file.seek(size)
-            new = file.read()
+            if error.errno not in (ENOENT, ESTALE):
+                raise
+            return self._count_records() if path.exists() else 0
         self._read = size + len(new), count + new.count(b"\n")
         return self._read[1]
 
@@ -355,6 +318,7 @@ class SharedCell:
         except BadResults:
             raise
         except Exception as error:
+            self.error = error
             self._fail(explain(error))
 
     def _fail(self, reason: str) -> None:

@@ -1,4 +1,7 @@
-"""A worker process, seen from its parent and from itself: it shares the evaluation's blocks and ends with its parent."""
+"""The work of one process on cells, and a worker process, seen from its parent and from itself.
+
+No process directs the others. A process that finds enough finished blocks moves them into the journal, in order.
+"""
 
 import mmap
 import os
@@ -7,6 +10,8 @@ import select
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -15,14 +20,133 @@ from threading import Thread
 import torch
 
 from robustbench_inv.errors import BadResults, UsageError
-from robustbench_inv.evaluation.engine import Progress, RunOptions, ignore_progress
-from robustbench_inv.evaluation.packing import CellOutcome, Groups, explain, unpack_jobs
-from robustbench_inv.evaluation.sharing import work
+from robustbench_inv.evaluation.engine import (
+    Progress,
+    ProgressCallback,
+    RunOptions,
+    ignore_progress,
+)
+from robustbench_inv.evaluation.jobs import Job
+from robustbench_inv.evaluation.packing import (
+    CellOutcome,
+    Groups,
+    LoadCaches,
+    PackedJob,
+    explain,
+    unpack_jobs,
+)
+from robustbench_inv.evaluation.search import CACHE_BYTES, SearchCache
+from robustbench_inv.evaluation.sharing import SharedCell, digest_of
 
-__all__ = ["WorkerDied", "WorkerProcess", "serve", "work_packed"]
+__all__ = ["WorkerDied", "WorkerProcess", "finish", "serve", "work", "work_packed"]
+
+POLL_SECONDS = 0.25
+"""Pause of a process that finds nothing to claim, before it looks again."""
 
 _end_process = os._exit
 """The function itself, which ``foreign`` replaces while foreign code runs."""
+
+
+def work(
+    groups: Sequence[Sequence[Job | PackedJob]],
+    root: Path,
+    options: RunOptions,
+    report: ProgressCallback,
+    worker: str,
+) -> Iterator[CellOutcome]:
+    """Compute blocks until no cell has one left, and yield the outcome of each cell that this process ended.
+
+    Args:
+        groups: cells that share their searches; process number k begins with the k-th group.
+        root: the run's folder.
+        options: how to run; existing results are resumed, whatever they say.
+        report: called as the cells progress.
+        worker: name of this process, ``EVALUATION/NUMBER``.
+
+    Raises:
+        BadResults: if results cannot be written.
+    """
+    caches: LoadCaches = {}
+    first = int(worker.rpartition("/")[2]) % max(len(groups), 1)
+    ordered = [*groups[first:], *groups[:first]]
+    yield from finish(
+        *(
+            [
+                SharedCell(job, root / digest_of(job), options, report, worker, caches)
+                for job in group
+            ]
+            for group in ordered
+        )
+    )
+
+
+def finish(*groups: "Sequence[SharedCell]") -> Iterator[CellOutcome]:
+    """Compute blocks of cells, in groups that share their searches, as ``work`` does."""
+    waiting = everything = [_Group(cells) for cells in groups]
+    try:
+        while waiting:
+            worked = False
+            for group in waiting:
+                while group.step():
+                    worked = True
+                    yield from group.outcomes()
+                group.rest()
+                yield from group.outcomes()
+            waiting = [group for group in waiting if not group.ended]
+            if waiting and not worked:
+                time.sleep(POLL_SECONDS)
+    finally:
+        for group in everything:
+            group.save()
+
+
+class _Group:
+    """Cells that share their searches: a process computes the same block of all of them.
+
+    Args:
+        cells: the cells.
+    """
+
+    def __init__(self, cells: "Sequence[SharedCell]") -> None:
+        self._cells, self._told = cells, set[str]()
+        self._cache = SearchCache(CACHE_BYTES if len(cells) > 1 else 0)
+
+    @property
+    def ended(self) -> bool:
+        """Is no cell left to work on?"""
+        return all(cell.ended for cell in self._cells)
+
+    def outcomes(self) -> Iterator[CellOutcome]:
+        """Yield the outcomes that were not yielded before."""
+        for cell in self._cells:
+            if cell.outcome and cell.digest not in self._told:
+                self._told.add(cell.digest)
+                yield cell.outcome
+
+    def rest(self) -> None:
+        """Release what the cells hold, since another group is next."""
+        for cell in self._cells:
+            cell.rest()
+
+    def save(self) -> None:
+        """Move finished blocks of cells that are not complete into their journals, since this process ends."""
+        for cell in self._cells:
+            cell.save()
+
+    def step(self) -> bool:
+        """Open a cell, compute one block of each, or move blocks into a journal; return whether anything was done."""
+        left = [cell for cell in self._cells if not cell.ended]
+        if unopened := [cell for cell in left if not cell.opened]:
+            return sum(cell.open() for cell in unopened) > 0
+        pending = [(cell, set(cell.pending())) for cell in left]
+        numbers = sorted(set[int]().union(*(each for _, each in pending)))
+        claimed = {number for cell in left for number in cell.board.numbers()[1]}
+        for number in sorted(numbers, key=lambda each: each in claimed):
+            self._cache.clear()
+            wanted = [cell for cell, each in pending if number in each]
+            if sum(cell.compute(number, self._cache) for cell in wanted):
+                return True
+        return sum(cell.move() for cell in left) > 0
 
 
 def work_packed(

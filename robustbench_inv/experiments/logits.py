@@ -14,9 +14,10 @@ from robustbench_inv.catalogue.cards import SuiteEntry
 from robustbench_inv.catalogue.models import LoadedModel
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import InvbenchError
-from robustbench_inv.evaluation.engine import RunOptions, run_cell
+from robustbench_inv.evaluation.engine import RunOptions
 from robustbench_inv.evaluation.jobs import EvaluationRequest, Job, build_jobs
 from robustbench_inv.evaluation.plan import plan_jobs
+from robustbench_inv.evaluation.schedule import run_cell
 from robustbench_inv.experiments.protocol import ExperimentRequest
 from robustbench_inv.models.protocol import classify, device_of
 from robustbench_inv.randomness import SampleRNG

@@ -17,9 +17,10 @@ from robustbench_inv.catalogue.references import import_object
 from robustbench_inv.data.isotopes import IsotopePatterns
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadCatalogue
-from robustbench_inv.evaluation.engine import RunOptions, run_cell
+from robustbench_inv.evaluation.engine import RunOptions
 from robustbench_inv.evaluation.jobs import EvaluationRequest, build_jobs
 from robustbench_inv.evaluation.plan import plan_jobs
+from robustbench_inv.evaluation.schedule import run_cell
 from robustbench_inv.experiments.protocol import ExperimentRequest, load_samples
 from robustbench_inv.models.spectra import Discriminant
 from robustbench_inv.results.experiment_result import ExperimentResult, MeasuredNumber

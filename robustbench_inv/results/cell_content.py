@@ -10,6 +10,7 @@ from pathlib import Path
 from robustbench_inv.errors import BadResults
 from robustbench_inv.results.cell_events import Checkpoint, checkpoints, complete_lines
 from robustbench_inv.results.cell_parts import Segment
+from robustbench_inv.results.files import read_whole
 from robustbench_inv.results.parquet_records import (
     COMPACTED,
     compacted_digest,
@@ -357,7 +358,7 @@ def _bytes(path: Path) -> bytes | None:
         BadResults: if it cannot be read.
     """
     try:
-        return path.read_bytes()
+        return read_whole(path)
     except FileNotFoundError:
         return None
     except OSError as error:

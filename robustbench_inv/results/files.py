@@ -34,6 +34,7 @@ __all__ = [
     "read_gzip",
     "read_json",
     "read_versioned",
+    "read_whole",
     "remove_leftovers",
     "replaced",
     "temporary_path",
@@ -216,6 +217,22 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
+READ_TRIES = 20
+"""How often a file is read in one second while another machine replaces it."""
+
+
+def read_whole(path: Path) -> bytes:
+    """Read a file; again if another machine has replaced it, which a network file system calls a stale handle."""
+    for _ in range(READ_TRIES):
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+        time.sleep(1 / READ_TRIES)
+    return path.read_bytes()
+
+
 def write_json(path: Path, value: Mapping[str, object]) -> None:
     """Replace a JSON file atomically; each entry of the object is one line, the last is the digest of the others."""
     entries = {key: entry for key, entry in value.items() if key != DIGEST}
@@ -232,7 +249,7 @@ def read_json(path: Path) -> object:
         BadResults: if it is missing, unreadable or no JSON, or was changed after it was written.
     """
     try:
-        data = path.read_bytes()
+        data = read_whole(path)
         value = parse_json(data)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
@@ -346,7 +363,7 @@ LOCK_TRIES = 10
 
 def is_locked(path: Path) -> bool:
     """Is another process writing a file? A missing one is free."""
-    with suppress(FileNotFoundError), path.open("rb") as file:
+    with suppress(OSError), path.open("rb") as file:
         try:
             fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

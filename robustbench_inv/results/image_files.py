@@ -1,20 +1,24 @@
 """The kept images of a cell: a file for each block, later one file; each carries a digest of its content."""
 
 import hashlib
+import io
+import json
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from robustbench_inv.errors import BadResults
 from robustbench_inv.results.files import (
     DIGEST,
     explain_write_errors,
+    read_whole,
     remove_leftovers,
     write_atomically,
 )
@@ -57,9 +61,9 @@ def read_images(path: Path, cell: str) -> Images:
         BadResults: if the file is damaged, was changed, or belongs to another cell.
     """
     try:
-        with safe_open(path, "numpy") as file:
-            digest = (file.metadata() or {}).get(DIGEST)
-            images = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no mapping
+        data = read_whole(path)  # a mapped file ends the process if another machine replaces it
+        images = load(data)
+        digest = _header(io.BytesIO(data)).get("__metadata__", {}).get(DIGEST)
         _check_arrays(images)
     except UNREADABLE as error:
         raise _damaged(path, f"is damaged: {error}") from error
@@ -175,9 +179,17 @@ class ImageShards:
 
 
 def _read_samples(path: Path) -> list[int]:
-    with safe_open(path, "numpy") as file:
-        found: list[int] = file.get_tensor("samples").tolist()
+    with path.open("rb") as file:
+        start, end = _header(file)["samples"]["data_offsets"]
+        file.seek(start, os.SEEK_CUR)
+        found: list[int] = np.frombuffer(file.read(end - start), np.int64).tolist()
     return found
+
+
+def _header(file: BinaryIO) -> dict[str, Any]:
+    """Read the header of a safetensors file, and stop where its arrays begin."""
+    header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return header
 
 
 def _merge(parts: Sequence[Images]) -> Images:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from robustbench_inv.results.cell import CellInfo, FinishedCell
 from robustbench_inv.results.cell_parts import OracleInfo
 
-__all__ = ["Labels", "distinct_labels", "names_and_digests"]
+__all__ = ["Labels", "cell_title", "distinct_labels", "names_and_digests"]
 
 MIN_DIGITS = 4
 """Smallest number of digits of a digest that distinguish two things of one name."""
@@ -69,6 +69,11 @@ def names_and_digests(cell: FinishedCell) -> dict[str, str]:
         "attack_digest": cell.attack.key,
         "dataset_digest": cell.info.dataset_key,
     }
+
+
+def cell_title(*, model: str, attack: str, threat: str, dataset: str, seed: int) -> str:
+    """Return the name of a cell in messages, in the verdicts of checks, and in the status of a run."""
+    return f"{attack} on {model}, {threat}, {dataset}, seed {seed}"
 
 
 def distinct_labels(named: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from robustbench_inv.errors import BadResults
+from robustbench_inv.results.files import read_whole
 from robustbench_inv.results.record import STATUSES
 from robustbench_inv.results.record_columns import (
     NO_ORACLE_LABEL,
@@ -98,7 +99,7 @@ def read_compacted(path: Path, salt: str, digest: str) -> RecordColumns:
         BadResults: if it is missing or was changed.
     """
     try:
-        data = path.read_bytes()
+        data = read_whole(path)
     except OSError as error:
         raise BadResults(f"cannot read {path}: {error.strerror or error}") from error
     if compacted_digest(salt, data) != digest:

@@ -13,10 +13,11 @@ from robustbench_inv.catalogue.attacks import load_attack, with_ood_data
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import BadData, CapabilityMismatch
 from robustbench_inv.evaluation import loading
-from robustbench_inv.evaluation.engine import RunOptions, run_cell
+from robustbench_inv.evaluation.engine import RunOptions
 from robustbench_inv.evaluation.jobs import EvaluationRequest, build_jobs
 from robustbench_inv.evaluation.packing import pack_jobs, unpack_jobs
 from robustbench_inv.evaluation.plan import plan_jobs
+from robustbench_inv.evaluation.schedule import run_cell
 from robustbench_inv.models.reject_option import reject
 from robustbench_inv.models.wrapping import wrap_module
 from robustbench_inv.results.run_files import CellFolder

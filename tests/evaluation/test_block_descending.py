@@ -10,7 +10,8 @@ from robustbench_inv.attacks.apgd import APGD
 from robustbench_inv.attacks.ensemble import Ensemble
 from robustbench_inv.attacks.pgd import FGSM, PGD
 from robustbench_inv.attacks.protocol import SupportsWarmStart
-from robustbench_inv.evaluation.engine import RunOptions, run_cell
+from robustbench_inv.evaluation.engine import RunOptions
+from robustbench_inv.evaluation.schedule import run_cell
 from robustbench_inv.results.cell_events import sample_values
 from robustbench_inv.results.run_files import CellFolder
 

@@ -11,8 +11,9 @@ from torch import nn
 from robustbench_inv.attacks.pgd import PGD
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import BadData, BadModel, DeadlinePassed
-from robustbench_inv.evaluation import engine
-from robustbench_inv.evaluation.engine import RunOptions, run_cell
+from robustbench_inv.evaluation import engine, sharing
+from robustbench_inv.evaluation.engine import RunOptions
+from robustbench_inv.evaluation.schedule import run_cell
 from robustbench_inv.results.run_files import CellFolder
 from robustbench_inv.results.summary import summarise
 
@@ -335,7 +336,7 @@ def test_failures_of_single_samples_are_logged(toys, tmp_path):
 def test_a_deadline_stops_an_attack_and_keeps_the_finished_blocks(toys, tmp_path, monkeypatch):
     job, ticks = toys.make_job(PGD(40), toys.linf(0.001)), count()
     whole, _ = run(job, tmp_path / "whole", batch_size=20)
-    monkeypatch.setattr(engine.time, "time", lambda: next(ticks))  # a second for each query
+    monkeypatch.setattr(sharing.time, "time", lambda: next(ticks))  # a second for each query
     with engine.until(60), pytest.raises(DeadlinePassed):
         run(job, tmp_path / "cut", batch_size=20)
     kept = CellFolder(tmp_path / "cut").records()

@@ -12,9 +12,10 @@ from torch import nn
 from robustbench_inv.api import evaluate
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import BadData, BadModel
-from robustbench_inv.evaluation.engine import RunOptions, run_cell
+from robustbench_inv.evaluation.engine import RunOptions
 from robustbench_inv.evaluation.judge import Judge
 from robustbench_inv.evaluation.loading import inspect_model
+from robustbench_inv.evaluation.schedule import run_cell
 from robustbench_inv.evaluation.search import make_searches
 from robustbench_inv.isolation import attempts_for, isolate
 from robustbench_inv.results.run_files import CellFolder

@@ -7,9 +7,10 @@ from torch import nn
 from robustbench_inv.checks.records import check_consistency
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import CapabilityMismatch
-from robustbench_inv.evaluation.engine import RunOptions, run_cell
+from robustbench_inv.evaluation.engine import RunOptions
 from robustbench_inv.evaluation.jobs import EvaluationRequest, build_jobs
 from robustbench_inv.evaluation.plan import plan_jobs
+from robustbench_inv.evaluation.schedule import run_cell
 from robustbench_inv.results.run_files import CellFolder
 
 FIRST = [0.62, 0.5, 0.4]

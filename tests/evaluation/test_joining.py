@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -11,10 +12,12 @@ import robustbench_inv as rbi
 from robustbench_inv.api import evaluate
 from robustbench_inv.cli.main import app
 from robustbench_inv.errors import BadResults, UsageError
-from robustbench_inv.evaluation.engine import ignore_progress
-from robustbench_inv.evaluation.joining import join
+from robustbench_inv.evaluation.engine import RunOptions, ignore_progress
+from robustbench_inv.evaluation.joining import join, write_jobs
+from robustbench_inv.evaluation.sharing import SharedCell
 from robustbench_inv.results.block_board import BlockBoard
 from robustbench_inv.results.files import write_json
+from robustbench_inv.results.image_files import ImageShards
 from robustbench_inv.results.run_files import RunFolder
 
 SPHERES = "spheres:d=500,n=10,r1=1,r2=1.3"
@@ -56,28 +59,90 @@ def test_a_run_without_workers_waits_for_others(alone, tmp_path):
     assert files(folder) == files(alone)
     assert {(p.cell, p.cells) for p in seen} == {(n, 4) for n in range(1, 5)}
     assert not list(folder.glob("*/blocks"))
-    assert [p.done for p in seen if p.cell == 4 and p.state == "running"] == [7, 14, 21, 28, 35, 40]
+    assert [p.done for p in seen if p.cell == 4 and p.state == "running" and not p.detail] == [
+        *range(0, 40, 7),
+        40,
+    ]
     assert evaluate(**ARGUMENTS, out=folder).failures == ()
     assert files(folder) == files(alone)
+
+
+def test_a_run_of_one_worker_can_be_joined(alone, tmp_path):
+    folder, mine, joined = tmp_path / "r", [], []
+
+    def report(progress):
+        mine.append(progress)
+        if progress.done == 7 and not joined:
+            joined.extend(join(folder, "cpu", None, ignore_progress))
+
+    assert evaluate(**ARGUMENTS, out=folder, progress=report).failures == ()
+    assert [outcome.failure for outcome in joined] == [None] * 4  # the other one has completed all
+    assert not [each for each in mine if each.done == 14]
+    assert files(folder) == files(alone)
+
+
+def test_a_process_that_was_paused_past_the_end_of_its_cell(alone, tmp_path, monkeypatch):
+    """Its folder of images is gone, which is no error: others have computed its block."""
+    folder, real, seen = tmp_path / "r", ImageShards.add, []
+    evaluate(**ARGUMENTS, out=folder, workers=0)
+
+    def paused(self, block, *rest):
+        if seen:
+            return real(self, block, *rest)
+        seen.append(block)
+        (claim,) = folder.glob("*/blocks/0.claim")
+        claim.unlink()  # the lease has expired
+        list(join(folder, "cpu", None, ignore_progress))
+        raise BadResults("no such file or directory")
+
+    monkeypatch.setattr(ImageShards, "add", paused)
+    outcomes = list(join(folder, "cpu", None, ignore_progress))
+    assert [outcome.failure for outcome in outcomes] == [None] * 3
+    assert files(folder) == files(alone)
+
+
+def test_jobs_without_samples_are_complete_at_once(tmp_path):
+    """As in the first stage of a run that stops when it is decided, for an attack on a part of the samples."""
+    folder = tmp_path / "r"
+    plan = evaluate(**ARGUMENTS, out=folder, workers=0).plan
+    jobs = [replace(plan.jobs[0], samples=()), plan.jobs[1]]
+    write_jobs(folder, jobs, [[0], [1]], RunOptions(batch_size=7))
+    outcomes = list(join(folder, "cpu", None, ignore_progress))
+    assert [outcome.failure for outcome in outcomes] == [None, None]
 
 
 def test_what_another_process_left_is_used(alone, tmp_path):
     """Finished blocks that are not in the journal yet are neither lost nor computed again."""
     folder = tmp_path / "r"
-    evaluate(**ARGUMENTS, out=folder, workers=0)
+    jobs = evaluate(**ARGUMENTS, out=folder, workers=0).plan.jobs
     child = os.fork()
     if not child:
-        list(join(folder, "cpu", None, kill_after(3)))
+        list(join(folder, "cpu", None, kill_after(4)))
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
     (cell,) = folder.glob("*/cell.json")
     assert BlockBoard(cell.parent, "").numbers()[0] == {0, 1, 2}
     assert not (cell.parent / "records.jsonl").read_bytes()
+    watch(cell.parent, jobs)
     kept = (cell.parent / "blocks" / "1.block").read_bytes()
     evaluate(**ARGUMENTS, out=folder)
     assert files(folder) == files(alone)
     events = (cell.parent / "events.jsonl").read_text()
     seconds = json.loads(kept[kept.index(b'{"event": "block_time"') :].splitlines()[0])["seconds"]
     assert f'"seconds": {seconds}' in events
+
+
+def watch(folder, jobs):
+    """A process that computes nothing, such as that of a Ray cluster's driver, reads the progress of others in the folder."""
+    seen, board = [], BlockBoard(folder, "")
+    assert set(board.claims()) == {2}
+    board.describe(2, "block 3 of 6: 2 of 7 samples robust")
+    job = next(job for job in jobs if job.spec.digest == folder.name)
+    SharedCell(job, folder, RunOptions(batch_size=7), seen.append, "", {}).look()
+    assert [(p.done, p.total, p.detail) for p in seen] == [
+        (21, 40, "block 3 of 6: 2 of 7 samples robust")
+    ]
+    row = json.loads(CliRunner().invoke(app, ["status", str(folder.parent), "--json"]).output)
+    assert [claim["detail"] for each in row for claim in each["claims"]] == [seen[0].detail]
 
 
 def kill_after(count):

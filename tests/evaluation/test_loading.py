@@ -10,9 +10,10 @@ from robustbench_inv.attacks.fixed_inputs import Counterpart
 from robustbench_inv.attacks.protocol import Batch
 from robustbench_inv.checks.records import check_adversarial_inputs, check_consistency
 from robustbench_inv.errors import CapabilityMismatch
-from robustbench_inv.evaluation.engine import RunOptions, run_cell
+from robustbench_inv.evaluation.engine import RunOptions
 from robustbench_inv.evaluation.loading import Loader
 from robustbench_inv.evaluation.plan import plan_jobs
+from robustbench_inv.evaluation.schedule import run_cell
 from robustbench_inv.results.cell_events import sample_values
 from robustbench_inv.results.run_files import CellFolder
 from robustbench_inv.threat.budgets import LpBall

@@ -164,7 +164,8 @@ def test_passes():
     ids=["alone", "cascade"],
 )
 def test_the_estimate_is_for_a_sample_that_survives(toys, tmp_path, attack, count):
-    from robustbench_inv.evaluation.engine import RunOptions, run_cell
+    from robustbench_inv.evaluation.engine import RunOptions
+    from robustbench_inv.evaluation.schedule import run_cell
     from robustbench_inv.results.run_files import CellFolder
 
     class Slow(nn.Module):

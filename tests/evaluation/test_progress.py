@@ -7,7 +7,8 @@ from robustbench_inv import progress as progress_module
 from robustbench_inv.attacks.ensemble import Ensemble
 from robustbench_inv.attacks.pgd import PGD
 from robustbench_inv.evaluation import block_runner
-from robustbench_inv.evaluation.engine import Progress, RunOptions, run_cell
+from robustbench_inv.evaluation.engine import Progress, RunOptions
+from robustbench_inv.evaluation.schedule import run_cell
 from robustbench_inv.results.run_files import CellFolder
 
 
@@ -24,7 +25,7 @@ def test_an_ensemble_reports_its_part_and_the_samples_left(toys, tmp_path):
     run_cell(job, tmp_path / "c", RunOptions(), reports.append)
     details = [report.detail for report in reports if report.detail]
     assert reports[0].detail == reports[-1].detail == ""
-    assert details[0].startswith("eps 8/255, attack 1 of 2, 55 of 55 samples robust")
+    assert details[0].startswith("block 1 of 1: eps 8/255, attack 1 of 2, 55 of 55 samples robust")
     assert any("attack 2 of 2" in detail for detail in details)
     assert all(detail.endswith(" passes") for detail in details)
 

@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from robustbench_inv.errors import BadResults
-from robustbench_inv.evaluation.engine import RunOptions, run_cell
+from robustbench_inv.evaluation.engine import RunOptions
+from robustbench_inv.evaluation.schedule import run_cell
 from robustbench_inv.results.run_files import CellFolder
 
 

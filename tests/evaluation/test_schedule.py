@@ -101,7 +101,7 @@ def fake_ray(dies, nodes=1):
         put=lambda value: value,
         cluster_resources=lambda: {"CPU": float(nodes)},
         remote=remote,
-        wait=lambda tasks: (tasks[:1], tasks[1:]),
+        wait=lambda tasks, **_: (tasks[:1], tasks[1:]),
         get=lambda reference: get(reference.task),
         cancel=lambda *_, **__: None,
         exceptions=SimpleNamespace(RayError=RayError),

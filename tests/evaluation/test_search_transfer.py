@@ -15,10 +15,10 @@ from robustbench_inv.catalogue.attacks import load_attack
 from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.evaluation import block_runner
-from robustbench_inv.evaluation.engine import RunOptions, run_cell
+from robustbench_inv.evaluation.engine import RunOptions
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.plan import plan_jobs
-from robustbench_inv.evaluation.schedule import run_jobs
+from robustbench_inv.evaluation.schedule import run_cell, run_jobs
 from robustbench_inv.evaluation.search import scale_to_budget
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.results.run_files import CellFolder

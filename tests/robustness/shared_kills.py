@@ -1,6 +1,7 @@
 """Kill and pause processes that share a run, past their leases: nothing is lost, doubled or changed.
 
-Run as a program, it does so 30 times: ``python tests/robustness/shared_kills.py 30``.
+Run as a program, it does so 30 times: ``python tests/robustness/shared_kills.py 30``. Followed by mounts of one network
+file system, process k sees the run through the k-th of them, and takes the others for processes of other machines.
 """
 
 import os
@@ -26,7 +27,8 @@ from robustbench_inv.evaluation.engine import RunOptions, ignore_progress
 from robustbench_inv.evaluation.jobs import EvaluationRequest
 from robustbench_inv.evaluation.plan import make_plan
 from robustbench_inv.evaluation.schedule import run_jobs
-from robustbench_inv.evaluation.sharing import work
+from robustbench_inv.evaluation.worker import work
+from robustbench_inv.results import block_board
 from robustbench_inv.results.block_board import LEASE_SECONDS, new_evaluation
 
 SAMPLES, PROCESSES = 60, 3
@@ -59,13 +61,15 @@ def jobs():
     return make_plan(request).jobs
 
 
-def start(cells, root, number):
+def start(cells, roots, number):
     """Start a process that shares the cells."""
     child = os.fork()
     if child:
         return child
-    code = 1
+    code, root = 1, roots[number % len(roots)]
     try:
+        if len(roots) > 1:
+            block_board.place = lambda: f"machine {number}"
         list(
             work(
                 [[cell] for cell in cells],
@@ -82,15 +86,15 @@ def start(cells, root, number):
         os._exit(code)
 
 
-def disturb(cells, root, draw):
+def disturb(cells, roots, draw):
     """Share a run among processes of which one is killed and one paused at random moments; return how often."""
-    running = [start(cells, root, number) for number in range(PROCESSES)]
+    running = [start(cells, roots, number) for number in range(PROCESSES)]
     time.sleep(draw.uniform(0.0, 0.4))
     killed, paused = draw.sample(range(PROCESSES), 2)
     os.kill(running[paused], signal.SIGSTOP)
     os.kill(running[killed], signal.SIGKILL)
     os.waitpid(running[killed], 0)
-    running[killed] = start(cells, root, killed)
+    running[killed] = start(cells, roots, killed)
     time.sleep(LEASE_SECONDS * draw.uniform(0.5, 2.5))
     os.kill(running[paused], signal.SIGCONT)
     for child in running:
@@ -105,7 +109,7 @@ def contents(root):
     return {str(path.relative_to(root)): path.read_bytes() for path in found}
 
 
-def main(times):
+def main(times, *mounts):
     """Disturb runs until processes were killed or paused so often; return the number."""
     torch.set_num_threads(1)
     draw, done, cells = random.Random(0), 0, jobs()
@@ -116,12 +120,13 @@ def main(times):
         assert len({Path(path).parent for path in expected}) == len(cells)
         assert len(expected) == 3 * len(cells), "records in one form, images and cell.json"
         while done < times:
-            root = Path(name) / str(done)
-            done += disturb(cells, root, draw)
-            assert contents(root) == expected, "lost, doubled or different"
-            assert not leftovers(root), leftovers(root)
+            roots = [Path(folder) / str(done) for folder in mounts or (name,)]
+            done += disturb(cells, roots, draw)
+            for root in roots:
+                assert contents(root) == expected, "lost, doubled or different"
+                assert not leftovers(root), leftovers(root)
     return done
 
 
 if __name__ == "__main__":
-    print(main(*map(int, sys.argv[1:])))
+    print(main(int(sys.argv[1]), *sys.argv[2:]))
