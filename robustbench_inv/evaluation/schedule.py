@@ -279,7 +279,7 @@ class RayTasks:
         ray: the module.
         parcel: Ray's reference to the jobs.
         gpus: share of a GPU that a task gets.
-        report: called with their progress, which the run's folder tells.
+        report: called with their progress, read from the run's folder.
     """
 
     def __init__(

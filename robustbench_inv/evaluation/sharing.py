@@ -49,6 +49,9 @@ __all__ = ["SharedCell", "check_time", "digest_of"]
 DETAIL_SECONDS = 5.0
 """Least seconds between two notes in the folder on how far a block is."""
 
+CACHE_SECONDS = 1.5
+"""How long a network file system may show an earlier content of a folder."""
+
 MOVED_AT_ONCE = 4
 """Finished blocks are moved into the journal when there are so many, and a quarter of those in it: moving reads it all."""
 
@@ -145,7 +148,9 @@ class SharedCell:
             return False
         if is_locked(self.folder / EVENTS):
             return False
-        if moved == total and not self.board.folder.exists():  # another process has completed it
+        scattered = ImageShards(self.folder, "").scattered
+        if moved == total and not self.board.folder.exists() and not scattered:
+            # another process has completed it
             self.ended = True
             return True
         done = False
@@ -194,10 +199,11 @@ class SharedCell:
             shards = ImageShards(self.folder, CellFolder(self.folder).salt)
             try:
                 shards.add(number, ids, result.images)
-            except BadResults:  # others have completed the cell since this process lost its claim
+            except BadResults:
+                time.sleep(CACHE_SECONDS)
                 if number in self.pending():
                     raise
-                return
+                return  # others have completed the cell since this process lost its claim
         lines = "".join(record.to_json_line() for record in result.records).encode()
         kept = result.images is not None
         block = StoredBlock(ids, lines, b"".join(events), kept, self.board.worker)
@@ -240,7 +246,7 @@ class SharedCell:
         return self._job
 
     def look(self) -> None:
-        """Report what other processes do, as far as the folder says it."""
+        """Report what other processes do, read from the folder."""
         if self.opened or (self.board.folder.exists() and self._read_order()):
             details = (self.board.details(number) for number in sorted(self.board.numbers()[1]))
             self._report(self.progress("; ".join(filter(None, details))))

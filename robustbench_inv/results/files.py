@@ -222,12 +222,13 @@ READ_TRIES = 20
 
 
 def read_whole(path: Path) -> bytes:
-    """Read a file; again if another machine has replaced it, which a network file system calls a stale handle."""
+    """Read a file; again if another machine has replaced it, whose old content is lost on a network file system."""
     for _ in range(READ_TRIES):
         try:
             return path.read_bytes()
         except OSError as error:
-            if error.errno != errno.ESTALE:
+            renewed = error.errno == errno.ENOENT and path.exists()
+            if error.errno != errno.ESTALE and not renewed:
                 raise
         time.sleep(1 / READ_TRIES)
     return path.read_bytes()

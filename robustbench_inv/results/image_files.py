@@ -105,6 +105,11 @@ class ImageShards:
         """Are images stored?"""
         return self._path.exists() or self._folder.exists()
 
+    @property
+    def scattered(self) -> bool:
+        """Are images stored in files of blocks?"""
+        return self._folder.exists()
+
     def add(self, block: int, samples: Sequence[int], images: Mapping[str, np.ndarray]) -> None:
         """Write the shard of a block.
 

@@ -156,17 +156,17 @@ def test_a_crash_is_a_failure_and_the_others_run(toys, tmp_path):
 
 
 def test_a_cell_that_fails_does_not_stop_the_others(toys, tmp_path, monkeypatch):
-    from robustbench_inv.evaluation import packing as worker
+    from robustbench_inv.evaluation import sharing
 
     jobs = [toys.make_job(toys.Straight()), toys.make_job(toys.Draws())]
-    real = worker.run_cell
+    real = sharing.open_cell
 
     def failing(job, *rest):
         if job is jobs[0]:
             raise RuntimeError("no\nluck")
         return real(job, *rest)
 
-    monkeypatch.setattr(worker, "run_cell", failing)
+    monkeypatch.setattr(sharing, "open_cell", failing)
     seen = []
     first, second = run_jobs(jobs, tmp_path, RunOptions(), seen.append)
     assert first.failure == "RuntimeError: no luck"

@@ -190,7 +190,7 @@ def test_names_that_denote_something_else_fail_the_cell(tmp_path):
 
 def test_the_commands(alone, tmp_path):
     folder = tmp_path / "r"
-    evaluate(**ARGUMENTS, out=folder, workers=0)
+    jobs = evaluate(**ARGUMENTS, out=folder, workers=0).plan.jobs
     run = CliRunner().invoke
     assert "waiting" in run(app, ["status", str(folder)]).output
     script = run(app, ["work", str(folder), "--slurm", "8"]).output
@@ -201,5 +201,6 @@ def test_the_commands(alone, tmp_path):
     assert [(row["state"], row["done"], row["samples"]) for row in rows] == [
         ("completed", 40, 40)
     ] * 4
+    assert [row["cell"] for row in rows] == [job.title for job in jobs]
     assert len(RunFolder(folder).cells()) == 4
     assert files(folder) == files(alone)

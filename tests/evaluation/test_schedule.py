@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from robustbench_inv.errors import BadResults, UsageError
-from robustbench_inv.evaluation import packing as worker_module
+from robustbench_inv.evaluation import worker as worker_module
 from robustbench_inv.evaluation.engine import RunOptions
 from robustbench_inv.evaluation.packing import unpack_jobs
 from robustbench_inv.evaluation.schedule import check_locks, run_jobs
@@ -239,9 +239,9 @@ def test_a_lock_that_is_freed_in_a_moment_is_waited_for(toys, tmp_path):
 
 
 def test_a_group_keeps_no_searches_of_a_single_cell(toys, tmp_path, monkeypatch):
-    limits = []
+    limits, real = [], worker_module.SearchCache
     monkeypatch.setattr(
-        worker_module, "SearchCache", lambda limit: limits.append(limit) or SimpleNamespace()
+        worker_module, "SearchCache", lambda limit: limits.append(limit) or real(limit)
     )
     run_jobs([toys.make_job(toys.Straight())], tmp_path, RunOptions())
     assert limits == [0]

@@ -1,5 +1,6 @@
 """Transfer attacks on two linear classifiers: the substitute is queried, the attacked model judges."""
 
+import signal
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -274,7 +275,7 @@ def test_neither_batch_nor_interruption_changes_a_record(tmp_path, attack, monke
     def killed(setting, batch):
         blocks.append(batch)
         if len(blocks) == 4:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return evaluate(setting, batch)
 
     monkeypatch.setattr(block_runner, "evaluate_block", killed)
