@@ -1,6 +1,7 @@
 """Writes docs/benchmarks.md and its picture: our attacks compared with other libraries and with the cost of their passes.
 
-All run in one process. ``make bench`` writes the page; without ``--write`` it is printed only.
+All run in one process. ``make bench`` writes the page; without ``--write`` it is printed only. With ``--only`` the other
+sections are kept.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from floor import floor_section
 from hypothesis_forward import hypothesis_section
 from invariance import invariance_section
 from minimum_norm import minimum_norm_section
+from page import merge
 from query_attacks import query_section
 from real_cases import real_cases_section
 from sharing import sharing_section
@@ -64,7 +66,7 @@ def main() -> None:
         parts.append(SECTIONS[name]())
     print(parts[-1], flush=True)
     if arguments.write:
-        text = "\n".join(parts)
+        text = merge(PAGE.read_text(encoding="utf-8"), parts)
         PAGE.write_text(text, encoding="utf-8")
         draw_chart(text, PICTURE)
         draw_invariance(text, CURVES)
