@@ -316,7 +316,7 @@ class AfterRun:
 
 
 def load_logger(reference: str) -> "MetricLogger":
-    """Return the logger of a reference: the object itself, or what the function returns.
+    """Return the logger of a reference: the object itself, or what the function or class returns.
 
     Raises:
         BadCatalogue, UnknownName: if it cannot be imported.
@@ -326,7 +326,7 @@ def load_logger(reference: str) -> "MetricLogger":
     from robustbench_inv.errors import BadParameter
 
     found: Any = import_object(reference)
-    if not hasattr(found, "log") and callable(found):
+    if isinstance(found, type) or (not hasattr(found, "log") and callable(found)):
         found = found()
     if not callable(getattr(found, "log", None)):
         raise BadParameter(

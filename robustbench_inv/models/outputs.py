@@ -121,7 +121,7 @@ def likely_range(module: nn.Module, probe: SampleInputs | None) -> str:
         )
     return (
         f"if it takes the images of {probe.dataset} as they are ({own:.0%} of {len(probe.labels)} predicted right), "
-        f"set model.bounds = ({low:g}, {high:g}) or append bounds={low:g}..{high:g} to its name"
+        f"set model.bounds = ({low:g}, {high:g}) or type its name as FILE.py:FUNCTION:bounds={low:g}..{high:g}"
     )
 
 

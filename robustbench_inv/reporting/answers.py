@@ -1,5 +1,6 @@
 """The first screen in sentences: which model is best, can the numbers be trusted, and what broke the models?"""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -13,6 +14,8 @@ from robustbench_inv.reporting.table_formats import dataset_title, median_cell, 
 from robustbench_inv.results.rates import ensemble_breakdown
 
 __all__ = ["Answer", "answer_questions", "strongest_attack"]
+
+NONE_SUCCEEDED = "no attack succeeded"
 
 LISTED = 4
 """Names in one answer; further ones are counted."""
@@ -124,14 +127,18 @@ def _trust(conclusions: Sequence[Conclusion]) -> Iterator[str]:
 
 
 def _broken(headlines: Sequence[Headline]) -> Iterator[str]:
-    """Yield for each kind of failure the attack that is strongest on most models, with its member if it has some."""
+    """Yield for each kind of failure the strongest attacks, each with its member, and on how many models they are it."""
     for headline in headlines:
-        strongest = [strongest_attack(each) for each in headline.cases.values() if _succeeded(each)]
-        name = _most_common(strongest) or "no attack succeeded"
-        count = sum(each == name for each in strongest)
-        several = strongest and len(headline.cases) > 1
-        where = f" on {count} of {len(headline.cases)} models" if several else ""
-        yield f"{_kind(headline)}: {name}{where}."
+        cases = headline.cases.values()
+        found = Counter(strongest_attack(each) for each in cases if _succeeded(each)).most_common()
+        if failed := len(cases) - sum(count for _, count in found):
+            found.append((NONE_SUCCEEDED, failed))
+        if more := found[LISTED:]:
+            found[LISTED:] = [("other attacks", sum(count for _, count in more))]
+        several = len(cases) > 1 and found[0][0] != NONE_SUCCEEDED
+        first, *others = (f"{name} on {count}" if several else name for name, count in found)
+        models = f" of {len(cases)} models" if several else ""
+        yield f"{_kind(headline)}: {'; '.join([first + models, *others])}."
 
 
 def _kind(headline: Headline) -> str:

@@ -78,7 +78,8 @@ def test_of_attacks_that_break_every_sample_the_strongest_has_the_smallest_dista
 
 
 @pytest.mark.parametrize(
-    ("robust", "expected"), [(60, "no attack succeeded"), (30, "strong on 1 of 2 models")]
+    ("robust", "expected"),
+    [(60, "no attack succeeded"), (30, "strong on 1 of 2 models; no attack succeeded on 1")],
 )
 def test_the_strongest_attack_is_named_and_whether_nothing_broke(robust, expected):
     cells = [cell("a", robust, "strong"), cell("b", 60, "strong")]
