@@ -70,7 +70,9 @@ network() {
             -e "s|^held_out = .*cifar10.*|held_out = [\"npz:$work/cifar10-test.npz\"]|" "$recipe"
     fi
     if [ -n "$short" ]; then
-        sed -i -e 's/^first = .*/first = 0/' -e 's/^last = .*/last = 125/' -e 's/^epochs = .*/epochs = 1/' "$recipe"
+        sed -i -e 's/^first = .*/first = 0/;s/^last = .*/last = 250/;s/^epochs = .*/epochs = 1/' \
+            -e '/^milestones = /d;/^rate_factor = /d;s/^schedule = .*/schedule = "constant"/' \
+            -e "s|^held_out = .*|held_out = [\"npz:$work/few-${name%%-*}.npz\"]|" "$recipe"
     fi
     step "$name" "$seconds" "$python" -m robustbench_inv train "$recipe" --device "$device" --out "$work/$name"
     if [ -d "$work/$name" ]; then tar -cf "$out/$name.tar" -C "$work" "$name"; fi
@@ -89,6 +91,15 @@ for name in ("train", "test"):
     x = mosaic.reshape(-1, 32, 100, 32, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, 32, 32)
     np.savez(Path(sys.argv[1]) / f"cifar10-{name}.npz", x=x, y=np.load(f"data/cifar10-{name}.npy"))
 EOF
+fi
+
+if [ -n "$short" ]; then
+    "$python" -c '
+import sys, numpy as np
+for name, shape in (("mnist", (1, 28, 28)), ("cifar10", (3, 32, 32))):
+    x = np.random.default_rng(0).integers(0, 256, (20, *shape), np.uint8)
+    np.savez(f"{sys.argv[1]}/few-{name}.npz", x=x, y=np.arange(20) % 10)
+' "$work"
 fi
 
 long='s/^epochs = .*/epochs = 100/'

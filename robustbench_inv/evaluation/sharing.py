@@ -195,6 +195,8 @@ class SharedCell:
             events.append(event_line(event, block=number, **values))
 
         result = self._running(cache).run(ids, log_event)
+        if number not in self.pending():
+            return  # this process was paused past its lease, and another has computed the block
         if result.images is not None:
             shards = ImageShards(self.folder, CellFolder(self.folder).salt)
             try:

@@ -339,8 +339,8 @@ class BlockBoard:
         path = self.folder / name
         draft = self.folder / f"{uuid.uuid4().hex}.draft"
         with explain_write_errors(path):
-            self.folder.mkdir(exist_ok=True, parents=True)
             try:
+                self.folder.mkdir(exist_ok=True, parents=True)
                 descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
                 try:
                     write_all(descriptor, data, flush=flush)

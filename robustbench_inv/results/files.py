@@ -29,6 +29,7 @@ __all__ = [
     "is_locked",
     "is_running",
     "lock",
+    "matching",
     "parse_json",
     "place",
     "read_gzip",
@@ -203,6 +204,13 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{place()}-{os.getpid()}.tmp")
 
 
+def matching(folder: Path, pattern: str) -> list[Path]:
+    """Return the files of a folder with such names, in order; none if another process removes it meanwhile."""
+    with suppress(FileNotFoundError):
+        return sorted(folder.glob(pattern))
+    return []
+
+
 def remove_leftovers(folder: Path, name: str = "*") -> None:
     """Remove the temporary files and folders of this machine's killed processes; those of other processes stay.
 
@@ -211,27 +219,22 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
         name: the file or folder whose new content they were; ``*`` for any.
     """
     pattern = name if name == "*" else glob.escape(name)
-    for path in folder.glob(f".{pattern}.*.tmp"):
+    for path in matching(folder, f".{pattern}.*.tmp"):
         origin, _, process = path.stem.rpartition(".")[2].rpartition("-")
         if origin in ("", place()) and process.isdecimal() and not is_running(int(process)):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-READ_TRIES = 20
-"""How often a file is read in one second while another machine replaces it."""
-
-
-def read_whole(path: Path) -> bytes:
+def read_whole(path: Path, tries: int = 20) -> bytes:
     """Read a file; again if another machine has replaced it, whose old content is lost on a network file system."""
-    for _ in range(READ_TRIES):
-        try:
-            return path.read_bytes()
-        except OSError as error:
-            renewed = error.errno == errno.ENOENT and path.exists()
-            if error.errno != errno.ESTALE and not renewed:
-                raise
-        time.sleep(1 / READ_TRIES)
-    return path.read_bytes()
+    try:
+        if len(data := path.read_bytes()) >= path.stat().st_size or tries == 1:
+            return data
+    except OSError as error:
+        if tries == 1 or error.errno not in (errno.ESTALE, path.exists() and errno.ENOENT):
+            raise
+    time.sleep(0.05)
+    return read_whole(path, tries - 1)
 
 
 def write_json(path: Path, value: Mapping[str, object]) -> None:

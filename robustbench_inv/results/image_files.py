@@ -18,6 +18,7 @@ from robustbench_inv.errors import BadResults
 from robustbench_inv.results.files import (
     DIGEST,
     explain_write_errors,
+    matching,
     read_whole,
     remove_leftovers,
     write_atomically,
@@ -172,12 +173,12 @@ class ImageShards:
         return [path for path in (self._path, *self._shards()) if path.exists()]
 
     def _shards(self) -> list[Path]:
-        return sorted(self._folder.glob("*.safetensors"))
+        return matching(self._folder, "*.safetensors")
 
     def _remove_shards(self) -> None:
         if self._folder.exists():
             with explain_write_errors(self._folder):
-                for file in self._folder.iterdir():
+                for file in matching(self._folder, "*"):
                     file.unlink(missing_ok=True)
             with suppress(OSError):  # a process that lost its claim may be writing a shard again
                 self._folder.rmdir()

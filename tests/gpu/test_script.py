@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-STEPS = ("cifar10-sdim", "cifar10-resnet26", "mnist-firevnet-conv-ce", "mnist-firevnet-conv-ice")
+STEPS = (
+    "cifar10-sdim",
+    "cifar10-resnet26",
+    "mnist-firevnet-paper-ce",
+    "mnist-firevnet-paper-ice",
+    "cifar10-iresnet-c09",
+    "cifar10-resnet10-at",
+)
 
 
 @pytest.mark.slow
@@ -22,7 +29,7 @@ def test_every_step_runs_on_the_cpu(tmp_path):
             command, cwd=ROOT, env=env, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("done before") == 7
+    assert done.stdout.count("done before") == len(STEPS) + 2
     found = {path.name: path.stat().st_size for path in (tmp_path / "out").iterdir()}
     assert len(found) <= 8
     assert {f"{name}.tar" for name in STEPS} <= found.keys()
