@@ -80,7 +80,7 @@ def certify(
 
     Args:
         model: as ``evaluate`` takes it.
-        milp_seconds: time for the MILP of each sample that linear bounds leave open; 0 for no MILP.
+        milp_seconds: time for the MILP of each target class that linear bounds leave open; 0 for no MILP.
         optimise: steps of the optimisation of the linear bounds; 0 for none.
         options: those of ``evaluate``.
 

@@ -347,14 +347,13 @@ class _Block:
     def _solve(
         self, program: Program, row: int, lowest: Tensor, eps: float, seconds: float
     ) -> bool:
-        """Is a sample robust? The targets with the smallest bound come first."""
-        label, sample, left = int(self.labels[row]), int(self.ids[row]), seconds
+        """Is a sample robust? Each target class has so many seconds; those with the smallest bound come first."""
+        label, sample = int(self.labels[row]), int(self.ids[row])
         weights, _ = wrong_class_rows(self.labels[row][None], program.bounds.steps[-1][0].shape[1])
         for target in lowest.argsort().tolist():
             if lowest[target] > 0:
                 return True
-            answer = program.search(weights[target], left)
-            left -= answer.seconds
+            answer = program.search(weights[target], seconds)
             if answer.image is not None:
                 given = (self.images[row], answer.image, label, sample, eps)
                 if self.verifier.is_counterexample(*given):

@@ -36,7 +36,7 @@ def certify(  # noqa: PLR0913, PLR0917 - one parameter is one option
         option(
             min=0.0,
             metavar="SECONDS",
-            help="Time for the MILP of each sample that linear bounds leave open (0: none).",
+            help="Time for the MILP of each target class that linear bounds leave open (0: none).",
         ),
     ] = 0.0,
     export: Annotated[

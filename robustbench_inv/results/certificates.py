@@ -35,7 +35,7 @@ class CertificateOptions:
     """How samples are certified.
 
     Args:
-        milp_seconds: for the MILP of each sample that linear bounds leave open; 0 for no MILP.
+        milp_seconds: for the MILP of each target class that linear bounds leave open; 0 for no MILP.
         optimise: steps of the optimisation of the bounds (alpha-CROWN); 0 for plain CROWN.
         export: folder for the properties of the samples that are not certified, a subfolder for each model and norm;
             None for no export.

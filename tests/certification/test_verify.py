@@ -1,11 +1,16 @@
 """Certificates of an evaluation: a hidden counterexample is not certified, and models without sound bounds are named."""
 
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import ClassVar
 
 import torch
 
 import robustbench_inv as rbi
+from robustbench_inv.certification.bounds import Region, bound, margins
+from robustbench_inv.certification.milp import Program, SolverAnswer
+from robustbench_inv.certification.tracing import trace
+from robustbench_inv.certification.verify import _Block
 from robustbench_inv.models.iresnet import classifier
 from robustbench_inv.results.certificates import (
     CertificateOptions,
@@ -16,6 +21,7 @@ from robustbench_inv.results.certificates import (
 from robustbench_inv.testing.analytic_problems import hidden_counterexample
 
 PLACE = torch.tensor([0.31, 0.62, 0.47, 0.55])
+X = torch.full((1, 1, 1, 2), 0.5)
 
 
 def evaluate(tmp_path, eps, **options):
@@ -36,6 +42,26 @@ def test_a_hidden_counterexample_is_found_by_milp_and_never_certified(tmp_path):
     near, far = run.cells[0].certificates.samples
     assert (near.radius, near.broken_at, near.verifier) == (0.0, 0.25, "milp")
     assert (far.radius, far.method) == (0.25, "ibp")
+
+
+def test_each_target_class_gets_the_seconds_of_the_milp_and_one_that_stays_open_ends_the_sample(
+    monkeypatch,
+):
+    weights = torch.tensor([[1.0, 1], [0, 1], [1, 0], [0, 0]])
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2, 4, bias=False))
+    network[1].weight.data = weights
+    bounds = bound(trace(network, (1, 1, 2), 4), Region.of(X, 0.1, "linf", (0.0, 1.0)))
+    lowest, given = margins(bounds, torch.tensor([0]))[0] - 10, []
+    answers = iter([SolverAnswer("robust", None), SolverAnswer("open", None)])
+
+    def search(_program, _weights, seconds):
+        given.append(seconds)
+        return next(answers)
+
+    monkeypatch.setattr(Program, "search", search)
+    block = SimpleNamespace(labels=torch.tensor([0]), ids=torch.tensor([7]))
+    assert not _Block._solve(block, Program(bounds, 0), 0, lowest, 0.1, 5.0)
+    assert given == [5.0, 5.0]
 
 
 @dataclass(frozen=True)
