@@ -203,7 +203,7 @@ def _pair(
     result: "PairedResult", level: float, population: int, looks: tuple[int, ...]
 ) -> Decision:
     """Return whether it is decided which of two models is better."""
-    from robustbench_inv.results.sequences import evidence
+    from robustbench_inv.results.sequences import difference_sequence, evidence
 
     a, b = result.models
     lost, gained = len(result.lost), len(result.gained)
@@ -217,6 +217,9 @@ def _pair(
     if not decided:
         text = f"{a} and {b} are not told apart: {what}; {a} has the better result on {lost} samples, {b} on {gained}"
     test = f"anytime-valid paired test, p = {min(1.0, 1 / value):.2g}, level {100 * level:.2g} %"
+    if decided and len(result.ids) == looks[-1] < population:
+        low, high = difference_sequence(most, least, looks[-1], population, level)
+        text += f"; difference on all {population:,} samples [{100 * low:+.1f}, {100 * high:+.1f}] points"
     return Decision(
         question=f"{a} or {b}: {what}",
         sentence=f"{_after(looks, population, decided=decided)}: {text} ({test}).",
@@ -244,10 +247,11 @@ def _limit(
     )
     place = f"{dataset_title(worst.group.dataset)} at {norm_symbol(worst.group.norm)} ≤ {format_eps(worst.eps)}"
     what = f"the robust accuracy of {worst.model} on {place}"
-    evidence_text = (
-        f"{worst.rate.successes} robust, confidence sequence [{100 * low:.1f}, {100 * high:.1f}] %, "
-        f"level {100 * level:.2g} %"
-    )
+    evidence_text = f"{worst.rate.successes} robust, confidence sequence [{100 * low:.1f}, {100 * high:.1f}] %, "
+    if worst.rate.trials == looks[-1] < population:
+        low, high = confidence_sequence(worst.rate, population, level)
+        evidence_text += f"of all {population:,} samples [{100 * low:.1f}, {100 * high:.1f}] %, "
+    evidence_text += f"level {100 * level:.2g} %"
     return Decision(
         question=f"{what}, {100 * limit:g} %",
         sentence=f"{_after(looks, population, decided=decided)}: {what} {reached} {100 * limit:g} % ({evidence_text}).",

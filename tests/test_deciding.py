@@ -50,6 +50,7 @@ def test_it_stops_at_the_first_look_if_every_sample_differs(decide):
     assert decision.sentence.startswith(
         "Decided after 20 of 60 samples in random order (1 look): good is"
     )
+    assert "difference on all 60 samples [+60.0, +100.0] points" in decision.sentence
     assert {len(cell.records) for cell in run.cells} == {20}
     assert decision.sentence in str(run)
 
@@ -82,6 +83,7 @@ def test_equal_models_are_evaluated_on_all_samples_and_not_told_apart(decide, pr
     assert not decision.decided
     assert decision.looks == (20, 30, 40, 50, 60)
     assert "are not told apart" in decision.sentence
+    assert "difference on all" not in decision.sentence
     cell = run.cells[0]
     assert cell.looks == (20, 30, 40, 50)
     assert "was looked at after 20, 30, 40, 50 of 60 samples" in str(run)
@@ -95,6 +97,7 @@ def test_a_limit_is_decided_for_each_model(decide):
     run = decide(fail_under=0.5)
     texts = {decision.models: decision.sentence for decision in run.decisions}
     assert "is at least 50 %" in texts["good",]
+    assert "of all 60 samples [" in texts["good",]
     assert "is below 50 %" in texts["bad",]
     assert all(decision.samples == 20 for decision in run.decisions)
 

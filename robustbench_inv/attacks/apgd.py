@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustbench_inv.attacks.best_so_far import BestSoFar
 from robustbench_inv.attacks.budget_geometry import BALL_NORMS, Ball, steepest_direction
+from robustbench_inv.attacks.linearization import linearize
 from robustbench_inv.attacks.losses import check_losses, losses_for, targeted_loss
 from robustbench_inv.attacks.parameters import check_least
 from robustbench_inv.attacks.protocol import Batch, Kind, Loss, Queries
@@ -35,6 +36,11 @@ but not below a tenth of eps."""
 INITIAL_SPARSITY, SPARSITY_STABLE_SHARE = 0.2, 0.95
 """In l1: share of the elements that the first steps change, and the ratio of changed elements between checkpoints above
 which steps become shorter instead of sparser."""
+
+TARGET_RANKINGS = ("logits", "malt")
+
+MALT_CLASSES = 100
+"""Number of classes, those of the largest logits, among which MALT ranks; models of fewer classes are ranked by logits."""
 
 
 @dataclass(frozen=True)
@@ -223,8 +229,10 @@ class APGD:
         steps: gradient steps of each run, >= 1. Each run needs one more forward pass.
         restarts: number of runs, >= 1. Each runs only on the samples that survived the earlier ones.
         loss: one of ``losses.LOSSES``, or several joined by ``+``, which the restarts use in turn.
-        target_classes: number of targeted runs, toward the other classes of the largest logits; 0 for an untargeted run.
-            Has no effect if the goal is a target class.
+        target_classes: number of targeted runs, toward other classes; 0 for an untargeted run. Has no effect if the goal is
+            a target class.
+        target_ranking: which classes: ``logits``, those of the largest logits; ``malt``, of 100 classes or more those whose
+            linearized boundaries are nearest, among the 100 of the largest logits (100 backward passes).
         radius_schedule: larger radii, as descending multiples of eps, in which each run starts. An input that is broken far
             away keeps a useful gradient when the radius shrinks. The steps are divided evenly among the radii; once
             a sample is broken, it moves to the next radius.
@@ -232,13 +240,15 @@ class APGD:
     References:
         Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
         attacks, ICML 2020, algorithm 1; Croce and Hein, Mind the box: l1-APGD for sparse adversarial attacks on
-        image classifiers, ICML 2021, algorithm 1.
+        image classifiers, ICML 2021, algorithm 1; ``malt``: Melamed, Yehudai and Shamir, MALT powers up adversarial
+        attacks, NeurIPS 2024, algorithm 1.
     """
 
     steps: int = 100
     restarts: int = 1
     loss: str = "scaled-ce"
     target_classes: int = 0
+    target_ranking: str = "logits"
     radius_schedule: tuple[float, ...] = ()
 
     kind: ClassVar[Kind] = "fixed-budget"
@@ -247,6 +257,9 @@ class APGD:
     def __post_init__(self) -> None:
         check_losses(self.loss)
         check_least(self, steps=1 + len(self.radius_schedule), restarts=1, target_classes=0)
+        if self.target_ranking not in TARGET_RANKINGS:
+            expected = " or ".join(TARGET_RANKINGS)
+            raise BadParameter("unknown target_ranking", got=self.target_ranking, expected=expected)
         if any(wide <= near for wide, near in pairwise((*self.radius_schedule, 1.0))):
             raise BadParameter(
                 "unusable radius_schedule",
@@ -263,7 +276,7 @@ class APGD:
         ball = Ball.of(threat, batch.images, model.bounds, BALL_NORMS)
         balls = [*map(ball.wider, self.radius_schedule), ball]
         best = BestSoFar(batch, threat.goal, model.success_is_final)
-        for number, run_loss in enumerate(self._run_losses(model, batch, threat.goal)):
+        for number, run_loss in enumerate(self._run_losses(model, batch, threat)):
             rows = best.active
             if not len(rows):
                 break
@@ -284,15 +297,24 @@ class APGD:
         self._ascend(model, local, run_loss, APGDState.start(ball[rows], start))
         return local.images[rows]
 
-    def _run_losses(self, model: Queries, batch: Batch, goal: Goal) -> Iterator["_RunLoss"]:
+    def _run_losses(
+        self, model: Queries, batch: Batch, threat: ThreatModel
+    ) -> Iterator["_RunLoss"]:
         """Yield the loss of each run: for each restart, and within it for each target class."""
-        names = self.loss.split("+")
+        names, goal = self.loss.split("+"), threat.goal
         aims = isinstance(goal, Misclassify | MisclassifyAccepted) and self.target_classes
-        other_classes = _target_classes(model, batch, self.target_classes) if aims else None
+        other_classes = self._other_classes(model, batch, threat) if aims else None
         for restart in range(self.restarts):
             name = names[restart % len(names)]
             columns = [None] if other_classes is None else other_classes.unbind(1)
             yield from (_RunLoss(name, goal, targets) for targets in columns)
+
+    def _other_classes(self, model: Queries, batch: Batch, threat: ThreatModel) -> Tensor:
+        """Return the target classes of each sample, (n, at most ``target_classes``)."""
+        if self.target_ranking == "malt" and model.num_classes >= MALT_CLASSES:
+            return _nearest_classes(model, batch, threat, self.target_classes)
+        logits = model(batch.images).logits
+        return top_other_classes(logits, batch.labels, self.target_classes)
 
     def _start(self, ball: Ball, batch: Batch, rng: SampleRNG, number: int) -> Tensor:
         if number == 0 and batch.start is not None:
@@ -346,7 +368,12 @@ class _RunLoss:
         return targeted_loss(name, self.targets[rows], self.goal)
 
 
-def _target_classes(model: Queries, batch: Batch, count: int) -> Tensor:
-    """Return the other classes of the largest logits of the clean inputs, (n, at most count)."""
-    logits = model(batch.images).logits
-    return top_other_classes(logits, batch.labels, count)
+def _nearest_classes(model: Queries, batch: Batch, threat: ThreatModel, count: int) -> Tensor:
+    """Return the classes of the nearest linearized boundaries, (n, at most count): gap of logits over norm of its gradient."""
+    rows = torch.arange(len(batch), device=batch.labels.device)
+    near = linearize(model, threat, batch.images, batch.labels, rows, MALT_CLASSES)
+    first = near.classes[:, :1]
+    repeats = (near.classes[:, 1:] == first) | (near.classes[:, 1:] == batch.labels[:, None])
+    distances = near.distances.clone()
+    distances[:, 1:] = distances[:, 1:].masked_fill(repeats, torch.inf)  # stand-ins come last
+    return near.classes.gather(1, distances.argsort(stable=True, dim=1)[:, :count])

@@ -217,7 +217,8 @@ class SquareThenAPGD:
 
     Square attack helps against models with misleading gradients. If APGD improves much on a short Square attack, the
     gradients are useful, and thousands of further queries would find less than APGD. If a sample is nearly broken,
-    retries from other starts help, since APGD may reach another optimum from each.
+    retries from other starts help, since APGD may reach another optimum from each. A long Square attack follows a trial
+    with as many queries as a retry, where the trial reaches the best margin so far.
 
     Args:
         queries: of the short Square attack, >= 1.
@@ -228,7 +229,7 @@ class SquareThenAPGD:
             of the margin, between 0 and 1.
         retry_threshold: a sample gets retries if its margin is at most this share of the clean margin, between 0 and 1.
         retries: number of retries, run as one batch, >= 1.
-        retry_queries: queries of each retry, >= 1.
+        retry_queries: queries of each retry and of the trial, >= 1.
     """
 
     queries: int = 250
@@ -260,9 +261,12 @@ class SquareThenAPGD:
             progress.best - progress.clean
         )
         rows = (gradients_useless & ~runner.broken(progress.best)).nonzero()[:, 0]
-        if len(rows):
-            images = runner.run(SquareAttack(self.long_queries), rows, "long")
-            progress.update(images, runner.margins(images, rows), rows)
+        for queries, name in ((self.retry_queries, "trial"), (self.long_queries, "long")):
+            if len(rows):
+                images, before = runner.run(SquareAttack(queries), rows, name), progress.best[rows]
+                found = runner.margins(images, rows)
+                progress.update(images, found, rows)
+                rows = rows[(found >= before) & ~runner.broken(found)]
         return progress.images
 
     def _attempt(
@@ -312,9 +316,13 @@ def standard() -> Ensemble:
         (
             APGD(),
             MinimumNorm(30, "scaled-ce", rel_step=1.0, bisections=0, refinements=0),
-            APGD(steps=25, loss="margin", target_classes=5),
+            APGD(steps=25, loss="margin", target_classes=5, target_ranking="malt"),
             APGD(
-                steps=90, loss="margin", target_classes=2, radius_schedule=(8.0, 5.0, 3.0, 2.0, 1.4)
+                steps=90,
+                loss="margin",
+                target_classes=2,
+                target_ranking="malt",
+                radius_schedule=(8.0, 5.0, 3.0, 2.0, 1.4),
             ),
             SquareThenAPGD(),
         )

@@ -213,19 +213,23 @@ def _signs(uniform: Tensor) -> Tensor:
 
 def _corner(images: Tensor, size: tuple[int, int], drawn: Tensor) -> tuple[Tensor, Tensor]:
     """Return (m,) top row and left column of a window inside the image."""
-    free = torch.tensor([images.shape[2] - size[0] + 1, images.shape[3] - size[1] + 1])
-    top, left = (drawn[:, :2] * free.to(drawn)).long().unbind(1)
-    return top, left
+    free = (images.shape[2] - size[0] + 1, images.shape[3] - size[1] + 1)
+    return (drawn[:, 0] * free[0]).long(), (drawn[:, 1] * free[1]).long()
 
 
 def _window_mask(images: Tensor, size: tuple[int, int], drawn: Tensor) -> Tensor:
     """Return (m, 1, h, w): whether a pixel is in the window."""
-    corner = _corner(images, size, drawn)
-    lines = []
-    for start, side, whole in zip(corner, size, images.shape[2:], strict=True):
-        place = torch.arange(whole, device=images.device) - start[:, None]
-        lines.append((place >= 0) & (place < side))
-    return (lines[0][:, :, None] & lines[1][:, None])[:, None]
+    (top, left), (height, width) = _corner(images, size, drawn), images.shape[2:]
+    rows = _intervals(size[0], height).to(top.device)[top]
+    columns = _intervals(size[1], width).to(left.device)[left]
+    return (rows[:, :, None] & columns[:, None])[:, None]
+
+
+@lru_cache(maxsize=64)
+def _intervals(side: int, whole: int) -> Tensor:
+    """Return (places, whole): whether an element is in the interval of a length that begins at each place."""
+    shift = torch.arange(whole) - torch.arange(whole - side + 1)[:, None]
+    return (shift >= 0) & (shift < side)
 
 
 def _window_indices(images: Tensor, size: tuple[int, int], drawn: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from robustbench_inv.results.rate import Decision, Rate
 __all__ = [
     "LEVEL",
     "confidence_sequence",
+    "difference_sequence",
     "early_texts",
     "evidence",
     "log_evidence",
@@ -119,6 +120,29 @@ def looked_texts(cells: Iterable[FinishedCell]) -> Iterator[str]:
 def early_texts(decisions: Iterable[Decision], cells: Iterable[FinishedCell]) -> list[str]:
     """Return what was decided before the last sample, and what looking at the cells means for their intervals."""
     return [*(decision.sentence for decision in decisions), *looked_texts(cells)]
+
+
+def difference_sequence(
+    first: int, second: int, trials: int, population: int, level: float = LEVEL
+) -> tuple[float, float]:
+    """Return an interval of the difference of two shares of a data set, valid after every sample at once.
+
+    Each share has the sequence of a finite population with half of the level.
+
+    Args:
+        first: samples of the first kind, those on which only one model is better.
+        second: samples of the second kind, of the other model.
+        trials: samples drawn in random order without replacement.
+        population: size of the data set.
+        level: probability that the difference of the shares, first minus second, is ever outside.
+
+    Example:
+        >>> difference_sequence(30, 10, 100, population=100)
+        (0.2, 0.2)
+    """
+    low, high = confidence_sequence(Rate(first, trials), population, level / 2)
+    least, most = confidence_sequence(Rate(second, trials), population, level / 2)
+    return round(low - most, 12), round(high - least, 12)
 
 
 def _finite_sequence(k: int, n: int, population: int, level: float) -> tuple[float, float]:

@@ -5,15 +5,21 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from robustbench_inv.attacks.apgd import APGD, APGDState, checkpoint_steps
+from robustbench_inv.attacks.apgd import (
+    APGD,
+    MALT_CLASSES,
+    APGDState,
+    _nearest_classes,
+    checkpoint_steps,
+)
 from robustbench_inv.attacks.budget_geometry import Ball
 from robustbench_inv.attacks.protocol import Batch
 from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.errors import BadParameter, CapabilityMismatch
 from robustbench_inv.models.reject_option import reject
 from robustbench_inv.randomness import SampleRNG
-from robustbench_inv.tensors import Output, flatten
-from robustbench_inv.testing.analytic_problems import linear_problem
+from robustbench_inv.tensors import Output, flatten, top_other_classes
+from robustbench_inv.testing.analytic_problems import LinearClassifier, linear_problem
 from robustbench_inv.testing.harness import check_attack
 from robustbench_inv.testing.toys import StochasticToy
 from robustbench_inv.threat.budgets import LpBall, Unbounded
@@ -181,6 +187,42 @@ def test_targeted_runs_succeed_where_the_runner_up_misleads():
         attack = APGD(steps=10, loss="margin", target_classes=classes)
         adversarial, _ = run(attack, model, images, labels, threat, images - 0.1)
         assert bool((model(adversarial).decision == 2).all()) == falls
+
+
+def test_malt_aims_at_the_nearest_boundary_of_a_linear_model_and_logits_at_the_largest_logit():
+    """The distance to the boundary of class j is gap / ‖w_j − w_y‖₁, in closed form."""
+    torch.manual_seed(1)
+    weights = torch.rand(101, 1).double() * torch.randn(101, 30).double()
+    model = LinearClassifier(weights, torch.zeros(101).double())
+    images, ids = 0.2 + 0.6 * torch.rand(12, 30).double(), torch.arange(12)
+    logits = model(images).logits
+    labels = logits.argmax(1)
+    sizes = (weights - weights[labels][:, None]).abs().sum(2)
+    distances = (logits.amax(1, keepdim=True) - logits) / sizes  # 0 / 0 for the label
+    order = distances.argsort(1)[:, :3]
+    misled = int((order[:, 0] != top_other_classes(logits, labels, 1)[:, 0]).nonzero()[0])
+    eps = float(distances[misled, order[misled, 0]]) * 1.001  # reaches the nearest class alone
+    threat = ThreatModel(LpBall("linf", eps))
+    meter = CountingModel(model, Batch(images, labels, ids), threat, SampleRNG(0, ids))
+    assert torch.equal(_nearest_classes(meter, meter.batch, threat, 3), order)
+    assert (meter.backward_passes == MALT_CLASSES).all()
+    for ranking, is_broken in (("malt", True), ("logits", False)):
+        attack = APGD(steps=30, loss="margin", target_classes=1, target_ranking=ranking)
+        adversarial, _ = run(attack, model, images, labels, threat)
+        assert bool((model(adversarial).decision != labels)[misled]) == is_broken
+
+
+def test_models_of_few_classes_are_ranked_by_logits():
+    model, images, labels = linear_problem(8, 2)
+    threat = ThreatModel(LpBall("linf", 0.01))
+    first, second = (
+        run(APGD(5, target_classes=2, target_ranking=name), model, images, labels, threat)
+        for name in ("logits", "malt")
+    )
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1].backward_passes, second[1].backward_passes)
+    with pytest.raises(BadParameter, match="unknown target_ranking"):
+        APGD(target_ranking="distance")
 
 
 def test_broken_samples_stop_and_the_last_step_is_evaluated():

@@ -192,7 +192,7 @@ def test_on_a_substitute_all_members_run_to_the_end():
 
 
 def test_many_queries_are_spent_only_where_gradients_mislead():
-    attack = SquareThenAPGD(queries=10, steps=10, long_queries=300)
+    attack = SquareThenAPGD(queries=10, steps=10, long_queries=300, retry_queries=40)
     linear, images, labels = linear_problem(8)
     eps = 0.8 * float(linear.distance(images, labels, "linf").min())
     honest = session(linear, images, labels, eps)
@@ -202,7 +202,10 @@ def test_many_queries_are_spent_only_where_gradients_mislead():
     masked = session(Stepped(), images, labels)
     adversarial = attack.run(*masked)
     left = ~wrong(Stepped(), adversarial, labels)
-    assert (masked[0].forward_passes[left] == 10 + 11 + 3 + 300 + 1).all()
+    spent = masked[0].forward_passes[left]
+    trial, long = 10 + 11 + 3 + 40 + 1, 300 + 1
+    assert set(spent.tolist()) <= {trial, trial + long}
+    assert (spent == trial + long).sum() > len(spent) / 2
     blind = APGD(steps=10).run(*session(Stepped(), images, labels))
     assert wrong(Stepped(), adversarial, labels).sum() > wrong(Stepped(), blind, labels).sum()
 

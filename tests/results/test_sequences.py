@@ -15,6 +15,7 @@ from robustbench_inv.results.rate import Rate
 from robustbench_inv.results.sequences import (
     LEVEL,
     confidence_sequence,
+    difference_sequence,
     evidence,
     log_evidence,
 )
@@ -69,6 +70,33 @@ def test_finite_sequence_is_the_ratio_of_prior_and_posterior(size, data):
     assert low <= kept[0] + 1e-12
     assert high >= kept[-1] - 1e-12
     assert (low, high) == (kept[0], kept[-1])
+
+
+@settings(max_examples=15)
+@given(st.integers(1, 30), st.data())
+def test_difference_sequence_holds_the_differences_that_neither_share_rejects(size, data):
+    n = data.draw(st.integers(1, size))
+    counts = [data.draw(st.integers(0, n)), 0]
+    counts[1] = data.draw(st.integers(0, n - counts[0]))
+    kept = []
+    for k in counts:
+        seen = betabinom.pmf(k, n, 0.5, 0.5)
+        places = range(k, size - n + k + 1)
+        odds = {m: comb(m, k) * comb(size - m, n - k) / comb(size, n) for m in places}
+        kept.append([m for m in places if seen / odds[m] < 2 / LEVEL * (1 - 1e-9)])
+    low, high = difference_sequence(*counts, n, size)
+    every = [(a - b) / size for a in kept[0] for b in kept[1]]
+    assert (low, high) == pytest.approx((min(every), max(every)))
+
+
+def test_the_difference_on_a_data_set_is_covered_at_every_look():
+    first, second = shuffled_data_set((0.15, 0.05), runs=100)
+    wrong = np.zeros(len(first), bool)
+    for look in (0, 3, 9, 20):
+        for run, pair in enumerate(zip(first[:, look], second[:, look], strict=True)):
+            low, high = difference_sequence(*map(int, pair), int(LOOKS[look]), 1000)
+            wrong[run] |= not low - 1e-9 <= 0.1 <= high + 1e-9
+    assert wrong.mean() <= LEVEL
 
 
 def test_all_samples_of_a_data_set_leave_no_doubt_and_none_leave_all():
