@@ -14,6 +14,7 @@ import torch
 from adapters import adapters_section
 from certificates import certificates_section
 from chart import draw_chart, draw_invariance
+from envelope import envelope_section
 from fixed_budget import fixed_budget_section
 from floor import floor_section
 from hypothesis_forward import hypothesis_section
@@ -38,6 +39,7 @@ SECTIONS = {
     "pgd": fixed_budget_section,
     "standard": standard_section,
     "minimum-norm": minimum_norm_section,
+    "envelope": envelope_section,
     "query": query_section,
     "invariance": invariance_section,
     "adapters": adapters_section,
