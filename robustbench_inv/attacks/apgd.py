@@ -20,7 +20,7 @@ from robustbench_inv.tensors import Output, broadcast, flatten, norm, top_other_
 from robustbench_inv.threat.goals import Goal, Misclassify, MisclassifyAccepted
 from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["APGD", "APGDState", "checkpoint_steps"]
+__all__ = ["APGD", "MALTAPGD", "APGDState", "checkpoint_steps"]
 
 
 MOMENTUM = 0.75
@@ -36,8 +36,6 @@ but not below a tenth of eps."""
 INITIAL_SPARSITY, SPARSITY_STABLE_SHARE = 0.2, 0.95
 """In l1: share of the elements that the first steps change, and the ratio of changed elements between checkpoints above
 which steps become shorter instead of sparser."""
-
-TARGET_RANKINGS = ("logits", "malt")
 
 MALT_CLASSES = 100
 """Number of classes, those of the largest logits, among which MALT ranks; models of fewer classes are ranked by logits."""
@@ -229,10 +227,8 @@ class APGD:
         steps: gradient steps of each run, >= 1. Each run needs one more forward pass.
         restarts: number of runs, >= 1. Each runs only on the samples that survived the earlier ones.
         loss: one of ``losses.LOSSES``, or several joined by ``+``, which the restarts use in turn.
-        target_classes: number of targeted runs, toward other classes; 0 for an untargeted run. Has no effect if the goal is
-            a target class.
-        target_ranking: which classes: ``logits``, those of the largest logits; ``malt``, of 100 classes or more those whose
-            linearized boundaries are nearest, among the 100 of the largest logits (100 backward passes).
+        target_classes: number of targeted runs, toward the other classes of the largest logits; 0 for an untargeted run.
+            Has no effect if the goal is a target class.
         radius_schedule: larger radii, as descending multiples of eps, in which each run starts. An input that is broken far
             away keeps a useful gradient when the radius shrinks. The steps are divided evenly among the radii; once
             a sample is broken, it moves to the next radius.
@@ -240,15 +236,13 @@ class APGD:
     References:
         Croce and Hein, Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
         attacks, ICML 2020, algorithm 1; Croce and Hein, Mind the box: l1-APGD for sparse adversarial attacks on
-        image classifiers, ICML 2021, algorithm 1; ``malt``: Melamed, Yehudai and Shamir, MALT powers up adversarial
-        attacks, NeurIPS 2024, algorithm 1.
+        image classifiers, ICML 2021, algorithm 1.
     """
 
     steps: int = 100
     restarts: int = 1
     loss: str = "scaled-ce"
     target_classes: int = 0
-    target_ranking: str = "logits"
     radius_schedule: tuple[float, ...] = ()
 
     kind: ClassVar[Kind] = "fixed-budget"
@@ -257,9 +251,6 @@ class APGD:
     def __post_init__(self) -> None:
         check_losses(self.loss)
         check_least(self, steps=1 + len(self.radius_schedule), restarts=1, target_classes=0)
-        if self.target_ranking not in TARGET_RANKINGS:
-            expected = " or ".join(TARGET_RANKINGS)
-            raise BadParameter("unknown target_ranking", got=self.target_ranking, expected=expected)
         if any(wide <= near for wide, near in pairwise((*self.radius_schedule, 1.0))):
             raise BadParameter(
                 "unusable radius_schedule",
@@ -311,8 +302,6 @@ class APGD:
 
     def _other_classes(self, model: Queries, batch: Batch, threat: ThreatModel) -> Tensor:
         """Return the target classes of each sample, (n, at most ``target_classes``)."""
-        if self.target_ranking == "malt" and model.num_classes >= MALT_CLASSES:
-            return _nearest_classes(model, batch, threat, self.target_classes)
         logits = model(batch.images).logits
         return top_other_classes(logits, batch.labels, self.target_classes)
 
@@ -368,12 +357,24 @@ class _RunLoss:
         return targeted_loss(name, self.targets[rows], self.goal)
 
 
-def _nearest_classes(model: Queries, batch: Batch, threat: ThreatModel, count: int) -> Tensor:
-    """Return the classes of the nearest linearized boundaries, (n, at most count): gap of logits over norm of its gradient."""
-    rows = torch.arange(len(batch), device=batch.labels.device)
-    near = linearize(model, threat, batch.images, batch.labels, rows, MALT_CLASSES)
-    first = near.classes[:, :1]
-    repeats = (near.classes[:, 1:] == first) | (near.classes[:, 1:] == batch.labels[:, None])
-    distances = near.distances.clone()
-    distances[:, 1:] = distances[:, 1:].masked_fill(repeats, torch.inf)  # stand-ins come last
-    return near.classes.gather(1, distances.argsort(stable=True, dim=1)[:, :count])
+@dataclass(frozen=True)
+class MALTAPGD(APGD):
+    """Auto-PGD toward the classes whose linearized boundaries are nearest: gap of the logits over the norm of its gradient.
+
+    The 100 other classes of the largest logits are ranked, with a backward pass each. Models of fewer classes are attacked
+    as ``APGD`` does.
+
+    References:
+        Melamed, Yehudai and Shamir, MALT powers up adversarial attacks, NeurIPS 2024, algorithm 1.
+    """
+
+    def _other_classes(self, model: Queries, batch: Batch, threat: ThreatModel) -> Tensor:
+        if model.num_classes < MALT_CLASSES:
+            return super()._other_classes(model, batch, threat)
+        rows = torch.arange(len(batch), device=batch.labels.device)
+        near = linearize(model, threat, batch.images, batch.labels, rows, MALT_CLASSES)
+        others = near.classes[:, 1:]  # a class that is ruled out has a stand-in, which comes last
+        repeated = (others == near.classes[:, :1]) | (others == batch.labels[:, None])
+        farther = near.distances[:, 1:].masked_fill(repeated, torch.inf)
+        order = torch.cat([near.distances[:, :1], farther], 1).argsort(stable=True, dim=1)
+        return near.classes.gather(1, order[:, : self.target_classes])

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.apgd import APGD
+from robustbench_inv.attacks.apgd import APGD, MALTAPGD
 from robustbench_inv.attacks.best_so_far import CONFIRMATIONS
 from robustbench_inv.attacks.budget_geometry import BALL_NORMS
 from robustbench_inv.attacks.losses import check_losses
@@ -327,13 +327,9 @@ def standard() -> Ensemble:
         (
             APGD(),
             MinimumNorm(30, "scaled-ce", rel_step=1.0, bisections=0, refinements=0),
-            APGD(steps=25, loss="margin", target_classes=5, target_ranking="malt"),
-            APGD(
-                steps=90,
-                loss="margin",
-                target_classes=2,
-                target_ranking="malt",
-                radius_schedule=(8.0, 5.0, 3.0, 2.0, 1.4),
+            MALTAPGD(steps=25, loss="margin", target_classes=5),
+            MALTAPGD(
+                steps=90, loss="margin", target_classes=2, radius_schedule=(8.0, 5.0, 3.0, 2.0, 1.4)
             ),
             SquareThenAPGD(),
         )

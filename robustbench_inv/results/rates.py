@@ -278,6 +278,7 @@ DISPLAY_NAMES = {
     "Scouted": "Square with APGD",
     "SquareThenAPGD": "Square with APGD",
     "Counterpart": "altered input",
+    "MALTAPGD": "APGD",
     "LevelSetTraversal": "LST",
 }
 """Members that readers do not know by the name of their class."""

@@ -8,8 +8,8 @@ import torch
 from robustbench_inv.attacks.apgd import (
     APGD,
     MALT_CLASSES,
+    MALTAPGD,
     APGDState,
-    _nearest_classes,
     checkpoint_steps,
 )
 from robustbench_inv.attacks.budget_geometry import Ball
@@ -204,10 +204,11 @@ def test_malt_aims_at_the_nearest_boundary_of_a_linear_model_and_logits_at_the_l
     eps = float(distances[misled, order[misled, 0]]) * 1.001  # reaches the nearest class alone
     threat = ThreatModel(LpBall("linf", eps))
     meter = CountingModel(model, Batch(images, labels, ids), threat, SampleRNG(0, ids))
-    assert torch.equal(_nearest_classes(meter, meter.batch, threat, 3), order)
+    attack = MALTAPGD(steps=30, loss="margin", target_classes=3)
+    assert torch.equal(attack._other_classes(meter, meter.batch, threat), order)
     assert (meter.backward_passes == MALT_CLASSES).all()
-    for ranking, is_broken in (("malt", True), ("logits", False)):
-        attack = APGD(steps=30, loss="margin", target_classes=1, target_ranking=ranking)
+    for kind, is_broken in ((MALTAPGD, True), (APGD, False)):
+        attack = kind(steps=30, loss="margin", target_classes=1)
         adversarial, _ = run(attack, model, images, labels, threat)
         assert bool((model(adversarial).decision != labels)[misled]) == is_broken
 
@@ -216,13 +217,10 @@ def test_models_of_few_classes_are_ranked_by_logits():
     model, images, labels = linear_problem(8, 2)
     threat = ThreatModel(LpBall("linf", 0.01))
     first, second = (
-        run(APGD(5, target_classes=2, target_ranking=name), model, images, labels, threat)
-        for name in ("logits", "malt")
+        run(kind(5, target_classes=2), model, images, labels, threat) for kind in (APGD, MALTAPGD)
     )
     assert torch.equal(first[0], second[0])
     assert torch.equal(first[1].backward_passes, second[1].backward_passes)
-    with pytest.raises(BadParameter, match="unknown target_ranking"):
-        APGD(target_ranking="distance")
 
 
 def test_broken_samples_stop_and_the_last_step_is_evaluated():
