@@ -75,7 +75,11 @@ network() {
             -e "s|^held_out = .*|held_out = [\"npz:$work/few-${name%%-*}.npz\"]|" "$recipe"
     fi
     step "$name" "$seconds" "$python" -m robustbench_inv train "$recipe" --device "$device" --out "$work/$name"
-    if [ -d "$work/$name" ]; then tar -cf "$out/$name.tar" -C "$work" "$name"; fi
+    if [ -d "$work/$name/models" ]; then
+        tar -czf "$out/$name.tar" -C "$work" "$name/models"
+    elif [ -d "$work/$name" ]; then
+        tar -czf "$out/$name.tar" -C "$work" "$name"
+    fi
 }
 
 if [ -e data/cifar10-train.jpg ]; then
