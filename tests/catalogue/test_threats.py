@@ -106,3 +106,8 @@ def test_without_a_data_set_the_word_is_refused():
 )
 def test_a_requested_budget_keeps_the_rest_of_a_suites_threat(usual, asked, expected):
     assert replace_budget(usual, asked) == expected
+
+
+def test_a_norm_alone_names_what_to_type():
+    with pytest.raises(BadParameter, match="l2=EPS; type none:norm=l2"):
+        load_threat("l2")
