@@ -70,7 +70,7 @@ class Outcomes:
 
 @dataclass(frozen=True)
 class Choice:
-    """A member: its name, the further samples that it breaks, and its seconds on those that were left."""
+    """A member: its name, the further samples that it breaks, and its seconds on those that no earlier member broke."""
 
     name: str
     broken: int
