@@ -41,7 +41,7 @@ PAGE = """{% from "parts.html" import head %}
 {% for paper, items in papers %}
 <section id="{{ items[0].folder }}" aria-labelledby="{{ items[0].folder }}-title">
   <h2 id="{{ items[0].folder }}-title">{{ paper }}</h2>
-  <div class="scroll" tabindex="0" role="region" aria-label="{{ paper }}"><table class="data">
+  <div class="scroll" tabindex="0" role="region" aria-label="Table: {{ paper }}"><table class="data">
     <caption class="unseen">{{ paper }}: outcomes of the claims</caption>
     <thead><tr><th scope="col">Item</th><th scope="col">Outcome</th>{% for status in statuses %}<th scope="col" class="figure">{{ status|capitalize }}</th>{% endfor %}<th scope="col" class="figure">Numbers more than 10 points off</th><th scope="col">Claims and reasons</th></tr></thead>
     <tbody>

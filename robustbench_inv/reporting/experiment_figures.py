@@ -349,7 +349,7 @@ def logit_table(sheet: LogitSheet, prefix: str = "") -> Table:
         for line in sheet.lines
         for head, value in zip(sheet.heads, line.values, strict=True)
     )
-    return Table(name, sheet.title, sheet.caption, frame, ("", *sheet.heads), rows)
+    return Table(name, sheet.title, sheet.caption, frame, ("image", *sheet.heads), rows)
 
 
 def _logit_cells(line: LogitRow) -> list[TableCell]:

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-AXE = Path(__file__).parents[2] / ".axe" / "node_modules" / "axe-core" / "axe.min.js"
+ROOT = Path(__file__).parents[2]
+AXE = ROOT / ".axe" / "node_modules" / "axe-core" / "axe.min.js"
 FETCH = "npm install --prefix .axe axe-core, as .ci/run does"
 
 RUN = """async () => {
@@ -21,6 +23,18 @@ def axe():
     return AXE.read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def reproduction(tmp_path_factory):
+    """A figure of a paper, drawn from its published results."""
+    from robustbench_inv.cli.main import app
+
+    page, stored = tmp_path_factory.mktemp("paper") / "a.html", ROOT / "reports" / "published"
+    results = stored / "thesis" / "figure-3.3_files"
+    arguments = ["reproduce", "thesis/figure-3.3", "--from", str(results), "--report", str(page)]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    return page
+
+
 @pytest.mark.parametrize(
     ("width", "scheme"),
     [
@@ -32,7 +46,7 @@ def axe():
         pytest.param(768, "dark", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("name", ["report", "comparison", "leaderboard", "model"])
+@pytest.mark.parametrize("name", ["report", "comparison", "leaderboard", "model", "reproduction"])
 def test_pages_are_accessible(browser, request, axe, name, width, scheme):
     path = request.getfixturevalue("leaderboard" if name == "model" else name)
     if name == "model":

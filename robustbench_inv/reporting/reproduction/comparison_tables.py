@@ -139,6 +139,7 @@ def numbers_table(
     )
     is_compared = any(not isnan(number.published) for number in numbers)
     title = "Published and reproduced" if is_compared else "Measured"
+    title = f"{title}: {dataset}" if dataset else title
     frame = pd.DataFrame(map(_number_fact, numbers))
     heading = ("Row", "Numbers", *columns)
     return Table(
@@ -165,7 +166,7 @@ def claims_table(findings: Sequence[ClaimFinding], style: NumberFormat, dataset:
     heading = ("Claim", *(BASIS_HEADINGS[basis] for basis in bases))
     return Table(
         slug(f"claims-{dataset}"),
-        "Verdicts on the claims",
+        f"Verdicts on the claims{f': {dataset}' if dataset else ''}",
         caption,
         pd.DataFrame(facts),
         heading,
@@ -187,7 +188,14 @@ def comparisons_table(
     rows = tuple(_comparison_row(*each, style) for each in compared)
     frame = pd.DataFrame(_comparison_fact(*each) for each in compared)
     caption = "Values and differences [95 % interval], in per cent or percentage points for shares."
-    return Table(slug(f"comparisons-{dataset}"), "Every comparison", caption, frame, heading, rows)
+    return Table(
+        slug(f"comparisons-{dataset}"),
+        f"Every comparison{f': {dataset}' if dataset else ''}",
+        caption,
+        frame,
+        heading,
+        rows,
+    )
 
 
 def _once(label: str) -> Iterator[str]:
