@@ -11,7 +11,7 @@ import numpy as np
 
 from robustbench_inv.arguments import format_eps
 from robustbench_inv.checks.check_list import CHECKS
-from robustbench_inv.checks.comparisons import common_samples, group_by, group_comparable
+from robustbench_inv.checks.comparisons import common_samples, goal_key, group_by, group_comparable
 from robustbench_inv.checks.verdict import NOT_MADE, Verdict
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import closer_attacks, example_distances
@@ -295,7 +295,7 @@ def _number(group: Sequence[FinishedCell], cells: Sequence[FinishedCell]) -> str
     attacked = group[0].was_attacked[group[0].positions(samples)]
     samples = np.array(samples)[attacked].tolist()
     own = example_distances(group, group[0].norm, samples)
-    others = [c for c in cells if c.goal == group[0].goal and c not in group]
+    others = [c for c in cells if goal_key(c) == goal_key(group[0]) and c not in group]
     closer = closer_attacks(own, others, group[0].norm, samples)
     median = median_distance(example_distances([*group, *closer], group[0].norm, samples))
     words = "unknown" if median is None else "infinite" if median == inf else f"{median:.3g}"

@@ -26,6 +26,7 @@ __all__ = [
     "check_single_step",
     "common_samples",
     "escalate_saturation",
+    "goal_key",
     "group_by",
     "group_comparable",
     "verdict_about",
@@ -176,10 +177,10 @@ def verdict_about(
 
 def _comparison_key(cell: FinishedCell) -> Hashable:
     """Return what comparable cells share: digests of model and data set, norm, goal, and the oracle if it matters."""
-    return cell.norm, _goal_key(cell)
+    return cell.norm, goal_key(cell)
 
 
-def _goal_key(cell: FinishedCell) -> Hashable:
+def goal_key(cell: FinishedCell) -> Hashable:
     """Return what cells share whose adversarial examples count for each other, whatever the norm."""
     threat, goal = cell.threat, tuple(sorted(cell.threat.goal_parameters.items()))
     judged = threat.oracle if cell.goal.endswith("same-class") else None
@@ -283,7 +284,7 @@ def _gradient_free_gain(
 
 def _distances(group: CellGroupSequence, cells: Sequence[FinishedCell]) -> Verdict:
     norm = group[0].norm
-    others = [c for c in cells if _goal_key(c) == _goal_key(group[0]) and c not in group]
+    others = [c for c in cells if goal_key(c) == goal_key(group[0]) and c not in group]
     shared = sorted(_attacked_samples(group) & _attacked_samples(others))
     if not shared:
         reason = f"No attack but the minimum-norm attacks in {norm} has examples of these samples."

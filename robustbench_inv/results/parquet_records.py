@@ -142,7 +142,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_columns(table: Any) -> RecordColumns:  # noqa: ANN401 - pyarrow has no types
-    def column(name: str, empty: float = 0) -> Any:  # noqa: ANN401
+    def column(name: str, empty: float | None = None) -> Any:  # noqa: ANN401
         return _values(table.column(name), empty)
 
     def flags(name: str) -> Any:  # noqa: ANN401
@@ -189,19 +189,23 @@ def _codes(column: Any) -> tuple[Any, list[str]]:  # noqa: ANN401
     return _values(chunk.indices, -1).astype(np.int8), chunk.dictionary.to_pylist()
 
 
-def _values(column: Any, null: float = 0) -> Any:  # noqa: ANN401
-    """Return a column of numbers or truth values as an array, nulls replaced; ``to_numpy`` and ``fill_null`` import pandas."""
+def _values(column: Any, null: float | None = None) -> Any:  # noqa: ANN401
+    """Return a column of numbers or truth values as an array, nulls replaced; ``to_numpy`` and ``fill_null`` import pandas.
+
+    Raises:
+        BadResults: for a null without a replacement.
+    """
     if column.type == "bool":
         return _values(column.cast("int8"), null).astype(bool)
     whole = column.combine_chunks() if hasattr(column, "num_chunks") else column
     name, memory = str(whole.type), whole.buffers()[1]
     kind = np.dtype("float32" if name == "float" else name)
     values = np.frombuffer(memory or b"", kind, len(whole), whole.offset * kind.itemsize)
-    return (
-        np.where(_values(whole.is_null()), null, values).astype(kind)
-        if whole.null_count
-        else values
-    )
+    if not whole.null_count:
+        return values
+    if null is None:
+        raise BadResults("compacted records lack a value")
+    return np.where(_values(whole.is_null()), null, values).astype(kind)
 
 
 def records_of(path: Path, salt: str, digest: str, samples: Sequence[int]) -> Records:

@@ -121,6 +121,29 @@ def test_a_minimum_norm_attack_needs_no_ensemble_of_its_own_beside_one():
     assert "Median l2 distance 0.2" in found.numbers[1]
 
 
+def test_a_median_counts_no_examples_of_another_target():
+    """An image that became class 1 is no example of an image that became class 2."""
+    about = {"norm": "l2", "goal": "target"}
+    found = [
+        replace(
+            cell(
+                name,
+                broken,
+                epsilons=epsilons,
+                attack={"kind": kind},
+                threat={**about, "goal_parameters": {"offset": offset}},
+            ),
+            digest=str(offset) * 32,
+        )
+        for name, broken, epsilons, kind, offset in (
+            ("ddn", [0.5] * 200, (), "minimum-norm", 1),
+            ("pgd", [0.1] * 200, (0.1,), "fixed-budget", 2),
+        )
+    ]
+    (conclusion,) = conclude(found, [PASSED])
+    assert [text for text in conclusion.numbers if text.startswith("Median l2 distance 1, ")]
+
+
 def test_marks():
     assert [mark_of(g) for g in (["PASS", "NOTE"], ["WARN"], ["WARN", "FAIL"])] == ["", " !", " ✗"]
 

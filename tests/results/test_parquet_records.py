@@ -4,10 +4,11 @@ import json
 import os
 
 import numpy as np
+import pyarrow
 import pytest
 
 from robustbench_inv.errors import BadResults
-from robustbench_inv.results import cell_writing
+from robustbench_inv.results import cell_writing, parquet_records
 from robustbench_inv.results.cell_writing import CellWriter
 from robustbench_inv.results.parquet_records import COMPACTED, compact, restore_lines
 from robustbench_inv.results.record import STATUSES, Distances, ModelOutput
@@ -171,3 +172,12 @@ def test_no_death_between_two_operations_loses_a_record(make, tmp_path, monkeypa
         if ended and number:
             return
     pytest.fail("it never ended")
+
+
+def test_a_missing_value_is_refused_and_not_read_as_zero():
+    """A prediction of 0 is a class."""
+    column = pyarrow.chunked_array([pyarrow.array([3, None, 5])])
+    assert parquet_records._values(column, -1).tolist() == [3, -1, 5]
+    assert parquet_records._values(column[2:]).tolist() == [5]
+    with pytest.raises(BadResults, match="lack a value"):
+        parquet_records._values(column)
