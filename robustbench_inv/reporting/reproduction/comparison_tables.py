@@ -139,11 +139,15 @@ def numbers_table(
     )
     is_compared = any(not isnan(number.published) for number in numbers)
     title = "Published and reproduced" if is_compared else "Measured"
-    title = f"{title}: {dataset}" if dataset else title
     frame = pd.DataFrame(map(_number_fact, numbers))
     heading = ("Row", "Numbers", *columns)
     return Table(
-        slug(f"numbers-{dataset}"), title, _numbers_caption(numbers, bands), frame, heading, rows
+        slug(f"numbers-{dataset}"),
+        _title(title, dataset),
+        _numbers_caption(numbers, bands),
+        frame,
+        heading,
+        rows,
     )
 
 
@@ -166,7 +170,7 @@ def claims_table(findings: Sequence[ClaimFinding], style: NumberFormat, dataset:
     heading = ("Claim", *(BASIS_HEADINGS[basis] for basis in bases))
     return Table(
         slug(f"claims-{dataset}"),
-        f"Verdicts on the claims{f': {dataset}' if dataset else ''}",
+        _title("Verdicts on the claims", dataset),
         caption,
         pd.DataFrame(facts),
         heading,
@@ -190,12 +194,17 @@ def comparisons_table(
     caption = "Values and differences [95 % interval], in per cent or percentage points for shares."
     return Table(
         slug(f"comparisons-{dataset}"),
-        f"Every comparison{f': {dataset}' if dataset else ''}",
+        _title("Every comparison", dataset),
         caption,
         frame,
         heading,
         rows,
     )
+
+
+def _title(text: str, dataset: str) -> str:
+    """Return a title that names the data set, if a report has several."""
+    return f"{text}: {dataset}" if dataset else text
 
 
 def _once(label: str) -> Iterator[str]:
