@@ -142,7 +142,7 @@ def test_missing_logits_are_blank():
 
 def test_the_table_holds_every_number_for_programs():
     table = logit_table(LogitSheet("s", "Logits", "c", ("0", "1"), (LogitRow("a", (1.0, 2.0)),)))
-    assert (table.name, table.columns) == ("s", ("", "0", "1"))
+    assert (table.name, table.columns) == ("s", ("image", "0", "1"))
     assert table.frame[["row", "column", "value"]].to_numpy().tolist() == [["a", "0", 1.0], ["a", "1", 2.0]]  # fmt: skip
 
 
