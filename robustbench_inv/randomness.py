@@ -5,9 +5,11 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from robustbench_inv.identity import digest_value
@@ -39,10 +41,20 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
     References:
         Salmon et al., Parallel random numbers: as easy as 1, 2, 3, SC 2011.
     """
-    c0, c1, c2, c3 = counter.unbind(-1)
+    if counter.device.type != "cpu":
+        return torch.stack(_rounds(list(counter.unbind(-1)), key), -1)
+    words: NDArray[np.int64] = counter.reshape(-1, 4).numpy()  # a third of torch's time
+    return torch.from_numpy(np.stack(_rounds(list(words.T), key), -1)).reshape(counter.shape)
+
+
+_Words = TypeVar("_Words", Tensor, NDArray[np.int64])
+
+
+def _rounds(counter: list[_Words], key: tuple[int, int]) -> list[_Words]:
+    c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
-        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]  # modulo 2**64, signed
         c0, c1, c2, c3 = (
             ((p1 >> 32) & _MASK) ^ c1 ^ k0,
             p1 & _MASK,
@@ -50,7 +62,7 @@ def philox(counter: Tensor, key: tuple[int, int]) -> Tensor:
             p0 & _MASK,
         )
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return torch.stack([c0, c1, c2, c3], -1)
+    return [c0, c1, c2, c3]
 
 
 @dataclass(frozen=True)

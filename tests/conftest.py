@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 
 # Set before torch is imported: the suite runs in as many processes as there are cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +16,8 @@ from hypothesis import settings
 
 settings.register_profile("suite", deadline=None, derandomize=True)
 settings.load_profile("suite")
+
+sys.dont_write_bytecode = False  # else each process rewrites the assertions of all files anew
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the suite runs in the background of a shell
     signal.signal(signal.SIGINT, signal.default_int_handler)

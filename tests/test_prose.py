@@ -215,8 +215,24 @@ def passages() -> Iterator[Passage]:
     yield from help_passages()
 
 
+WORD_START = (r"\b", "(?<!", r"(?-i:\b")
+"""How a pattern begins that matches only where a word begins."""
+
+
+@cache
+def filters(phrases: tuple[Phrase, ...]) -> tuple[re.Pattern[str], ...]:
+    """Return two patterns, one of which matches wherever a phrase does: tried at the beginning of words, and anywhere."""
+    sources = [phrase.pattern.pattern for phrase in phrases]
+    words = [each for each in sources if each.startswith(WORD_START)]
+    others = [each for each in sources if not each.startswith(WORD_START)]
+    joined = rf"\b(?=\w)(?:{'|'.join(words)})", "|".join(others) or "(?!)"
+    return tuple(re.compile(each, re.IGNORECASE) for each in joined)
+
+
 def hits_in(text: str, phrases: list[Phrase]) -> Iterator[tuple[int, str, str]]:
     """Yield line number from 0, text and replacement of each match that is no defined term."""
+    if not any(each.search(text) for each in filters(tuple(phrases))):
+        return  # most texts; a fifth of the time of trying each phrase
     for phrase in phrases:
         for match in phrase.pattern.finditer(text):
             hit = " ".join(match[0].split())

@@ -1,6 +1,7 @@
 """minimum-norm, DDN, DeepFool and FMN: closed-form optima, scales, goals and batches."""
 
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import pytest
 import torch
@@ -28,10 +29,10 @@ from robustbench_inv.threat.goals import KeepDecision, Misclassify, MisclassifyA
 from robustbench_inv.threat.threat_model import ThreatModel
 
 ATTACKS = [
-    (DDN(), "l2"),
+    (DDN(steps=50, initial_norm=0.1), "l2"),
     (DeepFool("l2"), "l2"),
     (DeepFool("linf"), "linf"),
-    *((FMN(), name) for name in ("l0", "l1", "l2", "linf")),
+    *((FMN(steps=40), name) for name in ("l0", "l1", "l2", "linf")),
     *((MinimumNorm(steps=20), name) for name in ("l0", "l1", "l2", "linf")),
 ]
 each_attack = pytest.mark.parametrize(
@@ -57,6 +58,13 @@ class Answering:
         return self.change(self.linear(images), images)
 
 
+@cache
+def plain_run(attack, name):
+    """Return a linear model, images, labels, and what an attack shows on them; several tests compare others with it."""
+    model, images, labels = linear_problem(6, 3, shape=(1, 4, 4))
+    return model, images, labels, run(attack, name, model, images, labels)[0]
+
+
 def run(attack, name, model, images, labels, goal=None, budget=None):
     """Return what an attack shows, and the meter that counted."""
     ids = torch.arange(len(labels))
@@ -75,11 +83,11 @@ def distances(images, adversarial, name):
 @pytest.mark.parametrize(
     "attack",
     [
-        DDN(),
+        DDN(steps=40, initial_norm=0.1),
         DeepFool(),
         DeepFool("linf"),
-        FMN(steps=20),
-        MinimumNorm(steps=10, lagrangian_steps=10),
+        FMN(steps=10),
+        MinimumNorm(steps=6, lagrangian_steps=4),
     ],
 )
 def test_they_pass_the_harness(attack):
@@ -132,8 +140,7 @@ CHANGES = {
 def test_neither_offset_nor_scale_of_the_logits_matters(attack, name, change):
     if isinstance(attack, DDN):  # the cross-entropy weighs the classes by the scale
         return
-    model, images, labels = linear_problem(6, 3, shape=(1, 4, 4))
-    plain, _ = run(attack, name, model, images, labels)
+    model, images, labels, plain = plain_run(attack, name)
     adversarial, _ = run(attack, name, Answering(model, CHANGES[change]), images, labels)
     assert (model(adversarial).decision != labels).all()
     expected = distances(images, plain, name)
@@ -142,9 +149,8 @@ def test_neither_offset_nor_scale_of_the_logits_matters(attack, name, change):
 
 @each_attack
 def test_the_scale_of_the_inputs_does_not_matter(attack, name):
-    model, images, labels = linear_problem(6, 3, shape=(1, 4, 4))
+    model, images, labels, plain = plain_run(attack, name)
     grey = LinearClassifier(model.weights / 255, model.biases, (0.0, 255.0))
-    plain, _ = run(attack, name, model, images, labels)
     adversarial, _ = run(attack, name, grey, 255 * images, labels)
     assert torch.allclose(adversarial / 255, plain, atol=1e-6)
 
@@ -201,8 +207,7 @@ def test_other_goals_are_refused(attack, name):
 
 @each_attack
 def test_a_bounded_threat_changes_nothing(attack, name):
-    model, images, labels = linear_problem(4)
-    plain, _ = run(attack, name, model, images, labels)
+    model, images, labels, plain = plain_run(attack, name)
     adversarial, _ = run(attack, name, model, images, labels, budget=LpBall(name, 1.0))
     assert torch.equal(adversarial, plain)
 

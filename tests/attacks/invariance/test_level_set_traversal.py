@@ -134,10 +134,9 @@ def test_the_farthest_donor_is_farther_than_the_nearest():
 
 def test_batches_do_not_matter():
     given = batch()
-    whole, _, _ = run(LevelSetTraversal(donors=2), given)
-    parts = [
-        run(LevelSetTraversal(donors=2), given[torch.tensor([k, k + 1])])[0] for k in range(0, N, 2)
-    ]
+    attack = LevelSetTraversal(steps=30, donors=2)
+    whole, _, _ = run(attack, given)
+    parts = [run(attack, given[torch.tensor([k, k + 1])])[0] for k in range(0, N, 2)]
     torch.testing.assert_close(torch.cat(parts), whole)
 
 
