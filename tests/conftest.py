@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import sys
+from functools import lru_cache
 
 # Set before torch is imported: the suite runs in as many processes as there are cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,6 +26,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # the suite runs in the b
 os.fsync = lambda _: None  # no test cuts the power
 
 gc.set_threshold(100_000, 20, 100)  # a fifth of the suite's time went into looking for garbage
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _training_points_of_spheres_are_drawn_once():
+    """Keep 10,000 points in 500 dimensions: tests load the model that is fitted to them hundreds of times."""
+    from robustbench_inv.data.spheres import Spheres
+
+    drawn = Spheres.training
+    Spheres.training = lru_cache(maxsize=2)(drawn)
+    yield
+    Spheres.training = drawn
+
 
 NEEDS_PROCESSES = {
     "test_browser.py": "browser",

@@ -1,6 +1,7 @@
 """MNIST and related data sets: mnist5k, mnist, fashion-mnist, and the human-labelled invariance-mnist."""
 
-from functools import cached_property
+from copy import copy
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -37,10 +38,19 @@ BUDGETS = {
 
 def open_mnist5k() -> ArrayDataset:
     """Return the 5,000 digits that are part of the package, sorted by class."""
+    opened = copy(_mnist5k())  # the file is read once, and its digest computed once
+    opened.labels = opened.labels.clone()
+    return opened
+
+
+@cache
+def _mnist5k() -> ArrayDataset:
     origin = find_source("mnist5k")
-    return _read_images_and_labels(
+    read = _read_images_and_labels(
         origin, ("images-idx3-ubyte", "labels-idx1-ubyte"), None, origin.name
     )
+    assert read.digest  # kept by the object and its copies
+    return read
 
 
 def open_images(

@@ -21,7 +21,7 @@ def finished(toys, tmp_path_factory):
 
 
 @settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     cut=st.floats(0, 0.99), garbage=st.sampled_from([b"", b'{"sample": 3', b"\x00\x00\x00", b"x\n"])
