@@ -147,13 +147,10 @@ class CountingModel:
         whole = rows is None and len(images) == len(self.batch)
         if whole:
             rows = self._every
+        output = self._output(images, rows)
         if rows is None:
             self._forward += len(images) / len(self.batch)
-            return self._output(images, self._anonymous(images), 0)
-        if self._draws or self.guide is not None:
-            output = self._output(images, self._latent.rows(rows), self._forward[rows].long())
-        else:  # the code for random draws takes one percent of a small network's pass
-            output = call_keeping_modes(self.classifier, images.clone())
+            return output
         if whole:
             self._forward += 1
         else:
@@ -162,8 +159,16 @@ class CountingModel:
             self._keep_nearest(images.detach(), output.detach(), rows)
         return output
 
-    def _output(self, images: Tensor, rng: SampleRNG, step: int | Tensor) -> Output:
+    def _output(self, images: Tensor, rows: Tensor | None) -> Output:
         """Return the model's output, with the guide's graph if a gradient is needed and there is a guide."""
+        if not self._draws and self.guide is None:  # random draws take a percent of a small network's pass
+            return call_keeping_modes(self.classifier, images.clone())
+        if rows is None:
+            step: int | Tensor = 0
+            rng = self._anonymous(images)
+        else:
+            step = self._forward[rows].long()
+            rng = self._latent.rows(rows)
         if self.guide is None or not (images.requires_grad and torch.is_grad_enabled()):
             return query_model(self.classifier, images, rng, step)
         with torch.no_grad():

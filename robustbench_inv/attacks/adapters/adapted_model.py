@@ -78,11 +78,12 @@ class AdaptedModel(nn.Module):
         # libraries take the device from the first parameter
         self.place = nn.Parameter(like.new_empty(0), requires_grad=False)
         self._queries, self._rows, self._scale = queries, rows, scale
+        self._dtype = queries.dtype
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits (k, classes) of k images, which belong to the m samples in order if k = m."""
-        mapped = self._scale.to_model(images).to(self._queries.dtype)
+        mapped = self._scale.to_model(images).to(self._dtype)
         output = self._queries.differentiable(mapped, self._rows_of(len(images)))
         return _replace_ruled_out(output.logits).to(images.dtype)
 
