@@ -170,7 +170,8 @@ _OPENING = """
 ## The ensemble against AutoAttack
 
 Preset `standard` against torchattacks' `AutoAttack`, version standard, on the correctly classified of {} samples in one batch;
-one process, one thread, in turn, processor time.
+one process, one thread, in turn, processor time. *AutoAttack only*: samples that survive ours and that AutoAttack breaks.
+The last six networks are trained by the benchmark and are not in the zoo.
 
 | model | budget | samples | robust, ours | robust, AutoAttack | broken by AutoAttack only | ours | AutoAttack | ours / its time |
 |---|---|---|---|---|---|---|---|---|"""

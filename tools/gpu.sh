@@ -5,7 +5,8 @@
 #   tools/gpu.sh DEVICE OUT [--one-batch]     run the steps, here or in such a folder
 #
 # The most wanted step is first, and none takes more than four minutes. A step that was stopped continues from its last
-# epoch when the same command runs again; finished steps are skipped. OUT gets one archive a network and one log.
+# epoch when the same command runs again; finished steps are skipped. OUT gets one archive a network, of at most 16 MB,
+# and one log.
 # Data is read from ./data if the folder was packed, else from $INVBENCH_DATA. Packed images of CIFAR-10 are JPEGs of
 # quality 90, whose bytes differ by 3 of 255 on average. Python is $PYTHON, and checkpoints lie in $GPU_WORK (build/gpu).
 # With --one-batch each training takes one batch, which tests the steps on a CPU.
@@ -79,6 +80,11 @@ network() {
         tar -czf "$out/$name.tar" -C "$work" "$name/models"
     elif [ -d "$work/$name" ]; then
         tar -czf "$out/$name.tar" -C "$work" "$name"
+        size=$(du -m "$out/$name.tar" | cut -f 1)
+        if [ "$size" -gt 16 ]; then
+            rm "$out/$name.tar"
+            log "$name: its checkpoint of $size MB stays in $work, since files of at most 16 MB come back"
+        fi
     fi
 }
 
