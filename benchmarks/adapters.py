@@ -81,7 +81,9 @@ def _torchattacks(
     if attack in ("AutoAttack", "FAB"):
         given["n_classes"] = classifier.num_classes
     if attack in ("APGD", "AutoAttack", "FAB", "Square"):
-        given["seed"] = 0  # the clock by default: another number of samples is left to Square each time
+        given["seed"] = (
+            0  # the clock by default: another number of samples is left to Square each time
+        )
     network = Logits(classifier).eval()
     network.place = torch.nn.Parameter(torch.zeros(0))  # torchattacks reads the device from it
     return lambda: getattr(ta, attack)(network, **given)(batch.images, batch.labels)

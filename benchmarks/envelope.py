@@ -28,7 +28,11 @@ def envelope_section() -> str:
         with tempfile.TemporaryDirectory() as folder:
             options = {"dataset": "mnist5k", "samples": samples, "checks": False, "progress": False}
             run = rbi.evaluate(
-                list(MODELS), attack=list(attacks), threat=f"none:norm={norm}", out=Path(folder) / "run", **options
+                list(MODELS),
+                attack=list(attacks),
+                threat=f"none:norm={norm}",
+                out=Path(folder) / "run",
+                **options,
             )
             for cell in run.cells:
                 row = found.setdefault((norm, cell.attack_label), {})

@@ -266,6 +266,7 @@ class Reproduction:
         remarks: explanations of differences.
         text: description of the reproduction, a few sentences.
         samples: largest number of samples of a trial; None for all.
+        also: other tables or figures that its page shows; ``invbench reproduce PAPER/NAME`` finds it by them too.
     """
 
     name: str
@@ -286,6 +287,7 @@ class Reproduction:
     remarks: tuple[Remark, ...] = ()
     text: str = ""
     samples: int | str | None = None
+    also: tuple[str, ...] = ()
 
     @property
     def lines(self) -> tuple[Row | CurvePanel, ...]:

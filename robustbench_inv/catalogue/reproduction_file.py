@@ -9,7 +9,7 @@ from typing import Any, get_args
 from robustbench_inv.catalogue.cards import read_toml
 from robustbench_inv.catalogue.datasets import refuse_code
 from robustbench_inv.catalogue.fields import Mismatch, check_fields, explain_mismatch
-from robustbench_inv.catalogue.locate import find
+from robustbench_inv.catalogue.locate import entries, find
 from robustbench_inv.catalogue.references import locate_code, locate_threat
 from robustbench_inv.catalogue.reproduction import (
     Claim,
@@ -31,13 +31,20 @@ REPRODUCTION_VERSION = 1
 
 
 def load_reproduction(name: str) -> Reproduction:
-    """Return a reproduction by its name ``PAPER/ITEM``, or by its file.
+    """Return a reproduction by its name ``PAPER/ITEM``, by a table or figure that its page shows as well, or by its file.
 
     Raises:
         UnknownName: for an unknown name.
         BadCatalogue: if the file cannot be read, or has an invalid or inconsistent value.
     """
-    return read_reproduction(Path(name) if name.endswith(".toml") else find("reproductions", name))
+    if name.endswith(".toml"):
+        return read_reproduction(Path(name))
+    known = entries("reproductions")
+    if name not in known:
+        for path in known.values():
+            if name in {f"{path.parent.name}/{also}" for also in read_toml(path).get("also", ())}:
+                return read_reproduction(path)
+    return read_reproduction(find("reproductions", name))
 
 
 def read_reproduction(path: Path) -> Reproduction:

@@ -271,3 +271,19 @@ def test_left_and_right_are_paired(tmp_path):
     text = GOOD.replace('left = ["B"], right = ["A"]', 'left = ["B"], right = ["A", "B"]')
     with pytest.raises(BadCatalogue, match="not paired"):
         read(tmp_path, text)
+
+
+def test_an_item_is_found_by_each_figure_of_its_page():
+    others = {
+        f"{item.name.partition('/')[0]}/{name}": item
+        for item in map(load_reproduction, SHIPPED)
+        for name in item.also
+    }
+    assert {
+        "thesis/figure-3.2",
+        "thesis/figure-4.2",
+        "thesis/figure-4.3",
+        "thesis/figure-7.4",
+    } <= set(others)
+    assert not set(others) & set(SHIPPED)
+    assert all(load_reproduction(name) == item for name, item in others.items())
