@@ -2,13 +2,18 @@
 
 import difflib
 import importlib
+import os
 import re
+import sys
+import traceback
 from collections.abc import Iterable
+from functools import cache
 from types import ModuleType
 
 __all__ = [
     "CONTROLS",
     "DEADLINE_PASSED",
+    "TRACEBACK",
     "AttackFailed",
     "BadCatalogue",
     "BadData",
@@ -29,10 +34,15 @@ __all__ = [
     "describe_error",
     "did_you_mean",
     "import_library",
+    "print_trace",
     "printable",
     "suggest",
     "text_of",
 ]
+
+
+TRACEBACK = "INVBENCH_TRACEBACK"
+"""Environment variable: if set, errors print a traceback."""
 
 
 class InvbenchError(Exception):
@@ -204,6 +214,18 @@ def describe_error(error: BaseException) -> str:
     text = " ".join(text_of(error).strip().partition("\n")[0].split())
     line = f"{name}: {text}" if text else name
     return line if len(line) <= MAX_MESSAGE else line[:MAX_MESSAGE] + "…"
+
+
+def print_trace(error: BaseException) -> None:
+    """Print the traceback of what foreign code raised, once, if ``INVBENCH_TRACEBACK`` is set."""
+    if os.environ.get(TRACEBACK) and not isinstance(error, InvbenchError):
+        whole = error.__cause__ is not None  # the context is our search for the sample that fails
+        _print_once("".join(traceback.format_exception(error, chain=whole)))
+
+
+@cache
+def _print_once(text: str) -> None:
+    sys.stderr.write(text)
 
 
 def _rebuild(

@@ -19,6 +19,7 @@ from robustbench_inv.errors import (
     ForeignCodeError,
     TimeLimitExceeded,
     describe_error,
+    print_trace,
 )
 
 __all__ = ["code_folders", "foreign", "foreign_call", "keep_on_path", "limited", "time_limit"]
@@ -49,12 +50,10 @@ def foreign(what: str) -> Iterator[None]:
     ):
         try:
             yield
-        except (StopIteration, StopAsyncIteration) as error:
-            raise _ended(what, error) from error
-        except (Exception, _TimeUp):
-            raise
         except BaseException as error:
-            if _is_users(error):
+            print_trace(error)
+            stops = isinstance(error, StopIteration | StopAsyncIteration)
+            if not stops and (isinstance(error, Exception | _TimeUp) or _is_users(error)):
                 raise
             raise _ended(what, error) from error
         finally:

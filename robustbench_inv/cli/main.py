@@ -36,7 +36,7 @@ from robustbench_inv.cli.reproduce import reproduce
 from robustbench_inv.cli.rescore import rescore
 from robustbench_inv.cli.train import train
 from robustbench_inv.cli.work import status, work
-from robustbench_inv.errors import InvbenchError
+from robustbench_inv.errors import TRACEBACK, InvbenchError
 from robustbench_inv.foreign import foreign
 
 __all__ = ["app", "configure_process", "main"]
@@ -73,9 +73,6 @@ def _set_malloc_option(number: int, size: int) -> None:
         return
     mallopt(number, size)
 
-
-TRACEBACK = "INVBENCH_TRACEBACK"
-"""Environment variable: if set, errors print a traceback."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as in shells."""

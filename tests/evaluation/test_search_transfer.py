@@ -340,13 +340,16 @@ def test_a_search_starts_from_its_last_allowed_proposal(tmp_path, strays, length
     assert all(r.distance.linf == pytest.approx(length) for r in held)
 
 
-def test_a_crash_on_a_substitute_is_recorded(tmp_path):
+@pytest.mark.parametrize("shown", [False, True])
+def test_a_crash_on_a_substitute_is_recorded(tmp_path, monkeypatch, capsys, shown):
     @dataclass(frozen=True)
     class Raises(FGSM):
         def run(self, model, batch, threat, noise):
             raise ZeroDivisionError("no luck")
 
+    monkeypatch.setenv("INVBENCH_TRACEBACK", "1" if shown else "")
     found = records(make_job(Raises(), transfer("linf", *SWEEP)), tmp_path)
+    assert capsys.readouterr().err.count("ZeroDivisionError: no luck") == shown
     assert {r.status for r in found} == {"crash"}
     (event,) = [e for e in CellFolder(tmp_path).events() if e["event"] == "crash"]
     assert event["samples"] == list(range(N))
