@@ -12,7 +12,8 @@ from robustbench_inv.errors import BadParameter
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.provenance import describe_cell
 from robustbench_inv.evaluation.stored_answers import store_answers
-from robustbench_inv.results.cell_writing import CellRequest, CellWriter
+from robustbench_inv.results.cell_parts import CellRequest
+from robustbench_inv.results.cell_writing import CellWriter
 from robustbench_inv.results.certificates import CertificateOptions
 from robustbench_inv.results.oracle_error import write_oracle_error
 from robustbench_inv.results.run_files import WITHOUT_DIGESTS, CellFolder
@@ -137,8 +138,14 @@ def complete_cell(job: Job, writer: CellWriter) -> list[str]:
     return _lost_images(job, writer)
 
 
-def open_cell(job: Job, folder: Path, options: RunOptions) -> CellWriter:
+def open_cell(job: Job, folder: Path, options: RunOptions, *, trusted: bool = False) -> CellWriter:
     """Return the writer of a cell, with the blocks that other processes have finished.
+
+    Args:
+        job: the cell.
+        folder: its folder.
+        options: how to run.
+        trusted: has this process compared the kept images with their records before?
 
     Raises:
         BadResults: if the folder cannot be written, or belongs to another process or cell.
@@ -150,7 +157,7 @@ def open_cell(job: Job, folder: Path, options: RunOptions) -> CellWriter:
     if redo or not CellFolder(folder).has_description(repair=repair, identity=identity):
         description["answers"] = store_answers(job, options.device)
     seen = options.deadline == inf  # else the clock decides when to stop, not the results
-    request = CellRequest(description, job.samples, size, redo, repair, after_look=seen)
+    request = CellRequest(description, job.samples, size, redo, repair, seen, trusted)
     return CellWriter(folder, request)
 
 

@@ -1,6 +1,7 @@
 """A cell, seen from one of the processes that compute its blocks: claimed, computed, stored, moved into the journal."""
 
 import time
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import ENOENT, ESTALE
@@ -38,7 +39,7 @@ from robustbench_inv.results.cell_content import (
 )
 from robustbench_inv.results.cell_events import event_line
 from robustbench_inv.results.cell_writing import CellWriter
-from robustbench_inv.results.files import is_locked
+from robustbench_inv.results.files import PIECE, is_locked
 from robustbench_inv.results.image_files import ImageShards
 from robustbench_inv.results.parquet_records import COMPACTED
 from robustbench_inv.results.run_files import CELL, CellFolder
@@ -52,7 +53,7 @@ DETAIL_SECONDS = 5.0
 CACHE_SECONDS = 1.5
 """How long a network file system may show an earlier content of a folder."""
 
-MOVED_AT_ONCE = 4
+MOVED_AT_ONCE = 64
 """Finished blocks are moved into the journal when there are so many, and a quarter of those in it: moving reads it all."""
 
 
@@ -80,6 +81,7 @@ class SharedCell:
 
     Attributes:
         opened: is the order of its blocks known?
+        claimed: the numbers of the blocks that were claimed when the folder was listed last.
         ended: is there nothing left to do, here or in another process?
         outcome: how it ended, if it ended in this process.
         error: the exception that ended it, if it failed in this process.
@@ -106,12 +108,15 @@ class SharedCell:
         self._runner: BlockRunner | None = None
         self._notes: tuple[str, ...] = ()
         self._read = (0, 0)
+        self._finished, self.claimed = set[int](), set[int]()
+        self._trusted = False
 
     def open(self) -> bool:
         """Read the order of the blocks, or write it first; return whether that was possible."""
         if self._has_failed():
             return True
         if self.board.folder.exists() and self._read_order():
+            self._list()
             self._report(self.progress())
             return True
         with self._claimed(OPENING) as claim:
@@ -119,7 +124,7 @@ class SharedCell:
                 return False
             with self._failing():
                 check_time(self._options)
-                with open_cell(self._built(), self.folder, self._options) as writer:
+                with self._writer() as writer:
                     self._notes = tuple(cell_messages(self._built(), writer, self._options))
                     self._complete(writer)
         return True
@@ -128,7 +133,8 @@ class SharedCell:
         """Return the numbers of the blocks that are not finished."""
         if self._has_failed():
             return []
-        finished, moved = self.board.numbers()[0], self._moved()
+        self._list()
+        moved, finished = self._moved(), self._finished
         return [number for number in range(moved, len(self._blocks)) if number not in finished]
 
     def compute(self, number: int, cache: SearchCache) -> bool:
@@ -137,12 +143,12 @@ class SharedCell:
             if claim is None or number not in self.pending():
                 return False
             with self._failing():
-                self._compute(number, cache)
+                self._compute(number, claim, cache)
         return True
 
     def move(self) -> bool:
-        """Move finished blocks into the journal if there are enough; return whether any was moved."""
-        finished, moved, total = self.board.numbers()[0], self._moved(), len(self._blocks)
+        """Move blocks that were finished when ``pending`` was called, if there are enough; return whether any was moved."""
+        finished, moved, total = self._finished, self._moved(), len(self._blocks)
         ready = next(n for n in range(moved, total + 1) if n not in finished) - moved
         if moved + ready < total and ready < max(MOVED_AT_ONCE, moved / 4):
             return False
@@ -156,11 +162,17 @@ class SharedCell:
         done = False
         with self._failing():
             try:
-                with open_cell(self._built(), self.folder, self._options) as writer:
+                with self._writer() as writer:
                     done = self._complete(writer)
             except Locked:
                 return False
         return done or self.ended
+
+    def _writer(self) -> CellWriter:
+        """Return the writer of the cell, which compares kept images with their records once for each process."""
+        writer = open_cell(self._built(), self.folder, self._options, trusted=self._trusted)
+        self._trusted = True
+        return writer
 
     def _complete(self, writer: CellWriter) -> bool:
         """Move the next finished blocks into the journal, and end the cell if none is missing; return whether any moved."""
@@ -174,10 +186,7 @@ class SharedCell:
     def save(self) -> None:
         """Move finished blocks into the journal, if another process does not."""
         if self.board.numbers()[0]:
-            with (
-                suppress(Exception),
-                open_cell(self._built(), self.folder, self._options) as writer,
-            ):
+            with suppress(Exception), self._writer() as writer:
                 writer.absorb(self.board)
 
     def rest(self) -> None:
@@ -186,7 +195,7 @@ class SharedCell:
             self._runner.close()
         self._runner = None
 
-    def _compute(self, number: int, cache: SearchCache) -> None:
+    def _compute(self, number: int, claim: BlockClaim, cache: SearchCache) -> None:
         check_time(self._options)
         ids, events = self._blocks[number], list[bytes]()
         self._number, self._described = number, 0.0
@@ -195,7 +204,7 @@ class SharedCell:
             events.append(event_line(event, block=number, **values))
 
         result = self._running(cache).run(ids, log_event)
-        if number not in self.pending():
+        if not self.board.holds(number, claim) and number not in self.pending():
             return  # this process was paused past its lease, and another has computed the block
         if result.images is not None:
             shards = ImageShards(self.folder, CellFolder(self.folder).salt)
@@ -210,6 +219,7 @@ class SharedCell:
         kept = result.images is not None
         block = StoredBlock(ids, lines, b"".join(events), kept, self.board.worker)
         self.board.store(number, block)
+        self._finished.add(number)
         self._report(self.progress())
 
     def _tell(self, detail: str) -> None:
@@ -218,6 +228,7 @@ class SharedCell:
         if time.monotonic() - self._described >= DETAIL_SECONDS:
             self.board.describe(self._number, text)
             self._described = time.monotonic()
+        self._list()
         self._report(self.progress(text))
 
     def _running(self, cache: SearchCache) -> BlockRunner:
@@ -250,14 +261,19 @@ class SharedCell:
     def look(self) -> None:
         """Report what other processes do, read from the folder."""
         if self.opened or (self.board.folder.exists() and self._read_order()):
-            details = (self.board.details(number) for number in sorted(self.board.numbers()[1]))
+            self._list()
+            details = (self.board.details(number) for number in sorted(self.claimed))
             self._report(self.progress("; ".join(filter(None, details))))
 
     def progress(self, detail: str = "") -> Progress:
-        """Return how many samples are finished."""
-        finished = self.board.numbers()[0] | set(range(self._moved()))
-        done = sum(len(self._blocks[n]) for n in finished if n < len(self._blocks))
-        return Progress(self.title, self.digest, done, sum(map(len, self._blocks)), detail=detail)
+        """Return how many samples were finished when the folder was listed last."""
+        moved, total = self._moved(), len(self._blocks)
+        done = sum(len(self._blocks[n]) for n in self._finished if moved <= n < total)
+        done += self._ends[moved - 1] if moved else 0
+        return Progress(self.title, self.digest, done, self._ends[-1], detail=detail)
+
+    def _list(self) -> None:
+        self._finished, self.claimed = self.board.numbers()
 
     def _has_failed(self) -> bool:
         if not self.ended and (reason := self.board.failure):
@@ -284,8 +300,7 @@ class SharedCell:
 
     def _moved(self) -> int:
         """Return how many blocks are in the journal."""
-        records = self._count_records()
-        return sum(end <= records for end in self._ends)
+        return bisect_right(self._ends, self._count_records())
 
     def _count_records(self) -> int:
         """Return the number of lines in the journal, all if it was compacted; only what has grown is read."""
@@ -295,15 +310,16 @@ class SharedCell:
                 if file.seek(0, 2) < size:
                     size = count = 0
                 file.seek(size)
-                new = file.read()
+                while new := file.read(PIECE):
+                    size, count = size + len(new), count + new.count(b"\n")
         except OSError as error:  # another process compacts or restores it meanwhile
             if (self.folder / COMPACTED).exists():
                 return len(CellFolder(self.folder).samples)
             if error.errno not in (ENOENT, ESTALE):
                 raise
             return self._count_records() if path.exists() else 0
-        self._read = size + len(new), count + new.count(b"\n")
-        return self._read[1]
+        self._read = size, count
+        return count
 
     @contextmanager
     def _claimed(self, number: int) -> Iterator[BlockClaim | None]:

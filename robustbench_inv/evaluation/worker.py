@@ -134,19 +134,21 @@ class _Group:
             cell.save()
 
     def step(self) -> bool:
-        """Open a cell, compute one block of each, or move blocks into a journal; return whether anything was done."""
+        """Open a cell, move blocks into a journal, or compute one block of each; return whether anything was done."""
         left = [cell for cell in self._cells if not cell.ended]
         if unopened := [cell for cell in left if not cell.opened]:
             return sum(cell.open() for cell in unopened) > 0
         pending = [(cell, set(cell.pending())) for cell in left]
+        if sum(cell.move() for cell in left):
+            return True
         numbers = sorted(set[int]().union(*(each for _, each in pending)))
-        claimed = {number for cell in left for number in cell.board.numbers()[1]}
+        claimed = set[int]().union(*(cell.claimed for cell in left))
         for number in sorted(numbers, key=lambda each: each in claimed):
             self._cache.clear()
             wanted = [cell for cell, each in pending if number in each]
             if sum(cell.compute(number, self._cache) for cell in wanted):
                 return True
-        return sum(cell.move() for cell in left) > 0
+        return False
 
 
 def work_packed(

@@ -10,7 +10,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -45,6 +45,9 @@ ATTEMPTS = 5
 
 STALE_LEASES = 10
 """Leases after which the claim of another machine, whose process cannot be looked at, is taken for left behind."""
+
+MOVED_BYTES = 4 << 20
+"""Finished blocks up to this size are moved into the journal at once, since each flush to disk takes milliseconds."""
 
 OPENING = -1
 """Stands for a block's number: the claim to write cell.json."""
@@ -220,10 +223,14 @@ class BlockBoard:
             return None
         return self._try(number, 1 if ended else claim.attempt + 1)
 
+    def holds(self, number: int, claim: BlockClaim) -> bool:
+        """Is this still the claim to the block?"""
+        found = self._claim(number)
+        return found is not None and found.token == claim.token
+
     def release(self, number: int, claim: BlockClaim) -> None:
         """Give up a claim, if it is still this one."""
-        found = self._claim(number)
-        if found and found.token == claim.token:
+        if self.holds(number, claim):
             self._path(number, "detail").unlink(missing_ok=True)
             self._path(number, "claim").unlink(missing_ok=True)
 
@@ -235,8 +242,7 @@ class BlockBoard:
         def renew() -> None:
             path = self._path(number, "claim")
             while not ended.wait(self.lease / BEATS):
-                found = self._claim(number)
-                if found is None or found.token != claim.token:
+                if not self.holds(number, claim):
                     return
                 with suppress(OSError):
                     os.utime(path)
@@ -255,7 +261,7 @@ class BlockBoard:
         Raises:
             BadResults: if it cannot be written.
         """
-        head = {**asdict(block), "records": len(block.records), "events": len(block.events)}
+        head = {**vars(block), "records": len(block.records), "events": len(block.events)}
         body = block.records + block.events
         head["sha256"] = self._digest(head, body)
         # not flushed: a block that a power failure damages does not fit its digest, and is computed again
@@ -282,6 +288,17 @@ class BlockBoard:
                 return StoredBlock(**{**head, **parts})
         path.unlink(missing_ok=True)
         return None
+
+    def next_blocks(
+        self, pending: Iterable[tuple[int, Sequence[int]]]
+    ) -> Iterator[tuple[int, StoredBlock]]:
+        """Yield blocks with their numbers, until one is not finished or MOVED_BYTES are reached."""
+        size = 0
+        for number, samples in pending:
+            if size >= MOVED_BYTES or (block := self.read(number, samples)) is None:
+                return
+            yield number, block
+            size += len(block.records) + len(block.events)
 
     def describe(self, number: int, text: str) -> None:
         """State how far a claimed block is, for who watches: see ``details``."""

@@ -4,11 +4,17 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 
 from robustbench_inv.errors import BadResults
-from robustbench_inv.results.cell_events import Checkpoint, checkpoints, complete_lines
+from robustbench_inv.results.cell_events import (
+    Checkpoint,
+    announced_records,
+    checkpoints,
+    complete_lines,
+    parse_events,
+)
 from robustbench_inv.results.cell_parts import Segment
 from robustbench_inv.results.files import read_whole
 from robustbench_inv.results.parquet_records import (
@@ -32,6 +38,7 @@ __all__ = [
     "is_compacted",
     "read_content",
     "sample_order",
+    "samples_with_images",
 ]
 
 RECORDS = "records.jsonl"
@@ -57,6 +64,14 @@ def block_samples(segments: Iterable[Segment]) -> list[tuple[int, ...]]:
         for segment in segments
         for first in range(0, len(segment.samples), segment.batch_size)
     ]
+
+
+def samples_with_images(samples: Sequence[int], checked: Sequence[Checkpoint]) -> set[int]:
+    """Return the samples whose images were kept, of all in the order of their records."""
+    starts = (0, *(point.records for point in checked))
+    spans = zip(starts, checked, strict=False)
+    kept = (samples[start : point.records] for start, point in spans if point.images)
+    return set(chain.from_iterable(kept))
 
 
 def count_complete(segments: Iterable[Segment], records: int) -> int:
@@ -145,14 +160,7 @@ class CellContent:
     @property
     def with_images(self) -> set[int]:
         """The samples whose images were kept."""
-        starts = (0, *(point.records for point in self.checked))
-        spans = zip(starts, self.checked, strict=False)
-        return {
-            sample
-            for start, point in spans
-            if point.images
-            for sample in self.samples[start : point.records]
-        }
+        return samples_with_images(self.samples, self.checked)
 
     def first(self, count: int) -> "CellContent":
         """Return the content that ends with the first ``count`` records, at the end of a block."""
@@ -217,11 +225,13 @@ def _read_files(folder: Path) -> tuple[bytes, bytes | None, bytes | None]:
         # first the events, so that a block that is written meanwhile is not among them
         events = _bytes(folder / EVENTS) or b""
         if (data := _bytes(folder / RECORDS)) is not None:
-            return events, data, None
+            if len(_bytes(folder / EVENTS) or b"") == len(events):
+                return events, data, None
+            continue  # several blocks may have been moved into both
         events = _bytes(folder / EVENTS) or b""  # with the digest of the file that replaced it
         if (packed := _bytes(folder / COMPACTED)) is not None:
             return events, None, packed
-    return events, None, None
+    return events, data, None
 
 
 READ_TRIES = 3
@@ -263,7 +273,7 @@ def _read_journal(
     good = tuple(_matching(found, data, events, salt))
     if len(good) == len(found) and (good or sealed):
         end = good[-1].size if good else 0
-        damage = _unexpected(folder, complete_lines(data[end:]), segments, good)
+        damage = _unexpected(folder, complete_lines(data[end:]), segments, (good, events))
         data = data[:end]
     else:
         records, damage = _parse(path, complete_lines(data), order)
@@ -308,13 +318,17 @@ def _changed(folder: Path, good: Sequence[Checkpoint], bad: Checkpoint) -> BadRe
 
 
 def _unexpected(
-    folder: Path, rest: Sequence[bytes], segments: Iterable[Segment], good: Sequence[Checkpoint]
+    folder: Path,
+    rest: Sequence[bytes],
+    segments: Iterable[Segment],
+    found: tuple[Sequence[Checkpoint], bytes],
 ) -> BadResults | None:
     """Return an error if there are more records without a digest than a killed process can leave."""
+    good, events = found
     done = good[-1].records if good else 0
     starts = accumulate(map(len, block_samples(segments)), initial=0)
     blocks = dict(zip(starts, block_samples(segments), strict=False))
-    if len(rest) <= len(blocks.get(done, ())):
+    if len(rest) <= max(len(blocks.get(done, ())), announced_records(parse_events(events)) - done):
         return None
     problem = f"{folder / EVENTS} lacks the digests of {len(rest)} records in {RECORDS}"
     return BadResults(problem, remedy=REPAIR)

@@ -10,6 +10,7 @@ from robustbench_inv.results.record import ModelOutput
 
 __all__ = [
     "AttackInfo",
+    "CellRequest",
     "DatasetInfo",
     "ModelInfo",
     "NamedDigest",
@@ -347,6 +348,29 @@ class Segment:
 def _shared(samples: tuple[int, ...]) -> tuple[int, ...]:
     """Return the same tuple for cells of the same samples, which saves memory."""
     return samples
+
+
+@dataclass(frozen=True)
+class CellRequest:
+    """The samples that an evaluation adds to a cell.
+
+    Args:
+        description: the content of cell.json without version, batch size and segments.
+        samples: sample ids, in any order.
+        batch_size: of the blocks, if the cell has none yet.
+        redo: delete the existing records first.
+        repair: delete damaged blocks and those after them, instead of refusing the cell.
+        after_look: could the results of the samples so far have been seen, if they are complete?
+        trusted: were the kept images compared with the records before, by the same process?
+    """
+
+    description: Mapping[str, Any]
+    samples: tuple[int, ...]
+    batch_size: int
+    redo: bool = False
+    repair: bool = False
+    after_look: bool = False
+    trusted: bool = False
 
 
 KINDS_V1 = {"budget": "fixed-budget", "minimal": "minimum-norm", "given": "fixed-input"}

@@ -1,9 +1,8 @@
 """Writes a cell and its images block by block: a crash loses at most the current block."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
@@ -12,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from robustbench_inv.errors import BadResults
-from robustbench_inv.results.block_board import BlockBoard
+from robustbench_inv.results.block_board import BlockBoard, StoredBlock
 from robustbench_inv.results.cell_content import (
     EVENTS,
     RECORDS,
@@ -25,51 +24,38 @@ from robustbench_inv.results.cell_content import (
     is_compacted,
     read_content,
     sample_order,
+    samples_with_images,
 )
-from robustbench_inv.results.cell_events import LOOK, Checkpoint, complete_lines, event_line
-from robustbench_inv.results.cell_parts import Segment
+from robustbench_inv.results.cell_events import (
+    LOOK,
+    MOVING,
+    Checkpoint,
+    GrowingFile,
+    event_line,
+    read_undamaged,
+)
+from robustbench_inv.results.cell_parts import CellRequest, Segment
 from robustbench_inv.results.files import (
     DIGEST,
     FORMAT_VERSION,
-    GrowingFile,
     explain_write_errors,
+    file_digest,
     lock,
     read_json,
     remove_leftovers,
     write_atomically,
     write_json,
 )
-from robustbench_inv.results.image_files import ImageShards, differing_samples
+from robustbench_inv.results.image_files import ImageShards
 from robustbench_inv.results.oracle_error import ORACLE_FILE, has_readable_oracle
-from robustbench_inv.results.parquet_records import COMPACTED, compact, compacted_digest
+from robustbench_inv.results.parquet_records import COMPACTED, compact_file
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.run_files import CELL, CellFolder, cell_salt
 
-__all__ = ["COMPACTED_FROM", "CellRequest", "CellWriter"]
+__all__ = ["COMPACTED_FROM", "CellWriter"]
 
 COMPACTED_FROM = int(os.environ.get("INVBENCH_COMPACT") or 1000)
 """A complete cell of so many records is compacted to a Parquet file; smaller ones stay readable by eye."""
-
-
-@dataclass(frozen=True)
-class CellRequest:
-    """The samples that an evaluation adds to a cell.
-
-    Args:
-        description: the content of cell.json without version, batch size and segments.
-        samples: sample ids, in any order.
-        batch_size: of the blocks, if the cell has none yet.
-        redo: delete the existing records first.
-        repair: delete damaged blocks and those after them, instead of refusing the cell.
-        after_look: could the results of the samples so far have been seen, if they are complete?
-    """
-
-    description: Mapping[str, Any]
-    samples: tuple[int, ...]
-    batch_size: int
-    redo: bool = False
-    repair: bool = False
-    after_look: bool = False
 
 
 class CellWriter:
@@ -154,14 +140,9 @@ class CellWriter:
         """The samples whose images were kept and are no longer there."""
         return sorted(self._with_images - self._images.samples())
 
-    @property
-    def total(self) -> int:
-        """Number of samples that this and earlier runs requested."""
-        return len(sample_order(self._segments))
-
     def next_block(self) -> tuple[int, tuple[int, ...]] | None:
         """Return number and sample ids of the first block without records; None if there is none."""
-        return self._blocks.get(self._done)
+        return next(self._pending(), None)
 
     def append(
         self, records: Sequence[Record], images: Mapping[str, np.ndarray] | None = None
@@ -180,29 +161,40 @@ class CellWriter:
         if images is not None:
             self._images.add(number, samples, images)
         lines = "".join(record.to_json_line() for record in records)
-        self._append_lines(samples, lines.encode(), images=images is not None)
+        self._append_blocks([StoredBlock(samples, lines.encode(), b"", images is not None, "")])
 
     def absorb(self, board: BlockBoard) -> int:
         """Append the next blocks that other processes have finished, in order; return how many there were."""
         count = 0
-        while pending := self.next_block():
-            number, samples = pending
-            block = board.read(number, samples)
-            if block is None:
-                break
-            self._events.append(block.events, flush=False)
-            self._closed = False
-            self._append_lines(samples, block.records, images=block.images)
-            board.discard(number)
-            count += 1
+        while blocks := list(board.next_blocks(self._pending())):
+            self._append_blocks([block for _, block in blocks])
+            for number, _ in blocks:
+                board.discard(number)
+            count += len(blocks)
         return count
 
-    def _append_lines(self, samples: tuple[int, ...], lines: bytes, *, images: bool) -> None:
-        if images:
-            self._with_images |= set(samples)
-        self._records.append(lines, flush=True)
-        self._done += len(samples)
-        self._add_checkpoint(images=images)
+    def _pending(self) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Yield numbers and samples of the blocks without records, in order."""
+        done = self._done
+        while block := self._blocks.get(done):
+            yield block
+            done += len(block[1])
+
+    def _append_blocks(self, blocks: Sequence[StoredBlock]) -> None:
+        """Append the next blocks, whose records are flushed before digests that cover them are written."""
+        if len(blocks) > 1:
+            end = self._done + sum(len(block.samples) for block in blocks)
+            self._events.append(event_line(MOVING, records=end), flush=True)
+            self._closed = False
+        states = [self._records.append(block.records, flush=False) for block in blocks]
+        self._records.flush()
+        for block, state in zip(blocks, states, strict=True):
+            self._events.append(block.events, flush=False)
+            if block.images:
+                self._with_images |= set(block.samples)
+            self._done += len(block.samples)
+            self._add_checkpoint(state, flush=False, images=block.images)
+        self._events.flush()
 
     def note(self, event: str, **values: object) -> None:
         """Append an event to events.jsonl; ``block`` in its values is the number of the block."""
@@ -213,7 +205,7 @@ class CellWriter:
         """Put the kept images into one file, and compact the records; call it when there is no next block."""
         self._images.consolidate(sample_order(self._segments)[: self._done])
         if self._sealed and not self._closed:
-            self._add_checkpoint(finished=True)
+            self._add_checkpoint(self._records.state, finished=True)
         if self._sealed and self._journal and self._done >= COMPACTED_FROM:
             with suppress(BadResults, OSError):  # a full or read-only disk: the journal is complete
                 self._compact(self._journal)
@@ -221,51 +213,53 @@ class CellWriter:
     def _compact(self, journal: GrowingFile) -> None:
         """Replace records.jsonl by records.parquet; one of them is complete at every moment."""
         path, file = self.path / RECORDS, self.path / COMPACTED
-        lines = path.read_bytes()
-        whole = journal.writable and compacted_digest(self._salt, lines) == journal.digest
-        if not whole or (data := compact(complete_lines(lines))) is None:
+        if not journal.writable or file_digest(self._salt, path) != journal.digest:
             return
-        write_atomically(file, data)
-        if file.read_bytes() == data:
-            self._add_checkpoint(finished=True, compacted=compacted_digest(self._salt, data))
+        digest = compact_file(path, file, self._salt)
+        if file_digest(self._salt, file) == digest:
+            self._add_checkpoint(journal.state, finished=True, compacted=digest)
             path.unlink()
             journal.close()
             self._journal = None
 
     def _add_checkpoint(
-        self, *, images: bool = False, finished: bool = False, compacted: str = ""
+        self, journal: tuple[int, str], *, flush: bool = True, **values: object
     ) -> None:
-        more = {"compacted": compacted} if compacted else {}
-        values = {"records": self._done, "images": images, "finished": finished, **more}
-        line = Checkpoint.line((self._records, self._events), **values)
-        self._events.append(line, flush=True)
-        self._closed = finished
+        """Append the digests of events and records, whose size and digest are given."""
+        values = {"records": self._done, "images": False, "finished": False, **values}
+        line = Checkpoint.line(journal, self._events.digest, **values)
+        self._events.append(line, flush=flush)
+        self._closed = bool(values["finished"])
 
     def _prepare(self, request: CellRequest) -> None:
-        self._remove_leftovers()
+        with explain_write_errors(self.path):
+            remove_leftovers(self.path)
+            self._images.remove_leftovers()
         before = self._count_lines() if request.repair else 0
         self.restores_images = request.repair and self._images.any
         if request.repair and not has_readable_oracle(self.path):
             (self.path / ORACLE_FILE).unlink()
         known = self._known(request)
         segments = tuple(map(Segment.from_json, known.get("segments", ())))
-        content = self._content(known, segments, repair=request.repair)
         size = int(known.get("batch_size", request.batch_size))
-        done = len(content.samples)
-        extended = extend_segments(segments, done, request.samples, size)
-        self._go_on_after(content, grows=not known or extended != segments)
+        if not request.repair and self._resume(known, segments, trusted=request.trusted):
+            extended = extend_segments(segments, self._done, request.samples, size)
+        else:
+            content = self._content(known, segments, repair=request.repair)
+            extended = extend_segments(segments, len(content.samples), request.samples, size)
+            self._go_on_after(content, grows=not known or extended != segments)
         self.repaired = before - self._done if request.repair else 0
         old = bool(known) and DIGEST not in known
         self.unprotected = old and self._done > 0
-        if known and extended == segments and not (old and self._pending(extended)):
+        complete = self._done == len(sample_order(segments))
+        if known and extended == segments and (complete or not old):
             self._use(known, segments)
             self._sealed = not old
             return
         if old:
-            self._add_checkpoint()  # before cell.json declares digests
-        complete = 0 < self._done == len(sample_order(segments))
+            self._add_checkpoint(self._records.state)  # before cell.json declares digests
         self._describe({**(known or request.description), "batch_size": size}, extended)
-        if complete and request.after_look:
+        if complete and self._done and request.after_look:
             self.note(LOOK, records=self._done)
 
     def _known(self, request: CellRequest) -> dict[str, Any]:
@@ -311,6 +305,26 @@ class CellWriter:
             (self.path / ORACLE_FILE).unlink(missing_ok=True)
             self._images.forget()
 
+    def _resume(
+        self, known: Mapping[str, Any], segments: Sequence[Segment], *, trusted: bool
+    ) -> bool:
+        """Continue after an undamaged journal, which is read in pieces; return whether there is one."""
+        if DIGEST not in known or not segments or is_compacted(self.path):
+            return False
+        points = read_undamaged(self._records, self._events)
+        last = points[-1] if points else None
+        done = last.records if last else 0
+        if points is None or count_complete(segments, done) != done:
+            return False
+        if not trusted and self._images.any:
+            with (self.path / RECORDS).open("rb") as lines:
+                if self._images.differing(map(Record.from_json_line, lines)):
+                    return False
+        self._done = done
+        self._with_images = samples_with_images(sample_order(segments), points)
+        self._closed = bool(last and last.finished and last.end == self._events.size)
+        return True
+
     def _content(
         self, known: Mapping[str, Any], segments: Sequence[Segment], *, repair: bool
     ) -> CellContent:
@@ -331,8 +345,9 @@ class CellWriter:
 
     def _first_without_images(self, content: CellContent, *, repair: bool) -> int:
         """Return the number of records before the first one whose image is damaged, or lost while repairing."""
-        images = self._images.read(repair=repair)
-        wrong = set() if images is None else set(differing_samples(images, content.records))
+        wrong = set[int]()
+        if self._images.any:
+            wrong = self._images.differing(content.records, repair=repair)
         if wrong and not repair:
             raise BadResults(
                 f"images of {self.path} do not fit {RECORDS}: sample {min(wrong)} has another distance",
@@ -360,14 +375,6 @@ class CellWriter:
             return count_checked(self.path)
         path = self.path / RECORDS
         return path.read_bytes().count(b"\n") if path.exists() else 0
-
-    def _remove_leftovers(self) -> None:
-        with explain_write_errors(self.path):
-            remove_leftovers(self.path)
-            self._images.remove_leftovers()
-
-    def _pending(self, segments: Sequence[Segment]) -> bool:
-        return len(sample_order(segments)) > self._done
 
     def _describe(self, cell: Mapping[str, Any], segments: tuple[Segment, ...]) -> None:
         listed = [segment.to_json() for segment in segments]

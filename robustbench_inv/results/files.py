@@ -23,9 +23,10 @@ from robustbench_inv.identity import digest_bytes
 __all__ = [
     "DIGEST",
     "FORMAT_VERSION",
-    "GrowingFile",
+    "PIECE",
     "check_unlocked",
     "explain_write_errors",
+    "file_digest",
     "is_locked",
     "is_running",
     "lock",
@@ -46,6 +47,9 @@ __all__ = [
 
 DIGEST = "sha256"
 """The last key of a JSON file, and the metadata of a file of images: the digest of the content before it."""
+
+PIECE = 1 << 20
+"""Bytes of a file that are read at once."""
 
 FORMAT_VERSION = 2
 """The version of the files that this program writes; it reads version 1 as well."""
@@ -74,91 +78,6 @@ def write_all(descriptor: int, data: bytes, *, flush: bool = True) -> None:
         view = view[os.write(descriptor, view) :]
     if flush:
         os.fsync(descriptor)
-
-
-class GrowingFile:
-    """A file that grows by whole writes, and the SHA-256 of its content.
-
-    On a disk that is read-only, an existing file is opened for reading.
-
-    Args:
-        path: the file; it is made if it does not exist.
-        salt: precedes the content in the digest, so that a file of another cell has another digest.
-
-    Raises:
-        BadResults: if it cannot be opened.
-    """
-
-    def __init__(self, path: Path, salt: str) -> None:
-        self.path, self._salt, self.size = path, salt, 0
-        self._hash = hashlib.sha256(salt.encode())
-        with explain_write_errors(path):
-            self.descriptor, self._writable = _open(path)
-
-    def close(self) -> None:
-        """Close the file, which releases a lock on its descriptor."""
-        os.close(self.descriptor)
-
-    @property
-    def writable(self) -> bool:
-        """Is the disk writable?"""
-        return self._writable
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the salt and the content."""
-        return self._hash.hexdigest()
-
-    def keep(self, data: bytes) -> None:
-        """Continue after ``data``, the first bytes of the file; what follows them is deleted."""
-        with explain_write_errors(self.path):
-            if os.fstat(self.descriptor).st_size != len(data):
-                self._check_writable()
-                os.ftruncate(self.descriptor, len(data))
-        self.size, self._hash = len(data), hashlib.sha256(self._salt.encode() + data)
-
-    def append(self, data: bytes, *, flush: bool) -> None:
-        """Write bytes at the end, in one piece or not at all.
-
-        Raises:
-            BadResults: if they cannot be written, or if the file was removed or changed since the last write.
-        """
-        self._check_in_place()
-        with explain_write_errors(self.path):
-            self._check_writable()
-            try:
-                write_all(self.descriptor, data, flush=flush)
-            except OSError:
-                with suppress(OSError):
-                    os.ftruncate(self.descriptor, self.size)
-                raise
-        self._hash.update(data)
-        self.size += len(data)
-
-    def _check_writable(self) -> None:
-        if not self._writable:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-
-    def _check_in_place(self) -> None:
-        found = None
-        with suppress(OSError):
-            found = self.path.stat()
-        mine = os.fstat(self.descriptor)
-        if found is None or not os.path.samestat(found, mine) or found.st_size != self.size:
-            raise BadResults(
-                f"{self.path} was {'changed' if found else 'removed'} while the evaluation ran",
-                remedy="run the same command again with --existing repair",
-            )
-
-
-def _open(path: Path) -> tuple[int, bool]:
-    """Open or create a file; return its descriptor, and whether it can be written."""
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666), True
-    except OSError:
-        if not path.exists():
-            raise
-        return os.open(path, os.O_RDONLY), False
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -285,6 +204,15 @@ def parse_json(data: bytes) -> object:
 
 LARGEST_UNPACKED = 1 << 30
 """Bytes that a compressed result may unpack to."""
+
+
+def file_digest(salt: str, path: Path) -> str:
+    """Return the SHA-256 of the salt and a file, which is read in pieces."""
+    found = hashlib.sha256(salt.encode())
+    with path.open("rb") as file:
+        while data := file.read(PIECE):
+            found.update(data)
+    return found.hexdigest()
 
 
 def read_gzip(path: Path) -> bytes:

@@ -2,17 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from io import BytesIO
+from itertools import islice, zip_longest
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from robustbench_inv.errors import BadResults
-from robustbench_inv.results.files import read_whole
+from robustbench_inv.results.files import file_digest, read_whole, replaced
 from robustbench_inv.results.record import STATUSES
 from robustbench_inv.results.record_columns import (
     NO_ORACLE_LABEL,
@@ -22,7 +25,14 @@ from robustbench_inv.results.record_columns import (
     Records,
 )
 
-__all__ = ["COMPACTED", "compact", "compacted_digest", "records_of", "restore_lines"]
+__all__ = [
+    "COMPACTED",
+    "compact",
+    "compact_file",
+    "compacted_digest",
+    "records_of",
+    "restore_lines",
+]
 
 COMPACTED = "records.parquet"
 
@@ -55,36 +65,82 @@ _KINDS = {
 }
 """The columns of the file, and their types."""
 
-_NESTED = ("clean", "adversarial", "distance")
+PARSED_ROWS = 1000
+"""Rows that are parsed, or made, at once: a divisor of ROWS."""
 
 
-def compact(lines: Sequence[bytes]) -> bytes | None:
-    """Return the lines of records.jsonl as a Parquet file; None if they could not be restored from it to the byte.
+def compact(lines: Iterable[bytes], out: BinaryIO) -> None:
+    """Write the lines of records.jsonl to a Parquet file, of which only a part is in memory.
 
     The same lines give the same file, with one version of pyarrow.
+
+    Raises:
+        BadResults: for keys or values of other types than those of ``Record``, which nobody has written so far.
     """
     arrow, parquet = _arrow()
-    rows = [_flat(json.loads(line)) for line in lines]
-    extras = list(dict.fromkeys(key for row in rows for key in row if key not in _KINDS))
-    kinds = {**_KINDS, **dict.fromkeys(extras, "string")}
-    schema = arrow.schema([(name, getattr(arrow, kind)()) for name, kind in kinds.items()])
+    rest, schema = iter(lines), _schema(_KINDS)
     try:
-        arrays = {name: [row.get(name) for row in rows] for name in kinds}
-        table = arrow.table(arrays, schema=schema)
-    except (arrow.ArrowException, OverflowError, TypeError):
-        return None  # values of other types, which nobody has written so far
-    out = BytesIO()
-    parquet.write_table(
-        table,
-        out,
-        compression="zstd",
-        row_group_size=ROWS,
-        store_schema=False,
-        write_page_checksum=True,
-        use_dictionary=["label", "oracle_source", "status", "clean.prediction"],
+        with parquet.ParquetWriter(
+            out,
+            schema,
+            compression="zstd",
+            store_schema=False,
+            write_page_checksum=True,
+            use_dictionary=["label", "oracle_source", "status", "clean.prediction"],
+        ) as file:
+            while group := list(islice(_tables(rest), ROWS // PARSED_ROWS)):
+                table = arrow.concat_tables(group).combine_chunks()
+                file.write_table(table, row_group_size=ROWS)
+    except arrow.ArrowException as error:
+        raise BadResults(f"records that cannot be compacted: {error}") from error
+
+
+def _schema(kinds: Mapping[str, str]) -> Any:  # noqa: ANN401 - pyarrow has no types
+    arrow, _ = _arrow()
+    return arrow.schema([(name, getattr(arrow, kind)()) for name, kind in kinds.items()])
+
+
+def _tables(lines: Iterator[bytes]) -> Iterator[Any]:
+    """Yield tables of PARSED_ROWS lines, parsed by pyarrow, which imports pandas for lists of Python objects."""
+    arrow, _ = _arrow()
+    import pyarrow.json
+
+    schema = arrow.schema(
+        [
+            (
+                name,
+                arrow.struct(_schema(kind)) if isinstance(kind, dict) else getattr(arrow, kind)(),
+            )
+            for name, kind in _nested(_KINDS).items()
+        ]
     )
-    data = out.getvalue()
-    return data if restore_lines(data) == tuple(lines) else None
+    parsing = pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
+    while found := b"".join(islice(lines, PARSED_ROWS)):
+        reading = pyarrow.json.ReadOptions(use_threads=False, block_size=len(found) + 1)
+        table = pyarrow.json.read_json(BytesIO(found), reading, parsing)
+        yield table.flatten()
+
+
+def compact_file(lines: Path, file: Path, salt: str) -> str:
+    """Write records.parquet for a records.jsonl, which can be restored from it to the byte; return its digest.
+
+    Args:
+        lines: records.jsonl.
+        file: records.parquet, which appears whole.
+        salt: of the digest.
+
+    Raises:
+        BadResults: if the lines could not be restored, or the file cannot be written.
+    """
+    with lines.open("rb") as source, replaced(file) as temporary:
+        with temporary.open("wb") as out:
+            compact(source, out)
+            out.flush()
+            os.fsync(out.fileno())
+        source.seek(0)
+        if any(one != other for one, other in zip_longest(_lines(temporary), source)):
+            raise BadResults(f"{lines} cannot be restored from {file.name}")
+        return file_digest(salt, temporary)
 
 
 def read_compacted(path: Path, salt: str, digest: str) -> RecordColumns:
@@ -115,30 +171,61 @@ def compacted_digest(salt: str, data: bytes) -> str:
 def restore_lines(data: bytes) -> tuple[bytes, ...]:
     """Return the lines of records.jsonl, those of damaged row groups and of the ones after them left out."""
     found: list[bytes] = []
-    _, parquet = _arrow()
-    try:
-        file = parquet.ParquetFile(BytesIO(data), page_checksum_verification=True)
-        for group in range(file.num_row_groups):
-            records = _to_columns(file.read_row_group(group, use_threads=False)).records()
-            found += [record.to_json_line().encode() for record in records]
-    except Exception:  # whatever a library raises for damage
-        return tuple(found)
+    with suppress(Exception):  # whatever a library raises for damage
+        found.extend(_lines(BytesIO(data)))
     return tuple(found)
+
+
+def _lines(source: Path | BytesIO) -> Iterator[bytes]:
+    """Yield the lines of records.jsonl that a file restores."""
+    _, parquet = _arrow()
+    with parquet.ParquetFile(source, page_checksum_verification=True) as file:
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, use_threads=False)
+            if table.column_names != list(_KINDS):  # optional keys
+                yield from (each.to_json_line().encode() for each in _to_columns(table).records())
+                continue
+            for start in range(0, len(table), PARSED_ROWS):
+                part = table.slice(start, PARSED_ROWS)
+                texts = (_texts(part.column(name), kind) for name, kind in _KINDS.items())
+                yield from ((_LINE % row).encode() for row in zip(*texts, strict=True))
+
+
+def _texts(column: Any, kind: str) -> list[str]:  # noqa: ANN401
+    """Return the values of a column as JSON; the numbers are finite."""
+    if kind == "string":
+        codes, names = _codes(column)
+        named = {-1: "null", **{code: json.dumps(name) for code, name in enumerate(names)}}
+        return [named[code] for code in codes.tolist()]
+    if kind == "bool_":
+        return [_FLAGS[flag] for flag in _values(column.cast("int8"), -1).tolist()]
+    texts = list(map(repr, _values(column, 0).tolist()))
+    if column.null_count:
+        nulls = _values(column.is_null()).tolist()
+        return ["null" if null else text for null, text in zip(nulls, texts, strict=True)]
+    return texts
+
+
+_FLAGS = {-1: "null", 0: "false", 1: "true"}
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values with dotted keys as ``Record`` nests them."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        part, _, key = name.rpartition(".")
+        (found.setdefault(part, {}) if part else found)[key] = value
+    return found
+
+
+_LINE = json.dumps(_nested(dict.fromkeys(_KINDS, "%s"))).replace('"%s"', "%s") + "\n"
+"""A line of records.jsonl, with a place for the JSON of each value."""
 
 
 def _columns(data: bytes) -> RecordColumns:
     _, parquet = _arrow()
     file = parquet.ParquetFile(BytesIO(data), read_dictionary=["oracle_source", "status"])
     return _to_columns(file.read(use_threads=False))
-
-
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a record with dotted keys; the values of optional keys as JSON."""
-    found = {f"{key}.{name}": value for key in _NESTED for name, value in row[key].items()}
-    for key, value in row.items():
-        if key not in _NESTED:
-            found[key] = value if key in _KINDS else json.dumps(value)
-    return found
 
 
 def _to_columns(table: Any) -> RecordColumns:  # noqa: ANN401 - pyarrow has no types

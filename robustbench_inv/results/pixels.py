@@ -1,18 +1,23 @@
-"""Images as 8-bit pixels, and the digest that identifies an image in a file of human labels."""
+"""Images as 8-bit pixels, distances of kept images, and the digest that identifies an image in a file of human labels."""
 
 import base64
 import struct
 import zlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from robustbench_inv.identity import canonical_json, digest_bytes
 
-__all__ = ["Pixels", "is_image_shape", "pixel_digest", "png_uri", "to_pixels"]
+__all__ = ["Pixels", "differing_samples", "is_image_shape", "pixel_digest", "png_uri", "to_pixels"]
 
 
 Pixels = NDArray[np.uint8]
+
+DISTANCE_TOLERANCE = 1e-3
+"""Largest relative difference between a distance in a record and that of its images."""
 
 
 def is_image_shape(shape: tuple[int, ...]) -> bool:
@@ -68,3 +73,25 @@ def png_uri(image: Pixels) -> str:
 def _png_chunk(name: bytes, content: bytes) -> bytes:
     checksum = zlib.crc32(name + content)
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+
+
+def differing_samples(images: Mapping[str, NDArray[Any]], known: NDArray[np.float64]) -> list[int]:
+    """Return the samples whose images have another distance than ``known`` (n, 5): sample ids, ascending, and distances."""
+    samples = images["samples"]
+    rows = np.searchsorted(known[:, 0], samples)
+    has = np.flatnonzero(np.isin(samples, known[:, 0]))
+    if not len(has):
+        return []
+    found = _distances(images["clean"][has], images["adversarial"][has])
+    stored = known[rows[has], 1:]
+    close = np.abs(found - stored) <= DISTANCE_TOLERANCE * np.maximum(1.0, np.abs(stored))
+    different: list[int] = samples[has[~close.all(1)]].tolist()
+    return different
+
+
+def _distances(clean: NDArray[np.generic], adversarial: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Return the distances of images (n, …) in the order of ``Distances``: (n, 4)."""
+    delta = np.abs(adversarial.astype(np.float64) - clean.astype(np.float64))
+    delta = delta.reshape(len(delta), -1)
+    norms = (delta != 0).sum(1), delta.sum(1), np.sqrt((delta**2).sum(1)), delta.max(1, initial=0)
+    return np.stack(norms, 1).astype(np.float64)

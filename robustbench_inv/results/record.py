@@ -41,6 +41,9 @@ FAILURES = STATUSES[3:]
 """The statuses of samples for which the attack has no valid adversarial input."""
 
 
+_encode = json.JSONEncoder(allow_nan=False).encode
+
+
 @dataclass(frozen=True)
 class ModelOutput:
     """The output for one input: predicted class (also if rejected), rejection score, accepted or rejected.
@@ -142,7 +145,7 @@ class Record:
         """Return the record as one line of JSON, newline included, keys in schema order."""
         value = {**vars(self), "clean": vars(self.clean), "adversarial": vars(self.adversarial)}
         value["distance"] = vars(self.distance)
-        return json.dumps(value, allow_nan=False) + "\n"
+        return _encode(value) + "\n"
 
     @classmethod
     def from_json_line(cls, line: str | bytes) -> "Record":

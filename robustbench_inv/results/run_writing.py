@@ -16,11 +16,10 @@ from robustbench_inv.results.cell_content import (
     EVENTS,
     RECORDS,
 )
-from robustbench_inv.results.cell_events import DIGESTS, Checkpoint
+from robustbench_inv.results.cell_events import DIGESTS, Checkpoint, GrowingFile
 from robustbench_inv.results.files import (
     DIGEST,
     FORMAT_VERSION,
-    GrowingFile,
     explain_write_errors,
     read_json,
     remove_leftovers,
@@ -323,7 +322,7 @@ def _write_cell(folder: Path, cell: RewrittenCell) -> None:
         notes = "".join(json.dumps(event) + "\n" for event in kept)
         events.append(notes.encode(), flush=False)
         values = {"records": len(cell.records), "images": images is not None, "finished": True}
-        events.append(Checkpoint.line((records, events), **values), flush=True)
+        events.append(Checkpoint.line(records.state, events.digest, **values), flush=True)
     if images is not None:
         write_atomically(folder / ADVERSARIAL, images_to_bytes(images, salt))
     if cell.error is not None:

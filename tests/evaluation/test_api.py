@@ -27,7 +27,8 @@ from robustbench_inv.evaluation.schedule import run_jobs
 from robustbench_inv.reporting.facts import summary_frame
 from robustbench_inv.reporting.run_results import read_runs
 from robustbench_inv.results.cell import CellInfo
-from robustbench_inv.results.cell_writing import CellRequest, CellWriter
+from robustbench_inv.results.cell_parts import CellRequest
+from robustbench_inv.results.cell_writing import CellWriter
 from robustbench_inv.results.run_files import RunFolder
 
 SPHERES = "spheres:d=100,n=1,r1=1,r2=1.3,size=40"
@@ -161,10 +162,10 @@ def test_a_cell_that_fails_does_not_stop_the_others(toys, tmp_path, monkeypatch)
     jobs = [toys.make_job(toys.Straight()), toys.make_job(toys.Draws())]
     real = sharing.open_cell
 
-    def failing(job, *rest):
+    def failing(job, *rest, **named):
         if job is jobs[0]:
             raise RuntimeError("no\nluck")
-        return real(job, *rest)
+        return real(job, *rest, **named)
 
     monkeypatch.setattr(sharing, "open_cell", failing)
     seen = []

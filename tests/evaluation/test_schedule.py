@@ -17,7 +17,8 @@ from robustbench_inv.evaluation.engine import RunOptions
 from robustbench_inv.evaluation.packing import unpack_jobs
 from robustbench_inv.evaluation.schedule import check_locks, run_jobs
 from robustbench_inv.results.block_board import BlockBoard
-from robustbench_inv.results.cell_writing import CellRequest, CellWriter
+from robustbench_inv.results.cell_parts import CellRequest
+from robustbench_inv.results.cell_writing import CellWriter
 from robustbench_inv.results.run_files import CellFolder
 
 PARENT = str(os.getpid())

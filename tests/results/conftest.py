@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from robustbench_inv.results.cell_writing import CellRequest
+from robustbench_inv.results.cell_parts import CellRequest
 from robustbench_inv.results.record import Distances, ModelOutput, Record
 from robustbench_inv.testing.toy_cells import toy_cell
 

@@ -10,14 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustbench_inv.errors import BadResults
+from robustbench_inv.results.block_board import BlockBoard, StoredBlock
 from robustbench_inv.results.cell_content import (
     block_samples,
     count_complete,
     extend_segments,
     sample_order,
 )
+from robustbench_inv.results.cell_events import GrowingFile
 from robustbench_inv.results.cell_writing import CellWriter
-from robustbench_inv.results.files import GrowingFile
 from robustbench_inv.results.run_files import CellFolder, RunFolder
 from robustbench_inv.results.run_writing import write_checks, write_plan
 
@@ -149,6 +150,39 @@ def test_two_writers_of_one_cell(make, tmp_path):
     with CellWriter(tmp_path / "c", make.request(range(8))) as writer:
         make.fill(writer)
     assert CellFolder(tmp_path / "c").finished
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_kill_between_the_records_and_the_digests_of_several_blocks(
+    make, tmp_path, monkeypatch, announced
+):
+    """Records that were announced are moved again; so many without an announcement are damage."""
+    with CellWriter(tmp_path / "c", make.request(range(10))):
+        board = BlockBoard(tmp_path / "c", "e/0")
+    for number, samples in enumerate([range(4), range(4, 8), range(8, 10)]):
+        lines = "".join(make.record(sample).to_json_line() for sample in samples).encode()
+        board.store(number, StoredBlock(tuple(samples), lines, b"", images=False, worker="e/0"))
+    append = GrowingFile.append
+
+    def killed(self, data, *, flush):
+        if self.path.name == "events.jsonl" and (b"moving" not in data or not announced):
+            raise KeyboardInterrupt
+        return append(self, data, flush=flush)
+
+    with CellWriter(tmp_path / "c", make.request(range(10))) as writer:
+        monkeypatch.setattr(GrowingFile, "append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            writer.absorb(board)
+    monkeypatch.undo()
+    path = tmp_path / "c" / "records.jsonl"
+    assert len(path.read_bytes().splitlines()) == (10 if announced else 0)
+    assert CellFolder(tmp_path / "c").records() == []
+    with CellWriter(tmp_path / "c", make.request(range(10))) as writer:
+        assert writer.absorb(board) == 3
+    assert CellFolder(tmp_path / "c").records() == [make.record(sample) for sample in range(10)]
+    (tmp_path / "c" / "events.jsonl").write_bytes(b"")
+    with pytest.raises(BadResults, match="lacks the digests of 10 records"):
+        CellWriter(tmp_path / "c", make.request(range(10)))
 
 
 def test_a_full_disk(make, tmp_path, monkeypatch):

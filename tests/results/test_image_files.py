@@ -1,14 +1,17 @@
 """Kept images carry a digest; damage, images of another cell and images that do not fit the records are told."""
 
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from robustbench_inv.errors import BadResults
+from robustbench_inv.results import image_files
 from robustbench_inv.results.cell_writing import CellWriter
-from robustbench_inv.results.image_files import ADVERSARIAL
+from robustbench_inv.results.image_files import ADVERSARIAL, ImageShards, images_to_bytes
+from robustbench_inv.results.record import Distances
 from robustbench_inv.results.run_files import CellFolder
 
 
@@ -109,3 +112,45 @@ def test_a_folder_of_images_that_is_removed_midway_is_told(make, tmp_path):
         shutil.rmtree(tmp_path / "c" / "images")
         make.fill(writer, keep=True)
         assert writer.lost_images == list(range(8))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_blocks_are_merged_to_what_safetensors_writes(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(image_files, "PIECE", 40)  # of some rows only
+    draw = np.random.default_rng(0)
+    images = {name: draw.random((17, 2, 3)).astype(kind) for name in ("clean", "adversarial")}
+    shards = ImageShards(tmp_path, "salt")
+    for block, samples in enumerate([(0, 4, 9), (12,), (1, 2, 3, 10), (9, 16)]):
+        shards.add(block, samples, {name: each[list(samples)] for name, each in images.items()})
+        if block == 1:
+            shards.consolidate(range(17))  # the cell grows later
+    shards.consolidate([*range(11), 16])  # 12 lost its record
+    kept = np.array([0, 1, 2, 3, 4, 9, 10, 16])
+    expected = {"samples": kept, **{name: each[kept] for name, each in images.items()}}
+    assert (tmp_path / ADVERSARIAL).read_bytes() == images_to_bytes(expected, "salt")
+    assert list(tmp_path.iterdir()) == [tmp_path / ADVERSARIAL]
+
+
+def test_memory_is_bounded_by_a_block(make, tmp_path, monkeypatch):
+    """Opening and finishing a cell takes the memory of some blocks, whatever the number of them is."""
+    monkeypatch.setattr(image_files, "PIECE", 1 << 16, raising=False)
+    blocks, size, pixels = 30, 5, 10_000
+    rows = np.arange(blocks * size, dtype=np.float32)[:, None].repeat(pixels, 1)
+    distances = Distances(pixels, 0.5 * pixels, 0.5 * pixels**0.5, 0.5)
+
+    def fill(last):
+        with CellWriter(tmp_path / "c", make.request(range(len(rows)), size)) as writer:
+            while (block := writer.next_block()) and block[0] < last:
+                chosen = rows[list(block[1])]
+                records = [make.record(sample, distance=distances) for sample in block[1]]
+                writer.append(records, {"clean": chosen, "adversarial": chosen + 0.5})
+            if last == blocks:
+                writer.finish()
+
+    fill(blocks - 1)
+    tracemalloc.start()
+    fill(blocks)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * 2**20 < 2 * rows.nbytes / 3
+    assert len(CellFolder(tmp_path / "c").images()["samples"]) == len(rows)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from io import BytesIO
 
 import numpy as np
 import pyarrow
@@ -10,7 +11,7 @@ import pytest
 from robustbench_inv.errors import BadResults
 from robustbench_inv.results import cell_writing, parquet_records
 from robustbench_inv.results.cell_writing import CellWriter
-from robustbench_inv.results.parquet_records import COMPACTED, compact, restore_lines
+from robustbench_inv.results.parquet_records import COMPACTED, compact, compact_file, restore_lines
 from robustbench_inv.results.record import STATUSES, Distances, ModelOutput
 from robustbench_inv.results.record_columns import RecordColumns, Records
 from robustbench_inv.results.run_files import CellFolder
@@ -46,22 +47,32 @@ def varied(make, n=60):
     ]
 
 
+def packed(lines):
+    """Return the bytes of a compacted file."""
+    out = BytesIO()
+    compact(lines, out)
+    return out.getvalue()
+
+
 def lines_of(records):
     return tuple(record.to_json_line().encode() for record in records)
 
 
 def test_every_value_and_every_byte_comes_back(make):
     records = varied(make)
-    data = compact(lines_of(records))
+    data = packed(lines_of(records))
     assert restore_lines(data) == lines_of(records)
-    assert compact(lines_of(records)) == data
+    assert packed(lines_of(records)) == data
 
 
 @pytest.mark.parametrize("change", [{"l1": 1}, {"l1": "x"}, {"l0": 1.5}])
-def test_lines_that_would_not_come_back_are_not_compacted(make, change):
+def test_lines_that_would_not_come_back_are_not_compacted(make, tmp_path, change):
     value = json.loads(make.record(1).to_json_line())
     value["distance"] |= change
-    assert compact([(json.dumps(value) + "\n").encode()]) is None
+    (tmp_path / "lines").write_text(json.dumps(value) + "\n")
+    with pytest.raises(BadResults, match="cannot be"):
+        compact_file(tmp_path / "lines", tmp_path / "file", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["lines"]
 
 
 def test_columns_have_the_values_and_the_answers_of_the_records(make):
