@@ -39,13 +39,28 @@ def _training_points_of_spheres_are_drawn_once():
     Spheres.training = drawn
 
 
-NEEDS_PROCESSES = {
-    "test_browser.py": "browser",
+TOGETHER = {
+    "reporting": "reporting",
+    "reproduction": "reproduction",
+    "test_dependencies.py": "structure",
+    "test_structure.py": "structure",
     "test_readme.py": "processes",
     "test_resume.py": "processes",
     "test_ray.py": "processes",
+    **{
+        name: name
+        for name in (
+            "test_api.py",
+            "test_deciding.py",
+            "test_isolation.py",
+            "test_joining.py",
+            "test_minimum_norm_attacks.py",
+            "test_precision.py",
+            "test_run.py",
+        )
+    },
 }
-"""Test files that start processes of their own, and the group whose tests run one after another."""
+"""Folders and files whose tests share what takes seconds to make, or start processes, and the group they run in."""
 
 
 def pytest_collection_finish() -> None:
@@ -56,7 +71,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of one file that starts processes into one group (pytest-xdist, ``--dist loadgroup``)."""
+    """Put tests that share something into one group, which runs in one process (pytest-xdist, ``--dist loadgroup``)."""
     for item in items:
-        if group := NEEDS_PROCESSES.get(item.path.name):
-            item.add_marker(pytest.mark.xdist_group(group))
+        for group in TOGETHER.keys() & {item.path.name, item.path.parent.name}:
+            item.add_marker(pytest.mark.xdist_group(TOGETHER[group]))

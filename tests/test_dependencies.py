@@ -10,10 +10,20 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parent.parent / "tools" / "structure.py"
-spec = importlib.util.spec_from_file_location("structure_script", SCRIPT)
-structure = importlib.util.module_from_spec(spec)
-sys.modules[spec.name] = structure  # dataclasses look their module up while the file runs
-spec.loader.exec_module(structure)
+
+
+def load_script():
+    """Return the module of the script; other tests that loaded it share the syntax trees it has read."""
+    if "structure" in sys.modules:
+        return sys.modules["structure"]
+    spec = importlib.util.spec_from_file_location("structure", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up while the file runs
+    spec.loader.exec_module(module)
+    return module
+
+
+structure = load_script()
 
 PACKAGE = Path(__file__).parent.parent / "robustbench_inv"
 GROUND = ("arguments", "errors", "identity", "foreign")

@@ -8,6 +8,9 @@ SCRIPT = Path(__file__).parent.parent / "tools" / "structure.py"
 
 
 def load_script():
+    """Return the module of the script; other tests that loaded it share the syntax trees it has read."""
+    if "structure" in sys.modules:
+        return sys.modules["structure"]
     spec = importlib.util.spec_from_file_location("structure", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up while the file runs

@@ -44,6 +44,7 @@ def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
+@cache
 def import_graph() -> dict[str, set[str]]:
     """Return, for each file, the package's files that it imports, lazily and for type checkers too."""
     files = {_dotted(path): path for path in PACKAGE.rglob("*.py")}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -73,7 +74,7 @@ class CountingModel:
     def dtype(self) -> torch.dtype:
         return self.classifier.dtype
 
-    @property
+    @cached_property
     def success_is_final(self) -> bool:
         """False for a stochastic model with fresh draws, a nondeterministic model, and a substitute."""
         return self.deterministic and not (
@@ -194,6 +195,8 @@ class CountingModel:
         allowed = inside_box(images, self.bounds) & self.threat.budget.contains(clean, images)
         distance = self.threat.budget.distance(clean, images)
         nearer = allowed & (distance < self._distance[rows])
+        if not nearer.any():
+            return
         images, rows = images[nearer].to(self.best), rows[nearer]
         distance = distance[nearer].to(self._distance)
         # one query may hold several images of a sample

@@ -73,8 +73,9 @@ BROKEN = {
 @pytest.fixture
 def audit(digits, tmp_path):
     """Return a function that audits a model on a few digits."""
-    return lambda model, dataset=digits: rbi.audit(
-        model, dataset=dataset, threat="linf=0.2", samples=16, minutes=60, out=tmp_path / "run"
+    few = {"threat": "linf=0.3", "samples": 10, "minutes": 60, "out": tmp_path / "run"}
+    return lambda model, dataset=digits, **settings: rbi.audit(
+        model, dataset=dataset, **{**few, **settings}
     )
 
 
@@ -138,6 +139,6 @@ def test_a_reject_option_alone_is_no_reservation(honest, audit, without_oracle):
 def test_trained_networks_are_publishable_without_a_warning(model, audit):
     if not (shipped_root() / "models" / model / "weights.safetensors").exists():
         pytest.skip(f"{model} has no weights here")
-    (found,) = audit(model).conclusions
+    (found,) = audit(model, threat="linf=0.2", samples=16).conclusions
     assert not found.reasons, [(r.check, r.text, r.evidence) for r in found.reasons]
     assert found.verdict == "publishable"

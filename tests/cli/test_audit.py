@@ -17,6 +17,11 @@ def build(high: float = 1.0):
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     model.bounds = (0.0, high)
     return model
+
+def fitted():
+    from robustbench_inv.data.registry import open_dataset
+    from robustbench_inv.testing.toys import least_squares
+    return least_squares(*open_dataset("mnist5k").batch(range(0, 5000, 5)))
 """
 
 
@@ -58,11 +63,11 @@ def test_attacks_that_the_time_limit_stops_are_named_and_the_others_count(
     invbench, arguments, monkeypatch
 ):
     monkeypatch.setattr(Ensemble, "run", lambda *_: raise_deadline())
-    done = invbench("audit", "mnist-cnn", *arguments)
+    done = invbench("audit", "net.py:fitted", *arguments)
     assert done.code == 0, done.err
-    assert "standard on mnist-cnn" in done.err
+    assert "standard on net.py:fitted" in done.err
     assert "the time for all attacks is over; raise --minutes" in done.err
-    assert "verdict on mnist-cnn, mnist5k: publishable with reservations" in done.out
+    assert "verdict on net.py:fitted, mnist5k: publishable with reservations" in done.out
 
 
 def raise_deadline():

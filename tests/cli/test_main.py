@@ -242,7 +242,10 @@ def own_catalogue(tmp_path):
     [
         ("list", "attacks"),
         ("show", "pgd"),
-        ("evaluate", "--model", "mnist-cnn", "--attack", "pgd", "--dry-run"),
+        (
+            *("evaluate", "--model", "mnist-mlp", "--attack", "pgd:steps=2", "--dry-run"),
+            *("--dataset", "mnist5k", "--samples", "5"),
+        ),
     ],
 )
 def test_a_catalogue_is_told_that_a_shipped_entry_has_its_name(invbench, own_catalogue, command):

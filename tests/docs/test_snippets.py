@@ -57,6 +57,9 @@ EXPECTED = {
 }
 """Texts that the blocks of a page print, those of the normal suite."""
 
+CHECKED = {"tutorial.md", "checks.md", "--no-checks", "--fail-on", "--suite"}
+"""Pages and options with which ``invbench evaluate`` is run with its checks; elsewhere they only take time."""
+
 
 @dataclass
 class Reader:
@@ -66,9 +69,10 @@ class Reader:
     capsys: pytest.CaptureFixture
     monkeypatch: pytest.MonkeyPatch
     names: dict = field(default_factory=dict)
+    page: str = ""
 
     def follow(self, page: Path, slow: bool) -> str:
-        printed = []
+        printed, self.page = [], page.name
         for block in BLOCK.finditer(page.read_text()):
             if block["file"]:
                 path = self.folder / block["file"]
@@ -85,8 +89,9 @@ class Reader:
 
     def run(self, line: str) -> str:
         words = shlex.split(line)
-        if words[:2] == ["invbench", "evaluate"] and "--samples" not in words:
-            words += ["--samples", "5"]
+        if words[:2] == ["invbench", "evaluate"]:
+            words += [] if "--samples" in words else ["--samples", "5"]
+            words += [] if CHECKED & {*words, self.page} else ["--no-checks"]
         if words[0] == "invbench":
             return self.run_main(words)
         if words[0] == "python" and words[1].endswith(".py"):

@@ -8,24 +8,49 @@ import pytest
 from robustbench_inv.reporting.html import write_report
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_the_report_opens_cleanly(browser, report, width, scheme):
+@pytest.fixture(scope="module")
+def page(browser, report):
+    """The report, opened once: tests that use it look at different parts of the page."""
+    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
+    page = context.new_page()
+    page.goto(report.as_uri())
+    yield page
+    context.close()
+
+
+SIZES = [(1400, "light"), (1400, "dark"), (390, "light"), (390, "dark")]
+"""Width in pixels and colours of a screen; a page is opened on the last one, then the others are set."""
+
+
+def opened_on_every_screen(browser, path):
+    """Open a page with all its details, and yield it on every screen: no errors, no requests, none too wide."""
+    (width, scheme), troubles, requests = SIZES[-1], [], []
     context = browser.new_context(
         offline=True, viewport={"width": width, "height": 900}, color_scheme=scheme
     )
-    page, troubles, requests = context.new_page(), [], []
+    page = context.new_page()
     page.on("console", lambda message: troubles.append(message.text))
     page.on("pageerror", lambda error: troubles.append(str(error)))
     page.on("request", lambda request: requests.append(request.url))
-    page.goto(report.as_uri())
+    page.goto(path.as_uri())
     page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+    for width, scheme in reversed(SIZES):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        dark = f"matchMedia('(prefers-color-scheme: dark)').matches === {str(scheme == 'dark').lower()}"
+        assert page.evaluate(dark)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, (width, scheme)
+        yield page
     assert troubles == []
-    assert [url for url in requests if not url.startswith("data:")] == [report.as_uri()]
-    _assert_all_visible(page, "table.data", at_least=10)
-    _assert_all_visible(page, "figure svg", at_least=5)
-    _assert_all_visible(page, "figure svg image", at_least=20)
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert [url for url in requests if not url.startswith("data:")] == [path.as_uri()]
     context.close()
+
+
+def test_the_report_opens_cleanly(browser, report):
+    for page in opened_on_every_screen(browser, report):
+        _assert_all_visible(page, "table.data", at_least=10)
+        _assert_all_visible(page, "figure svg", at_least=5)
+        _assert_all_visible(page, "figure svg image", at_least=20)
 
 
 def test_a_name_without_end_does_not_widen_the_page(browser, writer, record, tmp_path):
@@ -37,9 +62,7 @@ def test_a_name_without_end_does_not_widen_the_page(browser, writer, record, tmp
     page.close()
 
 
-def test_pictures_are_described_and_tables_have_captions(browser, report):
-    page = browser.new_page()
-    page.goto(report.as_uri())
+def test_pictures_are_described_and_tables_have_captions(page):
     labels = page.eval_on_selector_all("figure [role=img]", "all => all.map(e => e.ariaLabel)")
     assert labels
     assert all(len(label) > 20 for label in labels)
@@ -47,12 +70,9 @@ def test_pictures_are_described_and_tables_have_captions(browser, report):
         "table", "all => all.map(e => e.caption && e.caption.textContent)"
     )
     assert all(captions)
-    page.close()
 
 
-def test_a_heading_sorts_its_table(browser, report):
-    page = browser.new_page()
-    page.goto(report.as_uri())
+def test_a_heading_sorts_its_table(page):
     table = page.locator("table.sortable").first
     column = "all => all.map(row => parseFloat(row.cells[4].textContent))"
     heading = table.locator("thead th").nth(4)
@@ -61,12 +81,9 @@ def test_a_heading_sorts_its_table(browser, report):
         values = table.locator("tbody tr").evaluate_all(column)
         assert values == sorted(values, reverse=direction == "descending")
         assert heading.get_attribute("aria-sort") == direction
-    page.close()
 
 
-def test_samples_are_filtered_and_shown_side_by_side(browser, report):
-    page = browser.new_page()
-    page.goto(report.as_uri())
+def test_samples_are_filtered_and_shown_side_by_side(page):
     everything = page.locator("#gallery-count").text_content()
     page.select_option("#gallery-filters select[name=model]", "mnist-vib")
     page.select_option("#gallery-filters select[name=outcome]", "attack succeeded")
@@ -79,7 +96,6 @@ def test_samples_are_filtered_and_shown_side_by_side(browser, report):
     assert {each.split(" on ")[0] for each in captions[1:]} == {"fgsm", "pgd", "noise"}
     drawn = "canvas => new Uint8Array(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.buffer).some(v => v > 0 && v < 255)"
     page.wait_for_function(f"({drawn})(document.querySelector('article.sample canvas'))")
-    page.close()
 
 
 SPLIT_WORDS = """() => [...document.querySelectorAll("figcaption")].flatMap(caption => {
@@ -124,10 +140,7 @@ def test_a_large_file_is_unpacked_as_it_is_saved(browser, writer, record, tmp_pa
     page.close()
 
 
-def test_commands_are_copied(browser, report):
-    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
-    page = context.new_page()
-    page.goto(report.as_uri())
+def test_commands_are_copied(page):
     page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
     button = page.locator("button.copy[data-copy]").first
     text = button.get_attribute("data-copy")
@@ -135,7 +148,6 @@ def test_commands_are_copied(browser, report):
     button.click()
     copied = "text => navigator.clipboard.readText().then(found => found === text)"
     page.wait_for_function(copied, arg=text)
-    context.close()
 
 
 def _assert_all_visible(page, selector, at_least):
@@ -147,22 +159,10 @@ def _assert_all_visible(page, selector, at_least):
     assert all(width > 5 and height > 5 for width, height in sizes)
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["comparison", "leaderboard"])
-@pytest.mark.parametrize("width", [1400, 390])
-def test_other_pages_open_cleanly(browser, request, name, scheme, width):
-    path = request.getfixturevalue(name)
-    context = browser.new_context(
-        offline=True, viewport={"width": width, "height": 900}, color_scheme=scheme
-    )
-    page, troubles = context.new_page(), []
-    page.on("console", lambda message: troubles.append(message.text))
-    page.on("pageerror", lambda error: troubles.append(str(error)))
-    page.goto(path.as_uri())
-    page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
-    assert troubles == []
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    context.close()
+def test_other_pages_open_cleanly(browser, request, name):
+    screens = opened_on_every_screen(browser, request.getfixturevalue(name))
+    assert len([*screens]) == len(SIZES)
 
 
 def test_changed_samples_are_shown_under_both_models(browser, comparison):
@@ -195,9 +195,7 @@ def test_a_leaderboard_is_sorted_and_filtered(browser, leaderboard):
     page.close()
 
 
-def test_a_long_table_is_filtered_by_words(browser, report):
-    page = browser.new_page()
-    page.goto(report.as_uri())
+def test_a_long_table_is_filtered_by_words(page):
     block = page.locator(".block", has=page.locator("table.sortable tbody tr:nth-child(6)")).first
     rows = block.locator("tbody tr")
     total = rows.count()
@@ -208,16 +206,12 @@ def test_a_long_table_is_filtered_by_words(browser, report):
     assert block.get_by_role("status").text_content() == f"{len(shown)} of {total} rows"
     block.get_by_label("Filter rows").fill("")
     assert sum(row.is_visible() for row in rows.all()) == total
-    page.close()
 
 
-def test_references_are_on_the_page_and_can_be_copied(browser, report):
-    context = browser.new_context(permissions=["clipboard-read", "clipboard-write"])
-    page = context.new_page()
-    page.goto(report.as_uri())
+def test_references_are_on_the_page_and_can_be_copied(page):
     assert "mnist-cnn, mnist-vib" in page.locator("#references").inner_text()
+    page.evaluate("document.querySelector('#references details').open = false")
     page.locator("#references summary").click()
     page.locator("#references button.copy").click()
     copied = "navigator.clipboard.readText().then(text => text.startsWith('@article{zhu2020guess'))"
     page.wait_for_function(copied)
-    context.close()

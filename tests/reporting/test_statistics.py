@@ -4,7 +4,7 @@ from math import inf, isclose, sqrt
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.stats import binom, binomtest
@@ -25,6 +25,7 @@ rates = st.integers(1, 200).flatmap(lambda n: st.integers(0, n).map(lambda k: Ra
 pairs = st.builds(PairedOutcomes, counts, counts, counts, counts).filter(lambda p: p.total > 0)
 
 
+@settings(max_examples=40)
 @given(rates)
 def test_clopper_pearson_is_scipys(rate):
     expected = binomtest(rate.successes, rate.trials).proportion_ci(method="exact")
@@ -33,6 +34,7 @@ def test_clopper_pearson_is_scipys(rate):
     assert found.high == pytest.approx(expected.high, abs=1e-12)
 
 
+@settings(max_examples=40)
 @given(rates)
 def test_wilson_is_scipys(rate):
     expected = binomtest(rate.successes, rate.trials).proportion_ci(method="wilson")

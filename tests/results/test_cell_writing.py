@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 from hypothesis import given
@@ -326,14 +324,6 @@ def test_a_torn_note_is_passed_over(make, tmp_path):
     with CellWriter(tmp_path / "c", make.request(range(4))) as writer:
         writer.note("time", block=0)
     assert [e["event"] for e in CellFolder(tmp_path / "c").events()] == ["crash", "time"]
-
-
-def test_reading_imports_no_torch():
-    code = (
-        "import sys, robustbench_inv.results.run_files, robustbench_inv.results.cell_writing; "
-        "import robustbench_inv.results.run_writing; sys.exit('torch' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_a_file_of_numbers_is_one_line_an_entry(make, tmp_path):

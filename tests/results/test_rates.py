@@ -114,7 +114,7 @@ def test_a_rate_without_a_measured_oracle_is_not_corrected():
 @pytest.mark.parametrize("easier", [0.0, 0.3], ids=["same recall", "easier changes"])
 def test_the_corrected_interval_covers_the_truth(truth, easier):
     """Simulation: also where the attack's changes are easier to see than those on which recall was measured."""
-    rng, recall, false, n, covered, runs = np.random.default_rng(1), 0.6, 0.08, 200, 0, 200
+    rng, recall, false, n, covered, runs = np.random.default_rng(1), 0.6, 0.08, 200, 0, 100
     for _ in range(runs):
         seen = ChangeDetection("a", 157, rng.binomial(157, recall), 193, rng.binomial(193, false))
         kept = rng.binomial(n, 0.95)

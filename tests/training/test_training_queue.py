@@ -51,7 +51,7 @@ why = "a test"
 
 @pytest.fixture
 def folder(tmp_path):
-    for name, last in (("good", 5000), ("bad", 5001), ("other", 200)):
+    for name, last in (("good", 1500), ("bad", 5001), ("other", 200)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "recipe.toml").write_text(RECIPE.format(last=last))
     return tmp_path
