@@ -24,7 +24,7 @@ demo: $(VENV)/.user
 	@$(BIN)/invbench report demo --from runs/demo
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow" --numprocesses logical --dist loadgroup
+	$(BIN)/python -m pytest -m "not slow" --numprocesses logical
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from functools import lru_cache
+from pathlib import Path
 
 # Set before torch is imported: the suite runs in as many processes as there are cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -69,9 +70,17 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put tests that share something into one group, which runs in one process (pytest-xdist, ``--dist loadgroup``)."""
-    for item in items:
-        for group in TOGETHER.keys() & {item.path.name, item.path.parent.name}:
-            item.add_marker(pytest.mark.xdist_group(TOGETHER[group]))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Run tests that share something in one process, the largest groups first (pytest-xdist).
+
+    Its own ``--dist loadgroup`` ignores groups under pytest 9: it writes them to an attribute that is no longer read.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Together(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = Path(nodeid.partition("::")[0])
+            return TOGETHER.get(path.name) or TOGETHER.get(path.parent.name) or nodeid
+
+    return Together(config, log)
