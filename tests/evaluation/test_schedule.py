@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from robustbench_inv.errors import BadResults, UsageError
+from robustbench_inv.evaluation import sharing
 from robustbench_inv.evaluation import worker as worker_module
 from robustbench_inv.evaluation.engine import RunOptions
 from robustbench_inv.evaluation.packing import unpack_jobs
@@ -255,3 +256,16 @@ def test_what_cannot_be_sent_is_reported(toys, tmp_path):
     with pytest.raises(UsageError, match=r"another process: .*file\.py:factory"):
         run_jobs([job], tmp_path, RunOptions(), workers=2)
     assert not list(tmp_path.iterdir())
+
+
+def test_finished_blocks_are_moved_while_others_are_computed(toys, tmp_path, monkeypatch):
+    monkeypatch.setattr(sharing, "MOVED_AT_ONCE", 2)
+    job, waiting = toys.make_job(toys.Straight()), []
+
+    def count(_progress):
+        waiting.append(len(list(tmp_path.glob("*/blocks/*.block"))))
+
+    (outcome,) = run_jobs([job], tmp_path, RunOptions(batch_size=1), count)
+    assert outcome.failure is None
+    assert 0 < max(waiting) <= len(job.samples) / 4
+    assert len(CellFolder(tmp_path / job.spec.digest).records()) == len(job.samples)
