@@ -1,7 +1,8 @@
 """The rows of data frames: one mapping from column to number, text or None for each cell."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from math import ceil, nan
 from typing import Any
 
@@ -137,19 +138,26 @@ OPTIMALITY = (
 )
 
 
-def best_known(cells: Iterable[FinishedCell]) -> Envelope:
-    """Return the smallest known distances: of these cells, and of the envelopes beside the models of all catalogues."""
+def best_known(cells: Sequence[FinishedCell], norms: Collection[str]) -> Envelope:
+    """Return the smallest known distances: of these cells, and of the envelopes beside the models of all catalogues.
+
+    Args:
+        cells: the cells; without any, nothing is read.
+        norms: of the distances that are taken from the cells.
+    """
     known = Envelope()
+    if not cells:
+        return known
     for root in catalogue_roots():
         if (path := root / "models" / "envelope.json").exists():
             known.merge(read_envelope(path))
 
-    def images_of(cell: FinishedCell) -> dict[int, str]:
-        key = cell.info.dataset_key
+    @cache
+    def images(key: str, samples: frozenset[int]) -> dict[int, str]:
         listed = known.images.get(key, {})
-        return {sample: listed.get(sample, f"{key} {sample}") for sample in cell.sample_ids}
+        return {sample: listed.get(sample, f"{key} {sample}") for sample in samples}
 
-    known.add(cells, images_of)
+    known.add(cells, lambda cell: images(cell.info.dataset_key, cell.sample_ids), norms)
     return known
 
 

@@ -234,8 +234,10 @@ QUARTILES = ("1st quartile", "Median", "3rd quartile")
 
 
 def _distances(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
-    known = best_known(cells)
-    for panel, group in group_cells(c for c in cells if c.minimizes_distance).items():
+    shown = [cell for cell in cells if cell.minimizes_distance]
+    models, norms = {cell.model.key for cell in shown}, {cell.norm for cell in shown}
+    known = best_known([cell for cell in cells if cell.model.key in models], norms)
+    for panel, group in group_cells(shown).items():
         caption = (
             f"{norm_symbol(panel.norm)} distance of the closest adversarial example of each attack, over the "
             "attacked samples; a robust sample counts as ∞. The interval of the median is that of "

@@ -1,7 +1,7 @@
 """The smallest known distance of an adversarial example, for each image, model and norm; and attacks measured by it."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite, nan
 from pathlib import Path
@@ -74,8 +74,13 @@ class Envelope:
     best: dict[tuple[str, str], dict[str, Best]] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
 
-    def add(self, cells: Iterable[FinishedCell], images_of: ImagesOf) -> int:
-        """Take the adversarial examples of cells in, in every norm, and return how many distances became smaller.
+    def add(
+        self,
+        cells: Iterable[FinishedCell],
+        images_of: ImagesOf,
+        norms: Collection[str] = NORMS,
+    ) -> int:
+        """Take the adversarial examples of cells in, in some norms, and return how many distances became smaller.
 
         Examples count whose only condition is a wrong prediction: not those of a target class, of an oracle, of fixed inputs,
         of a reject option or of invariance attacks.
@@ -87,7 +92,7 @@ class Envelope:
             self.models[cell.model.key] = cell.model.name
             records = cell.records.columns
             keys = [hashes[sample] for sample in cell.ids[records.is_broken].tolist()]
-            for norm in NORMS:
+            for norm in norms:
                 place = self.best.setdefault((cell.model.key, norm), {})
                 distances = records.distance[norm][records.is_broken].astype(float).tolist()
                 for key, distance in zip(keys, distances, strict=True):
