@@ -225,8 +225,9 @@ class SquareThenAPGD:
     Square attack helps against models with misleading gradients. If APGD improves much on a short Square attack, the
     gradients are useful, and thousands of further queries would find less than APGD. If a sample is nearly broken,
     retries from other starts help, since APGD may reach another optimum from each. They are left out where the margin is
-    that of the warm start, in an ensemble the best input of the members before: another optimum is then unlikely. A long Square attack follows a trial
-    with as many queries as a retry, where the trial reaches the best margin so far.
+    that of the warm start, in an ensemble the best input of the members before: another optimum is then unlikely. A long
+    Square attack follows a trial with as many queries as a retry, where the trial reaches the best margin so far and has
+    gained enough of what is left (decision 0055), or nothing at all, since the margins of some models move in steps.
 
     Args:
         queries: of the short Square attack, >= 1.
@@ -235,6 +236,7 @@ class SquareThenAPGD:
         long_queries: queries of the long Square attack, >= 1.
         long_threshold: a sample gets the long attack if the short one achieved at least this share of the total increase
             of the margin, between 0 and 1.
+        long_gain: a sample gets the long attack if the trial gained at least this share of what is left of the margin.
         retry_threshold: a sample gets retries if its margin is at most this share of the clean margin, between 0 and 1.
         retries: number of retries, run as one batch, >= 1.
         retry_queries: queries of each retry and of the trial, >= 1.
@@ -245,6 +247,7 @@ class SquareThenAPGD:
     loss: str = "margin"
     long_queries: int = 5000
     long_threshold: float = 0.9
+    long_gain: float = 0.1
     retry_threshold: float = 0.05
     retries: int = 3
     retry_queries: int = 1000
@@ -255,7 +258,7 @@ class SquareThenAPGD:
     def __post_init__(self) -> None:
         check_losses(self.loss, most=1)
         check_least(self, queries=1, steps=1, long_queries=1, retries=1, retry_queries=1)
-        check_below(self, long_threshold=1.0, retry_threshold=1.0)
+        check_below(self, long_threshold=1.0, long_gain=1.0, retry_threshold=1.0)
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         runner, every = SubsetRunner(model, batch, threat, rng), torch.arange(len(batch))
@@ -272,13 +275,27 @@ class SquareThenAPGD:
             progress.best - progress.clean
         )
         rows = (gradients_useless & ~runner.broken(progress.best)).nonzero()[:, 0]
-        for queries, name in ((self.retry_queries, "trial"), (self.long_queries, "long")):
-            if len(rows):
-                images, before = runner.run(SquareAttack(queries), rows, name), progress.best[rows]
-                found = runner.margins(images, rows)
-                progress.update(images, found, rows)
-                rows = rows[(found >= before) & ~runner.broken(found)]
+        if len(rows):
+            before = progress.best[rows]
+            found = self._square(runner, rows, progress, self.retry_queries, "trial")
+            best = before
+            if batch.start is not None:
+                best = best.maximum(runner.margins(batch.start[rows], rows))
+            gains = found - before
+            promising = (gains >= -self.long_gain * found) | (gains == 0)
+            rows = rows[(found >= best) & promising & ~runner.broken(found)]
+        if len(rows):
+            self._square(runner, rows, progress, self.long_queries, "long")
         return progress.images
+
+    def _square(
+        self, runner: SubsetRunner, rows: Tensor, progress: "_Progress", queries: int, name: str
+    ) -> Tensor:
+        """Run Square attack on the samples at (m,) positions; return the margins of its results, (m,)."""
+        images = runner.run(SquareAttack(queries), rows, name)
+        found = runner.margins(images, rows)
+        progress.update(images, found, rows)
+        return found
 
     def _attempt(
         self, runner: SubsetRunner, rows: Tensor, progress: "_Progress", queries: int, name: str

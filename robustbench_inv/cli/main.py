@@ -29,7 +29,7 @@ from robustbench_inv.cli.label import label
 from robustbench_inv.cli.leaderboard import leaderboard
 from robustbench_inv.cli.new import new
 from robustbench_inv.cli.options import HELP_OPTIONS, convert_plain_values, option
-from robustbench_inv.cli.output import print_warnings, reserved_stdout
+from robustbench_inv.cli.output import print_warnings, reserved_stdout, start_clock
 from robustbench_inv.cli.queue import queue
 from robustbench_inv.cli.report import report
 from robustbench_inv.cli.reproduce import reproduce
@@ -119,6 +119,7 @@ app.add_typer(envelope.app)
 
 def main() -> None:
     """Run the command line and exit: 0 success, 1 failure, 2 wrong usage."""
+    start_clock()
     configure_process()
     try:
         _run(repeat_options(sys.argv[1:]))

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from typing import TextIO
@@ -19,12 +20,27 @@ __all__ = [
     "print_warnings",
     "reserved_stdout",
     "results_stream",
+    "seconds_so_far",
     "show_progress",
+    "start_clock",
 ]
 
 
 _OMITTED_VALUES: tuple[object, ...] = ("", None, [], (), {})
 """Values that are left out of a printed card."""
+
+
+_started: list[float] = []
+
+
+def start_clock() -> None:
+    """Note when the program began; see ``seconds_so_far``."""
+    _started[:] = [time.perf_counter()]
+
+
+def seconds_so_far() -> float:
+    """Return the seconds since the program began; 0 if it is a part of another program."""
+    return time.perf_counter() - _started[0] if _started else 0.0
 
 
 _reserved: list[TextIO] = []

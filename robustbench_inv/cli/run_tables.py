@@ -12,7 +12,12 @@ from rich.text import Text
 
 from robustbench_inv.arguments import format_eps, printable
 from robustbench_inv.checks.audit_verdict import mark_of
-from robustbench_inv.cli.output import print_json, print_warnings, results_stream
+from robustbench_inv.cli.output import (
+    print_json,
+    print_warnings,
+    results_stream,
+    seconds_so_far,
+)
 from robustbench_inv.results.certificates import sandwiches
 from robustbench_inv.results.rates import EnsembleBreakdown
 
@@ -75,11 +80,12 @@ def print_plan(plan: "Plan", json: bool) -> None:
     from robustbench_inv.evaluation.cost import estimate_jobs
 
     print_warnings(plan.warnings)
+    start = seconds_so_far()  # the command itself loads code, models and data as well
     estimates = estimate_jobs(plan.jobs)
     if json:
         pairs = zip(plan.jobs, estimates, strict=True)
         return print_json([{**job.to_json(), **estimate.to_json()} for job, estimate in pairs])
-    return _print_estimates(plan, estimates)
+    return _print_estimates(plan, estimates, start)
 
 
 def print_reproduction(report: "ReproductionReport") -> None:
@@ -97,7 +103,7 @@ def print_reproduction(report: "ReproductionReport") -> None:
     _print_lines(console, map(_check_line, report.failed_checks))
 
 
-def _print_estimates(plan: "Plan", estimates: "Sequence[Estimate]") -> None:
+def _print_estimates(plan: "Plan", estimates: "Sequence[Estimate]", start: float) -> None:
     table = _table("model", "attack", "threat", "data set", title=plan.name)
     for heading in ("samples", "passes", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -107,9 +113,9 @@ def _print_estimates(plan: "Plan", estimates: "Sequence[Estimate]") -> None:
         table.add_row(*names, str(cost.samples), f"{sign}{cost.passes}", _duration(cost))
     console = _console()
     console.print(table)
-    rows = [(cost.seconds, cost.low, cost.high) for cost in estimates]
+    rows = [(start,) * 3, *((cost.seconds, cost.low, cost.high) for cost in estimates)]
     total = format_duration(*map(sum, zip(*rows, strict=True)))
-    console.print(f"{total} in total; nothing was run", highlight=False)
+    console.print(f"{total} in total, the start included; nothing was run", highlight=False)
 
 
 def _duration(cost: "Estimate") -> str:

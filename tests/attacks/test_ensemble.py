@@ -60,6 +60,19 @@ class Stepped(Model):
         return Output((logits * 8).round() / 8)
 
 
+class Masked:
+    """Another model without its gradients."""
+
+    def __init__(self, model):
+        self.model = model
+
+    def __getattr__(self, name):
+        return getattr(self.model, name)
+
+    def __call__(self, images):
+        return self.model(images.detach())
+
+
 @dataclass(frozen=True)
 class Basins(Model):
     """Gradients lead to the same height in each of 16 basins, told apart by the first four elements; in a few it is enough."""
@@ -208,6 +221,20 @@ def test_many_queries_are_spent_only_where_gradients_mislead():
     assert (spent == trial + long).sum() > len(spent) / 2
     blind = APGD(steps=10).run(*session(Stepped(), images, labels))
     assert wrong(Stepped(), adversarial, labels).sum() > wrong(Stepped(), blind, labels).sum()
+
+
+def test_no_long_search_follows_where_little_of_the_margin_can_be_gained():
+    linear, images, labels = linear_problem(8)
+    masked = Masked(linear)
+    eps = float(linear.distance(images, labels, "linf").min())
+    attack = SquareThenAPGD(queries=10, steps=10, long_queries=300, retry_queries=40)
+    spent = {}
+    for share in (0.05, 0.8):
+        meter, *given = session(masked, images, labels, share * eps)
+        attack.run(meter, *given)
+        spent[share] = meter.forward_passes
+    trial = 10 + 11 + 3 + 40 + 1
+    assert spent[0.05].max() <= trial < spent[0.8].max()
 
 
 def test_nearly_broken_samples_are_retried():
