@@ -227,7 +227,7 @@ class SquareThenAPGD:
     retries from other starts help, since APGD may reach another optimum from each. They are left out where the margin is
     that of the warm start, in an ensemble the best input of the members before: another optimum is then unlikely. A long
     Square attack follows a trial with as many queries as a retry, where the trial reaches the best margin so far and has
-    gained enough of what is left (decision 0055), or nothing at all, since the margins of some models move in steps.
+    gained enough of the remaining margin (decision 0055), or nothing at all, since the margins of some models move in steps.
 
     Args:
         queries: of the short Square attack, >= 1.
@@ -236,7 +236,7 @@ class SquareThenAPGD:
         long_queries: queries of the long Square attack, >= 1.
         long_threshold: a sample gets the long attack if the short one achieved at least this share of the total increase
             of the margin, between 0 and 1.
-        long_gain: a sample gets the long attack if the trial gained at least this share of what is left of the margin.
+        long_gain: a sample gets the long attack if the trial gained at least this share of the remaining margin.
         retry_threshold: a sample gets retries if its margin is at most this share of the clean margin, between 0 and 1.
         retries: number of retries, run as one batch, >= 1.
         retry_queries: queries of each retry and of the trial, >= 1.
