@@ -55,7 +55,7 @@ def _row(name: str, threat: str, parameters: Mapping[str, Any]) -> str:
         "direct": direct(attack, parameters, classifier, batch),
         "adapter": _adapter(name, threat, parameters, classifier, batch),
     }
-    times = medians(tasks)
+    times = medians(tasks, repeats=5)
     ratio = times["adapter"] / times["direct"]
     return f"| `{name}` | {times['direct']:.2f} s | {times['adapter']:.2f} s | {ratio:.2f} |"
 

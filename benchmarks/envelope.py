@@ -22,11 +22,10 @@ ATTACKS = {
 def envelope_section() -> str:
     """Return the benchmark's text for the page."""
     known = read_envelope(ENVELOPE)
-    (images,) = known.images.values()
-    samples, found = sorted(images)[:SAMPLES], dict[tuple[str, str], dict[str, float]]()
+    found = dict[tuple[str, str], dict[str, float]]()
     for norm, attacks in ATTACKS.items():
         with tempfile.TemporaryDirectory() as folder:
-            options = {"dataset": "mnist5k", "samples": samples, "checks": False, "progress": False}
+            options = {"dataset": "mnist5k", "samples": SAMPLES, "checks": False, "progress": False}
             run = rbi.evaluate(
                 list(MODELS),
                 attack=list(attacks),
