@@ -47,7 +47,7 @@ _OPENING = f"""
 ## Distance from the best known examples
 
 Local optimality of minimum-norm attacks (AttackBench, equations 4 and 5) against `models/envelope.json`, the smallest
-distances that any attack has found: 1 is as close as the best known one for each of {SAMPLES} digits of `mnist5k`.
+distances that any attack has found. 1 is as close as the best known one for each of {SAMPLES} digits of `mnist5k`.
 
 | norm | attack | {" | ".join(MODELS)} |
 |---|---|{"---|" * len(MODELS)}"""

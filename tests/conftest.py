@@ -42,26 +42,43 @@ def _training_points_of_spheres_are_drawn_once():
 
 TOGETHER = {
     "reporting": "reporting",
-    "reproduction": "reproduction",
+    "reproduction": "reporting",
     "test_dependencies.py": "structure",
     "test_structure.py": "structure",
     "test_readme.py": "processes",
     "test_resume.py": "processes",
     "test_ray.py": "processes",
-    **{
-        name: name
-        for name in (
-            "test_api.py",
-            "test_deciding.py",
-            "test_isolation.py",
-            "test_joining.py",
-            "test_minimum_norm_attacks.py",
-            "test_precision.py",
-            "test_run.py",
-        )
-    },
 }
-"""Folders and files whose tests share what takes seconds to make, or start processes, and the group they run in."""
+"""Folders and files whose tests share what takes seconds to make, or start processes, and the group they run in; other
+tests run with those of their file."""
+
+LONG = (
+    "reporting",
+    "test_known_good.py",
+    "test_snippets.py",
+    "test_broken_defences.py",
+    "test_toys.py",
+    "test_schedule.py",
+    "test_minimum_norm_attacks.py",
+    "test_precision.py",
+    "test_isolation.py",
+    "test_misbehaving.py",
+    "test_training_run.py",
+    "test_search_transfer.py",
+    "test_corruptions.py",
+    "test_kills.py",
+)
+"""Folders and files that take more than seven seconds: they run first, so that no process waits at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the long files first."""
+
+    def rank(item: pytest.Item) -> int:
+        places = {item.path.name, *(parent.name for parent in item.path.parents)}
+        return next((number for number, name in enumerate(LONG) if name in places), len(LONG))
+
+    items.sort(key=rank)
 
 
 def pytest_collection_finish() -> None:
@@ -72,7 +89,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Run tests that share something in one process, the largest groups first (pytest-xdist).
+    """Run the tests of a file or a group in one process, in their order (pytest-xdist).
 
     Its own ``--dist loadgroup`` ignores groups under pytest 9: it writes them to an attribute that is no longer read.
     """
@@ -81,6 +98,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     class Together(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             path = Path(nodeid.partition("::")[0])
-            return TOGETHER.get(path.name) or TOGETHER.get(path.parent.name) or nodeid
+            return TOGETHER.get(path.name) or TOGETHER.get(path.parent.name) or str(path)
 
+    config.option.loadscopereorder = False  # in the order of the items
     return Together(config, log)
