@@ -162,9 +162,8 @@ class CountingModel:
 
     def _output(self, images: Tensor, rows: Tensor | None) -> Output:
         """Return the model's output, with the guide's graph if a gradient is needed and there is a guide."""
-        if (
-            not self._draws and self.guide is None
-        ):  # random draws take a percent of a small network's pass
+        # random draws take a percent of a small network's pass
+        if not self._draws and self.guide is None:
             return call_keeping_modes(self.classifier, images.clone())
         if rows is None:
             step: int | Tensor = 0

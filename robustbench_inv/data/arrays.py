@@ -116,6 +116,12 @@ class ArrayDataset:
         self.labels = _checked_labels(labels, len(self._images), name)
         self.num_classes = _checked_classes(self.labels, num_classes, name)
 
+    def copied(self) -> "ArrayDataset":
+        """Return the same samples in tensors of their own, with the digest that is known."""
+        made = copy.copy(self)
+        made._images, made.labels, made._variants = self._images.clone(), self.labels.clone(), {}
+        return made
+
     def __repr__(self) -> str:
         return f"ArrayDataset({self.name!r}, {len(self)} x {self.shape})"
 

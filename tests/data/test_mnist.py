@@ -274,3 +274,14 @@ def test_present_files_are_verified(root):
     checks = verify_dataset("invariance-mnist", root)
     assert len(checks) == 10
     assert all(check.ok for check in checks)
+
+
+def test_what_one_reader_changes_reaches_no_other():
+    first, other = open_dataset("mnist5k"), open_dataset("mnist5k")
+    images, _ = first.batch([7])
+    first._images.zero_()
+    first.labels.zero_()
+    again = open_dataset("mnist5k")
+    for data in (other, again):
+        assert torch.equal(data.batch([7])[0], images)
+        assert data.labels.max() == 9
