@@ -117,8 +117,9 @@ class ArrayDataset:
         self.num_classes = _checked_classes(self.labels, num_classes, name)
 
     def copied(self) -> "ArrayDataset":
-        """Return the same samples in tensors of their own, with the digest that is known."""
+        """Return the same samples in tensors of their own; their digest is computed once for all copies."""
         made = copy.copy(self)
+        made._digests = {self._digest_key: self.digest}
         made._images, made.labels, made._variants = self._images.clone(), self.labels.clone(), {}
         return made
 
@@ -151,10 +152,14 @@ class ArrayDataset:
     @property
     def digest(self) -> str:
         """SHA-256 over all samples, 64 hexadecimal digits; it follows labels and bounds that are changed later."""
-        key = digest_bytes(_little_endian(self.labels.long())), self.bounds
+        key = self._digest_key
         if key not in self._digests:
             self._digests[key] = digest_samples([self._images], self.labels, self.bounds)
         return self._digests[key]
+
+    @property
+    def _digest_key(self) -> tuple[str, tuple[float, float]]:
+        return digest_bytes(_little_endian(self.labels.long())), self.bounds
 
     @cached_property
     def _digests(self) -> dict[tuple[str, tuple[float, float]], str]:

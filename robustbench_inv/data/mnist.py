@@ -43,11 +43,9 @@ def open_mnist5k() -> ArrayDataset:
 @cache
 def _mnist5k() -> ArrayDataset:
     origin = find_source("mnist5k")
-    read = _read_images_and_labels(
+    return _read_images_and_labels(
         origin, ("images-idx3-ubyte", "labels-idx1-ubyte"), None, origin.name
     )
-    assert read.digest  # kept by the object and its copies
-    return read
 
 
 def open_images(
