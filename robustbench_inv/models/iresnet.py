@@ -21,10 +21,10 @@ from robustbench_inv.models.layers.residual import (
 )
 
 __all__ = [
-    "Centred",
     "InvertibleResNet",
     "LinearReadOut",
     "ResidualArchitecture",
+    "Standardised",
     "bijective",
     "classifier",
     "residual_blocks",
@@ -34,14 +34,24 @@ __all__ = [
 Shape = tuple[int, int, int]
 
 
-class Centred(Bijection):
-    """x ↦ x − ½."""
+class Standardised(Bijection):
+    """x ↦ (x − mean) / deviation.
+
+    Args:
+        mean: of all elements of the inputs.
+        deviation: of all elements, > 0.
+    """
+
+    def __init__(self, mean: float = 0.5, deviation: float = 1.0) -> None:
+        super().__init__()
+        self.mean, self.deviation = mean, deviation
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return x - 0.5, x.new_zeros(len(x))
+        log_determinant = -x[0].numel() * math.log(self.deviation)
+        return (x - self.mean) / self.deviation, x.new_full((len(x),), log_determinant)
 
     def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
-        return y + 0.5
+        return y * self.deviation + self.mean
 
 
 class LinearReadOut(Bijection):
@@ -77,6 +87,8 @@ class ResidualArchitecture:
         input_squeezes: squeezes before the first stage.
         padding: channels of zeros that are added to the input of the first stage.
         boundary: ``circular`` or ``zeros``; norms of circular convolutions are exact.
+        mean, deviation: constants by which inputs are standardised. ELU is almost linear for small inputs, so that blocks with a
+            small coefficient learn little from inputs that are not.
     """
 
     blocks: Sequence[int] = (4, 4)
@@ -85,6 +97,8 @@ class ResidualArchitecture:
     input_squeezes: int = 1
     padding: int = 0
     boundary: str = "circular"
+    mean: float = 0.5
+    deviation: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.blocks or min(self.blocks) < 1:
@@ -97,6 +111,13 @@ class ResidualArchitecture:
             )
         if min(self.input_squeezes, self.padding) < 0:
             raise BadParameter("invalid architecture", got=self, expected="numbers >= 0")
+        if not self.deviation > 0:
+            raise BadParameter("invalid deviation", got=self.deviation, expected="a number > 0")
+
+    def start(self) -> Chain:
+        """Return what precedes the first stage, without padding."""
+        squeezes = [Squeeze() for _ in range(self.input_squeezes)]
+        return Chain(Standardised(self.mean, self.deviation), *squeezes)
 
     def inside(self, shape: Sequence[int]) -> Shape:
         """Return the shape of the first stage's maps, for inputs of this shape.
@@ -179,7 +200,7 @@ class InvertibleResNet(nn.Module):
         self.pool = pool
         self.padding, self.shape, self.num_classes = plan.padding, tuple(shape), num_classes
         self.bounds = (float(bounds[0]), float(bounds[1]))
-        self.start = Chain(Centred(), *[Squeeze() for _ in range(plan.input_squeezes)])
+        self.start = plan.start()
         self.stages = residual_stages(plan, plan.inside(shape))
         self.outside = plan.outside(shape)
         self.norm = nn.BatchNorm1d(self.outside[0])
@@ -217,7 +238,7 @@ class InvertibleResNet(nn.Module):
     def lipschitz(self) -> float:
         """Return a Lipschitz constant in l2 of the logits as a function of the input.
 
-        It is the product of those of ActNorms, residual layers (1 + L) and head. The mean over p positions has norm
+        It is the product of those of standardisation, ActNorms, residual layers (1 + L) and head. The mean over p positions has norm
         1/√p, as a map of all positions.
         """
         weight = self.linear.weight.detach()
@@ -246,7 +267,8 @@ class InvertibleResNet(nn.Module):
         assert self.norm.running_var is not None
         scale = self.norm.weight / (self.norm.running_var + self.norm.eps).sqrt()
         positions = math.prod(self.outside[1:]) if self.pool else 1
-        return chain_lipschitz(self.stages) * float(scale.abs().max()) / math.sqrt(positions)
+        body = chain_lipschitz(self.start) * chain_lipschitz(self.stages)
+        return body * float(scale.abs().max()) / math.sqrt(positions)
 
 
 def residual_blocks(network: nn.Module) -> Iterator[ResidualBlock]:
@@ -255,13 +277,17 @@ def residual_blocks(network: nn.Module) -> Iterator[ResidualBlock]:
 
 
 def chain_lipschitz(chain: Chain) -> float:
-    """Return the product of the Lipschitz constants of ActNorms and residual blocks; other steps must have 1.
+    """Return the product of the Lipschitz constants of a chain's steps.
+
+    Those that are not standardisations, ActNorms or residual blocks must have 1.
 
     References:
         Behrmann, thesis, lemma 4.6.
     """
     total = 1.0
     for step in chain:
+        if isinstance(step, Standardised):
+            total /= step.deviation
         if isinstance(step, ActNorm):
             total *= float(step.log_scale.max().exp())
         if isinstance(step, ResidualBlock):
@@ -306,12 +332,11 @@ def bijective(
     if plan.padding:
         raise BadParameter("a bijection has no padding", got=plan.padding, expected="0")
     outside = plan.outside(shape)
-    start = [Centred(), *[Squeeze() for _ in range(plan.input_squeezes)]]
     positions = torch.arange(math.prod(outside[1:]))
     end = [ActNorm(outside[0]), Flatten(outside, positions)]
     end.append(LinearReadOut(math.prod(outside), num_classes))
     return FiRevNet(
-        Chain(*start, *residual_stages(plan, plan.inside(shape)), *end), shape, num_classes
+        Chain(*plan.start(), *residual_stages(plan, plan.inside(shape)), *end), shape, num_classes
     )
 
 

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, pad
+from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from robustbench_inv.errors import BadModel
 
@@ -12,7 +12,7 @@ FILTERS = (32, 64, 128, 256)
 """Filters of the four stages, whose maps have 32×32, 16×16, 8×8 and 4×4 elements."""
 
 SIDE = 32
-"""Height and width of the padded input; smaller images get a border of zeros."""
+"""Height and width of the input; smaller images get a border of zeros, or are resized."""
 
 
 class ResNetEncoder(nn.Module):
@@ -27,6 +27,7 @@ class ResNetEncoder(nn.Module):
         blocks: n: 1 for ResNet10, 3 for ResNet26.
         channels: channels of the images, 1 or 3.
         dimensions: d, dimension of the code.
+        resize: resize smaller images to 32×32 by bilinear interpolation, as in the paper, and do not pad them.
 
     References:
         Reject Illegal Inputs: Scaling Generative Classifiers with Supervised Deep Infomax, ICLR 2020 submission,
@@ -34,8 +35,11 @@ class ResNetEncoder(nn.Module):
         He et al., Deep residual learning for image recognition, CVPR 2016, section 4.2.
     """
 
-    def __init__(self, blocks: int = 1, channels: int = 1, dimensions: int = 64) -> None:
+    def __init__(
+        self, blocks: int = 1, channels: int = 1, dimensions: int = 64, *, resize: bool = False
+    ) -> None:
         super().__init__()
+        self.resize = resize
         self.stem = nn.Sequential(
             nn.Conv2d(channels, FILTERS[0], 3, padding=1, bias=False),
             nn.BatchNorm2d(FILTERS[0]),
@@ -66,7 +70,10 @@ class ResNetEncoder(nn.Module):
         if min(rows, columns) < 0:
             got, expected = tuple(images.shape[-2:]), f"at most {SIDE} x {SIDE}"
             raise BadModel("images too large for this network", got=got, expected=expected)
-        framed = pad(images, (columns, columns, rows, rows))
+        if self.resize:
+            framed = interpolate(images, (SIDE, SIDE), mode="bilinear")
+        else:
+            framed = pad(images, (columns, columns, rows, rows))
         local = self.stages(self.stem(framed.contiguous(memory_format=torch.channels_last)))
         with torch.autocast(images.device.type, enabled=False):
             pooled = local.mean((2, 3), dtype=self.head[0].weight.dtype)
@@ -82,14 +89,17 @@ class ResNetClassifier(nn.Module):
         num_classes: C.
         blocks: n of 8n + 2 layers.
         channels: channels of the images.
+        resize: resize smaller images instead of padding them.
     """
 
     bounds = (0.0, 1.0)
 
-    def __init__(self, num_classes: int = 10, blocks: int = 1, channels: int = 1) -> None:
+    def __init__(
+        self, num_classes: int = 10, blocks: int = 1, channels: int = 1, *, resize: bool = False
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.encoder = ResNetEncoder(blocks, channels, num_classes)
+        self.encoder = ResNetEncoder(blocks, channels, num_classes, resize=resize)
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.encoder(images)[1]

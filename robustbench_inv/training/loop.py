@@ -1,6 +1,7 @@
 """Training loop and checkpoints: a resumed training ends with the same weights as an uninterrupted one."""
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -188,6 +189,10 @@ class TrainingOptions:
     locked: bool = False
 
 
+LEAST_LOSS = "least-loss.safetensors"
+"""Weights after the epoch of least loss, in the output folder."""
+
+
 @dataclass
 class _TrainingState:
     model: nn.Module
@@ -214,11 +219,11 @@ def train(
         model: the network, initialised from the recipe's seed, on its device.
         objective: loss to minimise.
         data: the training samples.
-        folder: output folder of ``checkpoint.safetensors``, ``metrics.jsonl`` and ``snapshots``.
+        folder: output folder of ``checkpoint.safetensors``, ``metrics.jsonl``, ``snapshots`` and ``least-loss.safetensors``.
         options: last epoch, snapshots and progress callback.
 
     Returns:
-        The network after the last epoch, in evaluation mode.
+        The network in evaluation mode, after the last epoch or, where the recipe keeps it, after that of least loss.
     """
     options = options or TrainingOptions()
     folder.mkdir(parents=True, exist_ok=True)
@@ -233,10 +238,11 @@ def train(
     _trim_metrics(folder / "metrics.jsonl", done)
     for epoch in range(done, min(options.until or recipe.epochs, recipe.epochs)):
         result = _run_epoch(state, recipe, data, epoch)
-        if (
-            epoch + 1 in options.snapshots
-        ):  # before the checkpoint, so that a resumed training has both
-            _save_snapshot(model, folder / "snapshots" / f"epoch-{epoch + 1}.safetensors")
+        # before the checkpoint, so that a resumed training has all of them
+        if epoch + 1 in options.snapshots:
+            _save_weights(model, folder / "snapshots" / f"epoch-{epoch + 1}.safetensors", "float16")
+        if recipe.keep == "least-loss" and result.loss < _least_loss(folder / "metrics.jsonl"):
+            _save_weights(model, folder / LEAST_LOSS, "float32")
         save_checkpoint(
             path, model, optimiser, TrainingPosition(recipe.digest, epoch + 1), stateful
         )
@@ -244,6 +250,8 @@ def train(
             file.write(json.dumps(vars(result)) + "\n")
         if options.report is not None:
             options.report(result)
+    if recipe.keep == "least-loss":
+        model.load_state_dict(_load_weights(folder / LEAST_LOSS))
     return model.eval()
 
 
@@ -320,11 +328,27 @@ def _batch_order(recipe: Recipe, size: int, epoch: int) -> list[Tensor]:
     return list(order.reshape(-1, recipe.batch_size))
 
 
-def _save_snapshot(model: nn.Module, path: Path) -> None:
+def _save_weights(model: nn.Module, path: Path, storage: str) -> None:
     path.parent.mkdir(exist_ok=True)
     part = path.with_suffix(".part")
-    save_file(stored_weights(model, "float16"), part)
+    save_file(stored_weights(model, storage), part)
     part.replace(path)
+
+
+def _load_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except DAMAGED as error:
+        remedy = f"delete the folder {path.parent} and train again ({error})"
+        raise BadResults(f"damaged weights {path}", remedy=remedy) from error
+
+
+def _least_loss(metrics: Path) -> float:
+    """Return the least loss of the epochs in ``metrics.jsonl``, inf without any."""
+    if not metrics.exists():
+        return math.inf
+    lines = metrics.read_text(encoding="utf-8").splitlines()
+    return min((json.loads(line)["loss"] for line in lines), default=math.inf)
 
 
 def _trim_metrics(path: Path, epochs: int) -> None:

@@ -85,6 +85,7 @@ class Recipe:
         weight_decays: weight decay by parameter name, a shell pattern such as ``"*.bias"``. The first matching
             pattern applies; ``weight_decay`` applies where none matches.
         clip_norm: largest l2 norm of the whole gradient; a larger gradient is scaled down. 0 disables clipping.
+        keep: ``last`` exports the weights of the last epoch, ``least-loss`` those after the epoch of least mean training loss.
         held_out: data sets whose accuracy is measured once, after training.
         model_parameters: keyword arguments of the factory.
         objective_parameters: fields of the objective.
@@ -117,6 +118,7 @@ class Recipe:
     nesterov: bool = False
     weight_decays: dict[str, float] = field(default_factory=dict)
     clip_norm: float = 0.0
+    keep: Literal["last", "least-loss"] = "last"
     held_out: tuple[str, ...] = ()
     model_parameters: dict[str, Any] = field(default_factory=dict)
     objective_parameters: dict[str, Any] = field(default_factory=dict)

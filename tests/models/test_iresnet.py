@@ -1,12 +1,20 @@
 """Invertible residual networks: classifier with padding, bijection with a split code."""
 
+import math
+
 import pytest
 import torch
 from safetensors.torch import load, save
 
 import robustbench_inv as rbi
 from robustbench_inv.errors import BadParameter
-from robustbench_inv.models.iresnet import bijective, classifier, residual_blocks, residual_flow
+from robustbench_inv.models.iresnet import (
+    Standardised,
+    bijective,
+    classifier,
+    residual_blocks,
+    residual_flow,
+)
 from robustbench_inv.models.protocol import Classifier, Invertible, SplitsCode
 from robustbench_inv.models.wrapping import InvertibleClassifier, SplitCodeClassifier, wrap_module
 
@@ -30,7 +38,7 @@ def trained(build, **parameters):
 @pytest.mark.parametrize("build", [classifier, bijective])
 @pytest.mark.parametrize("coefficient", [0.9, 0.5])
 def test_decoding_undoes_encoding(build, coefficient):
-    padding = {"padding": 3} if build is classifier else {}
+    padding = {"padding": 3, "mean": 0.1, "deviation": 0.3} if build is classifier else {}
     model, images = trained(build, coefficient=coefficient, **padding)
     assert (model.decode(model.encode(images)) - images).abs().max() <= 1e-5
 
@@ -44,8 +52,9 @@ def test_no_convolution_exceeds_the_coefficient(boundary):
     assert max(norms) > 0.6
 
 
-def test_the_logits_keep_their_lipschitz_bound():
-    model, images = trained(classifier, padding=2)
+@pytest.mark.parametrize("deviation", [1.0, 0.3])
+def test_the_logits_keep_their_lipschitz_bound(deviation):
+    model, images = trained(classifier, padding=2, deviation=deviation)
     model = model.double()
     generator = torch.Generator().manual_seed(3)
     bound = model.lipschitz()
@@ -75,6 +84,18 @@ def test_no_attack_changes_the_prediction_within_the_certified_radius(pool):
         assert (model(moved).argmax(1) == labels).all()
     far = images + 50 * radii.max() * step
     assert not (model(far).argmax(1) == labels).all()
+
+
+def test_standardised_inputs():
+    step, x = Standardised(0.2, 0.5), torch.rand(2, 1, 3, 3)
+    y, log_determinant = step(x)
+    torch.testing.assert_close(y, (x - 0.2) * 2)
+    torch.testing.assert_close(step.inverse(y), x)
+    torch.testing.assert_close(log_determinant, torch.full((2,), 9 * math.log(2)))
+    narrow, _ = trained(classifier, deviation=0.5)
+    wide, _ = trained(classifier, deviation=0.5)
+    next(iter(wide.start)).deviation = 1.0
+    assert narrow.lipschitz() == pytest.approx(2 * wide.lipschitz())
 
 
 def test_a_vanilla_network_is_not_inverted():

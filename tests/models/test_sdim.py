@@ -48,6 +48,22 @@ def test_small_images_are_padded_with_zeros_inside_the_model():
         encoder(torch.zeros(1, 1, 34, 34))
 
 
+def test_small_images_are_resized_on_request():
+    """Bilinear: a linear ramp stays linear away from the borders, with 28/32 of its slope."""
+    encoder = ResNetEncoder(resize=True).eval()
+    seen = []
+    encoder.stem.register_forward_hook(lambda _m, inputs, _out: seen.append(inputs[0]))
+    ramp = torch.linspace(0, 1, 28).expand(1, 1, 28, 28)
+    encoder(ramp)
+    assert seen[0].shape == (1, 1, 32, 32)
+    steps = seen[0][0, 0, 5].diff()
+    torch.testing.assert_close(steps[1:-1], torch.full((29,), 28 / 32 / 27))
+    assert (SDIM(resize=True).encoder.resize, ResNetClassifier(resize=True).encoder.resize) == (
+        True,
+        True,
+    )
+
+
 def test_a_shortcut_is_every_second_pixel_with_zeros_for_the_new_channels():
     block = ResNetEncoder().stages[1][0].eval()
     nn.init.zeros_(block.residual[-1].weight)  # batch norm: the residual is its shift, 0
@@ -67,6 +83,14 @@ def test_class_conditionals_are_gaussian_densities(kind):
         variance = (2 * LOG_SIGMA_RATE * conditionals.paced[k]).exp().expand(5)
         density = MultivariateNormal(mean, torch.diag(variance)).log_prob(code)
         torch.testing.assert_close(conditionals(code)[:, k], density)
+
+
+def test_the_rate_of_log_sigma_is_a_parameter():
+    conditionals = ClassConditionals(3, 5, log_sigma_rate=1.0)
+    nn.init.constant_(conditionals.paced, 0.3)
+    torch.testing.assert_close(conditionals.log_deviation, torch.full((3, 1), 0.3))
+    with pytest.raises(BadParameter, match="log_sigma_rate"):
+        SDIM(log_sigma_rate=0.0)
 
 
 def test_the_mean_scale_divides_by_d_and_keeps_predictions():

@@ -213,6 +213,35 @@ def test_snapshots_are_the_weights_of_their_epochs_in_float16(tmp_path):
         assert torch.equal(value, expected), name
 
 
+@pytest.mark.parametrize("until", [None, 2])
+def test_the_weights_of_least_loss_are_kept(tmp_path, until):
+    """The loss rises from the third epoch on: those of the second are the best, resumed or not."""
+    recipe = replace(RECIPE, keep="least-loss", schedule="step", milestones=(2,), rate_factor=0.5)
+    losses = iter([3.0, 1.0, 2.0, 4.0])
+    epochs = []
+
+    class Scripted(CrossEntropy):
+        def __call__(self, model, batch):
+            loss, logits = super().__call__(model, batch)
+            if int(batch.progress * 4 + 1e-9) + 1 > len(epochs):
+                epochs.append(next(losses))
+            return loss - loss.detach() + epochs[-1], logits
+
+    options = TrainingOptions(until=until, snapshots=frozenset({2, 4}))
+    train(recipe, network(), Scripted(), data(), tmp_path, options)
+    model = train(
+        recipe, network(), Scripted(), data(), tmp_path, TrainingOptions(snapshots=frozenset({4}))
+    )
+    kept = model.state_dict()
+    best = load_file(tmp_path / "snapshots" / "epoch-2.safetensors")
+    last = load_file(tmp_path / "snapshots" / "epoch-4.safetensors")
+    assert all(torch.equal(kept[name].to(best[name]), best[name]) for name in kept)
+    assert not all(torch.equal(kept[name].to(last[name]), last[name]) for name in kept)
+    (tmp_path / "least-loss.safetensors").write_bytes(b"")
+    with pytest.raises(BadResults, match="damaged weights"):
+        train(recipe, network(), Scripted(), data(), tmp_path)
+
+
 def test_dequantised_levels_stay_in_their_cells():
     rng = SampleRNG(0, torch.arange(4), "train/0")
     images = torch.arange(4).float()[:, None, None, None].expand(4, 1, 5, 5) / 3

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,6 +104,12 @@ class SpectralLayer(nn.Module, ABC):
     def measure(self) -> None:
         """Set σ for evaluation to the spectral norm of A."""
         self.sigma.copy_(self.spectral_norm(self.weight))
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:  # noqa: ANN401 - as torch declares them
+        """Load a state, and measure σ: rounded weights have another norm than those that were stored."""
+        super()._load_from_state_dict(*arguments)
+        if not self.training:
+            self.measure()
 
     def lipschitz(self) -> float:
         """Return the norm of s A from the σ of the last measurement."""

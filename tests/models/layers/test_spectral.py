@@ -67,6 +67,18 @@ def test_the_scaled_operator_has_norm_at_most_c_after_training(name, scale):
     assert layer.lipschitz() == pytest.approx(norm, rel=1e-5)
 
 
+def test_loaded_weights_are_measured():
+    """Rounding changes a norm by up to 5e-4; the stored one would be wrong by so much."""
+    layer, rounded = convolution("circular-2-5-3").eval(), convolution("circular-2-5-3").eval()
+    with torch.no_grad():
+        layer.weight.mul_(3)
+    state = {name: value.half() for name, value in layer.state_dict().items()}
+    rounded.load_state_dict(state)
+    truth = torch.linalg.matrix_norm(dense(rounded), 2)
+    assert float(rounded.sigma) == pytest.approx(float(truth), rel=1e-9)
+    assert float(state["sigma"]) != pytest.approx(float(truth), rel=1e-2)
+
+
 def test_the_norm_of_the_reshaped_kernel_would_be_too_small():
     layer = convolution("zeros-2-5-3")
     reshaped = torch.linalg.matrix_norm(layer.weight.flatten(1), 2)
