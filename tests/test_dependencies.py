@@ -106,7 +106,6 @@ MAY_IMPORT = {
         "results",
         "catalogue",
         "checks.audit_verdict",
-        "checks.topics",
         "checks.verdict",
     ),
     "training": (*NUMBERS, "threat", "models", "data", "attacks", "catalogue"),

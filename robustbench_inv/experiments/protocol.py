@@ -57,6 +57,7 @@ EXPERIMENTS = {
     "planar-dynamics": "robustbench_inv.experiments.planar_flows:measure_dynamics",
     "invertible-properties": "robustbench_inv.experiments.planar_flows:measure_properties",
     "tissue-methods": "robustbench_inv.experiments.tissue_spectra:measure_tissue_methods",
+    "training-length": "robustbench_inv.experiments.training_length:measure_training_length",
     "targeted-logits": "robustbench_inv.experiments.logits:measure_targeted_logits",
 }
 """Experiments by the name that a definition gives in ``by``, and their code, as ``module:function``."""

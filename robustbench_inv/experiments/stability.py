@@ -4,7 +4,7 @@ import fnmatch
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import nan
+from math import inf, nan
 from pathlib import Path
 from statistics import fmean, median
 
@@ -378,5 +378,7 @@ def network_numbers(
     yield MeasuredNumber("Largest Lipschitz constant of a block", column, largest)
     code = network.encode(images)
     for count in iterations:
-        error = float((network.decode_after(code, count) - images).abs().max())
-        yield MeasuredNumber(f"Largest pixel error, {count} iterations", column, error)
+        errors = (network.decode_after(code, count) - images).abs()
+        error = float(errors.nan_to_num(nan=inf).max())  # nan: infinity less infinity
+        times = "iteration" if count == 1 else "iterations"
+        yield MeasuredNumber(f"Largest pixel error, {count} {times}", column, error)

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from robustbench_inv.checks.topics import topic_of
-from robustbench_inv.checks.verdict import GRADES
+from robustbench_inv.checks.verdict import GRADES, topic_of
 from robustbench_inv.reporting.run_results import RunResult
 from robustbench_inv.reporting.table_formats import format_number
 from robustbench_inv.results.cell import FinishedCell

@@ -130,18 +130,22 @@ def median_cell(median: Median | None) -> TableCell:
     return TableCell(format_number(median.value), detail)
 
 
+LARGE = 1e9
+"""From here on numbers have an exponent."""
+
+
 def format_number(value: float) -> str:
     """Return a number with three significant digits, without a needless exponent or zero.
 
     Example:
-        >>> [format_number(v) for v in (0.1, 1.23456, 1234.5, float("inf"))]
-        ['0.1', '1.23', '1,234', '∞']
+        >>> [format_number(v) for v in (0.1, 1.23456, 1234.5, 6.5e37, float("inf"))]
+        ['0.1', '1.23', '1,234', '6.5e+37', '∞']
     """
     if isnan(value):
         return "—"
     if isinf(value):
         return "∞" if value > 0 else "−∞"
-    if abs(value) >= 1000:
+    if 1e3 <= abs(value) < LARGE:
         return f"{value:,.0f}"
     return f"{value:.3g}"
 

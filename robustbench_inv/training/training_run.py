@@ -32,6 +32,7 @@ from robustbench_inv.training.recipe import Recipe, read_recipe
 __all__ = [
     "LOCK",
     "NUM_GOLDEN",
+    "build_network",
     "clean_accuracy",
     "export_model",
     "round_weights",
@@ -188,7 +189,7 @@ def _train_recipe(
         name: load_dataset(name, data_root=data_root, code=False) for name in recipe.held_out
     }
     torch.manual_seed(recipe.seed)
-    model = _build_network(recipe, path.parent).to(place)
+    model = build_network(recipe, path.parent).to(place)
     if recipe.start:
         _load_initial_weights(model, recipe.start)
     objective = _build(recipe.objective_path, recipe.objective_parameters, path.parent)
@@ -307,7 +308,16 @@ def _training_data(recipe: Recipe, dataset: Dataset) -> TrainingData:
     return TrainingData(ids, images.float(), labels)
 
 
-def _build_network(recipe: Recipe, folder: Path) -> nn.Module:
+def build_network(recipe: Recipe, folder: Path) -> nn.Module:
+    """Return the untrained network of a recipe.
+
+    Args:
+        recipe: with the network's parameters.
+        folder: of the recipe, where files of its own code lie.
+
+    Raises:
+        BadCatalogue: if it cannot be built, or is no ``nn.Module``.
+    """
     built = _build(recipe.model_path, recipe.model_parameters, folder)
     if not isinstance(built, nn.Module):
         got = type(built).__name__

@@ -37,10 +37,10 @@ def test_a_model_that_is_not_trained_yet_is_named_and_keeps_its_row():
 
 def test_errors_of_reconstruction_become_one_line_per_network():
     numbers = [
-        MeasuredNumber("Largest pixel error, 1 iterations", "c = 0.9", 0.5),
+        MeasuredNumber("Largest pixel error, 1 iteration", "c = 0.9", 0.5),
         MeasuredNumber("Error", "c = 0.9", 0.1),
         MeasuredNumber("Largest pixel error, 10 iterations", "c = 0.9", 0.25),
-        MeasuredNumber("Largest pixel error, 1 iterations", "vanilla", nan),
+        MeasuredNumber("Largest pixel error, 1 iteration", "vanilla", nan),
     ]
     panel = counted_lines("Largest pixel error", numbers)
     assert panel.lines == {"c = 0.9": ((1.0, 10.0), (0.5, 0.25))}
@@ -59,7 +59,9 @@ def test_reconstructions_improve_with_the_iterations_and_norms_stay_below_c():
     named = {number.row: number.value for number in found}
     assert named["Largest spectral norm of a convolution"] <= 0.7 * (1 + 1e-3)
     assert named["Largest Lipschitz constant of a block"] == pytest.approx(0.343, rel=1e-3)
-    errors = [named[f"Largest pixel error, {k} iterations"] for k in (1, 5, 60)]
+    errors = [
+        named[f"Largest pixel error, {k}"] for k in ("1 iteration", "5 iterations", "60 iterations")
+    ]
     assert errors[0] > 10 * errors[1] > errors[2]
     assert errors[2] <= 1e-5
 

@@ -3,7 +3,7 @@
 from collections import Counter
 
 from robustbench_inv.checks.check_list import CHECKS
-from robustbench_inv.checks.topics import TOPICS, topic_of
+from robustbench_inv.checks.verdict import TOPICS, topic_of
 
 
 def test_every_check_has_one_topic():

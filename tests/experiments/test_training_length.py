@@ -1,0 +1,76 @@
+"""FGSM after parts of a training: a linear network with known distances, and snapshots of a shipped one."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+import robustbench_inv as rbi
+from robustbench_inv.catalogue.datasets import load_dataset
+from robustbench_inv.experiments.protocol import ExperimentRequest, run_experiment
+from robustbench_inv.experiments.training_length import fgsm_survivors, find_snapshots
+from robustbench_inv.training.loop import TrainingData, stored_weights
+
+make_request = partial(ExperimentRequest, "mnist5k", {}, samples=40)
+
+SEARCH = [0.05, 0.1, 0.3]
+
+
+def test_a_sample_survives_up_to_its_distance():
+    """Logits (x₁ + x₂, 1): class 0 above the line x₁ + x₂ = 1, whose linf distance is (x₁ + x₂ − 1) / 2."""
+    network = nn.Linear(2, 2)
+    with torch.no_grad():
+        network.weight.copy_(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+        network.bias.copy_(torch.tensor([0.0, 1.0]))
+    images = torch.tensor([[0.52, 0.52], [0.56, 0.56], [0.7, 0.7], [0.9, 0.9], [0.1, 0.1]])
+    data = TrainingData(torch.arange(5), images, torch.zeros(5, dtype=torch.long))
+    found = fgsm_survivors(network, data, torch.full((5, 2), -1.0), SEARCH)
+    assert found.sum(1).tolist() == [4, 3, 2, 1]
+    assert found[-1].tolist() == [False, False, False, True, False]
+    back = fgsm_survivors(network, data, torch.zeros(5, 2), SEARCH)
+    assert back.sum(1).tolist() == [4, 4, 4, 4]
+
+
+def test_snapshots_are_found_in_the_order_of_their_epochs(tmp_path):
+    for epoch in (100, 20, 5):
+        (tmp_path / f"epoch-{epoch}.safetensors").touch()
+    assert list(find_snapshots(tmp_path)) == [5, 20, 100]
+    assert find_snapshots(tmp_path / "none") == {}
+
+
+def test_numbers_of_a_shipped_network(tmp_path):
+    from safetensors.torch import save_file
+
+    model = rbi.load_model("mnist-c-js-200:sigmoid=true")
+    folder = tmp_path / "mnist-c-js-200" / "snapshots"
+    folder.mkdir(parents=True)
+    save_file(stored_weights(model.classifier.module, "float16"), folder / "epoch-200.safetensors")
+    request = make_request()
+    parameters = {
+        "networks": {"C-JS": "mnist-c-js-200:sigmoid=true", "CNN": "mnist-cnn-200"},
+        "substitute": "mnist-lenet5",
+        "search": SEARCH,
+        "shown": [0.1, 0.3],
+        "folder": str(tmp_path),
+    }
+    result = run_experiment("training-length", request, parameters)
+    found = {number.row: number.value for number in result.numbers}
+    assert set(result.left_out) == {"CNN"}
+    assert "invbench queue" in result.left_out["CNN"]
+    data = load_dataset("mnist5k")
+    images, labels = data.batch(request.draw(data))
+    expected = (model(images).logits.argmax(1) == labels).double().mean().item()
+    assert found["Clean, 200 epochs"] == expected
+    assert found["Zero gradients, 200 epochs"] == 0
+    for name in ("FGSM b", "FGSM w"):
+        assert expected >= found[f"{name} 0.1, 200 epochs"] > found[f"{name} 0.3, 200 epochs"]
+    attacked = rbi.evaluate(
+        model, attack="fgsm", threat="linf=0.1", dataset="mnist5k", samples=40, out=tmp_path / "run",
+        progress=False, checks=False,
+    )  # fmt: skip
+    (rate,) = attacked.summary()[0].robust_accuracy
+    assert found["FGSM w 0.1, 200 epochs"] <= rate.value
+    assert found["FGSM w 0.1, 200 epochs"] == pytest.approx(rate.value, abs=0.05)
+    (panels,) = result.lines
+    assert panels.panels[0].title == "Clean"
