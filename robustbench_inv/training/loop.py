@@ -241,8 +241,8 @@ def train(
         # before the checkpoint, so that a resumed training has all of them
         if epoch + 1 in options.snapshots:
             _save_weights(model, folder / "snapshots" / f"epoch-{epoch + 1}.safetensors", "float16")
-        if recipe.keep == "least-loss" and result.loss < _least_loss(folder / "metrics.jsonl"):
-            _save_weights(model, folder / LEAST_LOSS, "float32")
+        if recipe.keep == "least-loss" and result.loss < _least_loss(folder / LEAST_LOSS):
+            _save_weights(model, folder / LEAST_LOSS, "float32", {"loss": repr(result.loss)})
         save_checkpoint(
             path, model, optimiser, TrainingPosition(recipe.digest, epoch + 1), stateful
         )
@@ -328,10 +328,12 @@ def _batch_order(recipe: Recipe, size: int, epoch: int) -> list[Tensor]:
     return list(order.reshape(-1, recipe.batch_size))
 
 
-def _save_weights(model: nn.Module, path: Path, storage: str) -> None:
+def _save_weights(
+    model: nn.Module, path: Path, storage: str, metadata: dict[str, str] | None = None
+) -> None:
     path.parent.mkdir(exist_ok=True)
     part = path.with_suffix(".part")
-    save_file(stored_weights(model, storage), part)
+    save_file(stored_weights(model, storage), part, metadata)
     part.replace(path)
 
 
@@ -339,16 +341,26 @@ def _load_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except DAMAGED as error:
-        remedy = f"delete the folder {path.parent} and train again ({error})"
-        raise BadResults(f"damaged weights {path}", remedy=remedy) from error
+        raise _damaged_weights(path, error) from error
 
 
-def _least_loss(metrics: Path) -> float:
-    """Return the least loss of the epochs in ``metrics.jsonl``, inf without any."""
-    if not metrics.exists():
+def _least_loss(path: Path) -> float:
+    """Return the loss of the weights that are kept, inf without any.
+
+    It is stored with them: ``metrics.jsonl`` may lack the last epoch after a kill.
+    """
+    if not path.exists():
         return math.inf
-    lines = metrics.read_text(encoding="utf-8").splitlines()
-    return min((json.loads(line)["loss"] for line in lines), default=math.inf)
+    try:
+        with safe_open(path, "pt") as file:
+            return float((file.metadata() or {})["loss"])
+    except DAMAGED as error:
+        raise _damaged_weights(path, error) from error
+
+
+def _damaged_weights(path: Path, error: Exception) -> BadResults:
+    remedy = f"delete the folder {path.parent} and train again ({error})"
+    return BadResults(f"damaged weights {path}", remedy=remedy)
 
 
 def _trim_metrics(path: Path, epochs: int) -> None:
