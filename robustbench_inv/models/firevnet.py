@@ -10,14 +10,8 @@ from torch import Tensor, nn
 
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.models.layers.bijection import Bijection, Chain, FactorOut, Squeeze
-from robustbench_inv.models.layers.class_conditional import (
-    DecisionConditional,
-    GaussianiseByClass,
-    WhitenByClass,
-)
 from robustbench_inv.models.layers.coupling import (
     Additive,
-    Affine,
     Coupling,
     LogitCoupling,
     linear_conditioner,
@@ -29,7 +23,6 @@ from robustbench_inv.models.layers.linear import (
     CosineTransform,
     Flatten,
     Mixing,
-    Permutation,
     centre_first,
     low_pass_first,
 )
@@ -41,7 +34,7 @@ __all__ = [
     "GreyLevelCentres",
     "convolutional",
     "fully_connected",
-    "recoded",
+    "one_coupling",
 ]
 
 
@@ -63,11 +56,10 @@ class FiRevNet(nn.Module):
     """z = F(x) with F a bijection onto flat codes (n, d); z_1..C are the logits, the rest are nuisances.
 
     Args:
-        flow: F without the recoding, maps (n, *shape) to (n, d).
+        flow: F, maps (n, *shape) to (n, d).
         shape: shape of one input.
         num_classes: C.
         bounds: smallest and largest value of an input element.
-        recoding: last part of F, a bijection of codes that does not change the logits; None for none.
 
     References:
         Jacobsen et al., Excessive invariance causes adversarial vulnerability, ICLR 2019, section 2.2.
@@ -79,14 +71,12 @@ class FiRevNet(nn.Module):
         shape: Sequence[int],
         num_classes: int,
         bounds: tuple[float, float] = (0.0, 1.0),
-        recoding: Bijection | None = None,
     ) -> None:
         super().__init__()
         _check_architecture(
             "num_classes", num_classes, 2 <= num_classes < prod(shape), "2 to d - 1"
         )
         self.flow, self.shape, self.num_classes = flow, tuple(shape), num_classes
-        self.recoding = recoding
         self.bounds = (float(bounds[0]), float(bounds[1]))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -95,11 +85,7 @@ class FiRevNet(nn.Module):
 
     def transform(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return codes (n, d) and log |det ∂F/∂x| (n,), for likelihoods."""
-        code, log_det = self.flow(images)
-        if self.recoding is None:
-            return code, log_det
-        code, more = self.recoding(code)
-        return code, log_det + more
+        return self.flow(images)
 
     def encode(self, images: Tensor) -> Tensor:
         """Return codes (n, d)."""
@@ -107,7 +93,7 @@ class FiRevNet(nn.Module):
 
     def decode(self, code: Tensor) -> Tensor:
         """Return the inputs (n, *shape) of codes (n, d), which may lie outside the bounds."""
-        return self.flow.inverse(code if self.recoding is None else self.recoding.inverse(code))
+        return self.flow.inverse(code)
 
     def split(self, code: Tensor) -> tuple[Tensor, Tensor]:
         """Return z_s (n, C), the logits, and z_n (n, d − C)."""
@@ -281,55 +267,32 @@ class GreyLevelCentres(Bijection):
     Dequantised inputs x + (u − ½)/255, u uniform on (0, 1), fill the cells.
     """
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         log_scale = torch.tensor(255 / 256, dtype=x.dtype).log()
         return (255 * x + 0.5) / 256, (log_scale * x[0].numel()).to(x).expand(len(x))
 
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor) -> Tensor:
         return (256 * y - 0.5) / 255
 
 
-def recoded(
+def one_coupling(
     shape: Sequence[int] = (1, 28, 28),
     num_classes: int = 10,
     widths: Sequence[int] = (16, 32, 32, 64, 64),
-    couplings: int = 6,
-    coupling_width: int = 512,
-    recode: bool = True,
 ) -> FiRevNet:
-    """Return a fiRevNet of one logit coupling and a recoding of the nuisances given the predicted class.
+    """Return a fiRevNet of one logit coupling: a convolutional classifier shifts some pixels by its logits.
 
     Args:
         shape: (c, h, w).
         num_classes: C.
         widths: channels of the classifier inside the logit coupling, five numbers.
-        couplings: number of affine couplings after the layers fitted in closed form.
-        coupling_width: width of their networks.
-        recode: whether there is a recoding; cross-entropy does not depend on it.
     """
     c, h, w = shape
-    write = LogitCoupling(_recoded_classifier(c, num_classes, widths), (c, h, w), num_classes)
-    recoding = None
-    if recode:
-        flow = _recoding(c * h * w - num_classes, num_classes, couplings, coupling_width)
-        recoding = DecisionConditional(flow, num_classes)
-    return FiRevNet(Chain(GreyLevelCentres(), write), shape, num_classes, recoding=recoding)
+    write = LogitCoupling(_classifier(c, num_classes, widths), (c, h, w), num_classes)
+    return FiRevNet(Chain(GreyLevelCentres(), write), shape, num_classes)
 
 
-def _recoding(features: int, classes: int, couplings: int, width: int) -> Chain:
-    steps: list[Bijection] = [
-        GaussianiseByClass(features, classes),
-        WhitenByClass(features, classes),
-    ]
-    passive, active = features // 2, features - features // 2
-    for number in range(couplings):
-        order = torch.randperm(features, generator=torch.Generator().manual_seed(number))
-        network = linear_conditioner(passive + classes, 2 * active, width)
-        steps += [Permutation(order), Coupling(network, Affine())]
-    return Chain(*steps)
-
-
-def _recoded_classifier(channels: int, classes: int, widths: Sequence[int]) -> nn.Sequential:
+def _classifier(channels: int, classes: int, widths: Sequence[int]) -> nn.Sequential:
     """Return five 3×3 convolutions with batch norm, the second and fourth with stride 2, pooling and a linear layer."""
     layers: list[nn.Module] = []
     for number, width in enumerate(widths):

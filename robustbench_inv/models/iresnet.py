@@ -46,11 +46,11 @@ class Standardised(Bijection):
         super().__init__()
         self.mean, self.deviation = mean, deviation
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         log_determinant = -x[0].numel() * math.log(self.deviation)
         return (x - self.mean) / self.deviation, x.new_full((len(x),), log_determinant)
 
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor) -> Tensor:
         return y * self.deviation + self.mean
 
 
@@ -67,11 +67,11 @@ class LinearReadOut(Bijection):
         self.num_classes = num_classes
         self.linear = nn.Linear(features - num_classes, num_classes)
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         first, rest = x[:, : self.num_classes], x[:, self.num_classes :]
         return torch.cat([first + self.linear(rest), rest], 1), x.new_zeros(len(x))
 
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor) -> Tensor:
         first, rest = y[:, : self.num_classes], y[:, self.num_classes :]
         return torch.cat([first - self.linear(rest), rest], 1)
 

@@ -11,11 +11,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 
 from robustbench_inv.errors import BadModel, BadParameter
 from robustbench_inv.models.firevnet import FiRevNet
-from robustbench_inv.models.layers.bijection import Bijection, Chain
-from robustbench_inv.models.layers.class_conditional import DecisionConditional, FittedByClass
-from robustbench_inv.randomness import SampleRNG
-from robustbench_inv.tensors import blocks
-from robustbench_inv.training.loop import dequantise, optimiser_state, restore_optimiser
+from robustbench_inv.training.loop import optimiser_state, restore_optimiser
 from robustbench_inv.training.nuisance_probe import Standardise, perceptron
 from robustbench_inv.training.objectives import TrainingBatch, TrainingData
 
@@ -49,12 +45,6 @@ class IndependenceCrossEntropy:
     and keeps its gradient. Each nuisance classifier takes ``inner_steps`` steps per batch, on the most recent
     batches. Its inputs are standardised, so that variables of small scale count as much as others.
 
-    If the network recodes its nuisances given the predicted class (``DecisionConditional``), the objective separates:
-    cross-entropy does not depend on the recoding, and the other two terms do not depend on the logits. With
-    ``recoding_only`` the rest of the network is frozen and cross-entropy, now a constant, is omitted. The layers
-    fitted by class are fitted before training, and their outputs are computed once, for ``draws`` dequantisations
-    of every sample.
-
     Args:
         nuisance: a.
         likelihood: b.
@@ -69,10 +59,7 @@ class IndependenceCrossEntropy:
         prior: ``running`` or ``learned``.
         onset: initial fraction of the training in which only the nuisance classifiers learn.
         ramp: fraction of the training over which a and b then rise from 0.
-        recoding_only: train only the recoding.
-        draws: number of dequantisations of every sample for training a recoding.
-        levels: number of grey levels for dequantising the inputs of a recoding; 0 disables it.
-        seed: seed of the nuisance classifiers' initialisation and of that dequantisation.
+        seed: seed of the nuisance classifiers' initialisation.
 
     References:
         Jacobsen et al., Excessive invariance causes adversarial vulnerability, ICLR 2019, definition 7 and
@@ -92,13 +79,8 @@ class IndependenceCrossEntropy:
     prior: str = "running"
     onset: float = 0.0
     ramp: float = 0.0
-    recoding_only: bool = False
-    draws: int = 8
-    levels: int = 256
     seed: int = 0
     _learners: "_Adversaries | None" = field(default=None, init=False, repr=False)
-    _data: TrainingData | None = field(default=None, init=False, repr=False)
-    _code_cache: "_CodeCache | None" = field(default=None, init=False, repr=False)
     _recent_batches: deque[tuple[Tensor, Tensor]] = field(
         default_factory=deque, init=False, repr=False
     )
@@ -111,8 +93,8 @@ class IndependenceCrossEntropy:
             got = (self.inner_steps, self.adversaries)
             raise BadParameter("invalid inner_steps or adversaries", got=got, expected=">= 1")
 
-    def begin(self, model: nn.Module, data: TrainingData, *, fresh: bool) -> None:
-        """Create the nuisance classifiers, and freeze the parameters that are not trained.
+    def begin(self, model: nn.Module, data: TrainingData) -> None:
+        """Create the nuisance classifiers.
 
         Raises:
             BadModel: if the network is no fiRevNet.
@@ -123,12 +105,6 @@ class IndependenceCrossEntropy:
                 got=type(model).__name__,
                 expected="a fiRevNet",
             )
-        if self.recoding_only:
-            if fresh:
-                _fit_recoding(model, data, self)
-            model.requires_grad_(False)
-            _get_recoding(model).requires_grad_(True)
-        self._data, self._code_cache = data, None
         nuisances = data.images[0].numel() - model.num_classes
         self._learners = _Adversaries(self, nuisances, model.num_classes).to(data.images.device)
 
@@ -136,7 +112,8 @@ class IndependenceCrossEntropy:
         assert isinstance(model, FiRevNet)
         learners = self._learners
         assert learners is not None, "begin() comes first"
-        logits, nuisance, log_det = self._encode(model, batch)
+        code, log_det = model.transform(batch.images)
+        logits, nuisance = model.split(code.float())
         learners.standardise.update(nuisance.detach(), STANDARDISE_MOMENTUM)
         self._recent_batches.append((nuisance.detach(), batch.labels))
         while len(self._recent_batches) > self.inner_steps:
@@ -146,7 +123,7 @@ class IndependenceCrossEntropy:
         loss = self._strength(batch.progress) * (
             self.nuisance * nuisance_loss + self.likelihood * negative_log_likelihood
         )
-        return loss if self.recoding_only else loss + cross_entropy(logits, batch.labels), logits
+        return loss + cross_entropy(logits, batch.labels), logits
 
     def _play(self, learners: "_Adversaries", nuisance: Tensor, batch: TrainingBatch) -> Tensor:
         """Train the nuisance classifiers, and return L_nCE; dropout depends only on seed, epoch and samples."""
@@ -196,16 +173,6 @@ class IndependenceCrossEntropy:
         self._recent_batches = deque(
             (recent[f"{i}/0"], recent[f"{i}/1"]) for i in range(len(recent) // 2)
         )
-
-    def _encode(self, model: FiRevNet, batch: TrainingBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits (n, C), nuisances (n, d − C) and log-determinants (n,), up to a constant of the sample."""
-        if not self.recoding_only:
-            code, log_det = model.transform(batch.images)
-            return *model.split(code.float()), log_det
-        if self._code_cache is None:
-            assert self._data is not None
-            self._code_cache = _CodeCache(model.eval(), self._data, self)
-        return self._code_cache(batch.rng)
 
     def _nuisance_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return L_nCE of a nuisance classifier's logits."""
@@ -267,83 +234,3 @@ class _LearnedPrior(nn.Module):
         super().__init__()
         self.mean = nn.Parameter(torch.zeros(features))
         self.log_deviation = nn.Parameter(torch.zeros(features))
-
-
-class _CodeCache:
-    """Inputs of the trained layers of a recoding, for some dequantisations of every training sample."""
-
-    def __init__(self, model: FiRevNet, data: TrainingData, plan: IndependenceCrossEntropy) -> None:
-        self.recoding, self.ids, self.draws = _get_recoding(model), data.ids, plan.draws
-        self.learning = _learning_part(self.recoding)
-        # codes are stored in half precision, whose error is a tenth of the dequantisation noise
-        with torch.autocast(data.images.device.type, enabled=False):
-            codes = (_encode(model.flow, data, plan, f"bank/{k}") for k in range(self.draws))
-            parts = [self._fitted(*self.recoding.parts(code)) for code in codes]
-            self.nuisances = torch.stack([nuisances for nuisances, _ in parts])
-            self.decisions = torch.stack([decisions for _, decisions in parts])
-
-    def __call__(self, rng: SampleRNG) -> tuple[Tensor, Tensor, Tensor]:
-        """Return decisions (n, C) as one-hot logits, nuisances (n, d − C) and log-determinants (n,)."""
-        draw = rng.named(f"{rng.stream}/draw").integers(self.draws)
-        rows = torch.searchsorted(self.ids, rng.ids)
-        decisions = self.decisions[draw, rows]
-        nuisances, log_det = self.learning(self.nuisances[draw, rows].float(), decisions)
-        return decisions, nuisances, log_det
-
-    @torch.no_grad()
-    def _fitted(self, nuisances: Tensor, decisions: Tensor) -> tuple[Tensor, Tensor]:
-        for layer in _fitted_part(self.recoding):
-            nuisances, _ = layer(nuisances, decisions)
-        return nuisances.half(), decisions
-
-
-def _fitted_part(recoding: DecisionConditional) -> list[FittedByClass]:
-    """Return the first layers of a recoding, which are fitted by class."""
-    layers = list(recoding.rest) if isinstance(recoding.rest, Chain) else [recoding.rest]
-    return [layer for layer in layers if isinstance(layer, FittedByClass)]
-
-
-def _learning_part(recoding: DecisionConditional) -> Bijection:
-    """Return the layers after those that are fitted by class."""
-    if not isinstance(recoding.rest, Chain):
-        return recoding.rest
-    return Chain(*list(recoding.rest)[len(_fitted_part(recoding)) :])
-
-
-@torch.no_grad()
-def _fit_recoding(model: FiRevNet, data: TrainingData, plan: IndependenceCrossEntropy) -> None:
-    """Fit the closed-form layers of a network's recoding, one after the other."""
-    recoding = _get_recoding(model)
-    nuisances, decisions = recoding.parts(_encode(model.eval().flow, data, plan, "fit"))
-    for layer in _fitted_part(recoding):
-        layer.fit(nuisances, decisions.argmax(1))
-        nuisances, _ = layer(nuisances, decisions)
-
-
-@torch.no_grad()
-def _encode(
-    flow: Bijection, data: TrainingData, plan: IndependenceCrossEntropy, stream: str
-) -> Tensor:
-    """Return the codes (N, d) of all samples, dequantised with the random numbers of a stream."""
-    codes = []
-    for rows in blocks(torch.arange(len(data.ids)), BLOCK):
-        images = data.images[rows]
-        if plan.levels:
-            images = dequantise(images, SampleRNG(plan.seed, data.ids[rows], stream), plan.levels)
-        codes.append(flow(images)[0])
-    return torch.cat(codes)
-
-
-def _get_recoding(model: FiRevNet) -> DecisionConditional:
-    """Return a network's recoding.
-
-    Raises:
-        BadModel: if it has none.
-    """
-    if isinstance(model.recoding, DecisionConditional):
-        return model.recoding
-    raise BadModel(
-        "recoding_only needs a network with a recoding",
-        got=type(model).__name__,
-        expected='model = "firevnet-recoded"',
-    )

@@ -120,7 +120,7 @@ class SupervisedInfoMax:
         if self.negatives < 1:
             raise BadParameter("unusable negatives", got=self.negatives, expected=">= 1")
 
-    def begin(self, model: nn.Module, data: TrainingData, *, fresh: bool) -> None:
+    def begin(self, model: nn.Module, data: TrainingData) -> None:
         """Create the critic.
 
         Raises:

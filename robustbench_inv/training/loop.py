@@ -230,7 +230,7 @@ def train(
     path = folder / "checkpoint.safetensors"
     stateful = objective if isinstance(objective, StatefulObjective) else None
     if stateful:
-        stateful.begin(model, data, fresh=not path.exists())
+        stateful.begin(model, data)
     additional = objective.parameters() if isinstance(objective, TrainableObjective) else ()
     optimiser = make_optimiser(recipe, model, additional)
     state = _TrainingState(model, optimiser, objective, next(model.parameters()).device)

@@ -81,13 +81,12 @@ class TrainingData:
 class StatefulObjective(Protocol):
     """An objective that prepares the network, or has a state of its own."""
 
-    def begin(self, model: nn.Module, data: TrainingData, *, fresh: bool) -> None:
+    def begin(self, model: nn.Module, data: TrainingData) -> None:
         """Prepare the network and the objective, before the optimiser is created.
 
         Args:
             model: the initialised network.
             data: the training samples.
-            fresh: False if a checkpoint is loaded afterwards.
         """
         ...
 

@@ -14,7 +14,7 @@ __all__ = ["ARCHITECTURES", "OBJECTIVES", "Recipe", "find_recipe", "read_recipe"
 ARCHITECTURES = {
     "firevnet": "robustbench_inv.models.firevnet:convolutional",
     "firevnet-fully-connected": "robustbench_inv.models.firevnet:fully_connected",
-    "firevnet-recoded": "robustbench_inv.models.firevnet:recoded",
+    "firevnet-one-coupling": "robustbench_inv.models.firevnet:one_coupling",
     "gbz": "robustbench_inv.models.deep_bayes:GBZ",
     "glow": "robustbench_inv.models.conditional_flow:glow",
     "guess-first-cnn": "robustbench_inv.models.plain_networks:GuessFirstCNN",

@@ -10,7 +10,7 @@ from robustbench_inv.models.firevnet import (
     GreyLevelCentres,
     convolutional,
     fully_connected,
-    recoded,
+    one_coupling,
 )
 from robustbench_inv.models.layers.linear import ActNorm
 from robustbench_inv.models.protocol import Classifier, Invertible, SplitsCode
@@ -201,13 +201,9 @@ def test_grey_levels_are_mapped_to_cell_centres():
     assert log_det[0].item() == pytest.approx(torch.tensor(255 / 256).log().item())
 
 
-def test_the_recoded_network_is_invertible_with_correct_log_determinant():
+def test_the_network_of_one_coupling_is_invertible_with_correct_log_determinant():
     torch.manual_seed(0)
-    model = (
-        recoded((1, 12, 12), 3, widths=(4, 4, 4, 4, 4), couplings=2, coupling_width=8)
-        .double()
-        .eval()
-    )
+    model = one_coupling((1, 12, 12), 3, widths=(4, 4, 4, 4, 4)).double().eval()
     for parameter in model.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     images = torch.rand(4, 1, 12, 12, dtype=torch.float64)

@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from robustbench_inv.errors import BadModel, BadParameter
-from robustbench_inv.models.firevnet import FiRevNet, recoded
+from robustbench_inv.models.firevnet import FiRevNet
 from robustbench_inv.models.layers.bijection import Chain
-from robustbench_inv.models.layers.class_conditional import DecisionConditional
 from robustbench_inv.models.layers.coupling import Additive, Coupling
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.training.independence import IndependenceCrossEntropy
@@ -22,7 +21,7 @@ from robustbench_inv.training.objectives import TrainingBatch, TrainingData
 from robustbench_inv.training.recipe import Recipe
 
 PROBING = ProbeConfig(
-    hidden=(16,), epochs=6, batch_size=50, learning_rate=1e-2, levels=0, precision=torch.float32
+    hidden=(16,), epochs=6, batch_size=50, learning_rate=1e-2, precision=torch.float32
 )
 
 
@@ -37,7 +36,7 @@ def told_twice(count=320):
 
 
 def objective(**parameters):
-    chosen = {"hidden": 16, "levels": 0, "inner_steps": 2, "adversaries": 1, "learning_rate": 1e-2}
+    chosen = {"hidden": 16, "inner_steps": 2, "adversaries": 1, "learning_rate": 1e-2}
     return IndependenceCrossEntropy(**{**chosen, **parameters})
 
 
@@ -93,7 +92,7 @@ def test_a_learned_prior_approaches_mean_and_deviation_of_the_nuisances(tmp_path
 def test_the_likelihood_is_that_of_the_gaussian_prior(prior):
     model, data = network().eval(), told_twice(32)
     goal = objective(nuisance=0.0, likelihood=1.0, prior=prior)
-    goal.begin(model, data, fresh=True)
+    goal.begin(model, data)
     learners = goal._learners
     mean, deviation = (learners.standardise.mean, learners.standardise.deviation)
     if prior == "learned":
@@ -111,7 +110,7 @@ def test_dividing_by_the_inputs_scales_the_step_of_the_nuisance_classifier_alone
     gradients = []
     for per_input in (False, True):
         goal = objective(per_input=per_input, nuisance=1.0)
-        goal.begin(network(), told_twice(), fresh=True)
+        goal.begin(network(), told_twice())
         goal._learners.divisor *= 1 if not per_input else 774
         goal._learners.step(
             torch.randn(8, 1, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 2
@@ -145,33 +144,16 @@ def test_a_resumed_training_restores_the_nuisance_classifiers(tmp_path):
         assert torch.equal(value, parts[name]), name
 
 
-def test_recoding_only_trains_the_recoding_and_keeps_the_logits(tmp_path):
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(90) % 3
-    images = torch.rand(90, 1, 12, 12, generator=generator)
-    data = TrainingData(torch.arange(90), images, labels)
-    torch.manual_seed(0)
-    model = recoded((1, 12, 12), 3, widths=(4, 4, 4, 4, 4), couplings=1, coupling_width=8).eval()
-    before = model(images).detach()
-    steps = Recipe("toy", "m:f", "m:O", "toy", 0, 90, 1, 30, 1e-2, 0)
-    trained = train(steps, model, objective(recoding_only=True), data, tmp_path)
-    torch.testing.assert_close(trained(images), before)
-    recoding = next(layer for layer in trained.modules() if isinstance(layer, DecisionConditional))
-    assert all(bool(layer.fitted) for layer in list(recoding.rest)[:2])
-    assert all(p.abs().sum() > 0 for p in recoding.parameters())
-    assert (trained.decode(trained.encode(images)) - images).abs().max() < 1e-4
-
-
 def test_the_loss_without_weights_is_cross_entropy():
     model = network().eval()
     data = told_twice(32)
     goal = objective(nuisance=2.0, likelihood=0.5, adversaries=2)
-    goal.begin(model, data, fresh=True)
+    goal.begin(model, data)
     rng = SampleRNG(0, data.ids, "train/0")
     loss, logits = goal(model, TrainingBatch(data.images, data.labels, rng))
     assert torch.equal(logits, model(data.images))
     goal_without = objective(nuisance=0.0, likelihood=0.0)
-    goal_without.begin(model, data, fresh=True)
+    goal_without.begin(model, data)
     plain, _ = goal_without(model, TrainingBatch(data.images, data.labels, rng))
     assert plain.item() == pytest.approx(nn.functional.cross_entropy(logits, data.labels).item())
     assert loss.item() != plain.item()
@@ -183,4 +165,4 @@ def test_invalid_parameters_and_models_raise():
     with pytest.raises(BadParameter, match="inner_steps"):
         objective(inner_steps=0)
     with pytest.raises(BadModel, match="needs nuisances"):
-        objective().begin(nn.Linear(2, 2), told_twice(), fresh=True)
+        objective().begin(nn.Linear(2, 2), told_twice())

@@ -139,7 +139,7 @@ def network():
 
 def begun(**fields):
     objective = SupervisedInfoMax(**fields)
-    objective.begin(network(), DATA, fresh=True)
+    objective.begin(network(), DATA)
     return objective
 
 
@@ -248,4 +248,4 @@ def test_invalid_objectives_and_models_raise():
     with pytest.raises(BadParameter, match="unusable negatives"):
         SupervisedInfoMax(negatives=0)
     with pytest.raises(BadModel, match="class conditionals"):
-        SupervisedInfoMax().begin(nn.Linear(2, 2), DATA, fresh=True)
+        SupervisedInfoMax().begin(nn.Linear(2, 2), DATA)

@@ -17,28 +17,23 @@ __all__ = ["Bijection", "Chain", "FactorOut", "LogitTransform", "Squeeze"]
 
 
 class Bijection(nn.Module, ABC):
-    """An invertible map of each sample, optionally given a condition per sample."""
+    """An invertible map of each sample."""
 
     @abstractmethod
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return y (n, …) and log |det ∂y/∂x| (n,).
-
-        Args:
-            x: (n, …).
-            condition: (n, k), or None.
-        """
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return y (n, …) and log |det ∂y/∂x| (n,) of x (n, …)."""
 
     @abstractmethod
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Return the x (n, …) that is mapped to y under the same condition."""
+    def inverse(self, y: Tensor) -> Tensor:
+        """Return the x (n, …) that is mapped to y."""
 
     if TYPE_CHECKING:  # torch annotates nn.Module.__call__ as Any
 
-        def __call__(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]: ...
+        def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class Chain(Bijection):
-    """The composition of bijections, all under the same condition."""
+    """The composition of bijections."""
 
     def __init__(self, *steps: Bijection) -> None:
         super().__init__()
@@ -47,19 +42,16 @@ class Chain(Bijection):
     def __iter__(self) -> Iterator[Bijection]:
         return iter(self.steps)  # type: ignore[arg-type]
 
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         total = x.new_zeros(len(x))
         for step in self:
-            x, log_det = step(x, condition)
+            x, log_det = step(x)
             total = total + log_det
         return x, total
 
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor) -> Tensor:
         for step in reversed(list(self)):
-            y = step.inverse(y, condition)
+            y = step.inverse(y)
         return y
 
 
@@ -77,10 +69,10 @@ class Squeeze(Bijection):
         super().__init__()
         self.factor = factor
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return pixel_unshuffle(x, self.factor), x.new_zeros(len(x))
 
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor) -> Tensor:
         return pixel_shuffle(y, self.factor)
 
 
@@ -100,14 +92,14 @@ class FactorOut(Bijection):
         self.rest = rest
         self.finished = (shape[0] // 2, *shape[1:])
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         kept = x.shape[1] - self.finished[0]
-        code, log_det = self.rest(x[:, :kept], condition)
+        code, log_det = self.rest(x[:, :kept])
         return torch.cat([code, x[:, kept:].flatten(1)], 1), log_det
 
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor) -> Tensor:
         num_kept = y.shape[1] - math.prod(self.finished)
-        kept = self.rest.inverse(y[:, :num_kept], condition)
+        kept = self.rest.inverse(y[:, :num_kept])
         return torch.cat([kept, y[:, num_kept:].reshape(-1, *self.finished)], 1)
 
 
@@ -127,12 +119,12 @@ class LogitTransform(Bijection):
             raise BadParameter("invalid alpha", got=alpha, expected="between 0 and 1/2")
         self.alpha = alpha
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         # 1 − p is computed from 1 − x: near x = 1 the difference 1 − p would lose digits
         p, rest = (self.alpha + (1 - 2 * self.alpha) * side for side in (x, 1 - x))
         y = p.log() - rest.log()
         log_derivatives = softplus(y) + softplus(-y) + log(1 - 2 * self.alpha)
         return y, flatten(log_derivatives).sum(1)
 
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor) -> Tensor:
         return (torch.sigmoid(y) - self.alpha) / (1 - 2 * self.alpha)

@@ -103,11 +103,11 @@ class Coupling(Bijection):
     """(a, b) ↦ (a, T_{m(a)}(b)): a network m of the passive half computes the transform of the active half.
 
     The halves are split along dimension 1 (channels of images, elements of vectors); with an odd size the first half is
-    one smaller. A condition is appended to the passive half, at every position of an image.
+    one smaller.
 
     Args:
-        network: m, maps (n, passive + k, …) to (n, active · transform.parameters, …) for a condition of size k. It may
-            compute in lower precision than x.
+        network: m, maps (n, passive, …) to (n, active · transform.parameters, …). It may compute in lower precision
+            than x.
         transform: T.
         swap: use the second half as the passive one.
     """
@@ -116,15 +116,14 @@ class Coupling(Bijection):
         super().__init__()
         self.network, self.transform, self.swap = network, transform, swap
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         passive, active = self._split(x)
-        raw = self._raw(passive, condition)
-        active, log_det = self.transform.apply(active, raw)
+        active, log_det = self.transform.apply(active, self._raw(passive))
         return self._join(passive, active), log_det
 
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor) -> Tensor:
         passive, active = self._split(y)
-        return self._join(passive, self.transform.undo(active, self._raw(passive, condition)))
+        return self._join(passive, self.transform.undo(active, self._raw(passive)))
 
     def extra_repr(self) -> str:
         return f"{self.transform}, swap={self.swap}"
@@ -137,20 +136,16 @@ class Coupling(Bijection):
     def _join(self, passive: Tensor, active: Tensor) -> Tensor:
         return torch.cat((active, passive) if self.swap else (passive, active), 1)
 
-    def _raw(self, passive: Tensor, condition: Tensor | None) -> Tensor:
-        if condition is not None:
-            spread = condition.reshape(*condition.shape, *[1] * (passive.ndim - 2))
-            passive = torch.cat([passive, spread.expand(-1, -1, *passive.shape[2:])], 1)
+    def _raw(self, passive: Tensor) -> Tensor:
         raw: Tensor = self.network(passive)
-        return raw.to(
-            passive.dtype
-        )  # the flow keeps its precision if the network runs in a lower one
+        # the flow keeps its precision if the network runs in a lower one
+        return raw.to(passive.dtype)
 
 
-class ConditionalTransform(Bijection):
-    """x ↦ T_{Wc + b}(x): only the condition c determines the transform of each element; initially the identity.
+class ConditionalTransform(nn.Module):
+    """x ↦ T_{Wc + b}(x), a bijection under a condition c that alone determines each element's transform.
 
-    With a one-hot condition, W is a table of shifts and log-scales with one row per class.
+    It starts as the identity. With a one-hot condition, W is a table of shifts and log-scales, one row per class.
 
     Args:
         features: d, number of elements of a sample of any shape.
@@ -165,16 +160,16 @@ class ConditionalTransform(Bijection):
         nn.init.zeros_(self.table.weight)
         nn.init.zeros_(self.table.bias)
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Return y (n, …) and log |det ∂y/∂x| (n,) of x (n, …) under conditions (n, k)."""
         y, log_det = self.transform.apply(flatten(x), self._raw(condition))
         return y.reshape(x.shape), log_det
 
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor, condition: Tensor) -> Tensor:
+        """Return the x (n, …) that is mapped to y under the same conditions (n, k)."""
         return self.transform.undo(flatten(y), self._raw(condition)).reshape(y.shape)
 
-    def _raw(self, condition: Tensor | None) -> Tensor:
-        if condition is None:
-            raise BadParameter("a conditional layer needs a condition", got=None, expected="(n, k)")
+    def _raw(self, condition: Tensor) -> Tensor:
         with torch.autocast(condition.device.type, enabled=False):
             raw: Tensor = self.table(condition)
         return raw
@@ -186,7 +181,7 @@ def convolutional(
     """Return k×k, 1×1 and k×k convolutions with ReLU between, mapping (n, inputs, h, w) to (n, outputs, h, w).
 
     Args:
-        inputs: channels of the passive half plus size of the condition.
+        inputs: channels of the passive half.
         outputs: channels of the output.
         width: filters of the two hidden layers.
         norm: use batch norm before each ReLU.
@@ -209,7 +204,7 @@ def linear_conditioner(
     """Return three linear layers with ReLU between, mapping (n, inputs) to (n, outputs).
 
     Args:
-        inputs: elements of the passive half plus size of the condition.
+        inputs: elements of the passive half.
         outputs: elements of the active half times parameters of the transform.
         width: width of the hidden layers.
         zeroed: initialise the last layer with zeros instead of random weights.
@@ -274,7 +269,7 @@ class LogitCoupling(Bijection):
         self.register_buffer("carriers", carriers.contiguous(), persistent=False)
         self.register_buffer("others", free.nonzero()[:, 0], persistent=False)
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         flat = x.flatten(1)
         reflected = self._reflect(flat[:, self.carriers])
         rest = torch.cat([reflected[:, :, 1:].flatten(1), flat[:, self.others]], 1)
@@ -282,7 +277,7 @@ class LogitCoupling(Bijection):
         log_det = x.new_full((len(x),), len(self.carriers)) * torch.tensor(self.gain).log().to(x)
         return torch.cat([logits, rest], 1), log_det
 
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor) -> Tensor:
         classes = len(self.carriers)
         logits, rest = y[:, :classes], y[:, classes:]
         return self._image((logits - self._predict(rest)) / self.gain, rest)

@@ -1,7 +1,6 @@
 """Linear invertible layers: activation normalisation, channel mixing, cosine transform, flattening."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,6 @@ __all__ = [
     "CosineTransform",
     "Flatten",
     "Mixing",
-    "Permutation",
     "centre_first",
     "corner_first",
     "dct_matrix",
@@ -46,13 +44,13 @@ class ActNorm(Bijection):
         self.log_scale = nn.Parameter(torch.zeros(channels))
         self.register_buffer("initialised", torch.tensor(False))
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.training and not self.initialised:
             self._initialise(x)
         y = (x + _along_channels(self.shift, x)) * _along_channels(self.log_scale.exp(), x)
         return y, (self.log_scale.sum() * x[0, 0].numel()).expand(len(x))
 
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor) -> Tensor:
         scaled = y * _along_channels((-self.log_scale).exp(), y)
         return scaled - _along_channels(self.shift, y)
 
@@ -98,7 +96,7 @@ class Mixing(Bijection):
         self.register_buffer("signs", upper.diagonal().sign().to(default))
         self.register_buffer("order", permutation.argmax(1))
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
             lower, upper = self._factors()
             columns = _as_columns(x)
@@ -110,7 +108,7 @@ class Mixing(Bijection):
             y = y.reshape(x.shape)
         return y, (self.log_scale.sum() * _as_columns(x).shape[2]).expand(len(x))
 
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor) -> Tensor:
         lower, upper = self._factors()
         unsorted = _as_columns(y)[:, self.order.argsort()]
         middle = torch.linalg.solve_triangular(lower, unsorted, upper=False, unitriangular=True)
@@ -121,26 +119,6 @@ class Mixing(Bijection):
         lower, upper = self.triangles.tril(-1), self.triangles.triu(1)
         unit = torch.diag(torch.ones_like(self.log_scale))
         return lower + unit, upper + torch.diag(self.signs * self.log_scale.exp())
-
-
-class Permutation(Bijection):
-    """A fixed permutation of the channels; log-determinant 0.
-
-    Args:
-        order: y_i = x_{order[i]}.
-    """
-
-    order: Tensor
-
-    def __init__(self, order: Sequence[int] | Tensor) -> None:
-        super().__init__()
-        self.register_buffer("order", torch.as_tensor(order, dtype=torch.int64))
-
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return x[:, self.order], x.new_zeros(len(x))
-
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
-        return y[:, self.order.argsort()]
 
 
 def _as_columns(x: Tensor) -> Tensor:
@@ -179,12 +157,12 @@ class CosineTransform(Bijection):
         # no buffers: casting the network to float32 and back would destroy their orthogonality
         self._rows, self._columns = dct_matrix(height), dct_matrix(width)
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.autocast(x.device.type, enabled=False):
             y = self._rows.to(x) @ x @ self._columns.to(x).T
         return y, x.new_zeros(len(x))
 
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor) -> Tensor:
         with torch.autocast(y.device.type, enabled=False):
             return self._rows.to(y).T @ y @ self._columns.to(y)
 
@@ -201,11 +179,11 @@ class Flatten(Bijection):
         super().__init__()
         self.shape, self._positions = shape, positions
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         columns = x.flatten(2)[:, :, self._positions]
         return columns.transpose(1, 2).flatten(1), x.new_zeros(len(x))
 
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor) -> Tensor:
         columns = y.reshape(len(y), -1, self.shape[0]).transpose(1, 2)
         return columns[:, :, self._positions.argsort()].reshape(-1, *self.shape)
 

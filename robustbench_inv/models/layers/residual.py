@@ -57,7 +57,7 @@ class ResidualBlock(Bijection):
         self.residual, self.log_determinant, self.seed = residual, log_determinant, seed
         self.register_buffer("step", torch.tensor(0))
 
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.log_determinant is None:
             return x + self.residual(x), x.new_full((len(x),), math.nan)
         if self.training:
@@ -78,7 +78,7 @@ class ResidualBlock(Bijection):
         graph = torch.is_grad_enabled() and x.requires_grad
         return power_series(self.residual, x, probes, [1.0] * terms, graph=graph)
 
-    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+    def inverse(self, y: Tensor) -> Tensor:
         return fixed_point(self.residual, y, self.lipschitz())
 
     def iterate(self, y: Tensor, iterations: int) -> Tensor:

@@ -17,7 +17,6 @@ from robustbench_inv.models.layers.bijection import (
 from robustbench_inv.models.layers.coupling import (
     Additive,
     Affine,
-    ConditionalTransform,
     Coupling,
     convolutional,
     linear_conditioner,
@@ -27,22 +26,21 @@ from robustbench_inv.models.layers.linear import (
     CosineTransform,
     Flatten,
     Mixing,
-    Permutation,
     centre_first,
     low_pass_first,
 )
 
-MAPS, VECTORS, K = (4, 6, 2), (7,), 3
+MAPS, VECTORS = (4, 6, 2), (7,)
 
 
-def over_maps(transform, norm=False, swap=False, extra=0):
+def over_maps(transform, norm=False, swap=False):
     outputs = 2 * transform.parameters
-    return Coupling(convolutional(2 + extra, outputs, 5, norm=norm), transform, swap=swap)
+    return Coupling(convolutional(2, outputs, 5, norm=norm), transform, swap=swap)
 
 
-def over_vectors(transform, swap, extra=0):
+def over_vectors(transform, swap):
     passive, active = (4, 3) if swap else (3, 4)
-    network = linear_conditioner(passive + extra, active * transform.parameters, 6)
+    network = linear_conditioner(passive, active * transform.parameters, 6)
     return Coupling(network, transform, swap=swap)
 
 
@@ -52,64 +50,52 @@ def multiscale():
     return Chain(*step, FactorOut(rest, MAPS))
 
 
-LAYERS = {  # name: (builder, shape of a sample, whether it takes a condition)
-    "actnorm": (lambda: ActNorm(4), MAPS, False),
-    "actnorm-vectors": (lambda: ActNorm(7), VECTORS, False),
-    "mixing": (lambda: Mixing(4), MAPS, False),
-    "mixing-vectors": (lambda: Mixing(7), VECTORS, False),
-    "permutation": (lambda: Permutation([2, 0, 3, 1]), MAPS, False),
-    "permutation-vectors": (lambda: Permutation([6, 2, 0, 3, 5, 1, 4]), VECTORS, False),
-    "squeeze": (Squeeze, MAPS, False),
-    "factor-out": (lambda: FactorOut(Flatten((2, 6, 2), centre_first(6, 2)), MAPS), MAPS, False),
-    "cosine": (lambda: CosineTransform(6, 2), MAPS, False),
-    "flatten": (lambda: Flatten(MAPS, low_pass_first(6, 2)), MAPS, False),
-    "additive": (lambda: over_maps(Additive()), MAPS, False),
-    "affine": (lambda: over_maps(Affine(), swap=True), MAPS, False),
-    "affine-norm": (lambda: over_maps(Affine(), norm=True), MAPS, False),
-    "affine-conditional": (lambda: over_maps(Affine(), extra=K), MAPS, True),
-    "additive-vectors": (lambda: over_vectors(Additive(), swap=False), VECTORS, False),
-    "affine-vectors": (lambda: over_vectors(Affine(1.0), swap=True), VECTORS, False),
-    "affine-vectors-conditional": (lambda: over_vectors(Affine(), False, K), VECTORS, True),
-    "condition-alone": (lambda: ConditionalTransform(7, K, Affine()), VECTORS, True),
-    "condition-alone-maps": (lambda: ConditionalTransform(48, K, Affine()), MAPS, True),
-    "multiscale": (multiscale, MAPS, False),
+LAYERS = {  # name: (builder, shape of a sample)
+    "actnorm": (lambda: ActNorm(4), MAPS),
+    "actnorm-vectors": (lambda: ActNorm(7), VECTORS),
+    "mixing": (lambda: Mixing(4), MAPS),
+    "mixing-vectors": (lambda: Mixing(7), VECTORS),
+    "squeeze": (Squeeze, MAPS),
+    "factor-out": (lambda: FactorOut(Flatten((2, 6, 2), centre_first(6, 2)), MAPS), MAPS),
+    "cosine": (lambda: CosineTransform(6, 2), MAPS),
+    "flatten": (lambda: Flatten(MAPS, low_pass_first(6, 2)), MAPS),
+    "additive": (lambda: over_maps(Additive()), MAPS),
+    "affine": (lambda: over_maps(Affine(), swap=True), MAPS),
+    "affine-norm": (lambda: over_maps(Affine(), norm=True), MAPS),
+    "additive-vectors": (lambda: over_vectors(Additive(), swap=False), VECTORS),
+    "affine-vectors": (lambda: over_vectors(Affine(1.0), swap=True), VECTORS),
+    "multiscale": (multiscale, MAPS),
 }
 
 
-VOLUME_KEEPING = {n for n in LAYERS if n.startswith(("perm", "squ", "cos", "flat", "add", "fac"))}
+VOLUME_KEEPING = {n for n in LAYERS if n.startswith(("squ", "cos", "flat", "add", "fac"))}
 
 
 def randomised(name, seed):
     """The layer in float64 and evaluation mode with random weights."""
-    build, shape, conditional = LAYERS[name]
+    build, shape = LAYERS[name]
     torch.manual_seed(seed)
     layer = build().double().eval()
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
-    return layer, shape, conditional
+    return layer, shape
 
 
-def sample(shape, conditional, seed, n=3):
+def sample(shape, seed, n=3):
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, *shape, generator=generator, dtype=torch.float64)
-    condition = torch.randn(n, K, generator=generator, dtype=torch.float64)
-    return x, condition if conditional else None
-
-
-def rows(condition, i):
-    return None if condition is None else condition[i : i + 1]
+    return torch.randn(n, *shape, generator=generator, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("name", LAYERS)
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**20))
 def test_inverse_undoes_the_layer(name, seed):
-    layer, shape, conditional = randomised(name, seed)
-    x, condition = sample(shape, conditional, seed)
+    layer, shape = randomised(name, seed)
+    x = sample(shape, seed)
     with torch.no_grad():
-        y, log_det = layer(x, condition)
-        again = layer.inverse(y, condition)
+        y, log_det = layer(x)
+        again = layer.inverse(y)
     assert y.dtype == again.dtype == torch.float64
     assert log_det.shape == (3,)
     assert again.shape == x.shape
@@ -119,13 +105,13 @@ def test_inverse_undoes_the_layer(name, seed):
 @pytest.mark.parametrize("name", LAYERS)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_log_det_is_that_of_the_jacobian(name, seed):
-    layer, shape, conditional = randomised(name, seed)
-    x, condition = sample(shape, conditional, seed)
-    _, claimed = layer(x, condition)
+    layer, shape = randomised(name, seed)
+    x = sample(shape, seed)
+    _, claimed = layer(x)
     for i, point in enumerate(x):
 
-        def flat(v, i=i):
-            return layer(v.reshape(1, *shape), rows(condition, i))[0].flatten()
+        def flat(v):
+            return layer(v.reshape(1, *shape))[0].flatten()
 
         jacobian = jacrev(flat)(point.flatten())
         torch.testing.assert_close(claimed[i], torch.linalg.slogdet(jacobian)[1], rtol=0, atol=1e-8)
@@ -133,44 +119,44 @@ def test_log_det_is_that_of_the_jacobian(name, seed):
 
 @pytest.mark.parametrize("name", sorted(VOLUME_KEEPING))
 def test_volume_preserving_layers_have_log_determinant_zero(name):
-    layer, shape, conditional = randomised(name, 0)
-    assert (layer(*sample(shape, conditional, 0))[1] == 0).all()
+    layer, shape = randomised(name, 0)
+    assert (layer(sample(shape, 0))[1] == 0).all()
 
 
 @pytest.mark.parametrize("name", sorted(LAYERS.keys() - VOLUME_KEEPING))
 def test_the_other_layers_change_volumes(name):
-    layer, shape, conditional = randomised(name, 0)
-    assert (layer(*sample(shape, conditional, 0))[1].abs() > 1e-3).all()
+    layer, shape = randomised(name, 0)
+    assert (layer(sample(shape, 0))[1].abs() > 1e-3).all()
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_saved_layer_is_the_same_function(name):
-    layer, shape, conditional = randomised(name, 0)
-    x, condition = sample(shape, conditional, 1)
+    layer, shape = randomised(name, 0)
+    x = sample(shape, 1)
     torch.manual_seed(99)
     fresh = LAYERS[name][0]().double()
     fresh.load_state_dict(layer.state_dict())
     fresh.eval()
-    for one, other in zip(layer(x, condition), fresh(x, condition), strict=True):
+    for one, other in zip(layer(x), fresh(x), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", sorted(LAYERS.keys() - {"affine-norm"}))
 def test_training_mode_changes_nothing_once_the_statistics_are_set(name):
-    layer, shape, conditional = randomised(name, 0)
+    layer, shape = randomised(name, 0)
     for part in layer.modules():
         if isinstance(part, ActNorm):
             part.initialised.fill_(True)
-    x, condition = sample(shape, conditional, 1)
-    calm = layer(x, condition)[0]
+    x = sample(shape, 1)
+    calm = layer(x)[0]
     # in training, products are taken in another order
-    torch.testing.assert_close(layer.train()(x, condition)[0], calm, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layer.train()(x)[0], calm, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_every_parameter_gets_a_gradient(name):
-    layer, shape, conditional = randomised(name, 0)
-    y, log_det = layer(*sample(shape, conditional, 0))
+    layer, shape = randomised(name, 0)
+    y, log_det = layer(sample(shape, 0))
     if not list(layer.parameters()):
         return
     (y.pow(3).sum() + log_det.sum()).backward()
@@ -179,14 +165,13 @@ def test_every_parameter_gets_a_gradient(name):
 
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_flow_keeps_float32_under_autocast(name):
-    build, shape, conditional = LAYERS[name]
+    build, shape = LAYERS[name]
     torch.manual_seed(0)
     layer = build().eval()
-    x, condition = sample(shape, conditional, 0)
-    x, condition = x.float(), None if condition is None else condition.float()
+    x = sample(shape, 0).float()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        y, log_det = layer(x, condition)
-        again = layer.inverse(y, condition)
+        y, log_det = layer(x)
+        again = layer.inverse(y)
     assert {y.dtype, log_det.dtype, again.dtype} == {torch.float32}
     torch.testing.assert_close(again, x, rtol=0, atol=1e-5)
 
@@ -202,12 +187,12 @@ def test_a_bfloat16_network_shifts_the_active_half_by_its_output():
     torch.testing.assert_close(y[:, 3:], x[:, 3:] + shift.float(), rtol=0, atol=0)
 
 
-def test_chain_passes_the_condition_on_and_adds_the_log_determinants():
-    layers = [randomised("condition-alone", seed)[0] for seed in (0, 1)]
-    x, condition = sample(VECTORS, True, 0)
-    middle, first = layers[0](x, condition)
-    last, second = layers[1](middle, condition)
-    y, total = Chain(*layers)(x, condition)
+def test_chain_adds_the_log_determinants():
+    layers = [randomised("affine-vectors", seed)[0] for seed in (0, 1)]
+    x = sample(VECTORS, 0)
+    middle, first = layers[0](x)
+    last, second = layers[1](middle)
+    y, total = Chain(*layers)(x)
     assert torch.equal(y, last)
     torch.testing.assert_close(total, first + second)
 
