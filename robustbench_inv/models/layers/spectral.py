@@ -3,7 +3,6 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -66,6 +65,7 @@ class SpectralLayer(nn.Module, ABC):
         self.register_buffer("direction", start / start.norm())
         self.register_buffer("sigma", torch.tensor(1.0))
         self.measure()
+        self.register_load_state_dict_post_hook(_measure_loaded)
 
     @abstractmethod
     def operate(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -105,12 +105,6 @@ class SpectralLayer(nn.Module, ABC):
         """Set σ for evaluation to the spectral norm of A."""
         self.sigma.copy_(self.spectral_norm(self.weight))
 
-    def _load_from_state_dict(self, *arguments: Any) -> None:  # noqa: ANN401 - as torch declares them
-        """Load a state, and measure σ: rounded weights have another norm than those that were stored."""
-        super()._load_from_state_dict(*arguments)
-        if not self.training:
-            self.measure()
-
     def lipschitz(self) -> float:
         """Return the norm of s A from the σ of the last measurement."""
         sigma = float(self.sigma)
@@ -133,6 +127,12 @@ class SpectralLayer(nn.Module, ABC):
             image = image / image.norm().clamp_min(1e-12)
             sigma: Tensor = (image * self.operate(direction, self.weight)).sum()
             return sigma.clamp_min(1e-12)
+
+
+def _measure_loaded(layer: nn.Module, _keys: object) -> None:
+    """Measure σ of loaded weights: rounded ones have another norm than those that were stored."""
+    if isinstance(layer, SpectralLayer) and not layer.training:
+        layer.measure()
 
 
 class SpectralConv2d(SpectralLayer):
