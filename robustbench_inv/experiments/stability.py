@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, nan
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean, median, stdev
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ __all__ = [
     "Analysis",
     "LayerSpectrum",
     "analyse_model",
+    "bits_per_dimension_numbers",
     "layer_jacobians",
     "linear_units",
     "measure_residual_networks",
@@ -335,8 +336,7 @@ def measure_residual_networks(
                 MeasuredNumber("Median certified l2 radius", column, float(radii.median()))
             )
         if isinstance(network, ConditionalFlow):
-            bits = [_bits(network, images) for images in torch.split(data.images, 100)]
-            numbers.append(MeasuredNumber("Bits per dimension", column, fmean(bits)))
+            numbers += bits_per_dimension_numbers(network, data.images, column)
     lines = _reconstruction(numbers) if iterations else ()
     return ExperimentResult(dataset.name, len(ids), digests, tuple(numbers), lines=lines)
 
@@ -358,11 +358,26 @@ def _reconstruction(numbers: Sequence[MeasuredNumber]) -> tuple[LinePanels, ...]
     )
 
 
-def _bits(network: ConditionalFlow, images: Tensor) -> float:
-    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(0)) - 0.5
-    return float(
-        bits_per_dimension(network.marginal(images + noise / 255), images[0].numel()).mean()
-    )
+def bits_per_dimension_numbers(
+    network: ConditionalFlow, images: Tensor, column: str
+) -> list[MeasuredNumber]:
+    """Return the bits per dimension of dequantised images, and their standard error.
+
+    Each batch of 100 images has noise and probes of its own, so that the deviation of the batches contains the error of
+    the log-determinants: one set of probes for all images would make the same error on each of them.
+    """
+    blocks, bits = list(residual_blocks(network)), list[float]()
+    for number, batch in enumerate(torch.split(images, 100)):
+        for position, block in enumerate(blocks):
+            block.seed = number * len(blocks) + position
+        noise = torch.rand(batch.shape, generator=torch.Generator().manual_seed(number)) - 0.5
+        likelihoods = network.marginal(batch + noise / 255)
+        bits.append(float(bits_per_dimension(likelihoods, batch[0].numel()).mean()))
+    error = stdev(bits) / len(bits) ** 0.5 if len(bits) > 1 else nan
+    return [
+        MeasuredNumber("Bits per dimension", column, fmean(bits)),
+        MeasuredNumber("Standard error of the bits per dimension", column, error),
+    ]
 
 
 @torch.no_grad()

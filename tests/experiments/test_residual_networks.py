@@ -12,10 +12,11 @@ from robustbench_inv.experiments.preimages import (
 )
 from robustbench_inv.experiments.protocol import ExperimentRequest, counted_lines
 from robustbench_inv.experiments.stability import (
+    bits_per_dimension_numbers,
     measure_residual_networks,
     network_numbers,
 )
-from robustbench_inv.models.iresnet import classifier
+from robustbench_inv.models.iresnet import classifier, residual_flow
 from robustbench_inv.results.experiment_result import MeasuredNumber
 
 REQUEST = ExperimentRequest("mnist5k", {}, samples=10)
@@ -64,6 +65,20 @@ def test_reconstructions_improve_with_the_iterations_and_norms_stay_below_c():
     ]
     assert errors[0] > 10 * errors[1] > errors[2]
     assert errors[2] <= 1e-5
+
+
+def test_bits_per_dimension_and_their_error_agree_with_those_of_many_probes():
+    images = torch.rand(1000, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    found = []
+    for probes in (1, 200):
+        torch.manual_seed(0)
+        plan = {"evaluation_probes": probes}
+        flow = residual_flow((1, 4, 4), 2, blocks=(2,), width=(8,), log_determinant=plan).eval()
+        with torch.no_grad():
+            found.append([n.value for n in bits_per_dimension_numbers(flow, images, "flow")])
+    (bits, error), (reference, less) = found
+    assert less < error < 0.1
+    assert 0 < abs(bits - reference) < 4 * error
 
 
 def test_the_bias_of_the_log_determinant_falls_below_its_bound():
