@@ -266,6 +266,7 @@ class Reproduction:
         remarks: explanations of differences.
         text: description of the reproduction, a few sentences.
         samples: largest number of samples of a trial; None for all.
+        certify: certify the samples after the attacks; panels then show the certified accuracy as well.
         also: other tables or figures that its page shows; ``invbench reproduce PAPER/NAME`` finds it by them too.
     """
 
@@ -287,6 +288,7 @@ class Reproduction:
     remarks: tuple[Remark, ...] = ()
     text: str = ""
     samples: int | str | None = None
+    certify: bool = False
     also: tuple[str, ...] = ()
 
     @property

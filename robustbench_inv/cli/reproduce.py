@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -187,6 +187,7 @@ def _reproduce_attacks(task: _Task) -> None:
     from robustbench_inv.cli.run_tables import print_plan
     from robustbench_inv.evaluation.plan import plan_reproduction
     from robustbench_inv.reporting.reproduction.reproduction_report import report_from_runs
+    from robustbench_inv.results.certificates import CertificateOptions
 
     item, options = task.item, task.options
     if task.runs:
@@ -195,8 +196,9 @@ def _reproduce_attacks(task: _Task) -> None:
     plan = plan_reproduction(item, options.request(), ["invbench", *sys.argv[1:]])
     if task.dry_run:
         return print_plan(plan, task.json)
+    certify = CertificateOptions(optimise=0) if item.certify else None
     with show_progress() as progress:
-        how = options.run_options()
+        how = replace(options, certify=certify).run_options()
         run = run_plan(
             plan, task.folder, how, progress, options.worker_count, checks=options.checks
         )

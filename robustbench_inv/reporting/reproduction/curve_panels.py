@@ -37,6 +37,12 @@ SIDES: dict[Side, str] = {"published": "as published", "adaptive": "adaptive"}
 
 BOTH_SIDES_CAPTION = " Solid: the attack as published. Dashed: the worst case over all attacks that were run on the same network."
 
+CERTIFIED_CAPTION = (
+    " Dotted: the share of samples that are proven robust, a lower bound of the robust accuracy."
+)
+
+CERTIFIED_STYLE: dict[str, Any] = {"linestyle": ":", "marker": "."}
+
 ZERO_GRADIENT_CAPTION = (
     " No gradient: the share of attacked samples for which every gradient of the published attack was zero. There the "
     "attack failed because its loss is flat, not because the network is robust."
@@ -62,6 +68,7 @@ class AccuracyCurve:
         side: as published or adaptive.
         rates: robust accuracy at each eps, ascending from 0.
         zero_gradient: share of attacked samples for which every gradient was zero; no trials if no gradient was taken.
+        certified: certified accuracy at each eps; no trials without certificates.
     """
 
     data: str
@@ -70,6 +77,7 @@ class AccuracyCurve:
     side: Side
     rates: Mapping[float, Rate]
     zero_gradient: Rate
+    certified: Mapping[float, Rate]
 
 
 def accuracy_curves(outcomes: ReproductionOutcomes) -> list[AccuracyCurve]:
@@ -83,7 +91,12 @@ def accuracy_curves(outcomes: ReproductionOutcomes) -> list[AccuracyCurve]:
         for side in SIDES
     ]
     curves = [
-        AccuracyCurve(*place, _rates(outcomes, *place), _zero_gradient_rate(outcomes, *place))
+        AccuracyCurve(
+            *place,
+            _rates(outcomes, *place),
+            _zero_gradient_rate(outcomes, *place),
+            _certified_rates(outcomes, *place[:3]),
+        )
         for place in places
     ]
     return [curve for curve in curves if all(rate.trials for rate in curve.rates.values())]
@@ -108,6 +121,7 @@ def draw_panels(
 
 def curves_frame(outcomes: ReproductionOutcomes, curves: Sequence[AccuracyCurve]) -> pd.DataFrame:
     """Return the points of every curve, one a row."""
+    proven = any(map(_is_certified, curves))
     return pd.DataFrame(
         {
             "dataset": outcomes.dataset_names[curve.data],
@@ -117,6 +131,7 @@ def curves_frame(outcomes: ReproductionOutcomes, curves: Sequence[AccuracyCurve]
             "eps": eps,
             "samples": rate.trials,
             **rate_facts({"accuracy": rate}, wilson),
+            **(rate_facts({"certified": curve.certified[eps]}, wilson) if proven else {}),
             "zero_gradient": curve.zero_gradient.value,
         }
         for curve in curves
@@ -163,6 +178,17 @@ def _rates(
     return {eps: rate_of(outcomes.robust(panel, column, side, data, eps)) for eps in levels}
 
 
+def _certified_rates(
+    outcomes: ReproductionOutcomes, data: str, panel: CurvePanel, column: Column
+) -> dict[float, Rate]:
+    levels = (0.0, *outcomes.item.sweep(outcomes.item.trial(panel.trial)))
+    return {eps: rate_of(outcomes.certified(panel, column, data, eps)) for eps in levels}
+
+
+def _is_certified(curve: AccuracyCurve) -> bool:
+    return curve.side == "published" and curve.certified[0.0].trials > 0
+
+
 def _zero_gradient_rate(
     outcomes: ReproductionOutcomes, data: str, panel: CurvePanel, column: Column, side: Side
 ) -> Rate:
@@ -186,6 +212,9 @@ def _panel_figure(
         for curve in drawn:
             points = rates_curve(tuple(curve.rates), list(curve.rates.values()), wilson)
             draw_curve(ax, points, colours[curve.column.name], STYLES[curve.side])
+            if _is_certified(curve):
+                proven = rates_curve(tuple(curve.certified), list(curve.certified.values()), wilson)
+                draw_curve(ax, proven, colours[curve.column.name], CERTIFIED_STYLE)
         _write_zero_gradient(ax, drawn, colours)
     sides = {curve.side for curve in curves}
     _legend(figure, colours, sides)
@@ -194,6 +223,7 @@ def _panel_figure(
         f"Robust accuracy against ε: {dataset}",
         "Robust accuracy as the budget grows, with its 95 % interval."
         + (BOTH_SIDES_CAPTION if len(sides) > 1 else "")
+        + (CERTIFIED_CAPTION if any(map(_is_certified, curves)) else "")
         + (ZERO_GRADIENT_CAPTION if any(map(_often_zero_gradient, curves)) else ""),
         " ".join(_describe_curves(curves)),
         render(figure),

@@ -27,6 +27,7 @@ from robustbench_inv.results.files import read_gzip
 from robustbench_inv.results.summary import Rate, broken_within, same_eps
 
 __all__ = [
+    "CERTIFIED",
     "NO_GRADIENT",
     "REJECTED",
     "ReproductionOutcomes",
@@ -44,6 +45,9 @@ REJECTED, NO_GRADIENT = " | rejected", " | no gradient"
 """Suffixes of further columns of a cell: was the adversarial example rejected, were all gradients of the attack zero?
 1 or 0; nan if unknown."""
 
+CERTIFIED = " | certified radius"
+"""Suffix of a column: the distance within which the label is proven to be predicted; 0 without a proof."""
+
 NOT_REQUESTED = "-"
 """In the file: a sample that was not requested from a cell. An empty field is a robust sample."""
 
@@ -56,8 +60,8 @@ def outcomes_frame(cells: Iterable[tuple[CellAddress, FinishedCell]]) -> pd.Data
 
     Returns:
         Rows by data set, sample id and label. A value is the smallest eps that breaks the sample: 0 if the sample
-        is misclassified without an attack, inf if it is robust, nan if it was not requested. See REJECTED and
-        NO_GRADIENT for further columns.
+        is misclassified without an attack, inf if it is robust, nan if it was not requested. See REJECTED,
+        NO_GRADIENT and CERTIFIED for further columns.
 
     Raises:
         BadResults: if two cells have the same address: one number cannot come from both.
@@ -113,6 +117,8 @@ def _outcome_columns(name: str, cell: FinishedCell) -> pd.DataFrame:
         columns[name + REJECTED] = found.adversarial.rejected.astype(float)
     if found.backward_passes.any():
         columns[name + NO_GRADIENT] = np.where(found.backward_passes > 0, found.zero_gradient, nan)
+    if cell.certificates and cell.certificates.norm == cell.norm:
+        columns[name + CERTIFIED] = cell.certificates.radii(found.sample.tolist())
     return pd.DataFrame(columns, index=pd.MultiIndex.from_tuples(rows, names=INDEX))
 
 
@@ -211,6 +217,18 @@ class ReproductionOutcomes:
             return self._select(panel, known, dataset).all(axis=1) if known else _no_samples()
 
         return self._join_cells(self._trials(panel, side), column, data, all_zero)
+
+    def certified(self, panel: CurvePanel, column: Column, data: str, eps: float) -> SampleMask:
+        """Return which samples are proven robust, of those that the panel's cells contain; none without certificates."""
+
+        def is_proven(names: Sequence[str], dataset: str) -> SampleMask:
+            known = self._known(f"{name}{CERTIFIED}" for name in names)
+            if not known:
+                return _no_samples()
+            radii = self._select(panel, known, dataset).max(axis=1)
+            return (radii >= eps * (1 - 1e-9)) & (radii > 0)
+
+        return self._join_cells(self._trials(panel, "published"), column, data, is_proven)
 
     def published_share(self, row: Row, column: Column) -> float:
         """Return the paper's share; nan if it gives none."""

@@ -10,7 +10,13 @@ import pytest
 from robustbench_inv.catalogue.reproduction_file import load_reproduction
 from robustbench_inv.errors import BadResults
 from robustbench_inv.reporting.reproduction.comparison import find_datasets
+from robustbench_inv.reporting.reproduction.curve_panels import (
+    accuracy_curves,
+    curves_frame,
+    draw_panels,
+)
 from robustbench_inv.reporting.reproduction.outcomes import (
+    CERTIFIED,
     ReproductionOutcomes,
     outcomes_to_gzip,
     rate_of,
@@ -46,6 +52,22 @@ def test_the_worst_case_is_taken_sample_by_sample(item, outcome_frame):
         True,
         False,
     ]
+
+
+def test_certified_samples_are_a_lower_bound_of_each_panel(item, outcome_frame, addresses):
+    frame = outcome_frame([[0.2, inf, inf, 0.0], [inf] * 4])
+    without = ReproductionOutcomes(item, frame, HERE)
+    assert not rate_of(without.certified(item.panels[0], item.columns[0], "mnist", 0.1)).trials
+    assert "certified" not in curves_frame(without, accuracy_curves(without))
+    frame[addresses[0] + CERTIFIED] = [0.15, 0.05, 0.2, 0.0]
+    outcomes = ReproductionOutcomes(item, frame, HERE)
+    curves = accuracy_curves(outcomes)
+    proven = [rate.successes for rate in curves[0].certified.values()]
+    robust = [rate.successes for rate in curves[0].rates.values()]
+    assert (list(curves[0].certified), proven, robust) == ([0, 0.1, 0.2], [3, 2, 1], [3, 3, 2])
+    assert curves_frame(outcomes, curves)["certified"][:3].tolist() == [0.75, 0.5, 0.25]
+    (figure,) = draw_panels(outcomes, curves, {"CNN": "C0", "JS": "C1"})
+    assert "proven robust" in figure.caption
 
 
 def test_an_eps_of_ten_digits_is_the_eps_of_the_row(item, outcome_frame):
