@@ -80,7 +80,7 @@ def measure_dynamics(
         panels=tuple(panels),
         thin=True,
     )
-    return ExperimentResult("line", len(panels[0].lines), {}, tuple(numbers), lines=(lines,))
+    return ExperimentResult("line", len(paths), {}, tuple(numbers), lines=(lines,))
 
 
 def _train_paths(

@@ -95,9 +95,15 @@ def preimage_kind(weight: Matrix, bias: Matrix, x: Matrix) -> Kind:
     if basis.shape[1] == 0:
         return "unique"
     tight = ~active & (before >= -TIGHT * scale)
-    if is_omnidirectional(weight[tight] @ basis):
+    if is_omnidirectional(_projected(weight[tight], basis)):
         return "unique"
-    return "bounded" if is_omnidirectional(weight[~active] @ basis) else "unbounded"
+    return "bounded" if is_omnidirectional(_projected(weight[~active], basis)) else "unbounded"
+
+
+def _projected(rows: Matrix, basis: Matrix) -> Matrix:
+    """Return the coordinates of rows in a subspace, without those of rows orthogonal to it: they are rounding errors."""
+    found = rows @ basis
+    return found[np.linalg.norm(found, axis=1) > TIGHT * np.linalg.norm(rows, axis=1)]
 
 
 def _null_space(rows: Matrix) -> Matrix:
@@ -134,7 +140,7 @@ class ReLULayer:
 
 @torch.no_grad()
 def relu_layers(network: nn.Module, x: Tensor, largest: int = 4_000_000) -> Iterator[ReLULayer]:
-    """Yield the linear layers and convolutions of a network that are followed by ReLU, in order.
+    """Yield the linear layers and convolutions of a network whose output is the input of a ReLU, in order.
 
     Args:
         network: in evaluation mode.
@@ -145,17 +151,18 @@ def relu_layers(network: nn.Module, x: Tensor, largest: int = 4_000_000) -> Iter
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            calls.append((name, module, inputs[0].clone(), output))
+            calls.append((name, module, inputs[0].clone(), output.clone()))
 
         return hook
 
     parts = [(name, part) for name, part in network.named_modules() if _is_leaf(part)]
     with hooked([(part, keep(name)) for name, part in parts]):
         network(x[None])
-    for (name, part, given, output), (_, following, _, _) in pairwise(calls):
+    for (name, part, given, output), (_, following, before, _) in pairwise(calls):
         linear = isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        size = given.numel() * output.numel()
-        if linear and isinstance(following, nn.ReLU) and size <= largest:
+        # a shortcut may be added between the two
+        fits = isinstance(following, nn.ReLU) and torch.equal(before.flatten(), output.flatten())
+        if linear and fits and given.numel() * output.numel() <= largest:
             yield _as_matrix(name, part, given)
 
 

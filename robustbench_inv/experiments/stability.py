@@ -3,7 +3,7 @@
 import fnmatch
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, nan
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -53,18 +53,21 @@ class LayerSpectrum:
         name: path of the layer in the network.
         kind: its class.
         size: number of elements of its output.
-        values: for each sample the singular values in descending order, min(size, d) of d input elements.
+        inputs: number of elements d of an input.
+        values: for each sample the singular values in descending order, min(size, d).
     """
 
     name: str
     kind: str
     size: int
+    inputs: int
     values: tuple[tuple[float, ...], ...]
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """Number of non-zero singular values of each sample."""
-        return tuple(_rank(values, self.size) for values in self.values)
+        """Number of singular values of each sample that are not zero up to rounding."""
+        limit = max(self.size, self.inputs) * float(np.finfo(np.float64).eps)
+        return tuple(sum(value > limit * values[0] for value in values) for values in self.values)
 
     @property
     def conditions(self) -> tuple[float, ...]:
@@ -76,12 +79,6 @@ class LayerSpectrum:
     def median_values(self) -> tuple[float, ...]:
         """The median over the samples of each singular value."""
         return tuple(median(each) for each in zip(*self.values, strict=True))
-
-
-def _rank(values: Sequence[float], size: int) -> int:
-    """Return how many singular values are not zero up to rounding."""
-    limit = values[0] * max(len(values), size) * float(np.finfo(np.float64).eps)
-    return sum(bool(value > limit) for value in values)
 
 
 def measure_spectra(
@@ -109,22 +106,23 @@ def measure_spectra(
             for call, (kind, jacobian) in enumerate(layer_jacobians(network, x, name)):
                 title = f"{name} (call {call + 1})" if call else name
                 values = _singular_values(jacobian)
-                layer = LayerSpectrum(title, kind, len(jacobian), (values,))
+                layer = LayerSpectrum(title, kind, *jacobian.shape, (values,))
                 spectra.setdefault(title, []).append(layer)
             report(f"sample {number} of {len(inputs)}, layer {position} of {len(names)}: {name}")
     return [
-        LayerSpectrum(
-            name, first.kind, first.size, tuple(each.values[0] for each in (first, *more))
-        )
-        for name, (first, *more) in spectra.items()
+        replace(first, values=tuple(sample.values[0] for sample in samples))
+        for samples in spectra.values()
+        for first in samples[:1]
     ]
 
 
 def _singular_values(matrix: Tensor) -> tuple[float, ...]:
-    if matrix.shape[0] > 2 * matrix.shape[1]:
-        matrix = torch.linalg.qr(matrix, mode="r")[1]
-    values: list[float] = torch.linalg.svdvals(matrix).tolist()
-    return tuple(values)
+    """Return all min(m, n) singular values of a matrix (m, n), of which ReLU made many rows zero."""
+    rows = matrix[matrix.any(dim=1)]
+    if rows.shape[0] > 2 * rows.shape[1]:
+        rows = torch.linalg.qr(rows, mode="r")[1]
+    values: list[float] = torch.linalg.svdvals(rows).tolist()
+    return (*values, *[0.0] * (min(matrix.shape) - len(values)))
 
 
 @torch.no_grad()
@@ -349,7 +347,7 @@ def _reconstruction(numbers: Sequence[MeasuredNumber]) -> tuple[LinePanels, ...]
         LinePanels(
             name="reconstruction",
             title="Error of reconstructed images by number of fixed-point iterations",
-            caption="Largest error of a pixel over the images, for pixels in [0, 1]. A network whose blocks contract by c gains a factor of at least 1/c an iteration.",
+            caption="Largest error of a pixel over the first 100 images, for pixels in [0, 1]. A network whose blocks contract by c gains a factor of at least 1/c an iteration.",
             x="fixed-point iterations per block",
             y="largest pixel error",
             panels=(panel,),
@@ -363,16 +361,20 @@ def bits_per_dimension_numbers(
 ) -> list[MeasuredNumber]:
     """Return the bits per dimension of dequantised images, and their standard error.
 
-    Each batch of 100 images has noise and probes of its own, so that the deviation of the batches contains the error of
-    the log-determinants: one set of probes for all images would make the same error on each of them.
+    Each of at least ten batches has noise and probes of its own, so that the deviation of the batches contains the error
+    of the log-determinants: one set of probes for all images would make the same error on each of them.
     """
     blocks, bits = list(residual_blocks(network)), list[float]()
-    for number, batch in enumerate(torch.split(images, 100)):
-        for position, block in enumerate(blocks):
-            block.seed = number * len(blocks) + position
-        noise = torch.rand(batch.shape, generator=torch.Generator().manual_seed(number)) - 0.5
+    seeds = iter(range(2**20, 2**30))  # beyond those of the blocks
+    own = [block.seed for block in blocks]
+    for batch in torch.tensor_split(images, min(len(images), max(10, len(images) // 100))):
+        for block in blocks:
+            block.seed = next(seeds)
+        noise = torch.rand(batch.shape, generator=torch.Generator().manual_seed(next(seeds))) - 0.5
         likelihoods = network.marginal(batch + noise / 255)
         bits.append(float(bits_per_dimension(likelihoods, batch[0].numel()).mean()))
+    for block, seed in zip(blocks, own, strict=True):
+        block.seed = seed
     error = stdev(bits) / len(bits) ** 0.5 if len(bits) > 1 else nan
     return [
         MeasuredNumber("Bits per dimension", column, fmean(bits)),

@@ -256,8 +256,10 @@ class InvertibleResNet(nn.Module):
         """
         logits, weight = self(images), self.linear.weight
         gaps = logits.gather(1, labels[:, None]) - logits
-        scales = self._feature_bound() * torch.cdist(weight, weight)[labels]
-        radii = torch.where(scales > 0, gaps / scales.clamp_min(1e-12), torch.inf)
+        distances = torch.cdist(weight, weight, compute_mode="donot_use_mm_for_euclid_dist")
+        scales = self._feature_bound() * distances[labels]
+        alike = torch.where(gaps > 0, torch.inf, 0.0)  # equal rows: the gap is constant
+        radii = torch.where(scales > 0, gaps / scales.clamp_min(1e-12), alike)
         others = radii.scatter(1, labels[:, None], torch.inf)
         return others.min(1).values.clamp_min(0)
 

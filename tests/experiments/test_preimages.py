@@ -72,3 +72,12 @@ def test_bounded_preimages_keep_the_output_only_up_to_their_border():
     assert preimage_kind(weight, bias, x) == "bounded"
     directions = rng.normal(size=(200, 4))
     assert ((weight @ (x[:, None] + 1e4 * directions.T) + bias[:, None]) > 0).any(0).all()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_inactive_rows_in_the_span_of_the_active_ones_bound_nothing(seed):
+    """All rows lie in five dimensions of eight, so that the other three are free; their projections are rounding errors."""
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(size=(40, 5)) @ rng.normal(size=(5, 8))
+    x = rng.normal(size=8)
+    assert preimage_kind(weight, rng.normal(size=40), x) == "unbounded"

@@ -12,7 +12,7 @@ from robustbench_inv.experiments.stability import (
     linear_units,
     measure_spectra,
 )
-from robustbench_inv.models.iresnet import bijective
+from robustbench_inv.models.iresnet import bijective, residual_flow
 
 
 class Small(nn.Module):
@@ -58,9 +58,10 @@ def test_singular_values_ranks_and_condition_numbers():
 
 
 def test_zero_singular_values_do_not_count_in_the_condition_number():
-    layer = LayerSpectrum("a", "Linear", 3, ((4.0, 2.0, 1e-17), (0.0, 0.0, 0.0)))
+    layer = LayerSpectrum("a", "Linear", 3, 3, ((4.0, 2.0, 1e-17), (0.0, 0.0, 0.0)))
     assert layer.ranks == (2, 0)
     assert layer.conditions == (2.0, 0.0)
+    assert LayerSpectrum("a", "Linear", 2, 3000, ((1.0, 3e-13),)).ranks == (1,)
 
 
 def test_relu_layers_are_found_with_their_matrix_and_input():
@@ -71,6 +72,37 @@ def test_relu_layers_are_found_with_their_matrix_and_input():
     torch.testing.assert_close(before, model.conv(x[:1]).flatten())
     assert layer.kind in {"unique", "bounded", "unbounded"}
     assert list(relu_layers(model, x[0], largest=10)) == []
+
+
+class Shortcut(nn.Module):
+    """ReLU of the sum of a linear layer and a shortcut, added in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.shortcut, self.act = nn.Linear(3, 4), nn.Linear(3, 4), nn.ReLU()
+
+    def forward(self, x):
+        residual, shortcut = self.linear(x), self.shortcut(x)
+        shortcut += residual
+        return self.act(shortcut)
+
+
+def test_a_layer_whose_output_is_changed_before_relu_is_none_with_a_preimage():
+    torch.manual_seed(0)
+    assert list(relu_layers(Shortcut().eval(), torch.rand(3))) == []
+
+
+def test_blocks_with_an_estimated_log_determinant_have_the_same_jacobian():
+    torch.manual_seed(0)
+    flow = residual_flow((1, 4, 4), 2, blocks=(1, 1), width=4).double().eval().requires_grad_(False)
+    x = torch.rand(1, 4, 4).double()
+    (name, block), *_ = [
+        (name, unit) for name, unit in linear_units(flow) if type(unit).__name__ == "ResidualBlock"
+    ]
+    ((_, found),) = layer_jacobians(flow, x, name)
+    block.log_determinant = None
+    ((_, expected),) = layer_jacobians(flow, x, name)
+    torch.testing.assert_close(found, expected)
 
 
 def test_invertible_layers_count_as_one_unit_and_have_full_rank():

@@ -86,6 +86,33 @@ def test_no_attack_changes_the_prediction_within_the_certified_radius(pool):
     assert not (model(far).argmax(1) == labels).all()
 
 
+def test_classes_with_equal_rows_are_certified_only_where_their_gap_is_positive():
+    model, images = trained(classifier, padding=2, coefficient=0.5)
+    torch.nn.init.zeros_(model.linear.weight)
+    with torch.no_grad():
+        model.linear.bias.copy_(torch.tensor([2.0, 1.0, 0.0]))
+    radii = [model.certified_radii(images[:1], torch.tensor([y])).item() for y in range(3)]
+    assert radii == [float("inf"), 0, 0]
+
+
+def test_radii_of_many_similar_classes_are_those_of_exact_distances():
+    """Beyond 25 rows, distances come from matrix products by default, which round those of similar rows to 0."""
+    model = classifier((1, 4, 4), 40, blocks=(1, 1), width=4, padding=2).eval()
+    with torch.no_grad():
+        shape = model.linear.weight.shape
+        model.linear.weight.copy_(
+            1 + 1e-5 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        )
+    images = torch.rand(4, 1, 4, 4)
+    labels = model(images).argmax(1)
+    torch.testing.assert_close(
+        model.certified_radii(images, labels).double(),
+        model.double().certified_radii(images.double(), labels),
+        rtol=0.2,
+        atol=1e-6,
+    )
+
+
 def test_standardised_inputs():
     step, x = Standardised(0.2, 0.5), torch.rand(2, 1, 3, 3)
     y, log_determinant = step(x)

@@ -7,6 +7,7 @@ from itertools import islice, pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.models.layers.bijection import Bijection
@@ -58,7 +59,8 @@ class ResidualBlock(Bijection):
         self.register_buffer("step", torch.tensor(0))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.log_determinant is None:
+        if self.log_determinant is None or forward_ad.unpack_dual(x).tangent is not None:
+            # the estimate has no forward derivative
             return x + self.residual(x), x.new_full((len(x),), math.nan)
         if self.training:
             self.step += 1  # seeds the draws, so that a resumed training repeats them
