@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Iterable
 from functools import cache
+from importlib.metadata import version
 from types import ModuleType
 
 __all__ = [
@@ -145,8 +146,11 @@ def import_library(module: str, extra: str) -> ModuleType:
     except Exception as error:  # torchvision raises RuntimeError beside another build of torch
         top = module.partition(".")[0]
         missing = isinstance(error, ModuleNotFoundError) and error.name == top
-        reason = f"{top} is not installed" if missing else f"{top} cannot be imported: {error}"
-        raise MissingExtra(reason, remedy=f'pip install "robustbench-inv[{extra}]"') from error
+        if missing:
+            remedy = f'pip install "robustbench-inv[{extra}]"'
+            raise MissingExtra(f"{top} is not installed", remedy=remedy) from error
+        remedy = f"mend its installation: torch {version('torch')} may need another build of it"
+        raise MissingExtra(f"{top} cannot be imported: {error}", remedy=remedy) from error
 
 
 class AttackFailed(InvbenchError):

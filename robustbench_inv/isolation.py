@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from robustbench_inv.errors import TimeLimitExceeded
+from robustbench_inv.errors import DeadlinePassed, TimeLimitExceeded
 from robustbench_inv.tensors import Output, is_out_of_memory
 from robustbench_inv.threat.goals import UNKNOWN
 
@@ -23,6 +23,9 @@ __all__ = [
 
 
 T = TypeVar("T")
+
+STOPS = (DeadlinePassed, TimeLimitExceeded)
+"""Errors that are no fault of a sample: halves of it would take as long, or there is no time left."""
 
 
 def isolate(
@@ -40,9 +43,9 @@ def isolate(
         Rows (m,) with their result, or with an exception for rows that raise, in order.
 
     Raises:
-        TimeLimitExceeded: if a call takes longer than the time limit.
+        DeadlinePassed, TimeLimitExceeded: if a call raises them.
     """
-    if isinstance(error, TimeLimitExceeded):  # each half may take as long
+    if isinstance(error, STOPS):
         raise error
     left = [rows.numel() * 2 if attempts is None else attempts]
 
@@ -55,7 +58,7 @@ def isolate(
             try:
                 result = run(half)
             except Exception as again:
-                if is_out_of_memory(again) or isinstance(again, TimeLimitExceeded):
+                if is_out_of_memory(again) or isinstance(again, STOPS):
                     raise
                 yield from visit(half, again)
             else:

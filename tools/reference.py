@@ -84,7 +84,8 @@ def checks() -> str:
 def _check(check: Any) -> Iterator[str]:  # noqa: ANN401
     yield f"### {check.id}: {check.title}\n"
     yield from (f"- **Fires:** {_cell(part)}." for part in re.split(r"; |\. ", check.rule))
-    yield f"- **What to do:** {_cell(check.consequence)}."
+    if check.consequence:
+        yield f"- **What to do:** {_cell(check.consequence)}."
     if check.caution:
         yield f"- **On a warning:** {_cell(check.caution)}."
     if check.note:

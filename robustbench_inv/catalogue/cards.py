@@ -63,7 +63,7 @@ class AttackCard:
         name: the file's stem.
         folder: folder of the file; a relative ``file.py:Class`` is relative to it.
         summary: one sentence.
-        implementation: ``module:Class``, ``file.py:Class``, ``foolbox:NAME`` or ``torchattacks:NAME``.
+        implementation: ``module:Class``, ``file.py:Class``, ``foolbox:NAME``, ``torchattacks:NAME`` or ``adv-lib:NAME``.
         kind: how the engine calls it (see ``attacks.protocol.Kind``).
         norms: the norms of its budgets.
         goal: default goal, one of GOALS; empty for ``misclassify``, or ``keep-decision`` for an invariance attack.
@@ -256,7 +256,7 @@ def read_attack(path: Path) -> AttackCard:
         raise BadCatalogue(
             f"{path}: implementation does not fit",
             got=card.implementation,
-            expected="module:Class, file.py:Class, foolbox:NAME or torchattacks:NAME",
+            expected="module:Class, file.py:Class, foolbox:NAME, torchattacks:NAME or adv-lib:NAME",
         )
     if card.implementation.partition(":")[0] not in LIBRARY_PREFIXES:
         check_implementation(card.implementation, path)

@@ -81,12 +81,13 @@ def load_threat(
     if equals:
         numbers = [_number(eps, text) for eps in epsilons.split(",")]
         return replace(_ball(named.strip(), numbers, goal), **known)
-    if budget in PREFERRED_NORMS:
+    word, _, given = budget.partition(":")
+    if word in PREFERRED_NORMS:
         raise BadParameter(
-            f"{budget} is a norm without a budget",
+            f"{word} is a norm without a budget",
             got=text,
-            expected=f"{budget}=EPS",
-            remedy=f"type none:norm={budget} for distances without a budget",
+            expected=f"{word}={given or 'EPS'}",
+            remedy=f"type none:norm={word} for distances without a budget",
         )
     return _from_card(budget, goal, known)
 

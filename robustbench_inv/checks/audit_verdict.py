@@ -13,11 +13,12 @@ from robustbench_inv.arguments import format_eps
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.comparisons import common_samples, goal_key, group_by, group_comparable
 from robustbench_inv.checks.verdict import NOT_MADE, Verdict
+from robustbench_inv.data.registry import DATASETS
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import closer_attacks, example_distances
 from robustbench_inv.results.summary import Rate, median_distance
 
-__all__ = ["CONCLUSIONS", "Conclusion", "ConclusionName", "Reason", "conclude", "mark_of"]
+__all__ = ["CONCLUSIONS", "OBJECT", "Conclusion", "ConclusionName", "Reason", "conclude", "mark_of"]
 
 ConclusionName = Literal["publishable", "publishable with reservations", "do not publish"]
 
@@ -322,7 +323,10 @@ def _invariance_number(cell: FinishedCell) -> str:
 
 
 GRADIENT_FREE = ("C2", "C5", "C6", "C7", "C10", "C12", "C31")
-"""Checks after which gradients prove nothing: the next command attacks without them."""
+"""Checks after which gradients prove nothing: the next command attacks without them, then with those of another network."""
+
+OBJECT = "FILE.py:FUNCTION"
+"""Pattern of the reference to a model or data set that was given as an object."""
 
 ORACLE = ("C34", "C35")
 """Checks after which people label the images."""
@@ -337,13 +341,21 @@ def _next_command(cell: FinishedCell, check: str | None, cells: Sequence[Finishe
         return ""
     bounded = next((c for c in _attacking(cells) if c.epsilons), None)
     threat = ["--threat", bounded.threat.text] if bounded and bounded.threat.text else []
-    data = cell.dataset.name.partition(" #")[0]  # the rest is the digest of the user's own data
+    data = _data_reference(cell)
     where = ["--dataset", data, *threat]
+    few = len(cell.requested) < cell.dataset.size
+    samples = ["--samples", str(len(cell.requested))] if few else []
     judged = next((c for c in cells if c.threat.wants_same_prediction), None)
     if check in ORACLE and judged:
         return _labelling_command(judged, data)
     if check in GRADIENT_FREE:
-        words = ["evaluate", "--model", _reference(cell), "--attack", "square", *where]
+        attack = ["--attack", "square", *where]
+        if threat and any(c.gradient_free or _is_ensemble(c) for c in _attacking(cells)):
+            if any(c.uses_substitute for c in cells):
+                return ""
+            guided = f"{threat[1]}:guide={OBJECT}"
+            attack = ["--attack", "pgd-tuned", "--dataset", data, "--threat", guided]
+        words = ["evaluate", "--model", _reference(cell), *attack, *samples]
     else:
         again = ["--existing", "redo"] if check in FAULTY_FILES else []
         words = ["audit", _reference(cell), *where, *again]
@@ -362,4 +374,10 @@ def _reference(cell: FinishedCell) -> str:
     """Return what the command line calls a model; the pattern of a reference if it was an object."""
     name = str(cell.model.card.get("name") or cell.model.name)  # the latter may be the user's label
     known = ":" in name or cell.model.card.get("summary")
-    return name if known else "FILE.py:FUNCTION"
+    return name if known else OBJECT
+
+
+def _data_reference(cell: FinishedCell) -> str:
+    """Return what the command line calls a data set; the pattern of a reference if it was an object."""
+    name = cell.dataset.name.partition(" #")[0]  # the rest is the digest of the user's own data
+    return name if ":" in name or name in DATASETS else OBJECT

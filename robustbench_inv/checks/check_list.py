@@ -58,7 +58,7 @@ CHECKS: Mapping[str, Check] = {
                 "WARN above 1 % of samples without a usable gradient for some loss; FAIL above 10 % for every "
                 "loss"
             ),
-            consequence="gradients vanish, so gradient attacks overestimate the robust accuracy; attack the logits, or add a gradient-free attack",
+            consequence="gradients vanish, so gradient attacks overestimate the robust accuracy; attack the logits, add a gradient-free attack, or take the gradients of a network without the defence (guide=)",
         ),
         Check(
             "C7",
@@ -186,8 +186,9 @@ CHECKS: Mapping[str, Check] = {
             "C23",
             "every requested sample has one record",
             "cell",
-            rule="FAIL if a sample is missing, doubled or was not requested",
-            consequence="the rates are over other samples than requested; run the same command again",
+            rule="FAIL if a sample is missing, doubled or was not requested; NOTE if none is recorded",
+            consequence="the rates are over other samples than requested; run the same command again, an audit with more --minutes",
+            note="the cell has none; run the same command again, an audit with more --minutes",
         ),
         Check(
             "C24",
@@ -375,7 +376,7 @@ CHECKS: Mapping[str, Check] = {
             "C45",
             "a low rate of invariance failures is that of the worst case over attacks",
             "model",
-            rule="FAIL if single attacks alone find failures for less than 10 % of 20 or more samples; WARN below 50 %",
+            rule="FAIL if single attacks alone find failures for less than 10 % of 20 or more samples; WARN below 50 % of any number",
             consequence="a weak attack proves no absence of invariance; run invariance-standard",
         ),
         Check(

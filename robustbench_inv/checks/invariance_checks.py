@@ -234,7 +234,7 @@ FEW_FAILURES, MANY_FAILURES = 0.1, 0.5
 """C45: failure rates below which a report calls a model not invariant, and below which its rate is doubtful."""
 
 FEWEST_ATTACKED = 20
-"""C45: attacked samples from which on a failure rate is a claim."""
+"""C45: attacked samples from which on a low failure rate is a claim, and false without a stronger attack."""
 
 
 def check_invariance_effort(cells: Sequence[FinishedCell]) -> list[Verdict]:
@@ -308,13 +308,13 @@ def _effort(group: Sequence[FinishedCell], weak: Sequence[FinishedCell]) -> Verd
     attacked = set(samples).intersection(*(c.ids[c.was_attacked].tolist() for c in weak))
     broken = set().union(*({r.sample for r in c.records if r.is_broken} for c in weak)) & attacked
     rate, names = Rate(len(broken), len(attacked)), sorted({c.attack_label for c in weak})
-    if rate.trials < FEWEST_ATTACKED:
-        reason = f"{rate.trials} attacked samples are too few for a claim."
-        return verdict_about("C45", group[0], "NA", None, reason)
+    if not rate.trials:
+        return verdict_about("C45", group[0], "NA", None, "No sample was attacked.")
     evidence = (
         f"{' and '.join(names)} found failures for {rate.successes} of {rate.trials} samples, and invariance-standard was "
         f"not run in {group[0].norm}."
     )
     verdict: Grade = "PASS" if rate.value >= MANY_FAILURES else "WARN"
-    verdict = "FAIL" if rate.value < FEW_FAILURES else verdict
+    is_claim = rate.trials >= FEWEST_ATTACKED
+    verdict = "FAIL" if is_claim and rate.value < FEW_FAILURES else verdict
     return verdict_about("C45", group[0], verdict, rate.value, evidence)

@@ -109,6 +109,9 @@ def check_completeness(cell: FinishedCell, requested: Iterable[int]) -> Verdict:
     missing = wanted - counts.keys()
     doubled = {sample for sample, count in counts.items() if count > 1}
     foreign = counts.keys() - wanted - set(cell.requested)
+    if not counts:
+        evidence = f"None of {len(wanted)} samples is recorded."
+        return CHECKS["C23"].make_verdict(cell.subject, "NOTE", len(missing), evidence)
     bad = len(missing) + len(doubled) + len(foreign)
     evidence = (
         f"{len(wanted)} samples requested, {len(counts)} recorded: {len(missing)} missing, "

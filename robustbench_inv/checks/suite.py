@@ -75,7 +75,7 @@ def check_records(
 
     Returns:
         the probes' verdicts, then those of each cell, then those that compare cells (subject: the model).
-        Every cell gets C14, C15, C22, C23 and C30; C16 unless it is an invariance attack; C19 if it is iterative;
+        A cell without records gets C23 alone. Every other gets C14, C15, C22, C23 and C30; C16 unless it is an invariance attack; C19 if it is iterative;
         C27 and C28 if the model has a reject option; C32 if an inverse was used; C33 if preimages were computed;
         C34 and C35 if it is an invariance attack, C44 if it matches activations. Cells are compared by C1, C3, C5, C17,
         C40, C47 and, with certificates, C46, those of invariance attacks by C43 and C45, those of models with a reject
@@ -131,6 +131,9 @@ def _check_cell(cell: FinishedCell, requested: Sequence[int]) -> list[Verdict]:
             else ()
         ),
     )
+
+    if not cell.records:
+        checks = tuple(each for each in checks if each[0] == "C23")
 
     def run(check: Callable[[FinishedCell], Verdict]) -> list[Verdict]:
         return [check(cell)]

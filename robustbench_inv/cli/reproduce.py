@@ -238,9 +238,13 @@ def _print_experiment_plan(item: "Reproduction", options: EvaluationOptions, *, 
     if json:
         return print_json(plans)
     for plan in plans:
-        models = ", ".join(plan["models"].values()) or "the models of its parameters"
+        named = plan["models"] or plan["parameters"].get("models", {})
+        models = (
+            ", ".join(named.values() if isinstance(named, dict) else named) or "no shipped models"
+        )
         count = plan["samples"] or "all"
         print_line(f"{plan['by']} on {count} samples of {plan['dataset']}: {models}")
+    print_line("its time was not estimated; nothing was run")
     return None
 
 

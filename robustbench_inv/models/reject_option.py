@@ -188,6 +188,7 @@ def fit_quantiles(
             f"too few training inputs of class {int(counts.argmin())} are classified correctly",
             got=int(counts.min()),
             expected=f">= {MIN_CORRECT}",
+            remedy="calibrate on more inputs, as with a wider --ids",
         )
     grid = torch.tensor(PERCENTILES, dtype=torch.float64) / 100
     values = {

@@ -1,6 +1,6 @@
 """Labels of models, attacks and data sets: names for display, made distinct where several digests share one."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from robustbench_inv.results.cell import CellInfo, FinishedCell
@@ -29,7 +29,7 @@ class Labels:
         helpers = [info.threat.substitute for info, _ in known if info.threat.substitute]
         return cls(
             distinct_labels([*models, *((each.digest, each.name) for each in helpers)]),
-            distinct_labels((info.attack.key, info.attack.name) for info, _ in known),
+            distinct_labels(_attacks([info for info, _ in known])),
             distinct_labels((info.dataset_key, info.dataset.name) for info, _ in known),
             distinct_labels(
                 (each.digest, each.source) for info, _ in known for each in _human(info)
@@ -51,6 +51,19 @@ class Labels:
             threat=replace(info.threat, substitute=helper, oracle=oracle),
         )
         return replace(cell, info=named, model_label="", attack_label="")
+
+
+def _attacks(infos: Sequence[CellInfo]) -> Iterator[tuple[str, str]]:
+    """Yield the digest and name of each cell's attack, with the norm where it tells attacks of one name apart."""
+    norms: dict[str, dict[str, set[str]]] = {}
+    for info in infos:
+        by_digest = norms.setdefault(info.attack.name, {})
+        by_digest.setdefault(info.attack.key, set()).add(info.threat.norm)
+    for info in infos:
+        name, norm, known = info.attack.name, info.threat.norm, norms[info.attack.name]
+        others = [each for key, each in known.items() if key != info.attack.key]
+        apart = others and known[info.attack.key] == {norm} and not any(norm in o for o in others)
+        yield info.attack.key, f"{name} ({norm})" if apart else name
 
 
 def _human(info: CellInfo) -> list[OracleInfo]:

@@ -43,19 +43,35 @@ def test_the_number_is_the_worst_case_of_the_report():
 
 
 def test_a_failure_is_not_to_be_published_and_names_the_next_command():
-    (found,) = conclude([standard()], [said("C2", "FAIL"), said("C6", "FAIL"), said("C31", "WARN")])
+    ensemble = standard(threat={"text": "linf=0.1,0.2"})
+    (found,) = conclude([ensemble], [said("C2", "FAIL"), said("C6", "FAIL"), said("C31", "WARN")])
     assert found.verdict == "do not publish"
     assert found.text.startswith(
         "do not publish. Gradients are zero or missing on 88% of the samples (C6). Attack the logits"
     )
     assert [reason.check for reason in found.reasons] == ["C6", "C2", "C31"]
-    assert "--attack square" in found.command
-    assert found.command.startswith("invbench evaluate --model FILE.py:FUNCTION --attack square")
+    # the ensemble searched without gradients already
+    assert found.command == (
+        "invbench evaluate --model FILE.py:FUNCTION --attack pgd-tuned --dataset FILE.py:FUNCTION "
+        "--threat linf=0.1,0.2:guide=FILE.py:FUNCTION"
+    )
+
+
+def test_vanishing_gradients_lead_to_a_search_without_them_on_the_same_number_of_samples():
+    few = cell("pgd", STRONG, threat={"text": "linf=0.1,0.2"})
+    few = replace(
+        few, info=replace(few.info, dataset=replace(few.dataset, name="mnist5k", size=5000))
+    )
+    (found,) = conclude([few], [said("C6", "FAIL")])
+    assert found.command == (
+        "invbench evaluate --model FILE.py:FUNCTION --attack square --dataset mnist5k "
+        "--threat linf=0.1,0.2 --samples 200"
+    )
 
 
 def test_the_next_command_names_a_labelled_model_as_it_is_typed():
     model = {"name": "mine", "card": {"name": "net.py:build:weights=a.pt"}}
-    (found,) = conclude([standard(model=model)], [said("C6", "FAIL", subject="mine")])
+    (found,) = conclude([cell("pgd", STRONG, model=model)], [said("C6", "FAIL", subject="mine")])
     assert "--model net.py:build:weights=a.pt --attack square" in found.command
 
 
@@ -64,7 +80,10 @@ def test_an_unreliable_oracle_leads_to_the_labelling_page():
     judged = cell("collision", STRONG, threat=threat, attack={"kind": "invariance"})
     (found,) = conclude([standard(), judged], [said("C34", "WARN", subject=judged.subject)])
     evaluate, label = found.command.split(" && ")
-    assert "--attack collision --dataset four --threat none:oracle=panel:a.py:b,c.py:d" in evaluate
+    assert (
+        "--attack collision --dataset FILE.py:FUNCTION --threat none:oracle=panel:a.py:b,c.py:d"
+        in evaluate
+    )
     assert "--keep-images --out runs/to-label" in evaluate
     assert label == "invbench label runs/to-label --out label.html"
 

@@ -196,6 +196,12 @@ def test_c23_fires_on_wrong_sets_of_samples(requested, lines, fault):
     assert fault in verdict.evidence
 
 
+def test_c23_of_a_cell_without_records_says_that_it_has_no_number():
+    verdict = check_completeness(view(records=(), requested=(0, 1)), [0, 1])
+    assert (verdict.verdict, verdict.value) == ("NOTE", 2)
+    assert "the cell has none; run the same command again" in verdict.evidence
+
+
 def test_c23_allows_samples_of_an_earlier_request():
     assert check_completeness(view(), [0, 1, 2]).verdict == "PASS"
 

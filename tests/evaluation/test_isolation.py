@@ -12,7 +12,7 @@ from torch import nn
 
 from robustbench_inv.api import evaluate
 from robustbench_inv.data.arrays import ArrayDataset
-from robustbench_inv.errors import BadData, BadModel
+from robustbench_inv.errors import BadData, BadModel, DeadlinePassed, TimeLimitExceeded
 from robustbench_inv.evaluation.engine import RunOptions
 from robustbench_inv.evaluation.judge import Judge
 from robustbench_inv.evaluation.loading import inspect_model
@@ -336,6 +336,18 @@ def test_a_calibration_leaves_invalid_outputs_out_and_counts_them(toys):
         assert "invalid" not in usual.facts
         for name, values in usual.values.items():
             torch.testing.assert_close(found.values[name], values)
+
+
+@pytest.mark.parametrize("stop", [DeadlinePassed, TimeLimitExceeded])
+def test_the_end_of_the_time_is_no_fault_of_a_sample(stop):
+    with pytest.raises(stop, match="over"):
+        list(isolate(len, torch.arange(4), stop("over")))
+
+    def late(rows):
+        raise stop("over") if len(rows) == 1 else ValueError("bad")
+
+    with pytest.raises(stop, match="over"):
+        list(isolate(late, torch.arange(4), ValueError("bad")))
 
 
 def test_isolation_finds_the_rows_with_few_calls():

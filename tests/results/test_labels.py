@@ -47,6 +47,21 @@ def test_cells_are_named_by_their_labels():
     assert len({each.subject for each in named}) == 3
 
 
+def test_attacks_of_one_name_are_told_apart_by_their_norm_where_it_suffices():
+    def labels(*keys):
+        cells = [
+            toy_cell("search", [0.1], attack={"digest": digest * 64}, threat={"norm": norm})
+            for digest, norm in keys
+        ]
+        found = Labels.of((each.info, "") for each in cells)
+        return [found.apply(each).attack.name for each in cells]
+
+    assert labels(("1", "l2"), ("2", "linf")) == ["search (l2)", "search (linf)"]
+    assert labels(("1", "l2"), ("1", "linf")) == ["search", "search"]
+    assert labels(("1", "l2"), ("2", "l2")) == ["search #1111", "search #2222"]
+    assert labels(("1", "l2"), ("1", "linf"), ("2", "l1")) == ["search", "search", "search (l1)"]
+
+
 def test_two_files_of_human_labels_are_two_oracles():
     def cell(digest, members=()):
         oracle = {"source": "human", "digest": digest, "members": members}
