@@ -3,6 +3,7 @@
 import fnmatch
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from math import inf, nan
 from pathlib import Path
@@ -125,11 +126,16 @@ def _singular_values(matrix: Tensor) -> tuple[float, ...]:
     return (*values, *[0.0] * (min(matrix.shape) - len(values)))
 
 
+class _LastCall(Exception):
+    """The layer will not be called again."""
+
+
 @torch.no_grad()
 def layer_jacobians(network: nn.Module, x: Tensor, name: str) -> list[tuple[str, Tensor]]:
     """Return class and ∂(output of the layer)/∂x, (size, d), for each call of one layer.
 
-    One forward pass of d copies of x carries the d derivatives. A layer that does not depend on x is left out.
+    One forward pass of d copies of x carries the d derivatives, up to the last call of the layer. A layer that does not
+    depend on x is left out.
 
     Args:
         network: in evaluation mode.
@@ -139,18 +145,28 @@ def layer_jacobians(network: nn.Module, x: Tensor, name: str) -> list[tuple[str,
     Raises:
         BadModel: if a layer has no forward derivative.
     """
-    d, found = x.numel(), list[tuple[str, Tensor]]()
+    d, found, calls = x.numel(), list[tuple[str, Tensor]](), [0, 0]
+    layer = dict(linear_units(network))[name]
+
+    def count(*_: object) -> None:
+        calls[0] += 1
 
     def keep(module: nn.Module, _: object, output: object) -> None:
+        calls[1] += 1
         first = output[0] if isinstance(output, tuple) else output
         tangent = _tangent(first) if isinstance(first, Tensor) else None
         if tangent is not None:
             found.append((type(module).__name__, tangent.flatten(1).T.clone()))
+        if calls[0] == calls[1]:
+            raise _LastCall
 
+    with hooked([(layer, count)]):
+        network(x[None])
     with (
+        suppress(_LastCall),
         warnings.catch_warnings(),  # of torch, about its own derivatives
         forward_ad.dual_level(),
-        hooked([(dict(linear_units(network))[name], keep)]),
+        hooked([(layer, keep)]),
     ):
         warnings.simplefilter("ignore", DeprecationWarning)
         units = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, *x.shape)
