@@ -41,14 +41,15 @@ def test_relu_makes_a_well_conditioned_layer_unstable_within_the_bound():
     assert numbers["50 random layers", "violations"] == 0
 
 
-def test_the_networks_have_the_layers_of_table_3_1():
+def test_the_networks_have_the_layers_of_table_3_1(monkeypatch):
+    monkeypatch.setattr(linearisations, "_trained", lambda *_: None)
     names = {"WideCIFAR": "cifar10-wide", "ThinCIFAR": "cifar10-thin"}
     request = ExperimentRequest("cifar10", {}, samples=2)
     found = measure_architectures(request, names)
     maps = [values(found)[f"Layer {k}, feature maps", "ThinCIFAR"] for k in range(1, 7)]
     assert maps == [32, 32, 16, 16, 16, 32]
     assert values(found)["Layer 5, output units", "WideCIFAR"] == 32 * 16 * 16
-    assert ("Test error", "WideCIFAR") in values(found)
+    assert np.isnan(values(found)["Test error", "WideCIFAR"])
 
 
 def test_layers_are_measured_and_networks_that_are_not_trained_keep_a_row(monkeypatch):
