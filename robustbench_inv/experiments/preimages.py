@@ -103,7 +103,8 @@ def preimage_kind(weight: Matrix, bias: Matrix, x: Matrix) -> Kind:
 def _projected(rows: Matrix, basis: Matrix) -> Matrix:
     """Return the coordinates of rows in a subspace, without those of rows orthogonal to it: they are rounding errors."""
     found = rows @ basis
-    return found[np.linalg.norm(found, axis=1) > TIGHT * np.linalg.norm(rows, axis=1)]
+    kept: Matrix = found[np.linalg.norm(found, axis=1) > TIGHT * np.linalg.norm(rows, axis=1)]
+    return kept
 
 
 def _null_space(rows: Matrix) -> Matrix:

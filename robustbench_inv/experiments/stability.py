@@ -107,7 +107,8 @@ def measure_spectra(
             for call, (kind, jacobian) in enumerate(layer_jacobians(network, x, name)):
                 title = f"{name} (call {call + 1})" if call else name
                 values = _singular_values(jacobian)
-                layer = LayerSpectrum(title, kind, *jacobian.shape, (values,))
+                size, d = jacobian.shape
+                layer = LayerSpectrum(title, kind, size, d, (values,))
                 spectra.setdefault(title, []).append(layer)
             report(f"sample {number} of {len(inputs)}, layer {position} of {len(names)}: {name}")
     return [

@@ -60,7 +60,7 @@ class ConditionalFlow(nn.Module):
         (n, d), classes = code.shape, self.num_classes
         every = torch.eye(classes, dtype=code.dtype, device=code.device).repeat(n, 1)
         normal, log_det = self.prior(code.repeat_interleave(classes, 0), every)
-        densities = log_det - normal.square().sum(1) / 2 - d * log(2 * pi) / 2
+        densities: Tensor = log_det - normal.square().sum(1) / 2 - d * log(2 * pi) / 2
         return densities.reshape(n, classes)
 
 

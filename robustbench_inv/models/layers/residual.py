@@ -59,8 +59,8 @@ class ResidualBlock(Bijection):
         self.register_buffer("step", torch.tensor(0))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.log_determinant is None or forward_ad.unpack_dual(x).tangent is not None:
-            # the estimate has no forward derivative
+        tangent = forward_ad.unpack_dual(x).tangent  # type: ignore[no-untyped-call]
+        if self.log_determinant is None or tangent is not None:  # no forward derivative of it
             return x + self.residual(x), x.new_full((len(x),), math.nan)
         if self.training:
             self.step += 1  # seeds the draws, so that a resumed training repeats them

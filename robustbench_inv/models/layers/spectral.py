@@ -65,7 +65,7 @@ class SpectralLayer(nn.Module, ABC):
         self.register_buffer("direction", start / start.norm())
         self.register_buffer("sigma", torch.tensor(1.0))
         self.measure()
-        self.register_load_state_dict_post_hook(_measure_loaded)
+        self.register_load_state_dict_post_hook(_measure_loaded)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def operate(self, x: Tensor, weight: Tensor) -> Tensor:
