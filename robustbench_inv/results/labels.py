@@ -54,7 +54,7 @@ class Labels:
 
 
 def _attacks(infos: Sequence[CellInfo]) -> Iterator[tuple[str, str]]:
-    """Yield the digest and name of each cell's attack, with the norm where it tells attacks of one name apart."""
+    """Yield the digest and name of each cell's attack, with the norm where it distinguishes attacks of one name."""
     norms: dict[str, dict[str, set[str]]] = {}
     for info in infos:
         by_digest = norms.setdefault(info.attack.name, {})
