@@ -1,13 +1,15 @@
-"""Checks of single arguments before anything runs, and texts without control characters."""
+"""Checks of single arguments before anything runs, texts without control characters, and commands as Python calls."""
 
 import math
 import os
+import shlex
 from pathlib import Path
 
 from robustbench_inv.errors import CONTROLS, BadData, BadParameter, BadResults, printable
 
 __all__ = [
     "MAX_SEED",
+    "OBJECT",
     "check_file",
     "check_flag",
     "check_folder",
@@ -19,10 +21,14 @@ __all__ = [
     "format_eps",
     "printable",
     "printable_json",
+    "python_call",
 ]
 
 MAX_SEED = 2**63 - 1
 """Largest random seed, that of torch."""
+
+OBJECT = "FILE.py:FUNCTION"
+"""Pattern of the reference to a model or data set that was given as an object."""
 
 
 def printable_json(text: str) -> str:
@@ -181,3 +187,33 @@ def _check_writable(path: Path, folder: Path, name: str) -> None:
         raise BadResults(problem, got=f"the file {nearest}", expected=f"a folder for the {name}")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise BadResults(problem, got=f"the read-only folder {nearest}", expected="write access")
+
+
+def python_call(command: str, dataset: str) -> str:
+    """Return the call that does what a command does; a command of several steps is returned unchanged.
+
+    Args:
+        command: where models and data that were given as objects are FILE.py:FUNCTION.
+        dataset: name of the data set, ``arrays`` for x and y.
+
+    Example:
+        >>> python_call("invbench audit FILE.py:FUNCTION --dataset FILE.py:FUNCTION --threat l2=1", "arrays")
+        'rbi.audit(net, x=x, y=y, threat="l2=1")'
+    """
+    _, verb, *words = shlex.split(command)
+    if "&&" in words or verb not in ("audit", "evaluate"):
+        return command
+    words = ["--model", *words] if verb == "audit" else words
+    options = {
+        key.removeprefix("--"): value for key, value in zip(words[::2], words[1::2], strict=True)
+    }
+    model, data = options.pop("model"), options.pop("dataset", "")
+    named = "net" if model == OBJECT else f'"{model}"'
+    where = [f'dataset="{data}"'] if data else []
+    if data == OBJECT:
+        where = ["x=x, y=y"] if dataset.partition(" #")[0] == "arrays" else ["dataset=dataset"]
+    rest = [
+        f"{key}={value}" if value.isdecimal() else f'{key}="{value}"'
+        for key, value in options.items()
+    ]
+    return f"rbi.{verb}({', '.join([named, *where, *rest])})"

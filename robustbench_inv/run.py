@@ -1,7 +1,6 @@
 """The results of an evaluation in Python: records, rates, tables, images, verdicts."""
 
 import json
-import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,10 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustbench_inv.arguments import printable
+from robustbench_inv.arguments import printable, python_call
 from robustbench_inv.checks.audit_verdict import (
     CONCLUSIONS,
-    OBJECT,
     Conclusion,
     ConclusionName,
     conclude,
@@ -325,37 +323,7 @@ class Run:
             yield f"verdict on {each.model}, {each.dataset}: {each.text}"
             yield from (f"also: {reason.text}" for reason in each.reasons[1:])
             if each.command:
-                yield f"next: {_in_python(each.command, each.dataset)}"
-
-
-def _in_python(command: str, dataset: str) -> str:
-    """Return the call that does what a command does; a command of several steps is returned unchanged.
-
-    Args:
-        command: where models and data that were given as objects are FILE.py:FUNCTION.
-        dataset: name of the data set, ``arrays`` for x and y.
-
-    Example:
-        >>> _in_python("invbench audit FILE.py:FUNCTION --dataset FILE.py:FUNCTION --threat l2=1", "arrays")
-        'rbi.audit(net, x=x, y=y, threat="l2=1")'
-    """
-    _, verb, *words = shlex.split(command)
-    if "&&" in words or verb not in ("audit", "evaluate"):
-        return command
-    words = ["--model", *words] if verb == "audit" else words
-    options = {
-        key.removeprefix("--"): value for key, value in zip(words[::2], words[1::2], strict=True)
-    }
-    model, data = options.pop("model"), options.pop("dataset", "")
-    named = "net" if model == OBJECT else f'"{model}"'
-    where = [f'dataset="{data}"'] if data else []
-    if data == OBJECT:
-        where = ["x=x, y=y"] if dataset.partition(" #")[0] == "arrays" else ["dataset=dataset"]
-    rest = [
-        f"{key}={value}" if value.isdecimal() else f'{key}="{value}"'
-        for key, value in options.items()
-    ]
-    return f"rbi.{verb}({', '.join([named, *where, *rest])})"
+                yield f"next: {python_call(each.command, each.dataset)}"
 
 
 def warn_of_failures(run: Run, *, checked: bool) -> None:

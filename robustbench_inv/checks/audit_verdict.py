@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from robustbench_inv.arguments import format_eps
+from robustbench_inv.arguments import OBJECT, format_eps
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.comparisons import common_samples, goal_key, group_by, group_comparable
 from robustbench_inv.checks.verdict import NOT_MADE, Verdict
@@ -18,7 +18,7 @@ from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import closer_attacks, example_distances
 from robustbench_inv.results.summary import Rate, median_distance
 
-__all__ = ["CONCLUSIONS", "OBJECT", "Conclusion", "ConclusionName", "Reason", "conclude", "mark_of"]
+__all__ = ["CONCLUSIONS", "Conclusion", "ConclusionName", "Reason", "conclude", "mark_of"]
 
 ConclusionName = Literal["publishable", "publishable with reservations", "do not publish"]
 
@@ -324,9 +324,6 @@ def _invariance_number(cell: FinishedCell) -> str:
 
 GRADIENT_FREE = ("C2", "C5", "C6", "C7", "C10", "C12", "C31")
 """Checks after which gradients prove nothing: the next command attacks without them, then with those of another network."""
-
-OBJECT = "FILE.py:FUNCTION"
-"""Pattern of the reference to a model or data set that was given as an object."""
 
 ORACLE = ("C34", "C35")
 """Checks after which people label the images."""

@@ -50,7 +50,7 @@ EXPERIMENTS = {
     "photographs": "robustbench_inv.experiments.photographs:measure_architecture",
     "preimages": "robustbench_inv.experiments.preimages:measure_preimages",
     "removed-vectors": "robustbench_inv.experiments.linearisations:measure_removal",
-    "residual-networks": "robustbench_inv.experiments.stability:measure_residual_networks",
+    "residual-networks": "robustbench_inv.experiments.residual_networks:measure_residual_networks",
     "score-distributions": "robustbench_inv.experiments.ood_detection:measure_score_distributions",
     "selective-accuracy": "robustbench_inv.experiments.selective_accuracy:measure_selective_accuracy",
     "planar-densities": "robustbench_inv.experiments.planar_flows:measure_densities",

@@ -11,7 +11,7 @@ from robustbench_inv.experiments.preimages import (
     measure_preimages,
 )
 from robustbench_inv.experiments.protocol import ExperimentRequest, counted_lines
-from robustbench_inv.experiments.stability import (
+from robustbench_inv.experiments.residual_networks import (
     bits_per_dimension_numbers,
     measure_residual_networks,
     network_numbers,

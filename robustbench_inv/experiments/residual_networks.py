@@ -1,0 +1,127 @@
+"""Figures 4.2 to 4.4 and Tables 4.1 and 5.1 of the thesis: numbers of invertible residual networks."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import inf, nan
+from statistics import fmean, stdev
+
+import torch
+from torch import Tensor
+
+from robustbench_inv.catalogue.locate import entries
+from robustbench_inv.catalogue.models import load_model
+from robustbench_inv.experiments.protocol import ExperimentRequest, counted_lines, load_samples
+from robustbench_inv.models.conditional_flow import ConditionalFlow, bits_per_dimension
+from robustbench_inv.models.iresnet import InvertibleResNet, residual_blocks
+from robustbench_inv.results.experiment_result import (
+    ExperimentResult,
+    LinePanels,
+    MeasuredNumber,
+)
+
+__all__ = ["bits_per_dimension_numbers", "measure_residual_networks", "network_numbers"]
+
+
+@torch.no_grad()
+def measure_residual_networks(
+    request: ExperimentRequest,
+    models: Mapping[str, str],
+    iterations: Sequence[int] = (),
+    rows: Sequence[str] = ("Error",),
+) -> ExperimentResult:
+    """Return error, spectral norms and reconstruction errors of invertible residual networks.
+
+    Args:
+        request: held-out data and samples; reconstructions use the first 100 of them.
+        models: by column, the name of an ``InvertibleResNet`` or of a density network.
+        iterations: fixed-point iterations per block after which images are compared.
+        rows: rows that a model without weights keeps, with nan.
+
+    References:
+        Behrmann, thesis, table 4.1, figures 4.2 to 4.4 and table 5.1.
+    """
+    dataset = request.open_dataset()
+    ids = request.draw(dataset)
+    data, numbers, digests = load_samples(dataset, ids), list[MeasuredNumber](), {}
+    for column, name in models.items():
+        if name not in entries("models"):
+            request.report(f"{name} is not trained yet")
+            numbers += [MeasuredNumber(row, column, nan) for row in rows]
+            continue
+        model = load_model(name, device=request.device)
+        digests[model.name] = model.digest
+        network = getattr(model.classifier, "module", model.classifier)
+        if isinstance(network, InvertibleResNet):
+            wrong = model(data.images).logits.argmax(1) != data.labels
+            numbers.append(MeasuredNumber.of("Error", column, wrong.numpy()))
+            few = data.images[:100]
+            numbers += network_numbers(network, few, column, iterations)
+            radii = network.certified_radii(data.images, data.labels)
+            numbers.append(
+                MeasuredNumber("Median certified l2 radius", column, float(radii.median()))
+            )
+        if isinstance(network, ConditionalFlow):
+            numbers += bits_per_dimension_numbers(network, data.images, column)
+    lines = _reconstruction(numbers) if iterations else ()
+    return ExperimentResult(dataset.name, len(ids), digests, tuple(numbers), lines=lines)
+
+
+def _reconstruction(numbers: Sequence[MeasuredNumber]) -> tuple[LinePanels, ...]:
+    panel = counted_lines("Largest pixel error", numbers)
+    if not panel.lines:
+        return ()
+    return (
+        LinePanels(
+            name="reconstruction",
+            title="Error of reconstructed images by number of fixed-point iterations",
+            caption="Largest error of a pixel over the first 100 images, for pixels in [0, 1]. A network whose blocks contract by c gains a factor of at least 1/c an iteration.",
+            x="fixed-point iterations per block",
+            y="largest pixel error",
+            panels=(panel,),
+            log=True,
+        ),
+    )
+
+
+def bits_per_dimension_numbers(
+    network: ConditionalFlow, images: Tensor, column: str
+) -> list[MeasuredNumber]:
+    """Return the bits per dimension of dequantised images, and their standard error.
+
+    Each of at least ten batches has noise and probes of its own, so that the deviation of the batches contains the error
+    of the log-determinants: one set of probes for all images would make the same error on each of them.
+    """
+    blocks, bits = list(residual_blocks(network)), list[float]()
+    seeds = iter(range(2**20, 2**30))  # beyond those of the blocks
+    own = [block.seed for block in blocks]
+    for batch in torch.tensor_split(images, min(len(images), max(10, len(images) // 100))):
+        for block in blocks:
+            block.seed = next(seeds)
+        noise = torch.rand(batch.shape, generator=torch.Generator().manual_seed(next(seeds))) - 0.5
+        likelihoods = network.marginal(batch + noise / 255)
+        bits.append(float(bits_per_dimension(likelihoods, batch[0].numel()).mean()))
+    for block, seed in zip(blocks, own, strict=True):
+        block.seed = seed
+    error = stdev(bits) / len(bits) ** 0.5 if len(bits) > 1 else nan
+    return [
+        MeasuredNumber("Bits per dimension", column, fmean(bits)),
+        MeasuredNumber("Standard error of the bits per dimension", column, error),
+    ]
+
+
+@torch.no_grad()
+def network_numbers(
+    network: InvertibleResNet, images: Tensor, column: str, iterations: Sequence[int]
+) -> Iterator[MeasuredNumber]:
+    """Yield spectral norms and, after each number of iterations, the largest error of a reconstructed pixel."""
+    blocks = list(residual_blocks(network))
+    norms = [layer.operator_norm() for block in blocks for layer in block.layers()]
+    yield MeasuredNumber("Largest spectral norm of a convolution", column, max(norms))
+    yield MeasuredNumber("Smallest spectral norm of a convolution", column, min(norms))
+    largest = max(block.lipschitz() for block in blocks)
+    yield MeasuredNumber("Largest Lipschitz constant of a block", column, largest)
+    code = network.encode(images)
+    for count in iterations:
+        errors = (network.decode_after(code, count) - images).abs()
+        error = float(errors.nan_to_num(nan=inf).max())  # nan: infinity less infinity
+        times = "iteration" if count == 1 else "iterations"
+        yield MeasuredNumber(f"Largest pixel error, {count} {times}", column, error)
