@@ -146,11 +146,11 @@ def import_library(module: str, extra: str) -> ModuleType:
     except Exception as error:  # torchvision raises RuntimeError beside another build of torch
         top = module.partition(".")[0]
         missing = isinstance(error, ModuleNotFoundError) and error.name == top
-        if missing:
-            remedy = f'pip install "robustbench-inv[{extra}]"'
-            raise MissingExtra(f"{top} is not installed", remedy=remedy) from error
-        remedy = f"mend its installation: torch {version('torch')} may need another build of it"
-        raise MissingExtra(f"{top} cannot be imported: {error}", remedy=remedy) from error
+        reason = f"{top} is not installed" if missing else f"{top} cannot be imported: {error}"
+        remedy = f'pip install "robustbench-inv[{extra}]"'
+        if not missing:
+            remedy += f", or the build of {top} that fits torch {version('torch')}"
+        raise MissingExtra(reason, remedy=remedy) from error
 
 
 class AttackFailed(InvbenchError):

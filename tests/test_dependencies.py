@@ -55,7 +55,7 @@ MAY_IMPORT = {
         "catalogue",
         "attacks.queries",
     ),
-    "checks": (*NUMBERS, *PROTOCOLS, "threat", "attacks", "results"),
+    "checks": (*NUMBERS, *PROTOCOLS, "data.registry", "threat", "attacks", "results"),
     "certification": (*NUMBERS, "threat", "models", "results", "evaluation"),
     "progress": ("arguments",),
     "run": (*GROUND, "evaluation", "checks", "results", "reporting"),
