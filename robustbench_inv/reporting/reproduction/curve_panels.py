@@ -171,18 +171,27 @@ def curves_table(outcomes: ReproductionOutcomes, curves: Sequence[AccuracyCurve]
     )
 
 
+def _levels(outcomes: ReproductionOutcomes, panel: CurvePanel) -> tuple[float, ...]:
+    """Return the eps of a panel's curves, ascending from 0."""
+    return (0.0, *outcomes.item.sweep(outcomes.item.trial(panel.trial)))
+
+
 def _rates(
     outcomes: ReproductionOutcomes, data: str, panel: CurvePanel, column: Column, side: Side
 ) -> dict[float, Rate]:
-    levels = (0.0, *outcomes.item.sweep(outcomes.item.trial(panel.trial)))
-    return {eps: rate_of(outcomes.robust(panel, column, side, data, eps)) for eps in levels}
+    return {
+        eps: rate_of(outcomes.robust(panel, column, side, data, eps))
+        for eps in _levels(outcomes, panel)
+    }
 
 
 def _certified_rates(
     outcomes: ReproductionOutcomes, data: str, panel: CurvePanel, column: Column
 ) -> dict[float, Rate]:
-    levels = (0.0, *outcomes.item.sweep(outcomes.item.trial(panel.trial)))
-    return {eps: rate_of(outcomes.certified(panel, column, data, eps)) for eps in levels}
+    return {
+        eps: rate_of(outcomes.certified(panel, column, data, eps))
+        for eps in _levels(outcomes, panel)
+    }
 
 
 def _is_certified(curve: AccuracyCurve) -> bool:
