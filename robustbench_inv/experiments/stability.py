@@ -2,9 +2,11 @@
 
 import fnmatch
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -27,9 +29,9 @@ __all__ = [
     "Analysis",
     "LayerSpectrum",
     "analyse_model",
-    "layer_jacobians",
     "linear_units",
     "measure_spectra",
+    "visit_jacobians",
 ]
 
 
@@ -87,17 +89,19 @@ def measure_spectra(
         Behrmann, thesis, section 3.4.2.
     """
     spectra: dict[str, list[LayerSpectrum]] = {}
-    names = [name for name, _ in linear_units(network) if fnmatch.fnmatchcase(name, pattern)]
+    units = dict(linear_units(network))
+    names = fnmatch.filter(units, pattern)
     for number, x in enumerate(inputs, 1):
-        for position, name in enumerate(names, 1):
-            # one layer at a time: the matrices of all layers of an image network do not fit into memory
-            for call, (kind, jacobian) in enumerate(layer_jacobians(network, x, name)):
-                title = f"{name} (call {call + 1})" if call else name
-                values = _singular_values(jacobian)
-                size, d = jacobian.shape
-                layer = LayerSpectrum(title, kind, size, d, (values,))
-                spectra.setdefault(title, []).append(layer)
+
+        def measure(name: str, call: int, jacobian: Tensor, number: int = number) -> None:
+            title = f"{name} (call {call})" if call > 1 else name
+            values, (size, d) = _singular_values(jacobian), jacobian.shape
+            layer = LayerSpectrum(title, type(units[name]).__name__, size, d, (values,))
+            spectra.setdefault(title, []).append(layer)
+            position = names.index(name) + 1
             report(f"sample {number} of {len(inputs)}, layer {position} of {len(names)}: {name}")
+
+        visit_jacobians(network, x, names, measure)
     return [
         replace(first, values=tuple(sample.values[0] for sample in samples))
         for samples in spectra.values()
@@ -115,46 +119,55 @@ def _singular_values(matrix: Tensor) -> tuple[float, ...]:
 
 
 class _LastCall(Exception):
-    """The layer will not be called again."""
+    """The layers will not be called again."""
 
 
 @torch.no_grad()
-def layer_jacobians(network: nn.Module, x: Tensor, name: str) -> list[tuple[str, Tensor]]:
-    """Return class and ∂(output of the layer)/∂x, (size, d), for each call of one layer.
+def visit_jacobians(
+    network: nn.Module,
+    x: Tensor,
+    names: Collection[str],
+    visit: Callable[[str, int, Tensor], object],
+) -> None:
+    """Call a function with name, number of the call and ∂(output of the layer)/∂x, (size, d), for each call of layers.
 
-    One forward pass of d copies of x carries the d derivatives, up to the last call of the layer. A layer that does not
-    depend on x is left out.
+    One forward pass of d copies of x carries the d derivatives, up to the last call. A matrix is passed on as soon as it
+    is there, since those of all layers of an image network do not fit into memory. A layer that does not depend on x is
+    left out.
 
     Args:
         network: in evaluation mode.
         x: one input, of d elements.
-        name: of the layer, as ``linear_units`` yields it.
+        names: of the layers, as ``linear_units`` yields them.
+        visit: the function.
 
     Raises:
         BadModel: if a layer has no forward derivative.
     """
-    d, found, calls = x.numel(), list[tuple[str, Tensor]](), [0, 0]
-    layer = dict(linear_units(network))[name]
+    d, left, calls = x.numel(), [0], Counter[str]()
 
     def count(*_: object) -> None:
-        calls[0] += 1
+        left[0] += 1
 
-    def keep(module: nn.Module, _: object, output: object) -> None:
-        calls[1] += 1
+    def keep(name: str, *call: object) -> None:
+        output = call[-1]
         first = output[0] if isinstance(output, tuple) else output
         tangent = _tangent(first) if isinstance(first, Tensor) else None
         if tangent is not None:
-            found.append((type(module).__name__, tangent.flatten(1).T.clone()))
-        if calls[0] == calls[1]:
+            calls[name] += 1
+            visit(name, calls[name], tangent.flatten(1).T)
+        left[0] -= 1
+        if not left[0]:
             raise _LastCall
 
-    with hooked([(layer, count)]):
+    layers = [(name, unit) for name, unit in linear_units(network) if name in names]
+    with hooked([(unit, count) for _, unit in layers]):
         network(x[None])
     with (
         suppress(_LastCall),
         warnings.catch_warnings(),  # of torch, about its own derivatives
         forward_ad.dual_level(),
-        hooked([(layer, keep)]),
+        hooked([(unit, partial(keep, name)) for name, unit in layers]),
     ):
         warnings.simplefilter("ignore", DeprecationWarning)
         units = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, *x.shape)
@@ -166,7 +179,6 @@ def layer_jacobians(network: nn.Module, x: Tensor, name: str) -> list[tuple[str,
                 got=str(error).splitlines()[0],
                 expected="layers with forward derivatives",
             ) from error
-    return found
 
 
 def _tangent(value: Tensor) -> Tensor | None:

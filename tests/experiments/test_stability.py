@@ -8,11 +8,18 @@ from robustbench_inv.errors import BadModel
 from robustbench_inv.experiments.preimages import relu_layers
 from robustbench_inv.experiments.stability import (
     LayerSpectrum,
-    layer_jacobians,
     linear_units,
     measure_spectra,
+    visit_jacobians,
 )
 from robustbench_inv.models.iresnet import bijective, residual_flow
+
+
+def jacobian_of(network, x, name):
+    found = []
+    visit_jacobians(network, x, [name], lambda *visited: found.append(visited[-1].clone()))
+    (jacobian,) = found
+    return jacobian
 
 
 class Small(nn.Module):
@@ -38,7 +45,7 @@ def small():
 def test_jacobians_are_those_of_backward_derivatives():
     model, x = small()
     for name, part in (("conv", model.conv), ("act", nn.Sequential(model.conv, model.act))):
-        ((_, found),) = layer_jacobians(model, x[0], name)
+        found = jacobian_of(model, x[0], name)
         truth = torch.func.jacrev(lambda v, part=part: part(v[None]).flatten())(x[0])
         torch.testing.assert_close(found, truth.flatten(1))
 
@@ -53,8 +60,21 @@ def test_singular_values_ranks_and_condition_numbers():
     assert layers["last"].ranks == (3, 3)
     assert layers["last"].conditions[0] == pytest.approx(float(expected[0] / expected[-1]))
     assert layers["act"].size == 32
-    rank = int(torch.linalg.matrix_rank(layer_jacobians(model, x[0], "act")[0][1]))
+    rank = int(torch.linalg.matrix_rank(jacobian_of(model, x[0], "act")))
     assert layers["act"].ranks[0] == rank
+
+
+def test_a_layer_that_is_called_twice_has_two_spectra_in_the_order_of_the_calls():
+    torch.manual_seed(0)
+    act = nn.ReLU()
+    model = nn.Sequential(nn.Linear(6, 5), act, nn.Linear(5, 4), act, nn.Linear(4, 3)).double()
+    x = torch.rand(1, 6).double()
+    layers = measure_spectra(model.requires_grad_(False), x, pattern="[12]")
+    assert [layer.name for layer in layers] == ["1", "2", "1 (call 2)"]
+    for layer, parts in zip(layers, (model[:2], model[:3], model[:4]), strict=True):
+        truth = torch.func.jacrev(lambda v, parts=parts: parts(v[None])[0])(x[0])
+        expected = torch.linalg.svdvals(truth).tolist()
+        assert layer.values[0] == pytest.approx(expected, abs=1e-12)
 
 
 def test_zero_singular_values_do_not_count_in_the_condition_number():
@@ -99,9 +119,9 @@ def test_blocks_with_an_estimated_log_determinant_have_the_same_jacobian():
     (name, block), *_ = [
         (name, unit) for name, unit in linear_units(flow) if type(unit).__name__ == "ResidualBlock"
     ]
-    ((_, found),) = layer_jacobians(flow, x, name)
+    found = jacobian_of(flow, x, name)
     block.log_determinant = None
-    ((_, expected),) = layer_jacobians(flow, x, name)
+    expected = jacobian_of(flow, x, name)
     torch.testing.assert_close(found, expected)
 
 
@@ -131,4 +151,4 @@ def test_a_network_without_forward_derivatives_is_refused():
             return self.two(Rounding.apply(self.one(x)))
 
     with pytest.raises(BadModel, match="linearised"):
-        layer_jacobians(Model().double(), torch.ones(2).double(), "two")
+        jacobian_of(Model().double(), torch.ones(2).double(), "two")
