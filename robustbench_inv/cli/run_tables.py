@@ -100,6 +100,9 @@ def print_reproduction(report: "ReproductionReport") -> None:
             *(f"unexplained difference: {n.label}" for n in part.numbers if n.lacks_remark),
         ]
         _print_lines(console, lines)
+    if report.missing:
+        more = f" and {len(report.missing) - 1} more" if len(report.missing) > 1 else ""
+        _print_lines(console, [f"not run: {report.missing[0]}{more}; without them no claim holds"])
     _print_lines(console, map(_check_line, report.failed_checks))
 
 

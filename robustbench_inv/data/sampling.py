@@ -8,7 +8,7 @@ from torch import Tensor
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.randomness import SampleRNG
 
-__all__ = ["balanced_subset", "check_selection", "select_samples"]
+__all__ = ["balanced_subset", "check_selection", "select_samples", "smallest_selection"]
 
 
 def select_samples(labels: Tensor, spec: int | str | None = None) -> tuple[int, ...]:
@@ -46,6 +46,26 @@ def select_samples(labels: Tensor, spec: int | str | None = None) -> tuple[int, 
     if first:
         return tuple(range(count))
     return _balanced(tuple(labels.tolist()), count)
+
+
+def smallest_selection(*specs: int | str | None) -> int | str | None:
+    """Return the smallest of several selections, None if all are None.
+
+    One ``"first:N"`` makes the result one: the first and the balanced samples have few in common, and attacks that are
+    compared need the same.
+
+    Raises:
+        BadParameter: if a specification cannot be read.
+
+    Example:
+        >>> smallest_selection(100, 30), smallest_selection(200, "first:1000"), smallest_selection(None, 5)
+        (30, 'first:200', 5)
+    """
+    found = [_parse(spec) for spec in specs if spec is not None]
+    if not found:
+        return None
+    count = min(number for _, number in found)
+    return f"first:{count}" if any(first for first, _ in found) else count
 
 
 def check_selection(spec: int | str | None) -> None:

@@ -22,7 +22,7 @@ from robustbench_inv.catalogue.threats import (
     threat_for_attack,
 )
 from robustbench_inv.data.protocol import Dataset
-from robustbench_inv.data.sampling import select_samples
+from robustbench_inv.data.sampling import select_samples, smallest_selection
 from robustbench_inv.errors import BadResults, CapabilityMismatch, UsageError
 from robustbench_inv.evaluation.loading import LoadCache, NamedModel, inspect_model, load_suite
 from robustbench_inv.evaluation.oracles import (
@@ -384,9 +384,9 @@ def _threat(
 def _samples(dataset: Dataset, request: EvaluationRequest) -> tuple[int, ...]:
     """Return the ids of the requested samples, or of the suite's limit if that is smaller."""
     ids, limit = select_samples(dataset.labels, request.samples), request.sample_limit
-    if limit is None or (isinstance(limit, int) and limit >= len(ids)):
+    if limit is None:
         return ids
-    return min(ids, select_samples(dataset.labels, limit), key=len)
+    return select_samples(dataset.labels, smallest_selection(len(ids), request.samples, limit))
 
 
 def _without_target_class(

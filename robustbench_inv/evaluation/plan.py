@@ -14,6 +14,7 @@ from robustbench_inv.catalogue.locate import shadowed, unread
 from robustbench_inv.catalogue.references import locate_code
 from robustbench_inv.catalogue.reproduction import Reproduction
 from robustbench_inv.data.protocol import Dataset, HasClassNames
+from robustbench_inv.data.sampling import smallest_selection
 from robustbench_inv.errors import BadCatalogue, CapabilityMismatch
 from robustbench_inv.evaluation.compatibility import check_compatible, warnings
 from robustbench_inv.evaluation.jobs import EvaluationRequest, Job, build_jobs
@@ -282,6 +283,6 @@ def _models(item: Reproduction, data: str) -> dict[str, set[int]]:
 
 def _runs(item: Reproduction, rank: int, data: str) -> Iterator[SuiteEntry]:
     trial = item.trials[rank]
-    samples = item.samples if trial.samples is None else trial.samples
+    samples = smallest_selection(item.samples, trial.samples)
     for threat in item.threats(trial, data):
         yield SuiteEntry(trial.attack, threat, samples)

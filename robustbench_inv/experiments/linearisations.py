@@ -193,7 +193,7 @@ def measure_linearisations(
             numbers.append(MeasuredNumber("Layer 1, Conv2d: condition number", column, nan))
             continue
         dataset = request.open_dataset()
-        images = load_samples(dataset, request.draw(dataset)).images
+        images = load_samples(dataset, request.draw(dataset), request.device).images
         network = cast_module(getattr(model.classifier, "module", model.classifier), "float64")
         assert isinstance(network, nn.Module)
         network.eval().requires_grad_(False)

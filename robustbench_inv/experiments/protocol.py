@@ -186,10 +186,10 @@ def run_experiment(
     return replace(measured, left_out=dict(request.left_out))
 
 
-def load_samples(dataset: Dataset, ids: Tensor) -> TrainingData:
-    """Return samples of a data set in float32, by their ids (n,)."""
+def load_samples(dataset: Dataset, ids: Tensor, device: str = "cpu") -> TrainingData:
+    """Return samples of a data set in float32 on a device, by their ids (n,)."""
     images, labels = dataset.batch(ids)
-    return TrainingData(ids, images.float(), labels)
+    return TrainingData(ids, images.float().to(device), labels.to(device))
 
 
 def counted_lines(row: str, numbers: Iterable[MeasuredNumber]) -> LinePanel:

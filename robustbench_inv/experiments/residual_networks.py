@@ -41,7 +41,8 @@ def measure_residual_networks(
     """
     dataset = request.open_dataset()
     ids = request.draw(dataset)
-    data, numbers, digests = load_samples(dataset, ids), list[MeasuredNumber](), {}
+    data = load_samples(dataset, ids, request.device)
+    numbers, digests = list[MeasuredNumber](), dict[str, str]()
     for column, name in models.items():
         if name not in entries("models"):
             request.report(f"{name} is not trained yet")
@@ -52,7 +53,7 @@ def measure_residual_networks(
         network = getattr(model.classifier, "module", model.classifier)
         if isinstance(network, InvertibleResNet):
             wrong = model(data.images).logits.argmax(1) != data.labels
-            numbers.append(MeasuredNumber.of("Error", column, wrong.numpy()))
+            numbers.append(MeasuredNumber.of("Error", column, wrong.cpu().numpy()))
             few = data.images[:100]
             numbers += network_numbers(network, few, column, iterations)
             radii = network.certified_radii(data.images, data.labels)
@@ -97,7 +98,7 @@ def bits_per_dimension_numbers(
         for block in blocks:
             block.seed = next(seeds)
         noise = torch.rand(batch.shape, generator=torch.Generator().manual_seed(next(seeds))) - 0.5
-        likelihoods = network.marginal(batch + noise / 255)
+        likelihoods = network.marginal(batch + noise.to(batch) / 255)
         bits.append(float(bits_per_dimension(likelihoods, batch[0].numel()).mean()))
     for block, seed in zip(blocks, own, strict=True):
         block.seed = seed

@@ -47,7 +47,7 @@ def measure_training_length(
     """
     dataset = request.open_dataset()
     ids = request.draw(dataset)
-    data = load_samples(dataset, ids)
+    data = load_samples(dataset, ids, request.device)
     transfer = _gradient(load_model(substitute, device=request.device).classifier, data)
     numbers, digests = list[MeasuredNumber](), dict[str, str]()
     for column, reference in networks.items():
@@ -63,11 +63,11 @@ def measure_training_length(
             request.report(f"{column} after {epochs} epochs")
             recipe = read_recipe(path)
             recipe.model_parameters.update(found.parameters)
-            network = build_network(recipe, path.parent).eval()
+            network = build_network(recipe, path.parent).eval().to(request.device)
             network.load_state_dict(load_file(weights))
             digests[f"{column}, {epochs} epochs"] = digest_file(weights)
             numbers += [
-                MeasuredNumber.of(f"{title}, {epochs} epochs", column, held.numpy())
+                MeasuredNumber.of(f"{title}, {epochs} epochs", column, held.cpu().numpy())
                 for title, held in _outcomes(network, data, transfer, search, shown).items()
             ]
     return ExperimentResult(

@@ -1,7 +1,7 @@
 """A paper's claims, evaluated on its own numbers and on ours."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import hypot, inf, isnan
 from typing import Any, Literal
@@ -98,9 +98,10 @@ class Limits:
         """Return whether the whole interval lies inside the limits, outside them, or across one of them."""
         low, high = (comparison.scale * end for end in _ends(comparison.interval))
         above = low > self.at_least if self.is_strict else low >= self.at_least
+        below = high <= self.at_least if self.is_strict else high < self.at_least
         if above and high <= self.at_most:
             return "holds"
-        return "does not hold" if high < self.at_least or low > self.at_most else "undecided"
+        return "does not hold" if below or low > self.at_most else "undecided"
 
 
 @dataclass(frozen=True)
@@ -112,19 +113,22 @@ class ClaimFinding:
         limits: the range that it states.
         comparisons: by basis.
         needs: whether ``every`` comparison must hold, or ``most`` of them.
+        missing: by basis, the number of further comparisons that lack records.
     """
 
     text: str
     limits: Limits
     comparisons: Mapping[Basis, tuple[Comparison, ...]]
     needs: Literal["every", "most"] = "every"
+    missing: Mapping[Basis, int] = field(default_factory=dict)
 
     def status(self, basis: Basis) -> ClaimStatus:
-        """Return the verdict over all comparisons of a basis."""
+        """Return the verdict over all comparisons of a basis; one that lacks records counts as undecided."""
         votes = self.votes(basis)
         n, holds, fails = len(votes), votes.count("holds"), votes.count("does not hold")
         if not n:
             return "not measured"
+        n += self.missing.get(basis, 0)
         most = self.needs == "most"
         if 2 * holds > n if most else holds == n:
             return "holds"
@@ -137,14 +141,14 @@ class ClaimFinding:
     def decisive(self, basis: Basis) -> Comparison:
         """Return the comparison to quote.
 
-        It is the smallest difference of a claim with a strict limit, and otherwise the first comparison that has the
-        verdict of the claim.
+        It is one of those that have the verdict of the claim, if there are any: of a claim with a strict limit the one
+        with the smallest difference, and otherwise the first.
         """
-        compared = self.comparisons[basis]
+        compared, status = self.comparisons[basis], self.status(basis)
+        agreeing = [each for each in compared if self.limits.status(each) == status] or compared
         if self.limits.is_strict:
-            return min(compared, key=lambda each: each.value)
-        status = self.status(basis)
-        return next((c for c in compared if self.limits.status(c) == status), compared[0])
+            return min(agreeing, key=lambda each: each.value)
+        return agreeing[0]
 
     def to_json(self) -> dict[str, Any]:
         """Return the mapping that ``--json`` prints; shares are fractions."""
@@ -163,7 +167,8 @@ class ClaimFinding:
             for each in self.comparisons[basis]
         ]
         statuses = {str(basis): self.status(basis) for basis in BASES}
-        return {"claim": self.text, **statuses, "comparisons": compared}
+        missing = dict(self.missing)
+        return {"claim": self.text, **statuses, "missing": missing, "comparisons": compared}
 
 
 def evaluate_claims(outcomes: ReproductionOutcomes) -> list[ClaimFinding]:
@@ -202,12 +207,24 @@ def _claim_finding(
 ) -> ClaimFinding:
     columns = {column.name: column for column in outcomes.item.columns}
     cells = [(row, columns[a], columns.get(b)) for row in rows for a, b in claim.pairs]
-    comparisons = {
-        basis: tuple(filter(None, (_compare(outcomes, basis, *cell) for cell in cells)))
-        for basis in BASES
-    }
+    comparisons, missing = dict[Basis, tuple[Comparison, ...]](), dict[Basis, int]()
+    for basis in BASES:
+        known = [cell for cell in cells if _has_cells(outcomes, basis, *cell)]
+        missing[basis] = len(cells) - len(known)
+        found = (_compare(outcomes, basis, *cell) for cell in known)
+        comparisons[basis] = tuple(filter(None, found))
     limits = Limits(at_least=claim.min_difference, is_strict=True)
-    return ClaimFinding(claim.text, limits, comparisons, claim.needs)
+    return ClaimFinding(claim.text, limits, comparisons, claim.needs, missing)
+
+
+def _has_cells(
+    outcomes: ReproductionOutcomes, basis: Basis, row: Row, left: Column, right: Column | None
+) -> bool:
+    """Return whether all records of a comparison are there; the paper's numbers need none."""
+    if basis == "paper":
+        return True
+    (data,) = outcomes.item.datasets
+    return all(outcomes.has_cells(row, each, basis, data) for each in (left, right) if each)
 
 
 def _compare(

@@ -192,17 +192,12 @@ class ReproductionOutcomes:
             data: data set of the item.
             eps: budget; attacks that did not run at this eps do not count.
         """
-        trials = self._trials(line, side)
-        at_eps = [
-            t
-            for t in trials
-            if not eps or any(same_eps(eps, e) for e in self.item.sweep(t) or (eps,))
-        ]
+        at_eps = self._trials_at(line, side, eps)
 
         def survives(names: Sequence[str], dataset: str) -> SampleMask:
             known = self._known(names)
-            if not known:
-                return _no_samples()
+            if known[:1] != names[:1]:
+                return _no_samples()  # the published attack is always one of the worst case
             broken_at = self._select(line, known, dataset)
             robust = ~broken_within(broken_at.to_numpy(), eps).any(axis=1)
             return pd.Series(robust, index=broken_at.index)
@@ -234,6 +229,16 @@ class ReproductionOutcomes:
         """Return the paper's share; nan if it gives none."""
         return self.item.published[row.label][self.item.columns.index(column)] / 100
 
+    def has_cells(self, row: Row, column: Column, side: Side, data: str) -> bool:
+        """Return whether there are records of every cell that counts towards a row's number."""
+        trials = self._trials_at(row, side, row.eps) if row.metric == "robust" else None
+        return all(
+            str(address) in self.outcomes
+            for trial in (self._trials(row, side) if trials is None else trials)
+            if trial.attacks(column)
+            for address in self.item.addresses(trial, column, data)
+        )
+
     @property
     def missing(self) -> list[CellAddress]:
         """The cells without records."""
@@ -252,6 +257,11 @@ class ReproductionOutcomes:
         if side == "published":
             return [self.item.trial(line.trial)]
         return list(self.item.worst_case_trials(line)) if line.worst_of else []
+
+    def _trials_at(self, line: Row | CurvePanel, side: Side, eps: float) -> list[Trial]:
+        """Return the trials that count and ran at a budget."""
+        trials, sweep = self._trials(line, side), self.item.sweep
+        return [t for t in trials if not eps or any(same_eps(eps, e) for e in sweep(t) or (eps,))]
 
     def _join_cells(
         self, trials: Sequence[Trial], column: Column, data: str, mask_of: MaskOfCells

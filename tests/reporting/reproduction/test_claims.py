@@ -32,6 +32,7 @@ def finding(*comparisons, at_least=0.0, needs="every"):
         (0.01, 0.2, 5, "undecided"),
         (-0.008, 0.2, -1, "holds"),
         (-0.2, 0.1, -1, "undecided"),
+        (0.0, 0.0, 0, "does not hold"),  # equal numbers of the paper
     ],
 )
 def test_the_interval_decides_a_claim(low, high, at_least, status):
@@ -72,8 +73,39 @@ def test_several_comparisons_give_one_verdict(comparisons, every, most):
     assert finding(*comparisons, needs="most").status("published") == most
 
 
-def test_a_claim_quotes_its_smallest_difference_and_an_expectation_the_first_that_decides():
+@pytest.mark.parametrize(
+    ("comparisons", "missing", "every", "most"),
+    [
+        ((GOOD, GOOD), 1, "undecided", "holds"),
+        ((GOOD, GOOD), 2, "undecided", "undecided"),
+        ((GOOD, BAD), 1, "does not hold", "undecided"),
+        ((BAD, BAD), 2, "does not hold", "does not hold"),
+        ((), 2, "not measured", "not measured"),
+    ],
+)
+def test_a_comparison_without_records_counts_as_undecided(comparisons, missing, every, most):
+    counts = {"published": missing}
+    assert replace(finding(*comparisons), missing=counts).status("published") == every
+    assert replace(finding(*comparisons, needs="most"), missing=counts).status("published") == most
+
+
+def test_a_claim_does_not_hold_while_cells_have_no_records(item, run, outcomes_of, addresses):
+    outcomes = outcomes_of(item, run)
+    beats, _ = evaluate_claims(outcomes)
+    assert beats.missing == {"paper": 0, "published": 0, "adaptive": 0}
+    for missing in addresses:
+        fewer = replace(outcomes, outcomes=outcomes.outcomes.drop(columns=missing))
+        found, _ = evaluate_claims(fewer)
+        assert found.missing == {"paper": 0, "published": 2 * ("fgsm" in missing), "adaptive": 2}
+        assert found.status("adaptive") == "not measured"
+
+
+def test_a_claim_quotes_the_smallest_difference_of_its_verdict_and_an_expectation_the_first():
     assert finding(GOOD, OPEN, GOOD).decisive("published") is OPEN
+    lower, wide = comparison(-0.06, -0.01), comparison(-0.3, 0.2)
+    assert finding(wide, lower).decisive("published") is lower
+    better = comparison(0.2, 0.3)
+    assert finding(better, GOOD, BAD, needs="most").decisive("published") is GOOD
     by_basis = {"paper": (), "published": (GOOD, OPEN, BAD), "adaptive": ()}
     assert ClaimFinding("e", Limits(0, 100), by_basis).decisive("published") is BAD
 
