@@ -26,7 +26,7 @@ from robustbench_inv.errors import BadModel, InvbenchError
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.judge import Judge
 from robustbench_inv.foreign import foreign_call
-from robustbench_inv.models.iresnet import InvertibleResNet
+from robustbench_inv.models.iresnet import InvertibleResNet, safe_radii
 from robustbench_inv.models.wrapping import ModuleClassifier
 from robustbench_inv.results.certificates import (
     CertificateOptions,
@@ -244,12 +244,11 @@ class Verifier:
             write_properties(folder, network, region, eps, about, self.job.model.digest)
 
     def _lipschitz(self, samples: Sequence[int]) -> Mapping[int, SampleCertificate]:
-        """Return the certified radii of an i-ResNet, less a thousandth for rounding."""
+        """Return the certified radii of an i-ResNet, less what rounding may change."""
         images, labels, _ = self.samples(samples)
         assert isinstance(self.module, InvertibleResNet)
         with evaluation_mode(self.module), foreign_call("the model"):
-            radii = self.module.certified_radii(images, labels).double()
-        safe = ((radii - 1e-5) * (1 - 1e-3)).clamp_min(0).nan_to_num(0, 0, 0).tolist()
+            safe = safe_radii(self.module.certified_radii(images, labels)).tolist()
         return {
             sample: SampleCertificate(sample, radius, "lipschitz" if radius else "")
             for sample, radius in zip(samples, safe, strict=True)

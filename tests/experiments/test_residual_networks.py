@@ -92,11 +92,11 @@ def test_the_bias_of_the_log_determinant_falls_below_its_bound():
             < found[f"Bias, {terms} terms", "c"]
             <= found[f"Bound of the bias, {terms} terms", "c"]
         )
-    assert found["Bias, 4 terms", "c"] < found["Bias, 1 terms", "c"] / 100
+    assert found["Bias, 4 terms", "c"] < found["Bias, 1 term", "c"] / 100
     assert found["Deviation, 4 terms", "c"] > found["Bias, 4 terms", "c"]
     (lines,) = measured.lines
     assert [panel.title for panel in lines.panels] == ["Bias", "Bound of the bias", "Deviation"]
-    bias = found["Bias, 1 terms", "c"], found["Bias, 4 terms", "c"]
+    bias = found["Bias, 1 term", "c"], found["Bias, 4 terms", "c"]
     assert lines.panels[0].lines == {"c": ((1.0, 4.0), bias)}
 
 
@@ -104,7 +104,7 @@ def test_the_cases_of_figure_3_2_and_the_regions_of_figure_3_1():
     found = values(measure_preimages(REQUEST, points=12))
     assert found["(a) hyperplanes meet in p, omnidirectional", "unique"] == 1
     assert found["(d) no common point, omnidirectional", "bounded"] == 1
-    shares = [found["Share of the plane", kind] for kind in ("unique", "bounded", "unbounded")]
+    shares = [found["Part of the square", kind] for kind in ("unique", "bounded", "unbounded")]
     assert sum(shares) == pytest.approx(1)
     assert found["Smallest condition number", "unique"] > 1
 

@@ -1,6 +1,7 @@
 """Invertible residual blocks: fixed-point inverse, and log-determinant by a power series of the Jacobian."""
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -229,18 +230,20 @@ def truncation_bound(lipschitz: float, terms: int, dimensions: int = 1) -> float
         >>> truncation_bound(0.5, 1) > truncation_bound(0.5, 2) > 0
         True
     """
-    return -dimensions * (
-        math.log1p(-lipschitz) + sum(lipschitz**k / k for k in range(1, terms + 1))
-    )
+    whole = -math.log1p(-lipschitz)
+    rest = whole - math.fsum(lipschitz**k / k for k in range(1, terms + 1))
+    if rest > 1e-6 * whole:
+        return dimensions * rest
+    # a small rest is lost in the rounding of the difference: sum the terms beyond n
+    tail, k = 0.0, terms
+    while (term := lipschitz ** (k := k + 1) / k) > 1e-17 * tail:
+        tail += term
+    return dimensions * tail
 
 
 def truncation_terms(lipschitz: float, tolerance: float, most: int = 1_000) -> int:
     """Return the number of terms after which the error per dimension is at most the tolerance, in nats."""
-    rest, terms = -math.log1p(-lipschitz), 0
-    while rest > tolerance and terms < most:
-        terms += 1
-        rest -= lipschitz**terms / terms
-    return terms
+    return bisect_left(range(most), x=-tolerance, key=lambda n: -truncation_bound(lipschitz, n))
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,12 @@ def test_the_truncated_series_is_within_its_bound_of_slogdet(terms):
         torch.testing.assert_close(found, truth, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("lipschitz", "terms"), [(0.1, 15), (0.125, 20), (0.5, 60), (0.9, 300)])
+def test_a_small_bound_is_the_sum_of_the_further_terms(lipschitz, terms):
+    first = lipschitz ** (terms + 1) / (terms + 1)
+    assert first < truncation_bound(lipschitz, terms) <= first / (1 - lipschitz)
+
+
 def test_the_number_of_terms_keeps_the_tolerance():
     terms = truncation_terms(0.73, 1e-4)
     assert truncation_bound(0.73, terms) <= 1e-4 < truncation_bound(0.73, terms - 1)
