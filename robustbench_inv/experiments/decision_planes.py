@@ -1,7 +1,7 @@
 """Predictions of logits and nuisance classifier on planes through the spheres: Figure 3 of Excessive invariance."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -189,9 +189,20 @@ def measure_planes(
     numbers = (
         *_accuracy_numbers(column, model, data, found),
         *metamer_numbers(column, model.classifier, held_out, found.classifier),
+        *_circle_numbers(column, drawn),
     )
     digests = {model.name: model.digest}
     return ExperimentResult(held_out.name, len(data.test.ids), digests, numbers, planes=planes)
+
+
+def _circle_numbers(column: str, planes: Iterable[Mapping[str, Any]]) -> Iterator[MeasuredNumber]:
+    """Yield the correctly classified parts of both circles of the plane through a point and its metamer."""
+    for plane in planes:
+        if plane["name"] == "metamer":
+            for classifier, parts in plane["right"].items():
+                for circle, part in zip(("inner", "outer"), parts, strict=True):
+                    row = f"Part of the {circle} circle classified correctly, {classifier}"
+                    yield MeasuredNumber(row, column, part)
 
 
 def _accuracy_numbers(

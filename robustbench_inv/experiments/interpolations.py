@@ -123,7 +123,7 @@ def _interpolation_grid(paths: Sequence[_Path], shares: Sequence[float]) -> Imag
     return ImageGrid(
         name="interpolations",
         title="From each image to its metamer",
-        caption="Decoded, all images of a column have the same logits; clipped and rounded, as drawn, they need not. Their "
+        caption="Decoded, all images of a column have the same logits up to rounding; clipped and rounded, as drawn, they need not. Their "
         "nuisance variables go in equal steps from those of the image on top to those of the donor in the last row. Below "
         "each image: the prediction for it as drawn; below the donors: their class. All models use the same images and "
         "donors. The table counts the predictions that clipping and rounding leave unchanged.",

@@ -237,7 +237,7 @@ def _decay(spectra: Mapping[str, Sequence[LayerSpectrum]]) -> LinePanels:
     return LinePanels(
         name="decay",
         title="Decay of singular values by layer",
-        caption="Singular values of the linearisation up to each convolution with ReLU, in descending order: medians over the samples.",
+        caption="Singular values of the linearisation up to each convolution with ReLU, in descending order: medians over the samples. Values near 1e-15 are zeros up to rounding.",
         x="index",
         y="singular value",
         panels=tuple(panels),

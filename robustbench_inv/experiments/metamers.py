@@ -228,7 +228,7 @@ def _metamer_grid(subject: InvertibleModel, few: Tensor, rule: str, seed: int) -
     return ImageGrid(
         name=f"metamers-{subject.column}",
         title=f"Metamers of {subject.column}",
-        caption="Top: the source, whose logits the metamer has. Middle: the metamer. Bottom: the donor of its nuisance "
+        caption="Top: the source, whose logits the metamer has up to rounding. Middle: the metamer. Bottom: the donor of its nuisance "
         "variables. Below each metamer: the prediction before clipping, and the panel's label (? for no class) of the "
         "image as drawn, clipped and rounded. The table counts the predictions that clipping and rounding leave unchanged.",
         rows=("logits of", "metamer", "nuisances of"),

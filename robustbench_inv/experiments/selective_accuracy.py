@@ -121,6 +121,8 @@ def _selective_numbers(
     if not rejected.all():
         yield MeasuredNumber.of(f"{row}, accuracy", column, correct[~rejected])
     yield MeasuredNumber.of(f"{row}, rejected", column, rejected)
+    if not correct.all():
+        yield MeasuredNumber.of(f"{row}, errors rejected", column, rejected[~correct])
 
 
 def _available_rows(

@@ -168,7 +168,9 @@ def test_planes_of_spheres_come_with_accuracies():
     measured = measure_planes(request, f"{spheres},seed=1", probe, resolution=9)
     assert [plane["name"] for plane in measured.planes["planes"]][:2] == ["data", "metamer"]
     assert {number.column for number in measured.numbers} == {"M"}
-    assert len(measured.numbers) == 13
+    assert len(measured.numbers) == 17
+    parts = [n.value for n in measured.numbers if n.row.startswith("Part of the inner circle")]
+    assert parts == [pair[0] for pair in measured.planes["planes"][1]["right"].values()]
     with pytest.raises(BadParameter, match="need spheres"):
         measure_planes(make_request(), "mnist5k", probe)
 
