@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -171,9 +172,26 @@ def curves_table(outcomes: ReproductionOutcomes, curves: Sequence[AccuracyCurve]
     )
 
 
+UNSWEPT_LEVELS = 40
+"""Number of eps above 0 of a panel whose attack ran without a budget, up to the largest distance that it found."""
+
+
 def _levels(outcomes: ReproductionOutcomes, panel: CurvePanel) -> tuple[float, ...]:
     """Return the eps of a panel's curves, ascending from 0."""
-    return (0.0, *outcomes.item.sweep(outcomes.item.trial(panel.trial)))
+    item = outcomes.item
+    trial = item.trial(panel.trial)
+    if sweep := item.sweep(trial):
+        return (0.0, *sweep)
+    names = {
+        str(address)
+        for data in outcomes.dataset_names
+        for column in item.attacked(trial)
+        for address in item.addresses(trial, column, data)
+    }
+    known = [name for name in outcomes.outcomes if name in names]
+    found = outcomes.outcomes[known].to_numpy()
+    largest = found[np.isfinite(found)].max(initial=0) or 1.0
+    return tuple(float(f"{eps:.3g}") for eps in np.linspace(0, largest, 1 + UNSWEPT_LEVELS))
 
 
 def _rates(
@@ -215,7 +233,7 @@ def _panel_figure(
     for i, (ax, panel) in enumerate(zip(axes, item.panels, strict=True)):
         trial = item.trial(panel.trial)
         label_axes(ax, panel.title, f"ε in {_norm_of_threat(item.threats(trial, data)[0])}")
-        ax.set_xlim(0, max(item.sweep(trial)))
+        ax.set_xlim(0, max(_levels(outcomes, panel)))
         ax.set_ylabel("accuracy in %" if i % PANEL_COLUMNS == 0 else "")
         drawn = [curve for curve in curves if curve.panel == panel]
         for curve in drawn:

@@ -1,6 +1,7 @@
 """Outcomes of samples: worst cases, samples of one class, and the file that stores them."""
 
 import gzip
+from dataclasses import replace
 from math import inf, nan
 
 import numpy as np
@@ -68,6 +69,25 @@ def test_certified_samples_are_a_lower_bound_of_each_panel(item, outcome_frame, 
     assert curves_frame(outcomes, curves)["certified"][:3].tolist() == [0.75, 0.5, 0.25]
     (figure,) = draw_panels(outcomes, curves, {"CNN": "C0", "JS": "C1"})
     assert "proven robust" in figure.caption
+
+
+def test_a_panel_of_an_attack_without_a_budget_reaches_to_its_largest_distance(item, outcome_frame):
+    trials = tuple(replace(trial, threat="none") for trial in item.trials)
+    searched = replace(item, trials=trials)
+    frame = outcome_frame([[1.0, 4.0, inf, 0.0], [2.0, inf, inf, 0.0]])
+    frame.columns = [
+        f"mnist-cnn | {trial.attack} | {threat}"
+        for trial in trials
+        for threat in searched.threats(trial, "mnist")
+    ]
+    outcomes = ReproductionOutcomes(searched, frame, HERE)
+    curves = accuracy_curves(outcomes)
+    published, adaptive = (curve.rates for curve in curves)
+    assert len(published) == 41 and max(published) == 4
+    assert [published[eps].successes for eps in (0, 0.9, 1, 3.9, 4)] == [3, 3, 2, 2, 1]
+    assert adaptive[2.0].successes == 2
+    (figure,) = draw_panels(outcomes, curves, {"CNN": "C0", "JS": "C1"})
+    assert "ε in" in figure.svg
 
 
 def test_an_eps_of_ten_digits_is_the_eps_of_the_row(item, outcome_frame):
