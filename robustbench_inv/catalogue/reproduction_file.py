@@ -53,12 +53,12 @@ def read_reproduction(path: Path) -> Reproduction:
     Raises:
         BadCatalogue: if a file cannot be read, or has an invalid or inconsistent value.
     """
-    values = read_toml(path)
-    protocol = values.pop("protocol", None)
+    own = read_toml(path)
+    values, protocol = own, own.pop("protocol", None)
     if isinstance(protocol, str):
-        values = _merged(read_toml(path.parent / protocol), values)
+        values = _merged(read_toml(path.parent / protocol), own)
     with explain_mismatch(BadCatalogue, str(path)):
-        return _reproduction(path, values)
+        return _reproduction(path, values, chosen="rows" not in own)
 
 
 def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,7 +79,8 @@ _PARTS: dict[str, type[Any]] = {
 """The lists of tables in a file, and the class of each table."""
 
 
-def _reproduction(path: Path, values: dict[str, Any]) -> Reproduction:
+def _reproduction(path: Path, values: dict[str, Any], *, chosen: bool) -> Reproduction:
+    """Return the item; if it has chosen rows of a protocol, those for which it has published numbers."""
     if (version := values.pop("version", None)) != REPRODUCTION_VERSION:
         expected = str(REPRODUCTION_VERSION)
         raise Mismatch("version does not fit", got=version or "none", expected=expected)
@@ -97,6 +98,10 @@ def _reproduction(path: Path, values: dict[str, Any]) -> Reproduction:
     _check(item)
     _check_filled_names(item)
     rows = tuple(row for row in item.rows if row.label in item.published)
+    dropped = [row.label for row in item.rows if row not in rows]
+    if dropped and not chosen:
+        remedy = "list it under [published], with nan where the paper has no number"
+        raise Mismatch("a row has no published numbers", got=dropped[0], remedy=remedy)
     return replace(item, rows=rows)
 
 

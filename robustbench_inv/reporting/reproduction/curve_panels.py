@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from robustbench_inv.catalogue.reproduction import Column, CurvePanel, Side
+from robustbench_inv.catalogue.threats import load_threat
 from robustbench_inv.reporting.canvas import MUTED, ReportFigure, grid, label_axes, render, styled
 from robustbench_inv.reporting.curves import draw_curve, rates_curve
 from robustbench_inv.reporting.facts import rate_facts
@@ -232,7 +233,8 @@ def _panel_figure(
     figure, axes = grid(len(item.panels), PANEL_COLUMNS, PANEL_WIDTH, PANEL_HEIGHT)
     for i, (ax, panel) in enumerate(zip(axes, item.panels, strict=True)):
         trial = item.trial(panel.trial)
-        label_axes(ax, panel.title, f"ε in {_norm_of_threat(item.threats(trial, data)[0])}")
+        norm = load_threat(item.threats(trial, data)[0]).norm
+        label_axes(ax, panel.title, f"ε in {norm_symbol(norm)}")
         ax.set_xlim(0, max(_levels(outcomes, panel)))
         ax.set_ylabel("accuracy in %" if i % PANEL_COLUMNS == 0 else "")
         drawn = [curve for curve in curves if curve.panel == panel]
@@ -255,10 +257,6 @@ def _panel_figure(
         " ".join(_describe_curves(curves)),
         render(figure),
     )
-
-
-def _norm_of_threat(threat: str) -> str:
-    return norm_symbol(threat.partition("=")[0])
 
 
 def _legend(figure: Figure, colours: Mapping[str, str], sides: Collection[Side]) -> None:

@@ -83,11 +83,11 @@ def test_a_panel_of_an_attack_without_a_budget_reaches_to_its_largest_distance(i
     outcomes = ReproductionOutcomes(searched, frame, HERE)
     curves = accuracy_curves(outcomes)
     published, adaptive = (curve.rates for curve in curves)
-    assert len(published) == 41 and max(published) == 4
+    assert (len(published), max(published)) == (41, 4)
     assert [published[eps].successes for eps in (0, 0.9, 1, 3.9, 4)] == [3, 3, 2, 2, 1]
     assert adaptive[2.0].successes == 2
     (figure,) = draw_panels(outcomes, curves, {"CNN": "C0", "JS": "C1"})
-    assert "ε in" in figure.svg
+    assert "ε in ℓ2" in figure.svg
 
 
 def test_an_eps_of_ten_digits_is_the_eps_of_the_row(item, outcome_frame):
