@@ -27,6 +27,7 @@ from robustbench_inv.training.recipe import find_recipe, read_recipe
 __all__ = [
     "layer_sizes",
     "measure_architectures",
+    "measure_conditions",
     "measure_linearisations",
     "measure_removal",
     "removal_bound",
@@ -207,6 +208,50 @@ def measure_linearisations(
     )
 
 
+def measure_conditions(request: ExperimentRequest, models: Mapping[str, str]) -> ExperimentResult:
+    """Return how many layers of networks keep every direction, and the largest condition number of a linearisation.
+
+    Invertible layers count as one; the last layer of a classifier has fewer outputs than inputs.
+
+    Args:
+        request: data and samples.
+        models: by column, the name of a network.
+
+    References:
+        Behrmann, thesis, section 3.4.2, beside figure 3.4.
+    """
+    numbers, spectra, digests = list[MeasuredNumber](), dict[str, list[LayerSpectrum]](), {}
+    dataset = request.open_dataset()
+    images = load_samples(dataset, request.draw(dataset), request.device).images.double()
+    for column, name in models.items():
+        model = _trained(request, column, name)
+        if model is None:
+            continue
+        network = cast_module(getattr(model.classifier, "module", model.classifier), "float64")
+        assert isinstance(network, nn.Module)
+        network.eval().requires_grad_(False)
+        digests[model.name] = model.digest
+        layers = spectra[column] = measure_spectra(network, images, request.report)
+        full = sum(min(layer.ranks) == min(layer.size, layer.inputs) for layer in layers)
+        wide = [layer for layer in layers if layer.size >= layer.inputs]
+        for row, value in (
+            ("Layers", len(layers)),
+            ("Layers of full rank at every image", full),
+            ("Layers with at least as many outputs as inputs", len(wide)),
+            ("Largest condition number of these", max(median(each.conditions) for each in wide)),
+            ("Largest singular value of these", max(each.median_values[0] for each in wide)),
+        ):
+            numbers.append(MeasuredNumber(row, column, float(value)))
+    return ExperimentResult(
+        dataset.name,
+        len(images),
+        digests,
+        tuple(numbers),
+        left_out=request.left_out,
+        lines=tuple(_by_layer(spectra, paired=False)) if spectra else (),
+    )
+
+
 def _spectrum_numbers(column: str, layers: Sequence[LayerSpectrum]) -> Iterator[MeasuredNumber]:
     for index, layer in enumerate(layers):
         title = f"Layer {index // 2 + 1}, {layer.kind}"
@@ -245,11 +290,16 @@ def _decay(spectra: Mapping[str, Sequence[LayerSpectrum]]) -> LinePanels:
     )
 
 
-def _by_layer(spectra: Mapping[str, Sequence[LayerSpectrum]]) -> Iterator[LinePanels]:
+def _by_layer(
+    spectra: Mapping[str, Sequence[LayerSpectrum]], *, paired: bool = True
+) -> Iterator[LinePanels]:
+    """Yield each quantity by layer; in pairs, a convolution and the ReLU after it count as one layer."""
+    step = 0.5 if paired else 1.0
+    about = "Whole numbers are convolutions, halves the ReLU after them." if paired else ""
     for position, what in enumerate(QUANTITIES):
         lines = {
             column: (
-                tuple(i / 2 + 1 for i in range(len(layers))),
+                tuple(1 + i * step for i in range(len(layers))),
                 tuple(_quantities(layer)[position] for layer in layers),
             )
             for column, layers in spectra.items()
@@ -257,7 +307,7 @@ def _by_layer(spectra: Mapping[str, Sequence[LayerSpectrum]]) -> Iterator[LinePa
         yield LinePanels(
             name=what.replace(" ", "-"),
             title=f"{what.capitalize()} by layer",
-            caption="Whole numbers are convolutions, halves the ReLU after them. Medians over the samples.",
+            caption=f"{about} Medians over the samples.".lstrip(),
             x="layer",
             y=what,
             panels=(LinePanel("", lines),),

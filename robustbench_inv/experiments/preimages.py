@@ -150,9 +150,12 @@ def relu_layers(network: nn.Module, x: Tensor, largest: int = 4_000_000) -> Iter
     """
     calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
 
-    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            calls.append((name, module, inputs[0].clone(), output.clone()))
+    def keep(name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
+        def hook(module: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+            # other layers may have keywords alone, or outputs of several parts
+            ends = (each if isinstance(each, Tensor) else x[:0] for each in (*inputs[:1], output))
+            given, *found = (each.clone() for each in ends)
+            calls.append((name, module, given, found[-1] if found else given))
 
         return hook
 

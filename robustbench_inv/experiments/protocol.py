@@ -48,6 +48,7 @@ EXPERIMENTS = {
     "metamers": "robustbench_inv.experiments.metamers:measure_metamers",
     "ood-detection": "robustbench_inv.experiments.ood_detection:measure_ood_detection",
     "photographs": "robustbench_inv.experiments.photographs:measure_architecture",
+    "singular-values": "robustbench_inv.experiments.linearisations:measure_conditions",
     "preimages": "robustbench_inv.experiments.preimages:measure_preimages",
     "removed-vectors": "robustbench_inv.experiments.linearisations:measure_removal",
     "residual-networks": "robustbench_inv.experiments.residual_networks:measure_residual_networks",

@@ -10,11 +10,13 @@ from robustbench_inv.experiments import linearisations
 from robustbench_inv.experiments.linearisations import (
     layer_sizes,
     measure_architectures,
+    measure_conditions,
     measure_linearisations,
     measure_removal,
     removal_bound,
 )
 from robustbench_inv.experiments.protocol import ExperimentRequest
+from robustbench_inv.models.iresnet import bijective
 from robustbench_inv.models.plain_networks import StridedCNN
 
 REQUEST = ExperimentRequest("mnist5k", {}, samples=2)
@@ -71,3 +73,27 @@ def test_layers_are_measured_and_networks_that_are_not_trained_keep_a_row(monkey
     decay, *curves = found.lines
     assert list(decay.panels[0].lines) == [f"layer {k}" for k in range(1, 7)]
     assert len(curves) == 3
+
+
+def test_an_invertible_network_keeps_every_direction_and_relu_does_not(monkeypatch):
+    torch.manual_seed(0)
+    networks = {
+        "CNN": StridedCNN((2, 2, 1, 1, 1, 2), (1, 4, 4), 3, hidden=4),
+        "bijection": bijective((1, 4, 4), 3, blocks=(1, 1), width=4),
+    }
+    monkeypatch.setattr(
+        linearisations,
+        "_trained",
+        lambda _, column, __: SimpleNamespace(
+            name=column, digest="0", classifier=networks[column].double()
+        ),
+    )
+    tiny = SimpleNamespace(images=torch.rand(2, 1, 4, 4))
+    monkeypatch.setattr(linearisations, "load_samples", lambda *_: tiny)
+    found = measure_conditions(REQUEST, {name: name for name in networks})
+    numbers = values(found)
+    full = "Layers of full rank at every image"
+    assert numbers[full, "bijection"] == numbers["Layers", "bijection"]
+    assert numbers[full, "CNN"] < numbers["Layers", "CNN"]
+    assert numbers["Largest condition number of these", "bijection"] < 100
+    assert [panels.title for panels in found.lines][-1] == "Condition number by layer"

@@ -125,6 +125,30 @@ def test_blocks_with_an_estimated_log_determinant_have_the_same_jacobian():
     torch.testing.assert_close(found, expected)
 
 
+class Several(nn.Module):
+    """A leaf that takes a keyword and returns several tensors."""
+
+    def forward(self, *, x):
+        return x, x.sum()
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.several, self.linear, self.act = Several(), nn.Linear(3, 4), nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.linear(self.several(x=x)[0]))
+
+
+def test_preimages_are_found_beside_layers_of_other_signatures():
+    torch.manual_seed(0)
+    (layer,) = relu_layers(Mixed().eval(), torch.rand(3))
+    assert layer.name == "linear"
+    flow = bijective((1, 4, 4), 3, blocks=(1, 1), width=4).eval()
+    assert list(relu_layers(flow, torch.rand(1, 4, 4))) == []
+
+
 def test_invertible_layers_count_as_one_unit_and_have_full_rank():
     torch.manual_seed(0)
     model = bijective((1, 4, 4), 3, blocks=(1, 1), width=4).double().eval().requires_grad_(False)
