@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from math import inf, nan
 from statistics import fmean, stdev
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from robustbench_inv.catalogue.locate import entries
 from robustbench_inv.catalogue.models import load_model
+from robustbench_inv.experiments.error_rates import predict
 from robustbench_inv.experiments.protocol import ExperimentRequest, counted_lines, load_samples
 from robustbench_inv.models.conditional_flow import ConditionalFlow, bits_per_dimension
 from robustbench_inv.models.iresnet import InvertibleResNet, residual_blocks, safe_radii
@@ -27,6 +29,7 @@ def measure_residual_networks(
     models: Mapping[str, str],
     iterations: Sequence[int] = (),
     rows: Sequence[str] = ("Error",),
+    further: Sequence[Mapping[str, Any]] = (),
 ) -> ExperimentResult:
     """Return error, spectral norms and reconstruction errors of invertible residual networks.
 
@@ -35,6 +38,7 @@ def measure_residual_networks(
         models: by column, the name of an ``InvertibleResNet`` or of a density network.
         iterations: fixed-point iterations per block after which images are compared.
         rows: rows that a model without weights keeps, with nan.
+        further: errors on other data: ``row``, ``data`` (name of the data set) and ``models`` (model name by column).
 
     References:
         Behrmann, thesis, table 4.1, figures 4.2 to 4.4 and table 5.1.
@@ -62,8 +66,32 @@ def measure_residual_networks(
             )
         if isinstance(network, ConditionalFlow):
             numbers += bits_per_dimension_numbers(network, data.images, column)
+    numbers += _further_errors(request, further, digests)
     lines = _reconstruction(numbers) if iterations else ()
-    return ExperimentResult(dataset.name, len(ids), digests, tuple(numbers), lines=lines)
+    return ExperimentResult(
+        dataset.name, len(ids), digests, tuple(numbers), lines=lines, left_out=request.left_out
+    )
+
+
+def _further_errors(
+    request: ExperimentRequest, further: Sequence[Mapping[str, Any]], digests: dict[str, str]
+) -> Iterator[MeasuredNumber]:
+    """Yield the errors of models on other data sets, where these are at hand; add the digests of the models."""
+    main = {"row": "Error", "data": request.dataset}
+    for about in request.available([main, *further], "row", "data"):
+        if about is main:
+            continue
+        dataset = request.open_dataset(request.resolve_dataset(str(about["data"])))
+        data = load_samples(dataset, request.draw(dataset))
+        for column, name in about["models"].items():
+            if name not in entries("models"):
+                request.report(f"{name} is not trained yet")
+                yield MeasuredNumber(str(about["row"]), column, nan)
+                continue
+            model = load_model(name, device=request.device)
+            digests[model.name] = model.digest
+            wrong = predict(model.classifier, data.images, data.ids) != data.labels
+            yield MeasuredNumber.of(str(about["row"]), column, wrong.numpy())
 
 
 def _reconstruction(numbers: Sequence[MeasuredNumber]) -> tuple[LinePanels, ...]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isnan
+from math import ceil, isnan
 from typing import Any
 
 import numpy as np
@@ -278,6 +278,9 @@ def _describe_histogram(panel: Histogram) -> str:
 LINE_COLUMNS, LINE_WIDTH, LINE_HEIGHT = 3, 3.6, 2.6
 """Panels of lines side by side, and inches of each."""
 
+LEGEND_COLUMNS, LEGEND_ROW = 2, 0.18
+"""Names beside each other in the legend below each panel, and inches of a row of names."""
+
 
 def draw_lines(found: LinePanels, suffix: str = "") -> ReportFigure:
     """Return all panels of lines in one figure.
@@ -293,7 +296,10 @@ def draw_lines(found: LinePanels, suffix: str = "") -> ReportFigure:
             _draw_line_panel(ax, panel, found, names)
         if not found.thin:
             handles = [Line2D([], [], **_line_style(names, name)) for name in names]
-            figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6))
+            columns = min(len(found.panels), LINE_COLUMNS) * LEGEND_COLUMNS
+            rows = ceil(len(names) / columns)
+            figure.set_figheight(figure.get_figheight() + (rows - 1) * LEGEND_ROW)
+            figure.legend(handles, names, loc="outside lower center", ncols=columns)
         svg = render(figure)
     sentences = "" if found.thin else " ".join(map(_describe_lines, found.panels))
     return ReportFigure(

@@ -5,6 +5,8 @@ from math import isnan, nan
 import pytest
 import torch
 
+from robustbench_inv.errors import MissingData
+from robustbench_inv.experiments import protocol
 from robustbench_inv.experiments.preimages import (
     measure_isotope_bins,
     measure_log_determinants,
@@ -34,6 +36,29 @@ def test_a_model_that_is_not_trained_yet_is_named_and_keeps_its_row():
     assert (number.row, number.column, isnan(number.value)) == ("Error", "c = 0.9", True)
     assert told == ["mnist-iresnet-of-tomorrow is not trained yet"]
     assert not result.lines
+
+
+def test_errors_on_other_data_are_further_rows_and_absent_data_are_named(monkeypatch):
+    request, known = ExperimentRequest("mnist5k", {}, samples=10), protocol.load_dataset
+
+    def find(name, **options):
+        if name == "cifar10":
+            raise MissingData("cannot find the files of cifar10")
+        return known(name, **options)
+
+    monkeypatch.setattr(protocol, "load_dataset", find)
+    spheres = "spheres:d=500,n=10,r1=1,r2=1.3"
+    further = [
+        {"row": "Error, spheres", "data": spheres, "models": {"A": "spheres-max-margin"}},
+        {"row": "Error, CIFAR-10", "data": "cifar10", "models": {"A": "cifar10-thin"}},
+        {"row": "Error, later", "data": spheres, "models": {"A": "of-tomorrow"}},
+    ]
+    result = measure_residual_networks(request, {}, further=further)
+    numbers = values(result)
+    assert numbers["Error, spheres", "A"] == 0
+    assert isnan(numbers["Error, later", "A"])
+    assert list(result.left_out) == ["Error, CIFAR-10"]
+    assert list(result.models) == ["spheres-max-margin"]
 
 
 def test_errors_of_reconstruction_become_one_line_per_network():
