@@ -55,7 +55,7 @@ EXPERIMENTS = {
     "score-distributions": "robustbench_inv.experiments.ood_detection:measure_score_distributions",
     "selective-accuracy": "robustbench_inv.experiments.selective_accuracy:measure_selective_accuracy",
     "planar-densities": "robustbench_inv.experiments.planar_flows:measure_densities",
-    "planar-dynamics": "robustbench_inv.experiments.planar_flows:measure_dynamics",
+    "planar-dynamics": "robustbench_inv.experiments.residual_networks:measure_dynamics",
     "invertible-properties": "robustbench_inv.experiments.planar_flows:measure_properties",
     "tissue-methods": "robustbench_inv.experiments.tissue_spectra:measure_tissue_methods",
     "training-length": "robustbench_inv.experiments.training_length:measure_training_length",

@@ -1,4 +1,4 @@
-"""Figures 4.2 to 4.4 and Tables 4.1 and 5.1 of the thesis: numbers of invertible residual networks."""
+"""Figures 4.1 to 4.4 and Tables 4.1 and 5.1 of the thesis: paths and numbers of invertible residual networks."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import inf, nan
@@ -14,13 +14,21 @@ from robustbench_inv.experiments.error_rates import predict
 from robustbench_inv.experiments.protocol import ExperimentRequest, counted_lines, load_samples
 from robustbench_inv.models.conditional_flow import ConditionalFlow, bits_per_dimension
 from robustbench_inv.models.iresnet import InvertibleResNet, residual_blocks, safe_radii
+from robustbench_inv.models.layers.residual import ResidualBlock, linear_residual
 from robustbench_inv.results.experiment_result import (
     ExperimentResult,
+    LinePanel,
     LinePanels,
     MeasuredNumber,
 )
 
-__all__ = ["bits_per_dimension_numbers", "measure_residual_networks", "network_numbers"]
+__all__ = [
+    "bits_per_dimension_numbers",
+    "crossings",
+    "measure_dynamics",
+    "measure_residual_networks",
+    "network_numbers",
+]
 
 
 @torch.no_grad()
@@ -154,3 +162,94 @@ def network_numbers(
         error = float(errors.nan_to_num(nan=inf).max())  # nan: infinity less infinity
         times = "iteration" if count == 1 else "iterations"
         yield MeasuredNumber(f"Largest pixel error, {count} {times}", column, error)
+
+
+def measure_dynamics(
+    request: ExperimentRequest, blocks: int = 10, width: int = 64, steps: int = 1_000
+) -> ExperimentResult:
+    """Train a residual network and an i-ResNet on one dimension, and count the paths that cross.
+
+    Both map [−2, 2] to a noisy x³ after half of the blocks and to noisy x after all. Between blocks a path is linear.
+
+    Args:
+        request: seed of weights and noise.
+        blocks: residual blocks.
+        width: hidden units of each block.
+        steps: of Adam.
+
+    References:
+        Behrmann, thesis, figure 4.1; Behrmann et al., Invertible residual networks, ICML 2019, figure 1.
+    """
+    numbers, panels = list[MeasuredNumber](), list[LinePanel]()
+    for column, coefficient in (("standard", None), ("invertible", 0.9)):
+        request.report(f"{column}: {steps} steps")
+        chain = _train_paths(request.seed, blocks, width, coefficient, steps)
+        paths = _paths(chain, torch.linspace(-2, 2, 401)[:, None])
+        error = (paths[:, -1] - paths[:, 0]).square().mean().sqrt()
+        half = (paths[:, blocks // 2] - paths[:, 0] ** 3).square().mean().sqrt()
+        for row, value in (
+            ("Pairs of neighbouring paths that cross, of 400", float(crossings(paths))),
+            ("Smallest derivative of the whole map", float((paths[:, -1].diff() / 0.01).min())),
+            ("Root mean square error at half depth", float(half)),
+            ("Root mean square error at full depth", float(error)),
+            ("Largest Lipschitz constant of a block", max(_block_norms(chain))),
+        ):
+            numbers.append(MeasuredNumber(row, column, value))
+        depth = tuple(map(float, range(blocks + 1)))
+        shown = {f"{float(path[0]):.2f}": (depth, tuple(path.tolist())) for path in paths[::8]}
+        panels.append(LinePanel(column, shown))
+    lines = LinePanels(
+        name="dynamics",
+        title="Paths of inputs through the blocks",
+        caption="Each line is one input in [-2, 2]. The paths of a standard residual network may cross, so that it is not a bijection of the whole path.",
+        x="block",
+        y="x",
+        panels=tuple(panels),
+        thin=True,
+    )
+    return ExperimentResult("line", len(paths), {}, tuple(numbers), lines=(lines,))
+
+
+def _train_paths(
+    seed: int, blocks: int, width: int, coefficient: float | None, steps: int
+) -> list[ResidualBlock]:
+    torch.manual_seed(seed)
+    chain = [ResidualBlock(linear_residual((1, width, 1), coefficient)) for _ in range(blocks)]
+    optimiser = torch.optim.Adam([w for block in chain for w in block.parameters()], 2e-3)
+    for _ in range(steps):
+        x = 4 * torch.rand(256, 1) - 2
+        noisy = [x**3 + 0.1 * torch.randn_like(x), x + 0.1 * torch.randn_like(x)]
+        y, loss = x, torch.zeros(())
+        for number, block in enumerate(chain, 1):
+            y = y + block.residual(y)
+            if number in (blocks // 2, blocks):
+                loss = loss + (y - noisy[number == blocks]).square().mean()
+        optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    return [block.eval().requires_grad_(False) for block in chain]
+
+
+def _paths(chain: Sequence[ResidualBlock], x: Tensor) -> Tensor:
+    """Return the inputs and the outputs of each block, (n, blocks + 1)."""
+    found = [x]
+    for block in chain:
+        found.append(found[-1] + block.residual(found[-1]))
+    return torch.cat(found, 1)
+
+
+def _block_norms(chain: Sequence[ResidualBlock]) -> list[float]:
+    for block in chain:
+        for layer in block.layers():
+            layer.measure()
+    return [block.lipschitz() for block in chain]
+
+
+def crossings(paths: Tensor) -> int:
+    """Return how many neighbouring paths (n, depth) in ascending order change their order at some depth.
+
+    Example:
+        >>> crossings(torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.5, 2.0], [2.0, 3.0, 3.0]]))
+        1
+    """
+    return int((paths.diff(dim=0) <= 0).any(1).sum())

@@ -1,4 +1,4 @@
-"""Paths of residual networks, densities in the plane, and properties of invertible networks."""
+"""Densities in the plane, and properties of invertible networks."""
 
 import pytest
 import torch
@@ -7,9 +7,7 @@ from robustbench_inv.experiments import planar_flows
 from robustbench_inv.experiments.planar_flows import (
     PLANE_DATA,
     PlaneFlow,
-    crossings,
     measure_densities,
-    measure_dynamics,
     measure_properties,
     planar_log_determinant,
 )
@@ -25,19 +23,6 @@ REQUEST = ExperimentRequest("plane", {}, samples=50)
 
 def values(result):
     return {(number.row, number.column): number.value for number in result.numbers}
-
-
-def test_paths_that_change_their_order_at_any_depth_cross():
-    ordered = torch.tensor([[0.0, 0.0], [1.0, 0.5], [2.0, 3.0]])
-    assert crossings(ordered) == 0
-    assert crossings(ordered.flip(1)) == 0
-    assert crossings(torch.tensor([[0.0, 2.0, 0.0], [1.0, 1.0, 1.0]])) == 1
-
-
-def test_paths_of_an_invertible_network_never_cross():
-    numbers = values(measure_dynamics(REQUEST, blocks=2, width=8, steps=3))
-    assert numbers["Pairs of neighbouring paths that cross, of 400", "invertible"] == 0
-    assert numbers["Largest Lipschitz constant of a block", "invertible"] < 1
 
 
 def test_the_log_determinant_in_the_plane_is_exact_and_has_a_gradient():

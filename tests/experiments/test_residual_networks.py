@@ -15,6 +15,8 @@ from robustbench_inv.experiments.preimages import (
 from robustbench_inv.experiments.protocol import ExperimentRequest, counted_lines
 from robustbench_inv.experiments.residual_networks import (
     bits_per_dimension_numbers,
+    crossings,
+    measure_dynamics,
     measure_residual_networks,
     network_numbers,
 )
@@ -134,3 +136,16 @@ def test_patterns_fit_into_the_receptive_field_of_the_thesis():
     found = values(measure_isotope_bins(REQUEST, [700, 3000]))
     assert 20 < found["3,000 Da", "bins per pattern"] < found["700 Da", "bins per pattern"] < 43
     assert found["700 Da", "bins per Da"] > found["3,000 Da", "bins per Da"]
+
+
+def test_paths_that_change_their_order_at_any_depth_cross():
+    ordered = torch.tensor([[0.0, 0.0], [1.0, 0.5], [2.0, 3.0]])
+    assert crossings(ordered) == 0
+    assert crossings(ordered.flip(1)) == 0
+    assert crossings(torch.tensor([[0.0, 2.0, 0.0], [1.0, 1.0, 1.0]])) == 1
+
+
+def test_paths_of_an_invertible_network_never_cross():
+    numbers = values(measure_dynamics(REQUEST, blocks=2, width=8, steps=3))
+    assert numbers["Pairs of neighbouring paths that cross, of 400", "invertible"] == 0
+    assert numbers["Largest Lipschitz constant of a block", "invertible"] < 1
