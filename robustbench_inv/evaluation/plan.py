@@ -281,8 +281,15 @@ def _models(item: Reproduction, data: str) -> dict[str, set[int]]:
     return found
 
 
+EVERY_FIRST = f"first:{10**9}"
+"""All samples, in their own order: a smaller number selects the first ones."""
+
+
 def _runs(item: Reproduction, rank: int, data: str) -> Iterator[SuiteEntry]:
     trial = item.trials[rank]
-    samples = smallest_selection(item.samples, trial.samples)
+    selections = [item.samples, *(each.samples for each in item.trials)]
+    # the first samples of one trial are those of all, or attacks that compete have few in common
+    first = [EVERY_FIRST] if any(str(each).startswith("first:") for each in selections) else []
+    samples = smallest_selection(item.samples, trial.samples, *first)
     for threat in item.threats(trial, data):
         yield SuiteEntry(trial.attack, threat, samples)

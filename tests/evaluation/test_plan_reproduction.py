@@ -30,12 +30,20 @@ samples = 20
 
 
 @pytest.fixture
-def plan(tmp_path):
-    (tmp_path / "figure-1.toml").write_text(ITEM)
-    item = read_reproduction(tmp_path / "figure-1.toml")
-    return lambda **asked: plan_reproduction(
-        item, EvaluationRequest((), **{"dataset": "mnist5k", **asked})
-    )
+def plan_of(tmp_path):
+    def read(text):
+        (tmp_path / "figure-1.toml").write_text(text)
+        item = read_reproduction(tmp_path / "figure-1.toml")
+        return lambda **asked: plan_reproduction(
+            item, EvaluationRequest((), **{"dataset": "mnist5k", **asked})
+        )
+
+    return read
+
+
+@pytest.fixture
+def plan(plan_of):
+    return plan_of(ITEM)
 
 
 def test_each_side_of_a_column_is_attacked_by_its_own_trials(plan):
@@ -57,6 +65,24 @@ def test_samples_are_limited_by_request_and_trial(plan):
     assert sizes() == [12, 20, 20]
     assert sizes(samples=16) == [12, 16, 16]
     assert sizes(samples=4) == [4, 4, 4]
+
+
+def test_attacks_that_compete_have_common_samples(plan_of):
+    """The first and the balanced samples had few in common."""
+    plan = plan_of(ITEM.replace("samples = 12", 'samples = "first:12"'))
+    assert [job.samples for job in plan().jobs[::2]] == [tuple(range(n)) for n in (12, 20, 20)]
+    assert {job.samples for job in plan(samples=8).jobs} == {tuple(range(8))}
+    firsts = plan_of(
+        ITEM.replace("samples = 12", 'samples = "first:12"').replace("= 20", '= "first:20"')
+    )
+    for asked in (4, 16, "first:16", None):
+        found = [set(job.samples) for job in firsts(samples=asked).jobs[::2]]
+        assert found[0] <= found[1] == found[2]
+
+
+def test_the_samples_of_an_item_limit_those_of_its_trials(plan_of):
+    plan = plan_of(ITEM.replace("samples = 12", "samples = 30"))
+    assert [len(job.samples) for job in plan().jobs[::2]] == [20, 20, 20]
 
 
 def test_a_trial_with_several_cells_attacks_its_columns(tmp_path):
