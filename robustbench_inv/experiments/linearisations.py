@@ -14,8 +14,7 @@ from robustbench_inv.catalogue.models import LoadedModel, load_model
 from robustbench_inv.catalogue.references import import_object
 from robustbench_inv.experiments.error_rates import predict
 from robustbench_inv.experiments.protocol import ExperimentRequest, load_samples
-from robustbench_inv.experiments.stability import LayerSpectrum, measure_spectra
-from robustbench_inv.models.wrapping import cast_module
+from robustbench_inv.experiments.stability import LayerSpectrum, float64_network, measure_spectra
 from robustbench_inv.results.experiment_result import (
     ExperimentResult,
     LinePanel,
@@ -195,9 +194,7 @@ def measure_linearisations(
             continue
         dataset = request.open_dataset()
         images = load_samples(dataset, request.draw(dataset), request.device).images
-        network = cast_module(getattr(model.classifier, "module", model.classifier), "float64")
-        assert isinstance(network, nn.Module)
-        network.eval().requires_grad_(False)
+        network = float64_network(model)
         digests[model.name] = model.digest
         spectra[column] = measure_spectra(network, images.double(), request.report, pattern)
         numbers += _spectrum_numbers(column, spectra[column])
@@ -227,9 +224,7 @@ def measure_conditions(request: ExperimentRequest, models: Mapping[str, str]) ->
         model = _trained(request, column, name)
         if model is None:
             continue
-        network = cast_module(getattr(model.classifier, "module", model.classifier), "float64")
-        assert isinstance(network, nn.Module)
-        network.eval().requires_grad_(False)
+        network = float64_network(model)
         digests[model.name] = model.digest
         layers = spectra[column] = measure_spectra(network, images, request.report)
         full = sum(min(layer.ranks) == min(layer.size, layer.inputs) for layer in layers)

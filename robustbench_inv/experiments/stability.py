@@ -29,6 +29,7 @@ __all__ = [
     "Analysis",
     "LayerSpectrum",
     "analyse_model",
+    "float64_network",
     "linear_units",
     "measure_spectra",
     "visit_jacobians",
@@ -262,6 +263,22 @@ def _layer_row(layer: LayerSpectrum) -> tuple[str, ...]:
     return (layer.name, layer.kind, str(layer.size), str(rank), *(f"{v:.3g}" for v in numbers))
 
 
+def float64_network(model: LoadedModel) -> nn.Module:
+    """Return a model's network in float64 and evaluation mode, without gradients of its weights.
+
+    Raises:
+        BadModel: for a model that is no network.
+    """
+    module = getattr(model.classifier, "module", model.classifier)
+    if not isinstance(module, nn.Module):
+        raise BadModel(
+            "only networks can be analysed", got=type(module).__name__, expected="a torch.nn.Module"
+        )
+    network = cast_module(module, "float64")
+    assert isinstance(network, nn.Module)
+    return network.eval().requires_grad_(False)
+
+
 def analyse_model(
     model: LoadedModel,
     dataset: str | None = None,
@@ -284,14 +301,7 @@ def analyse_model(
     Raises:
         BadModel: for a model that is no network, or has no chosen layer.
     """
-    module = getattr(model.classifier, "module", model.classifier)
-    if not isinstance(module, nn.Module):
-        raise BadModel(
-            "only networks can be analysed", got=type(module).__name__, expected="a torch.nn.Module"
-        )
-    network = cast_module(module, "float64")
-    assert isinstance(network, nn.Module)
-    network.eval().requires_grad_(False)
+    network = float64_network(model)
     names = [name for name, _ in linear_units(network)]
     if not fnmatch.filter(names, pattern):
         raise BadModel("no layer matches", got=pattern, expected="a pattern of " + ", ".join(names))
