@@ -146,6 +146,11 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tenso
     state = optimiser.state_dict()
     state["state"] = _by_parameter(tensors)
     optimiser.load_state_dict(state)
+    for parameter, entry in optimiser.state.items():
+        for name, value in entry.items():
+            if value.shape == parameter.shape:
+                # fused kernels read both in the order of memory
+                entry[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _with_prefix(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -232,6 +237,7 @@ def train(
     if stateful:
         stateful.begin(model, data)
     additional = objective.parameters() if isinstance(objective, TrainableObjective) else ()
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions
     optimiser = make_optimiser(recipe, model, additional)
     state = _TrainingState(model, optimiser, objective, next(model.parameters()).device)
     done = load_checkpoint(path, model, optimiser, recipe.digest, stateful) if path.exists() else 0

@@ -60,7 +60,7 @@ def make_optimiser(
         )
     if recipe.optimiser == "adamax":
         return torch.optim.Adamax(groups, lr=recipe.learning_rate)
-    return torch.optim.Adam(groups, lr=recipe.learning_rate)
+    return torch.optim.Adam(groups, lr=recipe.learning_rate, fused=True)
 
 
 def clip_gradient(optimiser: torch.optim.Optimizer, largest: float) -> None:
