@@ -36,7 +36,8 @@ def measure_training_length(
 
     Args:
         request: held-out data and samples.
-        networks: by column, a recipe with parameters of its network, such as ``mnist-c-js-200:sigmoid=true``.
+        networks: by column, a recipe with parameters of its network, such as ``mnist-c-js-200:sigmoid=true``; of another
+            seed, ``mnist-c-js-200-seed1``.
         substitute: the model whose gradients the black-box attack uses.
         search: ascending eps that the search tries.
         shown: those of them whose robust accuracy is a row.
@@ -52,8 +53,12 @@ def measure_training_length(
     numbers, digests = list[MeasuredNumber](), dict[str, str]()
     for column, reference in networks.items():
         found = parse_reference(reference)
-        path = find_recipe(found.name)
-        snapshots = find_snapshots(Path(folder) / read_recipe(path).name / "snapshots")
+        name, _, seed = found.name.partition("-seed")
+        path = find_recipe(name)
+        recipe = read_recipe(path)
+        recipe = recipe.with_seed(int(seed)) if seed else recipe
+        recipe.model_parameters.update(found.parameters)
+        snapshots = find_snapshots(Path(folder) / recipe.name / "snapshots")
         if not snapshots:
             request.left_out[column] = (
                 f"{found.name} has no snapshots; train it with invbench queue"
@@ -61,8 +66,6 @@ def measure_training_length(
             request.report(f"{column} is left out: {request.left_out[column]}")
         for epochs, weights in snapshots.items():
             request.report(f"{column} after {epochs} epochs")
-            recipe = read_recipe(path)
-            recipe.model_parameters.update(found.parameters)
             network = build_network(recipe, path.parent).eval().to(request.device)
             network.load_state_dict(load_file(weights))
             digests[f"{column}, {epochs} epochs"] = digest_file(weights)

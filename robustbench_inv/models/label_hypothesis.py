@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from robustbench_inv.errors import BadParameter
 from robustbench_inv.models.plain_networks import NUM_FEATURES, convolutions
 
 __all__ = ["MAX_BATCH", "HypothesisLinear", "LabelHypothesisNet"]
@@ -64,6 +65,11 @@ class LabelHypothesisNet(nn.Module):
         sigmoid: return σ(T), which the published attacks on C-JS used. Predictions are the same. Gradients vanish where
             σ saturates, and the softmax of numbers in [0, 1] is nearly uniform, so that the model looks more
             robust than under an attack on T.
+        clip: return log p of the probabilities p = softmax(T), clipped to [clip, 1 − clip]; 0 returns T. Keras clips at
+            1e-7 before its cross-entropy. Where p is clipped for all hypotheses, the gradient is exactly zero.
+
+    Raises:
+        BadParameter: for a clip outside [0, 0.5), or one of σ(T).
 
     References:
         Zhu, An and Niu, Guess First, arXiv 2001.03311, Appendix F.
@@ -71,9 +77,13 @@ class LabelHypothesisNet(nn.Module):
 
     bounds = (0.0, 1.0)
 
-    def __init__(self, num_classes: int = 10, sigmoid: bool = False) -> None:
+    def __init__(self, num_classes: int = 10, sigmoid: bool = False, clip: float = 0.0) -> None:
         super().__init__()
-        self.num_classes, self.sigmoid = num_classes, sigmoid
+        if not 0 <= clip < 0.5:
+            raise BadParameter("invalid clip", got=clip, expected=">= 0 and < 0.5")
+        if sigmoid and clip:
+            raise BadParameter("clip is a limit of softmax(T)", remedy="drop sigmoid or clip")
+        self.num_classes, self.sigmoid, self.clip = num_classes, sigmoid, clip
         self.features = convolutions()
         self.guess = HypothesisLinear(NUM_FEATURES, num_classes, 512)
         self.second = nn.Sequential(nn.ReLU(True), nn.Linear(512, 256), nn.ReLU(True))
@@ -84,6 +94,8 @@ class LabelHypothesisNet(nn.Module):
         value = torch.cat(
             [self.judge(self.hidden(block))[..., 0] for block in images.chunk(blocks)]
         )
+        if self.clip:
+            return value.softmax(1).clamp(self.clip, 1 - self.clip).log()
         return value.sigmoid() if self.sigmoid else value
 
     def hidden(self, images: Tensor) -> Tensor:

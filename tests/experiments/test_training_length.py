@@ -43,19 +43,24 @@ def test_numbers_of_a_shipped_network(tmp_path):
     from safetensors.torch import save_file
 
     model = rbi.load_model("mnist-c-js-200:sigmoid=true")
-    folder = tmp_path / "mnist-c-js-200" / "snapshots"
+    folder = tmp_path / "mnist-c-js-200-seed1" / "snapshots"
     folder.mkdir(parents=True)
     save_file(stored_weights(model.classifier.module, "float16"), folder / "epoch-200.safetensors")
     request = make_request()
     parameters = {
-        "networks": {"C-JS": "mnist-c-js-200:sigmoid=true", "CNN": "mnist-cnn-200"},
+        "networks": {
+            "C-JS": "mnist-c-js-200-seed1:sigmoid=true",
+            "clipped": "mnist-c-js-200-seed1:clip=1e-7",
+            "CNN": "mnist-cnn-200",
+        },
         "substitute": "mnist-lenet5",
         "search": SEARCH,
         "shown": [0.1, 0.3],
         "folder": str(tmp_path),
     }
     result = run_experiment("training-length", request, parameters)
-    found = {number.row: number.value for number in result.numbers}
+    found = {number.row: number.value for number in result.numbers if number.column == "C-JS"}
+    clipped = {number.row: number.value for number in result.numbers if number.column == "clipped"}
     assert set(result.left_out) == {"CNN"}
     assert "invbench queue" in result.left_out["CNN"]
     data = load_dataset("mnist5k")
@@ -63,6 +68,12 @@ def test_numbers_of_a_shipped_network(tmp_path):
     expected = (model(images).logits.argmax(1) == labels).double().mean().item()
     assert found["Clean, 200 epochs"] == expected
     assert found["Zero gradients, 200 epochs"] == 0
+    with torch.no_grad():
+        certain = (
+            rbi.load_model("mnist-c-js-200").classifier(images).logits.softmax(1).amax(1) > 1 - 1e-7
+        )
+    assert clipped["Zero gradients, 200 epochs"] == certain.double().mean().item() > 0.4
+    assert clipped["FGSM w 0.3, 200 epochs"] >= clipped["Zero gradients, 200 epochs"]
     for name in ("FGSM b", "FGSM w"):
         assert expected >= found[f"{name} 0.1, 200 epochs"] > found[f"{name} 0.3, 200 epochs"]
     attacked = rbi.evaluate(

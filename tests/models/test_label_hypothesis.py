@@ -7,6 +7,7 @@ import torch
 
 from robustbench_inv.catalogue.datasets import load_dataset
 from robustbench_inv.catalogue.models import load_model
+from robustbench_inv.errors import BadParameter
 from robustbench_inv.evaluation.prepare import prepare
 from robustbench_inv.models.label_hypothesis import MAX_BATCH, HypothesisLinear, LabelHypothesisNet
 
@@ -116,3 +117,27 @@ def test_the_prepared_copy_agrees(digits):
     assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in copy.modules())
     expected = classifier(digits[:20]).logits
     torch.testing.assert_close(copy(digits[:20]).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_clipped_probabilities_have_no_gradient_where_they_saturate(digits):
+    images, labels = digits[:60], load_model("mnist-c-js").classifier(digits[:60]).logits.argmax(1)
+    clipped = load_model("mnist-c-js:clip=1e-7").classifier.module.requires_grad_(False)
+
+    def gradient(net):
+        shown = images.clone().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(net(shown), labels, reduction="sum")
+        return torch.autograd.grad(loss, shown)[0].flatten(1)
+
+    plain = shipped("mnist-c-js")
+    saturated = plain(images).softmax(1).amax(1) > 1 - 1e-7
+    assert 0 < saturated.sum() < 60
+    assert torch.equal((gradient(clipped) == 0).all(1), saturated)
+    assert (gradient(plain) != 0).any(1).all()
+    expected = plain(images).softmax(1).clamp(1e-7, 1 - 1e-7)
+    torch.testing.assert_close(clipped(images).exp(), expected)
+
+
+@pytest.mark.parametrize("wrong", [{"clip": -1e-7}, {"clip": 0.5}, {"sigmoid": True, "clip": 1e-7}])
+def test_an_unusable_clip_is_refused(wrong):
+    with pytest.raises(BadParameter, match="clip"):
+        LabelHypothesisNet(**wrong)
