@@ -1,6 +1,7 @@
-"""Accuracy under FGSM after parts of a training: does longer training saturate the outputs, so that FGSM fails?"""
+"""Accuracy under FGSM and PGD after parts of a training: does longer training saturate the outputs, so that both fail?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -8,18 +9,25 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from robustbench_inv.attacks.budget_geometry import Ball
 from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.catalogue.references import parse_reference
 from robustbench_inv.experiments.protocol import ExperimentRequest, counted_lines, load_samples
 from robustbench_inv.identity import digest_file
 from robustbench_inv.models.protocol import Classifier
+from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.results.experiment_result import ExperimentResult, LinePanels, MeasuredNumber
 from robustbench_inv.tensors import per_sample_gradient
+from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.training.objectives import TrainingData
 from robustbench_inv.training.recipe import find_recipe, read_recipe
 from robustbench_inv.training.training_run import build_network
 
-__all__ = ["fgsm_survivors", "find_snapshots", "measure_training_length"]
+__all__ = ["fgsm_survivors", "find_snapshots", "measure_training_length", "pgd_survivors"]
+
+PGD_STEPS = 40
+PGD_REL_STEP = 1 / 30
+"""Steps, and step size relative to eps, of PGD in Foolbox 1 and 2: 40 steps of 0.01 at eps 0.3."""
 
 
 def measure_training_length(
@@ -30,17 +38,18 @@ def measure_training_length(
     shown: Sequence[float],
     folder: str = "checkpoints",
 ) -> ExperimentResult:
-    """Return accuracy without and under FGSM, and the share of zero gradients, by number of epochs.
+    """Return accuracy without and under attack, and the share of zero gradients, by number of epochs.
 
-    FGSM searches for the smallest eps that changes the prediction, as Foolbox 1 and 2 do.
+    FGSM searches for the smallest eps that changes the prediction, as Foolbox 1 and 2 do. PGD starts at a random point.
+    Both use the gradients of the network (w, white box) or of a substitute (b, black box).
 
     Args:
         request: held-out data and samples.
         networks: by column, a recipe with parameters of its network, such as ``mnist-c-js-200:sigmoid=true``; of another
             seed, ``mnist-c-js-200-seed1``.
-        substitute: the model whose gradients the black-box attack uses.
-        search: ascending eps that the search tries.
-        shown: those of them whose robust accuracy is a row.
+        substitute: the model whose gradients the black-box attacks use.
+        search: ascending eps that FGSM tries.
+        shown: those of them whose robust accuracy is a row, and the eps of PGD.
         folder: output folder of the training queue, which saves the snapshots.
 
     References:
@@ -49,7 +58,8 @@ def measure_training_length(
     dataset = request.open_dataset()
     ids = request.draw(dataset)
     data = load_samples(dataset, ids, request.device)
-    transfer = _gradient(load_model(substitute, device=request.device).classifier, data)
+    attacks = _Attacks(data, search, shown, request.seed)
+    transfer = attacks.once_by(load_model(substitute, device=request.device).classifier)
     numbers, digests = list[MeasuredNumber](), dict[str, str]()
     for column, reference in networks.items():
         found = parse_reference(reference)
@@ -71,7 +81,7 @@ def measure_training_length(
             digests[f"{column}, {epochs} epochs"] = digest_file(weights)
             numbers += [
                 MeasuredNumber.of(f"{title}, {epochs} epochs", column, held.cpu().numpy())
-                for title, held in _outcomes(network, data, transfer, search, shown).items()
+                for title, held in attacks.outcomes(network, transfer).items()
             ]
     return ExperimentResult(
         dataset.name, len(ids), digests, tuple(numbers), lines=_lines(numbers, shown)
@@ -86,22 +96,59 @@ def find_snapshots(folder: Path) -> dict[int, Path]:
     return dict(sorted(paths.items()))
 
 
-def _outcomes(
-    network: nn.Module,
-    data: TrainingData,
-    transfer: Tensor,
-    search: Sequence[float],
-    shown: Sequence[float],
-) -> dict[str, Tensor]:
-    """Return which samples have a zero gradient, and which keep their correct prediction, (n,) each, by row."""
-    gradient = _gradient(network, data)
-    found = {"Zero gradients": (gradient == 0).flatten(1).all(1)}
-    for title, direction in (("FGSM b", transfer), ("FGSM w", gradient)):
-        survivors = fgsm_survivors(network, data, direction.sign(), search)
-        found["Clean"] = survivors[0]
-        for eps in shown:
-            found[f"{title} {eps:g}"] = survivors[1 + list(search).index(eps)]
-    return found
+@dataclass(frozen=True)
+class _Attacks:
+    """The attacks of one measurement.
+
+    Args:
+        data: n samples.
+        search: ascending eps that FGSM tries.
+        shown: those of them that are shown, ascending, and the eps of PGD.
+        seed: seed of PGD's random start.
+    """
+
+    data: TrainingData
+    search: Sequence[float]
+    shown: Sequence[float]
+    seed: int
+
+    def by(self, network: nn.Module) -> "_Source":
+        """Return the attacks that use the gradients of a network, where PGD takes the samples that it is given."""
+        return _Source(
+            _gradient(network, self.data),
+            lambda eps, rows: _pgd(network, _rows(self.data, rows), eps, self.seed),
+        )
+
+    def once_by(self, network: Classifier) -> "_Source":
+        """Return the same attacks, where PGD has run on all samples."""
+        moved = {eps: _pgd(network, self.data, eps, self.seed) for eps in self.shown}
+        return _Source(_gradient(network, self.data), lambda eps, rows: moved[eps][rows])
+
+    def outcomes(self, network: nn.Module, transfer: "_Source") -> dict[str, Tensor]:
+        """Return which samples have a zero gradient, and which keep their correct prediction, (n,) each, by row."""
+        own = self.by(network)
+        found = {"Zero gradients": (own.gradient == 0).flatten(1).all(1)}
+        for access, source in (("b", transfer), ("w", own)):
+            survivors = fgsm_survivors(network, self.data, source.gradient.sign(), self.search)
+            found["Clean"] = survivors[0]
+            iterated = pgd_survivors(network, self.data, source.pgd, self.shown)
+            for eps, held in zip(self.shown, iterated, strict=True):
+                found[f"FGSM {access} {eps:g}"] = survivors[1 + list(self.search).index(eps)]
+                found[f"PGD {access} {eps:g}"] = held
+        return found
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Attacks that use the gradients of one network.
+
+    Args:
+        gradient: (n, …) gradients at the images.
+        pgd: maps eps and indices (m,) of samples to perturbed images (m, …).
+    """
+
+    gradient: Tensor
+    pgd: Callable[[float, Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -123,10 +170,49 @@ def fgsm_survivors(
     return torch.stack(correct)
 
 
+def pgd_survivors(
+    network: nn.Module,
+    data: TrainingData,
+    pgd: Callable[[float, Tensor], Tensor],
+    shown: Sequence[float],
+) -> Tensor:
+    """Return which samples are classified correctly without attack, and at each eps up to that of a row, (k, n).
+
+    Args:
+        network: maps images in [0, 1] to logits.
+        data: n samples.
+        pgd: maps eps and indices (m,) of samples to perturbed images (m, …).
+        shown: k ascending eps.
+    """
+    held = _predict(network, data.images) == data.labels
+    found = []
+    for eps in shown:
+        held = held.clone()
+        (rows,) = held.nonzero(as_tuple=True)
+        held[rows] = _predict(network, pgd(eps, rows)) == data.labels[rows]
+        found.append(held)
+    return torch.stack(found)
+
+
+def _pgd(network: nn.Module | Classifier, data: TrainingData, eps: float, seed: int) -> Tensor:
+    """Return images after PGD on the cross-entropy, from a random start in the linf ball, (n, …)."""
+    ball = Ball(data.images, LpBall("linf", eps), (0.0, 1.0))
+    images = ball.draw(SampleRNG(seed, data.ids, "pgd"), 0)
+    for _ in range(PGD_STEPS):
+        step = PGD_REL_STEP * eps * _gradient(network, replace(data, images=images)).sign()
+        images = ball.project(images + step)
+    return images
+
+
+def _rows(data: TrainingData, rows: Tensor) -> TrainingData:
+    return TrainingData(data.ids[rows.cpu()], data.images[rows], data.labels[rows])
+
+
 BLOCK = 500
 """Samples that a network takes at a time."""
 
 
+@torch.no_grad()
 def _predict(network: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([network(block).argmax(1) for block in torch.split(images, BLOCK)])
 
@@ -145,13 +231,14 @@ def _gradient(network: nn.Module | Classifier, data: TrainingData) -> Tensor:
 
 
 def _lines(numbers: Sequence[MeasuredNumber], shown: Sequence[float]) -> tuple[LinePanels, ...]:
-    titles = ["Clean", *(f"{name} {eps:g}" for name in ("FGSM b", "FGSM w") for eps in shown)]
+    attacks = ("FGSM b", "PGD b", "FGSM w", "PGD w")
+    titles = ["Clean", *(f"{name} {eps:g}" for name in attacks for eps in shown)]
     panels = [counted_lines(title, numbers) for title in [*titles, "Zero gradients"]]
     return (
         (
             LinePanels(
                 name="training-length",
-                title="Accuracy under FGSM by number of epochs",
+                title="Accuracy under attack by number of epochs",
                 caption="Share of the samples that keep their correct prediction at every eps up to the one in the title; last: share of samples whose gradient is exactly zero.",
                 x="epochs",
                 y="share of the samples",

@@ -9,7 +9,11 @@ from torch import nn
 import robustbench_inv as rbi
 from robustbench_inv.catalogue.datasets import load_dataset
 from robustbench_inv.experiments.protocol import ExperimentRequest, run_experiment
-from robustbench_inv.experiments.training_length import fgsm_survivors, find_snapshots
+from robustbench_inv.experiments.training_length import (
+    fgsm_survivors,
+    find_snapshots,
+    pgd_survivors,
+)
 from robustbench_inv.training.loop import TrainingData, stored_weights
 
 make_request = partial(ExperimentRequest, "mnist5k", {}, samples=40)
@@ -30,6 +34,25 @@ def test_a_sample_survives_up_to_its_distance():
     assert found[-1].tolist() == [False, False, False, True, False]
     back = fgsm_survivors(network, data, torch.zeros(5, 2), SEARCH)
     assert back.sum(1).tolist() == [4, 4, 4, 4]
+
+
+def test_pgd_finds_what_is_within_reach_and_a_sample_stays_broken():
+    """Logits (x₁ + x₂, 1); the steps leave a sample's image alone at the second eps, where it is broken already."""
+    network = nn.Linear(2, 2)
+    with torch.no_grad():
+        network.weight.copy_(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+        network.bias.copy_(torch.tensor([0.0, 1.0]))
+    images = torch.tensor([[0.52, 0.52], [0.58, 0.58], [0.9, 0.9], [0.1, 0.1]])
+    data = TrainingData(torch.arange(4), images, torch.zeros(4, dtype=torch.long))
+    asked = []
+
+    def pgd(eps, rows):
+        asked.append((eps, rows.tolist()))
+        return images[rows] - eps
+
+    found = pgd_survivors(network, data, pgd, [0.05, 0.1])
+    assert found.tolist() == [[False, True, True, False], [False, False, True, False]]
+    assert asked == [(0.05, [0, 1, 2]), (0.1, [1, 2])]
 
 
 def test_snapshots_are_found_in_the_order_of_their_epochs(tmp_path):
@@ -74,7 +97,7 @@ def test_numbers_of_a_shipped_network(tmp_path):
         )
     assert clipped["Zero gradients, 200 epochs"] == certain.double().mean().item() > 0.4
     assert clipped["FGSM w 0.3, 200 epochs"] >= clipped["Zero gradients, 200 epochs"]
-    for name in ("FGSM b", "FGSM w"):
+    for name in ("FGSM b", "FGSM w", "PGD b", "PGD w"):
         assert expected >= found[f"{name} 0.1, 200 epochs"] > found[f"{name} 0.3, 200 epochs"]
     attacked = rbi.evaluate(
         model, attack="fgsm", threat="linf=0.1", dataset="mnist5k", samples=40, out=tmp_path / "run",
@@ -83,5 +106,11 @@ def test_numbers_of_a_shipped_network(tmp_path):
     (rate,) = attacked.summary()[0].robust_accuracy
     assert found["FGSM w 0.1, 200 epochs"] <= rate.value
     assert found["FGSM w 0.1, 200 epochs"] == pytest.approx(rate.value, abs=0.05)
+    iterated = rbi.evaluate(
+        model, attack="pgd:steps=40,rel_step=0.0333333", threat="linf=0.1", dataset="mnist5k", samples=40,
+        out=tmp_path / "pgd", progress=False, checks=False,
+    )  # fmt: skip
+    (rate,) = iterated.summary()[0].robust_accuracy
+    assert found["PGD w 0.1, 200 epochs"] == pytest.approx(rate.value, abs=0.05)
     (panels,) = result.lines
     assert panels.panels[0].title == "Clean"
