@@ -1,5 +1,6 @@
 """Accuracy under FGSM and PGD after parts of a training: does longer training saturate the outputs, so that both fail?"""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,14 +60,15 @@ def measure_training_length(
     ids = request.draw(dataset)
     data = load_samples(dataset, ids, request.device)
     attacks = _Attacks(data, search, shown, request.seed)
-    transfer = attacks.once_by(load_model(substitute, device=request.device).classifier)
-    numbers, digests = list[MeasuredNumber](), dict[str, str]()
+    source = load_model(substitute, device=request.device)
+    transfer = attacks.once_by(source.classifier)
+    numbers, digests = list[MeasuredNumber](), {source.name: source.digest}
     for column, reference in networks.items():
         found = parse_reference(reference)
-        name, _, seed = found.name.partition("-seed")
-        path = find_recipe(name)
+        seeded = re.fullmatch(r"(.+)-seed(\d+)", found.name)
+        path = find_recipe(seeded[1] if seeded else found.name)
         recipe = read_recipe(path)
-        recipe = recipe.with_seed(int(seed)) if seed else recipe
+        recipe = recipe.with_seed(int(seeded[2])) if seeded else recipe
         recipe.model_parameters.update(found.parameters)
         snapshots = find_snapshots(Path(folder) / recipe.name / "snapshots")
         if not snapshots:

@@ -148,7 +148,7 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tenso
     optimiser.load_state_dict(state)
     for parameter, entry in optimiser.state.items():
         for name, value in entry.items():
-            if value.shape == parameter.shape:
+            if value.ndim and value.shape == parameter.shape:
                 # fused kernels read both in the order of memory
                 entry[name] = torch.empty_like(parameter).copy_(value)
 

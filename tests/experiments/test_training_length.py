@@ -85,6 +85,7 @@ def test_numbers_of_a_shipped_network(tmp_path):
     found = {number.row: number.value for number in result.numbers if number.column == "C-JS"}
     clipped = {number.row: number.value for number in result.numbers if number.column == "clipped"}
     assert set(result.left_out) == {"CNN"}
+    assert "mnist-lenet5" in result.models
     assert "invbench queue" in result.left_out["CNN"]
     data = load_dataset("mnist5k")
     images, labels = data.batch(request.draw(data))
