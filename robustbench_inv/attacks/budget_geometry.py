@@ -1,6 +1,7 @@
 """Norm balls intersected with the model's input box: projection, random points, steepest-ascent directions."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -104,6 +105,22 @@ class Ball:
         if self.norm != "l2":
             return self.draw(rng, restart)
         return self._along(rng, restart, torch.full_like(flatten(self.clean)[:, 0], self.eps))
+
+    def ascend(
+        self, images: Tensor, gradient: Callable[[Tensor], Tensor], steps: int, rel_step: float
+    ) -> Tensor:
+        """Return the last of projected steps of constant length from images in the ball, (n, …).
+
+        Args:
+            images: (n, …) inside the ball.
+            gradient: maps images (n, …) to the gradients of what is increased.
+            steps: number of steps.
+            rel_step: length of a step relative to eps, > 0.
+        """
+        for _ in range(steps):
+            step = rel_step * self.eps * steepest_direction(gradient(images), self.norm)
+            images = self.project(images + step)
+        return images
 
     def _along(self, rng: SampleRNG, restart: int, lengths: Tensor) -> Tensor:
         shape, dtype = tuple(self.clean.shape[1:]), self.clean.dtype

@@ -199,11 +199,12 @@ def pgd_survivors(
 def _pgd(network: nn.Module | Classifier, data: TrainingData, eps: float, seed: int) -> Tensor:
     """Return images after PGD on the cross-entropy, from a random start in the linf ball, (n, …)."""
     ball = Ball(data.images, LpBall("linf", eps), (0.0, 1.0))
-    images = ball.draw(SampleRNG(seed, data.ids, "pgd"), 0)
-    for _ in range(PGD_STEPS):
-        step = PGD_REL_STEP * eps * _gradient(network, replace(data, images=images)).sign()
-        images = ball.project(images + step)
-    return images
+    start = ball.draw(SampleRNG(seed, data.ids, "pgd"), 0)
+
+    def gradient(images: Tensor) -> Tensor:
+        return _gradient(network, replace(data, images=images))
+
+    return ball.ascend(start, gradient, PGD_STEPS, PGD_REL_STEP)
 
 
 def _rows(data: TrainingData, rows: Tensor) -> TrainingData:

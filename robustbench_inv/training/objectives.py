@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, cross_entropy, grid_sample, interpolate, softplus
 
-from robustbench_inv.attacks.budget_geometry import GRADIENT_NORMS, Ball, steepest_direction
+from robustbench_inv.attacks.budget_geometry import GRADIENT_NORMS, Ball
 from robustbench_inv.attacks.parameters import check_least, check_positive
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.models.deep_bayes import GBZ
@@ -258,14 +258,13 @@ class AdversarialCrossEntropy:
         return CrossEntropy()(model.train(), replace(batch, images=attacked))
 
     def _attack(self, model: nn.Module, ball: Ball, labels: Tensor, rng: SampleRNG) -> Tensor:
-        images = ball.draw(rng.named(f"{rng.stream}/adversary"), 0)
-        for _ in range(self.steps):
-            images.requires_grad_()
-            loss = cross_entropy(model(images).float(), labels, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, images)
-            step = self.rel_step * ball.eps * steepest_direction(gradient, ball.norm)
-            images = ball.project(images.detach() + step)
-        return images
+        def gradient(images: Tensor) -> Tensor:
+            shown = images.detach().requires_grad_()
+            loss = cross_entropy(model(shown).float(), labels, reduction="sum")
+            return torch.autograd.grad(loss, shown)[0]
+
+        start = ball.draw(rng.named(f"{rng.stream}/adversary"), 0)
+        return ball.ascend(start, gradient, self.steps, self.rel_step)
 
 
 @dataclass(frozen=True)
