@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -240,6 +240,7 @@ def train(
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster convolutions
     optimiser = make_optimiser(recipe, model, additional)
     state = _TrainingState(model, optimiser, objective, next(model.parameters()).device)
+    data = _on_device(data, state.device)
     done = load_checkpoint(path, model, optimiser, recipe.digest, stateful) if path.exists() else 0
     _trim_metrics(folder / "metrics.jsonl", done)
     for epoch in range(done, min(options.until or recipe.epochs, recipe.epochs)):
@@ -264,13 +265,14 @@ def train(
 def random_flip(images: Tensor, rng: SampleRNG) -> Tensor:
     """Mirror each image (n, c, h, w) left to right with probability ½."""
     mirrored = rng.named(f"{rng.stream}/flip").integers(2) == 1
-    return where_rows(mirrored, images.flip(-1), images)
+    return where_rows(mirrored.to(images.device, non_blocking=True), images.flip(-1), images)
 
 
 def random_shift(images: Tensor, rng: SampleRNG, most: int) -> Tensor:
     """Translate each image (n, c, h, w) by a random offset of -most … most pixels per axis, filled with zeros."""
     n, channels, height, width = images.shape
-    down, right = rng.named(f"{rng.stream}/shift").integers(2 * most + 1, (2,)).T
+    drawn = rng.named(f"{rng.stream}/shift").integers(2 * most + 1, (2,))
+    down, right = drawn.to(images.device, non_blocking=True).T
     rows = (torch.arange(height, device=images.device) + down[:, None])[:, None, :, None]
     columns = (torch.arange(width, device=images.device) + right[:, None])[:, None, None]
     which = torch.arange(n, device=images.device)[:, None, None, None]
@@ -287,7 +289,11 @@ def dequantise(images: Tensor, rng: SampleRNG, levels: int) -> Tensor:
 def _run_epoch(
     state: _TrainingState, recipe: Recipe, data: TrainingData, epoch: int
 ) -> EpochMetrics:
-    start, losses, correct = time.perf_counter(), 0.0, 0
+    start = time.perf_counter()
+    losses, correct = (
+        [],
+        [],
+    )  # on the device until the epoch's end, so that no step waits for the one before
     state.model.train()
     batches = _batch_order(recipe, len(data.ids), epoch)
     for step, rows in enumerate(batches):
@@ -296,17 +302,38 @@ def _run_epoch(
         rate = learning_rate(recipe, updates, len(batches))
         for group in state.optimiser.param_groups:
             group["lr"] = rate
-        rng = SampleRNG(recipe.seed, data.ids[rows].to(state.device), f"train/{epoch}")
-        images = _augment(data.images[rows].to(state.device), rng, recipe)
-        batch = TrainingBatch(images, data.labels[rows].to(state.device), rng, progress)
+        batch = replace(_batch(recipe, data, rows, epoch, state.device), progress=progress)
         with limited(f"a step of {recipe.name}"):
             loss, logits = _step(state, recipe, batch)
-        losses += loss.item()
-        correct += int((logits.detach().argmax(1) == batch.labels).sum())
-    seen = len(batches) * recipe.batch_size
+        losses.append(loss.detach())
+        correct.append((logits.detach().argmax(1) == batch.labels).sum())
+    mean = float(torch.stack(losses).double().mean())
+    accuracy = int(torch.stack(correct).sum()) / (len(batches) * recipe.batch_size)
     seconds = time.perf_counter() - start
-    mean, accuracy = losses / len(batches), correct / seen
     return EpochMetrics(epoch + 1, recipe.epochs, mean, accuracy, rate, seconds)
+
+
+def _on_device(data: TrainingData, device: torch.device) -> TrainingData:
+    """Return the data with images and labels on a GPU, if they take at most a quarter of its free memory."""
+    if device.type == "cuda" and data.images.nbytes <= torch.cuda.mem_get_info(device)[0] / 4:
+        return replace(data, images=data.images.to(device), labels=data.labels.to(device))
+    return data
+
+
+def _batch(
+    recipe: Recipe, data: TrainingData, rows: Tensor, epoch: int, device: torch.device
+) -> TrainingBatch:
+    rng = SampleRNG(recipe.seed, data.ids[rows], f"train/{epoch}")
+    where = rows.to(data.images.device, non_blocking=True)
+    images, labels = data.images[where].to(device), data.labels[where].to(device)
+    if recipe.flip:
+        images = random_flip(images, rng)
+    if recipe.shift:
+        images = random_shift(images, rng, recipe.shift)
+    rng = replace(rng, ids=rng.ids.to(device, non_blocking=True))  # few numbers: faster on the CPU
+    if recipe.levels:
+        images = dequantise(images, rng, recipe.levels)
+    return TrainingBatch(images, labels, rng)
 
 
 def _step(state: _TrainingState, recipe: Recipe, batch: TrainingBatch) -> tuple[Tensor, Tensor]:
@@ -318,14 +345,6 @@ def _step(state: _TrainingState, recipe: Recipe, batch: TrainingBatch) -> tuple[
     clip_gradient(state.optimiser, recipe.clip_norm)
     state.optimiser.step()
     return loss, logits
-
-
-def _augment(images: Tensor, rng: SampleRNG, recipe: Recipe) -> Tensor:
-    if recipe.flip:
-        images = random_flip(images, rng)
-    if recipe.shift:
-        images = random_shift(images, rng, recipe.shift)
-    return dequantise(images, rng, recipe.levels) if recipe.levels else images
 
 
 def _batch_order(recipe: Recipe, size: int, epoch: int) -> list[Tensor]:

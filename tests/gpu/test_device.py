@@ -7,6 +7,9 @@ import torch
 from robustbench_inv.api import evaluate
 from robustbench_inv.models.plain_networks import LeNet5
 from robustbench_inv.torch_state import full_precision
+from robustbench_inv.training.loop import TrainingData, train
+from robustbench_inv.training.objectives import CrossEntropy
+from robustbench_inv.training.recipe import Recipe
 
 pytestmark = [
     pytest.mark.gpu,
@@ -45,3 +48,16 @@ def test_products_are_those_of_float32():
     with full_precision():
         found = (a.cuda() @ a.cuda()).cpu()
     assert ((found.double() - a.double() @ a.double()).abs() / found).max() < 1e-5
+
+
+def test_a_training_agrees_with_that_of_the_cpu(tmp_path):
+    images = torch.rand(60, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    data = TrainingData(torch.arange(60), images, torch.arange(60) % 10)
+    span = {"first": 0, "last": 60, "epochs": 2, "batch_size": 20, "flip": True, "shift": 2}
+    recipe = Recipe("toy", "", "", "", **span, learning_rate=1e-3, seed=0)
+    found = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(0)
+        network = train(recipe, LeNet5().to(device), CrossEntropy(), data, tmp_path / device)
+        found.append(network(images.to(device)).detach().cpu())
+    torch.testing.assert_close(*found, rtol=0, atol=1e-2)  # TF32 in the training's convolutions
