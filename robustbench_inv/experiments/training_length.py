@@ -31,13 +31,14 @@ PGD_REL_STEP = 1 / 30
 """Steps, and step size relative to eps, of PGD in Foolbox 1 and 2: 40 steps of 0.01 at eps 0.3."""
 
 
-def measure_training_length(
+def measure_training_length(  # noqa: PLR0913, PLR0917 - one parameter is one key of a definition
     request: ExperimentRequest,
     networks: Mapping[str, str],
     substitute: str,
     search: Sequence[float],
     shown: Sequence[float],
     folder: str = "checkpoints",
+    epochs: Sequence[int] = (),
 ) -> ExperimentResult:
     """Return accuracy without and under attack, and the share of zero gradients, by number of epochs.
 
@@ -47,11 +48,12 @@ def measure_training_length(
     Args:
         request: held-out data and samples.
         networks: by column, a recipe with parameters of its network, such as ``mnist-c-js-200:sigmoid=true``; of another
-            seed, ``mnist-c-js-200-seed1``.
+            seed, ``mnist-c-js-200-seed1``; below the models, ``ablation/mnist-c-dv-ie-0``.
         substitute: the model whose gradients the black-box attacks use.
         search: ascending eps that FGSM tries.
         shown: those of them whose robust accuracy is a row, and the eps of PGD.
         folder: output folder of the training queue, which saves the snapshots.
+        epochs: numbers of epochs that are measured; all snapshots if empty.
 
     References:
         Zhu, An and Niu, Guess First, arXiv 2001.03311, table 1.
@@ -71,23 +73,25 @@ def measure_training_length(
         recipe = recipe.with_seed(int(seeded[2])) if seeded else recipe
         recipe.model_parameters.update(found.parameters)
         snapshots = find_snapshots(Path(folder) / recipe.name / "snapshots")
+        snapshots = {n: file for n, file in snapshots.items() if n in epochs or not epochs}
         if not snapshots:
             request.left_out[column] = (
                 f"{found.name} has no snapshots; train it with invbench queue"
             )
             request.report(f"{column} is left out: {request.left_out[column]}")
-        for epochs, weights in snapshots.items():
-            request.report(f"{column} after {epochs} epochs")
+        for count, weights in snapshots.items():
+            request.report(f"{column} after {count} epochs")
             network = build_network(recipe, path.parent).eval().to(request.device)
             network.load_state_dict(load_file(weights))
-            digests[f"{column}, {epochs} epochs"] = digest_file(weights)
+            digests[f"{column}, {count} epochs"] = digest_file(weights)
             numbers += [
-                MeasuredNumber.of(f"{title}, {epochs} epochs", column, held.cpu().numpy())
+                MeasuredNumber.of(f"{title}, {count} epochs", column, held.cpu().numpy())
                 for title, held in attacks.outcomes(network, transfer).items()
             ]
-    return ExperimentResult(
-        dataset.name, len(ids), digests, tuple(numbers), lines=_lines(numbers, shown)
-    )
+    titles = _titles(shown)
+    numbers.sort(key=lambda number: titles.index(number.row.rpartition(", ")[0]))
+    lines = () if len(epochs) == 1 else _lines(numbers, titles)
+    return ExperimentResult(dataset.name, len(ids), digests, tuple(numbers), lines=lines)
 
 
 def find_snapshots(folder: Path) -> dict[int, Path]:
@@ -233,10 +237,14 @@ def _gradient(network: nn.Module | Classifier, data: TrainingData) -> Tensor:
     return torch.cat(found)
 
 
-def _lines(numbers: Sequence[MeasuredNumber], shown: Sequence[float]) -> tuple[LinePanels, ...]:
+def _titles(shown: Sequence[float]) -> list[str]:
+    """Return the rows of a network, without the number of epochs, in order."""
     attacks = ("FGSM b", "PGD b", "FGSM w", "PGD w")
-    titles = ["Clean", *(f"{name} {eps:g}" for name in attacks for eps in shown)]
-    panels = [counted_lines(title, numbers) for title in [*titles, "Zero gradients"]]
+    return ["Clean", *(f"{name} {eps:g}" for name in attacks for eps in shown), "Zero gradients"]
+
+
+def _lines(numbers: Sequence[MeasuredNumber], titles: Sequence[str]) -> tuple[LinePanels, ...]:
+    panels = [counted_lines(title, numbers) for title in titles]
     return (
         (
             LinePanels(

@@ -159,7 +159,7 @@ class Recipe:
 
 
 def find_recipe(source: str) -> Path:
-    """Return the recipe file of a catalogue model, or the file named by ``source``.
+    """Return the recipe file of a catalogue model, of a folder below its models, or the file named by ``source``.
 
     Raises:
         UnknownName: if neither exists.
@@ -167,11 +167,12 @@ def find_recipe(source: str) -> Path:
     """
     if source.endswith(".toml") or Path(source).is_file():
         return Path(source)
+    if not {".", ".."} & set(source.split("/")):
+        for root in catalogue_roots():
+            if (path := root / "models" / source / "recipe.toml").is_file():
+                return path
     if "/" in source or source in (".", ".."):
         raise UnknownName("no such recipe", got=source, expected="a model's name, or a .toml file")
-    for root in catalogue_roots():
-        if (path := root / "models" / source / "recipe.toml").is_file():
-            return path
     path = find("models", source).parent / "recipe.toml"
     if not path.is_file():
         raise BadCatalogue(f"{source} has no recipe", expected="a trained model")

@@ -115,3 +115,30 @@ def test_numbers_of_a_shipped_network(tmp_path):
     assert found["PGD w 0.1, 200 epochs"] == pytest.approx(rate.value, abs=0.05)
     (panels,) = result.lines
     assert panels.panels[0].title == "Clean"
+
+
+def test_one_number_of_epochs_of_a_recipe_below_the_models(tmp_path):
+    from safetensors.torch import save_file
+
+    from robustbench_inv.training.recipe import find_recipe, read_recipe
+    from robustbench_inv.training.training_run import build_network
+
+    path = find_recipe("ablation/mnist-c-dv-ie-0")
+    network = build_network(read_recipe(path), path.parent)
+    folder = tmp_path / "mnist-c-dv-ie-0" / "snapshots"
+    folder.mkdir(parents=True)
+    for epoch in (20, 60):
+        save_file(stored_weights(network, "float32"), folder / f"epoch-{epoch}.safetensors")
+    parameters = {
+        "networks": {"DV": "ablation/mnist-c-dv-ie-0"},
+        "substitute": "mnist-lenet5",
+        "search": SEARCH,
+        "shown": [0.3],
+        "folder": str(tmp_path),
+        "epochs": [60],
+    }
+    result = run_experiment("training-length", make_request(), parameters)
+    attacks = ["FGSM b 0.3", "PGD b 0.3", "FGSM w 0.3", "PGD w 0.3"]
+    rows = ["Clean", *attacks, "Zero gradients"]
+    assert [number.row for number in result.numbers] == [f"{row}, 60 epochs" for row in rows]
+    assert not result.lines

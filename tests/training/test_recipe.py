@@ -114,6 +114,7 @@ def test_a_valid_recipe_is_read(tmp_path):
 def test_recipes_are_found_by_name():
     assert find_recipe("mnist-cnn").name == "recipe.toml"
     assert find_recipe("cifar10-resnet26").is_file()
+    assert find_recipe("ablation/mnist-gbz-variance-0.1").is_file()
     with pytest.raises(BadCatalogue, match="no recipe"):
         find_recipe("spheres-max-margin")
     with pytest.raises(UnknownName, match="mnist-cnn"):
