@@ -247,15 +247,23 @@ def try_lock(folder: Path) -> Iterator[bool]:
 
 
 def _is_free(file: TextIO, tries: int = 10) -> bool:
-    """Try to lock a file for one second, because ``job_status`` may hold the lock for a moment."""
+    """Lock a file if no training has it; wait up to a second for readers of its state (``job_status``)."""
     for _ in range(tries):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            time.sleep(0.1)
-        else:
+        if _locks(file, fcntl.LOCK_EX):
             return True
+        if not _locks(file, fcntl.LOCK_SH):
+            return False
+        fcntl.flock(file, fcntl.LOCK_UN)
+        time.sleep(0.1)
     return False
+
+
+def _locks(file: TextIO, kind: int) -> bool:
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def clean_accuracy(model: nn.Module, dataset: Dataset, batch_size: int = 500) -> float:

@@ -1,8 +1,10 @@
 """``invbench train`` from a recipe to a catalogue whose model can be evaluated, and its errors."""
 
+import fcntl
 import json
 import os
 import signal
+import time
 import tomllib
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,7 +25,7 @@ from robustbench_inv.errors import (
 from robustbench_inv.foreign import time_limit
 from robustbench_inv.training.loop import TrainingOptions
 from robustbench_inv.training.recipe import read_recipe
-from robustbench_inv.training.training_run import toml_text, train_recipe, try_lock
+from robustbench_inv.training.training_run import LOCK, toml_text, train_recipe, try_lock
 
 RECIPE = """model = "guess-first-cnn"
 objective = "cross-entropy"
@@ -248,3 +250,15 @@ def test_a_checkpoint_without_a_weight_is_damaged(recipe, tmp_path):
     with pytest.raises(BadResults, match="damaged checkpoint") as caught:
         train_recipe(recipe, tmp_path / "out")
     assert "\n" not in str(caught.value)
+
+
+def test_a_lock_waits_for_readers_of_the_state_and_not_for_a_training(tmp_path, monkeypatch):
+    with try_lock(tmp_path):
+        monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("waited for a training"))
+        with try_lock(tmp_path) as acquired:
+            assert not acquired
+    with (tmp_path / LOCK).open() as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)
+        monkeypatch.setattr(time, "sleep", lambda _: fcntl.flock(reader, fcntl.LOCK_UN))
+        with try_lock(tmp_path) as acquired:
+            assert acquired
