@@ -290,18 +290,15 @@ def _run_epoch(
     state: _TrainingState, recipe: Recipe, data: TrainingData, epoch: int
 ) -> EpochMetrics:
     start = time.perf_counter()
-    losses, correct = (
-        [],
-        [],
-    )  # on the device until the epoch's end, so that no step waits for the one before
+    # on the device until the epoch's end, so that no step waits for the one before
+    losses, correct = list[Tensor](), list[Tensor]()
     state.model.train()
     batches = _batch_order(recipe, len(data.ids), epoch)
-    for step, rows in enumerate(batches):
-        updates = epoch * len(batches) + step
-        progress = updates / (recipe.epochs * len(batches))
+    for updates, rows in enumerate(batches, epoch * len(batches)):
         rate = learning_rate(recipe, updates, len(batches))
         for group in state.optimiser.param_groups:
             group["lr"] = rate
+        progress = updates / (recipe.epochs * len(batches))
         batch = replace(_batch(recipe, data, rows, epoch, state.device), progress=progress)
         with limited(f"a step of {recipe.name}"):
             loss, logits = _step(state, recipe, batch)
@@ -323,6 +320,7 @@ def _on_device(data: TrainingData, device: torch.device) -> TrainingData:
 def _batch(
     recipe: Recipe, data: TrainingData, rows: Tensor, epoch: int, device: torch.device
 ) -> TrainingBatch:
+    # a shift has few random numbers, which are drawn faster on the CPU
     rng = SampleRNG(recipe.seed, data.ids[rows], f"train/{epoch}")
     where = rows.to(data.images.device, non_blocking=True)
     images, labels = data.images[where].to(device), data.labels[where].to(device)
@@ -330,7 +328,7 @@ def _batch(
         images = random_flip(images, rng)
     if recipe.shift:
         images = random_shift(images, rng, recipe.shift)
-    rng = replace(rng, ids=rng.ids.to(device, non_blocking=True))  # few numbers: faster on the CPU
+    rng = replace(rng, ids=rng.ids.to(device, non_blocking=True))
     if recipe.levels:
         images = dequantise(images, rng, recipe.levels)
     return TrainingBatch(images, labels, rng)
