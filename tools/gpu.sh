@@ -65,7 +65,7 @@ for name, shape in (("mnist", (1, 28, 28)), ("cifar10", (3, 32, 32))):
 network() {
     name=$1 seeds=$2 source=models/$3/recipe.toml
     case $name in
-        fashion*) [ -n "$(ls "$INVBENCH_DATA/fashion-mnist" /usr/share/datasets/fashion-mnist 2>/dev/null)" ] || return 0 ;;
+        fashion*) [ -n "$(ls "${INVBENCH_DATA:-}/fashion-mnist" /usr/share/datasets/fashion-mnist 2>/dev/null)" ] || return 0 ;;
     esac
     shift 3
     recipe=$work/recipes/$name/recipe.toml

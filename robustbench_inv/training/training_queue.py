@@ -17,7 +17,7 @@ from robustbench_inv.foreign import foreign
 from robustbench_inv.identity import digest_file
 from robustbench_inv.training.loop import EpochMetrics, TrainingOptions, read_position
 from robustbench_inv.training.recipe import Recipe, find_recipe, read_recipe
-from robustbench_inv.training.training_run import LOCK, train_recipe, try_lock
+from robustbench_inv.training.training_run import LOCK, lock_now, train_recipe, try_lock
 
 __all__ = [
     "MAX_SECONDS",
@@ -291,12 +291,11 @@ def _is_locked(folder: Path) -> bool:
     """Return whether a process is training in this folder, by taking a shared lock for a moment."""
     try:
         with (folder / LOCK).open(encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return not lock_now(file, fcntl.LOCK_SH)
     except FileNotFoundError:
         return False
     except OSError:
         return True
-    return False
 
 
 def _is_completed(job: TrainingJob, folder: Path) -> bool:

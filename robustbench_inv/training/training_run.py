@@ -35,6 +35,7 @@ __all__ = [
     "build_network",
     "clean_accuracy",
     "export_model",
+    "lock_now",
     "round_weights",
     "toml_text",
     "train_recipe",
@@ -249,16 +250,17 @@ def try_lock(folder: Path) -> Iterator[bool]:
 def _is_free(file: TextIO, tries: int = 10) -> bool:
     """Lock a file if no training has it; wait up to a second for readers of its state (``job_status``)."""
     for _ in range(tries):
-        if _locks(file, fcntl.LOCK_EX):
+        if lock_now(file, fcntl.LOCK_EX):
             return True
-        if not _locks(file, fcntl.LOCK_SH):
+        if not lock_now(file, fcntl.LOCK_SH):
             return False
         fcntl.flock(file, fcntl.LOCK_UN)
         time.sleep(0.1)
     return False
 
 
-def _locks(file: TextIO, kind: int) -> bool:
+def lock_now(file: TextIO, kind: int) -> bool:
+    """Lock a file without waiting, as ``fcntl.flock`` does with this kind; return whether that was possible."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except OSError:
