@@ -110,6 +110,7 @@ class ModelCard:
         stochastic: does its output depend on random draws?
         capabilities: protocols that it implements in addition to Classifier, for the reader.
         fits_dataset: is it built for the evaluated data set (spheres)?
+        trained_on: data sets whose images it was trained on; its clean accuracy there means nothing (C40).
         revision: raised when outputs change under the same card and weights (decision page 0018).
     """
 
@@ -128,6 +129,7 @@ class ModelCard:
     stochastic: bool = False
     capabilities: tuple[str, ...] = ()
     fits_dataset: bool = False
+    trained_on: tuple[str, ...] = ()
     revision: int = 1
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from robustbench_inv.arguments import check_path, check_text
 from robustbench_inv.catalogue.code_identity import origin_of
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from robustbench_inv.data.registry import DatasetEntry
 
 __all__ = [
-    "EVALUATION_DATASETS",
     "default_ood_dataset",
     "default_oracle",
     "describe_dataset",
+    "evaluation_dataset",
     "identify_dataset",
     "load_arrays",
     "load_dataset",
@@ -34,8 +34,22 @@ __all__ = [
     "split_missing",
 ]
 
-EVALUATION_DATASETS = {"mnist": "mnist5k"}
+_EVALUATION_DATASETS = {"mnist": "mnist5k"}
 """Data set that replaces the one of a model's card in evaluations, because it needs no download."""
+
+
+def evaluation_dataset(card: Mapping[str, Any]) -> str:
+    """Return the data set on which a model is evaluated if the user names none; empty if its card names none.
+
+    Example:
+        >>> evaluation_dataset({"dataset": "mnist"})
+        'mnist5k'
+        >>> evaluation_dataset({"dataset": "mnist", "trained_on": ["mnist5k"]})
+        'mnist'
+    """
+    own = str(card.get("dataset") or "")
+    other = _EVALUATION_DATASETS.get(own, own)
+    return own if other in card.get("trained_on", ()) else other
 
 
 def load_dataset(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from robustbench_inv.catalogue.cards import (
     CatalogueCard,
     DatasetCard,
+    ModelCard,
     read_attack,
     read_model,
     read_oracle,
@@ -64,7 +65,7 @@ def models_like(text: str, dataset: str | None = None) -> list[str]:
     if not ({"*", "?"} & set(text)) or {":", "/", "="} & set(text) or Path(text).exists():
         return [text]
     named = {name: path for name, path in entries("models").items() if fnmatchcase(name, text)}
-    found = [name for name, path in named.items() if _has_data(read_model(path).dataset, dataset)]
+    found = [name for name, path in named.items() if _has_data(read_model(path), dataset)]
     if not found:
         where = f" of {dataset}" if dataset else ""
         raise UnknownName(
@@ -73,10 +74,10 @@ def models_like(text: str, dataset: str | None = None) -> list[str]:
     return sorted(found)
 
 
-def _has_data(own: str, dataset: str | None) -> bool:
-    from robustbench_inv.catalogue.datasets import EVALUATION_DATASETS  # listings stay fast
+def _has_data(card: ModelCard, dataset: str | None) -> bool:
+    from robustbench_inv.catalogue.datasets import evaluation_dataset  # listings stay fast
 
-    return dataset in (None, own, EVALUATION_DATASETS.get(own))
+    return dataset in (None, card.dataset, evaluation_dataset(vars(card)))
 
 
 def list_entries(kind: CatalogueKind) -> Listing:

@@ -324,13 +324,15 @@ CHECKS: Mapping[str, Check] = {
         ),
         Check(
             "C40",
-            "clean accuracy is that of the model's card",
+            "clean accuracy is that of the model's card, on images it was not trained on",
             "model",
             rule=(
                 "WARN if the 95 % interval of the clean accuracy lies more than 5 points from the card's accuracy on "
-                "these data; FAIL above 20 points"
+                "these data; FAIL above 20 points, or if the card's trained_on names these data"
             ),
-            consequence="model or data differ from those of the card; check weights and data",
+            consequence=(
+                "model or data differ from those of the card, or the data are training images; check weights and data"
+            ),
         ),
         Check(
             "C41",

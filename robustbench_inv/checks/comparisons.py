@@ -41,12 +41,8 @@ TOLERATED_SHARE = 0.002
 FARTHER, TOO_FAR = 1.05, 0.1
 """C47: ratio of distances that counts, and the share of samples that FAILs, since it moves the median."""
 
-
-CARD_DIFFERENCE, CARD_FAILURE = 0.05, 0.2
-"""C40: distances from the card's accuracy that WARN and FAIL."""
-
-FEWEST_SAMPLES = 20
-"""C40: samples from which on a clean accuracy is compared with that of the card."""
+CARD_DIFFERENCE, CARD_FAILURE, FEWEST_SAMPLES = 0.05, 0.2, 20
+"""C40: distances from the card's accuracy that WARN and FAIL, and samples from which on they are compared."""
 
 
 def check_monotone(cells: Sequence[FinishedCell]) -> list[Verdict]:
@@ -103,12 +99,13 @@ def check_eps_scale(cells: Sequence[FinishedCell]) -> list[Verdict]:
 
 
 def check_card_accuracy(cells: Sequence[FinishedCell]) -> list[Verdict]:
-    """C40: is the clean accuracy that of the model's card on the same data?
+    """C40: is the clean accuracy that of the model's card on the same data, and was it not trained on these?
 
-    The samples of all cells of a model on a data set count once. A model without a card, or whose card states no
-    accuracy on these data, gets no verdict.
+    The samples of all cells of a model on a data set count once. A model without a card, or whose card has neither an
+    accuracy on these data nor names them under ``trained_on``, gets no verdict.
     """
-    stated = (c for c in cells if not c.threat.no_class and _stated_accuracy(c) is not None)
+    known = (c for c in cells if _is_trained_on(c) or _stated_accuracy(c) is not None)
+    stated = (c for c in known if not c.threat.no_class)
     groups = group_by(stated, lambda cell: (cell.model.key, cell.info.dataset_key))
     return [_card_accuracy(group) for group in groups]
 
@@ -237,16 +234,13 @@ def _single_step(group: CellGroupSequence) -> Verdict:
 def _single_step_evidence(
     one: FinishedCell, many: FinishedCell, eps: float, extra: set[int]
 ) -> str:
-    names = (
-        f"{one.attack_label} at {one.norm} eps {format_eps(eps)}",
-        f"{many.attack_label} does not",
-    )
+    first = f"{one.attack_label} at {one.norm} eps {format_eps(eps)}"
     samples = common_samples([one, many])
     if not extra:
         broken = len(one.broken_samples(eps) & samples)
-        return f"{many.attack_label} breaks all {broken} of {len(samples)} samples that {names[0]} breaks."
-    count = f"{len(extra)} of {len(samples)} samples are broken by {names[0]}"
-    return f"{count}, which {names[1]} break: {format_ids(extra)}."
+        return f"{many.attack_label} breaks all {broken} of {len(samples)} samples that {first} breaks."
+    count = f"{len(extra)} of {len(samples)} samples are broken by {first}"
+    return f"{count}, which {many.attack_label} does not break: {format_ids(extra)}."
 
 
 def _gradient_free(group: CellGroupSequence) -> Verdict:
@@ -334,21 +328,28 @@ def _stated_accuracy(cell: FinishedCell) -> float | None:
     return float(stated)
 
 
+def _is_trained_on(cell: FinishedCell) -> bool:
+    named = cell.model.card.get("trained_on")
+    return isinstance(named, list | tuple) and cell.dataset.name.partition(":")[0] in named
+
+
 def _card_accuracy(group: CellGroupSequence) -> Verdict:
     about_model, data = partial(verdict_about, "C40", group[0]), group[0].dataset.name
+    if _is_trained_on(group[0]):
+        return about_model("FAIL", None, f"By its card the model was trained on images of {data}.")
     stated = _stated_accuracy(group[0]) or 0.0
     right = {r.sample: r.clean.prediction == r.label for cell in group for r in cell.records}
     rate = Rate(sum(right.values()), len(right))
     if rate.trials < FEWEST_SAMPLES:
-        reason = f"{rate.trials} samples are too few to compare with the card's accuracy."
-        return about_model("NA", None, reason)
+        return about_model(
+            "NA", None, f"{rate.trials} samples are too few to compare with the card."
+        )
     apart = max(rate.low - stated, stated - rate.high, 0.0)
     evidence = (
         f"{rate.successes} of {rate.trials} samples of {data} are classified correctly: {rate.value:.1%}, 95 % interval "
         f"{rate.low:.1%} to {rate.high:.1%}; the card states {stated:.1%}."
     )
-    verdict = grade(apart, warn=CARD_DIFFERENCE, fail=CARD_FAILURE)
-    return about_model(verdict, apart, evidence)
+    return about_model(grade(apart, warn=CARD_DIFFERENCE, fail=CARD_FAILURE), apart, evidence)
 
 
 def _escalated(verdict: Verdict, cells: Sequence[FinishedCell]) -> Verdict:
@@ -375,9 +376,8 @@ def _certificates(group: Sequence[FinishedCell]) -> Verdict:
         for record in cell.records
         if _contradicts(record, each.norm, each.by_sample.get(record.sample))
     }
-    text = (
-        f"{len(certified)} samples are certified at some distance, by {', '.join(_methods(found))}."
-    )
+    methods = ", ".join(_methods(found))
+    text = f"{len(certified)} samples are certified at some distance, by {methods}."
     if wrong:
         text += f" Misclassified within that distance: samples {format_ids(wrong)}."
     verdict: Grade = "FAIL" if wrong else "PASS" if certified else "NA"

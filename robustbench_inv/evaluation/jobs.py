@@ -8,7 +8,7 @@ from typing import Any
 from robustbench_inv.catalogue.attacks import LoadedAttack, with_ood_data
 from robustbench_inv.catalogue.cards import SuiteEntry
 from robustbench_inv.catalogue.datasets import (
-    EVALUATION_DATASETS,
+    evaluation_dataset,
     identify_dataset,
     refuse_code,
 )
@@ -353,13 +353,13 @@ def _model_and_dataset(
     if request.dataset is not None:
         return cache.model(source, cache.dataset(request.dataset)), request.dataset
     model = cache.model(source, None)
-    card = str(model.card.get("dataset") or "")
-    if not card:
+    name = evaluation_dataset(model.card)
+    if not name:
         raise UsageError(
             f"the card of {model.name} names no data set", remedy="name one: --dataset NAME"
         )
-    refuse_code(card)
-    return model, EVALUATION_DATASETS.get(card, card)
+    refuse_code(name)
+    return model, name
 
 
 def _goal(attack: LoadedAttack, model: LoadedModel, dataset: Dataset) -> Goal:

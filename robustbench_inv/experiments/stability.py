@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from robustbench_inv.catalogue.datasets import EVALUATION_DATASETS, load_dataset
+from robustbench_inv.catalogue.datasets import evaluation_dataset, load_dataset
 from robustbench_inv.catalogue.models import LoadedModel
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.errors import BadModel, UsageError
@@ -305,10 +305,10 @@ def analyse_model(
     names = [name for name, _ in linear_units(network)]
     if not fnmatch.filter(names, pattern):
         raise BadModel("no layer matches", got=pattern, expected="a pattern of " + ", ".join(names))
-    card = str(model.card.get("dataset") or "")
-    if not dataset and not card:
+    own = evaluation_dataset(model.card)
+    if not dataset and not own:
         raise UsageError(f"the card of {model.name} names no data set", remedy="--dataset NAME")
-    data = load_dataset(dataset or EVALUATION_DATASETS.get(card, card), data_root=data_root)
+    data = load_dataset(dataset or own, data_root=data_root)
     ids = torch.tensor(select_samples(data.labels, samples))
     inputs = data.batch(ids)[0].double().to(device_of(model.classifier))
     with foreign_call(model.name):

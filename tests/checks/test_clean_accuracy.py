@@ -322,6 +322,13 @@ def test_samples_of_several_cells_count_once_and_few_are_not_compared():
     assert verdict.verdict == "NA"
 
 
+def test_training_images_are_no_test_images():
+    card = {"trained_on": ["four"], "training": {"accuracy_four": 0.95}}
+    (verdict,) = check_card_accuracy([toy_cell("pgd", [None] * 95, model={"card": card})])
+    assert (verdict.id, verdict.verdict) == ("C40", "FAIL")
+    assert "trained on images of four" in verdict.evidence
+
+
 @pytest.mark.parametrize("stated", [True, "0.9", 97.0, None])
 def test_a_card_without_a_usable_accuracy_gives_no_verdict(stated):
     assert check_card_accuracy([card_cell(5, accuracy_four=stated), card_cell(5)]) == []

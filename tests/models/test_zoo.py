@@ -45,7 +45,7 @@ LEAST = {
 } | {("spheres-firevnet", SPHERES): 1.0}
 LEAST |= {
     (f"{model}-200", name): percent / 100
-    for model, percent in (("cnn", 98.8), ("c-dv", 98.6), ("c-js", 98.7))
+    for model, percent in (("cnn", 98.8), ("c-dv", 98.6), ("c-js", 98.7), ("lenet5", 98.8))
     for name in ("mnist", "mnist5k")
 }
 LEAST |= {
