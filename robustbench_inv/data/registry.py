@@ -213,7 +213,7 @@ DATASETS: Mapping[str, DatasetEntry] = {
     for known in (
         DatasetEntry(
             "mnist5k",
-            "5,000 digits of MNIST's training set, 500 per class, in no shipped model's training set",
+            "5,000 digits of MNIST's training set, 500 per class; only mnist-lenet5-200 was trained on them",
             10,
             (1, 28, 28),
             _open_mnist5k,
