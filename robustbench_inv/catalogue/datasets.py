@@ -49,7 +49,7 @@ def evaluation_dataset(card: Mapping[str, Any]) -> str:
     """
     own = str(card.get("dataset") or "")
     other = _EVALUATION_DATASETS.get(own, own)
-    return own if other in card.get("trained_on", ()) else other
+    return own if other in (card.get("trained_on") or ()) else other
 
 
 def load_dataset(

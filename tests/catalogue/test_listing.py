@@ -8,6 +8,9 @@ from robustbench_inv.errors import UnknownName
 
 def test_a_pattern_names_every_model_of_the_data():
     found = models_like("mnist-*", "mnist5k")
+    assert "mnist-lenet5" in found
+    assert "mnist-lenet5-200" not in found  # trained on these digits
+    assert "mnist-lenet5-200" in models_like("mnist-*", "mnist")
     assert {"mnist-cnn", "mnist-sdim", "mnist-prototypes"} <= set(found)
     assert found == sorted(found)
     assert not any(name.startswith(("mnist-planted", "fashion")) for name in found)
