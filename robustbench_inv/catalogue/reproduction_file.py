@@ -53,12 +53,20 @@ def read_reproduction(path: Path) -> Reproduction:
     Raises:
         BadCatalogue: if a file cannot be read, or has an invalid or inconsistent value.
     """
-    own = read_toml(path)
-    values, protocol = own, own.pop("protocol", None)
-    if isinstance(protocol, str):
-        values = _merged(read_toml(path.parent / protocol), own)
     with explain_mismatch(BadCatalogue, str(path)):
-        return _reproduction(path, values, chosen="rows" not in own)
+        return _reproduction(path, _with_protocol(path), chosen="rows" not in read_toml(path))
+
+
+def _with_protocol(path: Path, *readers: Path) -> dict[str, Any]:
+    """Return the values of a file, of the protocol that it names, of that one's protocol, and so on."""
+    own = read_toml(path)
+    protocol = own.pop("protocol", None)
+    if not isinstance(protocol, str):
+        return own
+    shared = path.parent / protocol
+    if shared in readers or shared == path:
+        raise Mismatch("a protocol reads itself", got=protocol, expected="another file")
+    return _merged(_with_protocol(shared, path, *readers), own)
 
 
 def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

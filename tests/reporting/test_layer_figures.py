@@ -121,7 +121,7 @@ def test_the_page_holds_everything(folder):
 def test_the_shipped_figure_compares_what_the_paper_regularises():
     item = load_reproduction("guess-first/figure-2")
     pairs = item.measurement.filled("mnist")["pairs"]
-    assert [after for _, after in pairs.values()] == ["mnist-c-dv-ie", "mnist-c-js-ie"]
+    assert [after for _, after in pairs.values()] == ["mnist-c-dv-ie-200", "mnist-c-js-ie-200"]
     assert not item.trials
     assert item.samples == 1000
 
