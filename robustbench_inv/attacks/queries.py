@@ -134,10 +134,12 @@ class CountingModel:
         if images.requires_grad and not output.logits.requires_grad:
             self._count_backward(torch.zeros_like(images), rows)  # no graph: the gradient is zero
         elif images.requires_grad:
+            # the hook must not hold the images: they would never be freed
+            size, device = images.shape, images.device
             images.register_hook(  # type: ignore[no-untyped-call]
                 # an operation without a derivative, as of a quantised layer, gives None
                 lambda gradient: self._count_backward(
-                    torch.zeros_like(images) if gradient is None else gradient, rows
+                    torch.zeros(size, device=device) if gradient is None else gradient, rows
                 )
             )
         return output

@@ -1,5 +1,7 @@
 """CountingModel counts every pass of each sample, averages draws, and keeps the closest success."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -99,6 +101,17 @@ def test_backward_passes_through_a_graph_are_counted(repeats):
         total.backward(retain_graph=True)
     assert m.backward_passes.tolist() == [repeats] * 4
     assert m.forward_passes.tolist() == [1] * 4
+
+
+def test_images_of_a_graph_are_freed_with_it():
+    m = meter()
+    images = m.batch.images.clone().requires_grad_(True)
+    moved = images * 1
+    m.differentiable(moved).logits[:, 1].sum().backward()
+    alive = weakref.ref(moved)
+    del moved
+    assert alive() is None
+    assert m.backward_passes.tolist() == [1] * 4
 
 
 def test_zero_gradient_needs_every_gradient_to_be_zero():
