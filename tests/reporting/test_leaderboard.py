@@ -125,7 +125,11 @@ def test_the_first_page_names_data_what_is_missing_and_models_on_no_board(
     writer.cell([record(0)], model="later", started=False)
     board = read_leaderboard([writer.finish()], note="mnist-gbz takes an hour.")
     page = board.write(tmp_path / "site").read_text()
-    for text in ("only mnist-lenet5-200 was trained on them", "mnist-gbz takes an hour.", "pgd on later: 0 of 1 samples"):
+    for text in (
+        "only mnist-lenet5-200 was trained on them",
+        "mnist-gbz takes an hour.",
+        "pgd on later: 0 of 1 samples",
+    ):
         assert text in page
     assert board.unranked == {"far": "models/far.html"}
     assert '<a href="models/far.html">far</a>' in page
