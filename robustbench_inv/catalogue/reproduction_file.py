@@ -53,20 +53,21 @@ def read_reproduction(path: Path) -> Reproduction:
     Raises:
         BadCatalogue: if a file cannot be read, or has an invalid or inconsistent value.
     """
-    with explain_mismatch(BadCatalogue, str(path)):
-        return _reproduction(path, _with_protocol(path), chosen="rows" not in read_toml(path))
-
-
-def _with_protocol(path: Path, *readers: Path) -> dict[str, Any]:
-    """Return the values of a file, of the protocol that it names, of that one's protocol, and so on."""
     own = read_toml(path)
-    protocol = own.pop("protocol", None)
+    with explain_mismatch(BadCatalogue, str(path)):
+        return _reproduction(path, _with_protocol(own, path), chosen="rows" not in own)
+
+
+def _with_protocol(own: Mapping[str, Any], path: Path, *readers: Path) -> dict[str, Any]:
+    """Return the values of a file, of the protocol that it names, of that one's protocol, and so on."""
+    values = dict(own)
+    protocol = values.pop("protocol", None)
     if not isinstance(protocol, str):
-        return own
+        return values
     shared = path.parent / protocol
-    if shared in readers or shared == path:
+    if shared in (path, *readers):
         raise Mismatch("a protocol reads itself", got=protocol, expected="another file")
-    return _merged(_with_protocol(shared, path, *readers), own)
+    return _merged(_with_protocol(read_toml(shared), shared, path, *readers), values)
 
 
 def _merged(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ LEAST = {
 LEAST |= {
     (f"{model}-200", name): percent / 100
     for model, percent in (
-        ("cnn", 98.5),
+        ("cnn", 98.8),
         ("c-dv", 98.6),
         ("c-js", 98.7),
         ("c-dv-ie", 98.6),
@@ -116,9 +116,9 @@ LEAST |= {
     )
     for shifted, least in (("", 0.98), (",shifted=true", 0.0))
 }
-"""Lower limits of the clean accuracy: half a point below Guess First, tables 1 and 2 (without the substitute), 0.3 points
-after 200 epochs; half a point below Excessive invariance, B.1, and about 0.25 (MNIST) or 1.5 points (Fashion-MNIST) below Supervised Deep Infomax, table 1. The error of
-i-ResNets with c >= 0.7 is at most 0.8 %; for the other networks, the limits only tell whether training failed."""
+"""Lower limits of the clean accuracy: half a point below Guess First, tables 1 and 2 (without the substitute), at most 0.3
+points after 200 epochs; half a point below Excessive invariance, B.1; about 0.25 (MNIST) or 1.5 points (Fashion-MNIST)
+below Supervised Deep Infomax, table 1. The error of i-ResNets with c >= 0.7 is at most 0.8 %; for the other networks, the limits only tell whether training failed."""
 
 
 def named(folder: Path) -> str:
@@ -222,5 +222,6 @@ def test_a_shipped_iresnet_reconstructs_images_in_float32(folder):
             again = invertible.flow.inverse(invertible.flow(images)[0])
         else:
             again = invertible.decode(invertible.encode(images))
-    # rounding errors of float32: 0.8e-5 to 1.2e-5 on 60 digits, with weights of 16 or 32 bits
-    assert (again - images).abs().max() <= 2e-5
+    # rounding errors of the flow: 0.8e-5 to 1.2e-5 on 20 and 60 digits, with weights of 16 or 32 bits
+    limit = 2e-5 if isinstance(invertible, ConditionalFlow) else 1e-5
+    assert (again - images).abs().max() <= limit
