@@ -327,8 +327,8 @@ CHECKS: Mapping[str, Check] = {
             "clean accuracy is that of the model's card, on images it was not trained on",
             "model",
             rule=(
-                "WARN if the 95 % interval of the clean accuracy lies more than 5 points from the card's accuracy on "
-                "these data; FAIL above 20 points, or if the card's trained_on names these data"
+                "WARN if the 95 % interval of the clean accuracy lies more than 5 points from the card's on these data, or "
+                "if they are the training split; FAIL above 20 points, or if the card's trained_on names these data"
             ),
             consequence=(
                 "model or data differ from those of the card, or the data are training images; check weights and data"

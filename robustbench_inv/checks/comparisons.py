@@ -1,5 +1,6 @@
 """Checks that compare finished cells: C1, C3, C5, C40, C46, C47, the eps of C17, the losses of C7."""
 
+import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -32,11 +33,8 @@ __all__ = [
     "verdict_about",
 ]
 
-CellGroupSequence = Sequence[FinishedCell]
-
 TOLERATED_SHARE = 0.002
 """C5: share of samples that may be broken by other attacks only."""
-
 
 FARTHER, TOO_FAR = 1.05, 0.1
 """C47: ratio of distances that counts, and the share of samples that FAILs, since it moves the median."""
@@ -101,10 +99,10 @@ def check_eps_scale(cells: Sequence[FinishedCell]) -> list[Verdict]:
 def check_card_accuracy(cells: Sequence[FinishedCell]) -> list[Verdict]:
     """C40: is the clean accuracy that of the model's card on the same data, and was it not trained on these?
 
-    The samples of all cells of a model on a data set count once. A model without a card, or whose card has neither an
-    accuracy on these data nor names them under ``trained_on``, gets no verdict.
+    The samples of all cells of a model on a data set count once. A model whose card neither states an accuracy on these
+    data nor calls them training images gets no verdict. Recipes may hold out a part of a training split: WARN.
     """
-    known = (c for c in cells if _is_trained_on(c) or _stated_accuracy(c) is not None)
+    known = (c for c in cells if _training_images(c) or _stated_accuracy(c) is not None)
     stated = (c for c in known if not c.threat.no_class)
     groups = group_by(stated, lambda cell: (cell.model.key, cell.info.dataset_key))
     return [_card_accuracy(group) for group in groups]
@@ -126,12 +124,8 @@ def check_certificates(cells: Sequence[FinishedCell]) -> list[Verdict]:
 def escalate_saturation(probes: Sequence[Verdict], cells: Sequence[FinishedCell]) -> list[Verdict]:
     """C7 for the plan: turn the probe's NOTE or WARN into FAIL if every gradient attack uses cross-entropy alone.
 
-    Args:
-        probes: verdicts of the models' probes.
-        cells: the finished cells.
-
     Returns:
-        the same verdicts, in the same order.
+        the verdicts of the models' probes, in the same order.
     """
     return [_escalated(verdict, cells) for verdict in probes]
 
@@ -215,7 +209,7 @@ def _monotone(cell: FinishedCell, pairs: Sequence[tuple[FinishedCell, FinishedCe
     return verdict_about("C1", cell, grade(share, warn=0.005), share, evidence)
 
 
-def _single_step(group: CellGroupSequence) -> Verdict:
+def _single_step(group: Sequence[FinishedCell]) -> Verdict:
     single = [v for v in group if v.single_step]
     iterative = [v for v in group if v.iterative]
     worst: tuple[float, str] | None = None
@@ -243,7 +237,7 @@ def _single_step_evidence(
     return f"{count}, which {many.attack_label} does not break: {format_ids(extra)}."
 
 
-def _gradient_free(group: CellGroupSequence) -> Verdict:
+def _gradient_free(group: Sequence[FinishedCell]) -> Verdict:
     white = [v for v in group if v.uses_gradients]
     black = [v for v in group if v.gradient_free]
     worst: tuple[Rate, str] | None = None
@@ -262,7 +256,7 @@ def _gradient_free(group: CellGroupSequence) -> Verdict:
 
 
 def _gradient_free_gain(
-    white: CellGroupSequence, black: CellGroupSequence, eps: float, samples: set[int]
+    white: Sequence[FinishedCell], black: Sequence[FinishedCell], eps: float, samples: set[int]
 ) -> tuple[Rate, str]:
     broken = set().union(*(v.broken_samples(eps) for v in white)) & samples
     extra = set().union(*(v.broken_samples(eps) for v in black)) & samples - broken
@@ -276,7 +270,7 @@ def _gradient_free_gain(
     return Rate(len(extra), n), evidence
 
 
-def _distances(group: CellGroupSequence, cells: Sequence[FinishedCell]) -> Verdict:
+def _distances(group: Sequence[FinishedCell], cells: Sequence[FinishedCell]) -> Verdict:
     norm = group[0].norm
     others = [c for c in cells if goal_key(c) == goal_key(group[0]) and c not in group]
     shared = sorted(_attacked_samples(group) & _attacked_samples(others))
@@ -297,11 +291,11 @@ def _distances(group: CellGroupSequence, cells: Sequence[FinishedCell]) -> Verdi
     return verdict_about("C47", group[0], verdict, share, evidence)
 
 
-def _attacked_samples(cells: CellGroupSequence) -> set[int]:
+def _attacked_samples(cells: Sequence[FinishedCell]) -> set[int]:
     return set().union(*(cell.ids[cell.was_attacked].tolist() for cell in cells))
 
 
-def _eps_scale(group: CellGroupSequence) -> Verdict:
+def _eps_scale(group: Sequence[FinishedCell]) -> Verdict:
     about_model = partial(verdict_about, "C17", group[0], any_data=True)
     swept = [v for v in group if v.epsilons]
     if not swept:
@@ -320,30 +314,36 @@ def _eps_scale(group: CellGroupSequence) -> Verdict:
 
 def _stated_accuracy(cell: FinishedCell) -> float | None:
     """Return the accuracy that the model's card states on the data of a cell."""
-    training = cell.model.card.get("training")
-    measured: Mapping[str, object] = training if isinstance(training, Mapping) else {}
-    stated = measured.get(f"accuracy_{cell.dataset.name}")
-    if isinstance(stated, bool) or not isinstance(stated, int | float) or not 0 <= stated <= 1:
-        return None
-    return float(stated)
+    training, name = cell.model.card.get("training"), f"accuracy_{cell.dataset.name}"
+    stated = training.get(name) if isinstance(training, Mapping) else None
+    if isinstance(stated, int | float) and not isinstance(stated, bool) and 0 <= stated <= 1:
+        return float(stated)
+    return None
 
 
-def _is_trained_on(cell: FinishedCell) -> bool:
-    named = cell.model.card.get("trained_on")
-    return isinstance(named, list | tuple) and cell.dataset.name.partition(":")[0] in named
+def _training_images(cell: FinishedCell) -> Grade | None:
+    """Does the card name the data under ``trained_on`` (FAIL), or are they a training split of its data (WARN)?"""
+    named, own = cell.model.card.get("trained_on"), cell.model.card.get("dataset")
+    named = named if isinstance(named, list | tuple) else ()
+    name, *data = (set(re.split("[:,]", str(n))) for n in (cell.dataset.name, *named))
+    if any(name >= parts for parts in data):
+        return "FAIL"
+    split = own and "split=train" in name and name >= set(re.split("[:,]", str(own)))
+    return "WARN" if split else None
 
 
-def _card_accuracy(group: CellGroupSequence) -> Verdict:
+def _card_accuracy(group: Sequence[FinishedCell]) -> Verdict:
     about_model, data = partial(verdict_about, "C40", group[0]), group[0].dataset.name
-    if _is_trained_on(group[0]):
-        return about_model("FAIL", None, f"By its card the model was trained on images of {data}.")
+    if training := _training_images(group[0]):
+        held_out = ", but for those that its recipe held out" if training == "WARN" else ""
+        text = f"By its card the model was trained on images of {data}{held_out}."
+        return about_model(training, None, text)
     stated = _stated_accuracy(group[0]) or 0.0
     right = {r.sample: r.clean.prediction == r.label for cell in group for r in cell.records}
     rate = Rate(sum(right.values()), len(right))
     if rate.trials < FEWEST_SAMPLES:
-        return about_model(
-            "NA", None, f"{rate.trials} samples are too few to compare with the card."
-        )
+        few = f"{rate.trials} samples are too few to compare with the card."
+        return about_model("NA", None, few)
     apart = max(rate.low - stated, stated - rate.high, 0.0)
     evidence = (
         f"{rate.successes} of {rate.trials} samples of {data} are classified correctly: {rate.value:.1%}, 95 % interval "

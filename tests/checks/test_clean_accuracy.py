@@ -329,6 +329,27 @@ def test_training_images_are_no_test_images():
     assert "trained on images of four" in verdict.evidence
 
 
+@pytest.mark.parametrize(
+    ("data", "own", "trained_on", "expected"),
+    [
+        ("four:split=train", "four", [], "WARN"),
+        ("four:split=train,pad=2", "four", [], "WARN"),
+        ("hf:org/four,split=train", "hf:org/four", [], "WARN"),
+        ("four:split=train", "four", ["four:split=train"], "FAIL"),
+        ("four:pad=2,split=train", "four", ["four:split=train"], "FAIL"),
+        ("five:split=train", "four", [], None),
+        ("four:split=test", "four", ["four:split=train"], None),
+        ("four:split=training", "four", [], None),
+    ],
+)
+def test_a_training_split_is_no_test_split(data, own, trained_on, expected):
+    model = {"card": {"dataset": own, "trained_on": trained_on}}
+    verdicts = check_card_accuracy(
+        [toy_cell("pgd", [None] * 95, model=model, dataset={"name": data})]
+    )
+    assert [(v.id, v.verdict) for v in verdicts] == ([("C40", expected)] if expected else [])
+
+
 @pytest.mark.parametrize("stated", [True, "0.9", 97.0, None])
 def test_a_card_without_a_usable_accuracy_gives_no_verdict(stated):
     assert check_card_accuracy([card_cell(5, accuracy_four=stated), card_cell(5)]) == []
