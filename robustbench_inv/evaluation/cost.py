@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from math import inf
+from math import inf, prod
 from typing import Any
 
 from torch import Tensor
@@ -51,6 +51,16 @@ MIN_SPREAD = 0.3
 
 STOPPED_SPREAD = 2.5
 """Factor between the estimate and the ends of its range if the last trial was stopped."""
+
+RUNS = "restarts", "searches", "binary_search_steps", "target_classes"
+"""Parameters that multiply the steps of an attack."""
+
+NUMBERS = (
+    *RUNS,
+    *("steps", "queries", "long_queries", "lagrangian_steps", "rounds", "candidates"),
+    *("initial_queries", "initial_gradient_eval_steps"),
+)
+"""Parameters that give the passes of an attack."""
 
 DEFAULT_STEPS: Mapping[str, int] = {"probe": 10, "gradient": 100, "search": 1000, "query": 5000}
 """Steps assumed for an attack without such a parameter, by the cost class of its card."""
@@ -111,8 +121,8 @@ def passes(parameters: Mapping[str, Any], cost: str) -> tuple[int, bool]:
     """Return the passes of one sample under one eps, and whether they are a guess.
 
     Args:
-        parameters: the attack's parameters; ``steps``, ``restarts``, ``target_classes``, ``queries`` and ``long_queries``, ``draws``, and
-            ``members`` with their own are understood.
+        parameters: the attack's parameters; ``draws``, the numbers of steps, queries, rounds and runs, several losses,
+            and ``members`` with their own are understood.
         cost: cost class of its card.
 
     Example:
@@ -120,18 +130,28 @@ def passes(parameters: Mapping[str, Any], cost: str) -> tuple[int, bool]:
         (82, False)
         >>> passes({"members": [{"steps": 9}, {"queries": 100}]}, "search")
         (110, False)
+        >>> passes({"steps": 1000, "searches": 9}, "search")
+        (9009, False)
     """
     if members := parameters.get("members"):
         counts, guesses = zip(*(passes(member, cost) for member in members), strict=True)
         return sum(counts), any(guesses)
     if "draws" in parameters:
         return int(parameters["draws"]), False
-    queries = sum(int(parameters.get(name) or 0) for name in ("queries", "long_queries"))
-    runs = int(parameters.get("restarts") or 1) * max(1, int(parameters.get("target_classes") or 0))
-    if parameters.get("steps"):
-        return queries + runs * (int(parameters["steps"]) + 1), False
-    if queries:
-        return queries, False
+    number = {name: int(parameters.get(name) or 0) for name in NUMBERS}
+    runs = prod(max(number[name], 1) for name in RUNS)
+    if "restarts" not in parameters:  # otherwise they use the losses in turn
+        runs *= str(parameters.get("loss", "")).count("+") + 1
+    steps = number["steps"]
+    queries = number["queries"] + number["long_queries"] + 2 * number["lagrangian_steps"]
+    queries += number["rounds"] * (number["candidates"] + 1)
+    for first in (
+        "initial_queries",
+        "initial_gradient_eval_steps",
+    ):  # HopSkipJump: first·√t in step t
+        queries += int(number[first] * 2 / 3 * steps**1.5)
+    if steps or queries:
+        return queries + (runs * (steps + 1) if steps else 0), False
     return runs * DEFAULT_STEPS.get(cost, DEFAULT_STEPS["gradient"]), True
 
 
@@ -215,9 +235,13 @@ def _try(job: Job, bounds: Estimate) -> list[_Trial]:
 
 
 def _completed(job: Job, trial: _Trial) -> _Trial:
-    """Return what a stopped trial would have needed if its unbroken samples took the usual passes to the end."""
+    """Return what a stopped trial would have needed if its unbroken samples took the usual passes to the end.
+
+    A minimum-norm attack continues on broken samples.
+    """
     calls = max(_without_rare_queries(job) * trial.calls_each, 2 * trial.calls)
-    passes = max(trial.passes, trial.surviving * trial.samples * calls)
+    share = 1.0 if job.attack.attack.kind == "minimum-norm" else trial.surviving
+    passes = max(trial.passes, share * trial.samples * calls)
     return replace(trial, calls=calls, passes=passes)
 
 

@@ -10,9 +10,12 @@ from robustbench_inv.catalogue.fingerprint import content
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import CapabilityMismatch
 from robustbench_inv.evaluation.cost import estimate_jobs, passes
+from robustbench_inv.evaluation.engine import RunOptions
 from robustbench_inv.evaluation.jobs import CellSpec, EvaluationRequest, build_jobs
 from robustbench_inv.evaluation.plan import make_plan, plan_jobs
+from robustbench_inv.evaluation.schedule import run_cell
 from robustbench_inv.identity import IDENTITY_VERSION
+from robustbench_inv.results.run_files import CellFolder
 from robustbench_inv.threat.budgets import LpBall, OnSphere, Unbounded
 from robustbench_inv.threat.goals import KeepDecision, Misclassify, MisclassifyAccepted, Target
 from robustbench_inv.threat.threat_model import ThreatModel, describe_threat, digest_threat
@@ -156,6 +159,40 @@ def test_passes():
     assert passes({"steps": 40, "restarts": 3}, "gradient") == (123, False)
     assert passes({"draws": 10}, "probe") == (10, False)
     assert passes({}, "query") == (5000, True)
+    assert passes({"steps": 10, "searches": 9}, "search") == (99, False)
+    assert passes({"steps": 10, "binary_search_steps": 5}, "search") == (55, False)
+    assert passes({"steps": 10, "loss": "ce+margin"}, "search") == (22, False)
+    assert passes({"steps": 10, "loss": "ce+margin", "restarts": 3}, "search") == (33, False)
+
+
+@pytest.mark.parametrize(
+    ("attack", "threat"),
+    [
+        ("cw:steps=20,searches=3", "none:norm=l2"),
+        (
+            "foolbox:L2CarliniWagnerAttack:steps=20,binary_search_steps=3,abort_early=false",
+            "none:norm=l2",
+        ),
+        ("minimum-norm:steps=20,lagrangian_steps=30", "none:norm=l2"),
+        ("hopskipjump:steps=6", "none:norm=l2"),
+        ("boundary:steps=200", "none:norm=l2"),
+        ("local-search:rounds=3,candidates=20", "none:norm=l0"),
+        ("square:queries=40", "linf=0.001"),
+        ("apgd:steps=10,restarts=2", "linf=0.001"),
+    ],
+)
+def test_the_passes_of_a_plan_are_those_of_a_run(tmp_path, attack, threat):
+    if attack.startswith("foolbox"):
+        pytest.importorskip("foolbox")
+    asked = {"models": ["mnist-cnn"], "dataset": "mnist5k", "samples": 4}
+    (job,) = build_jobs(EvaluationRequest(attacks=[attack], threat=threat, **asked))
+    card = job.attack.card
+    parameters = card["parameters"]
+    expected, _ = passes(parameters | dict(parameters.get("parameters") or {}), card["cost"])
+    run_cell(job, tmp_path / "c", RunOptions())
+    records = CellFolder(tmp_path / "c").records()
+    taken = max(r.backward_passes or r.forward_passes for r in records)
+    assert 0.6 * expected <= taken <= 1.3 * expected  # C&W ends descents that stagnate
 
 
 @pytest.mark.parametrize(
@@ -164,10 +201,6 @@ def test_passes():
     ids=["alone", "cascade"],
 )
 def test_the_estimate_is_for_a_sample_that_survives(toys, tmp_path, attack, count):
-    from robustbench_inv.evaluation.engine import RunOptions
-    from robustbench_inv.evaluation.schedule import run_cell
-    from robustbench_inv.results.run_files import CellFolder
-
     class Slow(nn.Module):
         bounds, num_classes = (0.0, 1.0), 2
 
