@@ -338,7 +338,9 @@ def check_run(run: Run, device: str, seconds: float | None = None) -> None:
         limit = TimeLimit(max(attacks, CHECK_SECONDS))
         limit = TimeLimit(seconds / len(jobs), by_the_clock=True) if seconds else limit
         subject = labels.get(job.model.digest, job.model.name)
-        verdicts = _probe(job, device, run.plan.deep, limit)
+        mine = [cell for cell in cells if cell.model.key == job.model.digest]
+        searches = any(c.kind != "fixed-input" or c.uses_gradients for c in mine)
+        verdicts = _probe(job, device, limit, deep=run.plan.deep, searches=searches)
         probes += [replace(verdict, subject=subject) for verdict in verdicts]
     asked = {job.spec.digest: job.samples for job in run.plan.jobs}
     verdicts = check_records(cells, asked, probes)
@@ -384,7 +386,8 @@ def _models(plan: Plan) -> list[Job]:
     return list({(job.model.digest, job.spec.dataset): job for job in ascending}.values())
 
 
-def _probe(job: Job, device: str, deep: bool, limit: TimeLimit) -> list[Verdict]:
+def _probe(job: Job, device: str, limit: TimeLimit, *, deep: bool, searches: bool) -> list[Verdict]:
     about = (job.model.digest, job.spec.dataset)
     settings = (job.model, job.dataset, job.samples, job.seed, device)
-    return [replace(v, about=about) for v in probe_model(*settings, deep=deep, limit=limit)]
+    verdicts = probe_model(*settings, deep=deep, searches=searches, limit=limit)
+    return [replace(verdict, about=about) for verdict in verdicts]

@@ -24,9 +24,6 @@ PAPERS = {
     "sdim": "Anonymous, Reject illegal inputs: scaling generative classifiers with supervised deep infomax",
     "thesis": "Behrmann, thesis on invertible networks",
 }
-FAR = 0.1
-"""A difference from the paper, as a share, that counts as far."""
-
 PAGE = """{% from "parts.html" import head %}
 {{ head("Reproduced papers") }}
 <body>
@@ -34,7 +31,7 @@ PAGE = """{% from "parts.html" import head %}
   <p class="eyebrow">robustbench-inv</p>
   <h1>Reproduced papers</h1>
   <p class="lead">Each table and figure of the four papers: how many of the paper's claims our runs confirm, and the page with all numbers, networks, schedules and samples.</p>
-  <p class="lead">A claim is confirmed if the 95 % interval of our result lies inside the claimed range, not confirmed if it lies outside, undecided if it crosses the limit. The pages of {{ reached }} of {{ total }} items are there.</p>
+  <p class="lead">A claim is confirmed if the 95 % interval of our result lies inside the claimed range, not confirmed if it lies outside, undecided if it crosses the limit. A number is far from the paper's if it differs by more than 10 percentage points, or by more than a tenth of an amount that is no share. The pages of {{ reached }} of {{ total }} items are there.</p>
   <nav aria-label="Contents">{% for paper, items in papers %}<a href="#{{ items[0].folder }}">{{ items[0].folder }}</a> {% endfor %}</nav>
 </header>
 <main>
@@ -43,7 +40,7 @@ PAGE = """{% from "parts.html" import head %}
   <h2 id="{{ items[0].folder }}-title">{{ paper }}</h2>
   <div class="scroll" tabindex="0" role="region" aria-label="Table: {{ paper }}"><table class="data">
     <caption class="unseen">{{ paper }}: outcomes of the claims</caption>
-    <thead><tr><th scope="col">Item</th><th scope="col">Outcome</th>{% for status in statuses %}<th scope="col" class="figure">{{ status|capitalize }}</th>{% endfor %}<th scope="col" class="figure">Numbers more than 10 points off</th><th scope="col">Claims and reasons</th></tr></thead>
+    <thead><tr><th scope="col">Item</th><th scope="col">Outcome</th>{% for status in statuses %}<th scope="col" class="figure">{{ status|capitalize }}</th>{% endfor %}<th scope="col" class="figure">Numbers far from the paper's</th><th scope="col">Claims and reasons</th></tr></thead>
     <tbody>
     {% for item in items %}
     <tr>
@@ -70,6 +67,7 @@ NAMES = {
     "not measured": "not reached",
 }
 TONES = {"confirmed": "pass", "not confirmed": "fail", "undecided": "warn"}
+NONE = "None of the paper's numbers is reproduced."
 SHOWN = "The page has the numbers; no claim about them is tested."
 
 
@@ -131,26 +129,30 @@ def _read_item(path: Path) -> Item:
     item = load_reproduction(f"{path.parent.name}/{path.stem}")
     page = PUBLISHED / path.parent.name / f"{path.stem}.html"
     tables = page.with_name(f"{path.stem}_files") / "tables"
-    claims = [(row["claim"], _status(row)) for row in _read(tables / "claims.csv")]
-    numbers = [row for name in ("comparison", "numbers") for row in _read(tables / f"{name}.csv")]
-    apart = [abs(float(row["difference"])) for row in numbers if row.get("difference")]
+    claims = [
+        (f"{row['claim']}{data and f' ({data})'}", _status(row))
+        for data, rows in _tables(tables, "claims")
+        for row in rows
+    ]
+    numbers = [row for _, rows in _tables(tables, "numbers") for row in rows]
+    compared = [row["far"] == "True" for row in numbers if row["difference"]]
     return Item(
         path.parent.name,
         PAPERS[path.parent.name],
         item.title,
         str(page.relative_to(PUBLISHED)) if page.exists() else "",
         claims,
-        sum(each > FAR for each in apart),
-        len(apart),
-        _reason(about, page=page, claims=bool(claims)),
+        sum(compared),
+        len(compared),
+        _reason(about, page, claims=bool(claims), reproduced=bool(compared)),
     )
 
 
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+def _tables(folder: Path, name: str) -> Iterator[tuple[str, list[dict[str, str]]]]:
+    """Yield the data set and the rows of each table of a page; no data set if the page has one alone."""
+    for path in sorted(folder.glob(f"{name}*.csv")):
+        with path.open(newline="") as file:
+            yield path.stem.removeprefix(name).removeprefix("-"), list(csv.DictReader(file))
 
 
 def _status(row: Mapping[str, str]) -> str:
@@ -159,9 +161,12 @@ def _status(row: Mapping[str, str]) -> str:
     return row.get("adaptive") or own if own == "not measured" else own
 
 
-def _reason(about: Mapping[str, object], *, page: Path, claims: bool) -> str:
+def _reason(about: Mapping[str, object], page: Path, *, claims: bool, reproduced: bool) -> str:
     if page.exists():
-        return "" if claims else SHOWN
+        published = set(map(str, _amounts(about.get("published")))) - {"nan"}
+        return " ".join(
+            ([] if claims else [SHOWN]) + ([NONE] if published and not reproduced else [])
+        )
     named = sorted(set(_model_names(about)))
     missing = [name for name in named if not (MODELS / name / "weights.safetensors").exists()]
     if missing:
@@ -179,6 +184,15 @@ def _model_names(value: object) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from _model_names(inner)
+
+
+def _amounts(value: object) -> Iterator[object]:
+    """Yield the published numbers of a definition."""
+    inner = (
+        value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    )
+    for each in inner:
+        yield from _amounts(each) if isinstance(each, Mapping | list) else (each,)
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -44,6 +44,11 @@ TRUSTED_SHARE = 0.1
 """After this share of the time, the time of the checks so far replaces that of the timed batches."""
 
 
+SEARCH_PROBES = frozenset({"C1", "C2", "C4", "C6", "C7", "C8", "C12", "C13", "C31"})
+NO_SEARCH = "No attack of the plan searches for inputs: all are given."
+"""Probes of what a search needs, and their evidence where no attack is one."""
+
+
 class TimeLimit(NamedTuple):
     """Time for all checks of a model.
 
@@ -104,6 +109,7 @@ def probe_model(  # noqa: PLR0913 - a caller may leave out most
     device: str = "cpu",
     *,
     deep: bool = False,
+    searches: bool = True,
     limit: TimeLimit | None = None,
 ) -> list[Verdict]:
     """Run the probes C1, C2, C6, C7, C10 to C12, C17, C39, C41 and C42 on a model, with ``deep`` C4, C8, C13 and C31.
@@ -116,6 +122,7 @@ def probe_model(  # noqa: PLR0913 - a caller may leave out most
         seed: of the attacks' random numbers.
         device: where the model is.
         deep: run the costly probes too.
+        searches: does an attack search for inputs? If all are given, the probes of what a search needs are NA.
         limit: time for all checks; None for no limit.
 
     Returns:
@@ -126,11 +133,12 @@ def probe_model(  # noqa: PLR0913 - a caller may leave out most
         kept.restore()
         return Probe.of(model.name, model.classifier, dataset, ids, seed).to_device(device)
 
-    every, found = range(len(dataset)), list[Verdict]()
+    every, checks = range(len(dataset)), list_probes(deep=deep)
+    needless = [c.id for c in checks if not searches and c.id in SEARCH_PROBES]
+    checks = [check for check in checks if check.id not in needless]
+    found = [CHECKS[i].make_verdict(model.name, "NA", None, NO_SEARCH) for i in needless]
     with stated_torch(), kept_modules([model.classifier]) as kept:
-        schedule = _Schedule(
-            list_probes(deep=deep), max(len(samples), 1), len(every), limit or TimeLimit()
-        )
+        schedule = _Schedule(checks, max(len(samples), 1), len(every), limit or TimeLimit())
         if limit is not None:
             with seeded_generators(seed % 2**32, []), suppress(Exception):  # the checks report it
                 timed = probe(evenly_spaced(samples, ATTACK_SAMPLES))

@@ -15,6 +15,7 @@ from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.summary import Distances, Rate, break_points, distance_curve
 
 __all__ = [
+    "CERTIFIED_STYLE",
     "CERTIFIED_TEXT",
     "Curve",
     "broken_curve",
@@ -28,6 +29,13 @@ __all__ = [
 ]
 
 CERTIFIED_TEXT = " The dotted line is the certified accuracy: the robust accuracy lies in the hatched band above it."
+
+CERTIFIED_STYLE: Mapping[str, Any] = {
+    "linestyle": ":",
+    "marker": ".",
+    "drawstyle": "steps-pre",  # what is proven at an eps holds at smaller ones, not more
+}
+"""How a certified accuracy is drawn that is known at some eps."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,8 @@ def draw_curve(axes: Axes, curve: Curve, colour: str, style: Mapping[str, Any]) 
     band: dict[str, Any] = {"color": colour, "alpha": 0.14, "linewidth": 0}
     if not curve.stepped:
         axes.plot(curve.x, curve.y, color=colour, **style)
-        axes.fill_between(curve.x, curve.low, curve.high, **band)
+        step: Any = {"steps-pre": "pre"}.get(style.get("drawstyle", ""))
+        axes.fill_between(curve.x, curve.low, curve.high, step=step, **band)
         return
     x = np.array([*curve.x, max(axes.get_xlim()[1], curve.x[-1])])
     y, low, high = (np.array([*v, v[-1]]) for v in (curve.y, curve.low, curve.high))
@@ -121,15 +130,18 @@ def draw_certified(
     curve = certified_curve(found, interval)
     if curve is None:
         return
-    above = worst_curve(found, interval)
+    ends = [(i, i + 1) for i in range(len(curve.x) - 1)]
+    x, above = (
+        [v[i] for pair in ends for i in pair] for v in (curve.x, worst_curve(found, interval).y)
+    )
     axes.fill_between(
-        curve.x,
-        curve.y,
-        above.y,
+        x,
+        [curve.y[i] for _, i in ends for _ in range(2)],
+        above,
         facecolor="none",
         edgecolor=colour,
         hatch="////",
         linewidth=0,
         alpha=0.35,
     )
-    draw_curve(axes, curve, colour, {"linestyle": ":", "marker": "."})
+    draw_curve(axes, curve, colour, CERTIFIED_STYLE)

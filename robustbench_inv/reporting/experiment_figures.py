@@ -12,7 +12,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Circle, Patch
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from robustbench_inv.reporting.canvas import (
@@ -278,6 +278,9 @@ def _describe_histogram(panel: Histogram) -> str:
 LINE_COLUMNS, LINE_WIDTH, LINE_HEIGHT = 3, 3.6, 2.6
 """Panels of lines side by side, and inches of each."""
 
+FEW_DECADES = 100
+"""Below this ratio of its ends a logarithmic axis has ticks at 2 and 5 as well."""
+
 LEGEND_COLUMNS, LEGEND_ROW = 2, 0.18
 """Names beside each other in the legend below each panel, and inches of a row of names."""
 
@@ -328,6 +331,9 @@ def _draw_line_panel(axes: Axes, panel: LinePanel, found: LinePanels, names: lis
     axes.set_ylabel(found.y)
     if found.log:
         axes.set_yscale("log")
+        low, high = axes.get_ylim()
+        if high < FEW_DECADES * low:
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
 

@@ -7,11 +7,13 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+import robustbench_inv as rbi
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.model_checks import probe_model
 from robustbench_inv.checks.suite import check_records, verdicts_about
 from robustbench_inv.checks.verdict import Verdict, grade
 from robustbench_inv.models.protocol import Classifier
+from robustbench_inv.results.run_files import RunFolder
 from robustbench_inv.testing.toy_cells import toy_cell
 from robustbench_inv.testing.toys import Toy, detached
 
@@ -90,6 +92,23 @@ def test_check_records_decides_c7():
     probe = CHECKS["C7"].make_verdict("toy", "WARN", 40.0, "Margins are large.")
     found = check_records([toy_cell("fgsm", [0.1])], None, [probe])
     assert [v.verdict for v in found if v.id == "C7"] == ["FAIL"]
+
+
+def test_probes_of_a_search_are_not_applicable_to_given_inputs(honest, digits, held_out):
+    verdicts = probe_model(Loaded("toy", honest), digits, held_out[:5], deep=True, searches=False)
+    skipped = {v.id for v in verdicts if v.verdict == "NA" and "all are given" in v.evidence}
+    assert skipped == {"C1", "C2", "C4", "C6", "C7", "C8", "C12", "C13", "C31"}
+    assert {v.id for v in verdicts} == PROBED | DEEP
+
+
+def test_an_evaluation_probes_gradients_only_if_an_attack_searches(honest, digits, tmp_path):
+    for attack, threat, given in (("noise-image", "none", True), ("fgsm", "linf=0.1", False)):
+        run = rbi.evaluate(
+            model=honest, attack=attack, threat=threat, dataset=digits, samples=10, out=tmp_path
+        )
+        found = {v["id"]: v for v in RunFolder(run.path).checks()}
+        assert ("all are given" in found["C2"]["evidence"]) == given
+        assert found["C39"]["verdict"] == "PASS"
 
 
 def test_a_cell_that_cannot_be_judged_is_a_verdict():

@@ -32,3 +32,13 @@ def test_every_item_has_an_outcome_and_a_missing_page_a_reason():
     assert all(item.page or item.reason for item in items)
     table = next(item for item in items if item.page == "guess-first/table-1.html")
     assert (table.outcome, table.far, sum(table.counts.values())) == ("not confirmed", 28, 8)
+
+
+def test_the_index_counts_every_data_set_and_compares_amounts_by_tenths():
+    items = {item.page: item for item in published.read_items()}
+    both = items["sdim/figure-2.html"]
+    assert {text.rpartition(" (")[2] for text, _ in both.claims} == {"mnist)", "fashion-mnist)"}
+    assert both.outcome == "confirmed"
+    assert "None of the paper's numbers" in items["excessive-invariance/table-1.html"].reason
+    bits = items["thesis/table-5.1.html"]  # 1.39 bits, the thesis has 1.06
+    assert (bits.far, bits.compared) == (1, 1)

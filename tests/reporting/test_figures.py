@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.cbook import pts_to_prestep
+from matplotlib.figure import Figure
 
+from robustbench_inv.reporting import curves
 from robustbench_inv.reporting.canvas import INK, inline_svg
+from robustbench_inv.reporting.curves import Curve
 from robustbench_inv.reporting.figures import (
     FIGURES,
     FigureContext,
@@ -229,3 +233,20 @@ def test_the_legend_of_one_panel_lies_beside_it_and_is_not_cut():
         x, y = float(name.get("x")), float(name.get("y"))
         assert 0 < x < width - 100
         assert 0 < y < height
+
+
+def test_a_certified_accuracy_claims_between_two_eps_what_is_proven_at_the_larger(monkeypatch):
+    share = Curve((0.0, 0.25), (100.0, 40.0), (96.0, 30.0), (100.0, 50.0), False)
+    attacked = Curve((0.0, 0.25), (100.0, 90.0), (96.0, 85.0), (100.0, 95.0), False)
+    monkeypatch.setattr(curves, "certified_curve", lambda *_: share)
+    monkeypatch.setattr(curves, "worst_curve", lambda *_: attacked)
+    axes = Figure().subplots()
+    curves.draw_certified(axes, (), wilson, INK)
+    hatched, interval = (each.get_paths()[0] for each in axes.collections)
+    x, y = pts_to_prestep(*axes.lines[0].get_data())
+    assert (axes.lines[0].get_drawstyle(), np.interp(0.1, x, y)) == ("steps-pre", 40)
+    assert interval.contains_point((0.1, 45))
+    assert not interval.contains_point((0.1, 75))
+    assert hatched.contains_point((0.1, 45))
+    assert not hatched.contains_point((0.1, 35))
+    assert not hatched.contains_point((0.1, 98))

@@ -94,6 +94,21 @@ class Limits:
     at_most: float = inf
     is_strict: bool = False
 
+    @property
+    def text(self) -> str:
+        """The range in words.
+
+        Example:
+            >>> Limits(-0.2, 0.2).text
+            'limits: −0.2 to 0.2'
+        """
+        low, high = (f"{end:g}".replace("-", "−") for end in (self.at_least, self.at_most))
+        if self.at_least == -inf:
+            return f"limit: at most {high}"
+        if self.at_most == inf:
+            return f"limit: {'above' if self.is_strict else 'at least'} {low}"
+        return f"limits: {low} to {high}"
+
     def status(self, comparison: Comparison) -> ClaimStatus:
         """Return whether the whole interval lies inside the limits, outside them, or across one of them."""
         low, high = (comparison.scale * end for end in _ends(comparison.interval))

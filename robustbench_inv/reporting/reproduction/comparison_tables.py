@@ -156,7 +156,7 @@ def claims_table(findings: Sequence[ClaimFinding], style: NumberFormat, dataset:
     bases = _measured_bases(findings)
     rows = tuple(
         (
-            TableCell(finding.text, tone="note"),
+            TableCell(finding.text, finding.limits.text, tone="note"),
             *(_status_cell(finding, basis, style) for basis in bases),
         )
         for finding in findings
@@ -165,7 +165,8 @@ def claims_table(findings: Sequence[ClaimFinding], style: NumberFormat, dataset:
     caption = (
         "A claim holds if the whole 95 % interval meets its limit, does not hold if the interval lies beyond the limit, "
         "and is undecided otherwise. Comparisons are paired where both numbers come from the same samples; intervals are "
-        "not adjusted for the number of comparisons. Beside each verdict: how many comparisons hold, and the decisive one."
+        "not adjusted for the number of comparisons. Limits are in per cent or percentage points for shares. Beside each "
+        "verdict: how many comparisons hold, and the decisive one."
     )
     heading = ("Claim", *(BASIS_HEADINGS[basis] for basis in bases))
     return Table(
@@ -292,6 +293,7 @@ def _number_fact(number: ComparedNumber) -> dict[str, Any]:
         **shares,
         **value,
         "difference": number.difference,
+        "far": number.needs_remark,
         "adaptive_samples": number.adaptive.trials if number.adaptive else 0,
         "remark": number.remark,
     }

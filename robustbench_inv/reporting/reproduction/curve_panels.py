@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from robustbench_inv.catalogue.reproduction import Column, CurvePanel, Side
 from robustbench_inv.catalogue.threats import load_threat
 from robustbench_inv.reporting.canvas import MUTED, ReportFigure, grid, label_axes, render, styled
-from robustbench_inv.reporting.curves import draw_curve, rates_curve
+from robustbench_inv.reporting.curves import CERTIFIED_STYLE, draw_curve, rates_curve
 from robustbench_inv.reporting.facts import rate_facts
 from robustbench_inv.reporting.reproduction.outcomes import ReproductionOutcomes, rate_of
 from robustbench_inv.reporting.statistics import wilson
@@ -42,8 +42,6 @@ BOTH_SIDES_CAPTION = " Solid: the attack as published. Dashed: the worst case ov
 CERTIFIED_CAPTION = (
     " Dotted: the share of samples that are proven robust, a lower bound of the robust accuracy."
 )
-
-CERTIFIED_STYLE: dict[str, Any] = {"linestyle": ":", "marker": "."}
 
 ZERO_GRADIENT_CAPTION = (
     " No gradient: the share of attacked samples for which every gradient of the published attack was zero. There the "
@@ -242,30 +240,34 @@ def _panel_figure(
             points = rates_curve(tuple(curve.rates), list(curve.rates.values()), wilson)
             draw_curve(ax, points, colours[curve.column.name], STYLES[curve.side])
             if _is_certified(curve):
-                proven = rates_curve(tuple(curve.certified), list(curve.certified.values()), wilson)
-                draw_curve(ax, proven, colours[curve.column.name], CERTIFIED_STYLE)
+                least = rates_curve(tuple(curve.certified), list(curve.certified.values()), wilson)
+                draw_curve(ax, least, colours[curve.column.name], CERTIFIED_STYLE)
         _write_zero_gradient(ax, drawn, colours)
-    sides = {curve.side for curve in curves}
-    _legend(figure, colours, sides)
+    sides, proven = {curve.side for curve in curves}, any(map(_is_certified, curves))
+    _legend(figure, colours, sides, proven=proven)
     return ReportFigure(
         slug(f"panels-{dataset}"),
         f"Robust accuracy against ε: {dataset}",
         "Robust accuracy as the budget grows, with its 95 % interval."
         + (BOTH_SIDES_CAPTION if len(sides) > 1 else "")
-        + (CERTIFIED_CAPTION if any(map(_is_certified, curves)) else "")
+        + (CERTIFIED_CAPTION if proven else "")
         + (ZERO_GRADIENT_CAPTION if any(map(_often_zero_gradient, curves)) else ""),
         " ".join(_describe_curves(curves)),
         render(figure),
     )
 
 
-def _legend(figure: Figure, colours: Mapping[str, str], sides: Collection[Side]) -> None:
+def _legend(
+    figure: Figure, colours: Mapping[str, str], sides: Collection[Side], *, proven: bool
+) -> None:
     models = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
     kinds = [
         Line2D([], [], color=MUTED, label=label, **{**STYLES[side], "marker": None})
         for side, label in SIDES.items()
         if len(sides) > 1
     ]
+    if proven:
+        kinds.append(Line2D([], [], color=MUTED, label="proven robust", linestyle=":"))
     figure.legend(handles=[*models, *kinds], loc="outside lower center", ncols=8, handlelength=2.2)
 
 
@@ -287,11 +289,17 @@ def _often_zero_gradient(curve: AccuracyCurve) -> bool:
 def _write_zero_gradient(
     ax: Axes, curves: Sequence[AccuracyCurve], colours: Mapping[str, str]
 ) -> None:
-    """Write above a panel the models with zero gradients, and the share of samples."""
-    for row, curve in enumerate(filter(_often_zero_gradient, curves)):
-        text = f"no gradient: {100 * curve.zero_gradient.value:.0f} %"
+    """Write above a panel the share of samples with zero gradients, once if it is that of every model."""
+    found = {
+        colours[curve.column.name]: f"no gradient: {100 * curve.zero_gradient.value:.0f} %"
+        for curve in filter(_often_zero_gradient, curves)
+    }
+    models = {curve.column.name for curve in curves}
+    if len(found) == len(models) > 1 and len(set(found.values())) == 1:
+        found = {MUTED: f"{next(iter(found.values()))} each"}
+    for row, (colour, text) in enumerate(found.items()):
         style: dict[str, Any] = {"transform": ax.transAxes, "ha": "right", "fontsize": 7.5}
-        ax.text(1.0, 1.03 + 0.07 * row, text, color=colours[curve.column.name], **style)
+        ax.text(1.0, 1.03 + 0.07 * row, text, color=colour, **style)
 
 
 def _zero_gradient_cell(curve: AccuracyCurve | None) -> TableCell:

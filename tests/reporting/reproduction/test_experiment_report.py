@@ -114,7 +114,7 @@ def test_each_band_has_published_ours_and_difference(item, tmp_path):
     assert "| distance | ours | 1e-05 | — | — |" in text
     assert list(part.by_remark) == ["because"]
     assert (
-        "| small | holds [0.4 for CE, error] | undecided [0.5 (0.214 to 1.17) for CE, error] |"
+        "| small [limit: at most 1] | holds [0.4 for CE, error] | undecided [0.5 (0.214 to 1.17) for CE, error] |"
         in to_markdown(part.claims_table)
     )
 
