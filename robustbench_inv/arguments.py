@@ -116,14 +116,14 @@ def check_path(value: object, name: str) -> Path:
     """Return a path.
 
     Args:
-        value: the user's path.
+        value: the user's path, or a run, which stands for its folder.
         name: what it is, for the message.
 
     Raises:
         BadParameter: for a blank text, a NUL character, or no path at all.
     """
-    if isinstance(value, Path):
-        value = str(value)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     text = check_text(value, name)
     if "\0" in text:
         raise BadParameter(f"unusable {name}", got=text, expected="a path without NUL")

@@ -100,8 +100,11 @@ TABLE = {
 }
 """Columns of ``Run.table``: their names in the detailed table, and in the short one."""
 
-DISTINGUISHING = ("dataset", "goal", "oracle")
+DISTINGUISHING = ("dataset", "goal", "oracle", "seed")
 """Columns that the short table has as well if they differ between its rows."""
+
+REJECTION = ("accuracy_with_rejection", "false_rejection")
+"""Columns that it has as well if a model can reject inputs; ``robust`` counts a rejection as robust."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -178,6 +181,9 @@ class Run:
         """Return the records of all cells, cell by cell, in ascending order of sample id."""
         return [record for cell in self.cells for record in cell.records]
 
+    def __fspath__(self) -> str:
+        return str(self.path)
+
     def summary(self) -> list[CellSummary]:
         """Return the rates and counts of each cell."""
         return [cell.summary for cell in self.cells]
@@ -187,7 +193,8 @@ class Run:
 
         The columns are model, attack, norm, eps (nan without a budget), clean and robust accuracy (without a budget: at
         any distance), low and high (the 95 % interval of the robust accuracy), n (samples), and checks: FAIL, WARN or PASS, the worst that a check
-        gives; empty without checks. Dataset, goal and oracle follow if they differ between rows.
+        gives; empty without checks. Dataset, goal, oracle and seed follow if they differ between rows, and for a model
+        with a reject option the accuracy under attack that counts a rejection as an error, and the rejected clean inputs.
 
         Args:
             details: return all columns: goal, seed, attack success rate, median distance, passes, statuses and others,
@@ -198,8 +205,9 @@ class Run:
         frame = summary_frame(self.cells)
         grades = [self._grade(cell) for cell in self.cells for _ in cell.summary.robust_accuracy]
         frame["checks"] = grades
-        several = [name for name in DISTINGUISHING if self.cells and len(set(frame[name])) > 1]
-        return frame if details else frame.reindex(columns=[*TABLE, *several]).rename(columns=TABLE)
+        further = [name for name in DISTINGUISHING if self.cells and len(set(frame[name])) > 1]
+        further += [name for name in REJECTION if name in frame]
+        return frame if details else frame.reindex(columns=[*TABLE, *further]).rename(columns=TABLE)
 
     def to_frame(self) -> "pd.DataFrame":
         """Return one row for each record; nested fields are joined by a dot (``adversarial.prediction``).

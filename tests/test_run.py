@@ -324,3 +324,22 @@ def test_a_notebook_gets_one_line(quick, tmp_path, monkeypatch, capsys):
     assert text.startswith("[1/1] fgsm on <i>, linf=0.1, arrays, seed 0: 20 of 20 samples")
     assert '<progress value="20" max="20"></progress> [1/1] fgsm on &lt;i&gt;' in html
     assert capsys.readouterr().err == ""
+
+
+def test_a_run_stands_for_its_folder(tmp_path):
+    x, y = data()
+    run = rbi.evaluate(network(), attack="fgsm", x=x, y=y, threat=f"linf={EPS}", out=tmp_path / "a")
+    for given in (run, [run], str(run.path)):
+        assert rbi.write_report(given, tmp_path / "report.html").exists()
+    assert rbi.compare(run, run)
+
+
+def test_seeds_are_told_apart(tmp_path):
+    x, y = data()
+    asked = {"attack": "random-perturbation", "x": x, "y": y, "threat": f"linf={EPS}"}
+    runs = [rbi.evaluate(network(), **asked, seed=seed, out=tmp_path) for seed in (0, 1)]
+    together = replace(
+        runs[0], plan=replace(runs[0].plan, jobs=runs[0].plan.jobs + runs[1].plan.jobs)
+    )
+    assert list(together.table().seed) == [0, 1]
+    assert "seed" not in runs[0].table()

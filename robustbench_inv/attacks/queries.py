@@ -44,6 +44,7 @@ class CountingModel:
     watch: "Watch | None" = field(default=None, repr=False)
     stage: str = field(init=False, default="")
     found: Tensor = field(init=False)
+    undefined: Tensor = field(init=False)
     best: Tensor = field(init=False)
     failures: dict[int, FailureReason] = field(init=False, default_factory=dict)
     crashes: dict[int, str] = field(init=False, default_factory=dict)
@@ -52,6 +53,7 @@ class CountingModel:
     def __post_init__(self) -> None:
         n, device = len(self.batch), self.batch.images.device
         self.found = torch.zeros(n, dtype=torch.bool, device=device)
+        self.undefined = torch.zeros_like(self.found)
         self.best = self.batch.images.clone()
         self._distance = torch.full((n,), float("inf"), device=device, dtype=self.dtype)
         self._forward = torch.zeros(n, dtype=torch.float64, device=device)
@@ -188,7 +190,10 @@ class CountingModel:
 
     @torch.no_grad()
     def _keep_nearest(self, images: Tensor, output: Output, rows: Tensor) -> None:
-        hit = self.threat.goal.margin(output, self.batch.labels[rows]) > 0
+        margin = self.threat.goal.margin(output, self.batch.labels[rows])
+        if margin.isnan().any():
+            self.undefined[rows[margin.isnan()]] = True
+        hit = margin > 0
         if not hit.any():
             return
         images, rows = images[hit], rows[hit]

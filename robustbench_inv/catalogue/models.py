@@ -295,6 +295,8 @@ def _from_card(
     checked = partial(factory, data) if card.fits_dataset else factory
     check_signature(checked, own, str(reference))
     classifier = build_model(factory, card, folder, reference.parameters, data)
+    if not card.fits_dataset and not reference.parameters:
+        _check_card(card, classifier)
     about = {**to_json(card), "name": str(reference)}
     about["parameters"] = {**card.parameters, **reference.parameters}
     identity = _card_identity(card, about["parameters"], classifier)
@@ -302,6 +304,18 @@ def _from_card(
     weights = card.weights_sha256 or digest_weights(classifier)
     digest = digest_value(identity)
     return LoadedModel(str(reference), digest, plain(about), classifier, weights, identity)
+
+
+def _check_card(card: ModelCard, classifier: "Classifier") -> None:
+    """Refuse a card that contradicts its network: results would quote it, and be those of the network."""
+    pairs: dict[str, tuple[object, object]] = {
+        "num_classes": (card.num_classes, classifier.num_classes),
+        "bounds": (tuple(card.bounds), tuple(classifier.bounds)),
+    }
+    for name, (stated, own) in pairs.items():
+        if stated != own:
+            problem = f"the card of {card.name} contradicts its network in {name}"
+            raise BadCatalogue(problem, got=stated, expected=str(own))
 
 
 def _fitting_dataset(card: ModelCard, dataset: "str | Dataset | None") -> "Dataset":

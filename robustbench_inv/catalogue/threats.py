@@ -292,6 +292,11 @@ _NUMBER = re.compile(r"[-+.0-9eE]+(\s*/\s*[-+.0-9eE]+)?")
 
 
 def _number(text: str, whole: str) -> float:
+    _, colon, rest = text.partition(":")
+    if colon:
+        word = rest.partition("=")[0]
+        remedy = suggest(word, SUFFIXES)
+        raise BadParameter(f"unknown parameter {word} of a threat", got=whole, remedy=remedy)
     top, slash, bottom = text.partition("/")
     try:
         value = float(top) / float(bottom) if slash else float(top)

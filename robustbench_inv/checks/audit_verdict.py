@@ -208,7 +208,7 @@ def _one_class(cell: FinishedCell) -> str:
 LEAST_OF_ONE_CLASS = 10
 """Fewer samples may belong to one class by chance."""
 
-FIRST = ("C17", "C39", "C42", "C41", "C40", "C11", "C24", "C25", "C10", "C7", "C6", "C8", "C31")
+FIRST = [f"C{n}" for n in (17, 39, 42, 41, 40, 11, 24, 25, 10, 30, 7, 6, 8, 31)]
 """Checks whose failure explains those of others, the deepest cause first."""
 
 
@@ -292,7 +292,9 @@ def _number(group: Sequence[FinishedCell], cells: Sequence[FinishedCell]) -> str
             f"{_worst_rate(group, eps, samples)} at {group[0].norm} {format_eps(eps)}"
             for eps in levels
         ]
-        return f"Robust accuracy {', '.join(rates)}, {by}{_attack_names(group)}."
+        return (
+            f"Robust accuracy {', '.join(rates)}, {by}{_attack_names(group)}.{_rejections(group)}"
+        )
     attacked = group[0].was_attacked[group[0].positions(samples)]
     samples = np.array(samples)[attacked].tolist()
     own = example_distances(group, group[0].norm, samples)
@@ -301,6 +303,18 @@ def _number(group: Sequence[FinishedCell], cells: Sequence[FinishedCell]) -> str
     median = median_distance(example_distances([*group, *closer], group[0].norm, samples))
     words = "unknown" if median is None else "infinite" if median == inf else f"{median:.3g}"
     return f"Median {group[0].norm} distance {words}, {by}{_attack_names([*group, *closer])}."
+
+
+def _rejections(group: Sequence[FinishedCell]) -> str:
+    """Return what the number is if a rejection counts as an error, for a model with a reject option."""
+    rates = [cell.summary.rejection for cell in group if cell.summary.rejection]
+    if not rates:
+        return ""
+    lowest = min(rates, key=lambda each: each.accuracy_with_rejection.value)
+    return (
+        f" A rejected input counts as robust; as an error it is {lowest.accuracy_with_rejection.percent}, and "
+        f"{lowest.false_rejection.percent} of the clean inputs are rejected."
+    )
 
 
 def _is_oblivious(cell: FinishedCell) -> bool:
@@ -345,9 +359,14 @@ def _next_command(cell: FinishedCell, check: str | None, cells: Sequence[Finishe
     judged = next((c for c in cells if c.threat.wants_same_prediction), None)
     if check in ORACLE and judged:
         return _labelling_command(judged, data)
-    if check in GRADIENT_FREE:
+    if judged and not bounded and check not in FAULTY_FILES:
+        stronger = ["--attack", "invariance-standard", "--threat", judged.threat.text or "none"]
+        words = ["evaluate", "--model", _reference(cell), "--dataset", data, *stronger, *samples]
+    elif check in GRADIENT_FREE:
         attack = ["--attack", "square", *where]
-        if threat and any(c.gradient_free or _is_ensemble(c) for c in _attacking(cells)):
+        if check == "C7" and not any(map(_is_ensemble, cells)):
+            attack[1] = "standard"
+        elif threat and any(c.gradient_free or _is_ensemble(c) for c in _attacking(cells)):
             if any(c.uses_substitute for c in cells):
                 return ""
             guided = f"{threat[1]}:guide={OBJECT}"

@@ -257,12 +257,12 @@ CHECKS: Mapping[str, Check] = {
         ),
         Check(
             "C30",
-            "crashes stay visible",
+            "crashes and outputs that are no numbers stay visible",
             "cell",
-            rule="WARN if the attack crashed on any sample; FAIL above 1 % of samples",
+            rule="WARN if on any sample the attack crashed or an output that it queried was not a number; FAIL above 1 %",
             consequence=(
-                "crashed samples count as robust, so the robust accuracy is too high; correct the attack and "
-                "run it again"
+                "samples without a usable output count as robust, so the robust accuracy is too high; correct the "
+                "attack or the model, and run it again"
             ),
         ),
         Check(

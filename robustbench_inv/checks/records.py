@@ -42,13 +42,15 @@ def check_adversarial_inputs(cell: FinishedCell) -> Verdict:
     with the same noise, which the search did not use.
     """
     moved = [r.sample for r in cell.records if not r.replayed]
-    outside = [r.sample for r in cell.records if _outside_budget(r, cell)]
+    none = [r.sample for r in cell.records if r.status == "numerics"]
+    outside = [r.sample for r in cell.records if _outside_budget(r, cell) and r.sample not in none]
     different = _different_images(cell)
-    wrong, n = {*moved, *outside, *different}, max(len(cell.records), 1)
+    wrong, n = {*moved, *none, *outside, *different}, max(len(cell.records), 1)
     kept = "no images kept" if cell.read_images() is None else "kept images recomputed"
     evidence = (
-        f"Of {len(cell.records)} samples {len(moved)} did not replay, {len(outside)} left budget or "
-        f"bounds, {len(different)} differ from their record ({kept}){_ids_text(wrong)}."
+        f"Of {len(cell.records)} samples {len(moved)} did not replay, {len(none)} have an input or output that is not "
+        f"a number, {len(outside)} left budget or bounds, {len(different)} differ from their record "
+        f"({kept}){_ids_text(wrong)}."
     )
     share = len(wrong) / n
     verdict = grade(share, warn=0, fail=REPLAY_LIMIT)
@@ -121,7 +123,7 @@ def check_completeness(cell: FinishedCell, requested: Iterable[int]) -> Verdict:
 
 
 def check_crashes(cell: FinishedCell) -> Verdict:
-    """C30: on how many samples did the attack raise an exception, and which?
+    """C30: on how many samples did the attack raise an exception, or query an input whose output is not a number?
 
     A sample also counts if the attack raised at a smaller eps than the one that broke it: at that eps it was not
     searched. The evidence counts samples without a start, with a value that is not finite or with a proposal
@@ -141,11 +143,16 @@ def check_crashes(cell: FinishedCell) -> Verdict:
         for sample in event.get("samples", ())
         if broken_at.get(sample, math.inf) > event.get("eps", math.inf)
     )
-    share = len(crashed) / n
+    queried = (event for event in cell.events if event.get("event") == "undefined_output")
+    undefined = {sample for event in queried for sample in event.get("samples", ())}
+    undefined |= {r.sample for r in cell.records if r.status == "numerics"}
+    undefined -= broken_at.keys()
+    share = len(crashed | undefined) / n
     reasons = Counter(map(_reason, events))
     why = "".join(f"; {reason}" for reason, _ in reasons.most_common(3))
     evidence = (
-        f"{len(crashed)} of {len(cell.records)} samples crashed ({share:.1%}){why}; {others}."
+        f"{len(crashed)} of {len(cell.records)} samples crashed{why}; an input or an output was not a number on "
+        f"{len(undefined)} unbroken ones ({share:.1%} in all){_ids_text(undefined)}; {others}."
     )
     return CHECKS["C30"].make_verdict(
         cell.subject, grade(share, warn=0, fail=0.01), share, evidence

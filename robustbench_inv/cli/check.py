@@ -44,7 +44,7 @@ def check(
     json: Json = False,
 ) -> None:
     """Check that a model, attack, oracle or data set keeps the rules. The exit code is 1 if it does not."""
-    from robustbench_inv.errors import BadParameter, describe_error
+    from robustbench_inv.errors import BadParameter, InvbenchError, describe_error, print_trace
 
     if kind is not None and kind not in RULES:
         raise BadParameter("unknown kind", got=kind, expected="one of " + ", ".join(RULES))
@@ -55,6 +55,11 @@ def check(
             RULES[chosen](name, dataset, data_root)
         except AssertionError as error:
             problem = describe_error(error).removeprefix("AssertionError: ")
+        except InvbenchError:
+            raise
+        except Exception as error:
+            print_trace(error)
+            problem = f"it raises {describe_error(error)}"
     if json:
         print_json({"name": name, "kind": chosen, "ok": not problem, "problem": problem or None})
     else:

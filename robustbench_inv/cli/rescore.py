@@ -58,7 +58,10 @@ def rescore(  # noqa: PLR0913, PLR0917 - one parameter is one option
     options = LoadOptions(device, data_root, dataset)
     rescored = rejudge(run, oracle, folder, check_records, options, command)
     print_warnings(rescored.notes)
-    cells = [{**cell_to_json(cell.read()), "path": str(cell.path)} for cell in rescored.run.cells()]
+    found = [(cell.read(), cell.path) for cell in rescored.run.cells()]
+    cells = [
+        {**cell_to_json(cell), "model": cell.model_label, "path": str(path)} for cell, path in found
+    ]
     if json:
         return print_json(cells)
     return print_rescored(cells, folder)

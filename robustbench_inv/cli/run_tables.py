@@ -147,6 +147,8 @@ def _console() -> Console:
 def _print_rates(console: Console, cells: Sequence[dict[str, Any]]) -> None:
     """Print the accuracies of each cell, and the invariance rates of those that have any."""
     console.print(_result_table(cells))
+    if rejecting := [cell for cell in cells if cell["rejection"]]:
+        console.print(_rejection_table(rejecting))
     if invariance := [cell for cell in cells if cell["invariance"]]:
         console.print(_invariance_table(invariance))
 
@@ -163,7 +165,9 @@ def _result_table(cells: Sequence[dict[str, Any]]) -> Table:
         "norm",
         title="accuracy in per cent, with 95 % intervals; ✗ do not publish, ! with reservations",
     )
+    seeds = len({cell["seed"] for cell in cells}) > 1
     for heading in (
+        *(["seed"] if seeds else []),
         "samples",
         "clean accuracy",
         "eps",
@@ -175,7 +179,26 @@ def _result_table(cells: Sequence[dict[str, Any]]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("checks", no_wrap=True)
     for cell in cells:
-        table.add_row(*_result_row(cell))
+        table.add_row(*_result_row(cell, seeds=seeds))
+    return table
+
+
+def _rejection_table(cells: Sequence[Mapping[str, Any]]) -> Table:
+    title = (
+        "reject option: a rejected input counts as robust above, as an error in these accuracies"
+    )
+    table = _table("model", "attack", title=title)
+    headings = {
+        "clean_accuracy_with_rejection": "clean accuracy",
+        "false_rejection": "clean inputs rejected",
+        "accuracy_with_rejection": "accuracy under attack",
+        "accuracy_on_accepted": "of accepted inputs",
+    }
+    for heading in headings.values():
+        table.add_column(heading, justify="right", no_wrap=True)
+    for cell in cells:
+        shares = (_format_rate(cell["rejection"][name]) for name in headings)
+        table.add_row(cell["model"], cell["attack_label"], *shares)
     return table
 
 
@@ -221,13 +244,14 @@ def _table(*headings: str, title: str) -> Table:
     return table
 
 
-def _result_row(cell: dict[str, Any]) -> tuple[str, ...]:
+def _result_row(cell: dict[str, Any], *, seeds: bool) -> tuple[str, ...]:
     passes = cell["forward_passes"] + cell["backward_passes"]
     mark = mark_of(verdict["verdict"] for verdict in cell["checks"])
     return (
         cell["model"],
         cell["attack_label"],
         cell["norm"],
+        *([str(cell["seed"])] if seeds else []),
         str(cell["samples"]),
         _format_rate(cell["clean_accuracy"]),
         "\n".join(map(format_eps, cell["epsilons"])),

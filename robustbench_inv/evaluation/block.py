@@ -225,6 +225,8 @@ def _apply_result(
     state.abandoned[rows[list(result.crashes)]] = True
     _log_crashes(context, batch, result)
     _record_successes(context, state, result.threat, rows, assessment)
+    if result.undefined.any():  # such a query is no success (check C30)
+        context.log_event("undefined_output", samples=batch.ids[result.undefined].tolist())
     # a success that a query showed and the attack did not return (check C15)
     lost = (result.succeeded & ~assessment.reached).nonzero()[:, 0]
     if len(lost):

@@ -51,6 +51,7 @@ class SearchResult:
         forward_passes: (n,) int64 number of queries.
         backward_passes: (n,) int64 number of gradients.
         zero_gradient: (n,) were gradients taken, and was every one zero or not finite?
+        undefined: (n,) was the model's output for a query not a number?
         failures: reasons for missing proposals, by position.
         crash: the attack's exception, one line, if it raised for every sample; None otherwise.
         crashes: the attack's exceptions for single samples, one line each, by position.
@@ -64,6 +65,7 @@ class SearchResult:
     forward_passes: Tensor
     backward_passes: Tensor
     zero_gradient: Tensor
+    undefined: Tensor
     failures: Mapping[int, FailureReason]
     crash: str | None = None
     crashes: Mapping[int, str] = field(default_factory=dict)
@@ -149,9 +151,7 @@ class Searcher:
         """Run the attack on a batch; where an attack raises, it proposes the clean inputs.
 
         An attack that raises is run on halves of the batch, so that the other samples are attacked.
-
-        Raises:
-            UsageError: if the attack refuses the batch or the threat.
+        It raises UsageError if it refuses the batch or the threat.
         """
         result = self._run(batch, start, stage)
         if result.crash is None or len(batch) == 1 or result.crash.startswith("TimeLimit"):
@@ -189,6 +189,7 @@ class Searcher:
             forward_passes=meter.forward_passes,
             backward_passes=meter.backward_passes,
             zero_gradient=meter.zero_gradient,
+            undefined=meter.undefined,
             failures=meter.failures,
             crash=crash,
             crashes=meter.crashes,

@@ -89,13 +89,20 @@ def probe_classes(module: nn.Module, probe: SampleInputs | None, name: str) -> i
     """Return a network's number of classes, seen on a few inputs; None without them, or if it fails on them.
 
     Raises:
-        BadModel: if it returns one number in [0, 1] an input, which is no logit but a probability.
+        BadModel: if it returns one number in [0, 1] an input, which is no logit but a probability, or an integer.
     """
     logits = None if probe is None else _logits(module, probe.images[:16])
     if not isinstance(logits, Tensor) or logits.ndim not in (1, 2):
         return None
     if not _is_single(logits):
         return logits.shape[1] if logits.ndim == 2 else None
+    if not logits.is_floating_point():
+        raise BadModel(
+            f"{name} returns one integer for each input",
+            got="a class, as it seems",
+            expected="logits of shape (n, classes)",
+            remedy="return the network's last layer, without argmax",
+        )
     inside = bool(((logits >= 0) & (logits <= 1)).all())
     if inside and getattr(module, "output", None) != "logit":
         raise BadModel(

@@ -211,6 +211,7 @@ def _cost(cell: FinishedCell, interval: IntervalOf) -> dict[str, Any]:
             },
             interval,
         ),
+        **(rate_facts(vars(s.rejection), interval) if s.rejection else {}),
         "median_distance": nan if s.median_distance is None else s.median_distance,
         "forward_passes": s.forward_passes,
         "backward_passes": s.backward_passes,

@@ -83,7 +83,7 @@ def read_conclusions(
 
 def _as_paths(runs: object) -> list[object]:
     """Return one run or several as a list."""
-    if isinstance(runs, str | Path):
+    if isinstance(runs, str | os.PathLike):
         return [runs]
     if not isinstance(runs, Iterable) or not (paths := list(runs)):
         raise BadParameter("no results to report on", got=runs, expected="one or more folders")

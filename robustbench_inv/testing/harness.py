@@ -186,6 +186,8 @@ class _AttackTrial:
         clean, rng = batch.images.clone(), SampleRNG(0, batch.ids)
         meter = CountingModel(model, batch, self._threat, rng)
         images = self.attack.run(meter, batch, self._threat, rng)
+        kind = type(images).__name__
+        self.require(isinstance(images, Tensor), f"returns an object of type {kind}, not a tensor")
         self.require(torch.equal(clean, batch.images), "changes its inputs")
         self._check_images(images, clean, model)
         meter(images)

@@ -180,3 +180,23 @@ def test_failures_are_reported():
     m = meter()
     m.report_failure(torch.tensor([2]), "no_start")
     assert m.failures == {2: "no_start"}
+
+
+class Undefined(Threshold):
+    """No number when the first element exceeds 0.5."""
+
+    def __call__(self, images):
+        first = images.flatten(1)[:, 0]
+        return Output(torch.stack([first, first.where(first <= 0.5, torch.nan)], 1))
+
+
+def test_a_query_without_an_output_is_noticed_until_the_end():
+    images = torch.full((3, 4), 0.25, dtype=torch.float64)
+    batch = Batch(images, torch.zeros(3, dtype=torch.long), torch.arange(3))
+    threat = ThreatModel(LpBall("linf", 0.5))
+    meter = CountingModel(Undefined(), batch, threat, SampleRNG(0, batch.ids))
+    meter(images)
+    assert not meter.undefined.any()
+    meter(images[:1] + 0.4, torch.tensor([1]))
+    meter(images)
+    assert meter.undefined.tolist() == [False, True, False]

@@ -223,3 +223,33 @@ def test_a_missing_device_is_explained():
     network.bounds = (0, 1)
     with pytest.raises(BadParameter, match="unusable device"):
         load_model(network, device="mps:7")
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("num_classes = 12\nbounds = [0, 1]", r"in num_classes, got 12, expected 10"),
+        (
+            "num_classes = 10\nbounds = [0, 2]",
+            r"in bounds, got \(0.0, 2.0\), expected \(0.0, 1.0\)",
+        ),
+    ],
+)
+def test_a_card_that_contradicts_its_network_is_refused(tmp_path, monkeypatch, line, says):
+    folder = tmp_path / "models" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "card.toml").write_text(
+        f'summary = "s"\npaper = "p"\ndataset = "mnist5k"\nimplementation = "mine_net:Net"\n{line}\n'
+    )
+    (tmp_path / "mine_net.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    bounds, num_classes = (0.0, 1.0), 10\n"
+        "    def forward(self, images):\n"
+        "        return images.flatten(1)[:, :10]\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("INVBENCH_CATALOGUE", str(tmp_path))
+    monkeypatch.setenv("INVBENCH_TRUST", "mine_net")
+    with pytest.raises(BadCatalogue, match=f"the card of mine contradicts its network {says}"):
+        load_model("mine")

@@ -111,3 +111,10 @@ def test_a_requested_budget_keeps_the_rest_of_a_suites_threat(usual, asked, expe
 def test_a_norm_alone_names_what_to_type():
     with pytest.raises(BadParameter, match="l2=EPS; type none:norm=l2"):
         load_threat("l2")
+
+
+def test_a_misspelt_suffix_is_named():
+    with pytest.raises(
+        BadParameter, match=r"unknown parameter gaol of a threat.*did you mean goal"
+    ):
+        load_threat("linf=0.1:gaol=target")

@@ -35,6 +35,23 @@ def test_a_strong_attack_without_findings_is_publishable():
     assert "200 samples, attacks: standard" in found.text
 
 
+def test_next_is_an_attack_that_the_reason_names():
+    weak = cell("pgd", WEAK)
+    (found,) = conclude([weak], [said("C7", "WARN")])
+    assert "--attack standard" in found.command
+    threat = {
+        "goal": "keep-decision",
+        "norm": "l2",
+        "epsilons": [],
+        "text": "none:oracle=mnist-panel",
+    }
+    given = cell(
+        "collision", [None] * 200, epsilons=(), threat=threat, attack={"kind": "invariance"}
+    )
+    (found,) = conclude([given], [said("C45", "WARN")])
+    assert "--attack invariance-standard --threat none:oracle=mnist-panel" in found.command
+
+
 def test_the_number_is_the_worst_case_of_the_report():
     cells = [standard(WEAK), replace(cell("pgd", WEAK[::-1]), digest="1" * 32)]
     (found,) = conclude(cells, [PASSED])

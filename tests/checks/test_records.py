@@ -93,6 +93,13 @@ def test_c14_recomputes_kept_images(shift):
     assert "1 differ from their record (kept images recomputed): samples 1." in verdict.evidence
 
 
+def test_c14_names_what_is_not_a_number():
+    none = toy_record(3, within_budget=False, status="numerics")
+    verdict = check_adversarial_inputs(with_record(none))
+    assert verdict.verdict == "FAIL"
+    assert "1 have an input or output that is not a number, 0 left budget" in verdict.evidence
+
+
 def test_c14_sees_an_image_outside_the_box_at_the_right_distance():
     outside = images()
     outside["clean"][:] = outside["adversarial"][:] = 1.0
@@ -204,6 +211,22 @@ def test_c23_of_a_cell_without_records_says_that_it_has_no_number():
 
 def test_c23_allows_samples_of_an_earlier_request():
     assert check_completeness(view(), [0, 1, 2]).verdict == "PASS"
+
+
+@pytest.mark.parametrize(
+    ("lines", "events", "count"),
+    [
+        ([toy_record(1, status="numerics")], (), 1),
+        ([], ({"event": "undefined_output", "samples": [2]},), 1),
+    ],
+)
+def test_c30_counts_inputs_without_an_output_that_is_a_number(lines, events, count):
+    cell = toy_cell("pgd", [None] * 4)
+    changed = {r.sample: r for r in lines}
+    records = tuple(changed.get(r.sample, r) for r in cell.records)
+    verdict = check_crashes(view(cell, records=records, events=events))
+    assert (verdict.verdict, verdict.value) == ("FAIL", count / 4)
+    assert f"was not a number on {count} unbroken ones" in verdict.evidence
 
 
 @pytest.mark.parametrize(("crashed", "expected"), [(0, "PASS"), (1, "WARN"), (3, "FAIL")])

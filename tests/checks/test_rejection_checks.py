@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from robustbench_inv.checks.audit_verdict import conclude
 from robustbench_inv.checks.suite import check_records
 from robustbench_inv.results.cell_parts import ModelInfo, ThresholdInfo
 from robustbench_inv.results.record import ModelOutput
@@ -189,3 +190,16 @@ def test_scores_are_counted_from_the_threshold_of_the_decision():
     assert model.score_above_threshold(answer(1, 4.0)) == 1.5
     assert ModelInfo("m").score_above_threshold(answer(1, 4.0)) == 4.0
     assert model.score_above_threshold(answer(1, None)) is None
+
+
+def test_the_verdict_states_what_counts_as_robust():
+    """Of ten samples five are fooled, two stay right and three are detected; two clean inputs are rejected."""
+    fooled, right, detected = answer(5, 9.0), answer(3, 9.0), answer(5, 0.5, accepted=False)
+    clean = [answer(3, 2.0)] * 8 + [answer(3, 0.5, accepted=False)] * 2
+    rejecting = cell(adversarial=[fooled] * 5 + [right] * 2 + [detected] * 3, clean=clean)
+    (found,) = conclude([rejecting], [])
+    assert "Robust accuracy 50.0 %" in found.numbers[0]
+    assert "as an error it is 20.0 %" in found.numbers[0]
+    assert "and 20.0 % [5.7, 51.0] of the clean inputs are rejected." in found.numbers[0]
+    (plain,) = conclude([toy_cell("pgd", [None] * 10)], [])
+    assert "reject" not in plain.numbers[0]

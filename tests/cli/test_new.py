@@ -87,6 +87,14 @@ class TooFar:
     def run(self, model, batch, threat, rng):
         return (batch.images + 1).clamp(*model.bounds)
 
+class Nothing(TooFar):
+    def run(self, model, batch, threat, rng):
+        return None
+
+class Raising(TooFar):
+    def run(self, model, batch, threat, rng):
+        raise RuntimeError("no luck")
+
 def augmented():
     class Data(torch.utils.data.Dataset):
         def __len__(self):
@@ -98,7 +106,13 @@ def augmented():
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("TooFar", "leaves its budget"), ("augmented", "if it is read again")]
+    ("name", "message"),
+    [
+        ("TooFar", "leaves its budget"),
+        ("Nothing", "returns an object of type NoneType, not a tensor"),
+        ("Raising", "attack broken.py:Raising: it raises RuntimeError: no luck"),
+        ("augmented", "if it is read again"),
+    ],
 )
 def test_what_breaks_a_rule_is_named(invbench, tmp_path, name, message):
     (tmp_path / "broken.py").write_text(BROKEN)

@@ -35,6 +35,7 @@ def test_label_then_rescore(invbench, labelled_run, tmp_path):
     other = invbench(*arguments, "--out", tmp_path / "other")
     assert "invariance failure" in other.out
     assert f"records: {tmp_path / 'other'}" in other.out
+    assert cell["model"] == RunFolder(labelled_run).cells()[0].read().model_label
     again = invbench(*arguments)
     assert (again.code, again.err.count("\n"), again.out) == (2, 1, "")
     assert "exists already" in again.err

@@ -11,7 +11,12 @@ from robustbench_inv.api import evaluate
 from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import BadModel
-from robustbench_inv.models.outputs import find_logits, two_logits
+from robustbench_inv.models.outputs import (
+    SampleInputs,
+    find_logits,
+    probe_classes,
+    two_logits,
+)
 
 IMAGES = torch.rand((40, 1, 4, 4), generator=torch.Generator().manual_seed(1))
 WEIGHTS = torch.randn((16, 3), generator=torch.Generator().manual_seed(2))
@@ -142,3 +147,13 @@ def test_a_network_that_fails_on_the_data_is_reported_with_its_error():
     del network.projection  # no linear layer tells the number of classes
     with pytest.raises(BadModel, match=rf"fails on images of {DATA.name}: .*expects 3 channels"):
         load_model(network, dataset=DATA)
+
+
+def test_a_network_that_returns_classes_is_refused():
+    class Classes(torch.nn.Module):
+        def forward(self, images):
+            return images.flatten(1).argmax(1)
+
+    probe = SampleInputs(torch.rand(4, 1, 3, 3), torch.zeros(4, dtype=torch.long), "d", (0.0, 1.0))
+    with pytest.raises(BadModel, match=r"one integer for each input.*without argmax"):
+        probe_classes(Classes(), probe, "mine")
