@@ -311,10 +311,8 @@ def _rejections(group: Sequence[FinishedCell]) -> str:
     if not rates:
         return ""
     lowest = min(rates, key=lambda each: each.accuracy_with_rejection.value)
-    return (
-        f" A rejected input counts as robust; as an error it is {lowest.accuracy_with_rejection.percent}, and "
-        f"{lowest.false_rejection.percent} of the clean inputs are rejected."
-    )
+    error, clean = lowest.accuracy_with_rejection.percent, lowest.false_rejection.percent
+    return f" A rejected input counts as robust; as an error it is {error}, and {clean} of the clean inputs are rejected."
 
 
 def _is_oblivious(cell: FinishedCell) -> bool:
@@ -372,6 +370,8 @@ def _next_command(cell: FinishedCell, check: str | None, cells: Sequence[Finishe
             guided = f"{threat[1]}:guide={OBJECT}"
             attack = ["--attack", "pgd-tuned", "--dataset", data, "--threat", guided]
         words = ["evaluate", "--model", _reference(cell), *attack, *samples]
+    elif check and check not in FAULTY_FILES and any(map(_is_ensemble, cells)):
+        return ""  # an audit would find the same
     else:
         again = ["--existing", "redo"] if check in FAULTY_FILES else []
         words = ["audit", _reference(cell), *where, *again]
