@@ -147,7 +147,7 @@ def _console() -> Console:
 def _print_rates(console: Console, cells: Sequence[dict[str, Any]]) -> None:
     """Print the accuracies of each cell, and the invariance rates of those that have any."""
     console.print(_result_table(cells))
-    if rejecting := [cell for cell in cells if cell["rejection"]]:
+    if rejecting := [cell for cell in cells if cell["rejection"] and not cell["invariance"]]:
         console.print(_rejection_table(rejecting))
     if invariance := [cell for cell in cells if cell["invariance"]]:
         console.print(_invariance_table(invariance))

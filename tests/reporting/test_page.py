@@ -500,6 +500,11 @@ def test_the_terminal_shows_the_numbers_of_the_page(shown, capsys):
     clean = ratio(lambda r: r.clean.prediction == r.label, records)
     robust = [robust_at(records, eps) for eps in case.epsilons or (1e9,)]
     assert shares[: 1 + len(robust)] == [percent(clean), *map(percent, robust)]
+    rejects = shown.cell.can_reject and not case.keeps
+    assert ("a rejected input counts as robust above" in printed) == rejects
+    if rejects and shown.cell.summary.rejection.accuracy_with_rejection.trials:
+        rate = shown.cell.summary.rejection.accuracy_with_rejection
+        assert percent((rate.successes, rate.trials)) in shares[1 + len(robust) :][:4]
     assert ("a → 3" in printed) == (case.goal == "target")
     if case.kind == "minimum-norm" and attacked_of(records):
         median = median_of(records, case.norm)
