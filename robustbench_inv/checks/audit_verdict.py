@@ -370,8 +370,6 @@ def _next_command(cell: FinishedCell, check: str | None, cells: Sequence[Finishe
             guided = f"{threat[1]}:guide={OBJECT}"
             attack = ["--attack", "pgd-tuned", "--dataset", data, "--threat", guided]
         words = ["evaluate", "--model", _reference(cell), *attack, *samples]
-    elif check and check not in FAULTY_FILES and any(map(_is_ensemble, cells)):
-        return ""  # an audit would find the same
     else:
         again = ["--existing", "redo"] if check in FAULTY_FILES else []
         words = ["audit", _reference(cell), *where, *again]

@@ -228,8 +228,3 @@ def test_samples_of_one_class_are_a_reservation():
     assert "All 200 samples belong to class 3" in found.text
     (found,) = conclude([labelled(199)], [PASSED])
     assert found.verdict == "publishable"
-
-
-def test_a_command_is_not_repeated():
-    (found,) = conclude([standard()], [said("C8", "FAIL")])
-    assert (found.verdict, found.command) == ("do not publish", "")
