@@ -320,14 +320,15 @@ def load_logger(reference: str) -> "MetricLogger":
 
     Raises:
         BadCatalogue, UnknownName: if it cannot be imported.
-        BadParameter: if it has no method ``log``.
+        BadParameter: if it has no method ``log``, or the function raises.
     """
+    from robustbench_inv.catalogue.fields import call_factory
     from robustbench_inv.catalogue.references import import_object
     from robustbench_inv.errors import BadParameter
 
     found: Any = import_object(reference)
     if isinstance(found, type) or (not hasattr(found, "log") and callable(found)):
-        found = found()
+        found = call_factory(found, {}, f"logger {reference}")
     if not callable(getattr(found, "log", None)):
         raise BadParameter(
             f"{reference} cannot be used as a logger",

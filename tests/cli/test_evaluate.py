@@ -158,6 +158,8 @@ class Broken:
     def log(self, metrics):
         raise OSError("no network")
 broken = Broken()
+def failing():
+    raise RuntimeError("not installed")
 """
 
 
@@ -183,6 +185,11 @@ def test_a_limit_on_robust_accuracy_sets_the_exit_code_and_a_logger_gets_the_num
         ("--logger", "x"),
     ):
         assert invbench(*arguments, *bad).code == 2
+    done = invbench(*arguments, "--logger", "mylog.py:failing")
+    assert (done.code, done.err) == (
+        2,
+        "error: logger mylog.py:failing raised RuntimeError: not installed\n",
+    )
     assert invbench("export", "run", "metrics").code == 0
     exported = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert exported.items() <= logged.items()
