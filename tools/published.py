@@ -136,6 +136,7 @@ def _read_item(path: Path) -> Item:
     ]
     numbers = [row for _, rows in _tables(tables, "numbers") for row in rows]
     compared = [row["far"] == "True" for row in numbers if row["difference"]]
+    unreached = not compared and any(row["published"] for row in numbers)
     return Item(
         path.parent.name,
         PAPERS[path.parent.name],
@@ -144,7 +145,7 @@ def _read_item(path: Path) -> Item:
         claims,
         sum(compared),
         len(compared),
-        _reason(about, page, claims=bool(claims), reproduced=bool(compared)),
+        _reason(about, page, claims=bool(claims), unreached=unreached),
     )
 
 
@@ -161,12 +162,9 @@ def _status(row: Mapping[str, str]) -> str:
     return row.get("adaptive") or own if own == "not measured" else own
 
 
-def _reason(about: Mapping[str, object], page: Path, *, claims: bool, reproduced: bool) -> str:
+def _reason(about: Mapping[str, object], page: Path, *, claims: bool, unreached: bool) -> str:
     if page.exists():
-        published = set(map(str, _amounts(about.get("published")))) - {"nan"}
-        return " ".join(
-            ([] if claims else [SHOWN]) + ([NONE] if published and not reproduced else [])
-        )
+        return " ".join(([] if claims else [SHOWN]) + ([NONE] if unreached else []))
     named = sorted(set(_model_names(about)))
     missing = [name for name in named if not (MODELS / name / "weights.safetensors").exists()]
     if missing:
@@ -184,15 +182,6 @@ def _model_names(value: object) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from _model_names(inner)
-
-
-def _amounts(value: object) -> Iterator[object]:
-    """Yield the published numbers of a definition."""
-    inner = (
-        value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
-    )
-    for each in inner:
-        yield from _amounts(each) if isinstance(each, Mapping | list) else (each,)
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -43,7 +43,9 @@ def check_adversarial_inputs(cell: FinishedCell) -> Verdict:
     """
     moved = [r.sample for r in cell.records if not r.replayed]
     none = [r.sample for r in cell.records if r.status == "numerics"]
-    outside = [r.sample for r in cell.records if _outside_budget(r, cell) and r.sample not in none]
+    outside = [
+        r.sample for r in cell.records if r.status != "numerics" and _outside_budget(r, cell)
+    ]
     different = _different_images(cell)
     wrong, n = {*moved, *none, *outside, *different}, max(len(cell.records), 1)
     kept = "no images kept" if cell.read_images() is None else "kept images recomputed"
