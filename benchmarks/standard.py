@@ -41,7 +41,7 @@ CONTESTS = (
     ("mnist-c-js", "mnist5k", "linf", 0.05),
     ("mnist-vib:noise=mean", "mnist5k", "linf", 0.05),
     ("mnist-cnn-at", "mnist5k", "linf", 0.3),
-    ("fashion-mnist-cnn", "fashion-mnist", "linf", 0.02),
+    ("fashion-mnist-cnn-200", "fashion-mnist", "linf", 0.02),
     ("fashion-mnist-cnn-at", "fashion-mnist", "linf", 0.1),
 )
 """Model, data set, norm and eps with some robust samples; models and data sets that are not installed are left out."""

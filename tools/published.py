@@ -5,7 +5,6 @@
 
 import csv
 import sys
-import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 
 from robustbench_inv.catalogue.locate import entries
+from robustbench_inv.catalogue.reproduction import Reproduction
 from robustbench_inv.catalogue.reproduction_file import load_reproduction
 from robustbench_inv.reporting.html import page_environment
 
@@ -125,7 +125,6 @@ def _order(path: Path) -> tuple[str, str, tuple[int, ...]]:
 
 
 def _read_item(path: Path) -> Item:
-    about = tomllib.loads(path.read_text())
     item = load_reproduction(f"{path.parent.name}/{path.stem}")
     page = PUBLISHED / path.parent.name / f"{path.stem}.html"
     tables = page.with_name(f"{path.stem}_files") / "tables"
@@ -145,7 +144,7 @@ def _read_item(path: Path) -> Item:
         claims,
         sum(compared),
         len(compared),
-        _reason(about, page, claims=bool(claims), unreached=unreached),
+        _reason(item, page, claims=bool(claims), unreached=unreached),
     )
 
 
@@ -162,36 +161,37 @@ def _status(row: Mapping[str, str]) -> str:
     return row.get("adaptive") or own if own == "not measured" else own
 
 
-def _reason(about: Mapping[str, object], page: Path, *, claims: bool, unreached: bool) -> str:
+def _reason(item: Reproduction, page: Path, *, claims: bool, unreached: bool) -> str:
     if page.exists():
         return " ".join(([] if claims else [SHOWN]) + ([NONE] if unreached else []))
-    named = sorted(set(_model_names(about)))
-    missing = [name for name in named if not (MODELS / name / "weights.safetensors").exists()]
+    folders = (MODELS / name for name in _model_names(item) if (MODELS / name).is_dir())
+    missing = sorted(each.name for each in folders if not (each / "weights.safetensors").exists())
     if missing:
         return f"Not trained yet: {', '.join(missing)}."
     return "Not run yet."
 
 
-def _model_names(value: object) -> Iterator[str]:
-    """Yield strings below keys that name models."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            if key in ("models", "published", "adaptive", "model"):
-                yield from (each for each in _strings(inner) if (MODELS / each).is_dir())
-            yield from _model_names(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _model_names(inner)
+def _model_names(item: Reproduction) -> set[str]:
+    """Return the names in an item that may be those of models: its columns and the parameters of its measurement."""
+    columns = [column for column in item.columns if column.published]
+    found = [
+        column.model(side, data)
+        for column in columns
+        for side in ("published", "adaptive")
+        for data in item.datasets
+    ]
+    if item.measurement:
+        found += [
+            text for data in item.datasets for text in _strings(item.measurement.filled(data))
+        ]
+    return {text.partition(":")[0] for text in found if text}
 
 
 def _strings(value: object) -> Iterator[str]:
-    if isinstance(value, str) and value:
+    if isinstance(value, str):
         yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _strings(inner)
-    elif isinstance(value, list):
-        for inner in value:
+    elif isinstance(value, Mapping | list | tuple):
+        for inner in value.values() if isinstance(value, Mapping) else value:
             yield from _strings(inner)
 
 

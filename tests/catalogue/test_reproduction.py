@@ -103,8 +103,7 @@ def test_no_two_shipped_trials_are_the_same(name):
 )
 def test_published_numbers_are_those_of_the_paper(name, row, numbers):
     item = load_reproduction(name)
-    rows = 13 if name == "guess-first/table-1" else 11  # with and without C&W of 100 steps
-    assert (len(item.rows), len(item.columns), len(item.claims)) == (rows, 6, 8)
+    assert (len(item.rows), len(item.columns), len(item.claims)) == (13, 6, 8)
     assert item.published.keys() == {each.label for each in item.rows}
     assert item.published[row] == numbers
 

@@ -14,7 +14,7 @@ datasets = ["mnist", "fashion-mnist"]
 samples = 100
 [measurement]
 by = "elimination-effect"
-parameters.pairs = { C = ["{data}-c-dv", "{data}-c-js"] }
+parameters.pairs = { C = ["{data}-c-dv-200", "{data}-c-js-200"] }
 """
 
 
@@ -31,20 +31,20 @@ def test_runs_the_experiment_and_rebuilds_the_report_from_its_results(invbench, 
     assert done.code == 0, done.err
     found = json.loads(done.out)
     (part,) = found["parts"]
-    assert [network["model"] for network in part["layers"]] == ["mnist-c-dv", "mnist-c-js"]
+    assert [network["model"] for network in part["layers"]] == ["mnist-c-dv-200", "mnist-c-js-200"]
     assert all(n["mmd2"] > n["chance"] > 0 and n["sigma"] > 0 for n in part["layers"])
     assert (tmp_path / "run" / "measured-mnist.json.gz").is_file()
     assert (tmp_path / found["report"]).read_text().count("<svg") == 3
     again = invbench("reproduce", item, "--from", "run", "--report", "again.html")
     assert again.code == 0, again.err
     assert again.out.endswith("again.html\n")
-    assert re.search(r"mnist-c-js +yes ", again.out)
+    assert re.search(r"mnist-c-js-200 +yes ", again.out)
 
 
 def test_a_dry_run_writes_nothing(invbench, item, tmp_path):
     done = invbench("reproduce", item, "--dry-run", "--json")
     pairs = [plan["parameters"]["pairs"]["C"] for plan in json.loads(done.out)]
-    assert [before for before, _ in pairs] == ["mnist-c-dv", "fashion-mnist-c-dv"]
+    assert [before for before, _ in pairs] == ["mnist-c-dv-200", "fashion-mnist-c-dv-200"]
     assert not (tmp_path / "runs").exists()
 
 

@@ -37,7 +37,6 @@ LEAST = {
     for name, row in (
         ("mnist", (98.8, 98.9, 99.0, 98.9, 99.0, 99.0, 98.5)),
         ("mnist5k", (98.8, 98.9, 99.0, 98.9, 99.0, 99.0, 98.5)),
-        ("fashion-mnist", (91.7, 91.3, 92.0, 90.4, 91.0, 92.3, 89.0)),
     )
     for model, percent in zip(
         ("cnn", "c-dv", "c-js", "c-dv-ie", "c-js-ie", "vib", "lenet5"), row, strict=True
@@ -56,6 +55,10 @@ LEAST |= {
     )
     for name in ("mnist", "mnist5k")
 }
+LEAST |= {
+    (f"{model}-200", "fashion-mnist"): 0.89
+    for model in ("cnn", "c-dv", "c-js", "c-js-ie", "vib", "lenet5")
+} | {("c-dv-ie", "fashion-mnist"): 0.899}
 LEAST |= {
     (model, name): percent / 100
     for model in ("sdim", "resnet10")
@@ -116,8 +119,8 @@ LEAST |= {
     )
     for shifted, least in (("", 0.98), (",shifted=true", 0.0))
 }
-"""Lower limits of the clean accuracy: half a point below Guess First, tables 1 and 2 (without the substitute), at most 0.3
-points after 200 epochs; half a point below Excessive invariance, B.1; about 0.25 (MNIST) or 1.5 points (Fashion-MNIST)
+"""Lower limits of the clean accuracy: half a point below Guess First, table 1 (without the substitute), at most 0.3
+points after 200 epochs, and up to 3 points below table 2; half a point below Excessive invariance, B.1; about 0.25 (MNIST) or 1.5 points (Fashion-MNIST)
 below Supervised Deep Infomax, table 1. The error of i-ResNets with c >= 0.7 is at most 0.8 %; for the other networks, the limits only tell whether training failed."""
 
 
