@@ -355,9 +355,10 @@ def _next_command(cell: FinishedCell, check: str | None, cells: Sequence[Finishe
     few = len(cell.requested) < cell.dataset.size
     samples = ["--samples", str(len(cell.requested))] if few else []
     judged = next((c for c in cells if c.threat.wants_same_prediction), None)
-    if check in ORACLE and judged:
+    alone = judged is not None and not bounded and check not in FAULTY_FILES
+    if judged and (check in ORACLE or (alone and _is_ensemble(judged))):
         return _labelling_command(judged, data)
-    if judged and not bounded and check not in FAULTY_FILES:
+    if judged and alone:
         stronger = ["--attack", "invariance-standard", "--threat", judged.threat.text or "none"]
         words = ["evaluate", "--model", _reference(cell), "--dataset", data, *stronger, *samples]
     elif check in GRADIENT_FREE:

@@ -50,6 +50,17 @@ def test_next_is_an_attack_that_the_reason_names():
     )
     (found,) = conclude([given], [said("C45", "WARN")])
     assert "--attack invariance-standard --threat none:oracle=mnist-panel" in found.command
+    ensemble = cell(
+        "invariance-standard",
+        [None] * 200,
+        epsilons=(),
+        threat=threat,
+        attack={"kind": "invariance"},
+        parameters=MEMBERS,
+    )
+    (found,) = conclude([ensemble], [said("C45", "WARN")])
+    assert "--keep-images" in found.command, "not the command that was run"
+    assert "&& invbench label " in found.command
 
 
 def test_the_number_is_the_worst_case_of_the_report():
