@@ -355,11 +355,12 @@ def _next_command(cell: FinishedCell, check: str | None, cells: Sequence[Finishe
     few = len(cell.requested) < cell.dataset.size
     samples = ["--samples", str(len(cell.requested))] if few else []
     judged = next((c for c in cells if c.threat.wants_same_prediction), None)
-    alone = judged is not None and not bounded and check not in FAULTY_FILES
-    if judged and (check in ORACLE or (alone and _is_ensemble(judged))):
-        return _labelling_command(judged, data)
-    if judged and alone:
-        stronger = ["--attack", "invariance-standard", "--threat", judged.threat.text or "none"]
+    alone = None if bounded or check in FAULTY_FILES else judged
+    strongest = alone and _is_ensemble(alone) and alone.oracle_source != "exact"
+    if judged and (check in ORACLE or strongest):
+        return _labelling_command(judged, data, samples)
+    if alone:
+        stronger = ["--attack", "invariance-standard", "--threat", alone.threat.text or "none"]
         words = ["evaluate", "--model", _reference(cell), "--dataset", data, *stronger, *samples]
     elif check in GRADIENT_FREE:
         attack = ["--attack", "square", *where]
@@ -377,9 +378,9 @@ def _next_command(cell: FinishedCell, check: str | None, cells: Sequence[Finishe
     return shlex.join(["invbench", *words])
 
 
-def _labelling_command(cell: FinishedCell, data: str) -> str:
+def _labelling_command(cell: FinishedCell, data: str, samples: Sequence[str]) -> str:
     """Return the commands after which people can give the images of a cell their classes."""
-    words = ["--model", _reference(cell), "--attack", cell.attack.name, "--dataset", data]
+    words = ["--model", _reference(cell), "--attack", cell.attack.name, "--dataset", data, *samples]
     kept = ["--threat", cell.threat.text or "none", "--keep-images", "--out", "runs/to-label"]
     label = ["label", "runs/to-label", "--out", "label.html"]
     return f"{shlex.join(['invbench', 'evaluate', *words, *kept])} && {shlex.join(['invbench', *label])}"

@@ -9,6 +9,7 @@ from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.reporting.headlines import build_headlines
 from robustbench_inv.reporting.statistics import wilson
 from robustbench_inv.results.record import Distances
+from robustbench_inv.results.record_columns import Records
 from robustbench_inv.testing.toy_cells import toy_cell as cell
 from robustbench_inv.testing.toy_cells import toy_record
 
@@ -61,6 +62,9 @@ def test_next_is_an_attack_that_the_reason_names():
     (found,) = conclude([ensemble], [said("C45", "WARN")])
     assert "--keep-images" in found.command, "not the command that was run"
     assert "&& invbench label " in found.command
+    ideal = Records.of([replace(each, oracle_source="exact") for each in ensemble.records])
+    (found,) = conclude([replace(ensemble, records=ideal)], [said("C45", "WARN")])
+    assert "label" not in found.command, "nobody corrects an exact oracle"
 
 
 def test_the_number_is_the_worst_case_of_the_report():
@@ -114,6 +118,11 @@ def test_an_unreliable_oracle_leads_to_the_labelling_page():
     )
     assert "--keep-images --out runs/to-label" in evaluate
     assert label == "invbench label runs/to-label --out label.html"
+    larger = replace(judged.info, dataset=replace(judged.dataset, size=10_000))
+    (found,) = conclude(
+        [replace(judged, info=larger)], [said("C34", "WARN", subject=judged.subject)]
+    )
+    assert "--samples 200" in found.command, "people label the samples of the run"
 
 
 def test_the_next_command_names_data_as_it_is_typed():

@@ -56,8 +56,15 @@ LEAST |= {
     for name in ("mnist", "mnist5k")
 }
 LEAST |= {
-    (f"{model}-200", "fashion-mnist"): 0.89
-    for model in ("cnn", "c-dv", "c-js", "c-js-ie", "vib", "lenet5")
+    (f"{model}-200", "fashion-mnist"): percent / 100
+    for model, percent in (
+        ("cnn", 90.2),
+        ("c-dv", 89.8),
+        ("c-js", 90.2),
+        ("c-js-ie", 89.6),
+        ("vib", 89.7),
+        ("lenet5", 89.1),
+    )
 } | {("c-dv-ie", "fashion-mnist"): 0.899}
 LEAST |= {
     (model, name): percent / 100
@@ -119,9 +126,11 @@ LEAST |= {
     )
     for shifted, least in (("", 0.98), (",shifted=true", 0.0))
 }
-"""Lower limits of the clean accuracy: half a point below Guess First, table 1 (without the substitute), at most 0.3
-points after 200 epochs, and up to 3 points below table 2; half a point below Excessive invariance, B.1; about 0.25 (MNIST) or 1.5 points (Fashion-MNIST)
-below Supervised Deep Infomax, table 1. The error of i-ResNets with c >= 0.7 is at most 0.8 %; for the other networks, the limits only tell whether training failed."""
+"""Lower limits of the clean accuracy: half a point below Guess First, table 1 (without the substitute), at most 0.3 points
+after 200 epochs; on Fashion-MNIST after 200 epochs 0.3 points below our own, which are up to 2.3 below table 2; half a
+point below Excessive invariance, B.1; about 0.25 (MNIST) or 1.5 points (Fashion-MNIST) below Supervised Deep Infomax,
+table 1. The error of i-ResNets with c >= 0.7 is at most 0.8 %. For the other networks, the limits only tell whether
+training failed."""
 
 
 def named(folder: Path) -> str:
