@@ -142,7 +142,9 @@ class _Evidence:
     @cached_property
     def _about(self) -> list[Verdict]:
         """The verdicts that concern the cells, each once, the most important first."""
-        found = [v for v in self.verdicts if any(v.concerns(cell) for cell in self.cells)]
+        left = tuple(filter(_is_open, self.cells))
+        cells = {True: left, False: self.cells}
+        found = [v for v in self.verdicts if any(map(v.concerns, cells[v.id in TOO_WEAK]))]
         return sorted(dict.fromkeys(found), key=lambda v: (_rank(v.id), v.scope == "cell"))
 
     def _is_superseded(self, verdict: Verdict) -> bool:
@@ -164,24 +166,16 @@ class _Evidence:
     @property
     def _missing(self) -> list[Reason]:
         """What no check tests: were the checks run, are all samples there, and is there a strong attack?"""
-        found = []
-        if not self.verdicts:
-            found.append(Reason("", "The validity checks were not run."))
+        found = [] if self.verdicts else ["The validity checks were not run."]
         if skipped := [v.id for v in self._about if v.evidence.startswith(NOT_MADE)]:
             listed = ", ".join(dict.fromkeys(skipped))
-            found.append(
-                Reason(
-                    "",
-                    f"There was no time for the checks {listed}. Run invbench audit with more --minutes.",
-                )
-            )
+            advice = "Run invbench audit with more --minutes."
+            found.append(f"There was no time for the checks {listed}. {advice}")
         if late := [cell for cell in self.cells if not cell.finished]:
-            found.append(
-                Reason("", f"Samples are missing in {len(late)} of {len(self.cells)} cells.")
-            )
+            found.append(f"Samples are missing in {len(late)} of {len(self.cells)} cells.")
         if one_class := next(filter(None, map(_one_class, self.cells)), ""):
-            found.append(Reason("", one_class))
-        return [*found, *(Reason("", text) for text in _weak_groups(_attacking(self.cells)))]
+            found.append(one_class)
+        return [Reason("", text) for text in (*found, *_weak_groups(_attacking(self.cells)))]
 
 
 def _reasons(verdicts: Iterable[Verdict]) -> list[Reason]:
@@ -190,6 +184,17 @@ def _reasons(verdicts: Iterable[Verdict]) -> list[Reason]:
     for verdict in verdicts:
         found.setdefault(verdict.id, _reason(verdict))
     return list(found.values())
+
+
+TOO_WEAK = frozenset({"C4", "C6", "C7", "C8", "C12", "C13", "C31"})
+"""Checks that attacks may find too little, of no concern where every sample is broken."""
+
+
+def _is_open(cell: FinishedCell) -> bool:
+    """Is a sample left to break, or could a distance be smaller?"""
+    seeks_distance = not cell.epsilons and not cell.threat.wants_same_prediction
+    left = cell.robust_mask(min(cell.epsilons, default=inf))
+    return seeks_distance or not cell.finished or bool(left.any())
 
 
 def _subject(cell: FinishedCell) -> tuple[str, str]:
@@ -283,26 +288,22 @@ def _numbers(cells: Sequence[FinishedCell]) -> list[str]:
 
 
 def _number(group: Sequence[FinishedCell], cells: Sequence[FinishedCell]) -> str:
-    samples = sorted(common_samples(group))
+    samples, norm = sorted(common_samples(group)), group[0].norm
     unaware = " (not aware of the detector)" if _is_oblivious(group[0]) else ""
     by = f"on {len(samples)} samples, attacks{unaware}: "
     levels = sorted({eps for cell in group for eps in cell.epsilons})
     if levels:
-        rates = [
-            f"{_worst_rate(group, eps, samples)} at {group[0].norm} {format_eps(eps)}"
-            for eps in levels
-        ]
-        return (
-            f"Robust accuracy {', '.join(rates)}, {by}{_attack_names(group)}.{_rejections(group)}"
-        )
+        rates = [f"{_worst_rate(group, e, samples)} at {norm} {format_eps(e)}" for e in levels]
+        words = f"Robust accuracy {', '.join(rates)}, {by}{_attack_names(group)}."
+        return words + _rejections(group)
     attacked = group[0].was_attacked[group[0].positions(samples)]
     samples = np.array(samples)[attacked].tolist()
-    own = example_distances(group, group[0].norm, samples)
+    own = example_distances(group, norm, samples)
     others = [c for c in cells if goal_key(c) == goal_key(group[0]) and c not in group]
-    closer = closer_attacks(own, others, group[0].norm, samples)
-    median = median_distance(example_distances([*group, *closer], group[0].norm, samples))
+    closer = closer_attacks(own, others, norm, samples)
+    median = median_distance(example_distances([*group, *closer], norm, samples))
     words = "unknown" if median is None else "infinite" if median == inf else f"{median:.3g}"
-    return f"Median {group[0].norm} distance {words}, {by}{_attack_names([*group, *closer])}."
+    return f"Median {norm} distance {words}, {by}{_attack_names([*group, *closer])}."
 
 
 def _rejections(group: Sequence[FinishedCell]) -> str:
@@ -334,8 +335,8 @@ def _invariance_number(cell: FinishedCell) -> str:
     return f"Invariance failures {rate.percent} of {rate.trials} samples, attack: {name}{judged}."
 
 
-GRADIENT_FREE = ("C2", "C5", "C6", "C7", "C10", "C12", "C31")
-"""Checks after which gradients prove nothing: the next command attacks without them, then with those of another network."""
+GRADIENT_FREE = ("C2", "C4", "C5", "C6", "C7", "C8", "C10", "C12", "C13", "C31")
+"""Checks after which gradients prove too little: the next command attacks without them, then with those of another network."""
 
 ORACLE = ("C34", "C35")
 """Checks after which people label the images."""

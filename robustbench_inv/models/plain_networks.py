@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from math import prod
 
@@ -81,6 +82,10 @@ class LeNet5(nn.Module):
 
     Maps (n, 1, 28, 28) in [0, 1] to (n, 10) logits.
 
+    Args:
+        num_classes: number of classes.
+        pooling: False for convolutions of stride 2 in place of pooling, which keep all sizes.
+
     References:
         LeCun, Bottou, Bengio and Haffner, Gradient-based learning applied to document recognition, 1998,
         section II.B; Zhu, An and Niu, Guess First, arXiv 2001.03311, Appendix F, which uses it as a substitute.
@@ -88,16 +93,18 @@ class LeNet5(nn.Module):
 
     bounds = (0.0, 1.0)
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(self, num_classes: int = 10, pooling: bool = True) -> None:
         super().__init__()
         self.num_classes = num_classes
+        stride = 1 if pooling else 2
+        reduce = partial(nn.MaxPool2d, 2) if pooling else nn.Identity
         self.features = nn.Sequential(
-            nn.Conv2d(1, 6, 5, padding=2),
+            nn.Conv2d(1, 6, 5, stride, padding=2),
             nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(6, 16, 5),
+            reduce(),
+            nn.Conv2d(6, 16, 5, stride),
             nn.ReLU(),
-            nn.MaxPool2d(2),
+            reduce(),
             nn.Flatten(),
         )
         self.head = nn.Sequential(

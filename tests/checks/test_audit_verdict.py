@@ -89,6 +89,33 @@ def test_a_failure_is_not_to_be_published_and_names_the_next_command():
     )
 
 
+@pytest.mark.parametrize("check", ["C4", "C8", "C13"])
+def test_the_audit_that_found_the_fault_is_not_the_next_command(check):
+    ensemble = standard(threat={"text": "linf=0.1,0.2"})
+    (found,) = conclude([ensemble], [said(check, "FAIL")])
+    assert "--attack pgd-tuned" in found.command and ":guide=" in found.command
+
+
+def test_weak_attacks_are_of_no_concern_where_every_sample_is_broken():
+    gradients = [said(each, "FAIL") for each in ("C4", "C6", "C7", "C8", "C13", "C31")]
+    (found,) = conclude([standard([0.1] * 200)], gradients)
+    assert (found.verdict, found.reasons) == ("publishable", ())
+    (found,) = conclude([standard([0.1] * 199 + [0.2])], gradients)
+    assert found.verdict == "do not publish", "robust at the smaller eps"
+    (found,) = conclude([standard([0.1] * 200)], [said("C11", "FAIL")])
+    assert found.verdict == "do not publish", "not a fault of weak attacks"
+    threat = {"goal": "keep-decision", "norm": "l2", "epsilons": [], "text": "none:oracle=all"}
+    options = {"epsilons": (), "threat": threat, "attack": {"kind": "invariance"}}
+    failed = cell("collision", [0.3] * 200, **options)
+    (found,) = conclude([failed], gradients)
+    assert (found.verdict, found.reasons) == ("publishable", ())
+    (found,) = conclude([cell("collision", [0.3] * 199 + [None], **options)], gradients)
+    assert found.verdict == "do not publish"
+    nearest = cell("ddn", [0.3] * 200, epsilons=(), attack={"kind": "minimum-norm"})
+    (found,) = conclude([nearest], gradients)
+    assert found.verdict == "do not publish", "its distance may be too large"
+
+
 def test_vanishing_gradients_lead_to_a_search_without_them_on_the_same_number_of_samples():
     few = cell("pgd", STRONG, threat={"text": "linf=0.1,0.2"})
     few = replace(
