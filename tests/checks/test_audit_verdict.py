@@ -93,7 +93,8 @@ def test_a_failure_is_not_to_be_published_and_names_the_next_command():
 def test_the_audit_that_found_the_fault_is_not_the_next_command(check):
     ensemble = standard(threat={"text": "linf=0.1,0.2"})
     (found,) = conclude([ensemble], [said(check, "FAIL")])
-    assert "--attack pgd-tuned" in found.command and ":guide=" in found.command
+    assert "--attack pgd-tuned" in found.command
+    assert ":guide=" in found.command
 
 
 def test_weak_attacks_are_of_no_concern_where_every_sample_is_broken():
