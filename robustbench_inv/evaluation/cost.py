@@ -75,7 +75,7 @@ class Estimate:
         samples: number of samples.
         passes: forward and backward passes of a sample that survives.
         low: likely least seconds. Without a trial: if every sample breaks at the first query (on a substitute, at the
-            first eps).
+            first eps), or for a minimum-norm attack a quarter of all steps.
         high: likely most seconds. Without a trial: if every sample survives.
         guessed: is the number of steps assumed, since the attack has no such parameter?
         seconds: expected seconds.
@@ -160,7 +160,9 @@ def _estimate(job: Job, seconds: float, *, shared: bool) -> Estimate:
     further = max(len(job.epsilons), 1) - 1 if job.attack.attack.kind == "fixed-budget" else 0
     below = _short_run_passes(job) or once
     n, taken = len(job.samples), 1 if shared else once
-    low = n * seconds * (taken if job.threat.is_transfer else 1)
+    continues = job.attack.attack.kind == "minimum-norm"  # on broken samples, for a smaller distance
+    least = max(once / 4, 1) if continues else 1
+    low = n * seconds * (taken if job.threat.is_transfer else least)
     high = n * seconds * (taken + further * (1 if shared else below))
     return Estimate(job.title, n, once + further * below, low, high, guessed, (low * high) ** 0.5)
 

@@ -6,6 +6,7 @@ import time
 import torch
 from torch import nn
 
+from robustbench_inv.attacks.fast_minimum_norm import DDN
 from robustbench_inv.attacks.pgd import PGD
 from robustbench_inv.cli.run_tables import format_duration
 from robustbench_inv.evaluation import cost
@@ -88,6 +89,15 @@ def test_further_attacks_are_not_tried_beyond_the_time_limit(toys, monkeypatch):
     monkeypatch.setattr(cost, "TRIALS_SECONDS", 0.0)
     (estimate,) = estimate_jobs([toys.make_job(PGD(2), toys.linf(0.001))])
     assert estimate.timed == 0
+
+
+def test_an_attack_that_seeks_smaller_distances_is_not_expected_to_end_early(toys, monkeypatch):
+    """Without a trial ``minimum-norm`` was estimated at 5 s and took 200 s: it continues on broken samples."""
+    monkeypatch.setattr(cost, "TRIALS_SECONDS", 0.0)
+    jobs = [toys.make_job(attack, toys.linf(0.1)) for attack in (DDN(steps=100), PGD(100))]
+    nearest, fixed = estimate_jobs(jobs)
+    assert nearest.seconds >= nearest.high / 2.1
+    assert fixed.seconds < fixed.high / 5, "broken samples end"
 
 
 def test_times_are_written_in_the_unit_that_suits_them():
