@@ -160,7 +160,7 @@ def _estimate(job: Job, seconds: float, *, shared: bool) -> Estimate:
     further = max(len(job.epsilons), 1) - 1 if job.attack.attack.kind == "fixed-budget" else 0
     below = _short_run_passes(job) or once
     n, taken = len(job.samples), 1 if shared else once
-    continues = job.attack.attack.kind == "minimum-norm"  # on broken samples, for a smaller distance
+    continues = job.attack.attack.kind == "minimum-norm"  # on broken samples
     least = max(once / 4, 1) if continues else 1
     low = n * seconds * (taken if job.threat.is_transfer else least)
     high = n * seconds * (taken + further * (1 if shared else below))
