@@ -212,7 +212,7 @@ def _merge(runs: Sequence[RunResult]) -> RunResult:
         runs[0].plan,
         tuple(cell for run in runs for cell in run.cells),
         tuple(verdict for run in runs for verdict in run.checks),
-        tuple(each for run in runs for each in run.pending),
+        dict(pair for run in runs for pair in run.pending.items()),
     )
 
 
@@ -293,7 +293,7 @@ def _notes(
         yield "some models were attacked by other attacks, so that a difference may be that of the attacks"
     if any(each.looked for each in results):
         yield LOOKED
-    for what, done, planned in (each for run in runs for each in run.pending):
+    for what, done, planned in (each for run in runs for each in run.pending.values()):
         yield f"{what} is not finished: {done} of {planned} samples"
 
 

@@ -143,7 +143,7 @@ class Leaderboard:
     @property
     def pending(self) -> list[tuple[str, int, int]]:
         """Cells without a result for each sample: name, finished and planned samples."""
-        return [each for run in self.runs for each in run.pending]
+        return [each for run in self.runs for each in run.pending.values()]
 
     @property
     def repeated(self) -> set[str]:
@@ -276,7 +276,7 @@ def _pages(cells: Sequence[FinishedCell]) -> dict[str, str]:
 def _only(run: RunResult, model: str) -> RunResult:
     """Return the results of one model."""
     cells = tuple(cell for cell in run.cells if cell.model_label == model)
-    return replace(run, cells=cells, pending=())
+    return replace(run, cells=cells, pending={})
 
 
 @dataclass(frozen=True)

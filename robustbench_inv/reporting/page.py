@@ -149,7 +149,7 @@ def build_page(definition: Definition, runs: Sequence[RunResult]) -> ReportPage:
             replace(filled, tables=tuple(map(marks.on_table, filled.tables)))
             for filled in _fill_sections(definition, plot)
         ),
-        pending=tuple(each for run in runs for each in run.pending),
+        pending=tuple(each for run in runs for each in run.pending.values()),
         conclusions=tuple(conclude(cells, verdicts)),
         verdicts=collect_verdicts(runs),
         failures=tuple(list_failures(cells)),

@@ -108,8 +108,8 @@ class RunResult:
     plan: Mapping[str, Any]
     cells: tuple[FinishedCell, ...]
     checks: tuple[Mapping[str, Any], ...]
-    pending: tuple[tuple[str, int, int], ...]
-    """Unfinished cells: what, samples done, samples planned."""
+    pending: Mapping[str, tuple[str, int, int]]
+    """Unfinished cells by digest: what, samples done, samples planned."""
     remarks: tuple[str, ...] = ()
     """Remarks on the files of the run, one clause each."""
     check_seconds: float | None = None
@@ -359,15 +359,15 @@ def _read_run(path: Path, select: Selection) -> RunResult:
     plan = folder.plan
     cells = [cell.read() for cell in folder.cells()]
     chosen = [cell for cell in cells if select.matches_cell(cell)]
-    pending = [_unfinished(cell) for cell in chosen if not cell.finished]
+    pending = {cell.digest: _unfinished(cell) for cell in chosen if not cell.finished}
     here = {cell.digest for cell in cells}
     for entry in plan["cells"]:
         named = {key: str(entry[key]) for key in ("model", "attack", "dataset")}
         if entry["digest"] not in here and select.matches(**named):
             count = int(entry.get("samples", len(plan["samples"])))
-            pending.append((f"{named['attack']} on {named['model']}", 0, count))
+            pending[entry["digest"]] = f"{named['attack']} on {named['model']}", 0, count
     started, name = tuple(cell for cell in chosen if cell.records), path.resolve().name
-    about = tuple(folder.checks()), tuple(pending), folder.remarks, check_seconds(folder)
+    about = tuple(folder.checks()), pending, folder.remarks, check_seconds(folder)
     return RunResult(name, plan, started, *about)
 
 

@@ -80,7 +80,10 @@ def test_unfinished_cells_are_named_with_their_counts(writer, record):
         .finish()
     )
     (result,) = read_runs([run])
-    assert result.pending == (("pgd on mnist-cnn", 1, 3), ("fgsm on mnist-cnn", 0, 3))
+    assert list(result.pending.values()) == [
+        ("pgd on mnist-cnn", 1, 3),
+        ("fgsm on mnist-cnn", 0, 3),
+    ]
     assert [cell.attack_label for cell in result.cells] == ["pgd", "noise"]
 
 

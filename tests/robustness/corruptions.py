@@ -80,7 +80,9 @@ def numbers(folder):
         ]
         for cell in result.cells
     }
-    return json.dumps([cells, result.checks, result.pending], sort_keys=True, default=str)
+    return json.dumps(
+        [cells, result.checks, list(result.pending.values())], sort_keys=True, default=str
+    )
 
 
 def flip_byte(data, draw):

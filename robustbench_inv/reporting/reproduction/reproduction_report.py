@@ -242,7 +242,9 @@ def _cells_of_item(
     }
     addresses = _addresses(result)
     cells = [cell for cell in result.cells if addresses[cell.digest] in wanted]
-    return replace(result, cells=tuple(_with_requested_samples(cells, requested)))
+    pending = {each: state for each, state in result.pending.items() if addresses[each] in wanted}
+    chosen = tuple(_with_requested_samples(cells, requested))
+    return replace(result, cells=chosen, pending=pending)
 
 
 def _addresses(result: RunResult) -> dict[str, CellAddress]:

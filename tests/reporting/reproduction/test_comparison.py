@@ -92,6 +92,18 @@ def test_records_of_other_cells_do_not_count(item, write_run):
         report_from_runs(item, [run])
 
 
+def test_unfinished_cells_of_earlier_definitions_are_not_on_the_page(
+    item, run_writer, sweep_records, tmp_path
+):
+    """A folder kept 18 cells of a withdrawn network: the page called itself not finished."""
+    about = {"attack": "fgsm", "epsilons": [0.1, 0.2], "dataset": "mnist", "planned": [*range(50)]}
+    run = run_writer(tmp_path / "run-0123abcd")
+    for model, started in (("mnist-cnn", True), ("mnist-old", True), ("mnist-older", False)):
+        run.cell(sweep_records(40, (20, 36), [0.1, 0.2]), model=model, started=started, **about)
+    page = report_from_runs(item, [run.finish()]).page
+    assert page.pending == (("fgsm on mnist-cnn", 40, 50),)
+
+
 def test_a_published_amount_of_zero_is_compared():
     row = ComparedRow("a", "a", is_amount=True)
     equal, other = (
