@@ -253,6 +253,7 @@ class BlockBoard:
             yield
         finally:
             ended.set()
+            beat.join(self.lease)  # a late renewal would be that of the next holder's claim
             self.release(number, claim)
 
     def store(self, number: int, block: StoredBlock) -> bool:

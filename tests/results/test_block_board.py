@@ -68,6 +68,21 @@ def test_a_lease_expires_when_it_is_not_renewed(tmp_path):
     assert one.claims()[0] == taken
 
 
+def test_a_renewal_under_way_ends_before_the_claim_is_given_up(tmp_path, monkeypatch):
+    """It renewed the claim of the next holder, which then could not expire in time."""
+    one, began, renewed = board(tmp_path, lease=2.0), threading.Event(), []
+
+    def slow(path):
+        began.set()
+        time.sleep(0.2)
+        renewed.append(path)
+
+    monkeypatch.setattr("robustbench_inv.results.block_board.os.utime", slow)
+    with one.held(0, one.claim(0)):
+        assert began.wait(30)
+    assert renewed
+
+
 def test_the_cell_fails_when_too_many_leases_of_a_block_expire(tmp_path):
     mine = board(tmp_path, lease=0.0)
     mine.claim(2)
