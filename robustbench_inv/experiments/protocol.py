@@ -58,6 +58,7 @@ EXPERIMENTS = {
     "planar-dynamics": "robustbench_inv.experiments.residual_networks:measure_dynamics",
     "invertible-properties": "robustbench_inv.experiments.planar_flows:measure_properties",
     "tissue-methods": "robustbench_inv.experiments.tissue_spectra:measure_tissue_methods",
+    "seeds": "robustbench_inv.experiments.training_length:measure_seeds",
     "training-length": "robustbench_inv.experiments.training_length:measure_training_length",
     "targeted-logits": "robustbench_inv.experiments.logits:measure_targeted_logits",
 }

@@ -1,4 +1,8 @@
-"""Accuracy under FGSM and PGD after parts of a training: does longer training saturate the outputs, so that both fail?"""
+"""Accuracy under FGSM and PGD after parts of a training, and of trainings that differ in their seed alone.
+
+Does longer training saturate the outputs, so that both attacks fail? Is a difference between networks larger than that
+between trainings of one network?
+"""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from robustbench_inv.attacks.budget_geometry import Ball
+from robustbench_inv.catalogue.locate import entries
 from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.catalogue.references import parse_reference
 from robustbench_inv.experiments.protocol import ExperimentRequest, counted_lines, load_samples
@@ -21,10 +26,16 @@ from robustbench_inv.results.experiment_result import ExperimentResult, LinePane
 from robustbench_inv.tensors import per_sample_gradient
 from robustbench_inv.threat.budgets import LpBall
 from robustbench_inv.training.objectives import TrainingData
-from robustbench_inv.training.recipe import find_recipe, read_recipe
+from robustbench_inv.training.recipe import Recipe, find_recipe, read_recipe
 from robustbench_inv.training.training_run import build_network
 
-__all__ = ["fgsm_survivors", "find_snapshots", "measure_training_length", "pgd_survivors"]
+__all__ = [
+    "fgsm_survivors",
+    "find_snapshots",
+    "measure_seeds",
+    "measure_training_length",
+    "pgd_survivors",
+]
 
 PGD_STEPS = 40
 PGD_REL_STEP = 1 / 30
@@ -66,23 +77,13 @@ def measure_training_length(  # noqa: PLR0913, PLR0917 - one parameter is one ke
     transfer = attacks.once_by(source.classifier)
     numbers, digests = list[MeasuredNumber](), {source.name: source.digest}
     for column, reference in networks.items():
-        found = parse_reference(reference)
-        seeded = re.fullmatch(r"(.+)-seed(\d+)", found.name)
-        path = find_recipe(seeded[1] if seeded else found.name)
-        recipe = read_recipe(path)
-        recipe = recipe.with_seed(int(seeded[2])) if seeded else recipe
-        recipe.model_parameters.update(found.parameters)
-        snapshots = find_snapshots(Path(folder) / recipe.name / "snapshots")
-        snapshots = {n: file for n, file in snapshots.items() if n in epochs or not epochs}
+        training = _Training.of(reference, folder)
+        snapshots = {n: each for n, each in training.snapshots.items() if n in epochs or not epochs}
         if not snapshots:
-            request.left_out[column] = (
-                f"{found.name} has no snapshots; train it with invbench queue"
-            )
-            request.report(f"{column} is left out: {request.left_out[column]}")
+            _leave_out(request, column, f"{reference} has no snapshots")
         for count, weights in snapshots.items():
             request.report(f"{column} after {count} epochs")
-            network = build_network(recipe, path.parent).eval().to(request.device)
-            network.load_state_dict(load_file(weights))
+            network = training.network(weights, request.device)
             digests[f"{column}, {count} epochs"] = digest_file(weights)
             numbers += [
                 MeasuredNumber.of(f"{title}, {count} epochs", column, held.cpu().numpy())
@@ -92,6 +93,105 @@ def measure_training_length(  # noqa: PLR0913, PLR0917 - one parameter is one ke
     numbers.sort(key=lambda number: titles.index(number.row.rpartition(", ")[0]))
     lines = () if len(epochs) == 1 else _lines(numbers, titles)
     return ExperimentResult(dataset.name, len(ids), digests, tuple(numbers), lines=lines)
+
+
+def measure_seeds(  # noqa: PLR0913, PLR0917 - one parameter is one key of a definition
+    request: ExperimentRequest,
+    networks: Mapping[str, Sequence[str]],
+    substitute: str,
+    search: Sequence[float],
+    shown: Sequence[float],
+    epochs: int,
+    folder: str = "checkpoints",
+) -> ExperimentResult:
+    """Return the accuracy of several trainings of each network without and under attack, and its mean over them.
+
+    The attacks are those of ``measure_training_length``.
+
+    Args:
+        request: held-out data and samples.
+        networks: by column, its trainings, named as ``measure_training_length`` names them; a model of the catalogue
+            stands for the training of its recipe.
+        substitute: the model whose gradients the black-box attacks use.
+        search: ascending eps that FGSM tries.
+        shown: those of them whose robust accuracy is a row, and the eps of PGD.
+        epochs: number of epochs of the snapshots.
+        folder: output folder of the training queue, which saves the snapshots.
+
+    References:
+        Zhu, An and Niu, Guess First, arXiv 2001.03311, table 1.
+    """
+    dataset = request.open_dataset()
+    ids = request.draw(dataset)
+    attacks = _Attacks(load_samples(dataset, ids, request.device), search, shown, request.seed)
+    source = load_model(substitute, device=request.device)
+    transfer = attacks.once_by(source.classifier)
+    single, digests = list[MeasuredNumber](), {source.name: source.digest}
+    shares: dict[tuple[str, str], list[float]] = {}
+    for column, references in networks.items():
+        for reference in references:
+            training = _Training.of(reference, folder)
+            name = f"seed {training.recipe.seed}"
+            network: nn.Module | Classifier
+            if parse_reference(reference).name in entries("models"):
+                loaded = load_model(reference, device=request.device)
+                network, digest = loaded.classifier, loaded.digest
+            elif weights := training.snapshots.get(epochs):
+                network, digest = training.network(weights, request.device), digest_file(weights)
+            else:
+                missing = f"{reference} has no snapshot of epoch {epochs}"
+                _leave_out(request, f"{column}, {name}", missing)
+                continue
+            request.report(f"{column}, {name}")
+            digests[f"{column}, {name}"] = digest
+            for title, held in attacks.outcomes(network, transfer).items():
+                number = MeasuredNumber.of(f"{title}, {name}", column, held.cpu().numpy())
+                single.append(number)
+                shares.setdefault((title, column), []).append(number.value)
+    means = [MeasuredNumber.mean_of(*place, found) for place, found in shares.items()]
+    order = _titles(shown)
+    numbers = (
+        *sorted(means, key=lambda number: order.index(number.row)),
+        *sorted(single, key=lambda number: order.index(number.row.rpartition(", ")[0])),
+    )
+    return ExperimentResult(dataset.name, len(ids), digests, numbers)
+
+
+def _leave_out(request: ExperimentRequest, name: str, missing: str) -> None:
+    request.left_out[name] = f"{missing}; train it with invbench queue"
+    request.report(f"{name} is left out: {request.left_out[name]}")
+
+
+@dataclass(frozen=True)
+class _Training:
+    """A recipe of one seed, and what the training queue saved of it.
+
+    Args:
+        path: the recipe's file.
+        recipe: with the seed and the parameters of the network.
+        snapshots: weights by number of epochs, ascending.
+    """
+
+    path: Path
+    recipe: Recipe
+    snapshots: Mapping[int, Path]
+
+    @classmethod
+    def of(cls, reference: str, folder: str) -> "_Training":
+        """Return a training by its name, such as ``mnist-c-js-200-seed1:sigmoid=true``."""
+        found = parse_reference(reference)
+        seeded = re.fullmatch(r"(.+)-seed(\d+)", found.name)
+        path = find_recipe(seeded[1] if seeded else found.name)
+        recipe = read_recipe(path)
+        recipe = recipe.with_seed(int(seeded[2])) if seeded else recipe
+        recipe.model_parameters.update(found.parameters)
+        return cls(path, recipe, find_snapshots(Path(folder) / recipe.name / "snapshots"))
+
+    def network(self, weights: Path, device: str) -> nn.Module:
+        """Return the network with the weights of a snapshot."""
+        network = build_network(self.recipe, self.path.parent).eval().to(device)
+        network.load_state_dict(load_file(weights))
+        return network
 
 
 def find_snapshots(folder: Path) -> dict[int, Path]:
@@ -118,7 +218,7 @@ class _Attacks:
     shown: Sequence[float]
     seed: int
 
-    def by(self, network: nn.Module) -> "_Source":
+    def by(self, network: nn.Module | Classifier) -> "_Source":
         """Return the attacks that use the gradients of a network, where PGD takes the samples that it is given."""
         return _Source(
             _gradient(network, self.data),
@@ -130,7 +230,7 @@ class _Attacks:
         moved = {eps: _pgd(network, self.data, eps, self.seed) for eps in self.shown}
         return _Source(_gradient(network, self.data), lambda eps, rows: moved[eps][rows])
 
-    def outcomes(self, network: nn.Module, transfer: "_Source") -> dict[str, Tensor]:
+    def outcomes(self, network: nn.Module | Classifier, transfer: "_Source") -> dict[str, Tensor]:
         """Return which samples have a zero gradient, and which keep their correct prediction, (n,) each, by row."""
         own = self.by(network)
         found = {"Zero gradients": (own.gradient == 0).flatten(1).all(1)}
@@ -159,7 +259,7 @@ class _Source:
 
 @torch.no_grad()
 def fgsm_survivors(
-    network: nn.Module, data: TrainingData, signs: Tensor, search: Sequence[float]
+    network: nn.Module | Classifier, data: TrainingData, signs: Tensor, search: Sequence[float]
 ) -> Tensor:
     """Return which samples are classified correctly without attack, and at no eps up to each of the search, (k + 1, n).
 
@@ -177,7 +277,7 @@ def fgsm_survivors(
 
 
 def pgd_survivors(
-    network: nn.Module,
+    network: nn.Module | Classifier,
     data: TrainingData,
     pgd: Callable[[float, Tensor], Tensor],
     shown: Sequence[float],
@@ -220,8 +320,13 @@ BLOCK = 500
 
 
 @torch.no_grad()
-def _predict(network: nn.Module, images: Tensor) -> Tensor:
-    return torch.cat([network(block).argmax(1) for block in torch.split(images, BLOCK)])
+def _predict(network: nn.Module | Classifier, images: Tensor) -> Tensor:
+    return torch.cat([_logits(network, block).argmax(1) for block in torch.split(images, BLOCK)])
+
+
+def _logits(network: nn.Module | Classifier, images: Tensor) -> Tensor:
+    output = network(images)
+    return output if isinstance(output, Tensor) else output.logits
 
 
 def _gradient(network: nn.Module | Classifier, data: TrainingData) -> Tensor:
@@ -231,9 +336,8 @@ def _gradient(network: nn.Module | Classifier, data: TrainingData) -> Tensor:
         torch.split(data.images, BLOCK), torch.split(data.labels, BLOCK), strict=True
     ):
         inputs = images.detach().requires_grad_()
-        output = network(inputs)
-        logits = output if isinstance(output, Tensor) else output.logits
-        found.append(per_sample_gradient(cross_entropy(logits, labels, reduction="none"), inputs))
+        losses = cross_entropy(_logits(network, inputs), labels, reduction="none")
+        found.append(per_sample_gradient(losses, inputs))
     return torch.cat(found)
 
 

@@ -4,11 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import inf, sqrt
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import bdtr, betaincinv, ndtri
+from scipy.stats import ttest_1samp, ttest_ind
 
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.results.summary import Distances, Rate, median_distance
@@ -23,6 +25,7 @@ __all__ = [
     "clopper_pearson",
     "holm",
     "mcnemar",
+    "mean_interval",
     "median_of",
     "rank_interval",
     "tango",
@@ -183,6 +186,32 @@ def tango(pairs: PairedOutcomes) -> Interval:
     low = _bisect(lambda Δ: _tango_score(pairs, Δ) - z, -1.0, difference)
     high = _bisect(lambda Δ: _tango_score(pairs, Δ) + z, difference, 1.0)
     return Interval(low, high)
+
+
+def mean_interval(values: Sequence[float], subtracted: Sequence[float] = ()) -> Interval:
+    """Return the interval of a mean, or of the difference of two means, by Student's and Welch's t.
+
+    Args:
+        values: one for each training; of a single one the interval has no ends.
+        subtracted: likewise; empty for the mean of ``values`` itself.
+
+    References:
+        Welch, The generalization of "Student's" problem when several different population variances are involved,
+        Biometrika 1947.
+
+    Example:
+        >>> interval = mean_interval([0.81, 0.91, 0.86])
+        >>> round(interval.low, 3), round(interval.high, 3)
+        (0.736, 0.984)
+    """
+    difference = fmean(values) - (fmean(subtracted) if subtracted else 0)
+    if min(len(values), len(subtracted) or len(values)) < 2:
+        return Interval(-inf, inf)
+    if len({*values}) == 1 == len({*subtracted} or {0}):
+        return Interval(difference, difference)
+    found = ttest_ind(values, subtracted, equal_var=False) if subtracted else ttest_1samp(values, 0)
+    low, high = found.confidence_interval(CONFIDENCE)
+    return Interval(float(low), float(high))
 
 
 def rank_interval(survived: Sequence[NDArray[Any]]) -> list[tuple[int, int]]:

@@ -3,10 +3,11 @@
 import base64
 import gzip
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan, nan
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -155,15 +156,16 @@ _KEYS_V1 = {"grids": "image_grids", "sheets": "logit_sheets", "spreads": "histog
 
 @dataclass(frozen=True)
 class MeasuredNumber:
-    """One number of a table: a share of trials, or an amount.
+    """One number of a table: a share of trials, the mean of such shares over trainings, or an amount.
 
     Args:
         row: what was measured.
         column: of which model, as the table calls it.
-        value: the share, or the amount.
-        trials: of a share; 0 for an amount.
+        value: the share, the mean, or the amount.
+        trials: of a share; 0 for a mean and for an amount.
         counted: positions of the trials that count towards the share, where they are known: two shares of the
             same trials can then be compared trial by trial.
+        trainings: of a mean, the share of each training.
     """
 
     row: str
@@ -171,6 +173,7 @@ class MeasuredNumber:
     value: float
     trials: int = 0
     counted: tuple[int, ...] | None = None
+    trainings: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, row: str, column: str, held: "np.typing.NDArray[np.bool_]") -> "MeasuredNumber":
@@ -178,9 +181,14 @@ class MeasuredNumber:
         counted, n = tuple(np.flatnonzero(held).tolist()), len(held)
         return cls(row, column, len(counted) / n if n else nan, n, counted)
 
+    @classmethod
+    def mean_of(cls, row: str, column: str, shares: Sequence[float]) -> "MeasuredNumber":
+        """Return the mean of the shares of several trainings."""
+        return cls(row, column, fmean(shares), trainings=tuple(shares))
+
     @property
     def rate(self) -> Rate | None:
-        """The share with its interval; None for an amount."""
+        """The share with its interval; None for a mean and for an amount."""
         return Rate(round(self.value * self.trials), self.trials) if self.trials else None
 
 
@@ -317,15 +325,11 @@ class ExperimentResult:
 
     def to_json(self) -> dict[str, object]:
         """Return plain values, version first."""
-        numbers = [
-            {**vars(number), "value": None if isnan(number.value) else number.value}
-            for number in self.numbers
-        ]
         image_grids = [grid.to_json() for grid in self.image_grids]
         logit_sheets = [sheet.to_json() for sheet in self.logit_sheets]
         histograms = [spread.to_json() for spread in self.histograms]
         named = {
-            "numbers": numbers,
+            "numbers": [_number_to_json(number) for number in self.numbers],
             "image_grids": image_grids,
             "logit_sheets": logit_sheets,
             "histograms": histograms,
@@ -382,10 +386,15 @@ def read_result(path: Path) -> ExperimentResult:
         raise BadResults(problem, remedy=f"{type(error).__name__}: {error}") from error
 
 
+def _number_to_json(number: MeasuredNumber) -> dict[str, object]:
+    found = vars(number) | {"value": None if isnan(number.value) else number.value}
+    return {key: value for key, value in found.items() if key != "trainings" or value}
+
+
 def _number_from_json(found: Mapping[str, Any]) -> MeasuredNumber:
     counted = found["counted"]
+    counted = None if counted is None else tuple(counted)
     value = nan if found["value"] is None else float(found["value"])
     place = str(found["row"]), str(found["column"])
-    return MeasuredNumber(
-        *place, value, int(found["trials"]), None if counted is None else tuple(counted)
-    )
+    shares = tuple(map(float, found.get("trainings", ())))
+    return MeasuredNumber(*place, value, int(found["trials"]), counted, shares)

@@ -142,3 +142,43 @@ def test_one_number_of_epochs_of_a_recipe_below_the_models(tmp_path):
     rows = ["Clean", *attacks, "Zero gradients"]
     assert [number.row for number in result.numbers] == [f"{row}, 60 epochs" for row in rows]
     assert not result.lines
+
+
+def test_seeds_of_a_network(tmp_path):
+    """The shipped network and a snapshot with its weights are two trainings alike; one of another epoch is none."""
+    from safetensors.torch import save_file
+
+    module = rbi.load_model("mnist-c-dv-200").classifier.module
+    for seed, epoch in ((1, 200), (2, 160)):
+        folder = tmp_path / f"mnist-c-dv-200-seed{seed}" / "snapshots"
+        folder.mkdir(parents=True)
+        weights = stored_weights(module, "float16")
+        save_file(weights, folder / f"epoch-{epoch}.safetensors")
+    zero = {name: value * 0 for name, value in stored_weights(module, "float16").items()}
+    folder = tmp_path / "mnist-c-dv-200-seed3" / "snapshots"
+    folder.mkdir(parents=True)
+    save_file(zero, folder / "epoch-200.safetensors")
+    trainings = ["mnist-c-dv-200", *(f"mnist-c-dv-200-seed{seed}" for seed in (1, 2, 3))]
+    parameters = {
+        "networks": {"C-DV": trainings},
+        "substitute": "mnist-lenet5",
+        "search": SEARCH,
+        "shown": [0.1, 0.3],
+        "epochs": 200,
+        "folder": str(tmp_path),
+    }
+    result = run_experiment("seeds", make_request(), parameters)
+    missing = "mnist-c-dv-200-seed2 has no snapshot of epoch 200; train it with invbench queue"
+    assert result.left_out == {"C-DV, seed 2": missing}
+    found = {number.row: number for number in result.numbers}
+    attacks = [f"{name} {eps}" for name in ("FGSM b", "PGD b", "FGSM w", "PGD w") for eps in (0.1, 0.3)]  # fmt: skip
+    rows = ["Clean", *attacks, "Zero gradients"]
+    assert list(found)[: len(rows)] == rows
+    for row in rows:
+        shares = tuple(found[f"{row}, seed {seed}"].value for seed in (0, 1, 3))
+        assert found[row].trainings == shares
+        assert found[row].value == pytest.approx(sum(shares) / 3)
+        assert shares[0] == shares[1]
+    assert found["Clean, seed 3"].value == 0.1  # one class for all digits
+    assert found["Zero gradients, seed 3"].value == 1
+    assert {"C-DV, seed 0", "C-DV, seed 1", "C-DV, seed 3"} < set(result.models)

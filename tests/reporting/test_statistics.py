@@ -11,9 +11,11 @@ from scipy.stats import binom, binomtest
 
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.reporting.statistics import (
+    Interval,
     PairedOutcomes,
     clopper_pearson,
     mcnemar,
+    mean_interval,
     median_of,
     tango,
     wilson,
@@ -73,6 +75,25 @@ def test_mcnemar_is_the_exact_sign_test(p):
     discordant = p.first + p.second
     expected = binomtest(p.first, discordant).pvalue if discordant else 1.0
     assert mcnemar(p) == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_mean_has_students_interval_and_a_difference_welchs():
+    """Quantiles of t at 97.5 %: 4.30265 with 2 degrees of freedom, 2.77645 with 4."""
+    assert isclose(mean_interval([1, 2, 3]).high, 2 + 4.30265 / sqrt(3), abs_tol=1e-5)
+    found = mean_interval([1, 2, 3], [5, 6, 7])
+    half = 2.77645 * sqrt(2 / 3)
+    assert isclose(found.low, -4 - half, abs_tol=1e-5)
+    assert isclose(found.high, -4 + half, abs_tol=1e-5)
+    # the second varies little: degrees of freedom are near those of the first alone
+    found = mean_interval([1, 2, 3], [5, 5.001, 5.002])
+    assert isclose(found.high, -3.001 + 4.30265 / sqrt(3), abs_tol=1e-4)
+
+
+def test_a_single_training_says_nothing_about_the_next():
+    unknown = Interval(-inf, inf)
+    assert mean_interval([0.5]) == mean_interval([0.5, 0.6], [0.4]) == unknown
+    assert mean_interval([0.5, 0.5]) == Interval(0.5, 0.5)
+    assert mean_interval([0.5, 0.5], [0.25, 0.25]) == Interval(0.25, 0.25)
 
 
 def test_tango_agrees_with_the_published_example():

@@ -31,6 +31,7 @@ def measured():
     numbers = (
         MeasuredNumber.of("errors", "CE", np.array([True, False, False, True])),
         MeasuredNumber("size", "CE", 12.5),
+        MeasuredNumber.mean_of("robust", "CE", [0.5, 0.75]),
     )
     return ExperimentResult(
         "mnist", 4, {"m": "d"}, numbers, (grid,), (sheet,), planes={"planes": [1]}
@@ -52,7 +53,8 @@ def test_what_is_written_is_read(tmp_path):
 
 
 def test_a_share_has_an_interval_and_an_amount_has_none():
-    share, amount = measured().numbers
+    share, amount, mean = measured().numbers
+    assert (mean.value, mean.rate, mean.trainings) == (0.625, None, (0.5, 0.75))
     assert (share.rate.successes, share.rate.trials) == (2, 4)
     assert amount.rate is None
 

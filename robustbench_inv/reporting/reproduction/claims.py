@@ -16,7 +16,12 @@ from robustbench_inv.reporting.reproduction.outcomes import (
     SampleMask,
     rate_of,
 )
-from robustbench_inv.reporting.statistics import Interval, PairedOutcomes, tango
+from robustbench_inv.reporting.statistics import (
+    Interval,
+    PairedOutcomes,
+    mean_interval,
+    tango,
+)
 from robustbench_inv.results.experiment_result import MeasuredNumber
 
 __all__ = [
@@ -341,11 +346,15 @@ def _measured_value(
 def _difference_interval(left: MeasuredNumber, right: MeasuredNumber | None) -> Interval:
     """Return the 95 % interval of a share or of a difference of shares: paired if both list their trials.
 
+    The interval of a mean over trainings describes the trainings, not the samples.
+
     References:
         Newcombe, Interval estimation for the difference between independent proportions, Statistics in
         Medicine 1998, method 10, for shares of different trials.
     """
     a, b = left.rate, right.rate if right else None
+    if left.trainings and (right is None or right.trainings):
+        return mean_interval(left.trainings, right.trainings if right else ())
     if a is None:
         return _point(left.value - (right.value if right else 0))
     if right is None or b is None:

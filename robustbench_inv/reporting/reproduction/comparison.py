@@ -122,7 +122,7 @@ def compare_result(item: Reproduction, result: ExperimentResult) -> list[Compare
     # a share of no samples, such as of a class that a small subset lacks, was not measured
     measured = {(each.row, each.column): each for each in result.numbers if not isnan(each.value)}
     labels = dict.fromkeys((*item.published, *(each.row for each in result.numbers)))
-    amounts = {each.row for each in measured.values() if not each.trials}
+    amounts = {each.row for each in measured.values() if not (each.trials or each.trainings)}
     rows = [ComparedRow(label, label, is_amount=label in amounts) for label in labels]
     return [
         _compare_measured(item, row, column, measured.get((row.label, column.name)))
@@ -204,8 +204,9 @@ def _compare_measured(
 def _measured_json(number: MeasuredNumber | None) -> dict[str, Any] | None:
     if number is None:
         return None
-    rate = number.rate
-    return rate.to_json() | {"value": number.value} if rate else {"value": number.value}
+    rate = number.rate.to_json() if number.rate else {}
+    trainings = {"trainings": list(number.trainings)} if number.trainings else {}
+    return rate | {"value": number.value} | trainings
 
 
 def _number_or_none(value: float) -> float | None:

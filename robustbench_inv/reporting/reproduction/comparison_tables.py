@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from math import isnan
+from statistics import stdev
 from typing import Any
 
 import pandas as pd
@@ -28,6 +29,7 @@ from robustbench_inv.reporting.table_formats import (
     format_number,
     slug,
 )
+from robustbench_inv.results.experiment_result import MeasuredNumber
 from robustbench_inv.results.summary import Rate
 
 __all__ = [
@@ -234,6 +236,8 @@ def _numbers_caption(numbers: Sequence[ComparedNumber], bands: Sequence[NumberBa
     texts = [text for metric, text in METRIC_MEANINGS.items() if metric in metrics]
     amounts = any(number.row.is_amount for number in numbers)
     texts += ["Shares in % [95 % Wilson interval]" + ("; amounts as they are." if amounts else ".")]
+    if any(number.ours and number.ours.trainings for number in numbers):
+        texts.append("Means of n trainings with their standard deviation (SD).")
     return " ".join(texts + [text for line, text in LINE_MEANINGS.items() if line in lines])
 
 
@@ -254,9 +258,18 @@ def _published_cell(number: ComparedNumber, style: NumberFormat) -> TableCell:
 def _our_cell(number: ComparedNumber, style: NumberFormat) -> TableCell:
     if number.ours is None:
         return TableCell("not reproduced") if number.remark else BLANK
+    if number.ours.trainings:
+        return _mean_cell(number.ours, style)
     if number.ours.rate is None:
         return TableCell(format_number(number.ours.value))
     return _share_cell(number.ours.value, number.ours.rate, style)
+
+
+def _mean_cell(mean: MeasuredNumber, style: NumberFormat) -> TableCell:
+    shares = mean.trainings
+    spread = f"SD {100 * stdev(shares):.{style.decimals}f}, n = " if len(shares) > 1 else "n = "
+    text = f"{100 * mean.value:.{style.decimals}f}"
+    return TableCell(text, f"{spread}{len(shares)}", mean.value)
 
 
 def _adaptive_cell(number: ComparedNumber, style: NumberFormat) -> TableCell:
@@ -281,6 +294,8 @@ def _number_fact(number: ComparedNumber) -> dict[str, Any]:
     rate = number.ours.rate if number.ours else None
     shares = rate_facts({"ours": rate, "adaptive": number.adaptive}, wilson)
     value = {"ours": number.ours.value} if number.ours else {}  # not the rounded share
+    trainings = number.ours.trainings if number.ours else ()
+    spread = {"sd": stdev(trainings)} if len(trainings) > 1 else {}
     return {
         "row": number.row.label,
         "attack": number.row.name,
@@ -292,6 +307,7 @@ def _number_fact(number: ComparedNumber) -> dict[str, Any]:
         "samples": rate.trials if rate else 0,
         **shares,
         **value,
+        **spread,
         "difference": number.difference,
         "far": number.needs_remark,
         "adaptive_samples": number.adaptive.trials if number.adaptive else 0,

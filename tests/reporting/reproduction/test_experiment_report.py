@@ -231,3 +231,25 @@ def test_amounts_are_compared_as_amounts(tmp_path):
     assert [[cell.text for cell in cells] for _, cells in band.lines] == [
         ["1.50", "2.00", "4.00"], ["1.25", "2", "—"], ["−0.25", "+0.00", "—"],
     ]  # fmt: skip
+
+
+def test_means_over_trainings_have_their_spread_and_decide_by_it(item, tmp_path):
+    """By Welch's t the difference of 21.2 points has an interval of ± 25.9, so that it may be 0."""
+    numbers = [
+        MeasuredNumber.mean_of("error", "CE", [0.004, 0.006]),
+        MeasuredNumber.mean_of("error", "iCE", [0.30, 0.25, 0.10]),
+        share("error, seed 0", "CE", 4),
+    ]
+    (part,) = report(item, tmp_path, numbers).parts
+    text = to_markdown(part.numbers_table)
+    assert "|  | ours | 0.50 [SD 0.14, n = 2] | 21.67 [SD 10.41, n = 3] | — |" in text
+    assert "|  | difference | +0.10 | −8.33 | — |" in text
+    assert "| error, seed 0 | ours | 0.40 [0.16–1.02] | — | — |" in text
+    assert "SD" in part.numbers_table.caption
+    entry = next(e for e in part.numbers if e.label == "error, iCE")
+    assert entry.to_json()["ours"] == {"value": 0.65 / 3, "trainings": [0.3, 0.25, 0.1]}
+    assert "sd" in part.numbers_table.frame
+    claims = to_markdown(part.claims_table)
+    assert "| between [limit: at least 20.2] | holds [30 for iCE, error] | undecided" in claims
+    (par,) = (line for line in claims.splitlines() if line.startswith("| par "))
+    assert par.endswith("undecided [21.2 (−4.68 to 47) for iCE − CE, error] |")
