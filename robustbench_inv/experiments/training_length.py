@@ -5,7 +5,7 @@ between trainings of one network?
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -87,9 +87,9 @@ def measure_training_length(  # noqa: PLR0913, PLR0917 - one parameter is one ke
             digests[f"{column}, {count} epochs"] = digest_file(weights)
             numbers += [
                 MeasuredNumber.of(f"{title}, {count} epochs", column, held.cpu().numpy())
-                for title, held in attacks.outcomes(network, transfer).items()
+                for title, held in attacks.outcomes(network, {"b": transfer}).items()
             ]
-    titles = _titles(shown)
+    titles = _titles(shown, ["b"])
     numbers.sort(key=lambda number: titles.index(number.row.rpartition(", ")[0]))
     lines = () if len(epochs) == 1 else _lines(numbers, titles)
     return ExperimentResult(dataset.name, len(ids), digests, tuple(numbers), lines=lines)
@@ -98,7 +98,7 @@ def measure_training_length(  # noqa: PLR0913, PLR0917 - one parameter is one ke
 def measure_seeds(  # noqa: PLR0913, PLR0917 - one parameter is one key of a definition
     request: ExperimentRequest,
     networks: Mapping[str, Sequence[str]],
-    substitute: str,
+    substitutes: Mapping[str, str],
     search: Sequence[float],
     shown: Sequence[float],
     epochs: int,
@@ -112,7 +112,7 @@ def measure_seeds(  # noqa: PLR0913, PLR0917 - one parameter is one key of a def
         request: held-out data and samples.
         networks: by column, its trainings, named as ``measure_training_length`` names them; a model of the catalogue
             stands for the training of its recipe.
-        substitute: the model whose gradients the black-box attacks use.
+        substitutes: the models whose gradients the black-box attacks use, by what rows call the attacks, such as b.
         search: ascending eps that FGSM tries.
         shown: those of them whose robust accuracy is a row, and the eps of PGD.
         epochs: number of epochs of the snapshots.
@@ -124,9 +124,10 @@ def measure_seeds(  # noqa: PLR0913, PLR0917 - one parameter is one key of a def
     dataset = request.open_dataset()
     ids = request.draw(dataset)
     attacks = _Attacks(load_samples(dataset, ids, request.device), search, shown, request.seed)
-    source = load_model(substitute, device=request.device)
-    transfer = attacks.once_by(source.classifier)
-    single, digests = list[MeasuredNumber](), {source.name: source.digest}
+    sources = {name: load_model(each, device=request.device) for name, each in substitutes.items()}
+    transfers = {name: attacks.once_by(source.classifier) for name, source in sources.items()}
+    digests = {source.name: source.digest for source in sources.values()}
+    single = list[MeasuredNumber]()
     shares: dict[tuple[str, str], list[float]] = {}
     for column, references in networks.items():
         for reference in references:
@@ -144,12 +145,12 @@ def measure_seeds(  # noqa: PLR0913, PLR0917 - one parameter is one key of a def
                 continue
             request.report(f"{column}, {name}")
             digests[f"{column}, {name}"] = digest
-            for title, held in attacks.outcomes(network, transfer).items():
+            for title, held in attacks.outcomes(network, transfers).items():
                 number = MeasuredNumber.of(f"{title}, {name}", column, held.cpu().numpy())
                 single.append(number)
                 shares.setdefault((title, column), []).append(number.value)
     means = [MeasuredNumber.mean_of(*place, found) for place, found in shares.items()]
-    order = _titles(shown)
+    order = _titles(shown, substitutes)
     numbers = (
         *sorted(means, key=lambda number: order.index(number.row)),
         *sorted(single, key=lambda number: order.index(number.row.rpartition(", ")[0])),
@@ -230,11 +231,13 @@ class _Attacks:
         moved = {eps: _pgd(network, self.data, eps, self.seed) for eps in self.shown}
         return _Source(_gradient(network, self.data), lambda eps, rows: moved[eps][rows])
 
-    def outcomes(self, network: nn.Module | Classifier, transfer: "_Source") -> dict[str, Tensor]:
+    def outcomes(
+        self, network: nn.Module | Classifier, transfers: Mapping[str, "_Source"]
+    ) -> dict[str, Tensor]:
         """Return which samples have a zero gradient, and which keep their correct prediction, (n,) each, by row."""
         own = self.by(network)
         found = {"Zero gradients": (own.gradient == 0).flatten(1).all(1)}
-        for access, source in (("b", transfer), ("w", own)):
+        for access, source in (*transfers.items(), ("w", own)):
             survivors = fgsm_survivors(network, self.data, source.gradient.sign(), self.search)
             found["Clean"] = survivors[0]
             iterated = pgd_survivors(network, self.data, source.pgd, self.shown)
@@ -341,9 +344,9 @@ def _gradient(network: nn.Module | Classifier, data: TrainingData) -> Tensor:
     return torch.cat(found)
 
 
-def _titles(shown: Sequence[float]) -> list[str]:
-    """Return the rows of a network, without the number of epochs, in order."""
-    attacks = ("FGSM b", "PGD b", "FGSM w", "PGD w")
+def _titles(shown: Sequence[float], transfers: Iterable[str]) -> list[str]:
+    """Return the rows of a network, without the number of epochs or the seed, in order."""
+    attacks = [f"{attack} {access}" for access in (*transfers, "w") for attack in ("FGSM", "PGD")]
     return ["Clean", *(f"{name} {eps:g}" for name in attacks for eps in shown), "Zero gradients"]
 
 

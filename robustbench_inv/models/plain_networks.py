@@ -2,7 +2,6 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 from math import prod
 
@@ -26,10 +25,13 @@ NUM_FEATURES = 1600
 """Features of the convolutions' output for a 28×28 input: 64 maps of 5×5."""
 
 
-def convolutions() -> nn.Sequential:
+def convolutions(*, normalise: bool = True) -> nn.Sequential:
     """Return the two convolutions: 32 and 64 filters of 4×4, stride 2, batch norm, ReLU.
 
     Maps (n, 1, 28, 28) to (n, 1600).
+
+    Args:
+        normalise: False for no batch norm.
 
     References:
         Zhu, An and Niu, Guess First, arXiv 2001.03311, Appendix F.
@@ -37,10 +39,10 @@ def convolutions() -> nn.Sequential:
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(1, 32, 4, stride=2),
-            norm1=nn.BatchNorm2d(32),
+            norm1=nn.BatchNorm2d(32) if normalise else nn.Identity(),
             relu1=nn.ReLU(),
             conv2=nn.Conv2d(32, 64, 4, stride=2),
-            norm2=nn.BatchNorm2d(64),
+            norm2=nn.BatchNorm2d(64) if normalise else nn.Identity(),
             relu2=nn.ReLU(),
             flatten=nn.Flatten(),
         )
@@ -48,9 +50,14 @@ def convolutions() -> nn.Sequential:
 
 
 class GuessFirstCNN(nn.Module):
-    """Baseline CNN: the convolutions, then fully connected layers of 512, 256, 128 and 10 units.
+    """Baseline CNN: the convolutions, then fully connected layers of 512, 256, 128 and num_classes units.
 
-    Maps (n, 1, 28, 28) in [0, 1] to (n, 10) logits.
+    Maps (n, 1, 28, 28) in [0, 1] to (n, num_classes) logits.
+
+    Args:
+        num_classes: number of classes.
+        hidden: units of the fully connected layers before the last one.
+        normalise: False for no batch norm.
 
     References:
         Zhu, An and Niu, Guess First, arXiv 2001.03311, Appendix F.
@@ -58,19 +65,21 @@ class GuessFirstCNN(nn.Module):
 
     bounds = (0.0, 1.0)
 
-    def __init__(self, num_classes: int = 10) -> None:
+    def __init__(
+        self,
+        num_classes: int = 10,
+        hidden: Sequence[int] = (512, 256, 128),
+        *,
+        normalise: bool = True,
+    ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.features = convolutions()
-        self.head = nn.Sequential(
-            nn.Linear(NUM_FEATURES, 512),
-            nn.ReLU(),
-            nn.Linear(512, 256),
-            nn.ReLU(),
-            nn.Linear(256, 128),
-            nn.ReLU(),
-            nn.Linear(128, num_classes),
-        )
+        self.features = convolutions(normalise=normalise)
+        layers: list[nn.Module] = []
+        for before, after in pairwise((NUM_FEATURES, *hidden)):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        last = hidden[-1] if hidden else NUM_FEATURES
+        self.head = nn.Sequential(*layers, nn.Linear(last, num_classes))
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.head(self.features(images))
@@ -84,7 +93,6 @@ class LeNet5(nn.Module):
 
     Args:
         num_classes: number of classes.
-        pooling: False for convolutions of stride 2 in place of pooling, which keep all sizes.
 
     References:
         LeCun, Bottou, Bengio and Haffner, Gradient-based learning applied to document recognition, 1998,
@@ -93,18 +101,16 @@ class LeNet5(nn.Module):
 
     bounds = (0.0, 1.0)
 
-    def __init__(self, num_classes: int = 10, pooling: bool = True) -> None:
+    def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
         self.num_classes = num_classes
-        stride = 1 if pooling else 2
-        reduce = partial(nn.MaxPool2d, 2) if pooling else nn.Identity
         self.features = nn.Sequential(
-            nn.Conv2d(1, 6, 5, stride, padding=2),
+            nn.Conv2d(1, 6, 5, padding=2),
             nn.ReLU(),
-            reduce(),
-            nn.Conv2d(6, 16, 5, stride),
+            nn.MaxPool2d(2),
+            nn.Conv2d(6, 16, 5),
             nn.ReLU(),
-            reduce(),
+            nn.MaxPool2d(2),
             nn.Flatten(),
         )
         self.head = nn.Sequential(

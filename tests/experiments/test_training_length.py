@@ -161,7 +161,7 @@ def test_seeds_of_a_network(tmp_path):
     trainings = ["mnist-c-dv-200", *(f"mnist-c-dv-200-seed{seed}" for seed in (1, 2, 3))]
     parameters = {
         "networks": {"C-DV": trainings},
-        "substitute": "mnist-lenet5",
+        "substitutes": {"b": "mnist-lenet5", "b, shallow": "mnist-cnn-shallow"},
         "search": SEARCH,
         "shown": [0.1, 0.3],
         "epochs": 200,
@@ -171,7 +171,7 @@ def test_seeds_of_a_network(tmp_path):
     missing = "mnist-c-dv-200-seed2 has no snapshot of epoch 200; train it with invbench queue"
     assert result.left_out == {"C-DV, seed 2": missing}
     found = {number.row: number for number in result.numbers}
-    attacks = [f"{name} {eps}" for name in ("FGSM b", "PGD b", "FGSM w", "PGD w") for eps in (0.1, 0.3)]  # fmt: skip
+    attacks = [f"{name} {eps}" for name in ("FGSM b", "PGD b", "FGSM b, shallow", "PGD b, shallow", "FGSM w", "PGD w") for eps in (0.1, 0.3)]  # fmt: skip
     rows = ["Clean", *attacks, "Zero gradients"]
     assert list(found)[: len(rows)] == rows
     for row in rows:

@@ -205,9 +205,13 @@ def evaluate_claims(outcomes: ReproductionOutcomes) -> list[ClaimFinding]:
 def evaluate_expectations(
     expectations: Sequence[Expectation], numbers: Sequence[ComparedNumber]
 ) -> list[ClaimFinding]:
-    """Return the finding on each expectation that concerns numbers of an experiment."""
-    found = [_expectation_finding(expectation, numbers) for expectation in expectations]
-    return [finding for finding in found if any(finding.comparisons.values())]
+    """Return the finding on each expectation that concerns rows of an experiment; without numbers it is not measured."""
+    cells = {(number.row.label, number.column) for number in numbers}
+    return [
+        _expectation_finding(each, numbers)
+        for each in expectations
+        if any(_matches(row, each.rows) and column in each.columns for row, column in cells)
+    ]
 
 
 def _matches(label: str, patterns: Iterable[str]) -> bool:

@@ -119,6 +119,14 @@ def test_each_band_has_published_ours_and_difference(item, tmp_path):
     )
 
 
+def test_an_expectation_about_a_column_that_is_left_out_is_not_measured(item, tmp_path):
+    (part,) = report(item, tmp_path, [share("error", "iCE", 220)]).parts
+    found = {finding.text: finding.status("published") for finding in part.findings}
+    assert found == {
+        "par": "not measured", "small": "not measured", "between": "undecided",
+    }  # fmt: skip
+
+
 def test_a_remarked_number_that_was_not_measured_is_not_reproduced(item, tmp_path):
     (part,) = report(item, tmp_path, [share("error", "CE", 5)]).parts
     text = to_markdown(part.numbers_table)
