@@ -223,7 +223,7 @@ class _Attacks:
         """Return the attacks that use the gradients of a network, where PGD takes the samples that it is given."""
         return _Source(
             _gradient(network, self.data),
-            lambda eps, rows: _pgd(network, _rows(self.data, rows), eps, self.seed),
+            lambda eps, rows: _pgd(network, _rows(self.data, rows), eps, self.seed, first=True),
         )
 
     def once_by(self, network: Classifier) -> "_Source":
@@ -303,15 +303,38 @@ def pgd_survivors(
     return torch.stack(found)
 
 
-def _pgd(network: nn.Module | Classifier, data: TrainingData, eps: float, seed: int) -> Tensor:
-    """Return images after PGD on the cross-entropy, from a random start in the linf ball, (n, …)."""
+def _pgd(
+    network: nn.Module | Classifier,
+    data: TrainingData,
+    eps: float,
+    seed: int,
+    *,
+    first: bool = False,
+) -> Tensor:
+    """Return images after PGD on the cross-entropy, from a random start in the linf ball, (n, …).
+
+    Args:
+        network: maps images in [0, 1] to logits.
+        data: n samples.
+        eps: radius of the ball.
+        seed: of the random start.
+        first: whether each step that changes the prediction counts, as in Foolbox 1, or the last alone, as in Foolbox 3.
+    """
     ball = Ball(data.images, LpBall("linf", eps), (0.0, 1.0))
     start = ball.draw(SampleRNG(seed, data.ids, "pgd"), 0)
+    kept, wrong = start.clone(), torch.zeros(len(start), dtype=torch.bool, device=start.device)
 
     def gradient(images: Tensor) -> Tensor:
-        return _gradient(network, replace(data, images=images))
+        found, predictions = _differentiate(network, replace(data, images=images))
+        new = (predictions != data.labels) & ~wrong
+        kept[new] = images[new]
+        wrong.logical_or_(new)
+        return found
 
-    return ball.ascend(start, gradient, PGD_STEPS, PGD_REL_STEP)
+    last = ball.ascend(start, gradient, PGD_STEPS, PGD_REL_STEP)
+    if first:
+        last[wrong] = kept[wrong]
+    return last
 
 
 def _rows(data: TrainingData, rows: Tensor) -> TrainingData:
@@ -334,14 +357,21 @@ def _logits(network: nn.Module | Classifier, images: Tensor) -> Tensor:
 
 def _gradient(network: nn.Module | Classifier, data: TrainingData) -> Tensor:
     """Return the gradients of the cross-entropy with respect to the images, (n, …)."""
-    found = []
+    return _differentiate(network, data)[0]
+
+
+def _differentiate(network: nn.Module | Classifier, data: TrainingData) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the cross-entropy with respect to the images, (n, …), and the predictions, (n,)."""
+    found, predictions = [], []
     for images, labels in zip(
         torch.split(data.images, BLOCK), torch.split(data.labels, BLOCK), strict=True
     ):
         inputs = images.detach().requires_grad_()
-        losses = cross_entropy(_logits(network, inputs), labels, reduction="none")
+        logits = _logits(network, inputs)
+        losses = cross_entropy(logits, labels, reduction="none")
+        predictions.append(logits.detach().argmax(1))
         found.append(per_sample_gradient(losses, inputs))
-    return torch.cat(found)
+    return torch.cat(found), torch.cat(predictions)
 
 
 def _titles(shown: Sequence[float], transfers: Iterable[str]) -> list[str]:

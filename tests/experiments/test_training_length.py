@@ -10,6 +10,7 @@ import robustbench_inv as rbi
 from robustbench_inv.catalogue.datasets import load_dataset
 from robustbench_inv.experiments.protocol import ExperimentRequest, run_experiment
 from robustbench_inv.experiments.training_length import (
+    _Attacks,
     fgsm_survivors,
     find_snapshots,
     pgd_survivors,
@@ -53,6 +54,23 @@ def test_pgd_finds_what_is_within_reach_and_a_sample_stays_broken():
     found = pgd_survivors(network, data, pgd, [0.05, 0.1])
     assert found.tolist() == [[False, True, True, False], [False, False, True, False]]
     assert asked == [(0.05, [0, 1, 2]), (0.1, [1, 2])]
+
+
+def test_a_step_that_changes_the_prediction_counts_as_in_foolbox_1():
+    """Logits (10 |x − 0.5| − 0.05, 0): wrong within 0.005 of 0.5, and steps of 0.01 jump in and out of that dip."""
+
+    class Dip(nn.Module):
+        def forward(self, x):
+            return torch.cat([10 * (x - 0.5).abs() - 0.05, torch.zeros_like(x)], 1)
+
+    data = TrainingData(torch.arange(60), torch.full((60, 1), 0.55), torch.zeros(60).long())
+    attacks = _Attacks(data, [0.3], [0.3], seed=0)
+    network = Dip()
+    last = attacks.once_by(network).pgd(0.3, data.ids)
+    assert 10 < int((network(last).argmax(1) == 0).sum()) < 50
+    first = attacks.by(network).pgd(0.3, data.ids)
+    assert (network(first).argmax(1) == 1).all()
+    assert ((first - 0.55).abs() <= 0.3 + 1e-6).all()
 
 
 def test_snapshots_are_found_in_the_order_of_their_epochs(tmp_path):
