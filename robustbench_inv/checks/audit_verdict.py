@@ -142,9 +142,7 @@ class _Evidence:
     @cached_property
     def _about(self) -> list[Verdict]:
         """The verdicts that concern the cells, each once, the most important first."""
-        alone = ([c] for c in self.cells if c.threat.wants_same_prediction)
-        groups = [*group_comparable(self.cells), *alone]
-        left = [cell for group in groups if _is_open(group) for cell in group]
+        left = tuple(filter(_is_open, self.cells))
         cells = {True: left, False: self.cells}
         found = [v for v in self.verdicts if any(map(v.concerns, cells[v.id in TOO_WEAK]))]
         return sorted(dict.fromkeys(found), key=lambda v: (_rank(v.id), v.scope == "cell"))
@@ -189,15 +187,14 @@ def _reasons(verdicts: Iterable[Verdict]) -> list[Reason]:
 
 
 TOO_WEAK = frozenset({"C4", "C6", "C7", "C8", "C12", "C13", "C31"})
-"""Checks that attacks may find too little, of no concern where the attacks together break every sample."""
+"""Checks that attacks may find too little, of no concern where every sample is broken."""
 
 
-def _is_open(group: Sequence[FinishedCell]) -> bool:
-    """Is a sample left that no attack of a group broke, or could a distance be smaller?"""
-    least = min((eps for cell in group for eps in cell.epsilons), default=inf)
-    seeks_distance = least == inf and not group[0].threat.wants_same_prediction
-    worst = _worst(group, least, sorted(common_samples(group)))
-    return seeks_distance or worst.successes > 0 or not all(cell.finished for cell in group)
+def _is_open(cell: FinishedCell) -> bool:
+    """Is a sample left to break, or could a distance be smaller?"""
+    seeks_distance = not cell.epsilons and not cell.threat.wants_same_prediction
+    left = cell.robust_mask(min(cell.epsilons, default=inf))
+    return seeks_distance or not cell.finished or bool(left.any())
 
 
 def _subject(cell: FinishedCell) -> tuple[str, str]:
@@ -265,10 +262,11 @@ def _weak_groups(cells: Sequence[FinishedCell]) -> list[str]:
     """Return a sentence for each norm in which no ensemble was run; without a budget another norm's is enough."""
     groups = group_by(cells, lambda cell: cell.norm)
     weak = [group for group in groups if not any(map(_is_ensemble, group))]
+    some = len(weak) < len(groups)
     return [
         f"In {group[0].norm} no ensemble of attacks such as standard was run, only {_attack_names(group)}."
         for group in weak
-        if len(weak) == len(groups) or any(cell.epsilons for cell in group)
+        if not some or any(cell.epsilons for cell in group)
     ]
 
 
@@ -295,7 +293,7 @@ def _number(group: Sequence[FinishedCell], cells: Sequence[FinishedCell]) -> str
     by = f"on {len(samples)} samples, attacks{unaware}: "
     levels = sorted({eps for cell in group for eps in cell.epsilons})
     if levels:
-        rates = [f"{_worst(group, e, samples).percent} at {norm} {format_eps(e)}" for e in levels]
+        rates = [f"{_worst_rate(group, e, samples)} at {norm} {format_eps(e)}" for e in levels]
         words = f"Robust accuracy {', '.join(rates)}, {by}{_attack_names(group)}."
         return words + _rejections(group)
     attacked = group[0].was_attacked[group[0].positions(samples)]
@@ -322,11 +320,13 @@ def _is_oblivious(cell: FinishedCell) -> bool:
     return cell.can_reject and not cell.goal.endswith("accepted")
 
 
-def _worst(group: Sequence[FinishedCell], eps: float, samples: Sequence[int]) -> Rate:
+def _worst_rate(group: Sequence[FinishedCell], eps: float, samples: Sequence[int]) -> str:
     """Return the worst case over the attacks at an eps or a smaller one."""
-    masks = [cell.robust_mask(eps, samples) for cell in group if cell.bounds_accuracy(eps)]
-    robust = np.logical_and.reduce([np.ones(len(samples), bool), *masks])
-    return Rate(int(robust.sum()), len(samples))
+    robust = np.ones(len(samples), bool)
+    for cell in group:
+        if cell.bounds_accuracy(eps):
+            robust &= cell.robust_mask(eps, samples)
+    return Rate(int(robust.sum()), len(samples)).percent
 
 
 def _invariance_number(cell: FinishedCell) -> str:
