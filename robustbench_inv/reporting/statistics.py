@@ -4,13 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import inf, sqrt
-from statistics import fmean
+from statistics import fmean, variance
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr, betaincinv, ndtri
-from scipy.stats import ttest_1samp, ttest_ind
+from scipy.special import bdtr, betaincinv, ndtri, stdtrit
 
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.results.summary import Distances, Rate, median_distance
@@ -207,11 +206,13 @@ def mean_interval(values: Sequence[float], subtracted: Sequence[float] = ()) -> 
     difference = fmean(values) - (fmean(subtracted) if subtracted else 0)
     if min(len(values), len(subtracted) or len(values)) < 2:
         return Interval(-inf, inf)
-    if len({*values}) == 1 == len({*subtracted} or {0}):
+    parts = [(variance(each) / len(each), len(each) - 1) for each in (values, subtracted) if each]
+    total = sum(part for part, _ in parts)
+    if total == 0:
         return Interval(difference, difference)
-    found = ttest_ind(values, subtracted, equal_var=False) if subtracted else ttest_1samp(values, 0)
-    low, high = found.confidence_interval(CONFIDENCE)
-    return Interval(float(low), float(high))
+    freedom = total**2 / sum(part**2 / degrees for part, degrees in parts)
+    half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * sqrt(total)
+    return Interval(difference - half, difference + half)
 
 
 def rank_interval(survived: Sequence[NDArray[Any]]) -> list[tuple[int, int]]:

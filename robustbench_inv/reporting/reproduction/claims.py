@@ -206,12 +206,16 @@ def evaluate_expectations(
     expectations: Sequence[Expectation], numbers: Sequence[ComparedNumber]
 ) -> list[ClaimFinding]:
     """Return the finding on each expectation that concerns rows of an experiment; without numbers it is not measured."""
-    cells = {(number.row.label, number.column) for number in numbers}
     return [
         _expectation_finding(each, numbers)
         for each in expectations
-        if any(_matches(row, each.rows) and column in each.columns for row, column in cells)
+        if any(_concerns(each, number) for number in numbers)
     ]
+
+
+def _concerns(expectation: Expectation, number: ComparedNumber) -> bool:
+    named = number.column in expectation.columns
+    return named and _matches(number.row.label, expectation.rows)
 
 
 def _matches(label: str, patterns: Iterable[str]) -> bool:
@@ -322,7 +326,7 @@ def _expected_comparisons(
     by_cell = {(number.row.label, number.column): number for number in numbers}
     for number in numbers:
         row, column = number.row, number.column
-        if not _matches(row.label, expectation.rows) or column not in expectation.columns:
+        if not _concerns(expectation, number):
             continue
         subtracted = by_cell.get((row.label, expectation.minus))
         found = value_of(number, subtracted)

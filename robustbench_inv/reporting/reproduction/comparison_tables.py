@@ -266,10 +266,15 @@ def _our_cell(number: ComparedNumber, style: NumberFormat) -> TableCell:
 
 
 def _mean_cell(mean: MeasuredNumber, style: NumberFormat) -> TableCell:
-    shares = mean.trainings
-    spread = f"SD {100 * stdev(shares):.{style.decimals}f}, n = " if len(shares) > 1 else "n = "
+    deviation = _deviation(mean)
+    spread = "" if deviation is None else f"SD {100 * deviation:.{style.decimals}f}, "
     text = f"{100 * mean.value:.{style.decimals}f}"
-    return TableCell(text, f"{spread}{len(shares)}", mean.value)
+    return TableCell(text, f"{spread}n = {len(mean.trainings)}", mean.value)
+
+
+def _deviation(mean: MeasuredNumber) -> float | None:
+    """Return the standard deviation over trainings; None of a single one, and of other numbers."""
+    return stdev(mean.trainings) if len(mean.trainings) > 1 else None
 
 
 def _adaptive_cell(number: ComparedNumber, style: NumberFormat) -> TableCell:
@@ -294,8 +299,8 @@ def _number_fact(number: ComparedNumber) -> dict[str, Any]:
     rate = number.ours.rate if number.ours else None
     shares = rate_facts({"ours": rate, "adaptive": number.adaptive}, wilson)
     value = {"ours": number.ours.value} if number.ours else {}  # not the rounded share
-    trainings = number.ours.trainings if number.ours else ()
-    spread = {"sd": stdev(trainings)} if len(trainings) > 1 else {}
+    deviation = _deviation(number.ours) if number.ours else None
+    spread = {} if deviation is None else {"sd": deviation}
     return {
         "row": number.row.label,
         "attack": number.row.name,
