@@ -45,7 +45,7 @@ INVARIANCE_CAPTION = (
     "Undecided: the oracle names no class. Agrees with oracle, with label: predictions on changed inputs that have an oracle class; agreement with "
     "the old label is no merit. Oracle error: its error rate on clean inputs or catch trials. Corrected: failures, corrected for the "
     "changes that the oracle misses and for those that it reports falsely on changed inputs that people labelled; the "
-    "lower end of the interval assumes no recall. Median distance: of the "
+    "lower end of the interval assumes that it misses none, the upper end that it reports none falsely. Median distance: of the "
     "failures from the clean inputs over the attacked samples, ∞ where fewer than half fail."
 )
 

@@ -67,8 +67,8 @@ class CorrectedRate:
 
     Args:
         value: the estimate of Rogan and Gladen.
-        low: lower end of the 95 % interval; it assumes no recall.
-        high: upper end.
+        low: lower end of the 95 % interval, if the oracle missed no change.
+        high: upper end, if the oracle reported no change falsely.
     """
 
     value: float
@@ -90,10 +90,11 @@ def corrected_failure_rate(
     """Return the failure rate corrected for the oracle's error; None if that was not measured on changed inputs.
 
     Of k inputs with an unchanged prediction the oracle reports a changed class for a. With recall R and false rate F,
-    a = t R + (k − t) F, so the true failures are t = (a − k F) / (R − F). The upper end of the interval uses R as
-    measured. The lower end uses R = 1: then t ≥ (a − k F) / (1 − F), so changes that are easier to see than those on
-    which R was measured do not inflate it. Both ends are quantiles over draws of the counts, R and F from their
-    posteriors with Jeffreys priors. The draws are the same for each call.
+    a = t R + (k − t) F, so the true failures are t = (a − k F) / (R − F). An attack's inputs may differ from those on
+    which R and F were measured, so the interval uses less of each. The lower end uses R = 1, (a − k F) / (1 − F): changes
+    that are easier to see do not inflate it. The upper end uses F = 0, a / R: inputs with fewer false reports do not
+    deflate it. Both ends are quantiles over draws of the counts, R and F from their posteriors with Jeffreys priors.
+    The draws are the same for each call.
 
     References:
         Rogan and Gladen, Estimating prevalence from the results of a screening test, American Journal of
@@ -110,7 +111,7 @@ def corrected_failure_rate(
     recall = _draws(rng, detection.found, detection.changed)
     false = _draws(rng, detection.false, detection.unchanged)
     least = np.clip((a - k * false) / (1 - false), 0, k)
-    most = np.where(recall > false, (a - k * false) / np.maximum(recall - false, 1e-12), k)
+    most = a / recall
     low, high = np.quantile(least, 0.025), np.quantile(np.clip(most, 0, k), 0.975)
     recall_value, false_value = detection.recall.value, detection.false_rate.value
     power = recall_value - false_value

@@ -110,16 +110,26 @@ def test_a_rate_without_a_measured_oracle_is_not_corrected():
     assert corrected_failure_rate(with_failures(0, 0, 0), ChangeDetection("a", 9, 5, 9, 1)) is None
 
 
+def test_without_reported_changes_the_interval_contains_what_may_have_been_missed():
+    """Of 20 failures with a true rate of 30 %, a recall of 38 % and no false reports, 9 % of searches report none."""
+    detection = ChangeDetection("altered digits", 157, 60, 193, 10)
+    found = corrected_failure_rate(with_failures(0, 20, 20), detection)
+    assert found.value == 0 == found.low
+    assert 0.29 < found.high < 0.4
+
+
 @pytest.mark.parametrize("truth", [0.02, 0.3, 0.9])
 @pytest.mark.parametrize("easier", [0.0, 0.3], ids=["same recall", "easier changes"])
-def test_the_corrected_interval_covers_the_truth(truth, easier):
-    """Simulation: also where the attack's changes are easier to see than those on which recall was measured."""
-    rng, recall, false, n, covered, runs = np.random.default_rng(1), 0.6, 0.08, 200, 0, 100
+@pytest.mark.parametrize("fewer", [0.0, 0.08], ids=["same false reports", "no false reports"])
+@pytest.mark.parametrize("n", [20, 200])
+def test_the_corrected_interval_covers_the_truth(truth, easier, fewer, n):
+    """Simulation: also where the attack's inputs differ from those on which recall and false reports were measured."""
+    rng, recall, false, covered, runs = np.random.default_rng(1), 0.6, 0.08, 0, 100
     for _ in range(runs):
         seen = ChangeDetection("a", 157, rng.binomial(157, recall), 193, rng.binomial(193, false))
         kept = rng.binomial(n, 0.95)
         failing = rng.binomial(kept, truth / 0.95)
-        reported = rng.binomial(failing, recall + easier) + rng.binomial(kept - failing, false)
+        reported = rng.binomial(failing, recall + easier) + rng.binomial(kept - failing, false - fewer)
         found = corrected_failure_rate(with_failures(reported, kept, n), seen)
         covered += found.low <= truth <= found.high
     assert covered / runs >= 0.93
