@@ -12,6 +12,7 @@ import numpy as np
 from robustbench_inv.arguments import OBJECT, format_eps
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.comparisons import common_samples, goal_key, group_by, group_comparable
+from robustbench_inv.checks.invariance_checks import invariance_number
 from robustbench_inv.checks.verdict import NOT_MADE, Verdict
 from robustbench_inv.data.registry import DATASETS
 from robustbench_inv.results.cell import FinishedCell
@@ -235,9 +236,8 @@ SENTENCES: Mapping[str, str] = {
 def _reason(verdict: Verdict) -> Reason:
     check = CHECKS.get(verdict.id)
     if check is None:  # of another version
-        return Reason(
-            verdict.id, f"{verdict.title}: {verdict.verdict} ({verdict.id}).", verdict.evidence
-        )
+        said = f"{verdict.title}: {verdict.verdict} ({verdict.id})."
+        return Reason(verdict.id, said, verdict.evidence)
     consequence = check.consequence
     if verdict.verdict == "WARN" and check.caution:
         consequence = check.caution
@@ -283,7 +283,7 @@ def _numbers(cells: Sequence[FinishedCell]) -> list[str]:
     """Return a sentence for each group of comparable cells: the worst case over its attacks."""
     attacking = _attacking(cells)
     return [_number(group, attacking) for group in group_comparable(attacking)] + [
-        _invariance_number(cell) for cell in cells if cell.threat.wants_same_prediction
+        invariance_number(cell) for cell in cells if cell.threat.wants_same_prediction
     ]
 
 
@@ -327,12 +327,6 @@ def _worst_rate(group: Sequence[FinishedCell], eps: float, samples: Sequence[int
         if cell.bounds_accuracy(eps):
             robust &= cell.robust_mask(eps, samples)
     return Rate(int(robust.sum()), len(samples)).percent
-
-
-def _invariance_number(cell: FinishedCell) -> str:
-    rate, name = cell.summary.attack_success_rate, cell.attack_label
-    judged = f", oracle {cell.oracle_source}" if cell.oracle_source else ""
-    return f"Invariance failures {rate.percent} of {rate.trials} samples, attack: {name}{judged}."
 
 
 GRADIENT_FREE = ("C2", "C4", "C5", "C6", "C7", "C8", "C10", "C12", "C13", "C31")

@@ -274,7 +274,7 @@ CHECKS: Mapping[str, Check] = {
         ),
         Check(
             "C34",
-            "the oracle is named, is not the model, and has a small error",
+            "the oracle is named, is not the model, and has a small error on clean inputs",
             "cell",
             rule=(
                 "FAIL if a success names no oracle or the model is part of its own oracle; WARN if the oracle's"

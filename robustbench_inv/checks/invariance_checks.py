@@ -13,7 +13,7 @@ from robustbench_inv.checks.comparisons import (
 )
 from robustbench_inv.checks.verdict import Grade, Verdict, format_ids, grade
 from robustbench_inv.results.cell import FinishedCell
-from robustbench_inv.results.rates import invariance_rates
+from robustbench_inv.results.rates import corrected_rate, invariance_rates
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.summary import Rate
 
@@ -28,6 +28,7 @@ __all__ = [
     "check_preimage",
     "check_weaker_invariance",
     "exceeds_tolerance",
+    "invariance_number",
     "largest_error",
     "matches_activations",
     "uses_inverse",
@@ -95,6 +96,7 @@ def _oracle_error_text(cell: FinishedCell) -> tuple[str, bool]:
     text = (
         f"it is wrong on {error.errors} of {error.trials} {error.measured_on} "
         f"[{100 * share.low:.1f}, {100 * share.high:.1f}] %, undecided on {error.undecided}"
+        + (f"; {error.detection.text}" if error.detection else "")
     )
     return text, not share.trials or share.value > ORACLE_ERROR_LIMIT
 
@@ -112,6 +114,19 @@ INVERSE_ERRORS = {
 
 
 PREIMAGE_VALUES = ("activation_error", "changed_units", "solver_status")
+
+
+def invariance_number(cell: FinishedCell) -> str:
+    """Return a sentence with the failure rate, the budget, and what the oracle misses where that was measured."""
+    rate, corrected = cell.summary.attack_success_rate, corrected_rate(cell)
+    levels = [format_eps(eps) for eps in cell.epsilons]
+    within = f"within {cell.norm} {levels[-1]}" if levels else "at any distance"
+    judged = f", oracle {cell.oracle_source}" if cell.oracle_source else ""
+    detection = cell.oracle_error and cell.oracle_error.detection
+    if corrected and detection:
+        seen = f"{detection.recall.value:.0%} of the changes that people see"
+        judged += f", which reports {seen}: corrected {corrected.percent}"
+    return f"Invariance failures {rate.percent} {within} of {rate.trials} samples, attack: {cell.attack_label}{judged}."
 
 
 def uses_inverse(cell: FinishedCell) -> bool:

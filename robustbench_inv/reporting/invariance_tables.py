@@ -25,9 +25,9 @@ from robustbench_inv.reporting.table_formats import (
     slug,
 )
 from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.rate import CorrectedRate
 from robustbench_inv.results.rates import (
     AgreementRates,
-    CorrectedRate,
     agreement_rates,
     corrected_rate,
     distances_by_norm,

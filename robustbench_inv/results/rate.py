@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from math import sqrt
 from typing import Any
 
-__all__ = ["ChangeDetection", "Decision", "Rate"]
+__all__ = ["ChangeDetection", "CorrectedRate", "Decision", "Rate"]
 
 Z95 = 1.959963984540054
 """Two-sided 95 % quantile of the standard normal distribution."""
@@ -68,6 +68,30 @@ class Rate:
     def _half(self) -> float:
         n, p = self.trials, self.value
         return Z95 / (n + Z95**2) * sqrt(n * p * (1 - p) + Z95**2 / 4)
+
+
+@dataclass(frozen=True)
+class CorrectedRate:
+    """A failure rate corrected for the changes that an oracle misses and for those that it reports falsely.
+
+    Args:
+        value: the estimate of Rogan and Gladen.
+        low: lower end of the 95 % interval, if the oracle missed no change.
+        high: upper end, if the oracle reported no change falsely.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def percent(self) -> str:
+        """The estimate in per cent with its interval, as ``Rate.percent``."""
+        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+    def to_json(self) -> dict[str, float]:
+        """Return what ``--json`` prints."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)

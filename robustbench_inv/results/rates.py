@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.certificates import sandwiches
-from robustbench_inv.results.rate import ChangeDetection
+from robustbench_inv.results.rate import ChangeDetection, CorrectedRate
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.record_columns import Records
 from robustbench_inv.results.summary import Rate, distance_curve, share_of
 
 __all__ = [
     "AgreementRates",
-    "CorrectedRate",
     "EnsembleBreakdown",
     "InvarianceRates",
     "agreement_rates",
@@ -59,25 +58,6 @@ class InvarianceRates:
     def to_json(self) -> dict[str, dict[str, float]]:
         """Return each share as ``--json`` prints it."""
         return {name: rate.to_json() for name, rate in vars(self).items()}
-
-
-@dataclass(frozen=True)
-class CorrectedRate:
-    """A failure rate corrected for the changes that an oracle misses and for those that it reports falsely.
-
-    Args:
-        value: the estimate of Rogan and Gladen.
-        low: lower end of the 95 % interval, if the oracle missed no change.
-        high: upper end, if the oracle reported no change falsely.
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def to_json(self) -> dict[str, float]:
-        """Return what ``--json`` prints."""
-        return asdict(self)
 
 
 CORRECTION_DRAWS = 10_000

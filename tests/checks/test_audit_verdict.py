@@ -8,6 +8,8 @@ from robustbench_inv.checks.audit_verdict import conclude, mark_of
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.reporting.headlines import build_headlines
 from robustbench_inv.reporting.statistics import wilson
+from robustbench_inv.results.oracle_error import OracleError
+from robustbench_inv.results.rate import ChangeDetection
 from robustbench_inv.results.record import Distances
 from robustbench_inv.results.record_columns import Records
 from robustbench_inv.testing.toy_cells import toy_cell as cell
@@ -276,3 +278,14 @@ def test_samples_of_one_class_are_a_reservation():
     assert "All 200 samples belong to class 3" in found.text
     (found,) = conclude([labelled(199)], [PASSED])
     assert found.verdict == "publishable"
+
+
+def test_an_invariance_number_names_its_budget_and_what_the_oracle_misses():
+    threat = {"goal": "keep-decision", "epsilons": [0.1, 0.2], "text": "linf=0.1,0.2:oracle=p"}
+    judged = cell("collision", [None] * 20, threat=threat, attack={"kind": "invariance"})
+    (found,) = conclude([judged], [PASSED])
+    assert "0.0 % [0.0, 16.1] within linf 0.2 of 20 samples" in found.numbers[0]
+    seen = ChangeDetection("altered digits", 157, 60, 193, 10)
+    known = replace(judged, oracle_error=OracleError("panel p", "clean inputs", 50, 1, 2, seen))
+    (found,) = conclude([known], [PASSED])
+    assert "reports 38% of the changes that people see: corrected 0.0 % [0.0, " in found.numbers[0]

@@ -129,7 +129,9 @@ def test_the_corrected_interval_covers_the_truth(truth, easier, fewer, n):
         seen = ChangeDetection("a", 157, rng.binomial(157, recall), 193, rng.binomial(193, false))
         kept = rng.binomial(n, 0.95)
         failing = rng.binomial(kept, truth / 0.95)
-        reported = rng.binomial(failing, recall + easier) + rng.binomial(kept - failing, false - fewer)
+        reported = rng.binomial(failing, recall + easier) + rng.binomial(
+            kept - failing, false - fewer
+        )
         found = corrected_failure_rate(with_failures(reported, kept, n), seen)
         covered += found.low <= truth <= found.high
     assert covered / runs >= 0.93
