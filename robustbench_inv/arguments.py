@@ -182,11 +182,13 @@ def _check_writable(path: Path, folder: Path, name: str) -> None:
     """Check that a folder, or the nearest one above it that exists, is a folder and can be written."""
     whole = Path(os.path.normpath(folder.absolute()))
     nearest = next(place for place in (whole, *whole.parents) if os.path.lexists(place))
-    problem = f"cannot write {path}"
+    problem, remedy = f"cannot write {path}", f"choose another path for the {name}"
     if not nearest.is_dir():
-        raise BadResults(problem, got=f"the file {nearest}", expected=f"a folder for the {name}")
+        got = f"the file {nearest}"
+        raise BadResults(problem, got=got, expected="a folder", remedy=remedy)
     if not os.access(nearest, os.W_OK | os.X_OK):
-        raise BadResults(problem, got=f"the read-only folder {nearest}", expected="write access")
+        got = f"the read-only folder {nearest}"
+        raise BadResults(problem, got=got, expected="write access", remedy=remedy)
 
 
 def python_call(command: str, dataset: str) -> str:

@@ -21,10 +21,9 @@ from robustbench_inv.checks.audit_verdict import (
     Conclusion,
     ConclusionName,
     conclude,
-    mark_of,
 )
 from robustbench_inv.checks.suite import verdicts_about
-from robustbench_inv.checks.verdict import GRADES, Verdict
+from robustbench_inv.checks.verdict import GRADES, Verdict, mark_of_cells
 from robustbench_inv.errors import BadParameter, BadResults, EvaluationWarning, InvbenchError
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.plan import Plan
@@ -317,7 +316,9 @@ class Run:
         from robustbench_inv.reporting.facts import result_texts
 
         rows = [
-            row for cell in self.cells for row in result_texts(cell, mark_of([self._grade(cell)]))
+            row
+            for cell in self.cells
+            for row in result_texts(cell, mark_of_cells([cell], self._verdicts))
         ]
         return pd.DataFrame(rows, dtype=str).fillna("")
 

@@ -13,21 +13,18 @@ from robustbench_inv.arguments import OBJECT, format_eps
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.comparisons import common_samples, goal_key, group_by, group_comparable
 from robustbench_inv.checks.invariance_checks import invariance_number
-from robustbench_inv.checks.verdict import NOT_MADE, Verdict
+from robustbench_inv.checks.verdict import NOT_MADE, Verdict, mark_of, restricts
 from robustbench_inv.data.registry import DATASETS
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import closer_attacks, example_distances
 from robustbench_inv.results.summary import Rate, median_distance
 
-__all__ = ["CONCLUSIONS", "Conclusion", "ConclusionName", "Reason", "conclude", "mark_of"]
+__all__ = ["CONCLUSIONS", "Conclusion", "ConclusionName", "Reason", "conclude"]
 
 ConclusionName = Literal["publishable", "publishable with reservations", "do not publish"]
 
 CONCLUSIONS: tuple[ConclusionName, ...] = get_args(ConclusionName)
 """The three verdicts, the best first."""
-
-MARKS: Mapping[str, str] = {"FAIL": "✗", "WARN": "!"}
-"""Signs beside numbers that a check concerns."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +75,14 @@ class Conclusion:
         return f"{self.verdict}. {said}"
 
     @property
+    def grade(self) -> str:
+        """The verdict as that of a check: PASS, WARN or FAIL."""
+        return dict(zip(CONCLUSIONS, ("PASS", "WARN", "FAIL"), strict=True))[self.verdict]
+
+    @property
     def mark(self) -> str:
         """The sign beside the numbers of the model, as ``mark_of`` gives it."""
-        grade = dict(zip(CONCLUSIONS, ("PASS", "WARN", "FAIL"), strict=True))[self.verdict]
-        return mark_of([grade])
+        return mark_of([self.grade])
 
     def concerns(self, cell: FinishedCell) -> bool:
         """Return whether the conclusion is about the model and data set of a cell."""
@@ -104,17 +105,6 @@ def conclude(cells: Sequence[FinishedCell], verdicts: Sequence[Verdict]) -> list
     """
     groups = group_by((c for c in cells if c.records), _subject)
     return [_Evidence(tuple(group), tuple(verdicts)).conclusion() for group in groups]
-
-
-def mark_of(grades: Iterable[str]) -> str:
-    """Return the sign beside a number that checks of these grades concern.
-
-    Example:
-        >>> mark_of(["PASS", "WARN", "FAIL"]), mark_of(["WARN"]), mark_of(["NOTE"])
-        (' ✗', ' !', '')
-    """
-    found = set(grades)
-    return next((f" {sign}" for grade, sign in MARKS.items() if grade in found), "")
 
 
 @dataclass(frozen=True)
@@ -143,9 +133,7 @@ class _Evidence:
     @cached_property
     def _about(self) -> list[Verdict]:
         """The verdicts that concern the cells, each once, the most important first."""
-        left = tuple(filter(_is_open, self.cells))
-        cells = {True: left, False: self.cells}
-        found = [v for v in self.verdicts if any(map(v.concerns, cells[v.id in TOO_WEAK]))]
+        found = [v for v in self.verdicts if any(restricts(v, cell) for cell in self.cells)]
         return sorted(dict.fromkeys(found), key=lambda v: (_rank(v.id), v.scope == "cell"))
 
     def _is_superseded(self, verdict: Verdict) -> bool:
@@ -185,17 +173,6 @@ def _reasons(verdicts: Iterable[Verdict]) -> list[Reason]:
     for verdict in verdicts:
         found.setdefault(verdict.id, _reason(verdict))
     return list(found.values())
-
-
-TOO_WEAK = frozenset({"C4", "C6", "C7", "C8", "C12", "C13", "C31"})
-"""Checks that attacks may find too little, of no concern where every sample is broken."""
-
-
-def _is_open(cell: FinishedCell) -> bool:
-    """Is a sample left to break, or could a distance be smaller?"""
-    seeks_distance = not cell.epsilons and not cell.threat.wants_same_prediction
-    left = cell.robust_mask(min(cell.epsilons, default=inf))
-    return seeks_distance or not cell.finished or bool(left.any())
 
 
 def _subject(cell: FinishedCell) -> tuple[str, str]:
@@ -341,7 +318,7 @@ FAULTY_FILES = ("C14", "C22", "C23", "C30")
 
 def _next_command(cell: FinishedCell, check: str | None, cells: Sequence[FinishedCell]) -> str:
     """Return what to type next: an attack that the fault does not mislead, else the audit; nothing if all is well."""
-    if check is None:
+    if check in (None, "C17"):  # after C17 the user changes the model, the data or eps
         return ""
     bounded = next((c for c in _attacking(cells) if c.epsilons), None)
     threat = ["--threat", bounded.threat.text] if bounded and bounded.threat.text else []

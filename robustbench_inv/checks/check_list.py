@@ -166,7 +166,7 @@ CHECKS: Mapping[str, Check] = {
                 "FAIL if data leave the model's bounds, the bounds differ, or every eps exceeds the box; WARN "
                 "if some eps does"
             ),
-            consequence="eps has another size than stated; use the same bounds and units for model, data and eps",
+            consequence="eps or the bounds are not in the units of the data; use the same units for all (8 of 255 grey levels are linf=8/255)",
         ),
         Check(
             "C19",

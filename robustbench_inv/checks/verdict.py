@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from math import isfinite
+from math import inf, isfinite
 from typing import Any, Literal
 
 from robustbench_inv.results.cell import FinishedCell
@@ -18,6 +18,9 @@ __all__ = [
     "Verdict",
     "format_ids",
     "grade",
+    "mark_of",
+    "mark_of_cells",
+    "restricts",
     "topic_of",
 ]
 
@@ -184,3 +187,45 @@ def topic_of(check: str) -> str:
         'Do gradients lead the attacks?'
     """
     return next((topic for topic, ids in TOPICS.items() if check in ids), "Other checks")
+
+
+MARKS: Mapping[str, str] = {"FAIL": "✗", "WARN": "!"}
+"""Signs beside numbers that a check concerns."""
+
+
+def mark_of(grades: Iterable[str]) -> str:
+    """Return the sign beside a number that checks of these grades concern.
+
+    Example:
+        >>> mark_of(["PASS", "WARN", "FAIL"]), mark_of(["WARN"]), mark_of(["NOTE"])
+        (' ✗', ' !', '')
+    """
+    found = set(grades)
+    return next((f" {sign}" for grade, sign in MARKS.items() if grade in found), "")
+
+
+TOO_WEAK = frozenset({"C4", "C6", "C7", "C8", "C12", "C13", "C31"})
+"""Checks that attacks may find too little, of no concern where every sample is broken."""
+
+OF_CLEAN_ACCURACY = frozenset({"C11", "C17", "C22", "C23", "C30", "C39", "C40", "C41", "C42"})
+"""Checks whose failure makes an accuracy without an attack wrong as well."""
+
+
+def _is_open(cell: FinishedCell) -> bool:
+    """Is a sample left to break, or could a distance be smaller?"""
+    seeks_distance = not cell.epsilons and not cell.threat.wants_same_prediction
+    left = cell.robust_mask(min(cell.epsilons, default=inf))
+    return seeks_distance or not cell.finished or bool(left.any())
+
+
+def restricts(verdict: Verdict, cell: FinishedCell) -> bool:
+    """Return whether a verdict concerns a cell's numbers: weak attacks matter only if a sample is left to break."""
+    return verdict.concerns(cell) and (verdict.id not in TOO_WEAK or _is_open(cell))
+
+
+def mark_of_cells(
+    cells: Iterable[FinishedCell], verdicts: Iterable[Verdict], *, clean: bool = False
+) -> str:
+    """Return the sign beside a number that some cells give, or with ``clean`` beside their accuracy without attack."""
+    about = [v for v in verdicts if not clean or v.id in OF_CLEAN_ACCURACY]
+    return mark_of(v.verdict for v in about for cell in cells if restricts(v, cell))

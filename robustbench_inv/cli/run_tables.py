@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robustbench_inv.arguments import format_eps, printable
-from robustbench_inv.checks.audit_verdict import mark_of
+from robustbench_inv.checks.verdict import Verdict, mark_of_cells
 from robustbench_inv.cli.output import (
     print_json,
     print_warnings,
@@ -47,7 +47,10 @@ def print_run(run: "Run") -> None:
     """
     from robustbench_inv.results.sequences import early_texts
 
-    cells = run.to_json()
+    cells = [
+        {**told, "mark": mark_of_cells([cell], map(Verdict.from_json, told["checks"]))}
+        for cell, told in zip(run.cells, run.to_json(), strict=True)
+    ]
     console = _console()
     _print_rates(console, cells)
     lines = [
@@ -246,7 +249,6 @@ def _table(*headings: str, title: str) -> Table:
 
 def _result_row(cell: dict[str, Any], *, seeds: bool) -> tuple[str, ...]:
     passes = cell["forward_passes"] + cell["backward_passes"]
-    mark = mark_of(verdict["verdict"] for verdict in cell["checks"])
     return (
         cell["model"],
         cell["attack_label"],
@@ -255,12 +257,18 @@ def _result_row(cell: dict[str, Any], *, seeds: bool) -> tuple[str, ...]:
         str(cell["samples"]),
         _format_rate(cell["clean_accuracy"]),
         "\n".join(map(format_eps, cell["epsilons"])),
-        "\n".join(_format_rate(rate) + mark for rate in cell["robust_accuracy"]),
+        _robust_accuracies(cell),
         _format_median(cell),
         f"{passes:.0f}",
         f"{cell['attack_seconds']:.1f} s" if "attack_seconds" in cell else "",
         _count_verdicts(cell["checks"]),
     )
+
+
+def _robust_accuracies(cell: Mapping[str, Any]) -> str:
+    """Return the robust accuracy at each eps; of an invariance attack, what it is there."""
+    mark = cell.get("mark", "") + (" without failure" if cell["invariance"] else "")
+    return "\n".join(_format_rate(rate) + mark for rate in cell["robust_accuracy"])
 
 
 def _report_table(report: "ReportTable") -> Table:

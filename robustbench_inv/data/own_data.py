@@ -145,8 +145,8 @@ def _in_range(
         f"{name}: the range of the inputs is not that of their bounds",
         got=f"[{low:g}, {high:g}]",
         expected=f"{shown}, or grey levels 0 to 255",
-        remedy="undo a normalisation and normalise inside the model, or give the model's bounds, such as "
-        f"low={np.floor(low):g},high={np.ceil(high):g}",
+        remedy="undo a normalisation and normalise inside the model, or give the range that the model takes, "
+        f"which contains these values, such as low={np.floor(low):g},high={np.ceil(high):g}",
     )
 
 

@@ -194,7 +194,8 @@ def _check_bounds(model: LoadedModel, data: Dataset) -> None:
             f"{model.name} and {data.name} differ in the range of their inputs",
             got=tuple(model.classifier.bounds),
             expected=str(tuple(data.bounds)),
-            remedy="declare the bounds of the data and rescale inside the model",
+            remedy="declare the bounds of the data and rescale inside the model, or load your data in the model's range: "
+            "low={:g},high={:g}".format(*model.classifier.bounds),
         )
 
 

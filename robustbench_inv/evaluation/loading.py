@@ -289,10 +289,16 @@ def _mismatch(model: LoadedModel, dataset: Dataset, error: Exception) -> Invbenc
     mismatch = CapabilityMismatch(
         f"{model.name} cannot take an input of {dataset.name}",
         got=f"shape {tuple(dataset.shape)}",
-        remedy=describe_error(error),
+        remedy=describe_error(error) + _channels_last(dataset.shape),
     )
     mismatch.__cause__ = error
     return mismatch
+
+
+def _channels_last(shape: Sequence[int]) -> str:
+    """Return what to type if the channels of images may be their last dimension, which no rule recognises."""
+    likely = len(shape) == 3 and shape[2] < min(shape[:2])
+    return "; if the channels come last, add layout=nhwc to the data" if likely else ""
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,8 @@ def likely_range(module: nn.Module, probe: SampleInputs | None) -> str:
     if probe is None:
         return "set model.bounds = (0.0, 1.0) and normalise inside the model"
     low, high = probe.bounds
+    if failure := probe_failure(module, probe):
+        return f"set model.bounds = ({low:g}, {high:g}), the range of {probe.dataset}; it also fails {failure}"
     rates = {how: _accuracy(module, images, probe.labels) for how, images in _scaled(probe)}
     best, (_, own) = max(rates, key=lambda how: rates[how]), next(iter(rates.items()))
     if rates[best] > own + CLEARLY_BETTER:

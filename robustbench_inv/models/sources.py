@@ -236,7 +236,9 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, EOFError, RuntimeError) as error:
-        raise BadModel(f"{path.name} is damaged, or no file of weights", got=str(path)) from error
+        expected = "safetensors, or a state dictionary saved by torch.save"
+        problem = f"{path.name} is damaged, or no file of weights"
+        raise BadModel(problem, got=str(path), expected=expected) from error
     except Exception as error:  # of the restricted unpickler, which names what it does not allow
         raise BadModel(
             f"{path.name} holds a pickled object, which could run any code when loaded",

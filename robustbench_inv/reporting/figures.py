@@ -143,12 +143,14 @@ def _accuracy_curves(plot: FigureContext) -> Iterable[ReportFigure]:
             _draw_attacks(ax, model, cells, plot)
         for i, ax in enumerate(axes):
             ax.set_xlabel(_distance_label(panel))
-            ax.set_ylabel("accuracy in %" if i % 4 == 0 else "")
+            quantity = "without failure in %" if panel.keeps else "accuracy in %"
+            ax.set_ylabel(quantity if i % 4 == 0 else "")
         _attack_legend(figure, group, plot)
         yield ReportFigure(
             slug(f"curves-{panel.dataset}-{panel.norm}-{panel.goal}"),
-            f"Accuracy against {_distance_label(panel)}: {panel.title}",
-            "Robust accuracy against the budget, with its 95 % interval. One colour for each "
+            f"{'Failures' if panel.keeps else 'Accuracy'} against {_distance_label(panel)}: {panel.title}",
+            f"{'Share of samples without an invariance failure' if panel.keeps else 'Robust accuracy'} against the "
+            "budget, with its 95 % interval. One colour for each "
             f"{'attack' if plot.one_model else 'model'}; lines with markers were measured at the marked eps, lines "
             "with steps at every distance."
             + (CERTIFIED_TEXT if any(c.certificates for c in group) else ""),

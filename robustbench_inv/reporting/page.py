@@ -7,8 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from robustbench_inv.catalogue.datasets import describe_dataset
-from robustbench_inv.checks.audit_verdict import Conclusion, conclude, mark_of
-from robustbench_inv.checks.verdict import Verdict
+from robustbench_inv.checks.audit_verdict import Conclusion, conclude
+from robustbench_inv.checks.verdict import Verdict, mark_of, mark_of_cells
 from robustbench_inv.reporting.answers import Answer, answer_questions
 from robustbench_inv.reporting.canvas import ReportFigure
 from robustbench_inv.reporting.citations import Citation, collect_citations
@@ -139,7 +139,8 @@ def build_page(definition: Definition, runs: Sequence[RunResult]) -> ReportPage:
     interval = INTERVALS[definition.interval]
     plot = FigureContext(tuple(cells), interval, definition.images)
     verdicts = [Verdict.from_json(value) for run in runs for value in run.checks]
-    marks = _Marks(cells, verdicts)
+    conclusions = tuple(conclude(cells, verdicts))
+    marks = _Marks(cells, verdicts, conclusions)
     return ReportPage(
         definition=definition,
         overview=(*_overview(cells), *_decided(runs)),
@@ -150,7 +151,7 @@ def build_page(definition: Definition, runs: Sequence[RunResult]) -> ReportPage:
             for filled in _fill_sections(definition, plot)
         ),
         pending=tuple(each for run in runs for each in run.pending.values()),
-        conclusions=tuple(conclude(cells, verdicts)),
+        conclusions=conclusions,
         verdicts=collect_verdicts(runs),
         failures=tuple(list_failures(cells)),
         facts=tuple(collect_provenance(runs)),
@@ -161,23 +162,31 @@ def build_page(definition: Definition, runs: Sequence[RunResult]) -> ReportPage:
 
 @dataclass(frozen=True)
 class _Marks:
-    """Puts a sign beside each number that a failing or warning check concerns."""
+    """Puts a sign beside each number that a check concerns, and beside one of several attacks that of the verdict."""
 
     cells: Sequence[FinishedCell]
     verdicts: Sequence[Verdict]
+    conclusions: Sequence[Conclusion]
 
     def on_table(self, table: Table) -> Table:
         """Return a table whose shares are marked; its first cells name the model, and perhaps the attack."""
-        return replace(table, rows=tuple(map(self._on_row, table.rows)))
+        worst = table.name.startswith("worst")
+        rows = (self._on_row(table.columns, row, worst=worst) for row in table.rows)
+        return replace(table, rows=tuple(rows))
 
-    def _on_row(self, row: tuple[TableCell, ...]) -> tuple[TableCell, ...]:
-        mark = self._mark(*(cell.text for cell in row[:2] if cell.tone == "name"))
-        return tuple(cell if cell.share is None else _marked(cell, mark) for cell in row)
-
-    def _mark(self, model: str = "", attack: str = "") -> str:
-        named = [cell for cell in self.cells if cell.model_label == model]
-        about = [cell for cell in named if cell.attack_label == attack] or named
-        return mark_of(v.verdict for v in self.verdicts for cell in about if v.concerns(cell))
+    def _on_row(
+        self, columns: Sequence[str], row: tuple[TableCell, ...], *, worst: bool
+    ) -> tuple[TableCell, ...]:
+        names = [cell.text for cell in row[:2] if cell.tone == "name"]
+        named = [cell for cell in self.cells if cell.model_label == "".join(names[:1])]
+        about = [cell for cell in named if cell.attack_label in names[1:]] or named
+        clean = mark_of_cells(about, self.verdicts, clean=True)
+        overall = mark_of(c.grade for c in self.conclusions if any(map(c.concerns, named)))
+        mark = overall if worst else mark_of_cells(about, self.verdicts)
+        return tuple(
+            cell if cell.share is None else _marked(cell, clean if column == "Clean" else mark)
+            for column, cell in zip(columns, row, strict=True)
+        )
 
 
 def _marked(cell: TableCell, mark: str) -> TableCell:
@@ -214,9 +223,10 @@ def _overview(cells: Sequence[FinishedCell]) -> tuple[tuple[str, str], ...]:
         "attacks": [cell.attack_label for cell in cells],
         "data sets": [_about_dataset(cell.dataset.name) for cell in cells],
     }
-    records = sum(len(cell.records) for cell in cells)
     counts = [(name, ", ".join(dict.fromkeys(values))) for name, values in named.items()]
-    return (*counts, ("samples", f"{records:,} evaluated samples in {len(cells)} cells"))
+    sizes = sorted({len(cell.records) for cell in cells}) or [0]
+    span = " to ".join(f"{size:,}" for size in dict.fromkeys((sizes[0], sizes[-1])))
+    return (*counts, ("samples", f"{span} in each of {len(cells)} cells"))
 
 
 def _decided(runs: Sequence[RunResult]) -> Iterator[tuple[str, str]]:

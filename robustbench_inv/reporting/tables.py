@@ -140,9 +140,14 @@ NOT_ROBUST = "Samples that are misclassified without an attack are not robust."
 def _worst_case(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[Table]:
     for panel, group in group_cells(filter(_has_class, cells)).items():
         found = [worst for worst in worst_cases(group, cells) if _is_informative(worst)]
+        measured = (
+            "Share of samples in % [95 % interval] without an invariance failure in any attack."
+            if panel.keeps
+            else "Worst-case robust accuracy in % [95 % interval]: a sample counts as robust only if it survives "
+            "every attack."
+        )
         caption = (
-            "Worst-case robust accuracy in % [95 % interval]: a sample counts as robust only if it survives "
-            f"every attack. {NOT_ROBUST} Attacks are combined on the samples that all of them have in common; an "
+            f"{measured} {NOT_ROBUST} Attacks are combined on the samples that all of them have in common; an "
             "example within one budget counts for every larger one."
         )
         columns, rows = _worst_case_rows(found, interval)
@@ -201,8 +206,9 @@ def _accuracy(cells: Sequence[FinishedCell], interval: IntervalOf) -> Iterable[T
         rows = [_accuracy_row(cell, levels, interval) for cell in group]
         median = f"Median {norm_symbol(panel.norm)}"
         columns = ("Model", "Attack", "Samples", "Clean", *map(_eps_text, levels), median)
+        robust = "Share without an invariance failure" if panel.keeps else "Robust accuracy"
         caption = (
-            f"Robust accuracy in % [95 % interval] under each single attack. {NOT_ROBUST} Median: distance over the "
+            f"{robust} in % [95 % interval] under each single attack. {NOT_ROBUST} Median: distance over the "
             "attacked samples, of attacks that minimise it; a robust sample counts as ∞."
         )
         frame = summary_frame(group, interval)

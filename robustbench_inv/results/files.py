@@ -67,7 +67,7 @@ def explain_write_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         raise BadResults(
             f"cannot write {path}: {error.strerror or error}",
-            remedy="finished samples are kept: mend the folder and run the same command again",
+            remedy="mend the folder and run the same command again, which keeps finished samples, or write to another one",
         ) from error
 
 

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from robustbench_inv.checks.audit_verdict import conclude, mark_of
+from robustbench_inv.checks.audit_verdict import conclude
 from robustbench_inv.checks.check_list import CHECKS
+from robustbench_inv.checks.verdict import mark_of, mark_of_cells
 from robustbench_inv.reporting.headlines import build_headlines
 from robustbench_inv.reporting.statistics import wilson
 from robustbench_inv.results.oracle_error import OracleError
@@ -289,3 +290,11 @@ def test_an_invariance_number_names_its_budget_and_what_the_oracle_misses():
     known = replace(judged, oracle_error=OracleError("panel p", "clean inputs", 50, 1, 2, seen))
     (found,) = conclude([known], [PASSED])
     assert "reports 38% of the changes that people see: corrected 0.0 % [0.0, " in found.numbers[0]
+
+
+def test_a_sign_stands_beside_numbers_that_a_check_can_make_wrong():
+    weak, own = [said("C7", "FAIL")], said("C40", "FAIL")
+    left, broken = cell("pgd", STRONG), cell("pgd", [0.1] * 200)
+    assert [mark_of_cells([each], weak) for each in (left, broken)] == [" ✗", ""]
+    assert mark_of_cells([left], weak, clean=True) == "", "attacks do not change clean accuracy"
+    assert mark_of_cells([broken], [own], clean=True) == " ✗"
