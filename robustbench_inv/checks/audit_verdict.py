@@ -13,7 +13,8 @@ from robustbench_inv.arguments import OBJECT, format_eps
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.comparisons import common_samples, goal_key, group_by, group_comparable
 from robustbench_inv.checks.invariance_checks import invariance_number
-from robustbench_inv.checks.verdict import NOT_MADE, Verdict, mark_of, restricts
+from robustbench_inv.checks.records import one_class
+from robustbench_inv.checks.verdict import IMPOSSIBLE, NOT_MADE, Verdict, mark_of, restricts
 from robustbench_inv.data.registry import DATASETS
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import closer_attacks, example_distances
@@ -103,16 +104,22 @@ def conclude(cells: Sequence[FinishedCell], verdicts: Sequence[Verdict]) -> list
         cells: the finished cells.
         verdicts: of the checks; empty if they were not run.
     """
-    groups = group_by((c for c in cells if c.records), _subject)
-    return [_Evidence(tuple(group), tuple(verdicts)).conclusion() for group in groups]
+    groups = group_by(cells, _subject)
+    found = (_Evidence(tuple(group), tuple(verdicts)) for group in groups)
+    return [each.conclusion() for each in found if each.cells]
 
 
 @dataclass(frozen=True)
 class _Evidence:
-    """The cells of one model on one data set, and all verdicts of the run."""
+    """The cells of one model on one data set, with and without records, and all verdicts of the run."""
 
-    cells: tuple[FinishedCell, ...]
+    planned: tuple[FinishedCell, ...]
     verdicts: tuple[Verdict, ...]
+
+    @cached_property
+    def cells(self) -> tuple[FinishedCell, ...]:
+        """The cells that have records."""
+        return tuple(cell for cell in self.planned if cell.records)
 
     def conclusion(self) -> Conclusion:
         idle = [v for v in self._about if v.verdict == "FAIL" and self._is_superseded(v)]
@@ -155,16 +162,29 @@ class _Evidence:
     @property
     def _missing(self) -> list[Reason]:
         """What no check tests: were the checks run, are all samples there, and is there a strong attack?"""
-        found = [] if self.verdicts else ["The validity checks were not run."]
+        found = []
+        if unchecked := [cell for cell in self.cells if not self._is_checked(cell)]:
+            on = f" on {_attack_names(unchecked)}" if len(unchecked) < len(self.cells) else ""
+            found.append(f"The validity checks were not run{on}.")
+        if failed := [v for v in self._about if v.evidence.startswith(IMPOSSIBLE)]:
+            listed = ", ".join(dict.fromkeys(v.id for v in failed))
+            reason = failed[0].evidence.removeprefix(IMPOSSIBLE)
+            found.append(f"Checks could not be made ({listed}){reason}")
         if skipped := [v.id for v in self._about if v.evidence.startswith(NOT_MADE)]:
             listed = ", ".join(dict.fromkeys(skipped))
             advice = "Run invbench audit with more --minutes."
             found.append(f"There was no time for the checks {listed}. {advice}")
-        if late := [cell for cell in self.cells if not cell.finished]:
-            found.append(f"Samples are missing in {len(late)} of {len(self.cells)} cells.")
-        if one_class := next(filter(None, map(_one_class, self.cells)), ""):
-            found.append(one_class)
+        if late := [cell for cell in self.planned if not cell.finished]:
+            found.append(f"Samples are missing in {len(late)} of {len(self.planned)} cells.")
+        found += list(filter(None, map(one_class, self.cells)))[:1]
         return [Reason("", text) for text in (*found, *_weak_groups(_attacking(self.cells)))]
+
+    def _is_checked(self, cell: FinishedCell) -> bool:
+        """Are there verdicts about a cell? Every checked cell has C22."""
+        by_cell = [v for v in self.verdicts if v.id == "C22"]
+        about = [cell] if by_cell else self.cells
+        own = (v for v in by_cell or self.verdicts if v.scope != "run")
+        return any(v.concerns(c) for v in own for c in about)
 
 
 def _reasons(verdicts: Iterable[Verdict]) -> list[Reason]:
@@ -178,18 +198,6 @@ def _reasons(verdicts: Iterable[Verdict]) -> list[Reason]:
 def _subject(cell: FinishedCell) -> tuple[str, str]:
     return cell.model.key, cell.info.dataset_key
 
-
-def _one_class(cell: FinishedCell) -> str:
-    """Return a sentence about samples that all belong to one class, as the first ones of a sorted data set do."""
-    labels = set(np.unique(cell.records.columns.label).tolist())
-    if len(labels) > 1 or len(cell.records) < LEAST_OF_ONE_CLASS or cell.dataset.num_classes < 2:
-        return ""
-    count, (label,) = len(cell.records), labels
-    return f"All {count} samples belong to class {label}: name a class-balanced subset, --samples {count}."
-
-
-LEAST_OF_ONE_CLASS = 10
-"""Fewer samples may belong to one class by chance."""
 
 FIRST = [f"C{n}" for n in (17, 39, 42, 41, 40, 11, 24, 25, 10, 30, 7, 6, 8, 31)]
 """Checks whose failure explains those of others, the deepest cause first."""
@@ -228,23 +236,35 @@ def _reason(verdict: Verdict) -> Reason:
 
 def _attacking(cells: Sequence[FinishedCell]) -> list[FinishedCell]:
     """Return the cells that search for misclassified inputs: not those of fixed inputs, noise or invariance."""
-    return [c for c in cells if c.kind in ("fixed-budget", "minimum-norm") and _misclassifies(c)]
-
-
-def _misclassifies(cell: FinishedCell) -> bool:
-    return not cell.threat.wants_same_prediction and not cell.threat.no_class
+    found = (c for c in cells if c.kind in ("fixed-budget", "minimum-norm"))
+    return [c for c in found if not (c.threat.wants_same_prediction or c.threat.no_class)]
 
 
 def _weak_groups(cells: Sequence[FinishedCell]) -> list[str]:
-    """Return a sentence for each norm in which no ensemble was run; without a budget another norm's is enough."""
-    groups = group_by(cells, lambda cell: cell.norm)
-    weak = [group for group in groups if not any(map(_is_ensemble, group))]
-    some = len(weak) < len(groups)
-    return [
-        f"In {group[0].norm} no ensemble of attacks such as standard was run, only {_attack_names(group)}."
-        for group in weak
-        if not some or any(cell.epsilons for cell in group)
-    ]
+    """Return a sentence for each norm and goal in which no ensemble was run at an eps that leaves samples to break.
+
+    Without a budget an ensemble in another norm is enough.
+    """
+    strong = {goal_key(cell) for cell in cells if _is_ensemble(cell)}
+    found = []
+    for group in group_comparable(cells):
+        samples, levels = common_samples(group), _levels(group)
+        left = [e for e in levels if _worst_rate(group, e, samples).successes]
+        weak = [e for e in left if not any(_is_ensemble(c) and c.covers(e) for c in group)]
+        if weak or not (levels or goal_key(group[0]) in strong):
+            at = f" at eps {', '.join(map(format_eps, weak))}" if len(weak) < len(levels) else ""
+            goal = "" if group[0].goal in USUAL else f", goal {group[0].goal},"
+            names = _attack_names([c for c in group if not at or any(map(c.covers, weak))])
+            where = f"In {group[0].norm}{goal}{at}"
+            found.append(f"{where} no ensemble of attacks such as standard was run, only {names}.")
+    return found
+
+
+USUAL = ("misclassify", "misclassify-accepted")
+
+
+def _levels(group: Iterable[FinishedCell]) -> list[float]:
+    return sorted({eps for cell in group for eps in cell.epsilons})
 
 
 def _attack_names(cells: Sequence[FinishedCell]) -> str:
@@ -252,8 +272,9 @@ def _attack_names(cells: Sequence[FinishedCell]) -> str:
 
 
 def _is_ensemble(cell: FinishedCell) -> bool:
-    """Is it an ensemble of strong attacks, ours or AutoAttack?"""
-    return bool(cell.attack.members) or "autoattack" in cell.attack.algorithm
+    """Is it an ensemble of strong attacks on the model itself, ours or AutoAttack?"""
+    several = bool(cell.attack.members) or "autoattack" in cell.attack.algorithm
+    return several and not cell.uses_substitute
 
 
 def _numbers(cells: Sequence[FinishedCell]) -> list[str]:
@@ -268,11 +289,15 @@ def _number(group: Sequence[FinishedCell], cells: Sequence[FinishedCell]) -> str
     samples, norm = sorted(common_samples(group)), group[0].norm
     unaware = " (not aware of the detector)" if _is_oblivious(group[0]) else ""
     by = f"on {len(samples)} samples, attacks{unaware}: "
-    levels = sorted({eps for cell in group for eps in cell.epsilons})
-    if levels:
-        rates = [f"{_worst_rate(group, e, samples)} at {norm} {format_eps(e)}" for e in levels]
+    if levels := _levels(group):
+        by_level = [_attack_names([c for c in group if c.covers(eps)]) for eps in levels]
+        names = [f" ({each})" if len(set(by_level)) > 1 else "" for each in by_level]
+        rates = [
+            f"{_worst_rate(group, eps, samples).percent} at {norm} {format_eps(eps)}{name}"
+            for eps, name in zip(levels, names, strict=True)
+        ]
         words = f"Robust accuracy {', '.join(rates)}, {by}{_attack_names(group)}."
-        return words + _rejections(group)
+        return words + _rejections(group, samples)
     attacked = group[0].was_attacked[group[0].positions(samples)]
     samples = np.array(samples)[attacked].tolist()
     own = example_distances(group, norm, samples)
@@ -283,27 +308,31 @@ def _number(group: Sequence[FinishedCell], cells: Sequence[FinishedCell]) -> str
     return f"Median {norm} distance {words}, {by}{_attack_names([*group, *closer])}."
 
 
-def _rejections(group: Sequence[FinishedCell]) -> str:
-    """Return what the number is if a rejection counts as an error, for a model with a reject option."""
-    rates = [cell.summary.rejection for cell in group if cell.summary.rejection]
-    if not rates:
+def _rejections(group: Sequence[FinishedCell], samples: Sequence[int]) -> str:
+    """Return the worst case if a rejection counts as an error, for a model with a reject option."""
+    if not (rejecting := [cell for cell in group if cell.summary.rejection]):
         return ""
-    lowest = min(rates, key=lambda each: each.accuracy_with_rejection.value)
-    error, clean = lowest.accuracy_with_rejection.percent, lowest.false_rejection.percent
-    return f" A rejected input counts as robust; as an error it is {error}, and {clean} of the clean inputs are rejected."
+    held, clean = np.ones(len(samples), bool), np.zeros(len(samples), bool)
+    for cell in rejecting:
+        found, places = cell.records.columns, cell.positions(samples)
+        held &= (found.is_correct & ~found.adversarial.rejected)[places]
+        clean |= found.clean.rejected[places]
+    error, refused = Rate(int(held.sum()), len(held)), Rate(int(clean.sum()), len(clean))
+    return f" A rejected input counts as robust; as an error it is {error.percent}, and {refused.percent} of the clean inputs are rejected."
 
 
 def _is_oblivious(cell: FinishedCell) -> bool:
     return cell.can_reject and not cell.goal.endswith("accepted")
 
 
-def _worst_rate(group: Sequence[FinishedCell], eps: float, samples: Sequence[int]) -> str:
+def _worst_rate(group: Sequence[FinishedCell], eps: float, samples: Iterable[int]) -> Rate:
     """Return the worst case over the attacks at an eps or a smaller one."""
+    samples = sorted(samples)
     robust = np.ones(len(samples), bool)
     for cell in group:
         if cell.bounds_accuracy(eps):
             robust &= cell.robust_mask(eps, samples)
-    return Rate(int(robust.sum()), len(samples)).percent
+    return Rate(int(robust.sum()), len(samples))
 
 
 GRADIENT_FREE = ("C2", "C4", "C5", "C6", "C7", "C8", "C10", "C12", "C13", "C31")

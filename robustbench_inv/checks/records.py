@@ -21,6 +21,7 @@ __all__ = [
     "check_inputs_changed",
     "check_lost_successes",
     "check_step_budget",
+    "one_class",
 ]
 
 
@@ -343,3 +344,16 @@ def _step_budget(cell: FinishedCell) -> float | None:
     if length is None:
         return None
     return float(length) * ((steps + 1) / 2 if given.get("decay") else steps)
+
+
+LEAST_OF_ONE_CLASS = 10
+"""Fewer samples may belong to one class by chance."""
+
+
+def one_class(cell: FinishedCell) -> str:
+    """Return a sentence about samples that all belong to one class, as the first ones of a sorted data set do."""
+    labels = set(np.unique(cell.records.columns.label).tolist())
+    if len(labels) > 1 or len(cell.records) < LEAST_OF_ONE_CLASS or cell.dataset.num_classes < 2:
+        return ""
+    count, (label,) = len(cell.records), labels
+    return f"All {count} samples belong to class {label}: name a class-balanced subset, --samples {count}."

@@ -6,7 +6,7 @@ import pytest
 
 from robustbench_inv.checks.audit_verdict import conclude
 from robustbench_inv.checks.check_list import CHECKS
-from robustbench_inv.checks.verdict import mark_of, mark_of_cells
+from robustbench_inv.checks.verdict import IMPOSSIBLE, mark_of, mark_of_cells
 from robustbench_inv.reporting.headlines import build_headlines
 from robustbench_inv.reporting.statistics import wilson
 from robustbench_inv.results.oracle_error import OracleError
@@ -174,7 +174,7 @@ def test_a_cause_precedes_what_follows_from_it():
     ("cells", "verdicts", "reason"),
     [
         ([standard()], [], "checks were not run"),
-        ([cell("pgd", STRONG)], [PASSED], "only pgd"),
+        ([cell("pgd", STRONG)], [said("C11", "PASS")], "only pgd"),
         ([replace(standard(), requested=tuple(range(300)))], [PASSED], "Samples are missing"),
         ([standard()], [said("C11", "WARN")], "stochastic"),
     ],
@@ -298,3 +298,87 @@ def test_a_sign_stands_beside_numbers_that_a_check_can_make_wrong():
     assert [mark_of_cells([each], weak) for each in (left, broken)] == [" ✗", ""]
     assert mark_of_cells([left], weak, clean=True) == "", "attacks do not change clean accuracy"
     assert mark_of_cells([broken], [own], clean=True) == " ✗"
+
+
+CHECKED = [said("C11", "PASS")]
+
+
+def other_digest(found, number):
+    return replace(found, digest=str(number) * 32)
+
+
+def test_an_ensemble_that_attacks_another_network_is_no_evidence_of_robustness():
+    threat = {"access": "transfer", "substitute": {"name": "other", "digest": "2" * 64}}
+    (found,) = conclude([standard(threat=threat)], CHECKED)
+    assert found.verdict == "publishable with reservations"
+    assert "no ensemble of attacks such as standard was run, only standard" in found.text
+
+
+def test_an_ensemble_is_needed_at_each_eps_that_leaves_samples():
+    noise = cell("random-perturbation", [None] * 200, epsilons=(0.1,))
+    larger = other_digest(standard([0.2] * 200, epsilons=(0.2,)), 1)
+    (found,) = conclude([noise, larger], CHECKED)
+    assert found.reasons[0].text == (
+        "In linf at eps 0.1 no ensemble of attacks such as standard was run, only random-perturbation."
+    )
+    assert "100.0 % [98.1, 100.0] at linf 0.1 (random-perturbation), 0.0 %" in found.numbers[0]
+    (found,) = conclude([cell("fgsm", [0.1] * 200)], CHECKED)
+    assert found.verdict == "publishable", "nothing is left to break"
+
+
+@pytest.mark.parametrize("goal", ["misclassify-accepted", "target"])
+def test_an_ensemble_of_another_goal_is_none(goal):
+    other = other_digest(cell("fgsm", STRONG, threat={"goal": goal}), 1)
+    (found,) = conclude([standard(), other], CHECKED)
+    assert [r.text for r in found.reasons if "only fgsm" in r.text]
+    (found,) = conclude([standard(threat={"goal": goal}), other], CHECKED)
+    assert not found.reasons
+
+
+def test_a_check_that_raised_is_a_reservation():
+    failed = replace(said("C6", "NA"), evidence=f"{IMPOSSIBLE}: ValueError: odd input")
+    (found,) = conclude([standard()], [*CHECKED, failed])
+    assert found.verdict == "publishable with reservations"
+    assert found.reasons[0].text == "Checks could not be made (C6): ValueError: odd input"
+
+
+def test_cells_and_models_without_verdicts_are_not_those_that_were_checked():
+    first, second = standard(), other_digest(standard(threat={"norm": "l2"}), 1)
+    about = replace(said("C22", "PASS"), about=(first.digest,), scope="cell")
+    (found,) = conclude([first, second], [about])
+    assert found.reasons[0].text == "The validity checks were not run on standard."
+    other = other_digest(standard(model={"name": "other", "parameters": {"a": 1}}), 2)
+    (_, found) = conclude([first, other], [about])
+    assert found.reasons[0].text == "The validity checks were not run."
+
+
+def test_a_planned_cell_without_records_is_missing():
+    empty = other_digest(cell("square", []), 1)
+    (found,) = conclude([standard(), replace(empty, requested=tuple(range(200)))], CHECKED)
+    assert found.reasons[0].text == "Samples are missing in 1 of 2 cells."
+
+
+def test_a_rejection_that_counts_as_an_error_is_the_worst_case_as_well():
+    """One attack breaks the first half, another the second: no sample is classified correctly under both."""
+    halves = [[0.1] * 5 + [None] * 5, [None] * 5 + [0.1] * 5]
+    model = {"name": "toy", "rejects": True}
+    cells = [other_digest(standard(each, model=model), i) for i, each in enumerate(halves)]
+    (found,) = conclude([with_acceptance(each) for each in cells], CHECKED)
+    assert "Robust accuracy 0.0 %" in found.numbers[0]
+    assert (
+        "as an error it is 0.0 % [0.0, 27.8], and 0.0 % [0.0, 27.8] of the clean"
+        in found.numbers[0]
+    )
+
+
+def with_acceptance(found):
+    """Return the cell of a model with a reject option that accepts every input."""
+    taken = [
+        replace(
+            r,
+            clean=replace(r.clean, accepted=True),
+            adversarial=replace(r.adversarial, accepted=True),
+        )
+        for r in found.records
+    ]
+    return replace(found, records=Records.of(taken))
