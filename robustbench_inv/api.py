@@ -328,10 +328,10 @@ def check_run(run: Run, device: str, seconds: float | None = None) -> None:
         seconds: time for the checks of all models; None for that of the attacks, at least CHECK_SECONDS each.
     """
     began, folder, jobs = time.perf_counter(), RunFolder(run.path), _models(run.plan)
-    subject_digest = digest_subject(run.path, run.plan.jobs, device, deep=run.plan.deep)
+    cells, probes = run.folder_cells, list[Verdict]()
+    subject_digest = digest_subject(run.path, run.plan.jobs, cells, device, deep=run.plan.deep)
     if checked_subject(folder) == subject_digest:
         return
-    cells, probes = run.folder_cells, list[Verdict]()
     labels = {cell.model.key: cell.model.name for cell in cells}
     for job in jobs:
         attacks = sum(attack_seconds(cell) for cell in cells if cell.model.key == job.model.digest)

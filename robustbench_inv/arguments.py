@@ -19,6 +19,7 @@ __all__ = [
     "check_seed",
     "check_text",
     "format_eps",
+    "is_tiny",
     "printable",
     "printable_json",
     "python_call",
@@ -58,6 +59,16 @@ def format_eps(eps: float, digits: int = 6) -> str:
     if halves and not is_decimal and math.isclose(halves / 2 / GREY_LEVELS, eps, rel_tol=1e-9):
         return f"{halves / 2:g}/{GREY_LEVELS}"
     return short
+
+
+def is_tiny(norm: str, eps: float, width: float) -> bool:
+    """Return whether an eps is below a thousandth of the range, as 8/255 is where inputs reach to 255.
+
+    Example:
+        >>> is_tiny("linf", 8 / 255, 255), is_tiny("linf", 0.5 / 255, 1), is_tiny("l0", 3, 1e5)
+        (True, False, False)
+    """
+    return norm in {"linf", "l2"} and 0 < eps < width / 1000
 
 
 GREY_LEVELS = 255

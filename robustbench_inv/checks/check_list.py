@@ -164,7 +164,7 @@ CHECKS: Mapping[str, Check] = {
             "model",
             rule=(
                 "FAIL if data leave the model's bounds, the bounds differ, or every eps exceeds the box; WARN "
-                "if some eps does"
+                "if some eps does, or no eps of a cell reaches a thousandth of the range"
             ),
             consequence="eps or the bounds are not in the units of the data; use the same units for all (8 of 255 grey levels are linf=8/255)",
         ),

@@ -8,7 +8,7 @@ from itertools import permutations, product
 
 import numpy as np
 
-from robustbench_inv.arguments import format_eps
+from robustbench_inv.arguments import format_eps, is_tiny
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.verdict import Grade, Verdict, format_ids, grade
 from robustbench_inv.results.cell import FinishedCell
@@ -301,13 +301,13 @@ def _eps_scale(group: Sequence[FinishedCell]) -> Verdict:
     if not swept:
         return about_model("NA", None, "No cell of the plan has a budget.")
     worst = max(swept, key=lambda v: v.epsilons[-1] / v.dataset.box_diameter(v.norm))
-    width = worst.dataset.box_diameter(worst.norm)
-    share = worst.epsilons[-1] / width
+    share = worst.epsilons[-1] / (width := worst.dataset.box_diameter(worst.norm))
     beyond = [v for v in swept if v.epsilons[0] > v.dataset.box_diameter(v.norm)]
-    verdict = "FAIL" if beyond else grade(share, warn=1)
+    tiny = [v for v in swept if is_tiny(v.norm, v.epsilons[-1], v.dataset.box_diameter("linf"))]
+    verdict = "FAIL" if beyond else "WARN" if tiny else grade(share, warn=1)
     evidence = (
-        f"The largest {worst.norm} eps is {format_eps(worst.epsilons[-1])} in a box of {worst.norm} diameter "
-        f"{width:g}; {len(beyond)} of {len(swept)} cells have only eps beyond their box."
+        f"The largest {worst.norm} eps is {format_eps(worst.epsilons[-1])} in a box of {worst.norm} diameter {width:g}; of "
+        f"{len(swept)} cells {len(beyond)} have only eps beyond their box, {len(tiny)} none of a thousandth of the range."
     )
     return about_model(verdict, share, evidence)
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
-from robustbench_inv.arguments import format_eps
+from robustbench_inv.arguments import format_eps, is_tiny
 from robustbench_inv.catalogue.attacks import LoadedAttack
 from robustbench_inv.catalogue.listing import list_entries
 from robustbench_inv.catalogue.models import LoadedModel
@@ -54,11 +54,14 @@ def warnings(job: Job) -> Iterator[str]:
         n = len(job.samples) + job.excluded
         yield f"{job.title}: {job.excluded} of {n} samples belong to the target class and are excluded"
     low, high = job.dataset.bounds
-    largest = max(job.epsilons, default=0.0)
-    if job.threat.norm == "linf" and largest > high - low:
+    largest, width = max(job.epsilons, default=0.0), high - low
+    far = "larger than the whole" if job.threat.norm == "linf" and largest > width else ""
+    if is_tiny(job.threat.norm, largest, width):
+        far = "less than a thousandth of the"
+    if far:
         yield (
-            f"eps {format_eps(largest)} is larger than the whole range [{low:g}, {high:g}] of {job.dataset.name}: "
-            f"eps is in input units; for 8 of 255 grey levels write linf=8/255"
+            f"eps {format_eps(largest)} is {far} range [{low:g}, {high:g}] of {job.dataset.name}: eps is in input units; "
+            f"8 of 255 grey levels are linf={format_eps(8 / 255 * width)}"
         )
 
 

@@ -2,14 +2,15 @@
 
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from robustbench_inv.evaluation.jobs import Job
-from robustbench_inv.identity import IDENTITY_VERSION, digest_file, digest_value
+from robustbench_inv.identity import IDENTITY_VERSION, digest_bytes, digest_file, digest_value
+from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.cell_parts import ThresholdInfo
 from robustbench_inv.results.certificates import CERTIFICATES_FILE
 from robustbench_inv.results.run_files import CELL, RunFolder
@@ -118,12 +119,26 @@ def _git(*arguments: str, folder: Path) -> str:
     return done.stdout.strip()
 
 
-def digest_subject(path: Path, jobs: Sequence[Job], device: str, *, deep: bool) -> str:
-    """Return the digest of all that verdicts depend on: cells, certificates, models, requested samples, software."""
-    cells = RunFolder(path).cells()
+def digest_subject(
+    path: Path, jobs: Sequence[Job], cells: Iterable[FinishedCell], device: str, *, deep: bool
+) -> str:
+    """Return the digest of all that verdicts depend on: cells, records, certificates, requested samples, software.
+
+    Args:
+        path: of the run folder.
+        jobs: of the plan.
+        cells: those of the folder, with their records.
+        device: where the models compute.
+        deep: whether the costly probes are made.
+    """
+    folders = RunFolder(path).cells()
     return digest_value(
         {
-            "cells": {cell.digest: [cell.label, *_file_digests(cell.path)] for cell in cells},
+            "cells": {cell.digest: [cell.label, *_file_digests(cell.path)] for cell in folders},
+            "records": {
+                cell.digest: digest_bytes(cell.ids.tobytes() + cell.broken_at.tobytes())
+                for cell in cells
+            },
             "jobs": {job.spec.digest: list(job.samples) for job in jobs},
             "deep": deep,
             "device": device,

@@ -1,6 +1,7 @@
 """Results in formats of other tools: Parquet, evaluation results of model repositories, JUnit."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from datetime import date
 from itertools import chain
@@ -208,13 +209,14 @@ def metrics_of(
             for numbers that must not be published.
 
     Example:
-        ``robust_accuracy/mnist-cnn/mnist5k/linf=0.1``: 0.04
+        ``robust_accuracy/mnist-cnn/mnist5k/linf=0.1``: 0.04. Another goal than the usual one, and an oracle, follow
+        the budget: ``robust_accuracy/mnist-cnn/mnist5k/linf=0.1:goal=target``.
     """
     found: dict[str, float] = {}
     for worst in _worst(cells):
         place = f"{worst.model}/{worst.group.dataset}"
         found[f"clean_accuracy/{place}"] = worst.clean.value
-        found[f"{_metric(worst)}/{place}/{_budget(worst)}"] = _value(worst)
+        found[f"{_metric(worst)}/{place}/{_budget(worst)}{_goal(worst)}"] = _value(worst)
     grades = dict(zip(CONCLUSIONS, (1.0, 0.5, 0.0), strict=True))
     found |= {f"publishable/{c.model}/{c.dataset}": grades[c.verdict] for c in conclusions}
     return {name: value for name, value in found.items() if not isnan(value)}
@@ -256,7 +258,7 @@ def to_eval_results(
         value = _value(worst)
         if not isfinite(value):
             continue
-        task = f"{_metric(worst)}_{_budget(worst)}".replace("=", "_").replace("/", "_")
+        task = re.sub(r"[=/:, ]+", "_", f"{_metric(worst)}_{_budget(worst)}{_goal(worst)}")
         notes = f"{len(worst.ids)} samples, worst case over {', '.join(worst.attacks)}"
         notes = ". ".join([notes, *reservations[:1]])
         lines += [
@@ -319,6 +321,16 @@ def _value(worst: WorstCase) -> float:
 def _budget(worst: WorstCase) -> str:
     norm = worst.group.norm
     return norm if isinf(worst.eps) else f"{norm}={format_eps(worst.eps)}"
+
+
+def _goal(worst: WorstCase) -> str:
+    """Return the goal, which is left out if it is the usual one of the model, and the oracle of changed inputs."""
+    group, rejects = worst.group, worst.cells[0].can_reject
+    usual = "misclassify-accepted" if rejects else "misclassify"
+    plain = group.goal in (usual, "keep-decision") or group.no_class
+    goal = "" if plain else f":goal={group.goal}{group.limits}"
+    oracle = f":oracle={group.oracle}" if group.oracle else ""
+    return (goal + oracle).replace(", ", ",").replace(" ", "=")
 
 
 def conclusions_of(run: RunResult) -> list[Conclusion]:

@@ -281,11 +281,11 @@ def _only(run: RunResult, model: str) -> RunResult:
 
 @dataclass(frozen=True)
 class _Protocol:
-    """What models must share to be on one board."""
+    """What models must share to be on one board: among others the attacks at each level."""
 
     group: CellGroup
     ids: tuple[int, ...]
-    attacks: frozenset[str]
+    attacks: tuple[tuple[str, ...], ...]
     levels: tuple[float, ...]
 
     @property
@@ -296,7 +296,10 @@ class _Protocol:
     @property
     def words(self) -> str:
         oracle = f", {self.group.oracle}" if self.group.oracle else ""
-        return f"{', '.join(sorted(self.attacks))} on {len(self.ids):,} samples{oracle}"
+        by = [", ".join(names) for names in self.attacks]
+        if len(set(by)) > 1:
+            by = [f"{names} at {format_eps(e)}" for names, e in zip(by, self.levels, strict=True)]
+        return f"{'; '.join(dict.fromkeys(by))} on {len(self.ids):,} samples{oracle}"
 
     @property
     def name(self) -> str:
@@ -317,7 +320,7 @@ def _boards(
         for model, cases in models.items():
             levels = tuple(worst.eps for worst in cases)
             if levels != (inf,) or group.keeps:
-                attacks = frozenset(name for worst in cases for name in worst.attacks)
+                attacks = tuple(tuple(sorted(worst.attacks)) for worst in cases)
                 key = _Protocol(group, cases[0].ids, attacks, levels)
                 found.setdefault(key, {})[model] = cases
     for protocol, compared in found.items():
@@ -354,17 +357,9 @@ def _board(
         measure = "predictions unchanged although the class changed, lower is better"
     at = tuple("any distance" if e == inf else f"≤ {format_eps(e)}" for e in levels)
     ranked, apart = placed(publishable=True), placed(publishable=False)
-    return Board(
-        protocol.name,
-        protocol.title,
-        describe_dataset(group.dataset),
-        protocol.words,
-        measure,
-        at,
-        decisive,
-        ranked,
-        apart,
-    )
+    about_data, words = describe_dataset(group.dataset), protocol.words
+    names = protocol.name, protocol.title, about_data, words, measure
+    return Board(*names, at, decisive, ranked, apart)
 
 
 def _is_publishable(conclusion: Conclusion | None) -> bool:

@@ -198,8 +198,9 @@ class WorstCase:
 
     @property
     def attacks(self) -> tuple[str, ...]:
-        """Names of the attacks."""
-        return tuple(dict.fromkeys(cell.attack_label for cell in (*self.cells, *self.others)))
+        """Names of the attacks that were run at this eps; those at smaller ones alone are not named."""
+        here = (*(cell for cell in self.cells if cell.covers(self.eps)), *self.others)
+        return tuple(dict.fromkeys(cell.attack_label for cell in here))
 
     @property
     def strongest(self) -> tuple[str, Rate]:
@@ -379,9 +380,8 @@ def _deduplicated(results: Sequence[RunResult]) -> list[RunResult]:
     """Keep the copy of each cell with the most records."""
     best: dict[str, FinishedCell] = {}
     for cell in (cell for result in results for cell in result.cells):
-        known = best.setdefault(cell.digest, cell)
-        if len(cell.records) > len(known.records):
-            best[cell.digest] = cell
+        copies = best.get(cell.digest, cell), cell
+        best[cell.digest] = max(copies, key=lambda each: len(each.records))
     kept = {id(cell) for cell in best.values()}
     return [replace(r, cells=tuple(c for c in r.cells if id(c) in kept)) for r in results]
 

@@ -12,7 +12,8 @@ import pytest
 
 import robustbench_inv as rbi
 from robustbench_inv.api import evaluate, run_plan
-from robustbench_inv.checks.suite import check_records
+from robustbench_inv.attacks.random_inputs import RandomPerturbation
+from robustbench_inv.checks.suite import check_records, verdicts_about
 from robustbench_inv.errors import (
     BadParameter,
     BadResults,
@@ -288,3 +289,23 @@ def test_a_check_that_could_not_be_made_is_made_again(tmp_path, monkeypatch):
         first = {v.verdict for v in evaluate(**asked).checks if v.id == "C7"}
     assert first == {"NA"}
     assert {v.verdict for v in evaluate(**asked).checks if v.id == "C7"} == {"PASS"}
+
+
+def test_checks_are_made_again_of_records_that_were_added(tmp_path, monkeypatch):
+    """The second attack runs out of memory: its cell has no records, which a later run completes."""
+
+    def fail(*_, **__):
+        raise MemoryError("no memory")
+
+    asked = {**NAMED, "model": "spheres-max-margin", "attack": ["fgsm", "random-perturbation"]}
+    asked |= {"out": tmp_path / "r", "samples": 8}
+    with monkeypatch.context() as patched:
+        patched.setattr(RandomPerturbation, "run", fail)
+        with pytest.warns(rbi.EvaluationWarning):
+            first = evaluate(**asked)
+    assert len(first.failures) == 1
+    found = evaluate(**asked)
+    (noise,) = (cell for cell in found.cells if cell.attack.name == "random-perturbation")
+    about = {v.id: v for v in verdicts_about(found.checks, noise)}
+    assert about["C22"].verdict == "PASS"
+    assert "8 recorded: 0 missing" in about["C23"].evidence

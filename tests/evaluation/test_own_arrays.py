@@ -80,3 +80,18 @@ def test_x_and_y_belong_together(tmp_path):
         evaluate(net, None, y, tmp_path)
     with pytest.raises(BadParameter, match="both a data set and x, y"):
         evaluate(net, x, y, tmp_path, dataset="mnist5k")
+
+
+@pytest.mark.parametrize(
+    ("bounds", "eps", "hint"),
+    [
+        ((0.0, 255.0), "8/255", "less than a thousandth of the range [0, 255]"),
+        ((0.0, 255.0), "300", "8 of 255 grey levels are linf=8"),
+        ((0.0, 1.0), "8", "8 of 255 grey levels are linf=8/255"),
+        ((-1.0, 1.0), "16", "8 of 255 grey levels are linf=16/255"),
+    ],
+)
+def test_an_eps_of_another_unit_is_told_with_that_of_grey_levels(bounds, eps, hint, tmp_path):
+    net, x = network(5, 2, bounds), torch.rand(4, 5)
+    run = evaluate(net, x, [0, 1, 0, 1], tmp_path, threat=f"linf={eps}")
+    assert any(hint in note for note in run.notes)

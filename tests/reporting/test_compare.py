@@ -53,6 +53,21 @@ def test_the_worst_case_over_all_attacks_counts_and_other_attacks_are_told():
     assert not robust.same_attacks
 
 
+def test_an_attack_at_a_smaller_eps_alone_is_none_of_this_eps():
+    wide, narrow = (0.01, 0.1), (0.01,)
+    a = [
+        *cells("a", ("fgsm", [None] * 3), epsilons=wide),
+        *cells("a", ("pgd", [None] * 3), epsilons=narrow),
+    ]
+    b = [
+        *cells("b", ("fgsm", [None] * 3), epsilons=wide),
+        *cells("b", ("pgd", [0.1] * 3), epsilons=wide),
+    ]
+    found = {r.eps: r for r in compare_models(a, b) if r.quantity == "robust"}
+    assert found[0.01].same_attacks
+    assert found[0.1].attacks == (("fgsm",), ("fgsm", "pgd"))
+
+
 def test_distances_are_compared_sample_by_sample_and_robust_ones_are_infinitely_far():
     about = {"epsilons": (), "attack": {"kind": "minimum-norm"}, "threat": {"norm": "linf"}}
     a = cells("a", ("fmn", [0.1, 0.2, 0.3, None, 0.0]), **about)

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree as ET
@@ -108,6 +109,17 @@ def test_metrics_are_the_worst_case():
         "robust_accuracy/toy/four/linf=0.1": 0.5,
         "robust_accuracy/toy/four/linf=0.2": 0.25,
     }
+
+
+def test_numbers_of_another_goal_have_names_of_their_own():
+    goals = "misclassify", "target"
+    weak = [toy_cell("fgsm", [None] * 4, threat={"goal": goal}) for goal in goals]
+    cells = [toy_cell("pgd", [0.1] * 4), replace(weak[1], digest="1" * 32)]
+    found = metrics_of(cells)
+    assert found["robust_accuracy/toy/four/linf=0.1"] == 0.0
+    assert found["robust_accuracy/toy/four/linf=0.1:goal=target"] == 1.0
+    yaml = to_eval_results(cells, "org/bench")
+    assert 'task_id: "robust_accuracy_linf_0.1_goal_target"' in yaml
 
 
 def test_evaluation_results_have_the_keys_of_the_hub():

@@ -49,6 +49,17 @@ def test_other_attacks_and_other_budgets_are_other_protocols(writer, sweep_recor
     assert len(boards) == len({board.name for board in boards}) == 3
 
 
+def test_models_with_other_attacks_at_one_eps_are_not_compared(writer, sweep_records):
+    """Both models were attacked by x and y, one of them by y at the larger eps alone."""
+    for model, narrow in (("a", [0.2]), ("b", [0.1, 0.2])):
+        for attack, epsilons in (("x", [0.1, 0.2]), ("y", narrow)):
+            records = sweep_records(40, [10] * len(epsilons), epsilons)
+            writer.cell(records, model=model, **{**ABOUT, "attack": attack, "epsilons": epsilons})
+    boards = read_leaderboard([writer.finish()]).boards
+    words = {board.protocol for board in boards}
+    assert words == {"x at 0.1; x, y at 0.2 on 40 samples", "x, y on 40 samples"}
+
+
 def test_a_rank_is_an_interval_and_doubtful_numbers_are_ranked_apart(writer, sweep_records):
     for model, fall in (("a", 10), ("b", 10), ("c", 36), ("d", 1), ("e", 38)):
         writer.cell(sweep_records(40, [fall], [0.1]), model=model, **ABOUT)
