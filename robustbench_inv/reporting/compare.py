@@ -1,6 +1,6 @@
 """Compares models that were evaluated: before and after a defence, in words, as a table and as a page."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import inf
@@ -33,7 +33,7 @@ from robustbench_inv.reporting.model_comparison import (
 )
 from robustbench_inv.reporting.run_results import RunResult, read_runs
 from robustbench_inv.reporting.statistics import wilson
-from robustbench_inv.reporting.table_formats import Table, dataset_title
+from robustbench_inv.reporting.table_formats import Table, TableCell, dataset_title
 from robustbench_inv.reporting.tables import comparison_table
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rate import Decision
@@ -64,7 +64,9 @@ class RunComparison:
     decisions: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return "\n".join([*self.decisions, *(result.sentence for result in self.results)])
+        doubtful = (each for each in self.conclusions if each.mark)
+        verdicts = (f"verdict on {c.model}, {c.dataset}: {c.text}" for c in doubtful)
+        return "\n".join([*self.decisions, *(each.sentence for each in self.results), *verdicts])
 
     @property
     def models(self) -> list[str]:
@@ -73,8 +75,11 @@ class RunComparison:
 
     @property
     def table(self) -> Table:
-        """All results."""
-        return comparison_table("comparison", "Every comparison", self.results)
+        """All results; shares under attack have the sign of their model's verdict."""
+        table = comparison_table("comparison", "Every comparison", self.results)
+        signs = {each.model: each.mark for each in self.conclusions}
+        pairs = zip(self.results, table.rows, strict=True)
+        return replace(table, rows=tuple(_signed(result, row, signs) for result, row in pairs))
 
     @cached_property
     def headlines(self) -> list[Headline]:
@@ -191,6 +196,21 @@ def compare(
         tuple(map(str, folders)),
         cells,
         tuple(each.sentence for each in decisions if len(each.models) > 1),
+    )
+
+
+def _signed(
+    result: PairedResult, row: tuple[TableCell, ...], signs: Mapping[str, str]
+) -> tuple[TableCell, ...]:
+    """Return a row whose shares under attack have the signs of their models."""
+    if result.quantity == "clean":
+        return row
+    found = iter(result.models)
+    return tuple(
+        cell
+        if cell.share is None
+        else replace(cell, text=cell.text + signs.get(next(found, ""), ""))
+        for cell in row
     )
 
 

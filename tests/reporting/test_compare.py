@@ -170,3 +170,18 @@ def test_the_page_has_table_figure_and_samples(before_and_after, tmp_path):
         "comparison.csv",
         "differences.svg",
     }
+
+
+def test_numbers_that_must_not_be_published_are_marked_and_the_text_says_why(runs, sweep_records):
+    run = runs("one")
+    for model, fall, verdict in (("a", 10, "PASS"), ("b", 4, "FAIL")):
+        run.cell(sweep_records(40, [fall], [0.1]), model=model, attack="standard")
+        run.verdict(verdict, model)
+    found = rbi.compare(run.finish())
+    assert "verdict on b, mnist5k: do not publish." in str(found)
+    shown = {
+        result.quantity: row for result, row in zip(found.results, found.table.rows, strict=True)
+    }
+    shares = [cell.text for cell in shown["robust"] if cell.share is not None]
+    assert [text.split()[1:] for text in shares] == [["!"], ["✗"]]
+    assert all(" " not in cell.text for cell in shown["clean"] if cell.share is not None)
