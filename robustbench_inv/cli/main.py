@@ -117,6 +117,9 @@ app.add_typer(data.app)
 app.add_typer(envelope.app)
 
 
+INTERRUPTED_TEXT = "interrupted; saved samples are kept (--batch-size is how many are saved at once): run the same command again to resume"
+
+
 def main() -> None:
     """Run the command line and exit: 0 success, 1 failure, 2 wrong usage."""
     start_clock()
@@ -126,7 +129,7 @@ def main() -> None:
     except TyperException as error:
         _exit_with_line(_usage_error_line(error.format_message()), error.exit_code)
     except KeyboardInterrupt:
-        _exit_with_line("interrupted; run the same command again to resume", INTERRUPTED)
+        _exit_with_line(INTERRUPTED_TEXT, INTERRUPTED)
     except Exception as error:
         if os.environ.get(TRACEBACK):
             raise

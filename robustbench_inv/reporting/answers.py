@@ -72,7 +72,7 @@ def _best(headline: Headline, verdicts: Mapping[tuple[str, str], str]) -> str:
     best.sort(key=lambda m: _value(rivals[m]), reverse=True)
     text = f"{_share(best[0], rivals[best[0]])} on {dataset_title(data)}"
     if len(cases) == 1:
-        text = f"The only model is {text}"
+        text = f"Only one model was attacked in this way, {text}"
     elif not same:
         text += "; the models have different samples, so that they are not ranked"
     elif len(best) > 1:
