@@ -171,6 +171,7 @@ def _ask(
     """Yield each decision after the samples of a plan, made or not."""
     from robustbench_inv.reporting.exports import largest_budgets
     from robustbench_inv.reporting.model_comparison import compare_models
+    from robustbench_inv.reporting.run_results import CellGroup
     from robustbench_inv.results.sequences import LEVEL
 
     cells = [
@@ -185,7 +186,7 @@ def _ask(
     models = list(dict.fromkeys(cell.model_label for cell in cells))
     mine = {name: [cell for cell in cells if cell.model_label == name] for name in models}
     places = {
-        (cell.norm, cell.goal, eps) for cell in mine[models[0]] for eps in cell.epsilons or (inf,)
+        (CellGroup.of(cell), eps) for cell in mine[models[0]] for eps in cell.epsilons or (inf,)
     }
     level = LEVEL / (len(places) * (len(models) - 1))
     for other in models[1:]:
