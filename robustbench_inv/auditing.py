@@ -193,7 +193,10 @@ class _Stages:
         start, existing, self._existing = time(), self._existing, "resume"
         with until(self._last_end if deadline is None else deadline), catch_warnings():
             simplefilter("ignore", EvaluationWarning)  # of cells that the deadline stops
-            run = evaluate(**self._settings, samples=samples, existing=existing, checks=False)
+            settings = {**self._settings, "samples": samples, "existing": existing, "checks": False}
+            if callable(report := settings.get("progress")):
+                settings["progress"] = _with_samples(report, samples)
+            run = evaluate(**settings)
         self._per_sample = (time() - start) / max(samples - self.done, 1)
         self.done = self.done if _stopped(run) else samples
         return run
@@ -203,6 +206,11 @@ class _Stages:
         further = max(0, int((self._end - time()) / max(self._per_sample, 1e-9)))
         count = min(most, self.done + min(further, GROWTH * self.done))
         return count if count >= min(most, LEAST_GROWTH * self.done) else self.done
+
+
+def _with_samples(report: ProgressCallback, samples: int) -> ProgressCallback:
+    """Return a callback whose titles name the samples of the stage: each attack runs once in every stage."""
+    return lambda progress: report(replace(progress, title=f"{progress.title}, {samples} samples"))
 
 
 def _check_minutes(minutes: object) -> float:

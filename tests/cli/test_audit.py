@@ -77,6 +77,7 @@ def raise_deadline():
 def test_times_of_attacks_and_checks_are_told_apart(invbench, arguments):
     done = invbench("audit", "net.py:build", *arguments)
     assert "attack time" in done.out
+    assert re.search(r"\[1/\d+\] .*, 8 samples: done after", done.err), "the stage is named"
     assert re.search(r"time: [\d.]+ s for the attacks, [\d.]+ s for the checks", done.out)
     cells = json.loads(invbench("audit", "net.py:build", *arguments, "--json").out)
     assert all(cell["attack_seconds"] >= 0 and cell["check_seconds"] >= 0 for cell in cells)
