@@ -21,6 +21,8 @@ __all__ = [
     "project_perturbations",
 ]
 
+ORDERS = {"l1": 1.0, "l2": 2.0}
+
 TOLERANCE = {torch.float64: 1e-9}
 """Tolerance of distances for rounding, by dtype, relative to the larger of eps, the clean input and 1."""
 
@@ -68,7 +70,9 @@ class LpBall:
         if self.norm in ("l0", "linf"):
             return self.distance(clean, adversarial) <= self.eps + slack
         # a sum of 150,528 elements is wrong by up to 4e-6 in float32
-        length = norm(adversarial.double() - clean.double(), self.norm)
+        length: Tensor = torch.linalg.vector_norm(
+            flatten(adversarial - clean), ORDERS[self.norm], dim=1, dtype=torch.float64
+        )
         return length <= self.eps + slack.double()
 
     def project(self, clean: Tensor, adversarial: Tensor) -> Tensor:
@@ -91,11 +95,11 @@ class LpBall:
             shorter = project_perturbations(delta, (radii - rounding).clamp_min(0), "l1")
             shorter = where_rows(norm(delta.double(), "l1") > self.eps, shorter, delta)
         projected = clean + shorter
-        inside = self.contains(clean, projected)
-        if inside.all():
-            return projected
-        shorter = project_perturbations(delta.double(), radii.double(), self.norm)
-        return where_rows(inside, projected, add_inward(clean, shorter))
+        rows = (~self.contains(clean, projected)).nonzero()[:, 0]
+        if len(rows):
+            shorter = project_perturbations(delta[rows].double(), radii[rows].double(), self.norm)
+            projected[rows] = add_inward(clean[rows], shorter)
+        return projected
 
 
 @dataclass(frozen=True)
