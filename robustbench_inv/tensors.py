@@ -29,6 +29,8 @@ __all__ = [
     "mask_true_class",
     "norm",
     "per_sample_gradient",
+    "rank_rejected",
+    "rejected_rank",
     "relative_difference",
     "subtract",
     "top_other_classes",
@@ -42,6 +44,9 @@ HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 SAME_ANSWER_TOLERANCE = 1e-4
 """Relative difference up to which outputs for the same inputs count as equal, due to rounding (check C11)."""
+
+SMALLEST_MARGIN, LARGEST_SCORE = 1e-24, 1e12
+"""Unit of the margins that rank rejected inputs, and the largest score that they tell apart."""
 
 
 @dataclass(frozen=True)
@@ -250,27 +255,65 @@ def class_margins(logits: Tensor) -> Tensor:
 def accepted_margin(output: Output, labels: Tensor) -> Tensor:
     """Return max_{j≠y} min(margin of j, clearance of j), (n,): positive if the prediction is wrong and accepted.
 
-    Without clearance, the margin is at most 0 where the model rejects.
+    Without clearance, wrong inputs that the model rejects are ranked by their score (``rank_rejected``).
     """
     if output.clearance is None:
-        wrong = margin(output.logits, labels)
-        return (
-            wrong if output.accepted is None else wrong.clamp_max(0).where(~output.accepted, wrong)
-        )
+        return rank_rejected(margin(output.logits, labels), output)
     limits = torch.minimum(class_margins(output.logits), output.clearance)
     return limits.scatter(1, labels[:, None], float("-inf")).max(1).values
+
+
+def rank_rejected(margins: Tensor, output: Output) -> Tensor:
+    """Return margins (n,), replaced by ``rejected_rank`` where only the rejection of the input remains to be overcome.
+
+    These are margins of at least 0 of rejected inputs. A rejected input that is wrong is then better than any input that is
+    not, and never a success.
+
+    Args:
+        margins: (n,) of the prediction, whether or not the model accepts it.
+        output: of a model without clearance.
+    """
+    if output.accepted is None:
+        return margins
+    rank = rejected_rank(output).to(margins)
+    return rank.where(~output.accepted & (margins >= 0), margins)
+
+
+def rejected_rank(output: Output) -> Tensor:
+    """Return r(s) / 10²⁴ for each sample's score s, (n,), with r(s) = s − 1 for s ≤ 0 and −1 / (1 + s) for s > 0.
+
+    It increases strictly, stays below 0 and is far smaller than differences of logits. It is 0 if the model does not reveal
+    its score. A score that is not a number counts as the lowest.
+
+    Example:
+        >>> (1e24 * rejected_rank(Output(torch.zeros(3, 2), torch.tensor([-3.0, 0.0, 3.0])))).tolist()
+        [-4.0, -1.0, -0.25]
+    """
+    if output.score is None:
+        return torch.zeros_like(output.logits[:, 0])
+    return SMALLEST_MARGIN * _negative(output.score.detach())
 
 
 def acceptance_margin(output: Output) -> Tensor:
     """Return max_j min(margin of j, clearance of j), (n,): positive if the input is accepted.
 
-    Without clearance, it is the margin of the prediction, with a negative sign where the model rejects.
+    Without clearance, it is the margin of the prediction where the model accepts. Where it rejects, it is a negative
+    number that grows with the score, and minus the margin if the model does not reveal its score.
     """
     margins = class_margins(output.logits)
     if output.clearance is not None:
         return torch.minimum(margins, output.clearance).max(1).values
     largest = margins.max(1).values
-    return largest if output.accepted is None else (-largest).where(~output.accepted, largest)
+    if output.accepted is None:
+        return largest
+    rejected = -largest if output.score is None else _negative(output.score.detach()).to(largest)
+    return rejected.where(~output.accepted & ~largest.isnan(), largest)
+
+
+def _negative(score: Tensor) -> Tensor:
+    """Return numbers below 0 that increase strictly with the score, (n,)."""
+    score = score.nan_to_num(nan=-LARGEST_SCORE).clamp(-LARGEST_SCORE, LARGEST_SCORE)
+    return score.clamp_max(0) - 1 / (1 + score.clamp_min(0))
 
 
 def logit_change(after: Tensor, before: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from robustbench_inv.errors import CapabilityMismatch
 from robustbench_inv.randomness import SampleRNG
-from robustbench_inv.tensors import broadcast, flatten, norm
-from robustbench_inv.threat.budgets import LpBall
+from robustbench_inv.tensors import broadcast, flatten, norm, where_rows
+from robustbench_inv.threat.budgets import LpBall, add_inward
 from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = ["BALL_NORMS", "GRADIENT_NORMS", "Ball", "project_onto_l1_and_box", "steepest_direction"]
@@ -155,8 +155,12 @@ def project_onto_l1_and_box(
         rounding = offset.shape[1] ** 0.5 * torch.finfo(clean.dtype).eps
         inside = (eps - rounding * norm(centre[far], "linf").clamp_min(1)).clamp_min(0)
         shortened[far] = _project_l1_in_box(offset[far].abs(), room[far], inside)
-    delta = (offset.sign() * shortened).to(clean.dtype).reshape(clean.shape)
-    return (clean + delta).clamp(*bounds)
+    delta = (offset.sign() * shortened).reshape(clean.shape)
+    projected = (clean + delta.to(clean.dtype)).clamp(*bounds)
+    contained = LpBall("l1", eps).contains(clean, projected)
+    if contained.all():
+        return projected
+    return where_rows(contained, projected, add_inward(clean, delta).clamp(*bounds))
 
 
 def steepest_direction(gradient: Tensor, name: str) -> Tensor:

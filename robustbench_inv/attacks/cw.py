@@ -34,9 +34,10 @@ REPEATING_SEARCHES, LARGEST_CONSTANT = 10, 1e10
 
 @dataclass(frozen=True)
 class CarliniWagner:
-    """Minimizes ‖x' − x‖² + c·max(0, κ − margin(x')) over w, with x' = ½(tanh(w) + 1), for a constant c of each sample.
+    """Minimizes ‖x' − x‖²/W² + c·max(0, κ − margin(x')) over w, with x' = ½(tanh(w) + 1), for a constant c of each sample.
 
-    Adam descends in w; the tanh keeps x' inside the box. A binary search looks for the smallest c that reaches the
+    W is the width of the box, 1 in the paper: the constants are meant for inputs between 0 and 1. In another box, x' is
+    mapped to it. Adam descends in w; the tanh keeps x' inside the box. A binary search looks for the smallest c that reaches the
     goal: c grows tenfold until a search succeeds, then it is the mean of the largest constant that failed and the
     smallest that succeeded. Of ten or more searches the last repeats the smallest that succeeded. The closest example of
     all searches is returned, the clean input if there is none. The margin follows the goal: any other class, a
@@ -199,8 +200,9 @@ class _Descent:
         return replace(self, **tensors, adam=self.adam[kept])
 
     def check_progress(self, images: Tensor, hinge: Tensor) -> Tensor:
-        """Return whether the objective ‖x' − x‖² + c·hinge fell since the last check, (m,)."""
-        now = norm(images - self.clean, "l2").square() + self.constants * hinge
+        """Return whether the objective ‖x' − x‖²/W² + c·hinge fell since the last check, (m,)."""
+        low, high = self.bounds
+        now = norm(images - self.clean, "l2").square() / (high - low) ** 2 + self.constants * hinge
         before, self.objective = self.objective, now
         return now <= MIN_DECREASE * before
 
@@ -208,6 +210,7 @@ class _Descent:
         """Take Adam's next step, given the gradients (m, …) of the hinge at the images."""
         low, high = self.bounds
         derivative = (high - low) / 2 * (1 - self.w.tanh().square())
-        objective = 2 * (images - self.clean) + broadcast(self.constants, images) * gradients
+        distance = 2 * (images - self.clean) / (high - low) ** 2
+        objective = distance + broadcast(self.constants, images) * gradients
         gradient = torch.nan_to_num(objective * derivative, nan=0.0, posinf=0.0, neginf=0.0)
         self.w = self.w - self.adam.step(gradient, learning_rate)

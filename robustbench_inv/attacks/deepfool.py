@@ -27,6 +27,9 @@ remaining distance may shrink geometrically where the box shortens steps."""
 class DeepFool:
     """DeepFool in l2 or linf on all samples at once; a sample stops when it has crossed a boundary.
 
+    It ignores a detector. Where the goal needs acceptance, an input that is misclassified but rejected walks back to the
+    decision boundary, and ends on either side of it.
+
     Args:
         norm: ``l2`` or ``linf``.
         steps: maximal number of linearizations, >= 1.

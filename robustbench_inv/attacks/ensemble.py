@@ -65,14 +65,18 @@ class SubsetRunner:
         return where_rows(self.threat.budget.contains(part.images, found), found, part.images)
 
     def margins(self, images: Tensor, rows: Tensor) -> Tensor:
-        """Return the goal's margins of images (m, …), (m,): the smallest of several queries if outputs may differ."""
+        """Return the goal's margins of images (m, …), (m,): the smallest of several queries if outputs may differ.
+
+        A margin that is not a number counts as −inf, so that any other result is better.
+        """
         labels, goal = self.batch.labels[rows], self.threat.goal
         outputs = [
             self.model(images, rows)
             for _ in range(1 if self.model.success_is_final else CONFIRMATIONS)
         ]
         found = torch.stack([goal.margin(output, labels).double() for output in outputs])
-        return found.amin(0)
+        least = found.amin(0)
+        return least.masked_fill(least.isnan(), -torch.inf)
 
     def broken(self, margins: Tensor) -> Tensor:
         """Return which samples need no further attack, (m,); none on a substitute, since the attacked model decides."""
@@ -333,6 +337,7 @@ class _Progress:
 
     def update(self, images: Tensor, reached: Tensor, rows: Tensor) -> None:
         """Keep the better results of a search: images (m, …), their margins and their samples' positions, both (m,)."""
+        reached = reached.masked_fill(reached.isnan(), -torch.inf)
         best = self.best.scatter_reduce(0, rows, reached, "amax")
         ahead = (reached == best[rows]) & (reached > self.best[rows])
         self.images[rows[ahead]], self.best = images[ahead], best

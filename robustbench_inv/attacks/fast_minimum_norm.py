@@ -15,7 +15,7 @@ from robustbench_inv.attacks.losses import losses_for
 from robustbench_inv.attacks.parameters import check_below, check_least, check_positive
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
 from robustbench_inv.randomness import SampleRNG
-from robustbench_inv.tensors import NORMS, broadcast, flatten, norm
+from robustbench_inv.tensors import LARGEST_SCORE, NORMS, SMALLEST_MARGIN, broadcast, flatten, norm
 from robustbench_inv.threat.budgets import project_perturbations
 from robustbench_inv.threat.threat_model import ThreatModel
 
@@ -197,8 +197,8 @@ class _Search:
 def _next_radius(at: _Iterates, gamma: float) -> Tensor:
     """Return FMN's next radii in l1, l2 and linf."""
     linear = norm(at.delta, at.norm) + linear_distance(at.losses.abs(), at.gradients, at.norm)
-    # where only a rejection remains to be overcome, the loss is 0, whatever the distance
-    known = at.nearest.isfinite() | (at.losses == 0)
+    # where only a rejection remains to be overcome, the loss is almost 0, whatever the distance
+    known = at.nearest.isfinite() | (at.losses.abs() <= 2 * SMALLEST_MARGIN * LARGEST_SCORE)
     ahead = torch.where(known, at.radii * (1 + gamma), linear * (1 + CROSSING))
     return torch.where(at.hit, (at.radii * (1 - gamma)).minimum(at.nearest), ahead)
 

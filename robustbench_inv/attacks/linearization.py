@@ -73,8 +73,8 @@ def distance_scaled_loss(loss: Loss, rates: Tensor) -> Loss:
     def of_distances(output: Output, labels: Tensor) -> Tensor:
         true = output.logits.gather(1, labels[:, None])
         clearance = None if output.clearance is None else output.clearance / rates
-        scaled = Output(subtract(output.logits, true) / rates, None, output.accepted, clearance)
-        return loss(scaled, labels)
+        gaps = subtract(output.logits, true) / rates
+        return loss(Output(gaps, output.score, output.accepted, clearance), labels)
 
     return of_distances
 

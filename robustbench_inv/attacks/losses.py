@@ -17,6 +17,7 @@ from robustbench_inv.tensors import (
     class_margins,
     margin,
     mask_true_class,
+    rejected_rank,
     subtract,
 )
 from robustbench_inv.threat.goals import (
@@ -227,7 +228,7 @@ def _goal_loss(loss: Loss, goal: Goal) -> Loss:
         return partial(_loss_or_clearance, loss)
     if not isinstance(goal, Target):
         return loss
-    return goal.margin if loss is logit_margin else partial(_targeted, loss, goal)
+    return partial(_target_margin, goal) if loss is logit_margin else partial(_targeted, loss, goal)
 
 
 def _loss_or_clearance(loss: Loss, output: Output, labels: Tensor) -> Tensor:
@@ -254,11 +255,20 @@ def _acceptance_loss(output: Output, _labels: Tensor) -> Tensor:
 
 
 def _loss_or_score(values: Tensor, output: Output, wanted: Tensor) -> Tensor:
-    """Return the loss, but 0 with the gradient of the score where the wanted prediction is rejected."""
+    """Return the loss, but the rank of the score, with the score's gradient, where the wanted prediction is rejected."""
     if output.accepted is None or output.score is None:
         return values
-    refused = wanted & ~output.accepted
-    return torch.where(refused, output.score - output.score.detach(), values)
+    ranks = rejected_rank(output) + (output.score - output.score.detach()).nan_to_num()
+    return torch.where(wanted & ~output.accepted, ranks, values)
+
+
+def _target_margin(goal: Target, output: Output, labels: Tensor) -> Tensor:
+    """Return the goal's margin, with the score's gradient where the target class is rejected without a known clearance."""
+    values = goal.margin(output, labels)
+    if not goal.accepted or output.clearance is not None:
+        return values
+    wanted = output.decision == goal.classes(labels, output.logits.shape[1])
+    return _loss_or_score(values, output, wanted)
 
 
 def _targeted(loss: Loss, goal: Target, output: Output, labels: Tensor) -> Tensor:

@@ -35,6 +35,10 @@ FINAL_SCALE = 0.01
 GROWTH = 1.5
 """Factor by which the radius grows in each step until the first adversarial example."""
 
+NEGLIGIBLE, FIRST_SHARE = 1e-6, 1e-3
+"""A linearized distance is no first radius if it is at most this share of the distance to the furthest corner of the box;
+the second share is taken instead."""
+
 NUM_CANDIDATES = 4
 """Number of other classes whose boundaries are linearized, those of the largest logits. Of 100 digits, 95 have their
 nearest other class among the first four, 48 in the first place."""
@@ -66,7 +70,7 @@ class MinimumNorm:
 
     Each run ascends a loss inside a ball whose radius shrinks where the iterate is adversarial, and grows otherwise, as
     FMN does. The loss is that of logits divided by how fast their gaps close with distance. The first radius is the
-    distance to the boundary of the linearized model. Step lengths are relative to the radius (in l0 to the width of
+    distance to the boundary of the linearized model, on whichever side of it the clean input is. Step lengths are relative to the radius (in l0 to the width of
     the box), so that the scales of inputs and logits do not matter. Where no run finds an example, as many begin at an
     adversarial starting point of the decision-based attacks. Bisections toward the clean input and exact steps to the
     linearized boundary (``refinement``) end the search.
@@ -153,8 +157,8 @@ class MinimumNorm:
         The first radius is the distance of the closest example or, without one, of the linearized boundary.
         """
         batch, threat, rates = closest.batch, closest.threat, about.rates
-        radii = about.distances.amin(1).minimum(closest.distances)[rows]
         limits = max_distance(batch.images, model.bounds, threat.norm)
+        radii = _first_radii(about.distances, limits).minimum(closest.distances)[rows]
         for step in range(self.steps):
             output, gradients = model.gradient(
                 images, distance_scaled_loss(loss, rates[rows]), rows
@@ -194,6 +198,19 @@ class MinimumNorm:
             * broadcast(radii, gradients)
             * steepest_direction(gradients, "linf" if name == "linf" else "l2")
         )
+
+
+def _first_radii(distances: Tensor, limits: Tensor) -> Tensor:
+    """Return the distances of the nearest linearized boundaries, (n,), also where they are behind the input.
+
+    They are behind where the model misclassifies the clean input and rejects it. Where they are 0 they are of no use.
+
+    Args:
+        distances: (n, k) of the boundaries, negative where they are behind.
+        limits: (n,) upper bounds of all distances, > 0.
+    """
+    nearest = distances.abs().amin(1)
+    return nearest.where(nearest > NEGLIGIBLE * limits, FIRST_SHARE * limits)
 
 
 def _cosine_schedule(step: int, steps: int) -> float:

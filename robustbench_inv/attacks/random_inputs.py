@@ -1,7 +1,7 @@
 """Attacks that draw random inputs: random perturbations inside the budget, noise images, and distal adversarial examples."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -109,8 +109,9 @@ class Distal:
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         (loss,) = losses_for("margin", threat.goal)
-        best, rows = BestSoFar(batch, threat.goal, model.success_is_final), _all_rows(batch)
         images = _draw_noise(self.distribution, batch.images, model.bounds, rng)
+        noise, rows = replace(batch, images=images), _all_rows(batch)
+        best = BestSoFar(noise, threat.goal, model.success_is_final)
         width = model.bounds[1] - model.bounds[0]
         for step in range(self.steps):
             output, gradients = model.gradient(images, loss, rows)

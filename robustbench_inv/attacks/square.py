@@ -28,7 +28,7 @@ TILES_PER_SIDE = 5
 """Tiles per side of the first perturbation in l1 and l2."""
 
 MIN_SIDE = 3
-"""Side of the smallest square in l1 and l2, in pixels; its pattern needs a centre."""
+"""Side of the smallest square in l1 and l2, in pixels; its pattern needs a centre. Sides are odd, as in the authors' code."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class SquareAttack:
 
     References:
         Andriushchenko, Croce, Flammarion and Hein, Square Attack: a query-efficient black-box adversarial attack via
-        random search, ECCV 2020, algorithms 1 to 3; for l1 Croce and Hein, Mind the box, ICML 2021, appendix C.
+        random search, ECCV 2020, algorithms 1 to 3; for l1 Croce and Hein, Mind the box, ICML 2021, appendix C, and
+        the authors' code (github.com/fra31/auto-attack).
     """
 
     queries: int = 5000
@@ -121,21 +122,29 @@ class _LpProposals:
         return 5 + channels
 
     def first(self, ball: Ball, rng: SampleRNG) -> Tensor:
-        """Return a grid of bumps, (m, c, h, w), at distance eps from the clean images."""
+        """Return a centred grid of bumps, (m, c, h, w): in l2 at distance eps, in l1 to be projected onto the ball."""
         c, h, w = ball.clean.shape[1:]
         tile = max(h // TILES_PER_SIDE, 1), max(w // TILES_PER_SIDE, 1)
-        down, across = h // tile[0], w // tile[1]
-        signs = _signs(rng.uniform((c, down, across))).to(ball.clean)
-        bumps = signs.repeat_interleave(tile[0], 2).repeat_interleave(tile[1], 3)
-        bumps = bumps * two_bumps(*tile).to(bumps).repeat(down, across)
+        top, left = (
+            max(whole - TILES_PER_SIDE * side, 0) // 2
+            for whole, side in zip((h, w), tile, strict=True)
+        )
+        down, across = (h - top) // tile[0], (w - left) // tile[1]
+        drawn = rng.uniform((c + 1, down, across)).to(ball.clean)
+        turned, signs = _enlarge(drawn[:, c:], tile) < 0.5, _enlarge(_signs(drawn[:, :c]), tile)
+        bumps = self._bumps(tile).to(signs).repeat(1, down, across)
         grid = torch.zeros_like(ball.clean)
-        grid[:, :, : bumps.shape[2], : bumps.shape[3]] = bumps
+        place = grid[:, :, top : top + down * tile[0], left : left + across * tile[1]]
+        place.copy_(signs * torch.where(turned, bumps[1], bumps[0]))
+        if self.order == 1:
+            return ball.clean + (ball.bounds[1] - ball.bounds[0]) * grid
         return ball.clean + grid * (ball.eps / self._length(grid.flatten(1)))[..., None, None]
 
     def next(self, ball: Ball, known: Tensor, size: tuple[int, int], drawn: Tensor) -> Tensor:
         """Return (m, c, h, w) the best images so far, with the norm of two windows moved to the first of them."""
         c, height, width = known.shape[1:]
-        sides = min(max(size[0], MIN_SIDE), height), min(max(size[1], MIN_SIDE), width)
+        # odd, where an odd side fits
+        sides = min(max(size[0], MIN_SIDE) | 1, height), min(max(size[1], MIN_SIDE) | 1, width)
         delta = (known - ball.clean).flatten(2)
         here = _window_indices(known, sides, drawn)
         there = _window_indices(known, sides, drawn[:, 2:])
@@ -144,13 +153,19 @@ class _LpProposals:
         emptied = delta.scatter(2, here, 0.0).scatter(2, there, 0.0)
         freed = self._power(delta) - self._power(emptied) + spare[..., None]
         turned = (drawn[:, 4] < 0.5)[:, None, None]
-        bump = two_bumps(*sides).to(known).flatten()
-        bump = torch.where(turned, bump, two_bumps(*reversed(sides)).T.to(known).flatten())
-        new = _signs(drawn[:, 5:, None]).to(known) * bump / self._length(bump.expand_as(old))
+        bumps = self._bumps(sides).to(known).flatten(1)
+        new = _signs(drawn[:, 5:, None]).to(known) * torch.where(turned, bumps[1], bumps[0])
         new = new + old / self._length(old).clamp_min(torch.finfo(old.dtype).tiny)
         length = self._length(new).clamp_min(torch.finfo(old.dtype).tiny)
         new = new * freed.clamp_min(0)[..., None] ** (1 / self.order) / length
+        if self.order == 1:  # as in the authors' code; the projection shortens it
+            new = c * new
         return ball.clean + emptied.scatter(2, here, new).reshape(known.shape)
+
+    def _bumps(self, size: tuple[int, int]) -> Tensor:
+        """Return two bumps of a size, (2, height, width), one above the other and side by side."""
+        beside = two_bumps(*reversed(size), order=self.order).T
+        return torch.stack([two_bumps(*size, order=self.order), beside])
 
     def _power(self, values: Tensor) -> Tensor:
         return (values.abs() ** self.order).sum(-1)
@@ -185,26 +200,42 @@ def window(share: float, shape: tuple[int, ...]) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=64)
-def two_bumps(height: int, width: int) -> Tensor:
-    """Return (height, width): a positive bump in the upper half and a negative one in the lower half, of l2 norm one.
+def two_bumps(height: int, width: int, *, order: int = 2) -> Tensor:
+    """Return (height, width): a positive bump in the upper half and a negative one in the lower half, of norm one.
 
-    A bump is Σ 1/m² over m from 1 + the distance to its centre to max(height, width) + 1.
+    A bump of a half of h × w pixels is Σ 1/m² over m from 1 + the distance to its centre in linf to ⌊max(h, w)/2⌋ + 1,
+    divided by its norm. In l1 it is Σ 1/m⁴.
+
+    Args:
+        height: of both halves; the lower one has the middle row of an odd height.
+        width: of both halves.
+        order: of the norm, 1 or 2.
 
     References:
-        Andriushchenko et al., 2020, equation 2.
+        Andriushchenko et al., 2020, equation 2; norms of the halves and l1: the authors' code
+        (github.com/fra31/auto-attack, ``autoattack/square.py``).
     """
     upper = height // 2 or height
-    bumps = torch.cat([_bump(upper, width), -_bump(height - upper, width)])
-    length: Tensor = torch.linalg.vector_norm(bumps)
+    above, below = (_bump(part, width, order) for part in (upper, height - upper))
+    bumps = torch.cat([above, -below])
+    length: Tensor = torch.linalg.vector_norm(bumps, order)
     return bumps / length
 
 
-def _bump(height: int, width: int) -> Tensor:
+def _bump(height: int, width: int, order: int) -> Tensor:
     down = (torch.arange(height) - height // 2).abs()
     across = (torch.arange(width) - width // 2).abs()
     far = torch.maximum(down[:, None], across[None])
-    shares: Tensor = torch.arange(1, max(height, width) + 2, dtype=torch.float64) ** -2
-    return shares.flip(0).cumsum(0).flip(0)[far]
+    exponent = 2 if order == 2 else 4
+    shares = torch.arange(1, max(height, width) // 2 + 2, dtype=torch.float64) ** -exponent
+    bump = shares.flip(0).cumsum(0).flip(0)[far]
+    length: Tensor = torch.linalg.vector_norm(bump, order)
+    return bump / length if height else bump
+
+
+def _enlarge(values: Tensor, tile: tuple[int, int]) -> Tensor:
+    """Return values (m, k, rows, columns), each repeated for all pixels of a tile."""
+    return values.repeat_interleave(tile[0], 2).repeat_interleave(tile[1], 3)
 
 
 def _signs(uniform: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from robustbench_inv.tensors import (
     flatten,
     logit_change,
     margin,
+    rank_rejected,
 )
 
 __all__ = [
@@ -137,7 +138,7 @@ class Target:
         if not self.accepted or output.accepted is None:
             return margins
         if output.clearance is None:
-            return margins.clamp_max(0).where(~output.accepted, margins)
+            return rank_rejected(margins, output)
         return torch.minimum(margins, output.clearance.gather(1, targets[:, None])[:, 0])
 
     def reached(self, evidence: GoalInputs) -> Tensor:

@@ -1,6 +1,6 @@
 """Carlini & Wagner as published: closed-form optimum, Foolbox with the same parameters, goals, batches, the box."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -202,3 +202,20 @@ def test_invariance_goals_are_refused():
     model, images, labels = linear_problem(2, 3, shape=(1, 4, 4))
     with pytest.raises(Exception, match="invariance"):
         run(SHORT, model, images, labels, KeepDecision())
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 255.0)])
+def test_the_range_of_the_inputs_changes_nothing_but_the_scale(low, high):
+    """The constants weigh a distance in widths of the box."""
+    model, images, labels = linear_problem(8, 3, shape=(1, 5, 5))
+    scaled = replace(
+        model,
+        weights=model.weights / (high - low),
+        biases=model.biases - model.weights.sum(1) * low / (high - low),
+        bounds=(low, high),
+    )
+    attack = CarliniWagner(steps=60, searches=4, learning_rate=0.05)
+    unit, _ = run(attack, model, images, labels)
+    wide, _ = run(attack, scaled, low + (high - low) * images, labels)
+    assert (model(unit).decision != labels).all()
+    torch.testing.assert_close((wide - low) / (high - low), unit, rtol=0, atol=1e-6)

@@ -13,6 +13,7 @@ from robustbench_inv.attacks.ensemble import (
     Ensemble,
     SquareThenAPGD,
     SubsetRunner,
+    _Progress,
     standard,
 )
 from robustbench_inv.attacks.invariance.collision import Collision
@@ -71,6 +72,16 @@ class Masked:
 
     def __call__(self, images):
         return self.model(images.detach())
+
+
+@dataclass(frozen=True)
+class Undefined(Model):
+    """The margin is not a number at grey images, and increases with the brightness of all others."""
+
+    def __call__(self, images):
+        points = flatten(images)
+        height = (points.mean(1) - 0.55).where((points != 0.5).any(1), torch.nan)
+        return Output(torch.stack([torch.zeros_like(height), height], 1))
 
 
 @dataclass(frozen=True)
@@ -333,3 +344,22 @@ def test_unusable_members(members):
 def test_unusable_parameters_of_a_scouted_search(bad):
     with pytest.raises(BadParameter, match=next(iter(bad))):
         SquareThenAPGD(**bad)
+
+
+def test_a_margin_that_is_not_a_number_is_worse_than_any_later_result():
+    images = torch.full((3, 1, 2, 3), 0.5, dtype=torch.float64)
+    ids, threat = torch.arange(3), ThreatModel(LpBall("linf", 0.1))
+    batch, rng = Batch(images, torch.zeros_like(ids), ids), SampleRNG(0, ids)
+    meter = CountingModel(Undefined(), batch, threat, rng)
+    runner = SubsetRunner(meter, batch, threat, rng)
+    assert runner.margins(images, ids).tolist() == [-torch.inf] * 3
+    found = SquareThenAPGD(queries=3, steps=20).run(meter, batch, threat, rng)
+    assert (Undefined()(found).decision == 1).all()
+
+
+def test_progress_keeps_a_result_after_one_that_is_not_a_number():
+    progress, rows = _Progress(torch.zeros(2, 1), torch.tensor([-1.0, -1.0])), torch.arange(2)
+    progress.update(torch.ones(2, 1), torch.tensor([torch.nan, -0.5]), rows)
+    progress.update(torch.full((2, 1), 2.0), torch.tensor([-0.7, torch.nan]), rows)
+    assert progress.images.tolist() == [[2.0], [1.0]]
+    assert progress.best.tolist() == pytest.approx([-0.7, -0.5])

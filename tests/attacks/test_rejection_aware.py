@@ -1,17 +1,22 @@
 """Detector-aware attacks: an accepted misclassification is a success, and losses follow the clearance where it limits."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
+from robustbench_inv.attacks.deepfool import DeepFool
 from robustbench_inv.attacks.fast_minimum_norm import DDN, FMN
+from robustbench_inv.attacks.linearization import distance_scaled_loss
 from robustbench_inv.attacks.losses import LOSSES, losses_for
 from robustbench_inv.attacks.minimum_norm import MinimumNorm
 from robustbench_inv.attacks.pgd import PGD
 from robustbench_inv.attacks.random_inputs import Distal, NoiseImage
+from robustbench_inv.attacks.square import SquareAttack
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.models.reject_option import reject
 from robustbench_inv.randomness import SampleRNG
-from robustbench_inv.tensors import Output, accepted_margin, class_margins, margin
+from robustbench_inv.tensors import Output, accepted_margin, class_margins, margin, rejected_rank
 from robustbench_inv.testing.analytic_problems import LinearClassifier, linear_problem
 from robustbench_inv.threat.budgets import LpBall, Unbounded
 from robustbench_inv.threat.goals import Accept, Misclassify, MisclassifyAccepted, Target
@@ -79,6 +84,141 @@ def test_at_an_unknown_threshold_the_score_is_maximized():
         assert slope.item() == 1
     (slope,) = torch.autograd.grad(losses_for("margin", Accept())[0](output, None).sum(), score)
     assert slope.item() == 1
+
+
+RANKED = Output(
+    torch.tensor([[2.0, 1.9999, 0.0]] + [[1.0, 2.0, 0.0]] * 7),
+    torch.tensor([9.0, torch.nan, -1e9, -3.0, -2.999, 0.5, 1e6, 7.0]),
+    torch.tensor([True] + [False] * 6 + [True]),
+)
+"""A correct input, wrong ones that are rejected in the order of their scores, and a wrong one that is accepted."""
+
+
+@pytest.mark.parametrize("goal", [ADAPTIVE, Target(1, accepted=True)])
+def test_without_a_known_threshold_rejected_successes_are_ranked_by_their_scores(goal):
+    labels = torch.zeros(8, dtype=torch.int64)
+    (loss,) = losses_for("margin", goal)
+    for margins in (goal.margin(RANKED, labels), loss(RANKED, labels)):
+        assert (margins.diff() > 0).all()
+        assert (margins > 0).tolist() == [False] * 7 + [True]
+    unscored = Output(RANKED.logits, None, RANKED.accepted)
+    assert goal.margin(unscored, labels)[1:7].tolist() == [0.0] * 6
+    assert (OBLIVIOUS.margin(RANKED, labels)[1:] == 1).all()
+
+
+def test_without_a_known_threshold_acceptance_is_ranked_by_the_score():
+    rejected = Output(RANKED.logits[1:7], RANKED.score[1:7], RANKED.accepted[1:7])
+    margins = Accept().margin(rejected, None)
+    assert (margins.diff() > 0).all()
+    assert (margins < 0).all()
+    unknown = Output(torch.full((1, 2), torch.nan), torch.zeros(1), torch.tensor([False]))
+    assert Accept().margin(unknown, None).isnan().all()
+    assert ADAPTIVE.margin(unknown, torch.tensor([0])).isnan().all()
+
+
+def test_the_rank_of_a_score_is_the_stated_function():
+    score = torch.tensor([-3.0, -0.5, 0.0, 1.0, 9.0], dtype=torch.float64)
+    expected = torch.tensor([-4.0, -1.5, -1.0, -0.5, -0.1], dtype=torch.float64)
+    found = rejected_rank(Output(torch.zeros(5, 2), score))
+    torch.testing.assert_close(found * 1e24, expected)
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Class 1 if the left half is bright; accepts images whose right half is at least half bright: both are linear."""
+
+    reveals: bool
+    decides: float = 1.0
+    num_classes: int = 2
+    bounds: tuple[float, float] = (0.0, 1.0)
+    dtype: torch.dtype = torch.float64
+
+    def __call__(self, images):
+        left, right = images.flatten(2).chunk(2, 2)
+        lead, score = self.decides * (left.mean((1, 2)) - 0.45), 3 * right.mean((1, 2)) + 2
+        accepted, clearance = score >= 3.5, (score - 3.5)[:, None].expand(-1, 2)
+        logits = torch.stack([-lead, lead], 1)
+        return Output(logits, score, accepted, clearance if self.reveals else None)
+
+
+def wrong_and_rejected(pixels=16):
+    """Return images that ``Halves`` misclassifies and rejects, with their labels and the brightness that is missing."""
+    rng = SampleRNG(4, torch.arange(6))
+    bright = 0.5 + 0.02 * rng.uniform((1, 1, pixels), dtype=torch.float64)
+    dark = 0.3 + 0.1 * rng.uniform((1, 1, pixels), step=1, dtype=torch.float64)
+    images = torch.cat([bright, dark], 3)
+    return images, torch.zeros(6, dtype=torch.int64), 0.5 - dark.mean((1, 2, 3))
+
+
+DISTANCES = {"l1": lambda lack: 16 * lack, "l2": lambda lack: 4 * lack, "linf": lambda lack: lack}
+"""Of an image to the nearest one whose 16 pixels of the right half are brighter in the mean by the lack."""
+
+
+@pytest.mark.parametrize("reveals", [True, False])
+@pytest.mark.parametrize("norm", sorted(DISTANCES))
+def test_the_strong_search_finds_the_closest_accepted_input_of_wrong_and_rejected_ones(
+    norm, reveals, lab
+):
+    """The linearized decision boundary is behind these images, at another distance than the boundary of acceptance."""
+    images, labels, lack = wrong_and_rejected()
+    model, threat = Halves(reveals), ThreatModel(Unbounded(norm), ADAPTIVE)
+    assert (model(images).decision != labels).all()
+    assert not model(images).accepted.any()
+    ran = lab.run(MinimumNorm(), (model, images, labels), threat)
+    output = model(ran.images)
+    assert ((output.decision != labels) & output.accepted).all()
+    ratio = threat.budget.distance(images, ran.images) / DISTANCES[norm](lack)
+    assert 1 - 1e-6 <= ratio.min() <= ratio.max() <= 1.05
+
+
+@pytest.mark.parametrize("reveals", [True, False])
+@pytest.mark.parametrize("goal", [ADAPTIVE, Target(1, accepted=True)])
+def test_the_member_of_the_ensemble_finds_accepted_inputs_in_the_budget(goal, reveals, lab):
+    images, labels, lack = wrong_and_rejected()
+    member = MinimumNorm(30, "scaled-ce", rel_step=1.0, bisections=0, refinements=0)
+    model, threat = Halves(reveals), ThreatModel(LpBall("linf", 1.05 * float(lack.max())), goal)
+    ran = lab.run(member, (model, images, labels), threat)
+    allowed = threat.budget.contains(images, ran.images)
+    assert (ran.meter.found | (allowed & model(ran.images).accepted)).all()
+
+
+def test_scaled_losses_keep_the_score():
+    score = torch.tensor([0.5], requires_grad=True)
+    output = Output(torch.tensor([[1.0, 4.0]]), score, torch.tensor([False]))
+    for loss in losses_for("margin+dlr+scaled-ce", ADAPTIVE):
+        scaled = distance_scaled_loss(loss, torch.full((1, 2), 3.0))
+        (slope,) = torch.autograd.grad(scaled(output, torch.tensor([0])).sum(), score)
+        assert slope.item() == 1
+
+
+def test_random_squares_climb_the_score_of_a_model_that_hides_its_threshold(lab):
+    """Each square adds to the brightness; no single one suffices. A plateau would keep the first candidate."""
+    images, labels, lack = wrong_and_rejected(64)
+    images = images.reshape(6, 1, 8, 16)
+    threat = ThreatModel(LpBall("linf", 1.5 * float(lack.max())), ADAPTIVE)
+    results = []
+    for reveals in (True, False):
+        model = Halves(reveals)
+        ran = lab.run(SquareAttack(300), (model, images, labels), threat)
+        results.append(model(ran.images).accepted & ran.broken)
+    assert results[0].all()
+    assert results[1].all()
+
+
+def test_deepfool_returns_to_the_decision_boundary_and_finds_what_is_accepted_there(lab):
+    """It ignores the detector: from a wrong and rejected input it walks back to the boundary, on either side of it."""
+
+    class Doubtful(Halves):
+        def __call__(self, images):
+            output = super().__call__(images)
+            lead = (output.logits[:, 1] - output.logits[:, 0]).abs()
+            return Output(output.logits, -lead, lead <= 0.01)
+
+    images, labels, _ = wrong_and_rejected()
+    model, threat = Doubtful(False), ThreatModel(Unbounded("l2"), ADAPTIVE)
+    assert not model(images).accepted.any()
+    ran = lab.run(DeepFool(), (model, images, labels), threat)
+    assert (ran.broken & model(ran.images).accepted).all()
 
 
 def cautious(threshold=0.3, classes=3):
@@ -198,6 +338,33 @@ def test_inputs_that_are_never_accepted_stay_rejected(lab):
     threat = ThreatModel(Unbounded("l2"), Accept())
     adversarial = lab.run(Distal(steps=5), (always, images, labels), threat).images
     assert not always(adversarial).accepted.any()
+
+
+def unusable_margins(value):
+    """Return a model whose margins are a number outside the middle grey, which it accepts."""
+
+    class Unusable:
+        num_classes, bounds, dtype = 2, (0.0, 1.0), torch.float64
+
+        def __call__(self, images):
+            known = (images == 0.5).flatten(1).all(1)
+            clearance = torch.where(known, 1.0, value)[:, None].expand(-1, 2)
+            logits = torch.tensor([[1.0, 0.0]]).double().expand(len(images), 2)
+            return Output(logits, known.double(), known, clearance)
+
+    return Unusable()
+
+
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_without_a_usable_margin_the_noise_is_returned_and_not_the_clean_image(value, lab):
+    """The clean image is accepted, which says nothing about noise."""
+    images, labels = torch.full((4, 1, 3, 3), 0.5, dtype=torch.float64), torch.zeros(4).long()
+    model, threat = unusable_margins(value), ThreatModel(Unbounded("l2"), Accept())
+    assert model(images).accepted.all()
+    on = (model, images, labels)
+    found, noise = (lab.run(a, on, threat).images for a in (Distal(steps=3), NoiseImage()))
+    assert torch.equal(found, noise)
+    assert not model(found).accepted.any()
 
 
 def test_settings_are_checked():

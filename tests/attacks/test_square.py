@@ -99,6 +99,76 @@ def test_squares_shrink_as_the_queries_go():
     assert window(0.5, (1, 20, 4)) == (10, 4)
 
 
+def published_bumps(side, exponent, order):
+    """Return the pattern of a square window, by the loops of the published equation and code."""
+    halves = []
+    for height in (side // 2, side - side // 2):
+        half = torch.zeros(height, side, dtype=torch.float64)
+        most = max(height, side) // 2
+        for k in range(most + 1):  # boxes of growing radius around the centre
+            for r in range(height):
+                for s in range(side):
+                    if abs(r - height // 2) <= k and abs(s - side // 2) <= k:
+                        half[r, s] += (k + 1.0) ** -exponent
+        halves.append(half / torch.linalg.vector_norm(half, order))
+    both = torch.cat([halves[0], -halves[1]])
+    return both / torch.linalg.vector_norm(both, order)
+
+
+@pytest.mark.parametrize("side", [3, 5, 6, 9, 25])
+@pytest.mark.parametrize(("order", "exponent"), [(2, 2), (1, 4)])
+def test_bumps_are_those_of_the_paper(side, order, exponent):
+    found = two_bumps(side, side, order=order)
+    torch.testing.assert_close(found, published_bumps(side, exponent, order))
+    halves = found[: side // 2], found[side // 2 :]
+    lengths = [float(torch.linalg.vector_norm(half, order)) for half in halves]
+    assert lengths == pytest.approx([2 ** (-1 / order)] * 2)
+
+
+def test_the_first_grid_is_centred():
+    """Five by five bumps of 5 pixels leave a margin in an image of 28 pixels: one above and left, two below and right."""
+    images, labels = torch.full((4, 1, 28, 28), 0.5), torch.zeros(4, dtype=torch.int64)
+    queried = []
+
+    class Watched(Sure):
+        def __call__(self, images):
+            queried.append(images)
+            return super().__call__(images)
+
+    run(SquareAttack(2), Watched(), images, labels, ThreatModel(LpBall("l2", 0.8)))
+    changed = queried[0] != 0.5
+    assert changed[:, 0, 1:26, 1:26].all()
+    assert int(changed.sum()) == 4 * 25**2
+    grid = (queried[0] - 0.5)[0, 0, 1:26, 1:26].reshape(5, 5, 5, 5).transpose(1, 2)
+    bump = two_bumps(5, 5).float()
+    shapes = [signs * each for signs in (1, -1) for each in (bump, bump.T)]
+    kinds = {
+        index
+        for tile in grid.flatten(0, 1) / grid[0, 0].norm()
+        for index, shape in enumerate(shapes)
+        if torch.allclose(tile, shape, atol=1e-4)
+    }
+    assert kinds == {0, 1, 2, 3}
+
+
+def test_sides_of_windows_are_odd():
+    """A window of 80 % of 11 × 11 pixels has sides of 10, so 11: the second candidate differs from the image everywhere."""
+    images, labels = torch.full((4, 1, 11, 11), 0.5), torch.zeros(4, dtype=torch.int64)
+    queried = []
+
+    class Watched(Sure):
+        def __call__(self, images):
+            if len(queried) == 2:
+                raise EOFError
+            queried.append(images)
+            return super().__call__(images)
+
+    with pytest.raises(EOFError):
+        run(SquareAttack(5000), Watched(), images, labels, ThreatModel(LpBall("l2", 0.8)))
+    assert not (queried[0] != 0.5).flatten(1).all(1).any()
+    assert (queried[1] != 0.5).all()
+
+
 def test_bumps_are_of_length_one_and_of_unlike_signs():
     for height, width in ((5, 5), (3, 3), (1, 6), (4, 7)):
         bumps = two_bumps(height, width)

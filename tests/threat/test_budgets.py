@@ -80,6 +80,21 @@ def test_projections_of_whole_images_are_allowed_in_float32(name, eps):
         assert ball.distance(clean, projected).min() > eps * (1 - 1e-4)
 
 
+@pytest.mark.parametrize("name", ["l1", "l2"])
+@pytest.mark.parametrize(("eps", "far"), [(1.0, 1.0), (1.0, 5.0), (5.0, 5.0)])
+def test_projections_of_images_of_imagenets_size_are_allowed(name, eps, far):
+    """Sums of 150,528 squares in float32 are wrong by 4e-6, and rounding undoes a change by a hundred-thousandth."""
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.rand(16, 150_528, generator=generator)
+    change = torch.randn(16, 150_528, generator=generator)
+    moved = clean + far * eps * change / norm(change, name)[:, None]
+    projected = LpBall(name, eps).project(clean, moved)
+    lengths = norm(projected.double() - clean.double(), name)
+    assert lengths.max() <= eps + 1.0001e-6 * max(eps, 1)
+    assert lengths.min() >= eps * (1 - (1e-4 if name == "l2" else 2e-2))
+    assert LpBall(name, eps).contains(clean, projected).all()
+
+
 @pytest.mark.parametrize("name", ["l0", "l1", "l2", "linf"])
 def test_each_sample_has_a_radius_of_its_own(name):
     delta = torch.rand(5, 1, 3, 4, generator=torch.Generator().manual_seed(0)).double() - 0.5

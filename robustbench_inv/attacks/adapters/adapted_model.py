@@ -35,18 +35,18 @@ __all__ = [
 
 
 class InputScaling:
-    """The affine map between a model's bounds and the bounds that a library works in.
+    """The affine map between a model's bounds and the box of 0 to 1 in which libraries work.
 
     Args:
         bounds: least and largest value of the model's inputs.
-        unit: map them to 0 and 1; otherwise do not map.
     """
 
-    def __init__(self, bounds: tuple[float, float], *, unit: bool) -> None:
+    bounds = (0.0, 1.0)
+
+    def __init__(self, bounds: tuple[float, float]) -> None:
         low, high = bounds
-        self._identity = not unit or (low, high) == (0.0, 1.0)
+        self._identity = (low, high) == self.bounds
         self._low, self._span = low, high - low
-        self.bounds = (0.0, 1.0) if unit else (low, high)
 
     def to_library(self, images: Tensor) -> Tensor:
         """Return (n, …) images of the model in the library's bounds."""

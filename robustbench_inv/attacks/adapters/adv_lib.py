@@ -156,7 +156,7 @@ class AdvLibAttack:
 
     def _call(self, task: AttackCall, rows: Tensor) -> Tensor:
         """Return the candidates (m, …) for some samples."""
-        scale, goal = InputScaling(task.model.bounds, unit=True), task.threat.goal
+        scale, goal = InputScaling(task.model.bounds), task.threat.goal
         # several attacks mix single precision with that of the images
         clean, labels = scale.to_library(task.batch.images[rows]).float(), task.batch.labels[rows]
         targeted = isinstance(goal, Target)

@@ -65,9 +65,6 @@ ONE_SAMPLE_AT_A_TIME = frozenset(
 SINGLE_PRECISION = frozenset({"SpatialAttack"})
 """Attacks that do not support float64."""
 
-UNIT_BOX = frozenset({"HopSkipJumpAttack"})
-"""Attacks that clip to [0, 1] whatever the bounds."""
-
 TARGETED_ONLY = frozenset({"GenAttack"})
 """Attacks without an untargeted mode; for an untargeted goal the target is each sample's runner-up class."""
 
@@ -83,7 +80,8 @@ IMAGES_ONLY = frozenset({"GaussianBlurAttack", "SpatialAttack"})
 class FoolboxAttack:
     """An attack of Foolbox 3.
 
-    A fixed-budget attack gets eps from the threat. An attack that starts at an adversarial example gets one for each
+    Inputs are mapped to a box of 0 to 1 and back, since some attacks clip to it or have constants that are meant for it.
+    Parameters that are lengths are in its units. A fixed-budget attack gets eps from the threat. An attack that starts at an adversarial example gets one for each
     sample; samples without one are reported and not attacked.
 
     Args:
@@ -195,7 +193,7 @@ class FoolboxAttack:
         from foolbox.attacks.dataset_attack import DatasetAttack
         from foolbox.models.pytorch import PyTorchModel
 
-        scale = InputScaling(task.model.bounds, unit=self.attack in UNIT_BOX)
+        scale = InputScaling(task.model.bounds)
         clean = scale.to_library(task.batch.images[rows])
         clean = clean.float() if self.attack in SINGLE_PRECISION else clean
         shim = AdaptedModel(task.model, rows, scale, clean)

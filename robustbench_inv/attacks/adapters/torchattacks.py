@@ -196,7 +196,7 @@ class TorchattacksAttack:
 
     def _call(self, task: AttackCall, rows: Tensor) -> Tensor:
         """Return the candidates (m, …) for some samples."""
-        scale, rng = InputScaling(task.model.bounds, unit=True), task.rng.rows(rows)
+        scale, rng = InputScaling(task.model.bounds), task.rng.rows(rows)
         clean = self._prepared(scale.to_library(task.batch.images[rows]))
         grey = clean.shape[1:] != task.batch.images.shape[1:]
         given = self._own_arguments(task, scale) | {

@@ -36,7 +36,7 @@ class LevelSetTraversal:
 
     Each step moves by ``rate`` of the way to the donor, without its component along the gradient g of the
     cross-entropy of x's prediction. A second component, the running sum of −``push`` · g clipped to ±``push`` in each
-    element, keeps the confidence. A step is made if the softmax probability of the prediction stays within ``drop``
+    element, keeps the confidence; lengths and gradients in it are those of inputs scaled to a box of width 1. A step is made if the softmax probability of the prediction stays within ``drop``
     of that of x, the prediction stays, and a model with a reject option still accepts the input.
 
     Logged for each sample: ``donor`` and ``donor_label`` of the returned walk, and ``remaining_distance``, the l2
@@ -135,11 +135,13 @@ class LevelSetTraversal:
             threat: its budget contains the walk.
         """
         images, push = batch.images.clone(), torch.zeros_like(batch.images)
-        bound = self.push * (model.bounds[1] - model.bounds[0])
+        width = model.bounds[1] - model.bounds[0]
+        bound = self.push * width
         output, gradients = _log_odds(model, images, clean.decision)
         doubt, initial = _doubt(output, clean.decision), _doubt(clean, clean.decision)
         for _ in range(self.steps):
-            push = (push - bound * broadcast(doubt, images) * gradients).clamp(-bound, bound)
+            pull = bound * width * broadcast(doubt, images) * gradients
+            push = (push - pull).clamp(-bound, bound)
             step = self.rate * _orthogonal(donors - images, gradients) + push
             tried = threat.budget.project(batch.images, images + step).clamp(*model.bounds)
             output, found = _log_odds(model, tried, clean.decision)

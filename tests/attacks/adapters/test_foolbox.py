@@ -224,7 +224,13 @@ def test_an_invariance_goal_is_refused(lab):
         lab.run(attack, threat=lab.threat_for(attack, goal=KeepDecision()))
 
 
-@pytest.mark.parametrize("name", ["LinfPGD", "L2FastGradientAttack", "HopSkipJumpAttack"])
+CONSTANTS = ["DDNAttack", "EADAttack", "L1FMNAttack", "L2CarliniWagnerAttack", "LInfFMNAttack"]
+"""Attacks with constants that are meant for inputs between 0 and 1."""
+
+
+@pytest.mark.parametrize(
+    "name", ["LinfPGD", "L2FastGradientAttack", "HopSkipJumpAttack", *CONSTANTS]
+)
 def test_the_range_of_the_inputs_changes_nothing_but_the_scale(name, lab):
     attack = short(name)
     unit = lab.run(attack)
@@ -234,7 +240,9 @@ def test_the_range_of_the_inputs_changes_nothing_but_the_scale(name, lab):
     threat = lab.threat_for(attack, eps={"l2": 1.2, "linf": 0.2})
     ran = lab.run(attack, (model, *wide[1:]), threat)
     assert ran.allowed
-    assert (ran.images - (2 * unit.images - 1)).abs().max() <= 1e-6
+    apart = (ran.images - (2 * unit.images - 1)).abs().amax((1, 2, 3))
+    # FMN steps onto the decision boundary, on whose side rounding decides
+    assert (apart <= 1e-6).double().mean() >= (0.5 if "FMN" in name else 1)
 
 
 class Island:

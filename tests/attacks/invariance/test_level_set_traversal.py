@@ -1,5 +1,7 @@
 """Level set traversal on a linear model, whose level sets are hyperplanes, and on a saturated one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -155,3 +157,22 @@ def test_batches_do_not_matter():
 def test_bad_parameters_are_refused(bad):
     with pytest.raises(BadParameter):
         LevelSetTraversal(**bad)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 255.0)])
+def test_the_range_of_the_inputs_changes_nothing_but_the_scale(low, high):
+    given, unit = batch(), linear_classifier(8.0)
+
+    class Scaled:
+        num_classes, bounds, dtype = 2, (low, high), torch.float32
+
+        def __call__(self, images):
+            return unit((images - low) / (high - low))
+
+    wide = low + (high - low) * given.images
+    pool = InputPool(given.ids, lambda rows: (wide[rows], given.labels[rows]))
+    expected, _, _ = run(LevelSetTraversal(push=0.01), given, unit)
+    found, _, _ = run(
+        LevelSetTraversal(push=0.01), replace(given, images=wide, pool=pool), Scaled()
+    )
+    torch.testing.assert_close((found - low) / (high - low), expected, rtol=0, atol=1e-4)
