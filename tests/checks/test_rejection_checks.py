@@ -1,15 +1,30 @@
-"""C24 to C29 fire on the cells that they are for and are silent on honest ones."""
+"""C24 to C29 fire on the cells that they are for and are silent on honest ones; so do the probes of a reject option."""
 
+import math
 from dataclasses import replace
 
 import pytest
+import torch
 
+import robustbench_inv as rbi
+from robustbench_inv.checks.attack_strength import (
+    check_convergence,
+    check_fixed_noise,
+    check_logit_scale,
+    check_monotone_attack,
+    check_unbounded,
+)
 from robustbench_inv.checks.audit_verdict import conclude
+from robustbench_inv.checks.gradients import check_gradient_accuracy, check_gradients
 from robustbench_inv.checks.suite import check_records
+from robustbench_inv.data.arrays import ArrayDataset
+from robustbench_inv.models.reject_option import SCORES, class_scores, reject
 from robustbench_inv.results.cell_parts import ModelInfo, ThresholdInfo
 from robustbench_inv.results.record import ModelOutput
 from robustbench_inv.results.summary import Rate, rejection_rates
+from robustbench_inv.tensors import Output, flatten
 from robustbench_inv.testing.toy_cells import toy_cell
+from robustbench_inv.testing.toys import RandomGradientToy
 
 FITTED = {"dataset": "four:split=train", "dataset_digest": "7" * 64, "first": "0", "last": "9"}
 IDS = ("C24", "C25", "C26", "C27", "C28", "C29")
@@ -203,3 +218,108 @@ def test_the_verdict_states_what_counts_as_robust():
     assert "and 20.0 % [5.7, 51.0] of the clean inputs are rejected." in found.numbers[0]
     (plain,) = conclude([toy_cell("pgd", [None] * 10)], [])
     assert "reject" not in plain.numbers[0]
+
+
+class OnGrid(torch.nn.Module):
+    """Rejects images of other grey levels than 16, by a score of the distances to them that no search can raise."""
+
+    bounds, num_classes, dtype = (0.0, 1.0), 10, torch.float32
+
+    def __init__(self, toy, score):
+        super().__init__()
+        self.toy, self.score = toy, score
+
+    def forward(self, images):
+        score = self.score(flatten(images - (15 * images).round() / 15).abs())
+        return Output(self.toy(images).logits, score, score >= -1e-3)
+
+
+def largest(off):
+    """The gradient of the largest distance is that of one pixel."""
+    return -off.amax(1)
+
+
+def counted(off):
+    """The number of pixels off the grid has no gradient."""
+    return -(off > 1e-3).double().mean(1).float()
+
+
+@pytest.fixture
+def on_grid(honest, few):
+    """Return the probe of a model that rejects images off a grid, on images that lie on it."""
+
+    def make(score):
+        made = few(OnGrid(honest, score).eval())
+        images = (15 * made.batch.images).round() / 15
+        return replace(made, batch=replace(made.batch, images=images))
+
+    return make
+
+
+@pytest.mark.parametrize("score", [largest, counted])
+def test_c2_fails_where_no_search_gets_past_the_rejection(on_grid, score):
+    """Any accepted image of another class would fool it, and the unaware attack misclassifies all."""
+    subject = on_grid(score)
+    right = subject.query().decision == subject.batch.labels
+    verdict = check_unbounded(subject)
+    assert (verdict.verdict, verdict.value) == ("FAIL", pytest.approx(float(right.double().mean())))
+
+
+def test_c6_fails_where_the_rejection_has_no_gradient(on_grid):
+    verdict = check_gradients(on_grid(counted))
+    assert (verdict.verdict, verdict.value) == ("FAIL", 1.0)
+    assert "margin 0.0%" in verdict.evidence
+    assert "past the rejection 100.0%" in verdict.evidence
+
+
+@pytest.mark.parametrize("score", [largest, counted])
+def test_c31_warns_where_the_gradient_of_the_score_misleads(on_grid, score):
+    verdict = check_gradient_accuracy(on_grid(score))
+    assert (verdict.verdict, verdict.value < 0.5) == ("WARN", True), verdict.evidence
+    assert "of the score of rejected inputs" in verdict.evidence
+
+
+def cautious(toy, name, batch):
+    """Return a toy that rejects the twentieth of a batch with the lowest scores."""
+    output = toy(batch.images)
+    scores = class_scores(name, output).gather(1, output.decision[:, None])
+    return reject(toy, name, scores.quantile(0.05).expand(10).clone())
+
+
+@pytest.mark.parametrize("name", [name for name in SCORES if name != "own"])
+def test_an_honest_reject_option_passes_every_probe_of_a_search(honest, probe, few, name):
+    model = cautious(honest, name, probe(honest).batch)
+    assert not model(probe(honest).batch.images).accepted.all()
+    for check, maker in (
+        (check_monotone_attack, probe),
+        (check_unbounded, probe),
+        (check_gradients, probe),
+        (check_convergence, few),
+        (check_logit_scale, few),
+        (check_gradient_accuracy, few),
+    ):
+        verdict = check(maker(model))
+        assert verdict.verdict == "PASS", verdict.evidence
+    assert check_unbounded(probe(model)).value == 0
+
+
+def test_a_reject_option_that_accepts_everything_changes_no_probe(honest, few):
+    idle = reject(honest, "margin", torch.full((10,), -1e6))
+    for check in (check_unbounded, check_logit_scale, check_convergence):
+        assert check(few(idle)).value == check(few(honest)).value
+
+
+def test_probes_of_a_stochastic_model_keep_its_reject_option(honest, few):
+    shy = reject(RandomGradientToy(honest), "margin", torch.full((10,), math.inf))
+    assert "leaves 100.0%" in check_fixed_noise(few(shy)).evidence
+
+
+def test_a_masked_reject_option_is_not_to_be_published(honest, digits, held_out, tmp_path):
+    images, labels = digits.batch(held_out[::4])
+    grid = ArrayDataset((15 * images).round() / 15, labels, "digits on a grid")
+    model = OnGrid(honest, largest).eval()
+    run = rbi.evaluate(model, attack="pgd-tuned", threat="linf=0.2", dataset=grid, out=tmp_path)
+    (found,) = run.conclusions
+    clean = float((honest(grid.batch(range(25))[0]).decision == labels).double().mean())
+    assert f"Robust accuracy {100 * clean:.1f} %" in found.numbers[0]
+    assert (found.verdict, found.reasons[0].check) == ("do not publish", "C2"), found
