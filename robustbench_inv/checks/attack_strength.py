@@ -1,6 +1,6 @@
 """Checks by attacks on the model: monotone in eps (C1), unbounded (C2), converged (C4), logit scale (C8), fixed noise (C13).
 
-A model with a reject option must accept the misclassified inputs.
+But for C1, a model with a reject option must accept the misclassified inputs.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.results.summary import Rate
 from robustbench_inv.tensors import Output, finite_size, margin
 from robustbench_inv.threat.budgets import LpBall
-from robustbench_inv.threat.goals import Goal, MisclassifyAccepted
+from robustbench_inv.threat.goals import Goal, Misclassify, MisclassifyAccepted
 from robustbench_inv.threat.threat_model import ThreatModel
 
 __all__ = [
@@ -43,14 +43,10 @@ TUNED_PGD = PGD(steps=40, restarts=1, rel_step=1.0, decay=True, loss="scaled-ce"
 """The attack of the preset ``pgd-tuned``, written out since the checks' limits were measured with it."""
 
 MISCLASSIFY_ACCEPTED = MisclassifyAccepted()
-"""The goal of the probes; without a reject option it is misclassification."""
+"""The goal of the checks but C1; of a model without a reject option it is misclassification."""
 
 SHORT_PGD = PGD(steps=10, rel_step=0.25, decay=False, loss="margin")
 """The attack of sweeps (C1), and of the choice of an eps."""
-
-FINE_PGD = PGD(steps=20, rel_step=0.5, decay=True, loss="margin")
-"""The same for models with a reject option: on 64 digits and mnist-sdim that rejects by likelihood, the steps of ``SHORT_PGD``
-miss 4 of 320 (sample, eps) pairs, shrinking ones 1."""
 
 UNBOUNDED_PGD = PGD(steps=100, rel_step=0.02, decay=False, loss="margin", random_start=False)
 """The attack of C2."""
@@ -82,17 +78,25 @@ def check_monotone_attack(probe: Probe) -> Verdict:
     """C1: is a sample that one eps breaks robust at a larger eps?
 
     The larger ball contains the smaller one, so such a sample shows that the attack missed it. The probe
-    runs independent attacks (10 steps, or 20 that shrink if the model can reject; own random starts) and doubles
-    eps until two runs in a row break every sample. In a sweep of an evaluation an adversarial example counts at
-    every larger eps, so its accuracies never rise.
+    runs independent attacks (10 steps, own random starts) and doubles eps until two runs in a row break
+    every sample. In a sweep of an evaluation an adversarial example counts at every larger eps, so its
+    accuracies never rise.
+
+    Rejection is not counted, unlike in the other checks: ten steps do not get past an honest detector at a large eps.
+    Of ``mnist-gbz`` that rejects by likelihood they miss 5 of 80 pairs; 40 short steps miss none, in four times the time.
     """
-    attack = SHORT_PGD if probe.query().accepted is None else FINE_PGD
     runs: list[Tensor] = []
     for index, fraction in enumerate(EPS_FRACTIONS):
         if len(runs) > 1 and all(run.all() for run in runs[-2:]):
             break
         runs.append(
-            broken_samples(attack, probe, fraction * probe.width, probe.rng.named(f"probe/{index}"))
+            broken_samples(
+                SHORT_PGD,
+                probe,
+                fraction * probe.width,
+                probe.rng.named(f"probe/{index}"),
+                Misclassify(),
+            )
         )
     broken = torch.stack(runs, 1)
     missed = (broken.int().cummax(1).values.bool() & ~broken)[:, 1:]
@@ -107,17 +111,21 @@ def check_monotone_attack(probe: Probe) -> Verdict:
     return CHECKS["C1"].make_verdict(probe.model, grade(share, warn=0.005), share, evidence)
 
 
-def broken_samples(attack: PGD, probe: Probe, eps: float, rng: SampleRNG) -> Tensor:
-    """Return (n,): is the adversarial input misclassified and not rejected, under noise that the search did not use?"""
-    output = classify(probe.classifier, find_inputs(attack, probe, eps, rng), rng)
+def broken_samples(
+    attack: PGD, probe: Probe, eps: float, rng: SampleRNG, goal: Goal = MISCLASSIFY_ACCEPTED
+) -> Tensor:
+    """Return (n,): does the adversarial input reach the goal, under noise that the search did not use?"""
+    output = classify(probe.classifier, find_inputs(attack, probe, eps, rng, goal), rng)
     wrong = output.decision != probe.batch.labels
-    return wrong if output.accepted is None else wrong & output.accepted
+    if output.accepted is None or goal != MISCLASSIFY_ACCEPTED:
+        return wrong
+    return wrong & output.accepted
 
 
 def find_inputs(
     attack: PGD, probe: Probe, eps: float, rng: SampleRNG, goal: Goal = MISCLASSIFY_ACCEPTED
 ) -> Tensor:
-    """Return an attack's inputs (n, …) in a linf ball; by default a model with a reject option must accept them."""
+    """Return an attack's inputs (n, …) in a linf ball."""
     threat = ThreatModel(LpBall("linf", eps), goal)
     meter = CountingModel(probe.classifier, probe.batch, threat, rng)
     return attack.run(meter, probe.batch, threat, rng)

@@ -194,8 +194,9 @@ CHECKS: Mapping[str, Check] = {
             "C24",
             "thresholds were fixed before the attacks and fitted on other inputs",
             "model",
-            rule="FAIL if cells of one model have different thresholds, or an attacked sample was used to fit them",
+            rule="FAIL if cells of one model have different thresholds, or an attacked sample was used to fit them; WARN if it is unknown what they were fitted on",
             consequence="detection rates are too optimistic; fit the thresholds once, on training data",
+            caution="the model does not state what its thresholds were fitted on, perhaps the attacked samples; fit them with invbench calibrate, and use reject=own",
         ),
         Check(
             "C25",
@@ -215,14 +216,11 @@ CHECKS: Mapping[str, Check] = {
             "a detector-aware attack succeeds at least as often as the oblivious one",
             "model",
             rule=(
-                "FAIL if the detector-aware attack succeeds less often than the same oblivious attack; WARN if "
-                "there is none"
+                "FAIL if the detector-aware attack succeeds less often than the same oblivious attack; WARN if no "
+                "attack was run with both goals"
             ),
-            consequence=(
-                "the detector-aware attack is too weak or missing; run it with goal=misclassify-accepted and "
-                "more steps"
-            ),
-            caution="no detector-aware attack was run; run one with goal=misclassify-accepted",
+            consequence="the detector-aware attack is too weak; run it with goal=misclassify-accepted and more steps",
+            caution="no attack was run with both goals, so nothing shows that the detector-aware one is strong; run invbench audit or suite rejection, without a goal",
         ),
         Check(
             "C27",

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import robustbench_inv as rbi
+from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.checks.attack_strength import (
     check_convergence,
     check_fixed_noise,
@@ -18,9 +19,11 @@ from robustbench_inv.checks.audit_verdict import conclude
 from robustbench_inv.checks.gradients import check_gradient_accuracy, check_gradients
 from robustbench_inv.checks.suite import check_records
 from robustbench_inv.data.arrays import ArrayDataset
+from robustbench_inv.experiments.calibration import CalibrationData, calibrate
 from robustbench_inv.models.reject_option import SCORES, class_scores, reject
 from robustbench_inv.results.cell_parts import ModelInfo, ThresholdInfo
 from robustbench_inv.results.record import ModelOutput
+from robustbench_inv.results.run_files import RunFolder
 from robustbench_inv.results.summary import Rate, rejection_rates
 from robustbench_inv.tensors import Output, flatten
 from robustbench_inv.testing.toy_cells import toy_cell
@@ -89,8 +92,15 @@ def test_c24_thresholds_of_the_attacked_samples():
 
 
 def test_c24_thresholds_that_are_part_of_the_model():
+    """They may be quantiles of the scores of exactly the attacked samples."""
     own = {"name": "toy", "digest": "1" * 64}
-    assert verdicts(cell(model=own))["C24"].verdict == "PASS"
+    found = verdicts(cell(model=own))["C24"]
+    assert (found.verdict, found.value) == ("WARN", 1)
+    assert (
+        "what they were fitted on is unknown, so attacked samples cannot be excluded"
+        in found.evidence
+    )
+    assert "invbench calibrate" in found.evidence
 
 
 def test_c24_two_models_of_one_name_have_their_own_thresholds():
@@ -98,7 +108,7 @@ def test_c24_two_models_of_one_name_have_their_own_thresholds():
     cells = [make(model=model) for model in models for make in (cell, oblivious)]
     found = [v for v in check_records(cells) if v.id in ("C24", "C25", "C26")]
     assert [v.about[0] for v in found if v.id == "C24"] == ["1" * 64, "2" * 64]
-    assert {v.verdict for v in found if v.id == "C24"} == {"PASS"}
+    assert {v.verdict for v in found if v.id == "C24"} == {"WARN"}
     assert len(found) == 6
 
 
@@ -142,14 +152,21 @@ def test_c26_an_adaptive_attack_that_is_weaker():
     assert found.value == pytest.approx(0.1)
 
 
-def test_c26_wants_an_adaptive_attack():
-    assert verdicts(oblivious())["C26"].verdict == "WARN"
-    assert verdicts(cell())["C26"].verdict == "NA"
+def test_c26_wants_an_attack_with_both_goals():
+    blind, alone = verdicts(oblivious())["C26"], verdicts(cell())["C26"]
+    assert (blind.verdict, alone.verdict) == ("WARN", "WARN")
+    assert "No detector-aware attack was run." in blind.evidence
+    assert "No attack was run with both goals." in alone.evidence
+    given = {"name": "altered", "implementation": "x:AlteredInputs", "kind": "fixed-input"}
+    assert verdicts(cell(attack=given))["C26"].verdict == "NA"
+    assert verdicts(cell("keep-decision"))["C26"].verdict == "NA"
 
 
 def test_c26_compares_like_with_like():
     other = oblivious(attack={"name": "fgsm", "implementation": "toys:FGSM"})
-    assert verdicts(cell(), other)["C26"].verdict == "NA"
+    found = verdicts(cell(), other)["C26"]
+    assert (found.verdict, found.value) == ("WARN", None)
+    assert "No attack was run with both goals." in found.evidence
 
 
 def aimed(goal, fooled, label=5):
@@ -164,8 +181,9 @@ def test_c26_compares_attacks_that_aim_at_the_same_class():
     found = verdicts(aimed("target-accepted", 4), aimed("target", 6))["C26"]
     assert (found.verdict, found.value) == ("FAIL", pytest.approx(0.2))
     assert verdicts(aimed("target-accepted", 6), aimed("target", 6))["C26"].verdict == "PASS"
-    assert verdicts(aimed("target-accepted", 4), aimed("target", 6, label=4))["C26"].verdict == "NA"
-    assert verdicts(aimed("target-accepted", 4), oblivious())["C26"].verdict == "NA"
+    other = verdicts(aimed("target-accepted", 4), aimed("target", 6, label=4))["C26"]
+    assert (other.verdict, other.value) == ("WARN", None)
+    assert verdicts(aimed("target-accepted", 4), oblivious())["C26"].value is None
     assert verdicts(aimed("target", 6))["C26"].verdict == "WARN"
 
 
@@ -305,13 +323,29 @@ def test_an_honest_reject_option_passes_every_probe_of_a_search(honest, probe, f
 
 def test_a_reject_option_that_accepts_everything_changes_no_probe(honest, few):
     idle = reject(honest, "margin", torch.full((10,), -1e6))
-    for check in (check_unbounded, check_logit_scale, check_convergence):
+    for check in (check_monotone_attack, check_unbounded, check_logit_scale, check_convergence):
         assert check(few(idle)).value == check(few(honest)).value
 
 
 def test_probes_of_a_stochastic_model_keep_its_reject_option(honest, few):
     shy = reject(RandomGradientToy(honest), "margin", torch.full((10,), math.inf))
     assert "leaves 100.0%" in check_fixed_noise(few(shy)).evidence
+
+
+def test_calibrated_thresholds_of_a_model_s_own_score_pass_c24(honest, digits, held_out, tmp_path):
+    own, file = OnGrid(honest, largest).eval(), tmp_path / "thresholds"
+    fitted = calibrate(load_model(own), CalibrationData(digits, 0, len(digits)))
+    file.write_bytes(fitted.to_bytes())
+    known = load_model(own, reject="own", thresholds=str(file))
+    others = ArrayDataset(*digits.batch(held_out), "other digits")
+    plan = {"attack": "fgsm", "threat": "linf=0.2", "samples": 10, "out": tmp_path / "run"}
+
+    def grade(model, data):
+        run = rbi.evaluate(model, dataset=data, existing="redo", **plan)
+        return {v["id"]: v["verdict"] for v in RunFolder(run.path).checks()}["C24"]
+
+    found = grade(own, others), grade(known, others), grade(known, digits)
+    assert found == ("WARN", "PASS", "FAIL")
 
 
 def test_a_masked_reject_option_is_not_to_be_published(honest, digits, held_out, tmp_path):
