@@ -27,7 +27,7 @@ from robustbench_inv.results.run_files import RunFolder
 from robustbench_inv.results.summary import Rate, rejection_rates
 from robustbench_inv.tensors import Output, flatten
 from robustbench_inv.testing.toy_cells import toy_cell
-from robustbench_inv.testing.toys import RandomGradientToy
+from robustbench_inv.testing.toys import RandomGradientToy, confident
 
 FITTED = {"dataset": "four:split=train", "dataset_digest": "7" * 64, "first": "0", "last": "9"}
 IDS = ("C24", "C25", "C26", "C27", "C28", "C29")
@@ -325,6 +325,12 @@ def test_a_reject_option_that_accepts_everything_changes_no_probe(honest, few):
     idle = reject(honest, "margin", torch.full((10,), -1e6))
     for check in (check_monotone_attack, check_unbounded, check_logit_scale, check_convergence):
         assert check(few(idle)).value == check(few(honest)).value
+
+
+def test_c8_tests_the_logits_of_a_model_that_rejects(honest, few):
+    shy = reject(confident(honest), "margin", torch.full((10,), 1e4))
+    assert check_logit_scale(few(shy)).verdict == "FAIL"
+    assert check_logit_scale(few(shy)).value == check_logit_scale(few(confident(honest))).value
 
 
 def test_probes_of_a_stochastic_model_keep_its_reject_option(honest, few):
