@@ -20,14 +20,14 @@ CHECKS: Mapping[str, Check] = {
             "C2",
             "an unbounded attack reaches chance level",
             "model",
-            rule="FAIL if the 95 % interval of the robust accuracy lies above 1 / classes",
+            rule="FAIL if the 95 % interval of the robust accuracy, rejected inputs included, lies above 1 / classes",
             consequence="gradient attacks fail on this model, so the robust accuracy is too high; add a decision-based or transfer attack",
         ),
         Check(
             "C3",
             "iterative attacks break every sample that one step breaks",
             "model",
-            rule="WARN if one step breaks any sample that iterations do not; FAIL above 1 % of samples",
+            rule="WARN if one step breaks any sample that iterations do not; FAIL above 1 % of samples, so for any of fewer than 100",
             consequence="the iterative attack is too weak; tune its step length or its loss",
         ),
         Check(
@@ -56,7 +56,7 @@ CHECKS: Mapping[str, Check] = {
             "model",
             rule=(
                 "WARN above 1 % of samples without a usable gradient for some loss; FAIL above 10 % for every "
-                "loss"
+                "loss, or above 10 % that are misclassified and rejected without a gradient towards acceptance"
             ),
             consequence="gradients vanish, so gradient attacks overestimate the robust accuracy; attack the logits, add a gradient-free attack, or take the gradients of a network without the defence (guide=)",
         ),
@@ -194,8 +194,9 @@ CHECKS: Mapping[str, Check] = {
             "C24",
             "thresholds were fixed before the attacks and fitted on other inputs",
             "model",
-            rule="FAIL if cells of one model have different thresholds, or an attacked sample was used to fit them",
+            rule="FAIL if cells of one model have different thresholds, or an attacked sample was used to fit them; WARN if it is unknown what they were fitted on",
             consequence="detection rates are too optimistic; fit the thresholds once, on training data",
+            caution="the model does not state what its thresholds were fitted on, perhaps the attacked samples; fit them with invbench calibrate, and use reject=own",
         ),
         Check(
             "C25",
@@ -215,14 +216,11 @@ CHECKS: Mapping[str, Check] = {
             "a detector-aware attack succeeds at least as often as the oblivious one",
             "model",
             rule=(
-                "FAIL if the detector-aware attack succeeds less often than the same oblivious attack; WARN if "
-                "there is none"
+                "FAIL if the detector-aware attack succeeds less often than the same oblivious attack; WARN if no "
+                "attack was run with both goals"
             ),
-            consequence=(
-                "the detector-aware attack is too weak or missing; run it with goal=misclassify-accepted and "
-                "more steps"
-            ),
-            caution="no detector-aware attack was run; run one with goal=misclassify-accepted",
+            consequence="the detector-aware attack is too weak; run it with goal=misclassify-accepted and more steps",
+            caution="no attack was run with both goals, so nothing shows that the detector-aware one is strong; run invbench audit or suite rejection, without a goal",
         ),
         Check(
             "C27",
@@ -269,8 +267,8 @@ CHECKS: Mapping[str, Check] = {
             "C31",
             "gradients are those of the function that the model computes",
             "model",
-            rule="WARN below a median cosine of 0.9 between the gradient and finite differences",
-            consequence="the model replaces its gradient; use BPDA or a gradient-free attack",
+            rule="WARN below a median cosine of 0.9 between the gradient and finite differences, of the margin or of the score of rejected inputs",
+            consequence="the model replaces its gradient or rounds its input; use BPDA or a gradient-free attack",
         ),
         Check(
             "C34",

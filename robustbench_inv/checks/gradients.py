@@ -1,18 +1,27 @@
 """Checks of a model's gradients: usable (C6), saturated (C7), one forward pass (C12), correct (C31)."""
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from robustbench_inv.attacks.losses import LOSSES
+from robustbench_inv.attacks.losses import LOSSES, losses_for
+from robustbench_inv.checks.attack_strength import (
+    MISCLASSIFY_ACCEPTED,
+    UNBOUNDED_PGD,
+    find_inputs,
+)
 from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.model_outputs import squashed_scores
 from robustbench_inv.checks.probe import Probe
 from robustbench_inv.checks.verdict import Grade, Verdict, grade
 from robustbench_inv.models.protocol import query_model
-from robustbench_inv.tensors import flatten, margin, per_sample_gradient, subtract
+from robustbench_inv.tensors import Output, flatten, margin, per_sample_gradient, subtract
+from robustbench_inv.threat.goals import Misclassify
 
 __all__ = ["check_gradient_accuracy", "check_gradients", "check_saturation", "check_single_pass"]
 
@@ -33,6 +42,10 @@ def check_gradients(probe: Probe) -> Verdict:
     constant on some. One usable loss is enough to attack the model (WARN). If no loss is usable on a tenth of
     the samples, gradient attacks are not conclusive (FAIL).
 
+    A search meets the reject option where the prediction is wrong already. Its gradient is that of the
+    detector-aware loss at the first misclassified inputs that an unaware search finds, if they are rejected. No other
+    loss can replace it, so it fails on its own.
+
     References:
         Croce and Hein, AutoAttack, flag for zero gradients; Pintor et al., Indicators of attack failure,
         NeurIPS 2022: unavailable gradients.
@@ -48,12 +61,41 @@ def check_gradients(probe: Probe) -> Verdict:
             name: _unusable(loss(output, batch.labels), images) for name, loss in LOSSES.items()
         }
     shares = {name: float(rows.double().mean()) for name, rows in useless.items()}
-    worst, best = max(shares.values()), min(shares.values())
+    best = min(shares.values())
+    if output.accepted is not None:
+        stuck = _stuck_at_rejection(probe.of_rows(right))
+        shares["past the rejection"] = stuck / len(images)
+        best = max(best, shares["past the rejection"])
+    worst = max(shares.values())
     verdict = "FAIL" if best > 0.1 else grade(worst, warn=0.01)
     listed = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
     cut = "" if output.logits.requires_grad else "; the output is not connected to the input"
     evidence = f"Of {len(images)} correct samples without a usable gradient: {listed}{cut}."
     return CHECKS["C6"].make_verdict(probe.model, verdict, worst, evidence)
+
+
+def _stuck_at_rejection(probe: Probe) -> int:
+    """Return the number of samples that are misclassified and rejected, without a gradient towards acceptance."""
+    refused = _refused(probe)
+    if refused is None:
+        return 0
+    images = refused.batch.images.clone().requires_grad_(True)
+    (loss,) = losses_for("margin", MISCLASSIFY_ACCEPTED)
+    with torch.enable_grad():
+        output = query_model(probe.classifier, images, refused.rng)
+        return int(_unusable(loss(output, refused.batch.labels), images).sum())
+
+
+def _refused(probe: Probe) -> Probe | None:
+    """Return the probe of the misclassified and rejected inputs that a search unaware of rejection ends at, if any."""
+    if probe.query().accepted is None:
+        return None
+    images = find_inputs(UNBOUNDED_PGD, probe, probe.width, probe.rng, Misclassify())
+    found = replace(probe, batch=replace(probe.batch, images=images))
+    output = found.query()
+    assert output.accepted is not None
+    rows = (output.decision != probe.batch.labels) & ~output.accepted
+    return found.of_rows(rows) if rows.any() else None
 
 
 def check_saturation(probe: Probe) -> Verdict:
@@ -132,25 +174,40 @@ def check_gradient_accuracy(probe: Probe) -> Verdict:
 
     For each sample, the cosine between the margin's directional derivatives along 64 random sign vectors by
     central differences and by the gradient. It is low if a model replaces its gradient (a straight-through
-    estimate, a custom backward pass), hides it, or rounds its input.
+    estimate, a custom backward pass), hides it, or rounds its input. Of a model with a reject option the same for the
+    score, where an input is misclassified and rejected (C6).
 
     References:
         Carlini et al., On evaluating adversarial robustness, arXiv 1902.06705, section 4.4.
     """
-    measured, computed = _directional_derivatives(probe)
-    known = ((measured != 0) | (computed != 0)).any(1) & measured.isfinite().all(1)
-    if not known.any():
+    labels = probe.batch.labels
+    found = {"": _cosines(probe, lambda output: margin(output.logits, labels))}
+    refused = _refused(probe)
+    if refused is not None:
+        decision = refused.query().decision
+        found[" of the score of rejected inputs"] = _cosines(
+            refused, partial(_acceptance, decision=decision)
+        )
+    medians = {what: float(each.median()) for what, each in found.items() if len(each)}
+    if not medians:
         reason = "The output does not change, and its gradient is zero."
         return CHECKS["C31"].make_verdict(probe.model, "NA", None, reason)
-    cosine = torch.cosine_similarity(measured[known], computed[known], dim=1)
-    median = float(cosine.median())
-    evidence = (
-        f"On {len(cosine)} samples the gradient and central differences along {DIRECTIONS} random directions have a "
-        f"cosine of {median:.3f} in the median, {float(cosine.min()):.3f} at least."
+    evidence = " ".join(
+        f"On {len(found[what])} samples the gradient{what} and central differences along {DIRECTIONS} random directions "
+        f"have a cosine of {median:.3f} in the median, {float(found[what].min()):.3f} at least."
+        for what, median in medians.items()
     )
+    worst = min(medians.values())
     return CHECKS["C31"].make_verdict(
-        probe.model, "PASS" if median >= MIN_COSINE else "WARN", median, evidence
+        probe.model, "PASS" if worst >= MIN_COSINE else "WARN", worst, evidence
     )
+
+
+def _acceptance(output: Output, decision: Tensor) -> Tensor:
+    """Return what a search raises to be accepted as some classes, (n,): clearance, score, or 0 without either."""
+    if output.clearance is not None:
+        return output.clearance.gather(1, decision[:, None])[:, 0]
+    return torch.zeros_like(output.logits[:, 0]) if output.score is None else output.score
 
 
 def check_single_pass(probe: Probe) -> Verdict:
@@ -186,31 +243,46 @@ class _CountGradients(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _directional_derivatives(probe: Probe) -> tuple[Tensor, Tensor]:
-    """Return the margin's directional derivatives by differences and by the gradient, (n, DIRECTIONS) each."""
+def _cosines(probe: Probe, value: Callable[[Output], Tensor]) -> Tensor:
+    """Return the cosines between the directional derivatives of a value by differences and by the gradient.
+
+    Args:
+        probe: n samples.
+        value: returns (n,) from the model's output.
+
+    Returns:
+        (m,) of the m samples on which one of both is not zero, and the differences are finite.
+    """
+    measured, computed = _directional_derivatives(probe, value)
+    known = ((measured != 0) | (computed != 0)).any(1) & measured.isfinite().all(1)
+    return torch.cosine_similarity(measured[known], computed[known], dim=1)
+
+
+def _directional_derivatives(
+    probe: Probe, value: Callable[[Output], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Return a value's directional derivatives by differences and by the gradient, (n, DIRECTIONS) each."""
     images, dtype = probe.batch.images, probe.classifier.dtype
     relative = HALF_STEP if probe.half_precision else DIFFERENCE_STEP.get(dtype, 1e-3)
     shape, step = tuple(images.shape[1:]), relative * probe.width
-    gradient = flatten(_gradient(probe)).double()
+    gradient = flatten(_gradient(probe, value)).double()
     measured, computed = [], []
     for number in range(DIRECTIONS):
         sign = 2.0 * probe.rng.named("probe/sign").integers(2, shape, step=number) - 1
         direction = sign.to(images)
-        ahead, behind = (_margin(probe, images + s * step * direction) for s in (1, -1))
+        ahead, behind = (_value(probe, value, images + s * step * direction) for s in (1, -1))
         measured.append(subtract(ahead, behind).double() / (2 * step))
         computed.append((gradient * flatten(direction).double()).sum(1))
     return torch.stack(measured, 1), torch.stack(computed, 1)
 
 
-def _gradient(probe: Probe) -> Tensor:
+def _gradient(probe: Probe, value: Callable[[Output], Tensor]) -> Tensor:
     images = probe.batch.images.clone().requires_grad_(True)
     with torch.enable_grad():
         output = query_model(probe.classifier, images, probe.rng)
-        return torch.nan_to_num(
-            per_sample_gradient(margin(output.logits, probe.batch.labels), images)
-        )
+        return torch.nan_to_num(per_sample_gradient(value(output), images))
 
 
 @torch.no_grad()
-def _margin(probe: Probe, images: Tensor) -> Tensor:
-    return margin(query_model(probe.classifier, images, probe.rng).logits, probe.batch.labels)
+def _value(probe: Probe, value: Callable[[Output], Tensor], images: Tensor) -> Tensor:
+    return value(query_model(probe.classifier, images, probe.rng))

@@ -106,6 +106,10 @@ class Probe:
         """Return the same probe of another classifier."""
         return replace(self, classifier=classifier)
 
+    def of_rows(self, rows: Tensor) -> "Probe":
+        """Return the probe of a subset of the samples, given positions (m,) or a mask (n,)."""
+        return replace(self, batch=self.batch[rows])
+
     def query(self, rows: Tensor | None = None, step: int = 0) -> Output:
         """Return the model's output for some rows of the batch, or for all, without a graph."""
         batch = self.batch if rows is None else self.batch[rows]

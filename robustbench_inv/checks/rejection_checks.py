@@ -32,7 +32,11 @@ FALSE_REJECTION_LEVELS = (0.01, 0.02, 0.05)
 
 
 def check_thresholds_frozen(cells: Sequence[FinishedCell]) -> list[Verdict]:
-    """C24: are the thresholds the same for all attacks, and fitted on inputs that were not attacked?"""
+    """C24: are the thresholds the same for all attacks, and fitted on inputs that were not attacked?
+
+    A model that rejects by itself does not state what its thresholds were fitted on: WARN. ``invbench calibrate`` fits
+    thresholds of its score and states it (``reject=own``).
+    """
     return [_thresholds_verdict(group) for group in group_by(_rejecting(cells), _fitted_model)]
 
 
@@ -45,7 +49,8 @@ def check_detector_aware(cells: Sequence[FinishedCell]) -> list[Verdict]:
     """C26: does a detector-aware attack fail on more samples than the same oblivious attack?
 
     Then it is too weak, since it could return the oblivious attack's inputs. An input counts as a success if it
-    is misclassified and accepted; both attacks are compared on their common samples.
+    is misclassified and accepted; both attacks are compared on their common samples. Without such a pair of searches
+    nothing shows that the aware one is strong: WARN. The suites ``audit`` and ``rejection`` run one.
     """
     return [_detector_aware_verdict(group) for group in group_by(_rejecting(cells), _model_key)]
 
@@ -112,11 +117,17 @@ def _thresholds_verdict(group: Sequence[FinishedCell]) -> Verdict:
     digests = {cell.model.thresholds_digest for cell in group}
     used = sorted({sample for cell in group for sample in _fitted_samples(cell)})
     rejection = group[0].model.rejection
-    where = (rejection.fitted if rejection else {}).get("dataset", "unknown data")
-    evidence = (
-        f"{len(group)} cells, {len(digests)} sets of thresholds ({', '.join(d[:12] for d in sorted(digests))}); "
-        f"fitted on {where}, {len(used)} of the attacked samples among them"
-    )
+    fitted = rejection.fitted if rejection else {}
+    about = f"{len(group)} cells, {len(digests)} sets of thresholds ({', '.join(d[:12] for d in sorted(digests))})"
+    if "dataset_digest" not in fitted:
+        evidence = (
+            f"{about}; what they were fitted on is unknown, so attacked samples cannot be excluded."
+        )
+        return _verdict(
+            "C24", group[0], "FAIL" if len(digests) > 1 else "WARN", len(digests), evidence
+        )
+    where = fitted.get("dataset", "unknown data")
+    evidence = f"{about}; fitted on {where}, {len(used)} of the attacked samples among them"
     evidence += f": {format_ids(used)}." if used else "."
     verdict: Grade = "FAIL" if len(digests) > 1 or used else "PASS"
     return _verdict("C24", group[0], verdict, len(digests), evidence)
@@ -174,16 +185,13 @@ def _scores_above(cell: FinishedCell, *, clean: bool) -> list[float | None]:
 
 
 def _detector_aware_verdict(group: Sequence[FinishedCell]) -> Verdict:
-    oblivious = [v for v in group if v.goal in OBLIVIOUS_GOAL.values()]
-    adaptive = [v for v in group if v.goal in OBLIVIOUS_GOAL]
+    searches = [v for v in group if v.kind != "fixed-input"]
+    oblivious = [v for v in searches if v.goal in OBLIVIOUS_GOAL.values()]
+    adaptive = [v for v in searches if v.goal in OBLIVIOUS_GOAL]
     pairs = [(one, other) for one in adaptive for other in oblivious if _same_search(one, other)]
     if not pairs:
-        verdict: Grade = "WARN" if oblivious and not adaptive else "NA"
-        missing = (
-            "detector-aware attack was run"
-            if verdict == "WARN"
-            else "attack was run with both goals"
-        )
+        verdict: Grade = "WARN" if oblivious or adaptive else "NA"
+        missing = "attack was run with both goals" if adaptive else "detector-aware attack was run"
         return _verdict("C26", group[0], verdict, None, f"No {missing}.")
     found = [_detection_difference(*pair) for pair in pairs]
     worst = max(found)

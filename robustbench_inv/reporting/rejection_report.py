@@ -28,6 +28,7 @@ from robustbench_inv.reporting.rejection_scores import (
     detection_at,
     fpr_at,
     has_scores,
+    knows_thresholds,
     scores_to_reject,
     selective_adversarial,
     selective_clean,
@@ -121,7 +122,9 @@ def _scores_table(group: Sequence[FinishedCell], interval: IntervalOf) -> Table:
         "(only misclassified ones if they belong to a class). Detected at 1, 2, 5 %: rejected at that false-rejection "
         "rate. FPR@95: accepted while 95 % of clean inputs are. In %, with 95 % intervals (DeLong's for AUROC). Risk: "
         "errors among the 90 % of clean inputs with the highest scores; AURC: the mean risk over all coverages. "
-        "An input without a valid output counts as accepted at any threshold."
+        "An input without a valid output counts as accepted at any threshold. Blank for searches of accepted inputs: they "
+        "stop just past the model's own threshold, so a stricter one rejects inputs that the same search would move "
+        "farther. Run these attacks with another percentile=P of the model."
     )
     rows, facts = [], []
     for cell in group:
@@ -147,11 +150,13 @@ def _score_metrics(
     cell: FinishedCell,
 ) -> tuple[dict[str, AreaUnderCurve | None], dict[str, Rate], float]:
     clean, to_reject = clean_scores(cell), scores_to_reject(cell)
-    areas = {"auroc": auroc(clean, to_reject), "aupr": aupr(clean, to_reject)}
-    rates = {
-        name: detection_at(clean, to_reject, share) for name, share in FALSE_REJECTION_RATES.items()
-    }
-    rates["fpr_at_95"] = fpr_at(clean, to_reject)
+    areas: dict[str, AreaUnderCurve | None] = {"auroc": None, "aupr": None}
+    rates = dict.fromkeys((*FALSE_REJECTION_RATES, "fpr_at_95"), Rate(0, 0))
+    if not knows_thresholds(cell):
+        areas = {"auroc": auroc(clean, to_reject), "aupr": aupr(clean, to_reject)}
+        for name, share in FALSE_REJECTION_RATES.items():
+            rates[name] = detection_at(clean, to_reject, share)
+        rates["fpr_at_95"] = fpr_at(clean, to_reject)
     curve = selective_clean(cell).curve
     rates["risk_at_90"] = curve.at(0.9)
     return areas, rates, curve.area
@@ -218,23 +223,26 @@ MIN_COVERAGE = 0.1
 RISK_CAPTION = (
     "Errors among accepted inputs, with their 95 % interval, against the share of accepted inputs. Inputs are ranked by the "
     "score minus the threshold of the predicted class. The dot is the model at its own threshold. The curve of a good score "
-    "approaches 0 on the left. AURC: the mean over all coverages. Attacked: the attack's last inputs, failures included."
+    "approaches 0 on the left. AURC: the mean over all coverages. Attacked: the attack's last inputs, failures included. A "
+    "detector-aware attack has a dot alone: it stops just past that threshold, and would go farther for a stricter one."
 )
 
 
 @dataclass(frozen=True)
 class RiskCurve:
-    """One curve with its label, colour and line style."""
+    """One curve with its label, colour and line style; ``only_dot`` if only the model's own threshold counts."""
 
     selective: SelectiveAccuracy
     label: str
     colour: str
     style: int = 0
+    only_dot: bool = False
 
     @property
     def area(self) -> str:
-        """The area under it, in per cent."""
-        return f"{format_number(100 * self.selective.curve.area)} %"
+        """AURC and the area under it in per cent; empty without a curve."""
+        found = format_number(100 * self.selective.curve.area)
+        return "" if self.only_dot else f"AURC {found} %"
 
 
 def draw_risk(
@@ -287,11 +295,10 @@ def _attacked_curves(
     for cell in group:
         if cell.goal.startswith("misclassify"):
             lines = found.setdefault(f"{shorten(cell.model_label, 26)}, attacked", [])
-            aware = " (detector-aware)" if cell.goal == "misclassify-accepted" else ""
-            label = f"{cell.attack_label}{aware}"
-            lines.append(
-                RiskCurve(selective_adversarial(cell), label, colour(cell.model_label), len(lines))
-            )
+            aware = knows_thresholds(cell)
+            label = f"{cell.attack_label}{' (detector-aware)' if aware else ''}"
+            selective = selective_adversarial(cell)
+            lines.append(RiskCurve(selective, label, colour(cell.model_label), len(lines), aware))
     return found
 
 
@@ -309,6 +316,9 @@ def _draw_risk_panel(
 def _draw_risk_curve(axes: Axes, line: RiskCurve, interval: IntervalOf) -> float:
     """Draw a curve, its band and the model's own threshold; return the height that the axes need."""
     curve, place = line.selective.curve, line.selective
+    mark = MARKERS[line.style % len(MARKERS)]
+    if line.only_dot:
+        return _draw_dot(axes, line, mark, interval)
     n = len(curve.risk)
     counts = np.unique(np.linspace(1, n, min(n, RISK_POINTS)).round().astype(int))
     rates = [Rate(round(float(curve.risk[k - 1]) * k), int(k)) for k in counts]
@@ -320,14 +330,32 @@ def _draw_risk_curve(axes: Axes, line: RiskCurve, interval: IntervalOf) -> float
         [100 * rate.value for rate in rates],
         color=line.colour,
         linestyle=DASHES[line.style % len(DASHES)],
-        label=f"{shorten(line.label, 28)}: AURC {line.area}",
+        label=f"{shorten(line.label, 28)}: {line.area}",
     )
     if place.risk.trials:
-        mark = MARKERS[line.style % len(MARKERS)]
         at = 100 * place.coverage.value, 100 * place.risk.value
         axes.plot(*at, mark, color=line.colour, markeredgecolor=INK, markersize=5, zorder=3)
     settled = [100 * rate.value for rate in rates if rate.trials >= MIN_COVERAGE * n]
     return max([*settled, high[-1]])
+
+
+def _draw_dot(axes: Axes, line: RiskCurve, mark: str, interval: IntervalOf) -> float:
+    """Draw the model's own threshold alone, with the interval of its risk; return the height that the axes need."""
+    place, bounds = line.selective, interval(line.selective.risk)
+    accepted = bool(place.risk.trials)
+    x, y = ([100 * place.coverage.value], [100 * place.risk.value]) if accepted else ([], [])
+    axes.plot(
+        *(x, y, mark),
+        color=line.colour,
+        markeredgecolor=INK,
+        markersize=5,
+        label=shorten(line.label, 28),
+        zorder=3,
+    )
+    if not accepted:
+        return 0.0
+    axes.vlines(x, 100 * bounds.low, 100 * bounds.high, colors=line.colour)
+    return 100 * bounds.high
 
 
 def _describe_risk(line: RiskCurve) -> str:
@@ -337,4 +365,5 @@ def _describe_risk(line: RiskCurve) -> str:
         if not place.risk.trials
         else f"{place.risk.value:.2%} of these misclassified"
     )
-    return f"{line.label}, AURC {line.area}; {place.coverage.value:.1%} accepted, {own}."
+    name = ", ".join(filter(None, (line.label, line.area)))
+    return f"{name}; {place.coverage.value:.1%} accepted, {own}."

@@ -25,6 +25,7 @@ __all__ = [
     "detection_at",
     "fpr_at",
     "has_scores",
+    "knows_thresholds",
     "risk_coverage",
     "scores_to_reject",
     "selective_adversarial",
@@ -198,6 +199,16 @@ def has_scores(cell: FinishedCell) -> bool:
     valid = [each.score[each.prediction != NO_PREDICTION] for each in outputs]
     scores = np.concatenate(valid)
     return len(scores) > 0 and not bool(np.isnan(scores).any())
+
+
+def knows_thresholds(cell: FinishedCell) -> bool:
+    """Did a search aim at inputs that the model accepts?
+
+    It stops just past the model's own thresholds, so that its inputs are rejected at stricter ones, at which the same
+    search would go farther. Their scores measure no other threshold.
+    """
+    aims = cell.goal.endswith("accepted") or cell.threat.wants_same_prediction
+    return cell.can_reject and (aims or (cell.goal == "accept" and cell.uses_gradients))
 
 
 def clean_scores(cell: FinishedCell) -> NDArray[np.float64]:

@@ -8,8 +8,10 @@ from torch import nn
 
 import robustbench_inv as rbi
 from robustbench_inv.catalogue.locate import shipped_root
+from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import RangeMismatch
+from robustbench_inv.experiments.calibration import CalibrationData, calibrate
 from robustbench_inv.models.reject_option import reject
 from robustbench_inv.testing.toys import (
     adding_noise,
@@ -127,12 +129,23 @@ def test_the_honest_network_is_publishable_without_a_warning(honest, audit, with
     assert any("audited" in note for note in run.notes) is False
 
 
-def test_a_reject_option_alone_is_no_reservation(honest, audit, without_oracle):
-    cautious = reject(honest, "margin", torch.full((10,), 1.0))
+def test_a_calibrated_reject_option_is_no_reservation(
+    honest, digits, audit, without_oracle, tmp_path
+):
+    known = ArrayDataset(*digits.batch([i for i in range(5000) if i % 5 == 1]), "other digits")
+    fitted = calibrate(load_model(honest), CalibrationData(known, 0, len(known)))
+    (tmp_path / "thresholds").write_bytes(fitted.to_bytes())
+    cautious = load_model(honest, reject="margin", thresholds=str(tmp_path / "thresholds"))
     (found,) = audit(cautious, without_oracle).conclusions
     assert not found.reasons, [(r.check, r.text, r.evidence) for r in found.reasons]
     assert found.verdict == "publishable"
     assert any("not aware of the detector" in number for number in found.numbers)
+
+
+def test_thresholds_of_unknown_origin_are_a_reservation(honest, audit, without_oracle):
+    (found,) = audit(reject(honest, "margin", torch.full((10,), 1.0)), without_oracle).conclusions
+    assert found.verdict == "publishable with reservations"
+    assert [reason.check for reason in found.reasons] == ["C24"]
 
 
 @pytest.mark.parametrize("model", HONEST)

@@ -1,15 +1,33 @@
-"""C24 to C29 fire on the cells that they are for and are silent on honest ones."""
+"""C24 to C29 fire on the cells that they are for and are silent on honest ones; so do the probes of a reject option."""
 
+import math
 from dataclasses import replace
 
 import pytest
+import torch
 
+import robustbench_inv as rbi
+from robustbench_inv.catalogue.models import load_model
+from robustbench_inv.checks.attack_strength import (
+    check_convergence,
+    check_fixed_noise,
+    check_logit_scale,
+    check_monotone_attack,
+    check_unbounded,
+)
 from robustbench_inv.checks.audit_verdict import conclude
+from robustbench_inv.checks.gradients import check_gradient_accuracy, check_gradients
 from robustbench_inv.checks.suite import check_records
+from robustbench_inv.data.arrays import ArrayDataset
+from robustbench_inv.experiments.calibration import CalibrationData, calibrate
+from robustbench_inv.models.reject_option import SCORES, class_scores, reject
 from robustbench_inv.results.cell_parts import ModelInfo, ThresholdInfo
 from robustbench_inv.results.record import ModelOutput
+from robustbench_inv.results.run_files import RunFolder
 from robustbench_inv.results.summary import Rate, rejection_rates
+from robustbench_inv.tensors import Output, flatten
 from robustbench_inv.testing.toy_cells import toy_cell
+from robustbench_inv.testing.toys import RandomGradientToy, confident
 
 FITTED = {"dataset": "four:split=train", "dataset_digest": "7" * 64, "first": "0", "last": "9"}
 IDS = ("C24", "C25", "C26", "C27", "C28", "C29")
@@ -74,8 +92,15 @@ def test_c24_thresholds_of_the_attacked_samples():
 
 
 def test_c24_thresholds_that_are_part_of_the_model():
+    """They may be quantiles of the scores of exactly the attacked samples."""
     own = {"name": "toy", "digest": "1" * 64}
-    assert verdicts(cell(model=own))["C24"].verdict == "PASS"
+    found = verdicts(cell(model=own))["C24"]
+    assert (found.verdict, found.value) == ("WARN", 1)
+    assert (
+        "what they were fitted on is unknown, so attacked samples cannot be excluded"
+        in found.evidence
+    )
+    assert "invbench calibrate" in found.evidence
 
 
 def test_c24_two_models_of_one_name_have_their_own_thresholds():
@@ -83,7 +108,7 @@ def test_c24_two_models_of_one_name_have_their_own_thresholds():
     cells = [make(model=model) for model in models for make in (cell, oblivious)]
     found = [v for v in check_records(cells) if v.id in ("C24", "C25", "C26")]
     assert [v.about[0] for v in found if v.id == "C24"] == ["1" * 64, "2" * 64]
-    assert {v.verdict for v in found if v.id == "C24"} == {"PASS"}
+    assert {v.verdict for v in found if v.id == "C24"} == {"WARN"}
     assert len(found) == 6
 
 
@@ -127,14 +152,21 @@ def test_c26_an_adaptive_attack_that_is_weaker():
     assert found.value == pytest.approx(0.1)
 
 
-def test_c26_wants_an_adaptive_attack():
-    assert verdicts(oblivious())["C26"].verdict == "WARN"
-    assert verdicts(cell())["C26"].verdict == "NA"
+def test_c26_wants_an_attack_with_both_goals():
+    blind, alone = verdicts(oblivious())["C26"], verdicts(cell())["C26"]
+    assert (blind.verdict, alone.verdict) == ("WARN", "WARN")
+    assert "No detector-aware attack was run." in blind.evidence
+    assert "No attack was run with both goals." in alone.evidence
+    given = {"name": "altered", "implementation": "x:AlteredInputs", "kind": "fixed-input"}
+    assert verdicts(cell(attack=given))["C26"].verdict == "NA"
+    assert verdicts(cell("keep-decision"))["C26"].verdict == "NA"
 
 
 def test_c26_compares_like_with_like():
     other = oblivious(attack={"name": "fgsm", "implementation": "toys:FGSM"})
-    assert verdicts(cell(), other)["C26"].verdict == "NA"
+    found = verdicts(cell(), other)["C26"]
+    assert (found.verdict, found.value) == ("WARN", None)
+    assert "No attack was run with both goals." in found.evidence
 
 
 def aimed(goal, fooled, label=5):
@@ -149,8 +181,9 @@ def test_c26_compares_attacks_that_aim_at_the_same_class():
     found = verdicts(aimed("target-accepted", 4), aimed("target", 6))["C26"]
     assert (found.verdict, found.value) == ("FAIL", pytest.approx(0.2))
     assert verdicts(aimed("target-accepted", 6), aimed("target", 6))["C26"].verdict == "PASS"
-    assert verdicts(aimed("target-accepted", 4), aimed("target", 6, label=4))["C26"].verdict == "NA"
-    assert verdicts(aimed("target-accepted", 4), oblivious())["C26"].verdict == "NA"
+    other = verdicts(aimed("target-accepted", 4), aimed("target", 6, label=4))["C26"]
+    assert (other.verdict, other.value) == ("WARN", None)
+    assert verdicts(aimed("target-accepted", 4), oblivious())["C26"].value is None
     assert verdicts(aimed("target", 6))["C26"].verdict == "WARN"
 
 
@@ -203,3 +236,130 @@ def test_the_verdict_states_what_counts_as_robust():
     assert "and 20.0 % [5.7, 51.0] of the clean inputs are rejected." in found.numbers[0]
     (plain,) = conclude([toy_cell("pgd", [None] * 10)], [])
     assert "reject" not in plain.numbers[0]
+
+
+class OnGrid(torch.nn.Module):
+    """Rejects images of other grey levels than 16, by a score of the distances to them that no search can raise."""
+
+    bounds, num_classes, dtype = (0.0, 1.0), 10, torch.float32
+
+    def __init__(self, toy, score):
+        super().__init__()
+        self.toy, self.score = toy, score
+
+    def forward(self, images):
+        score = self.score(flatten(images - (15 * images).round() / 15).abs())
+        return Output(self.toy(images).logits, score, score >= -1e-3)
+
+
+def largest(off):
+    """The gradient of the largest distance is that of one pixel."""
+    return -off.amax(1)
+
+
+def counted(off):
+    """The number of pixels off the grid has no gradient."""
+    return -(off > 1e-3).double().mean(1).float()
+
+
+@pytest.fixture
+def on_grid(honest, few):
+    """Return the probe of a model that rejects images off a grid, on images that lie on it."""
+
+    def make(score):
+        made = few(OnGrid(honest, score).eval())
+        images = (15 * made.batch.images).round() / 15
+        return replace(made, batch=replace(made.batch, images=images))
+
+    return make
+
+
+@pytest.mark.parametrize("score", [largest, counted])
+def test_c2_fails_where_no_search_gets_past_the_rejection(on_grid, score):
+    """Any accepted image of another class would fool it, and the unaware attack misclassifies all."""
+    subject = on_grid(score)
+    right = subject.query().decision == subject.batch.labels
+    verdict = check_unbounded(subject)
+    assert (verdict.verdict, verdict.value) == ("FAIL", pytest.approx(float(right.double().mean())))
+
+
+def test_c6_fails_where_the_rejection_has_no_gradient(on_grid):
+    verdict = check_gradients(on_grid(counted))
+    assert (verdict.verdict, verdict.value) == ("FAIL", 1.0)
+    assert "margin 0.0%" in verdict.evidence
+    assert "past the rejection 100.0%" in verdict.evidence
+
+
+@pytest.mark.parametrize("score", [largest, counted])
+def test_c31_warns_where_the_gradient_of_the_score_misleads(on_grid, score):
+    verdict = check_gradient_accuracy(on_grid(score))
+    assert (verdict.verdict, verdict.value < 0.5) == ("WARN", True), verdict.evidence
+    assert "of the score of rejected inputs" in verdict.evidence
+
+
+def cautious(toy, name, batch):
+    """Return a toy that rejects the twentieth of a batch with the lowest scores."""
+    output = toy(batch.images)
+    scores = class_scores(name, output).gather(1, output.decision[:, None])
+    return reject(toy, name, scores.quantile(0.05).expand(10).clone())
+
+
+@pytest.mark.parametrize("name", [name for name in SCORES if name != "own"])
+def test_an_honest_reject_option_passes_every_probe_of_a_search(honest, probe, few, name):
+    model = cautious(honest, name, probe(honest).batch)
+    assert not model(probe(honest).batch.images).accepted.all()
+    for check, maker in (
+        (check_monotone_attack, probe),
+        (check_unbounded, probe),
+        (check_gradients, probe),
+        (check_convergence, few),
+        (check_logit_scale, few),
+        (check_gradient_accuracy, few),
+    ):
+        verdict = check(maker(model))
+        assert verdict.verdict == "PASS", verdict.evidence
+    assert check_unbounded(probe(model)).value == 0
+
+
+def test_a_reject_option_that_accepts_everything_changes_no_probe(honest, few):
+    idle = reject(honest, "margin", torch.full((10,), -1e6))
+    for check in (check_monotone_attack, check_unbounded, check_logit_scale, check_convergence):
+        assert check(few(idle)).value == check(few(honest)).value
+
+
+def test_c8_tests_the_logits_of_a_model_that_rejects(honest, few):
+    shy = reject(confident(honest), "margin", torch.full((10,), 1e4))
+    assert check_logit_scale(few(shy)).verdict == "FAIL"
+    assert check_logit_scale(few(shy)).value == check_logit_scale(few(confident(honest))).value
+
+
+def test_probes_of_a_stochastic_model_keep_its_reject_option(honest, few):
+    shy = reject(RandomGradientToy(honest), "margin", torch.full((10,), math.inf))
+    assert "leaves 100.0%" in check_fixed_noise(few(shy)).evidence
+
+
+def test_calibrated_thresholds_of_a_model_s_own_score_pass_c24(honest, digits, held_out, tmp_path):
+    own, file = OnGrid(honest, largest).eval(), tmp_path / "thresholds"
+    fitted = calibrate(load_model(own), CalibrationData(digits, 0, len(digits)))
+    file.write_bytes(fitted.to_bytes())
+    known = load_model(own, reject="own", thresholds=str(file))
+    others = ArrayDataset(*digits.batch(held_out), "other digits")
+    plan = {"attack": "fgsm", "threat": "linf=0.2", "samples": 10, "out": tmp_path / "run"}
+
+    def grade(model, data):
+        run = rbi.evaluate(model, dataset=data, existing="redo", **plan)
+        return {v["id"]: v["verdict"] for v in RunFolder(run.path).checks()}["C24"]
+
+    found = grade(own, others), grade(known, others), grade(known, digits)
+    assert found == ("WARN", "PASS", "FAIL")
+
+
+def test_a_masked_reject_option_is_not_to_be_published(honest, digits, held_out, tmp_path):
+    images, labels = digits.batch(held_out[::4])
+    grid = ArrayDataset((15 * images).round() / 15, labels, "digits on a grid")
+    model = OnGrid(honest, largest).eval()
+    run = rbi.evaluate(model, attack="pgd-tuned", threat="linf=0.2", dataset=grid, out=tmp_path)
+    (found,) = run.conclusions
+    clean = float((honest(grid.batch(range(25))[0]).decision == labels).double().mean())
+    assert f"Robust accuracy {100 * clean:.1f} %" in found.numbers[0]
+    assert (found.verdict, found.reasons[0].check) == ("do not publish", "C2"), found

@@ -119,7 +119,7 @@ def test_the_toy_that_rejects_everything_fails_its_check(tmp_path, greys):
     }
     assert not any(r.goal_reached for r in run.records())
     assert grades["C25"] == "FAIL"
-    assert grades["C24"] == "PASS"
+    assert grades["C24"] == "WARN"  # nobody knows what its thresholds were fitted on
 
 
 def find_checks(folder):

@@ -8,9 +8,15 @@ import pytest
 from robustbench_inv.reporting.figures import FigureContext, draw_figures
 from robustbench_inv.reporting.headlines import build_headlines
 from robustbench_inv.reporting.invariance_tables import fixed_input_tables
-from robustbench_inv.reporting.rejection_scores import has_scores, scores_to_reject, selective_clean
+from robustbench_inv.reporting.rejection_scores import (
+    has_scores,
+    knows_thresholds,
+    scores_to_reject,
+    selective_clean,
+)
 from robustbench_inv.reporting.run_results import read_runs
 from robustbench_inv.reporting.statistics import wilson
+from robustbench_inv.reporting.table_formats import BLANK
 from robustbench_inv.reporting.tables import build_tables
 from robustbench_inv.results.record import ModelOutput
 from robustbench_inv.results.summary import Rate
@@ -42,12 +48,14 @@ def run(writer, record):
             adversarial=ModelOutput(3, (-3.0, -4.0, 4.5, -1.5)[i], i == 2),
             broken_at=0.1 if i == 2 else None,
             goal_reached=i == 2,
+            backward_passes=0,
         )
         for i, r in enumerate(clean)
     ]
     return (
         writer.cell(fooling, model="m", goal="misclassify-accepted")
         .cell(strange, model="m", **STRANGE)
+        .cell(fooling, model="m")
         .finish()
     )
 
@@ -60,26 +68,53 @@ def cells_of(path):
 def test_attacks_and_other_data_stand_in_one_table(run):
     answers, scores = build_tables("rejection", cells_of(run))
     assert [t.name for t in (answers, scores)] == ["rejection-mnist5k", "detection-mnist5k"]
-    assert list(answers.frame.attack) == list(scores.frame.attack) == ["pgd", "out-of-distribution"]
+    attacks = ["pgd", "pgd", "out-of-distribution"]
+    assert list(answers.frame.attack) == list(scores.frame.attack) == attacks
     assert [row[1].detail for row in answers.rows] == [
-        "goal: misclassified and accepted, ℓ∞ ≤ 0.1", "goal: accepted",
+        "goal: misclassified, ℓ∞ ≤ 0.1", "goal: misclassified and accepted, ℓ∞ ≤ 0.1", "goal: accepted",
     ]  # fmt: skip
-    assert list(answers.frame.rejected_adversarial) == [1 / 4, 3 / 4]
+    assert list(answers.frame.rejected_adversarial) == [1 / 4, 1 / 4, 3 / 4]
     assert answers.frame.undetected_errors[0] == 1 / 4
     assert answers.frame.undetected_errors.isna().tolist() == [
         False,
+        False,
         True,
     ]  # no answer to a stranger is right
-    assert list(answers.frame.false_rejection) == [1 / 4, 1 / 4]
+    assert list(answers.frame.false_rejection) == [1 / 4] * 3
     # of strangers all four ought to be rejected, of the attacked inputs the two wrong ones
-    assert [len(scores_to_reject(c)) for c in cells_of(run)] == [2, 4]
+    assert [len(scores_to_reject(c)) for c in cells_of(run)] == [2, 4, 2]
+
+
+OTHER_THRESHOLDS = ("auroc", "aupr", "detected_at_1", "detected_at_2", "detected_at_5", "fpr_at_95")
+
+
+def test_a_detector_aware_attack_measures_no_other_threshold(run):
+    """It stops just past the model's own threshold: a stricter one rejects what it would have moved farther."""
+    _, scores = build_tables("rejection", cells_of(run))
+    assert [knows_thresholds(cell) for cell in cells_of(run)] == [True, False, False]
+    columns = [f"{name}{end}" for name in OTHER_THRESHOLDS for end in ("", "_low", "_high")]
+    oblivious, aware, _ = (scores.frame[columns].iloc[k] for k in range(3))
+    assert aware.isna().all()
+    assert not oblivious.isna().any()
+    # clean 5, 4, 3, −1 against the wrong 2, −2; one of these is below all but the lowest clean score
+    assert (oblivious.auroc, oblivious.detected_at_5, oblivious.fpr_at_95) == (7 / 8, 1 / 2, 1 / 2)
+    assert [cell.plain for cell in scores.rows[1][3:9]] == [BLANK.plain] * 6
+    assert BLANK.plain not in [cell.plain for cell in (*scores.rows[0][3:], *scores.rows[1][9:])]
+    assert "Blank for searches of accepted inputs" in scores.caption
+
+
+def test_a_search_of_accepted_noise_measures_no_other_threshold(run):
+    """Distal inputs are noise that follows the gradient until the model accepts it; other noise takes no gradient."""
+    noise = cells_of(run)[1]
+    distal = replace(noise, records=tuple(replace(r, backward_passes=9) for r in noise.records))
+    assert (knows_thresholds(noise), knows_thresholds(distal)) == (False, True)
 
 
 def test_auroc_of_strangers_counts_pairs(run):
     _, scores = build_tables("rejection", cells_of(run))
     clean, strange = [5.0, 4.0, 3.0, -1.0], [-3.0, -4.0, 4.5, -1.5]
     pairs = [x > y for x in clean for y in strange]
-    assert scores.frame.auroc[1] == pytest.approx(sum(pairs) / 16)
+    assert scores.frame.auroc[2] == pytest.approx(sum(pairs) / 16)
 
 
 def test_what_an_oracle_sees_decides_what_is_wrong(writer, record):
@@ -110,7 +145,7 @@ def test_the_curve_passes_the_model_s_own_threshold(run):
 def test_the_figure_shows_clean_inputs_and_each_attacked_model(run):
     (picture,) = draw_figures("risk", FigureContext(cells_of(run)))
     assert picture.name == "risk-mnist5k"
-    for word in ("Clean inputs", "m, attacked", "AURC 6.25 %", "pgd (detector-aware)"):
+    for word in ("Clean inputs", "m, attacked", "AURC 6.25 %", "pgd (detector-aware)", "pgd: AURC"):
         assert word in picture.svg
     assert "out-of-distribution" not in picture.svg
     assert (
@@ -118,10 +153,11 @@ def test_the_figure_shows_clean_inputs_and_each_attacked_model(run):
     )
     # pgd, by score: 3.0 right, 2.0 wrong, 1.0 right, -2.0 wrong
     area = (0 + 1 / 2 + 1 / 3 + 1 / 2) / 4
-    assert (
-        f"pgd (detector-aware), AURC {100 * area:.3g} %; 75.0% accepted, 33.33% of these misclassified"
-        in picture.alt
-    )
+    at_own_threshold = "75.0% accepted, 33.33% of these misclassified"
+    assert f"pgd, AURC {100 * area:.3g} %; {at_own_threshold}" in picture.alt
+    assert f"pgd (detector-aware); {at_own_threshold}" in picture.alt
+    assert "pgd (detector-aware): AURC" not in picture.svg
+    assert "A detector-aware attack has a dot alone" in picture.caption
 
 
 def test_a_model_without_rejection_or_score_has_no_curve(writer, record):
@@ -147,14 +183,16 @@ def test_an_input_without_a_valid_output_is_accepted_at_any_threshold(run):
     assert not has_scores(replace(cell, records=(failed,)))
 
 
-def test_what_rejects_everything_is_drawn_without_a_dot(writer, record):
+@pytest.mark.parametrize("goal", ["misclassify", "misclassify-accepted"])
+def test_what_rejects_everything_is_drawn_without_a_dot(writer, record, goal):
     refused = [
         replace(
             record(i), clean=ModelOutput(3, float(i), False), adversarial=ModelOutput(4, 0.0, False)
         )
         for i in range(4)
     ]
-    (picture,) = draw_figures("risk", FigureContext(cells_of(writer.cell(refused).finish())))
+    cells = cells_of(writer.cell(refused, goal=goal).finish())
+    (picture,) = draw_figures("risk", FigureContext(cells))
     assert "0.0% accepted, none accepted" in picture.alt
 
 
