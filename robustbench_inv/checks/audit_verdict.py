@@ -132,10 +132,8 @@ class _Evidence:
         numbers = tuple(_numbers(self.cells))
         notes = tuple(f"{v.evidence} ({v.id})" for v in self._about if v.verdict == "NOTE")
         command = _next_command(first, reasons[0].check if reasons else None, self.cells)
-        name, data = first.model_label, first.dataset.name
-        return Conclusion(
-            name, data, CONCLUSIONS[grade], numbers, reasons, notes, command, *digests
-        )
+        names = first.model_label, first.dataset.name
+        return Conclusion(*names, CONCLUSIONS[grade], numbers, reasons, notes, command, *digests)
 
     @cached_property
     def _about(self) -> list[Verdict]:
@@ -168,12 +166,13 @@ class _Evidence:
             found.append(f"The validity checks were not run{on}.")
         if failed := [v for v in self._about if v.evidence.startswith(IMPOSSIBLE)]:
             listed = ", ".join(dict.fromkeys(v.id for v in failed))
-            reason = failed[0].evidence.removeprefix(IMPOSSIBLE)
-            found.append(f"Checks could not be made ({listed}){reason}")
+            found.append(
+                f"Checks could not be made ({listed}){failed[0].evidence.removeprefix(IMPOSSIBLE)}"
+            )
         if skipped := [v.id for v in self._about if v.evidence.startswith(NOT_MADE)]:
             listed = ", ".join(dict.fromkeys(skipped))
-            advice = "Run invbench audit with more --minutes."
-            found.append(f"There was no time for the checks {listed}. {advice}")
+            text = f"There was no time for the checks {listed}."
+            found.append(f"{text} Run invbench audit with more --minutes.")
         if late := [cell for cell in self.planned if not cell.finished]:
             found.append(f"Samples are missing in {len(late)} of {len(self.planned)} cells.")
         found += list(filter(None, map(one_class, self.cells)))[:1]
@@ -350,7 +349,8 @@ def _next_command(cell: FinishedCell, check: str | None, cells: Sequence[Finishe
     if check in (None, "C17"):  # after C17 the user changes the model, the data or eps
         return ""
     bounded = next((c for c in _attacking(cells) if c.epsilons), None)
-    threat = ["--threat", bounded.threat.text] if bounded and bounded.threat.text else []
+    text = bounded.threat.text.replace(":goal=misclassify-accepted", "") if bounded else ""
+    threat = ["--threat", text] if text else []  # the goal that is left out is the usual one
     data = _data_reference(cell)
     where = ["--dataset", data, *threat]
     few = len(cell.requested) < cell.dataset.size
@@ -373,8 +373,10 @@ def _next_command(cell: FinishedCell, check: str | None, cells: Sequence[Finishe
             guided = f"{threat[1]}:guide={OBJECT}"
             attack = ["--attack", "pgd-tuned", "--dataset", data, "--threat", guided]
         words = ["evaluate", "--model", _reference(cell), *attack, *samples]
+    elif check == "C24":
+        words = ["calibrate", _reference(cell)]
     else:
-        again = ["--existing", "redo"] if check in FAULTY_FILES else []
+        again = ["--existing", "redo"] * (check in FAULTY_FILES)
         words = ["audit", _reference(cell), *where, *again]
     return shlex.join(["invbench", *words])
 

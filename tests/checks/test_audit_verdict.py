@@ -382,3 +382,11 @@ def with_acceptance(found):
         for r in found.records
     ]
     return replace(found, records=Records.of(taken))
+
+
+def test_the_next_command_of_a_reject_option_leads_out():
+    about = {"text": "linf=0.1,0.2:goal=misclassify-accepted", "goal": "misclassify-accepted"}
+    (found,) = conclude([standard(threat=about)], [said("C26", "WARN")])
+    assert found.command.endswith("--threat linf=0.1,0.2"), "the audit attacks with both goals"
+    (found,) = conclude([standard(threat=about)], [said("C24", "WARN")])
+    assert found.command == "invbench calibrate FILE.py:FUNCTION"

@@ -74,7 +74,9 @@ def test_models_are_compared_by_distance_without_a_budget():
 def test_of_attacks_that_break_every_sample_the_strongest_has_the_smallest_distances():
     found = answers([far("a", 2.0, "ddn"), far("a", 1.0, "fmn")])
     assert found["What"] == "Small changes (ℓ∞, four): fmn."
-    assert found["Which"].startswith("Only one model was attacked in this way, a: broken at a median ℓ∞ distance of 1.03")
+    assert found["Which"].startswith(
+        "Only one model was attacked in this way, a: broken at a median ℓ∞ distance of 1.03"
+    )
 
 
 @pytest.mark.parametrize(
