@@ -14,7 +14,14 @@ from robustbench_inv.checks.check_list import CHECKS
 from robustbench_inv.checks.comparisons import common_samples, goal_key, group_by, group_comparable
 from robustbench_inv.checks.invariance_checks import invariance_number
 from robustbench_inv.checks.records import one_class
-from robustbench_inv.checks.verdict import IMPOSSIBLE, NOT_MADE, Verdict, mark_of, restricts
+from robustbench_inv.checks.verdict import (
+    IMPOSSIBLE,
+    NOT_MADE,
+    Verdict,
+    mark_of,
+    rank_of,
+    restricts,
+)
 from robustbench_inv.data.registry import DATASETS
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import closer_attacks, example_distances
@@ -139,7 +146,7 @@ class _Evidence:
     def _about(self) -> list[Verdict]:
         """The verdicts that concern the cells, each once, the most important first."""
         found = [v for v in self.verdicts if any(restricts(v, cell) for cell in self.cells)]
-        return sorted(dict.fromkeys(found), key=lambda v: (_rank(v.id), v.scope == "cell"))
+        return sorted(dict.fromkeys(found), key=lambda v: (rank_of(v.id), v.scope == "cell"))
 
     def _is_superseded(self, verdict: Verdict) -> bool:
         """Did an attack change nothing (C16), beside one of several gradient steps that did all that it should?
@@ -198,15 +205,6 @@ def _subject(cell: FinishedCell) -> tuple[str, str]:
     return cell.model.key, cell.info.dataset_key
 
 
-FIRST = [f"C{n}" for n in (17, 39, 42, 41, 40, 11, 24, 25, 10, 30, 7, 6, 8, 31)]
-"""Checks whose failure explains those of others, the deepest cause first."""
-
-
-def _rank(check: str) -> tuple[int, int]:
-    position = FIRST.index(check) if check in FIRST else len(FIRST)
-    return position, int(check[1:])
-
-
 SENTENCES: Mapping[str, str] = {
     "C2": "Attacks without a budget leave {value:.0%} of the samples robust",
     "C6": "Gradients are zero or missing on {value:.0%} of the samples",
@@ -254,8 +252,10 @@ def _weak_groups(cells: Sequence[FinishedCell]) -> list[str]:
             at = f" at eps {', '.join(map(format_eps, weak))}" if len(weak) < len(levels) else ""
             goal = "" if group[0].goal in USUAL else f", goal {group[0].goal},"
             names = _attack_names([c for c in group if not at or any(map(c.covers, weak))])
-            where = f"In {group[0].norm}{goal}{at}"
-            found.append(f"{where} no ensemble of attacks such as standard was run, only {names}.")
+            missing = (
+                f"In {group[0].norm}{goal}{at} no ensemble of attacks such as standard was run"
+            )
+            found.append(f"{missing}, only {names}.")
     return found
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "grade",
     "mark_of",
     "mark_of_cells",
+    "rank_of",
     "restricts",
     "topic_of",
 ]
@@ -229,3 +230,12 @@ def mark_of_cells(
     """Return the sign beside a number that some cells give, or with ``clean`` beside their accuracy without attack."""
     about = [v for v in verdicts if not clean or v.id in OF_CLEAN_ACCURACY]
     return mark_of(v.verdict for v in about for cell in cells if restricts(v, cell))
+
+
+FIRST = [f"C{n}" for n in (17, 39, 42, 41, 40, 11, 24, 25, 10, 30, 7, 6, 8, 31)]
+"""Checks whose failure explains those of others, the deepest cause first."""
+
+
+def rank_of(check: str) -> tuple[int, int]:
+    """Return a key that sorts checks, the deepest cause first, then by number."""
+    return [*FIRST, check].index(check), int(check[1:])

@@ -146,12 +146,7 @@ DryRun = Annotated[
 
 BatchSize = Annotated[
     int | None,
-    option(
-        min=1,
-        metavar="N",
-        help="Process N samples at once, and save them together.",
-        show_default="250",
-    ),
+    option(min=1, metavar="N", help="Process and save N samples at once.", show_default="250"),
 ]
 
 Workers = Annotated[
