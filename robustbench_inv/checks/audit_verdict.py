@@ -245,7 +245,7 @@ def _weak_groups(cells: Sequence[FinishedCell]) -> list[str]:
     strong = {goal_key(cell) for cell in cells if _is_ensemble(cell)}
     found = []
     for group in group_comparable(cells):
-        samples, levels = common_samples(group), _levels(group)
+        samples, levels = sorted(common_samples(group)), _levels(group)
         left = [e for e in levels if _worst_rate(group, e, samples).successes]
         weak = [e for e in left if not any(_is_ensemble(c) and c.covers(e) for c in group)]
         if weak or not (levels or goal_key(group[0]) in strong):
@@ -324,9 +324,8 @@ def _is_oblivious(cell: FinishedCell) -> bool:
     return cell.can_reject and not cell.goal.endswith("accepted")
 
 
-def _worst_rate(group: Sequence[FinishedCell], eps: float, samples: Iterable[int]) -> Rate:
+def _worst_rate(group: Sequence[FinishedCell], eps: float, samples: Sequence[int]) -> Rate:
     """Return the worst case over the attacks at an eps or a smaller one."""
-    samples = sorted(samples)
     robust = np.ones(len(samples), bool)
     for cell in group:
         if cell.bounds_accuracy(eps):
@@ -351,8 +350,7 @@ def _next_command(cell: FinishedCell, check: str | None, cells: Sequence[Finishe
     bounded = next((c for c in _attacking(cells) if c.epsilons), None)
     text = bounded.threat.text.replace(":goal=misclassify-accepted", "") if bounded else ""
     threat = ["--threat", text] if text else []  # the goal that is left out is the usual one
-    data = _data_reference(cell)
-    where = ["--dataset", data, *threat]
+    where = ["--dataset", data := _data_reference(cell), *threat]
     few = len(cell.requested) < cell.dataset.size
     samples = ["--samples", str(len(cell.requested))] if few else []
     judged = next((c for c in cells if c.threat.wants_same_prediction), None)
