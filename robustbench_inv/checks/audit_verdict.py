@@ -18,11 +18,14 @@ from robustbench_inv.checks.verdict import (
     IMPOSSIBLE,
     NOT_MADE,
     Verdict,
+    calibration,
+    labelling_command,
     mark_of,
     rank_of,
     restricts,
+    typed_data,
+    typed_model,
 )
-from robustbench_inv.data.registry import DATASETS
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.rates import closer_attacks, example_distances
 from robustbench_inv.results.summary import Rate, median_distance
@@ -240,26 +243,32 @@ def _attacking(cells: Sequence[FinishedCell]) -> list[FinishedCell]:
 def _weak_groups(cells: Sequence[FinishedCell]) -> list[str]:
     """Return a sentence for each norm and goal in which no ensemble was run at an eps that leaves samples to break.
 
-    Without a budget an ensemble in another norm is enough.
+    Without a budget an ensemble in another norm is enough, and one that is aware of a detector for attacks that are not.
     """
-    strong = {goal_key(cell) for cell in cells if _is_ensemble(cell)}
     found = []
     for group in group_comparable(cells):
-        samples, levels = sorted(common_samples(group)), _levels(group)
-        left = [e for e in levels if _worst_rate(group, e, samples).successes]
-        weak = [e for e in left if not any(_is_ensemble(c) and c.covers(e) for c in group)]
-        if weak or not (levels or goal_key(group[0]) in strong):
+        strong = [c for c in cells if _is_ensemble(c) and _supports(c, group[0])]
+        levels, here = _levels(group), [c for c in strong if c.norm == group[0].norm]
+        weak = [e for e in levels if _survivors(group, e) and not any(c.covers(e) for c in here)]
+        if weak or not (levels or strong):
             at = f" at eps {', '.join(map(format_eps, weak))}" if len(weak) < len(levels) else ""
-            goal = "" if group[0].goal in USUAL else f", goal {group[0].goal},"
+            goal = group[0].goal if group[0].goal != "misclassify" or group[0].can_reject else ""
             names = _attack_names([c for c in group if not at or any(map(c.covers, weak))])
-            missing = (
-                f"In {group[0].norm}{goal}{at} no ensemble of attacks such as standard was run"
-            )
-            found.append(f"{missing}, only {names}.")
+            where = f"In {group[0].norm}{goal and f', goal {goal},'}{at}"
+            found.append(f"{where} no ensemble of attacks such as standard was run, only {names}.")
     return found
 
 
-USUAL = ("misclassify", "misclassify-accepted")
+def _supports(ensemble: FinishedCell, cell: FinishedCell) -> bool:
+    """Has an ensemble the goal of a cell, or that of attacks that are aware of the detector?"""
+    aware = _is_oblivious(cell) and ensemble.goal == "misclassify-accepted"
+    return aware or goal_key(ensemble) == goal_key(cell)
+
+
+def _survivors(group: Sequence[FinishedCell], eps: float) -> set[int]:
+    """Return the samples that were attacked at an eps, and that no attack at it or a smaller one broke."""
+    robust = set().union(*(c.robust_samples(eps) for c in group if c.covers(eps)))
+    return robust.difference(*(c.broken_samples(eps) for c in group if c.bounds_accuracy(eps)))
 
 
 def _levels(group: Iterable[FinishedCell]) -> list[float]:
@@ -350,17 +359,17 @@ def _next_command(cell: FinishedCell, check: str | None, cells: Sequence[Finishe
     bounded = next((c for c in _attacking(cells) if c.epsilons), None)
     text = bounded.threat.text.replace(":goal=misclassify-accepted", "") if bounded else ""
     threat = ["--threat", text] if text else []  # the goal that is left out is the usual one
-    where = ["--dataset", data := _data_reference(cell), *threat]
+    where = ["--dataset", data := typed_data(cell), *threat]
     few = len(cell.requested) < cell.dataset.size
     samples = ["--samples", str(len(cell.requested))] if few else []
     judged = next((c for c in cells if c.threat.wants_same_prediction), None)
     alone = None if bounded or check in FAULTY_FILES else judged
     strongest = alone and _is_ensemble(alone) and alone.oracle_source != "exact"
     if judged and (check in ORACLE or strongest):
-        return _labelling_command(judged, data, samples)
+        return labelling_command(judged, data, samples)
     if alone:
         stronger = ["--attack", "invariance-standard", "--threat", alone.threat.text or "none"]
-        words = ["evaluate", "--model", _reference(cell), "--dataset", data, *stronger, *samples]
+        words = ["evaluate", "--model", typed_model(cell), "--dataset", data, *stronger, *samples]
     elif check in GRADIENT_FREE:
         attack = ["--attack", "square", *where]
         if check == "C7" and not any(map(_is_ensemble, cells)):
@@ -370,31 +379,10 @@ def _next_command(cell: FinishedCell, check: str | None, cells: Sequence[Finishe
                 return ""
             guided = f"{threat[1]}:guide={OBJECT}"
             attack = ["--attack", "pgd-tuned", "--dataset", data, "--threat", guided]
-        words = ["evaluate", "--model", _reference(cell), *attack, *samples]
+        words = ["evaluate", "--model", typed_model(cell), *attack, *samples]
     elif check == "C24":
-        words = ["calibrate", _reference(cell)]
+        words = calibration(cell)
     else:
         again = ["--existing", "redo"] * (check in FAULTY_FILES)
-        words = ["audit", _reference(cell), *where, *again]
+        words = ["audit", typed_model(cell), *where, *again]
     return shlex.join(["invbench", *words])
-
-
-def _labelling_command(cell: FinishedCell, data: str, samples: Sequence[str]) -> str:
-    """Return the commands after which people can give the images of a cell their classes."""
-    words = ["--model", _reference(cell), "--attack", cell.attack.name, "--dataset", data, *samples]
-    kept = ["--threat", cell.threat.text or "none", "--keep-images", "--out", "runs/to-label"]
-    label = ["label", "runs/to-label", "--out", "label.html"]
-    return f"{shlex.join(['invbench', 'evaluate', *words, *kept])} && {shlex.join(['invbench', *label])}"
-
-
-def _reference(cell: FinishedCell) -> str:
-    """Return what the command line calls a model; the pattern of a reference if it was an object."""
-    name = str(cell.model.card.get("name") or cell.model.name)  # the latter may be the user's label
-    known = ":" in name or cell.model.card.get("summary")
-    return name if known else OBJECT
-
-
-def _data_reference(cell: FinishedCell) -> str:
-    """Return what the command line calls a data set; the pattern of a reference if it was an object."""
-    name = cell.dataset.name.partition(" #")[0]  # the rest is the digest of the user's own data
-    return name if ":" in name or name in DATASETS else OBJECT

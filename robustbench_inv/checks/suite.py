@@ -98,9 +98,18 @@ def check_records(
         ("C46", check_certificates),
         ("C47", check_distances),
     )
-    models = ", ".join(sorted({cell.model.name for cell in cells}))
+    names = {cell.model.key: cell.model.name for cell in cells}
+    models = ", ".join(sorted(set(names.values())))
     compared = [v for id_, f in comparisons for v in run_check(id_, models, partial(f, cells))]
-    return [*decided, *alone, *compared]
+    told = [each for v in compared for each in _of_each_model(v, names)]
+    return [*decided, *alone, *told]
+
+
+def _of_each_model(verdict: Verdict, names: Mapping[str, str]) -> list[Verdict]:
+    """Return a verdict; one of a comparison that raised for each model, since it is missing for all of them."""
+    if not verdict.evidence.startswith(IMPOSSIBLE):
+        return [verdict]
+    return [replace(verdict, subject=name, about=(key,)) for key, name in names.items()]
 
 
 def verdicts_about(verdicts: Iterable[Verdict], cell: FinishedCell) -> list[Verdict]:

@@ -1,10 +1,13 @@
-"""Verdicts of validity checks with their evidence."""
+"""Verdicts of validity checks with their evidence, signs beside numbers, and commands about models and data."""
 
-from collections.abc import Iterable, Mapping
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import inf, isfinite
 from typing import Any, Literal
 
+from robustbench_inv.arguments import OBJECT
+from robustbench_inv.data.registry import DATASETS
 from robustbench_inv.results.cell import FinishedCell
 
 __all__ = [
@@ -16,13 +19,17 @@ __all__ = [
     "Grade",
     "Scope",
     "Verdict",
+    "calibration",
     "format_ids",
     "grade",
+    "labelling_command",
     "mark_of",
     "mark_of_cells",
     "rank_of",
     "restricts",
     "topic_of",
+    "typed_data",
+    "typed_model",
 ]
 
 Grade = Literal["PASS", "NOTE", "WARN", "FAIL", "NA"]
@@ -239,3 +246,40 @@ FIRST = [f"C{n}" for n in (17, 39, 42, 41, 40, 11, 24, 25, 10, 30, 7, 6, 8, 31)]
 def rank_of(check: str) -> tuple[int, int]:
     """Return a key that sorts checks, the deepest cause first, then by number."""
     return [*FIRST, check].index(check), int(check[1:])
+
+
+def labelling_command(cell: FinishedCell, data: str, samples: Sequence[str]) -> str:
+    """Return the commands after which people can give the images of a cell their classes."""
+    words = [
+        "--model",
+        typed_model(cell),
+        "--attack",
+        cell.attack.name,
+        "--dataset",
+        data,
+        *samples,
+    ]
+    kept = ["--threat", cell.threat.text or "none", "--keep-images", "--out", "runs/to-label"]
+    label = ["label", "runs/to-label", "--out", "label.html"]
+    return f"{shlex.join(['invbench', 'evaluate', *words, *kept])} && {shlex.join(['invbench', *label])}"
+
+
+def typed_model(cell: FinishedCell) -> str:
+    """Return what the command line calls a model; the pattern of a reference if it was an object."""
+    name = str(cell.model.card.get("name") or cell.model.name)  # the latter may be the user's label
+    known = ":" in name or cell.model.card.get("summary")
+    return name if known else OBJECT
+
+
+def typed_data(cell: FinishedCell) -> str:
+    """Return what the command line calls a data set; the pattern of a reference if it was an object."""
+    name = cell.dataset.name.partition(" #")[0]  # the rest is the digest of the user's own data
+    return name if ":" in name or name in DATASETS else OBJECT
+
+
+def calibration(cell: FinishedCell) -> list[str]:
+    """Return the words of the command that fits the thresholds of a model, without options of its reject option."""
+    name, *rest = typed_model(cell).split(":")
+    if "." not in name:
+        return ["calibrate", name]  # on the images of its recipe
+    return ["calibrate", ":".join([name, *rest[:1]]), "--dataset", OBJECT]

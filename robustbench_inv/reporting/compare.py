@@ -77,7 +77,7 @@ class RunComparison:
     def table(self) -> Table:
         """All results; shares under attack have the sign of their model's verdict."""
         table = comparison_table("comparison", "Every comparison", self.results)
-        signs = {each.model: each.mark for each in self.conclusions}
+        signs = {(each.model, each.dataset): each.mark for each in self.conclusions}
         pairs = zip(self.results, table.rows, strict=True)
         return replace(table, rows=tuple(_signed(result, row, signs) for result, row in pairs))
 
@@ -191,7 +191,7 @@ def compare(
     verdicts = [Verdict.from_json(value) for run in runs for value in run.checks]
     return RunComparison(
         tuple(results),
-        tuple(conclude(cells, verdicts)),
+        tuple(conclude([*cells, *(each for run in runs for each in run.empty)], verdicts)),
         tuple(_notes(pairs, runs, results)),
         tuple(map(str, folders)),
         cells,
@@ -200,16 +200,14 @@ def compare(
 
 
 def _signed(
-    result: PairedResult, row: tuple[TableCell, ...], signs: Mapping[str, str]
+    result: PairedResult, row: tuple[TableCell, ...], signs: Mapping[tuple[str, str], str]
 ) -> tuple[TableCell, ...]:
     """Return a row whose shares under attack have the signs of their models."""
     if result.quantity == "clean":
         return row
-    found = iter(result.models)
+    found = (signs.get((model, result.group.dataset), "") for model in result.models)
     return tuple(
-        cell
-        if cell.share is None
-        else replace(cell, text=cell.text + signs.get(next(found, ""), ""))
+        cell if cell.share is None else replace(cell, text=cell.text + next(found, ""))
         for cell in row
     )
 

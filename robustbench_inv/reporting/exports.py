@@ -328,14 +328,16 @@ def _goal(worst: WorstCase) -> str:
     group, rejects = worst.group, worst.cells[0].can_reject
     usual = "misclassify-accepted" if rejects else "misclassify"
     plain = group.goal in (usual, "keep-decision") or group.no_class
-    goal = "" if plain else f":goal={group.goal}{group.limits}"
-    oracle = f":oracle={group.oracle}" if group.oracle else ""
-    return (goal + oracle).replace(", ", ",").replace(" ", "=")
+    limits = group.limits.replace(", ", ",").replace(" ", "=")
+    goal = "" if plain else f":goal={group.goal}{limits}"
+    oracle = f":oracle={'-'.join(group.oracle.split())}" if group.oracle else ""
+    return goal + oracle
 
 
 def conclusions_of(run: RunResult) -> list[Conclusion]:
     """Return whether the numbers of each model of a run can be published."""
-    return conclude(run.cells, [Verdict.from_json(value) for value in run.checks])
+    verdicts = [Verdict.from_json(value) for value in run.checks]
+    return conclude([*run.cells, *run.empty], verdicts)
 
 
 def to_junit(runs: Sequence[RunResult]) -> str:

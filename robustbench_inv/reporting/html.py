@@ -78,7 +78,8 @@ def read_conclusions(
     found = read_runs([check_path(run, "run") for run in runs], load_definition(definition).select)
     cells = [cell for run in found for cell in run.cells]
     verdicts = [Verdict.from_json(value) for run in found for value in run.checks]
-    return cells, conclude(cells, verdicts)
+    empty = (cell for run in found for cell in run.empty)
+    return cells, conclude([*cells, *empty], verdicts)
 
 
 def _as_paths(runs: object) -> list[object]:

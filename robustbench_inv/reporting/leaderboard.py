@@ -231,7 +231,8 @@ def read_leaderboard(runs: Sequence[str | Path], note: str = "", command: str = 
     cells = [cell for run in results for cell in run.cells]
     verdicts = [Verdict.from_json(value) for run in results for value in run.checks]
     pages = _pages(cells)
-    conclusions = tuple(conclude(cells, verdicts))
+    empty = (cell for run in results for cell in run.empty)
+    conclusions = tuple(conclude([*cells, *empty], verdicts))
     boards = list(_boards(cells, conclusions, pages))
     if not boards:
         raise BadResults("there is nothing to rank", expected="runs of invbench evaluate")
@@ -276,7 +277,8 @@ def _pages(cells: Sequence[FinishedCell]) -> dict[str, str]:
 def _only(run: RunResult, model: str) -> RunResult:
     """Return the results of one model."""
     cells = tuple(cell for cell in run.cells if cell.model_label == model)
-    return replace(run, cells=cells, pending={})
+    empty = tuple(cell for cell in run.empty if cell.model_label == model)
+    return replace(run, cells=cells, empty=empty, pending={})
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,8 @@ def build_page(definition: Definition, runs: Sequence[RunResult]) -> ReportPage:
     interval = INTERVALS[definition.interval]
     plot = FigureContext(tuple(cells), interval, definition.images)
     verdicts = [Verdict.from_json(value) for run in runs for value in run.checks]
-    conclusions = tuple(conclude(cells, verdicts))
+    planned = [*cells, *(cell for run in runs for cell in run.empty)]
+    conclusions = tuple(conclude(planned, verdicts))
     marks = _Marks(cells, verdicts, conclusions)
     return ReportPage(
         definition=definition,
@@ -171,7 +172,10 @@ class _Marks:
     def on_table(self, table: Table) -> Table:
         """Return a table whose shares are marked; its first cells name the model, and perhaps the attack."""
         worst = table.name.startswith("worst")
-        rows = (self._on_row(table.columns, row, worst=worst) for row in table.rows)
+        about = set(table.frame["dataset"]) if "dataset" in table.frame else None
+        here = [cell for cell in self.cells if about is None or cell.dataset.name in about]
+        marks = replace(self, cells=here)
+        rows = (marks._on_row(table.columns, row, worst=worst) for row in table.rows)
         return replace(table, rows=tuple(rows))
 
     def _on_row(

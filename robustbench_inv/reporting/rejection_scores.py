@@ -208,7 +208,10 @@ def knows_thresholds(cell: FinishedCell) -> bool:
     search would go farther. Their scores measure no other threshold.
     """
     aims = cell.goal.endswith("accepted") or cell.threat.wants_same_prediction
-    return cell.can_reject and (aims or (cell.goal == "accept" and cell.uses_gradients))
+    searches = cell.kind != "fixed-input" or cell.uses_gradients
+    return (
+        cell.can_reject and searches and (aims or (cell.goal == "accept" and cell.uses_gradients))
+    )
 
 
 def clean_scores(cell: FinishedCell) -> NDArray[np.float64]:

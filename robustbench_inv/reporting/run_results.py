@@ -102,7 +102,7 @@ class CellGroup:
 
 @dataclass(frozen=True)
 class RunResult:
-    """One run folder: its name, plan, cells that have records, and verdicts of the checks."""
+    """One run folder: its name, plan, cells that have records and ``empty`` ones, and verdicts of the checks."""
 
     name: str
     plan: Mapping[str, Any]
@@ -114,6 +114,7 @@ class RunResult:
     """Remarks on the files of the run, one clause each."""
     check_seconds: float | None = None
     """Seconds that the checks took, None if they were not timed."""
+    empty: tuple[FinishedCell, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -239,11 +240,8 @@ def read_runs(runs: Sequence[Path], select: Selection | None = None) -> tuple[Ru
     results = [_read_run(folder, select or Selection()) for folder in folders]
     if not any(result.cells or result.pending for result in results):
         _refuse_selection([_read_run(folder, Selection()) for folder in folders], select)
-        raise BadResults(
-            "there are no records to report",
-            got=[str(run) for run in runs],
-            expected="run folders of invbench evaluate",
-        )
+        expected, got = "run folders of invbench evaluate", list(map(str, runs))
+        raise BadResults("there are no records to report", got=got, expected=expected)
     return _with_distinct_labels(_deduplicated(results))
 
 
@@ -369,7 +367,7 @@ def _read_run(path: Path, select: Selection) -> RunResult:
             pending[entry["digest"]] = f"{named['attack']} on {named['model']}", 0, count
     started, name = tuple(cell for cell in chosen if cell.records), path.resolve().name
     about = tuple(folder.checks()), pending, folder.remarks, check_seconds(folder)
-    return RunResult(name, plan, started, *about)
+    return RunResult(name, plan, started, *about, tuple(c for c in chosen if not c.records))
 
 
 def _unfinished(cell: FinishedCell) -> tuple[str, int, int]:
@@ -383,7 +381,9 @@ def _deduplicated(results: Sequence[RunResult]) -> list[RunResult]:
         copies = best.get(cell.digest, cell), cell
         best[cell.digest] = max(copies, key=lambda each: len(each.records))
     kept = {id(cell) for cell in best.values()}
-    return [replace(r, cells=tuple(c for c in r.cells if id(c) in kept)) for r in results]
+    left = (tuple(c for c in r.empty if c.digest not in best) for r in results)
+    pairs = zip(results, left, strict=True)
+    return [replace(r, cells=tuple(c for c in r.cells if id(c) in kept), empty=e) for r, e in pairs]
 
 
 def _with_distinct_labels(results: Sequence[RunResult]) -> tuple[RunResult, ...]:

@@ -389,4 +389,33 @@ def test_the_next_command_of_a_reject_option_leads_out():
     (found,) = conclude([standard(threat=about)], [said("C26", "WARN")])
     assert found.command.endswith("--threat linf=0.1,0.2"), "the audit attacks with both goals"
     (found,) = conclude([standard(threat=about)], [said("C24", "WARN")])
-    assert found.command == "invbench calibrate FILE.py:FUNCTION"
+    assert found.command == "invbench calibrate FILE.py:FUNCTION --dataset FILE.py:FUNCTION"
+    for name, typed in (
+        ("net.py:build:reject=own,percentile=1", "net.py:build --dataset FILE.py:FUNCTION"),
+        ("mnist-cnn:reject=likelihood,percentile=1", "mnist-cnn"),
+    ):
+        judged = standard(model={"name": name, "card": {"name": name}})
+        (found,) = conclude([judged], [said("C24", "WARN", subject=name)])
+        assert found.command == f"invbench calibrate {typed}"
+
+
+def test_cells_of_other_samples_need_an_ensemble_as_well():
+    """They have no sample in common, on which a worst case could be taken."""
+    apart = other_digest(cell("fgsm", [None] * 10), 1)
+    moved = Records.of([replace(r, sample=r.sample + 500) for r in apart.records])
+    apart = replace(apart, records=moved, requested=tuple(range(500, 510)))
+    (found,) = conclude([cell("pgd", [None] * 10), apart], CHECKED)
+    assert "no ensemble of attacks such as standard was run, only pgd, fgsm" in found.text
+
+
+def test_an_ensemble_that_is_aware_of_the_detector_supports_attacks_that_are_not():
+    model = {"name": "toy", "rejects": True}
+    goal = {"goal": "misclassify-accepted"}
+    aware = with_acceptance(standard(threat=goal, model=model))
+    oblivious = other_digest(with_acceptance(cell("pgd", STRONG, model=model)), 1)
+    (found,) = conclude([aware, oblivious], CHECKED)
+    assert found.verdict == "publishable"
+    weak = other_digest(with_acceptance(cell("pgd", STRONG, threat=goal, model=model)), 1)
+    ensemble = with_acceptance(standard(model=model))
+    (found,) = conclude([weak, ensemble], CHECKED)
+    assert "In linf, goal misclassify-accepted, no ensemble" in found.text, "not the other way"

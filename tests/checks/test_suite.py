@@ -160,3 +160,24 @@ def test_record_checks_import_no_torch():
         "assert check_records([toy_cell('pgd', [0.1, None])]); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_comparison_that_raised_concerns_every_model(monkeypatch):
+    from robustbench_inv.checks import suite
+
+    def refuse(_):
+        raise ValueError("odd cells")
+
+    monkeypatch.setattr(suite, "check_gradient_free", refuse)
+    cells = [
+        replace(
+            toy_cell("pgd", [0.1] * 4, model={"name": name, "parameters": {"a": name}}),
+            digest=name * 32,
+        )
+        for name in "ab"
+    ]
+    found = [
+        v for v in check_records(cells, {c.digest: range(4) for c in cells}, []) if v.id == "C5"
+    ]
+    assert [[v.concerns(cell) for cell in cells] for v in found] == [[True, False], [False, True]]
+    assert all("odd cells" in v.evidence for v in found)

@@ -25,6 +25,7 @@ from robustbench_inv.evaluation.engine import RunOptions
 from robustbench_inv.evaluation.jobs import EvaluationRequest
 from robustbench_inv.evaluation.plan import make_plan
 from robustbench_inv.evaluation.schedule import run_jobs
+from robustbench_inv.reporting.exports import conclusions_of
 from robustbench_inv.reporting.facts import summary_frame
 from robustbench_inv.reporting.run_results import read_runs
 from robustbench_inv.results.cell import CellInfo
@@ -304,6 +305,9 @@ def test_checks_are_made_again_of_records_that_were_added(tmp_path, monkeypatch)
         with pytest.warns(rbi.EvaluationWarning):
             first = evaluate(**asked)
     assert len(first.failures) == 1
+    (shown,) = conclusions_of(read_runs([first.path])[0])
+    for conclusion in (*first.conclusions, shown):
+        assert any("Samples are missing in 1 of 2" in each.text for each in conclusion.reasons)
     found = evaluate(**asked)
     (noise,) = (cell for cell in found.cells if cell.attack.name == "random-perturbation")
     about = {v.id: v for v in verdicts_about(found.checks, noise)}

@@ -1,6 +1,7 @@
 """Two models on the same samples: counts by hand, words, refusals, and the page."""
 
 import re
+from dataclasses import replace
 from math import inf
 
 import pytest
@@ -185,3 +186,26 @@ def test_numbers_that_must_not_be_published_are_marked_and_the_text_says_why(run
     shares = [cell.text for cell in shown["robust"] if cell.share is not None]
     assert [text.split()[1:] for text in shares] == [["!"], ["✗"]]
     assert all(" " not in cell.text for cell in shown["clean"] if cell.share is not None)
+
+
+def test_signs_are_those_of_the_data(runs, sweep_records):
+    run = runs("one")
+    for data in ("mnist5k", "mnist"):
+        for model in "ab":
+            run.cell(sweep_records(40, [10], [0.1]), model=model, attack="standard", dataset=data)
+    found = rbi.compare(run.finish())
+    (bad, *_) = found.conclusions
+    marked = replace(
+        found,
+        conclusions=tuple(
+            replace(c, verdict="do not publish" if c is bad else "publishable")
+            for c in found.conclusions
+        ),
+    )
+    texts = {
+        result.group.dataset: [cell.text for cell in row if cell.share is not None]
+        for result, row in zip(marked.results, marked.table.rows, strict=True)
+        if result.quantity == "robust"
+    }
+    assert texts.pop(bad.dataset)[0].endswith("✗")
+    assert not [text for other in texts.values() for text in other if "✗" in text]

@@ -20,6 +20,7 @@ from robustbench_inv.reporting.table_formats import BLANK
 from robustbench_inv.reporting.tables import build_tables
 from robustbench_inv.results.record import ModelOutput
 from robustbench_inv.results.summary import Rate
+from robustbench_inv.testing.toy_cells import toy_cell
 
 STRANGE = {
     "goal": "accept",
@@ -206,3 +207,19 @@ def test_inputs_of_no_class_are_in_no_table_of_accuracies(run):
     headline = build_headlines(strange, wilson)[0]
     assert headline.group.title == "mnist5k · out-of-distribution inputs"
     assert re.match(r"rejected, % of 4 out-of-distribution inputs", headline.caption)
+
+
+def test_fixed_inputs_are_no_search():
+    goal = {"goal": "misclassify-accepted"}
+    searched = toy_cell("pgd", [0.1, None], threat=goal)
+    given = toy_cell(
+        "shifted-input", [0.1, None], gradients=False, threat=goal, attack={"kind": "fixed-input"}
+    )
+    taken = [
+        replace(
+            cell,
+            records=tuple(replace(r, clean=replace(r.clean, accepted=True)) for r in cell.records),
+        )
+        for cell in (searched, given)
+    ]
+    assert [knows_thresholds(cell) for cell in taken] == [True, False]
