@@ -158,7 +158,7 @@ def _false_rejection(group: Sequence[FinishedCell]) -> Verdict:
         "; ".join(_accuracy_text_at(level, attacks) for level in FALSE_REJECTION_LEVELS if attacks)
         or "no attack was run"
     )
-    evidence = f"{_rate_text(rate)} of clean inputs are rejected. Correct and accepted under the worst attack: {left}."
+    evidence = f"{_rate_text(rate)} of clean inputs are rejected. Correct and accepted under the worst attack on the model's own threshold, at most: {left}."
     verdict = grade(rate.low, warn=0.1, fail=0.5)
     return _verdict("C25", group[0], verdict, rate.value, evidence)
 
