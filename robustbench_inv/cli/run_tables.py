@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robustbench_inv.arguments import format_eps, printable
-from robustbench_inv.checks.verdict import Verdict, mark_of_cells
+from robustbench_inv.checks.verdict import mark_of_cells
 from robustbench_inv.cli.output import (
     print_json,
     print_warnings,
@@ -47,8 +47,9 @@ def print_run(run: "Run") -> None:
     """
     from robustbench_inv.results.sequences import early_texts
 
+    checks = run.checks
     cells = [
-        {**told, "mark": mark_of_cells([cell], map(Verdict.from_json, told["checks"]))}
+        {**told, "mark": mark_of_cells([cell], checks)}
         for cell, told in zip(run.cells, run.to_json(), strict=True)
     ]
     console = _console()

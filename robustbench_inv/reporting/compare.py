@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from robustbench_inv.arguments import check_file, check_path
-from robustbench_inv.checks.audit_verdict import Conclusion, conclude
-from robustbench_inv.checks.verdict import Verdict
+from robustbench_inv.checks.audit_verdict import Conclusion
 from robustbench_inv.errors import BadParameter, BadResults, UnknownName, suggest
 from robustbench_inv.reporting.answers import Answer, answer_questions
 from robustbench_inv.reporting.canvas import (
@@ -22,6 +21,7 @@ from robustbench_inv.reporting.canvas import (
     shorten,
     styled,
 )
+from robustbench_inv.reporting.exports import conclusions_of
 from robustbench_inv.reporting.facts import adjusted
 from robustbench_inv.reporting.gallery import Change, Gallery, collect_changes
 from robustbench_inv.reporting.glance import Glance, draw_both_failures, take_glance
@@ -188,10 +188,9 @@ def compare(
         )
     compared = {(c.model_label, c.digest): c for pair in pairs for cells in pair for c in cells}
     cells = tuple(compared.values())
-    verdicts = [Verdict.from_json(value) for run in runs for value in run.checks]
     return RunComparison(
         tuple(results),
-        tuple(conclude([*cells, *(each for run in runs for each in run.empty)], verdicts)),
+        tuple(conclusions_of(*runs, cells=cells)),
         tuple(_notes(pairs, runs, results)),
         tuple(map(str, folders)),
         cells,
@@ -206,10 +205,7 @@ def _signed(
     if result.quantity == "clean":
         return row
     found = (signs.get((model, result.group.dataset), "") for model in result.models)
-    return tuple(
-        cell if cell.share is None else replace(cell, text=cell.text + next(found, ""))
-        for cell in row
-    )
+    return tuple(cell if cell.share is None else cell.signed(next(found)) for cell in row)
 
 
 def _is_decided(result: PairedResult, decisions: Sequence[Decision]) -> bool:

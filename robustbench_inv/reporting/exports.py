@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from itertools import chain
 from math import isfinite, isinf, isnan, nan
@@ -334,10 +334,18 @@ def _goal(worst: WorstCase) -> str:
     return goal + oracle
 
 
-def conclusions_of(run: RunResult) -> list[Conclusion]:
-    """Return whether the numbers of each model of a run can be published."""
-    verdicts = [Verdict.from_json(value) for value in run.checks]
-    return conclude([*run.cells, *run.empty], verdicts)
+def conclusions_of(
+    *runs: RunResult, cells: Iterable[FinishedCell] | None = None
+) -> list[Conclusion]:
+    """Return whether the numbers of each model of some runs can be published.
+
+    Args:
+        runs: the results.
+        cells: those with records; None for all of the runs. Planned cells without records count in any case.
+    """
+    verdicts = [Verdict.from_json(value) for run in runs for value in run.checks]
+    known = [cell for run in runs for cell in run.cells] if cells is None else cells
+    return conclude([*known, *(cell for run in runs for cell in run.empty)], verdicts)
 
 
 def to_junit(runs: Sequence[RunResult]) -> str:

@@ -15,11 +15,11 @@ from jinja2.bccache import Bucket
 from markupsafe import Markup
 
 from robustbench_inv.arguments import check_file, check_path, printable
-from robustbench_inv.checks.audit_verdict import Conclusion, conclude
-from robustbench_inv.checks.verdict import Verdict
+from robustbench_inv.checks.audit_verdict import Conclusion
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.reporting.canvas import ReportFigure, inline_svg
 from robustbench_inv.reporting.definitions import load_definition
+from robustbench_inv.reporting.exports import conclusions_of
 from robustbench_inv.reporting.page import build_page
 from robustbench_inv.reporting.run_results import read_runs
 from robustbench_inv.reporting.table_formats import Table, to_csv, to_latex, to_markdown
@@ -77,9 +77,7 @@ def read_conclusions(
     """Return the cells of a report, and whether the numbers of each model can be published."""
     found = read_runs([check_path(run, "run") for run in runs], load_definition(definition).select)
     cells = [cell for run in found for cell in run.cells]
-    verdicts = [Verdict.from_json(value) for run in found for value in run.checks]
-    empty = (cell for run in found for cell in run.empty)
-    return cells, conclude([*cells, *empty], verdicts)
+    return cells, conclusions_of(*found)
 
 
 def _as_paths(runs: object) -> list[object]:

@@ -12,13 +12,13 @@ import numpy as np
 
 from robustbench_inv.arguments import check_path, format_eps
 from robustbench_inv.catalogue.datasets import describe_dataset
-from robustbench_inv.checks.audit_verdict import CONCLUSIONS, Conclusion, conclude
-from robustbench_inv.checks.verdict import Verdict
+from robustbench_inv.checks.audit_verdict import CONCLUSIONS, Conclusion
 from robustbench_inv.errors import BadResults
 from robustbench_inv.identity import digest_value
 from robustbench_inv.reporting.answers import Answer, answer_questions, strongest_attack
 from robustbench_inv.reporting.canvas import COLOURS, ReportFigure
 from robustbench_inv.reporting.definitions import load_definition
+from robustbench_inv.reporting.exports import conclusions_of
 from robustbench_inv.reporting.glance import draw_both_failures, take_glance
 from robustbench_inv.reporting.headlines import (
     Headline,
@@ -229,10 +229,7 @@ def read_leaderboard(runs: Sequence[str | Path], note: str = "", command: str = 
     _check_equal(folders)
     results = read_runs(folders)
     cells = [cell for run in results for cell in run.cells]
-    verdicts = [Verdict.from_json(value) for run in results for value in run.checks]
-    pages = _pages(cells)
-    empty = (cell for run in results for cell in run.empty)
-    conclusions = tuple(conclude([*cells, *empty], verdicts))
+    pages, conclusions = _pages(cells), tuple(conclusions_of(*results))
     boards = list(_boards(cells, conclusions, pages))
     if not boards:
         raise BadResults("there is nothing to rank", expected="runs of invbench evaluate")

@@ -7,12 +7,13 @@ from functools import cached_property
 from typing import Any
 
 from robustbench_inv.catalogue.datasets import describe_dataset
-from robustbench_inv.checks.audit_verdict import Conclusion, conclude
+from robustbench_inv.checks.audit_verdict import Conclusion
 from robustbench_inv.checks.verdict import Verdict, mark_of, mark_of_cells
 from robustbench_inv.reporting.answers import Answer, answer_questions
 from robustbench_inv.reporting.canvas import ReportFigure
 from robustbench_inv.reporting.citations import Citation, collect_citations
 from robustbench_inv.reporting.definitions import Definition, Section
+from robustbench_inv.reporting.exports import conclusions_of
 from robustbench_inv.reporting.figures import FigureContext, draw_figures
 from robustbench_inv.reporting.gallery import NO_GALLERY, Gallery, collect_gallery
 from robustbench_inv.reporting.glance import Glance, draw_both_failures, take_glance
@@ -29,7 +30,6 @@ from robustbench_inv.reporting.run_results import (
 )
 from robustbench_inv.reporting.statistics import INTERVALS
 from robustbench_inv.reporting.table_formats import (
-    BLANK,
     Table,
     TableCell,
     dataset_title,
@@ -139,8 +139,7 @@ def build_page(definition: Definition, runs: Sequence[RunResult]) -> ReportPage:
     interval = INTERVALS[definition.interval]
     plot = FigureContext(tuple(cells), interval, definition.images)
     verdicts = [Verdict.from_json(value) for run in runs for value in run.checks]
-    planned = [*cells, *(cell for run in runs for cell in run.empty)]
-    conclusions = tuple(conclude(planned, verdicts))
+    conclusions = tuple(conclusions_of(*runs))
     marks = _Marks(cells, verdicts, conclusions)
     return ReportPage(
         definition=definition,
@@ -188,13 +187,9 @@ class _Marks:
         overall = mark_of(c.grade for c in self.conclusions if any(map(c.concerns, named)))
         mark = overall if worst else mark_of_cells(about, self.verdicts)
         return tuple(
-            cell if cell.share is None else _marked(cell, clean if column == "Clean" else mark)
+            cell.signed(clean if column == "Clean" else mark)
             for column, cell in zip(columns, row, strict=True)
         )
-
-
-def _marked(cell: TableCell, mark: str) -> TableCell:
-    return cell if cell == BLANK else replace(cell, text=cell.text + mark)
 
 
 def _fill_sections(definition: Definition, plot: FigureContext) -> Iterator[FilledSection]:

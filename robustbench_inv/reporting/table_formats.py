@@ -1,7 +1,7 @@
 """A table in four formats: CSV, Markdown, LaTeX, and the rows that HTML shows."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite, isinf, isnan
 from typing import Literal
 
@@ -56,6 +56,10 @@ class TableCell:
     def plain(self) -> str:
         """Text and detail on one line."""
         return f"{self.text} [{self.detail}]" if self.detail else self.text
+
+    def signed(self, sign: str) -> "TableCell":
+        """Return the cell with a sign behind its text, if it is a share."""
+        return self if self.share is None else replace(self, text=self.text + sign)
 
 
 def norm_symbol(norm: str) -> str:

@@ -496,7 +496,13 @@ def test_captions_of_figures_show_the_numbers_of_the_tables(shown):
 def test_the_terminal_shows_the_numbers_of_the_page(shown, capsys):
     case, records = shown.case, shown.cell.records
     told = [{**cell_to_json(shown.cell), "checks": []}]
-    run = {"path": "runs/x", "conclusions": (), "decisions": (), "cells": [shown.cell]}
+    run = {
+        "path": "runs/x",
+        "conclusions": (),
+        "decisions": (),
+        "cells": [shown.cell],
+        "checks": (),
+    }
     print_run(SimpleNamespace(to_json=lambda: told, **run))
     printed = capsys.readouterr().out
     print_rescored([cell_to_json(shown.cell)], "runs/x")
