@@ -227,6 +227,7 @@ def _merge(runs: Sequence[RunResult]) -> RunResult:
         tuple(cell for run in runs for cell in run.cells),
         tuple(verdict for run in runs for verdict in run.checks),
         dict(pair for run in runs for pair in run.pending.items()),
+        empty=tuple(cell for run in runs for cell in run.empty),
     )
 
 

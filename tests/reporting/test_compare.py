@@ -209,3 +209,15 @@ def test_signs_are_those_of_the_data(runs, sweep_records):
     }
     assert texts.pop(bad.dataset)[0].endswith("✗")
     assert not [text for other in texts.values() for text in other if "✗" in text]
+
+
+def test_a_planned_cell_without_records_is_a_reservation(runs, sweep_records):
+    run = runs("one")
+    for model in "ab":
+        run.cell(sweep_records(40, [10], [0.1]), model=model, attack="standard")
+    run.cell([], model="b", attack="square", planned=list(range(40)))
+    reasons = {each.model: each.reasons for each in rbi.compare(run.finish()).conclusions}
+    missing = {
+        name: any("Samples are missing" in r.text for r in each) for name, each in reasons.items()
+    }
+    assert missing == {"a": False, "b": True}
