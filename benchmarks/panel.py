@@ -1,7 +1,7 @@
 """Fits the panel of digits that pools probabilities, and cross-validates it on labels of people.
 
 ``python benchmarks/panel.py RUN`` prints the figures of decision 0033 and the numbers of
-``attacks/oracles/mnist-panel-v2.toml``. Two kinds of changed digits are fitted: the 350 altered digits of Tramèr et
+``attacks/oracles/mnist-panel-v2.toml``, and for both panels of digits the counts without each member. Two kinds of changed digits are fitted: the 350 altered digits of Tramèr et
 al., with the classes of people, and PGD examples, whose class is that of their originals. RUN holds the latter::
 
     invbench evaluate --model mnist-cnn mnist-lenet5 --attack pgd --threat linf=0.3 --samples 100 --keep-images --out RUN
@@ -19,12 +19,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from robustbench_inv.catalogue.cards import read_oracle
+from robustbench_inv.catalogue.datasets import load_dataset
+from robustbench_inv.catalogue.locate import find
 from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.data.mnist import SETS, open_invariance_mnist
 from robustbench_inv.evaluation.panel import PanelOracle, Pooling, load_panel
 from robustbench_inv.results.oracle_error import ChangeDetection
 from robustbench_inv.results.run_files import RunFolder
 from robustbench_inv.results.summary import Rate
+from robustbench_inv.threat.goals import UNKNOWN
 
 PARTS, THRESHOLDS = 10, (0.4, 0.45, 0.5, 0.6)
 TEMPERATURES = (0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 20, 50, 100, 200, 400, 800, 1600)
@@ -115,17 +119,23 @@ def pool(logits: Mapping[str, Tensor], pooling: Pooling) -> Tensor:
     return sum(w * (z / t).softmax(1) for z, w, t in members) / sum(pooling.weights)  # type: ignore[return-value]
 
 
-def cross_validated(digits: Labelled, parts: int = PARTS) -> Tensor:
-    """Return the probabilities (2, n, 10) of altered digits and originals by fits without any version of them."""
+def cross_validated(digits: Labelled, parts: int = PARTS, left_out: int | None = None) -> Tensor:
+    """Return the probabilities (2, n, 10) of altered digits and originals by fits without any version of them.
+
+    A member at the position ``left_out`` is fitted with the others, and does not vote: it may be the attacked model.
+    """
+    voters = [row for row in range(len(digits.logits)) if row != left_out]
+    names = [name for row, name in enumerate(digits.logits) if row != left_out]
     order = torch.randperm(
         int(digits.original.max()) + 1, generator=torch.Generator().manual_seed(0)
     )
     part, found = order[digits.original] % parts, torch.zeros(2, len(digits.labels), 10)
     for number in range(parts):
         held_out = part == number
-        pooling = fit(digits, (~held_out).nonzero()[:, 0])
+        pooling = fit(digits, (~held_out).nonzero()[:, 0]).rows(voters)
         for row, logits in enumerate((digits.logits, digits.clean)):
-            found[row, held_out] = pool(logits, pooling)[held_out]
+            given = {name: logits[name] for name in names}
+            found[row, held_out] = pool(given, pooling)[held_out]
     return found
 
 
@@ -156,6 +166,28 @@ def without(digits: Labelled, prefix: str) -> Labelled:
     return replace(digits, logits=kept, clean={name: digits.clean[name] for name in kept})
 
 
+def majority(panel: str, left_out: int | None, run: Path) -> tuple[int, int, int]:
+    """Return what a panel without one member reports: true and false changes of altered digits, and PGD examples."""
+    data, true, false, pgd = [open_invariance_mnist(name) for name in SETS], 0, 0, 0
+    whole = load_panel(panel, data[0], [], partial(load_model, dataset=data[0])).members
+    members = tuple(each for row, each in enumerate(whole) if row != left_out)
+    for each in data:
+        ids = torch.arange(len(each))
+        oracle = PanelOracle(panel, "majority", members, each)
+        classes = oracle.classify(each.counterparts(ids).float(), ids)
+        reported = (classes != UNKNOWN) & (classes != each.labels)
+        true += int((reported & (each.human != each.labels)).sum())
+        false += int((reported & (each.human == each.labels)).sum())
+    for cell in RunFolder(run).cells():
+        kept, source = cell.images(), load_dataset("mnist5k")
+        ids = torch.from_numpy(kept["samples"])
+        classes = PanelOracle(panel, "majority", members, source).classify(
+            torch.from_numpy(kept["adversarial"]), ids
+        )
+        pgd += int(((classes != UNKNOWN) & (classes != source.labels[ids])).sum())
+    return true, false, pgd
+
+
 def main(run: Path) -> None:
     """Print the table of the decision and the card's numbers."""
     digits = read_digits("mnist-panel-v2", run)
@@ -174,6 +206,12 @@ def main(run: Path) -> None:
     print("weights =", [round(weight, 3) for weight in pooling.weights])
     print("temperatures =", list(pooling.temperatures))
     print(detection(digits, cross_validated(digits), THRESHOLD))
+    for row, name in enumerate(digits.logits):
+        found, pgd = detection(digits, cross_validated(digits, left_out=row), THRESHOLD)
+        print(f"mnist-panel-v2 without {name}: {found.found}, {found.false}, {pgd}")
+    everyone = read_oracle(find("oracles", "mnist-panel")).members
+    for row, name in [(None, "none"), *enumerate(everyone)]:
+        print(f"mnist-panel without {name}: {majority('mnist-panel', row, run)}")
 
 
 def _text(rate: Rate) -> str:

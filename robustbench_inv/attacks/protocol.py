@@ -24,6 +24,7 @@ __all__ = [
     "Queries",
     "ReportsStage",
     "SupportsWarmStart",
+    "runs_at_each_eps",
     "short_run_of",
 ]
 
@@ -33,7 +34,8 @@ Kind = Literal["fixed-budget", "minimum-norm", "invariance", "fixed-input"]
 
 - ``fixed-budget``: searches inside one budget; run once for each eps.
 - ``minimum-norm``: searches the closest adversarial example; run once for all eps.
-- ``invariance``: changes the class and keeps the prediction; run once for all eps.
+- ``invariance``: changes the class and keeps the prediction; run once for each eps, or for all eps if it declares
+  ``finds_closest = True``: it looks for the closest input that does so.
 - ``fixed-input``: returns inputs that no search produced, such as noise or the data set's own altered inputs. It is
   also run on samples that the model misclassifies, so that there is a record for every input.
 """
@@ -224,6 +226,12 @@ class ReportsStage(Protocol):
     def enter(self, stage: str) -> None:
         """Name the part of the attack that begins, such as ``attack 2 of 5``."""
         ...
+
+
+def runs_at_each_eps(attack: Attack) -> bool:
+    """Is the attack run at each eps of a sweep? Otherwise it is run once, and its distance decides at each eps."""
+    once = attack.kind == "invariance" and getattr(attack, "finds_closest", False)
+    return attack.kind in ("fixed-budget", "invariance") and not once
 
 
 def short_run_of(attack: Attack) -> Attack | None:

@@ -215,7 +215,8 @@ class OracleCard:
             members' probabilities, unknown below ``threshold``.
         paper: source of the panel.
         weights, temperatures, threshold: of a ``pool``, as in ``evaluation.panel.Pooling``.
-        detection: changes of class that it reports; None if a reference changes a parameter.
+        detections: changes of class that it reports, by the member that is left out, "" for none; empty if a reference
+            changes a parameter.
     """
 
     name: str
@@ -227,7 +228,7 @@ class OracleCard:
     weights: tuple[float, ...] = ()
     temperatures: tuple[float, ...] = ()
     threshold: float = 0.5
-    detection: ChangeDetection | None = None
+    detections: Mapping[str, ChangeDetection] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -310,12 +311,13 @@ def read_oracle(path: Path, parameters: Mapping[str, object] | None = None) -> O
         parameters: values that replace its own, as in ``mnist-panel:rule=unanimous``.
     """
     values = {**read_toml(path), **(parameters or {})}
-    detection = values.pop("detection", None)
+    every = dict(values.pop("detection", {}))
+    reduced = every.pop("without", {})
     card = OracleCard(**check_table(OracleCard, {**values, **_place(path, path.stem)}, path))
     _check_pool(card, path)
-    if detection is not None and not parameters:
-        about = check_table(ChangeDetection, detection, f"{path}: detection")
-        card = replace(card, detection=ChangeDetection(**about))
+    for left_out, counts in {"": every, **reduced}.items() if every and not parameters else ():
+        found = check_table(ChangeDetection, {**every, **counts}, f"{path}: detection")
+        card = replace(card, detections={**card.detections, left_out: ChangeDetection(**found)})
     return replace(card, members=tuple(locate_code(each, path.parent) for each in card.members))
 
 

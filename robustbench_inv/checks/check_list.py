@@ -276,9 +276,9 @@ CHECKS: Mapping[str, Check] = {
             "cell",
             rule=(
                 "FAIL if a success names no oracle or the model is part of its own oracle; WARN if the oracle's"
-                " error rate is unknown or above 10 %"
+                " error rate is unknown or above 10 %, or if all failures may be its errors"
             ),
-            consequence="the true classes are not reliable; use another oracle or human labels",
+            consequence="the true classes are not reliable; let people label the images, or use another oracle",
         ),
         Check(
             "C35",

@@ -13,7 +13,7 @@ from robustbench_inv.checks.comparisons import (
 )
 from robustbench_inv.checks.verdict import Grade, Verdict, format_ids, grade
 from robustbench_inv.results.cell import FinishedCell
-from robustbench_inv.results.rates import corrected_rate, invariance_rates
+from robustbench_inv.results.rates import corrected_rate, invariance_rates, searched_by_panel
 from robustbench_inv.results.record import Record
 from robustbench_inv.results.summary import Rate
 
@@ -47,12 +47,13 @@ def check_oracle(cell: FinishedCell) -> Verdict:
     """
     nameless = [r.sample for r in cell.records if _success_without_oracle(r)]
     itself, (error, doubtful) = _attacked_model_in_oracle(cell), _oracle_error_text(cell)
+    unsure = _possible_errors(cell)
     sources = sorted({r.oracle_source for r in cell.records if r.oracle_source}) or ["no oracle"]
     evidence = (
         f"Classes of {len(cell.records)} inputs are from {', '.join(sources)}; {len(nameless)} "
-        f"successes without an oracle{': samples ' + format_ids(nameless) if nameless else ''}{itself}; {error}."
+        f"successes without an oracle{': samples ' + format_ids(nameless) if nameless else ''}{itself}; {error}{unsure}."
     )
-    verdict: Grade = "FAIL" if nameless or itself else "WARN" if doubtful else "PASS"
+    verdict: Grade = "FAIL" if nameless or itself else "WARN" if doubtful or unsure else "PASS"
     return CHECKS["C34"].make_verdict(cell.subject, verdict, len(nameless), evidence)
 
 
@@ -84,6 +85,15 @@ def _attacked_model_in_oracle(cell: FinishedCell) -> str:
         return ""
     digests = {oracle.digest, *(member.digest for member in oracle.members)}
     return f"; {model.name} is part of its own oracle" if model.digest in digests else ""
+
+
+def _possible_errors(cell: FinishedCell) -> str:
+    """Return a note if all failures may be errors of the oracle; else an empty text."""
+    corrected, failures = corrected_rate(cell), cell.summary.attack_success_rate.successes
+    if not failures or not (searched_by_panel(cell) or (corrected and not corrected.low)):
+        return ""
+    search = "the search by its decisions finds its errors, so " if searched_by_panel(cell) else ""
+    return f"; {search}all {failures} failures may be errors of the oracle"
 
 
 def _oracle_error_text(cell: FinishedCell) -> tuple[str, bool]:

@@ -331,11 +331,12 @@ def _format_median(cell: Mapping[str, Any]) -> str:
     return "∞" if sought else ""
 
 
-def _format_estimate(rate: dict[str, float] | None) -> str:
-    """Return a corrected rate in per cent with its interval; empty without one."""
+def _format_estimate(rate: dict[str, float | None] | None) -> str:
+    """Return a corrected rate in per cent with its interval, without an estimate the interval alone; empty for None."""
     if rate is None:
         return ""
-    return f"{100 * rate['value']:.1f} [{100 * rate['low']:.1f}, {100 * rate['high']:.1f}]"
+    value, low, high = ("" if each is None else f"{100 * each:.1f}" for each in rate.values())
+    return f"{value} [{low}, {high}]".strip()
 
 
 def _format_rate(rate: dict[str, float]) -> str:

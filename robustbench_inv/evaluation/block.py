@@ -7,7 +7,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from robustbench_inv.attacks.protocol import Batch, Kind
+from robustbench_inv.attacks.protocol import Attack, Batch, Kind, runs_at_each_eps
 from robustbench_inv.errors import BadData, BadModel
 from robustbench_inv.evaluation.judge import (
     Assessment,
@@ -35,7 +35,7 @@ class CellContext:
     """What all blocks of a cell share.
 
     Args:
-        kind: kind of the attack.
+        attack: the attack.
         threat: the threat with its whole sweep.
         search: searches on a copy of the model, or on a substitute.
         short_run: a short search from a warm start, for a descending sweep; None for an ascending sweep.
@@ -43,7 +43,7 @@ class CellContext:
         log_event: writes an entry of events.jsonl.
     """
 
-    kind: Kind
+    attack: Attack
     threat: ThreatModel
     search: SearchFunction
     short_run: SearchFunction | None
@@ -92,10 +92,11 @@ def run_searches(context: CellContext, state: BlockState) -> Iterator[tuple[Tens
 def _stages(context: CellContext) -> Iterator[ThreatModel]:
     """Yield the threats to judge under: each eps, or the whole threat for an attack that is run once.
 
-    A minimum-norm attack is run once, and its success breaks the sample at its distance. On a substitute only its
+    A minimum-norm attack is run once, and its success breaks the sample at its distance. An invariance attack inside a
+    large ball says nothing about the smaller ones, so that it is run at each eps. On a substitute only its
     direction counts, which is scaled to each eps.
     """
-    each = context.kind == "fixed-budget" or context.threat.is_transfer
+    each = runs_at_each_eps(context.attack) or context.threat.is_transfer
     sweep = context.threat.epsilons if each else ()
     yield from (context.threat.at(eps) for eps in sweep)
     if not sweep:
@@ -105,7 +106,7 @@ def _stages(context: CellContext) -> Iterator[ThreatModel]:
 def _ascending(context: CellContext, state: BlockState) -> Iterator[tuple[Tensor, SearchResult]]:
     """Search at each stage with the samples that are not broken yet."""
     for number, stage in enumerate(_stages(context)):
-        rows = state.all if context.kind == "fixed-input" else state.undecided
+        rows = state.all if context.attack.kind == "fixed-input" else state.undecided
         if not len(rows):
             return
         start = state.allowed_images[rows] if number else None
@@ -142,7 +143,7 @@ def _on_substitute(
     context: CellContext, state: BlockState
 ) -> Iterator[tuple[Tensor, SearchResult]]:
     """Search with all samples, whatever the attacked model predicts, until every sample is decided."""
-    search = _search_each_eps if context.kind == "fixed-budget" else _search_once
+    search = _search_each_eps if runs_at_each_eps(context.attack) else _search_once
     results = search(context, state.batch)
     for _ in _stages(context):
         rows = state.undecided
@@ -217,7 +218,7 @@ def _apply_result(
     assessment = context.judge.judge(batch, before, result.proposals, result.threat)
     rerun = _is_rerun(context, result.threat)
     if not rerun:
-        statuses = _failure_statuses(context.kind, result, assessment)
+        statuses = _failure_statuses(context.attack.kind, result, assessment)
         state.set_status({int(rows[row]): status for row, status in statuses.items()})
         _log_failures(
             context, "numerics", batch.ids[[r for r, s in statuses.items() if s == "numerics"]]

@@ -146,10 +146,8 @@ class BlockRunner:
 
     def _run(self, ids: tuple[int, ...], log_event: EventLogger) -> BlockResult:
         began = time.perf_counter()
-        kind = self._job.attack.attack.kind
-        context = CellContext(
-            kind, self._job.threat, self._search, self._short_run, self._judge, log_event
-        )
+        job, searches = self._job, (self._search, self._short_run)
+        context = CellContext(job.attack.attack, job.threat, *searches, self._judge, log_event)
         self._kept.restore()  # each block starts from the same model, so that a resumed run does
         with full_precision(), seeded(self._job.seed, ids[0], self._device):
             state = evaluate_block(context, self._loader.batch(ids))

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from robustbench_inv.attacks.protocol import short_run_of
+from robustbench_inv.attacks.protocol import runs_at_each_eps, short_run_of
 from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.errors import InvbenchError, TimeLimitExceeded
 from robustbench_inv.evaluation.block import CellContext, evaluate_block
@@ -157,7 +157,7 @@ def passes(parameters: Mapping[str, Any], cost: str) -> tuple[int, bool]:
 
 def _estimate(job: Job, seconds: float, *, shared: bool) -> Estimate:
     once, guessed = passes(_parameters(job), str(job.attack.card.get("cost", "")))
-    further = max(len(job.epsilons), 1) - 1 if job.attack.attack.kind == "fixed-budget" else 0
+    further = max(len(job.epsilons), 1) - 1 if runs_at_each_eps(job.attack.attack) else 0
     below = _short_run_passes(job) or once
     n, taken = len(job.samples), 1 if shared else once
     continues = job.attack.attack.kind == "minimum-norm"  # on broken samples
@@ -313,8 +313,8 @@ class _TrialRunner:
         loader = Loader(job.dataset, *place, job.effective_oracle)
         step = max(1, len(job.samples) // count)
         ids = list(job.samples[::step][:count])
-        kind = job.attack.attack.kind
-        context = CellContext(kind, job.threat, *self._searches, judge, lambda *_, **__: None)
+        attack = job.attack.attack
+        context = CellContext(attack, job.threat, *self._searches, judge, lambda *_, **__: None)
         began = time.perf_counter()
         self._deadline, self._calls = deadline, 0
         try:

@@ -116,7 +116,7 @@ class PanelOracle:
         dataset: the clean inputs and their labels.
         notes: excluded members, and the reasons.
         pooling: weights and temperatures of the members, for the rule ``pool``.
-        detection: changes of class that the panel with all its members reports; None if that was not measured.
+        detection: changes of class that these members report; None if that was not measured.
     """
 
     name: str
@@ -225,7 +225,9 @@ def load_panel(
     voting = tuple(members[row] for row in rows)
     _check_members(name, voting, notes, card.members)
     pooling = _pooling(card, rows)
-    return PanelOracle(name, card.rule, voting, dataset, notes, pooling, card.detection)
+    left_out = [card.members[row] for row in range(len(members)) if row not in rows]
+    detection = card.detections.get("".join(left_out)) if len(left_out) < 2 else None
+    return PanelOracle(name, card.rule, voting, dataset, notes, pooling, detection)
 
 
 def _pooling(card: OracleCard, rows: Sequence[int]) -> Pooling | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, nan
+from math import inf, isnan, nan
 from typing import Any
 
 import pandas as pd
@@ -45,7 +45,8 @@ INVARIANCE_CAPTION = (
     "Undecided: the oracle names no class. Agrees with oracle, with label: predictions on changed inputs that have an oracle class; agreement with "
     "the old label is no merit. Oracle error: its error rate on clean inputs or catch trials. Corrected: failures, corrected for the "
     "changes that the oracle misses and for those that it reports falsely on changed inputs that people labelled; the "
-    "lower end of the interval assumes that it misses none, the upper end that it reports none falsely. Median distance: of the "
+    "lower end of the interval assumes that it misses none, the upper end that it reports none falsely. A search by the "
+    "oracle's decisions has no estimate, and its lower end is 0. Median distance: of the "
     "failures from the clean inputs over the attacked samples, ∞ where fewer than half fail."
 )
 
@@ -116,6 +117,8 @@ def _corrected_cell(cell: FinishedCell) -> TableCell:
     if found is None:
         return BLANK
     detail = f"{100 * found.low:.1f}–{100 * found.high:.1f}"
+    if isnan(found.value):  # no estimate
+        return TableCell(detail)
     return TableCell(f"{100 * found.value:.1f}", detail, found.value)
 
 

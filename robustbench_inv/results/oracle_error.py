@@ -70,7 +70,7 @@ class OracleError:
 
 
 def _read_detection(value: Mapping[str, Any]) -> ChangeDetection:
-    detection = ChangeDetection(**{k: value[k] for k in ChangeDetection.__dataclass_fields__})
+    detection = ChangeDetection(**{"perturbed": 0, "perturbed_false": 0, **value})
     check_types(detection)
     return detection
 

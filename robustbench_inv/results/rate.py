@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import sqrt
+from math import isnan, sqrt
 from typing import Any
 
 __all__ = ["ChangeDetection", "CorrectedRate", "Decision", "Rate"]
@@ -75,8 +75,8 @@ class CorrectedRate:
     """A failure rate corrected for the changes that an oracle misses and for those that it reports falsely.
 
     Args:
-        value: the estimate of Rogan and Gladen.
-        low: lower end of the 95 % interval, if the oracle missed no change.
+        value: the estimate of Rogan and Gladen; nan for a search by the oracle's decisions, whose false reports are unknown.
+        low: lower end of the 95 % interval, if the oracle missed no change; 0 for such a search.
         high: upper end, if the oracle reported no change falsely.
     """
 
@@ -86,12 +86,22 @@ class CorrectedRate:
 
     @property
     def percent(self) -> str:
-        """The estimate in per cent with its interval, as ``Rate.percent``."""
-        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+        """The estimate in per cent with its interval, as ``Rate.percent``; without an estimate the interval alone.
 
-    def to_json(self) -> dict[str, float]:
+        Example:
+            >>> CorrectedRate(float("nan"), 0, 0.25).percent
+            '0.0 to 25.0 %'
+        """
+        low, high = f"{100 * self.low:.1f}", f"{100 * self.high:.1f}"
+        return (
+            f"{low} to {high} %"
+            if isnan(self.value)
+            else f"{100 * self.value:.1f} % [{low}, {high}]"
+        )
+
+    def to_json(self) -> dict[str, float | None]:
         """Return what ``--json`` prints."""
-        return asdict(self)
+        return {**asdict(self), "value": None if isnan(self.value) else self.value}
 
 
 @dataclass(frozen=True)
@@ -104,6 +114,8 @@ class ChangeDetection:
         found: those of them that have another class than the label for the oracle as well.
         unchanged: inputs whose class has not changed for people.
         false: those of them that have another class than the label for the oracle.
+        perturbed: PGD examples, whose class has not changed; 0 if these were not measured.
+        perturbed_false: those of them that have another class than the label for the oracle.
     """
 
     measured_on: str
@@ -111,6 +123,8 @@ class ChangeDetection:
     found: int
     unchanged: int
     false: int
+    perturbed: int = 0
+    perturbed_false: int = 0
 
     @property
     def recall(self) -> Rate:
@@ -138,6 +152,11 @@ class ChangeDetection:
         return (
             f"of {self.changed} changes that people see on {self.measured_on} it reports {self.found}, "
             f"of {self.unchanged} others {self.false}"
+            + (
+                f", of {self.perturbed} PGD examples {self.perturbed_false}"
+                if self.perturbed
+                else ""
+            )
         )
 
 

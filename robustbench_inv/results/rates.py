@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import inf, isinf
+from math import inf, isinf, nan
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ __all__ = [
     "example_distances",
     "invariance_rates",
     "invariance_to_json",
+    "searched_by_panel",
 ]
 
 
@@ -39,6 +40,8 @@ class InvarianceRates:
 
     Args:
         same_prediction: the prediction is that for the clean input, and a model with a reject option accepts the input.
+        reportable: the same, of inputs that the attack changed and that are within its budget: an oracle cannot report
+            a change of the others.
         class_changed: the input was changed, and the oracle names another class than the label.
         success: the goal was reached; for ``keep-decision`` that is both of these.
         oracle_undecided: the oracle names no class.
@@ -49,6 +52,7 @@ class InvarianceRates:
     """
 
     same_prediction: Rate
+    reportable: Rate
     class_changed: Rate
     success: Rate
     oracle_undecided: Rate
@@ -60,27 +64,39 @@ class InvarianceRates:
         return {name: rate.to_json() for name, rate in vars(self).items()}
 
 
+SEARCHES_BY_ORACLE = frozenset({"invariancestandard"})
+"""Algorithms that use the oracle's decisions in their search."""
+
 CORRECTION_DRAWS = 10_000
 """Draws of the Monte Carlo interval of a corrected rate; its ends vary by about 0.3 points."""
 
 
 def corrected_failure_rate(
-    found: InvarianceRates, detection: ChangeDetection | None
+    found: InvarianceRates, detection: ChangeDetection | None, *, by_oracle: bool = False
 ) -> CorrectedRate | None:
     """Return the failure rate corrected for the oracle's error; None if that was not measured on changed inputs.
 
-    Of k inputs with an unchanged prediction the oracle reports a changed class for a. With recall R and false rate F,
+    Of k changed inputs with the same prediction the oracle reports a changed class for a. With recall R and false rate F,
     a = t R + (k − t) F, so the true failures are t = (a − k F) / (R − F). An attack's inputs may differ from those on
-    which R and F were measured, so the interval uses less of each. The lower end uses R = 1, (a − k F) / (1 − F): changes
-    that are easier to see do not inflate it. The upper end uses F = 0, a / R: inputs with fewer false reports do not
+    which R and F were measured, so the interval assumes less of them. The lower end uses R = 1, (a − k F) / (1 − F):
+    changes that are easier to see do not inflate it. Its F is the larger one of altered inputs and of PGD examples:
+    noise that misleads the oracle does not inflate it either. The upper end uses F = 0, a / R: inputs with fewer false reports do not
     deflate it. Both ends are quantiles over draws of the counts, R and F from their posteriors with Jeffreys priors.
     The draws are the same for each call.
+
+    A search by the oracle's decisions tries many inputs and returns one that the oracle reports, so that any share of
+    the reports may be false: there is no estimate, and the lower end is 0.
+
+    Args:
+        found: shares of the attacked samples.
+        detection: recall and false rate of the oracle.
+        by_oracle: did the search use the oracle's decisions?
 
     References:
         Rogan and Gladen, Estimating prevalence from the results of a screening test, American Journal of
         Epidemiology 1978.
     """
-    n, kept = found.success.trials, found.same_prediction.successes
+    n, kept = found.success.trials, found.reportable.successes
     if detection is None or not (n and detection.changed and detection.unchanged):
         return None
     reported = min(found.success.successes, kept)
@@ -90,9 +106,13 @@ def corrected_failure_rate(
     a, k = shares[:, 0], shares[:, 0] + shares[:, 1]
     recall = _draws(rng, detection.found, detection.changed)
     false = _draws(rng, detection.false, detection.unchanged)
+    if detection.perturbed * detection.false < detection.perturbed_false * detection.unchanged:
+        false = _draws(rng, detection.perturbed_false, detection.perturbed)
     least = np.clip((a - k * false) / (1 - false), 0, k)
     most = a / recall
     low, high = np.quantile(least, 0.025), np.quantile(np.clip(most, 0, k), 0.975)
+    if by_oracle:
+        return CorrectedRate(nan, 0.0, float(high))
     recall_value, false_value = detection.recall.value, detection.false_rate.value
     power = recall_value - false_value
     value = (reported - kept * false_value) / (n * power) if power > 0 else kept / n
@@ -102,10 +122,16 @@ def corrected_failure_rate(
 
 def corrected_rate(cell: FinishedCell) -> CorrectedRate | None:
     """Return a cell's failure rate, corrected as ``corrected_failure_rate`` does."""
-    error = cell.oracle_error
-    return corrected_failure_rate(
-        invariance_rates(cell.records), error.detection if error else None
-    )
+    error, found = cell.oracle_error, invariance_rates(cell.records)
+    detection = error.detection if error else None
+    return corrected_failure_rate(found, detection, by_oracle=searched_by_panel(cell))
+
+
+def searched_by_panel(cell: FinishedCell) -> bool:
+    """Did the attack search by the decisions of models, whose errors it then finds?"""
+    oracle = cell.threat.oracle
+    judged = oracle is not None and bool(oracle.members)
+    return judged and cell.attack.algorithm in SEARCHES_BY_ORACLE
 
 
 def _draws(rng: np.random.Generator, successes: int, trials: int) -> NDArray[np.float64]:
@@ -115,8 +141,7 @@ def _draws(rng: np.random.Generator, successes: int, trials: int) -> NDArray[np.
 def invariance_to_json(cell: FinishedCell) -> dict[str, Any]:
     """Return the shares, the oracle and its error rates as ``--json`` prints them."""
     error, found = cell.oracle_error, invariance_rates(cell.records)
-    detection = error.detection if error else None
-    corrected = corrected_failure_rate(found, detection)
+    detection, corrected = error.detection if error else None, corrected_rate(cell)
     return {
         **found.to_json(),
         "corrected_success": corrected and corrected.to_json(),
@@ -194,9 +219,11 @@ def invariance_rates(records: Sequence[Record]) -> InvarianceRates:
     """
     found = Records.of(records).columns
     attacked, known = found.was_attacked, found.has_oracle_label
-    changed = known & (found.distance["l0"] > 0)
+    moved = found.distance["l0"] > 0
+    changed = known & moved
     return InvarianceRates(
         same_prediction=share_of(found.keeps_prediction, attacked),
+        reportable=share_of(found.keeps_prediction & moved & found.within_budget, attacked),
         class_changed=share_of(changed & (found.oracle_label != found.label), attacked),
         success=share_of(found.is_broken, attacked),
         oracle_undecided=share_of(~known, attacked),

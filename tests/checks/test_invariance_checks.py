@@ -22,6 +22,7 @@ from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.models.plain_networks import MLP
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.results.oracle_error import OracleError
+from robustbench_inv.results.rate import ChangeDetection
 from robustbench_inv.results.record import ModelOutput
 from robustbench_inv.results.run_files import RunFolder
 from robustbench_inv.testing.analytic_problems import rotation_classifier
@@ -98,6 +99,26 @@ def test_c34_never_lets_the_model_judge_itself(oracle):
 )
 def test_c34_asks_how_often_a_proxy_errs(error, oracle, expected):
     assert grades(cell(error=error, oracle=oracle))["C34"] == expected
+
+
+@pytest.mark.parametrize(
+    ("false", "perturbed_false", "attack", "expected"),
+    [
+        (1, 0, "a:Metamer", "PASS"),
+        (100, 0, "a:Metamer", "WARN"),  # the oracle reports half of the unchanged inputs
+        (1, 100, "a:Metamer", "WARN"),  # or half of those with noise
+        (1, 0, "a:InvarianceStandard", "WARN"),
+    ],
+)
+def test_c34_warns_if_all_failures_may_be_errors_of_the_oracle(
+    false, perturbed_false, attack, expected
+):
+    seen = ChangeDetection("altered digits", 200, 180, 200, false, 200, perturbed_false)
+    found = cell(error=replace(ERROR, detection=seen))
+    searched = replace(found.attack, implementation=attack)
+    verdict = check_oracle(replace(found, info=replace(found.info, attack=searched)))
+    assert verdict.verdict == expected
+    assert ("all 2 failures may be errors" in verdict.evidence) == (expected == "WARN")
 
 
 def test_c35_tells_both_agreements():

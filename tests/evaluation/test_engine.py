@@ -49,6 +49,26 @@ def test_a_sweep_gives_the_verdicts_of_its_eps_alone(toys, tmp_path):
         assert together == [r.broken_at is not None for r in alone]
 
 
+def test_invariance_attacks_search_at_each_eps(toys, tmp_path):
+    """An image at the end of a large ball says nothing about the smaller ones."""
+
+    @dataclass(frozen=True)
+    class ToTheEnd(toys.Straight):
+        kind: ClassVar[str] = "invariance"
+
+    @dataclass(frozen=True)
+    class Closest(toys.Nearest):
+        kind: ClassVar[str] = "invariance"
+        finds_closest: ClassVar[bool] = True
+
+    sweep = (0.01, 0.02, 0.04, 0.08)
+    swept, _ = run(toys.make_job(ToTheEnd(), toys.linf(*sweep)), tmp_path / "sweep")
+    once, _ = run(toys.make_job(Closest(), toys.linf(*sweep)), tmp_path / "closest")
+    assert {record.broken_at for record in swept[5:]} == {None, *sweep}
+    assert [r.broken_at for r in once] == [r.broken_at for r in swept]
+    assert {record.forward_passes for record in once[5:]} == {1}
+
+
 def test_broken_samples_are_not_queried_again(toys, tmp_path):
     sweep = (0.01, 0.02, 0.04, 0.08)
     records, _ = run(toys.make_job(toys.Straight(), toys.linf(*sweep)), tmp_path / "c")

@@ -31,6 +31,8 @@ changed = 10
 found = 6
 unchanged = 20
 false = 1
+[detection.without]
+"{HERE}:BodyMeanClassifier" = {{ found = 5, false = 2 }}
 """
 
 
@@ -130,6 +132,18 @@ def test_measured_changes_belong_to_the_operating_point_of_the_card():
         "of 10 changes that people see on altered images it reports 6, of 20 others 1"
     )
     assert error("readers:threshold=0.6").detection is None
+
+
+@pytest.mark.usefixtures("shipped")
+@pytest.mark.parametrize(
+    ("attacked", "counts"),
+    [("BodyMeanClassifier", (5, 2)), ("BodyMaxClassifier", None)],
+    ids=["measured without it", "not measured without it"],
+)
+def test_measured_changes_belong_to_the_members_that_vote(attacked, counts):
+    models = [AttackedModel.of(load_model(f"{HERE}:{attacked}"))]
+    found = load_panel("readers", column_images(), models, load_model).detection
+    assert (found and (found.found, found.false)) == counts
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Rates of cells whose outcome is known: invariance, and members of ensemble attacks."""
 
 from dataclasses import replace
-from math import inf
+from math import inf, isnan
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from robustbench_inv.results.rates import (
     InvarianceRates,
     agreement_rates,
     corrected_failure_rate,
+    corrected_rate,
     distances_by_norm,
     ensemble_breakdown,
     invariance_rates,
@@ -47,6 +48,7 @@ def test_shares(make):
     counts = {name: (rate.successes, rate.trials) for name, rate in vars(found).items()}
     assert counts == {
         "same_prediction": (4, 6),
+        "reportable": (3, 6),
         "class_changed": (2, 6),
         "success": (1, 6),
         "oracle_undecided": (1, 6),
@@ -79,7 +81,8 @@ def test_a_rejected_input_keeps_no_prediction_and_agrees_with_nothing(make):
 def with_failures(failures, kept, attacked):
     """Return the rates of a cell with some failures among inputs of unchanged prediction."""
     none = Rate(0, 0)
-    return InvarianceRates(Rate(kept, attacked), none, Rate(failures, attacked), none, none, none)
+    kept_rate, success = Rate(kept, attacked), Rate(failures, attacked)
+    return InvarianceRates(kept_rate, kept_rate, none, success, none, none, none)
 
 
 def test_the_corrected_rate_is_that_of_rogan_and_gladen():
@@ -116,6 +119,38 @@ def test_without_reported_changes_the_interval_contains_what_may_have_been_misse
     found = corrected_failure_rate(with_failures(0, 20, 20), detection)
     assert found.value == 0 == found.low
     assert 0.29 < found.high < 0.4
+
+
+def test_only_changed_inputs_within_the_budget_can_be_reported_falsely(make):
+    """Of 1,000 samples 100 are changed; all are failures, and a recall of 59 % reports 59 of them."""
+    reported = [shown(make, k, 3, 5, reached=True) for k in range(60)]
+    missed = [shown(make, k, 3, 3) for k in range(60, 100)]
+    unmoved = [shown(make, k, 3, 3, l0=0) for k in range(100, 900)]
+    outside = [replace(shown(make, k, 3, 5), within_budget=False) for k in range(900, 1000)]
+    rates = invariance_rates(reported + missed + unmoved + outside)
+    assert rates.same_prediction == Rate(1000, 1000)
+    assert rates.reportable == Rate(100, 1000)
+    found = corrected_failure_rate(rates, ChangeDetection("a", 100, 60, 100, 10))
+    assert found.value == pytest.approx((0.06 - 0.1 * 0.1) / (0.6 - 0.1))
+    assert found.low > 0.01
+
+
+def test_a_search_by_the_oracle_has_no_estimate(make):
+    detection = ChangeDetection("altered digits", 157, 60, 193, 10)
+    rates = with_failures(23, 150, 150)
+    alone = corrected_failure_rate(rates, detection)
+    found = corrected_failure_rate(rates, detection, by_oracle=True)
+    assert (found.low, found.high) == (0, alone.high)
+    assert isnan(found.value)
+    assert found.to_json()["value"] is None
+    panel = {"source": "p", "digest": "1" * 64, "members": [{"name": "a", "digest": "2" * 64}]}
+    error = OracleError("panel p", "clean inputs", 10, 0, 0, detection)
+    for oracle, unknown in [(panel, True), ({**panel, "members": []}, False)]:
+        threat = {"goal": "keep-decision", "oracle": oracle}
+        attack = {"implementation": "a:InvarianceStandard"}
+        cell = toy_cell("invariance-standard", [], attack=attack, threat=threat)
+        judged = replace(cell, records=(shown(make, 0, 3, 5),), oracle_error=error)
+        assert isnan(corrected_rate(judged).value) == unknown
 
 
 @pytest.mark.parametrize("truth", [0.02, 0.3, 0.9])
