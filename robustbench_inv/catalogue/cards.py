@@ -215,7 +215,7 @@ class OracleCard:
             members' probabilities, unknown below ``threshold``.
         paper: source of the panel.
         weights, temperatures, threshold: of a ``pool``, as in ``evaluation.panel.Pooling``.
-        detections: changes of class that it reports, by the member that is left out, "" for none; empty if a reference
+        detection: changes of class that it reports, by the member that is left out, "" for none; empty if a reference
             changes a parameter.
     """
 
@@ -228,7 +228,7 @@ class OracleCard:
     weights: tuple[float, ...] = ()
     temperatures: tuple[float, ...] = ()
     threshold: float = 0.5
-    detections: Mapping[str, ChangeDetection] = field(default_factory=dict)
+    detection: Mapping[str, ChangeDetection] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -317,7 +317,7 @@ def read_oracle(path: Path, parameters: Mapping[str, object] | None = None) -> O
     _check_pool(card, path)
     for left_out, counts in {"": every, **reduced}.items() if every and not parameters else ():
         found = check_table(ChangeDetection, {**every, **counts}, f"{path}: detection")
-        card = replace(card, detections={**card.detections, left_out: ChangeDetection(**found)})
+        card = replace(card, detection={**card.detection, left_out: ChangeDetection(**found)})
     return replace(card, members=tuple(locate_code(each, path.parent) for each in card.members))
 
 

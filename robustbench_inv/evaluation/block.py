@@ -93,7 +93,7 @@ def _stages(context: CellContext) -> Iterator[ThreatModel]:
     """Yield the threats to judge under: each eps, or the whole threat for an attack that is run once.
 
     A minimum-norm attack is run once, and its success breaks the sample at its distance. An invariance attack inside a
-    large ball says nothing about the smaller ones, so that it is run at each eps. On a substitute only its
+    large ball is no search inside the smaller ones, so that it is run at each eps. On a substitute only its
     direction counts, which is scaled to each eps.
     """
     each = runs_at_each_eps(context.attack) or context.threat.is_transfer

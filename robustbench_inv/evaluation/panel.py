@@ -226,7 +226,7 @@ def load_panel(
     _check_members(name, voting, notes, card.members)
     pooling = _pooling(card, rows)
     left_out = [card.members[row] for row in range(len(members)) if row not in rows]
-    detection = card.detections.get("".join(left_out)) if len(left_out) < 2 else None
+    detection = card.detection.get("".join(left_out)) if len(left_out) < 2 else None
     return PanelOracle(name, card.rule, voting, dataset, notes, pooling, detection)
 
 

@@ -64,9 +64,6 @@ class InvarianceRates:
         return {name: rate.to_json() for name, rate in vars(self).items()}
 
 
-SEARCHES_BY_ORACLE = frozenset({"invariancestandard"})
-"""Algorithms that use the oracle's decisions in their search."""
-
 CORRECTION_DRAWS = 10_000
 """Draws of the Monte Carlo interval of a corrected rate; its ends vary by about 0.3 points."""
 
@@ -84,13 +81,8 @@ def corrected_failure_rate(
     deflate it. Both ends are quantiles over draws of the counts, R and F from their posteriors with Jeffreys priors.
     The draws are the same for each call.
 
-    A search by the oracle's decisions tries many inputs and returns one that the oracle reports, so that any share of
-    the reports may be false: there is no estimate, and the lower end is 0.
-
-    Args:
-        found: shares of the attacked samples.
-        detection: recall and false rate of the oracle.
-        by_oracle: did the search use the oracle's decisions?
+    A search by the oracle's decisions (``by_oracle``) returns inputs that the oracle reports, so that any share of the
+    reports may be false: there is no estimate, and the lower end is 0.
 
     References:
         Rogan and Gladen, Estimating prevalence from the results of a screening test, American Journal of
@@ -130,8 +122,7 @@ def corrected_rate(cell: FinishedCell) -> CorrectedRate | None:
 def searched_by_panel(cell: FinishedCell) -> bool:
     """Did the attack search by the decisions of models, whose errors it then finds?"""
     oracle = cell.threat.oracle
-    judged = oracle is not None and bool(oracle.members)
-    return judged and cell.attack.algorithm in SEARCHES_BY_ORACLE
+    return cell.attack.searches_by_oracle and oracle is not None and bool(oracle.members)
 
 
 def _draws(rng: np.random.Generator, successes: int, trials: int) -> NDArray[np.float64]:

@@ -50,7 +50,7 @@ def test_a_sweep_gives_the_verdicts_of_its_eps_alone(toys, tmp_path):
 
 
 def test_invariance_attacks_search_at_each_eps(toys, tmp_path):
-    """An image at the end of a large ball says nothing about the smaller ones."""
+    """A search inside a large ball is none inside the smaller ones."""
 
     @dataclass(frozen=True)
     class ToTheEnd(toys.Straight):
