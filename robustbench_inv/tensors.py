@@ -233,10 +233,12 @@ def top_other_classes(logits: Tensor, labels: Tensor, count: int) -> Tensor:
     """
     others = mask_true_class(logits, labels)
     most = int((others > -torch.inf).sum(1).amax()) if len(labels) else 1
-    found = others.topk(max(min(count, most), 1), dim=1)
-    possible, best = found.values > -torch.inf, found.indices[:, :1]
+    # the same number in every batch: which of equal logits comes first depends on it
+    found = others.topk(max(min(count, others.shape[1]), 1), dim=1)
+    values, classes = (each[:, : max(min(count, most), 1)] for each in found)
+    possible, best = values > -torch.inf, classes[:, :1]
     best = best.where(possible[:, :1], ((labels + 1) % logits.shape[1])[:, None])
-    return found.indices.where(possible, best)
+    return classes.where(possible, best)
 
 
 def class_margins(logits: Tensor) -> Tensor:

@@ -139,6 +139,14 @@ def test_the_true_class_is_never_another_class():
     assert top_other_classes(logits[:0], labels[:0], 9).shape[0] == 0
 
 
+def test_of_equal_logits_the_order_does_not_depend_on_the_batch():
+    logits = torch.randn(40, 10, generator=torch.Generator().manual_seed(0)).round()
+    logits[1:, 5:] = -INF  # the first sample alone has more than four other classes
+    labels = torch.zeros(40, dtype=torch.int64)
+    together = top_other_classes(logits, labels, 9)[1:, :4]
+    assert torch.equal(together, top_other_classes(logits[1:], labels[1:], 9))
+
+
 def test_class_margins_of_ruled_out_classes():
     logits = torch.tensor([[1.0, -INF, 4.0, -INF], [-INF, 2.0, -INF, -INF], [INF, INF, 0.0, 1.0]])
     assert class_margins(logits).tolist() == [

@@ -23,6 +23,7 @@ __all__ = [
     "NeedsOODData",
     "Queries",
     "ReportsStage",
+    "RestrictsUse",
     "SupportsWarmStart",
     "runs_at_each_eps",
     "short_run_of",
@@ -192,6 +193,15 @@ class Attack(Protocol):
             threat: budget, goal and access.
             rng: the samples' random numbers, drawn by (restart, step).
         """
+        ...
+
+
+@runtime_checkable
+class RestrictsUse(Protocol):
+    """An attack with requirements beyond its kind and norms."""
+
+    def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:
+        """Raise CapabilityMismatch if the attack cannot run on this classifier, threat and data set."""
         ...
 
 

@@ -1,9 +1,9 @@
 """Checks, before anything runs, that model, attack, threat and data set of a cell are compatible."""
 
 from collections.abc import Iterator
-from typing import Protocol, runtime_checkable
 
 from robustbench_inv.arguments import format_eps, is_tiny
+from robustbench_inv.attacks.protocol import RestrictsUse
 from robustbench_inv.catalogue.attacks import LoadedAttack
 from robustbench_inv.catalogue.listing import list_entries
 from robustbench_inv.catalogue.models import LoadedModel
@@ -14,18 +14,8 @@ from robustbench_inv.evaluation.loading import inspect_model
 from robustbench_inv.evaluation.oracles import needs_oracle
 from robustbench_inv.evaluation.panel import PanelOracle
 from robustbench_inv.threat.goals import Accept, KeepDecision, KeepLogits, Target
-from robustbench_inv.threat.threat_model import ThreatModel
 
-__all__ = ["RestrictsUse", "check_compatible", "check_fits", "warnings"]
-
-
-@runtime_checkable
-class RestrictsUse(Protocol):
-    """An attack with requirements beyond its kind and norms."""
-
-    def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:
-        """Raise CapabilityMismatch if the attack cannot run on this classifier, threat and data set."""
-        ...
+__all__ = ["check_compatible", "check_fits", "warnings"]
 
 
 def check_compatible(job: Job) -> None:

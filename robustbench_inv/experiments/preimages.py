@@ -164,8 +164,11 @@ def relu_layers(network: nn.Module, x: Tensor, largest: int = 4_000_000) -> Iter
         network(x[None])
     for (name, part, given, output), (_, following, before, _) in pairwise(calls):
         linear = isinstance(part, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
-        # a shortcut may be added between the two
-        fits = isinstance(following, nn.ReLU) and torch.equal(before.flatten(), output.flatten())
+        if not isinstance(following, nn.ReLU):
+            continue
+        # a shortcut may be added between the two; a ReLU in place has changed its input
+        expected = output.relu() if following.inplace else output
+        fits = torch.equal(before.flatten(), expected.flatten())
         if linear and fits and given.numel() * output.numel() <= largest:
             yield _as_matrix(name, part, given)
 

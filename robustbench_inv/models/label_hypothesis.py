@@ -1,5 +1,8 @@
 """Label-hypothesis networks: one scalar T(x, y) per hypothesis y, with all hypotheses in one pass."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from math import ceil
 
 import torch
@@ -9,12 +12,27 @@ from torch.nn.functional import linear
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.models.plain_networks import NUM_FEATURES, convolutions
 
-__all__ = ["MAX_BATCH", "HypothesisLinear", "LabelHypothesisNet"]
+__all__ = ["MAX_BATCH", "HypothesisLinear", "LabelHypothesisNet", "all_units"]
 
 MAX_BATCH = 125
 """Largest number of images per pass outside of training. For 250 images, the buffers of all hypotheses are so large that
 the operating system allocates new pages in every pass, which takes as long as the arithmetic; for 50, matrix products
 are less efficient (docs/benchmarks.md)."""
+
+_ALL_UNITS: ContextVar[bool] = ContextVar("all_units", default=False)
+
+
+@contextmanager
+def all_units() -> Iterator[None]:
+    """Let networks compute inactive units as well while the block runs.
+
+    Which units are inactive depends on the batch, and so do the number and order of those that are computed.
+    """
+    token = _ALL_UNITS.set(True)
+    try:
+        yield
+    finally:
+        _ALL_UNITS.reset(token)
 
 
 class HypothesisLinear(nn.Module):
@@ -105,9 +123,12 @@ class LabelHypothesisNet(nn.Module):
     def hidden_of(self, features: Tensor) -> Tensor:
         """Return the output of ``hidden`` from the convolutions' output (n, 1600).
 
-        The result equals ``second(guess(features))``, computed without inactive units. In trained networks, a third
-        to three quarters of the units are inactive for a whole batch.
+        The result equals ``second(guess(features))``, computed without inactive units, but within ``all_units``. In
+        trained networks, a third to three quarters of the units are inactive for a whole batch.
         """
+        if _ALL_UNITS.get():
+            hidden: Tensor = self.second(self.guess(features))
+            return hidden
         shared = self.guess.shared(features)
         active_units = self.guess.active_units(shared)
         labels = self.guess.label.index_select(1, active_units)

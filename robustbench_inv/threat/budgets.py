@@ -215,8 +215,22 @@ def _project_l1(delta: Tensor, radii: Tensor) -> Tensor:
 
 
 def _project_l0(delta: Tensor, counts: Tensor) -> Tensor:
-    """Keep the (n,) largest elements of each row of (n, d)."""
+    """Keep the (n,) largest elements of each row of (n, d), of equal ones the first.
+
+    The indices of ``topk`` are not used: which of equal elements it returns depends on its number, the largest count of
+    the batch. A stable sort is 4 to 15 times as slow.
+    """
     most = min(int(counts.max()) if len(counts) else 0, delta.shape[1])
-    kept = delta.abs().topk(most, dim=1).indices
-    within = torch.arange(most, device=delta.device) < counts[:, None]
-    return torch.zeros_like(delta).scatter(1, kept, delta.gather(1, kept) * within)
+    if not most:
+        return torch.zeros_like(delta)
+    sizes = delta.abs()
+    last = counts.long().clamp(1, most)[:, None] - 1
+    least = sizes.topk(most, dim=1).values.gather(1, last)
+    kept = ~(sizes < least) & (sizes != 0)  # not a number counts as the largest
+    rows = (kept.sum(1) > counts).nonzero()[:, 0]
+    if len(rows):
+        some, limit = (each[rows].nan_to_num(torch.inf, torch.inf) for each in (sizes, least))
+        larger, equal = some > limit, some == limit
+        places = counts[rows, None] - larger.sum(1, keepdim=True)
+        kept[rows] = larger | (equal & (equal.cumsum(1, dtype=torch.int32) <= places))
+    return delta.where(kept, 0)

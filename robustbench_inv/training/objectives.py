@@ -319,12 +319,10 @@ class AugmentedCrossEntropy:
     def _deformed(self, images: Tensor, draw: Tensor, rng: SampleRNG) -> Tensor:
         angle, shear = 0.26 * self.deform * draw[:, 0], 0.2 * self.deform * draw[:, 1]
         wide, high = 1 + 0.15 * self.deform * draw[:, 2], 1 + 0.15 * self.deform * draw[:, 3]
-        across = torch.stack(
-            [angle.cos() * wide, shear - angle.sin() * high, 0.12 * self.deform * draw[:, 4]], 1
-        )
-        down = torch.stack(
-            [angle.sin() * wide, angle.cos() * high, 0.12 * self.deform * draw[:, 5]], 1
-        )
+        ratio = images.shape[2] / images.shape[3]  # the grid's sides have length 2 each
+        x, y = (0.12 * self.deform * draw[:, k] for k in (4, 5))
+        across = torch.stack([angle.cos() * wide, (shear - angle.sin() * high) * ratio, x], 1)
+        down = torch.stack([angle.sin() * wide / ratio, angle.cos() * high, y], 1)
         grid = affine_grid(torch.stack([across, down], 1), list(images.shape), align_corners=False)
         moves = _smooth(rng.normal((2, 5, 5), step=1, dtype=images.dtype), images.shape[1:])
         grid = grid + 0.05 * self.deform * moves.permute(0, 2, 3, 1)

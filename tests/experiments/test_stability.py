@@ -94,6 +94,19 @@ def test_relu_layers_are_found_with_their_matrix_and_input():
     assert list(relu_layers(model, x[0], largest=10)) == []
 
 
+def test_a_relu_in_place_is_found_as_any():
+    model, x = small()
+    nn.init.constant_(model.conv.bias, -0.2)
+    assert (model.conv(x[:1]) < 0).any()
+    (expected,) = relu_layers(model, x[0])
+    for part in model.modules():
+        if isinstance(part, nn.ReLU):
+            part.inplace = True
+    (found,) = relu_layers(model, x[0])
+    assert found.name == expected.name
+    assert (found.x == expected.x).all()
+
+
 class Shortcut(nn.Module):
     """ReLU of the sum of a linear layer and a shortcut, added in place."""
 

@@ -9,7 +9,12 @@ from robustbench_inv.catalogue.datasets import load_dataset
 from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.evaluation.prepare import prepare
-from robustbench_inv.models.label_hypothesis import MAX_BATCH, HypothesisLinear, LabelHypothesisNet
+from robustbench_inv.models.label_hypothesis import (
+    MAX_BATCH,
+    HypothesisLinear,
+    LabelHypothesisNet,
+    all_units,
+)
 
 SHIPPED = ("mnist-c-dv", "mnist-c-js")
 
@@ -109,6 +114,21 @@ def test_hidden_is_the_second_layer_under_every_hypothesis(digits):
     assert expected.shape == (5, 10, 256)
     torch.testing.assert_close(net.hidden(digits[:5]), expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(net.hidden_of(net.features(digits[:5])), net.hidden(digits[:5]))
+
+
+def test_all_units_are_computed_where_they_are_recorded(digits):
+    net, widths = shipped("mnist-c-dv"), []
+    hook = net.guess.register_forward_hook(lambda *call: widths.append(call[2].shape[1:]))
+    pruned = net(digits)
+    assert widths == []
+    with all_units():
+        whole = net(digits)
+        net(digits[:1])
+    assert widths == [(10, 512)] * 3  # the batch is split once
+    torch.testing.assert_close(whole, pruned, rtol=1e-5, atol=1e-5)
+    net(digits[:1])
+    hook.remove()
+    assert len(widths) == 3
 
 
 def test_the_prepared_copy_agrees(digits):

@@ -68,6 +68,28 @@ def test_each_sample_is_projected_by_itself(name):
     assert ball.project(clean[:0], moved[:0]).shape == (0, 1, 4, 4)
 
 
+@pytest.mark.parametrize("count", [0, 1, 9, 60, 784, 2000])
+def test_of_equal_elements_the_first_are_kept_whatever_the_other_samples_keep(count):
+    """Saturated pixels change by the same amount; ``topk`` of 60 and of 700 chooses others of them."""
+    generator = torch.Generator().manual_seed(0)
+    delta = torch.randn(8, 784, generator=generator).clamp(-1, 1)
+    counts = torch.full((8,), float(count))
+    counts[1::2] = torch.tensor([700.0, 3.0, 900.0, 0.0])
+    together = project_perturbations(delta, counts, "l0")
+    alone = [project_perturbations(delta[k : k + 1], counts[k : k + 1], "l0") for k in range(8)]
+    assert torch.equal(torch.cat(alone), together)
+    for row, kept in enumerate(counts.int().tolist()):
+        order = sorted(range(784), key=lambda k: -abs(delta[row, k].item()))[:kept]
+        expected = torch.zeros(784).index_copy(0, torch.tensor(order).long(), delta[row, order])
+        assert torch.equal(together[row], expected)
+
+
+def test_in_l0_elements_that_are_no_numbers_count_as_the_largest():
+    delta = torch.tensor([[1.0, torch.nan, 2.0, -torch.inf, 0.5]])
+    kept = [project_perturbations(delta, torch.tensor([k]), "l0") != 0 for k in (1.0, 2.0, 3.0)]
+    assert [each[0].nonzero()[:, 0].tolist() for each in kept] == [[1], [1, 3], [1, 2, 3]]
+
+
 @pytest.mark.parametrize("name", ["l0", "l1", "l2", "linf"])
 @pytest.mark.parametrize("eps", [0.1, 1.0, 2.0, 20.0])
 def test_projections_of_whole_images_are_allowed_in_float32(name, eps):

@@ -1,6 +1,7 @@
 """Training objectives against closed forms."""
 
 from math import exp, log
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -322,6 +323,16 @@ def test_augmentation_changes_pixels_inside_the_bounds(strength):
     assert images.min() >= 0
     assert images.max() <= 1
     assert torch.equal(images, augmented(**strength))  # the same draw for the same epoch
+
+
+def test_a_wide_image_is_deformed_as_the_digit_in_its_centre():
+    """Rotation and shear are in pixels; without shifts and displacement, borders of zeros change nothing."""
+    draw = torch.tensor([[1.0, 1.0, 0.5, -0.5, 0.0, 0.0, 0.0]]).expand(3, -1)
+    still = SimpleNamespace(normal=lambda shape, **_: torch.zeros(3, *shape))
+    deformed = AugmentedCrossEntropy(deform=1.0)._deformed
+    wide = torch.nn.functional.pad(STROKES, (14, 14))
+    expected = torch.nn.functional.pad(deformed(STROKES, draw, still), (14, 14))
+    torch.testing.assert_close(deformed(wide, draw, still), expected, rtol=0, atol=1e-5)
 
 
 def test_fading_adds_nothing_and_keeps_part_of_every_stroke():

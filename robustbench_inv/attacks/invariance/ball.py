@@ -88,14 +88,18 @@ class Alignment:
         return few.indices.where(few.values.isfinite(), -1)
 
     def _turned(self, donors: Tensor) -> Tensor:
-        """Return (m, angles, c, h, w): every donor rotated about its centre."""
+        """Return (m, angles, c, h, w): every donor rotated about its centre.
+
+        The grid's coordinates run from −1 to 1 along either side, so both sines are scaled by the ratio of the sides.
+        """
         angle = torch.linspace(-self.angle, self.angle, self.angles)
         radians = (angle if self.angles > 1 else 0 * angle).to(donors) * (torch.pi / 180)
         cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
-        matrices = torch.stack([cos, -sin, zero, sin, cos, zero], 1).reshape(-1, 2, 3)
         m, size = len(donors), donors.shape[1:]
+        ratio = size[1] / size[2]
+        matrices = torch.stack([cos, -sin * ratio, zero, sin / ratio, cos, zero], 1)
         flat = donors.reshape(1, -1, *size[1:]).expand(self.angles, -1, -1, -1)
-        grid = F.affine_grid(matrices, list(flat.shape), align_corners=False)
+        grid = F.affine_grid(matrices.reshape(-1, 2, 3), list(flat.shape), align_corners=False)
         turned = F.grid_sample(flat, grid, align_corners=False)
         return turned.reshape(self.angles, m, *size).transpose(0, 1)
 
@@ -152,9 +156,10 @@ def closest_of(aligned: Tensor, distances: Tensor, count: int) -> Iterator[tuple
         count: number of donors; fewer where there are fewer classes. A sample without one has class −1.
     """
     classes = max(1, int(distances.isfinite().sum(1).max()))
-    order = distances.topk(min(count, classes), largest=False)
+    # stable: which of equal distances comes first must not depend on the number of classes in the batch
+    near, order = (each[:, : min(count, classes)] for each in distances.sort(stable=True))
     rows = torch.arange(len(distances), device=distances.device)
-    for far, each in zip(order.values.unbind(1), order.indices.unbind(1), strict=True):
+    for far, each in zip(near.unbind(1), order.unbind(1), strict=True):
         yield aligned[rows, each], each.where(far.isfinite(), -1)
 
 

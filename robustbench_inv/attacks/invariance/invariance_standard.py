@@ -17,7 +17,14 @@ from robustbench_inv.attacks.invariance.level_set_traversal import LevelSetTrave
 from robustbench_inv.attacks.invariance.metamer import Metamer
 from robustbench_inv.attacks.invariance.relu_preimage import ReluPreimage
 from robustbench_inv.attacks.parameters import check_least
-from robustbench_inv.attacks.protocol import Attack, Batch, Kind, Queries, ReportsStage
+from robustbench_inv.attacks.protocol import (
+    Attack,
+    Batch,
+    Kind,
+    Queries,
+    ReportsStage,
+    RestrictsUse,
+)
 from robustbench_inv.attacks.spheres import SpheresInvariance
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import CapabilityMismatch, describe_error
@@ -71,7 +78,8 @@ class InvarianceStandard:
     one that reaches the goal. So the result is never farther from x than that of any member. Without a budget the
     paths are searched in l2, linf and l0.
 
-    A member that raises for a sample does not keep the others from it; the exception is reported.
+    A member whose ``check_requirements`` refuses the model or the samples is left out. One that raises for a sample
+    later does not keep the others from it; the exception is reported.
 
     The oracle's decisions are used, its gradients never: a change that fools the oracle's networks is no change of the
     class. Where no attack reaches the goal, the end of a level set traversal is returned.
@@ -148,19 +156,35 @@ class _MemberRun:
         """
         every = torch.arange(len(self.batch), device=self.batch.labels.device)
         try:
-            yield from self._propose(every)
-        except CapabilityMismatch:
-            return
+            if self._fits():
+                yield from self._propose(every)
         except Exception as error:
             if is_out_of_memory(error):
                 raise
             yield from self._on_halves(every, error)
 
+    def _fits(self) -> bool:
+        """Return whether the attack's own requirements are met."""
+        if not isinstance(self.member, RestrictsUse):
+            return True
+        kind = _Samples if self.batch.counterparts is None else _PairedSamples
+        samples = kind(self.batch, self.model.bounds, self.model.num_classes)
+        try:
+            self.member.check_requirements(self.model.model, self._member_threat, samples)
+        except CapabilityMismatch:
+            return False
+        return True
+
+    @property
+    def _member_threat(self) -> ThreatModel:
+        """The threat, without its budget if the attack does not support its norm."""
+        if self.threat.norm in self.member.norms:
+            return self.threat
+        return ThreatModel(Unbounded(), self.threat.goal)
+
     def _propose(self, rows: Tensor) -> Iterator[Tensor]:
         """Yield proposals (m, …) for the samples at positions (m,)."""
-        member, threat = self.member, self.threat
-        if threat.norm not in member.norms:
-            threat = ThreatModel(Unbounded(), threat.goal)
+        member, threat = self.member, self._member_threat
         queries = _MemberQueries(self.model, rows, len(self.batch))
         batch, rng = self.batch[rows], self.rng.rows(rows)
         if isinstance(member, ReluPreimage) and not member.is_narrow(queries.model, batch.images):
@@ -179,6 +203,39 @@ class _MemberRun:
                 continue
             for part in found:
                 yield images.index_put((rows,), part.to(images))
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """The samples of a batch as a data set, for the requirements of an attack."""
+
+    source: Batch
+    bounds: tuple[float, float]
+    num_classes: int
+    name: str = "the batch"
+    digest: str = ""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.source.images.shape[1:])
+
+    @property
+    def labels(self) -> Tensor:
+        return self.source.labels
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def batch(self, ids: Tensor | list[int]) -> tuple[Tensor, Tensor]:
+        return self.source.images[ids], self.source.labels[ids]
+
+
+class _PairedSamples(_Samples):
+    """The samples of a batch with altered versions."""
+
+    def counterparts(self, ids: Tensor | list[int]) -> Tensor:
+        assert self.source.counterparts is not None
+        return self.source.counterparts[ids]
 
 
 @dataclass

@@ -1,10 +1,10 @@
 """Metamers of a layer: inputs of another class, or noise, changed until a layer of the network has the activations of x."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import cos, pi
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from robustbench_inv.attacks.parameters import check_least, check_positive
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import BadParameter, CapabilityMismatch, did_you_mean
-from robustbench_inv.models.protocol import Classifier, device_of
+from robustbench_inv.models.protocol import Classifier, device_of, query_model
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import NORMS, Output, broadcast, flatten, norm, where_rows
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -40,6 +40,9 @@ class LayerMetamer:
     The error of a match is |h(x') − h(x)|₂ / |h(x)|₂. Adam minimizes it inside the bounds; the best iterate is kept. A
     match counts only if its error is below the null error: that of the closest of 100 other inputs of the data set.
     Otherwise x itself is returned. The attack needs a network whose layers are modules, not its class or its inverse.
+
+    A pass of one input and one of two, which are not counted, show which layers have a row for each input. Layers that
+    see several draws of a latent variable at once have none. A network may split its batch.
 
     Logged for each sample (check C44): ``match_error``, ``null_error``, ``donor`` and ``donor_label``.
 
@@ -74,17 +77,15 @@ class LayerMetamer:
         """The layer's name as text."""
         return self.layer if isinstance(self.layer, str) else f"{self.layer:g}"
 
-    @torch.no_grad()
     def check_requirements(self, model: Classifier, threat: ThreatModel, data: Dataset) -> None:
         """Raise CapabilityMismatch for a model without such a layer."""
         image = data.batch([0])[0].to(device_of(model), model.dtype)
-        with _recording(model, self.layer_name) as activations:
-            model(image)
-        activations.of(image)
+        _matched_layer(model, self.layer_name, image)
 
     def run(self, model: Queries, batch: Batch, threat: ThreatModel, rng: SampleRNG) -> Tensor:
         images, found = self._starts(model, batch, rng)
-        with _recording(model.model, self.layer_name) as activations:
+        layer = _matched_layer(cast("Classifier", model.model), self.layer_name, batch.images[:1])
+        with layer.recording() as activations:
             with torch.no_grad():
                 model(batch.images)
             wanted = activations.of(batch.images)
@@ -179,55 +180,127 @@ def find_layer(model: object, name: str) -> nn.Module | None:
     )
 
 
+@dataclass(frozen=True)
+class _MatchedLayer:
+    """A module whose output, or first input, is matched.
+
+    Args:
+        name: as the user wrote it; empty for the input of the last layer with weights.
+        module: the module.
+        calls: number of its calls in one pass of few inputs.
+        places: positions among these calls of those with a row for each input.
+    """
+
+    name: str
+    module: nn.Module
+    calls: int
+    places: tuple[int, ...]
+
+    @contextmanager
+    def recording(self) -> Iterator["_Activations"]:
+        """Record the activations during each call of the model."""
+        record = _Activations(self)
+        with _hooked([self.module], not self.name, lambda _, each: record.last.append(each)):
+            yield record
+
+
 @dataclass
 class _Activations:
-    """What a layer returned in the calls of the model since the last ``of``."""
+    """What a layer returned, or got, in the calls of the model since the last ``of``."""
 
-    layer: str
+    layer: _MatchedLayer
     last: list[Tensor] = field(default_factory=list)
 
     def of(self, images: Tensor) -> Tensor:
         """Return the activations (n, units) for the images of the call before, and forget them.
 
         Raises:
-            CapabilityMismatch: if the layer was not called with one row for each image.
+            CapabilityMismatch: if the layer was called otherwise than in the first passes.
         """
-        rows = [flatten(each) for each in self.last if len(each) == len(images)]
+        parts = [self.last[place :: self.layer.calls] for place in self.layer.places]
         self.last.clear()
-        if not rows:
-            raise CapabilityMismatch(
-                "no activations were recorded",
-                got=self.layer or "no layer with weights was called",
-                expected="a layer that returns a tensor with a row for each input",
-                remedy="name another one: layer=NAME",
-            )
-        return torch.cat(rows, 1) if self.layer else rows[-1]
+        if any(sum(map(len, part)) != len(images) for part in parts):
+            raise _no_activations(self.layer.name)
+        return torch.cat([flatten(torch.cat(part)) for part in parts], 1)
+
+
+def _matched_layer(model: Classifier, name: str, image: Tensor) -> _MatchedLayer:
+    """Return the named layer, or for the empty name the last one with weights.
+
+    The number of rows of a call is compared with one and with two inputs, since by chance it may equal a number of
+    draws or channels.
+
+    Args:
+        model: the model.
+        name: of the layer.
+        image: (1, …).
+
+    Raises:
+        CapabilityMismatch: if no such layer has a row for each input.
+    """
+    module = find_layer(model, name)
+    assert isinstance(model, nn.Module)
+    weighted = [m for m in model.modules() if isinstance(getattr(m, "weight", None), Tensor)]
+    known = weighted if module is None else [module]
+    one, two = (_call_sizes(model, known, not name, image, count) for count in (1, 2))
+    for last, _ in reversed(one):
+        first, second = ([size for each, size in calls if each is last] for calls in (one, two))
+        calls = len(first)
+        places = tuple(k for k in range(calls) if first[k] == 1 and sum(second[k::calls]) == 2)
+        if places:
+            return _MatchedLayer(name, last, calls, places if name else places[-1:])
+    raise _no_activations(name)
+
+
+@torch.no_grad()
+def _call_sizes(
+    model: Classifier, modules: Sequence[nn.Module], inputs: bool, image: Tensor, count: int
+) -> list[tuple[nn.Module, int]]:
+    """Return the modules in the order of their calls in one pass of ``count`` inputs, and the rows of each call."""
+    found = list[tuple[nn.Module, int]]()
+    images = image.expand(count, *image.shape[1:])
+    with _hooked(modules, inputs, lambda module, each: found.append((module, len(each)))):
+        query_model(model, images, SampleRNG(0, torch.arange(count, device=image.device)))
+    return found
 
 
 @contextmanager
-def _recording(model: object, layer: str) -> Iterator[_Activations]:
-    """Record the activations of a layer during each call of the model."""
-    module, record = find_layer(model, layer), _Activations(layer)
-    assert isinstance(model, nn.Module)
+def _hooked(
+    modules: Sequence[nn.Module], inputs: bool, keep: Callable[[nn.Module, Tensor], None]
+) -> Iterator[None]:
+    """Call a function with a copy of each output of some modules, or of each first input.
 
-    def keep_output(_module: nn.Module, _inputs: object, output: object) -> None:
-        if isinstance(output, Tensor) and output.ndim > 0:
-            record.last.append(output)
+    A copy, since later operations of the model may change the tensor in place.
+    """
 
-    def keep_input(_module: nn.Module, inputs: tuple[object, ...]) -> None:
-        if inputs and isinstance(inputs[0], Tensor):
-            record.last.append(inputs[0])
+    def keep_tensor(module: nn.Module, each: object) -> None:
+        if isinstance(each, Tensor) and each.ndim > 0:
+            keep(module, each.clone())
 
-    if module is not None:
-        hooks = [module.register_forward_hook(keep_output)]
-    else:
-        leaves = [m for m in model.modules() if isinstance(getattr(m, "weight", None), Tensor)]
-        hooks = [leaf.register_forward_pre_hook(keep_input) for leaf in leaves]
+    def before(module: nn.Module, given: tuple[object, ...]) -> None:
+        keep_tensor(module, given[0] if given else None)
+
+    def after(module: nn.Module, _given: object, output: object) -> None:
+        keep_tensor(module, output)
+
+    hooks = [
+        each.register_forward_pre_hook(before) if inputs else each.register_forward_hook(after)
+        for each in modules
+    ]
     try:
-        yield record
+        yield
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _no_activations(name: str) -> CapabilityMismatch:
+    return CapabilityMismatch(
+        "no activations were recorded",
+        got=name or "no layer with weights was called",
+        expected="a layer that returns a tensor with a row for each input",
+        remedy="name another one: layer=NAME",
+    )
 
 
 def _sizes(activations: Tensor) -> Tensor:

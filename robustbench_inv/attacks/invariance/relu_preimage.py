@@ -15,6 +15,7 @@ from robustbench_inv.attacks.parameters import check_least
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import CapabilityMismatch
+from robustbench_inv.models.label_hypothesis import all_units
 from robustbench_inv.models.protocol import Classifier, device_of
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import broadcast, norm
@@ -57,14 +58,15 @@ def relu_inputs(model: Callable[[Tensor], object], images: Tensor, count: int) -
     """Return the pre-activations of the first ReLUs, (n, units) each, in the order of their computation.
 
     Args:
-        model: is called once.
-        images: (n, …).
+        model: is called with one input at a time, since it may split a batch.
+        images: (n, …), n >= 1.
         count: number of ReLUs; fewer are returned if the model has fewer.
     """
-    recorder = _ReLURecorder(count)
-    with recorder:
-        model(images)
-    return recorder.inputs
+    recorders = [_ReLURecorder(count) for _ in images]
+    for row, recorder in enumerate(recorders):
+        with recorder, all_units():
+            model(images[row : row + 1].clone())
+    return [torch.cat(each) for each in zip(*(r.inputs for r in recorders), strict=True)]
 
 
 def pieces_at(model: Callable[[Tensor], object], image: Tensor, count: int) -> list[AffinePiece]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from robustbench_inv.attacks.invariance.ball import Alignment, InvarianceBall
+from robustbench_inv.attacks.invariance.ball import Alignment, InvarianceBall, closest_of
 from robustbench_inv.attacks.protocol import Batch, InputPool
 from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.errors import BadParameter
@@ -89,6 +89,44 @@ def test_alignment_turns_donors(turns):
     targets, far = Alignment(shift=0, angle=90, angles=3).targets(batch, 0.0)
     assert far[0, 1] == pytest.approx(0, abs=1e-6)
     assert torch.allclose(targets[0, 1], image[0], atol=1e-6)
+
+
+def rotated(image, degrees):
+    """Return a donor (1, 1, h, w) rotated to either side."""
+    return Alignment(shift=0, angle=degrees, angles=3, neighbours=1)._turned(image)[0]
+
+
+def test_a_square_in_a_wide_image_stays_under_a_quarter_turn():
+    wide = torch.zeros(1, 1, 8, 32, dtype=torch.float64)
+    wide[..., 2:6, 14:18] = 1
+    for image in (wide, wide.transpose(2, 3)):
+        for turned in rotated(image, 90.0):
+            assert torch.allclose(turned, image[0], atol=1e-6)
+
+
+def test_a_bar_in_a_wide_image_is_rotated_by_the_angle_and_keeps_its_length():
+    image = torch.zeros(1, 1, 16, 64, dtype=torch.float64)
+    image[..., 7:9, 20:44] = 1
+    for turned, sign in zip(rotated(image, 30.0), (-1, 0, 1), strict=True):
+        y, x = torch.meshgrid(torch.arange(16) - 7.5, torch.arange(64) - 31.5, indexing="ij")
+        weight = turned[0] / turned.sum()
+        long, high, mixed = ((weight * each).sum() for each in (x * x, y * y, x * y))
+        # of the second moments, the long axis has half of this angle
+        degrees = float(torch.rad2deg(torch.atan2(2 * mixed, long - high))) / 2
+        assert degrees == pytest.approx(-30 * sign, abs=1)
+        assert float(long + high) == pytest.approx(12**2 / 3, rel=0.03)
+
+
+def test_of_equal_distances_the_order_does_not_depend_on_the_batch():
+    distances = torch.ones(20, 10).masked_fill(noise_images(20, (10,)) > 0.5, torch.inf)
+    together, alone = (
+        torch.stack([classes for _, classes in closest_of(torch.zeros(len(part), 10, 3), part, 8)])
+        for part in (torch.cat([distances, torch.ones(1, 10)]), distances)
+    )
+    for row, each in enumerate(distances):
+        expected = each.isfinite().nonzero()[:, 0].tolist()[:8]
+        assert [k for k in together[:, row].tolist() if k >= 0] == expected
+        assert [k for k in alone[:, row].tolist() if k >= 0] == expected
 
 
 def test_alignment_shifts_in_the_lower_bound():

@@ -9,11 +9,15 @@ from torch import nn
 
 from robustbench_inv.attacks.fixed_inputs import Counterpart
 from robustbench_inv.attacks.invariance.invariance_standard import MEMBERS, InvarianceStandard
+from robustbench_inv.attacks.invariance.layer_metamer import LayerMetamer
 from robustbench_inv.attacks.invariance.level_set_traversal import LevelSetTraversal
 from robustbench_inv.attacks.invariance.relu_preimage import ReluPreimage
 from robustbench_inv.attacks.protocol import Batch, InputPool
 from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.attacks.spheres import SpheresInvariance
+from robustbench_inv.catalogue.datasets import load_dataset
+from robustbench_inv.catalogue.models import load_model
+from robustbench_inv.data.protocol import HasCounterparts
 from robustbench_inv.data.spheres import Spheres
 from robustbench_inv.errors import BadParameter, CapabilityMismatch
 from robustbench_inv.models.reject_option import reject
@@ -253,6 +257,47 @@ def test_a_member_that_always_raises_is_reported_for_each_sample():
     _, meter, _ = run(given, attack=InvarianceStandard(members=(Raising(tuple(range(N))), *SHORT)))
     assert (meter.logged["ensemble_member"] > 0).all()
     assert sorted(meter.crashes) == list(range(N))
+
+
+def test_only_what_its_own_requirements_refuse_leaves_a_member_out_silently():
+    class Refusing(Raising):
+        def check_requirements(self, model, threat, data):
+            images, labels = data.batch([0])
+            assert isinstance(model, ModuleClassifier)
+            assert (images.shape[1:], len(labels), len(data)) == (data.shape, 1, N)
+            assert not isinstance(data, HasCounterparts)
+            raise CapabilityMismatch("no use for this model")
+
+    class Mismatched(Raising):
+        def run(self, model, batch, threat, rng):
+            raise CapabilityMismatch("no use for these samples")
+
+    given = batch()
+    _, meter, _ = run(given, attack=InvarianceStandard(members=(Refusing(()), *SHORT)))
+    assert not meter.crashes
+    assert (meter.logged["ensemble_member"] > 1).all()
+    _, meter, _ = run(given, attack=InvarianceStandard(members=(Mismatched(()), *SHORT)))
+    assert sorted(meter.crashes) == list(range(N))
+    assert "no use for these samples" in meter.crashes[0]
+    assert (meter.logged["ensemble_member"] > 0).all()
+
+
+def test_label_hypotheses_have_as_many_failures_in_a_batch_that_the_network_splits():
+    model, data = load_model("mnist-c-dv").classifier, load_dataset("mnist5k")
+    images, labels = data.batch(torch.arange(0, 5000, 38)[:126])
+    pool = InputPool(torch.arange(126), lambda rows: (images[rows], labels[rows]))
+
+    def another(_images, ids):
+        return (labels[ids] + 1) % 10
+
+    whole = Batch(images, labels, torch.arange(126), pool=pool, oracle=another)
+    attack = InvarianceStandard(grid=1, halvings=0, members=(LayerMetamer(steps=8),))
+    some = torch.arange(0, 126, 9)
+    by = [run(each, model, attack=attack)[1] for each in (whole, whole[some])]
+    assert not by[0].crashes
+    found, few = (each.logged["ensemble_member"] for each in by)
+    assert few.sum() > 0
+    assert torch.equal(found[some], few)
 
 
 def test_missing_memory_is_not_a_members_fault():

@@ -8,7 +8,11 @@ from robustbench_inv.attacks.invariance.layer_metamer import LayerMetamer
 from robustbench_inv.attacks.protocol import Batch, InputPool
 from robustbench_inv.attacks.queries import CountingModel
 from robustbench_inv.catalogue.attacks import load_attack
+from robustbench_inv.catalogue.datasets import load_dataset
+from robustbench_inv.catalogue.models import load_model
+from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import BadParameter, CapabilityMismatch
+from robustbench_inv.models.stochastic import LatentSamplingNetwork, StochasticClassifier
 from robustbench_inv.models.wrapping import ModuleClassifier
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.threat.budgets import LpBall, Unbounded
@@ -104,6 +108,115 @@ def test_a_layer_used_twice_counts_with_both_outputs():
     errors = torch.cdist(hidden[:N], hidden) / hidden[:N].norm(dim=1, keepdim=True)
     errors[torch.arange(N), torch.arange(N)] = torch.inf
     torch.testing.assert_close(meter.logged["null_error"], errors.amin(1))
+
+
+class Overwritten(nn.Module):
+    """Operations in place change the output of ``inner``, and the input of ``last`` after its call."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.relu = nn.Linear(WIDTH, 8), nn.ReLU(inplace=True)
+        self.last = nn.Linear(8, 2).requires_grad_(False)
+
+    def forward(self, images):
+        hidden = 2 * self.relu(self.inner(images.flatten(1)))
+        logits = self.last(hidden)
+        hidden += 7  # no gradient needs it
+        return logits
+
+
+@pytest.mark.parametrize("layer", ["inner", ""])
+def test_what_is_changed_in_place_after_the_layer_is_matched_as_it_was(layer):
+    torch.manual_seed(0)
+    given, model = batch(), ModuleClassifier(Overwritten(), (0.0, 1.0), 2)
+    found, meter, _ = run(LayerMetamer(layer, steps=200), given, model)
+    inner = model.module.inner
+
+    def activations(images):
+        hidden = inner(images.flatten(1)).detach()
+        return hidden if layer else 2 * hidden.relu()
+
+    known = activations(given.pool.images)
+    sizes = known[:N].norm(dim=1)
+    errors = torch.cdist(known[:N], known) / sizes[:, None]
+    errors[torch.arange(N), torch.arange(N)] = torch.inf
+    torch.testing.assert_close(meter.logged["null_error"], errors.amin(1))
+    moved = (found != given.images).flatten(1).any(1)
+    assert moved.float().mean() > 0.8
+    errors = (activations(found) - known[:N]).norm(dim=1) / sizes
+    torch.testing.assert_close(errors[moved], meter.logged["match_error"][moved])
+
+
+class InParts(nn.Module):
+    """Splits a batch into parts of at most five, and uses one layer twice in each."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.last = nn.Linear(WIDTH // 2, 3), nn.Linear(6, 2)
+
+    def forward(self, images):
+        return torch.cat([self.part(part) for part in images.split(5)])
+
+    def part(self, images):
+        return self.last(torch.cat([self.inner(images[:, 0, k]) for k in (0, 1)], 1))
+
+
+@pytest.mark.parametrize("layer", ["", "inner"])
+def test_a_network_may_split_its_batch(layer):
+    torch.manual_seed(0)
+    given, model = batch(), ModuleClassifier(InParts(), (0.0, 1.0), 2)
+    whole, meter, _ = run(LayerMetamer(layer, steps=20), given, model)
+    rows = torch.arange(N).split(4)
+    parts = [run(LayerMetamer(layer, steps=20), given[some], model) for some in rows]
+    torch.testing.assert_close(torch.cat([each for each, _, _ in parts]), whole)
+    for name, values in meter.logged.items():
+        torch.testing.assert_close(torch.cat([m.logged[name] for _, m, _ in parts]), values)
+
+
+def test_label_hypotheses_have_metamers_in_a_batch_that_the_network_splits():
+    model, data = load_model("mnist-c-dv").classifier, load_dataset("mnist5k")
+    images, labels = data.batch(torch.arange(0, 5000, 38)[:130])
+    pool = InputPool(torch.arange(130), lambda rows: (images[rows], labels[rows]))
+    given = Batch(images, labels, torch.arange(130), pool=pool)
+    some = torch.tensor([0, 60, 125, 129])
+    whole, few = (run(LayerMetamer(steps=3), each, model)[1] for each in (given, given[some]))
+    for name in ("match_error", "null_error"):
+        torch.testing.assert_close(whole.logged[name][some], few.logged[name], rtol=1e-3, atol=1e-5)
+
+
+class Draws(LatentSamplingNetwork):
+    """The last layer sees all draws at once."""
+
+    default_draws, latent_shape, num_classes = 5, (4,), 2
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.code, self.last = nn.Linear(WIDTH, 6), nn.Linear(6, 4), nn.Linear(4, 2)
+
+    def forward(self, images):
+        return self.averaged_logits(images, torch.zeros(1, len(images), 4))
+
+    def averaged_logits(self, images, latent):
+        return self.last(self.code(self.inner(images.flatten(1)).sigmoid()) + latent).mean(0)
+
+
+@pytest.mark.parametrize("draws", [1, 2, 5])
+def test_the_matched_layer_does_not_depend_on_the_batch(draws):
+    """A batch of as many samples as there are draws is no other than the rest."""
+    torch.manual_seed(0)
+    given, model = batch(), StochasticClassifier(Draws(), draws, fixed_noise=True)
+    hidden = model.module.inner(given.pool.images.flatten(1)).sigmoid().detach()
+    errors = torch.cdist(hidden[:N], hidden) / hidden[:N].norm(dim=1, keepdim=True)
+    errors[torch.arange(N), torch.arange(N)] = torch.inf
+    for size in (1, 2, 4, 5, 6):
+        _, meter, _ = run(LayerMetamer(steps=1), given[torch.arange(size)], model)
+        torch.testing.assert_close(meter.logged["null_error"], errors[:size].amin(1))
+    threat, data = (
+        ThreatModel(Unbounded(), KeepDecision()),
+        ArrayDataset(given.images, given.labels, "a"),
+    )
+    with pytest.raises(CapabilityMismatch, match="no activations were recorded"):
+        LayerMetamer("last").check_requirements(model, threat, data)
 
 
 def test_an_unknown_layer_is_refused_with_the_known_ones():

@@ -16,6 +16,7 @@ from robustbench_inv.attacks.invariance.relu_preimage import (
 )
 from robustbench_inv.attacks.protocol import Batch, InputPool
 from robustbench_inv.attacks.queries import CountingModel
+from robustbench_inv.catalogue.datasets import load_dataset
 from robustbench_inv.catalogue.models import load_model
 from robustbench_inv.errors import BadParameter, CapabilityMismatch
 from robustbench_inv.models.plain_networks import MLP
@@ -177,6 +178,39 @@ def test_every_way_to_compute_a_relu_is_recorded(name):
     relu = RELUS[name]
     inputs = relu_inputs(lambda x: relu(relu(x * 2 - 1) - 0.2), torch.tensor([[0.1, 0.9]]), 5)
     assert torch.allclose(torch.cat(inputs), torch.tensor([[-0.8, 0.8], [-0.2, 0.6]]))
+
+
+def test_the_units_of_label_hypotheses_do_not_depend_on_the_batch():
+    """Every unit counts, also one that is inactive for all images, and a batch of 130 is split by the network."""
+    model, data = load_model("mnist-c-dv").classifier, load_dataset("mnist5k")
+    images, labels = data.batch(torch.arange(0, 5000, 5000 // 130)[:130])
+    widths = {n: [each.shape for each in relu_inputs(model, images[:n], 6)] for n in (1, 2, 130)}
+    for n, shapes in widths.items():
+        assert shapes == [(n, units) for units in (5408, 1600, 5120, 2560, 1280)]
+    network = model.module
+    third = network.guess(network.features(images)).flatten(1)
+    torch.testing.assert_close(relu_inputs(model, images, 3)[2], third, rtol=1e-5, atol=1e-5)
+
+    batch, threat = batch_of(images, labels), ThreatModel(Unbounded(), KeepDecision())
+    meter = CountingModel(model, batch, threat, SampleRNG(0, batch.ids), keep_best=False)
+    moved = (images + 0.1 * images.roll(1, 0)).clamp(0, 1)
+    ReluPreimage(layer=3)._measure(meter, images, moved, images.roll(1, 0))
+    changed = meter.logged["changed_units"]
+    assert len(changed) == 130
+    ReluPreimage(layer=3)._measure(
+        few := CountingModel(model, batch[:3], threat, SampleRNG(0, batch.ids[:3])),
+        images[:3],
+        moved[:3],
+        images.roll(1, 0)[:3],
+    )
+    assert torch.equal(few.logged["changed_units"], changed[:3])
+
+
+def test_a_model_that_changes_its_input_leaves_the_images_as_they_are():
+    images = torch.rand(3, 4)
+    before = images.clone()
+    assert relu_inputs(lambda x: torch.relu(x.sub_(0.5)), images, 1)[0].shape == (3, 4)
+    assert torch.equal(images, before)
 
 
 def test_a_convolution_is_a_layer_as_any():
