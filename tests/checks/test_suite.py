@@ -140,6 +140,8 @@ def test_verdicts_are_json_with_the_documented_keys():
         "rule",
         "evidence",
         "about",
+        "samples",
+        "records",
     ]
     assert value["value"] is None
     assert isinstance(verdict, Verdict)
