@@ -358,7 +358,7 @@ def to_junit(runs: Sequence[RunResult]) -> str:
     for run in runs:
         suite = ET.SubElement(root, "testsuite", name=printable(run.name))
         verdicts = [Verdict.from_json(value) for value in run.checks]
-        for conclusion in conclusions_of(run):
+        for conclusion in conclusions_of(*runs, cells=run.cells):
             case = _case(suite, "verdict", f"{conclusion.model}, {conclusion.dataset}")
             reasons = "\n".join(each.text for each in conclusion.reasons)
             bad = conclusion.verdict == "do not publish"
