@@ -19,6 +19,7 @@ __all__ = [
     "cell_title",
     "distinct_labels",
     "join_copies",
+    "label_attacks",
     "label_distinctly",
     "names_and_digests",
 ]
@@ -96,6 +97,22 @@ def label_distinctly(cells: Sequence[FinishedCell]) -> Callable[[FinishedCell], 
         named = labels.apply(cell)
         suffix = f" seed {cell.info.seed}" if several else ""
         return replace(named, attack_label=named.attack_label + suffix)
+
+    return rename
+
+
+def label_attacks(cells: Sequence[FinishedCell]) -> Callable[[FinishedCell], FinishedCell]:
+    """Return a function that labels attacks and substitutes alike in cells that were labelled apart, and nothing else."""
+    labels = Labels.of((cell.info, "") for cell in cells)
+
+    def rename(cell: FinishedCell) -> FinishedCell:
+        attack = replace(cell.attack, name=labels.attacks[cell.attack.key])
+        threat, helper = cell.threat, cell.threat.substitute
+        if helper:
+            threat = replace(threat, substitute=replace(helper, name=labels.models[helper.digest]))
+        info = replace(cell.info, attack=attack, threat=threat)
+        suffix = cell.attack_label.removeprefix(cell.info.attack_label)
+        return replace(cell, info=info, attack_label=info.attack_label + suffix)
 
     return rename
 
