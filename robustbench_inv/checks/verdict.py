@@ -79,8 +79,9 @@ class Verdict:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Verdict":
-        """Read one verdict of checks.json."""
-        return cls(**{**value, "about": tuple(value.get("about") or ())})
+        """Read one verdict of checks.json; other keys are ignored."""
+        known = {key: value[key] for key in cls.__dataclass_fields__ if key in value}
+        return cls(**{**known, "about": tuple(value.get("about") or ())})
 
     def concerns(self, cell: FinishedCell) -> bool:
         """Return whether the verdict is about a cell, about its model, or about the run as a whole.
