@@ -340,7 +340,9 @@ def check_run(run: Run, device: str, seconds: float | None = None) -> None:
         subject = labels.get(job.model.digest, job.model.name)
         mine = [cell for cell in cells if cell.model.key == job.model.digest]
         searches = any(c.kind != "fixed-input" or c.uses_gradients for c in mine)
-        verdicts = _probe(job, device, limit, deep=run.plan.deep, searches=searches)
+        here = (c.sample_ids for c in mine if c.info.dataset_key == job.spec.dataset)
+        samples = sorted(frozenset(job.samples).union(*here))  # an earlier job may have had more
+        verdicts = _probe(job, samples, device, limit, deep=run.plan.deep, searches=searches)
         probes += [replace(verdict, subject=subject) for verdict in verdicts]
     asked = {job.spec.digest: job.samples for job in run.plan.jobs}
     verdicts = check_records(cells, asked, probes)
@@ -386,8 +388,10 @@ def _models(plan: Plan) -> list[Job]:
     return list({(job.model.digest, job.spec.dataset): job for job in ascending}.values())
 
 
-def _probe(job: Job, device: str, limit: TimeLimit, *, deep: bool, searches: bool) -> list[Verdict]:
+def _probe(
+    job: Job, samples: list[int], device: str, limit: TimeLimit, *, deep: bool, searches: bool
+) -> list[Verdict]:
     about = (job.model.digest, job.spec.dataset)
-    settings = (job.model, job.dataset, job.samples, job.seed, device)
+    settings = (job.model, job.dataset, samples, job.seed, device)
     verdicts = probe_model(*settings, deep=deep, searches=searches, limit=limit)
-    return [replace(verdict, about=about) for verdict in verdicts]
+    return [replace(verdict, about=about, samples=len(samples)) for verdict in verdicts]

@@ -23,7 +23,7 @@ from robustbench_inv.checks.audit_verdict import (
     conclude,
 )
 from robustbench_inv.checks.suite import verdicts_about
-from robustbench_inv.checks.verdict import GRADES, Verdict, mark_of_cells
+from robustbench_inv.checks.verdict import GRADES, Verdict, is_checked, mark_of_cells
 from robustbench_inv.errors import BadParameter, BadResults, EvaluationWarning, InvbenchError
 from robustbench_inv.evaluation.jobs import Job
 from robustbench_inv.evaluation.plan import Plan
@@ -291,7 +291,8 @@ class Run:
     def _grade(self, cell: FinishedCell) -> str:
         """Return FAIL, WARN or PASS, the worst of the checks of a cell; empty without checks."""
         found = {verdict.verdict for verdict in verdicts_about(self._verdicts, cell)}
-        return next((each for each in ("FAIL", "WARN", "PASS") if each in found), "")
+        known = ("FAIL", "WARN", "PASS")[: 3 if is_checked(cell, self._verdicts) else 2]
+        return next((each for each in known if each in found), "")
 
     def __repr__(self) -> str:
         try:
@@ -373,9 +374,12 @@ def _names_of(cell: FinishedCell) -> dict[str, tuple[str, ...]]:
 
 
 def _restrict(cell: FinishedCell, samples: Sequence[int]) -> FinishedCell:
-    """Return a cell with the records of some samples alone."""
-    kept = np.isin(cell.ids, samples)
-    return cell if kept.all() else replace(cell, records=cell.records.where(kept))
+    """Return a cell of which some samples alone are requested, with their records."""
+    kept, requested = np.isin(cell.ids, samples), tuple(sorted(samples))
+    if kept.all():
+        return replace(cell, requested=requested)
+    records = cell.records.where(kept)
+    return replace(cell, records=records, requested=requested, whole=cell.records)
 
 
 def _cell_json(cell: FinishedCell, run: Run) -> dict[str, Any]:

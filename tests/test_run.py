@@ -103,6 +103,30 @@ def test_without_checks_no_number_is_publishable(tmp_path):
     assert run.cells[0].attack.name == "standard"
 
 
+def test_checks_of_fewer_samples_do_not_certify_those_that_are_added(tmp_path):
+    x, y = data()
+    about = {"x": x, "y": y, "attack": "pgd:steps=5", "threat": f"linf={EPS}", "out": tmp_path}
+    rbi.evaluate(network(), samples="first:1", **about)
+    run = rbi.evaluate(network(), checks=False, **about)
+    assert "made on 1 of 20 samples" in run.conclusions[0].reasons[0].text
+    assert not {"C11", "C14", "C22"} & {check.id for check in run.checks if check.verdict == "PASS"}
+    assert set(run.table().checks) <= {"", "WARN", "FAIL"}
+    checked = rbi.evaluate(network(), **about)
+    assert "checks" not in checked.conclusions[0].reasons[0].text
+
+
+def test_a_subset_of_a_checked_cell_is_complete_and_the_model_is_probed_on_all_samples(tmp_path):
+    x, y = data()
+    about = {"x": x, "y": y, "attack": "standard", "threat": f"linf={EPS}", "out": tmp_path}
+    whole = rbi.evaluate(network(), **about)
+    part = rbi.evaluate(network(), samples="first:5", **about)
+    assert [len(each.cells[0].records) for each in (whole, part)] == [20, 5]
+    assert part.cells[0].finished
+    texts = [[each.text for each in run.conclusions[0].reasons] for run in (whole, part)]
+    assert not any("missing" in text or "checks" in text for text in (*texts[0], *texts[1]))
+    assert {v["samples"] for v in RunFolder(tmp_path).checks() if v["id"] in ("C11", "C22")} == {20}
+
+
 def test_a_failed_check_warns_once_where_the_evaluation_was_asked_for(tmp_path):
     x, y = data()
     saturated = {"a": network(1e6), "b": network(2e6)}

@@ -1,7 +1,7 @@
 """The verdict on a model's numbers: publishable, publishable with reservations, or do not publish, and the next command."""
 
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import inf
@@ -19,10 +19,12 @@ from robustbench_inv.checks.verdict import (
     NOT_MADE,
     Verdict,
     calibration,
+    is_checked,
     labelling_command,
     mark_of,
     rank_of,
     restricts,
+    samples_checked,
     typed_data,
     typed_model,
 )
@@ -170,10 +172,7 @@ class _Evidence:
     @property
     def _missing(self) -> list[Reason]:
         """What no check tests: were the checks run, are all samples there, and is there a strong attack?"""
-        found = []
-        if unchecked := [cell for cell in self.cells if not self._is_checked(cell)]:
-            on = f" on {_attack_names(unchecked)}" if len(unchecked) < len(self.cells) else ""
-            found.append(f"The validity checks were not run{on}.")
+        found = list(self._unchecked)
         if failed := [v for v in self._about if v.evidence.startswith(IMPOSSIBLE)]:
             listed = ", ".join(dict.fromkeys(v.id for v in failed))
             found.append(
@@ -188,12 +187,24 @@ class _Evidence:
         found += list(filter(None, map(one_class, self.cells)))[:1]
         return [Reason("", text) for text in (*found, *_weak_groups(_attacking(self.cells)))]
 
-    def _is_checked(self, cell: FinishedCell) -> bool:
-        """Are there verdicts about a cell? Every checked cell has C22."""
-        by_cell = [v for v in self.verdicts if v.id == "C22"]
-        about = [cell] if by_cell else self.cells
-        own = (v for v in by_cell or self.verdicts if v.scope != "run")
-        return any(v.concerns(c) for v in own for c in about)
+    @property
+    def _unchecked(self) -> Iterator[str]:
+        """Yield which cells were not checked, or on other records than they have now."""
+        groups: dict[tuple[int, int], list[FinishedCell]] = {}
+        for cell in self.cells:
+            if not is_checked(cell, self.verdicts):
+                checked, samples = samples_checked(cell, self.verdicts), len(cell.all_records)
+                groups.setdefault((checked, samples if checked else 0), []).append(cell)
+        for (checked, samples), cells in sorted(groups.items()):
+            names, apart = _attack_names(cells), len(cells) < len(self.cells)
+            if not checked:
+                yield f"The validity checks were not run{f' on {names}' if apart else ''}."
+            elif checked < samples:
+                made = f"The validity checks of {names} were made on {checked} of {samples} samples"
+                yield f"{made}: evaluate again with checks, all samples in one folder."
+            else:
+                changed = f"The records of {names} changed after the validity checks"
+                yield f"{changed}: evaluate again with checks."
 
 
 def _reasons(verdicts: Iterable[Verdict]) -> list[Reason]:

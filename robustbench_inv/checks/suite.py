@@ -148,7 +148,8 @@ def _check_cell(cell: FinishedCell, requested: Sequence[int]) -> list[Verdict]:
         return [check(cell)]
 
     found = [v for id_, c in checks for v in run_check(id_, cell.subject, partial(run, c))]
-    return [replace(verdict, about=(cell.digest,)) for verdict in found]
+    about, count, records = (cell.digest,), len(cell.records), cell.records_digest
+    return [replace(v, about=about, samples=count, records=records) for v in found]
 
 
 def _rejection_applies(cell: FinishedCell) -> bool:

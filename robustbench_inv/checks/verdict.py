@@ -1,5 +1,6 @@
 """Verdicts of validity checks with their evidence, signs beside numbers, and commands about models and data."""
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,11 +23,13 @@ __all__ = [
     "calibration",
     "format_ids",
     "grade",
+    "is_checked",
     "labelling_command",
     "mark_of",
     "mark_of_cells",
     "rank_of",
     "restricts",
+    "samples_checked",
     "topic_of",
     "typed_data",
     "typed_model",
@@ -58,6 +61,8 @@ class Verdict:
         evidence: the consequence of a FAIL or WARN for the reported number, then the figures.
         about: digests of the subject: of a cell, or of a model and perhaps a data set; empty in older files, and for
             a verdict about several models.
+        samples: number of samples that the subject had, of which a check may test some; None in older files.
+        records: digest of the records that were checked; empty in older files, and for a verdict about a model.
     """
 
     id: str
@@ -69,19 +74,46 @@ class Verdict:
     rule: str
     evidence: str
     about: tuple[str, ...] = ()
+    samples: int | None = None
+    records: str = ""
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Verdict":
-        """Read one verdict of checks.json."""
-        return cls(**{**value, "about": tuple(value.get("about") or ())})
+        """Read one verdict of checks.json; other keys are ignored."""
+        known = {key: value[key] for key in cls.__dataclass_fields__ if key in value}
+        return cls(**{**known, "about": tuple(value.get("about") or ())})
 
     def concerns(self, cell: FinishedCell) -> bool:
-        """Return whether the verdict is about a cell, about its model, or about the run as a whole."""
+        """Return whether the verdict is about a cell, about its model, or about the run as a whole.
+
+        What was found on other records, such as on fewer samples, still counts if it is a FAIL or a WARN.
+        """
+        urgent = self.verdict in ("FAIL", "WARN")
+        return self.names(cell) and (urgent or self.covers(cell))
+
+    def names(self, cell: FinishedCell) -> bool:
+        """Return whether a cell, its model or the run is the subject, whatever records the cell had."""
         if self.scope == "run":
             return True
         if self.about:
             return {cell.digest, cell.model.key, cell.info.dataset_key} >= set(self.about)
         return self.subject == (cell.subject if self.scope == "cell" else cell.model.name)
+
+    def covers(self, cell: FinishedCell) -> bool:
+        """Return whether the check was made on the records that the cell has now, of a model on as many samples."""
+        have, known = len(cell.all_records), self.known_samples
+        if self.scope != "cell":
+            return known is None or known >= have
+        if known is None:
+            return self.id != "C22"
+        return known == have and self.records in ("", cell.records_digest)
+
+    @property
+    def known_samples(self) -> int | None:
+        """The number of samples; in older files only the evidence of C22 states it."""
+        stated = re.search(r"(\d+) samples, \d+ attacked", self.evidence)
+        older = int(stated[1]) if stated and self.id == "C22" else None
+        return older if self.samples is None else self.samples
 
     def to_json(self) -> dict[str, object]:
         """Return the mapping that checks.json holds; a value that is not finite becomes null."""
@@ -238,6 +270,31 @@ def mark_of_cells(
     about = [v for v in verdicts if not clean or v.id in OF_CLEAN_ACCURACY]
     return mark_of(v.verdict for v in about for cell in cells if restricts(v, cell))
 
+
+def is_checked(cell: FinishedCell, verdicts: Sequence[Verdict]) -> bool:
+    """Were the checks of a cell and of its model made on the records that the cell has now?
+
+    Without a verdict on any cell, one on the model is enough.
+    """
+    if not any(v.id in ("C22", "C23") for v in verdicts):
+        return any(v.scope != "run" and v.concerns(cell) for v in verdicts)
+    return all(
+        any(v.id == check and v.names(cell) and v.covers(cell) for v in verdicts)
+        for check in OF_EVERY_CELL
+    )
+
+
+def samples_checked(cell: FinishedCell, verdicts: Sequence[Verdict]) -> int:
+    """Return on how many samples a cell and its model were checked; 0 if one of them was not."""
+    own = [v for v in verdicts if v.names(cell)]
+    known = {v.id: len(cell.all_records) for v in own if v.covers(cell)}
+    for verdict in own:
+        known[verdict.id] = max(known.get(verdict.id, 0), verdict.known_samples or 0)
+    return min(known.get(check, 0) for check in OF_EVERY_CELL)
+
+
+OF_EVERY_CELL = ("C22", "C11")
+"""A check that every cell with records gets, and one that every model gets."""
 
 FIRST = [f"C{n}" for n in (17, 39, 42, 41, 40, 11, 24, 25, 10, 30, 7, 6, 8, 31)]
 """Checks whose failure explains those of others, the deepest cause first."""

@@ -102,7 +102,7 @@ def export(  # noqa: PLR0913, PLR0917 - one parameter is one option
         with replaced(path) as temporary, temporary.open("wb") as file:
             to_parquet(cells, file)
         return print_path(path, json=json, key="export")
-    conclusions = [conclusion for each in found for conclusion in conclusions_of(each)]
+    conclusions = conclusions_of(*found)
     content = {
         ExportFormat.eval_results: lambda: to_eval_results(
             cells, hub_dataset or "", source or "", conclusions

@@ -36,6 +36,7 @@ from robustbench_inv.reporting.statistics import wilson
 from robustbench_inv.reporting.table_formats import Table, TableCell, dataset_title
 from robustbench_inv.reporting.tables import comparison_table
 from robustbench_inv.results.cell import FinishedCell
+from robustbench_inv.results.labels import label_attacks
 from robustbench_inv.results.rate import Decision
 
 __all__ = ["RunComparison", "compare"]
@@ -171,7 +172,9 @@ def compare(
         UnknownName: for a model without results.
     """
     folders = [check_path(each, "run") for each in (first, second) if each is not None]
-    runs = [_merge(read_runs([folder])) for folder in folders]
+    apart = [_merge(read_runs([folder])) for folder in folders]
+    rename = label_attacks([cell for run in apart for cell in run.cells])
+    runs = [replace(run, cells=tuple(map(rename, run.cells))) for run in apart]
     pairs = list(_pairs(runs, list(models)))
     decisions = Decision.all_of(runs[0].plan) if len(runs) == 1 else []
     results = adjusted(

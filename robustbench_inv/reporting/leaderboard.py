@@ -8,8 +8,6 @@ from functools import cached_property
 from math import inf
 from pathlib import Path
 
-import numpy as np
-
 from robustbench_inv.arguments import check_path, format_eps
 from robustbench_inv.catalogue.datasets import describe_dataset
 from robustbench_inv.checks.audit_verdict import CONCLUSIONS, Conclusion
@@ -225,9 +223,7 @@ def read_leaderboard(runs: Sequence[str | Path], note: str = "", command: str = 
     Raises:
         BadResults: if a cell is in two folders with different results, or there is nothing to rank.
     """
-    folders = [check_path(run, "run") for run in runs]
-    _check_equal(folders)
-    results = read_runs(folders)
+    results = read_runs([check_path(run, "run") for run in runs])
     cells = [cell for run in results for cell in run.cells]
     pages, conclusions = _pages(cells), tuple(conclusions_of(*results))
     boards = list(_boards(cells, conclusions, pages))
@@ -235,29 +231,6 @@ def read_leaderboard(runs: Sequence[str | Path], note: str = "", command: str = 
         raise BadResults("there is nothing to rank", expected="runs of invbench evaluate")
     boards.sort(key=lambda board: -board.models)
     return Leaderboard(tuple(boards), results, pages, conclusions, note, command)
-
-
-def _check_equal(folders: Sequence[Path]) -> None:
-    """Check that a cell that lies in several folders has the same records of the same samples."""
-    seen: dict[str, list[tuple[Path, FinishedCell]]] = {}
-    for folder in folders:
-        for cell in (cell for run in read_runs([folder]) for cell in run.cells):
-            earlier = seen.setdefault(cell.digest, [])
-            for other, known in earlier:
-                for sample in _differing(cell, known):
-                    raise BadResults(
-                        f"{cell.attack_label} on {cell.model_label} has two results",
-                        got=f"others in {folder} than in {other}, sample {sample}",
-                        remedy="leave one of the folders out",
-                    )
-            earlier.append((folder, cell))
-
-
-def _differing(one: FinishedCell, other: FinishedCell) -> Iterator[int]:
-    """Yield the samples of two copies of a cell that have other records in one than in the other, ascending."""
-    both = np.intersect1d(one.ids, other.ids)
-    pairs = zip(*(c.records.where(np.isin(c.ids, both)) for c in (one, other)), strict=True)
-    return (a.sample for a, b in pairs if a != b)
 
 
 def _pages(cells: Sequence[FinishedCell]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from robustbench_inv.reporting.definitions import Selection
 from robustbench_inv.reporting.table_formats import dataset_title, norm_symbol
 from robustbench_inv.results.cell import FinishedCell
 from robustbench_inv.results.certificates import Sandwich, sandwich_of
-from robustbench_inv.results.labels import Labels
+from robustbench_inv.results.labels import join_copies, label_distinctly
 from robustbench_inv.results.rates import closer_attacks, example_distances
 from robustbench_inv.results.run_files import RunFolder
 from robustbench_inv.results.run_writing import check_seconds
@@ -231,10 +231,11 @@ class WorstCase:
 
 
 def read_runs(runs: Sequence[Path], select: Selection | None = None) -> tuple[RunResult, ...]:
-    """Read run folders, or folders of run folders; a cell that is in several of them is used once.
+    """Read run folders, or folders of run folders; the copies of a cell in several of them are joined.
 
     Raises:
-        BadResults: if a folder is missing or damaged, or if no cell is selected.
+        BadResults: if a folder is missing or damaged, if copies of a cell have different results of a sample, or if no
+            cell is selected.
     """
     folders = [folder for run in runs for folder in _run_folders(Path(run))]
     results = [_read_run(folder, select or Selection()) for folder in folders]
@@ -242,7 +243,9 @@ def read_runs(runs: Sequence[Path], select: Selection | None = None) -> tuple[Ru
         _refuse_selection([_read_run(folder, Selection()) for folder in folders], select)
         expected, got = "run folders of invbench evaluate", list(map(str, runs))
         raise BadResults("there are no records to report", got=got, expected=expected)
-    return _with_distinct_labels(_deduplicated(results))
+    found = list(_joined(folders, results))
+    rename = label_distinctly([cell for result in found for cell in result.cells])
+    return tuple(replace(result, cells=tuple(map(rename, result.cells))) for result in found)
 
 
 def _refuse_selection(results: Sequence[RunResult], select: Selection | None) -> None:
@@ -374,27 +377,24 @@ def _unfinished(cell: FinishedCell) -> tuple[str, int, int]:
     return f"{cell.attack_label} on {cell.model_label}", len(cell.records), len(cell.requested)
 
 
-def _deduplicated(results: Sequence[RunResult]) -> list[RunResult]:
-    """Keep the copy of each cell with the most records."""
-    best: dict[str, FinishedCell] = {}
-    for cell in (cell for result in results for cell in result.cells):
-        copies = best.get(cell.digest, cell), cell
-        best[cell.digest] = max(copies, key=lambda each: len(each.records))
-    kept = {id(cell) for cell in best.values()}
-    left = (tuple(c for c in r.empty if c.digest not in best) for r in results)
-    pairs = zip(results, left, strict=True)
-    return [replace(r, cells=tuple(c for c in r.cells if id(c) in kept), empty=e) for r, e in pairs]
-
-
-def _with_distinct_labels(results: Sequence[RunResult]) -> tuple[RunResult, ...]:
-    """Make labels of models, attacks and data sets of one name distinct, by their digest or the seed."""
-    cells = [cell for result in results for cell in result.cells]
-    labels = Labels.of((cell.info, cell.model_label) for cell in cells)
-    several = len({c.info.seed for c in cells}) > 1
-
-    def rename(cell: FinishedCell) -> FinishedCell:
-        named = labels.apply(cell)
-        suffix = f" seed {cell.info.seed}" if several else ""
-        return replace(named, attack_label=named.attack_label + suffix)
-
-    return tuple(replace(r, cells=tuple(map(rename, r.cells))) for r in results)
+def _joined(folders: Sequence[Path], results: Sequence[RunResult]) -> Iterator[RunResult]:
+    """Yield the results with the copies of each cell joined, in the run whose copy has most records."""
+    copies: dict[str, list[tuple[int, FinishedCell]]] = {}
+    for number, result in enumerate(results):
+        for cell in (*result.cells, *result.empty):
+            copies.setdefault(cell.digest, []).append((number, cell))
+    home = {key: max(each, key=lambda c: len(c[1].records))[0] for key, each in copies.items()}
+    joined = {key: join_copies([(folders[n], c) for n, c in each]) for key, each in copies.items()}
+    for number, result in enumerate(results):
+        mine = {key: cell for key, cell in joined.items() if home[key] == number}
+        cells, empty = (
+            tuple(mine[cell.digest] for cell in part if cell.digest in mine)
+            for part in (result.cells, result.empty)
+        )
+        late = {key: _unfinished(cell) for key, cell in mine.items() if not cell.finished}
+        pending = {
+            key: late.get(key, each)
+            for key, each in result.pending.items()
+            if key in late or key not in joined or each[2] > len(joined[key].requested)
+        }
+        yield replace(result, cells=cells, empty=empty, pending={**pending, **late})

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robustbench_inv.identity import digest_bytes
 from robustbench_inv.results.cell_events import SampleValues, looks_of, sample_values
 from robustbench_inv.results.cell_parts import (
     JSON,
@@ -36,7 +37,6 @@ from robustbench_inv.results.summary import (
 __all__ = [
     "CellInfo",
     "FinishedCell",
-    "label_with_substitute",
 ]
 
 KEPT_VALUES = 10_000
@@ -130,10 +130,11 @@ class CellInfo:
 
     @property
     def attack_label(self) -> str:
-        """The attack's name with its target class and its substitute."""
-        name = self.attack.name + self.threat.target_label
-        helper = self.threat.substitute
-        return label_with_substitute(name, self.threat.access, helper.name if helper else None)
+        """The attack's name with its target class and its substitute, as in ``fgsm via mnist-lenet5``."""
+        name, helper = self.attack.name + self.threat.target_label, self.threat.substitute
+        if helper is None:
+            return name
+        return f"{name} {'via' if self.threat.access == 'transfer' else 'guided by'} {helper.name}"
 
     def target_class(self, record: Record) -> int:
         """Return the class that a targeted goal wants for a sample."""
@@ -141,20 +142,6 @@ class CellInfo:
         if about.get("offset") is None:
             return int(about["label"])
         return (record.label + int(about["offset"])) % self.dataset.num_classes
-
-
-def label_with_substitute(attack: str, access: str, substitute: str | None) -> str:
-    """Return the name of an attack with that of its substitute, which makes it another attack.
-
-    Example:
-        >>> label_with_substitute("fgsm", "transfer", "mnist-lenet5")
-        'fgsm via mnist-lenet5'
-        >>> label_with_substitute("pgd", "score", "mnist-lenet5")
-        'pgd guided by mnist-lenet5'
-    """
-    if substitute is None:
-        return attack
-    return f"{attack} {'via' if access == 'transfer' else 'guided by'} {substitute}"
 
 
 _SINGLE_STEP = re.compile(r"f?fgsm|fgm|(l1|l2|linf)fastgradientattack")
@@ -177,6 +164,7 @@ class FinishedCell:
         read_images: returns ``samples`` (n,), ``clean`` and ``adversarial`` (n, …); None without kept images.
         model_label: how a report calls the model.
         attack_label: how a report calls the attack, with its target class and its substitute.
+        whole: all records of the cell, if ``records`` are some of them; None if they are all.
     """
 
     digest: str
@@ -190,6 +178,7 @@ class FinishedCell:
     read_images: Callable[[], Mapping[str, np.ndarray] | None] = field(default=lambda: None)
     model_label: str = ""
     attack_label: str = ""
+    whole: Records | None = None
     _values: "dict[str, SampleValues] | None" = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -329,6 +318,17 @@ class FinishedCell:
     def sample_ids(self) -> frozenset[int]:
         """The samples that have a record."""
         return as_set(self.ids.tobytes())
+
+    @property
+    def all_records(self) -> Records:
+        """The records of the cell, also if ``records`` are only some of them."""
+        return self.records if self.whole is None else self.whole
+
+    @cached_property
+    def records_digest(self) -> str:
+        """Identifies all records of the cell by their samples and by what broke them."""
+        found = self.all_records.columns
+        return digest_bytes(found.sample.tobytes() + found.broken_at.tobytes())
 
     @cached_property
     def ids(self) -> NDArray[np.int64]:

@@ -74,6 +74,7 @@ def is_verdict(value: object) -> bool:
     texts = [value.get(key) for key in _VERDICT_TEXTS] + [value.get("rule", value.get("limit"))]
     number = value.get("value")
     fitting = number is None or (type(number) in (int, float) and isfinite(number))
+    fitting &= type(value.get("samples") or 0) is int and isinstance(value.get("records", ""), str)
     return fitting and all(isinstance(text, str) for text in texts)
 
 

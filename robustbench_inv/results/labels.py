@@ -1,12 +1,28 @@
-"""Labels of models, attacks and data sets: names for display, made distinct where several digests share one."""
+"""Cells of several runs: copies of a cell are joined, and labels made distinct where several digests share a name."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations
+from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from robustbench_inv.errors import BadResults
 from robustbench_inv.results.cell import CellInfo, FinishedCell
-from robustbench_inv.results.cell_parts import OracleInfo
+from robustbench_inv.results.cell_events import LaterEvents
+from robustbench_inv.results.cell_parts import JSON, OracleInfo
 
-__all__ = ["Labels", "cell_title", "distinct_labels", "names_and_digests"]
+__all__ = [
+    "Labels",
+    "cell_title",
+    "distinct_labels",
+    "join_copies",
+    "label_attacks",
+    "label_distinctly",
+    "names_and_digests",
+]
 
 MIN_DIGITS = 4
 """Smallest number of digits of a digest that distinguish two things of one name."""
@@ -70,6 +86,118 @@ def _human(info: CellInfo) -> list[OracleInfo]:
     """Return the oracle of a cell if it is a file of labels; a panel differs between models, and stays one."""
     oracle = info.threat.oracle
     return [oracle] if oracle and not oracle.members else []
+
+
+def label_distinctly(cells: Sequence[FinishedCell]) -> Callable[[FinishedCell], FinishedCell]:
+    """Return a function that labels some cells distinctly: by digests, and by the seed if there are several."""
+    labels = Labels.of((cell.info, cell.model_label) for cell in cells)
+    several = len({cell.info.seed for cell in cells}) > 1
+
+    def rename(cell: FinishedCell) -> FinishedCell:
+        named = labels.apply(cell)
+        suffix = f" seed {cell.info.seed}" if several else ""
+        return replace(named, attack_label=named.attack_label + suffix)
+
+    return rename
+
+
+def label_attacks(cells: Sequence[FinishedCell]) -> Callable[[FinishedCell], FinishedCell]:
+    """Return a function that labels attacks and substitutes alike in cells that were labelled apart, and nothing else."""
+    labels = Labels.of((cell.info, "") for cell in cells)
+
+    def rename(cell: FinishedCell) -> FinishedCell:
+        attack = replace(cell.attack, name=labels.attacks[cell.attack.key])
+        threat, helper = cell.threat, cell.threat.substitute
+        if helper:
+            threat = replace(threat, substitute=replace(helper, name=labels.models[helper.digest]))
+        info = replace(cell.info, attack=attack, threat=threat)
+        suffix = cell.attack_label.removeprefix(cell.info.attack_label)
+        return replace(cell, info=info, attack_label=info.attack_label + suffix)
+
+    return rename
+
+
+def join_copies(copies: Sequence[tuple[Path, FinishedCell]]) -> FinishedCell:
+    """Return a cell with the records, events, images and certificates of all its copies.
+
+    Args:
+        copies: of one cell, each with the folder of its run.
+
+    Raises:
+        BadResults: if two copies have different results of a sample.
+    """
+    for (folder, cell), (other, copy) in combinations(copies, 2):
+        for sample in _differing_samples(cell, copy):
+            raise BadResults(
+                f"{cell.attack_label} on {cell.model_label} has two results",
+                got=f"others in {other} than in {folder}, sample {sample}",
+                remedy="leave one of the folders out",
+            )
+    joined, *others = sorted((cell for _, cell in copies), key=lambda cell: -len(cell.records))
+    for copy in others:
+        joined = _join(joined, copy)
+    return joined
+
+
+def _join(one: FinishedCell, other: FinishedCell) -> FinishedCell:
+    """Return a cell with what another copy has beside it."""
+    errors = [cell.oracle_error for cell in (one, other) if cell.oracle_error]
+    certificates = one.certificates or other.certificates
+    if one.certificates and one.certificates != other.certificates:
+        certificates = one.certificates.merged(other.certificates)
+    joined = replace(
+        one,
+        requested=tuple(sorted({*one.requested, *other.requested})),
+        oracle_error=max(errors, key=lambda error: error.trials, default=None),
+        certificates=certificates,
+        remarks=tuple(dict.fromkeys((*one.remarks, *other.remarks))),
+        read_images=partial(_read_both, one, other),
+    )
+    new = ~np.isin(other.ids, one.ids)
+    if not new.any():
+        return joined
+    records = one.records + other.records.where(new)
+    return replace(joined, records=records, events=LaterEvents(partial(_both_events, one, other)))
+
+
+def _both_events(one: FinishedCell, other: FinishedCell) -> list[JSON]:
+    return [*one.events, *other.events]
+
+
+def _read_both(one: FinishedCell, other: FinishedCell) -> Mapping[str, NDArray[np.generic]] | None:
+    """Return the images of both copies, each sample once."""
+    first, second = one.read_images(), other.read_images()
+    if first is None or second is None:
+        return second if first is None else first
+    new = ~np.isin(second["samples"], first["samples"])
+    return {key: np.concatenate([first[key], second[key][new]]) for key in first}
+
+
+def _differing_samples(one: FinishedCell, other: FinishedCell) -> list[int]:
+    """Return the samples of which two copies of a cell have different results, ascending."""
+    both = np.intersect1d(one.ids, other.ids)
+    (values, numbers), (others, other_numbers) = (_outcomes(c, both) for c in (one, other))
+    close = np.isclose(numbers, other_numbers, rtol=ROUNDING, equal_nan=True).all(axis=0)
+    same = close & (values == others).all(axis=0)
+    return [int(sample) for sample in both[~same]]
+
+
+ROUNDING = 1e-3
+"""Distances of two copies that differ by less are equal: batches of other sizes round differently."""
+
+
+def _outcomes(
+    cell: FinishedCell, ids: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return what must be equal in copies, and what up to rounding; one column for each sample."""
+    found = cell.records.columns.take(np.isin(cell.ids, ids))
+    outputs = [
+        each for o in (found.clean, found.adversarial) for each in (o.prediction, o.accepted)
+    ]
+    values = [found.label, *outputs, found.oracle_label, found.status]
+    flags = [found.within_budget, found.goal_reached]
+    numbers = [found.broken_at, found.distance[cell.norm]]
+    return np.stack([*values, *flags]).astype(np.int64), np.stack(numbers).astype(float)
 
 
 def names_and_digests(cell: FinishedCell) -> dict[str, str]:

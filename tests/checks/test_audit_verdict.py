@@ -203,7 +203,7 @@ def test_each_model_has_its_own_verdict():
 
 def test_a_minimum_norm_attack_needs_no_ensemble_of_its_own_beside_one():
     ddn = cell("ddn", STRONG, epsilons=(), attack={"kind": "minimum-norm"}, threat={"norm": "l2"})
-    (found,) = conclude([standard(), replace(ddn, digest="1" * 32)], [PASSED])
+    (found,) = conclude([standard(), replace(ddn, digest="1" * 32)], [said("C11", "PASS")])
     assert found.verdict == "publishable"
     assert "Median l2 distance 0.2" in found.numbers[1]
 
@@ -344,12 +344,71 @@ def test_a_check_that_raised_is_a_reservation():
 
 def test_cells_and_models_without_verdicts_are_not_those_that_were_checked():
     first, second = standard(), other_digest(standard(threat={"norm": "l2"}), 1)
-    about = replace(said("C22", "PASS"), about=(first.digest,), scope="cell")
-    (found,) = conclude([first, second], [about])
+    (found,) = conclude([first, second], verdicts_on(first))
     assert found.reasons[0].text == "The validity checks were not run on standard."
+    (found,) = conclude([first], verdicts_on(first)[:1])
+    assert found.reasons[0].text == "The validity checks were not run.", "not those of the model"
     other = other_digest(standard(model={"name": "other", "parameters": {"a": 1}}), 2)
-    (_, found) = conclude([first, other], [about])
+    (_, found) = conclude([first, other], verdicts_on(first))
     assert found.reasons[0].text == "The validity checks were not run."
+
+
+def verdicts_on(checked, **changes):
+    """Return the verdicts that every evaluation with checks has on a cell and on its model."""
+    about = {"about": (checked.digest,), "records": checked.records_digest}
+    seen = {"samples": len(checked.records), **changes}
+    model = replace(said("C11", "PASS"), samples=seen["samples"])
+    return [replace(said("C22", "PASS"), scope="cell", **{**about, **seen}), model]
+
+
+def first_samples(whole, count):
+    return replace(whole, records=whole.records[:count], requested=tuple(range(count)))
+
+
+def test_checks_of_other_records_do_not_certify_a_cell():
+    whole = standard()
+    (found,) = conclude([whole], verdicts_on(whole))
+    assert found.verdict == "publishable"
+    (found,) = conclude([whole], verdicts_on(first_samples(whole, 1)))
+    assert found.verdict == "publishable with reservations"
+    assert found.reasons[0].text.startswith(
+        "The validity checks of standard were made on 1 of 200 samples: evaluate again with checks"
+    )
+    assert found.command.startswith("invbench audit ")
+    (found,) = conclude([whole], verdicts_on(standard(WEAK)))
+    assert "The records of standard changed after the validity checks" in found.reasons[0].text
+    of_model = replace(verdicts_on(whole)[1], samples=1)
+    (found,) = conclude([whole], [verdicts_on(whole)[0], of_model])
+    assert "made on 1 of 200 samples" in found.reasons[0].text, "the model was probed on one"
+    (found,) = conclude([first_samples(whole, 1)], verdicts_on(whole))
+    assert "changed after" in found.reasons[0].text
+
+
+def test_some_samples_of_a_checked_cell_are_checked():
+    whole = standard()
+    part = replace(first_samples(whole, 20), whole=whole.records)
+    (found,) = conclude([part], verdicts_on(whole))
+    assert (found.verdict, found.reasons) == ("publishable", ())
+
+
+def test_a_failure_on_fewer_samples_still_counts_and_a_pass_does_not():
+    whole = standard()
+    checked = verdicts_on(first_samples(whole, 1))
+    failed = replace(checked[0], id="C15", verdict="FAIL")
+    (found,) = conclude([whole], [*checked, failed])
+    assert found.verdict == "do not publish"
+    assert failed.concerns(whole)
+    assert not checked[0].concerns(whole)
+
+
+@pytest.mark.parametrize(("stated", "expected"), [(200, 0), (60, 1), (None, 1)])
+def test_older_verdicts_state_their_samples_in_the_evidence_of_c22_alone(stated, expected):
+    whole = standard()
+    evidence = "Figures." if stated is None else f"{stated} samples, 150 attacked, 8 broken"
+    old = [replace(each, samples=None, records="") for each in verdicts_on(whole)]
+    (found,) = conclude([whole], [replace(old[0], evidence=evidence), old[1]])
+    assert len(found.reasons) == expected
+    assert not stated or stated == 200 or "on 60 of 200 samples" in found.reasons[0].text
 
 
 def test_a_planned_cell_without_records_is_missing():

@@ -140,9 +140,12 @@ def test_verdicts_are_json_with_the_documented_keys():
         "rule",
         "evidence",
         "about",
+        "samples",
+        "records",
     ]
     assert value["value"] is None
     assert isinstance(verdict, Verdict)
+    assert Verdict.from_json({**value, "later": 1}).to_json() == value
 
 
 @pytest.mark.parametrize(

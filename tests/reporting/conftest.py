@@ -59,7 +59,7 @@ class RunWriter:
             "goal": "misclassify", "dataset": "mnist5k", "shape": [1, 8, 8], "bounds": [0.0, 1.0],
             "classes": 10, "seed": 0, "planned": [r.sample for r in records], "events": (),
             "images": None, "version": 0, "started": True, "access": "white-box",
-            "substitute": None, "goal_parameters": {}, "members": 0, **about,
+            "substitute": None, "goal_parameters": {}, "members": 0, "code": 0, **about,
         }  # fmt: skip
         digest = digest_value(
             {k: str(v) for k, v in about.items() if k not in {"images", "planned"}}
@@ -118,7 +118,7 @@ class RunWriter:
                 "name": about["model"], "digest": _digest(about, "model", "version"), "card": {"paper": PAPER},
                 "weights_digest": "d" * 64, "rejection": None,
             },
-            "attack": {"name": about["attack"], "digest": _digest(about, "attack"), "parameters": parameters, **attack},
+            "attack": {"name": about["attack"], "digest": _digest(about, "attack", "code"), "parameters": parameters, **attack},
             "threat": {
                 "norm": about["norm"], "epsilons": about["epsilons"], "text": _threat(about), **goal
             },

@@ -46,6 +46,21 @@ def test_only_samples_that_both_models_have_count():
     assert [len(r.ids) for r in compare_models(a, b)] == [2, 2, 2]
 
 
+def test_attacks_of_one_name_in_two_folders_are_other_attacks_if_their_code_differs(
+    tmp_path, run_writer, sweep_records
+):
+    for name, code in (("a", 0), ("b", 0), ("c", 1)):
+        run = run_writer(tmp_path / name)
+        run.cell(sweep_records(40, [10], [0.1]), model=name, attack="mine", code=code).finish()
+    same, other = (rbi.compare(tmp_path / "a", tmp_path / name) for name in "bc")
+    assert not any("other attacks" in note for note in same.notes)
+    assert any("other attacks" in note for note in other.notes)
+    assert [each.attacks for each in same.results][-1] == (("mine",), ("mine",))
+    first, second = other.results[-1].attacks
+    assert first != second
+    assert all(label.startswith("mine #") for label in (*first, *second))
+
+
 def test_the_worst_case_over_all_attacks_counts_and_other_attacks_are_told():
     a = cells("a", ("pgd", [None, None, None]), ("square", [0.1, None, None]))
     b = cells("b", ("pgd", [None, None, 0.1]))

@@ -111,6 +111,22 @@ def test_metrics_are_the_worst_case():
     }
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_clean_accuracy_is_of_the_samples_of_the_robust_accuracy(order):
+    """Two of ten samples are misclassified before any attack, one of the first two."""
+    fall = [0.0, 0.1, 0.0, *[None] * 7]
+    far = {"epsilons": (), "attack": {"kind": "minimum-norm"}}
+    cells = [
+        toy_cell("ddn", fall[:2], threat={"norm": "l1"}, **far),
+        toy_cell("pgd", fall[:5], threat={"norm": "linf"}, epsilons=(0.1,)),
+        toy_cell("square", fall[:2], threat={"norm": "l2"}, epsilons=(0.1,)),
+        toy_cell("fmn", fall, threat={"norm": "l0"}, **far),
+    ]
+    found = metrics_of(cells[::order])
+    assert found["clean_accuracy/toy/four"] == 0.6
+    assert found["robust_accuracy/toy/four/linf=0.1"] == 0.4
+
+
 def test_numbers_of_another_goal_have_names_of_their_own():
     goals = "misclassify", "target"
     weak = [toy_cell("fgsm", [None] * 4, threat={"goal": goal}) for goal in goals]

@@ -108,6 +108,45 @@ def test_a_cell_in_two_runs_is_taken_once_with_most_records(tmp_path, sweep_reco
     assert [len(cell.records) for result in results for cell in result.cells] == [3]
 
 
+def test_copies_of_a_cell_with_other_samples_are_joined(tmp_path, sweep_records, run_writer):
+    records, images = sweep_records(9, [4], [0.1]), np.zeros((9, 1, 8, 8), np.float32)
+    chosen = {"first": range(4), "second": range(2, 8)}
+    for name, ids in chosen.items():
+        kept = {"clean": images[ids], "adversarial": images[ids], "samples": np.array(ids)}
+        run = run_writer(tmp_path / name).cell([records[i] for i in ids], images=kept)
+        run.cell([], attack="later", planned=[0, 1]).finish()
+    first, second = read_runs([tmp_path])
+    assert (first.cells, len(first.empty), second.empty) == ((), 1, ())
+    assert list(first.pending.values()) == [("later on mnist-cnn", 0, 2)]
+    assert second.pending == {}
+    (cell,) = second.cells
+    assert list(cell.records) == records[:8]
+    assert (cell.requested, cell.finished) == (tuple(range(8)), True)
+    assert sorted(cell.read_images()["samples"].tolist()) == list(range(8))
+
+
+def test_what_a_copy_lacks_is_pending_until_another_has_it(tmp_path, sweep_records, run_writer):
+    records = sweep_records(6, [2], [0.1])
+    for name, ids, planned in (("a", [0, 1, 2], range(5)), ("b", [2, 3], range(2, 4))):
+        part = [records[i] for i in ids]
+        run_writer(tmp_path / name).cell(part, planned=list(planned)).finish()
+    first, second = read_runs([tmp_path])
+    assert (list(first.pending.values()), second.pending) == ([("pgd on mnist-cnn", 4, 5)], {})
+    run_writer(tmp_path / "c").cell(records[4:]).finish()
+    assert not any(result.pending for result in read_runs([tmp_path]))
+    run_writer(tmp_path / "d").cell([], planned=list(range(7)), started=False).finish()
+    *_, last = read_runs([tmp_path])
+    assert list(last.pending.values()) == [("pgd on mnist-cnn", 0, 7)]
+
+
+def test_copies_with_other_results_of_a_sample_are_refused(tmp_path, sweep_records, run_writer):
+    run_writer(tmp_path / "a").cell(sweep_records(6, [2], [0.1])).finish()
+    run_writer(tmp_path / "b").cell(sweep_records(4, [3], [0.1])).finish()
+    with pytest.raises(BadResults, match="pgd on mnist-cnn has two results") as error:
+        read_runs([tmp_path])
+    assert error.value.got == f"others in {tmp_path / 'b'} than in {tmp_path / 'a'}, sample 2"
+
+
 def test_a_folder_of_runs_is_all_its_runs(tmp_path, record, run_writer):
     for name, model in (("one", "mnist-cnn"), ("two", "mnist-vib")):
         run_writer(tmp_path / name).cell([record(0)], model=model).finish()

@@ -1,7 +1,15 @@
 """Labels: digests are keys, and names for display are distinct."""
 
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from robustbench_inv.errors import BadResults
 from robustbench_inv.reporting.run_results import CellGroup
-from robustbench_inv.results.labels import Labels, distinct_labels
+from robustbench_inv.results.certificates import Certificates, SampleCertificate
+from robustbench_inv.results.labels import Labels, distinct_labels, join_copies
+from robustbench_inv.results.oracle_error import OracleError
 from robustbench_inv.testing.toy_cells import toy_cell
 
 
@@ -80,3 +88,42 @@ def test_a_label_of_the_user_wins():
     cells = [toy_cell("pgd", [0.1], model={"digest": digit * 64}) for digit in "12"]
     labels = Labels.of(zip([each.info for each in cells], ["A", ""], strict=True))
     assert [labels.apply(each).model_label for each in cells] == ["A", "toy"]
+
+
+def copy_of(whole, samples):
+    """Return a copy of a cell with some samples, and what would be measured of these."""
+    numbers = {"samples": samples, "values": {"donor": [10 * s for s in samples]}}
+    time = {"event": "block_time", "seconds": 1.5}
+    return replace(
+        whole,
+        records=[whole.records[sample] for sample in samples],
+        requested=tuple(samples),
+        events=({"event": "sample_values", **numbers}, time),
+        oracle_error=OracleError("panel", "clean inputs", len(samples), 1, 0),
+        certificates=Certificates("linf", tuple(SampleCertificate(s, 0.1, "ibp") for s in samples)),
+    )
+
+
+def test_copies_of_a_cell_are_joined_with_all_that_belongs_to_their_samples():
+    whole = toy_cell("pgd", [0.1, 0.2, None] * 3)
+    parts = [copy_of(whole, samples) for samples in ([0, 1, 2], [2, 3, 4, 5], [6])]
+    joined = join_copies([(Path(str(i)), part) for i, part in enumerate(parts)])
+    assert joined.records == whole.records[:7]
+    assert joined.requested == tuple(range(7))
+    assert joined.sample_values["donor"] == {sample: 10 * sample for sample in range(7)}
+    assert sum(event["event"] == "block_time" for event in joined.events) == 3
+    assert joined.oracle_error.trials == 4
+    assert [each.sample for each in joined.certificates.samples] == list(range(7))
+    again = join_copies([(Path("a"), joined), (Path("b"), parts[0])])
+    assert len(again.events) == len(joined.events), "a copy of known samples adds nothing"
+    assert join_copies([(Path("a"), whole)]) is whole
+
+
+def test_copies_may_differ_by_rounding_alone():
+    whole = toy_cell("pgd", [0.1, 0.2])
+    near = replace(whole.records[1], distance=replace(whole.records[1].distance, linf=0.2000001))
+    other = replace(whole, records=[whole.records[0], near])
+    assert join_copies([(Path("a"), whole), (Path("b"), other)]).records == whole.records
+    far = replace(whole, records=toy_cell("pgd", [0.1, None]).records)
+    with pytest.raises(BadResults, match="two results"):
+        join_copies([(Path("a"), whole), (Path("b"), far)])
