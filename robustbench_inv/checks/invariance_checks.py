@@ -92,8 +92,8 @@ def _possible_errors(cell: FinishedCell) -> str:
     corrected, failures = corrected_rate(cell), cell.summary.attack_success_rate.successes
     if not failures or not (searched_by_panel(cell) or (corrected and not corrected.low)):
         return ""
-    search = "the search by its decisions finds its errors, so " if searched_by_panel(cell) else ""
-    return f"; {search}all {failures} failures may be errors of the oracle"
+    search = "the search takes the oracle's decisions, so " if searched_by_panel(cell) else ""
+    return f"; {search}all failures ({failures}) may be its errors"
 
 
 def _oracle_error_text(cell: FinishedCell) -> tuple[str, bool]:

@@ -149,9 +149,11 @@ def test_thresholds_of_unknown_origin_are_a_reservation(honest, audit, without_o
 
 
 @pytest.mark.parametrize("model", HONEST)
-def test_trained_networks_are_publishable_without_a_warning(model, audit):
+def test_trained_networks_have_no_reservation_but_the_errors_of_the_panel(model, audit):
     if not (shipped_root() / "models" / model / "weights.safetensors").exists():
         pytest.skip(f"{model} has no weights here")
     (found,) = audit(model, threat="linf=0.2", samples=16).conclusions
-    assert not found.reasons, [(r.check, r.text, r.evidence) for r in found.reasons]
-    assert found.verdict == "publishable"
+    checks = {reason.check for reason in found.reasons}
+    assert checks == {"C34"}, [(r.check, r.text, r.evidence) for r in found.reasons]
+    assert "all failures" in found.reasons[0].evidence  # the panel may take noise for a change
+    assert "corrected 0.0 to" in " ".join(found.numbers)

@@ -118,7 +118,7 @@ def test_c34_warns_if_all_failures_may_be_errors_of_the_oracle(
     searched = replace(found.attack, implementation=attack)
     verdict = check_oracle(replace(found, info=replace(found.info, attack=searched)))
     assert verdict.verdict == expected
-    assert ("all 2 failures may be errors" in verdict.evidence) == (expected == "WARN")
+    assert ("all failures (2) may be its errors" in verdict.evidence) == (expected == "WARN")
 
 
 def test_c35_tells_both_agreements():
