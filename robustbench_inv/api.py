@@ -131,8 +131,8 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
         oracle: gives the true class of a changed input to attacks that need it: ``FILE.csv``, the name of a panel, or
             models that vote, as ``model`` takes several; None for that of the threat, else of the data set.
         dataset: a name or a data set; None for x and y, else the data set of each model's card.
-        x: (N, …) inputs, tensor or array, instead of a data set; grey levels 0 to 255 and channels in the last dimension
-            are recognised, and ``Run.notes`` names them.
+        x: (N, …) inputs, tensor or array, instead of a data set; images of grey levels 0 to 255 and channels in the last
+            dimension are recognised, and ``Run.notes`` names them.
         y: (N,) labels of x.
         samples: N for a class-balanced subset, ``first:N`` for the first N, None for all.
         seed: random seed.
