@@ -11,7 +11,6 @@ from torch import nn
 from robustbench_inv.arguments import check_flag, check_folder, check_path
 from robustbench_inv.attacks.protocol import Attack
 from robustbench_inv.catalogue.attacks import LoadedAttack
-from robustbench_inv.catalogue.datasets import load_arrays
 from robustbench_inv.catalogue.models import LoadedModel
 from robustbench_inv.checks.model_checks import TimeLimit, probe_model
 from robustbench_inv.checks.suite import check_records
@@ -28,7 +27,7 @@ from robustbench_inv.evaluation.engine import (
 )
 from robustbench_inv.evaluation.jobs import EvaluationRequest, Job
 from robustbench_inv.evaluation.joining import write_jobs
-from robustbench_inv.evaluation.loading import as_list, as_models, as_oracle
+from robustbench_inv.evaluation.loading import as_list, as_models, as_oracle, load_arrays
 from robustbench_inv.evaluation.plan import Plan, make_plan
 from robustbench_inv.evaluation.provenance import digest_subject
 from robustbench_inv.evaluation.schedule import (
