@@ -11,7 +11,6 @@ from torch import nn
 from robustbench_inv.arguments import check_flag, check_folder, check_path
 from robustbench_inv.attacks.protocol import Attack
 from robustbench_inv.catalogue.attacks import LoadedAttack
-from robustbench_inv.catalogue.datasets import load_arrays
 from robustbench_inv.catalogue.models import LoadedModel
 from robustbench_inv.checks.model_checks import TimeLimit, probe_model
 from robustbench_inv.checks.suite import check_records
@@ -28,7 +27,7 @@ from robustbench_inv.evaluation.engine import (
 )
 from robustbench_inv.evaluation.jobs import EvaluationRequest, Job
 from robustbench_inv.evaluation.joining import write_jobs
-from robustbench_inv.evaluation.loading import as_list, as_models, as_oracle
+from robustbench_inv.evaluation.loading import as_list, as_models, as_oracle, load_arrays
 from robustbench_inv.evaluation.plan import Plan, make_plan
 from robustbench_inv.evaluation.provenance import digest_subject
 from robustbench_inv.evaluation.schedule import (
@@ -131,8 +130,8 @@ def evaluate(  # noqa: PLR0913 - the command line's options, each of which a use
         oracle: gives the true class of a changed input to attacks that need it: ``FILE.csv``, the name of a panel, or
             models that vote, as ``model`` takes several; None for that of the threat, else of the data set.
         dataset: a name or a data set; None for x and y, else the data set of each model's card.
-        x: (N, …) inputs, tensor or array, instead of a data set; grey levels 0 to 255 and channels in the last dimension
-            are recognised, and ``Run.notes`` names them.
+        x: (N, …) inputs, tensor or array, instead of a data set; images of grey levels 0 to 255 and channels in the last
+            dimension are recognised, and ``Run.notes`` names them.
         y: (N,) labels of x.
         samples: N for a class-balanced subset, ``first:N`` for the first N, None for all.
         seed: random seed.

@@ -28,7 +28,6 @@ __all__ = [
     "describe_dataset",
     "evaluation_dataset",
     "identify_dataset",
-    "load_arrays",
     "load_dataset",
     "refuse_code",
     "split_missing",
@@ -178,31 +177,6 @@ def split_missing(
     if missing and not found:
         raise missing[-1][1]
     return found, missing
-
-
-def load_arrays(x: object, y: object, model: object = None) -> "Dataset":
-    """Return your arrays as a data set, as ``data.own_data.arrays_to_dataset`` reads them.
-
-    Args:
-        x: (N, …) images, signals or rows of a table.
-        y: (N,) labels.
-        model: a model, or several, whose attribute ``bounds`` the data set takes; (0, 1) without one.
-
-    Raises:
-        BadParameter: if one of the arrays is missing.
-        BadData: for arrays that are no data set.
-    """
-    from robustbench_inv.data.own_data import arrays_to_dataset
-
-    if x is None or y is None:
-        missing, given = ("labels y", "x") if y is None else ("inputs x", "y")
-        raise BadParameter(f"no {missing}", got=f"{given} alone", expected="both x and y")
-    models = list(model.values()) if isinstance(model, Mapping) else model
-    several = models if isinstance(models, list | tuple) else [models]
-    declared = (getattr(each, "bounds", None) for each in several)
-    bounds = next((tuple(each) for each in declared if isinstance(each, tuple | list)), None)
-    with foreign("the arrays"):
-        return arrays_to_dataset(x, y, bounds=bounds)  # type: ignore[arg-type]
 
 
 def identify_dataset(dataset: "Dataset") -> str:

@@ -1,6 +1,6 @@
 """Loads models by name: a published model with its weights, or a user's own network, with an optional reject option."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -12,22 +12,14 @@ from robustbench_inv.catalogue.cards import ModelCard, read_model, to_json
 from robustbench_inv.catalogue.datasets import load_dataset
 from robustbench_inv.catalogue.fields import check_signature
 from robustbench_inv.catalogue.fingerprint import content, digest_tensors, digest_weights, plain
-from robustbench_inv.catalogue.locate import entries, find, shipped_root
+from robustbench_inv.catalogue.locate import find, shipped_root
 from robustbench_inv.catalogue.references import (
     Reference,
     Scalar,
     import_object,
     parse_reference,
 )
-from robustbench_inv.catalogue.user_models import (
-    UserModel,
-    from_code,
-    from_file,
-    from_library,
-    from_object,
-    is_file,
-    is_library,
-)
+from robustbench_inv.catalogue.user_models import UserModel, finder_of, from_object
 from robustbench_inv.errors import BadCatalogue, BadModel, BadParameter, CapabilityMismatch
 from robustbench_inv.foreign import foreign_call
 from robustbench_inv.identity import digest_file, digest_value
@@ -46,6 +38,7 @@ __all__ = [
     "Rejection",
     "add_rejection",
     "calibration_digest",
+    "declared_bounds",
     "load_model",
     "split_rejection",
 ]
@@ -222,6 +215,29 @@ def load_model(
         return replace(loaded, sealed=digest_tensors(loaded.classifier))
 
 
+def declared_bounds(source: object) -> tuple[float, float] | None:
+    """Return the bounds that a model declares, None if it declares none.
+
+    Args:
+        source: as in ``load_model``, or what it returned. A named model without a card is built for its bounds.
+
+    Raises:
+        UnknownName, BadParameter, BadModel: as ``load_model`` does.
+    """
+    from robustbench_inv.models.wrapping import read_bounds
+
+    if not isinstance(source, str):
+        model = source.classifier if isinstance(source, LoadedModel) else source
+        return read_bounds(getattr(model, "bounds", None))
+    reference = parse_reference(check_text(source, "model"))
+    _, rest = split_rejection(reference.parameters)
+    if not (find_user_model := finder_of(reference.name)):
+        return read_bounds(read_model(find("models", reference.name)).bounds)
+    with foreign_call(source), _stated():
+        found = find_user_model(Reference(reference.name, rest))
+        return read_bounds(found.bounds or getattr(found.model, "bounds", None))
+
+
 @contextmanager
 def _stated() -> Iterator[None]:
     """State torch's settings and seed the global generators: a random network is the same in every process."""
@@ -248,24 +264,13 @@ def _load(
     reference = Reference(reference.name, {**reference.parameters, **parameters})
     wanted, rest = split_rejection(reference.parameters)
     plain_reference = Reference(reference.name, rest)
-    if find_user_model := _kind_of(reference.name):
+    if find_user_model := finder_of(reference.name):
         loaded, folder = _wrapped(find_user_model(plain_reference), dataset), None
     else:
         card = read_model(find("models", reference.name))
         loaded, folder = _from_card(card, plain_reference, dataset), Path(card.folder)
     finished = _with_rejection_on_device(loaded, wanted, folder, device)
     return _renamed(finished, str(reference)) if wanted else finished
-
-
-def _kind_of(name: str) -> Callable[[Reference], UserModel] | None:
-    """Return what loads a model without a card; None for a name of the catalogue."""
-    if name in entries("models"):
-        return None
-    if is_library(name):
-        return from_library
-    if is_file(name):
-        return from_file
-    return from_code if ":" in name else None
 
 
 def _with_rejection_on_device(

@@ -1,13 +1,14 @@
 """Finds a user's network: a factory's, or an object; it has no card."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustbench_inv.catalogue.fields import call_factory
 from robustbench_inv.catalogue.fingerprint import content
+from robustbench_inv.catalogue.locate import entries
 from robustbench_inv.catalogue.references import (
     MODEL_LIBRARIES,
     Reference,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "UserModel",
+    "finder_of",
     "from_code",
     "from_file",
     "from_library",
@@ -150,6 +152,17 @@ def from_library(reference: Reference) -> UserModel:
     about = {"implementation": reference.name, "parameters": given}
     cast = cast_module(network, given.get("dtype"))
     return UserModel(cast, str(reference), about, {"code": library}, given.get("bounds"))
+
+
+def finder_of(name: str) -> Callable[[Reference], UserModel] | None:
+    """Return what finds the network of a name; None for a name of the catalogue."""
+    if name in entries("models"):
+        return None
+    if is_library(name):
+        return from_library
+    if is_file(name):
+        return from_file
+    return from_code if ":" in name else None
 
 
 def is_library(name: str) -> bool:

@@ -68,7 +68,10 @@ def _ids_as_tensor(ids: Ids) -> Tensor:
 Array = Tensor | NDArray[np.generic]
 
 _IMAGE_DTYPES = (torch.uint8, torch.float32, torch.float64)
-_LABEL_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_LABEL_DTYPES = (
+    *(torch.uint8, torch.uint16, torch.uint32, torch.uint64),
+    *(torch.int8, torch.int16, torch.int32, torch.int64),
+)
 
 
 class ArrayDataset:
@@ -261,7 +264,7 @@ def _checked_labels(given: Array | list[int], count: int, name: str) -> Tensor:
             f"{name}: labels of the wrong type",
             got=str(labels.dtype),
             expected="integers",
-            remedy="labels.long()",
+            remedy="convert them: labels.long() in torch, labels.astype(int) in NumPy",
         )
     return labels.long()
 

@@ -18,7 +18,7 @@ from robustbench_inv.errors import BadData, BadParameter, describe_error
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Resizing", "open_image_folder"]
+__all__ = ["DEEP", "GREY", "Resizing", "open_image_folder"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
 GREY, DEEP = ("1", "L", "LA"), ("I", "F")
@@ -166,8 +166,12 @@ def _common_shape(
     modes, sizes = Counter(head[0] for head in heads), Counter(head[1] for head in heads)
     for file, (mode, _) in zip(files, heads, strict=True):
         if mode.startswith(DEEP):
-            got, expected = f"mode {mode} of Pillow", "8 bits a channel"
-            raise BadData(f"{file} has more than 8 bits a channel", got=got, expected=expected)
+            raise BadData(
+                f"{file} has more than 8 bits a channel",
+                got=f"mode {mode} of Pillow",
+                expected="8 bits a channel",
+                remedy="convert it to 8 bits, or read the folder in a function: FILE.py:FUNCTION",
+            )
     if len(sizes) > 1 and not resizing.size:
         shown = ", ".join(f"{wide} x {high}" for wide, high in list(sizes)[:3])
         remedy = "give size=224, and resize=256 for a crop as of ImageNet"

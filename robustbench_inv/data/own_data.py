@@ -22,7 +22,7 @@ SMALLEST_IMAGE = 8
 """Least rows and columns of a grey image without channels; smaller arrays may be anything."""
 
 LARGEST_OVERSHOOT = 16
-"""Largest value that may be a rounding beyond [0, 1]; numbers above it are grey levels of 0 to 255."""
+"""Largest value that may be a rounding beyond [0, 1], or of 4 bits; images above it have grey levels of 0 to 255."""
 
 
 def arrays_to_dataset(
@@ -37,9 +37,9 @@ def arrays_to_dataset(
     """Return your arrays as a data set, with a note for each thing that was changed.
 
     Args:
-        images: (N, …) numbers of any type: images, signals or tables. Grey levels 0 to 255 are recognised and scaled to
-            the bounds; images (N, height, width, channels), and 8-bit images without channels, become (N, channels,
-            height, width).
+        images: (N, …) numbers of any type: images, signals or tables. Values inside the bounds are unchanged. Images
+            of grey levels 0 to 255 that leave the bounds are scaled to them. Images (N, height, width, channels), and
+            8-bit images without channels, become (N, channels, height, width).
         labels: (N,) integers, or names of classes.
         name: name of the data set in reports.
         bounds: smallest and largest value of an input element; None for (0, 1).
@@ -62,7 +62,7 @@ def arrays_to_dataset(
     notes: list[str] = []
     tensor = _arranged(_numbers(images, name), layout, notes)
     tensor, limits = _in_range(tensor, bounds, name, notes)
-    numbers, named = _label_numbers(labels, classes, name)
+    numbers, named = _label_numbers(labels, classes, name, notes)
     data = ArrayDataset(
         tensor, numbers, name, limits, num_classes=len(named) if named else None, classes=named
     )
@@ -71,7 +71,7 @@ def arrays_to_dataset(
 
 
 def _numbers(images: object, name: str) -> Tensor:
-    """Return images as 8-bit, float32 or float64 numbers; 8 bits for whole numbers up to 255."""
+    """Return images as float32, float64, or whole numbers of 8 or 64 bits."""
     try:
         tensor = torch.as_tensor(images if isinstance(images, Tensor) else np.array(images))
     except (TypeError, ValueError, RuntimeError) as error:
@@ -90,8 +90,7 @@ def _numbers(images: object, name: str) -> Tensor:
         return tensor
     if tensor.is_floating_point() or tensor.dtype == torch.bool:
         return tensor.float()
-    inside = tensor.amin() >= 0 and 1 < tensor.amax() <= 255
-    return tensor.to(torch.uint8) if inside else tensor.float()
+    return tensor.double() if tensor.dtype == torch.uint64 else tensor.long()
 
 
 def _arranged(images: Tensor, layout: str, notes: list[str]) -> Tensor:
@@ -127,47 +126,90 @@ def _in_range(
     """Return images inside their bounds, and the bounds."""
     limits = checked_bounds(bounds or (0.0, 1.0), name)
     shown = f"[{limits[0]:g}, {limits[1]:g}]"
-    if images.dtype == torch.uint8:
-        if int(images.max()) <= 1 and limits == (0, 1):
-            notes.append("8-bit numbers 0 and 1 were read as 0 and 1, not as grey levels")
-            return images.float(), limits
-        notes.append(f"grey levels 0 to 255 were scaled to {shown}")
-        return images, limits
     low, high = images.amin().item(), images.amax().item()
     if (limits[0] <= low and high <= limits[1]) or not np.isfinite([low, high]).all():
-        return images, limits  # an element that is not finite is refused by ArrayDataset
+        # an element that is not finite is refused by ArrayDataset
+        return _unscaled(images, limits, notes), limits
     if _are_grey_levels(images, low, high):
         notes.append(f"grey levels 0 to 255 were scaled to {shown}")
         if images.equal(images.round()):
             return images.to(torch.uint8), limits
         return (images / 255 * (limits[1] - limits[0]) + limits[0]).clamp(*limits), limits
+    least, largest = np.floor(min(low, limits[0])), np.ceil(max(high, limits[1]))
     raise BadData(
         f"{name}: the range of the inputs is not that of their bounds",
         got=f"[{low:g}, {high:g}]",
-        expected=f"{shown}, or grey levels 0 to 255",
-        remedy="undo a normalisation and normalise inside the model, or give the range that the model takes, "
-        f"which contains these values, such as low={np.floor(low):g},high={np.ceil(high):g}",
+        expected=f"{shown}, or images of grey levels 0 to 255",
+        remedy="undo a normalisation and normalise inside the model, divide grey levels by their largest possible value, "
+        f"or give the model's range: model.bounds = ({least:g}, {largest:g}) in Python, low={least:g},high={largest:g} "
+        "after the name of a file",
     )
 
 
+def _unscaled(images: Tensor, limits: tuple[float, float], notes: list[str]) -> Tensor:
+    """Return images inside their bounds with the same values; 8 bits if the bounds are those of grey levels."""
+    if images.is_floating_point():
+        return images
+    if limits == (0, 255):
+        return images.to(torch.uint8)
+    if images.dtype == torch.uint8:
+        read = "0 and 1 were read as 0 and 1" if limits == (0, 1) else "inside the bounds were kept"
+        notes.append(f"8-bit numbers {read}, and not scaled as grey levels")
+    return images.float()
+
+
 def _are_grey_levels(images: Tensor, low: float, high: float) -> bool:
-    """Return whether floating-point images have values of 0 to 255; tables and signals have any values."""
-    return images.ndim > 3 and low >= 0 and LARGEST_OVERSHOOT < high <= 255
+    """Return whether images have values of 0 to 255; tables and signals have any values.
+
+    Images have rows, columns and channels; those of 8 bits may lack the channels.
+    """
+    without_channels = images.dtype == torch.uint8 and images.ndim == 3
+    is_image = images.ndim > 3 or (without_channels and min(images.shape[1:]) >= SMALLEST_IMAGE)
+    return is_image and low >= 0 and LARGEST_OVERSHOOT < high <= 255
 
 
 def _label_numbers(
-    labels: object, classes: tuple[str, ...], name: str
+    labels: object, classes: tuple[str, ...], name: str, notes: list[str]
 ) -> tuple[NDArray[np.generic], tuple[str, ...]]:
-    """Return labels as integers, and the names of the classes: those given, or those of labels that are words."""
-    array = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
-    array = array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
-    if array.dtype.kind not in "US":
-        whole = array.dtype.kind == "f" and bool((array == np.round(array)).all())
+    """Return labels as integers, and the names of the classes: those given, or those of labels that are words.
+
+    Words that are numbers, such as ``"10"``, are read as these numbers, unless names of classes are given.
+    """
+    array = _label_array(labels, name)
+    if (
+        array.dtype.kind in "US"
+        and not classes
+        and (numbers := _written_numbers(array)) is not None
+    ):
+        notes.append("labels that are numbers in words were read as these numbers")
+        array = numbers
+    if array.dtype.kind not in "US" or array.ndim != 1:
+        whole = array.dtype.kind == "f" and np.array_equal(array, array.astype(np.float64).round())
         return (array.astype(np.int64) if whole and array.ndim == 1 else array), classes
     words = array.astype(str)
     known = classes or tuple(sorted(set(words.tolist())))
     if missing := sorted(set(words.tolist()) - set(known)):
         expected = "one of " + ", ".join(known[:10])
         raise BadData(f"{name}: unknown class", got=missing[0], expected=expected)
-    numbers = {word: number for number, word in enumerate(known)}
-    return np.array([numbers[word] for word in words.tolist()], dtype=np.int64), known
+    positions = {word: number for number, word in enumerate(known)}
+    return np.array([positions[word] for word in words.tolist()], dtype=np.int64), known
+
+
+def _label_array(labels: object, name: str) -> NDArray[np.generic]:
+    """Return labels as an array, (N,) if they are (N, 1)."""
+    try:
+        array = np.asarray(labels.detach().cpu() if isinstance(labels, Tensor) else labels)
+    except ValueError as error:
+        expected = "(N,) whole numbers, or names of classes"
+        raise BadData(
+            f"{name}: labels cannot be read", got=type(labels).__name__, expected=expected
+        ) from error
+    return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
+
+
+def _written_numbers(words: NDArray[np.generic]) -> NDArray[np.float64] | None:
+    """Return the numbers that all of the words are; None if one of them is no number."""
+    try:
+        return words.astype(str).astype(np.float64)
+    except ValueError:
+        return None

@@ -1,7 +1,7 @@
 """Sources of data, named ``SOURCE:PLACE``: folders, files of arrays, other libraries, and what a function returns."""
 
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustbench_inv.data.arrays import ArrayDataset
-from robustbench_inv.data.image_folder import Resizing, open_image_folder
+from robustbench_inv.data.image_folder import DEEP, GREY, Resizing, open_image_folder
 from robustbench_inv.data.library_datasets import load_hf, load_torchvision
 from robustbench_inv.data.own_data import arrays_to_dataset
 from robustbench_inv.data.protocol import Dataset, check_dataset
@@ -253,15 +253,25 @@ def _from_samples(
                 f"{name}: sample {i} differs if it is read again",
                 remedy="return the data set without random augmentation",
             )
-    shapes = dict.fromkeys(image.shape for image, _ in pairs)
+    pictures = _of_one_kind([image for image, _ in pairs])
+    shapes = dict.fromkeys(image.shape for image in pictures)
     if len(shapes) != 1:
         shown = ", ".join(map(str, list(shapes)[:3])) or "no samples"
         remedy = "resize the images in its transform, or give size=224"
         raise BadData(f"{name}: images differ in shape", got=shown, remedy=remedy)
     words = getattr(samples, "classes", ())
     named = isinstance(words, list | tuple) and all(isinstance(word, str) for word in words)
-    images, labels = np.stack([image for image, _ in pairs]), [label for _, label in pairs]
-    return arrays_to_dataset(images, labels, name, classes=tuple(words) if named else ())
+    labels = [label for _, label in pairs]
+    return arrays_to_dataset(
+        np.stack(pictures), labels, name, classes=tuple(words) if named else ()
+    )
+
+
+def _of_one_kind(images: Sequence[NDArray[Any]]) -> Sequence[NDArray[Any]]:
+    """Return images of rows and columns with three equal channels, if others have three channels."""
+    if {image.shape[2:] for image in images} != {(), (3,)}:
+        return images
+    return [image if image.ndim == 3 else np.stack([image] * 3, axis=2) for image in images]
 
 
 def _pair(sample: object, name: str, resizing: Resizing) -> tuple[NDArray[Any], Any]:
@@ -274,6 +284,16 @@ def _pair(sample: object, name: str, resizing: Resizing) -> tuple[NDArray[Any], 
         raise BadData(f"{name}: a sample is no pair", got=got, expected="(image, label)")
     image, label = sample
     if hasattr(image, "getbands") and hasattr(image, "convert"):  # of Pillow
-        colour = image if image.mode in ("L", "RGB") else image.convert("RGB")
-        image = resizing.apply(colour)
-    return np.asarray(image), label.item() if hasattr(label, "item") else label
+        if image.mode.startswith(DEEP):
+            raise BadData(
+                f"{name}: an image has more than 8 bits a channel",
+                got=f"mode {image.mode} of Pillow",
+                expected="8 bits a channel",
+                remedy="convert it to 8 bits, or return an array inside the bounds, such as np.asarray(image) / 65535",
+            )
+        image = resizing.apply(image.convert("L" if image.mode in GREY else "RGB"))
+    label = label.tolist() if hasattr(label, "tolist") else label
+    if not isinstance(label, int | float | str | bytes | list | tuple):
+        expected = "a whole number, or the name of a class"
+        raise BadData(f"{name}: a label is no class", got=type(label).__name__, expected=expected)
+    return np.asarray(image), label

@@ -138,7 +138,9 @@ def complete_cell(job: Job, writer: CellWriter) -> list[str]:
     return _lost_images(job, writer)
 
 
-def open_cell(job: Job, folder: Path, options: RunOptions, *, trusted: bool = False) -> CellWriter:
+def open_cell(
+    job: Job, folder: Path, options: RunOptions, *, trusted: bool = False, shared: bool = False
+) -> CellWriter:
     """Return the writer of a cell, with the blocks that other processes have finished.
 
     Args:
@@ -146,6 +148,7 @@ def open_cell(job: Job, folder: Path, options: RunOptions, *, trusted: bool = Fa
         folder: its folder.
         options: how to run.
         trusted: has this process compared the kept images with their records before?
+        shared: do other processes compute samples of the cell, which keep their places?
 
     Raises:
         BadResults: if the folder cannot be written, or belongs to another process or cell.
@@ -157,7 +160,7 @@ def open_cell(job: Job, folder: Path, options: RunOptions, *, trusted: bool = Fa
     if redo or not CellFolder(folder).has_description(repair=repair, identity=identity):
         description["answers"] = store_answers(job, options.device)
     seen = options.deadline == inf  # else the clock decides when to stop, not the results
-    request = CellRequest(description, job.samples, size, redo, repair, seen, trusted)
+    request = CellRequest(description, job.samples, size, redo, repair, seen, trusted, shared)
     return CellWriter(folder, request)
 
 

@@ -17,7 +17,7 @@ from robustbench_inv.catalogue.cards import SuiteCard, read_suite
 from robustbench_inv.catalogue.datasets import load_dataset
 from robustbench_inv.catalogue.fingerprint import digest_tensors
 from robustbench_inv.catalogue.locate import find
-from robustbench_inv.catalogue.models import LoadedModel, load_model
+from robustbench_inv.catalogue.models import LoadedModel, declared_bounds, load_model
 from robustbench_inv.data.protocol import AdaptsClasses, Dataset, HasCounterparts
 from robustbench_inv.data.sampling import select_samples
 from robustbench_inv.errors import (
@@ -29,7 +29,7 @@ from robustbench_inv.errors import (
 )
 from robustbench_inv.evaluation.oracles import Oracle, load_oracle
 from robustbench_inv.evaluation.panel import AttackedModel
-from robustbench_inv.foreign import foreign_call
+from robustbench_inv.foreign import foreign, foreign_call
 from robustbench_inv.models.protocol import device_of
 from robustbench_inv.threat.budgets import inside_box
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -44,6 +44,7 @@ __all__ = [
     "as_models",
     "as_oracle",
     "inspect_model",
+    "load_arrays",
     "load_suite",
 ]
 
@@ -101,6 +102,45 @@ def as_models(value: Any) -> list[Any]:  # noqa: ANN401 - names or objects of an
         if not isinstance(label, str) or not label.strip():
             raise BadParameter("unusable label of a model", got=label, expected="a text")
     return [NamedModel(label.strip(), source) for label, source in value.items()]
+
+
+def load_arrays(x: object, y: object, model: object = None) -> Dataset:
+    """Return your arrays as a data set, as ``data.own_data.arrays_to_dataset`` reads them.
+
+    Args:
+        x: (N, …) images, signals or rows of a table.
+        y: (N,) labels.
+        model: a model, or several, whose bounds the data set takes; (0, 1) if they declare none.
+
+    Raises:
+        BadParameter: if one of the arrays is missing, or the models have different bounds.
+        BadData: for arrays that are no data set.
+    """
+    from robustbench_inv.data.own_data import arrays_to_dataset
+
+    if x is None or y is None:
+        missing, given = ("labels y", "x") if y is None else ("inputs x", "y")
+        raise BadParameter(f"no {missing}", got=f"{given} alone", expected="both x and y")
+    with foreign("the arrays"):
+        return arrays_to_dataset(x, y, bounds=_common_bounds(model))  # type: ignore[arg-type]
+
+
+def _common_bounds(model: object) -> tuple[float, float] | None:
+    """Return the bounds of a model, or of several; None if they declare none."""
+    several = list(model.values()) if isinstance(model, Mapping) else as_list(model)
+    found = {bounds: each for each in several if (bounds := declared_bounds(each))}
+    if len(found) > 1:
+        shown = (
+            f"[{low:g}, {high:g}] of {each if isinstance(each, str) else type(each).__name__}"
+            for (low, high), each in found.items()
+        )
+        raise BadParameter(
+            "x belongs to models of different bounds",
+            got=", ".join(shown),
+            expected="one range",
+            remedy="evaluate the models in one command each, or let all of them take one range",
+        )
+    return next(iter(found), None)
 
 
 def as_oracle(value: Any) -> tuple[str, dict[str, Any]]:  # noqa: ANN401 - a text, or names and objects

@@ -2,6 +2,7 @@
 
 import time
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from errno import ENOENT, ESTALE
@@ -29,7 +30,13 @@ from robustbench_inv.evaluation.packing import (
 )
 from robustbench_inv.evaluation.search import SearchCache
 from robustbench_inv.foreign import foreign, time_limit
-from robustbench_inv.results.block_board import OPENING, BlockBoard, BlockClaim, StoredBlock
+from robustbench_inv.results.block_board import (
+    OPENING,
+    BlockBoard,
+    BlockClaim,
+    StoredBlock,
+    evaluation_of,
+)
 from robustbench_inv.results.cell_content import (
     EVENTS,
     RECORDS,
@@ -39,7 +46,7 @@ from robustbench_inv.results.cell_content import (
 )
 from robustbench_inv.results.cell_events import event_line
 from robustbench_inv.results.cell_writing import CellWriter
-from robustbench_inv.results.files import PIECE, is_locked
+from robustbench_inv.results.files import LineCounter, file_stamp, is_locked
 from robustbench_inv.results.image_files import ImageShards
 from robustbench_inv.results.parquet_records import COMPACTED
 from robustbench_inv.results.run_files import CELL, CellFolder
@@ -52,6 +59,9 @@ DETAIL_SECONDS = 5.0
 
 CACHE_SECONDS = 1.5
 """How long a network file system may show an earlier content of a folder."""
+
+STORED_AT_MOST = 2
+"""How often a process computes a block whose file is deleted before it is in the journal, as a damaged one is."""
 
 MOVED_AT_ONCE = 64
 """Finished blocks are moved into the journal when there are so many, and a quarter of those in it: moving reads it all."""
@@ -107,9 +117,25 @@ class SharedCell:
         self._job: Job | None = None
         self._runner: BlockRunner | None = None
         self._notes: tuple[str, ...] = ()
-        self._read = (0, 0)
+        self._lines = LineCounter(self.folder / RECORDS)
         self._finished, self.claimed = set[int](), set[int]()
         self._trusted = False
+        self._order: tuple[int, ...] = ()
+        self._shared = False
+        self._stored = Counter[int]()
+
+    def refresh(self) -> None:
+        """Read the order of the blocks again, if another process has changed it.
+
+        The cell is no longer open if the new order lacks samples of this evaluation.
+        """
+        if self.opened and not self.ended and self._is_outdated():
+            self._stored.clear()
+            self.opened = self._read_order()
+
+    def _is_outdated(self) -> bool:
+        """Has cell.json changed since the order was read?"""
+        return self._order != file_stamp(self.folder / CELL)
 
     def open(self) -> bool:
         """Read the order of the blocks, or write it first; return whether that was possible."""
@@ -124,9 +150,13 @@ class SharedCell:
                 return False
             with self._failing():
                 check_time(self._options)
-                with self._writer() as writer:
-                    self._notes = tuple(cell_messages(self._built(), writer, self._options))
-                    self._complete(writer)
+                try:
+                    with self._writer() as writer:
+                        self._shared = True  # from now on, the order is only extended
+                        self._notes = tuple(cell_messages(self._built(), writer, self._options))
+                        self._complete(writer)
+                except Locked:  # another process moves its blocks
+                    return False
         return True
 
     def pending(self) -> list[int]:
@@ -140,7 +170,7 @@ class SharedCell:
     def compute(self, number: int, cache: SearchCache) -> bool:
         """Compute and store a block, unless another process has it; return whether this one did."""
         with self._claimed(number) as claim:
-            if claim is None or number not in self.pending():
+            if claim is None or self._is_outdated() or number not in self.pending():
                 return False
             with self._failing():
                 self._compute(number, claim, cache)
@@ -149,7 +179,7 @@ class SharedCell:
     def move(self) -> bool:
         """Move blocks that were finished when ``pending`` was called, if there are enough; return whether any was moved."""
         finished, moved, total = self._finished, self._moved(), len(self._blocks)
-        ready = next(n for n in range(moved, total + 1) if n not in finished) - moved
+        ready = next((n for n in range(moved, total) if n not in finished), total) - moved
         if moved + ready < total and ready < max(MOVED_AT_ONCE, moved / 4):
             return False
         if is_locked(self.folder / EVENTS):
@@ -170,9 +200,16 @@ class SharedCell:
 
     def _writer(self) -> CellWriter:
         """Return the writer of the cell, which compares kept images with their records once for each process."""
-        writer = open_cell(self._built(), self.folder, self._options, trusted=self._trusted)
+        how = {"trusted": self._trusted, "shared": self._is_shared()}
+        writer = open_cell(self._built(), self.folder, self._options, **how)
         self._trusted = True
         return writer
+
+    def _is_shared(self) -> bool:
+        """May other evaluations compute samples of the cell, or has this process read or written their order?"""
+        own = evaluation_of(self.board.worker)
+        others = (evaluation_of(claim.worker) != own for claim in self.board.live_claims())
+        return self._shared or any(others)
 
     def _complete(self, writer: CellWriter) -> bool:
         """Move the next finished blocks into the journal, and end the cell if none is missing; return whether any moved."""
@@ -197,6 +234,7 @@ class SharedCell:
 
     def _compute(self, number: int, claim: BlockClaim, cache: SearchCache) -> None:
         check_time(self._options)
+        self._check_accepted(number)
         ids, events = self._blocks[number], list[bytes]()
         self._number, self._described = number, 0.0
 
@@ -219,8 +257,19 @@ class SharedCell:
         kept = result.images is not None
         block = StoredBlock(ids, lines, b"".join(events), kept, self.board.worker)
         self.board.store(number, block)
+        self._stored[number] += 1
         self._finished.add(number)
         self._report(self.progress())
+
+    def _check_accepted(self, number: int) -> None:
+        """Raise BadResults if the file of a block was deleted again and again, since that would never end."""
+        if self._stored[number] >= STORED_AT_MOST:
+            raise BadResults(
+                f"block {number + 1} of {self.folder} was deleted after it was stored",
+                got=f"{STORED_AT_MOST} times",
+                expected="a block that stays until it is in the journal",
+                remedy="end the other processes that use this folder, or use another one: --out",
+            )
 
     def _tell(self, detail: str) -> None:
         """Report what the attack does within the present block, now and then to other processes too."""
@@ -260,6 +309,7 @@ class SharedCell:
 
     def look(self) -> None:
         """Report what other processes do, read from the folder."""
+        self.refresh()
         if self.opened or (self.board.folder.exists() and self._read_order()):
             self._list()
             details = (self.board.details(number) for number in sorted(self.claimed))
@@ -286,13 +336,17 @@ class SharedCell:
 
     def _read_order(self) -> bool:
         """Read the order of the blocks from cell.json; return whether it holds the samples of this evaluation."""
-        if not (self.folder / CELL).exists():
+        stamp = file_stamp(self.folder / CELL)
+        if not stamp:
             return False
         segments, samples = CellFolder(self.folder).info.segments, self._source.samples
         done = count_complete(segments, self._count_records())
         size = self._options.batch_size or BATCH_SIZE
-        if not segments or extend_segments(segments, done, samples, size) != segments:
+        shared = self._is_shared()
+        extended = extend_segments(segments, done, samples, size, shared=shared)
+        if not segments or extended != segments:
             return False
+        self._order, self._shared = stamp, True
         self._blocks = block_samples(segments)
         self._ends = list(accumulate(map(len, self._blocks)))
         self.opened = True
@@ -304,22 +358,14 @@ class SharedCell:
 
     def _count_records(self) -> int:
         """Return the number of lines in the journal, all if it was compacted; only what has grown is read."""
-        path, (size, count) = self.folder / RECORDS, self._read
         try:
-            with path.open("rb") as file:
-                if file.seek(0, 2) < size:
-                    size = count = 0
-                file.seek(size)
-                while new := file.read(PIECE):
-                    size, count = size + len(new), count + new.count(b"\n")
+            return self._lines.count()
         except OSError as error:  # another process compacts or restores it meanwhile
             if (self.folder / COMPACTED).exists():
                 return len(CellFolder(self.folder).samples)
             if error.errno not in (ENOENT, ESTALE):
                 raise
-            return self._count_records() if path.exists() else 0
-        self._read = size, count
-        return count
+            return self._count_records() if self._lines.path.exists() else 0
 
     @contextmanager
     def _claimed(self, number: int) -> Iterator[BlockClaim | None]:

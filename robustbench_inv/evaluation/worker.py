@@ -136,6 +136,8 @@ class _Group:
     def step(self) -> bool:
         """Open a cell, move blocks into a journal, or compute one block of each; return whether anything was done."""
         left = [cell for cell in self._cells if not cell.ended]
+        for cell in left:
+            cell.refresh()
         if unopened := [cell for cell in left if not cell.opened]:
             return sum(cell.open() for cell in unopened) > 0
         pending = [(cell, set(cell.pending())) for cell in left]

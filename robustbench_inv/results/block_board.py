@@ -143,13 +143,20 @@ class BlockBoard:
         Raises:
             BadResults: if one does.
         """
-        for number, claim in self.claims().items():
-            if not is_gone(claim) and self.age(number) < STALE_LEASES * self.lease:
-                raise Locked(
-                    f"other processes compute blocks of {self.cell}",
-                    got=claim.worker,
-                    remedy="wait for them, join them with --workers 2, or use another folder: --out",
-                )
+        for claim in self.live_claims():
+            raise Locked(
+                f"other processes compute blocks of {self.cell}",
+                got=claim.worker,
+                remedy="wait for them, join them with --workers 2, or use another folder: --out",
+            )
+
+    def live_claims(self) -> list[BlockClaim]:
+        """Return the claims whose processes may still compute."""
+        return [
+            claim
+            for number, claim in self.claims().items()
+            if not is_gone(claim) and self.age(number) < STALE_LEASES * self.lease
+        ]
 
     def mark_images(self) -> None:
         """State for the other processes that the cell keeps its images, as those that a repair replaces."""

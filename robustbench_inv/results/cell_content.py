@@ -86,7 +86,12 @@ def count_complete(segments: Iterable[Segment], records: int) -> int:
 
 
 def extend_segments(
-    segments: Sequence[Segment], done: int, samples: Iterable[int], batch_size: int
+    segments: Sequence[Segment],
+    done: int,
+    samples: Iterable[int],
+    batch_size: int,
+    *,
+    shared: bool = False,
 ) -> tuple[Segment, ...]:
     """Return the segments that keep the existing records and end with the samples of a new request.
 
@@ -95,13 +100,15 @@ def extend_segments(
         done: number of records in complete blocks.
         samples: of the new request, in any order.
         batch_size: of the segment that is added.
+        shared: do other processes compute the samples without records? Then these keep their places.
     """
     known = sample_order(segments)
-    todo = sorted(set(samples) - set(known[:done]))
-    if todo == known[done:]:
+    kept = len(known) if shared else done
+    todo = sorted(set(samples) - set(known[:kept]))
+    if todo == known[kept:]:
         return tuple(segments)
     added = (Segment(batch_size, tuple(todo)),) if todo else ()
-    return (*_leading(segments, done), *added)
+    return (*_leading(segments, kept), *added)
 
 
 def _leading(segments: Sequence[Segment], count: int) -> tuple[Segment, ...]:

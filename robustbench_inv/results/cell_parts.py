@@ -367,6 +367,7 @@ class CellRequest:
         repair: delete damaged blocks and those after them, instead of refusing the cell.
         after_look: could the results of the samples so far have been seen, if they are complete?
         trusted: were the kept images compared with the records before, by the same process?
+        shared: do other processes compute samples of the cell, which keep their places?
     """
 
     description: Mapping[str, Any]
@@ -376,6 +377,7 @@ class CellRequest:
     repair: bool = False
     after_look: bool = False
     trusted: bool = False
+    shared: bool = False
 
 
 KINDS_V1 = {"budget": "fixed-budget", "minimal": "minimum-norm", "given": "fixed-input"}

@@ -242,11 +242,11 @@ class CellWriter:
         known = self._known(request)
         segments = tuple(map(Segment.from_json, known.get("segments", ())))
         size = int(known.get("batch_size", request.batch_size))
-        if not request.repair and self._resume(known, segments, trusted=request.trusted):
-            extended = extend_segments(segments, self._done, request.samples, size)
-        else:
-            content = self._content(known, segments, repair=request.repair)
-            extended = extend_segments(segments, len(content.samples), request.samples, size)
+        resumed = not request.repair and self._resume(known, segments, trusted=request.trusted)
+        content = None if resumed else self._content(known, segments, repair=request.repair)
+        done = self._done if content is None else len(content.samples)
+        extended = extend_segments(segments, done, request.samples, size, shared=request.shared)
+        if content is not None:
             self._go_on_after(content, grows=not known or extended != segments)
         self.repaired = before - self._done if request.repair else 0
         old = bool(known) and DIGEST not in known

@@ -24,9 +24,11 @@ __all__ = [
     "DIGEST",
     "FORMAT_VERSION",
     "PIECE",
+    "LineCounter",
     "check_unlocked",
     "explain_write_errors",
     "file_digest",
+    "file_stamp",
     "is_locked",
     "is_running",
     "lock",
@@ -258,6 +260,38 @@ def _with_digest(text: bytes) -> bytes:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
+
+
+def file_stamp(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file is replaced; nothing if there is none."""
+    with suppress(FileNotFoundError):
+        found = path.stat()
+        return found.st_ino, found.st_mtime_ns, found.st_size
+    return ()
+
+
+class LineCounter:
+    """The lines of a file that grows, of which each count reads only what is new.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._size = self._lines = 0
+
+    def count(self) -> int:
+        """Return the number of lines; raises OSError if the file cannot be read."""
+        size, lines = self._size, self._lines
+        with self.path.open("rb") as file:
+            if file.seek(0, 2) < size:
+                size = lines = 0
+            file.seek(size)
+            while new := file.read(PIECE):
+                size, lines = size + len(new), lines + new.count(b"\n")
+        self._size, self._lines = size, lines
+        return lines
 
 
 def is_running(process: int) -> bool:

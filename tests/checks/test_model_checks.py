@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import pytest
 
-from robustbench_inv.catalogue.datasets import load_arrays
 from robustbench_inv.checks.model_checks import (
     ModelCheck,
     TimeLimit,
@@ -14,6 +13,7 @@ from robustbench_inv.checks.model_checks import (
     probe_model,
 )
 from robustbench_inv.checks.verdict import NOT_MADE
+from robustbench_inv.evaluation.loading import load_arrays
 from robustbench_inv.testing.toys import Toy
 
 

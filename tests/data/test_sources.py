@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from robustbench_inv.data.arrays import ArrayDataset
+from robustbench_inv.data.image_folder import Resizing
 from robustbench_inv.data.own_data import arrays_to_dataset
-from robustbench_inv.data.sources import SOURCES, dataset_of, open_source
+from robustbench_inv.data.sources import SOURCES, _from_samples, dataset_of, open_source
 from robustbench_inv.errors import BadData, BadParameter
 
 X = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
@@ -28,6 +29,19 @@ class Samples(torch.utils.data.Dataset):
 
     def __getitem__(self, i):
         return self.change(X[i]), int(Y[i])
+
+
+class Listed(torch.utils.data.Dataset):
+    """A data set of torch that returns the samples of a list."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, i):
+        return self.samples[i]
 
 
 @pytest.mark.parametrize(
@@ -154,6 +168,52 @@ def test_what_a_function_may_return(built):
     data = dataset_of(built, "mine.py:build")
     assert data.digest == SAME
     assert data.name == ("own" if isinstance(built, ArrayDataset) else "mine.py:build")
+
+
+def deep(kind, scale):
+    """Return a change of an image to one of Pillow with more than 8 bits."""
+    return lambda image: Image.fromarray((image[..., 0] / 255 * scale).astype(kind))
+
+
+@pytest.mark.parametrize(
+    ("kind", "scale", "mode"),
+    [("uint16", 65535, "I;16"), ("int32", 65535, "I"), ("float32", 1, "F")],
+)
+@pytest.mark.parametrize("resizing", [Resizing(), Resizing(4)])
+def test_images_of_more_than_8_bits_are_refused(kind, scale, mode, resizing):
+    """Their conversion to colours is saturated at 255, without a warning."""
+    with pytest.raises(BadData, match=rf"8 bits a channel, got 'mode {mode} of Pillow'.*65535"):
+        _from_samples(Samples(deep(kind, scale)), "mine", resizing)
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("L", 1), ("LA", 1), ("P", 3)])
+def test_grey_images_of_pillow_have_one_channel(mode, channels):
+    data = dataset_of(Samples(lambda image: Image.fromarray(image).convert(mode)), "mine")
+    assert data.shape == (channels, 8, 8)
+    grey = np.asarray(Image.fromarray(X[3]).convert(mode).convert("L" if channels == 1 else "RGB"))
+    pixels = torch.tensor(grey).reshape(8, 8, channels).permute(2, 0, 1)
+    assert data.batch([3])[0][0].allclose(pixels / 255)
+
+
+def test_grey_images_among_images_of_colour_have_three_channels():
+    def change(image):
+        return Image.fromarray(image).convert("L" if image[0, 0, 0] % 2 else "RGB")
+
+    data = dataset_of(Samples(change), "mine")
+    assert data.shape == (3, 8, 8)
+    grey = next(i for i in range(12) if X[i, 0, 0, 0] % 2)
+    assert data.batch([grey])[0][0].std(0).max() == 0
+
+
+@pytest.mark.parametrize("library", [torch.eye, np.eye, lambda n: np.eye(n).tolist()])
+def test_one_hot_labels_of_a_torch_data_set_are_refused_as_those_of_arrays(library):
+    samples = [(X[i], library(3)[Y[i]]) for i in range(12)]
+    with pytest.raises(BadData, match=r"labels of the wrong shape.*argmax\(1\) of one-hot"):
+        dataset_of(Listed(samples), "mine")
+    columns = Listed([(x, [label[1]]) for x, label in samples])
+    assert dataset_of(columns, "mine").labels.tolist() == (Y == 1).astype(int).tolist()
+    with pytest.raises(BadData, match="a label is no class, got 'dict'"):
+        dataset_of(Listed([(x, {"boxes": label}) for x, label in samples]), "mine")
 
 
 def test_classes_of_a_torch_data_set_are_kept():

@@ -12,13 +12,17 @@ import robustbench_inv as rbi
 from robustbench_inv.api import evaluate
 from robustbench_inv.cli.main import app
 from robustbench_inv.errors import BadResults, UsageError
+from robustbench_inv.evaluation.block_runner import BlockRunner
 from robustbench_inv.evaluation.engine import RunOptions, ignore_progress
 from robustbench_inv.evaluation.joining import join, write_jobs
+from robustbench_inv.evaluation.schedule import run_cell
 from robustbench_inv.evaluation.sharing import SharedCell
+from robustbench_inv.evaluation.worker import _Group
 from robustbench_inv.results.block_board import BlockBoard
+from robustbench_inv.results.cell_content import sample_order
 from robustbench_inv.results.files import write_json
 from robustbench_inv.results.image_files import ImageShards
-from robustbench_inv.results.run_files import RunFolder
+from robustbench_inv.results.run_files import CellFolder, RunFolder
 
 SPHERES = "spheres:d=500,n=10,r1=1,r2=1.3"
 ARGUMENTS = {
@@ -143,6 +147,82 @@ def watch(folder, jobs):
     ]
     row = json.loads(CliRunner().invoke(app, ["status", str(folder.parent), "--json"]).output)
     assert [claim["detail"] for each in row for claim in each["claims"]] == [seen[0].detail]
+
+
+def worker_of(toys, folder, samples, name):
+    """Return what a process named ``name/0`` does for a cell with these samples, step by step."""
+    job = toys.make_job(toys.Draws(), samples=samples)
+    options = RunOptions(batch_size=4)
+    cell = SharedCell(job, folder / "cell", options, ignore_progress, f"{name}/0", {})
+    return _Group([cell]), cell
+
+
+def alternate(*workers, steps=80):
+    """Let each process take a step in turn until all have ended."""
+    for _ in range(steps):
+        for group, _ in workers:
+            if not group.ended:
+                group.step()
+        if all(group.ended for group, _ in workers):
+            return [cell.outcome and cell.outcome.failure for _, cell in workers]
+    raise AssertionError("the processes do not end")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(20, 40), (40, 20), (range(20), range(10, 40)), (range(20), range(20, 40))],
+    ids=["more", "fewer", "overlapping", "other"],
+)
+@pytest.mark.parametrize("before", range(4))
+def test_two_processes_with_other_samples_complete_one_cell(
+    toys, tmp_path, first, second, before, monkeypatch
+):
+    """One of them ended with StopIteration, and the other one computed the same block for ever."""
+    samples = [range(each) if isinstance(each, int) else each for each in (first, second)]
+    one, two = (
+        worker_of(toys, tmp_path, each, name) for each, name in zip(samples, "ab", strict=True)
+    )
+    computed, run = [], BlockRunner.run
+    monkeypatch.setattr(
+        BlockRunner, "run", lambda self, ids, log: computed.append(ids) or run(self, ids, log)
+    )
+    for _ in range(
+        before
+    ):  # the second process finds no claim, for the first one is between blocks
+        one[0].step()
+    assert set(alternate(one, two)) == {None}
+    asked = sorted({*samples[0], *samples[1]})
+    assert sorted(record.sample for record in CellFolder(tmp_path / "cell").records()) == asked
+    run_cell(toys.make_job(toys.Draws(), samples=asked), tmp_path / "alone", RunOptions())
+    alone = {each.sample: each for each in CellFolder(tmp_path / "alone").records()}
+    assert all(alone[each.sample] == each for each in CellFolder(tmp_path / "cell").records())
+    wasted = sum(map(len, computed)) - 2 * len(asked)
+    assert wasted <= 4 * max(before - 1, 0)  # blocks that the first one stored before
+
+
+def test_samples_that_another_process_computes_keep_their_places(toys, tmp_path):
+    first, second = range(20, 40), range(40)
+    one, two = (worker_of(toys, tmp_path, *each) for each in ((first, "a"), (second, "b")))
+    for _ in range(2):
+        one[0].step()
+    with one[1].board.held(2, one[1].board.claim(2)):
+        two[0].step()
+        order = sample_order(CellFolder(tmp_path / "cell").info.segments)
+        assert order == [*range(20, 40), *range(20)]
+        assert one[0].step()  # with the order that the other one has extended
+        two[0].step()
+        assert one[1].pending() == two[1].pending() == list(range(1, 10))
+    assert alternate(one, two) == [None, None]
+
+
+def test_a_block_whose_file_is_deleted_again_and_again_is_an_error(toys, tmp_path, monkeypatch):
+    group, cell = worker_of(toys, tmp_path, range(20), "a")
+    store = BlockBoard.store
+    monkeypatch.setattr(
+        BlockBoard, "store", lambda self, n, block: store(self, n, block) and self.discard(n)
+    )
+    with pytest.raises(BadResults, match=r"block 1 of .* was deleted .*got '2 times'.*--out"):
+        alternate((group, cell))
 
 
 def kill_after(count):

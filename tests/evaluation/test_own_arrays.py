@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 import robustbench_inv as rbi
+from robustbench_inv.catalogue.models import declared_bounds
 from robustbench_inv.data.arrays import ArrayDataset
-from robustbench_inv.errors import BadParameter, CapabilityMismatch
+from robustbench_inv.errors import BadParameter, CapabilityMismatch, UnknownName
 
 
 def network(inputs, classes, bounds=(0.0, 1.0)):
@@ -60,6 +61,65 @@ def test_a_table_takes_the_bounds_of_its_model(tmp_path):
     labelled = {"A": network(5, 2, (-4.0, 4.0))}
     again = evaluate(labelled, x, torch.arange(12) % 2, tmp_path / "b", threat="l2=0.5")
     assert outcomes(again) == outcomes(run)
+
+
+FACTORY = """
+import torch
+from torch import nn
+
+def build(low=-4.0, high=4.0):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(5, 2))
+    net.bounds = (low, high)
+    return net
+
+def without():
+    net = build()
+    del net.bounds
+    return net
+"""
+
+
+@pytest.mark.parametrize("bounds", [np.array([-4, 4]), torch.tensor([-4.0, 4.0]), "-4..4", [-4, 4]])
+def test_bounds_of_any_form_are_those_of_the_data(bounds, tmp_path):
+    """Bounds that are no pair were passed over, and the data had the bounds 0 and 1."""
+    x = torch.linspace(0, 1, 60).reshape(12, 5)
+    run = evaluate(network(5, 2, bounds), x, torch.arange(12) % 2, tmp_path, threat="l2=0.5")
+    assert run.cells[0].dataset.bounds == (-4, 4)
+
+
+@pytest.mark.parametrize("name", ["m.py:build", "m.py:without:bounds=-4..4", "m.py:build:high=4.0"])
+def test_data_follow_the_bounds_of_a_model_with_a_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.py").write_text(FACTORY)
+    x, y = torch.linspace(-2, 3, 60).reshape(12, 5), torch.arange(12) % 2
+    for number, model in enumerate((name, rbi.load_model(name), [name], {"A": name})):
+        run = evaluate(model, x, y, tmp_path / str(number), threat="l2=0.5")
+        assert (run.failures, run.cells[0].dataset.bounds) == ((), (-4, 4))
+    alone = evaluate(network(5, 2, (-4.0, 4.0)), x, y, tmp_path / "alone", threat="l2=0.5")
+    assert outcomes(run) == outcomes(alone)
+
+
+def test_data_of_several_models_need_one_range(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m.py").write_text(FACTORY)
+    x, y = torch.rand(12, 5), torch.arange(12) % 2
+    wide, narrow = "m.py:build:low=0,high=255", network(5, 2)
+    problem = r"different bounds, got '\[0, 255\] of m.py:build.*, \[0, 1\] of Sequential'.*one command each"
+    for models in ([wide, narrow], {"A": wide, "B": narrow}):
+        with pytest.raises(BadParameter, match=problem):
+            evaluate(models, x, y, tmp_path / "r")
+    assert not (tmp_path / "r").exists()
+    run = evaluate([narrow, rbi.load_model(network(5, 2))], x, y, tmp_path / "r")
+    assert not run.failures
+
+
+def test_a_card_has_the_bounds_of_its_model():
+    for name in ("mnist-cnn", "mnist-cnn:dtype=float64", rbi.load_model("mnist-cnn")):
+        assert declared_bounds(name) == (0, 1)
+    assert declared_bounds(nn.Linear(2, 2)) is None
+    with pytest.raises(UnknownName, match="mnist-cnn"):
+        declared_bounds("mnist-cn")
 
 
 def test_names_of_classes_are_in_the_plan_and_hint_at_missing_ones(tmp_path):

@@ -113,6 +113,9 @@ def test_any_history_of_requests_ends_with_each_sample_once(sizes, asked, cuts):
             for k in range(len(sample_order(segments)) + 1)
         }
         assert extend_segments(segments, done, samples, 99) == segments  # a resume changes nothing
+        shared = extend_segments(segments, done, asked[0], size, shared=True)
+        assert shared[: len(segments)] == segments  # others compute what has no records
+        assert set(sample_order(shared)) == {*sample_order(segments), *asked[0]}
 
 
 def test_a_damaged_line_is_named_and_nothing_is_lost(make, tmp_path):
