@@ -170,11 +170,6 @@ class AttackInfo:
         return str(self.own_parameters.get("attack", name)).lower()
 
     @property
-    def searches_by_oracle(self) -> bool:
-        """Does the search use the oracle's decisions?"""
-        return self.algorithm == "invariancestandard"
-
-    @property
     def members(self) -> tuple[JSON, ...]:
         """The members of an ensemble attack; none for any other attack."""
         return tuple(self.parameters.get("members", ()))

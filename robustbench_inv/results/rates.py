@@ -121,8 +121,8 @@ def corrected_rate(cell: FinishedCell) -> CorrectedRate | None:
 
 def searched_by_panel(cell: FinishedCell) -> bool:
     """Did the attack search by the decisions of models, whose errors it then finds?"""
-    oracle = cell.threat.oracle
-    return cell.attack.searches_by_oracle and oracle is not None and bool(oracle.members)
+    oracle, by_oracle = cell.threat.oracle, cell.attack.algorithm == "invariancestandard"
+    return by_oracle and oracle is not None and bool(oracle.members)
 
 
 def _draws(rng: np.random.Generator, successes: int, trials: int) -> NDArray[np.float64]:
