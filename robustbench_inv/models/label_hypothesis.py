@@ -1,8 +1,5 @@
 """Label-hypothesis networks: one scalar T(x, y) per hypothesis y, with all hypotheses in one pass."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from math import ceil
 
 import torch
@@ -11,28 +8,14 @@ from torch.nn.functional import linear
 
 from robustbench_inv.errors import BadParameter
 from robustbench_inv.models.plain_networks import NUM_FEATURES, convolutions
+from robustbench_inv.models.protocol import wants_all_units
 
-__all__ = ["MAX_BATCH", "HypothesisLinear", "LabelHypothesisNet", "all_units"]
+__all__ = ["MAX_BATCH", "HypothesisLinear", "LabelHypothesisNet"]
 
 MAX_BATCH = 125
 """Largest number of images per pass outside of training. For 250 images, the buffers of all hypotheses are so large that
 the operating system allocates new pages in every pass, which takes as long as the arithmetic; for 50, matrix products
 are less efficient (docs/benchmarks.md)."""
-
-_ALL_UNITS: ContextVar[bool] = ContextVar("all_units", default=False)
-
-
-@contextmanager
-def all_units() -> Iterator[None]:
-    """Let networks compute inactive units as well while the block runs.
-
-    Which units are inactive depends on the batch, and so do the number and order of those that are computed.
-    """
-    token = _ALL_UNITS.set(True)
-    try:
-        yield
-    finally:
-        _ALL_UNITS.reset(token)
 
 
 class HypothesisLinear(nn.Module):
@@ -123,10 +106,10 @@ class LabelHypothesisNet(nn.Module):
     def hidden_of(self, features: Tensor) -> Tensor:
         """Return the output of ``hidden`` from the convolutions' output (n, 1600).
 
-        The result equals ``second(guess(features))``, computed without inactive units, but within ``all_units``. In
-        trained networks, a third to three quarters of the units are inactive for a whole batch.
+        The result equals ``second(guess(features))``, computed without inactive units unless ``all_units`` is
+        active. In trained networks, a third to three quarters of the units are inactive for a whole batch.
         """
-        if _ALL_UNITS.get():
+        if wants_all_units():
             hidden: Tensor = self.second(self.guess(features))
             return hidden
         shared = self.guess.shared(features)

@@ -1,5 +1,8 @@
 """Protocols of models: the classifier, and optional capabilities such as stochastic outputs and inversion."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -17,13 +20,17 @@ __all__ = [
     "Output",
     "SplitsCode",
     "Stochastic",
+    "all_units",
     "classify",
     "device_of",
     "has_fresh_draws",
     "query_model",
     "require_split_code",
     "swap_nuisance",
+    "wants_all_units",
 ]
+
+_ALL_UNITS: ContextVar[bool] = ContextVar("all_units", default=False)
 
 
 @runtime_checkable
@@ -172,3 +179,21 @@ def classify(classifier: Classifier, images: Tensor, rng: SampleRNG, replay: int
 def has_fresh_draws(classifier: Classifier) -> bool:
     """Return whether a classifier is stochastic with fresh draws in every query."""
     return isinstance(classifier, Stochastic) and not classifier.fixed_noise
+
+
+@contextmanager
+def all_units() -> Iterator[None]:
+    """Let networks compute inactive units as well while the block runs, so that these can be recorded.
+
+    Which units are inactive depends on the batch, and so do the number and order of those that are computed.
+    """
+    token = _ALL_UNITS.set(True)
+    try:
+        yield
+    finally:
+        _ALL_UNITS.reset(token)
+
+
+def wants_all_units() -> bool:
+    """Return whether a network must compute every unit, also those without influence on its output."""
+    return _ALL_UNITS.get()

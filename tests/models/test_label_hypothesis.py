@@ -13,8 +13,8 @@ from robustbench_inv.models.label_hypothesis import (
     MAX_BATCH,
     HypothesisLinear,
     LabelHypothesisNet,
-    all_units,
 )
+from robustbench_inv.models.protocol import all_units
 
 SHIPPED = ("mnist-c-dv", "mnist-c-js")
 

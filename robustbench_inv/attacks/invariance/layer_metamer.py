@@ -41,8 +41,8 @@ class LayerMetamer:
     match counts only if its error is below the null error: that of the closest of 100 other inputs of the data set.
     Otherwise x itself is returned. The attack needs a network whose layers are modules, not its class or its inverse.
 
-    A pass of one input and one of two, which are not counted, show which layers have a row for each input. Layers whose input
-    is several draws of a latent variable at once have none. A network may split its batch.
+    A pass of one input and one of two, which are not counted, show which layers have a row for each input. Layers
+    that are evaluated on several draws of a latent variable at once have none. A network may split its batch.
 
     Logged for each sample (check C44): ``match_error``, ``null_error``, ``donor`` and ``donor_label``.
 

@@ -15,8 +15,7 @@ from robustbench_inv.attacks.parameters import check_least
 from robustbench_inv.attacks.protocol import Batch, Kind, Queries
 from robustbench_inv.data.protocol import Dataset
 from robustbench_inv.errors import CapabilityMismatch
-from robustbench_inv.models.label_hypothesis import all_units
-from robustbench_inv.models.protocol import Classifier, device_of
+from robustbench_inv.models.protocol import Classifier, all_units, device_of
 from robustbench_inv.randomness import SampleRNG
 from robustbench_inv.tensors import broadcast, norm
 from robustbench_inv.threat.budgets import LpBall
