@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
@@ -226,7 +226,11 @@ def read_leaderboard(runs: Sequence[str | Path], note: str = "", command: str = 
     results = read_runs([check_path(run, "run") for run in runs])
     cells = [cell for run in results for cell in run.cells]
     pages, conclusions = _pages(cells), tuple(conclusions_of(*results))
-    boards = list(_boards(cells, conclusions, pages))
+    concluded = {
+        keeps: conclusions_of(*results, cells=[c for c in cells if CellGroup.of(c).keeps == keeps])
+        for keeps in (False, True)
+    }
+    boards = list(_boards(cells, concluded, pages))
     if not boards:
         raise BadResults("there is nothing to rank", expected="runs of invbench evaluate")
     boards.sort(key=lambda board: -board.models)
@@ -280,8 +284,11 @@ class _Protocol:
 
 
 def _boards(
-    cells: Sequence[FinishedCell], conclusions: Sequence[Conclusion], pages: dict[str, str]
+    cells: Sequence[FinishedCell],
+    conclusions: Mapping[bool, Sequence[Conclusion]],
+    pages: dict[str, str],
 ) -> Iterator[Board]:
+    """Yield the boards; those of small changes and of missed changes of class have their own conclusions."""
     found: dict[_Protocol, dict[str, list[WorstCase]]] = {}
     for group, mine in group_cells(cells).items():
         if group.no_class or group.fixed:
@@ -296,7 +303,7 @@ def _boards(
                 key = _Protocol(group, cases[0].ids, attacks, levels)
                 found.setdefault(key, {})[model] = cases
     for protocol, compared in found.items():
-        yield _board(protocol, compared, conclusions, pages)
+        yield _board(protocol, compared, conclusions[protocol.group.keeps], pages)
 
 
 def _board(

@@ -152,6 +152,20 @@ def test_nothing_to_rank_is_refused(writer, record):
         read_leaderboard([writer.cell([record(0)], **about).finish()])
 
 
+def test_a_doubtful_oracle_leaves_the_board_of_small_changes_as_it_is(writer, sweep_records):
+    for model in "ab":
+        writer.cell(sweep_records(40, [10], [0.1]), model=model, **ABOUT)
+        writer.verdict("PASS", model)
+        about = {"kind": "invariance", "attack": "collision", "goal": "keep-decision"}
+        writer.cell(sweep_records(40, [10], [0.1]), model=model, **about)
+        subject = f"collision on {model}, linf=0.1, mnist5k, seed 0"
+        writer.verdict("WARN", subject, id="C34", scope="cell")
+    small, missed = read_leaderboard([writer.finish()]).boards
+    assert (len(small.ranked), len(small.apart)) == (2, 0)
+    assert (len(missed.ranked), len(missed.apart)) == (0, 2)
+    assert all("C34" in each.reason for each in missed.apart)
+
+
 PUBLISHED = Path(__file__).parents[2] / "reports" / "published" / "leaderboard"
 
 
