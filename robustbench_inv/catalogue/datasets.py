@@ -29,6 +29,7 @@ __all__ = [
     "evaluation_dataset",
     "identify_dataset",
     "load_dataset",
+    "read_arrays",
     "refuse_code",
     "split_missing",
 ]
@@ -177,6 +178,14 @@ def split_missing(
     if missing and not found:
         raise missing[-1][1]
     return found, missing
+
+
+def read_arrays(x: object, y: object, bounds: tuple[float, float] | None) -> "Dataset":
+    """Return your arrays as a data set, as ``data.own_data.arrays_to_dataset`` reads them; raises as it does."""
+    from robustbench_inv.data.own_data import arrays_to_dataset
+
+    with foreign("the arrays"):
+        return arrays_to_dataset(x, y, bounds=bounds)  # type: ignore[arg-type]
 
 
 def identify_dataset(dataset: "Dataset") -> str:

@@ -14,7 +14,7 @@ from robustbench_inv.arguments import check_text
 from robustbench_inv.attacks.protocol import Batch, InputPool
 from robustbench_inv.catalogue.attacks import LoadedAttack, load_attack
 from robustbench_inv.catalogue.cards import SuiteCard, read_suite
-from robustbench_inv.catalogue.datasets import load_dataset
+from robustbench_inv.catalogue.datasets import load_dataset, read_arrays
 from robustbench_inv.catalogue.fingerprint import digest_tensors
 from robustbench_inv.catalogue.locate import find
 from robustbench_inv.catalogue.models import LoadedModel, declared_bounds, load_model
@@ -29,7 +29,7 @@ from robustbench_inv.errors import (
 )
 from robustbench_inv.evaluation.oracles import Oracle, load_oracle
 from robustbench_inv.evaluation.panel import AttackedModel
-from robustbench_inv.foreign import foreign, foreign_call
+from robustbench_inv.foreign import foreign_call
 from robustbench_inv.models.protocol import device_of
 from robustbench_inv.threat.budgets import inside_box
 from robustbench_inv.threat.threat_model import ThreatModel
@@ -105,7 +105,7 @@ def as_models(value: Any) -> list[Any]:  # noqa: ANN401 - names or objects of an
 
 
 def load_arrays(x: object, y: object, model: object = None) -> Dataset:
-    """Return your arrays as a data set, as ``data.own_data.arrays_to_dataset`` reads them.
+    """Return your arrays as a data set for a model.
 
     Args:
         x: (N, …) images, signals or rows of a table.
@@ -116,13 +116,10 @@ def load_arrays(x: object, y: object, model: object = None) -> Dataset:
         BadParameter: if one of the arrays is missing, or the models have different bounds.
         BadData: for arrays that are no data set.
     """
-    from robustbench_inv.data.own_data import arrays_to_dataset
-
     if x is None or y is None:
         missing, given = ("labels y", "x") if y is None else ("inputs x", "y")
         raise BadParameter(f"no {missing}", got=f"{given} alone", expected="both x and y")
-    with foreign("the arrays"):
-        return arrays_to_dataset(x, y, bounds=_common_bounds(model))  # type: ignore[arg-type]
+    return read_arrays(x, y, _common_bounds(model))
 
 
 def _common_bounds(model: object) -> tuple[float, float] | None:
