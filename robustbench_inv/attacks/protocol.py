@@ -36,7 +36,7 @@ Kind = Literal["fixed-budget", "minimum-norm", "invariance", "fixed-input"]
 - ``fixed-budget``: searches inside one budget; run once for each eps.
 - ``minimum-norm``: searches the closest adversarial example; run once for all eps.
 - ``invariance``: changes the class and keeps the prediction; run once for each eps, or for all eps if it declares
-  ``finds_closest = True``: it looks for the closest input that does so.
+  ``runs_once = True``: it ignores the budget, or looks for the closest input that does so.
 - ``fixed-input``: returns inputs that no search produced, such as noise or the data set's own altered inputs. It is
   also run on samples that the model misclassifies, so that there is a record for every input.
 """
@@ -240,7 +240,7 @@ class ReportsStage(Protocol):
 
 def runs_at_each_eps(attack: Attack) -> bool:
     """Is the attack run at each eps of a sweep? Otherwise it is run once, and its distance decides at each eps."""
-    once = attack.kind == "invariance" and getattr(attack, "finds_closest", False)
+    once = attack.kind == "invariance" and getattr(attack, "runs_once", False)
     return attack.kind in ("fixed-budget", "invariance") and not once
 
 

@@ -122,7 +122,7 @@ class SpheresInvariance:
     """
 
     kind: ClassVar[Kind] = "invariance"
-    finds_closest: ClassVar[bool] = True
+    runs_once: ClassVar[bool] = True
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
 
     def check_requirements(self, model: object, threat: ThreatModel, data: Dataset) -> None:

@@ -92,9 +92,9 @@ def run_searches(context: CellContext, state: BlockState) -> Iterator[tuple[Tens
 def _stages(context: CellContext) -> Iterator[ThreatModel]:
     """Yield the threats to judge under: each eps, or the whole threat for an attack that is run once.
 
-    A minimum-norm attack is run once, and its success breaks the sample at its distance. An invariance attack inside a
-    large ball is no search inside the smaller ones, so that it is run at each eps. On a substitute only its
-    direction counts, which is scaled to each eps.
+    A minimum-norm attack is run once, and its success breaks the sample at its distance. On a substitute only its
+    direction counts, which is scaled to each eps. An invariance attack that searches inside a large ball has not
+    searched the smaller ones, so that it is run at each eps.
     """
     each = runs_at_each_eps(context.attack) or context.threat.is_transfer
     sweep = context.threat.epsilons if each else ()

@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import nn
 
+from robustbench_inv.attacks.invariance.ball import InvarianceBall
+from robustbench_inv.attacks.invariance.collision import Collision
+from robustbench_inv.attacks.invariance.invariance_standard import InvarianceStandard
+from robustbench_inv.attacks.invariance.layer_metamer import LayerMetamer
+from robustbench_inv.attacks.invariance.level_set_traversal import LevelSetTraversal
+from robustbench_inv.attacks.invariance.metamer import Metamer
+from robustbench_inv.attacks.invariance.relu_preimage import ReluPreimage
 from robustbench_inv.attacks.pgd import PGD
+from robustbench_inv.attacks.protocol import runs_at_each_eps
+from robustbench_inv.attacks.spheres import SpheresInvariance
 from robustbench_inv.data.arrays import ArrayDataset
 from robustbench_inv.errors import BadData, BadModel, DeadlinePassed
 from robustbench_inv.evaluation import engine, sharing
@@ -59,7 +68,7 @@ def test_invariance_attacks_search_at_each_eps(toys, tmp_path):
     @dataclass(frozen=True)
     class Closest(toys.Nearest):
         kind: ClassVar[str] = "invariance"
-        finds_closest: ClassVar[bool] = True
+        runs_once: ClassVar[bool] = True
 
     sweep = (0.01, 0.02, 0.04, 0.08)
     swept, _ = run(toys.make_job(ToTheEnd(), toys.linf(*sweep)), tmp_path / "sweep")
@@ -67,6 +76,13 @@ def test_invariance_attacks_search_at_each_eps(toys, tmp_path):
     assert {record.broken_at for record in swept[5:]} == {None, *sweep}
     assert [r.broken_at for r in once] == [r.broken_at for r in swept]
     assert {record.forward_passes for record in once[5:]} == {1}
+
+
+def test_attacks_that_ignore_the_budget_or_search_the_closest_input_run_once():
+    once = (Metamer(), Collision(), InvarianceStandard(), SpheresInvariance())
+    each = (InvarianceBall(), LevelSetTraversal(), LayerMetamer(), ReluPreimage())
+    assert not any(map(runs_at_each_eps, once))
+    assert all(map(runs_at_each_eps, each))
 
 
 def test_broken_samples_are_not_queried_again(toys, tmp_path):

@@ -46,6 +46,7 @@ class Collision:
     steps: int = 40
 
     kind: ClassVar[Kind] = "invariance"
+    runs_once: ClassVar[bool] = True
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
 
     def __post_init__(self) -> None:

@@ -103,7 +103,7 @@ class InvarianceStandard:
     members: tuple[Attack, ...] = MEMBERS
 
     kind: ClassVar[Kind] = "invariance"
-    finds_closest: ClassVar[bool] = True
+    runs_once: ClassVar[bool] = True
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
 
     def __post_init__(self) -> None:

@@ -59,6 +59,7 @@ class Metamer:
     finish: str = "round"
 
     kind: ClassVar[Kind] = "invariance"
+    runs_once: ClassVar[bool] = True
     norms: ClassVar[frozenset[str]] = frozenset(NORMS)
 
     def __post_init__(self) -> None:
