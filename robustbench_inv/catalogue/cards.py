@@ -215,8 +215,7 @@ class OracleCard:
             members' probabilities, unknown below ``threshold``.
         paper: source of the panel.
         weights, temperatures, threshold: of a ``pool``, as in ``evaluation.panel.Pooling``.
-        detection: changes of class that it reports, by the member that is left out, "" for none; empty if a reference
-            changes a parameter.
+        detection: changes that it reports, by the member that is left out, "" for none; empty for changed parameters.
     """
 
     name: str
@@ -317,7 +316,8 @@ def read_oracle(path: Path, parameters: Mapping[str, object] | None = None) -> O
     _check_pool(card, path)
     for left_out, counts in {"": every, **reduced}.items() if every and not parameters else ():
         found = check_table(ChangeDetection, {**every, **counts}, f"{path}: detection")
-        card = replace(card, detection={**card.detection, left_out: ChangeDetection(**found)})
+        member = left_out and locate_code(left_out, path.parent)
+        card = replace(card, detection={**card.detection, member: ChangeDetection(**found)})
     return replace(card, members=tuple(locate_code(each, path.parent) for each in card.members))
 
 

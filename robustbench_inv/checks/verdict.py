@@ -111,9 +111,10 @@ class Verdict:
     @property
     def known_samples(self) -> int | None:
         """The number of samples; in older files only the evidence of C22 states it."""
+        if self.samples is not None or self.id != "C22":
+            return self.samples
         stated = re.search(r"(\d+) samples, \d+ attacked", self.evidence)
-        older = int(stated[1]) if stated and self.id == "C22" else None
-        return older if self.samples is None else self.samples
+        return int(stated[1]) if stated else None
 
     def to_json(self) -> dict[str, object]:
         """Return the mapping that checks.json holds; a value that is not finite becomes null."""

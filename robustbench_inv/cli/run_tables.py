@@ -335,7 +335,8 @@ def _format_estimate(rate: dict[str, float | None] | None) -> str:
     """Return a corrected rate in per cent with its interval, without an estimate the interval alone; empty for None."""
     if rate is None:
         return ""
-    value, low, high = ("" if each is None else f"{100 * each:.1f}" for each in rate.values())
+    given = (rate["value"], rate["low"], rate["high"])
+    value, low, high = ("" if each is None else f"{100 * each:.1f}" for each in given)
     return f"{value} [{low}, {high}]".strip()
 
 

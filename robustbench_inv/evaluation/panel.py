@@ -225,7 +225,7 @@ def load_panel(
     voting = tuple(members[row] for row in rows)
     _check_members(name, voting, notes, card.members)
     pooling = _pooling(card, rows)
-    left_out = [card.members[row] for row in range(len(members)) if row not in rows]
+    left_out = [each for row, each in enumerate(card.members) if row not in rows]
     detection = card.detection.get("".join(left_out)) if len(left_out) < 2 else None
     return PanelOracle(name, card.rule, voting, dataset, notes, pooling, detection)
 

@@ -193,7 +193,7 @@ def compare(
     cells = tuple(compared.values())
     return RunComparison(
         tuple(results),
-        tuple(conclusions_of(*runs, cells=cells)),
+        tuple(conclusions_of(*runs, cells=[*cells, *(c for run in runs for c in run.empty)])),
         tuple(_notes(pairs, runs, results)),
         tuple(map(str, folders)),
         cells,

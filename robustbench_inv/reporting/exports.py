@@ -40,6 +40,7 @@ __all__ = [
     "largest_budgets",
     "log_metrics",
     "metrics_of",
+    "planned_cells",
     "records_frame",
     "robustness_below",
     "to_eval_results",
@@ -339,6 +340,11 @@ def _goal(worst: WorstCase) -> str:
     return goal + oracle
 
 
+def planned_cells(*runs: RunResult) -> list[FinishedCell]:
+    """Return the cells of some runs, also planned ones without records."""
+    return [cell for run in runs for cell in (*run.cells, *run.empty)]
+
+
 def conclusions_of(
     *runs: RunResult, cells: Iterable[FinishedCell] | None = None
 ) -> list[Conclusion]:
@@ -346,11 +352,11 @@ def conclusions_of(
 
     Args:
         runs: the results.
-        cells: those with records; None for all of the runs. Planned cells without records count in any case.
+        cells: those of which to conclude, also planned ones without records; None for all of the runs.
     """
     verdicts = [Verdict.from_json(value) for run in runs for value in run.checks]
-    known = [cell for run in runs for cell in run.cells] if cells is None else cells
-    return conclude([*known, *(cell for run in runs for cell in run.empty)], verdicts)
+    known = planned_cells(*runs) if cells is None else list(cells)
+    return conclude(known, verdicts)
 
 
 def to_junit(runs: Sequence[RunResult]) -> str:
@@ -360,10 +366,10 @@ def to_junit(runs: Sequence[RunResult]) -> str:
     skipped; warnings are output of a passed test.
     """
     root = ET.Element("testsuites", name="invbench")
-    for run in runs:
+    parts = [[Verdict.from_json(value) for value in run.checks] for run in runs]
+    for run, verdicts in zip(runs, parts, strict=True):
         suite = ET.SubElement(root, "testsuite", name=printable(run.name))
-        verdicts = [Verdict.from_json(value) for value in run.checks]
-        for conclusion in conclusions_of(*runs, cells=run.cells):
+        for conclusion in conclude(planned_cells(run), [*chain(*parts)]):
             case = _case(suite, "verdict", f"{conclusion.model}, {conclusion.dataset}")
             reasons = "\n".join(each.text for each in conclusion.reasons)
             bad = conclusion.verdict == "do not publish"

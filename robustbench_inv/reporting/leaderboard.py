@@ -16,7 +16,7 @@ from robustbench_inv.identity import digest_value
 from robustbench_inv.reporting.answers import Answer, answer_questions, strongest_attack
 from robustbench_inv.reporting.canvas import COLOURS, ReportFigure
 from robustbench_inv.reporting.definitions import load_definition
-from robustbench_inv.reporting.exports import conclusions_of
+from robustbench_inv.reporting.exports import conclusions_of, planned_cells
 from robustbench_inv.reporting.glance import draw_both_failures, take_glance
 from robustbench_inv.reporting.headlines import (
     Headline,
@@ -226,9 +226,10 @@ def read_leaderboard(runs: Sequence[str | Path], note: str = "", command: str = 
     results = read_runs([check_path(run, "run") for run in runs])
     cells = [cell for run in results for cell in run.cells]
     pages, conclusions = _pages(cells), tuple(conclusions_of(*results))
+    planned = [(CellGroup.of(cell).keeps, cell) for cell in planned_cells(*results)]
     concluded = {
-        keeps: conclusions_of(*results, cells=[c for c in cells if CellGroup.of(c).keeps == keeps])
-        for keeps in (False, True)
+        kind: conclusions_of(*results, cells=(cell for keeps, cell in planned if keeps == kind))
+        for kind in (False, True)
     }
     boards = list(_boards(cells, concluded, pages))
     if not boards:

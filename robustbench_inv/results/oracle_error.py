@@ -70,7 +70,8 @@ class OracleError:
 
 
 def _read_detection(value: Mapping[str, Any]) -> ChangeDetection:
-    detection = ChangeDetection(**{"perturbed": 0, "perturbed_false": 0, **value})
+    names = ChangeDetection.__dataclass_fields__
+    detection = ChangeDetection(**{key: number for key, number in value.items() if key in names})
     check_types(detection)
     return detection
 

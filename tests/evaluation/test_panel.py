@@ -1,6 +1,7 @@
 """Panels that pool probabilities: weights, temperatures, operating point and identity."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,6 +133,15 @@ def test_measured_changes_belong_to_the_operating_point_of_the_card():
         "of 10 changes that people see on altered images it reports 6, of 20 others 1"
     )
     assert error("readers:threshold=0.6").detection is None
+
+
+def test_counts_without_a_member_of_a_file_are_found(tmp_path):
+    """The catalogue makes names of files in a card absolute."""
+    card = CARD.replace(f"{HERE}:BodyMeanClassifier", "own.py:Reader")
+    (tmp_path / "readers.toml").write_text(card)
+    found = read_oracle(tmp_path / "readers.toml")
+    assert found.detection[found.members[0]].found == 5
+    assert Path(found.members[0].rpartition(":")[0]).is_absolute()
 
 
 @pytest.mark.usefixtures("shipped")

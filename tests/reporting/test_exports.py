@@ -178,6 +178,17 @@ def test_several_models_are_refused():
         to_eval_results(cells, "org/bench")
 
 
+def test_planned_cells_of_another_run_are_no_reservation_in_junit(
+    run_writer, sweep_records, tmp_path
+):
+    ensemble = {"attack": "standard", "epsilons": [0.1], "members": 2}
+    done = run_writer(tmp_path / "done").cell(sweep_records(40, [10], [0.1]), **ensemble)
+    later = run_writer(tmp_path / "later").cell([], attack="square", planned=list(range(40)))
+    folders = [done.verdict("PASS", "mnist-cnn").finish(), later.finish()]
+    first, _ = ET.fromstring(to_junit(read_runs(folders)))
+    assert [len(case) for case in first] == [0, 0]  # neither a failure nor a warning
+
+
 def test_junit_has_a_test_for_each_check_and_each_model(writer, record):
     run = writer.cell([record(0)], model="<net>&").verdict("FAIL", "<net>&", evidence="bad <b>")
     run.verdict("PASS", "<net>&", id="C7").verdict("NA", "<net>&", id="C8", evidence="none")

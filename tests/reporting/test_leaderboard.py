@@ -166,6 +166,17 @@ def test_a_doubtful_oracle_leaves_the_board_of_small_changes_as_it_is(writer, sw
     assert all("C34" in each.reason for each in missed.apart)
 
 
+def test_a_planned_cell_is_a_reservation_on_its_own_board_alone(writer, sweep_records):
+    keeps = {"kind": "invariance", "attack": "collision", "goal": "keep-decision"}
+    writer.cell(sweep_records(40, [10], [0.1]), model="a", **ABOUT)
+    writer.cell(sweep_records(40, [10], [0.1]), model="a", **keeps)
+    writer.cell([], model="a", planned=list(range(40)), **{**ABOUT, "attack": "square"})
+    writer.verdict("PASS", "a")
+    small, missed = read_leaderboard([writer.finish()]).boards
+    assert "missing" in small.apart[0].reason
+    assert [each.model for each in missed.ranked] == ["a"]
+
+
 PUBLISHED = Path(__file__).parents[2] / "reports" / "published" / "leaderboard"
 
 

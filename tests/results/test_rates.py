@@ -135,6 +135,13 @@ def test_only_changed_inputs_within_the_budget_can_be_reported_falsely(make):
     assert found.low > 0.01
 
 
+def test_detection_in_older_and_newer_files_is_read():
+    older = {"measured_on": "a", "changed": 9, "found": 5, "unchanged": 9, "false": 1}
+    error = OracleError("p", "clean inputs", 10, 0, 0).to_json()
+    read = OracleError.from_json({**error, "detection": {**older, "later": 3}}).detection
+    assert read == ChangeDetection("a", 9, 5, 9, 1)
+
+
 def test_a_search_by_the_oracle_has_no_estimate(make):
     detection = ChangeDetection("altered digits", 157, 60, 193, 10)
     rates = with_failures(23, 150, 150)
